@@ -1,0 +1,60 @@
+"""Batches of ``ID.npy`` files for Keras, read by processes of its own into shared memory.
+
+The way of the data, and the module that holds each step::
+
+    ids, labels, seed, epoch
+      │  _order     which samples an epoch's batch k holds          (pure)
+      │  _deal      which batch an index asked for means            (pure)
+      ▼
+    _schedule       which slot gets which batch, which worker which rows   (pure)
+      │  _pool      starts, feeds, watches and stops the workers
+      ▼
+    _worker         a lean process: opens a file, reads it into its row, closes it
+      │  _npy       one file: its header checked, its data read
+      ▼
+    _ring           slots of shared memory, cut into arrays by _layout
+      │             a slot is free again when the last view of it is gone
+      ▼
+    _loader         Loader: batches without any framework
+      ▼
+    keras           Sequence: what ``fit`` takes
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shmgen._loader import Loader, Stats
+    from shmgen.errors import ClosedError, InputError, SampleError, ShmgenError, WorkerDied
+    from shmgen.keras import Sequence
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClosedError",
+    "InputError",
+    "Loader",
+    "SampleError",
+    "Sequence",
+    "ShmgenError",
+    "Stats",
+    "WorkerDied",
+]
+
+_HOMES = {"Loader": "_loader", "Stats": "_loader", "Sequence": "keras"}
+
+
+def __getattr__(name: str) -> object:
+    # A worker imports this package too, and Loader's users may have no Keras: a name is imported when it is asked for.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,300 @@
+"""`Loader`: batches of samples without any framework."""
+
+from __future__ import annotations
+
+import operator
+import os
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+
+from shmgen._deal import Dealer, Pass
+from shmgen._delivery import Arrays, Delivery
+from shmgen._labels import Labels
+from shmgen._layout import Field, Layout
+from shmgen._npy import Npy
+from shmgen._order import Batch, Order
+from shmgen._pool import InProcess, Pool, Workers
+from shmgen._ring import Ring
+from shmgen._schedule import Schedule
+from shmgen.errors import ClosedError, InputError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from numpy.typing import DTypeLike
+
+MOST_WORKERS = 8
+"""The default number of workers goes no higher."""
+
+FEWEST_SLOTS, MOST_SLOTS, SLOTS_BYTES = 4, 16, 1 << 26
+"""The default number of slots: as many as fit in so many bytes, within these bounds."""
+
+MISSES_BEFORE_WARNING = 3
+"""Requests of one iteration that were not foreseen, before the user is told; a look at a batch or two is nobody's mistake."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a loader has done so far.
+
+    Attributes:
+        batches: batches delivered.
+        samples: samples in them.
+        bytes: bytes in them.
+        waited: seconds that callers waited for batches that had not been read yet.
+        copied: batches handed out as copies, because all slots were held.
+        restarts: workers that were replaced.
+    """
+
+    batches: int
+    samples: int
+    bytes: int
+    waited: float
+    copied: int
+    restarts: int
+
+
+class Loader:
+    """Batches of a folder of ``ID.npy`` files, read by worker processes into shared memory.
+
+    ``for X, y in loader`` is one epoch; the next loop is the next epoch. With ``labels=None`` a batch is ``(X,)``. The arrays
+    are views of shared memory that is not written again while anyone holds them, or a view of them; they stay readable after
+    `close`. Any thread may use a loader.
+
+    Args:
+        list_IDs: the samples' ids; one that stands twice is two samples.
+        labels: an int for each id, or None.
+        batch_size: samples in a batch.
+        dim: shape of a sample without its channels; the first file's where left out.
+        n_channels: size of the last axis; the first file's where left out. Where it is 1, a file of shape ``dim`` is taken.
+            With ``dim`` left out as well, a row has the file's own shape.
+        n_classes: labels become one-hot rows of this length.
+        shuffle: a new order for each epoch, which depends on ``seed`` and the epoch alone; else the order of ``list_IDs``.
+        data_dir: the folder of the files.
+        dtype: of ``X``; the first file's where left out. Files are cast to it where NumPy calls that "same_kind".
+        workers: processes that read; 0 reads in the calling one. By default one for each available processor, at most 8.
+        slots: batches that shared memory has room for, at least 2. By default 4, and up to 16 where batches are small.
+        seed: of the orders, an int from 0.
+        drop_last: leave out the last batch where it would be shorter than the others.
+
+    Batches:
+        ``X`` has shape ``(batch_size, *dim, n_channels)`` and ``dtype``; ``y`` has shape ``(batch_size,)`` and dtype int64, or
+        ``(batch_size, n_classes)`` and float32. Each begins at a multiple of 64 bytes.
+
+    Raises:
+        InputError: no training could start from these arguments.
+        SampleError: the first file can't be read, or contradicts them. While batches are read: a file can't be.
+        WorkerDied: while batches are read: a worker ended that should not have; the loader is closed then.
+        ClosedError: a batch is asked for after `close`.
+        OSError: there is not enough shared memory.
+    """
+
+    def __init__(
+        self,
+        list_IDs: Iterable[object],
+        labels: Mapping[Any, Any] | None,
+        batch_size: int = 32,
+        dim: int | Iterable[int] | None = None,
+        n_channels: int | None = None,
+        n_classes: int | None = None,
+        shuffle: bool = True,
+        *,
+        data_dir: str | os.PathLike[str] = "data",
+        dtype: DTypeLike | None = None,
+        workers: int | None = None,
+        slots: int | None = None,
+        seed: int = 0,
+        drop_last: bool = True,
+    ) -> None:
+        if not sys.platform.startswith("linux"):
+            raise OSError(f"shmgen runs on Linux only so far, found {sys.platform}")
+        batch_size = _whole(batch_size, "batch_size", 1)
+        dims = None if dim is None else tuple(_whole(size, "dim", 1) for size in (dim if isinstance(dim, Iterable) else (dim,)))
+        n_channels = None if n_channels is None else _whole(n_channels, "n_channels", 1)
+        n_classes = None if n_classes is None else _whole(n_classes, "n_classes", 1)
+        workers = _default_workers() if workers is None else _whole(workers, "workers", 0)
+        slots = None if slots is None else _whole(slots, "slots", 2)
+        seed = _whole(seed, "seed", 0)
+
+        self._ids = _as_sequence(list_IDs)
+        self._order = Order(len(self._ids), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
+        if not self._order.batches:
+            raise InputError(
+                f"expected at least {batch_size if drop_last else 1} ids, found {len(self._ids)}; "
+                "give more, a smaller batch_size, or drop_last=False"
+            )
+        self._labels = None if labels is None else Labels(self._ids, labels, n_classes)
+        source = Npy(data_dir, self._ids[0], dim=dims, n_channels=n_channels, dtype=_native(dtype))
+        fields = [Field("X", source.shape, source.dtype)]
+        if self._labels is not None:
+            fields.append(self._labels.field)
+        self._layout = Layout(tuple(fields), min(batch_size, len(self._ids)))
+        if slots is None:
+            slots = min(MOST_SLOTS, max(FEWEST_SLOTS, SLOTS_BYTES // self._layout.slot_bytes))
+
+        self._ring = Ring(self._layout, slots)
+        try:
+            crew: Workers = Pool(workers, self._ring, source) if workers else InProcess(self._ring, source)
+        except BaseException:
+            self._ring.close()
+            raise
+        self._stop = weakref.finalize(self, _stop, crew, self._ring)
+        self._crew = crew
+        self._dealer = Dealer(self._order.batches, shuffle=shuffle)
+        self._schedule = Schedule(slots, max(1, workers), self._order.size)
+        self._delivery = Delivery(
+            self._ring,
+            crew,
+            self._schedule,
+            rows=self._order.size,
+            prepare=_Preparation(self._ids, self._order, self._labels, self._ring),
+            # With nobody to read ahead, only what is asked for is read.
+            upcoming=self._dealer.upcoming if workers else _nothing,
+        )
+        self._warned = False
+        self._delivery.read_ahead()
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self._order.batches
+
+    def __iter__(self) -> Iterator[Arrays]:
+        """The batches of the next epoch, or of the same again if the last was left before its end."""
+        with self._delivery.lock:
+            return _Epoch(self._delivery, self._dealer.open(), len(self))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{field.name} {field.dtype}{list(field.shape)}" for field in self._layout.fields)
+        state = f"ended: {self._delivery.ended}" if self._delivery.ended else repr(self._schedule)
+        return (
+            f"<{type(self).__name__}: {len(self._ids):,} samples in {len(self):,} batches of {self._order.batch_size} "
+            f"({fields}), {self._crew!r}, {state}>"
+        )
+
+    @property
+    def stats(self) -> Stats:
+        """What has been done so far."""
+        return Stats(*astuple(self._delivery.counts))
+
+    def close(self) -> None:
+        """End the workers and give up the memory; what batches still held show stays.
+
+        May be called again, from any thread, also while others wait for a batch.
+        """
+        self._delivery.close(ClosedError("it was closed: make another"))
+        self._stop.detach()
+
+    def begin(self) -> None:
+        """Say that the next `batch` is the first of a new iteration."""
+        with self._delivery.lock:
+            self._dealer.begin()
+
+    def epoch_boundary(self) -> None:
+        """Say that an epoch ends or begins; it counts only when every index has been asked for."""
+        with self._delivery.lock:
+            self._dealer.epoch_boundary()
+
+    def batch(self, index: int, drain: Callable[[], object] | None = None) -> Arrays:
+        """The batch that ``index`` means in the current iteration.
+
+        With ``shuffle``, an index not asked for before means the next batch of the epoch's order; else batch ``index``.
+
+        Args:
+            index: from ``-len(loader)`` to ``len(loader) - 1``.
+            drain: called again and again while all slots are held: makes a framework let go of what it no longer needs.
+        """
+        index = range(len(self))[index]
+        with self._delivery.lock:
+            current = self._dealer.current()
+            batch = current.deal(index)
+            foreseen = self._warned or current.misses < MISSES_BEFORE_WARNING
+            self._warned = self._warned or not foreseen
+        if not foreseen:
+            warnings.warn(
+                "batches of a loader with shuffle=False are asked for in an order that can't be foreseen, so none are read "
+                "ahead: pass shuffle=False to fit() as well, or shuffle=True to the Sequence",
+                stacklevel=3,
+            )
+        return self._delivery.fetch(batch, drain)
+
+
+class _Epoch(Iterator[Arrays]):
+    """One epoch's batches; several threads may share it."""
+
+    def __init__(self, delivery: Delivery, dealt: Pass, batches: int) -> None:
+        self._delivery = delivery
+        self._pass = dealt
+        self._indexes = iter(range(batches))
+
+    def __next__(self) -> Arrays:
+        with self._delivery.lock:
+            batch = self._pass.deal(next(self._indexes))
+        return self._delivery.fetch(batch)
+
+
+class _Preparation:
+    """Fills what the parent knows of a batch, and names the rest."""
+
+    def __init__(self, ids: Sequence[object], order: Order, labels: Labels | None, ring: Ring) -> None:
+        self._ids = ids
+        self._order = order
+        self._labels = labels
+        self._ring = ring
+
+    def __call__(self, slot: int, batch: Batch) -> list[object]:
+        samples = self._order[batch]
+        if self._labels is not None:
+            self._labels.fill(samples, self._ring.arrays(slot, len(samples))[1])
+        return list(map(self._ids.__getitem__, samples.tolist()))
+
+
+def _stop(crew: Workers, ring: Ring) -> None:
+    crew.stop()
+    ring.close()
+
+
+def _nothing() -> Iterator[Batch]:
+    return iter(())
+
+
+def _as_sequence(ids: Iterable[object]) -> Sequence[object]:
+    """``ids`` as Python objects, out of reach of later changes by the caller."""
+    if isinstance(ids, range | tuple):
+        return ids
+    # NumPy's own scalars are slow to send.
+    return ids.tolist() if hasattr(ids, "tolist") else list(ids)
+
+
+def _whole(value: SupportsIndex, name: str, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name}: expected an int from {least}, found {value!r}") from None
+    if number < least:
+        raise InputError(f"{name}: expected an int from {least}, found {number}")
+    return number
+
+
+def _native(dtype: DTypeLike | None) -> np.dtype[np.generic] | None:
+    if dtype is None:
+        return None
+    native = np.dtype(dtype).newbyteorder("=")
+    if native.kind not in "biufc":
+        raise InputError(f"dtype: expected one of numbers, found {native}")
+    return native
+
+
+def _default_workers() -> int:
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))

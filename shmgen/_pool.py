@@ -1,0 +1,274 @@
+"""Starts, feeds, watches and stops the workers.
+
+One socket a worker, and nothing shared between them but the ring: a worker that dies keeps no lock, and what it held is known.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from shmgen._ring import Ring
+from shmgen._wire import Unframer, frame
+from shmgen._worker import Setup, Source, Task, run
+from shmgen.errors import WorkerDied
+
+BOOT = "import sys; sys.path.append(sys.argv[1]); from shmgen._worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+"""What a worker runs. It is no copy of the parent: neither the caller's ``__main__`` nor ``site`` is imported."""
+
+GRACE = 0.2
+"""Seconds that workers have to end by themselves when they are stopped, before they are killed."""
+
+
+KILL_GRACE = 1.0
+"""Seconds that a killed worker has to be gone."""
+
+
+class Heard(NamedTuple):
+    """What a worker said; ``message`` is None where it has died."""
+
+    worker: int
+    message: bytes | None
+
+
+class Workers(Protocol):
+    """Those who do the tasks, each in the order in which they were given to it."""
+
+    def send(self, worker: int, task: Task) -> None:
+        """Give ``task`` to ``worker``, without waiting."""
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait until a worker says something, the ring's bell rings, or ``timeout`` seconds have passed.
+
+        Takes nothing in, so that an interrupt loses nothing.
+        """
+
+    def heard(self) -> list[Heard]:
+        """What workers have said since it was last called."""
+
+    def death(self, worker: int) -> WorkerDied:
+        """What became of a worker that died."""
+
+    def stop(self) -> None:
+        """End them all; may be called again."""
+
+
+class Pool:
+    """Worker processes that fill a ring.
+
+    Args:
+        workers: how many.
+        ring: what they fill.
+        source: what they fill it from.
+    """
+
+    def __init__(self, workers: int, ring: Ring, source: Source) -> None:
+        self._owner = os.getpid()
+        self._bell = ring.bell
+        self._workers: list[_Process] = []
+        self._by_fd: dict[int, int] = {}
+        self._ready: list[tuple[int, int]] = []
+        self._poll = select.epoll()
+        self._poll.register(self._bell, select.EPOLLIN)
+        try:
+            for number in range(workers):
+                worker = _Process(ring.fd)
+                self._workers.append(worker)
+                for fd in worker.fds:
+                    self._by_fd[fd] = number
+                    self._poll.register(fd, select.EPOLLIN)
+            setup = pickle.dumps(Setup(self._owner, sys.path, ring.size, pickle.dumps(source)))
+            for number in range(workers):
+                self._send(number, setup)
+        except BaseException:
+            self.stop()
+            raise
+
+    def __repr__(self) -> str:
+        return f"{len(self._workers)} workers"
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.process.pid for worker in self._workers]
+
+    def send(self, worker: int, task: Task) -> None:
+        self._send(worker, pickle.dumps(task))
+
+    def _send(self, number: int, message: bytes) -> None:
+        worker = self._workers[number]
+        if not worker.send(frame(message)) and worker.socket.fileno() in self._by_fd:
+            self._poll.modify(worker.socket, select.EPOLLIN | select.EPOLLOUT)
+
+    def wait(self, timeout: float | None) -> None:
+        self._ready = self._poll.poll(timeout)
+
+    def heard(self) -> list[Heard]:
+        ready, self._ready = self._ready, []
+        heard = []
+        for fd, what in ready:
+            if fd == self._bell:
+                _silence(fd)
+            elif fd in self._by_fd:
+                number = self._by_fd[fd]
+                worker = self._workers[number]
+                if what & select.EPOLLOUT and worker.send(b""):
+                    self._poll.modify(worker.socket, select.EPOLLIN)
+                # Whichever descriptor told of a death, what the worker said before it counts.
+                alive, messages = worker.receive()
+                heard += [Heard(number, message) for message in messages]
+                if not alive or fd != worker.socket.fileno():
+                    heard.append(Heard(number, None))
+                    for gone in worker.fds:
+                        del self._by_fd[gone]
+                        self._poll.unregister(gone)
+        return heard
+
+    def death(self, worker: int) -> WorkerDied:
+        process = self._workers[worker].process
+        _reap(process, time.monotonic() + GRACE)
+        return WorkerDied(worker, process.pid, process.returncode)
+
+    def stop(self) -> None:
+        for worker in self._workers:
+            worker.socket.close()
+        if os.getpid() == self._owner:
+            deadline = time.monotonic() + GRACE
+            for worker in self._workers:
+                _reap(worker.process, deadline)
+        for worker in self._workers:
+            worker.close()
+        self._poll.close()
+
+
+class InProcess:
+    """Does the tasks in the calling process, where a debugger stops in them.
+
+    Args:
+        ring: what is filled.
+        source: what it is filled from.
+    """
+
+    def __init__(self, ring: Ring, source: Source) -> None:
+        self._bell = ring.bell
+        self._memory = ring.memory
+        self._source = source
+        self._tasks: deque[Task] = deque()
+        self._heard: list[Heard] = []
+
+    def __repr__(self) -> str:
+        return "0 workers"
+
+    def send(self, worker: int, task: Task) -> None:
+        self._tasks.append(task)
+
+    def wait(self, timeout: float | None) -> None:
+        if self._tasks:
+            self._heard.append(Heard(0, run(self._source, self._memory, self._tasks[0])))
+            self._tasks.popleft()
+        else:
+            select.select([self._bell], [], [], timeout)
+            _silence(self._bell)
+
+    def heard(self) -> list[Heard]:
+        heard, self._heard = self._heard, []
+        return heard
+
+    def death(self, worker: int) -> WorkerDied:
+        raise AssertionError("there is no worker to die")
+
+    def stop(self) -> None:
+        self._tasks.clear()
+
+
+class _Process:
+    """The parent's side of one worker."""
+
+    def __init__(self, segment: int) -> None:
+        self.socket, theirs = socket.socketpair()
+        self._unframer = Unframer()
+        self._unsent = bytearray()
+        root = str(Path(__file__).parents[1])
+        # Ctrl-C reaches the whole process group; until the worker has its handler, it would end in a traceback of its own.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", BOOT, root, str(theirs.fileno()), str(segment)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), segment),
+            )
+        except BaseException:
+            self.socket.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            theirs.close()
+        try:
+            self._pidfd = os.pidfd_open(self.process.pid)
+        except OSError:  # a kernel older than 5.3; the end of the stream tells of a death, too, unless a child keeps it open
+            self._pidfd = -1
+
+    @property
+    def fds(self) -> list[int]:
+        """What becomes readable when the worker speaks or dies."""
+        return [fd for fd in (self.socket.fileno(), self._pidfd) if fd >= 0]
+
+    def send(self, data: bytes) -> bool:
+        """Send ``data`` behind what is still unsent; whether all of it is on its way."""
+        self._unsent += data
+        try:
+            sent = self.socket.send(self._unsent, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        except (BrokenPipeError, ConnectionResetError):
+            sent = len(self._unsent)  # it has died, which `wait` will tell
+        del self._unsent[:sent]
+        return not self._unsent
+
+    def receive(self) -> tuple[bool, list[bytes]]:
+        """Whether the stream is still open, and the messages that have come."""
+        messages: list[bytes] = []
+        while True:
+            try:
+                data = self.socket.recv(1 << 16, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return True, messages
+            except ConnectionResetError:
+                return False, messages
+            messages += self._unframer.feed(data)
+            if not data:
+                return False, messages
+            if len(data) < 1 << 16:
+                return True, messages
+
+    def close(self) -> None:
+        """Give up the descriptors."""
+        self.socket.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def _silence(bell: int) -> None:
+    with suppress(BlockingIOError):
+        os.eventfd_read(bell)
+
+
+def _reap(process: subprocess.Popen[bytes], deadline: float) -> None:
+    """Wait until ``process`` has ended, and kill it at ``deadline``."""
+    try:
+        process.wait(max(0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):  # one that hangs in the kernel is left to it
+            process.wait(KILL_GRACE)

@@ -1,0 +1,138 @@
+"""The ring: slots of shared memory that workers fill and the trainer reads; the only module that knows shared memory.
+
+The parent creates the segment and owns it. Its name is gone before the constructor returns, so that nobody's death can leave
+one behind; workers map it through the descriptor they inherit.
+
+What the trainer gets are leases: arrays whose common owner is told of the death of the last view, in whatever hands. The
+memory itself is unmapped when neither ring nor views are left, so views outlive `Ring.close`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
+
+from shmgen._layout import Layout
+
+
+class Ring:
+    """``slots`` slots of one shared-memory segment.
+
+    Args:
+        layout: what lies in a slot.
+        slots: how many there are.
+
+    Attributes:
+        fd: descriptor of the segment, to be inherited by workers.
+        size: bytes of the segment.
+        memory: the segment as the parent sees it; empty once closed.
+        memory: all bytes of the segment.
+        bell: an eventfd that is written to whenever a slot is let go of, and by `wake`.
+
+    Raises:
+        OSError: the segment's pages can't be had (``ENOSPC`` where ``/dev/shm`` is too small).
+    """
+
+    def __init__(self, layout: Layout, slots: int) -> None:
+        self.layout = layout
+        self.size = slots * layout.slot_bytes
+        self.fd = _nameless_segment(self.size)
+        self._bell = _Bell()
+        try:
+            # Without this a segment larger than what /dev/shm has left is granted, and dies of SIGBUS at the first touch.
+            os.posix_fallocate(self.fd, 0, self.size)
+            self.memory = memoryview(mmap.mmap(self.fd, self.size))
+        except BaseException:
+            self.close()
+            raise
+        self._slot_type = ctypes.c_char * layout.slot_bytes
+        self._leases: dict[int, weakref.ref[ctypes.Array[ctypes.c_char]]] = {}
+        self._released: deque[int] = deque()
+
+    @property
+    def bell(self) -> int:
+        return self._bell.fd
+
+    @property
+    def address(self) -> int:
+        """Where the mapping begins in this process."""
+        return ctypes.addressof(self._owner(0))
+
+    def wake(self) -> None:
+        """Ring the bell."""
+        self._bell.ring()
+
+    def arrays(self, slot: int, rows: int) -> tuple[np.ndarray, ...]:
+        """The slot's arrays, for its owner to fill; no lease."""
+        return self.layout.arrays(self._owner(slot), rows)
+
+    def lease(self, slot: int, rows: int) -> tuple[np.ndarray, ...]:
+        """The slot's arrays, on loan: `released` names the slot once the last view of them has gone."""
+        owner = self._owner(slot)
+        # The callback runs on any thread, inside any allocation, even while that thread holds a lock of ours: it must do no
+        # more than append and write. It holds neither the ring nor its owner.
+        self._leases[slot] = weakref.ref(owner, partial(_release, self._released, slot, self._bell))
+        return self.layout.arrays(owner, rows)
+
+    def released(self) -> list[int]:
+        """Slots whose last view has gone since the last call."""
+        slots = []
+        while self._released:
+            slot = self._released.popleft()
+            del self._leases[slot]
+            slots.append(slot)
+        return slots
+
+    def _owner(self, slot: int) -> ctypes.Array[ctypes.c_char]:
+        # Of all that can own an ndarray's memory on Python 3.11, only an object like this lives exactly as long as the last view:
+        # NumPy replaces an ndarray or a memoryview by what lies beneath it. And it exports the mapping, which keeps it mapped.
+        return self._slot_type.from_buffer(self.memory, slot * self.layout.slot_bytes)
+
+    def close(self) -> None:
+        """Give up descriptor and memory; what views still show stays mapped until they are gone."""
+        self.memory = memoryview(b"")
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class _Bell:
+    """An eventfd that lives as long as anybody may still ring it.
+
+    It is rung and closed also while the interpreter takes its modules apart, hence the defaults.
+    """
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def ring(self, write: Callable[[int, int], None] = os.eventfd_write) -> None:
+        write(self.fd, 1)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.fd)
+
+
+def _release(released: deque[int], slot: int, bell: _Bell, _: object) -> None:
+    released.append(slot)
+    bell.ring()
+
+
+def _nameless_segment(size: int) -> int:
+    """Descriptor of a new shared-memory segment whose name is gone already."""
+    # The resource tracker guards names; ours lives for two calls, and a tracker is a process more.
+    options = {"track": False} if sys.version_info >= (3, 13) else {}
+    segment = SharedMemory(create=True, size=size, **options)
+    try:
+        return os.dup(segment._fd)  # type: ignore[attr-defined]
+    finally:
+        segment.unlink()
+        segment.close()

@@ -1,0 +1,170 @@
+"""The body of a worker process: reads the rows it is told to into the ring, and says so.
+
+It imports the standard library only, and NumPy where a file needs it; it holds no list of ids. It ends when its parent closes
+the stream between them or dies, whatever it is doing.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import resource
+import select
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from shmgen._wire import DONE, INTERRUPTED, Unframer, frame
+
+HINTED_PIECES = 8
+"""Pieces for which the kernel goes on being asked to read ahead after the last read that had to wait."""
+
+
+class Source(Protocol):
+    """Fills rows with samples."""
+
+    def fill(self, ids: Sequence[object], rows: memoryview) -> None:
+        """Read the samples ``ids`` into ``rows``."""
+
+    def hint(self, ids: Sequence[object]) -> None:
+        """``ids`` will be read next."""
+
+
+class Setup(NamedTuple):
+    """The first message to a worker.
+
+    Attributes:
+        parent: process id of the parent.
+        path: ``sys.path`` of the parent.
+        size: bytes of the ring.
+        source: what fills the rows, pickled apart because ``path`` may be needed to load it.
+    """
+
+    parent: int
+    path: list[str]
+    size: int
+    source: bytes
+
+
+class Task(NamedTuple):
+    """Every other message to a worker: fill the bytes ``start`` to ``stop`` of the ring with the samples ``ids``."""
+
+    start: int
+    stop: int
+    ids: Sequence[object]
+
+
+def run(source: Source, memory: memoryview, task: Task) -> bytes:
+    """Do ``task`` and return the message that says so."""
+    try:
+        source.fill(task.ids, memory[task.start : task.stop])
+    except Exception as error:
+        return pickle.dumps(error)
+    return DONE
+
+
+def main(stream: int, segment: int) -> None:
+    """Serve the parent at the other end of ``stream`` until it closes it.
+
+    Args:
+        stream: descriptor of a connected socket.
+        segment: descriptor of the ring's shared memory.
+    """
+    os.set_inheritable(stream, False)
+    inbox = _Inbox(stream)
+    setup = inbox.next()
+    if not isinstance(setup, Setup):
+        return
+    threading.Thread(target=_end_with_parent, args=(stream, setup.parent), daemon=True).start()
+    # The parent blocks Ctrl-C around our birth. It is the parent's to act on; but where its main thread waits inside a framework
+    # for a batch that a stuck read holds up, word from here is all that can end that wait.
+    signal.signal(signal.SIGINT, lambda *_: _tell(stream, INTERRUPTED + repr(time.monotonic()).encode()))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    sys.path[:] = setup.path
+    with mmap.mmap(segment, setup.size) as mapping, memoryview(mapping) as memory:
+        os.close(segment)
+        _serve(inbox, stream, pickle.loads(setup.source), memory)
+
+
+def _serve(inbox: _Inbox, stream: int, source: Source, memory: memoryview) -> None:
+    hinted = 0
+    while isinstance(task := inbox.next(), Task):
+        if hinted:
+            inbox.look()
+            if isinstance(following := inbox.first, Task):
+                source.hint(following.ids)
+        waits = _waits()
+        message = run(source, memory, task)
+        # Files in the page cache are read without a wait, and hints would only cost time.
+        hinted = HINTED_PIECES if _waits() > waits else max(0, hinted - 1)
+        if not _tell(stream, message):
+            return
+
+
+class _Inbox:
+    """What the parent has sent."""
+
+    def __init__(self, stream: int) -> None:
+        self._stream = stream
+        self._unframer = Unframer()
+        self._messages: deque[object] = deque()
+
+    @property
+    def first(self) -> object:
+        """What `next` will return, as far as it has come."""
+        return self._messages[0] if self._messages else None
+
+    def next(self) -> object:
+        """The next message, waited for; None once the parent has gone."""
+        while not self._messages:
+            if not self._receive():
+                return None
+        return self._messages.popleft()
+
+    def look(self) -> None:
+        """Take in all that has come, without waiting."""
+        while select.select([self._stream], [], [], 0)[0] and self._receive():
+            pass
+
+    def _receive(self) -> bool:
+        try:
+            data = os.read(self._stream, 1 << 16)
+        except ConnectionResetError:
+            return False
+        self._messages.extend(map(pickle.loads, self._unframer.feed(data)))
+        return bool(data)
+
+
+def _tell(stream: int, message: bytes) -> bool:
+    """Send ``message`` to the parent; False once it has gone."""
+    try:
+        os.write(stream, frame(message))
+    except (BrokenPipeError, ConnectionResetError):
+        return False
+    return True
+
+
+def _waits() -> int:
+    """How often this thread has had to wait for something, a disk for instance, since it began."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
+def _end_with_parent(stream: int, parent: int) -> None:
+    """End this process, in whatever call it is stuck, once the parent closes ``stream`` or dies.
+
+    A process forked from the parent may keep the other end of ``stream`` open, so the parent itself is watched as well.
+    """
+    poll = select.poll()
+    poll.register(stream, 0)  # a hang-up is reported unasked
+    try:
+        poll.register(os.pidfd_open(parent), select.POLLIN)
+    except OSError:  # it has gone already, or the kernel is older than 5.3
+        pass
+    if os.getppid() == parent:
+        poll.poll()
+    os._exit(0)

@@ -1,0 +1,69 @@
+"""What can go wrong, by name."""
+
+from __future__ import annotations
+
+import signal
+
+
+class ShmgenError(Exception):
+    """Base of all errors that shmgen raises on its own account."""
+
+
+class InputError(ShmgenError, ValueError):
+    """An argument that no training could start from: no ids, a size of zero, an id without a label."""
+
+
+class SampleError(ShmgenError):
+    """A sample that can't be read.
+
+    Attributes:
+        id: the sample's id, as it stands in the list of ids.
+        path: the file that was to be read.
+        reason: what was expected and what was found.
+    """
+
+    def __init__(self, id: object, path: str, reason: str) -> None:
+        super().__init__(id, path, reason)
+        self.id = id
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"sample {self.id!r}, file {self.path}: {self.reason}"
+
+
+class WorkerDied(ShmgenError):
+    """A worker process ended that should not have.
+
+    Attributes:
+        worker: the worker's number, from 0.
+        pid: its process id.
+        exitcode: its exit code; the negative of the signal that killed it.
+    """
+
+    def __init__(self, worker: int, pid: int, exitcode: int) -> None:
+        super().__init__(worker, pid, exitcode)
+        self.worker = worker
+        self.pid = pid
+        self.exitcode = exitcode
+
+    def __str__(self) -> str:
+        if self.exitcode >= 0:
+            cause = f"ended with exit code {self.exitcode}"
+        else:
+            cause = f"was killed by {_signal_name(-self.exitcode)}"
+        hint = ""
+        if self.exitcode == -signal.SIGKILL:
+            hint = "; the kernel does that when memory runs out: try a smaller batch_size, fewer slots or fewer workers"
+        return f"worker {self.worker} (pid {self.pid}) {cause}{hint}"
+
+
+class ClosedError(ShmgenError):
+    """A batch was asked for from a loader that has been closed."""
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
