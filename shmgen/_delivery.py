@@ -1,7 +1,7 @@
 """Delivers batches by name: keeps the slots filled, waits for workers, hands out leases, or copies where all slots are held.
 
-Nothing runs in the background. Whoever asks for a batch takes in what has happened since, gives the free slots new work, and
-waits if need be; of several who wait, one listens to the workers and tells the others.
+Nothing runs in the background. Whoever asks for a batch takes in what has happened since, gives free slots new work, and waits if
+need be; of several who wait, one listens to the workers and tells the others.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -28,20 +28,24 @@ from shmgen._worker import Task
 from shmgen.errors import ClosedError, ShmgenError
 
 COPY_AFTER = 1.0
-"""Seconds that a batch waits for a slot to be given back before it is handed out as a copy."""
+"""Seconds that a batch waits for a slot to be let go of before it is handed out as a copy."""
 
-COLLECT_AFTER = COPY_AFTER / 4
-"""Seconds after which Python's cyclic garbage is collected to that end."""
+COLLECT_AFTER = 0.25
+"""Seconds after which garbage is collected, in case that holds the slots."""
 
 DRAIN_EVERY = 0.002
-"""Seconds between two looks at what a framework has let go of, while a batch waits for a slot."""
+"""Seconds between two looks at what has been let go of, while a batch waits for a slot."""
 
 Arrays = tuple[np.ndarray, ...]
+Drain = Callable[[], object]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass
 class Counts:
-    """What has been done so far; the fields are those of `shmgen.Stats`."""
+    """What has been done so far; `shmgen.Stats` explains the fields."""
 
     batches: int = 0
     samples: int = 0
@@ -49,6 +53,22 @@ class Counts:
     waited: float = 0.0
     copied: int = 0
     restarts: int = 0
+
+
+def _bookkeeping(method: Callable[Concatenate[Delivery, P], R]) -> Callable[Concatenate[Delivery, P], R]:
+    """``method`` writes the books. An interrupt that strikes in its midst leaves them wrong, which ends the delivery."""
+
+    @wraps(method)
+    def whole(self: Delivery, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception:
+            raise
+        except BaseException as interrupt:
+            self.close(ClosedError(f"{type(interrupt).__name__} struck amid its bookkeeping: make another"))
+            raise
+
+    return whole
 
 
 class Delivery:
@@ -95,11 +115,11 @@ class Delivery:
         self._interrupted = 0.0
 
     def read_ahead(self) -> None:
-        """Give free slots the batches that will be asked for next."""
-        with self.lock, self._bookkeeping():
+        """Have workers read the batches that will be asked for next."""
+        with self.lock:
             self._dispatch()
 
-    def fetch(self, batch: Batch, drain: Callable[[], object] | None = None) -> Arrays:
+    def fetch(self, batch: Batch, drain: Drain | None = None) -> Arrays:
         """The arrays of ``batch``, as soon as it has been read.
 
         Args:
@@ -114,29 +134,27 @@ class Delivery:
         if os.getpid() != self._owner:
             raise ClosedError(f"it belongs to process {self._owner}: make another in process {os.getpid()}")
         called = time.monotonic()
-        ready = None
-        collected = False
+        starved_from: float | None = None
         with self.lock:
             self._demanded.append(batch)
             try:
                 while True:
                     self._check(called)
-                    with self._bookkeeping():
-                        self._dispatch()
-                        slot = self._schedule.ready(batch)
-                        if slot is not None:
-                            if ready is None:
-                                ready = time.monotonic()
-                                self.counts.waited += ready - called
-                            arrays = self._hand_out(slot, batch, patient=time.monotonic() < ready + COPY_AFTER)
-                            if arrays is not None:
-                                return arrays
-                    if slot is None:
+                    self._dispatch()
+                    arrays = self._hand_out(batch)
+                    if arrays is not None:
+                        return arrays
+                    now = time.monotonic()
+                    if self._schedule.can_lease or self._all_held:
                         self._wait(None)
+                        self.counts.waited += time.monotonic() - now
+                        continue
+                    # Every slot is held. Whoever holds them may need but a push to let go; if not, copies must do.
+                    starved_from = starved_from or now
+                    if now > starved_from + COPY_AFTER:
+                        self._resort_to_copies()
                     else:
-                        collect = not collected and time.monotonic() > ready + COLLECT_AFTER
-                        collected = collected or collect
-                        self._let_go(drain, collect=collect)
+                        self._push(drain, collect=now > starved_from + COLLECT_AFTER)
                         self._wait(DRAIN_EVERY)
             finally:
                 self._demanded.remove(batch)
@@ -146,54 +164,77 @@ class Delivery:
         with self.lock:
             self.ended = self.ended or reason
             self._changed.notify_all()
-            self._ring.wake()
-            # Who listens must leave the workers' descriptors before they are closed; a signal handler may be running in that call.
+            self._workers.wake()
+            # Who listens must have left before descriptors are closed. It is this very thread where a signal handler calls.
             while self._listener not in (None, threading.get_ident()):
                 self._changed.wait()
             self._workers.stop()
             self._ring.close()
 
-    def _hand_out(self, slot: int, batch: Batch, *, patient: bool) -> Arrays | None:
-        """The arrays in ``slot``: a lease, or a copy if a slot has been waited for long enough; None to wait on."""
+    @_bookkeeping
+    def _dispatch(self) -> None:
+        """Take back the slots that were let go of, and have what is wanted read."""
+        for slot in self._ring.released():
+            self._schedule.free(slot)
+            self._all_held = False
+        prepared: tuple[int, list[object]] = (-1, [])
+        for worker, piece in self._schedule.assign(self._demanded, self._upcoming()):
+            if piece.slot != prepared[0]:
+                prepared = piece.slot, self._prepare(piece.slot, piece.batch)
+            self._workers.send(worker, self._task(piece, prepared[1]))
+
+    def _task(self, piece: Piece, ids: list[object]) -> Task:
+        layout = self._ring.layout
+        first = piece.slot * layout.slot_bytes + layout.offsets[0]
+        row_bytes = layout.fields[0].row_bytes
+        return first + piece.start * row_bytes, first + piece.stop * row_bytes, ids[piece.start : piece.stop]
+
+    @_bookkeeping
+    def _hand_out(self, batch: Batch) -> Arrays | None:
+        """The arrays of ``batch``; None if it is not there yet, or there is no slot that may be leased."""
         schedule = self._schedule
-        rows = self._rows(batch)
+        slot = schedule.ready(batch)
+        if slot is None:
+            return None
         if error := schedule.error(slot):
             schedule.free(slot)
             raise error
+        rows = self._rows(batch)
         if schedule.can_lease:
             schedule.lease(slot)
             arrays = self._ring.lease(slot, rows)
-        elif self._all_held or not patient:
-            # Whoever holds every batch need not wait each time anew.
-            self._all_held = True
-            arrays = tuple(array.copy() for array in self._ring.arrays(slot, rows))
+        elif self._all_held:
+            arrays = tuple(array[:rows].copy() for array in self._ring.arrays(slot))
             schedule.free(slot)
             self.counts.copied += 1
         else:
             return None
         self.counts.batches += 1
         self.counts.samples += rows
-        self.counts.bytes += sum(array.nbytes for array in arrays)
+        self.counts.bytes += rows * self._ring.layout.sample_bytes
         return arrays
 
-    def _dispatch(self) -> None:
-        """Take back the slots that were let go of, and have what is wanted read."""
-        for slot in self._ring.released():
-            self._schedule.free(slot)
-            self._all_held = False
-        ids: dict[int, list[object]] = {}
-        for worker, piece in self._schedule.assign(chain(self._demanded, self._upcoming())):
-            if piece.slot not in ids:
-                ids[piece.slot] = self._prepare(piece.slot, piece.batch)
-            self._workers.send(worker, self._task(piece, ids[piece.slot]))
+    @_bookkeeping
+    def _resort_to_copies(self) -> None:
+        """All slots are held for good, it seems: until one is let go of, batches are read into a spare one and copied from it."""
+        if not self._schedule.has_spare:
+            self._ring.grow()
+            self._schedule.add_spare()
+        self._all_held = True
 
-    def _task(self, piece: Piece, ids: list[object]) -> Task:
-        row_bytes = self._ring.layout.fields[0].row_bytes
-        first = piece.slot * self._ring.layout.slot_bytes + self._ring.layout.offsets[0]
-        return Task(first + piece.start * row_bytes, first + piece.stop * row_bytes, ids[piece.start : piece.stop])
+    def _push(self, drain: Drain | None, *, collect: bool) -> None:
+        """Have those who hold batches without need let go of them. The lock is free meanwhile."""
+        self.lock.release()
+        try:
+            if drain is not None:
+                drain()
+            if collect:
+                gc.collect()  # a fit that was left early keeps its batches in a cycle
+        finally:
+            self.lock.acquire()
 
     def _wait(self, timeout: float | None) -> None:
-        """Wait until something has happened, at most ``timeout`` seconds. The lock is let go of meanwhile."""
+        """Wait until something has happened, at most ``timeout`` seconds. The lock is free meanwhile."""
         if self._listener is not None:
             self._changed.wait(timeout)
             return
@@ -206,9 +247,9 @@ class Delivery:
             self._listener = None
             self._changed.notify_all()
         if self.ended is None:
-            with self._bookkeeping():
-                self._take_in()
+            self._take_in()
 
+    @_bookkeeping
     def _take_in(self) -> None:
         for worker, message in self._workers.heard():
             if message == DONE:
@@ -226,28 +267,6 @@ class Delivery:
         if self.ended is not None:
             raise type(self.ended)(*self.ended.args)
         if self._interrupted > called and threading.current_thread() is not threading.main_thread():
-            # Ctrl-C is for the main thread, which may be waiting inside a framework for this very batch.
+            # Ctrl-C is for the main thread to act on; but it may be waiting inside a framework for this very batch.
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 raise KeyboardInterrupt
-
-    def _let_go(self, drain: Callable[[], object] | None, *, collect: bool) -> None:
-        """Have those who hold batches without need let go of them. The lock is let go of meanwhile."""
-        self.lock.release()
-        try:
-            if drain is not None:
-                drain()
-            if collect:
-                gc.collect()  # a fit that was left early keeps its batches in a cycle
-        finally:
-            self.lock.acquire()
-
-    @contextmanager
-    def _bookkeeping(self) -> Iterator[None]:
-        """An interrupt can strike between any two steps; where that leaves the books half written, no batch can be trusted."""
-        try:
-            yield
-        except Exception:
-            raise
-        except BaseException as interrupt:
-            self.close(ClosedError(f"{type(interrupt).__name__} struck amid its bookkeeping: make another"))
-            raise

@@ -256,7 +256,7 @@ class _Preparation:
     def __call__(self, slot: int, batch: Batch) -> list[object]:
         samples = self._order[batch]
         if self._labels is not None:
-            self._labels.fill(samples, self._ring.arrays(slot, len(samples))[1])
+            self._labels.fill(samples, self._ring.arrays(slot)[1][: len(samples)])
         return list(map(self._ids.__getitem__, samples.tolist()))
 
 

@@ -48,10 +48,13 @@ class Workers(Protocol):
         """Give ``task`` to ``worker``, without waiting."""
 
     def wait(self, timeout: float | None) -> None:
-        """Wait until a worker says something, the ring's bell rings, or ``timeout`` seconds have passed.
+        """Wait until a worker says something, `wake` is called, or ``timeout`` seconds have passed.
 
         Takes nothing in, so that an interrupt loses nothing.
         """
+
+    def wake(self) -> None:
+        """End a `wait`, from another thread."""
 
     def heard(self) -> list[Heard]:
         """What workers have said since it was last called."""
@@ -74,12 +77,12 @@ class Pool:
 
     def __init__(self, workers: int, ring: Ring, source: Source) -> None:
         self._owner = os.getpid()
-        self._bell = ring.bell
+        self._bell = _Bell()
         self._workers: list[_Process] = []
         self._by_fd: dict[int, int] = {}
         self._ready: list[tuple[int, int]] = []
         self._poll = select.epoll()
-        self._poll.register(self._bell, select.EPOLLIN)
+        self._poll.register(self._bell.fd, select.EPOLLIN)
         try:
             for number in range(workers):
                 worker = _Process(ring.fd)
@@ -87,7 +90,7 @@ class Pool:
                 for fd in worker.fds:
                     self._by_fd[fd] = number
                     self._poll.register(fd, select.EPOLLIN)
-            setup = pickle.dumps(Setup(self._owner, sys.path, ring.size, pickle.dumps(source)))
+            setup = pickle.dumps(Setup(self._owner, sys.path, pickle.dumps(source)))
             for number in range(workers):
                 self._send(number, setup)
         except BaseException:
@@ -113,12 +116,15 @@ class Pool:
     def wait(self, timeout: float | None) -> None:
         self._ready = self._poll.poll(timeout)
 
+    def wake(self) -> None:
+        self._bell.ring()
+
     def heard(self) -> list[Heard]:
         ready, self._ready = self._ready, []
         heard = []
         for fd, what in ready:
-            if fd == self._bell:
-                _silence(fd)
+            if fd == self._bell.fd:
+                self._bell.silence()
             elif fd in self._by_fd:
                 number = self._by_fd[fd]
                 worker = self._workers[number]
@@ -149,6 +155,7 @@ class Pool:
         for worker in self._workers:
             worker.close()
         self._poll.close()
+        self._bell.close()
 
 
 class InProcess:
@@ -160,8 +167,8 @@ class InProcess:
     """
 
     def __init__(self, ring: Ring, source: Source) -> None:
-        self._bell = ring.bell
-        self._memory = ring.memory
+        self._bell = _Bell()
+        self._ring = ring
         self._source = source
         self._tasks: deque[Task] = deque()
         self._heard: list[Heard] = []
@@ -174,11 +181,14 @@ class InProcess:
 
     def wait(self, timeout: float | None) -> None:
         if self._tasks:
-            self._heard.append(Heard(0, run(self._source, self._memory, self._tasks[0])))
+            self._heard.append(Heard(0, run(self._source, self._ring.memory, self._tasks[0])))
             self._tasks.popleft()
         else:
-            select.select([self._bell], [], [], timeout)
-            _silence(self._bell)
+            select.select([self._bell.fd], [], [], timeout)
+            self._bell.silence()
+
+    def wake(self) -> None:
+        self._bell.ring()
 
     def heard(self) -> list[Heard]:
         heard, self._heard = self._heard, []
@@ -189,6 +199,7 @@ class InProcess:
 
     def stop(self) -> None:
         self._tasks.clear()
+        self._bell.close()
 
 
 class _Process:
@@ -259,9 +270,24 @@ class _Process:
             self._pidfd = -1
 
 
-def _silence(bell: int) -> None:
-    with suppress(BlockingIOError):
-        os.eventfd_read(bell)
+class _Bell:
+    """Ends a wait from another thread."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def ring(self) -> None:
+        if self.fd >= 0:
+            os.eventfd_write(self.fd, 1)
+
+    def silence(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.fd)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 def _reap(process: subprocess.Popen[bytes], deadline: float) -> None:

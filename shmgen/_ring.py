@@ -15,7 +15,6 @@ import os
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from multiprocessing.shared_memory import SharedMemory
 
@@ -29,7 +28,7 @@ class Ring:
 
     Args:
         layout: what lies in a slot.
-        slots: how many there are.
+        slots: how many there are at first.
 
     Attributes:
         fd: descriptor of the segment, to be inherited by workers.
@@ -44,43 +43,47 @@ class Ring:
 
     def __init__(self, layout: Layout, slots: int) -> None:
         self.layout = layout
-        self.size = slots * layout.slot_bytes
-        self.fd = _nameless_segment(self.size)
-        self._bell = _Bell()
+        self.memory = memoryview(b"")
+        self.fd = -1
+        self._slot_type = ctypes.c_char * layout.slot_bytes
+        self._arrays: dict[int, tuple[np.ndarray, ...]] = {}
+        self._leases: dict[int, weakref.ref[ctypes.Array[ctypes.c_char]]] = {}
+        self._released: deque[int] = deque()
+        self.fd = _nameless_segment(slots * layout.slot_bytes)
         try:
-            # Without this a segment larger than what /dev/shm has left is granted, and dies of SIGBUS at the first touch.
-            os.posix_fallocate(self.fd, 0, self.size)
-            self.memory = memoryview(mmap.mmap(self.fd, self.size))
+            self._extend(slots)
         except BaseException:
             self.close()
             raise
-        self._slot_type = ctypes.c_char * layout.slot_bytes
-        self._leases: dict[int, weakref.ref[ctypes.Array[ctypes.c_char]]] = {}
-        self._released: deque[int] = deque()
-
-    @property
-    def bell(self) -> int:
-        return self._bell.fd
 
     @property
     def address(self) -> int:
         """Where the mapping begins in this process."""
         return ctypes.addressof(self._owner(0))
 
-    def wake(self) -> None:
-        """Ring the bell."""
-        self._bell.ring()
+    def grow(self) -> None:
+        """Add a slot. Workers see it when a task reaches beyond what they have mapped."""
+        self._extend(1)
 
-    def arrays(self, slot: int, rows: int) -> tuple[np.ndarray, ...]:
-        """The slot's arrays, for its owner to fill; no lease."""
-        return self.layout.arrays(self._owner(slot), rows)
+    def _extend(self, slots: int) -> None:
+        size = len(self.memory) + slots * self.layout.slot_bytes
+        # Without this a segment larger than what /dev/shm has left is granted, and dies of SIGBUS at the first touch.
+        os.posix_fallocate(self.fd, 0, size)
+        self._arrays.clear()
+        self.memory = memoryview(mmap.mmap(self.fd, size))
+
+    def arrays(self, slot: int) -> tuple[np.ndarray, ...]:
+        """The slot's arrays, whole, for its owner to fill or copy; no lease."""
+        if slot not in self._arrays:
+            self._arrays[slot] = self.layout.arrays(self._owner(slot), self.layout.batch_size)
+        return self._arrays[slot]
 
     def lease(self, slot: int, rows: int) -> tuple[np.ndarray, ...]:
         """The slot's arrays, on loan: `released` names the slot once the last view of them has gone."""
         owner = self._owner(slot)
-        # The callback runs on any thread, inside any allocation, even while that thread holds a lock of ours: it must do no
-        # more than append and write. It holds neither the ring nor its owner.
-        self._leases[slot] = weakref.ref(owner, partial(_release, self._released, slot, self._bell))
+        # The callback runs on any thread, inside any allocation, even while that thread holds a lock of ours: it does no more
+        # than append, and holds neither the ring nor the owner.
+        self._leases[slot] = weakref.ref(owner, partial(_release, self._released, slot))
         return self.layout.arrays(owner, rows)
 
     def released(self) -> list[int]:
@@ -99,31 +102,15 @@ class Ring:
 
     def close(self) -> None:
         """Give up descriptor and memory; what views still show stays mapped until they are gone."""
+        self._arrays.clear()
         self.memory = memoryview(b"")
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
-class _Bell:
-    """An eventfd that lives as long as anybody may still ring it.
-
-    It is rung and closed also while the interpreter takes its modules apart, hence the defaults.
-    """
-
-    def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-    def ring(self, write: Callable[[int, int], None] = os.eventfd_write) -> None:
-        write(self.fd, 1)
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        close(self.fd)
-
-
-def _release(released: deque[int], slot: int, bell: _Bell, _: object) -> None:
+def _release(released: deque[int], slot: int, _: object) -> None:
     released.append(slot)
-    bell.ring()
 
 
 def _nameless_segment(size: int) -> int:

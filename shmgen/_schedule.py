@@ -6,8 +6,9 @@ Pure: no process, no clock, no memory but its own, so every order of events is a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
+from itertools import chain, islice
 from typing import NamedTuple
 
 from shmgen._order import Batch
@@ -60,103 +61,115 @@ class Schedule:
     """
 
     def __init__(self, slots: int, workers: int, rows: Callable[[Batch], int]) -> None:
-        self._slots = [Slot() for _ in range(slots)]
-        self._held: list[deque[Piece]] = [deque() for _ in range(workers)]
         self._rows = rows
+        self._slots = [Slot() for _ in range(slots)]
+        self._free = list(range(slots))
+        # The slots that are neither free nor leased.
+        self._slot_of: dict[Batch, int] = {}
+        self._held: list[deque[Piece]] = [deque() for _ in range(workers)]
         self._turn = 0
+        self._spare = 0
+        self._read_in_vain = False
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._slots}>"
+        return f"slots {self._slots}"
 
     @property
-    def is_idle(self) -> bool:
-        """Whether no worker holds anything."""
-        return not any(self._held)
+    def has_spare(self) -> bool:
+        """Whether there is a slot that is never leased."""
+        return self._spare > 0
 
     @property
     def can_lease(self) -> bool:
-        """Whether a slot may be leased: one must always be left to read into."""
-        return sum(slot.state is not State.LEASED for slot in self._slots) > 1
+        """Whether a slot is left that may be leased."""
+        return len(self._free) + len(self._slot_of) > self._spare
+
+    def add_spare(self) -> None:
+        """The ring has one slot more. From now on one is always kept, so that there is something to copy from."""
+        self._spare = 1
+        self._free.append(len(self._slots))
+        self._slots.append(Slot())
 
     def ready(self, batch: Batch) -> int | None:
         """The slot from which ``batch`` can be delivered now."""
-        for number, slot in enumerate(self._slots):
-            if slot.batch == batch and slot.state is State.READY:
-                return number
-        return None
+        number = self._slot_of.get(batch)
+        return None if number is None or self._slots[number].missing else number
 
     def error(self, slot: int) -> Exception | None:
         """Why the batch in ``slot`` can't be delivered, if it can't."""
         return self._slots[slot].error
 
-    def assign(self, wanted: Iterable[Batch]) -> list[tuple[int, Piece]]:
-        """Give slots to the ``wanted`` batches, most urgent first, as far as they reach.
+    def assign(self, demanded: Sequence[Batch], upcoming: Iterable[Batch]) -> list[tuple[int, Piece]]:
+        """Give slots to the batches ``demanded`` now, and to those ``upcoming`` next as far as they reach.
 
-        A batch that is read and not wanted keeps its slot until another needs it.
+        A batch that has been read keeps its slot until one that is wanted more needs it.
 
         Returns:
             Who is to read what: worker and piece, in the order of sending.
         """
-        usable = sum(slot.state is not State.LEASED for slot in self._slots)
-        held = {slot.batch for slot in self._slots if slot.state is not State.LEASED}
-        chosen: list[Batch] = []
-        for batch in wanted:
-            if len(chosen) == usable:
-                break
-            if batch not in chosen:
-                chosen.append(batch)
+        # A demand that was not read ahead says that others may have been, in vain.
+        self._read_in_vain = self._read_in_vain or not all(batch in self._slot_of for batch in demanded)
+        if not self._free and not self._read_in_vain:
+            return []
+        usable = len(self._free) + len(self._slot_of)
+        wanted = list(islice(dict.fromkeys(chain(demanded, islice(upcoming, usable))), usable))
         sends: list[tuple[int, Piece]] = []
-        for batch in chosen:
-            if batch in held:
-                continue
-            number = self._vacate(chosen)
-            if number is None:
-                break
-            sends += self._start(number, batch)
+        for batch in wanted:
+            if batch not in self._slot_of:
+                number = self._vacate(wanted)
+                if number is None:
+                    break
+                sends += self._start(number, batch)
+        self._read_in_vain = not self._slot_of.keys() <= set(wanted)
         return sends
 
-    def done(self, worker: int, error: Exception | None = None) -> Piece:
+    def done(self, worker: int, error: Exception | None = None) -> None:
         """A worker has read the oldest piece that it held, or failed to."""
-        piece = self._held[worker].popleft()
-        slot = self._slots[piece.slot]
+        slot = self._slots[self._held[worker].popleft().slot]
         slot.missing -= 1
         slot.error = slot.error or error
         if not slot.missing:
             slot.state = State.READY
-        return piece
 
     def lease(self, slot: int) -> None:
         """The batch in ``slot``, which was ready, is handed out."""
+        batch = self._slots[slot].batch
+        assert batch is not None
+        del self._slot_of[batch]
         self._slots[slot].state = State.LEASED
 
     def free(self, slot: int) -> None:
-        """The batch in ``slot`` is no longer needed by anyone."""
+        """The batch in ``slot``, which was ready or leased, is no longer needed by anyone."""
+        batch = self._slots[slot].batch
+        if batch is not None and self._slot_of.get(batch) == slot:
+            del self._slot_of[batch]
         self._slots[slot] = Slot()
+        self._free.append(slot)
 
-    def _vacate(self, chosen: list[Batch]) -> int | None:
-        """A slot to read into: a free one, else one that holds a batch not ``chosen``."""
-        for number, slot in enumerate(self._slots):
-            if slot.state is State.FREE:
-                return number
-        for number, slot in enumerate(self._slots):
-            if slot.state is State.READY and slot.batch not in chosen:
-                return number
-        return None
+    def _vacate(self, wanted: Sequence[Batch]) -> int | None:
+        """A slot to read into: a free one, else one that holds a batch not ``wanted``."""
+        if not self._free:
+            for batch, number in self._slot_of.items():
+                if batch not in wanted and self._slots[number].state is State.READY:
+                    self.free(number)
+                    break
+        return self._free.pop() if self._free else None
 
     def _start(self, number: int, batch: Batch) -> list[tuple[int, Piece]]:
         """Cut ``batch`` into a piece for each worker, given to those who hold least."""
-        slot = self._slots[number] = Slot()
+        slot = self._slots[number]
         slot.state = State.FILLING
         slot.batch = batch
+        self._slot_of[batch] = number
         rows = self._rows(batch)
         workers = len(self._held)
         slot.missing = min(rows, workers)
+        # Equals take turns, or batches of a single row would all go to the first worker.
+        order = sorted(range(workers), key=lambda w: (len(self._held[w]), (w - self._turn) % workers))
+        self._turn += slot.missing
         sends = []
-        for part in range(slot.missing):
+        for part, worker in enumerate(order[: slot.missing]):
             piece = Piece(number, batch, part * rows // slot.missing, (part + 1) * rows // slot.missing)
-            # Equals take turns, or the batches of one row would all go to the first worker.
-            self._turn = (self._turn + 1) % workers
-            worker = min(range(workers), key=lambda w: (len(self._held[w]), (w - self._turn) % workers))
             self._held[worker].append(piece)
             sends.append((worker, piece))
         return sends

@@ -41,28 +41,23 @@ class Setup(NamedTuple):
     Attributes:
         parent: process id of the parent.
         path: ``sys.path`` of the parent.
-        size: bytes of the ring.
         source: what fills the rows, pickled apart because ``path`` may be needed to load it.
     """
 
     parent: int
     path: list[str]
-    size: int
     source: bytes
 
 
-class Task(NamedTuple):
-    """Every other message to a worker: fill the bytes ``start`` to ``stop`` of the ring with the samples ``ids``."""
-
-    start: int
-    stop: int
-    ids: Sequence[object]
+Task = tuple[int, int, "Sequence[object]"]
+"""Every other message to a worker: fill the bytes of the ring from the first number to the second with the samples of these ids."""
 
 
 def run(source: Source, memory: memoryview, task: Task) -> bytes:
     """Do ``task`` and return the message that says so."""
+    start, stop, ids = task
     try:
-        source.fill(task.ids, memory[task.start : task.stop])
+        source.fill(ids, memory[start:stop])
     except Exception as error:
         return pickle.dumps(error)
     return DONE
@@ -76,6 +71,7 @@ def main(stream: int, segment: int) -> None:
         segment: descriptor of the ring's shared memory.
     """
     os.set_inheritable(stream, False)
+    os.set_inheritable(segment, False)
     inbox = _Inbox(stream)
     setup = inbox.next()
     if not isinstance(setup, Setup):
@@ -86,18 +82,19 @@ def main(stream: int, segment: int) -> None:
     signal.signal(signal.SIGINT, lambda *_: _tell(stream, INTERRUPTED + repr(time.monotonic()).encode()))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     sys.path[:] = setup.path
-    with mmap.mmap(segment, setup.size) as mapping, memoryview(mapping) as memory:
-        os.close(segment)
-        _serve(inbox, stream, pickle.loads(setup.source), memory)
+    _serve(inbox, stream, pickle.loads(setup.source), segment)
 
 
-def _serve(inbox: _Inbox, stream: int, source: Source, memory: memoryview) -> None:
+def _serve(inbox: _Inbox, stream: int, source: Source, segment: int) -> None:
+    memory = memoryview(b"")
     hinted = 0
-    while isinstance(task := inbox.next(), Task):
+    while isinstance(task := inbox.next(), tuple):
+        if task[1] > len(memory):  # the ring has grown
+            memory = memoryview(mmap.mmap(segment, 0))
         if hinted:
             inbox.look()
-            if isinstance(following := inbox.first, Task):
-                source.hint(following.ids)
+            if isinstance(following := inbox.first, tuple):
+                source.hint(following[2])
         waits = _waits()
         message = run(source, memory, task)
         # Files in the page cache are read without a wait, and hints would only cost time.
