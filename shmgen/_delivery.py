@@ -12,6 +12,7 @@ import pickle
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import wraps
@@ -110,6 +111,7 @@ class Delivery:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
         self._listener: int | None = None
+        self._listens_to: int | None = None
         self._demanded: list[Batch] = []
         self._all_held = False
         self._interrupted = 0.0
@@ -138,24 +140,25 @@ class Delivery:
         with self.lock:
             self._demanded.append(batch)
             try:
-                while True:
-                    self._check(called)
-                    self._dispatch()
-                    arrays = self._hand_out(batch)
-                    if arrays is not None:
-                        return arrays
+                self._check(called)
+                self._dispatch()
+                while (arrays := self._hand_out(batch)) is None:
                     now = time.monotonic()
                     if self._schedule.can_lease or self._all_held:
-                        self._wait(None)
+                        self._wait(None, batch)
                         self.counts.waited += time.monotonic() - now
-                        continue
-                    # Every slot is held. Whoever holds them may need but a push to let go; if not, copies must do.
-                    starved_from = starved_from or now
-                    if now > starved_from + COPY_AFTER:
-                        self._resort_to_copies()
                     else:
-                        self._push(drain, collect=now > starved_from + COLLECT_AFTER)
-                        self._wait(DRAIN_EVERY)
+                        # Whoever holds all the slots may need but a push to let go; if that does not help, copies must do.
+                        starved_from = starved_from or now
+                        if now > starved_from + COPY_AFTER:
+                            self._resort_to_copies()
+                        else:
+                            self._push(drain, collect=now > starved_from + COLLECT_AFTER)
+                            self._wait(DRAIN_EVERY, batch)
+                    self._check(called)
+                    if not self._schedule.holds(batch):
+                        self._dispatch()
+                return arrays
             finally:
                 self._demanded.remove(batch)
 
@@ -177,11 +180,17 @@ class Delivery:
         for slot in self._ring.released():
             self._schedule.free(slot)
             self._all_held = False
-        prepared: tuple[int, list[object]] = (-1, [])
-        for worker, piece in self._schedule.assign(self._demanded, self._upcoming()):
-            if piece.slot != prepared[0]:
-                prepared = piece.slot, self._prepare(piece.slot, piece.batch)
-            self._workers.send(worker, self._task(piece, prepared[1]))
+        pieces = self._schedule.assign(self._demanded, self._upcoming())
+        if not pieces:
+            return
+        ids: dict[int, list[object]] = {}
+        tasks: defaultdict[int, list[Task]] = defaultdict(list)
+        for worker, piece in pieces:
+            if piece.slot not in ids:
+                ids[piece.slot] = self._prepare(piece.slot, piece.batch)
+            tasks[worker].append(self._task(piece, ids[piece.slot]))
+        for worker, his in tasks.items():
+            self._workers.send(worker, his)
 
     def _task(self, piece: Piece, ids: list[object]) -> Task:
         layout = self._ring.layout
@@ -233,15 +242,19 @@ class Delivery:
         finally:
             self.lock.acquire()
 
-    def _wait(self, timeout: float | None) -> None:
-        """Wait until something has happened, at most ``timeout`` seconds. The lock is free meanwhile."""
+    def _wait(self, timeout: float | None, batch: Batch) -> None:
+        """Wait until something has happened that may bring ``batch``, at most ``timeout`` seconds. The lock is free meanwhile."""
         if self._listener is not None:
+            if self._listens_to is not None:
+                self._workers.wake()  # to listen to all
             self._changed.wait(timeout)
             return
         self._listener = threading.get_ident()
+        # Who waits alone need not be woken, and take a processor from the workers, before the last piece of the batch is there.
+        self._listens_to = self._schedule.last_to_finish(batch) if len(self._demanded) == 1 else None
         self.lock.release()
         try:
-            self._workers.wait(timeout)
+            self._workers.wait(timeout, self._listens_to)
         finally:
             self.lock.acquire()
             self._listener = None

@@ -35,6 +35,9 @@ MOST_WORKERS = 8
 FEWEST_SLOTS, MOST_SLOTS, SLOTS_BYTES = 4, 16, 1 << 26
 """The default number of slots: as many as fit in so many bytes, within these bounds."""
 
+FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES = 2, 1 << 23
+"""How many batches are read at once: as many as fit in so many bytes, and no fewer than keep the workers busy."""
+
 MISSES_BEFORE_WARNING = 3
 """Requests of one iteration that were not foreseen, before the user is told; a look at a batch or two is nobody's mistake."""
 
@@ -147,7 +150,8 @@ class Loader:
         self._stop = weakref.finalize(self, _stop, crew, self._ring)
         self._crew = crew
         self._dealer = Dealer(self._order.batches, shuffle=shuffle)
-        self._schedule = Schedule(slots, max(1, workers), self._order.size)
+        in_flight = max(FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
+        self._schedule = Schedule(slots, max(1, workers), self._order.size, in_flight=in_flight)
         self._delivery = Delivery(
             self._ring,
             crew,

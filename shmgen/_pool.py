@@ -44,13 +44,17 @@ class Heard(NamedTuple):
 class Workers(Protocol):
     """Those who do the tasks, each in the order in which they were given to it."""
 
-    def send(self, worker: int, task: Task) -> None:
-        """Give ``task`` to ``worker``, without waiting."""
+    def send(self, worker: int, tasks: list[Task]) -> None:
+        """Give ``tasks`` to ``worker``, without waiting."""
 
-    def wait(self, timeout: float | None) -> None:
-        """Wait until a worker says something, `wake` is called, or ``timeout`` seconds have passed.
+    def wait(self, timeout: float | None, only: int | None) -> None:
+        """Wait until a worker says something or dies, `wake` is called, or ``timeout`` seconds have passed.
 
         Takes nothing in, so that an interrupt loses nothing.
+
+        Args:
+            timeout: None waits for ever.
+            only: listen to this worker alone; what the others say is kept, their deaths are noticed all the same.
         """
 
     def wake(self) -> None:
@@ -80,7 +84,7 @@ class Pool:
         self._bell = _Bell()
         self._workers: list[_Process] = []
         self._by_fd: dict[int, int] = {}
-        self._ready: list[tuple[int, int]] = []
+        self._only: dict[int, select.poll] = {}
         self._poll = select.epoll()
         self._poll.register(self._bell.fd, select.EPOLLIN)
         try:
@@ -90,7 +94,7 @@ class Pool:
                 for fd in worker.fds:
                     self._by_fd[fd] = number
                     self._poll.register(fd, select.EPOLLIN)
-            setup = pickle.dumps(Setup(self._owner, sys.path, pickle.dumps(source)))
+            setup = pickle.dumps([Setup(self._owner, sys.path, pickle.dumps(source))])
             for number in range(workers):
                 self._send(number, setup)
         except BaseException:
@@ -105,24 +109,35 @@ class Pool:
         """Process ids of the workers."""
         return [worker.process.pid for worker in self._workers]
 
-    def send(self, worker: int, task: Task) -> None:
-        self._send(worker, pickle.dumps(task))
+    def send(self, worker: int, tasks: list[Task]) -> None:
+        self._send(worker, pickle.dumps(tasks))
 
     def _send(self, number: int, message: bytes) -> None:
         worker = self._workers[number]
         if not worker.send(frame(message)) and worker.socket.fileno() in self._by_fd:
             self._poll.modify(worker.socket, select.EPOLLIN | select.EPOLLOUT)
 
-    def wait(self, timeout: float | None) -> None:
-        self._ready = self._poll.poll(timeout)
+    def wait(self, timeout: float | None, only: int | None) -> None:
+        if only is None:
+            self._poll.poll(timeout)
+        else:
+            self._listening_to(only).poll(None if timeout is None else 1000 * timeout)
+
+    def _listening_to(self, number: int) -> select.poll:
+        if number not in self._only:
+            self._only[number] = poll = select.poll()
+            poll.register(self._bell.fd, select.POLLIN)
+            for fd, worker in self._by_fd.items():
+                if worker == number or fd != self._workers[worker].socket.fileno():
+                    poll.register(fd, select.POLLIN)
+        return self._only[number]
 
     def wake(self) -> None:
         self._bell.ring()
 
     def heard(self) -> list[Heard]:
-        ready, self._ready = self._ready, []
         heard = []
-        for fd, what in ready:
+        for fd, what in self._poll.poll(0):
             if fd == self._bell.fd:
                 self._bell.silence()
             elif fd in self._by_fd:
@@ -135,6 +150,7 @@ class Pool:
                 heard += [Heard(number, message) for message in messages]
                 if not alive or fd != worker.socket.fileno():
                     heard.append(Heard(number, None))
+                    self._only.clear()
                     for gone in worker.fds:
                         del self._by_fd[gone]
                         self._poll.unregister(gone)
@@ -176,10 +192,10 @@ class InProcess:
     def __repr__(self) -> str:
         return "0 workers"
 
-    def send(self, worker: int, task: Task) -> None:
-        self._tasks.append(task)
+    def send(self, worker: int, tasks: list[Task]) -> None:
+        self._tasks.extend(tasks)
 
-    def wait(self, timeout: float | None) -> None:
+    def wait(self, timeout: float | None, only: int | None) -> None:
         if self._tasks:
             self._heard.append(Heard(0, run(self._source, self._ring.memory, self._tasks[0])))
             self._tasks.popleft()

@@ -14,6 +14,10 @@ from typing import NamedTuple
 from shmgen._order import Batch
 
 
+PORTIONS = 4
+"""Into so many portions the batches in flight are divided when work is given out."""
+
+
 class State(Enum):
     """What a slot is doing."""
 
@@ -58,10 +62,14 @@ class Schedule:
         slots: how many slots the ring has.
         workers: how many workers share the rows of a batch.
         rows: how many rows a batch has.
+        in_flight: how many batches are read at once, at most. More than keep the workers busy would only spread over more memory
+            than the processor's cache holds, which costs a quarter of the speed where the trainer waits for every batch.
     """
 
-    def __init__(self, slots: int, workers: int, rows: Callable[[Batch], int]) -> None:
+    def __init__(self, slots: int, workers: int, rows: Callable[[Batch], int], *, in_flight: int) -> None:
         self._rows = rows
+        self._in_flight = in_flight
+        self._filling = 0
         self._slots = [Slot() for _ in range(slots)]
         self._free = list(range(slots))
         # The slots that are neither free nor leased.
@@ -90,10 +98,24 @@ class Schedule:
         self._free.append(len(self._slots))
         self._slots.append(Slot())
 
+    def holds(self, batch: Batch) -> bool:
+        """Whether a slot has been given to ``batch``, which has not been handed out."""
+        return batch in self._slot_of
+
     def ready(self, batch: Batch) -> int | None:
         """The slot from which ``batch`` can be delivered now."""
         number = self._slot_of.get(batch)
         return None if number is None or self._slots[number].missing else number
+
+    def last_to_finish(self, batch: Batch) -> int | None:
+        """The worker that will probably be the last to have read its piece of ``batch``; None if no worker holds one."""
+        pending = [
+            (position, worker)
+            for worker, held in enumerate(self._held)
+            for position, piece in enumerate(held)
+            if piece.batch == batch
+        ]
+        return max(pending)[1] if pending else None
 
     def error(self, slot: int) -> Exception | None:
         """Why the batch in ``slot`` can't be delivered, if it can't."""
@@ -107,19 +129,25 @@ class Schedule:
         Returns:
             Who is to read what: worker and piece, in the order of sending.
         """
+        missing = not all(batch in self._slot_of for batch in demanded)
         # A demand that was not read ahead says that others may have been, in vain.
-        self._read_in_vain = self._read_in_vain or not all(batch in self._slot_of for batch in demanded)
-        if not self._free and not self._read_in_vain:
+        self._read_in_vain = self._read_in_vain or missing
+        # Work is given out in portions: the parent's time is lost to the workers where they share a processor.
+        has_room = self._in_flight - self._filling >= max(1, self._in_flight // PORTIONS)
+        if not missing and not (has_room and (self._free or self._read_in_vain)):
             return []
         usable = len(self._free) + len(self._slot_of)
         wanted = list(islice(dict.fromkeys(chain(demanded, islice(upcoming, usable))), usable))
         sends: list[tuple[int, Piece]] = []
         for batch in wanted:
-            if batch not in self._slot_of:
-                number = self._vacate(wanted)
-                if number is None:
-                    break
-                sends += self._start(number, batch)
+            if batch in self._slot_of:
+                continue
+            if self._filling >= self._in_flight and batch not in demanded:
+                break
+            number = self._vacate(wanted)
+            if number is None:
+                break
+            sends += self._start(number, batch)
         self._read_in_vain = not self._slot_of.keys() <= set(wanted)
         return sends
 
@@ -130,6 +158,7 @@ class Schedule:
         slot.error = slot.error or error
         if not slot.missing:
             slot.state = State.READY
+            self._filling -= 1
 
     def lease(self, slot: int) -> None:
         """The batch in ``slot``, which was ready, is handed out."""
@@ -161,6 +190,7 @@ class Schedule:
         slot.state = State.FILLING
         slot.batch = batch
         self._slot_of[batch] = number
+        self._filling += 1
         rows = self._rows(batch)
         workers = len(self._held)
         slot.missing = min(rows, workers)

@@ -50,7 +50,7 @@ class Setup(NamedTuple):
 
 
 Task = tuple[int, int, "Sequence[object]"]
-"""Every other message to a worker: fill the bytes of the ring from the first number to the second with the samples of these ids."""
+"""Fill the bytes of the ring from the first number to the second with the samples of these ids. Messages are lists of tasks."""
 
 
 def run(source: Source, memory: memoryview, task: Task) -> bytes:
@@ -91,10 +91,8 @@ def _serve(inbox: _Inbox, stream: int, source: Source, segment: int) -> None:
     while isinstance(task := inbox.next(), tuple):
         if task[1] > len(memory):  # the ring has grown
             memory = memoryview(mmap.mmap(segment, 0))
-        if hinted:
-            inbox.look()
-            if isinstance(following := inbox.first, tuple):
-                source.hint(following[2])
+        if hinted and isinstance(following := inbox.following(), tuple):
+            source.hint(following[2])
         waits = _waits()
         message = run(source, memory, task)
         # Files in the page cache are read without a wait, and hints would only cost time.
@@ -104,36 +102,33 @@ def _serve(inbox: _Inbox, stream: int, source: Source, segment: int) -> None:
 
 
 class _Inbox:
-    """What the parent has sent."""
+    """What the parent has sent: messages are lists of things to be taken in turn."""
 
     def __init__(self, stream: int) -> None:
         self._stream = stream
         self._unframer = Unframer()
-        self._messages: deque[object] = deque()
-
-    @property
-    def first(self) -> object:
-        """What `next` will return, as far as it has come."""
-        return self._messages[0] if self._messages else None
+        self._things: deque[object] = deque()
 
     def next(self) -> object:
-        """The next message, waited for; None once the parent has gone."""
-        while not self._messages:
+        """The next thing, waited for; None once the parent has gone."""
+        while not self._things:
             if not self._receive():
                 return None
-        return self._messages.popleft()
+        return self._things.popleft()
 
-    def look(self) -> None:
-        """Take in all that has come, without waiting."""
+    def following(self) -> object:
+        """What `next` will return, if it has come."""
         while select.select([self._stream], [], [], 0)[0] and self._receive():
             pass
+        return self._things[0] if self._things else None
 
     def _receive(self) -> bool:
         try:
             data = os.read(self._stream, 1 << 16)
         except ConnectionResetError:
             return False
-        self._messages.extend(map(pickle.loads, self._unframer.feed(data)))
+        for message in self._unframer.feed(data):
+            self._things.extend(pickle.loads(message))
         return bool(data)
 
 
