@@ -277,8 +277,8 @@ def _as_sequence(ids: Iterable[object]) -> Sequence[object]:
     """``ids`` as Python objects, out of reach of later changes by the caller."""
     if isinstance(ids, range | tuple):
         return ids
-    # NumPy's own scalars are slow to send.
-    return ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    # NumPy's own scalars would have every worker import NumPy.
+    return [id.item() if isinstance(id, np.generic) else id for id in ids]
 
 
 def _whole(value: SupportsIndex, name: str, least: int) -> int:

@@ -119,7 +119,8 @@ class Npy:
         folder: where the files are; absolute, so that a later change of directory does no harm.
         shape: of a row.
         bare_shape: a file of this shape is taken as well; that of a row without its only channel, or the same.
-        dtype: of a row, in native byte order.
+        typestr: dtype of a row, in native byte order, as text: NumPy itself would be imported to unpickle it.
+        row_bytes: bytes of a row.
     """
 
     def __init__(
@@ -145,13 +146,21 @@ class Npy:
             finally:
                 os.close(fd)
             self.shape, self.bare_shape = _row_shapes(header.shape, dim, n_channels)
-            self.dtype = dtype or header.dtype.newbyteorder("=")
-            self.row_bytes = math.prod(self.shape) * self.dtype.itemsize
+            row_dtype = dtype or header.dtype.newbyteorder("=")
+            self.typestr = row_dtype.str
+            self.row_bytes = math.prod(self.shape) * row_dtype.itemsize
             self._check(header)
         except (OSError, ValueError, Damaged) as error:
             raise SampleError(first, self.path(first), _reason(error)) from None
         # What a file begins with whose data are a row's bytes as they stand; no file begins with the other.
         self._plain = raw if self._is_plain(header) else b"\0"
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Of a row."""
+        import numpy as np
+
+        return np.dtype(self.typestr)
 
     def path(self, id: object) -> str:
         """The file of sample ``id``."""

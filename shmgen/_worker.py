@@ -107,11 +107,13 @@ class _Inbox:
     def __init__(self, stream: int) -> None:
         self._stream = stream
         self._unframer = Unframer()
+        # Unpickled in their turn: until the setup has been heeded, what tasks are made of can't be imported.
+        self._messages: deque[bytes] = deque()
         self._things: deque[object] = deque()
 
     def next(self) -> object:
         """The next thing, waited for; None once the parent has gone."""
-        while not self._things:
+        while not self._unpickle():
             if not self._receive():
                 return None
         return self._things.popleft()
@@ -120,15 +122,20 @@ class _Inbox:
         """What `next` will return, if it has come."""
         while select.select([self._stream], [], [], 0)[0] and self._receive():
             pass
-        return self._things[0] if self._things else None
+        return self._things[0] if self._unpickle() else None
+
+    def _unpickle(self) -> bool:
+        """Whether there is a thing to take."""
+        while self._messages and not self._things:
+            self._things.extend(pickle.loads(self._messages.popleft()))
+        return bool(self._things)
 
     def _receive(self) -> bool:
         try:
             data = os.read(self._stream, 1 << 16)
         except ConnectionResetError:
             return False
-        for message in self._unframer.feed(data):
-            self._things.extend(pickle.loads(message))
+        self._messages.extend(self._unframer.feed(data))
         return bool(data)
 
 

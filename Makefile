@@ -1,0 +1,41 @@
+# The only door: everything that can be done here is a target. The first one that needs it makes .venv.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+find_python = for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
+PYTHON ?= $(or $(shell $(find_python)),$(error no Python 3.11 or newer with ensurepip was found; name one: make PYTHON=...))
+VENV ?= .venv
+BIN := $(VENV)/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: help demo test lint bench clean
+
+help:  ## what can be done
+	@sed -n 's/^\([a-z]*\):.*##/\1:/p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo  ## train on real handwritten digits, within a minute
+	$(BIN)/python examples/train_digits.py
+
+test: $(VENV)/.test  ## run the tests; ARGS are pytest's
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.lint  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test  ## compare throughput; QUICK=1 takes a minute
+	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:cacheprovider --timeout=0 $(if $(QUICK),--quick) $(ARGS)
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) .bench .demo
+
+# One stamp for each set of packages, so that nothing is installed twice.
+$(VENV)/.%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
