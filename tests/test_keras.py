@@ -1,0 +1,380 @@
+"""`Sequence` in ``fit``, ``evaluate`` and ``predict`` on TensorFlow: every sample once, never a copy, never overwritten."""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import shmgen._delivery
+from shmgen import Loader, Sequence
+from shmgen._ring import Ring
+
+N = 53
+SHAPE = (4, 4, 4)
+
+
+@pytest.fixture
+def data(folder: Callable[..., Any]) -> Any:
+    """53 samples of 4 x 4 x 4 float32; every element of sample k is k, and so is its label."""
+    return folder(N, SHAPE)
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots are filled with 0xA5 the moment they are free again: whoever still reads one, sees it."""
+    released = Ring.released
+
+    def released_and_poisoned(self: Ring) -> list[int]:
+        slots = released(self)
+        for slot in slots:
+            for array in self.arrays(slot):
+                array.view(np.uint8)[:] = 0xA5
+        return slots
+
+    monkeypatch.setattr(Ring, "released", released_and_poisoned)
+
+
+class Recorder(keras.Model):
+    """A model that writes down the labels of every batch that reaches its steps, and that X says the same."""
+
+    def __init__(self, on_batch: Callable[[np.ndarray, np.ndarray], None] = lambda x, y: None) -> None:
+        super().__init__()
+        self.seen: list[list[int]] = []
+        self.on_batch = on_batch
+        self.scale = self.add_weight(shape=(), initializer="ones")
+
+    def note(self, x: Any, y: Any) -> np.int64:
+        x, y = x.numpy(), y.numpy()
+        assert (x.reshape(len(x), -1) == y[:, None]).all(), "X and y of a row belong to different samples"
+        self.seen.append(y.tolist())
+        self.on_batch(x, y)
+        return np.int64(0)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        tf.py_function(self.note, data, tf.int64)
+        return {"loss": self.scale}
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        return self.train_step(data)
+
+    @property
+    def samples(self) -> list[int]:
+        return [sample for batch in self.seen for sample in batch]
+
+
+def recorder(**options: Any) -> Recorder:
+    model = Recorder()
+    model.compile(**options)
+    return model
+
+
+def passes(samples: list[int], length: int) -> Iterator[list[int]]:
+    for first in range(0, len(samples), length):
+        yield samples[first : first + length]
+
+
+def exact(samples: list[int], expected: int = N) -> bool:
+    """Whether these are the samples of one pass: each once."""
+    return len(samples) == expected == len(set(samples))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_fit_gives_every_sample_once_an_epoch(data: Any, workers: int) -> None:
+    """With Keras's defaults, which shuffle the indexes: each epoch exact, each in an order of its own."""
+    model = recorder()
+    with Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=workers, drop_last=False) as sequence:
+        model.fit(sequence, epochs=3, verbose=0)
+    epochs = list(passes(model.samples, N))
+    assert [exact(epoch) for epoch in epochs] == [True] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_drop_last_is_the_blogs_floor(data: Any) -> None:
+    """With the default, the samples that fill no batch are left out, others each epoch."""
+    model = recorder()
+    with Sequence(data.ids, data.labels, 8, data_dir=data.path) as sequence:
+        assert len(sequence) == N // 8
+        model.fit(sequence, epochs=2, verbose=0)
+    first, second = passes(model.samples, 8 * (N // 8))
+    assert exact(first, 48)
+    assert exact(second, 48)
+    assert set(first) != set(second)
+
+
+def test_the_order_is_the_seeds_alone(data: Any) -> None:
+    """At 0, 1, 2 and 5 workers, whatever ``fit(shuffle=...)`` and Python's and NumPy's global states: one order."""
+    orders = []
+    for workers, shuffle in [(0, True), (1, True), (2, False), (5, True)]:
+        random.seed(workers)
+        np.random.seed(workers)
+        model = recorder()
+        with Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=workers, seed=4) as sequence:
+            model.fit(sequence, epochs=2, verbose=0, shuffle=shuffle)
+        orders.append(model.samples)
+    with Loader(data.ids, data.labels, 8, data_dir=data.path, seed=4) as loader:
+        orders.append([sample for _ in range(2) for _, y in loader for sample in y.tolist()])
+    assert orders[0] == orders[1] == orders[2] == orders[3] == orders[4]
+
+
+def test_without_shuffling_batches_come_in_order(data: Any) -> None:
+    """``shuffle=False`` here and in ``fit``: the ids as they stand, each epoch."""
+    model = recorder()
+    with Sequence(data.ids, data.labels, 8, shuffle=False, drop_last=False, data_dir=data.path) as sequence:
+        model.fit(sequence, epochs=2, verbose=0, shuffle=False)
+    assert model.samples == list(range(N)) * 2
+
+
+def test_an_order_of_keras_own_is_served_and_warned_of_once(data: Any) -> None:
+    """``fit`` at its default over ``shuffle=False`` gets the right batches, and one warning that says what to change."""
+    model = recorder()
+    with (
+        Sequence(data.ids, data.labels, 4, shuffle=False, drop_last=False, data_dir=data.path) as sequence,
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always")
+        model.fit(sequence, epochs=3, verbose=0)
+        batches = {tuple(sequence[i][1]) for i in range(len(sequence))}
+    assert [exact(epoch) for epoch in passes(model.samples, N)] == [True] * 3
+    assert {tuple(batch) for batch in model.seen} == batches
+    assert [str(w.message) for w in caught if "shuffle=False to fit()" in str(w.message)] != []
+    assert sum("foreseen" in str(w.message) for w in caught) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("steps", [2, 3, 5])
+def test_steps_per_epoch_smaller_than_the_length(data: Any, steps: int) -> None:
+    """Keras's epochs cut the passes anywhere; each pass, counted by itself, is exact."""
+    model = recorder()
+    with Sequence(data.ids, data.labels, 8, data_dir=data.path) as sequence:
+        model.fit(sequence, epochs=12 // steps * 2, steps_per_epoch=steps, verbose=0)
+    whole = [batch for batch in passes(model.samples, 48) if len(batch) == 48]
+    assert len(whole) >= 2
+    assert all(exact(one, 48) for one in whole)
+
+
+def test_steps_per_execution(data: Any) -> None:
+    """Eight steps in one call, more than there are slots: exact, and without a hang."""
+    model = recorder(steps_per_execution=8)
+    with Sequence(data.ids * 3, data.labels, 4, data_dir=data.path, slots=2) as sequence:
+        model.fit(sequence, epochs=2, verbose=0)
+        stats = sequence.stats
+    for epoch in passes(model.samples, 4 * (3 * N // 4)):
+        assert max(Counter(epoch).values()) <= 3
+        assert len(epoch) == 4 * (3 * N // 4)
+    assert stats.copied == 0
+
+
+def test_one_object_in_fit_as_validation_and_in_evaluate(data: Any) -> None:
+    """Training, validation and evaluation on one object: every one of its passes is exact."""
+    model = recorder()
+    with Sequence(data.ids, data.labels, 8, drop_last=False, data_dir=data.path) as sequence:
+        model.fit(sequence, validation_data=sequence, epochs=2, verbose=0)
+        model.evaluate(sequence, verbose=0)
+        model.fit(sequence, epochs=1, verbose=0)
+    assert [exact(one) for one in passes(model.samples, N)] == [True] * 6
+
+
+def test_after_an_early_stop_a_second_fit_is_exact(data: Any) -> None:
+    """A ``fit`` left amid an epoch, with batches prefetched and thrown away, costs the next one nothing."""
+
+    class StopAtThird(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+            self.model.stop_training = batch == 2
+
+    model = recorder()
+    with Sequence(data.ids, data.labels, 8, drop_last=False, data_dir=data.path) as sequence:
+        model.fit(sequence, epochs=3, verbose=0, callbacks=[StopAtThird()])
+        stopped = model.samples
+        model.seen.clear()
+        model.fit(sequence, epochs=2, verbose=0)
+    assert len(stopped) == len(set(stopped)) == 24
+    assert [exact(one) for one in passes(model.samples, N)] == [True] * 2
+
+
+def test_early_stopping_between_epochs(data: Any) -> None:
+    """Keras's own EarlyStopping, and another ``fit`` after it: exact all the way, epochs going on where they were."""
+    stop = keras.callbacks.EarlyStopping(monitor="loss", patience=1)
+    model = recorder()
+    with Sequence(data.ids, data.labels, 8, drop_last=False, data_dir=data.path) as sequence:
+        model.fit(sequence, epochs=9, verbose=0, callbacks=[stop])
+        model.fit(sequence, epochs=1, verbose=0)
+    epochs = list(passes(model.samples, N))
+    assert all(exact(one) for one in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_predict_gives_a_row_an_id_in_order(data: Any, workers: int) -> None:
+    """``predict`` with ``shuffle=False, drop_last=False``: as many rows as ids, in their order."""
+    model = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.GlobalAveragePooling3D()])
+    with Sequence(
+        data.ids, None, 8, SHAPE, 1, shuffle=False, drop_last=False, data_dir=data.path, workers=workers
+    ) as sequence:
+        predicted = model.predict(sequence, verbose=0)
+    assert predicted[:, 0].tolist() == list(range(N))
+
+
+def test_predict_whose_outputs_are_its_inputs(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that only reshapes keeps every batch, since its outputs alias them: slower, copied, right."""
+    monkeypatch.setattr(shmgen._delivery, "COPY_AFTER", 0.1)
+    model = keras.Sequential([keras.Input(SHAPE), keras.layers.Reshape((64,))])
+    with Sequence(data.ids, None, 2, shuffle=False, drop_last=False, data_dir=data.path, slots=3) as sequence:
+        predicted = model.predict(sequence, verbose=0)
+    assert (predicted == np.arange(N)[:, None]).all()
+
+
+def test_no_copy_to_the_tensor(data: Any) -> None:
+    """Inside a ``train_step`` of plain ``fit``, x and y lie in the ring's mapping, for every batch."""
+    outside: list[int] = []
+
+    class Addresses(Recorder):
+        def note(self, x: Any, y: Any) -> np.int64:
+            # A tensor's own memory; Tensor.numpy() would copy.
+            for tensor in (x, y):
+                address = np.asarray(memoryview(tensor)).ctypes.data
+                if not ring.address <= address < ring.address + len(ring.memory):
+                    outside.append(address)
+            return super().note(x, y)
+
+    model = Addresses()
+    model.compile()
+    with Sequence(data.ids, data.labels, 8, data_dir=data.path) as sequence:
+        ring = sequence._loader._ring
+        model.fit(sequence, epochs=2, verbose=0)
+    assert exact(model.samples[:48], 48)
+    assert outside == []
+
+
+def test_held_tensors_keep_their_values(data: Any) -> None:
+    """Tensors that ``fit`` handed to a step, and slices of them, keep their values for as long as they are held."""
+    held: list[tuple[Any, Any, list[int]]] = []
+
+    class Holder(Recorder):
+        def note(self, x: Any, y: Any) -> np.int64:
+            held.append((x, y[1:], y.numpy().tolist()))
+            return super().note(x, y)
+
+    model = Holder()
+    model.compile()
+    with Sequence(data.ids, data.labels, 8, data_dir=data.path, slots=8) as sequence:
+        model.fit(sequence, epochs=1, verbose=0)
+        for _ in sequence:
+            pass
+        for x, y, labels in held:
+            assert x.numpy()[:, 0, 0, 0].tolist() == labels
+            assert y.numpy().tolist() == labels[1:]
+    held.clear()
+
+
+def test_held_arrays_keep_their_values(data: Any) -> None:
+    """More batches than slots in hand, whole and sliced: all keep their values, and the later ones are counted as copies."""
+    with Sequence(data.ids, data.labels, 4, data_dir=data.path, slots=3) as sequence:
+        batches = list(sequence)
+        slices = [(X[1:3, 1], y[2:]) for X, y in sequence]
+        assert len(batches) == len(slices) == len(sequence)
+        for X, y in batches:
+            assert (X.reshape(4, -1) == y[:, None]).all()
+        assert exact([label for _, y in batches for label in y.tolist()], 52)
+        assert all((X >= 0).all() and (y >= 0).all() and (X < N).all() for X, y in slices)
+        assert sequence.stats.copied == 2 * len(sequence) - 3
+
+
+def test_slots_let_go_of_end_the_copying(data: Any) -> None:
+    """Copies are for as long as all slots are held, no longer."""
+    with Sequence(data.ids, data.labels, 4, data_dir=data.path, slots=2) as sequence:
+        held = list(sequence)
+        copied = sequence.stats.copied
+        assert copied == len(sequence) - 2
+        del held
+        for _ in sequence:
+            pass
+        assert sequence.stats.copied == copied
+
+
+def test_a_pass_by_hand(data: Any) -> None:
+    """The blog's own loop: indexes in turn, ``on_epoch_end`` between epochs; an index asked for twice is the same batch."""
+    with Sequence(data.ids, data.labels, 8, drop_last=False, data_dir=data.path) as sequence:
+        sequence.on_epoch_end()
+        first = [sequence[i][1].tolist() for i in range(len(sequence))]
+        assert sequence[2][1].tolist() == first[2]
+        assert sequence[-1][1].tolist() == first[-1]
+        sequence.on_epoch_end()
+        sequence.on_epoch_begin()
+        second = [sequence[i][1].tolist() for i in reversed(range(len(sequence)))]
+        with pytest.raises(IndexError):
+            sequence[len(sequence)]
+    assert exact(sum(first, []))
+    assert exact(sum(second, []))
+    assert first != second
+
+
+def test_requests_from_many_threads(data: Any) -> None:
+    """Threads that ask one object for different indexes each get theirs, and all batches are dealt once."""
+    with Sequence(data.ids, data.labels, 4, drop_last=False, data_dir=data.path, slots=3) as sequence:
+        got: dict[int, list[int]] = {}
+
+        def ask(index: int) -> None:
+            X, y = sequence[index]
+            assert (X.reshape(len(X), -1) == y[:, None]).all()
+            got[index] = y.tolist()
+
+        threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(sequence))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert exact(sum(got.values(), []))
+
+
+def test_mirrored_strategy(data: Any) -> None:
+    """Under a distribution strategy Keras makes a pass that it throws away; the ones that train are exact."""
+    with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
+        model = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.GlobalAveragePooling3D(), keras.layers.Dense(1)])
+        model.compile(loss="mse")
+    with Sequence(data.ids, data.labels, 8, SHAPE, 1, data_dir=data.path) as sequence:
+        history = model.fit(sequence, epochs=2, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+
+
+def test_class_weight(data: Any) -> None:
+    """``fit(class_weight=...)`` takes int labels and one-hot ones."""
+    for n_classes, loss in [(None, "sparse_categorical_crossentropy"), (N, "categorical_crossentropy")]:
+        model = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.Flatten(), keras.layers.Dense(N)])
+        model.compile(loss=loss)
+        with Sequence(data.ids, data.labels, 8, SHAPE, 1, n_classes, data_dir=data.path) as sequence:
+            model.fit(sequence, class_weight={0: 2.0}, verbose=0)
+
+
+def test_signature_and_repr(data: Any) -> None:
+    """Arguments are named where editors look for them, and the state is told, open and closed."""
+    import inspect
+
+    assert list(inspect.signature(Sequence).parameters)[:7] == [
+        "list_IDs", "labels", "batch_size", "dim", "n_channels", "n_classes", "shuffle",
+    ]  # fmt: skip
+    with Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=1) as sequence:
+        assert "53 samples in 6 batches of 8" in repr(sequence)
+        assert "1 worker" in repr(sequence)
+    assert "closed" in repr(sequence)
+    assert sequence.workers == 1
+    assert not sequence.use_multiprocessing
+
+
+def test_abandoned_in_fit_and_collected(data: Any) -> None:
+    """A sequence that nobody closes ends with its last reference, also after it was in ``fit``."""
+    model = recorder()
+    sequence = Sequence(data.ids, data.labels, 8, data_dir=data.path)
+    model.fit(sequence, verbose=0)
+    del model, sequence
+    keras.backend.clear_session()
+    gc.collect()
