@@ -15,7 +15,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -29,7 +28,10 @@ from shmgen._worker import Task
 from shmgen.errors import ClosedError, ShmgenError
 
 COPY_AFTER = 1.0
-"""Seconds that a batch waits for a slot to be let go of before it is handed out as a copy."""
+"""Seconds that a batch waits for a slot to be let go of before it is handed out as a copy; half of it after each wait in vain."""
+
+COPY_AFTER_LEAST = 0.02
+"""Seconds that it waits at least."""
 
 COLLECT_AFTER = 0.25
 """Seconds after which garbage is collected, in case that holds the slots."""
@@ -59,8 +61,7 @@ class Counts:
 def _bookkeeping(method: Callable[Concatenate[Delivery, P], R]) -> Callable[Concatenate[Delivery, P], R]:
     """``method`` writes the books. An interrupt that strikes in its midst leaves them wrong, which ends the delivery."""
 
-    @wraps(method)
-    def whole(self: Delivery, *args: P.args, **kwargs: P.kwargs) -> R:
+    def whole(self: Delivery, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return method(self, *args, **kwargs)
         except Exception:
@@ -114,6 +115,7 @@ class Delivery:
         self._listens_to: int | None = None
         self._demanded: list[Batch] = []
         self._all_held = False
+        self._patience = COPY_AFTER
         self._interrupted = 0.0
 
     def read_ahead(self) -> None:
@@ -150,14 +152,16 @@ class Delivery:
                     else:
                         # Whoever holds all the slots may need but a push to let go; if that does not help, copies must do.
                         starved_from = starved_from or now
-                        if now > starved_from + COPY_AFTER:
+                        if now > starved_from + self._patience:
                             self._resort_to_copies()
                         else:
                             self._push(drain, collect=now > starved_from + COLLECT_AFTER)
                             self._wait(DRAIN_EVERY, batch)
                     self._check(called)
-                    if not self._schedule.holds(batch):
+                    if starved_from is not None or not self._schedule.holds(batch):
                         self._dispatch()
+                if starved_from is not None and not self._all_held:
+                    self._patience = min(COPY_AFTER, 2 * self._patience)
                 return arrays
             finally:
                 self._demanded.remove(batch)
@@ -230,6 +234,7 @@ class Delivery:
             self._ring.grow()
             self._schedule.add_spare()
         self._all_held = True
+        self._patience = max(COPY_AFTER_LEAST, self._patience / 2)
 
     def _push(self, drain: Drain | None, *, collect: bool) -> None:
         """Have those who hold batches without need let go of them. The lock is free meanwhile."""
@@ -279,7 +284,7 @@ class Delivery:
         """Whether to go on with a request made at ``called``."""
         if self.ended is not None:
             raise type(self.ended)(*self.ended.args)
-        if self._interrupted > called and threading.current_thread() is not threading.main_thread():
-            # Ctrl-C is for the main thread to act on; but it may be waiting inside a framework for this very batch.
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                raise KeyboardInterrupt
+        # Ctrl-C is for the main thread to act on; but it may be waiting inside a framework for this very batch.
+        elsewhere = threading.current_thread() is not threading.main_thread()
+        if self._interrupted > called and elsewhere and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            raise KeyboardInterrupt

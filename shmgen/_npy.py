@@ -271,9 +271,7 @@ def _read_whole(fd: int, data: memoryview, header: Header) -> None:
     while filled < len(data):
         size = os.preadv(fd, (data[filled:],), header.size + filled)
         if not size:
-            raise Damaged(
-                f"expected {header.size + len(data):,} bytes, found {os.fstat(fd).st_size:,}: the file is truncated"
-            )
+            raise Damaged(f"expected {header.size + len(data):,} bytes, found {os.fstat(fd).st_size:,}: the file is truncated")
         filled += size
 
 

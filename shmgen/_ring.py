@@ -116,8 +116,10 @@ def _release(released: deque[int], slot: int, _: object) -> None:
 def _nameless_segment(size: int) -> int:
     """Descriptor of a new shared-memory segment whose name is gone already."""
     # The resource tracker guards names; ours lives for two calls, and a tracker is a process more.
-    options = {"track": False} if sys.version_info >= (3, 13) else {}
-    segment = SharedMemory(create=True, size=size, **options)
+    if sys.version_info >= (3, 13):
+        segment = SharedMemory(create=True, size=size, track=False)
+    else:
+        segment = SharedMemory(create=True, size=size)
     try:
         return os.dup(segment._fd)  # type: ignore[attr-defined]
     finally:

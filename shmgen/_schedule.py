@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from shmgen._order import Batch
 
-
 PORTIONS = 4
 """Into so many portions the batches in flight are divided when work is given out."""
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from shmgen._wire import DONE, INTERRUPTED, Unframer, frame
@@ -160,10 +161,8 @@ def _end_with_parent(stream: int, parent: int) -> None:
     """
     poll = select.poll()
     poll.register(stream, 0)  # a hang-up is reported unasked
-    try:
+    with suppress(OSError):  # it has gone already, or the kernel is older than 5.3
         poll.register(os.pidfd_open(parent), select.POLLIN)
-    except OSError:  # it has gone already, or the kernel is older than 5.3
-        pass
     if os.getppid() == parent:
         poll.poll()
     os._exit(0)

@@ -48,14 +48,13 @@ class WorkerDied(ShmgenError):
         self.exitcode = exitcode
 
     def __str__(self) -> str:
+        who = f"worker {self.worker} (pid {self.pid})"
         if self.exitcode >= 0:
-            cause = f"ended with exit code {self.exitcode}"
-        else:
-            cause = f"was killed by {_signal_name(-self.exitcode)}"
+            return f"{who} ended with exit code {self.exitcode}"
         hint = ""
         if self.exitcode == -signal.SIGKILL:
             hint = "; the kernel does that when memory runs out: try a smaller batch_size, fewer slots or fewer workers"
-        return f"worker {self.worker} (pid {self.pid}) {cause}{hint}"
+        return f"{who} was killed by {_signal_name(-self.exitcode)}{hint}"
 
 
 class ClosedError(ShmgenError):

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     """A `shmgen.Loader` that ``fit``, ``evaluate`` and ``predict`` take; the arguments are the loader's.
 
-    With ``shuffle=True`` a pass deals every sample exactly once, in an order that depends on ``seed`` and the epoch alone, whatever
-    order Keras asks for its batches in. With ``shuffle=False``, ``sequence[i]`` is batch i.
+    With ``shuffle=True`` a pass deals every sample exactly once, in an order that depends on ``seed`` and the epoch alone,
+    whatever order Keras asks for its batches in. With ``shuffle=False``, ``sequence[i]`` is batch i.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -38,7 +38,7 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         """``(X, y)``, or ``(X,)`` without labels; `shmgen.Loader` says of what shapes and dtypes.
 
         Raises:
-            SampleError: a file can't be read. From within ``fit`` on TensorFlow it arrives as the text of an error of TensorFlow's.
+            SampleError: a file can't be read. From within ``fit`` on TensorFlow, it is in the text of TensorFlow's own.
         """
         return self._loader.batch(index, self._drain)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import threading
 import warnings
@@ -368,13 +367,3 @@ def test_signature_and_repr(data: Any) -> None:
     assert "closed" in repr(sequence)
     assert sequence.workers == 1
     assert not sequence.use_multiprocessing
-
-
-def test_abandoned_in_fit_and_collected(data: Any) -> None:
-    """A sequence that nobody closes ends with its last reference, also after it was in ``fit``."""
-    model = recorder()
-    sequence = Sequence(data.ids, data.labels, 8, data_dir=data.path)
-    model.fit(sequence, verbose=0)
-    del model, sequence
-    keras.backend.clear_session()
-    gc.collect()

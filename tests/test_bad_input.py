@@ -1,0 +1,376 @@
+"""Bad input gets an error that names the file or the id, what was expected and what was found, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shmgen import InputError, Loader, SampleError
+
+WITHIN = 10.0
+"""Seconds in which an error must be there: far more than it takes, far less than a wait without an end."""
+
+WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
+
+
+def npy(array: np.ndarray, **options: object) -> bytes:
+    """The bytes of an .npy file."""
+    file = io.BytesIO()
+    np.save(file, array, **options)
+    return file.getvalue()
+
+
+def with_header(header: bytes, *, version: bytes = b"\x01\x00", length: int | None = None) -> bytes:
+    """An .npy file with this header and room for the data."""
+    return b"\x93NUMPY" + version + struct.pack("<H", len(header) if length is None else length) + header + bytes(1000)
+
+
+GOOD = np.zeros((4, 3), np.float32)
+
+BAD_FILES = [
+    # what stands in the place of the file, what its error says was expected, and what was found
+    pytest.param(None, "a file", "none", id="missing"),
+    pytest.param(b"", "an .npy file", "an empty one (0 bytes)", id="empty"),
+    pytest.param(npy(GOOD)[:-8], "176 bytes", "168", id="truncated-in-data"),
+    pytest.param(npy(GOOD)[:128], "176 bytes", "128", id="truncated-after-header"),
+    pytest.param(npy(GOOD)[:100], "header of 128 bytes", "the end of the file after 100", id="truncated-in-header"),
+    pytest.param(npy(GOOD)[:9], "header", "the end of the file after 9 bytes", id="truncated-in-prefix"),
+    pytest.param(npy(GOOD)[:4], "an .npy file", "begins with b'\\x93NUM'", id="truncated-in-magic"),
+    pytest.param(npy(np.asfortranarray(GOOD))[:-8], "176 bytes", "168", id="truncated-fortran"),
+    pytest.param(npy(GOOD.astype(np.float64))[:-8], "224 bytes", "216", id="truncated-cast"),
+    pytest.param(npy(GOOD.reshape(3, 4)), "shape (4, 3)", "(3, 4)", id="other-shape-of-the-same-size"),
+    pytest.param(npy(GOOD[None]), "shape (4, 3)", "(1, 4, 3)", id="one-axis-more"),
+    pytest.param(npy(GOOD[0]), "shape (4, 3)", "(3,)", id="one-axis-less"),
+    pytest.param(npy(GOOD[:0]), "", "(0, 3)", id="no-rows"),
+    pytest.param(b"\x89PNG\r\n\x1a\n" + bytes(1000), "an .npy file", "begins with b'\\x89PNG", id="not-npy"),
+    pytest.param(bytes(1000), "an .npy file", "begins with b'\\x00", id="all-zeros"),
+    pytest.param(b"PK\x03\x04" + bytes(1000), "an .npy file", "begins with b'PK", id="npz"),
+    pytest.param(npy(GOOD.astype(object), allow_pickle=True), "numbers", "Python objects", id="object-array"),
+    pytest.param(npy(np.zeros((4, 3), "f4,i4")), "dtype float32", "[('f0', '<f4'), ('f1', '<i4')]", id="structured"),
+    pytest.param(npy(np.zeros((4, 3), "U5")), "dtype float32", "<U5", id="str"),
+    pytest.param(npy(np.zeros((4, 3), "S5")), "dtype float32", "|S5", id="bytes"),
+    pytest.param(npy(np.zeros((4, 3), "M8[s]")), "dtype float32", "datetime64[s]", id="datetime"),
+    pytest.param(npy(GOOD.astype(np.complex64)), "dtype float32", "complex64", id="cast-loses-more-than-precision"),
+    pytest.param(Path(), "a readable file", "Is a directory", id="directory"),
+    pytest.param(with_header(b"no dict\n"), "an .npy header", "no dict", id="header-is-no-dict"),
+    pytest.param(with_header(b"{'descr': '<f4'}\n"), "an .npy header", "'descr'", id="header-lacks-keys"),
+    pytest.param(with_header(b"{'descr': 'x9', 'fortran_order': False, 'shape': (4, 3)}\n"), "header", "x9", id="header-dtype"),
+    pytest.param(with_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-4, 3)}\n"), "", "-4", id="header-negative"),
+    pytest.param(with_header(b"(" * 9000), "header", "(((", id="header-too-deep"),
+    pytest.param(with_header(b"", length=60_000), "10,000 characters", "60,000", id="header-too-long"),
+    pytest.param(with_header(b"{}", version=b"\x07\x00"), "version 1.0, 2.0 or 3.0", "7.0", id="version-unknown"),
+]
+
+
+def spoil(path: Path, content: bytes | Path | None) -> None:
+    """Put ``content`` in the place of a file; a path stands for a directory, None for nothing."""
+    path.unlink()
+    if isinstance(content, Path):
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+
+
+@pytest.mark.timeout(WITHIN)
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("position", [0, 5], ids=["first", "later"])
+@pytest.mark.parametrize(("content", "expected", "found"), BAD_FILES)
+def test_a_bad_file_is_named(
+    folder: Callable, content: bytes | Path | None, expected: str, found: str, position: int, workers: int
+) -> None:
+    """Whatever is wrong with a file, a SampleError names id and path, what was expected and what was found."""
+    data = folder(8)
+    bad = data.ids[position]
+    spoil(data.file(bad), content)
+
+    def read() -> None:
+        with Loader(
+            data.ids, data.labels, 4, (4,), 3, data_dir=data.path, dtype=np.float32, shuffle=False, workers=workers
+        ) as loader:
+            for X, y in loader:
+                data.check(X, y)
+
+    with pytest.raises(SampleError) as raised:
+        read()
+
+    error = raised.value
+    assert (error.id, error.path) == (bad, str(data.file(bad)))
+    assert re.search(f"expected .*{re.escape(expected)}.*found.*{re.escape(found)}", error.reason), error.reason
+    assert str(error) == f"sample {bad!r}, file {error.path}: {error.reason}"
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.id, again.path, again.reason) == (error.id, error.path, error.reason)
+
+
+@pytest.mark.timeout(WITHIN)
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("dtype", ["U5", "S5", "f4,i4", "M8[s]", "m8[s]", "V4"])
+def test_the_first_file_decides_on_numbers_only(folder: Callable, dtype: str, workers: int) -> None:
+    """With ``dtype`` left out, a first file of text, records or dates is no sample either: no model could take it."""
+    data = folder(4)
+    for id in data.ids:
+        spoil(data.file(id), npy(np.zeros((4, 3), dtype)))
+
+    with pytest.raises(SampleError, match=r"expected (a dtype of )?numbers, found") as raised:
+        Loader(data.ids, data.labels, 2, data_dir=data.path, workers=workers).close()
+
+    assert raised.value.id == "id-0"
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(np.asfortranarray, id="fortran"),
+        pytest.param(lambda a: a.astype(">f4"), id="big-endian"),
+        pytest.param(lambda a: a.astype(np.float64), id="cast"),
+    ],
+)
+@pytest.mark.parametrize("start", [b"\0", b"\x93NUMPY\0", b"\x93NUMPY\x01\0"], ids=repr)
+def test_zeros_are_no_sample_whatever_the_first_file_is(folder: Callable, first: Callable, start: bytes, workers: int) -> None:
+    """A file of zeros, as a crash of the machine leaves them, is never taken for data."""
+    data = folder(4)
+    for number, id in enumerate(data.ids):
+        np.save(data.file(id), first(data.sample(number)))
+    data.file("id-2").write_bytes(start + bytes(1000))
+
+    with (
+        Loader(data.ids, data.labels, 4, data_dir=data.path, dtype=np.float32, shuffle=False, workers=workers) as loader,
+        pytest.raises(SampleError, match="id-2"),
+    ):
+        next(iter(loader))
+
+
+@pytest.mark.timeout(WITHIN)
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("position", [0, 5], ids=["first", "later"])
+@pytest.mark.parametrize(
+    ("bad", "found"),
+    [
+        pytest.param("a\0b", r"expected .*found.*(NUL|null|\\x00)", id="nul"),
+        pytest.param("a" * 300, "expected a readable file, found: File name too long", id="too-long"),
+        pytest.param("\ud800", "expected .*found", id="surrogate"),
+        pytest.param(None, "expected a file, found none", id="none"),
+    ],
+)
+def test_an_id_that_makes_no_path(folder: Callable, bad: object, found: str, position: int, workers: int) -> None:
+    """An id that no file can be called is named like any other."""
+    data = folder(8)
+    ids = [*data.ids[:position], bad, *data.ids[position + 1 :]]
+    labels = {**data.labels, bad: 0}
+
+    with pytest.raises(SampleError, match=found) as raised, Loader(ids, labels, 4, data_dir=data.path, workers=workers) as loader:
+        list(loader)
+
+    assert raised.value.id == bad
+    assert raised.value.path.startswith(str(data.path))
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_missing_folder_is_named(folder: Callable, workers: int) -> None:
+    """A wrong ``data_dir`` shows in the path that the error names, and the error says what makes a path."""
+    data = folder(4)
+
+    with pytest.raises(SampleError, match=r"nowhere/id-0\.npy: expected a file, found none; data_dir and the id"):
+        Loader(data.ids, data.labels, 2, data_dir=data.path / "nowhere", workers=workers)
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_the_rest_is_read_after_an_error_and_the_batch_once_mended(folder: Callable, workers: int) -> None:
+    """After a SampleError the loader gives all other batches, and the bad one too as soon as its file is good again."""
+    data = folder(24)
+    data.file("id-9").write_bytes(b"")
+    options = {"data_dir": data.path, "shuffle": False, "workers": workers, "slots": 3}
+
+    with Loader(data.ids, data.labels, 4, **options) as loader:
+        for _ in range(2):
+            loader.begin()
+            got = []
+            for index in range(len(loader)):
+                if index == 2:
+                    with pytest.raises(SampleError, match="id-9"):
+                        loader.batch(index)
+                else:
+                    got += data.check(*loader.batch(index))
+            assert got == [*range(8), *range(12, 24)]
+        data.write(9)
+        with suppress(SampleError):  # the next epoch's batch may have been read ahead while the file was bad
+            loader.batch(2)
+        assert data.check(*loader.batch(2)) == [8, 9, 10, 11]
+        with suppress(SampleError):
+            list(loader)
+        assert [label for X, y in loader for label in data.check(X, y)] == list(range(24))
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_an_epoch_goes_on_after_an_error(folder: Callable, workers: int) -> None:
+    """An iterator that raised SampleError goes on with the next batch."""
+    data = folder(16)
+    data.file("id-5").unlink()
+    got = []
+
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, shuffle=False, workers=workers) as loader:
+        epoch = iter(loader)
+        got += data.check(*next(epoch))
+        with pytest.raises(SampleError, match="id-5"):
+            next(epoch)
+        got += [label for X, y in epoch for label in data.check(X, y)]
+
+    assert got == [*range(4), *range(8, 16)]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_several_bad_files_are_named_one_by_one(folder: Callable, workers: int) -> None:
+    """Of several bad files in one batch, one is named at a time, and each turns up until none is left."""
+    data = folder(8)
+    bad = {1, 4, 7}
+    for number in bad:
+        data.file(data.ids[number]).unlink()
+
+    with Loader(data.ids, data.labels, 8, data_dir=data.path, shuffle=False, workers=workers) as loader:
+        while bad:
+            with pytest.raises(SampleError) as raised:
+                loader.batch(0)
+            number = data.labels[raised.value.id]
+            if number in bad:  # else it was read ahead before it was mended
+                bad.remove(number)
+                data.write(number)
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_an_id_that_stands_twice_is_two_samples(folder: Callable, workers: int) -> None:
+    """Users who oversample a class name an id several times: each time is a sample."""
+    data = folder(4)
+    ids = data.ids + data.ids[:2] * 2
+
+    with Loader(ids, data.labels, 8, data_dir=data.path, workers=workers) as loader:
+        ((X, y),) = loader
+
+    assert sorted(data.check(X, y)) == [0, 0, 0, 1, 1, 1, 2, 3]
+
+
+def without(labels: dict[str, int], id: str) -> dict[str, int]:
+    """``labels`` less one."""
+    return {key: label for key, label in labels.items() if key != id}
+
+
+BAD_ARGUMENTS = [
+    # arguments to replace, and what the error says
+    pytest.param({"list_IDs": []}, r"expected at least 2 ids, found 0", id="no-ids"),
+    pytest.param({"list_IDs": [], "drop_last": False}, r"expected at least 1 ids?, found 0", id="no-ids-keep-last"),
+    pytest.param({"list_IDs": np.array([], "U4")}, r"expected at least 2 ids, found 0", id="no-ids-array"),
+    pytest.param({"batch_size": 9}, r"expected at least 9 ids, found 8.*drop_last=False", id="fewer-ids-than-a-batch"),
+    pytest.param({"labels": {}}, r"id 'id-0' has no label.*8 ids", id="no-labels"),
+    pytest.param({"labels": lambda labels: without(labels, "id-6")}, r"id 'id-6' has no label", id="a-label-missing"),
+    pytest.param({"labels": lambda labels: {**labels, "id-3": 3.0}}, r"id 'id-3' has the label 3\.0.*an int", id="float"),
+    pytest.param({"labels": lambda labels: {**labels, "id-3": None}}, r"id 'id-3' has the label None.*an int", id="none"),
+    pytest.param({"labels": lambda labels: {**labels, "id-3": "3"}}, r"id 'id-3' has the label '3'.*expected an int", id="str"),
+    pytest.param({"labels": lambda labels: {**labels, "id-3": [0, 1]}}, r"id 'id-3' has the label.*expected an int", id="list"),
+    pytest.param({"labels": lambda labels: {**labels, "id-3": 2**63}}, r"id 'id-3' has the label 9223372036854775808", id="huge"),
+    pytest.param({"n_classes": 7}, r"id 'id-7' has the label 7, expected one from 0 to 6", id="label-above-the-classes"),
+    pytest.param(
+        {"labels": lambda labels: {**labels, "id-3": -1}, "n_classes": 8},
+        r"id 'id-3' has the label -1, expected one from 0 to 7",
+        id="label-below-the-classes",
+    ),
+    pytest.param({"batch_size": 0}, r"batch_size: expected an int from 1, found 0", id="batch_size-zero"),
+    pytest.param({"batch_size": -4}, r"batch_size: expected an int from 1, found -4", id="batch_size-negative"),
+    pytest.param({"batch_size": 2.0}, r"batch_size: expected an int from 1, found 2\.0", id="batch_size-float"),
+    pytest.param({"batch_size": None}, r"batch_size: expected an int from 1, found None", id="batch_size-none"),
+    pytest.param({"dim": (4, 0)}, r"dim: expected an int from 1, found 0", id="dim-zero"),
+    pytest.param({"dim": (-4, 3)}, r"dim: expected an int from 1, found -4", id="dim-negative"),
+    pytest.param({"dim": 0}, r"dim: expected an int from 1, found 0", id="dim-int-zero"),
+    pytest.param({"dim": (4.0, 3)}, r"dim: expected an int from 1, found 4\.0", id="dim-float"),
+    pytest.param({"n_channels": 0}, r"n_channels: expected an int from 1, found 0", id="n_channels-zero"),
+    pytest.param({"n_channels": -1}, r"n_channels: expected an int from 1, found -1", id="n_channels-negative"),
+    pytest.param({"n_classes": 0}, r"n_classes: expected an int from 1, found 0", id="n_classes-zero"),
+    pytest.param({"n_classes": -2}, r"n_classes: expected an int from 1, found -2", id="n_classes-negative"),
+    pytest.param({"workers": -1}, r"workers: expected an int from 0, found -1", id="workers-negative"),
+    pytest.param({"workers": 1.5}, r"workers: expected an int from 0, found 1\.5", id="workers-float"),
+    pytest.param({"slots": 1}, r"slots: expected an int from 2, found 1", id="slots-one"),
+    pytest.param({"slots": 0}, r"slots: expected an int from 2, found 0", id="slots-zero"),
+    pytest.param({"slots": -3}, r"slots: expected an int from 2, found -3", id="slots-negative"),
+    pytest.param({"seed": -1}, r"seed: expected an int from 0, found -1", id="seed-negative"),
+    pytest.param({"seed": None}, r"seed: expected an int from 0, found None", id="seed-none"),
+    pytest.param({"dtype": object}, r"dtype: expected .*numbers, found object", id="dtype-object"),
+    pytest.param({"dtype": "U5"}, r"dtype: expected .*numbers, found <U5", id="dtype-str"),
+    pytest.param({"dtype": "f4,i4"}, r"dtype: expected .*numbers, found", id="dtype-structured"),
+    pytest.param({"dtype": "M8[s]"}, r"dtype: expected .*numbers, found datetime64", id="dtype-datetime"),
+    pytest.param({"dtype": "float31"}, r"dtype: expected .*numbers, found .*float31", id="dtype-unknown"),
+]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize(("changed", "message"), BAD_ARGUMENTS)
+def test_bad_arguments_are_named(folder: Callable, changed: dict[str, object], message: str, workers: int) -> None:
+    """Arguments that no training could start from raise InputError, a ValueError, before anything is started."""
+    data = folder(8)
+    arguments = {"list_IDs": data.ids, "labels": data.labels, "batch_size": 2, "data_dir": data.path, "workers": workers}
+    for name, value in changed.items():
+        arguments[name] = value(data.labels) if callable(value) and name == "labels" else value
+
+    with pytest.raises(InputError, match=message) as raised:
+        Loader(**arguments).close()
+
+    assert isinstance(raised.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param({k: np.int16(k) for k in range(4)}, id="numpy-ints"),
+        pytest.param({k: bool(k % 2) for k in range(4)}, id="bools"),
+        pytest.param({k: np.array(k) for k in range(4)}, id="arrays-of-no-axis"),
+        pytest.param({k: -(2**62) + k for k in range(4)}, id="large-ints"),
+        pytest.param({k: k for k in range(400)}, id="more-labels-than-ids"),
+        pytest.param([3, 1, 2, 0], id="list"),
+        pytest.param(np.array([3, 1, 2, 0]), id="array"),
+    ],
+)
+def test_whatever_is_an_int_is_a_label(tmp_path: Path, labels: object) -> None:
+    """Labels may be any kind of int, in any mapping: it need only have one for each id."""
+    for id in range(4):
+        np.save(tmp_path / f"{id}.npy", np.float32(id))
+
+    with Loader(range(4), labels, 4, data_dir=tmp_path, shuffle=False, workers=0) as loader:
+        ((_, y),) = loader
+
+    assert y.dtype == np.int64
+    assert y.tolist() == [int(labels[id]) for id in range(4)]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:keras")
+def test_fit_names_the_bad_file(folder: Callable) -> None:
+    """Through ``fit`` the error arrives as TensorFlow's own, whose text holds path and reason; nothing is left."""
+    import keras
+
+    from shmgen import Sequence
+
+    model = keras.Sequential([keras.layers.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+    model.compile(loss="mse")
+    cases = {
+        "missing": (None, "expected a file, found none"),
+        "truncated": (npy(GOOD)[:-8], "expected 176 bytes, found 168"),
+        "shape": (npy(GOOD.reshape(3, 4)), "expected shape (4, 3), found (3, 4)"),
+        "object": (npy(GOOD.astype(object), allow_pickle=True), "found Python objects"),
+    }
+    for name, (content, reason) in cases.items():
+        for position in (0, 17):
+            data = folder(24, name=f"{name}-{position}")
+            spoil(data.file(data.ids[position]), content)
+            options = {"dim": (4,), "n_channels": 3, "dtype": np.float32, "data_dir": data.path, "workers": 2}
+
+            def fit(data: object = data, options: dict = options) -> None:
+                with Sequence(data.ids, data.labels, 4, shuffle=False, **options) as sequence:
+                    model.fit(sequence, verbose=0, shuffle=False)
+
+            with pytest.raises(Exception, match=re.escape(str(data.file(data.ids[position])))) as raised:
+                fit()
+            assert reason in str(raised.value), (name, position)

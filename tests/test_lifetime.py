@@ -1,0 +1,515 @@
+"""However a loader's life ends, nothing of it is left: no process, no name in /dev/shm, no descriptor; and views stay readable."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from shmgen import ClosedError, Loader, SampleError
+
+AT_ONCE = 2.0
+"""Seconds in which what is promised "promptly" must have happened, on a machine that does other things as well."""
+
+CTRL_C_WITHIN = 0.5
+"""Seconds after Ctrl-C in which all must be gone."""
+
+TRIES = 3
+"""How often a time limit that a busy machine may miss is tried before the promise counts as broken."""
+
+LOADER = "loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2)\n"
+
+ENDS = {
+    # a script's code -> its exit code, and how many tracebacks it ends with
+    "unused": (LOADER, 0, 0),
+    "normal-exit": (LOADER + "for X, y in loader: pass", 0, 0),
+    "amid-an-epoch": (LOADER + "it = iter(loader); next(it)", 0, 0),
+    "views-alive": (LOADER + "batches = list(loader)", 0, 0),
+    "in-a-reference-cycle": (LOADER + "loop = [loader, iter(loader)]; loop.append(loop); next(loop[1]); del loader, loop", 0, 0),
+    "exception": (LOADER + "for X, y in loader: raise RuntimeError('the user\\'s')", 1, 1),
+    "exception-in-with": ("with Loader(IDS, LABELS, 4, data_dir=DATA, workers=2) as loader:\n  for X, y in loader: 1 / 0", 1, 1),
+    "sys.exit": (LOADER + "for X, y in loader: sys.exit(3)", 3, 0),
+    "sys.exit-in-a-thread": (
+        LOADER + "t = threading.Thread(target=lambda: [sys.exit(3) for _ in loader]); t.start(); t.join()",
+        0,
+        0,
+    ),
+    "os._exit": (LOADER + "for X, y in loader: os._exit(4)", 4, 0),
+    "abort": (LOADER + "for X, y in loader: os.abort()", -signal.SIGABRT, 0),
+    "two-loaders": (
+        LOADER + "other = Loader(IDS, None, 4, data_dir=DATA, workers=1)\nfor a, b in zip(loader, other): pass",
+        0,
+        0,
+    ),
+    "closed": (LOADER + "next(iter(loader)); loader.close()", 0, 0),
+    "daemon-thread-waits": (
+        "os.unlink(f'{DATA}/id-9.npy'); os.mkfifo(f'{DATA}/id-9.npy')\n"
+        + LOADER
+        + "threading.Thread(target=list, args=(loader,), daemon=True).start()\n"
+        "while not [f for f in sys._current_frames().values() if f.f_code.co_name == 'wait']: time.sleep(0.001)\n",
+        0,
+        0,
+    ),
+    "of-another-thread": (
+        "made = []\n"
+        "t = threading.Thread(target=lambda: made.append(Loader(IDS, LABELS, 4, data_dir=DATA, workers=2)))\n"
+        "t.start(); t.join(); assert sum(len(y) for X, y in made[0]) == 24",
+        0,
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "exitcode", "tracebacks"), ENDS.values(), ids=ENDS)
+def test_a_script_that_ends_without_close_leaves_nothing(
+    folder: Callable, script: Callable, code: str, exitcode: int, tracebacks: int
+) -> None:
+    """However a script ends: no process, no name, no warning, no line of ours on stderr, and its own exit code."""
+    data = folder(24)
+    names = set(os.listdir("/dev/shm"))
+
+    run = script(code + "\n", data)
+
+    assert run.end(within=20) == exitcode, run.err
+    # The pipes have ended, so no worker lives on.
+    assert set(os.listdir("/dev/shm")) <= names
+    assert run.err.count("Traceback") == tracebacks, run.err
+    for complaint in ("shmgen", "Warning", "leaked", "Exception ignored"):
+        assert complaint not in run.err.replace("Fatal Python error", "") or exitcode == -signal.SIGABRT, run.err
+
+
+AMID = """
+def main():
+    loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2)
+    for _ in range(3):
+        for X, y in loader: pass
+    say("ready")
+    while True:
+        for X, y in loader: pass
+
+main()
+"""
+
+WAITING = """
+def main():
+    loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)
+    say_when_main_waits("ready")
+    for X, y in loader: pass
+
+main()
+"""
+
+STATES = [pytest.param(AMID, False, id="amid-iteration"), pytest.param(WAITING, True, id="waiting-for-a-fifo")]
+
+
+def ready(folder: Callable, script: Callable, code: str, fifo: bool, name: str = "data", **options: object) -> object:
+    """A script that has come to the point where it is to be struck."""
+    data = folder(24, name=name)
+    if fifo:
+        data.fifo(9)
+    run = script(code, data, **options)
+    run.until("ready")
+    assert len(run.workers) == 2
+    return run
+
+
+@pytest.mark.parametrize(("code", "fifo"), STATES)
+def test_ctrl_c_ends_all_within_half_a_second(folder: Callable, script: Callable, code: str, fifo: bool) -> None:
+    """Ctrl-C, which the terminal sends to the whole group: all gone within half a second, with the user's traceback alone."""
+    names = set(os.listdir("/dev/shm"))
+    for attempt in range(TRIES):
+        run = ready(folder, script, code, fifo, f"try-{attempt}")
+        run.signal(signal.SIGINT, group=True)
+        late = run.left(CTRL_C_WITHIN)
+        assert run.end(within=10) == -signal.SIGINT, run.err
+        assert run.err.count("Traceback") == 1, run.err
+        assert run.err.rstrip().endswith("KeyboardInterrupt"), run.err
+        assert "in main" in run.err
+        for complaint in ("Warning", "leaked", "Exception ignored"):
+            assert complaint not in run.err, run.err
+        if not late:
+            break
+    assert not late
+    assert set(os.listdir("/dev/shm")) <= names
+
+
+FITTING = """
+import keras
+keras.utils.disable_interactive_logging()
+model = keras.Sequential([keras.layers.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+model.compile(loss="mse")
+def main():
+    sequence = shmgen.Sequence(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)
+    say_when_main_waits("ready")
+    model.fit(sequence, shuffle=False, verbose=0)
+
+main()
+"""
+
+
+def test_ctrl_c_ends_a_fit_that_waits_for_a_file(folder: Callable, script: Callable) -> None:
+    """Ctrl-C ends ``fit`` too while TensorFlow waits for a batch that a file holds up that never answers."""
+    for attempt in range(TRIES):
+        run = ready(folder, script, FITTING, True, f"try-{attempt}", options=("-W", "error::ResourceWarning"))
+        run.signal(signal.SIGINT, group=True)
+        late = run.left(CTRL_C_WITHIN)
+        assert run.end(within=20) != 0
+        assert "KeyboardInterrupt" in run.err
+        for complaint in ("ResourceWarning", "leaked", "Exception ignored"):
+            assert complaint not in run.err, run.err
+        if not late:
+            break
+    assert not late
+
+
+@pytest.mark.parametrize(("code", "fifo"), STATES)
+@pytest.mark.parametrize(
+    ("number", "group"),
+    [
+        pytest.param(signal.SIGKILL, False, id="SIGKILL"),
+        pytest.param(signal.SIGKILL, True, id="SIGKILL-to-the-group"),
+        pytest.param(signal.SIGTERM, False, id="SIGTERM"),
+        pytest.param(signal.SIGTERM, True, id="SIGTERM-to-the-group"),
+        pytest.param(signal.SIGHUP, True, id="SIGHUP-to-the-group"),
+    ],
+)
+def test_a_killed_script_leaves_nothing(
+    folder: Callable, script: Callable, code: str, fifo: bool, number: int, group: bool
+) -> None:
+    """The parent, or its whole group, killed: within 2 s no process and no name is left, and nobody complains."""
+    names = set(os.listdir("/dev/shm"))
+    run = ready(folder, script, code, fifo)
+
+    run.signal(number, group=group)
+
+    assert not run.left(within=2.0)
+    assert run.end(within=AT_ONCE) == -number
+    assert set(os.listdir("/dev/shm")) <= names
+    assert run.err == ""
+
+
+def test_workers_end_with_a_parent_whose_forked_child_lives_on(folder: Callable, script: Callable) -> None:
+    """A process forked from the parent keeps the pipes open; the workers end with the parent all the same."""
+    code = LOADER + "next(iter(loader))\nif os.fork() == 0: signal.pause()\nsay('ready')\nsignal.pause()\n"
+    run = script(code, folder(24))
+    run.until("ready")
+    pids = {worker.pid for worker in run.workers if "shmgen" in " ".join(worker.cmdline()) and "-c" in worker.cmdline()}
+
+    run.signal(signal.SIGKILL, group=False)
+
+    assert len(pids) == 2
+    # The child is the only one that lives on, and multiprocessing's tracker, whose pipe it holds.
+    assert not run.left(within=2.0) & pids
+
+
+def test_close_may_be_called_again(folder: Callable) -> None:
+    """A second close, or one after ``with``, does nothing; a batch asked for later raises ClosedError; the repr tells."""
+    data = folder(8)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2) as loader:
+        next(iter(loader))
+        loader.close()
+        loader.close()
+    loader.close()
+
+    with pytest.raises(ClosedError):
+        loader.batch(0)
+    with pytest.raises(ClosedError):
+        next(iter(loader))
+    assert "closed" in repr(loader)
+    assert loader.stats.batches == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_stay_readable(folder: Callable, workers: int) -> None:
+    """What was handed out keeps its values after ``close``, and after the loader has gone."""
+    data = folder(32)
+    loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=workers, slots=3)
+    epoch = iter(loader)
+    held = [next(epoch), next(epoch)]
+    sliced = held[0][0][1:, ::2]
+    before = sliced.copy()
+
+    loader.close()
+    for X, y in held:
+        data.check(X, y)
+    del loader, epoch
+    gc.collect()
+    for X, y in held:
+        data.check(X, y)
+    del held, X, y
+    gc.collect()
+
+    np.testing.assert_array_equal(sliced, before)
+    sliced[:] = 5  # still mapped, and the caller's
+
+
+def test_close_ends_a_wait_of_another_thread(folder: Callable, asking: Callable) -> None:
+    """A thread that waits for a batch gets ClosedError promptly when another closes; with several who wait, all do."""
+    data = folder(24)
+    data.fifo(9)
+    for waiting in (1, 3):
+        loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, shuffle=False)
+        loader.batch(0)
+        threads = [asking(lambda loader=loader: loader.batch(2)) for _ in range(waiting)]
+        threads[0].until_it_waits() if waiting == 1 else None
+
+        called = time.monotonic()
+        loader.close()
+
+        outcomes = [thread.outcome(AT_ONCE) for thread in threads]
+        assert [type(outcome) for outcome in outcomes] == [ClosedError] * waiting
+        assert time.monotonic() - called < AT_ONCE
+
+
+def test_close_from_many_threads_at_once(folder: Callable, asking: Callable) -> None:
+    """Several threads that close the same loader, while others iterate, all return; the others get ClosedError."""
+    data = folder(24)
+    loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2)
+
+    def for_ever() -> None:
+        while True:
+            for X, y in loader:
+                data.check(X, y)
+
+    readers = [asking(for_ever) for _ in range(2)]
+    next(iter(loader))
+    closers = [asking(loader.close) for _ in range(3)]
+
+    assert [closer.outcome(AT_ONCE) for closer in closers] == [None] * 3
+    assert [type(reader.outcome(AT_ONCE)) for reader in readers] == [ClosedError] * 2
+
+
+def test_close_from_a_signal_handler(folder: Callable, script: Callable) -> None:
+    """A SIGTERM handler that closes the loader, while its thread waits for a batch, ends that wait with ClosedError."""
+    data = folder(24)
+    data.fifo(9)
+    code = LOADER.replace("workers", "shuffle=False, workers") + (
+        "signal.signal(signal.SIGTERM, lambda *_: loader.close())\n"
+        "say_when_main_waits('ready')\n"
+        "try: list(loader)\n"
+        "except shmgen.ClosedError: sys.exit(5)\n"
+    )
+    run = script(code, data)
+    run.until("ready")
+
+    run.signal(signal.SIGTERM, group=False)
+
+    assert not run.left(within=2.0)
+    assert run.end() == 5, run.err
+    assert run.err == ""
+
+
+def test_a_loader_that_is_garbage_leaves_nothing(folder: Callable, workers: Callable, until: Callable) -> None:
+    """Without close, the end of the last reference is the end of the workers; in a cycle, the collector's run is."""
+    data = folder(8)
+    loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2)
+    next(iter(loader))
+    assert len(workers()) == 2
+    del loader
+    assert not workers()
+
+    loop: list[object] = [Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2)]
+    loop.append(loop)
+    del loop
+    gc.collect()
+    assert not workers()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_iterator_keeps_its_loader_alive(folder: Callable, workers: int) -> None:
+    """``for X, y in Loader(...)`` works: who iterates need not hold the loader as well."""
+    data = folder(24)
+
+    labels = [
+        label for X, y in Loader(data.ids, data.labels, 4, data_dir=data.path, workers=workers) for label in data.check(X, y)
+    ]
+
+    assert sorted(labels) == list(range(24))
+
+
+FORKS = {
+    "exit-code": "sys.exit(0)",
+    "asks": "try: loader.batch(0)\n    except shmgen.ClosedError as e: assert str(os.getppid()) in str(e); sys.exit(0)\n    sys.exit(9)",
+    "iterates": "try: list(loader)\n    except shmgen.ClosedError: sys.exit(0)\n    sys.exit(9)",
+    "goes-on-iterating": "try: next(epoch)\n    except shmgen.ClosedError: sys.exit(0)\n    sys.exit(9)",
+    "closes": "loader.close(); sys.exit(0)",
+    "leaves-with": "loader.__exit__(None, None, None); sys.exit(0)",
+    "drops-it": "import gc; del loader, epoch, first; gc.collect(); sys.exit(0)",
+    "reads-what-it-has": "sys.exit(0 if (first[0].reshape(4, -1)[:, 0] == first[1]).all() else 9)",
+    "makes-its-own": "assert sum(len(y) for X, y in Loader(IDS, LABELS, 4, data_dir=DATA, workers=1)) == 24; sys.exit(0)",
+}
+
+
+@pytest.mark.parametrize("does", FORKS.values(), ids=FORKS)
+def test_a_forked_child_disturbs_nobody(folder: Callable, script: Callable, does: str) -> None:
+    """Whatever a forked child does with a loader of its parent, it ends well, and the parent's loader works on."""
+    code = f"""
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 has one for every fork
+loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)
+epoch = iter(loader)
+first = next(epoch)
+child = os.fork()
+if not child:
+    {does}
+signal.alarm(20)
+status = os.waitpid(child, 0)[1]
+assert status == 0, status
+assert sum(len(y) for X, y in epoch) == 20
+assert sum(len(y) for X, y in loader) == 24
+loader.close()
+say("done")
+"""
+    run = script(code, folder(24))
+
+    assert run.end(within=25) == 0, run.err
+    assert run.out == "done\n"
+    assert run.err == ""
+
+
+@pytest.mark.parametrize("does", [FORKS["asks"], FORKS["iterates"], FORKS["closes"], FORKS["exit-code"]], ids=str)
+def test_a_child_forked_while_another_thread_waits(folder: Callable, script: Callable, does: str) -> None:
+    """Forked while a thread of the parent waits for a batch, a child that closes, asks or ends does not hang."""
+    code = f"""
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+path = f"{{DATA}}/id-9.npy"
+os.rename(path, path + "~"); os.mkfifo(path)
+loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)
+say_when_main_waits("waits")
+outcome = []
+def ask():
+    try: list(loader)
+    except shmgen.ClosedError as error: outcome.append(error)
+thread = threading.Thread(target=ask)
+thread.start()
+while not any(f.f_code.co_name == "wait" and "_pool" in f.f_code.co_filename for f in sys._current_frames().values()):
+    time.sleep(0.001)
+child = os.fork()
+if not child:
+    signal.alarm(10)
+    {does}
+status = os.waitpid(child, 0)[1]
+assert status == 0, status
+assert thread.is_alive()
+loader.close()
+thread.join(10)
+assert outcome and not thread.is_alive()
+"""
+    run = script(code, folder(24))
+
+    assert run.end(within=25) == 0, run.err
+    assert run.err == ""
+
+
+def test_many_loaders_in_turn(folder: Callable) -> None:
+    """200 loaders made, used and closed in turn leave no more descriptors than one."""
+    data = folder(8)
+
+    def one(number: int) -> None:
+        loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=number % 3)
+        if number % 2:
+            next(iter(loader))
+        loader.close()
+
+    for number in range(6):
+        one(number)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(200):
+        one(number)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def no_process(*_: object, **__: object) -> None:
+    raise OSError(11, "Resource temporarily unavailable")
+
+
+FAILURES = {
+    "a-bad-first-file": (SampleError, {"list_IDs": ["nobody"], "labels": None, "batch_size": 1}),
+    "no-shared-memory": (OSError, {"slots": 1 << 40}),
+    "no-interpreter": (OSError, {}),
+    "no-process": (OSError, {}),
+    "no-second-process": (OSError, {}),
+    "no-descriptor": (OSError, {"workers": 40}),
+    "interrupt": (KeyboardInterrupt, {}),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_constructor_that_fails_leaves_nothing(folder: Callable, monkeypatch: pytest.MonkeyPatch, failure: str) -> None:
+    """Wherever the constructor fails, the fixture finds nothing left behind."""
+    import subprocess
+
+    error, changed = FAILURES[failure]
+    data = folder(8)
+    popen = subprocess.Popen
+    started = []
+
+    def second_fails(*args: object, **kwargs: object) -> object:
+        if started:
+            raise KeyboardInterrupt if failure == "interrupt" else OSError(11, "Resource temporarily unavailable")
+        started.append(popen(*args, **kwargs))
+        return started[0]
+
+    if failure == "no-interpreter":
+        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    elif failure == "no-process":
+        monkeypatch.setattr(subprocess, "Popen", no_process)
+    elif failure in ("no-second-process", "interrupt"):
+        monkeypatch.setattr(subprocess, "Popen", second_fails)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if failure == "no-descriptor":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 30, limits[1]))
+    try:
+        with pytest.raises(error):
+            Loader(
+                **{"list_IDs": data.ids, "labels": data.labels, "batch_size": 4, "data_dir": data.path, "workers": 3, **changed}
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    for process in started:
+        assert process.returncode is not None
+
+
+def test_a_loader_made_in_a_thread_outlives_it(folder: Callable) -> None:
+    """A worker does not end with the thread that started it."""
+    data = folder(24)
+    made: list[Loader] = []
+    thread = threading.Thread(
+        target=lambda: made.append(Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, shuffle=False))
+    )
+    thread.start()
+    thread.join()
+
+    with made[0] as loader:
+        for _ in range(2):
+            assert [label for X, y in loader for label in data.check(X, y)] == list(range(24))
+
+
+def test_the_mapping_goes_with_the_last_view(folder: Callable) -> None:
+    """Shared memory is given back once the loader is closed and the last view has gone, and not before."""
+    data = folder(8, (64, 64))
+
+    def mapped() -> int:
+        with open("/proc/self/maps") as maps:
+            return sum("/dev/shm" in line for line in maps)
+
+    before = mapped()
+    loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2)
+    X, y = next(iter(loader))
+    loader.close()
+    view = X[1:2]
+    del X, y, loader
+    gc.collect()
+    assert mapped() == before + 1
+    del view
+    gc.collect()
+    assert mapped() == before

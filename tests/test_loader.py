@@ -1,0 +1,234 @@
+"""`Loader`: the same batches as `Sequence`, without any framework."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from itertools import islice
+
+import numpy as np
+import pytest
+
+import shmgen._delivery
+from conftest import DataSet
+from shmgen import Loader, Stats
+from shmgen._layout import ALIGNMENT
+
+Folder = Callable[..., DataSet]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_a_loop_is_an_epoch_and_the_next_the_next(folder: Folder, workers: int) -> None:
+    """Each loop gives every sample once, X and y of a row belong together, and two loops differ in order."""
+    data = folder(22)
+    with Loader(data.ids, data.labels, 5, data_dir=data.path, workers=workers, drop_last=False) as loader:
+        assert len(loader) == 5
+        epochs = [[label for X, y in loader for label in data.check(X, y)] for _ in range(3)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(22))] * 3
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_loop_left_early_is_begun_again(folder: Folder) -> None:
+    """After a ``break`` the next loop gives the same epoch from its start, whole."""
+    data = folder(20)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path) as loader:
+        begun = [y.tolist() for _, y in islice(loader, 2)]
+        again = [y.tolist() for _, y in loader]
+    assert again[:2] == begun
+    assert sorted(sum(again, [])) == list(range(20))
+
+
+def test_two_loops_at_once(folder: Folder) -> None:
+    """Loops that run side by side over one loader are each exact."""
+    data = folder(20)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path) as loader:
+        pairs = [(a[1].tolist(), b[1].tolist()) for a, b in zip(loader, loader, strict=True)]
+    for side in zip(*pairs, strict=True):
+        assert sorted(sum(side, [])) == list(range(20))
+
+
+def test_threads_share_a_loop(folder: Folder) -> None:
+    """Threads that take batches from one iterator get each once."""
+    data = folder(40)
+    got: list[int] = []
+    with Loader(data.ids, data.labels, 2, data_dir=data.path, slots=3) as loader:
+        batches = iter(loader)
+
+        def take() -> None:
+            for X, y in batches:
+                got.extend(data.check(X, y))
+
+        threads = [threading.Thread(target=take) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(got) == list(range(40))
+
+
+@pytest.mark.parametrize(("dim", "n_channels", "shape", "row"), [
+    (None, None, (4, 3), (4, 3)),
+    (None, 3, (4, 3), (4, 3)),
+    (None, 1, (4, 3), (4, 3, 1)),
+    (None, 1, (4, 1), (4, 1)),
+    ((4, 3), None, (4, 3), (4, 3, 1)),
+    ((4,), None, (4, 3), (4, 3)),
+    ((4, 3), 1, (4, 3), (4, 3, 1)),
+    ((4, 3), 1, (4, 3, 1), (4, 3, 1)),
+    ([4], 3, (4, 3), (4, 3)),
+    (4, 1, (4,), (4, 1)),
+    (None, None, (), ()),
+])  # fmt: skip
+def test_shape_of_a_row(
+    folder: Folder, dim: object, n_channels: int | None, shape: tuple[int, ...], row: tuple[int, ...]
+) -> None:
+    """``X`` is ``(batch_size, *dim, n_channels)``; what is left out is the first file's."""
+    data = folder(4, shape)
+    with Loader(data.ids, data.labels, 2, dim, n_channels, data_dir=data.path, workers=1) as loader:
+        for X, y in loader:
+            assert X.shape == (2, *row)
+            data.check(X, y)
+
+
+def test_arrays_are_what_a_framework_takes_without_a_copy(folder: Folder) -> None:
+    """Aligned to 64 bytes, contiguous, native and of the exact dtype, the short last batch too."""
+    data = folder(7, (3, 5), ">i2")
+    with Loader(data.ids, data.labels, 3, n_classes=7, data_dir=data.path, drop_last=False) as loader:
+        sizes = []
+        for batch in loader:
+            sizes.append(len(batch[0]))
+            for array, dtype in zip(batch, (np.dtype("=i2"), np.dtype("=f4")), strict=True):
+                assert array.ctypes.data % ALIGNMENT == 0
+                assert array.flags.c_contiguous
+                assert array.flags.writeable
+                assert array.dtype == dtype
+                assert array.dtype.isnative
+    assert sizes == [3, 3, 1]
+
+
+def test_labels_int_one_hot_and_none(folder: Folder) -> None:
+    """int64 of shape (batch,); float32 one-hot rows with ``n_classes``; ``(X,)`` without labels."""
+    data = folder(6, n_classes=3)
+    arguments = {"batch_size": 6, "shuffle": False, "data_dir": data.path, "workers": 1}
+    expected = np.array([0, 1, 2, 0, 1, 2])
+    with Loader(data.ids, data.labels, **arguments) as loader:
+        ((_, y),) = loader
+        assert y.dtype == np.int64
+        np.testing.assert_array_equal(y, expected)
+    with Loader(data.ids, data.labels, n_classes=4, **arguments) as loader:
+        for _ in range(2):  # the second time over what the first left in the slot
+            ((_, y),) = loader
+            assert y.dtype == np.float32
+            np.testing.assert_array_equal(y, np.eye(4, dtype=np.float32)[expected])
+    with Loader(data.ids, None, **arguments) as loader:
+        ((X,),) = loader
+        assert X.shape == (6, 4, 3)
+
+
+def test_ids_of_any_kind(folder: Folder) -> None:
+    """Ids may be a list, a tuple, a range, an array of str or int; what matters is how they print."""
+    data = folder(4)
+    for number, id in enumerate(data.ids):
+        data.file(id).rename(data.path / f"{number}.npy")
+    labels = {number: number for number in range(4)}
+    for ids in (range(4), list(range(4)), tuple(range(4)), np.arange(4), list(np.arange(4))):
+        with Loader(ids, labels, 4, data_dir=data.path, workers=1) as loader:
+            ((X, y),) = loader
+            data.check(X, y)
+    for ids in (np.array(["0", "1", "2", "3"]), list(np.array(["0", "1", "2", "3"])), iter("0123")):
+        with Loader(ids, {str(k): k for k in range(4)}, 4, data_dir=data.path, workers=1) as loader:
+            ((X, y),) = loader
+            data.check(X, y)
+
+
+def test_an_id_that_stands_twice_is_two_samples(folder: Folder) -> None:
+    """As users who oversample a class mean it."""
+    data = folder(3)
+    ids = [*data.ids, data.ids[0], data.ids[0]]
+    with Loader(ids, data.labels, 2, data_dir=data.path, drop_last=False) as loader:
+        seen = [label for X, y in loader for label in data.check(X, y)]
+    assert sorted(seen) == [0, 0, 0, 1, 2]
+
+
+def test_later_changes_to_the_arguments_do_no_harm(folder: Folder) -> None:
+    """Ids and labels are taken as they are at construction, and a relative folder where it is then."""
+    data = folder(8)
+    ids, labels = list(data.ids), dict(data.labels)
+    with Loader(ids, labels, 4, data_dir=data.path) as loader:
+        ids.clear()
+        labels.clear()
+        assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(8))
+
+
+def test_a_relative_folder_is_taken_where_it_is_at_construction(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of directory afterwards does no harm."""
+    data = folder(8)
+    monkeypatch.chdir(data.path.parent)
+    with Loader(data.ids, data.labels, 4, data_dir="data", slots=2) as loader:
+        monkeypatch.chdir("/")
+        assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(8))
+
+
+def test_more_workers_than_rows(folder: Folder) -> None:
+    """Workers that have no row of a batch get one of another."""
+    data = folder(9)
+    with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=5, drop_last=False) as loader:
+        assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(9))
+
+
+def test_batches_larger_than_the_data_set(folder: Folder) -> None:
+    """With ``drop_last=False`` a single short batch; memory is taken for it alone."""
+    data = folder(3)
+    with Loader(data.ids, data.labels, 1000, data_dir=data.path, drop_last=False) as loader:
+        assert [len(y) for _, y in loader] == [3]
+        assert loader._ring.layout.batch_size == 3
+
+
+def test_stats_count_what_was_delivered(folder: Folder) -> None:
+    """Batches, samples, bytes; a frozen snapshot that later batches leave alone."""
+    data = folder(10, (4,), np.float32)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, drop_last=False) as loader:
+        assert loader.stats == Stats(0, 0, 0, 0.0, 0, 0)
+        for _ in loader:
+            pass
+        stats = loader.stats
+        assert (stats.batches, stats.samples, stats.bytes, stats.copied, stats.restarts) == (3, 10, 10 * (16 + 8), 0, 0)
+        assert stats.waited > 0
+        for _ in loader:
+            pass
+        assert (stats.batches, loader.stats.batches) == (3, 6)
+
+
+def test_time_waited_is_for_data_alone(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time in which all slots were held by the user is not time waited for data."""
+    monkeypatch.setattr(shmgen._delivery, "COPY_AFTER", 0.3)
+    data = folder(12)
+    with Loader(data.ids, data.labels, 2, data_dir=data.path, slots=2, workers=1) as loader:
+        held = list(loader)
+        assert loader.stats.copied == 4
+        assert loader.stats.waited < 0.3
+        del held
+
+
+def test_the_waiting_thread_ends_with_the_slot_it_waits_for(folder: Folder, asking: Callable[..., object]) -> None:
+    """A batch that waits because all slots are held is handed out as soon as one is let go of, without a copy."""
+    data = folder(12)
+    with Loader(data.ids, data.labels, 2, data_dir=data.path, slots=2, workers=1) as loader:
+        batches = iter(loader)
+        held = [next(batches), next(batches)]
+        thread = asking(lambda: next(batches))
+        thread.until_it_waits()  # type: ignore[attr-defined]
+        held.pop()
+        data.check(*thread.outcome())  # type: ignore[attr-defined]
+        assert loader.stats.copied == 0
+        del held, thread
+
+
+def test_defaults_are_sensible(folder: Folder) -> None:
+    """At least a worker and four slots, more of them where batches are small, never more workers than processors."""
+    import os
+
+    data = folder(8)
+    with Loader(data.ids, data.labels, 2, data_dir=data.path) as loader:
+        assert 1 <= len(loader._crew.pids) <= min(8, len(os.sched_getaffinity(0)))
+        assert len(loader._ring.memory) // loader._ring.layout.slot_bytes == 16
