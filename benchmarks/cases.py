@@ -27,6 +27,7 @@ class Case:
         shape: of a sample, channels last.
         batch_size: samples in a batch.
         files: how many there are; a multiple of ``batch_size``, so that an epoch is every sample once, whoever drops the rest.
+        repeats: how often each is a sample: makes an epoch longer, without more files.
         root: the folder of all data sets.
     """
 
@@ -36,6 +37,7 @@ class Case:
     dtype: str
     batch_size: int
     files: int
+    repeats: int = 1
     root: Path = Path(__file__).parents[1] / ".bench"
 
     @property
@@ -44,11 +46,16 @@ class Case:
 
     @cached_property
     def ids(self) -> list[str]:
-        return [f"id-{number}" for number in range(self.files)]
+        return [f"id-{number}" for number in range(self.files)] * self.repeats
 
     @cached_property
     def labels(self) -> dict[str, int]:
-        return {id: number % CLASSES for number, id in enumerate(self.ids)}
+        return {id: number % CLASSES for number, id in enumerate(self.ids[: self.files])}
+
+    @property
+    def samples(self) -> int:
+        """In an epoch."""
+        return self.files * self.repeats
 
     @property
     def sample_bytes(self) -> int:
@@ -57,7 +64,8 @@ class Case:
     @property
     def checksum(self) -> Checksum:
         """What `checksum` gives for an epoch."""
-        return Checksum(self.files, sum(self._mark(number) * (number % CLASSES + 1) for number in range(self.files)))
+        total = sum(self._mark(number) * (number % CLASSES + 1) for number in range(self.files))
+        return Checksum(self.samples, self.repeats * total)
 
     def path(self, id: str) -> str:
         return f"{self.folder}/{id}.npy"
@@ -70,7 +78,7 @@ class Case:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         sample = np.random.default_rng(0).integers(0, 256, self.shape).astype(self.dtype)
-        for number, id in enumerate(self.ids):
+        for number, id in enumerate(self.labels):
             sample.flat[0] = self._mark(number)
             np.save(unfinished / f"{id}.npy", sample)
         os.sync()  # or the writing would go on behind the first contestants' backs

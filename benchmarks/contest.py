@@ -87,7 +87,8 @@ class Team:
 
     def __init__(self, what: str, case: Case, contestant: str, plan: Plan) -> None:
         command = [sys.executable, "-m", "benchmarks.contestant", what, contestant, case.name]
-        command += ["--data", str(case.root.absolute()), "--files", str(case.files), "--seconds", str(plan.seconds)]
+        command += ["--data", str(case.root.absolute()), "--files", str(case.files), "--repeats", str(case.repeats)]
+        command += ["--seconds", str(plan.seconds)]
         self._processes = [
             subprocess.Popen(
                 [*command, "--share", str(share)],

@@ -163,9 +163,9 @@ def load_limit(case: Case, share: int) -> Iterator[Batches]:
     rows = [memoryview(row).cast("B") for row in X]
     header = bytearray(os.path.getsize(case.path(case.ids[0])) - case.sample_bytes)
     # Drawn beforehand and the same in every epoch, because drawing it is not reading.
-    order = np.random.default_rng(0).permutation(case.files).reshape(-1, case.batch_size)[:, begin:end]
+    order = np.random.default_rng(0).permutation(case.samples).reshape(-1, case.batch_size)[:, begin:end]
     batches = [[case.path(case.ids[number]) for number in numbers] for numbers in order]
-    labels = np.array(list(case.labels.values()))[order]
+    labels = np.array([case.labels[id] for id in case.ids])[order]
 
     def epoch() -> Batches:
         opened, preadv, close, flags = os.open, os.preadv, os.close, os.O_RDONLY | os.O_CLOEXEC
@@ -206,7 +206,7 @@ def fit_memory(case: Case) -> PyDataset:
 
     class Memory(PyDataset):
         def __len__(self) -> int:
-            return case.files // case.batch_size
+            return case.samples // case.batch_size
 
         def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
             return aligned, y
@@ -274,16 +274,17 @@ def main() -> None:
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--data", type=Path, help="folder of the data sets")
     parser.add_argument("--files", type=int, help="how many there are")
+    parser.add_argument("--repeats", type=int, default=1, help="of each file in an epoch")
     parser.add_argument("--seconds", type=float, default=1.0, help="that a turn lasts, or more")
     parser.add_argument("--share", type=int, default=0, help=f"of every batch, from 0 to {WORKERS - 1}, for the limit")
     options = parser.parse_args()
     case = CASES[options.case]
-    case = replace(case, files=options.files or case.files, root=options.data or case.root)
+    case = replace(case, files=options.files or case.files, repeats=options.repeats, root=options.data or case.root)
     case.make()
     if options.what == "load":
         turns = turns_of_loading(LOADERS[options.contestant](case, options.share), options.seconds)
     else:
-        turns = turns_of_fit(DATASETS[options.contestant](case), case.files, options.seconds)
+        turns = turns_of_fit(DATASETS[options.contestant](case), case.samples, options.seconds)
     for _ in sys.stdin:
         print(json.dumps(asdict(next(turns))), flush=True)
 
