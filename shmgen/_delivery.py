@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
 import signal
 import threading
 import time
@@ -19,12 +18,11 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
+from shmgen._filler import Task
 from shmgen._order import Batch
-from shmgen._pool import Workers
+from shmgen._pool import What, Workers
 from shmgen._ring import Ring
-from shmgen._schedule import Piece, Schedule
-from shmgen._wire import DONE, INTERRUPTED
-from shmgen._worker import Task
+from shmgen._schedule import Schedule
 from shmgen.errors import ClosedError, ShmgenError
 
 COPY_AFTER = 1.0
@@ -192,15 +190,11 @@ class Delivery:
         for worker, piece in pieces:
             if piece.slot not in ids:
                 ids[piece.slot] = self._prepare(piece.slot, piece.batch)
-            tasks[worker].append(self._task(piece, ids[piece.slot]))
+            slot, batch, start, stop = piece
+            position = batch.number * self._ring.layout.batch_size + start
+            tasks[worker].append(Task(slot, start, stop, batch.epoch, position, ids[slot][start:stop]))
         for worker, his in tasks.items():
             self._workers.send(worker, his)
-
-    def _task(self, piece: Piece, ids: list[object]) -> Task:
-        layout = self._ring.layout
-        first = piece.slot * layout.slot_bytes + layout.offsets[0]
-        row_bytes = layout.fields[0].row_bytes
-        return first + piece.start * row_bytes, first + piece.stop * row_bytes, ids[piece.start : piece.stop]
 
     @_bookkeeping
     def _hand_out(self, batch: Batch) -> Arrays | None:
@@ -269,16 +263,16 @@ class Delivery:
 
     @_bookkeeping
     def _take_in(self) -> None:
-        for worker, message in self._workers.heard():
-            if message == DONE:
+        for worker, what, detail in self._workers.heard():
+            if what is What.DONE:
                 self._schedule.done(worker)
-            elif message is None:
-                self.close(self._workers.death(worker))
-                return
-            elif message.startswith(INTERRUPTED):
-                self._interrupted = float(message[len(INTERRUPTED) :])
+            elif what is What.FAILED:
+                self._schedule.done(worker, detail)
+            elif what is What.INTERRUPTED:
+                self._interrupted = detail
             else:
-                self._schedule.done(worker, pickle.loads(message))
+                self.close(detail)
+                return
 
     def _check(self, called: float) -> None:
         """Whether to go on with a request made at ``called``."""
