@@ -22,7 +22,7 @@ class Dice:
         self._key: tuple[int, np.ndarray] = (-1, np.zeros(2, np.uint64))
 
     def for_samples(self, epoch: int, position: int, count: int) -> Iterator[np.random.Generator]:
-        """A generator for each of ``count`` samples from ``position`` in the epoch's data on, good until the next is asked for."""
+        """A generator for each of ``count`` samples, the first at ``position`` in the epoch; good until the next is drawn."""
         if self._key[0] != epoch:
             self._key = epoch, np.random.SeedSequence([self._seed, epoch]).generate_state(2, np.uint64)
         # Philox counts: its words for a position are the same whichever was the first. Four are drawn for each.
@@ -73,9 +73,9 @@ def seed_late() -> None:
     """Have the functions of `random` draw from a `LateSeeded` generator; before anybody has imported one by name."""
     late = LateSeeded()
     for name in random.__all__:
-        if getattr(getattr(random, name), "__self__", None) is random._inst:  # type: ignore[attr-defined]
+        if getattr(getattr(random, name), "__self__", None) is random._inst:
             setattr(random, name, getattr(late, name))
-    random._inst = late  # type: ignore[attr-defined]
+    random._inst = late
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class Npy(RawSource):
         try:
             header, raw = read_header_of(self.path(first))
             self.shape, self.bare_shape = row_shapes(header.shape, dim, n_channels)
-            if header.dtype.kind not in "biufc":
+            if dtype is None and header.dtype.kind not in "biufc":
                 raise Misfit(f"expected numbers, found dtype {header.dtype}")
             row_dtype = np.dtype(header.dtype if dtype is None else dtype).newbyteorder("=")
             self.dtype = row_dtype.str
@@ -71,8 +71,8 @@ class Npy(RawSource):
             self._check(header)
         except (OSError, ValueError, Misfit) as error:
             raise SampleError(first, self.path(first), explain(error)) from None
-        # What a file begins with whose data are a row's bytes as they stand; no file begins with the other.
-        self._plain = raw if self._is_plain(header) else b"\0"
+        # What a file begins with whose data are a row's bytes as they stand, once one has been seen.
+        self._plain = raw if self._is_plain(header) else None
 
     def path(self, id: object) -> str:
         """The file of sample ``id``."""
@@ -86,9 +86,7 @@ class Npy(RawSource):
         """
         # One open, one preadv, one close and one comparison a sample: this loop is the speed of the whole package.
         row_bytes = self.row_bytes
-        plain = self._plain
-        found = bytearray(len(plain))
-        expected_bytes = len(plain) + row_bytes
+        plain, found, expected_bytes = self._expected()
         opened, preadv, close, flags = os.open, os.preadv, os.close, OPEN_FLAGS
         prefix = self.folder + "/"
         start = 0
@@ -100,10 +98,7 @@ class Npy(RawSource):
                 try:
                     if preadv(fd, (found, row), 0) != expected_bytes or found != plain:
                         self._read(fd, row)
-                        if self._plain is not plain:
-                            plain = self._plain
-                            found = bytearray(len(plain))
-                            expected_bytes = len(plain) + row_bytes
+                        plain, found, expected_bytes = self._expected()
                 finally:
                     close(fd)
             except (OSError, ValueError, Misfit) as error:
@@ -122,6 +117,12 @@ class Npy(RawSource):
                 pass
             finally:
                 os.close(fd)
+
+    def _expected(self) -> tuple[bytes, bytearray, int]:
+        """The header of a plain file, room for the one that is found, and how many bytes header and row are; -1 if unknown."""
+        if self._plain is None:
+            return b"", bytearray(), -1
+        return self._plain, bytearray(len(self._plain)), len(self._plain) + self.row_bytes
 
     def _read(self, fd: int, row: memoryview) -> None:
         """Read a file that does not begin as the last plain one did, or did not come whole in one call."""
@@ -154,7 +155,7 @@ class Npy(RawSource):
             )
         if not np.can_cast(header.dtype, self.dtype, "same_kind"):
             raise Misfit(
-                f"expected dtype {self.dtype}, found {header.dtype}, whose cast would lose more than precision; "
+                f"expected dtype {np.dtype(self.dtype)}, found {header.dtype}, whose cast would lose more than precision; "
                 "pass the dtype that the files have, or convert them"
             )
 

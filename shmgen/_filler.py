@@ -141,8 +141,9 @@ class Filler:
     def _call_functions(self, memory: memoryview, task: Task, dice: Dice) -> None:
         rows = {part.name: self._rows(memory, task, part) for part in self._parts}
         readers = [(p.name, p.source) for p in self._parts if p.source is not None and p.source.reads_one_by_one]
+        generators = dice.for_samples(task.epoch, task.position, len(task.ids))
         where = ""
-        for number, (id, rng) in enumerate(zip(task.ids, dice.for_samples(task.epoch, task.position, len(task.ids)), strict=True)):
+        for number, (id, rng) in enumerate(zip(task.ids, generators, strict=True)):
             try:
                 for name, source in readers:
                     where = f"source of field {name!r}"

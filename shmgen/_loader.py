@@ -160,7 +160,6 @@ class Loader:
         except BaseException:
             self._ring.close()
             raise
-        self._stop = weakref.finalize(self, _stop, crew, self._ring)
         self._crew = crew
         self._dealer = Dealer(self._order.batches, shuffle=shuffle)
         in_flight = max(FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
@@ -174,6 +173,8 @@ class Loader:
             # With nobody to read ahead, only what is asked for is read.
             upcoming=self._dealer.upcoming if workers else _nothing,
         )
+        # Nothing that the delivery holds leads back to the loader.
+        self._stop = weakref.finalize(self, self._delivery.close, ClosedError("nobody held it any more"))
         self._warned = False
         self._delivery.read_ahead()
 
@@ -183,8 +184,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """The batches of the next epoch, or of the same again if the last was left before its end."""
-        with self._delivery.lock:
-            return _Epoch(self._delivery, self._structure, self._dealer.open(), len(self))
+        with self._delivery.entered():
+            return _Epoch(self, self._dealer.open())
 
     def __enter__(self) -> Self:
         return self
@@ -215,12 +216,12 @@ class Loader:
 
     def begin(self) -> None:
         """Say that the next `batch` is the first of a new iteration."""
-        with self._delivery.lock:
+        with self._delivery.entered():
             self._dealer.begin()
 
     def epoch_boundary(self) -> None:
         """Say that an epoch ends or begins; it counts only when every index has been asked for."""
-        with self._delivery.lock:
+        with self._delivery.entered():
             self._dealer.epoch_boundary()
 
     def batch(self, index: int, drain: Callable[[], object] | None = None) -> tuple[Any, ...]:
@@ -233,7 +234,7 @@ class Loader:
             drain: called again and again while all slots are held: makes a framework let go of what it no longer needs.
         """
         index = range(len(self))[index]
-        with self._delivery.lock:
+        with self._delivery.entered():
             current = self._dealer.current()
             batch = current.deal(index)
             foreseen = self._warned or current.misses < MISSES_BEFORE_WARNING
@@ -248,18 +249,18 @@ class Loader:
 
 
 class _Epoch(Iterator[tuple[Any, ...]]):
-    """One epoch's batches; several threads may share it."""
+    """One epoch's batches; several threads may share it. It holds the loader, which nobody else may."""
 
-    def __init__(self, delivery: Delivery, structure: Structure, dealt: Pass, batches: int) -> None:
-        self._delivery = delivery
-        self._structure = structure
+    def __init__(self, loader: Loader, dealt: Pass) -> None:
+        self._loader = loader
         self._pass = dealt
-        self._indexes = iter(range(batches))
+        self._indexes = iter(range(len(loader)))
 
     def __next__(self) -> tuple[Any, ...]:
-        with self._delivery.lock:
+        loader = self._loader
+        with loader._delivery.entered():
             batch = self._pass.deal(next(self._indexes))
-        return self._structure.nest(self._delivery.fetch(batch))
+        return loader._structure.nest(loader._delivery.fetch(batch))
 
 
 class _Preparation:
@@ -275,7 +276,26 @@ class _Preparation:
         samples = self._order[batch]
         for number, values in self._values:
             values.fill(samples, self._ring.arrays(slot)[number][: len(samples)])
+        if isinstance(self._ids, _ArrayIds):
+            return self._ids.take(samples)
         return list(map(self._ids.__getitem__, samples.tolist()))
+
+
+class _ArrayIds(Sequence[Any]):
+    """Ids in an array, as Python objects: made when they are needed, since they take more memory than the array."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array if array.dtype.kind in "US" else array.copy()
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, position: Any) -> Any:
+        return self._array[position].item()
+
+    def take(self, positions: np.ndarray) -> list[Any]:
+        taken: list[Any] = self._array[positions].tolist()
+        return taken
 
 
 def _only_input(
@@ -318,19 +338,16 @@ def _filler(
     return Filler(parts, layout.slot_bytes, seed, by_field, whole)
 
 
-def _stop(crew: Workers, ring: Ring) -> None:
-    crew.stop()
-    ring.close()
-
-
 def _nothing() -> Iterator[Batch]:
     return iter(())
 
 
 def _as_sequence(ids: Iterable[object]) -> Sequence[object]:
     """``ids`` as Python objects, out of reach of later changes by the caller."""
-    if isinstance(ids, range | tuple):
+    if isinstance(ids, range):
         return ids
+    if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "USiu":
+        return _ArrayIds(ids)
     # NumPy's own scalars would have every worker import NumPy.
     return [id.item() if isinstance(id, np.generic) else id for id in ids]
 
@@ -348,7 +365,10 @@ def _whole(value: SupportsIndex, name: str, least: int) -> int:
 def _native(dtype: DTypeLike | None) -> np.dtype[np.generic] | None:
     if dtype is None:
         return None
-    native = np.dtype(dtype).newbyteorder("=")
+    try:
+        native = np.dtype(dtype).newbyteorder("=")
+    except TypeError:
+        raise InputError(f"dtype: expected one of numbers, found {dtype!r}") from None
     if native.kind not in "biufc":
         raise InputError(f"dtype: expected one of numbers, found {native}")
     return native

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import struct
 from ast import literal_eval
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen.errors import Misfit
 
@@ -79,7 +80,7 @@ def _parse(text: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[
     import numpy as np
 
     try:
-        header = literal_eval(text.decode(encoding))
+        header = _dict(text.decode(encoding), from_python_2=encoding == "latin-1")
         if header.keys() != {"descr", "fortran_order", "shape"}:
             raise ValueError
         shape, fortran = header["shape"], header["fortran_order"]
@@ -93,6 +94,16 @@ def _parse(text: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[
     if dtype.hasobject:
         raise Misfit(f"expected numbers, found Python objects (dtype {dtype}), which are never unpickled")
     return shape, fortran, dtype
+
+
+def _dict(text: str, *, from_python_2: bool) -> Any:
+    try:
+        return literal_eval(text)
+    except SyntaxError:
+        if not from_python_2:
+            raise
+        # Python 2 wrote its long integers as 3L.
+        return literal_eval(re.sub(r"(?<=\d)L\b", "", text))
 
 
 def read_header_of(path: str) -> tuple[Header, bytes]:
@@ -130,6 +141,8 @@ def explain(error: Exception) -> str:
     """Why a file can't be read: what was expected and what was found."""
     if isinstance(error, FileNotFoundError):
         return "expected a file, found none; data_dir and the id make its path"
+    if isinstance(error, ValueError):
+        return f"expected an id that makes a path, found one that does not: {error}"
     if isinstance(error, OSError):
         return f"expected a readable file, found: {error.strerror} (errno {error.errno})"
     return str(error)

@@ -196,6 +196,9 @@ class Pool:
             deadline = time.monotonic() + GRACE
             for worker in self._workers:
                 _reap(worker.process, deadline)
+        else:
+            for worker in self._workers:
+                worker.process.returncode = 0  # they are the parent's, and no child's to wait for
         for worker in self._workers:
             worker.close()
         self._poll.close()

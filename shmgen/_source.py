@@ -118,11 +118,11 @@ def row_shapes(
     if 0 in found:
         raise Misfit(f"expected a sample of at least one element, found shape {found}")
     if dim is None:
-        if n_channels is None or found[-1:] == (n_channels,):
+        if n_channels is None:
             return found, found
-        dim = found
-        if n_channels != 1:
+        if found[-1:] != (n_channels,) and n_channels != 1:
             raise Misfit(f"expected a last axis of n_channels={n_channels}, found shape {found}")
+        dim = found[:-1] if found[-1:] == (n_channels,) else found
     elif n_channels is None:
         if found != dim and found[:-1] != dim:
             raise Misfit(f"expected shape {dim}, with or without channels behind it, found {found}")

@@ -39,11 +39,11 @@ def _dumps(thing: object) -> bytes:
     # Imported late: whoever has no functions need not wait for it.
     import cloudpickle
 
-    class Pickler(cloudpickle.CloudPickler):
+    class Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:
             # `from random import random` names a method of the global generator. Pickled with it, every worker would have a copy
             # of the parent's generator, which nobody seeds anew for each sample.
-            for module, generator in ((random, random._inst), (np.random, np.random.mtrand._rand)):  # type: ignore[attr-defined]
+            for module, generator in ((random, random._inst), (np.random, np.random.mtrand._rand)):
                 if getattr(obj, "__self__", None) is generator:
                     return getattr, (module, obj.__name__)
             return super().reducer_override(obj)

@@ -76,7 +76,7 @@ class _Checked:
         self._field = field
         if isinstance(values, list | tuple | np.ndarray) and not _are_ints(ids):
             if len(values) != len(ids):
-                raise InputError(f"{field}: expected a value for each of the {len(ids):,} ids, found {len(values):,}")
+                raise InputError(f"field {field!r}: expected a value for each of the {len(ids):,} ids, found {len(values):,}")
             self._in_order = True
         else:
             self._in_order = False
@@ -92,9 +92,7 @@ class _Checked:
                     raise IndexError
                 value = values[id]
             except (LookupError, TypeError):
-                raise InputError(
-                    f"{self._field}: expected one for each of the {len(self._ids):,} ids, found none for {id!r}"
-                ) from None
+                raise self._refused(id, f"a value, as for each of the {len(self._ids):,} ids", "none") from None
             yield value
 
     def whole(self, lowest: int = -(2**63), highest: int = 2**63 - 1) -> np.ndarray:
@@ -104,7 +102,7 @@ class _Checked:
     def _whole(self, lowest: int, highest: int) -> Iterator[int]:
         for id, value in zip(self._ids, self, strict=True):
             try:
-                number = operator.index(value)
+                number = int(value) if isinstance(value, np.bool_) else operator.index(value)
             except TypeError:
                 raise self._refused(
                     id, "an int", f"{value!r} of type {type(value).__name__}; if it is meant, pass Values(..., dtype='float32')"
@@ -140,7 +138,7 @@ class _Checked:
         return rows
 
     def _refused(self, id: object, expected: str, found: str) -> InputError:
-        return InputError(f"{self._field}: expected {expected} for id {id!r}, found {found}")
+        return InputError(f"id {id!r}, field {self._field!r}: expected {expected}, found {found}")
 
 
 def _are_ints(ids: Sequence[Any]) -> bool:

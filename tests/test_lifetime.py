@@ -142,6 +142,24 @@ def test_ctrl_c_ends_all_within_half_a_second(folder: Callable, script: Callable
     assert set(os.listdir("/dev/shm")) <= names
 
 
+def test_letting_go_of_a_batch_runs_no_code_of_ours(folder: Callable) -> None:
+    """An interrupt that strikes in a callback written in Python is printed and lost: Ctrl-C would not end the script."""
+    data = folder(24)
+    ran = []
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2) as loader:
+        X, y = next(iter(loader))
+        sys.setprofile(lambda frame, event, _: ran.append(frame.f_code.co_name) if event == "call" else None)
+        try:
+            del X, y
+        finally:
+            sys.setprofile(None)
+
+        assert ran == []
+        for X, y in loader:
+            data.check(X, y)
+        assert loader.stats.copied == 0
+
+
 FITTING = """
 import keras
 keras.utils.disable_interactive_logging()
