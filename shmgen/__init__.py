@@ -25,24 +25,46 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shmgen._files import Npy, NpyRows
+    from shmgen._hdf5 import Hdf5
     from shmgen._loader import Loader, Stats
-    from shmgen.errors import ClosedError, InputError, SampleError, ShmgenError, WorkerDied
+    from shmgen._source import Function, Source
+    from shmgen._values import Values
+    from shmgen.errors import ClosedError, FunctionError, InputError, SampleError, ShmgenError, StartError, WorkerDied
     from shmgen.keras import Sequence
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ClosedError",
+    "Function",
+    "FunctionError",
+    "Hdf5",
     "InputError",
     "Loader",
+    "Npy",
+    "NpyRows",
     "SampleError",
     "Sequence",
     "ShmgenError",
+    "Source",
+    "StartError",
     "Stats",
+    "Values",
     "WorkerDied",
 ]
 
-_HOMES = {"Loader": "_loader", "Stats": "_loader", "Sequence": "keras"}
+_HOMES = {
+    "Function": "_source",
+    "Hdf5": "_hdf5",
+    "Loader": "_loader",
+    "Npy": "_files",
+    "NpyRows": "_files",
+    "Sequence": "keras",
+    "Source": "_source",
+    "Stats": "_loader",
+    "Values": "_values",
+}
 
 
 def __getattr__(name: str) -> object:

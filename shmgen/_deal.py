@@ -47,7 +47,7 @@ class Pass:
             self._dealt += 1
         if self._shuffle:
             self._next = self._dealt
-        elif number == self._last + 1:
+        elif number == (self._last + 1) % len(self._bound):
             self._next = number + 1
         else:
             # Two in sequence again, and reading ahead is worth its while again.

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
 import signal
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
+from shmgen._filler import Task
 from shmgen._order import Batch
-from shmgen._pool import Workers
+from shmgen._pool import What, Workers
 from shmgen._ring import Ring
-from shmgen._schedule import Piece, Schedule
-from shmgen._wire import DONE, INTERRUPTED
-from shmgen._worker import Task
+from shmgen._schedule import Schedule
 from shmgen.errors import ClosedError, ShmgenError
 
 COPY_AFTER = 1.0
@@ -35,6 +34,9 @@ COPY_AFTER_LEAST = 0.02
 
 COLLECT_AFTER = 0.25
 """Seconds after which garbage is collected, in case that holds the slots."""
+
+LEAVE_WITHIN = 1.0
+"""Seconds that whoever waits for a batch has to leave when a delivery is closed."""
 
 DRAIN_EVERY = 0.002
 """Seconds between two looks at what has been let go of, while a batch waits for a slot."""
@@ -135,13 +137,12 @@ class Delivery:
             WorkerDied: a worker has died.
             ClosedError: `close` was called.
         """
-        if os.getpid() != self._owner:
-            raise ClosedError(f"it belongs to process {self._owner}: make another in process {os.getpid()}")
         called = time.monotonic()
         starved_from: float | None = None
         with self.lock:
             self._demanded.append(batch)
             try:
+                self._take_in()
                 self._check(called)
                 self._dispatch()
                 while (arrays := self._hand_out(batch)) is None:
@@ -168,15 +169,30 @@ class Delivery:
 
     def close(self, reason: ShmgenError) -> None:
         """End the workers; whoever waits for a batch, or asks for one later, gets ``reason``."""
+        if os.getpid() != self._owner:
+            # A fork of the owner: its lock may be held by a thread that is not here. It gives up its copies of the descriptors.
+            self.ended = self.ended or reason
+            self._workers.stop()
+            self._ring.close()
+            return
         with self.lock:
             self.ended = self.ended or reason
             self._changed.notify_all()
             self._workers.wake()
             # Who listens must have left before descriptors are closed. It is this very thread where a signal handler calls.
-            while self._listener not in (None, threading.get_ident()):
-                self._changed.wait()
+            deadline = time.monotonic() + LEAVE_WITHIN
+            while self._listener not in (None, threading.get_ident()) and time.monotonic() < deadline:
+                self._changed.wait(deadline - time.monotonic())
             self._workers.stop()
             self._ring.close()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Hold the lock; refused in a fork of the process that made this."""
+        if os.getpid() != self._owner:
+            raise ClosedError(f"it belongs to process {self._owner}: make another in process {os.getpid()}")
+        with self.lock:
+            yield
 
     @_bookkeeping
     def _dispatch(self) -> None:
@@ -192,15 +208,11 @@ class Delivery:
         for worker, piece in pieces:
             if piece.slot not in ids:
                 ids[piece.slot] = self._prepare(piece.slot, piece.batch)
-            tasks[worker].append(self._task(piece, ids[piece.slot]))
+            slot, batch, start, stop = piece
+            position = batch.number * self._ring.layout.batch_size + start
+            tasks[worker].append(Task(slot, start, stop, batch.epoch, position, ids[slot][start:stop]))
         for worker, his in tasks.items():
             self._workers.send(worker, his)
-
-    def _task(self, piece: Piece, ids: list[object]) -> Task:
-        layout = self._ring.layout
-        first = piece.slot * layout.slot_bytes + layout.offsets[0]
-        row_bytes = layout.fields[0].row_bytes
-        return first + piece.start * row_bytes, first + piece.stop * row_bytes, ids[piece.start : piece.stop]
 
     @_bookkeeping
     def _hand_out(self, batch: Batch) -> Arrays | None:
@@ -264,21 +276,26 @@ class Delivery:
             self.lock.acquire()
             self._listener = None
             self._changed.notify_all()
-        if self.ended is None:
-            self._take_in()
+        self._take_in()
 
     @_bookkeeping
     def _take_in(self) -> None:
-        for worker, message in self._workers.heard():
-            if message == DONE:
+        """Note what workers have said."""
+        if self.ended is not None:
+            return
+        heard = self._workers.heard()
+        if heard and self._listener is not None:
+            self._workers.wake()  # it may have been waiting for just this
+        for worker, what, detail in heard:
+            if what is What.DONE:
                 self._schedule.done(worker)
-            elif message is None:
-                self.close(self._workers.death(worker))
-                return
-            elif message.startswith(INTERRUPTED):
-                self._interrupted = float(message[len(INTERRUPTED) :])
+            elif what is What.FAILED:
+                self._schedule.done(worker, detail)
+            elif what is What.INTERRUPTED:
+                self._interrupted = detail
             else:
-                self._schedule.done(worker, pickle.loads(message))
+                self.close(detail)
+                return
 
     def _check(self, called: float) -> None:
         """Whether to go on with a request made at ``called``."""

@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from shmgen._deal import Dealer, Pass
-from shmgen._delivery import Arrays, Delivery
-from shmgen._labels import Labels
-from shmgen._layout import Field, Layout
-from shmgen._npy import Npy
+from shmgen._delivery import Delivery
+from shmgen._files import Npy
+from shmgen._filler import Filler, Part
+from shmgen._layout import Layout
 from shmgen._order import Batch, Order
 from shmgen._pool import InProcess, Pool, Workers
 from shmgen._ring import Ring
 from shmgen._schedule import Schedule
+from shmgen._source import Function, Source
+from shmgen._structure import Structure
+from shmgen._values import Values
 from shmgen.errors import ClosedError, InputError
 
 if TYPE_CHECKING:
@@ -101,7 +104,7 @@ class Loader:
     def __init__(
         self,
         list_IDs: Iterable[object],
-        labels: Mapping[Any, Any] | None,
+        labels: Mapping[Any, Any] | None = None,
         batch_size: int = 32,
         dim: int | Iterable[int] | None = None,
         n_channels: int | None = None,
@@ -110,6 +113,11 @@ class Loader:
         *,
         data_dir: str | os.PathLike[str] = "data",
         dtype: DTypeLike | None = None,
+        source: Source | Callable[..., Any] | None = None,
+        inputs: Any = None,
+        targets: Any = None,
+        weights: Any = None,
+        transform: Callable[..., Any] | dict[str, Callable[..., Any]] | None = None,
         workers: int | None = None,
         slots: int | None = None,
         seed: int = 0,
@@ -132,22 +140,26 @@ class Loader:
                 f"expected at least {batch_size if drop_last else 1} ids, found {len(self._ids)}; "
                 "give more, a smaller batch_size, or drop_last=False"
             )
-        self._labels = None if labels is None else Labels(self._ids, labels, n_classes)
-        source = Npy(data_dir, self._ids[0], dim=dims, n_channels=n_channels, dtype=_native(dtype))
-        fields = [Field("X", source.shape, source.dtype)]
-        if self._labels is not None:
-            fields.append(self._labels.field)
-        self._layout = Layout(tuple(fields), min(batch_size, len(self._ids)))
+        if inputs is None:
+            inputs = _only_input(source, data_dir, dims, n_channels, dtype)
+        elif source is not None or dim is not None or n_channels is not None or dtype is not None:
+            raise InputError("dim, n_channels, dtype and source describe the only input; where inputs is given, its sources do")
+        if labels is not None:
+            if targets is not None:
+                raise InputError("labels are the only target; give either labels or targets")
+            targets = Values(labels, dtype=None if n_classes else np.int64, n_classes=n_classes)
+        self._structure = Structure(inputs, targets, weights)
+        self._layout = Layout(self._structure.bind(self._ids), min(batch_size, len(self._ids)))
         if slots is None:
             slots = min(MOST_SLOTS, max(FEWEST_SLOTS, SLOTS_BYTES // self._layout.slot_bytes))
+        filler = _filler(self._structure, self._layout, seed, transform)
 
         self._ring = Ring(self._layout, slots)
         try:
-            crew: Workers = Pool(workers, self._ring, source) if workers else InProcess(self._ring, source)
+            crew: Workers = Pool(workers, self._ring, filler) if workers else InProcess(self._ring, filler)
         except BaseException:
             self._ring.close()
             raise
-        self._stop = weakref.finalize(self, _stop, crew, self._ring)
         self._crew = crew
         self._dealer = Dealer(self._order.batches, shuffle=shuffle)
         in_flight = max(FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
@@ -157,10 +169,12 @@ class Loader:
             crew,
             self._schedule,
             rows=self._order.size,
-            prepare=_Preparation(self._ids, self._order, self._labels, self._ring),
+            prepare=_Preparation(self._ids, self._order, self._structure, self._ring),
             # With nobody to read ahead, only what is asked for is read.
             upcoming=self._dealer.upcoming if workers else _nothing,
         )
+        # Nothing that the delivery holds leads back to the loader.
+        self._stop = weakref.finalize(self, self._delivery.close, ClosedError("nobody held it any more"))
         self._warned = False
         self._delivery.read_ahead()
 
@@ -168,10 +182,10 @@ class Loader:
         """Batches in an epoch."""
         return self._order.batches
 
-    def __iter__(self) -> Iterator[Arrays]:
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """The batches of the next epoch, or of the same again if the last was left before its end."""
-        with self._delivery.lock:
-            return _Epoch(self._delivery, self._dealer.open(), len(self))
+        with self._delivery.entered():
+            return _Epoch(self, self._dealer.open())
 
     def __enter__(self) -> Self:
         return self
@@ -202,15 +216,15 @@ class Loader:
 
     def begin(self) -> None:
         """Say that the next `batch` is the first of a new iteration."""
-        with self._delivery.lock:
+        with self._delivery.entered():
             self._dealer.begin()
 
     def epoch_boundary(self) -> None:
         """Say that an epoch ends or begins; it counts only when every index has been asked for."""
-        with self._delivery.lock:
+        with self._delivery.entered():
             self._dealer.epoch_boundary()
 
-    def batch(self, index: int, drain: Callable[[], object] | None = None) -> Arrays:
+    def batch(self, index: int, drain: Callable[[], object] | None = None) -> tuple[Any, ...]:
         """The batch that ``index`` means in the current iteration.
 
         With ``shuffle``, an index not asked for before means the next batch of the epoch's order; else batch ``index``.
@@ -220,7 +234,7 @@ class Loader:
             drain: called again and again while all slots are held: makes a framework let go of what it no longer needs.
         """
         index = range(len(self))[index]
-        with self._delivery.lock:
+        with self._delivery.entered():
             current = self._dealer.current()
             batch = current.deal(index)
             foreseen = self._warned or current.misses < MISSES_BEFORE_WARNING
@@ -231,42 +245,97 @@ class Loader:
                 "ahead: pass shuffle=False to fit() as well, or shuffle=True to the Sequence",
                 stacklevel=3,
             )
-        return self._delivery.fetch(batch, drain)
+        return self._structure.nest(self._delivery.fetch(batch, drain))
 
 
-class _Epoch(Iterator[Arrays]):
-    """One epoch's batches; several threads may share it."""
+class _Epoch(Iterator[tuple[Any, ...]]):
+    """One epoch's batches; several threads may share it. It holds the loader, which nobody else may."""
 
-    def __init__(self, delivery: Delivery, dealt: Pass, batches: int) -> None:
-        self._delivery = delivery
+    def __init__(self, loader: Loader, dealt: Pass) -> None:
+        self._loader = loader
         self._pass = dealt
-        self._indexes = iter(range(batches))
+        self._indexes = iter(range(len(loader)))
 
-    def __next__(self) -> Arrays:
-        with self._delivery.lock:
+    def __next__(self) -> tuple[Any, ...]:
+        loader = self._loader
+        with loader._delivery.entered():
             batch = self._pass.deal(next(self._indexes))
-        return self._delivery.fetch(batch)
+        return loader._structure.nest(loader._delivery.fetch(batch))
 
 
 class _Preparation:
     """Fills what the parent knows of a batch, and names the rest."""
 
-    def __init__(self, ids: Sequence[object], order: Order, labels: Labels | None, ring: Ring) -> None:
+    def __init__(self, ids: Sequence[object], order: Order, structure: Structure, ring: Ring) -> None:
         self._ids = ids
         self._order = order
-        self._labels = labels
+        self._values = [(n, source) for n, source in enumerate(structure.sources.values()) if isinstance(source, Values)]
         self._ring = ring
 
     def __call__(self, slot: int, batch: Batch) -> list[object]:
         samples = self._order[batch]
-        if self._labels is not None:
-            self._labels.fill(samples, self._ring.arrays(slot)[1][: len(samples)])
+        for number, values in self._values:
+            values.fill(samples, self._ring.arrays(slot)[number][: len(samples)])
+        if isinstance(self._ids, _ArrayIds):
+            return self._ids.take(samples)
         return list(map(self._ids.__getitem__, samples.tolist()))
 
 
-def _stop(crew: Workers, ring: Ring) -> None:
-    crew.stop()
-    ring.close()
+class _ArrayIds(Sequence[Any]):
+    """Ids in an array, as Python objects: made when they are needed, since they take more memory than the array."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array if array.dtype.kind in "US" else array.copy()
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, position: Any) -> Any:
+        return self._array[position].item()
+
+    def take(self, positions: np.ndarray) -> list[Any]:
+        taken: list[Any] = self._array[positions].tolist()
+        return taken
+
+
+def _only_input(
+    source: Source | Callable[..., Any] | None,
+    data_dir: str | os.PathLike[str],
+    dim: tuple[int, ...] | None,
+    n_channels: int | None,
+    dtype: DTypeLike | None,
+) -> Source:
+    """The source of ``X`` in the blog's terms."""
+    if source is None:
+        return Npy(data_dir, dim, n_channels, _native(dtype))
+    if not isinstance(source, Source):
+        return Function(source, dim, n_channels, _native(dtype))
+    if dim is not None or n_channels is not None or dtype is not None:
+        raise InputError(f"dim, n_channels and dtype are for files and functions; {type(source).__name__} says them itself")
+    return source
+
+
+def _filler(
+    structure: Structure, layout: Layout, seed: int, transform: Callable[..., Any] | dict[str, Callable[..., Any]] | None
+) -> Filler:
+    parts = [
+        Part(field.name, None if isinstance(source, Values) else source, field.shape, field.dtype.str, offset, field.row_bytes)
+        for field, offset, source in zip(layout.fields, layout.offsets, structure.sources.values(), strict=True)
+    ]
+    by_field: dict[str, Callable[..., Any]] = {}
+    whole = None
+    if isinstance(transform, dict):
+        by_field = transform
+    elif callable(transform) and structure.has_one_input:
+        by_field = {parts[0].name: transform}
+    elif transform is not None:
+        whole = transform
+    if unknown := by_field.keys() - structure.sources.keys():
+        raise InputError(f"transform: expected fields {', '.join(map(repr, structure.sources))}, found {sorted(unknown)}")
+    for function in (*by_field.values(), *([] if whole is None else [whole])):
+        if not callable(function):
+            raise InputError(f"transform: expected a function, or a dict of functions by field, found {function!r}")
+    return Filler(parts, layout.slot_bytes, seed, by_field, whole)
 
 
 def _nothing() -> Iterator[Batch]:
@@ -275,8 +344,10 @@ def _nothing() -> Iterator[Batch]:
 
 def _as_sequence(ids: Iterable[object]) -> Sequence[object]:
     """``ids`` as Python objects, out of reach of later changes by the caller."""
-    if isinstance(ids, range | tuple):
+    if isinstance(ids, range):
         return ids
+    if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "USiu":
+        return _ArrayIds(ids)
     # NumPy's own scalars would have every worker import NumPy.
     return [id.item() if isinstance(id, np.generic) else id for id in ids]
 
@@ -294,7 +365,10 @@ def _whole(value: SupportsIndex, name: str, least: int) -> int:
 def _native(dtype: DTypeLike | None) -> np.dtype[np.generic] | None:
     if dtype is None:
         return None
-    native = np.dtype(dtype).newbyteorder("=")
+    try:
+        native = np.dtype(dtype).newbyteorder("=")
+    except TypeError:
+        raise InputError(f"dtype: expected one of numbers, found {dtype!r}") from None
     if native.kind not in "biufc":
         raise InputError(f"dtype: expected one of numbers, found {native}")
     return native

@@ -14,17 +14,34 @@ import subprocess
 import sys
 import time
 from collections import deque
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from enum import Enum
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from shmgen._dice import own_random_state
+from shmgen._filler import Filler, Task
 from shmgen._ring import Ring
-from shmgen._wire import Unframer, frame
-from shmgen._worker import Setup, Source, Task, run
+from shmgen._travel import dumps
+from shmgen._wire import DONE, FAILED, INTERRUPTED, Unframer, frame
+from shmgen._worker import Setup
 from shmgen.errors import WorkerDied
 
 BOOT = "import sys; sys.path.append(sys.argv[1]); from shmgen._worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
 """What a worker runs. It is no copy of the parent: neither the caller's ``__main__`` nor ``site`` is imported."""
+
+ONE_PROCESSOR = dict.fromkeys(
+    [
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "BLIS_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "OPENCV_FOR_THREADS_NUM",
+    ],
+    "1",
+)
+"""Environment of a worker, unless the user's says otherwise: several that each took all processors would hold each other up."""
 
 GRACE = 0.2
 """Seconds that workers have to end by themselves when they are stopped, before they are killed."""
@@ -34,11 +51,22 @@ KILL_GRACE = 1.0
 """Seconds that a killed worker has to be gone."""
 
 
+class What(Enum):
+    """What a worker can be heard of."""
+
+    DONE = "its oldest task is done"
+    FAILED = "its oldest task can't be done"
+    UNABLE = "it can't begin"
+    INTERRUPTED = "Ctrl-C reached it"
+    DIED = "it has died"
+
+
 class Heard(NamedTuple):
-    """What a worker said; ``message`` is None where it has died."""
+    """What was heard of a worker, and the error or the time that goes with it."""
 
     worker: int
-    message: bytes | None
+    what: What
+    detail: Any = None
 
 
 class Workers(Protocol):
@@ -63,9 +91,6 @@ class Workers(Protocol):
     def heard(self) -> list[Heard]:
         """What workers have said since it was last called."""
 
-    def death(self, worker: int) -> WorkerDied:
-        """What became of a worker that died."""
-
     def stop(self) -> None:
         """End them all; may be called again."""
 
@@ -76,10 +101,14 @@ class Pool:
     Args:
         workers: how many.
         ring: what they fill.
-        source: what they fill it from.
+        filler: how they fill it.
+
+    Raises:
+        InputError: something in ``filler`` can't be sent to them.
     """
 
-    def __init__(self, workers: int, ring: Ring, source: Source) -> None:
+    def __init__(self, workers: int, ring: Ring, filler: Filler) -> None:
+        setup = pickle.dumps([Setup(os.getpid(), sys.path, filler.calls_functions, dumps(filler))])
         self._owner = os.getpid()
         self._bell = _Bell()
         self._workers: list[_Process] = []
@@ -94,7 +123,6 @@ class Pool:
                 for fd in worker.fds:
                     self._by_fd[fd] = number
                     self._poll.register(fd, select.EPOLLIN)
-            setup = pickle.dumps([Setup(self._owner, sys.path, pickle.dumps(source))])
             for number in range(workers):
                 self._send(number, setup)
         except BaseException:
@@ -147,19 +175,19 @@ class Pool:
                     self._poll.modify(worker.socket, select.EPOLLIN)
                 # Whichever descriptor told of a death, what the worker said before it counts.
                 alive, messages = worker.receive()
-                heard += [Heard(number, message) for message in messages]
+                heard += [_understood(number, message) for message in messages]
                 if not alive or fd != worker.socket.fileno():
-                    heard.append(Heard(number, None))
-                    self._only.clear()
-                    for gone in worker.fds:
-                        del self._by_fd[gone]
-                        self._poll.unregister(gone)
+                    heard.append(Heard(number, What.DIED, self._bury(number)))
         return heard
 
-    def death(self, worker: int) -> WorkerDied:
-        process = self._workers[worker].process
-        _reap(process, time.monotonic() + GRACE)
-        return WorkerDied(worker, process.pid, process.returncode)
+    def _bury(self, number: int) -> WorkerDied:
+        worker = self._workers[number]
+        self._only.clear()
+        for fd in worker.fds:
+            del self._by_fd[fd]
+            self._poll.unregister(fd)
+        _reap(worker.process, time.monotonic() + GRACE)
+        return WorkerDied(number, worker.process.pid, worker.process.returncode)
 
     def stop(self) -> None:
         for worker in self._workers:
@@ -168,6 +196,9 @@ class Pool:
             deadline = time.monotonic() + GRACE
             for worker in self._workers:
                 _reap(worker.process, deadline)
+        else:
+            for worker in self._workers:
+                worker.process.returncode = 0  # they are the parent's, and no child's to wait for
         for worker in self._workers:
             worker.close()
         self._poll.close()
@@ -179,15 +210,16 @@ class InProcess:
 
     Args:
         ring: what is filled.
-        source: what it is filled from.
+        filler: how it is filled.
     """
 
-    def __init__(self, ring: Ring, source: Source) -> None:
+    def __init__(self, ring: Ring, filler: Filler) -> None:
         self._bell = _Bell()
         self._ring = ring
-        self._source = source
+        self._filler = filler
         self._tasks: deque[Task] = deque()
         self._heard: list[Heard] = []
+        filler.open()
 
     def __repr__(self) -> str:
         return "0 workers"
@@ -197,7 +229,12 @@ class InProcess:
 
     def wait(self, timeout: float | None, only: int | None) -> None:
         if self._tasks:
-            self._heard.append(Heard(0, run(self._source, self._ring.memory, self._tasks[0])))
+            try:
+                with own_random_state() if self._filler.calls_functions else nullcontext():
+                    self._filler.fill(self._ring.memory, self._tasks[0])
+                self._heard.append(Heard(0, What.DONE))
+            except Exception as error:
+                self._heard.append(Heard(0, What.FAILED, error))
             self._tasks.popleft()
         else:
             select.select([self._bell.fd], [], [], timeout)
@@ -210,12 +247,18 @@ class InProcess:
         heard, self._heard = self._heard, []
         return heard
 
-    def death(self, worker: int) -> WorkerDied:
-        raise AssertionError("there is no worker to die")
-
     def stop(self) -> None:
         self._tasks.clear()
         self._bell.close()
+
+
+def _understood(worker: int, message: bytes) -> Heard:
+    word, rest = message[:1], message[1:]
+    if word == DONE:
+        return Heard(worker, What.DONE)
+    if word == INTERRUPTED:
+        return Heard(worker, What.INTERRUPTED, float(rest))
+    return Heard(worker, What.FAILED if word == FAILED else What.UNABLE, pickle.loads(rest))
 
 
 class _Process:
@@ -232,6 +275,7 @@ class _Process:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", BOOT, root, str(theirs.fileno()), str(segment)],
                 stdin=subprocess.DEVNULL,
+                env={**ONE_PROCESSOR, **os.environ},
                 pass_fds=(theirs.fileno(), segment),
             )
         except BaseException:

@@ -15,7 +15,6 @@ import os
 import sys
 import weakref
 from collections import deque
-from functools import partial
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
@@ -47,8 +46,8 @@ class Ring:
         self.fd = -1
         self._slot_type = ctypes.c_char * layout.slot_bytes
         self._arrays: dict[int, tuple[np.ndarray, ...]] = {}
-        self._leases: dict[int, weakref.ref[ctypes.Array[ctypes.c_char]]] = {}
-        self._released: deque[int] = deque()
+        self._leases: dict[int, _Lease] = {}
+        self._released: deque[_Lease] = deque()
         self.fd = _nameless_segment(slots * layout.slot_bytes)
         try:
             self._extend(slots)
@@ -81,16 +80,17 @@ class Ring:
     def lease(self, slot: int, rows: int) -> tuple[np.ndarray, ...]:
         """The slot's arrays, on loan: `released` names the slot once the last view of them has gone."""
         owner = self._owner(slot)
-        # The callback runs on any thread, inside any allocation, even while that thread holds a lock of ours: it does no more
-        # than append, and holds neither the ring nor the owner.
-        self._leases[slot] = weakref.ref(owner, partial(_release, self._released, slot))
+        # The callback runs on any thread, inside any allocation, even while that thread holds a lock of ours, so it does no more
+        # than append. And it is no Python code, in which an interrupt could strike: of a callback's, nobody would hear.
+        lease = self._leases[slot] = _Lease(owner, self._released.append)
+        lease.slot = slot
         return self.layout.arrays(owner, rows)
 
     def released(self) -> list[int]:
         """Slots whose last view has gone since the last call."""
         slots = []
         while self._released:
-            slot = self._released.popleft()
+            slot = self._released.popleft().slot
             del self._leases[slot]
             slots.append(slot)
         return slots
@@ -109,8 +109,10 @@ class Ring:
             self.fd = -1
 
 
-def _release(released: deque[int], slot: int, _: object) -> None:
-    released.append(slot)
+class _Lease(weakref.ref[ctypes.Array[ctypes.c_char]]):
+    """What is left of a lease when its last view has gone."""
+
+    slot: int
 
 
 def _nameless_segment(size: int) -> int:

@@ -1,4 +1,8 @@
-"""What parent and worker say to each other: messages of bytes on a stream, each behind its length."""
+"""What parent and worker say to each other: messages of bytes on a stream, each behind its length.
+
+To a worker go pickled lists: of a `Setup` first, then of `Task` tuples. To the parent goes one of the words below, and what
+belongs to it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,17 @@ from collections.abc import Iterator
 
 _LENGTH = struct.Struct("<I")
 
-DONE = b""
-"""A worker's word that the oldest piece it holds has been read; any other message is its failure, pickled."""
+DONE = b"d"
+"""The oldest task that the worker holds has been done."""
 
-INTERRUPTED = b"interrupted"
-"""A worker's word that Ctrl-C reached it, with the time of `time.monotonic` behind it."""
+FAILED = b"f"
+"""The oldest task that the worker holds can't be done; the pickled error follows."""
+
+UNABLE = b"u"
+"""The worker can't begin; the pickled error follows."""
+
+INTERRUPTED = b"i"
+"""Ctrl-C reached the worker; the time follows, of `time.monotonic`, as text."""
 
 
 def frame(message: bytes) -> bytes:

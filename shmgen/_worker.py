@@ -1,11 +1,12 @@
 """The body of a worker process: reads the rows it is told to into the ring, and says so.
 
-It imports the standard library only, and NumPy where a file needs it; it holds no list of ids. It ends when its parent closes
-the stream between them or dies, whatever it is doing.
+It imports the standard library only, NumPy where a row needs it, and what the user's functions import; it holds no list of ids.
+It ends when its parent closes the stream between them or dies, whatever it is doing.
 """
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import pickle
@@ -15,53 +16,33 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections import deque
-from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from shmgen._wire import DONE, INTERRUPTED, Unframer, frame
+from shmgen._filler import Filler, Task
+from shmgen._wire import DONE, FAILED, INTERRUPTED, UNABLE, Unframer, frame
+from shmgen.errors import StartError
 
 HINTED_PIECES = 8
 """Pieces for which the kernel goes on being asked to read ahead after the last read that had to wait."""
 
 
-class Source(Protocol):
-    """Fills rows with samples."""
-
-    def fill(self, ids: Sequence[object], rows: memoryview) -> None:
-        """Read the samples ``ids`` into ``rows``."""
-
-    def hint(self, ids: Sequence[object]) -> None:
-        """``ids`` will be read next."""
-
-
 class Setup(NamedTuple):
-    """The first message to a worker.
+    """The first message to a worker; the others are lists of tasks.
 
     Attributes:
         parent: process id of the parent.
         path: ``sys.path`` of the parent.
-        source: what fills the rows, pickled apart because ``path`` may be needed to load it.
+        draws: whether functions of the user's are called, which may draw random numbers.
+        filler: does the tasks; pickled apart because ``path`` may be needed to load it.
     """
 
     parent: int
     path: list[str]
-    source: bytes
-
-
-Task = tuple[int, int, "Sequence[object]"]
-"""Fill the bytes of the ring from the first number to the second with the samples of these ids. Messages are lists of tasks."""
-
-
-def run(source: Source, memory: memoryview, task: Task) -> bytes:
-    """Do ``task`` and return the message that says so."""
-    start, stop, ids = task
-    try:
-        source.fill(ids, memory[start:stop])
-    except Exception as error:
-        return pickle.dumps(error)
-    return DONE
+    draws: bool
+    filler: bytes
 
 
 def main(stream: int, segment: int) -> None:
@@ -83,19 +64,35 @@ def main(stream: int, segment: int) -> None:
     signal.signal(signal.SIGINT, lambda *_: _tell(stream, INTERRUPTED + repr(time.monotonic()).encode()))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     sys.path[:] = setup.path
-    _serve(inbox, stream, pickle.loads(setup.source), segment)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what functions print would be lost when this process is ended
+    try:
+        if setup.draws:
+            from shmgen._dice import seed_late
+
+            seed_late()
+        filler: Filler = pickle.loads(setup.filler)
+        filler.open()
+    except Exception:
+        _tell(stream, UNABLE + pickle.dumps(StartError(traceback.format_exc())))
+        return
+    _serve(inbox, stream, filler, segment)
 
 
-def _serve(inbox: _Inbox, stream: int, source: Source, segment: int) -> None:
+def _serve(inbox: _Inbox, stream: int, filler: Filler, segment: int) -> None:
     memory = memoryview(b"")
     hinted = 0
-    while isinstance(task := inbox.next(), tuple):
-        if task[1] > len(memory):  # the ring has grown
+    while isinstance(task := inbox.next(), Task):
+        if not filler.fits(memory, task):  # it is the first, or the ring has grown
             memory = memoryview(mmap.mmap(segment, 0))
-        if hinted and isinstance(following := inbox.following(), tuple):
-            source.hint(following[2])
+        if hinted and isinstance(following := inbox.following(), Task):
+            filler.hint(following)
         waits = _waits()
-        message = run(source, memory, task)
+        message = DONE
+        try:
+            filler.fill(memory, task)
+        except Exception as error:
+            message = FAILED + pickle.dumps(error)
         # Files in the page cache are read without a wait, and hints would only cost time.
         hinted = HINTED_PIECES if _waits() > waits else max(0, hinted - 1)
         if not _tell(stream, message):

@@ -32,6 +32,23 @@ class SampleError(ShmgenError):
         return f"sample {self.id!r}, file {self.path}: {self.reason}"
 
 
+class FunctionError(SampleError):
+    """A user's function raised, or returned what does not fit.
+
+    Attributes:
+        id: the sample's id, as it stands in the list of ids.
+        path: what was called, and for which field.
+        reason: what was expected and what was found, or the exception and its own traceback.
+    """
+
+    def __str__(self) -> str:
+        return f"sample {self.id!r}, {self.path}: {self.reason}"
+
+
+class StartError(ShmgenError):
+    """A worker can't begin: a source can't be opened there, or a function can't be imported; the text is its traceback."""
+
+
 class WorkerDied(ShmgenError):
     """A worker process ended that should not have.
 
@@ -55,6 +72,10 @@ class WorkerDied(ShmgenError):
         if self.exitcode == -signal.SIGKILL:
             hint = "; the kernel does that when memory runs out: try a smaller batch_size, fewer slots or fewer workers"
         return f"{who} was killed by {_signal_name(-self.exitcode)}{hint}"
+
+
+class Misfit(Exception):
+    """What was found is not what was expected; the text says both. Whoever knows the sample makes a `SampleError` of it."""
 
 
 class ClosedError(ShmgenError):

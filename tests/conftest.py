@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,14 +121,19 @@ def _until() -> Callable[..., None]:
     return wait_until
 
 
-def waits_for_workers(thread: int) -> bool:
-    """Whether the thread with this ident waits for a batch that is being read."""
+def calls(thread: int) -> dict[str, str]:
+    """The functions that the thread with this ident is in, and the files that they stand in."""
+    found = {}
     frame = sys._current_frames().get(thread)
     while frame is not None:
-        if frame.f_code.co_name == "wait" and frame.f_code.co_filename.endswith("shmgen/_pool.py"):
-            return True
+        found[frame.f_code.co_name] = frame.f_code.co_filename
         frame = frame.f_back
-    return False
+    return found
+
+
+def waits_for_workers(thread: int) -> bool:
+    """Whether the thread with this ident waits for a batch that is being read."""
+    return calls(thread).get("wait", "").endswith("shmgen/_pool.py")
 
 
 class Asking(threading.Thread):
@@ -149,6 +155,13 @@ class Asking(threading.Thread):
     def until_it_waits(self) -> None:
         """Return once the thread waits for workers."""
         wait_until(lambda: waits_for_workers(self.ident or 0), "the thread waits for a batch")
+
+    def until_anybody_waits(self, within: str = "run") -> None:
+        """Return once some thread waits for workers, while this one is in a function called ``within``."""
+        wait_until(
+            lambda: any(map(waits_for_workers, sys._current_frames())) and within in calls(self.ident or 0),
+            f"somebody waits for a batch, and the thread in {within}",
+        )
 
     def outcome(self, within: float = DEADLINE) -> object:
         """What ``ask`` returned, or else raised."""
@@ -209,18 +222,26 @@ def say(*words):
     print(*words, flush=True)
 
 
-def say_when_main_waits(word):
-    '''Say ``word`` once the main thread waits for a batch, in whatever framework.'''
-    main = threading.get_ident()
+def calls(thread):
+    found = {}
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        found[frame.f_code.co_name] = frame.f_code.co_filename
+        frame = frame.f_back
+    return found
 
-    def watch():
-        while True:
-            for frame in sys._current_frames().values():
-                while frame is not None:
-                    if frame.f_code.co_name == "wait" and frame.f_code.co_filename.endswith("shmgen/_pool.py"):
-                        return say(word)
-                    frame = frame.f_back
+
+def somebody_waits():
+    return any(calls(thread).get("wait", "").endswith("shmgen/_pool.py") for thread in sys._current_frames())
+
+
+def say_when_waiting(word, within="<module>"):
+    '''Say ``word`` once some thread waits for a batch, and the main one is in a function called ``within``.'''
+
+    def watch(main=threading.get_ident()):
+        while not (somebody_waits() and within in calls(main)):
             time.sleep(0.002)
+        say(word)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -263,9 +284,10 @@ class Script:
                 self.kill()
                 pytest.fail(f"the script never said {word!r}; it said {self.out!r} and {self.err!r}")
             self.out += data.decode()
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            if child.pid not in self._gone.fds:
-                self._gone.watch(child.pid)
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it may be on its way out
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                if child.pid not in self._gone.fds:
+                    self._gone.watch(child.pid)
 
     @property
     def workers(self) -> list[psutil.Process]:
@@ -296,7 +318,8 @@ class Script:
         """Make sure that all of it has gone."""
         for pid in self._gone.wait(0):
             if pid == self.process.pid or psutil.pid_exists(pid):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         if self.process.returncode is None:
             out, err = self.process.communicate(timeout=DEADLINE)
             self.out += out.decode()

@@ -267,17 +267,31 @@ BAD_ARGUMENTS = [
     pytest.param({"list_IDs": [], "drop_last": False}, r"expected at least 1 ids?, found 0", id="no-ids-keep-last"),
     pytest.param({"list_IDs": np.array([], "U4")}, r"expected at least 2 ids, found 0", id="no-ids-array"),
     pytest.param({"batch_size": 9}, r"expected at least 9 ids, found 8.*drop_last=False", id="fewer-ids-than-a-batch"),
-    pytest.param({"labels": {}}, r"id 'id-0' has no label.*8 ids", id="no-labels"),
-    pytest.param({"labels": lambda labels: without(labels, "id-6")}, r"id 'id-6' has no label", id="a-label-missing"),
-    pytest.param({"labels": lambda labels: {**labels, "id-3": 3.0}}, r"id 'id-3' has the label 3\.0.*an int", id="float"),
-    pytest.param({"labels": lambda labels: {**labels, "id-3": None}}, r"id 'id-3' has the label None.*an int", id="none"),
-    pytest.param({"labels": lambda labels: {**labels, "id-3": "3"}}, r"id 'id-3' has the label '3'.*expected an int", id="str"),
-    pytest.param({"labels": lambda labels: {**labels, "id-3": [0, 1]}}, r"id 'id-3' has the label.*expected an int", id="list"),
-    pytest.param({"labels": lambda labels: {**labels, "id-3": 2**63}}, r"id 'id-3' has the label 9223372036854775808", id="huge"),
-    pytest.param({"n_classes": 7}, r"id 'id-7' has the label 7, expected one from 0 to 6", id="label-above-the-classes"),
+    pytest.param({"labels": {}}, r"id-0', field 'y': expected a value, as for each of the 8 ids, found none", id="no-labels"),
+    pytest.param(
+        {"labels": lambda labels: without(labels, "id-6")},
+        r"id-6', field 'y': expected a value.*found none",
+        id="a-label-missing",
+    ),
+    pytest.param(
+        {"labels": lambda labels: {**labels, "id-3": 3.0}}, r"id-3', field 'y': expected an int, found 3\.0", id="float"
+    ),
+    pytest.param(
+        {"labels": lambda labels: {**labels, "id-3": None}}, r"id-3', field 'y': expected an int, found None", id="none"
+    ),
+    pytest.param({"labels": lambda labels: {**labels, "id-3": "3"}}, r"id-3', field 'y': expected an int, found '3'", id="str"),
+    pytest.param(
+        {"labels": lambda labels: {**labels, "id-3": [0, 1]}}, r"id-3', field 'y': expected an int, found \[0, 1\]", id="list"
+    ),
+    pytest.param(
+        {"labels": lambda labels: {**labels, "id-3": 2**63}},
+        r"id-3', field 'y': expected an int from .*, found 9223372036854775808",
+        id="huge",
+    ),
+    pytest.param({"n_classes": 7}, r"id-7', field 'y': expected an int from 0 to 6, found 7", id="label-above-the-classes"),
     pytest.param(
         {"labels": lambda labels: {**labels, "id-3": -1}, "n_classes": 8},
-        r"id 'id-3' has the label -1, expected one from 0 to 7",
+        r"id-3', field 'y': expected an int from 0 to 7, found -1",
         id="label-below-the-classes",
     ),
     pytest.param({"batch_size": 0}, r"batch_size: expected an int from 1, found 0", id="batch_size-zero"),

@@ -216,9 +216,7 @@ def test_early_stopping_between_epochs(data: Any) -> None:
 def test_predict_gives_a_row_an_id_in_order(data: Any, workers: int) -> None:
     """``predict`` with ``shuffle=False, drop_last=False``: as many rows as ids, in their order."""
     model = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.GlobalAveragePooling3D()])
-    with Sequence(
-        data.ids, None, 8, SHAPE, 1, shuffle=False, drop_last=False, data_dir=data.path, workers=workers
-    ) as sequence:
+    with Sequence(data.ids, None, 8, SHAPE, 1, shuffle=False, drop_last=False, data_dir=data.path, workers=workers) as sequence:
         predicted = model.predict(sequence, verbose=0)
     assert predicted[:, 0].tolist() == list(range(N))
 

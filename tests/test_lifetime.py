@@ -1,4 +1,4 @@
-"""However a loader's life ends, nothing of it is left: no process, no name in /dev/shm, no descriptor; and views stay readable."""
+"""However a loader's life ends, nothing of it is left: no process, no name in /dev/shm, no descriptor; views stay readable."""
 
 from __future__ import annotations
 
@@ -51,10 +51,11 @@ ENDS = {
     ),
     "closed": (LOADER + "next(iter(loader)); loader.close()", 0, 0),
     "daemon-thread-waits": (
-        "os.unlink(f'{DATA}/id-9.npy'); os.mkfifo(f'{DATA}/id-9.npy')\n"
-        + LOADER
-        + "threading.Thread(target=list, args=(loader,), daemon=True).start()\n"
-        "while not [f for f in sys._current_frames().values() if f.f_code.co_name == 'wait']: time.sleep(0.001)\n",
+        "os.unlink(f'{DATA}/id-9.npy'); os.mkfifo(f'{DATA}/id-9.npy')\n" + LOADER + "def read():\n"
+        "    try: list(loader)\n"
+        "    except shmgen.ClosedError: pass\n"
+        "threading.Thread(target=read, daemon=True).start()\n"
+        "while not somebody_waits(): time.sleep(0.001)\n",
         0,
         0,
     ),
@@ -101,7 +102,7 @@ main()
 WAITING = """
 def main():
     loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)
-    say_when_main_waits("ready")
+    say_when_waiting("ready")
     for X, y in loader: pass
 
 main()
@@ -141,6 +142,24 @@ def test_ctrl_c_ends_all_within_half_a_second(folder: Callable, script: Callable
     assert set(os.listdir("/dev/shm")) <= names
 
 
+def test_letting_go_of_a_batch_runs_no_code_of_ours(folder: Callable) -> None:
+    """An interrupt that strikes in a callback written in Python is printed and lost: Ctrl-C would not end the script."""
+    data = folder(24)
+    ran = []
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2) as loader:
+        X, y = next(iter(loader))
+        sys.setprofile(lambda frame, event, _: ran.append(frame.f_code.co_name) if event == "call" else None)
+        try:
+            del X, y
+        finally:
+            sys.setprofile(None)
+
+        assert ran == []
+        for X, y in loader:
+            data.check(X, y)
+        assert loader.stats.copied == 0
+
+
 FITTING = """
 import keras
 keras.utils.disable_interactive_logging()
@@ -148,26 +167,32 @@ model = keras.Sequential([keras.layers.Input((4, 3)), keras.layers.Flatten(), ke
 model.compile(loss="mse")
 def main():
     sequence = shmgen.Sequence(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)
-    say_when_main_waits("ready")
-    model.fit(sequence, shuffle=False, verbose=0)
+    say_when_waiting("ready", within="quick_execute")  # which is where TensorFlow leaves Python
+    try: model.fit(sequence, shuffle=False, verbose=0)
+    finally: say("left")
 
 main()
 """
 
 
 def test_ctrl_c_ends_a_fit_that_waits_for_a_file(folder: Callable, script: Callable) -> None:
-    """Ctrl-C ends ``fit`` too while TensorFlow waits for a batch that a file holds up that never answers."""
+    """Ctrl-C ends ``fit`` too while TensorFlow waits for a batch that a file holds up that never answers.
+
+    TensorFlow itself takes a second to leave the process, whatever it was fed with; the time limit is for ``fit``.
+    """
     for attempt in range(TRIES):
         run = ready(folder, script, FITTING, True, f"try-{attempt}", options=("-W", "error::ResourceWarning"))
+        struck = time.monotonic()
         run.signal(signal.SIGINT, group=True)
-        late = run.left(CTRL_C_WITHIN)
+        run.until("left", within=10)
+        took = time.monotonic() - struck
         assert run.end(within=20) != 0
         assert "KeyboardInterrupt" in run.err
-        for complaint in ("ResourceWarning", "leaked", "Exception ignored"):
+        for complaint in ("ResourceWarning", "leaked", "Exception ignored", "in _stop"):
             assert complaint not in run.err, run.err
-        if not late:
+        if took < CTRL_C_WITHIN:
             break
-    assert not late
+    assert took < CTRL_C_WITHIN
 
 
 @pytest.mark.parametrize(("code", "fifo"), STATES)
@@ -257,9 +282,9 @@ def test_close_ends_a_wait_of_another_thread(folder: Callable, asking: Callable)
     data.fifo(9)
     for waiting in (1, 3):
         loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, shuffle=False)
-        loader.batch(0)
-        threads = [asking(lambda loader=loader: loader.batch(2)) for _ in range(waiting)]
-        threads[0].until_it_waits() if waiting == 1 else None
+        threads = [asking(lambda loader=loader: list(loader)) for _ in range(waiting)]
+        for thread in threads[:1]:
+            thread.until_anybody_waits()
 
         called = time.monotonic()
         loader.close()
@@ -293,7 +318,7 @@ def test_close_from_a_signal_handler(folder: Callable, script: Callable) -> None
     data.fifo(9)
     code = LOADER.replace("workers", "shuffle=False, workers") + (
         "signal.signal(signal.SIGTERM, lambda *_: loader.close())\n"
-        "say_when_main_waits('ready')\n"
+        "say_when_waiting('ready')\n"
         "try: list(loader)\n"
         "except shmgen.ClosedError: sys.exit(5)\n"
     )
@@ -337,7 +362,7 @@ def test_an_iterator_keeps_its_loader_alive(folder: Callable, workers: int) -> N
 
 FORKS = {
     "exit-code": "sys.exit(0)",
-    "asks": "try: loader.batch(0)\n    except shmgen.ClosedError as e: assert str(os.getppid()) in str(e); sys.exit(0)\n    sys.exit(9)",
+    "asks": "try: loader.batch(0)\n    except shmgen.ClosedError as e: sys.exit(str(parent) not in str(e))\n    sys.exit(9)",
     "iterates": "try: list(loader)\n    except shmgen.ClosedError: sys.exit(0)\n    sys.exit(9)",
     "goes-on-iterating": "try: next(epoch)\n    except shmgen.ClosedError: sys.exit(0)\n    sys.exit(9)",
     "closes": "loader.close(); sys.exit(0)",
@@ -357,6 +382,7 @@ warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 has one for every fo
 loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)
 epoch = iter(loader)
 first = next(epoch)
+parent = os.getpid()
 child = os.fork()
 if not child:
     {does}
@@ -384,15 +410,14 @@ warnings.simplefilter("ignore", DeprecationWarning)
 path = f"{{DATA}}/id-9.npy"
 os.rename(path, path + "~"); os.mkfifo(path)
 loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)
-say_when_main_waits("waits")
 outcome = []
 def ask():
     try: list(loader)
     except shmgen.ClosedError as error: outcome.append(error)
 thread = threading.Thread(target=ask)
 thread.start()
-while not any(f.f_code.co_name == "wait" and "_pool" in f.f_code.co_filename for f in sys._current_frames().values()):
-    time.sleep(0.001)
+while not somebody_waits(): time.sleep(0.001)
+parent = os.getpid()
 child = os.fork()
 if not child:
     signal.alarm(10)

@@ -8,9 +8,9 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from conftest import DataSet
 
 import shmgen._delivery
-from conftest import DataSet
 from shmgen import Loader, Stats
 from shmgen._layout import ALIGNMENT
 

@@ -37,18 +37,18 @@ def test_each_epoch_is_a_permutation_of_its_own() -> None:
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:
-    """The same in any sequence of calls and whatever the global random states, which stay as they were; another seed, another order."""
-    np.random.seed(1)  # noqa: NPY002
+    """The same in any sequence of calls and whatever the global random states, which stay as they were."""
+    np.random.seed(1)
     random.seed(1)
-    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    before = random.getstate(), np.random.get_state()[1].tolist()
     forward = Order(50, 5, shuffle=True, seed=0, drop_last=True)
     orders = [samples_of(forward, epoch) for epoch in range(4)]
-    np.random.seed(2)  # noqa: NPY002
+    np.random.seed(2)
     backward = Order(50, 5, shuffle=True, seed=0, drop_last=True)
     assert [samples_of(backward, epoch) for epoch in reversed(range(4))][::-1] == orders
     assert samples_of(Order(50, 5, shuffle=True, seed=1, drop_last=True), 0) != orders[0]
-    np.random.seed(1)  # noqa: NPY002
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+    np.random.seed(1)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
 def test_without_shuffling_samples_come_in_their_order() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import mmap
 import os
 from collections.abc import Callable
@@ -30,7 +31,7 @@ def test_arrays_are_aligned_contiguous_and_apart() -> None:
         assert (array.dtype, array.shape) == (field.dtype, (4, *field.shape))
         assert ring.address <= array.ctypes.data < ring.address + len(ring.memory)
     spans = sorted((array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays)
-    assert all(stop <= start for (_, stop), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(spans))
     del arrays, array
     ring.close()
 

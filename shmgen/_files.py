@@ -1,0 +1,272 @@
+"""Sources that read ``.npy`` files: one a sample, or one for all.
+
+A worker imports this module, so NumPy is imported only where a file needs more than a plain read: most never do, and a worker
+without NumPy starts three times sooner.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from typing import TYPE_CHECKING, Any
+
+from shmgen._npy import OPEN_FLAGS, Header, explain, read_header, read_header_of, read_whole
+from shmgen._source import RawSource, row_shapes
+from shmgen.errors import InputError, Misfit, SampleError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import DTypeLike
+
+
+class Npy(RawSource):
+    """The files ``<folder>/<id>.npy``, one a sample.
+
+    Args:
+        folder: where the files are.
+        dim: shape of a sample without its channels.
+        n_channels: size of the last axis. Where it is 1, a file of shape ``dim`` is taken, too.
+        dtype: of a row; files are cast to it where NumPy calls that "same_kind".
+
+    What is left out is the first file's; with ``dim`` and ``n_channels`` both left out, a row has the file's own shape.
+
+    Attributes:
+        folder: as an absolute path, so that a later change of directory does no harm.
+        shape: of a row.
+        bare_shape: a file of this shape is taken as well; that of a row without its only channel, or the same.
+        dtype: of a row, in native byte order; as text, since NumPy itself would be imported to unpickle it.
+        row_bytes: bytes of a row.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        dim: tuple[int, ...] | None = None,
+        n_channels: int | None = None,
+        dtype: DTypeLike | None = None,
+    ) -> None:
+        self.folder = os.path.abspath(folder)
+        self._given = dim, n_channels, dtype
+
+    def bind(self, ids: Sequence[object]) -> None:
+        """Read the first file's header, for what was left out.
+
+        Raises:
+            SampleError: it can't be read, or contradicts what was given.
+        """
+        import numpy as np
+
+        first = ids[0]
+        dim, n_channels, dtype = self._given
+        try:
+            header, raw = read_header_of(self.path(first))
+            self.shape, self.bare_shape = row_shapes(header.shape, dim, n_channels)
+            if dtype is None and header.dtype.kind not in "biufc":
+                raise Misfit(f"expected numbers, found dtype {header.dtype}")
+            row_dtype = np.dtype(header.dtype if dtype is None else dtype).newbyteorder("=")
+            self.dtype = row_dtype.str
+            self.row_bytes = math.prod(self.shape) * row_dtype.itemsize
+            self._check(header)
+        except (OSError, ValueError, Misfit) as error:
+            raise SampleError(first, self.path(first), explain(error)) from None
+        # What a file begins with whose data are a row's bytes as they stand, once one has been seen.
+        self._plain = raw if self._is_plain(header) else None
+
+    def path(self, id: object) -> str:
+        """The file of sample ``id``."""
+        return f"{self.folder}/{id}.npy"
+
+    def fill(self, ids: Sequence[object], rows: memoryview) -> None:  # type: ignore[override]
+        """Read the samples ``ids`` into ``rows``, which is as many rows' bytes.
+
+        Raises:
+            SampleError: one can't be read; it names the file, what was expected and what was found.
+        """
+        # One open, one preadv, one close and one comparison a sample: this loop is the speed of the whole package.
+        row_bytes = self.row_bytes
+        plain, found, expected_bytes = self._expected()
+        opened, preadv, close, flags = os.open, os.preadv, os.close, OPEN_FLAGS
+        prefix = self.folder + "/"
+        start = 0
+        for id in ids:
+            row = rows[start : start + row_bytes]
+            start += row_bytes
+            try:
+                fd = opened(f"{prefix}{id}.npy", flags)
+                try:
+                    if preadv(fd, (found, row), 0) != expected_bytes or found != plain:
+                        self._read(fd, row)
+                        plain, found, expected_bytes = self._expected()
+                finally:
+                    close(fd)
+            except (OSError, ValueError, Misfit) as error:
+                raise SampleError(id, self.path(id), explain(error)) from None
+
+    def hint(self, ids: Sequence[object]) -> None:
+        """Ask the kernel to read the files of ``ids`` ahead, without waiting for them."""
+        for id in ids:
+            try:
+                fd = os.open(self.path(id), OPEN_FLAGS | os.O_NONBLOCK)
+            except (OSError, ValueError):
+                continue  # the read itself will say what is wrong
+            try:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+            except OSError:
+                pass
+            finally:
+                os.close(fd)
+
+    def _expected(self) -> tuple[bytes, bytearray, int]:
+        """The header of a plain file, room for the one that is found, and how many bytes header and row are; -1 if unknown."""
+        if self._plain is None:
+            return b"", bytearray(), -1
+        return self._plain, bytearray(len(self._plain)), len(self._plain) + self.row_bytes
+
+    def _read(self, fd: int, row: memoryview) -> None:
+        """Read a file that does not begin as the last plain one did, or did not come whole in one call."""
+        header, raw = read_header(fd)
+        self._check(header)
+        if self._is_plain(header):
+            self._plain = raw
+            read_whole(fd, row, header.size)
+            return
+        import numpy as np
+
+        data = bytearray(header.data_bytes)
+        read_whole(fd, memoryview(data), header.size)
+        array = np.ndarray(header.shape, header.dtype, data, order="F" if header.fortran else "C")
+        np.copyto(np.ndarray(self.shape, self.dtype, row), array.reshape(self.shape), casting="same_kind")
+
+    def _is_plain(self, header: Header) -> bool:
+        """Whether the file's data are a row's bytes as they stand."""
+        import numpy as np
+
+        return header.dtype == np.dtype(self.dtype) and (not header.fortran or len(header.shape) < 2)
+
+    def _check(self, header: Header) -> None:
+        import numpy as np
+
+        if header.shape not in (self.shape, self.bare_shape):
+            raise Misfit(
+                f"expected shape {self.shape}, found {header.shape}; "
+                "dim and n_channels say what is expected, and left out they are the first file's"
+            )
+        if not np.can_cast(header.dtype, self.dtype, "same_kind"):
+            raise Misfit(
+                f"expected dtype {np.dtype(self.dtype)}, found {header.dtype}, whose cast would lose more than precision; "
+                "pass the dtype that the files have, or convert them"
+            )
+
+
+class NpyRows(RawSource):
+    """One ``.npy`` file of all samples; an id is a row's number, from 0.
+
+    Args:
+        file: the file; in C order. It may be larger than memory, and be replaced while no epoch is under way.
+
+    Attributes:
+        file: as an absolute path.
+        shape: of a row: that of the array without its first axis.
+        dtype: of a row, in native byte order, as text.
+    """
+
+    def __init__(self, file: str | os.PathLike[str]) -> None:
+        self.file = os.path.abspath(file)
+        self._fd = -1
+        self._seen: tuple[int, ...] = ()
+
+    def bind(self, ids: Sequence[Any]) -> None:
+        """Read the header, and check that it has all the rows.
+
+        Raises:
+            InputError: the file can't serve, or has no row of an id's number.
+        """
+        try:
+            header, _ = read_header_of(self.file)
+            self._check(header)
+        except (OSError, ValueError, Misfit) as error:
+            raise InputError(f"file {self.file}: {explain(error)}") from None
+        self.shape = header.shape[1:]
+        self.dtype = header.dtype.newbyteorder("=").str
+        self._header = header
+        for id in ids:
+            try:
+                number = operator.index(id)
+            except TypeError:
+                raise InputError(f"id {id!r}: expected the number of a row of {self.file}") from None
+            if not 0 <= number < header.shape[0]:
+                raise InputError(f"id {id!r}: expected a row's number from 0 to {header.shape[0] - 1}, which {self.file} has")
+
+    def fill(self, ids: Sequence[int], rows: memoryview) -> None:  # type: ignore[override]
+        """Read the rows ``ids`` into ``rows``, which is as many rows' bytes.
+
+        Raises:
+            SampleError: the file can't be read, or has been replaced by one that does not fit.
+        """
+        try:
+            self._reopen()
+            self._read(ids, rows)
+        except (OSError, ValueError, Misfit) as error:
+            raise SampleError(ids[0], self.file, explain(error)) from None
+
+    def hint(self, ids: Sequence[int]) -> None:
+        if self._fd >= 0:
+            row_bytes = self._header.data_bytes // self._header.shape[0]
+            for id in ids:
+                os.posix_fadvise(self._fd, self._header.size + id * row_bytes, row_bytes, os.POSIX_FADV_WILLNEED)
+
+    def _read(self, ids: Sequence[int], rows: memoryview) -> None:
+        first, row_bytes = self._header.size, len(rows) // len(ids)
+        if ids[-1] - ids[0] == len(ids) - 1 and list(ids) == list(range(ids[0], ids[-1] + 1)):
+            read_whole(self._fd, rows, first + ids[0] * row_bytes)
+        else:
+            fd, preadv = self._fd, os.preadv
+            start = 0
+            for id in ids:
+                row = rows[start : start + row_bytes]
+                start += row_bytes
+                if preadv(fd, (row,), first + id * row_bytes) != row_bytes:
+                    read_whole(fd, row, first + id * row_bytes)
+        if not self._header.dtype.isnative:
+            import numpy as np
+
+            np.frombuffer(rows, self.dtype).byteswap(inplace=True)
+
+    def _reopen(self) -> None:
+        """Open the file, anew if another stands in its place."""
+        status = os.stat(self.file)
+        seen = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+        if seen == self._seen:
+            return
+        self.close()
+        self._fd = os.open(self.file, OPEN_FLAGS)
+        header, _ = read_header(self._fd)
+        self._check(header)
+        if header.shape[1:] != self.shape or header.dtype != self._header.dtype:
+            raise Misfit(f"expected rows of shape {self.shape} and dtype {self.dtype}, found {header.shape[1:]}, {header.dtype}")
+        if header.shape[0] < self._header.shape[0]:
+            raise Misfit(f"expected {self._header.shape[0]:,} rows, found {header.shape[0]:,}")
+        self._header = header
+        self._seen = seen
+
+    def close(self) -> None:
+        """Give up the descriptor."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _check(self, header: Header) -> None:
+        if not header.shape or 0 in header.shape:
+            raise Misfit(f"expected an array of rows, found shape {header.shape}")
+        if header.fortran and len(header.shape) > 1:
+            raise Misfit(
+                "expected C order, found Fortran order, in which a row's elements lie apart; "
+                "write it again as np.save(file, np.ascontiguousarray(array))"
+            )
+        if header.dtype.kind not in "biufc":
+            raise Misfit(f"expected numbers, found dtype {header.dtype}")

@@ -1,0 +1,177 @@
+"""What a field's rows are filled from: a source says what shape and dtype a row has, and fills rows in the workers.
+
+A worker imports this module, so NumPy is imported only where a source needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from shmgen.errors import FunctionError, InputError, Misfit, SampleError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import DTypeLike
+
+
+class Source:
+    """Fills one field of a batch, row by row; to be subclassed.
+
+    A loader works on a copy of its own, which it binds in the calling process, sends to each worker, and opens there.
+
+    Attributes:
+        shape: of one sample's row; set at the latest by `bind`.
+        dtype: of a row; set at the latest by `bind`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: DTypeLike
+
+    def bind(self, ids: Sequence[Any]) -> None:
+        """Look at the ids, once, in the calling process: for what has to be read to know `shape` and `dtype`."""
+
+    def open(self) -> None:
+        """Get ready to read, once in each process that reads: open the file, connect to the database."""
+
+    def read(self, id: Any, row: np.ndarray) -> None:
+        """Fill ``row``, an array of `shape` and `dtype` in shared memory, with sample ``id``."""
+        raise NotImplementedError
+
+    def fill(self, ids: Sequence[Any], rows: np.ndarray) -> None:
+        """Fill ``rows``, of shape ``(len(ids), *shape)``, with the samples ``ids``.
+
+        To be overridden where many are read faster at once than one by one; random numbers are then not drawn for each.
+        """
+        raise NotImplementedError
+
+    def hint(self, ids: Sequence[Any]) -> None:
+        """``ids`` will be read next, and reading waits for a disk: have them read ahead."""
+
+    @property
+    def reads_one_by_one(self) -> bool:
+        """Whether `read` does the work, not `fill`."""
+        return type(self).fill is Source.fill
+
+
+class RawSource(Source):
+    """A source whose `fill` takes a flat `memoryview` of the rows' bytes, so that a worker need not import NumPy."""
+
+
+class Function(Source):
+    """A function of the id: ``function(id)`` returns a sample's array, ``function(id, row)`` fills the row that it is given.
+
+    Args:
+        function: is called in the workers.
+        dim: shape of a sample without its channels.
+        n_channels: size of the last axis.
+        dtype: of a row.
+
+    What is left out is that of what the function returns for the first id, for which it is called once in the calling process.
+    A function that fills a row must be told ``dim`` and ``dtype``.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        dim: tuple[int, ...] | None = None,
+        n_channels: int | None = None,
+        dtype: DTypeLike | None = None,
+    ) -> None:
+        self._function = function
+        self._fills = _takes_two(function)
+        self._given = dim, n_channels, dtype
+
+    def bind(self, ids: Sequence[Any]) -> None:
+        dim, n_channels, dtype = self._given
+        if self._fills:
+            if dim is None or dtype is None:
+                raise InputError(f"{_name(self._function)} fills a row that it is given: say its dim and dtype")
+            self.shape, self.dtype = (*dim, *([] if n_channels is None else [n_channels])), dtype
+        elif dim is None or n_channels is None or dtype is None:
+            import numpy as np
+
+            try:
+                first = np.asarray(self._function(ids[0]))
+                self.shape, _ = row_shapes(first.shape, dim, n_channels)
+            except Exception as error:
+                raise function_error(ids[0], _name(self._function), error) from error
+            self.dtype = first.dtype if dtype is None else dtype
+        else:
+            self.shape, self.dtype = (*dim, n_channels), dtype
+
+    def read(self, id: Any, row: np.ndarray) -> None:
+        if self._fills:
+            self._function(id, row)
+        else:
+            put(row, self._function(id))
+
+
+def row_shapes(
+    found: tuple[int, ...], dim: tuple[int, ...] | None, n_channels: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape of a row ``(*dim, n_channels)``, and the other shape that a sample may have, where the first one's is ``found``.
+
+    Raises:
+        Misfit: the first sample's shape contradicts what is given.
+    """
+    if 0 in found:
+        raise Misfit(f"expected a sample of at least one element, found shape {found}")
+    if dim is None:
+        if n_channels is None:
+            return found, found
+        if found[-1:] != (n_channels,) and n_channels != 1:
+            raise Misfit(f"expected a last axis of n_channels={n_channels}, found shape {found}")
+        dim = found[:-1] if found[-1:] == (n_channels,) else found
+    elif n_channels is None:
+        if found != dim and found[:-1] != dim:
+            raise Misfit(f"expected shape {dim}, with or without channels behind it, found {found}")
+        n_channels = 1 if found == dim else found[-1]
+    shape = (*dim, n_channels)
+    return shape, dim if n_channels == 1 else shape
+
+
+def put(row: np.ndarray, value: Any) -> None:
+    """Write into ``row`` what a function returned for it.
+
+    Raises:
+        Misfit: it has another shape, or a dtype whose cast would lose more than precision.
+    """
+    import numpy as np
+
+    array = np.asarray(value)
+    if array.shape != row.shape:
+        if (*array.shape, 1) != row.shape:
+            raise Misfit(f"expected shape {row.shape}, found {array.shape}")
+        array = array[..., None]
+    if not np.can_cast(array.dtype, row.dtype, "same_kind"):
+        raise Misfit(f"expected dtype {row.dtype}, found {array.dtype}, whose cast would lose more than precision")
+    row[...] = array
+
+
+def function_error(id: object, where: str, error: Exception) -> SampleError:
+    """What is raised where ``error`` came out of a user's function."""
+    if isinstance(error, SampleError):
+        return error
+    if isinstance(error, Misfit):
+        return FunctionError(id, where, str(error))
+    import traceback
+
+    # The outermost frame is the one that called the user's function.
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__ and error.__traceback__.tb_next))
+    return FunctionError(id, where, f"{type(error).__name__}: {error}\n\n{text}")
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    import inspect  # late, since it would make workers start slower
+
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some functions written in C tell nothing
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters) == 2
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return f"function {getattr(function, '__qualname__', None) or function!r}"

@@ -1,0 +1,84 @@
+"""What a batch is made of: which fields, from which sources, and how their arrays are nested when they are handed out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from typing import Any
+
+import numpy as np
+
+from shmgen._layout import Field
+from shmgen._source import Function, Source
+from shmgen._values import Values
+from shmgen.errors import InputError
+
+Arrays = tuple[np.ndarray, ...]
+
+
+class Structure:
+    """The fields of a batch.
+
+    Args:
+        inputs: a source, or a dict, tuple or list of sources.
+        targets: likewise, or None for none.
+        weights: likewise, or None for none.
+
+    Attributes:
+        sources: what fills each field, by the field's name, in the order of a batch's arrays. Copies: a source may serve others.
+        has_one_input: whether there is a single input, without a name of its own.
+    """
+
+    def __init__(self, inputs: Any, targets: Any, weights: Any) -> None:
+        self.sources: dict[str, Source | Values] = {}
+        self.has_one_input = not _is_nest(inputs)
+        parts = [(role, part) for role, part in (("X", inputs), ("y", targets), ("weights", weights)) if part is not None]
+        self._nests = [self._add(role, part) for role, part in parts]
+
+    def _add(self, name: str, part: Any) -> Callable[[Arrays], Any]:
+        """Take the sources in ``part``, and return what picks their arrays out of a batch's, nested alike."""
+        if _is_nest(part):
+            if isinstance(part, Mapping):
+                picks = {key: self._add(str(key), value) for key, value in part.items()}
+                return lambda arrays: {key: pick(arrays) for key, pick in picks.items()}
+            members = [self._add(f"{name}[{number}]", value) for number, value in enumerate(part)]
+            return lambda arrays: tuple(pick(arrays) for pick in members)
+        if name in self.sources:
+            raise InputError(f"field {name!r} stands twice: names must differ among inputs, targets and weights")
+        position = len(self.sources)
+        self.sources[name] = _as_source(part, name)
+        return lambda arrays: arrays[position]
+
+    def nest(self, arrays: Arrays) -> tuple[Any, ...]:
+        """``(inputs,)``, ``(inputs, targets)`` or ``(inputs, targets, weights)``, each nested as it was given."""
+        return tuple(pick(arrays) for pick in self._nests)
+
+    def bind(self, ids: Sequence[Any]) -> tuple[Field, ...]:
+        """Bind every source to ``ids``, and say what arrays a batch has."""
+        fields = []
+        for name, source in self.sources.items():
+            if isinstance(source, Values):
+                source.bind(ids, name)
+            else:
+                source.bind(ids)
+            shape, dtype = tuple(source.shape), np.dtype(source.dtype).newbyteorder("=")
+            if dtype.kind not in "biufc" or 0 in shape:
+                raise InputError(f"field {name!r}: expected rows of numbers, found shape {shape} and dtype {dtype}")
+            fields.append(Field(name, shape, dtype))
+        return tuple(fields)
+
+
+def _is_nest(part: Any) -> bool:
+    """Whether ``part`` holds sources, not values."""
+    members = part.values() if isinstance(part, dict) else part if isinstance(part, list | tuple) else ()
+    return any(isinstance(member, Source | Values) or callable(member) or _is_nest(member) for member in members)
+
+
+def _as_source(part: Any, name: str) -> Source | Values:
+    if isinstance(part, Source | Values):
+        return copy(part)
+    if callable(part):
+        return Function(part)
+    if isinstance(part, Mapping | Sequence | np.ndarray) or hasattr(part, "keys"):
+        return Values(part, dtype=np.float32 if name == "weights" else None)
+    raise InputError(f"field {name!r}: expected a source, a function or a mapping from id to value, found {part!r}")
