@@ -34,6 +34,11 @@ class Pass:
         self._last = -1
 
     @property
+    def is_begun(self) -> bool:
+        """Whether any index has been asked for."""
+        return self._dealt > 0
+
+    @property
     def is_whole(self) -> bool:
         """Whether every index has been asked for."""
         return self._dealt == len(self._bound)
@@ -89,9 +94,15 @@ class Dealer:
         if self._pass.is_whole:
             self._begin = True
 
+    @property
     def current(self) -> Pass:
-        """The pass that a request made now belongs to."""
-        return self.open() if self._begin else self._pass
+        """The pass that a request belongs to, unless a new one is due."""
+        return self._pass
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next request is to open a new pass."""
+        return self._begin
 
     def upcoming(self) -> Iterator[Batch]:
         """The batches that will be dealt next, as far as can be foreseen."""

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
@@ -166,6 +166,12 @@ class Delivery:
                 return arrays
             finally:
                 self._demanded.remove(batch)
+
+    @_bookkeeping
+    def discard(self, batches: Iterable[Batch]) -> None:
+        """Read these batches anew, if they have been read ahead. The lock is held."""
+        for batch in batches:
+            self._schedule.discard(batch)
 
     def close(self, reason: ShmgenError) -> None:
         """End the workers; whoever waits for a batch, or asks for one later, gets ``reason``."""

@@ -118,6 +118,9 @@ class Npy(RawSource):
             finally:
                 os.close(fd)
 
+    def version(self, ids: Sequence[object]) -> object:
+        return [file_version(self.path(id)) for id in ids]
+
     def _expected(self) -> tuple[bytes, bytearray, int]:
         """The header of a plain file, room for the one that is found, and how many bytes header and row are; -1 if unknown."""
         if self._plain is None:
@@ -175,7 +178,7 @@ class NpyRows(RawSource):
     def __init__(self, file: str | os.PathLike[str]) -> None:
         self.file = os.path.abspath(file)
         self._fd = -1
-        self._seen: tuple[int, ...] = ()
+        self._seen: object = None
 
     def bind(self, ids: Sequence[Any]) -> None:
         """Read the header, and check that it has all the rows.
@@ -217,6 +220,9 @@ class NpyRows(RawSource):
             for id in ids:
                 os.posix_fadvise(self._fd, self._header.size + id * row_bytes, row_bytes, os.POSIX_FADV_WILLNEED)
 
+    def version(self, ids: Sequence[int]) -> object:
+        return file_version(self.file)
+
     def _read(self, ids: Sequence[int], rows: memoryview) -> None:
         first, row_bytes = self._header.size, len(rows) // len(ids)
         if ids[-1] - ids[0] == len(ids) - 1 and list(ids) == list(range(ids[0], ids[-1] + 1)):
@@ -236,9 +242,8 @@ class NpyRows(RawSource):
 
     def _reopen(self) -> None:
         """Open the file, anew if another stands in its place."""
-        status = os.stat(self.file)
-        seen = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
-        if seen == self._seen:
+        seen = file_version(self.file)
+        if self._fd >= 0 and seen == self._seen:
             return
         self.close()
         self._fd = os.open(self.file, OPEN_FLAGS)
@@ -270,3 +275,12 @@ class NpyRows(RawSource):
             )
         if header.dtype.kind not in "biufc":
             raise Misfit(f"expected numbers, found dtype {header.dtype}")
+
+
+def file_version(path: str) -> object:
+    """What tells a file from another that has taken its place, or from itself once it has been written to."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

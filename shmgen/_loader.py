@@ -17,6 +17,7 @@ from shmgen._deal import Dealer, Pass
 from shmgen._delivery import Delivery
 from shmgen._files import Npy
 from shmgen._filler import Filler, Part
+from shmgen._ids import kept, take
 from shmgen._layout import Layout
 from shmgen._order import Batch, Order
 from shmgen._pool import InProcess, Pool, Workers
@@ -133,7 +134,7 @@ class Loader:
         slots = None if slots is None else _whole(slots, "slots", 2)
         seed = _whole(seed, "seed", 0)
 
-        self._ids = _as_sequence(list_IDs)
+        self._ids = kept(list_IDs)
         self._order = Order(len(self._ids), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
         if not self._order.batches:
             raise InputError(
@@ -164,12 +165,13 @@ class Loader:
         self._dealer = Dealer(self._order.batches, shuffle=shuffle)
         in_flight = max(FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
         self._schedule = Schedule(slots, max(1, workers), self._order.size, in_flight=in_flight)
+        self._preparation = _Preparation(self._ids, self._order, self._structure, self._ring, self._dealer)
         self._delivery = Delivery(
             self._ring,
             crew,
             self._schedule,
             rows=self._order.size,
-            prepare=_Preparation(self._ids, self._order, self._structure, self._ring),
+            prepare=self._preparation,
             # With nobody to read ahead, only what is asked for is read.
             upcoming=self._dealer.upcoming if workers else _nothing,
         )
@@ -185,7 +187,7 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """The batches of the next epoch, or of the same again if the last was left before its end."""
         with self._delivery.entered():
-            return _Epoch(self, self._dealer.open())
+            return _Epoch(self, self._open())
 
     def __enter__(self) -> Self:
         return self
@@ -235,7 +237,7 @@ class Loader:
         """
         index = range(len(self))[index]
         with self._delivery.entered():
-            current = self._dealer.current()
+            current = self._open() if self._dealer.is_due else self._dealer.current
             batch = current.deal(index)
             foreseen = self._warned or current.misses < MISSES_BEFORE_WARNING
             self._warned = self._warned or not foreseen
@@ -246,6 +248,12 @@ class Loader:
                 stacklevel=3,
             )
         return self._structure.nest(self._delivery.fetch(batch, drain))
+
+    def _open(self) -> Pass:
+        """Begin a new pass, and see that what was read ahead for it still holds."""
+        dealt = self._dealer.open()
+        self._delivery.discard(self._preparation.changed(dealt.epoch))
+        return dealt
 
 
 class _Epoch(Iterator[tuple[Any, ...]]):
@@ -264,38 +272,36 @@ class _Epoch(Iterator[tuple[Any, ...]]):
 
 
 class _Preparation:
-    """Fills what the parent knows of a batch, and names the rest."""
+    """Fills what the parent knows of a batch, names the rest, and remembers of what was read ahead how its files were."""
 
-    def __init__(self, ids: Sequence[object], order: Order, structure: Structure, ring: Ring) -> None:
+    def __init__(self, ids: Sequence[Any], order: Order, structure: Structure, ring: Ring, dealer: Dealer) -> None:
         self._ids = ids
         self._order = order
-        self._values = [(n, source) for n, source in enumerate(structure.sources.values()) if isinstance(source, Values)]
         self._ring = ring
+        self._dealer = dealer
+        self._values = [(n, source) for n, source in enumerate(structure.sources.values()) if isinstance(source, Values)]
+        self._sources = [source for source in structure.sources.values() if isinstance(source, Source)]
+        self._versions: dict[Batch, object] = {}
 
-    def __call__(self, slot: int, batch: Batch) -> list[object]:
+    def __call__(self, slot: int, batch: Batch) -> list[Any]:
         samples = self._order[batch]
         for number, values in self._values:
             values.fill(samples, self._ring.arrays(slot)[number][: len(samples)])
-        if isinstance(self._ids, _ArrayIds):
-            return self._ids.take(samples)
-        return list(map(self._ids.__getitem__, samples.tolist()))
+        ids = take(self._ids, samples)
+        dealt = self._dealer.current
+        if batch.epoch != dealt.epoch or not dealt.is_begun:
+            self._versions[batch] = self._version(ids)
+        return ids
 
+    def changed(self, epoch: int) -> list[Batch]:
+        """The batches that were read before their epoch began, which ``epoch`` does now, and whose files have changed since."""
+        changed = [batch for batch, seen in self._versions.items() if self._version(take(self._ids, self._order[batch])) != seen]
+        later = self._versions.keys() - changed
+        self._versions = {batch: self._versions[batch] for batch in later if batch.epoch > epoch}
+        return changed
 
-class _ArrayIds(Sequence[Any]):
-    """Ids in an array, as Python objects: made when they are needed, since they take more memory than the array."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self._array = array if array.dtype.kind in "US" else array.copy()
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def __getitem__(self, position: Any) -> Any:
-        return self._array[position].item()
-
-    def take(self, positions: np.ndarray) -> list[Any]:
-        taken: list[Any] = self._array[positions].tolist()
-        return taken
+    def _version(self, ids: list[Any]) -> object:
+        return [source.version(ids) for source in self._sources]
 
 
 def _only_input(
@@ -340,16 +346,6 @@ def _filler(
 
 def _nothing() -> Iterator[Batch]:
     return iter(())
-
-
-def _as_sequence(ids: Iterable[object]) -> Sequence[object]:
-    """``ids`` as Python objects, out of reach of later changes by the caller."""
-    if isinstance(ids, range):
-        return ids
-    if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "USiu":
-        return _ArrayIds(ids)
-    # NumPy's own scalars would have every worker import NumPy.
-    return [id.item() if isinstance(id, np.generic) else id for id in ids]
 
 
 def _whole(value: SupportsIndex, name: str, least: int) -> int:

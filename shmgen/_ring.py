@@ -31,10 +31,7 @@ class Ring:
 
     Attributes:
         fd: descriptor of the segment, to be inherited by workers.
-        size: bytes of the segment.
         memory: the segment as the parent sees it; empty once closed.
-        memory: all bytes of the segment.
-        bell: an eventfd that is written to whenever a slot is let go of, and by `wake`.
 
     Raises:
         OSError: the segment's pages can't be had (``ENOSPC`` where ``/dev/shm`` is too small).

@@ -152,12 +152,23 @@ class Schedule:
 
     def done(self, worker: int, error: Exception | None = None) -> None:
         """A worker has read the oldest piece that it held, or failed to."""
-        slot = self._slots[self._held[worker].popleft().slot]
+        number = self._held[worker].popleft().slot
+        slot = self._slots[number]
         slot.missing -= 1
         slot.error = slot.error or error
         if not slot.missing:
             slot.state = State.READY
             self._filling -= 1
+            if slot.batch is None:
+                self.free(number)
+
+    def discard(self, batch: Batch) -> None:
+        """What has been read of ``batch`` ahead, or is being read, is not to be delivered."""
+        number = self._slot_of.pop(batch, None)
+        if number is not None:
+            self._slots[number].batch = None
+            if self._slots[number].state is State.READY:
+                self.free(number)
 
     def lease(self, slot: int) -> None:
         """The batch in ``slot``, which was ready, is handed out."""

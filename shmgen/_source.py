@@ -48,6 +48,13 @@ class Source:
     def hint(self, ids: Sequence[Any]) -> None:
         """``ids`` will be read next, and reading waits for a disk: have them read ahead."""
 
+    def version(self, ids: Sequence[Any]) -> object:
+        """What is different once the data of ``ids`` have changed, asked for in the calling process.
+
+        Batches that were read ahead are read again if it has changed when their epoch begins.
+        """
+        return None
+
     @property
     def reads_one_by_one(self) -> bool:
         """Whether `read` does the work, not `fill`."""

@@ -232,3 +232,20 @@ def test_defaults_are_sensible(folder: Folder) -> None:
     with Loader(data.ids, data.labels, 2, data_dir=data.path) as loader:
         assert 1 <= len(loader._crew.pids) <= min(8, len(os.sched_getaffinity(0)))
         assert len(loader._ring.memory) // loader._ring.layout.slot_bytes == 16
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("when", ["before-the-first-epoch", "between-epochs"])
+def test_files_replaced_between_epochs_are_read_anew(folder: Folder, workers: int, when: str) -> None:
+    """What was read ahead for an epoch does not count once its files have been replaced before the epoch began."""
+    data = folder(24)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=workers) as loader:
+        if when == "between-epochs":
+            for _ in loader:
+                pass
+        for number, id in enumerate(data.ids):
+            new = data.path / "new.npy"
+            np.save(new, data.sample(number) + 1000)
+            new.rename(data.file(id))
+        for X, y in loader:
+            np.testing.assert_array_equal(X[:, 0, 0], 1000 + y)

@@ -92,6 +92,21 @@ def test_a_leased_batch_asked_for_again_is_read_again() -> None:
     assert piece.slot != slot
 
 
+def test_what_is_discarded_is_read_again() -> None:
+    """A batch discarded once read, or while it is read, is not delivered; its slot is free when no worker writes to it."""
+    plan = schedule(slots=2, workers=1)
+    plan.assign([], [Batch(0, 0), Batch(0, 1)])
+    plan.done(0)
+    plan.discard(Batch(0, 0))
+    plan.discard(Batch(0, 1))
+    assert plan.ready(Batch(0, 0)) is None
+    [(_, piece)] = plan.assign([Batch(0, 1)], [])
+    plan.done(0)
+    assert plan.ready(Batch(0, 1)) is None
+    plan.done(0)
+    assert plan.ready(Batch(0, 1)) == piece.slot
+
+
 def test_a_failed_piece_fails_its_batch_once() -> None:
     """The first error of a batch is kept; once reported and freed, the batch can be read again."""
     plan = schedule(slots=1)
