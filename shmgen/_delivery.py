@@ -139,6 +139,7 @@ class Delivery:
         """
         called = time.monotonic()
         starved_from: float | None = None
+        collected = False
         with self.lock:
             self._demanded.append(batch)
             try:
@@ -156,7 +157,9 @@ class Delivery:
                         if now > starved_from + self._patience:
                             self._resort_to_copies()
                         else:
-                            self._push(drain, collect=now > starved_from + COLLECT_AFTER)
+                            due = not collected and now > starved_from + COLLECT_AFTER
+                            collected = collected or due
+                            self._push(drain, collect=due)
                             self._wait(DRAIN_EVERY, batch)
                     self._check(called)
                     if starved_from is not None or not self._schedule.holds(batch):
@@ -256,14 +259,11 @@ class Delivery:
 
     def _push(self, drain: Drain | None, *, collect: bool) -> None:
         """Have those who hold batches without need let go of them. The lock is free meanwhile."""
-        self.lock.release()
-        try:
+        with self._unlocked():
             if drain is not None:
                 drain()
             if collect:
                 gc.collect()  # a fit that was left early keeps its batches in a cycle
-        finally:
-            self.lock.acquire()
 
     def _wait(self, timeout: float | None, batch: Batch) -> None:
         """Wait until something has happened that may bring ``batch``, at most ``timeout`` seconds. The lock is free meanwhile."""
@@ -272,17 +272,26 @@ class Delivery:
                 self._workers.wake()  # to listen to all
             self._changed.wait(timeout)
             return
-        self._listener = threading.get_ident()
         # Who waits alone need not be woken, and take a processor from the workers, before the last piece of the batch is there.
         self._listens_to = self._schedule.last_to_finish(batch) if len(self._demanded) == 1 else None
-        self.lock.release()
         try:
-            self._workers.wait(timeout, self._listens_to)
+            self._listener = threading.get_ident()
+            with self._unlocked():
+                self._workers.wait(timeout, self._listens_to)
         finally:
-            self.lock.acquire()
             self._listener = None
             self._changed.notify_all()
         self._take_in()
+
+    @contextmanager
+    def _unlocked(self) -> Iterator[None]:
+        """Let go of the lock for a while."""
+        try:
+            self.lock.release()
+            yield
+        finally:
+            if not self.lock._is_owned():  # type: ignore[attr-defined] # an interrupt may strike on either side of the release
+                self.lock.acquire()
 
     @_bookkeeping
     def _take_in(self) -> None:

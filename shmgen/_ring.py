@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import shutil
 import sys
 import weakref
 from collections import deque
@@ -64,7 +65,15 @@ class Ring:
     def _extend(self, slots: int) -> None:
         size = len(self.memory) + slots * self.layout.slot_bytes
         # Without this a segment larger than what /dev/shm has left is granted, and dies of SIGBUS at the first touch.
-        os.posix_fallocate(self.fd, 0, size)
+        try:
+            os.posix_fallocate(self.fd, 0, size)
+        except OSError as error:
+            free = shutil.disk_usage("/dev/shm").free  # noqa: S108 - where shared memory is
+            raise OSError(
+                error.errno,
+                f"{size:,} bytes of shared memory are needed, for {size // self.layout.slot_bytes} slots of a batch each, and "
+                f"/dev/shm has {free:,} left: use fewer slots or a smaller batch_size, or enlarge /dev/shm ({error.strerror})",
+            ) from None
         self._arrays.clear()
         self.memory = memoryview(mmap.mmap(self.fd, size))
 
