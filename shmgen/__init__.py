@@ -2,20 +2,24 @@
 
 The way of the data, and the module that holds each step::
 
-    ids, labels, seed, epoch
+    ids, seed, epoch
       │  _order     which samples an epoch's batch k holds          (pure)
       │  _deal      which batch an index asked for means            (pure)
       ▼
     _schedule       which slot gets which batch, which worker which rows   (pure)
       │  _pool      starts, feeds, watches and stops the workers
       ▼
-    _worker         a lean process: opens a file, reads it into its row, closes it
-      │  _npy       one file: its header checked, its data read
+    _worker         a lean process that fills rows
+      │  _filler    what it does with them: a source for each field, then the user's transform
+      │  _source    the base of all sources; _files, _hdf5: those that read files; _npy: the file format
+      │  _dice      random numbers that do not depend on who draws them
       ▼
     _ring           slots of shared memory, cut into arrays by _layout
       │             a slot is free again when the last view of it is gone
       ▼
-    _loader         Loader: batches without any framework
+    _delivery       waits, and hands out leases; or copies, where all slots are held
+      ▼
+    _loader         Loader: batches without any framework, nested as _structure says; _values: labels and tables
       ▼
     keras           Sequence: what ``fit`` takes
 """

@@ -68,36 +68,50 @@ class Stats:
 
 
 class Loader:
-    """Batches of a folder of ``ID.npy`` files, read by worker processes into shared memory.
+    """Batches of samples, made by worker processes in shared memory: of a folder of ``ID.npy`` files, or of anything else.
 
-    ``for X, y in loader`` is one epoch; the next loop is the next epoch. With ``labels=None`` a batch is ``(X,)``. The arrays
-    are views of shared memory that is not written again while anyone holds them, or a view of them; they stay readable after
-    `close`. Any thread may use a loader.
+    ``for X, y in loader`` is one epoch; the next loop is the next epoch. With neither ``labels`` nor ``targets`` a batch is ``(X,)``.
+    The arrays are views of shared memory that is not written again while anyone holds them, or a view of them; they stay readable
+    after `close`. Any thread may use a loader.
 
     Args:
         list_IDs: the samples' ids; one that stands twice is two samples.
         labels: an int for each id, or None.
         batch_size: samples in a batch.
-        dim: shape of a sample without its channels; the first file's where left out.
-        n_channels: size of the last axis; the first file's where left out. Where it is 1, a file of shape ``dim`` is taken.
-            With ``dim`` left out as well, a row has the file's own shape.
+        dim: shape of a sample without its channels; the first sample's where left out.
+        n_channels: size of the last axis; the first sample's where left out. Where it is 1, a sample of shape ``dim`` is taken.
+            With ``dim`` left out as well, a row has the sample's own shape.
         n_classes: labels become one-hot rows of this length.
         shuffle: a new order for each epoch, which depends on ``seed`` and the epoch alone; else the order of ``list_IDs``.
         data_dir: the folder of the files.
-        dtype: of ``X``; the first file's where left out. Files are cast to it where NumPy calls that "same_kind".
+        dtype: of ``X``; the first sample's where left out. Files are cast to it where NumPy calls that "same_kind".
+        source: in place of files, a `Source`, or a function as `Function` takes it.
+        inputs: in place of all that describes ``X``: a source, or a dict, tuple or list of them. A mapping or array from ids to
+            values will do as well as `Values` of it, and a function of the id as well as `Function` of it.
+        targets: in place of ``labels``, likewise.
+        weights: of samples, likewise.
+        transform: changes samples in the workers. ``transform(x, rng)`` where there is one unnamed input: ``x`` is its row, to be
+            changed in place, or to be returned anew. ``transform(sample, rng)`` where inputs are named, or several: ``sample`` is
+            a dict of all rows by field, with keys as in ``inputs``, ``targets`` and ``weights``; those of a tuple are ``"X[0]"``
+            and so on, and single ones ``"X"``, ``"y"``, ``"weights"``. Or a dict of functions of a row and ``rng``, by field.
+            ``rng`` is a `numpy.random.Generator` that depends on ``seed``, the epoch, and the sample's position in it.
         workers: processes that read; 0 reads in the calling one. By default one for each available processor, at most 8.
         slots: batches that shared memory has room for, at least 2. By default 4, and up to 16 where batches are small.
-        seed: of the orders, an int from 0.
+        seed: of orders and random numbers, an int from 0.
         drop_last: leave out the last batch where it would be shorter than the others.
 
     Batches:
-        ``X`` has shape ``(batch_size, *dim, n_channels)`` and ``dtype``; ``y`` has shape ``(batch_size,)`` and dtype int64, or
-        ``(batch_size, n_classes)`` and float32. Each begins at a multiple of 64 bytes.
+        ``(inputs,)``, ``(inputs, targets)`` or ``(inputs, targets, weights)``, each nested as it was given. ``X`` has shape
+        ``(batch_size, *dim, n_channels)`` and ``dtype``; ``y`` has shape ``(batch_size,)`` and dtype int64, or
+        ``(batch_size, n_classes)`` and float32. Each array begins at a multiple of 64 bytes.
 
     Raises:
-        InputError: no training could start from these arguments.
-        SampleError: the first file can't be read, or contradicts them. While batches are read: a file can't be.
-        WorkerDied: while batches are read: a worker ended that should not have; the loader is closed then.
+        InputError: no training could start from these arguments; or a function can't be sent to a worker.
+        SampleError: the first sample can't be had, or contradicts them. While batches are made: a sample can't be had; the batch
+            may be asked for again.
+        FunctionError: as SampleError, where a function of the user's is the cause.
+        WorkerDied: while batches are made: a worker ended that should not have; the loader is closed then.
+        StartError: likewise, where a worker could not begin.
         ClosedError: a batch is asked for after `close`.
         OSError: there is not enough shared memory.
     """

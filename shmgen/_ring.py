@@ -68,7 +68,7 @@ class Ring:
         try:
             os.posix_fallocate(self.fd, 0, size)
         except OSError as error:
-            free = shutil.disk_usage("/dev/shm").free  # noqa: S108 - where shared memory is
+            free = shutil.disk_usage("/dev/shm").free
             raise OSError(
                 error.errno,
                 f"{size:,} bytes of shared memory are needed, for {size // self.layout.slot_bytes} slots of a batch each, and "
