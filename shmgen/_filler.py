@@ -92,8 +92,8 @@ class Filler:
 
     @property
     def is_ours(self) -> bool:
-        """Whether there is nothing of the user's own in it."""
-        return not self.calls_functions and all(isinstance(thing, RawSource) for _, thing in self.named())
+        """Whether there is nothing of the user's own in it: no function, and no source of a class of theirs."""
+        return not self.calls_functions and all(type(thing).__module__.startswith("shmgen.") for _, thing in self.named())
 
     @property
     def calls_functions(self) -> bool:

@@ -70,7 +70,7 @@ class Stats:
 class Loader:
     """Batches of samples, made by worker processes in shared memory: of a folder of ``ID.npy`` files, or of anything else.
 
-    ``for X, y in loader`` is one epoch; the next loop is the next epoch. With no ``labels`` and no ``targets`` a batch is ``(X,)``.
+    ``for X, y in loader`` is one epoch; the next loop is the next epoch. Without ``labels`` or ``targets`` a batch is ``(X,)``.
     The arrays are views of shared memory that is not written again while anyone holds them, or a view of them; they stay readable
     after `close`. Any thread may use a loader.
 
