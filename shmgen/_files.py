@@ -11,12 +11,13 @@ import operator
 import os
 from typing import TYPE_CHECKING, Any
 
+from shmgen._arguments import numbers, sizes, whole
 from shmgen._npy import OPEN_FLAGS, Header, explain, read_header, read_header_of, read_whole
 from shmgen._source import RawSource, row_shapes
 from shmgen.errors import InputError, Misfit, SampleError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import DTypeLike
 
@@ -43,12 +44,12 @@ class Npy(RawSource):
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        dim: tuple[int, ...] | None = None,
+        dim: int | Iterable[int] | None = None,
         n_channels: int | None = None,
         dtype: DTypeLike | None = None,
     ) -> None:
         self.folder = os.path.abspath(folder)
-        self._given = dim, n_channels, dtype
+        self._given = sizes(dim), None if n_channels is None else whole(n_channels, "n_channels", 1), numbers(dtype)
 
     def bind(self, ids: Sequence[object]) -> None:
         """Read the first file's header, for what was left out.
@@ -56,7 +57,6 @@ class Npy(RawSource):
         Raises:
             SampleError: it can't be read, or contradicts what was given.
         """
-        import numpy as np
 
         first = ids[0]
         dim, n_channels, dtype = self._given
@@ -65,7 +65,7 @@ class Npy(RawSource):
             self.shape, self.bare_shape = row_shapes(header.shape, dim, n_channels)
             if dtype is None and header.dtype.kind not in "biufc":
                 raise Misfit(f"expected numbers, found dtype {header.dtype}")
-            row_dtype = np.dtype(header.dtype if dtype is None else dtype).newbyteorder("=")
+            row_dtype = header.dtype.newbyteorder("=") if dtype is None else dtype
             self.dtype = row_dtype.str
             self.row_bytes = math.prod(self.shape) * row_dtype.itemsize
             self._check(header)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shmgen._arguments import whole
 from shmgen._deal import Dealer, Pass
 from shmgen._delivery import Delivery
 from shmgen._files import Npy
@@ -76,7 +76,7 @@ class Loader:
 
     Args:
         list_IDs: the samples' ids; one that stands twice is two samples.
-        labels: an int for each id, or None.
+        labels: a mapping from id to an int, or an array where ids are ints; or None.
         batch_size: samples in a batch.
         dim: shape of a sample without its channels; the first sample's where left out.
         n_channels: size of the last axis; the first sample's where left out. Where it is 1, a sample of shape ``dim`` is taken.
@@ -93,8 +93,8 @@ class Loader:
         transform: changes samples in the workers. ``transform(x, rng)`` where there is one unnamed input: ``x`` is its row, to be
             changed in place, or to be returned anew. ``transform(sample, rng)`` where inputs are named, or several: ``sample`` is
             a dict of all rows by field, with keys as in ``inputs``, ``targets`` and ``weights``; those of a tuple are ``"X[0]"``
-            and so on, and single ones ``"X"``, ``"y"``, ``"weights"``. Or a dict of functions of a row and ``rng``, by field.
-            ``rng`` is a `numpy.random.Generator` that depends on ``seed``, the epoch, and the sample's position in it.
+            and so on, single ones ``"X"``, ``"y"``, ``"weights"``, and one that stands twice is ``"targets.mask"``, say. Or a dict
+            of functions of a row and ``rng``, by field. ``rng`` is a `numpy.random.Generator` that depends on ``seed``, the epoch, and the sample's position in it.
         workers: processes that read; 0 reads in the calling one. By default one for each available processor, at most 8.
         slots: batches that shared memory has room for, at least 2. By default 4, and up to 16 where batches are small.
         seed: of orders and random numbers, an int from 0.
@@ -140,13 +140,11 @@ class Loader:
     ) -> None:
         if not sys.platform.startswith("linux"):
             raise OSError(f"shmgen runs on Linux only so far, found {sys.platform}")
-        batch_size = _whole(batch_size, "batch_size", 1)
-        dims = None if dim is None else tuple(_whole(size, "dim", 1) for size in (dim if isinstance(dim, Iterable) else (dim,)))
-        n_channels = None if n_channels is None else _whole(n_channels, "n_channels", 1)
-        n_classes = None if n_classes is None else _whole(n_classes, "n_classes", 1)
-        workers = _default_workers() if workers is None else _whole(workers, "workers", 0)
-        slots = None if slots is None else _whole(slots, "slots", 2)
-        seed = _whole(seed, "seed", 0)
+        batch_size = whole(batch_size, "batch_size", 1)
+        n_classes = None if n_classes is None else whole(n_classes, "n_classes", 1)
+        workers = _default_workers() if workers is None else whole(workers, "workers", 0)
+        slots = None if slots is None else whole(slots, "slots", 2)
+        seed = whole(seed, "seed", 0)
 
         self._ids = kept(list_IDs)
         self._order = Order(len(self._ids), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
@@ -156,7 +154,7 @@ class Loader:
                 "give more, a smaller batch_size, or drop_last=False"
             )
         if inputs is None:
-            inputs = _only_input(source, data_dir, dims, n_channels, dtype)
+            inputs = _only_input(source, data_dir, dim, n_channels, dtype)
         elif source is not None or dim is not None or n_channels is not None or dtype is not None:
             raise InputError("dim, n_channels, dtype and source describe the only input; where inputs is given, its sources do")
         if labels is not None:
@@ -321,17 +319,17 @@ class _Preparation:
 def _only_input(
     source: Source | Callable[..., Any] | None,
     data_dir: str | os.PathLike[str],
-    dim: tuple[int, ...] | None,
+    dim: int | Iterable[int] | None,
     n_channels: int | None,
     dtype: DTypeLike | None,
 ) -> Source:
     """The source of ``X`` in the blog's terms."""
     if source is None:
-        return Npy(data_dir, dim, n_channels, _native(dtype))
+        return Npy(data_dir, dim, n_channels, dtype)
     if not isinstance(source, Source):
-        return Function(source, dim, n_channels, _native(dtype))
+        return Function(source, dim, n_channels, dtype)
     if dim is not None or n_channels is not None or dtype is not None:
-        raise InputError(f"dim, n_channels and dtype are for files and functions; {type(source).__name__} says them itself")
+        raise InputError(f"give dim, n_channels and dtype to {type(source).__name__} itself, as far as it takes them")
     return source
 
 
@@ -360,28 +358,6 @@ def _filler(
 
 def _nothing() -> Iterator[Batch]:
     return iter(())
-
-
-def _whole(value: SupportsIndex, name: str, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InputError(f"{name}: expected an int from {least}, found {value!r}") from None
-    if number < least:
-        raise InputError(f"{name}: expected an int from {least}, found {number}")
-    return number
-
-
-def _native(dtype: DTypeLike | None) -> np.dtype[np.generic] | None:
-    if dtype is None:
-        return None
-    try:
-        native = np.dtype(dtype).newbyteorder("=")
-    except TypeError:
-        raise InputError(f"dtype: expected one of numbers, found {dtype!r}") from None
-    if native.kind not in "biufc":
-        raise InputError(f"dtype: expected one of numbers, found {native}")
-    return native
 
 
 def _default_workers() -> int:

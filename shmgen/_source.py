@@ -5,9 +5,10 @@ A worker imports this module, so NumPy is imported only where a source needs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from shmgen._arguments import numbers, sizes, whole
 from shmgen.errors import FunctionError, InputError, Misfit, SampleError
 
 if TYPE_CHECKING:
@@ -81,13 +82,13 @@ class Function(Source):
     def __init__(
         self,
         function: Callable[..., Any],
-        dim: tuple[int, ...] | None = None,
+        dim: int | Iterable[int] | None = None,
         n_channels: int | None = None,
         dtype: DTypeLike | None = None,
     ) -> None:
         self._function = function
         self._fills = _takes_two(function)
-        self._given = dim, n_channels, dtype
+        self._given = sizes(dim), None if n_channels is None else whole(n_channels, "n_channels", 1), numbers(dtype)
 
     def bind(self, ids: Sequence[Any]) -> None:
         dim, n_channels, dtype = self._given
@@ -108,10 +109,9 @@ class Function(Source):
             self.shape, self.dtype = (*dim, n_channels), dtype
 
     def read(self, id: Any, row: np.ndarray) -> None:
-        if self._fills:
-            self._function(id, row)
-        else:
-            put(row, self._function(id))
+        result = self._function(id, row) if self._fills else self._function(id)
+        if not (self._fills and (result is None or result is row)):
+            put(row, result)
 
 
 def row_shapes(
@@ -164,8 +164,9 @@ def function_error(id: object, where: str, error: Exception) -> SampleError:
         return FunctionError(id, where, str(error))
     import traceback
 
-    # The outermost frame is the one that called the user's function.
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__ and error.__traceback__.tb_next))
+    # The outermost frame is ours, which called the user's function; it is all there is where the call itself failed.
+    frames = error.__traceback__ and (error.__traceback__.tb_next or error.__traceback__)
+    text = "".join(traceback.format_exception(type(error), error, frames))
     return FunctionError(id, where, f"{type(error).__name__}: {error}\n\n{text}")
 
 

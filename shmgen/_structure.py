@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any
@@ -26,27 +27,32 @@ class Structure:
 
     Attributes:
         sources: what fills each field, by the field's name, in the order of a batch's arrays. Copies: a source may serve others.
+            A name that stands twice has the role before it: ``targets.mask``.
         has_one_input: whether there is a single input, without a name of its own.
     """
 
     def __init__(self, inputs: Any, targets: Any, weights: Any) -> None:
-        self.sources: dict[str, Source | Values] = {}
+        if targets is None and weights is not None:
+            raise InputError("weights weigh the loss of targets, and there are none: give labels or targets too")
         self.has_one_input = not _is_nest(inputs)
-        parts = [(role, part) for role, part in (("X", inputs), ("y", targets), ("weights", weights)) if part is not None]
-        self._nests = [self._add(role, part) for role, part in parts]
+        self._found: list[tuple[str, str, Source | Values]] = []
+        parts = {"inputs": ("X", inputs), "targets": ("y", targets), "weights": ("weights", weights)}
+        self._nests = [self._add(role, name, part) for role, (name, part) in parts.items() if part is not None]
+        often = Counter(name for _, name, _ in self._found)
+        self.sources = {name if often[name] == 1 else f"{role}.{name}": source for role, name, source in self._found}
+        if len(self.sources) < len(self._found):
+            raise InputError(f"a field's name stands twice in one of inputs, targets and weights: {sorted(often)}")
 
-    def _add(self, name: str, part: Any) -> Callable[[Arrays], Any]:
+    def _add(self, role: str, name: str, part: Any) -> Callable[[Arrays], Any]:
         """Take the sources in ``part``, and return what picks their arrays out of a batch's, nested alike."""
         if _is_nest(part):
             if isinstance(part, Mapping):
-                picks = {key: self._add(str(key), value) for key, value in part.items()}
+                picks = {key: self._add(role, str(key), value) for key, value in part.items()}
                 return lambda arrays: {key: pick(arrays) for key, pick in picks.items()}
-            members = [self._add(f"{name}[{number}]", value) for number, value in enumerate(part)]
+            members = [self._add(role, f"{name}[{number}]", value) for number, value in enumerate(part)]
             return lambda arrays: tuple(pick(arrays) for pick in members)
-        if name in self.sources:
-            raise InputError(f"field {name!r} stands twice: names must differ among inputs, targets and weights")
-        position = len(self.sources)
-        self.sources[name] = _as_source(part, name)
+        position = len(self._found)
+        self._found.append((role, name, _as_source(part, name, weighs=role == "weights")))
         return lambda arrays: arrays[position]
 
     def nest(self, arrays: Arrays) -> tuple[Any, ...]:
@@ -74,11 +80,11 @@ def _is_nest(part: Any) -> bool:
     return any(isinstance(member, Source | Values) or callable(member) or _is_nest(member) for member in members)
 
 
-def _as_source(part: Any, name: str) -> Source | Values:
+def _as_source(part: Any, name: str, *, weighs: bool) -> Source | Values:
     if isinstance(part, Source | Values):
         return copy(part)
     if callable(part):
         return Function(part)
     if isinstance(part, Mapping | Sequence | np.ndarray) or hasattr(part, "keys"):
-        return Values(part, dtype=np.float32 if name == "weights" else None)
+        return Values(part, dtype=np.float32 if weighs else None)
     raise InputError(f"field {name!r}: expected a source, a function or a mapping from id to value, found {part!r}")

@@ -1,0 +1,104 @@
+"""Every example in its small form, run as a user runs it: a fresh process, a folder of its own, what it prints."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+CHANCE = 0.1
+"""Accuracy of whoever guesses among ten digits."""
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Callable[..., str]:
+    """Runs an example, which is to write nowhere but into ``tmp_path / data``, and returns what it printed."""
+
+    def run(name: str, *options: str) -> str:
+        directory = tmp_path / "elsewhere"
+        directory.mkdir()
+        ended = subprocess.run(
+            # What is left open is told by a traceback on stderr; in the exit code it would not show.
+            [sys.executable, "-W", "error::ResourceWarning", ROOT / "examples" / name, "--folder", tmp_path / "data", *options],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert "Traceback" not in ended.stderr, ended.stderr
+        assert not list(directory.iterdir()), "files were written outside of --folder"
+        return ended.stdout
+
+    return run
+
+
+def numbers(pattern: str, printed: str) -> list[float]:
+    """The numbers in the only line of ``printed`` that ``pattern`` describes, with ``#`` for each number."""
+    lines = re.findall(f"^{pattern.replace('#', '([0-9.]+)')}$", printed, re.MULTILINE)
+    assert len(lines) == 1, printed
+    return [float(number) for number in (lines[0] if isinstance(lines[0], tuple) else lines)]
+
+
+def test_train_digits(example: Callable[..., str]) -> None:
+    """The classic call learns digits: far better than chance on those it has not seen, and it names five of them."""
+    printed = example("train_digits.py", "--epochs", "2")
+    (accuracy,) = numbers("validation accuracy #", printed)
+    assert 0.6 < accuracy <= 1
+    waited, batches, samples = numbers("waited # s for data in # batches, # samples", printed)
+    assert waited < 10
+    # What fit has read ahead when it ends comes on top.
+    assert batches >= 2 * (1400 // 32)
+    assert samples == 32 * batches
+    assert len(re.findall(r"^id-\d+ shows a \d, predicted \d$", printed, re.MULTILINE)) == 5
+
+
+def test_train_digits_png(example: Callable[..., str], tmp_path: Path) -> None:
+    """Functions of an unguarded script decode PNG files and augment them, and the network learns from what they make."""
+    printed = example("train_digits_png.py", "--samples", "1000", "--epochs", "3")
+    (accuracy,) = numbers("validation accuracy #", printed)
+    assert 4 * CHANCE < accuracy <= 1
+    _, samples = numbers("waited # s for # samples", printed)
+    assert samples >= 3 * 800
+    assert len(list((tmp_path / "data").glob("*.png"))) == 1000
+
+
+def test_segment_volumes(example: Callable[..., str], tmp_path: Path) -> None:
+    """A network learns masks from scans better than a threshold does: both come from one sample, and are flipped alike."""
+    printed = example("segment_volumes.py", "--samples", "60", "--epochs", "4")
+    reached, threshold = numbers("validation dice #, by a threshold alone #", printed)
+    assert 0.2 < threshold < reached <= 1
+    _, samples = numbers("waited # s for # samples", printed)
+    assert samples >= 4 * 48
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"scans", "masks"}
+
+
+def test_two_inputs(example: Callable[..., str]) -> None:
+    """A model with two named inputs, two named outputs and weights trains: it names digits, and adds the table's number."""
+    printed = example("two_inputs.py", "--samples", "1000", "--epochs", "4")
+    accuracy, off = numbers("validation accuracy #, sum off by # on average", printed)
+    assert 3 * CHANCE < accuracy <= 1
+    # The sums of a digit and a number from -9 to 9 lie 5 apart from their mean on average.
+    assert 0 < off < 4.5
+    _, samples = numbers("waited # s for # samples", printed)
+    assert samples >= 4 * 800
+
+
+def test_one_big_array(example: Callable[..., str], tmp_path: Path) -> None:
+    """Rows of one file, by number, in random order: the network learns, so each row came with the label of its number."""
+    printed = example("one_big_array.py", "--samples", "1000", "--epochs", "3")
+    (accuracy,) = numbers("validation accuracy #", printed)
+    assert 4 * CHANCE < accuracy <= 1
+    _, samples = numbers("waited # s for # samples", printed)
+    assert samples >= 3 * 800
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["all_digits.npy"]
