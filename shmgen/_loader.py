@@ -93,8 +93,9 @@ class Loader:
         transform: changes samples in the workers. ``transform(x, rng)`` where there is one unnamed input: ``x`` is its row, to be
             changed in place, or to be returned anew. ``transform(sample, rng)`` where inputs are named, or several: ``sample`` is
             a dict of all rows by field, with keys as in ``inputs``, ``targets`` and ``weights``; those of a tuple are ``"X[0]"``
-            and so on, single ones ``"X"``, ``"y"``, ``"weights"``, and one that stands twice is ``"targets.mask"``, say. Or a dict
-            of functions of a row and ``rng``, by field. ``rng`` is a `numpy.random.Generator` that depends on ``seed``, the epoch, and the sample's position in it.
+            and so on, single ones ``"X"``, ``"y"``, ``"weights"``, and one that stands twice is ``"targets.mask"``, say. Or a
+            dict of functions of a row and ``rng``, by field. ``rng`` is a `numpy.random.Generator` that depends on ``seed``, the
+            epoch, and the sample's position in it.
         workers: processes that read; 0 reads in the calling one. By default one for each available processor, at most 8.
         slots: batches that shared memory has room for, at least 2. By default 4, and up to 16 where batches are small.
         seed: of orders and random numbers, an int from 0.
