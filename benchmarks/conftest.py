@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.contest import FULL, QUICK, Plan, Result
-from benchmarks.report import table
+from benchmarks.report import Ratio, table
 
 RESULTS = pytest.StashKey[list[Result]]()
+RATIOS = pytest.StashKey[list[Ratio]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,13 +21,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RESULTS] = []
+    config.stash[RATIOS] = []
 
 
 @pytest.hookimpl(trylast=True)  # behind pytest-benchmark's own tables
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.stash[RESULTS]:
+    if config.stash[RESULTS] or config.stash[RATIOS]:
         terminalreporter.section("shmgen and the others")
-        for line in table(config.stash[RESULTS], _plan(config)):
+        for line in table(config.stash[RESULTS], config.stash[RATIOS], _plan(config)):
             terminalreporter.write_line(line)
 
 
@@ -40,6 +42,12 @@ def plan(pytestconfig: pytest.Config) -> Plan:
 def results(pytestconfig: pytest.Config) -> list[Result]:
     """What goes into the table."""
     return pytestconfig.stash[RESULTS]
+
+
+@pytest.fixture(scope="session")
+def ratios(pytestconfig: pytest.Config) -> list[Ratio]:
+    """What goes into the table's last part."""
+    return pytestconfig.stash[RATIOS]
 
 
 def _plan(config: pytest.Config) -> Plan:

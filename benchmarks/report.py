@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,22 @@ from benchmarks.contest import Plan, Result
 TITLES = {"load": "batches only", "fit": "model.fit"}
 
 
-def table(results: list[Result], plan: Plan) -> Iterator[str]:
+@dataclass(frozen=True)
+class Ratio:
+    """Something measured that is no contest.
+
+    Attributes:
+        title: what it is.
+        unit: behind each value.
+        values: round by round.
+    """
+
+    title: str
+    unit: str
+    values: list[float]
+
+
+def table(results: list[Result], others: list[Ratio], plan: Plan) -> Iterator[str]:
     """The lines to print."""
     yield f"Samples a second, page cache warm, order shuffled: the median of {plan.rounds} rounds."
     yield "Ratios are of the same round: their median, and the lowest and highest."
@@ -25,6 +41,11 @@ def table(results: list[Result], plan: Plan) -> Iterator[str]:
         if of_this:
             yield ""
             yield from _markdown(_rows(title, of_this))
+    if others:
+        yield ""
+        rows = [["sources and functions", "median (least to most)"]]
+        rows += [[other.title, _spread(other.values) + other.unit] for other in others]
+        yield from _markdown(iter(rows))
     yield ""
     yield _circumstances()
 

@@ -1,0 +1,345 @@
+"""Fields: what a batch is made of reaches Keras in the structure it was given, every field without a copy, every sample once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from shmgen import Function, InputError, Loader, Npy, NpyRows, Sequence, Values
+
+N = 53
+
+WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
+
+
+@pytest.fixture
+def data(folder: Callable[..., Any]) -> Any:
+    """53 samples of 4 x 3 float32; every element of sample k is k, and so is its label."""
+    return folder(N, (4, 3))
+
+
+def doubled(id: str) -> np.ndarray:
+    return np.full(5, 2.0 * int(id[3:]))
+
+
+# The structure of a batch.
+
+
+def one() -> Any:
+    return Values(np.arange(N))
+
+
+STRUCTURES = [
+    pytest.param(lambda: one(), lambda n: n, id="one"),  # noqa: PLW0108
+    pytest.param(lambda: (one(), one()), lambda n: (n, n), id="tuple"),
+    pytest.param(lambda: [one(), one()], lambda n: (n, n), id="list"),
+    pytest.param(lambda: (one(),), lambda n: (n,), id="tuple-of-one"),
+    pytest.param(lambda: {"a": one(), "b": one()}, lambda n: {"a": n, "b": n}, id="dict"),
+    pytest.param(lambda: {"a": one()}, lambda n: {"a": n}, id="dict-of-one"),
+    pytest.param(lambda: {"a": one(), "b": (one(), {"c": one()})}, lambda n: {"a": n, "b": (n, {"c": n})}, id="nested"),
+]
+
+
+def lists(batch: Any) -> Any:
+    """``batch`` with lists in the place of arrays."""
+    if isinstance(batch, dict):
+        return {key: lists(value) for key, value in batch.items()}
+    return tuple(map(lists, batch)) if isinstance(batch, tuple) else batch.tolist()
+
+
+@pytest.mark.parametrize(("given", "expected"), STRUCTURES)
+@pytest.mark.parametrize("role", ["inputs", "targets", "weights"])
+def test_a_batch_has_the_structure_that_was_given(role: str, given: Callable, expected: Callable) -> None:
+    """One array, a tuple or a dict, in each of ``(inputs, targets, weights)``, and no more parts than were given."""
+    parts = {"inputs": lambda: {"x": one()}, "targets": lambda: {"t": one()}, "weights": lambda: {"w": one()}, role: given}
+    wanted = {"inputs": lambda n: {"x": n}, "targets": lambda n: {"t": n}, "weights": lambda n: {"w": n}, role: expected}
+    for count in range(1 + ["inputs", "targets", "weights"].index(role), 4):
+        names = list(parts)[:count]
+        with Loader(range(N), None, 4, **{name: parts[name]() for name in names}, shuffle=False, workers=0) as loader:
+            found = lists(loader.batch(1))
+        assert found == tuple(wanted[name]([4, 5, 6, 7]) for name in names)
+
+
+def test_plain_mappings_arrays_and_functions_are_sources(data: Any) -> None:
+    """Where a source is expected, a mapping, an array and a function do; weights become float32 whatever they are."""
+    with Loader(
+        data.ids,
+        data.labels,
+        8,
+        inputs={"scan": Npy(data.path), "age": data.labels, "twice": doubled, "half": np.arange(N) / 2},
+        weights=np.ones(N, int),
+        workers=0,
+    ) as loader:
+        for X, y, weights in loader:
+            for array in (X["scan"][:, 0, 0], X["age"], X["twice"][:, 0] / 2, X["half"] * 2):
+                np.testing.assert_array_equal(array, y)
+            assert weights.dtype == np.float32
+
+
+def test_a_name_may_stand_in_inputs_and_targets(data: Any) -> None:
+    """As an autoencoder's does; a transform of the sample sees both."""
+
+    def noisy(sample: dict[str, np.ndarray], rng: object) -> None:
+        assert len(sample) == 2
+        next(iter(sample.values()))[:] += 1000
+
+    fields = {"inputs": {"scan": Npy(data.path)}, "targets": {"scan": Npy(data.path)}}
+    with Loader(data.ids, None, 8, **fields, transform=noisy, workers=0) as loader:
+        for X, y in loader:
+            np.testing.assert_array_equal(X["scan"], y["scan"] + 1000)
+
+
+REFUSED = [
+    pytest.param({"inputs": {1: one(), "1": one()}}, "stands twice", id="a-name-twice"),
+    pytest.param({"inputs": {"a": one(), "b": {"a": one()}}}, "stands twice", id="a-name-twice-nested"),
+    pytest.param({"inputs": one(), "labels": range(N), "targets": one()}, "either labels or targets", id="labels-and-targets"),
+    pytest.param({"inputs": one(), "dim": (3,)}, "describe the only input", id="inputs-and-dim"),
+    pytest.param({"inputs": one(), "n_channels": 1}, "describe the only input", id="inputs-and-n_channels"),
+    pytest.param({"inputs": one(), "dtype": "f4"}, "describe the only input", id="inputs-and-dtype"),
+    pytest.param({"inputs": one(), "source": doubled}, "describe the only input", id="inputs-and-source"),
+    pytest.param({"inputs": one(), "weights": one()}, "weights", id="weights-without-targets"),
+    pytest.param({"inputs": one(), "targets": one(), "n_classes": 60}, "n_classes", id="n_classes-and-targets"),
+    pytest.param({"inputs": "folder"}, "field 'X': expected ", id="inputs-that-are-a-path"),
+    pytest.param({"inputs": 3}, "field 'X': expected a source, a function or a mapping.*found 3", id="inputs-that-are-a-number"),
+    pytest.param({"inputs": {"a": one(), "b": 3}}, "field 'b': expected a source.*found 3", id="a-field-that-is-a-number"),
+    pytest.param({"inputs": {}}, "expected", id="no-inputs"),
+    pytest.param({"inputs": ()}, "expected", id="no-inputs-in-a-tuple"),
+    pytest.param({"inputs": one(), "targets": {"a": [1, 2]}}, "expected", id="targets-of-the-wrong-length"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "text"), REFUSED)
+def test_contradicting_arguments_are_refused(arguments: dict[str, Any], text: str) -> None:
+    """InputError that says what stands against what, before anything starts."""
+    with pytest.raises(InputError, match=text):
+        Loader([f"id-{k}" for k in range(N)], batch_size=4, **arguments)
+
+
+def test_size_arguments_beside_a_source_that_says_them(tmp_path: Any) -> None:
+    """``dim`` beside an NpyRows is refused: the file says what a row is."""
+    np.save(tmp_path / "big.npy", np.zeros((N, 3)))
+    with pytest.raises(InputError, match="NpyRows"):
+        Loader(range(N), None, 4, source=NpyRows(tmp_path / "big.npy"), dim=3)
+
+
+# Alignment, and no copy.
+
+
+def test_every_field_is_aligned_and_separate(data: Any) -> None:
+    """Rows of odd sizes and dtypes: each array begins at a multiple of 64 bytes, and overlaps no other."""
+    inputs = {
+        "byte": Function(lambda n: np.uint8(7)),
+        "flags": Function(lambda n: np.ones(3, bool)),
+        "scan": Npy(data.path),
+        "halves": Function(lambda n: np.full((5, 7), 7, np.float16)),
+        "wide": Values(np.full((N, 9), 7.0), dtype="f8"),
+    }
+    with Loader(data.ids, data.labels, 7, inputs=inputs, weights=np.full(N, 7), drop_last=False, workers=2) as loader:
+        for X, y, weights in loader:
+            arrays = sorted([*X.values(), y, weights], key=lambda array: array.ctypes.data)
+            assert [array.ctypes.data % 64 for array in arrays] == [0] * 7
+            for one, other in pairwise(arrays):
+                assert one.ctypes.data + one.nbytes <= other.ctypes.data
+            assert (X["halves"] == 7).all()
+            assert (X["wide"] == 7).all()
+            assert (weights == 7).all()
+            np.testing.assert_array_equal(X["scan"][:, 0, 0], y)
+
+
+class Recorder(keras.Model):
+    """A model that hands what reaches its steps, tensor by tensor, to a function."""
+
+    def __init__(self, on_batch: Callable[[list[Any]], None]) -> None:
+        super().__init__()
+        self.on_batch = on_batch
+        self.scale = self.add_weight(shape=(), initializer="ones")
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        def note(*tensors: Any) -> np.int64:
+            self.on_batch(list(tensors))
+            return np.int64(0)
+
+        tf.py_function(note, tf.nest.flatten(data), tf.int64)
+        return {"loss": self.scale}
+
+
+def fields(data: Any) -> dict[str, Any]:
+    """Two inputs, two targets and weights; all elements of a sample's rows are its number."""
+    return {
+        "inputs": {"age": Values(data.labels, dtype="f4"), "scan": Npy(data.path)},
+        "targets": {"class": Values(data.labels), "mask": Function(lambda n: np.full(3, int(n[3:])))},
+        "weights": data.labels,
+    }
+
+
+def test_no_copy_of_any_field_to_the_tensor(data: Any) -> None:
+    """Inside a ``train_step`` of plain ``fit``, every field lies in the ring's mapping, for every batch."""
+    outside: list[int] = []
+    batches: list[int] = []
+
+    def look(tensors: list[Any]) -> None:
+        batches.append(len(tensors))
+        # A tensor's own memory; Tensor.numpy() would copy.
+        addresses = [np.asarray(memoryview(tensor)).ctypes.data for tensor in tensors]
+        outside.extend(a for a in addresses if not ring.address <= a < ring.address + len(ring.memory))
+
+    model = Recorder(look)
+    model.compile()
+    with Sequence(data.ids, None, 8, **fields(data)) as sequence:
+        ring = sequence._loader._ring
+        model.fit(sequence, epochs=2, verbose=0)
+        assert sequence.stats.copied == 0
+    assert batches == [5] * 12
+    assert outside == []
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_fit_gives_every_sample_once_an_epoch(data: Any, workers: int) -> None:
+    """Fields of one row belong to one sample, each sample comes once an epoch, changed by the transform once."""
+    seen: list[float] = []
+
+    def shift(sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        shift = 1000 * int(rng.integers(1, 9))
+        for row in sample.values():
+            row[...] += shift
+
+    def look(tensors: list[Any]) -> None:
+        numbers = [np.reshape(tensor.numpy(), (len(tensor), -1))[:, 0] for tensor in tensors]
+        for other in numbers[1:]:
+            np.testing.assert_array_equal(numbers[0], other)
+        seen.extend(numbers[0].tolist())
+
+    model = Recorder(look)
+    model.compile()
+    with Sequence(data.ids, None, 8, **fields(data), transform=shift, drop_last=False, workers=workers) as sequence:
+        model.fit(sequence, epochs=3, verbose=0)
+    epochs = [seen[first : first + N] for first in range(0, len(seen), N)]
+    assert [sorted(number % 1000 for number in epoch) for epoch in epochs] == [list(range(N))] * 3
+    assert all(1000 <= number < 9000 for number in seen)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_held_batches_keep_their_values(data: Any) -> None:
+    """One field held, of a batch of five, holds the slot; more than there are slots become copies, and all stay right."""
+    with Loader(data.ids, None, 8, **fields(data), slots=2, shuffle=False, drop_last=False) as loader:
+        held = [batch[1]["mask"] for batch in loader]
+        again = [batch[0]["age"][2:] for batch in loader]
+        copied = loader.stats.copied
+    assert np.concatenate(held)[:, 0].tolist() == list(range(N))
+    assert np.concatenate(again).tolist() == [number for number in range(N) if number % 8 > 1]
+    assert copied == 2 * 7 - 2
+
+
+# Keras.
+
+
+def test_predict_with_inputs_only(data: Any) -> None:
+    """A dict of two inputs and nothing else: as many rows as ids, in their order."""
+    scan, age = keras.Input((4, 3), name="scan"), keras.Input((), name="age")
+    pooled = keras.layers.GlobalMaxPooling1D()(scan)
+    model = keras.Model({"scan": scan, "age": age}, keras.ops.max(pooled, axis=1) + 100 * age)
+    with Sequence(data.ids, None, 8, inputs=fields(data)["inputs"], shuffle=False, drop_last=False) as sequence:
+        predicted = model.predict(sequence, verbose=0)
+    np.testing.assert_array_equal(predicted, 101.0 * np.arange(N))
+
+
+@pytest.mark.parametrize("dtype", [None, "f4", "i8"], ids=["as-they-are", "float32", "int64"])
+def test_evaluate_with_weights_is_the_weighted_mean(data: Any, dtype: str | None) -> None:
+    """Loss and weighted metric over batches of one size, by hand."""
+    weights = np.arange(48) % 5
+    model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Lambda(lambda x: x[:, :1])])
+    model.compile(loss="mse", weighted_metrics=[keras.metrics.MeanAbsoluteError(name="mae")])
+    with Sequence(
+        data.ids[:48],
+        None,
+        8,
+        inputs=Npy(data.path),
+        targets=Values(np.arange(48.0)[:, None] ** 1.1),
+        weights=weights if dtype is None else Values(weights, dtype=dtype),
+    ) as sequence:
+        found = model.evaluate(sequence, verbose=0, return_dict=True)
+    errors = np.arange(48) - (np.arange(48) ** 1.1).astype(np.float32)
+    assert found["mae"] == pytest.approx((weights * abs(errors)).sum() / weights.sum(), rel=1e-5)
+    assert found["loss"] == pytest.approx((weights * errors**2).mean(), rel=1e-5)
+
+
+def test_a_model_of_two_inputs_and_two_outputs_trains_from_dicts(data: Any) -> None:
+    """By name, with weights for each output: both losses fall."""
+    scan, age = keras.Input((4, 3), name="scan"), keras.Input((1,), name="age")
+    both = keras.layers.Concatenate()([keras.layers.Flatten()(scan), age])
+    outputs = {
+        "class": keras.layers.Dense(1, activation="sigmoid", name="class")(both),
+        "mask": keras.layers.Dense(2, name="mask")(both),
+    }
+    model = keras.Model({"scan": scan, "age": age}, outputs)
+    model.compile(keras.optimizers.Adam(0.05), {"class": "binary_crossentropy", "mask": "mse"})
+    with Sequence(
+        data.ids,
+        None,
+        8,
+        inputs={"age": Values(np.arange(N)[:, None] / N), "scan": Function(lambda n: np.full((4, 3), int(n[3:]) / N))},
+        targets={
+            "mask": Function(lambda n: np.full(2, int(n[3:]) / N)),
+            "class": Values((np.arange(N)[:, None] > 20).astype(int)),
+        },
+        weights={"class": Values(np.ones(N)), "mask": Values(np.full(N, 2))},
+    ) as sequence:
+        history = model.fit(sequence, epochs=12, verbose=0).history
+    for loss in ("class_loss", "mask_loss"):
+        assert history[loss][-1] < 0.7 * history[loss][0]
+
+
+def test_a_model_takes_a_tuple_of_inputs(data: Any) -> None:
+    """Two inputs by position."""
+    first, second = keras.Input((1,)), keras.Input((1,))
+    model = keras.Model([first, second], first - second)
+    values = np.arange(N, dtype=np.float32)[:, None]
+    with Sequence(data.ids, None, 8, inputs=(Values(values), Values(-values)), shuffle=False, drop_last=False) as sequence:
+        predicted = model.predict(sequence, verbose=0)
+    np.testing.assert_array_equal(predicted[:, 0], 2 * np.arange(N))
+
+
+@pytest.mark.parametrize(
+    ("targets", "loss"),
+    [
+        pytest.param({}, "sparse_categorical_crossentropy", id="ints"),
+        pytest.param({"n_classes": 4}, "categorical_crossentropy", id="one-hot"),
+    ],
+)
+def test_class_weight_weighs_classes(targets: dict[str, Any], loss: str) -> None:
+    """``fit(class_weight=...)`` with targets of either kind: the first loss is the by-hand one."""
+    classes = np.arange(N) % 4
+    class_weight = {0: 1.0, 1: 2.0, 2: 0.0, 3: 0.5}
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, "softmax", kernel_initializer="identity")])
+    model.compile(keras.optimizers.SGD(0.0), loss)
+    logits = np.random.default_rng(0).normal(size=(N, 4)).astype(np.float32)
+    with Sequence(range(N), None, N, inputs=Values(logits), targets=Values(classes, **targets), workers=0) as sequence:
+        found = model.fit(sequence, class_weight=class_weight, verbose=0).history["loss"][0]
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    weights = np.array([class_weight[k] for k in classes.tolist()])
+    assert found == pytest.approx((-np.log(chances[np.arange(N), classes]) * weights).mean(), rel=1e-4)
+
+
+def test_one_set_of_sources_in_training_and_validation(data: Any) -> None:
+    """The same Source objects in two Sequences of one ``fit``, each with ids of its own."""
+    sources = fields(data)
+    sources.pop("weights")
+    seen: list[list[int]] = []
+
+    class Validating(Recorder):
+        test_step = Recorder.train_step
+
+    model = Validating(lambda tensors: seen.append(sorted(tensors[0].numpy().astype(int).tolist())))
+    model.compile()
+    with (
+        Sequence(data.ids[:40], None, 40, **sources) as training,
+        Sequence(data.ids[40:], None, 13, **sources) as validation,
+    ):
+        model.fit(training, validation_data=validation, epochs=2, verbose=0)
+    assert seen == [list(range(40)), list(range(40, N))] * 2

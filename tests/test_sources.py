@@ -1,0 +1,629 @@
+"""Sources: rows of one file, values, functions, HDF5 and users' own classes; what each reads, and what it refuses by name."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import psutil
+import pytest
+
+from shmgen import Function, Hdf5, InputError, Loader, Npy, NpyRows, SampleError, Source, StartError, Values
+
+N = 40
+
+WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
+ONE = [pytest.param(0, id="in-process"), pytest.param(1, id="1-worker")]
+
+
+def table(rows: int = N, dtype: object = np.float32, first: int = 0) -> np.ndarray:
+    """Rows of three, all of whose elements are their number, from ``first`` on."""
+    return (np.arange(first, first + rows)[:, None] * np.ones((1, 3))).astype(dtype)
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Path:
+    """A file of 40 rows of three float32; row k is k."""
+    np.save(tmp_path / "big.npy", table())
+    return tmp_path / "big.npy"
+
+
+def replace(path: Path, array: np.ndarray) -> None:
+    """Put ``array`` in the place of the file at once."""
+    np.save(path.with_suffix(".new.npy"), array)
+    path.with_suffix(".new.npy").rename(path)
+
+
+def pairs(loader: Loader) -> Iterator[tuple[list[Any], int]]:
+    """Row and label of an epoch's samples."""
+    for X, y in loader:
+        yield from zip(X.tolist(), y.tolist(), strict=True)
+
+
+# Rows of one file.
+
+
+@pytest.mark.parametrize("workers", ONE)
+@pytest.mark.parametrize("dtype", [">f4", "<i8", ">i2", ">c8", "u1", "?"])
+@pytest.mark.parametrize("shuffle", [True, False], ids=["random", "in-order"])
+def test_rows_of_one_file(tmp_path: Path, dtype: str, shuffle: bool, workers: int) -> None:
+    """Whatever the order of rows and bytes: each row beside its own label, in native byte order."""
+    array = table(dtype=dtype)
+    np.save(tmp_path / "big.npy", array)
+    with Loader(range(N), range(N), 8, source=NpyRows(tmp_path / "big.npy"), shuffle=shuffle, workers=workers) as loader:
+        for X, y in loader:
+            assert X.dtype == np.dtype(dtype).newbyteorder("=")
+            np.testing.assert_array_equal(X, array[y])
+        assert shuffle != (list(pairs(loader))[3][1] == 3)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pytest.param([5, 5, 0, 39, 6, 7, 8, 5], id="scattered"),
+        pytest.param(np.array([5, 6, 7, 8, 20, 19, 18, 17], np.int32), id="array"),
+        pytest.param(range(30, 22, -1), id="backwards"),
+        pytest.param([3, 5, 4, 6, 10, 12, 11, 13], id="as-wide-as-neighbours"),
+    ],
+)
+def test_rows_of_any_numbers(big: Path, ids: Any) -> None:
+    """Rows twice, backwards, and ones that span as many rows as neighbours would: each its own."""
+    with Loader(ids, None, 4, source=NpyRows(big), shuffle=False, workers=1) as loader:
+        found = [row[0] for (X,) in loader for row in X.tolist()]
+    assert found == list(ids)
+
+
+def test_a_file_of_scalars(tmp_path: Path) -> None:
+    """One axis alone: a row is a number."""
+    np.save(tmp_path / "big.npy", np.arange(N))
+    with Loader(range(N), range(N), 8, source=NpyRows(tmp_path / "big.npy")) as loader:
+        for X, y in loader:
+            np.testing.assert_array_equal(X, y)
+
+
+def test_a_worker_keeps_one_descriptor(big: Path, workers: Callable[[], list[psutil.Process]]) -> None:
+    """After epochs of random rows, each worker has the file open once, and the caller not at all."""
+    with Loader(range(N), None, 8, source=NpyRows(big), workers=2) as loader:
+        for _ in range(3):
+            list(loader)
+        found = [[file.path for file in worker.open_files()] for worker in workers()]
+        here = [file.path for file in psutil.Process().open_files()]
+    assert found == [[str(big)]] * 2
+    assert str(big) not in here
+
+
+def test_neighbouring_rows_are_read_in_one_call(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without shuffling, a batch is one ``preadv``; with it, one a row."""
+    calls: list[int] = []
+
+    def counted(fd: int, buffers: Any, offset: int, preadv: Callable[..., int] = os.preadv) -> int:
+        calls.append(preadv(fd, buffers, offset))
+        return calls[-1]
+
+    monkeypatch.setattr(os, "preadv", counted)
+    with Loader(range(N), None, 8, source=NpyRows(big), shuffle=False, workers=0) as loader:
+        list(loader)
+    assert calls == [8 * 12] * 5
+    calls.clear()
+    with Loader(range(N), None, 8, source=NpyRows(big), workers=0) as loader:
+        list(loader)
+    assert calls == [12] * N
+
+
+def test_fortran_order_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    """A row's elements would lie apart: the error says what to write instead, and that helps."""
+    path = tmp_path / "big.npy"
+    np.save(path, np.asfortranarray(table()))
+    with pytest.raises(InputError, match=r"big\.npy: expected C order, found Fortran order.*np\.save\(file, np\.ascontig"):
+        Loader(range(N), None, 8, source=NpyRows(path))
+    np.save(path, np.ascontiguousarray(np.load(path)))
+    with Loader(range(N), None, 8, source=NpyRows(path), workers=1) as loader:
+        assert len(list(loader)) == 5
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_file_replaced_between_epochs_is_read_anew(big: Path, workers: int) -> None:
+    """Another file under the same name, put there after an epoch's last batch: all of the next epoch is of it."""
+    with Loader(range(N), range(N), 4, source=NpyRows(big), workers=workers) as loader:
+        for first in (0, 1000, 2000):
+            replace(big, table(first=first)) if first else None
+            assert [row[0] - label for row, label in pairs(loader)] == [first] * N
+
+
+@pytest.mark.parametrize("workers", ONE)
+def test_a_longer_file_is_read_anew(big: Path, workers: int) -> None:
+    """It may have grown; a loader made afterwards knows the new rows."""
+    replace(big, table(2 * N))
+    with Loader(range(2 * N), range(2 * N), 8, source=NpyRows(big), workers=workers) as loader:
+        assert all(row[0] == label for row, label in pairs(loader))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        pytest.param(lambda path: replace(path, table(30)), "expected 40 rows, found 30", id="fewer-rows"),
+        pytest.param(
+            lambda path: os.truncate(path, 300), r"expected \d+ bytes, found 300: the file is truncated", id="truncated"
+        ),
+        pytest.param(
+            lambda path: replace(path, table()[:, :2]), r"expected rows of shape \(3,\).*found \(2,\)", id="other-shape"
+        ),
+        pytest.param(lambda path: replace(path, table(dtype="f8")), "dtype <f4, found .*float64", id="other-dtype"),
+        pytest.param(lambda path: replace(path, np.asfortranarray(table())), "found Fortran order", id="fortran"),
+        pytest.param(lambda path: path.write_bytes(b"PNG" * 20), "expected an .npy file", id="no-npy"),
+        pytest.param(lambda path: path.unlink(), "expected a file, found none", id="gone"),
+    ],
+)
+@pytest.mark.parametrize("workers", ONE)
+def test_a_file_that_no_longer_serves(big: Path, change: Callable[[Path], object], text: str, workers: int) -> None:
+    """A file that changed for the worse while a loader lives: path, expected and found; mended, it serves again."""
+    with Loader(range(N), range(N), N, source=NpyRows(big), shuffle=False, workers=workers) as loader:
+        source = loader._structure.sources["X"]
+        list(loader)
+        change(big)
+        ahead = [loader for _ in range(20)]  # what had been read ahead is still good
+        with pytest.raises(SampleError, match=text) as caught:
+            list(map(list, ahead))
+        assert caught.value.path == source.file == str(big)
+        replace(big, table())
+        assert len(list(loader)) == 1
+
+
+def test_a_sample_behind_the_end_is_the_one_named(big: Path) -> None:
+    """Of a truncated file, the error names the row that is missing, not the first of the batch."""
+    with Loader([2, 30, 1, 0], None, 4, source=NpyRows(big), shuffle=False, workers=0) as loader:
+        os.truncate(big, 128 + 12 * 20)
+        with pytest.raises(SampleError) as caught:
+            list(loader)
+    assert caught.value.id == 30
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        pytest.param(40, "id 40: expected a row's number from 0 to 39", id="behind-the-end"),
+        pytest.param(-1, "id -1: expected a row's number from 0 to 39", id="negative"),
+        pytest.param("7", "id '7': expected the number of a row", id="str"),
+        pytest.param(7.0, r"id 7\.0: expected the number of a row", id="float"),
+        pytest.param(None, "id None: expected the number of a row", id="none"),
+    ],
+)
+def test_ids_that_are_no_rows(big: Path, bad: object, text: str) -> None:
+    """Found at once, by id, with what numbers there are."""
+    with pytest.raises(InputError, match=text):
+        Loader([0, 1, 2, bad], None, 4, source=NpyRows(big))
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        pytest.param(np.float64(3.0), r"an array of rows, found shape \(\)", id="no-axis"),
+        pytest.param(np.zeros((0, 3)), r"an array of rows, found shape \(0, 3\)", id="no-row"),
+        pytest.param(np.zeros((3, 0)), r"an array of rows, found shape \(3, 0\)", id="empty-rows"),
+        pytest.param(np.array(["a", "b"]), "expected numbers, found dtype <U1", id="text"),
+        pytest.param(np.zeros(3, "f4,i4"), "expected numbers, found dtype", id="structured"),
+    ],
+)
+def test_files_that_hold_no_rows(tmp_path: Path, array: np.ndarray, text: str) -> None:
+    """Refused with the path before anything starts."""
+    np.save(tmp_path / "big.npy", array)
+    with pytest.raises(InputError, match=rf"big\.npy: .*{text}"):
+        Loader([0], None, 1, source=NpyRows(tmp_path / "big.npy"))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    """By path, and without advice about a folder that there is not."""
+    with pytest.raises(InputError, match=r"none\.npy: expected a file, found none") as caught:
+        Loader([0], None, 1, source=NpyRows(tmp_path / "none.npy"))
+    assert "data_dir" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", ONE)
+def test_a_file_larger_than_memory(tmp_path: Path, workers: int) -> None:
+    """100 GB, nearly all of it a hole: rows at both ends and amid it are right, and memory does not grow."""
+    path = tmp_path / "big.npy"
+    row = 1_000_000
+    count = 100_000
+    header = np.lib.format
+    with path.open("wb") as file:
+        header.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (count, row)})
+        begins = file.tell()
+        for number in (0, 54_321, count - 1):
+            file.seek(begins + number * row)
+            file.write(bytes([number % 251 + 1]) * row)
+    assert path.stat().st_size > psutil.virtual_memory().total
+    with Loader([0, 54_321, count - 1, 77], None, 2, source=NpyRows(path), shuffle=False, workers=workers) as loader:
+        found = [(int(X.min()), int(X.max())) for (batch,) in loader for X in batch]
+    assert found == [(1, 1), (54_321 % 251 + 1,) * 2, ((count - 1) % 251 + 1,) * 2, (0, 0)]
+
+
+# Values.
+
+
+class Frame:
+    """As a column of a data frame is: looked up by label, no Mapping."""
+
+    def __init__(self, values: dict[Any, Any]) -> None:
+        self._values = values
+
+    def __getitem__(self, label: Any) -> Any:
+        return self._values[label]
+
+    def keys(self) -> Any:
+        return self._values.keys()
+
+
+STR = ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "values"),
+    [
+        pytest.param(STR, dict(zip("abcd", (3, 1, 4, 1), strict=True)), id="mapping"),
+        pytest.param(STR, [3, 1, 4, 1], id="list-in-order"),
+        pytest.param(STR, (3, 1, 4, 1), id="tuple-in-order"),
+        pytest.param(STR, np.array([3, 1, 4, 1]), id="array-in-order"),
+        pytest.param(np.array(STR), np.array([3, 1, 4, 1], np.uint8), id="array-for-an-array-of-str"),
+        pytest.param([5, 0, 2, 0], [1, 9, 4, 9, 9, 3], id="list-by-id"),
+        pytest.param(np.array([5, 0, 2, 0]), np.array([1, 9, 4, 9, 9, 3]), id="array-by-id"),
+        pytest.param(range(1, 5), np.array([9, 3, 1, 4, 1]), id="array-by-range"),
+        pytest.param(STR, Frame(dict(zip("abcd", (3, 1, 4, 1), strict=True))), id="frame"),
+        pytest.param([5, 0, 2, 0], Frame({5: 3, 0: 1, 2: 4}), id="frame-by-int"),
+        pytest.param([(0, "a"), (1, "b"), (2, "c"), (3, "d")], [3, 1, 4, 1], id="tuples-in-order"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [True, False], ids=["Values", "as-it-is"])
+def test_where_values_come_from(ids: Any, values: Any, wrap: bool) -> None:
+    """By id from a mapping, a frame, or an array where ids are ints; else in the order of the ids."""
+    with Loader(ids, None, 2, inputs=Values(values) if wrap else values, shuffle=False, workers=0) as loader:
+        assert np.concatenate([X for (X,) in loader]).tolist() == [3, 1, 4, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "dtype", "shape"),
+    [
+        pytest.param([3, 1, 4, 1], {}, "int64", (), id="ints"),
+        pytest.param([True, False, True, True], {}, "int64", (), id="bools"),
+        pytest.param(np.array([3, 1, 4, 1], np.uint8), {}, "int64", (), id="small-ints"),
+        pytest.param([3.5, 1, 4, 1], {}, "float32", (), id="floats"),
+        pytest.param([3, 1, 4, 1.5], {}, "float32", (), id="a-float-last"),
+        pytest.param([[1, 0], [0, 1], [1, 1], [0, 0]], {}, "int64", (2,), id="multi-label"),
+        pytest.param(np.eye(4), {}, "float32", (4,), id="vectors"),
+        pytest.param(np.arange(24.0).reshape(4, 3, 2), {}, "float32", (3, 2), id="arrays"),
+        pytest.param(np.arange(24.0).reshape(4, 3, 2), {"dtype": "f8"}, "float64", (3, 2), id="float64"),
+        pytest.param([3, 1, 4, 1], {"dtype": ">f4"}, "float32", (), id="ints-as-floats"),
+        pytest.param([3, 1, 4, 1], {"dtype": "u1"}, "uint8", (), id="ints-as-bytes"),
+        pytest.param([True, False, True, True], {"dtype": bool}, "bool", (), id="bools-as-bools"),
+        pytest.param([3, 1, 4, 1], {"n_classes": 5}, "float32", (5,), id="one-hot"),
+        pytest.param([3, 1, 4, 1], {"n_classes": 5, "dtype": "u1"}, "uint8", (5,), id="one-hot-bytes"),
+    ],
+)
+def test_values_rows(values: Any, options: dict[str, Any], dtype: str, shape: tuple[int, ...]) -> None:
+    """The dtype that values call for, int64 or float32, or the one given; scalars, vectors, arrays, and one-hot rows."""
+    with Loader(STR, None, 2, inputs=Values(values, **options), shuffle=False, workers=0) as loader:
+        found = np.concatenate([X for (X,) in loader])
+    expected = np.eye(5)[values] if "n_classes" in options else np.asarray(values)
+    assert (found.dtype, found.shape) == (dtype, (4, *shape))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "text"),
+    [
+        pytest.param([1.5, 2, float("nan"), 1], {}, "id 'c', field 'age': expected a number, found nan", id="nan"),
+        pytest.param([[1.0, 2], [1, np.nan], [1, 2], [0, 0]], {}, "id 'b', field 'age': expected a number", id="nan-in-a-vector"),
+        pytest.param({"a": 1, "b": 2, "d": 3}, {}, "id 'c', field 'age': expected a value, .* found none", id="missing"),
+        pytest.param(Frame({"a": 1, "b": 2, "d": 3}), {}, "id 'c', field 'age': expected a value, .* found none", id="frame"),
+        pytest.param([[1, 2], [1, 2], [1, 2, 3], [1, 2]], {}, r"id 'c', .*expected shape \(2,\), .*found \(3,\)", id="shapes"),
+        pytest.param([1, [2], 3, 4], {}, r"id 'b', field 'age': expected ", id="scalar-and-vector"),
+        pytest.param([1, 2, 1.5, 4], {"dtype": "i8"}, r"id 'c', field 'age': expected an int, found 1\.5 of type", id="float"),
+        pytest.param(
+            [1, 2, 3.0, 4], {"dtype": "i8"}, r"id 'c', field 'age': expected an int, found 3\.0 of type", id="whole-float"
+        ),
+        pytest.param([[1], [2], [1.5], [4]], {"dtype": "i8"}, "id 'c', .*expected dtype int64, found", id="float-in-a-vector"),
+        pytest.param([1, 2, 256, 4], {"dtype": "u1"}, "id 'c', .*expected an int from 0 to 255, found 256", id="too-large"),
+        pytest.param([1, 2, -1, 4], {"dtype": "u1"}, "id 'c', .*expected an int from 0 to 255, found -1", id="too-small"),
+        pytest.param(
+            [[1], [2], [300], [4]], {"dtype": "i1"}, "id 'c', .*expected a number that int8 holds", id="large-in-a-vector"
+        ),
+        pytest.param([1, 2, 2**63, 4], {}, f"id 'c', field 'age': expected an int .*found {2**63}", id="beyond-int64"),
+        pytest.param([1, 2, 2**70, 4], {}, "id 'c', field 'age': expected ", id="beyond-uint64"),
+        pytest.param([1.0, 2, 1e300, 4], {}, r"id 'c', field 'age': expected .*found 1e\+300", id="beyond-float32"),
+        pytest.param([1, 2, "3", 4], {}, "id 'c', field 'age': expected .*found '3'", id="text"),
+        pytest.param([1, 2, None, 4], {}, "id 'c', field 'age': expected .*found None", id="none"),
+        pytest.param([1, 2, 5, 4], {"n_classes": 5}, "id 'c', field 'age': expected an int from 0 to 4, found 5", id="class"),
+        pytest.param(
+            [1, 2, -1, 4], {"n_classes": 5}, "id 'c', field 'age': expected an int from 0 to 4, found -1", id="class-minus"
+        ),
+        pytest.param([1, 2, 1.0, 4], {"n_classes": 5}, "id 'c', field 'age': expected an int, found 1.0", id="class-float"),
+        pytest.param([1, 2, 3], {}, "field 'age': expected a value for each of the 4 ids, found 3", id="too-few"),
+    ],
+)
+def test_values_that_are_mistakes(values: Any, options: dict[str, Any], text: str) -> None:
+    """Before training: id, field, expected and found; nothing is truncated, wrapped or made infinite in silence."""
+    with pytest.raises(InputError, match=text):
+        Loader(STR, None, 2, inputs={"age": Values(values, **options)})
+
+
+@pytest.mark.parametrize("bad", [4, -1], ids=["behind-the-end", "negative"])
+def test_an_id_outside_of_an_array(bad: int) -> None:
+    """An int id that the array has no element for is missing; a negative one is not counted from the end."""
+    with pytest.raises(InputError, match=f"id {bad}, field 'X': expected a value, .*found none"):
+        Loader([0, 1, bad], None, 1, inputs=Values([1, 2, 3]))
+
+
+def test_values_are_taken_when_the_loader_is_made() -> None:
+    """Later changes to mapping or array do no harm."""
+    values = np.arange(4)
+    with Loader(STR, None, 2, inputs=Values(values), shuffle=False, workers=0) as loader:
+        values[:] = 0
+        assert np.concatenate([X for (X,) in loader]).tolist() == [0, 1, 2, 3]
+
+
+# Functions.
+
+
+def filled(id: int, row: Any) -> None:
+    row[...] = id
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "dtype", "shape"),
+    [
+        pytest.param(lambda n: np.full((2, 3), n), {}, "int64", (2, 3), id="learned"),
+        pytest.param(lambda n: float(n), {}, "float64", (), id="a-number"),  # noqa: PLW0108
+        pytest.param(lambda n: [n, n], {}, "int64", (2,), id="list"),
+        pytest.param(lambda n: np.full((2, 3), n, ">f4"), {}, "float32", (2, 3), id="big-endian"),
+        pytest.param(lambda n: np.full((2, 3), n), {"n_channels": 1}, "int64", (2, 3, 1), id="channels-added"),
+        pytest.param(lambda n: np.full((2, 3), n), {"n_channels": 3}, "int64", (2, 3), id="channels-named"),
+        pytest.param(lambda n: np.full((2, 3), n), {"dim": (2, 3)}, "int64", (2, 3, 1), id="dim"),
+        pytest.param(lambda n: np.full((2, 3), n), {"dim": (2,)}, "int64", (2, 3), id="dim-learned-channels"),
+        pytest.param(lambda n: np.full((2, 3), n), {"dtype": "f4"}, "float32", (2, 3), id="dtype"),
+        pytest.param(lambda n: np.full(2, n), {"dim": (2,), "n_channels": 1, "dtype": "f4"}, "float32", (2, 1), id="given"),
+        pytest.param(filled, {"dim": (2,), "dtype": "f4"}, "float32", (2,), id="fills-the-row"),
+        pytest.param(filled, {"dim": (2,), "n_channels": 3, "dtype": "f4"}, "float32", (2, 3), id="fills-with-channels"),
+        pytest.param(lambda n, k=2: np.full(2, k * n // k), {}, "int64", (2,), id="default-argument"),
+        pytest.param(lambda n, *, row=None: np.full(2, n), {}, "int64", (2,), id="keyword-argument"),
+    ],
+)
+@pytest.mark.parametrize("door", ["Function", "source"])
+def test_functions_rows(door: str, function: Any, options: dict[str, Any], dtype: str, shape: tuple[int, ...]) -> None:
+    """Shape and dtype are those given, else those of what the first id brings; with two arguments, the row is filled."""
+    by_hand = {"inputs": Function(function, **options)} if door == "Function" else {"source": function, **options}
+    with Loader(range(1, 5), None, 2, shuffle=False, workers=0, **by_hand) as loader:
+        found = np.concatenate([X for (X,) in loader])
+    assert (found.dtype, found.shape) == (dtype, (4, *shape))
+    assert (found.reshape(4, -1) == np.arange(1, 5)[:, None]).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"dim": 2}, {"dtype": "f4"}, {"n_channels": 2, "dtype": "f4"}])
+def test_a_function_that_fills_must_be_told_its_row(options: dict[str, Any]) -> None:
+    """Its name, and what to say, without calling it."""
+    with pytest.raises(InputError, match=r"function '?filled'? fills a row that it is given: say its dim and dtype"):
+        Loader(range(4), None, 2, source=filled, **options)
+
+
+def test_dim_may_be_an_int_wherever_it_is_said(folder: Callable) -> None:
+    """``dim=3`` of a Function and of an Npy is the Loader's ``dim=3``."""
+    data = folder(4, (3,))
+    inputs = {"a": Function(lambda n: np.zeros(3), dim=3), "b": Npy(data.path, dim=3, n_channels=1)}
+    with Loader(data.ids, None, 2, inputs=inputs, workers=0) as loader:
+        (batch,) = loader.batch(0)
+    assert batch["a"].shape == batch["b"].shape == (2, 3, 1)
+
+
+def test_a_function_is_called_once_in_the_calling_process_to_learn() -> None:
+    """And not at all where everything is given."""
+    called: list[int] = []
+
+    def function(id: int) -> np.ndarray:
+        called.append(id)
+        return np.zeros(3)
+
+    with Loader(range(4), None, 2, source=function, workers=1):
+        assert called == [0]
+    with Loader(range(4), None, 2, source=function, dim=3, n_channels=1, dtype="f8", workers=1):
+        assert called == [0]
+
+
+# Users' own.
+
+
+class Recorded(Source):
+    """Rows of three that are the id; tells of its opening by a file."""
+
+    shape, dtype = (3,), "f4"
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.handle: int | None = None
+
+    def bind(self, ids: Any) -> None:
+        self.first = ids[0]
+
+    def open(self) -> None:
+        assert self.handle is None
+        self.handle = os.open(f"{self.path}/{os.getpid()}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.write(self.handle, b"opened\n")
+
+    def read(self, id: Any, row: np.ndarray) -> None:
+        assert self.handle is not None
+        row[:] = id + self.first
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Iterator[type[Recorded]]:
+    """`Recorded`, sent by value: workers must not import this module."""
+    import sys
+
+    import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield Recorded
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_source_of_the_users_own(recorded: type[Recorded], tmp_path: Path, workers: int) -> None:
+    """`bind` once in the calling process, `open` once in each process that reads, `read` for each row."""
+    opened = tmp_path / "opened"
+    opened.mkdir()
+    source = recorded(opened)
+    ids = range(100, 100 + N)
+    with Loader(ids, {id: id for id in ids}, 8, source=source, workers=workers) as loader:
+        for _ in range(2):
+            assert all(row == [label + 100] * 3 for row, label in pairs(loader))
+        if not workers:
+            os.close(loader._structure.sources["X"].handle)
+    assert [file.read_text() for file in opened.iterdir()] == ["opened\n"] * max(1, workers)
+    assert source.handle is None, "the user's own object is not opened"
+    assert (str(os.getpid()) in os.listdir(opened)) == (workers == 0)
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_source_that_fills_many_at_once(recorded: type[Recorded], tmp_path: Path, workers: int) -> None:
+    """With `fill` of its own, a piece's ids come together, and `read` is not called."""
+
+    class Many(Source):
+        shape, dtype = (2,), np.int64
+
+        def read(self, id: Any, row: np.ndarray) -> None:
+            raise AssertionError("read is not to be called")
+
+        def fill(self, ids: Any, rows: np.ndarray) -> None:
+            assert rows.shape == (len(ids), 2)
+            rows[:, 0] = ids
+            rows[:, 1] = len(ids)
+
+    with Loader(range(N), range(N), 8, source=Many(), workers=workers) as loader:
+        for X, y in loader:
+            np.testing.assert_array_equal(X[:, 0], y)
+            assert set(X[:, 1].tolist()) == {8 // max(1, workers)}
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_source_that_cannot_be_opened(workers: int) -> None:
+    """StartError with the traceback, wherever it was opened; the field and its class are named, and nothing is left."""
+
+    class Database(Source):
+        shape, dtype = (3,), "f4"
+
+        def open(self) -> None:
+            raise OSError("no route to host")
+
+        def read(self, id: Any, row: np.ndarray) -> None: ...
+
+    with (
+        pytest.raises(StartError, match="no route to host") as caught,
+        Loader(range(8), None, 4, inputs={"scan": Database()}, workers=workers) as loader,
+    ):
+        list(loader)
+    assert "in open" in str(caught.value)
+    assert "scan" in str(caught.value)
+
+
+def test_nothing_is_left_of_a_loader_whose_source_cannot_be_opened_in_process() -> None:
+    """With ``workers=0`` the opening fails in the constructor, which gives back what it had taken."""
+
+    class Database(Source):
+        shape, dtype = (3,), "f4"
+
+        def open(self) -> None:
+            raise OSError("no route to host")
+
+    for _ in range(3):
+        with pytest.raises((OSError, StartError), match="no route to host"):
+            Loader(range(8), None, 4, source=Database(), workers=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "text"),
+    [
+        pytest.param((0, 3), "f4", r"field 'scan': expected rows of numbers, found shape \(0, 3\)", id="empty"),
+        pytest.param((3,), "U3", "field 'scan': expected rows of numbers, .*<U3", id="text"),
+        pytest.param((3,), object, "field 'scan': expected rows of numbers, .*object", id="object"),
+    ],
+)
+def test_a_source_that_promises_no_numbers(shape: Any, dtype: Any, text: str) -> None:
+    """Its field, and what it said."""
+
+    class Odd(Source):
+        pass
+
+    Odd.shape, Odd.dtype = shape, dtype
+    with pytest.raises(InputError, match=text):
+        Loader(range(8), None, 4, inputs={"scan": Odd()})
+
+
+@pytest.mark.parametrize("workers", ONE)
+def test_one_source_in_two_loaders(big: Path, folder: Callable, workers: int) -> None:
+    """The same objects, at once and with different ids: neither loader hears of the other."""
+    data = folder(8)
+    rows, files, values = NpyRows(big), Npy(data.path), Values({id: 10 * k for k, id in enumerate(data.ids)})
+    with (
+        Loader([4, 5, 6, 7], None, 2, inputs=(rows, rows), shuffle=False, workers=workers) as one,
+        Loader([9, 8], None, 2, inputs=rows, shuffle=False, workers=workers) as other,
+        Loader(data.ids, None, 4, inputs=files, targets=values, workers=workers) as third,
+        Loader(data.ids[:2], None, 2, inputs=files, targets=values, shuffle=False, workers=workers) as fourth,
+    ):
+        assert [(a[:, 0].tolist(), b[:, 0].tolist()) for ((a, b),) in one] == [([4, 5], [4, 5]), ([6, 7], [6, 7])]
+        assert [X[:, 0].tolist() for (X,) in other] == [[9, 8]]
+        for X, y in third:
+            np.testing.assert_array_equal(10 * X[:, 0, 0], y)
+        assert [y.tolist() for _, y in fourth] == [[0, 10]]
+
+
+# HDF5.
+
+
+@pytest.fixture
+def hdf5(tmp_path: Path) -> Path:
+    """A file of datasets; row k is k."""
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file["rows"] = table()
+        file["group/big-endian"] = table(dtype=">i4")
+        file["scalars"] = np.arange(N)
+        file["text"] = ["a"] * N
+        file["number"] = 3.0
+        file.create_dataset("packed", data=table(), chunks=(7, 3), compression="gzip")
+    return tmp_path / "all.h5"
+
+
+@pytest.mark.parametrize("workers", ONE)
+@pytest.mark.parametrize("dataset", ["rows", "group/big-endian", "scalars", "packed"])
+@pytest.mark.parametrize("shuffle", [True, False], ids=["random", "in-order"])
+def test_rows_of_a_dataset(hdf5: Path, dataset: str, shuffle: bool, workers: int) -> None:
+    """Random and neighbouring rows, chunked, compressed, of any byte order: each beside its own label."""
+    with Loader(range(N), range(N), 8, source=Hdf5(hdf5, dataset), shuffle=shuffle, workers=workers) as loader:
+        for X, y in loader:
+            assert X.dtype.isnative
+            assert (X.reshape(8, -1) == y[:, None]).all()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "ids", "text"),
+    [
+        pytest.param("none", [0], "dataset 'none' of file .*all.h5: expected rows, found", id="no-dataset"),
+        pytest.param("group", [0], "dataset 'group' of file .*all.h5: expected rows, found", id="group"),
+        pytest.param("number", [0], "dataset 'number' of file .*all.h5: expected rows, found", id="scalar"),
+        pytest.param("text", [0], "field 'X': expected rows of numbers", id="text"),
+        pytest.param("rows", [0, 40], "id 40: expected a row's number from 0 to 39", id="behind-the-end"),
+        pytest.param("rows", [0, -1], "id -1: expected a row's number from 0 to 39", id="negative"),
+        pytest.param("rows", [0, "7"], "id '7': expected a row's number from 0 to 39", id="str"),
+    ],
+)
+def test_datasets_that_do_not_serve(hdf5: Path, dataset: str, ids: list[Any], text: str) -> None:
+    """By name, before anything starts."""
+    with pytest.raises(InputError, match=text):
+        Loader(ids, None, 1, source=Hdf5(hdf5, dataset))
+
+
+def test_a_missing_hdf5_file(tmp_path: Path) -> None:
+    """By path."""
+    with pytest.raises(InputError, match=re.escape(f"file {tmp_path}/none.h5: expected rows")):
+        Loader([0], None, 1, source=Hdf5(tmp_path / "none.h5", "rows"))
