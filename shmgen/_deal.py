@@ -9,11 +9,13 @@ shuffling, index i is batch i.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
 
 import numpy as np
 
 from shmgen._order import Batch
+
+READ_BEFORE_AN_EPOCH = 4
+"""Batches of an epoch that are read before it begins; no more, because their files are looked at again when it does."""
 
 
 class Pass:
@@ -65,9 +67,12 @@ class Pass:
         """The batches that will be dealt next, this epoch's and then the next one's; none if that can't be foreseen."""
         if self._next is None:
             return
+        if not self.is_begun:
+            yield from _first(self.epoch, len(self._bound))
+            return
         for number in range(self._next, len(self._bound)):
             yield Batch(self.epoch, number)
-        yield from _from_the_start(self.epoch + 1, len(self._bound))
+        yield from _first(self.epoch + 1, len(self._bound))
 
 
 class Dealer:
@@ -107,7 +112,7 @@ class Dealer:
     def upcoming(self) -> Iterator[Batch]:
         """The batches that will be dealt next, as far as can be foreseen."""
         if self._begin:
-            return _from_the_start(self._next_epoch, self._batches)
+            return _first(self._next_epoch, self._batches)
         return self._pass.upcoming()
 
     @property
@@ -115,7 +120,6 @@ class Dealer:
         return self._pass.epoch + self._pass.is_whole
 
 
-def _from_the_start(epoch: int, batches: int) -> Iterator[Batch]:
-    for later in count(epoch):
-        for number in range(batches):
-            yield Batch(later, number)
+def _first(epoch: int, batches: int) -> Iterator[Batch]:
+    for number in range(min(batches, READ_BEFORE_AN_EPOCH)):
+        yield Batch(epoch, number)

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
@@ -84,6 +84,7 @@ class Delivery:
         schedule: who reads what, and where.
         rows: how many rows a batch has.
         prepare: fills what the workers don't of the batch in a slot, and returns the ids of its rows.
+        holds: whether a batch that has been read is still what it should be; if not, it is read again.
         upcoming: the batches that will be asked for next, as far as can be foreseen.
 
     Attributes:
@@ -100,6 +101,7 @@ class Delivery:
         *,
         rows: Callable[[Batch], int],
         prepare: Callable[[int, Batch], list[object]],
+        holds: Callable[[Batch], bool],
         upcoming: Callable[[], Iterator[Batch]],
     ) -> None:
         self._ring = ring
@@ -107,6 +109,7 @@ class Delivery:
         self._schedule = schedule
         self._rows = rows
         self._prepare = prepare
+        self._holds = holds
         self._upcoming = upcoming
         self._owner = os.getpid()
         self.counts = Counts()
@@ -143,10 +146,13 @@ class Delivery:
         with self.lock:
             self._demanded.append(batch)
             try:
-                self._take_in()
+                if self._schedule.ready(batch) is not None:
+                    self._take_in()  # who need not wait would not hear of a worker's death
                 self._check(called)
                 self._dispatch()
                 while (arrays := self._hand_out(batch)) is None:
+                    if not self._schedule.holds(batch):
+                        self._dispatch()
                     now = time.monotonic()
                     if self._schedule.can_lease or self._all_held:
                         self._wait(None, batch)
@@ -162,19 +168,13 @@ class Delivery:
                             self._push(drain, collect=due)
                             self._wait(DRAIN_EVERY, batch)
                     self._check(called)
-                    if starved_from is not None or not self._schedule.holds(batch):
+                    if starved_from is not None:
                         self._dispatch()
                 if starved_from is not None and not self._all_held:
                     self._patience = min(COPY_AFTER, 2 * self._patience)
                 return arrays
             finally:
                 self._demanded.remove(batch)
-
-    @_bookkeeping
-    def discard(self, batches: Iterable[Batch]) -> None:
-        """Read these batches anew, if they have been read ahead. The lock is held."""
-        for batch in batches:
-            self._schedule.discard(batch)
 
     def close(self, reason: ShmgenError) -> None:
         """End the workers; whoever waits for a batch, or asks for one later, gets ``reason``."""
@@ -229,6 +229,9 @@ class Delivery:
         schedule = self._schedule
         slot = schedule.ready(batch)
         if slot is None:
+            return None
+        if not self._holds(batch):
+            schedule.discard(batch)
             return None
         if error := schedule.error(slot):
             schedule.free(slot)
@@ -306,6 +309,8 @@ class Delivery:
                 self._schedule.done(worker)
             elif what is What.FAILED:
                 self._schedule.done(worker, detail)
+            elif what is What.DROPPED:
+                self._schedule.drop(worker)
             elif what is What.INTERRUPTED:
                 self._interrupted = detail
             else:

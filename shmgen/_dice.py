@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.random.bit_generator import ISpawnableSeedSequence
 
 
 class Dice:
@@ -18,7 +19,8 @@ class Dice:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._rng = np.random.Generator(np.random.PCG64(0))
+        self._lineage = Lineage()
+        self._rng = np.random.Generator(np.random.PCG64(self._lineage))  # type: ignore[arg-type]
         self._key: tuple[int, np.ndarray] = (-1, np.zeros(2, np.uint64))
 
     def for_samples(self, epoch: int, position: int, count: int) -> Iterator[np.random.Generator]:
@@ -27,16 +29,32 @@ class Dice:
             self._key = epoch, np.random.SeedSequence([self._seed, epoch]).generate_state(2, np.uint64)
         # Philox counts: its words for a position are the same whichever was the first. Four are drawn for each.
         words = np.random.Philox(key=self._key[1], counter=position).random_raw(4 * count).tolist()
-        bits = self._rng.bit_generator
+        bits, lineage = self._rng.bit_generator, self._lineage
         seed_python, seed_numpy = random.seed, np.random.seed
         state: dict[str, Any] = {"bit_generator": "PCG64", "state": {}, "has_uint32": 0, "uinteger": 0}
         for first in range(0, len(words), 4):
             high, low, stream, other = words[first : first + 4]
             state["state"] = {"state": high << 64 | low, "inc": stream << 64 | other | 1}
             bits.state = state
+            lineage.words, lineage.children = (high, low, stream, other), 0
             seed_numpy(stream & 0xFFFFFFFF)
             seed_python(other)
             yield self._rng
+
+
+class Lineage(ISpawnableSeedSequence):
+    """Where the children come from that a sample's generator spawns: from the sample, like all it draws."""
+
+    words: tuple[int, ...] = (0,)
+    children = 0
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        return np.random.SeedSequence(self.words).generate_state(n_words, dtype)
+
+    def spawn(self, n_children: int) -> list[np.random.SeedSequence]:  # type: ignore[override]
+        first = self.children
+        self.children += n_children
+        return [np.random.SeedSequence(self.words, spawn_key=(number,)) for number in range(first, self.children)]
 
 
 class LateSeeded(random.Random):
@@ -46,6 +64,7 @@ class LateSeeded(random.Random):
 
     def seed(self, a: Any = None, version: int = 2) -> None:
         self._due = a, version
+        self.gauss_next = None  # of the pair of numbers that `gauss` draws at once, the other belongs to the seed before
 
     def random(self) -> float:
         self._catch_up()

@@ -212,7 +212,16 @@ class NpyRows(RawSource):
             self._reopen()
             self._read(ids, rows)
         except (OSError, ValueError, Misfit) as error:
-            raise SampleError(ids[0], self.file, explain(error)) from None
+            raise SampleError(self._first_missing(ids), self.file, explain(error)) from None
+
+    def _first_missing(self, ids: Sequence[int]) -> int:
+        """The first of ``ids`` that the file ends before, or else the first."""
+        row_bytes = self._header.data_bytes // self._header.shape[0]
+        try:
+            size = os.fstat(self._fd).st_size
+        except OSError:
+            return ids[0]
+        return next((id for id in ids if self._header.size + (id + 1) * row_bytes > size), ids[0])
 
     def hint(self, ids: Sequence[int]) -> None:
         if self._fd >= 0:

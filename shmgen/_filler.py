@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shmgen._source import RawSource, Source, function_error, put
-from shmgen.errors import Misfit
+from shmgen._source import RawSource, Source, function_error, put, told
+from shmgen.errors import Misfit, StartError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,7 +106,10 @@ class Filler:
         """Get ready, in the process that will fill."""
         for part in self._parts:
             if part.source is not None:
-                part.source.open()
+                try:
+                    part.source.open()
+                except Exception as error:
+                    raise StartError(f"source of field {part.name!r} can't be opened: {told(error)}") from error
         if self.calls_functions:
             from shmgen._dice import Dice
 
@@ -131,10 +135,13 @@ class Filler:
             source = part.source
             if source is None or source.reads_one_by_one:
                 continue
-            if isinstance(source, RawSource):
-                source.fill(task.ids, self._bytes(memory, task, part))  # type: ignore[arg-type]
-            else:
-                source.fill(task.ids, self._rows(memory, task, part))
+            try:
+                if isinstance(source, RawSource):
+                    source.fill(task.ids, self._bytes(memory, task, part))  # type: ignore[arg-type]
+                else:
+                    source.fill(task.ids, self._rows(memory, task, part))
+            except Exception as error:
+                raise function_error(task.ids[0], f"source of field {part.name!r}", error) from error
         if self._dice is not None:
             self._call_functions(memory, task, self._dice)
 
@@ -147,7 +154,9 @@ class Filler:
             try:
                 for name, source in readers:
                     where = f"source of field {name!r}"
-                    source.read(id, rows[name][number, ...])
+                    # A function may change what it is given, and an id may be a list.
+                    own = id if isinstance(id, str | int) else deepcopy(id)
+                    source.read(own, rows[name][number, ...])
                 for name, function in self._by_field.items():
                     where = f"transform of field {name!r}"
                     row = rows[name][number, ...]
@@ -171,13 +180,24 @@ class Filler:
 
 
 def _transform_whole(function: Callable[..., Any], rows: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+    import numpy as np
+
     sample = dict(rows)
     result = function(sample, rng)
-    for name, value in (sample if result is None else result).items():
+    if result is None:
+        result = sample
+    if not isinstance(result, Mapping):
+        raise Misfit(f"expected a dict of rows by field, or None, found {type(result).__name__}")
+    changed = {}
+    for name, value in result.items():
         if name not in rows:
             raise Misfit(f"expected fields {', '.join(map(repr, rows))}, found {name!r}")
         if value is not rows[name]:
-            try:
-                put(rows[name], value)
-            except Misfit as misfit:
-                raise Misfit(f"field {name!r}: {misfit}") from None
+            # Fields may be swapped: what is a view of another's row must be read before that is written.
+            shared = any(np.may_share_memory(value, row) for other, row in rows.items() if other != name)
+            changed[name] = np.array(value) if shared else value
+    for name, value in changed.items():
+        try:
+            put(rows[name], value)
+        except Misfit as misfit:
+            raise Misfit(f"field {name!r}: {misfit}") from None

@@ -158,6 +158,8 @@ class Loader:
             inputs = _only_input(source, data_dir, dim, n_channels, dtype)
         elif source is not None or dim is not None or n_channels is not None or dtype is not None:
             raise InputError("dim, n_channels, dtype and source describe the only input; where inputs is given, its sources do")
+        if n_classes is not None and targets is not None:
+            raise InputError("n_classes is for labels; give it to the Values among targets")
         if labels is not None:
             if targets is not None:
                 raise InputError("labels are the only target; give either labels or targets")
@@ -178,13 +180,14 @@ class Loader:
         self._dealer = Dealer(self._order.batches, shuffle=shuffle)
         in_flight = max(FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
         self._schedule = Schedule(slots, max(1, workers), self._order.size, in_flight=in_flight)
-        self._preparation = _Preparation(self._ids, self._order, self._structure, self._ring, self._dealer)
+        preparation = _Preparation(self._ids, self._order, self._structure, self._ring, self._dealer)
         self._delivery = Delivery(
             self._ring,
             crew,
             self._schedule,
             rows=self._order.size,
-            prepare=self._preparation,
+            prepare=preparation,
+            holds=preparation.holds,
             # With nobody to read ahead, only what is asked for is read.
             upcoming=self._dealer.upcoming if workers else _nothing,
         )
@@ -200,7 +203,7 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """The batches of the next epoch, or of the same again if the last was left before its end."""
         with self._delivery.entered():
-            return _Epoch(self, self._open())
+            return _Epoch(self, self._dealer.open())
 
     def __enter__(self) -> Self:
         return self
@@ -250,7 +253,7 @@ class Loader:
         """
         index = range(len(self))[index]
         with self._delivery.entered():
-            current = self._open() if self._dealer.is_due else self._dealer.current
+            current = self._dealer.open() if self._dealer.is_due else self._dealer.current
             batch = current.deal(index)
             foreseen = self._warned or current.misses < MISSES_BEFORE_WARNING
             self._warned = self._warned or not foreseen
@@ -261,12 +264,6 @@ class Loader:
                 stacklevel=3,
             )
         return self._structure.nest(self._delivery.fetch(batch, drain))
-
-    def _open(self) -> Pass:
-        """Begin a new pass, and see that what was read ahead for it still holds."""
-        dealt = self._dealer.open()
-        self._delivery.discard(self._preparation.changed(dealt.epoch))
-        return dealt
 
 
 class _Epoch(Iterator[tuple[Any, ...]]):
@@ -306,12 +303,10 @@ class _Preparation:
             self._versions[batch] = self._version(ids)
         return ids
 
-    def changed(self, epoch: int) -> list[Batch]:
-        """The batches that were read before their epoch began, which ``epoch`` does now, and whose files have changed since."""
-        changed = [batch for batch, seen in self._versions.items() if self._version(take(self._ids, self._order[batch])) != seen]
-        later = self._versions.keys() - changed
-        self._versions = {batch: self._versions[batch] for batch in later if batch.epoch > epoch}
-        return changed
+    def holds(self, batch: Batch) -> bool:
+        """Whether what was read of ``batch`` is what its files hold; asked once, and true of what was read in its own epoch."""
+        seen = self._versions.pop(batch, None)
+        return seen is None or seen == self._version(take(self._ids, self._order[batch]))
 
     def _version(self, ids: list[Any]) -> object:
         return [source.version(ids) for source in self._sources]

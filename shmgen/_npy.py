@@ -140,7 +140,7 @@ def read_whole(fd: int, data: memoryview, offset: int) -> None:
 def explain(error: Exception) -> str:
     """Why a file can't be read: what was expected and what was found."""
     if isinstance(error, FileNotFoundError):
-        return "expected a file, found none; data_dir and the id make its path"
+        return "expected a file, found none at this path"
     if isinstance(error, ValueError):
         return f"expected an id that makes a path, found one that does not: {error}"
     if isinstance(error, OSError):

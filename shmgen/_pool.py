@@ -41,7 +41,10 @@ ONE_PROCESSOR = dict.fromkeys(
     ],
     "1",
 )
-"""Environment of a worker, unless the user's says otherwise: several that each took all processors would hold each other up."""
+"""Environment of a worker, unless the user's says otherwise: several that each took all processors would hold each other up.
+
+Most libraries heed OMP_NUM_THREADS, but their own variable first: where the user sets the former, none of these may be set.
+"""
 
 GRACE = 0.2
 """Seconds that workers have to end by themselves when they are stopped, before they are killed."""
@@ -56,6 +59,7 @@ class What(Enum):
 
     DONE = "its oldest task is done"
     FAILED = "its oldest task can't be done"
+    DROPPED = "its oldest task was interrupted, and must be begun anew"
     UNABLE = "it can't begin"
     INTERRUPTED = "Ctrl-C reached it"
     DIED = "it has died"
@@ -214,12 +218,12 @@ class InProcess:
     """
 
     def __init__(self, ring: Ring, filler: Filler) -> None:
+        filler.open()
         self._bell = _Bell()
         self._ring = ring
         self._filler = filler
         self._tasks: deque[Task] = deque()
         self._heard: list[Heard] = []
-        filler.open()
 
     def __repr__(self) -> str:
         return "0 workers"
@@ -229,13 +233,16 @@ class InProcess:
 
     def wait(self, timeout: float | None, only: int | None) -> None:
         if self._tasks:
+            heard = Heard(0, What.DROPPED)
             try:
                 with own_random_state() if self._filler.calls_functions else nullcontext():
                     self._filler.fill(self._ring.memory, self._tasks[0])
-                self._heard.append(Heard(0, What.DONE))
+                heard = Heard(0, What.DONE)
             except Exception as error:
-                self._heard.append(Heard(0, What.FAILED, error))
-            self._tasks.popleft()
+                heard = Heard(0, What.FAILED, error)
+            finally:
+                self._heard.append(heard)
+                self._tasks.popleft()
         else:
             select.select([self._bell.fd], [], [], timeout)
             self._bell.silence()
@@ -275,7 +282,7 @@ class _Process:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", BOOT, root, str(theirs.fileno()), str(segment)],
                 stdin=subprocess.DEVNULL,
-                env={**ONE_PROCESSOR, **os.environ},
+                env=os.environ if "OMP_NUM_THREADS" in os.environ else {**ONE_PROCESSOR, **os.environ},
                 pass_fds=(theirs.fileno(), segment),
             )
         except BaseException:

@@ -162,6 +162,12 @@ class Schedule:
             if slot.batch is None:
                 self.free(number)
 
+    def drop(self, worker: int) -> None:
+        """A worker was interrupted in the oldest piece that it held: its batch is to be read anew, from the start."""
+        batch = self._held[worker][0].batch
+        self.done(worker)
+        self.discard(batch)
+
     def discard(self, batch: Batch) -> None:
         """What has been read of ``batch`` ahead, or is being read, is not to be delivered."""
         number = self._slot_of.pop(batch, None)

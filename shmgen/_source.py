@@ -99,8 +99,11 @@ class Function(Source):
         elif dim is None or n_channels is None or dtype is None:
             import numpy as np
 
+            from shmgen._dice import own_random_state
+
             try:
-                first = np.asarray(self._function(ids[0]))
+                with own_random_state():
+                    first = np.asarray(self._function(ids[0]))
                 self.shape, _ = row_shapes(first.shape, dim, n_channels)
             except Exception as error:
                 raise function_error(ids[0], _name(self._function), error) from error
@@ -147,6 +150,12 @@ def put(row: np.ndarray, value: Any) -> None:
     import numpy as np
 
     array = np.asarray(value)
+    if not isinstance(value, np.ndarray | np.generic) and array.dtype.kind in "iu" and row.dtype.kind in "iu":
+        # Python's own numbers have no dtype; what counts is whether they fit.
+        bounds = np.iinfo(row.dtype)
+        if array.size and (array.min() < bounds.min or array.max() > bounds.max):
+            raise Misfit(f"expected numbers from {bounds.min} to {bounds.max}, found {array.min()} to {array.max()}")
+        array = array.astype(row.dtype)
     if array.shape != row.shape:
         if (*array.shape, 1) != row.shape:
             raise Misfit(f"expected shape {row.shape}, found {array.shape}")
@@ -158,16 +167,19 @@ def put(row: np.ndarray, value: Any) -> None:
 
 def function_error(id: object, where: str, error: Exception) -> SampleError:
     """What is raised where ``error`` came out of a user's function."""
-    if isinstance(error, SampleError):
-        return error
-    if isinstance(error, Misfit):
-        return FunctionError(id, where, str(error))
+    if type(error) in (SampleError, FunctionError):
+        return error  # type: ignore[return-value]
+    return FunctionError(id, where, str(error) if isinstance(error, Misfit) else told(error))
+
+
+def told(error: Exception) -> str:
+    """``error`` and its traceback, as text: it may be of a class that only exists here, or fail to tell of itself."""
     import traceback
 
     # The outermost frame is ours, which called the user's function; it is all there is where the call itself failed.
     frames = error.__traceback__ and (error.__traceback__.tb_next or error.__traceback__)
-    text = "".join(traceback.format_exception(type(error), error, frames))
-    return FunctionError(id, where, f"{type(error).__name__}: {error}\n\n{text}")
+    summary = "".join(traceback.format_exception_only(error)).strip()
+    return f"{summary}\n\n{''.join(traceback.format_exception(type(error), error, frames))}"
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from shmgen._layout import Field
 from shmgen._source import Function, Source
 from shmgen._values import Values
-from shmgen.errors import InputError
+from shmgen.errors import FunctionError, InputError
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -66,7 +66,10 @@ class Structure:
             if isinstance(source, Values):
                 source.bind(ids, name)
             else:
-                source.bind(ids)
+                try:
+                    source.bind(ids)
+                except FunctionError as error:
+                    raise FunctionError(error.id, f"source of field {name!r}", error.reason) from error.__cause__
             shape, dtype = tuple(source.shape), np.dtype(source.dtype).newbyteorder("=")
             if dtype.kind not in "biufc" or 0 in shape:
                 raise InputError(f"field {name!r}: expected rows of numbers, found shape {shape} and dtype {dtype}")

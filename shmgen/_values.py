@@ -113,32 +113,49 @@ class _Checked:
 
     def rows(self, given: DTypeLike | None) -> np.ndarray:
         """The values as one array, a row each, of dtype ``given``, or of the one that they call for."""
-        first = np.asarray(next(iter(self)))
+        try:
+            together = np.asarray(list(self))
+        except ValueError:  # their shapes differ
+            together = np.asarray(None)
         if given is None:
-            are_whole = all(np.asarray(value).dtype.kind in "biu" for value in self)
-            given = np.int64 if are_whole else np.float32
+            given = np.int64 if together.dtype.kind in "biu" else np.float32
         dtype = np.dtype(given).newbyteorder("=")
-        if not first.shape and dtype.kind in "iu":
+        with np.errstate(over="ignore", invalid="ignore"):
+            if together.dtype.kind in "biufc" and np.can_cast(together.dtype, dtype, "same_kind"):
+                rows = together.astype(dtype)
+                if not _lost(together, rows).any():
+                    return rows
+            return self._one_by_one(dtype)
+
+    def _one_by_one(self, dtype: np.dtype[Any]) -> np.ndarray:
+        """As `rows`; looks at each, and says which is wrong."""
+        if dtype.kind in "iu" and np.ndim(next(iter(self))) == 0:
             bounds = np.iinfo(dtype)
-            return self.whole(int(bounds.min), int(bounds.max)).astype(dtype, copy=False)
-        rows = np.empty((len(self._ids), *first.shape), dtype)
-        for number, (id, value) in enumerate(zip(self._ids, self, strict=True)):
+            return self.whole(int(bounds.min), int(bounds.max)).astype(dtype)
+        rows: list[np.ndarray] = []
+        for id, value in zip(self._ids, self, strict=True):
             array = np.asarray(value)
-            if array.shape != first.shape:
-                raise self._refused(id, f"shape {first.shape}, as the first has", str(array.shape))
+            if rows and array.shape != rows[0].shape:
+                raise self._refused(id, f"shape {rows[0].shape}, as the first has", str(array.shape))
             if not np.can_cast(array.dtype, dtype, "same_kind"):
                 raise self._refused(
                     id, f"dtype {dtype}", f"{value!r} of dtype {array.dtype}, whose cast would lose more than precision"
                 )
-            rows[number] = array
-            if dtype.kind in "iu" and not np.array_equal(rows[number], array):
+            rows.append(array.astype(dtype))
+            if _lost(array, rows[-1]).any():
                 raise self._refused(id, f"a number that {dtype} holds", repr(value))
-            if dtype.kind in "fc" and np.isnan(rows[number]).any():
-                raise self._refused(id, "a number", repr(value))
-        return rows
+        return np.stack(rows)
 
     def _refused(self, id: object, expected: str, found: str) -> InputError:
         return InputError(f"id {id!r}, field {self._field!r}: expected {expected}, found {found}")
+
+
+def _lost(values: np.ndarray, cast: np.ndarray) -> np.ndarray:
+    """Where ``cast`` is NaN, or lost more than precision of ``values``."""
+    lost: np.ndarray = cast != values
+    if cast.dtype.kind in "fc":
+        lost = np.isnan(cast) | (np.isinf(cast) & ~np.isinf(values))
+    return lost
 
 
 def _are_ints(ids: Sequence[Any]) -> bool:

@@ -65,7 +65,7 @@ def main(stream: int, segment: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     sys.path[:] = setup.path
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # what functions print would be lost when this process is ended
+        sys.stdout.reconfigure(write_through=True)  # what functions print would be lost when this process is ended
     try:
         if setup.draws:
             from shmgen._dice import seed_late
@@ -73,6 +73,9 @@ def main(stream: int, segment: int) -> None:
             seed_late()
         filler: Filler = pickle.loads(setup.filler)
         filler.open()
+    except StartError as error:
+        _tell(stream, UNABLE + pickle.dumps(error))
+        return
     except Exception:
         _tell(stream, UNABLE + pickle.dumps(StartError(traceback.format_exc())))
         return
@@ -86,7 +89,8 @@ def _serve(inbox: _Inbox, stream: int, filler: Filler, segment: int) -> None:
         if not filler.fits(memory, task):  # it is the first, or the ring has grown
             memory = memoryview(mmap.mmap(segment, 0))
         if hinted and isinstance(following := inbox.following(), Task):
-            filler.hint(following)
+            with suppress(Exception):  # a hint is no more; reading will tell
+                filler.hint(following)
         waits = _waits()
         message = DONE
         try:
