@@ -39,7 +39,7 @@ MOST_WORKERS = 8
 FEWEST_SLOTS, MOST_SLOTS, SLOTS_BYTES = 4, 16, 1 << 26
 """The default number of slots: as many as fit in so many bytes, within these bounds."""
 
-FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES = 2, 1 << 23
+FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES = 4, 1 << 23
 """How many batches are read at once: as many as fit in so many bytes, and no fewer than keep the workers busy."""
 
 MISSES_BEFORE_WARNING = 3

@@ -232,6 +232,8 @@ class InProcess:
         self._tasks.extend(tasks)
 
     def wait(self, timeout: float | None, only: int | None) -> None:
+        if self._heard:  # by whoever was interrupted before it could take it in
+            return
         if self._tasks:
             heard = Heard(0, What.DROPPED)
             try:

@@ -5,6 +5,7 @@ Pure: no process, no clock, no memory but its own, so every order of events is a
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
@@ -74,6 +75,8 @@ class Schedule:
         # The slots that are neither free nor leased.
         self._slot_of: dict[Batch, int] = {}
         self._held: list[deque[Piece]] = [deque() for _ in range(workers)]
+        # Rows that each worker holds.
+        self._load = [0] * workers
         self._turn = 0
         self._spare = 0
         self._read_in_vain = False
@@ -152,7 +155,8 @@ class Schedule:
 
     def done(self, worker: int, error: Exception | None = None) -> None:
         """A worker has read the oldest piece that it held, or failed to."""
-        number = self._held[worker].popleft().slot
+        number, _, start, stop = self._held[worker].popleft()
+        self._load[worker] -= stop - start
         slot = self._slots[number]
         slot.missing -= 1
         slot.error = slot.error or error
@@ -201,21 +205,45 @@ class Schedule:
         return self._free.pop() if self._free else None
 
     def _start(self, number: int, batch: Batch) -> list[tuple[int, Piece]]:
-        """Cut ``batch`` into a piece for each worker, given to those who hold least."""
+        """Cut ``batch`` into a piece for each worker, larger ones for those who hold fewer rows."""
         slot = self._slots[number]
         slot.state = State.FILLING
         slot.batch = batch
         self._slot_of[batch] = number
         self._filling += 1
-        rows = self._rows(batch)
-        workers = len(self._held)
-        slot.missing = min(rows, workers)
-        # Equals take turns, or batches of a single row would all go to the first worker.
-        order = sorted(range(workers), key=lambda w: (len(self._held[w]), (w - self._turn) % workers))
-        self._turn += slot.missing
         sends = []
-        for part, worker in enumerate(order[: slot.missing]):
-            piece = Piece(number, batch, part * rows // slot.missing, (part + 1) * rows // slot.missing)
+        start = 0
+        for worker, rows in self._shares(self._rows(batch)):
+            piece = Piece(number, batch, start, start + rows)
+            start += rows
+            slot.missing += 1
             self._held[worker].append(piece)
+            self._load[worker] += rows
             sends.append((worker, piece))
         return sends
+
+    def _shares(self, rows: int) -> list[tuple[int, int]]:
+        """Workers, and how many of ``rows`` each is to read, so that they hold as nearly the same number as can be.
+
+        A worker that shares its processor with the parent is slower than the others, who would wait for it if all got the same.
+        """
+        workers = len(self._load)
+        # Equals take turns, or batches of a single row would all go to the first worker.
+        self._turn += 1
+        order = sorted(range(workers), key=lambda w: (self._load[w], (w - self._turn) % workers))
+        level = 0.0
+        filled = 0
+        for count, worker in enumerate(order, 1):
+            filled += self._load[worker]
+            level = (rows + filled) / count
+            if count == workers or level <= self._load[order[count]]:
+                break
+        shares = []
+        left = rows
+        for worker in order:
+            share = min(left, math.ceil(level - self._load[worker]))
+            if share <= 0:
+                break
+            shares.append((worker, share))
+            left -= share
+        return shares

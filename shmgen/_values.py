@@ -113,12 +113,15 @@ class _Checked:
 
     def rows(self, given: DTypeLike | None) -> np.ndarray:
         """The values as one array, a row each, of dtype ``given``, or of the one that they call for."""
+        values = list(self)
         try:
-            together = np.asarray(list(self))
+            together = np.asarray(values)
         except ValueError:  # their shapes differ
             together = np.asarray(None)
         if given is None:
-            given = np.int64 if together.dtype.kind in "biu" else np.float32
+            # Ints too large for int64 come out as floats.
+            are_whole = together.dtype.kind in "biu" or all(isinstance(value, int) for value in values)
+            given = np.int64 if are_whole else np.float32
         dtype = np.dtype(given).newbyteorder("=")
         with np.errstate(over="ignore", invalid="ignore"):
             if together.dtype.kind in "biufc" and np.can_cast(together.dtype, dtype, "same_kind"):
@@ -143,7 +146,7 @@ class _Checked:
                 )
             rows.append(array.astype(dtype))
             if _lost(array, rows[-1]).any():
-                raise self._refused(id, f"a number that {dtype} holds", repr(value))
+                raise self._refused(id, "a number" if np.isnan(array).any() else f"a number that {dtype} holds", repr(value))
         return np.stack(rows)
 
     def _refused(self, id: object, expected: str, found: str) -> InputError:

@@ -178,7 +178,7 @@ def test_a_missing_folder_is_named(folder: Callable, workers: int) -> None:
     """A wrong ``data_dir`` shows in the path that the error names, and the error says what makes a path."""
     data = folder(4)
 
-    with pytest.raises(SampleError, match=r"nowhere/id-0\.npy: expected a file, found none; data_dir and the id"):
+    with pytest.raises(SampleError, match=r"nowhere/id-0\.npy: expected a file, found none at this path"):
         Loader(data.ids, data.labels, 2, data_dir=data.path / "nowhere", workers=workers)
 
 

@@ -22,7 +22,8 @@ def schedule(slots: int = 3, workers: int = 2, rows: int = 4, in_flight: int = 8
 def test_all_workers_share_the_same_next_batch() -> None:
     """Rows, not batches, are the unit of work: the first batch is cut for all workers."""
     sends = schedule(slots=1).assign([], batches())
-    assert sorted((worker, piece.start, piece.stop) for worker, piece in sends) == [(0, 0, 2), (1, 2, 4)]
+    assert sorted(worker for worker, _ in sends) == [0, 1]
+    assert [(piece.start, piece.stop) for _, piece in sends] == [(0, 2), (2, 4)]
 
 
 @pytest.mark.parametrize(("rows", "workers"), [(1, 3), (7, 3), (5, 5), (64, 7)])
@@ -37,6 +38,17 @@ def test_batches_of_one_row_take_turns() -> None:
     """Workers that hold equally much get work in turn, also where a batch has but one row."""
     sends = schedule(slots=4, workers=2, rows=1).assign([], batches())
     assert sorted(worker for worker, _ in sends) == [0, 0, 1, 1]
+
+
+def test_who_holds_more_gets_less() -> None:
+    """A worker that lags behind gets fewer rows, or none, until the others hold as many."""
+    plan = schedule(slots=4, workers=2, rows=10)
+    plan.assign([], batches()[:2])
+    plan.done(1)
+    plan.done(1)
+    [(worker, piece)] = plan.assign([Batch(0, 2)], [])
+    assert (worker, piece.start, piece.stop) == (1, 0, 10)
+    assert sorted((w, p.stop - p.start) for w, p in plan.assign([Batch(0, 3)], [])) == [(0, 5), (1, 5)]
 
 
 def test_a_batch_is_ready_when_its_last_piece_is() -> None:
