@@ -39,7 +39,7 @@ class Plan:
     cut: int
 
 
-FULL = Plan(rounds=7, seconds=1.0, cut=1)
+FULL = Plan(rounds=5, seconds=1.0, cut=1)
 QUICK = Plan(rounds=3, seconds=0.25, cut=4)
 
 

@@ -43,7 +43,7 @@ def loading(request: pytest.FixtureRequest, plan: Plan, results: list[Result]) -
 @pytest.fixture(scope="module")
 def fitting(pytestconfig: pytest.Config, plan: Plan, results: list[Result]) -> Result:
     """``model.fit`` on each dataset; an epoch is long, because Keras itself takes a tenth of a second to begin one."""
-    case = replace(CASES["volume-32"], repeats=16)
+    case = replace(CASES["volume-32"], repeats=8)
     results.append(hold("fit", _made(case, plan, pytestconfig), list(DATASETS), plan))
     return results[-1]
 
