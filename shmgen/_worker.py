@@ -65,7 +65,7 @@ def main(stream: int, segment: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     sys.path[:] = setup.path
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(write_through=True)  # what functions print would be lost when this process is ended
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         if setup.draws:
             from shmgen._dice import seed_late
@@ -97,6 +97,8 @@ def _serve(inbox: _Inbox, stream: int, filler: Filler, segment: int) -> None:
             filler.fill(memory, task)
         except Exception as error:
             message = FAILED + pickle.dumps(error)
+        if filler.calls_functions and sys.stdout is not None:
+            sys.stdout.flush()  # what functions print would be lost when this process is ended
         # Files in the page cache are read without a wait, and hints would only cost time.
         hinted = HINTED_PIECES if _waits() > waits else max(0, hinted - 1)
         if not _tell(stream, message):
