@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
 
-import numpy as np
-
 from shmgen._filler import Task
+from shmgen._layout import Arrays
 from shmgen._order import Batch
 from shmgen._pool import What, Workers
 from shmgen._ring import Ring
@@ -41,7 +40,6 @@ LEAVE_WITHIN = 1.0
 DRAIN_EVERY = 0.002
 """Seconds between two looks at what has been let go of, while a batch waits for a slot."""
 
-Arrays = tuple[np.ndarray, ...]
 Drain = Callable[[], object]
 
 P = ParamSpec("P")

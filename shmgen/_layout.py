@@ -12,6 +12,9 @@ ALIGNMENT = 64
 
 PAGE = 4096
 
+Arrays = tuple[np.ndarray, ...]
+"""The arrays of a batch, one a field."""
+
 
 @dataclass(frozen=True)
 class Field:

@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from shmgen._layout import Field
+from shmgen._layout import Arrays, Field
 from shmgen._source import Function, Source
 from shmgen._values import Values
 from shmgen.errors import FunctionError, InputError
-
-Arrays = tuple[np.ndarray, ...]
 
 
 class Structure:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from shmgen._delivery import Arrays
 from shmgen._loader import Loader, Stats
 
 if TYPE_CHECKING:
@@ -34,8 +33,8 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         """Batches in an epoch."""
         return len(self._loader)
 
-    def __getitem__(self, index: int) -> Arrays:
-        """``(X, y)``, or ``(X,)`` without labels; `shmgen.Loader` says of what shapes and dtypes.
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """``(X, y)``, or ``(X,)`` without labels; `shmgen.Loader` says of what shapes, dtypes and nesting.
 
         Raises:
             SampleError: a file can't be read. From within ``fit`` on TensorFlow, it is in the text of TensorFlow's own.
