@@ -7,6 +7,7 @@ The way of the data, and the module that holds each step::
       │  _deal      which batch an index asked for means            (pure)
       ▼
     _schedule       which slot gets which batch, which worker which rows   (pure)
+      │  _samples   the batch's ids, labels, and stand-ins for what is damaged (_damage)
       │  _pool      starts, feeds, watches and stops the workers
       ▼
     _worker         a lean process that fills rows
@@ -29,18 +30,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shmgen._damage import Damaged
     from shmgen._files import Npy, NpyRows
     from shmgen._hdf5 import Hdf5
     from shmgen._loader import Loader, Stats
     from shmgen._source import Function, Source
     from shmgen._values import Values
-    from shmgen.errors import ClosedError, FunctionError, InputError, SampleError, ShmgenError, StartError, WorkerDied
+    from shmgen.errors import (
+        ClosedError,
+        FunctionError,
+        InputError,
+        SampleError,
+        ShmgenError,
+        StartError,
+        TooManyDamaged,
+        WorkerDied,
+    )
     from shmgen.keras import Sequence
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ClosedError",
+    "Damaged",
     "Function",
     "FunctionError",
     "Hdf5",
@@ -54,11 +66,13 @@ __all__ = [
     "Source",
     "StartError",
     "Stats",
+    "TooManyDamaged",
     "Values",
     "WorkerDied",
 ]
 
 _HOMES = {
+    "Damaged": "_damage",
     "Function": "_source",
     "Hdf5": "_hdf5",
     "Loader": "_loader",

@@ -14,7 +14,7 @@ import numpy as np
 
 from shmgen._order import Batch
 
-READ_BEFORE_AN_EPOCH = 4
+READ_BEFORE_AN_EPOCH = 2
 """Batches of an epoch that are read before it begins; no more, because their files are looked at again when it does."""
 
 

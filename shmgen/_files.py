@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmgen._arguments import numbers, sizes, whole
 from shmgen._npy import OPEN_FLAGS, Header, explain, read_header, read_header_of, read_whole
-from shmgen._source import RawSource, row_shapes
+from shmgen._source import RawSource, row_of, row_shapes
 from shmgen.errors import InputError, Misfit, SampleError
 
 if TYPE_CHECKING:
@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
 
+IDS_AT_ONCE = 10_000
+
+
 class Npy(RawSource):
-    """The files ``<folder>/<id>.npy``, one a sample.
+    """The files ``<folder>/<id>.npy``, one a sample; an id may name a sub-folder, as ``cats/001`` does.
 
     Args:
-        folder: where the files are.
+        folder: where the files are, and beyond which no id may lead; None where ids are paths, with or without ``.npy``.
         dim: shape of a sample without its channels.
         n_channels: size of the last axis. Where it is 1, a file of shape ``dim`` is taken, too.
         dtype: of a row; files are cast to it where NumPy calls that "same_kind".
@@ -43,21 +46,24 @@ class Npy(RawSource):
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        folder: str | os.PathLike[str] | None,
         dim: int | Iterable[int] | None = None,
         n_channels: int | None = None,
         dtype: DTypeLike | None = None,
     ) -> None:
-        self.folder = os.path.abspath(folder)
+        self.folder = os.path.abspath(folder or "")
+        self._ids_are_paths = folder is None
         self._given = sizes(dim), None if n_channels is None else whole(n_channels, "n_channels", 1), numbers(dtype)
 
     def bind(self, ids: Sequence[object]) -> None:
         """Read the first file's header, for what was left out.
 
         Raises:
+            InputError: an id leads out of the folder.
             SampleError: it can't be read, or contradicts what was given.
         """
-
+        if not self._ids_are_paths:
+            _refuse_ways_out(ids, self.folder)
         first = ids[0]
         dim, n_channels, dtype = self._given
         try:
@@ -76,7 +82,16 @@ class Npy(RawSource):
 
     def path(self, id: object) -> str:
         """The file of sample ``id``."""
-        return f"{self.folder}/{id}.npy"
+        return os.path.join(self.folder, *self._names([id]))
+
+    def _names(self, ids: Sequence[object]) -> list[str]:
+        """The files of ``ids``, from the folder."""
+        if self._ids_are_paths:
+            return [path if path.endswith(".npy") else f"{path}.npy" for path in map(str, ids)]
+        return [f"{id}.npy" for id in ids]
+
+    def place(self, id: object) -> str:
+        return self.path(id)
 
     def fill(self, ids: Sequence[object], rows: memoryview) -> None:  # type: ignore[override]
         """Read the samples ``ids`` into ``rows``, which is as many rows' bytes.
@@ -87,22 +102,28 @@ class Npy(RawSource):
         # One open, one preadv, one close and one comparison a sample: this loop is the speed of the whole package.
         row_bytes = self.row_bytes
         plain, found, expected_bytes = self._expected()
-        opened, preadv, close, flags = os.open, os.preadv, os.close, OPEN_FLAGS
-        prefix = self.folder + "/"
+        at, opened, preadv, close, flags = self.at, os.open, os.preadv, os.close, OPEN_FLAGS
         start = 0
-        for id in ids:
-            row = rows[start : start + row_bytes]
-            start += row_bytes
-            try:
-                fd = opened(f"{prefix}{id}.npy", flags)
+        folder = -1
+        try:
+            # The kernel need not look up the folder for every file then.
+            folder = opened(self.folder, os.O_PATH | os.O_CLOEXEC)
+            for at[0], name in enumerate(self._names(ids), 1):
+                row = rows[start : start + row_bytes]
+                start += row_bytes
+                fd = opened(name, flags, dir_fd=folder)
                 try:
                     if preadv(fd, (found, row), 0) != expected_bytes or found != plain:
                         self._read(fd, row)
                         plain, found, expected_bytes = self._expected()
                 finally:
                     close(fd)
-            except (OSError, ValueError, Misfit) as error:
-                raise SampleError(id, self.path(id), explain(error)) from None
+        except (OSError, ValueError, Misfit) as error:
+            id = ids[row_of(at[0]) or 0]
+            raise SampleError(id, self.path(id), explain(error)) from None
+        finally:
+            if folder >= 0:
+                close(folder)
 
     def hint(self, ids: Sequence[object]) -> None:
         """Ask the kernel to read the files of ``ids`` ahead, without waiting for them."""
@@ -212,16 +233,10 @@ class NpyRows(RawSource):
             self._reopen()
             self._read(ids, rows)
         except (OSError, ValueError, Misfit) as error:
-            raise SampleError(self._first_missing(ids), self.file, explain(error)) from None
+            raise SampleError(ids[row_of(self.at[0]) or 0], self.file, explain(error)) from None
 
-    def _first_missing(self, ids: Sequence[int]) -> int:
-        """The first of ``ids`` that the file ends before, or else the first."""
-        row_bytes = self._header.data_bytes // self._header.shape[0]
-        try:
-            size = os.fstat(self._fd).st_size
-        except OSError:
-            return ids[0]
-        return next((id for id in ids if self._header.size + (id + 1) * row_bytes > size), ids[0])
+    def place(self, id: int) -> str:
+        return f"row {id} of file {self.file}"
 
     def hint(self, ids: Sequence[int]) -> None:
         if self._fd >= 0:
@@ -234,12 +249,12 @@ class NpyRows(RawSource):
 
     def _read(self, ids: Sequence[int], rows: memoryview) -> None:
         first, row_bytes = self._header.size, len(rows) // len(ids)
-        if ids[-1] - ids[0] == len(ids) - 1 and list(ids) == list(range(ids[0], ids[-1] + 1)):
-            read_whole(self._fd, rows, first + ids[0] * row_bytes)
-        else:
-            fd, preadv = self._fd, os.preadv
+        neighbours = ids[-1] - ids[0] == len(ids) - 1 and list(ids) == list(range(ids[0], ids[-1] + 1))
+        # What is not there whole is read row by row, to know which is the first that is missing.
+        if not neighbours or os.preadv(self._fd, (rows,), first + ids[0] * row_bytes) != len(rows):
+            at, fd, preadv = self.at, self._fd, os.preadv
             start = 0
-            for id in ids:
+            for at[0], id in enumerate(ids, 1):
                 row = rows[start : start + row_bytes]
                 start += row_bytes
                 if preadv(fd, (row,), first + id * row_bytes) != row_bytes:
@@ -293,3 +308,23 @@ def file_version(path: str) -> object:
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _refuse_ways_out(ids: Sequence[object], folder: str) -> None:
+    """Refuse ids that lead out of ``folder``."""
+    import numpy as np
+
+    from shmgen._ids import take
+
+    for first in range(0, len(ids), IDS_AT_ONCE):
+        some = list(map(str, take(ids, np.arange(first, min(first + IDS_AT_ONCE, len(ids))))))
+        # All are searched at once, since one by one a million take a second.
+        together = "\0".join(some)
+        if ".." not in together and "\0/" not in f"\0{together}":
+            continue
+        for id in some:
+            if id.startswith("/") or ".." in id.split("/"):
+                raise InputError(
+                    f"id {id!r}: expected one that stays in folder {folder}, found a path out of it; "
+                    "pass data_dir=None, or Npy(None), where ids are meant as paths"
+                )

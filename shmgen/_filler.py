@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shmgen._source import RawSource, Source, function_error, put, told
+from shmgen._source import IDLE, UNKNOWN, RawSource, Source, function_error, put, row_of, told
 from shmgen.errors import Misfit, StartError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Part(NamedTuple):
         source: fills it; None where the parent has done so.
         shape: of a row.
         typestr: dtype of a row, as text.
-        offset: where the field begins in a slot, in bytes.
+        offset: where the field begins in the first slot, in bytes from the begin of the ring.
         row_bytes: bytes of a row.
     """
 
@@ -79,7 +79,11 @@ class Filler:
         self._seed = seed
         self._by_field = by_field
         self._whole = whole
+        # Whether anything is done sample by sample, which may draw random numbers.
+        one_by_one = any(part.source is not None and part.source.reads_one_by_one for part in parts)
+        self.calls_functions = one_by_one or bool(by_field) or whole is not None
         self._dice: Dice | None = None
+        self._at: Any = [IDLE]
 
     def named(self) -> Iterator[tuple[str, object]]:
         """The users' things in it, by what errors call them."""
@@ -96,16 +100,16 @@ class Filler:
         """Whether there is nothing of the user's own in it: no function, and no source of a class of theirs."""
         return not self.calls_functions and all(type(thing).__module__.startswith("shmgen.") for _, thing in self.named())
 
-    @property
-    def calls_functions(self) -> bool:
-        """Whether anything is done sample by sample, which may draw random numbers."""
-        one_by_one = any(part.source is not None and part.source.reads_one_by_one for part in self._parts)
-        return one_by_one or bool(self._by_field) or self._whole is not None
+    def open(self, at: Any) -> None:
+        """Get ready, in the process that will fill.
 
-    def open(self) -> None:
-        """Get ready, in the process that will fill."""
+        Args:
+            at: ``at[0]`` will be the number of the row that is being filled, counted from 1 in its task, or a word above.
+        """
+        self._at = at
         for part in self._parts:
             if part.source is not None:
+                part.source.at = at
                 try:
                     part.source.open()
                 except Exception as error:
@@ -115,6 +119,10 @@ class Filler:
 
             self._dice = Dice(self._seed)
 
+    def places(self, id: Any) -> str:
+        """Where sample ``id`` is read from, for errors and warnings."""
+        return ", ".join(part.source.place(id) for part in self._parts if part.source is not None)
+
     def hint(self, task: Task) -> None:
         """``task`` will be done next."""
         for part in self._parts:
@@ -123,27 +131,29 @@ class Filler:
 
     def fits(self, memory: memoryview, task: Task) -> bool:
         """Whether ``memory`` reaches as far as ``task``."""
-        return len(memory) >= (task.slot + 1) * self._slot_bytes
+        return len(memory) >= self._parts[0].offset + (task.slot + 1) * self._slot_bytes
 
     def fill(self, memory: memoryview, task: Task) -> None:
         """Do ``task`` in ``memory``, which is the ring.
 
         Raises:
-            SampleError: a sample can't be had.
+            SampleError: a sample can't be had; ``at`` tells which.
         """
         for part in self._parts:
             source = part.source
             if source is None or source.reads_one_by_one:
                 continue
+            self._at[0] = UNKNOWN
             try:
                 if isinstance(source, RawSource):
                     source.fill(task.ids, self._bytes(memory, task, part))  # type: ignore[arg-type]
                 else:
                     source.fill(task.ids, self._rows(memory, task, part))
             except Exception as error:
-                raise function_error(task.ids[0], f"source of field {part.name!r}", error) from error
+                raise function_error(task.ids[row_of(self._at[0]) or 0], f"source of field {part.name!r}", error) from error
         if self._dice is not None:
             self._call_functions(memory, task, self._dice)
+        self._at[0] = IDLE
 
     def _call_functions(self, memory: memoryview, task: Task, dice: Dice) -> None:
         rows = {part.name: self._rows(memory, task, part) for part in self._parts}
@@ -151,6 +161,7 @@ class Filler:
         generators = dice.for_samples(task.epoch, task.position, len(task.ids))
         where = ""
         for number, (id, rng) in enumerate(zip(task.ids, generators, strict=True)):
+            self._at[0] = number + 1
             try:
                 for name, source in readers:
                     where = f"source of field {name!r}"

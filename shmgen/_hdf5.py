@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -48,11 +49,16 @@ class Hdf5(Source):
         self._rows = h5py.File(self.file, "r")[self.dataset]
 
     def fill(self, ids: Sequence[int], rows: np.ndarray) -> None:
-        try:
-            if list(ids) == list(range(ids[0], ids[0] + len(ids))):
+        if list(ids) == list(range(ids[0], ids[0] + len(ids))):
+            with suppress(OSError, ValueError):  # row by row it is known which can't be read
                 self._rows.read_direct(rows, np.s_[ids[0] : ids[0] + len(ids)])
                 return
-            for number, id in enumerate(ids):
+        for number, id in enumerate(ids):
+            self.at[0] = number + 1
+            try:
                 self._rows.read_direct(rows, np.s_[id], np.s_[number])
-        except (OSError, ValueError) as error:
-            raise SampleError(ids[0], self.file, f"expected a readable row, found: {error}") from None
+            except (OSError, ValueError) as error:
+                raise SampleError(id, self.file, f"expected a readable row, found: {error}") from None
+
+    def place(self, id: int) -> str:
+        return f"row {id} of dataset {self.dataset!r} of file {self.file}"

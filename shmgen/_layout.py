@@ -54,19 +54,16 @@ class Layout:
             end += _round_up(batch_size * field.row_bytes, ALIGNMENT)
         self.offsets = tuple(offsets)
         self.slot_bytes = _round_up(end, PAGE)
+        self.sample_bytes = sum(field.row_bytes for field in fields)
+        self._arrays = [(field.shape, field.dtype, offset) for field, offset in zip(fields, offsets, strict=True)]
 
-    @property
-    def sample_bytes(self) -> int:
-        return sum(field.row_bytes for field in self.fields)
-
-    def arrays(self, buffer: object, rows: int) -> tuple[np.ndarray, ...]:
+    def arrays(self, buffer: object, rows: int) -> Arrays:
         """The first ``rows`` rows of every field, as views of ``buffer``, which is one slot.
 
         They keep ``buffer`` itself alive, through slices and views of them too.
         """
         return tuple(
-            np.ndarray((rows, *field.shape), field.dtype, buffer, offset)  # type: ignore[arg-type]
-            for field, offset in zip(self.fields, self.offsets, strict=True)
+            [np.ndarray((rows, *shape), dtype, buffer, offset) for shape, dtype, offset in self._arrays]  # type: ignore[arg-type]
         )
 
 

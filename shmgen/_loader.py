@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from shmgen._arguments import whole
+from shmgen._damage import Damage, Damaged
 from shmgen._deal import Dealer, Pass
 from shmgen._delivery import Delivery
 from shmgen._files import Npy
 from shmgen._filler import Filler, Part
-from shmgen._ids import kept, take
+from shmgen._ids import kept
 from shmgen._layout import Layout
 from shmgen._order import Batch, Order
 from shmgen._pool import InProcess, Pool, Workers
-from shmgen._ring import Ring
+from shmgen._ring import BOARD_BYTES, Ring
+from shmgen._samples import Samples
 from shmgen._schedule import Schedule
 from shmgen._source import Function, Source
 from shmgen._structure import Structure
@@ -57,6 +60,7 @@ class Stats:
         waited: seconds that callers waited for batches that had not been read yet.
         copied: batches handed out as copies, because all slots were held.
         restarts: workers that were replaced.
+        replaced: rows in which another sample stood in for a damaged one.
     """
 
     batches: int
@@ -65,6 +69,7 @@ class Stats:
     waited: float
     copied: int
     restarts: int
+    replaced: int
 
 
 class Loader:
@@ -83,7 +88,7 @@ class Loader:
             With ``dim`` left out as well, a row has the sample's own shape.
         n_classes: labels become one-hot rows of this length.
         shuffle: a new order for each epoch, which depends on ``seed`` and the epoch alone; else the order of ``list_IDs``.
-        data_dir: the folder of the files.
+        data_dir: the folder of the files, which no id may lead out of; None where ids are paths.
         dtype: of ``X``; the first sample's where left out. Files are cast to it where NumPy calls that "same_kind".
         source: in place of files, a `Source`, or a function as `Function` takes it.
         inputs: in place of all that describes ``X``: a source, or a dict, tuple or list of them. A mapping or array from ids to
@@ -97,9 +102,14 @@ class Loader:
             dict of functions of a row and ``rng``, by field. ``rng`` is a `numpy.random.Generator` that depends on ``seed``, the
             epoch, and the sample's position in it.
         workers: processes that read; 0 reads in the calling one. By default one for each available processor, at most 8.
-        slots: batches that shared memory has room for, at least 2. By default 4, and up to 16 where batches are small.
+        slots: batches that shared memory has room for, at least 2. By default 4, and up to 16 where batches are small. There are
+            fewer where shared memory is short, which is logged.
         seed: of orders and random numbers, an int from 0.
         drop_last: leave out the last batch where it would be shorter than the others.
+        on_error: what becomes of a sample that can't be had. ``"raise"``: the batch is an error. ``"replace"``: another sample of
+            the epoch stands in for it, with all its fields: the same one in every run. It is logged, counted, and in `damaged`.
+        max_damaged: the fraction of the samples that may be damaged with ``on_error="replace"``; with more, the run ends.
+        timeout: seconds after which a read, or a function, that has not ended is given up, and its worker replaced; or None.
 
     Batches:
         ``(inputs,)``, ``(inputs, targets)`` or ``(inputs, targets, weights)``, each nested as it was given. ``X`` has shape
@@ -111,7 +121,9 @@ class Loader:
         SampleError: the first sample can't be had, or contradicts them. While batches are made: a sample can't be had; the batch
             may be asked for again.
         FunctionError: as SampleError, where a function of the user's is the cause.
-        WorkerDied: while batches are made: a worker ended that should not have; the loader is closed then.
+        TooManyDamaged: while batches are made: more samples are damaged than ``max_damaged`` bears; the loader is closed then.
+        WorkerDied: likewise, where workers die one after the other without having done anything. One that dies is replaced, and
+            what it held is read again; a sample that three of them died of is damaged.
         StartError: likewise, where a worker could not begin.
         ClosedError: a batch is asked for after `close`.
         OSError: there is not enough shared memory.
@@ -127,7 +139,7 @@ class Loader:
         n_classes: int | None = None,
         shuffle: bool = True,
         *,
-        data_dir: str | os.PathLike[str] = "data",
+        data_dir: str | os.PathLike[str] | None = "data",
         dtype: DTypeLike | None = None,
         source: Source | Callable[..., Any] | None = None,
         inputs: Any = None,
@@ -138,6 +150,9 @@ class Loader:
         slots: int | None = None,
         seed: int = 0,
         drop_last: bool = True,
+        on_error: Literal["raise", "replace"] = "raise",
+        max_damaged: float = 0.01,
+        timeout: float | None = 300.0,
     ) -> None:
         if not sys.platform.startswith("linux"):
             raise OSError(f"shmgen runs on Linux only so far, found {sys.platform}")
@@ -146,6 +161,12 @@ class Loader:
         workers = _default_workers() if workers is None else whole(workers, "workers", 0)
         slots = None if slots is None else whole(slots, "slots", 2)
         seed = whole(seed, "seed", 0)
+        if on_error not in ("raise", "replace"):
+            raise InputError(f"on_error: expected 'raise' or 'replace', found {on_error!r}")
+        if not 0 <= max_damaged <= 1:
+            raise InputError(f"max_damaged: expected a fraction from 0 to 1, found {max_damaged!r}")
+        if timeout is not None and not timeout > 0:
+            raise InputError(f"timeout: expected seconds above 0, or None, found {timeout!r}")
 
         self._ids = kept(list_IDs)
         self._order = Order(len(self._ids), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
@@ -178,18 +199,18 @@ class Loader:
             raise
         self._crew = crew
         self._dealer = Dealer(self._order.batches, shuffle=shuffle)
+        self._damage = Damage(len(self._ids), replaces=on_error == "replace", most=max_damaged)
         in_flight = max(FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
-        self._schedule = Schedule(slots, max(1, workers), self._order.size, in_flight=in_flight)
-        preparation = _Preparation(self._ids, self._order, self._structure, self._ring, self._dealer)
+        self._schedule = Schedule(self._ring.slots, max(1, workers), self._order.size, in_flight=in_flight)
         self._delivery = Delivery(
             self._ring,
             crew,
             self._schedule,
-            rows=self._order.size,
-            prepare=preparation,
-            holds=preparation.holds,
+            Samples(self._ids, self._order, self._structure, self._ring, self._dealer, filler, self._damage),
             # With nobody to read ahead, only what is asked for is read.
             upcoming=self._dealer.upcoming if workers else _nothing,
+            crew=max(1, workers),
+            timeout=math.inf if timeout is None else timeout,
         )
         # Nothing that the delivery holds leads back to the loader.
         self._stop = weakref.finalize(self, self._delivery.close, ClosedError("nobody held it any more"))
@@ -223,6 +244,11 @@ class Loader:
     def stats(self) -> Stats:
         """What has been done so far."""
         return Stats(*astuple(self._delivery.counts))
+
+    @property
+    def damaged(self) -> tuple[Damaged, ...]:
+        """The samples that could not be had and for which others stood in, in the order in which they were found."""
+        return tuple(self._damage.found.values())
 
     def close(self) -> None:
         """End the workers and give up the memory; what batches still held show stays.
@@ -281,40 +307,9 @@ class _Epoch(Iterator[tuple[Any, ...]]):
         return loader._structure.nest(loader._delivery.fetch(batch))
 
 
-class _Preparation:
-    """Fills what the parent knows of a batch, names the rest, and remembers of what was read ahead how its files were."""
-
-    def __init__(self, ids: Sequence[Any], order: Order, structure: Structure, ring: Ring, dealer: Dealer) -> None:
-        self._ids = ids
-        self._order = order
-        self._ring = ring
-        self._dealer = dealer
-        self._values = [(n, source) for n, source in enumerate(structure.sources.values()) if isinstance(source, Values)]
-        self._sources = [source for source in structure.sources.values() if isinstance(source, Source)]
-        self._versions: dict[Batch, object] = {}
-
-    def __call__(self, slot: int, batch: Batch) -> list[Any]:
-        samples = self._order[batch]
-        for number, values in self._values:
-            values.fill(samples, self._ring.arrays(slot)[number][: len(samples)])
-        ids = take(self._ids, samples)
-        dealt = self._dealer.current
-        if batch.epoch != dealt.epoch or not dealt.is_begun:
-            self._versions[batch] = self._version(ids)
-        return ids
-
-    def holds(self, batch: Batch) -> bool:
-        """Whether what was read of ``batch`` is what its files hold; asked once, and true of what was read in its own epoch."""
-        seen = self._versions.pop(batch, None)
-        return seen is None or seen == self._version(take(self._ids, self._order[batch]))
-
-    def _version(self, ids: list[Any]) -> object:
-        return [source.version(ids) for source in self._sources]
-
-
 def _only_input(
     source: Source | Callable[..., Any] | None,
-    data_dir: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str] | None,
     dim: int | Iterable[int] | None,
     n_channels: int | None,
     dtype: DTypeLike | None,
@@ -333,7 +328,14 @@ def _filler(
     structure: Structure, layout: Layout, seed: int, transform: Callable[..., Any] | dict[str, Callable[..., Any]] | None
 ) -> Filler:
     parts = [
-        Part(field.name, None if isinstance(source, Values) else source, field.shape, field.dtype.str, offset, field.row_bytes)
+        Part(
+            field.name,
+            None if isinstance(source, Values) else source,
+            field.shape,
+            field.dtype.str,
+            BOARD_BYTES + offset,
+            field.row_bytes,
+        )
         for field, offset, source in zip(layout.fields, layout.offsets, structure.sources.values(), strict=True)
     ]
     by_field: dict[str, Callable[..., Any]] = {}

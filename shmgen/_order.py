@@ -57,3 +57,20 @@ class Order:
         if not self.shuffle:
             return np.arange(first, last)
         return self._permutation(self.samples, self.seed, batch.epoch)[first:last]
+
+    def stand_in(self, batch: Batch, row: int, tried: int) -> int:
+        """The number of the sample that stands in for the damaged one in ``row`` of ``batch``: another one of the same epoch.
+
+        Drawn as `permutation` is, from (seed, epoch, position in the epoch, ``tried``), so that it is the same in every run.
+
+        Args:
+            batch: in which batch.
+            row: in which row of it.
+            tried: how many stand-ins have turned out to be damaged themselves.
+        """
+        position = batch.number * self.batch_size + row
+        dealt = min(self.samples, self.batches * self.batch_size)
+        words = np.random.SeedSequence([self.seed, batch.epoch], spawn_key=(position, tried))
+        other = int(np.random.Generator(np.random.PCG64(words)).integers(dealt - 1))
+        number, row = divmod(other + (other >= position), self.batch_size)
+        return int(self[Batch(batch.epoch, number)][row])

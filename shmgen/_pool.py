@@ -22,8 +22,9 @@ from typing import Any, NamedTuple, Protocol
 from shmgen._dice import own_random_state
 from shmgen._filler import Filler, Task
 from shmgen._ring import Ring
+from shmgen._source import IDLE, row_of
 from shmgen._travel import dumps
-from shmgen._wire import DONE, FAILED, INTERRUPTED, Unframer, frame
+from shmgen._wire import DONE, FAILED, INTERRUPTED, READY, Unframer, frame
 from shmgen._worker import Setup
 from shmgen.errors import WorkerDied
 
@@ -57,8 +58,9 @@ KILL_GRACE = 1.0
 class What(Enum):
     """What a worker can be heard of."""
 
+    READY = "it has begun"
     DONE = "its oldest task is done"
-    FAILED = "its oldest task can't be done"
+    FAILED = "its oldest task can't be done: the number of the row where that is known, and the error"
     DROPPED = "its oldest task was interrupted, and must be begun anew"
     UNABLE = "it can't begin"
     INTERRUPTED = "Ctrl-C reached it"
@@ -95,6 +97,18 @@ class Workers(Protocol):
     def heard(self) -> list[Heard]:
         """What workers have said since it was last called."""
 
+    def at(self, worker: int) -> int:
+        """Which row of its oldest task ``worker`` is at, as `Filler.open` says it."""
+
+    def is_stopped(self, worker: int) -> bool:
+        """Whether ``worker`` has been stopped, as by SIGSTOP."""
+
+    def kill(self, worker: int) -> None:
+        """End ``worker``, whatever it is doing; what comes of it will be heard."""
+
+    def restart(self, worker: int) -> None:
+        """Put another in the place of ``worker``, which has died, or can't be killed and is left to itself."""
+
     def stop(self) -> None:
         """End them all; may be called again."""
 
@@ -112,23 +126,24 @@ class Pool:
     """
 
     def __init__(self, workers: int, ring: Ring, filler: Filler) -> None:
-        setup = pickle.dumps([Setup(os.getpid(), sys.path, filler.calls_functions, dumps(filler))])
         self._owner = os.getpid()
+        self._ring = ring
+        self._draws = filler.calls_functions
+        self._filler = dumps(filler)
+        self._started = 0
         self._bell = _Bell()
         self._workers: list[_Process] = []
+        self._left: list[_Process] = []
         self._by_fd: dict[int, int] = {}
         self._only: dict[int, select.poll] = {}
         self._poll = select.epoll()
         self._poll.register(self._bell.fd, select.EPOLLIN)
         try:
+            # All are under way before the first is told what to do.
+            for _ in range(workers):
+                self._workers.append(self._start())
             for number in range(workers):
-                worker = _Process(ring.fd)
-                self._workers.append(worker)
-                for fd in worker.fds:
-                    self._by_fd[fd] = number
-                    self._poll.register(fd, select.EPOLLIN)
-            for number in range(workers):
-                self._send(number, setup)
+                self._introduce(number)
         except BaseException:
             self.stop()
             raise
@@ -141,8 +156,21 @@ class Pool:
         """Process ids of the workers."""
         return [worker.process.pid for worker in self._workers]
 
+    def _start(self) -> _Process:
+        self._started += 1
+        return _Process(self._ring.fd, self._started % len(self._ring.board))
+
+    def _introduce(self, number: int) -> None:
+        """Tell a worker that has been started what it will have to do."""
+        worker = self._workers[number]
+        for fd in worker.fds:
+            self._by_fd[fd] = number
+            self._poll.register(fd, select.EPOLLIN)
+        self._ring.board[worker.word] = 0
+        self._send(number, pickle.dumps([tuple(Setup(os.getpid(), sys.path, worker.word, self._draws, self._filler))]))
+
     def send(self, worker: int, tasks: list[Task]) -> None:
-        self._send(worker, pickle.dumps(tasks))
+        self._send(worker, pickle.dumps([tuple(task) for task in tasks]))
 
     def _send(self, number: int, message: bytes) -> None:
         worker = self._workers[number]
@@ -181,19 +209,45 @@ class Pool:
                 alive, messages = worker.receive()
                 heard += [_understood(number, message) for message in messages]
                 if not alive or fd != worker.socket.fileno():
-                    heard.append(Heard(number, What.DIED, self._bury(number)))
+                    self._forget(number)
+                    _reap(worker.process, time.monotonic() + GRACE)
+                    heard.append(Heard(number, What.DIED, WorkerDied(number, worker.process.pid, worker.process.returncode)))
         return heard
 
-    def _bury(self, number: int) -> WorkerDied:
-        worker = self._workers[number]
+    def at(self, worker: int) -> int:
+        return self._ring.board[self._workers[worker].word]
+
+    def is_stopped(self, worker: int) -> bool:
+        try:
+            status = Path(f"/proc/{self._workers[worker].process.pid}/stat").read_text()
+        except OSError:
+            return False
+        return status.rpartition(")")[2].split()[0] in "Tt"
+
+    def kill(self, worker: int) -> None:
+        self._workers[worker].process.kill()
+
+    def restart(self, worker: int) -> None:
+        left = self._workers[worker]
+        self._forget(worker)
+        if left.process.returncode is None:
+            left.socket.close()
+            self._left.append(left)
+        else:
+            left.close()
+        self._workers[worker] = self._start()
+        self._introduce(worker)
+
+    def _forget(self, number: int) -> None:
+        """Listen to a worker no more."""
         self._only.clear()
-        for fd in worker.fds:
-            del self._by_fd[fd]
-            self._poll.unregister(fd)
-        _reap(worker.process, time.monotonic() + GRACE)
-        return WorkerDied(number, worker.process.pid, worker.process.returncode)
+        for fd in self._workers[number].fds:
+            if self._by_fd.pop(fd, None) is not None:
+                self._poll.unregister(fd)
 
     def stop(self) -> None:
+        self._workers += self._left
+        self._left = []
         for worker in self._workers:
             worker.socket.close()
         if os.getpid() == self._owner:
@@ -218,7 +272,8 @@ class InProcess:
     """
 
     def __init__(self, ring: Ring, filler: Filler) -> None:
-        filler.open()
+        self._at = [IDLE]
+        filler.open(self._at)
         self._bell = _Bell()
         self._ring = ring
         self._filler = filler
@@ -241,7 +296,7 @@ class InProcess:
                     self._filler.fill(self._ring.memory, self._tasks[0])
                 heard = Heard(0, What.DONE)
             except Exception as error:
-                heard = Heard(0, What.FAILED, error)
+                heard = Heard(0, What.FAILED, (row_of(self._at[0]), error))
             finally:
                 self._heard.append(heard)
                 self._tasks.popleft()
@@ -256,6 +311,17 @@ class InProcess:
         heard, self._heard = self._heard, []
         return heard
 
+    def at(self, worker: int) -> int:
+        return self._at[0]
+
+    def is_stopped(self, worker: int) -> bool:
+        return False
+
+    def kill(self, worker: int) -> None:
+        raise NotImplementedError
+
+    restart = kill
+
     def stop(self) -> None:
         self._tasks.clear()
         self._bell.close()
@@ -265,15 +331,18 @@ def _understood(worker: int, message: bytes) -> Heard:
     word, rest = message[:1], message[1:]
     if word == DONE:
         return Heard(worker, What.DONE)
+    if word == READY:
+        return Heard(worker, What.READY)
     if word == INTERRUPTED:
         return Heard(worker, What.INTERRUPTED, float(rest))
     return Heard(worker, What.FAILED if word == FAILED else What.UNABLE, pickle.loads(rest))
 
 
 class _Process:
-    """The parent's side of one worker."""
+    """The parent's side of one worker, whose word on the board is ``word``."""
 
-    def __init__(self, segment: int) -> None:
+    def __init__(self, segment: int, word: int) -> None:
+        self.word = word
         self.socket, theirs = socket.socketpair()
         self._unframer = Unframer()
         self._unsent = bytearray()

@@ -10,9 +10,10 @@ memory itself is unmapped when neither ring nor views are left, so views outlive
 from __future__ import annotations
 
 import ctypes
+import errno
+import logging
 import mmap
 import os
-import shutil
 import sys
 import weakref
 from collections import deque
@@ -20,7 +21,16 @@ from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 
-from shmgen._layout import Layout
+from shmgen._layout import PAGE, Layout
+from shmgen._memory import SHM, available, free_shm
+
+BOARD_BYTES = PAGE
+"""The segment begins with a board, where each worker has a word of 8 bytes: which row it is at."""
+
+FEWEST_SLOTS = 2
+"""With a single one, nothing could be read while a batch is held."""
+
+log = logging.getLogger("shmgen")
 
 
 class Ring:
@@ -28,54 +38,43 @@ class Ring:
 
     Args:
         layout: what lies in a slot.
-        slots: how many there are at first.
+        slots: how many are wanted. Where shared memory is short, there are fewer, and at least 2.
 
     Attributes:
+        slots: how many there are.
         fd: descriptor of the segment, to be inherited by workers.
         memory: the segment as the parent sees it; empty once closed.
+        board: what workers say of where they are, as 64-bit words.
 
     Raises:
-        OSError: the segment's pages can't be had (``ENOSPC`` where ``/dev/shm`` is too small).
+        OSError: not even 2 slots can be had.
     """
 
     def __init__(self, layout: Layout, slots: int) -> None:
         self.layout = layout
-        self.memory = memoryview(b"")
-        self.fd = -1
+        self.memory = self.board = memoryview(b"")
         self._slot_type = ctypes.c_char * layout.slot_bytes
         self._arrays: dict[int, tuple[np.ndarray, ...]] = {}
         self._leases: dict[int, _Lease] = {}
         self._released: deque[_Lease] = deque()
-        self.fd = _nameless_segment(slots * layout.slot_bytes)
-        try:
-            self._extend(slots)
-        except BaseException:
-            self.close()
-            raise
+        self.slots, self.fd = _segment(layout.slot_bytes, slots)
+        self._map()
 
     @property
     def address(self) -> int:
         """Where the mapping begins in this process."""
-        return ctypes.addressof(self._owner(0))
+        return ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
 
     def grow(self) -> None:
         """Add a slot. Workers see it when a task reaches beyond what they have mapped."""
-        self._extend(1)
+        _reserve(self.fd, BOARD_BYTES + (self.slots + 1) * self.layout.slot_bytes)
+        self.slots += 1
+        self._map()
 
-    def _extend(self, slots: int) -> None:
-        size = len(self.memory) + slots * self.layout.slot_bytes
-        # Without this a segment larger than what /dev/shm has left is granted, and dies of SIGBUS at the first touch.
-        try:
-            os.posix_fallocate(self.fd, 0, size)
-        except OSError as error:
-            free = shutil.disk_usage("/dev/shm").free
-            raise OSError(
-                error.errno,
-                f"{size:,} bytes of shared memory are needed, for {size // self.layout.slot_bytes} slots of a batch each, and "
-                f"/dev/shm has {free:,} left: use fewer slots or a smaller batch_size, or enlarge /dev/shm ({error.strerror})",
-            ) from None
+    def _map(self) -> None:
         self._arrays.clear()
-        self.memory = memoryview(mmap.mmap(self.fd, size))
+        self.memory = memoryview(mmap.mmap(self.fd, BOARD_BYTES + self.slots * self.layout.slot_bytes))
+        self.board = self.memory[:BOARD_BYTES].cast("Q")
 
     def arrays(self, slot: int) -> tuple[np.ndarray, ...]:
         """The slot's arrays, whole, for its owner to fill or copy; no lease."""
@@ -104,12 +103,12 @@ class Ring:
     def _owner(self, slot: int) -> ctypes.Array[ctypes.c_char]:
         # Of all that can own an ndarray's memory on Python 3.11, only an object like this lives exactly as long as the last view:
         # NumPy replaces an ndarray or a memoryview by what lies beneath it. And it exports the mapping, which keeps it mapped.
-        return self._slot_type.from_buffer(self.memory, slot * self.layout.slot_bytes)
+        return self._slot_type.from_buffer(self.memory, BOARD_BYTES + slot * self.layout.slot_bytes)
 
     def close(self) -> None:
         """Give up descriptor and memory; what views still show stays mapped until they are gone."""
         self._arrays.clear()
-        self.memory = memoryview(b"")
+        self.memory = self.board = memoryview(b"")
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -121,15 +120,73 @@ class _Lease(weakref.ref[ctypes.Array[ctypes.c_char]]):
     slot: int
 
 
+def _segment(slot_bytes: int, slots: int) -> tuple[int, int]:
+    """A new segment without a name, for as many of ``slots`` as there is room for: how many, and its descriptor."""
+    in_memory = available()
+    # One more may be needed later, where all are held for good. And others need memory, too.
+    fit = (min(free_shm(), in_memory // 2) - BOARD_BYTES) // slot_bytes - 1
+    wanted, slots = slots, min(slots, fit)
+    while slots >= FEWEST_SLOTS:
+        try:
+            fd = _nameless_segment(BOARD_BYTES + slots * slot_bytes)
+        except OSError:  # others have taken it meanwhile
+            slots -= 1
+            continue
+        if slots < wanted:
+            log.warning(
+                "%s slots of %s bytes each were wanted, and %s has room for %s: enlarge it, or choose a smaller batch_size",
+                f"{wanted:,}",
+                f"{slot_bytes:,}",
+                SHM,
+                f"{slots:,}",
+            )
+        return slots, fd
+    least = (
+        f"{(FEWEST_SLOTS + 1) * slot_bytes:,} bytes of shared memory are needed, for {FEWEST_SLOTS} slots and a spare one, "
+        f"of a batch of {slot_bytes:,} bytes each"
+    )
+    size = BOARD_BYTES + FEWEST_SLOTS * slot_bytes
+    if size > in_memory:
+        raise OSError(errno.ENOMEM, f"{least}, and {in_memory:,} bytes of memory are available: choose a smaller batch_size")
+    log.warning(
+        "%s, and %s has %s left: memory beyond its limit is taken, for %s slots; enlarge it, or choose a smaller batch_size",
+        least,
+        SHM,
+        f"{free_shm():,}",
+        FEWEST_SLOTS,
+    )
+    fd = os.memfd_create("shmgen", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)
+        _reserve(fd, size)
+    except BaseException:
+        os.close(fd)
+        raise
+    return FEWEST_SLOTS, fd
+
+
 def _nameless_segment(size: int) -> int:
-    """Descriptor of a new shared-memory segment whose name is gone already."""
+    """Descriptor of a new shared-memory segment whose pages are reserved, and whose name is gone already."""
     # The resource tracker guards names; ours lives for two calls, and a tracker is a process more.
     if sys.version_info >= (3, 13):
         segment = SharedMemory(create=True, size=size, track=False)
     else:
         segment = SharedMemory(create=True, size=size)
     try:
+        _reserve(segment._fd, size)  # type: ignore[attr-defined]
         return os.dup(segment._fd)  # type: ignore[attr-defined]
     finally:
         segment.unlink()
         segment.close()
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Make the segment ``size`` bytes long and take its pages, so that it can't die of SIGBUS at their first touch."""
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{size:,} bytes of shared memory are needed, and {SHM} has {free_shm():,} left: use fewer slots or a smaller "
+            f"batch_size, or enlarge it ({error.strerror})",
+        ) from None

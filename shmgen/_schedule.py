@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from shmgen._order import Batch
 
-PORTIONS = 4
+PORTIONS = 2
 """Into so many portions the batches in flight are divided when work is given out."""
 
 
@@ -25,6 +25,7 @@ class State(Enum):
     FILLING = "filling"
     READY = "ready"
     LEASED = "leased"
+    LOST = "lost"
 
 
 class Slot:
@@ -68,7 +69,8 @@ class Schedule:
 
     def __init__(self, slots: int, workers: int, rows: Callable[[Batch], int], *, in_flight: int) -> None:
         self._rows = rows
-        self._in_flight = in_flight
+        self._in_flight = min(slots, in_flight)
+        self._portion = max(1, self._in_flight // PORTIONS)
         self._filling = 0
         self._slots = [Slot() for _ in range(slots)]
         self._free = list(range(slots))
@@ -94,11 +96,14 @@ class Schedule:
         """Whether a slot is left that may be leased."""
         return len(self._free) + len(self._slot_of) > self._spare
 
-    def add_spare(self) -> None:
-        """The ring has one slot more. From now on one is always kept, so that there is something to copy from."""
-        self._spare = 1
+    def add_slot(self) -> None:
+        """The ring has one slot more."""
         self._free.append(len(self._slots))
         self._slots.append(Slot())
+
+    def keep_spare(self) -> None:
+        """From now on one slot is never leased, so that there is something to copy from."""
+        self._spare = 1
 
     def holds(self, batch: Batch) -> bool:
         """Whether a slot has been given to ``batch``, which has not been handed out."""
@@ -111,13 +116,17 @@ class Schedule:
 
     def last_to_finish(self, batch: Batch) -> int | None:
         """The worker that will probably be the last to have read its piece of ``batch``; None if no worker holds one."""
-        pending = [
-            (position, worker)
-            for worker, held in enumerate(self._held)
-            for position, piece in enumerate(held)
-            if piece.batch == batch
-        ]
-        return max(pending)[1] if pending else None
+        slot = self._slot_of.get(batch)
+        last, most_before = None, -1
+        for worker, held in enumerate(self._held):
+            for before, piece in enumerate(held):
+                if piece.slot == slot and before >= most_before:
+                    last, most_before = worker, before
+        return last
+
+    def held(self, worker: int) -> tuple[Piece, ...]:
+        """What ``worker`` has yet to read, the oldest first."""
+        return tuple(self._held[worker])
 
     def error(self, slot: int) -> Exception | None:
         """Why the batch in ``slot`` can't be delivered, if it can't."""
@@ -135,22 +144,21 @@ class Schedule:
         # A demand that was not read ahead says that others may have been, in vain.
         self._read_in_vain = self._read_in_vain or missing
         # Work is given out in portions: the parent's time is lost to the workers where they share a processor.
-        has_room = self._in_flight - self._filling >= max(1, self._in_flight // PORTIONS)
+        has_room = self._in_flight - self._filling >= self._portion
         if not missing and not (has_room and (self._free or self._read_in_vain)):
             return []
-        usable = len(self._free) + len(self._slot_of)
-        wanted = list(islice(dict.fromkeys(chain(demanded, islice(upcoming, usable))), usable))
+        wanted: Iterable[Batch] = chain(demanded, upcoming)
+        if self._read_in_vain:
+            usable = len(self._free) + len(self._slot_of)
+            wanted = list(islice(dict.fromkeys(islice(wanted, usable + len(demanded))), usable))
+            self._make_room(wanted)
         sends: list[tuple[int, Piece]] = []
         for batch in wanted:
             if batch in self._slot_of:
                 continue
-            if self._filling >= self._in_flight and batch not in demanded:
+            if not self._free or (self._filling >= self._in_flight and batch not in demanded):
                 break
-            number = self._vacate(wanted)
-            if number is None:
-                break
-            sends += self._start(number, batch)
-        self._read_in_vain = not self._slot_of.keys() <= set(wanted)
+            sends += self._start(self._free.pop(), batch)
         return sends
 
     def done(self, worker: int, error: Exception | None = None) -> None:
@@ -166,6 +174,28 @@ class Schedule:
             if slot.batch is None:
                 self.free(number)
 
+    def retry(self, worker: int, *, singly: bool, next: bool) -> list[Piece]:
+        """The oldest piece that a worker holds is to be read once more: nothing, if its batch is not wanted any more.
+
+        Args:
+            worker: who holds it.
+            singly: cut it into pieces of one row each.
+            next: before the others that the worker holds, not after them.
+        """
+        held = self._held[worker]
+        slot, batch, start, stop = held[0]
+        if self._slots[slot].batch is None:
+            self.done(worker)
+            return []
+        pieces = [Piece(slot, batch, row, row + 1) for row in range(start, stop)] if singly else [held[0]]
+        held.popleft()
+        self._slots[slot].missing += len(pieces) - 1
+        if next:
+            held.extendleft(reversed(pieces))
+        else:
+            held.extend(pieces)
+        return pieces
+
     def drop(self, worker: int) -> None:
         """A worker was interrupted in the oldest piece that it held: its batch is to be read anew, from the start."""
         batch = self._held[worker][0].batch
@@ -179,6 +209,23 @@ class Schedule:
             self._slots[number].batch = None
             if self._slots[number].state is State.READY:
                 self.free(number)
+
+    def abandon(self, worker: int) -> None:
+        """A worker that can't be killed may yet write where it was reading: that slot is never used again."""
+        number, batch, start, stop = self._held[worker].popleft()
+        self._load[worker] -= stop - start
+        self._filling -= 1
+        if self._slot_of.get(batch) == number:
+            del self._slot_of[batch]
+        self._slots[number].batch = None
+        self._slots[number].state = State.LOST
+
+    def fail(self, batch: Batch, error: Exception) -> None:
+        """``batch``, which no slot has been given to, can't be delivered."""
+        number = self._free.pop()
+        slot = self._slots[number]
+        slot.state, slot.batch, slot.error = State.READY, batch, error
+        self._slot_of[batch] = number
 
     def lease(self, slot: int) -> None:
         """The batch in ``slot``, which was ready, is handed out."""
@@ -195,14 +242,14 @@ class Schedule:
         self._slots[slot] = Slot()
         self._free.append(slot)
 
-    def _vacate(self, wanted: Sequence[Batch]) -> int | None:
-        """A slot to read into: a free one, else one that holds a batch not ``wanted``."""
-        if not self._free:
-            for batch, number in self._slot_of.items():
-                if batch not in wanted and self._slots[number].state is State.READY:
-                    self.free(number)
-                    break
-        return self._free.pop() if self._free else None
+    def _make_room(self, wanted: Sequence[Batch]) -> None:
+        """Free slots that hold batches not ``wanted``, as many as are needed."""
+        lacking = sum(batch not in self._slot_of for batch in wanted) - len(self._free)
+        in_vain = [number for batch, number in self._slot_of.items() if batch not in wanted]
+        ready = [number for number in in_vain if self._slots[number].state is State.READY][: max(0, lacking)]
+        for number in ready:
+            self.free(number)
+        self._read_in_vain = len(in_vain) > len(ready)
 
     def _start(self, number: int, batch: Batch) -> list[tuple[int, Piece]]:
         """Cut ``batch`` into a piece for each worker, larger ones for those who hold fewer rows."""

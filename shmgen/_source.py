@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
 
+IDLE = 0
+"""In place of a row's number: the worker is at no row."""
+
+UNKNOWN = (1 << 64) - 1
+"""In place of a row's number: the worker is at a row, but its source does not say at which."""
+
+
+def row_of(at: int) -> int | None:
+    """The row, counted from 0, that ``at[0]`` of a source means; None if that is not known."""
+    return None if at in (IDLE, UNKNOWN) else at - 1
+
+
 class Source:
     """Fills one field of a batch, row by row; to be subclassed.
 
@@ -24,10 +36,13 @@ class Source:
     Attributes:
         shape: of one sample's row; set at the latest by `bind`.
         dtype: of a row; set at the latest by `bind`.
+        at: where a `fill` that reads one row after another says which it is at: ``self.at[0] = number``, counted from 1. A sample
+            that fails, hangs or ends the worker is then known at once; else its rows are tried one by one.
     """
 
     shape: tuple[int, ...]
     dtype: DTypeLike
+    at: Any = [0]  # noqa: RUF012 # nobody reads it before `open` has put another in its place
 
     def bind(self, ids: Sequence[Any]) -> None:
         """Look at the ids, once, in the calling process: for what has to be read to know `shape` and `dtype`."""
@@ -55,6 +70,10 @@ class Source:
         Batches that were read ahead are read again if it has changed when their epoch begins.
         """
         return None
+
+    def place(self, id: Any) -> str:
+        """Where sample ``id`` is read from, for errors and warnings: a file, as an absolute path, or what else there is."""
+        return f"source {type(self).__name__}"
 
     @property
     def reads_one_by_one(self) -> bool:
@@ -115,6 +134,9 @@ class Function(Source):
         result = self._function(id, row) if self._fills else self._function(id)
         if not (self._fills and (result is None or result is row)):
             put(row, result)
+
+    def place(self, id: Any) -> str:
+        return _name(self._function)
 
 
 def row_shapes(

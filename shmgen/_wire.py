@@ -1,21 +1,21 @@
 """What parent and worker say to each other: messages of bytes on a stream, each behind its length.
 
-To a worker go pickled lists: of a `Setup` first, then of `Task` tuples. To the parent goes one of the words below, and what
+To a worker go pickled lists: of a `Setup` first, then of `Task` fields. To the parent goes one of the words below, and what
 belongs to it.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
+_LENGTH = 4
 
-_LENGTH = struct.Struct("<I")
+READY = b"r"
+"""The worker can begin."""
 
 DONE = b"d"
 """The oldest task that the worker holds has been done."""
 
 FAILED = b"f"
-"""The oldest task that the worker holds can't be done; the pickled error follows."""
+"""The oldest task that the worker holds can't be done; pickled, the row's number, if it is known, and the error follow."""
 
 UNABLE = b"u"
 """The worker can't begin; the pickled error follows."""
@@ -26,25 +26,29 @@ INTERRUPTED = b"i"
 
 def frame(message: bytes) -> bytes:
     """``message`` as it goes on the stream."""
-    return _LENGTH.pack(len(message)) + message
+    return len(message).to_bytes(_LENGTH, "little") + message
 
 
 class Unframer:
     """Takes messages out of a stream that comes in parts of any size."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._unfinished = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes) -> list[bytes]:
         """The messages that ``data`` completes."""
-        buffer = self._buffer
-        buffer += data
+        stream: bytes | bytearray = data
+        if self._unfinished:
+            self._unfinished += data
+            stream = self._unfinished
+        messages = []
         start = 0
-        while len(buffer) - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(buffer, start)
-            stop = start + _LENGTH.size + length
-            if len(buffer) < stop:
+        while (first := start + _LENGTH) <= len(stream):
+            stop = first + int.from_bytes(stream[start:first], "little")
+            if stop > len(stream):
                 break
-            yield bytes(memoryview(buffer)[start + _LENGTH.size : stop])
+            messages.append(bytes(stream[first:stop]))
             start = stop
-        del buffer[:start]
+        if start or stream is data:
+            self._unfinished = bytearray(stream[start:])
+        return messages

@@ -19,10 +19,11 @@ import time
 import traceback
 from collections import deque
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shmgen._filler import Filler, Task
-from shmgen._wire import DONE, FAILED, INTERRUPTED, UNABLE, Unframer, frame
+from shmgen._source import IDLE, row_of
+from shmgen._wire import DONE, FAILED, INTERRUPTED, READY, UNABLE, Unframer, frame
 from shmgen.errors import StartError
 
 HINTED_PIECES = 8
@@ -35,12 +36,14 @@ class Setup(NamedTuple):
     Attributes:
         parent: process id of the parent.
         path: ``sys.path`` of the parent.
+        word: on the board, where this worker says which row it is at.
         draws: whether functions of the user's are called, which may draw random numbers.
         filler: does the tasks; pickled apart because ``path`` may be needed to load it.
     """
 
     parent: int
     path: list[str]
+    word: int
     draws: bool
     filler: bytes
 
@@ -55,9 +58,10 @@ def main(stream: int, segment: int) -> None:
     os.set_inheritable(stream, False)
     os.set_inheritable(segment, False)
     inbox = _Inbox(stream)
-    setup = inbox.next()
-    if not isinstance(setup, Setup):
+    first = inbox.next()
+    if first is None:
         return
+    setup = Setup(*first)
     threading.Thread(target=_end_with_parent, args=(stream, setup.parent), daemon=True).start()
     # The parent blocks Ctrl-C around our birth. It is the parent's to act on; but where its main thread waits inside a framework
     # for a batch that a stuck read holds up, word from here is all that can end that wait.
@@ -66,37 +70,41 @@ def main(stream: int, segment: int) -> None:
     sys.path[:] = setup.path
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
+    memory = memoryview(mmap.mmap(segment, 0))
+    at = memory[8 * setup.word : 8 * setup.word + 8].cast("Q")
     try:
         if setup.draws:
             from shmgen._dice import seed_late
 
             seed_late()
         filler: Filler = pickle.loads(setup.filler)
-        filler.open()
+        filler.open(at)
     except StartError as error:
         _tell(stream, UNABLE + pickle.dumps(error))
         return
     except Exception:
         _tell(stream, UNABLE + pickle.dumps(StartError(traceback.format_exc())))
         return
-    _serve(inbox, stream, filler, segment)
+    _tell(stream, READY)
+    _serve(inbox, stream, filler, memory, segment, at)
 
 
-def _serve(inbox: _Inbox, stream: int, filler: Filler, segment: int) -> None:
-    memory = memoryview(b"")
+def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segment: int, at: memoryview) -> None:
     hinted = 0
-    while isinstance(task := inbox.next(), Task):
-        if not filler.fits(memory, task):  # it is the first, or the ring has grown
+    while (fields := inbox.next()) is not None:
+        task = Task(*fields)
+        if not filler.fits(memory, task):  # the ring has grown
             memory = memoryview(mmap.mmap(segment, 0))
-        if hinted and isinstance(following := inbox.following(), Task):
+        if hinted and (following := inbox.following()) is not None:
             with suppress(Exception):  # a hint is no more; reading will tell
-                filler.hint(following)
+                filler.hint(Task(*following))
         waits = _waits()
         message = DONE
         try:
             filler.fill(memory, task)
         except Exception as error:
-            message = FAILED + pickle.dumps(error)
+            message = FAILED + pickle.dumps((row_of(at[0]), error))
+            at[0] = IDLE
         if filler.calls_functions and sys.stdout is not None:
             sys.stdout.flush()  # what functions print would be lost when this process is ended
         # Files in the page cache are read without a wait, and hints would only cost time.
@@ -113,16 +121,16 @@ class _Inbox:
         self._unframer = Unframer()
         # Unpickled in their turn: until the setup has been heeded, what tasks are made of can't be imported.
         self._messages: deque[bytes] = deque()
-        self._things: deque[object] = deque()
+        self._things: deque[Any] = deque()
 
-    def next(self) -> object:
+    def next(self) -> Any:
         """The next thing, waited for; None once the parent has gone."""
         while not self._unpickle():
             if not self._receive():
                 return None
         return self._things.popleft()
 
-    def following(self) -> object:
+    def following(self) -> Any:
         """What `next` will return, if it has come."""
         while select.select([self._stream], [], [], 0)[0] and self._receive():
             pass

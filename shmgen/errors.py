@@ -18,7 +18,7 @@ class SampleError(ShmgenError):
 
     Attributes:
         id: the sample's id, as it stands in the list of ids.
-        path: the file that was to be read.
+        path: what was to be read: a file, as an absolute path, or what else a source reads.
         reason: what was expected and what was found.
     """
 
@@ -29,7 +29,7 @@ class SampleError(ShmgenError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"sample {self.id!r}, file {self.path}: {self.reason}"
+        return f"sample {self.id!r}, {'file ' if self.path.startswith('/') else ''}{self.path}: {self.reason}"
 
 
 class FunctionError(SampleError):
@@ -41,8 +41,30 @@ class FunctionError(SampleError):
         reason: what was expected and what was found, or the exception and its own traceback.
     """
 
+
+class TooManyDamaged(ShmgenError):
+    """More samples can't be had than ``max_damaged`` bears.
+
+    Attributes:
+        damaged: how many there are.
+        samples: how many the data set has.
+        most: the fraction of them that is borne.
+        last: the error of the last that was found.
+    """
+
+    def __init__(self, damaged: int, samples: int, most: float, last: str) -> None:
+        super().__init__(damaged, samples, most, last)
+        self.damaged = damaged
+        self.samples = samples
+        self.most = most
+        self.last = last
+
     def __str__(self) -> str:
-        return f"sample {self.id!r}, {self.path}: {self.reason}"
+        return (
+            f"{self.damaged:,} of {self.samples:,} samples are damaged, and max_damaged={self.most:g} of them are borne: mend "
+            "them (`python -m shmgen scan` finds all that are), leave them out, or choose a larger max_damaged; the last was "
+            f"{self.last}"
+        )
 
 
 class StartError(ShmgenError):
@@ -55,10 +77,10 @@ class WorkerDied(ShmgenError):
     Attributes:
         worker: the worker's number, from 0.
         pid: its process id.
-        exitcode: its exit code; the negative of the signal that killed it.
+        exitcode: its exit code; the negative of the signal that killed it; None where it could not be killed.
     """
 
-    def __init__(self, worker: int, pid: int, exitcode: int) -> None:
+    def __init__(self, worker: int, pid: int, exitcode: int | None) -> None:
         super().__init__(worker, pid, exitcode)
         self.worker = worker
         self.pid = pid
@@ -66,6 +88,8 @@ class WorkerDied(ShmgenError):
 
     def __str__(self) -> str:
         who = f"worker {self.worker} (pid {self.pid})"
+        if self.exitcode is None:
+            return f"{who} can't be killed"
         if self.exitcode >= 0:
             return f"{who} ended with exit code {self.exitcode}"
         hint = ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from shmgen._damage import Damaged
 from shmgen._loader import Loader, Stats
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     def stats(self) -> Stats:
         """What has been done so far."""
         return self._loader.stats
+
+    @property
+    def damaged(self) -> tuple[Damaged, ...]:
+        """The samples that could not be had and for which others stood in; see `shmgen.Loader.damaged`."""
+        return self._loader.damaged
 
     def close(self) -> None:
         """End the workers and give up the memory; see `shmgen.Loader.close`."""

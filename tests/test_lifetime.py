@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+import shmgen._ring
 from shmgen import ClosedError, Loader, SampleError
 
 AT_ONCE = 2.0
@@ -459,7 +460,7 @@ def no_process(*_: object, **__: object) -> None:
 
 FAILURES = {
     "a-bad-first-file": (SampleError, {"list_IDs": ["nobody"], "labels": None, "batch_size": 1}),
-    "no-shared-memory": (OSError, {"slots": 1 << 40}),
+    "no-memory": (OSError, {}),
     "no-interpreter": (OSError, {}),
     "no-process": (OSError, {}),
     "no-second-process": (OSError, {}),
@@ -486,6 +487,8 @@ def test_a_constructor_that_fails_leaves_nothing(folder: Callable, monkeypatch: 
 
     if failure == "no-interpreter":
         monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    elif failure == "no-memory":
+        monkeypatch.setattr(shmgen._ring, "available", lambda: 4096)
     elif failure == "no-process":
         monkeypatch.setattr(subprocess, "Popen", no_process)
     elif failure in ("no-second-process", "interrupt"):

@@ -188,7 +188,7 @@ def test_stats_count_what_was_delivered(folder: Folder) -> None:
     """Batches, samples, bytes; a frozen snapshot that later batches leave alone."""
     data = folder(10, (4,), np.float32)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, drop_last=False) as loader:
-        assert loader.stats == Stats(0, 0, 0, 0.0, 0, 0)
+        assert loader.stats == Stats(0, 0, 0, 0.0, 0, 0, 0)
         for _ in loader:
             pass
         stats = loader.stats
@@ -231,7 +231,7 @@ def test_defaults_are_sensible(folder: Folder) -> None:
     data = folder(8)
     with Loader(data.ids, data.labels, 2, data_dir=data.path) as loader:
         assert 1 <= len(loader._crew.pids) <= min(8, len(os.sched_getaffinity(0)))
-        assert len(loader._ring.memory) // loader._ring.layout.slot_bytes == 16
+        assert loader._ring.slots == 16
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -249,3 +249,20 @@ def test_files_replaced_between_epochs_are_read_anew(folder: Folder, workers: in
             new.rename(data.file(id))
         for X, y in loader:
             np.testing.assert_array_equal(X[:, 0, 0], 1000 + y)
+
+
+def test_threads_that_ask_at_once_never_wait_for_ever(folder: Folder) -> None:
+    """More threads than slots ask at once, and keep what they get: each is served, whoever took the slot that it waited for."""
+    data = folder(56)
+    for _ in range(20):
+        with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=3) as loader:
+            got: dict[int, tuple[np.ndarray, ...]] = {}
+            threads = [
+                threading.Thread(target=lambda index=index, loader=loader, got=got: got.update({index: loader.batch(index)}))
+                for index in range(len(loader))
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert sorted(label for batch in got.values() for label in data.check(*batch)) == list(range(56))

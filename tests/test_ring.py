@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shmgen._layout import ALIGNMENT, Field, Layout
-from shmgen._ring import Ring
+from shmgen._ring import BOARD_BYTES, Ring
 
 FIELDS = (Field("X", (3, 5), np.dtype(np.float32)), Field("y", (), np.dtype(np.int64)), Field("w", (7,), np.dtype(np.uint8)))
 
@@ -145,16 +145,16 @@ def test_pages_are_reserved() -> None:
 
 def test_growing_keeps_what_is_there() -> None:
     """A ring that grows keeps the contents of its slots, and the leases of before; others see the same memory."""
-    ring = make_ring(slots=1)
+    ring = make_ring(slots=2)
     x = ring.lease(0, 4)[0]
     x[:] = 4
     ring.grow()
-    spare = ring.arrays(1)[0]
+    spare = ring.arrays(2)[0]
     spare[:] = 5
     assert (x == 4).all()
     with mmap.mmap(ring.fd, 0) as other:
-        assert np.frombuffer(other, np.float32, 1)[0] == 4
-        assert np.frombuffer(other, np.float32, 1, ring.layout.slot_bytes)[0] == 5
+        assert np.frombuffer(other, np.float32, 1, BOARD_BYTES)[0] == 4
+        assert np.frombuffer(other, np.float32, 1, BOARD_BYTES + 2 * ring.layout.slot_bytes)[0] == 5
     del x
     assert ring.released() == [0]
     del spare

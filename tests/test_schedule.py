@@ -145,7 +145,8 @@ def test_a_spare_is_never_leased() -> None:
     assert slot is not None
     plan.lease(slot)
     assert not plan.can_lease
-    plan.add_spare()
+    plan.add_slot()
+    plan.keep_spare()
     assert not plan.can_lease
     plan.assign([Batch(0, 1)], [])
     plan.free(slot)
