@@ -140,7 +140,14 @@ class Npy(RawSource):
                 os.close(fd)
 
     def version(self, ids: Sequence[object]) -> object:
-        return [file_version(self.path(id)) for id in ids]
+        try:
+            folder = os.open(self.folder, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            return [file_version(name, folder) for name in self._names(ids)]
+        finally:
+            os.close(folder)
 
     def _expected(self) -> tuple[bytes, bytearray, int]:
         """The header of a plain file, room for the one that is found, and how many bytes header and row are; -1 if unknown."""
@@ -301,10 +308,15 @@ class NpyRows(RawSource):
             raise Misfit(f"expected numbers, found dtype {header.dtype}")
 
 
-def file_version(path: str) -> object:
-    """What tells a file from another that has taken its place, or from itself once it has been written to."""
+def file_version(path: str, folder: int | None = None) -> object:
+    """What tells a file from another that has taken its place, or from itself once it has been written to.
+
+    Args:
+        path: of the file.
+        folder: descriptor of the folder that ``path`` begins at; else the current one.
+    """
     try:
-        status = os.stat(path)
+        status = os.stat(path, dir_fd=folder)
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

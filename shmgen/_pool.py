@@ -24,7 +24,7 @@ from shmgen._filler import Filler, Task
 from shmgen._ring import Ring
 from shmgen._source import IDLE, row_of
 from shmgen._travel import dumps
-from shmgen._wire import DONE, FAILED, INTERRUPTED, READY, Unframer, frame
+from shmgen._wire import DONE, FAILED, INTERRUPTED, READY, Unframer, frame, packed
 from shmgen._worker import Setup
 from shmgen.errors import WorkerDied
 
@@ -170,7 +170,7 @@ class Pool:
         self._send(number, pickle.dumps([tuple(Setup(os.getpid(), sys.path, worker.word, self._draws, self._filler))]))
 
     def send(self, worker: int, tasks: list[Task]) -> None:
-        self._send(worker, pickle.dumps([tuple(task) for task in tasks]))
+        self._send(worker, pickle.dumps([(*task[:-1], packed(task.ids)) for task in tasks]))
 
     def _send(self, number: int, message: bytes) -> None:
         worker = self._workers[number]

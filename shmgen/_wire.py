@@ -6,6 +6,8 @@ belongs to it.
 
 from __future__ import annotations
 
+from typing import Any
+
 _LENGTH = 4
 
 READY = b"r"
@@ -27,6 +29,20 @@ INTERRUPTED = b"i"
 def frame(message: bytes) -> bytes:
     """``message`` as it goes on the stream."""
     return len(message).to_bytes(_LENGTH, "little") + message
+
+
+def packed(ids: list[Any]) -> list[Any] | str:
+    """``ids`` as they are sent: as one text, where they are texts, which saves pickling each."""
+    try:
+        together = "\0".join(ids)
+    except TypeError:
+        return ids
+    return together if together.count("\0") == len(ids) - 1 else ids
+
+
+def unpacked(ids: list[Any] | str) -> list[Any]:
+    """What `packed` was given."""
+    return ids.split("\0") if isinstance(ids, str) else ids
 
 
 class Unframer:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from shmgen._filler import Filler, Task
 from shmgen._source import IDLE, row_of
-from shmgen._wire import DONE, FAILED, INTERRUPTED, READY, UNABLE, Unframer, frame
+from shmgen._wire import DONE, FAILED, INTERRUPTED, READY, UNABLE, Unframer, frame, unpacked
 from shmgen.errors import StartError
 
 HINTED_PIECES = 8
@@ -92,12 +92,12 @@ def main(stream: int, segment: int) -> None:
 def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segment: int, at: memoryview) -> None:
     hinted = 0
     while (fields := inbox.next()) is not None:
-        task = Task(*fields)
+        task = _task(fields)
         if not filler.fits(memory, task):  # the ring has grown
             memory = memoryview(mmap.mmap(segment, 0))
         if hinted and (following := inbox.following()) is not None:
             with suppress(Exception):  # a hint is no more; reading will tell
-                filler.hint(Task(*following))
+                filler.hint(_task(following))
         waits = _waits()
         message = DONE
         try:
@@ -111,6 +111,11 @@ def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segme
         hinted = HINTED_PIECES if _waits() > waits else max(0, hinted - 1)
         if not _tell(stream, message):
             return
+
+
+def _task(fields: tuple[Any, ...]) -> Task:
+    *numbers, ids = fields
+    return Task._make([*numbers, unpacked(ids)])
 
 
 class _Inbox:
