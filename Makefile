@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench soak clean
 
 help:  ## what can be done
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ lint: $(VENV)/.lint  ## check style and types
 
 bench: $(VENV)/.test  ## compare throughput; QUICK=1 takes a minute
 	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:cacheprovider --timeout=0 $(if $(QUICK),--quick) $(ARGS)
+
+soak: $(VENV)/.test  ## ten minutes of random faults; ARGS="--minutes 60 --seed 1"
+	$(BIN)/python -m tests.soak $(ARGS)
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .bench .demo

@@ -24,7 +24,7 @@ from shmgen._pool import KILL_GRACE, What, Workers
 from shmgen._ring import Ring
 from shmgen._samples import Samples
 from shmgen._schedule import Piece, Schedule
-from shmgen._source import IDLE, row_of
+from shmgen._source import IDLE, UNKNOWN, row_of
 from shmgen.errors import ClosedError, SampleError, ShmgenError, StartError, TooManyDamaged, WorkerDied
 
 COPY_AFTER = 1.0
@@ -43,7 +43,13 @@ DRAIN_EVERY = 0.002
 """Seconds between two looks at what has been let go of, while a batch waits for a slot."""
 
 DEATHS = 3
-"""A row that so many workers died of is damaged; so many that die in a row without having done anything end the delivery."""
+"""A row that so many workers died of is damaged."""
+
+STARTS = 5
+"""So many workers that die one after the other in the same place, before any has read anything, end the delivery."""
+
+START_WITHIN = 30.0
+"""Seconds that a worker may take to begin, at least; reads are given `timeout` only after that."""
 
 OVERSLEPT = 1.0
 """Seconds that a wait may take longer than it should; more, and this process was stopped itself, and the workers with it."""
@@ -117,10 +123,12 @@ class Delivery:
         self._harmless: BaseException | None = None
         # Since when each worker has been at the oldest piece that it holds, as far as is known here.
         self._since = [math.inf] * crew
+        # Those that have yet to say that they have begun.
+        self._starting = set(range(crew))
         # Those that have been killed, until when they should be gone, and the error of the sample to blame, if any.
         self._killed: dict[int, tuple[float, SampleError | None]] = {}
         self._deaths: Counter[tuple[Batch, int]] = Counter()
-        self._idle_deaths = [0] * crew
+        self._idle_deaths: Counter[int] = Counter()
 
     def read_ahead(self) -> None:
         """Have workers read the batches that will be asked for next."""
@@ -345,13 +353,17 @@ class Delivery:
                 self._interrupted = detail
             elif what is What.UNABLE:
                 raise detail
-            elif not self._schedule.held(worker):  # ready, and there is nothing for it to do
-                self._idle_deaths[worker] = 0
+            else:
+                self._starting.discard(worker)
+                if self._schedule.held(worker):
+                    self._since[worker] = time.monotonic()
+                else:
+                    self._idle_deaths.clear()
 
     def _moves_on(self, worker: int) -> None:
         """``worker`` has come to the next piece that it holds, if any."""
         self._since[worker] = time.monotonic() if self._schedule.held(worker) else math.inf
-        self._idle_deaths[worker] = 0
+        self._idle_deaths.clear()
 
     def _failed(self, worker: int, row: int | None, error: Exception) -> None:
         """``worker`` can't do its oldest piece, because of the sample in ``row``, if that is known."""
@@ -374,7 +386,8 @@ class Delivery:
         """
         if worker in self._killed:
             return self._killed[worker][0]
-        return max(self._since[worker], called) + self._timeout
+        limit = max(self._timeout, START_WITHIN) if worker in self._starting else self._timeout
+        return max(self._since[worker], called) + limit
 
     def _give_up(self, now: float, called: float) -> None:
         """Kill the workers whose reads have been waited for too long."""
@@ -384,10 +397,10 @@ class Delivery:
             if worker in self._killed:  # in vain
                 self._bury(worker, None)
                 continue
-            error = None
-            if not self._workers.is_stopped(worker):
+            error, at = None, self._workers.at(worker)
+            if at != IDLE and not self._workers.is_stopped(worker):
                 reason = f"expected an answer, found none for {self._timeout:g} seconds (timeout)"
-                error = self._samples.error(self._schedule.held(worker)[0], row_of(self._workers.at(worker)), reason)
+                error = self._samples.error(self._schedule.held(worker)[0], row_of(at), reason)
             self._killed[worker] = now + KILL_GRACE, error
             self._workers.kill(worker)
 
@@ -396,15 +409,14 @@ class Delivery:
         schedule, at = self._schedule, self._workers.at(worker)
         held = schedule.held(worker)
         row = row_of(at)
-        if held and row is None and held[0].stop - held[0].start == 1:
+        if held and at == UNKNOWN and held[0].stop - held[0].start == 1:
             row = 0
         hangs, (_, error) = worker in self._killed, self._killed.pop(worker, (0.0, None))
-        log.warning("%s", self._obituary(worker, death, held, row, stopped=hangs and error is None))
-        if not hangs and at == IDLE:
+        log.warning("%s", self._obituary(worker, death, held, row, hung=hangs and error is None))
+        if at == IDLE:
             self._idle_deaths[worker] += 1
-            if self._idle_deaths[worker] == DEATHS:
-                assert death is not None
-                raise death
+            if self._idle_deaths[worker] == STARTS:
+                raise death or StartError(f"worker {worker} does not begin, and can't be killed")
         elif not hangs and held and row is not None:
             self._deaths[held[0].batch, held[0].start + row] += 1
             if self._deaths[held[0].batch, held[0].start + row] == DEATHS:
@@ -427,13 +439,14 @@ class Delivery:
         except OSError as failure:
             raise StartError(f"a worker that has died can't be replaced: {failure}") from failure
         self._since[worker] = math.inf
+        self._starting.add(worker)
         self._send([(worker, piece) for piece in schedule.held(worker)])
 
-    def _obituary(self, worker: int, death: WorkerDied | None, held: Sequence[Piece], row: int | None, *, stopped: bool) -> str:
+    def _obituary(self, worker: int, death: WorkerDied | None, held: Sequence[Piece], row: int | None, *, hung: bool) -> str:
         """What the user is told of a worker that is replaced."""
         who = str(death) if death else f"worker {worker} hangs and can't be killed"
-        if stopped:
-            who += f", after it had been stopped for {self._timeout:g} seconds"
+        if hung:
+            who += f", after it had done nothing for {self._timeout:g} seconds: it was stopped, or did not begin"
         if not held:
             return f"{who}; it held nothing, and another takes its place"
         rows = sum(piece.stop - piece.start for piece in held)

@@ -24,7 +24,7 @@ from shmgen._filler import Filler, Task
 from shmgen._ring import Ring
 from shmgen._source import IDLE, row_of
 from shmgen._travel import dumps
-from shmgen._wire import DONE, FAILED, INTERRUPTED, READY, Unframer, frame, packed
+from shmgen._wire import AT, DONE, FAILED, INTERRUPTED, READY, WORDS, Unframer, frame, packed
 from shmgen._worker import Setup
 from shmgen.errors import WorkerDied
 
@@ -158,7 +158,7 @@ class Pool:
 
     def _start(self) -> _Process:
         self._started += 1
-        return _Process(self._ring.fd, self._started % len(self._ring.board))
+        return _Process(self._ring.fd, self._started * WORDS % len(self._ring.board))
 
     def _introduce(self, number: int) -> None:
         """Tell a worker that has been started what it will have to do."""
@@ -166,7 +166,8 @@ class Pool:
         for fd in worker.fds:
             self._by_fd[fd] = number
             self._poll.register(fd, select.EPOLLIN)
-        self._ring.board[worker.word] = 0
+        for word in range(WORDS):
+            self._ring.board[worker.word + word] = 0
         self._send(number, pickle.dumps([tuple(Setup(os.getpid(), sys.path, worker.word, self._draws, self._filler))]))
 
     def send(self, worker: int, tasks: list[Task]) -> None:
@@ -215,7 +216,7 @@ class Pool:
         return heard
 
     def at(self, worker: int) -> int:
-        return self._ring.board[self._workers[worker].word]
+        return self._ring.board[self._workers[worker].word + AT]
 
     def is_stopped(self, worker: int) -> bool:
         try:
@@ -339,7 +340,7 @@ def _understood(worker: int, message: bytes) -> Heard:
 
 
 class _Process:
-    """The parent's side of one worker, whose word on the board is ``word``."""
+    """The parent's side of one worker, whose words on the board begin at ``word``."""
 
     def __init__(self, segment: int, word: int) -> None:
         self.word = word

@@ -1,4 +1,4 @@
-"""What parent and worker say to each other: messages of bytes on a stream, each behind its length.
+"""What parent and worker say to each other: messages of bytes on a stream, each behind its length, and words on a board.
 
 To a worker go pickled lists: of a `Setup` first, then of `Task` fields. To the parent goes one of the words below, and what
 belongs to it.
@@ -7,6 +7,13 @@ belongs to it.
 from __future__ import annotations
 
 from typing import Any
+
+AT, BUSY, CPU = range(3)
+"""A worker's words on the board: the row that it is at, as sources say it; and, since it began, the nanoseconds in which it had a
+task, and those of them that it had a processor."""
+
+WORDS = 4
+"""So many words of 8 bytes each worker has on the board."""
 
 _LENGTH = 4
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from shmgen._filler import Filler, Task
 from shmgen._source import IDLE, row_of
-from shmgen._wire import DONE, FAILED, INTERRUPTED, READY, UNABLE, Unframer, frame, unpacked
+from shmgen._wire import AT, BUSY, CPU, DONE, FAILED, INTERRUPTED, READY, UNABLE, WORDS, Unframer, frame, unpacked
 from shmgen.errors import StartError
 
 HINTED_PIECES = 8
@@ -36,7 +36,7 @@ class Setup(NamedTuple):
     Attributes:
         parent: process id of the parent.
         path: ``sys.path`` of the parent.
-        word: on the board, where this worker says which row it is at.
+        word: the first of this worker's on the board.
         draws: whether functions of the user's are called, which may draw random numbers.
         filler: does the tasks; pickled apart because ``path`` may be needed to load it.
     """
@@ -71,14 +71,14 @@ def main(stream: int, segment: int) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     memory = memoryview(mmap.mmap(segment, 0))
-    at = memory[8 * setup.word : 8 * setup.word + 8].cast("Q")
+    board = memory[8 * setup.word : 8 * (setup.word + WORDS)].cast("Q")
     try:
         if setup.draws:
             from shmgen._dice import seed_late
 
             seed_late()
         filler: Filler = pickle.loads(setup.filler)
-        filler.open(at)
+        filler.open(board)
     except StartError as error:
         _tell(stream, UNABLE + pickle.dumps(error))
         return
@@ -86,10 +86,10 @@ def main(stream: int, segment: int) -> None:
         _tell(stream, UNABLE + pickle.dumps(StartError(traceback.format_exc())))
         return
     _tell(stream, READY)
-    _serve(inbox, stream, filler, memory, segment, at)
+    _serve(inbox, stream, filler, memory, segment, board)
 
 
-def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segment: int, at: memoryview) -> None:
+def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segment: int, board: memoryview) -> None:
     hinted = 0
     while (fields := inbox.next()) is not None:
         task = _task(fields)
@@ -98,17 +98,20 @@ def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segme
         if hinted and (following := inbox.following()) is not None:
             with suppress(Exception):  # a hint is no more; reading will tell
                 filler.hint(_task(following))
-        waits = _waits()
+        waits, cpu, start = _use()
         message = DONE
         try:
             filler.fill(memory, task)
         except Exception as error:
-            message = FAILED + pickle.dumps((row_of(at[0]), error))
-            at[0] = IDLE
+            message = FAILED + pickle.dumps((row_of(board[AT]), error))
+            board[AT] = IDLE
         if filler.calls_functions and sys.stdout is not None:
             sys.stdout.flush()  # what functions print would be lost when this process is ended
         # Files in the page cache are read without a wait, and hints would only cost time.
-        hinted = HINTED_PIECES if _waits() > waits else max(0, hinted - 1)
+        waits_then, cpu_then, end = _use()
+        hinted = HINTED_PIECES if waits_then > waits else max(0, hinted - 1)
+        board[BUSY] += end - start
+        board[CPU] += cpu_then - cpu
         if not _tell(stream, message):
             return
 
@@ -165,9 +168,10 @@ def _tell(stream: int, message: bytes) -> bool:
     return True
 
 
-def _waits() -> int:
-    """How often this thread has had to wait for something, a disk for instance, since it began."""
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+def _use() -> tuple[int, int, int]:
+    """How often this thread has had to wait for something, as a disk; the nanoseconds that it had a processor; and the time."""
+    use = resource.getrusage(resource.RUSAGE_THREAD)
+    return use.ru_nvcsw, int(1e9 * (use.ru_utime + use.ru_stime)), time.monotonic_ns()
 
 
 def _end_with_parent(stream: int, parent: int) -> None:
