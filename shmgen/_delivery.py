@@ -15,7 +15,6 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from shmgen._filler import Task
 from shmgen._layout import Arrays
@@ -25,6 +24,7 @@ from shmgen._ring import Ring
 from shmgen._samples import Samples
 from shmgen._schedule import Piece, Schedule
 from shmgen._source import IDLE, UNKNOWN, row_of
+from shmgen._stats import Stats
 from shmgen.errors import ClosedError, SampleError, ShmgenError, StartError, TooManyDamaged, WorkerDied
 
 COPY_AFTER = 1.0
@@ -62,19 +62,6 @@ Drain = Callable[[], object]
 log = logging.getLogger("shmgen")
 
 
-@dataclass
-class Counts:
-    """What has been done so far; `shmgen.Stats` explains the fields."""
-
-    batches: int = 0
-    samples: int = 0
-    bytes: int = 0
-    waited: float = 0.0
-    copied: int = 0
-    restarts: int = 0
-    replaced: int = 0
-
-
 class Delivery:
     """Delivers batches.
 
@@ -89,7 +76,6 @@ class Delivery:
 
     Attributes:
         lock: guards this object and what ``upcoming`` reads.
-        counts: what has been done.
         ended: why no more batches can be had; None while they can.
     """
 
@@ -110,7 +96,10 @@ class Delivery:
         self._upcoming = upcoming
         self._timeout = timeout
         self._owner = os.getpid()
-        self.counts = Counts()
+        self._batches = self._rows = self._bytes = self._copied = self._restarts = self._replaced = 0
+        self._waited = self._held_up = 0.0
+        # Of the first request and the last delivery.
+        self._first, self._last = math.inf, 0.0
         self.ended: ShmgenError | None = None
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
@@ -129,6 +118,26 @@ class Delivery:
         self._killed: dict[int, tuple[float, SampleError | None]] = {}
         self._deaths: Counter[tuple[Batch, int]] = Counter()
         self._idle_deaths: Counter[int] = Counter()
+
+    @property
+    def stats(self) -> Stats:
+        """What has been done so far."""
+        with self.lock:
+            busy, cpu = self._workers.use()
+            return Stats(
+                batches=self._batches,
+                samples=self._rows,
+                bytes=self._bytes,
+                elapsed=max(0.0, self._last - self._first),
+                waited=self._waited,
+                held_up=self._held_up,
+                copied=self._copied,
+                restarts=self._restarts,
+                replaced=self._replaced,
+                workers=len(self._since),
+                busy=busy,
+                cpu=cpu,
+            )
 
     def read_ahead(self) -> None:
         """Have workers read the batches that will be asked for next."""
@@ -156,9 +165,12 @@ class Delivery:
         """
         called = time.monotonic()
         with self.lock:
+            self._first = min(self._first, called)
             self._demanded.append(batch)
             try:
-                return self._fetch(batch, drain, called)
+                arrays = self._fetch(batch, drain, called)
+                self._last = time.monotonic()
+                return arrays
             except (TooManyDamaged, WorkerDied, StartError) as end:
                 self.close(end)
                 raise
@@ -187,7 +199,10 @@ class Delivery:
             now = time.monotonic()
             if self._schedule.can_lease or self._all_held:
                 self._wait(math.inf, batch, now, called)
-                self.counts.waited += time.monotonic() - now
+                if self._all_held:  # nothing was read ahead, for want of a slot
+                    self._held_up += time.monotonic() - now
+                else:
+                    self._waited += time.monotonic() - now
             else:
                 # Whoever holds all the slots may need but a push to let go; if that does not help, copies must do.
                 starved_from = starved_from or now
@@ -198,6 +213,7 @@ class Delivery:
                     collected = collected or due
                     self._push(drain, collect=due)
                     self._wait(DRAIN_EVERY, batch, now, called)
+                    self._held_up += time.monotonic() - now
             self._check(called)
             if starved_from is not None:
                 self._dispatch()
@@ -261,20 +277,19 @@ class Delivery:
             schedule.free(slot)
             raise error
         rows = self._samples.size(batch)
-        counts = self.counts
         if schedule.can_lease:
             schedule.lease(slot)
             arrays = self._ring.lease(slot, rows)
         elif self._all_held:
             arrays = tuple(array[:rows].copy() for array in self._ring.arrays(slot))
             schedule.free(slot)
-            counts.copied += 1
+            self._copied += 1
         else:
             return None
-        counts.batches += 1
-        counts.samples += rows
-        counts.bytes += rows * self._ring.layout.sample_bytes
-        counts.replaced += self._samples.delivered(batch)
+        self._batches += 1
+        self._rows += rows
+        self._bytes += rows * self._ring.layout.sample_bytes
+        self._replaced += self._samples.delivered(batch)
         return arrays
 
     def _resort_to_copies(self) -> None:
@@ -433,7 +448,7 @@ class Delivery:
             schedule.done(worker, error)
         elif held and row is None and at != IDLE:
             schedule.retry(worker, singly=True, next=True)
-        self.counts.restarts += 1
+        self._restarts += 1
         try:
             self._workers.restart(worker)
         except OSError as failure:

@@ -8,7 +8,6 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,6 +26,7 @@ from shmgen._ring import BOARD_BYTES, Ring
 from shmgen._samples import Samples
 from shmgen._schedule import Schedule
 from shmgen._source import Function, Source
+from shmgen._stats import Stats
 from shmgen._structure import Structure
 from shmgen._values import Values
 from shmgen.errors import ClosedError, InputError
@@ -47,29 +47,6 @@ FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES = 4, 1 << 23
 
 MISSES_BEFORE_WARNING = 3
 """Requests of one iteration that were not foreseen, before the user is told; a look at a batch or two is nobody's mistake."""
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What a loader has done so far.
-
-    Attributes:
-        batches: batches delivered.
-        samples: samples in them.
-        bytes: bytes in them.
-        waited: seconds that callers waited for batches that had not been read yet.
-        copied: batches handed out as copies, because all slots were held.
-        restarts: workers that were replaced.
-        replaced: rows in which another sample stood in for a damaged one.
-    """
-
-    batches: int
-    samples: int
-    bytes: int
-    waited: float
-    copied: int
-    restarts: int
-    replaced: int
 
 
 class Loader:
@@ -243,7 +220,7 @@ class Loader:
     @property
     def stats(self) -> Stats:
         """What has been done so far."""
-        return Stats(*astuple(self._delivery.counts))
+        return self._delivery.stats
 
     @property
     def damaged(self) -> tuple[Damaged, ...]:

@@ -24,7 +24,7 @@ from shmgen._filler import Filler, Task
 from shmgen._ring import Ring
 from shmgen._source import IDLE, row_of
 from shmgen._travel import dumps
-from shmgen._wire import AT, DONE, FAILED, INTERRUPTED, READY, WORDS, Unframer, frame, packed
+from shmgen._wire import AT, BUSY, DONE, FAILED, INTERRUPTED, READY, USED, WORDS, Unframer, frame, packed, processor_time
 from shmgen._worker import Setup
 from shmgen.errors import WorkerDied
 
@@ -99,6 +99,9 @@ class Workers(Protocol):
 
     def at(self, worker: int) -> int:
         """Which row of its oldest task ``worker`` is at, as `Filler.open` says it."""
+
+    def use(self) -> tuple[float, float]:
+        """Seconds in which workers had tasks, and in which they had a processor or wanted one; summed over those that live."""
 
     def is_stopped(self, worker: int) -> bool:
         """Whether ``worker`` has been stopped, as by SIGSTOP."""
@@ -218,6 +221,14 @@ class Pool:
     def at(self, worker: int) -> int:
         return self._ring.board[self._workers[worker].word + AT]
 
+    def use(self) -> tuple[float, float]:
+        if self._ring.board:  # it is still open
+            for worker in self._workers:
+                worker.busy = self._ring.board[worker.word + BUSY]
+                if worker.busy:
+                    worker.cpu = processor_time(worker.process.pid) - self._ring.board[worker.word + USED]
+        return sum(worker.busy for worker in self._workers) / 1e9, sum(worker.cpu for worker in self._workers) / 1e9
+
     def is_stopped(self, worker: int) -> bool:
         try:
             status = Path(f"/proc/{self._workers[worker].process.pid}/stat").read_text()
@@ -315,6 +326,9 @@ class InProcess:
     def at(self, worker: int) -> int:
         return self._at[0]
 
+    def use(self) -> tuple[float, float]:
+        return 0.0, 0.0
+
     def is_stopped(self, worker: int) -> bool:
         return False
 
@@ -344,6 +358,8 @@ class _Process:
 
     def __init__(self, segment: int, word: int) -> None:
         self.word = word
+        # Nanoseconds, as they were when somebody last asked.
+        self.busy = self.cpu = 0
         self.socket, theirs = socket.socketpair()
         self._unframer = Unframer()
         self._unsent = bytearray()

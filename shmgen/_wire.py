@@ -6,11 +6,12 @@ belongs to it.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-AT, BUSY, CPU = range(3)
-"""A worker's words on the board: the row that it is at, as sources say it; and, since it began, the nanoseconds in which it had a
-task, and those of them that it had a processor."""
+AT, BUSY, USED = range(3)
+"""A worker's words on the board: the row that it is at, as sources say it; the nanoseconds in which it has had a task so far; and
+those in which it had or wanted a processor before its first task."""
 
 WORDS = 4
 """So many words of 8 bytes each worker has on the board."""
@@ -50,6 +51,15 @@ def packed(ids: list[Any]) -> list[Any] | str:
 def unpacked(ids: list[Any] | str) -> list[Any]:
     """What `packed` was given."""
     return ids.split("\0") if isinstance(ids, str) else ids
+
+
+def processor_time(process: int | str) -> int:
+    """Nanoseconds in which a process's main thread has had a processor, or wanted one; 0 where the kernel does not tell."""
+    try:
+        ran, wanted, _ = Path(f"/proc/{process}/schedstat").read_text().split()
+    except (OSError, ValueError):
+        return 0
+    return int(ran) + int(wanted)
 
 
 class Unframer:

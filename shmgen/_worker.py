@@ -23,7 +23,21 @@ from typing import Any, NamedTuple
 
 from shmgen._filler import Filler, Task
 from shmgen._source import IDLE, row_of
-from shmgen._wire import AT, BUSY, CPU, DONE, FAILED, INTERRUPTED, READY, UNABLE, WORDS, Unframer, frame, unpacked
+from shmgen._wire import (
+    AT,
+    BUSY,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    READY,
+    UNABLE,
+    USED,
+    WORDS,
+    Unframer,
+    frame,
+    processor_time,
+    unpacked,
+)
 from shmgen.errors import StartError
 
 HINTED_PIECES = 8
@@ -85,6 +99,7 @@ def main(stream: int, segment: int) -> None:
     except Exception:
         _tell(stream, UNABLE + pickle.dumps(StartError(traceback.format_exc())))
         return
+    board[USED] = processor_time("self")
     _tell(stream, READY)
     _serve(inbox, stream, filler, memory, segment, board)
 
@@ -98,7 +113,7 @@ def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segme
         if hinted and (following := inbox.following()) is not None:
             with suppress(Exception):  # a hint is no more; reading will tell
                 filler.hint(_task(following))
-        waits, cpu, start = _use()
+        waits, start = _waits(), time.monotonic_ns()
         message = DONE
         try:
             filler.fill(memory, task)
@@ -108,10 +123,8 @@ def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segme
         if filler.calls_functions and sys.stdout is not None:
             sys.stdout.flush()  # what functions print would be lost when this process is ended
         # Files in the page cache are read without a wait, and hints would only cost time.
-        waits_then, cpu_then, end = _use()
-        hinted = HINTED_PIECES if waits_then > waits else max(0, hinted - 1)
-        board[BUSY] += end - start
-        board[CPU] += cpu_then - cpu
+        hinted = HINTED_PIECES if _waits() > waits else max(0, hinted - 1)
+        board[BUSY] += time.monotonic_ns() - start
         if not _tell(stream, message):
             return
 
@@ -168,10 +181,9 @@ def _tell(stream: int, message: bytes) -> bool:
     return True
 
 
-def _use() -> tuple[int, int, int]:
-    """How often this thread has had to wait for something, as a disk; the nanoseconds that it had a processor; and the time."""
-    use = resource.getrusage(resource.RUSAGE_THREAD)
-    return use.ru_nvcsw, int(1e9 * (use.ru_utime + use.ru_stime)), time.monotonic_ns()
+def _waits() -> int:
+    """How often this thread has had to wait for something, a disk for instance, since it began."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def _end_with_parent(stream: int, parent: int) -> None:
