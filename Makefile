@@ -8,9 +8,10 @@ find_python = for p in python3 python3.13 python3.12 python3.11; do \
 PYTHON ?= $(or $(shell $(find_python)),$(error no Python 3.11 or newer with ensurepip was found; name one: make PYTHON=...))
 VENV ?= .venv
 BIN := $(VENV)/bin
+MINUTES ?= 10
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test lint bench soak clean
+.PHONY: help demo test lint bench soak fuzz clean
 
 help:  ## what can be done
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' $(MAKEFILE_LIST)
@@ -32,8 +33,11 @@ bench: $(VENV)/.test  ## compare throughput; QUICK=1 takes a minute
 soak: $(VENV)/.test  ## ten minutes of random faults; ARGS="--minutes 60 --seed 1"
 	$(BIN)/python -m tests.soak $(ARGS)
 
+fuzz: $(VENV)/.fuzz  ## look for MINUTES=10 for .npy files that are not read as NumPy reads them
+	$(BIN)/python tests/fuzz_npy.py -max_total_time=$$((60 * $(MINUTES))) $(ARGS)
+
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .bench .demo
+	rm -rf $(VENV) .bench .demo .fuzz .hypothesis
 
 # One stamp for each set of packages, so that nothing is installed twice.
 $(VENV)/.%: pyproject.toml | $(BIN)/python

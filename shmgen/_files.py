@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from shmgen._arguments import numbers, sizes, whole
-from shmgen._npy import OPEN_FLAGS, Header, explain, read_header, read_header_of, read_whole
+from shmgen._npy import OPEN_FLAGS, Header, axes_fit, explain, read_header, read_header_of, read_whole, require_data
 from shmgen._source import RawSource, row_of, row_shapes
 from shmgen.errors import InputError, Misfit, SampleError
 
@@ -69,6 +69,8 @@ class Npy(RawSource):
         try:
             header, raw = read_header_of(self.path(first))
             self.shape, self.bare_shape = row_shapes(header.shape, dim, n_channels)
+            if not axes_fit(1 + len(self.shape)):
+                raise Misfit(f"expected axes few enough for a batch to have one more, found {len(self.shape)}")
             if dtype is None and header.dtype.kind not in "biufc":
                 raise Misfit(f"expected numbers, found dtype {header.dtype}")
             row_dtype = header.dtype.newbyteorder("=") if dtype is None else dtype
@@ -165,6 +167,7 @@ class Npy(RawSource):
             return
         import numpy as np
 
+        require_data(fd, header)
         data = bytearray(header.data_bytes)
         read_whole(fd, memoryview(data), header.size)
         array = np.ndarray(header.shape, header.dtype, data, order="F" if header.fortran else "C")
