@@ -154,7 +154,7 @@ class Examiner:
 
     def examine(self, ids: list[bytes]) -> Tally:
         """Look at the files of ``ids``."""
-        # One open, one read, one lseek, one close and one comparison a file; where short files are read whole, one preadv in place of
+        # One open, read, lseek, close and comparison a file; where short files are read whole, one preadv in place of
         # read and lseek. This loop is the speed of a scan.
         begun = time.monotonic()
         opened, read, seek, preadv, close, flags, end = os.open, os.read, os.lseek, os.preadv, os.close, FLAGS, os.SEEK_END
