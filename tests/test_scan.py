@@ -301,14 +301,15 @@ def test_numbers_that_are_not_finite_are_found_by_a_full_scan(
     array = GOOD.astype(dtype)
     for position, value in values.items():
         array.flat[position] = value
-    if order == "F" and len(values) > 1:
-        pytest.skip("in Fortran order another one is the first")
     put(tmp_path / "data" / "one.npy", npy(array.copy(order)))
     put(tmp_path / "data" / "two.npy", npy(GOOD.astype(dtype)))
 
     assert scanned(tmp_path / "data").damaged == []
     (damage,) = scanned(tmp_path / "data", full=True).damaged
-    assert (damage.id, damage.reason) == ("one", f"expected finite numbers, found {found}")
+    if order == "F" and len(values) > 1:  # another one is the first
+        found = found.partition(" at index")[0]
+    assert damage.id == "one"
+    assert damage.reason.startswith(f"expected finite numbers, found {found}")
 
 
 def test_files_longer_than_a_block(tmp_path: Path) -> None:
