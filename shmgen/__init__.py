@@ -24,6 +24,9 @@ The way of the data, and the module that holds each step::
       │  _stats     what it has done, and who waits for whom
       ▼
     keras           Sequence: what ``fit`` takes
+
+Beside it stands ``python -m shmgen``, in ``__main__``. ``scan`` checks a folder: _scan hands the ids that _scan_ids lists to lean
+processes of its own, _scan_worker looks at the files, _scan_report judges what was found, _scan_view shows it.
 """
 
 from __future__ import annotations
