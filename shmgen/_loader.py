@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from shmgen._arguments import whole
+from shmgen._arguments import real, whole
 from shmgen._damage import Damage, Damaged
 from shmgen._deal import Dealer, Pass
 from shmgen._delivery import Delivery
@@ -140,10 +140,9 @@ class Loader:
         seed = whole(seed, "seed", 0)
         if on_error not in ("raise", "replace"):
             raise InputError(f"on_error: expected 'raise' or 'replace', found {on_error!r}")
-        if not 0 <= max_damaged <= 1:
-            raise InputError(f"max_damaged: expected a fraction from 0 to 1, found {max_damaged!r}")
-        if timeout is not None and not timeout > 0:
-            raise InputError(f"timeout: expected seconds above 0, or None, found {timeout!r}")
+        max_damaged = real(max_damaged, "max_damaged", "a fraction from 0 to 1", lambda fraction: 0 <= fraction <= 1)
+        if timeout is not None:
+            timeout = real(timeout, "timeout", "seconds above 0, or None", lambda seconds: seconds > 0)
 
         self._ids = kept(list_IDs)
         self._order = Order(len(self._ids), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
@@ -187,7 +186,8 @@ class Loader:
             # With nobody to read ahead, only what is asked for is read.
             upcoming=self._dealer.upcoming if workers else _nothing,
             crew=max(1, workers),
-            timeout=math.inf if timeout is None else timeout,
+            # Nobody can give up what runs in the calling process.
+            timeout=timeout if timeout is not None and workers else math.inf,
         )
         # Nothing that the delivery holds leads back to the loader.
         self._stop = weakref.finalize(self, self._delivery.close, ClosedError("nobody held it any more"))

@@ -133,7 +133,6 @@ class Pool:
         self._ring = ring
         self._draws = filler.calls_functions
         self._filler = dumps(filler)
-        self._started = 0
         self._bell = _Bell()
         self._workers: list[_Process] = []
         self._left: list[_Process] = []
@@ -160,8 +159,9 @@ class Pool:
         return [worker.process.pid for worker in self._workers]
 
     def _start(self) -> _Process:
-        self._started += 1
-        return _Process(self._ring.fd, self._started * WORDS % len(self._ring.board))
+        # No word serves two: whoever can't be killed may write to its own yet.
+        taken = {worker.word for worker in self._workers + self._left}
+        return _Process(self._ring.fd, next(word for word in range(0, len(self._ring.board), WORDS) if word not in taken))
 
     def _introduce(self, number: int) -> None:
         """Tell a worker that has been started what it will have to do."""
@@ -182,7 +182,7 @@ class Pool:
             self._poll.modify(worker.socket, select.EPOLLIN | select.EPOLLOUT)
 
     def wait(self, timeout: float | None, only: int | None) -> None:
-        if only is None:
+        if only is None or any(worker.has_more for worker in self._workers):  # to tell them, as soon as they take more
             self._poll.poll(timeout)
         else:
             self._listening_to(only).poll(None if timeout is None else 1000 * timeout)
@@ -388,6 +388,11 @@ class _Process:
     def fds(self) -> list[int]:
         """What becomes readable when the worker speaks or dies."""
         return [fd for fd in (self.socket.fileno(), self._pidfd) if fd >= 0]
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is something to send for which there was no room yet."""
+        return bool(self._unsent)
 
     def send(self, data: bytes) -> bool:
         """Send ``data`` behind what is still unsent; whether all of it is on its way."""

@@ -174,21 +174,24 @@ class Schedule:
             if slot.batch is None:
                 self.free(number)
 
+    def wants(self, piece: Piece) -> bool:
+        """Whether what is read for ``piece`` will be delivered: its batch has not been discarded, nor given another slot."""
+        return self._slots[piece.slot].batch == piece.batch
+
     def retry(self, worker: int, *, singly: bool, next: bool) -> list[Piece]:
-        """The oldest piece that a worker holds is to be read once more: nothing, if its batch is not wanted any more.
+        """The oldest piece that a worker holds is to be read once more.
 
         Args:
             worker: who holds it.
             singly: cut it into pieces of one row each.
             next: before the others that the worker holds, not after them.
+
+        Returns:
+            The pieces that it is read in.
         """
         held = self._held[worker]
-        slot, batch, start, stop = held[0]
-        if self._slots[slot].batch is None:
-            self.done(worker)
-            return []
-        pieces = [Piece(slot, batch, row, row + 1) for row in range(start, stop)] if singly else [held[0]]
-        held.popleft()
+        slot, batch, start, stop = piece = held.popleft()
+        pieces = [Piece(slot, batch, row, row + 1) for row in range(start, stop)] if singly else [piece]
         self._slots[slot].missing += len(pieces) - 1
         if next:
             held.extendleft(reversed(pieces))
@@ -214,11 +217,14 @@ class Schedule:
         """A worker that can't be killed may yet write where it was reading: that slot is never used again."""
         number, batch, start, stop = self._held[worker].popleft()
         self._load[worker] -= stop - start
+        slot = self._slots[number]
+        if slot.state is State.LOST:  # another such worker was reading there too
+            return
         self._filling -= 1
-        if self._slot_of.get(batch) == number:
+        if slot.batch is not None:
             del self._slot_of[batch]
-        self._slots[number].batch = None
-        self._slots[number].state = State.LOST
+        slot.batch = None
+        slot.state = State.LOST  # for good: a piece of it is never done
 
     def fail(self, batch: Batch, error: Exception) -> None:
         """``batch``, which no slot has been given to, can't be delivered."""
