@@ -107,11 +107,19 @@ def _dict(text: str, *, from_python_2: bool) -> Any:
 
 
 def read_header_of(path: str) -> tuple[Header, bytes]:
-    """As `read_header`, of the file at ``path``."""
+    """As `read_header`, of the file at ``path``, which is no shorter than its header says.
+
+    Raises:
+        Misfit: it is; a header that was damaged may ask for any amount of memory.
+    """
     # A FIFO would keep an ordinary open waiting for ever.
     fd = os.open(path, OPEN_FLAGS | os.O_NONBLOCK)
     try:
-        return read_header(fd)
+        header, raw = read_header(fd)
+        expected, found = header.size + header.data_bytes, os.fstat(fd).st_size
+        if found < expected:
+            raise Misfit(f"expected {expected:,} bytes, found {found:,}: the file is truncated")
+        return header, raw
     finally:
         os.close(fd)
 

@@ -70,9 +70,9 @@ def main(stream: int, segment: int) -> None:
     sys.path[:] = setup.path
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    memory = memoryview(mmap.mmap(segment, 0))
-    at = memory[8 * setup.word : 8 * setup.word + 8].cast("Q")
     try:
+        memory = memoryview(mmap.mmap(segment, 0))
+        at = memory[8 * setup.word : 8 * setup.word + 8].cast("Q")
         if setup.draws:
             from shmgen._dice import seed_late
 
