@@ -301,7 +301,8 @@ class Delivery:
         if slot is None:
             return None
         if not self._samples.holds(batch):
-            schedule.discard(batch)
+            for old in (batch, *self._samples.outdated()):
+                schedule.discard(old)
             return None
         if error := schedule.error(slot):
             schedule.free(slot)

@@ -295,6 +295,7 @@ class NpyRows(RawSource):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            self._seen = None  # what is opened next may not serve, and the one that was seen come back
 
     def __del__(self) -> None:
         self.close()
@@ -322,7 +323,8 @@ def file_version(path: str, folder: int | None = None) -> object:
         status = os.stat(path, dir_fd=folder)
     except (OSError, ValueError):
         return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+    # Whoever writes a file may set its time of modification, but not that of its last change.
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _refuse_ways_out(ids: Sequence[object], folder: str) -> None:

@@ -8,6 +8,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -167,32 +168,31 @@ class Loader:
             slots = min(MOST_SLOTS, max(FEWEST_SLOTS, SLOTS_BYTES // self._layout.slot_bytes))
         filler = _filler(self._structure, self._layout, seed, transform)
 
-        self._ring = Ring(self._layout, slots)
-        try:
-            crew: Workers = Pool(workers, self._ring, filler) if workers else InProcess(self._ring, filler)
-        except BaseException:
-            self._ring.close()
-            raise
-        self._crew = crew
         self._dealer = Dealer(self._order.batches, shuffle=shuffle)
         self._damage = Damage(len(self._ids), replaces=on_error == "replace", most=max_damaged)
-        in_flight = max(FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
-        self._schedule = Schedule(self._ring.slots, max(1, workers), self._order.size, in_flight=in_flight)
-        self._delivery = Delivery(
-            self._ring,
-            crew,
-            self._schedule,
-            Samples(self._ids, self._order, self._structure, self._ring, self._dealer, filler, self._damage),
-            # With nobody to read ahead, only what is asked for is read.
-            upcoming=self._dealer.upcoming if workers else _nothing,
-            crew=max(1, workers),
-            # Nobody can give up what runs in the calling process.
-            timeout=timeout if timeout is not None and workers else math.inf,
-        )
-        # Nothing that the delivery holds leads back to the loader.
-        self._stop = weakref.finalize(self, self._delivery.close, ClosedError("nobody held it any more"))
         self._warned = False
-        self._delivery.read_ahead()
+        with ExitStack() as undo:
+            self._ring = Ring(self._layout, slots)
+            undo.callback(self._ring.close)
+            self._crew: Workers = Pool(workers, self._ring, filler) if workers else InProcess(self._ring, filler)
+            undo.callback(self._crew.stop)
+            in_flight = max(FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
+            self._schedule = Schedule(self._ring.slots, max(1, workers), self._order.size, in_flight=in_flight)
+            self._delivery = Delivery(
+                self._ring,
+                self._crew,
+                self._schedule,
+                Samples(self._ids, self._order, self._structure, self._ring, self._dealer, filler, self._damage),
+                # With nobody to read ahead, only what is asked for is read.
+                upcoming=self._dealer.upcoming if workers else _nothing,
+                crew=max(1, workers),
+                # Nobody can give up what runs in the calling process.
+                timeout=timeout if timeout is not None and workers else math.inf,
+            )
+            self._delivery.read_ahead()
+            # Nothing that the delivery holds leads back to the loader.
+            self._stop = weakref.finalize(self, self._delivery.close, ClosedError("nobody held it any more"))
+            undo.pop_all()
 
     def __len__(self) -> int:
         """Batches in an epoch."""

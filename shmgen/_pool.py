@@ -14,7 +14,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -141,11 +142,12 @@ class Pool:
         self._poll = select.epoll()
         self._poll.register(self._bell.fd, select.EPOLLIN)
         try:
-            # All are under way before the first is told what to do.
-            for _ in range(workers):
-                self._workers.append(self._start())
-            for number in range(workers):
-                self._introduce(number)
+            with _deaf_to_ctrl_c():
+                # All are under way before the first is told what to do.
+                for _ in range(workers):
+                    self._workers.append(self._start())
+                for number in range(workers):
+                    self._introduce(number)
         except BaseException:
             self.stop()
             raise
@@ -247,8 +249,9 @@ class Pool:
             self._left.append(left)
         else:
             left.close()
-        self._workers[worker] = self._start()
-        self._introduce(worker)
+        with _deaf_to_ctrl_c():
+            self._workers[worker] = self._start()
+            self._introduce(worker)
 
     def _forget(self, number: int) -> None:
         """Listen to a worker no more."""
@@ -342,6 +345,21 @@ class InProcess:
         self._bell.close()
 
 
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """For the birth of workers: Ctrl-C waits until all are known here.
+
+    It reaches the whole process group; a worker inherits the block, or it would end in a traceback of its own before it has its
+    handler.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _understood(worker: int, message: bytes) -> Heard:
     word, rest = message[:1], message[1:]
     if word == DONE:
@@ -364,8 +382,6 @@ class _Process:
         self._unframer = Unframer()
         self._unsent = bytearray()
         root = str(Path(__file__).parents[1])
-        # Ctrl-C reaches the whole process group; until the worker has its handler, it would end in a traceback of its own.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", BOOT, root, str(theirs.fileno()), str(segment)],
@@ -377,7 +393,6 @@ class _Process:
             self.socket.close()
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             theirs.close()
         try:
             self._pidfd = os.pidfd_open(self.process.pid)

@@ -84,9 +84,9 @@ def main(stream: int, segment: int) -> None:
     sys.path[:] = setup.path
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    memory = memoryview(mmap.mmap(segment, 0))
-    board = memory[8 * setup.word : 8 * (setup.word + WORDS)].cast("Q")
     try:
+        memory = memoryview(mmap.mmap(segment, 0))
+        board = memory[8 * setup.word : 8 * (setup.word + WORDS)].cast("Q")
         if setup.draws:
             from shmgen._dice import seed_late
 
