@@ -5,6 +5,8 @@ Pure: no process and no clock, so that each decision is a plain unit test.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 WAITS = 0.05
@@ -21,6 +23,11 @@ PATIENCE = 4
 
 CALM = 3
 """So many windows in a row must show that one worker less would do."""
+
+SECONDS, BATCHES = 1.0, 8
+"""A window lasts for so many seconds and batches, at least."""
+
+log = logging.getLogger("shmgen")
 
 
 class Window(NamedTuple):
@@ -122,3 +129,55 @@ class CrewSize:
     def _to(self, workers: int, reason: str) -> str:
         self.workers = workers
         return reason
+
+
+class Steering:
+    """Cuts time into windows, and steers a `CrewSize` by what was seen in them.
+
+    Args:
+        size: the number of workers.
+        most: how many there may be where there are so many, which wait for a disk or a network for a fraction of their work.
+
+    Attributes:
+        decisions: the changes so far.
+    """
+
+    def __init__(self, size: CrewSize, most: Callable[[int, float], int]) -> None:
+        self.decisions: list[Decision] = []
+        self._size = size
+        self._most = most
+        self._epoch = -1
+        self._start = (0.0, 0, 0.0, 0.0, 0.0)
+
+    def is_over(self, epoch: int, now: float, batches: int) -> bool:
+        """Whether there is enough to be seen in a window; else what `begin` began goes on.
+
+        A window ends with its epoch, since nobody knows what is done between two of them, and is not looked at then.
+        """
+        then, batches_then, *_ = self._start
+        return epoch != self._epoch or (now - then >= SECONDS and batches - batches_then >= BATCHES)
+
+    def see(self, epoch: int, now: float, batches: int, waited: float, use: tuple[float, float]) -> int:
+        """Look at the window that is over, and begin the next.
+
+        Args:
+            epoch: whose batches are delivered.
+            now: seconds from the first request for a batch.
+            batches: delivered so far.
+            waited: seconds that the trainer has waited for them.
+            use: seconds in which workers had work, and in which they had a processor or wanted one.
+
+        Returns:
+            How many workers there should be.
+        """
+        then, batches_then, waited_then, busy_then, cpu_then = self._start
+        self._start = (now, batches, waited, *use)
+        if epoch == self._epoch:
+            elapsed, busy, cpu = now - then, use[0] - busy_then, use[1] - cpu_then
+            window = Window((batches - batches_then) / elapsed, (waited - waited_then) / elapsed, busy / elapsed)
+            reading = max(0.0, 1 - cpu / busy) if busy else 0.0
+            if reason := self._size.see(window, self._most(self._size.workers, reading)):
+                self.decisions.append(Decision(now, self._size.workers, reason))
+                log.info("%d workers from now on: %s", self._size.workers, reason)
+        self._epoch = epoch
+        return self._size.workers

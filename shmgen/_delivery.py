@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from shmgen._crew import Steering
 from shmgen._filler import Task
 from shmgen._layout import Arrays
 from shmgen._order import Batch
@@ -102,6 +103,7 @@ class Delivery:
         samples: what they hold.
         upcoming: the batches that will be asked for next, as far as can be foreseen.
         crew: how many workers there are.
+        steering: says how many workers there should be; None if that is to stay as it is.
         timeout: seconds after which a read that has not ended is given up, together with its worker.
 
     Attributes:
@@ -117,6 +119,7 @@ class Delivery:
         samples: Samples,
         upcoming: Callable[[], Iterator[Batch]],
         crew: int,
+        steering: Steering | None,
         timeout: float,
     ) -> None:
         self._ring = ring
@@ -124,6 +127,7 @@ class Delivery:
         self._schedule = schedule
         self._samples = samples
         self._upcoming = upcoming
+        self._steering = steering
         self._timeout = timeout
         self._owner = os.getpid()
         self._batches = self._rows = self._bytes = self._copied = self._restarts = self._replaced = 0
@@ -159,9 +163,10 @@ class Delivery:
                 copied=self._copied,
                 restarts=self._restarts,
                 replaced=self._replaced,
-                workers=len(self._watched),
+                workers=self._schedule.crew,
                 busy=busy,
                 cpu=cpu,
+                decisions=() if self._steering is None else tuple(self._steering.decisions),
             )
 
     def read_ahead(self) -> None:
@@ -195,6 +200,8 @@ class Delivery:
             try:
                 arrays = self._fetch(batch, drain, called)
                 self._last = time.monotonic()
+                if self._steering is not None and self._steering.is_over(batch.epoch, self._last - self._first, self._batches):
+                    self._steer(self._steering, batch.epoch)
                 return arrays
             except (TooManyDamaged, WorkerDied, StartError) as end:
                 self.close(end)
@@ -369,6 +376,27 @@ class Delivery:
             self._look(late, overslept=late > until + OVERSLEPT)
             self._give_up(late)
 
+    def _steer(self, steering: Steering, epoch: int) -> None:
+        """Have as many workers as there should be."""
+        crew = steering.see(epoch, self._last - self._first, self._batches, self._waited, self._workers.use())
+        while len(self._watched) < crew:
+            try:
+                self._workers.add()
+            except OSError as error:
+                log.warning("there are %d workers, since another can't be started: %s", len(self._watched), error)
+                self._steering, crew = None, len(self._watched)
+                break
+            self._watched.append(Watched())
+        self._schedule.resize(crew)
+        self._dismiss()
+
+    def _dismiss(self) -> None:
+        """Part with workers that get no more work, once they have done what they held."""
+        while len(self._watched) > self._schedule.crew and not self._schedule.held(len(self._watched) - 1):
+            self._workers.dismiss()
+            self._watched.pop()
+            self._schedule.forget_last()
+
     def _unlocked(self, act: Callable[[], None]) -> None:
         """Do something while the lock is free; an interrupt does no harm there."""
         try:
@@ -389,6 +417,8 @@ class Delivery:
         if heard and self._listener is not None:
             self._workers.wake()  # it may have been waiting for just this
         for worker, what, detail in heard:
+            if worker >= len(self._watched):  # it has been dismissed meanwhile
+                continue
             if what is What.DONE:
                 self._schedule.done(worker)
                 self._progressed(worker)
@@ -415,6 +445,7 @@ class Delivery:
         watched.idle_deaths = 0
         watched.blamed = None  # if it has been killed since, it was not stuck after all
         self._moves_on(worker)
+        self._dismiss()
 
     def _moves_on(self, worker: int) -> None:
         """``worker`` has come to the next piece that it holds, if any."""

@@ -102,7 +102,7 @@ class Workers(Protocol):
         """Which row of its oldest task ``worker`` is at, as `Filler.open` says it."""
 
     def use(self) -> tuple[float, float]:
-        """Seconds in which workers had tasks, and in which they had a processor or wanted one; summed over those that live."""
+        """Seconds in which workers had tasks, and in which they had a processor or wanted one; of all there have been."""
 
     def is_stopped(self, worker: int) -> bool:
         """Whether ``worker`` has been stopped, as by SIGSTOP."""
@@ -112,6 +112,12 @@ class Workers(Protocol):
 
     def restart(self, worker: int) -> None:
         """Put another in the place of ``worker``, which has died, or can't be killed and is left to itself."""
+
+    def add(self) -> None:
+        """Begin one more, with the next number."""
+
+    def dismiss(self) -> None:
+        """End the one with the highest number, which has nothing to do."""
 
     def stop(self) -> None:
         """End them all; may be called again."""
@@ -137,6 +143,8 @@ class Pool:
         self._bell = _Bell()
         self._workers: list[_Process] = []
         self._left: list[_Process] = []
+        # Nanoseconds of those that are no more.
+        self._busy = self._cpu = 0
         self._by_fd: dict[int, int] = {}
         self._only: dict[int, select.poll] = {}
         self._poll = select.epoll()
@@ -168,6 +176,7 @@ class Pool:
     def _introduce(self, number: int) -> None:
         """Tell a worker that has been started what it will have to do."""
         worker = self._workers[number]
+        self._only.clear()
         for fd in worker.fds:
             self._by_fd[fd] = number
             self._poll.register(fd, select.EPOLLIN)
@@ -227,9 +236,11 @@ class Pool:
         if self._ring.board:  # it is still open
             for worker in self._workers:
                 worker.busy = self._ring.board[worker.word + BUSY]
-                if worker.busy:
-                    worker.cpu = processor_time(worker.process.pid) - self._ring.board[worker.word + USED]
-        return sum(worker.busy for worker in self._workers) / 1e9, sum(worker.cpu for worker in self._workers) / 1e9
+                # Of one that has died it is not known any more.
+                if worker.busy and (used := processor_time(worker.process.pid)):
+                    worker.cpu = used - self._ring.board[worker.word + USED]
+        busy = self._busy + sum(worker.busy for worker in self._workers)
+        return busy / 1e9, (self._cpu + sum(worker.cpu for worker in self._workers)) / 1e9
 
     def is_stopped(self, worker: int) -> bool:
         try:
@@ -242,16 +253,33 @@ class Pool:
         self._workers[worker].process.kill()
 
     def restart(self, worker: int) -> None:
-        left = self._workers[worker]
-        self._forget(worker)
-        if left.process.returncode is None:
-            left.socket.close()
-            self._left.append(left)
-        else:
-            left.close()
+        self._part_with(worker)
         with _deaf_to_ctrl_c():
             self._workers[worker] = self._start()
             self._introduce(worker)
+
+    def add(self) -> None:
+        with _deaf_to_ctrl_c():
+            self._workers.append(self._start())
+            self._introduce(len(self._workers) - 1)
+
+    def dismiss(self) -> None:
+        self._part_with(len(self._workers) - 1)
+        self._workers.pop()
+
+    def _part_with(self, number: int) -> None:
+        """Leave a worker to itself: it has died, or ends when it finds that nobody talks to it any more, or hangs."""
+        self.use()
+        self._forget(number)
+        worker = self._workers[number]
+        self._busy += worker.busy
+        self._cpu += worker.cpu
+        worker.socket.close()
+        self._left.append(worker)
+        for left in self._left:
+            if left.process.poll() is not None:
+                left.close()
+        self._left = [left for left in self._left if left.process.returncode is None]
 
     def _forget(self, number: int) -> None:
         """Listen to a worker no more."""
@@ -339,6 +367,11 @@ class InProcess:
         raise NotImplementedError
 
     restart = kill
+
+    def add(self) -> None:
+        raise NotImplementedError
+
+    dismiss = add
 
     def stop(self) -> None:
         self._tasks.clear()

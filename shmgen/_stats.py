@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shmgen._crew import Decision
+
 LITTLE = 0.05
 """A trainer that waits for less than this fraction of its time would gain nothing by faster data."""
 
@@ -28,6 +30,7 @@ class Stats:
         workers: how many there are.
         busy: seconds in which workers had something to read, summed over those that there are now.
         cpu: seconds in which they had a processor or wanted one: in the rest of ``busy`` they waited for what they read.
+        decisions: how ``workers="auto"`` has changed their number, when, and why.
     """
 
     batches: int
@@ -42,6 +45,7 @@ class Stats:
     workers: int
     busy: float
     cpu: float
+    decisions: tuple[Decision, ...] = ()
 
     @property
     def data_wait(self) -> float:
@@ -97,4 +101,5 @@ class Stats:
             )
             if count
         ]
+        lines += [f"after {at:.1f} s {workers} workers: {reason}" for at, workers, reason in self.decisions]
         return "\n".join([*lines, f"verdict: {self.verdict}: {advice[self.verdict]}"])
