@@ -332,7 +332,7 @@ class _Worker:
         if not data:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE)
-            raise WorkerDied(self._number, self.process.pid, self.process.poll() or 0)
+            raise WorkerDied(self._number, self.process.pid, self.process.poll())
         for message in self._unframer.feed(data):
             answer: Tally | int = pickle.loads(message)
             if isinstance(answer, Tally):

@@ -292,8 +292,6 @@ def reason(path: bytes, error: Exception) -> str:
             return f"expected a file, found a link to {os.fsdecode(os.readlink(path))!r}, which does not exist"
         if path.endswith(b".npy.npy"):
             return f"{explain(error)}; an id is what stands before .npy"
-    elif isinstance(error, ValueError):
-        return f"expected a file that fits on a disk, found a header that speaks of more: {error}"
     elif isinstance(error, OSError):
         with suppress(OSError):
             mode = os.stat(path).st_mode
