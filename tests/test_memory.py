@@ -1,12 +1,10 @@
-"""Shared memory that is short is said before the first batch, with the numbers and what to change, and training goes on if it can."""
+"""Short shared memory is said before the first batch, with the numbers and what to change, and training goes on if it can."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +16,7 @@ import pytest
 
 import shmgen._memory
 import shmgen._ring
-from shmgen import Loader, StartError
+from shmgen import Loader
 from shmgen._layout import PAGE, Field, Layout
 from shmgen._ring import BOARD_BYTES, Ring
 
@@ -62,7 +60,9 @@ assert not os.path.exists("/dev/shm")
 @pytest.fixture(scope="module")
 def mounts() -> None:
     """Skips where mounts can't be had."""
-    made = subprocess.run([sys.executable, "-c", "import os, sys, shmgen\n" + PRIVATE], capture_output=True, text=True, check=False)
+    made = subprocess.run(
+        [sys.executable, "-c", "import os, sys, shmgen\n" + PRIVATE], capture_output=True, text=True, check=False
+    )
     if made.returncode:
         pytest.skip(f"mounts of its own need root: {made.stderr.splitlines()[-1]}")
 
@@ -87,7 +87,12 @@ SHORT = {
         rf"{room(7):,} bytes of shared memory are wanted, for 6 slots and a spare one of {SLOT:,} bytes each, and there are 5 "
         rf"slots, because /dev/shm has {room(7) - PAGE:,} left: enlarge it, or choose a smaller batch_size",
     ),
-    "just-for-two": (SMALL.format(room(3)), 2, "/dev/shm", rf"there are 2 slots, because /dev/shm has {room(3):,} left: enlarge it"),
+    "just-for-two": (
+        SMALL.format(room(3)),
+        2,
+        "/dev/shm",
+        rf"there are 2 slots, because /dev/shm has {room(3):,} left: enlarge it",
+    ),
     "not-for-two": (
         SMALL.format(room(3) - PAGE),
         2,
@@ -117,7 +122,7 @@ SHORT = {
 def test_short_shared_memory_is_said_and_serves(
     folder: Callable, script: Callable, made: str, slots: int, kind: str, said: str | None
 ) -> None:
-    """However small: once, before the first batch, what is needed, what is left, what to change; all batches, held too, are right."""
+    """Once, before the first batch: what is needed, what is left, what to change. All batches are right, if all are held, too."""
     code = f"""
 names = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else None
 loader = Loader(IDS, LABELS, 1, data_dir=DATA, workers=2, slots=6)
@@ -172,7 +177,7 @@ sequence.close()
 
 @pytest.mark.usefixtures("mounts")
 def test_what_others_take_meanwhile_is_said(folder: Callable, script: Callable) -> None:
-    """With no room left for the spare slot, holding all batches is an OSError with numbers; it goes on once they are let go of."""
+    """With no room left for a spare slot, holding all batches is an OSError with numbers; let go of, they come again."""
     made = SMALL.format(room(6))
     code = f"""
 loader = Loader(IDS, LABELS, 1, data_dir=DATA, workers=2, slots=3)
@@ -213,8 +218,8 @@ def test_too_little_memory_is_an_error(
         Loader(data.ids, data.labels, 1, data_dir=data.path, workers=2)
 
     assert str(raised.value) == (
-        f"[Errno 12] {room(2):,} bytes of shared memory are needed, for 2 slots of {SLOT:,} bytes each, and {room(2) - 1:,} bytes of "
-        "memory are available: choose a smaller batch_size"
+        f"[Errno 12] {room(2):,} bytes of shared memory are needed, for 2 slots of {SLOT:,} bytes each, and {room(2) - 1:,} "
+        "bytes of memory are available: choose a smaller batch_size"
     )
     assert not started
 
@@ -322,8 +327,6 @@ with Loader(IDS, LABELS, 1, data_dir=DATA, workers=1, slots=400) as loader:
     assert run.err == ""
 
 
-KB = "{} kB\n".format
-
 TREES = {
     # /proc/meminfo, /proc/self/cgroup, files among the cgroups -> bytes
     "nothing-known": (None, None, {}, 1 << 62),
@@ -349,7 +352,12 @@ TREES = {
         650_000,
     ),
     "v1-joint": (None, "4:cpu,memory:/a\n", {"memory/a": (1_000_000, 400_000, {})}, 600_000),
-    "v1-limit-above": (None, "4:memory:/a/b\n", {"memory/a": (500_000, 400_000, {}), "memory/a/b": (2**63 - 4096, 1, {})}, 100_000),
+    "v1-limit-above": (
+        None,
+        "4:memory:/a/b\n",
+        {"memory/a": (500_000, 400_000, {}), "memory/a/b": (2**63 - 4096, 1, {})},
+        100_000,
+    ),
     "v1-no-limit": ("MemAvailable: 50 kB\n", "4:memory:/\n", {"memory": (2**63 - 4096, 400_000, {})}, 50 << 10),
     "v1-path-of-the-host": (None, "4:memory:/docker/1234\n", {"memory": (1_000_000, 400_000, {})}, 600_000),
     "v1-beside-v2": (None, "4:memory:/a\n0::/\n", {"memory/a": (1_000_000, 400_000, {})}, 600_000),
