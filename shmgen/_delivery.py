@@ -278,14 +278,15 @@ class Delivery:
         for slot in self._ring.released():
             self._schedule.free(slot)
             self._all_held = False
-        pieces = self._schedule.assign([batch for _, batch in self._waiting], self._upcoming())
+        demanded = [batch for _, batch in self._waiting]
+        pieces = self._schedule.assign(demanded, self._upcoming())
         if not pieces:
             return
         slot = -1
         for _, piece in pieces:
             if piece.slot != slot:
                 slot = piece.slot
-                self._samples.prepare(slot, piece.batch, ahead=piece.batch not in self._demanded)
+                self._samples.prepare(slot, piece.batch, ahead=piece.batch not in demanded)
         self._send(pieces)
 
     def _send(self, pieces: Sequence[tuple[int, Piece]]) -> None:
