@@ -206,12 +206,13 @@ class Delivery:
             except (TooManyDamaged, WorkerDied, StartError) as end:
                 self.close(end)
                 raise
-            except Exception:
-                raise
-            except BaseException as interrupt:
-                # Struck anywhere but in a wait, it may have left the books wrong.
-                if interrupt is not self._harmless:
-                    self.close(ClosedError(f"{type(interrupt).__name__} struck amid its bookkeeping: make another"))
+            except BaseException as error:
+                if isinstance(error, Exception) or error is self._harmless:
+                    # It was read for this request alone: who asks for it later wants what its files hold by then.
+                    self._schedule.discard(batch)
+                else:
+                    # An interrupt that struck anywhere but in a wait may have left the books wrong.
+                    self.close(ClosedError(f"{type(error).__name__} struck amid its bookkeeping: make another"))
                 raise
             finally:
                 self._waiting.remove((called, batch))
@@ -277,14 +278,15 @@ class Delivery:
         for slot in self._ring.released():
             self._schedule.free(slot)
             self._all_held = False
-        pieces = self._schedule.assign([batch for _, batch in self._waiting], self._upcoming())
+        demanded = [batch for _, batch in self._waiting]
+        pieces = self._schedule.assign(demanded, self._upcoming())
         if not pieces:
             return
         slot = -1
         for _, piece in pieces:
             if piece.slot != slot:
                 slot = piece.slot
-                self._samples.prepare(slot, piece.batch)
+                self._samples.prepare(slot, piece.batch, ahead=piece.batch not in demanded)
         self._send(pieces)
 
     def _send(self, pieces: Sequence[tuple[int, Piece]]) -> None:

@@ -12,11 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -150,7 +152,7 @@ class Pool:
         self._poll = select.epoll()
         self._poll.register(self._bell.fd, select.EPOLLIN)
         try:
-            with _deaf_to_ctrl_c():
+            with _undisturbed():
                 # All are under way before the first is told what to do.
                 for _ in range(workers):
                     self._workers.append(self._start())
@@ -254,12 +256,12 @@ class Pool:
 
     def restart(self, worker: int) -> None:
         self._part_with(worker)
-        with _deaf_to_ctrl_c():
+        with _undisturbed():
             self._workers[worker] = self._start()
             self._introduce(worker)
 
     def add(self) -> None:
-        with _deaf_to_ctrl_c():
+        with _undisturbed():
             self._workers.append(self._start())
             self._introduce(len(self._workers) - 1)
 
@@ -379,18 +381,25 @@ class InProcess:
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """For the birth of workers: Ctrl-C waits until all are known here.
+def _undisturbed() -> Iterator[None]:
+    """For the birth of workers: signals are handled once all that was born is known here.
 
-    It reaches the whole process group; a worker inherits the block, or it would end in a traceback of its own before it has its
-    handler.
+    A handler that raises, as that of Ctrl-C does, would leave behind what nobody knows of; and whichever thread a signal reaches,
+    it is handled in the main one, wherever that is. The workers inherit the block: Ctrl-C reaches the whole process group, and
+    before they have their own handler, it would end them with a traceback.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    try:
+    came: list[Callable[[], object]] = []
+    with ExitStack() as after:
+        after.callback(lambda: [handle() for handle in came])
+        after.callback(signal.pthread_sigmask, signal.SIG_SETMASK, signal.pthread_sigmask(signal.SIG_BLOCK, []))
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        if threading.current_thread() is threading.main_thread():
+            for number in signal.valid_signals():
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    after.callback(signal.signal, number, handler)
+                    signal.signal(number, lambda *args, handler=handler: came.append(partial(handler, *args)))
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _understood(worker: int, message: bytes) -> Heard:

@@ -47,7 +47,7 @@ class Samples:
         self._damage = damage
         self._values = [(n, source) for n, source in enumerate(structure.sources.values()) if isinstance(source, Values)]
         self._sources = [source for source in structure.sources.values() if isinstance(source, Source)]
-        # Where the sources can tell: of the batches in the ring, what their files were when they were read, or in which pass.
+        # Of the batches read ahead, where the sources can tell: what their files were when they were read, or in which pass.
         self._can_tell = any(type(source).version is not Source.version for source in self._sources)
         self._read: dict[Batch, object] = {}
         # Of the batches in the ring, the rows in which others stand in, and how many have been tried.
@@ -73,8 +73,9 @@ class Samples:
             tasks.append(Task(slot, start, stop, batch.epoch, position, ids[batch][start:stop]))
         return tasks
 
-    def prepare(self, slot: int, batch: Batch) -> None:
-        """``batch`` is about to be read into ``slot``: fill what workers don't."""
+    def prepare(self, slot: int, batch: Batch, *, ahead: bool) -> None:
+        """``batch`` is about to be read into ``slot``, ``ahead`` of being asked for or not: fill what workers don't."""
+        self._read.pop(batch, None)
         self._stand_ins.pop(batch, None)
         if self._damage.hopeless:
             for row, sample in enumerate(self._order[batch].tolist()):
@@ -83,7 +84,7 @@ class Samples:
         numbers = self._numbers(batch)
         self._fill(slot, 0, numbers)
         # What is read before its epoch begins, or before that is begun again, may have changed by then.
-        if self._can_tell:
+        if ahead and self._can_tell:
             dealt = self._dealer.current
             in_its_epoch = batch.epoch == dealt.epoch and dealt.is_begun
             self._read[batch] = dealt if in_its_epoch else self._version(numbers)
@@ -103,7 +104,7 @@ class Samples:
             values.fill(numbers, self._ring.arrays(slot)[field][start : start + len(numbers)])
 
     def holds(self, batch: Batch) -> bool:
-        """Whether what was read of ``batch`` is what its files hold; asked once, and true of what was read in its own pass."""
+        """Whether what was read of ``batch`` is what its files hold; asked once, and true of what was read in this pass."""
         read = self._read.pop(batch, None)
         if read is None or read is self._dealer.current:
             return True

@@ -1,4 +1,4 @@
-"""Shared memory that is short is said before the first batch, with the numbers and what to change, and training goes on if it can."""
+"""Short shared memory is said before the first batch, with the numbers and what to change, and training goes on if it can."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ SHORT = {
 def test_short_shared_memory_is_said_and_serves(
     folder: Callable, script: Callable, made: str, slots: int, kind: str, said: str | None
 ) -> None:
-    """However small: once, before the first batch, what is needed, what is left, what to change; all batches, held too, are right."""
+    """Once, before the first batch: what is needed, what is left, what to change. All batches are right, if all are held, too."""
     code = f"""
 names = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else None
 loader = Loader(IDS, LABELS, 1, data_dir=DATA, workers=2, slots=6)
@@ -177,7 +177,7 @@ sequence.close()
 
 @pytest.mark.usefixtures("mounts")
 def test_what_others_take_meanwhile_is_said(folder: Callable, script: Callable) -> None:
-    """With no room left for the spare slot, holding all batches is an OSError with numbers; it goes on once they are let go of."""
+    """With no room left for a spare slot, holding all batches is an OSError with numbers; let go of, they come again."""
     made = SMALL.format(room(6))
     code = f"""
 loader = Loader(IDS, LABELS, 1, data_dir=DATA, workers=2, slots=3)
@@ -218,8 +218,8 @@ def test_too_little_memory_is_an_error(
         Loader(data.ids, data.labels, 1, data_dir=data.path, workers=2)
 
     assert str(raised.value) == (
-        f"[Errno 12] {room(2):,} bytes of shared memory are needed, for 2 slots of {SLOT:,} bytes each, and {room(2) - 1:,} bytes of "
-        "memory are available: choose a smaller batch_size"
+        f"[Errno 12] {room(2):,} bytes of shared memory are needed, for 2 slots of {SLOT:,} bytes each, and {room(2) - 1:,} "
+        "bytes of memory are available: choose a smaller batch_size"
     )
     assert not started
 
@@ -326,8 +326,6 @@ with Loader(IDS, LABELS, 1, data_dir=DATA, workers=1, slots=400) as loader:
     assert "Cannot allocate memory" in run.out
     assert run.err == ""
 
-
-KB = "{} kB\n".format
 
 TREES = {
     # /proc/meminfo, /proc/self/cgroup, files among the cgroups -> bytes
