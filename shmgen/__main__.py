@@ -156,9 +156,7 @@ can't be used, 130 after Ctrl-C""",
         metavar="0-8",
         help="numbers of workers to measure, 0-8 by default: numbers, or ranges of them, with commas between them",
     )
-    tune.add_argument(
-        "--slots", type=_from_two, metavar="N", help="batches that shared memory has room for"
-    )
+    tune.add_argument("--slots", type=_from_two, metavar="N", help="batches that shared memory has room for")
     tune.add_argument("--seconds", type=_above_zero, default=2.0, metavar="S", help="for which each is measured; 2 by default")
     tune.add_argument(
         "--cold",

@@ -72,7 +72,8 @@ class Folder:
             found += f" among {self.others:,} others, such as {os.fsdecode(self.other)!r}"
         for path, reason in self.unreadable[:1]:
             found += f"; {f'sub-folder {os.fsdecode(path)!r}: ' if path else ''}{reason}"
-        return f"{os.fsdecode(self.path)}: expected files whose names end in .npy, found {found}; give the folder of the ID.npy files"
+        folder = os.fsdecode(self.path)
+        return f"{folder}: expected files whose names end in .npy, found {found}; give the folder of the ID.npy files"
 
     def _is_folder(self, entry: os.DirEntry[bytes], prefix: bytes) -> bool:
         try:

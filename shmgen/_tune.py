@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -267,14 +268,15 @@ def _read_once(arguments: dict[str, Any], workers: int, seconds: float) -> tuple
     ids = arguments["list_IDs"]
     if arguments.get("shuffle", True):
         ids = take(ids, np.random.default_rng(arguments.get("seed", 0)).permutation(len(ids)))
-    deadline = time.monotonic() + seconds
     with Loader(**{**arguments, "list_IDs": ids, "shuffle": False, "workers": workers}) as loader:
         sample_bytes = sum(field.row_bytes for field in loader._layout.fields)
         batch_size = loader._order.batch_size
         room = CACHED * available() / sample_bytes
+        deadline = math.inf
         for _ in loader:
-            samples = loader.stats.samples
-            if samples >= FEWEST_BATCHES * batch_size and (time.monotonic() > deadline or samples > room):
+            samples, now = loader.stats.samples, time.monotonic()
+            deadline = min(deadline, now + seconds)  # the workers' start does not count
+            if samples >= FEWEST_BATCHES * batch_size and (now > deadline or samples > room):
                 break
         # Those of a last batch that is left out are not worth a thought.
         part = list(islice(ids, loader.stats.samples))

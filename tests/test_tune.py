@@ -7,14 +7,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
-import numpy as np
 import pytest
 
 from shmgen import InputError, Loader, Measurement, SampleError, tune
+from shmgen._source import RawSource
 from shmgen._tune import AS_GOOD, MARGIN, Progress, _forget, recommend
 
 ROOT = Path(__file__).parents[1]
@@ -29,19 +30,21 @@ def seen(rate: float, workers: int, load: float = 1.0, reading: float = 0.0) -> 
 
 RECOMMENDED = [
     # rates of 0, 1, 2, ... workers, batches a second; the step; load and reading of all; what is recommended, and why
-    pytest.param([10, 124, 240, 250], 25, 1, 0.9, 1, "1 worker feeds a 25 ms step with 3.1 x to spare; 3 would read 2.0 x", id="one"),
-    pytest.param([10, 45, 124, 126], 25, 1, 0.9, 2, "2 workers feed a 25 ms step with 3.1 x to spare; more gain nothing: the disk", id="disk"),
-    pytest.param([10, 45, 60, 61], 25, 1, 0.1, 2, "1.5 x to spare; more gain nothing: the 2 processors are the limit", id="processors"),
+    pytest.param(
+        [10, 124, 240, 250], 25, 1, 0.9, 1, "1 worker feeds a 25 ms step with 3.1 x to spare; 3 would read 2.0 x", id="1"
+    ),
+    pytest.param([10, 45, 124, 126], 25, 1, 0.9, 2, "3.1 x to spare; more gain nothing: the disk, or network, is", id="disk"),
+    pytest.param([10, 45, 60, 61], 25, 1, 0.1, 2, "more gain nothing: the 2 processors are the limit", id="processors"),
     pytest.param([10, 45, 60, 61], 25, 0.5, 0.1, 2, "more gain nothing: the calling process takes no more", id="caller"),
-    pytest.param([10, 20, 47, 60], 25, 1, 0, 3, "3 workers feed a 25 ms step with 1.5 x to spare; more were not measured", id="margin"),
+    pytest.param([10, 20, 47, 60], 25, 1, 0, 3, "3 workers feed a 25 ms step with 1.5 x to spare; more were not", id="margin"),
     pytest.param([10, 20, 44, 45], 25, 1, 0, 2, "2 workers feed a 25 ms step with 1.1 x to spare only", id="barely"),
-    pytest.param([10, 16, 19, 20], 25, 1, 0, 2, "a 25 ms step can't be fed: with 2 workers a batch takes 52.6 ms", id="not-enough"),
-    pytest.param([900, 1800], 25, 1, 0, 0, "without workers, reading adds 4% to a 25 ms step; 1 would read 2.0 x as fast", id="none"),
+    pytest.param([10, 16, 19, 20], 25, 1, 0, 2, "a 25 ms step can't be fed: with 2 workers a batch takes 52.6 ms", id="too-slow"),
+    pytest.param([900, 1800], 25, 1, 0, 0, "without workers, reading adds 4% to a 25 ms step; 1 would read 2.0 x", id="none"),
     pytest.param([700, 600], 25, 1, 0, 1, "1 worker feeds a 25 ms step with 15.0 x to spare", id="none-would-be-noticed"),
-    pytest.param([900, 1000, 1900, 1960, 1990], None, 1, 0, 2, "2 workers read 1,900.0 batches a second; more gain", id="no-step"),
+    pytest.param([900, 1000, 1900, 1960, 1990], None, 1, 0, 2, "2 workers read 1,900.0 batches a second; more", id="no-step"),
     pytest.param([999, 90, 100], None, 1, 0, 2, "more were not measured", id="no-step-none-is-no-choice"),
-    pytest.param([999], None, 1, 0, 0, "0 workers read 999.0 batches a second; more were not measured", id="nothing-else-measured"),
-]  # fmt: skip
+    pytest.param([999], None, 1, 0, 0, "0 workers read 999.0 batches a second; more were not measured", id="only-none"),
+]
 
 
 @pytest.mark.parametrize(("rates", "step_ms", "load", "reading", "workers", "why"), RECOMMENDED)
@@ -57,16 +60,33 @@ def test_what_is_recommended(
     assert why in reason
 
 
-def sleeps(x: np.ndarray, rng: np.random.Generator) -> None:
+def sleep() -> None:
     """Costs 2 ms, and no processor."""
     time.sleep(0.002)
 
 
-def computes(x: np.ndarray, rng: np.random.Generator) -> None:
+def compute() -> None:
     """Costs 2 ms of a processor."""
     end = time.thread_time() + 0.002
     while time.thread_time() < end:
         pass
+
+
+def costly(cost: Callable[[], None]) -> RawSource:
+    """Samples of a byte, each of which costs something."""
+    # Local, and with no function of this module's: a worker need not import it, which would take long.
+    clock, code = time, cost.__code__
+
+    class Costly(RawSource):
+        shape = ()
+        dtype = "|u1"
+
+        def fill(self, ids: Sequence[object], rows: memoryview) -> None:  # type: ignore[override]
+            pay = FunctionType(code, {"time": clock})
+            for self.at[0], _ in enumerate(ids, 1):
+                pay()
+
+    return Costly()
 
 
 def grid(arguments: dict[str, Any], counts: Iterable[int], seconds: float) -> dict[int, float]:
@@ -92,26 +112,23 @@ def smallest(rates: dict[int, float], step_ms: float | None) -> int:
 
 
 @pytest.mark.parametrize(
-    ("transform", "step_ms", "counts"),
+    ("cost", "step_ms", "counts"),
     [
-        pytest.param(sleeps, 7.0, range(1, 8), id="waits"),
-        pytest.param(computes, None, range(1, 6), id="computes"),
+        pytest.param(sleep, 7.0, range(1, 6), id="waits"),
+        pytest.param(compute, None, range(1, 5), id="computes"),
     ],
 )
-def test_the_number_is_that_of_a_full_grid(
-    folder: Callable, transform: Callable[..., None], step_ms: float | None, counts: range
-) -> None:
-    """Within one; or within one of what lies between two grids, before and after, where others on the machine set them apart."""
-    data = folder(BATCH * 8)
-    arguments = {"list_IDs": data.ids, "batch_size": BATCH, "data_dir": data.path, "transform": transform}
+def test_the_number_is_that_of_a_full_grid(cost: Callable[[], None], step_ms: float | None, counts: range) -> None:
+    """Within one; or of what lies between two grids, before and after, where others on the machine set these apart."""
+    arguments = {"list_IDs": range(BATCH * 8), "batch_size": BATCH, "source": costly(cost)}
 
-    before = grid(arguments, counts, 0.4)
-    tuning = tune(**arguments, workers=counts, step_ms=step_ms, seconds=0.4)
-    after = grid(arguments, counts, 0.4)
+    right = {smallest(grid(arguments, counts, 0.3), step_ms)}
+    tuning = tune(**arguments, workers=counts, step_ms=step_ms, seconds=0.3)
+    if min(abs(tuning.workers - count) for count in right) > 1:
+        right.add(smallest(grid(arguments, counts, 0.3), step_ms))
 
-    right = sorted(smallest(rates, step_ms) for rates in (before, after))
-    assert right[0] - 1 <= tuning.workers <= right[-1] + 1
-    if transform is sleeps:
+    assert min(right) - 1 <= tuning.workers <= max(right) + 1
+    if cost is sleep:
         assert tuning.workers > 1
         assert all(one.reading > 0.5 for one in tuning.measurements)
 
@@ -124,7 +141,8 @@ def test_what_a_measurement_holds(folder: Callable) -> None:
     tuning = tune(data.ids, data.labels, BATCH, data_dir=data.path, workers=[2, 0, 2], seconds=0.2, slots=3, tell=told.append)
 
     assert [one.workers for one in tuning.measurements] == [0, 2]
-    assert (tuning.samples, tuning.of, tuning.batch_size) == (80, 80, BATCH)
+    assert (tuning.of, tuning.batch_size) == (80, BATCH)
+    assert tuning.samples in range(3 * BATCH, 81, BATCH)
     batch_bytes = BATCH * (64 * 64 * 4 + 8)
     for one in tuning.measurements:
         assert (one.slots, one.cold) == (3, False)
@@ -143,11 +161,9 @@ def test_what_a_measurement_holds(folder: Callable) -> None:
     ]  # fmt: skip
 
 
-def test_only_what_can_be_read_soon_is_measured(folder: Callable) -> None:
+def test_only_what_can_be_read_soon_is_measured() -> None:
     """Of a set that takes long, a random part in whole batches."""
-    data = folder(400)
-
-    tuning = tune(data.ids, batch_size=2, data_dir=data.path, transform=sleeps, workers=[1], seconds=0.05)
+    tuning = tune(range(400), batch_size=2, source=costly(sleep), workers=[1], seconds=0.05)
 
     assert tuning.of == 400
     assert 6 <= tuning.samples < 200
@@ -186,8 +202,8 @@ def test_a_single_batch(folder: Callable) -> None:
 
 
 def test_what_is_no_file_is_never_cold() -> None:
-    """Nobody knows what a function reads."""
-    tuning = tune(range(32), source=lambda id: np.float32(id), batch_size=BATCH, workers=[1], seconds=0.05, cold=True)
+    """Nobody knows what a source of the user's reads."""
+    tuning = tune(range(32), source=costly(sleep), batch_size=BATCH, workers=[1], seconds=0.05, cold=True)
 
     assert "cold not measured: what is read is not known to be files" in tuning.remarks
     assert not any(one.cold for one in tuning.measurements)
@@ -241,7 +257,7 @@ def test_the_command_line(folder: Callable, tmp_path: Path) -> None:
     assert [one["workers"] for one in result["measurements"]] == [0, 1, 3]
     assert (result["data_dir"], result["batch_size"], result["step_ms"], result["of"]) == ("data", 8, 25.0, 32)
     lines = done.stdout.splitlines()
-    assert lines[0] == "data: 32 samples in batches of 8, 16 slots, read again and again"
+    assert lines[0].endswith("samples in batches of 8, 16 slots, read again and again")
     assert [line.split()[0] for line in lines if line.split()[:1] in (["0"], ["1"], ["3"])] == ["0", "1", "3"]
     assert [line.split()[0] for line in lines if line.endswith("use this")] == [str(result["workers"])]
     assert " ".join(done.stdout.split()).endswith(f"workers={result['workers']}: {result['reason']}")
@@ -277,7 +293,7 @@ WRONG = [
     pytest.param(["tune", "nowhere"], "nowhere: expected a folder", id="no-folder"),
     pytest.param(["tune", "empty"], "empty: expected files whose names end in .npy, found none", id="no-files"),
     pytest.param(["tune", "data"], "expected at least 32 ids, found 8", id="too-few"),
-    pytest.param(["tune", "data", "--workers", "3-1"], "expected ints from 0 to 256, such as 0-8 or 1,2,4, found '3-1'", id="backwards"),
+    pytest.param(["tune", "data", "--workers", "3-1"], "expected ints from 0 to 256, such as 0-8 or 1,2,4", id="backwards"),
     pytest.param(["tune", "data", "--workers", "many"], "found 'many'", id="no-counts"),
     pytest.param(["tune", "data", "--workers", "999999999"], "found '999999999'", id="absurd-counts"),
     pytest.param(["tune", "data", "--step-ms", "0"], "expected a number above 0, found '0'", id="step"),
@@ -318,11 +334,10 @@ def test_what_is_missing_is_said(folder: Callable, tmp_path: Path, missing: str,
 
 
 def test_help(tmp_path: Path) -> None:
-    """It fits a terminal and names every option."""
-    os.environ.setdefault("COLUMNS", "80")
+    """It names every option."""
     done = run("tune", "--help", cwd=tmp_path)
 
     assert done.returncode == 0
-    for option in ("DATA_DIR", "--batch-size N", "--step-ms MS", "--workers 0-8", "--slots N", "--seconds S", "--cold", "--ids FILE",
-                   "--dim 32,32,32", "--n-channels N", "--dtype D", "--plot FILE", "--json [FILE]"):  # fmt: skip
+    options = "--batch-size N,--step-ms MS,--workers 0-8,--slots N,--seconds S,--cold,--ids FILE,--dim,--n-channels N,--dtype D"
+    for option in ["DATA_DIR", *options.split(","), "--plot FILE", "--json [FILE]", "exit status: 0"]:
         assert option in " ".join(done.stdout.split())
