@@ -187,7 +187,7 @@ def hold(contest: Contest, plan: Plan) -> Result:
 
 MEASURES: dict[str, Callable[[list[Turn], Case], float]] = {
     "rate": lambda turns, case: sum(turn.samples / turn.seconds for turn in turns),
-    "cold": lambda turns, case: sum(turn.samples / turn.seconds for turn in turns),
+    "cold": lambda turns, case: sum(turn.fetched / turn.seconds for turn in turns) / case.file_pages,
     "fit": lambda turns, case: sum(turn.samples / turn.seconds for turn in turns),
     "wait": lambda turns, case: 100 * max(turn.waited / turn.seconds for turn in turns),
     "first": lambda turns, case: 1000 * max(turn.first for turn in turns),
@@ -277,11 +277,19 @@ class Team:
         for process in self._processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=20)
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            self._end_group(process.pid)
             process.wait()
             process.stdout.close()
         self._stderr.close()
+
+    @staticmethod
+    def _end_group(group: int) -> None:
+        """Whatever a contestant left behind, as its session; resource trackers first get the time to unlink what they know of."""
+        with suppress(ProcessLookupError):
+            for _ in range(20):
+                os.killpg(group, 0)
+                time.sleep(0.1)
+            os.killpg(group, signal.SIGKILL)
 
 
 def contests(plan: Plan) -> Iterator[tuple[Contest, str]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.cases import CASES, CLASSES, Checksum, checksum
 from benchmarks.feeds import FEEDS, Feed, modules
-from benchmarks.machine import cpu_seconds
+from benchmarks.machine import cpu_seconds, storage_bytes
 from benchmarks.peers import PEERS, Batches, Job
 
 PR_SET_TIMERSLACK = 29
@@ -37,6 +37,8 @@ class Turn:
         first: seconds from the constructor's call to the first batch, of a fresh loader.
         waited: seconds in which the trainer had no batch.
         cpu: seconds of processors, of all processes, while the clock ran.
+        fetched: bytes from storage, by all processes, while the clock ran: what was on its way before does not count, for that
+            would favour whoever reads many batches at once.
     """
 
     samples: int
@@ -45,6 +47,7 @@ class Turn:
     first: float = 0.0
     waited: float = 0.0
     cpu: float = 0.0
+    fetched: int = 0
 
 
 def turns_of_loading(epochs: Iterator[Batches], least: float, step: float) -> Iterator[Turn]:
@@ -80,11 +83,13 @@ def turns_of_starting(epochs: Iterator[Batches]) -> Iterator[Turn]:
     epoch = iter(next(epochs))
     delivered = checksum([next(epoch)])
     first = time.perf_counter() - start
-    samples = -delivered.samples
+    fetched = storage_bytes(os.getpid())
+    begin, samples = time.perf_counter(), delivered.samples
     for batch in epoch:
         delivered += checksum([batch])
-    samples += delivered.samples
-    yield Turn(samples, time.perf_counter() - start - first, delivered, first=first)
+    seconds = time.perf_counter() - begin
+    fetched = storage_bytes(os.getpid()) - fetched
+    yield Turn(delivered.samples - samples, seconds, delivered, first=first, fetched=fetched)
 
 
 def turns_of_fit(feed: Feed, samples: int, least: float) -> Iterator[Turn]:

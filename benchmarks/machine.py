@@ -58,6 +58,15 @@ def cpu_seconds(pid: int) -> float:
     return total
 
 
+def storage_bytes(pid: int) -> int:
+    """That a process and all its children have had fetched from storage, so far; of ended ones, those that were waited for."""
+    total = 0
+    for process in _tree(pid):
+        with suppress(psutil.NoSuchProcess):
+            total += process.io_counters().read_bytes
+    return total
+
+
 def memory(pids: Iterable[int]) -> int:
     """Bytes that processes and all their children hold now; what several share is counted once, by its proportions (PSS)."""
     total = 0

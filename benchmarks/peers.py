@@ -1,9 +1,9 @@
 """The contestants that only deliver batches: shmgen, its peers, and the limit.
 
 Each is written as its own documentation recommends, at the settings that were fastest for it here. What a peer leaves to its
-user, the reading of a file, is for all of them the fastest there is: the limit's own `open`, `preadv`, `close`, into the place in
-the batch where the peer lets one write (`Files`); `np.load` would cost them a third of their speed, or more. So what differs is how
-batches get from whoever reads to whoever trains. Only *naive* is the blog's generator as everybody has it.
+user, the reading of a file, is for all of them the fastest there is: the limit's own `open`, `preadv`, `close`, into the place
+in the batch where the peer lets one write (`Files`); `np.load` would cost them a third of their speed, or more. So what differs
+is how batches get from whoever reads to whoever trains. Only *naive* is the blog's generator as everybody has it.
 
 A contestant is a generator that makes its loader and then yields one epoch after another, each of which gives its batches once:
 ``X`` of (batch, *dim, channels) and int ``y``, shuffled anew, every sample once.
@@ -199,8 +199,8 @@ def load_keras(job: Job, processes: bool) -> Iterator[Batches]:
 def torch_loader(job: Job) -> DataLoader:
     """The DataLoader with a sampler of batches, which its documentation offers to those who read a batch at once.
 
-    A worker reads into a tensor that is in shared memory already, as ``default_collate`` makes one; else torch would copy the batch
-    there. Samples one by one through ``default_collate`` were as fast with small files, and slower by a third with large ones.
+    A worker reads into a tensor that is in shared memory already, as ``default_collate`` makes one; else torch would copy the
+    batch there. Samples one by one through ``default_collate`` were as fast with small files, and slower by a third with large.
     """
     import torch
     from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
