@@ -71,7 +71,7 @@ class Plan:
         return replace(case, files=case.files // self.cut, repeats=contest.repeats, root=self.root)
 
 
-FULL = Plan(rounds=5, few=3, seconds=0.6, cut=1)
+FULL = Plan(rounds=5, few=3, seconds=0.5, cut=1)
 QUICK = Plan(rounds=3, few=2, seconds=0.25, cut=4, quick=True)
 
 

@@ -89,5 +89,5 @@ CONTESTS = (
         few=True,
     ),
     # An epoch is long, because Keras itself takes a tenth of a second to begin one.
-    Contest("fit", "fit", "volume-32", (*ALL, "memory"), ("naive", "shmgen", "memory"), figures=("fit",), repeats=4, few=True),
+    Contest("fit", "fit", "volume-32", (*ALL, "memory"), ("naive", "shmgen", "memory"), figures=("fit",), repeats=3, few=True),
 )
