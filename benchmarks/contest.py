@@ -179,7 +179,7 @@ def hold(contest: Contest, plan: Plan) -> Result:
         for _ in range(plan.few if contest.few else plan.rounds):
             all_do(turn, dice.sample(contestants, len(contestants)))
         if "memory" in contest.figures:
-            # A turn of its own, because looking takes time; the other rounds' value is this one's.
+            # One turn of its own, which is not timed, because looking takes time.
             all_do(lambda name: values["memory"][name].append(teams[name].peak_memory() / 1e6), contestants)
     kept = {figure: {name: found for name, found in of.items() if name not in failed} for figure, of in values.items()}
     return Result(contest, case, kept, failed)
