@@ -87,6 +87,7 @@ def _parse(text: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[
         if not isinstance(shape, tuple) or not all(isinstance(n, int) for n in shape) or not isinstance(fortran, bool):
             raise ValueError
         dtype = np.lib.format.descr_to_dtype(header["descr"])
+        np.empty((0,) * (1 + len(shape)))  # which raises where a batch would have more axes than NumPy knows
     except (ValueError, TypeError, SyntaxError, AttributeError, KeyError, IndexError, MemoryError, RecursionError):
         raise Misfit(f"expected an .npy header, found {text[:80]!r}") from None
     if any(n < 0 for n in shape):
