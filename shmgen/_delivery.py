@@ -547,6 +547,9 @@ class Delivery:
             elif row is not None:
                 samples.replace(piece, row, blamed, hopeless=True)
         if hangs:
+            if row is None and wanted and at != IDLE:  # its rows can't be tried one by one: each might cost a slot
+                reason = f"expected an answer, found none for {self._timeout:g} seconds (timeout), here or behind it"
+                error = samples.error(piece, 0, reason)
             schedule.abandon(worker)
             self._ring.grow()
             schedule.add_slot()
@@ -575,9 +578,9 @@ class Delivery:
         if again:
             rows = sum(piece.stop - piece.start for piece in again)
             files = self._samples.listed(again, MOST_NAMED)
-            said.append(f"another takes its place, and the {rows} rows that it held are read again: {files}")
+            said.append(f"another takes its place, and reads again the {rows} row{'s'[: rows > 1]} that it held: {files}")
         else:
-            said.append("another takes its place; it held nothing else" if held else "another takes its place; it held nothing")
+            said.append(f"it held nothing{' else' if held else ''}; another takes its place")
         return "; ".join(said)
 
     def _check(self, called: float) -> None:

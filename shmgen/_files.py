@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from shmgen._arguments import numbers, sizes, whole
-from shmgen._npy import OPEN_FLAGS, Header, axes_fit, explain, read_header, read_header_of, read_whole, require_data
+from shmgen._npy import OPEN_FLAGS, Header, axes_fit, explain, read_header, read_header_of, read_whole
 from shmgen._source import RawSource, row_of, row_shapes
 from shmgen.errors import InputError, Misfit, SampleError
 
@@ -159,17 +159,19 @@ class Npy(RawSource):
 
     def _read(self, fd: int, row: memoryview) -> None:
         """Read a file that does not begin as the last plain one did, or did not come whole in one call."""
+        before = _written(fd)
         header, raw = read_header(fd)
         self._check(header)
-        if self._is_plain(header):
+        is_plain = self._is_plain(header)
+        data = row if is_plain else memoryview(bytearray(header.data_bytes))
+        read_whole(fd, data, header.size)
+        if _written(fd) != before:
+            raise Misfit("expected a file that stays as it is while it is read, found one that was written to meanwhile")
+        if is_plain:
             self._plain = raw
-            read_whole(fd, row, header.size)
             return
         import numpy as np
 
-        require_data(fd, header)
-        data = bytearray(header.data_bytes)
-        read_whole(fd, memoryview(data), header.size)
         array = np.ndarray(header.shape, header.dtype, data, order="F" if header.fortran else "C")
         np.copyto(np.ndarray(self.shape, self.dtype, row), array.reshape(self.shape), casting="same_kind")
 
@@ -325,6 +327,12 @@ def file_version(path: str, folder: int | None = None) -> object:
         return None
     # Whoever writes a file may set its time of modification, but not that of its last change.
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+
+def _written(fd: int) -> object:
+    """What is different of an open file once it has been written to."""
+    status = os.fstat(fd)
+    return status.st_mtime_ns, status.st_size
 
 
 def _refuse_ways_out(ids: Sequence[object], folder: str) -> None:

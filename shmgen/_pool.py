@@ -293,6 +293,10 @@ class Pool:
     def stop(self) -> None:
         self._workers += self._left
         self._left = []
+        if os.getpid() == self._owner:
+            for worker in self._workers:
+                with suppress(OSError):
+                    worker.socket.shutdown(socket.SHUT_RDWR)  # to close it ends nothing where a fork keeps it open
         for worker in self._workers:
             worker.socket.close()
         if os.getpid() == self._owner:
@@ -389,6 +393,12 @@ def _undisturbed() -> Iterator[None]:
     before they have their own handler, it would end them with a traceback.
     """
     came: list[Callable[[], object]] = []
+    here = os.getpid()
+
+    def put_off(handler: Callable[..., object]) -> Callable[..., object]:
+        # A fork that another thread makes meanwhile is left with it.
+        return lambda *args: came.append(partial(handler, *args)) if os.getpid() == here else handler(*args)
+
     with ExitStack() as after:
         after.callback(lambda: [handle() for handle in came])
         after.callback(signal.pthread_sigmask, signal.SIG_SETMASK, signal.pthread_sigmask(signal.SIG_BLOCK, []))
@@ -398,7 +408,7 @@ def _undisturbed() -> Iterator[None]:
                 handler = signal.getsignal(number)
                 if callable(handler):
                     after.callback(signal.signal, number, handler)
-                    signal.signal(number, lambda *args, handler=handler: came.append(partial(handler, *args)))
+                    signal.signal(number, put_off(handler))
         yield
 
 

@@ -130,7 +130,7 @@ FORKS = {
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_children_forked_while_a_loader_lives(folder: Callable, script: Callable, workers: int) -> None:
-    """However a fork of the process ends, or if it lives on: it ends well, the loader works on, and closes at once."""
+    """However a fork of the process ends, or if it lives on: the loader works on, and its workers end by themselves."""
     code = f"""
 import gc, multiprocessing, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 has one for every fork
@@ -166,11 +166,10 @@ for does in {[*FORKS.items()]!r}:
         labels += y.tolist()
     assert labels == list(range(24)), does
 assert loader.stats.restarts == 0
-pids = loader._crew.pids if {workers} else []
-began = time.monotonic()
+shmgen._pool.GRACE = 1000  # for workers to end by themselves, though the child that lives on keeps their sockets open
+processes = [worker.process for worker in loader._crew._workers] if {workers} else []
 loader.close()
-assert time.monotonic() - began < {GONE_WITHIN}
-assert not [pid for pid in pids if os.path.exists(f"/proc/{{pid}}")]
+assert [process.returncode for process in processes] == [0] * {workers}
 os.kill(living, signal.SIGKILL)
 os.waitpid(living, 0)
 say("done")

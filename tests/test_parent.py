@@ -58,6 +58,7 @@ MOMENTS = {
     # when it ends -> the script, which calls strike()
     "first-worker-started": AT_WORKER.format(number=1) + LOADER,
     "last-worker-started": AT_WORKER.format(number=2) + LOADER,
+    "amid-the-memory": "from shmgen import _ring\n_ring._reserve = lambda *_: strike()\n" + LOADER,
     "amid-the-constructor": "from shmgen import _loader\n_loader.Delivery = lambda *_, **__: strike()\n" + LOADER,
     "before-the-workers-are-ready": f"loader = {LOADER}\nstrike()",
     "idle": f"loader = {LOADER}\nfor epoch in range(2): list(loader)\nstrike()",
