@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,9 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import psutil
 import pytest
+from conftest import wait_until, workers_of
 
 from shmgen import InputError, Loader, Measurement, SampleError, tune
 from shmgen._source import RawSource
@@ -331,6 +334,27 @@ def test_what_is_missing_is_said(folder: Callable, tmp_path: Path, missing: str,
 
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
+
+
+def test_ctrl_c(folder: Callable, tmp_path: Path) -> None:
+    """It ends the measurement and its workers, with a line and a status of its own."""
+    folder(32)
+    with subprocess.Popen(
+        [*COMMAND, "tune", "data", "--workers", "2", "--seconds", "60"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        try:
+            wait_until(lambda: len(workers_of(psutil.Process(process.pid))) == 2, "both workers are there")
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+
+    assert (process.returncode, out, err) == (130, b"", b"python -m shmgen tune: interrupted\n")
 
 
 def test_help(tmp_path: Path) -> None:
