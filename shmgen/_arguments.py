@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import TYPE_CHECKING, SupportsIndex
 
 from shmgen.errors import InputError
@@ -22,6 +23,13 @@ def whole(value: SupportsIndex, name: str, least: int) -> int:
     if number < least:
         raise InputError(f"{name}: expected an int from {least}, found {number}")
     return number
+
+
+def real(value: object, name: str, expected: str, fits: Callable[[float], bool]) -> float:
+    """``value`` as a float that ``fits``, which ``expected`` says in words."""
+    if not isinstance(value, Real) or not fits(float(value)):
+        raise InputError(f"{name}: expected {expected}, found {value!r}")
+    return float(value)
 
 
 def sizes(dim: int | Iterable[int] | None) -> tuple[int, ...] | None:

@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from shmgen._arguments import numbers, sizes, whole
-from shmgen._npy import OPEN_FLAGS, Header, explain, read_header, read_header_of, read_whole
+from shmgen._npy import OPEN_FLAGS, Header, axes_fit, explain, read_header, read_header_of, read_whole
 from shmgen._source import RawSource, row_of, row_shapes
 from shmgen.errors import InputError, Misfit, SampleError
 
@@ -69,6 +69,8 @@ class Npy(RawSource):
         try:
             header, raw = read_header_of(self.path(first))
             self.shape, self.bare_shape = row_shapes(header.shape, dim, n_channels)
+            if not axes_fit(1 + len(self.shape)):
+                raise Misfit(f"expected axes few enough for a batch to have one more, found {len(self.shape)}")
             if dtype is None and header.dtype.kind not in "biufc":
                 raise Misfit(f"expected numbers, found dtype {header.dtype}")
             row_dtype = header.dtype.newbyteorder("=") if dtype is None else dtype
@@ -140,7 +142,14 @@ class Npy(RawSource):
                 os.close(fd)
 
     def version(self, ids: Sequence[object]) -> object:
-        return [file_version(self.path(id)) for id in ids]
+        try:
+            folder = os.open(self.folder, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            return [file_version(name, folder) for name in self._names(ids)]
+        finally:
+            os.close(folder)
 
     def _expected(self) -> tuple[bytes, bytearray, int]:
         """The header of a plain file, room for the one that is found, and how many bytes header and row are; -1 if unknown."""
@@ -305,10 +314,15 @@ class NpyRows(RawSource):
             raise Misfit(f"expected numbers, found dtype {header.dtype}")
 
 
-def file_version(path: str) -> object:
-    """What tells a file from another that has taken its place, or from itself once it has been written to."""
+def file_version(path: str, folder: int | None = None) -> object:
+    """What tells a file from another that has taken its place, or from itself once it has been written to.
+
+    Args:
+        path: of the file.
+        folder: descriptor of the folder that ``path`` begins at; else the current one.
+    """
     try:
-        status = os.stat(path)
+        status = os.stat(path, dir_fd=folder)
     except (OSError, ValueError):
         return None
     # Whoever writes a file may set its time of modification, but not that of its last change.

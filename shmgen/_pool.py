@@ -27,7 +27,7 @@ from shmgen._filler import Filler, Task
 from shmgen._ring import Ring
 from shmgen._source import IDLE, row_of
 from shmgen._travel import dumps
-from shmgen._wire import DONE, FAILED, INTERRUPTED, READY, Unframer, frame
+from shmgen._wire import AT, BUSY, DONE, FAILED, INTERRUPTED, READY, USED, WORDS, Unframer, frame, packed, processor_time
 from shmgen._worker import Setup
 from shmgen.errors import WorkerDied
 
@@ -103,6 +103,9 @@ class Workers(Protocol):
     def at(self, worker: int) -> int:
         """Which row of its oldest task ``worker`` is at, as `Filler.open` says it."""
 
+    def use(self) -> tuple[float, float]:
+        """Seconds in which workers had tasks, and in which they had a processor or wanted one; of all there have been."""
+
     def is_stopped(self, worker: int) -> bool:
         """Whether ``worker`` has been stopped, as by SIGSTOP."""
 
@@ -111,6 +114,12 @@ class Workers(Protocol):
 
     def restart(self, worker: int) -> None:
         """Put another in the place of ``worker``, which has died, or can't be killed and is left to itself."""
+
+    def add(self) -> None:
+        """Begin one more, with the next number."""
+
+    def dismiss(self) -> None:
+        """End the one with the highest number, which has nothing to do."""
 
     def stop(self) -> None:
         """End them all; may be called again."""
@@ -133,10 +142,11 @@ class Pool:
         self._ring = ring
         self._draws = filler.calls_functions
         self._filler = dumps(filler)
-        self._started = 0
         self._bell = _Bell()
         self._workers: list[_Process] = []
         self._left: list[_Process] = []
+        # Nanoseconds of those that are no more.
+        self._busy = self._cpu = 0
         self._by_fd: dict[int, int] = {}
         self._only: dict[int, select.poll] = {}
         self._poll = select.epoll()
@@ -161,20 +171,23 @@ class Pool:
         return [worker.process.pid for worker in self._workers]
 
     def _start(self) -> _Process:
-        self._started += 1
-        return _Process(self._ring.fd, self._started % len(self._ring.board))
+        # No word serves two: whoever can't be killed may write to its own yet.
+        taken = {worker.word for worker in self._workers + self._left}
+        return _Process(self._ring.fd, next(word for word in range(0, len(self._ring.board), WORDS) if word not in taken))
 
     def _introduce(self, number: int) -> None:
         """Tell a worker that has been started what it will have to do."""
         worker = self._workers[number]
+        self._only.clear()
         for fd in worker.fds:
             self._by_fd[fd] = number
             self._poll.register(fd, select.EPOLLIN)
-        self._ring.board[worker.word] = 0
+        for word in range(WORDS):
+            self._ring.board[worker.word + word] = 0
         self._send(number, pickle.dumps([tuple(Setup(os.getpid(), sys.path, worker.word, self._draws, self._filler))]))
 
     def send(self, worker: int, tasks: list[Task]) -> None:
-        self._send(worker, pickle.dumps([tuple(task) for task in tasks]))
+        self._send(worker, pickle.dumps([(*task[:-1], packed(task.ids)) for task in tasks]))
 
     def _send(self, number: int, message: bytes) -> None:
         worker = self._workers[number]
@@ -182,7 +195,7 @@ class Pool:
             self._poll.modify(worker.socket, select.EPOLLIN | select.EPOLLOUT)
 
     def wait(self, timeout: float | None, only: int | None) -> None:
-        if only is None:
+        if only is None or any(worker.has_more for worker in self._workers):  # to tell them, as soon as they take more
             self._poll.poll(timeout)
         else:
             self._listening_to(only).poll(None if timeout is None else 1000 * timeout)
@@ -219,7 +232,17 @@ class Pool:
         return heard
 
     def at(self, worker: int) -> int:
-        return self._ring.board[self._workers[worker].word]
+        return self._ring.board[self._workers[worker].word + AT]
+
+    def use(self) -> tuple[float, float]:
+        if self._ring.board:  # it is still open
+            for worker in self._workers:
+                worker.busy = self._ring.board[worker.word + BUSY]
+                # Of one that has died it is not known any more.
+                if worker.busy and (used := processor_time(worker.process.pid)):
+                    worker.cpu = used - self._ring.board[worker.word + USED]
+        busy = self._busy + sum(worker.busy for worker in self._workers)
+        return busy / 1e9, (self._cpu + sum(worker.cpu for worker in self._workers)) / 1e9
 
     def is_stopped(self, worker: int) -> bool:
         try:
@@ -232,16 +255,33 @@ class Pool:
         self._workers[worker].process.kill()
 
     def restart(self, worker: int) -> None:
-        left = self._workers[worker]
-        self._forget(worker)
-        if left.process.returncode is None:
-            left.socket.close()
-            self._left.append(left)
-        else:
-            left.close()
+        self._part_with(worker)
         with _undisturbed():
             self._workers[worker] = self._start()
             self._introduce(worker)
+
+    def add(self) -> None:
+        with _undisturbed():
+            self._workers.append(self._start())
+            self._introduce(len(self._workers) - 1)
+
+    def dismiss(self) -> None:
+        self._part_with(len(self._workers) - 1)
+        self._workers.pop()
+
+    def _part_with(self, number: int) -> None:
+        """Leave a worker to itself: it has died, or ends when it finds that nobody talks to it any more, or hangs."""
+        self.use()
+        self._forget(number)
+        worker = self._workers[number]
+        self._busy += worker.busy
+        self._cpu += worker.cpu
+        worker.socket.close()
+        self._left.append(worker)
+        for left in self._left:
+            if left.process.poll() is not None:
+                left.close()
+        self._left = [left for left in self._left if left.process.returncode is None]
 
     def _forget(self, number: int) -> None:
         """Listen to a worker no more."""
@@ -323,6 +363,9 @@ class InProcess:
     def at(self, worker: int) -> int:
         return self._at[0]
 
+    def use(self) -> tuple[float, float]:
+        return 0.0, 0.0
+
     def is_stopped(self, worker: int) -> bool:
         return False
 
@@ -330,6 +373,11 @@ class InProcess:
         raise NotImplementedError
 
     restart = kill
+
+    def add(self) -> None:
+        raise NotImplementedError
+
+    dismiss = add
 
     def stop(self) -> None:
         self._tasks.clear()
@@ -376,10 +424,12 @@ def _understood(worker: int, message: bytes) -> Heard:
 
 
 class _Process:
-    """The parent's side of one worker, whose word on the board is ``word``."""
+    """The parent's side of one worker, whose words on the board begin at ``word``."""
 
     def __init__(self, segment: int, word: int) -> None:
         self.word = word
+        # Nanoseconds, as they were when somebody last asked.
+        self.busy = self.cpu = 0
         self.socket, theirs = socket.socketpair()
         self._unframer = Unframer()
         self._unsent = bytearray()
@@ -405,6 +455,11 @@ class _Process:
     def fds(self) -> list[int]:
         """What becomes readable when the worker speaks or dies."""
         return [fd for fd in (self.socket.fileno(), self._pidfd) if fd >= 0]
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is something to send for which there was no room yet."""
+        return bool(self._unsent)
 
     def send(self, data: bytes) -> bool:
         """Send ``data`` behind what is still unsent; whether all of it is on its way."""

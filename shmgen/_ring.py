@@ -26,7 +26,7 @@ from shmgen._layout import PAGE, Layout
 from shmgen._memory import SHM, available, free_shm
 
 BOARD_BYTES = PAGE
-"""The segment begins with a board, where each worker has a word of 8 bytes: which row it is at."""
+"""The segment begins with a board, where each worker has a few words of its own; `shmgen._wire` says which."""
 
 FEWEST_SLOTS = 2
 """With a single one, nothing could be read while a batch is held."""

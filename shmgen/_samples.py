@@ -82,13 +82,26 @@ class Samples:
                 if sample in self._damage.hopeless:
                     self._substitute(batch, row)
         numbers = self._numbers(batch)
-        for field, values in self._values:
-            values.fill(numbers, self._ring.arrays(slot)[field][: len(numbers)])
+        self._fill(slot, 0, numbers)
         # What is read before its epoch begins, or before that is begun again, may have changed by then.
         if ahead and self._can_tell:
             dealt = self._dealer.current
             in_its_epoch = batch.epoch == dealt.epoch and dealt.is_begun
             self._read[batch] = dealt if in_its_epoch else self._version(numbers)
+
+    def refill(self, piece: Piece) -> None:
+        """``piece`` is about to be read again: fill what a transform may have changed, and have what is hopeless stand aside."""
+        slot, batch, start, stop = piece
+        if self._damage.hopeless:
+            for row, sample in enumerate(self._numbers(batch)[start:stop].tolist(), start):
+                if sample in self._damage.hopeless:
+                    self._substitute(batch, row)
+        self._fill(slot, start, self._numbers(batch)[start:stop])
+
+    def _fill(self, slot: int, start: int, numbers: np.ndarray) -> None:
+        """Fill the rows in ``slot`` from ``start`` on with what workers don't fill of the samples ``numbers``."""
+        for field, values in self._values:
+            values.fill(numbers, self._ring.arrays(slot)[field][start : start + len(numbers)])
 
     def holds(self, batch: Batch) -> bool:
         """Whether what was read of ``batch`` is what its files hold; asked once, and true of what was read in this pass."""
@@ -120,18 +133,16 @@ class Samples:
     def _ids_of(self, piece: Piece) -> list[Any]:
         return take(self._ids, self._numbers(piece.batch)[piece.start : piece.stop])
 
-    def error(self, piece: Piece, row: int | None, reason: str) -> SampleError:
-        """That the sample in ``row`` of ``piece``, as far as that is known, can't be had for a ``reason`` other than its data."""
-        id = self._ids_of(piece)[row or 0]
-        if row is None and piece.stop - piece.start > 1:
-            reason = f"{reason}; or it was one of the {piece.stop - piece.start - 1} samples behind it"
+    def error(self, piece: Piece, row: int, reason: str) -> SampleError:
+        """That the sample in ``row`` of ``piece`` can't be had for a ``reason`` other than its data."""
+        id = self._ids_of(piece)[row]
         return SampleError(id, self._filler.places(id), reason)
 
     def replace(self, piece: Piece, row: int, error: SampleError, *, hopeless: bool = False) -> None:
         """Have another sample stand in for that in ``row`` of ``piece``, which can't be had because of ``error``.
 
         Args:
-            piece: what was being read.
+            piece: what was being read, and is to be read again, once it has been `refill`ed.
             row: from the piece's first.
             error: why.
             hopeless: the sample is not to be tried again, ever.
@@ -142,9 +153,6 @@ class Samples:
         batch, row = piece.batch, piece.start + row
         self._damage.note(int(self._numbers(batch)[row]), error, hopeless=hopeless)
         self._substitute(batch, row)
-        number = self._numbers(batch)[row : row + 1]
-        for field, values in self._values:
-            values.fill(number, self._ring.arrays(piece.slot)[field][row : row + 1])
 
     def _substitute(self, batch: Batch, row: int) -> None:
         rows = self._stand_ins.setdefault(batch, {})

@@ -79,6 +79,7 @@ class Schedule:
         self._held: list[deque[Piece]] = [deque() for _ in range(workers)]
         # Rows that each worker holds.
         self._load = [0] * workers
+        self._crew = workers
         self._turn = 0
         self._spare = 0
         self._read_in_vain = False
@@ -123,6 +124,24 @@ class Schedule:
                 if piece.slot == slot and before >= most_before:
                     last, most_before = worker, before
         return last
+
+    @property
+    def crew(self) -> int:
+        """How many workers get work: those with the lowest numbers."""
+        return self._crew
+
+    def resize(self, crew: int) -> None:
+        """From now on so many workers get work; what others hold, they still have to read."""
+        self._crew = crew
+        for _ in range(len(self._held), crew):
+            self._held.append(deque())
+            self._load.append(0)
+
+    def forget_last(self) -> None:
+        """The worker with the highest number, which holds nothing, is no more."""
+        assert not self._held[-1]
+        self._held.pop()
+        self._load.pop()
 
     def held(self, worker: int) -> tuple[Piece, ...]:
         """What ``worker`` has yet to read, the oldest first."""
@@ -174,21 +193,24 @@ class Schedule:
             if slot.batch is None:
                 self.free(number)
 
+    def wants(self, piece: Piece) -> bool:
+        """Whether what is read for ``piece`` will be delivered: its batch has not been discarded, nor given another slot."""
+        return self._slots[piece.slot].batch == piece.batch
+
     def retry(self, worker: int, *, singly: bool, next: bool) -> list[Piece]:
-        """The oldest piece that a worker holds is to be read once more: nothing, if its batch is not wanted any more.
+        """The oldest piece that a worker holds is to be read once more.
 
         Args:
             worker: who holds it.
             singly: cut it into pieces of one row each.
             next: before the others that the worker holds, not after them.
+
+        Returns:
+            The pieces that it is read in.
         """
         held = self._held[worker]
-        slot, batch, start, stop = held[0]
-        if self._slots[slot].batch is None:
-            self.done(worker)
-            return []
-        pieces = [Piece(slot, batch, row, row + 1) for row in range(start, stop)] if singly else [held[0]]
-        held.popleft()
+        slot, batch, start, stop = piece = held.popleft()
+        pieces = [Piece(slot, batch, row, row + 1) for row in range(start, stop)] if singly else [piece]
         self._slots[slot].missing += len(pieces) - 1
         if next:
             held.extendleft(reversed(pieces))
@@ -214,11 +236,14 @@ class Schedule:
         """A worker that can't be killed may yet write where it was reading: that slot is never used again."""
         number, batch, start, stop = self._held[worker].popleft()
         self._load[worker] -= stop - start
+        slot = self._slots[number]
+        if slot.state is State.LOST:  # another such worker was reading there too
+            return
         self._filling -= 1
-        if self._slot_of.get(batch) == number:
+        if slot.batch is not None:
             del self._slot_of[batch]
-        self._slots[number].batch = None
-        self._slots[number].state = State.LOST
+        slot.batch = None
+        slot.state = State.LOST  # for good: a piece of it is never done
 
     def fail(self, batch: Batch, error: Exception) -> None:
         """``batch``, which no slot has been given to, can't be delivered."""
@@ -274,7 +299,7 @@ class Schedule:
 
         A worker that shares its processor with the parent is slower than the others, who would wait for it if all got the same.
         """
-        workers = len(self._load)
+        workers = self._crew
         # Equals take turns, or batches of a single row would all go to the first worker.
         self._turn += 1
         order = sorted(range(workers), key=lambda w: (self._load[w], (w - self._turn) % workers))

@@ -1,0 +1,433 @@
+"""Workers that die: others take their place, and what is delivered is what would have been."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from conftest import DataSet, wait_until
+from ways import BATCH, KINDS, as_bytes, filling, flat, kill, made, mend, reader, run, stop, who_reads
+
+from shmgen import Loader, SampleError, Source, StartError, WorkerDied, _delivery, _pool
+
+# Functions and sources stand inside of functions: ones of the module itself would have workers import pytest.
+
+N = 30
+
+PROMPTLY = 6.0
+"""Seconds in which what is promised "promptly" must have happened: a few starts of workers, on a machine that is busy."""
+
+
+# Workers that die.
+
+
+@pytest.mark.parametrize(
+    ("kind", "crew"), [*((kind, 2) for kind in KINDS), ("files", 1), ("files", 5), ("transform", 1), ("transform", 5)]
+)
+def test_deaths_change_no_byte(folder: Callable, workers: Callable, kind: str, crew: int) -> None:
+    """Whoever dies of whatever signal while nobody waits: two epochs hold what they hold in process, batch by batch."""
+    data = folder(N)
+    expected = run(made(kind, data, workers=0, seed=crew))
+    signals = cycle([signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+    found = []
+
+    with made(kind, data, workers=crew, seed=crew) as loader:
+        for epoch in range(2):
+            for number, batch in enumerate(loader):
+                found.append(as_bytes(batch))
+                if number in (0, 3):
+                    kill(workers()[(number + epoch) % crew], next(signals))
+        assert loader.stats.restarts == 4
+        assert loader.stats.replaced == 0
+        assert len(workers()) == crew
+
+    assert found == expected
+
+
+CAUSES = {
+    signal.SIGKILL: "was killed by SIGKILL; the kernel does that when memory runs out: try .*",
+    signal.SIGSEGV: "was killed by SIGSEGV",
+    signal.SIGTERM: "was killed by SIGTERM",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "crew", "number"),
+    [
+        pytest.param("files", 1, signal.SIGKILL, id="files-1-SIGKILL"),
+        pytest.param("files", 1, signal.SIGTERM, id="files-1-SIGTERM"),
+        pytest.param("files", 2, signal.SIGSEGV, id="files-2-SIGSEGV"),
+        pytest.param("function", 1, signal.SIGSEGV, id="function-1-SIGSEGV"),
+        pytest.param("function", 2, signal.SIGTERM, id="function-2-SIGTERM"),
+        pytest.param("own-fill", 1, signal.SIGTERM, id="own-fill-1-SIGTERM"),
+        pytest.param("own-fill", 2, signal.SIGKILL, id="own-fill-2-SIGKILL"),
+    ],
+)
+def test_who_dies_amid_a_wait_is_named(
+    folder: Callable, asking: Callable, workers: Callable, caplog: pytest.LogCaptureFixture, kind: str, crew: int, number: int
+) -> None:
+    """One or all at once, stuck in a file or idle: the batch comes; a warning says who died of what, and held which files."""
+    data = folder(24)
+    data.fifo(9)
+    with made(kind, data, batch_size=4, workers=crew, shuffle=False) as loader:
+        data.check(*loader.batch(0))
+        thread = asking(lambda: loader.batch(2))
+        thread.until_it_waits()
+        if kind != "files":
+            who_reads(data, 9)
+        elif crew == 1:
+            wait_until(lambda: loader._crew.at(0) == 1 + 1, "the worker is at the second row of its piece")
+        pids = [worker.pid for worker in workers()]
+        for worker in workers():
+            stop(worker)
+        mend(data, 9)
+        for worker in workers():
+            worker.send_signal(number)
+            worker.resume()
+
+        assert data.check(*thread.outcome()) == [8, 9, 10, 11]
+        assert data.check(*loader.batch(3)) == [12, 13, 14, 15]
+        assert loader.stats.restarts == crew
+        assert not set(pids) & {worker.pid for worker in workers()}
+
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * crew
+    for pid in pids:
+        [said] = [record.getMessage() for record in caplog.records if f"(pid {pid})" in record.getMessage()]
+        assert re.match(rf"worker \d \(pid {pid}\) {CAUSES[number]}; .*another takes its place", said), said
+    if kind != "own-fill" and (kind, crew) != ("files", 2):
+        place = data.file("id-9") if kind == "files" else "function 'reader.<locals>.read'"
+        assert f"; it was at sample 'id-9', {place}; another takes its place" in caplog.text
+    held = re.findall(r"reads again the (\d+) rows? that it held: (.*)", caplog.text)
+    assert any("id-9" in files for _, files in held)
+    assert all(len(files.split(", ")) == int(rows) for rows, files in held)
+
+
+def test_what_the_dead_held_is_read_again_and_nothing_else(
+    folder: Callable, asking: Callable, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Of what has been read, or is being read by others, nothing is read a second time."""
+    data = folder(32)
+    data.fifo(9)
+    read, noted = reader(data), str(tmp_path / "noted")
+
+    def noting(id: str) -> np.ndarray:
+        fd = os.open(noted, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.write(fd, f"{id}\n".encode())
+        os.close(fd)
+        return read(id)
+
+    options = {"dim": (4, 3), "n_channels": 1, "dtype": "f4", "slots": 2, "shuffle": False, "workers": 2}
+    with Loader(data.ids, data.labels, 4, source=noting, **options) as loader:
+        thread = asking(lambda: [data.check(*loader.batch(number)) for number in range(5)])
+        thread.until_it_waits()
+        worker = who_reads(data, 9)
+        stop(worker)
+        mend(data, 9)
+        kill(worker)
+        assert thread.outcome() == [[*range(first, first + 4)] for first in range(0, 20, 4)]
+
+    again = {id for id, times in Counter(Path(noted).read_text().split()).items() if times > 1}
+    held = set(re.findall(r"id-\d+", " ".join(re.findall("reads again the .*: (.*)", caplog.text))))
+    assert again <= held
+    assert "id-9" in again
+
+
+ENDS = {
+    "exit-0": (lambda: os._exit(0), "ended with exit code 0"),
+    "exit-3": (lambda: os._exit(3), "ended with exit code 3"),
+    "sys.exit-7": (lambda: sys.exit(7), "ended with exit code 7"),
+    "SIGSEGV": (lambda: os.kill(os.getpid(), signal.SIGSEGV), "was killed by SIGSEGV"),
+    "SIGKILL": (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed by SIGKILL; .*memory"),
+}
+"""How a function may end its worker, and what is said of it."""
+
+
+def deadly(role: str, data: DataSet, ends: Callable[[], object], once: Path | None, **options: Any) -> Loader:
+    """A loader of ``data`` whose function ``ends`` its worker at sample 7, always or ``once``; all change the label."""
+    read, folder = reader(data), str(once)
+
+    def end(id: str) -> None:
+        if id == "id-7" and not (once and os.path.exists(folder)):
+            open(folder, "w").close()
+            ends()
+
+    def dying(id: str) -> np.ndarray:
+        end(id)
+        return read(id)
+
+    def changing(sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        if role == "transform":
+            end(f"id-{sample['y']}")
+        sample["y"] += 1000
+
+    sources = {"source": dying, "own-fill": filling(dying), "transform": read}
+    options = {"batch_size": 4, "shuffle": False, "slots": 2, "workers": 1, **options}
+    return Loader(data.ids, inputs={"X": sources[role]}, targets=data.labels, transform=changing, **options)
+
+
+@pytest.mark.parametrize(
+    ("how", "role"),
+    [*((how, "source") for how in ENDS), ("exit-3", "own-fill"), ("SIGKILL", "own-fill"), ("exit-0", "transform")],
+)
+def test_a_function_that_ends_its_worker_once(
+    folder: Callable, caplog: pytest.LogCaptureFixture, tmp_path: Path, how: str, role: str
+) -> None:
+    """It is called again for the same samples; rows that the caller fills are changed once, not once for each worker."""
+    data = folder(12)
+    ends, said = ENDS[how]
+    with deadly(role, data, ends, tmp_path / "ended", workers=2) as loader:
+        epoch = [flat(batch) for batch in loader]
+        assert loader.stats.restarts == 1
+
+    assert [label for _, y in epoch for label in y.tolist()] == [1000 + number for number in range(12)]
+    for X, y in epoch:
+        data.check(X, y - 1000)
+    assert re.search(rf"worker \d \(pid \d+\) {said}", caplog.text)
+
+
+def test_all_die_right_after_construction(folder: Callable, workers: Callable) -> None:
+    """Before they have said a word."""
+    data = folder(N)
+    for _ in range(5):
+        with made("files", data, workers=2) as loader:
+            for worker in workers():
+                worker.kill()
+            assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(N))
+            assert loader.stats.restarts == 2
+
+
+def test_those_who_hold_nothing_die(
+    folder: Callable, asking: Callable, workers: Callable, until: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While all slots are held, workers have nothing to do: it is said that they held nothing."""
+    data = folder(N)
+    with made("files", data, workers=2, shuffle=False) as loader:
+        held = [loader.batch(0), loader.batch(1)]
+        for worker in workers():
+            kill(worker)
+        thread = asking(lambda: loader.batch(2))
+        until(lambda: loader.stats.restarts == 2, "the deaths are noticed")
+        for X, y in held:
+            data.check(X, y)
+        del held, X, y
+        assert data.check(*thread.outcome()) == [10, 11, 12, 13, 14]
+    assert caplog.text.count("; it held nothing; another takes its place\n") == 2
+
+
+def test_all_who_wait_get_their_batches(folder: Callable, asking: Callable, workers: Callable) -> None:
+    """Of several threads that wait, each for another batch or two for the same, none is forgotten when all workers die."""
+    data = folder(24)
+    data.fifo(1)
+    data.fifo(9)
+    with made("files", data, batch_size=4, slots=6, workers=2, shuffle=False) as loader:
+        threads = [asking(lambda index=index: loader.batch(index)) for index in (0, 2, 0)]
+        threads[0].until_anybody_waits()
+        for worker in workers():
+            stop(worker)
+        mend(data, 1)
+        mend(data, 9)
+
+        for worker in workers():
+            worker.kill()
+
+        labels = [data.check(*thread.outcome()) for thread in threads]
+    assert labels == [[0, 1, 2, 3], [8, 9, 10, 11], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("kind", ["files", "transform"])
+def test_killed_again_and_again(folder: Callable, asking: Callable, workers: Callable, kind: str) -> None:
+    """A worker killed after every few batches, at any moment of its life: three epochs hold what they should."""
+    data = folder(100)
+    expected = run(made(kind, data, workers=0), epochs=3)
+    with made(kind, data, workers=2) as loader:
+
+        def kill_on() -> None:
+            # A worker that is never left the time to do anything is no fault to survive.
+            for number in range(10):
+                wait_until(lambda number=number: loader.stats.batches > 5 * number, "batches are delivered")
+                crew: list[psutil.Process] = []
+                while len(crew) < 2:  # one is just being replaced
+                    crew = workers()
+                crew[number % 2].kill()
+
+        killing = asking(kill_on)
+        assert [as_bytes(batch) for _ in range(3) for batch in loader] == expected
+        assert killing.outcome() is None
+        assert loader.stats.restarts > 2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:keras")
+def test_fit_goes_on(folder: Callable, workers: Callable) -> None:
+    """A worker killed in each epoch of ``fit``: every sample comes once an epoch, with its own label."""
+    import keras
+    import tensorflow as tf
+
+    from shmgen import Sequence
+
+    seen: list[int] = []
+
+    class Recorder(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = self.add_weight(shape=(), initializer="ones")
+
+        def train_step(self, batch: Any) -> dict[str, Any]:
+            def note(X: Any, y: Any) -> np.int64:
+                seen.extend(data.check(X.numpy(), y.numpy()))
+                return np.int64(0)
+
+            tf.py_function(note, batch, tf.int64)
+            return {"loss": self.scale}
+
+    data = folder(N)
+    model = Recorder()
+    model.compile()
+    killer = keras.callbacks.LambdaCallback(on_train_batch_end=lambda number, logs: number == 1 and kill(workers()[0]))
+    with Sequence(data.ids, data.labels, BATCH, data_dir=data.path, workers=2, slots=4) as sequence:
+        model.fit(sequence, epochs=3, verbose=0, callbacks=[killer])
+        assert sequence.stats.restarts == 3
+
+    assert [sorted(seen[first : first + N]) for first in range(0, 3 * N, N)] == [list(range(N))] * 3
+
+
+# Samples that kill whoever reads them.
+
+
+@pytest.mark.parametrize("role", ["source", "own-fill", "transform"])
+def test_a_sample_that_kills_is_an_error_by_name(folder: Callable, role: str) -> None:
+    """Three workers die of it, then the batch is an error that names id, place and signal; so it is when asked for again."""
+    data = folder(24)
+    with deadly(role, data, ENDS["SIGSEGV"][0], None) as loader:
+        for _ in range(2):
+            restarts = loader.stats.restarts
+            with pytest.raises(SampleError, match=r"found that 3 workers died of it: .* was killed by SIGSEGV") as caught:
+                loader.batch(1)
+            assert caught.value.id == "id-7"
+            assert caught.value.path.startswith("source Filling" if role == "own-fill" else "function ")
+            assert loader.stats.restarts - restarts == 3 + (role == "own-fill")  # which has its rows tried one by one first
+            X, y = flat(loader.batch(2))
+            assert data.check(X, y - 1000) == [8, 9, 10, 11]
+
+
+@pytest.mark.parametrize("role", ["source", "own-fill", "transform"])
+@pytest.mark.parametrize("crew", [1, 2])
+def test_a_sample_that_kills_stands_aside(folder: Callable, caplog: pytest.LogCaptureFixture, role: str, crew: int) -> None:
+    """With ``on_error="replace"`` another stands in for it, in later epochs too, which cost no worker any more."""
+    data = folder(24)
+    with deadly(role, data, ENDS["SIGSEGV"][0], None, workers=crew, on_error="replace", max_damaged=0.1) as loader:
+        for epoch in range(1, 4):
+            labels = []
+            for X, y in map(flat, loader):
+                labels += data.check(X, y - 1000)
+            assert labels[:7] + labels[8:] == [*range(7), *range(8, 24)]
+            assert labels[7] != 7
+            assert loader.stats.restarts == 3 + (role == "own-fill")
+            assert loader.stats.replaced == epoch
+        [damaged] = loader.damaged
+    assert damaged.id == "id-7"
+    assert damaged.reason.endswith("was killed by SIGSEGV")
+    assert caplog.text.count("another sample stands in for it") == 1
+
+
+# Workers that can't begin.
+
+
+def ended_by(loader: Loader, error: type[Exception], match: str, workers: Callable) -> None:
+    """Assert that the loader ends promptly by this error, and is closed then."""
+    called = time.monotonic()
+    with pytest.raises(error, match=match):
+        next(iter(loader))
+    assert time.monotonic() - called < PROMPTLY
+    assert not workers()
+    assert "ended: " in repr(loader)
+    with pytest.raises(error, match=match):
+        loader.batch(1)
+
+
+def test_workers_that_never_start_end_the_run(folder: Callable, workers: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that end before their first word, as under a broken interpreter, are not replaced for ever."""
+    data = folder(N)
+    monkeypatch.setattr(_pool, "BOOT", "raise SystemExit(7)")
+    with made("files", data, workers=2) as loader:
+        ended_by(loader, WorkerDied, "ended with exit code 7", workers)
+        assert loader.stats.restarts < 2 * 3
+
+
+def test_a_source_that_ends_its_worker_when_it_is_opened_ends_the_run(workers: Callable) -> None:
+    """It would end every other worker too."""
+
+    class Database(Source):
+        shape, dtype = (3,), "f4"
+
+        def open(self) -> None:
+            os._exit(5)
+
+        def read(self, id: Any, row: np.ndarray) -> None: ...
+
+    with Loader(range(N), batch_size=BATCH, source=Database(), workers=2) as loader:
+        ended_by(loader, WorkerDied, "ended with exit code 5", workers)
+
+
+def test_a_source_that_can_no_longer_be_opened_ends_the_run(tmp_path: Path, workers: Callable) -> None:
+    """The place of one that died can't be taken: StartError with the cause."""
+    gone = str(tmp_path / "gone")
+
+    class Database(Source):
+        shape, dtype = (3,), "f4"
+
+        def open(self) -> None:
+            if os.path.exists(gone):
+                raise OSError("no route to host")
+
+        def read(self, id: Any, row: np.ndarray) -> None:
+            row[:] = id
+
+    with Loader(range(N), batch_size=BATCH, source=Database(), workers=1, slots=2) as loader:
+        next(iter(loader))
+        Path(gone).touch()
+        kill(workers()[0])
+        ended_by(loader, StartError, "no route to host", workers)
+
+
+def test_a_source_that_is_never_open_ends_the_run(workers: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start has a time limit of its own, and no sample is blamed; a ``timeout`` for reads may be shorter."""
+    monkeypatch.setattr(_delivery, "START_WITHIN", 1.0)
+
+    class Database(Source):
+        shape, dtype = (3,), "f4"
+
+        def open(self) -> None:
+            threading.Event().wait()
+
+        def read(self, id: Any, row: np.ndarray) -> None: ...
+
+    with Loader(range(N), batch_size=BATCH, source=Database(), workers=2, timeout=0.01, on_error="replace") as loader:
+        ended_by(loader, StartError, r"worker \d has not begun within 1 seconds", workers)
+        assert not loader.damaged
+
+
+def test_no_process_for_another_ends_the_run(folder: Callable, workers: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the machine has none left, the error says what was to be done."""
+    data = folder(N)
+
+    def no_process(*_: object, **__: object) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    with made("files", data, workers=2) as loader:
+        next(iter(loader))
+        monkeypatch.setattr(subprocess, "Popen", no_process)
+        kill(workers()[0])
+        ended_by(loader, StartError, "can't be replaced: .*Resource temporarily unavailable", workers)

@@ -1,0 +1,356 @@
+"""Reads that never end are given up, workers that were stopped are replaced; and who has but had no time is not blamed."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from conftest import GONE_WITHIN, DataSet, Gone
+from ways import KINDS, answer, as_bytes, filling, made, mend, reader, run, stop, who_reads
+
+from shmgen import ClosedError, Loader, SampleError, _delivery, _pool
+
+N = 24
+BATCH = 4
+
+SOON = 0.3
+"""A ``timeout`` for what never ends."""
+
+PROMPTLY = 6.0
+"""Seconds in which what is promised "promptly" must have happened: a few starts of workers, on a machine that is busy."""
+
+BLAME = r"expected an answer, found none for 0\.3 seconds \(timeout\)"
+
+
+def in_order(kind: str, data: DataSet, **options: Any) -> Loader:
+    """A loader of ``data`` in the order of its ids."""
+    return made(kind, data, **{"batch_size": BATCH, "shuffle": False, "timeout": SOON, **options})
+
+
+def all_but(number: int, loader: Loader, data: DataSet, match: str) -> list[int]:
+    """The labels of the next epoch's batches, of which this one is an error."""
+    loader.begin()
+    labels = []
+    for index in range(len(loader)):
+        if index == number:
+            with pytest.raises(SampleError, match=match):
+                loader.batch(index)
+        else:
+            labels += data.check(*loader.batch(index))
+    return labels
+
+
+@pytest.mark.parametrize("kind", ["files", "function", "own-fill"])
+@pytest.mark.parametrize("crew", [1, 2])
+def test_a_read_that_never_ends_is_an_error_by_name(
+    folder: Callable, caplog: pytest.LogCaptureFixture, kind: str, crew: int
+) -> None:
+    """After ``timeout`` the batch is an error that names the sample; the worker is replaced, the others' batches come."""
+    data = folder(N)
+    fifo = data.fifo(9)
+    with in_order(kind, data, workers=crew) as loader:
+        for epoch in (1, 2):
+            called = time.monotonic()
+            place = str(fifo) if kind == "files" else ""
+            assert all_but(2, loader, data, f"id-9'.*{place}: {BLAME}$") == [*range(8), *range(12, N)]
+            assert SOON <= time.monotonic() - called < PROMPTLY
+            # A source that does not say which row it is at has them tried one by one.
+            assert loader.stats.restarts == epoch * (1 + (kind == "own-fill"))
+        assert loader.damaged == ()
+    assert re.search(r"worker \d \(pid \d+\) gave no answer for 0\.3 seconds, and was killed; ", caplog.text)
+    assert "memory" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["files", "function", "own-fill", "transform"])
+@pytest.mark.parametrize("crew", [1, 2])
+def test_a_read_that_never_ends_stands_aside(folder: Callable, kind: str, crew: int) -> None:
+    """With ``on_error="replace"`` another stands in for it, in later epochs too, which do not wait for it any more."""
+    data = folder(N)
+    data.fifo(9)
+    with in_order(kind, data, workers=crew, on_error="replace", max_damaged=0.1) as loader:
+        found = []
+        for epoch in range(1, 4):
+            found += [as_bytes(batch) for batch in loader]
+            assert loader.stats.replaced == epoch
+            assert loader.stats.restarts == 1 + (kind in ("own-fill", "transform"))
+        [damaged] = loader.damaged
+    assert damaged.id == "id-9"
+    assert re.fullmatch(BLAME, damaged.reason)
+    mend(data, 9)
+    expected = run(in_order(kind, data, workers=0), epochs=3)
+    assert [number for number in range(18) if found[number] != expected[number]] == [2, 8, 14]
+
+
+@pytest.mark.parametrize("crew", [1, 2])
+@pytest.mark.parametrize("how", ["spins", "sleeps", "holds-the-interpreter"])
+def test_a_function_that_never_ends(folder: Callable, how: str, crew: int) -> None:
+    """Whatever it does meanwhile."""
+    data = folder(N)
+
+    def spins() -> None:
+        while True:
+            pass
+
+    def sleeps() -> None:
+        time.sleep(1e6)
+
+    def holds_the_interpreter() -> None:
+        import ctypes
+
+        ctypes.PyDLL(None).sleep(1_000_000)  # a call into C, during which no other thread of the process runs
+
+    never_ends = {"spins": spins, "sleeps": sleeps, "holds-the-interpreter": holds_the_interpreter}[how]
+
+    def transform(x: np.ndarray, rng: object) -> None:
+        if x[0, 0] == 9:
+            never_ends()
+
+    with in_order("files", data, workers=crew, transform=transform) as loader:
+        assert all_but(2, loader, data, f"^sample 'id-9', .*: {BLAME}$") == [*range(8), *range(12, N)]
+        assert loader.stats.restarts == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stopped_worker_changes_no_byte(
+    folder: Callable, workers: Callable, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """One that was stopped from outside is killed and replaced; what it held is read again, and no sample is blamed."""
+    data = folder(N)
+    expected = run(made(kind, data, workers=0))
+    found = []
+    with made(kind, data, workers=2, timeout=SOON, on_error="replace", max_damaged=0.0) as loader:
+        for epoch in range(2):
+            for number, batch in enumerate(loader):
+                found.append(as_bytes(batch))
+                if number == 1:
+                    stop(workers()[epoch])
+        assert loader.stats.restarts == 2
+        assert loader.damaged == ()
+    assert found == expected
+    assert len(re.findall(r"worker \d \(pid \d+\) had been stopped for 0\.3 seconds, and was killed; ", caplog.text)) == 2
+
+
+def test_all_are_stopped_at_their_start(folder: Callable, workers: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they have said a word: they are given the time of a start, then replaced."""
+    monkeypatch.setattr(_delivery, "START_WITHIN", 1.0)
+    data = folder(N)
+    with in_order("files", data, workers=2) as loader:
+        for worker in workers():
+            stop(worker)
+        assert [label for X, y in loader for label in data.check(X, y)] == list(range(N))
+        assert loader.stats.restarts == 2
+
+
+@pytest.mark.parametrize("timeout", [None, 1e9, float("inf")])
+def test_without_a_timeout_who_waits_waits(folder: Callable, asking: Callable, timeout: float | None) -> None:
+    """For an answer, which may come late, or for another thread that closes the loader."""
+    data = folder(N)
+    data.fifo(9)
+    with in_order("function", data, workers=1, timeout=timeout) as loader:
+        for ends, outcome in ((lambda: answer(data, 9), list), (loader.close, ClosedError)):
+            thread = asking(lambda: [data.check(X, y) for X, y in loader])
+            who_reads(data, 9)
+            thread.until_it_waits()
+            ends()
+            assert isinstance(thread.outcome(), outcome)
+
+
+def test_a_slow_trainer_blames_nobody(folder: Callable, asking: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time in which nobody waited for a read does not count."""
+
+    class Clock:
+        ahead = 0.0
+
+        def monotonic(self) -> float:
+            return time.monotonic() + self.ahead
+
+    clock = Clock()
+    monkeypatch.setattr(_delivery, "time", clock)
+    data = folder(N)
+    data.fifo(9)
+    with in_order("function", data, workers=1, slots=4, timeout=60) as loader:
+        data.check(*loader.batch(0))
+        who_reads(data, 9)
+        clock.ahead += 1000
+        data.check(*loader.batch(1))
+        clock.ahead += 1000
+        thread = asking(lambda: loader.batch(2))
+        thread.until_it_waits()
+        answer(data, 9)
+        assert data.check(*thread.outcome()) == [8, 9, 10, 11]
+        assert loader.stats.restarts == 0
+
+
+@pytest.mark.parametrize("kind", ["function", "own-fill"])
+def test_many_slow_samples_blame_nobody(folder: Callable, kind: str) -> None:
+    """Each sample has ``timeout``, not a worker's share of a batch; those that are filled at once are tried one by one then."""
+    data = folder(2 * BATCH)
+    read = reader(data)
+
+    def slow(id: str) -> np.ndarray:
+        time.sleep(0.35)
+        return read(id)
+
+    source = filling(slow) if kind == "own-fill" else slow
+    size = {} if kind == "own-fill" else {"dim": (4, 3), "n_channels": 1, "dtype": "f4"}
+    with Loader(data.ids, data.labels, BATCH, source=source, shuffle=False, workers=1, timeout=1.0, **size) as loader:
+        assert data.check(*loader.batch(0)) == [0, 1, 2, 3]
+        assert loader.stats.restarts == (kind == "own-fill")
+
+
+def test_a_slow_start_blames_nobody(folder: Callable) -> None:
+    """What a worker imports and opens at its start is no read."""
+    from shmgen import Source
+
+    data = folder(N)
+    read = reader(data)
+
+    class Database(Source):
+        shape, dtype = (4, 3), "f4"
+
+        def open(self) -> None:
+            time.sleep(2 * SOON)
+
+        def read(self, id: str, row: np.ndarray) -> None:
+            row[:] = read(id)
+
+    with Loader(data.ids, data.labels, BATCH, source=Database(), workers=2, timeout=SOON) as loader:
+        assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(N))
+        assert loader.stats.restarts == 0
+
+
+def test_in_process_there_is_no_timeout(folder: Callable) -> None:
+    """Nobody could give up what the calling process does itself."""
+    data = folder(N)
+    with in_order("function", data, workers=0, timeout=1e-9) as loader:
+        assert [label for X, y in loader for label in data.check(X, y)] == list(range(N))
+
+
+@pytest.mark.filterwarnings("ignore:batches of a loader")
+def test_another_threads_batches_do_not_put_off_the_end(folder: Callable, asking: Callable) -> None:
+    """Who waits in vain gets the error in time, though another thread gets batch after batch meanwhile."""
+    data = folder(N)
+    data.fifo(9)
+    with in_order("function", data, workers=2, slots=6) as loader:
+        thread = asking(lambda: loader.batch(2))
+        who_reads(data, 9)
+        called = time.monotonic()
+        while thread.is_alive() and time.monotonic() - called < PROMPTLY:
+            for index in (0, 1):
+                data.check(*loader.batch(index))
+        assert isinstance(thread.outcome(), SampleError)
+
+
+PARENT = """
+def read(id):
+    if id == "id-9":
+        with open(f"{DATA}/{id}.npy.reader", "w") as file: file.write(f"{os.getpid()} ")
+    with open(f"{DATA}/{id}.npy", "rb") as file: return np.frombuffer(file.read()[128:], np.float32).reshape(4, 3)
+
+loader = Loader(IDS, LABELS, 4, (4, 3), 1, source=read, shuffle=False, workers=1, on_error="replace", timeout=TIMEOUT)
+say_when_waiting("waiting")
+labels = [label for X, y in loader for label in y.tolist() if (X[y == label] == label).all()]
+say(labels == list(range(24)), loader.stats.restarts)
+loader.close()
+"""
+
+
+@pytest.mark.parametrize("group", [True, False], ids=["with-its-workers", "alone"])
+def test_a_parent_that_was_stopped_blames_nobody(
+    folder: Callable, asking: Callable, script: Callable, until: Callable, group: bool
+) -> None:
+    """As by Ctrl-Z, for longer than ``timeout``, while it waited for a read: when it is continued, the read may end."""
+    data = folder(N)
+    data.fifo(9)
+    script = script(PARENT.replace("TIMEOUT", "0.8"), data)
+    script.until("waiting")
+    worker = who_reads(data, 9)
+
+    script.signal(signal.SIGSTOP, group=group)
+    until(lambda: psutil.Process(script.process.pid).status() == psutil.STATUS_STOPPED, "the script is stopped")
+    assert worker.pid in script.left(within=1.5)
+    answering = asking(lambda: answer(data, 9))  # who is stopped is at no FIFO's other end
+    script.signal(signal.SIGCONT, group=group)
+
+    assert script.end() == 0, script.err
+    assert answering.outcome() is None
+    assert script.out.split() == ["waiting", "True", "0"]
+    assert script.err == ""
+
+
+def test_ctrl_c_ends_a_wait_without_a_timeout(folder: Callable, script: Callable) -> None:
+    """With the user's own traceback alone, and nothing left."""
+    data = folder(N)
+    data.fifo(9)
+    script = script(PARENT.replace("TIMEOUT", "None"), data)
+    script.until("waiting")
+    who_reads(data, 9)
+
+    script.signal(signal.SIGINT, group=True)
+
+    assert not script.left(GONE_WITHIN)
+    assert script.end() == -signal.SIGINT, script.err
+    assert script.err.count("Traceback") == 1, script.err
+
+
+# Workers that can't be killed.
+
+
+@pytest.fixture
+def unkillable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that hang in the kernel, as on a file system whose server has gone; what is stopped here stands for them."""
+    monkeypatch.setattr(_pool.Pool, "kill", lambda *_: None)
+    monkeypatch.setattr(_pool.Pool, "is_stopped", lambda *_: False)
+    monkeypatch.setattr(_delivery, "KILL_GRACE", 0.1)
+
+
+@pytest.mark.usefixtures("unkillable")
+@pytest.mark.parametrize("kind", ["function", "own-fill"])
+def test_who_can_not_be_killed_is_left_alone(folder: Callable, asking: Callable, kind: str) -> None:
+    """The batch is an error, and the run goes on without that slot; where samples are filled at once, the first is named."""
+    data = folder(N)
+    data.fifo(9)
+    with in_order(kind, data, workers=1) as loader:
+        blame = "'id-8', .* here or behind it" if kind == "own-fill" else f"'id-9', .*{BLAME}"
+        thread = asking(lambda: all_but(2, loader, data, blame))
+        worker = who_reads(data, 9)
+        stop(worker)
+        assert thread.outcome() == [*range(8), *range(12, N)]
+        assert loader.stats.restarts == 1
+        assert "lost" in repr(loader)
+        assert worker.is_running()
+
+        gone = Gone()
+        gone.watch(worker.pid)
+        worker.resume()
+        assert gone.wait(PROMPTLY) == set(), "it ends by itself as soon as it can"
+        gone.close()
+        mend(data, 9)
+        for _ in range(2):
+            assert [label for X, y in loader for label in data.check(X, y)] == list(range(N))
+
+
+@pytest.mark.usefixtures("unkillable")
+def test_who_can_not_be_killed_stands_aside(folder: Callable, asking: Callable) -> None:
+    """As do those who can, at the price of a slot; what still hangs when the loader is closed goes with it."""
+    data = folder(N)
+    data.fifo(9)
+    with in_order("function", data, workers=2, on_error="replace", max_damaged=0.1) as loader:
+        thread = asking(lambda: [label for X, y in loader for label in data.check(X, y)])
+        worker = who_reads(data, 9)
+        stop(worker)
+        labels = thread.outcome()
+        assert labels[:9] + labels[10:] == [*range(9), *range(10, N)]
+        assert labels[9] != 9
+        assert loader.stats.restarts == 1
+        assert loader.stats.copied == 0
+        assert [damaged.id for damaged in loader.damaged] == ["id-9"]
+        assert repr(loader).count("lost") == 1
+        assert worker.is_running()
+    assert not worker.is_running()
