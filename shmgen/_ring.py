@@ -31,6 +31,9 @@ BOARD_BYTES = PAGE
 FEWEST_SLOTS = 2
 """With a single one, nothing could be read while a batch is held."""
 
+OTHERS_NEED = 32 << 20
+"""Bytes of memory that are left to workers and trainer, or the kernel would kill one of them."""
+
 log = logging.getLogger("shmgen")
 
 
@@ -127,14 +130,14 @@ class _Lease(weakref.ref[ctypes.Array[ctypes.c_char]]):
 
 def _segment(slot_bytes: int, wanted: int) -> tuple[int, int]:
     """A new segment without a name, for as many of ``wanted`` slots as there is room for: how many, and its descriptor."""
-    in_memory, in_shm = available(), free_shm()
+    in_memory, in_shm = _in_memory(), free_shm()
     of_each = f"of {slot_bytes:,} bytes each"
     least = BOARD_BYTES + FEWEST_SLOTS * slot_bytes
     if least > in_memory:
         raise OSError(
             errno.ENOMEM,
             f"{least:,} bytes of shared memory are needed, for {FEWEST_SLOTS} slots {of_each}, and {in_memory:,} bytes of memory "
-            "are available: choose a smaller batch_size",
+            "can be had: choose a smaller batch_size",
         )
     # One more may be needed later, where all are held for good. And others need memory, too.
     for_memory = max(FEWEST_SLOTS, (in_memory // 2 - BOARD_BYTES) // slot_bytes - 1)
@@ -142,11 +145,13 @@ def _segment(slot_bytes: int, wanted: int) -> tuple[int, int]:
     while slots >= FEWEST_SLOTS:
         try:
             fd = _nameless_segment(BOARD_BYTES + slots * slot_bytes)
-        except OSError:  # others have taken it meanwhile
-            slots -= 1
+        except OSError as error:
+            if error.errno == errno.EMFILE:
+                raise
+            slots -= 1  # others have taken it meanwhile
             continue
         if slots < wanted:
-            by_memory = f"{in_memory:,} bytes of memory are available, of which half may be taken: choose a smaller batch_size"
+            by_memory = f"{in_memory:,} bytes of memory can be had, of which half is taken at most: choose a smaller batch_size"
             by_shm = f"{SHM} has {in_shm:,} left: enlarge it, or choose a smaller batch_size"
             log.warning(
                 "%s bytes of shared memory are wanted, for %s slots and a spare one %s, and there are %s slots, because %s",
@@ -167,6 +172,11 @@ def _segment(slot_bytes: int, wanted: int) -> tuple[int, int]:
         f"{in_shm:,}",
     )
     return FEWEST_SLOTS, _unbounded_segment(least)
+
+
+def _in_memory() -> int:
+    """Bytes of memory that can be had."""
+    return max(0, available() - OTHERS_NEED)
 
 
 def _nameless_segment(size: int) -> int:
@@ -199,7 +209,7 @@ def _unbounded_segment(size: int) -> int:
 
 def _reserve(fd: int, held: int, more: int) -> None:
     """Make the segment ``more`` bytes longer than the ``held`` ones, and take their pages: at first touch it would be SIGBUS."""
-    in_memory = available()
+    in_memory = _in_memory()
     try:
         if more > in_memory:  # the kernel would rather kill somebody than refuse
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
@@ -207,6 +217,6 @@ def _reserve(fd: int, held: int, more: int) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{more:,} bytes of shared memory are needed, {SHM} has {free_shm():,} left, and {in_memory:,} bytes of memory are "
-            f"available: use fewer slots or a smaller batch_size ({error.strerror})",
+            f"{more:,} bytes of shared memory are needed, {SHM} has {free_shm():,} left, and {in_memory:,} bytes of memory can "
+            f"be had: hold fewer batches, or use fewer slots or a smaller batch_size ({error.strerror})",
         ) from None

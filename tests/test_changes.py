@@ -131,14 +131,21 @@ def test_files_changed_after_an_interrupt(folder: Callable[..., DataSet], until:
 
     def interrupt(main: int = threading.get_ident()) -> None:
         until(lambda: waits_for_workers(main), "the main thread waits")
-        signal.pthread_kill(main, signal.SIGINT)
+        signal.pthread_kill(main, signal.SIGUSR1)
 
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, shuffle=False) as loader:
-        struck = threading.Thread(target=interrupt)
-        struck.start()
-        with pytest.raises(KeyboardInterrupt):
-            list(loader)
-        struck.join()
+        batches = iter(loader)
+        for _ in range(2):
+            next(batches)
+        before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+        try:
+            struck = threading.Thread(target=interrupt)
+            struck.start()
+            with pytest.raises(KeyboardInterrupt):
+                next(batches)
+            struck.join()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
         with open(fifo, "wb"):  # which lets the worker go on, and is no file to read from
             pass
         until(lambda: not any(map(loader._crew.at, range(2))), "both workers are done")

@@ -189,8 +189,7 @@ HOSTILE = {
 
 @pytest.mark.timeout(WITHIN)
 @pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("position", [0, 5], ids=["first", "later"])
-@pytest.mark.parametrize("array", [False, True], ids=["list", "array"])
+@pytest.mark.parametrize(("position", "array"), [(0, False), (5, True)], ids=["first-of-a-list", "later-in-an-array"])
 @pytest.mark.parametrize(("id", "make", "text"), HOSTILE.values(), ids=HOSTILE)
 def test_hostile_ids_are_named(
     tmp_path: Path, id: str, make: Callable[[Path, str], object] | None, text: str, position: int, array: bool, workers: int
