@@ -1,12 +1,14 @@
-"""How many samples a second shmgen delivers, beside what else there is; `make bench` runs it.
+"""How shmgen delivers batches, beside what else there is; `make bench` runs it.
 
 cases        the data sets, and their files
+matrix       which contests are held on them, by whom, and which figures they give
+peers        the contestants: a way each to read batches; feeds: to feed ``fit``
   ▼
-contestant   a process: one way to read them, timed a turn at a time
+contestant   a process: one of them, timed a turn at a time; machine: what Linux says of its memory and processors
   ▼
 contest      starts the contestants' processes and gives each its turn, round after round
   ▼
 test_speed   hands what was measured to pytest-benchmark
   ▼
-report       the table of ratios, which conftest prints at the end
+report       the table of ratios, which conftest prints at the end, the JSON, and the plot
 """

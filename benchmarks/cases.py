@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from mmap import PAGESIZE
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,12 @@ class Case:
     @property
     def sample_bytes(self) -> int:
         return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def file_pages(self) -> int:
+        """Bytes of the pages of a file."""
+        size = os.path.getsize(self.path(self.ids[0]))
+        return -(-size // PAGESIZE) * PAGESIZE
 
     @property
     def checksum(self) -> Checksum:

@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from shmgen._crew import Steering
 from shmgen._filler import Task
 from shmgen._layout import Arrays
 from shmgen._order import Batch
@@ -25,6 +26,7 @@ from shmgen._ring import Ring
 from shmgen._samples import Samples
 from shmgen._schedule import Piece, Schedule
 from shmgen._source import IDLE, row_of
+from shmgen._stats import Stats
 from shmgen.errors import ClosedError, SampleError, ShmgenError, StartError, TooManyDamaged, WorkerDied
 
 COPY_AFTER = 1.0
@@ -43,7 +45,10 @@ DRAIN_EVERY = 0.002
 """Seconds between two looks at what has been let go of, while a batch waits for a slot."""
 
 DEATHS = 3
-"""A row that so many workers died of is damaged; so many that die in a row without having done anything end the delivery."""
+"""A row that so many workers died of is damaged."""
+
+STARTS = 5
+"""So many workers that die one after the other in the same place, before any has read anything, end the delivery."""
 
 START_WITHIN = 60.0
 """Seconds that a worker has to begin, or ``timeout`` where that is longer: what it imports and opens then may take a while."""
@@ -63,19 +68,6 @@ MOST_NAMED = 8
 Drain = Callable[[], object]
 
 log = logging.getLogger("shmgen")
-
-
-@dataclass
-class Counts:
-    """What has been done so far; `shmgen.Stats` explains the fields."""
-
-    batches: int = 0
-    samples: int = 0
-    bytes: int = 0
-    waited: float = 0.0
-    copied: int = 0
-    restarts: int = 0
-    replaced: int = 0
 
 
 @dataclass
@@ -111,11 +103,11 @@ class Delivery:
         samples: what they hold.
         upcoming: the batches that will be asked for next, as far as can be foreseen.
         crew: how many workers there are.
+        steering: says how many workers there should be; None if that is to stay as it is.
         timeout: seconds after which a read that has not ended is given up, together with its worker.
 
     Attributes:
         lock: guards this object and what ``upcoming`` reads.
-        counts: what has been done.
         ended: why no more batches can be had; None while they can.
     """
 
@@ -127,6 +119,7 @@ class Delivery:
         samples: Samples,
         upcoming: Callable[[], Iterator[Batch]],
         crew: int,
+        steering: Steering | None,
         timeout: float,
     ) -> None:
         self._ring = ring
@@ -134,9 +127,13 @@ class Delivery:
         self._schedule = schedule
         self._samples = samples
         self._upcoming = upcoming
+        self._steering = steering
         self._timeout = timeout
         self._owner = os.getpid()
-        self.counts = Counts()
+        self._batches = self._rows = self._bytes = self._copied = self._restarts = self._replaced = 0
+        self._waited = self._held_up = 0.0
+        # Of the first request and the last delivery.
+        self._first, self._last = math.inf, 0.0
         self.ended: ShmgenError | None = None
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
@@ -150,6 +147,27 @@ class Delivery:
         self._harmless: BaseException | None = None
         self._watched = [Watched() for _ in range(crew)]
         self._deaths: Counter[tuple[Batch, int]] = Counter()
+
+    @property
+    def stats(self) -> Stats:
+        """What has been done so far."""
+        with self.lock:
+            busy, cpu = self._workers.use()
+            return Stats(
+                batches=self._batches,
+                samples=self._rows,
+                bytes=self._bytes,
+                elapsed=max(0.0, self._last - self._first),
+                waited=self._waited,
+                held_up=self._held_up,
+                copied=self._copied,
+                restarts=self._restarts,
+                replaced=self._replaced,
+                workers=self._schedule.crew,
+                busy=busy,
+                cpu=cpu,
+                decisions=() if self._steering is None else tuple(self._steering.decisions),
+            )
 
     def read_ahead(self) -> None:
         """Have workers read the batches that will be asked for next."""
@@ -177,18 +195,24 @@ class Delivery:
         """
         called = time.monotonic()
         with self.lock:
+            self._first = min(self._first, called)
             self._waiting.append((called, batch))
             try:
-                return self._fetch(batch, drain, called)
+                arrays = self._fetch(batch, drain, called)
+                self._last = time.monotonic()
+                if self._steering is not None and self._steering.is_over(batch.epoch, self._last - self._first, self._batches):
+                    self._steer(self._steering, batch.epoch)
+                return arrays
             except (TooManyDamaged, WorkerDied, StartError) as end:
                 self.close(end)
                 raise
-            except Exception:
-                raise
-            except BaseException as interrupt:
-                # Struck anywhere but in a wait, it may have left the books wrong.
-                if interrupt is not self._harmless:
-                    self.close(ClosedError(f"{type(interrupt).__name__} struck amid its bookkeeping: make another"))
+            except BaseException as error:
+                if isinstance(error, Exception) or error is self._harmless:
+                    # It was read for this request alone: who asks for it later wants what its files hold by then.
+                    self._schedule.discard(batch)
+                else:
+                    # An interrupt that struck anywhere but in a wait may have left the books wrong.
+                    self.close(ClosedError(f"{type(error).__name__} struck amid its bookkeeping: make another"))
                 raise
             finally:
                 self._waiting.remove((called, batch))
@@ -208,7 +232,10 @@ class Delivery:
             now = time.monotonic()
             if self._schedule.can_lease or self._all_held:
                 self._wait(math.inf, batch, now)
-                self.counts.waited += time.monotonic() - now
+                if self._all_held:  # nothing was read ahead, for want of a slot
+                    self._held_up += time.monotonic() - now
+                else:
+                    self._waited += time.monotonic() - now
             else:
                 # Whoever holds all the slots may need but a push to let go; if that does not help, copies must do.
                 starved_from = starved_from or now
@@ -219,6 +246,7 @@ class Delivery:
                     collected = collected or due
                     self._push(drain, collect=due)
                     self._wait(DRAIN_EVERY, batch, now)
+                    self._held_up += time.monotonic() - now
             self._check(called)
             if starved_from is not None:
                 self._dispatch()
@@ -250,14 +278,15 @@ class Delivery:
         for slot in self._ring.released():
             self._schedule.free(slot)
             self._all_held = False
-        pieces = self._schedule.assign([batch for _, batch in self._waiting], self._upcoming())
+        demanded = [batch for _, batch in self._waiting]
+        pieces = self._schedule.assign(demanded, self._upcoming())
         if not pieces:
             return
         slot = -1
         for _, piece in pieces:
             if piece.slot != slot:
                 slot = piece.slot
-                self._samples.prepare(slot, piece.batch)
+                self._samples.prepare(slot, piece.batch, ahead=piece.batch not in demanded)
         self._send(pieces)
 
     def _send(self, pieces: Sequence[tuple[int, Piece]]) -> None:
@@ -281,26 +310,26 @@ class Delivery:
         if slot is None:
             return None
         if not self._samples.holds(batch):
-            schedule.discard(batch)
+            for old in (batch, *self._samples.outdated()):
+                schedule.discard(old)
             return None
         if error := schedule.error(slot):
             schedule.free(slot)
             raise error
         rows = self._samples.size(batch)
-        counts = self.counts
         if schedule.can_lease:
             schedule.lease(slot)
             arrays = self._ring.lease(slot, rows)
         elif self._all_held:
             arrays = tuple(array[:rows].copy() for array in self._ring.arrays(slot))
             schedule.free(slot)
-            counts.copied += 1
+            self._copied += 1
         else:
             return None
-        counts.batches += 1
-        counts.samples += rows
-        counts.bytes += rows * self._ring.layout.sample_bytes
-        counts.replaced += self._samples.delivered(batch)
+        self._batches += 1
+        self._rows += rows
+        self._bytes += rows * self._ring.layout.sample_bytes
+        self._replaced += self._samples.delivered(batch)
         return arrays
 
     def _resort_to_copies(self) -> None:
@@ -349,6 +378,27 @@ class Delivery:
             self._look(late, overslept=late > until + OVERSLEPT)
             self._give_up(late)
 
+    def _steer(self, steering: Steering, epoch: int) -> None:
+        """Have as many workers as there should be."""
+        crew = steering.see(epoch, self._last - self._first, self._batches, self._waited, self._workers.use())
+        while len(self._watched) < crew:
+            try:
+                self._workers.add()
+            except OSError as error:
+                log.warning("there are %d workers, since another can't be started: %s", len(self._watched), error)
+                self._steering, crew = None, len(self._watched)
+                break
+            self._watched.append(Watched())
+        self._schedule.resize(crew)
+        self._dismiss()
+
+    def _dismiss(self) -> None:
+        """Part with workers that get no more work, once they have done what they held."""
+        while len(self._watched) > self._schedule.crew and not self._schedule.held(len(self._watched) - 1):
+            self._workers.dismiss()
+            self._watched.pop()
+            self._schedule.forget_last()
+
     def _unlocked(self, act: Callable[[], None]) -> None:
         """Do something while the lock is free; an interrupt does no harm there."""
         try:
@@ -369,6 +419,8 @@ class Delivery:
         if heard and self._listener is not None:
             self._workers.wake()  # it may have been waiting for just this
         for worker, what, detail in heard:
+            if worker >= len(self._watched):  # it has been dismissed meanwhile
+                continue
             if what is What.DONE:
                 self._schedule.done(worker)
                 self._progressed(worker)
@@ -395,6 +447,7 @@ class Delivery:
         watched.idle_deaths = 0
         watched.blamed = None  # if it has been killed since, it was not stuck after all
         self._moves_on(worker)
+        self._dismiss()
 
     def _moves_on(self, worker: int) -> None:
         """``worker`` has come to the next piece that it holds, if any."""
@@ -471,7 +524,7 @@ class Delivery:
         log.warning("%s", self._obituary(worker, death, held, row, blamed))
         if death is not None and at == IDLE and not watched.stopped:
             watched.idle_deaths += 1
-            if watched.idle_deaths == DEATHS:
+            if watched.idle_deaths == STARTS:
                 raise death
         try:
             if held:
@@ -479,7 +532,7 @@ class Delivery:
             self._workers.restart(worker)
         except OSError as failure:
             raise StartError(f"a worker that has died can't be replaced: {failure}") from failure
-        self.counts.restarts += 1
+        self._restarts += 1
         self._watched[worker] = Watched(idle_deaths=watched.idle_deaths)
         self._send_again(worker, self._schedule.held(worker))
 

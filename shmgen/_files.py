@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from shmgen._arguments import numbers, sizes, whole
-from shmgen._npy import OPEN_FLAGS, Header, explain, read_header, read_header_of, read_whole
+from shmgen._npy import OPEN_FLAGS, Header, axes_fit, explain, read_header, read_header_of, read_whole
 from shmgen._source import RawSource, row_of, row_shapes
 from shmgen.errors import InputError, Misfit, SampleError
 
@@ -69,6 +69,8 @@ class Npy(RawSource):
         try:
             header, raw = read_header_of(self.path(first))
             self.shape, self.bare_shape = row_shapes(header.shape, dim, n_channels)
+            if not axes_fit(1 + len(self.shape)):
+                raise Misfit(f"expected axes few enough for a batch to have one more, found {len(self.shape)}")
             if dtype is None and header.dtype.kind not in "biufc":
                 raise Misfit(f"expected numbers, found dtype {header.dtype}")
             row_dtype = header.dtype.newbyteorder("=") if dtype is None else dtype
@@ -140,7 +142,14 @@ class Npy(RawSource):
                 os.close(fd)
 
     def version(self, ids: Sequence[object]) -> object:
-        return [file_version(self.path(id)) for id in ids]
+        try:
+            folder = os.open(self.folder, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            return [file_version(name, folder) for name in self._names(ids)]
+        finally:
+            os.close(folder)
 
     def _expected(self) -> tuple[bytes, bytearray, int]:
         """The header of a plain file, room for the one that is found, and how many bytes header and row are; -1 if unknown."""
@@ -150,16 +159,19 @@ class Npy(RawSource):
 
     def _read(self, fd: int, row: memoryview) -> None:
         """Read a file that does not begin as the last plain one did, or did not come whole in one call."""
+        before = _written(fd)
         header, raw = read_header(fd)
         self._check(header)
-        if self._is_plain(header):
+        is_plain = self._is_plain(header)
+        data = row if is_plain else memoryview(bytearray(header.data_bytes))
+        read_whole(fd, data, header.size)
+        if _written(fd) != before:
+            raise Misfit("expected a file that stays as it is while it is read, found one that was written to meanwhile")
+        if is_plain:
             self._plain = raw
-            read_whole(fd, row, header.size)
             return
         import numpy as np
 
-        data = bytearray(header.data_bytes)
-        read_whole(fd, memoryview(data), header.size)
         array = np.ndarray(header.shape, header.dtype, data, order="F" if header.fortran else "C")
         np.copyto(np.ndarray(self.shape, self.dtype, row), array.reshape(self.shape), casting="same_kind")
 
@@ -285,6 +297,7 @@ class NpyRows(RawSource):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            self._seen = None  # what is opened next may not serve, and the one that was seen come back
 
     def __del__(self) -> None:
         self.close()
@@ -301,13 +314,25 @@ class NpyRows(RawSource):
             raise Misfit(f"expected numbers, found dtype {header.dtype}")
 
 
-def file_version(path: str) -> object:
-    """What tells a file from another that has taken its place, or from itself once it has been written to."""
+def file_version(path: str, folder: int | None = None) -> object:
+    """What tells a file from another that has taken its place, or from itself once it has been written to.
+
+    Args:
+        path: of the file.
+        folder: descriptor of the folder that ``path`` begins at; else the current one.
+    """
     try:
-        status = os.stat(path)
+        status = os.stat(path, dir_fd=folder)
     except (OSError, ValueError):
         return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+    # Whoever writes a file may set its time of modification, but not that of its last change.
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+
+def _written(fd: int) -> object:
+    """What is different of an open file once it has been written to."""
+    status = os.fstat(fd)
+    return status.st_mtime_ns, status.st_size
 
 
 def _refuse_ways_out(ids: Sequence[object], folder: str) -> None:

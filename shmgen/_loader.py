@@ -8,12 +8,13 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from shmgen._arguments import real, whole
+from shmgen._crew import CrewSize, Steering
 from shmgen._damage import Damage, Damaged
 from shmgen._deal import Dealer, Pass
 from shmgen._delivery import Delivery
@@ -21,12 +22,14 @@ from shmgen._files import Npy
 from shmgen._filler import Filler, Part
 from shmgen._ids import kept
 from shmgen._layout import Layout
+from shmgen._memory import available, processors
 from shmgen._order import Batch, Order
 from shmgen._pool import InProcess, Pool, Workers
 from shmgen._ring import BOARD_BYTES, Ring
 from shmgen._samples import Samples
 from shmgen._schedule import Schedule
 from shmgen._source import Function, Source
+from shmgen._stats import WAITING, Stats
 from shmgen._structure import Structure
 from shmgen._values import Values
 from shmgen.errors import ClosedError, InputError
@@ -36,8 +39,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike
 
-MOST_WORKERS = 8
-"""The default number of workers goes no higher."""
+MOST_AT_FIRST = 8
+"""``workers="auto"`` begins with no more."""
+
+MOST_WORKERS = 32
+"""``workers="auto"`` goes no higher."""
+
+WORKER_BYTES = 1 << 26
+"""Memory that must be left for another worker."""
+
+WAITING_WORKERS = 4
+"""Where workers wait for a disk or a network, there may be so many for each processor."""
 
 FEWEST_SLOTS, MOST_SLOTS, SLOTS_BYTES = 4, 16, 1 << 26
 """The default number of slots: as many as fit in so many bytes, within these bounds."""
@@ -47,29 +59,6 @@ FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES = 4, 1 << 23
 
 MISSES_BEFORE_WARNING = 3
 """Requests of one iteration that were not foreseen, before the user is told; a look at a batch or two is nobody's mistake."""
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What a loader has done so far.
-
-    Attributes:
-        batches: batches delivered.
-        samples: samples in them.
-        bytes: bytes in them.
-        waited: seconds that callers waited for batches that had not been read yet.
-        copied: batches handed out as copies, because all slots were held.
-        restarts: workers that were replaced.
-        replaced: rows in which another sample stood in for a damaged one.
-    """
-
-    batches: int
-    samples: int
-    bytes: int
-    waited: float
-    copied: int
-    restarts: int
-    replaced: int
 
 
 class Loader:
@@ -101,7 +90,8 @@ class Loader:
             and so on, single ones ``"X"``, ``"y"``, ``"weights"``, and one that stands twice is ``"targets.mask"``, say. Or a
             dict of functions of a row and ``rng``, by field. ``rng`` is a `numpy.random.Generator` that depends on ``seed``, the
             epoch, and the sample's position in it.
-        workers: processes that read; 0 reads in the calling one. By default one for each available processor, at most 8.
+        workers: processes that read; 0 reads in the calling one. ``"auto"`` begins with one for each processor that is free, at
+            most 8, and has more or fewer as the trainer waits for data or not: `Stats.decisions` says when and why.
         slots: batches that shared memory has room for, at least 2. By default 4, and up to 16 where batches are small. There are
             fewer where shared memory is short, which is logged.
         seed: of orders and random numbers, an int from 0.
@@ -146,7 +136,7 @@ class Loader:
         targets: Any = None,
         weights: Any = None,
         transform: Callable[..., Any] | dict[str, Callable[..., Any]] | None = None,
-        workers: int | None = None,
+        workers: int | Literal["auto"] = "auto",
         slots: int | None = None,
         seed: int = 0,
         drop_last: bool = True,
@@ -158,7 +148,10 @@ class Loader:
             raise OSError(f"shmgen runs on Linux only so far, found {sys.platform}")
         batch_size = whole(batch_size, "batch_size", 1)
         n_classes = None if n_classes is None else whole(n_classes, "n_classes", 1)
-        workers = _default_workers() if workers is None else whole(workers, "workers", 0)
+        if isinstance(workers, str) and workers != "auto":
+            raise InputError(f"workers: expected a number from 0, or 'auto', found {workers!r}")
+        steers = workers == "auto"
+        workers = _workers_at_first() if workers == "auto" else whole(workers, "workers", 0)
         slots = None if slots is None else whole(slots, "slots", 2)
         seed = whole(seed, "seed", 0)
         if on_error not in ("raise", "replace"):
@@ -190,32 +183,32 @@ class Loader:
             slots = min(MOST_SLOTS, max(FEWEST_SLOTS, SLOTS_BYTES // self._layout.slot_bytes))
         filler = _filler(self._structure, self._layout, seed, transform)
 
-        self._ring = Ring(self._layout, slots)
-        try:
-            crew: Workers = Pool(workers, self._ring, filler) if workers else InProcess(self._ring, filler)
-        except BaseException:
-            self._ring.close()
-            raise
-        self._crew = crew
         self._dealer = Dealer(self._order.batches, shuffle=shuffle)
         self._damage = Damage(len(self._ids), replaces=on_error == "replace", most=max_damaged)
-        in_flight = max(FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
-        self._schedule = Schedule(self._ring.slots, max(1, workers), self._order.size, in_flight=in_flight)
-        self._delivery = Delivery(
-            self._ring,
-            crew,
-            self._schedule,
-            Samples(self._ids, self._order, self._structure, self._ring, self._dealer, filler, self._damage),
-            # With nobody to read ahead, only what is asked for is read.
-            upcoming=self._dealer.upcoming if workers else _nothing,
-            crew=max(1, workers),
-            # Nobody can give up what runs in the calling process.
-            timeout=timeout if timeout is not None and workers else math.inf,
-        )
-        # Nothing that the delivery holds leads back to the loader.
-        self._stop = weakref.finalize(self, self._delivery.close, ClosedError("nobody held it any more"))
         self._warned = False
-        self._delivery.read_ahead()
+        with ExitStack() as undo:
+            self._ring = Ring(self._layout, slots)
+            undo.callback(self._ring.close)
+            self._crew: Workers = Pool(workers, self._ring, filler) if workers else InProcess(self._ring, filler)
+            undo.callback(self._crew.stop)
+            in_flight = max(FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
+            self._schedule = Schedule(self._ring.slots, max(1, workers), self._order.size, in_flight=in_flight)
+            self._delivery = Delivery(
+                self._ring,
+                self._crew,
+                self._schedule,
+                Samples(self._ids, self._order, self._structure, self._ring, self._dealer, filler, self._damage),
+                # With nobody to read ahead, only what is asked for is read.
+                upcoming=self._dealer.upcoming if workers else _nothing,
+                crew=max(1, workers),
+                steering=Steering(CrewSize(workers), _most_workers) if steers else None,
+                # Nobody can give up what runs in the calling process.
+                timeout=timeout if timeout is not None and workers else math.inf,
+            )
+            self._delivery.read_ahead()
+            # Nothing that the delivery holds leads back to the loader.
+            self._stop = weakref.finalize(self, self._delivery.close, ClosedError("nobody held it any more"))
+            undo.pop_all()
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -243,7 +236,7 @@ class Loader:
     @property
     def stats(self) -> Stats:
         """What has been done so far."""
-        return Stats(*astuple(self._delivery.counts))
+        return self._delivery.stats
 
     @property
     def damaged(self) -> tuple[Damaged, ...]:
@@ -358,5 +351,13 @@ def _nothing() -> Iterator[Batch]:
     return iter(())
 
 
-def _default_workers() -> int:
-    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+def _workers_at_first() -> int:
+    """One for each processor that others leave idle."""
+    others = os.getloadavg()[0]
+    return max(1, min(MOST_AT_FIRST, round(processors() - others)))
+
+
+def _most_workers(workers: int, reading: float) -> int:
+    """How many there may be where there are ``workers``, which wait for a disk or a network for a fraction of their work."""
+    for_each = WAITING_WORKERS if reading > WAITING else 1
+    return min(MOST_WORKERS, int(for_each * max(1.0, processors())), workers + available() // WORKER_BYTES)

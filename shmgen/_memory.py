@@ -1,8 +1,10 @@
-"""How much memory there is left to take: of the machine, of the container, of ``/dev/shm``."""
+"""What there is left to take of the machine, or the container: memory, ``/dev/shm``, processors."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 SHM = "/dev/shm"
@@ -22,39 +24,47 @@ def free_shm() -> int:
 
 def available() -> int:
     """Bytes that this process may take before the machine or its container runs out; page cache that can be dropped included."""
-    found = [kib << 10 for name, kib in _table(PROC / "meminfo") if name == "MemAvailable:"]
-    return min([*found, *_left_in_cgroups()], default=1 << 62)
+    left = [kib << 10 for name, kib in _table(PROC / "meminfo") if name == "MemAvailable:"]
+    for folder, version in _groups("memory"):
+        limit, usage, cache = {
+            1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+            2: ("memory.max", "memory.current", "inactive_file"),
+        }[version]
+        with suppress(OSError, ValueError):  # no limit is set here
+            most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+            left.append(max(0, most - used + dict(_table(folder / "memory.stat")).get(cache, 0)))
+    return min(left, default=1 << 62)
 
 
-def _left_in_cgroups() -> list[int]:
-    """What each cgroup that this process is in has left, those above it included; version 2, or 1."""
-    left = []
+def processors() -> float:
+    """How many processors this process may use: those it is bound to, and no more than its container's share of their time."""
+    shares = [float(len(os.sched_getaffinity(0)))]
+    for folder, version in _groups("cpu"):
+        names = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}[version]
+        with suppress(OSError, ValueError):
+            quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
+            shares.append(quota / period if quota > 0 else shares[0])
+    return min(shares)
+
+
+def _groups(controller: str) -> Iterator[tuple[Path, int]]:
+    """The cgroups that this process is in for a controller, those above them included, and whether of version 1 or 2."""
     try:
         lines = (PROC / "self/cgroup").read_text().splitlines()
     except OSError:
-        return []
+        return
     for line in lines:
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            root, limit, usage, cache = CGROUPS, "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            root, limit, usage, cache = (
-                CGROUPS / "memory",
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file",
-            )
+            root, version = CGROUPS, 2
+        elif controller in controllers.split(","):
+            root, version = CGROUPS / controller, 1
         else:
             continue
         group = root / path.lstrip("/")
         # In a container the path may be the host's, and what is mounted the container's own group.
         for folder in {root, *(group, *group.parents)} if group.is_dir() else {root}:
-            try:
-                most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
-            except (OSError, ValueError):  # no limit is set here
-                continue
-            left.append(max(0, most - used + dict(_table(folder / "memory.stat")).get(cache, 0)))
-    return left
+            yield folder, version
 
 
 def _table(path: Path) -> list[tuple[str, int]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import struct
 from ast import literal_eval
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
 MAGIC = b"\x93NUMPY"
 LONGEST_HEADER = 10_000
 """Characters; `numpy.load` refuses longer ones too, since parsing them can exhaust memory."""
+
+ENCODINGS = {1: "latin-1", 2: "latin-1", 3: "utf-8"}
+"""Of a header's text, by the format's major version."""
 
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
@@ -48,7 +50,7 @@ class Header(NamedTuple):
 def read_header(fd: int) -> tuple[Header, bytes]:
     """The header of the ``.npy`` file open at ``fd``, parsed and as it stands in the file.
 
-    Accepts format versions 1 to 3, as `numpy.load` with ``allow_pickle=False`` does.
+    Accepts format versions 1 to 3, as `numpy.load` with ``allow_pickle=False`` does. The data need not be there: `require_data`.
 
     Raises:
         Misfit: it is no ``.npy`` file, or one whose elements are Python objects.
@@ -61,34 +63,42 @@ def read_header(fd: int) -> tuple[Header, bytes]:
     if len(start) < 10:
         raise Misfit(f"expected an .npy header, found the end of the file after {len(start)} bytes")
     major, minor = start[6], start[7]
-    if (major, minor) not in ((1, 0), (2, 0), (3, 0)):
+    if major not in ENCODINGS or minor:
         raise Misfit(f"expected .npy format version 1.0, 2.0 or 3.0, found {major}.{minor}")
     prefix = struct.Struct("<H" if major == 1 else "<I")
     if len(start) < 8 + prefix.size:
         raise Misfit(f"expected an .npy header, found the end of the file after {len(start)} bytes")
     (length,) = prefix.unpack_from(start, 8)
-    if length > LONGEST_HEADER:
-        raise Misfit(f"expected an .npy header of at most {LONGEST_HEADER:,} characters, found one of {length:,}")
+    if length > 4 * LONGEST_HEADER:  # the most bytes that so many characters take
+        raise _too_long(length)
     size = 8 + prefix.size + length
     raw = _pread(fd, size, 0)
     if len(raw) < size:
         raise Misfit(f"expected an .npy header of {size} bytes, found the end of the file after {len(raw)}")
-    return Header(*_parse(raw[8 + prefix.size :], "utf-8" if major == 3 else "latin-1"), size), raw
+    return Header(*_parse(raw[8 + prefix.size :], ENCODINGS[major]), size), raw
 
 
-def _parse(text: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+def _parse(raw: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     import numpy as np
 
     try:
-        header = _dict(text.decode(encoding), from_python_2=encoding == "latin-1")
+        text = raw.decode(encoding)
+        if len(text) > LONGEST_HEADER:
+            raise _too_long(len(text))
+        header = _literal(text, from_python_2=encoding == "latin-1")
         if header.keys() != {"descr", "fortran_order", "shape"}:
             raise ValueError
         shape, fortran = header["shape"], header["fortran_order"]
-        if not isinstance(shape, tuple) or not all(isinstance(n, int) for n in shape) or not isinstance(fortran, bool):
+        # No bools, and no number of so many digits that an error could not show it.
+        if not isinstance(shape, tuple) or not all(type(n) is int and n.bit_length() < 64 for n in shape):
+            raise ValueError
+        if not isinstance(fortran, bool) or not axes_fit(len(shape)):
             raise ValueError
         dtype = np.lib.format.descr_to_dtype(header["descr"])
-    except (ValueError, TypeError, SyntaxError, AttributeError, KeyError, IndexError, MemoryError, RecursionError):
-        raise Misfit(f"expected an .npy header, found {text[:80]!r}") from None
+    except Misfit:
+        raise
+    except Exception:  # literal_eval, tokenize and numpy.dtype raise whatever they happen upon
+        raise Misfit(f"expected an .npy header, found {raw[:80]!r}") from None
     if any(n < 0 for n in shape):
         raise Misfit(f"expected a shape of sizes from 0, found {shape}")
     if dtype.hasobject:
@@ -96,24 +106,64 @@ def _parse(text: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[
     return shape, fortran, dtype
 
 
-def _dict(text: str, *, from_python_2: bool) -> Any:
+def _too_long(length: int) -> Misfit:
+    return Misfit(f"expected an .npy header of at most {LONGEST_HEADER:,} characters, found one of {length:,}")
+
+
+def axes_fit(number: int) -> bool:
+    """Whether NumPy has arrays of so many axes: 64 of them at most, and 32 before NumPy 2."""
+    import numpy as np
+
+    try:
+        np.empty((0,) * number)
+    except ValueError:
+        return False
+    return True
+
+
+def _literal(text: str, *, from_python_2: bool) -> Any:
     try:
         return literal_eval(text)
     except SyntaxError:
         if not from_python_2:
             raise
-        # Python 2 wrote its long integers as 3L.
-        return literal_eval(re.sub(r"(?<=\d)L\b", "", text))
+        return literal_eval(_without_long_suffixes(text))
+
+
+def _without_long_suffixes(text: str) -> str:
+    """``text`` less the L that Python 2 wrote behind its long integers; where `numpy.load` would strike it, and nowhere else."""
+    from io import StringIO
+    from tokenize import NAME, NUMBER, generate_tokens, untokenize
+
+    kept = []
+    behind_number = False
+    for token in generate_tokens(StringIO(text).readline):
+        if not (behind_number and token.type == NAME and token.string == "L"):
+            kept.append(token)
+            behind_number = token.type == NUMBER
+    return untokenize(kept)
 
 
 def read_header_of(path: str) -> tuple[Header, bytes]:
-    """As `read_header`, of the file at ``path``."""
+    """As `read_header`, of the file at ``path``, which has all the data that it promises."""
     # A FIFO would keep an ordinary open waiting for ever.
     fd = os.open(path, OPEN_FLAGS | os.O_NONBLOCK)
     try:
-        return read_header(fd)
+        header, raw = read_header(fd)
+        require_data(fd, header)
+        return header, raw
     finally:
         os.close(fd)
+
+
+def require_data(fd: int, header: Header) -> None:
+    """Make sure that the file is long enough, before memory is set aside for what its header promises, terabytes perhaps.
+
+    Raises:
+        Misfit: it is too short.
+    """
+    if os.fstat(fd).st_size < header.size + header.data_bytes:
+        raise _truncated(fd, header.size + header.data_bytes)
 
 
 def _pread(fd: int, size: int, offset: int) -> bytes:
@@ -133,8 +183,12 @@ def read_whole(fd: int, data: memoryview, offset: int) -> None:
     while filled < len(data):
         size = os.preadv(fd, (data[filled:],), offset + filled)
         if not size:
-            raise Misfit(f"expected {offset + len(data):,} bytes, found {os.fstat(fd).st_size:,}: the file is truncated")
+            raise _truncated(fd, offset + len(data))
         filled += size
+
+
+def _truncated(fd: int, expected: int) -> Misfit:
+    return Misfit(f"expected {expected:,} bytes, found {os.fstat(fd).st_size:,}: the file is truncated")
 
 
 def explain(error: Exception) -> str:

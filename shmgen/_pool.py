@@ -12,10 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,7 +27,7 @@ from shmgen._filler import Filler, Task
 from shmgen._ring import Ring
 from shmgen._source import IDLE, row_of
 from shmgen._travel import dumps
-from shmgen._wire import DONE, FAILED, INTERRUPTED, READY, Unframer, frame
+from shmgen._wire import AT, BUSY, DONE, FAILED, INTERRUPTED, READY, USED, WORDS, Unframer, frame, packed, processor_time
 from shmgen._worker import Setup
 from shmgen.errors import WorkerDied
 
@@ -100,6 +103,9 @@ class Workers(Protocol):
     def at(self, worker: int) -> int:
         """Which row of its oldest task ``worker`` is at, as `Filler.open` says it."""
 
+    def use(self) -> tuple[float, float]:
+        """Seconds in which workers had tasks, and in which they had a processor or wanted one; of all there have been."""
+
     def is_stopped(self, worker: int) -> bool:
         """Whether ``worker`` has been stopped, as by SIGSTOP."""
 
@@ -108,6 +114,12 @@ class Workers(Protocol):
 
     def restart(self, worker: int) -> None:
         """Put another in the place of ``worker``, which has died, or can't be killed and is left to itself."""
+
+    def add(self) -> None:
+        """Begin one more, with the next number."""
+
+    def dismiss(self) -> None:
+        """End the one with the highest number, which has nothing to do."""
 
     def stop(self) -> None:
         """End them all; may be called again."""
@@ -133,16 +145,19 @@ class Pool:
         self._bell = _Bell()
         self._workers: list[_Process] = []
         self._left: list[_Process] = []
+        # Nanoseconds of those that are no more.
+        self._busy = self._cpu = 0
         self._by_fd: dict[int, int] = {}
         self._only: dict[int, select.poll] = {}
         self._poll = select.epoll()
         self._poll.register(self._bell.fd, select.EPOLLIN)
         try:
-            # All are under way before the first is told what to do.
-            for _ in range(workers):
-                self._workers.append(self._start())
-            for number in range(workers):
-                self._introduce(number)
+            with _undisturbed():
+                # All are under way before the first is told what to do.
+                for _ in range(workers):
+                    self._workers.append(self._start())
+                for number in range(workers):
+                    self._introduce(number)
         except BaseException:
             self.stop()
             raise
@@ -158,19 +173,21 @@ class Pool:
     def _start(self) -> _Process:
         # No word serves two: whoever can't be killed may write to its own yet.
         taken = {worker.word for worker in self._workers + self._left}
-        return _Process(self._ring.fd, next(word for word in range(len(self._ring.board)) if word not in taken))
+        return _Process(self._ring.fd, next(word for word in range(0, len(self._ring.board), WORDS) if word not in taken))
 
     def _introduce(self, number: int) -> None:
         """Tell a worker that has been started what it will have to do."""
         worker = self._workers[number]
+        self._only.clear()
         for fd in worker.fds:
             self._by_fd[fd] = number
             self._poll.register(fd, select.EPOLLIN)
-        self._ring.board[worker.word] = 0
+        for word in range(WORDS):
+            self._ring.board[worker.word + word] = 0
         self._send(number, pickle.dumps([tuple(Setup(os.getpid(), sys.path, worker.word, self._draws, self._filler))]))
 
     def send(self, worker: int, tasks: list[Task]) -> None:
-        self._send(worker, pickle.dumps([tuple(task) for task in tasks]))
+        self._send(worker, pickle.dumps([(*task[:-1], packed(task.ids)) for task in tasks]))
 
     def _send(self, number: int, message: bytes) -> None:
         worker = self._workers[number]
@@ -215,7 +232,17 @@ class Pool:
         return heard
 
     def at(self, worker: int) -> int:
-        return self._ring.board[self._workers[worker].word]
+        return self._ring.board[self._workers[worker].word + AT]
+
+    def use(self) -> tuple[float, float]:
+        if self._ring.board:  # it is still open
+            for worker in self._workers:
+                worker.busy = self._ring.board[worker.word + BUSY]
+                # Of one that has died it is not known any more.
+                if worker.busy and (used := processor_time(worker.process.pid)):
+                    worker.cpu = used - self._ring.board[worker.word + USED]
+        busy = self._busy + sum(worker.busy for worker in self._workers)
+        return busy / 1e9, (self._cpu + sum(worker.cpu for worker in self._workers)) / 1e9
 
     def is_stopped(self, worker: int) -> bool:
         try:
@@ -228,15 +255,33 @@ class Pool:
         self._workers[worker].process.kill()
 
     def restart(self, worker: int) -> None:
-        left = self._workers[worker]
-        self._forget(worker)
-        if left.process.returncode is None:
-            left.socket.close()
-            self._left.append(left)
-        else:
-            left.close()
-        self._workers[worker] = self._start()
-        self._introduce(worker)
+        self._part_with(worker)
+        with _undisturbed():
+            self._workers[worker] = self._start()
+            self._introduce(worker)
+
+    def add(self) -> None:
+        with _undisturbed():
+            self._workers.append(self._start())
+            self._introduce(len(self._workers) - 1)
+
+    def dismiss(self) -> None:
+        self._part_with(len(self._workers) - 1)
+        self._workers.pop()
+
+    def _part_with(self, number: int) -> None:
+        """Leave a worker to itself: it has died, or ends when it finds that nobody talks to it any more, or hangs."""
+        self.use()
+        self._forget(number)
+        worker = self._workers[number]
+        self._busy += worker.busy
+        self._cpu += worker.cpu
+        worker.socket.close()
+        self._left.append(worker)
+        for left in self._left:
+            if left.process.poll() is not None:
+                left.close()
+        self._left = [left for left in self._left if left.process.returncode is None]
 
     def _forget(self, number: int) -> None:
         """Listen to a worker no more."""
@@ -248,6 +293,10 @@ class Pool:
     def stop(self) -> None:
         self._workers += self._left
         self._left = []
+        if os.getpid() == self._owner:
+            for worker in self._workers:
+                with suppress(OSError):
+                    worker.socket.shutdown(socket.SHUT_RDWR)  # to close it ends nothing where a fork keeps it open
         for worker in self._workers:
             worker.socket.close()
         if os.getpid() == self._owner:
@@ -314,6 +363,9 @@ class InProcess:
     def at(self, worker: int) -> int:
         return self._at[0]
 
+    def use(self) -> tuple[float, float]:
+        return 0.0, 0.0
+
     def is_stopped(self, worker: int) -> bool:
         return False
 
@@ -322,9 +374,42 @@ class InProcess:
 
     restart = kill
 
+    def add(self) -> None:
+        raise NotImplementedError
+
+    dismiss = add
+
     def stop(self) -> None:
         self._tasks.clear()
         self._bell.close()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """For the birth of workers: signals are handled once all that was born is known here.
+
+    A handler that raises, as that of Ctrl-C does, would leave behind what nobody knows of; and whichever thread a signal reaches,
+    it is handled in the main one, wherever that is. The workers inherit the block: Ctrl-C reaches the whole process group, and
+    before they have their own handler, it would end them with a traceback.
+    """
+    came: list[Callable[[], object]] = []
+    here = os.getpid()
+
+    def put_off(handler: Callable[..., object]) -> Callable[..., object]:
+        # A fork that another thread makes meanwhile is left with it.
+        return lambda *args: came.append(partial(handler, *args)) if os.getpid() == here else handler(*args)
+
+    with ExitStack() as after:
+        after.callback(lambda: [handle() for handle in came])
+        after.callback(signal.pthread_sigmask, signal.SIG_SETMASK, signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        if threading.current_thread() is threading.main_thread():
+            for number in signal.valid_signals():
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    after.callback(signal.signal, number, handler)
+                    signal.signal(number, put_off(handler))
+        yield
 
 
 def _understood(worker: int, message: bytes) -> Heard:
@@ -339,16 +424,16 @@ def _understood(worker: int, message: bytes) -> Heard:
 
 
 class _Process:
-    """The parent's side of one worker, whose word on the board is ``word``."""
+    """The parent's side of one worker, whose words on the board begin at ``word``."""
 
     def __init__(self, segment: int, word: int) -> None:
         self.word = word
+        # Nanoseconds, as they were when somebody last asked.
+        self.busy = self.cpu = 0
         self.socket, theirs = socket.socketpair()
         self._unframer = Unframer()
         self._unsent = bytearray()
         root = str(Path(__file__).parents[1])
-        # Ctrl-C reaches the whole process group; until the worker has its handler, it would end in a traceback of its own.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", BOOT, root, str(theirs.fileno()), str(segment)],
@@ -360,7 +445,6 @@ class _Process:
             self.socket.close()
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             theirs.close()
         try:
             self._pidfd = os.pidfd_open(self.process.pid)

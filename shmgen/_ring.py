@@ -17,6 +17,7 @@ import os
 import sys
 import weakref
 from collections import deque
+from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
@@ -25,10 +26,13 @@ from shmgen._layout import PAGE, Layout
 from shmgen._memory import SHM, available, free_shm
 
 BOARD_BYTES = PAGE
-"""The segment begins with a board, where each worker has a word of 8 bytes: which row it is at."""
+"""The segment begins with a board, where each worker has a few words of its own; `shmgen._wire` says which."""
 
 FEWEST_SLOTS = 2
 """With a single one, nothing could be read while a batch is held."""
+
+OTHERS_NEED = 32 << 20
+"""Bytes of memory that are left to workers and trainer, or the kernel would kill one of them."""
 
 log = logging.getLogger("shmgen")
 
@@ -47,7 +51,7 @@ class Ring:
         board: what workers say of where they are, as 64-bit words.
 
     Raises:
-        OSError: not even 2 slots can be had.
+        OSError: there is no memory for 2 slots.
     """
 
     def __init__(self, layout: Layout, slots: int) -> None:
@@ -58,7 +62,11 @@ class Ring:
         self._leases: dict[int, _Lease] = {}
         self._released: deque[_Lease] = deque()
         self.slots, self.fd = _segment(layout.slot_bytes, slots)
-        self._map()
+        try:
+            self._map()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def address(self) -> int:
@@ -67,7 +75,7 @@ class Ring:
 
     def grow(self) -> None:
         """Add a slot. Workers see it when a task reaches beyond what they have mapped."""
-        _reserve(self.fd, BOARD_BYTES + (self.slots + 1) * self.layout.slot_bytes)
+        _reserve(self.fd, BOARD_BYTES + self.slots * self.layout.slot_bytes, self.layout.slot_bytes)
         self.slots += 1
         self._map()
 
@@ -120,49 +128,55 @@ class _Lease(weakref.ref[ctypes.Array[ctypes.c_char]]):
     slot: int
 
 
-def _segment(slot_bytes: int, slots: int) -> tuple[int, int]:
-    """A new segment without a name, for as many of ``slots`` as there is room for: how many, and its descriptor."""
-    in_memory = available()
+def _segment(slot_bytes: int, wanted: int) -> tuple[int, int]:
+    """A new segment without a name, for as many of ``wanted`` slots as there is room for: how many, and its descriptor."""
+    in_memory, in_shm = _in_memory(), free_shm()
+    of_each = f"of {slot_bytes:,} bytes each"
+    least = BOARD_BYTES + FEWEST_SLOTS * slot_bytes
+    if least > in_memory:
+        raise OSError(
+            errno.ENOMEM,
+            f"{least:,} bytes of shared memory are needed, for {FEWEST_SLOTS} slots {of_each}, and {in_memory:,} bytes of memory "
+            "can be had: choose a smaller batch_size",
+        )
     # One more may be needed later, where all are held for good. And others need memory, too.
-    fit = (min(free_shm(), in_memory // 2) - BOARD_BYTES) // slot_bytes - 1
-    wanted, slots = slots, min(slots, fit)
+    for_memory = max(FEWEST_SLOTS, (in_memory // 2 - BOARD_BYTES) // slot_bytes - 1)
+    slots = min(wanted, for_memory, (in_shm - BOARD_BYTES) // slot_bytes - 1)
     while slots >= FEWEST_SLOTS:
         try:
             fd = _nameless_segment(BOARD_BYTES + slots * slot_bytes)
-        except OSError:  # others have taken it meanwhile
-            slots -= 1
+        except OSError as error:
+            if error.errno == errno.EMFILE:
+                raise
+            slots -= 1  # others have taken it meanwhile
             continue
         if slots < wanted:
+            by_memory = f"{in_memory:,} bytes of memory can be had, of which half is taken at most: choose a smaller batch_size"
+            by_shm = f"{SHM} has {in_shm:,} left: enlarge it, or choose a smaller batch_size"
             log.warning(
-                "%s slots of %s bytes each were wanted, and %s has room for %s: enlarge it, or choose a smaller batch_size",
-                f"{wanted:,}",
-                f"{slot_bytes:,}",
-                SHM,
-                f"{slots:,}",
+                "%s bytes of shared memory are wanted, for %s slots and a spare one %s, and there are %s slots, because %s",
+                f"{BOARD_BYTES + (wanted + 1) * slot_bytes:,}",
+                wanted,
+                of_each,
+                slots,
+                by_memory if slots == for_memory else by_shm,
             )
         return slots, fd
-    least = (
-        f"{(FEWEST_SLOTS + 1) * slot_bytes:,} bytes of shared memory are needed, for {FEWEST_SLOTS} slots and a spare one, "
-        f"of a batch of {slot_bytes:,} bytes each"
-    )
-    size = BOARD_BYTES + FEWEST_SLOTS * slot_bytes
-    if size > in_memory:
-        raise OSError(errno.ENOMEM, f"{least}, and {in_memory:,} bytes of memory are available: choose a smaller batch_size")
     log.warning(
-        "%s, and %s has %s left: memory beyond its limit is taken, for %s slots; enlarge it, or choose a smaller batch_size",
-        least,
-        SHM,
-        f"{free_shm():,}",
+        "%s bytes of shared memory are needed, for %s slots and a spare one %s, and %s has %s left: memory beyond its limit is "
+        "taken; enlarge it, or choose a smaller batch_size",
+        f"{least + slot_bytes:,}",
         FEWEST_SLOTS,
+        of_each,
+        SHM,
+        f"{in_shm:,}",
     )
-    fd = os.memfd_create("shmgen", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(fd, size)
-        _reserve(fd, size)
-    except BaseException:
-        os.close(fd)
-        raise
-    return FEWEST_SLOTS, fd
+    return FEWEST_SLOTS, _unbounded_segment(least)
+
+
+def _in_memory() -> int:
+    """Bytes of memory that can be had."""
+    return max(0, available() - OTHERS_NEED)
 
 
 def _nameless_segment(size: int) -> int:
@@ -171,22 +185,38 @@ def _nameless_segment(size: int) -> int:
     if sys.version_info >= (3, 13):
         segment = SharedMemory(create=True, size=size, track=False)
     else:
+        resource_tracker.ensure_running()  # else it would be started while there is a name
         segment = SharedMemory(create=True, size=size)
     try:
-        _reserve(segment._fd, size)  # type: ignore[attr-defined]
+        segment.unlink()  # before its pages are taken, which takes long enough for somebody to be killed
+        _reserve(segment._fd, 0, size)  # type: ignore[attr-defined]
         return os.dup(segment._fd)  # type: ignore[attr-defined]
     finally:
-        segment.unlink()
         segment.close()
 
 
-def _reserve(fd: int, size: int) -> None:
-    """Make the segment ``size`` bytes long and take its pages, so that it can't die of SIGBUS at their first touch."""
+def _unbounded_segment(size: int) -> int:
+    """As `_nameless_segment`, however little room ``/dev/shm`` has."""
+    fd = os.memfd_create("shmgen", os.MFD_CLOEXEC)
     try:
-        os.posix_fallocate(fd, 0, size)
+        os.fchmod(fd, 0o600)
+        _reserve(fd, 0, size)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _reserve(fd: int, held: int, more: int) -> None:
+    """Make the segment ``more`` bytes longer than the ``held`` ones, and take their pages: at first touch it would be SIGBUS."""
+    in_memory = _in_memory()
+    try:
+        if more > in_memory:  # the kernel would rather kill somebody than refuse
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        os.posix_fallocate(fd, held, more)
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{size:,} bytes of shared memory are needed, and {SHM} has {free_shm():,} left: use fewer slots or a smaller "
-            f"batch_size, or enlarge it ({error.strerror})",
+            f"{more:,} bytes of shared memory are needed, {SHM} has {free_shm():,} left, and {in_memory:,} bytes of memory can "
+            f"be had: hold fewer batches, or use fewer slots or a smaller batch_size ({error.strerror})",
         ) from None

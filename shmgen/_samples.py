@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from shmgen._damage import Damage
-from shmgen._deal import Dealer
+from shmgen._deal import Dealer, Pass
 from shmgen._filler import Filler, Task
 from shmgen._ids import take
 from shmgen._order import Batch, Order
@@ -47,7 +47,9 @@ class Samples:
         self._damage = damage
         self._values = [(n, source) for n, source in enumerate(structure.sources.values()) if isinstance(source, Values)]
         self._sources = [source for source in structure.sources.values() if isinstance(source, Source)]
-        self._versions: dict[Batch, object] = {}
+        # Of the batches read ahead, where the sources can tell: what their files were when they were read, or in which pass.
+        self._can_tell = any(type(source).version is not Source.version for source in self._sources)
+        self._read: dict[Batch, object] = {}
         # Of the batches in the ring, the rows in which others stand in, and how many have been tried.
         self._stand_ins: dict[Batch, dict[int, tuple[int, int]]] = {}
 
@@ -71,8 +73,9 @@ class Samples:
             tasks.append(Task(slot, start, stop, batch.epoch, position, ids[batch][start:stop]))
         return tasks
 
-    def prepare(self, slot: int, batch: Batch) -> None:
-        """``batch`` is about to be read into ``slot``: fill what workers don't."""
+    def prepare(self, slot: int, batch: Batch, *, ahead: bool) -> None:
+        """``batch`` is about to be read into ``slot``, ``ahead`` of being asked for or not: fill what workers don't."""
+        self._read.pop(batch, None)
         self._stand_ins.pop(batch, None)
         if self._damage.hopeless:
             for row, sample in enumerate(self._order[batch].tolist()):
@@ -80,10 +83,11 @@ class Samples:
                     self._substitute(batch, row)
         numbers = self._numbers(batch)
         self._fill(slot, 0, numbers)
-        # What is read before its epoch begins may have changed by then.
-        dealt = self._dealer.current
-        if batch.epoch != dealt.epoch or not dealt.is_begun:
-            self._versions[batch] = self._version(numbers)
+        # What is read before its epoch begins, or before that is begun again, may have changed by then.
+        if ahead and self._can_tell:
+            dealt = self._dealer.current
+            in_its_epoch = batch.epoch == dealt.epoch and dealt.is_begun
+            self._read[batch] = dealt if in_its_epoch else self._version(numbers)
 
     def refill(self, piece: Piece) -> None:
         """``piece`` is about to be read again: fill what a transform may have changed, and have what is hopeless stand aside."""
@@ -100,11 +104,15 @@ class Samples:
             values.fill(numbers, self._ring.arrays(slot)[field][start : start + len(numbers)])
 
     def holds(self, batch: Batch) -> bool:
-        """Whether what was read of ``batch`` is what its files hold; asked once, and true of what was read in its own epoch."""
-        if not self._versions:
+        """Whether what was read of ``batch`` is what its files hold; asked once, and true of what was read in this pass."""
+        read = self._read.pop(batch, None)
+        if read is None or read is self._dealer.current:
             return True
-        seen = self._versions.pop(batch, None)
-        return seen is None or seen == self._version(self._numbers(batch))
+        return not isinstance(read, Pass) and read == self._version(self._numbers(batch))
+
+    def outdated(self) -> list[Batch]:
+        """The batches that were read in a pass that has been left: their files may have changed since."""
+        return [batch for batch, read in self._read.items() if isinstance(read, Pass) and read is not self._dealer.current]
 
     def delivered(self, batch: Batch) -> int:
         """``batch`` has been handed out: in how many rows another sample stands in."""

@@ -79,6 +79,7 @@ class Schedule:
         self._held: list[deque[Piece]] = [deque() for _ in range(workers)]
         # Rows that each worker holds.
         self._load = [0] * workers
+        self._crew = workers
         self._turn = 0
         self._spare = 0
         self._read_in_vain = False
@@ -123,6 +124,24 @@ class Schedule:
                 if piece.slot == slot and before >= most_before:
                     last, most_before = worker, before
         return last
+
+    @property
+    def crew(self) -> int:
+        """How many workers get work: those with the lowest numbers."""
+        return self._crew
+
+    def resize(self, crew: int) -> None:
+        """From now on so many workers get work; what others hold, they still have to read."""
+        self._crew = crew
+        for _ in range(len(self._held), crew):
+            self._held.append(deque())
+            self._load.append(0)
+
+    def forget_last(self) -> None:
+        """The worker with the highest number, which holds nothing, is no more."""
+        assert not self._held[-1]
+        self._held.pop()
+        self._load.pop()
 
     def held(self, worker: int) -> tuple[Piece, ...]:
         """What ``worker`` has yet to read, the oldest first."""
@@ -285,7 +304,7 @@ class Schedule:
 
         A worker that shares its processor with the parent is slower than the others, who would wait for it if all got the same.
         """
-        workers = len(self._load)
+        workers = self._crew
         # Equals take turns, or batches of a single row would all go to the first worker.
         self._turn += 1
         order = sorted(range(workers), key=lambda w: (self._load[w], (w - self._turn) % workers))

@@ -35,6 +35,7 @@ class Structure:
         self.has_one_input = not _is_nest(inputs)
         self._found: list[tuple[str, str, Source | Values]] = []
         parts = {"inputs": ("X", inputs), "targets": ("y", targets), "weights": ("weights", weights)}
+        self._is_flat = not any(_is_nest(part) for _, part in parts.values())
         self._nests = [self._add(role, name, part) for role, (name, part) in parts.items() if part is not None]
         often = Counter(name for _, name, _ in self._found)
         self.sources = {name if often[name] == 1 else f"{role}.{name}": source for role, name, source in self._found}
@@ -55,7 +56,7 @@ class Structure:
 
     def nest(self, arrays: Arrays) -> tuple[Any, ...]:
         """``(inputs,)``, ``(inputs, targets)`` or ``(inputs, targets, weights)``, each nested as it was given."""
-        return tuple(pick(arrays) for pick in self._nests)
+        return arrays if self._is_flat else tuple([pick(arrays) for pick in self._nests])
 
     def bind(self, ids: Sequence[Any]) -> tuple[Field, ...]:
         """Bind every source to ``ids``, and say what arrays a batch has."""

@@ -1,10 +1,20 @@
-"""What parent and worker say to each other: messages of bytes on a stream, each behind its length.
+"""What parent and worker say to each other: messages of bytes on a stream, each behind its length, and words on a board.
 
 To a worker go pickled lists: of a `Setup` first, then of `Task` fields. To the parent goes one of the words below, and what
 belongs to it.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+AT, BUSY, USED = range(3)
+"""A worker's words on the board: the row that it is at, as sources say it; the nanoseconds in which it has had a task so far; and
+those in which it had or wanted a processor before its first task."""
+
+WORDS = 4
+"""So many words of 8 bytes each worker has on the board."""
 
 _LENGTH = 4
 
@@ -27,6 +37,29 @@ INTERRUPTED = b"i"
 def frame(message: bytes) -> bytes:
     """``message`` as it goes on the stream."""
     return len(message).to_bytes(_LENGTH, "little") + message
+
+
+def packed(ids: list[Any]) -> list[Any] | str:
+    """``ids`` as they are sent: as one text, where they are texts, which saves pickling each."""
+    try:
+        together = "\0".join(ids)
+    except TypeError:
+        return ids
+    return together if together.count("\0") == len(ids) - 1 else ids
+
+
+def unpacked(ids: list[Any] | str) -> list[Any]:
+    """What `packed` was given."""
+    return ids.split("\0") if isinstance(ids, str) else ids
+
+
+def processor_time(process: int | str) -> int:
+    """Nanoseconds in which a process's main thread has had a processor, or wanted one; 0 where the kernel does not tell."""
+    try:
+        ran, wanted, _ = Path(f"/proc/{process}/schedstat").read_text().split()
+    except (OSError, ValueError):
+        return 0
+    return int(ran) + int(wanted)
 
 
 class Unframer:

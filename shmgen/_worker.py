@@ -23,7 +23,21 @@ from typing import Any, NamedTuple
 
 from shmgen._filler import Filler, Task
 from shmgen._source import IDLE, row_of
-from shmgen._wire import DONE, FAILED, INTERRUPTED, READY, UNABLE, Unframer, frame
+from shmgen._wire import (
+    AT,
+    BUSY,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    READY,
+    UNABLE,
+    USED,
+    WORDS,
+    Unframer,
+    frame,
+    processor_time,
+    unpacked,
+)
 from shmgen.errors import StartError
 
 HINTED_PIECES = 8
@@ -36,7 +50,7 @@ class Setup(NamedTuple):
     Attributes:
         parent: process id of the parent.
         path: ``sys.path`` of the parent.
-        word: on the board, where this worker says which row it is at.
+        word: the first of this worker's on the board.
         draws: whether functions of the user's are called, which may draw random numbers.
         filler: does the tasks; pickled apart because ``path`` may be needed to load it.
     """
@@ -70,47 +84,54 @@ def main(stream: int, segment: int) -> None:
     sys.path[:] = setup.path
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    memory = memoryview(mmap.mmap(segment, 0))
-    at = memory[8 * setup.word : 8 * setup.word + 8].cast("Q")
     try:
+        memory = memoryview(mmap.mmap(segment, 0))
+        board = memory[8 * setup.word : 8 * (setup.word + WORDS)].cast("Q")
         if setup.draws:
             from shmgen._dice import seed_late
 
             seed_late()
         filler: Filler = pickle.loads(setup.filler)
-        filler.open(at)
+        filler.open(board)
     except StartError as error:
         _tell(stream, UNABLE + pickle.dumps(error))
         return
     except Exception:
         _tell(stream, UNABLE + pickle.dumps(StartError(traceback.format_exc())))
         return
+    board[USED] = processor_time("self")
     _tell(stream, READY)
-    _serve(inbox, stream, filler, memory, segment, at)
+    _serve(inbox, stream, filler, memory, segment, board)
 
 
-def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segment: int, at: memoryview) -> None:
+def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segment: int, board: memoryview) -> None:
     hinted = 0
     while (fields := inbox.next()) is not None:
-        task = Task(*fields)
+        task = _task(fields)
         if not filler.fits(memory, task):  # the ring has grown
             memory = memoryview(mmap.mmap(segment, 0))
         if hinted and (following := inbox.following()) is not None:
             with suppress(Exception):  # a hint is no more; reading will tell
-                filler.hint(Task(*following))
-        waits = _waits()
+                filler.hint(_task(following))
+        waits, start = _waits(), time.monotonic_ns()
         message = DONE
         try:
             filler.fill(memory, task)
         except Exception as error:
-            message = FAILED + pickle.dumps((row_of(at[0]), error))
-            at[0] = IDLE
+            message = FAILED + pickle.dumps((row_of(board[AT]), error))
+            board[AT] = IDLE
         if filler.calls_functions and sys.stdout is not None:
             sys.stdout.flush()  # what functions print would be lost when this process is ended
         # Files in the page cache are read without a wait, and hints would only cost time.
         hinted = HINTED_PIECES if _waits() > waits else max(0, hinted - 1)
+        board[BUSY] += time.monotonic_ns() - start
         if not _tell(stream, message):
             return
+
+
+def _task(fields: tuple[Any, ...]) -> Task:
+    *numbers, ids = fields
+    return Task._make([*numbers, unpacked(ids)])
 
 
 class _Inbox:

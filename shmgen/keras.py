@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import time
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from shmgen._damage import Damaged
-from shmgen._loader import Loader, Stats
+from shmgen._loader import Loader
+from shmgen._stats import Stats
 
 if TYPE_CHECKING:
     from typing import Self
+
+log = logging.getLogger("shmgen")
 
 
 class Sequence(keras.utils.Sequence):  # type: ignore[misc]
@@ -27,6 +33,7 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         super().__init__(workers=1, use_multiprocessing=False)
         self._loader = Loader(*args, **kwargs)
         self._drain = _drain()
+        _in_use.add(self)
 
     __init__.__signature__ = inspect.signature(Loader.__init__)  # type: ignore[attr-defined]
 
@@ -78,6 +85,74 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return repr(self._loader).replace("Loader", type(self).__name__, 1)
+
+
+class DataWait(keras.callbacks.Callback):  # type: ignore[misc]
+    """Puts ``data_wait`` into the logs of every epoch, and ``val_data_wait`` where there is a validation.
+
+    It is the fraction of the time in which a batch of any `Sequence` had been asked for and was not there, from 0 to 1.
+    TensorFlow asks ahead, so the trainer itself may have waited for less. It stands in ``History`` and the progress bar, and in
+    what comes after it in the list of callbacks: ``callbacks=[DataWait(), CSVLogger("log.csv")]``.
+
+    Args:
+        warn_above: says once, in the log, when the trainer waits for more than this fraction of an epoch, and what may help.
+    """
+
+    def __init__(self, warn_above: float = 0.2) -> None:
+        super().__init__()
+        self._warn_above = warn_above
+        self._warned = False
+        self._train = self._validation = _Watch()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._train = _Watch()
+        self._validation = _Watch()
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._train.pause()
+        self._validation = _Watch()
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        self._validation.pause()
+        if logs is not None:
+            logs["data_wait"] = self._validation.fraction
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._train.pause()
+        if logs is not None:
+            logs["data_wait"] = self._train.fraction
+            if self._validation.is_paused:
+                logs["val_data_wait"] = self._validation.fraction
+        if self._train.fraction > self._warn_above and not self._warned:
+            self._warned = True
+            reports = [f"{sequence!r}\n{sequence.stats.report()}" for sequence in list(_in_use) if sequence.stats.batches]
+            log.warning(
+                "%.0f %% of epoch %d was spent waiting for data\n%s", 100 * self._train.fraction, epoch, "\n".join(reports)
+            )
+
+
+class _Watch:
+    """The time that is spent from now until `pause`, and how much of it all sequences together make their callers wait."""
+
+    def __init__(self) -> None:
+        self.is_paused = False
+        self.fraction = 0.0
+        self._start = time.monotonic()
+        self._waited = self._now()
+
+    def pause(self) -> None:
+        """Take the time; later calls change nothing."""
+        if not self.is_paused:
+            self.is_paused = True
+            waited, elapsed = self._now() - self._waited, time.monotonic() - self._start
+            self.fraction = min(1.0, max(0.0, waited / elapsed)) if elapsed else 0.0
+
+    @staticmethod
+    def _now() -> float:
+        return sum(stats.waited + stats.held_up for stats in (sequence.stats for sequence in list(_in_use)))
+
+
+_in_use: weakref.WeakSet[Sequence] = weakref.WeakSet()
 
 
 def _drain() -> Callable[[], object] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shmgen import InputError, Loader, SampleError
+from shmgen import InputError, Loader, NpyRows, SampleError
 
 WITHIN = 10.0
 """Seconds in which an error must be there: far more than it takes, far less than a wait without an end."""
@@ -59,7 +59,8 @@ BAD_FILES = [
     pytest.param(npy(np.zeros((4, 3), "S5")), "dtype float32", "|S5", id="bytes"),
     pytest.param(npy(np.zeros((4, 3), "M8[s]")), "dtype float32", "datetime64[s]", id="datetime"),
     pytest.param(npy(GOOD.astype(np.complex64)), "dtype float32", "complex64", id="cast-loses-more-than-precision"),
-    pytest.param(Path(), "a readable file", "Is a directory", id="directory"),
+    pytest.param(Path.mkdir, "a readable file", "Is a directory", id="directory"),
+    pytest.param(lambda path: path.symlink_to(path), "a readable file", "Too many levels of symbolic links", id="symlink-loop"),
     pytest.param(with_header(b"no dict\n"), "an .npy header", "no dict", id="header-is-no-dict"),
     pytest.param(with_header(b"{'descr': '<f4'}\n"), "an .npy header", "'descr'", id="header-lacks-keys"),
     pytest.param(with_header(b"{'descr': 'x9', 'fortran_order': False, 'shape': (4, 3)}\n"), "header", "x9", id="header-dtype"),
@@ -70,11 +71,11 @@ BAD_FILES = [
 ]
 
 
-def spoil(path: Path, content: bytes | Path | None) -> None:
-    """Put ``content`` in the place of a file; a path stands for a directory, None for nothing."""
+def spoil(path: Path, content: bytes | Callable[[Path], None] | None) -> None:
+    """Put ``content`` in the place of a file, or what a function makes there; None stands for nothing."""
     path.unlink()
-    if isinstance(content, Path):
-        path.mkdir()
+    if callable(content):
+        content(path)
     elif content is not None:
         path.write_bytes(content)
 
@@ -84,7 +85,7 @@ def spoil(path: Path, content: bytes | Path | None) -> None:
 @pytest.mark.parametrize("position", [0, 5], ids=["first", "later"])
 @pytest.mark.parametrize(("content", "expected", "found"), BAD_FILES)
 def test_a_bad_file_is_named(
-    folder: Callable, content: bytes | Path | None, expected: str, found: str, position: int, workers: int
+    folder: Callable, content: bytes | Callable[[Path], None] | None, expected: str, found: str, position: int, workers: int
 ) -> None:
     """Whatever is wrong with a file, a SampleError names id and path, what was expected and what was found."""
     data = folder(8)
@@ -107,6 +108,66 @@ def test_a_bad_file_is_named(
     assert str(error) == f"sample {bad!r}, file {error.path}: {error.reason}"
     again = pickle.loads(pickle.dumps(error))
     assert (again.id, again.path, again.reason) == (error.id, error.path, error.reason)
+
+
+def of_shape(shape: object, descr: str = "<f4") -> bytes:
+    """An .npy file that promises an array of this shape and holds 1,000 bytes."""
+    return with_header(f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}}}\n".encode())
+
+
+HOSTILE_FILES = [
+    # what stands in the place of the file, and what its error says
+    pytest.param(of_shape((1 << 40,)), r"expected 4,398,046,\d+,\d+ bytes, found 1,\d+: the file is truncated", id="terabytes"),
+    pytest.param(of_shape((1 << 28,)), r"expected 1,073,\d+,\d+ bytes, found 1,\d+: the file is truncated", id="a-gigabyte"),
+    pytest.param(of_shape((1 << 62, 3)), r"expected [\d,]+ bytes, found 1,\d+: the file is truncated", id="exabytes"),
+    pytest.param(of_shape((1 << 32, 1 << 32)), r"expected [\d,]+ bytes, found 1,\d+: the file is truncated", id="2**64"),
+    pytest.param(of_shape((1 << 63,)), r"expected an \.npy header, found .*9223372036854775808", id="2**63"),
+    pytest.param(of_shape("(0x" + "f" * 9000 + ",)"), r"expected an \.npy header, found .*0xfff", id="a-size-of-too-many-digits"),
+    pytest.param(of_shape("(-0x" + "f" * 9000 + ",)"), r"expected an \.npy header, found .*-0xfff", id="minus-many-digits"),
+    pytest.param(of_shape((-2, 3)), r"expected a shape of sizes from 0, found \(-2, 3\)", id="negative"),
+    pytest.param(of_shape((3 - 2**61, 8)), r"expected a shape of sizes from 0, found \(-", id="negative-that-numpy-works-out"),
+    pytest.param(of_shape((True, 3)), r"expected an \.npy header, found .*True", id="bool"),
+    pytest.param(of_shape((1,) * 1000), r"expected an \.npy header, found", id="1000-axes"),
+    pytest.param(of_shape("(" * 5000), r"expected an \.npy header, found", id="parentheses"),
+    pytest.param(of_shape("-" * 9000 + "2"), r"expected an \.npy header, found", id="signs"),
+    pytest.param(of_shape("2" + "+2" * 4500), r"expected an \.npy header, found", id="sums"),
+    pytest.param(of_shape("__import__('os').abort()"), r"expected an \.npy header, found", id="code"),
+    pytest.param(
+        b"\x93NUMPY\x02\0" + struct.pack("<I", 10_000_000) + b"{" * 10_000_000,
+        r"expected an \.npy header of at most 10,000 characters, found one of 10,000,000",
+        id="a-header-of-megabytes",
+    ),
+]
+
+
+@pytest.mark.timeout(WITHIN)
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("position", [0, 5], ids=["first", "later"])
+@pytest.mark.parametrize(("content", "message"), HOSTILE_FILES)
+def test_a_hostile_header_is_named(folder: Callable, content: bytes, message: str, position: int, workers: int) -> None:
+    """Even where the first file is to decide on shape and dtype: soon, and before any memory is set aside."""
+    data = folder(8)
+    bad = data.ids[position]
+    spoil(data.file(bad), content)
+
+    def read() -> None:
+        with Loader(data.ids, data.labels, 4, data_dir=data.path, shuffle=False, workers=workers) as loader:
+            list(loader)
+
+    with pytest.raises(SampleError, match="expected .*found" if position else message) as raised:
+        read()
+
+    assert (raised.value.id, raised.value.path) == (bad, str(data.file(bad)))
+
+
+@pytest.mark.timeout(WITHIN)
+@pytest.mark.parametrize(("content", "message"), HOSTILE_FILES)
+def test_a_hostile_file_of_rows_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    """The same where one file has all the samples."""
+    (tmp_path / "big.npy").write_bytes(content)
+
+    with pytest.raises(InputError, match=rf"big\.npy: .*{message}"):
+        Loader([0], None, 1, source=NpyRows(tmp_path / "big.npy"))
 
 
 @pytest.mark.timeout(WITHIN)

@@ -1,0 +1,418 @@
+"""The contestants that only deliver batches: shmgen, its peers, and the limit.
+
+Each is written as its own documentation recommends, at the settings that were fastest for it here. What a peer leaves to its
+user, the reading of a file, is for all of them the fastest there is: the limit's own `open`, `preadv`, `close`, into the place
+in the batch where the peer lets one write (`Files`); `np.load` would cost them a third of their speed, or more. So what differs
+is how batches get from whoever reads to whoever trains. Only *naive* is the blog's generator as everybody has it.
+
+A contestant is a generator that makes its loader and then yields one epoch after another, each of which gives its batches once:
+``X`` of (batch, *dim, channels) and int ``y``, shuffled anew, every sample once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.cases import Case
+
+if TYPE_CHECKING:
+    import grain
+    import tensorflow as tf
+    from keras.utils import PyDataset
+    from torch.utils.data import DataLoader
+
+Batches = Iterable[tuple[np.ndarray, np.ndarray]]
+
+SMALL = 16 * 1024
+"""Bytes of a sample under which tf.data is faster where it maps whole batches."""
+AHEAD = 16
+"""Files that the limit of a cold page cache keeps open, with the kernel told to read them."""
+COLD_THREADS = 16
+"""That read, for whoever reads with threads, which wait for the disk most of the time; of 2 to 32, 16 was best for SPDL."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a contestant is asked to do.
+
+    Attributes:
+        case: to be read.
+        workers: processes or threads that read, for whoever lets one choose.
+        share: of every batch, from 0 to ``workers - 1``, for the limit.
+        cold: the files are not in the page cache.
+    """
+
+    case: Case
+    workers: int
+    share: int = 0
+    cold: bool = False
+
+    @property
+    def threads(self) -> int:
+        """That read, for whoever reads with threads."""
+        return COLD_THREADS if self.cold else self.workers
+
+    @property
+    def batches(self) -> int:
+        """In an epoch."""
+        return self.case.samples // self.case.batch_size
+
+
+class Files:
+    """The files of a data set by number, and the fastest way from them to a batch."""
+
+    def __init__(self, case: Case) -> None:
+        self.paths = [case.path(id) for id in case.ids]
+        self.labels = np.array([case.labels[id] for id in case.ids])
+        self.shape = case.shape
+        self.dtype = case.dtype
+        self.header = os.path.getsize(self.paths[0]) - case.sample_bytes
+        """Bytes of every file in front of its sample."""
+
+    def batch(self, numbers: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+        """In memory of its own."""
+        numbers = np.asarray(numbers)
+        X = np.empty((len(numbers), *self.shape), self.dtype)
+        return X, self.fill(X, numbers)
+
+    def fill(self, X: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Read samples into ``X`` and return their labels."""
+        header = bytearray(self.header)
+        for row, number in zip(X, numbers, strict=True):
+            fd = os.open(self.paths[number], os.O_RDONLY | os.O_CLOEXEC)
+            os.preadv(fd, (header, memoryview(row).cast("B")), 0)
+            os.close(fd)
+        return self.labels[numbers]
+
+
+class Blog:
+    """The generator that everybody knows, as far as the files' dtype allows.
+
+    Written after https://stanford.edu/~shervine/blog/keras-how-to-generate-data-on-the-fly, but ``X`` has the dtype of the files:
+    with the blog's float64 it would be slower still, and deliver something else.
+    """
+
+    def __init__(
+        self,
+        list_IDs: list[str],
+        labels: dict[str, int],
+        batch_size: int,
+        dim: tuple[int, ...],
+        n_channels: int,
+        shuffle: bool,
+        data_dir: Path,
+        dtype: str,
+        **keras_options: Any,
+    ) -> None:
+        super().__init__(**keras_options)
+        self.dim = dim
+        self.batch_size = batch_size
+        self.labels = labels
+        self.list_IDs = list_IDs
+        self.n_channels = n_channels
+        self.shuffle = shuffle
+        self.data_dir = data_dir
+        self.dtype = dtype
+        self.on_epoch_end()
+
+    def __len__(self) -> int:
+        return int(np.floor(len(self.list_IDs) / self.batch_size))
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        indexes = self.indexes[index * self.batch_size : (index + 1) * self.batch_size]
+        return self._data_generation([self.list_IDs[k] for k in indexes])
+
+    def on_epoch_end(self) -> None:
+        self.indexes = np.arange(len(self.list_IDs))
+        if self.shuffle:
+            np.random.shuffle(self.indexes)
+
+    def _data_generation(self, list_IDs_temp: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        X = np.empty((self.batch_size, *self.dim, self.n_channels), dtype=self.dtype)
+        y = np.empty((self.batch_size), dtype=int)
+        for i, ID in enumerate(list_IDs_temp):
+            X[i,] = np.load(f"{self.data_dir}/{ID}.npy")
+            y[i] = self.labels[ID]
+        return X, y
+
+
+def arguments(case: Case) -> dict[str, Any]:
+    """What the blog's generator and shmgen both take."""
+    return {
+        "list_IDs": case.ids,
+        "labels": case.labels,
+        "batch_size": case.batch_size,
+        "dim": case.shape[:-1],
+        "n_channels": case.shape[-1],
+        "shuffle": True,
+        "data_dir": case.folder,
+        "dtype": case.dtype,
+    }
+
+
+def load_naive(job: Job) -> Iterator[Batches]:
+    """The blog's generator, one batch after another."""
+    generator = Blog(**arguments(job.case))
+    while True:
+        yield (generator[index] for index in range(len(generator)))
+        generator.on_epoch_end()
+
+
+def keras_dataset(job: Job, **options: Any) -> PyDataset:
+    """As the documentation of ``keras.utils.PyDataset`` shows it."""
+    from keras.utils import PyDataset
+
+    class DataGenerator(PyDataset):
+        def __init__(self) -> None:
+            super().__init__(**options)
+            self.files = Files(job.case)
+            self.on_epoch_end()
+
+        def __len__(self) -> int:
+            return job.batches
+
+        def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+            return self.files.batch(self.order[index])
+
+        def on_epoch_end(self) -> None:
+            self.order = np.random.permutation(job.case.samples).reshape(job.batches, -1)
+
+    return DataGenerator()
+
+
+def load_keras(job: Job, processes: bool) -> Iterator[Batches]:
+    """By Keras's own threads, or processes, which it starts anew every epoch; by the calls of ``fit``."""
+    from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
+
+    workers = job.workers if processes else job.threads
+    dataset = keras_dataset(job, workers=workers, use_multiprocessing=processes, max_queue_size=max(10, workers))
+    adapter = PyDatasetAdapter(dataset, shuffle=True)
+    while True:
+        adapter.on_epoch_begin()
+        yield adapter.get_numpy_iterator()
+        adapter.on_epoch_end()
+
+
+def torch_loader(job: Job) -> DataLoader:
+    """The DataLoader with a sampler of batches, which its documentation offers to those who read a batch at once.
+
+    A worker reads into a tensor that is in shared memory already, as ``default_collate`` makes one; else torch would copy the
+    batch there. Samples one by one through ``default_collate`` were as fast with small files, and slower by a third with large.
+    """
+    import torch
+    from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+
+    class NpyFiles(Dataset):
+        def __init__(self) -> None:
+            self.files = Files(job.case)
+
+        def __len__(self) -> int:
+            return job.case.samples
+
+        def __getitem__(self, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+            shape = (len(numbers), *self.files.shape)
+            X = torch.empty(0, dtype=getattr(torch, self.files.dtype))
+            X = X.new(X._typed_storage()._new_shared(int(np.prod(shape)), device=X.device)).resize_(*shape)
+            return X, torch.from_numpy(self.files.fill(X.numpy(), np.asarray(numbers)))
+
+    dataset = NpyFiles()
+    batches = BatchSampler(RandomSampler(dataset), job.case.batch_size, drop_last=True)
+    return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=job.workers, persistent_workers=True)
+
+
+def load_torch(job: Job) -> Iterator[Batches]:
+    """torch's DataLoader, whose tensors are NumPy arrays without a copy."""
+    loader = torch_loader(job)
+    while True:
+        yield ((X.numpy(), y.numpy()) for X, y in loader)
+
+
+def tf_dataset(job: Job) -> tf.data.Dataset:
+    """The pipeline of TensorFlow's guides to performance: parallel maps in any order, prefetch, all AUTOTUNE.
+
+    It chooses its number of threads itself. Where samples are small, whole batches are mapped, as the guide says: faster by half.
+    The header is cut off behind ``decode_raw``, which takes no copy; ``tf.strings.substr`` would.
+    """
+    import tensorflow as tf
+
+    case, files, auto = job.case, Files(job.case), tf.data.AUTOTUNE
+    dtype = tf.as_dtype(case.dtype)
+    header = files.header // dtype.size
+
+    def sample(path: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(tf.io.decode_raw(tf.io.read_file(path), dtype)[header:], case.shape)
+
+    def batch(paths: tf.Tensor) -> tf.Tensor:
+        return tf.map_fn(sample, paths, fn_output_signature=dtype, parallel_iterations=1)
+
+    def mapped(dataset: tf.data.Dataset, read: Callable[[tf.Tensor], tf.Tensor]) -> tf.data.Dataset:
+        return dataset.map(lambda path, y: (read(path), y), num_parallel_calls=auto, deterministic=False)
+
+    dataset = tf.data.Dataset.from_tensor_slices((files.paths, files.labels)).shuffle(case.samples)
+    if case.sample_bytes < SMALL:
+        dataset = mapped(dataset.batch(case.batch_size, drop_remainder=True), batch)
+    else:
+        dataset = mapped(dataset, sample).batch(case.batch_size, drop_remainder=True)
+    return dataset.prefetch(auto)
+
+
+def load_tf(job: Job) -> Iterator[Batches]:
+    """tf.data, read as NumPy arrays, without a copy."""
+    dataset = tf_dataset(job)
+    while True:
+        yield dataset.as_numpy_iterator()
+
+
+def grain_dataset(job: Job) -> grain.IterDataset:
+    """Grain's Dataset: shuffled, repeated, so that its workers outlive epochs; batched, then read.
+
+    A worker reads into one of Grain's own arrays in shared memory, which saves it a copy; two threads a worker keep reading while
+    one batch is handed over. Batches made of samples that were read one by one were slower by a third.
+    """
+    import grain
+    from grain.multiprocessing import SharedMemoryArray
+
+    files = Files(job.case)
+
+    def read(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        X = SharedMemoryArray((len(numbers), *files.shape), np.dtype(files.dtype))
+        return X, files.fill(np.asarray(X), numbers)
+
+    numbers = grain.MapDataset.range(job.case.samples).seed(0).shuffle().repeat()
+    dataset = numbers.batch(job.case.batch_size, drop_remainder=True).map(read)
+    threads = max(2, job.threads // job.workers)
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    processes = grain.MultiprocessingOptions(num_workers=job.workers, per_worker_buffer_size=2)
+    return dataset.to_iter_dataset(reading).mp_prefetch(processes)
+
+
+def load_grain(job: Job) -> Iterator[Batches]:
+    """Grain's processes."""
+    iterator = iter(grain_dataset(job))
+    try:
+        while True:
+            yield islice(iterator, job.batches)
+    finally:
+        iterator.close()
+
+
+def load_spdl(job: Job) -> Iterator[Batches]:
+    """SPDL's threads, one pipeline for all epochs, each stage item a whole batch: samples one by one were five times slower."""
+    from spdl.pipeline import PipelineBuilder
+
+    files = Files(job.case)
+
+    class Shuffled:
+        def __iter__(self) -> Iterator[np.ndarray]:
+            return iter(np.random.permutation(job.case.samples).reshape(job.batches, -1))
+
+    builder = PipelineBuilder().add_source(Shuffled(), continuous=True).pipe(files.batch, concurrency=job.threads).add_sink(3)
+    pipeline = builder.build(num_threads=job.threads)
+    with pipeline.auto_stop():
+        while True:
+            yield pipeline.get_iterator()
+
+
+def load_shmgen(job: Job) -> Iterator[Batches]:
+    """`shmgen.Loader` as it comes."""
+    from shmgen import Loader
+
+    with Loader(**arguments(job.case), workers=job.workers) as loader:
+        while True:
+            yield loader
+
+
+def load_limit(job: Job) -> Iterator[Batches]:
+    """What files cost that are opened, read and closed, and nothing else: no loader with as many processes does it in less.
+
+    This process reads its share of every batch, while others read the rest for themselves. With a cold page cache it keeps the
+    next files open and has the kernel read them ahead.
+    """
+    case = job.case
+    begin, end = (part * case.batch_size // job.workers for part in (job.share, job.share + 1))
+    X = np.empty((end - begin, *case.shape), case.dtype)
+    rows = [memoryview(row).cast("B") for row in X]
+    files = Files(case)
+    header = bytearray(files.header)
+    # Drawn beforehand and the same in every epoch, because drawing it is not reading.
+    order = np.random.default_rng(0).permutation(case.samples).reshape(-1, case.batch_size)[:, begin:end]
+    batches = [[files.paths[number] for number in numbers] for numbers in order]
+    labels = files.labels[order]
+
+    def epoch() -> Batches:
+        opened, preadv, close, flags = os.open, os.preadv, os.close, os.O_RDONLY | os.O_CLOEXEC
+        for paths, y in zip(batches, labels, strict=True):
+            for path, row in zip(paths, rows, strict=True):
+                fd = opened(path, flags)
+                preadv(fd, (header, row), 0)
+                close(fd)
+            yield X, y
+
+    def epoch_ahead() -> Batches:
+        fds = _opened_ahead([path for paths in batches for path in paths])
+        for y in labels:
+            for row, fd in zip(rows, fds, strict=False):  # fds goes on with the next batch
+                os.preadv(fd, (header, row), 0)
+                os.close(fd)
+            yield X, y
+
+    while True:
+        yield epoch_ahead() if job.cold else epoch()
+
+
+def _opened_ahead(paths: list[str]) -> Iterator[int]:
+    ahead: deque[int] = deque()
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+        ahead.append(fd)
+        if len(ahead) > AHEAD:
+            yield ahead.popleft()
+    yield from ahead
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A way to read a data set.
+
+    Attributes:
+        load: makes the loader, and gives its epochs.
+        modules: imported before any clock runs; without the first, the peer is not installed.
+        limit: is a bound: as many processes as there are workers share its batches.
+        alone: one process does, however many workers there are.
+    """
+
+    load: Callable[[Job], Iterator[Batches]]
+    modules: tuple[str, ...] = ()
+    limit: bool = False
+    alone: bool = False
+
+    @property
+    def installed(self) -> bool:
+        return all(find_spec(module.partition(".")[0]) for module in self.modules)
+
+
+_KERAS = ("tensorflow", "keras.src.trainers.data_adapters.py_dataset_adapter")
+
+PEERS: dict[str, Peer] = {
+    "naive": Peer(load_naive),
+    "keras-threads": Peer(partial(load_keras, processes=False), _KERAS),
+    "keras-processes": Peer(partial(load_keras, processes=True), _KERAS),
+    "torch": Peer(load_torch, ("torch.utils.data",)),
+    "tf.data": Peer(load_tf, ("tensorflow",)),
+    "grain": Peer(load_grain, ("grain.multiprocessing",)),
+    "spdl": Peer(load_spdl, ("spdl.pipeline",)),
+    "shmgen": Peer(load_shmgen, ("shmgen._loader",)),
+    "limit": Peer(load_limit, limit=True),
+    "limit-1": Peer(load_limit, limit=True, alone=True),
+}

@@ -1,0 +1,263 @@
+"""Training-like consumption under random faults, for minutes or days: ``make soak``, or ``python -m tests.soak --minutes 10``.
+
+Loaders of random shape are read, held on to, and closed early, while another thread kills and stops their workers, and truncates,
+deletes, garbles and blocks files. Every row delivered is compared with what its sample should be; at the end nothing may have
+grown. The seed that is printed repeats the choices, though not what the machine makes of their timing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, deque
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from shmgen import Loader
+from shmgen._order import permutation
+
+SAMPLES = 600
+SHAPE = (24, 24, 3)
+TIMEOUT = 0.5
+"""Seconds that a read may take; so long the trainer waits for a worker that was stopped."""
+
+STARTED_WITHIN = 1.5
+"""Seconds that a worker is left alone."""
+
+FAULTS = 8
+"""A second, on average, mendings included."""
+
+MOST_DAMAGED = 12
+"""Files that are damaged at one time."""
+
+
+class Files:
+    """The data set: sample ``number`` is filled with what `Files.content` says, unless it is damaged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ids = [f"{number % 7}/id-{number}" for number in range(SAMPLES)]
+        self.labels = {id: number for number, id in enumerate(self.ids)}
+        # When each was last found whole again; infinity while it is damaged.
+        self.mended = dict.fromkeys(range(SAMPLES), 0.0)
+        for number in range(SAMPLES):
+            self.path(number).parent.mkdir(exist_ok=True)
+            self.mend(number)
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{self.ids[number]}.npy"
+
+    @staticmethod
+    def content(number: int) -> np.ndarray:
+        return np.random.default_rng(number).integers(0, 256, SHAPE, np.uint8)
+
+    def damage(self, number: int, how: str) -> None:
+        self.mended[number] = float("inf")
+        path = self.path(number)
+        if how == "truncated":
+            os.truncate(path, path.stat().st_size // 2)
+        elif how == "garbled":
+            path.write_bytes(b"garbage" * 300)
+        elif how == "reshaped":
+            np.save(path, np.zeros((3, 3), np.uint8))
+        else:
+            path.unlink()
+            if how == "blocked":
+                os.mkfifo(path)
+
+    def mend(self, number: int) -> None:
+        whole = self.folder / "whole.tmp"
+        with whole.open("wb") as file:
+            np.save(file, self.content(number))
+        whole.replace(self.path(number))
+        self.mended[number] = time.monotonic()
+
+    @property
+    def damaged(self) -> list[int]:
+        return [number for number, since in self.mended.items() if since == float("inf")]
+
+
+class Faults(threading.Thread):
+    """Brings faults about, until it is told to stop."""
+
+    def __init__(self, files: Files, seed: int) -> None:
+        super().__init__(daemon=True)
+        self.files = files
+        self.count: Counter[str] = Counter()
+        self._chance = random.Random(seed)
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(self._chance.expovariate(FAULTS)):
+            kind = self._chance.choices(["kill", "stop", "damage", "mend"], [4, 0.3, 3, 3])[0]
+            {"kill": self._kill, "stop": self._halt, "damage": self._damage, "mend": self._mend}[kind]()
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+        for number in self.files.damaged:
+            self.files.mend(number)
+
+    def _signal(self, name: str) -> None:
+        with suppress(psutil.NoSuchProcess):
+            workers = [child for child in psutil.Process().children() if "shmgen._worker" in " ".join(child.cmdline())]
+            worker = self._chance.choice(workers or [None])
+            # Five that die as they start, one after the other, would rightly end the run.
+            if worker and time.time() > worker.create_time() + STARTED_WITHIN:
+                worker.send_signal(getattr(signal, name))
+                self.count[name] += 1
+
+    def _kill(self) -> None:
+        self._signal(self._chance.choice(["SIGKILL", "SIGSEGV", "SIGTERM", "SIGABRT"]))
+
+    def _halt(self) -> None:
+        self._signal("SIGSTOP")
+
+    def _damage(self) -> None:
+        whole = [number for number in range(SAMPLES) if self.files.mended[number] != float("inf")]
+        if SAMPLES - len(whole) < MOST_DAMAGED:
+            how = self._chance.choices(["truncated", "garbled", "reshaped", "deleted", "blocked"], [3, 3, 3, 3, 1])[0]
+            self.files.damage(self._chance.choice(whole), how)
+            self.count[how] += 1
+
+    def _mend(self) -> None:
+        if damaged := self.files.damaged:
+            self.files.mend(self._chance.choice(damaged))
+
+
+class Consumer:
+    """Reads loaders as a training would, and checks each row."""
+
+    def __init__(self, files: Files, seed: int) -> None:
+        self.count: Counter[str] = Counter()
+        self._files = files
+        self._chance = random.Random(seed)
+        self._contents = [files.content(number) for number in range(SAMPLES)]
+        self._held: deque[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = deque()
+
+    def run_one(self, until: float) -> None:
+        """Make a loader, read a few epochs, and close it."""
+        chance = self._chance
+        seed, batch_size, shuffle = chance.randrange(1000), chance.choice([1, 7, 16, 32]), chance.random() < 0.8
+        began = time.monotonic()
+        loader = Loader(
+            self._files.ids,
+            self._files.labels,
+            batch_size,
+            shuffle=shuffle,
+            data_dir=self._files.folder,
+            dtype="uint8",
+            dim=SHAPE[:2],
+            n_channels=SHAPE[2],
+            workers=chance.choice([1, 2, 2, 3]),
+            slots=chance.choice([None, 2, 4]),
+            seed=seed,
+            drop_last=chance.random() < 0.5,
+            on_error="replace",
+            max_damaged=0.9,
+            timeout=TIMEOUT,
+        )
+        try:
+            for epoch in range(chance.randint(1, 12)):
+                order = permutation(SAMPLES, seed, epoch) if shuffle else np.arange(SAMPLES)
+                stop = chance.randrange(len(loader)) if chance.random() < 0.15 else len(loader)
+                for number, (X, y) in enumerate(loader):
+                    self._check(X, y, order[number * batch_size :], began)
+                    if number == stop or time.monotonic() > until:
+                        return
+        finally:
+            for name in ("restarts", "replaced", "copied"):
+                self.count[name] += getattr(loader.stats, name)
+            self.count["loaders"] += 1
+            loader.close()
+            while self._held:
+                self._let_go()
+
+    def _check(self, X: np.ndarray, y: np.ndarray, order: np.ndarray, began: float) -> None:
+        self.count["batches"] += 1
+        self.count["samples"] += len(y)
+        for row, label, expected in zip(X, y.tolist(), order.tolist(), strict=False):
+            wrong = not np.array_equal(row, self._contents[label])
+            # Another sample may stand in only for one that was damaged since the loader was made.
+            wrong = wrong or (label != expected and self._files.mended[expected] < began)
+            self.count["mismatches"] += wrong
+        if self._chance.random() < 0.2:
+            self._held.append((X, y, X.copy(), y.copy()))
+        while len(self._held) > self._chance.choice([0, 3, 3, 12]):
+            self._let_go()
+
+    def _let_go(self) -> None:
+        X, y, X_then, y_then = self._held.popleft()
+        self.count["held"] += 1
+        self.count["mismatches"] += not (np.array_equal(X, X_then) and np.array_equal(y, y_then))
+
+
+def usage() -> dict[str, int]:
+    """What must not grow."""
+    gc.collect()
+    process = psutil.Process()
+    return {
+        "memory": process.memory_info().rss,
+        "descriptors": process.num_fds(),
+        "segments": sum("/dev/shm/" in line or "memfd:shmgen" in line for line in Path("/proc/self/maps").open()),
+        "processes": len([child for child in process.children() if "resource_tracker" not in " ".join(child.cmdline())]),
+        "threads": process.num_threads(),
+    }
+
+
+def soak(minutes: float, seed: int) -> int:
+    """Run for so many minutes; the exit status."""
+    start = time.monotonic()
+    until = start + 60 * minutes
+    logging.getLogger("shmgen").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        files = Files(Path(folder))
+        consumer = Consumer(files, seed)
+        consumer.run_one(until)
+        faults = Faults(files, seed + 1)
+        faults.start()
+        before = None
+        try:
+            while time.monotonic() < until:
+                consumer.run_one(until)
+                # What is imported and allocated at first use is there after a while.
+                if before is None and time.monotonic() > start + (until - start) / 5:
+                    before = usage()
+        finally:
+            faults.end()
+        after = usage()
+    print(f"{(time.monotonic() - start) / 60:.1f} minutes, seed {seed}")
+    print("read:", ", ".join(f"{count:,} {name}" for name, count in consumer.count.items()))
+    print("faults:", ", ".join(f"{count:,} {name}" for name, count in sorted(faults.count.items())))
+    if before:
+        print("then and now:", ", ".join(f"{name} {before[name]:,} {after[name]:,}" for name in after))
+    grown = [name for name in after if before and after[name] > before[name] + (16 << 20 if name == "memory" else 0)]
+    if grown:
+        print("grown:", ", ".join(grown))
+    print("mismatches:", consumer.count["mismatches"])
+    return 1 if consumer.count["mismatches"] or grown else 0
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 16))
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    sys.exit(soak(options.minutes, options.seed))
+
+
+if __name__ == "__main__":
+    main()

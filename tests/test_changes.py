@@ -1,0 +1,345 @@
+"""The files change under a loader: between epochs what is new is read, and amid one no row is half of each without an error."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import DataSet, waits_for_workers
+
+from shmgen import Loader, NpyRows, SampleError
+
+WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
+
+N = 24
+NEW = 1000
+"""What the elements of a sample are greater by once it has been replaced."""
+
+
+def replaced(data: DataSet, by: int) -> None:
+    """Put new files in the place of all, each at once; its elements are its number and ``by``."""
+    for number, id in enumerate(data.ids):
+        new = data.path / "new.npy"
+        np.save(new, data.sample(number) + by)
+        new.rename(data.file(id))
+
+
+def written_over(data: DataSet, by: int) -> None:
+    """Write other elements into the same files, of the same size."""
+    for number, id in enumerate(data.ids):
+        with open(data.file(id), "r+b") as file:
+            np.save(file, data.sample(number) + by)
+
+
+def written_over_unseen(data: DataSet, by: int) -> None:
+    """As `written_over`, and set back the time of modification, as tools do that keep it."""
+    for number, id in enumerate(data.ids):
+        status = data.file(id).stat()
+        with open(data.file(id), "r+b") as file:
+            np.save(file, data.sample(number) + by)
+        os.utime(data.file(id), ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def folder_renamed(data: DataSet, by: int) -> None:
+    """Move the folder away and another into its place."""
+    other = data.path.with_name(f"data-{by}")
+    other.mkdir()
+    for number, id in enumerate(data.ids):
+        np.save(other / f"{id}.npy", data.sample(number) + by)
+    data.path.rename(data.path.with_name(f"data-before-{by}"))
+    other.rename(data.path)
+
+
+def appended(data: DataSet, by: int) -> None:
+    """Longer files of other samples, whose header speaks of the first part alone."""
+    written_over(data, by)
+    for id in data.ids:
+        with open(data.file(id), "ab") as file:
+            file.write(bytes(5000))
+
+
+CHANGES = [
+    pytest.param(change, id=change.__name__.replace("_", "-"))
+    for change in (replaced, written_over, written_over_unseen, folder_renamed, appended)
+]
+
+
+def news(data: DataSet, loader: Loader) -> list[int]:
+    """By how much the samples of an epoch are greater than they were at first; each sample is there, and each row uniform."""
+    found, labels = [], []
+    for X, y in loader:
+        for row, label in zip(X, y.tolist(), strict=True):
+            assert (row.flat[0] == row).all()
+            found.append(int(row.flat[0]) - label)
+            labels.append(label)
+    assert sorted(labels) == list(range(len(data.ids)))
+    return found
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_files_changed_between_epochs(folder: Callable[..., DataSet], change: Callable[..., None], workers: int) -> None:
+    """However they change, and though the next epoch's first batches have been read ahead: all of that epoch is new."""
+    data = folder(N)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=workers) as loader:
+        for by in (0, NEW, 2 * NEW, 3 * NEW):
+            if by:
+                change(data, by)
+            assert news(data, loader) == [by] * N
+
+
+def test_a_folder_that_is_a_link(folder: Callable[..., DataSet]) -> None:
+    """``data_dir`` may be a symlink that is swapped between two epochs, as deployments do."""
+    sets = [folder(N, name=f"version-{number}") for number in range(2)]
+    replaced(sets[1], NEW)
+    link = sets[0].path.with_name("current")
+    link.symlink_to(sets[0].path)
+    with Loader(sets[0].ids, sets[0].labels, 4, data_dir=link, workers=2) as loader:
+        for number in (0, 1, 0, 1):
+            new = link.with_name("new")
+            new.symlink_to(sets[number].path)
+            new.rename(link)
+            assert news(sets[0], loader) == [NEW * number] * N
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("left", ["at-once", "after-two", "by-close-to-its-end"])
+def test_files_changed_after_a_loop_was_left(folder: Callable[..., DataSet], left: str, workers: int) -> None:
+    """A loop that was left is begun again with what the files hold now, though most of it had been read ahead."""
+    data = folder(N)
+    with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=workers) as loader:
+        for by in (NEW, 2 * NEW):
+            batches = iter(loader)
+            for _ in range({"at-once": 1, "after-two": 2, "by-close-to-its-end": N // 2 - 1}[left]):
+                next(batches)
+            replaced(data, by)
+            assert news(data, loader) == [by] * N
+        assert loader.stats.copied == 0
+
+
+def test_files_changed_after_an_interrupt(folder: Callable[..., DataSet], until: Callable[..., None]) -> None:
+    """A batch whose wait was interrupted, and which failed afterwards, is read again where it is asked for later."""
+    data = folder(N)
+    fifo = data.fifo(9)
+
+    def interrupt(main: int = threading.get_ident()) -> None:
+        until(lambda: waits_for_workers(main), "the main thread waits")
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, shuffle=False) as loader:
+        batches = iter(loader)
+        for _ in range(2):
+            next(batches)
+        before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+        try:
+            struck = threading.Thread(target=interrupt)
+            struck.start()
+            with pytest.raises(KeyboardInterrupt):
+                next(batches)
+            struck.join()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        with open(fifo, "wb"):  # which lets the worker go on, and is no file to read from
+            pass
+        until(lambda: not any(map(loader._crew.at, range(2))), "both workers are done")
+        replaced(data, NEW)
+        assert news(data, loader) == [NEW] * N
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_files_deleted_amid_an_epoch(folder: Callable[..., DataSet], workers: int) -> None:
+    """The batch that needs one is an error by its name; all others are right, and once it is back, that one too."""
+    data = folder(N)
+    with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=workers, slots=2, shuffle=False) as loader:
+        batches = iter(loader)
+        labels = data.check(*next(batches))
+        data.file("id-15").unlink()
+        for _ in range(6):
+            labels += data.check(*next(batches))
+        with pytest.raises(SampleError, match=r"id-15\.npy: expected a file, found none at this path"):
+            next(batches)
+        for X, y in batches:
+            labels += data.check(X, y)
+        assert labels == [label for label in range(N) if label not in (14, 15)]
+        data.write(15)
+        assert data.check(*loader.batch(7)) == [14, 15]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_folder_deleted_amid_an_epoch(folder: Callable[..., DataSet], workers: int) -> None:
+    """Without its folder, a sample of each batch is named; with it back, all are read again."""
+    data = folder(N)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=workers, slots=2, shuffle=False) as loader:
+        batches = iter(loader)
+        data.check(*next(batches))
+        away = data.path.rename(data.path.with_name("away"))
+        for number in range(1, len(loader)):
+            with (
+                suppress(SampleError)
+                if number < 4
+                else pytest.raises(SampleError, match=r"expected a file, found none") as raised
+            ):
+                data.check(*next(batches))  # of the first, some have been read ahead
+        assert raised.value.id in data.ids[-4:]
+        assert raised.value.path == str(data.file(raised.value.id))
+        away.rename(data.path)
+        assert news(data, loader) == [0] * N
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("shape", [(4, 3), (300, 300)], ids=["a-page", "many-pages"])
+def test_files_written_amid_an_epoch(folder: Callable[..., DataSet], shape: tuple[int, ...], workers: int) -> None:
+    """While another truncates files and writes them anew: every row is one version of its sample, or its batch an error."""
+    data = folder(6, shape)
+    over = threading.Event()
+
+    def write() -> None:
+        by = 0
+        while not over.is_set():
+            by += NEW
+            for number, id in enumerate(data.ids):
+                with open(data.file(id), "wb", buffering=0) as file:
+                    np.save(file, data.sample(number) + by)
+
+    writer = threading.Thread(target=write)
+    read = 0
+    with Loader(data.ids, data.labels, 1, data_dir=data.path, workers=workers) as loader:
+        writer.start()
+        try:
+            for _ in range(40):
+                batches = iter(loader)
+                for _ in range(len(loader)):
+                    with suppress(SampleError):
+                        X, y = next(batches)
+                        assert (X.flat[0] == X).all()
+                        assert (int(X.flat[0]) - y[0]) % NEW == 0
+                        read += 1
+        finally:
+            over.set()
+            writer.join()
+    assert read
+
+
+def test_a_file_that_changes_between_two_reads_is_an_error(
+    folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts of a file that did not come whole in one call may be of two versions, though size and header fit: an error."""
+    data = folder(2, (300, 300))
+    path = data.file("id-1")
+    whole = path.read_bytes()
+    preadv = os.preadv
+    calls = []
+
+    def changing(fd: int, buffers: Any, offset: int) -> int:
+        if not os.path.samestat(os.fstat(fd), path.stat()):
+            return preadv(fd, buffers, offset)
+        calls.append(offset)
+        if len(calls) == 1:
+            os.truncate(path, 1000)
+        elif len(calls) == 3:
+            os.truncate(path, 0)
+            np.save(path, data.sample(1) + NEW)
+        count = preadv(fd, buffers, offset)
+        if len(calls) == 1:
+            path.write_bytes(whole[:5000])
+        return count
+
+    with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=0, shuffle=False) as loader:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "preadv", changing)
+            with pytest.raises(SampleError, match=r"id-1\.npy: expected a file that stays as it is .* found .* written to"):
+                next(iter(loader))
+        assert len(calls) == 3
+        assert (loader.batch(0)[0][1] == 1 + NEW).all()
+
+
+# Rows of one file.
+
+
+def rows(by: int = 0, count: int = N) -> np.ndarray:
+    """Rows of three elements: their number and ``by``."""
+    return np.repeat(np.arange(count, dtype=np.float32) + by, 3).reshape(count, 3)
+
+
+def put(path: Path, array: np.ndarray) -> None:
+    """Another file in the place of ``path``, at once."""
+    new = path.with_name("new.npy")
+    np.save(new, array)
+    new.rename(path)
+
+
+def overwrite(path: Path, array: np.ndarray) -> None:
+    """Other contents of the same file, whose time of modification stays what it was."""
+    status = path.stat()
+    with open(path, "r+b") as file:
+        np.save(file, array)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Path:
+    """A file of rows."""
+    np.save(tmp_path / "big.npy", rows())
+    return tmp_path / "big.npy"
+
+
+def news_of_rows(loader: Loader) -> set[float]:
+    """By how much an epoch's rows are greater than they were at first."""
+    found = [(X[:, 0] - y).tolist() for X, y in loader if (X[:, :1] == X).all()]
+    assert len(sum(found, [])) == N
+    return set(sum(found, []))
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("left", [True, False], ids=["left", "whole"])
+@pytest.mark.parametrize("change", [put, overwrite])
+@pytest.mark.parametrize("count", [N, 2 * N], ids=["as-long", "longer"])
+def test_rows_changed_between_loops(big: Path, change: Callable[..., None], left: bool, count: int, workers: int) -> None:
+    """Replaced, or written over without a trace but the time of change, appended to or not, after a loop or amid it."""
+    with Loader(range(N), range(N), 2, source=NpyRows(big), workers=workers) as loader:
+        for by in (NEW, 2 * NEW, 3 * NEW):
+            batches = iter(loader)
+            for _ in range(3) if left else batches:
+                if left:
+                    next(batches)
+            change(big, rows(by, count))
+            assert news_of_rows(loader) == {by}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("bad", [rows(NEW, N - 1), rows(NEW)[:, :2], rows(NEW).astype(np.int32)], ids=["rows", "shape", "dtype"])
+def test_rows_that_come_back(big: Path, bad: np.ndarray, workers: int) -> None:
+    """Moved away for a file that does not fit, and back again: what is read is the one that came back."""
+    with Loader(range(N), range(N), N, source=NpyRows(big), workers=workers) as loader:
+        assert news_of_rows(loader) == {0}
+        away = big.rename(big.with_name("away.npy"))
+        np.save(big, bad)
+        with pytest.raises(SampleError, match=r"big\.npy: expected"):
+            loader.batch(0)
+        away.rename(big)
+        assert news_of_rows(loader) == {0}
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_rows_cut_off_amid_an_epoch(big: Path, workers: int) -> None:
+    """What lies behind the new end is an error that names its row; what lies before is right, and all of it once it is back."""
+    with Loader(range(N), range(N), 4, source=NpyRows(big), workers=workers, slots=2, shuffle=False) as loader:
+        batches = iter(loader)
+        next(batches)
+        os.truncate(big, 128 + 12 * 18)
+        for number in range(1, 4):
+            assert next(batches)[0][:, 0].tolist() == [*range(4 * number, 4 * number + 4)]
+        with pytest.raises(SampleError, match=r"big\.npy: expected \d+ bytes, found 344: the file is truncated") as raised:
+            next(batches)
+        assert raised.value.id == 18
+        with pytest.raises(SampleError):
+            next(batches)
+        overwrite(big, rows())
+        assert news_of_rows(loader) == {0}

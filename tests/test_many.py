@@ -1,0 +1,263 @@
+"""Many at once, and many in turn: loaders, threads, forks and processes that do not disturb each other, and do not add up."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shmgen import Loader
+
+GONE_WITHIN = 2.0
+"""Seconds in which nothing may be left of a process that was killed."""
+
+
+def test_training_and_validation_side_by_side(folder: Callable) -> None:
+    """Two loaders of the same files, one shuffled and one not, taken from in turn: each is exact, epoch after epoch."""
+    data = folder(40)
+    options = {"data_dir": data.path, "workers": 2}
+    with (
+        Loader(data.ids[:30], data.labels, 3, **options) as training,
+        Loader(data.ids[30:], data.labels, 2, shuffle=False, **options) as validation,
+    ):
+        for _ in range(3):
+            trained, validated = [], []
+            batches = iter(validation)
+            for number, (X, y) in enumerate(training):
+                trained += data.check(X, y)
+                if number % 2:
+                    validated += data.check(*next(batches))
+            assert sorted(trained) == list(range(30))
+            assert validated == list(range(30, 40))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_eight_loaders_in_one_process(folder: Callable, asking: Callable, workers: int) -> None:
+    """In turn on one thread, and then each on a thread of its own: every one gives its own files, each once an epoch."""
+    sets = [folder(12, (number + 1, 3), name=f"data-{number}") for number in range(8)]
+    loaders = [Loader(data.ids, data.labels, 2, data_dir=data.path, workers=workers, slots=3) for data in sets]
+
+    def one(number: int) -> list[int]:
+        return [label for X, y in loaders[number] for label in sets[number].check(X, y)]
+
+    taken: list[list[int]] = [[] for _ in sets]
+    for batches in zip(*loaders, strict=True):
+        for data, labels, (X, y) in zip(sets, taken, batches, strict=True):
+            assert X.shape[1:] == data.shape
+            labels.extend(data.check(X, y))
+    threads = [asking(lambda number=number: one(number) + one(number)) for number in range(8)]
+
+    assert [sorted(labels) for labels in taken] == [list(range(12))] * 8
+    assert [sorted(thread.outcome()) for thread in threads] == [sorted([*range(12)] * 2)] * 8
+    for loader in loaders:
+        loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_threads_that_share_a_loader_iterate_each_on_its_own(folder: Callable, asking: Callable, workers: int) -> None:
+    """Each thread's loops are whole epochs, though others begin and leave theirs all the while: nobody is kept from going on."""
+    data = folder(24)
+    over = threading.Event()
+    with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=workers) as loader:
+
+        def epochs() -> list[list[int]]:
+            return [[label for X, y in loader for label in data.check(X, y)] for _ in range(5)]
+
+        def leave_early() -> None:
+            while not over.is_set():
+                data.check(*next(iter(loader)))
+
+        leaving = [asking(leave_early) for _ in range(2)]
+        threads = [asking(epochs) for _ in range(4)]
+        outcomes = [thread.outcome() for thread in threads]
+        over.set()
+        for thread in leaving:
+            assert thread.outcome() is None
+
+    assert [[sorted(epoch) for epoch in outcome] for outcome in outcomes] == [[list(range(24))] * 5] * 4
+
+
+def test_two_training_processes_on_one_machine(folder: Callable, script: Callable) -> None:
+    """Two scripts over the same files; one is killed together with its workers, and the other notices nothing."""
+    data = folder(24)
+    code = """
+loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2)
+next(iter(loader))
+say("ready")
+def epoch():
+    labels = []
+    for X, y in loader:
+        assert (X == y[:, None, None]).all()
+        labels += y.tolist()
+    assert sorted(labels) == list(range(24))
+while not os.path.exists(DATA + "/enough"): epoch()
+assert loader.stats.restarts == 0
+loader.close()
+"""
+    names = set(os.listdir("/dev/shm"))
+    killed, other = script(code, data), script(code, data)
+    for run in (killed, other):
+        run.until("ready")
+    pids = {worker.pid for worker in other.workers}
+
+    killed.signal(9, group=True)
+    assert not killed.left(within=GONE_WITHIN)
+    assert {worker.pid for worker in other.workers} == pids
+    (data.path / "enough").touch()
+
+    assert other.end() == 0, other.err
+    assert killed.end() == -9
+    assert other.err == killed.err == ""
+    assert set(os.listdir("/dev/shm")) <= names
+
+
+FORKS = {
+    # what a child does that is forked while the loader lives, with and without multiprocessing's help
+    "os._exit": "os._exit(0)",
+    "end-of-the-script": "sys.exit(0)",
+    "collected": "del loader, epoch; gc.collect(); sys.exit(0)",
+    "closed": "loader.close(); loader.close(); os._exit(0)",
+    "lives-on": "signal.pause()",
+    "multiprocessing": None,
+    "multiprocessing-collects": None,
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_children_forked_while_a_loader_lives(folder: Callable, script: Callable, workers: int) -> None:
+    """However a fork of the process ends, or if it lives on: the loader works on, and its workers end by themselves."""
+    code = f"""
+import gc, multiprocessing, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 has one for every fork
+context = multiprocessing.get_context("fork")
+
+def in_child(collects):
+    global loader, epoch
+    if collects:
+        del loader, epoch
+        gc.collect()
+
+loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers={workers}, shuffle=False)
+parent = os.getpid()
+for does in {[*FORKS.items()]!r}:
+    epoch = iter(loader)
+    labels = next(epoch)[1].tolist()
+    if does[1] is None:
+        process = context.Process(target=in_child, args=("collects" in does[0],))
+        process.start()
+        process.join(20)
+        assert process.exitcode == 0, does
+        process.close()
+    else:
+        child = os.fork()
+        if not child:
+            exec(does[1])
+        if does[0] != "lives-on":
+            assert os.waitpid(child, 0)[1] == 0, does
+        else:
+            living = child
+    for X, y in epoch:
+        assert (X == y[:, None, None]).all()
+        labels += y.tolist()
+    assert labels == list(range(24)), does
+assert loader.stats.restarts == 0
+shmgen._pool.GRACE = 1000  # for workers to end by themselves, though the child that lives on keeps their sockets open
+processes = [worker.process for worker in loader._crew._workers] if {workers} else []
+loader.close()
+assert [process.returncode for process in processes] == [0] * {workers}
+os.kill(living, signal.SIGKILL)
+os.waitpid(living, 0)
+say("done")
+"""
+    names = set(os.listdir("/dev/shm"))
+
+    run = script(code, folder(24))
+
+    assert run.end(within=40) == 0, run.err
+    assert run.out == "done\n"
+    assert run.err == ""
+    assert set(os.listdir("/dev/shm")) <= names
+
+
+IN_TURN = {0: 920, 1: 80}
+"""Workers, and how many loaders with so many are made in turn."""
+
+LEAST_LEFT = 2 << 20
+"""Bytes: a loader over 8 ids is made of 14 kB of objects, so 920 leave 13 MB behind if nothing of them goes; and the memory of a
+process that leaves nothing behind wavers by some hundred kB."""
+
+
+@pytest.mark.parametrize("workers", IN_TURN)
+def test_a_thousand_loaders_in_turn(folder: Callable, workers: int) -> None:
+    """Made, used and closed one after the other: descriptors, processes, mappings, objects and memory are what they were."""
+    data = folder(8)
+    process = psutil.Process()
+
+    def one(number: int) -> None:
+        loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=workers)
+        for X, y in loader if number % 3 else ():
+            data.check(X, y)
+        if number % 2:
+            loader.close()
+
+    def state() -> tuple[int, int, int]:
+        gc.collect()
+        return process.num_fds(), len(process.children(recursive=True)), Path("/proc/self/maps").read_text().count("/dev/shm")
+
+    for number in range(20):
+        one(number)
+    before, objects, memory = state(), len(gc.get_objects()), process.memory_info().rss
+    for number in range(IN_TURN[workers]):
+        one(number)
+
+    assert state() == before
+    assert len(gc.get_objects()) - objects < IN_TURN[workers]
+    assert process.memory_info().rss - memory < LEAST_LEFT
+
+
+def test_few_open_files_suffice(folder: Callable, script: Callable) -> None:
+    """With a limit of 256 open files: 8 loaders of 2 workers each, all batches of an epoch of 600 held, and both at once."""
+    code = """
+import resource, shmgen._delivery
+shmgen._delivery.COPY_AFTER = 0.05
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+def check(batches):
+    assert all((X == y[:, None, None] % 97).all() for X, y in batches)
+    assert sorted(label for X, y in batches for label in y.tolist()) == list(range(600))
+
+loaders = [Loader(IDS, LABELS, 1, data_dir=DATA, workers=2) for _ in range(8)]
+held = [list(loader) for loader in loaders[:2]]
+for batches in held: check(batches)
+for loader in loaders: assert sum(len(y) for X, y in loader) == 600
+say(len(os.listdir("/proc/self/fd")))
+for loader in loaders: loader.close()
+for batches in held: check(batches)
+"""
+    run = script(code, folder(600))
+
+    assert run.end() == 0, run.err
+    assert run.err == ""
+    # Two a worker: socket and process. Four a loader: segment, its mapping, and what is waited on. A mapping more where it grew.
+    assert int(run.out) <= 8 * (2 * 2 + 4) + 2 + 8
+
+
+def test_loaders_made_at_once_by_many_threads(folder: Callable, asking: Callable) -> None:
+    """Loaders made, used and closed by 6 threads at once: each is exact."""
+    data = folder(12)
+
+    def make() -> list[int]:
+        labels = []
+        for _ in range(3):
+            with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:
+                labels += [label for X, y in loader for label in data.check(X, y)]
+        return labels
+
+    threads = [asking(make) for _ in range(6)]
+
+    assert [sorted(thread.outcome()) for thread in threads] == [sorted([*range(12)] * 3)] * 6

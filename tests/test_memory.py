@@ -1,0 +1,419 @@
+"""Short shared memory is said before the first batch, with the numbers and what to change, and training goes on if it can."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import shmgen._memory
+import shmgen._ring
+from shmgen import Loader
+from shmgen._layout import PAGE, Field, Layout
+from shmgen._ring import BOARD_BYTES, OTHERS_NEED, Ring
+
+PRIVATE = """
+import ctypes, logging, shutil, shmgen._delivery
+shmgen._delivery.COPY_AFTER = 0.05
+logging.basicConfig(format="%(name)s %(levelname)s %(message)s")
+libc = ctypes.CDLL(None, use_errno=True)
+
+def must(result):
+    if result:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+def mount(source, target, kind=None, flags=0, options=None):
+    must(libc.mount(source.encode(), target.encode(), kind and kind.encode(), flags, options and options.encode()))
+
+def others_take(size):
+    with open("/dev/shm/others", "wb") as file:
+        file.write(bytes(size))
+
+BIND, READ_ONLY, PRIVATE = 0x1000, 0x1, 0x44000  # of mount(2); the last for the whole tree
+must(libc.unshare(0x20000))  # the mounts
+mount("none", "/", flags=PRIVATE)
+"""
+"""Begins a script whose mounts nobody else sees."""
+
+SMALL = "mount('none', '/dev/shm', 'tmpfs', options='mode=1777,size={}')\n"
+
+MISSING = """
+import tempfile
+dev = tempfile.mkdtemp()
+mount("none", dev, "tmpfs")
+for name in ("null", "urandom"):
+    open(f"{dev}/{name}", "w").close()
+    mount(f"/dev/{name}", f"{dev}/{name}", flags=BIND)
+mount(dev, "/dev", flags=BIND | 0x4000)
+assert not os.path.exists("/dev/shm")
+"""
+
+
+@pytest.fixture(scope="module")
+def mounts() -> None:
+    """Skips where mounts can't be had."""
+    made = subprocess.run(
+        [sys.executable, "-c", "import os, sys, shmgen\n" + PRIVATE], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"mounts of its own need root: {made.stderr.splitlines()[-1]}")
+
+
+ROW = 1 << 18
+SLOT = ROW + PAGE
+"""Bytes of a slot: of a batch of one row, and its label."""
+
+
+def room(slots: int) -> int:
+    """Bytes of a ring of so many slots."""
+    return BOARD_BYTES + slots * SLOT
+
+
+SHORT = {
+    # how /dev/shm is made -> slots, of 6 wanted, what memory they are in, and what is said
+    "enough": (SMALL.format(room(7)), 6, "/dev/shm", None),
+    "less-than-wanted": (
+        SMALL.format(room(7) - PAGE),
+        5,
+        "/dev/shm",
+        rf"{room(7):,} bytes of shared memory are wanted, for 6 slots and a spare one of {SLOT:,} bytes each, and there are 5 "
+        rf"slots, because /dev/shm has {room(7) - PAGE:,} left: enlarge it, or choose a smaller batch_size",
+    ),
+    "just-for-two": (
+        SMALL.format(room(3)),
+        2,
+        "/dev/shm",
+        rf"there are 2 slots, because /dev/shm has {room(3):,} left: enlarge it",
+    ),
+    "not-for-two": (
+        SMALL.format(room(3) - PAGE),
+        2,
+        "memfd",
+        rf"{room(3):,} bytes of shared memory are needed, for 2 slots and a spare one of {SLOT:,} bytes each, and /dev/shm has "
+        rf"{room(3) - PAGE:,} left: memory beyond its limit is taken; enlarge it, or choose a smaller batch_size",
+    ),
+    "a-page": (SMALL.format(PAGE), 2, "memfd", rf"/dev/shm has {PAGE:,} left: memory beyond its limit is taken"),
+    "full": (
+        SMALL.format(room(7)) + f"others_take({room(5)})\n",
+        2,
+        "memfd",
+        rf"/dev/shm has {room(2) - BOARD_BYTES:,} left: memory beyond its limit is taken",
+    ),
+    "read-only": (
+        "mount('none', '/dev/shm', 'tmpfs', flags=READ_ONLY)\n",
+        2,
+        "memfd",
+        "/dev/shm has 0 left: memory beyond its limit is taken",
+    ),
+    "missing": (MISSING, 2, "memfd", "/dev/shm has 0 left: memory beyond its limit is taken"),
+}
+
+
+@pytest.mark.usefixtures("mounts")
+@pytest.mark.parametrize(("made", "slots", "kind", "said"), SHORT.values(), ids=SHORT)
+def test_short_shared_memory_is_said_and_serves(
+    folder: Callable, script: Callable, made: str, slots: int, kind: str, said: str | None
+) -> None:
+    """Once, before the first batch: what is needed, what is left, what to change. All batches are right, if all are held, too."""
+    code = f"""
+names = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else None
+loader = Loader(IDS, LABELS, 1, data_dir=DATA, workers=2, slots=6)
+logging.warning("made")
+assert loader._ring.slots == {slots}, loader
+assert {kind!r} in os.readlink(f"/proc/self/fd/{{loader._ring.fd}}")
+assert os.fstat(loader._ring.fd).st_mode & 0o077 == 0
+
+def check(batches):
+    assert sorted(int(y[0]) for X, y in batches) == list(range(12))
+    assert all((X == y[0]).all() for X, y in batches)
+
+for epoch in range(2):
+    check([(X.copy(), y.copy()) for X, y in loader])
+held = list(loader)
+check(held)
+assert loader.stats.copied == 12 - {slots}
+loader.close()
+check(held)
+assert names is None or set(os.listdir("/dev/shm")) == names
+del held
+"""
+    run = script(PRIVATE + made + code, folder(12, (ROW // 4,)))
+
+    assert run.end() == 0, run.err
+    lines = run.err.splitlines()
+    assert lines.pop() == "root WARNING made"
+    assert len(lines) == (said is not None), run.err
+    assert re.match(f"shmgen WARNING .*{said}", lines[0]) if said else True, run.err
+
+
+@pytest.mark.usefixtures("mounts")
+def test_a_containers_default_trains_on_large_batches(folder: Callable, script: Callable) -> None:
+    """With the 64 MB that containers have, ``fit`` takes batches of 100 MB."""
+    code = """
+import keras
+sequence = shmgen.Sequence(IDS, LABELS, 4, data_dir=DATA, workers=2)
+model = keras.Sequential([keras.layers.Input((1 << 16, 100)), keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1)])
+model.compile(loss="mse")
+model.fit(sequence, epochs=2, verbose=0)
+assert sequence.stats.bytes > 4 * 100 << 20, sequence.stats
+assert os.listdir("/dev/shm") == []
+sequence.close()
+"""
+    run = script(PRIVATE + SMALL.format("64m") + code, folder(8, (1 << 16, 100)), options=())
+
+    assert run.end(within=100) == 0, run.err
+    said = [line for line in run.err.splitlines() if line.startswith("shmgen")]
+    assert len(said) == 1
+    assert re.search(r"and /dev/shm has 67,108,864 left: memory beyond its limit is taken", said[0])
+
+
+@pytest.mark.usefixtures("mounts")
+def test_what_others_take_meanwhile_is_said(folder: Callable, script: Callable) -> None:
+    """With no room left for a spare slot, holding all batches is an OSError with numbers; let go of, they come again."""
+    made = SMALL.format(room(6))
+    code = f"""
+loader = Loader(IDS, LABELS, 1, data_dir=DATA, workers=2, slots=3)
+others_take({room(6) - room(3)})
+try: list(loader)
+except OSError as error: say(str(error))
+assert len([None for X, y in loader if (X == y[0]).all()]) == 12
+os.unlink("/dev/shm/others")
+assert len(list(loader)) == 12
+loader.close()
+assert os.listdir("/dev/shm") == []
+"""
+    run = script(PRIVATE + made + code, folder(12, (ROW // 4,)))
+
+    assert run.end() == 0, run.err
+    assert f"{SLOT:,} bytes of shared memory are needed, /dev/shm has 0 left, and " in run.out
+    assert (
+        "of memory can be had: hold fewer batches, or use fewer slots or a smaller batch_size (No space left on device)"
+        in run.out
+    )
+    assert run.err == ""
+
+
+def memory_left(monkeypatch: pytest.MonkeyPatch, size: int, shm: int = 1 << 40) -> None:
+    """From now on, so many bytes seem to be left besides what others need, and so many of ``/dev/shm``."""
+    monkeypatch.setattr(shmgen._ring, "available", lambda: size + OTHERS_NEED)
+    monkeypatch.setattr(shmgen._ring, "free_shm", lambda: shm)
+
+
+@pytest.mark.parametrize("shm", [0, 1 << 40])
+def test_too_little_memory_is_an_error(
+    folder: Callable, monkeypatch: pytest.MonkeyPatch, workers: Callable[[], list[psutil.Process]], shm: int
+) -> None:
+    """Where 2 slots are more than there is, OSError tells how much is needed and left, before a worker is started."""
+    data = folder(8, (ROW // 4,))
+    memory_left(monkeypatch, room(2) - 1, shm)
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: started.append(1))
+
+    with pytest.raises(OSError, match="bytes of shared memory are needed") as raised:
+        Loader(data.ids, data.labels, 1, data_dir=data.path, workers=2)
+
+    assert str(raised.value) == (
+        f"[Errno 12] {room(2):,} bytes of shared memory are needed, for 2 slots of {SLOT:,} bytes each, and {room(2) - 1:,} "
+        "bytes of memory can be had: choose a smaller batch_size"
+    )
+    assert not started
+
+
+@pytest.mark.parametrize(
+    ("left", "shm", "slots", "said"),
+    [
+        pytest.param(2 * room(7), 1 << 40, 6, None, id="enough"),
+        pytest.param(2 * room(7) - 2, 1 << 40, 5, f"{2 * room(7) - 2:,} bytes of memory can be had, of which half", id="half"),
+        pytest.param(room(2), 1 << 40, 2, f"{room(2):,} bytes of memory can be had, of which half", id="just-for-two"),
+        pytest.param(1 << 40, room(7) - 1, 5, f"/dev/shm has {room(7) - 1:,} left: enlarge it", id="shm-is-shorter"),
+        pytest.param(room(2), room(3) - 1, 2, f"/dev/shm has {room(3) - 1:,} left: memory beyond its limit", id="beyond"),
+    ],
+)
+def test_slots_are_as_many_as_memory_has_room_for(
+    folder: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    left: int,
+    shm: int,
+    slots: int,
+    said: str | None,
+) -> None:
+    """Half the memory that is available is left to others, unless 2 slots need it; what is short is what the warning names."""
+    data = folder(8, (ROW // 4,))
+    memory_left(monkeypatch, left, shm)
+
+    with Loader(data.ids, data.labels, 1, data_dir=data.path, workers=1, slots=6) as loader:
+        assert loader._ring.slots == slots
+        assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(8))
+
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * (said is not None)
+    assert said is None or said in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_memory_for_the_spare_slot(folder: Callable, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """The kernel would kill somebody rather than refuse, so it is not asked for more than there is; the loader goes on."""
+    monkeypatch.setattr(shmgen._delivery, "COPY_AFTER", 0.05)
+    data = folder(8, (ROW // 4,))
+    with Loader(data.ids, data.labels, 1, data_dir=data.path, workers=workers, slots=2) as loader:
+        with monkeypatch.context() as patch:
+            memory_left(patch, SLOT - 1)
+            held = []
+            with pytest.raises(OSError, match=f"{SLOT:,} bytes of shared memory are needed, .*{SLOT - 1:,} bytes of memory can"):
+                held.extend(loader)
+        del held
+        assert sorted(label for X, y in list(loader) for label in data.check(X, y)) == list(range(8))
+        assert loader.stats.copied > 0
+
+
+def test_a_lack_of_descriptors_is_no_lack_of_memory(caplog: pytest.LogCaptureFixture) -> None:
+    """With no file left to open, that is the error; nothing is said of memory."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource_tracker.ensure_running()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            Ring(Layout((Field("X", (3,), np.dtype(np.float32)),), 4), 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("shm", [0, 1 << 40])
+def test_a_segment_that_cant_be_mapped_is_given_back(monkeypatch: pytest.MonkeyPatch, shm: int) -> None:
+    """The fixture finds no descriptor of it."""
+    memory_left(monkeypatch, 1 << 40, shm)
+    monkeypatch.setattr(Ring, "_map", no_map)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        Ring(Layout((Field("X", (3,), np.dtype(np.float32)),), 4), 2)
+    assert not [fd for fd in os.listdir("/proc/self/fd") if "shmgen" in target_of(fd)]
+
+
+def no_map(_: Ring) -> None:
+    raise OSError(12, "Cannot allocate memory")
+
+
+def target_of(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:  # the one that listed the directory
+        return ""
+
+
+@pytest.mark.parametrize("shm", [0, 1 << 40])
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_a_ring_is_its_owners_alone(monkeypatch: pytest.MonkeyPatch, shm: int, umask: int) -> None:
+    """In whichever memory, whatever the umask: nobody else may read a user's data."""
+    memory_left(monkeypatch, 1 << 40, shm)
+    before = os.umask(umask)
+    try:
+        ring = Ring(Layout((Field("X", (3,), np.dtype(np.float32)),), 4), 2)
+    finally:
+        os.umask(before)
+    assert os.fstat(ring.fd).st_mode & 0o077 == 0
+    assert ("memfd" in target_of(str(ring.fd))) == (shm == 0)
+    ring.close()
+
+
+def test_a_worker_that_cant_map_the_ring_says_so(folder: Callable, script: Callable) -> None:
+    """Under a limit on its address space, the error is one that can be caught, with the worker's traceback; none is printed."""
+    code = """
+from shmgen import _pool
+popen = _pool.subprocess.Popen
+def start(*args, **kwargs):
+    return popen(*args, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (200 << 20,) * 2), **kwargs)
+import resource
+_pool.subprocess.Popen = start
+with Loader(IDS, LABELS, 1, data_dir=DATA, workers=1, slots=400) as loader:
+    try: list(loader)
+    except shmgen.StartError as error: say(error)
+"""
+    run = script(code, folder(4, (ROW,)))
+
+    assert run.end() == 0, run.err
+    assert "Cannot allocate memory" in run.out
+    assert run.err == ""
+
+
+TREES = {
+    # /proc/meminfo, /proc/self/cgroup, files among the cgroups -> bytes
+    "nothing-known": (None, None, {}, 1 << 62),
+    "machine": ("MemTotal: 900 kB\nMemFree: 10 kB\nMemAvailable: 50 kB\n", None, {}, 50 << 10),
+    "machine-without-an-estimate": ("MemTotal: 900 kB\nMemFree: 10 kB\n", None, {}, 1 << 62),
+    "v2": ("MemAvailable: 9999 kB\n", "0::/a/b\n", {"a/b": (1_000_000, 400_000, {"inactive_file": 50_000})}, 650_000),
+    "v2-machine-has-less": ("MemAvailable: 5 kB\n", "0::/a\n", {"a": (1_000_000, 400_000, {})}, 5 << 10),
+    "v2-no-limit": ("MemAvailable: 50 kB\n", "0::/a\n", {"a": ("max", 400_000, {})}, 50 << 10),
+    "v2-limit-above": (None, "0::/a/b/c\n", {"a": (500_000, 400_000, {}), "a/b/c": (900_000, 100_000, {})}, 100_000),
+    "v2-limit-below": (None, "0::/a/b\n", {"a": (900_000, 400_000, {}), "a/b": (300_000, 100_000, {})}, 200_000),
+    "v2-own-namespace": (None, "0::/\n", {"": (1_000_000, 400_000, {})}, 600_000),
+    "v2-path-of-the-host": (None, "0::/docker/1234\n", {"": (1_000_000, 400_000, {})}, 600_000),
+    "v2-path-above-the-namespace": (None, "0::/../../x\n", {"": (1_000_000, 400_000, {})}, 600_000),
+    "v2-another-group": (None, "0::/a\n", {"a": (1_000_000, 400_000, {}), "b": (10, 5, {})}, 600_000),
+    "v2-colons-in-the-name": (None, "0::/a:b\n", {"a:b": (1_000_000, 400_000, {})}, 600_000),
+    "v2-more-used-than-allowed": (None, "0::/a\n", {"a": (400_000, 500_000, {})}, 0),
+    "v2-no-usage": ("MemAvailable: 50 kB\n", "0::/a\n", {"a": (1_000_000, None, {})}, 50 << 10),
+    "v2-nonsense": ("MemAvailable: 50 kB\n", "0::/a\n", {"a": ("", "x", {})}, 50 << 10),
+    "v1": (
+        "MemAvailable: 9999 kB\n",
+        "5:cpu,cpuacct:/\n4:memory:/a/b\n1:name=systemd:/x\n",
+        {"memory/a/b": (1_000_000, 400_000, {"inactive_file": 1, "total_inactive_file": 50_000})},
+        650_000,
+    ),
+    "v1-joint": (None, "4:cpu,memory:/a\n", {"memory/a": (1_000_000, 400_000, {})}, 600_000),
+    "v1-limit-above": (
+        None,
+        "4:memory:/a/b\n",
+        {"memory/a": (500_000, 400_000, {}), "memory/a/b": (2**63 - 4096, 1, {})},
+        100_000,
+    ),
+    "v1-no-limit": ("MemAvailable: 50 kB\n", "4:memory:/\n", {"memory": (2**63 - 4096, 400_000, {})}, 50 << 10),
+    "v1-path-of-the-host": (None, "4:memory:/docker/1234\n", {"memory": (1_000_000, 400_000, {})}, 600_000),
+    "v1-beside-v2": (None, "4:memory:/a\n0::/\n", {"memory/a": (1_000_000, 400_000, {})}, 600_000),
+    "other-controllers": ("MemAvailable: 50 kB\n", "4:cpuset:/a\n", {"memory/a": (10, 5, {})}, 50 << 10),
+}
+
+
+@pytest.mark.parametrize(("meminfo", "groups", "files", "expected"), TREES.values(), ids=TREES)
+def test_memory_that_is_available(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    meminfo: str | None,
+    groups: str | None,
+    files: dict[str, tuple[object, object, dict[str, int]]],
+    expected: int,
+) -> None:
+    """The least of what the machine and every cgroup around this process have left; page cache that can be dropped counts."""
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroups"
+    monkeypatch.setattr(shmgen._memory, "PROC", proc)
+    monkeypatch.setattr(shmgen._memory, "CGROUPS", cgroups)
+    for name, text in {"meminfo": meminfo, "self/cgroup": groups}.items():
+        if text is not None:
+            write(proc / name, text)
+    for group, (limit, usage, stat) in files.items():
+        v1 = group.startswith("memory")
+        write(cgroups / group / ("memory.limit_in_bytes" if v1 else "memory.max"), f"{limit}\n")
+        if usage is not None:
+            write(cgroups / group / ("memory.usage_in_bytes" if v1 else "memory.current"), f"{usage}\n")
+        write(cgroups / group / "memory.stat", "".join(f"{name} {number}\n" for name, number in stat.items()))
+
+    assert shmgen._memory.available() == expected
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_memory_of_this_machine() -> None:
+    """On the machine at hand: more than nothing, no more than it has."""
+    assert 0 < shmgen._memory.available() <= psutil.virtual_memory().total

@@ -1,0 +1,299 @@
+"""A loader takes exactly those ``.npy`` files that `numpy.load` takes with ``allow_pickle=False``, and reads the same array.
+
+`agree` says where "exactly" ends. It is asked here about files that hypothesis makes up, and about a list of odd ones, with which
+`fuzz_npy.py` begins and to which it has added.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shmgen import Npy, SampleError
+
+GOOD = np.arange(6, dtype=np.float64).reshape(2, 3)
+"""What the folder's first file holds, where that is another than the one in question."""
+
+MOST_AXES = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
+"""That an array of NumPy's can have."""
+
+
+class Folder:
+    """Where the file in question lies, beside a good one.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path / "asked.npy"
+        np.save(path / "good.npy", GOOD)
+
+    def load(self) -> np.ndarray | None:
+        """What `numpy.load` makes of the file, where that is an array of numbers, and of the same shape if it is mapped."""
+        if self.file.read_bytes().startswith(b"PK"):  # an archive
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers of Python 2, of old names of dtypes
+            try:
+                array = np.load(self.file, allow_pickle=False)
+                mapped = np.load(self.file, allow_pickle=False, mmap_mode="r") if array.size else array
+            except Exception:
+                return None
+        return array if array.dtype.kind in "biufc" and array.shape == mapped.shape else None
+
+    def read(self, first: str, **options: object) -> list[np.ndarray]:
+        """What a worker makes of the file, read behind the folder's ``first`` one, and once more."""
+        source = Npy(self.path, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            source.bind([first])
+            rows = bytearray(3 * source.row_bytes)
+            source.fill([first, "asked", "asked"], memoryview(rows))
+        array = np.frombuffer(rows, source.dtype).reshape(3, *source.shape)
+        return [array[1, ...], array[2, ...]]
+
+    def refusal(self, first: str, **options: object) -> SampleError:
+        """The error that `read` ends in."""
+        try:
+            self.read(first, **options)
+        except SampleError as error:
+            return error
+        raise AssertionError("a loader takes what numpy.load refuses")
+
+
+def agree(folder: Folder, content: bytes) -> np.ndarray | None:
+    """Assert that a loader reads a file of these bytes as `numpy.load` does; its array, or None if both refuse it.
+
+    They read the same array, bit for bit, except that a loader refuses, and names the file in a SampleError,
+
+    - all but numbers (dtypes of the kinds b, i, u, f, c): no text, bytes, dates or records;
+    - an array of no elements, or of as many axes as NumPy has at most, since a batch has one more;
+    - a file that NumPy itself reads in one way and maps into memory in another, or not at all: one with a negative size, which
+      it may work out, or with arrays for elements, of which it takes fewer than the header promises.
+    """
+    folder.file.write_bytes(content)
+    array = folder.load()
+    if array is None or not array.size or array.ndim == MOST_AXES:
+        for error in folder.refusal("asked"), folder.refusal("asked", dtype=np.complex128), folder.refusal("good"):
+            assert (error.id, error.path) == ("asked", str(folder.file))
+            assert "expected" in error.reason
+            assert "makes a path" not in error.reason, "the id is not what is wrong"
+        return array
+
+    native = array.astype(array.dtype.newbyteorder("="))
+    for row in folder.read("asked"):
+        assert (row.shape, row.dtype, row.tobytes()) == (native.shape, native.dtype, native.tobytes())
+    if array.shape == GOOD.shape and np.can_cast(array.dtype, GOOD.dtype, "same_kind"):
+        with np.errstate(all="ignore"):
+            for row in folder.read("good"):
+                np.testing.assert_array_equal(row, array.astype(GOOD.dtype))
+    else:
+        assert folder.refusal("good").id == "asked"
+    return array
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """One for all the files in question, of which there are thousands."""
+    return Folder(tmp_path_factory.mktemp("asked"))
+
+
+def npy(header: str, data: bytes = bytes(range(192)), *, version: int = 1) -> bytes:
+    """A file with this header, the characters in it that the version does not have replaced."""
+    text = header.encode("utf-8" if version == 3 else "latin-1", "replace")
+    return b"\x93NUMPY" + struct.pack("<BBH" if version == 1 else "<BBI", version, 0, len(text)) + text + data
+
+
+def header(descr: str = "'<f4'", order: str = "False", shape: str = "(2, 3)", more: str = "") -> str:
+    """The text of a header."""
+    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, {more}}}\n"
+
+
+def texts(several: str) -> list[str]:
+    """What stands between semicolons."""
+    return [text.strip() for text in several.split(";")]
+
+
+NUMBERS = [
+    "|b1",
+    "|i1",
+    "|u1",
+    *(order + kind for order in "<>" for kind in texts("i2; u4; i8; u8; f2; f4; f8; f16; c8; c16; c32")),
+]
+
+OTHER_DESCRS = texts(r"""
+    'f4'; '=f4'; '|f4'; '>b1'; 'd'; 'float32'; 'bool'; 'int'; '?'; 'g'; '1f4'; '(1,)f4'; '2f4'; 'f4,'; 'f4,i4'; 'x9'; '<f5'; '<';
+    '|O'; 'O'; '|S3'; 'a3'; '<U4'; '|V4'; 'S0'; 'V'; '<M8[s]'; '<m8[D]'; 'T'; ''; '<f4\0'; '<f4L'; '<f4 '; u'<f4'; b'<f4';
+    '<' 'f4'; '\x3cf4'; None; 4; 4.0; (); []; {}; [('a', '<f4')]; [('a', '<f4'), ('', '|V4'), ('b', '<i2')]; [('é', '<f4')];
+    [('a', '<f4', (2,))]; [['a', 'f4']]; [('a', '|O')]; [('a', [('b', '<f4')])]; [(('title', 'a'), '<f4')]; ['<f4']; [1, 2];
+    {'a': ('<f4', 0)}; ('<f4', (1,)); ('<f4', (1, 1)); ('<f4', 1); ('<f4', ()); ('<f4', (2,)); ('<f4', (0,)); ('<f4', (-1,));
+    (('<f4', (1,)), (1,)); ('<f4', (9223372036854775808,)); ('<f4', '<i4'); ('<i4', [('a', '<u2'), ('b', '<u2')]); ('<f4',);
+    ('>i4', [('a', '>u2'), ('b', '>u2')]); ('|O', '<i8'); ('<f4', {'align': True}); ('|S4', (1,))
+""")
+OTHER_ORDERS = texts("0; 1; None; 'True'; (True,); []; not True; true; 1 == 1; False or True")
+OTHER_SHAPES = [
+    *texts("""
+    (2L, 3L); (2 L, 3); (2LL, 3); (2L L, 3); (0x2L, 3); (2l, 3); (2, 3)L; (L2, 3); (2.L, 3); (0x2, 0b11); (1_0,); (02, 3);
+    (2, 3 # L\n); (2, 3,); ((2, 3)); (2 3); (2, 3; [2, 3]; {2, 3}; (2, [3]); ((2,), 3); 6; (6); (6.0,); (6e0,); (6j,); ('6',);
+    (None,); (True, 3); (True,); (False,); (+2, 3); (3 + 0j, 2); (...,); (2**2,); (-2, 3); (-2, -3); (-1,); (-1, 6); (0, -1);
+    (--2, 3); (-0, 3); (-2305843009213693950, 8); (0, 3); (0, 4611686018427387904, 4); (0, 9223372036854775808); (2147483648,);
+    (1099511627776, 3); (4611686018427387904,); (9223372036854775808,); (18446744073709551622,); (4294967296, 4294967296);
+    (9223372036854775808, 2, 3); (2305843009213693952, 8, 3)
+    """),
+    *(f"(0x{'f' * 8000},)", f"(-0x{'f' * 8000},)", f"(0, 0x{'f' * 8000})", f"({'9' * 4000},)", f"({'9' * 9000},)"),
+    *(f"(2, 3, {'1, ' * (axes - 2)})" for axes in (31, 32, 33, 62, 63, 64, 65, 1000)),
+    *("(" * 150 + "2" + ")" * 150, "(" * 5000, "[" * 5000, "{1:" * 3000, "-" * 9000 + "2", "2" + "+2" * 4000, "~" * 9000 + "2"),
+]
+OTHER_KEYS = texts("'Shape'; b'shape'; u'shape'; 'sha' 'pe'; 'shape '; 'descr'; shape; 1; None; ('shape',); []; **{}")
+OTHER_STARTS = [" ", "\t", "\n", "#\n", "\ufeff", "\0", "\f", "é" * 5000, "#" + "漢" * 9000 + "\n", "#" + "漢" * 9999 + "\n"]
+
+# What `fuzz_npy.py` kept, of each kind the shortest. NumPy, which has a parser of its own for dtypes like 'f4,i4', refuses each
+# for another reason.
+FOUND = [
+    "",
+    "()/",
+    "\n  ,\n )%&'(",
+    "   \r\r\r\r\r\r\r\r496729Î\x8aÍ\x8d",
+    "\n }\0\1\2\3",
+    "{set (set2l, 3) }",
+    "{2.L, X3, }3, }",
+    "{'dape': (4 L, 3)(6j,), }",
+    "{'descr': [['a', 'f0']], 'fortran_orr': False- ÌÖÓß}",
+    "{'shape': [('a', [('b', '<f4')])]}",
+]
+FOUND_DESCRS = texts(r"""
+    'f4,i4''<f4'; [1,]; (('>f\x93±ª²¹Y4', (1,)), (1,)); '4444443444>44c8 '; (('>(2LL, 3)fY4(6.0,)', (1,)), (1,));
+    ('|(10995<1687776,'')S<', (1,)); '<f4''f4,i4'; '()  3.L2i4'; [('a', '<f4,'), ('', '|V4'), ('b,' '<i2')]; '(02, 3)<f''f4,i4';
+    [('a', '<f4'), ('', ''), ('b', 'not True<i2')]; '66666666666666666>6fi,44666666666666>6fi,44'',f4'; [('a', '(2),, 3')];
+    [('a', '<1, 1,UMP1, 11, , 1, ), f4', (2,))]; '6666666666666666666O666,666>,k6f44'',f4'; '66666666666>666666666664,i4'',f4';
+    [('a', (0, 3), (2,))]; [('a', '<f4/', (2,))]; [('a', '<f4,'), ('', '|V4'), ('b', '<f4,'), ('', '|V4'), ('b', '<i2')];
+    [('a', '<f4,'), ('', '|V4'), ('b', '<f4', '<f4,'), ('', '|f4,')]; [('a', [('f0', '<f4')]), (']]]]', [('f1', 'V')])]
+""")
+
+HEADERS = [
+    *FOUND,
+    *(header(repr(descr), order) for descr in NUMBERS for order in ("False", "True")),
+    *(header(descr) for descr in [*OTHER_DESCRS, *FOUND_DESCRS]),
+    *(header(order=order) for order in OTHER_ORDERS),
+    *(header(shape=shape) for shape in OTHER_SHAPES),
+    *(header(more=f"{key}: (2, 3)") for key in OTHER_KEYS),
+    *(start + header() for start in OTHER_STARTS),
+]
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=lambda header: ascii(header[:80]))
+def test_an_odd_header(folder: Folder, header: str) -> None:
+    """Each oddity by itself and what fuzzing found, in all versions of the format."""
+    for version in (1, 2, 3):
+        agree(folder, npy(header, version=version))
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_file_that_ends_anywhere(folder: Folder, version: int) -> None:
+    """Whatever there is of a file, less than the whole of it is refused."""
+    file = npy(header(), bytes(24), version=version)
+
+    assert agree(folder, file) is not None
+    for size in range(len(file)):
+        assert agree(folder, file[:size]) is None
+
+
+def test_what_is_no_utf_8(folder: Folder) -> None:
+    """Version 3 has headers in UTF-8, which the others need not be."""
+    for version in (1, 3):
+        file = npy(header(more="# é\n"), version=version)
+        assert agree(folder, file) is not None
+        assert (agree(folder, file.replace("é".encode(), b"\xe9\xe9")) is None) == (version == 3)
+
+
+def test_a_batch_has_one_axis_more(folder: Folder) -> None:
+    """A sample of as many axes as NumPy has at most can't stand in a batch, and is named; one of one less can."""
+    assert agree(folder, npy(header(shape=repr((1,) * (MOST_AXES - 1))))) is not None
+    folder.file.write_bytes(npy(header(shape=repr((1,) * MOST_AXES))))
+
+    assert f"expected axes few enough for a batch to have one more, found {MOST_AXES}" in folder.refusal("asked").reason
+
+
+ALIKE = settings(derandomize=True, database=None, deadline=None)
+"""The same files each time, however long one takes."""
+
+
+@st.composite
+def dicts(draw: st.DrawFn, items: list[tuple[str, str]]) -> str:
+    """The text of a dict of keys and values, one of many that mean the same."""
+    colon = draw(st.sampled_from([": ", ":", "\t:\n "]))
+    comma = draw(st.sampled_from([", ", ",", ",\n ", ",  # é }\n"]))
+    end = draw(st.sampled_from([", }", "}", ",}", "\n}", "} # end"]))
+    return "{" + comma.join(key + colon + value for key, value in draw(st.permutations(items))) + end
+
+
+@st.composite
+def files(draw: st.DrawFn) -> tuple[bytes, np.ndarray]:
+    """A file that is as it should be, and what it holds."""
+    dtype = np.dtype(draw(st.sampled_from(NUMBERS)))
+    shape = tuple(draw(st.lists(st.integers(0, 3), max_size=4)))
+    fortran = draw(st.booleans())
+    data = np.random.default_rng(draw(st.integers(0, 99))).bytes(int(np.prod(shape)) * dtype.itemsize)
+    items = [("'descr'", repr(dtype.str)), ("'fortran_order'", repr(fortran)), ("'shape'", repr(shape))]
+    file = npy(
+        draw(dicts(items)) + " " * draw(st.integers(0, 70)) + "\n",
+        data + draw(st.sampled_from([b"", b"behind"])),
+        version=draw(st.integers(1, 3)),
+    )
+    return file, np.ndarray(shape, dtype, data, order="F" if fortran else "C")
+
+
+@settings(ALIKE, max_examples=200)
+@given(files())
+def test_a_good_file_is_read(folder: Folder, file_and_array: tuple[bytes, np.ndarray]) -> None:
+    """All versions, dtypes, byte orders, orders of axes, shapes and spellings of the header."""
+    file, array = file_and_array
+
+    loaded = agree(folder, file)
+
+    assert loaded is not None
+    assert (loaded.shape, loaded.dtype, loaded.tobytes()) == (array.shape, array.dtype, array.tobytes())
+
+
+@settings(ALIKE, max_examples=300)
+@given(st.data())
+def test_several_oddities_at_once(folder: Folder, data: st.DataObject) -> None:
+    """Other dtypes, orders, shapes, numbers of keys and amounts of data are taken or refused as NumPy does."""
+    draw = data.draw
+    items = [
+        ("'descr'", draw(st.sampled_from(["'<f4'", "'>f8'", *OTHER_DESCRS]))),
+        ("'fortran_order'", draw(st.sampled_from(["False", "True"] * 8 + OTHER_ORDERS))),
+        ("'shape'", draw(st.sampled_from(["(2, 3)"] * 20 + OTHER_SHAPES))),
+    ]
+    if draw(st.integers(0, 5)) == 0:
+        items.append((draw(st.sampled_from(OTHER_KEYS)), draw(st.sampled_from(items))[1]))
+    if draw(st.integers(0, 9)) == 0:
+        del items[draw(st.integers(0, 2))]
+    start = draw(st.sampled_from([""] * 9 + OTHER_STARTS))
+    size = draw(st.sampled_from([256, 48, 24, 23, 0]))
+
+    agree(folder, npy(start + draw(dicts(items)), bytes(range(size)), version=draw(st.integers(1, 3))))
+
+
+@settings(ALIKE, max_examples=300)
+@given(files(), st.data())
+def test_a_damaged_file(folder: Folder, file_and_array: tuple[bytes, np.ndarray], data: st.DataObject) -> None:
+    """Bytes replaced, put in, cut out, or all cut off from somewhere on."""
+    file = bytearray(file_and_array[0])
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, min(len(file), 140)))  # in the header, mostly
+        stop = start + data.draw(st.integers(0, 3))
+        text = st.text("0123456789-,L()[]{}'\" fiu<>|:\n", max_size=3)
+        file[start:stop] = data.draw(st.binary(max_size=3) | text.map(str.encode))
+    if data.draw(st.integers(0, 4)) == 0:
+        del file[data.draw(st.integers(0, len(file))) :]
+
+    agree(folder, bytes(file))

@@ -1,0 +1,156 @@
+"""The calling process may end in any way and at any moment: nothing of it is left, and nobody's traceback covers its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from textwrap import indent
+
+import pytest
+
+GONE_WITHIN = 2.0
+"""Seconds after the end of the calling process in which the last worker must be gone."""
+
+STRIKES = {
+    # how the calling process ends -> code that does it, its exit code, what its own traceback ends with
+    "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, None),
+    "SIGKILL": ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, None),
+    "SIGKILL-to-the-group": ("os.killpg(0, signal.SIGKILL)", -signal.SIGKILL, None),
+    "SIGINT": ("os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT, "KeyboardInterrupt"),
+    "SIGINT-to-the-group": ("os.killpg(0, signal.SIGINT)", -signal.SIGINT, "KeyboardInterrupt"),
+    "handler-that-exits": ("os.kill(os.getpid(), signal.SIGUSR1)", 4, None),
+    "os._exit": ("os._exit(7)", 7, None),
+    "exception": ("raise ValueError('the user\\'s')", 1, "ValueError: the user's"),
+}
+
+SCRIPT = """
+threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()  # signals may reach it, as they do TensorFlow's threads
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(4))
+
+def strike():
+    {strike}
+
+def main():
+{moment}
+    while True: time.sleep(0.001)  # a signal is handled where the interpreter gets to it, at the latest here
+
+main()
+"""
+
+LOADER = "Loader(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)"
+
+AT_WORKER = """
+import subprocess
+from shmgen import _pool
+
+class Popen(subprocess.Popen):
+    started = 0
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        Popen.started += 1
+        if Popen.started == {number}:
+            strike()
+
+_pool.subprocess.Popen = Popen
+"""
+
+MOMENTS = {
+    # when it ends -> the script, which calls strike()
+    "first-worker-started": AT_WORKER.format(number=1) + LOADER,
+    "last-worker-started": AT_WORKER.format(number=2) + LOADER,
+    "amid-the-memory": "from shmgen import _ring\n_ring._reserve = lambda *_: strike()\n" + LOADER,
+    "amid-the-constructor": "from shmgen import _loader\n_loader.Delivery = lambda *_, **__: strike()\n" + LOADER,
+    "before-the-workers-are-ready": f"loader = {LOADER}\nstrike()",
+    "idle": f"loader = {LOADER}\nfor epoch in range(2): list(loader)\nstrike()",
+    "batches-in-hand": f"loader = {LOADER}\nepoch = iter(loader)\nheld = [next(epoch), next(epoch)[0][1:]]\nstrike()",
+    "a-reader-stuck": f"""
+os.unlink(f"{{DATA}}/id-9.npy"); os.mkfifo(f"{{DATA}}/id-9.npy")
+loader = {LOADER}
+held = [loader.batch(0), loader.batch(1)]
+while 2 not in [loader._crew.at(worker) for worker in range(2)]: time.sleep(0.001)
+strike()
+""",
+    "replacing-a-worker": AT_WORKER.format(number=3)
+    + f"""
+import logging
+logging.disable()
+loader = {LOADER}
+epoch = iter(loader)
+next(epoch)
+os.kill(loader._crew.pids[0], signal.SIGKILL)
+while True: list(loader)
+""",
+    "amid-close": f"""
+from shmgen import _pool
+reap = _pool._reap
+def once(*args):
+    _pool._reap = reap
+    strike()
+    reap(*args)
+loader = {LOADER}
+next(iter(loader))
+_pool._reap = once
+loader.close()
+""",
+    "amid-with": f"with {LOADER} as loader:\n    for X, y in loader: strike()",
+    "waiting": f"""
+os.unlink(f"{{DATA}}/id-9.npy"); os.mkfifo(f"{{DATA}}/id-9.npy")
+loader = {LOADER}
+def watch():
+    while not somebody_waits(): time.sleep(0.001)
+    strike()
+threading.Thread(target=watch, daemon=True).start()
+list(loader)
+""",
+}
+
+ELSEWHERE = {"first-worker-started", "last-worker-started", "replacing-a-worker", "amid-close", "waiting"}
+"""Where no exception of the caller's own can strike, unless it comes from a signal's handler."""
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_nothing_is_left_of_a_process_that_ends(folder: Callable, script: Callable, moment: str) -> None:
+    """Every end at this moment: its own exit code, no process and no name left, no line on stderr but its own traceback."""
+    names = set(os.listdir("/dev/shm"))
+    body = indent(MOMENTS[moment].strip(), "    ")
+    runs = {}
+    for name, (strike, _, _) in STRIKES.items():
+        if name != "exception" or moment not in ELSEWHERE:
+            runs[name] = script(SCRIPT.format(strike=strike, moment=body), folder(24, name=name), options=("-W", "error"))
+
+    for name, run in runs.items():
+        _, exitcode, own = STRIKES[name]
+        assert not run.left(within=20), name
+        # All who inherited its pipes have ended: workers too.
+        assert run.end(within=GONE_WITHIN) == exitcode, (name, run.err)
+        assert run.err.count("Traceback") == (own is not None), (name, run.err)
+        assert run.err.rstrip().endswith(own or ""), (name, run.err)
+        for complaint in ("Exception ignored", "Warning", "leaked"):
+            assert complaint not in run.err, (name, run.err)
+    assert set(os.listdir("/dev/shm")) <= names
+
+
+def test_nothing_is_left_of_a_fit_that_a_callback_ends(folder: Callable, script: Callable) -> None:
+    """sys.exit amid an epoch, with batches and tensors in hand until the end: its own exit code, and nothing is left."""
+    names = set(os.listdir("/dev/shm"))
+    code = """
+import keras
+class End(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs):
+        if batch == 2:
+            sys.exit(3)
+
+sequence = shmgen.Sequence(IDS, LABELS, 2, data_dir=DATA, workers=2)
+held = sequence[0], [keras.ops.convert_to_tensor(array) for array in sequence[1]]
+model = keras.Sequential([keras.layers.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+model.compile(loss="mse")
+model.fit(sequence, verbose=0, epochs=2, callbacks=[End()])
+"""
+    run = script(code, folder(24), options=("-W", "error::ResourceWarning"))
+
+    assert not run.left(within=60)
+    assert run.end(within=GONE_WITHIN) == 3, run.err
+    for complaint in ("Traceback", "ResourceWarning", "leaked", "shmgen"):
+        assert complaint not in run.err, run.err
+    assert set(os.listdir("/dev/shm")) <= names

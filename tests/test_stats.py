@@ -1,0 +1,153 @@
+"""Who waits for whom: each verdict in a situation made for it, and the trainer's waiting in Keras's logs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmgen._delivery
+from shmgen import Loader, Stats
+
+IDLE = Stats(0, 0, 0, 0.0, 0.0, 0.0, 0, 0, 0, 2, 0.0, 0.0)
+
+
+def compute(x: np.ndarray, rng: np.random.Generator) -> None:
+    """Takes a processor for 4 ms."""
+    end = time.thread_time() + 0.004
+    while time.thread_time() < end:
+        pass
+
+
+def block(x: np.ndarray, rng: np.random.Generator) -> None:
+    """Waits for 4 ms, as for a disk, and takes no processor."""
+    time.sleep(0.004)
+
+
+@pytest.mark.parametrize(("transform", "verdict"), [(compute, "worker-bound"), (block, "disk-bound")])
+def test_a_trainer_that_does_nothing_waits_for(folder: Callable, transform: Callable, verdict: str) -> None:
+    """Workers that compute, or that wait for what they read, each are named as what holds up a trainer without work."""
+    data = folder(64)
+    with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=2, transform=transform) as loader:
+        for _ in range(3):
+            for _ in loader:
+                pass
+        stats = loader.stats
+    assert stats.verdict == verdict, stats
+    assert stats.data_wait > 0.5
+    assert f"verdict: {verdict}" in stats.report()
+
+
+def test_a_trainer_that_works_waits_for_nothing(folder: Callable) -> None:
+    """Data that are there before they are asked for make the trainer the limit."""
+    data = folder(64)
+    with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=2) as loader:
+        for _ in range(3):
+            for X, _ in loader:
+                compute(X, np.random.default_rng())
+                block(X, np.random.default_rng())
+        stats = loader.stats
+    # Of the first batch, a worker's start is waited for.
+    assert replace(stats, elapsed=stats.elapsed + 10).verdict == "trainer-bound"
+    assert stats.load < 0.9
+
+
+def test_who_holds_all_slots_is_held_up(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that are kept leave no slot to read into: more slots are advised."""
+    monkeypatch.setattr(shmgen._delivery, "COPY_AFTER", 0.5)
+    data = folder(64)
+    with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=2, slots=2) as loader:
+        held = list(loader)
+        stats = loader.stats
+    assert stats.verdict == "slots-bound", stats
+    assert stats.held_up > stats.waited
+    assert "more slots" in stats.report()
+    assert len(held) == 8
+
+
+def test_stats_are_a_snapshot(folder: Callable) -> None:
+    """They can't be changed, do not change, and are there after `close` as they were before."""
+    data = folder(16)
+    with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=1) as loader:
+        assert loader.stats == replace(IDLE, workers=1)
+        list(loader)
+        stats = loader.stats
+        with pytest.raises(FrozenInstanceError):
+            stats.batches = 0
+        list(loader)
+        last = loader.stats
+    assert (stats.batches, last.batches, loader.stats) == (2, 4, last)
+    assert last.busy > 0
+
+
+def test_a_report_tells_of_what_went_wrong() -> None:
+    """Restarts, stand-ins and copies stand in the report where there were any."""
+    report = replace(IDLE, restarts=2, replaced=3, copied=4).report()
+    assert "2 workers replaced" in report
+    assert "3 rows in which another sample stood in" in report
+    assert "4 batches copied" in report
+    assert "copied" not in IDLE.report()
+
+
+class TestDataWait:
+    """``shmgen.keras.DataWait``."""
+
+    @pytest.fixture
+    def fit(self, folder: Callable) -> Callable[..., Any]:
+        """Trains on data that ``transform`` makes slow, and on ones that are there; returns the history."""
+        import keras
+
+        from shmgen.keras import Sequence
+
+        data = folder(64)
+        model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+        model.compile(loss="mse")
+
+        def fit(callbacks: list[Any], transform: Callable | None = block, **options: Any) -> dict[str, list[float]]:
+            with (
+                Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=transform) as slow,
+                Sequence(data.ids, data.labels, 8, data_dir=data.path) as fast,
+            ):
+                validation = {"validation_data": fast} if options.pop("validated", True) else {}
+                return model.fit(slow, epochs=3, verbose=0, callbacks=callbacks, **validation, **options).history
+
+        return fit
+
+    def test_stands_in_history(self, fit: Callable) -> None:
+        """Slow data make training wait, and quick ones no validation: fractions, one an epoch."""
+        from shmgen.keras import DataWait
+
+        history = fit([DataWait()])
+        assert len(history["data_wait"]) == len(history["val_data_wait"]) == 3
+        assert all(0 <= fraction <= 1 for fraction in history["data_wait"] + history["val_data_wait"])
+        assert max(history["data_wait"][1:]) > 0.3 > min(history["val_data_wait"][1:])
+
+    def test_stands_in_the_callbacks_behind_it(self, fit: Callable, tmp_path: Any) -> None:
+        """CSVLogger has a column for each."""
+        import keras
+
+        from shmgen.keras import DataWait
+
+        fit([DataWait(), keras.callbacks.CSVLogger(tmp_path / "log.csv")])
+        assert {"data_wait", "val_data_wait"} <= set((tmp_path / "log.csv").read_text().splitlines()[0].split(","))
+
+    def test_warns_once(self, fit: Callable, caplog: pytest.LogCaptureFixture) -> None:
+        """A trainer that waits for much of every epoch is told so once, with the diagnosis; one that does not, is not."""
+        from shmgen.keras import DataWait
+
+        with caplog.at_level(logging.WARNING, "shmgen"):
+            fit([DataWait(warn_above=0.01)])
+            fit([DataWait(warn_above=1.0)])
+        [message] = [record.message for record in caplog.records if "waiting for data" in record.message]
+        assert "verdict:" in message
+
+    def test_without_validation(self, fit: Callable) -> None:
+        """There is no ``val_data_wait`` where nothing is validated."""
+        from shmgen.keras import DataWait
+
+        assert "val_data_wait" not in fit([DataWait()], validated=False)
