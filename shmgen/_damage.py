@@ -55,7 +55,8 @@ class Damage:
         if sample in self.found:
             return
         self.found[sample] = Damaged(error.id, error.path, error.reason)
-        log.warning("%s\nanother sample stands in for it", error)
+        # As text: who keeps what is logged must not keep the error's frames, and the ring with them.
+        log.warning("%s\nanother sample stands in for it", str(error))
         if len(self.found) > self._most * self._samples or len(self.found) == self._samples:
             raise self.too_many()
 

@@ -550,9 +550,9 @@ class Delivery:
             if row is None and wanted and at != IDLE:  # its rows can't be tried one by one: each might cost a slot
                 reason = f"expected an answer, found none for {self._timeout:g} seconds (timeout), here or behind it"
                 error = samples.error(piece, 0, reason)
-            schedule.abandon(worker)
-            self._ring.grow()
-            schedule.add_slot()
+            if schedule.abandon(worker):
+                self._ring.grow()
+                schedule.add_slot()
             if error is not None:
                 schedule.fail(piece.batch, error)
         elif error is not None or not wanted:

@@ -232,18 +232,23 @@ class Schedule:
             if self._slots[number].state is State.READY:
                 self.free(number)
 
-    def abandon(self, worker: int) -> None:
-        """A worker that can't be killed may yet write where it was reading: that slot is never used again."""
+    def abandon(self, worker: int) -> bool:
+        """A worker that can't be killed may yet write where it was reading: that slot is never used again.
+
+        Returns:
+            Whether there is a slot less; False where another such worker has been reading there too.
+        """
         number, batch, start, stop = self._held[worker].popleft()
         self._load[worker] -= stop - start
         slot = self._slots[number]
-        if slot.state is State.LOST:  # another such worker was reading there too
-            return
+        if slot.state is State.LOST:
+            return False
         self._filling -= 1
         if slot.batch is not None:
             del self._slot_of[batch]
         slot.batch = None
         slot.state = State.LOST  # for good: a piece of it is never done
+        return True
 
     def fail(self, batch: Batch, error: Exception) -> None:
         """``batch``, which no slot has been given to, can't be delivered."""

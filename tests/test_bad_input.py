@@ -374,6 +374,18 @@ BAD_ARGUMENTS = [
     pytest.param({"slots": -3}, r"slots: expected an int from 2, found -3", id="slots-negative"),
     pytest.param({"seed": -1}, r"seed: expected an int from 0, found -1", id="seed-negative"),
     pytest.param({"seed": None}, r"seed: expected an int from 0, found None", id="seed-none"),
+    *(
+        pytest.param({"on_error": value}, r"on_error: expected 'raise' or 'replace', found ", id=f"on_error-{value}")
+        for value in ("skip", None, True, ["raise"])
+    ),
+    *(
+        pytest.param({"max_damaged": value}, r"max_damaged: expected a fraction from 0 to 1, found ", id=f"max_damaged-{value}")
+        for value in (-0.01, 1.01, 5, float("nan"), "0.1", None)
+    ),
+    *(
+        pytest.param({"timeout": value}, r"timeout: expected seconds above 0, or None, found ", id=f"timeout-{value}")
+        for value in (0, -1, float("nan"), "5", [5])
+    ),
     pytest.param({"dtype": object}, r"dtype: expected .*numbers, found object", id="dtype-object"),
     pytest.param({"dtype": "U5"}, r"dtype: expected .*numbers, found <U5", id="dtype-str"),
     pytest.param({"dtype": "f4,i4"}, r"dtype: expected .*numbers, found", id="dtype-structured"),

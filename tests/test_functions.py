@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import pytest
 
-from shmgen import ClosedError, FunctionError, InputError, Loader, Npy, Sequence, Source, StartError, Values, WorkerDied
+from shmgen import ClosedError, FunctionError, InputError, Loader, Npy, SampleError, Sequence, Source, StartError, Values
 
 # Functions stand inside of tests: one of the module itself would have workers import pytest and Keras.
 
@@ -821,12 +821,12 @@ def test_an_id_that_a_function_emptied_is_still_named() -> None:
     assert caught.value.id == ["a", 1]
 
 
-def test_a_function_that_exits_is_a_death_by_name() -> None:
-    """``sys.exit(7)`` in a worker: WorkerDied with that code, not a wait without end."""
-    with computed(transform=lambda x, rng: sys.exit(7), workers=2) as loader, pytest.raises(WorkerDied) as caught:
-        list(loader)
-    assert caught.value.exitcode == 7
-    assert str(caught.value).endswith("ended with exit code 7")
+def test_a_function_that_exits_is_an_error_by_name() -> None:
+    """``sys.exit(7)`` in each worker that takes the place of another: an error with that code, not a wait without end."""
+    with computed(transform=lambda x, rng: sys.exit(7), workers=2) as loader:
+        with pytest.raises(SampleError, match=r"3 workers died of it: .* ended with exit code 7$"):
+            list(loader)
+        assert loader.stats.restarts >= 3
 
 
 def test_a_function_that_exits_in_process_exits() -> None:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from conftest import calls, wait_until
+from ways import answer, made, who_reads
 
 import shmgen._ring
 from shmgen import ClosedError, Loader, SampleError
@@ -293,6 +295,30 @@ def test_close_ends_a_wait_of_another_thread(folder: Callable, asking: Callable)
         outcomes = [thread.outcome(AT_ONCE) for thread in threads]
         assert [type(outcome) for outcome in outcomes] == [ClosedError] * waiting
         assert time.monotonic() - called < AT_ONCE
+
+
+def test_an_interrupt_beside_another_thread_that_waits(folder: Callable, asking: Callable) -> None:
+    """Ctrl-C while another thread listens to the workers ends one wait alone: the loader, and the other thread, go on."""
+    data = folder(24)
+    data.fifo(9)
+
+    def interrupt(main: int = threading.get_ident()) -> None:
+        wait_until(
+            lambda: calls(main).get("wait", "").endswith("threading.py") and "fetch" in calls(main), "the main thread waits"
+        )
+        signal.pthread_kill(main, signal.SIGINT)
+
+    with made("function", data, batch_size=4, workers=1, shuffle=False) as loader:
+        thread = asking(lambda: loader.batch(2))
+        thread.until_it_waits()
+        interrupting = asking(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            loader.batch(2)
+        assert interrupting.outcome() is None
+        who_reads(data, 9)
+        answer(data, 9)
+        assert data.check(*thread.outcome()) == [8, 9, 10, 11]
+        assert data.check(*loader.batch(3)) == [12, 13, 14, 15]
 
 
 def test_close_from_many_threads_at_once(folder: Callable, asking: Callable) -> None:

@@ -1,0 +1,306 @@
+"""``on_error="replace"``: for a sample that can't be had another stands in, with all its fields, the same one in every run."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import DataSet
+from ways import filling, made, reader, run, shaking
+
+from shmgen import Damaged, Loader, Npy, NpyRows, SampleError, TooManyDamaged, Values
+
+N = 32
+BATCH = 4
+
+WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
+
+
+def same_array(array: np.ndarray) -> Callable[[Path], None]:
+    """Puts ``array`` in the place of a file."""
+    return lambda path: np.save(path, array)
+
+
+def cut(length: int) -> Callable[[Path], None]:
+    """Cuts a file to so many bytes."""
+    return lambda path: os.truncate(path, length)
+
+
+def directory(path: Path) -> None:
+    """Put a directory in the place of a file."""
+    path.unlink()
+    path.mkdir()
+
+
+def loop(path: Path) -> None:
+    """Put in the place of a file a link that leads nowhere; even root can't read it."""
+    path.unlink()
+    path.symlink_to(path)
+
+
+SPOILS = {
+    # what is done to a file, and what is said of it
+    "missing": (Path.unlink, "expected a file, found none at this path"),
+    "empty": (cut(0), r"expected an .npy file, found an empty one \(0 bytes\)"),
+    "truncated": (cut(140), "expected 176 bytes, found 140: the file is truncated"),
+    "truncated-header": (cut(100), "expected an .npy header of 128 bytes, found .* 100"),
+    "shape": (same_array(np.zeros((3, 4), "f4")), r"expected shape \(4, 3\), found \(3, 4\)"),
+    "dtype": (same_array(np.zeros((4, 3), "c8")), "expected .*float32, found complex64"),
+    "not-npy": (lambda path: path.write_bytes(b"\x89PNG" * 99), "expected an .npy file, found one that begins with"),
+    "directory": (directory, "expected a readable file, found: Is a directory"),
+    "unreadable": (loop, "expected a readable file, found: Too many levels of symbolic links"),
+}
+
+
+@pytest.fixture
+def masked(folder: Callable[..., DataSet]) -> tuple[DataSet, DataSet]:
+    """Scans, and masks of the same numbers."""
+    return folder(N), folder(N, name="masks")
+
+
+def of_fields(scans: DataSet, masks: DataSet, **options: Any) -> Loader:
+    """A loader of fields of each kind, every one of which tells whose it is."""
+    options = {"batch_size": BATCH, "on_error": "replace", "max_damaged": 0.1, **options}
+    return Loader(
+        scans.ids,
+        inputs={"scan": Npy(scans.path), "age": Values(scans.labels, dtype="f4")},
+        targets={"mask": Npy(masks.path), "class": Values(scans.labels, n_classes=N), "number": Values(scans.labels)},
+        weights=scans.labels,
+        **options,
+    )
+
+
+def numbers(batch: Any, rows: int = BATCH) -> list[int]:
+    """Whose rows a batch of `of_fields` holds; checks that all fields of a row are of one sample."""
+    X, y, weights = batch
+    found: np.ndarray = y["number"]
+    assert len(found) == rows
+    for array in (X["age"], weights, y["class"].argmax(axis=1), *np.moveaxis(X["scan"], 0, -1).reshape(12, -1)):
+        np.testing.assert_array_equal(array, found)
+    np.testing.assert_array_equal(y["mask"], X["scan"])
+    assert (y["class"].sum(axis=1) == 1).all()
+    return found.tolist()
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("field", ["scan", "mask"])
+@pytest.mark.parametrize("spoiled", SPOILS)
+def test_another_sample_stands_in(
+    masked: tuple[DataSet, DataSet], caplog: pytest.LogCaptureFixture, spoiled: str, field: str, workers: int
+) -> None:
+    """Whatever is wrong with a file: another sample of the epoch, with all its fields; told, counted and listed."""
+    spoil, reason = SPOILS[spoiled]
+    path = masked[field == "mask"].file("id-7")
+    spoil(path)
+    with of_fields(*masked, workers=workers, seed=3) as loader:
+        for epoch in (1, 2):
+            times = Counter(number for batch in loader for number in numbers(batch))
+            assert sorted(times.values()) == [1] * (N - 2) + [2]
+            assert times[7] == 0
+            assert loader.stats.replaced == epoch
+        assert loader.stats.batches == 2 * N // BATCH
+        assert loader.stats.restarts == 0
+        [damaged] = loader.damaged
+    assert damaged == Damaged("id-7", str(path), damaged.reason)
+    assert re.match(reason, damaged.reason), damaged.reason
+    [record] = caplog.records
+    assert (record.name, record.levelname) == ("shmgen", "WARNING")
+    assert record.getMessage() == f"{SampleError(*damaged)}\nanother sample stands in for it"
+
+
+def test_the_same_stands_in_at_any_split_of_rows(masked: tuple[DataSet, DataSet]) -> None:
+    """At 0, 1, 2 and 5 workers, with few slots and many, with what transforms draw: the same bytes; in another seed, others."""
+    for field, number, spoiled in ((0, 3, "missing"), (0, 4, "shape"), (1, 20, "truncated"), (1, 3, "empty"), (0, 31, "not-npy")):
+        SPOILS[spoiled][0](masked[field].file(f"id-{number}"))
+
+    def rows(**options: Any) -> list[list[bytes]]:
+        loader = of_fields(*masked, max_damaged=0.2, transform=shaking(), **options)
+        found = run(loader, epochs=3)
+        assert [damaged.id for damaged in sorted(loader.damaged)] == ["id-20", "id-3", "id-31", "id-4"]
+        assert loader.stats.replaced >= 3 * 4  # a stand-in may be damaged, too; a row is counted once
+        return found
+
+    expected = rows(workers=0)
+    for workers, slots in ((1, 2), (2, 2), (2, 9), (5, 2)):
+        assert rows(workers=workers, slots=slots) == expected
+    assert rows(workers=2, seed=1) != expected
+
+
+def test_it_is_another_in_another_epoch(masked: tuple[DataSet, DataSet]) -> None:
+    """And, with another seed, in the same: no sample gets more weight than others for long."""
+    masked[0].file("id-7").unlink()
+    seen = set()
+    for seed in range(3):
+        with of_fields(*masked, workers=0, seed=seed) as loader:
+            for _ in range(5):
+                times = Counter(number for batch in loader for number in numbers(batch))
+                seen.add(times.most_common(1)[0])
+    assert {times for _, times in seen} == {2}
+    assert len(seen) > 8
+
+
+def bad(kind: str, data: DataSet) -> tuple[dict[str, Any], str, str]:
+    """A source of ``data``, or a transform, that fails for sample 7; and where, and why."""
+    read = reader(data)
+
+    def raises(id: str) -> np.ndarray:
+        if id == "id-7":
+            raise ValueError("no such picture")
+        return read(id)
+
+    def misfits(id: str) -> np.ndarray:
+        return read(id)[: 3 if id == "id-7" else 4]
+
+    def transform(x: np.ndarray, rng: object) -> np.ndarray | None:
+        return x[1:] if x[0, 0] == 7 else None
+
+    function = {"dim": (4, 3), "n_channels": 1, "dtype": "f4"}
+    return {
+        "raises": ({"source": raises, **function}, "source of field 'X'", "ValueError: no such picture\n\nTraceback"),
+        "misfits": ({"source": misfits, **function}, "source of field 'X'", r"expected shape \(4, 3, 1\), found \(3, 3\)$"),
+        "own-fill": ({"source": filling(raises)}, "source of field 'X'", "ValueError: no such picture\n\nTraceback"),
+        "transform": ({"transform": transform, "data_dir": data.path}, "transform of field 'X'", "expected shape .* found"),
+    }[kind]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("kind", ["raises", "misfits", "own-fill", "transform"])
+def test_a_function_that_fails(folder: Callable, kind: str, workers: int) -> None:
+    """Where a user's function raises, or returns what does not fit, another sample stands in as well."""
+    data = folder(N)
+    options, path, reason = bad(kind, data)
+    with Loader(data.ids, data.labels, BATCH, workers=workers, on_error="replace", max_damaged=0.1, **options) as loader:
+        for epoch in (1, 2):
+            labels = [label for X, y in loader for label in data.check(X, y)]
+            assert sorted(Counter(labels).values()) == [1] * (N - 2) + [2]
+            assert 7 not in labels
+            assert loader.stats.replaced == epoch
+        [damaged] = loader.damaged
+    assert (damaged.id, damaged.path) == ("id-7", path)
+    assert re.match(reason, damaged.reason), damaged.reason
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_rows_behind_the_end_of_one_file(tmp_path: Path, shuffle: bool, workers: int) -> None:
+    """Of a truncated array the rows that are missing are replaced, also where neighbours are read at once."""
+    path = tmp_path / "all.npy"
+    np.save(path, np.arange(3.0 * N).reshape(N, 3))
+    os.truncate(path, path.stat().st_size - 30)
+    with Loader(
+        range(N), range(N), BATCH, shuffle=shuffle, source=NpyRows(path), workers=workers, on_error="replace", max_damaged=0.1
+    ) as loader:
+        labels = []
+        for X, y in loader:
+            np.testing.assert_array_equal(X, y[:, None] * 3.0 + np.arange(3))
+            labels += y.tolist()
+        assert sorted(damaged.id for damaged in loader.damaged) == [N - 2, N - 1]
+        assert loader.damaged[0].path == str(path)
+    assert len(labels) == N
+    assert set(labels) <= set(range(N - 2))
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_without_shuffling_all_others_keep_their_places(masked: tuple[DataSet, DataSet], workers: int) -> None:
+    """Predictions come in the order of the ids, as many as there are; the last, shorter batch may hold a damaged sample."""
+    scans, masks = masked
+    scans.file("id-2").unlink()
+    masks.file(f"id-{N - 1}").unlink()
+    with of_fields(scans, masks, batch_size=6, shuffle=False, drop_last=False, workers=workers) as loader:
+        assert len(loader) == math.ceil(N / 6)
+        for _ in range(2):
+            epoch = [numbers(batch, rows) for batch, rows in zip(loader, [6] * (N // 6) + [N % 6], strict=True)]
+            found = sum(epoch, [])
+            assert [place for place, number in enumerate(found) if number != place] == [2, N - 1]
+            assert not {2, N - 1} & set(found)
+        assert loader.stats.replaced == 4
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_stand_in_that_is_damaged_is_replaced_in_turn(folder: Callable, workers: int) -> None:
+    """Even where half of all samples are damaged every row is a good one, at any number of workers the same."""
+    data = folder(N)
+    for number in range(1, N, 2):
+        data.file(f"id-{number}").unlink()
+    options = {"batch_size": BATCH, "on_error": "replace", "max_damaged": 0.5}
+    with made("files", data, workers=workers, **options) as loader:
+        for _ in range(2):
+            labels = [label for X, y in loader for label in data.check(X, y)]
+            assert len(labels) == N
+            assert not any(label % 2 for label in labels)
+        assert {damaged.id for damaged in loader.damaged} == {f"id-{number}" for number in range(1, N, 2)}
+        assert loader.stats.replaced == 2 * N // 2
+    assert run(made("files", data, workers=workers, **options)) == run(made("files", data, workers=1, **options))
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_mended_file_is_read_again(masked: tuple[DataSet, DataSet], workers: int) -> None:
+    """In the next epoch it is as good as any, though batches may have been read ahead while it was damaged."""
+    data = masked[0]
+    data.file("id-7").write_bytes(b"")
+    with of_fields(*masked, workers=workers) as loader:
+        assert 7 not in [number for batch in loader for number in numbers(batch)]
+        data.write(7)
+        for _ in range(2):
+            assert sorted(number for batch in loader for number in numbers(batch)) == list(range(N))
+        assert loader.stats.replaced == 1
+        assert [damaged.id for damaged in loader.damaged] == ["id-7"]
+
+
+# Too many.
+
+
+def epochs(loader: Loader, number: int) -> list[list[Any]]:
+    """The batches of so many epochs."""
+    return [list(loader) for _ in range(number)]
+
+
+@pytest.mark.parametrize("crew", WORKERS)
+def test_more_than_a_hundredth_end_the_run(folder: Callable, workers: Callable, crew: int) -> None:
+    """Of 200 samples 2 may be damaged; with a third one the error says how many, which was the last, and what to do."""
+    data = folder(200)
+    for number in (20, 70):
+        data.file(f"id-{number}").unlink()
+    with made("files", data, batch_size=BATCH, workers=crew, on_error="replace") as loader:
+        for _ in range(2):
+            assert len([label for X, y in loader for label in data.check(X, y)]) == 200
+        data.file("id-120").unlink()
+        with pytest.raises(TooManyDamaged, match=r"^3 of 200 samples are damaged, and max_damaged=0\.01") as caught:
+            list(loader)
+        assert (caught.value.damaged, caught.value.samples, caught.value.most) == (3, 200, 0.01)
+        assert caught.value.last.startswith(f"sample 'id-120', file {data.file('id-120')}: expected a file, found none")
+        assert caught.value.last in str(caught.value)
+        with pytest.raises(TooManyDamaged, match="3 of 200"):
+            loader.batch(0)
+        assert "3 of 200" in repr(loader)
+        assert len(loader.damaged) == 3
+        assert not workers()
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("most", [0.0, 0.5, 1.0])
+def test_where_all_are_damaged_the_run_ends(folder: Callable, workers: int, most: float) -> None:
+    """Whatever is borne, for nobody can stand in."""
+    data = folder(N)
+    with made("files", data, batch_size=BATCH, workers=workers, on_error="replace", max_damaged=most) as loader:
+        for id in data.ids:
+            data.file(id).unlink()
+        found = r"\d+" if most == 1 else int(most * N) + 1
+        with pytest.raises(TooManyDamaged, match=rf"^{found} of {N} samples are damaged, and max_damaged={most:g} "):
+            epochs(loader, 3)
+
+
+def test_a_single_sample_can_not_be_replaced(folder: Callable) -> None:
+    """There is no other."""
+    data = folder(1)
+    with made("files", data, batch_size=1, workers=1, on_error="replace", max_damaged=1.0) as loader:
+        data.file("id-0").unlink()
+        with pytest.raises(TooManyDamaged, match="1 of 1 samples"):
+            epochs(loader, 3)
