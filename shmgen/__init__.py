@@ -27,6 +27,7 @@ The way of the data, and the module that holds each step::
 
 Beside it stands ``python -m shmgen``, in ``__main__``. ``scan`` checks a folder: _scan hands the ids that _scan_ids lists to lean
 processes of its own, _scan_worker looks at the files, _scan_report judges what was found, _scan_view shows it.
+``tune`` says how many workers to use: _tune measures loaders, _tune_view shows what was seen.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from shmgen._loader import Loader
     from shmgen._source import Function, Source
     from shmgen._stats import Stats
+    from shmgen._tune import Measurement, Tuning, tune
     from shmgen._values import Values
     from shmgen.errors import (
         ClosedError,
@@ -63,6 +65,7 @@ __all__ = [
     "Hdf5",
     "InputError",
     "Loader",
+    "Measurement",
     "Npy",
     "NpyRows",
     "SampleError",
@@ -72,8 +75,10 @@ __all__ = [
     "StartError",
     "Stats",
     "TooManyDamaged",
+    "Tuning",
     "Values",
     "WorkerDied",
+    "tune",
 ]
 
 _HOMES = {
@@ -81,12 +86,15 @@ _HOMES = {
     "Function": "_source",
     "Hdf5": "_hdf5",
     "Loader": "_loader",
+    "Measurement": "_tune",
     "Npy": "_files",
     "NpyRows": "_files",
     "Sequence": "keras",
     "Source": "_source",
     "Stats": "_stats",
+    "Tuning": "_tune",
     "Values": "_values",
+    "tune": "_tune",
 }
 
 

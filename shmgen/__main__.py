@@ -19,12 +19,16 @@ from shmgen.errors import InputError, ShmgenError
 GOOD, DAMAGED, UNABLE, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
 
+MOST_WORKERS = 256
+"""More are a slip of the finger."""
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Do what ``words`` say, by default those of the command line, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m shmgen", description="Tools beside the loader.", allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_scan(commands)
+    _add_tune(commands)
     arguments = parser.parse_args(words)
     try:
         status: int = arguments.run(arguments)
@@ -124,6 +128,105 @@ def _scan(arguments: argparse.Namespace) -> int:
     return DAMAGED if report.damaged else GOOD
 
 
+def _add_tune(commands: Any) -> None:
+    tune = commands.add_parser(
+        "tune",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="measure how many workers to use",
+        description="""\
+Reads batches of the .npy files under DATA_DIR with several numbers of workers,
+and says which to use, and why: the smallest that feeds a trainer whose step
+takes --step-ms, with a fifth to spare; without it, the smallest that is as fast
+as any. Nothing else should run meanwhile.
+
+The rates are those of files in the page cache, as from the second epoch on
+where all fit in memory; --cold measures the others, too. A transform, or other
+sources: shmgen.tune() takes all arguments of a Loader.""",
+        epilog="""\
+exit status: 0 if a number was found, 2 if files can't be read or the arguments
+can't be used, 130 after Ctrl-C""",
+    )
+    tune.add_argument("folder", metavar="DATA_DIR", help="folder of the files, the loader's data_dir")
+    tune.add_argument("--batch-size", type=_from_one, default=32, metavar="N", help="samples in a batch; 32 by default")
+    tune.add_argument("--step-ms", type=_above_zero, metavar="MS", help="milliseconds that the trainer takes for a batch")
+    tune.add_argument(
+        "--workers",
+        type=_counts,
+        metavar="0-8",
+        help="numbers of workers to measure, 0-8 by default: numbers, or ranges of them, with commas between them",
+    )
+    tune.add_argument("--slots", type=_from_two, metavar="N", help="batches that shared memory has room for")
+    tune.add_argument("--seconds", type=_above_zero, default=2.0, metavar="S", help="for which each is measured; 2 by default")
+    tune.add_argument(
+        "--cold",
+        action="store_true",
+        help="measure files that are not in the page cache, too: twice as long",
+    )
+    tune.add_argument(
+        "--ids", metavar="FILE", help="read the files of these ids alone: a text file, an id a line; - for standard input"
+    )
+    tune.add_argument("--dim", type=_dim, metavar="32,32,32", help="shape of a sample without its channels")
+    tune.add_argument("--n-channels", type=_from_one, metavar="N", help="size of the last axis")
+    tune.add_argument("--dtype", type=_dtype, metavar="D", help="dtype of X, such as float32")
+    tune.add_argument("--plot", metavar="FILE", help="draw the rates into FILE: .png, .svg, .pdf; needs matplotlib")
+    tune.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write the result as JSON into FILE; without FILE to standard output, without the table",
+    )
+    tune.set_defaults(run=_tune, prog=tune.prog)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from shmgen._scan_ids import ids_in, ids_under
+    from shmgen._scan_view import has_rich
+    from shmgen._tune import WORKERS, tune
+    from shmgen._tune_view import figure_format, print_table, progress_bar, write_json, write_plot
+
+    if arguments.json != "-" and not has_rich():
+        raise InputError("the table needs rich: pip install rich; or have --json, without FILE, in its place")
+    with ExitStack() as stack:
+        if arguments.ids is None:
+            blocks = ids_under(arguments.folder)
+        else:
+            blocks = ids_in(stack.enter_context(_ids_file(arguments.ids)), arguments.ids)
+        # Opened now, since it would be a pity to learn after the measurements that it can't be.
+        file = stack.enter_context(_json_file(arguments.json)) if arguments.json else None
+        plot = None
+        if arguments.plot:
+            format = figure_format(arguments.plot)
+            plot = stack.enter_context(_opened(arguments.plot, "wb", "--plot"))
+        ids = [os.fsdecode(id) for block in blocks for id in block]
+        try:
+            with progress_bar() as tell:
+                tuning = tune(
+                    ids,
+                    batch_size=arguments.batch_size,
+                    data_dir=arguments.folder,
+                    dim=arguments.dim,
+                    n_channels=arguments.n_channels,
+                    dtype=arguments.dtype,
+                    slots=arguments.slots,
+                    workers=arguments.workers or WORKERS,
+                    step_ms=arguments.step_ms,
+                    seconds=arguments.seconds,
+                    cold=arguments.cold,
+                    tell=tell,
+                )
+        except OSError as error:
+            raise InputError(f"{error}; give a smaller --batch-size, or fewer --slots or --workers") from None
+        if plot:
+            write_plot(tuning, plot, format)
+        if file:
+            write_json(tuning, arguments.folder, file)
+        if file is not sys.stdout:
+            print_table(tuning, arguments.folder)
+    return GOOD
+
+
 @contextmanager
 def _ids_file(name: str) -> Iterator[IO[bytes]]:
     if name == "-":
@@ -161,6 +264,39 @@ def _from_one(text: str) -> int:
         return whole(int(text), "", 1)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected an int from 1, found {text!r}") from None
+
+
+def _from_two(text: str) -> int:
+    try:
+        return whole(int(text), "", 2)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an int from 2, found {text!r}") from None
+
+
+def _above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return number
+
+
+def _counts(text: str) -> list[int]:
+    counts: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            span = range(whole(int(first), "", 0), int(last or first) + 1)
+            counts += span
+            if not span or span[-1] > MOST_WORKERS:
+                raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected ints from 0 to {MOST_WORKERS}, such as 0-8 or 1,2,4, found {text!r}"
+        ) from None
+    return counts
 
 
 def _dtype(text: str) -> object:

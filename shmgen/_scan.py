@@ -188,12 +188,7 @@ class Scan:
     def _nothing(self) -> str:
         if self._listing is None:
             return "expected ids, an id a line, found none"
-        found = "none"
-        if self._listing.others:
-            found += f" among {self._listing.others:,} others, such as {os.fsdecode(self._listing.other)!r}"
-        for path, reason in self._listing.unreadable[:1]:
-            found += f"; sub-folder {os.fsdecode(path)!r}: {reason}"
-        return f"{self._folder}: expected files whose names end in .npy, found {found}; give the folder of the ID.npy files"
+        return self._listing.nothing()
 
     def report(self) -> Report:
         """What has been found so far."""

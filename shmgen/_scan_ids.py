@@ -65,6 +65,16 @@ class Folder:
         if block:
             yield block
 
+    def nothing(self) -> str:
+        """What to say where there are no ids."""
+        found = "none"
+        if self.others:
+            found += f" among {self.others:,} others, such as {os.fsdecode(self.other)!r}"
+        for path, reason in self.unreadable[:1]:
+            found += f"; {f'sub-folder {os.fsdecode(path)!r}: ' if path else ''}{reason}"
+        folder = os.fsdecode(self.path)
+        return f"{folder}: expected files whose names end in .npy, found {found}; give the folder of the ID.npy files"
+
     def _is_folder(self, entry: os.DirEntry[bytes], prefix: bytes) -> bool:
         try:
             if entry.is_dir():
@@ -86,6 +96,25 @@ class Folder:
 def explain_folder(error: OSError | ValueError) -> str:
     """Why a folder can't be listed: what was expected and what was found."""
     return explain(error).replace(" file", " folder", 1)
+
+
+def ids_under(folder: str) -> Iterator[list[bytes]]:
+    """The ids of all files under a folder, in blocks.
+
+    Raises:
+        InputError: it can't be listed, or has none.
+    """
+    try:
+        os.scandir(folder).close()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: {explain_folder(error)}; give the folder of the ID.npy files") from None
+    listing = Folder(os.fsencode(folder))
+    none = True
+    for block in listing.ids():
+        none = False
+        yield block
+    if none:
+        raise InputError(listing.nothing())
 
 
 def ids_in(file: IO[bytes], name: str) -> Iterator[list[bytes]]:

@@ -1,0 +1,367 @@
+"""``shmgen.tune`` and ``python -m shmgen tune``: what is measured, and what is made of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import psutil
+import pytest
+from conftest import wait_until, workers_of
+
+from shmgen import InputError, Loader, Measurement, SampleError, tune
+from shmgen._source import RawSource
+from shmgen._tune import AS_GOOD, MARGIN, Progress, _forget, recommend
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-W", "error", "-m", "shmgen"]
+BATCH = 8
+
+
+def seen(rate: float, workers: int, load: float = 1.0, reading: float = 0.0) -> Measurement:
+    """A measurement in which only what a recommendation rests on is of interest."""
+    return Measurement(workers, 4, False, 0.1, rate, 8 * rate, 1e6 * rate, 0.1, 1.0, 1 << 20, load, reading)
+
+
+RECOMMENDED = [
+    # rates of 0, 1, 2, ... workers, batches a second; the step; load and reading of all; what is recommended, and why
+    pytest.param(
+        [10, 124, 240, 250], 25, 1, 0.9, 1, "1 worker feeds a 25 ms step with 3.1 x to spare; 3 would read 2.0 x", id="1"
+    ),
+    pytest.param([10, 45, 124, 126], 25, 1, 0.9, 2, "3.1 x to spare; more gain nothing: the disk, or network, is", id="disk"),
+    pytest.param([10, 45, 60, 61], 25, 1, 0.1, 2, "more gain nothing: the 2 processors are the limit", id="processors"),
+    pytest.param([10, 45, 60, 61], 25, 0.5, 0.1, 2, "more gain nothing: the calling process takes no more", id="caller"),
+    pytest.param([10, 20, 47, 60], 25, 1, 0, 3, "3 workers feed a 25 ms step with 1.5 x to spare; more were not", id="margin"),
+    pytest.param([10, 20, 44, 45], 25, 1, 0, 2, "2 workers feed a 25 ms step with 1.1 x to spare only", id="barely"),
+    pytest.param([10, 16, 19, 20], 25, 1, 0, 2, "a 25 ms step can't be fed: with 2 workers a batch takes 52.6 ms", id="too-slow"),
+    pytest.param([900, 1800], 25, 1, 0, 0, "without workers, reading adds 4% to a 25 ms step; 1 would read 2.0 x", id="none"),
+    pytest.param([700, 600], 25, 1, 0, 1, "1 worker feeds a 25 ms step with 15.0 x to spare", id="none-would-be-noticed"),
+    pytest.param([900, 1000, 1900, 1960, 1990], None, 1, 0, 2, "2 workers read 1,900.0 batches a second; more", id="no-step"),
+    pytest.param([999, 90, 100], None, 1, 0, 2, "more were not measured", id="no-step-none-is-no-choice"),
+    pytest.param([999], None, 1, 0, 0, "0 workers read 999.0 batches a second; more were not measured", id="only-none"),
+]
+
+
+@pytest.mark.parametrize(("rates", "step_ms", "load", "reading", "workers", "why"), RECOMMENDED)
+def test_what_is_recommended(
+    rates: list[float], step_ms: float | None, load: float, reading: float, workers: int, why: str
+) -> None:
+    """The smallest number that is enough, or as good as the best; and why, whatever the order of the measurements."""
+    measurements = [seen(rate, count, load, reading) for count, rate in enumerate(rates)]
+
+    found, reason = recommend(measurements[::-1], step_ms, 2.0)
+
+    assert found == workers
+    assert why in reason
+
+
+def sleep() -> None:
+    """Costs 2 ms, and no processor."""
+    time.sleep(0.002)
+
+
+def compute() -> None:
+    """Costs 2 ms of a processor."""
+    end = time.thread_time() + 0.002
+    while time.thread_time() < end:
+        pass
+
+
+def costly(cost: Callable[[], None]) -> RawSource:
+    """Samples of a byte, each of which costs something."""
+    # Local, and with no function of this module's: a worker need not import it, which would take long.
+    clock, code = time, cost.__code__
+
+    class Costly(RawSource):
+        shape = ()
+        dtype = "|u1"
+
+        def fill(self, ids: Sequence[object], rows: memoryview) -> None:  # type: ignore[override]
+            pay = FunctionType(code, {"time": clock})
+            for self.at[0], _ in enumerate(ids, 1):
+                pay()
+
+    return Costly()
+
+
+def grid(arguments: dict[str, Any], counts: Iterable[int], seconds: float) -> dict[int, float]:
+    """Batches a second of each number of workers, by the plainest means."""
+    rates = {}
+    for count in counts:
+        with Loader(**arguments, workers=count) as loader:
+            for _ in loader:  # the first epoch is the warm-up
+                pass
+            begun, batches = time.monotonic(), 0
+            while time.monotonic() < begun + seconds:
+                batches += sum(1 for _ in loader)
+            rates[count] = batches / (time.monotonic() - begun)
+    return rates
+
+
+def smallest(rates: dict[int, float], step_ms: float | None) -> int:
+    """The number that a grid says is to be used."""
+    least = AS_GOOD * max(rates.values())
+    if step_ms is not None and max(rates.values()) >= MARGIN * 1000 / step_ms:
+        least = MARGIN * 1000 / step_ms
+    return min(count for count, rate in rates.items() if rate >= least)
+
+
+@pytest.mark.parametrize(
+    ("cost", "step_ms", "counts"),
+    [
+        pytest.param(sleep, 7.0, range(1, 6), id="waits"),
+        pytest.param(compute, None, range(1, 5), id="computes"),
+    ],
+)
+def test_the_number_is_that_of_a_full_grid(cost: Callable[[], None], step_ms: float | None, counts: range) -> None:
+    """Within one; or of what lies between two grids, before and after, where others on the machine set these apart."""
+    arguments = {"list_IDs": range(BATCH * 8), "batch_size": BATCH, "source": costly(cost)}
+
+    right = {smallest(grid(arguments, counts, 0.3), step_ms)}
+    tuning = tune(**arguments, workers=counts, step_ms=step_ms, seconds=0.3)
+    if min(abs(tuning.workers - count) for count in right) > 1:
+        right.add(smallest(grid(arguments, counts, 0.3), step_ms))
+
+    assert min(right) - 1 <= tuning.workers <= max(right) + 1
+    if cost is sleep:
+        assert tuning.workers > 1
+        assert all(one.reading > 0.5 for one in tuning.measurements)
+
+
+def test_what_a_measurement_holds(folder: Callable) -> None:
+    """Rates agree with each other; workers take memory, slots too; samples and labels may be any that a loader takes."""
+    data = folder(BATCH * 10, (64, 64))
+    told: list[Progress] = []
+
+    tuning = tune(data.ids, data.labels, BATCH, data_dir=data.path, workers=[2, 0, 2], seconds=0.2, slots=3, tell=told.append)
+
+    assert [one.workers for one in tuning.measurements] == [0, 2]
+    assert (tuning.of, tuning.batch_size) == (80, BATCH)
+    assert tuning.samples in range(3 * BATCH, 81, BATCH)
+    batch_bytes = BATCH * (64 * 64 * 4 + 8)
+    for one in tuning.measurements:
+        assert (one.slots, one.cold) == (3, False)
+        assert one.first_batch > 0
+        assert one.samples == pytest.approx(BATCH * one.rate)
+        assert one.bytes == pytest.approx(batch_bytes * one.rate)
+        assert 0 < one.processors <= (os.cpu_count() or 1)
+        assert one.cpu == pytest.approx(one.processors / one.bytes * 1e9)
+        assert one.memory >= 3 * batch_bytes
+        assert 0 <= one.reading <= 1
+        assert 0 < one.load <= 1
+    without, with_two = tuning.measurements
+    assert with_two.memory > without.memory + 2 * 2e6
+    assert told == [
+        Progress(0, 3, "reading"), Progress(1, 3, "0 workers"), Progress(2, 3, "2 workers"), Progress(3, 3, "")
+    ]  # fmt: skip
+
+
+def test_only_what_can_be_read_soon_is_measured() -> None:
+    """Of a set that takes long, a random part in whole batches."""
+    tuning = tune(range(400), batch_size=2, source=costly(sleep), workers=[1], seconds=0.05)
+
+    assert tuning.of == 400
+    assert 6 <= tuning.samples < 200
+    assert tuning.samples % 2 == 0
+
+
+def test_cold_files(folder: Callable) -> None:
+    """They are measured after the page cache was rid of them; where it keeps them, a remark says so."""
+    data = folder(BATCH * 4, (64, 64))
+    why = _forget([str(data.file(id)) for id in data.ids])
+
+    tuning = tune(data.ids, batch_size=BATCH, data_dir=data.path, workers=[1], seconds=0.05, cold=True)
+
+    assert [one.cold for one in tuning.measurements] == ([False] if why else [False, True])
+    assert any(remark.startswith("cold not measured" if why else "the samples fit in memory") for remark in tuning.remarks)
+
+
+def test_files_in_memory_alone_are_never_cold() -> None:
+    """A file system in memory is found out."""
+    with open("/dev/shm/shmgen-test-tune.npy", "xb") as file:
+        try:
+            file.write(bytes(4096))
+            file.flush()
+            assert _forget([file.name]) is not None
+        finally:
+            os.unlink(file.name)
+
+
+def test_a_single_batch(folder: Callable) -> None:
+    """A set of one batch has rates too, cold as well."""
+    data = folder(BATCH)
+
+    tuning = tune(data.ids, batch_size=BATCH, data_dir=data.path, workers=[1], seconds=0.05, cold=True)
+
+    assert all(one.rate > 0 for one in tuning.measurements)
+
+
+def test_what_is_no_file_is_never_cold() -> None:
+    """Nobody knows what a source of the user's reads."""
+    tuning = tune(range(32), source=costly(sleep), batch_size=BATCH, workers=[1], seconds=0.05, cold=True)
+
+    assert "cold not measured: what is read is not known to be files" in tuning.remarks
+    assert not any(one.cold for one in tuning.measurements)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param({"workers": []}, "workers: expected one number from 0, or several, found none", id="no-counts"),
+        pytest.param({"workers": [-1]}, "workers: expected an int from 0, found -1", id="count"),
+        pytest.param({"step_ms": 0}, "step_ms: expected milliseconds above 0, or None, found 0", id="step"),
+        pytest.param({"seconds": -1.0}, "seconds: expected a number above 0, found -1.0", id="seconds"),
+        pytest.param({"shuffel": True}, "arguments of Loader: got an unexpected keyword argument 'shuffel'", id="unknown"),
+        pytest.param({"batch_size": 9}, "expected at least 9 ids, found 8", id="loaders-own"),
+    ],
+)
+def test_wrong_arguments(folder: Callable, arguments: dict[str, Any], said: str) -> None:
+    """They are refused before anything is measured."""
+    data = folder()
+    with pytest.raises(InputError, match="expected") as raised:
+        tune(data.ids, data_dir=data.path, **arguments)
+    assert said in str(raised.value)
+
+
+def test_a_bad_file_is_named(folder: Callable) -> None:
+    """As a loader does."""
+    data = folder(BATCH * 2)
+    data.file("id-9").write_bytes(b"")
+    with pytest.raises(SampleError, match=r"id-9\.npy"):
+        tune(data.ids, batch_size=BATCH, data_dir=data.path, dim=4, n_channels=3, dtype="float32", workers=[1])
+
+
+def run(*words: object, cwd: Path, command: list[str] = COMMAND) -> subprocess.CompletedProcess[str]:
+    """The command line, run to its end."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run(
+        [*command, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_the_command_line(folder: Callable, tmp_path: Path) -> None:
+    """A table whose last line is the answer, and the same as JSON."""
+    folder(32)
+
+    done = run(
+        "tune", "data", "--batch-size", 8, "--step-ms", 25, "--workers", "0-1,3", "--seconds", 0.1, "--json", "out", cwd=tmp_path
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads((tmp_path / "out").read_text())
+    assert [one["workers"] for one in result["measurements"]] == [0, 1, 3]
+    assert (result["data_dir"], result["batch_size"], result["step_ms"], result["of"]) == ("data", 8, 25.0, 32)
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith("samples in batches of 8, 16 slots, read again and again")
+    assert [line.split()[0] for line in lines if line.split()[:1] in (["0"], ["1"], ["3"])] == ["0", "1", "3"]
+    assert [line.split()[0] for line in lines if line.endswith("use this")] == [str(result["workers"])]
+    assert " ".join(done.stdout.split()).endswith(f"workers={result['workers']}: {result['reason']}")
+
+
+def test_ids_and_json_alone(folder: Callable, tmp_path: Path) -> None:
+    """Only the ids of a file, and only JSON on standard output."""
+    data = folder(32)
+    (tmp_path / "ids").write_text("\n".join(data.ids[:16]))
+
+    done = run("tune", "data", "--ids", "ids", "--batch-size", 4, "--workers", 1, "--seconds", 0.1, "--json", cwd=tmp_path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["of"] == 16
+
+
+@pytest.mark.parametrize("name", ["plot.svg", "plot.png"])
+def test_a_plot(folder: Callable, tmp_path: Path, name: str) -> None:
+    """It is drawn without a display."""
+    pytest.importorskip("matplotlib")
+    folder(32)
+
+    done = run(
+        "tune", "data", "--workers", "0,1", "--seconds", 0.1, "--step-ms", 5, "--plot", name,
+        cwd=tmp_path, command=[sys.executable, "-m", "shmgen"],
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / name).read_bytes()[:5] in (b"<?xml", b"\x89PNG\r")
+
+
+WRONG = [
+    pytest.param(["tune", "nowhere"], "nowhere: expected a folder", id="no-folder"),
+    pytest.param(["tune", "empty"], "empty: expected files whose names end in .npy, found none", id="no-files"),
+    pytest.param(["tune", "data"], "expected at least 32 ids, found 8", id="too-few"),
+    pytest.param(["tune", "data", "--workers", "3-1"], "expected ints from 0 to 256, such as 0-8 or 1,2,4", id="backwards"),
+    pytest.param(["tune", "data", "--workers", "many"], "found 'many'", id="no-counts"),
+    pytest.param(["tune", "data", "--workers", "999999999"], "found '999999999'", id="absurd-counts"),
+    pytest.param(["tune", "data", "--step-ms", "0"], "expected a number above 0, found '0'", id="step"),
+    pytest.param(["tune", "data", "--slots", "1"], "expected an int from 2, found '1'", id="slots"),
+    pytest.param(["tune", "data", "--json", "no/file"], "--json no/file: No such file or directory", id="json"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG)
+def test_wrong_usage(folder: Callable, tmp_path: Path, words: list[str], said: str) -> None:
+    """Exit status 2 and a line that says what to do, before anything is measured."""
+    folder()
+    (tmp_path / "empty").mkdir()
+
+    done = run(*words, cwd=tmp_path)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("missing", "words", "said"),
+    [
+        pytest.param("rich", [], "the table needs rich: pip install rich", id="rich"),
+        pytest.param("matplotlib", ["--plot", "a.png"], "--plot needs matplotlib: pip install matplotlib", id="matplotlib"),
+    ],
+)
+def test_what_is_missing_is_said(folder: Callable, tmp_path: Path, missing: str, words: list[str], said: str) -> None:
+    """And how to get it, before anything is measured."""
+    folder(32)
+    code = f"import sys; sys.modules[{missing!r}] = None; from shmgen.__main__ import main; sys.exit(main())"
+
+    done = run("tune", "data", *words, cwd=tmp_path, command=[sys.executable, "-c", code])
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
+def test_ctrl_c(folder: Callable, tmp_path: Path) -> None:
+    """It ends the measurement and its workers, with a line and a status of its own."""
+    folder(32)
+    with subprocess.Popen(
+        [*COMMAND, "tune", "data", "--workers", "2", "--seconds", "60"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        try:
+            wait_until(lambda: len(workers_of(psutil.Process(process.pid))) == 2, "both workers are there")
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+
+    assert (process.returncode, out, err) == (130, b"", b"python -m shmgen tune: interrupted\n")
+
+
+def test_help(tmp_path: Path) -> None:
+    """It names every option."""
+    done = run("tune", "--help", cwd=tmp_path)
+
+    assert done.returncode == 0
+    options = "--batch-size N,--step-ms MS,--workers 0-8,--slots N,--seconds S,--cold,--ids FILE,--dim,--n-channels N,--dtype D"
+    for option in ["DATA_DIR", *options.split(","), "--plot FILE", "--json [FILE]", "exit status: 0"]:
+        assert option in " ".join(done.stdout.split())
