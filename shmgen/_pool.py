@@ -276,7 +276,7 @@ class Pool:
         worker = self._workers[number]
         self._busy += worker.busy
         self._cpu += worker.cpu
-        worker.socket.close()
+        worker.hang_up()
         self._left.append(worker)
         for left in self._left:
             if left.process.poll() is not None:
@@ -294,13 +294,9 @@ class Pool:
         self._workers += self._left
         self._left = []
         if os.getpid() == self._owner:
-            for worker in self._workers:
-                with suppress(OSError):
-                    worker.socket.shutdown(socket.SHUT_RDWR)  # to close it ends nothing where a fork keeps it open
-        for worker in self._workers:
-            worker.socket.close()
-        if os.getpid() == self._owner:
             deadline = time.monotonic() + GRACE
+            for worker in self._workers:
+                worker.hang_up()
             for worker in self._workers:
                 _reap(worker.process, deadline)
         else:
@@ -488,6 +484,12 @@ class _Process:
                 return False, messages
             if len(data) < 1 << 16:
                 return True, messages
+
+    def hang_up(self) -> None:
+        """End the stream, also where a fork keeps it open: for the worker that is the end."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
 
     def close(self) -> None:
         """Give up the descriptors."""
