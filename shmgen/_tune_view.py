@@ -104,6 +104,7 @@ def write_plot(tuning: Tuning, file: IO[bytes], format: str) -> None:
     """The rates by workers, and the rate that the trainer needs."""
     # A figure without pyplot needs no display, and leaves nothing open.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -116,7 +117,7 @@ def write_plot(tuning: Tuning, file: IO[bytes], format: str) -> None:
         axes.axhline(MARGIN * needed, color="black", linewidth=1, linestyle=":", label=f"{MARGIN:g} x that")
     axes.axvline(tuning.workers, color="grey", linewidth=1, linestyle="--", label=f"workers={tuning.workers}")
     axes.set(xlabel="workers", ylabel=f"batches of {tuning.batch_size} a second", ylim=(0, None))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(tuning.reason, fontsize="medium", wrap=True)
     axes.legend()
     figure.savefig(file, format=format)

@@ -190,13 +190,13 @@ def test_a_function_that_fails(folder: Callable, kind: str, workers: int) -> Non
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_rows_behind_the_end_of_one_file(tmp_path: Path, shuffle: bool, workers: int) -> None:
-    """Of a truncated array the rows that are missing are replaced, also where neighbours are read at once."""
+    """Of an array truncated in use the rows that are missing are replaced, also where neighbours are read at once."""
     path = tmp_path / "all.npy"
     np.save(path, np.arange(3.0 * N).reshape(N, 3))
-    os.truncate(path, path.stat().st_size - 30)
     with Loader(
         range(N), range(N), BATCH, shuffle=shuffle, source=NpyRows(path), workers=workers, on_error="replace", max_damaged=0.1
     ) as loader:
+        os.truncate(path, path.stat().st_size - 30)
         labels = []
         for X, y in loader:
             np.testing.assert_array_equal(X, y[:, None] * 3.0 + np.arange(3))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ def test_who_dies_amid_a_wait_is_named(
         mend(data, 9)
         for worker in workers():
             worker.send_signal(number)
-            worker.resume()
+            with suppress(psutil.NoSuchProcess):  # SIGKILL ends a stopped one, too
+                worker.resume()
 
         assert data.check(*thread.outcome()) == [8, 9, 10, 11]
         assert data.check(*loader.batch(3)) == [12, 13, 14, 15]
@@ -363,7 +365,7 @@ def test_workers_that_never_start_end_the_run(folder: Callable, workers: Callabl
     monkeypatch.setattr(_pool, "BOOT", "raise SystemExit(7)")
     with made("files", data, workers=2) as loader:
         ended_by(loader, WorkerDied, "ended with exit code 7", workers)
-        assert loader.stats.restarts < 2 * 3
+        assert loader.stats.restarts < 2 * _delivery.STARTS
 
 
 def test_a_source_that_ends_its_worker_when_it_is_opened_ends_the_run(workers: Callable) -> None:
