@@ -5,6 +5,7 @@ One socket a worker, and nothing shared between them but the ring: a worker that
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import select
@@ -173,7 +174,10 @@ class Pool:
     def _start(self) -> _Process:
         # No word serves two: whoever can't be killed may write to its own yet.
         taken = {worker.word for worker in self._workers + self._left}
-        return _Process(self._ring.fd, next(word for word in range(0, len(self._ring.board), WORDS) if word not in taken))
+        free = [word for word in range(0, len(self._ring.board), WORDS) if word not in taken]
+        if not free:
+            raise OSError(errno.EAGAIN, f"there is no room on the board for more than {len(taken)} workers")
+        return _Process(self._ring.fd, free[0])
 
     def _introduce(self, number: int) -> None:
         """Tell a worker that has been started what it will have to do."""

@@ -151,9 +151,9 @@ def test_all_are_stopped_at_their_start(folder: Callable, workers: Callable, mon
 def test_without_a_timeout_who_waits_waits(folder: Callable, asking: Callable, timeout: float | None) -> None:
     """For an answer, which may come late, or for another thread that closes the loader."""
     data = folder(N)
-    data.fifo(9)
     with in_order("function", data, workers=1, timeout=timeout) as loader:
         for ends, outcome in ((lambda: answer(data, 9), list), (loader.close, ClosedError)):
+            data.fifo(9)
             thread = asking(lambda: [data.check(X, y) for X, y in loader])
             who_reads(data, 9)
             thread.until_it_waits()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from shmgen import Loader
+from shmgen._wire import WORDS
 
 AT_ONCE = 2.0
 """Seconds in which what is promised "at once" must have happened, on a machine that does other things as well."""
@@ -146,7 +147,7 @@ def test_no_two_workers_share_a_word_on_the_board(folder: Callable, workers: Cal
     """However many have been replaced: each says for itself where it is."""
     data = folder(24)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=2) as loader:
-        loader._ring.board = loader._ring.board[:3]  # as many as there are would take hundreds of deaths
+        loader._ring.board = loader._ring.board[: 3 * WORDS]  # as many as there are would take hundreds of deaths
         for _ in range(2):
             for X, y in loader:
                 data.check(X, y)
