@@ -188,26 +188,6 @@ def test_a_function_that_fails(folder: Callable, kind: str, workers: int) -> Non
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_rows_behind_the_end_of_one_file(tmp_path: Path, shuffle: bool, workers: int) -> None:
-    """Of a truncated array the rows that are missing are replaced, also where neighbours are read at once."""
-    path = tmp_path / "all.npy"
-    np.save(path, np.arange(3.0 * N).reshape(N, 3))
-    os.truncate(path, path.stat().st_size - 30)
-    with Loader(
-        range(N), range(N), BATCH, shuffle=shuffle, source=NpyRows(path), workers=workers, on_error="replace", max_damaged=0.1
-    ) as loader:
-        labels = []
-        for X, y in loader:
-            np.testing.assert_array_equal(X, y[:, None] * 3.0 + np.arange(3))
-            labels += y.tolist()
-        assert sorted(damaged.id for damaged in loader.damaged) == [N - 2, N - 1]
-        assert loader.damaged[0].path == str(path)
-    assert len(labels) == N
-    assert set(labels) <= set(range(N - 2))
-
-
-@pytest.mark.parametrize("workers", WORKERS)
 def test_without_shuffling_all_others_keep_their_places(masked: tuple[DataSet, DataSet], workers: int) -> None:
     """Predictions come in the order of the ids, as many as there are; the last, shorter batch may hold a damaged sample."""
     scans, masks = masked
@@ -304,3 +284,15 @@ def test_a_single_sample_can_not_be_replaced(folder: Callable) -> None:
         data.file("id-0").unlink()
         with pytest.raises(TooManyDamaged, match="1 of 1 samples"):
             epochs(loader, 3)
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_one_file_of_all_samples_that_is_truncated_ends_the_run(tmp_path: Path, workers: int) -> None:
+    """It holds no sample that could stand in for another: the error names it."""
+    path = tmp_path / "all.npy"
+    np.save(path, np.arange(3.0 * N).reshape(N, 3))
+    with Loader(range(N), None, BATCH, source=NpyRows(path), workers=workers, on_error="replace") as loader:
+        list(loader)
+        os.truncate(path, path.stat().st_size - 30)
+        with pytest.raises(TooManyDamaged, match=rf"the last was sample \d+, file {path}: .*: the file is truncated$"):
+            list(loader)
