@@ -32,7 +32,7 @@ from shmgen._wire import AT, BUSY, DONE, FAILED, INTERRUPTED, READY, USED, WORDS
 from shmgen._worker import Setup
 from shmgen.errors import WorkerDied
 
-BOOT = "import sys; sys.path.append(sys.argv[1]); from shmgen._worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+BOOT = "import sys; sys.path.append(sys.argv[1]); from shmgen._worker import main; main(*map(int, sys.argv[2:]))"
 """What a worker runs. It is no copy of the parent: neither the caller's ``__main__`` nor ``site`` is imported."""
 
 ONE_PROCESSOR = dict.fromkeys(
@@ -430,26 +430,31 @@ class _Process:
         self.word = word
         # Nanoseconds, as they were when somebody last asked.
         self.busy = self.cpu = 0
-        self.socket, theirs = socket.socketpair()
+        self._pidfd = self._life = -1
         self._unframer = Unframer()
         self._unsent = bytearray()
         root = str(Path(__file__).parents[1])
-        try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", BOOT, root, str(theirs.fileno()), str(segment)],
-                stdin=subprocess.DEVNULL,
-                env=os.environ if "OMP_NUM_THREADS" in os.environ else {**ONE_PROCESSOR, **os.environ},
-                pass_fds=(theirs.fileno(), segment),
-            )
-        except BaseException:
-            self.socket.close()
-            raise
-        finally:
-            theirs.close()
-        try:
+        with ExitStack() as theirs:
+            self.socket, stream = socket.socketpair()
+            theirs.callback(stream.close)
+            try:
+                # The kernel ends the worker when nobody holds our end of it any more.
+                life, self._life = os.pipe()
+                theirs.callback(os.close, life)
+                fds = stream.fileno(), segment, life
+                self.process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", BOOT, root, *map(str, fds)],
+                    stdin=subprocess.DEVNULL,
+                    env=os.environ if "OMP_NUM_THREADS" in os.environ else {**ONE_PROCESSOR, **os.environ},
+                    pass_fds=fds,
+                )
+            except BaseException:
+                self.close()
+                raise
+        with suppress(
+            OSError
+        ):  # a kernel older than 5.3; the end of the stream tells of a death, too, unless a child keeps it open
             self._pidfd = os.pidfd_open(self.process.pid)
-        except OSError:  # a kernel older than 5.3; the end of the stream tells of a death, too, unless a child keeps it open
-            self._pidfd = -1
 
     @property
     def fds(self) -> list[int]:
@@ -498,9 +503,10 @@ class _Process:
     def close(self) -> None:
         """Give up the descriptors."""
         self.socket.close()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        for fd in (self._pidfd, self._life):
+            if fd >= 0:
+                os.close(fd)
+        self._pidfd = self._life = -1
 
 
 class _Bell:

@@ -6,6 +6,7 @@ It ends when its parent closes the stream between them or dies, whatever it is d
 
 from __future__ import annotations
 
+import fcntl
 import io
 import mmap
 import os
@@ -40,6 +41,9 @@ from shmgen._wire import (
 )
 from shmgen.errors import StartError
 
+F_SETSIG = 10
+"""Of fcntl(2); Python has no name for it."""
+
 HINTED_PIECES = 8
 """Pieces for which the kernel goes on being asked to read ahead after the last read that had to wait."""
 
@@ -62,15 +66,17 @@ class Setup(NamedTuple):
     filler: bytes
 
 
-def main(stream: int, segment: int) -> None:
+def main(stream: int, segment: int, life: int) -> None:
     """Serve the parent at the other end of ``stream`` until it closes it.
 
     Args:
         stream: descriptor of a connected socket.
         segment: descriptor of the ring's shared memory.
+        life: descriptor of a pipe that the parent holds open as long as it lives.
     """
-    os.set_inheritable(stream, False)
-    os.set_inheritable(segment, False)
+    for fd in (stream, segment, life):
+        os.set_inheritable(fd, False)
+    _end_with(life)
     inbox = _Inbox(stream)
     first = inbox.next()
     if first is None:
@@ -184,6 +190,18 @@ def _tell(stream: int, message: bytes) -> bool:
 def _waits() -> int:
     """How often this thread has had to wait for something, a disk for instance, since it began."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
+def _end_with(life: int) -> None:
+    """Have the kernel end this process when nobody holds the other end of ``life`` any more.
+
+    It needs no turn of ours: a process that has been stopped never gets one, nor does a thread beside a function that keeps the
+    interpreter to itself.
+    """
+    with suppress(OSError):  # some that pass for Linux can't
+        fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(life, F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(life, fcntl.F_SETFL, os.O_ASYNC)
 
 
 def _end_with_parent(stream: int, parent: int) -> None:

@@ -243,8 +243,8 @@ for batches in held: check(batches)
 
     assert run.end() == 0, run.err
     assert run.err == ""
-    # Two a worker: socket and process. Four a loader: segment, its mapping, and what is waited on. A mapping more where it grew.
-    assert int(run.out) <= 8 * (2 * 2 + 4) + 2 + 8
+    # Three a worker: socket, process, life. Four a loader: segment, mapping, what is waited on. A mapping more where it grew.
+    assert int(run.out) <= 8 * (3 * 2 + 4) + 2 + 8
 
 
 def test_loaders_made_at_once_by_many_threads(folder: Callable, asking: Callable) -> None:

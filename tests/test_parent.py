@@ -71,6 +71,20 @@ held = [loader.batch(0), loader.batch(1)]
 while 2 not in [loader._crew.at(worker) for worker in range(2)]: time.sleep(0.001)
 strike()
 """,
+    "a-worker-stopped": f"""
+loader = {LOADER}
+next(iter(loader))
+os.kill(loader._crew.pids[1], signal.SIGSTOP)
+while not loader._crew.is_stopped(1): time.sleep(0.001)
+strike()
+""",
+    "a-function-that-lets-no-thread-run": f"""
+import re
+def stuck(id): re.match("(a+)+$", "a" * 60 + "b")
+loader = {LOADER.replace("data_dir=DATA", "source=stuck, dim=3, n_channels=1, dtype=float")}
+while not any(map(loader._crew.at, range(2))): time.sleep(0.001)
+strike()
+""",
     "replacing-a-worker": AT_WORKER.format(number=3)
     + f"""
 import logging
