@@ -453,7 +453,7 @@ class _Process:
                 raise
         with suppress(
             OSError
-        ):  # a kernel older than 5.3; the end of the stream tells of a death, too, unless a child keeps it open
+        ):  # a kernel older than 5.3; the end of the stream tells of a death too, unless a child keeps it open
             self._pidfd = os.pidfd_open(self.process.pid)
 
     @property
