@@ -451,9 +451,7 @@ class _Process:
             except BaseException:
                 self.close()
                 raise
-        with suppress(
-            OSError
-        ):  # a kernel older than 5.3; the end of the stream tells of a death too, unless a child keeps it open
+        with suppress(OSError):  # a kernel older than 5.3; the end of the stream tells of a death, unless a child keeps it open
             self._pidfd = os.pidfd_open(self.process.pid)
 
     @property
