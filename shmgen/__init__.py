@@ -16,9 +16,10 @@ The way of the data, and the module that holds each step::
       │  _dice      random numbers that do not depend on who draws them
       ▼
     _ring           slots of shared memory, cut into arrays by _layout
-      │             a slot is free again when the last view of it is gone
+      │             a slot is free again when the last view of it is gone; _memory: how much there is to take
       ▼
-    _delivery       waits, and hands out leases; or copies, where all slots are held
+    _delivery       waits, and hands out leases, or copies where all slots are held; replaces workers that die or hang
+      │  _crew      how many workers there should be                (pure)
       ▼
     _loader         Loader: batches without any framework, nested as _structure says; _values: labels and tables
       │  _stats     what it has done, and who waits for whom
