@@ -213,6 +213,9 @@ import numpy as np
 import shmgen
 from shmgen import Loader
 
+# A shell has what it runs in the background ignore Ctrl-C, tests included.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 DATA = sys.argv[1]
 IDS = [f"id-{k}" for k in range(int(sys.argv[2]))]
 LABELS = {id: k for k, id in enumerate(IDS)}

@@ -251,24 +251,26 @@ def test_all_who_wait_get_their_batches(folder: Callable, asking: Callable, work
 
 @pytest.mark.parametrize("kind", ["files", "transform"])
 def test_killed_again_and_again(folder: Callable, asking: Callable, workers: Callable, kind: str) -> None:
-    """A worker killed after every few batches, at any moment of its life: three epochs hold what they should."""
+    """A worker killed after every few batches, at any moment of its life: each epoch holds what it should."""
     data = folder(100)
-    expected = run(made(kind, data, workers=0), epochs=3)
-    with made(kind, data, workers=2) as loader:
+    with made(kind, data, workers=2) as loader, made(kind, data, workers=0) as reference:
 
         def kill_on() -> None:
-            # A worker that is never left the time to do anything is no fault to survive.
-            for number in range(10):
-                wait_until(lambda number=number: loader.stats.batches > 5 * number, "batches are delivered")
+            for number in range(8):
+                # A worker that is never left the time to do anything is no fault to survive.
+                delivered = loader.stats.batches
+                wait_until(lambda delivered=delivered: loader.stats.batches > delivered + 5, "batches are delivered")
                 crew: list[psutil.Process] = []
                 while len(crew) < 2:  # one is just being replaced
                     crew = workers()
                 crew[number % 2].kill()
 
         killing = asking(kill_on)
-        assert [as_bytes(batch) for _ in range(3) for batch in loader] == expected
+        while killing.is_alive():
+            for batch, expected in zip(loader, reference, strict=True):
+                assert as_bytes(batch) == as_bytes(expected)
         assert killing.outcome() is None
-        assert loader.stats.restarts > 2
+        assert loader.stats.restarts >= 7  # of the last nobody may have heard
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:keras")
