@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,8 @@ SMALL = 16 * 1024
 """Bytes of a sample under which tf.data is faster where it maps whole batches."""
 AHEAD = 16
 """Files that the limit of a cold page cache keeps open, with the kernel told to read them."""
+HELD = 3
+"""Batches that a loader which reads ahead has in memory at least: one with the trainer, one being read, and the next."""
 COLD_THREADS = 16
 """That read, for whoever reads with threads, which wait for the disk most of the time; of 2 to 32, 16 was best for SPDL."""
 
@@ -332,16 +334,22 @@ def load_shmgen(job: Job) -> Iterator[Batches]:
             yield loader
 
 
-def load_limit(job: Job) -> Iterator[Batches]:
+def load_limit(job: Job, held: int = 1) -> Iterator[Batches]:
     """What files cost that are opened, read and closed, and nothing else: no loader with as many processes does it in less.
 
     This process reads its share of every batch, while others read the rest for themselves. With a cold page cache it keeps the
     next files open and has the kernel read them ahead.
+
+    Args:
+        job: what is asked.
+        held: batches in memory, which are written in turn: the more there are, the fewer stay in the processor's cache.
     """
     case = job.case
     begin, end = (part * case.batch_size // job.workers for part in (job.share, job.share + 1))
-    X = np.empty((end - begin, *case.shape), case.dtype)
-    rows = [memoryview(row).cast("B") for row in X]
+    places = []
+    for _ in range(held):
+        X = np.empty((end - begin, *case.shape), case.dtype)
+        places.append((X, [memoryview(row).cast("B") for row in X]))
     files = Files(case)
     header = bytearray(files.header)
     # Drawn beforehand and the same in every epoch, because drawing it is not reading.
@@ -351,7 +359,7 @@ def load_limit(job: Job) -> Iterator[Batches]:
 
     def epoch() -> Batches:
         opened, preadv, close, flags = os.open, os.preadv, os.close, os.O_RDONLY | os.O_CLOEXEC
-        for paths, y in zip(batches, labels, strict=True):
+        for paths, y, (X, rows) in zip(batches, labels, cycle(places), strict=False):
             for path, row in zip(paths, rows, strict=True):
                 fd = opened(path, flags)
                 preadv(fd, (header, row), 0)
@@ -360,7 +368,7 @@ def load_limit(job: Job) -> Iterator[Batches]:
 
     def epoch_ahead() -> Batches:
         fds = _opened_ahead([path for paths in batches for path in paths])
-        for y in labels:
+        for y, (X, rows) in zip(labels, cycle(places), strict=False):
             for row, fd in zip(rows, fds, strict=False):  # fds goes on with the next batch
                 os.preadv(fd, (header, row), 0)
                 os.close(fd)
@@ -414,5 +422,6 @@ PEERS: dict[str, Peer] = {
     "spdl": Peer(load_spdl, ("spdl.pipeline",)),
     "shmgen": Peer(load_shmgen, ("shmgen._loader",)),
     "limit": Peer(load_limit, limit=True),
+    "limit-held": Peer(partial(load_limit, held=HELD), limit=True),
     "limit-1": Peer(load_limit, limit=True, alone=True),
 }

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.contest import is_bound
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -40,8 +42,7 @@ def _panel(axes: Axes, row: Row) -> None:
         [middle - min(row.values[name]) for name, middle in zip(names, middles, strict=True)],
         [max(row.values[name]) - middle for name, middle in zip(names, middles, strict=True)],
     ]
-    limits = ("limit", "limit-1", "memory")
-    colors = [OURS if name == "shmgen" else LIMIT if name in limits else THEIRS for name in names]
+    colors = [OURS if name == "shmgen" else LIMIT if is_bound(name) else THEIRS for name in names]
     axes.barh(names, middles, xerr=errors, color=colors, error_kw={"lw": 1, "alpha": 0.6})
     for place, name in enumerate(names):
         axes.annotate(f" {row.median(name)}", (max(row.values[name]), place), va="center", fontsize=7)

@@ -73,7 +73,7 @@ class Row:
         return f"{median(self.values[contestant]):,.{FIGURES[self.figure].digits}f}"
 
     def ratio(self, other: str | None) -> str:
-        if other is None or "shmgen" not in self.values:
+        if other not in self.values or "shmgen" not in self.values:
             return "-"
         return _spread(self.result.ratios(self.figure, "shmgen", other))
 
@@ -132,12 +132,12 @@ class Report:
                 yield f"Plot: {folder / 'bench.png'}"
 
     def _table(self) -> Iterator[list[str]]:
-        yield ["", "samples", *ALL, "limit", "shmgen/limit", "shmgen/best peer"]
+        yield ["", "samples", *ALL, "limit", "shmgen/limit", "shmgen/limit-held", "shmgen/best peer"]
         for row in self.rows:
             limit, peer = row.result.limit(row.figure), row.result.best_peer(row.figure)
             best = f"{peer} {row.ratio(peer)}" if peer else "-"
             values = [row.median(name) for name in (*ALL, limit)]
-            yield [f"{row.arrow} {row.title}", row.case, *values, row.ratio(limit), best]
+            yield [f"{row.arrow} {row.title}", row.case, *values, row.ratio(limit), row.ratio("limit-held"), best]
 
     def _json(self) -> dict[str, object]:
         return {
