@@ -8,7 +8,8 @@ The way of the data, and the module that holds each step::
       ▼
     _schedule       which slot gets which batch, which worker which rows   (pure)
       │  _samples   the batch's ids, labels, and stand-ins for what is damaged (_damage)
-      │  _pool      starts, feeds, watches and stops the workers
+      │  _watch     gives workers their work, hears of them, replaces those that die or hang
+      │  _pool      the worker processes: starts, talks to, and stops them
       ▼
     _worker         a lean process that fills rows
       │  _filler    what it does with them: a source for each field, then the user's transform
@@ -16,9 +17,9 @@ The way of the data, and the module that holds each step::
       │  _dice      random numbers that do not depend on who draws them
       ▼
     _ring           slots of shared memory, cut into arrays by _layout
-      │             a slot is free again when the last view of it is gone; _memory: how much there is to take
+      │             a slot is free again when the last view of it is gone; _machine: how much there is to take
       ▼
-    _delivery       waits, and hands out leases, or copies where all slots are held; replaces workers that die or hang
+    _delivery       waits, and hands out leases, or copies where all slots are held
       │  _crew      how many workers there should be                (pure)
       ▼
     _loader         Loader: batches without any framework, nested as _structure says; _values: labels and tables

@@ -22,7 +22,7 @@ from shmgen._files import Npy
 from shmgen._filler import Filler, Part
 from shmgen._ids import kept
 from shmgen._layout import Layout
-from shmgen._memory import available, processors
+from shmgen._machine import available, processors
 from shmgen._order import Batch, Order
 from shmgen._pool import InProcess, Pool, Workers
 from shmgen._ring import BOARD_BYTES, Ring
@@ -32,6 +32,7 @@ from shmgen._source import Function, Source
 from shmgen._stats import WAITING, Stats
 from shmgen._structure import Structure
 from shmgen._values import Values
+from shmgen._watch import Watch
 from shmgen.errors import ClosedError, InputError
 
 if TYPE_CHECKING:
@@ -193,17 +194,18 @@ class Loader:
             undo.callback(self._crew.stop)
             in_flight = max(FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
             self._schedule = Schedule(self._ring.slots, max(1, workers), self._order.size, in_flight=in_flight)
+            samples = Samples(self._ids, self._order, self._structure, self._ring, self._dealer, filler, self._damage)
+            # Nobody can give up what runs in the calling process.
+            patience = timeout if timeout is not None and workers else math.inf
             self._delivery = Delivery(
                 self._ring,
                 self._crew,
+                Watch(self._crew, max(1, workers), self._schedule, samples, self._ring, patience),
                 self._schedule,
-                Samples(self._ids, self._order, self._structure, self._ring, self._dealer, filler, self._damage),
+                samples,
                 # With nobody to read ahead, only what is asked for is read.
                 upcoming=self._dealer.upcoming if workers else _nothing,
-                crew=max(1, workers),
                 steering=Steering(CrewSize(workers), _most_workers) if steers else None,
-                # Nobody can give up what runs in the calling process.
-                timeout=timeout if timeout is not None and workers else math.inf,
             )
             self._delivery.read_ahead()
             # Nothing that the delivery holds leads back to the loader.

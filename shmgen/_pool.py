@@ -1,4 +1,4 @@
-"""Starts, feeds, watches and stops the workers.
+"""The worker processes: starts, talks to, and stops them.
 
 One socket a worker, and nothing shared between them but the ring: a worker that dies keeps no lock, and what it held is known.
 """
@@ -9,23 +9,20 @@ import errno
 import os
 import pickle
 import select
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from shmgen._dice import own_random_state
 from shmgen._filler import Filler, Task
 from shmgen._ring import Ring
+from shmgen._signals import undisturbed
 from shmgen._source import IDLE, row_of
 from shmgen._travel import dumps
 from shmgen._wire import AT, BUSY, DONE, FAILED, INTERRUPTED, READY, USED, WORDS, Unframer, frame, packed, processor_time
@@ -153,7 +150,7 @@ class Pool:
         self._poll = select.epoll()
         self._poll.register(self._bell.fd, select.EPOLLIN)
         try:
-            with _undisturbed():
+            with undisturbed():
                 # All are under way before the first is told what to do.
                 for _ in range(workers):
                     self._workers.append(self._start())
@@ -260,12 +257,12 @@ class Pool:
 
     def restart(self, worker: int) -> None:
         self._part_with(worker)
-        with _undisturbed():
+        with undisturbed():
             self._workers[worker] = self._start()
             self._introduce(worker)
 
     def add(self) -> None:
-        with _undisturbed():
+        with undisturbed():
             self._workers.append(self._start())
             self._introduce(len(self._workers) - 1)
 
@@ -382,34 +379,6 @@ class InProcess:
     def stop(self) -> None:
         self._tasks.clear()
         self._bell.close()
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """For the birth of workers: signals are handled once all that was born is known here.
-
-    A handler that raises, as that of Ctrl-C does, would leave behind what nobody knows of; and whichever thread a signal reaches,
-    it is handled in the main one, wherever that is. The workers inherit the block: Ctrl-C reaches the whole process group, and
-    before they have their own handler, it would end them with a traceback.
-    """
-    came: list[Callable[[], object]] = []
-    here = os.getpid()
-
-    def put_off(handler: Callable[..., object]) -> Callable[..., object]:
-        # A fork that another thread makes meanwhile is left with it.
-        return lambda *args: came.append(partial(handler, *args)) if os.getpid() == here else handler(*args)
-
-    with ExitStack() as after:
-        after.callback(lambda: [handle() for handle in came])
-        after.callback(signal.pthread_sigmask, signal.SIG_SETMASK, signal.pthread_sigmask(signal.SIG_BLOCK, []))
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        if threading.current_thread() is threading.main_thread():
-            for number in signal.valid_signals():
-                handler = signal.getsignal(number)
-                if callable(handler):
-                    after.callback(signal.signal, number, handler)
-                    signal.signal(number, put_off(handler))
-        yield
 
 
 def _understood(worker: int, message: bytes) -> Heard:

@@ -23,7 +23,7 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 
 from shmgen._layout import PAGE, Layout
-from shmgen._memory import SHM, available, free_shm
+from shmgen._machine import SHM, available, free_shm
 
 BOARD_BYTES = PAGE
 """The segment begins with a board, where each worker has a few words of its own; `shmgen._wire` says which."""

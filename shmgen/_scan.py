@@ -9,25 +9,29 @@ from __future__ import annotations
 import os
 import pickle
 import select
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from shmgen._machine import processors
 from shmgen._scan_ids import Folder, explain_folder
 from shmgen._scan_report import Damage, Given, Kind, Report, judge
 from shmgen._scan_worker import FLAGS, SEPARATOR, Format, Setup, Tally, dtype_of, read_format, unpack
+from shmgen._signals import undisturbed
 from shmgen._wire import Unframer, frame
 from shmgen.errors import InputError, Misfit, WorkerDied
 
 BOOT = "import sys; sys.path.append(sys.argv[1]); from shmgen._scan_worker import main; main(int(sys.argv[2]))"
 """What a worker runs. It is no copy of the parent: neither ``__main__`` nor ``site`` is imported."""
+
+MOST_WORKERS = 8
+"""By default there are no more: one has the headers of tens of thousands of files in a second."""
 
 MOST_IDS = 1024
 """Ids in a message."""
@@ -92,7 +96,7 @@ class Scan:
         self._folder = os.fspath(folder)
         self._given = given or Given()
         self._full = full
-        self._workers = workers or min(8, len(os.sched_getaffinity(0)))
+        self._workers = workers or max(1, min(MOST_WORKERS, round(processors())))
         try:
             if blocks is None:
                 os.scandir(self._folder).close()
@@ -123,7 +127,7 @@ class Scan:
         try:
             if not self._queue.list_more():
                 raise InputError(self._nothing())
-            with _uninterrupted():
+            with undisturbed():
                 for number in range(self._workers):
                     crew.append(_Worker(number))
             setup = pickle.dumps(Setup(sys.path, os.fsencode(self._folder), self._full, self._primers()))
@@ -340,24 +344,6 @@ class _Worker:
             self.size = min(MOST_IDS, 2 * self.size)
         elif answer.seconds > LONG:
             self.size = max(1, self.size // 2)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C takes effect afterwards; and never in a process started meanwhile: it reaches all, and is the parent's to heed.
-
-    To block the signal keeps it from the children only: in the parent, it may come in a thread of NumPy's.
-    """
-    came: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-    if came:
-        signal.raise_signal(signal.SIGINT)
 
 
 def _end(crew: list[_Worker]) -> None:

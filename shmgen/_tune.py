@@ -23,7 +23,7 @@ from shmgen._arguments import real, whole
 from shmgen._files import Npy, NpyRows
 from shmgen._ids import kept, take
 from shmgen._loader import Loader
-from shmgen._memory import available, processors
+from shmgen._machine import available, processors
 from shmgen._npy import OPEN_FLAGS
 from shmgen._pool import Pool
 from shmgen._stats import LITTLE, WAITING

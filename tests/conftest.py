@@ -6,6 +6,7 @@ Nothing here sleeps to let something happen: `until` and `Script` wait for the e
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import select
 import signal
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -413,3 +415,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     yield
     if call.when == "call" and call.excinfo is not None:
         item.failed = True  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Makes a module of the user's own, beside which nothing stands."""
+
+    def make(code: str) -> ModuleType:
+        (tmp_path / "of_the_users_own.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "of_the_users_own", raising=False)
+        return importlib.import_module("of_the_users_own")
+
+    yield make
+    sys.modules.pop("of_the_users_own", None)

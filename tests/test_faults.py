@@ -22,7 +22,7 @@ import pytest
 from conftest import DataSet, wait_until
 from ways import BATCH, KINDS, as_bytes, filling, flat, kill, made, mend, reader, run, stop, who_reads
 
-from shmgen import Loader, SampleError, Source, StartError, WorkerDied, _delivery, _pool
+from shmgen import Loader, SampleError, Source, StartError, WorkerDied, _pool, _watch
 
 # Functions and sources stand inside of functions: ones of the module itself would have workers import pytest.
 
@@ -367,7 +367,7 @@ def test_workers_that_never_start_end_the_run(folder: Callable, workers: Callabl
     monkeypatch.setattr(_pool, "BOOT", "raise SystemExit(7)")
     with made("files", data, workers=2) as loader:
         ended_by(loader, WorkerDied, "ended with exit code 7", workers)
-        assert loader.stats.restarts < 2 * _delivery.STARTS
+        assert loader.stats.restarts < 2 * _watch.STARTS
 
 
 def test_a_source_that_ends_its_worker_when_it_is_opened_ends_the_run(workers: Callable) -> None:
@@ -408,7 +408,7 @@ def test_a_source_that_can_no_longer_be_opened_ends_the_run(tmp_path: Path, work
 
 def test_a_source_that_is_never_open_ends_the_run(workers: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start has a time limit of its own, and no sample is blamed; a ``timeout`` for reads may be shorter."""
-    monkeypatch.setattr(_delivery, "START_WITHIN", 1.0)
+    monkeypatch.setattr(_watch, "START_WITHIN", 1.0)
 
     class Database(Source):
         shape, dtype = (3,), "f4"

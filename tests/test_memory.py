@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-import shmgen._memory
+import shmgen._machine
 import shmgen._ring
 from shmgen import Loader
 from shmgen._layout import PAGE, Field, Layout
@@ -394,8 +394,8 @@ def test_memory_that_is_available(
 ) -> None:
     """The least of what the machine and every cgroup around this process have left; page cache that can be dropped counts."""
     proc, cgroups = tmp_path / "proc", tmp_path / "cgroups"
-    monkeypatch.setattr(shmgen._memory, "PROC", proc)
-    monkeypatch.setattr(shmgen._memory, "CGROUPS", cgroups)
+    monkeypatch.setattr(shmgen._machine, "PROC", proc)
+    monkeypatch.setattr(shmgen._machine, "CGROUPS", cgroups)
     for name, text in {"meminfo": meminfo, "self/cgroup": groups}.items():
         if text is not None:
             write(proc / name, text)
@@ -406,7 +406,7 @@ def test_memory_that_is_available(
             write(cgroups / group / ("memory.usage_in_bytes" if v1 else "memory.current"), f"{usage}\n")
         write(cgroups / group / "memory.stat", "".join(f"{name} {number}\n" for name, number in stat.items()))
 
-    assert shmgen._memory.available() == expected
+    assert shmgen._machine.available() == expected
 
 
 def write(path: Path, text: str) -> None:
@@ -416,4 +416,4 @@ def write(path: Path, text: str) -> None:
 
 def test_memory_of_this_machine() -> None:
     """On the machine at hand: more than nothing, no more than it has."""
-    assert 0 < shmgen._memory.available() <= psutil.virtual_memory().total
+    assert 0 < shmgen._machine.available() <= psutil.virtual_memory().total

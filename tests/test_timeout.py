@@ -14,7 +14,7 @@ import pytest
 from conftest import GONE_WITHIN, DataSet, Gone
 from ways import KINDS, answer, as_bytes, filling, made, mend, reader, run, stop, who_reads
 
-from shmgen import ClosedError, Loader, SampleError, _delivery, _pool
+from shmgen import ClosedError, Loader, SampleError, _delivery, _pool, _watch
 
 N = 24
 BATCH = 4
@@ -138,7 +138,7 @@ def test_a_stopped_worker_changes_no_byte(
 
 def test_all_are_stopped_at_their_start(folder: Callable, workers: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before they have said a word: they are given the time of a start, then replaced."""
-    monkeypatch.setattr(_delivery, "START_WITHIN", 1.0)
+    monkeypatch.setattr(_watch, "START_WITHIN", 1.0)
     data = folder(N)
     with in_order("files", data, workers=2) as loader:
         for worker in workers():
@@ -307,7 +307,7 @@ def unkillable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that hang in the kernel, as on a file system whose server has gone; what is stopped here stands for them."""
     monkeypatch.setattr(_pool.Pool, "kill", lambda *_: None)
     monkeypatch.setattr(_pool.Pool, "is_stopped", lambda *_: False)
-    monkeypatch.setattr(_delivery, "KILL_GRACE", 0.1)
+    monkeypatch.setattr(_watch, "KILL_GRACE", 0.1)
 
 
 @pytest.mark.usefixtures("unkillable")

@@ -21,6 +21,9 @@ from shmgen import Loader, NpyRows, Source
 
 BATCH = 5
 
+N = 24
+"""Samples of `computed`."""
+
 KINDS = ["files", "function", "own-fill", "one-file", "transform"]
 """What `made` makes: ``transform`` has two sources, and changes the rows of all fields at random."""
 
@@ -130,3 +133,17 @@ def mend(data: DataSet, number: int) -> None:
     """Put a sample's file where a FIFO is; who reads that will never know."""
     data.file(data.ids[number]).unlink()
     data.write(number)
+
+
+def computed(source: Any = None, transform: Any = None, **options: Any) -> Loader:
+    """A loader of rows of three float64; without a source they are the id."""
+    if not isinstance(source, Source):
+        source = source or (lambda n: np.full(3, n, np.float64))
+        options = {"dim": 3, "n_channels": 1, "dtype": np.float64, **options}
+    return Loader(options.pop("ids", range(N)), None, **{"batch_size": 5, "source": source, "transform": transform, **options})
+
+
+def rows(loader: Loader, epochs: int = 1) -> np.ndarray:
+    """All rows of so many epochs; closes the loader."""
+    with loader:
+        return np.concatenate([X.reshape(len(X), -1) for _ in range(epochs) for (X,) in loader])

@@ -1,0 +1,57 @@
+"""A worker's functions take one processor each."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+
+import numpy as np
+import pytest
+from ways import computed, rows
+
+
+def usage(id: int) -> tuple[int, float, float]:
+    """Threads of this process, and seconds of processor and clock that products of matrices took."""
+    square = np.ones((400, 400))
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(6):
+        square @ square
+    return len(os.listdir("/proc/self/task")), time.process_time() - cpu, time.perf_counter() - wall
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> np.ndarray:
+    for name in list(os.environ):
+        if name.endswith(("_NUM_THREADS", "_FOR_THREADS_NUM")):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    here = {"np": np, "time": time, "os": os}
+    exec(inspect.getsource(usage), here)  # by value: a worker must not import this module
+    return rows(computed(here["usage"], workers=1, ids=range(8), shuffle=False, batch_size=4))
+
+
+def test_a_worker_uses_one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of matrices take no more processor time than clock time, and make no threads."""
+    threads, cpu, wall = measured(monkeypatch, {}).T
+    assert threads.max() <= 2, "its own, and the one that ends it with its parent"
+    assert cpu.sum() <= 1.2 * wall.sum()
+
+
+@pytest.mark.parametrize("name", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"])
+def test_the_users_number_of_threads_wins(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whoever sets either variable gets the threads that NumPy would have without us."""
+    threads, _, _ = measured(monkeypatch, {name: "2"}).T
+    assert threads.min() == 3
+
+
+def test_thread_pools_are_told_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenMP, the BLAS libraries and OpenCV find 1, or what the user has set."""
+    names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"]
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OPENCV_FOR_THREADS_NUM", "3")
+
+    found = rows(computed(lambda n: [float(os.environ[name]) for name in names], dim=4, workers=1))
+
+    assert found[0].tolist() == [1, 1, 1, 3]

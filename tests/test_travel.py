@@ -1,0 +1,266 @@
+"""Users' functions travel to the workers, wherever they stand, and what can't is named."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from ways import N, computed, rows
+
+from shmgen import InputError, Loader, Source, Values
+
+# Functions stand inside of tests: one of the module itself would have workers import pytest and Keras.
+
+
+def travellers(own: ModuleType) -> dict[str, Callable[..., Any]]:
+    """Functions that return ten times what they are given, as a row."""
+    factor = 10
+
+    def times(factor: float, x: Any, rng: object = None) -> Any:
+        return np.full(3, factor * np.ravel(x)[0], np.float64).reshape(np.shape(x) or 3)
+
+    def closure(x: Any, rng: object = None) -> Any:
+        return times(factor, x)
+
+    class Times:
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def method(self, x: Any, rng: object = None) -> Any:
+            return times(self.factor, x)
+
+        __call__ = method
+
+    return {
+        "module-function": own.ten_times,
+        "method-of-a-module": own.Times(10).method,
+        "lambda": lambda x, rng=None: 10 * np.full(3, np.ravel(x)[0], np.float64).reshape(np.shape(x) or 3),
+        "closure": closure,
+        "partial": functools.partial(times, 10.0),
+        "partial-of-a-module-function": functools.partial(own.times, factor=10),
+        "bound-method": Times(10).method,
+        "callable-object": Times(10),
+    }
+
+
+OF_A_MODULE = """
+import numpy as np
+
+def times(x, rng=None, *, factor):
+    return np.full(3, factor * np.ravel(x)[0], np.float64).reshape(np.shape(x) or 3)
+
+def ten_times(x, rng=None):
+    return times(x, factor=10)
+
+class Times:
+    def __init__(self, factor):
+        self.factor = factor
+    def method(self, x, rng=None):
+        return times(x, factor=self.factor)
+"""
+
+KINDS = [
+    "module-function", "method-of-a-module", "lambda", "closure", "partial", "partial-of-a-module-function", "bound-method",
+    "callable-object",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("role", ["source", "transform"])
+def test_functions_travel(module: Callable, role: str, kind: str) -> None:
+    """Whatever kind of function it is, a worker calls it as source and as transform."""
+    function = travellers(module(OF_A_MODULE))[kind]
+    assert function.__class__.__module__ != "test_functions" or "<locals>" in type(function).__qualname__
+
+    found = rows(computed(**{role: function}, shuffle=False, drop_last=False, workers=1))
+
+    np.testing.assert_array_equal(found, 10.0 * np.arange(N)[:, None] * np.ones(3))
+
+
+UNGUARDED = """
+import functools
+
+say("begun")
+FACTOR = 10
+HELD = threading.Lock()  # what no function mentions need not travel
+
+def times(factor, x):
+    return np.full(3, factor * x, np.float64)
+
+def function(id): return times(FACTOR, id)
+
+class Times:
+    def __init__(self, factor): self.factor = factor
+    def __call__(self, id): return function(id)
+
+class Own(shmgen.Source):
+    shape, dtype = (3,), "f8"
+    def read(self, id, row): row[:] = function(id)
+
+class Rows(Own):
+    def fill(self, ids, rows):
+        for id, row in zip(ids, rows): row[:] = function(id)
+
+cell = '''
+CELLS = 10
+def in_a_cell(id): return np.full(3, CELLS * id, np.float64)
+'''
+exec(compile(cell, "<ipython-input-1-abc>", "exec"), globals())
+namespace = {"__name__": "__main__", "np": np}
+exec(compile(cell, "/tmp/ipykernel_1/1234.py", "exec"), namespace)
+
+for source in (function, lambda n: times(FACTOR, n), functools.partial(times, 10), Times(10), Own(), Rows(), in_a_cell,
+               namespace["in_a_cell"]):
+    size = {} if isinstance(source, shmgen.Source) else dict(dim=3, n_channels=1, dtype="f8")
+    with Loader(range(12), None, 4, source=source, workers=2, shuffle=False, **size) as loader:
+        X = np.concatenate([X for X, in loader])
+        assert (X.reshape(12, 3) == 10.0 * np.arange(12)[:, None]).all(), source
+say("ended")
+"""
+
+
+def test_functions_of_a_script_without_guard_and_of_a_notebook_cell(folder: Callable, script: Callable) -> None:
+    """What stands in ``__main__`` travels with the globals it needs, and no worker runs the script again."""
+    run = script(UNGUARDED, folder(1))
+
+    assert run.end() == 0, run.err
+    assert run.out.split() == ["begun", "ended"]
+    assert run.err == ""
+
+
+def test_a_source_of_ours_subclassed_in_a_script(folder: Callable, script: Callable) -> None:
+    """A subclass of Npy in ``__main__`` travels, too."""
+    code = """
+class Elsewhere(shmgen.Npy):
+    def path(self, id): return super().path(f"id-{id}")
+    def fill(self, ids, rows): super().fill([f"id-{id}" for id in ids], rows)
+
+with Loader(range(8), range(8), 4, source=Elsewhere(DATA), workers=2) as loader:
+    for X, y in loader:
+        assert (X == y[:, None, None]).all()
+say("ended")
+"""
+    run = script(code, folder(8))
+
+    assert run.end() == 0, run.err
+    assert run.out.split() == ["ended"]
+
+
+def stuck(tmp_path: Path, what: str) -> Any:
+    """Something that can't be sent."""
+    if what == "lock":
+        return threading.Lock()
+    return (number for number in range(3)) if what == "generator" else (tmp_path / "open").open("w")
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        pytest.param("lock", "'_thread.lock'", id="lock"),
+        pytest.param("file", "pickle files", id="open-file"),
+        pytest.param("generator", "'generator'", id="generator"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("role", "named"),
+    [
+        pytest.param("source", "source of field 'X'", id="source"),
+        pytest.param("named-source", "source of field 'scan'", id="named-source"),
+        pytest.param("own-source", "source of field 'X'", id="own-source"),
+        pytest.param("transform", "transform of field 'X'", id="transform"),
+        pytest.param("transform-of-a-field", "transform of field 'age'", id="transform-of-a-field"),
+        pytest.param("transform-of-the-sample", "transform", id="transform-of-the-sample"),
+    ],
+)
+def test_what_cannot_be_sent_is_named(tmp_path: Path, role: str, named: str, what: str, why: str) -> None:
+    """A function that holds a lock, an open file or a generator: which it is and why; with ``workers=0`` it may."""
+    held = stuck(tmp_path, what)
+
+    def function(x: Any, rng: object = None) -> Any:
+        return x if isinstance(x, np.ndarray | dict) else np.full((3, 1), x if held else 0, np.float64)
+
+    class Own(Source):
+        shape, dtype = (3,), np.float64
+
+        def __init__(self) -> None:
+            self.held = held
+
+        def read(self, id: Any, row: np.ndarray) -> None:
+            row[:] = id
+
+    def make(workers: int) -> Loader:
+        if role == "own-source":
+            return computed(Own(), workers=workers)
+        if role in ("source", "transform"):
+            return computed(**{role: function}, workers=workers)
+        scan = function if role == "named-source" else (lambda n: np.full(3, n, np.float64))
+        transform = {"transform-of-a-field": {"age": function}, "transform-of-the-sample": function}.get(role)
+        return Loader(range(N), None, 8, inputs={"scan": scan, "age": Values(np.arange(N))}, transform=transform, workers=workers)
+
+    try:
+        with pytest.raises(InputError, match=rf"^the {named} can't be sent to a worker process: .*{why}.*workers=0") as caught:
+            make(2)
+        assert "open()" in str(caught.value)
+        with make(0) as loader:
+            assert len(list(loader)) == len(loader)
+    finally:
+        if what == "file":
+            held.close()
+
+
+def test_a_worker_imports_only_what_functions_import(tmp_path: Path, module: Callable) -> None:
+    """Neither the caller's frameworks nor its ``__main__``: the function's own module and what that imports, when it does."""
+    path = tmp_path / "modules"
+    path.mkdir()
+    own = module(f"""
+import os, sys
+import colorsys
+
+def report(x, rng):
+    import wave
+    mine = f"{path}/{{os.getpid()}}"
+    if not os.path.exists(mine):
+        with open(mine + ".new", "w") as file: file.write(" ".join(sys.modules))
+        os.rename(mine + ".new", mine)
+""")
+    rows(computed(transform=own.report, workers=2))
+
+    reports = [set(file.read_text().split()) for file in path.iterdir()]
+    assert len(reports) == 2
+    for modules in reports:
+        assert {"of_the_users_own", "colorsys", "wave", "numpy", "shmgen._dice"} <= modules
+        assert not {name.partition(".")[0] for name in modules} & {
+            "tensorflow", "keras", "h5py", "pytest", "psutil", "site", "test_functions", "conftest",
+        }  # fmt: skip
+        assert not modules & {"shmgen._loader", "shmgen.keras", "shmgen._pool"}
+
+
+def test_in_process_a_debugger_stops_in_functions() -> None:
+    """With ``workers=0`` functions run in the calling process and thread, under its trace function."""
+    seen: list[tuple[int, int]] = []
+    stops: list[str] = []
+
+    def note(x: np.ndarray, rng: object) -> None:
+        seen.append((os.getpid(), threading.get_ident()))
+
+    def trace(frame: Any, event: str, arg: object) -> None:
+        if frame.f_code is note.__code__:
+            stops.append(event)
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        rows(computed(transform=note, workers=0))
+    finally:
+        sys.settrace(before)
+
+    assert set(seen) == {(os.getpid(), threading.get_ident())}
+    assert stops == ["call"] * 20
