@@ -25,7 +25,7 @@ from shmgen._ring import Ring
 from shmgen._signals import undisturbed
 from shmgen._source import IDLE, row_of
 from shmgen._travel import dumps
-from shmgen._wire import AT, BUSY, DONE, FAILED, INTERRUPTED, READY, USED, WORDS, Unframer, frame, packed, processor_time
+from shmgen._wire import AT, BUSY, DONE, FAILED, INTERRUPTED, READY, USED, WAITED, WORDS, Unframer, frame, packed, processor_time
 from shmgen._worker import Setup
 from shmgen.errors import WorkerDied
 
@@ -60,7 +60,7 @@ class What(Enum):
     """What a worker can be heard of."""
 
     READY = "it has begun"
-    DONE = "its oldest task is done"
+    DONE = "its oldest task is done: whether lately there were waits, for a disk or a network"
     FAILED = "its oldest task can't be done: the number of the row where that is known, and the error"
     DROPPED = "its oldest task was interrupted, and must be begun anew"
     UNABLE = "it can't begin"
@@ -69,7 +69,7 @@ class What(Enum):
 
 
 class Heard(NamedTuple):
-    """What was heard of a worker, and the error or the time that goes with it."""
+    """What was heard of a worker, and what goes with it."""
 
     worker: int
     what: What
@@ -340,7 +340,7 @@ class InProcess:
             try:
                 with own_random_state() if self._filler.calls_functions else nullcontext():
                     self._filler.fill(self._ring.memory, self._tasks[0])
-                heard = Heard(0, What.DONE)
+                heard = Heard(0, What.DONE, False)
             except Exception as error:
                 heard = Heard(0, What.FAILED, (row_of(self._at[0]), error))
             finally:
@@ -383,8 +383,8 @@ class InProcess:
 
 def _understood(worker: int, message: bytes) -> Heard:
     word, rest = message[:1], message[1:]
-    if word == DONE:
-        return Heard(worker, What.DONE)
+    if word in (DONE, WAITED):
+        return Heard(worker, What.DONE, word == WAITED)
     if word == READY:
         return Heard(worker, What.READY)
     if word == INTERRUPTED:

@@ -63,14 +63,20 @@ class Schedule:
         slots: how many slots the ring has.
         workers: how many workers share the rows of a batch.
         rows: how many rows a batch has.
-        in_flight: how many batches are read at once, at most. More than keep the workers busy would only spread over more memory
-            than the processor's cache holds, which costs a quarter of the speed where the trainer waits for every batch.
+        in_flight: how many batches are read at once, at most, where nothing is waited for. More than keep the workers busy would
+            only spread over more memory than the processor's cache holds, which costs a quarter of the speed where the trainer
+            waits for every batch.
+
+    Attributes:
+        waits: whether workers wait for a disk or a network, which does more when it is asked for more at once: then as many
+            batches are read as there are slots.
     """
 
     def __init__(self, slots: int, workers: int, rows: Callable[[Batch], int], *, in_flight: int) -> None:
         self._rows = rows
         self._in_flight = min(slots, in_flight)
         self._portion = max(1, self._in_flight // PORTIONS)
+        self.waits = False
         self._filling = 0
         self._slots = [Slot() for _ in range(slots)]
         self._free = list(range(slots))
@@ -163,7 +169,8 @@ class Schedule:
         # A demand that was not read ahead says that others may have been, in vain.
         self._read_in_vain = self._read_in_vain or missing
         # Work is given out in portions: the parent's time is lost to the workers where they share a processor.
-        has_room = self._in_flight - self._filling >= self._portion
+        in_flight = len(self._slots) if self.waits else self._in_flight
+        has_room = in_flight - self._filling >= self._portion
         if not missing and not (has_room and (self._free or self._read_in_vain)):
             return []
         wanted: Iterable[Batch] = chain(demanded, upcoming)
@@ -175,7 +182,7 @@ class Schedule:
         for batch in wanted:
             if batch in self._slot_of:
                 continue
-            if not self._free or (self._filling >= self._in_flight and batch not in demanded):
+            if not self._free or (self._filling >= in_flight and batch not in demanded):
                 break
             sends += self._start(self._free.pop(), batch)
         return sends

@@ -154,6 +154,7 @@ class Watch:
             if what is What.DONE:
                 watched.done += 1
                 self._schedule.done(worker)
+                self._schedule.waits = detail
             elif what is What.FAILED:
                 watched.done += 1
                 self._failed(worker, *detail)

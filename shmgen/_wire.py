@@ -24,6 +24,9 @@ READY = b"r"
 DONE = b"d"
 """The oldest task that the worker holds has been done."""
 
+WAITED = b"w"
+"""As DONE; and lately there were waits, for a disk or a network: it is worth its while to have more under way."""
+
 FAILED = b"f"
 """The oldest task that the worker holds can't be done; pickled, the row's number, if it is known, and the error follow."""
 

@@ -33,6 +33,7 @@ from shmgen._wire import (
     READY,
     UNABLE,
     USED,
+    WAITED,
     WORDS,
     Unframer,
     frame,
@@ -44,7 +45,7 @@ from shmgen.errors import StartError
 F_SETSIG = 10
 """Of fcntl(2); Python has no name for it."""
 
-HINTED_PIECES = 8
+WAITING_PIECES = 8
 """Pieces for which the kernel goes on being asked to read ahead after the last read that had to wait."""
 
 
@@ -111,28 +112,36 @@ def main(stream: int, segment: int, life: int) -> None:
 
 
 def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segment: int, board: memoryview) -> None:
-    hinted = 0
+    waiting = 0
+    hinted = None
     while (fields := inbox.next()) is not None:
         task = _task(fields)
         if not filler.fits(memory, task):  # the ring has grown
             memory = memoryview(mmap.mmap(segment, 0))
-        if hinted and (following := inbox.following()) is not None:
-            with suppress(Exception):  # a hint is no more; reading will tell
-                filler.hint(_task(following))
+        # Files in the page cache are read without a wait, and hints would only cost time.
+        if waiting:
+            if fields is not hinted:
+                _hint(filler, task)
+            if (hinted := inbox.following()) is not None:
+                _hint(filler, _task(hinted))
         waits, start = _waits(), time.monotonic_ns()
-        message = DONE
+        failed = b""
         try:
             filler.fill(memory, task)
         except Exception as error:
-            message = FAILED + pickle.dumps((row_of(board[AT]), error))
+            failed = FAILED + pickle.dumps((row_of(board[AT]), error))
             board[AT] = IDLE
         if filler.calls_functions and sys.stdout is not None:
             sys.stdout.flush()  # what functions print would be lost when this process is ended
-        # Files in the page cache are read without a wait, and hints would only cost time.
-        hinted = HINTED_PIECES if _waits() > waits else max(0, hinted - 1)
+        waiting = WAITING_PIECES if _waits() > waits else max(0, waiting - 1)
         board[BUSY] += time.monotonic_ns() - start
-        if not _tell(stream, message):
+        if not _tell(stream, failed or (WAITED if waiting else DONE)):
             return
+
+
+def _hint(filler: Filler, task: Task) -> None:
+    with suppress(Exception):  # a hint is no more; reading will tell
+        filler.hint(task)
 
 
 def _task(fields: tuple[Any, ...]) -> Task:

@@ -72,6 +72,21 @@ def test_in_flight_bounds_what_is_read_ahead_but_not_what_is_demanded() -> None:
     assert {piece.batch.number for _, piece in plan.assign([Batch(0, 9)], [])} == {9}
 
 
+def test_all_slots_are_in_flight_while_workers_wait() -> None:
+    """What a disk or a network keeps waiting is asked for as far ahead as there is room; and no further once it does not."""
+    plan = schedule(slots=5, in_flight=2)
+    plan.assign([], batches())
+    plan.waits = True
+    assert {piece.batch.number for _, piece in plan.assign([], batches())} == {2, 3, 4}
+    for worker in (0, 1) * 2:
+        plan.done(worker)
+    for slot in [plan.ready(batch) for batch in batches()[:2]]:
+        plan.lease(slot)
+        plan.free(slot)
+    plan.waits = False
+    assert plan.assign([], batches()[2:]) == []
+
+
 def test_what_was_read_in_vain_gives_way() -> None:
     """When others are wanted, slots that hold batches nobody wants are read into again; those still wanted are kept."""
     plan = schedule(slots=2, workers=1)

@@ -8,11 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from shmgen import Loader
+from shmgen import Loader, Source
 from shmgen._wire import WORDS
 
 AT_ONCE = 2.0
@@ -226,3 +227,31 @@ def test_workers_take_what_they_need_from_the_path_of_the_parent(tmp_path: Path)
         ((X,),) = loader
 
     assert X.tolist() == [[1, 1, 1]]
+
+
+def test_what_makes_a_worker_wait_is_hinted(tmp_path: Path) -> None:
+    """Once a read has had to wait, a source hears of all other samples before they are read, each once."""
+    told = tmp_path / "told"
+
+    class Slow(Source):
+        shape, dtype = (1,), "int64"
+
+        def hint(self, ids: Any) -> None:
+            with told.open("a") as file:
+                file.writelines(f"hinted {id}\n" for id in ids)
+
+        def fill(self, ids: Any, rows: np.ndarray) -> None:
+            time.sleep(0.001)  # as a disk would have it wait
+            with told.open("a") as file:
+                file.writelines(f"read {id}\n" for id in ids)
+            rows[:, 0] = ids
+
+    with Loader(range(60), None, 4, source=Slow(), shuffle=False, workers=1, drop_last=False) as loader:
+        assert np.concatenate([X[:, 0] for (X,) in loader]).tolist() == list(range(60))
+
+    lines = told.read_text().split("\n")[:-1]
+    read = [line for line in lines if line.startswith("read")][:60]
+    hinted = [line for line in lines if line.startswith("hinted")]
+    assert read == [f"read {id}" for id in range(60)]
+    assert hinted[:56] == [f"hinted {id}" for id in range(4, 60)]
+    assert all(lines.index(f"hinted {id}") < lines.index(f"read {id}") for id in range(4, 60))
