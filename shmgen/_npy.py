@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import struct
-from ast import literal_eval
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen.errors import Misfit
@@ -122,6 +121,8 @@ def axes_fit(number: int) -> bool:
 
 
 def _literal(text: str, *, from_python_2: bool) -> Any:
+    from ast import literal_eval
+
     try:
         return literal_eval(text)
     except SyntaxError:

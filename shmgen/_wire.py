@@ -6,7 +6,6 @@ belongs to it.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 AT, BUSY, USED = range(3)
@@ -59,7 +58,8 @@ def unpacked(ids: list[Any] | str) -> list[Any]:
 def processor_time(process: int | str) -> int:
     """Nanoseconds in which a process's main thread has had a processor, or wanted one; 0 where the kernel does not tell."""
     try:
-        ran, wanted, _ = Path(f"/proc/{process}/schedstat").read_text().split()
+        with open(f"/proc/{process}/schedstat") as file:
+            ran, wanted, _ = file.read().split()
     except (OSError, ValueError):
         return 0
     return int(ran) + int(wanted)

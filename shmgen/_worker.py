@@ -17,7 +17,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -104,6 +103,8 @@ def main(stream: int, segment: int, life: int) -> None:
         _tell(stream, UNABLE + pickle.dumps(error))
         return
     except Exception:
+        import traceback  # late, as all that few workers need: imports are most of a worker's start
+
         _tell(stream, UNABLE + pickle.dumps(StartError(traceback.format_exc())))
         return
     board[USED] = processor_time("self")
