@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import psutil
 import pytest
 from conftest import calls, wait_until
 from ways import answer, made, who_reads
@@ -24,6 +25,9 @@ AT_ONCE = 2.0
 
 CTRL_C_WITHIN = 0.5
 """Seconds after Ctrl-C in which all must be gone."""
+
+TENSORFLOW_LEAVES_WITHIN = 6.0
+"""Seconds in which TensorFlow leaves a process, unless it waits for ever."""
 
 TRIES = 3
 """How often a time limit that a busy machine may miss is tried before the promise counts as broken."""
@@ -178,10 +182,11 @@ main()
 """
 
 
-def test_ctrl_c_ends_a_fit_that_waits_for_a_file(folder: Callable, script: Callable) -> None:
+def test_ctrl_c_ends_a_fit_that_waits_for_a_file(folder: Callable, script: Callable, until: Callable) -> None:
     """Ctrl-C ends ``fit`` too while TensorFlow waits for a batch that a file holds up that never answers.
 
-    TensorFlow itself takes a second to leave the process, whatever it was fed with; the time limit is for ``fit``.
+    TensorFlow itself takes a second to leave the process, whatever it was fed with, so the time limit is for ``fit``; and once in
+    ten times it waits for ever in its own code then, with all of Python's and ours gone.
     """
     for attempt in range(TRIES):
         run = ready(folder, script, FITTING, True, f"try-{attempt}", options=("-W", "error::ResourceWarning"))
@@ -189,7 +194,11 @@ def test_ctrl_c_ends_a_fit_that_waits_for_a_file(folder: Callable, script: Calla
         run.signal(signal.SIGINT, group=True)
         run.until("left", within=10)
         took = time.monotonic() - struck
-        assert run.end(within=20) != 0
+        until(lambda run=run: not psutil.pid_exists(run.process.pid) or not run.workers, "the workers have gone")
+        if run.left(within=TENSORFLOW_LEAVES_WITHIN):
+            run.kill()
+        else:
+            assert run.end() != 0
         assert "KeyboardInterrupt" in run.err
         for complaint in ("ResourceWarning", "leaked", "Exception ignored", "in _stop"):
             assert complaint not in run.err, run.err

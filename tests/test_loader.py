@@ -251,8 +251,9 @@ def test_files_replaced_between_epochs_are_read_anew(folder: Folder, workers: in
             np.testing.assert_array_equal(X[:, 0, 0], 1000 + y)
 
 
-def test_threads_that_ask_at_once_never_wait_for_ever(folder: Folder) -> None:
+def test_threads_that_ask_at_once_never_wait_for_ever(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """More threads than slots ask at once, and keep what they get: each is served, whoever took the slot that it waited for."""
+    monkeypatch.setattr(shmgen._delivery, "COPY_AFTER", 0.1)
     data = folder(56)
     for _ in range(20):
         with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=3) as loader:
