@@ -159,11 +159,12 @@ ENDS = {
 
 def deadly(role: str, data: DataSet, ends: Callable[[], object], once: Path | None, **options: Any) -> Loader:
     """A loader of ``data`` whose function ``ends`` its worker at sample 7, always or ``once``; all change the label."""
-    read, folder = reader(data), str(once)
+    read, ended = reader(data), once and str(once)
 
     def end(id: str) -> None:
-        if id == "id-7" and not (once and os.path.exists(folder)):
-            open(folder, "w").close()
+        if id == "id-7" and not (ended and os.path.exists(ended)):
+            if ended:
+                open(ended, "w").close()
             ends()
 
     def dying(id: str) -> np.ndarray:
