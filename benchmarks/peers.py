@@ -359,7 +359,7 @@ def load_limit(job: Job, held: int = 1) -> Iterator[Batches]:
 
     def epoch() -> Batches:
         opened, preadv, close, flags = os.open, os.preadv, os.close, os.O_RDONLY | os.O_CLOEXEC
-        for paths, y, (X, rows) in zip(batches, labels, cycle(places), strict=False):
+        for (paths, y), (X, rows) in zip(zip(batches, labels, strict=True), cycle(places), strict=False):
             for path, row in zip(paths, rows, strict=True):
                 fd = opened(path, flags)
                 preadv(fd, (header, row), 0)

@@ -339,9 +339,9 @@ class Delivery:
         if self.ended is not None:
             return
         heard = self._workers.heard()
-        if heard and self._listener is not None:
-            self._workers.wake()  # it may have been waiting for just this
         if heard:
+            if self._listener is not None:
+                self._workers.wake()  # it may have been waiting for just this
             self._watch.note(heard)
 
     def _check(self, called: float) -> None:

@@ -78,7 +78,7 @@ KINDS = [
 def test_functions_travel(module: Callable, role: str, kind: str) -> None:
     """Whatever kind of function it is, a worker calls it as source and as transform."""
     function = travellers(module(OF_A_MODULE))[kind]
-    assert function.__class__.__module__ != "test_functions" or "<locals>" in type(function).__qualname__
+    assert function.__class__.__module__ != __name__ or "<locals>" in type(function).__qualname__
 
     found = rows(computed(**{role: function}, shuffle=False, drop_last=False, workers=1))
 
@@ -238,7 +238,7 @@ def report(x, rng):
     for modules in reports:
         assert {"of_the_users_own", "colorsys", "wave", "numpy", "shmgen._dice"} <= modules
         assert not {name.partition(".")[0] for name in modules} & {
-            "tensorflow", "keras", "h5py", "pytest", "psutil", "site", "test_functions", "conftest",
+            "tensorflow", "keras", "h5py", "pytest", "psutil", "site", __name__, "ways", "conftest",
         }  # fmt: skip
         assert not modules & {"shmgen._loader", "shmgen.keras", "shmgen._pool"}
 
