@@ -4,7 +4,7 @@ The way of the data, and the module that holds each step::
 
     ids, seed, epoch
       │  _order     which samples an epoch's batch k holds          (pure)
-      │  _deal      which batch an index asked for means            (pure)
+      │  _passes    which epoch an iteration gets, and which batch an index means   (pure)
       ▼
     _schedule       which slot gets which batch, which worker which rows   (pure)
       │  _samples   the batch's ids, labels, and stand-ins for what is damaged (_damage)

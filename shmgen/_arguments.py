@@ -5,13 +5,67 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable
 from numbers import Real
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, Generic, SupportsIndex, TypeVar, overload
 
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import numpy as np
     from numpy.typing import DTypeLike
+
+
+T = TypeVar("T")
+
+
+class Fixed(Generic[T]):
+    """An attribute that tells of an argument: to be read, but not to be set.
+
+    Args:
+        read: what it is of an object.
+    """
+
+    def __init__(self, read: Callable[[Any], T]) -> None:
+        self._read = read
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+
+    def __get__(self, instance: object | None, owner: type) -> Self | T:
+        return self if instance is None else self._read(instance)
+
+    def __set__(self, instance: object, value: object) -> None:
+        kind = type(instance).__name__
+        raise AttributeError(
+            f"{self._name} can't be changed: the workers of this {kind} were told what to do when it was made; "
+            f"close() it and make another: {kind}(..., {self._name}=...)"
+        )
+
+
+def check_index(index: SupportsIndex, batches: int) -> int:
+    """``index`` as the number of one of so many batches; negative ones count from the end.
+
+    Raises:
+        IndexError: there is no such batch.
+        TypeError: it is no int.
+    """
+    try:
+        number = operator.index(index)
+    except TypeError:
+        raise TypeError(
+            f"batch {index!r}: expected an int, found {type(index).__name__}; for several, ask for one after the other: "
+            "[sequence[i] for i in range(...)]"
+        ) from None
+    if not -batches <= number < batches:
+        raise IndexError(f"batch {number}: expected an int from {-batches} to {batches - 1}, since there are {batches} batches")
+    return number % batches
 
 
 def whole(value: SupportsIndex, name: str, least: int) -> int:

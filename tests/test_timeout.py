@@ -35,7 +35,7 @@ def in_order(kind: str, data: DataSet, **options: Any) -> Loader:
 
 def all_but(number: int, loader: Loader, data: DataSet, match: str) -> list[int]:
     """The labels of the next epoch's batches, of which this one is an error."""
-    loader.begin()
+    loader.on_epoch_end()
     labels = []
     for index in range(len(loader)):
         if index == number:
