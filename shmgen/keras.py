@@ -9,6 +9,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from itertools import islice, takewhile
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -117,10 +118,10 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     @property
     def num_batches(self) -> int:
         """Batches in an epoch, as ``len`` says. An iteration begins with a look at it, and goes by it."""
-        caller = _caller_behind("num_batches")
+        handing_on, caller = _caller_behind("num_batches")
         if caller.f_code.co_flags & inspect.CO_GENERATOR:
             self._iterations.begin(caller, by_hand=caller.f_code is Sequence.__iter__.__code__)
-        elif _is_keras(caller):
+        elif any(map(_is_keras, handing_on)):
             self._iterations.note_read()
             if any(frame.f_code.co_name == "predict" and _is_keras(frame) for frame in _stack(caller)):
                 self._warn_of_predict()
@@ -131,7 +132,8 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
 
     def on_epoch_end(self) -> None:
         """What ``sequence[i]`` has given by hand was used, and the next is of the next epoch. Keras may call it at any time."""
-        self._iterations.end(by_keras=_is_keras(_caller_behind("on_epoch_end")))
+        _, caller = _caller_behind("on_epoch_end")
+        self._iterations.end(by_keras=_is_keras(caller))
 
     def _warn_of_predict(self) -> None:
         if self.shuffle:
@@ -191,8 +193,8 @@ class _Iterations:
     still ask for batches ahead, takes none from the next.
 
     Keras looks at a batch or two before it trains: on TensorFlow by hand, on JAX and torch in an iteration of its own. It resets
-    its iterator then: it reads ``num_batches`` once, and calls ``on_epoch_end``. So an iteration that is reset before it has
-    ended was a look. Where another iterator of Keras's has been made meanwhile, the number was read more often.
+    its `EpochIterator` then, which reads ``num_batches`` through its adapter, and calls ``on_epoch_end``. So an iteration that is
+    reset before it has ended was a look; unless another `EpochIterator` has been made meanwhile, which reads the number as well.
     """
 
     def __init__(self, loader: Loader) -> None:
@@ -200,7 +202,7 @@ class _Iterations:
         # By the id of the generator's frame. Whatever takes over the id of one that is gone runs other code, or begins anew.
         self._passes: dict[int, tuple[CodeType, Pass]] = {}
         self._last: Pass | None = None
-        # How often Keras has read the number of batches outside of iterations since the last of them began or ended.
+        # How often an `EpochIterator` has read the number of batches since the last iteration began or ended.
         self._reads = 0
         self._is_keras_in = False
 
@@ -215,7 +217,7 @@ class _Iterations:
             del self._passes[next(iter(self._passes))]
 
     def note_read(self) -> None:
-        """Keras has read the number of batches outside of an iteration."""
+        """An `EpochIterator` of Keras's is made, or reset."""
         self._reads += 1
         self._is_keras_in = True
 
@@ -248,9 +250,10 @@ def _stack(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _caller_behind(name: str) -> FrameType:
-    """Who calls the caller, behind functions of this ``name`` that hand on the call: Keras's, a subclass's, a wrapper's."""
-    return next(frame for frame in _stack(sys._getframe(2)) if frame.f_code.co_name != name or frame.f_back is None)
+def _caller_behind(name: str) -> tuple[list[FrameType], FrameType]:
+    """The functions of this ``name`` that hand on the call to its caller, Keras's or a subclass's, and who called those."""
+    handing_on = list(takewhile(lambda frame: frame.f_code.co_name == name, _stack(sys._getframe(2))))
+    return handing_on, next(islice(_stack(sys._getframe(2)), len(handing_on), None))
 
 
 def _is_keras(frame: FrameType) -> bool:
