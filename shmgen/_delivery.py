@@ -258,7 +258,7 @@ class Delivery:
             schedule.lease(slot)
             arrays = self._ring.lease(slot, rows)
         elif self._all_held:
-            arrays = tuple(array[:rows].copy() for array in self._ring.arrays(slot))
+            arrays = self._ring.layout.copies(self._ring.arrays(slot), rows)
             schedule.free(slot)
             self._copied += 1
         else:

@@ -79,6 +79,7 @@ class Filler:
         self._seed = seed
         self._by_field = by_field
         self._whole = whole
+        self._cleared = [part for part in parts if part.source is not None and part.source.may_leave_out]
         # Whether anything is done sample by sample, which may draw random numbers.
         one_by_one = any(part.source is not None and part.source.reads_one_by_one for part in parts)
         self.calls_functions = one_by_one or bool(by_field) or whole is not None
@@ -139,6 +140,8 @@ class Filler:
         Raises:
             SampleError: a sample can't be had; ``at`` tells which.
         """
+        for part in self._cleared:
+            _clear(self._bytes(memory, task, part))
         for part in self._parts:
             source = part.source
             if source is None or source.reads_one_by_one:
@@ -188,6 +191,13 @@ class Filler:
         import numpy as np
 
         return np.ndarray((task.stop - task.start, *part.shape), part.typestr, self._bytes(memory, task, part))
+
+
+def _clear(data: memoryview) -> None:
+    """Set rows to 0: what a slot held before is another sample's."""
+    import numpy as np
+
+    np.frombuffer(data, np.uint8)[:] = 0
 
 
 def _transform_whole(function: Callable[..., Any], rows: dict[str, np.ndarray], rng: np.random.Generator) -> None:

@@ -51,11 +51,11 @@ class Source:
         """Get ready to read, once in each process that reads: open the file, connect to the database."""
 
     def read(self, id: Any, row: np.ndarray) -> None:
-        """Fill ``row``, an array of `shape` and `dtype` in shared memory, with sample ``id``."""
+        """Fill ``row``, an array of `shape` and `dtype` in shared memory, with sample ``id``; what is left out stays 0."""
         raise NotImplementedError
 
     def fill(self, ids: Sequence[Any], rows: np.ndarray) -> None:
-        """Fill ``rows``, of shape ``(len(ids), *shape)``, with the samples ``ids``.
+        """Fill ``rows``, of shape ``(len(ids), *shape)``, with the samples ``ids``; what is left out stays 0.
 
         To be overridden where many are read faster at once than one by one; random numbers are then not drawn for each.
         """
@@ -80,6 +80,13 @@ class Source:
         """Whether `read` does the work, not `fill`."""
         return type(self).fill is Source.fill
 
+    @property
+    def may_leave_out(self) -> bool:
+        """Whether it may fill a part of a row only, so that rows must be clear before; what shmgen itself reads fills them whole."""
+        does = "read" if self.reads_one_by_one else "fill"
+        written_by = next(cls for cls in type(self).__mro__ if does in vars(cls))
+        return not written_by.__module__.startswith("shmgen.")
+
 
 class RawSource(Source):
     """A source whose `fill` takes a flat `memoryview` of the rows' bytes, so that a worker need not import NumPy."""
@@ -87,6 +94,8 @@ class RawSource(Source):
 
 class Function(Source):
     """A function of the id: ``function(id)`` returns a sample's array, ``function(id, row)`` fills the row that it is given.
+
+    The row is all zeros when it is given, so that a short sample may fill a part of it.
 
     Args:
         function: is called in the workers.
@@ -134,6 +143,10 @@ class Function(Source):
         result = self._function(id, row) if self._fills else self._function(id)
         if not (self._fills and (result is None or result is row)):
             put(row, result)
+
+    @property
+    def may_leave_out(self) -> bool:
+        return self._fills or super().may_leave_out
 
     def place(self, id: Any) -> str:
         return _name(self._function)

@@ -131,8 +131,9 @@ def test_size_arguments_beside_a_source_that_says_them(tmp_path: Any) -> None:
 # Alignment, and no copy.
 
 
-def test_every_field_is_aligned_and_separate(data: Any) -> None:
-    """Rows of odd sizes and dtypes: each array begins at a multiple of 64 bytes, and overlaps no other."""
+@pytest.mark.parametrize("held", [False, True], ids=["leased", "copied"])
+def test_every_field_is_aligned_and_separate(data: Any, held: bool) -> None:
+    """Rows of odd sizes and dtypes: each array begins at a multiple of 64 bytes, and overlaps no other; copies, too."""
     inputs = {
         "byte": Function(lambda n: np.uint8(7)),
         "flags": Function(lambda n: np.ones(3, bool)),
@@ -140,8 +141,9 @@ def test_every_field_is_aligned_and_separate(data: Any) -> None:
         "halves": Function(lambda n: np.full((5, 7), 7, np.float16)),
         "wide": Values(np.full((N, 9), 7.0), dtype="f8"),
     }
-    with Loader(data.ids, data.labels, 7, inputs=inputs, weights=np.full(N, 7), drop_last=False, workers=2) as loader:
-        for X, y, weights in loader:
+    with Loader(data.ids, data.labels, 7, inputs=inputs, weights=np.full(N, 7), drop_last=False, workers=2, slots=2) as loader:
+        kept = list(loader) if held else []
+        for X, y, weights in kept or loader:
             arrays = sorted([*X.values(), y, weights], key=lambda array: array.ctypes.data)
             assert [array.ctypes.data % 64 for array in arrays] == [0] * 7
             for one, other in pairwise(arrays):
@@ -150,6 +152,7 @@ def test_every_field_is_aligned_and_separate(data: Any) -> None:
             assert (X["wide"] == 7).all()
             assert (weights == 7).all()
             np.testing.assert_array_equal(X["scan"][:, 0, 0], y)
+        assert loader.stats.copied == (8 - 2 if held else 0)
 
 
 class Recorder(keras.Model):
@@ -197,6 +200,28 @@ def test_no_copy_of_any_field_to_the_tensor(data: Any) -> None:
         assert sequence.stats.copied == 0
     assert batches == [5] * 12
     assert outside == []
+
+
+def test_tensors_alias_copies_too(data: Any) -> None:
+    """With all slots held for good, ``fit`` gets copies, and TensorFlow makes no second copy of any field of them."""
+    handed_out: set[int] = set()
+    found: list[int] = []
+
+    class Noting(Sequence):
+        def __getitem__(self, index: int) -> Any:
+            batch = super().__getitem__(index)
+            handed_out.update(array.ctypes.data for array in tf.nest.flatten(batch))
+            return batch
+
+    model = Recorder(lambda tensors: found.extend(np.asarray(memoryview(tensor)).ctypes.data for tensor in tensors))
+    model.compile()
+    with Noting(data.ids, None, 8, **fields(data), slots=2) as sequence:
+        held = [sequence[0], sequence[1]]
+        model.fit(sequence, epochs=2, verbose=0)
+        assert sequence.stats.copied >= 12
+    assert len(found) == 2 * 6 * 5
+    assert set(found) <= handed_out
+    del held
 
 
 @pytest.mark.parametrize("workers", WORKERS)
