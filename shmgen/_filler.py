@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shmgen._arguments import dtype_of
 from shmgen._source import IDLE, UNKNOWN, RawSource, Source, function_error, put, row_of, told
 from shmgen.errors import Misfit, StartError
 
@@ -42,7 +43,7 @@ class Part(NamedTuple):
         name: of the field.
         source: fills it; None where the parent has done so.
         shape: of a row.
-        typestr: dtype of a row, as text.
+        dtype: of a row, as text, since most workers need no NumPy.
         offset: where the field begins in the first slot, in bytes from the begin of the ring.
         row_bytes: bytes of a row.
     """
@@ -50,7 +51,7 @@ class Part(NamedTuple):
     name: str
     source: Source | None
     shape: tuple[int, ...]
-    typestr: str
+    dtype: str
     offset: int
     row_bytes: int
 
@@ -190,7 +191,7 @@ class Filler:
     def _rows(self, memory: memoryview, task: Task, part: Part) -> np.ndarray:
         import numpy as np
 
-        return np.ndarray((task.stop - task.start, *part.shape), part.typestr, self._bytes(memory, task, part))
+        return np.ndarray((task.stop - task.start, *part.shape), dtype_of(part.dtype), self._bytes(memory, task, part))
 
 
 def _clear(data: memoryview) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from shmgen._arguments import real, whole
+from shmgen._arguments import dtype_text, real, whole
 from shmgen._crew import CrewSize, Steering
 from shmgen._damage import Damage, Damaged
 from shmgen._deal import Dealer, Pass
@@ -327,7 +327,7 @@ def _filler(
             field.name,
             None if isinstance(source, Values) else source,
             field.shape,
-            field.dtype.str,
+            dtype_text(field.dtype),
             BOARD_BYTES + offset,
             field.row_bytes,
         )

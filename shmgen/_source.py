@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shmgen._arguments import numbers, sizes, whole
+from shmgen._arguments import meant, numbers, sizes, what_bytes_may_be, whole
 from shmgen.errors import FunctionError, InputError, Misfit, SampleError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Source:
 
     @property
     def may_leave_out(self) -> bool:
-        """Whether it may fill a part of a row only, so that rows must be clear before; what shmgen itself reads fills them whole."""
+        """Whether it may fill a part of a row only, so that rows must be clear before. Sources of shmgen's fill them whole."""
         does = "read" if self.reads_one_by_one else "fill"
         written_by = next(cls for cls in type(self).__mro__ if does in vars(cls))
         return not written_by.__module__.startswith("shmgen.")
@@ -132,6 +132,8 @@ class Function(Source):
             try:
                 with own_random_state():
                     first = np.asarray(self._function(ids[0]))
+                if dtype is None and (remedy := what_bytes_may_be(first.dtype)):
+                    raise Misfit(f"expected numbers, found dtype {first.dtype}{remedy}")
                 self.shape, _ = row_shapes(first.shape, dim, n_channels)
             except Exception as error:
                 raise function_error(ids[0], _name(self._function), error) from error
@@ -196,7 +198,9 @@ def put(row: np.ndarray, value: Any) -> None:
             raise Misfit(f"expected shape {row.shape}, found {array.shape}")
         array = array[..., None]
     if not np.can_cast(array.dtype, row.dtype, "same_kind"):
-        raise Misfit(f"expected dtype {row.dtype}, found {array.dtype}, whose cast would lose more than precision")
+        if meant(array.dtype, row.dtype) != row.dtype:
+            raise Misfit(f"expected dtype {row.dtype}, found {array.dtype}, whose cast would lose more than precision")
+        array = array.view(row.dtype)
     row[...] = array
 
 

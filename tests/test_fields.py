@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -248,6 +249,31 @@ def test_fit_gives_every_sample_once_an_epoch(data: Any, workers: int) -> None:
     assert [sorted(number % 1000 for number in epoch) for epoch in epochs] == [list(range(N))] * 3
     assert all(1000 <= number < 9000 for number in seen)
     assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+def test_fit_takes_dtypes_of_ml_dtypes(data: Any, dtype: str) -> None:
+    """Which files keep as bare bytes: tensors of that dtype, right in value, that alias the ring."""
+    wrong: list[object] = []
+    seen: set[str] = set()
+
+    def look(tensors: list[Any]) -> None:
+        X, y = tensors
+        if dtype == "bfloat16":  # of the other, TensorFlow shows no memory
+            address = np.asarray(memoryview(tf.bitcast(X, tf.uint8))).ctypes.data
+            wrong.extend([address] if not ring.address <= address < ring.address + len(ring.memory) else [])
+        wrong.extend(y.numpy()[(X.numpy().astype("f4") != (y.numpy() % 8)[:, None, None]).any(axis=(1, 2))])
+        seen.add(X.dtype.name)
+
+    for number, id in enumerate(data.ids):
+        np.save(data.file(id), np.full((4, 3), number % 8).astype(getattr(ml_dtypes, dtype)))
+    model = Recorder(look)
+    model.compile()
+    with Sequence(data.ids, data.labels, 8, data_dir=data.path, dtype=dtype, workers=2) as sequence:
+        ring = sequence._loader._ring
+        model.fit(sequence, epochs=2, verbose=0)
+    assert seen == {dtype}
+    assert wrong == []
 
 
 def test_held_batches_keep_their_values(data: Any) -> None:
