@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._arguments import dtype_of
+from shmgen._limits import note
 from shmgen._source import IDLE, UNKNOWN, RawSource, Source, function_error, put, row_of, told
 from shmgen.errors import Misfit, StartError
 
@@ -115,6 +116,7 @@ class Filler:
                 try:
                     part.source.open()
                 except Exception as error:
+                    note(error)
                     raise StartError(f"source of field {part.name!r} can't be opened: {told(error)}") from error
         if self.calls_functions:
             from shmgen._dice import Dice
@@ -154,6 +156,7 @@ class Filler:
                 else:
                     source.fill(task.ids, self._rows(memory, task, part))
             except Exception as error:
+                note(error)
                 raise function_error(task.ids[row_of(self._at[0]) or 0], f"source of field {part.name!r}", error) from error
         if self._dice is not None:
             self._call_functions(memory, task, self._dice)
@@ -182,6 +185,7 @@ class Filler:
                     where = "transform"
                     _transform_whole(self._whole, {name: array[number, ...] for name, array in rows.items()}, rng)
             except Exception as error:
+                note(error)
                 raise function_error(id, where, error) from error
 
     def _bytes(self, memory: memoryview, task: Task, part: Part) -> memoryview:

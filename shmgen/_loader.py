@@ -245,6 +245,11 @@ class Loader:
         """The samples that could not be had and for which others stood in, in the order in which they were found."""
         return tuple(self._damage.found.values())
 
+    @property
+    def error(self) -> Exception | None:
+        """The error that a request for a batch last ended in, which has been logged, too; None if there was none."""
+        return self._delivery.error
+
     def close(self) -> None:
         """End the workers and give up the memory; what batches still held show stays.
 

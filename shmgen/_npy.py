@@ -11,6 +11,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shmgen._limits import FILES, reached
 from shmgen.errors import Misfit
 
 if TYPE_CHECKING:
@@ -203,5 +204,6 @@ def explain(error: Exception) -> str:
     if isinstance(error, ValueError):
         return f"expected an id that makes a path, found one that does not: {error}"
     if isinstance(error, OSError):
-        return f"expected a readable file, found: {error.strerror} (errno {error.errno})"
+        limit = reached(error, FILES)
+        return f"expected a readable file, found: {error.strerror} (errno {error.errno}){limit and f'; {limit}'}"
     return str(error)
