@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
-from shmgen._arguments import Fixed, check_index, real, whole
+from shmgen._arguments import Fixed, check_index, dtype_text, real, whole
 from shmgen._crew import CrewSize, Steering
 from shmgen._damage import Damage, Damaged
 from shmgen._delivery import Delivery
@@ -278,6 +278,11 @@ class Loader:
         """The samples that could not be had and for which others stood in, in the order in which they were found."""
         return tuple(self._damage.found.values())
 
+    @property
+    def error(self) -> Exception | None:
+        """The error that a request for a batch last ended in, which has been logged, too; None if there was none."""
+        return self._delivery.error
+
     def close(self) -> None:
         """End the workers and give up the memory; what batches still held show stays.
 
@@ -388,7 +393,7 @@ def _filler(
             field.name,
             None if isinstance(source, Values) else source,
             field.shape,
-            field.dtype.str,
+            dtype_text(field.dtype),
             BOARD_BYTES + offset,
             field.row_bytes,
         )

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from shmgen._dice import own_random_state
 from shmgen._filler import Filler, Task
+from shmgen._limits import FILES, START, named
 from shmgen._ring import Ring
 from shmgen._signals import undisturbed
 from shmgen._source import IDLE, row_of
@@ -140,14 +141,17 @@ class Pool:
         self._ring = ring
         self._draws = filler.calls_functions
         self._filler = dumps(filler)
-        self._bell = _Bell()
+        with named(FILES), ExitStack() as undo:
+            self._bell = _Bell()
+            undo.callback(self._bell.close)
+            self._poll = select.epoll()
+            undo.pop_all()
         self._workers: list[_Process] = []
         self._left: list[_Process] = []
         # Nanoseconds of those that are no more.
         self._busy = self._cpu = 0
         self._by_fd: dict[int, int] = {}
         self._only: dict[int, select.poll] = {}
-        self._poll = select.epoll()
         self._poll.register(self._bell.fd, select.EPOLLIN)
         try:
             with undisturbed():
@@ -174,7 +178,8 @@ class Pool:
         free = [word for word in range(0, len(self._ring.board), WORDS) if word not in taken]
         if not free:
             raise OSError(errno.EAGAIN, f"there is no room on the board for more than {len(taken)} workers")
-        return _Process(self._ring.fd, free[0])
+        with named(START):
+            return _Process(self._ring.fd, free[0])
 
     def _introduce(self, number: int) -> None:
         """Tell a worker that has been started what it will have to do."""
@@ -320,7 +325,8 @@ class InProcess:
     def __init__(self, ring: Ring, filler: Filler) -> None:
         self._at = [IDLE]
         filler.open(self._at)
-        self._bell = _Bell()
+        with named(FILES):
+            self._bell = _Bell()
         self._ring = ring
         self._filler = filler
         self._tasks: deque[Task] = deque()

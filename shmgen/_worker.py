@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from shmgen._filler import Filler, Task
+from shmgen._limits import MAPPING, named, note
 from shmgen._source import IDLE, row_of
 from shmgen._wire import (
     AT,
@@ -91,7 +92,7 @@ def main(stream: int, segment: int, life: int) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     try:
-        memory = memoryview(mmap.mmap(segment, 0))
+        memory = _mapped(segment)
         board = memory[8 * setup.word : 8 * (setup.word + WORDS)].cast("Q")
         if setup.draws:
             from shmgen._dice import seed_late
@@ -102,9 +103,10 @@ def main(stream: int, segment: int, life: int) -> None:
     except StartError as error:
         _tell(stream, UNABLE + pickle.dumps(error))
         return
-    except Exception:
+    except Exception as error:
         import traceback  # late, as all that few workers need: imports are most of a worker's start
 
+        note(error)
         _tell(stream, UNABLE + pickle.dumps(StartError(traceback.format_exc())))
         return
     board[USED] = processor_time("self")
@@ -118,7 +120,11 @@ def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segme
     while (fields := inbox.next()) is not None:
         task = _task(fields)
         if not filler.fits(memory, task):  # the ring has grown
-            memory = memoryview(mmap.mmap(segment, 0))
+            try:
+                memory = _mapped(segment)
+            except StartError as error:
+                _tell(stream, UNABLE + pickle.dumps(error))
+                return
         # Files in the page cache are read without a wait, and hints would only cost time.
         if waiting:
             if fields is not hinted:
@@ -138,6 +144,15 @@ def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segme
         board[BUSY] += time.monotonic_ns() - start
         if not _tell(stream, failed or (WAITED if waiting else DONE)):
             return
+
+
+def _mapped(segment: int) -> memoryview:
+    """The ring, as far as it has grown."""
+    try:
+        with named(MAPPING):
+            return memoryview(mmap.mmap(segment, 0))
+    except OSError as error:
+        raise StartError(f"the ring can't be mapped: {error}") from None
 
 
 def _hint(filler: Filler, task: Task) -> None:

@@ -106,7 +106,8 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
 
         Raises:
             IndexError: there is no batch of this index.
-            SampleError: a file can't be read. From within ``fit`` on TensorFlow, it is in the text of TensorFlow's own.
+            SampleError: a file can't be read. From within ``fit`` on TensorFlow, it is in the text of TensorFlow's own error, in
+                the log, and in `error`.
         """
         return self._loader.batch(check_index(index, len(self)), self._iterations.find(sys._getframe(1)), self._drain)
 
@@ -167,6 +168,11 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     def damaged(self) -> tuple[Damaged, ...]:
         """The samples that could not be had and for which others stood in; see `shmgen.Loader.damaged`."""
         return self._loader.damaged
+
+    @property
+    def error(self) -> Exception | None:
+        """The error that a request for a batch last ended in, whatever the backend made of it; None if there was none."""
+        return self._loader.error
 
     def close(self) -> None:
         """End the workers and give up the memory; see `shmgen.Loader.close`."""
