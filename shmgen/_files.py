@@ -87,9 +87,17 @@ class Npy(RawSource):
             self.row_bytes = math.prod(self.shape) * row_dtype.itemsize
             self._check(header)
         except (OSError, ValueError, Misfit) as error:
-            raise SampleError(first, self.path(first), explain(error)) from None
+            raise SampleError(first, self.path(first), explain(error) + self._meant(first, error)) from None
         # What a file begins with whose data are a row's bytes as they stand, once one has been seen.
         self._plain = raw if self._is_plain(header) else None
+
+    def _meant(self, id: object, error: Exception) -> str:
+        """What was probably meant by an id whose file is not there."""
+        if not isinstance(error, FileNotFoundError):
+            return ""
+        from shmgen._suggest import for_missing_file
+
+        return for_missing_file(id, self.path, None if self._ids_are_paths else self.folder)
 
     def path(self, id: object) -> str:
         """The file of sample ``id``."""

@@ -7,11 +7,9 @@ import os
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
-
-import numpy as np
 
 from shmgen._arguments import Fixed, check_index, dtype_text, real, whole
 from shmgen._crew import CrewSize, Steering
@@ -30,7 +28,7 @@ from shmgen._samples import Samples
 from shmgen._schedule import Schedule
 from shmgen._source import Function, Source
 from shmgen._stats import WAITING, Stats
-from shmgen._structure import Structure
+from shmgen._structure import Structure, target
 from shmgen._values import Values
 from shmgen._watch import Watch
 from shmgen.errors import ClosedError, InputError
@@ -77,13 +75,17 @@ class Loader:
 
     Args:
         list_IDs: the samples' ids; one that stands twice is two samples.
-        labels: a mapping from id to an int, or an array where ids are ints; or None.
+        labels: an int for each id, or the name of one of ``classes``, or a row: a mapping from id to them, or a list, an array, a
+            column of pandas, as `Values` takes them. Or `Values`; or a function of the id, or whatever else ``targets`` may be.
+            None for none.
         batch_size: samples in a batch.
         dim: shape of a sample without its channels; the first sample's where left out.
         n_channels: size of the last axis; the first sample's where left out. Where it is 1, a sample of shape ``dim`` is taken.
             With ``dim`` left out as well, a row has the sample's own shape.
-        n_classes: labels become one-hot rows of this length.
+        n_classes: labels become one-hot rows of this length; or they are rows of it.
         shuffle: a new order for each epoch, which depends on ``seed`` and the epoch alone; else the order of ``list_IDs``.
+        classes: labels are names, and become their positions in this list; ``"sorted"`` makes it of all names there are. See
+            `Values`, and the attribute `classes`.
         data_dir: the folder of the files, which no id may lead out of; None where ids are paths.
         dtype: of ``X``; the first sample's where left out. Files are cast to it where NumPy calls that "same_kind".
         source: in place of files, a `Source`, or a function as `Function` takes it.
@@ -122,6 +124,7 @@ class Loader:
             sample's whole shape. None where there are several inputs.
         n_channels: likewise; None where neither was given.
         n_classes: as it was given.
+        classes: names of the classes, in the order of their numbers; None where there are none. Of several targets: a dict by field.
         shuffle: as it was given.
 
     Raises:
@@ -140,13 +143,14 @@ class Loader:
     def __init__(
         self,
         list_IDs: Iterable[object],
-        labels: Mapping[Any, Any] | None = None,
+        labels: Any = None,
         batch_size: int = 32,
         dim: int | Iterable[int] | None = None,
         n_channels: int | None = None,
         n_classes: int | None = None,
         shuffle: bool = True,
         *,
+        classes: Iterable[Any] | Literal["sorted"] | None = None,
         data_dir: str | os.PathLike[str] | None = "data",
         dtype: DTypeLike | None = None,
         source: Source | Callable[..., Any] | None = None,
@@ -191,14 +195,14 @@ class Loader:
             inputs = _only_input(source, data_dir, dim, n_channels, dtype)
         elif source is not None or dim is not None or n_channels is not None or dtype is not None:
             raise InputError("dim, n_channels, dtype and source describe the only input; where inputs is given, its sources do")
-        if n_classes is not None and targets is not None:
-            raise InputError("n_classes is for labels; give it to the Values among targets")
+        if (n_classes is not None or classes is not None) and targets is not None:
+            raise InputError("n_classes and classes are for labels; give them to the Values among targets")
         if labels is not None:
             if targets is not None:
                 raise InputError("labels are the only target; give either labels or targets")
-            targets = Values(labels, dtype=None if n_classes else np.int64, n_classes=n_classes)
-        self._structure = Structure(inputs, targets, weights)
-        self._layout = Layout(self._structure.bind(self._ids), min(batch_size, len(self._ids)))
+            targets = target(labels, n_classes, classes, self._ids)
+        self._structure = Structure(inputs, targets, weights, self._ids)
+        self._layout = Layout(self._structure.bind(), min(batch_size, len(self._ids)))
         filler = _filler(self._structure, self._layout, seed, transform)
         self._labels, self._n_classes, self._has_channels = labels, n_classes, dim is not None or n_channels is not None
 
@@ -237,6 +241,7 @@ class Loader:
     dim = Fixed["tuple[int, ...] | None"](lambda loader: loader._row()[0])
     n_channels = Fixed["int | None"](lambda loader: loader._row()[1])
     n_classes = Fixed["int | None"](lambda loader: loader._n_classes)
+    classes = Fixed["tuple[Any, ...] | dict[str, tuple[Any, ...]] | None"](lambda loader: loader._structure.classes)
     shuffle = Fixed[bool](lambda loader: loader._order.shuffle)
 
     def _row(self) -> tuple[tuple[int, ...] | None, int | None]:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from shmgen._arguments import are_numbers, dtype_of
+from shmgen._ids import Some, is_frame
 from shmgen._layout import Arrays, Field
+from shmgen._lookup import is_column, is_mapping
 from shmgen._source import Function, Source
-from shmgen._values import Values
+from shmgen._values import Labels, Values
 from shmgen.errors import FunctionError, InputError
 
 
@@ -23,6 +25,7 @@ class Structure:
         inputs: a source, or a dict, tuple or list of sources.
         targets: likewise, or None for none.
         weights: likewise, or None for none.
+        ids: of all samples; they tell a mapping from id to value from a dict of fields.
 
     Attributes:
         sources: what fills each field, by the field's name, in the order of a batch's arrays. Copies: a source may serve others.
@@ -30,13 +33,14 @@ class Structure:
         has_one_input: whether there is a single input, without a name of its own.
     """
 
-    def __init__(self, inputs: Any, targets: Any, weights: Any) -> None:
+    def __init__(self, inputs: Any, targets: Any, weights: Any, ids: Sequence[Any]) -> None:
         if targets is None and weights is not None:
             raise InputError("weights weigh the loss of targets, and there are none: give labels or targets too")
-        self.has_one_input = not _is_nest(inputs)
+        self._ids = ids
+        self.has_one_input = not _is_nest(inputs, ids)
         self._found: list[tuple[str, str, Source | Values]] = []
         parts = {"inputs": ("X", inputs), "targets": ("y", targets), "weights": ("weights", weights)}
-        self._is_flat = not any(_is_nest(part) for _, part in parts.values())
+        self._is_flat = not any(_is_nest(part, ids) for _, part in parts.values())
         self._nests = [self._add(role, name, part) for role, (name, part) in parts.items() if part is not None]
         often = Counter(name for _, name, _ in self._found)
         self.sources = {name if often[name] == 1 else f"{role}.{name}": source for role, name, source in self._found}
@@ -45,7 +49,7 @@ class Structure:
 
     def _add(self, role: str, name: str, part: Any) -> Callable[[Arrays], Any]:
         """Take the sources in ``part``, and return what picks their arrays out of a batch's, nested alike."""
-        if _is_nest(part):
+        if _is_nest(part, self._ids):
             if isinstance(part, Mapping):
                 picks = {key: self._add(role, str(key), value) for key, value in part.items()}
                 return lambda arrays: {key: pick(arrays) for key, pick in picks.items()}
@@ -59,8 +63,15 @@ class Structure:
         """``(inputs,)``, ``(inputs, targets)`` or ``(inputs, targets, weights)``, each nested as it was given."""
         return arrays if self._is_flat else tuple([pick(arrays) for pick in self._nests])
 
-    def bind(self, ids: Sequence[Any]) -> tuple[Field, ...]:
-        """Bind every source to ``ids``, and say what arrays a batch has."""
+    @property
+    def classes(self) -> tuple[Any, ...] | dict[str, tuple[Any, ...]] | None:
+        """Names of the target's classes, in the order of their numbers; by field, where there are several fields of classes."""
+        found = {name: source.classes for name, source in self.sources.items() if isinstance(source, Values) and source.classes}
+        return found["y"] if found.keys() == {"y"} else found or None
+
+    def bind(self) -> tuple[Field, ...]:
+        """Bind every source to the ids, and say what arrays a batch has."""
+        ids = self._ids
         fields = []
         for name, source in self.sources.items():
             if isinstance(source, Values):
@@ -77,17 +88,62 @@ class Structure:
         return tuple(fields)
 
 
-def _is_nest(part: Any) -> bool:
-    """Whether ``part`` holds sources, not values."""
-    members = part.values() if isinstance(part, dict) else part if isinstance(part, list | tuple) else ()
-    return any(isinstance(member, Source | Values) or callable(member) or _is_nest(member) for member in members)
+def target(labels: Any, n_classes: int | None, classes: Any, ids: Sequence[Any]) -> Any:
+    """What ``labels`` mean as targets: values that are ints, or whatever targets may be.
+
+    Raises:
+        InputError: ``n_classes`` or ``classes`` stand beside what is no value for each id.
+    """
+    if isinstance(labels, Values):
+        return labels.with_classes(n_classes, classes)
+    is_nest = _is_nest(labels, ids)
+    if isinstance(labels, Source) or is_nest or (callable(labels) and not is_mapping(labels)):
+        if n_classes is None and classes is None:
+            return labels
+        if isinstance(labels, Source) or is_nest:
+            raise InputError("n_classes and classes are for labels that are values; give them to the Values among targets")
+    return Labels(labels, n_classes=n_classes, classes=classes)
+
+
+def _is_nest(part: Any, ids: Sequence[Any]) -> bool:
+    """Whether ``part`` holds fields, not values."""
+    if not isinstance(part, dict | list | tuple):
+        return False
+    members = part.values() if isinstance(part, dict) else part
+    if any(isinstance(member, Source | Values) or callable(member) for member in members):
+        return True
+    return _holds_columns(part, ids) or any(_is_nest(member, ids) for member in members)
+
+
+def _holds_columns(part: dict[Any, Any] | Sequence[Any], ids: Sequence[Any]) -> bool:
+    """Whether ``part`` holds values of all ids for each of several fields, not a value for each id."""
+    ids = ids.all if isinstance(ids, Some) else ids
+    # As many members as ids would be a value for each.
+    if not 0 < len(part) < len(ids):
+        return False
+    members = list(part.values()) if isinstance(part, dict) else part
+    if not all(is_column(member) or isinstance(member, Mapping) for member in members):
+        return False
+    if isinstance(part, dict) and not (all(isinstance(key, str) for key in part) and not any(_has(part, id) for id in ids)):
+        return False
+    return any(len(member) == len(ids) or (isinstance(member, Mapping) and _has(member, ids[0])) for member in members)
+
+
+def _has(mapping: Mapping[Any, Any], id: object) -> bool:
+    try:
+        return id in mapping
+    except TypeError:  # an id that can't be a key
+        return False
 
 
 def _as_source(part: Any, name: str, *, weighs: bool) -> Source | Values:
     if isinstance(part, Source | Values):
         return copy(part)
+    if is_column(part) or is_mapping(part) or is_frame(part):
+        return Values(part, dtype=np.float32 if weighs else None)
     if callable(part):
         return Function(part)
-    if isinstance(part, Mapping | Sequence | np.ndarray) or hasattr(part, "keys"):
-        return Values(part, dtype=np.float32 if weighs else None)
-    raise InputError(f"field {name!r}: expected a source, a function or a mapping from id to value, found {part!r}")
+    raise InputError(
+        f"field {name!r}: expected a source, a function, or a mapping or list from id to value, found {part!r}; "
+        "of a folder of .npy files the source is Npy(folder)"
+    )

@@ -21,7 +21,7 @@ import numpy as np
 
 from shmgen._arguments import real, whole
 from shmgen._files import Npy, NpyRows
-from shmgen._ids import kept, take
+from shmgen._ids import Some, kept
 from shmgen._loader import Loader
 from shmgen._machine import available, processors
 from shmgen._npy import OPEN_FLAGS
@@ -259,16 +259,17 @@ def _verb(one: Measurement, verb: str) -> str:
     return f"{verb}s" if one.workers == 1 else verb
 
 
-def _read_once(arguments: dict[str, Any], workers: int, seconds: float) -> tuple[list[Any], list[str] | None, int, int]:
+def _read_once(arguments: dict[str, Any], workers: int, seconds: float) -> tuple[Some, list[str] | None, int, int]:
     """Read as much as can be in so many seconds, and is sure to stay in memory.
 
     Returns:
         The ids of what was read, their files (None where that can't be said), bytes of a sample, samples in a batch.
     """
     ids = arguments["list_IDs"]
+    chosen = np.arange(len(ids))
     if arguments.get("shuffle", True):
-        ids = take(ids, np.random.default_rng(arguments.get("seed", 0)).permutation(len(ids)))
-    with Loader(**{**arguments, "list_IDs": ids, "shuffle": False, "workers": workers}) as loader:
+        chosen = np.random.default_rng(arguments.get("seed", 0)).permutation(len(ids))
+    with Loader(**{**arguments, "list_IDs": Some(ids, chosen), "shuffle": False, "workers": workers}) as loader:
         sample_bytes = sum(field.row_bytes for field in loader._layout.fields)
         batch_size = loader._order.batch_size
         room = CACHED * available() / sample_bytes
@@ -279,11 +280,11 @@ def _read_once(arguments: dict[str, Any], workers: int, seconds: float) -> tuple
             if samples >= FEWEST_BATCHES * batch_size and (now > deadline or samples > room):
                 break
         # Those of a last batch that is left out are not worth a thought.
-        part = list(islice(ids, loader.stats.samples))
+        part = Some(ids, chosen[: loader.stats.samples])
         return part, _files(loader, part), sample_bytes, batch_size
 
 
-def _files(loader: Loader, ids: list[Any]) -> list[str] | None:
+def _files(loader: Loader, ids: Sequence[Any]) -> list[str] | None:
     """What a loader reads for ``ids``, as far as it reads ``.npy`` files; None where it calls functions, or others' code."""
     files: list[str] = []
     for source in loader._structure.sources.values():

@@ -95,6 +95,7 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     dim = Fixed["tuple[int, ...] | None"](lambda sequence: sequence._loader.dim)
     n_channels = Fixed["int | None"](lambda sequence: sequence._loader.n_channels)
     n_classes = Fixed["int | None"](lambda sequence: sequence._loader.n_classes)
+    classes = Fixed[Any](lambda sequence: sequence._loader.classes)
     shuffle = Fixed[bool](lambda sequence: sequence._loader.shuffle)
 
     def __len__(self) -> int:
