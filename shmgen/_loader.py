@@ -124,7 +124,7 @@ class Loader:
             sample's whole shape. None where there are several inputs.
         n_channels: likewise; None where neither was given.
         n_classes: as it was given.
-        classes: names of the classes, in the order of their numbers; None where there are none. Of several targets: a dict by field.
+        classes: names of the classes, in the order of their numbers, or None. Of several targets: a dict by field.
         shuffle: as it was given.
 
     Raises:
