@@ -17,7 +17,7 @@ from shmgen._schedule import Piece
 from shmgen._source import Source
 from shmgen._structure import Structure
 from shmgen._values import Values
-from shmgen.errors import SampleError
+from shmgen.errors import SampleError, printable
 
 MOST_ATTEMPTS = 100
 """So many samples are tried to stand in for one; where all of them are damaged, hardly any is not."""
@@ -121,13 +121,13 @@ class Samples:
     def named(self, piece: Piece, row: int) -> str:
         """The sample in ``row`` of ``piece``, counted from its first."""
         [id] = self._ids_of(piece)[row : row + 1]
-        return f"sample {id!r}, {self._filler.places(id)}"
+        return printable(f"sample {id!r}, {self._filler.places(id)}")
 
     def listed(self, pieces: Sequence[Piece], most: int) -> str:
         """What is read for ``pieces``; no more than ``most`` samples are named."""
         ids = [id for piece in pieces for id in self._ids_of(piece)]
         places = [self._filler.places(id) for id in ids[:most]]
-        named = ", ".join(place if place.startswith("/") else repr(id) for id, place in zip(ids, places, strict=False))
+        named = printable(", ".join(place if place.startswith("/") else repr(id) for id, place in zip(ids, places, strict=False)))
         return named if len(ids) <= most else f"{named} and {len(ids) - most} more"
 
     def _ids_of(self, piece: Piece) -> list[Any]:
