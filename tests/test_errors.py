@@ -184,7 +184,7 @@ def test_each_batch_that_fails_is_logged_in_each_epoch(folder: Callable, caplog:
             for index in (0, 0, 1, 2, 2, 3):
                 with contextlib.suppress(SampleError):
                     loader.batch(index)
-            loader.begin()
+            loader.on_epoch_end()
         assert [re.findall("id-.", text)[0] for text in said(caplog)] == ["id-1", "id-5"] * 2
         assert loader.error is not None
         assert loader.error.id == "id-5"
