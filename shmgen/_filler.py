@@ -66,6 +66,9 @@ class Filler:
         seed: of random numbers, together with the epoch and the sample's position in it.
         by_field: functions of a row and a generator, by name of the field.
         whole: a function of the sample, a dict of its rows by name of the field, and a generator.
+
+    Attributes:
+        seed: see above.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Filler:
     ) -> None:
         self._parts = parts
         self._slot_bytes = slot_bytes
-        self._seed = seed
+        self.seed = seed
         self._by_field = by_field
         self._whole = whole
         self._cleared = [part for part in parts if part.source is not None and part.source.may_leave_out]
@@ -121,7 +124,7 @@ class Filler:
         if self.calls_functions:
             from shmgen._dice import Dice
 
-            self._dice = Dice(self._seed)
+            self._dice = Dice(self.seed)
 
     def places(self, id: Any) -> str:
         """Where sample ``id`` is read from, for errors and warnings."""

@@ -96,6 +96,8 @@ loader.close()
         assert "shmgen._worker" in modules
         assert not top_level(modules) & {"keras", "tensorflow", "my_module_beside_the_script", "script_0", "site"}
         assert not modules & {"shmgen._loader", "shmgen.keras", "shmgen._pool"}
+        # What functions of the user's need, and a worker that only reads files does not.
+        assert not modules & {"logging", "cloudpickle", "shmgen._context", "shmgen._travel", "shmgen._echo"}
         assert ("numpy" in modules) == (dtype != "None")
 
 
