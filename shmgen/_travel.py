@@ -106,9 +106,9 @@ def _dumps(thing: object, places: dict[str, Place], sources: dict[str, list[str]
 
     by_value: dict[str, bool] = {}
 
-    def is_sent_by_value(name: str | None) -> bool:
+    def is_sent_by_value(name: object) -> bool:
         """Whether no worker can import module ``name``, so that what stands in it must be sent."""
-        if name is None or name not in sys.modules or name == "__main__":  # which cloudpickle sends by value anyway
+        if not isinstance(name, str) or name not in sys.modules or name == "__main__":  # which cloudpickle sends by value anyway
             return False
         if name not in by_value:
             by_value[name] = not importable(name, places)

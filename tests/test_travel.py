@@ -343,8 +343,13 @@ def holding(kind: str, held: Any) -> tuple[Callable[..., Any], str]:
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["closure", "default", "attribute", "partial", "closure-of-a-closure"])
-@pytest.mark.parametrize("what", ["ndarray", "bytes", "list", "dict"])
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        *((kind, "ndarray") for kind in ("closure", "default", "attribute", "partial", "closure-of-a-closure")),
+        *(("closure", what) for what in ("bytes", "list", "dict")),
+    ],
+)
 def test_what_is_large_is_warned_of_once(kind: str, what: str) -> None:
     """By field, name, type and size, with the remedy, at the caller's line, whatever it is; less is sent without a word."""
 
@@ -384,8 +389,7 @@ VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("mode", ["r", "r+"])
+@pytest.mark.parametrize(("view", "mode"), [*((view, "r") for view in VIEWS), ("whole", "r+"), ("plain-array", "r+")])
 def test_a_mapped_file_travels_as_a_file(mapped: Callable, view: str, mode: str) -> None:
     """So do its slices and views, exactly, each of the same class, shape, dtype, strides and right to be written to."""
     array = VIEWS[view](mapped(mode))
