@@ -94,6 +94,19 @@ def test_a_module_without_a_file(forgotten: Callable) -> None:
         np.testing.assert_array_equal(read(function), expected())
 
 
+def test_a_module_whose_folder_is_off_the_path(module: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was imported while its folder was on `sys.path`, with what it imports itself, also in the place of a namesake."""
+    (tmp_path / "its_helper.py").write_text(TENFOLD)
+    own = module("import its_helper\ndef fill(id): return its_helper.fill(id)\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/its_helper.py").write_text("def fill(id): return [-1, -1, -1]")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "other"), *(entry for entry in sys.path if entry != str(tmp_path))])
+    try:
+        np.testing.assert_array_equal(read(own.fill), expected())
+    finally:
+        del sys.modules["its_helper"]
+
+
 def test_a_module_whose_file_is_gone(module: Callable, tmp_path: Path) -> None:
     """It travels by value."""
     own = module(TENFOLD)
