@@ -82,6 +82,19 @@ def _hash_seed() -> str | None:
     return None
 
 
+def search_path() -> list[str]:
+    """`sys.path`, in which what is relative means the working folder of now, also for a worker that is started later."""
+    try:
+        folder = os.getcwd()
+    except OSError:
+        return list(sys.path)
+    # Some entries are no paths, but words that a finder understands.
+    return [
+        os.path.normpath(os.path.join(folder, entry)) if isinstance(entry, str) and os.path.exists(entry or folder) else entry
+        for entry in sys.path
+    ]
+
+
 class Context(NamedTuple):
     """What is taken over; of builtin types only, since others might have to be imported first.
 

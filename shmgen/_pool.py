@@ -11,7 +11,6 @@ import pickle
 import select
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from contextlib import ExitStack, nullcontext, suppress
@@ -19,7 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from shmgen._context import Context, environment, interpreter, places
+from shmgen._context import Context, environment, interpreter, places, search_path
 from shmgen._dice import own_random_state
 from shmgen._echo import Echo
 from shmgen._filler import Filler, Task
@@ -143,7 +142,7 @@ class Pool:
         self._draws = filler.calls_functions
         self._command = [*interpreter(), "-c", BOOT, str(Path(__file__).parents[1])]
         self._environ, corrections = environment(filler.seed)
-        self._path = list(sys.path)
+        self._path = search_path()
         self._context: tuple[Any, ...] | None = None
         if filler.is_ours:
             self._filler = pickle.dumps(filler)

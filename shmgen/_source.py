@@ -215,7 +215,7 @@ def told(error: Exception) -> str:
     """``error`` and its traceback, as text: it may be of a class that only exists here, or fail to tell of itself."""
     import traceback
 
-    # The outermost frames are ours, which called the user's function; the last of them is all there is where the call itself failed.
+    # The outermost frames are ours, which called the user's function; the last is all there is where the call itself failed.
     frames = error.__traceback__
     while frames and frames.tb_next and frames.tb_frame.f_globals.get("__name__", "").startswith("shmgen."):
         frames = frames.tb_next

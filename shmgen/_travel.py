@@ -9,7 +9,9 @@ import os
 import pickle
 import sys
 from collections import ChainMap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from operator import itemgetter
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -106,9 +108,9 @@ def _dumps(thing: object, places: dict[str, Place], sources: dict[str, list[str]
 
     by_value: dict[str, bool] = {}
 
-    def is_sent_by_value(name: str | None) -> bool:
+    def is_sent_by_value(name: object) -> bool:
         """Whether no worker can import module ``name``, so that what stands in it must be sent."""
-        if name is None or name not in sys.modules or name == "__main__":  # which cloudpickle sends by value anyway
+        if not isinstance(name, str) or name not in sys.modules or name == "__main__":  # which cloudpickle sends by value anyway
             return False
         if name not in by_value:
             by_value[name] = not importable(name, places)
@@ -235,7 +237,7 @@ def _mapped(kind: Any, file: str, mode: Any, start: int, size: int, first: int, 
 
 
 def _warn_of_the_largest(filler: Filler, places: dict[str, Place]) -> None:
-    """Name the largest thing that is sent, which is more than LARGE."""
+    """Name the largest thing that is sent, if it is more than LARGE."""
     import warnings
 
     def size(thing: object) -> int:
@@ -244,33 +246,46 @@ def _warn_of_the_largest(filler: Filler, places: dict[str, Place]) -> None:
         except Exception:  # it goes as part of something else only
             return 0
 
-    found = [(name, thing, size(thing)) for name, thing in filler.named()]
-    role = ""
-    while found and (largest := max(found, key=lambda part: part[2]))[2] > LARGE:
-        name, thing, bytes = largest
+    role = what = ""
+    parts: Iterable[tuple[str, Any]] = filler.named()
+    seen: set[int] = set()
+    # From a function to what it holds, and on to what that holds, as long as it is large; functions may hold themselves.
+    while found := [(bytes, name, part) for name, part in parts if id(part) not in seen and (bytes := size(part)) > LARGE]:
+        bytes, name, thing = max(found, key=itemgetter(0))
+        what = f"{bytes / 1e6:,.1f} MB" if not role else f"{name!r} ({type(thing).__name__}, {bytes / 1e6:,.1f} MB)"
         role = role or name
-        found = [(name, part, size(part)) for name, part in _parts(thing)]
-    held = "is a thing" if name == role else f"holds {name!r}, a {type(thing).__name__}"
+        seen.add(id(thing))
+        parts = _parts(thing)
+    if not role:
+        return
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("shmgen."):
         level, frame = level + 1, frame.f_back
     warnings.warn(
-        f"the {role} {held} of {bytes / 1e6:,.1f} MB, of which each worker gets a copy: keep it in a file that all of them "
-        "share, as np.load(file, mmap_mode='r') does, or have it made in the worker, as a Source does in open()",
+        f"the {role} holds {what}, of which each worker gets a copy: keep it in a file that all of them share, as "
+        "np.load(file, mmap_mode='r') does, or have it made in the worker, as a Source does in open()",
         stacklevel=level,
     )
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
 
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
     """What is sent with ``thing``, by the names that the user gave it."""
     if isinstance(thing, FunctionType):
-        import inspect
-
-        found = inspect.getclosurevars(thing)
-        yield from found.nonlocals.items()
-        yield from found.globals.items()
-        defaults = inspect.signature(thing).parameters.values()
-        yield from ((p.name, p.default) for p in defaults if p.default is not p.empty)
+        code = thing.__code__
+        for name, cell in zip(code.co_freevars, thing.__closure__ or (), strict=True):
+            with suppress(ValueError):  # nothing has been put into it yet
+                yield name, cell.cell_contents
+        yield from ((name, thing.__globals__[name]) for name in _names(code) if name in thing.__globals__)
+        defaults = thing.__defaults__ or ()
+        yield from zip(code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=True)
+        yield from (thing.__kwdefaults__ or {}).items()
     elif isinstance(thing, MethodType):
         yield from _parts(thing.__self__)
         yield from _parts(thing.__func__)

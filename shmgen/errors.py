@@ -68,7 +68,7 @@ class TooManyDamaged(ShmgenError):
 
 
 class StartError(ShmgenError):
-    """A worker can't begin: a source can't be opened there, or a function can't be imported; the text is its traceback."""
+    """A worker can't begin: a source can't be opened there, or a function can't be imported; the text says which, and why."""
 
 
 class WorkerDied(ShmgenError):

@@ -321,6 +321,9 @@ def holding(kind: str, held: Any) -> tuple[Callable[..., Any], str]:
     def closure(id: int) -> np.ndarray:
         return np.full(3, len(images) and id, np.float64)
 
+    def recursive(id: int) -> np.ndarray:
+        return recursive(-id) if id < 0 else closure(id)
+
     def default(id: int, *, table: Any = held) -> np.ndarray:
         return np.full(3, id, np.float64)
 
@@ -335,16 +338,22 @@ def holding(kind: str, held: Any) -> tuple[Callable[..., Any], str]:
             return np.full(3, id, np.float64)
 
     return {
-        "closure": (closure, "'images', a"),
-        "default": (default, "'table', a"),
-        "attribute": (Held().method, "'pictures', a"),
-        "partial": (functools.partial(two, held), "'argument 1 of a partial', a"),
-        "closure-of-a-closure": (lambda id: closure(id), "'images', a"),  # noqa: PLW0108
+        "closure": (closure, "'images'"),
+        "default": (default, "'table'"),
+        "attribute": (Held().method, "'pictures'"),
+        "partial": (functools.partial(two, held), "'argument 1 of a partial'"),
+        "recursive": (recursive, "'images'"),
+        "closure-of-a-closure": (lambda id: closure(id), "'images'"),  # noqa: PLW0108
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["closure", "default", "attribute", "partial", "closure-of-a-closure"])
-@pytest.mark.parametrize("what", ["ndarray", "bytes", "list", "dict"])
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        *((kind, "ndarray") for kind in ("closure", "default", "attribute", "partial", "recursive", "closure-of-a-closure")),
+        *(("closure", what) for what in ("bytes", "list", "dict")),
+    ],
+)
 def test_what_is_large_is_warned_of_once(kind: str, what: str) -> None:
     """By field, name, type and size, with the remedy, at the caller's line, whatever it is; less is sent without a word."""
 
@@ -353,7 +362,9 @@ def test_what_is_large_is_warned_of_once(kind: str, what: str) -> None:
         return {"ndarray": array, "bytes": array.tobytes(), "list": [array.tobytes()], "dict": {"a": array}}[what]
 
     function, name = holding(kind, made(LARGE + 2_100_000))
-    text = rf"^the source of field 'X' holds {name} {what} of 12\.1 MB, .*each worker.*np\.load\(file, mmap_mode='r'\).*open\(\)"
+    text = (
+        rf"^the source of field 'X' holds {name} \({what}, 12\.1 MB\), .*each worker.*np\.load\(file, mmap_mode='r'\).*open\(\)"
+    )
     with pytest.warns(UserWarning, match=text) as caught:
         loader = computed(function, workers=1)
     loader.close()
@@ -384,8 +395,7 @@ VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("mode", ["r", "r+"])
+@pytest.mark.parametrize(("view", "mode"), [*((view, "r") for view in VIEWS), ("whole", "r+"), ("plain-array", "r+")])
 def test_a_mapped_file_travels_as_a_file(mapped: Callable, view: str, mode: str) -> None:
     """So do its slices and views, exactly, each of the same class, shape, dtype, strides and right to be written to."""
     array = VIEWS[view](mapped(mode))
@@ -415,7 +425,7 @@ def test_a_mapped_file_that_shows_something_else_travels_as_bytes(mapped: Callab
         (tmp_path / "big.npy").unlink()
     if why == "replaced":
         np.save(tmp_path / "big.npy", np.zeros((1_000_000, 3)))
-    with pytest.warns(UserWarning, match="'array', a memmap of 24.0 MB"):
+    with pytest.warns(UserWarning, match=r"'array' \(memmap, 24\.0 MB\)"):
         loader = computed(lambda id: array[id], shuffle=False, drop_last=False, workers=1)
     np.testing.assert_array_equal(rows(loader), array[:N])
 
