@@ -354,7 +354,7 @@ def test_values_that_are_mistakes(values: Any, options: dict[str, Any], text: st
 def test_an_id_outside_of_an_array(bad: int) -> None:
     """An int id that the array has no element for is missing; a negative one is not counted from the end."""
     with pytest.raises(InputError, match=f"id {bad}, field 'X': expected a value, .*found none"):
-        Loader([0, 1, bad], None, 1, inputs=Values([1, 2, 3]))
+        Loader([0, 1, bad], None, 1, inputs=Values([1, 2, 3], by="id"))
 
 
 def test_values_are_taken_when_the_loader_is_made() -> None:
