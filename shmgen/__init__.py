@@ -23,7 +23,8 @@ The way of the data, and the module that holds each step::
     _delivery       waits, and hands out leases, or copies where all slots are held
       │  _crew      how many workers there should be                (pure)
       ▼
-    _loader         Loader: batches without any framework, nested as _structure says; _values: labels and tables
+    _loader         Loader: batches without any framework, nested as _structure says
+      │  _values     labels and tables; _lookup: which value is whose; _suggest: what an id was meant as that has none
       │  _stats     what it has done, and who waits for whom
       ▼
     keras           Sequence: what ``fit`` takes

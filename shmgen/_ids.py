@@ -30,12 +30,12 @@ def kept(ids: Iterable[Any]) -> Sequence[Any]:
         remedy = "sorted(ids)" if isinstance(ids, set | frozenset) else "[id] for a single one"
         raise InputError(f"list_IDs: expected a list or array of ids, in an order, found {found}; pass {remedy}")
     if hasattr(ids, "__array__"):  # arrays, and columns of pandas, polars, pyarrow
-        array = np.asarray(ids)
+        array = as_array(ids)
         if array.ndim != 1:
             remedy = "[id] for a single one" if array.ndim == 0 else "one axis of it, ids[:, 0] say, or ids.ravel() for all"
             raise InputError(f"list_IDs: expected an array of one axis, found one of shape {array.shape}; pass {remedy}")
         if array.dtype.kind in "USiu":
-            return _ArrayIds(array if array.dtype.kind in "US" else array.copy())
+            return _ArrayIds(array if array.dtype.kind in "US" else array.copy(), index_of(ids))
         ids = array.tolist()
     # NumPy's own scalars would have every worker import NumPy.
     return [id.item() if isinstance(id, np.generic) else id for id in ids]
@@ -62,9 +62,21 @@ def as_ints(ids: Sequence[Any]) -> range | np.ndarray | None:
         return np.array(ids, object)
 
 
+def as_array(values: Any) -> np.ndarray:
+    """``values``, an array or a column of pandas, polars or pyarrow, as an array."""
+    # Asked for what it has not, a column of pandas searches its index, and keeps what it made for that; `np.asarray` does ask.
+    return np.asarray(values if index_of(values) is None else values.to_numpy())
+
+
+def index_of(values: Any) -> Any:
+    """The index of a column of pandas, its rows' labels; None of whatever else."""
+    index = getattr(values, "index", None)
+    return index if hasattr(index, "get_indexer") else None
+
+
 def is_frame(value: object) -> bool:
     """Whether ``value`` is a table of columns, of pandas, polars or pyarrow."""
-    return hasattr(value, "columns") and hasattr(value, "shape") and len(value.shape) == 2
+    return hasattr(type(value), "columns") and len(getattr(value, "shape", ())) == 2
 
 
 def columns_of(frame: Any) -> str:
@@ -98,10 +110,16 @@ class Some(Sequence[Any]):
 
 
 class _ArrayIds(Sequence[Any]):
-    """Ids in an array, made Python objects when they are needed: those would take more memory than the array."""
+    """Ids in an array, made Python objects when they are needed: those would take more memory than the array.
 
-    def __init__(self, array: np.ndarray) -> None:
+    Attributes:
+        array: the ids.
+        rows: the index that they had as a column of pandas.
+    """
+
+    def __init__(self, array: np.ndarray, rows: Any = None) -> None:
         self.array = array
+        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.array)

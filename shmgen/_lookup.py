@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, Literal
 
 import numpy as np
 
 from shmgen._dice import own_random_state
-from shmgen._ids import as_ints, columns_of, elements, is_frame
+from shmgen._ids import as_array, as_ints, columns_of, elements, index_of, is_frame
 from shmgen._source import function_error
 from shmgen.errors import InputError
 
@@ -47,7 +47,7 @@ def objects(values: Sequence[Any] | np.ndarray) -> Iterator[Any]:
 
 def as_list_or_array(values: Any) -> Sequence[Any] | np.ndarray:
     """A column in the form that costs no more memory than it has."""
-    return np.asarray(values) if hasattr(values, "__array__") or isinstance(values, range) else values
+    return as_array(values) if hasattr(values, "__array__") or isinstance(values, range) else values
 
 
 class Lookup:
@@ -77,11 +77,10 @@ class Lookup:
                 f"{columns_of(values)}, or some as rows: df[[...]].to_numpy()"
             )
         if is_column(values):
-            labels = getattr(values, "index", None)
-            column = as_list_or_array(values)
-            if hasattr(labels, "get_indexer"):
-                return self._of_labelled(np.asarray(values), labels)
-            return self._of_column(column)
+            index = index_of(values)
+            if index is not None:
+                return self._of_labelled(as_array(values), index)
+            return self._of_column(as_list_or_array(values))
         if self._by == "position":
             raise self._no_values("a list or array of values, as by='position' asks for", values)
         if is_mapping(values):
@@ -115,19 +114,19 @@ class Lookup:
         count, numbers = len(column), as_ints(self._ids)
         in_order = count == len(self._ids)
         outside = None if numbers is None else _first_outside(numbers, count)
-        by_id = numbers is not None and outside is None
         if self._by == "id" and numbers is None:
             id = next(id for id in self._ids if not isinstance(id, int))
             raise self._refused(
                 id, "an int, which by='id' looks up in a list or array", repr(id), "pass a mapping from id to value"
             )
-        if self._by == "id" and outside is not None:
-            raise self._missing(outside, f": there are {count:,}, of ids 0 to {count - 1:,}")
-        if self._by == "position" or not by_id:
+        if self._by == "position" or numbers is None:
             if not in_order:
-                raise self._wrong_length(count, outside)
+                raise self._wrong_length(count)
             return column
-        assert numbers is not None
+        if outside is not None:
+            in_doubt = in_order and self._by is None
+            remedy = "; pass Values(values, by='position') where they are in the order of the ids" if in_doubt else ""
+            raise self._missing(outside, f": there are {count:,}, of ids 0 to {count - 1:,}{remedy}")
         if self._by is None and in_order:
             differs = _first_difference(column, numbers)
             if differs is None:
@@ -135,54 +134,45 @@ class Lookup:
             raise self._ambiguous(differs, column[differs], column[self._ids[differs]])
         return _picked(column, numbers)
 
-    def _of_labelled(self, column: np.ndarray, labels: Any) -> np.ndarray:
-        """From a column whose elements have an index's labels, as those of pandas."""
+    def _of_labelled(self, column: np.ndarray, index: Any) -> np.ndarray:
+        """From a column whose elements have labels, those of an index of pandas."""
         in_order = len(column) == len(self._ids)
         if self._by == "position":
             if not in_order:
                 raise self._wrong_length(len(column))
             return column
-        numbers = as_ints(self._ids)
-        kind = getattr(labels.dtype, "kind", "O")
         may_be_in_order = in_order and self._by is None
-        if may_be_in_order and kind in "iu" and numbers is None:
+        are_ints = getattr(index.dtype, "kind", "O") in "iu"
+        if may_be_in_order and are_ints and as_ints(self._ids) is None:
             return column  # no id can be in the index
-        ids = np.fromiter(self._ids, object, len(self._ids)) if numbers is None else np.asarray(numbers)
-        # An index that somebody made of ids has a name or other labels than ints, or holds all ids.
-        means_ids = labels.name is not None or kind not in "iu"
-        if not labels.is_unique:
-            return self._of_repeated(column, labels, ids, may_be_in_order=may_be_in_order, means_ids=means_ids)
-        found = labels.get_indexer(ids)
+        # What somebody made of ids has a name, or other labels than ints; pandas numbers rows itself.
+        means_ids = index.name is not None or not are_ints
+        labels = np.asarray(index).tolist()
+        # Of pandas itself, the table to look up in would stay as long as the index.
+        position = dict(zip(labels, range(len(labels)), strict=True))
+        found = np.fromiter(_get(position, self._ids), np.int64, len(self._ids))
         missing = found < 0
+        if may_be_in_order and (missing.all() or (missing.any() and not means_ids) or labels == list(self._ids)):
+            return column
+        if missing.all() and self._by is None:
+            raise self._wrong_length(len(column), self._ids[0])
         if missing.any():
-            if may_be_in_order and (missing.all() or not means_ids):
-                return column
-            if missing.all() and self._by is None:
-                raise self._wrong_length(len(column), self._ids[0])
             raise self._missing(self._ids[int(missing.argmax())], f" in the index{_among(labels)}")
-        if may_be_in_order and not means_ids and _is_every_number(labels):
+        if len(position) < len(labels):
+            if may_be_in_order and not means_ids:
+                return column
+            twice = next(label for number, label in enumerate(labels) if position[label] != number)
+            raise InputError(
+                f"field {self._field!r}: expected an index that has each id once, found {twice!r} several times; drop "
+                "duplicates, or pass Values(values, by='position') where there is a value for each id in their order"
+            )
+        if may_be_in_order and not means_ids and (_is_every_number(index) or index.equals(getattr(self._ids, "rows", None))):
             differs = _first_difference(column, found)
             if differs is None:
                 return column
             raise self._ambiguous(differs, column[differs], column[found[differs]])
         picked: np.ndarray = column[found]
         return picked
-
-    def _of_repeated(
-        self, column: np.ndarray, labels: Any, ids: np.ndarray, *, may_be_in_order: bool, means_ids: bool
-    ) -> np.ndarray:
-        """From a column that has a label twice."""
-        labelled = np.flatnonzero(labels.unique().get_indexer(ids) >= 0)
-        if may_be_in_order and (not len(labelled) or not means_ids or (labels == ids).all()):
-            return column
-        if not len(labelled):
-            raise self._missing(self._ids[0], f" in the index{_among(labels)}")
-        raise self._refused(
-            self._ids[int(labelled[0])],
-            "an index that has each label once",
-            f"{labels[labels.duplicated()][0]!r} several times",
-            "drop duplicates, or pass Values(values, by='position') where values are in the order of the ids",
-        )
 
     def _ambiguous(self, position: int, in_order: Any, by_id: Any) -> InputError:
         return self._refused(
@@ -266,9 +256,18 @@ def _equal(one: Any, other: Any) -> bool:
         return bool(np.array_equal(one, other))
 
 
-def _is_every_number(labels: Any) -> bool:
-    """Whether labels, no two of which are equal, are what pandas numbers rows by: the ints from 0 on, in any order."""
-    return len(labels) > 0 and int(labels.min()) == 0 and int(labels.max()) == len(labels) - 1
+def _get(position: dict[Any, int], ids: Sequence[Any]) -> Iterator[int]:
+    """The position of each id; -1 where it has none."""
+    try:
+        hash(ids[0])
+    except TypeError:
+        return repeat(-1, len(ids))
+    return map(position.get, ids, repeat(-1))
+
+
+def _is_every_number(index: Any) -> bool:
+    """Whether an index, no two labels of which are equal, is what pandas numbers rows by: the ints from 0 on, in any order."""
+    return int(index.min()) == 0 and int(index.max()) == len(index) - 1
 
 
 def _short(value: object) -> str:

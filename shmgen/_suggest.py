@@ -18,6 +18,8 @@ SHOWN = 3
 MOST_CHANGES = 3
 """Made to an id at once."""
 
+MOST_ALTERNATIVES = 300
+
 LONGEST_NUMBER = 12
 """Digits of a number that may have lost zeros in front of it."""
 
@@ -39,9 +41,12 @@ def alternatives(id: object) -> Iterator[tuple[Any, str]]:
         for text, how in latest.items():
             if text != id:
                 yield text, how
-            if text.isascii() and text.isdigit() and int(text) != id:
+            if _is_number(text) and int(text) != id:
                 yield int(text), f"int({how})"
-        changed = [(other, form.format(how)) for text, how in latest.items() for other, form in _changes(text)]
+        if len(known) > MOST_ALTERNATIVES:
+            return
+        changes = ((other, form.format(how)) for text, how in latest.items() for other, form in _changes(text))
+        changed = list(islice(changes, MOST_ALTERNATIVES))
         latest = {text: how for text, how in reversed(changed) if text not in known}
         known |= latest
 
@@ -55,14 +60,18 @@ def _changes(text: str) -> Iterator[tuple[str, str]]:
     yield text.replace("\\", "/"), "{}.replace('\\\\', '/')"
     for end in (at for at, sign in enumerate(text[:-1], 1) if sign == "/"):
         yield text[end:], f"{{}}.removeprefix({_braced(text[:end])!r})"
-    if text.isascii() and text.isdigit():
+    if _is_number(text):
         yield str(int(text)), "str(int({}))"
         for digits in range(len(text) + 1, LONGEST_NUMBER + 1):
             yield text.zfill(digits), f"{{}}.zfill({digits})"
     for kind in ("NFC", "NFD"):
         yield normalize(kind, text), f"unicodedata.normalize({kind!r}, {{}})"
     if not text.endswith(".npy"):
-        yield f"{text}.npy", "{} + '.npy'"
+        yield f"{text}.npy", "({} + '.npy')"
+
+
+def _is_number(text: str) -> bool:
+    return len(text) <= LONGEST_NUMBER and text.isascii() and text.isdigit()
 
 
 def _braced(text: str) -> str:

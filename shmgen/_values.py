@@ -34,8 +34,8 @@ class Values:
 
     A list or array is looked up by position, where it has a value for each id in their order; or by id, where the ids are ints
     that are all smaller than its length. Where both are possible, and differ, ``by`` says which. A pandas column is looked up
-    by the labels of its index where they are the ids, and else by position; also ``by`` says which where the index holds no more
-    than the numbers of rows, and these could be the ids.
+    by the labels of its index where they are the ids, and else by position; ``by`` says which, too, where the ids are ints that
+    the index may number rows by: from 0 on, or as it does those of the column that the ids are.
 
     Attributes:
         shape: of a row; set by `bind`.
@@ -315,12 +315,12 @@ def _names(classes: Any) -> tuple[Any, ...]:
 
 def _sorted_names(values: Iterable[Any]) -> tuple[Any, ...]:
     """The texts among ``values``, or else the ints, each once, sorted."""
-    found: set[Any] = set()
-    for value in values:
-        if isinstance(value, str | int | np.integer):
-            found.add(value)
+    try:
+        found = set(values)
+    except TypeError:  # one that is no name
+        return ()
     texts = sorted(str(name) for name in found if isinstance(name, str))
-    return tuple(texts) or tuple(sorted(int(name) for name in found))
+    return tuple(texts) or tuple(sorted(int(name) for name in found if isinstance(name, int | np.integer)))
 
 
 def _shown(names: tuple[Any, ...]) -> str:

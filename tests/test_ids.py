@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
+import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -220,3 +223,156 @@ def test_a_folder_that_is_a_loop(tmp_path: Path, workers: int) -> None:
     (tmp_path / "data").symlink_to("data")
     with pytest.raises(SampleError, match=r"data/a\.npy: expected a readable file, found: Too many levels of symbolic links"):
         read(["a", "b"], data_dir=tmp_path / "data", workers=workers)
+
+
+# What was meant.
+
+MEANT = {
+    # files of the folder "data", ids, and what they should have been
+    "suffix": (["a", "b"], ["a.npy", "b.npy"], ["a", "b"]),
+    "suffix-of-paths": (["cats/a", "b"], [Path("cats/a.npy"), Path("b.npy")], ["cats/a", "b"]),
+    "folder-in-front": (["a", "cats/b"], ["data/a", "data/cats/b"], ["a", "cats/b"]),
+    "folders-in-front": (["a", "b"], ["here/data/a", "here/data/b"], ["a", "b"]),
+    "folder-and-suffix": (["a", "b"], ["data/a.npy", "data/b.npy"], ["a", "b"]),
+    "folder-and-suffix-and-newline": (["a", "b"], ["./data/a.npy\n", "./data/b.npy\n"], ["a", "b"]),
+    "bytes": (["a", "b"], [b"a", b"b"], ["a", "b"]),
+    "array-of-bytes": (["a", "b"], np.array([b"a", b"b"]), ["a", "b"]),
+    "bytes-with-suffix": (["a", "b"], [b"a.npy", b"b.npy"], ["a", "b"]),
+    "lost-zeros": (["0001", "0012"], [1, 12], ["0001", "0012"]),
+    "lost-zeros-of-an-array": (["0001", "0012"], np.array([1, 12]), ["0001", "0012"]),
+    "lost-zeros-of-a-range": (["01", "02"], range(1, 3), ["01", "02"]),
+    "lost-zeros-of-texts": (["0001", "0012"], ["1", "12"], ["0001", "0012"]),
+    "lost-zeros-of-floats": (["0001", "0012"], [1.0, 12.0], ["0001", "0012"]),
+    "zeros-too-many": (["1", "12"], ["0001", "0012"], ["1", "12"]),
+    "floats": (["1", "12"], np.array([1.0, 12.0]), ["1", "12"]),
+    "newline": (["a", "b"], ["a\n", "b\n"], ["a", "b"]),
+    "newline-of-windows": (["a", "b"], ["a\r\n", "b\r\n"], ["a", "b"]),
+    "blanks": (["a b", "c"], [" a b", "c "], ["a b", "c"]),
+    "backslashes": (["cats/a", "cats/b"], ["cats\\a", "cats\\b"], ["cats/a", "cats/b"]),
+    "composed": ([NFD, "b"], [NFC, "b"], [NFD, "b"]),
+    "decomposed": ([NFC, "b"], [NFD, "b"], [NFC, "b"]),
+    "braces": (["a", "b"], ["{0}/a", "{0}/b"], ["a", "b"]),
+    "files-with-two-suffixes": (["a.npy", "b.npy"], ["a", "b"], ["a.npy", "b.npy"]),
+}
+
+
+def refused(ids: Any, labels: Any = None, **options: Any) -> str:
+    """What is said of the first file."""
+    with pytest.raises(SampleError) as raised:
+        Loader(ids, labels, 2, workers=0, **options).close()
+    assert raised.value.reason.startswith("expected a file, found none at this path; ")
+    return raised.value.reason
+
+
+@pytest.mark.parametrize(("files", "ids", "meant"), MEANT.values(), ids=MEANT)
+def test_an_id_without_a_file_is_told_from_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], ids: Any, meant: list[str]
+) -> None:
+    """The error at the first file names the file that was meant, and its advice, run as it stands, mends all ids."""
+    write(tmp_path / "data", files)
+    monkeypatch.chdir(tmp_path)
+    reason = refused(ids, data_dir="data")
+    assert f"{tmp_path}/data/{files[0]}.npy is there: pass [" in reason
+    [advice] = re.findall(r"pass (\[.* for id in ids\])$", reason)
+    followed = eval(advice, {"ids": ids if isinstance(ids, range) else list(ids), "unicodedata": unicodedata})
+    assert list(map(str, followed)) == meant
+    assert read(followed, data_dir="data") == [0, 1]
+
+
+@pytest.mark.timeout(WITHIN)
+@pytest.mark.parametrize(
+    "id", ["n/" * 2000, "9" * 5000, " /" * 2000 + "x.npy\n", ".npy" * 1000, float("inf"), "", "{}/{0}", (1, 2)]
+)
+def test_an_id_that_stands_for_nothing_is_named_soon(id: object) -> None:
+    """However many other ids it could be made into."""
+    with pytest.raises(InputError, match=r"expected a value, .*found none among 'a'"):
+        Loader([id, "a"], {"a": 1}, 2, inputs=lambda id: 0.0)
+
+
+@pytest.mark.parametrize("folder", ["data", Path("data")])
+def test_ids_that_are_paths_to_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Any) -> None:
+    """Where an id is the path of a file from the working folder, ``data_dir=None`` is advised, and works."""
+    write(tmp_path, ["train/a", "train/b", "data/c"])
+    monkeypatch.chdir(tmp_path)
+    for ids in (["train/a", "train/b"], ["train/a.npy", "train/b.npy"]):
+        assert "from the working folder it is the path of a file: pass data_dir=None" in refused(ids, data_dir=folder)
+        assert read(ids, data_dir=None) == [0, 1]
+
+
+def test_a_path_that_a_shell_would_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``~`` is a name like any other; the error says what it was probably meant as, and its advice works."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, ["data/a", "data/b"])
+    said = f"'~' is taken as it stands, and was probably meant as {tmp_path}/data: pass os.path.expanduser('~/data')"
+    assert said in refused(["a", "b"], data_dir="~/data")
+    assert said in refused(["a", "b"], source=Npy("~/data"))
+    assert read(["a", "b"], data_dir=os.path.expanduser("~/data")) == [0, 1]
+    ids = ["~/data/a", "~/data/b"]
+    assert f"meant as {tmp_path}/data/a: pass os.path.expanduser('~/data/a')" in refused(ids, data_dir=None)
+    assert read(list(map(os.path.expanduser, ids)), data_dir=None) == [0, 1]
+    write(tmp_path, ["~/data/a", "~/data/b"])
+    assert read(["a", "b"], data_dir="~/data") == [0, 1]
+
+
+def test_a_folder_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How far the path leads, and what is there: the folder with the nearest name, or a few."""
+    write(tmp_path, ["data/train/a", "data/train/b"])
+    monkeypatch.chdir(tmp_path)
+    said = f"there is no folder {tmp_path}/data/trian, and {tmp_path}/data has 'train': give the folder that the files are in"
+    assert said in refused(["a", "b"], data_dir="data/trian")
+    assert said in refused(["data/trian/a", "data/trian/b"], data_dir=None)
+    assert f"there is no folder {tmp_path}/nowhere, and {tmp_path} has no .npy files, but 'data'" in refused(
+        ["a", "b"], data_dir="nowhere/at/all"
+    )
+
+
+def test_files_that_lie_elsewhere_in_the_folder(tmp_path: Path) -> None:
+    """A sub-folder, another format, a link to nowhere; else a few of the files that are there, or that there are none."""
+    write(tmp_path, ["train/a", "train/b"])
+    assert "; train/a.npy is there: ids name sub-folders, too, as train/a does" in refused(["a", "b"], data_dir=tmp_path)
+    (tmp_path / "x.png").touch()
+    assert "; x.png is there: for files of another format pass source=" in refused(["x", "y"], data_dir=tmp_path)
+    assert f"; {tmp_path} has no .npy files, but 'train', 'x.png'" in refused(["c", "d"], data_dir=tmp_path)
+    assert "; such an id is a missing value: leave it out" in refused([float("nan"), "d"], data_dir=tmp_path)
+    write(tmp_path, "pqrs")
+    assert f"; {tmp_path} has 'p.npy', 'q.npy', 'r.npy' and others" in refused(["c", "d"], data_dir=tmp_path)
+    (tmp_path / "c.npy").symlink_to("nowhere")
+    assert "; it is a link to nowhere, and nothing is there" in refused(["c", "d"], data_dir=tmp_path)
+
+
+def test_nothing_is_looked_for_on_the_good_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No folder is listed, nothing looked up, while all files are there."""
+    write(tmp_path, "ab")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("looked for something")
+
+    for function in ("scandir", "listdir", "stat", "lstat", "readlink"):
+        monkeypatch.setattr(os, function, refuse)
+    monkeypatch.setitem(sys.modules, "shmgen._suggest", None)
+    Npy(tmp_path).bind(["a", "b"])
+
+
+NO_IDS = {
+    # ids, what the error says, and what follows its advice
+    "text": ("ab", r"found 'ab'; pass \[id\] for a single one", ["ab"]),
+    "bytes": (b"ab", r"found b'ab'; pass \[id\]", ["ab"]),
+    "number": (7, r"found 7; pass \[id\]", [7]),
+    "none": (None, "expected a list or array of ids, in an order, found None", None),
+    "set": ({"b", "a"}, r"found a set; pass sorted\(ids\)", ["a", "b"]),
+    "array-of-no-axis": (np.array("a"), r"expected an array of one axis, found one of shape \(\); pass \[id\]", ["a"]),
+    "column": (np.array([["a"], ["b"]]), r"found one of shape \(2, 1\); pass .*ids\[:, 0\]", np.array([["a"], ["b"]])[:, 0]),
+    "row": (np.array([[1, 2]]), r"found one of shape \(1, 2\); .*ids\.ravel\(\) for all", np.array([[1, 2]]).ravel()),
+}
+
+
+@pytest.mark.parametrize(("ids", "text", "followed"), NO_IDS.values(), ids=NO_IDS)
+def test_what_is_no_list_of_ids(tmp_path: Path, ids: Any, text: str, followed: Any) -> None:
+    """A single id, a set, which has no order, an array of other axes: an error whose advice works."""
+    with pytest.raises(InputError, match=f"list_IDs: .*{text}"):
+        Loader(ids, None, 1, data_dir=tmp_path)
+    if followed is not None:
+        write(tmp_path, list(followed))
+        with Loader(followed, None, 1, data_dir=tmp_path, shuffle=False, workers=0) as loader:
+            assert [int(X[0, 0, 0]) for (X,) in loader] == list(range(len(followed)))
