@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import shmgen._machine
+from shmgen import Loader
 from shmgen._layout import PAGE
+from shmgen._limits import START, reached
 from shmgen._ring import BOARD_BYTES
 
 LIMITS = """
@@ -263,3 +270,49 @@ with limited(resource.RLIMIT_NPROC, 1):
     assert run.end() == 0, run.err
     text = r"\[Errno 11\] Resource temporarily unavailable: this user may have 1 processes and threads \(ulimit -u\)"
     assert re.match(rf"BlockingIOError: {text}.*: use fewer workers, ", run.out)
+
+
+def test_no_file_for_the_whole_machine(folder: Callable) -> None:
+    """It is not this process's limit then: the error says whose it is, and which loaders hold some."""
+    data = folder(4)
+    with Loader(data.ids, None, 2, data_dir=data.path, workers=0):
+        said = reached(OSError(errno.ENFILE, "Too many open files in system"), START)
+    assert re.match(
+        r"the machine may not have more files open \(sysctl fs.file-max\), and \d+ loaders? (is|are) open: close", said
+    )
+
+
+def test_a_container_has_a_limit_on_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least of those around this process is named."""
+    monkeypatch.setattr(shmgen._machine, "PROC", tmp_path)
+    monkeypatch.setattr(shmgen._machine, "CGROUPS", tmp_path)
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/cgroup").write_text("0::/a/b\n")
+    (tmp_path / "a/pids.max").write_text("123\n")
+    (tmp_path / "a/b/pids.max").write_text("max\n")
+    said = reached(OSError(errno.EAGAIN, "Resource temporarily unavailable"), START)
+    assert "this container may have 123 (pids.max): use fewer workers, " in said
+
+
+@pytest.mark.parametrize("error", [OSError("no number"), OSError(errno.EACCES, "x"), ValueError(), OSError(errno.ENOMEM, "x")])
+def test_what_tells_of_no_limit(error: Exception) -> None:
+    """Other errors, and a lack of memory where the process has no limit of its own, are left as they are."""
+    assert reached(error, START) == ""
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EISDIR])
+def test_where_files_must_have_names(folder: Callable, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """On what passes for Linux, shared memory is had of elsewhere, without a word; all is right."""
+    data = folder(8)
+    opened = os.open
+
+    def refusing(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(number, os.strerror(number))
+        return opened(path, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:
+        assert "memfd" in os.readlink(f"/proc/self/fd/{loader._ring.fd}")
+        assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(8))
