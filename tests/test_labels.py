@@ -64,7 +64,7 @@ READINGS = [
 @pytest.mark.parametrize(("ids", "values", "expected"), READINGS)
 @pytest.mark.parametrize("given", ["as-it-is", "array", "Values"])
 def test_readings_that_leave_no_doubt(ids: Any, values: Any, expected: list[Any], given: str) -> None:
-    """From a mapping by id; from a list or array by id where ids are ints and position gives the same, or nothing; else by position."""
+    """From a mapping by id; from a list or array by id where ids are ints and position gives the same, else by position."""
     if given == "array" and isinstance(values, list):
         values = np.array(values)
     assert labels_of(ids, Values(values) if given == "Values" else values) == expected
