@@ -65,7 +65,7 @@ def test_what_is_recommended(
 
 
 TOO_SLOW = 4.0
-"""Where a process gets less than this part of a processor, a worker can't begin the next sample in time."""
+"""`slowness` at which a worker can't begin the next sample in time."""
 
 COST = 0.02
 """Seconds that a sample takes: long beside all else that a worker does, also where others want the processors."""
