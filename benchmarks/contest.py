@@ -193,7 +193,7 @@ MEASURES: dict[str, Callable[[list[Turn], Case], float]] = {
     "rate": lambda turns, case: sum(turn.samples / turn.seconds for turn in turns),
     "cold": lambda turns, case: sum(turn.fetched / turn.seconds for turn in turns) / case.file_pages,
     "fit": lambda turns, case: sum(turn.samples / turn.seconds for turn in turns),
-    "wait": lambda turns, case: 100 * max(turn.waited / turn.seconds for turn in turns),
+    "wait": lambda turns, case: 100 * max(turn.batch_wait / turn.seconds for turn in turns),
     "first": lambda turns, case: 1000 * max(turn.first for turn in turns),
     "cpu": lambda turns, case: 1e9 * sum(turn.cpu for turn in turns) / sum(turn.samples * case.sample_bytes for turn in turns),
 }
@@ -232,7 +232,7 @@ class Team:
     def ready(self) -> None:
         """Wait until all is imported."""
         for process in self._processes:
-            self._heard(process)
+            self._events(process)
 
     def turn(self) -> list[Turn]:
         """Let all processes read at once."""
@@ -248,7 +248,7 @@ class Team:
         while time.monotonic() < end and not select.select([self._processes[-1].stdout], [], [], 0.05)[0]:
             found.append(memory(pids))
         for process in self._processes:
-            self._heard(process)
+            self._events(process)
         return max(found)
 
     def _begin(self) -> None:
@@ -258,10 +258,10 @@ class Team:
                 process.stdin.flush()
 
     def _turn(self, process: subprocess.Popen[bytes]) -> Turn:
-        turn = json.loads(self._heard(process))
+        turn = json.loads(self._events(process))
         return Turn(**turn | {"delivered": Checksum(**turn["delivered"])})
 
-    def _heard(self, process: subprocess.Popen[bytes]) -> bytes:
+    def _events(self, process: subprocess.Popen[bytes]) -> bytes:
         readable, _, _ = select.select([process.stdout], [], [], DEADLINE)
         line = process.stdout.readline() if readable else b""
         if not line:

@@ -45,7 +45,7 @@ class Turn:
     seconds: float
     delivered: Checksum
     first: float = 0.0
-    waited: float = 0.0
+    batch_wait: float = 0.0
     cpu: float = 0.0
     fetched: int = 0
 
@@ -63,18 +63,18 @@ def turns_of_loading(epochs: Iterator[Batches], least: float, step: float) -> It
     now = time.perf_counter
     while True:
         delivered = checksum(next(epochs))
-        samples, waited = 0, 0.0
+        samples, batch_wait = 0, 0.0
         cpu = cpu_seconds(os.getpid())
         start = asked = now()
         while now() - start < least:
             for X, _ in next(epochs):
                 samples += len(X)
                 if step:
-                    waited += now() - asked
+                    batch_wait += now() - asked
                     time.sleep(step)
                     asked = now()
         seconds = now() - start
-        yield Turn(samples, seconds, delivered, waited=waited, cpu=cpu_seconds(os.getpid()) - cpu)
+        yield Turn(samples, seconds, delivered, batch_wait=batch_wait, cpu=cpu_seconds(os.getpid()) - cpu)
 
 
 def turns_of_starting(epochs: Iterator[Batches]) -> Iterator[Turn]:

@@ -420,7 +420,7 @@ PEERS: dict[str, Peer] = {
     "tf.data": Peer(load_tf, ("tensorflow",)),
     "grain": Peer(load_grain, ("grain.multiprocessing",)),
     "spdl": Peer(load_spdl, ("spdl.pipeline",)),
-    "shmgen": Peer(load_shmgen, ("shmgen._loader",)),
+    "shmgen": Peer(load_shmgen, ("shmgen.loader",)),
     "limit": Peer(load_limit, limit=True),
     "limit-held": Peer(partial(load_limit, held=HELD), limit=True),
     "limit-1": Peer(load_limit, limit=True, alone=True),

@@ -89,7 +89,7 @@ def main() -> None:
         threshold = np.mean([dice(targets["mask"], inputs["scan"]) for inputs, targets in validation])
 
     print(f"validation dice {reached:.3f}, by a threshold alone {threshold:.3f}")
-    print(f"waited {training.stats.waited:.3f} s for {training.stats.samples} samples")
+    print(f"waited {training.stats.batch_wait:.3f} s for {training.stats.samples} samples")
 
 
 if __name__ == "__main__":

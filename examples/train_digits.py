@@ -68,7 +68,7 @@ def main() -> None:
 
     stats = training.stats
     print(f"validation accuracy {accuracy:.3f}")
-    print(f"waited {stats.waited:.3f} s for data in {stats.batches} batches, {stats.samples} samples")
+    print(f"waited {stats.batch_wait:.3f} s for data in {stats.batches} batches, {stats.samples} samples")
     for id, digit in zip(few, predicted, strict=True):
         print(f"{id} shows a {labels[id]}, predicted {digit}")
 

@@ -80,7 +80,7 @@ def main() -> None:
         _, accuracy = model.evaluate(validation, verbose=0)
 
     print(f"validation accuracy {accuracy:.3f}")
-    print(f"waited {training.stats.waited:.3f} s for {training.stats.samples} samples")
+    print(f"waited {training.stats.batch_wait:.3f} s for {training.stats.samples} samples")
 
 
 if __name__ == "__main__":

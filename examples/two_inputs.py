@@ -77,7 +77,7 @@ def main() -> None:
         reached = model.evaluate(validation, verbose=0, return_dict=True)
 
     print(f"validation accuracy {reached['digit_accuracy']:.3f}, sum off by {reached['sum_loss']:.2f} on average")
-    print(f"waited {training.stats.waited:.3f} s for {training.stats.samples} samples")
+    print(f"waited {training.stats.batch_wait:.3f} s for {training.stats.samples} samples")
 
 
 if __name__ == "__main__":

@@ -2,36 +2,34 @@
 
 The way of the data, and the module that holds each step::
 
-    ids, seed, epoch
-      │  _order     which samples an epoch's batch k holds          (pure)
-      │  _passes    which epoch an iteration gets, and which batch an index means   (pure)
+    ids, seed, epoch, an index that somebody asks for
+      │  _plan.passes        which epoch an iteration gets, and which batch an index means
+      │  _plan.sampler       which samples that batch holds
       ▼
-    _schedule       which slot gets which batch, which worker which rows   (pure)
-      │  _samples   the batch's ids, labels, and stand-ins for what is damaged (_damage)
-      │  _watch     gives workers their work, hears of them, replaces those that die or hang
-      │  _pool      the worker processes: starts, talks to, and stops them
-      │  _travel    the user's functions, pickled; _context: what they find there, _echo: how what they log comes back
+    _plan.schedule           which slot gets which batch, which worker which rows
+      │  _engine.batch_builder   ids, labels, and samples in place of unreadable ones (_plan.damage)
+      │  _engine.supervisor      gives workers their work, hears of them, replaces those that die or hang
+      │  _engine.pool            the worker processes: starts, talks to (_worker.protocol), and stops them
       ▼
-    _worker         a lean process that fills rows
-      │  _filler    what it does with them: a source for each field, then the user's transform
-      │  _source    the base of all sources; _files, _hdf5: those that read files; _npy: the file format
-      │  _dice      random numbers that do not depend on who draws them
+    _worker.main             a lean process that fills rows
+      │  _worker.assembler   what it does with them: a source for each field, then the user's transform
+      │  _sources            what rows are filled from: npy, npy_rows, hdf5, function, values; rng: random numbers
       ▼
-    _ring           slots of shared memory, cut into arrays by _layout
-      │             a slot is free again when the last view of it is gone; _machine: how much there is to take
+    _memory.ring             slots of shared memory, cut into arrays by _memory.layout
+      │                      a slot is free again when the last view of it is gone
       ▼
-    _delivery       waits, and hands out leases, or copies where all slots are held
-      │  _crew      how many workers there should be                (pure)
+    _engine.prefetcher       waits, and hands out leases, or copies where all slots are held
+      │  _plan.autoscaler    how many workers there should be
+      │  _engine.stats       what has been done, and who waits for whom
       ▼
-    _loader         Loader: batches without any framework, nested as _structure says
-      │  _values     labels and tables; _lookup: which value is whose; _suggest: what an id was meant as that has none
-      │  _stats     what it has done, and who waits for whom
+    loader                   Loader: an epoch's iteration, its batches nested as _sources.batch_spec says
       ▼
-    keras           Sequence: what ``fit`` takes
+    keras                    Sequence: what ``fit`` takes
 
-Beside it stands ``python -m shmgen``, in ``__main__``. ``scan`` checks a folder: _scan hands the ids that _scan_ids lists to lean
-processes of its own, _scan_worker looks at the files, _scan_report judges what was found, _scan_view shows it.
-``tune`` says how many workers to use: _tune measures loaders, _tune_view shows what was seen.
+The folders say where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory, and
+how much there is. _sources run in workers, and are bound to the ids in the calling process. _worker holds both ends of a worker:
+what it does, what it is told (pickling, context), and what comes back (log_forwarding). _engine is the calling process's side.
+_tools is the command line: ``scan`` checks a folder, ``tune`` says how many workers to use.
 """
 
 from __future__ import annotations
@@ -39,14 +37,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from shmgen._damage import Damaged
-    from shmgen._files import Npy, NpyRows
-    from shmgen._hdf5 import Hdf5
-    from shmgen._loader import Loader
-    from shmgen._source import Function, Source
-    from shmgen._stats import Stats
-    from shmgen._tune import Measurement, Tuning, tune
-    from shmgen._values import Values
+    from shmgen._engine.stats import Stats
+    from shmgen._plan.damage import Damaged
+    from shmgen._sources.base import Source
+    from shmgen._sources.function import Function
+    from shmgen._sources.hdf5 import Hdf5
+    from shmgen._sources.npy import Npy
+    from shmgen._sources.npy_rows import NpyRows
+    from shmgen._sources.values import Values
+    from shmgen._tools.tune import Measurement, Tuning, tune
     from shmgen.errors import (
         ClosedError,
         FunctionError,
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from shmgen.keras import Sequence
+    from shmgen.loader import Loader
 
 __version__ = "0.1.0"
 
@@ -86,19 +86,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Damaged": "_damage",
-    "Function": "_source",
-    "Hdf5": "_hdf5",
-    "Loader": "_loader",
-    "Measurement": "_tune",
-    "Npy": "_files",
-    "NpyRows": "_files",
+    "Damaged": "_plan.damage",
+    "Function": "_sources.function",
+    "Hdf5": "_sources.hdf5",
+    "Loader": "loader",
+    "Measurement": "_tools.tune",
+    "Npy": "_sources.npy",
+    "NpyRows": "_sources.npy_rows",
     "Sequence": "keras",
-    "Source": "_source",
-    "Stats": "_stats",
-    "Tuning": "_tune",
-    "Values": "_values",
-    "tune": "_tune",
+    "Source": "_sources.base",
+    "Stats": "_engine.stats",
+    "Tuning": "_tools.tune",
+    "Values": "_sources.values",
+    "tune": "_tools.tune",
 }
 
 

@@ -98,7 +98,7 @@ class WorkerDied(ShmgenError):
         return f"{who} was killed by {_signal_name(-self.exitcode)}{hint}"
 
 
-class Misfit(Exception):
+class FormatError(Exception):
     """What was found is not what was expected; the text says both. Whoever knows the sample makes a `SampleError` of it."""
 
 

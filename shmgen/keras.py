@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import keras
 
-from shmgen._arguments import Fixed, check_index
-from shmgen._damage import Damaged
-from shmgen._loader import NO_COPY, Loader
-from shmgen._passes import Pass
-from shmgen._stats import Stats
+from shmgen._checks import Fixed, check_index
+from shmgen._engine.stats import Stats
+from shmgen._plan.damage import Damaged
+from shmgen._plan.passes import Pass
 from shmgen.errors import InputError
+from shmgen.loader import NO_COPY, Loader
 
 if TYPE_CHECKING:
     from typing import Self
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 KERAS_QUEUE = 10
 """Keras's default of ``max_queue_size``."""
 
-MOST_ITERATIONS = 16
+MAX_ITERATIONS = 16
 """So many iterations over one object are told apart; the oldest is forgotten then."""
 
 log = logging.getLogger("shmgen")
@@ -220,7 +220,7 @@ class _Iterations:
         self._is_keras_in = self._is_keras_in or not by_hand
         self._passes.pop(id(frame), None)
         self._passes[id(frame)] = frame.f_code, self._last
-        if len(self._passes) > MOST_ITERATIONS:
+        if len(self._passes) > MAX_ITERATIONS:
             del self._passes[next(iter(self._passes))]
 
     def note_read(self) -> None:
@@ -318,18 +318,18 @@ class _Watch:
         self.is_paused = False
         self.fraction = 0.0
         self._start = time.monotonic()
-        self._waited = self._now()
+        self._batch_wait = self._now()
 
     def pause(self) -> None:
         """Take the time; later calls change nothing."""
         if not self.is_paused:
             self.is_paused = True
-            waited, elapsed = self._now() - self._waited, time.monotonic() - self._start
-            self.fraction = min(1.0, max(0.0, waited / elapsed)) if elapsed else 0.0
+            batch_wait, elapsed = self._now() - self._batch_wait, time.monotonic() - self._start
+            self.fraction = min(1.0, max(0.0, batch_wait / elapsed)) if elapsed else 0.0
 
     @staticmethod
     def _now() -> float:
-        return sum(stats.waited + stats.held_up for stats in (sequence.stats for sequence in list(_in_use)))
+        return sum(stats.batch_wait + stats.slot_wait for stats in (sequence.stats for sequence in list(_in_use)))
 
 
 _in_use: weakref.WeakSet[Sequence] = weakref.WeakSet()

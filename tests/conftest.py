@@ -135,7 +135,7 @@ def calls(thread: int) -> dict[str, str]:
 
 def waits_for_workers(thread: int) -> bool:
     """Whether the thread with this ident waits for a batch that is being read."""
-    return calls(thread).get("wait", "").endswith("shmgen/_pool.py")
+    return calls(thread).get("wait", "").endswith("shmgen/_engine/pool.py")
 
 
 class Asking(threading.Thread):
@@ -205,7 +205,7 @@ def calls(thread):
 
 
 def somebody_waits():
-    return any(calls(thread).get("wait", "").endswith("shmgen/_pool.py") for thread in sys._current_frames())
+    return any(calls(thread).get("wait", "").endswith("shmgen/_engine/pool.py") for thread in sys._current_frames())
 
 
 def say_when_waiting(word, within="<module>"):

@@ -20,7 +20,7 @@ with atheris.instrument_imports(include=["ast", "numpy", "shmgen", "tokenize"]):
 
 ROOT = Path(".fuzz").resolve()
 
-MOST_MEMORY = 8 << 30
+MAX_MEMORY = 8 << 30
 """Bytes of address space: whoever sets aside what a header promises beyond them gets a MemoryError, which nobody expects."""
 
 
@@ -49,7 +49,7 @@ def main() -> None:
         for version in (1, 2, 3):
             (ROOT / "corpus" / f"header-{number}-{version}").write_bytes(npy(header, bytes(range(48)), version=version))
     (ROOT / "words").write_text(dictionary())
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     folder = Folder(ROOT / "asked")
     options = [f"-dict={ROOT}/words", f"-artifact_prefix={ROOT}/", "-max_len=1000", "-timeout=10", *sys.argv[1:]]
     atheris.Setup([sys.argv[0], f"{ROOT}/corpus", *options], lambda file: agree(folder, file), custom_mutator=mutate)

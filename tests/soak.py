@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 
 from shmgen import Loader
-from shmgen._order import permutation
+from shmgen._plan.sampler import permutation
 
 SAMPLES = 600
 SHAPE = (24, 24, 3)
@@ -38,7 +38,7 @@ STARTED_WITHIN = 1.5
 FAULTS = 8
 """A second, on average, mendings included."""
 
-MOST_DAMAGED = 12
+MAX_DAMAGED = 12
 """Files that are damaged at one time."""
 
 
@@ -111,7 +111,7 @@ class Faults(threading.Thread):
 
     def _signal(self, name: str) -> None:
         with suppress(psutil.NoSuchProcess):
-            workers = [child for child in psutil.Process().children() if "shmgen._worker" in " ".join(child.cmdline())]
+            workers = [child for child in psutil.Process().children() if "shmgen._worker.main" in " ".join(child.cmdline())]
             worker = self._chance.choice(workers or [None])
             # Five that die as they start, one after the other, would rightly end the run.
             if worker and time.time() > worker.create_time() + STARTED_WITHIN:
@@ -126,7 +126,7 @@ class Faults(threading.Thread):
 
     def _damage(self) -> None:
         whole = [number for number in range(SAMPLES) if self.files.mended[number] != float("inf")]
-        if SAMPLES - len(whole) < MOST_DAMAGED:
+        if SAMPLES - len(whole) < MAX_DAMAGED:
             how = self._chance.choices(["truncated", "garbled", "reshaped", "deleted", "blocked"], [3, 3, 3, 3, 1])[0]
             self.files.damage(self._chance.choice(whole), how)
             self.count[how] += 1

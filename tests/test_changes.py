@@ -148,7 +148,7 @@ def test_files_changed_after_an_interrupt(folder: Callable[..., DataSet], until:
             signal.signal(signal.SIGUSR1, before)
         with open(fifo, "wb"):  # which lets the worker go on, and is no file to read from
             pass
-        until(lambda: not any(map(loader._crew.at, range(2))), "both workers are done")
+        until(lambda: not any(map(loader._workers.at, range(2))), "both workers are done")
         replaced(data, NEW)
         assert news(data, loader) == [NEW] * N
 

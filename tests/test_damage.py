@@ -262,13 +262,13 @@ def epochs(loader: Loader, number: int) -> list[list[Any]]:
     return [list(loader) for _ in range(number)]
 
 
-@pytest.mark.parametrize("crew", WORKERS)
-def test_more_than_a_hundredth_end_the_run(folder: Callable, workers: Callable, crew: int) -> None:
+@pytest.mark.parametrize("count", WORKERS)
+def test_more_than_a_hundredth_end_the_run(folder: Callable, workers: Callable, count: int) -> None:
     """Of 200 samples 2 may be damaged; with a third one the error says how many, which was the last, and what to do."""
     data = folder(200)
     for number in (20, 70):
         data.file(f"id-{number}").unlink()
-    with made("files", data, batch_size=BATCH, workers=crew, on_error="replace") as loader:
+    with made("files", data, batch_size=BATCH, workers=count, on_error="replace") as loader:
         for _ in range(2):
             assert len([label for X, y in loader for label in data.check(X, y)]) == 200
         data.file("id-120").unlink()

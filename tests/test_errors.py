@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import shmgen._delivery
+import shmgen._engine.prefetcher
 from shmgen import (
     ClosedError,
     FunctionError,
@@ -168,7 +168,7 @@ def test_what_is_kept_of_an_error_keeps_nothing(folder: Callable, kind: str) -> 
         error = loader.error
         assert error is not None
         assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
-        left = [weakref.ref(loader), weakref.ref(loader._delivery), weakref.ref(loader._ring)]
+        left = [weakref.ref(loader), weakref.ref(loader._prefetcher), weakref.ref(loader._ring)]
         del loader
         assert [ref() for ref in left] == [None] * 3
 
@@ -242,7 +242,7 @@ def test_errors_that_are_not_ours_are_kept_too(folder: Callable, caplog: pytest.
 
 def test_what_is_remembered_has_bounds(folder: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
     """However many batches fail, no more texts than so many are kept."""
-    monkeypatch.setattr(shmgen._delivery, "MOST_SAID", 3)
+    monkeypatch.setattr(shmgen._engine.prefetcher, "MAX_SAID", 3)
     data = folder(8)
     with Loader(data.ids, data.labels, 1, data_dir=data.path, shuffle=False, workers=0) as loader:
         missing(data, *range(1, 8))
@@ -250,4 +250,4 @@ def test_what_is_remembered_has_bounds(folder: Callable, caplog: pytest.LogCaptu
             with contextlib.suppress(SampleError):
                 loader.batch(index)
         assert len(said(caplog)) == 7
-        assert len(loader._delivery._said) <= 3
+        assert len(loader._prefetcher._said) <= 3

@@ -54,8 +54,8 @@ def test_train_digits(example: Callable[..., str]) -> None:
     printed = example("train_digits.py", "--epochs", "2")
     (accuracy,) = numbers("validation accuracy #", printed)
     assert 0.6 < accuracy <= 1
-    waited, batches, samples = numbers("waited # s for data in # batches, # samples", printed)
-    assert waited < 10
+    batch_wait, batches, samples = numbers("waited # s for data in # batches, # samples", printed)
+    assert batch_wait < 10
     # What fit has read ahead when it ends comes on top.
     assert batches >= 2 * (1400 // 32)
     assert samples == 32 * batches

@@ -22,7 +22,8 @@ from conftest import DataSet, wait_until
 from pace import Deadline
 from ways import BATCH, KINDS, as_bytes, filling, flat, kill, made, mend, reader, run, stop, who_reads
 
-from shmgen import Loader, SampleError, Source, StartError, WorkerDied, _pool, _watch
+from shmgen import Loader, SampleError, Source, StartError, WorkerDied
+from shmgen._engine import pool, supervisor
 
 # Functions and sources stand inside of functions: ones of the module itself would have workers import pytest.
 
@@ -36,24 +37,24 @@ PROMPTLY = 6.0
 
 
 @pytest.mark.parametrize(
-    ("kind", "crew"), [*((kind, 2) for kind in KINDS), ("files", 1), ("files", 5), ("transform", 1), ("transform", 5)]
+    ("kind", "count"), [*((kind, 2) for kind in KINDS), ("files", 1), ("files", 5), ("transform", 1), ("transform", 5)]
 )
-def test_deaths_change_no_byte(folder: Callable, workers: Callable, kind: str, crew: int) -> None:
+def test_deaths_change_no_byte(folder: Callable, workers: Callable, kind: str, count: int) -> None:
     """Whoever dies of whatever signal while nobody waits: two epochs hold what they hold in process, batch by batch."""
     data = folder(N)
-    expected = run(made(kind, data, workers=0, seed=crew))
+    expected = run(made(kind, data, workers=0, seed=count))
     signals = cycle([signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
     found = []
 
-    with made(kind, data, workers=crew, seed=crew) as loader:
+    with made(kind, data, workers=count, seed=count) as loader:
         for epoch in range(2):
             for number, batch in enumerate(loader):
                 found.append(as_bytes(batch))
                 if number in (0, 3):
-                    kill(workers()[(number + epoch) % crew], next(signals))
+                    kill(workers()[(number + epoch) % count], next(signals))
         assert loader.stats.restarts == 4
         assert loader.stats.replaced == 0
-        assert len(workers()) == crew
+        assert len(workers()) == count
 
     assert found == expected
 
@@ -66,7 +67,7 @@ CAUSES = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "crew", "number"),
+    ("kind", "count", "number"),
     [
         pytest.param("files", 1, signal.SIGKILL, id="files-1-SIGKILL"),
         pytest.param("files", 1, signal.SIGTERM, id="files-1-SIGTERM"),
@@ -78,19 +79,19 @@ CAUSES = {
     ],
 )
 def test_who_dies_amid_a_wait_is_named(
-    folder: Callable, asking: Callable, workers: Callable, caplog: pytest.LogCaptureFixture, kind: str, crew: int, number: int
+    folder: Callable, asking: Callable, workers: Callable, caplog: pytest.LogCaptureFixture, kind: str, count: int, number: int
 ) -> None:
     """One or all at once, stuck in a file or idle: the batch comes; a warning says who died of what, and held which files."""
     data = folder(24)
     data.fifo(9)
-    with made(kind, data, batch_size=4, workers=crew, shuffle=False) as loader:
+    with made(kind, data, batch_size=4, workers=count, shuffle=False) as loader:
         data.check(*loader.batch(0))
         thread = asking(lambda: loader.batch(2))
         thread.until_it_waits()
         if kind != "files":
             who_reads(data, 9)
-        elif crew == 1:
-            wait_until(lambda: loader._crew.at(0) == 1 + 1, "the worker is at the second row of its piece")
+        elif count == 1:
+            wait_until(lambda: loader._workers.at(0) == 1 + 1, "the worker is at the second row of its piece")
         pids = [worker.pid for worker in workers()]
         for worker in workers():
             stop(worker)
@@ -102,14 +103,14 @@ def test_who_dies_amid_a_wait_is_named(
 
         assert data.check(*thread.outcome()) == [8, 9, 10, 11]
         assert data.check(*loader.batch(3)) == [12, 13, 14, 15]
-        assert loader.stats.restarts == crew
+        assert loader.stats.restarts == count
         assert not set(pids) & {worker.pid for worker in workers()}
 
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * crew
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * count
     for pid in pids:
         [said] = [record.getMessage() for record in caplog.records if f"(pid {pid})" in record.getMessage()]
         assert re.match(rf"worker \d \(pid {pid}\) {CAUSES[number]}; .*another takes its place", said), said
-    if kind != "own-fill" and (kind, crew) != ("files", 2):
+    if kind != "own-fill" and (kind, count) != ("files", 2):
         place = data.file("id-9") if kind == "files" else "function 'reader.<locals>.read'"
         assert f"; it was at sample 'id-9', {place}; another takes its place" in caplog.text
     held = re.findall(r"reads again the (\d+) rows? that it held: (.*)", caplog.text)
@@ -261,10 +262,10 @@ def test_killed_again_and_again(folder: Callable, asking: Callable, workers: Cal
                 # A worker that is never left the time to do anything is no fault to survive.
                 delivered = loader.stats.batches
                 wait_until(lambda delivered=delivered: loader.stats.batches > delivered + 5, "batches are delivered")
-                crew: list[psutil.Process] = []
-                while len(crew) < 2:  # one is just being replaced
-                    crew = workers()
-                crew[number % 2].kill()
+                count: list[psutil.Process] = []
+                while len(count) < 2:  # one is just being replaced
+                    count = workers()
+                count[number % 2].kill()
 
         killing = asking(kill_on)
         while killing.is_alive():
@@ -328,11 +329,11 @@ def test_a_sample_that_kills_is_an_error_by_name(folder: Callable, role: str) ->
 
 
 @pytest.mark.parametrize("role", ["source", "own-fill", "transform"])
-@pytest.mark.parametrize("crew", [1, 2])
-def test_a_sample_that_kills_stands_aside(folder: Callable, caplog: pytest.LogCaptureFixture, role: str, crew: int) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_sample_that_kills_stands_aside(folder: Callable, caplog: pytest.LogCaptureFixture, role: str, count: int) -> None:
     """With ``on_error="replace"`` another stands in for it, in later epochs too, which cost no worker any more."""
     data = folder(24)
-    with deadly(role, data, ENDS["SIGSEGV"][0], None, workers=crew, on_error="replace", max_damaged=0.1) as loader:
+    with deadly(role, data, ENDS["SIGSEGV"][0], None, workers=count, on_error="replace", max_damaged=0.1) as loader:
         for epoch in range(1, 4):
             labels = []
             for X, y in map(flat, loader):
@@ -365,10 +366,10 @@ def ended_by(loader: Loader, error: type[Exception], match: str, workers: Callab
 def test_workers_that_never_start_end_the_run(folder: Callable, workers: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that end before their first word, as under a broken interpreter, are not replaced for ever."""
     data = folder(N)
-    monkeypatch.setattr(_pool, "BOOT", "raise SystemExit(7)")
+    monkeypatch.setattr(pool, "BOOT", "raise SystemExit(7)")
     with made("files", data, workers=2) as loader:
         ended_by(loader, WorkerDied, "ended with exit code 7", workers)
-        assert loader.stats.restarts < 2 * _watch.STARTS
+        assert loader.stats.restarts < 2 * supervisor.STARTS
 
 
 def test_a_source_that_ends_its_worker_when_it_is_opened_ends_the_run(workers: Callable) -> None:
@@ -409,7 +410,7 @@ def test_a_source_that_can_no_longer_be_opened_ends_the_run(tmp_path: Path, work
 
 def test_a_source_that_is_never_open_ends_the_run(workers: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start has a time limit of its own, and no sample is blamed; a ``timeout`` for reads may be shorter."""
-    monkeypatch.setattr(_watch, "START_WITHIN", 1.0)
+    monkeypatch.setattr(supervisor, "START_WITHIN", 1.0)
 
     class Database(Source):
         shape, dtype = (3,), "f4"

@@ -169,7 +169,7 @@ class Recorder(keras.Model):
             self.on_batch(list(tensors))
             return np.int64(0)
 
-        tf.py_function(note, tf.nest.flatten(data), tf.int64)
+        tf.py_function(note, tf.unflatten.flatten(data), tf.int64)
         return {"loss": self.scale}
 
 
@@ -211,7 +211,7 @@ def test_tensors_alias_copies_too(data: Any) -> None:
     class Noting(Sequence):
         def __getitem__(self, index: int) -> Any:
             batch = super().__getitem__(index)
-            handed_out.update(array.ctypes.data for array in tf.nest.flatten(batch))
+            handed_out.update(array.ctypes.data for array in tf.unflatten.flatten(batch))
             return batch
 
     model = Recorder(lambda tensors: found.extend(np.asarray(memoryview(tensor)).ctypes.data for tensor in tensors))

@@ -350,7 +350,7 @@ def test_nothing_is_looked_for_on_the_good_path(tmp_path: Path, monkeypatch: pyt
 
     for function in ("scandir", "listdir", "stat", "lstat", "readlink"):
         monkeypatch.setattr(os, function, refuse)
-    monkeypatch.setitem(sys.modules, "shmgen._suggest", None)
+    monkeypatch.setitem(sys.modules, "shmgen._sources.suggest", None)
     Npy(tmp_path).bind(["a", "b"])
 
 

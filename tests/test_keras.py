@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import shmgen._delivery
+import shmgen._engine.prefetcher
 from shmgen import Loader, Sequence
-from shmgen._ring import Ring
+from shmgen._memory.ring import Ring
 
 N = 53
 SHAPE = (4, 4, 4)
@@ -223,7 +223,7 @@ def test_predict_gives_a_row_an_id_in_order(data: Any, workers: int) -> None:
 
 def test_predict_whose_outputs_are_its_inputs(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that only reshapes keeps every batch, since its outputs alias them: slower, copied, right."""
-    monkeypatch.setattr(shmgen._delivery, "COPY_AFTER", 0.1)
+    monkeypatch.setattr(shmgen._engine.prefetcher, "COPY_AFTER", 0.1)
     model = keras.Sequential([keras.Input(SHAPE), keras.layers.Reshape((64,))])
     with Sequence(data.ids, None, 2, shuffle=False, drop_last=False, data_dir=data.path, slots=3) as sequence:
         predicted = model.predict(sequence, verbose=0)

@@ -18,7 +18,7 @@ from leftovers import names
 from pace import Deadline
 from ways import answer, made, who_reads
 
-import shmgen._ring
+import shmgen._memory.ring
 from shmgen import ClosedError, Loader, SampleError
 
 AT_ONCE = 2.0
@@ -520,7 +520,7 @@ def test_a_constructor_that_fails_leaves_nothing(folder: Callable, monkeypatch: 
     if failure == "no-interpreter":
         monkeypatch.setattr(sys, "executable", "/nowhere/python")
     elif failure == "no-memory":
-        monkeypatch.setattr(shmgen._ring, "available", lambda: 4096)
+        monkeypatch.setattr(shmgen._memory.ring, "available", lambda: 4096)
     elif failure == "no-process":
         monkeypatch.setattr(subprocess, "Popen", no_process)
     elif failure in ("no-second-process", "interrupt"):

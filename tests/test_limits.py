@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-import shmgen._machine
+import shmgen._memory.limits
 from shmgen import Loader
-from shmgen._layout import PAGE
-from shmgen._limits import START, reached
-from shmgen._ring import BOARD_BYTES
+from shmgen._memory.layout import PAGE
+from shmgen._memory.limit_errors import START, reached
+from shmgen._memory.status_page import STATUS_PAGE_BYTES
 
 LIMITS = """
 import contextlib, logging, resource
-import shmgen._delivery
-shmgen._delivery.COPY_AFTER = 0.05
+import shmgen._engine.prefetcher
+shmgen._engine.prefetcher.COPY_AFTER = 0.05
 logging.basicConfig(format="%(levelname)s %(message)s")
 
 @contextlib.contextmanager
@@ -57,7 +57,7 @@ SLOT = ROW + PAGE
 
 def room(slots: int) -> int:
     """Bytes of a ring of so many slots."""
-    return BOARD_BYTES + slots * SLOT
+    return STATUS_PAGE_BYTES + slots * SLOT
 
 
 def test_no_descriptor_for_a_loader(folder: Callable, script: Callable) -> None:
@@ -284,8 +284,8 @@ def test_no_file_for_the_whole_machine(folder: Callable) -> None:
 
 def test_a_container_has_a_limit_on_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The least of those around this process is named."""
-    monkeypatch.setattr(shmgen._machine, "PROC", tmp_path)
-    monkeypatch.setattr(shmgen._machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(shmgen._memory.limits, "PROC", tmp_path)
+    monkeypatch.setattr(shmgen._memory.limits, "CGROUPS", tmp_path)
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "self").mkdir()
     (tmp_path / "self/cgroup").write_text("0::/a/b\n")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from conftest import DataSet
 
-import shmgen._delivery
+import shmgen._engine.prefetcher
 from shmgen import InputError, Loader, Npy
-from shmgen._layout import ALIGNMENT
+from shmgen._memory.layout import ALIGNMENT
 
 Folder = Callable[..., DataSet]
 
@@ -257,12 +257,12 @@ def test_stats_count_what_was_delivered(folder: Folder) -> None:
     """Batches, samples, bytes; a frozen snapshot that later batches leave alone."""
     data = folder(10, (4,), np.float32)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, drop_last=False) as loader:
-        assert (loader.stats.batches, loader.stats.waited, loader.stats.data_wait) == (0, 0.0, 0.0)
+        assert (loader.stats.batches, loader.stats.batch_wait, loader.stats.data_wait) == (0, 0.0, 0.0)
         for _ in loader:
             pass
         stats = loader.stats
         assert (stats.batches, stats.samples, stats.bytes, stats.copied, stats.restarts) == (3, 10, 10 * (16 + 8), 0, 0)
-        assert stats.waited > 0
+        assert stats.batch_wait > 0
         for _ in loader:
             pass
         assert (stats.batches, loader.stats.batches) == (3, 6)
@@ -270,12 +270,12 @@ def test_stats_count_what_was_delivered(folder: Folder) -> None:
 
 def test_time_waited_is_for_data_alone(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time in which all slots were held by the user is not time waited for data."""
-    monkeypatch.setattr(shmgen._delivery, "COPY_AFTER", 0.3)
+    monkeypatch.setattr(shmgen._engine.prefetcher, "COPY_AFTER", 0.3)
     data = folder(12)
     with Loader(data.ids, data.labels, 2, data_dir=data.path, slots=2, workers=1) as loader:
         held = list(loader)
         assert loader.stats.copied == 4
-        assert loader.stats.waited < 0.3
+        assert loader.stats.batch_wait < 0.3
         del held
 
 
@@ -299,7 +299,7 @@ def test_defaults_are_sensible(folder: Folder) -> None:
 
     data = folder(8)
     with Loader(data.ids, data.labels, 2, data_dir=data.path) as loader:
-        assert 1 <= len(loader._crew.pids) <= min(8, len(os.sched_getaffinity(0)))
+        assert 1 <= len(loader._workers.pids) <= min(8, len(os.sched_getaffinity(0)))
         assert loader._ring.slots == 16
 
 
@@ -322,7 +322,7 @@ def test_files_replaced_between_epochs_are_read_anew(folder: Folder, workers: in
 
 def test_threads_that_ask_at_once_never_wait_for_ever(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """More threads than slots ask at once, and keep what they get: each is served, whoever took the slot that it waited for."""
-    monkeypatch.setattr(shmgen._delivery, "COPY_AFTER", 0.1)
+    monkeypatch.setattr(shmgen._engine.prefetcher, "COPY_AFTER", 0.1)
     data = folder(56)
     for _ in range(20):
         with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=3) as loader:

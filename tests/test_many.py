@@ -163,8 +163,8 @@ for does in {[*FORKS.items()]!r}:
         labels += y.tolist()
     assert labels == list(range(24)), does
 assert loader.stats.restarts == 0
-shmgen._pool.GRACE = 1000  # for workers to end by themselves, though the child that lives on keeps their sockets open
-processes = [worker.process for worker in loader._crew._workers] if {workers} else []
+shmgen._engine.pool.GRACE = 1000  # for workers to end by themselves, though the child that lives on keeps their sockets open
+processes = [worker.process for worker in loader._workers._workers] if {workers} else []
 loader.close()
 assert [process.returncode for process in processes] == [0] * {workers}
 os.kill(living, signal.SIGKILL)
@@ -218,8 +218,8 @@ def test_a_thousand_loaders_in_turn(folder: Callable, workers: int) -> None:
 def test_few_open_files_suffice(folder: Callable, script: Callable) -> None:
     """With a limit of 256 open files: 8 loaders of 2 workers each, all batches of an epoch of 600 held, and both at once."""
     code = """
-import resource, shmgen._delivery
-shmgen._delivery.COPY_AFTER = 0.05
+import resource, shmgen._engine.prefetcher
+shmgen._engine.prefetcher.COPY_AFTER = 0.05
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 
 def check(batches):

@@ -15,15 +15,16 @@ import numpy as np
 import psutil
 import pytest
 
-import shmgen._machine
-import shmgen._ring
+import shmgen._memory.limits
+import shmgen._memory.ring
 from shmgen import Loader
-from shmgen._layout import PAGE, Field, Layout
-from shmgen._ring import BOARD_BYTES, OTHERS_NEED, Ring
+from shmgen._memory.layout import PAGE, Field, Layout
+from shmgen._memory.ring import OTHERS_NEED, Ring
+from shmgen._memory.status_page import STATUS_PAGE_BYTES
 
 PRIVATE = """
-import ctypes, logging, shutil, shmgen._delivery
-shmgen._delivery.COPY_AFTER = 0.05
+import ctypes, logging, shutil, shmgen._engine.prefetcher
+shmgen._engine.prefetcher.COPY_AFTER = 0.05
 logging.basicConfig(format="%(name)s %(levelname)s %(message)s")
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -75,7 +76,7 @@ SLOT = ROW + PAGE
 
 def room(slots: int) -> int:
     """Bytes of a ring of so many slots."""
-    return BOARD_BYTES + slots * SLOT
+    return STATUS_PAGE_BYTES + slots * SLOT
 
 
 SHORT = {
@@ -106,7 +107,7 @@ SHORT = {
         SMALL.format(room(7)) + f"others_take({room(5)})\n",
         2,
         "memfd",
-        rf"/dev/shm has {room(2) - BOARD_BYTES:,} left: memory beyond its limit is taken",
+        rf"/dev/shm has {room(2) - STATUS_PAGE_BYTES:,} left: memory beyond its limit is taken",
     ),
     "read-only": (
         "mount('none', '/dev/shm', 'tmpfs', flags=READ_ONLY)\n",
@@ -204,8 +205,8 @@ assert os.listdir("/dev/shm") == []
 
 def memory_left(monkeypatch: pytest.MonkeyPatch, size: int, shm: int = 1 << 40) -> None:
     """From now on, so many bytes seem to be left besides what others need, and so many of ``/dev/shm``."""
-    monkeypatch.setattr(shmgen._ring, "available", lambda: size + OTHERS_NEED)
-    monkeypatch.setattr(shmgen._ring, "free_shm", lambda: shm)
+    monkeypatch.setattr(shmgen._memory.ring, "available", lambda: size + OTHERS_NEED)
+    monkeypatch.setattr(shmgen._memory.ring, "free_shm", lambda: shm)
 
 
 @pytest.mark.parametrize("shm", [0, 1 << 40])
@@ -262,7 +263,7 @@ def test_slots_are_as_many_as_memory_has_room_for(
 @pytest.mark.parametrize("workers", [0, 1])
 def test_no_memory_for_the_spare_slot(folder: Callable, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     """The kernel would kill somebody rather than refuse, so it is not asked for more than there is; the loader goes on."""
-    monkeypatch.setattr(shmgen._delivery, "COPY_AFTER", 0.05)
+    monkeypatch.setattr(shmgen._engine.prefetcher, "COPY_AFTER", 0.05)
     data = folder(8, (ROW // 4,))
     with Loader(data.ids, data.labels, 1, data_dir=data.path, workers=workers, slots=2) as loader:
         with monkeypatch.context() as patch:
@@ -326,12 +327,12 @@ def test_a_ring_is_its_owners_alone(monkeypatch: pytest.MonkeyPatch, shm: int, u
 def test_a_worker_that_cant_map_the_ring_says_so(folder: Callable, script: Callable) -> None:
     """Under a limit on its address space, the error is one that can be caught, and names the limit; no traceback is printed."""
     code = """
-from shmgen import _pool
-popen = _pool.subprocess.Popen
+from shmgen._engine import pool
+popen = pool.subprocess.Popen
 def start(*args, **kwargs):
     return popen(*args, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (200 << 20,) * 2), **kwargs)
 import resource
-_pool.subprocess.Popen = start
+pool.subprocess.Popen = start
 with Loader(IDS, LABELS, 1, data_dir=DATA, workers=1, slots=400) as loader:
     try: list(loader)
     except shmgen.StartError as error: say(error)
@@ -392,8 +393,8 @@ def test_memory_that_is_available(
 ) -> None:
     """The least of what the machine and every cgroup around this process have left; page cache that can be dropped counts."""
     proc, cgroups = tmp_path / "proc", tmp_path / "cgroups"
-    monkeypatch.setattr(shmgen._machine, "PROC", proc)
-    monkeypatch.setattr(shmgen._machine, "CGROUPS", cgroups)
+    monkeypatch.setattr(shmgen._memory.limits, "PROC", proc)
+    monkeypatch.setattr(shmgen._memory.limits, "CGROUPS", cgroups)
     for name, text in {"meminfo": meminfo, "self/cgroup": groups}.items():
         if text is not None:
             write(proc / name, text)
@@ -404,7 +405,7 @@ def test_memory_that_is_available(
             write(cgroups / group / ("memory.usage_in_bytes" if v1 else "memory.current"), f"{usage}\n")
         write(cgroups / group / "memory.stat", "".join(f"{name} {number}\n" for name, number in stat.items()))
 
-    assert shmgen._machine.available() == expected
+    assert shmgen._memory.limits.available() == expected
 
 
 def write(path: Path, text: str) -> None:
@@ -414,4 +415,4 @@ def write(path: Path, text: str) -> None:
 
 def test_memory_of_this_machine() -> None:
     """On the machine at hand: more than nothing, no more than it has."""
-    assert 0 < shmgen._machine.available() <= psutil.virtual_memory().total
+    assert 0 < shmgen._memory.limits.available() <= psutil.virtual_memory().total

@@ -20,7 +20,7 @@ from shmgen import Npy, SampleError
 GOOD = np.arange(6, dtype=np.float64).reshape(2, 3)
 """What the folder's first file holds, where that is another than the one in question."""
 
-MOST_AXES = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
+MAX_AXES = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
 """That an array of NumPy's can have."""
 
 
@@ -81,7 +81,7 @@ def agree(folder: Folder, content: bytes) -> np.ndarray | None:
     """
     folder.file.write_bytes(content)
     array = folder.load()
-    if array is None or not array.size or array.ndim == MOST_AXES:
+    if array is None or not array.size or array.ndim == MAX_AXES:
         for error in folder.refusal("asked"), folder.refusal("asked", dtype=np.complex128), folder.refusal("good"):
             assert (error.id, error.path) == ("asked", str(folder.file))
             assert "expected" in error.reason
@@ -216,10 +216,10 @@ def test_what_is_no_utf_8(folder: Folder) -> None:
 
 def test_a_batch_has_one_axis_more(folder: Folder) -> None:
     """A sample of as many axes as NumPy has at most can't stand in a batch, and is named; one of one less can."""
-    assert agree(folder, npy(header(shape=repr((1,) * (MOST_AXES - 1))))) is not None
-    folder.file.write_bytes(npy(header(shape=repr((1,) * MOST_AXES))))
+    assert agree(folder, npy(header(shape=repr((1,) * (MAX_AXES - 1))))) is not None
+    folder.file.write_bytes(npy(header(shape=repr((1,) * MAX_AXES))))
 
-    assert f"expected axes few enough for a batch to have one more, found {MOST_AXES}" in folder.refusal("asked").reason
+    assert f"expected axes few enough for a batch to have one more, found {MAX_AXES}" in folder.refusal("asked").reason
 
 
 ALIKE = settings(derandomize=True, database=None, deadline=None)

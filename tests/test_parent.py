@@ -41,7 +41,7 @@ LOADER = "Loader(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)"
 
 AT_WORKER = """
 import subprocess
-from shmgen import _pool
+from shmgen._engine import pool
 
 class Popen(subprocess.Popen):
     started = 0
@@ -51,15 +51,15 @@ class Popen(subprocess.Popen):
         if Popen.started == {number}:
             strike()
 
-_pool.subprocess.Popen = Popen
+pool.subprocess.Popen = Popen
 """
 
 MOMENTS = {
     # when it ends -> the script, which calls strike()
     "first-worker-started": AT_WORKER.format(number=1) + LOADER,
     "last-worker-started": AT_WORKER.format(number=2) + LOADER,
-    "amid-the-memory": "from shmgen import _ring\n_ring._reserve = lambda *_: strike()\n" + LOADER,
-    "amid-the-constructor": "from shmgen import _loader\n_loader.Delivery = lambda *_, **__: strike()\n" + LOADER,
+    "amid-the-memory": "from shmgen._memory import ring\nring._reserve = lambda *_: strike()\n" + LOADER,
+    "amid-the-constructor": "from shmgen import loader\nloader.Prefetcher = lambda *_, **__: strike()\n" + LOADER,
     "before-the-workers-are-ready": f"loader = {LOADER}\nstrike()",
     "idle": f"loader = {LOADER}\nfor epoch in range(2): list(loader)\nstrike()",
     "batches-in-hand": f"loader = {LOADER}\nepoch = iter(loader)\nheld = [next(epoch), next(epoch)[0][1:]]\nstrike()",
@@ -67,21 +67,21 @@ MOMENTS = {
 os.unlink(f"{{DATA}}/id-9.npy"); os.mkfifo(f"{{DATA}}/id-9.npy")
 loader = {LOADER}
 held = [loader.batch(0), loader.batch(1)]
-while 2 not in [loader._crew.at(worker) for worker in range(2)]: time.sleep(0.001)
+while 2 not in [loader._workers.at(worker) for worker in range(2)]: time.sleep(0.001)
 strike()
 """,
     "a-worker-stopped": f"""
 loader = {LOADER}
 next(iter(loader))
-os.kill(loader._crew.pids[1], signal.SIGSTOP)
-while not loader._crew.is_stopped(1): time.sleep(0.001)
+os.kill(loader._workers.pids[1], signal.SIGSTOP)
+while not loader._workers.is_stopped(1): time.sleep(0.001)
 strike()
 """,
     "a-function-that-lets-no-thread-run": f"""
 import re
 def stuck(id): re.match("(a+)+$", "a" * 60 + "b")
 loader = {LOADER.replace("data_dir=DATA", "source=stuck, dim=3, n_channels=1, dtype=float")}
-while not any(map(loader._crew.at, range(2))): time.sleep(0.001)
+while not any(map(loader._workers.at, range(2))): time.sleep(0.001)
 strike()
 """,
     "replacing-a-worker": AT_WORKER.format(number=3)
@@ -91,19 +91,19 @@ logging.disable()
 loader = {LOADER}
 epoch = iter(loader)
 next(epoch)
-os.kill(loader._crew.pids[0], signal.SIGKILL)
+os.kill(loader._workers.pids[0], signal.SIGKILL)
 while True: list(loader)
 """,
     "amid-close": f"""
-from shmgen import _pool
-reap = _pool._reap
+from shmgen._engine import pool
+reap = pool._reap
 def once(*args):
-    _pool._reap = reap
+    pool._reap = reap
     strike()
     reap(*args)
 loader = {LOADER}
 next(iter(loader))
-_pool._reap = once
+pool._reap = once
 loader.close()
 """,
     "amid-with": f"with {LOADER} as loader:\n    for X, y in loader: strike()",

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from leftovers import names
 
-from shmgen._layout import ALIGNMENT, Field, Layout
-from shmgen._ring import BOARD_BYTES, Ring
+from shmgen._memory.layout import ALIGNMENT, Field, Layout
+from shmgen._memory.ring import Ring
+from shmgen._memory.status_page import STATUS_PAGE_BYTES
 
 FIELDS = (Field("X", (3, 5), np.dtype(np.float32)), Field("y", (), np.dtype(np.int64)), Field("w", (7,), np.dtype(np.uint8)))
 
@@ -153,8 +154,8 @@ def test_growing_keeps_what_is_there() -> None:
     spare[:] = 5
     assert (x == 4).all()
     with mmap.mmap(ring.fd, 0) as other:
-        assert np.frombuffer(other, np.float32, 1, BOARD_BYTES)[0] == 4
-        assert np.frombuffer(other, np.float32, 1, BOARD_BYTES + 2 * ring.layout.slot_bytes)[0] == 5
+        assert np.frombuffer(other, np.float32, 1, STATUS_PAGE_BYTES)[0] == 4
+        assert np.frombuffer(other, np.float32, 1, STATUS_PAGE_BYTES + 2 * ring.layout.slot_bytes)[0] == 5
     del x
     assert ring.released() == [0]
     del spare

@@ -20,10 +20,10 @@ import psutil
 import pytest
 
 from shmgen import InputError, Loader, SampleError
-from shmgen._scan import BOOT, Progress, Scan
-from shmgen._scan_ids import Folder, ids_in
-from shmgen._scan_report import Given, Kind, Report, judge
-from shmgen._scan_worker import BLOCK, Examiner, Format, pack, unpack
+from shmgen._tools.scan import BOOT, Progress, Scan
+from shmgen._tools.scan_ids import Folder, ids_in
+from shmgen._tools.scan_report import Given, Kind, Report, judge
+from shmgen._tools.scan_worker import BLOCK, Examiner, Format, pack, unpack
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-W", "error", "-m", "shmgen"]
@@ -335,12 +335,12 @@ def test_files_longer_than_a_block(tmp_path: Path) -> None:
 
 def test_a_long_file_is_told_of_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file may take minutes; the sum of what is told is what was read."""
-    monkeypatch.setattr("shmgen._scan_worker.TOLD_EVERY", BLOCK)
+    monkeypatch.setattr("shmgen._tools.scan_worker.TOLD_EVERY", BLOCK)
     array = np.zeros(5 * BLOCK // 2, np.uint8)
     put(tmp_path / "one.npy", npy(array))
     told: list[int] = []
 
-    tally = Examiner(os.fsencode(tmp_path), full=True, formats=[], tell=told.append).examine([b"one"])
+    tally = Examiner(os.fsencode(tmp_path), full=True, formats=[], progress=told.append).examine([b"one"])
 
     assert told == [BLOCK, BLOCK]
     assert sum(told) + tally.read == array.nbytes
@@ -718,7 +718,7 @@ def test_workers_are_lean(data: Path) -> None:
     format = Format(raw, GOOD.shape, "'<f4'", fortran=False, inexact=True, data_bytes=GOOD.nbytes)
     code = f"""
 {BOOT.split("; from")[0]}
-from shmgen._scan_worker import Examiner, Format
+from shmgen._tools.scan_worker import Examiner, Format
 tally = Examiner({os.fsencode(data)!r}, full=False, formats=[{format!r}], tell=print).examine([b"good-0", b"good-1"])
 assert tally.sound[0][2] == 2
 print(*sys.modules)
@@ -727,5 +727,14 @@ print(*sys.modules)
     done = run(ROOT, command=[sys.executable, "-I", "-S", "-c", code])
 
     modules = set(done.stdout.split())
-    assert "shmgen._scan_worker" in modules, done.stderr
-    assert not modules & {"numpy", "rich", "argparse", "subprocess", "keras", "tensorflow", "multiprocessing", "shmgen._scan"}
+    assert "shmgen._tools.scan_worker" in modules, done.stderr
+    assert not modules & {
+        "numpy",
+        "rich",
+        "argparse",
+        "subprocess",
+        "keras",
+        "tensorflow",
+        "multiprocessing",
+        "shmgen._tools.scan",
+    }

@@ -8,12 +8,12 @@ from itertools import count
 
 import pytest
 
-from shmgen._order import Batch
-from shmgen._schedule import Piece, Schedule
+from shmgen._plan.sampler import BatchId
+from shmgen._plan.schedule import Piece, Schedule
 
 
-def batches(first: int = 0) -> list[Batch]:
-    return [Batch(0, number) for number in range(first, first + 20)]
+def batches(first: int = 0) -> list[BatchId]:
+    return [BatchId(0, number) for number in range(first, first + 20)]
 
 
 def schedule(slots: int = 3, workers: int = 2, rows: int = 4, in_flight: int = 8) -> Schedule:
@@ -47,29 +47,29 @@ def test_who_holds_more_gets_less() -> None:
     plan.assign([], batches()[:2])
     plan.done(1)
     plan.done(1)
-    [(worker, piece)] = plan.assign([Batch(0, 2)], [])
+    [(worker, piece)] = plan.assign([BatchId(0, 2)], [])
     assert (worker, piece.start, piece.stop) == (1, 0, 10)
-    assert sorted((w, p.stop - p.start) for w, p in plan.assign([Batch(0, 3)], [])) == [(0, 5), (1, 5)]
+    assert sorted((w, p.stop - p.start) for w, p in plan.assign([BatchId(0, 3)], [])) == [(0, 5), (1, 5)]
 
 
 def test_a_batch_is_ready_when_its_last_piece_is() -> None:
     """Pieces may be done in any order of workers."""
     plan = schedule()
     plan.assign([], batches())
-    assert plan.last_to_finish(Batch(0, 0)) is not None
+    assert plan.last_to_finish(BatchId(0, 0)) is not None
     plan.done(1)
-    assert plan.ready(Batch(0, 0)) is None
-    assert plan.last_to_finish(Batch(0, 0)) == 0
+    assert plan.ready(BatchId(0, 0)) is None
+    assert plan.last_to_finish(BatchId(0, 0)) == 0
     plan.done(0)
-    assert plan.ready(Batch(0, 0)) is not None
-    assert plan.last_to_finish(Batch(0, 0)) is None
+    assert plan.ready(BatchId(0, 0)) is not None
+    assert plan.last_to_finish(BatchId(0, 0)) is None
 
 
 def test_in_flight_bounds_what_is_read_ahead_but_not_what_is_demanded() -> None:
     """No more batches are started than in flight, except one that is waited for."""
     plan = schedule(slots=4, in_flight=2)
     assert {piece.batch.number for _, piece in plan.assign([], batches())} == {0, 1}
-    assert {piece.batch.number for _, piece in plan.assign([Batch(0, 9)], [])} == {9}
+    assert {piece.batch.number for _, piece in plan.assign([BatchId(0, 9)], [])} == {9}
 
 
 def test_all_slots_are_in_flight_while_workers_wait() -> None:
@@ -93,46 +93,46 @@ def test_what_was_read_in_vain_gives_way() -> None:
     plan.assign([], batches())
     plan.done(0)
     plan.done(0)
-    sends = plan.assign([Batch(0, 7)], [Batch(0, 1)])
+    sends = plan.assign([BatchId(0, 7)], [BatchId(0, 1)])
     assert [piece.batch.number for _, piece in sends] == [7]
-    assert plan.ready(Batch(0, 1)) is not None
-    assert plan.ready(Batch(0, 0)) is None
+    assert plan.ready(BatchId(0, 1)) is not None
+    assert plan.ready(BatchId(0, 0)) is None
 
 
 def test_a_slot_being_read_into_is_never_given_away() -> None:
     """Workers can't be called back: a demand waits until a slot has been read, then takes it."""
     plan = schedule(slots=1, workers=1)
     plan.assign([], batches())
-    assert plan.assign([Batch(0, 5)], []) == []
+    assert plan.assign([BatchId(0, 5)], []) == []
     plan.done(0)
-    assert [piece.batch.number for _, piece in plan.assign([Batch(0, 5)], [])] == [5]
+    assert [piece.batch.number for _, piece in plan.assign([BatchId(0, 5)], [])] == [5]
 
 
 def test_a_leased_batch_asked_for_again_is_read_again() -> None:
     """What was handed out belongs to whom it was handed; the next request gets a slot of its own."""
     plan = schedule(slots=2, workers=1)
-    plan.assign([], [Batch(0, 0)])
+    plan.assign([], [BatchId(0, 0)])
     plan.done(0)
-    slot = plan.ready(Batch(0, 0))
+    slot = plan.ready(BatchId(0, 0))
     assert slot is not None
     plan.lease(slot)
-    [(_, piece)] = plan.assign([Batch(0, 0)], [])
+    [(_, piece)] = plan.assign([BatchId(0, 0)], [])
     assert piece.slot != slot
 
 
 def test_what_is_discarded_is_read_again() -> None:
     """A batch discarded once read, or while it is read, is not delivered; its slot is free when no worker writes to it."""
     plan = schedule(slots=2, workers=1)
-    plan.assign([], [Batch(0, 0), Batch(0, 1)])
+    plan.assign([], [BatchId(0, 0), BatchId(0, 1)])
     plan.done(0)
-    plan.discard(Batch(0, 0))
-    plan.discard(Batch(0, 1))
-    assert plan.ready(Batch(0, 0)) is None
-    [(_, piece)] = plan.assign([Batch(0, 1)], [])
+    plan.discard(BatchId(0, 0))
+    plan.discard(BatchId(0, 1))
+    assert plan.ready(BatchId(0, 0)) is None
+    [(_, piece)] = plan.assign([BatchId(0, 1)], [])
     plan.done(0)
-    assert plan.ready(Batch(0, 1)) is None
+    assert plan.ready(BatchId(0, 1)) is None
     plan.done(0)
-    assert plan.ready(Batch(0, 1)) == piece.slot
+    assert plan.ready(BatchId(0, 1)) == piece.slot
 
 
 def test_a_failed_piece_fails_its_batch_once() -> None:
@@ -142,11 +142,11 @@ def test_a_failed_piece_fails_its_batch_once() -> None:
     first = ValueError("first")
     plan.done(0, first)
     plan.done(1, ValueError("second"))
-    slot = plan.ready(Batch(0, 0))
+    slot = plan.ready(BatchId(0, 0))
     assert slot is not None
     assert plan.error(slot) is first
     plan.free(slot)
-    assert len(plan.assign([Batch(0, 0)], [])) == 2
+    assert len(plan.assign([BatchId(0, 0)], [])) == 2
     plan.done(0)
     plan.done(1)
     assert plan.error(slot) is None
@@ -155,16 +155,16 @@ def test_a_failed_piece_fails_its_batch_once() -> None:
 def test_a_spare_is_never_leased() -> None:
     """Once all slots were held for too long, one is always left to read into."""
     plan = schedule(slots=1, workers=1)
-    plan.assign([], [Batch(0, 0)])
+    plan.assign([], [BatchId(0, 0)])
     plan.done(0)
-    slot = plan.ready(Batch(0, 0))
+    slot = plan.ready(BatchId(0, 0))
     assert slot is not None
     plan.lease(slot)
     assert not plan.can_lease
     plan.add_slot()
     plan.keep_spare()
     assert not plan.can_lease
-    plan.assign([Batch(0, 1)], [])
+    plan.assign([BatchId(0, 1)], [])
     plan.free(slot)
     assert plan.can_lease
 
@@ -180,7 +180,7 @@ def test_work_is_given_out_in_portions() -> None:
     assert len(plan.assign([], batches())) == 4
     plan.done(0)
     assert plan.assign([], batches()) == []
-    assert [piece.batch.number for _, piece in plan.assign([Batch(0, 15)], batches())] == [15]
+    assert [piece.batch.number for _, piece in plan.assign([BatchId(0, 15)], batches())] == [15]
     plan.done(0)
     plan.done(0)
     assert [piece.batch.number for _, piece in plan.assign([], batches())] == [4, 5]
@@ -205,7 +205,7 @@ def test_the_oldest_piece_is_read_once_more(singly: bool, next: bool, held: list
     while plan.held(0):
         assert plan.ready(plan.held(0)[0].batch) is None
         plan.done(0)
-    assert None not in (plan.ready(Batch(0, 0)), plan.ready(Batch(0, 1)))
+    assert None not in (plan.ready(BatchId(0, 0)), plan.ready(BatchId(0, 1)))
 
 
 def test_what_is_tried_again_is_as_much_work_as_before() -> None:
@@ -213,18 +213,18 @@ def test_what_is_tried_again_is_as_much_work_as_before() -> None:
     plan = schedule(slots=3, workers=2, rows=4)
     plan.assign([], batches()[:1])
     plan.retry(0, singly=True, next=True)
-    assert sorted((w, p.stop - p.start) for w, p in plan.assign([Batch(0, 1)], [])) == [(0, 2), (1, 2)]
+    assert sorted((w, p.stop - p.start) for w, p in plan.assign([BatchId(0, 1)], [])) == [(0, 2), (1, 2)]
 
 
 def test_a_piece_is_wanted_while_its_batch_is_in_its_slot() -> None:
     """Not once the batch has been discarded, also while it is read anew in another slot."""
     plan = schedule(slots=2, workers=1)
-    plan.assign([], [Batch(0, 0)])
+    plan.assign([], [BatchId(0, 0)])
     [piece] = plan.held(0)
     assert plan.wants(piece)
-    plan.discard(Batch(0, 0))
+    plan.discard(BatchId(0, 0))
     assert not plan.wants(piece)
-    [(_, other)] = plan.assign([Batch(0, 0)], [])
+    [(_, other)] = plan.assign([BatchId(0, 0)], [])
     assert not plan.wants(piece)
     assert plan.wants(other)
 
@@ -232,19 +232,19 @@ def test_a_piece_is_wanted_while_its_batch_is_in_its_slot() -> None:
 def test_a_slot_that_may_yet_be_written_to_is_lost() -> None:
     """The batch is read anew elsewhere; what other workers still read into the slot changes nothing."""
     plan = schedule(slots=2, workers=2)
-    plan.assign([], [Batch(0, 0)])
+    plan.assign([], [BatchId(0, 0)])
     [piece] = plan.held(0)
     plan.abandon(0)
-    assert not plan.holds(Batch(0, 0))
+    assert not plan.holds(BatchId(0, 0))
     assert not plan.wants(piece)
     assert repr(plan) == "slots [free, lost]"
-    sends = plan.assign([Batch(0, 0)], [])
+    sends = plan.assign([BatchId(0, 0)], [])
     assert {p.slot for _, p in sends} == {1 - piece.slot}
     plan.done(1)
     assert repr(plan) == "slots [filling 0:0, lost]"
     for worker, _ in sends:
         plan.done(worker)
-    assert plan.ready(Batch(0, 0)) == 1 - piece.slot
+    assert plan.ready(BatchId(0, 0)) == 1 - piece.slot
 
 
 def test_two_workers_may_lose_the_same_slot() -> None:
@@ -261,28 +261,28 @@ def test_two_workers_may_lose_the_same_slot() -> None:
 def test_a_batch_that_was_discarded_may_lose_its_slot() -> None:
     """The batch is being read elsewhere by then, and stays there."""
     plan = schedule(slots=3, workers=1)
-    plan.assign([], [Batch(0, 0)])
-    plan.discard(Batch(0, 0))
-    plan.assign([Batch(0, 0)], [])
+    plan.assign([], [BatchId(0, 0)])
+    plan.discard(BatchId(0, 0))
+    plan.assign([BatchId(0, 0)], [])
     plan.abandon(0)
-    assert plan.holds(Batch(0, 0))
+    assert plan.holds(BatchId(0, 0))
     plan.done(0)
-    assert plan.ready(Batch(0, 0)) is not None
+    assert plan.ready(BatchId(0, 0)) is not None
 
 
 def test_a_batch_without_a_slot_fails() -> None:
     """It takes a free slot for its error, and can be asked for again once that was told."""
     plan = schedule(slots=1, workers=1)
-    plan.assign([], [Batch(0, 0)])
+    plan.assign([], [BatchId(0, 0)])
     plan.abandon(0)
     plan.add_slot()
     error = ValueError("no answer")
-    plan.fail(Batch(0, 0), error)
-    slot = plan.ready(Batch(0, 0))
+    plan.fail(BatchId(0, 0), error)
+    slot = plan.ready(BatchId(0, 0))
     assert slot == 1
     assert plan.error(slot) is error
     plan.free(slot)
-    assert [piece.slot for _, piece in plan.assign([Batch(0, 0)], [])] == [1]
+    assert [piece.slot for _, piece in plan.assign([BatchId(0, 0)], [])] == [1]
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -296,9 +296,9 @@ def test_any_order_of_events_delivers_every_batch(seed: int) -> None:
     held: list[list[Piece]] = [[] for _ in range(workers)]
     leased: list[int] = []
     hung: set[int] = set()
-    failed: set[Batch] = set()
+    failed: set[BatchId] = set()
     for number in range(200):
-        batch = Batch(0, number if chance.random() < 0.8 else chance.randrange(1000))
+        batch = BatchId(0, number if chance.random() < 0.8 else chance.randrange(1000))
         for _ in count():
             for worker, piece in plan.assign([batch], batches(number + 1)):
                 assert piece.slot not in leased
@@ -336,7 +336,7 @@ def test_any_order_of_events_delivers_every_batch(seed: int) -> None:
 
 
 def strike(
-    plan: Schedule, worker: int, held: list[list[Piece]], hung: set[int], failed: set[Batch], chance: random.Random
+    plan: Schedule, worker: int, held: list[list[Piece]], hung: set[int], failed: set[BatchId], chance: random.Random
 ) -> None:
     """Have a worker fail at, die of, hang in or forget the oldest piece that it holds, as a delivery would tell it."""
     piece = held[worker].pop(0)

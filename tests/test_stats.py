@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pace import slowness
 
-import shmgen._delivery
+import shmgen._engine.prefetcher
 from shmgen import Loader, Stats
 
 IDLE = Stats(0, 0, 0, 0.0, 0.0, 0.0, 0, 0, 0, 2, 0.0, 0.0)
@@ -62,7 +62,7 @@ def test_a_trainer_that_works_waits_for_nothing(folder: Callable, monkeypatch: p
             return time.monotonic() + self.worked
 
     clock = Clock()
-    monkeypatch.setattr(shmgen._delivery, "time", clock)
+    monkeypatch.setattr(shmgen._engine.prefetcher, "time", clock)
     data = folder(64)
     with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=2) as loader:
         for _ in range(3):
@@ -78,13 +78,13 @@ def test_a_trainer_that_works_waits_for_nothing(folder: Callable, monkeypatch: p
 
 def test_who_holds_all_slots_is_held_up(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches that are kept leave no slot to read into: more slots are advised."""
-    monkeypatch.setattr(shmgen._delivery, "COPY_AFTER", 0.5)
+    monkeypatch.setattr(shmgen._engine.prefetcher, "COPY_AFTER", 0.5)
     data = folder(64)
     with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=2, slots=2) as loader:
         held = list(loader)
         stats = loader.stats
     assert stats.verdict == "slots-bound", stats
-    assert stats.held_up > stats.waited
+    assert stats.slot_wait > stats.batch_wait
     assert "more slots" in stats.report()
     assert len(held) == 8
 

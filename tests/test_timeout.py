@@ -15,7 +15,8 @@ from conftest import GONE_WITHIN, DataSet, Gone
 from pace import Deadline, slowness
 from ways import KINDS, answer, as_bytes, filling, made, mend, reader, run, stop, who_reads
 
-from shmgen import ClosedError, Loader, SampleError, _delivery, _pool, _watch
+from shmgen import ClosedError, Loader, SampleError
+from shmgen._engine import pool, prefetcher, supervisor
 
 N = 24
 BATCH = 4
@@ -48,14 +49,14 @@ def all_but(number: int, loader: Loader, data: DataSet, match: str) -> list[int]
 
 
 @pytest.mark.parametrize("kind", ["files", "function", "own-fill"])
-@pytest.mark.parametrize("crew", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
 def test_a_read_that_never_ends_is_an_error_by_name(
-    folder: Callable, caplog: pytest.LogCaptureFixture, kind: str, crew: int
+    folder: Callable, caplog: pytest.LogCaptureFixture, kind: str, count: int
 ) -> None:
     """After ``timeout`` the batch is an error that names the sample; the worker is replaced, the others' batches come."""
     data = folder(N)
     fifo = data.fifo(9)
-    with in_order(kind, data, workers=crew) as loader:
+    with in_order(kind, data, workers=count) as loader:
         for epoch in (1, 2):
             promptly, called = Deadline(PROMPTLY), time.monotonic()
             place = str(fifo) if kind == "files" else ""
@@ -70,12 +71,12 @@ def test_a_read_that_never_ends_is_an_error_by_name(
 
 
 @pytest.mark.parametrize("kind", ["files", "function", "own-fill", "transform"])
-@pytest.mark.parametrize("crew", [1, 2])
-def test_a_read_that_never_ends_stands_aside(folder: Callable, kind: str, crew: int) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_read_that_never_ends_stands_aside(folder: Callable, kind: str, count: int) -> None:
     """With ``on_error="replace"`` another stands in for it, in later epochs too, which do not wait for it any more."""
     data = folder(N)
     data.fifo(9)
-    with in_order(kind, data, workers=crew, on_error="replace", max_damaged=0.1) as loader:
+    with in_order(kind, data, workers=count, on_error="replace", max_damaged=0.1) as loader:
         found = []
         for epoch in range(1, 4):
             found += [as_bytes(batch) for batch in loader]
@@ -89,9 +90,9 @@ def test_a_read_that_never_ends_stands_aside(folder: Callable, kind: str, crew: 
     assert [number for number in range(18) if found[number] != expected[number]] == [2, 8, 14]
 
 
-@pytest.mark.parametrize("crew", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("how", ["spins", "sleeps", "holds-the-interpreter"])
-def test_a_function_that_never_ends(folder: Callable, how: str, crew: int) -> None:
+def test_a_function_that_never_ends(folder: Callable, how: str, count: int) -> None:
     """Whatever it does meanwhile."""
     data = folder(N)
 
@@ -113,7 +114,7 @@ def test_a_function_that_never_ends(folder: Callable, how: str, crew: int) -> No
         if x[0, 0] == 9:
             never_ends()
 
-    with in_order("files", data, workers=crew, transform=transform) as loader:
+    with in_order("files", data, workers=count, transform=transform) as loader:
         assert all_but(2, loader, data, f"^sample 'id-9', .*: {BLAME}$") == [*range(8), *range(12, N)]
         assert loader.stats.restarts == 1
 
@@ -140,7 +141,7 @@ def test_a_stopped_worker_changes_no_byte(
 
 def test_all_are_stopped_at_their_start(folder: Callable, workers: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before they have said a word: they are given the time of a start, then replaced."""
-    monkeypatch.setattr(_watch, "START_WITHIN", slowness())
+    monkeypatch.setattr(supervisor, "START_WITHIN", slowness())
     data = folder(N)
     with in_order("files", data, workers=2) as loader:
         for worker in workers():
@@ -173,7 +174,7 @@ def test_a_slow_trainer_blames_nobody(folder: Callable, asking: Callable, monkey
             return time.monotonic() + self.ahead
 
     clock = Clock()
-    monkeypatch.setattr(_delivery, "time", clock)
+    monkeypatch.setattr(prefetcher, "time", clock)
     data = folder(N)
     data.fifo(9)
     with in_order("function", data, workers=1, slots=4, timeout=60) as loader:
@@ -307,9 +308,9 @@ def test_ctrl_c_ends_a_wait_without_a_timeout(folder: Callable, script: Callable
 @pytest.fixture
 def unkillable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that hang in the kernel, as on a file system whose server has gone; what is stopped here stands for them."""
-    monkeypatch.setattr(_pool.Pool, "kill", lambda *_: None)
-    monkeypatch.setattr(_pool.Pool, "is_stopped", lambda *_: False)
-    monkeypatch.setattr(_watch, "KILL_GRACE", 0.1)
+    monkeypatch.setattr(pool.Pool, "kill", lambda *_: None)
+    monkeypatch.setattr(pool.Pool, "is_stopped", lambda *_: False)
+    monkeypatch.setattr(supervisor, "KILL_GRACE", 0.1)
 
 
 @pytest.mark.usefixtures("unkillable")

@@ -278,11 +278,11 @@ def report(x, rng):
     reports = [set(file.read_text().split()) for file in path.iterdir()]
     assert len(reports) == 2
     for modules in reports:
-        assert {"of_the_users_own", "colorsys", "wave", "numpy", "shmgen._dice"} <= modules
+        assert {"of_the_users_own", "colorsys", "wave", "numpy", "shmgen._sources.rng"} <= modules
         assert not {name.partition(".")[0] for name in modules} & {
             "tensorflow", "keras", "h5py", "pytest", "psutil", "site", __name__, "ways", "conftest",
         }  # fmt: skip
-        assert not modules & {"shmgen._loader", "shmgen.keras", "shmgen._pool"}
+        assert not modules & {"shmgen.loader", "shmgen.keras", "shmgen._engine.pool"}
 
 
 def test_in_process_a_debugger_stops_in_functions() -> None:

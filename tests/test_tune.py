@@ -19,17 +19,17 @@ from conftest import wait_until, workers_of
 from pace import slowness
 
 from shmgen import InputError, Measurement, SampleError, tune
-from shmgen._source import RawSource
-from shmgen._tune import AS_GOOD, MARGIN, Progress, _forget, recommend
+from shmgen._sources.base import RawSource
+from shmgen._tools.tune import AS_GOOD, MARGIN, Progress, _forget, recommend
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-W", "error", "-m", "shmgen"]
 BATCH = 8
 
 
-def seen(rate: float, workers: int, load: float = 1.0, reading: float = 0.0) -> Measurement:
+def seen(rate: float, workers: int, load: float = 1.0, io_wait: float = 0.0) -> Measurement:
     """A measurement in which only what a recommendation rests on is of interest."""
-    return Measurement(workers, 4, False, 0.1, rate, 8 * rate, 1e6 * rate, 0.1, 1.0, 1 << 20, load, reading)
+    return Measurement(workers, 4, False, 0.1, rate, 8 * rate, 1e6 * rate, 0.1, 1.0, 1 << 20, load, io_wait)
 
 
 RECOMMENDED = [
@@ -53,10 +53,10 @@ RECOMMENDED = [
 
 @pytest.mark.parametrize(("rates", "step_ms", "load", "reading", "workers", "why"), RECOMMENDED)
 def test_what_is_recommended(
-    rates: list[float], step_ms: float | None, load: float, reading: float, workers: int, why: str
+    rates: list[float], step_ms: float | None, load: float, io_wait: float, workers: int, why: str
 ) -> None:
     """The smallest number that is enough, or as good as the best; and why, whatever the order of the measurements."""
-    measurements = [seen(rate, count, load, reading) for count, rate in enumerate(rates)]
+    measurements = [seen(rate, count, load, io_wait) for count, rate in enumerate(rates)]
 
     found, reason = recommend(measurements[::-1], step_ms, 2.0)
 
@@ -112,7 +112,7 @@ def test_the_number_is_the_smallest_that_is_enough() -> None:
         assert 0.8 / slow < one.samples * COST / one.workers < 1.1, (one, slow)
     if slow < TOO_SLOW:
         assert tuning.workers == 3, (tuning, slow)
-        assert all(one.load > 0.8 and one.reading > 0.5 for one in tuning.measurements), tuning
+        assert all(one.load > 0.8 and one.io_wait > 0.5 for one in tuning.measurements), tuning
 
 
 def test_what_computes_takes_processors() -> None:
@@ -123,7 +123,7 @@ def test_what_computes_takes_processors() -> None:
         # Workers may be amid a sample when it begins, and when it ends. What is used is counted in hundredths of a second.
         whole = one.processors - one.samples * COST
         assert abs(whole) < (one.workers * COST + 0.06) / 0.6 + 0.1 * one.processors, one
-        assert one.reading < 0.2
+        assert one.io_wait < 0.2
     rates = {one.workers: one.rate for one in tuning.measurements}
     assert tuning.workers == min(count for count, rate in rates.items() if rate >= AS_GOOD * max(rates.values()))
 
@@ -133,7 +133,7 @@ def test_what_a_measurement_holds(folder: Callable) -> None:
     data = folder(BATCH * 10, (64, 64))
     told: list[Progress] = []
 
-    tuning = tune(data.ids, data.labels, BATCH, data_dir=data.path, workers=[2, 0, 2], seconds=0.2, slots=3, tell=told.append)
+    tuning = tune(data.ids, data.labels, BATCH, data_dir=data.path, workers=[2, 0, 2], seconds=0.2, slots=3, progress=told.append)
 
     assert [one.workers for one in tuning.measurements] == [0, 2]
     assert (tuning.of, tuning.batch_size) == (80, BATCH)
@@ -147,7 +147,7 @@ def test_what_a_measurement_holds(folder: Callable) -> None:
         assert 0 < one.processors <= (os.cpu_count() or 1)
         assert one.cpu == pytest.approx(one.processors / one.bytes * 1e9)
         assert one.memory >= 3 * batch_bytes
-        assert 0 <= one.reading <= 1
+        assert 0 <= one.io_wait <= 1
         assert 0 < one.load <= 1
     without, with_two = tuning.measurements
     assert with_two.memory > without.memory + 2 * 2e6

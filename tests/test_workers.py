@@ -15,7 +15,7 @@ import pytest
 from pace import Deadline
 
 from shmgen import Loader, Source
-from shmgen._wire import WORDS
+from shmgen._memory.status_page import RECORD_WORDS
 
 AT_ONCE = 2.0
 """Seconds in which what is promised "at once" must have happened."""
@@ -27,8 +27,8 @@ AN_ID = 100
 """Bytes that the parent may add for each id."""
 
 REPORTS = """
-import shmgen._pool
-shmgen._pool.BOOT = f'''if True:
+import shmgen._engine.pool
+shmgen._engine.pool.BOOT = f'''if True:
     import atexit, os, sys, threading
 
     lock = threading.Lock()  # two threads end a worker, and one must not cut short what the other writes
@@ -44,7 +44,7 @@ shmgen._pool.BOOT = f'''if True:
 
     atexit.register(report)
     os._exit = end
-    {shmgen._pool.BOOT}
+    {shmgen._engine.pool.BOOT}
 '''
 """
 """Makes workers tell at their end what they had imported, without a hook in the product."""
@@ -93,11 +93,17 @@ loader.close()
     reports = ask_for_modules(data.path)
     assert len(reports) == 2
     for modules in reports:
-        assert "shmgen._worker" in modules
+        assert "shmgen._worker.main" in modules
         assert not top_level(modules) & {"keras", "tensorflow", "my_module_beside_the_script", "script_0", "site"}
-        assert not modules & {"shmgen._loader", "shmgen.keras", "shmgen._pool"}
+        assert not modules & {"shmgen.loader", "shmgen.keras", "shmgen._engine.pool"}
         # What functions of the user's need, and a worker that only reads files does not.
-        assert not modules & {"logging", "cloudpickle", "shmgen._context", "shmgen._travel", "shmgen._echo"}
+        assert not modules & {
+            "logging",
+            "cloudpickle",
+            "shmgen._worker.context",
+            "shmgen._worker.pickling",
+            "shmgen._worker.log_forwarding",
+        }
         assert ("numpy" in modules) == (dtype != "None")
 
 
@@ -151,7 +157,9 @@ def test_no_two_workers_share_a_word_on_the_board(folder: Callable, workers: Cal
     """However many have been replaced: each says for itself where it is."""
     data = folder(24)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=2) as loader:
-        loader._ring.board = loader._ring.board[: 3 * WORDS]  # as many as there are would take hundreds of deaths
+        loader._ring.status_page = loader._ring.status_page[
+            : 3 * RECORD_WORDS
+        ]  # as many as there are would take hundreds of deaths
         for _ in range(2):
             for X, y in loader:
                 data.check(X, y)
@@ -159,7 +167,7 @@ def test_no_two_workers_share_a_word_on_the_board(folder: Callable, workers: Cal
         for X, y in loader:
             data.check(X, y)
         assert loader.stats.restarts == 2
-        assert len({worker.word for worker in loader._crew._workers}) == 2
+        assert len({worker.word for worker in loader._workers._workers}) == 2
 
 
 MEMORY = """

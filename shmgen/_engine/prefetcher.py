@@ -1,0 +1,404 @@
+"""Delivers batches by name: keeps the slots filled, waits for workers, hands out leases, or copies where all slots are held.
+
+Nothing runs in the background. Whoever asks for a batch takes in what has happened since, gives free slots new work, and waits if
+need be; of several who wait, one listens to the workers and tells the others.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from copy import copy
+from typing import TypeVar
+
+from shmgen._engine.batch_builder import BatchBuilder
+from shmgen._engine.pool import Workers
+from shmgen._engine.stats import Stats
+from shmgen._engine.supervisor import Supervisor
+from shmgen._memory.layout import Arrays
+from shmgen._memory.limit_errors import open_loaders
+from shmgen._memory.ring import Ring
+from shmgen._plan.autoscaler import Autoscaler
+from shmgen._plan.sampler import BatchId
+from shmgen._plan.schedule import Schedule
+from shmgen.errors import ClosedError, ShmgenError, StartError, TooManyDamaged, WorkerDied
+
+COPY_AFTER = 1.0
+"""Seconds that a batch waits for a slot to be let go of before it is handed out as a copy; half of it after each wait in vain."""
+
+COPY_AFTER_LEAST = 0.02
+"""Seconds that it waits at least."""
+
+COLLECT_AFTER = 0.25
+"""Seconds after which garbage is collected, in case that holds the slots."""
+
+LEAVE_WITHIN = 1.0
+"""Seconds that whoever waits for a batch has to leave when a delivery is closed."""
+
+DRAIN_EVERY = 0.002
+"""Seconds between two looks at what has been let go of, while a batch waits for a slot."""
+
+LONGEST_WAIT = 86_400.0
+"""Seconds; the kernel counts milliseconds in 31 bits."""
+
+OVERSLEPT = 0.2
+"""Seconds that a wait may take longer than it should; more, and this process was stopped itself, and the workers with it."""
+
+MAX_SAID = 1000
+"""Errors of which it is remembered that they have been logged."""
+
+Drain = Callable[[], object]
+
+ErrorT = TypeVar("ErrorT", bound=Exception)
+
+log = logging.getLogger("shmgen")
+
+
+class Prefetcher:
+    """Delivers batches.
+
+    Args:
+        ring: where they are read into.
+        workers: who reads them.
+        supervisor: of the workers.
+        schedule: who reads what, and where.
+        builder: what they hold.
+        upcoming: the batches that will be asked for next, as far as can be foreseen.
+        steering: says how many workers there should be; None if that is to stay as it is.
+
+    Attributes:
+        lock: guards this object and what ``upcoming`` reads.
+        ended: why no more batches can be had; None while they can.
+        error: the last that a request ended in, without its traceback; None if there was none. It is not said of a mere close.
+    """
+
+    def __init__(
+        self,
+        ring: Ring,
+        workers: Workers,
+        supervisor: Supervisor,
+        schedule: Schedule,
+        builder: BatchBuilder,
+        upcoming: Callable[[], Iterator[BatchId]],
+        autoscaler: Autoscaler | None,
+    ) -> None:
+        self._ring = ring
+        self._workers = workers
+        self._supervisor = supervisor
+        self._schedule = schedule
+        self._builder = builder
+        self._upcoming = upcoming
+        self._autoscaler = autoscaler
+        self._owner = os.getpid()
+        self._batches = self._rows = self._bytes = self._copied = self._replaced = 0
+        self._batch_wait = self._slot_wait = 0.0
+        # Of the first request and the last delivery.
+        self._first, self._last = math.inf, 0.0
+        self.ended: ShmgenError | None = None
+        self.error: Exception | None = None
+        self._said: set[tuple[BatchId | None, str]] = set()
+        self.lock = threading.RLock()
+        self._changed = threading.Condition(self.lock)
+        self._listener: int | None = None
+        self._listens_to: int | None = None
+        # Those who wait, the first to come first: since when, and for which batch.
+        self._waiting: list[tuple[float, BatchId]] = []
+        self._all_held = False
+        self._patience = COPY_AFTER
+        self._harmless: BaseException | None = None
+        open_loaders.add(self)
+
+    @property
+    def stats(self) -> Stats:
+        """What has been done so far."""
+        with self.lock:
+            busy, cpu = self._workers.use()
+            return Stats(
+                batches=self._batches,
+                samples=self._rows,
+                bytes=self._bytes,
+                elapsed=max(0.0, self._last - self._first),
+                batch_wait=self._batch_wait,
+                slot_wait=self._slot_wait,
+                copied=self._copied,
+                restarts=self._supervisor.restarts,
+                replaced=self._replaced,
+                workers=self._schedule.workers,
+                busy=busy,
+                cpu=cpu,
+                decisions=() if self._autoscaler is None else tuple(self._autoscaler.decisions),
+            )
+
+    def read_ahead(self) -> None:
+        """Have workers read the batches that will be asked for next."""
+        with self.lock:
+            self._dispatch()
+
+    def entered(self) -> threading.RLock:
+        """The lock; refused in a fork of the process that made this."""
+        if os.getpid() != self._owner:
+            raise ClosedError(f"it belongs to process {self._owner}: make another in process {os.getpid()}")
+        return self.lock
+
+    def fetch(self, batch: BatchId, drain: Drain | None = None) -> Arrays:
+        """The arrays of ``batch``, as soon as it has been read.
+
+        Args:
+            batch: which one.
+            drain: makes a framework let go of the batches that it no longer needs; called while all slots are held.
+
+        Raises:
+            SampleError: a file of the batch can't be read; the batch may be asked for again.
+            TooManyDamaged: more samples can't be had than are borne.
+            WorkerDied: workers can't begin, or die again and again.
+            ClosedError: `close` was called.
+        """
+        called = time.monotonic()
+        with self.lock:
+            self._first = min(self._first, called)
+            self._waiting.append((called, batch))
+            try:
+                arrays = self._fetch(batch, drain, called)
+                self._last = time.monotonic()
+                if self._autoscaler is not None and self._autoscaler.is_over(
+                    batch.epoch, self._last - self._first, self._batches
+                ):
+                    self._autoscale(self._autoscaler, batch.epoch)
+                return arrays
+            except (TooManyDamaged, WorkerDied, StartError) as end:
+                self.close(_bare(end))
+                self._tell(batch, end)
+                # In the traceback there may be a frame that holds the error: a cycle, with the ring in it.
+                raise end.with_traceback(None) from end.__cause__
+            except BaseException as error:
+                if isinstance(error, Exception) or error is self._harmless:
+                    # It was read for this request alone: who asks for it later wants what its files hold by then.
+                    self._schedule.discard(batch)
+                    if isinstance(error, Exception):
+                        self._tell(batch, error)
+                    if isinstance(error, ShmgenError):
+                        raise error.with_traceback(None) from error.__cause__
+                else:
+                    # An interrupt that struck anywhere but in a wait may have left the books wrong.
+                    self.close(ClosedError(f"{type(error).__name__} struck amid its bookkeeping: make another"))
+                raise
+            finally:
+                self._waiting.remove((called, batch))
+                if self._waiting and self._listener is not None:
+                    self._workers.wake()  # what others wait for may depend on the slot that this one took, or freed
+
+    def _fetch(self, batch: BatchId, drain: Drain | None, called: float) -> Arrays:
+        starved_from: float | None = None
+        collected = False
+        if self._schedule.ready(batch) is not None:
+            self._take_in()  # who need not wait would not hear of a worker's death
+        self._check(called)
+        self._dispatch()
+        while (arrays := self._hand_out(batch)) is None:
+            if not self._schedule.holds(batch):
+                self._dispatch()
+            now = time.monotonic()
+            if self._schedule.can_lease or self._all_held:
+                self._wait(math.inf, batch, now)
+                if self._all_held:  # nothing was read ahead, for want of a slot
+                    self._slot_wait += time.monotonic() - now
+                else:
+                    self._batch_wait += time.monotonic() - now
+            else:
+                # Whoever holds all the slots may need but a push to let go; if that does not help, copies must do.
+                starved_from = starved_from or now
+                if now > starved_from + self._patience:
+                    self._resort_to_copies()
+                else:
+                    due = not collected and now > starved_from + COLLECT_AFTER
+                    collected = collected or due
+                    self._push(drain, collect=due)
+                    self._wait(DRAIN_EVERY, batch, now)
+                    self._slot_wait += time.monotonic() - now
+            self._check(called)
+            if starved_from is not None:
+                self._dispatch()
+        if starved_from is not None and not self._all_held:
+            self._patience = min(COPY_AFTER, 2 * self._patience)
+        return arrays
+
+    def _tell(self, batch: BatchId, error: Exception) -> None:
+        """Log and keep ``error``, in which a request for ``batch`` ends: frameworks bury it among tracebacks of their own."""
+        if isinstance(error, ClosedError):
+            return
+        self.error = _bare(error)
+        text = _text(error)
+        # Who asks again for what failed has been told, and where all has ended, whatever is asked for.
+        said = (batch if self.ended is None else None, text)
+        if said not in self._said:
+            if len(self._said) == MAX_SAID:
+                self._said.clear()
+            self._said.add(said)
+            log.error("%s", text)
+
+    def close(self, reason: ShmgenError) -> None:
+        """End the workers; whoever waits for a batch, or asks for one later, gets ``reason``."""
+        open_loaders.discard(self)
+        if os.getpid() != self._owner:
+            # A fork of the owner: its lock may be held by a thread that is not here. It gives up its copies of the descriptors.
+            self.ended = self.ended or reason
+            self._workers.stop()
+            self._ring.close()
+            return
+        with self.lock:
+            self.ended = self.ended or reason
+            self._changed.notify_all()
+            self._workers.wake()
+            # Who listens must have left before descriptors are closed. It is this very thread where a signal handler calls.
+            deadline = time.monotonic() + LEAVE_WITHIN
+            while self._listener not in (None, threading.get_ident()) and time.monotonic() < deadline:
+                self._changed.wait(deadline - time.monotonic())
+            self._workers.stop()
+            self._ring.close()
+
+    def _dispatch(self) -> None:
+        """Take back the slots that were let go of, and have what is wanted read."""
+        for slot in self._ring.released():
+            self._schedule.free(slot)
+            self._all_held = False
+        demanded = [batch for _, batch in self._waiting]
+        pieces = self._schedule.assign(demanded, self._upcoming())
+        if not pieces:
+            return
+        slot = -1
+        for _, piece in pieces:
+            if piece.slot != slot:
+                slot = piece.slot
+                self._builder.prepare(slot, piece.batch, ahead=piece.batch not in demanded)
+        self._supervisor.send(pieces)
+
+    def _hand_out(self, batch: BatchId) -> Arrays | None:
+        """The arrays of ``batch``; None if it is not there yet, or there is no slot that may be leased."""
+        schedule = self._schedule
+        slot = schedule.ready(batch)
+        if slot is None:
+            return None
+        if not self._builder.holds(batch):
+            for old in (batch, *self._builder.outdated()):
+                schedule.discard(old)
+            return None
+        if error := schedule.error(slot):
+            schedule.free(slot)
+            raise error
+        rows = self._builder.size(batch)
+        if schedule.can_lease:
+            schedule.lease(slot)
+            arrays = self._ring.lease(slot, rows)
+        elif self._all_held:
+            arrays = self._ring.layout.copies(self._ring.arrays(slot), rows)
+            schedule.free(slot)
+            self._copied += 1
+        else:
+            return None
+        self._batches += 1
+        self._rows += rows
+        self._bytes += rows * self._ring.layout.sample_bytes
+        self._replaced += self._builder.delivered(batch)
+        return arrays
+
+    def _resort_to_copies(self) -> None:
+        """All slots are held for good, it seems: until one is let go of, batches are read into a spare one and copied from it."""
+        if not self._schedule.has_spare:
+            self._ring.grow()
+            self._schedule.add_slot()
+            self._schedule.keep_spare()
+        self._all_held = True
+        self._patience = max(COPY_AFTER_LEAST, self._patience / 2)
+
+    def _push(self, drain: Drain | None, *, collect: bool) -> None:
+        """Have those who hold batches without need let go of them."""
+
+        def push() -> None:
+            if drain is not None:
+                drain()
+            if collect:
+                gc.collect()  # a fit that was left early keeps its batches in a cycle
+
+        self._unlocked(push)
+
+    def _wait(self, timeout: float, batch: BatchId, now: float) -> None:
+        """Wait until something has happened that may bring ``batch``, at most ``timeout`` seconds; let others in meanwhile."""
+        if self._listener is not None:
+            if self._listens_to is not None:
+                self._workers.wake()  # to listen to all
+            try:
+                self._changed.wait(min(timeout, LONGEST_WAIT))
+            except BaseException as error:
+                self._harmless = error
+                raise
+            return
+        # Who waits alone need not be woken, and take a processor from the workers, before the last piece of the batch is there.
+        only = self._listens_to = self._schedule.last_to_finish(batch) if len(self._waiting) == 1 else None
+        until = max(now, min(now + timeout, self._supervisor.next_deadline))
+        limit = None if until == math.inf else min(until - now, LONGEST_WAIT)
+        try:
+            self._listener = threading.get_ident()
+            self._unlocked(lambda: self._workers.wait(limit, only))
+        finally:
+            self._listener = None
+            self._changed.notify_all()
+        self._take_in()
+        late = time.monotonic()
+        overslept = late > until + OVERSLEPT
+        if self.ended is None and (overslept or late >= self._supervisor.next_deadline):
+            self._supervisor.check_deadlines(late, self._waiting[0][0], overslept=overslept)
+
+    def _autoscale(self, autoscaler: Autoscaler, epoch: int) -> None:
+        """Have as many workers as there should be."""
+        count = autoscaler.see(epoch, self._last - self._first, self._batches, self._batch_wait, self._workers.use())
+        if not self._supervisor.resize(count):
+            self._autoscaler = None
+
+    def _unlocked(self, act: Callable[[], None]) -> None:
+        """Do something while the lock is free; an interrupt does no harm there."""
+        try:
+            self.lock.release()
+            act()
+        except BaseException as error:
+            self._harmless = error
+            raise
+        finally:
+            if not self.lock._is_owned():  # type: ignore[attr-defined] # an interrupt may strike on either side of the release
+                self.lock.acquire()
+
+    def _take_in(self) -> None:
+        """Note what workers have said."""
+        if self.ended is not None:
+            return
+        events = self._workers.poll_events()
+        if events:
+            if self._listener is not None:
+                self._workers.wake()  # it may have been waiting for just this
+            self._supervisor.handle(events)
+
+    def _check(self, called: float) -> None:
+        """Whether to go on with a request made at ``called``."""
+        if self.ended is not None:
+            raise type(self.ended)(*self.ended.args)
+        # Ctrl-C is for the main thread to act on; but it may be waiting inside a framework for this very batch.
+        elsewhere = threading.current_thread() is not threading.main_thread()
+        if self._supervisor.interrupted > called and elsewhere and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            raise KeyboardInterrupt
+
+
+def _bare(error: ErrorT) -> ErrorT | ShmgenError:
+    """``error`` without traceback and cause: whoever keeps it must not keep their frames, and the ring with them."""
+    try:
+        return copy(error)
+    except Exception:  # a class of the user's may not take the arguments that it passed on
+        return ShmgenError(_text(error))
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, ShmgenError | OSError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,1 @@
+"""The memory that batches are read into, and how much of it there is."""

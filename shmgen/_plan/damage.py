@@ -1,0 +1,66 @@
+"""Samples that can't be had: which they are, and how many of them are borne."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+from shmgen.errors import SampleError, TooManyDamaged
+
+log = logging.getLogger("shmgen")
+
+
+class Damaged(NamedTuple):
+    """A sample that could not be had, and for which another stood in.
+
+    Attributes:
+        id: the sample's id, as it stands in the list of ids.
+        path: what was to be read.
+        reason: what was expected and what was found.
+    """
+
+    id: Any
+    path: str
+    reason: str
+
+
+class Damage:
+    """The damaged samples of a data set.
+
+    Args:
+        samples: how many the data set has.
+        replaces: whether others stand in for them; else each is an error.
+        most: the fraction of the data set that may be damaged.
+
+    Attributes:
+        found: those found so far, by the sample's number.
+        hopeless: numbers of those that are not tried again, since each try would cost a worker.
+    """
+
+    def __init__(self, samples: int, *, replaces: bool, most: float) -> None:
+        self.replaces = replaces
+        self.found: dict[int, Damaged] = {}
+        self.unreadable: set[int] = set()
+        self._samples = samples
+        self._most = most
+
+    def note(self, sample: int, error: SampleError, *, unreadable: bool) -> None:
+        """``sample`` can't be had because of ``error``.
+
+        Raises:
+            TooManyDamaged: with it, more are damaged than are borne.
+        """
+        if unreadable:
+            self.unreadable.add(sample)
+        if sample in self.found:
+            return
+        self.found[sample] = Damaged(error.id, error.path, error.reason)
+        # As text: who keeps what is logged must not keep the error's frames, and the ring with them.
+        log.warning("%s\nanother sample stands in for it", str(error))
+        if len(self.found) > self._most * self._samples or len(self.found) == self._samples:
+            raise self.too_many()
+
+    def too_many(self) -> TooManyDamaged:
+        """The error that ends the run."""
+        last = list(self.found.values())[-1]
+        return TooManyDamaged(len(self.found), self._samples, self._most, str(SampleError(*last)))

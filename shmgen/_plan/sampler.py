@@ -1,0 +1,76 @@
+"""Which samples an epoch's batches hold: a pure function of how many there are, the seed and the epoch."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+
+class BatchId(NamedTuple):
+    """A batch by name: the same one has the same samples in every run."""
+
+    epoch: int
+    number: int
+
+
+def permutation(samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The samples of one epoch in its order: a permutation of ``range(samples)``.
+
+    Drawn from `numpy.random.PCG64` seeded with (seed, epoch); no global random state is read or changed.
+    """
+    rng = np.random.Generator(np.random.PCG64([seed, epoch]))
+    order = np.arange(samples, dtype=np.int32 if samples < 2**31 else np.int64)
+    rng.shuffle(order)
+    return order
+
+
+class Sampler:
+    """The samples of any batch.
+
+    Args:
+        samples: how many there are.
+        batch_size: samples in a batch.
+        shuffle: a new order for each epoch; else the order of the ids for all.
+        seed: of the orders, together with the epoch.
+        drop_last: leave out the last batch where it would be shorter than the others.
+    """
+
+    def __init__(self, samples: int, batch_size: int, *, shuffle: bool, seed: int, drop_last: bool) -> None:
+        self.samples = samples
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.batches = samples // batch_size if drop_last else -(-samples // batch_size)
+        # Two, because the next epoch's first batches are read while this one's last are delivered.
+        self._permutation = lru_cache(maxsize=2)(permutation)
+
+    def size(self, batch: BatchId) -> int:
+        """How many samples ``batch`` holds."""
+        return min(self.batch_size, self.samples - batch.number * self.batch_size)
+
+    def __getitem__(self, batch: BatchId) -> np.ndarray:
+        """Numbers of the samples in ``batch``: positions in the list of ids."""
+        first = batch.number * self.batch_size
+        last = first + self.size(batch)
+        if not self.shuffle:
+            return np.arange(first, last)
+        return self._permutation(self.samples, self.seed, batch.epoch)[first:last]
+
+    def replacement(self, batch: BatchId, row: int, tried: int) -> int:
+        """The number of the sample that stands in for the damaged one in ``row`` of ``batch``: another one of the same epoch.
+
+        Drawn as `permutation` is, from (seed, epoch, position in the epoch, ``tried``), so that it is the same in every run.
+
+        Args:
+            batch: in which batch.
+            row: in which row of it.
+            tried: how many stand-ins have turned out to be damaged themselves.
+        """
+        position = batch.number * self.batch_size + row
+        dealt = min(self.samples, self.batches * self.batch_size)
+        words = np.random.SeedSequence([self.seed, batch.epoch], spawn_key=(position, tried))
+        other = int(np.random.Generator(np.random.PCG64(words)).integers(dealt - 1))
+        number, row = divmod(other + (other >= position), self.batch_size)
+        return int(self[BatchId(batch.epoch, number)][row])

@@ -1,0 +1,1 @@
+"""What a row of a batch is filled from."""

@@ -1,0 +1,91 @@
+"""`Function`: a function of the id as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from shmgen._checks import check_dtype, check_int, check_shape, what_bytes_may_be
+from shmgen._sources.base import Source, function_error, put, row_shapes
+from shmgen.errors import FormatError, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import DTypeLike
+
+
+class Function(Source):
+    """A function of the id: ``function(id)`` returns a sample's array, ``function(id, row)`` fills the row that it is given.
+
+    The row is all zeros when it is given, so that a short sample may fill a part of it.
+
+    Args:
+        function: is called in the workers.
+        dim: shape of a sample without its channels.
+        n_channels: size of the last axis.
+        dtype: of a row.
+
+    What is left out is that of what the function returns for the first id, for which it is called once in the calling process.
+    A function that fills a row must be told ``dim`` and ``dtype``.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        dim: int | Iterable[int] | None = None,
+        n_channels: int | None = None,
+        dtype: DTypeLike | None = None,
+    ) -> None:
+        self._function = function
+        self._fills = _takes_two(function)
+        self._given = check_shape(dim), None if n_channels is None else check_int(n_channels, "n_channels", 1), check_dtype(dtype)
+
+    def bind(self, ids: Sequence[Any]) -> None:
+        dim, n_channels, dtype = self._given
+        if self._fills:
+            if dim is None or dtype is None:
+                raise InputError(f"{_name(self._function)} fills a row that it is given: say its dim and dtype")
+            self.shape, self.dtype = (*dim, *([] if n_channels is None else [n_channels])), dtype
+        elif dim is None or n_channels is None or dtype is None:
+            import numpy as np
+
+            from shmgen._sources.rng import own_random_state
+
+            try:
+                with own_random_state():
+                    first = np.asarray(self._function(ids[0]))
+                if dtype is None and (remedy := what_bytes_may_be(first.dtype)):
+                    raise FormatError(f"expected numbers, found dtype {first.dtype}{remedy}")
+                self.shape, _ = row_shapes(first.shape, dim, n_channels)
+            except Exception as error:
+                raise function_error(ids[0], _name(self._function), error) from error
+            self.dtype = first.dtype if dtype is None else dtype
+        else:
+            self.shape, self.dtype = (*dim, n_channels), dtype
+
+    def read(self, id: Any, row: np.ndarray) -> None:
+        result = self._function(id, row) if self._fills else self._function(id)
+        if not (self._fills and (result is None or result is row)):
+            put(row, result)
+
+    @property
+    def may_leave_out(self) -> bool:
+        return self._fills or super().may_leave_out
+
+    def place(self, id: Any) -> str:
+        return _name(self._function)
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    import inspect  # late, since it would make workers start slower
+
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some functions written in C tell nothing
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters) == 2
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return f"function {getattr(function, '__qualname__', None) or function!r}"

@@ -1,0 +1,291 @@
+"""Which of the values that a user gives belongs to which id: looked up by id, or by position in the list of ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice, repeat
+from typing import Any, Literal
+
+import numpy as np
+
+from shmgen._sources.base import function_error
+from shmgen._sources.ids import as_array, as_ints, columns_of, elements, index_of, is_frame
+from shmgen._sources.rng import own_random_state
+from shmgen.errors import InputError
+
+By = Literal["id", "position"]
+
+COMPARED_BYTES = 1 << 20
+"""Of an array, at once."""
+
+KEYS_SHOWN = 3
+
+
+def is_column(values: object) -> bool:
+    """Whether ``values`` hold one value after the other: a list, an array, a column of a table."""
+    if isinstance(values, str | bytes | Mapping) or callable(values):
+        return False
+    return isinstance(values, Sequence) or (hasattr(values, "__array__") and np.ndim(values) > 0)
+
+
+def is_mapping(values: object) -> bool:
+    """Whether ``values`` are looked up by id, whatever the ids are."""
+    return isinstance(values, Mapping) or (hasattr(values, "keys") and hasattr(values, "__getitem__") and not is_column(values))
+
+
+def all_of(values: Any) -> Iterator[Any]:
+    """All values, of whatever ids."""
+    if is_column(values):
+        return objects(as_list_or_array(values))
+    return iter(values.values()) if isinstance(values, Mapping) else (values[key] for key in values.keys())  # noqa: SIM118
+
+
+def objects(values: Sequence[Any] | np.ndarray) -> Iterator[Any]:
+    """Values as Python objects, of which few are there at once."""
+    return elements(values) if isinstance(values, np.ndarray) else iter(values)
+
+
+def as_list_or_array(values: Any) -> Sequence[Any] | np.ndarray:
+    """A column in the form that costs no more memory than it has."""
+    return as_array(values) if hasattr(values, "__array__") or isinstance(values, range) else values
+
+
+class Lookup:
+    """Finds the value of each id.
+
+    Args:
+        ids: of all samples.
+        field: what errors call the values.
+        by: what values without keys are looked up by; where it is not said, what is possible, and an error if both are, and
+            differ.
+    """
+
+    def __init__(self, ids: Sequence[Any], field: str, by: By | None) -> None:
+        self._ids = ids
+        self._field = field
+        self._by = by
+
+    def aligned(self, values: Any) -> Sequence[Any] | np.ndarray:
+        """A value for each id, in the order of the ids: a list or an array, perhaps the one that was given, or a view of it.
+
+        Raises:
+            InputError: an id has no value, or it can't be told which; or these are no values.
+        """
+        if is_frame(values):
+            raise InputError(
+                f"field {self._field!r}: expected a value for each id, found a {type(values).__name__}; pass a column of it, "
+                f"{columns_of(values)}, or some as rows: df[[...]].to_numpy()"
+            )
+        if is_column(values):
+            index = index_of(values)
+            if index is not None:
+                return self._of_labelled(as_array(values), index)
+            return self._of_column(as_list_or_array(values))
+        if self._by == "position":
+            raise self._no_values("a list or array of values, as by='position' asks for", values)
+        if is_mapping(values):
+            return self._of_mapping(values)
+        if callable(values):
+            return list(self._of_function(values))
+        raise self._no_values("a mapping from id to value, a function of the id, or a list or array of values", values)
+
+    def _of_function(self, function: Callable[[Any], Any]) -> Iterator[Any]:
+        with own_random_state():
+            for id in self._ids:
+                try:
+                    yield function(id)
+                except Exception as error:
+                    raise function_error(id, f"values of field {self._field!r}", error) from error
+
+    def _of_mapping(self, values: Any) -> list[Any]:
+        try:
+            return list(map(values.__getitem__, self._ids))
+        except (LookupError, TypeError):
+            pass
+        for id in self._ids:
+            try:
+                values[id]
+            except (LookupError, TypeError):
+                raise self._missing(id, _near(id, values)) from None
+        raise AssertionError("a mapping changed while it was looked at")
+
+    def _of_column(self, column: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray:
+        """From a list or an array whose elements have nothing but a position."""
+        count, numbers = len(column), as_ints(self._ids)
+        in_order = count == len(self._ids)
+        outside = None if numbers is None else _first_outside(numbers, count)
+        if self._by == "id" and numbers is None:
+            id = next(id for id in self._ids if not isinstance(id, int))
+            raise self._refused(
+                id, "an int, which by='id' looks up in a list or array", repr(id), "pass a mapping from id to value"
+            )
+        if self._by == "position" or numbers is None:
+            if not in_order:
+                raise self._wrong_length(count)
+            return column
+        if outside is not None:
+            in_doubt = in_order and self._by is None
+            remedy = "; pass Values(values, by='position') where they are in the order of the ids" if in_doubt else ""
+            raise self._missing(outside, f": there are {count:,}, of ids 0 to {count - 1:,}{remedy}")
+        if self._by is None and in_order:
+            differs = _first_difference(column, numbers)
+            if differs is None:
+                return column
+            raise self._ambiguous(differs, column[differs], column[self._ids[differs]])
+        return _picked(column, numbers)
+
+    def _of_labelled(self, column: np.ndarray, index: Any) -> np.ndarray:
+        """From a column whose elements have labels, those of an index of pandas."""
+        in_order = len(column) == len(self._ids)
+        if self._by == "position":
+            if not in_order:
+                raise self._wrong_length(len(column))
+            return column
+        may_be_in_order = in_order and self._by is None
+        are_ints = getattr(index.dtype, "kind", "O") in "iu"
+        if may_be_in_order and are_ints and as_ints(self._ids) is None:
+            return column  # no id can be in the index
+        # What somebody made of ids has a name, or other labels than ints; pandas numbers rows itself.
+        means_ids = index.name is not None or not are_ints
+        labels = np.asarray(index).tolist()
+        # Of pandas itself, the table to look up in would stay as long as the index.
+        position = dict(zip(labels, range(len(labels)), strict=True))
+        found = np.fromiter(_get(position, self._ids), np.int64, len(self._ids))
+        missing = found < 0
+        if may_be_in_order and (missing.all() or (missing.any() and not means_ids) or labels == list(self._ids)):
+            return column
+        if missing.all() and self._by is None:
+            raise self._wrong_length(len(column), self._ids[0])
+        if missing.any():
+            raise self._missing(self._ids[int(missing.argmax())], f" in the index{_among(labels)}")
+        if len(position) < len(labels):
+            if may_be_in_order and not means_ids:
+                return column
+            twice = next(label for number, label in enumerate(labels) if position[label] != number)
+            raise InputError(
+                f"field {self._field!r}: expected an index that has each id once, found {twice!r} several times; drop "
+                "duplicates, or pass Values(values, by='position') where there is a value for each id in their order"
+            )
+        if may_be_in_order and not means_ids and (_is_every_number(index) or index.equals(getattr(self._ids, "rows", None))):
+            differs = _first_difference(column, found)
+            if differs is None:
+                return column
+            raise self._ambiguous(differs, column[differs], column[found[differs]])
+        picked: np.ndarray = column[found]
+        return picked
+
+    def _ambiguous(self, position: int, in_order: Any, by_id: Any) -> InputError:
+        return self._refused(
+            self._ids[position],
+            "one meaning of values for int ids",
+            f"two that differ: by id it has {_short(by_id)}, and by position, {position:,}, {_short(in_order)}",
+            "say which: Values(values, by='id') or Values(values, by='position')",
+        )
+
+    def _wrong_length(self, count: int, outside: Any = None) -> InputError:
+        more = "" if outside is None else f", and none for id {outside!r} where they are looked up by id"
+        return InputError(
+            f"field {self._field!r}: expected a value for each of the {len(self._ids):,} ids, found {count:,}{more}; "
+            "pass as many, in the order of the ids, or a mapping from id to value"
+        )
+
+    def _no_values(self, expected: str, values: object) -> InputError:
+        in_order = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | set | frozenset)
+        return InputError(
+            f"field {self._field!r}: expected {expected}, found {_short(values)} of type {type(values).__name__}"
+            + ("; pass list(values)" if in_order else "")
+        )
+
+    def _missing(self, id: object, among: str) -> InputError:
+        return InputError(
+            f"id {id!r}, field {self._field!r}: expected a value, as for each of the {len(self._ids):,} ids, found none{among}"
+        )
+
+    def _refused(self, id: object, expected: str, found: str, remedy: str) -> InputError:
+        return InputError(f"id {id!r}, field {self._field!r}: expected {expected}, found {found}; {remedy}")
+
+
+def _first_outside(numbers: range | np.ndarray, count: int) -> int | None:
+    """An id that is not the number of one of ``count`` elements; None where each is."""
+    if isinstance(numbers, range):
+        return next((id for id in (*numbers[:1], *numbers[-1:]) if not 0 <= id < count), None)
+    outside = (numbers < 0) | (numbers >= count)
+    return int(numbers[outside.argmax()]) if outside.any() else None
+
+
+def _picked(column: Sequence[Any] | np.ndarray, numbers: range | np.ndarray) -> Sequence[Any] | np.ndarray:
+    """The elements of these numbers."""
+    if isinstance(column, np.ndarray):
+        return column[_slice(numbers) if isinstance(numbers, range) else numbers.astype(np.int64)]
+    return [column[number] for number in (numbers if isinstance(numbers, range) else numbers.tolist())]
+
+
+def _slice(numbers: range) -> slice:
+    return slice(numbers.start, numbers.stop if numbers.stop >= 0 else None, numbers.step)
+
+
+def _first_difference(column: Sequence[Any] | np.ndarray, numbers: range | np.ndarray) -> int | None:
+    """The first position whose element is not that of the number there; None where there is none."""
+    count = len(column)
+    if numbers == range(count) if isinstance(numbers, range) else bool((numbers == np.arange(count)).all()):
+        return None
+    row_bytes = max(1, column.nbytes // count) if isinstance(column, np.ndarray) else 8
+    for first in range(0, count, step := max(1, COMPARED_BYTES // row_bytes)):
+        last = min(first + step, count)
+        here, there = column[first:last], _picked(column, numbers[first:last])
+        if not _all_equal(here, there):
+            for position, (one, other) in enumerate(zip(here, there, strict=True), first):
+                if not _equal(one, other):
+                    return position
+    return None
+
+
+def _all_equal(some: Sequence[Any] | np.ndarray, others: Sequence[Any] | np.ndarray) -> bool:
+    if isinstance(some, np.ndarray):
+        return _equal(some, others)
+    try:
+        return list(some) == list(others)
+    except ValueError:  # arrays among them
+        return all(map(_equal, some, others))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(np.array_equal(one, other, equal_nan=True))
+    except TypeError:  # of what is no number it can't be told whether it is NaN
+        return bool(np.array_equal(one, other))
+
+
+def _get(position: dict[Any, int], ids: Sequence[Any]) -> Iterator[int]:
+    """The position of each id; -1 where it has none."""
+    try:
+        hash(ids[0])
+    except TypeError:
+        return repeat(-1, len(ids))
+    return map(position.get, ids, repeat(-1))
+
+
+def _is_every_number(index: Any) -> bool:
+    """Whether an index, no two labels of which are equal, is what pandas numbers rows by: the ints from 0 on, in any order."""
+    return int(index.min()) == 0 and int(index.max()) == len(index) - 1
+
+
+def _short(value: object) -> str:
+    text = repr(value.item() if isinstance(value, np.generic) else value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _near(id: object, values: Any) -> str:
+    """What a mapping has in place of ``id``."""
+    from shmgen._sources.suggest import alternatives
+
+    keys = values.keys()
+    for other, how in alternatives(id):
+        if other in keys:
+            return f", but one for {other!r}: the keys must be the ids, as [{how} for id in ids] are"
+    return _among(keys)
+
+
+def _among(keys: Iterable[Any]) -> str:
+    some = list(islice(keys, KEYS_SHOWN + 1))
+    return f" among {', '.join(map(repr, some[:KEYS_SHOWN]))}{' and others' if some[KEYS_SHOWN:] else ''}" if some else ""

@@ -1,0 +1,108 @@
+"""Random numbers for the user's functions: the same at any number of workers, and different for every sample and epoch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.random.bit_generator import ISpawnableSeedSequence
+
+
+class SampleRng:
+    """Random numbers that depend on the seed, the epoch and a sample's position in it; not on who draws them, nor when.
+
+    What draws from the global states of `random` and `numpy.random` gets numbers as good: those are seeded for each sample.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._lineage = SampleSeedSequence()
+        self._rng = np.random.Generator(np.random.PCG64(self._lineage))  # type: ignore[arg-type]
+        self._key: tuple[int, np.ndarray] = (-1, np.zeros(2, np.uint64))
+
+    def for_samples(self, epoch: int, position: int, count: int) -> Iterator[np.random.Generator]:
+        """A generator for each of ``count`` samples, the first at ``position`` in the epoch; good until the next is drawn."""
+        if self._key[0] != epoch:
+            self._key = epoch, np.random.SeedSequence([self._seed, epoch]).generate_state(2, np.uint64)
+        # Philox counts: its words for a position are the same whichever was the first. Four are drawn for each.
+        words = np.random.Philox(key=self._key[1], counter=position).random_raw(4 * count).tolist()
+        bits, lineage = self._rng.bit_generator, self._lineage
+        seed_python, seed_numpy = random.seed, np.random.seed
+        state: dict[str, Any] = {"bit_generator": "PCG64", "state": {}, "has_uint32": 0, "uinteger": 0}
+        for first in range(0, len(words), 4):
+            high, low, stream, other = words[first : first + 4]
+            state["state"] = {"state": high << 64 | low, "inc": stream << 64 | other | 1}
+            bits.state = state
+            lineage.words, lineage.children = (high, low, stream, other), 0
+            seed_numpy(stream & 0xFFFFFFFF)
+            seed_python(other)
+            yield self._rng
+
+
+class SampleSeedSequence(ISpawnableSeedSequence):
+    """Where the children come from that a sample's generator spawns: from the sample, like all it draws."""
+
+    words: tuple[int, ...] = (0,)
+    children = 0
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        return np.random.SeedSequence(self.words).generate_state(n_words, dtype)
+
+    def spawn(self, n_children: int) -> list[np.random.SeedSequence]:  # type: ignore[override]
+        first = self.children
+        self.children += n_children
+        return [np.random.SeedSequence(self.words, spawn_key=(number,)) for number in range(first, self.children)]
+
+
+class LateSeeded(random.Random):
+    """A generator that is seeded only once it is drawn from: seeding takes longer than most functions that draw nothing."""
+
+    _due: tuple[Any, int] | None = None
+
+    def seed(self, a: Any = None, version: int = 2) -> None:
+        self._due = a, version
+        self.gauss_next = None  # of the pair of numbers that `gauss` draws at once, the other belongs to the seed before
+
+    def random(self) -> float:
+        self._catch_up()
+        return super().random()
+
+    def getrandbits(self, k: int, /) -> int:
+        self._catch_up()
+        return super().getrandbits(k)
+
+    def getstate(self) -> tuple[Any, ...]:
+        self._catch_up()
+        return super().getstate()
+
+    def setstate(self, state: tuple[Any, ...]) -> None:
+        self._due = None
+        super().setstate(state)
+
+    def _catch_up(self) -> None:
+        if self._due is not None:
+            due, self._due = self._due, None
+            super().seed(*due)
+
+
+def seed_late() -> None:
+    """Have the functions of `random` draw from a `LateSeeded` generator; before anybody has imported one by name."""
+    late = LateSeeded()
+    for name in random.__all__:
+        if getattr(getattr(random, name), "__self__", None) is random._inst:
+            setattr(random, name, getattr(late, name))
+    random._inst = late
+
+
+@contextmanager
+def own_random_state() -> Iterator[None]:
+    """What draws random numbers in here leaves the caller's global states as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,169 @@
+"""What was probably meant by an id that has no file, or no value: found by a look at what there is, once something is missing."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+LOOKED_AT = 10_000
+"""Entries of a folder, at most: it may have millions."""
+
+FOLDERS_LOOKED_INTO = 100
+
+SHOWN = 3
+
+MAX_CHANGES = 3
+"""Made to an id at once."""
+
+MAX_ALTERNATIVES = 300
+
+LONGEST_NUMBER = 12
+"""Digits of a number that may have lost zeros in front of it."""
+
+
+def alternatives(id: object) -> Iterator[tuple[Any, str]]:
+    """Other ids that may have been meant by ``id``, those with the fewest changes first.
+
+    Yields:
+        The other id, and the Python expression that makes it of ``id``.
+    """
+    if isinstance(id, bytes):
+        known = {id.decode(errors="replace"): "id.decode()"}
+    elif isinstance(id, float) and id.is_integer():
+        known = {str(int(id)): "str(int(id))"}
+    else:
+        known = {str(id): "id" if isinstance(id, str) else "str(id)"}
+    latest = known
+    for _ in range(MAX_CHANGES + 1):
+        for text, how in latest.items():
+            if text != id:
+                yield text, how
+            if _is_number(text) and int(text) != id:
+                yield int(text), f"int({how})"
+        if len(known) > MAX_ALTERNATIVES:
+            return
+        changes = ((other, form.format(how)) for text, how in latest.items() for other, form in _changes(text))
+        changed = list(islice(changes, MAX_ALTERNATIVES))
+        latest = {text: how for text, how in reversed(changed) if text not in known}
+        known |= latest
+
+
+def _changes(text: str) -> Iterator[tuple[str, str]]:
+    """``text`` changed in one way, and the form of the expression that does it."""
+    from unicodedata import normalize
+
+    yield text.strip(), "{}.strip()"
+    yield text.removesuffix(".npy"), "{}.removesuffix('.npy')"
+    yield text.replace("\\", "/"), "{}.replace('\\\\', '/')"
+    for end in (at for at, sign in enumerate(text[:-1], 1) if sign == "/"):
+        yield text[end:], f"{{}}.removeprefix({_braced(text[:end])!r})"
+    if _is_number(text):
+        yield str(int(text)), "str(int({}))"
+        for digits in range(len(text) + 1, LONGEST_NUMBER + 1):
+            yield text.zfill(digits), f"{{}}.zfill({digits})"
+    for kind in ("NFC", "NFD"):
+        yield normalize(kind, text), f"unicodedata.normalize({kind!r}, {{}})"
+    if not text.endswith(".npy"):
+        yield f"{text}.npy", "({} + '.npy')"
+
+
+def _is_number(text: str) -> bool:
+    return len(text) <= LONGEST_NUMBER and text.isascii() and text.isdigit()
+
+
+def _braced(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def for_missing_file(id: object, path_of: Callable[[object], str], folder: str | None) -> str:
+    """What to say further where the file of ``id`` is not there.
+
+    Args:
+        id: of the sample.
+        path_of: makes the path of an id's file.
+        folder: which the ids are in; None where they are paths.
+    """
+    path, name = path_of(id), str(id)
+    if os.path.islink(path):
+        return f"; it is a link to {os.readlink(path)}, and nothing is there"
+    if id is None or (isinstance(id, float) and math.isnan(id)):
+        return "; such an id is a missing value: leave it out, as df.dropna() does"
+    if folder is None:
+        return _expanded(name) or _alternative(id, path_of, within=False) or _beside(path)
+    if not os.path.isdir(folder):
+        return _for_missing_folder(folder)
+    hint = _alternative(id, path_of, within=True)
+    if not hint and any(os.path.isfile(name + suffix) for suffix in ("", ".npy")):
+        hint = "; from the working folder it is the path of a file: pass data_dir=None where ids are paths"
+    return hint or _beside(path)
+
+
+def _alternative(id: object, path_of: Callable[[object], str], *, within: bool) -> str:
+    """Another id that has a file; ``within`` a folder, out of which none leads."""
+    path = path_of(id)
+    for other, how in alternatives(id):
+        if within and (str(other).startswith("/") or ".." in str(other).split("/")):
+            continue
+        if (there := path_of(other)) != path and os.path.isfile(there):
+            return f"; {there} is there: pass [{how} for id in ids]"
+    return ""
+
+
+def _beside(path: str) -> str:
+    """What is there in place of a file."""
+    folder, name = os.path.split(path)
+    if not os.path.isdir(folder):
+        return _for_missing_folder(folder)
+    entries, folders = _entries(folder)
+    stem = name.removesuffix(".npy")
+    if stem and (others := [entry for entry in entries if entry.startswith(f"{stem}.")]):
+        return f"; {others[0]} is there: for files of another format pass source=, a function that reads the one of an id"
+    for sub in folders[:FOLDERS_LOOKED_INTO]:
+        if os.path.isfile(os.path.join(folder, sub, name)):
+            return f"; {sub}/{name} is there: ids name sub-folders, too, as {sub}/{stem} does"
+    return f"; {folder} has {_shown(entries)}"
+
+
+def _for_missing_folder(folder: str) -> str:
+    if expanded := _expanded(folder):
+        return expanded
+    from difflib import get_close_matches
+
+    above, name = os.path.split(folder)
+    while not os.path.isdir(above):
+        above, name = os.path.split(above)
+    entries, folders = _entries(above)
+    close = get_close_matches(name, folders, 1)
+    found = f"{close[0]!r}" if close else _shown(entries)
+    return f"; there is no folder {os.path.join(above, name)}, and {above} has {found}: give the folder that the files are in"
+
+
+def _expanded(path: str) -> str:
+    """What to say of a path in which a shell would have put the home folder."""
+    given = path[path.find("/~") + 1 :]
+    expanded = os.path.expanduser(given)
+    if not given.startswith("~") or expanded == given:
+        return ""
+    return f"; '~' is taken as it stands, and was probably meant as {expanded}: pass os.path.expanduser({given!r})"
+
+
+def _entries(folder: str) -> tuple[list[str], list[str]]:
+    """The names of what is in a folder, and of the folders among it."""
+    try:
+        with os.scandir(folder) as scanned:
+            entries = sorted(islice(scanned, LOOKED_AT), key=lambda entry: entry.name)
+        return [entry.name for entry in entries], [entry.name for entry in entries if entry.is_dir()]
+    except OSError:
+        return [], []
+
+
+def _shown(entries: list[str]) -> str:
+    """Some of a folder's entries: ``.npy`` files rather than others."""
+    files = [entry for entry in entries if entry.endswith(".npy")]
+    shown = ", ".join(map(repr, (files or entries)[:SHOWN])) + (" and others" if len(files or entries) > SHOWN else "")
+    if files:
+        return shown
+    return f"no .npy files, but {shown}" if entries else "nothing in it"

@@ -1,0 +1,337 @@
+"""Fields whose rows the calling process knows: labels, tables, weights. Checked before the first batch."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from shmgen._checks import check_dtype, check_int
+from shmgen._sources.ids import Some
+from shmgen._sources.lookup import By, Lookup, all_of, objects
+from shmgen.errors import InputError
+
+NAMES_SHOWN = 20
+
+
+class Values:
+    """A value for each id: an int, a float, the name of a class, or an array of one shape for all.
+
+    Args:
+        values: a mapping from id to value; or a list, an array, or a column of pandas, polars and the like; or a function of the
+            id, which is called once for each, here.
+        dtype: of a row. Where left out, int64 if all values are whole numbers, else float32.
+        n_classes: values are ints from 0 to ``n_classes - 1`` and become one-hot float32 rows; or they are such rows already.
+        classes: values are names, texts or ints, of classes, and become their positions in this list. ``"sorted"``: the list is
+            that of all names in ``values``, whatever ids they are of, in sorted order. So training and validation have the same
+            where both are given the same mapping; else give both the same list.
+        by: what values without keys are looked up by, ``"id"`` or ``"position"``, where both are possible.
+
+    A list or array is looked up by position, where it has a value for each id in their order; or by id, where the ids are ints
+    that are all smaller than its length. Where both are possible, and differ, ``by`` says which. A pandas column is looked up
+    by the labels of its index where they are the ids, and else by position; ``by`` says which, too, where the ids are ints that
+    the index may number rows by: from 0 on, or as it does those of the column that the ids are.
+
+    Attributes:
+        shape: of a row; set by `bind`.
+        dtype: of a row; set by `bind`.
+        classes: the names of classes in the order of their numbers, or None; of ``"sorted"`` ones, set by `bind`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    _must_be_ints = False
+
+    def __init__(
+        self,
+        values: Mapping[Any, Any] | Iterable[Any] | Callable[[Any], Any],
+        dtype: DTypeLike | None = None,
+        n_classes: int | None = None,
+        *,
+        classes: Iterable[Any] | Literal["sorted"] | None = None,
+        by: By | None = None,
+    ) -> None:
+        if by not in (None, "id", "position"):
+            raise InputError(f"by: expected 'id' or 'position', found {by!r}")
+        self._values = values
+        self._by = by
+        self._given = check_dtype(dtype)
+        self._n_classes = None if n_classes is None else check_int(n_classes, "n_classes", 1)
+        self._sorts = isinstance(classes, str) and classes == "sorted"
+        self.classes = None if classes is None or self._sorts else _names(classes)
+        if self.classes is not None:
+            self._check_number_of(self.classes)
+        self._rows = np.zeros(0)
+        self._encodes = False
+
+    def bind(self, ids: Sequence[Any], field: str = "values") -> None:
+        """Take the values of ``ids``.
+
+        Args:
+            ids: the samples' ids.
+            field: what errors call the values.
+
+        Raises:
+            InputError: an id has no value, or one that is NaN, would be truncated, is outside the classes, or has another shape;
+                or it can't be told which value is whose.
+            FunctionError: a function failed.
+        """
+        everyones = ids.all if isinstance(ids, Some) else ids
+        column = Lookup(everyones, field, self._by).aligned(self._values)
+        checked = _Checked(everyones, column, field)
+        if self._sorts:
+            self.classes = _sorted_names(all_of(column if callable(self._values) else self._values)) or checked.refuse_names()
+            self._check_number_of(self.classes)
+        if self.classes is not None:
+            rows = checked.positions_in(self.classes)
+            if self._n_classes is None and self._given is not None:
+                rows = _Checked(everyones, rows, field).rows(self._given)
+        elif self._n_classes is not None and checked.axes < 2:
+            rows = checked.whole(0, self._n_classes - 1, f"; with n_classes={self._n_classes} they are counted from 0")
+        else:
+            # One label alone must be an int; in a row of them any numbers are what the user meant.
+            as_ints = self._must_be_ints and checked.axes < 2
+            given = np.dtype(np.int64) if as_ints else self._given
+            rows = checked.rows(np.dtype(np.float32) if given is None and self._n_classes is not None else given)
+            if self._n_classes is not None and rows.shape[1:] != (self._n_classes,):
+                raise InputError(
+                    f"field {field!r}: expected ints, or rows of n_classes={self._n_classes} numbers, found rows of shape "
+                    f"{rows.shape[1:]}"
+                )
+        self._encodes = self._n_classes is not None and rows.ndim == 1
+        self._rows = rows[ids.samples] if isinstance(ids, Some) else rows
+        if self._encodes:
+            assert self._n_classes is not None
+            self.shape, self.dtype = (self._n_classes,), np.dtype(self._given or np.float32)
+        else:
+            self.shape, self.dtype = rows.shape[1:], rows.dtype
+
+    def fill(self, samples: np.ndarray, rows: np.ndarray) -> None:
+        """Write the values of ``samples``, positions in the list of ids, into ``rows``."""
+        if self._encodes:
+            rows[...] = 0
+            rows[np.arange(len(samples)), self._rows[samples]] = 1
+        else:
+            np.take(self._rows, samples, axis=0, out=rows, mode="clip")  # none is out of bounds, and "raise" would copy
+
+    def with_classes(self, n_classes: int | None, classes: Iterable[Any] | Literal["sorted"] | None) -> Values:
+        """A copy with these in addition, as far as they are not None.
+
+        Raises:
+            InputError: the values have others of their own.
+        """
+        other = copy(self)
+        if n_classes is not None:
+            if self._n_classes not in (None, n_classes):
+                raise InputError(f"n_classes: expected {self._n_classes}, as the Values given as labels say, found {n_classes}")
+            other._n_classes = n_classes
+        if classes is not None:
+            if self._sorts or self.classes is not None:
+                raise InputError("classes: the Values given as labels have classes of their own; leave out one of the two")
+            named = Values((), classes=classes)
+            other._sorts, other.classes = named._sorts, named.classes
+        if other.classes is not None:
+            other._check_number_of(other.classes)
+        return other
+
+    def _check_number_of(self, names: tuple[Any, ...]) -> None:
+        if self._n_classes not in (None, len(names)):
+            raise InputError(
+                f"n_classes: expected {len(names)}, the number of classes, found {self._n_classes}; leave it as None"
+            )
+
+
+class Labels(Values):
+    """Values that are ints, so that no label is cut off or left out unseen; rows, one-hot ones say, may be any numbers."""
+
+    _must_be_ints = True
+
+
+class _Checked:
+    """The values of ids, each looked at before it is taken.
+
+    Attributes:
+        axes: how many the values have together, that of the ids included; 0 where their shapes differ.
+    """
+
+    def __init__(self, ids: Sequence[Any], column: Sequence[Any] | np.ndarray, field: str) -> None:
+        self._ids = ids
+        self._column = column
+        self._field = field
+        self._array: np.ndarray | None = None
+
+    @property
+    def axes(self) -> int:
+        return self._together.ndim
+
+    @property
+    def _together(self) -> np.ndarray:
+        if self._array is None:
+            self._array = _together(self._column)
+        return self._array
+
+    def whole(self, lowest: int, highest: int, remedy: str = "") -> np.ndarray:
+        """The values as an array of ints, where all are whole numbers within these bounds."""
+        together = self._together
+        are_ints = together.ndim == 1 and together.dtype.kind in "biu"
+        if are_ints and lowest <= int(together.min()) and int(together.max()) <= highest:
+            return together.astype(_ints(highest))
+        if together.ndim == 1 and together.dtype.kind == "f" and (missing := np.isnan(together)).any():
+            raise self._missing(int(missing.argmax()))
+        found = []
+        for id, value in zip(self._ids, objects(self._column), strict=True):
+            try:
+                number = int(value) if isinstance(value, np.bool_) else operator.index(value)
+            except TypeError:
+                raise self._refused(id, "an int", f"{value!r} of type {type(value).__name__}{_remedy(value)}") from None
+            if not lowest <= number <= highest:
+                raise self._refused(id, f"an int from {lowest} to {highest}", f"{number}{remedy}")
+            found.append(number)
+        return np.array(found, _ints(highest))
+
+    def rows(self, given: np.dtype[Any] | None) -> np.ndarray:
+        """The values as one array, a row each, of dtype ``given``, or of the one that they call for."""
+        together = self._together
+        if given is None:
+            # Ints too large for int64 come out as floats.
+            are_whole = together.dtype.kind in "biu" or all(isinstance(value, int) for value in objects(self._column))
+            given = np.dtype(np.int64) if are_whole else np.dtype(np.float32)
+        if together.dtype.kind == "O" and given.kind == "f" and all(isinstance(value, int) for value in together.flat):
+            together = together.astype(given)  # ints beyond NumPy's own
+        with np.errstate(over="ignore", invalid="ignore"):
+            if together.dtype.kind in "biufc" and np.can_cast(together.dtype, given, "same_kind"):
+                rows = together.astype(given)
+                if not _lost(together, rows).any():
+                    return rows
+            return self._one_by_one(given)
+
+    def _one_by_one(self, dtype: np.dtype[Any]) -> np.ndarray:
+        """As `rows`; looks at each, and says which is wrong."""
+        if dtype.kind in "iu" and np.ndim(next(objects(self._column))) == 0:
+            bounds = np.iinfo(dtype)
+            lowest, highest = int(bounds.min), int(bounds.max)
+            return self.whole(lowest, highest, "; pass Values(..., dtype=...) with one that holds it").astype(dtype)
+        rows: list[np.ndarray] = []
+        for id, value in zip(self._ids, objects(self._column), strict=True):
+            try:
+                array = np.asarray(value)
+            except ValueError:  # lists of several lengths
+                raise self._refused(id, "an array", repr(value)) from None
+            if rows and array.shape != rows[0].shape:
+                raise self._refused(id, f"shape {rows[0].shape}, as the first has", str(array.shape))
+            if not np.can_cast(array.dtype, dtype, "same_kind"):
+                wider = f"; pass Values(..., dtype={array.dtype.name!r})" if array.dtype.kind in "biufc" else _remedy(value)
+                raise self._refused(
+                    id, f"dtype {dtype}", f"{value!r} of dtype {array.dtype}, whose cast would lose more than precision{wider}"
+                )
+            rows.append(array.astype(dtype))
+            if _lost(array, rows[-1]).any():
+                if np.isnan(array).any():
+                    raise self._refused(id, "a number", repr(value))
+                wider = f"; pass Values(..., dtype={array.dtype.name!r})"
+                raise self._refused(id, f"a number that {dtype} holds", f"{value!r}{wider}")
+        return np.stack(rows)
+
+    def positions_in(self, names: tuple[Any, ...]) -> np.ndarray:
+        """The values, which are among ``names``, as their positions there."""
+        position = {name: number for number, name in enumerate(names)}
+        try:
+            return np.fromiter(map(position.__getitem__, objects(self._column)), np.int64, len(self._ids))
+        except (KeyError, TypeError):
+            pass
+        for id, value in zip(self._ids, objects(self._column), strict=True):
+            try:
+                position[value]
+            except (KeyError, TypeError):
+                found = f"{value!r}{_class_remedy(value, names)}"
+                raise self._refused(id, f"one of the classes {_shown(names)}", found) from None
+        raise AssertionError("values changed while they were looked at")
+
+    def refuse_names(self) -> NoReturn:
+        """Say that the values are no names."""
+        id, value = self._ids[0], next(objects(self._column))
+        raise self._refused(id, "the name of a class, a text or an int", f"{value!r} of type {type(value).__name__}")
+
+    def _missing(self, position: int) -> InputError:
+        return self._refused(self._ids[position], "an int", f"nan: its value is missing{_remedy(math.nan)}")
+
+    def _refused(self, id: object, expected: str, found: str) -> InputError:
+        return InputError(f"id {id!r}, field {self._field!r}: expected {expected}, found {found}")
+
+
+def _together(column: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """A column as one array; one of no axis and dtype object where the shapes of its values differ."""
+    try:
+        if not isinstance(column, np.ndarray):
+            return np.asarray(column)
+        return column if column.dtype.kind != "O" else np.asarray(column.tolist())
+    except ValueError:
+        return np.asarray(None)
+
+
+def _ints(highest: int) -> type[np.signedinteger[Any] | np.unsignedinteger[Any]]:
+    return np.int64 if highest < 1 << 63 else np.uint64
+
+
+def _lost(values: np.ndarray, cast: np.ndarray) -> np.ndarray:
+    """Where ``cast`` is NaN, or lost more than precision of ``values``."""
+    lost: np.ndarray = cast != values
+    if cast.dtype.kind in "fc":
+        lost = np.isnan(cast) | (np.isinf(cast) & ~np.isinf(values))
+    return lost
+
+
+def _remedy(value: object) -> str:
+    """What to do about a value that is no int."""
+    if isinstance(value, str | bytes):
+        return "; where these are names of classes, pass classes=[...], all of them in order, or classes='sorted'"
+    if isinstance(value, float | np.floating):
+        if math.isnan(value):
+            return "; leave such ids out, or give them a value"
+        return "; if it is meant, pass Values(..., dtype='float32'), and no n_classes"
+    return ""
+
+
+def _names(classes: Any) -> tuple[Any, ...]:
+    """The names of classes, each once."""
+    if isinstance(classes, Mapping):
+        raise InputError("classes: expected a list of names in order, found a mapping; pass sorted(classes, key=classes.get)")
+    if isinstance(classes, str | bytes | set | frozenset) or not isinstance(classes, Iterable):
+        remedy = "; pass sorted(classes)" if isinstance(classes, set | frozenset) else ""
+        raise InputError(f"classes: expected a list of names in order, or 'sorted', found {classes!r}{remedy}")
+    names = tuple(name.item() if isinstance(name, np.generic) else name for name in classes)
+    if wrong := [name for name in names if not isinstance(name, str | int)]:
+        raise InputError(f"classes: expected names, texts or ints, found {wrong[0]!r}")
+    if not names or len(set(names)) < len(names):
+        twice = [name for name in set(names) if names.count(name) > 1]
+        raise InputError(f"classes: expected each name once, found {f'{twice[0]!r} twice' if twice else 'none'}")
+    return names
+
+
+def _sorted_names(values: Iterable[Any]) -> tuple[Any, ...]:
+    """The texts among ``values``, or else the ints, each once, sorted."""
+    try:
+        found = set(values)
+    except TypeError:  # one that is no name
+        return ()
+    texts = sorted(str(name) for name in found if isinstance(name, str))
+    return tuple(texts) or tuple(sorted(int(name) for name in found if isinstance(name, int | np.integer)))
+
+
+def _shown(names: tuple[Any, ...]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN:,} others" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(map(repr, names[:NAMES_SHOWN])) + more
+
+
+def _class_remedy(value: object, names: tuple[Any, ...]) -> str:
+    """What to do about a value that is none of the classes."""
+    if isinstance(value, int | np.integer) and 0 <= value < len(names):
+        return "; leave classes out where values are the numbers of classes already"
+    if isinstance(value, str):
+        return "; add it to the classes, in the same order for training and validation, or pass classes='sorted'"
+    return "; leave such ids out, or give them one" if value is None or isinstance(value, float) else ""

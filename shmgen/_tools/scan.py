@@ -1,0 +1,356 @@
+"""Checks a folder of ``.npy`` files before days of training: all headers and sizes, or all bytes, in processes of its own.
+
+The parent lists and hands out, the workers look. Messages of ids go to a worker over a socket of its own, and for each a `Tally`
+comes back. Kept is what is wrong, and the ids, packed, since which of several shapes is the wrong one shows at the end only.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from shmgen._memory.limits import processors
+from shmgen._tools.scan_ids import Folder, explain_folder
+from shmgen._tools.scan_report import Damage, Given, Kind, Report, judge
+from shmgen._tools.scan_worker import FLAGS, SEPARATOR, Format, Setup, Tally, dtype_of, read_format, unpack
+from shmgen._worker.protocol import Unframer, frame
+from shmgen._worker.signals import undisturbed
+from shmgen.errors import FormatError, InputError, WorkerDied
+
+BOOT = "import sys; sys.path.append(sys.argv[1]); from shmgen._tools.scan_worker import main; main(int(sys.argv[2]))"
+"""What a worker runs. It is no copy of the parent: neither ``__main__`` nor ``site`` is imported."""
+
+MAX_WORKERS = 8
+"""By default there are no more: one has the headers of tens of thousands of files in a second."""
+
+MAX_IDS = 1024
+"""Ids in a message."""
+
+MAX_BYTES = 32 << 10
+"""Bytes of a message of several ids. A socket takes two such at once, so that handing out never waits."""
+
+SHORT, LONG = 0.02, 0.1
+"""Seconds. A worker's messages grow while each takes it less than the one, and shrink where one takes more than the other."""
+
+AHEAD = 32 << 20
+"""Bytes of ids that are listed before anyone asks for them, so that it is soon known how many there are."""
+
+PRIMERS = 8
+"""Files whose headers the parent reads itself, until it has found one. A worker that sees no other need not import NumPy."""
+
+GRACE = 1.0
+"""Seconds that killed workers have to be gone; one that hangs in the kernel is left to it."""
+
+
+class Progress(NamedTuple):
+    """How far a scan has come.
+
+    Attributes:
+        files: that were looked at.
+        listed: files that are known to be there.
+        all_listed: whether there are no others.
+        read: bytes of data that were read; 0 where only headers are.
+        damaged: files that are no whole ``.npy`` files; shapes are judged at the end.
+    """
+
+    files: int
+    listed: int
+    all_listed: bool
+    read: int
+    damaged: int
+
+
+class Scan:
+    """A scan of a folder.
+
+    Args:
+        folder: of the files.
+        blocks: ids, in blocks; None for all that are under the folder.
+        given: what the user says that files are like.
+        full: read all data, and make sure that numbers are finite.
+        workers: processes; by default one for each available processor, at most 8.
+
+    Raises:
+        InputError: the folder can't be listed.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        blocks: Iterator[list[bytes]] | None = None,
+        given: Given | None = None,
+        *,
+        full: bool = False,
+        workers: int | None = None,
+    ) -> None:
+        self._folder = os.fspath(folder)
+        self._given = given or Given()
+        self._full = full
+        self._workers = workers or max(1, min(MAX_WORKERS, round(processors())))
+        try:
+            if blocks is None:
+                os.scandir(self._folder).close()
+            else:
+                os.stat(f"{self._folder}/.")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self._folder}: {explain_folder(error)}; give the folder of the ID.npy files") from None
+        self._listing = Folder(os.fsencode(self._folder)) if blocks is None else None
+        self._queue = _Queue(self._listing.ids() if self._listing else blocks or iter(()))
+        self._files = self._read = 0
+        self._seconds = 0.0
+        self._complete = False
+        self._sound: dict[tuple[tuple[int, ...], str], _Sound] = {}
+        self._damaged: list[tuple[bytes, str]] = []
+
+    def run(self, progress: Callable[[Progress], None] = lambda _: None) -> None:
+        """Look at all files; once.
+
+        Args:
+            tell: is called whenever there is progress.
+
+        Raises:
+            InputError: there are no files, or the ids are none.
+            WorkerDied: a worker process ended that should not have.
+        """
+        begun = time.monotonic()
+        workers: list[_Worker] = []
+        try:
+            if not self._queue.list_more():
+                raise InputError(self._nothing())
+            with undisturbed():
+                for number in range(self._workers):
+                    workers.append(_Worker(number))
+            setup = pickle.dumps(Setup(sys.path, os.fsencode(self._folder), self._full, self._primers()))
+            for worker in workers:
+                worker.send(setup)
+            self._serve(workers, progress)
+            self._complete = True
+        finally:
+            _end(workers)
+            self._seconds = time.monotonic() - begun
+
+    def _serve(self, workers: list[_Worker], progress: Callable[[Progress], None]) -> None:
+        poll = select.poll()
+        by_fd = {worker.socket.fileno(): worker for worker in workers}
+        for fd in by_fd:
+            poll.register(fd, select.POLLIN)
+        while True:
+            for worker in workers:
+                while worker.wants and (message := self._queue.take(worker.size)) is not None:
+                    worker.send(message)
+                    worker.holds += 1
+            if not any(worker.holds for worker in workers):
+                return
+            ready = poll.poll(0 if self._queue.has_room else None)
+            for fd, _ in ready:
+                for answer in by_fd[fd].receive():
+                    self._add(answer)
+            if ready:
+                progress(self._progress())
+            else:
+                self._queue.list_more()
+
+    def _add(self, answer: Tally | int) -> None:
+        if isinstance(answer, int):
+            self._read += answer
+            return
+        self._files += answer.files
+        self._read += answer.read
+        self._damaged += answer.damaged
+        for shape, descr, files, size, ids in answer.sound:
+            sound = self._sound.setdefault((shape, descr), _Sound())
+            sound.files += files
+            sound.bytes += size
+            sound.ids.append(ids)
+
+    def _progress(self) -> Progress:
+        return Progress(self._files, self._queue.listed, self._queue.all_listed, self._read, len(self._damaged))
+
+    def _primers(self) -> list[Format]:
+        for id in self._queue.first(PRIMERS):
+            with suppress(OSError, ValueError, FormatError):
+                fd = os.open(self._path(id), FLAGS)
+                try:
+                    return [read_format(fd)]
+                finally:
+                    os.close(fd)
+        return []
+
+    def _path(self, id: bytes) -> bytes:
+        return b"%b/%b.npy" % (os.fsencode(self._folder), id)
+
+    def _nothing(self) -> str:
+        if self._listing is None:
+            return "expected ids, an id a line, found none"
+        return self._listing.nothing()
+
+    def report(self) -> Report:
+        """What has been found so far."""
+        kinds = {Kind(shape, dtype_of(descr), sound.files, sound.bytes): sound for (shape, descr), sound in self._sound.items()}
+        expected, judged = judge(list(kinds), self._given)
+        damaged = [self._damage(id, reason) for id, reason in self._damaged]
+        for kind in judged:
+            if kind.reason is not None:
+                packed = kinds[kind._replace(reason=None)].ids
+                damaged += [self._damage(id, kind.reason) for part in packed for id in unpack(part)]
+        if self._listing:
+            root = os.fsencode(self._folder)
+            damaged += [
+                Damage(os.fsdecode(path), os.fsdecode(root + b"/" + path), reason) for path, reason in self._listing.unreadable
+            ]
+        damaged.sort(key=lambda damage: damage.path)
+        return Report(
+            self._folder, self._full, self._complete, self._files, self._seconds, self._given, expected, judged, damaged
+        )
+
+    def _damage(self, id: bytes, reason: str) -> Damage:
+        return Damage(os.fsdecode(id), os.fsdecode(self._path(id)), reason)
+
+
+class _Sound:
+    """Whole files of one kind."""
+
+    def __init__(self) -> None:
+        self.files = self.bytes = 0
+        self.ids: list[bytes] = []
+
+
+class _Queue:
+    """Ids that are still to be handed out.
+
+    Args:
+        blocks: lists more, in blocks.
+
+    Attributes:
+        listed: number of ids so far.
+        all_listed: whether there are no more.
+    """
+
+    def __init__(self, blocks: Iterator[list[bytes]]) -> None:
+        self._blocks = blocks
+        self._packed: deque[bytes] = deque()
+        self._bytes = 0
+        self._open: list[bytes] = []
+        self.listed = 0
+        self.all_listed = False
+
+    @property
+    def has_room(self) -> bool:
+        """Whether to list more before it is asked for."""
+        return not self.all_listed and self._bytes < AHEAD
+
+    def list_more(self) -> bool:
+        """List a block; False if there is none left."""
+        block = next(self._blocks, None)
+        if block is None:
+            self.all_listed = True
+            return False
+        self.listed += len(block)
+        packed = SEPARATOR.join(block)
+        self._bytes += len(packed)
+        self._packed.append(packed)
+        return True
+
+    def take(self, most: int) -> bytes | None:
+        """A message of up to ``most`` ids; None if there are none left."""
+        if not self._open:
+            if not self._packed and not self.list_more():
+                return None
+            packed = self._packed.popleft()
+            self._bytes -= len(packed)
+            self._open = packed.split(SEPARATOR)
+        message = SEPARATOR.join(self._open[:most])
+        while len(message) > MAX_BYTES and most > 1:
+            most //= 2
+            message = SEPARATOR.join(self._open[:most])
+        del self._open[:most]
+        return message
+
+    def first(self, count: int) -> list[bytes]:
+        """The ids that `take` will return first, up to ``count``; only to be asked before it."""
+        return self._packed[0].split(SEPARATOR)[:count] if self._packed else []
+
+
+class _Worker:
+    """The parent's side of a worker process.
+
+    Attributes:
+        size: ids that its next message should have.
+        holds: messages that it has not answered.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._unframer = Unframer()
+        self.size = 1
+        self.holds = 0
+        self.socket, theirs = socket.socketpair()
+        try:
+            self.process = subprocess.Popen(
+                # A header is parsed as Python text, and a spoilt one may draw warnings.
+                [sys.executable, "-I", "-S", "-W", "ignore", "-c", BOOT, str(Path(__file__).parents[2]), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # NumPy would start threads that nobody needs
+                pass_fds=(theirs.fileno(),),
+            )
+        except BaseException:
+            self.socket.close()
+            raise
+        finally:
+            theirs.close()
+
+    @property
+    def wants(self) -> bool:
+        """Whether to give it another message: one behind that which it is at, unless each takes long."""
+        return self.holds < (1 if self.size == 1 else 2)
+
+    def send(self, message: bytes) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died, which `receive` will tell
+            self.socket.sendall(frame(message))
+
+    def receive(self) -> Iterator[Tally | int]:
+        """What it has said, after a wait if that is nothing.
+
+        Raises:
+            WorkerDied: it has ended.
+        """
+        data = b""
+        with suppress(ConnectionResetError):
+            data = self.socket.recv(1 << 16)
+        if not data:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE)
+            raise WorkerDied(self._number, self.process.pid, self.process.poll())
+        for message in self._unframer.feed(data):
+            answer: Tally | int = pickle.loads(message)
+            if isinstance(answer, Tally):
+                self.holds -= 1
+                self._adapt(answer)
+            yield answer
+
+    def _adapt(self, answer: Tally) -> None:
+        if answer.seconds < SHORT and answer.files >= self.size:
+            self.size = min(MAX_IDS, 2 * self.size)
+        elif answer.seconds > LONG:
+            self.size = max(1, self.size // 2)
+
+
+def _end(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.process.kill()
+        worker.socket.close()
+    deadline = time.monotonic() + GRACE
+    for worker in workers:
+        with suppress(subprocess.TimeoutExpired):
+            worker.process.wait(max(0.0, deadline - time.monotonic()))

@@ -1,0 +1,153 @@
+"""What the command line shows of a scan: a progress bar, a table, JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from shmgen._tools.scan import Progress
+from shmgen._tools.scan_report import Damage, Kind, Report
+
+MAX_ROWS = 20
+"""Rows of a table; a folder may have as many shapes, or reasons, as files."""
+
+MAX_NAMED = 3
+"""Ids named for a reason that many share."""
+
+WIDTH = 120
+"""Columns where standard output is no terminal."""
+
+
+def has_rich() -> bool:
+    """Whether bars and tables can be shown."""
+    try:
+        import rich  # noqa: F401  # only whether it is there
+    except ImportError:
+        return False
+    return True
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[Progress], None]]:
+    """Shows a bar on standard error, where that is a terminal; gives what is to be called with the progress."""
+    if not (sys.stderr.isatty() and has_rich()):
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), refresh_per_second=5, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def progress(progress: Progress) -> None:
+            words = f"{progress.files:,} of {progress.listed:,}{'' if progress.all_listed else ' or more'} files"
+            if progress.read:
+                words += f", {decimal(progress.read)}"
+            if progress.damaged:
+                words += f", {progress.damaged:,} damaged"
+            total = progress.listed if progress.all_listed else None
+            bar.update(task, completed=progress.files, total=total, description=words)
+
+        yield progress
+
+
+def write_json(report: Report, file: IO[str]) -> None:
+    """The report as a JSON object on a line, and a line's end."""
+    expected = report.expected and {"shapes": sorted(set(report.expected.shapes)), "dtype": str(report.expected.dtype)}
+    head: dict[str, Any] = {
+        "data_dir": report.folder,
+        "full": report.full,
+        "complete": report.complete,
+        "files": report.files,
+        "bytes": report.bytes,
+        "seconds": round(report.seconds, 3),
+        "expected": expected,
+        "kinds": [{**kind._asdict(), "dtype": str(kind.dtype)} for kind in report.kinds],
+        "remarks": report.remarks,
+        "damaged": [damage._asdict() for damage in report.damaged],
+    }
+    json.dump(head, file)
+    file.write("\n")
+
+
+def print_table(report: Report) -> None:
+    """The report as text for people, on standard output."""
+    from rich.console import Console
+
+    # A name may be anything: no markup, and no letter that the encoding lacks; `shown` takes care of what a terminal would obey.
+    console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    looked = "all bytes" if report.full else "headers and sizes"
+    with console.capture() as text:
+        console.print(f"{shown(report.folder)}: {looked} of {counted(report.files)} checked in {report.seconds:,.1f} s")
+        if report.kinds:
+            console.print(_kinds(report.kinds))
+        if report.damaged:
+            console.print(_damaged(report.damaged))
+        for remark in report.remarks:
+            console.print(remark)
+        if not report.complete:
+            console.print("interrupted: not all files were checked")
+        console.print(f"damaged: {len(report.damaged):,} of {counted(report.files)}")
+    for line in text.get().splitlines():
+        sys.stdout.write(line.rstrip() + "\n")
+
+
+def _kinds(kinds: list[Kind]) -> Any:
+    from rich.filesize import decimal
+
+    table = _table()
+    table.add_column("shape", overflow="fold")
+    table.add_column("dtype", overflow="fold")
+    table.add_column("files", justify="right", no_wrap=True)
+    table.add_column("bytes", justify="right", no_wrap=True)
+    table.add_column("")
+    for kind in kinds[:MAX_ROWS]:
+        verdict = "damaged" if kind.reason else "good"
+        table.add_row(str(kind.shape), str(kind.dtype), f"{kind.files:,}", decimal(kind.bytes), verdict)
+    if rest := kinds[MAX_ROWS:]:
+        files, size = sum(kind.files for kind in rest), sum(kind.bytes for kind in rest)
+        table.add_row(f"and {len(rest):,} others", "", f"{files:,}", decimal(size), "")
+    return table
+
+
+def _damaged(damaged: list[Damage]) -> Any:
+    by_reason: dict[str, list[Damage]] = {}
+    for damage in damaged:
+        by_reason.setdefault(damage.reason, []).append(damage)
+    table = _table()
+    table.add_column("files", justify="right", no_wrap=True)
+    table.add_column("damaged", overflow="fold")
+    table.add_column("ids", overflow="fold")
+    groups = sorted(by_reason.items(), key=lambda group: -len(group[1]))
+    for reason, group in groups[:MAX_ROWS]:
+        ids = ", ".join(shown(damage.id) for damage in group[:MAX_NAMED])
+        more = f" and {len(group) - MAX_NAMED:,} more" if len(group) > MAX_NAMED else ""
+        table.add_row(f"{len(group):,}", reason, ids + more)
+    if rest := groups[MAX_ROWS:]:
+        table.add_row(f"{sum(len(group) for _, group in rest):,}", f"{len(rest):,} other reasons", "--json names all")
+    return table
+
+
+def _table() -> Any:
+    from rich import box
+    from rich.table import Table
+
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def counted(files: int) -> str:
+    return f"{files:,} {'file' if files == 1 else 'files'}"
+
+
+def shown(name: str) -> str:
+    """``name``, or its `repr` where a terminal might choke on it."""
+    return name if name.isprintable() else repr(name)

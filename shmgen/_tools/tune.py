@@ -1,0 +1,400 @@
+"""Measures how fast batches come with so many workers, and says how many to use.
+
+Every count reads the same samples, which were all read once before: so none finds more in the page cache than another.
+`recommend` is pure, so that each answer is a plain unit test.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shmgen._checks import check_float, check_int
+from shmgen._engine.pool import Pool
+from shmgen._engine.stats import LITTLE, WAITING
+from shmgen._memory.limits import available, processors
+from shmgen._sources.ids import Some, kept
+from shmgen._sources.npy import Npy
+from shmgen._sources.npy_format import OPEN_FLAGS
+from shmgen._sources.npy_rows import NpyRows
+from shmgen._sources.values import Values
+from shmgen._worker.protocol import processor_time
+from shmgen.errors import InputError
+from shmgen.loader import Loader
+
+MARGIN = 1.2
+"""A rate is enough for a trainer if it is so many times what the trainer takes: in training, others want the processors too."""
+
+AS_GOOD = 0.95
+"""A rate of this fraction of the best is as good as the best."""
+
+BUSY = 0.8
+"""Workers that have something to read for less than this fraction of the time wait for the calling process to take batches."""
+
+IDLE = 0.25
+"""Processors for which others queue, for each, before it is worth a remark."""
+
+WORKERS = range(9)
+"""Counts that are measured by default."""
+
+MIN_BATCHES = 3
+"""A rate is that of so many batches, at least, whatever time they take."""
+
+WARM_UP = 2.0
+"""The samples that are measured are those that can be read in so many times the time that a count is measured for."""
+
+CACHED = 0.5
+"""They may take this fraction of the free memory; so they are still in the page cache when they are read again."""
+
+PROBES = 32
+"""Files that are looked at to learn whether the page cache is rid of them."""
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Progress(NamedTuple):
+    """How far it has come: measurements done, of how many, and what is done now."""
+
+    done: int
+    total: int
+    now: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was seen with so many workers.
+
+    Attributes:
+        workers: how many.
+        slots: batches that shared memory had room for.
+        cold: whether the page cache had been rid of the files.
+        first_batch: seconds until the first batch was there; those to start the workers included.
+        rate: batches a second, taken as fast as they came.
+        samples: samples a second.
+        bytes: bytes a second.
+        cpu: seconds of processors for 1e9 bytes, the calling process's included.
+        processors: how many of them were in use, on average.
+        memory: bytes of the workers, what they share counted once, and of the slots.
+        load: the fraction of the time in which workers had something to read, from 0 to 1.
+        reading: the fraction of that in which they waited for a disk or network, from 0 to 1.
+    """
+
+    workers: int
+    slots: int
+    cold: bool
+    first_batch: float
+    rate: float
+    samples: float
+    bytes: float
+    cpu: float
+    processors: float
+    memory: int
+    load: float
+    io_wait: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How many workers to use.
+
+    Attributes:
+        workers: so many.
+        reason: why.
+        step_ms: milliseconds that the trainer takes for a batch, as they were given.
+        batch_size: samples in a batch.
+        samples: how many different ones were read.
+        of: how many there are.
+        processors: how many there are to use.
+        measurements: those with warm files, by workers, then those with cold ones.
+        remarks: what could not be measured, and what the choice rests on.
+    """
+
+    workers: int
+    reason: str
+    step_ms: float | None
+    batch_size: int
+    samples: int
+    of: int
+    processors: float
+    measurements: tuple[Measurement, ...]
+    remarks: tuple[str, ...]
+
+
+def tune(
+    *loader_arguments: Any,
+    step_ms: float | None = None,
+    workers: Iterable[int] = WORKERS,
+    seconds: float = 2.0,
+    cold: bool = False,
+    progress: Callable[[Progress], object] = lambda _: None,
+    **more_arguments: Any,
+) -> Tuning:
+    """Measure a `Loader` of these arguments with several numbers of workers, and recommend one.
+
+    Nothing else should run meanwhile. Random numbers and the order of the samples are the loader's, but what is read is a random
+    part of them that can be read in a few seconds.
+
+    Args:
+        loader_arguments: those of `Loader`, by position or by name.
+        step_ms: milliseconds that the trainer takes for a batch; without them, the most that can be had is aimed at.
+        workers: the numbers of workers to measure.
+        seconds: for which each is measured, at least.
+        cold: measure each with files that are not in the page cache, too.
+        tell: is called before each measurement.
+
+    Raises:
+        InputError: an argument can't be used. What `Loader` raises, it may raise too.
+    """
+    if step_ms is not None:
+        step_ms = check_float(step_ms, "step_ms", "milliseconds above 0, or None", lambda number: number > 0)
+    seconds = check_float(seconds, "seconds", "a number above 0", lambda number: number > 0)
+    counts = sorted({check_int(count, "workers", 0) for count in workers})
+    if not counts:
+        raise InputError("workers: expected one number from 0, or several, found none")
+    try:
+        arguments = inspect.signature(Loader).bind(*loader_arguments, **more_arguments).arguments
+    except TypeError as error:
+        raise InputError(f"expected the arguments of Loader: {error}") from None
+    arguments["list_IDs"] = ids = kept(arguments["list_IDs"])
+
+    remarks = []
+    if (load := os.getloadavg()[0]) > IDLE * processors():
+        remarks.append(f"others may have taken part of the {processors():g} processors: the load was {load:.1f} before it began")
+    total = 1 + len(counts) * (2 if cold else 1)
+    progress(Progress(0, total, "reading"))
+    arguments["list_IDs"], files, sample_bytes, batch_size = _read_once(arguments, counts[-1], WARM_UP * seconds)
+    warm = []
+    for done, count in enumerate(counts, 1):
+        progress(Progress(done, total, _counted(count)))
+        warm.append(_measure(arguments, count, seconds, cold=False))
+    colds = []
+    if cold and (why := "what is read is not known to be files" if files is None else _forget(files)):
+        remarks.append(f"cold not measured: {why}")
+    elif cold:
+        assert files is not None
+        for done, count in enumerate(counts, 1 + len(counts)):
+            progress(Progress(done, total, f"{_counted(count)}, cold"))
+            _forget(files)
+            colds.append(_measure(arguments, count, seconds, cold=True))
+    progress(Progress(total, total, ""))
+    size, room = len(ids) * sample_bytes, available()
+    too_large = files is not None and size > room
+    if too_large:
+        rates = "the cold rates count" if colds else "the rates of cold files would tell more"
+        remarks.append(f"{size / 1e9:,.1f} GB of samples do not fit in {room / 1e9:,.1f} GB of memory: {rates}")
+    elif colds:
+        remarks.append("the samples fit in memory: the warm rates count, the cold ones are the first epoch's")
+    best, reason = recommend(colds if too_large and colds else warm, step_ms, processors())
+    return Tuning(
+        best, reason, step_ms, batch_size, len(arguments["list_IDs"]), len(ids), processors(), (*warm, *colds), tuple(remarks)
+    )
+
+
+def recommend(measurements: Sequence[Measurement], step_ms: float | None, processors: float) -> tuple[int, str]:
+    """The number of workers to use, and why.
+
+    It is the smallest that is enough for the trainer; where none is, or no step is given, the smallest that is as good as the
+    best.
+    Without workers, a trainer waits while a batch is read: that is enough only where it would hardly notice.
+
+    Args:
+        measurements: of different numbers of workers, at least one.
+        step_ms: milliseconds that the trainer takes for a batch.
+        processors: how many there are to use.
+    """
+    ranked = sorted(measurements, key=lambda one: one.workers)
+    if step_ms is not None:
+        for one in ranked:
+            spare = one.rate * step_ms / 1000
+            if spare >= (MARGIN if one.workers else 1 / LITTLE):
+                return one.workers, f"{_feeds(one, step_ms, spare)}; {_beyond(one, ranked, processors)}"
+    with_workers = [one for one in ranked if one.workers] or ranked
+    best = max(one.rate for one in with_workers)
+    chosen = next(one for one in with_workers if one.rate >= AS_GOOD * best)
+    if step_ms is None:
+        words = f"{_counted(chosen.workers)} {_verb(chosen, 'read')} {chosen.rate:,.1f} batches a second"
+    else:
+        words = _feeds(chosen, step_ms, chosen.rate * step_ms / 1000)
+    return chosen.workers, f"{words}; {_beyond(chosen, ranked, processors)}"
+
+
+def _feeds(one: Measurement, step_ms: float, spare: float) -> str:
+    if not one.workers:
+        return f"without workers, reading adds {1 / spare:.0%} to a {step_ms:g} ms step"
+    if spare < 1:
+        return f"a {step_ms:g} ms step can't be fed: with {_counted(one.workers)} a batch takes {1000 / one.rate:,.1f} ms"
+    enough = "" if spare >= MARGIN else " only"
+    return f"{_counted(one.workers)} {_verb(one, 'feed')} a {step_ms:g} ms step with {spare:,.1f} x to spare{enough}"
+
+
+def _beyond(chosen: Measurement, ranked: Sequence[Measurement], processors: float) -> str:
+    """What more workers than ``chosen`` would gain, and what stands against it."""
+    more = [one for one in ranked if one.workers > chosen.workers]
+    if not more:
+        return "more were not measured"
+    best = max(more, key=lambda one: one.rate)
+    if best.rate * AS_GOOD > chosen.rate:
+        return f"{best.workers} would read {best.rate / chosen.rate:.1f} x as fast"
+    if chosen.io_wait > WAITING:
+        return "more gain nothing: the disk, or network, is the limit"
+    if chosen.load < BUSY:
+        return "more gain nothing: the calling process takes no more"
+    return f"more gain nothing: {'the processor is' if processors == 1 else f'the {processors:g} processors are'} the limit"
+
+
+def _counted(workers: int) -> str:
+    return f"{workers} {'worker' if workers == 1 else 'workers'}"
+
+
+def _verb(one: Measurement, verb: str) -> str:
+    return f"{verb}s" if one.workers == 1 else verb
+
+
+def _read_once(arguments: dict[str, Any], workers: int, seconds: float) -> tuple[Some, list[str] | None, int, int]:
+    """Read as much as can be in so many seconds, and is sure to stay in memory.
+
+    Returns:
+        The ids of what was read, their files (None where that can't be said), bytes of a sample, samples in a batch.
+    """
+    ids = arguments["list_IDs"]
+    chosen = np.arange(len(ids))
+    if arguments.get("shuffle", True):
+        chosen = np.random.default_rng(arguments.get("seed", 0)).permutation(len(ids))
+    with Loader(**{**arguments, "list_IDs": Some(ids, chosen), "shuffle": False, "workers": workers}) as loader:
+        sample_bytes = sum(field.row_bytes for field in loader._layout.fields)
+        batch_size = loader._sampler.batch_size
+        room = CACHED * available() / sample_bytes
+        deadline = math.inf
+        for _ in loader:
+            samples, now = loader.stats.samples, time.monotonic()
+            deadline = min(deadline, now + seconds)  # the workers' start does not count
+            if samples >= MIN_BATCHES * batch_size and (now > deadline or samples > room):
+                break
+        # Those of a last batch that is left out are not worth a thought.
+        part = Some(ids, chosen[: loader.stats.samples])
+        return part, _files(loader, part), sample_bytes, batch_size
+
+
+def _files(loader: Loader, ids: Sequence[Any]) -> list[str] | None:
+    """What a loader reads for ``ids``, as far as it reads ``.npy`` files; None where it calls functions, or others' code."""
+    files: list[str] = []
+    for source in loader._spec.sources.values():
+        if isinstance(source, Npy):
+            files += map(source.path, ids)
+        elif isinstance(source, NpyRows):
+            files.append(source.file)
+        elif not isinstance(source, Values):
+            return None
+    return files or None
+
+
+def _measure(arguments: dict[str, Any], workers: int, seconds: float, *, cold: bool) -> Measurement:
+    begun = time.monotonic()
+    with Loader(**{**arguments, "workers": workers}) as loader:
+        # What was cold is warm in the second epoch.
+        batches = iter(loader) if cold else _endless(loader)
+        next(batches)
+        start = now = time.monotonic()
+        first_batch = start - begun
+        pids = loader._workers.pids if isinstance(loader._workers, Pool) else []
+        if not cold:
+            # What was read ahead while nobody took it says nothing about the rate.
+            for _ in islice(batches, loader._ring.slots):
+                now = time.monotonic()
+                if now > start + seconds:
+                    break
+            start = now
+        before, used, own = loader.stats, _used(pids), processor_time("thread-self")
+        for _ in batches:
+            now = time.monotonic()
+            if now > start + seconds and loader.stats.batches - before.batches >= MIN_BATCHES:
+                break
+        after, used = loader.stats, _used(pids) - used
+        elapsed = now - start
+        samples, size = after.samples - before.samples, after.bytes - before.bytes
+        if not samples:  # a single batch is the whole epoch
+            samples, size, elapsed, used = after.samples, after.bytes, first_batch, _used(pids)
+        if workers:
+            busy, cpu = after.busy - before.busy, after.cpu - before.cpu
+        else:
+            busy, cpu = elapsed, (processor_time("thread-self") - own) / 1e9
+        return Measurement(
+            workers,
+            loader._ring.slots,
+            cold,
+            first_batch,
+            samples / loader._sampler.batch_size / elapsed,
+            samples / elapsed,
+            size / elapsed,
+            max(0.0, used) / (size / 1e9),
+            max(0.0, used) / elapsed,
+            loader._ring.slots * loader._layout.slot_bytes + sum(map(_memory, pids)),
+            min(1.0, busy / (elapsed * max(1, workers))),
+            max(0.0, 1 - cpu / busy) if busy else 0.0,
+        )
+
+
+def _endless(loader: Loader) -> Iterator[object]:
+    while True:
+        yield from loader
+
+
+def _used(pids: Iterable[int]) -> float:
+    """Seconds of processors that this process and others, with all their threads, have used so far."""
+    used = time.process_time()
+    for pid in pids:
+        try:
+            words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has died
+            continue
+        used += (int(words[11]) + int(words[12])) / _TICKS
+    return used
+
+
+def _memory(pid: int) -> int:
+    """Bytes of a process, each page divided by the number of those who share it, and shared memory left out."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return 0
+    sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+    return sizes.get("Pss", 0) - sizes.get("Pss_Shmem", 0)
+
+
+def _forget(files: Sequence[str]) -> str | None:
+    """Rid the page cache of ``files``; why it still has them, if it has."""
+    os.sync()  # what is not on the disk yet stays
+    held = 0
+    probes = frozenset(range(0, len(files), max(1, len(files) // PROBES)))
+    for number, name in enumerate(files):
+        try:
+            fd = os.open(name, OPEN_FLAGS | os.O_NONBLOCK)
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            held += number in probes and _is_held(fd)
+        except OSError as error:
+            return "this file system can't tell what is in memory" if error.errno == errno.EOPNOTSUPP else str(error)
+        finally:
+            os.close(fd)
+    return "this file system keeps its files in memory" if 2 * held > len(probes) else None
+
+
+def _is_held(fd: int) -> bool:
+    """Whether a file begins in the page cache."""
+    try:
+        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    return True

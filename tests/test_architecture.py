@@ -1,0 +1,65 @@
+"""The house: which part may import which, so that each can be read, and tested, without those above it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "shmgen"
+
+BASE = {"errors", "_checks"}
+
+MAY_IMPORT = {
+    "errors": set(),
+    "_checks": {"errors"},
+    "_plan": BASE,
+    "_memory": BASE,
+    "_sources": {*BASE, "_memory"},
+    "_worker": {*BASE, "_memory", "_sources"},
+    "_engine": {*BASE, "_plan", "_memory", "_sources", "_worker"},
+    "loader": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine"},
+    "keras": {*BASE, "_plan", "_engine", "loader"},
+    "_tools": {*BASE, "_memory", "_sources", "_worker", "_engine", "loader"},
+    "__main__": {"_tools"},
+}
+"""For each part, a module or folder of the package, the others that it may import; it may always import itself."""
+
+FRAMEWORKS = {"keras": {"keras", "tensorflow"}}
+"""Who may import a framework: its front end alone."""
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules that a file imports anywhere, also late, and for type checkers only."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    """A file imports only parts that its own stands on; of frameworks, only what its part is there for."""
+    part = part_of(path)
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "shmgen":
+            assert rest.partition(".")[0] in {*MAY_IMPORT[part], part}, f"{part} imports {name}"
+        elif top in ("keras", "tensorflow", "jax", "torch"):
+            assert top in FRAMEWORKS.get(part, ()), f"{part} imports {name}"
+
+
+def test_every_part_has_its_place() -> None:
+    """No file or folder beside those that the rules know; two levels, no deeper."""
+    assert {part_of(path) for path in FILES} == MAY_IMPORT.keys()
+    assert all(len(path.relative_to(PACKAGE).parts) <= 2 for path in FILES)
