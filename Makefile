@@ -6,12 +6,15 @@
 find_python = for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
 PYTHON ?= $(or $(shell $(find_python)),$(error no Python 3.11 or newer with ensurepip was found; name one: make PYTHON=...))
-VENV ?= .venv
+VENV ?= $(if $(LATEST),.venv-latest,.venv)
 BIN := $(VENV)/bin
+# With LATEST, the newest of everything that can be had; what was the newest when it was last installed need not be any more.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(if $(LATEST),--upgrade --upgrade-strategy eager,--constraint .ci/constraints.txt)
 MINUTES ?= 10
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test lint bench soak fuzz clean
+.PHONY: help demo test lint bench soak fuzz clean always
 
 help:  ## what can be done
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' $(MAKEFILE_LIST)
@@ -19,8 +22,8 @@ help:  ## what can be done
 demo: $(VENV)/.demo  ## train on real handwritten digits, within a minute
 	$(BIN)/python examples/train_digits.py
 
-test: $(VENV)/.test  ## run the tests; ARGS are pytest's
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.test  ## run the tests; ARGS are pytest's; LATEST=1: with the newest of everything
+	$(BIN)/python -m pytest -p no:benchmark -n 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.lint  ## check style and types
 	$(BIN)/ruff check .
@@ -38,19 +41,19 @@ fuzz: $(VENV)/.fuzz  ## look for MINUTES=10 for .npy files that are not read as 
 	$(BIN)/python tests/fuzz_npy.py -max_total_time=$$((60 * $(MINUTES))) $(ARGS)
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .bench .demo .fuzz .hypothesis
+	rm -rf $(VENV) .venv-latest .bench .demo .fuzz .hypothesis
 
 # One stamp for each set of packages, so that nothing is installed twice.
-$(VENV)/.%: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+$(VENV)/.%: pyproject.toml .ci/constraints.txt $(if $(LATEST),always) | $(BIN)/python
+	$(INSTALL) --editable '.[$*]'
 	@touch $@
 
 # A peer that can't be had is left out, and the report says so. PIP_EXTRA_INDEX_URL chooses torch's build for the CPU.
-$(VENV)/.bench: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' || { \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' && \
+$(VENV)/.bench: pyproject.toml .ci/constraints.txt $(if $(LATEST),always) | $(BIN)/python
+	$(INSTALL) --editable '.[bench]' || { \
+		$(INSTALL) --editable '.[test]' && \
 		for package in matplotlib grain spdl-core torch; do \
-			$(BIN)/python -m pip install --quiet --disable-pip-version-check $$package || echo "left out: $$package"; \
+			$(INSTALL) $$package || echo "left out: $$package"; \
 		done; }
 	@touch $@
 

@@ -4,12 +4,13 @@ The way of the data, and the module that holds each step::
 
     ids, seed, epoch
       │  _order     which samples an epoch's batch k holds          (pure)
-      │  _deal      which batch an index asked for means            (pure)
+      │  _passes    which epoch an iteration gets, and which batch an index means   (pure)
       ▼
     _schedule       which slot gets which batch, which worker which rows   (pure)
       │  _samples   the batch's ids, labels, and stand-ins for what is damaged (_damage)
       │  _watch     gives workers their work, hears of them, replaces those that die or hang
       │  _pool      the worker processes: starts, talks to, and stops them
+      │  _travel    the user's functions, pickled; _context: what they find there, _echo: how what they log comes back
       ▼
     _worker         a lean process that fills rows
       │  _filler    what it does with them: a source for each field, then the user's transform

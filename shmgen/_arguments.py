@@ -5,13 +5,67 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable
 from numbers import Real
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, Generic, SupportsIndex, TypeVar, overload
 
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import numpy as np
     from numpy.typing import DTypeLike
+
+
+T = TypeVar("T")
+
+
+class Fixed(Generic[T]):
+    """An attribute that tells of an argument: to be read, but not to be set.
+
+    Args:
+        read: what it is of an object.
+    """
+
+    def __init__(self, read: Callable[[Any], T]) -> None:
+        self._read = read
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+
+    def __get__(self, instance: object | None, owner: type) -> Self | T:
+        return self if instance is None else self._read(instance)
+
+    def __set__(self, instance: object, value: object) -> None:
+        kind = type(instance).__name__
+        raise AttributeError(
+            f"{self._name} can't be changed: the workers of this {kind} were told what to do when it was made; "
+            f"close() it and make another: {kind}(..., {self._name}=...)"
+        )
+
+
+def check_index(index: SupportsIndex, batches: int) -> int:
+    """``index`` as the number of one of so many batches; negative ones count from the end.
+
+    Raises:
+        IndexError: there is no such batch.
+        TypeError: it is no int.
+    """
+    try:
+        number = operator.index(index)
+    except TypeError:
+        raise TypeError(
+            f"batch {index!r}: expected an int, found {type(index).__name__}; for several, ask for one after the other: "
+            "[sequence[i] for i in range(...)]"
+        ) from None
+    if not -batches <= number < batches:
+        raise IndexError(f"batch {number}: expected an int from {-batches} to {batches - 1}, since there are {batches} batches")
+    return number % batches
 
 
 def whole(value: SupportsIndex, name: str, least: int) -> int:
@@ -40,15 +94,70 @@ def sizes(dim: int | Iterable[int] | None) -> tuple[int, ...] | None:
 
 
 def numbers(dtype: DTypeLike | None) -> np.dtype[np.generic] | None:
-    """``dtype`` in native byte order, one of numbers; or None."""
-    import numpy as np
-
+    """``dtype`` in native byte order, one of numbers, by its own name also where it is one of ml_dtypes; or None."""
     if dtype is None:
         return None
     try:
-        native = np.dtype(dtype).newbyteorder("=")
+        native = dtype_of(dtype)
     except TypeError:
         raise InputError(f"dtype: expected one of numbers, found {dtype!r}") from None
-    if native.kind not in "biufc":
-        raise InputError(f"dtype: expected one of numbers, found {native}")
+    if not are_numbers(native):
+        raise InputError(f"dtype: expected one of numbers, found {native}{what_bytes_may_be(native)}")
     return native
+
+
+def dtype_of(dtype: DTypeLike) -> np.dtype[np.generic]:
+    """``dtype`` in native byte order; what NumPy itself does not know is looked for in ml_dtypes.
+
+    Raises:
+        TypeError: there is none such.
+    """
+    import numpy as np
+
+    try:
+        return np.dtype(dtype).newbyteorder("=")
+    except TypeError:
+        if not isinstance(dtype, str):
+            raise
+    try:
+        import ml_dtypes  # only whoever asks for one of its dtypes need have it
+
+        extended: np.dtype[np.generic] = np.dtype(getattr(ml_dtypes, dtype))
+    except (ImportError, AttributeError):
+        raise TypeError(f"data type {dtype!r} not understood") from None
+    return extended
+
+
+def dtype_text(dtype: np.dtype[np.generic]) -> str:
+    """What `dtype_of` takes for ``dtype``; pickled, it needs no NumPy."""
+    return dtype.name if _is_extended(dtype) else dtype.str
+
+
+def are_numbers(dtype: np.dtype[np.generic]) -> bool:
+    """Whether elements of ``dtype`` are numbers."""
+    return dtype.kind in "biufc" or _is_extended(dtype)
+
+
+def meant(found: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    """What elements of dtype ``found`` are where ``dtype`` is expected.
+
+    Of a dtype of ml_dtypes, `numpy.save` keeps no more than its size: `numpy.load` finds bare bytes.
+    """
+    return dtype if _is_bare(found) and _is_extended(dtype) and found.itemsize == dtype.itemsize else found
+
+
+def what_bytes_may_be(dtype: np.dtype[np.generic]) -> str:
+    """What to do, where ``dtype`` is that of bare bytes in which numbers of ml_dtypes may be stored; else nothing."""
+    if not _is_bare(dtype) or dtype.itemsize > 2:
+        return ""
+    name = "bfloat16" if dtype.itemsize == 2 else "float8_e4m3fn"
+    return f", as {name}, for one, is stored: if it is that, pass dtype={name!r}"
+
+
+def _is_extended(dtype: np.dtype[np.generic]) -> bool:
+    """Whether ``dtype`` is one of ml_dtypes, most of which NumPy calls of the same kind as bare bytes."""
+    return dtype.type.__module__ == "ml_dtypes"
+
+
+def _is_bare(dtype: np.dtype[np.generic]) -> bool:
+    return dtype.char == "V" and dtype.fields is None and dtype.subdtype is None

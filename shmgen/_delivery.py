@@ -7,15 +7,19 @@ need be; of several who wait, one listens to the workers and tells the others.
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from copy import copy
+from typing import TypeVar
 
 from shmgen._crew import Steering
 from shmgen._layout import Arrays
+from shmgen._limits import open_loaders
 from shmgen._order import Batch
 from shmgen._pool import Workers
 from shmgen._ring import Ring
@@ -46,7 +50,14 @@ LONGEST_WAIT = 86_400.0
 OVERSLEPT = 0.2
 """Seconds that a wait may take longer than it should; more, and this process was stopped itself, and the workers with it."""
 
+MOST_SAID = 1000
+"""Errors of which it is remembered that they have been logged."""
+
 Drain = Callable[[], object]
+
+ErrorT = TypeVar("ErrorT", bound=Exception)
+
+log = logging.getLogger("shmgen")
 
 
 class Delivery:
@@ -64,6 +75,7 @@ class Delivery:
     Attributes:
         lock: guards this object and what ``upcoming`` reads.
         ended: why no more batches can be had; None while they can.
+        error: the last that a request ended in, without its traceback; None if there was none. It is not said of a mere close.
     """
 
     def __init__(
@@ -89,6 +101,8 @@ class Delivery:
         # Of the first request and the last delivery.
         self._first, self._last = math.inf, 0.0
         self.ended: ShmgenError | None = None
+        self.error: Exception | None = None
+        self._said: set[tuple[Batch | None, str]] = set()
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
         self._listener: int | None = None
@@ -98,6 +112,7 @@ class Delivery:
         self._all_held = False
         self._patience = COPY_AFTER
         self._harmless: BaseException | None = None
+        open_loaders.add(self)
 
     @property
     def stats(self) -> Stats:
@@ -155,12 +170,18 @@ class Delivery:
                     self._steer(self._steering, batch.epoch)
                 return arrays
             except (TooManyDamaged, WorkerDied, StartError) as end:
-                self.close(end)
-                raise
+                self.close(_bare(end))
+                self._tell(batch, end)
+                # In the traceback there may be a frame that holds the error: a cycle, with the ring in it.
+                raise end.with_traceback(None) from end.__cause__
             except BaseException as error:
                 if isinstance(error, Exception) or error is self._harmless:
                     # It was read for this request alone: who asks for it later wants what its files hold by then.
                     self._schedule.discard(batch)
+                    if isinstance(error, Exception):
+                        self._tell(batch, error)
+                    if isinstance(error, ShmgenError):
+                        raise error.with_traceback(None) from error.__cause__
                 else:
                     # An interrupt that struck anywhere but in a wait may have left the books wrong.
                     self.close(ClosedError(f"{type(error).__name__} struck amid its bookkeeping: make another"))
@@ -205,8 +226,23 @@ class Delivery:
             self._patience = min(COPY_AFTER, 2 * self._patience)
         return arrays
 
+    def _tell(self, batch: Batch, error: Exception) -> None:
+        """Log and keep ``error``, in which a request for ``batch`` ends: frameworks bury it among tracebacks of their own."""
+        if isinstance(error, ClosedError):
+            return
+        self.error = _bare(error)
+        text = _text(error)
+        # Who asks again for what failed has been told, and where all has ended, whatever is asked for.
+        said = (batch if self.ended is None else None, text)
+        if said not in self._said:
+            if len(self._said) == MOST_SAID:
+                self._said.clear()
+            self._said.add(said)
+            log.error("%s", text)
+
     def close(self, reason: ShmgenError) -> None:
         """End the workers; whoever waits for a batch, or asks for one later, gets ``reason``."""
+        open_loaders.discard(self)
         if os.getpid() != self._owner:
             # A fork of the owner: its lock may be held by a thread that is not here. It gives up its copies of the descriptors.
             self.ended = self.ended or reason
@@ -258,7 +294,7 @@ class Delivery:
             schedule.lease(slot)
             arrays = self._ring.lease(slot, rows)
         elif self._all_held:
-            arrays = tuple(array[:rows].copy() for array in self._ring.arrays(slot))
+            arrays = self._ring.layout.copies(self._ring.arrays(slot), rows)
             schedule.free(slot)
             self._copied += 1
         else:
@@ -352,3 +388,15 @@ class Delivery:
         elsewhere = threading.current_thread() is not threading.main_thread()
         if self._watch.interrupted > called and elsewhere and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             raise KeyboardInterrupt
+
+
+def _bare(error: ErrorT) -> ErrorT | ShmgenError:
+    """``error`` without traceback and cause: whoever keeps it must not keep their frames, and the ring with them."""
+    try:
+        return copy(error)
+    except Exception:  # a class of the user's may not take the arguments that it passed on
+        return ShmgenError(_text(error))
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, ShmgenError | OSError) else f"{type(error).__name__}: {error}"

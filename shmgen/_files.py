@@ -11,7 +11,7 @@ import operator
 import os
 from typing import TYPE_CHECKING, Any
 
-from shmgen._arguments import numbers, sizes, whole
+from shmgen._arguments import are_numbers, dtype_of, dtype_text, meant, numbers, sizes, what_bytes_may_be, whole
 from shmgen._npy import OPEN_FLAGS, Header, axes_fit, explain, read_header, read_header_of, read_whole
 from shmgen._source import RawSource, row_of, row_shapes
 from shmgen.errors import InputError, Misfit, SampleError
@@ -19,6 +19,7 @@ from shmgen.errors import InputError, Misfit, SampleError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    import numpy as np
     from numpy.typing import DTypeLike
 
 
@@ -32,7 +33,8 @@ class Npy(RawSource):
         folder: where the files are, and beyond which no id may lead; None where ids are paths, with or without ``.npy``.
         dim: shape of a sample without its channels.
         n_channels: size of the last axis. Where it is 1, a file of shape ``dim`` is taken, too.
-        dtype: of a row; files are cast to it where NumPy calls that "same_kind".
+        dtype: of a row; files are cast to it where NumPy calls that "same_kind". It must be said where it is one of ml_dtypes,
+            bfloat16 for one: of these a file keeps the size alone.
 
     What is left out is the first file's; with ``dim`` and ``n_channels`` both left out, a row has the file's own shape.
 
@@ -53,7 +55,12 @@ class Npy(RawSource):
     ) -> None:
         self.folder = os.path.abspath(folder or "")
         self._ids_are_paths = folder is None
-        self._given = sizes(dim), None if n_channels is None else whole(n_channels, "n_channels", 1), numbers(dtype)
+        given = numbers(dtype)
+        self._given = (
+            sizes(dim),
+            None if n_channels is None else whole(n_channels, "n_channels", 1),
+            None if given is None else dtype_text(given),
+        )
 
     def bind(self, ids: Sequence[object]) -> None:
         """Read the first file's header, for what was left out.
@@ -65,16 +72,18 @@ class Npy(RawSource):
         if not self._ids_are_paths:
             _refuse_ways_out(ids, self.folder)
         first = ids[0]
-        dim, n_channels, dtype = self._given
+        dim, n_channels, given = self._given
+        dtype = None if given is None else dtype_of(given)
         try:
             header, raw = read_header_of(self.path(first))
+            header = _meant(header, dtype)
             self.shape, self.bare_shape = row_shapes(header.shape, dim, n_channels)
             if not axes_fit(1 + len(self.shape)):
                 raise Misfit(f"expected axes few enough for a batch to have one more, found {len(self.shape)}")
-            if dtype is None and header.dtype.kind not in "biufc":
-                raise Misfit(f"expected numbers, found dtype {header.dtype}")
+            if dtype is None:
+                _require_numbers(header)
             row_dtype = header.dtype.newbyteorder("=") if dtype is None else dtype
-            self.dtype = row_dtype.str
+            self.dtype = dtype_text(row_dtype)
             self.row_bytes = math.prod(self.shape) * row_dtype.itemsize
             self._check(header)
         except (OSError, ValueError, Misfit) as error:
@@ -169,6 +178,7 @@ class Npy(RawSource):
         """Read a file that does not begin as the last plain one did, or did not come whole in one call."""
         before = _written(fd)
         header, raw = read_header(fd)
+        header = _meant(header, dtype_of(self.dtype))
         self._check(header)
         is_plain = self._is_plain(header)
         data = row if is_plain else memoryview(bytearray(header.data_bytes))
@@ -181,13 +191,11 @@ class Npy(RawSource):
         import numpy as np
 
         array = np.ndarray(header.shape, header.dtype, data, order="F" if header.fortran else "C")
-        np.copyto(np.ndarray(self.shape, self.dtype, row), array.reshape(self.shape), casting="same_kind")
+        np.copyto(np.ndarray(self.shape, dtype_of(self.dtype), row), array.reshape(self.shape), casting="same_kind")
 
     def _is_plain(self, header: Header) -> bool:
         """Whether the file's data are a row's bytes as they stand."""
-        import numpy as np
-
-        return header.dtype == np.dtype(self.dtype) and (not header.fortran or len(header.shape) < 2)
+        return header.dtype == dtype_of(self.dtype) and (not header.fortran or len(header.shape) < 2)
 
     def _check(self, header: Header) -> None:
         import numpy as np
@@ -197,9 +205,9 @@ class Npy(RawSource):
                 f"expected shape {self.shape}, found {header.shape}; "
                 "dim and n_channels say what is expected, and left out they are the first file's"
             )
-        if not np.can_cast(header.dtype, self.dtype, "same_kind"):
+        if not np.can_cast(header.dtype, dtype_of(self.dtype), "same_kind"):
             raise Misfit(
-                f"expected dtype {np.dtype(self.dtype)}, found {header.dtype}, whose cast would lose more than precision; "
+                f"expected dtype {dtype_of(self.dtype)}, found {header.dtype}, whose cast would lose more than precision; "
                 "pass the dtype that the files have, or convert them"
             )
 
@@ -209,6 +217,7 @@ class NpyRows(RawSource):
 
     Args:
         file: the file; in C order. It may be larger than memory, and be replaced while no epoch is under way.
+        dtype: of a row, where the file does not say, since it is one of ml_dtypes: bfloat16 for one. Rows are not cast.
 
     Attributes:
         file: as an absolute path.
@@ -216,8 +225,10 @@ class NpyRows(RawSource):
         dtype: of a row, in native byte order, as text.
     """
 
-    def __init__(self, file: str | os.PathLike[str]) -> None:
+    def __init__(self, file: str | os.PathLike[str], dtype: DTypeLike | None = None) -> None:
         self.file = os.path.abspath(file)
+        given = numbers(dtype)
+        self._given = None if given is None else dtype_text(given)
         self._fd = -1
         self._seen: object = None
 
@@ -229,11 +240,11 @@ class NpyRows(RawSource):
         """
         try:
             header, _ = read_header_of(self.file)
-            self._check(header)
+            header = self._check(header)
         except (OSError, ValueError, Misfit) as error:
             raise InputError(f"file {self.file}: {explain(error)}") from None
         self.shape = header.shape[1:]
-        self.dtype = header.dtype.newbyteorder("=").str
+        self.dtype = dtype_text(header.dtype.newbyteorder("="))
         self._header = header
         for id in ids:
             try:
@@ -292,7 +303,7 @@ class NpyRows(RawSource):
         self.close()
         self._fd = os.open(self.file, OPEN_FLAGS)
         header, _ = read_header(self._fd)
-        self._check(header)
+        header = self._check(header)
         if header.shape[1:] != self.shape or header.dtype != self._header.dtype:
             raise Misfit(f"expected rows of shape {self.shape} and dtype {self.dtype}, found {header.shape[1:]}, {header.dtype}")
         if header.shape[0] < self._header.shape[0]:
@@ -310,7 +321,10 @@ class NpyRows(RawSource):
     def __del__(self) -> None:
         self.close()
 
-    def _check(self, header: Header) -> None:
+    def _check(self, header: Header) -> Header:
+        """The header as it is meant, if the file can serve."""
+        given = None if self._given is None else dtype_of(self._given)
+        header = _meant(header, given)
         if not header.shape or 0 in header.shape:
             raise Misfit(f"expected an array of rows, found shape {header.shape}")
         if header.fortran and len(header.shape) > 1:
@@ -318,8 +332,22 @@ class NpyRows(RawSource):
                 "expected C order, found Fortran order, in which a row's elements lie apart; "
                 "write it again as np.save(file, np.ascontiguousarray(array))"
             )
-        if header.dtype.kind not in "biufc":
-            raise Misfit(f"expected numbers, found dtype {header.dtype}")
+        _require_numbers(header)
+        if given is not None and header.dtype.newbyteorder("=") != given:
+            raise Misfit(
+                f"expected dtype {given}, found {header.dtype}, and rows are not cast: leave dtype out, or use a transform"
+            )
+        return header
+
+
+def _meant(header: Header, dtype: np.dtype[np.generic] | None) -> Header:
+    """``header``, with the dtype that its elements have where ``dtype`` is expected."""
+    return header if dtype is None else header._replace(dtype=meant(header.dtype, dtype))
+
+
+def _require_numbers(header: Header) -> None:
+    if not are_numbers(header.dtype):
+        raise Misfit(f"expected numbers, found dtype {header.dtype}{what_bytes_may_be(header.dtype)}")
 
 
 def file_version(path: str, folder: int | None = None) -> object:

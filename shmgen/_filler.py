@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shmgen._arguments import dtype_of
+from shmgen._limits import note
 from shmgen._source import IDLE, UNKNOWN, RawSource, Source, function_error, put, row_of, told
 from shmgen.errors import Misfit, StartError
 
@@ -42,7 +44,7 @@ class Part(NamedTuple):
         name: of the field.
         source: fills it; None where the parent has done so.
         shape: of a row.
-        typestr: dtype of a row, as text.
+        dtype: of a row, as text, since most workers need no NumPy.
         offset: where the field begins in the first slot, in bytes from the begin of the ring.
         row_bytes: bytes of a row.
     """
@@ -50,7 +52,7 @@ class Part(NamedTuple):
     name: str
     source: Source | None
     shape: tuple[int, ...]
-    typestr: str
+    dtype: str
     offset: int
     row_bytes: int
 
@@ -64,6 +66,9 @@ class Filler:
         seed: of random numbers, together with the epoch and the sample's position in it.
         by_field: functions of a row and a generator, by name of the field.
         whole: a function of the sample, a dict of its rows by name of the field, and a generator.
+
+    Attributes:
+        seed: see above.
     """
 
     def __init__(
@@ -76,9 +81,10 @@ class Filler:
     ) -> None:
         self._parts = parts
         self._slot_bytes = slot_bytes
-        self._seed = seed
+        self.seed = seed
         self._by_field = by_field
         self._whole = whole
+        self._cleared = [part for part in parts if part.source is not None and part.source.may_leave_out]
         # Whether anything is done sample by sample, which may draw random numbers.
         one_by_one = any(part.source is not None and part.source.reads_one_by_one for part in parts)
         self.calls_functions = one_by_one or bool(by_field) or whole is not None
@@ -113,11 +119,12 @@ class Filler:
                 try:
                     part.source.open()
                 except Exception as error:
+                    note(error)
                     raise StartError(f"source of field {part.name!r} can't be opened: {told(error)}") from error
         if self.calls_functions:
             from shmgen._dice import Dice
 
-            self._dice = Dice(self._seed)
+            self._dice = Dice(self.seed)
 
     def places(self, id: Any) -> str:
         """Where sample ``id`` is read from, for errors and warnings."""
@@ -139,6 +146,8 @@ class Filler:
         Raises:
             SampleError: a sample can't be had; ``at`` tells which.
         """
+        for part in self._cleared:
+            _clear(self._bytes(memory, task, part))
         for part in self._parts:
             source = part.source
             if source is None or source.reads_one_by_one:
@@ -150,6 +159,7 @@ class Filler:
                 else:
                     source.fill(task.ids, self._rows(memory, task, part))
             except Exception as error:
+                note(error)
                 raise function_error(task.ids[row_of(self._at[0]) or 0], f"source of field {part.name!r}", error) from error
         if self._dice is not None:
             self._call_functions(memory, task, self._dice)
@@ -178,6 +188,7 @@ class Filler:
                     where = "transform"
                     _transform_whole(self._whole, {name: array[number, ...] for name, array in rows.items()}, rng)
             except Exception as error:
+                note(error)
                 raise function_error(id, where, error) from error
 
     def _bytes(self, memory: memoryview, task: Task, part: Part) -> memoryview:
@@ -187,7 +198,14 @@ class Filler:
     def _rows(self, memory: memoryview, task: Task, part: Part) -> np.ndarray:
         import numpy as np
 
-        return np.ndarray((task.stop - task.start, *part.shape), part.typestr, self._bytes(memory, task, part))
+        return np.ndarray((task.stop - task.start, *part.shape), dtype_of(part.dtype), self._bytes(memory, task, part))
+
+
+def _clear(data: memoryview) -> None:
+    """Set rows to 0: what a slot held before is another sample's."""
+    import numpy as np
+
+    np.frombuffer(data, np.uint8)[:] = 0
 
 
 def _transform_whole(function: Callable[..., Any], rows: dict[str, np.ndarray], rng: np.random.Generator) -> None:

@@ -66,6 +66,14 @@ class Layout:
             [np.ndarray((rows, *shape), dtype, buffer, offset) for shape, dtype, offset in self._arrays]  # type: ignore[arg-type]
         )
 
+    def copies(self, arrays: Arrays, rows: int) -> Arrays:
+        """The first ``rows`` rows of ``arrays``, copied to memory of their own, and aligned there as in a slot."""
+        memory = np.empty(self.slot_bytes + ALIGNMENT, np.uint8)  # NumPy aligns by 16 bytes only
+        copies = self.arrays(memory[-memory.ctypes.data % ALIGNMENT :], rows)
+        for copy, array in zip(copies, arrays, strict=True):
+            copy[...] = array[:rows]
+        return copies
+
 
 def _round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple

@@ -7,14 +7,13 @@ import os
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
-from shmgen._arguments import real, whole
+from shmgen._arguments import Fixed, check_index, dtype_text, real, whole
 from shmgen._crew import CrewSize, Steering
 from shmgen._damage import Damage, Damaged
-from shmgen._deal import Dealer, Pass
 from shmgen._delivery import Delivery
 from shmgen._files import Npy
 from shmgen._filler import Filler, Part
@@ -22,6 +21,7 @@ from shmgen._ids import kept
 from shmgen._layout import Layout
 from shmgen._machine import available, processors
 from shmgen._order import Batch, Order
+from shmgen._passes import Pass, Passes
 from shmgen._pool import InProcess, Pool, Workers
 from shmgen._ring import BOARD_BYTES, Ring
 from shmgen._samples import Samples
@@ -60,12 +60,18 @@ MISSES_BEFORE_WARNING = 3
 """Requests of one iteration that were not foreseen, before the user is told; a look at a batch or two is nobody's mistake."""
 
 
+NO_COPY = (
+    "a {} can't be copied or pickled, since it has processes and memory of its own: make another with the same arguments, in the "
+    "process that is to use it"
+)
+
+
 class Loader:
     """Batches of samples, made by worker processes in shared memory: of a folder of ``ID.npy`` files, or of anything else.
 
-    ``for X, y in loader`` is one epoch; the next loop is the next epoch. Without ``labels`` or ``targets`` a batch is ``(X,)``.
-    The arrays are views of shared memory that is not written again while anyone holds them, or a view of them; they stay readable
-    after `close`. Any thread may use a loader.
+    ``for X, y in loader`` is one epoch; the next loop is the next epoch, also after one that was left early. Without ``labels``
+    or ``targets`` a batch is ``(X,)``. The arrays are views of shared memory that is not written again while anyone holds them,
+    or a view of them; they stay readable after `close`. Any thread may use a loader.
 
     Args:
         list_IDs: the samples' ids; one that stands twice is two samples.
@@ -98,6 +104,7 @@ class Loader:
         slots: batches that shared memory has room for, at least 2. By default 4, and up to 16 where batches are small. There are
             fewer where shared memory is short, which is logged.
         seed: of orders and random numbers, an int from 0.
+        epoch: whose order comes first, an int from 0.
         drop_last: leave out the last batch where it would be shorter than the others.
         on_error: what becomes of a sample that can't be had. ``"raise"``: the batch is an error. ``"replace"``: another sample of
             the epoch stands in for it, with all its fields: the same one in every run. It is logged, counted, and in `damaged`.
@@ -108,6 +115,17 @@ class Loader:
         ``(inputs,)``, ``(inputs, targets)`` or ``(inputs, targets, weights)``, each nested as it was given. ``X`` has shape
         ``(batch_size, *dim, n_channels)`` and ``dtype``; ``y`` has shape ``(batch_size,)`` and dtype int64, or
         ``(batch_size, n_classes)`` and float32. Each array begins at a multiple of 64 bytes.
+
+    Attributes:
+        list_IDs: the ids; like the other arguments here, to be read, but not to be set.
+        labels: as they were given.
+        batch_size: as it was given.
+        dim: of the only input: as it was given, or found in the first sample; where neither it nor ``n_channels`` was given, the
+            sample's whole shape. None where there are several inputs.
+        n_channels: likewise; None where neither was given.
+        n_classes: as it was given.
+        classes: names of the classes, in the order of their numbers, or None. Of several targets: a dict by field.
+        shuffle: as it was given.
 
     Raises:
         InputError: no training could start from these arguments; or a function can't be sent to a worker.
@@ -143,6 +161,7 @@ class Loader:
         workers: int | Literal["auto"] = "auto",
         slots: int | None = None,
         seed: int = 0,
+        epoch: int = 0,
         drop_last: bool = True,
         on_error: Literal["raise", "replace"] = "raise",
         max_damaged: float = 0.01,
@@ -158,6 +177,7 @@ class Loader:
         workers = _workers_at_first() if workers == "auto" else whole(workers, "workers", 0)
         slots = None if slots is None else whole(slots, "slots", 2)
         seed = whole(seed, "seed", 0)
+        epoch = whole(epoch, "epoch", 0)
         if on_error not in ("raise", "replace"):
             raise InputError(f"on_error: expected 'raise' or 'replace', found {on_error!r}")
         max_damaged = real(max_damaged, "max_damaged", "a fraction from 0 to 1", lambda fraction: 0 <= fraction <= 1)
@@ -183,21 +203,19 @@ class Loader:
             targets = target(labels, n_classes, classes, self._ids)
         self._structure = Structure(inputs, targets, weights, self._ids)
         self._layout = Layout(self._structure.bind(), min(batch_size, len(self._ids)))
-        if slots is None:
-            slots = min(MOST_SLOTS, max(FEWEST_SLOTS, SLOTS_BYTES // self._layout.slot_bytes))
         filler = _filler(self._structure, self._layout, seed, transform)
+        self._labels, self._n_classes, self._has_channels = labels, n_classes, dim is not None or n_channels is not None
 
-        self._dealer = Dealer(self._order.batches, shuffle=shuffle)
+        self._passes = Passes(self._order.batches, shuffle=shuffle, epoch=epoch)
         self._damage = Damage(len(self._ids), replaces=on_error == "replace", most=max_damaged)
-        self._warned = False
         with ExitStack() as undo:
-            self._ring = Ring(self._layout, slots)
+            self._ring = Ring(self._layout, slots or min(MOST_SLOTS, max(FEWEST_SLOTS, SLOTS_BYTES // self._layout.slot_bytes)))
             undo.callback(self._ring.close)
             self._crew: Workers = Pool(workers, self._ring, filler) if workers else InProcess(self._ring, filler)
             undo.callback(self._crew.stop)
             in_flight = max(FEWEST_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
             self._schedule = Schedule(self._ring.slots, max(1, workers), self._order.size, in_flight=in_flight)
-            samples = Samples(self._ids, self._order, self._structure, self._ring, self._dealer, filler, self._damage)
+            samples = Samples(self._ids, self._order, self._structure, self._ring, self._passes, filler, self._damage)
             # Nobody can give up what runs in the calling process.
             patience = timeout if timeout is not None and workers else math.inf
             self._delivery = Delivery(
@@ -207,7 +225,7 @@ class Loader:
                 self._schedule,
                 samples,
                 # With nobody to read ahead, only what is asked for is read.
-                upcoming=self._dealer.upcoming if workers else _nothing,
+                upcoming=self._passes.upcoming if workers else _nothing,
                 steering=Steering(CrewSize(workers), _most_workers) if steers else None,
             )
             self._delivery.read_ahead()
@@ -215,14 +233,31 @@ class Loader:
             self._stop = weakref.finalize(self, self._delivery.close, ClosedError("nobody held it any more"))
             undo.pop_all()
 
+    _warned_of_misses = False
+
+    list_IDs = Fixed[Sequence[Any]](lambda loader: loader._ids)
+    labels = Fixed[Any](lambda loader: loader._labels)
+    batch_size = Fixed[int](lambda loader: loader._order.batch_size)
+    dim = Fixed["tuple[int, ...] | None"](lambda loader: loader._row()[0])
+    n_channels = Fixed["int | None"](lambda loader: loader._row()[1])
+    n_classes = Fixed["int | None"](lambda loader: loader._n_classes)
+    classes = Fixed["tuple[Any, ...] | dict[str, tuple[Any, ...]] | None"](lambda loader: loader._structure.classes)
+    shuffle = Fixed[bool](lambda loader: loader._order.shuffle)
+
+    def _row(self) -> tuple[tuple[int, ...] | None, int | None]:
+        """`dim` and `n_channels` of the only input."""
+        if not self._structure.has_one_input:
+            return None, None
+        shape = self._layout.fields[0].shape
+        return (shape[:-1], shape[-1]) if self._has_channels else (shape, None)
+
     def __len__(self) -> int:
         """Batches in an epoch."""
         return self._order.batches
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """The batches of the next epoch, or of the same again if the last was left before its end."""
-        with self._delivery.entered():
-            return _Epoch(self, self._dealer.open())
+        """The batches of the next epoch, whose turn comes with the first of them that is asked for."""
+        return _Epoch(self)
 
     def __enter__(self) -> Self:
         return self
@@ -244,14 +279,14 @@ class Loader:
         return self._delivery.stats
 
     @property
-    def classes(self) -> tuple[Any, ...] | dict[str, tuple[Any, ...]] | None:
-        """Names of the classes, in the order of their numbers; None where there are none. Targets of several: a dict by field."""
-        return self._structure.classes
-
-    @property
     def damaged(self) -> tuple[Damaged, ...]:
         """The samples that could not be had and for which others stood in, in the order in which they were found."""
         return tuple(self._damage.found.values())
+
+    @property
+    def error(self) -> Exception | None:
+        """The error that a request for a batch last ended in, which has been logged, too; None if there was none."""
+        return self._delivery.error
 
     def close(self) -> None:
         """End the workers and give up the memory; what batches still held show stays.
@@ -261,32 +296,55 @@ class Loader:
         self._delivery.close(ClosedError("it was closed: make another"))
         self._stop.detach()
 
-    def begin(self) -> None:
-        """Say that the next `batch` is the first of a new iteration."""
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(NO_COPY.format(type(self).__name__))
+
+    def open_pass(self, *, by_hand: bool = False) -> Pass:
+        """Begin an iteration over the next epoch, for `batch`.
+
+        Args:
+            by_hand: what is asked for without a pass meanwhile, and until `on_epoch_end`, belongs to it.
+        """
         with self._delivery.entered():
-            self._dealer.begin()
+            return self._passes.open(by_hand=by_hand)
 
-    def epoch_boundary(self) -> None:
-        """Say that an epoch ends or begins; it counts only when every index has been asked for."""
+    def take_back(self, opened: Pass) -> None:
+        """The iteration was no more than a look: the next one gets its epoch again."""
         with self._delivery.entered():
-            self._dealer.epoch_boundary()
+            self._passes.take_back(opened)
 
-    def batch(self, index: int, drain: Callable[[], object] | None = None) -> tuple[Any, ...]:
-        """The batch that ``index`` means in the current iteration.
+    def forget(self) -> None:
+        """What was asked for without a pass was no more than a look."""
+        with self._delivery.entered():
+            self._passes.forget()
 
-        With ``shuffle``, an index not asked for before means the next batch of the epoch's order; else batch ``index``.
+    def on_epoch_end(self) -> None:
+        """What was asked for without a pass has been used: what is asked for from now on belongs to the next epoch."""
+        with self._delivery.entered():
+            self._passes.end()
+
+    def batch(self, index: SupportsIndex, of: Pass | None = None, drain: Callable[[], object] | None = None) -> tuple[Any, ...]:
+        """The batch that ``index`` means in a pass.
+
+        With ``shuffle``, an index not asked for before in this pass means the next batch of the epoch's order; else batch
+        ``index``.
 
         Args:
             index: from ``-len(loader)`` to ``len(loader) - 1``.
+            of: the pass, as `open_pass` began it; else one by hand, which is a look at the next epoch until `on_epoch_end`.
             drain: called again and again while all slots are held: makes a framework let go of what it no longer needs.
+
+        Raises:
+            IndexError: there is no batch of this index.
+            TypeError: it is no int.
         """
-        index = range(len(self))[index]
+        number = check_index(index, len(self))
         with self._delivery.entered():
-            current = self._dealer.open() if self._dealer.is_due else self._dealer.current
-            batch = current.deal(index)
-            foreseen = self._warned or current.misses < MISSES_BEFORE_WARNING
-            self._warned = self._warned or not foreseen
-        if not foreseen:
+            batch = self._passes.deal(number, of)
+            last = self._passes.last
+            warned = self._warned_of_misses
+            self._warned_of_misses = warned or (last is not None and last.misses >= MISSES_BEFORE_WARNING)
+        if self._warned_of_misses and not warned:
             warnings.warn(
                 "batches of a loader with shuffle=False are asked for in an order that can't be foreseen, so none are read "
                 "ahead: pass shuffle=False to fit() as well, or shuffle=True to the Sequence",
@@ -298,16 +356,21 @@ class Loader:
 class _Epoch(Iterator[tuple[Any, ...]]):
     """One epoch's batches; several threads may share it. It holds the loader, which nobody else may."""
 
-    def __init__(self, loader: Loader, dealt: Pass) -> None:
+    def __init__(self, loader: Loader) -> None:
         self._loader = loader
-        self._pass = dealt
+        self._pass: Pass | None = None
         self._indexes = iter(range(len(loader)))
 
     def __next__(self) -> tuple[Any, ...]:
         loader = self._loader
         with loader._delivery.entered():
-            batch = self._pass.deal(next(self._indexes))
+            index = next(self._indexes)
+            self._pass = self._pass or loader._passes.open()
+            batch = loader._passes.deal(index, self._pass)
         return loader._structure.nest(loader._delivery.fetch(batch))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(NO_COPY.format("Loader's iterator"))
 
 
 def _only_input(
@@ -335,7 +398,7 @@ def _filler(
             field.name,
             None if isinstance(source, Values) else source,
             field.shape,
-            field.dtype.str,
+            dtype_text(field.dtype),
             BOARD_BYTES + offset,
             field.row_bytes,
         )

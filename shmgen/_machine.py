@@ -47,6 +47,15 @@ def processors() -> float:
     return min(shares)
 
 
+def most_processes() -> int | None:
+    """How many processes and threads this process's container may have; None where there is no limit."""
+    most = []
+    for folder, _ in _groups("pids"):
+        with suppress(OSError, ValueError):  # no limit is set here
+            most.append(int((folder / "pids.max").read_text()))
+    return min(most, default=None)
+
+
 def _groups(controller: str) -> Iterator[tuple[Path, int]]:
     """The cgroups that this process is in for a controller, those above them included, and whether of version 1 or 2."""
     try:

@@ -11,6 +11,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shmgen._limits import FILES, reached
 from shmgen.errors import Misfit
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ LONGEST_HEADER = 10_000
 
 ENCODINGS = {1: "latin-1", 2: "latin-1", 3: "utf-8"}
 """Of a header's text, by the format's major version."""
+
+UNREADABLE = {"<f1": "|V1", "<W4": "|V4"}
+"""What NumPy writes, and can't read, of dtypes of ml_dtypes whose kind is not that of bare bytes: float8_e5m2, complex32."""
 
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
@@ -93,7 +97,8 @@ def _parse(raw: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[n
             raise ValueError
         if not isinstance(fortran, bool) or not axes_fit(len(shape)):
             raise ValueError
-        dtype = np.lib.format.descr_to_dtype(header["descr"])
+        descr = header["descr"]
+        dtype = np.lib.format.descr_to_dtype(UNREADABLE.get(descr, descr) if isinstance(descr, str) else descr)  # type: ignore[arg-type]
     except Misfit:
         raise
     except Exception:  # literal_eval, tokenize and numpy.dtype raise whatever they happen upon
@@ -199,5 +204,6 @@ def explain(error: Exception) -> str:
     if isinstance(error, ValueError):
         return f"expected an id that makes a path, found one that does not: {error}"
     if isinstance(error, OSError):
-        return f"expected a readable file, found: {error.strerror} (errno {error.errno})"
+        limit = reached(error, FILES)
+        return f"expected a readable file, found: {error.strerror} (errno {error.errno}){limit and f'; {limit}'}"
     return str(error)

@@ -11,7 +11,6 @@ import pickle
 import select
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from contextlib import ExitStack, nullcontext, suppress
@@ -19,34 +18,36 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from shmgen._context import Context, environment, interpreter, places, search_path
 from shmgen._dice import own_random_state
+from shmgen._echo import Echo
 from shmgen._filler import Filler, Task
+from shmgen._limits import FILES, START, named
 from shmgen._ring import Ring
 from shmgen._signals import undisturbed
 from shmgen._source import IDLE, row_of
 from shmgen._travel import dumps
-from shmgen._wire import AT, BUSY, DONE, FAILED, INTERRUPTED, READY, USED, WAITED, WORDS, Unframer, frame, packed, processor_time
+from shmgen._wire import (
+    AT,
+    BUSY,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    READY,
+    SAID,
+    USED,
+    WAITED,
+    WORDS,
+    Unframer,
+    frame,
+    packed,
+    processor_time,
+)
 from shmgen._worker import Setup
 from shmgen.errors import WorkerDied
 
 BOOT = "import sys; sys.path.append(sys.argv[1]); from shmgen._worker import main; main(*map(int, sys.argv[2:]))"
 """What a worker runs. It is no copy of the parent: neither the caller's ``__main__`` nor ``site`` is imported."""
-
-ONE_PROCESSOR = dict.fromkeys(
-    [
-        "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "BLIS_NUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-        "OPENCV_FOR_THREADS_NUM",
-    ],
-    "1",
-)
-"""Environment of a worker, unless the user's says otherwise: several that each took all processors would hold each other up.
-
-Most libraries heed OMP_NUM_THREADS, but their own variable first: where the user sets the former, none of these may be set.
-"""
 
 GRACE = 0.2
 """Seconds that workers have to end by themselves when they are stopped, before they are killed."""
@@ -132,22 +133,35 @@ class Pool:
         filler: how they fill it.
 
     Raises:
-        InputError: something in ``filler`` can't be sent to them.
+        InputError: something in ``filler`` can't be sent to them, or this program can't start any.
     """
 
     def __init__(self, workers: int, ring: Ring, filler: Filler) -> None:
         self._owner = os.getpid()
         self._ring = ring
         self._draws = filler.calls_functions
-        self._filler = dumps(filler)
-        self._bell = _Bell()
+        self._command = [*interpreter(), "-c", BOOT, str(Path(__file__).parents[1])]
+        self._environ, corrections = environment(filler.seed)
+        self._path = search_path()
+        self._context: tuple[Any, ...] | None = None
+        if filler.is_ours:
+            self._filler = pickle.dumps(filler)
+        else:
+            placed = places()
+            self._filler, sources = dumps(filler, placed)
+            self._context = tuple(Context.here(corrections, placed, sources))
+        self._echo = Echo()
+        with named(FILES), ExitStack() as undo:
+            self._bell = _Bell()
+            undo.callback(self._bell.close)
+            self._poll = select.epoll()
+            undo.pop_all()
         self._workers: list[_Process] = []
         self._left: list[_Process] = []
         # Nanoseconds of those that are no more.
         self._busy = self._cpu = 0
         self._by_fd: dict[int, int] = {}
         self._only: dict[int, select.poll] = {}
-        self._poll = select.epoll()
         self._poll.register(self._bell.fd, select.EPOLLIN)
         try:
             with undisturbed():
@@ -174,7 +188,8 @@ class Pool:
         free = [word for word in range(0, len(self._ring.board), WORDS) if word not in taken]
         if not free:
             raise OSError(errno.EAGAIN, f"there is no room on the board for more than {len(taken)} workers")
-        return _Process(self._ring.fd, free[0])
+        with named(START):
+            return _Process(self._command, self._environ, self._ring.fd, free[0])
 
     def _introduce(self, number: int) -> None:
         """Tell a worker that has been started what it will have to do."""
@@ -185,7 +200,8 @@ class Pool:
             self._poll.register(fd, select.EPOLLIN)
         for word in range(WORDS):
             self._ring.board[worker.word + word] = 0
-        self._send(number, pickle.dumps([tuple(Setup(os.getpid(), sys.path, worker.word, self._draws, self._filler))]))
+        setup = Setup(os.getpid(), self._path, worker.word, self._draws, self._filler, self._context)
+        self._send(number, pickle.dumps([tuple(setup)]))
 
     def send(self, worker: int, tasks: list[Task]) -> None:
         self._send(worker, pickle.dumps([(*task[:-1], packed(task.ids)) for task in tasks]))
@@ -225,7 +241,11 @@ class Pool:
                     self._poll.modify(worker.socket, select.EPOLLIN)
                 # Whichever descriptor told of a death, what the worker said before it counts.
                 alive, messages = worker.receive()
-                heard += [_understood(number, message) for message in messages]
+                for message in messages:
+                    if message[:1] == SAID:
+                        self._echo.handle(worker.process.pid, message[1:])
+                    else:
+                        heard.append(_understood(number, message))
                 if not alive or fd != worker.socket.fileno():
                     self._forget(number)
                     _reap(worker.process, time.monotonic() + GRACE)
@@ -320,7 +340,8 @@ class InProcess:
     def __init__(self, ring: Ring, filler: Filler) -> None:
         self._at = [IDLE]
         filler.open(self._at)
-        self._bell = _Bell()
+        with named(FILES):
+            self._bell = _Bell()
         self._ring = ring
         self._filler = filler
         self._tasks: deque[Task] = deque()
@@ -395,14 +416,13 @@ def _understood(worker: int, message: bytes) -> Heard:
 class _Process:
     """The parent's side of one worker, whose words on the board begin at ``word``."""
 
-    def __init__(self, segment: int, word: int) -> None:
+    def __init__(self, command: list[str], environ: dict[str, str], segment: int, word: int) -> None:
         self.word = word
         # Nanoseconds, as they were when somebody last asked.
         self.busy = self.cpu = 0
         self._pidfd = self._life = -1
         self._unframer = Unframer()
         self._unsent = bytearray()
-        root = str(Path(__file__).parents[1])
         with ExitStack() as theirs:
             self.socket, stream = socket.socketpair()
             theirs.callback(stream.close)
@@ -412,9 +432,9 @@ class _Process:
                 theirs.callback(os.close, life)
                 fds = stream.fileno(), segment, life
                 self.process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", BOOT, root, *map(str, fds)],
+                    [*command, *map(str, fds)],
                     stdin=subprocess.DEVNULL,
-                    env=os.environ if "OMP_NUM_THREADS" in os.environ else {**ONE_PROCESSOR, **os.environ},
+                    env=environ,
                     pass_fds=fds,
                 )
             except BaseException:

@@ -1,7 +1,7 @@
 """The ring: slots of shared memory that workers fill and the trainer reads; the only module that knows shared memory.
 
-The parent creates the segment and owns it. Its name is gone before the constructor returns, so that nobody's death can leave
-one behind; workers map it through the descriptor they inherit.
+The parent creates the segment and owns it. It never has a name, so that nobody's death can leave one behind; workers map it
+through the descriptor they inherit.
 
 What the trainer gets are leases: arrays whose common owner is told of the death of the last view, in whatever hands. The
 memory itself is unmapped when neither ring nor views are left, so views outlive `Ring.close`.
@@ -14,15 +14,13 @@ import errno
 import logging
 import mmap
 import os
-import sys
 import weakref
 from collections import deque
-from multiprocessing import resource_tracker
-from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 
 from shmgen._layout import PAGE, Layout
+from shmgen._limits import FILES, MAPPING, SEGMENT, most_file_bytes, named, on_file_bytes
 from shmgen._machine import SHM, available, free_shm
 
 BOARD_BYTES = PAGE
@@ -61,7 +59,8 @@ class Ring:
         self._arrays: dict[int, tuple[np.ndarray, ...]] = {}
         self._leases: dict[int, _Lease] = {}
         self._released: deque[_Lease] = deque()
-        self.slots, self.fd = _segment(layout.slot_bytes, slots)
+        with named(SEGMENT):
+            self.slots, self.fd = _segment(layout.slot_bytes, slots)
         try:
             self._map()
         except BaseException:
@@ -75,13 +74,15 @@ class Ring:
 
     def grow(self) -> None:
         """Add a slot. Workers see it when a task reaches beyond what they have mapped."""
-        _reserve(self.fd, BOARD_BYTES + self.slots * self.layout.slot_bytes, self.layout.slot_bytes)
+        with named(SEGMENT):
+            _reserve(self.fd, BOARD_BYTES + self.slots * self.layout.slot_bytes, self.layout.slot_bytes)
         self.slots += 1
         self._map()
 
     def _map(self) -> None:
         self._arrays.clear()
-        self.memory = memoryview(mmap.mmap(self.fd, BOARD_BYTES + self.slots * self.layout.slot_bytes))
+        with named(MAPPING):
+            self.memory = memoryview(mmap.mmap(self.fd, BOARD_BYTES + self.slots * self.layout.slot_bytes))
         self.board = self.memory[:BOARD_BYTES].cast("Q")
 
     def arrays(self, slot: int) -> tuple[np.ndarray, ...]:
@@ -130,7 +131,7 @@ class _Lease(weakref.ref[ctypes.Array[ctypes.c_char]]):
 
 def _segment(slot_bytes: int, wanted: int) -> tuple[int, int]:
     """A new segment without a name, for as many of ``wanted`` slots as there is room for: how many, and its descriptor."""
-    in_memory, in_shm = _in_memory(), free_shm()
+    in_memory, in_shm, in_a_file = _in_memory(), free_shm(), most_file_bytes()
     of_each = f"of {slot_bytes:,} bytes each"
     least = BOARD_BYTES + FEWEST_SLOTS * slot_bytes
     if least > in_memory:
@@ -139,27 +140,31 @@ def _segment(slot_bytes: int, wanted: int) -> tuple[int, int]:
             f"{least:,} bytes of shared memory are needed, for {FEWEST_SLOTS} slots {of_each}, and {in_memory:,} bytes of memory "
             "can be had: choose a smaller batch_size",
         )
+    if in_a_file is not None and least > in_a_file:
+        raise OSError(errno.EFBIG, f"{least:,} bytes of shared memory are needed, for {FEWEST_SLOTS} slots {of_each}")
     # One more may be needed later, where all are held for good. And others need memory, too.
     for_memory = max(FEWEST_SLOTS, (in_memory // 2 - BOARD_BYTES) // slot_bytes - 1)
-    slots = min(wanted, for_memory, (in_shm - BOARD_BYTES) // slot_bytes - 1)
+    for_a_file = wanted if in_a_file is None else max(FEWEST_SLOTS, (in_a_file - BOARD_BYTES) // slot_bytes - 1)
+    slots = min(wanted, for_memory, for_a_file, (in_shm - BOARD_BYTES) // slot_bytes - 1)
     while slots >= FEWEST_SLOTS:
         try:
-            fd = _nameless_segment(BOARD_BYTES + slots * slot_bytes)
+            fd = _nameless_segment(BOARD_BYTES + slots * slot_bytes, in_shm=True)
         except OSError as error:
-            if error.errno == errno.EMFILE:
+            if error.errno in FILES:
                 raise
             slots -= 1  # others have taken it meanwhile
             continue
         if slots < wanted:
             by_memory = f"{in_memory:,} bytes of memory can be had, of which half is taken at most: choose a smaller batch_size"
             by_shm = f"{SHM} has {in_shm:,} left: enlarge it, or choose a smaller batch_size"
+            reason = by_memory if slots == for_memory else on_file_bytes() if slots == for_a_file else by_shm
             log.warning(
                 "%s bytes of shared memory are wanted, for %s slots and a spare one %s, and there are %s slots, because %s",
                 f"{BOARD_BYTES + (wanted + 1) * slot_bytes:,}",
                 wanted,
                 of_each,
                 slots,
-                by_memory if slots == for_memory else by_shm,
+                reason,
             )
         return slots, fd
     log.warning(
@@ -171,7 +176,7 @@ def _segment(slot_bytes: int, wanted: int) -> tuple[int, int]:
         SHM,
         f"{in_shm:,}",
     )
-    return FEWEST_SLOTS, _unbounded_segment(least)
+    return FEWEST_SLOTS, _nameless_segment(least, in_shm=False)
 
 
 def _in_memory() -> int:
@@ -179,25 +184,22 @@ def _in_memory() -> int:
     return max(0, available() - OTHERS_NEED)
 
 
-def _nameless_segment(size: int) -> int:
-    """Descriptor of a new shared-memory segment whose pages are reserved, and whose name is gone already."""
-    # The resource tracker guards names; ours lives for two calls, and a tracker is a process more.
-    if sys.version_info >= (3, 13):
-        segment = SharedMemory(create=True, size=size, track=False)
-    else:
-        resource_tracker.ensure_running()  # else it would be started while there is a name
-        segment = SharedMemory(create=True, size=size)
-    try:
-        segment.unlink()  # before its pages are taken, which takes long enough for somebody to be killed
-        _reserve(segment._fd, 0, size)  # type: ignore[attr-defined]
-        return os.dup(segment._fd)  # type: ignore[attr-defined]
-    finally:
-        segment.close()
+def _nameless_segment(size: int, *, in_shm: bool) -> int:
+    """Descriptor of new shared memory that never has a name, and whose pages are reserved.
 
-
-def _unbounded_segment(size: int) -> int:
-    """As `_nameless_segment`, however little room ``/dev/shm`` has."""
-    fd = os.memfd_create("shmgen", os.MFD_CLOEXEC)
+    Args:
+        size: in bytes.
+        in_shm: take it of ``/dev/shm``, where that can be; else of memory, however little room ``/dev/shm`` has.
+    """
+    fd = -1
+    if in_shm:
+        try:
+            fd = os.open(SHM, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # some that pass for Linux have no files without a name
+                raise
+    if fd < 0:
+        fd = os.memfd_create("shmgen", os.MFD_CLOEXEC)
     try:
         os.fchmod(fd, 0o600)
         _reserve(fd, 0, size)
@@ -215,6 +217,8 @@ def _reserve(fd: int, held: int, more: int) -> None:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         os.posix_fallocate(fd, held, more)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise
         raise OSError(
             error.errno,
             f"{more:,} bytes of shared memory are needed, {SHM} has {free_shm():,} left, and {in_memory:,} bytes of memory can "

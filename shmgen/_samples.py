@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from shmgen._damage import Damage
-from shmgen._deal import Dealer, Pass
 from shmgen._filler import Filler, Task
 from shmgen._ids import take
 from shmgen._order import Batch, Order
+from shmgen._passes import Pass, Passes
 from shmgen._ring import Ring
 from shmgen._schedule import Piece
 from shmgen._source import Source
 from shmgen._structure import Structure
 from shmgen._values import Values
-from shmgen.errors import SampleError
+from shmgen.errors import SampleError, printable
 
 MOST_ATTEMPTS = 100
 """So many samples are tried to stand in for one; where all of them are damaged, hardly any is not."""
@@ -31,18 +31,18 @@ class Samples:
         order: which of them a batch holds.
         structure: where a batch's arrays come from.
         ring: where the values are filled in that workers don't fill.
-        dealer: knows which epoch is under way.
+        passes: know which epoch is under way.
         filler: fills the rest.
         damage: takes note of samples that can't be had.
     """
 
     def __init__(
-        self, ids: Sequence[Any], order: Order, structure: Structure, ring: Ring, dealer: Dealer, filler: Filler, damage: Damage
+        self, ids: Sequence[Any], order: Order, structure: Structure, ring: Ring, passes: Passes, filler: Filler, damage: Damage
     ) -> None:
         self._ids = ids
         self._order = order
         self._ring = ring
-        self._dealer = dealer
+        self._passes = passes
         self._filler = filler
         self._damage = damage
         self._values = [(n, source) for n, source in enumerate(structure.sources.values()) if isinstance(source, Values)]
@@ -85,9 +85,9 @@ class Samples:
         self._fill(slot, 0, numbers)
         # What is read before its epoch begins, or before that is begun again, may have changed by then.
         if ahead and self._can_tell:
-            dealt = self._dealer.current
-            in_its_epoch = batch.epoch == dealt.epoch and dealt.is_begun
-            self._read[batch] = dealt if in_its_epoch else self._version(numbers)
+            last = self._passes.last
+            in_its_epoch = last is not None and last.is_begun and last.epoch == batch.epoch
+            self._read[batch] = last if in_its_epoch else self._version(numbers)
 
     def refill(self, piece: Piece) -> None:
         """``piece`` is about to be read again: fill what a transform may have changed, and have what is hopeless stand aside."""
@@ -106,13 +106,13 @@ class Samples:
     def holds(self, batch: Batch) -> bool:
         """Whether what was read of ``batch`` is what its files hold; asked once, and true of what was read in this pass."""
         read = self._read.pop(batch, None)
-        if read is None or read is self._dealer.current:
+        if read is None or read is self._passes.last:
             return True
         return not isinstance(read, Pass) and read == self._version(self._numbers(batch))
 
     def outdated(self) -> list[Batch]:
         """The batches that were read in a pass that has been left: their files may have changed since."""
-        return [batch for batch, read in self._read.items() if isinstance(read, Pass) and read is not self._dealer.current]
+        return [batch for batch, read in self._read.items() if isinstance(read, Pass) and read is not self._passes.last]
 
     def delivered(self, batch: Batch) -> int:
         """``batch`` has been handed out: in how many rows another sample stands in."""
@@ -121,13 +121,13 @@ class Samples:
     def named(self, piece: Piece, row: int) -> str:
         """The sample in ``row`` of ``piece``, counted from its first."""
         [id] = self._ids_of(piece)[row : row + 1]
-        return f"sample {id!r}, {self._filler.places(id)}"
+        return printable(f"sample {id!r}, {self._filler.places(id)}")
 
     def listed(self, pieces: Sequence[Piece], most: int) -> str:
         """What is read for ``pieces``; no more than ``most`` samples are named."""
         ids = [id for piece in pieces for id in self._ids_of(piece)]
         places = [self._filler.places(id) for id in ids[:most]]
-        named = ", ".join(place if place.startswith("/") else repr(id) for id, place in zip(ids, places, strict=False))
+        named = printable(", ".join(place if place.startswith("/") else repr(id) for id, place in zip(ids, places, strict=False)))
         return named if len(ids) <= most else f"{named} and {len(ids) - most} more"
 
     def _ids_of(self, piece: Piece) -> list[Any]:

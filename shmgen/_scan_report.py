@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from shmgen._arguments import are_numbers, meant, what_bytes_may_be
 from shmgen._source import row_shapes
 from shmgen.errors import Misfit
 
@@ -158,8 +159,8 @@ def _shapes(kind: Kind, given: Given) -> tuple[tuple[int, ...], ...]:
     shapes = row_shapes(kind.shape, given.dim, given.n_channels)
     if kind.shape not in shapes:
         raise Misfit(_other_shape(shapes, kind))
-    if given.dtype is None and kind.dtype.kind not in "biufc":
-        raise Misfit(f"expected numbers, found dtype {kind.dtype}")
+    if given.dtype is None and not are_numbers(kind.dtype):
+        raise Misfit(f"expected numbers, found dtype {kind.dtype}{what_bytes_may_be(kind.dtype)}")
     if given.dtype is not None and not _casts(kind, given.dtype):
         raise Misfit(_other_dtype(given.dtype, kind))
     return shapes
@@ -178,7 +179,7 @@ def _reason(kind: Kind, expected: Expected | None, given: Given) -> str | None:
 
 
 def _casts(kind: Kind, dtype: np.dtype[np.generic]) -> bool:
-    return np.can_cast(kind.dtype, dtype, "same_kind")
+    return np.can_cast(meant(kind.dtype, dtype), dtype, "same_kind")
 
 
 def _other_shape(shapes: Iterable[tuple[int, ...]], kind: Kind) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shmgen._arguments import numbers, sizes, whole
+from shmgen._arguments import meant, numbers, sizes, what_bytes_may_be, whole
 from shmgen.errors import FunctionError, InputError, Misfit, SampleError
 
 if TYPE_CHECKING:
@@ -51,11 +51,11 @@ class Source:
         """Get ready to read, once in each process that reads: open the file, connect to the database."""
 
     def read(self, id: Any, row: np.ndarray) -> None:
-        """Fill ``row``, an array of `shape` and `dtype` in shared memory, with sample ``id``."""
+        """Fill ``row``, an array of `shape` and `dtype` in shared memory, with sample ``id``; what is left out stays 0."""
         raise NotImplementedError
 
     def fill(self, ids: Sequence[Any], rows: np.ndarray) -> None:
-        """Fill ``rows``, of shape ``(len(ids), *shape)``, with the samples ``ids``.
+        """Fill ``rows``, of shape ``(len(ids), *shape)``, with the samples ``ids``; what is left out stays 0.
 
         To be overridden where many are read faster at once than one by one; random numbers are then not drawn for each.
         """
@@ -80,6 +80,13 @@ class Source:
         """Whether `read` does the work, not `fill`."""
         return type(self).fill is Source.fill
 
+    @property
+    def may_leave_out(self) -> bool:
+        """Whether it may fill a part of a row only, so that rows must be clear before. Sources of shmgen's fill them whole."""
+        does = "read" if self.reads_one_by_one else "fill"
+        written_by = next(cls for cls in type(self).__mro__ if does in vars(cls))
+        return not written_by.__module__.startswith("shmgen.")
+
 
 class RawSource(Source):
     """A source whose `fill` takes a flat `memoryview` of the rows' bytes, so that a worker need not import NumPy."""
@@ -87,6 +94,8 @@ class RawSource(Source):
 
 class Function(Source):
     """A function of the id: ``function(id)`` returns a sample's array, ``function(id, row)`` fills the row that it is given.
+
+    The row is all zeros when it is given, so that a short sample may fill a part of it.
 
     Args:
         function: is called in the workers.
@@ -123,6 +132,8 @@ class Function(Source):
             try:
                 with own_random_state():
                     first = np.asarray(self._function(ids[0]))
+                if dtype is None and (remedy := what_bytes_may_be(first.dtype)):
+                    raise Misfit(f"expected numbers, found dtype {first.dtype}{remedy}")
                 self.shape, _ = row_shapes(first.shape, dim, n_channels)
             except Exception as error:
                 raise function_error(ids[0], _name(self._function), error) from error
@@ -134,6 +145,10 @@ class Function(Source):
         result = self._function(id, row) if self._fills else self._function(id)
         if not (self._fills and (result is None or result is row)):
             put(row, result)
+
+    @property
+    def may_leave_out(self) -> bool:
+        return self._fills or super().may_leave_out
 
     def place(self, id: Any) -> str:
         return _name(self._function)
@@ -183,7 +198,9 @@ def put(row: np.ndarray, value: Any) -> None:
             raise Misfit(f"expected shape {row.shape}, found {array.shape}")
         array = array[..., None]
     if not np.can_cast(array.dtype, row.dtype, "same_kind"):
-        raise Misfit(f"expected dtype {row.dtype}, found {array.dtype}, whose cast would lose more than precision")
+        if meant(array.dtype, row.dtype) != row.dtype:
+            raise Misfit(f"expected dtype {row.dtype}, found {array.dtype}, whose cast would lose more than precision")
+        array = array.view(row.dtype)
     row[...] = array
 
 
@@ -198,8 +215,10 @@ def told(error: Exception) -> str:
     """``error`` and its traceback, as text: it may be of a class that only exists here, or fail to tell of itself."""
     import traceback
 
-    # The outermost frame is ours, which called the user's function; it is all there is where the call itself failed.
-    frames = error.__traceback__ and (error.__traceback__.tb_next or error.__traceback__)
+    # The outermost frames are ours, which called the user's function; the last is all there is where the call itself failed.
+    frames = error.__traceback__
+    while frames and frames.tb_next and frames.tb_frame.f_globals.get("__name__", "").startswith("shmgen."):
+        frames = frames.tb_next
     summary = "".join(traceback.format_exception_only(error)).strip()
     return f"{summary}\n\n{''.join(traceback.format_exception(type(error), error, frames))}"
 

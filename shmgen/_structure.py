@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from shmgen._arguments import are_numbers, dtype_of
 from shmgen._ids import Some, is_frame
 from shmgen._layout import Arrays, Field
 from shmgen._lookup import is_column, is_mapping
@@ -80,8 +81,8 @@ class Structure:
                     source.bind(ids)
                 except FunctionError as error:
                     raise FunctionError(error.id, f"source of field {name!r}", error.reason) from error.__cause__
-            shape, dtype = tuple(source.shape), np.dtype(source.dtype).newbyteorder("=")
-            if dtype.kind not in "biufc" or 0 in shape:
+            shape, dtype = tuple(source.shape), dtype_of(source.dtype)
+            if not are_numbers(dtype) or 0 in shape:
                 raise InputError(f"field {name!r}: expected rows of numbers, found shape {shape} and dtype {dtype}")
             fields.append(Field(name, shape, dtype))
         return tuple(fields)

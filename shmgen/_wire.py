@@ -32,6 +32,9 @@ FAILED = b"f"
 UNABLE = b"u"
 """The worker can't begin; the pickled error follows."""
 
+SAID = b"s"
+"""The user's code has logged or warned; what `shmgen._echo` has pickled follows."""
+
 INTERRUPTED = b"i"
 """Ctrl-C reached the worker; the time follows, of `time.monotonic`, as text."""
 

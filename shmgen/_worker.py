@@ -22,7 +22,8 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from shmgen._filler import Filler, Task
-from shmgen._source import IDLE, row_of
+from shmgen._limits import MAPPING, named, note
+from shmgen._source import IDLE, row_of, told
 from shmgen._wire import (
     AT,
     BUSY,
@@ -30,6 +31,7 @@ from shmgen._wire import (
     FAILED,
     INTERRUPTED,
     READY,
+    SAID,
     UNABLE,
     USED,
     WAITED,
@@ -48,6 +50,10 @@ WAITING_PIECES = 8
 """Pieces for which the kernel goes on being asked to read ahead after the last read that had to wait."""
 
 
+_one_at_a_time = threading.RLock()
+"""Held by the thread that sends a message: the user's functions may have others, which log."""
+
+
 class Setup(NamedTuple):
     """The first message to a worker; the others are lists of tasks.
 
@@ -57,6 +63,7 @@ class Setup(NamedTuple):
         word: the first of this worker's on the board.
         draws: whether functions of the user's are called, which may draw random numbers.
         filler: does the tasks; pickled apart because ``path`` may be needed to load it.
+        context: what user's code is to find here, the fields of a `Context`; None if there is no such code.
     """
 
     parent: int
@@ -64,6 +71,7 @@ class Setup(NamedTuple):
     word: int
     draws: bool
     filler: bytes
+    context: tuple[Any, ...] | None
 
 
 def main(stream: int, segment: int, life: int) -> None:
@@ -85,31 +93,44 @@ def main(stream: int, segment: int, life: int) -> None:
     threading.Thread(target=_end_with_parent, args=(stream, setup.parent), daemon=True).start()
     # The parent blocks Ctrl-C around our birth. It is the parent's to act on; but where its main thread waits inside a framework
     # for a batch that a stuck read holds up, word from here is all that can end that wait.
-    signal.signal(signal.SIGINT, lambda *_: _tell(stream, INTERRUPTED + repr(time.monotonic()).encode()))
+    signal.signal(signal.SIGINT, lambda *_: _tell_aside(stream, INTERRUPTED + repr(time.monotonic()).encode()))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     sys.path[:] = setup.path
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     try:
-        memory = memoryview(mmap.mmap(segment, 0))
+        memory = _mapped(segment)
         board = memory[8 * setup.word : 8 * (setup.word + WORDS)].cast("Q")
         if setup.draws:
             from shmgen._dice import seed_late
 
             seed_late()
-        filler: Filler = pickle.loads(setup.filler)
+        filler = _filler(stream, setup)
         filler.open(board)
     except StartError as error:
         _tell(stream, UNABLE + pickle.dumps(error))
         return
-    except Exception:
-        import traceback  # late, as all that few workers need: imports are most of a worker's start
-
-        _tell(stream, UNABLE + pickle.dumps(StartError(traceback.format_exc())))
+    except Exception as error:
+        note(error)
+        _tell(stream, UNABLE + pickle.dumps(StartError(f"a worker can't begin: {told(error)}")))
         return
     board[USED] = processor_time("self")
     _tell(stream, READY)
     _serve(inbox, stream, filler, memory, segment, board)
+
+
+def _filler(stream: int, setup: Setup) -> Filler:
+    if setup.context is None:
+        return pickle.loads(setup.filler)  # type: ignore[no-any-return]
+    from shmgen._context import Context  # late, as all that few workers need: imports are most of a worker's start
+
+    context = Context(*setup.context)
+    context.enter(lambda message: _tell(stream, SAID + message))
+    from shmgen._travel import loads
+
+    filler: Filler = loads(setup.filler)
+    context.heed_warnings()
+    return filler
 
 
 def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segment: int, board: memoryview) -> None:
@@ -118,7 +139,11 @@ def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segme
     while (fields := inbox.next()) is not None:
         task = _task(fields)
         if not filler.fits(memory, task):  # the ring has grown
-            memory = memoryview(mmap.mmap(segment, 0))
+            try:
+                memory = _mapped(segment)
+            except StartError as error:
+                _tell(stream, UNABLE + pickle.dumps(error))
+                return
         # Files in the page cache are read without a wait, and hints would only cost time.
         if waiting:
             if fields is not hinted:
@@ -138,6 +163,15 @@ def _serve(inbox: _Inbox, stream: int, filler: Filler, memory: memoryview, segme
         board[BUSY] += time.monotonic_ns() - start
         if not _tell(stream, failed or (WAITED if waiting else DONE)):
             return
+
+
+def _mapped(segment: int) -> memoryview:
+    """The ring, as far as it has grown."""
+    try:
+        with named(MAPPING):
+            return memoryview(mmap.mmap(segment, 0))
+    except OSError as error:
+        raise StartError(f"the ring can't be mapped: {error}") from None
 
 
 def _hint(filler: Filler, task: Task) -> None:
@@ -190,11 +224,19 @@ class _Inbox:
 
 def _tell(stream: int, message: bytes) -> bool:
     """Send ``message`` to the parent; False once it has gone."""
+    data = frame(message)
     try:
-        os.write(stream, frame(message))
+        with _one_at_a_time:
+            while data:  # a signal may cut short what is long
+                data = data[os.write(stream, data) :]
     except (BrokenPipeError, ConnectionResetError):
         return False
     return True
+
+
+def _tell_aside(stream: int, message: bytes) -> None:
+    """Send ``message`` from a signal handler, which may have struck amid another."""
+    threading.Thread(target=_tell, args=(stream, message), daemon=True).start()
 
 
 def _waits() -> int:

@@ -29,7 +29,7 @@ class SampleError(ShmgenError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"sample {self.id!r}, {'file ' if self.path.startswith('/') else ''}{self.path}: {self.reason}"
+        return printable(f"sample {self.id!r}, {'file ' if self.path.startswith('/') else ''}{self.path}: {self.reason}")
 
 
 class FunctionError(SampleError):
@@ -68,7 +68,7 @@ class TooManyDamaged(ShmgenError):
 
 
 class StartError(ShmgenError):
-    """A worker can't begin: a source can't be opened there, or a function can't be imported; the text is its traceback."""
+    """A worker can't begin: a source can't be opened there, or a function can't be imported; the text says which, and why."""
 
 
 class WorkerDied(ShmgenError):
@@ -104,6 +104,11 @@ class Misfit(Exception):
 
 class ClosedError(ShmgenError):
     """A batch was asked for from a loader that has been closed."""
+
+
+def printable(text: str) -> str:
+    """``text`` as any stream takes it: of a path that is no valid text, what is not is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _signal_name(number: int) -> str:

@@ -4,64 +4,161 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 import time
+import warnings
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from itertools import islice, takewhile
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import keras
 
+from shmgen._arguments import Fixed, check_index
 from shmgen._damage import Damaged
-from shmgen._loader import Loader
+from shmgen._loader import NO_COPY, Loader
+from shmgen._passes import Pass
 from shmgen._stats import Stats
+from shmgen.errors import InputError
 
 if TYPE_CHECKING:
     from typing import Self
 
+KERAS_QUEUE = 10
+"""Keras's default of ``max_queue_size``."""
+
+MOST_ITERATIONS = 16
+"""So many iterations over one object are told apart; the oldest is forgotten then."""
+
 log = logging.getLogger("shmgen")
+
+
+class _KerasOption:
+    """An option of Keras's that its users set on the object; here it changes nothing, which is logged once."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> int:
+        return self._value
+
+    def __set__(self, instance: Sequence, value: object) -> None:
+        if value != self._value and self._name not in instance._said:
+            instance._said.add(self._name)
+            log.warning(
+                "%s = %r changes nothing: batches are read by shmgen's own workers, as its constructor says", self._name, value
+            )
 
 
 class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     """A `shmgen.Loader` that ``fit``, ``evaluate`` and ``predict`` take; the arguments are the loader's.
 
-    With ``shuffle=True`` a pass deals every sample exactly once, in an order that depends on ``seed`` and the epoch alone,
-    whatever order Keras asks for its batches in. With ``shuffle=False``, ``sequence[i]`` is batch i.
+    Each iteration, Keras's or a ``for`` loop, is a pass of its own and gets the next epoch, also where the one before was left
+    early. With ``shuffle=True`` a pass deals every sample exactly once, in an order that depends on ``seed`` and the epoch
+    alone, whatever order Keras asks for its batches in. With ``shuffle=False``, ``sequence[i]`` is batch i.
+
+    ``sequence[i]`` by hand is a look at the next epoch, until `on_epoch_end` says that it was used.
+
+    Args:
+        use_multiprocessing: as Keras has it: True where ``workers`` are processes, as they are here; or left out.
+        max_queue_size: as Keras has it, the batches that may be read ahead: no more than ``slots``; or left out.
+
+    Keras's ``workers`` is the loader's. A subclass may override ``__len__``, for shorter passes, and ``__getitem__``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Keras would copy every batch through a pool of its own.
-        super().__init__(workers=1, use_multiprocessing=False)
+    def __init__(
+        self, *args: Any, use_multiprocessing: bool | None = None, max_queue_size: int | None = None, **kwargs: Any
+    ) -> None:
+        if use_multiprocessing and kwargs.get("workers") == 0:
+            raise InputError("use_multiprocessing=True asks for processes, and workers=0 for none: leave one of them out")
+        if max_queue_size not in (None, KERAS_QUEUE, kwargs.get("slots")):
+            raise InputError(
+                f"max_queue_size={max_queue_size!r}: batches are read ahead into slots: leave max_queue_size out, "
+                f"or pass slots={max_queue_size!r} in its place"
+            )
+        super().__init__()
+        self._said: set[str] = set()
         self._loader = Loader(*args, **kwargs)
         self._drain = _drain()
+        self._iterations = _Iterations(self._loader)
         _in_use.add(self)
 
     __init__.__signature__ = inspect.signature(Loader.__init__)  # type: ignore[attr-defined]
+
+    list_IDs = Fixed[Any](lambda sequence: sequence._loader.list_IDs)
+    labels = Fixed[Any](lambda sequence: sequence._loader.labels)
+    batch_size = Fixed[int](lambda sequence: sequence._loader.batch_size)
+    dim = Fixed["tuple[int, ...] | None"](lambda sequence: sequence._loader.dim)
+    n_channels = Fixed["int | None"](lambda sequence: sequence._loader.n_channels)
+    n_classes = Fixed["int | None"](lambda sequence: sequence._loader.n_classes)
+    classes = Fixed[Any](lambda sequence: sequence._loader.classes)
+    shuffle = Fixed[bool](lambda sequence: sequence._loader.shuffle)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self._loader)
 
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
+    def __getitem__(self, index: SupportsIndex) -> tuple[Any, ...]:
         """``(X, y)``, or ``(X,)`` without labels; `shmgen.Loader` says of what shapes, dtypes and nesting.
 
         Raises:
-            SampleError: a file can't be read. From within ``fit`` on TensorFlow, it is in the text of TensorFlow's own.
+            IndexError: there is no batch of this index.
+            SampleError: a file can't be read. From within ``fit`` on TensorFlow, it is in the text of TensorFlow's own error, in
+                the log, and in `error`.
         """
-        return self._loader.batch(index, self._drain)
+        return self._loader.batch(check_index(index, len(self)), self._iterations.find(sys._getframe(1)), self._drain)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        """The batches of the next epoch, whose turn comes with the first of them that is asked for."""
+        for index in range(self.num_batches):
+            yield self[index]
 
     @property
     def num_batches(self) -> int:
-        """Batches in an epoch. Keras asks for this when it begins to iterate, and never amid an iteration."""
-        self._loader.begin()
-        return len(self._loader)
+        """Batches in an epoch, as ``len`` says. An iteration begins with a look at it, and goes by it."""
+        handing_on, caller = _caller_behind("num_batches")
+        if caller.f_code.co_flags & inspect.CO_GENERATOR:
+            self._iterations.begin(caller, by_hand=caller.f_code is Sequence.__iter__.__code__)
+        elif any(map(_is_keras, handing_on)):
+            self._iterations.note_read()
+            if any(frame.f_code.co_name == "predict" and _is_keras(frame) for frame in _stack(caller)):
+                self._warn_of_predict()
+        return len(self)
 
     def on_epoch_begin(self) -> None:
-        """Harmless whenever it is called; begins a new pass only once all batches of the last were asked for."""
-        self._loader.epoch_boundary()
+        """Does nothing: an epoch begins when its first batch is asked for."""
 
     def on_epoch_end(self) -> None:
-        """Harmless whenever it is called; begins a new pass only once all batches of the last were asked for."""
-        self._loader.epoch_boundary()
+        """What ``sequence[i]`` has given by hand was used, and the next is of the next epoch. Keras may call it at any time."""
+        _, caller = _caller_behind("on_epoch_end")
+        self._iterations.end(by_keras=_is_keras(caller))
+
+    def _warn_of_predict(self) -> None:
+        if self.shuffle:
+            self._warn_once(
+                "predict over a Sequence with shuffle=True gives rows in the order of that pass, which is neither that of "
+                "list_IDs nor that of a later look at the labels: make a Sequence with shuffle=False for it"
+            )
+        lost = len(self.list_IDs) - self.batch_size * len(self._loader)
+        if lost > 0:
+            self._warn_once(
+                f"predict leaves out {lost:,} of {len(self.list_IDs):,} samples, which fill no batch of {self.batch_size}: "
+                "make a Sequence with drop_last=False for it"
+            )
+
+    def _warn_once(self, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            warnings.warn(what, stacklevel=2)
+
+    # Keras would copy every batch through a pool of its own, if these said so.
+    workers = _KerasOption(1)
+    use_multiprocessing = _KerasOption(False)
+    max_queue_size = _KerasOption(KERAS_QUEUE)
 
     @property
     def stats(self) -> Stats:
@@ -73,6 +170,11 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         """The samples that could not be had and for which others stood in; see `shmgen.Loader.damaged`."""
         return self._loader.damaged
 
+    @property
+    def error(self) -> Exception | None:
+        """The error that a request for a batch last ended in, whatever the backend made of it; None if there was none."""
+        return self._loader.error
+
     def close(self) -> None:
         """End the workers and give up the memory; see `shmgen.Loader.close`."""
         self._loader.close()
@@ -83,8 +185,86 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(NO_COPY.format(type(self).__name__))
+
     def __repr__(self) -> str:
         return repr(self._loader).replace("Loader", type(self).__name__, 1)
+
+
+class _Iterations:
+    """Whose request a request is, and which iterations were no more than a look.
+
+    An iteration, of Keras, of a ``for`` loop, or of anybody, is a generator that reads ``num_batches`` where it begins and then
+    asks for batches. It is known by its frame, whatever thread it runs in. So one that was left early, of which TensorFlow may
+    still ask for batches ahead, takes none from the next.
+
+    Keras looks at a batch or two before it trains: on TensorFlow by hand, on JAX and torch in an iteration of its own. It resets
+    its `EpochIterator` then, which reads ``num_batches`` through its adapter, and calls ``on_epoch_end``. So an iteration that is
+    reset before it has ended was a look; unless another `EpochIterator` has been made meanwhile, which reads the number as well.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        # By the id of the generator's frame. Whatever takes over the id of one that is gone runs other code, or begins anew.
+        self._passes: dict[int, tuple[CodeType, Pass]] = {}
+        self._last: Pass | None = None
+        # How often an `EpochIterator` has read the number of batches since the last iteration began or ended.
+        self._reads = 0
+        self._is_keras_in = False
+
+    def begin(self, frame: FrameType, *, by_hand: bool) -> None:
+        """An iteration begins in the generator that has this frame."""
+        self._last = self._loader.open_pass(by_hand=by_hand)
+        self._reads = 0
+        self._is_keras_in = self._is_keras_in or not by_hand
+        self._passes.pop(id(frame), None)
+        self._passes[id(frame)] = frame.f_code, self._last
+        if len(self._passes) > MOST_ITERATIONS:
+            del self._passes[next(iter(self._passes))]
+
+    def note_read(self) -> None:
+        """An `EpochIterator` of Keras's is made, or reset."""
+        self._reads += 1
+        self._is_keras_in = True
+
+    def find(self, frame: FrameType) -> Pass | None:
+        """The pass of the iteration in which a batch is asked for; None by hand."""
+        if self._passes:
+            for caller in _stack(frame):
+                code, found = self._passes.get(id(caller), (None, None))
+                if code is caller.f_code:
+                    return found
+        return None
+
+    def end(self, *, by_keras: bool) -> None:
+        """An epoch has ended, or Keras resets its iterator."""
+        # Behind a wrapper of the user's that hands on nothing but batches and this, there is no more to go by.
+        if not (by_keras and self._is_keras_in):
+            self._loader.on_epoch_end()
+        elif self._reads:
+            if self._reads == 1 and self._last is not None:
+                self._loader.take_back(self._last)
+            self._loader.forget()
+        self._last = None
+        self._reads = 0
+
+
+def _stack(frame: FrameType | None) -> Iterator[FrameType]:
+    """``frame``, and those that it was called by."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _caller_behind(name: str) -> tuple[list[FrameType], FrameType]:
+    """The functions of this ``name`` that hand on the call to its caller, Keras's or a subclass's, and who called those."""
+    handing_on = list(takewhile(lambda frame: frame.f_code.co_name == name, _stack(sys._getframe(2))))
+    return handing_on, next(islice(_stack(sys._getframe(2)), len(handing_on), None))
+
+
+def _is_keras(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "keras"
 
 
 class DataWait(keras.callbacks.Callback):  # type: ignore[misc]

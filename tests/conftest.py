@@ -1,6 +1,6 @@
 """What all test modules share: data sets whose rows tell whose they are, fresh processes, and a look at what a test left behind.
 
-Nothing here sleeps to let something happen: `until` and `Script` wait for the event itself, up to a deadline.
+Nothing here sleeps to let something happen: `until` and `Script` wait for the event itself, up to a deadline (see `pace`).
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from leftovers import MARKED, Before, Gone, workers_of
+from pace import Deadline
 
 ROOT = Path(__file__).parents[1]
+
+# A shell has what it runs in the background ignore Ctrl-C, and what that starts does as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEADLINE = 20.0
 """Seconds after which an event that is waited for is given up; generous, since only a failing test waits so long."""
 
 GONE_WITHIN = 2.0
 """Seconds in which nothing of a process that ended, however it ended, may be left."""
-
-OURS = ("socket", "eventpoll", "eventfd", "pidfd", "/dev/shm")
-"""Kinds of descriptors that a loader opens. TensorFlow and pytest open others of their own at any time."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,11 @@ def folder(tmp_path: Path) -> Callable[..., DataSet]:
 
 
 def wait_until(condition: Callable[[], object], what: str, within: float = DEADLINE) -> None:
-    """Return once ``condition`` holds; fail if it does not within so many seconds."""
-    deadline = time.monotonic() + within
+    """Return once ``condition`` holds; fail if it does not within so many seconds; see `Deadline`."""
+    deadline = Deadline(within)
     while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {within} s: {what}")
+        if deadline.passed:
+            pytest.fail(f"not within {deadline}: {what}")
         select.select([], [], [], 0.002)
 
 
@@ -167,8 +167,10 @@ class Asking(threading.Thread):
 
     def outcome(self, within: float = DEADLINE) -> object:
         """What ``ask`` returned, or else raised."""
-        self.join(within)
-        assert not self.is_alive(), f"still waiting after {within} s"
+        deadline = Deadline(within)
+        while self.is_alive():
+            self.join(deadline.left)
+            assert not (self.is_alive() and deadline.passed), f"still waiting after {deadline}"
         return self.result if self.error is None else self.error
 
 
@@ -178,45 +180,11 @@ def asking() -> type[Asking]:
     return Asking
 
 
-@dataclass
-class Gone:
-    """Processes whose end is waited for, through descriptors that no reuse of a process id can fool."""
-
-    fds: dict[int, int] = field(default_factory=dict)
-
-    def watch(self, pid: int) -> None:
-        self.fds[pid] = os.pidfd_open(pid)
-
-    def wait(self, within: float) -> set[int]:
-        """Process ids of those that live on after so many seconds."""
-        deadline = time.monotonic() + within
-        poll = select.poll()
-        left = {fd: pid for pid, fd in self.fds.items()}
-        for fd in left:
-            poll.register(fd, select.POLLIN)
-        while left:
-            ended = poll.poll(max(0.0, 1000 * (deadline - time.monotonic())))
-            if not ended:
-                break
-            for fd, _ in ended:
-                poll.unregister(fd)
-                del left[fd]
-        return set(left.values())
-
-    def close(self) -> None:
-        for fd in self.fds.values():
-            os.close(fd)
-        self.fds.clear()
-
-
 PREAMBLE = """\
 import os, signal, sys, threading, time
 import numpy as np
 import shmgen
 from shmgen import Loader
-
-# A shell has what it runs in the background ignore Ctrl-C, tests included.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = sys.argv[1]
 IDS = [f"id-{k}" for k in range(int(sys.argv[2]))]
@@ -263,7 +231,7 @@ class Script:
     """
 
     def __init__(self, path: Path, code: str, data: DataSet, *, options: Sequence[str] = ("-W", "error", "-X", "dev")) -> None:
-        path.write_text(PREAMBLE + code)
+        path.write_text(MARKED + PREAMBLE + code)
         self.process = subprocess.Popen(
             [sys.executable, *options, str(path), str(data.path), str(len(data.ids))],
             stdin=subprocess.DEVNULL,
@@ -283,9 +251,11 @@ class Script:
         poll = select.poll()
         fd = self.process.stdout.fileno()
         poll.register(fd, select.POLLIN)
-        deadline = time.monotonic() + within
+        deadline = Deadline(within)
         while word not in self.out.split():
-            if not poll.poll(max(0.0, 1000 * (deadline - time.monotonic()))) or not (data := os.read(fd, 1 << 16)):
+            if not poll.poll(1000 * deadline.left) and not deadline.passed:
+                continue
+            if not poll.poll(0) or not (data := os.read(fd, 1 << 16)):
                 self.kill()
                 pytest.fail(f"the script never said {word!r}; it said {self.out!r} and {self.err!r}")
             self.out += data.decode()
@@ -309,15 +279,20 @@ class Script:
 
     def end(self, within: float = 60.0) -> int:
         """Wait for the script to end by itself; its exit code."""
-        try:
-            # The pipes end when all who inherited them have ended: workers too.
-            out, err = self.process.communicate(timeout=within)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            pytest.fail(f"the script, or who inherited its pipes, lives on after {within} s; it said {self.out!r}, {self.err!r}")
-        self.out += out.decode()
-        self.err += err.decode()
-        return self.process.returncode
+        deadline = Deadline(within)
+        while True:
+            try:
+                # The pipes end when all who inherited them have ended: workers too.
+                out, err = self.process.communicate(timeout=deadline.left)
+            except subprocess.TimeoutExpired:
+                if deadline.passed:
+                    break
+            else:
+                self.out += out.decode()
+                self.err += err.decode()
+                return self.process.returncode
+        self.kill()
+        pytest.fail(f"the script, or who inherited its pipes, lives on after {deadline}; it said {self.out!r}, {self.err!r}")
 
     def kill(self) -> None:
         """Make sure that all of it has gone."""
@@ -326,7 +301,9 @@ class Script:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         if self.process.returncode is None:
-            out, err = self.process.communicate(timeout=DEADLINE)
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # what it has forked is in its group, unless it left it
+            out, err = self.process.communicate()
             self.out += out.decode()
             self.err += err.decode()
         self._gone.close()
@@ -346,67 +323,42 @@ def script(tmp_path: Path) -> Iterator[Callable[..., Script]]:
         one.kill()
 
 
-def workers_of(process: psutil.Process) -> list[psutil.Process]:
-    """The workers among the children of ``process``."""
-    return [child for child in process.children() if any("shmgen" in word for word in _command(child))]
-
-
 @pytest.fixture
 def workers() -> Callable[[], list[psutil.Process]]:
     """The workers of this process that live now."""
     return lambda: workers_of(psutil.Process())
 
 
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return ["shmgen, dead but not reaped"]
-
-
-def _children() -> set[str]:
-    # multiprocessing's resource tracker, which the first segment starts, serves the whole process until its end.
-    found = psutil.Process().children(recursive=True)
-    return {str(child) for child in found if not any("resource_tracker" in word for word in _command(child))}
-
-
-def _descriptors() -> Counter[str]:
-    found: Counter[str] = Counter()
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:  # the one that listed the directory
-            continue
-        found.update(kind for kind in OURS if kind in target)
-    return found
-
-
-def _names() -> set[str]:
-    return set(os.listdir("/dev/shm"))
-
-
 @pytest.fixture(autouse=True)
 def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After every test: no child process, no more descriptors of the kinds that a loader opens, no new name in /dev/shm."""
-    children, descriptors, names = _children(), _descriptors(), _names()
-
-    def left() -> str:
-        found = [f"process {child}" for child in sorted(_children() - children)]
-        found += [f"{number} more descriptors of kind {kind}" for kind, number in (_descriptors() - descriptors).items()]
-        found += [f"/dev/shm/{name}" for name in sorted(_names() - names)]
-        return ", ".join(found)
-
+    before = Before()
     yield
     # The frames of a failed test hold its loaders.
     if getattr(request.node, "failed", False):
         return
-    # Others on this machine make names of their own in /dev/shm; those of ours would stay.
-    deadline = time.monotonic() + GONE_WITHIN
-    while found := left():
+    deadline = Deadline(GONE_WITHIN)
+    while left := before.left():
         gc.collect()
-        if time.monotonic() > deadline:
-            pytest.fail(f"left behind: {found}")
+        if deadline.passed:
+            pytest.fail(f"left behind: {', '.join(left)}")
         select.select([], [], [], 0.01)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_timeout_set_timer(settings: Any) -> Iterator[None]:
+    """Let the time limit of a test be a `Deadline`, too."""
+    deadline = Deadline(settings.timeout)
+    yield
+    strike = signal.getsignal(signal.SIGALRM)
+
+    def strike_when_passed(number: int, frame: FrameType | None) -> None:
+        if deadline.passed:
+            strike(number, frame)
+        signal.setitimer(signal.ITIMER_REAL, max(0.1, deadline.left))
+
+    if callable(strike):
+        signal.signal(signal.SIGALRM, strike_when_passed)
 
 
 @pytest.hookimpl(hookwrapper=True)

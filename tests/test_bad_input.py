@@ -252,7 +252,7 @@ def test_the_rest_is_read_after_an_error_and_the_batch_once_mended(folder: Calla
 
     with Loader(data.ids, data.labels, 4, **options) as loader:
         for _ in range(2):
-            loader.begin()
+            loader.on_epoch_end()
             got = []
             for index in range(len(loader)):
                 if index == 2:

@@ -112,7 +112,7 @@ def test_a_folder_that_is_a_link(folder: Callable[..., DataSet]) -> None:
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("left", ["at-once", "after-two", "by-close-to-its-end"])
 def test_files_changed_after_a_loop_was_left(folder: Callable[..., DataSet], left: str, workers: int) -> None:
-    """A loop that was left is begun again with what the files hold now, though most of it had been read ahead."""
+    """After a loop that was left, the next gets what the files hold now, though most of the first had been read ahead."""
     data = folder(N)
     with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=workers) as loader:
         for by in (NEW, 2 * NEW):

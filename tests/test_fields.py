@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -131,8 +132,9 @@ def test_size_arguments_beside_a_source_that_says_them(tmp_path: Any) -> None:
 # Alignment, and no copy.
 
 
-def test_every_field_is_aligned_and_separate(data: Any) -> None:
-    """Rows of odd sizes and dtypes: each array begins at a multiple of 64 bytes, and overlaps no other."""
+@pytest.mark.parametrize("held", [False, True], ids=["leased", "copied"])
+def test_every_field_is_aligned_and_separate(data: Any, held: bool) -> None:
+    """Rows of odd sizes and dtypes: each array begins at a multiple of 64 bytes, and overlaps no other; copies, too."""
     inputs = {
         "byte": Function(lambda n: np.uint8(7)),
         "flags": Function(lambda n: np.ones(3, bool)),
@@ -140,8 +142,9 @@ def test_every_field_is_aligned_and_separate(data: Any) -> None:
         "halves": Function(lambda n: np.full((5, 7), 7, np.float16)),
         "wide": Values(np.full((N, 9), 7.0), dtype="f8"),
     }
-    with Loader(data.ids, data.labels, 7, inputs=inputs, weights=np.full(N, 7), drop_last=False, workers=2) as loader:
-        for X, y, weights in loader:
+    with Loader(data.ids, data.labels, 7, inputs=inputs, weights=np.full(N, 7), drop_last=False, workers=2, slots=2) as loader:
+        kept = list(loader) if held else []
+        for X, y, weights in kept or loader:
             arrays = sorted([*X.values(), y, weights], key=lambda array: array.ctypes.data)
             assert [array.ctypes.data % 64 for array in arrays] == [0] * 7
             for one, other in pairwise(arrays):
@@ -150,6 +153,7 @@ def test_every_field_is_aligned_and_separate(data: Any) -> None:
             assert (X["wide"] == 7).all()
             assert (weights == 7).all()
             np.testing.assert_array_equal(X["scan"][:, 0, 0], y)
+        assert loader.stats.copied == (8 - 2 if held else 0)
 
 
 class Recorder(keras.Model):
@@ -199,6 +203,28 @@ def test_no_copy_of_any_field_to_the_tensor(data: Any) -> None:
     assert outside == []
 
 
+def test_tensors_alias_copies_too(data: Any) -> None:
+    """With all slots held for good, ``fit`` gets copies, and TensorFlow makes no second copy of any field of them."""
+    handed_out: set[int] = set()
+    found: list[int] = []
+
+    class Noting(Sequence):
+        def __getitem__(self, index: int) -> Any:
+            batch = super().__getitem__(index)
+            handed_out.update(array.ctypes.data for array in tf.nest.flatten(batch))
+            return batch
+
+    model = Recorder(lambda tensors: found.extend(np.asarray(memoryview(tensor)).ctypes.data for tensor in tensors))
+    model.compile()
+    with Noting(data.ids, None, 8, **fields(data), slots=2) as sequence:
+        held = [sequence[0], sequence[1]]
+        model.fit(sequence, epochs=2, verbose=0)
+        assert sequence.stats.copied >= 12
+    assert len(found) == 2 * 6 * 5
+    assert set(found) <= handed_out
+    del held
+
+
 @pytest.mark.parametrize("workers", WORKERS)
 def test_fit_gives_every_sample_once_an_epoch(data: Any, workers: int) -> None:
     """Fields of one row belong to one sample, each sample comes once an epoch, changed by the transform once."""
@@ -223,6 +249,31 @@ def test_fit_gives_every_sample_once_an_epoch(data: Any, workers: int) -> None:
     assert [sorted(number % 1000 for number in epoch) for epoch in epochs] == [list(range(N))] * 3
     assert all(1000 <= number < 9000 for number in seen)
     assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+def test_fit_takes_dtypes_of_ml_dtypes(data: Any, dtype: str) -> None:
+    """Which files keep as bare bytes: tensors of that dtype, right in value, that alias the ring."""
+    wrong: list[object] = []
+    seen: set[str] = set()
+
+    def look(tensors: list[Any]) -> None:
+        X, y = tensors
+        if dtype == "bfloat16":  # of the other, TensorFlow shows no memory
+            address = np.asarray(memoryview(tf.bitcast(X, tf.uint8))).ctypes.data
+            wrong.extend([address] if not ring.address <= address < ring.address + len(ring.memory) else [])
+        wrong.extend(y.numpy()[(X.numpy().astype("f4") != (y.numpy() % 8)[:, None, None]).any(axis=(1, 2))])
+        seen.add(X.dtype.name)
+
+    for number, id in enumerate(data.ids):
+        np.save(data.file(id), np.full((4, 3), number % 8).astype(getattr(ml_dtypes, dtype)))
+    model = Recorder(look)
+    model.compile()
+    with Sequence(data.ids, data.labels, 8, data_dir=data.path, dtype=dtype, workers=2) as sequence:
+        ring = sequence._loader._ring
+        model.fit(sequence, epochs=2, verbose=0)
+    assert seen == {dtype}
+    assert wrong == []
 
 
 def test_held_batches_keep_their_values(data: Any) -> None:

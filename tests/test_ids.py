@@ -214,6 +214,7 @@ def test_hostile_ids_are_named(
 
     assert (raised.value.id, raised.value.path) == (id, f"{tmp_path}/{id}.npy")
     assert raised.value.reason.startswith(text)
+    str(raised.value).encode()  # whatever the id, the text can be printed, and logged
 
 
 @pytest.mark.parametrize("workers", WORKERS)

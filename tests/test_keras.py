@@ -338,8 +338,11 @@ def test_mirrored_strategy(data: Any) -> None:
     with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
         model = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.GlobalAveragePooling3D(), keras.layers.Dense(1)])
         model.compile(loss="mse")
+    with Loader(data.ids, data.labels, 8, SHAPE, 1, data_dir=data.path, epoch=2) as loader:
+        third = [y.tolist() for _, y in loader]
     with Sequence(data.ids, data.labels, 8, SHAPE, 1, data_dir=data.path) as sequence:
         history = model.fit(sequence, epochs=2, verbose=0)
+        assert [y.tolist() for _, y in sequence] == third
     assert np.isfinite(history.history["loss"]).all()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 from collections.abc import Callable
 from itertools import islice
@@ -11,7 +13,7 @@ import pytest
 from conftest import DataSet
 
 import shmgen._delivery
-from shmgen import Loader
+from shmgen import InputError, Loader, Npy
 from shmgen._layout import ALIGNMENT
 
 Folder = Callable[..., DataSet]
@@ -28,14 +30,81 @@ def test_a_loop_is_an_epoch_and_the_next_the_next(folder: Folder, workers: int) 
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_a_loop_left_early_is_begun_again(folder: Folder) -> None:
-    """After a ``break`` the next loop gives the same epoch from its start, whole."""
+def test_a_loop_left_early_is_over(folder: Folder) -> None:
+    """After a ``break`` the next loop gives the next epoch, from its start; an iterator that nobody asks costs none."""
+    data = folder(20)
+    options = {"batch_size": 4, "data_dir": data.path, "seed": 3}
+    with Loader(data.ids, data.labels, **options) as whole:
+        epochs = [[y.tolist() for _, y in whole] for _ in range(3)]
+    with Loader(data.ids, data.labels, **options) as loader:
+        iter(loader)
+        assert [y.tolist() for _, y in islice(loader, 2)] == epochs[0][:2]
+        assert next(iter(loader))[1].tolist() == epochs[1][0]
+        assert [y.tolist() for _, y in loader] == epochs[2]
+
+
+def test_twenty_loops_of_three_steps_see_all(folder: Folder) -> None:
+    """Loops that are all left early reach every sample in time, as the blog's generator does."""
+    data = folder(40)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path) as loader:
+        seen = {label for _ in range(20) for _, y in islice(loader, 3) for label in y.tolist()}
+    assert seen == set(range(40))
+
+
+def test_the_first_epoch_can_be_chosen(folder: Folder) -> None:
+    """``epoch=2`` begins with the order that comes third without it."""
     data = folder(20)
     with Loader(data.ids, data.labels, 4, data_dir=data.path) as loader:
-        begun = [y.tolist() for _, y in islice(loader, 2)]
-        again = [y.tolist() for _, y in loader]
-    assert again[:2] == begun
-    assert sorted(sum(again, [])) == list(range(20))
+        epochs = [[y.tolist() for _, y in loader] for _ in range(4)]
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, epoch=2) as loader:
+        assert [[y.tolist() for _, y in loader] for _ in range(2)] == epochs[2:]
+    for epoch in (-1, 1.5, "2", None):
+        with pytest.raises(InputError, match="epoch: expected an int from 0, found"):
+            Loader(data.ids, data.labels, 4, data_dir=data.path, epoch=epoch)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+def test_there_is_no_second_one(folder: Folder, duplicate: Callable[[object], object]) -> None:
+    """A copy would share state with the first: refused, with what to do; the first is none the worse."""
+    data = folder(8)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path) as loader:
+        iterator = iter(loader)
+        for one in (loader, iterator):
+            with pytest.raises(TypeError, match=r"can't be copied or pickled.*make another with the same arguments"):
+                duplicate(one)
+        assert len(list(iterator)) == 2
+
+
+def test_arguments_can_be_read_and_not_set(folder: Folder) -> None:
+    """The blog's attributes are there, found where they were left out; setting one says what to do, and changes nothing."""
+    data = folder(9, (4, 3, 2))
+    with Loader(data.ids, data.labels, 4, dim=(4, 3), n_classes=9, shuffle=False, data_dir=data.path) as loader:
+        found = {name: getattr(loader, name) for name in ("batch_size", "dim", "n_channels", "n_classes", "shuffle")}
+        assert found == {"batch_size": 4, "dim": (4, 3), "n_channels": 2, "n_classes": 9, "shuffle": False}
+        assert list(loader.list_IDs) == data.ids
+        assert loader.labels is data.labels
+        for name in (*found, "list_IDs", "labels"):
+            with pytest.raises(AttributeError, match=rf"^{name} can't be changed.* make another: Loader\(\.\.\., {name}="):
+                setattr(loader, name, found.get(name))
+        assert [y.shape for _, y in loader] == [(4, 9)] * 2
+    for given, dim, n_channels in [({}, (4, 3, 2), None), ({"n_channels": 2}, (4, 3), 2), ({"n_channels": 1}, (4, 3, 2), 1)]:
+        with Loader(data.ids, None, 4, data_dir=data.path, **given) as loader:
+            assert (loader.dim, loader.n_channels, loader.labels) == (dim, n_channels, None)
+    with Loader(data.ids, None, 4, inputs={"a": Npy(data.path)}) as loader:
+        assert (loader.dim, loader.n_channels) == (None, None)
+
+
+def test_an_index_that_is_none(folder: Folder) -> None:
+    """Of an index beyond the end, a slice or a text, the error says what there is and what to do."""
+    data = folder(8)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path) as loader:
+        for index in (2, -3, 10**30):
+            with pytest.raises(IndexError, match=rf"^batch {index}: expected an int from -2 to 1, since there are 2 batches$"):
+                loader.batch(index)
+        for wrong, kind in ((slice(0, 2), "slice"), ("0", "str"), (0.0, "float"), (None, "NoneType")):
+            with pytest.raises(TypeError, match=rf"expected an int, found {kind}; for several, ask for one after the other"):
+                loader.batch(wrong)
+        assert loader.batch(np.int64(1))[1].tolist() == loader.batch(-1)[1].tolist()
 
 
 def test_two_loops_at_once(folder: Folder) -> None:

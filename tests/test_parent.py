@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from textwrap import indent
 
 import psutil
 import pytest
-
-GONE_WITHIN = 2.0
-"""Seconds after the end of the calling process in which the last worker must be gone."""
+from conftest import DEADLINE, GONE_WITHIN
+from leftovers import names
 
 STRIKES = {
     # how the calling process ends -> code that does it, its exit code, what its own traceback ends with
@@ -127,7 +125,6 @@ ELSEWHERE = {"first-worker-started", "last-worker-started", "replacing-a-worker"
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_nothing_is_left_of_a_process_that_ends(folder: Callable, script: Callable, moment: str) -> None:
     """Every end at this moment: its own exit code, no process and no name left, no line on stderr but its own traceback."""
-    names = set(os.listdir("/dev/shm"))
     body = indent(MOMENTS[moment].strip(), "    ")
     runs = {}
     for name, (strike, _, _) in STRIKES.items():
@@ -136,14 +133,14 @@ def test_nothing_is_left_of_a_process_that_ends(folder: Callable, script: Callab
 
     for name, run in runs.items():
         _, exitcode, own = STRIKES[name]
-        assert not run.left(within=20), name
+        assert not run.left(within=DEADLINE), name
         # All who inherited its pipes have ended: workers too.
         assert run.end(within=GONE_WITHIN) == exitcode, (name, run.err)
         assert run.err.count("Traceback") == (own is not None), (name, run.err)
         assert run.err.rstrip().endswith(own or ""), (name, run.err)
         for complaint in ("Exception ignored", "Warning", "leaked"):
             assert complaint not in run.err, (name, run.err)
-    assert set(os.listdir("/dev/shm")) <= names
+    assert not names()
 
 
 def test_nothing_is_left_of_a_fit_that_a_callback_ends(folder: Callable, script: Callable, until: Callable) -> None:
@@ -152,7 +149,6 @@ def test_nothing_is_left_of_a_fit_that_a_callback_ends(folder: Callable, script:
     TensorFlow 2.21 itself hangs now and then in such an exit, after all that Python runs at exit is done, with any arrays that it
     has aliased; then the workers have to be gone all the same.
     """
-    names = set(os.listdir("/dev/shm"))
     code = """
 import keras
 class End(keras.callbacks.Callback):
@@ -175,4 +171,4 @@ model.fit(sequence, verbose=0, epochs=2, callbacks=[End()])
         assert run.end(within=GONE_WITHIN) == 3, run.err
     for complaint in ("Traceback", "ResourceWarning", "leaked", "shmgen"):
         assert complaint not in run.err, run.err
-    assert set(os.listdir("/dev/shm")) <= names
+    assert not names()

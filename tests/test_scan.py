@@ -70,7 +70,7 @@ def run(*words: object, cwd: Path | None = None, **options: Any) -> subprocess.C
     """The command line, run to its end."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     command = [*options.pop("command", COMMAND), *map(str, words)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False, **options)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, **options)
 
 
 @pytest.fixture
@@ -553,7 +553,6 @@ def test_a_terminal_sees_a_bar(data: Path) -> None:
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=theirs,
-                timeout=60,
                 check=True,
             )
         finally:
@@ -616,7 +615,6 @@ def test_whoever_reads_the_output_may_leave(data: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=write,
             stderr=subprocess.PIPE,
-            timeout=60,
             check=False,
         )
     finally:
@@ -651,12 +649,12 @@ class Unfinished:
 
     def end(self) -> tuple[int, str, str]:
         """Exit status and outputs, once all ids there are have been given."""
-        out, err = self.process.communicate(timeout=60)
+        out, err = self.process.communicate()
         return self.process.returncode, out.decode(), err.decode()
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate(timeout=60)
+        self.process.communicate()
 
 
 @pytest.fixture

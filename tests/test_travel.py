@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +40,14 @@ def travellers(own: ModuleType) -> dict[str, Callable[..., Any]]:
 
         __call__ = method
 
+    class Lazy:
+        @functools.cached_property
+        def factor(self) -> int:
+            return factor
+
+        def method(self, x: Any, rng: object = None) -> Any:
+            return times(self.factor, x)
+
     return {
         "module-function": own.ten_times,
         "method-of-a-module": own.Times(10).method,
@@ -48,6 +57,8 @@ def travellers(own: ModuleType) -> dict[str, Callable[..., Any]]:
         "partial-of-a-module-function": functools.partial(own.times, factor=10),
         "bound-method": Times(10).method,
         "callable-object": Times(10),
+        "generic": functools.singledispatch(closure),
+        "cached-property": Lazy().method,
     }
 
 
@@ -65,11 +76,14 @@ class Times:
         self.factor = factor
     def method(self, x, rng=None):
         return times(x, factor=self.factor)
+
+import functools
+cached = functools.cache(ten_times)
 """
 
 KINDS = [
     "module-function", "method-of-a-module", "lambda", "closure", "partial", "partial-of-a-module-function", "bound-method",
-    "callable-object",
+    "callable-object", "generic", "cached-property",
 ]  # fmt: skip
 
 
@@ -83,6 +97,31 @@ def test_functions_travel(module: Callable, role: str, kind: str) -> None:
     found = rows(computed(**{role: function}, shuffle=False, drop_last=False, workers=1))
 
     np.testing.assert_array_equal(found, 10.0 * np.arange(N)[:, None] * np.ones(3))
+
+
+@pytest.mark.parametrize("kind", ["of-a-module", "local", "method", "mentioned"])
+def test_functions_with_a_cache_travel(module: Callable, kind: str) -> None:
+    """Those of functools.lru_cache, with its settings and what they hold; each worker has a cache of its own."""
+    own = module(OF_A_MODULE)
+    factor = 10
+
+    @functools.lru_cache(maxsize=7, typed=True)
+    def local(x: Any) -> Any:
+        return np.full(3, factor * x, np.float64)
+
+    class Held:
+        @functools.lru_cache  # noqa: B019 # as users do
+        def method(self, x: Any) -> Any:
+            return local(x)
+
+    def mentions(x: Any) -> Any:
+        assert local.cache_info().maxsize == 7
+        assert local.cache_parameters()["typed"]
+        return local(x)
+
+    function = {"of-a-module": own.cached, "local": local, "method": Held().method, "mentioned": mentions}[kind]
+    found = rows(computed(function, shuffle=False, drop_last=False, workers=2), epochs=2)
+    np.testing.assert_array_equal(found, np.tile(10.0 * np.arange(N)[:, None] * np.ones(3), (2, 1)))
 
 
 UNGUARDED = """
@@ -117,7 +156,10 @@ exec(compile(cell, "<ipython-input-1-abc>", "exec"), globals())
 namespace = {"__name__": "__main__", "np": np}
 exec(compile(cell, "/tmp/ipykernel_1/1234.py", "exec"), namespace)
 
-for source in (function, lambda n: times(FACTOR, n), functools.partial(times, 10), Times(10), Own(), Rows(), in_a_cell,
+@functools.lru_cache
+def cached(id): return function(id)
+
+for source in (cached, function, lambda n: times(FACTOR, n), functools.partial(times, 10), Times(10), Own(), Rows(), in_a_cell,
                namespace["in_a_cell"]):
     size = {} if isinstance(source, shmgen.Source) else dict(dim=3, n_channels=1, dtype="f8")
     with Loader(range(12), None, 4, source=source, workers=2, shuffle=False, **size) as loader:
@@ -264,3 +306,139 @@ def test_in_process_a_debugger_stops_in_functions() -> None:
 
     assert set(seen) == {(os.getpid(), threading.get_ident())}
     assert stops == ["call"] * 20
+
+
+# What functions drag along.
+
+LARGE = 10_000_000
+"""Bytes above which users are warned, as README says."""
+
+
+def holding(kind: str, held: Any) -> tuple[Callable[..., Any], str]:
+    """A function that drags ``held`` along, and by what name."""
+    images = held
+
+    def closure(id: int) -> np.ndarray:
+        return np.full(3, len(images) and id, np.float64)
+
+    def recursive(id: int) -> np.ndarray:
+        return recursive(-id) if id < 0 else closure(id)
+
+    def default(id: int, *, table: Any = held) -> np.ndarray:
+        return np.full(3, id, np.float64)
+
+    def two(held: Any, id: int) -> np.ndarray:
+        return np.full(3, id, np.float64)
+
+    class Held:
+        def __init__(self) -> None:
+            self.pictures = held
+
+        def method(self, id: int) -> np.ndarray:
+            return np.full(3, id, np.float64)
+
+    return {
+        "closure": (closure, "'images'"),
+        "default": (default, "'table'"),
+        "attribute": (Held().method, "'pictures'"),
+        "partial": (functools.partial(two, held), "'argument 1 of a partial'"),
+        "recursive": (recursive, "'images'"),
+        "closure-of-a-closure": (lambda id: closure(id), "'images'"),  # noqa: PLW0108
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        *((kind, "ndarray") for kind in ("closure", "default", "attribute", "partial", "recursive", "closure-of-a-closure")),
+        *(("closure", what) for what in ("bytes", "list", "dict")),
+    ],
+)
+def test_what_is_large_is_warned_of_once(kind: str, what: str) -> None:
+    """By field, name, type and size, with the remedy, at the caller's line, whatever it is; less is sent without a word."""
+
+    def made(size: int) -> Any:
+        array = np.zeros(size, np.uint8)
+        return {"ndarray": array, "bytes": array.tobytes(), "list": [array.tobytes()], "dict": {"a": array}}[what]
+
+    function, name = holding(kind, made(LARGE + 2_100_000))
+    text = (
+        rf"^the source of field 'X' holds {name} \({what}, 12\.1 MB\), .*each worker.*np\.load\(file, mmap_mode='r'\).*open\(\)"
+    )
+    with pytest.warns(UserWarning, match=text) as caught:
+        loader = computed(function, workers=1)
+    loader.close()
+    assert [warning.filename for warning in caught] == [computed.__code__.co_filename]
+    with computed(holding(kind, made(LARGE // 2))[0], workers=1) as loader:  # where warnings are errors
+        list(loader)
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> Callable[[str], np.ndarray]:
+    """Maps a file of 24 MB."""
+    np.save(tmp_path / "big.npy", np.arange(3_000_000.0).reshape(-1, 3))
+    return lambda mode: np.load(tmp_path / "big.npy", mmap_mode=mode)  # type: ignore[call-overload]
+
+
+VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "whole": lambda big: big,
+    "slice": lambda big: big[1000:],
+    "steps": lambda big: big[7::3, 1:],
+    "backwards": lambda big: big[::-2, ::-1],
+    "columns-first": lambda big: big.T,
+    "plain-array": lambda big: np.asarray(big)[5:],
+    "other-dtype": lambda big: big[3:].view("c8"),
+    "fields": lambda big: big[:-1].view([("a", "f4"), ("b", "f8"), ("c", "f8"), ("d", "i4")])["b"],
+    "one-row": lambda big: big[4],
+    "swapped": lambda big: big.view(">f8"),
+    "broadcast": lambda big: np.broadcast_to(big[5], (4_000_000, 3)),
+}
+
+
+@pytest.mark.parametrize(("view", "mode"), [*((view, "r") for view in VIEWS), ("whole", "r+"), ("plain-array", "r+")])
+def test_a_mapped_file_travels_as_a_file(mapped: Callable, view: str, mode: str) -> None:
+    """So do its slices and views, exactly, each of the same class, shape, dtype, strides and right to be written to."""
+    array = VIEWS[view](mapped(mode))
+    told = (type(array) is np.memmap, array.shape, array.strides, array.dtype, array.flags.writeable)
+    expected = [zlib.crc32(array[index].tobytes()) for index in (0, len(array) // 2, -1)]
+
+    def look(id: int) -> np.ndarray:
+        assert (type(array) is np.memmap, array.shape, array.strides, array.dtype, array.flags.writeable) == told
+        with open("/proc/self/maps") as maps:
+            assert "/big.npy" in maps.read()
+        with open("/proc/self/status") as status:
+            (rss,) = (int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+        return np.array([zlib.crc32(array[index].tobytes()) for index in (0, len(array) // 2, -1)] + [rss], np.float64)
+
+    found = rows(computed(look, dim=4, workers=1))
+    assert (found[:, :3] == expected).all()
+    assert (found[:, 3] < 60_000).all()
+
+
+@pytest.mark.parametrize("why", ["copy-on-write", "deleted", "replaced"])
+def test_a_mapped_file_that_shows_something_else_travels_as_bytes(mapped: Callable, tmp_path: Path, why: str) -> None:
+    """Changed in memory only, deleted, or replaced since: workers have what is here, with the warning."""
+    array = mapped("c" if why == "copy-on-write" else "r")
+    if why == "copy-on-write":
+        array[2, 0] = -1
+    else:
+        (tmp_path / "big.npy").unlink()
+    if why == "replaced":
+        np.save(tmp_path / "big.npy", np.zeros((1_000_000, 3)))
+    with pytest.warns(UserWarning, match=r"'array' \(memmap, 24\.0 MB\)"):
+        loader = computed(lambda id: array[id], shuffle=False, drop_last=False, workers=1)
+    np.testing.assert_array_equal(rows(loader), array[:N])
+
+
+def test_a_mapped_file_is_not_truncated(tmp_path: Path) -> None:
+    """One that was made by mode ``w+`` is not made anew by a worker, and workers write to it."""
+    array = np.memmap(tmp_path / "raw", np.float64, "w+", 16, (N, 3))
+    array[:] = np.arange(N)[:, None]
+
+    def write(id: int) -> np.ndarray:
+        array[id, 2] += 1
+        return array[id]
+
+    found = rows(computed(write, ids=range(N), batch_size=N, shuffle=False, slots=2, workers=1))
+    np.testing.assert_array_equal(found[:, 0], np.arange(N))
+    assert (array[:, 2] > array[:, 0]).all()

@@ -1,9 +1,12 @@
-"""Which batch an index asked for means, and which batches will be asked for next.
+"""Which batch an index asked for means, which epoch an iteration gets, and which batches will be asked for next.
 
 Keras asks for indexes in an order of its own, for some twice, and throws some away. So batches are dealt: with shuffling,
 an index asked for the first time in a pass is bound to the next batch of the epoch's order, and keeps it for that pass.
 Whatever order the indexes come in, batches go out in the order in which they are read ahead, each once a pass. Without
 shuffling, index i is batch i.
+
+Each iteration is a pass of its own, and gets the next epoch: also when the one before was left early. So which samples it
+gets never depends on how many batches of another a framework had asked for ahead.
 """
 
 from __future__ import annotations
@@ -40,11 +43,6 @@ class Pass:
         """Whether any index has been asked for."""
         return self._dealt > 0
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether every index has been asked for."""
-        return self._dealt == len(self._bound)
-
     def deal(self, index: int) -> Batch:
         """The batch that ``index`` means in this pass."""
         number = int(self._bound[index])
@@ -75,49 +73,72 @@ class Pass:
         yield from _first(self.epoch + 1, len(self._bound))
 
 
-class Dealer:
-    """Opens the passes: each deals the next epoch if the one before was dealt whole, else the same epoch again."""
+class Passes:
+    """The passes over a data set: iterations, and what is asked for by hand, outside of any.
 
-    def __init__(self, batches: int, *, shuffle: bool) -> None:
+    What is asked for by hand is a look at the next epoch, and costs nothing until `end` says that it was used.
+
+    Args:
+        batches: in an epoch.
+        shuffle: whether an index means the next batch in the epoch's order; else the batch of this number.
+        epoch: of the first pass.
+    """
+
+    def __init__(self, batches: int, *, shuffle: bool, epoch: int) -> None:
         self._batches = batches
         self._shuffle = shuffle
-        self._pass = Pass(0, batches, shuffle=shuffle)
-        self._begin = False
+        self._next_epoch = epoch
+        self._last: Pass | None = None
+        self._by_hand: Pass | None = None
 
-    def open(self) -> Pass:
-        """Begin a new pass at once."""
-        self._pass = Pass(self._next_epoch, self._batches, shuffle=self._shuffle)
-        self._begin = False
-        return self._pass
+    def open(self, *, by_hand: bool = False) -> Pass:
+        """Begin an iteration over the next epoch.
 
-    def begin(self) -> None:
-        """The next request is the first of a new iteration."""
-        self._begin = True
+        Args:
+            by_hand: what is asked for by hand meanwhile, and until `end`, belongs to it.
+        """
+        opened = self._pass()
+        self._next_epoch += 1
+        self._by_hand = opened if by_hand else None
+        self._last = opened
+        return opened
 
-    def epoch_boundary(self) -> None:
-        """Somebody says that an epoch ends or begins: true only if all of this one has been dealt."""
-        if self._pass.is_whole:
-            self._begin = True
+    def take_back(self, opened: Pass) -> None:
+        """The iteration was no more than a look: if it was the last to begin, the next one gets its epoch again."""
+        if self._next_epoch == opened.epoch + 1:
+            self._next_epoch = opened.epoch
+            self._last = None
+
+    def deal(self, index: int, of: Pass | None) -> Batch:
+        """The batch that ``index`` means in an iteration, or by hand."""
+        if of is None:
+            of = self._by_hand = self._by_hand or self._pass()
+        self._last = of
+        return of.deal(index)
+
+    def end(self) -> None:
+        """What was asked for by hand has been used: what is asked for from now on belongs to the next epoch."""
+        if self._by_hand is not None and self._by_hand.is_begun:
+            self._next_epoch = max(self._next_epoch, self._by_hand.epoch + 1)
+        self.forget()
+
+    def forget(self) -> None:
+        """What was asked for by hand was no more than a look."""
+        if self._last is self._by_hand:
+            self._last = None
+        self._by_hand = None
 
     @property
-    def current(self) -> Pass:
-        """The pass that a request belongs to, unless a new one is due."""
-        return self._pass
-
-    @property
-    def is_due(self) -> bool:
-        """Whether the next request is to open a new pass."""
-        return self._begin
+    def last(self) -> Pass | None:
+        """The pass that was asked last, or began since; None before the first, and where that was by hand and is over."""
+        return self._last
 
     def upcoming(self) -> Iterator[Batch]:
         """The batches that will be dealt next, as far as can be foreseen."""
-        if self._begin:
-            return _first(self._next_epoch, self._batches)
-        return self._pass.upcoming()
+        return _first(self._next_epoch, self._batches) if self._last is None else self._last.upcoming()
 
-    @property
-    def _next_epoch(self) -> int:
-        return self._pass.epoch + self._pass.is_whole
+    def _pass(self) -> Pass:
+        return Pass(self._next_epoch, self._batches, shuffle=self._shuffle)
 
 
 def _first(epoch: int, batches: int) -> Iterator[Batch]:

@@ -1,0 +1,93 @@
+"""Log records and warnings of the user's functions: a worker sends them, and the calling process gives them to its handlers."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from shmgen._source import told
+
+log = logging.getLogger("shmgen")
+
+
+def forward(tell: Callable[[bytes], object], levels: dict[str, int], disabled: int) -> None:
+    """Have log records and warnings of this process, a worker, sent by ``tell``.
+
+    Args:
+        tell: sends them.
+        levels: of the loggers of the calling process, by name, so that nothing is sent that it would not look at.
+        disabled: the level up to which all loggers are silent.
+    """
+    logging.root.addHandler(_Forward(tell))
+    logging.disable(disabled)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+    ) -> None:
+        classes = [(kind.__module__, kind.__qualname__) for kind in category.__mro__]
+        tell(pickle.dumps((str(message), classes, filename, lineno)))
+
+    warnings.showwarning = show
+
+
+class _Forward(logging.Handler):
+    def __init__(self, tell: Callable[[bytes], object]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.format(record)  # which makes text of the exception, if it has one
+            fields = {**vars(record), "msg": record.getMessage(), "args": None, "exc_info": None}
+            self._tell(pickle.dumps({name: _sendable(value) for name, value in fields.items()}))
+        except Exception:
+            self.handleError(record)
+
+
+def _sendable(value: Any) -> Any:
+    try:
+        pickle.dumps(value)
+    except Exception:
+        return repr(value)
+    return value
+
+
+class Echo:
+    """Gives to this process's handlers what its workers send."""
+
+    def __init__(self) -> None:
+        # Each worker gives a warning that is to be shown once.
+        self._first: dict[object, int] = {}
+
+    def handle(self, worker: int, message: bytes) -> None:
+        """Handle what the worker with this process id has sent."""
+        try:
+            thing = pickle.loads(message)
+            if isinstance(thing, dict):
+                record = logging.makeLogRecord(thing)
+                logger = logging.getLogger(record.name)
+                if logger.isEnabledFor(record.levelno):
+                    logger.handle(record)
+            elif self._first.setdefault(repr(thing), worker) == worker:
+                text, classes, filename, lineno = thing
+                warning = _warning(text, classes)
+                warnings.showwarning(warning, type(warning), filename, lineno)
+        except Exception as error:  # of a handler, a filter, or a class that only the worker knows
+            log.error("a log record or warning of worker process %d can't be handled: %s", worker, told(error))
+
+
+def _warning(text: str, classes: list[tuple[str, str]]) -> Warning:
+    """A warning of the first of these classes that is known here."""
+    for module, name in classes:
+        kind = getattr(sys.modules.get(module), name, None)
+        if isinstance(kind, type) and issubclass(kind, Warning):
+            with suppress(Exception):  # it may want more than a text
+                return kind(text)
+    return Warning(text)

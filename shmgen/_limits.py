@@ -1,0 +1,119 @@
+"""Limits of the process: which of them an error tells of, how much it allows, and what to do about it.
+
+A worker imports this module, and none could be imported once no file can be opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakSet
+
+FILES = errno.EMFILE, errno.ENFILE
+"""Errors of whoever opens a file."""
+
+SEGMENT = *FILES, errno.EFBIG
+"""Errors of whoever makes shared memory."""
+
+MAPPING = *FILES, errno.ENOMEM
+"""Errors of whoever maps memory, for which Python opens a file once more."""
+
+START = *MAPPING, errno.EAGAIN
+"""Errors of whoever starts a process."""
+
+open_loaders: WeakSet[object] = WeakSet()
+"""What delivers the batches of each loader that is open in this process."""
+
+
+def most_file_bytes() -> int | None:
+    """The bytes that a file may have; None where there is no limit."""
+    return _soft(resource.RLIMIT_FSIZE)
+
+
+def on_file_bytes() -> str:
+    """What to say where a file would have more; nothing where there is no limit."""
+    soft = most_file_bytes()
+    return "" if soft is None else f"files may have {soft:,} bytes (ulimit -f), and shared memory counts as one: {_LESS}"
+
+
+def reached(error: Exception, errors: tuple[int, ...]) -> str:
+    """The limit that ``error`` tells of, and the remedy; nothing where it tells of none, or is none of ``errors``."""
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    return _TOLD[number]() if number in errors else ""
+
+
+@contextmanager
+def named(errors: tuple[int, ...]) -> Iterator[None]:
+    """Has an OSError that tells of a limit say so."""
+    try:
+        yield
+    except OSError as error:
+        if limit := reached(error, errors):
+            raise OSError(error.errno, f"{error.strerror}: {limit}") from None
+        raise
+
+
+def note(error: Exception) -> None:
+    """Have ``error``, which comes out of code of the user's, say which limit it tells of, if of any."""
+    if limit := reached(error, MAPPING):
+        error.add_note(limit)
+
+
+def _files() -> str:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    raised = f"raise the limit, up to {hard:,}" if soft < hard else "raise the limit"
+    return f"this process may have {soft:,} files open (ulimit -n){_loaders()}, or {raised}"
+
+
+def _files_of_all() -> str:
+    return f"the machine may not have more files open (sysctl fs.file-max){_loaders()}, or raise the limit"
+
+
+def _loaders() -> str:
+    count = len(open_loaders)
+    if not count:
+        return ": close what is no longer needed"
+    return f", and {count} loader{'s are' if count > 1 else ' is'} open: close() those that are no longer needed"
+
+
+def _memory() -> str:
+    try:
+        with open("/proc/self/statm") as file:
+            size, _, _, _, _, data, _ = (int(pages) * resource.getpagesize() for pages in file.read().split())
+    except OSError:
+        return ""  # of two errors, that one counts which is to be explained
+    limits = (resource.RLIMIT_AS, "of address space", "v", size), (resource.RLIMIT_DATA, "of data", "d", data)
+    found = [
+        f"this process may have {soft:,} bytes {what} (ulimit -{letter}), and has {used:,}"
+        for limit, what, letter, used in limits
+        if (soft := _soft(limit)) is not None
+    ]
+    return f"{'; '.join(found)}: {_LESS}" if found else ""
+
+
+def _processes() -> str:
+    from shmgen._machine import most_processes
+
+    soft, most = _soft(resource.RLIMIT_NPROC), most_processes()
+    found = [] if soft is None else [f"this user may have {soft:,} processes and threads (ulimit -u)"]
+    if most is not None:
+        found.append(f"this container may have {most:,} (pids.max)")
+    return f"{', and '.join(found)}: use fewer workers, end what is no longer needed, or raise the limit" if found else ""
+
+
+def _soft(limit: int) -> int | None:
+    soft, _ = resource.getrlimit(limit)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+_LESS = "raise the limit, hold fewer batches, or use fewer slots or a smaller batch_size"
+
+_TOLD = {
+    errno.EMFILE: _files,
+    errno.ENFILE: _files_of_all,
+    errno.EFBIG: on_file_bytes,
+    errno.ENOMEM: _memory,
+    errno.EAGAIN: _processes,
+}

@@ -1,0 +1,106 @@
+"""What a test may leave behind: processes, descriptors and names in /dev/shm, each told from those of others on the machine."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections import Counter
+from dataclasses import dataclass, field
+from multiprocessing import shared_memory
+
+import psutil
+from pace import Deadline
+
+KINDS = ("socket", "eventpoll", "eventfd", "pidfd", "/dev/shm")
+"""Kinds of descriptors that a loader opens. TensorFlow and pytest open others of their own at any time."""
+
+MARK = f"t{os.getpid():07}_"
+"""Begins every name in /dev/shm that this process, or a script that it starts, makes: other programs make some at any time."""
+
+MARKED = f"from multiprocessing import shared_memory\nshared_memory._SHM_NAME_PREFIX = '/{MARK}'\n"
+"""Code that has the process that runs it make no other names."""
+
+shared_memory._SHM_NAME_PREFIX = f"/{MARK}"  # type: ignore[attr-defined]
+
+
+def names() -> set[str]:
+    """What there is of ours in /dev/shm."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith(MARK)}
+
+
+def command(process: psutil.Process) -> list[str]:
+    """The words of a command line."""
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ["shmgen, dead but not reaped"]
+
+
+def workers_of(process: psutil.Process) -> list[psutil.Process]:
+    """The workers among the children of ``process``."""
+    return [child for child in process.children() if any("shmgen" in word for word in command(child))]
+
+
+def children() -> set[str]:
+    """The processes that this one has started, and those that they have."""
+    # multiprocessing's resource tracker, which the first segment starts, serves the whole process until its end.
+    found = psutil.Process().children(recursive=True)
+    return {str(child) for child in found if not any("resource_tracker" in word for word in command(child))}
+
+
+def descriptors() -> Counter[str]:
+    """How many descriptors of each of `KINDS` are open."""
+    found: Counter[str] = Counter()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:  # the one that listed the directory
+            continue
+        found.update(kind for kind in KINDS if kind in target)
+    return found
+
+
+class Before:
+    """What there was when this was made."""
+
+    def __init__(self) -> None:
+        self._children, self._descriptors, self._names = children(), descriptors(), names()
+
+    def left(self) -> list[str]:
+        """What has come since, and is still there."""
+        return [
+            *(f"process {child}" for child in sorted(children() - self._children)),
+            *(f"{number} more descriptors of kind {kind}" for kind, number in (descriptors() - self._descriptors).items()),
+            *(f"/dev/shm/{name}" for name in sorted(names() - self._names)),
+        ]
+
+
+@dataclass
+class Gone:
+    """Processes whose end is waited for, through descriptors that no reuse of a process id can fool."""
+
+    fds: dict[int, int] = field(default_factory=dict)
+
+    def watch(self, pid: int) -> None:
+        self.fds[pid] = os.pidfd_open(pid)
+
+    def wait(self, within: float) -> set[int]:
+        """Process ids of those that live on after so many seconds; see `Deadline`."""
+        deadline = Deadline(within)
+        poll = select.poll()
+        left = {fd: pid for pid, fd in self.fds.items()}
+        for fd in left:
+            poll.register(fd, select.POLLIN)
+        while left:
+            ended = poll.poll(1000 * deadline.left)
+            if not ended and deadline.passed:
+                break
+            for fd, _ in ended:
+                poll.unregister(fd)
+                del left[fd]
+        return set(left.values())
+
+    def close(self) -> None:
+        for fd in self.fds.values():
+            os.close(fd)
+        self.fds.clear()

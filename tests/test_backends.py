@@ -1,0 +1,413 @@
+"""What is promised of passes on every backend of Keras: which samples a sequence of calls trains on, in which order.
+
+The backend is the one that Keras has in this process: `KERAS_BACKEND` chooses it. The truth is what a `Loader` with the same seed
+hands out, which knows no framework.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from shmgen import InputError, Loader, Sequence
+
+BATCH = 4
+SHAPE = (2, 3)
+
+
+class Recorder(keras.Model):
+    """A model that writes down the labels of every batch that it trains on, or evaluates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[list[int]] = []
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+        self.compile(run_eagerly=True)
+
+    def build(self, input_shape: Any) -> None:
+        """Nothing is left to be built."""
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.mean(x, axis=(1, 2))
+
+    def train_step(self, *stated: Any) -> Any:
+        """On JAX the state comes before the data, and goes back with the logs."""
+        *state, data = stated
+        x, y = (keras.ops.convert_to_numpy(part) for part in data)
+        assert (x == y[:, None, None]).all(), "X and y of a row belong to different samples"
+        self.seen.append(y.tolist())
+        logs = {"loss": np.float32(0)}
+        return (logs, *state) if state else logs
+
+    test_step = train_step
+
+    def taken(self) -> list[list[int]]:
+        """The labels of all batches since the last call."""
+        taken, self.seen = self.seen, []
+        return taken
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends ``fit`` after so many batches."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        self.model.stop_training = batch + 1 == self.after
+
+
+class Data:
+    """A data set of ``batches`` batches, and what a `Loader` makes of it."""
+
+    def __init__(self, folder: Callable[..., Any], batches: int) -> None:
+        self.batches = batches
+        self.set = folder(BATCH * batches, SHAPE)
+        self.options = {"batch_size": BATCH, "data_dir": self.set.path, "seed": 3, "workers": 2}
+
+    def sequence(self, cls: type[Sequence] = Sequence, **options: Any) -> Sequence:
+        return cls(self.set.ids, self.set.labels, **{**self.options, **options})
+
+    def epochs(self, count: int) -> list[list[list[int]]]:
+        """The labels of all batches of so many epochs."""
+        with Loader(self.set.ids, self.set.labels, **self.options) as loader:
+            return [[y.tolist() for _, y in loader] for _ in range(count)]
+
+
+@pytest.fixture
+def data(folder: Callable[..., Any]) -> Data:
+    """Ten batches."""
+    return Data(folder, 10)
+
+
+def by_loop(sequence: Sequence, steps: int) -> list[list[int]]:
+    found = [y.tolist() for _, y in islice(sequence, steps)]
+    sequence.on_epoch_end()
+    return found
+
+
+def by_loop_alone(sequence: Sequence, steps: int) -> list[list[int]]:
+    return [y.tolist() for _, y in islice(sequence, steps)]
+
+
+def by_hand(sequence: Sequence, steps: int) -> list[list[int]]:
+    found = [sequence[index][1].tolist() for index in range(steps)]
+    sequence.on_epoch_end()
+    return found
+
+
+def by_fit(sequence: Sequence, steps: int) -> list[list[int]]:
+    model = Recorder()
+    model.fit(sequence, epochs=1, steps_per_epoch=steps, verbose=0)
+    return model.taken()
+
+
+def by_fit_stopped(sequence: Sequence, steps: int) -> list[list[int]]:
+    model = Recorder()
+    model.fit(sequence, epochs=4, verbose=0, callbacks=[Stop(steps)])
+    return model.taken()
+
+
+def by_evaluate(sequence: Sequence, steps: int) -> list[list[int]]:
+    model = Recorder()
+    model.evaluate(sequence, steps=steps, verbose=0)
+    return model.taken()
+
+
+WAYS = [by_loop, by_loop_alone, by_hand, by_fit, by_fit_stopped, by_evaluate]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 8, 9, 10])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_pass_that_was_left_is_over(data: Data, way: Callable[..., Any], steps: int) -> None:
+    """However far a pass was gone through, and however far a framework had asked ahead: the next gets the next epoch."""
+    expected = [epoch[:steps] for epoch in data.epochs(4)]
+    with data.sequence() as sequence:
+        assert [way(sequence, steps) for _ in range(4)] == expected
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_set_that_is_as_small_as_a_probe(folder: Callable[..., Any], way: Callable[..., Any], batches: int) -> None:
+    """Frameworks look at a batch or two before they begin: also where that is all there is, it costs no epoch."""
+    data = Data(folder, batches)
+    with data.sequence() as sequence:
+        assert [way(sequence, batches) for _ in range(3)] == data.epochs(3)
+    with data.sequence() as sequence:
+        assert [way(sequence, 1) for _ in range(3)] == [epoch[:1] for epoch in data.epochs(3)]
+
+
+def test_all_ways_in_turn(data: Data) -> None:
+    """One object in loops, by hand, in `fit` and `evaluate`: whoever comes next gets the next epoch."""
+    ways = [by_loop, by_hand, by_fit, by_evaluate, by_loop_alone, by_fit_stopped, by_hand, by_loop_alone, by_loop, by_fit]
+    with data.sequence() as sequence:
+        assert [way(sequence, 3) for way in ways] == [epoch[:3] for epoch in data.epochs(len(ways))]
+
+
+def test_a_look_amid_a_loop(data: Data) -> None:
+    """In a ``for`` loop, and behind it until ``on_epoch_end``, ``sequence[i]`` is the batch that the loop had i-th."""
+    first, second = data.epochs(2)
+    with data.sequence() as sequence:
+        for index, (_, y) in enumerate(islice(sequence, 3)):
+            assert y.tolist() == sequence[index][1].tolist() == first[index]
+        assert sequence[1][1].tolist() == first[1]
+        sequence.on_epoch_end()
+        assert sequence[1][1].tolist() == second[0]
+
+
+def test_one_fit_over_short_epochs_goes_through_one_pass(data: Data) -> None:
+    """With ``steps_per_epoch`` below the length, the epochs of one `fit` go on where the last ended."""
+    first, second = data.epochs(2)
+    model = Recorder()
+    with data.sequence() as sequence:
+        model.fit(sequence, epochs=4, steps_per_epoch=5, verbose=0)
+        assert model.taken() == first + second
+
+
+def test_epochs_of_one_fit(data: Data) -> None:
+    """The first `fit` trains on epoch 0's order, and every epoch on the next."""
+    model = Recorder()
+    with data.sequence() as sequence:
+        model.fit(sequence, epochs=3, verbose=0)
+        model.fit(sequence, epochs=1, verbose=0)
+    assert model.taken() == sum(data.epochs(4), [])
+
+
+def test_a_fit_that_begins_later(data: Data) -> None:
+    """``fit(initial_epoch=2)`` with ``epoch=2`` trains on the orders that it would have had."""
+    model = Recorder()
+    with data.sequence(epoch=2) as sequence:
+        model.fit(sequence, initial_epoch=2, epochs=4, verbose=0)
+    assert model.taken() == sum(data.epochs(4)[2:], [])
+
+
+def test_a_model_that_has_yet_to_be_built(data: Data) -> None:
+    """To build it, Keras looks at a batch: that costs no epoch, in `fit`, `evaluate` and `predict`, and after a stop either."""
+    epochs = data.epochs(4)
+
+    class Means(keras.layers.Layer):
+        def build(self, input_shape: Any) -> None:
+            self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+
+        def call(self, x: Any) -> Any:
+            return keras.ops.mean(x, axis=(1, 2), keepdims=False)[:, None] * self.scale
+
+    class Unbuilt(Recorder):
+        def __init__(self) -> None:
+            keras.Model.__init__(self)
+            self.seen = []
+            self.means = Means()
+            self.compile(loss="mse", run_eagerly=True)
+
+        def build(self, input_shape: Any) -> None:
+            self.means.build(input_shape)
+
+        def call(self, x: Any) -> Any:
+            return self.means(x)
+
+    with data.sequence() as sequence, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = Unbuilt()
+        model.fit(sequence, epochs=1, verbose=0, callbacks=[Stop(1)])
+        assert model.taken() == epochs[0][:1]
+        model = Unbuilt()
+        model.evaluate(sequence, verbose=0)
+        assert model.taken() == epochs[1]
+        assert Unbuilt().predict(sequence, verbose=0)[:, 0].tolist() == sum(epochs[2], [])
+        model = Unbuilt()
+        model.fit(sequence, epochs=1, verbose=0)
+        assert model.taken() == epochs[3]
+
+
+def test_a_look_amid_a_fit(data: Data) -> None:
+    """Callbacks that look at a batch, at the length, or that evaluate the same object, leave what is trained on as it is."""
+
+    class Looks(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+            sequence[0], sequence.num_batches
+
+        def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+            sequence[batch], sequence.num_batches
+
+    model = Recorder()
+    with data.sequence() as sequence:
+        model.fit(sequence, epochs=3, verbose=0, callbacks=[Looks()])
+    assert model.taken() == sum(data.epochs(3), [])
+
+
+def test_training_and_validation_on_one_object(data: Data) -> None:
+    """Two of Keras's iterations over one object at a time: each has a pass of its own."""
+    epochs = data.epochs(5)
+    model = Recorder()
+    with data.sequence() as sequence:
+        model.fit(sequence, validation_data=sequence, epochs=4, steps_per_epoch=5, verbose=0)
+    first, second, third, *_ = (model.seen[start : start + 15] for start in range(0, 60, 15))
+    assert first == epochs[0][:5] + epochs[1]
+    assert second == epochs[0][5:] + epochs[2]
+    assert third == epochs[3][:5] + epochs[4]
+
+
+def test_a_generator_over_a_sequence(data: Data) -> None:
+    """A generator of the user's own that goes by ``num_batches`` is an iteration too, two at once are two."""
+
+    def generator() -> Any:
+        for index in range(sequence.num_batches):
+            yield sequence[index][1].tolist()
+
+    with data.sequence() as sequence:
+        pairs = list(zip(generator(), generator(), strict=True))
+    assert [list(one) for one in zip(*pairs, strict=True)] == data.epochs(2)
+
+
+class Half(Sequence):
+    """A subclass with a length of its own."""
+
+    def __len__(self) -> int:
+        return 5
+
+
+class Own(Sequence):
+    """A subclass whose every method goes through the base's."""
+
+    @property
+    def num_batches(self) -> int:
+        return super().num_batches
+
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index)
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+
+
+class Deaf(Sequence):
+    """A subclass that keeps Keras's hooks to itself, as users' do who need them for something else."""
+
+    def on_epoch_begin(self) -> None:
+        pass
+
+    def on_epoch_end(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("cls", [Own, Deaf])
+@pytest.mark.parametrize("way", [by_loop_alone, by_fit, by_fit_stopped, by_evaluate])
+def test_subclasses(data: Data, cls: type[Sequence], way: Callable[..., Any]) -> None:
+    """What a subclass overrides changes nothing of the passes."""
+    with data.sequence(cls) as sequence:
+        found = [way(sequence, 3) for _ in range(3)]
+    epochs = [epoch[:3] for epoch in data.epochs(6)]
+    # Where Keras looks at a batch in an iteration of its own, only its hooks tell that this was no more than a look.
+    assert found in ([epochs[:3]] if cls is Own or keras.backend.backend() == "tensorflow" else [epochs[:3], epochs[1::2]])
+
+
+def test_a_subclass_with_a_length_of_its_own(data: Data) -> None:
+    """``len``, ``num_batches``, ``for`` and `fit` agree."""
+    expected = [epoch[:5] for epoch in data.epochs(4)]
+    model = Recorder()
+    with data.sequence(Half) as sequence:
+        assert len(sequence) == sequence.num_batches == len(list(sequence)) == 5
+        model.fit(sequence, epochs=2, verbose=0)
+        assert model.taken() == expected[1] + expected[2]
+        assert sequence[-1][1].tolist() == sequence[4][1].tolist()
+        with pytest.raises(IndexError, match="batch 5: expected an int from -5 to 4, since there are 5 batches"):
+            sequence[5]
+
+
+def test_a_wrapper_that_hands_on_all(data: Data) -> None:
+    """A data set of the user's around a Sequence, which hands on what Keras asks: the same passes."""
+
+    class Wrapper(keras.utils.PyDataset):
+        def __getitem__(self, index: int) -> Any:
+            return sequence[index]
+
+        @property
+        def num_batches(self) -> int:
+            return sequence.num_batches
+
+        def on_epoch_end(self) -> None:
+            sequence.on_epoch_end()
+
+    model = Recorder()
+    with data.sequence() as sequence:
+        for _ in range(3):
+            model.fit(Wrapper(), epochs=1, steps_per_epoch=8, verbose=0)
+    assert model.taken() == sum((epoch[:8] for epoch in data.epochs(3)), [])
+
+
+def test_arguments_can_be_read_and_not_set(data: Data) -> None:
+    """The blog's attributes tell of the arguments; setting one is an error that says what to do."""
+    with data.sequence(dim=SHAPE[:1], n_classes=None) as sequence:
+        found = {name: getattr(sequence, name) for name in ("batch_size", "dim", "n_channels", "n_classes", "shuffle")}
+        assert found == {"batch_size": BATCH, "dim": (2,), "n_channels": 3, "n_classes": None, "shuffle": True}
+        assert list(sequence.list_IDs) == data.set.ids
+        assert sequence.labels is data.set.labels
+        for name in (*found, "list_IDs", "labels"):
+            with pytest.raises(AttributeError, match=rf"{name} can't be changed.*make another: Sequence\(\.\.\., {name}="):
+                setattr(sequence, name, found.get(name))
+
+
+def test_keras_own_options(data: Data, caplog: pytest.LogCaptureFixture) -> None:
+    """They are taken where they ask for what is done anyway, refused with a remedy else, and change nothing on the object."""
+    with data.sequence(use_multiprocessing=True, max_queue_size=10) as sequence:
+        for name, value in {"workers": 4, "use_multiprocessing": True, "max_queue_size": 3}.items():
+            setattr(sequence, name, value)
+            setattr(sequence, name, value)
+        assert [record.args[0] for record in caplog.records if "changes nothing" in record.msg] == [
+            "workers", "use_multiprocessing", "max_queue_size",
+        ]  # fmt: skip
+        assert (sequence.workers, sequence.use_multiprocessing) == (1, False)
+        assert by_fit(sequence, 10) == data.epochs(1)[0]
+    with data.sequence(slots=6, max_queue_size=6, use_multiprocessing=False):
+        pass
+    for options, said in {
+        "max_queue_size=64": {"max_queue_size": 64},
+        "workers=0": {"workers": 0, "use_multiprocessing": True},
+    }.items():
+        with pytest.raises(InputError, match=f"{options}.*leave"):
+            data.sequence(**said)
+    with data.sequence(slots=64), pytest.raises(InputError, match="pass slots=64"):
+        data.sequence(max_queue_size=64)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+def test_there_is_no_second_one(data: Data, duplicate: Callable[[object], object]) -> None:
+    """A copy would share state with the first: refused, with what to do."""
+    with data.sequence() as sequence, pytest.raises(TypeError, match=r"a Sequence can't be copied or pickled.*make another"):
+        duplicate(sequence)
+
+
+def predictor() -> keras.Model:
+    return keras.Sequential([keras.Input(SHAPE), keras.layers.GlobalAveragePooling1D()])
+
+
+def test_predict_over_a_shuffled_sequence_is_warned_of(data: Data) -> None:
+    """Rows come in an order that nobody knows afterwards: said once, with the remedy, which is silent."""
+    with data.sequence() as sequence, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        predictor().predict(sequence, verbose=0)
+        predictor().predict(sequence, verbose=0)
+    assert sum("predict over a Sequence with shuffle=True" in str(one.message) for one in caught) == 1
+    with data.sequence(shuffle=False) as sequence:
+        predicted = predictor().predict(sequence, verbose=0)
+    assert predicted[:, 0].tolist() == list(range(40))
+
+
+def test_rows_that_predict_leaves_out_are_said(data: Data) -> None:
+    """With ``drop_last=True``, of samples that fill no batch: how many, once; not where there are none, nor of `fit`."""
+    with data.sequence(batch_size=7, shuffle=False) as sequence:
+        with pytest.warns(UserWarning, match="predict leaves out 5 of 40 samples, which fill no batch of 7.*drop_last=False"):
+            assert len(predictor().predict(sequence, verbose=0)) == 35
+        assert len(predictor().predict(sequence, verbose=0)) == 35
+        by_evaluate(sequence, 5)
+    with data.sequence(batch_size=7, shuffle=False, drop_last=False) as sequence:
+        assert len(predictor().predict(sequence, verbose=0)) == 40

@@ -1,0 +1,508 @@
+"""Users' functions find in a worker what they find in the calling process, in every worker, whenever it was started."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import venv
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from ways import N, computed, kill, rows
+
+from shmgen import FunctionError, InputError, Loader, StartError
+
+# Functions stand inside of tests: one of the module itself would have workers import pytest and Keras.
+
+TENFOLD = "import numpy as np\ndef fill(id): return np.full(3, FACTOR * id, np.float64)\nFACTOR = 10\n"
+"""A module whose function returns ten times the id."""
+
+
+def expected() -> np.ndarray:
+    """What a loader reads whose function is that of TENFOLD."""
+    return 10.0 * np.arange(N)[:, None] * np.ones(3)
+
+
+def read(source: Any, **options: Any) -> np.ndarray:
+    """All rows in the order of the ids."""
+    return rows(computed(source, shuffle=False, drop_last=False, **{"workers": 2, **options}))
+
+
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has a module taken out of `sys.modules` when the test is over."""
+
+    def forget(name: str) -> None:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        del sys.modules[name]
+
+    return forget
+
+
+def loaded(name: str, path: Path) -> ModuleType:
+    """The module in this file, in `sys.modules` under a name by which nobody would find it."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Modules.
+
+
+@pytest.mark.parametrize("name", ["plugin", "plugins.decode", "colorsys"], ids=["plain", "in-no-package", "name-of-another"])
+def test_a_module_loaded_from_a_path(tmp_path: Path, forgotten: Callable, name: str) -> None:
+    """Its functions travel, and those that mention it, also where its package is none or another module has its name."""
+    forgotten(name)
+    (tmp_path / "some file.py").write_text(TENFOLD)
+    module = loaded(name, tmp_path / "some file.py")
+
+    np.testing.assert_array_equal(read(module.fill), expected())
+    np.testing.assert_array_equal(read(lambda id: module.fill(id) + 0), expected())
+
+
+def test_a_package_loaded_from_a_path_has_its_submodules(tmp_path: Path, forgotten: Callable) -> None:
+    """A worker finds those that a function imports only there."""
+    forgotten("packed")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/__init__.py").write_text("def fill(id):\n    from packed import sub\n    return sub.fill(id)\n")
+    (tmp_path / "src/sub.py").write_text(TENFOLD)
+
+    np.testing.assert_array_equal(read(loaded("packed", tmp_path / "src/__init__.py").fill), expected())
+
+
+def test_a_module_without_a_file(forgotten: Callable) -> None:
+    """One that a program has made itself travels by value, functions, classes and all."""
+    forgotten("made_up")
+    module = sys.modules["made_up"] = ModuleType("made_up")
+    exec(TENFOLD + "class Fill:\n    def __call__(self, id): return fill(id)\n", vars(module))
+
+    for function in (module.fill, module.Fill(), lambda id: module.fill(id) + 0):
+        np.testing.assert_array_equal(read(function), expected())
+
+
+def test_a_module_whose_folder_is_off_the_path(module: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was imported while its folder was on `sys.path`, with what it imports itself, also in the place of a namesake."""
+    (tmp_path / "its_helper.py").write_text(TENFOLD)
+    own = module("import its_helper\ndef fill(id): return its_helper.fill(id)\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/its_helper.py").write_text("def fill(id): return [-1, -1, -1]")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "other"), *(entry for entry in sys.path if entry != str(tmp_path))])
+    try:
+        np.testing.assert_array_equal(read(own.fill), expected())
+    finally:
+        del sys.modules["its_helper"]
+
+
+def test_a_module_whose_file_is_gone(module: Callable, tmp_path: Path) -> None:
+    """It travels by value."""
+    own = module(TENFOLD)
+    (tmp_path / "of_the_users_own.py").unlink()
+
+    np.testing.assert_array_equal(read(own.fill), expected())
+
+
+def test_what_a_module_without_a_file_cannot_send_is_named(forgotten: Callable) -> None:
+    """At construction, with the field and the remedy."""
+    forgotten("made_up")
+    module = sys.modules["made_up"] = ModuleType("made_up")
+    exec("import threading\nlock = threading.Lock()\ndef fill(id):\n    with lock: return [id] * 3", vars(module))
+
+    with pytest.raises(InputError, match=r"^the source of field 'X' .*'fill' of module 'made_up': .*lock.*workers=0"):
+        computed(module.fill, workers=1)
+
+
+def test_a_module_that_a_worker_cannot_import_is_named(module: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that refuses to be imported there: function, module, its own error and the remedy, and no line of ours."""
+    monkeypatch.setattr(sys, "of_this_process", True, raising=False)
+    own = module("import sys\nsys.of_this_process\ndef fill(id): return [id, id, id]\n")
+    with computed(own.fill, workers=1, dtype="i8") as loader, pytest.raises(StartError) as caught:
+        list(loader)
+    assert re.match(
+        r"a worker can't import 'fill' of module 'of_the_users_own', .*workers=0; AttributeError: ",
+        str(caught.value),
+    )
+    assert "shmgen/" not in str(caught.value)
+
+
+SETUPTOOLS = """
+import sys
+from importlib.util import spec_from_file_location
+MAPPING = {MAPPING}
+
+class _EditableFinder:
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name in MAPPING:
+            return spec_from_file_location(name, MAPPING[name])
+        return None
+
+def install():
+    if not any(finder == _EditableFinder for finder in sys.meta_path):
+        sys.meta_path.append(_EditableFinder)
+"""
+"""What setuptools writes for a package that is installed in place, in short."""
+
+
+@pytest.mark.parametrize("where", ["by-reference", "imported-in-the-worker-alone"])
+def test_a_package_that_is_installed_in_place(tmp_path: Path, where: str) -> None:
+    """By a finder that a ``.pth`` file of a virtual environment installs; `sys.prefix` is that of the environment, too."""
+    venv.create(tmp_path / "venv", symlinks=True)
+    (site,) = (tmp_path / "venv/lib").glob("python*/site-packages")
+    package = tmp_path / "elsewhere/inplace.py"
+    package.parent.mkdir()
+    package.write_text(f"import sys\n{TENFOLD}    \nHERE = sys.prefix, sys.exec_prefix\n")
+    (site / "__editable___inplace_finder.py").write_text(SETUPTOOLS.replace("{MAPPING}", repr({"inplace": str(package)})))
+    (site / "__editable__.inplace.pth").write_text("import __editable___inplace_finder; __editable___inplace_finder.install()\n")
+    mine = next(entry for entry in sys.path if entry.endswith("site-packages"))
+    (site / "mine.pth").write_text(f"{mine}\n")
+    code = f"""
+import sys
+import numpy as np
+from shmgen import Loader
+
+def alone(id):
+    import inplace
+    assert sys.prefix != sys.base_prefix
+    assert inplace.HERE == (sys.prefix, sys.exec_prefix) == (sys.argv[1], sys.argv[1])
+    return inplace.fill(id)
+
+if {where == "by-reference"}:
+    from inplace import fill as alone
+with Loader(range(8), None, 4, source=alone, dim=3, n_channels=1, dtype="f8", workers=2, shuffle=False) as loader:
+    assert [row for X, in loader for row in X[:, 0, 0].tolist()] == [10 * k for k in range(8)]
+print("right")
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    done = subprocess.run(
+        [tmp_path / "venv/bin/python", script, tmp_path / "venv"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("right\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("entry", ["", "sub/.."], ids=["empty", "relative"])
+def test_a_relative_entry_of_the_path_and_a_later_chdir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: Callable, entry: str
+) -> None:
+    """Modules found along it are those that were imported here, though the process has gone elsewhere since."""
+    forgotten("beside")
+    for folder, code in {"here": TENFOLD, "there": "def fill(id): return [-1, -1, -1]"}.items():
+        (tmp_path / folder / "sub").mkdir(parents=True)
+        (tmp_path / folder / "beside.py").write_text(code)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", [entry, *sys.path])
+    module = importlib.import_module("beside")
+    monkeypatch.chdir(tmp_path / "there")
+
+    np.testing.assert_array_equal(read(module.fill), expected())
+
+
+# What surrounds a function.
+
+
+ALIKE = """
+import json
+
+def tell():
+    return {
+        "working folder": os.getcwd(),
+        "relative file": open("note").read(),
+        "variable": os.environ.get("SOME_VARIABLE"),
+        "PYTHONPATH": os.environ.get("PYTHONPATH"),
+        "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED"),
+        "arguments": sys.argv,
+        "flags": [sys.flags.utf8_mode, sys.flags.optimize, sys.dont_write_bytecode],
+        "prefixes": [sys.prefix, sys.exec_prefix],
+        "hash": hash("text"),
+    }
+
+def function(id):
+    path = f"{DATA}/{os.getpid()}"
+    if not os.path.exists(path):
+        with open(path + ".new", "w") as file: json.dump(tell(), file)
+        os.rename(path + ".new", path)
+    return np.zeros(3)
+
+def until(workers):
+    while len([name for name in os.listdir(DATA) if name.isdecimal()]) < workers: list(loader)
+
+loader = Loader(range(64), None, 2, source=function, dim=3, n_channels=1, dtype="f8", workers=2)
+say(json.dumps(tell()))
+until(2)
+os.chdir("/")
+os.environ["SOME_VARIABLE"] = "another"
+sys.argv.append("another")
+for worker in loader._crew._workers: worker.process.kill(); worker.process.wait()
+until(4)
+with loader._delivery.lock: loader._delivery._watch.resize(3)  # as "auto" does
+until(5)
+loader.close()
+"""
+
+
+def test_all_workers_are_alike(folder: Callable, script: Callable) -> None:
+    """Those at first, those that replace them or are added after a change of folder and environment, and the process itself."""
+    data = folder(1)
+    (data.path.parent / "note").write_text("here")
+    run = script(ALIKE, data, options=("-X", "utf8", "-O", "-B"))
+    assert run.end() == 0, run.err
+    own = json.loads(run.out)
+    told = [json.loads(path.read_text()) for path in data.path.iterdir() if path.name.isdecimal()]
+    assert len(told) == 5
+    # Its own seed is chosen at random, and nobody can know it.
+    assert len({worker.pop("hash") for worker in told}) == 1
+    assert own.pop("hash")
+    assert told == [own] * 5
+
+
+@pytest.mark.parametrize(
+    ("seed", "options"), [("0", []), ("17", []), ("random", []), (None, []), ("17", ["-E"]), (None, ["-I"])], ids=str
+)
+def test_hashes_are_those_of_the_calling_process(tmp_path: Path, seed: str | None, options: list[str]) -> None:
+    """Where PYTHONHASHSEED fixes them, whatever a program says later; else they are the same in all workers, and in every run."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""if True:
+    import os, sys
+    sys.path.insert(0, {str(ROOT)!r})
+    sys.path += {[entry for entry in sys.path if "site-packages" in entry]!r}
+    from shmgen import Loader
+    before = os.environ["PYTHONHASHSEED"] = "3"
+    def function(id): return [hash("text"), hash(b"bytes"), os.environ["PYTHONHASHSEED"] == "3"]
+    with Loader(range(64), None, 2, source=function, workers=2, dim=3, n_channels=1, dtype="i8") as loader:
+        print({{tuple(row) for X, in loader for row in X[..., 0].tolist()}}, (hash("text"), hash(b"bytes"), 1))
+    """)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
+    runs = [
+        subprocess.run(
+            [sys.executable, *options, script],
+            env={**environ, **({} if seed is None else {"PYTHONHASHSEED": seed})},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for _ in range(2)
+    ]
+    for run in runs:
+        found, own = re.fullmatch(r"\{(\(.*?\))\} (\(.*\))\n", run.stdout).groups(), run.stderr  # type: ignore[union-attr]
+        fixed = seed not in ("random", None) and not options
+        assert (found[0] == found[1]) == fixed, own
+        assert found[0] == re.fullmatch(r"\{(\(.*?\))\} .*\n", runs[0].stdout)[1]  # type: ignore[index]
+
+
+def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable) -> None:
+    """A worker that would have to work elsewhere is an error that names the folder; one that was made in such a folder works."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    with computed(workers=1) as loader:
+        list(loader)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "gone").rmdir()
+        kill_all(loader)
+        with pytest.raises(StartError, match=rf"working folder .*{tmp_path}/gone, .*make another loader"):
+            list(loader)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert len(read(None)) == N
+
+
+def kill_all(loader: Loader) -> None:
+    """End a loader's workers."""
+    import psutil
+
+    for pid in loader._crew.pids:  # type: ignore[attr-defined]
+        kill(psutil.Process(pid))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [("frozen", True, "frozen"), ("executable", "", "sys.executable"), ("executable", None, "sys.executable")],
+)
+def test_a_program_without_an_interpreter(monkeypatch: pytest.MonkeyPatch, name: str, value: object, why: str) -> None:
+    """Frozen, or embedded: an error at construction instead of the program started anew without end; the remedy works."""
+    started: list[object] = []
+    monkeypatch.setattr("shmgen._pool.subprocess.Popen", lambda *args, **options: started.append(args))
+    monkeypatch.setattr(sys, name, value, raising=False)
+    with pytest.raises(InputError, match=rf"^workers: .*{why}.*workers=0$"):
+        computed()
+    assert not started
+    assert len(read(None, workers=0)) == N
+
+
+# Warnings and log records.
+
+
+@pytest.mark.parametrize("options", [("-W", "error::UserWarning"), ()], ids=["option", "environment"])
+def test_filters_of_warnings_from_outside(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """``-W error`` and PYTHONWARNINGS=error make errors of a function's warnings, with id and line; what is ignored is so."""
+    script = tmp_path / "script.py"
+    script.write_text("""if True:
+    import warnings
+    from shmgen import Loader, FunctionError
+
+    def function(id):
+        warnings.warn("ignored", FutureWarning)
+        warnings.warn("no such picture")
+        return [0.0, 0.0, 0.0]
+
+    try:
+        with Loader(range(8), None, 4, source=function, dim=3, n_channels=1, dtype="f8", workers=1) as loader: list(loader)
+    except FunctionError as error:
+        print(error)
+    """)
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if options:
+        options = ("-W", "ignore::FutureWarning", *options)
+    else:
+        environ["PYTHONWARNINGS"] = "ignore::FutureWarning,error::UserWarning"
+    run = subprocess.run([sys.executable, *options, script], env=environ, capture_output=True, text=True, check=True)
+    assert re.match(r"sample \d, source of field 'X': UserWarning: no such picture", run.stdout), run.stderr
+    assert f'File "{script}", line 7, in function\n    warnings.warn("no such picture")' in run.stdout.replace("    " * 2, "    ")
+    assert run.stderr == ""
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_of_functions_are_shown_here() -> None:
+    """Once for all workers, with file and line, as a warning of the class that it was, or of the nearest that is known."""
+
+    class Own(UserWarning):
+        def __init__(self, one: object, two: object) -> None:
+            super().__init__(f"{one} and {two}")
+
+    def warns(x: Any, rng: object) -> None:
+        warnings.warn("no such picture", RuntimeWarning, stacklevel=1)
+        warnings.warn(Own(1, 2), stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as caught, computed(transform=warns, workers=2) as loader:
+        for _ in range(3):
+            list(loader)
+    assert sorted((warning.category.__name__, str(warning.message)) for warning in caught) == [
+        ("RuntimeWarning", "no such picture"),
+        ("UserWarning", "1 and 2"),
+    ]
+    assert {(warning.filename, warning.lineno) for warning in caught} == {
+        (__file__, warns.__code__.co_firstlineno + number) for number in (1, 2)
+    }
+
+
+def test_an_error_of_warnings_is_one_in_a_worker() -> None:
+    """What a filter here makes an error of is one there, as with ``workers=0``."""
+
+    def warns(x: Any, rng: object) -> None:
+        warnings.warn("no such picture", stacklevel=1)
+
+    with computed(transform=warns, workers=1) as loader, pytest.raises(FunctionError, match="UserWarning: no such picture"):
+        list(loader)
+
+
+class Kept(logging.Handler):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def logger() -> Any:
+    """A logger of level INFO that passes nothing on, and its handler."""
+    logger = logging.getLogger("of_the_users_own")
+    handler = Kept()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    yield logger, handler
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
+
+
+def test_log_records_of_functions_are_handled_here(logger: Any) -> None:
+    """Each once, by the handlers of the logger of that name, from its level on, with the text of an exception and extras."""
+    _, handler = logger
+
+    def logs(x: Any, rng: object) -> None:
+        own = logging.getLogger("of_the_users_own")
+        own.debug("not this")
+        logging.getLogger("of_the_users_own.sub").info(
+            "sample %d", int(x[0, 0]), extra={"process_id": os.getpid(), "lock": own.parent}
+        )
+        try:
+            raise ValueError("no such picture")
+        except ValueError:
+            own.exception("sorry")
+
+    assert len(rows(computed(transform=logs, workers=2, drop_last=False))) == N
+    # What was read ahead for the next epoch may have been heard of as well.
+    told = [record.getMessage() for record in handler.records if record.levelno == logging.INFO]
+    assert {*told} == {f"sample {number}" for number in range(N)}
+    assert "not this" not in {record.getMessage() for record in handler.records}
+    (error, *_) = [record for record in handler.records if record.levelno == logging.ERROR]
+    assert "ValueError: no such picture" in logging.Formatter().format(error)
+    assert {record.process_id for record in handler.records if hasattr(record, "process_id")} == {
+        record.process for record in handler.records
+    }
+    assert os.getpid() not in {record.process for record in handler.records}
+
+
+def test_large_log_records_do_not_break_the_stream(logger: Any) -> None:
+    """Megabytes in each, from several threads of a worker at once: records and batches are whole."""
+    _, handler = logger
+
+    def logs(id: int) -> np.ndarray:
+        import threading
+
+        def log(number: int) -> None:
+            logging.getLogger("of_the_users_own").info("%s", str(number) * 1_000_000)
+
+        threads = [threading.Thread(target=log, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return np.full(3, id, np.float64)
+
+    found = rows(computed(logs, ids=range(4), batch_size=2, shuffle=False, workers=2))
+    assert found[:, 0].tolist() == [0, 1, 2, 3]
+    messages = [record.getMessage() for record in handler.records]
+    assert {*messages} == {str(number) * 1_000_000 for number in range(4)}
+    assert len(messages) >= 16
+
+
+def test_a_handler_that_fails_costs_no_batch(logger: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """An error out of a filter is logged, and batches are what they are."""
+    own, _ = logger
+
+    def fails(record: logging.LogRecord) -> bool:
+        raise RuntimeError("no words")
+
+    own.addFilter(fails)
+    try:
+        found = rows(
+            computed(transform=lambda x, rng: logging.getLogger("of_the_users_own").warning("hm"), workers=1, drop_last=False)
+        )
+    finally:
+        own.removeFilter(fails)
+    assert len(found) == N
+    assert "no words" in caplog.text

@@ -1,0 +1,253 @@
+"""Errors reach the user: logged once in plain words, kept for whoever asks later, and holding nothing else alive."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmgen._delivery
+from shmgen import (
+    ClosedError,
+    FunctionError,
+    Loader,
+    SampleError,
+    Sequence,
+    Source,
+    StartError,
+    TooManyDamaged,
+    WorkerDied,
+)
+
+WORKERS = [pytest.param(0, id="in-process"), pytest.param(1, id="1-worker")]
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """What is in a cycle stays."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The errors in the log."""
+    return [record.getMessage() for record in caplog.records if (record.name, record.levelno) == ("shmgen", logging.ERROR)]
+
+
+def missing(data: Any, *numbers: int) -> None:
+    """Delete the files of samples."""
+    for number in numbers:
+        data.file(data.ids[number]).unlink()
+
+
+def test_what_fit_ends_in_is_a_line_of_its_own(folder: Callable, script: Callable) -> None:
+    """From ``fit`` on TensorFlow: one line on stderr that begins with the sample, and an error that can be asked for."""
+    code = """
+import keras
+sequence = shmgen.Sequence(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)
+os.unlink(f"{DATA}/id-30.npy")
+model = keras.Sequential([keras.layers.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+model.compile(loss="mse")
+try:
+    model.fit(sequence, verbose=0, shuffle=False)
+except Exception as error:
+    say(type(error).__name__, len(str(error).splitlines()) > 10)
+say(repr(sequence.error))
+sequence.close()
+say(sequence.error.id)
+"""
+    data = folder(40)
+    run = script(code, data, options=())
+
+    assert run.end() == 0, run.err
+    path = data.file("id-30")
+    text = f"sample 'id-30', file {path}: expected a file, found none at this path"
+    assert run.err.splitlines().count(text) == 1
+    assert run.out.splitlines() == [
+        "UnknownError True",
+        f"SampleError('id-30', '{path}', 'expected a file, found none at this path')",
+        "id-30",
+    ]
+
+
+def opening(act: Callable[[], object]) -> Source:
+    """A source of the user's own that does something when it is opened; its class travels by value."""
+
+    class Own(Source):
+        shape, dtype = (3,), "f4"
+
+        def open(self) -> None:
+            act()
+
+        def read(self, id: Any, row: np.ndarray) -> None: ...
+
+    return Own()
+
+
+def five_is_odd() -> Callable[[str], np.ndarray]:
+    """A function that there is no sample ``id-5`` for."""
+
+    def function(id: str) -> np.ndarray:
+        if id == "id-5":
+            raise ValueError("five is odd")
+        return np.zeros(3)
+
+    return function
+
+
+ENDS = {
+    # what is wrong -> options, the error that the second batch of four ends in, and what it says
+    "sample": (dict, SampleError, "sample 'id-5', file .*: expected a file, found none"),
+    "function": (lambda: {"source": five_is_odd()}, FunctionError, "sample 'id-5', source of field 'X': ValueError: five is odd"),
+    "damaged": (
+        lambda: {"on_error": "replace", "max_damaged": 0.0},
+        TooManyDamaged,
+        "1 of 8 samples are damaged, and max_damaged=0 of them are borne",
+    ),
+    "start": (
+        lambda: {"source": opening(lambda: 1 / 0)},
+        StartError,
+        "source of field 'X' can't be opened: ZeroDivisionError: division by zero",
+    ),
+    "death": (
+        lambda: {"source": opening(lambda: os._exit(7))},
+        WorkerDied,
+        r"worker 0 \(pid \d+\) ended with exit code 7",
+    ),
+}
+
+
+def failing(kind: str, folder: Callable, front: type[Loader] | type[Sequence] = Loader) -> Any:
+    """What ends as `ENDS` says."""
+    data = folder(8)
+    loader = front(data.ids, data.labels, 4, data_dir=data.path, shuffle=False, workers=1, **ENDS[kind][0]())
+    data.file("id-5").unlink()
+    return loader
+
+
+@pytest.mark.parametrize("front", [Loader, Sequence])
+@pytest.mark.parametrize("kind", ENDS)
+def test_an_error_is_logged_once_and_kept(
+    folder: Callable, caplog: pytest.LogCaptureFixture, kind: str, front: type[Loader] | type[Sequence]
+) -> None:
+    """Its text is in the log, however often it is asked for; the same error can be had afterwards, also once it is closed."""
+    loader = failing(kind, folder, front)
+    ask = loader.batch if front is Loader else loader.__getitem__
+    assert loader.error is None
+    raised = []
+    for _ in range(2):
+        with pytest.raises(ENDS[kind][1], match=ENDS[kind][2]) as caught:
+            ask(1)
+        raised.append(caught.value)
+    loader.close()
+
+    assert said(caplog) == [str(raised[0])]
+    assert (type(loader.error), loader.error.args) == (type(raised[0]), raised[0].args)
+    assert vars(loader.error) == vars(raised[0])
+    assert str(loader.error) == str(raised[1])
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_what_is_kept_of_an_error_keeps_nothing(folder: Callable, kind: str) -> None:
+    """No frame, so no ring: without a garbage collection, all goes when the loader does, though error and log records stay."""
+    loader = failing(kind, folder)
+    with no_collection():
+        with contextlib.suppress(ENDS[kind][1]):
+            loader.batch(1)
+        error = loader.error
+        assert error is not None
+        assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
+        left = [weakref.ref(loader), weakref.ref(loader._delivery), weakref.ref(loader._ring)]
+        del loader
+        assert [ref() for ref in left] == [None] * 3
+
+
+@pytest.mark.filterwarnings("ignore:batches of a loader with shuffle=False are asked for in an order")
+@pytest.mark.parametrize("workers", WORKERS)
+def test_each_batch_that_fails_is_logged_in_each_epoch(folder: Callable, caplog: pytest.LogCaptureFixture, workers: int) -> None:
+    """Two batches that can't be had, once each, and again in the next epoch; and what else one fails of."""
+    data = folder(8)
+    with Loader(data.ids, data.labels, 2, data_dir=data.path, shuffle=False, workers=workers) as loader:
+        missing(data, 1, 5)
+        for _ in range(2):
+            for index in (0, 0, 1, 2, 2, 3):
+                with contextlib.suppress(SampleError):
+                    loader.batch(index)
+            loader.on_epoch_end()
+        assert [re.findall("id-.", text)[0] for text in said(caplog)] == ["id-1", "id-5"] * 2
+        assert loader.error is not None
+        assert loader.error.id == "id-5"
+
+        caplog.clear()
+        for content in (b"", b"", b"PNG" * 9, b""):
+            data.file("id-1").write_bytes(content)
+            with pytest.raises(SampleError):
+                loader.batch(0)
+        assert [text.partition("found ")[2] for text in said(caplog)] == [
+            "an empty one (0 bytes)",
+            "one that begins with b'PNGPNG'",
+        ]
+
+
+def test_a_plain_close_is_no_error(folder: Callable, caplog: pytest.LogCaptureFixture, asking: Any) -> None:
+    """Neither who asks afterwards, nor who waits meanwhile, is told of more than a ClosedError; what went wrong before stays."""
+    data = folder(8)
+    loader = Loader(data.ids, data.labels, 4, data_dir=data.path, shuffle=False, workers=1)
+    data.fifo(0)
+    waiting = asking(lambda: [loader.batch(index) for index in (1, 0) * 10])
+    waiting.until_it_waits()
+    loader.close()
+    assert isinstance(waiting.outcome(), ClosedError)
+    with pytest.raises(ClosedError):
+        loader.batch(1)
+    assert loader.error is None
+    assert said(caplog) == []
+
+
+def test_errors_that_are_not_ours_are_kept_too(folder: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    """An exception of the user's that comes up in the calling process, of a class that can't be made again from its arguments."""
+
+    class Odd(Exception):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f"{one} and {two}")
+
+    class Moody(Source):
+        shape, dtype = (3,), "f4"
+
+        def read(self, id: Any, row: np.ndarray) -> None: ...
+
+        def version(self, ids: Any) -> object:
+            if moods.pop():
+                raise Odd(1, 2)
+            return None
+
+    data, moods = folder(8), [True, False, False]
+    with Loader(data.ids, None, 4, source=Moody(), workers=1, shuffle=False) as loader:
+        with pytest.raises(Odd):
+            list(loader)
+        assert said(caplog) == ["Odd: 1 and 2"]
+        assert str(loader.error) == "Odd: 1 and 2"
+
+
+def test_what_is_remembered_has_bounds(folder: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+    """However many batches fail, no more texts than so many are kept."""
+    monkeypatch.setattr(shmgen._delivery, "MOST_SAID", 3)
+    data = folder(8)
+    with Loader(data.ids, data.labels, 1, data_dir=data.path, shuffle=False, workers=0) as loader:
+        missing(data, *range(1, 8))
+        for index in range(8):
+            with contextlib.suppress(SampleError):
+                loader.batch(index)
+        assert len(said(caplog)) == 7
+        assert len(loader._delivery._said) <= 3

@@ -1,0 +1,149 @@
+"""The tests' own tools: what is left behind is found, what others make is not, and time limits are missed on a quiet machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import pace
+import pytest
+from conftest import wait_until
+from leftovers import Before, names
+from pace import Deadline, slowness
+
+from shmgen import Loader
+
+SHM = Path("/dev/shm")
+
+
+@pytest.fixture
+def tidy() -> Iterator[None]:
+    """Takes away what a test has left in /dev/shm on purpose."""
+    yield
+    for name in names():
+        (SHM / name).unlink()
+
+
+def test_a_descriptor_and_a_process_are_found() -> None:
+    """As long as they are there."""
+    before = Before()
+    read = os.eventfd(0)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        left = before.left()
+    os.close(read)
+
+    assert [line for line in left if f"pid={process.pid}" in line]
+    assert "1 more descriptors of kind eventfd" in left
+    assert before.left() == []
+
+
+@pytest.mark.usefixtures("tidy")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_name_that_a_loader_leaves_is_found(folder: Callable, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """A loader that did not take its segment's name away would be found out."""
+    data = folder(8)
+    before = Before()
+    with monkeypatch.context() as patched:
+        patched.setattr(SharedMemory, "unlink", lambda _: None)
+        with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=workers) as loader:
+            list(loader)
+
+    [name] = names()
+    assert before.left() == [f"/dev/shm/{name}"]
+
+
+@pytest.mark.usefixtures("tidy")
+def test_a_name_that_a_killed_script_leaves_is_found(folder: Callable, script: Callable) -> None:
+    """As it stays, when nobody who could take it away is left."""
+    before = Before()
+    run = script(
+        "shared_memory.SharedMemory.unlink = lambda _: None\n"
+        "loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=1)\n"
+        "say('ready')\nsignal.pause()\n",
+        folder(8),
+    )
+    run.until("ready")
+
+    run.signal(signal.SIGKILL, group=True)
+
+    assert run.end() == -signal.SIGKILL
+    [name] = names()
+    assert f"/dev/shm/{name}" in before.left()
+
+
+def test_what_others_make_is_not_found() -> None:
+    """Whoever else uses shared memory is none of ours, even by the same means."""
+    before = Before()
+    code = """
+from multiprocessing.shared_memory import SharedMemory
+segment = SharedMemory(create=True, size=1)
+print(segment.name, flush=True)
+input()
+segment.unlink()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        name = other.stdout.readline().strip()
+        assert name in os.listdir(SHM)
+        assert not [line for line in before.left() if "/dev/shm" in line]
+        other.communicate("\n")
+
+
+def test_a_processor_that_is_shared_is_slower() -> None:
+    """Beside another process on the same processor, a second of it takes two, or more."""
+    allowed = os.sched_getaffinity(0)
+    one = {min(allowed)}
+    with subprocess.Popen([sys.executable, "-c", "print(1, flush=True)\nwhile True: pass"], stdout=subprocess.PIPE) as other:
+        try:
+            os.sched_setaffinity(other.pid, one)
+            assert other.stdout is not None
+            other.stdout.readline()
+            os.sched_setaffinity(0, one)
+            assert slowness() > 1.4
+        finally:
+            os.sched_setaffinity(0, allowed)
+            other.kill()
+
+
+@pytest.mark.parametrize(("slow", "after", "passed"), [(1, 0.9, False), (1, 1.1, True), (5, 4.9, False), (5, 5.1, True)])
+def test_a_deadline_is_as_much_later_as_the_machine_is_slower(
+    monkeypatch: pytest.MonkeyPatch, slow: float, after: float, passed: bool
+) -> None:
+    """A second on a quiet machine is a second."""
+    deadline = Deadline(1.0)
+    monkeypatch.setattr(pace, "slowness", lambda: slow)
+    now = time.monotonic() + after
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now)
+
+    assert deadline.passed is passed
+
+
+def test_a_deadline_follows_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was granted while others ran is over when it is, and more is granted only to who still needs it."""
+    deadline = Deadline(1.0)
+    begun = time.monotonic()
+    clock = {"now": begun}
+    monkeypatch.setattr(pace.time, "monotonic", lambda: clock["now"])
+    for after, slow, passed, left in [(1.5, 3, False, 1.5), (2.5, 1, False, 0.5), (3.5, 4, False, 0.5), (4.5, 1, True, 0.0)]:
+        clock["now"] = begun + after
+        monkeypatch.setattr(pace, "slowness", lambda slow=slow: slow)
+        assert deadline.passed is passed
+        assert deadline.left == pytest.approx(left, abs=0.05)
+
+
+@pytest.mark.timeout(0.2)
+def test_the_time_limit_of_a_test_is_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is late on a slow machine goes on; who is later than that, fails."""
+    slow = [4.0]
+    asked = []
+    monkeypatch.setattr(pace, "slowness", lambda: (asked.append(1), slow[0])[1])
+    wait_until(lambda: asked, "the time limit is over")
+    slow[0] = 1.0
+    with pytest.raises(pytest.fail.Exception, match="Timeout"):
+        time.sleep(60)

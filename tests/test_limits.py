@@ -1,0 +1,265 @@
+"""Limits of the process: an error that comes of one names it, how much it allows, and what to do, which helps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from shmgen._layout import PAGE
+from shmgen._ring import BOARD_BYTES
+
+LIMITS = """
+import contextlib, logging, resource
+import shmgen._delivery
+shmgen._delivery.COPY_AFTER = 0.05
+logging.basicConfig(format="%(levelname)s %(message)s")
+
+@contextlib.contextmanager
+def limited(limit, soft, pid=0):
+    before = resource.prlimit(pid, limit)
+    resource.prlimit(pid, limit, (soft, before[1]))
+    try: yield
+    finally:
+        with contextlib.suppress(ProcessLookupError): resource.prlimit(pid, limit, before)
+
+def size(pid):
+    with open(f"/proc/{pid}/statm") as file: return int(file.read().split()[0]) * resource.getpagesize()
+
+def taken():
+    return sorted(int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}"))
+
+def room_for(more):
+    '''With this as the limit, so many descriptors can be had.'''
+    return [fd for fd in range(5000) if fd not in taken()][more]
+
+def loader(**options):
+    return Loader(IDS, LABELS, 1, **{"data_dir": DATA, "workers": 1, "shuffle": False, **options})
+
+def tried(make):
+    try: return make()
+    except (OSError, shmgen.ShmgenError) as error: return f"{type(error).__name__}: {error}".replace("\\n", " ")
+"""
+"""Begins a script that sets limits; ``tried`` makes a text of an error."""
+
+ROW = 1 << 18
+SLOT = ROW + PAGE
+"""Bytes of a slot: of a batch of one row, and its label."""
+
+
+def room(slots: int) -> int:
+    """Bytes of a ring of so many slots."""
+    return BOARD_BYTES + slots * SLOT
+
+
+def test_no_descriptor_for_a_loader(folder: Callable, script: Callable) -> None:
+    """Wherever in its constructor they run out: open loaders and the limit are named, nothing is left, and closing one helps."""
+    code = """
+one, two = loader(), loader(workers=0)
+list(one), list(two)
+before, more = taken(), 0
+while isinstance(found := with_room(more, loader), str):
+    assert taken() == before, (more, taken(), before)
+    say(found)
+    more += 1
+found.close()
+assert more > 8, more
+three = loader()
+before, others = taken(), []
+found = with_room(0, loader)
+say(found)
+with limited(resource.RLIMIT_NOFILE, room_for(0)):
+    one.close()
+    three.close()
+    list(two)
+    loader(workers=1).close()
+two.close()
+"""
+    helper = """
+def with_room(more, make):
+    with limited(resource.RLIMIT_NOFILE, room_for(more)):
+        return tried(make)
+"""
+    run = script(LIMITS + helper + code, folder(4, (ROW // 4,)))
+
+    assert run.end() == 0, run.err
+    *lines, last = run.out.splitlines()
+    advice = (
+        r"this process may have \d+ files open \(ulimit -n\), and {} loaders are open: close\(\) those that are no longer needed"
+    )
+    for line in lines:
+        assert re.search("Too many open files.*" + advice.format(2), line), line
+        assert line.count("(ulimit -n)") == 1
+    assert re.search(advice.format(3), last)
+    assert run.err == ""
+
+
+def test_no_descriptor_later(folder: Callable, script: Callable) -> None:
+    """For a worker that takes a dead one's place, or for a spare slot: likewise; the latter is asked for again."""
+    code = """
+import signal
+one = loader(slots=2)
+with limited(resource.RLIMIT_NOFILE, room_for(0)):
+    say(tried(lambda: list(one)))
+assert len(list(one)) == 8
+os.kill(one._crew.pids[0], signal.SIGKILL)
+with limited(resource.RLIMIT_NOFILE, room_for(0)):
+    say(tried(lambda: [list(one) for _ in range(9)]))
+"""
+    run = script(LIMITS + code, folder(8, (ROW // 4,)))
+
+    assert run.end() == 0, run.err
+    spare, replaced = run.out.splitlines()
+    advice = (
+        r"\[Errno 24\] Too many open files: this process may have \d+ files open \(ulimit -n\), and 1 loader is open: close\(\)"
+    )
+    assert re.match(f"OSError: {advice}", spare)
+    assert re.match(f"StartError: a worker that has died can't be replaced: {advice}", replaced)
+
+
+@pytest.mark.parametrize("kind", ["files", "rows", "function", "source"])
+def test_no_descriptor_in_a_worker(folder: Callable, script: Callable, kind: str) -> None:
+    """What reads there, ours or the user's: the error names the sample, and that limit."""
+    code = f"""
+def read(id):
+    return np.load(f"{{DATA}}/{{id}}.npy")
+
+class Own(shmgen.Source):
+    shape, dtype = (3,), "f4"
+    def fill(self, ids, rows):
+        for row, id in zip(rows, ids): row[:] = read(id)
+
+np.save(f"{{DATA}}/all.npy", np.zeros((64, 3)))
+options = dict(
+    files=dict(), rows=dict(source=shmgen.NpyRows(f"{{DATA}}/all.npy"), list_IDs=range(64), labels=range(64)),
+    function=dict(source=read), source=dict(source=Own()),
+)[{kind!r}]
+options = {{"list_IDs": IDS, "labels": LABELS, **options}}
+one = Loader(**options, data_dir=DATA, workers=1, shuffle=False, batch_size=1)
+one.batch(0)
+np.save(f"{{DATA}}/all.npy", np.zeros((64, 3)))  # it is opened anew
+with limited(resource.RLIMIT_NOFILE, 3, one._crew.pids[0]):
+    say(tried(lambda: list(one)))
+one.close()
+"""
+    run = script(LIMITS + code, folder(64, (3,)))
+
+    assert run.end() == 0, run.err
+    kind = "SampleError" if kind in ("files", "rows") else "FunctionError"
+    assert re.match(
+        rf"{kind}: .*Too many open files.*this process may have 3 files open \(ulimit -n\): close what is no", run.out
+    )
+
+
+FILES = {
+    # the limit, in bytes -> slots, of 6 wanted, and what is said
+    "enough": (room(7), 6, None),
+    "less-than-wanted": (
+        room(7) - PAGE,
+        5,
+        rf"for 6 slots and a spare one of {SLOT:,} bytes each, and there are 5 slots, because files may have {room(7) - PAGE:,} ",
+    ),
+    "just-for-two": (
+        room(2),
+        2,
+        rf"there are 2 slots, because files may have {room(2):,} bytes \(ulimit -f\), and shared memory",
+    ),
+}
+
+
+@pytest.mark.parametrize(("limit", "slots", "warned"), FILES.values(), ids=FILES)
+def test_a_limit_on_the_size_of_files(folder: Callable, script: Callable, limit: int, slots: int, warned: str | None) -> None:
+    """There are as many slots as it allows, which is said, and all is right; where it has no room for the spare one, neither."""
+    code = f"""
+with limited(resource.RLIMIT_FSIZE, {limit}):
+    with loader(slots=6, workers=2) as one:
+        assert one._ring.slots == {slots}
+        assert sorted(int(y[0]) for X, y in one if (X == y[0]).all()) == list(range(12))
+        held = tried(lambda: list(one))
+        say(held if isinstance(held, str) else len(held))
+"""
+    run = script(LIMITS + code, folder(12, (ROW // 4,)))
+
+    assert run.end() == 0, run.err
+    if limit == room(2):
+        text = rf"File too large: files may have {limit:,} bytes \(ulimit -f\), and shared memory counts as one: raise"
+        assert re.search(text, run.out)
+    else:
+        assert run.out == "12\n"
+    assert re.search(warned, run.err) if warned else run.err == ""
+    assert "/dev/shm has" not in run.out + run.err
+
+
+def test_too_small_a_limit_on_the_size_of_files(folder: Callable, script: Callable) -> None:
+    """Not enough for two slots: the error says how much is needed, and with so much it works."""
+    code = f"""
+with limited(resource.RLIMIT_FSIZE, {room(2) - 1}):
+    say(tried(loader))
+with limited(resource.RLIMIT_FSIZE, {room(2)}):
+    loader(slots=2).close()
+"""
+    run = script(LIMITS + code, folder(4, (ROW // 4,)))
+
+    assert run.end() == 0, run.err
+    assert run.out.startswith(
+        f"OSError: [Errno 27] {room(2):,} bytes of shared memory are needed, for 2 slots of {SLOT:,} bytes each: "
+        f"files may have {room(2) - 1:,} bytes (ulimit -f), and shared memory counts as one: raise the limit, "
+    )
+
+
+def test_a_limit_on_address_space(folder: Callable, script: Callable) -> None:
+    """Of the calling process, and of a worker once the ring has grown: `ulimit -v` is named, and what is taken."""
+    code = """
+loader().close()
+with limited(resource.RLIMIT_AS, size(os.getpid()) + (32 << 20)):
+    say(tried(lambda: loader(slots=400)))
+with loader(slots=2) as one:
+    one.batch(0)
+    pid = one._crew.pids[0]
+    with limited(resource.RLIMIT_AS, size(pid), pid):
+        say(tried(lambda: list(one)))
+"""
+    run = script(LIMITS + code, folder(8, (ROW // 4,)))
+
+    assert run.end() == 0, run.err
+    here, there = run.out.splitlines()
+    text = r"\[Errno 12\] Cannot allocate memory: this process may have [\d,]+ bytes of address space \(ulimit -v\), and has "
+    assert re.match(rf"OSError: {text}[\d,]+: raise the limit, ", here)
+    assert re.match(f"StartError: the ring can't be mapped: {text}", there)
+    assert "Traceback" not in run.err
+
+
+def test_a_limit_on_data_in_a_function(folder: Callable, script: Callable) -> None:
+    """A MemoryError of the user's function names `ulimit -d`."""
+    code = """
+one = loader(source=lambda id: np.ones(1 << (3 if id == "id-0" else 28), "u1")[:8], slots=2)
+one.batch(0)
+with limited(resource.RLIMIT_DATA, 150 << 20, one._crew.pids[0]):
+    say(tried(lambda: [one.batch(index) for index in range(1, 8)]))
+one.close()
+"""
+    run = script(LIMITS + code, folder(64, (3,)))
+
+    assert run.end() == 0, run.err
+    assert re.match(
+        r"FunctionError: .*MemoryError.*this process may have 157,286,400 bytes of data \(ulimit -d\), and has", run.out
+    )
+
+
+def test_a_limit_on_processes(folder: Callable, script: Callable) -> None:
+    """Where no process can be started, `ulimit -u` is named; without workers it works."""
+    code = """
+fill = lambda id: np.zeros(3)
+loader(source=fill).close()  # imports what it needs
+if os.geteuid() == 0:
+    os.setuid(65534)  # root has no such limit
+with limited(resource.RLIMIT_NPROC, 1):
+    say(tried(lambda: loader(source=fill)))
+    with loader(source=fill, workers=0) as one: assert len(list(one)) == 4
+"""
+    run = script(LIMITS + code, folder(4))
+
+    assert run.end() == 0, run.err
+    text = r"\[Errno 11\] Resource temporarily unavailable: this user may have 1 processes and threads \(ulimit -u\)"
+    assert re.match(rf"BlockingIOError: {text}.*: use fewer workers, ", run.out)

@@ -1,0 +1,342 @@
+"""Rows: nothing of another sample is ever in one, and dtypes beyond NumPy's own work."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import psutil
+import pytest
+
+import shmgen._filler
+from shmgen import Function, InputError, Loader, Npy, NpyRows, SampleError, ShmgenError, Source
+from shmgen._source import RawSource
+
+N = 40
+
+WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
+
+
+# Rows that are filled in part.
+
+
+def padded(data: Any, path: Path) -> dict[str, Any]:
+    """Sources by kind: of row k they fill the first k % 3 numbers with k; how may fail at first, as files in ``path`` say."""
+    marks = str(path)
+
+    def pad(id: Any, row: np.ndarray) -> None:
+        number = int(str(id).removeprefix("id-"))
+        for mark in ("fails", "dies"):
+            try:
+                os.unlink(f"{marks}/{mark}-{number}")
+            except FileNotFoundError:
+                continue
+            row[...] = -1
+            if mark == "dies":
+                os._exit(3)
+            raise ValueError("fails at first")
+        row.ravel()[: number % 3] = number
+
+    class Reading(Source):
+        shape, dtype = (4, 3), "f4"
+
+        def read(self, id: Any, row: np.ndarray) -> None:
+            pad(id, row)
+
+    class Filling(Source):
+        shape, dtype = (4, 3), "f4"
+
+        def fill(self, ids: Any, rows: np.ndarray) -> None:
+            for self.at[0], id in enumerate(ids, 1):
+                pad(id, rows[self.at[0] - 1])
+
+    class Raw(RawSource):
+        shape, dtype = (4, 3), "f4"
+
+        def fill(self, ids: Any, rows: Any) -> None:
+            for self.at[0], id in enumerate(ids, 1):
+                pad(id, np.frombuffer(rows, "f4").reshape(-1, 4, 3)[self.at[0] - 1])
+
+    class Files(Npy):
+        fill = Raw.fill
+
+    class Derived(Function):
+        def read(self, id: Any, row: np.ndarray) -> None:
+            pad(id, row)
+
+    return {
+        "function": Function(pad, (4, 3), dtype="f4"),
+        "read": Reading(),
+        "fill": Filling(),
+        "raw": Raw(),
+        "files": Files(data.path),
+        "derived": Derived(lambda id: np.zeros((4, 3), "f4")),
+    }
+
+
+def left_out(X: np.ndarray, y: np.ndarray) -> list[int]:
+    """Labels of rows that do not hold what a `padded` source fills, and zeros."""
+    flat = X.reshape(len(X), -1)
+    expected = np.where(np.arange(12) < y[:, None] % 3, y[:, None], 0)
+    return y[(flat != expected).any(axis=1)].tolist()
+
+
+PADDED = ["function", "read", "fill", "raw", "files", "derived"]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("kind", PADDED)
+def test_what_a_source_leaves_out_of_a_row_is_zero(folder: Callable, tmp_path: Path, kind: str, workers: int) -> None:
+    """Whichever way a part of a row is filled, nothing of the sample that the slot held before is in the rest."""
+    data = folder(N)
+    with Loader(data.ids, data.labels, 4, source=padded(data, tmp_path)[kind], slots=2, workers=workers) as loader:
+        assert [left_out(X, y) for _ in range(3) for X, y in loader] == [[]] * 30
+
+
+@pytest.mark.parametrize("field", ["X", None], ids=["one-field", "whole-sample"])
+def test_a_transform_sees_zeros_where_nothing_was_filled(folder: Callable, tmp_path: Path, field: str | None) -> None:
+    """And what it writes there is gone when the slot is filled again."""
+    data = folder(N)
+
+    def minus(row: Any, rng: object) -> None:
+        X = row["X"] if isinstance(row, dict) else row
+        assert not X.ravel()[2:].any()
+        X -= 1
+
+    transform = {field: minus} if field else minus
+    inputs = {"X": padded(data, tmp_path)["function"]}
+    with Loader(data.ids, data.labels, 4, inputs=inputs, transform=transform, slots=2, workers=1) as loader:
+        assert [left_out(X["X"] + 1, y) for _ in range(3) for X, y in loader] == [[]] * 30
+
+
+@pytest.mark.parametrize(("mark", "workers"), [("fails", 0), ("fails", 1), ("dies", 1)])
+@pytest.mark.parametrize("kind", PADDED)
+def test_a_row_is_clear_when_it_is_filled_again(folder: Callable, tmp_path: Path, kind: str, mark: str, workers: int) -> None:
+    """After a failure, for which another sample stands in, or a death, nothing is left of what was written before it."""
+    data = folder(N)
+    bad = range(1, N, 9)
+    for number in bad:
+        (tmp_path / f"{mark}-{number}").touch()
+    source = padded(data, tmp_path)[kind]
+    options = {"slots": 2, "workers": workers, "on_error": "replace", "max_damaged": 0.5}
+    with Loader(data.ids, data.labels, 4, source=source, **options) as loader:
+        assert [left_out(X, y) for X, y in loader] == [[]] * 10
+        assert len(loader.damaged) == (len(bad) if mark == "fails" else 0)
+        assert loader.stats.restarts == (len(bad) if mark == "dies" else 0)
+    assert not list(tmp_path.glob(f"{mark}-*"))
+
+
+def test_plain_files_are_not_cleared_before_they_are_read(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files, rows of one file, and a function that returns its rows overwrite them whole, and pay nothing for others."""
+    data = folder(8)
+    np.save(data.path / "all.npy", np.zeros((8, 3)))
+    cleared: list[int] = []
+    monkeypatch.setattr(shmgen._filler, "_clear", lambda rows: cleared.append(len(rows)))
+    for source in (Npy(data.path), Function(lambda id: np.zeros(3))):
+        with Loader(data.ids, None, 4, source=source, workers=0) as loader:
+            assert len(list(loader)) == 2
+    with Loader(range(8), None, 4, source=NpyRows(data.path / "all.npy"), workers=0) as loader:
+        assert len(list(loader)) == 2
+    assert cleared == []
+    with Loader(data.ids, None, 4, source=padded(data, data.path)["read"], workers=0) as loader:
+        assert len(list(loader)) == 2
+    assert cleared == [4 * 48] * 2
+
+
+# Dtypes of ml_dtypes, which `numpy.save` stores as bare bytes.
+
+NAMES = ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz"]
+
+
+def numbered(dtype: str) -> np.ndarray:
+    """40 rows of shape (4, 3), whose elements are their number, in a dtype of ml_dtypes; the largest is 8."""
+    return np.full((N, 4, 3), np.arange(N)[:, None, None] % 8 + 1).astype(getattr(ml_dtypes, dtype))
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Callable[[str], list[str]]:
+    """Writes the rows of `numbered` into a file each, and into ``all.npy``; their ids."""
+
+    def write(dtype: str) -> list[str]:
+        for number, row in enumerate(numbered(dtype)):
+            np.save(tmp_path / f"{number:02}.npy", row)
+        np.save(tmp_path / "all.npy", numbered(dtype))
+        return [f"{number:02}" for number in range(N)]
+
+    return write
+
+
+def loaded(ids: Any, workers: int, **options: Any) -> np.ndarray:
+    """``X`` of an epoch in order, with its dtype."""
+    with Loader(ids, None, 8, shuffle=False, workers=workers, **options) as loader:
+        return np.concatenate([X for (X,) in loader])
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("by", ["name", "type"])
+@pytest.mark.parametrize("dtype", NAMES)
+def test_files_of_ml_dtypes(stored: Callable, tmp_path: Path, dtype: str, by: str, workers: int) -> None:
+    """One a sample and one for all: of the dtype that is said, by name or as it is, and bit for bit the same."""
+    ids = stored(dtype)
+    said = dtype if by == "name" else getattr(ml_dtypes, dtype)
+    expected = numbered(dtype)
+    for X in (
+        loaded(ids, workers, data_dir=tmp_path, dtype=said),
+        loaded(range(N), workers, source=NpyRows(tmp_path / "all.npy", dtype=said)),
+    ):
+        assert X.dtype == expected.dtype
+        assert X.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_files_are_cast_to_ml_dtypes(tmp_path: Path, workers: int) -> None:
+    """Files of float32, in either byte order, of Fortran order, and of the dtype itself, side by side."""
+    rows = numbered("bfloat16") + np.arange(12).reshape(4, 3).astype(ml_dtypes.bfloat16)
+    kinds = [np.asarray, lambda a: a.astype("f4"), lambda a: a.astype(">f4"), np.asfortranarray]
+    for number, row in enumerate(rows):
+        np.save(tmp_path / f"{number}.npy", kinds[number % 4](row))
+    X = loaded(list(range(N)), workers, data_dir=tmp_path, dtype="bfloat16")
+    np.testing.assert_array_equal(X, rows)
+
+
+def takes_rows(dtype: str) -> dict[str, Any]:
+    """Functions and sources that give row n of `numbered`, and check the dtype of the row that they are given."""
+
+    def fill(n: int, row: np.ndarray) -> None:
+        assert row.dtype.name == dtype
+        row[:] = n % 8 + 1
+
+    class Reading(Source):
+        shape = (4, 3)
+
+        def __init__(self) -> None:
+            self.dtype = dtype
+
+        def read(self, n: int, row: np.ndarray) -> None:
+            fill(n, row)
+
+    class Filling(Reading):
+        def fill(self, ids: Any, rows: np.ndarray) -> None:
+            for n, row in zip(ids, rows, strict=True):
+                fill(n, row)
+
+    own = numbered(dtype)
+    return {
+        "fills": Function(fill, (4, 3), dtype=dtype),
+        "returns-it": Function(lambda n: own[n]),
+        "returns-float32": Function(lambda n: own[n].astype("f4"), dtype=dtype),
+        "returns-bare-bytes": Function(lambda n: own[n].view(f"V{own.itemsize}"), dtype=dtype),
+        "reads": Reading(),
+        "fills-many": Filling(),
+    }
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("kind", ["fills", "returns-it", "returns-float32", "returns-bare-bytes", "reads", "fills-many"])
+@pytest.mark.parametrize("dtype", NAMES)
+def test_functions_and_sources_of_ml_dtypes(dtype: str, kind: str, workers: int) -> None:
+    """User code finds rows of the true dtype wherever it runs, and a transform does too."""
+
+    def double(row: np.ndarray, rng: object) -> np.ndarray:
+        assert row.dtype.name == dtype
+        return row + row
+
+    X = loaded(range(N), workers, source=takes_rows(dtype)[kind], transform=double)
+    np.testing.assert_array_equal(X, numbered(dtype) + numbered(dtype))
+    assert X.dtype.name == dtype
+
+
+@pytest.mark.parametrize(
+    ("dtype", "found", "remedy"),
+    [
+        pytest.param("bfloat16", "V2", "bfloat16", id="2-bytes"),
+        pytest.param("float8_e4m3fn", "V1", "float8_e4m3fn", id="1-byte"),
+        pytest.param("float8_e5m2", "V1", "float8_e4m3fn", id="unreadable"),
+    ],
+)
+def test_bare_bytes_are_refused_with_the_remedy(stored: Callable, tmp_path: Path, dtype: str, found: str, remedy: str) -> None:
+    """Where nobody says what they are, it is an error that says what to pass, which works when followed."""
+    ids = stored(dtype)
+    text = f"expected numbers, found dtype |{found}, as {remedy}, for one, is stored: if it is that, pass dtype='{remedy}'"
+    bare = numbered(dtype).view(found)
+    for make in (
+        lambda **options: Npy(tmp_path, **options),
+        lambda **options: Function(lambda id: bare[int(id)], **options),
+    ):
+        with pytest.raises(SampleError, match=re.escape(text)):
+            Loader(ids, None, 8, source=make(), workers=0)
+        assert loaded(ids, 0, source=make(dtype=remedy)).tobytes() == numbered(dtype).tobytes()
+    with pytest.raises(InputError, match=re.escape(text)):
+        Loader(range(N), None, 8, source=NpyRows(tmp_path / "all.npy"), workers=0)
+    assert loaded(range(N), 0, source=NpyRows(tmp_path / "all.npy", remedy)).tobytes() == numbered(dtype).tobytes()
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+def test_a_scan_takes_what_a_loader_takes(stored: Callable, tmp_path: Path, dtype: str) -> None:
+    """Without a dtype, all files are damaged, and the remedy stands there; with it, all are good."""
+    stored(dtype)
+    (tmp_path / "all.npy").unlink()
+    command = [sys.executable, "-m", "shmgen", "scan", str(tmp_path), "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    without, said = (
+        subprocess.run([*command, *more], capture_output=True, text=True, check=False, env=environment)
+        for more in ([], ["--dtype", dtype, "--full"])
+    )
+    assert (without.returncode, said.returncode) == (1, 0), said.stderr
+    assert "is stored: if it is that, pass dtype=" in json.loads(without.stdout)["damaged"][0]["reason"]
+    assert json.loads(said.stdout)["damaged"] == []
+
+
+@pytest.mark.parametrize(
+    ("stored_as", "dtype", "text"),
+    [
+        pytest.param("bfloat16", "float8_e4m3fn", r"expected dtype float8_e4m3fn, found \|V2", id="other-size"),
+        pytest.param("bfloat16", "float32", r"expected dtype float32, found \|V2", id="numpys-own"),
+        pytest.param("bfloat16", "float33", "dtype: expected one of numbers, found 'float33'", id="unknown"),
+        pytest.param("bfloat16", "finfo", "dtype: expected one of numbers, found", id="no-dtype"),
+    ],
+)
+def test_bytes_that_do_not_fit_the_dtype(stored: Callable, tmp_path: Path, stored_as: str, dtype: str, text: str) -> None:
+    """Another size, a dtype of NumPy's own, and a name of nothing: refused, with what was expected and found."""
+    ids = stored(stored_as)
+    with pytest.raises(ShmgenError, match=text):
+        Loader(ids, None, 8, data_dir=tmp_path, dtype=dtype, workers=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_worker_of_plain_files_imports_neither(
+    stored: Callable, tmp_path: Path, workers: Callable[[], list[psutil.Process]], dtype: str
+) -> None:
+    """Whatever dtype is said, a worker that reads files as they stand maps neither NumPy nor ml_dtypes."""
+    ids = stored("bfloat16")
+    if dtype == "float32":
+        for id in ids:
+            np.save(tmp_path / f"{id}.npy", np.zeros(3, "f4"))
+    with Loader(ids, None, 8, data_dir=tmp_path, dtype=dtype, workers=1) as loader:
+        assert len(list(loader)) == 5
+        [worker] = workers()
+        mapped = Path(f"/proc/{worker.pid}/maps").read_text()
+    assert [name for name in ("numpy", "ml_dtypes") if f"/{name}/" in mapped] == []
+
+
+def test_ml_dtypes_is_imported_for_those_who_ask(folder: Callable, script: Callable) -> None:
+    """A loader of anything else does not import it, and where it is not installed, asking for it is an error by name."""
+    code = """
+sys.modules["ml_dtypes"] = None  # importing it fails
+with Loader(IDS, LABELS, 4, data_dir=DATA, dtype="f4", workers=1) as loader:
+    assert len(list(loader)) == 2
+try: Loader(IDS, LABELS, 4, data_dir=DATA, dtype="bfloat16")
+except shmgen.InputError as error: say(error)
+"""
+    run = script(code, folder(8))
+
+    assert run.end() == 0, run.err
+    assert "dtype: expected one of numbers, found 'bfloat16'" in run.out
