@@ -17,7 +17,8 @@ from conftest import wait_until
 from leftovers import MARK, Before, names
 from pace import Deadline, slowness
 
-from shmgen import Loader, _ring
+from shmgen import Loader
+from shmgen._memory import ring
 
 SHM = Path("/dev/shm")
 
@@ -61,7 +62,7 @@ def test_a_name_that_a_loader_leaves_is_found(folder: Callable, monkeypatch: pyt
     made: dict[str, Any] = {"os": os}
     exec(LEAVES_A_NAME, made)
     with monkeypatch.context() as patched:
-        patched.setattr(_ring, "_nameless_segment", made["segment"])
+        patched.setattr(ring, "_nameless_segment", made["segment"])
         with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=workers) as loader:
             list(loader)
 
@@ -74,7 +75,7 @@ def test_a_name_that_a_killed_script_leaves_is_found(folder: Callable, script: C
     """As it stays, when nobody who could take it away is left."""
     before = Before()
     run = script(
-        f"from shmgen import _ring\n{LEAVES_A_NAME}\n_ring._nameless_segment = segment\n"
+        f"from shmgen._memory import ring\n{LEAVES_A_NAME}\nring._nameless_segment = segment\n"
         "loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=1)\n"
         "say('ready')\nsignal.pause()\n",
         folder(8),
