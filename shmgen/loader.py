@@ -131,7 +131,7 @@ class Loader:
         self._layout = Layout(self._spec.bind(), min(options.batch_size, len(self._ids)))
         assembler = _assembler(options, self._layout)
         self._passes = Passes(self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch)
-        self._damage = Damage(len(self._ids), replaces=options.on_error == "replace", most=options.max_damaged)
+        self._damage = Damage(len(self._ids), replaces=options.on_error == "replace", max_fraction=options.max_damaged)
         with ExitStack() as undo:
             self._ring = Ring(self._layout, options.slots or _slots(self._layout.slot_bytes))
             undo.callback(self._ring.close)
