@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, SupportsIndex, TypeVar, overload
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import Never, NoReturn, Self
 
     import numpy as np
     from numpy.typing import DTypeLike
@@ -41,7 +41,7 @@ class Fixed(Generic[T]):
     def __get__(self, instance: object | None, owner: type) -> Self | T:
         return self if instance is None else self._read(instance)
 
-    def __set__(self, instance: object, value: object) -> None:
+    def __set__(self, instance: object, value: Never) -> NoReturn:
         kind = type(instance).__name__
         raise AttributeError(
             f"{self._name} can't be changed: the workers of this {kind} were told what to do when it was made; "

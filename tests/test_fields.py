@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, SupportsIndex
 
 import keras
 import ml_dtypes
@@ -58,8 +58,18 @@ def lists(batch: Any) -> Any:
 @pytest.mark.parametrize("role", ["inputs", "targets", "weights"])
 def test_a_batch_has_the_structure_that_was_given(role: str, given: Callable, expected: Callable) -> None:
     """One array, a tuple or a dict, in each of ``(inputs, targets, weights)``, and no more parts than were given."""
-    parts = {"inputs": lambda: {"x": one()}, "targets": lambda: {"t": one()}, "weights": lambda: {"w": one()}, role: given}
-    wanted = {"inputs": lambda n: {"x": n}, "targets": lambda n: {"t": n}, "weights": lambda n: {"w": n}, role: expected}
+    parts: dict[str, Any] = {
+        "inputs": lambda: {"x": one()},
+        "targets": lambda: {"t": one()},
+        "weights": lambda: {"w": one()},
+        role: given,
+    }
+    wanted: dict[str, Any] = {
+        "inputs": lambda n: {"x": n},
+        "targets": lambda n: {"t": n},
+        "weights": lambda n: {"w": n},
+        role: expected,
+    }
     for count in range(1 + ["inputs", "targets", "weights"].index(role), 4):
         names = list(parts)[:count]
         with Loader(range(N), None, 4, **{name: parts[name]() for name in names}, shuffle=False, workers=0) as loader:
@@ -90,7 +100,7 @@ def test_a_name_may_stand_in_inputs_and_targets(data: Any) -> None:
         assert len(sample) == 2
         next(iter(sample.values()))[:] += 1000
 
-    fields = {"inputs": {"scan": Npy(data.path)}, "targets": {"scan": Npy(data.path)}}
+    fields: dict[str, Any] = {"inputs": {"scan": Npy(data.path)}, "targets": {"scan": Npy(data.path)}}
     with Loader(data.ids, None, 8, **fields, transform=noisy, workers=0) as loader:
         for X, y in loader:
             np.testing.assert_array_equal(X["scan"], y["scan"] + 1000)
@@ -169,7 +179,7 @@ class Recorder(keras.Model):
             self.on_batch(list(tensors))
             return np.int64(0)
 
-        tf.py_function(note, tf.unflatten.flatten(data), tf.int64)
+        tf.py_function(note, tf.nest.flatten(data), tf.int64)
         return {"loss": self.scale}
 
 
@@ -209,9 +219,9 @@ def test_tensors_alias_copies_too(data: Any) -> None:
     found: list[int] = []
 
     class Noting(Sequence):
-        def __getitem__(self, index: int) -> Any:
+        def __getitem__(self, index: SupportsIndex) -> Any:
             batch = super().__getitem__(index)
-            handed_out.update(array.ctypes.data for array in tf.unflatten.flatten(batch))
+            handed_out.update(array.ctypes.data for array in tf.nest.flatten(batch))
             return batch
 
     model = Recorder(lambda tensors: found.extend(np.asarray(memoryview(tensor)).ctypes.data for tensor in tensors))

@@ -149,7 +149,7 @@ def everything(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """The report of a folder of all cases, each in a sub-folder of its own, named by its id, and of more good files."""
     folder = tmp_path_factory.mktemp("data")
     for case in ALL:
-        put(folder / str(case.id) / "bad.npy", case.values[0])
+        put(folder / str(case.id) / "bad.npy", case.values[0])  # type: ignore[arg-type]
         put(folder / str(case.id) / "good-1.npy", npy(GOOD))
     return scanned(folder, full=request.param)
 

@@ -21,7 +21,7 @@ WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
 ONE = [pytest.param(0, id="in-process"), pytest.param(1, id="1-worker")]
 
 
-def table(rows: int = N, dtype: object = np.float32, first: int = 0) -> np.ndarray:
+def table(rows: int = N, dtype: Any = np.float32, first: int = 0) -> np.ndarray:
     """Rows of three, all of whose elements are their number, from ``first`` on."""
     return (np.arange(first, first + rows)[:, None] * np.ones((1, 3))).astype(dtype)
 
@@ -163,7 +163,7 @@ def test_a_longer_file_is_read_anew(big: Path, workers: int) -> None:
 def test_a_file_that_no_longer_serves(big: Path, change: Callable[[Path], object], text: str, workers: int) -> None:
     """A file that changed for the worse while a loader lives: path, expected and found; mended, it serves again."""
     with Loader(range(N), range(N), N, source=NpyRows(big), shuffle=False, workers=workers) as loader:
-        source = loader._spec.sources["X"]
+        source: Any = loader._spec.sources["X"]
         list(loader)
         change(big)
         ahead = [loader for _ in range(20)]  # what had been read ahead is still good
@@ -308,7 +308,7 @@ def test_values_rows(values: Any, options: dict[str, Any], dtype: str, shape: tu
     with Loader(STR, None, 2, inputs=Values(values, **options), shuffle=False, workers=0) as loader:
         found = np.concatenate([X for (X,) in loader])
     expected = np.eye(5)[values] if "n_classes" in options else np.asarray(values)
-    assert (found.dtype, found.shape) == (dtype, (4, *shape))
+    assert (found.dtype, found.shape) == (np.dtype(dtype), (4, *shape))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -397,7 +397,7 @@ def test_functions_rows(door: str, function: Any, options: dict[str, Any], dtype
     by_hand = {"inputs": Function(function, **options)} if door == "Function" else {"source": function, **options}
     with Loader(range(1, 5), None, 2, shuffle=False, workers=0, **by_hand) as loader:
         found = np.concatenate([X for (X,) in loader])
-    assert (found.dtype, found.shape) == (dtype, (4, *shape))
+    assert (found.dtype, found.shape) == (np.dtype(dtype), (4, *shape))
     assert (found.reshape(4, -1) == np.arange(1, 5)[:, None]).all()
 
 
@@ -479,7 +479,7 @@ def test_a_source_of_the_users_own(recorded: type[Recorded], tmp_path: Path, wor
         for _ in range(2):
             assert all(row == [label + 100] * 3 for row, label in pairs(loader))
         if not workers:
-            os.close(loader._spec.sources["X"].handle)
+            os.close(loader._spec.sources["X"].handle)  # type: ignore[union-attr]
     assert [file.read_text() for file in opened.iterdir()] == ["opened\n"] * max(1, workers)
     assert source.handle is None, "the user's own object is not opened"
     assert (str(os.getpid()) in os.listdir(opened)) == (workers == 0)
