@@ -1,4 +1,4 @@
-"""Arguments checked once, where they come in."""
+"""Checks of arguments. Each returns the value in its final form, or raises an error that says what was expected."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 
 class Fixed(Generic[T]):
-    """An attribute that tells of an argument: to be read, but not to be set.
+    """A read-only attribute for an argument of a constructor.
 
     Args:
-        read: what it is of an object.
+        read: gets the value from an object.
     """
 
     def __init__(self, read: Callable[[Any], T]) -> None:
@@ -44,17 +44,17 @@ class Fixed(Generic[T]):
     def __set__(self, instance: object, value: Never) -> NoReturn:
         kind = type(instance).__name__
         raise AttributeError(
-            f"{self._name} can't be changed: the workers of this {kind} were told what to do when it was made; "
-            f"close() it and make another: {kind}(..., {self._name}=...)"
+            f"{self._name} can't be changed: the workers of this {kind} were started with it; close() it and make another: "
+            f"{kind}(..., {self._name}=...)"
         )
 
 
 def check_index(index: SupportsIndex, batches: int) -> int:
-    """``index`` as the number of one of so many batches; negative ones count from the end.
+    """``index`` as the number of one of ``batches`` batches. Negative indexes count from the end.
 
     Raises:
         IndexError: there is no such batch.
-        TypeError: it is no int.
+        TypeError: ``index`` is no int.
     """
     try:
         number = operator.index(index)
@@ -69,7 +69,7 @@ def check_index(index: SupportsIndex, batches: int) -> int:
 
 
 def check_int(value: SupportsIndex, name: str, least: int) -> int:
-    """``value`` as an int from ``least``."""
+    """``value`` as an int, at least ``least``."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -80,7 +80,7 @@ def check_int(value: SupportsIndex, name: str, least: int) -> int:
 
 
 def check_float(value: object, name: str, expected: str, fits: Callable[[float], bool]) -> float:
-    """``value`` as a float that ``fits``, which ``expected`` says in words."""
+    """``value`` as a float, if ``fits`` returns True for it; ``expected`` says that in words."""
     if not isinstance(value, Real) or not fits(float(value)):
         raise InputError(f"{name}: expected {expected}, found {value!r}")
     return float(value)
@@ -94,7 +94,7 @@ def check_shape(dim: int | Iterable[int] | None) -> tuple[int, ...] | None:
 
 
 def check_dtype(dtype: DTypeLike | None) -> np.dtype[np.generic] | None:
-    """``dtype`` in native byte order, one of numbers, by its own name also where it is one of ml_dtypes; or None."""
+    """``dtype`` in native byte order, or None. It must be a dtype of numbers, of NumPy or of ml_dtypes."""
     if dtype is None:
         return None
     try:
@@ -107,10 +107,10 @@ def check_dtype(dtype: DTypeLike | None) -> np.dtype[np.generic] | None:
 
 
 def dtype_of(dtype: DTypeLike) -> np.dtype[np.generic]:
-    """``dtype`` in native byte order; what NumPy itself does not know is looked for in ml_dtypes.
+    """``dtype`` in native byte order. A name that NumPy does not know is looked up in ml_dtypes.
 
     Raises:
-        TypeError: there is none such.
+        TypeError: there is no such dtype.
     """
     import numpy as np
 
@@ -120,7 +120,7 @@ def dtype_of(dtype: DTypeLike) -> np.dtype[np.generic]:
         if not isinstance(dtype, str):
             raise
     try:
-        import ml_dtypes  # only whoever asks for one of its dtypes need have it
+        import ml_dtypes  # needed only for its own dtypes
 
         extended: np.dtype[np.generic] = np.dtype(getattr(ml_dtypes, dtype))
     except (ImportError, AttributeError):
@@ -129,7 +129,7 @@ def dtype_of(dtype: DTypeLike) -> np.dtype[np.generic]:
 
 
 def dtype_text(dtype: np.dtype[np.generic]) -> str:
-    """What `dtype_of` takes for ``dtype``; pickled, it needs no NumPy."""
+    """A text from which `dtype_of` makes ``dtype`` again. Unlike the dtype, it can be unpickled without NumPy."""
     return dtype.name if _is_extended(dtype) else dtype.str
 
 
@@ -139,15 +139,15 @@ def are_numbers(dtype: np.dtype[np.generic]) -> bool:
 
 
 def meant(found: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
-    """What elements of dtype ``found`` are where ``dtype`` is expected.
+    """What elements of dtype ``found`` mean if ``dtype`` is expected.
 
-    Of a dtype of ml_dtypes, `numpy.save` keeps no more than its size: `numpy.load` finds bare bytes.
+    Of a dtype of ml_dtypes `numpy.save` keeps only the size, so `numpy.load` finds raw bytes.
     """
     return dtype if _is_bare(found) and _is_extended(dtype) and found.itemsize == dtype.itemsize else found
 
 
 def what_bytes_may_be(dtype: np.dtype[np.generic]) -> str:
-    """What to do, where ``dtype`` is that of bare bytes in which numbers of ml_dtypes may be stored; else nothing."""
+    """A remedy, if ``dtype`` is raw bytes, as which numbers of ml_dtypes may be stored; else an empty text."""
     if not _is_bare(dtype) or dtype.itemsize > 2:
         return ""
     name = "bfloat16" if dtype.itemsize == 2 else "float8_e4m3fn"
@@ -155,7 +155,7 @@ def what_bytes_may_be(dtype: np.dtype[np.generic]) -> str:
 
 
 def _is_extended(dtype: np.dtype[np.generic]) -> bool:
-    """Whether ``dtype`` is one of ml_dtypes, most of which NumPy calls of the same kind as bare bytes."""
+    """Whether ``dtype`` is one of ml_dtypes. NumPy says of most of these that they are raw bytes."""
     return dtype.type.__module__ == "ml_dtypes"
 
 

@@ -113,7 +113,7 @@ ENDS: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], str]] = {
     "damaged": (
         lambda: {"on_error": "replace", "max_damaged": 0.0},
         TooManyDamaged,
-        "1 of 8 samples are damaged, and max_damaged=0 of them are borne",
+        "1 of 8 samples are damaged, and max_damaged=0 of them may be",
     ),
     "start": (
         lambda: {"source": opening(lambda: 1 / 0)},
@@ -174,7 +174,7 @@ def test_what_is_kept_of_an_error_keeps_nothing(folder: Callable, kind: str) -> 
         assert [ref() for ref in left] == [None] * 3
 
 
-@pytest.mark.filterwarnings("ignore:batches of a loader with shuffle=False are asked for in an order")
+@pytest.mark.filterwarnings("ignore:batches of a loader with shuffle=False are requested in an unknown order")
 @pytest.mark.parametrize("workers", WORKERS)
 def test_each_batch_that_fails_is_logged_in_each_epoch(folder: Callable, caplog: pytest.LogCaptureFixture, workers: int) -> None:
     """Two batches that can't be had, once each, and again in the next epoch; and what else one fails of."""
