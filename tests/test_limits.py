@@ -110,7 +110,7 @@ one = loader(slots=2)
 with limited(resource.RLIMIT_NOFILE, room_for(0)):
     say(tried(lambda: list(one)))
 assert len(list(one)) == 8
-os.kill(one._crew.pids[0], signal.SIGKILL)
+os.kill(one._workers.pids[0], signal.SIGKILL)
 with limited(resource.RLIMIT_NOFILE, room_for(0)):
     say(tried(lambda: [list(one) for _ in range(9)]))
 """
@@ -146,7 +146,7 @@ options = {{"list_IDs": IDS, "labels": LABELS, **options}}
 one = Loader(**options, data_dir=DATA, workers=1, shuffle=False, batch_size=1)
 one.batch(0)
 np.save(f"{{DATA}}/all.npy", np.zeros((64, 3)))  # it is opened anew
-with limited(resource.RLIMIT_NOFILE, 3, one._crew.pids[0]):
+with limited(resource.RLIMIT_NOFILE, 3, one._workers.pids[0]):
     say(tried(lambda: list(one)))
 one.close()
 """
@@ -223,7 +223,7 @@ with limited(resource.RLIMIT_AS, size(os.getpid()) + (32 << 20)):
     say(tried(lambda: loader(slots=400)))
 with loader(slots=2) as one:
     one.batch(0)
-    pid = one._crew.pids[0]
+    pid = one._workers.pids[0]
     with limited(resource.RLIMIT_AS, size(pid), pid):
         say(tried(lambda: list(one)))
 """
@@ -242,7 +242,7 @@ def test_a_limit_on_data_in_a_function(folder: Callable, script: Callable) -> No
     code = """
 one = loader(source=lambda id: np.ones(1 << (3 if id == "id-0" else 28), "u1")[:8], slots=2)
 one.batch(0)
-with limited(resource.RLIMIT_DATA, 150 << 20, one._crew.pids[0]):
+with limited(resource.RLIMIT_DATA, 150 << 20, one._workers.pids[0]):
     say(tried(lambda: [one.batch(index) for index in range(1, 8)]))
 one.close()
 """
