@@ -52,7 +52,7 @@ $(VENV)/.%: pyproject.toml .ci/constraints.txt $(if $(LATEST),always) | $(BIN)/p
 $(VENV)/.bench: pyproject.toml .ci/constraints.txt $(if $(LATEST),always) | $(BIN)/python
 	$(INSTALL) --editable '.[bench]' || { \
 		$(INSTALL) --editable '.[test]' && \
-		for package in matplotlib grain spdl-core torch; do \
+		for package in grain spdl-core torch; do \
 			$(INSTALL) $$package || echo "left out: $$package"; \
 		done; }
 	@touch $@

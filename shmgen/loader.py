@@ -210,7 +210,7 @@ class Loader:
         self._labels, self._n_classes, self._has_channels = labels, n_classes, dim is not None or n_channels is not None
 
         self._passes = Passes(self._sampler.batches, shuffle=shuffle, epoch=epoch)
-        self._damage = Damage(len(self._ids), replaces=on_error == "replace", most=max_damaged)
+        self._damage = Damage(len(self._ids), replaces=on_error == "replace", max_fraction=max_damaged)
         with ExitStack() as undo:
             self._ring = Ring(self._layout, slots or min(MAX_SLOTS, max(MIN_SLOTS, SLOTS_BYTES // self._layout.slot_bytes)))
             undo.callback(self._ring.close)

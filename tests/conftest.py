@@ -311,9 +311,9 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     deadline = Deadline(GONE_WITHIN)
     while left := before.left():
-        gc.collect()
         if deadline.passed:
             pytest.fail(f"left behind: {', '.join(left)}")
+        gc.collect()  # which may take all the time there is, where much is loaded: hence what is left is looked for again
         select.select([], [], [], 0.01)
 
 

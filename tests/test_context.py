@@ -357,8 +357,10 @@ def test_filters_of_warnings_from_outside(tmp_path: Path, options: tuple[str, ..
     """``-W error`` and PYTHONWARNINGS=error make errors of a function's warnings, with id and line; what is ignored is so."""
     script = tmp_path / "script.py"
     script.write_text("""if True:
-    import warnings
+    import logging, warnings
     from shmgen import Loader, FunctionError
+
+    logging.getLogger("shmgen").addHandler(logging.NullHandler())
 
     def function(id):
         warnings.warn("ignored", FutureWarning)
@@ -377,7 +379,7 @@ def test_filters_of_warnings_from_outside(tmp_path: Path, options: tuple[str, ..
         environ["PYTHONWARNINGS"] = "ignore::FutureWarning,error::UserWarning"
     run = subprocess.run([sys.executable, *options, script], env=environ, capture_output=True, text=True, check=True)
     assert re.match(r"sample \d, source of field 'X': UserWarning: no such picture", run.stdout), run.stderr
-    assert f'File "{script}", line 7, in function\n    warnings.warn("no such picture")' in run.stdout.replace("    " * 2, "    ")
+    assert f'File "{script}", line 9, in function\n    warnings.warn("no such picture")' in run.stdout.replace("    " * 2, "    ")
     assert run.stderr == ""
 
 

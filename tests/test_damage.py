@@ -112,7 +112,7 @@ def test_another_sample_stands_in(
     assert re.match(reason, damaged.reason), damaged.reason
     [record] = caplog.records
     assert (record.name, record.levelname) == ("shmgen", "WARNING")
-    assert record.getMessage() == f"{SampleError(*damaged)}\nanother sample stands in for it"
+    assert record.getMessage() == f"{SampleError(*damaged)}\nit is replaced by another sample"
 
 
 def test_the_same_stands_in_at_any_split_of_rows(masked: tuple[DataSet, DataSet]) -> None:

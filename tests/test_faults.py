@@ -319,7 +319,7 @@ def test_a_sample_that_kills_is_an_error_by_name(folder: Callable, role: str) ->
     with deadly(role, data, ENDS["SIGSEGV"][0], None) as loader:
         for _ in range(2):
             restarts = loader.stats.restarts
-            with pytest.raises(SampleError, match=r"found that 3 workers died of it: .* was killed by SIGSEGV") as caught:
+            with pytest.raises(SampleError, match=r"found that 3 workers died at it: .* was killed by SIGSEGV") as caught:
                 loader.batch(1)
             assert caught.value.id == "id-7"
             assert caught.value.path.startswith("source Filling" if role == "own-fill" else "function ")
@@ -331,7 +331,7 @@ def test_a_sample_that_kills_is_an_error_by_name(folder: Callable, role: str) ->
 @pytest.mark.parametrize("role", ["source", "own-fill", "transform"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_sample_that_kills_stands_aside(folder: Callable, caplog: pytest.LogCaptureFixture, role: str, count: int) -> None:
-    """With ``on_error="replace"`` another stands in for it, in later epochs too, which cost no worker any more."""
+    """With ``on_error="replace"`` it is replaced, in later epochs too, which cost no worker any more."""
     data = folder(24)
     with deadly(role, data, ENDS["SIGSEGV"][0], None, workers=count, on_error="replace", max_damaged=0.1) as loader:
         for epoch in range(1, 4):
@@ -345,7 +345,7 @@ def test_a_sample_that_kills_stands_aside(folder: Callable, caplog: pytest.LogCa
         [damaged] = loader.damaged
     assert damaged.id == "id-7"
     assert damaged.reason.endswith("was killed by SIGSEGV")
-    assert caplog.text.count("another sample stands in for it") == 1
+    assert caplog.text.count("it is replaced by another sample") == 1
 
 
 # Workers that can't begin.

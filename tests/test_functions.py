@@ -404,7 +404,7 @@ def test_an_id_that_a_function_emptied_is_still_named() -> None:
 def test_a_function_that_exits_is_an_error_by_name() -> None:
     """``sys.exit(7)`` in each worker that takes the place of another: an error with that code, not a wait without end."""
     with computed(transform=lambda x, rng: sys.exit(7), workers=2) as loader:
-        with pytest.raises(SampleError, match=r"3 workers died of it: .* ended with exit code 7$"):
+        with pytest.raises(SampleError, match=r"3 workers died at it: .* ended with exit code 7$"):
             list(loader)
         assert loader.stats.restarts >= 3
 

@@ -8,16 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from typing import Any
 
 import pace
 import pytest
 from conftest import wait_until
-from leftovers import Before, names
+from leftovers import MARK, Before, names
 from pace import Deadline, slowness
 
 from shmgen import Loader
+from shmgen._memory import ring
 
 SHM = Path("/dev/shm")
 
@@ -43,14 +44,25 @@ def test_a_descriptor_and_a_process_are_found() -> None:
     assert before.left() == []
 
 
+LEAVES_A_NAME = f"""
+def segment(size, *, in_shm):
+    fd = os.open("/dev/shm/{MARK}segment", os.O_CREAT | os.O_RDWR, 0o600)
+    os.posix_fallocate(fd, 0, size)
+    return fd
+"""
+"""Code of a segment that has a name, and keeps it."""
+
+
 @pytest.mark.usefixtures("tidy")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_name_that_a_loader_leaves_is_found(folder: Callable, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    """A loader that did not take its segment's name away would be found out."""
+    """A loader whose segment had a name, and kept it, would be found out."""
     data = folder(8)
     before = Before()
+    made: dict[str, Any] = {"os": os}
+    exec(LEAVES_A_NAME, made)
     with monkeypatch.context() as patched:
-        patched.setattr(SharedMemory, "unlink", lambda _: None)
+        patched.setattr(ring, "_nameless_segment", made["segment"])
         with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=workers) as loader:
             list(loader)
 
@@ -63,7 +75,7 @@ def test_a_name_that_a_killed_script_leaves_is_found(folder: Callable, script: C
     """As it stays, when nobody who could take it away is left."""
     before = Before()
     run = script(
-        "shared_memory.SharedMemory.unlink = lambda _: None\n"
+        f"from shmgen._memory import ring\n{LEAVES_A_NAME}\nring._nameless_segment = segment\n"
         "loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=1)\n"
         "say('ready')\nsignal.pause()\n",
         folder(8),

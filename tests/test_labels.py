@@ -188,6 +188,14 @@ def test_whatever_labels_come_in(options: dict[str, Any], expected: list[Any], d
     assert (found.tolist(), found.dtype) == (expected, dtype)
 
 
+def test_values_of_ml_dtypes() -> None:
+    """A dtype that NumPy does not know loses precision and no more."""
+    pytest.importorskip("ml_dtypes")
+    assert labels_of(["p", "q"], Values([0.1, 2], dtype="bfloat16")) == [0.10009765625, 2.0]
+    with pytest.raises(InputError, match=r"id 'q', .*a number that bfloat16 holds, found 1e\+300; .*dtype='float64'"):
+        batch_of(["p", "q"], Values([0.1, 1e300], dtype="bfloat16"))
+
+
 def test_a_function_of_labels_that_fails_is_named() -> None:
     """The id, the field, and the function's own traceback."""
 

@@ -73,7 +73,7 @@ def test_a_read_that_never_ends_is_an_error_by_name(
 @pytest.mark.parametrize("kind", ["files", "function", "own-fill", "transform"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_read_that_never_ends_stands_aside(folder: Callable, kind: str, count: int) -> None:
-    """With ``on_error="replace"`` another stands in for it, in later epochs too, which do not wait for it any more."""
+    """With ``on_error="replace"`` it is replaced, in later epochs too, which do not wait for it any more."""
     data = folder(N)
     data.fifo(9)
     with in_order(kind, data, workers=count, on_error="replace", max_damaged=0.1) as loader:

@@ -1,4 +1,4 @@
-"""What the parent knows of a batch: its samples' ids, the values it fills itself, and which samples stand in for others."""
+"""What the main process knows of a batch: its ids, the values that it fills in itself, and which samples are replaced."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from shmgen._worker.assembler import BatchAssembler, Task
 from shmgen.errors import SampleError, printable
 
 MAX_ATTEMPTS = 100
-"""So many samples are tried to stand in for one; where all of them are damaged, hardly any is not."""
+"""So many replacements are tried for a sample. If all of them are damaged, hardly any sample is not."""
 
 
 class BatchBuilder:
-    """The samples of batches.
+    """Builds batches: knows the samples of each, and fills in what workers don't.
 
     Args:
         ids: of all samples.
         sampler: which of them a batch holds.
         spec: where a batch's arrays come from.
-        ring: where the values are filled in that workers don't fill.
+        ring: where values are filled in.
         passes: know which epoch is under way.
-        assembler: fills the rest.
-        damage: takes note of samples that can't be had.
+        assembler: fills the rest, in the workers.
+        damage: records samples that can't be read.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class BatchBuilder:
         self._damage = damage
         self._values = [(n, source) for n, source in enumerate(spec.sources.values()) if isinstance(source, Values)]
         self._sources = [source for source in spec.sources.values() if isinstance(source, Source)]
-        # Of the batches read ahead, where the sources can tell: what their files were when they were read, or in which pass.
+        # For batches read ahead, if the sources can tell: the version of their files when they were read, or the pass.
         self._can_tell = any(type(source).version is not Source.version for source in self._sources)
         self._read: dict[BatchId, object] = {}
-        # Of the batches in the ring, the rows in which others stand in, and how many have been tried.
+        # For batches in the ring: by row, the sample that replaces another, and how many have been tried.
         self._replacements: dict[BatchId, dict[int, tuple[int, int]]] = {}
 
     @property
     def replaces(self) -> bool:
-        """Whether others stand in for damaged samples."""
+        """Whether damaged samples are replaced."""
         return self._damage.replaces
 
     def size(self, batch: BatchId) -> int:
@@ -70,7 +70,7 @@ class BatchBuilder:
         return self._sampler.size(batch)
 
     def tasks(self, pieces: Sequence[Piece]) -> list[Task]:
-        """What to tell workers of ``pieces``."""
+        """The workers' tasks for ``pieces``."""
         ids: dict[BatchId, list[Any]] = {}
         tasks = []
         for slot, batch, start, stop in pieces:
@@ -81,7 +81,7 @@ class BatchBuilder:
         return tasks
 
     def prepare(self, slot: int, batch: BatchId, *, ahead: bool) -> None:
-        """``batch`` is about to be read into ``slot``, ``ahead`` of being asked for or not: fill what workers don't."""
+        """Prepare ``slot`` for ``batch``, which is read ``ahead`` of being asked for or not: fill in what workers don't."""
         self._read.pop(batch, None)
         self._replacements.pop(batch, None)
         if self._damage.unreadable:
@@ -90,14 +90,14 @@ class BatchBuilder:
                     self._replace(batch, row)
         numbers = self._numbers(batch)
         self._fill(slot, 0, numbers)
-        # What is read before its epoch begins, or before that is begun again, may have changed by then.
+        # What is read before its epoch begins may have changed by then.
         if ahead and self._can_tell:
             last = self._passes.last
             in_its_epoch = last is not None and last.is_begun and last.epoch == batch.epoch
             self._read[batch] = last if in_its_epoch else self._version(numbers)
 
     def refill(self, piece: Piece) -> None:
-        """``piece`` is about to be read again: fill what a transform may have changed, and have what is hopeless stand aside."""
+        """Prepare ``piece`` to be read again: fill in what a transform may have changed, and replace what is unreadable."""
         slot, batch, start, stop = piece
         if self._damage.unreadable:
             for row, sample in enumerate(self._numbers(batch)[start:stop].tolist(), start):
@@ -106,23 +106,23 @@ class BatchBuilder:
         self._fill(slot, start, self._numbers(batch)[start:stop])
 
     def _fill(self, slot: int, start: int, numbers: np.ndarray) -> None:
-        """Fill the rows in ``slot`` from ``start`` on with what workers don't fill of the samples ``numbers``."""
+        """Fill in the values of the samples ``numbers``, in ``slot`` from row ``start`` on."""
         for field, values in self._values:
             values.fill(numbers, self._ring.arrays(slot)[field][start : start + len(numbers)])
 
     def holds(self, batch: BatchId) -> bool:
-        """Whether what was read of ``batch`` is what its files hold; asked once, and true of what was read in this pass."""
+        """Whether what was read of ``batch`` is up to date. To be asked once; always true for what was read in this pass."""
         read = self._read.pop(batch, None)
         if read is None or read is self._passes.last:
             return True
         return not isinstance(read, Pass) and read == self._version(self._numbers(batch))
 
     def outdated(self) -> list[BatchId]:
-        """The batches that were read in a pass that has been left: their files may have changed since."""
+        """Batches that were read in another pass: their files may have changed since."""
         return [batch for batch, read in self._read.items() if isinstance(read, Pass) and read is not self._passes.last]
 
     def delivered(self, batch: BatchId) -> int:
-        """``batch`` has been handed out: in how many rows another sample stands in."""
+        """``batch`` has been handed out. Returns in how many rows a sample was replaced."""
         return len(self._replacements.pop(batch, ()))
 
     def named(self, piece: Piece, row: int) -> str:
@@ -141,24 +141,24 @@ class BatchBuilder:
         return take(self._ids, self._numbers(piece.batch)[piece.start : piece.stop])
 
     def error(self, piece: Piece, row: int, reason: str) -> SampleError:
-        """That the sample in ``row`` of ``piece`` can't be had for a ``reason`` other than its data."""
+        """An error for the sample in ``row`` of ``piece``, for a ``reason`` other than its data."""
         id = self._ids_of(piece)[row]
         return SampleError(id, self._assembler.places(id), reason)
 
     def replace(self, piece: Piece, row: int, error: SampleError, *, unreadable: bool = False) -> None:
-        """Have another sample stand in for that in ``row`` of ``piece``, which can't be had because of ``error``.
+        """Replace the sample in ``row`` of ``piece``, which can't be read because of ``error``.
 
         Args:
             piece: what was being read, and is to be read again, once it has been `refill`ed.
             row: from the piece's first.
             error: why.
-            hopeless: the sample is not to be tried again, ever.
+            unreadable: the sample is not to be tried again.
 
         Raises:
-            TooManyDamaged: more are damaged than are borne.
+            TooManyDamaged: more are damaged than are tolerated.
         """
         batch, row = piece.batch, piece.start + row
-        self._damage.note(int(self._numbers(batch)[row]), error, unreadable=unreadable)
+        self._damage.record(int(self._numbers(batch)[row]), error, unreadable=unreadable)
         self._replace(batch, row)
 
     def _replace(self, batch: BatchId, row: int) -> None:

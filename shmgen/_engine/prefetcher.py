@@ -1,7 +1,7 @@
-"""Delivers batches by name: keeps the slots filled, waits for workers, hands out leases, or copies where all slots are held.
+"""Delivers batches: keeps the slots filled, waits for workers, hands out leases, or copies if all slots are held.
 
-Nothing runs in the background. Whoever asks for a batch takes in what has happened since, gives free slots new work, and waits if
-need be; of several who wait, one listens to the workers and tells the others.
+No thread runs in the background. A request for a batch handles the events since the last one, gives free slots new work, and
+waits if need be. If several threads wait, one of them listens to the workers and wakes the others.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from shmgen._sources.base import IDLE, row_of
 from shmgen.errors import ClosedError, ShmgenError, StartError, TooManyDamaged, WorkerDied
 
 COPY_AFTER = 1.0
-"""Seconds that a batch waits for a slot to be let go of before it is handed out as a copy; half of it after each wait in vain."""
+"""Seconds that a batch waits for a slot to be released before it is handed out as a copy; half of that after each vain wait."""
 
 COPY_AFTER_LEAST = 0.02
-"""Seconds that it waits at least."""
+"""The least number of seconds that it waits."""
 
 COLLECT_AFTER = 0.25
-"""Seconds after which garbage is collected, in case that holds the slots."""
+"""Seconds after which garbage is collected, in case it holds the slots."""
 
 LEAVE_WITHIN = 1.0
-"""Seconds that whoever waits for a batch has to leave when a delivery is closed."""
+"""Seconds that waiting threads have to leave when the prefetcher is closed."""
 
 DRAIN_EVERY = 0.002
-"""Seconds between two looks at what has been let go of, while a batch waits for a slot."""
+"""Seconds between two looks at what has been released, while a batch waits for a slot."""
 
 LONGEST_WAIT = 86_400.0
 """Seconds; the kernel counts milliseconds in 31 bits."""
 
 OVERSLEPT = 0.2
-"""Seconds that a wait may take longer than it should; more, and this process was stopped itself, and the workers with it."""
+"""Seconds by which a wait may be late. If it is later, this process was stopped itself, and perhaps the workers with it."""
 
 MAX_SAID = 1000
-"""Errors of which it is remembered that they have been logged."""
+"""How many logged errors are remembered."""
 
 Drain = Callable[[], object]
 
@@ -67,17 +67,17 @@ class Prefetcher:
 
     Args:
         ring: where they are read into.
-        workers: who reads them.
-        supervisor: of the workers.
+        workers: the workers that read them.
+        supervisor: supervises the workers.
         schedule: who reads what, and where.
-        builder: what they hold.
-        upcoming: the batches that will be asked for next, as far as can be foreseen.
-        steering: says how many workers there should be; None if that is to stay as it is.
+        builder: knows what batches consist of.
+        upcoming: the batches that will be asked for next, as far as that is known.
+        autoscaler: decides on the number of workers; None if it is fixed.
 
     Attributes:
         lock: guards this object and what ``upcoming`` reads.
-        ended: why no more batches can be had; None while they can.
-        error: the last that a request ended in, without its traceback; None if there was none. It is not said of a mere close.
+        ended: why there are no more batches; None while there are.
+        error: the last error that a request ended in, without its traceback; None if there was none. A plain close is none.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Prefetcher:
         self._changed = threading.Condition(self.lock)
         self._listener: int | None = None
         self._listens_to: int | None = None
-        # Those who wait, the first to come first: since when, and for which batch.
+        # Requests that wait, the oldest first: since when, and for which batch.
         self._waiting: list[tuple[float, BatchId]] = []
         self._all_held = False
         self._patience = COPY_AFTER
@@ -173,8 +173,8 @@ class Prefetcher:
 
         Raises:
             SampleError: a file of the batch can't be read; the batch may be asked for again.
-            TooManyDamaged: more samples can't be had than are borne.
-            WorkerDied: workers can't begin, or die again and again.
+            TooManyDamaged: more samples are damaged than are tolerated.
+            WorkerDied: workers can't start, or die again and again.
             ClosedError: `close` was called.
         """
         called = time.monotonic()
@@ -191,20 +191,22 @@ class Prefetcher:
                 return arrays
             except (TooManyDamaged, WorkerDied, StartError) as end:
                 self.close(_bare(end))
-                self._tell(batch, end)
+                self._record_error(batch, end)
                 # In the traceback there may be a frame that holds the error: a cycle, with the ring in it.
                 raise end.with_traceback(None) from end.__cause__
             except BaseException as error:
                 if isinstance(error, Exception) or error is self._harmless:
-                    # It was read for this request alone: who asks for it later wants what its files hold by then.
+                    # It was read for this request alone: a later request wants what the files hold by then.
                     self._schedule.discard(batch)
                     if isinstance(error, Exception):
-                        self._tell(batch, error)
+                        self._record_error(batch, error)
                     if isinstance(error, ShmgenError):
                         raise error.with_traceback(None) from error.__cause__
                 else:
-                    # An interrupt that struck anywhere but in a wait may have left the books wrong.
-                    self.close(ClosedError(f"{type(error).__name__} struck amid its bookkeeping: make another"))
+                    # An interrupt outside of a wait may have left inconsistent state.
+                    self.close(
+                        ClosedError(f"{type(error).__name__} interrupted it while its state was inconsistent: make another")
+                    )
                 raise
             finally:
                 self._waiting.remove((called, batch))
@@ -215,7 +217,7 @@ class Prefetcher:
         starved_from: float | None = None
         collected = False
         if self._schedule.ready(batch) is not None:
-            self._take_in()  # who need not wait would not hear of a worker's death
+            self._handle_events()  # a request that need not wait would not notice a worker's death
         self._check(called)
         self._dispatch()
         while (arrays := self._hand_out(batch)) is None:
@@ -229,7 +231,7 @@ class Prefetcher:
                 else:
                     self._batch_wait += time.monotonic() - now
             else:
-                # Whoever holds all the slots may need but a push to let go; if that does not help, copies must do.
+                # Whoever holds all the slots may only need a push to release some; if that does not help, hand out copies.
                 starved_from = starved_from or now
                 if now > starved_from + self._patience:
                     self._resort_to_copies()
@@ -246,13 +248,13 @@ class Prefetcher:
             self._patience = min(COPY_AFTER, 2 * self._patience)
         return arrays
 
-    def _tell(self, batch: BatchId, error: Exception) -> None:
-        """Log and keep ``error``, in which a request for ``batch`` ends: frameworks bury it among tracebacks of their own."""
+    def _record_error(self, batch: BatchId, error: Exception) -> None:
+        """Log and keep ``error``, in which a request for ``batch`` ends: frameworks hide it among tracebacks of their own."""
         if isinstance(error, ClosedError):
             return
         self.error = _bare(error)
         text = _text(error)
-        # Who asks again for what failed has been told, and where all has ended, whatever is asked for.
+        # The same failure of the same batch is logged once; after the end, every request fails for the same reason.
         said = (batch if self.ended is None else None, text)
         if said not in self._said:
             if len(self._said) == MAX_SAID:
@@ -261,7 +263,7 @@ class Prefetcher:
             log.error("%s", text)
 
     def close(self, reason: ShmgenError) -> None:
-        """End the workers; whoever waits for a batch, or asks for one later, gets ``reason``."""
+        """End the workers; requests that wait, and later ones, raise ``reason``."""
         open_loaders.discard(self)
         if os.getpid() != self._owner:
             # A fork of the owner: its lock may be held by a thread that is not here. It gives up its copies of the descriptors.
@@ -273,7 +275,7 @@ class Prefetcher:
             self.ended = self.ended or reason
             self._changed.notify_all()
             self._workers.wake()
-            # Who listens must have left before descriptors are closed. It is this very thread where a signal handler calls.
+            # The listening thread must have left before descriptors are closed. It is this thread if a signal handler calls.
             deadline = time.monotonic() + LEAVE_WITHIN
             while self._listener not in (None, threading.get_ident()) and time.monotonic() < deadline:
                 self._changed.wait(deadline - time.monotonic())
@@ -281,7 +283,7 @@ class Prefetcher:
             self._ring.close()
 
     def _dispatch(self) -> None:
-        """Take back the slots that were let go of, and have what is wanted read."""
+        """Take back released slots, and have the next batches read."""
         for slot in self._ring.released():
             self._schedule.free(slot)
             self._all_held = False
@@ -297,7 +299,7 @@ class Prefetcher:
         self._supervisor.send(pieces)
 
     def _hand_out(self, batch: BatchId) -> Arrays | None:
-        """The arrays of ``batch``; None if it is not there yet, or there is no slot that may be leased."""
+        """The arrays of ``batch``; None if it is not ready, or no slot may be leased."""
         schedule = self._schedule
         slot = schedule.ready(batch)
         if slot is None:
@@ -326,7 +328,7 @@ class Prefetcher:
         return arrays
 
     def _resort_to_copies(self) -> None:
-        """All slots are held for good, it seems: until one is let go of, batches are read into a spare one and copied from it."""
+        """All slots seem to be held for good: until one is released, batches are read into a spare slot and copied from it."""
         if not self._schedule.has_spare:
             self._ring.grow()
             self._schedule.add_slot()
@@ -335,7 +337,7 @@ class Prefetcher:
         self._patience = max(COPY_AFTER_LEAST, self._patience / 2)
 
     def _push(self, drain: Drain | None, *, collect: bool) -> None:
-        """Have those who hold batches without need let go of them."""
+        """Make the framework, and the garbage collector, release batches that nobody needs."""
 
         def push() -> None:
             if drain is not None:
@@ -346,7 +348,7 @@ class Prefetcher:
         self._unlocked(push)
 
     def _wait(self, timeout: float, batch: BatchId, now: float) -> None:
-        """Wait until something has happened that may bring ``batch``, at most ``timeout`` seconds; let others in meanwhile."""
+        """Wait for an event that may bring ``batch``, at most ``timeout`` seconds, with the lock free."""
         if self._listener is not None:
             if self._listens_to is not None:
                 self._workers.wake()  # to listen to all
@@ -356,7 +358,7 @@ class Prefetcher:
                 self._harmless = error
                 raise
             return
-        # Who waits alone need not be woken, and take a processor from the workers, before the last piece of the batch is there.
+        # A thread that waits alone need not wake up, and take a processor from the workers, before the last piece is read.
         only = self._listens_to = self._schedule.last_to_finish(batch) if len(self._waiting) == 1 else None
         until = max(now, min(now + timeout, self._supervisor.next_deadline))
         limit = None if until == math.inf else min(until - now, LONGEST_WAIT)
@@ -366,20 +368,20 @@ class Prefetcher:
         finally:
             self._listener = None
             self._changed.notify_all()
-        self._take_in()
+        self._handle_events()
         late = time.monotonic()
         overslept = late > until + OVERSLEPT
         if self.ended is None and (overslept or late >= self._supervisor.next_deadline):
             self._supervisor.check_deadlines(late, self._waiting[0][0], overslept=overslept)
 
     def _autoscale(self, autoscaler: Autoscaler, epoch: int) -> None:
-        """Have as many workers as there should be."""
+        """Set the number of workers that the autoscaler asks for."""
         count = autoscaler.see(epoch, self._last - self._first, self._batches, self._batch_wait, self._workers.use())
         if not self._supervisor.resize(count):
             self._autoscaler = None
 
     def _unlocked(self, act: Callable[[], None]) -> None:
-        """Do something while the lock is free; an interrupt does no harm there."""
+        """Call ``act`` while the lock is free; an interrupt does no harm there."""
         try:
             self.lock.release()
             act()
@@ -390,8 +392,8 @@ class Prefetcher:
             if not self.lock._is_owned():  # type: ignore[attr-defined] # an interrupt may strike on either side of the release
                 self.lock.acquire()
 
-    def _take_in(self) -> None:
-        """Note what workers have said."""
+    def _handle_events(self) -> None:
+        """Handle what workers have reported."""
         if self.ended is not None:
             return
         events = self._workers.poll_events()
@@ -401,17 +403,17 @@ class Prefetcher:
             self._supervisor.handle(events)
 
     def _check(self, called: float) -> None:
-        """Whether to go on with a request made at ``called``."""
+        """Raise if a request made at ``called`` must not go on."""
         if self.ended is not None:
             raise type(self.ended)(*self.ended.args)
-        # Ctrl-C is for the main thread to act on; but it may be waiting inside a framework for this very batch.
+        # Ctrl-C interrupts the main thread, but that may be waiting inside a framework for this batch.
         elsewhere = threading.current_thread() is not threading.main_thread()
         if self._supervisor.interrupted > called and elsewhere and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             raise KeyboardInterrupt
 
 
 def _bare(error: ErrorT) -> ErrorT | ShmgenError:
-    """``error`` without traceback and cause: whoever keeps it must not keep their frames, and the ring with them."""
+    """``error`` without traceback and cause: if it is kept, their frames, and the ring with them, must not be."""
     try:
         return copy(error)
     except Exception:  # a class of the user's may not take the arguments that it passed on

@@ -1,6 +1,6 @@
-"""The watch over the workers: gives them work, hears what they say, and replaces those that die or give no answer.
+"""Supervises the workers: gives them work, handles their events, and replaces those that die or do not respond.
 
-It knows neither requests nor locks: whoever calls holds the delivery's lock.
+It knows neither requests nor locks: the caller holds the prefetcher's lock.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from shmgen._worker.assembler import Task
 from shmgen.errors import SampleError, StartError, WorkerDied
 
 DEATHS = 3
-"""A row that so many workers died of is damaged."""
+"""A row at which so many workers died is damaged."""
 
 STARTS = 5
-"""So many workers that die one after the other in the same place, before any has read anything, end the delivery."""
+"""If so many workers with the same number die one after the other before any has read anything, the loader ends."""
 
 START_WITHIN = 60.0
-"""Seconds that a worker has to begin, or ``timeout`` where that is longer: what it imports and opens then may take a while."""
+"""Seconds that a worker has to start, or ``timeout`` if that is longer: its imports and open files may take a while."""
 
 LOOKS = 4
-"""So often within ``timeout`` it is looked which row a worker is at, to know how long it has been there."""
+"""How often within ``timeout`` the row that a worker is at is looked up, to know how long it has been there."""
 
 MAX_NAMED = 8
-"""So many files a warning names at most."""
+"""A warning names at most so many files."""
 
 log = logging.getLogger("shmgen")
 
 
 class Place(NamedTuple):
-    """How far a worker has come that has something to do.
+    """How far a worker with work to do has come.
 
     Attributes:
-        begun: whether it has said that it can begin.
-        done: how many pieces it is through with.
+        begun: whether it has reported that it is ready.
+        done: how many pieces it has finished.
         at: the row, as `BatchAssembler.open` says it.
     """
 
@@ -56,17 +56,17 @@ class Place(NamedTuple):
 
 @dataclass
 class WorkerRecord:
-    """A worker, as far as what it does is known here.
+    """What is known of a worker.
 
     Attributes:
-        begun: whether it has said that it can begin.
-        done: how many pieces it is through with.
-        place: where it was when it was last looked; None if there was nothing for it to do.
-        since: since when it has been there, as far as has been seen.
-        kill_deadline: until when it should be gone, since it has been killed; None where it has not.
-        stopped: whether it was killed because it had been stopped.
-        blamed: the error of the sample that it was killed for, if for one.
-        deaths_before_work: how many workers have died in this one's place, one after the other, without having done anything.
+        begun: whether it has reported that it is ready.
+        done: how many pieces it has finished.
+        place: where it was at the last look; None if it had nothing to do.
+        since: since when it has been there.
+        kill_deadline: when it should be gone after it was killed; None if it was not.
+        stopped: whether it was killed because it had been stopped (SIGSTOP).
+        blamed: the error of the sample that it was killed for, if any.
+        deaths_before_work: how many workers with this number have died one after the other without finishing anything.
     """
 
     begun: bool = False
@@ -80,18 +80,18 @@ class WorkerRecord:
 
 
 class Supervisor:
-    """Watches over workers.
+    """Supervises workers.
 
     Args:
-        workers: who read.
+        workers: the workers.
         count: how many there are.
         schedule: who reads what, and where.
         builder: what there is to read.
-        ring: where to; grows by a slot where one can't be used any more.
+        ring: where to read it; grows by a slot when one can't be used any more.
         timeout: seconds after which a read that has not ended is given up, together with its worker.
 
     Attributes:
-        next_deadline: when to `check_deadlines` next, while a batch is waited for.
+        next_deadline: when to call `check_deadlines` next, while somebody waits for a batch.
         interrupted: when Ctrl-C last reached a worker.
         restarts: how many workers have been replaced.
     """
@@ -118,8 +118,8 @@ class Supervisor:
         tasks: defaultdict[int, list[Task]] = defaultdict(list)
         for (worker, _), task in zip(pieces, self._builder.tasks([piece for _, piece in pieces]), strict=True):
             tasks[worker].append(task)
-        for worker, his in tasks.items():
-            self._workers.send(worker, his)
+        for worker, its_tasks in tasks.items():
+            self._workers.send(worker, its_tasks)
 
     def resize(self, count: int) -> bool:
         """From now on so many workers get work; False if others could not be started, and there are fewer."""
@@ -137,19 +137,19 @@ class Supervisor:
         return enough
 
     def _dismiss(self) -> None:
-        """Part with workers that get no more work, once they have done what they held."""
+        """End workers that get no more work, once they have finished what they held."""
         while len(self._records) > self._schedule.workers and not self._schedule.held(len(self._records) - 1):
             self._workers.dismiss()
             self._records.pop()
             self._schedule.forget_last()
 
     def handle(self, events: Sequence[Event]) -> None:
-        """Take in what workers have said.
+        """Handle what workers have reported.
 
         Raises:
-            StartError: one can't begin, or one that died can't be replaced.
-            WorkerDied: one died as others before it, without having done anything.
-            TooManyDamaged: more samples can't be had than are borne.
+            StartError: one can't start, or one that died can't be replaced.
+            WorkerDied: one died like others before it, without finishing anything.
+            TooManyDamaged: more samples are damaged than are tolerated.
         """
         for worker, what, detail in events:
             record = self._records[worker]
@@ -175,15 +175,15 @@ class Supervisor:
         self._dismiss()
 
     def check_deadlines(self, now: float, asked: float, *, overslept: bool) -> None:
-        """See how far the workers have come, and give up those that have been waited for too long.
+        """See how far the workers have come, and kill those that have taken too long.
 
         Args:
             now: the time.
-            asked: since when a batch has been waited for. What goes on between two requests is nobody's fault.
-            overslept: this process was stopped itself, so it can't tell since when they have been where they are.
+            asked: since when somebody has waited for a batch. Between two requests no worker is late.
+            overslept: whether this process was stopped itself: it can't tell then how long a worker has been at its row.
 
         Raises:
-            StartError: one has not begun in time, or can't be replaced.
+            StartError: one has not started in time, or can't be replaced.
         """
         for worker, record in enumerate(self._records):
             place = self._place(worker)
@@ -210,7 +210,7 @@ class Supervisor:
         return self._timeout if record.begun else max(self._timeout, START_WITHIN)
 
     def _kill_unresponsive(self, worker: int, now: float) -> None:
-        """Kill a worker that gives no answer; one that should have been gone by now is left to itself."""
+        """Kill a worker that does not respond; abandon one that should have been gone by now."""
         record = self._records[worker]
         if record.kill_deadline is not None:
             self._on_exit(worker, None)
@@ -227,7 +227,7 @@ class Supervisor:
         self._workers.kill(worker)
 
     def _failed(self, worker: int, row: int | None, error: Exception) -> None:
-        """``worker`` can't do its oldest piece, because of the sample in ``row``, if that is known."""
+        """``worker`` has failed at its oldest piece: at the sample in ``row``, if that is known."""
         piece = self._schedule.held(worker)[0]
         if row is None and piece.stop - piece.start == 1:
             row = 0
@@ -244,18 +244,18 @@ class Supervisor:
         self.send([(worker, piece) for piece in pieces])
 
     def _on_exit(self, worker: int, death: WorkerDied | None) -> None:
-        """``worker`` has died, or hangs so that it can't be killed: another takes its place, and what it held is read again."""
+        """``worker`` has died, or can't be killed: start another in its place, and have what it held read again."""
         record, at = self._records[worker], self._workers.at(worker)
         held = self._schedule.held(worker)
         row = _row(at, held[0]) if held else None
-        # If it has come further since it was killed, it was not stuck after all.
+        # If it has come further since the decision to kill it, it was not stuck.
         blamed = record.blamed if self._place(worker) == record.place else None
         if death is not None and record.kill_deadline is None and row is not None:
             place = held[0].batch, held[0].start + row
             self._deaths[place] += 1
             if self._deaths[place] == DEATHS:
-                del self._deaths[place]  # asked for again, it is tried as often again
-                reason = f"expected to be read, found that {DEATHS} workers died of it: {death}"
+                del self._deaths[place]  # if it is asked for again, it gets as many tries again
+                reason = f"expected a readable sample, found that {DEATHS} workers died at it: {death}"
                 blamed = self._builder.error(held[0], row, reason)
         log.warning("%s", self._death_message(worker, death, held, row, blamed))
         deaths_before_work = 0 if record.done else record.deaths_before_work
@@ -274,7 +274,7 @@ class Supervisor:
         self._send_again(worker, self._schedule.held(worker))
 
     def _reassign(self, worker: int, piece: Piece, row: int | None, blamed: SampleError | None, *, at: int, hangs: bool) -> None:
-        """What becomes of the ``piece`` that ``worker`` was at, in ``row`` if that is known, when it died or was given up."""
+        """Decide on the ``piece`` that ``worker`` was at, in ``row`` if that is known, when it died or was abandoned."""
         schedule, builder = self._schedule, self._builder
         wanted = schedule.wants(piece)
         error = None
@@ -300,7 +300,7 @@ class Supervisor:
     def _death_message(
         self, worker: int, death: WorkerDied | None, held: Sequence[Piece], row: int | None, blamed: SampleError | None
     ) -> str:
-        """What the user is told of a worker that is replaced."""
+        """The log message about a worker that is replaced."""
         record = self._records[worker]
         said = []
         if record.kill_deadline is None:

@@ -1,4 +1,4 @@
-"""How many workers there should be: told what the trainer waits, it answers with a number and the reason.
+"""How many workers there should be: given how long the trainer waits, it answers with a number and the reason.
 
 Pure: no process and no clock, so that each decision is a plain unit test.
 """
@@ -59,7 +59,7 @@ class Decision(NamedTuple):
 
 
 class AutoscalePolicy:
-    """Finds the number of workers by trying: one more while the trainer waits and it helps, one less where nobody would notice.
+    """Finds the number of workers by trying: one more while the trainer waits and it helps, one less where that changes nothing.
 
     Args:
         workers: how many there are at first.
@@ -112,7 +112,7 @@ class AutoscalePolicy:
         return None
 
     def _judge(self, before: Window, window: Window) -> str | None:
-        """Whether the last change was for the better, or at least for nobody's worse."""
+        """Keep the last change if it helped, or at least did no harm; else take it back."""
         self._before = None
         change = self._change
         if change > 0 and window.rate >= before.rate * (1 + HELPS):
@@ -132,27 +132,27 @@ class AutoscalePolicy:
 
 
 class Autoscaler:
-    """Cuts time into windows, and steers a `AutoscalePolicy` by what was seen in them.
+    """Cuts time into windows, and gives an `AutoscalePolicy` what was measured in them.
 
     Args:
-        size: the number of workers.
-        most: how many there may be where there are so many, which wait for a disk or a network for a fraction of their work.
+        policy: decides on the number of workers.
+        most: the largest allowed number, given how many there are and the fraction of their work in which they wait for I/O.
 
     Attributes:
         decisions: the changes so far.
     """
 
-    def __init__(self, size: AutoscalePolicy, most: Callable[[int, float], int]) -> None:
+    def __init__(self, policy: AutoscalePolicy, most: Callable[[int, float], int]) -> None:
         self.decisions: list[Decision] = []
-        self._size = size
+        self._policy = policy
         self._most = most
         self._epoch = -1
         self._start = (0.0, 0, 0.0, 0.0, 0.0)
 
     def is_over(self, epoch: int, now: float, batches: int) -> bool:
-        """Whether there is enough to be seen in a window; else what `begin` began goes on.
+        """Whether the current window is long enough.
 
-        A window ends with its epoch, since nobody knows what is done between two of them, and is not looked at then.
+        A window ends with its epoch and is ignored then: nobody knows what the caller does between two epochs.
         """
         then, batches_then, *_ = self._start
         return epoch != self._epoch or (now - then >= SECONDS and batches - batches_then >= BATCHES)
@@ -164,7 +164,7 @@ class Autoscaler:
             epoch: whose batches are delivered.
             now: seconds from the first request for a batch.
             batches: delivered so far.
-            waited: seconds that the trainer has waited for them.
+            batch_wait: seconds that the trainer has waited for them.
             use: seconds in which workers had work, and in which they had a processor or wanted one.
 
         Returns:
@@ -176,8 +176,8 @@ class Autoscaler:
             elapsed, busy, cpu = now - then, use[0] - busy_then, use[1] - cpu_then
             window = Window((batches - batches_then) / elapsed, (batch_wait - waited_then) / elapsed, busy / elapsed)
             io_wait = max(0.0, 1 - cpu / busy) if busy else 0.0
-            if reason := self._size.see(window, self._most(self._size.workers, io_wait)):
-                self.decisions.append(Decision(now, self._size.workers, reason))
-                log.info("%d workers from now on: %s", self._size.workers, reason)
+            if reason := self._policy.see(window, self._most(self._policy.workers, io_wait)):
+                self.decisions.append(Decision(now, self._policy.workers, reason))
+                log.info("%d workers from now on: %s", self._policy.workers, reason)
         self._epoch = epoch
-        return self._size.workers
+        return self._policy.workers

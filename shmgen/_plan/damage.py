@@ -1,4 +1,4 @@
-"""Samples that can't be had: which they are, and how many of them are borne."""
+"""Damaged samples: which they are, and how many of them are tolerated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = logging.getLogger("shmgen")
 
 
 class Damaged(NamedTuple):
-    """A sample that could not be had, and for which another stood in.
+    """A sample that could not be read, and was replaced by another.
 
     Attributes:
         id: the sample's id, as it stands in the list of ids.
@@ -29,38 +29,38 @@ class Damage:
 
     Args:
         samples: how many the data set has.
-        replaces: whether others stand in for them; else each is an error.
-        most: the fraction of the data set that may be damaged.
+        replaces: whether they are replaced by others; else each is an error.
+        max_fraction: the fraction of the data set that may be damaged.
 
     Attributes:
         found: those found so far, by the sample's number.
-        hopeless: numbers of those that are not tried again, since each try would cost a worker.
+        unreadable: numbers of those that are not tried again, since each try would cost a worker.
     """
 
-    def __init__(self, samples: int, *, replaces: bool, most: float) -> None:
+    def __init__(self, samples: int, *, replaces: bool, max_fraction: float) -> None:
         self.replaces = replaces
         self.found: dict[int, Damaged] = {}
         self.unreadable: set[int] = set()
         self._samples = samples
-        self._most = most
+        self._max_fraction = max_fraction
 
-    def note(self, sample: int, error: SampleError, *, unreadable: bool) -> None:
-        """``sample`` can't be had because of ``error``.
+    def record(self, sample: int, error: SampleError, *, unreadable: bool) -> None:
+        """Record that ``sample`` can't be read because of ``error``.
 
         Raises:
-            TooManyDamaged: with it, more are damaged than are borne.
+            TooManyDamaged: with it, more are damaged than are tolerated.
         """
         if unreadable:
             self.unreadable.add(sample)
         if sample in self.found:
             return
         self.found[sample] = Damaged(error.id, error.path, error.reason)
-        # As text: who keeps what is logged must not keep the error's frames, and the ring with them.
-        log.warning("%s\nanother sample stands in for it", str(error))
-        if len(self.found) > self._most * self._samples or len(self.found) == self._samples:
+        # As text: a handler that keeps log records must not keep the error's frames, and the ring with them.
+        log.warning("%s\nit is replaced by another sample", str(error))
+        if len(self.found) > self._max_fraction * self._samples or len(self.found) == self._samples:
             raise self.too_many()
 
     def too_many(self) -> TooManyDamaged:
         """The error that ends the run."""
         last = list(self.found.values())[-1]
-        return TooManyDamaged(len(self.found), self._samples, self._most, str(SampleError(*last)))
+        return TooManyDamaged(len(self.found), self._samples, self._max_fraction, str(SampleError(*last)))

@@ -104,7 +104,7 @@ class Passes:
         return opened
 
     def take_back(self, opened: Pass) -> None:
-        """The iteration was no more than a look: if it was the last to begin, the next one gets its epoch again."""
+        """The iteration was only a look: if it was the last to begin, the next one gets its epoch again."""
         if self._next_epoch == opened.epoch + 1:
             self._next_epoch = opened.epoch
             self._last = None
@@ -123,7 +123,7 @@ class Passes:
         self.forget()
 
     def forget(self) -> None:
-        """What was asked for by hand was no more than a look."""
+        """What was asked for by hand was only a look."""
         if self._last is self._by_hand:
             self._last = None
         self._by_hand = None

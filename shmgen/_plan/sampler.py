@@ -9,7 +9,7 @@ import numpy as np
 
 
 class BatchId(NamedTuple):
-    """A batch by name: the same one has the same samples in every run."""
+    """The name of a batch. The same batch has the same samples in every run."""
 
     epoch: int
     number: int
@@ -59,14 +59,14 @@ class Sampler:
         return self._permutation(self.samples, self.seed, batch.epoch)[first:last]
 
     def replacement(self, batch: BatchId, row: int, tried: int) -> int:
-        """The number of the sample that stands in for the damaged one in ``row`` of ``batch``: another one of the same epoch.
+        """The number of the sample that replaces the damaged one in ``row`` of ``batch``: another sample of the same epoch.
 
         Drawn as `permutation` is, from (seed, epoch, position in the epoch, ``tried``), so that it is the same in every run.
 
         Args:
             batch: in which batch.
             row: in which row of it.
-            tried: how many stand-ins have turned out to be damaged themselves.
+            tried: how many replacements have turned out to be damaged themselves.
         """
         position = batch.number * self.batch_size + row
         dealt = min(self.samples, self.batches * self.batch_size)

@@ -1,4 +1,4 @@
-"""Which slot holds which batch and which worker reads which rows: told what happened, it answers what is to be done.
+"""Which slot holds which batch and which worker reads which rows. Given an event, it answers what to do.
 
 Pure: no process, no clock, no memory but its own, so every order of events is a plain unit test.
 """
@@ -63,13 +63,13 @@ class Schedule:
         slots: how many slots the ring has.
         workers: how many workers share the rows of a batch.
         rows: how many rows a batch has.
-        in_flight: how many batches are read at once, at most, where nothing is waited for. More than keep the workers busy would
-            only spread over more memory than the processor's cache holds, which costs a quarter of the speed where the trainer
+        in_flight: how many batches are read at once, at most, while workers do not wait for I/O. More than keep the workers busy
+            would spread over more memory than the processor's cache holds. That costs a quarter of the speed where the trainer
             waits for every batch.
 
     Attributes:
-        waits: whether workers wait for a disk or a network, which does more when it is asked for more at once: then as many
-            batches are read as there are slots.
+        waits: whether workers wait for a disk or a network. These do more when they are asked for more at once, so as many
+            batches are read then as there are slots.
     """
 
     def __init__(self, slots: int, workers: int, rows: Callable[[BatchId], int], *, in_flight: int) -> None:
@@ -149,7 +149,7 @@ class Schedule:
             self._load.append(0)
 
     def forget_last(self) -> None:
-        """The worker with the highest number, which holds nothing, is no more."""
+        """The worker with the highest number, which holds nothing, is gone."""
         assert not self._held[-1]
         self._held.pop()
         self._load.pop()
@@ -171,9 +171,9 @@ class Schedule:
             Who is to read what: worker and piece, in the order of sending.
         """
         missing = not all(batch in self._slot_of for batch in demanded)
-        # A demand that was not read ahead says that others may have been, in vain.
+        # If a demanded batch was not read ahead, other batches may have been read in vain.
         self._read_in_vain = self._read_in_vain or missing
-        # Work is given out in portions: the parent's time is lost to the workers where they share a processor.
+        # Work is given out in portions: where workers share a processor with the main process, its time is lost to them.
         in_flight = len(self._slots) if self.waits else self._in_flight
         has_room = in_flight - self._filling >= self._portion
         if not missing and not (has_room and (self._free or self._read_in_vain)):
@@ -312,9 +312,9 @@ class Schedule:
         return sends
 
     def _shares(self, rows: int) -> list[tuple[int, int]]:
-        """Workers, and how many of ``rows`` each is to read, so that they hold as nearly the same number as can be.
+        """Workers, and how many of ``rows`` each is to read, so that all hold about the same number.
 
-        A worker that shares its processor with the parent is slower than the others, who would wait for it if all got the same.
+        A worker that shares its processor with the main process is slower. The others would wait for it if all got the same.
         """
         workers = self._workers
         # Equals take turns, or batches of a single row would all go to the first worker.

@@ -201,7 +201,7 @@ class _Checked:
             # Ints too large for int64 come out as floats.
             are_whole = together.dtype.kind in "biu" or all(isinstance(value, int) for value in objects(self._column))
             given = np.dtype(np.int64) if are_whole else np.dtype(np.float32)
-        if together.dtype.kind == "O" and given.kind == "f" and all(isinstance(value, int) for value in together.flat):
+        if together.dtype.kind == "O" and given.kind not in "biu" and all(isinstance(value, int) for value in together.flat):
             together = together.astype(given)  # ints beyond NumPy's own
         with np.errstate(over="ignore", invalid="ignore"):
             if together.dtype.kind in "biufc" and np.can_cast(together.dtype, given, "same_kind"):
@@ -281,7 +281,7 @@ def _ints(highest: int) -> type[np.signedinteger[Any] | np.unsignedinteger[Any]]
 def _lost(values: np.ndarray, cast: np.ndarray) -> np.ndarray:
     """Where ``cast`` is NaN, or lost more than precision of ``values``."""
     lost: np.ndarray = cast != values
-    if cast.dtype.kind in "fc":
+    if cast.dtype.kind not in "biu":  # those of ml_dtypes are of no kind of their own
         lost = np.isnan(cast) | (np.isinf(cast) & ~np.isinf(values))
     return lost
 
