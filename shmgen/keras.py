@@ -18,6 +18,7 @@ import keras
 
 from shmgen._checks import Fixed, check_index
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
+from shmgen._engine.state import LoaderState
 from shmgen._engine.stats import Stats
 from shmgen._plan.damage import Damaged
 from shmgen._plan.passes import Pass
@@ -177,6 +178,11 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     def stats(self) -> Stats:
         """What has been done so far."""
         return self._loader.stats
+
+    @property
+    def state(self) -> LoaderState:
+        """What it is doing at this moment; see `shmgen.Loader.state`."""
+        return self._loader.state
 
     @property
     def damaged(self) -> tuple[Damaged, ...]:

@@ -66,6 +66,10 @@ class Event(NamedTuple):
 class Workers(Protocol):
     """Those who do the tasks, each in the order in which they were given to it."""
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids, by worker; none where the tasks are done in the calling process."""
+
     def send(self, worker: int, tasks: list[Task]) -> None:
         """Give ``tasks`` to ``worker``, without waiting."""
 
@@ -337,6 +341,10 @@ class InProcess:
 
     def __repr__(self) -> str:
         return "0 workers"
+
+    @property
+    def pids(self) -> list[int]:
+        return []
 
     def send(self, worker: int, tasks: list[Task]) -> None:
         self._tasks.extend(tasks)
