@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice, takewhile
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from shmgen._checks import Fixed, check_index
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
+from shmgen._engine.state import LoaderState
 from shmgen._engine.stats import Stats
 from shmgen._plan.damage import Damaged
 from shmgen._plan.passes import Pass
@@ -118,7 +119,7 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         """Batches in an epoch."""
         return len(self._loader)
 
-    def __getitem__(self, index: SupportsIndex) -> tuple[Any, ...]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         """``(X, y)``, or ``(X,)`` without labels; see `shmgen.Loader` for shapes, dtypes and nesting.
 
         Raises:
@@ -180,6 +181,11 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     def stats(self) -> Stats:
         """What has been done so far."""
         return self._loader.stats
+
+    @property
+    def state(self) -> LoaderState:
+        """What it is doing at this moment; see `shmgen.Loader.state`."""
+        return self._loader.state
 
     @property
     def damaged(self) -> tuple[Damaged, ...]:

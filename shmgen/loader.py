@@ -16,6 +16,7 @@ from shmgen._engine.batch_builder import BatchBuilder
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.pool import InProcess, Pool, Workers
 from shmgen._engine.prefetcher import Prefetcher
+from shmgen._engine.state import LoaderState
 from shmgen._engine.stats import WAITING, Stats
 from shmgen._engine.supervisor import Supervisor
 from shmgen._memory.layout import Layout
@@ -205,6 +206,12 @@ class Loader:
     def stats(self) -> Stats:
         """What has been done so far."""
         return self._prefetcher.stats
+
+    @property
+    def state(self) -> LoaderState:
+        """What it is doing at this moment: its slots, workers, and requests that wait; from any thread."""
+        with self._prefetcher.entered():
+            return self._prefetcher.state(self._passes.epoch)
 
     @property
     def damaged(self) -> tuple[Damaged, ...]:

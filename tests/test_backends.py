@@ -11,7 +11,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from itertools import islice
-from typing import Any, SupportsIndex
+from typing import Any
 
 import keras
 import numpy as np
@@ -282,7 +282,7 @@ class Own(Sequence):
     def num_batches(self) -> int:
         return super().num_batches
 
-    def __getitem__(self, index: SupportsIndex) -> Any:
+    def __getitem__(self, index: int) -> Any:
         return super().__getitem__(index)
 
     def on_epoch_end(self) -> None:

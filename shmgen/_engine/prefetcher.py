@@ -20,6 +20,7 @@ from typing import TypeVar
 from shmgen._engine.batch_builder import BatchBuilder
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.pool import Workers
+from shmgen._engine.state import LoaderState, SlotState, WorkerState
 from shmgen._engine.stats import Stats
 from shmgen._engine.supervisor import Supervisor
 from shmgen._memory.layout import Arrays
@@ -27,7 +28,8 @@ from shmgen._memory.limit_errors import open_loaders
 from shmgen._memory.ring import Ring
 from shmgen._plan.autoscaler import Autoscaler
 from shmgen._plan.sampler import BatchId
-from shmgen._plan.schedule import Schedule
+from shmgen._plan.schedule import Schedule, State
+from shmgen._sources.base import IDLE, row_of
 from shmgen.errors import ClosedError, ShmgenError, StartError, TooManyDamaged, WorkerDied
 
 COPY_AFTER = 1.0
@@ -136,6 +138,22 @@ class Prefetcher:
                 cpu=cpu,
                 decisions=() if self._autoscaler is None else tuple(self._autoscaler.decisions),
             )
+
+    def state(self, epoch: int) -> LoaderState:
+        """What is done at this moment; ``epoch`` is that of the iteration. To be called with the lock held."""
+        closed = self.ended is not None
+        slots, workers = [], []
+        if not closed:
+            for number, slot in enumerate(self._schedule.slots):
+                if slot.state is State.LEASED and not self._ring.is_held(number):
+                    slots.append(SlotState("free"))  # which the next request takes note of
+                else:
+                    epoch_of, batch = slot.batch or (None, None)
+                    slots.append(SlotState(slot.state.value, epoch_of, batch))
+            for worker, pid in enumerate(self._workers.pids):
+                at = self._workers.at(worker)
+                workers.append(WorkerState(pid, at != IDLE, row_of(at)))
+        return LoaderState(epoch, tuple(slots), tuple(workers), len(self._waiting), closed)
 
     def read_ahead(self) -> None:
         """Have workers read the batches that will be asked for next."""

@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmgen._sources.npy_format import OPEN_FLAGS, explain, read_header, read_whole
+from shmgen._worker.liveness import begin
 from shmgen._worker.protocol import Unframer, frame
 from shmgen.errors import FormatError
 
@@ -300,9 +301,14 @@ def reason(path: bytes, error: Exception) -> str:
     return explain(error)
 
 
-def main(stream: int) -> None:
-    """Serve the parent at the other end of ``stream``, a connected socket's descriptor, until it closes it."""
-    os.set_inheritable(stream, False)
+def main(stream: int, liveness: int) -> None:
+    """Serve the main process at the other end of ``stream`` until it closes it.
+
+    Args:
+        stream: descriptor of a connected socket.
+        liveness: descriptor of a pipe that the main process holds open as long as it lives.
+    """
+    begin(liveness, stream)
     messages = _messages(stream)
     with suppress(BrokenPipeError, ConnectionResetError, StopIteration):
         setup: Setup = pickle.loads(next(messages))

@@ -164,6 +164,9 @@ class Shorter(Sequence):
     def __len__(self) -> int:
         return self.steps
 
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return super().__getitem__(index)
+
 
 class Same(Sequence):
     pass
