@@ -208,7 +208,7 @@ class Options(DataOptions):
             if self.workers != "auto":
                 raise InputError(f"workers: expected a number from 0, or 'auto', found {self.workers!r}")
         else:
-            vars(self).update(workers=check_int(self.workers, "workers", 0))
+            self._keep(workers=check_int(self.workers, "workers", 0))
         super().__post_init__()
 
 
