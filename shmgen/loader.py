@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
-from shmgen._checks import Fixed, check_float, check_index, check_int, dtype_text
+from shmgen._checks import Fixed, check_float, check_index, check_int
 from shmgen._engine.batch_builder import BatchBuilder
 from shmgen._engine.pool import InProcess, Pool, Workers
 from shmgen._engine.prefetcher import Prefetcher
@@ -31,7 +31,7 @@ from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
 from shmgen._sources.ids import kept
 from shmgen._sources.npy import Npy
-from shmgen._sources.values import Values
+from shmgen._sources.sample_spec import dtype_text
 from shmgen._worker.assembler import BatchAssembler, FieldSpec
 from shmgen.errors import ClosedError, InputError
 
@@ -395,23 +395,16 @@ def _only_input(
 def _assembler(
     spec: BatchSpec, layout: Layout, seed: int, transform: Callable[..., Any] | dict[str, Callable[..., Any]] | None
 ) -> BatchAssembler:
-    parts = [
-        FieldSpec(
-            field.name,
-            None if isinstance(source, Values) else source,
-            field.shape,
-            dtype_text(field.dtype),
-            STATUS_PAGE_BYTES + offset,
-            field.row_bytes,
-        )
-        for field, offset, source in zip(layout.fields, layout.offsets, spec.sources.values(), strict=True)
+    fields = [
+        FieldSpec(field.name, field.shape, dtype_text(field.dtype), STATUS_PAGE_BYTES + offset, field.row_bytes)
+        for field, offset in zip(layout.fields, layout.offsets, strict=True)
     ]
     by_field: dict[str, Callable[..., Any]] = {}
     whole = None
     if isinstance(transform, dict):
         by_field = transform
     elif callable(transform) and spec.has_one_input:
-        by_field = {parts[0].name: transform}
+        by_field = {fields[0].name: transform}
     elif transform is not None:
         whole = transform
     if unknown := by_field.keys() - spec.sources.keys():
@@ -419,7 +412,7 @@ def _assembler(
     for function in (*by_field.values(), *([] if whole is None else [whole])):
         if not callable(function):
             raise InputError(f"transform: expected a function, or a dict of functions by field, found {function!r}")
-    return BatchAssembler(parts, layout.slot_bytes, seed, by_field, whole)
+    return BatchAssembler(fields, spec.sources, layout.slot_bytes, seed, by_field, whole)
 
 
 def _nothing() -> Iterator[BatchId]:

@@ -443,7 +443,8 @@ class Recorded(Source):
         self.path = str(path)
         self.handle: int | None = None
 
-    def bind(self, ids: Any) -> None:
+    def bind(self, ids: Any, field: str) -> None:
+        assert field == "X"
         self.first = ids[0]
 
     def open(self) -> None:

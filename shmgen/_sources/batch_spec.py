@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from shmgen._checks import are_numbers, dtype_of
 from shmgen._memory.layout import Arrays, Field
-from shmgen._sources.base import Source
+from shmgen._sources.base import NO_CLASSES, Source
 from shmgen._sources.function import Function
 from shmgen._sources.ids import Some, is_frame
 from shmgen._sources.lookup import is_column, is_mapping
+from shmgen._sources.sample_spec import are_numbers, dtype_of
 from shmgen._sources.values import Labels, Values
-from shmgen.errors import FunctionError, InputError
+from shmgen.errors import InputError
 
 
 class BatchSpec:
@@ -39,7 +39,7 @@ class BatchSpec:
             raise InputError("weights weigh the loss of targets, and there are none: give labels or targets too")
         self._ids = ids
         self.has_one_input = not _is_nest(inputs, ids)
-        self._found: list[tuple[str, str, Source | Values]] = []
+        self._found: list[tuple[str, str, Source]] = []
         parts = {"inputs": ("X", inputs), "targets": ("y", targets), "weights": ("weights", weights)}
         self._is_flat = not any(_is_nest(part, ids) for _, part in parts.values())
         self._parts = [self._add(role, name, part) for role, (name, part) in parts.items() if part is not None]
@@ -67,21 +67,14 @@ class BatchSpec:
     @property
     def classes(self) -> tuple[Any, ...] | dict[str, tuple[Any, ...]] | None:
         """Names of the target's classes, in the order of their numbers; by field, where there are several fields of classes."""
-        found = {name: source.classes for name, source in self.sources.items() if isinstance(source, Values) and source.classes}
+        found = {name: source.classes for name, source in self.sources.items() if source.classes is not None}
         return found["y"] if found.keys() == {"y"} else found or None
 
     def bind(self) -> tuple[Field, ...]:
         """Bind every source to the ids, and say what arrays a batch has."""
-        ids = self._ids
         fields = []
         for name, source in self.sources.items():
-            if isinstance(source, Values):
-                source.bind(ids, name)
-            else:
-                try:
-                    source.bind(ids)
-                except FunctionError as error:
-                    raise FunctionError(error.id, f"source of field {name!r}", error.reason) from error.__cause__
+            source.bind(self._ids, name)
             shape, dtype = tuple(source.shape), dtype_of(source.dtype)
             if not are_numbers(dtype) or 0 in shape:
                 raise InputError(f"field {name!r}: expected rows of numbers, found shape {shape} and dtype {dtype}")
@@ -95,14 +88,15 @@ def target(labels: Any, n_classes: int | None, classes: Any, ids: Sequence[Any])
     Raises:
         InputError: ``n_classes`` or ``classes`` stand beside what is no value for each id.
     """
-    if isinstance(labels, Values):
+    if isinstance(labels, Source):
         return labels.with_classes(n_classes, classes)
-    is_nest = _is_nest(labels, ids)
-    if isinstance(labels, Source) or is_nest or (callable(labels) and not is_mapping(labels)):
-        if n_classes is None and classes is None:
-            return labels
-        if isinstance(labels, Source) or is_nest:
-            raise InputError("n_classes and classes are for labels that are values; give them to the Values among targets")
+    has_classes = n_classes is not None or classes is not None
+    if _is_nest(labels, ids):
+        if has_classes:
+            raise InputError(NO_CLASSES)
+        return labels
+    if callable(labels) and not is_mapping(labels) and not has_classes:
+        return labels
     return Labels(labels, n_classes=n_classes, classes=classes)
 
 
@@ -111,7 +105,7 @@ def _is_nest(part: Any, ids: Sequence[Any]) -> bool:
     if not isinstance(part, dict | list | tuple):
         return False
     members = part.values() if isinstance(part, dict) else part
-    if any(isinstance(member, Source | Values) or callable(member) for member in members):
+    if any(isinstance(member, Source) or callable(member) for member in members):
         return True
     return _holds_columns(part, ids) or any(_is_nest(member, ids) for member in members)
 
@@ -137,8 +131,8 @@ def _has(mapping: Mapping[Any, Any], id: object) -> bool:
         return False
 
 
-def _as_source(part: Any, name: str, *, weighs: bool) -> Source | Values:
-    if isinstance(part, Source | Values):
+def _as_source(part: Any, name: str, *, weighs: bool) -> Source:
+    if isinstance(part, Source):
         return copy(part)
     if is_column(part) or is_mapping(part) or is_frame(part):
         return Values(part, dtype=np.float32 if weighs else None)

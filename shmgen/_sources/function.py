@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shmgen._checks import check_dtype, check_int, check_shape, what_bytes_may_be
-from shmgen._sources.base import Source, function_error, put, row_shapes
-from shmgen.errors import FormatError, InputError
+from shmgen._sources.base import Source, function_error
+from shmgen._sources.sample_spec import SampleSpec, write_row
+from shmgen.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,9 +38,9 @@ class Function(Source):
     ) -> None:
         self._function = function
         self._fills = _takes_two(function)
-        self._given = check_shape(dim), None if n_channels is None else check_int(n_channels, "n_channels", 1), check_dtype(dtype)
+        self._given = SampleSpec.checked(dim, n_channels, dtype)
 
-    def bind(self, ids: Sequence[Any]) -> None:
+    def bind(self, ids: Sequence[Any], field: str = "X") -> None:
         dim, n_channels, dtype = self._given
         if self._fills:
             if dim is None or dtype is None:
@@ -54,19 +54,17 @@ class Function(Source):
             try:
                 with own_random_state():
                     first = np.asarray(self._function(ids[0]))
-                if dtype is None and (remedy := what_bytes_may_be(first.dtype)):
-                    raise FormatError(f"expected numbers, found dtype {first.dtype}{remedy}")
-                self.shape, _ = row_shapes(first.shape, dim, n_channels)
+                row = self._given.row(first.shape, first.dtype)
             except Exception as error:
-                raise function_error(ids[0], _name(self._function), error) from error
-            self.dtype = first.dtype if dtype is None else dtype
+                raise function_error(ids[0], f"source of field {field!r}", error) from error
+            self.shape, self.dtype = row.shape, row.dtype
         else:
             self.shape, self.dtype = (*dim, n_channels), dtype
 
     def read(self, id: Any, row: np.ndarray) -> None:
         result = self._function(id, row) if self._fills else self._function(id)
         if not (self._fills and (result is None or result is row)):
-            put(row, result)
+            write_row(row, result)
 
     @property
     def may_leave_out(self) -> bool:

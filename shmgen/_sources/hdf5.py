@@ -30,7 +30,7 @@ class Hdf5(Source):
         self.dataset = dataset
         self._rows: Any = None
 
-    def bind(self, ids: Sequence[Any]) -> None:
+    def bind(self, ids: Sequence[Any], field: str = "X") -> None:
         import h5py
 
         try:
@@ -54,7 +54,7 @@ class Hdf5(Source):
                 self._rows.read_direct(rows, np.s_[ids[0] : ids[0] + len(ids)])
                 return
         for number, id in enumerate(ids):
-            self.at[0] = number + 1
+            self.rows_begun[0] = number + 1
             try:
                 self._rows.read_direct(rows, np.s_[id], np.s_[number])
             except (OSError, ValueError) as error:

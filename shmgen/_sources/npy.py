@@ -6,24 +6,20 @@ without NumPy starts three times sooner.
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING
 
-from shmgen._checks import check_dtype, check_int, check_shape, dtype_of, dtype_text
-from shmgen._sources.base import RawSource, row_of, row_shapes
+from shmgen._sources.base import RawSource, row_of
 from shmgen._sources.npy_format import (
     OPEN_FLAGS,
     Header,
-    axes_fit,
     explain,
     file_version,
-    meant_header,
     read_header,
     read_header_of,
     read_whole,
-    require_numbers,
 )
+from shmgen._sources.sample_spec import SampleSpec
 from shmgen.errors import FormatError, InputError, SampleError
 
 if TYPE_CHECKING:
@@ -50,7 +46,6 @@ class Npy(RawSource):
     Attributes:
         folder: as an absolute path, so that a later change of directory does no harm.
         shape: of a row.
-        bare_shape: a file of this shape is taken as well; that of a row without its only channel, or the same.
         dtype: of a row, in native byte order; as text, since NumPy itself would be imported to unpickle it.
         row_bytes: bytes of a row.
     """
@@ -64,14 +59,9 @@ class Npy(RawSource):
     ) -> None:
         self.folder = os.path.abspath(folder or "")
         self._ids_are_paths = folder is None
-        given = check_dtype(dtype)
-        self._given = (
-            check_shape(dim),
-            None if n_channels is None else check_int(n_channels, "n_channels", 1),
-            None if given is None else dtype_text(given),
-        )
+        self._given = SampleSpec.checked(dim, n_channels, dtype)
 
-    def bind(self, ids: Sequence[object]) -> None:
+    def bind(self, ids: Sequence[object], field: str = "X") -> None:
         """Read the first file's header, for what was left out.
 
         Raises:
@@ -81,22 +71,14 @@ class Npy(RawSource):
         if not self._ids_are_paths:
             _refuse_ways_out(ids, self.folder)
         first = ids[0]
-        dim, n_channels, given = self._given
-        dtype = None if given is None else dtype_of(given)
         try:
             header, raw = read_header_of(self.path(first))
-            header = meant_header(header, dtype)
-            self.shape, self.bare_shape = row_shapes(header.shape, dim, n_channels)
-            if not axes_fit(1 + len(self.shape)):
-                raise FormatError(f"expected axes few enough for a batch to have one more, found {len(self.shape)}")
-            if dtype is None:
-                require_numbers(header)
-            row_dtype = header.dtype.newbyteorder("=") if dtype is None else dtype
-            self.dtype = dtype_text(row_dtype)
-            self.row_bytes = math.prod(self.shape) * row_dtype.itemsize
+            header = header.reinterpreted(self._given.dtype)
+            self._row = self._given.row(header.shape, header.dtype)
             self._check(header)
         except (OSError, ValueError, FormatError) as error:
             raise SampleError(first, self.path(first), explain(error) + self._meant(first, error)) from None
+        self.shape, self.dtype, self.row_bytes = self._row.shape, self._row.dtype, self._row.row_bytes
         # What a file begins with whose data are a row's bytes as they stand, once one has been seen.
         self._plain = raw if self._is_plain(header) else None
 
@@ -130,13 +112,13 @@ class Npy(RawSource):
         # One open, one preadv, one close and one comparison a sample: this loop is the speed of the whole package.
         row_bytes = self.row_bytes
         plain, found, expected_bytes = self._expected()
-        at, opened, preadv, close, flags = self.at, os.open, os.preadv, os.close, OPEN_FLAGS
+        begun, opened, preadv, close, flags = self.rows_begun, os.open, os.preadv, os.close, OPEN_FLAGS
         start = 0
         folder = -1
         try:
             # The kernel need not look up the folder for every file then.
             folder = opened(self.folder, os.O_PATH | os.O_CLOEXEC)
-            for at[0], name in enumerate(self._names(ids), 1):
+            for begun[0], name in enumerate(self._names(ids), 1):
                 row = rows[start : start + row_bytes]
                 start += row_bytes
                 fd = opened(name, flags, dir_fd=folder)
@@ -147,7 +129,7 @@ class Npy(RawSource):
                 finally:
                     close(fd)
         except (OSError, ValueError, FormatError) as error:
-            id = ids[row_of(at[0]) or 0]
+            id = ids[row_of(begun[0]) or 0]
             raise SampleError(id, self.path(id), explain(error)) from None
         finally:
             if folder >= 0:
@@ -187,7 +169,7 @@ class Npy(RawSource):
         """Read a file that does not begin as the last plain one did, or did not come whole in one call."""
         before = _written(fd)
         header, raw = read_header(fd)
-        header = meant_header(header, dtype_of(self.dtype))
+        header = header.reinterpreted(self._row.dtype)
         self._check(header)
         is_plain = self._is_plain(header)
         data = row if is_plain else memoryview(bytearray(header.data_bytes))
@@ -200,25 +182,19 @@ class Npy(RawSource):
         import numpy as np
 
         array = np.ndarray(header.shape, header.dtype, data, order="F" if header.fortran else "C")
-        np.copyto(np.ndarray(self.shape, dtype_of(self.dtype), row), array.reshape(self.shape), casting="same_kind")
+        np.copyto(np.ndarray(self.shape, self._row.numpy_dtype, row), array.reshape(self.shape), casting="same_kind")
 
     def _is_plain(self, header: Header) -> bool:
         """Whether the file's data are a row's bytes as they stand."""
-        return header.dtype == dtype_of(self.dtype) and (not header.fortran or len(header.shape) < 2)
+        return header.dtype == self._row.numpy_dtype and (not header.fortran or len(header.shape) < 2)
 
     def _check(self, header: Header) -> None:
-        import numpy as np
-
-        if header.shape not in (self.shape, self.bare_shape):
-            raise FormatError(
-                f"expected shape {self.shape}, found {header.shape}; "
-                "dim and n_channels say what is expected, and left out they are the first file's"
-            )
-        if not np.can_cast(header.dtype, dtype_of(self.dtype), "same_kind"):
-            raise FormatError(
-                f"expected dtype {dtype_of(self.dtype)}, found {header.dtype}, whose cast would lose more than precision; "
-                "pass the dtype that the files have, or convert them"
-            )
+        self._row.check(
+            header.shape,
+            header.dtype,
+            shape_remedy="; dim and n_channels say what is expected, and left out they are the first file's",
+            dtype_remedy="; pass the dtype that the files have, or convert them",
+        )
 
 
 def _written(fd: int) -> object:

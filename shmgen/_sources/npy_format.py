@@ -1,4 +1,7 @@
-"""The ``.npy`` format: headers checked, data read whole.
+"""The ``.npy`` format: headers are parsed and checked, data is read whole.
+
+Headers are parsed here, not by NumPy's public functions. None of those reads version 3.0; they refuse float8_e5m2; and they warn of
+what Python 2 wrote, which is an error where warnings are, and can't be silenced without a race between threads.
 
 A worker imports this module, so NumPy is imported only where a file needs more than a plain read: most never do, and a worker
 without NumPy starts three times sooner.
@@ -11,22 +14,22 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shmgen._checks import are_numbers, meant, what_bytes_may_be
 from shmgen._memory.limit_errors import FILES, reached
+from shmgen._sources.sample_spec import axes_fit, dtype_of, reinterpreted
 from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
     import numpy as np
 
 MAGIC = b"\x93NUMPY"
-LONGEST_HEADER = 10_000
-"""Characters; `numpy.load` refuses longer ones too, since parsing them can exhaust memory."""
+MAX_HEADER = 10_000
+"""Characters. `numpy.load` refuses longer headers, too, since parsing them can exhaust memory."""
 
 ENCODINGS = {1: "latin-1", 2: "latin-1", 3: "utf-8"}
 """Of a header's text, by the format's major version."""
 
 UNREADABLE = {"<f1": "|V1", "<W4": "|V4"}
-"""What NumPy writes, and can't read, of dtypes of ml_dtypes whose kind is not that of bare bytes: float8_e5m2, complex32."""
+"""How NumPy writes float8_e5m2 and complex32 of ml_dtypes, which it can't read, and what it can read in their place: bare bytes."""
 
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
@@ -49,6 +52,10 @@ class Header(NamedTuple):
     @property
     def data_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def reinterpreted(self, dtype: str | None) -> Header:
+        """The same, with the dtype that its elements have where ``dtype`` is expected."""
+        return self if dtype is None else self._replace(dtype=reinterpreted(self.dtype, dtype_of(dtype)))
 
 
 def read_header(fd: int) -> tuple[Header, bytes]:
@@ -73,7 +80,7 @@ def read_header(fd: int) -> tuple[Header, bytes]:
     if len(start) < 8 + prefix.size:
         raise FormatError(f"expected an .npy header, found the end of the file after {len(start)} bytes")
     (length,) = prefix.unpack_from(start, 8)
-    if length > 4 * LONGEST_HEADER:  # the most bytes that so many characters take
+    if length > 4 * MAX_HEADER:  # the most bytes that so many characters take
         raise _too_long(length)
     size = 8 + prefix.size + length
     raw = _pread(fd, size, 0)
@@ -87,7 +94,7 @@ def _parse(raw: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[n
 
     try:
         text = raw.decode(encoding)
-        if len(text) > LONGEST_HEADER:
+        if len(text) > MAX_HEADER:
             raise _too_long(len(text))
         header = _literal(text, from_python_2=encoding == "latin-1")
         if header.keys() != {"descr", "fortran_order", "shape"}:
@@ -112,18 +119,7 @@ def _parse(raw: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[n
 
 
 def _too_long(length: int) -> FormatError:
-    return FormatError(f"expected an .npy header of at most {LONGEST_HEADER:,} characters, found one of {length:,}")
-
-
-def axes_fit(number: int) -> bool:
-    """Whether NumPy has arrays of so many axes: 64 of them at most, and 32 before NumPy 2."""
-    import numpy as np
-
-    try:
-        np.empty((0,) * number)
-    except ValueError:
-        return False
-    return True
+    return FormatError(f"expected an .npy header of at most {MAX_HEADER:,} characters, found one of {length:,}")
 
 
 def _literal(text: str, *, from_python_2: bool) -> Any:
@@ -208,16 +204,6 @@ def explain(error: Exception) -> str:
         limit = reached(error, FILES)
         return f"expected a readable file, found: {error.strerror} (errno {error.errno}){limit and f'; {limit}'}"
     return str(error)
-
-
-def meant_header(header: Header, dtype: np.dtype[np.generic] | None) -> Header:
-    """``header``, with the dtype that its elements have where ``dtype`` is expected."""
-    return header if dtype is None else header._replace(dtype=meant(header.dtype, dtype))
-
-
-def require_numbers(header: Header) -> None:
-    if not are_numbers(header.dtype):
-        raise FormatError(f"expected numbers, found dtype {header.dtype}{what_bytes_may_be(header.dtype)}")
 
 
 def file_version(path: str, folder: int | None = None) -> object:

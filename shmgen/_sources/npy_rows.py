@@ -10,19 +10,17 @@ import operator
 import os
 from typing import TYPE_CHECKING, Any
 
-from shmgen._checks import check_dtype, dtype_of, dtype_text
 from shmgen._sources.base import RawSource, row_of
 from shmgen._sources.npy_format import (
     OPEN_FLAGS,
     Header,
     explain,
     file_version,
-    meant_header,
     read_header,
     read_header_of,
     read_whole,
-    require_numbers,
 )
+from shmgen._sources.sample_spec import check_dtype, check_numbers, dtype_of, dtype_text
 from shmgen.errors import FormatError, InputError, SampleError
 
 if TYPE_CHECKING:
@@ -51,7 +49,7 @@ class NpyRows(RawSource):
         self._fd = -1
         self._seen: object = None
 
-    def bind(self, ids: Sequence[Any]) -> None:
+    def bind(self, ids: Sequence[Any], field: str = "X") -> None:
         """Read the header, and check that it has all the rows.
 
         Raises:
@@ -83,7 +81,7 @@ class NpyRows(RawSource):
             self._reopen()
             self._read(ids, rows)
         except (OSError, ValueError, FormatError) as error:
-            raise SampleError(ids[row_of(self.at[0]) or 0], self.file, explain(error)) from None
+            raise SampleError(ids[row_of(self.rows_begun[0]) or 0], self.file, explain(error)) from None
 
     def place(self, id: int) -> str:
         return f"row {id} of file {self.file}"
@@ -102,9 +100,9 @@ class NpyRows(RawSource):
         neighbours = ids[-1] - ids[0] == len(ids) - 1 and list(ids) == list(range(ids[0], ids[-1] + 1))
         # What is not there whole is read row by row, to know which is the first that is missing.
         if not neighbours or os.preadv(self._fd, (rows,), first + ids[0] * row_bytes) != len(rows):
-            at, fd, preadv = self.at, self._fd, os.preadv
+            begun, fd, preadv = self.rows_begun, self._fd, os.preadv
             start = 0
-            for at[0], id in enumerate(ids, 1):
+            for begun[0], id in enumerate(ids, 1):
                 row = rows[start : start + row_bytes]
                 start += row_bytes
                 if preadv(fd, (row,), first + id * row_bytes) != row_bytes:
@@ -144,8 +142,7 @@ class NpyRows(RawSource):
 
     def _check(self, header: Header) -> Header:
         """The header as it is meant, if the file can serve."""
-        given = None if self._given is None else dtype_of(self._given)
-        header = meant_header(header, given)
+        header = header.reinterpreted(self._given)
         if not header.shape or 0 in header.shape:
             raise FormatError(f"expected an array of rows, found shape {header.shape}")
         if header.fortran and len(header.shape) > 1:
@@ -153,8 +150,8 @@ class NpyRows(RawSource):
                 "expected C order, found Fortran order, in which a row's elements lie apart; "
                 "write it again as np.save(file, np.ascontiguousarray(array))"
             )
-        require_numbers(header)
-        if given is not None and header.dtype.newbyteorder("=") != given:
+        check_numbers(header.dtype)
+        if self._given is not None and header.dtype.newbyteorder("=") != (given := dtype_of(self._given)):
             raise FormatError(
                 f"expected dtype {given}, found {header.dtype}, and rows are not cast: leave dtype out, or use a transform"
             )

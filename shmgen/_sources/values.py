@@ -11,15 +11,17 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import DTypeLike
 
-from shmgen._checks import check_dtype, check_int
+from shmgen._checks import check_int
+from shmgen._sources.base import Source
 from shmgen._sources.ids import Some
 from shmgen._sources.lookup import By, Lookup, all_of, objects
+from shmgen._sources.sample_spec import LOSSY_CAST, can_cast, check_dtype
 from shmgen.errors import InputError
 
 NAMES_SHOWN = 20
 
 
-class Values:
+class Values(Source):
     """A value for each id: an int, a float, the name of a class, or an array of one shape for all.
 
     Args:
@@ -43,8 +45,8 @@ class Values:
         classes: the names of classes in the order of their numbers, or None; of ``"sorted"`` ones, set by `bind`.
     """
 
-    shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    in_main_process = True  # workers hold no list of labels
     _must_be_ints = False
 
     def __init__(
@@ -69,12 +71,8 @@ class Values:
         self._rows = np.zeros(0)
         self._encodes = False
 
-    def bind(self, ids: Sequence[Any], field: str = "values") -> None:
+    def bind(self, ids: Sequence[Any], field: str = "X") -> None:
         """Take the values of ``ids``.
-
-        Args:
-            ids: the samples' ids.
-            field: what errors call the values.
 
         Raises:
             InputError: an id has no value, or one that is NaN, would be truncated, is outside the classes, or has another shape;
@@ -111,7 +109,7 @@ class Values:
         else:
             self.shape, self.dtype = rows.shape[1:], rows.dtype
 
-    def fill(self, samples: np.ndarray, rows: np.ndarray) -> None:
+    def fill(self, samples: np.ndarray, rows: np.ndarray) -> None:  # type: ignore[override]
         """Write the values of ``samples``, positions in the list of ids, into ``rows``."""
         if self._encodes:
             rows[...] = 0
@@ -119,12 +117,7 @@ class Values:
         else:
             np.take(self._rows, samples, axis=0, out=rows, mode="clip")  # none is out of bounds, and "raise" would copy
 
-    def with_classes(self, n_classes: int | None, classes: Iterable[Any] | Literal["sorted"] | None) -> Values:
-        """A copy with these in addition, as far as they are not None.
-
-        Raises:
-            InputError: the values have others of their own.
-        """
+    def with_classes(self, n_classes: int | None, classes: Iterable[Any] | str | None) -> Values:
         other = copy(self)
         if n_classes is not None:
             if self._n_classes not in (None, n_classes):
@@ -204,7 +197,7 @@ class _Checked:
         if together.dtype.kind == "O" and given.kind not in "biu" and all(isinstance(value, int) for value in together.flat):
             together = together.astype(given)  # ints beyond NumPy's own
         with np.errstate(over="ignore", invalid="ignore"):
-            if together.dtype.kind in "biufc" and np.can_cast(together.dtype, given, "same_kind"):
+            if together.dtype.kind in "biufc" and can_cast(together.dtype, given):
                 rows = together.astype(given)
                 if not _lost(together, rows).any():
                     return rows
@@ -224,11 +217,9 @@ class _Checked:
                 raise self._refused(id, "an array", repr(value)) from None
             if rows and array.shape != rows[0].shape:
                 raise self._refused(id, f"shape {rows[0].shape}, as the first has", str(array.shape))
-            if not np.can_cast(array.dtype, dtype, "same_kind"):
+            if not can_cast(array.dtype, dtype):
                 wider = f"; pass Values(..., dtype={array.dtype.name!r})" if array.dtype.kind in "biufc" else _remedy(value)
-                raise self._refused(
-                    id, f"dtype {dtype}", f"{value!r} of dtype {array.dtype}, whose cast would lose more than precision{wider}"
-                )
+                raise self._refused(id, f"dtype {dtype}", f"{value!r} of dtype {array.dtype}, {LOSSY_CAST}{wider}")
             rows.append(array.astype(dtype))
             if _lost(array, rows[-1]).any():
                 if np.isnan(array).any():

@@ -27,7 +27,6 @@ from shmgen._sources.ids import Some, kept
 from shmgen._sources.npy import Npy
 from shmgen._sources.npy_format import OPEN_FLAGS
 from shmgen._sources.npy_rows import NpyRows
-from shmgen._sources.values import Values
 from shmgen._worker.protocol import processor_time
 from shmgen.errors import InputError
 from shmgen.loader import Loader
@@ -293,7 +292,7 @@ def _files(loader: Loader, ids: Sequence[Any]) -> list[str] | None:
             files += map(source.path, ids)
         elif isinstance(source, NpyRows):
             files.append(source.file)
-        elif not isinstance(source, Values):
+        elif not source.in_main_process:
             return None
     return files or None
 
