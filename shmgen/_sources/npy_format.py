@@ -1,7 +1,7 @@
 """The ``.npy`` format: headers are parsed and checked, data is read whole.
 
-Headers are parsed here, not by NumPy's public functions. None of those reads version 3.0; they refuse float8_e5m2; and they warn of
-what Python 2 wrote, which is an error where warnings are, and can't be silenced without a race between threads.
+Headers are parsed here, not by NumPy's public functions: none of them reads version 3.0, they refuse float8_e5m2, and they warn
+of what Python 2 wrote. Where warnings are errors, that would refuse the file, and threads can't silence a warning safely.
 
 A worker imports this module, so NumPy is imported only where a file needs more than a plain read: most never do, and a worker
 without NumPy starts three times sooner.
@@ -29,7 +29,7 @@ ENCODINGS = {1: "latin-1", 2: "latin-1", 3: "utf-8"}
 """Of a header's text, by the format's major version."""
 
 UNREADABLE = {"<f1": "|V1", "<W4": "|V4"}
-"""How NumPy writes float8_e5m2 and complex32 of ml_dtypes, which it can't read, and what it can read in their place: bare bytes."""
+"""How NumPy writes float8_e5m2 and complex32 of ml_dtypes, which it can't read; and bare bytes of the same size, which it can."""
 
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
