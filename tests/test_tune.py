@@ -64,7 +64,7 @@ def test_what_is_recommended(
     assert why in reason
 
 
-TOO_SLOW = 4.0
+TOO_SLOW = 2.0
 """`slowness` at which a worker can't begin the next sample in time."""
 
 COST = 0.02
@@ -110,6 +110,7 @@ def test_the_number_is_the_smallest_that_is_enough() -> None:
 
     for one in tuning.measurements:
         assert 0.8 / slow < one.samples * COST / one.workers < 1.1, (one, slow)
+    assert tuning.workers == recommend(tuning.measurements, step_ms, tuning.processors)[0]
     if slow < TOO_SLOW:
         assert tuning.workers == 3, (tuning, slow)
         assert all(one.load > 0.8 and one.io_wait > 0.5 for one in tuning.measurements), tuning

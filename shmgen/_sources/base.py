@@ -115,17 +115,17 @@ class RawSource(Source):
 
 
 def function_error(id: object, where: str, error: Exception) -> SampleError:
-    """What is raised where ``error`` came out of a user's function."""
+    """What to raise where a user's function raised ``error``."""
     if type(error) in (SampleError, FunctionError):
         return error  # type: ignore[return-value]
-    return FunctionError(id, where, str(error) if isinstance(error, FormatError) else told(error))
+    return FunctionError(id, where, str(error) if isinstance(error, FormatError) else error_text(error))
 
 
-def told(error: Exception) -> str:
-    """``error`` and its traceback, as text: it may be of a class that only exists here, or fail to tell of itself."""
+def error_text(error: Exception) -> str:
+    """``error`` and its traceback, as text: its class may exist only in this process, and its own ``str`` may fail."""
     import traceback
 
-    # The outermost frames are ours, which called the user's function; the last is all there is where the call itself failed.
+    # The outermost frames are shmgen's, which called the user's function. The last is kept: the call itself may have failed.
     frames = error.__traceback__
     while frames and frames.tb_next and frames.tb_frame.f_globals.get("__name__", "").startswith("shmgen."):
         frames = frames.tb_next

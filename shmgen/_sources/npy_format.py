@@ -64,7 +64,7 @@ def read_header(fd: int) -> tuple[Header, bytes]:
     Accepts format versions 1 to 3, as `numpy.load` with ``allow_pickle=False`` does. The data need not be there: `require_data`.
 
     Raises:
-        Misfit: it is no ``.npy`` file, or one whose elements are Python objects.
+        FormatError: it is no ``.npy`` file, or one whose elements are Python objects.
     """
     start = _pread(fd, 12, 0)
     if not start:
@@ -163,7 +163,7 @@ def require_data(fd: int, header: Header) -> None:
     """Make sure that the file is long enough, before memory is set aside for what its header promises, terabytes perhaps.
 
     Raises:
-        Misfit: it is too short.
+        FormatError: it is too short.
     """
     if os.fstat(fd).st_size < header.size + header.data_bytes:
         raise _truncated(fd, header.size + header.data_bytes)

@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._memory.limit_errors import note
-from shmgen._sources.base import IDLE, UNKNOWN, RawSource, Source, function_error, row_of, told
+from shmgen._sources.base import IDLE, UNKNOWN, RawSource, Source, error_text, function_error, row_of
 from shmgen._sources.sample_spec import dtype_of, write_row
 from shmgen.errors import FormatError, StartError
 
@@ -122,7 +122,7 @@ class BatchAssembler:
                 source.open()
             except Exception as error:
                 note(error)
-                raise StartError(f"source of field {field.name!r} can't be opened: {told(error)}") from error
+                raise StartError(f"source of field {field.name!r} can't be opened: {error_text(error)}") from error
         if self.calls_functions:
             from shmgen._sources.rng import SampleRng
 
