@@ -51,7 +51,7 @@ RECOMMENDED = [
 ]
 
 
-@pytest.mark.parametrize(("rates", "step_ms", "load", "reading", "workers", "why"), RECOMMENDED)
+@pytest.mark.parametrize(("rates", "step_ms", "load", "io_wait", "workers", "why"), RECOMMENDED)
 def test_what_is_recommended(
     rates: list[float], step_ms: float | None, load: float, io_wait: float, workers: int, why: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""What a field's rows are filled from: a source says what shape and dtype a row has, and fills rows in the workers.
+"""Sources: what the rows of a field are filled from. A source says what shape and dtype a row has, and fills rows in the workers.
 
 A worker imports this module, so NumPy is imported only where a source needs it.
 """

@@ -29,9 +29,9 @@ class BatchSpec:
         ids: of all samples; they tell a mapping from id to value from a dict of fields.
 
     Attributes:
-        sources: what fills each field, by the field's name, in the order of a batch's arrays. Copies: a source may serve others.
-            A name that stands twice has the role before it: ``targets.mask``.
-        has_one_input: whether there is a single input, without a name of its own.
+        sources: what fills each field, by the field's name, in the order of a batch's arrays. They are copies, since a source may
+            be given to several loaders. Where two fields have the same name, the role comes before it: ``targets.mask``.
+        has_one_input: whether there is a single input, which has no name of its own.
     """
 
     def __init__(self, inputs: Any, targets: Any, weights: Any, ids: Sequence[Any]) -> None:
@@ -43,13 +43,14 @@ class BatchSpec:
         parts = {"inputs": ("X", inputs), "targets": ("y", targets), "weights": ("weights", weights)}
         self._is_flat = not any(_is_nest(part, ids) for _, part in parts.values())
         self._parts = [self._add(role, name, part) for role, (name, part) in parts.items() if part is not None]
-        often = Counter(name for _, name, _ in self._found)
-        self.sources = {name if often[name] == 1 else f"{role}.{name}": source for role, name, source in self._found}
-        if len(self.sources) < len(self._found):
-            raise InputError(f"a field's name stands twice in one of inputs, targets and weights: {sorted(often)}")
+        count = Counter(name for _, name, _ in self._found)
+        names = [name if count[name] == 1 else f"{role}.{name}" for role, name, _ in self._found]
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
+            raise InputError(f"expected another name for each field, found {twice[0]!r} twice; change one of the keys")
+        self.sources = {name: source for name, (_, _, source) in zip(names, self._found, strict=True)}
 
     def _add(self, role: str, name: str, part: Any) -> Callable[[Arrays], Any]:
-        """Take the sources in ``part``, and return what picks their arrays out of a batch's, nested alike."""
+        """Add the sources in ``part``. Returns a function that picks their arrays out of a batch's, and nests them alike."""
         if _is_nest(part, self._ids):
             if isinstance(part, Mapping):
                 picks = {key: self._add(role, str(key), value) for key, value in part.items()}
@@ -71,7 +72,7 @@ class BatchSpec:
         return found["y"] if found.keys() == {"y"} else found or None
 
     def bind(self) -> tuple[Field, ...]:
-        """Bind every source to the ids, and say what arrays a batch has."""
+        """Bind every source to the ids. Returns the arrays that a batch has."""
         fields = []
         for name, source in self.sources.items():
             source.bind(self._ids, name)
@@ -83,10 +84,10 @@ class BatchSpec:
 
 
 def target(labels: Any, n_classes: int | None, classes: Any, ids: Sequence[Any]) -> Any:
-    """What ``labels`` mean as targets: values that are ints, or whatever targets may be.
+    """``labels`` as targets: values that must be ints, or whatever else targets may be.
 
     Raises:
-        InputError: ``n_classes`` or ``classes`` stand beside what is no value for each id.
+        InputError: ``n_classes`` or ``classes`` are given, and the labels are no values.
     """
     if isinstance(labels, Source):
         return labels.with_classes(n_classes, classes)
@@ -111,7 +112,7 @@ def _is_nest(part: Any, ids: Sequence[Any]) -> bool:
 
 
 def _holds_columns(part: dict[Any, Any] | Sequence[Any], ids: Sequence[Any]) -> bool:
-    """Whether ``part`` holds values of all ids for each of several fields, not a value for each id."""
+    """Whether ``part`` holds the values of several fields, each for all ids, and not a value for each id."""
     ids = ids.all if isinstance(ids, Some) else ids
     # As many members as ids would be a value for each.
     if not 0 < len(part) < len(ids):
@@ -119,8 +120,8 @@ def _holds_columns(part: dict[Any, Any] | Sequence[Any], ids: Sequence[Any]) -> 
     members = list(part.values()) if isinstance(part, dict) else part
     if not all(is_column(member) or isinstance(member, Mapping) for member in members):
         return False
-    if isinstance(part, dict) and not (all(isinstance(key, str) for key in part) and not any(_has(part, id) for id in ids)):
-        return False
+    if isinstance(part, dict) and (not all(isinstance(key, str) for key in part) or any(_has(part, id) for id in ids)):
+        return False  # its keys are ids
     return any(len(member) == len(ids) or (isinstance(member, Mapping) and _has(member, ids[0])) for member in members)
 
 

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 class Function(Source):
-    """A function of the id: ``function(id)`` returns a sample's array, ``function(id, row)`` fills the row that it is given.
+    """A function of the id: ``function(id)`` returns a sample's array, or ``function(id, row)`` fills the row that it is given.
 
-    The row is all zeros when it is given, so that a short sample may fill a part of it.
+    The row that it is given is all zeros, so a short sample may fill only a part of it.
 
     Args:
-        function: is called in the workers.
+        function: the function; it is called in the workers.
         dim: shape of a sample without its channels.
         n_channels: size of the last axis.
         dtype: of a row.
 
-    What is left out is that of what the function returns for the first id, for which it is called once in the calling process.
-    A function that fills a row must be told ``dim`` and ``dtype``.
+    What is left out is taken from the array of the first id, for which the function is called once in the main process. For a
+    function that fills a row, ``dim`` and ``dtype`` must be given.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class Function(Source):
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
-    import inspect  # late, since it would make workers start slower
+    import inspect  # imported late: workers would start slower
 
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some functions written in C tell nothing
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters) == 2

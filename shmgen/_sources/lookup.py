@@ -1,4 +1,4 @@
-"""Which of the values that a user gives belongs to which id: looked up by id, or by position in the list of ids."""
+"""Which value belongs to which id: values are looked up by id, or by position in the list of ids."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ class Lookup:
         self._by = by
 
     def aligned(self, values: Any) -> Sequence[Any] | np.ndarray:
-        """A value for each id, in the order of the ids: a list or an array, perhaps the one that was given, or a view of it.
+        """A value for each id, in the order of the ids: a list or an array, possibly the one that was given, or a view of it.
 
         Raises:
-            InputError: an id has no value, or it can't be told which; or these are no values.
+            InputError: an id has no value, or it is not clear which; or these are no values.
         """
         if is_frame(values):
             raise InputError(

@@ -38,10 +38,10 @@ class Npy(RawSource):
         folder: where the files are, and beyond which no id may lead; None where ids are paths, with or without ``.npy``.
         dim: shape of a sample without its channels.
         n_channels: size of the last axis. Where it is 1, a file of shape ``dim`` is taken, too.
-        dtype: of a row; files are cast to it where NumPy calls that "same_kind". It must be said where it is one of ml_dtypes,
-            bfloat16 for one: of these a file keeps the size alone.
+        dtype: of a row; files are cast to it where NumPy calls that "same_kind". It must be given if it is one of ml_dtypes, such
+            as bfloat16: a file only says how many bytes these have.
 
-    What is left out is the first file's; with ``dim`` and ``n_channels`` both left out, a row has the file's own shape.
+    What is left out is taken from the first file. With ``dim`` and ``n_channels`` both left out, a row has the file's own shape.
 
     Attributes:
         folder: as an absolute path, so that a later change of directory does no harm.
@@ -62,7 +62,7 @@ class Npy(RawSource):
         self._given = SampleSpec.checked(dim, n_channels, dtype)
 
     def bind(self, ids: Sequence[object], field: str = "X") -> None:
-        """Read the first file's header, for what was left out.
+        """Read the first file's header: it says what was left out.
 
         Raises:
             InputError: an id leads out of the folder.
@@ -79,11 +79,11 @@ class Npy(RawSource):
         except (OSError, ValueError, FormatError) as error:
             raise SampleError(first, self.path(first), explain(error) + self._meant(first, error)) from None
         self.shape, self.dtype, self.row_bytes = self._row.shape, self._row.dtype, self._row.row_bytes
-        # What a file begins with whose data are a row's bytes as they stand, once one has been seen.
+        # The header of files whose data are a row's bytes, unchanged; None until there was such a file.
         self._plain = raw if self._is_plain(header) else None
 
     def _meant(self, id: object, error: Exception) -> str:
-        """What was probably meant by an id whose file is not there."""
+        """A guess at what was meant by an id whose file is not there."""
         if not isinstance(error, FileNotFoundError):
             return ""
         from shmgen._sources.suggest import for_missing_file
@@ -95,7 +95,7 @@ class Npy(RawSource):
         return os.path.join(self.folder, *self._names([id]))
 
     def _names(self, ids: Sequence[object]) -> list[str]:
-        """The files of ``ids``, from the folder."""
+        """The files of ``ids``, as paths from the folder."""
         if self._ids_are_paths:
             return [path if path.endswith(".npy") else f"{path}.npy" for path in map(str, ids)]
         return [f"{id}.npy" for id in ids]
@@ -109,14 +109,14 @@ class Npy(RawSource):
         Raises:
             SampleError: one can't be read; it names the file, what was expected and what was found.
         """
-        # One open, one preadv, one close and one comparison a sample: this loop is the speed of the whole package.
+        # One open, one preadv, one close and one comparison a sample. The speed of the whole package depends on this loop.
         row_bytes = self.row_bytes
         plain, found, expected_bytes = self._expected()
         begun, opened, preadv, close, flags = self.rows_begun, os.open, os.preadv, os.close, OPEN_FLAGS
         start = 0
         folder = -1
         try:
-            # The kernel need not look up the folder for every file then.
+            # With its descriptor the kernel need not look up the folder for every file.
             folder = opened(self.folder, os.O_PATH | os.O_CLOEXEC)
             for begun[0], name in enumerate(self._names(ids), 1):
                 row = rows[start : start + row_bytes]
@@ -160,13 +160,13 @@ class Npy(RawSource):
             os.close(folder)
 
     def _expected(self) -> tuple[bytes, bytearray, int]:
-        """The header of a plain file, room for the one that is found, and how many bytes header and row are; -1 if unknown."""
+        """The header of a plain file, room for the header that is found, and the bytes of header and row; -1 if not known."""
         if self._plain is None:
             return b"", bytearray(), -1
         return self._plain, bytearray(len(self._plain)), len(self._plain) + self.row_bytes
 
     def _read(self, fd: int, row: memoryview) -> None:
-        """Read a file that does not begin as the last plain one did, or did not come whole in one call."""
+        """Read a file whose header is not that of the last plain file, or that one call did not read whole."""
         before = _written(fd)
         header, raw = read_header(fd)
         header = header.reinterpreted(self._row.dtype)
@@ -175,7 +175,7 @@ class Npy(RawSource):
         data = row if is_plain else memoryview(bytearray(header.data_bytes))
         read_whole(fd, data, header.size)
         if _written(fd) != before:
-            raise FormatError("expected a file that stays as it is while it is read, found one that was written to meanwhile")
+            raise FormatError("expected a file that does not change while it is read, found one that was written to meanwhile")
         if is_plain:
             self._plain = raw
             return
@@ -185,7 +185,7 @@ class Npy(RawSource):
         np.copyto(np.ndarray(self.shape, self._row.numpy_dtype, row), array.reshape(self.shape), casting="same_kind")
 
     def _is_plain(self, header: Header) -> bool:
-        """Whether the file's data are a row's bytes as they stand."""
+        """Whether the file's data are a row's bytes, unchanged."""
         return header.dtype == self._row.numpy_dtype and (not header.fortran or len(header.shape) < 2)
 
     def _check(self, header: Header) -> None:
@@ -198,7 +198,7 @@ class Npy(RawSource):
 
 
 def _written(fd: int) -> object:
-    """What is different of an open file once it has been written to."""
+    """Anything that is different of an open file once it has been written to."""
     status = os.fstat(fd)
     return status.st_mtime_ns, status.st_size
 
@@ -211,7 +211,7 @@ def _refuse_ways_out(ids: Sequence[object], folder: str) -> None:
 
     for first in range(0, len(ids), IDS_AT_ONCE):
         some = list(map(str, take(ids, np.arange(first, min(first + IDS_AT_ONCE, len(ids))))))
-        # All are searched at once, since one by one a million take a second.
+        # They are searched all at once: one by one, a million ids would take a second.
         together = "\0".join(some)
         if ".." not in together and "\0/" not in f"\0{together}":
             continue

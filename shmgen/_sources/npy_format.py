@@ -61,7 +61,7 @@ class Header(NamedTuple):
 def read_header(fd: int) -> tuple[Header, bytes]:
     """The header of the ``.npy`` file open at ``fd``, parsed and as it stands in the file.
 
-    Accepts format versions 1 to 3, as `numpy.load` with ``allow_pickle=False`` does. The data need not be there: `require_data`.
+    Accepts format versions 1 to 3, as `numpy.load` with ``allow_pickle=False`` does. Whether the data is there is not checked.
 
     Raises:
         FormatError: it is no ``.npy`` file, or one whose elements are Python objects.
@@ -100,7 +100,7 @@ def _parse(raw: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[n
         if header.keys() != {"descr", "fortran_order", "shape"}:
             raise ValueError
         shape, fortran = header["shape"], header["fortran_order"]
-        # No bools, and no number of so many digits that an error could not show it.
+        # No bools, and no number that has more digits than Python prints.
         if not isinstance(shape, tuple) or not all(type(n) is int and n.bit_length() < 64 for n in shape):
             raise ValueError
         if not isinstance(fortran, bool) or not axes_fit(len(shape)):
@@ -109,7 +109,7 @@ def _parse(raw: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[n
         dtype = np.lib.format.descr_to_dtype(UNREADABLE.get(descr, descr) if isinstance(descr, str) else descr)  # type: ignore[arg-type]
     except FormatError:
         raise
-    except Exception:  # literal_eval, tokenize and numpy.dtype raise whatever they happen upon
+    except Exception:  # literal_eval, tokenize and numpy.dtype raise all kinds of errors
         raise FormatError(f"expected an .npy header, found {raw[:80]!r}") from None
     if any(n < 0 for n in shape):
         raise FormatError(f"expected a shape of sizes from 0, found {shape}")
@@ -134,7 +134,7 @@ def _literal(text: str, *, from_python_2: bool) -> Any:
 
 
 def _without_long_suffixes(text: str) -> str:
-    """``text`` less the L that Python 2 wrote behind its long integers; where `numpy.load` would strike it, and nowhere else."""
+    """``text`` without the L that Python 2 wrote behind long integers; removed exactly where `numpy.load` removes it."""
     from io import StringIO
     from tokenize import NAME, NUMBER, generate_tokens, untokenize
 
@@ -148,8 +148,8 @@ def _without_long_suffixes(text: str) -> str:
 
 
 def read_header_of(path: str) -> tuple[Header, bytes]:
-    """As `read_header`, of the file at ``path``, which has all the data that it promises."""
-    # A FIFO would keep an ordinary open waiting for ever.
+    """As `read_header`, of the file at ``path``. Checks that the file has all the data that its header promises."""
+    # An ordinary open of a FIFO would wait for ever.
     fd = os.open(path, OPEN_FLAGS | os.O_NONBLOCK)
     try:
         header, raw = read_header(fd)
@@ -160,7 +160,7 @@ def read_header_of(path: str) -> tuple[Header, bytes]:
 
 
 def require_data(fd: int, header: Header) -> None:
-    """Make sure that the file is long enough, before memory is set aside for what its header promises, terabytes perhaps.
+    """Make sure that the file is long enough, before memory is allocated for what its header promises, which may be terabytes.
 
     Raises:
         FormatError: it is too short.
@@ -170,7 +170,7 @@ def require_data(fd: int, header: Header) -> None:
 
 
 def _pread(fd: int, size: int, offset: int) -> bytes:
-    """``size`` bytes from ``offset``, fewer only where the file ends."""
+    """``size`` bytes from ``offset``; fewer only if the file ends before."""
     data = os.pread(fd, size, offset)
     while 0 < len(data) < size:
         more = os.pread(fd, size - len(data), offset + len(data))
@@ -181,7 +181,7 @@ def _pread(fd: int, size: int, offset: int) -> bytes:
 
 
 def read_whole(fd: int, data: memoryview, offset: int) -> None:
-    """Fill ``data`` with what the file holds from ``offset`` on, in as many calls as it takes."""
+    """Fill ``data`` with the file's bytes from ``offset`` on, in as many calls as it takes."""
     filled = 0
     while filled < len(data):
         size = os.preadv(fd, (data[filled:],), offset + filled)
@@ -195,7 +195,7 @@ def _truncated(fd: int, expected: int) -> FormatError:
 
 
 def explain(error: Exception) -> str:
-    """Why a file can't be read: what was expected and what was found."""
+    """Why a file can't be read: what was expected, and what was found."""
     if isinstance(error, FileNotFoundError):
         return "expected a file, found none at this path"
     if isinstance(error, ValueError):
@@ -207,15 +207,15 @@ def explain(error: Exception) -> str:
 
 
 def file_version(path: str, folder: int | None = None) -> object:
-    """What tells a file from another that has taken its place, or from itself once it has been written to.
+    """Anything that is different once a file has been replaced by another, or written to.
 
     Args:
         path: of the file.
-        folder: descriptor of the folder that ``path`` begins at; else the current one.
+        folder: descriptor of the folder that a relative ``path`` starts from; None for the working folder.
     """
     try:
         status = os.stat(path, dir_fd=folder)
     except (OSError, ValueError):
         return None
-    # Whoever writes a file may set its time of modification, but not that of its last change.
+    # A writer can set the time of modification (mtime), but not the time of change (ctime).
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size

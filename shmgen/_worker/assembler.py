@@ -63,8 +63,8 @@ class BatchAssembler:
         sources: by name of the field. Those that the main process fills from are left out here.
         slot_bytes: bytes from one slot to the next.
         seed: of random numbers, together with the epoch and the sample's position in it.
-        by_field: functions of a row and a generator, by name of the field.
-        whole: a function of the sample, a dict of its rows by name of the field, and a generator.
+        transforms: functions of a row and a generator, by name of the field.
+        sample_transform: a function of the sample, a dict of its rows by name of the field, and a generator.
 
     Attributes:
         seed: see above.
@@ -77,18 +77,18 @@ class BatchAssembler:
         sources: Mapping[str, Source],
         slot_bytes: int,
         seed: int,
-        by_field: dict[str, Callable[..., Any]],
-        whole: Callable[..., Any] | None,
+        transforms: dict[str, Callable[..., Any]],
+        sample_transform: Callable[..., Any] | None,
     ) -> None:
         self._fields = fields
         self._sources = [(field, sources[field.name]) for field in fields if not sources[field.name].in_main_process]
         self._slot_bytes = slot_bytes
         self.seed = seed
-        self._by_field = by_field
-        self._whole = whole
+        self._transforms = transforms
+        self._sample_transform = sample_transform
         self._cleared = [field for field, source in self._sources if source.may_leave_out]
         reads_one_by_one = any(source.reads_one_by_one for _, source in self._sources)
-        self.calls_functions = reads_one_by_one or bool(by_field) or whole is not None
+        self.calls_functions = reads_one_by_one or bool(transforms) or sample_transform is not None
         self._rng: SampleRng | None = None
         self._rows_begun: Any = [IDLE]
 
@@ -96,10 +96,10 @@ class BatchAssembler:
         """Sources and functions, each with what errors call it."""
         for field, source in self._sources:
             yield f"source of field {field.name!r}", source
-        for name, function in self._by_field.items():
+        for name, function in self._transforms.items():
             yield f"transform of field {name!r}", function
-        if self._whole is not None:
-            yield "transform", self._whole
+        if self._sample_transform is not None:
+            yield "transform", self._sample_transform
 
     @property
     def is_ours(self) -> bool:
@@ -180,15 +180,15 @@ class BatchAssembler:
                     # A function may change what it is given, and an id may be a list.
                     own = id if isinstance(id, str | int) else deepcopy(id)
                     source.read(own, rows[name][number, ...])
-                for name, function in self._by_field.items():
+                for name, function in self._transforms.items():
                     where = f"transform of field {name!r}"
                     row = rows[name][number, ...]
                     result = function(row, rng)
                     if result is not None and result is not row:
                         write_row(row, result)
-                if self._whole is not None:
+                if self._sample_transform is not None:
                     where = "transform"
-                    _transform_whole(self._whole, {name: array[number, ...] for name, array in rows.items()}, rng)
+                    _transform_sample(self._sample_transform, {name: array[number, ...] for name, array in rows.items()}, rng)
             except Exception as error:
                 note(error)
                 raise function_error(id, where, error) from error
@@ -210,7 +210,7 @@ def _clear(data: memoryview) -> None:
     np.frombuffer(data, np.uint8)[:] = 0
 
 
-def _transform_whole(function: Callable[..., Any], rows: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+def _transform_sample(function: Callable[..., Any], rows: dict[str, np.ndarray], rng: np.random.Generator) -> None:
     import numpy as np
 
     sample = dict(rows)
