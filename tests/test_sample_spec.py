@@ -48,7 +48,7 @@ REFUSED = [
     pytest.param({}, (3,), "U3", "expected numbers, found dtype <U3", id="text"),
     pytest.param({}, (3,), "V2", "pass dtype='bfloat16'", id="bytes"),
     pytest.param({"n_channels": 3}, (3, 4), "f4", "expected a last axis of n_channels=3, found shape (3, 4)", id="n_channels"),
-    pytest.param({"dim": (4,)}, (3,), "f4", "expected shape (4,), with or without channels behind it, found (3,)", id="dim"),
+    pytest.param({"dim": (4,)}, (3,), "f4", "expected shape (4,), with or without an axis of channels after it, found", id="dim"),
     pytest.param({}, (1,) * 64, "f4", "expected axes few enough for a batch to have one more, found 64", id="axes"),
 ]
 

@@ -125,7 +125,7 @@ def error_text(error: Exception) -> str:
     """``error`` and its traceback, as text: its class may exist only in this process, and its own ``str`` may fail."""
     import traceback
 
-    # The outermost frames are shmgen's, which called the user's function. The last is kept: the call itself may have failed.
+    # The outermost frames are shmgen's, which called the user's function. The last is left in: the call itself may have failed.
     frames = error.__traceback__
     while frames and frames.tb_next and frames.tb_frame.f_globals.get("__name__", "").startswith("shmgen."):
         frames = frames.tb_next

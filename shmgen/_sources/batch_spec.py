@@ -12,7 +12,7 @@ import numpy as np
 from shmgen._memory.layout import Arrays, Field
 from shmgen._sources.base import NO_CLASSES, Source
 from shmgen._sources.function import Function
-from shmgen._sources.ids import Some, is_frame
+from shmgen._sources.ids import Subset, is_frame
 from shmgen._sources.lookup import is_column, is_mapping
 from shmgen._sources.sample_spec import are_numbers, dtype_of
 from shmgen._sources.values import Labels, Values
@@ -26,7 +26,7 @@ class BatchSpec:
         inputs: a source, or a dict, tuple or list of sources.
         targets: likewise, or None for none.
         weights: likewise, or None for none.
-        ids: of all samples; they tell a mapping from id to value from a dict of fields.
+        ids: of all samples. By them a mapping from id to value is distinguished from a dict of fields.
 
     Attributes:
         sources: what fills each field, by the field's name, in the order of a batch's arrays. They are copies, since a source may
@@ -113,7 +113,7 @@ def _is_nest(part: Any, ids: Sequence[Any]) -> bool:
 
 def _holds_columns(part: dict[Any, Any] | Sequence[Any], ids: Sequence[Any]) -> bool:
     """Whether ``part`` holds the values of several fields, each for all ids, and not a value for each id."""
-    ids = ids.all if isinstance(ids, Some) else ids
+    ids = ids.all if isinstance(ids, Subset) else ids
     # As many members as ids would be a value for each.
     if not 0 < len(part) < len(ids):
         return False

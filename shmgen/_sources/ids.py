@@ -21,7 +21,7 @@ def kept(ids: Iterable[Any]) -> Sequence[Any]:
     Raises:
         InputError: they are no sequence of ids: a data frame, an array that has not one axis, a single text, a set.
     """
-    if isinstance(ids, range | Some):
+    if isinstance(ids, range | Subset):
         return ids
     if is_frame(ids):
         raise InputError(f"list_IDs: expected ids, found a {type(ids).__name__}; pass its column of ids: {columns_of(ids)}")
@@ -43,7 +43,7 @@ def kept(ids: Iterable[Any]) -> Sequence[Any]:
 
 def take(ids: Sequence[Any], samples: np.ndarray) -> list[Any]:
     """The ids of ``samples``, positions in ``ids``."""
-    if isinstance(ids, _ArrayIds | Some):
+    if isinstance(ids, _ArrayIds | Subset):
         return ids.take(samples)
     return list(map(ids.__getitem__, samples.tolist()))
 
@@ -86,7 +86,7 @@ def columns_of(frame: Any) -> str:
     return (" or ".join(f"df[{name!r}]" for name in names[:COLUMNS_SHOWN]) or "it has none") + more
 
 
-class Some(Sequence[Any]):
+class Subset(Sequence[Any]):
     """Some of all ids, in another order. Values that are looked up by position go by the position among all ids.
 
     Args:

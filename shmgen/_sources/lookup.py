@@ -29,12 +29,12 @@ def is_column(values: object) -> bool:
 
 
 def is_mapping(values: object) -> bool:
-    """Whether ``values`` are looked up by id, whatever the ids are."""
+    """Whether ``values`` are looked up by key, so that ids may be of any kind."""
     return isinstance(values, Mapping) or (hasattr(values, "keys") and hasattr(values, "__getitem__") and not is_column(values))
 
 
 def all_of(values: Any) -> Iterator[Any]:
-    """All values, of whatever ids."""
+    """All values, also those of other ids."""
     if is_column(values):
         return objects(as_list_or_array(values))
     return iter(values.values()) if isinstance(values, Mapping) else (values[key] for key in values.keys())  # noqa: SIM118
@@ -170,7 +170,7 @@ class Lookup:
         )
 
     def _if_unambiguous(self, column: Sequence[Any] | np.ndarray, numbers: range | np.ndarray) -> Sequence[Any] | np.ndarray:
-        """``column``, if its values by position are also those by id, which stand at ``numbers``."""
+        """``column``, if its values by position are also those by id, which are at ``numbers``."""
         position = _first_difference(column, numbers)
         if position is None:
             return column

@@ -59,7 +59,7 @@ class Header(NamedTuple):
 
 
 def read_header(fd: int) -> tuple[Header, bytes]:
-    """The header of the ``.npy`` file open at ``fd``, parsed and as it stands in the file.
+    """The header of the ``.npy`` file open at ``fd``, parsed, and its bytes.
 
     Accepts format versions 1 to 3, as `numpy.load` with ``allow_pickle=False`` does. Whether the data is there is not checked.
 

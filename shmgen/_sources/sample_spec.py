@@ -66,7 +66,7 @@ class SampleSpec(NamedTuple):
                 dim = shape[:-1] if shape[-1:] == (n_channels,) else shape
             elif n_channels is None:
                 if dim not in (shape, shape[:-1]):
-                    raise FormatError(f"expected shape {dim}, with or without channels behind it, found {shape}")
+                    raise FormatError(f"expected shape {dim}, with or without an axis of channels after it, found {shape}")
                 n_channels = 1 if dim == shape else shape[-1]
             assert n_channels is not None
             row_shape = (*dim, n_channels)
@@ -198,7 +198,7 @@ def dtype_of(dtype: DTypeLike) -> np.dtype[np.generic]:
         if not isinstance(dtype, str):
             raise
     try:
-        import ml_dtypes  # only whoever asks for one of its dtypes need have it
+        import ml_dtypes  # needed only for its own dtypes
 
         extended: np.dtype[np.generic] = np.dtype(getattr(ml_dtypes, dtype))
     except (ImportError, AttributeError):

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 
 from shmgen._checks import check_int
 from shmgen._sources.base import Source
-from shmgen._sources.ids import Some
+from shmgen._sources.ids import Subset
 from shmgen._sources.lookup import By, Lookup, all_of, objects
 from shmgen._sources.sample_spec import LOSSY_CAST, can_cast, check_dtype
 from shmgen.errors import InputError
@@ -72,17 +72,17 @@ class Values(Source):
 
         Raises:
             InputError: an id has no value, or one that is NaN, would be truncated, is outside the classes, or has another shape;
-                or it can't be told which value is whose.
+                or it is not clear which value belongs to which id.
             FunctionError: a function failed.
         """
-        all_ids = ids.all if isinstance(ids, Some) else ids
+        all_ids = ids.all if isinstance(ids, Subset) else ids
         column = Lookup(all_ids, field, self._by).aligned(self._values)
         checked = _Checked(all_ids, column, field)
         if self._sorts_classes:
             self.classes = _sorted_names(all_of(column if callable(self._values) else self._values)) or checked.refuse_names()
             self._check_number_of_classes()
         rows = self._checked_rows(checked)
-        self._rows = rows[ids.samples] if isinstance(ids, Some) else rows
+        self._rows = rows[ids.samples] if isinstance(ids, Subset) else rows
         self._is_one_hot = self._n_classes is not None and rows.ndim == 1
         if self._is_one_hot:
             assert self._n_classes is not None
