@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from shmgen._checks import Fixed, check_index, dtype_text
+from shmgen._checks import Fixed, check_index
 from shmgen._engine.batch_builder import BatchBuilder
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.pool import InProcess, Pool, Workers
@@ -28,7 +28,7 @@ from shmgen._plan.damage import Damage, Damaged
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule
-from shmgen._sources.values import Values
+from shmgen._sources.sample_spec import dtype_text
 from shmgen._worker.assembler import BatchAssembler, FieldSpec
 from shmgen.errors import ClosedError
 from shmgen.options import Options, init_from
@@ -300,18 +300,13 @@ class _Epoch(Iterator[tuple[Any, ...]]):
 
 def _assembler(options: Options, layout: Layout) -> BatchAssembler:
     """What workers do for each batch."""
-    parts = [
-        FieldSpec(
-            field.name,
-            None if isinstance(source, Values) else source,
-            field.shape,
-            dtype_text(field.dtype),
-            STATUS_PAGE_BYTES + offset,
-            field.row_bytes,
-        )
-        for field, offset, source in zip(layout.fields, layout.offsets, options.spec.sources.values(), strict=True)
+    fields = [
+        FieldSpec(field.name, field.shape, dtype_text(field.dtype), STATUS_PAGE_BYTES + offset, field.row_bytes)
+        for field, offset in zip(layout.fields, layout.offsets, strict=True)
     ]
-    return BatchAssembler(parts, layout.slot_bytes, options.seed, options.transforms, options.sample_transform)
+    return BatchAssembler(
+        fields, options.spec.sources, layout.slot_bytes, options.seed, options.transforms, options.sample_transform
+    )
 
 
 def _slots(slot_bytes: int) -> int:

@@ -11,12 +11,13 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
-from shmgen._checks import check_dtype, check_float, check_int, check_shape
+from shmgen._checks import check_float, check_int
 from shmgen._sources.base import Source
 from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
 from shmgen._sources.ids import kept
 from shmgen._sources.npy import Npy
+from shmgen._sources.sample_spec import check_dtype, check_shape
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,11 +27,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
     from numpy.typing import DTypeLike
 
-    from shmgen._sources.values import Values
-
-    Part: TypeAlias = (
-        Source | Values | Mapping[Any, Any] | SupportsKeysAndGetItem[Any, Any] | Iterable[Any] | Callable[[Any], Any]
-    )
+    Part: TypeAlias = Source | Mapping[Any, Any] | SupportsKeysAndGetItem[Any, Any] | Iterable[Any] | Callable[[Any], Any]
     """A field of a batch: a source, or values as `Values` takes them, or a function; or a dict, tuple or list of fields."""
 
 P = ParamSpec("P")

@@ -107,8 +107,8 @@ def test_a_name_may_stand_in_inputs_and_targets(data: Any) -> None:
 
 
 REFUSED = [
-    pytest.param({"inputs": {1: one(), "1": one()}}, "stands twice", id="a-name-twice"),
-    pytest.param({"inputs": {"a": one(), "b": {"a": one()}}}, "stands twice", id="a-name-twice-nested"),
+    pytest.param({"inputs": {1: one(), "1": one()}}, "found 'inputs.1' twice", id="a-name-twice"),
+    pytest.param({"inputs": {"a": one(), "b": {"a": one()}}}, "found 'inputs.a' twice", id="a-name-twice-nested"),
     pytest.param({"inputs": one(), "labels": range(N), "targets": one()}, "either labels or targets", id="labels-and-targets"),
     pytest.param({"inputs": one(), "dim": (3,)}, "describe the only input", id="inputs-and-dim"),
     pytest.param({"inputs": one(), "n_channels": 1}, "describe the only input", id="inputs-and-n_channels"),

@@ -55,15 +55,15 @@ def padded(data: Any, path: Path) -> dict[str, Any]:
         shape, dtype = (4, 3), "f4"
 
         def fill(self, ids: Any, rows: np.ndarray) -> None:
-            for self.at[0], id in enumerate(ids, 1):
-                pad(id, rows[self.at[0] - 1])
+            for self.rows_begun[0], id in enumerate(ids, 1):
+                pad(id, rows[self.rows_begun[0] - 1])
 
     class Raw(RawSource):
         shape, dtype = (4, 3), "f4"
 
         def fill(self, ids: Any, rows: Any) -> None:
-            for self.at[0], id in enumerate(ids, 1):
-                pad(id, np.frombuffer(rows, "f4").reshape(-1, 4, 3)[self.at[0] - 1])
+            for self.rows_begun[0], id in enumerate(ids, 1):
+                pad(id, np.frombuffer(rows, "f4").reshape(-1, 4, 3)[self.rows_begun[0] - 1])
 
     class Files(Npy):
         fill = Raw.fill

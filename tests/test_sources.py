@@ -443,6 +443,7 @@ class Recorded(Source):
         self.handle: int | None = None
 
     def bind(self, ids: Any) -> None:
+        assert self.field_name == "X"
         self.first = ids[0]
 
     def open(self) -> None:

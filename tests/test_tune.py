@@ -94,7 +94,7 @@ def costly(cost: Callable[[], None]) -> RawSource:
 
         def fill(self, ids: Sequence[object], rows: memoryview) -> None:  # type: ignore[override]
             pay = FunctionType(code, {"time": clock, "COST": COST})
-            for self.at[0], _ in enumerate(ids, 1):
+            for self.rows_begun[0], _ in enumerate(ids, 1):
                 pay()
 
     return Costly()

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
-from shmgen._checks import check_dtype, check_int, check_shape
+from shmgen._checks import check_int
+from shmgen._sources.sample_spec import SampleSpec, check_dtype, check_shape
 from shmgen.errors import InputError, ShmgenError
 
 GOOD, DAMAGED, UNABLE, INTERRUPTED = 0, 1, 2, 130
@@ -99,7 +100,6 @@ done, 130 after Ctrl-C, which ends it with what has been found so far""",
 def _scan(arguments: argparse.Namespace) -> int:
     from shmgen._tools.scan import Scan
     from shmgen._tools.scan_ids import ids_in
-    from shmgen._tools.scan_report import Given
     from shmgen._tools.scan_view import has_rich, print_table, progress_bar, write_json
 
     if arguments.json != "-" and not has_rich():
@@ -108,7 +108,7 @@ def _scan(arguments: argparse.Namespace) -> int:
         blocks = None
         if arguments.ids is not None:
             blocks = ids_in(stack.enter_context(_ids_file(arguments.ids)), arguments.ids)
-        given = Given(arguments.dim, arguments.n_channels, arguments.dtype)
+        given = SampleSpec.checked(arguments.dim, arguments.n_channels, arguments.dtype)
         scan = Scan(arguments.folder, blocks, given, full=arguments.full, workers=arguments.workers)
         # Opened now, since it would be a pity to learn after hours that it can't be.
         file = stack.enter_context(_json_file(arguments.json)) if arguments.json else None

@@ -60,7 +60,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
 
 def write_json(report: Report, file: IO[str]) -> None:
     """The report as a JSON object on a line, and a line's end."""
-    expected = report.expected and {"shapes": sorted(set(report.expected.shapes)), "dtype": str(report.expected.dtype)}
+    expected = report.expected and {"shapes": sorted(set(report.expected.shapes)), "dtype": str(report.expected.numpy_dtype)}
     head: dict[str, Any] = {
         "data_dir": report.folder,
         "full": report.full,

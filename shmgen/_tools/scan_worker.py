@@ -118,7 +118,7 @@ def read_format(fd: int) -> Format:
     """The format of the ``.npy`` file open at ``fd``.
 
     Raises:
-        Misfit: as `read_header`.
+        FormatError: as `read_header`.
     """
     import numpy as np
 

@@ -22,11 +22,10 @@ from shmgen._checks import check_float, check_int
 from shmgen._engine.pool import Pool
 from shmgen._engine.stats import LITTLE, WAITING
 from shmgen._memory.limits import available, processors
-from shmgen._sources.ids import Some
+from shmgen._sources.ids import Subset
 from shmgen._sources.npy import Npy
 from shmgen._sources.npy_format import OPEN_FLAGS
 from shmgen._sources.npy_rows import NpyRows
-from shmgen._sources.values import Values
 from shmgen._worker.protocol import processor_time
 from shmgen.errors import InputError
 from shmgen.loader import Loader
@@ -278,7 +277,7 @@ def _verb(one: Measurement, verb: str) -> str:
     return f"{verb}s" if one.workers == 1 else verb
 
 
-def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Some, list[str] | None, int, int]:
+def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Subset, list[str] | None, int, int]:
     """Read as much as can be in so many seconds, and is sure to stay in memory.
 
     Returns:
@@ -286,7 +285,7 @@ def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Some
     """
     ids = options.ids
     chosen = np.random.default_rng(options.seed).permutation(len(ids)) if options.shuffle else np.arange(len(ids))
-    with options.loader(Some(ids, chosen), workers, shuffle=False) as loader:
+    with options.loader(Subset(ids, chosen), workers, shuffle=False) as loader:
         sample_bytes = sum(field.row_bytes for field in loader._layout.fields)
         batch_size = loader._sampler.batch_size
         room = CACHED * available() / sample_bytes
@@ -297,7 +296,7 @@ def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Some
             if samples >= MIN_BATCHES * batch_size and (now > deadline or samples > room):
                 break
         # Those of a last batch that is left out are not worth a thought.
-        part = Some(ids, chosen[: loader.stats.samples])
+        part = Subset(ids, chosen[: loader.stats.samples])
         return part, _files(loader, part), sample_bytes, batch_size
 
 
@@ -309,7 +308,7 @@ def _files(loader: Loader, ids: Sequence[Any]) -> list[str] | None:
             files += map(source.path, ids)
         elif isinstance(source, NpyRows):
             files.append(source.file)
-        elif not isinstance(source, Values):
+        elif not source.in_main_process:
             return None
     return files or None
 
