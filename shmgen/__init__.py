@@ -24,12 +24,13 @@ The way of the data, and the module that holds each step::
       ▼
     loader                   Loader: an epoch's iteration, its batches nested as _sources.batch_spec says
       ▼
-    keras                    Sequence: what ``fit`` takes
+    keras                    Sequence: what ``fit`` takes; its _engine.front_end knows TensorFlow
 
 The folders say where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory, and
-how much there is. _sources run in workers, and are bound to the ids in the calling process. _worker holds both ends of a worker:
-what it does, what it is told (pickling, context), and what comes back (log_forwarding). _engine is the calling process's side.
-_tools is the command line: ``scan`` checks a folder, ``tune`` says how many workers to use.
+how much there is. _sources run in workers, and are bound to the ids in the main process. _worker holds both ends of a worker:
+what it does, what it is told (pickling, context), and what comes back (log_forwarding). _engine is the main process's side.
+options has the arguments: each is typed, documented and checked once. _tools is the command line: ``scan`` checks a folder,
+``tune`` says how many workers to use.
 """
 
 from __future__ import annotations

@@ -341,7 +341,7 @@ def kill_all(loader: Loader) -> None:
 def test_a_program_without_an_interpreter(monkeypatch: pytest.MonkeyPatch, name: str, value: object, why: str) -> None:
     """Frozen, or embedded: an error at construction instead of the program started anew without end; the remedy works."""
     started: list[object] = []
-    monkeypatch.setattr("shmgen._engine.pool.subprocess.Popen", lambda *args, **options: started.append(args))
+    monkeypatch.setattr("shmgen._worker.launch.subprocess.Popen", lambda *args, **options: started.append(args))
     monkeypatch.setattr(sys, name, value, raising=False)
     with pytest.raises(InputError, match=rf"^workers: .*{why}.*workers=0$"):
         computed()

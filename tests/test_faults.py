@@ -23,7 +23,8 @@ from pace import Deadline
 from ways import BATCH, KINDS, as_bytes, filling, flat, kill, made, mend, reader, run, stop, who_reads
 
 from shmgen import Loader, SampleError, Source, StartError, WorkerDied
-from shmgen._engine import pool, supervisor
+from shmgen._engine import supervisor
+from shmgen._worker import launch
 
 # Functions and sources stand inside of functions: ones of the module itself would have workers import pytest.
 
@@ -366,7 +367,7 @@ def ended_by(loader: Loader, error: type[Exception], match: str, workers: Callab
 def test_workers_that_never_start_end_the_run(folder: Callable, workers: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that end before their first word, as under a broken interpreter, are not replaced for ever."""
     data = folder(N)
-    monkeypatch.setattr(pool, "BOOT", "raise SystemExit(7)")
+    monkeypatch.setattr(launch, "BOOT", "raise SystemExit(7)  # %s")
     with made("files", data, workers=2) as loader:
         ended_by(loader, WorkerDied, "ended with exit code 7", workers)
         assert loader.stats.restarts < 2 * supervisor.STARTS

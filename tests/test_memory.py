@@ -328,12 +328,12 @@ def test_a_ring_is_its_owners_alone(monkeypatch: pytest.MonkeyPatch, shm: int, u
 def test_a_worker_that_cant_map_the_ring_says_so(folder: Callable, script: Callable) -> None:
     """Under a limit on its address space, the error is one that can be caught, and names the limit; no traceback is printed."""
     code = """
-from shmgen._engine import pool
-popen = pool.subprocess.Popen
+from shmgen._worker import launch
+popen = launch.subprocess.Popen
 def start(*args, **kwargs):
     return popen(*args, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (200 << 20,) * 2), **kwargs)
 import resource
-pool.subprocess.Popen = start
+launch.subprocess.Popen = start
 with Loader(IDS, LABELS, 1, data_dir=DATA, workers=1, slots=400) as loader:
     try: list(loader)
     except shmgen.StartError as error: say(error)

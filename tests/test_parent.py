@@ -41,7 +41,7 @@ LOADER = "Loader(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)"
 
 AT_WORKER = """
 import subprocess
-from shmgen._engine import pool
+from shmgen._worker import launch
 
 class Popen(subprocess.Popen):
     started = 0
@@ -51,7 +51,7 @@ class Popen(subprocess.Popen):
         if Popen.started == {number}:
             strike()
 
-pool.subprocess.Popen = Popen
+launch.subprocess.Popen = Popen
 """
 
 MOMENTS = {
@@ -97,15 +97,15 @@ os.kill(loader.state.workers[0].pid, signal.SIGKILL)
 while True: list(loader)
 """,
     "amid-close": f"""
-from shmgen._engine import pool
-reap = pool._reap
+from shmgen._worker import launch
+wait = launch._wait
 def once(*args):
-    pool._reap = reap
+    launch._wait = wait
     strike()
-    reap(*args)
+    return wait(*args)
 loader = {LOADER}
 next(iter(loader))
-pool._reap = once
+launch._wait = once
 loader.close()
 """,
     "amid-with": f"with {LOADER} as loader:\n    for X, y in loader: strike()",

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from shmgen import InputError, Loader, SampleError
-from shmgen._tools.scan import BOOT, Progress, Scan
+from shmgen._tools.scan import Progress, Scan
 from shmgen._tools.scan_ids import Folder, ids_in
 from shmgen._tools.scan_report import Given, Kind, Report, judge
 from shmgen._tools.scan_worker import BLOCK, Examiner, Format, pack, unpack
@@ -643,7 +643,7 @@ class Unfinished:
         """Those that have got past their start: a scan serves them once all have been started."""
         try:
             found = psutil.Process(self.process.pid).children()
-            return found if len(found) == 2 and all("-I" in child.cmdline() for child in found) else []
+            return found if len(found) == 2 and all("-S" in child.cmdline() for child in found) else []
         except psutil.NoSuchProcess:
             return []
 
@@ -717,9 +717,9 @@ def test_workers_are_lean(data: Path) -> None:
     raw = npy(GOOD)[:128]
     format = Format(raw, GOOD.shape, "'<f4'", fortran=False, inexact=True, data_bytes=GOOD.nbytes)
     code = f"""
-{BOOT.split("; from")[0]}
+import sys; sys.path.append(sys.argv[1])
 from shmgen._tools.scan_worker import Examiner, Format
-tally = Examiner({os.fsencode(data)!r}, full=False, formats=[{format!r}], tell=print).examine([b"good-0", b"good-1"])
+tally = Examiner({os.fsencode(data)!r}, full=False, formats=[{format!r}], progress=print).examine([b"good-0", b"good-1"])
 assert tally.sound[0][2] == 2
 print(*sys.modules)
 """
@@ -733,6 +733,7 @@ print(*sys.modules)
         "rich",
         "argparse",
         "subprocess",
+        "socket",
         "keras",
         "tensorflow",
         "multiprocessing",

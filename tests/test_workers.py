@@ -27,8 +27,8 @@ AN_ID = 100
 """Bytes that the parent may add for each id."""
 
 REPORTS = """
-import shmgen._engine.pool
-shmgen._engine.pool.BOOT = f'''if True:
+import shmgen._worker.launch
+shmgen._worker.launch.BOOT = f'''if True:
     import atexit, os, sys, threading
 
     lock = threading.Lock()  # two threads end a worker, and one must not cut short what the other writes
@@ -44,7 +44,7 @@ shmgen._engine.pool.BOOT = f'''if True:
 
     atexit.register(report)
     os._exit = end
-    {shmgen._engine.pool.BOOT}
+    {shmgen._worker.launch.BOOT}
 '''
 """
 """Makes workers tell at their end what they had imported, without a hook in the product."""

@@ -9,22 +9,20 @@ import errno
 import os
 import pickle
 import select
-import socket
-import subprocess
-import time
 from collections import deque
 from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from shmgen._memory.limit_errors import FILES, START, named
+from shmgen._memory.limit_errors import FILES, named
 from shmgen._memory.ring import Ring
 from shmgen._memory.status_page import BUSY, RECORD_WORDS, ROW, USED
 from shmgen._sources.base import IDLE, row_of
 from shmgen._sources.rng import own_random_state
 from shmgen._worker.assembler import BatchAssembler, Task
-from shmgen._worker.context import Context, environment, interpreter, places, search_path
+from shmgen._worker.context import Context, environment, places, search_path
+from shmgen._worker.launch import Child, Launcher, end
 from shmgen._worker.log_forwarding import Echo
 from shmgen._worker.main import Setup
 from shmgen._worker.pickling import dumps
@@ -35,23 +33,14 @@ from shmgen._worker.protocol import (
     READY,
     SAID,
     WAITED,
-    Unframer,
-    frame,
     packed,
     processor_time,
 )
 from shmgen._worker.signals import undisturbed
 from shmgen.errors import WorkerDied
 
-BOOT = "import sys; sys.path.append(sys.argv[1]); from shmgen._worker.main import main; main(*map(int, sys.argv[2:]))"
-"""What a worker runs. It is no copy of the parent: neither the caller's ``__main__`` nor ``site`` is imported."""
-
 GRACE = 0.2
 """Seconds that workers have to end by themselves when they are stopped, before they are killed."""
-
-
-KILL_GRACE = 1.0
-"""Seconds that a killed worker has to be gone."""
 
 
 class EventKind(Enum):
@@ -138,11 +127,10 @@ class Pool:
     """
 
     def __init__(self, workers: int, ring: Ring, assembler: BatchAssembler) -> None:
-        self._owner = os.getpid()
         self._ring = ring
         self._draws = assembler.calls_functions
-        self._command = [*interpreter(), "-c", BOOT, str(Path(__file__).parents[2])]
-        self._environ, corrections = environment(assembler.seed)
+        variables, corrections = environment(assembler.seed)
+        self._launcher = Launcher("shmgen._worker.main", variables)
         self._path = search_path()
         self._context: tuple[Any, ...] | None = None
         if assembler.is_ours:
@@ -157,8 +145,8 @@ class Pool:
             undo.callback(self._wakeup.close)
             self._poll = select.epoll()
             undo.pop_all()
-        self._workers: list[_Process] = []
-        self._left: list[_Process] = []
+        self._workers: list[_Worker] = []
+        self._left: list[_Worker] = []
         # Nanoseconds of those that are no more.
         self._busy = self._cpu = 0
         self._by_fd: dict[int, int] = {}
@@ -181,24 +169,23 @@ class Pool:
     @property
     def pids(self) -> list[int]:
         """Process ids of the workers."""
-        return [worker.process.pid for worker in self._workers]
+        return [worker.child.pid for worker in self._workers]
 
-    def _start(self) -> _Process:
+    def _start(self) -> _Worker:
         # No word serves two: whoever can't be killed may write to its own yet.
         taken = {worker.word for worker in self._workers + self._left}
         free = [word for word in range(0, len(self._ring.status_page), RECORD_WORDS) if word not in taken]
         if not free:
             raise OSError(errno.EAGAIN, f"there is no room on the board for more than {len(taken)} workers")
-        with named(START):
-            return _Process(self._command, self._environ, self._ring.fd, free[0])
+        return _Worker(self._launcher.start(self._ring.fd), free[0])
 
     def _introduce(self, number: int) -> None:
         """Tell a worker that has been started what it will have to do."""
         worker = self._workers[number]
         self._only.clear()
-        for fd in worker.fds:
+        for fd, events in worker.child.events.items():
             self._by_fd[fd] = number
-            self._poll.register(fd, select.EPOLLIN)
+            self._poll.register(fd, events)
         for word in range(RECORD_WORDS):
             self._ring.status_page[worker.word + word] = 0
         setup = Setup(os.getpid(), self._path, worker.word, self._draws, self._assembler, self._context)
@@ -208,12 +195,13 @@ class Pool:
         self._send(worker, pickle.dumps([(*task[:-1], packed(task.ids)) for task in tasks]))
 
     def _send(self, number: int, message: bytes) -> None:
-        worker = self._workers[number]
-        if not worker.send(frame(message)) and worker.socket.fileno() in self._by_fd:
-            self._poll.modify(worker.socket, select.EPOLLIN | select.EPOLLOUT)
+        child = self._workers[number].child
+        child.send(message)
+        if child.has_unsent and child.stream in self._by_fd:
+            self._poll.modify(child.stream, child.events[child.stream])
 
     def wait(self, timeout: float | None, only: int | None) -> None:
-        if only is None or any(worker.has_more for worker in self._workers):  # to tell them, as soon as they take more
+        if only is None or any(worker.child.has_unsent for worker in self._workers):
             self._poll.poll(timeout)
         else:
             self._listening_to(only).poll(None if timeout is None else 1000 * timeout)
@@ -223,7 +211,7 @@ class Pool:
             self._only[number] = poll = select.poll()
             poll.register(self._wakeup.fd, select.POLLIN)
             for fd, worker in self._by_fd.items():
-                if worker == number or fd != self._workers[worker].socket.fileno():
+                if worker == number or fd != self._workers[worker].child.stream:
                     poll.register(fd, select.POLLIN)
         return self._only[number]
 
@@ -237,22 +225,19 @@ class Pool:
                 self._wakeup.silence()
             elif fd in self._by_fd:
                 number = self._by_fd[fd]
-                worker = self._workers[number]
-                if what & select.EPOLLOUT and worker.send(b""):
-                    self._poll.modify(worker.socket, select.EPOLLIN)
-                # Whichever descriptor told of a death, what the worker said before it counts.
-                alive, messages = worker.receive()
+                child = self._workers[number].child
+                if what & select.EPOLLOUT:
+                    child.flush()
+                    self._poll.modify(fd, child.events[fd])
+                messages, ended = child.receive(fd)
                 for message in messages:
                     if message[:1] == SAID:
-                        self._echo.handle(worker.process.pid, message[1:])
+                        self._echo.handle(child.pid, message[1:])
                     else:
                         events.append(_understood(number, message))
-                if not alive or fd != worker.socket.fileno():
+                if ended:
                     self._forget(number)
-                    _reap(worker.process, time.monotonic() + GRACE)
-                    events.append(
-                        Event(number, EventKind.DIED, WorkerDied(number, worker.process.pid, worker.process.returncode))
-                    )
+                    events.append(Event(number, EventKind.DIED, WorkerDied(number, child.pid, child.join(GRACE))))
         return events
 
     def at(self, worker: int) -> int:
@@ -263,20 +248,24 @@ class Pool:
             for worker in self._workers:
                 worker.busy = self._ring.status_page[worker.word + BUSY]
                 # Of one that has died it is not known any more.
-                if worker.busy and (used := processor_time(worker.process.pid)):
+                if worker.busy and (used := processor_time(worker.child.pid)):
                     worker.cpu = used - self._ring.status_page[worker.word + USED]
         busy = self._busy + sum(worker.busy for worker in self._workers)
         return busy / 1e9, (self._cpu + sum(worker.cpu for worker in self._workers)) / 1e9
 
     def is_stopped(self, worker: int) -> bool:
         try:
-            status = Path(f"/proc/{self._workers[worker].process.pid}/stat").read_text()
-        except OSError:
+            import psutil  # late, since the first batch need not wait for it
+
+            status = psutil.Process(self._workers[worker].child.pid).status()
+        except (ImportError, OSError):  # this process can open no more files
             return False
-        return status.rpartition(")")[2].split()[0] in "Tt"
+        except psutil.Error:  # it has died
+            return False
+        return status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
     def kill(self, worker: int) -> None:
-        self._workers[worker].process.kill()
+        self._workers[worker].child.kill()
 
     def restart(self, worker: int) -> None:
         self._part_with(worker)
@@ -300,36 +289,36 @@ class Pool:
         worker = self._workers[number]
         self._busy += worker.busy
         self._cpu += worker.cpu
-        worker.shutdown()
+        worker.child.shutdown()
         self._left.append(worker)
         for left in self._left:
-            if left.process.poll() is not None:
-                left.close()
-        self._left = [left for left in self._left if left.process.returncode is None]
+            if left.child.process.poll() is not None:
+                left.child.close()
+        self._left = [left for left in self._left if left.child.process.returncode is None]
 
     def _forget(self, number: int) -> None:
         """Listen to a worker no more."""
         self._only.clear()
-        for fd in self._workers[number].fds:
+        for fd in self._workers[number].child.events:
             if self._by_fd.pop(fd, None) is not None:
                 self._poll.unregister(fd)
 
     def stop(self) -> None:
         self._workers += self._left
         self._left = []
-        if os.getpid() == self._owner:
-            deadline = time.monotonic() + GRACE
-            for worker in self._workers:
-                worker.shutdown()
-            for worker in self._workers:
-                _reap(worker.process, deadline)
-        else:
-            for worker in self._workers:
-                worker.process.returncode = 0  # they are the parent's, and no child's to wait for
-        for worker in self._workers:
-            worker.close()
+        end([worker.child for worker in self._workers], GRACE)
         self._poll.close()
         self._wakeup.close()
+
+
+@dataclass
+class _Worker:
+    """A worker: its process, where its record on the status page begins, and its nanoseconds when they were last read."""
+
+    child: Child
+    word: int
+    busy: int = 0
+    cpu: int = 0
 
 
 class InProcess:
@@ -420,89 +409,6 @@ def _understood(worker: int, message: bytes) -> Event:
     return Event(worker, EventKind.FAILED if word == FAILED else EventKind.UNABLE, pickle.loads(rest))
 
 
-class _Process:
-    """The parent's side of one worker, whose words on the board begin at ``word``."""
-
-    def __init__(self, command: list[str], environ: dict[str, str], segment: int, word: int) -> None:
-        self.word = word
-        # Nanoseconds, as they were when somebody last asked.
-        self.busy = self.cpu = 0
-        self._pidfd = self._liveness = -1
-        self._unframer = Unframer()
-        self._unsent = bytearray()
-        with ExitStack() as theirs:
-            self.socket, stream = socket.socketpair()
-            theirs.callback(stream.close)
-            try:
-                # The kernel ends the worker when nobody holds our end of it any more.
-                liveness, self._liveness = os.pipe()
-                theirs.callback(os.close, liveness)
-                fds = stream.fileno(), segment, liveness
-                self.process = subprocess.Popen(
-                    [*command, *map(str, fds)],
-                    stdin=subprocess.DEVNULL,
-                    env=environ,
-                    pass_fds=fds,
-                )
-            except BaseException:
-                self.close()
-                raise
-        with suppress(OSError):  # a kernel older than 5.3; the end of the stream tells of a death, unless a child keeps it open
-            self._pidfd = os.pidfd_open(self.process.pid)
-
-    @property
-    def fds(self) -> list[int]:
-        """What becomes readable when the worker speaks or dies."""
-        return [fd for fd in (self.socket.fileno(), self._pidfd) if fd >= 0]
-
-    @property
-    def has_more(self) -> bool:
-        """Whether there is something to send for which there was no room yet."""
-        return bool(self._unsent)
-
-    def send(self, data: bytes) -> bool:
-        """Send ``data`` behind what is still unsent; whether all of it is on its way."""
-        self._unsent += data
-        try:
-            sent = self.socket.send(self._unsent, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            return False
-        except (BrokenPipeError, ConnectionResetError):
-            sent = len(self._unsent)  # it has died, which `wait` will tell
-        del self._unsent[:sent]
-        return not self._unsent
-
-    def receive(self) -> tuple[bool, list[bytes]]:
-        """Whether the stream is still open, and the messages that have come."""
-        messages: list[bytes] = []
-        while True:
-            try:
-                data = self.socket.recv(1 << 16, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return True, messages
-            except ConnectionResetError:
-                return False, messages
-            messages += self._unframer.feed(data)
-            if not data:
-                return False, messages
-            if len(data) < 1 << 16:
-                return True, messages
-
-    def shutdown(self) -> None:
-        """End the stream, also where a fork keeps it open: for the worker that is the end."""
-        with suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
-        self.socket.close()
-
-    def close(self) -> None:
-        """Give up the descriptors."""
-        self.socket.close()
-        for fd in (self._pidfd, self._liveness):
-            if fd >= 0:
-                os.close(fd)
-        self._pidfd = self._liveness = -1
-
-
 class Wakeup:
     """Ends a wait from another thread."""
 
@@ -521,13 +427,3 @@ class Wakeup:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-
-def _reap(process: subprocess.Popen[bytes], deadline: float) -> None:
-    """Wait until ``process`` has ended, and kill it at ``deadline``."""
-    try:
-        process.wait(max(0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        with suppress(subprocess.TimeoutExpired):  # one that hangs in the kernel is left to it
-            process.wait(KILL_GRACE)

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from shmgen._engine.batch_builder import BatchBuilder
-from shmgen._engine.pool import KILL_GRACE, Event, EventKind, Workers
+from shmgen._engine.pool import Event, EventKind, Workers
 from shmgen._memory.ring import Ring
 from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import Piece, Schedule
 from shmgen._sources.base import IDLE, row_of
 from shmgen._worker.assembler import Task
+from shmgen._worker.launch import KILL_GRACE
 from shmgen.errors import SampleError, StartError, WorkerDied
 
 DEATHS = 3

@@ -9,26 +9,21 @@ from __future__ import annotations
 import os
 import pickle
 import select
-import socket
-import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from shmgen._memory.limits import processors
 from shmgen._tools.scan_ids import Folder, explain_folder
 from shmgen._tools.scan_report import Damage, Given, Kind, Report, judge
 from shmgen._tools.scan_worker import FLAGS, SEPARATOR, Format, Setup, Tally, dtype_of, read_format, unpack
-from shmgen._worker.protocol import Unframer, frame
+from shmgen._worker.context import environment
+from shmgen._worker.launch import KILL_GRACE, Child, Launcher, end
 from shmgen._worker.signals import undisturbed
 from shmgen.errors import FormatError, InputError, WorkerDied
-
-BOOT = "import sys; sys.path.append(sys.argv[1]); from shmgen._tools.scan_worker import main; main(int(sys.argv[2]))"
-"""What a worker runs. It is no copy of the parent: neither ``__main__`` nor ``site`` is imported."""
 
 MAX_WORKERS = 8
 """By default there are no more: one has the headers of tens of thousands of files in a second."""
@@ -47,9 +42,6 @@ AHEAD = 32 << 20
 
 PRIMERS = 8
 """Files whose headers the parent reads itself, until it has found one. A worker that sees no other need not import NumPy."""
-
-GRACE = 1.0
-"""Seconds that killed workers have to be gone; one that hangs in the kernel is left to it."""
 
 
 class Progress(NamedTuple):
@@ -127,33 +119,35 @@ class Scan:
         try:
             if not self._queue.list_more():
                 raise InputError(self._nothing())
+            # A header is parsed as Python text, and a damaged one may cause warnings.
+            launcher = Launcher("shmgen._tools.scan_worker", environment(0)[0], options=("-W", "ignore"), silent=True)
             with undisturbed():
                 for number in range(self._workers):
-                    workers.append(_Worker(number))
+                    workers.append(_Worker(number, launcher.start()))
             setup = pickle.dumps(Setup(sys.path, os.fsencode(self._folder), self._full, self._primers()))
             for worker in workers:
-                worker.send(setup)
+                worker.child.send(setup)
             self._serve(workers, progress)
             self._complete = True
         finally:
-            _end(workers)
+            end([worker.child for worker in workers], 0.0)  # they hold nothing that they would have to put in order
             self._seconds = time.monotonic() - begun
 
     def _serve(self, workers: list[_Worker], progress: Callable[[Progress], None]) -> None:
         poll = select.poll()
-        by_fd = {worker.socket.fileno(): worker for worker in workers}
-        for fd in by_fd:
-            poll.register(fd, select.POLLIN)
+        by_fd = {fd: worker for worker in workers for fd in worker.child.events}
         while True:
             for worker in workers:
                 while worker.wants and (message := self._queue.take(worker.size)) is not None:
-                    worker.send(message)
+                    worker.child.send(message)
                     worker.holds += 1
+                for fd, events in worker.child.events.items():
+                    poll.register(fd, events)
             if not any(worker.holds for worker in workers):
                 return
             ready = poll.poll(0 if self._queue.has_room else None)
             for fd, _ in ready:
-                for answer in by_fd[fd].receive():
+                for answer in by_fd[fd].receive(fd):
                     self._add(answer)
             if ready:
                 progress(self._progress())
@@ -282,75 +276,47 @@ class _Queue:
 
 
 class _Worker:
-    """The parent's side of a worker process.
+    """A worker process, and how much of the queue it has.
+
+    Args:
+        number: of the worker, from 0.
+        child: the process.
 
     Attributes:
         size: ids that its next message should have.
         holds: messages that it has not answered.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, child: Child) -> None:
         self._number = number
-        self._unframer = Unframer()
+        self.child = child
         self.size = 1
         self.holds = 0
-        self.socket, theirs = socket.socketpair()
-        try:
-            self.process = subprocess.Popen(
-                # A header is parsed as Python text, and a spoilt one may draw warnings.
-                [sys.executable, "-I", "-S", "-W", "ignore", "-c", BOOT, str(Path(__file__).parents[2]), str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # NumPy would start threads that nobody needs
-                pass_fds=(theirs.fileno(),),
-            )
-        except BaseException:
-            self.socket.close()
-            raise
-        finally:
-            theirs.close()
 
     @property
     def wants(self) -> bool:
-        """Whether to give it another message: one behind that which it is at, unless each takes long."""
+        """Whether to give it another message: one behind the one that it is at, unless each takes long."""
         return self.holds < (1 if self.size == 1 else 2)
 
-    def send(self, message: bytes) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has died, which `receive` will tell
-            self.socket.sendall(frame(message))
-
-    def receive(self) -> Iterator[Tally | int]:
-        """What it has said, after a wait if that is nothing.
+    def receive(self, fd: int) -> Iterator[Tally | int]:
+        """What it has sent, once ``fd``, one of its descriptors, is ready.
 
         Raises:
             WorkerDied: it has ended.
         """
-        data = b""
-        with suppress(ConnectionResetError):
-            data = self.socket.recv(1 << 16)
-        if not data:
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(GRACE)
-            raise WorkerDied(self._number, self.process.pid, self.process.poll())
-        for message in self._unframer.feed(data):
+        self.child.flush()
+        messages, ended = self.child.receive(fd)
+        for message in messages:
             answer: Tally | int = pickle.loads(message)
             if isinstance(answer, Tally):
                 self.holds -= 1
                 self._adapt(answer)
             yield answer
+        if ended:
+            raise WorkerDied(self._number, self.child.pid, self.child.join(KILL_GRACE))
 
     def _adapt(self, answer: Tally) -> None:
         if answer.seconds < SHORT and answer.files >= self.size:
             self.size = min(MAX_IDS, 2 * self.size)
         elif answer.seconds > LONG:
             self.size = max(1, self.size // 2)
-
-
-def _end(workers: list[_Worker]) -> None:
-    for worker in workers:
-        worker.process.kill()
-        worker.socket.close()
-    deadline = time.monotonic() + GRACE
-    for worker in workers:
-        with suppress(subprocess.TimeoutExpired):
-            worker.process.wait(max(0.0, deadline - time.monotonic()))

@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmgen._sources.npy_format import OPEN_FLAGS, explain, read_header, read_whole
+from shmgen._worker.liveness import begin
 from shmgen._worker.protocol import Unframer, frame
 from shmgen.errors import FormatError
 
@@ -140,15 +141,15 @@ class Examiner:
         folder: of the files.
         full: whether to read all data.
         formats: headers that are to be expected.
-        tell: is called now and then, within a long file, with the bytes read since.
+        progress: is called now and then, within a long file, with the bytes read since.
     """
 
-    def __init__(self, folder: bytes, *, full: bool, formats: Iterable[Format], tell: Callable[[int], None]) -> None:
+    def __init__(self, folder: bytes, *, full: bool, formats: Iterable[Format], progress: Callable[[int], None]) -> None:
         self._prefix = folder + b"/"
         self._full = full
         self._formats = {format.raw: format for format in formats}
         self._short: dict[Format, _Short | None] = {}
-        self._tell = tell
+        self._progress = progress
         self._read = 0
         self._buffer = memoryview(bytearray(BLOCK if full else 0))
 
@@ -223,7 +224,7 @@ class Examiner:
             left -= len(part)
             self._read += len(part)
             if self._read >= TOLD_EVERY:
-                self._tell(self._read)
+                self._progress(self._read)
                 self._read = 0
         if found:
             found.check()
@@ -300,14 +301,19 @@ def reason(path: bytes, error: Exception) -> str:
     return explain(error)
 
 
-def main(stream: int) -> None:
-    """Serve the parent at the other end of ``stream``, a connected socket's descriptor, until it closes it."""
-    os.set_inheritable(stream, False)
+def main(stream: int, liveness: int) -> None:
+    """Serve the main process at the other end of ``stream`` until it closes it.
+
+    Args:
+        stream: descriptor of a connected socket.
+        liveness: descriptor of a pipe that the main process holds open as long as it lives.
+    """
+    begin(liveness, stream)
     messages = _messages(stream)
     with suppress(BrokenPipeError, ConnectionResetError, StopIteration):
         setup: Setup = pickle.loads(next(messages))
         sys.path[:] = setup.path
-        examiner = Examiner(setup.folder, full=setup.full, formats=setup.formats, tell=lambda read: _send(stream, read))
+        examiner = Examiner(setup.folder, full=setup.full, formats=setup.formats, progress=lambda read: _send(stream, read))
         for message in messages:
             _send(stream, examiner.examine(message.split(SEPARATOR)))
 

@@ -6,7 +6,6 @@ It ends when its parent closes the stream between them or dies, whatever it is d
 
 from __future__ import annotations
 
-import fcntl
 import io
 import mmap
 import os
@@ -25,6 +24,7 @@ from shmgen._memory.limit_errors import MAPPING, named, note
 from shmgen._memory.status_page import BUSY, RECORD_WORDS, ROW, USED
 from shmgen._sources.base import IDLE, row_of, told
 from shmgen._worker.assembler import BatchAssembler, Task
+from shmgen._worker.liveness import begin, end_with_parent
 from shmgen._worker.protocol import (
     DONE,
     FAILED,
@@ -39,9 +39,6 @@ from shmgen._worker.protocol import (
     unpacked,
 )
 from shmgen.errors import StartError
-
-F_SETSIG = 10
-"""Of fcntl(2); Python has no name for it."""
 
 WAITING_PIECES = 8
 """Pieces for which the kernel goes on being asked to read ahead after the last read that had to wait."""
@@ -71,23 +68,21 @@ class Setup(NamedTuple):
     context: tuple[Any, ...] | None
 
 
-def main(stream: int, segment: int, liveness: int) -> None:
-    """Serve the parent at the other end of ``stream`` until it closes it.
+def main(stream: int, liveness: int, segment: int) -> None:
+    """Serve the main process at the other end of ``stream`` until it closes it.
 
     Args:
         stream: descriptor of a connected socket.
+        liveness: descriptor of a pipe that the main process holds open as long as it lives.
         segment: descriptor of the ring's shared memory.
-        life: descriptor of a pipe that the parent holds open as long as it lives.
     """
-    for fd in (stream, segment, liveness):
-        os.set_inheritable(fd, False)
-    _end_with(liveness)
+    begin(liveness, stream, segment)
     inbox = _Inbox(stream)
     first = inbox.next()
     if first is None:
         return
     setup = Setup(*first)
-    threading.Thread(target=_end_with_parent, args=(stream, setup.parent), daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(stream, setup.parent), daemon=True).start()
     # The parent blocks Ctrl-C around our birth. It is the parent's to act on; but where its main thread waits inside a framework
     # for a batch that a stuck read holds up, word from here is all that can end that wait.
     signal.signal(signal.SIGINT, lambda *_: _tell_aside(stream, INTERRUPTED + repr(time.monotonic()).encode()))
@@ -241,29 +236,3 @@ def _tell_aside(stream: int, message: bytes) -> None:
 def _waits() -> int:
     """How often this thread has had to wait for something, a disk for instance, since it began."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-
-
-def _end_with(liveness: int) -> None:
-    """Have the kernel end this process when nobody holds the other end of ``liveness`` any more.
-
-    It needs no turn of ours: a process that has been stopped never gets one, nor does a thread beside a function that keeps the
-    interpreter to itself.
-    """
-    with suppress(OSError):  # some that pass for Linux can't
-        fcntl.fcntl(liveness, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(liveness, F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(liveness, fcntl.F_SETFL, os.O_ASYNC)
-
-
-def _end_with_parent(stream: int, parent: int) -> None:
-    """End this process, in whatever call it is stuck, once the parent closes ``stream`` or dies.
-
-    A process forked from the parent may keep the other end of ``stream`` open, so the parent itself is watched as well.
-    """
-    poll = select.poll()
-    poll.register(stream, 0)  # a hang-up is reported unasked
-    with suppress(OSError):  # it has gone already, or the kernel is older than 5.3
-        poll.register(os.pidfd_open(parent), select.POLLIN)
-    if os.getppid() == parent:
-        poll.poll()
-    os._exit(0)

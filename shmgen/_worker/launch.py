@@ -1,0 +1,218 @@
+"""How the main process starts a child, talks to it, and ends it.
+
+A child is a lean Python process: it imports neither the caller's ``__main__`` nor `site`. Each has a socket of its own to the
+main process, and the reading end of a pipe by which the kernel ends it when the main process is gone; see
+`shmgen._worker.liveness` for the child's side.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from shmgen._memory.limit_errors import START, named
+from shmgen._worker.context import interpreter
+from shmgen._worker.protocol import Unframer, frame
+
+BOOT = "import sys; sys.path.append(sys.argv[1]); from %s import main; main(*map(int, sys.argv[2:]))"
+"""What a child runs, with the name of a module. Its arguments are the folder of this package, and descriptors."""
+
+KILL_GRACE = 1.0
+"""Seconds that a killed child has to be gone. One that hangs in the kernel is not waited for any longer."""
+
+
+class Launcher:
+    """Starts children of one kind, all with the command line and the environment of the first.
+
+    Args:
+        module: whose ``main`` a child calls. It is given descriptors: of the child's end of the socket, of the liveness pipe, and
+            those that `start` was given.
+        environment: of the children.
+        options: of Python, beside those that each child gets.
+        silent: whether what a child prints is thrown away; else it goes where this process prints.
+
+    Raises:
+        InputError: this program can't start a Python interpreter.
+    """
+
+    def __init__(self, module: str, environment: dict[str, str], *, options: Sequence[str] = (), silent: bool = False) -> None:
+        self._command = [*interpreter(), *options, "-c", BOOT % module, str(Path(__file__).parents[2])]
+        self._environment = environment
+        self._stdout = subprocess.DEVNULL if silent else None
+
+    def start(self, *fds: int) -> Child:
+        """Start a child; to be called, and the child remembered, within `shmgen._worker.signals.undisturbed`.
+
+        Args:
+            fds: descriptors that the child inherits.
+
+        Raises:
+            OSError: it can't be started; the error names the limit that was reached, if one was.
+        """
+        with named(START):
+            return Child(self._command, self._environment, self._stdout, fds)
+
+
+class Child:
+    """The main process's side of a child. Nothing but `join` waits.
+
+    Attributes:
+        process: the child.
+    """
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str], stdout: int | None, fds: Sequence[int]) -> None:
+        self._owner = os.getpid()
+        self._pidfd = self._liveness = -1
+        self._unframer = Unframer()
+        self._unsent = bytearray()
+        with ExitStack() as theirs:
+            self._socket, stream = socket.socketpair()
+            theirs.callback(stream.close)
+            try:
+                # The kernel ends the child when nobody holds our end of the pipe any more.
+                liveness, self._liveness = os.pipe()
+                theirs.callback(os.close, liveness)
+                inherited = stream.fileno(), liveness, *fds
+                self.process = subprocess.Popen(
+                    [*command, *map(str, inherited)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    env=environment,
+                    pass_fds=inherited,
+                )
+            except BaseException:
+                self._close_fds()
+                raise
+        with suppress(OSError):  # a kernel older than 5.3: the end of the stream tells of a death, unless a fork keeps it open
+            self._pidfd = os.pidfd_open(self.process.pid)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self.process.pid
+
+    @property
+    def stream(self) -> int:
+        """The socket's descriptor; -1 after `shutdown`."""
+        return self._socket.fileno()
+
+    @property
+    def events(self) -> dict[int, int]:
+        """What to poll for, by descriptor: ready once the child has sent something, has died, or takes what is unsent."""
+        wanted = {self.stream: select.POLLIN | (select.POLLOUT if self._unsent else 0), self._pidfd: select.POLLIN}
+        return {fd: events for fd, events in wanted.items() if fd >= 0}
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether there is something to send for which the socket had no room yet."""
+        return bool(self._unsent)
+
+    def send(self, message: bytes) -> None:
+        """Send ``message`` behind what is still unsent. What the socket has no room for, `flush` sends later."""
+        self._unsent += frame(message)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send as much as the socket has room for; to be called when it has become writable."""
+        if not self._unsent:
+            return
+        try:
+            sent = self._socket.send(self._unsent, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return
+        except (BrokenPipeError, ConnectionResetError):
+            sent = len(self._unsent)  # it has died, which `receive` will tell
+        del self._unsent[:sent]
+
+    def receive(self, fd: int) -> tuple[list[bytes], bool]:
+        """The messages that have come, and whether the child has ended.
+
+        Args:
+            fd: which of the descriptors in `events` is ready. Whichever tells of a death, what was sent before it is returned.
+        """
+        messages: list[bytes] = []
+        ended = fd != self.stream
+        while True:
+            try:
+                data = self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return messages, ended
+            except ConnectionResetError:
+                return messages, True
+            messages += self._unframer.feed(data)
+            if not data:
+                return messages, True
+            if len(data) < 1 << 16:
+                return messages, ended
+
+    def kill(self) -> None:
+        """End the child, whatever it is doing."""
+        self.process.kill()
+
+    def shutdown(self) -> None:
+        """Tell the child to end: end the stream, also where a fork of this process keeps it open."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def join(self, grace: float) -> int | None:
+        """Wait ``grace`` seconds until the child has ended, then kill it; its exit code, None if that does not end it either."""
+        _join([self], grace)
+        return self.process.returncode
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process started the child, and not one that it was forked from."""
+        return os.getpid() == self._owner
+
+    def close(self) -> None:
+        """Give up the descriptors."""
+        if not self.is_ours:
+            self.process.returncode = 0  # it is not this process's to wait for
+        self._close_fds()
+
+    def _close_fds(self) -> None:
+        self._socket.close()
+        for fd in (self._pidfd, self._liveness):
+            if fd >= 0:
+                os.close(fd)
+        self._pidfd = self._liveness = -1
+
+
+def end(children: Sequence[Child], grace: float) -> None:
+    """End all ``children``: tell them, wait ``grace`` seconds, kill those that are left, and give up their descriptors.
+
+    In a fork of the process that started them, only the descriptors are given up. May be called again.
+    """
+    ours = [child for child in children if child.is_ours]
+    for child in ours:
+        child.shutdown()
+    _join(ours, grace)
+    for child in children:
+        child.close()
+
+
+def _join(children: Sequence[Child], grace: float) -> None:
+    """Wait ``grace`` seconds until all have ended, then kill those that are left."""
+    left = _wait(children, grace)
+    for child in left:
+        child.kill()
+    _wait(left, KILL_GRACE)
+
+
+def _wait(children: Sequence[Child], seconds: float) -> list[Child]:
+    """Wait ``seconds`` until all have ended; those that have not."""
+    deadline = time.monotonic() + seconds
+    left = []
+    for child in children:
+        try:
+            child.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            left.append(child)
+    return left

@@ -1,0 +1,43 @@
+"""How a child makes sure that it ends with the main process, which may end in any way and at any moment."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+from contextlib import suppress
+
+F_SETSIG = 10
+"""Of fcntl(2); Python has no name for it."""
+
+
+def begin(liveness: int, *fds: int) -> None:
+    """What a child does first: it keeps its descriptors to itself, and has the kernel end it with the main process.
+
+    Args:
+        liveness: reading end of a pipe that the main process holds open as long as it lives.
+        fds: the other descriptors that the child was given.
+    """
+    for fd in (liveness, *fds):
+        os.set_inheritable(fd, False)
+    # The kernel kills this process when nobody holds the other end of the pipe any more. That needs no turn of ours: a process
+    # that has been stopped never gets one, nor does a thread beside a function that keeps the interpreter to itself.
+    with suppress(OSError):  # some systems that pass for Linux can't
+        fcntl.fcntl(liveness, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(liveness, F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(liveness, fcntl.F_SETFL, os.O_ASYNC)
+
+
+def end_with_parent(stream: int, parent: int) -> None:
+    """End this process, in whatever call it is stuck, once the main process closes ``stream`` or dies; to be run in a thread.
+
+    A process forked from the main process may keep the other end of ``stream`` open, so the main process itself is watched too.
+    """
+    poll = select.poll()
+    poll.register(stream, 0)  # a hang-up is reported unasked
+    with suppress(OSError):  # it has gone already, or the kernel is older than 5.3
+        poll.register(os.pidfd_open(parent), select.POLLIN)
+    if os.getppid() == parent:
+        poll.poll()
+    os._exit(0)

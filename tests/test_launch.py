@@ -1,0 +1,165 @@
+"""Children: messages of any size go to them without a wait, their last words are heard, and they end when they should."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+from conftest import DEADLINE, GONE_WITHIN
+from pace import Deadline
+
+from shmgen._worker import launch
+from shmgen._worker.context import environment
+from shmgen._worker.launch import Child, Launcher, end
+from shmgen._worker.signals import undisturbed
+
+BOOT = """if True:
+    import os, sys, time
+    sys.path.append(sys.argv[1])
+    stream, liveness, *fds = map(int, sys.argv[2:])
+    from shmgen._worker.protocol import frame
+    %s
+"""
+"""In place of a module's ``main``: the code that `start` is given, a line."""
+
+ECHO = "while data := os.read(stream, 1 << 16): os.write(stream, data)"
+
+NEVER_ENDS = "while True: time.sleep(1000)"
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Child]]:
+    """Starts a child that does what it is given as code."""
+    monkeypatch.setattr(launch, "BOOT", BOOT)
+    children: list[Child] = []
+
+    def start(code: str, *fds: int) -> Child:
+        with undisturbed():
+            children.append(Launcher(code, environment(0)[0], silent=True).start(*fds))
+        return children[-1]
+
+    yield start
+    end(children, 0.0)
+
+
+def talk(child: Child, until: Callable[[list[bytes]], bool]) -> tuple[list[bytes], bool]:
+    """What the child sends until ``until`` says that it is enough, or the child has ended; and whether it has."""
+    heard: list[bytes] = []
+    deadline = Deadline(DEADLINE)
+    while not until(heard):
+        assert not deadline.passed, f"not within {deadline}"
+        poll = select.poll()
+        for fd, events in child.events.items():
+            poll.register(fd, events)
+        for fd, _ in poll.poll(1000 * deadline.left):
+            child.flush()
+            messages, ended = child.receive(fd)
+            heard += messages
+            if ended:
+                return heard, True
+    return heard, False
+
+
+def test_what_is_larger_than_the_sockets_buffer_is_sent_in_parts(start: Callable[..., Child]) -> None:
+    """Sending never waits, and what comes back is whole and in its order."""
+    child = start(ECHO)
+    messages = [os.urandom(8 << 20), b"", b"small"]
+
+    for message in messages:
+        child.send(message)
+    assert child.has_unsent
+
+    assert talk(child, lambda heard: len(heard) == 3) == (messages, False)
+    assert not child.has_unsent
+
+
+@pytest.mark.parametrize("first", ["stream", "process"])
+def test_a_death_is_told_with_all_that_came_before(start: Callable[..., Child], first: str) -> None:
+    """By the end of the stream, or by that of the process."""
+    child = start("os.write(stream, frame(b'last') + frame(b'words')); sys.exit(3)")
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    [process] = set(child.events) - {child.stream}
+
+    heard, ended = child.receive(child.stream if first == "stream" else process)
+    if not ended:  # the end of a stream comes behind what is in it
+        more, ended = child.receive(child.stream)
+        heard += more
+
+    assert (heard, ended) == ([b"last", b"words"], True)
+    assert child.join(DEADLINE) == 3
+
+
+def test_sending_to_a_dead_child_is_no_error(start: Callable[..., Child]) -> None:
+    """Its death is told when it is listened to, whatever was still to be sent."""
+    child = start("sys.exit(0)")
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+    child.send(bytes(8 << 20))
+
+    assert not child.has_unsent
+    assert talk(child, lambda _: False) == ([], True)
+
+
+def test_a_child_that_hangs_is_killed(start: Callable[..., Child]) -> None:
+    """At the end of its grace; ended again, nothing happens, and no descriptor is left."""
+    child = start(NEVER_ENDS)
+    fds = list(child.events)
+
+    end([child], 0.0)
+    end([child], 0.0)
+
+    assert child.process.returncode == -signal.SIGKILL
+    assert not child.events
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_the_end_of_the_stream_is_the_end(start: Callable[..., Child]) -> None:
+    """A child that listens ends by itself, within its grace; one that does not has no time of the others'."""
+    listening, hanging = start(ECHO + "\n    sys.exit(5)"), start(NEVER_ENDS)
+    listening.send(b"here")
+    talk(listening, lambda heard: heard == [b"here"])
+
+    end([hanging, listening], 0.2)
+
+    assert (listening.process.returncode, hanging.process.returncode) == (5, -signal.SIGKILL)
+
+
+def test_descriptors_are_handed_on(start: Callable[..., Child]) -> None:
+    """Those that are named, and no others."""
+    read, write = os.pipe()
+    try:
+        start(f"assert not os.path.exists('/proc/self/fd/{read}'); os.write(fds[0], b'here')", write)
+        assert os.read(read, 4) == b"here"
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_no_child_outlives_the_main_process(folder: Callable, script: Callable) -> None:
+    """A worker of a scan that has been stopped is gone with a main process that is killed; the loader's: `test_parent`."""
+    run = script(
+        """
+import pickle, select
+from shmgen._tools.scan_worker import Setup
+from shmgen._worker.context import environment
+from shmgen._worker.launch import Launcher
+
+child = Launcher("shmgen._tools.scan_worker", environment(0)[0], silent=True).start()
+child.send(pickle.dumps(Setup(sys.path, os.fsencode(DATA), False, [])))
+child.send(b"id-0")
+select.select([child.stream], [], [])
+os.kill(child.pid, signal.SIGSTOP)
+os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+say("stopped")
+os.kill(os.getpid(), signal.SIGKILL)
+""",
+        folder(),
+    )
+    run.until("stopped")
+
+    assert not run.left(GONE_WITHIN)
