@@ -6,11 +6,25 @@ import signal
 
 
 class ShmgenError(Exception):
-    """Base of all errors that shmgen raises on its own account."""
+    """Base of all errors that shmgen raises on its own account.
+
+    Examples:
+        >>> try:
+        ...     Loader(["no-such-id"], batch_size=1)
+        ... except ShmgenError as error:
+        ...     print(type(error).__name__)
+        SampleError
+    """
 
 
 class InputError(ShmgenError, ValueError):
-    """An argument that no training could start from: no ids, a size of zero, an id without a label."""
+    """An argument that no training could start from: no ids, a size of zero, an id without a label.
+
+    Examples:
+        >>> Loader(ids, labels, batch_size=0)
+        Traceback (most recent call last):
+        shmgen.errors.InputError: batch_size: expected ..., found 0
+    """
 
 
 class SampleError(ShmgenError):
@@ -20,6 +34,13 @@ class SampleError(ShmgenError):
         id: the sample's id, as it stands in the list of ids.
         path: what was to be read: a file, as an absolute path, or what else a source reads.
         reason: what was expected and what was found.
+
+    Examples:
+        >>> try:
+        ...     Loader(["no-such-id"], batch_size=1)
+        ... except SampleError as error:
+        ...     print(error.id, error.path)
+        no-such-id /.../data/no-such-id.npy
     """
 
     def __init__(self, id: object, path: str, reason: str) -> None:
@@ -39,6 +60,14 @@ class FunctionError(SampleError):
         id: the sample's id, as it stands in the list of ids.
         path: what was called, and for which field.
         reason: what was expected and what was found, or the exception and its own traceback.
+
+    Examples:
+        >>> loader = Loader(range(8), batch_size=4, source=lambda id: [60 / (id - 5)], shuffle=False)
+        >>> try:
+        ...     list(loader)
+        ... except FunctionError as error:
+        ...     print(error.id, error.reason)
+        5 ZeroDivisionError: ...
     """
 
 
@@ -50,6 +79,14 @@ class TooManyDamaged(ShmgenError):
         samples: how many the data set has.
         most: the fraction of them that is borne.
         last: the error of the last that was found.
+
+    Examples:
+        >>> loader = Loader(range(8), batch_size=4, source=lambda id: [60 / (id - 5)], on_error="replace", max_damaged=0.1)
+        >>> try:
+        ...     list(loader)
+        ... except TooManyDamaged as error:
+        ...     print(error.damaged, "of", error.samples)
+        1 of 8
     """
 
     def __init__(self, damaged: int, samples: int, most: float, last: str) -> None:
@@ -68,7 +105,18 @@ class TooManyDamaged(ShmgenError):
 
 
 class StartError(ShmgenError):
-    """A worker can't begin: a source can't be opened there, or a function can't be imported; the text says which, and why."""
+    """A worker can't begin: a source can't be opened there, or a function can't be imported; the text says which, and why.
+
+    Examples:
+        >>> class Database(Source):
+        ...     shape, dtype = (3,), "float32"
+        ...
+        ...     def open(self):
+        ...         raise ConnectionError("nobody answers")
+        >>> Loader(range(8), batch_size=4, source=Database(), workers=1).batch(0)
+        Traceback (most recent call last):
+        shmgen.errors.StartError: source of field 'X' can't be opened: ConnectionError: nobody answers...
+    """
 
 
 class WorkerDied(ShmgenError):
@@ -78,6 +126,10 @@ class WorkerDied(ShmgenError):
         worker: the worker's number, from 0.
         pid: its process id.
         exitcode: its exit code; the negative of the signal that killed it; None where it could not be killed.
+
+    Examples:
+        >>> print(WorkerDied(worker=0, pid=4321, exitcode=-11))
+        worker 0 (pid 4321) was killed by SIGSEGV
     """
 
     def __init__(self, worker: int, pid: int, exitcode: int | None) -> None:
@@ -103,7 +155,15 @@ class FormatError(Exception):
 
 
 class ClosedError(ShmgenError):
-    """A batch was asked for from a loader that has been closed."""
+    """A batch was asked for from a loader that has been closed.
+
+    Examples:
+        >>> loader = Loader(ids, labels, batch_size=4)
+        >>> loader.close()
+        >>> loader.batch(0)
+        Traceback (most recent call last):
+        shmgen.errors.ClosedError: ...
+    """
 
 
 def printable(text: str) -> str:

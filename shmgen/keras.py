@@ -29,6 +29,8 @@ from shmgen.options import Options, init_from
 if TYPE_CHECKING:
     from typing import Self
 
+__all__ = ["DataWait", "Sequence"]
+
 KERAS_QUEUE = 10
 """Keras's default of ``max_queue_size``."""
 
@@ -93,6 +95,15 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
 
     The arguments are the loader's, Keras's ``workers`` among them. A subclass may override ``__len__``, for shorter passes, and
     ``__getitem__``.
+
+    Examples:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(4)])
+        >>> model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        >>> with Sequence(ids, labels, batch_size=4) as training:
+        ...     history = model.fit(training, epochs=2, verbose=0)
+        >>> len(history.history["loss"])
+        2
     """
 
     @init_from(SequenceOptions)
@@ -295,6 +306,15 @@ class DataWait(keras.callbacks.Callback):  # type: ignore[misc]
 
     Args:
         warn_above: says once, in the log, when the trainer waits for more than this fraction of an epoch, and what may help.
+
+    Examples:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(4)])
+        >>> model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        >>> with Sequence(ids, labels, batch_size=4) as training:
+        ...     history = model.fit(training, callbacks=[DataWait()], verbose=0)
+        >>> [0 <= fraction <= 1 for fraction in history.history["data_wait"]]
+        [True]
     """
 
     def __init__(self, warn_above: float = 0.2) -> None:

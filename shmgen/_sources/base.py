@@ -38,6 +38,17 @@ class Source:
         dtype: of a row; set at the latest by `bind`.
         at: where a `fill` that reads one row after another says which it is at: ``self.at[0] = number``, counted from 1. A sample
             that fails, hangs or ends the worker is then known at once; else its rows are tried one by one.
+
+    Examples:
+        >>> class Noise(Source):
+        ...     shape, dtype = (3,), "float32"
+        ...
+        ...     def read(self, id, row):
+        ...         row[:] = np.random.default_rng(id).normal(size=3)
+        >>> loader = Loader(range(8), batch_size=4, source=Noise(), workers=1)
+        >>> (X,) = loader.batch(0)
+        >>> X.shape
+        (4, 3)
     """
 
     shape: tuple[int, ...]

@@ -27,6 +27,12 @@ class Function(Source):
 
     What is left out is that of what the function returns for the first id, for which it is called once in the calling process.
     A function that fills a row must be told ``dim`` and ``dtype``.
+
+    Examples:
+        >>> loader = Loader(range(8), batch_size=4, source=Function(lambda id: np.full(3, id), dtype="float32"), shuffle=False)
+        >>> (X,) = loader.batch(1)
+        >>> X[:, 0]
+        array([4., 5., 6., 7.], dtype=float32)
     """
 
     def __init__(
