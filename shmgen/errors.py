@@ -6,11 +6,25 @@ import signal
 
 
 class ShmgenError(Exception):
-    """Base class of shmgen's errors."""
+    """Base of all errors that shmgen raises on its own account.
+
+    Examples:
+        >>> try:
+        ...     Loader(["no-such-id"], batch_size=1)
+        ... except ShmgenError as error:
+        ...     print(type(error).__name__)
+        SampleError
+    """
 
 
 class InputError(ShmgenError, ValueError):
-    """An argument that can't be used: no ids, a size of zero, an id without a label."""
+    """An argument that can't be used: no ids, a size of zero, an id without a label.
+
+    Examples:
+        >>> Loader(ids, labels, batch_size=0)
+        Traceback (most recent call last):
+        shmgen.errors.InputError: batch_size: expected ..., found 0
+    """
 
 
 class SampleError(ShmgenError):
@@ -20,6 +34,13 @@ class SampleError(ShmgenError):
         id: the sample's id, as in ``list_IDs``.
         path: what was read: the absolute path of a file, or a description of another source.
         reason: what was expected and what was found.
+
+    Examples:
+        >>> try:
+        ...     Loader(["no-such-id"], batch_size=1)
+        ... except SampleError as error:
+        ...     print(error.id, error.path)
+        no-such-id /.../data/no-such-id.npy
     """
 
     def __init__(self, id: object, path: str, reason: str) -> None:
@@ -39,6 +60,14 @@ class FunctionError(SampleError):
         id: the sample's id, as in ``list_IDs``.
         path: which function was called, and for which field.
         reason: what was expected and what was found, or the exception with its traceback.
+
+    Examples:
+        >>> loader = Loader(range(8), batch_size=4, source=lambda id: [60 / (id - 5)], shuffle=False)
+        >>> try:
+        ...     list(loader)
+        ... except FunctionError as error:
+        ...     print(error.id, error.reason)
+        5 ZeroDivisionError: ...
     """
 
 
@@ -50,6 +79,14 @@ class TooManyDamaged(ShmgenError):
         samples: how many samples the data set has.
         most: the fraction of the samples that may be damaged, from 0 to 1.
         last: the error of the damaged sample that was found last.
+
+    Examples:
+        >>> loader = Loader(range(8), batch_size=4, source=lambda id: [60 / (id - 5)], on_error="replace", max_damaged=0.1)
+        >>> try:
+        ...     list(loader)
+        ... except TooManyDamaged as error:
+        ...     print(error.damaged, "of", error.samples)
+        1 of 8
     """
 
     def __init__(self, damaged: int, samples: int, most: float, last: str) -> None:
@@ -68,7 +105,18 @@ class TooManyDamaged(ShmgenError):
 
 
 class StartError(ShmgenError):
-    """A worker can't start: it can't open a source, or can't import a function. The text says which, and why."""
+    """A worker can't start: it can't open a source, or can't import a function. The text says which, and why.
+
+    Examples:
+        >>> class Database(Source):
+        ...     shape, dtype = (3,), "float32"
+        ...
+        ...     def open(self):
+        ...         raise ConnectionError("nobody answers")
+        >>> Loader(range(8), batch_size=4, source=Database(), workers=1).batch(0)
+        Traceback (most recent call last):
+        shmgen.errors.StartError: source of field 'X' can't be opened: ConnectionError: nobody answers...
+    """
 
 
 class WorkerDied(ShmgenError):
@@ -78,6 +126,10 @@ class WorkerDied(ShmgenError):
         worker: the worker's number, from 0.
         pid: its process id.
         exitcode: its exit code, or the negative number of the signal that killed it. None if it could not be killed.
+
+    Examples:
+        >>> print(WorkerDied(worker=0, pid=4321, exitcode=-11))
+        worker 0 (pid 4321) was killed by SIGSEGV
     """
 
     def __init__(self, worker: int, pid: int, exitcode: int | None) -> None:
@@ -103,7 +155,15 @@ class FormatError(Exception):
 
 
 class ClosedError(ShmgenError):
-    """A batch was requested from a closed loader."""
+    """A batch was requested from a closed loader.
+
+    Examples:
+        >>> loader = Loader(ids, labels, batch_size=4)
+        >>> loader.close()
+        >>> loader.batch(0)
+        Traceback (most recent call last):
+        shmgen.errors.ClosedError: ...
+    """
 
 
 def printable(text: str) -> str:

@@ -29,6 +29,8 @@ from shmgen.options import Options, init_from
 if TYPE_CHECKING:
     from typing import Self
 
+__all__ = ["DataWait", "Sequence"]
+
 KERAS_QUEUE = 10
 """Keras's default for ``max_queue_size``."""
 
@@ -95,6 +97,15 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
 
     The arguments are described at ``__init__``. ``workers`` is the loader's, not Keras's. A subclass may override ``__len__``,
     for shorter passes, and ``__getitem__``.
+
+    Examples:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(4)])
+        >>> model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        >>> with Sequence(ids, labels, batch_size=4) as training:
+        ...     history = model.fit(training, epochs=2, verbose=0)
+        >>> len(history.history["loss"])
+        2
     """
 
     @init_from(SequenceOptions)
@@ -301,6 +312,15 @@ class DataWait(keras.callbacks.Callback):  # type: ignore[misc]
     Args:
         warn_above: a fraction from 0 to 1. The log says once that the trainer waited for more than this part of an epoch, and
             why.
+
+    Examples:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(4)])
+        >>> model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        >>> with Sequence(ids, labels, batch_size=4) as training:
+        ...     history = model.fit(training, callbacks=[DataWait()], verbose=0)
+        >>> [0 <= fraction <= 1 for fraction in history.history["data_wait"]]
+        [True]
     """
 
     def __init__(self, warn_above: float = 0.2) -> None:

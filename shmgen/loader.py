@@ -102,6 +102,16 @@ class Loader:
         StartError: likewise: a worker can't start.
         ClosedError: a batch is requested after `close`.
         OSError: there is not enough shared memory.
+
+    Examples:
+        >>> loader = Loader(ids, labels, batch_size=4, dim=(4, 3), n_channels=1, shuffle=False)
+        >>> for X, y in loader:
+        ...     print(X.shape, y)
+        (4, 4, 3, 1) [0 1 2 3]
+        (4, 4, 3, 1) [0 1 2 3]
+        (4, 4, 3, 1) [0 1 2 3]
+        (4, 4, 3, 1) [0 1 2 3]
+        >>> loader.close()
     """
 
     @init_from(Options)

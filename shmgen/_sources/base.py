@@ -44,6 +44,17 @@ class Source:
         rows_begun: where a `fill` that reads one row after another says how far it is: ``self.rows_begun[0] = 1`` before it reads
             the first row, 2 before the second. A sample that fails, hangs or ends the worker is then known at once; else its rows
             are tried one by one.
+
+    Examples:
+        >>> class Noise(Source):
+        ...     shape, dtype = (3,), "float32"
+        ...
+        ...     def read(self, id, row):
+        ...         row[:] = np.random.default_rng(id).normal(size=3)
+        >>> loader = Loader(range(8), batch_size=4, source=Noise(), workers=1)
+        >>> (X,) = loader.batch(0)
+        >>> X.shape
+        (4, 3)
     """
 
     shape: tuple[int, ...]

@@ -27,6 +27,12 @@ class Function(Source):
 
     What is left out is taken from the array of the first id, for which the function is called once in the main process. For a
     function that fills a row, ``dim`` and ``dtype`` must be given.
+
+    Examples:
+        >>> loader = Loader(range(8), batch_size=4, source=Function(lambda id: np.full(3, id), dtype="float32"), shuffle=False)
+        >>> (X,) = loader.batch(1)
+        >>> X[:, 0]
+        array([4., 5., 6., 7.], dtype=float32)
     """
 
     def __init__(

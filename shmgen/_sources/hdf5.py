@@ -23,6 +23,12 @@ class Hdf5(Source):
     Raises:
         InputError: by `bind`, the file or the dataset can't be read, or has no row of an id's number.
         SampleError: by `fill`, a row can't be read.
+
+    Examples:
+        >>> loader = Loader(range(16), batch_size=4, source=Hdf5("all.h5", "images"), shuffle=False)
+        >>> (X,) = loader.batch(0)
+        >>> X.shape, X[:, 0, 0]
+        ((4, 4, 3), array([0., 1., 2., 3.], dtype=float32))
     """
 
     def __init__(self, file: str | os.PathLike[str], dataset: str) -> None:

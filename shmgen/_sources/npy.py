@@ -48,6 +48,12 @@ class Npy(RawSource):
         shape: of a row.
         dtype: of a row, in native byte order; as text, since NumPy itself would be imported to unpickle it.
         row_bytes: bytes of a row.
+
+    Examples:
+        >>> loader = Loader(ids, labels, batch_size=4, source=Npy("data", dim=(4, 3), n_channels=1))
+        >>> X, y = loader.batch(0)
+        >>> X.shape, X.dtype
+        ((4, 4, 3, 1), dtype('float32'))
     """
 
     def __init__(

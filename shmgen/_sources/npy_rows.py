@@ -40,6 +40,12 @@ class NpyRows(RawSource):
         file: as an absolute path.
         shape: of a row: that of the array without its first axis.
         dtype: of a row, in native byte order, as text.
+
+    Examples:
+        >>> loader = Loader(range(16), batch_size=4, source=NpyRows("all.npy"), shuffle=False)
+        >>> (X,) = loader.batch(0)
+        >>> X.shape, X[:, 0, 0]
+        ((4, 4, 3), array([0., 1., 2., 3.], dtype=float32))
     """
 
     def __init__(self, file: str | os.PathLike[str], dtype: DTypeLike | None = None) -> None:

@@ -43,6 +43,13 @@ class Values(Source):
         shape: of a row; set by `bind`.
         dtype: of a row; set by `bind`.
         classes: the names of classes in the order of their numbers, or None; of ``"sorted"`` ones, set by `bind`.
+
+    Examples:
+        >>> ages = {id: 20.5 + number for number, id in enumerate(ids)}
+        >>> loader = Loader(ids, inputs=Npy("data"), targets=Values(ages), batch_size=4, shuffle=False)
+        >>> X, y = loader.batch(0)
+        >>> y
+        array([20.5, 21.5, 22.5, 23.5], dtype=float32)
     """
 
     dtype: np.dtype[Any]

@@ -86,6 +86,11 @@ class Measurement:
         memory: bytes of the workers, what they share counted once, and of the slots.
         load: the fraction of the time in which workers had something to read, from 0 to 1.
         reading: the fraction of that in which they waited for a disk or network, from 0 to 1.
+
+    Examples:
+        >>> tuning = tune(ids, labels, batch_size=4, workers=[0, 1], seconds=0.01)
+        >>> [(measured.workers, measured.rate > 0) for measured in tuning.measurements]
+        [(0, True), (1, True)]
     """
 
     workers: int
@@ -116,6 +121,11 @@ class Tuning:
         processors: how many there are to use.
         measurements: those with warm files, by workers, then those with cold ones.
         remarks: what could not be measured, and what the choice rests on.
+
+    Examples:
+        >>> tuning = tune(ids, labels, batch_size=4, workers=[1], seconds=0.01)
+        >>> print(tuning.reason)
+        1 worker reads ... batches a second; more were not measured
     """
 
     workers: int
@@ -174,6 +184,11 @@ def tune(options: TuneOptions) -> Tuning:
 
     Raises:
         InputError: an argument can't be used. What `Loader` raises, it may raise too.
+
+    Examples:
+        >>> tuning = tune(ids, labels, batch_size=4, workers=[1, 2], seconds=0.01, step_ms=1000)
+        >>> tuning.workers
+        1
     """
     counts = list(options.workers)
     remarks = []
