@@ -112,7 +112,7 @@ class Numbers(Source):
     in_main_process = True
 
     def bind(self, ids: Any) -> None:
-        assert field == "y"
+        assert self.field_name == "y"
         self.ids = np.array(ids)
 
     def open(self) -> None:
