@@ -1,4 +1,4 @@
-"""Arguments checked once, where they come in."""
+"""Checks of arguments. Each returns the value in its final form, or raises an error that says what was expected."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, Generic, SupportsIndex, TypeVar, overload
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import Never, NoReturn, Self
 
 
 T = TypeVar("T")
 
 
 class Fixed(Generic[T]):
-    """An attribute that tells of an argument: to be read, but not to be set.
+    """A read-only attribute for an argument of a constructor.
 
     Args:
-        read: what it is of an object.
+        read: gets the value from an object.
     """
 
     def __init__(self, read: Callable[[Any], T]) -> None:
@@ -38,20 +38,20 @@ class Fixed(Generic[T]):
     def __get__(self, instance: object | None, owner: type) -> Self | T:
         return self if instance is None else self._read(instance)
 
-    def __set__(self, instance: object, value: object) -> None:
+    def __set__(self, instance: object, value: Never) -> NoReturn:
         kind = type(instance).__name__
         raise AttributeError(
-            f"{self._name} can't be changed: the workers of this {kind} were told what to do when it was made; "
-            f"close() it and make another: {kind}(..., {self._name}=...)"
+            f"{self._name} can't be changed: the workers of this {kind} were started with it; close() it and make another: "
+            f"{kind}(..., {self._name}=...)"
         )
 
 
 def check_index(index: SupportsIndex, batches: int) -> int:
-    """``index`` as the number of one of so many batches; negative ones count from the end.
+    """``index`` as the number of one of ``batches`` batches. Negative indexes count from the end.
 
     Raises:
         IndexError: there is no such batch.
-        TypeError: it is no int.
+        TypeError: ``index`` is no int.
     """
     try:
         number = operator.index(index)
@@ -66,7 +66,7 @@ def check_index(index: SupportsIndex, batches: int) -> int:
 
 
 def check_int(value: SupportsIndex, name: str, least: int) -> int:
-    """``value`` as an int from ``least``."""
+    """``value`` as an int, at least ``least``."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -77,7 +77,7 @@ def check_int(value: SupportsIndex, name: str, least: int) -> int:
 
 
 def check_float(value: object, name: str, expected: str, fits: Callable[[float], bool]) -> float:
-    """``value`` as a float that ``fits``, which ``expected`` says in words."""
+    """``value`` as a float, if ``fits`` returns True for it; ``expected`` says that in words."""
     if not isinstance(value, Real) or not fits(float(value)):
         raise InputError(f"{name}: expected {expected}, found {value!r}")
     return float(value)

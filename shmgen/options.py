@@ -205,7 +205,7 @@ class Options(DataOptions):
             if self.workers != "auto":
                 raise InputError(f"workers: expected a number from 0, or 'auto', found {self.workers!r}")
         else:
-            vars(self).update(workers=check_int(self.workers, "workers", 0))
+            self._keep(workers=check_int(self.workers, "workers", 0))
         super().__post_init__()
 
 
@@ -261,6 +261,6 @@ def _describe(call: Any, options: Any, parameters: list[inspect.Parameter]) -> N
     """Give a function the signature, and the description of its arguments, that callers see."""
     call.__signature__ = inspect.signature(call.__wrapped__).replace(parameters=parameters)
     described = [inspect.cleandoc(cls.__doc__ or "").partition("Args:\n") for cls in reversed(options.__mro__)]
-    arguments = "Args:\n" + "\n".join(text for _, found, text in described if found)
-    summary, raises, errors = inspect.cleandoc(call.__doc__ or "").partition("\n\nRaises:")
-    call.__doc__ = f"{summary}\n\n{arguments}{raises}{errors}" if summary else arguments
+    arguments = "\n".join(text for _, found, text in described if found)
+    summary, raises, errors = inspect.cleandoc(call.__doc__).partition("\n\nRaises:")
+    call.__doc__ = f"{summary}\n\nArgs:\n{arguments}{raises}{errors}"

@@ -187,6 +187,7 @@ def test_a_folder_deleted_amid_an_epoch(folder: Callable[..., DataSet], workers:
                 else pytest.raises(SampleError, match=r"expected a file, found none") as raised
             ):
                 data.check(*next(batches))  # of the first, some have been read ahead
+        assert raised is not None
         assert raised.value.id in data.ids[-4:]
         assert raised.value.path == str(data.file(raised.value.id))
         away.rename(data.path)

@@ -446,7 +446,7 @@ def test_what_a_transform_may_return(kind: str, workers: int) -> None:
         assert x.shape == (3, 1)
         assert x.flags.writeable
         x[0] += 1
-        changed = x[::-1]
+        changed: Any = x[::-1]
         match kind:
             case "in-place" | "same-row":
                 x[:] = changed.copy()
@@ -551,7 +551,7 @@ def test_a_transform_may_swap_fields(how: str, workers: int) -> None:
         pytest.param("flip", "expected a function.*found 'flip'", id="no-function"),
     ],
 )
-def test_a_transform_that_is_none_is_refused(transform: object, text: str) -> None:
+def test_a_transform_that_is_none_is_refused(transform: Any, text: str) -> None:
     """Names that are no field's, and what is no function."""
     with pytest.raises(InputError, match=text):
         Loader(range(N), None, 8, inputs={"scan": lambda n: np.zeros(3)}, transform=transform)

@@ -99,7 +99,7 @@ def test_arguments_that_describe_no_sample(given: tuple[Any, Any, Any], text: st
 @pytest.mark.parametrize("role", ["source", "targets"])
 def test_a_function_whose_first_array_makes_no_row(role: str) -> None:
     """Its id, its field, what was expected and what was found."""
-    options = {"source": abs} | {role: lambda id: "text"}
+    options: dict[str, Any] = {"source": abs} | {role: lambda id: "text"}
     field = {"source": "X", "targets": "y"}[role]
     with pytest.raises(FunctionError, match=f"^sample 3, source of field '{field}': expected numbers, found dtype <U4$"):
         Loader([3, 4], None, 2, workers=0, **options)
@@ -120,7 +120,7 @@ class Numbers(Source):
     shape, dtype, classes = (2,), "i8", ("even", "odd")
     in_main_process = True
 
-    def bind(self, ids: Any, field: str = "X") -> None:
+    def bind(self, ids: Any, field: str) -> None:
         assert field == "y"
         self.ids = np.array(ids)
 

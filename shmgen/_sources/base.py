@@ -51,7 +51,7 @@ class Source:
     in_main_process = False
     rows_begun: Any = [0]  # noqa: RUF012 # the assembler replaces it before `open`
 
-    def bind(self, ids: Sequence[Any], field: str = "X") -> None:
+    def bind(self, ids: Sequence[Any], field: str) -> None:
         """Look at the ids, once, in the main process: for what has to be read to know `shape` and `dtype`.
 
         Args:

@@ -40,7 +40,7 @@ class Function(Source):
         self._fills = _takes_two(function)
         self._given = SampleSpec.checked(dim, n_channels, dtype)
 
-    def bind(self, ids: Sequence[Any], field: str = "X") -> None:
+    def bind(self, ids: Sequence[Any], field: str) -> None:
         dim, n_channels, dtype = self._given
         if self._fills:
             if dim is None or dtype is None:

@@ -30,7 +30,7 @@ class Hdf5(Source):
         self.dataset = dataset
         self._rows: Any = None
 
-    def bind(self, ids: Sequence[Any], field: str = "X") -> None:
+    def bind(self, ids: Sequence[Any], field: str) -> None:
         import h5py
 
         try:

@@ -49,7 +49,7 @@ class NpyRows(RawSource):
         self._fd = -1
         self._seen: object = None
 
-    def bind(self, ids: Sequence[Any], field: str = "X") -> None:
+    def bind(self, ids: Sequence[Any], field: str) -> None:
         """Read the header, and check that the file has all the rows.
 
         Raises:
