@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmgen import InputError, Loader, Source
+from shmgen import FunctionError, InputError, Loader, Source
 from shmgen._sources.sample_spec import RowSpec, SampleSpec, write_row
 from shmgen.errors import FormatError
 
@@ -94,6 +94,15 @@ def test_arguments_that_describe_no_sample(given: tuple[Any, Any, Any], text: st
     """The argument's name, and what was expected and found."""
     with pytest.raises(InputError, match=re.escape(text)):
         SampleSpec.checked(*given)
+
+
+@pytest.mark.parametrize("role", ["source", "targets"])
+def test_a_function_whose_first_array_makes_no_row(role: str) -> None:
+    """Its id, its field, what was expected and what was found."""
+    options: dict[str, Any] = {"source": abs} | {role: lambda id: "text"}
+    field = {"source": "X", "targets": "y"}[role]
+    with pytest.raises(FunctionError, match=f"^sample 3, source of field '{field}': expected numbers, found dtype <U4$"):
+        Loader([3, 4], None, 2, workers=0, **options)
 
 
 def test_what_is_expected_travels_without_numpy() -> None:

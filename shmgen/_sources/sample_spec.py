@@ -162,7 +162,7 @@ def check_shape(dim: int | Iterable[int] | None) -> tuple[int, ...] | None:
 
 
 def check_dtype(dtype: DTypeLike | None) -> np.dtype[np.generic] | None:
-    """``dtype`` in native byte order, one of numbers, by its own name also where it is one of ml_dtypes; or None."""
+    """``dtype`` in native byte order, or None. It must be a dtype of numbers, of NumPy or of ml_dtypes."""
     if dtype is None:
         return None
     try:
@@ -185,7 +185,7 @@ def check_numbers(dtype: np.dtype[np.generic]) -> None:
 
 
 def dtype_of(dtype: DTypeLike) -> np.dtype[np.generic]:
-    """``dtype`` in native byte order; what NumPy itself does not know is looked for in ml_dtypes.
+    """``dtype`` in native byte order. A name that NumPy does not know is looked up in ml_dtypes.
 
     Raises:
         TypeError: there is no such dtype.
@@ -207,7 +207,7 @@ def dtype_of(dtype: DTypeLike) -> np.dtype[np.generic]:
 
 
 def dtype_text(dtype: np.dtype[np.generic]) -> str:
-    """What `dtype_of` takes for ``dtype``; pickled, it needs no NumPy."""
+    """A text from which `dtype_of` makes ``dtype`` again. Unlike the dtype, it can be unpickled without NumPy."""
     return dtype.name if _is_extended(dtype) else dtype.str
 
 
@@ -224,9 +224,9 @@ def can_cast(found: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> bool:
 
 
 def reinterpreted(found: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
-    """What elements of dtype ``found`` are where ``dtype`` is expected.
+    """What elements of dtype ``found`` mean if ``dtype`` is expected.
 
-    Of a dtype of ml_dtypes, `numpy.save` keeps no more than its size: `numpy.load` finds bare bytes.
+    Of a dtype of ml_dtypes `numpy.save` keeps only the size, so `numpy.load` finds raw bytes.
     """
     return dtype if _is_bytes(found) and _is_extended(dtype) and found.itemsize == dtype.itemsize else found
 
@@ -243,7 +243,7 @@ def axes_fit(number: int) -> bool:
 
 
 def _bytes_remedy(dtype: np.dtype[np.generic]) -> str:
-    """What to do where ``dtype`` is that of bare bytes in which numbers of ml_dtypes may be stored; else nothing."""
+    """A remedy, if ``dtype`` is raw bytes, as which numbers of ml_dtypes may be stored; else an empty text."""
     if not _is_bytes(dtype) or dtype.itemsize > 2:
         return ""
     name = "bfloat16" if dtype.itemsize == 2 else "float8_e4m3fn"
@@ -251,7 +251,7 @@ def _bytes_remedy(dtype: np.dtype[np.generic]) -> str:
 
 
 def _is_extended(dtype: np.dtype[np.generic]) -> bool:
-    """Whether ``dtype`` is one of ml_dtypes, most of which NumPy calls of the same kind as bare bytes."""
+    """Whether ``dtype`` is one of ml_dtypes. NumPy says of most of these that they are raw bytes."""
     return dtype.type.__module__ == "ml_dtypes"
 
 
