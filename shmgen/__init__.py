@@ -20,7 +20,7 @@ The way of the data, and the module that holds each step::
       ▼
     _engine.prefetcher       waits, and hands out leases, or copies where all slots are held
       │  _plan.autoscaler    how many workers there should be
-      │  _engine.stats       what has been done, and who waits for whom
+      │  _plan.stats         what has been done, and who waits for whom
       ▼
     loader                   Loader: an epoch's iteration, its batches nested as _sources.batch_spec says
       ▼
@@ -37,8 +37,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from shmgen._engine.stats import Stats
     from shmgen._plan.damage import Damaged
+    from shmgen._plan.stats import Stats
     from shmgen._sources.base import Source
     from shmgen._sources.function import Function
     from shmgen._sources.hdf5 import Hdf5
@@ -95,7 +95,7 @@ _HOMES = {
     "NpyRows": "_sources.npy_rows",
     "Sequence": "keras",
     "Source": "_sources.base",
-    "Stats": "_engine.stats",
+    "Stats": "_plan.stats",
     "Tuning": "_tools.tune",
     "Values": "_sources.values",
     "tune": "_tools.tune",

@@ -15,7 +15,6 @@ from shmgen._checks import Fixed, check_float, check_index, check_int, dtype_tex
 from shmgen._engine.batch_builder import BatchBuilder
 from shmgen._engine.pool import InProcess, Pool, Workers
 from shmgen._engine.prefetcher import Prefetcher
-from shmgen._engine.stats import WAITING, Stats
 from shmgen._engine.supervisor import Supervisor
 from shmgen._memory.layout import Layout
 from shmgen._memory.limits import available, processors
@@ -26,6 +25,7 @@ from shmgen._plan.damage import Damage, Damaged
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule
+from shmgen._plan.stats import WAITING, Stats
 from shmgen._sources.base import Source
 from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function

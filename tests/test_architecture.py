@@ -21,8 +21,8 @@ MAY_IMPORT = {
     "_worker": {*BASE, "_memory", "_sources"},
     "_engine": {*BASE, "_plan", "_memory", "_sources", "_worker"},
     "loader": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine"},
-    "keras": {*BASE, "_plan", "_engine", "loader"},
-    "_tools": {*BASE, "_memory", "_sources", "_worker", "_engine", "loader"},
+    "keras": {*BASE, "_plan", "loader"},
+    "_tools": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine", "loader"},
     "__main__": {"_tools"},
 }
 """For each part, a module or folder of the package, the others that it may import; it may always import itself."""

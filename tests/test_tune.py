@@ -33,7 +33,7 @@ def seen(rate: float, workers: int, load: float = 1.0, io_wait: float = 0.0) -> 
 
 
 RECOMMENDED = [
-    # rates of 0, 1, 2, ... workers, batches a second; the step; load and reading of all; what is recommended, and why
+    # rates of 0, 1, 2, ... workers, batches a second; the step; load and I/O wait of all; what is recommended, and why
     pytest.param(
         [10, 124, 240, 250], 25, 1, 0.9, 1, "1 worker feeds a 25 ms step with 3.1 x to spare; 3 would read 2.0 x", id="1"
     ),
@@ -51,7 +51,7 @@ RECOMMENDED = [
 ]
 
 
-@pytest.mark.parametrize(("rates", "step_ms", "load", "reading", "workers", "why"), RECOMMENDED)
+@pytest.mark.parametrize(("rates", "step_ms", "load", "io_wait", "workers", "why"), RECOMMENDED)
 def test_what_is_recommended(
     rates: list[float], step_ms: float | None, load: float, io_wait: float, workers: int, why: str
 ) -> None:

@@ -12,17 +12,18 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 
 from shmgen._checks import check_float, check_int
 from shmgen._engine.pool import Pool
-from shmgen._engine.stats import LITTLE, WAITING
-from shmgen._memory.limits import available, processors
+from shmgen._memory.limits import SHM, available, processors
+from shmgen._plan.stats import LITTLE, WAITING
 from shmgen._sources.ids import Some, kept
 from shmgen._sources.npy import Npy
 from shmgen._sources.npy_format import OPEN_FLAGS
@@ -58,8 +59,6 @@ CACHED = 0.5
 
 PROBES = 32
 """Files that are looked at to learn whether the page cache is rid of them."""
-
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Progress(NamedTuple):
@@ -299,48 +298,42 @@ def _files(loader: Loader, ids: Sequence[Any]) -> list[str] | None:
 
 
 def _measure(arguments: dict[str, Any], workers: int, seconds: float, *, cold: bool) -> Measurement:
-    begun = time.monotonic()
+    begun, used_then, own_then = time.monotonic(), _used([]), processor_time("thread-self")
     with Loader(**{**arguments, "workers": workers}) as loader:
         # What was cold is warm in the second epoch.
         batches = iter(loader) if cold else _endless(loader)
         next(batches)
-        start = now = time.monotonic()
+        start = time.monotonic()
         first_batch = start - begun
         pids = loader._workers.pids if isinstance(loader._workers, Pool) else []
         if not cold:
             # What was read ahead while nobody took it says nothing about the rate.
             for _ in islice(batches, loader._ring.slots):
-                now = time.monotonic()
-                if now > start + seconds:
+                if time.monotonic() > start + seconds:
                     break
-            start = now
+            start = time.monotonic()
         before, used, own = loader.stats, _used(pids), processor_time("thread-self")
         for _ in batches:
-            now = time.monotonic()
-            if now > start + seconds and loader.stats.batches - before.batches >= MIN_BATCHES:
+            if time.monotonic() > start + seconds and loader.stats.since(before).batches >= MIN_BATCHES:
                 break
-        after, used = loader.stats, _used(pids) - used
-        elapsed = now - start
-        samples, size = after.samples - before.samples, after.bytes - before.bytes
-        if not samples:  # a single batch is the whole epoch
-            samples, size, elapsed, used = after.samples, after.bytes, first_batch, _used(pids)
-        if workers:
-            busy, cpu = after.busy - before.busy, after.cpu - before.cpu
-        else:
-            busy, cpu = elapsed, (processor_time("thread-self") - own) / 1e9
+        seen, used = loader.stats.since(before), _used(pids) - used
+        if not seen.batches:  # a single batch is the whole epoch
+            seen, used, own = replace(loader.stats, elapsed=first_batch), _used(pids) - used_then, own_then
+        if not workers:  # this thread does their work
+            seen = replace(seen, workers=1, busy=seen.elapsed, cpu=(processor_time("thread-self") - own) / 1e9)
         return Measurement(
             workers,
             loader._ring.slots,
             cold,
             first_batch,
-            samples / loader._sampler.batch_size / elapsed,
-            samples / elapsed,
-            size / elapsed,
-            max(0.0, used) / (size / 1e9),
-            max(0.0, used) / elapsed,
+            seen.samples / loader._sampler.batch_size / seen.elapsed,
+            seen.samples / seen.elapsed,
+            seen.bytes / seen.elapsed,
+            max(0.0, used) / (seen.bytes / 1e9),
+            max(0.0, used) / seen.elapsed,
             loader._ring.slots * loader._layout.slot_bytes + sum(map(_memory, pids)),
-            min(1.0, busy / (elapsed * max(1, workers))),
-            max(0.0, 1 - cpu / busy) if busy else 0.0,
+            seen.load,
+            seen.io_wait,
         )
 
 
@@ -353,22 +346,17 @@ def _used(pids: Iterable[int]) -> float:
     """Seconds of processors that this process and others, with all their threads, have used so far."""
     used = time.process_time()
     for pid in pids:
-        try:
-            words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has died
-            continue
-        used += (int(words[11]) + int(words[12])) / _TICKS
+        with suppress(psutil.Error):  # it has died
+            times = psutil.Process(pid).cpu_times()
+            used += times.user + times.system
     return used
 
 
 def _memory(pid: int) -> int:
-    """Bytes of a process, each page divided by the number of those who share it, and shared memory left out."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    except OSError:
-        return 0
-    sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
-    return sizes.get("Pss", 0) - sizes.get("Pss_Shmem", 0)
+    """Bytes of a process, without the ring: its PSS, in which a page that several processes share counts once among them."""
+    with suppress(psutil.Error):  # it has died
+        return sum(part.pss for part in psutil.Process(pid).memory_maps() if not part.path.startswith((SHM, "/memfd:")))
+    return 0
 
 
 def _forget(files: Sequence[str]) -> str | None:
