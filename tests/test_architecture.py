@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "_engine": {*BASE, "_plan", "_memory", "_sources", "_worker"},
     "loader": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine"},
     "keras": {*BASE, "_plan", "loader"},
-    "_tools": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine", "loader"},
+    "_tools": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine", "loader", "__version__"},
     "__main__": {"_tools"},
 }
 """For each part, a module or folder of the package, the others that it may import; it may always import itself."""
