@@ -335,7 +335,7 @@ def test_files_longer_than_a_block(tmp_path: Path) -> None:
 
 def test_a_long_file_is_told_of_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file may take minutes; the sum of what is told is what was read."""
-    monkeypatch.setattr("shmgen._tools.scan_worker.TOLD_EVERY", BLOCK)
+    monkeypatch.setattr("shmgen._tools.scan_worker.REPORT_EVERY", BLOCK)
     array = np.zeros(5 * BLOCK // 2, np.uint8)
     put(tmp_path / "one.npy", npy(array))
     told: list[int] = []
