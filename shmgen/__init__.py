@@ -20,16 +20,17 @@ The way of the data, and the module that holds each step::
       ▼
     _engine.prefetcher       waits, and hands out leases, or copies where all slots are held
       │  _plan.autoscaler    how many workers there should be
-      │  _plan.stats         what has been done, and who waits for whom
+      │  _plan.stats         what has been done, and who waits for whom; _engine.state: what is done at this moment
       ▼
     loader                   Loader: an epoch's iteration, its batches nested as _sources.batch_spec says
       ▼
-    keras                    Sequence: what ``fit`` takes
+    keras                    Sequence: what ``fit`` takes; its _engine.front_end knows TensorFlow
 
 The folders say where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory, and
-how much there is. _sources run in workers, and are bound to the ids in the calling process. _worker holds both ends of a worker:
-what it does, what it is told (pickling, context), and what comes back (log_forwarding). _engine is the calling process's side.
-_tools is the command line: ``scan`` checks a folder, ``tune`` says how many workers to use.
+how much there is. _sources run in workers, and are bound to the ids in the main process. _worker holds both ends of a worker:
+what it does, what it is told (pickling, context), and what comes back (log_forwarding). _engine is the main process's side.
+options has the arguments: each is typed, documented and checked once. _tools is the command line: ``scan`` checks a folder,
+``tune`` says how many workers to use.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shmgen._engine.state import LoaderState, SlotState, WorkerState
     from shmgen._plan.damage import Damaged
     from shmgen._plan.stats import Stats
     from shmgen._sources.base import Source
@@ -69,12 +71,14 @@ __all__ = [
     "Hdf5",
     "InputError",
     "Loader",
+    "LoaderState",
     "Measurement",
     "Npy",
     "NpyRows",
     "SampleError",
     "Sequence",
     "ShmgenError",
+    "SlotState",
     "Source",
     "StartError",
     "Stats",
@@ -82,6 +86,7 @@ __all__ = [
     "Tuning",
     "Values",
     "WorkerDied",
+    "WorkerState",
     "tune",
 ]
 
@@ -90,14 +95,17 @@ _HOMES = {
     "Function": "_sources.function",
     "Hdf5": "_sources.hdf5",
     "Loader": "loader",
+    "LoaderState": "_engine.state",
     "Measurement": "_tools.tune",
     "Npy": "_sources.npy",
     "NpyRows": "_sources.npy_rows",
     "Sequence": "keras",
+    "SlotState": "_engine.state",
     "Source": "_sources.base",
     "Stats": "_plan.stats",
     "Tuning": "_tools.tune",
     "Values": "_sources.values",
+    "WorkerState": "_engine.state",
     "tune": "_tools.tune",
 }
 

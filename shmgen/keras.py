@@ -8,7 +8,8 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice, takewhile
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -16,11 +17,14 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import keras
 
 from shmgen._checks import Fixed, check_index
+from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
+from shmgen._engine.state import LoaderState
 from shmgen._plan.damage import Damaged
 from shmgen._plan.passes import Pass
 from shmgen._plan.stats import Stats
 from shmgen.errors import InputError
 from shmgen.loader import NO_COPY, Loader
+from shmgen.options import Options, init_from
 
 if TYPE_CHECKING:
     from typing import Self
@@ -54,8 +58,32 @@ class _KerasOption:
             )
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class SequenceOptions(Options):
+    """The arguments of a `Sequence`.
+
+    Args:
+        use_multiprocessing: accepted for Keras's sake: True if ``workers`` are processes, as they are here; or left out.
+        max_queue_size: accepted for Keras's sake: the batches that may be read ahead, no more than ``slots``; or left out.
+    """
+
+    _: KW_ONLY
+    use_multiprocessing: bool | None = None
+    max_queue_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.use_multiprocessing and self.workers == 0:
+            raise InputError("use_multiprocessing=True asks for processes, and workers=0 for none: leave one of them out")
+        if self.max_queue_size not in (None, KERAS_QUEUE, self.slots):
+            raise InputError(
+                f"max_queue_size={self.max_queue_size!r}: batches are read ahead into slots: leave max_queue_size out, "
+                f"or pass slots={self.max_queue_size!r} in its place"
+            )
+        super().__post_init__()
+
+
 class Sequence(keras.utils.Sequence):  # type: ignore[misc]
-    """A `shmgen.Loader` that ``fit``, ``evaluate`` and ``predict`` take; the arguments are the loader's.
+    """A `shmgen.Loader` that ``fit``, ``evaluate`` and ``predict`` take.
 
     Each iteration, Keras's or a ``for`` loop, is a pass of its own and gets the next epoch, also where the one before was left
     early. With ``shuffle=True`` a pass deals every sample exactly once, in an order that depends on ``seed`` and the epoch
@@ -63,31 +91,17 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
 
     ``sequence[i]`` by hand is a look at the next epoch, until `on_epoch_end` says that it was used.
 
-    Args:
-        use_multiprocessing: as Keras has it: True where ``workers`` are processes, as they are here; or left out.
-        max_queue_size: as Keras has it, the batches that may be read ahead: no more than ``slots``; or left out.
-
-    Keras's ``workers`` is the loader's. A subclass may override ``__len__``, for shorter passes, and ``__getitem__``.
+    The arguments are the loader's, Keras's ``workers`` among them. A subclass may override ``__len__``, for shorter passes, and
+    ``__getitem__``.
     """
 
-    def __init__(
-        self, *args: Any, use_multiprocessing: bool | None = None, max_queue_size: int | None = None, **kwargs: Any
-    ) -> None:
-        if use_multiprocessing and kwargs.get("workers") == 0:
-            raise InputError("use_multiprocessing=True asks for processes, and workers=0 for none: leave one of them out")
-        if max_queue_size not in (None, KERAS_QUEUE, kwargs.get("slots")):
-            raise InputError(
-                f"max_queue_size={max_queue_size!r}: batches are read ahead into slots: leave max_queue_size out, "
-                f"or pass slots={max_queue_size!r} in its place"
-            )
+    @init_from(SequenceOptions)
+    def __init__(self, options: SequenceOptions) -> None:
         super().__init__()
         self._said: set[str] = set()
-        self._loader = Loader(*args, **kwargs)
-        self._drain = _drain()
+        self._loader = Loader.from_options(options, _front_end())
         self._iterations = _Iterations(self._loader)
         _in_use.add(self)
-
-    __init__.__signature__ = inspect.signature(Loader.__init__)  # type: ignore[attr-defined]
 
     list_IDs = Fixed[Any](lambda sequence: sequence._loader.list_IDs)
     labels = Fixed[Any](lambda sequence: sequence._loader.labels)
@@ -110,7 +124,7 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
             SampleError: a file can't be read. From within ``fit`` on TensorFlow, it is in the text of TensorFlow's own error, in
                 the log, and in `error`.
         """
-        return self._loader.batch(check_index(index, len(self)), self._iterations.find(sys._getframe(1)), self._drain)
+        return self._loader.batch(check_index(index, len(self)), self._iterations.find(sys._getframe(1)))
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """The batches of the next epoch, whose turn comes with the first of them that is asked for."""
@@ -164,6 +178,11 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     def stats(self) -> Stats:
         """What has been done so far."""
         return self._loader.stats
+
+    @property
+    def state(self) -> LoaderState:
+        """What it is doing at this moment; see `shmgen.Loader.state`."""
+        return self._loader.state
 
     @property
     def damaged(self) -> tuple[Damaged, ...]:
@@ -332,11 +351,19 @@ class _Watch:
 _in_use: weakref.WeakSet[Sequence] = weakref.WeakSet()
 
 
-def _drain() -> Callable[[], object] | None:
-    """What makes the backend let go of batches that it no longer needs."""
-    if keras.backend.backend() != "tensorflow":
-        return None
-    import tensorflow as tf
+def _front_end() -> FrontEnd:
+    """That of Keras's backend."""
+    return _TensorFlow() if keras.backend.backend() == "tensorflow" else NO_FRAMEWORK
 
-    # A tensor that aliases a batch is only queued for release when it dies; the death of an eager one empties the queue.
-    return lambda: tf.constant(0)
+
+class _TensorFlow(FrontEnd):
+    """Aliases a batch's arrays as they are, since they are aligned."""
+
+    def __init__(self) -> None:
+        import tensorflow as tf
+
+        self._constant = tf.constant
+
+    def release(self) -> None:
+        # A tensor that aliases a batch is only queued for release when it dies; the death of an eager one empties the queue.
+        self._constant(0)

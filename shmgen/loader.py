@@ -7,14 +7,16 @@ import os
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from shmgen._checks import Fixed, check_float, check_index, check_int, dtype_text
+from shmgen._checks import Fixed, check_index, dtype_text
 from shmgen._engine.batch_builder import BatchBuilder
+from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.pool import InProcess, Pool, Workers
 from shmgen._engine.prefetcher import Prefetcher
+from shmgen._engine.state import LoaderState
 from shmgen._engine.supervisor import Supervisor
 from shmgen._memory.layout import Layout
 from shmgen._memory.limits import available, processors
@@ -26,19 +28,13 @@ from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule
 from shmgen._plan.stats import WAITING, Stats
-from shmgen._sources.base import Source
-from shmgen._sources.batch_spec import BatchSpec, target
-from shmgen._sources.function import Function
-from shmgen._sources.ids import kept
-from shmgen._sources.npy import Npy
 from shmgen._sources.values import Values
 from shmgen._worker.assembler import BatchAssembler, FieldSpec
-from shmgen.errors import ClosedError, InputError
+from shmgen.errors import ClosedError
+from shmgen.options import Options, init_from
 
 if TYPE_CHECKING:
     from typing import Self
-
-    from numpy.typing import DTypeLike
 
 MAX_AT_FIRST = 8
 """``workers="auto"`` begins with no more."""
@@ -75,43 +71,7 @@ class Loader:
     or ``targets`` a batch is ``(X,)``. The arrays are views of shared memory that is not written again while anyone holds them,
     or a view of them; they stay readable after `close`. Any thread may use a loader.
 
-    Args:
-        list_IDs: the samples' ids; one that stands twice is two samples.
-        labels: an int for each id, or the name of one of ``classes``, or a row: a mapping from id to them, or a list, an array, a
-            column of pandas, as `Values` takes them. Or `Values`; or a function of the id, or whatever else ``targets`` may be.
-            None for none.
-        batch_size: samples in a batch.
-        dim: shape of a sample without its channels; the first sample's where left out.
-        n_channels: size of the last axis; the first sample's where left out. Where it is 1, a sample of shape ``dim`` is taken.
-            With ``dim`` left out as well, a row has the sample's own shape.
-        n_classes: labels become one-hot rows of this length; or they are rows of it.
-        shuffle: a new order for each epoch, which depends on ``seed`` and the epoch alone; else the order of ``list_IDs``.
-        classes: labels are names, and become their positions in this list; ``"sorted"`` makes it of all names there are. See
-            `Values`, and the attribute `classes`.
-        data_dir: the folder of the files, which no id may lead out of; None where ids are paths.
-        dtype: of ``X``; the first sample's where left out. Files are cast to it where NumPy calls that "same_kind".
-        source: in place of files, a `Source`, or a function as `Function` takes it.
-        inputs: in place of all that describes ``X``: a source, or a dict, tuple or list of them. A mapping or array from ids to
-            values will do as well as `Values` of it, and a function of the id as well as `Function` of it.
-        targets: in place of ``labels``, likewise.
-        weights: of samples, likewise.
-        transform: changes samples in the workers. ``transform(x, rng)`` where there is one unnamed input: ``x`` is its row, to be
-            changed in place, or to be returned anew. ``transform(sample, rng)`` where inputs are named, or several: ``sample`` is
-            a dict of all rows by field, with keys as in ``inputs``, ``targets`` and ``weights``; those of a tuple are ``"X[0]"``
-            and so on, single ones ``"X"``, ``"y"``, ``"weights"``, and one that stands twice is ``"targets.mask"``, say. Or a
-            dict of functions of a row and ``rng``, by field. ``rng`` is a `numpy.random.Generator` that depends on ``seed``, the
-            epoch, and the sample's position in it.
-        workers: processes that read; 0 reads in the calling one. ``"auto"`` begins with one for each processor that is free, at
-            most 8, and has more or fewer as the trainer waits for data or not: `Stats.decisions` says when and why.
-        slots: batches that shared memory has room for, at least 2. By default 4, and up to 16 where batches are small. There are
-            fewer where shared memory is short, which is logged.
-        seed: of orders and random numbers, an int from 0.
-        epoch: whose order comes first, an int from 0.
-        drop_last: leave out the last batch where it would be shorter than the others.
-        on_error: what becomes of a sample that can't be had. ``"raise"``: the batch is an error. ``"replace"``: another sample of
-            the epoch stands in for it, with all its fields: the same one in every run. It is logged, counted, and in `damaged`.
-        max_damaged: the fraction of the samples that may be damaged with ``on_error="replace"``; with more, the run ends.
-        timeout: seconds after which a read, or a function, that has not ended is given up, and its worker replaced; or None.
+    ``__init__`` describes the arguments. Only ``list_IDs`` is required.
 
     Batches:
         ``(inputs,)``, ``(inputs, targets)`` or ``(inputs, targets, weights)``, each nested as it was given. ``X`` has shape
@@ -142,84 +102,47 @@ class Loader:
         OSError: there is not enough shared memory.
     """
 
-    def __init__(
-        self,
-        list_IDs: Iterable[object],
-        labels: Any = None,
-        batch_size: int = 32,
-        dim: int | Iterable[int] | None = None,
-        n_channels: int | None = None,
-        n_classes: int | None = None,
-        shuffle: bool = True,
-        *,
-        classes: Iterable[Any] | Literal["sorted"] | None = None,
-        data_dir: str | os.PathLike[str] | None = "data",
-        dtype: DTypeLike | None = None,
-        source: Source | Callable[..., Any] | None = None,
-        inputs: Any = None,
-        targets: Any = None,
-        weights: Any = None,
-        transform: Callable[..., Any] | dict[str, Callable[..., Any]] | None = None,
-        workers: int | Literal["auto"] = "auto",
-        slots: int | None = None,
-        seed: int = 0,
-        epoch: int = 0,
-        drop_last: bool = True,
-        on_error: Literal["raise", "replace"] = "raise",
-        max_damaged: float = 0.01,
-        timeout: float | None = 300.0,
-    ) -> None:
+    @init_from(Options)
+    def __init__(self, options: Options) -> None:
+        self._build(options, NO_FRAMEWORK)
+
+    @classmethod
+    def from_options(cls, options: Options, front_end: FrontEnd) -> Self:
+        """A loader whose batches go to a framework.
+
+        Args:
+            options: the arguments; for this loader alone.
+            front_end: knows the framework.
+        """
+        loader = cls.__new__(cls)
+        loader._build(options, front_end)
+        return loader
+
+    def _build(self, options: Options, front_end: FrontEnd) -> None:
+        """Put the parts together, and begin to read."""
         if not sys.platform.startswith("linux"):
             raise OSError(f"shmgen runs on Linux only so far, found {sys.platform}")
-        batch_size = check_int(batch_size, "batch_size", 1)
-        n_classes = None if n_classes is None else check_int(n_classes, "n_classes", 1)
-        if isinstance(workers, str) and workers != "auto":
-            raise InputError(f"workers: expected a number from 0, or 'auto', found {workers!r}")
-        steers = workers == "auto"
-        workers = _workers_at_first() if workers == "auto" else check_int(workers, "workers", 0)
-        slots = None if slots is None else check_int(slots, "slots", 2)
-        seed = check_int(seed, "seed", 0)
-        epoch = check_int(epoch, "epoch", 0)
-        if on_error not in ("raise", "replace"):
-            raise InputError(f"on_error: expected 'raise' or 'replace', found {on_error!r}")
-        max_damaged = check_float(max_damaged, "max_damaged", "a fraction from 0 to 1", lambda fraction: 0 <= fraction <= 1)
-        if timeout is not None:
-            timeout = check_float(timeout, "timeout", "seconds above 0, or None", lambda seconds: seconds > 0)
-
-        self._ids = kept(list_IDs)
-        self._sampler = Sampler(len(self._ids), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
-        if not self._sampler.batches:
-            raise InputError(
-                f"expected at least {batch_size if drop_last else 1} ids, found {len(self._ids)}; "
-                "give more, a smaller batch_size, or drop_last=False"
-            )
-        if inputs is None:
-            inputs = _only_input(source, data_dir, dim, n_channels, dtype)
-        elif source is not None or dim is not None or n_channels is not None or dtype is not None:
-            raise InputError("dim, n_channels, dtype and source describe the only input; where inputs is given, its sources do")
-        if (n_classes is not None or classes is not None) and targets is not None:
-            raise InputError("n_classes and classes are for labels; give them to the Values among targets")
-        if labels is not None:
-            if targets is not None:
-                raise InputError("labels are the only target; give either labels or targets")
-            targets = target(labels, n_classes, classes, self._ids)
-        self._spec = BatchSpec(inputs, targets, weights, self._ids)
-        self._layout = Layout(self._spec.bind(), min(batch_size, len(self._ids)))
-        assembler = _assembler(self._spec, self._layout, seed, transform)
-        self._labels, self._n_classes, self._has_channels = labels, n_classes, dim is not None or n_channels is not None
-
-        self._passes = Passes(self._sampler.batches, shuffle=shuffle, epoch=epoch)
-        self._damage = Damage(len(self._ids), replaces=on_error == "replace", max_fraction=max_damaged)
+        self._ids, self._spec, self._front_end = options.ids, options.spec, front_end
+        self._labels, self._n_classes = options.labels, options.n_classes
+        self._has_channels = options.dim is not None or options.n_channels is not None
+        workers = _workers_at_first() if options.workers == "auto" else options.workers
+        self._sampler = Sampler(
+            len(self._ids), options.batch_size, shuffle=options.shuffle, seed=options.seed, drop_last=options.drop_last
+        )
+        self._layout = Layout(self._spec.bind(), min(options.batch_size, len(self._ids)))
+        assembler = _assembler(options, self._layout)
+        self._passes = Passes(self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch)
+        self._damage = Damage(len(self._ids), replaces=options.on_error == "replace", max_fraction=options.max_damaged)
         with ExitStack() as undo:
-            self._ring = Ring(self._layout, slots or min(MAX_SLOTS, max(MIN_SLOTS, SLOTS_BYTES // self._layout.slot_bytes)))
+            self._ring = Ring(self._layout, options.slots or _slots(self._layout.slot_bytes))
             undo.callback(self._ring.close)
             self._workers: Workers = Pool(workers, self._ring, assembler) if workers else InProcess(self._ring, assembler)
             undo.callback(self._workers.stop)
             in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
             self._schedule = Schedule(self._ring.slots, max(1, workers), self._sampler.size, in_flight=in_flight)
             builder = BatchBuilder(self._ids, self._sampler, self._spec, self._ring, self._passes, assembler, self._damage)
-            # Nobody can give up what runs in the calling process.
-            patience = timeout if timeout is not None and workers else math.inf
+            # What runs in the main process can't be given up.
+            patience = options.timeout if options.timeout is not None and workers else math.inf
             self._prefetcher = Prefetcher(
                 self._ring,
                 self._workers,
@@ -228,10 +151,11 @@ class Loader:
                 builder,
                 # With nobody to read ahead, only what is asked for is read.
                 upcoming=self._passes.upcoming if workers else _nothing,
-                autoscaler=Autoscaler(AutoscalePolicy(workers), _most_workers) if steers else None,
+                autoscaler=Autoscaler(AutoscalePolicy(workers), _most_workers) if options.workers == "auto" else None,
+                front_end=front_end,
             )
             self._prefetcher.read_ahead()
-            # Nothing that the delivery holds leads back to the loader.
+            # Nothing that the prefetcher holds leads back to the loader.
             self._stop = weakref.finalize(self, self._prefetcher.close, ClosedError("nobody held it any more"))
             undo.pop_all()
 
@@ -281,6 +205,12 @@ class Loader:
         return self._prefetcher.stats
 
     @property
+    def state(self) -> LoaderState:
+        """What it is doing at this moment: its slots, workers, and requests that wait; from any thread."""
+        with self._prefetcher.entered():
+            return self._prefetcher.state(self._passes.epoch)
+
+    @property
     def damaged(self) -> tuple[Damaged, ...]:
         """The samples that could not be had and for which others stood in, in the order in which they were found."""
         return tuple(self._damage.found.values())
@@ -325,7 +255,7 @@ class Loader:
         with self._prefetcher.entered():
             self._passes.end()
 
-    def batch(self, index: SupportsIndex, of: Pass | None = None, drain: Callable[[], object] | None = None) -> tuple[Any, ...]:
+    def batch(self, index: SupportsIndex, of: Pass | None = None) -> tuple[Any, ...]:
         """The batch that ``index`` means in a pass.
 
         With ``shuffle``, an index not asked for before in this pass means the next batch of the epoch's order; else batch
@@ -334,7 +264,6 @@ class Loader:
         Args:
             index: from ``-len(loader)`` to ``len(loader) - 1``.
             of: the pass, as `open_pass` began it; else one by hand, which is a look at the next epoch until `on_epoch_end`.
-            drain: called again and again while all slots are held: makes a framework let go of what it no longer needs.
 
         Raises:
             IndexError: there is no batch of this index.
@@ -352,7 +281,10 @@ class Loader:
                 "ahead: pass shuffle=False to fit() as well, or shuffle=True to the Sequence",
                 stacklevel=3,
             )
-        return self._spec.unflatten(self._prefetcher.fetch(batch, drain))
+        return self._fetch(batch)
+
+    def _fetch(self, batch: BatchId) -> tuple[Any, ...]:
+        return self._spec.unflatten(self._front_end.hand_over(self._prefetcher.fetch(batch)))
 
 
 class _Epoch(Iterator[tuple[Any, ...]]):
@@ -369,32 +301,13 @@ class _Epoch(Iterator[tuple[Any, ...]]):
             index = next(self._indexes)
             self._pass = self._pass or loader._passes.open()
             batch = loader._passes.deal(index, self._pass)
-        return loader._spec.unflatten(loader._prefetcher.fetch(batch))
+        return loader._fetch(batch)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(NO_COPY.format("Loader's iterator"))
 
 
-def _only_input(
-    source: Source | Callable[..., Any] | None,
-    data_dir: str | os.PathLike[str] | None,
-    dim: int | Iterable[int] | None,
-    n_channels: int | None,
-    dtype: DTypeLike | None,
-) -> Source:
-    """The source of ``X`` in the blog's terms."""
-    if source is None:
-        return Npy(data_dir, dim, n_channels, dtype)
-    if not isinstance(source, Source):
-        return Function(source, dim, n_channels, dtype)
-    if dim is not None or n_channels is not None or dtype is not None:
-        raise InputError(f"give dim, n_channels and dtype to {type(source).__name__} itself, as far as it takes them")
-    return source
-
-
-def _assembler(
-    spec: BatchSpec, layout: Layout, seed: int, transform: Callable[..., Any] | dict[str, Callable[..., Any]] | None
-) -> BatchAssembler:
+def _assembler(options: Options, layout: Layout) -> BatchAssembler:
     parts = [
         FieldSpec(
             field.name,
@@ -404,22 +317,14 @@ def _assembler(
             STATUS_PAGE_BYTES + offset,
             field.row_bytes,
         )
-        for field, offset, source in zip(layout.fields, layout.offsets, spec.sources.values(), strict=True)
+        for field, offset, source in zip(layout.fields, layout.offsets, options.spec.sources.values(), strict=True)
     ]
-    by_field: dict[str, Callable[..., Any]] = {}
-    whole = None
-    if isinstance(transform, dict):
-        by_field = transform
-    elif callable(transform) and spec.has_one_input:
-        by_field = {parts[0].name: transform}
-    elif transform is not None:
-        whole = transform
-    if unknown := by_field.keys() - spec.sources.keys():
-        raise InputError(f"transform: expected fields {', '.join(map(repr, spec.sources))}, found {sorted(unknown)}")
-    for function in (*by_field.values(), *([] if whole is None else [whole])):
-        if not callable(function):
-            raise InputError(f"transform: expected a function, or a dict of functions by field, found {function!r}")
-    return BatchAssembler(parts, layout.slot_bytes, seed, by_field, whole)
+    return BatchAssembler(parts, layout.slot_bytes, options.seed, options.transforms, options.sample_transform)
+
+
+def _slots(slot_bytes: int) -> int:
+    """How many slots of this size there are by default."""
+    return min(MAX_SLOTS, max(MIN_SLOTS, SLOTS_BYTES // slot_bytes))
 
 
 def _nothing() -> Iterator[BatchId]:

@@ -123,19 +123,9 @@ def _until() -> Callable[..., None]:
     return wait_until
 
 
-def calls(thread: int) -> dict[str, str]:
-    """The functions that the thread with this ident is in, and the files that they stand in."""
-    found = {}
-    frame = sys._current_frames().get(thread)
-    while frame is not None:
-        found[frame.f_code.co_name] = frame.f_code.co_filename
-        frame = frame.f_back
-    return found
-
-
-def waits_for_workers(thread: int) -> bool:
-    """Whether the thread with this ident waits for a batch that is being read."""
-    return calls(thread).get("wait", "").endswith("shmgen/_engine/pool.py")
+def until_waiting(loader: Any, requests: int = 1) -> None:
+    """Return once so many requests for a batch of ``loader`` wait."""
+    wait_until(lambda: loader.state.waiting >= requests, f"{requests} requests wait for a batch")
 
 
 class Asking(threading.Thread):
@@ -153,17 +143,6 @@ class Asking(threading.Thread):
             self.result = self._ask()
         except BaseException as error:
             self.error = error
-
-    def until_it_waits(self) -> None:
-        """Return once the thread waits for workers."""
-        wait_until(lambda: waits_for_workers(self.ident or 0), "the thread waits for a batch")
-
-    def until_anybody_waits(self, within: str = "run") -> None:
-        """Return once some thread waits for workers, while this one is in a function called ``within``."""
-        wait_until(
-            lambda: any(map(waits_for_workers, sys._current_frames())) and within in calls(self.ident or 0),
-            f"somebody waits for a batch, and the thread in {within}",
-        )
 
     def outcome(self, within: float = DEADLINE) -> object:
         """What ``ask`` returned, or else raised."""
@@ -195,25 +174,18 @@ def say(*words):
     print(*words, flush=True)
 
 
-def calls(thread):
-    found = {}
-    frame = sys._current_frames().get(thread)
-    while frame is not None:
-        found[frame.f_code.co_name] = frame.f_code.co_filename
-        frame = frame.f_back
-    return found
+def until_waiting(loader):
+    while not loader.state.waiting:
+        time.sleep(0.002)
 
 
-def somebody_waits():
-    return any(calls(thread).get("wait", "").endswith("shmgen/_engine/pool.py") for thread in sys._current_frames())
+def say_when_waiting(word, loader, begun=None):
+    '''Say ``word`` once a request for a batch waits, and the event ``begun`` was set, if there is one.'''
 
-
-def say_when_waiting(word, within="<module>"):
-    '''Say ``word`` once some thread waits for a batch, and the main one is in a function called ``within``.'''
-
-    def watch(main=threading.get_ident()):
-        while not (somebody_waits() and within in calls(main)):
-            time.sleep(0.002)
+    def watch():
+        if begun is not None:
+            begun.wait()
+        until_waiting(loader)
         say(word)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -60,6 +60,19 @@ def descriptors() -> Counter[str]:
     return found
 
 
+def segments() -> dict[str, int]:
+    """The segments of shared memory that this process has open, by what they are, and how many bytes each has."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target, size = os.readlink(f"/proc/self/fd/{fd}"), os.stat(f"/proc/self/fd/{fd}").st_size
+        except FileNotFoundError:
+            continue
+        if "/dev/shm/#" in target or "memfd:shmgen" in target:
+            found[target] = size
+    return found
+
+
 class Before:
     """What there was when this was made."""
 

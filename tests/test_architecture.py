@@ -20,9 +20,10 @@ MAY_IMPORT = {
     "_sources": {*BASE, "_memory"},
     "_worker": {*BASE, "_memory", "_sources"},
     "_engine": {*BASE, "_plan", "_memory", "_sources", "_worker"},
-    "loader": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine"},
-    "keras": {*BASE, "_plan", "loader"},
-    "_tools": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine", "loader", "__version__"},
+    "options": {*BASE, "_sources"},
+    "loader": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine", "options"},
+    "keras": {*BASE, "_plan", "_engine", "options", "loader"},
+    "_tools": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine", "options", "loader", "__version__"},
     "__main__": {"_tools"},
 }
 """For each part, a module or folder of the package, the others that it may import; it may always import itself."""

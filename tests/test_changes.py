@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DataSet, waits_for_workers
+from conftest import DataSet, until_waiting
 
 from shmgen import Loader, NpyRows, SampleError
 
@@ -130,7 +130,7 @@ def test_files_changed_after_an_interrupt(folder: Callable[..., DataSet], until:
     fifo = data.fifo(9)
 
     def interrupt(main: int = threading.get_ident()) -> None:
-        until(lambda: waits_for_workers(main), "the main thread waits")
+        until_waiting(loader)
         signal.pthread_kill(main, signal.SIGUSR1)
 
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, shuffle=False) as loader:
@@ -148,7 +148,7 @@ def test_files_changed_after_an_interrupt(folder: Callable[..., DataSet], until:
             signal.signal(signal.SIGUSR1, before)
         with open(fifo, "wb"):  # which lets the worker go on, and is no file to read from
             pass
-        until(lambda: not any(map(loader._workers.at, range(2))), "both workers are done")
+        until(lambda: not any(worker.busy for worker in loader.state.workers), "both workers are done")
         replaced(data, NEW)
         assert news(data, loader) == [NEW] * N
 

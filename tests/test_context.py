@@ -250,7 +250,9 @@ until(2)
 os.chdir("/")
 os.environ["SOME_VARIABLE"] = "another"
 sys.argv.append("another")
-for worker in loader._workers._workers: worker.child.process.kill(); worker.child.process.wait()
+for worker in loader.state.workers:
+    os.kill(worker.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
 until(4)
 with loader._prefetcher.lock: loader._prefetcher._supervisor.resize(3)  # as "auto" does
 until(5)
@@ -328,8 +330,8 @@ def kill_all(loader: Loader) -> None:
     """End a loader's workers."""
     import psutil
 
-    for pid in loader._workers.pids:  # type: ignore[attr-defined]
-        kill(psutil.Process(pid))
+    for worker in loader.state.workers:
+        kill(psutil.Process(worker.pid))
 
 
 @pytest.mark.parametrize(

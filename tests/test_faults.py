@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import DataSet, wait_until
+from conftest import DataSet, until_waiting, wait_until
 from pace import Deadline
 from ways import BATCH, KINDS, as_bytes, filling, flat, kill, made, mend, reader, run, stop, who_reads
 
@@ -88,11 +88,11 @@ def test_who_dies_amid_a_wait_is_named(
     with made(kind, data, batch_size=4, workers=count, shuffle=False) as loader:
         data.check(*loader.batch(0))
         thread = asking(lambda: loader.batch(2))
-        thread.until_it_waits()
+        until_waiting(loader)
         if kind != "files":
             who_reads(data, 9)
         elif count == 1:
-            wait_until(lambda: loader._workers.at(0) == 1 + 1, "the worker is at the second row of its piece")
+            wait_until(lambda: loader.state.workers[0].row == 1, "the worker is at the second row of its piece")
         pids = [worker.pid for worker in workers()]
         for worker in workers():
             stop(worker)
@@ -136,7 +136,7 @@ def test_what_the_dead_held_is_read_again_and_nothing_else(
     options = {"dim": (4, 3), "n_channels": 1, "dtype": "f4", "slots": 2, "shuffle": False, "workers": 2}
     with Loader(data.ids, data.labels, 4, source=noting, **options) as loader:
         thread = asking(lambda: [data.check(*loader.batch(number)) for number in range(5)])
-        thread.until_it_waits()
+        until_waiting(loader)
         worker = who_reads(data, 9)
         stop(worker)
         mend(data, 9)
@@ -239,7 +239,7 @@ def test_all_who_wait_get_their_batches(folder: Callable, asking: Callable, work
     data.fifo(9)
     with made("files", data, batch_size=4, slots=6, workers=2, shuffle=False) as loader:
         threads = [asking(lambda index=index: loader.batch(index)) for index in (0, 2, 0)]
-        threads[0].until_anybody_waits()
+        until_waiting(loader, len(threads))
         for worker in workers():
             stop(worker)
         mend(data, 1)

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from conftest import until_waiting
 from pace import Deadline
 from ways import N, computed, rows
 
@@ -284,7 +285,7 @@ def test_close_ends_a_function_that_never_ends(tmp_path: Path, asking: Callable,
     path = tmp_path / "begun"
     loader = computed(transform=endless(path)[kind], workers=2)
     thread = asking(lambda: list(loader))
-    thread.until_it_waits()
+    until_waiting(loader)
     until(path.exists, "the function has begun")
 
     promptly = Deadline(PROMPTLY)

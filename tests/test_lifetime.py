@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import psutil
 import pytest
-from conftest import GONE_WITHIN, calls, wait_until
+from conftest import GONE_WITHIN, until_waiting
 from leftovers import names
 from pace import Deadline
 from ways import answer, made, who_reads
@@ -63,7 +63,7 @@ ENDS = {
         "    try: list(loader)\n"
         "    except shmgen.ClosedError: pass\n"
         "threading.Thread(target=read, daemon=True).start()\n"
-        "while not somebody_waits(): time.sleep(0.001)\n",
+        "until_waiting(loader)\n",
         0,
         0,
     ),
@@ -108,7 +108,7 @@ main()
 WAITING = """
 def main():
     loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)
-    say_when_waiting("ready")
+    say_when_waiting("ready", loader)
     for X, y in loader: pass
 
 main()
@@ -172,8 +172,12 @@ model = keras.Sequential([keras.layers.Input((4, 3)), keras.layers.Flatten(), ke
 model.compile(loss="mse")
 def main():
     sequence = shmgen.Sequence(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)
-    say_when_waiting("ready", within="quick_execute")  # which is where TensorFlow leaves Python
-    try: model.fit(sequence, shuffle=False, verbose=0)
+    begun = threading.Event()
+    class Begun(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs):
+            if batch == 2: begun.set()  # the next that this thread does is to wait, in TensorFlow, for what the file holds up
+    say_when_waiting("ready", sequence, begun)
+    try: model.fit(sequence, shuffle=False, verbose=0, callbacks=[Begun()])
     finally: say("left")
 
 main()
@@ -292,8 +296,7 @@ def test_close_ends_a_wait_of_another_thread(folder: Callable, asking: Callable)
     for waiting in (1, 3):
         loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, shuffle=False)
         threads = [asking(lambda loader=loader: list(loader)) for _ in range(waiting)]
-        for thread in threads[:1]:
-            thread.until_anybody_waits()
+        until_waiting(loader, waiting)
 
         promptly = Deadline(AT_ONCE)
         loader.close()
@@ -309,14 +312,12 @@ def test_an_interrupt_beside_another_thread_that_waits(folder: Callable, asking:
     data.fifo(9)
 
     def interrupt(main: int = threading.get_ident()) -> None:
-        wait_until(
-            lambda: calls(main).get("wait", "").endswith("threading.py") and "fetch" in calls(main), "the main thread waits"
-        )
+        until_waiting(loader, 2)
         signal.pthread_kill(main, signal.SIGINT)
 
     with made("function", data, batch_size=4, workers=1, shuffle=False) as loader:
         thread = asking(lambda: loader.batch(2))
-        thread.until_it_waits()
+        until_waiting(loader)
         interrupting = asking(interrupt)
         with pytest.raises(KeyboardInterrupt):
             loader.batch(2)
@@ -351,7 +352,7 @@ def test_close_from_a_signal_handler(folder: Callable, script: Callable) -> None
     data.fifo(9)
     code = LOADER.replace("workers", "shuffle=False, workers") + (
         "signal.signal(signal.SIGTERM, lambda *_: loader.close())\n"
-        "say_when_waiting('ready')\n"
+        "say_when_waiting('ready', loader)\n"
         "try: list(loader)\n"
         "except shmgen.ClosedError: sys.exit(5)\n"
     )
@@ -449,7 +450,7 @@ def ask():
     except shmgen.ClosedError as error: outcome.append(error)
 thread = threading.Thread(target=ask)
 thread.start()
-while not somebody_waits(): time.sleep(0.001)
+until_waiting(loader)
 parent = os.getpid()
 child = os.fork()
 if not child:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from leftovers import segments
 
 import shmgen._memory.limits
 from shmgen import Loader
@@ -110,7 +111,7 @@ one = loader(slots=2)
 with limited(resource.RLIMIT_NOFILE, room_for(0)):
     say(tried(lambda: list(one)))
 assert len(list(one)) == 8
-os.kill(one._workers.pids[0], signal.SIGKILL)
+os.kill(one.state.workers[0].pid, signal.SIGKILL)
 with limited(resource.RLIMIT_NOFILE, room_for(0)):
     say(tried(lambda: [list(one) for _ in range(9)]))
 """
@@ -146,7 +147,7 @@ options = {{"list_IDs": IDS, "labels": LABELS, **options}}
 one = Loader(**options, data_dir=DATA, workers=1, shuffle=False, batch_size=1)
 one.batch(0)
 np.save(f"{{DATA}}/all.npy", np.zeros((64, 3)))  # it is opened anew
-with limited(resource.RLIMIT_NOFILE, 3, one._workers.pids[0]):
+with limited(resource.RLIMIT_NOFILE, 3, one.state.workers[0].pid):
     say(tried(lambda: list(one)))
 one.close()
 """
@@ -181,7 +182,7 @@ def test_a_limit_on_the_size_of_files(folder: Callable, script: Callable, limit:
     code = f"""
 with limited(resource.RLIMIT_FSIZE, {limit}):
     with loader(slots=6, workers=2) as one:
-        assert one._ring.slots == {slots}
+        assert len(one.state.slots) == {slots}
         assert sorted(int(y[0]) for X, y in one if (X == y[0]).all()) == list(range(12))
         held = tried(lambda: list(one))
         say(held if isinstance(held, str) else len(held))
@@ -223,7 +224,7 @@ with limited(resource.RLIMIT_AS, size(os.getpid()) + (32 << 20)):
     say(tried(lambda: loader(slots=400)))
 with loader(slots=2) as one:
     one.batch(0)
-    pid = one._workers.pids[0]
+    pid = one.state.workers[0].pid
     with limited(resource.RLIMIT_AS, size(pid), pid):
         say(tried(lambda: list(one)))
 """
@@ -242,7 +243,7 @@ def test_a_limit_on_data_in_a_function(folder: Callable, script: Callable) -> No
     code = """
 one = loader(source=lambda id: np.ones(1 << (3 if id == "id-0" else 28), "u1")[:8], slots=2)
 one.batch(0)
-with limited(resource.RLIMIT_DATA, 150 << 20, one._workers.pids[0]):
+with limited(resource.RLIMIT_DATA, 150 << 20, one.state.workers[0].pid):
     say(tried(lambda: [one.batch(index) for index in range(1, 8)]))
 one.close()
 """
@@ -314,5 +315,6 @@ def test_where_files_must_have_names(folder: Callable, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "open", refusing)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:
-        assert "memfd" in os.readlink(f"/proc/self/fd/{loader._ring.fd}")
+        assert [segment for segment in segments() if "memfd" in segment]
+        assert not [segment for segment in segments() if "/dev/shm" in segment]
         assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(8))

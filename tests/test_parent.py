@@ -67,21 +67,23 @@ MOMENTS = {
 os.unlink(f"{{DATA}}/id-9.npy"); os.mkfifo(f"{{DATA}}/id-9.npy")
 loader = {LOADER}
 held = [loader.batch(0), loader.batch(1)]
-while 2 not in [loader._workers.at(worker) for worker in range(2)]: time.sleep(0.001)
+while 1 not in [worker.row for worker in loader.state.workers]: time.sleep(0.001)
 strike()
 """,
     "a-worker-stopped": f"""
 loader = {LOADER}
 next(iter(loader))
-os.kill(loader._workers.pids[1], signal.SIGSTOP)
-while not loader._workers.is_stopped(1): time.sleep(0.001)
+from pathlib import Path
+pid = loader.state.workers[1].pid
+os.kill(pid, signal.SIGSTOP)
+while "T (stopped)" not in Path(f"/proc/{{pid}}/status").read_text(): time.sleep(0.001)
 strike()
 """,
     "a-function-that-lets-no-thread-run": f"""
 import re
 def stuck(id): re.match("(a+)+$", "a" * 60 + "b")
 loader = {LOADER.replace("data_dir=DATA", "source=stuck, dim=3, n_channels=1, dtype=float")}
-while not any(map(loader._workers.at, range(2))): time.sleep(0.001)
+while not any(worker.busy for worker in loader.state.workers): time.sleep(0.001)
 strike()
 """,
     "replacing-a-worker": AT_WORKER.format(number=3)
@@ -91,7 +93,7 @@ logging.disable()
 loader = {LOADER}
 epoch = iter(loader)
 next(epoch)
-os.kill(loader._workers.pids[0], signal.SIGKILL)
+os.kill(loader.state.workers[0].pid, signal.SIGKILL)
 while True: list(loader)
 """,
     "amid-close": f"""
@@ -111,7 +113,7 @@ loader.close()
 os.unlink(f"{{DATA}}/id-9.npy"); os.mkfifo(f"{{DATA}}/id-9.npy")
 loader = {LOADER}
 def watch():
-    while not somebody_waits(): time.sleep(0.001)
+    until_waiting(loader)
     strike()
 threading.Thread(target=watch, daemon=True).start()
 list(loader)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import GONE_WITHIN, DataSet, Gone
+from conftest import GONE_WITHIN, DataSet, Gone, until_waiting
 from pace import Deadline, slowness
 from ways import KINDS, answer, as_bytes, filling, made, mend, reader, run, stop, who_reads
 
@@ -159,7 +159,7 @@ def test_without_a_timeout_who_waits_waits(folder: Callable, asking: Callable, t
             data.fifo(9)
             thread = asking(lambda: [data.check(X, y) for X, y in loader])
             who_reads(data, 9)
-            thread.until_it_waits()
+            until_waiting(loader)
             ends()
             assert isinstance(thread.outcome(), outcome)
 
@@ -184,7 +184,7 @@ def test_a_slow_trainer_blames_nobody(folder: Callable, asking: Callable, monkey
         data.check(*loader.batch(1))
         clock.ahead += 1000
         thread = asking(lambda: loader.batch(2))
-        thread.until_it_waits()
+        until_waiting(loader)
         answer(data, 9)
         assert data.check(*thread.outcome()) == [8, 9, 10, 11]
         assert loader.stats.restarts == 0
@@ -257,7 +257,7 @@ def read(id):
     with open(f"{DATA}/{id}.npy", "rb") as file: return np.frombuffer(file.read()[128:], np.float32).reshape(4, 3)
 
 loader = Loader(IDS, LABELS, 4, (4, 3), 1, source=read, shuffle=False, workers=1, on_error="replace", timeout=TIMEOUT)
-say_when_waiting("waiting")
+say_when_waiting("waiting", loader)
 labels = [label for X, y in loader for label in y.tolist() if (X[y == label] == label).all()]
 say(labels == list(range(24)), loader.stats.restarts)
 loader.close()

@@ -67,6 +67,10 @@ class Event(NamedTuple):
 class Workers(Protocol):
     """Workers, each of which does its tasks in the order in which it got them."""
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids, by worker; none if the tasks are done in the main process."""
+
     def send(self, worker: int, tasks: list[Task]) -> None:
         """Give ``tasks`` to ``worker``, without waiting."""
 
@@ -344,6 +348,10 @@ class InProcess:
 
     def __repr__(self) -> str:
         return "0 workers"
+
+    @property
+    def pids(self) -> list[int]:
+        return []
 
     def send(self, worker: int, tasks: list[Task]) -> None:
         self._tasks.extend(tasks)

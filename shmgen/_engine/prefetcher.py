@@ -18,15 +18,18 @@ from copy import copy
 from typing import TypeVar
 
 from shmgen._engine.batch_builder import BatchBuilder
+from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.pool import Workers
+from shmgen._engine.state import LoaderState, SlotState, WorkerState
 from shmgen._engine.supervisor import Supervisor
 from shmgen._memory.layout import Arrays
 from shmgen._memory.limit_errors import open_loaders
 from shmgen._memory.ring import Ring
 from shmgen._plan.autoscaler import Autoscaler
 from shmgen._plan.sampler import BatchId
-from shmgen._plan.schedule import Schedule
+from shmgen._plan.schedule import Schedule, State
 from shmgen._plan.stats import Stats
+from shmgen._sources.base import IDLE, row_of
 from shmgen.errors import ClosedError, ShmgenError, StartError, TooManyDamaged, WorkerDied
 
 COPY_AFTER = 1.0
@@ -53,8 +56,6 @@ OVERSLEPT = 0.2
 MAX_SAID = 1000
 """How many logged errors are remembered."""
 
-Drain = Callable[[], object]
-
 ErrorT = TypeVar("ErrorT", bound=Exception)
 
 log = logging.getLogger("shmgen")
@@ -71,6 +72,7 @@ class Prefetcher:
         builder: knows what batches consist of.
         upcoming: the batches that will be asked for next, as far as that is known.
         autoscaler: decides on the number of workers; None if it is fixed.
+        front_end: knows the framework; it is asked to release batches while all slots are held.
 
     Attributes:
         lock: guards this object and what ``upcoming`` reads.
@@ -87,6 +89,7 @@ class Prefetcher:
         builder: BatchBuilder,
         upcoming: Callable[[], Iterator[BatchId]],
         autoscaler: Autoscaler | None,
+        front_end: FrontEnd = NO_FRAMEWORK,
     ) -> None:
         self._ring = ring
         self._workers = workers
@@ -95,6 +98,7 @@ class Prefetcher:
         self._builder = builder
         self._upcoming = upcoming
         self._autoscaler = autoscaler
+        self._front_end = front_end
         self._owner = os.getpid()
         self._batches = self._rows = self._bytes = self._copied = self._replaced = 0
         self._batch_wait = self._slot_wait = 0.0
@@ -135,6 +139,22 @@ class Prefetcher:
                 decisions=() if self._autoscaler is None else tuple(self._autoscaler.decisions),
             )
 
+    def state(self, epoch: int) -> LoaderState:
+        """What is done at this moment; ``epoch`` is that of the iteration. To be called with the lock held."""
+        closed = self.ended is not None
+        slots, workers = [], []
+        if not closed:
+            for number, slot in enumerate(self._schedule.slots):
+                if slot.state is State.LEASED and not self._ring.is_held(number):
+                    slots.append(SlotState("free"))  # which the next request takes note of
+                else:
+                    epoch_of, batch = slot.batch or (None, None)
+                    slots.append(SlotState(slot.state.value, epoch_of, batch))
+            for worker, pid in enumerate(self._workers.pids):
+                at = self._workers.at(worker)
+                workers.append(WorkerState(pid, at != IDLE, row_of(at)))
+        return LoaderState(epoch, tuple(slots), tuple(workers), len(self._waiting), closed)
+
     def read_ahead(self) -> None:
         """Have workers read the batches that will be asked for next."""
         with self.lock:
@@ -146,12 +166,11 @@ class Prefetcher:
             raise ClosedError(f"it belongs to process {self._owner}: make another in process {os.getpid()}")
         return self.lock
 
-    def fetch(self, batch: BatchId, drain: Drain | None = None) -> Arrays:
+    def fetch(self, batch: BatchId) -> Arrays:
         """The arrays of ``batch``, as soon as it has been read.
 
         Args:
             batch: which one.
-            drain: makes a framework let go of the batches that it no longer needs; called while all slots are held.
 
         Raises:
             SampleError: a file of the batch can't be read; the batch may be asked for again.
@@ -164,7 +183,7 @@ class Prefetcher:
             self._first = min(self._first, called)
             self._waiting.append((called, batch))
             try:
-                arrays = self._fetch(batch, drain, called)
+                arrays = self._fetch(batch, called)
                 self._last = time.monotonic()
                 if self._autoscaler is not None and self._autoscaler.is_over(
                     batch.epoch, self._last - self._first, self._batches
@@ -195,7 +214,7 @@ class Prefetcher:
                 if self._waiting and self._listener is not None:
                     self._workers.wake()  # what others wait for may depend on the slot that this one took, or freed
 
-    def _fetch(self, batch: BatchId, drain: Drain | None, called: float) -> Arrays:
+    def _fetch(self, batch: BatchId, called: float) -> Arrays:
         starved_from: float | None = None
         collected = False
         if self._schedule.ready(batch) is not None:
@@ -220,7 +239,7 @@ class Prefetcher:
                 else:
                     due = not collected and now > starved_from + COLLECT_AFTER
                     collected = collected or due
-                    self._push(drain, collect=due)
+                    self._push(collect=due)
                     self._wait(DRAIN_EVERY, batch, now)
                     self._slot_wait += time.monotonic() - now
             self._check(called)
@@ -318,12 +337,11 @@ class Prefetcher:
         self._all_held = True
         self._patience = max(COPY_AFTER_LEAST, self._patience / 2)
 
-    def _push(self, drain: Drain | None, *, collect: bool) -> None:
+    def _push(self, *, collect: bool) -> None:
         """Make the framework, and the garbage collector, release batches that nobody needs."""
 
         def push() -> None:
-            if drain is not None:
-                drain()
+            self._front_end.release()
             if collect:
                 gc.collect()  # a fit that was left early keeps its batches in a cycle
 

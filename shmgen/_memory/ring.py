@@ -98,6 +98,11 @@ class Ring:
         lease.slot = slot
         return self.layout.arrays(owner, rows)
 
+    def is_held(self, slot: int) -> bool:
+        """Whether a view of the slot's arrays lives that was leased."""
+        lease = self._leases.get(slot)
+        return lease is not None and lease() is not None
+
     def released(self) -> list[int]:
         """Slots whose last view has gone since the last call."""
         slots = []

@@ -133,6 +133,11 @@ class Passes:
         """The pass that was asked last, or began since; None before the first, and where that was by hand and is over."""
         return self._last
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of the pass that was asked last; where there is none, that of the next."""
+        return self._next_epoch if self._last is None else self._last.epoch
+
     def upcoming(self) -> Iterator[BatchId]:
         """The batches that will be dealt next, as far as can be foreseen."""
         return _first(self._next_epoch, self._batches) if self._last is None else self._last.upcoming()

@@ -94,6 +94,11 @@ class Schedule:
         return f"slots {self._slots}"
 
     @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The slots, to be looked at."""
+        return tuple(self._slots)
+
+    @property
     def has_spare(self) -> bool:
         """Whether there is a slot that is never leased."""
         return self._spare > 0

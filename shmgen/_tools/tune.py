@@ -7,13 +7,12 @@ another. `recommend` is pure, so that each answer is a plain unit test.
 from __future__ import annotations
 
 import errno
-import inspect
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,10 +20,9 @@ import numpy as np
 import psutil
 
 from shmgen._checks import check_float, check_int
-from shmgen._engine.pool import Pool
 from shmgen._memory.limits import SHM, available, processors
 from shmgen._plan.stats import LITTLE, WAITING
-from shmgen._sources.ids import Some, kept
+from shmgen._sources.ids import Some
 from shmgen._sources.npy import Npy
 from shmgen._sources.npy_format import OPEN_FLAGS
 from shmgen._sources.npy_rows import NpyRows
@@ -32,6 +30,7 @@ from shmgen._sources.values import Values
 from shmgen._worker.protocol import processor_time
 from shmgen.errors import InputError
 from shmgen.loader import Loader
+from shmgen.options import DataOptions, call_from
 
 MARGIN = 1.2
 """A rate is enough if it is so many times what the trainer needs: in training, others use the processors too."""
@@ -129,73 +128,91 @@ class Tuning:
     remarks: tuple[str, ...]
 
 
-def tune(
-    *loader_arguments: Any,
-    step_ms: float | None = None,
-    workers: Iterable[int] = WORKERS,
-    seconds: float = 2.0,
-    cold: bool = False,
-    progress: Callable[[Progress], object] = lambda _: None,
-    **more_arguments: Any,
-) -> Tuning:
-    """Measure a `Loader` of these arguments with several numbers of workers, and recommend one number.
+@dataclass(frozen=True, eq=False, repr=False)
+class TuneOptions(DataOptions):
+    """The arguments of `tune`.
+
+    Args:
+        workers: the numbers of workers to measure.
+        step_ms: milliseconds that the trainer takes for a batch; without it, the highest rate is aimed at.
+        seconds: how long each number is measured, at least.
+        cold: also measure each number with files that are not in the page cache.
+        progress: called before each measurement.
+    """
+
+    _: KW_ONLY
+    workers: Iterable[int] = WORKERS
+    step_ms: float | None = None
+    seconds: float = 2.0
+    cold: bool = False
+    progress: Callable[[Progress], object] = lambda _: None
+
+    def __post_init__(self) -> None:
+        if self.step_ms is not None:
+            self._keep(step_ms=check_float(self.step_ms, "step_ms", "milliseconds above 0, or None", lambda number: number > 0))
+        self._keep(
+            seconds=check_float(self.seconds, "seconds", "a number above 0", lambda number: number > 0),
+            workers=sorted({check_int(count, "workers", 0) for count in self.workers}),
+        )
+        if not self.workers:
+            raise InputError("workers: expected one number from 0, or several, found none")
+        super().__post_init__()
+
+    def loader(self, ids: Sequence[Any], workers: int, *, shuffle: bool) -> Loader:
+        """A loader of these ids, with so many workers."""
+        arguments = {field.name: getattr(self, field.name) for field in fields(DataOptions) if field.init}
+        return Loader(**{**arguments, "list_IDs": ids, "workers": workers, "shuffle": shuffle})
+
+
+@call_from(TuneOptions)
+def tune(options: TuneOptions) -> Tuning:
+    """Measure a `Loader` with several numbers of workers, and recommend one of them.
 
     Nothing else should run meanwhile. Random numbers and the order of the samples are the loader's, but only a random part of the
     samples is read, as many as can be read in a few seconds.
 
-    Args:
-        loader_arguments: those of `Loader`, by position or by name.
-        step_ms: milliseconds that the trainer takes for a batch; without it, the highest rate is aimed at.
-        workers: the numbers of workers to measure.
-        seconds: how long each number is measured, at least.
-        cold: also measure each number with files that are not in the page cache.
-        progress: called before each measurement.
-
     Raises:
         InputError: an argument is wrong. All errors of `Loader` may be raised too.
     """
-    if step_ms is not None:
-        step_ms = check_float(step_ms, "step_ms", "milliseconds above 0, or None", lambda number: number > 0)
-    seconds = check_float(seconds, "seconds", "a number above 0", lambda number: number > 0)
-    counts = sorted({check_int(count, "workers", 0) for count in workers})
-    if not counts:
-        raise InputError("workers: expected one number from 0, or several, found none")
-    try:
-        arguments = inspect.signature(Loader).bind(*loader_arguments, **more_arguments).arguments
-    except TypeError as error:
-        raise InputError(f"expected the arguments of Loader: {error}") from None
-    arguments["list_IDs"] = ids = kept(arguments["list_IDs"])
-
+    counts = list(options.workers)
     remarks = []
     if (load := os.getloadavg()[0]) > IDLE * processors():
         remarks.append(f"others may have taken part of the {processors():g} processors: the load was {load:.1f} before it began")
-    total = 1 + len(counts) * (2 if cold else 1)
-    progress(Progress(0, total, "reading"))
-    arguments["list_IDs"], files, sample_bytes, batch_size = _read_once(arguments, counts[-1], WARM_UP * seconds)
+    total = 1 + len(counts) * (2 if options.cold else 1)
+    options.progress(Progress(0, total, "reading"))
+    ids, files, sample_bytes, batch_size = _read_once(options, counts[-1], WARM_UP * options.seconds)
     warm = []
     for done, count in enumerate(counts, 1):
-        progress(Progress(done, total, _counted(count)))
-        warm.append(_measure(arguments, count, seconds, cold=False))
+        options.progress(Progress(done, total, _counted(count)))
+        warm.append(_measure(options, ids, count, cold=False))
     colds = []
-    if cold and (why := "it is not known which files are read" if files is None else _forget(files)):
+    if options.cold and (why := "it is not known which files are read" if files is None else _forget(files)):
         remarks.append(f"cold not measured: {why}")
-    elif cold:
+    elif options.cold:
         assert files is not None
         for done, count in enumerate(counts, 1 + len(counts)):
-            progress(Progress(done, total, f"{_counted(count)}, cold"))
+            options.progress(Progress(done, total, f"{_counted(count)}, cold"))
             _forget(files)
-            colds.append(_measure(arguments, count, seconds, cold=True))
-    progress(Progress(total, total, ""))
-    size, room = len(ids) * sample_bytes, available()
+            colds.append(_measure(options, ids, count, cold=True))
+    options.progress(Progress(total, total, ""))
+    size, room = len(options.ids) * sample_bytes, available()
     too_large = files is not None and size > room
     if too_large:
         rates = "the cold rates count" if colds else "the rates of cold files would tell more"
         remarks.append(f"{size / 1e9:,.1f} GB of samples do not fit in {room / 1e9:,.1f} GB of memory: {rates}")
     elif colds:
         remarks.append("the samples fit in memory: the warm rates count, the cold ones are the first epoch's")
-    best, reason = recommend(colds if too_large and colds else warm, step_ms, processors())
+    best, reason = recommend(colds if too_large and colds else warm, options.step_ms, processors())
     return Tuning(
-        best, reason, step_ms, batch_size, len(arguments["list_IDs"]), len(ids), processors(), (*warm, *colds), tuple(remarks)
+        best,
+        reason,
+        options.step_ms,
+        batch_size,
+        len(ids),
+        len(options.ids),
+        processors(),
+        (*warm, *colds),
+        tuple(remarks),
     )
 
 
@@ -258,17 +275,15 @@ def _verb(one: Measurement, verb: str) -> str:
     return f"{verb}s" if one.workers == 1 else verb
 
 
-def _read_once(arguments: dict[str, Any], workers: int, seconds: float) -> tuple[Some, list[str] | None, int, int]:
+def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Some, list[str] | None, int, int]:
     """Read as many samples as can be read in so many seconds, and will stay in memory.
 
     Returns:
         The ids that were read, their files (None if they are not known), bytes of a sample, samples in a batch.
     """
-    ids = arguments["list_IDs"]
-    chosen = np.arange(len(ids))
-    if arguments.get("shuffle", True):
-        chosen = np.random.default_rng(arguments.get("seed", 0)).permutation(len(ids))
-    with Loader(**{**arguments, "list_IDs": Some(ids, chosen), "shuffle": False, "workers": workers}) as loader:
+    ids = options.ids
+    chosen = np.random.default_rng(options.seed).permutation(len(ids)) if options.shuffle else np.arange(len(ids))
+    with options.loader(Some(ids, chosen), workers, shuffle=False) as loader:
         sample_bytes = sum(field.row_bytes for field in loader._layout.fields)
         batch_size = loader._sampler.batch_size
         room = CACHED * available() / sample_bytes
@@ -296,15 +311,16 @@ def _files(loader: Loader, ids: Sequence[Any]) -> list[str] | None:
     return files or None
 
 
-def _measure(arguments: dict[str, Any], workers: int, seconds: float, *, cold: bool) -> Measurement:
+def _measure(options: TuneOptions, ids: Sequence[Any], workers: int, *, cold: bool) -> Measurement:
+    seconds = options.seconds
     begun, used_then, own_then = time.monotonic(), _used([]), processor_time("thread-self")
-    with Loader(**{**arguments, "workers": workers}) as loader:
+    with options.loader(ids, workers, shuffle=options.shuffle) as loader:
         # In a second epoch, cold files would be warm.
         batches = iter(loader) if cold else _endless(loader)
         next(batches)
         start = time.monotonic()
         first_batch = start - begun
-        pids = loader._workers.pids if isinstance(loader._workers, Pool) else []
+        pids = loader._workers.pids
         if not cold:
             # Batches that were read ahead say nothing about the rate.
             for _ in islice(batches, loader._ring.slots):

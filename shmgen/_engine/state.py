@@ -1,0 +1,65 @@
+"""What a loader is doing at this moment, as a snapshot that nothing changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """What a slot of shared memory is doing.
+
+    Attributes:
+        status: ``"free"``; ``"filling"``, while workers read into it; ``"ready"`` to be handed out; ``"leased"``, while views of
+            it live; or ``"lost"``, since a worker that can't be killed may still write into it.
+        epoch: of the batch that it holds; None where it holds none that will be delivered.
+        batch: the number of that batch in the epoch's order, from 0; None likewise.
+    """
+
+    status: Literal["free", "filling", "ready", "leased", "lost"]
+    epoch: int | None = None
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """What a worker process is doing.
+
+    Attributes:
+        pid: its process id.
+        busy: whether it is reading rows, or calls a function for one.
+        row: the row that it is at, from 0, among those that it was given at once; None where it is at none, or its source does
+            not say at which.
+    """
+
+    pid: int
+    busy: bool
+    row: int | None = None
+
+
+@dataclass(frozen=True)
+class LoaderState:
+    """What a loader is doing at this moment.
+
+    It can be asked for from any thread, also while another waits for a batch: `waiting`, `slots` and `workers` then show what
+    that one waits for.
+
+    Attributes:
+        epoch: the epoch of the iteration that last asked for a batch; where there is none, that of the next.
+        slots: the slots of shared memory; none once the loader is closed.
+        workers: the worker processes; none with ``workers=0``, and once the loader is closed.
+        waiting: how many requests for a batch wait: for workers, or for a slot.
+        closed: whether no more batches can be had: the loader was closed, or an error has ended it.
+    """
+
+    epoch: int
+    slots: tuple[SlotState, ...]
+    workers: tuple[WorkerState, ...]
+    waiting: int
+    closed: bool
+
+    @property
+    def leased(self) -> int:
+        """How many slots are held, by views of batches that were handed out."""
+        return sum(slot.status == "leased" for slot in self.slots)

@@ -1,0 +1,269 @@
+"""The arguments of a loader: each is named, typed, documented and checked here, once.
+
+`shmgen.Sequence` and `shmgen.tune` take the same, and add some of their own to these classes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
+
+from shmgen._checks import check_dtype, check_float, check_int, check_shape
+from shmgen._sources.base import Source
+from shmgen._sources.batch_spec import BatchSpec, target
+from shmgen._sources.function import Function
+from shmgen._sources.ids import kept
+from shmgen._sources.npy import Npy
+from shmgen.errors import InputError
+
+if TYPE_CHECKING:
+    import os
+    from typing import TypeAlias
+
+    from _typeshed import SupportsKeysAndGetItem
+    from numpy.typing import DTypeLike
+
+    from shmgen._sources.values import Values
+
+    Part: TypeAlias = (
+        Source | Values | Mapping[Any, Any] | SupportsKeysAndGetItem[Any, Any] | Iterable[Any] | Callable[[Any], Any]
+    )
+    """A field of a batch: a source, or values as `Values` takes them, or a function; or a dict, tuple or list of fields."""
+
+P = ParamSpec("P")
+OptionsT = TypeVar("OptionsT")
+ResultT = TypeVar("ResultT")
+SelfT = TypeVar("SelfT")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DataOptions:
+    """What is read, and how: all arguments of a loader but the number of its workers.
+
+    Args:
+        list_IDs: the samples' ids. An id that is in it twice is two samples.
+        labels: an int for each id, or the name of one of ``classes``, or a row: a mapping from id to them, or a list, an array or
+            a pandas column, as `Values` takes them. Or `Values`, or a function of the id, or whatever else ``targets`` may be.
+            None for no labels.
+        batch_size: samples in a batch.
+        dim: shape of a sample without its channels. By default that of the first sample.
+        n_channels: size of the last axis. By default that of the first sample. If it is 1, samples of shape ``dim`` are accepted
+            too. If neither ``dim`` nor ``n_channels`` is given, a row has the sample's own shape.
+        n_classes: labels become one-hot rows of this length; or they are such rows already.
+        shuffle: a new order for each epoch, which depends on ``seed`` and the epoch alone; else the order of ``list_IDs``.
+        classes: labels are names, and become their positions in this list. ``"sorted"``: the list of all names that there are.
+            See `Values`, and the attribute ``classes``.
+        data_dir: the folder of the files; ids may not lead out of it. None if ids are paths.
+        dtype: of ``X``. By default that of the first sample. Files are cast to it if NumPy calls that cast "same_kind".
+        source: in place of files: a `Source`, or a function as `Function` takes it.
+        inputs: in place of everything that describes ``X``: a source, or a dict, tuple or list of sources. A mapping or array of
+            values is taken as `Values` of it, and a function of the id as `Function` of it.
+        targets: in place of ``labels``; the same kinds as for ``inputs``.
+        weights: of samples; the same kinds as for ``inputs``.
+        transform: changes samples in the workers. With one unnamed input it is ``transform(x, rng)``: it changes ``x``, the
+            input's row, in place, or returns a new one. With several inputs, or named ones, it is ``transform(sample, rng)``:
+            ``sample`` is a dict of all rows by field, with the keys of ``inputs``, ``targets`` and ``weights``. Fields of a tuple
+            are ``"X[0]"`` and so on, single ones ``"X"``, ``"y"``, ``"weights"``; a name used twice is ``"targets.mask"``, for
+            example. Or a dict from field to a function of its row and ``rng``. ``rng`` is a `numpy.random.Generator` that depends
+            on ``seed``, the epoch, and the sample's position in the epoch.
+        slots: batches that shared memory has room for, at least 2. By default 4, and up to 16 if batches are small. If shared
+            memory is short there are fewer, which is logged.
+        seed: of orders and random numbers, an int from 0.
+        epoch: the first epoch, an int from 0.
+        drop_last: leave out the last batch if it would be shorter than the others.
+        on_error: what to do about a sample that can't be read. ``"raise"``: its batch is an error. ``"replace"``: another sample
+            of the epoch replaces it, with all its fields: the same one in every run. That is logged, counted, and in ``damaged``.
+        max_damaged: the fraction of the samples that may be unreadable with ``on_error="replace"``. With more, the run ends.
+        timeout: seconds after which a read, or a function, that has not ended is given up and its worker replaced; None for
+            never.
+    """
+
+    list_IDs: Iterable[object]
+    labels: Part | None = None
+    batch_size: int = 32
+    dim: int | Iterable[int] | None = None
+    n_channels: int | None = None
+    n_classes: int | None = None
+    shuffle: bool = True
+    _: KW_ONLY
+    classes: Iterable[Any] | Literal["sorted"] | None = None
+    data_dir: str | os.PathLike[str] | None = "data"
+    dtype: DTypeLike | None = None
+    source: Source | Callable[..., Any] | None = None
+    inputs: Part | None = None
+    targets: Part | None = None
+    weights: Part | None = None
+    transform: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None
+    slots: int | None = None
+    seed: int = 0
+    epoch: int = 0
+    drop_last: bool = True
+    on_error: Literal["raise", "replace"] = "raise"
+    max_damaged: float = 0.01
+    timeout: float | None = 300.0
+
+    ids: Sequence[Any] = field(init=False)
+    """``list_IDs``, out of reach of later changes."""
+
+    spec: BatchSpec = field(init=False)
+    """The fields of a batch. Their sources are copies, for one loader to bind."""
+
+    transforms: dict[str, Callable[..., Any]] = field(init=False)
+    """By field: what changes its rows."""
+
+    sample_transform: Callable[..., Any] | None = field(init=False)
+    """What changes whole samples, dicts of rows by field."""
+
+    def __post_init__(self) -> None:
+        self._keep(
+            batch_size=check_int(self.batch_size, "batch_size", 1),
+            dim=check_shape(self.dim),
+            n_channels=None if self.n_channels is None else check_int(self.n_channels, "n_channels", 1),
+            n_classes=None if self.n_classes is None else check_int(self.n_classes, "n_classes", 1),
+            dtype=check_dtype(self.dtype),
+            slots=None if self.slots is None else check_int(self.slots, "slots", 2),
+            seed=check_int(self.seed, "seed", 0),
+            epoch=check_int(self.epoch, "epoch", 0),
+            max_damaged=check_float(self.max_damaged, "max_damaged", "a fraction from 0 to 1", lambda number: 0 <= number <= 1),
+            timeout=None
+            if self.timeout is None
+            else check_float(self.timeout, "timeout", "seconds above 0, or None", lambda number: number > 0),
+        )
+        if self.on_error not in ("raise", "replace"):
+            raise InputError(f"on_error: expected 'raise' or 'replace', found {self.on_error!r}")
+        ids = kept(self.list_IDs)
+        fewest = self.batch_size if self.drop_last else 1
+        if len(ids) < fewest:
+            raise InputError(
+                f"expected at least {fewest} ids, found {len(ids)}; give more, a smaller batch_size, or drop_last=False"
+            )
+        self._keep(list_IDs=ids, ids=ids)
+        self._keep(spec=BatchSpec(self._inputs(), self._targets(), self.weights, ids))
+        transforms, sample_transform = self._split_transform()
+        self._keep(transforms=transforms, sample_transform=sample_transform)
+
+    def _keep(self, **checked: Any) -> None:
+        """Put what was checked in the place of what was given: frozen is for everybody else."""
+        vars(self).update(checked)
+
+    def _inputs(self) -> Any:
+        """``inputs``, or the only input, which the blog's terms describe."""
+        described = self.dim is not None or self.n_channels is not None or self.dtype is not None
+        if self.inputs is not None:
+            if self.source is not None or described:
+                raise InputError(
+                    "dim, n_channels, dtype and source describe the only input; where inputs is given, its sources do"
+                )
+            return self.inputs
+        if self.source is None:
+            return Npy(self.data_dir, self.dim, self.n_channels, self.dtype)
+        if not isinstance(self.source, Source):
+            return Function(self.source, self.dim, self.n_channels, self.dtype)
+        if described:
+            raise InputError(f"give dim, n_channels and dtype to {type(self.source).__name__} itself, as far as it takes them")
+        return self.source
+
+    def _targets(self) -> Any:
+        """``targets``, or the only target, which the blog's terms describe."""
+        if self.targets is not None and (self.n_classes is not None or self.classes is not None):
+            raise InputError("n_classes and classes are for labels; give them to the Values among targets")
+        if self.labels is None:
+            return self.targets
+        if self.targets is not None:
+            raise InputError("labels are the only target; give either labels or targets")
+        return target(self.labels, self.n_classes, self.classes, self.ids)
+
+    def _split_transform(self) -> tuple[dict[str, Callable[..., Any]], Callable[..., Any] | None]:
+        """The functions of a field's row, by field, and that of a whole sample."""
+        names = list(self.spec.sources)
+        if self.transform is None:
+            return {}, None
+        functions = self.transform.values() if isinstance(self.transform, Mapping) else [self.transform]
+        if wrong := [function for function in functions if not callable(function)]:
+            raise InputError(f"transform: expected a function, or a dict of functions by field, found {wrong[0]!r}")
+        if callable(self.transform):
+            return ({names[0]: self.transform}, None) if self.spec.has_one_input else ({}, self.transform)
+        if unknown := self.transform.keys() - set(names):
+            raise InputError(f"transform: expected fields {', '.join(map(repr, names))}, found {sorted(unknown)}")
+        return dict(self.transform), None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Options(DataOptions):
+    """The arguments of a loader.
+
+    Args:
+        workers: processes that read; with 0, the main process reads. ``"auto"`` begins with one for each processor that is free,
+            at most 8, and has more or fewer as the trainer waits for data or not: `Stats.decisions` says when and why.
+    """
+
+    _: KW_ONLY
+    workers: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.workers, str):
+            if self.workers != "auto":
+                raise InputError(f"workers: expected a number from 0, or 'auto', found {self.workers!r}")
+        else:
+            vars(self).update(workers=check_int(self.workers, "workers", 0))
+        super().__post_init__()
+
+
+def init_from(
+    options: Callable[P, OptionsT],
+) -> Callable[[Callable[[SelfT, OptionsT], None]], Callable[Concatenate[SelfT, P], None]]:
+    """Make of an ``__init__`` that takes checked options one that takes the arguments which these ``options`` are made from.
+
+    So there is one list of arguments for callers, ``help``, editors and type checkers.
+    """
+
+    def decorate(init: Callable[[SelfT, OptionsT], None]) -> Callable[Concatenate[SelfT, P], None]:
+        signature = inspect.signature(options)
+
+        @wraps(init)
+        def call(self: SelfT, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            _check_names(type(self).__name__, signature, args, kwargs)
+            init(self, options(*args, **kwargs))
+
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        _describe(call, options, [own, *signature.parameters.values()])
+        return call
+
+    return decorate
+
+
+def call_from(options: Callable[P, OptionsT]) -> Callable[[Callable[[OptionsT], ResultT]], Callable[P, ResultT]]:
+    """As `init_from`, for a function of checked options."""
+
+    def decorate(function: Callable[[OptionsT], ResultT]) -> Callable[P, ResultT]:
+        signature = inspect.signature(options)
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> ResultT:
+            _check_names(function.__name__, signature, args, kwargs)
+            return function(options(*args, **kwargs))
+
+        _describe(call, options, list(signature.parameters.values()))
+        return call
+
+    return decorate
+
+
+def _check_names(name: str, signature: inspect.Signature, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+    """Raise a `TypeError` that names what was called, and not the class of its options, where the arguments don't match it."""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None
+
+
+def _describe(call: Any, options: Any, parameters: list[inspect.Parameter]) -> None:
+    """Give a function the signature, and the description of its arguments, that callers see."""
+    call.__signature__ = inspect.signature(call.__wrapped__).replace(parameters=parameters)
+    described = [inspect.cleandoc(cls.__doc__ or "").partition("Args:\n") for cls in reversed(options.__mro__)]
+    arguments = "Args:\n" + "\n".join(text for _, found, text in described if found)
+    summary, raises, errors = inspect.cleandoc(call.__doc__ or "").partition("\n\nRaises:")
+    call.__doc__ = f"{summary}\n\n{arguments}{raises}{errors}" if summary else arguments

@@ -1,0 +1,173 @@
+"""`Loader.state`: what a loader is doing, seen from any thread, without a change to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Asking, DataSet, wait_until
+from ways import answer, computed, reader, who_reads
+
+from shmgen import ClosedError, Loader, LoaderState, Sequence, SlotState, Source
+
+N = 24
+
+
+def in_order(data: DataSet, **options: Any) -> Loader:
+    """Batches of 4 in the order of the ids, which a `reader` reads."""
+    options = {"slots": 3, "workers": 1, "dim": (4, 3), "n_channels": 1, "dtype": "f4", **options}
+    return Loader(data.ids, data.labels, 4, shuffle=False, source=reader(data), **options)
+
+
+def until_read(loader: Loader) -> LoaderState:
+    """The state once nothing is being read."""
+    wait_until(lambda: loader.state.slots and not any(worker.busy for worker in loader.state.workers), "all is read")
+    return loader.state
+
+
+def test_a_batch_is_seen_from_its_reading_to_its_end(folder: Callable[..., DataSet]) -> None:
+    """Filling or ready, leased by name while a view of it lives, free at once without another request; epochs are counted."""
+    with in_order(folder(N)) as loader:
+        assert loader.state.epoch == 0
+        assert [slot.status for slot in loader.state.slots].count("leased") == loader.state.leased == 0
+        epoch = iter(loader)
+        held = [next(epoch)[0][1:], next(epoch)]
+        leased = {(slot.epoch, slot.batch) for slot in loader.state.slots if slot.status == "leased"}
+        assert leased == {(0, 0), (0, 1)}
+        assert loader.state.leased == 2
+        del held[0]
+        gc.collect()
+        assert loader.state.leased == 1
+        assert SlotState("free") in loader.state.slots
+        held.clear()
+        for _ in epoch:
+            pass
+        assert loader.state.epoch == 0
+        next(iter(loader))
+        assert loader.state.epoch == 1
+
+
+def test_a_request_that_waits_is_seen(folder: Callable[..., DataSet], asking: type[Asking], workers: Callable[..., Any]) -> None:
+    """How many wait, for which batch, and which worker is at which of its rows; the look lets nobody wait or read again."""
+    data = folder(N)
+    data.fifo(6)
+    with in_order(data) as loader:
+        loader.batch(0)
+        assert loader.state.waiting == 0
+        threads = [asking(lambda: data.check(*loader.batch(1))) for _ in range(2)]
+        who_reads(data, 6)
+        wait_until(lambda: loader.state.waiting == 2, "both threads wait")
+        state = loader.state
+        assert SlotState("filling", 0, 1) in state.slots
+        assert [(worker.pid, worker.busy, worker.row) for worker in state.workers] == [(workers()[0].pid, True, 2)]
+        assert not state.closed
+        answer(data, 6)
+        assert [thread.outcome() for thread in threads] == [[4, 5, 6, 7]] * 2
+        assert loader.state.waiting == 0
+        assert state.waiting == 2, "it is a snapshot"
+
+
+def test_a_source_that_does_not_say_where_it_is(folder: Callable[..., DataSet], until: Callable[..., None]) -> None:
+    """The worker is busy, at no row that is known; once the batch is read, it is not."""
+    data = folder(N)
+    flag = str(data.path / "go-on")
+
+    class Slow(Source):
+        shape, dtype = (3,), "f4"
+
+        def fill(self, ids: Any, rows: np.ndarray) -> None:
+            while not os.path.exists(flag):
+                os.sched_yield()
+
+    with Loader(range(8), None, 8, source=Slow(), workers=1, slots=2) as loader:
+        until(lambda: loader.state.workers[0].busy, "the worker has begun")
+        assert loader.state.workers[0].row is None
+        open(flag, "w").close()
+        list(loader)
+        assert not any(worker.busy for worker in until_read(loader).workers)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_closed_loader_has_nothing(folder: Callable[..., DataSet], workers: int) -> None:
+    """Neither slots nor workers, though a view lives on."""
+    loader = in_order(folder(N), workers=workers)
+    held = loader.batch(0)
+    assert (len(loader.state.slots), len(loader.state.workers), loader.state.closed) == (3, workers, False)
+    loader.close()
+    assert loader.state == LoaderState(epoch=0, slots=(), workers=(), waiting=0, closed=True)
+    assert loader.state.leased == 0
+    del held
+
+
+def test_an_error_that_ends_the_run_closes(folder: Callable[..., DataSet]) -> None:
+    """Not only `close` does."""
+    data = folder(N)
+    data.file("id-1").unlink()
+    loader = in_order(data, on_error="replace", max_damaged=0.0)
+    with pytest.raises(Exception, match="damaged"):
+        list(loader)
+    assert loader.state.closed
+
+
+def test_a_function_in_the_calling_process_sees_its_own_request() -> None:
+    """With ``workers=0`` the request itself reads, and the lock is free meanwhile."""
+    seen: list[LoaderState] = []
+    loader = computed(transform=lambda x, rng: seen.append(loader.state), workers=0)
+    with loader:
+        next(iter(loader))
+    assert {(state.waiting, state.workers) for state in seen} == {(1, ())}
+    assert all(SlotState("filling", 0, 0) in state.slots for state in seen)
+
+
+def test_a_look_changes_nothing() -> None:
+    """Two loaders, of which one is looked at before each batch, give the same; the state itself can't be changed."""
+    with computed(workers=1, seed=3) as one, computed(workers=1, seed=3) as other:
+        for (a,), (b,) in zip(one, other, strict=True):
+            assert other.state.waiting == 0
+            np.testing.assert_array_equal(a, b)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            other.state.waiting = 3  # type: ignore[misc]
+
+
+def test_a_sequence_has_it_too(folder: Callable[..., DataSet]) -> None:
+    """`Sequence.state` is its loader's."""
+    data = folder(N)
+    with Sequence(data.ids, data.labels, 4, data_dir=data.path, slots=2, workers=1) as sequence:
+        held = sequence[0]
+        assert sequence.state.leased == 1
+        assert [worker.pid for worker in sequence.state.workers]
+        del held
+
+
+def test_a_fork_is_refused(folder: Callable[..., DataSet], script: Callable[..., Any]) -> None:
+    """In a child of the process the state is an error, not a wait for a lock that nobody lets go of."""
+    code = """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=1)
+next(iter(loader))
+child = os.fork()
+if not child:
+    try: loader.state
+    except shmgen.ClosedError as error: say(error)
+    os._exit(0)
+os.waitpid(child, 0)
+loader.close()
+"""
+    run = script(code, folder(N))
+    assert run.end() == 0, run.err
+    assert "make another in process" in run.out
+
+
+def test_errors_of_a_closed_loader_are_those_of_requests(folder: Callable[..., DataSet]) -> None:
+    """The state can be asked for where a batch can't be any more."""
+    loader = in_order(folder(N))
+    loader.close()
+    with pytest.raises(ClosedError):
+        loader.batch(0)
+    assert loader.state.waiting == 0
