@@ -39,7 +39,7 @@ def taken():
     return sorted(int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}"))
 
 def room_for(more):
-    '''With this as the limit, so many descriptors can be had.'''
+    '''With this as the limit, so many descriptors are available.'''
     return [fd for fd in range(5000) if fd not in taken()][more]
 
 def loader(**options):

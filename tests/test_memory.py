@@ -199,7 +199,7 @@ assert os.listdir("/dev/shm") == []
     assert run.end() == 0, run.err
     assert f"{SLOT:,} bytes of shared memory are needed, /dev/shm has 0 left, and " in run.out
     assert (
-        "of memory can be had: hold fewer batches, or use fewer slots or a smaller batch_size (No space left on device)"
+        "of memory are available: hold fewer batches, or use fewer slots or a smaller batch_size (No space left on device)"
         in run.out
     )
     assert run.err == f"shmgen ERROR {run.out}"
@@ -226,7 +226,7 @@ def test_too_little_memory_is_an_error(
 
     assert str(raised.value) == (
         f"[Errno 12] {room(2):,} bytes of shared memory are needed, for 2 slots of {SLOT:,} bytes each, and {room(2) - 1:,} "
-        "bytes of memory can be had: choose a smaller batch_size"
+        "bytes of memory are available: choose a smaller batch_size"
     )
     assert not started
 
@@ -235,8 +235,10 @@ def test_too_little_memory_is_an_error(
     ("left", "shm", "slots", "said"),
     [
         pytest.param(2 * room(7), 1 << 40, 6, None, id="enough"),
-        pytest.param(2 * room(7) - 2, 1 << 40, 5, f"{2 * room(7) - 2:,} bytes of memory can be had, of which half", id="half"),
-        pytest.param(room(2), 1 << 40, 2, f"{room(2):,} bytes of memory can be had, of which half", id="just-for-two"),
+        pytest.param(
+            2 * room(7) - 2, 1 << 40, 5, f"{2 * room(7) - 2:,} bytes of memory are available, of which at most half", id="half"
+        ),
+        pytest.param(room(2), 1 << 40, 2, f"{room(2):,} bytes of memory are available, of which at most half", id="just-for-two"),
         pytest.param(1 << 40, room(7) - 1, 5, f"/dev/shm has {room(7) - 1:,} left: enlarge it", id="shm-is-shorter"),
         pytest.param(room(2), room(3) - 1, 2, f"/dev/shm has {room(3) - 1:,} left: memory beyond its limit", id="beyond"),
     ],
@@ -271,7 +273,7 @@ def test_no_memory_for_the_spare_slot(folder: Callable, monkeypatch: pytest.Monk
         with monkeypatch.context() as patch:
             memory_left(patch, SLOT - 1)
             held: list[object] = []
-            with pytest.raises(OSError, match=f"{SLOT:,} bytes of shared memory are needed, .*{SLOT - 1:,} bytes of memory can"):
+            with pytest.raises(OSError, match=f"{SLOT:,} bytes of shared memory are needed, .*{SLOT - 1:,} bytes of memory are"):
                 held.extend(loader)
         del held
         assert sorted(label for X, y in list(loader) for label in data.check(X, y)) == list(range(8))
@@ -281,7 +283,8 @@ def test_no_memory_for_the_spare_slot(folder: Callable, monkeypatch: pytest.Monk
 def test_a_lack_of_descriptors_is_no_lack_of_memory(caplog: pytest.LogCaptureFixture) -> None:
     """With no file left to open, that is the error; nothing is said of memory."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, limits[1]))
+    os.close(lowest := os.dup(0))  # the number that the next file would get
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
     try:
         with pytest.raises(OSError, match="Too many open files"):
             Ring(Layout((Field("X", (3,), np.dtype(np.float32)),), 4), 2)

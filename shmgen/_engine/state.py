@@ -61,7 +61,7 @@ class LoaderState:
         slots: the slots of shared memory; none once the loader is closed.
         workers: the worker processes; none with ``workers=0``, and once the loader is closed.
         waiting: how many requests for a batch wait: for workers, or for a slot.
-        closed: whether no more batches can be had: the loader was closed, or an error has ended it.
+        closed: whether there are no more batches: the loader was closed, or an error has ended it.
 
     Examples:
         >>> loader = Loader(ids, labels, batch_size=4, slots=3, workers=1)

@@ -1,6 +1,6 @@
-"""Limits of the process: which of them an error tells of, how much it allows, and what to do about it.
+"""Limits of the process: which limit an error is about, how much it allows, and what to do.
 
-A worker imports this module, and none could be imported once no file can be opened.
+A worker imports this module at its start: once it can open no more files, it could not import it.
 """
 
 from __future__ import annotations
@@ -12,41 +12,41 @@ from contextlib import contextmanager
 from weakref import WeakSet
 
 FILES = errno.EMFILE, errno.ENFILE
-"""Errors of whoever opens a file."""
+"""Errors of opening a file."""
 
 SEGMENT = *FILES, errno.EFBIG
-"""Errors of whoever makes shared memory."""
+"""Errors of making shared memory."""
 
 MAPPING = *FILES, errno.ENOMEM
-"""Errors of whoever maps memory, for which Python opens a file once more."""
+"""Errors of mapping memory, for which Python opens a file once more."""
 
 START = *MAPPING, errno.EAGAIN
-"""Errors of whoever starts a process."""
+"""Errors of starting a process."""
 
 open_loaders: WeakSet[object] = WeakSet()
-"""What delivers the batches of each loader that is open in this process."""
+"""The prefetchers of all loaders that are open in this process."""
 
 
 def most_file_bytes() -> int | None:
-    """The bytes that a file may have; None where there is no limit."""
+    """How many bytes a file may have; None if there is no limit."""
     return _soft(resource.RLIMIT_FSIZE)
 
 
 def on_file_bytes() -> str:
-    """What to say where a file would have more; nothing where there is no limit."""
+    """The message if a file would have more; empty if there is no limit."""
     soft = most_file_bytes()
     return "" if soft is None else f"files may have {soft:,} bytes (ulimit -f), and shared memory counts as one: {_LESS}"
 
 
 def reached(error: Exception, errors: tuple[int, ...]) -> str:
-    """The limit that ``error`` tells of, and the remedy; nothing where it tells of none, or is none of ``errors``."""
+    """The limit that ``error`` is about, and the remedy; empty if it is about none, or is none of ``errors``."""
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     return _TOLD[number]() if number in errors else ""
 
 
 @contextmanager
 def named(errors: tuple[int, ...]) -> Iterator[None]:
-    """Has an OSError that tells of a limit say so."""
+    """Add the limit that an OSError is about to its text."""
     try:
         yield
     except OSError as error:
@@ -56,7 +56,7 @@ def named(errors: tuple[int, ...]) -> Iterator[None]:
 
 
 def note(error: Exception) -> None:
-    """Have ``error``, which comes out of code of the user's, say which limit it tells of, if of any."""
+    """Add the limit that ``error``, which comes from the user's code, is about to its notes, if any."""
     if limit := reached(error, MAPPING):
         error.add_note(limit)
 
@@ -83,7 +83,7 @@ def _memory() -> str:
         with open("/proc/self/statm") as file:
             size, _, _, _, _, data, _ = (int(pages) * resource.getpagesize() for pages in file.read().split())
     except OSError:
-        return ""  # of two errors, that one counts which is to be explained
+        return ""  # the error that is to be explained matters more than this one
     limits = (resource.RLIMIT_AS, "of address space", "v", size), (resource.RLIMIT_DATA, "of data", "d", data)
     found = [
         f"this process may have {soft:,} bytes {what} (ulimit -{letter}), and has {used:,}"

@@ -1,4 +1,4 @@
-"""The status page: where each worker says what it is at, in shared memory, so that nobody has to ask it.
+"""The status page: shared memory in which each worker records what it is doing.
 
 It is the first page of the ring's segment. Each worker has a record of a few words of 8 bytes of its own there.
 """
