@@ -19,9 +19,9 @@ import keras
 from shmgen._checks import Fixed, check_index
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.state import LoaderState
-from shmgen._engine.stats import Stats
 from shmgen._plan.damage import Damaged
 from shmgen._plan.passes import Pass
+from shmgen._plan.stats import Stats
 from shmgen.errors import InputError
 from shmgen.loader import NO_COPY, Loader
 from shmgen.options import Options, init_from
@@ -363,18 +363,15 @@ class _WaitTimer:
         self.is_stopped = False
         self.fraction = 0.0
         self._start = time.monotonic()
-        self._batch_wait = self._now()
+        self._before = weakref.WeakKeyDictionary((sequence, sequence.stats) for sequence in list(_in_use))
 
     def stop(self) -> None:
         """Stop measuring; later calls change nothing."""
         if not self.is_stopped:
             self.is_stopped = True
-            batch_wait, elapsed = self._now() - self._batch_wait, time.monotonic() - self._start
-            self.fraction = min(1.0, max(0.0, batch_wait / elapsed)) if elapsed else 0.0
-
-    @staticmethod
-    def _now() -> float:
-        return sum(stats.batch_wait + stats.slot_wait for stats in (sequence.stats for sequence in list(_in_use)))
+            seen = [sequence.stats.since(self._before.get(sequence, Stats())) for sequence in list(_in_use)]
+            wait, elapsed = sum(stats.batch_wait + stats.slot_wait for stats in seen), time.monotonic() - self._start
+            self.fraction = min(1.0, wait / elapsed) if elapsed else 0.0
 
 
 _in_use: weakref.WeakSet[Sequence] = weakref.WeakSet()

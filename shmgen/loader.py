@@ -17,7 +17,6 @@ from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.pool import InProcess, Pool, Workers
 from shmgen._engine.prefetcher import Prefetcher
 from shmgen._engine.state import LoaderState
-from shmgen._engine.stats import WAITING, Stats
 from shmgen._engine.supervisor import Supervisor
 from shmgen._memory.layout import Layout
 from shmgen._memory.limits import available, processors
@@ -28,6 +27,7 @@ from shmgen._plan.damage import Damage, Damaged
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule
+from shmgen._plan.stats import WAITING, Stats
 from shmgen._sources.sample_spec import dtype_text
 from shmgen._worker.assembler import BatchAssembler, FieldSpec
 from shmgen.errors import ClosedError

@@ -349,7 +349,7 @@ def test_a_sample_that_kills_stands_aside(folder: Callable, caplog: pytest.LogCa
     assert caplog.text.count("it is replaced by another sample") == 1
 
 
-# Workers that can't begin.
+# Workers that can't start.
 
 
 def ended_by(loader: Loader, error: type[Exception], match: str, workers: Callable) -> None:

@@ -336,7 +336,7 @@ def test_files_longer_than_a_block(tmp_path: Path) -> None:
 
 def test_a_long_file_is_told_of_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file may take minutes; the sum of what is told is what was read."""
-    monkeypatch.setattr("shmgen._tools.scan_worker.TOLD_EVERY", BLOCK)
+    monkeypatch.setattr("shmgen._tools.scan_worker.REPORT_EVERY", BLOCK)
     array = np.zeros(5 * BLOCK // 2, np.uint8)
     put(tmp_path / "one.npy", npy(array))
     told: list[int] = []
@@ -496,7 +496,7 @@ WRONG = [
     pytest.param(["scan", "data", "--ids", "no-ids"], "expected ids, an id a line, found none", id="no-ids"),
     pytest.param(["scan", "data", "--ids", "utf-16"], "utf-16, line 1: expected an id, found a NUL byte; write", id="utf-16"),
     pytest.param(["scan", "data", "--json", "no/file"], "--json no/file: No such file or directory", id="json-nowhere"),
-    pytest.param(["scan", "data", "--dim", "3,x"], "expected ints from 1, with commas between them, found '3,x'", id="dim"),
+    pytest.param(["scan", "data", "--dim", "3,x"], "expected ints from 1, separated by commas, found '3,x'", id="dim"),
     pytest.param(["scan", "data", "--dim", "3,0"], "found '3,0'", id="dim-zero"),
     pytest.param(["scan", "data", "--n-channels", "0"], "expected an int from 1, found '0'", id="channels"),
     pytest.param(["scan", "data", "--workers", "two"], "expected an int from 1, found 'two'", id="workers"),
@@ -540,7 +540,7 @@ def test_help() -> None:
         "--json [FILE]",
     ):
         assert said in words
-    assert "is what most files have" in words
+    assert "expected shape and dtype are those of most files" in words
     assert "exit status: 0 if all is good, 1 if anything is damaged, 2 if" in words
     assert max(map(len, own.stdout.splitlines())) <= 80
 
@@ -592,7 +592,9 @@ def test_without_rich(data: Path) -> None:
     table, with_json = run("scan", data, command=command), run("scan", data, "--json", command=command)
 
     assert (table.returncode, table.stdout) == (2, "")
-    assert table.stderr.strip().endswith("the table needs rich: pip install rich; or have --json, without FILE, in its place")
+    assert table.stderr.strip().endswith(
+        "the table needs rich: pip install rich; or use --json without FILE in place of the table"
+    )
     assert (with_json.returncode, json.loads(with_json.stdout)["files"]) == (0, 5)
 
 

@@ -33,13 +33,13 @@ def seen(rate: float, workers: int, load: float = 1.0, io_wait: float = 0.0) -> 
 
 
 RECOMMENDED = [
-    # rates of 0, 1, 2, ... workers, batches a second; the step; load and reading of all; what is recommended, and why
+    # rates of 0, 1, 2, ... workers, batches a second; the step; load and I/O wait of all; what is recommended, and why
     pytest.param(
         [10, 124, 240, 250], 25, 1, 0.9, 1, "1 worker feeds a 25 ms step with 3.1 x to spare; 3 would read 2.0 x", id="1"
     ),
     pytest.param([10, 45, 124, 126], 25, 1, 0.9, 2, "3.1 x to spare; more gain nothing: the disk, or network, is", id="disk"),
     pytest.param([10, 45, 60, 61], 25, 1, 0.1, 2, "more gain nothing: the 2 processors are the limit", id="processors"),
-    pytest.param([10, 45, 60, 61], 25, 0.5, 0.1, 2, "more gain nothing: the calling process takes no more", id="caller"),
+    pytest.param([10, 45, 60, 61], 25, 0.5, 0.1, 2, "more gain nothing: the main process takes no more", id="caller"),
     pytest.param([10, 20, 47, 60], 25, 1, 0, 3, "3 workers feed a 25 ms step with 1.5 x to spare; more were not", id="margin"),
     pytest.param([10, 20, 44, 45], 25, 1, 0, 2, "2 workers feed a 25 ms step with 1.1 x to spare only", id="barely"),
     pytest.param([10, 16, 19, 20], 25, 1, 0, 2, "a 25 ms step can't be fed: with 2 workers a batch takes 52.6 ms", id="too-slow"),
@@ -201,7 +201,7 @@ def test_what_is_no_file_is_never_cold() -> None:
     """Nobody knows what a source of the user's reads."""
     tuning = tune(range(32), source=costly(sleep), batch_size=BATCH, workers=[1], seconds=0.05, cold=True)
 
-    assert "cold not measured: what is read is not known to be files" in tuning.remarks
+    assert "cold not measured: it is not known which files are read" in tuning.remarks
     assert not any(one.cold for one in tuning.measurements)
 
 

@@ -1,6 +1,6 @@
 """What a scan has found: which files a `Loader` would take, and what is wrong with the others.
 
-A folder of several shapes can't be trained on as it is. What is expected, and not given, is what most files have.
+A folder of several shapes can't be trained on as it is. The expected shape and dtype are those of most files, if not given.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Kind(NamedTuple):
     Attributes:
         shape: of each.
         dtype: of each, byte order included.
-        files: how many there are.
-        bytes: of all of them, headers included.
-        reason: why a loader would not take them: what was expected and what was found. None where it would.
+        files: number of files.
+        bytes: of all of them, with headers.
+        reason: why a loader would not take them: what was expected, and what was found. None if it would.
     """
 
     shape: tuple[int, ...]
@@ -36,12 +36,12 @@ class Kind(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """A file, or a sub-folder, that no sample can be read from.
+    """A file that can't be read as a sample, or a sub-folder that can't be listed.
 
     Attributes:
-        id: of the sample; of a sub-folder, its path from the folder.
+        id: of the sample; for a sub-folder, its path from the folder.
         path: of the file.
-        reason: what was expected and what was found.
+        reason: what was expected, and what was found.
     """
 
     id: str
@@ -56,13 +56,13 @@ class Report:
     Attributes:
         folder: that was scanned.
         full: whether all data was read.
-        complete: whether all files were looked at; not so where the scan was interrupted.
+        complete: whether all files were looked at, and the scan was not interrupted.
         files: number of files that were looked at.
-        seconds: that it took.
-        given: what the user said that files are like.
-        expected: what a loader takes; None where no file tells.
-        kinds: of the whole files, the most frequent first.
-        damaged: all others, and those of kinds that a loader would not take; by path.
+        seconds: duration of the scan.
+        given: the shape and dtype that the user expects.
+        expected: what a loader takes; None if no file shows it.
+        kinds: of whole files, the most frequent first.
+        damaged: all other files, and those of kinds that a loader would not take, by path.
     """
 
     folder: str
@@ -77,26 +77,26 @@ class Report:
 
     @property
     def bytes(self) -> int:
-        """Of the whole files, headers included."""
+        """Of the whole files, with headers."""
         return sum(kind.bytes for kind in self.kinds)
 
     @property
     def remarks(self) -> list[str]:
-        """What may surprise, though it damages nothing."""
+        """What is no damage, but may come as a surprise."""
         taken = {kind.dtype.newbyteorder("=") for kind in self.kinds if kind.reason is None}
         remarks = []
         if self.given.dtype is None and self.expected and len(taken) > 1:
             most = self.expected.numpy_dtype.name
             remarks.append(f"dtypes differ: a loader casts to the first file's; pass it dtype={most!r} to be sure of one")
         if not self.given.dim and any(kind.reason for kind in self.kinds):
-            remarks.append("expected is what most files have, where --dim, --n-channels and --dtype do not say otherwise")
+            remarks.append("expected is what most files have, unless --dim, --n-channels and --dtype say otherwise")
         return remarks
 
 
 def judge(kinds: Sequence[Kind], given: SampleSpec) -> tuple[RowSpec | None, list[Kind]]:
-    """What a loader expects that is made for most of ``kinds``, and the kinds with the reason why it would not take them.
+    """What a loader for most of the files expects, and the kinds, each with the reason why it would not take them.
 
-    The answer is that of `Npy` with ``given``, were its first file one of the most frequent kind that ``given`` allows.
+    The answer is that of `Npy` with ``given`` if its first file is of the most frequent kind that ``given`` allows.
     """
     ranked = sorted(kinds, key=lambda kind: (-kind.files, kind.shape, kind.dtype.str))
     expected = _expected(ranked, given)
