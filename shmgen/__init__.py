@@ -13,7 +13,8 @@ The way of the data, and the module that holds each step::
       ▼
     _worker.main             a lean process that fills rows
       │  _worker.assembler   what it does with them: a source for each field, then the user's transform
-      │  _sources            what rows are filled from: npy, npy_rows, hdf5, function, values; rng: random numbers
+      │  _sources            what rows are filled from: npy, npy_rows, hdf5, function, values; sample_spec:
+      │                      what shape and dtype fits; rng: random numbers
       ▼
     _memory.ring             slots of shared memory, cut into arrays by _memory.layout
       │                      a slot is free again when the last view of it is gone
@@ -31,6 +32,9 @@ how much there is. _sources run in workers, and are bound to the ids in the main
 what it does, what it is told (pickling, context), and what comes back (log_forwarding). _engine is the main process's side.
 options has the arguments: each is typed, documented and checked once. _tools is the command line: ``scan`` checks a folder,
 ``tune`` says how many workers to use.
+
+Examples in docstrings find the files ``data/id-0.npy`` to ``data/id-15.npy`` of shape (4, 3), the same rows in ``all.npy`` and in
+the dataset ``images`` of ``all.h5``, the list ``ids`` of the files' names, and ``labels``, a dict from each id to 0, 1, 2 or 3.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def folder(tmp_path: Path) -> Callable[..., DataSet]:
     def write(
         count: int = 8,
         shape: tuple[int, ...] = (4, 3),
-        dtype: object = np.float32,
+        dtype: Any = np.float32,
         *,
         n_classes: int | None = None,
         name: str = "data",
@@ -322,7 +322,7 @@ def pytest_timeout_set_timer(settings: Any) -> Iterator[None]:
     """Let the time limit of a test be a `Deadline`, too."""
     deadline = Deadline(settings.timeout)
     yield
-    strike = signal.getsignal(signal.SIGALRM)
+    strike: Any = signal.getsignal(signal.SIGALRM)
 
     def strike_when_passed(number: int, frame: FrameType | None) -> None:
         if deadline.passed:
@@ -342,7 +342,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
     """Makes a module of the user's own, beside which nothing stands."""
 
     def make(code: str) -> ModuleType:

@@ -15,6 +15,12 @@ class SlotState:
             it live; or ``"lost"``, since a worker that can't be killed may still write into it.
         epoch: of the batch that it holds; None where it holds none that will be delivered.
         batch: the number of that batch in the epoch's order, from 0; None likewise.
+
+    Examples:
+        >>> loader = Loader(ids, labels, batch_size=4)
+        >>> X, y = loader.batch(0)
+        >>> [slot for slot in loader.state.slots if slot.status == "leased"]
+        [SlotState(status='leased', epoch=0, batch=0)]
     """
 
     status: Literal["free", "filling", "ready", "leased", "lost"]
@@ -31,6 +37,11 @@ class WorkerState:
         busy: whether it is reading rows, or calls a function for one.
         row: the row that it is at, from 0, among those that it was given at once; None where it is at none, or its source does
             not say at which.
+
+    Examples:
+        >>> loader = Loader(ids, labels, batch_size=4, workers=2)
+        >>> [worker.pid > 0 for worker in loader.state.workers]
+        [True, True]
     """
 
     pid: int
@@ -51,6 +62,13 @@ class LoaderState:
         workers: the worker processes; none with ``workers=0``, and once the loader is closed.
         waiting: how many requests for a batch wait: for workers, or for a slot.
         closed: whether no more batches can be had: the loader was closed, or an error has ended it.
+
+    Examples:
+        >>> loader = Loader(ids, labels, batch_size=4, slots=3, workers=1)
+        >>> X, y = loader.batch(0)
+        >>> state = loader.state
+        >>> len(state.slots), state.leased, len(state.workers), state.waiting, state.closed
+        (3, 1, 1, 0, False)
     """
 
     epoch: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from shmgen.errors import SampleError, TooManyDamaged
 
@@ -17,9 +17,15 @@ class Damaged(NamedTuple):
         id: the sample's id, as it stands in the list of ids.
         path: what was to be read.
         reason: what was expected and what was found.
+
+    Examples:
+        >>> with Loader(range(8), batch_size=4, source=lambda id: [60 / (id - 5)], on_error="replace", max_damaged=0.5) as loader:
+        ...     batches = list(loader)
+        >>> [damaged.id for damaged in loader.damaged]
+        [5]
     """
 
-    id: Any
+    id: object
     path: str
     reason: str
 

@@ -47,6 +47,15 @@ class Stats:
         busy: seconds in which workers had something to read, summed over all workers.
         cpu: seconds in which they had a processor or wanted one. In the rest of ``busy`` they waited for what they read.
         decisions: how ``workers="auto"`` has changed their number, when, and why.
+
+    Examples:
+        >>> loader = Loader(ids, labels, batch_size=4)
+        >>> for X, y in loader:
+        ...     pass
+        >>> loader.stats.batches, loader.stats.samples
+        (4, 16)
+        >>> print(loader.stats.report())
+        4 batches, 16 samples in ...
     """
 
     batches: int = 0

@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import IO, Any
 
 from shmgen import __version__
-from shmgen._checks import check_dtype, check_int, check_shape
+from shmgen._checks import check_int
+from shmgen._sources.sample_spec import SampleSpec, check_dtype, check_shape
 from shmgen.errors import InputError, ShmgenError
 
 GOOD, DAMAGED, UNABLE, INTERRUPTED = 0, 1, 2, 130
@@ -112,7 +113,6 @@ done, 130 after Ctrl-C, which ends it with what has been found so far""",
 def _scan(arguments: argparse.Namespace) -> int:
     from shmgen._tools.scan import Scan
     from shmgen._tools.scan_ids import ids_in
-    from shmgen._tools.scan_report import Given
     from shmgen._tools.scan_view import print_table, progress_bar, write_json
 
     _check_rich(arguments)
@@ -120,7 +120,7 @@ def _scan(arguments: argparse.Namespace) -> int:
         blocks = None
         if arguments.ids is not None:
             blocks = ids_in(stack.enter_context(_file(arguments.ids, "rb", "--ids")), arguments.ids)
-        given = Given(arguments.dim, arguments.n_channels, arguments.dtype)
+        given = SampleSpec.checked(arguments.dim, arguments.n_channels, arguments.dtype)
         scan = Scan(arguments.folder, blocks, given, full=arguments.full, workers=arguments.workers)
         # Opened once the arguments are known to be good, but before the scan: an error after hours would lose the result.
         file = stack.enter_context(_file(arguments.json, "w", "--json")) if arguments.json else None

@@ -17,8 +17,9 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from shmgen._memory.limits import processors
+from shmgen._sources.sample_spec import SampleSpec
 from shmgen._tools.scan_ids import Folder, explain_folder
-from shmgen._tools.scan_report import Damage, Given, Kind, Report, judge
+from shmgen._tools.scan_report import Damage, Kind, Report, judge
 from shmgen._tools.scan_worker import FLAGS, SEPARATOR, Format, Setup, Tally, dtype_of, read_format, unpack
 from shmgen._worker.context import environment
 from shmgen._worker.launch import KILL_GRACE, Child, Launcher, end
@@ -80,13 +81,13 @@ class Scan:
         self,
         folder: str | os.PathLike[str],
         blocks: Iterator[list[bytes]] | None = None,
-        given: Given | None = None,
+        given: SampleSpec | None = None,
         *,
         full: bool = False,
         workers: int | None = None,
     ) -> None:
         self._folder = os.fspath(folder)
-        self._given = given or Given()
+        self._given = given or SampleSpec()
         self._full = full
         self._workers = workers or max(1, min(MAX_WORKERS, round(processors())))
         try:

@@ -13,23 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shmgen._checks import are_numbers, meant, what_bytes_may_be
-from shmgen._sources.base import row_shapes
+from shmgen._sources.sample_spec import RowSpec, SampleSpec
 from shmgen.errors import FormatError
-
-
-class Given(NamedTuple):
-    """The shape and dtype that the user expects; None is decided by the files.
-
-    Attributes:
-        dim: shape of a sample without its channels.
-        n_channels: size of the last axis.
-        dtype: of a row, to which files are cast.
-    """
-
-    dim: tuple[int, ...] | None = None
-    n_channels: int | None = None
-    dtype: np.dtype[np.generic] | None = None
 
 
 class Kind(NamedTuple):
@@ -48,18 +33,6 @@ class Kind(NamedTuple):
     files: int
     bytes: int
     reason: str | None = None
-
-
-class Expected(NamedTuple):
-    """What a loader takes.
-
-    Attributes:
-        shapes: that files may have; the first is that of a row.
-        dtype: of a row, in native byte order.
-    """
-
-    shapes: tuple[tuple[int, ...], ...]
-    dtype: np.dtype[np.generic]
 
 
 class Damage(NamedTuple):
@@ -97,8 +70,8 @@ class Report:
     complete: bool
     files: int
     seconds: float
-    given: Given
-    expected: Expected | None
+    given: SampleSpec
+    expected: RowSpec | None
     kinds: list[Kind]
     damaged: list[Damage]
 
@@ -113,15 +86,14 @@ class Report:
         taken = {kind.dtype.newbyteorder("=") for kind in self.kinds if kind.reason is None}
         remarks = []
         if self.given.dtype is None and self.expected and len(taken) > 1:
-            remarks.append(
-                f"dtypes differ: a loader casts to the first file's; pass it dtype={self.expected.dtype.name!r} to be sure of one"
-            )
+            most = self.expected.numpy_dtype.name
+            remarks.append(f"dtypes differ: a loader casts to the first file's; pass it dtype={most!r} to be sure of one")
         if not self.given.dim and any(kind.reason for kind in self.kinds):
             remarks.append("expected is what most files have, unless --dim, --n-channels and --dtype say otherwise")
         return remarks
 
 
-def judge(kinds: Sequence[Kind], given: Given) -> tuple[Expected | None, list[Kind]]:
+def judge(kinds: Sequence[Kind], given: SampleSpec) -> tuple[RowSpec | None, list[Kind]]:
     """What a loader for most of the files expects, and the kinds, each with the reason why it would not take them.
 
     The answer is that of `Npy` with ``given`` if its first file is of the most frequent kind that ``given`` allows.
@@ -131,60 +103,36 @@ def judge(kinds: Sequence[Kind], given: Given) -> tuple[Expected | None, list[Ki
     return expected, [kind._replace(reason=_reason(kind, expected, given)) for kind in ranked]
 
 
-def _expected(ranked: Iterable[Kind], given: Given) -> Expected | None:
-    votes = Counter[tuple[tuple[int, ...], ...]]()
-    dtypes = Counter[np.dtype[np.generic]]()
-    able = []
+def _expected(ranked: Iterable[Kind], given: SampleSpec) -> RowSpec | None:
+    rows = Counter[RowSpec]()
     for kind in ranked:
         with suppress(FormatError):
-            shapes = _shapes(kind, given)
-            votes[shapes] += kind.files
-            able.append((shapes, kind))
-    if not able:
+            rows[_row(kind, given)] += kind.files
+    if not rows:
         return None
-    ((expected, _),) = votes.most_common(1)
-    for shapes, kind in able:
-        if shapes == expected:
-            dtypes[given.dtype or kind.dtype.newbyteorder("=")] += kind.files
-    ((dtype, _),) = dtypes.most_common(1)
-    return Expected(expected, dtype)
+    shapes = Counter[tuple[tuple[int, ...], ...]]()
+    for row, files in rows.items():
+        shapes[row.shapes] += files
+    ((most, _),) = shapes.most_common(1)
+    return max((row for row in rows if row.shapes == most), key=rows.__getitem__)
 
 
-def _shapes(kind: Kind, given: Given) -> tuple[tuple[int, ...], ...]:
-    """The shapes that a loader with ``given`` takes if its first file is of ``kind``.
+def _reason(kind: Kind, expected: RowSpec | None, given: SampleSpec) -> str | None:
+    try:
+        if expected is None or 0 in kind.shape:
+            expected = _row(kind, given)
+        expected.check(kind.shape, kind.dtype)
+    except FormatError as error:
+        return str(error)
+    return None
+
+
+def _row(kind: Kind, given: SampleSpec) -> RowSpec:
+    """The row of a loader with ``given`` whose first file is of ``kind``.
 
     Raises:
         FormatError: it does not take such a first file.
     """
-    shapes = row_shapes(kind.shape, given.dim, given.n_channels)
-    if kind.shape not in shapes:
-        raise FormatError(_other_shape(shapes, kind))
-    if given.dtype is None and not are_numbers(kind.dtype):
-        raise FormatError(f"expected numbers, found dtype {kind.dtype}{what_bytes_may_be(kind.dtype)}")
-    if given.dtype is not None and not _casts(kind, given.dtype):
-        raise FormatError(_other_dtype(given.dtype, kind))
-    return shapes
-
-
-def _reason(kind: Kind, expected: Expected | None, given: Given) -> str | None:
-    if expected is None or 0 in kind.shape:
-        try:
-            _shapes(kind, given)
-        except FormatError as error:
-            return str(error)
-    assert expected is not None
-    if kind.shape not in expected.shapes:
-        return _other_shape(expected.shapes, kind)
-    return None if _casts(kind, expected.dtype) else _other_dtype(expected.dtype, kind)
-
-
-def _casts(kind: Kind, dtype: np.dtype[np.generic]) -> bool:
-    return np.can_cast(meant(kind.dtype, dtype), dtype, "same_kind")
-
-
-def _other_shape(shapes: Iterable[tuple[int, ...]], kind: Kind) -> str:
-    return f"expected shape {' or '.join(map(str, dict.fromkeys(shapes)))}, found {kind.shape}"
-
-
-def _other_dtype(dtype: np.dtype[np.generic], kind: Kind) -> str:
-    return f"expected dtype {dtype}, found {kind.dtype}, whose cast would lose more than precision"
+    row = given.row(kind.shape, kind.dtype)
+    row.check(kind.shape, kind.dtype)
+    return row

@@ -60,7 +60,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
 
 def write_json(report: Report, file: IO[str]) -> None:
     """Write the report as a JSON object on one line."""
-    expected = report.expected and {"shapes": sorted(set(report.expected.shapes)), "dtype": str(report.expected.dtype)}
+    expected = report.expected and {"shapes": sorted(set(report.expected.shapes)), "dtype": str(report.expected.numpy_dtype)}
     head: dict[str, Any] = {
         "data_dir": report.folder,
         "full": report.full,

@@ -22,11 +22,10 @@ import psutil
 from shmgen._checks import check_float, check_int
 from shmgen._memory.limits import SHM, available, processors
 from shmgen._plan.stats import LITTLE, WAITING
-from shmgen._sources.ids import Some
+from shmgen._sources.ids import Subset
 from shmgen._sources.npy import Npy
 from shmgen._sources.npy_format import OPEN_FLAGS
 from shmgen._sources.npy_rows import NpyRows
-from shmgen._sources.values import Values
 from shmgen._worker.protocol import processor_time
 from shmgen.errors import InputError
 from shmgen.loader import Loader
@@ -85,6 +84,11 @@ class Measurement:
         memory: bytes of the workers, in which what they share counts once, and of the slots.
         load: the fraction of the time in which workers had something to read, from 0 to 1.
         io_wait: the fraction of that time in which they waited for a disk or network, from 0 to 1.
+
+    Examples:
+        >>> tuning = tune(ids, labels, batch_size=4, workers=[0, 1], seconds=0.01)
+        >>> [(measured.workers, measured.rate > 0) for measured in tuning.measurements]
+        [(0, True), (1, True)]
     """
 
     workers: int
@@ -115,6 +119,11 @@ class Tuning:
         processors: number of available processors.
         measurements: those with files in the page cache, by workers, then those with cold files.
         remarks: what could not be measured, and what the choice is based on.
+
+    Examples:
+        >>> tuning = tune(ids, labels, batch_size=4, workers=[1], seconds=0.01)
+        >>> print(tuning.reason)
+        1 worker reads ... batches a second; more were not measured
     """
 
     workers: int
@@ -173,6 +182,11 @@ def tune(options: TuneOptions) -> Tuning:
 
     Raises:
         InputError: an argument is wrong. All errors of `Loader` may be raised too.
+
+    Examples:
+        >>> tuning = tune(ids, labels, batch_size=4, workers=[1, 2], seconds=0.01, step_ms=1000)
+        >>> tuning.workers
+        1
     """
     counts = list(options.workers)
     remarks = []
@@ -275,7 +289,7 @@ def _verb(one: Measurement, verb: str) -> str:
     return f"{verb}s" if one.workers == 1 else verb
 
 
-def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Some, list[str] | None, int, int]:
+def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Subset, list[str] | None, int, int]:
     """Read as many samples as can be read in so many seconds, and will stay in memory.
 
     Returns:
@@ -283,7 +297,7 @@ def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Some
     """
     ids = options.ids
     chosen = np.random.default_rng(options.seed).permutation(len(ids)) if options.shuffle else np.arange(len(ids))
-    with options.loader(Some(ids, chosen), workers, shuffle=False) as loader:
+    with options.loader(Subset(ids, chosen), workers, shuffle=False) as loader:
         sample_bytes = sum(field.row_bytes for field in loader._layout.fields)
         batch_size = loader._sampler.batch_size
         room = CACHED * available() / sample_bytes
@@ -294,7 +308,7 @@ def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Some
             if samples >= MIN_BATCHES * batch_size and (now > deadline or samples > room):
                 break
         # A last batch that is left out is ignored.
-        part = Some(ids, chosen[: loader.stats.samples])
+        part = Subset(ids, chosen[: loader.stats.samples])
         return part, _files(loader, part), sample_bytes, batch_size
 
 
@@ -306,7 +320,7 @@ def _files(loader: Loader, ids: Sequence[Any]) -> list[str] | None:
             files += map(source.path, ids)
         elif isinstance(source, NpyRows):
             files.append(source.file)
-        elif not isinstance(source, Values):
+        elif not source.in_main_process:
             return None
     return files or None
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from shmgen._sources.base import told
+from shmgen._sources.base import error_text
 
 log = logging.getLogger("shmgen")
 
@@ -80,7 +80,7 @@ class ForwardedLogs:
                 warning = _warning(text, classes)
                 warnings.showwarning(warning, type(warning), filename, lineno)
         except Exception as error:  # raised by a handler or filter, or for a class that only the worker knows
-            log.error("a log record or warning of worker process %d can't be handled: %s", worker, told(error))
+            log.error("a log record or warning of worker process %d can't be handled: %s", worker, error_text(error))
 
 
 def _warning(text: str, classes: list[tuple[str, str]]) -> Warning:

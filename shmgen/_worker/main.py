@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from shmgen._memory.limit_errors import MAPPING, named, note
 from shmgen._memory.status_page import BUSY, RECORD_WORDS, ROW, USED
-from shmgen._sources.base import IDLE, row_of, told
+from shmgen._sources.base import IDLE, error_text, row_of
 from shmgen._worker.assembler import BatchAssembler, Task
 from shmgen._worker.liveness import begin, end_with_parent
 from shmgen._worker.protocol import (
@@ -103,7 +103,7 @@ def main(stream: int, liveness: int, segment: int) -> None:
         return
     except Exception as error:
         note(error)
-        _send(stream, UNABLE + pickle.dumps(StartError(f"a worker can't start: {told(error)}")))
+        _send(stream, UNABLE + pickle.dumps(StartError(f"a worker can't start: {error_text(error)}")))
         return
     status_page[USED] = processor_time("self")
     _send(stream, READY)

@@ -16,7 +16,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
-from shmgen._sources.base import told
+from shmgen._sources.base import error_text
 from shmgen._sources.function import Function
 from shmgen.errors import InputError, StartError
 
@@ -93,7 +93,7 @@ def _module(name: str) -> ModuleType:
 def _missing(what: str, error: Exception) -> StartError:
     return StartError(
         f"a worker can't import {what}, which functions of yours need: make it importable in a process that does not run your "
-        f"script, define what you need of it in the script itself, or use workers=0; {told(error)}"
+        f"script, define what you need of it in the script itself, or use workers=0; {error_text(error)}"
     )
 
 
