@@ -211,7 +211,8 @@ class TestDataWait:
         for _ in gone:
             pass
         with Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(), workers=1) as slow:
-            callback, logs = DataWait(), {}
+            callback = DataWait()
+            logs: dict[str, float] = {}
             callback.on_epoch_begin(0)
             gone.close()
             del gone
