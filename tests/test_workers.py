@@ -100,6 +100,7 @@ loader.close()
         assert not modules & {
             "logging",
             "cloudpickle",
+            "psutil",
             "shmgen._worker.context",
             "shmgen._worker.pickling",
             "shmgen._worker.log_forwarding",
@@ -123,7 +124,19 @@ def test_importing_the_loader_imports_no_framework(code: str) -> None:
     )
 
     assert "shmgen" in run.stdout.split()
-    assert not top_level(set(run.stdout.split())) & {"keras", "tensorflow", "jax", "torch"}
+    assert not top_level(set(run.stdout.split())) & {"keras", "tensorflow", "jax", "torch", "psutil"}
+
+
+@pytest.mark.parametrize("workers", ["'auto'", "2", "0"])
+def test_a_first_batch_does_not_wait_for_psutil(folder: Callable, script: Callable, workers: str) -> None:
+    """It is imported where it is needed, and no loader needs it as long as all goes well."""
+    run = script(
+        f"with Loader(IDS, LABELS, 4, data_dir=DATA, workers={workers}) as loader: list(loader)\nsay(*sys.modules)", folder()
+    )
+
+    assert run.end() == 0, run.err
+    assert "shmgen._engine.prefetcher" in run.out.split()
+    assert "psutil" not in run.out.split()
 
 
 def test_a_stopped_worker_does_not_delay_close(folder: Callable, workers: Callable) -> None:

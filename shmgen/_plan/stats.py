@@ -56,6 +56,14 @@ class Stats:
         (4, 16)
         >>> print(loader.stats.report())
         4 batches, 16 samples in ...
+
+        The next epoch by itself:
+
+        >>> before = loader.stats
+        >>> for X, y in loader:
+        ...     pass
+        >>> loader.stats.since(before).batches
+        4
     """
 
     batches: int = 0

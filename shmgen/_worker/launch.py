@@ -148,8 +148,8 @@ class Child:
             messages += self._unframer.feed(data)
             if not data:
                 return messages, True
-            if len(data) < 1 << 16:
-                return messages, ended
+            if len(data) < 1 << 16 and not ended:
+                return messages, False
 
     def kill(self) -> None:
         """End the child, whatever it is doing."""
