@@ -11,10 +11,13 @@ BIN := $(VENV)/bin
 # With LATEST, the newest of everything that can be had; what was the newest when it was last installed need not be any more.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	$(if $(LATEST),--upgrade --upgrade-strategy eager,--constraint .ci/constraints.txt)
+# A worker of pytest's, a process that a test starts, and a worker of shmgen's each write a file of their own.
+COVER := --cov --cov-report=
+EXTRAS := cli,hdf5,plot,tensorflow
 MINUTES ?= 10
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test lint bench soak fuzz clean always
+.PHONY: help demo test lint docs bench soak fuzz clean always
 
 help:  ## what can be done
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' $(MAKEFILE_LIST)
@@ -22,14 +25,19 @@ help:  ## what can be done
 demo: $(VENV)/.demo  ## train on real handwritten digits, within a minute
 	$(BIN)/python examples/train_digits.py
 
-test: $(VENV)/.test  ## run the tests; ARGS are pytest's; LATEST=1: with the newest of everything
-	$(BIN)/python -m pytest -p no:benchmark -n 2 --dist worksteal $(ARGS)
+test: $(VENV)/.$(if $(COVERAGE),coverage,test)  ## run the tests; ARGS are pytest's; LATEST=1: with the newest of everything; COVERAGE=1: which lines they run
+	$(if $(COVERAGE),rm -rf .coverage && mkdir .coverage)
+	$(BIN)/python -m pytest -p no:benchmark -n 2 --dist worksteal $(if $(COVERAGE),$(COVER)) $(ARGS)
+	$(if $(COVERAGE),$(BIN)/coverage combine --quiet && $(BIN)/coverage report)
 
 lint: $(VENV)/.lint  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/basedpyright --pythonpath $(BIN)/python --warnings
+
+docs: $(VENV)/.docs  ## make .docs, the reference of the public names, from their docstrings
+	$(BIN)/python -W error -m pdoc --docformat google --output-directory .docs shmgen shmgen.keras
 
 bench: $(VENV)/.bench  ## compare with every other loader in a quarter of an hour; QUICK=1: in two minutes
 	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:cacheprovider --timeout=0 \
@@ -42,17 +50,17 @@ fuzz: $(VENV)/.fuzz  ## look for MINUTES=10 for .npy files that are not read as 
 	$(BIN)/python tests/fuzz_npy.py -max_total_time=$$((60 * $(MINUTES))) $(ARGS)
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .venv-latest .bench .demo .fuzz .hypothesis
+	rm -rf $(VENV) .venv-latest .bench .coverage .demo .docs .fuzz .hypothesis
 
 # One stamp for each set of packages, so that nothing is installed twice.
 $(VENV)/.%: pyproject.toml .ci/constraints.txt $(if $(LATEST),always) | $(BIN)/python
-	$(INSTALL) --editable '.[$*]'
+	$(INSTALL) --editable '.[$(EXTRAS)]' --group $*
 	@touch $@
 
 # A peer that can't be had is left out, and the report says so. PIP_EXTRA_INDEX_URL chooses torch's build for the CPU.
 $(VENV)/.bench: pyproject.toml .ci/constraints.txt $(if $(LATEST),always) | $(BIN)/python
-	$(INSTALL) --editable '.[bench]' || { \
-		$(INSTALL) --editable '.[test]' && \
+	$(INSTALL) --editable '.[$(EXTRAS)]' --group bench || { \
+		$(INSTALL) --editable '.[$(EXTRAS)]' --group test && \
 		for package in grain spdl-core torch; do \
 			$(INSTALL) $$package || echo "left out: $$package"; \
 		done; }
@@ -60,3 +68,4 @@ $(VENV)/.bench: pyproject.toml .ci/constraints.txt $(if $(LATEST),always) | $(BI
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) 'pip>=25.1'  # Python brings an older one, which knows no dependency groups

@@ -26,6 +26,8 @@ import pytest
 from leftovers import MARKED, Before, Gone, workers_of
 from pace import Deadline
 
+from shmgen._worker import launch
+
 ROOT = Path(__file__).parents[1]
 
 # A shell has what it runs in the background ignore Ctrl-C, and what that starts does as well.
@@ -299,6 +301,17 @@ def script(tmp_path: Path) -> Iterator[Callable[..., Script]]:
 def workers() -> Callable[[], list[psutil.Process]]:
     """The workers of this process that live now."""
     return lambda: workers_of(psutil.Process())
+
+
+@pytest.fixture(autouse=True)
+def _workers_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``make test COVERAGE=1``, workers note which lines they run; by themselves they import nothing that could."""
+    if "COVERAGE_PROCESS_CONFIG" in os.environ:
+        import coverage
+
+        place = str(Path(coverage.__file__).parents[1])
+        start = f"import sys; sys.path.append({place!r}); import coverage; coverage.process_startup(); sys.path.pop(); "
+        monkeypatch.setattr(launch, "BOOT", start + launch.BOOT)
 
 
 @pytest.fixture(autouse=True)

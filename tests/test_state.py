@@ -72,7 +72,7 @@ def test_a_request_that_waits_is_seen(folder: Callable[..., DataSet], asking: ty
         assert state.waiting == 2, "it is a snapshot"
 
 
-def test_a_source_that_does_not_say_where_it_is(folder: Callable[..., DataSet], until: Callable[..., None]) -> None:
+def test_a_source_that_does_not_say_where_it_is(folder: Callable[..., DataSet], asking: type[Asking]) -> None:
     """The worker is busy, at no row that is known; once the batch is read, it is not."""
     data = folder(N)
     flag = str(data.path / "go-on")
@@ -85,10 +85,11 @@ def test_a_source_that_does_not_say_where_it_is(folder: Callable[..., DataSet], 
                 os.sched_yield()
 
     with Loader(range(8), None, 8, source=Slow(), workers=1, slots=2) as loader:
-        until(lambda: loader.state.workers[0].busy, "the worker has begun")
+        thread = asking(lambda: len(list(loader)))
+        wait_until(lambda: loader.state.workers[0].busy, "the worker has begun")
         assert loader.state.workers[0].row is None
         open(flag, "w").close()
-        list(loader)
+        assert thread.outcome() == 1
         assert not any(worker.busy for worker in until_read(loader).workers)
 
 

@@ -11,9 +11,14 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+STATED = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = STATED["project"]
 PINS = [line for line in (ROOT / ".ci" / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-EXTRAS = {name: [*map(Requirement, extra)] for name, extra in PROJECT["optional-dependencies"].items()}
+EXTRAS = {
+    name: [Requirement(one) for one in wanted if isinstance(one, str)]  # a group may include another, which is here itself
+    for name, wanted in {**PROJECT["optional-dependencies"], **STATED["dependency-groups"]}.items()
+}
+"""The extras of users, and the groups of who works on it."""
 
 
 def test_pins_are_plain() -> None:
