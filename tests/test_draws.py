@@ -111,7 +111,7 @@ def test_draws_differ_for_every_sample_epoch_and_seed(name: str) -> None:
     assert len({row.tobytes() for row in (*found, *others)}) == 4 * N
 
 
-@pytest.mark.filterwarnings("ignore:batches of a loader with shuffle=False are asked for")
+@pytest.mark.filterwarnings("ignore:batches of a loader with shuffle=False are requested")
 @pytest.mark.parametrize("name", ["rng", "random-gauss", "numpy-normal"])
 def test_a_sample_asked_for_again_is_drawn_again_alike(name: str) -> None:
     """A batch asked for a second time, in another order and by itself, has the same numbers."""
