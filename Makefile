@@ -34,6 +34,7 @@ lint: $(VENV)/.lint  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/basedpyright --pythonpath $(BIN)/python --warnings
 
 docs: $(VENV)/.docs  ## make .docs, the reference of the public names, from their docstrings
 	$(BIN)/python -W error -m pdoc --docformat google --output-directory .docs shmgen shmgen.keras

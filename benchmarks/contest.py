@@ -245,7 +245,9 @@ class Team:
         pids = [process.pid for process in self._processes]
         found = [memory(pids)]
         end = time.monotonic() + DEADLINE
-        while time.monotonic() < end and not select.select([self._processes[-1].stdout], [], [], 0.05)[0]:
+        last = self._processes[-1].stdout
+        assert last is not None
+        while time.monotonic() < end and not select.select([last], [], [], 0.05)[0]:
             found.append(memory(pids))
         for process in self._processes:
             self._events(process)
@@ -253,6 +255,7 @@ class Team:
 
     def _begin(self) -> None:
         for process in self._processes:
+            assert process.stdin is not None
             with suppress(BrokenPipeError):  # _heard tells why
                 process.stdin.write(b"\n")
                 process.stdin.flush()
@@ -262,13 +265,14 @@ class Team:
         return Turn(**turn | {"delivered": Checksum(**turn["delivered"])})
 
     def _events(self, process: subprocess.Popen[bytes]) -> bytes:
+        assert process.stdout is not None
         readable, _, _ = select.select([process.stdout], [], [], DEADLINE)
         line = process.stdout.readline() if readable else b""
         if not line:
             found = f"its end, with exit code {process.wait()}" if readable else f"nothing for {DEADLINE} seconds"
             self._stderr.seek(0)
             said = self._stderr.read().decode(errors="replace").strip().splitlines()[-8:]
-            raise FailedError("\n".join([f"expected a line of JSON, found {found}: {' '.join(process.args)}", *said]))
+            raise FailedError("\n".join([f"expected a line of JSON, found {found}: {process.args!r}", *said]))
         return line
 
     def __enter__(self) -> Self:
@@ -276,6 +280,7 @@ class Team:
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
+            assert process.stdin is not None
             with suppress(BrokenPipeError):
                 process.stdin.close()
         for process in self._processes:
@@ -283,6 +288,7 @@ class Team:
                 process.wait(timeout=20)
             self._end_group(process.pid)
             process.wait()
+            assert process.stdout is not None
             process.stdout.close()
         self._stderr.close()
 

@@ -84,7 +84,7 @@ def note(benchmark: BenchmarkFixture, ratios: list[Ratio], title: str, unit: str
     """Into the table, and into pytest-benchmark's JSON."""
     ratios.append(Ratio(title, unit, values))
     benchmark.extra_info[title] = values
-    benchmark.pedantic(lambda: None)
+    benchmark.pedantic(lambda: None)  # type: ignore[no-untyped-call]
 
 
 def test_two_workers_compute_twice_as_fast(

@@ -41,4 +41,4 @@ def test_contest(benchmark: BenchmarkFixture, contest: Contest, contestant: str,
     what = f"an epoch of {result.case.samples:,} samples" if figure.more else figure.unit
     benchmark.group = f"{figure.title}: {result.case.title}, {contest.workers} workers: {what}"
     benchmark.extra_info.update({name: result.values[name][contestant] for name in result.contest.figures})
-    benchmark.pedantic(lambda: REPLAY.pass_by(next(seconds)), rounds=len(values))
+    benchmark.pedantic(lambda: REPLAY.pass_by(next(seconds)), rounds=len(values))  # type: ignore[no-untyped-call]

@@ -13,14 +13,15 @@ The way of the data, and the module that holds each step::
       ▼
     _worker.main             a lean process that fills rows
       │  _worker.assembler   what it does with them: a source for each field, then the user's transform
-      │  _sources            what rows are filled from: npy, npy_rows, hdf5, function, values; rng: random numbers
+      │  _sources            what rows are filled from: npy, npy_rows, hdf5, function, values; sample_spec:
+      │                      what shape and dtype fits; rng: random numbers
       ▼
     _memory.ring             slots of shared memory, cut into arrays by _memory.layout
       │                      a slot is free again when the last view of it is gone
       ▼
     _engine.prefetcher       waits, and hands out leases, or copies where all slots are held
       │  _plan.autoscaler    how many workers there should be
-      │  _engine.stats       what has been done, and who waits for whom; state: what is done at this moment
+      │  _plan.stats         what has been done, and who waits for whom; _engine.state: what is done at this moment
       ▼
     loader                   Loader: an epoch's iteration, its batches nested as _sources.batch_spec says
       ▼
@@ -42,8 +43,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shmgen._engine.state import LoaderState, SlotState, WorkerState
-    from shmgen._engine.stats import Stats
     from shmgen._plan.damage import Damaged
+    from shmgen._plan.stats import Stats
     from shmgen._sources.base import Source
     from shmgen._sources.function import Function
     from shmgen._sources.hdf5 import Hdf5
@@ -105,7 +106,7 @@ _HOMES = {
     "Sequence": "keras",
     "SlotState": "_engine.state",
     "Source": "_sources.base",
-    "Stats": "_engine.stats",
+    "Stats": "_plan.stats",
     "Tuning": "_tools.tune",
     "Values": "_sources.values",
     "WorkerState": "_engine.state",

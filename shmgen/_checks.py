@@ -1,29 +1,26 @@
-"""Arguments checked once, where they come in."""
+"""Checks of arguments. Each returns the value in its final form, or raises an error that says what was expected."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Generic, SupportsIndex, TypeVar, overload
 
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
-    from typing import Self
-
-    import numpy as np
-    from numpy.typing import DTypeLike
+    from typing import Never, NoReturn, Self
 
 
 T = TypeVar("T")
 
 
 class Fixed(Generic[T]):
-    """An attribute that tells of an argument: to be read, but not to be set.
+    """A read-only attribute for an argument of a constructor.
 
     Args:
-        read: what it is of an object.
+        read: gets the value from an object.
     """
 
     def __init__(self, read: Callable[[Any], T]) -> None:
@@ -41,20 +38,20 @@ class Fixed(Generic[T]):
     def __get__(self, instance: object | None, owner: type) -> Self | T:
         return self if instance is None else self._read(instance)
 
-    def __set__(self, instance: object, value: object) -> None:
+    def __set__(self, instance: object, value: Never) -> NoReturn:
         kind = type(instance).__name__
         raise AttributeError(
-            f"{self._name} can't be changed: the workers of this {kind} were told what to do when it was made; "
-            f"close() it and make another: {kind}(..., {self._name}=...)"
+            f"{self._name} can't be changed: the workers of this {kind} were started with it; close() it and make another: "
+            f"{kind}(..., {self._name}=...)"
         )
 
 
 def check_index(index: SupportsIndex, batches: int) -> int:
-    """``index`` as the number of one of so many batches; negative ones count from the end.
+    """``index`` as the number of one of ``batches`` batches. Negative indexes count from the end.
 
     Raises:
         IndexError: there is no such batch.
-        TypeError: it is no int.
+        TypeError: ``index`` is no int.
     """
     try:
         number = operator.index(index)
@@ -69,7 +66,7 @@ def check_index(index: SupportsIndex, batches: int) -> int:
 
 
 def check_int(value: SupportsIndex, name: str, least: int) -> int:
-    """``value`` as an int from ``least``."""
+    """``value`` as an int, at least ``least``."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -80,84 +77,7 @@ def check_int(value: SupportsIndex, name: str, least: int) -> int:
 
 
 def check_float(value: object, name: str, expected: str, fits: Callable[[float], bool]) -> float:
-    """``value`` as a float that ``fits``, which ``expected`` says in words."""
+    """``value`` as a float, if ``fits`` returns True for it; ``expected`` says that in words."""
     if not isinstance(value, Real) or not fits(float(value)):
         raise InputError(f"{name}: expected {expected}, found {value!r}")
     return float(value)
-
-
-def check_shape(dim: int | Iterable[int] | None) -> tuple[int, ...] | None:
-    """``dim`` as a shape, or None."""
-    if dim is None:
-        return None
-    return tuple(check_int(size, "dim", 1) for size in (dim if isinstance(dim, Iterable) else (dim,)))
-
-
-def check_dtype(dtype: DTypeLike | None) -> np.dtype[np.generic] | None:
-    """``dtype`` in native byte order, one of numbers, by its own name also where it is one of ml_dtypes; or None."""
-    if dtype is None:
-        return None
-    try:
-        native = dtype_of(dtype)
-    except TypeError:
-        raise InputError(f"dtype: expected one of numbers, found {dtype!r}") from None
-    if not are_numbers(native):
-        raise InputError(f"dtype: expected one of numbers, found {native}{what_bytes_may_be(native)}")
-    return native
-
-
-def dtype_of(dtype: DTypeLike) -> np.dtype[np.generic]:
-    """``dtype`` in native byte order; what NumPy itself does not know is looked for in ml_dtypes.
-
-    Raises:
-        TypeError: there is none such.
-    """
-    import numpy as np
-
-    try:
-        return np.dtype(dtype).newbyteorder("=")
-    except TypeError:
-        if not isinstance(dtype, str):
-            raise
-    try:
-        import ml_dtypes  # only whoever asks for one of its dtypes need have it
-
-        extended: np.dtype[np.generic] = np.dtype(getattr(ml_dtypes, dtype))
-    except (ImportError, AttributeError):
-        raise TypeError(f"data type {dtype!r} not understood") from None
-    return extended
-
-
-def dtype_text(dtype: np.dtype[np.generic]) -> str:
-    """What `dtype_of` takes for ``dtype``; pickled, it needs no NumPy."""
-    return dtype.name if _is_extended(dtype) else dtype.str
-
-
-def are_numbers(dtype: np.dtype[np.generic]) -> bool:
-    """Whether elements of ``dtype`` are numbers."""
-    return dtype.kind in "biufc" or _is_extended(dtype)
-
-
-def meant(found: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
-    """What elements of dtype ``found`` are where ``dtype`` is expected.
-
-    Of a dtype of ml_dtypes, `numpy.save` keeps no more than its size: `numpy.load` finds bare bytes.
-    """
-    return dtype if _is_bare(found) and _is_extended(dtype) and found.itemsize == dtype.itemsize else found
-
-
-def what_bytes_may_be(dtype: np.dtype[np.generic]) -> str:
-    """What to do, where ``dtype`` is that of bare bytes in which numbers of ml_dtypes may be stored; else nothing."""
-    if not _is_bare(dtype) or dtype.itemsize > 2:
-        return ""
-    name = "bfloat16" if dtype.itemsize == 2 else "float8_e4m3fn"
-    return f", as {name}, for one, is stored: if it is that, pass dtype={name!r}"
-
-
-def _is_extended(dtype: np.dtype[np.generic]) -> bool:
-    """Whether ``dtype`` is one of ml_dtypes, most of which NumPy calls of the same kind as bare bytes."""
-    return dtype.type.__module__ == "ml_dtypes"
-
-
-def _is_bare(dtype: np.dtype[np.generic]) -> bool:
-    return dtype.char == "V" and dtype.fields is None and dtype.subdtype is None

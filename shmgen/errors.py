@@ -1,4 +1,4 @@
-"""What can go wrong, by name."""
+"""What can go wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ShmgenError(Exception):
 
 
 class InputError(ShmgenError, ValueError):
-    """An argument that no training could start from: no ids, a size of zero, an id without a label.
+    """An argument that can't be used: no ids, a size of zero, an id without a label.
 
     Examples:
         >>> Loader(ids, labels, batch_size=0)
@@ -31,8 +31,8 @@ class SampleError(ShmgenError):
     """A sample that can't be read.
 
     Attributes:
-        id: the sample's id, as it stands in the list of ids.
-        path: what was to be read: a file, as an absolute path, or what else a source reads.
+        id: the sample's id, as in ``list_IDs``.
+        path: what was read: the absolute path of a file, or a description of another source.
         reason: what was expected and what was found.
 
     Examples:
@@ -54,12 +54,12 @@ class SampleError(ShmgenError):
 
 
 class FunctionError(SampleError):
-    """A user's function raised, or returned what does not fit.
+    """A user's function raised an exception, or returned something of another shape or dtype.
 
     Attributes:
-        id: the sample's id, as it stands in the list of ids.
-        path: what was called, and for which field.
-        reason: what was expected and what was found, or the exception and its own traceback.
+        id: the sample's id, as in ``list_IDs``.
+        path: which function was called, and for which field.
+        reason: what was expected and what was found, or the exception with its traceback.
 
     Examples:
         >>> loader = Loader(range(8), batch_size=4, source=lambda id: [60 / (id - 5)], shuffle=False)
@@ -72,13 +72,13 @@ class FunctionError(SampleError):
 
 
 class TooManyDamaged(ShmgenError):
-    """More samples can't be had than ``max_damaged`` bears.
+    """More samples are damaged than ``max_damaged`` allows.
 
     Attributes:
-        damaged: how many there are.
-        samples: how many the data set has.
-        most: the fraction of them that is borne.
-        last: the error of the last that was found.
+        damaged: how many samples are damaged.
+        samples: how many samples the data set has.
+        most: the fraction of the samples that may be damaged, from 0 to 1.
+        last: the error of the damaged sample that was found last.
 
     Examples:
         >>> loader = Loader(range(8), batch_size=4, source=lambda id: [60 / (id - 5)], on_error="replace", max_damaged=0.1)
@@ -98,14 +98,14 @@ class TooManyDamaged(ShmgenError):
 
     def __str__(self) -> str:
         return (
-            f"{self.damaged:,} of {self.samples:,} samples are damaged, and max_damaged={self.most:g} of them are borne: mend "
-            "them (`python -m shmgen scan` finds all that are), leave them out, or choose a larger max_damaged; the last was "
+            f"{self.damaged:,} of {self.samples:,} samples are damaged, and max_damaged={self.most:g} of them may be; repair "
+            "them (`python -m shmgen scan` finds them all), leave them out, or pass a larger max_damaged; the last one was "
             f"{self.last}"
         )
 
 
 class StartError(ShmgenError):
-    """A worker can't begin: a source can't be opened there, or a function can't be imported; the text says which, and why.
+    """A worker can't start: it can't open a source, or can't import a function. The text says which, and why.
 
     Examples:
         >>> class Database(Source):
@@ -120,12 +120,12 @@ class StartError(ShmgenError):
 
 
 class WorkerDied(ShmgenError):
-    """A worker process ended that should not have.
+    """A worker process ended unexpectedly.
 
     Attributes:
         worker: the worker's number, from 0.
         pid: its process id.
-        exitcode: its exit code; the negative of the signal that killed it; None where it could not be killed.
+        exitcode: its exit code, or the negative number of the signal that killed it. None if it could not be killed.
 
     Examples:
         >>> print(WorkerDied(worker=0, pid=4321, exitcode=-11))
@@ -151,11 +151,11 @@ class WorkerDied(ShmgenError):
 
 
 class FormatError(Exception):
-    """What was found is not what was expected; the text says both. Whoever knows the sample makes a `SampleError` of it."""
+    """What was found is not what was expected; the text says both. The caller makes a `SampleError` of it."""
 
 
 class ClosedError(ShmgenError):
-    """A batch was asked for from a loader that has been closed.
+    """A batch was requested from a closed loader.
 
     Examples:
         >>> loader = Loader(ids, labels, batch_size=4)
@@ -167,7 +167,7 @@ class ClosedError(ShmgenError):
 
 
 def printable(text: str) -> str:
-    """``text`` as any stream takes it: of a path that is no valid text, what is not is escaped."""
+    """``text`` so that any stream can encode it: bytes of a path that are no valid text are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice, takewhile
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from shmgen._checks import Fixed, check_index
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.state import LoaderState
-from shmgen._engine.stats import Stats
 from shmgen._plan.damage import Damaged
 from shmgen._plan.passes import Pass
+from shmgen._plan.stats import Stats
 from shmgen.errors import InputError
 from shmgen.loader import NO_COPY, Loader
 from shmgen.options import Options, init_from
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 __all__ = ["DataWait", "Sequence"]
 
 KERAS_QUEUE = 10
-"""Keras's default of ``max_queue_size``."""
+"""Keras's default for ``max_queue_size``."""
 
 MAX_ITERATIONS = 16
-"""So many iterations over one object are told apart; the oldest is forgotten then."""
+"""Iterations over one object that are told apart; with more, the oldest is forgotten."""
 
 log = logging.getLogger("shmgen")
 
 
 class _KerasOption:
-    """An option of Keras's that its users set on the object; here it changes nothing, which is logged once."""
+    """An attribute that Keras's users set on the object. Here it changes nothing, which is logged once."""
 
     def __init__(self, value: int) -> None:
         self._value = value
@@ -53,10 +53,12 @@ class _KerasOption:
         return self._value
 
     def __set__(self, instance: Sequence, value: object) -> None:
-        if value != self._value and self._name not in instance._said:
-            instance._said.add(self._name)
+        if value != self._value and self._name not in instance._warned:
+            instance._warned.add(self._name)
             log.warning(
-                "%s = %r changes nothing: batches are read by shmgen's own workers, as its constructor says", self._name, value
+                "%s = %r changes nothing, since batches are read by shmgen's own workers; pass workers= to the constructor",
+                self._name,
+                value,
             )
 
 
@@ -87,14 +89,14 @@ class SequenceOptions(Options):
 class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     """A `shmgen.Loader` that ``fit``, ``evaluate`` and ``predict`` take.
 
-    Each iteration, Keras's or a ``for`` loop, is a pass of its own and gets the next epoch, also where the one before was left
-    early. With ``shuffle=True`` a pass deals every sample exactly once, in an order that depends on ``seed`` and the epoch
-    alone, whatever order Keras asks for its batches in. With ``shuffle=False``, ``sequence[i]`` is batch i.
+    Each iteration, Keras's or a ``for`` loop, is a pass of its own. It gets the next epoch, even if the last pass was left early.
+    With ``shuffle=True`` a pass deals every sample exactly once, in an order that depends on ``seed`` and the epoch alone,
+    whatever order Keras requests its batches in. With ``shuffle=False``, ``sequence[i]`` is batch i.
 
-    ``sequence[i]`` by hand is a look at the next epoch, until `on_epoch_end` says that it was used.
+    ``sequence[i]`` outside of an iteration is a look at the next epoch, until `on_epoch_end` says that it was used.
 
-    The arguments are the loader's, Keras's ``workers`` among them. A subclass may override ``__len__``, for shorter passes, and
-    ``__getitem__``.
+    The arguments are described at ``__init__``. ``workers`` is the loader's, not Keras's. A subclass may override ``__len__``,
+    for shorter passes, and ``__getitem__``.
 
     Examples:
         >>> import keras
@@ -108,8 +110,9 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
 
     @init_from(SequenceOptions)
     def __init__(self, options: SequenceOptions) -> None:
+        """Start the workers, and begin to read ahead."""
         super().__init__()
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._loader = Loader.from_options(options, _front_end())
         self._iterations = _Iterations(self._loader)
         _in_use.add(self)
@@ -127,46 +130,46 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         """Batches in an epoch."""
         return len(self._loader)
 
-    def __getitem__(self, index: SupportsIndex) -> tuple[Any, ...]:
-        """``(X, y)``, or ``(X,)`` without labels; `shmgen.Loader` says of what shapes, dtypes and nesting.
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """``(X, y)``, or ``(X,)`` without labels; see `shmgen.Loader` for shapes, dtypes and nesting.
 
         Raises:
             IndexError: there is no batch of this index.
-            SampleError: a file can't be read. From within ``fit`` on TensorFlow, it is in the text of TensorFlow's own error, in
-                the log, and in `error`.
+            SampleError: a file can't be read. ``fit`` on TensorFlow raises TensorFlow's own error, whose text contains this one.
+                It is also in the log, and in `error`.
         """
         return self._loader.batch(check_index(index, len(self)), self._iterations.find(sys._getframe(1)))
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """The batches of the next epoch, whose turn comes with the first of them that is asked for."""
+        """The batches of the next epoch. The epoch begins with the first request."""
         for index in range(self.num_batches):
             yield self[index]
 
     @property
     def num_batches(self) -> int:
-        """Batches in an epoch, as ``len`` says. An iteration begins with a look at it, and goes by it."""
-        handing_on, caller = _caller_behind("num_batches")
+        """Batches in an epoch, as ``len``. Each iteration reads it when it begins."""
+        forwarding, caller = _caller_behind("num_batches")
         if caller.f_code.co_flags & inspect.CO_GENERATOR:
             self._iterations.begin(caller, by_hand=caller.f_code is Sequence.__iter__.__code__)
-        elif any(map(_is_keras, handing_on)):
-            self._iterations.note_read()
+        elif any(map(_is_keras, forwarding)):
+            self._iterations.on_read()
             if any(frame.f_code.co_name == "predict" and _is_keras(frame) for frame in _stack(caller)):
                 self._warn_of_predict()
         return len(self)
 
     def on_epoch_begin(self) -> None:
-        """Does nothing: an epoch begins when its first batch is asked for."""
+        """Does nothing: an epoch begins when its first batch is requested."""
 
     def on_epoch_end(self) -> None:
-        """What ``sequence[i]`` has given by hand was used, and the next is of the next epoch. Keras may call it at any time."""
+        """The batches from ``sequence[i]`` were used: the next one belongs to the next epoch. Keras may call this at any time."""
         _, caller = _caller_behind("on_epoch_end")
         self._iterations.end(by_keras=_is_keras(caller))
 
     def _warn_of_predict(self) -> None:
         if self.shuffle:
             self._warn_once(
-                "predict over a Sequence with shuffle=True gives rows in the order of that pass, which is neither that of "
-                "list_IDs nor that of a later look at the labels: make a Sequence with shuffle=False for it"
+                "predict over a Sequence with shuffle=True returns rows in the order of that pass, not in that of list_IDs: "
+                "make a Sequence with shuffle=False for it"
             )
         lost = len(self.list_IDs) - self.batch_size * len(self._loader)
         if lost > 0:
@@ -176,11 +179,11 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
             )
 
     def _warn_once(self, what: str) -> None:
-        if what not in self._said:
-            self._said.add(what)
+        if what not in self._warned:
+            self._warned.add(what)
             warnings.warn(what, stacklevel=2)
 
-    # Keras would copy every batch through a pool of its own, if these said so.
+    # With other values, Keras would copy every batch through a pool of its own.
     workers = _KerasOption(1)
     use_multiprocessing = _KerasOption(False)
     max_queue_size = _KerasOption(KERAS_QUEUE)
@@ -197,16 +200,16 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
 
     @property
     def damaged(self) -> tuple[Damaged, ...]:
-        """The samples that could not be had and for which others stood in; see `shmgen.Loader.damaged`."""
+        """The samples that could not be read and were replaced by others; see `shmgen.Loader.damaged`."""
         return self._loader.damaged
 
     @property
     def error(self) -> Exception | None:
-        """The error that a request for a batch last ended in, whatever the backend made of it; None if there was none."""
+        """The last error of a request for a batch, whatever the backend made of it; None if there was none."""
         return self._loader.error
 
     def close(self) -> None:
-        """End the workers and give up the memory; see `shmgen.Loader.close`."""
+        """End the workers and release the memory; see `shmgen.Loader.close`."""
         self._loader.close()
 
     def __enter__(self) -> Self:
@@ -223,43 +226,44 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
 
 
 class _Iterations:
-    """Whose request a request is, and which iterations were no more than a look.
+    """Finds the iteration that a request belongs to, and tells iterations from mere looks at the data.
 
-    An iteration, of Keras, of a ``for`` loop, or of anybody, is a generator that reads ``num_batches`` where it begins and then
-    asks for batches. It is known by its frame, whatever thread it runs in. So one that was left early, of which TensorFlow may
-    still ask for batches ahead, takes none from the next.
+    An iteration, Keras's or that of a ``for`` loop, is a generator that reads ``num_batches`` when it begins, and then requests
+    batches. It is recognised by its frame, in any thread. So an iteration that was left early, but for which TensorFlow still
+    requests batches ahead, takes none from the next one.
 
-    Keras looks at a batch or two before it trains: on TensorFlow by hand, on JAX and torch in an iteration of its own. It resets
-    its `EpochIterator` then, which reads ``num_batches`` through its adapter, and calls ``on_epoch_end``. So an iteration that is
-    reset before it has ended was a look; unless another `EpochIterator` has been made meanwhile, which reads the number as well.
+    Keras looks at a batch or two before it trains: on TensorFlow outside of an iteration, on JAX and torch in one. Then it resets
+    its `EpochIterator`, which reads ``num_batches`` through its adapter, and calls ``on_epoch_end``. So an iteration that is
+    reset before it has ended was a look, unless another `EpochIterator` was made meanwhile: that reads the number too.
     """
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
-        # By the id of the generator's frame. Whatever takes over the id of one that is gone runs other code, or begins anew.
+        # By the id of the generator's frame. If another frame gets the id of one that is gone, it runs other code, or begins.
         self._passes: dict[int, tuple[CodeType, Pass]] = {}
         self._last: Pass | None = None
-        # How often an `EpochIterator` has read the number of batches since the last iteration began or ended.
+        # How often an `EpochIterator` has read ``num_batches`` since the last iteration began or ended.
         self._reads = 0
-        self._is_keras_in = False
+        self._seen_keras = False
 
     def begin(self, frame: FrameType, *, by_hand: bool) -> None:
-        """An iteration begins in the generator that has this frame."""
-        self._last = self._loader.open_pass(by_hand=by_hand)
+        """An iteration begins, in the generator with this frame."""
+        with self._loader.passes() as passes:
+            self._last = passes.open(by_hand=by_hand)
         self._reads = 0
-        self._is_keras_in = self._is_keras_in or not by_hand
+        self._seen_keras = self._seen_keras or not by_hand
         self._passes.pop(id(frame), None)
         self._passes[id(frame)] = frame.f_code, self._last
         if len(self._passes) > MAX_ITERATIONS:
             del self._passes[next(iter(self._passes))]
 
-    def note_read(self) -> None:
-        """An `EpochIterator` of Keras's is made, or reset."""
+    def on_read(self) -> None:
+        """Keras makes or resets an `EpochIterator`."""
         self._reads += 1
-        self._is_keras_in = True
+        self._seen_keras = True
 
     def find(self, frame: FrameType) -> Pass | None:
-        """The pass of the iteration in which a batch is asked for; None by hand."""
+        """The pass of the iteration in which a batch is requested; None outside of iterations."""
         if self._passes:
             for caller in _stack(frame):
                 code, found = self._passes.get(id(caller), (None, None))
@@ -269,28 +273,29 @@ class _Iterations:
 
     def end(self, *, by_keras: bool) -> None:
         """An epoch has ended, or Keras resets its iterator."""
-        # Behind a wrapper of the user's that hands on nothing but batches and this, there is no more to go by.
-        if not (by_keras and self._is_keras_in):
+        # If Keras is hidden by a wrapper of the user's, which forwards only batches and this call, nothing more is known.
+        if not (by_keras and self._seen_keras):
             self._loader.on_epoch_end()
         elif self._reads:
-            if self._reads == 1 and self._last is not None:
-                self._loader.take_back(self._last)
-            self._loader.forget()
+            with self._loader.passes() as passes:
+                if self._reads == 1 and self._last is not None:
+                    passes.take_back(self._last)
+                passes.forget()
         self._last = None
         self._reads = 0
 
 
 def _stack(frame: FrameType | None) -> Iterator[FrameType]:
-    """``frame``, and those that it was called by."""
+    """``frame``, its caller, the caller's caller, and so on."""
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
 def _caller_behind(name: str) -> tuple[list[FrameType], FrameType]:
-    """The functions of this ``name`` that hand on the call to its caller, Keras's or a subclass's, and who called those."""
-    handing_on = list(takewhile(lambda frame: frame.f_code.co_name == name, _stack(sys._getframe(2))))
-    return handing_on, next(islice(_stack(sys._getframe(2)), len(handing_on), None))
+    """The frames of functions of this ``name`` that forward the call, Keras's or a subclass's, and the frame that called them."""
+    forwarding = list(takewhile(lambda frame: frame.f_code.co_name == name, _stack(sys._getframe(2))))
+    return forwarding, next(islice(_stack(sys._getframe(2)), len(forwarding), None))
 
 
 def _is_keras(frame: FrameType) -> bool:
@@ -298,14 +303,15 @@ def _is_keras(frame: FrameType) -> bool:
 
 
 class DataWait(keras.callbacks.Callback):  # type: ignore[misc]
-    """Puts ``data_wait`` into the logs of every epoch, and ``val_data_wait`` where there is a validation.
+    """Puts ``data_wait`` into the logs of every epoch, and ``val_data_wait`` if there is a validation.
 
-    It is the fraction of the time in which a batch of any `Sequence` had been asked for and was not there, from 0 to 1.
-    TensorFlow asks ahead, so the trainer itself may have waited for less. It stands in ``History`` and the progress bar, and in
-    what comes after it in the list of callbacks: ``callbacks=[DataWait(), CSVLogger("log.csv")]``.
+    It is the fraction of the time in which a batch of any `Sequence` was requested and not yet ready, from 0 to 1. TensorFlow
+    requests batches ahead, so the trainer itself may have waited less. ``History``, the progress bar, and the callbacks that come
+    later in the list show it: ``callbacks=[DataWait(), CSVLogger("log.csv")]``.
 
     Args:
-        warn_above: says once, in the log, when the trainer waits for more than this fraction of an epoch, and what may help.
+        warn_above: a fraction from 0 to 1. The log says once that the trainer waited for more than this part of an epoch, and
+            why.
 
     Examples:
         >>> import keras
@@ -321,26 +327,26 @@ class DataWait(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._warn_above = warn_above
         self._warned = False
-        self._train = self._validation = _Watch()
+        self._train = self._validation = _WaitTimer()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._train = _Watch()
-        self._validation = _Watch()
+        self._train = _WaitTimer()
+        self._validation = _WaitTimer()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._train.pause()
-        self._validation = _Watch()
+        self._train.stop()
+        self._validation = _WaitTimer()
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        self._validation.pause()
+        self._validation.stop()
         if logs is not None:
             logs["data_wait"] = self._validation.fraction
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._train.pause()
+        self._train.stop()
         if logs is not None:
             logs["data_wait"] = self._train.fraction
-            if self._validation.is_paused:
+            if self._validation.is_stopped:
                 logs["val_data_wait"] = self._validation.fraction
         if self._train.fraction > self._warn_above and not self._warned:
             self._warned = True
@@ -350,37 +356,34 @@ class DataWait(keras.callbacks.Callback):  # type: ignore[misc]
             )
 
 
-class _Watch:
-    """The time that is spent from now until `pause`, and how much of it all sequences together make their callers wait."""
+class _WaitTimer:
+    """Measures, from now until `stop`, for which fraction of the time callers waited for batches of any sequence."""
 
     def __init__(self) -> None:
-        self.is_paused = False
+        self.is_stopped = False
         self.fraction = 0.0
         self._start = time.monotonic()
-        self._batch_wait = self._now()
+        self._before = weakref.WeakKeyDictionary((sequence, sequence.stats) for sequence in list(_in_use))
 
-    def pause(self) -> None:
-        """Take the time; later calls change nothing."""
-        if not self.is_paused:
-            self.is_paused = True
-            batch_wait, elapsed = self._now() - self._batch_wait, time.monotonic() - self._start
-            self.fraction = min(1.0, max(0.0, batch_wait / elapsed)) if elapsed else 0.0
-
-    @staticmethod
-    def _now() -> float:
-        return sum(stats.batch_wait + stats.slot_wait for stats in (sequence.stats for sequence in list(_in_use)))
+    def stop(self) -> None:
+        """Stop measuring; later calls change nothing."""
+        if not self.is_stopped:
+            self.is_stopped = True
+            seen = [sequence.stats.since(self._before.get(sequence, Stats())) for sequence in list(_in_use)]
+            wait, elapsed = sum(stats.batch_wait + stats.slot_wait for stats in seen), time.monotonic() - self._start
+            self.fraction = min(1.0, wait / elapsed) if elapsed else 0.0
 
 
 _in_use: weakref.WeakSet[Sequence] = weakref.WeakSet()
 
 
 def _front_end() -> FrontEnd:
-    """That of Keras's backend."""
+    """The front end for Keras's backend."""
     return _TensorFlow() if keras.backend.backend() == "tensorflow" else NO_FRAMEWORK
 
 
 class _TensorFlow(FrontEnd):
-    """Aliases a batch's arrays as they are, since they are aligned."""
+    """TensorFlow aliases a batch's arrays as they are, since they are aligned."""
 
     def __init__(self) -> None:
         import tensorflow as tf
@@ -388,5 +391,5 @@ class _TensorFlow(FrontEnd):
         self._constant = tf.constant
 
     def release(self) -> None:
-        # A tensor that aliases a batch is only queued for release when it dies; the death of an eager one empties the queue.
+        # When a tensor that aliases a batch dies, its release is only queued. The death of an eager tensor empties the queue.
         self._constant(0)

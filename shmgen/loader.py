@@ -8,16 +8,15 @@ import sys
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from shmgen._checks import Fixed, check_index, dtype_text
+from shmgen._checks import Fixed, check_index
 from shmgen._engine.batch_builder import BatchBuilder
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.pool import InProcess, Pool, Workers
 from shmgen._engine.prefetcher import Prefetcher
 from shmgen._engine.state import LoaderState
-from shmgen._engine.stats import WAITING, Stats
 from shmgen._engine.supervisor import Supervisor
 from shmgen._memory.layout import Layout
 from shmgen._memory.limits import available, processors
@@ -28,7 +27,8 @@ from shmgen._plan.damage import Damage, Damaged
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule
-from shmgen._sources.values import Values
+from shmgen._plan.stats import WAITING, Stats
+from shmgen._sources.sample_spec import dtype_text
 from shmgen._worker.assembler import BatchAssembler, FieldSpec
 from shmgen.errors import ClosedError
 from shmgen.options import Options, init_from
@@ -37,25 +37,25 @@ if TYPE_CHECKING:
     from typing import Self
 
 MAX_AT_FIRST = 8
-"""``workers="auto"`` begins with no more."""
+"""Workers that ``workers="auto"`` begins with, at most."""
 
 MAX_WORKERS = 32
-"""``workers="auto"`` goes no higher."""
+"""Workers that ``workers="auto"`` ends up with, at most."""
 
 WORKER_BYTES = 1 << 26
-"""Memory that must be left for another worker."""
+"""Bytes of memory that must be free for one more worker."""
 
 WAITING_WORKERS = 4
-"""Where workers wait for a disk or a network, there may be so many for each processor."""
+"""Workers for each processor, at most, if they wait for a disk or a network."""
 
 MIN_SLOTS, MAX_SLOTS, SLOTS_BYTES = 4, 16, 1 << 26
-"""The default number of slots: as many as fit in so many bytes, within these bounds."""
+"""The default number of slots: as many as fit in so many bytes, but no fewer and no more than these."""
 
 MIN_IN_FLIGHT, IN_FLIGHT_BYTES = 4, 1 << 23
-"""How many batches are read at once: as many as fit in so many bytes, and no fewer than keep the workers busy."""
+"""Batches that are read at once: as many as fit in so many bytes, but enough to keep the workers busy."""
 
 MISSES_BEFORE_WARNING = 3
-"""Requests of one iteration that were not foreseen, before the user is told; a look at a batch or two is nobody's mistake."""
+"""Unexpected requests in one iteration before the user is warned. A look at a batch or two is no mistake."""
 
 
 NO_COPY = (
@@ -65,13 +65,13 @@ NO_COPY = (
 
 
 class Loader:
-    """Batches of samples, made by worker processes in shared memory: of a folder of ``ID.npy`` files, or of anything else.
+    """Batches of samples that worker processes make in shared memory: from a folder of ``ID.npy`` files, or from other sources.
 
-    ``for X, y in loader`` is one epoch; the next loop is the next epoch, also after one that was left early. Without ``labels``
-    or ``targets`` a batch is ``(X,)``. The arrays are views of shared memory that is not written again while anyone holds them,
-    or a view of them; they stay readable after `close`. Any thread may use a loader.
+    ``for X, y in loader`` is one epoch. The next loop is the next epoch, even if this one was left early. Without ``labels`` and
+    ``targets`` a batch is ``(X,)``. The arrays are views of shared memory. It is not written again while anyone holds them, or
+    views of them. They stay readable after `close`. Any thread may use a loader.
 
-    ``__init__`` describes the arguments. Only ``list_IDs`` is required.
+    The arguments are described at ``__init__``. Only ``list_IDs`` is required.
 
     Batches:
         ``(inputs,)``, ``(inputs, targets)`` or ``(inputs, targets, weights)``, each nested as it was given. ``X`` has shape
@@ -79,26 +79,28 @@ class Loader:
         ``(batch_size, n_classes)`` and float32. Each array begins at a multiple of 64 bytes.
 
     Attributes:
-        list_IDs: the ids; like the other arguments here, to be read, but not to be set.
-        labels: as they were given.
-        batch_size: as it was given.
-        dim: of the only input: as it was given, or found in the first sample; where neither it nor ``n_channels`` was given, the
-            sample's whole shape. None where there are several inputs.
-        n_channels: likewise; None where neither was given.
-        n_classes: as it was given.
-        classes: names of the classes, in the order of their numbers, or None. Of several targets: a dict by field.
-        shuffle: as it was given.
+        list_IDs: the ids. This and the other arguments here can be read, but not set.
+        labels: as given.
+        batch_size: as given.
+        dim: shape of the only input without its channels, as given or as found in the first sample. If neither ``dim`` nor
+            ``n_channels`` was given, the sample's whole shape. None if there are several inputs.
+        n_channels: size of the only input's last axis, as given or as found. None if neither ``dim`` nor ``n_channels`` was
+            given, or if there are several inputs.
+        n_classes: as given.
+        classes: names of the classes, in the order of their numbers, or None. If several targets have classes, a dict by field.
+        shuffle: as given.
 
     Raises:
-        InputError: no training could start from these arguments; or a function can't be sent to a worker.
-        SampleError: the first sample can't be had, or contradicts them. While batches are made: a sample can't be had; the batch
-            may be asked for again.
-        FunctionError: as SampleError, where a function of the user's is the cause.
-        TooManyDamaged: while batches are made: more samples are damaged than ``max_damaged`` bears; the loader is closed then.
-        WorkerDied: likewise, where workers die one after the other without having done anything. One that dies is replaced, and
-            what it held is read again; a sample that three of them died of is damaged.
-        StartError: likewise, where a worker could not begin.
-        ClosedError: a batch is asked for after `close`.
+        InputError: an argument can't be used, or a function can't be sent to a worker.
+        SampleError: the first sample can't be read, or does not match the arguments. From a request for a batch: one of its
+            samples can't be read. The batch may be requested again.
+        FunctionError: as SampleError, if a function of the user's is the cause.
+        TooManyDamaged: from a request for a batch: more samples are damaged than ``max_damaged`` allows. The loader is then
+            closed.
+        WorkerDied: likewise: workers die one after the other before they have done anything. Otherwise a worker that dies is
+            replaced, and its rows are read again. A sample at which three workers have died is damaged.
+        StartError: likewise: a worker can't start.
+        ClosedError: a batch is requested after `close`.
         OSError: there is not enough shared memory.
 
     Examples:
@@ -114,6 +116,7 @@ class Loader:
 
     @init_from(Options)
     def __init__(self, options: Options) -> None:
+        """Start the workers, and begin to read ahead."""
         self._build(options, NO_FRAMEWORK)
 
     @classmethod
@@ -129,7 +132,7 @@ class Loader:
         return loader
 
     def _build(self, options: Options, front_end: FrontEnd) -> None:
-        """Put the parts together, and begin to read."""
+        """Put the parts together, and start to read ahead."""
         if not sys.platform.startswith("linux"):
             raise OSError(f"shmgen runs on Linux only so far, found {sys.platform}")
         self._ids, self._spec, self._front_end = options.ids, options.spec, front_end
@@ -159,7 +162,7 @@ class Loader:
                 Supervisor(self._workers, max(1, workers), self._schedule, builder, self._ring, patience),
                 self._schedule,
                 builder,
-                # With nobody to read ahead, only what is asked for is read.
+                # Without workers nothing is read ahead.
                 upcoming=self._passes.upcoming if workers else _nothing,
                 autoscaler=Autoscaler(AutoscalePolicy(workers), _most_workers) if options.workers == "auto" else None,
                 front_end=front_end,
@@ -192,7 +195,7 @@ class Loader:
         return self._sampler.batches
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """The batches of the next epoch, whose turn comes with the first of them that is asked for."""
+        """The batches of the next epoch. The epoch begins with the first request."""
         return _Epoch(self)
 
     def __enter__(self) -> Self:
@@ -222,18 +225,18 @@ class Loader:
 
     @property
     def damaged(self) -> tuple[Damaged, ...]:
-        """The samples that could not be had and for which others stood in, in the order in which they were found."""
+        """The samples that could not be read and were replaced by others, in the order in which they were found."""
         return tuple(self._damage.found.values())
 
     @property
     def error(self) -> Exception | None:
-        """The error that a request for a batch last ended in, which has been logged, too; None if there was none."""
+        """The last error of a request for a batch, which has been logged too; None if there was none."""
         return self._prefetcher.error
 
     def close(self) -> None:
-        """End the workers and give up the memory; what batches still held show stays.
+        """End the workers and release the memory, except that of batches that are still held.
 
-        May be called again, from any thread, also while others wait for a batch.
+        May be called repeatedly, from any thread, and while other threads wait for a batch.
         """
         self._prefetcher.close(ClosedError("it was closed: make another"))
         self._stop.detach()
@@ -241,39 +244,27 @@ class Loader:
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(NO_COPY.format(type(self).__name__))
 
-    def open_pass(self, *, by_hand: bool = False) -> Pass:
-        """Begin an iteration over the next epoch, for `batch`.
-
-        Args:
-            by_hand: what is asked for without a pass meanwhile, and until `on_epoch_end`, belongs to it.
-        """
+    @contextmanager
+    def passes(self) -> Iterator[Passes]:
+        """The passes, for a front end to begin and end them while no other thread does."""
         with self._prefetcher.entered():
-            return self._passes.open(by_hand=by_hand)
-
-    def take_back(self, opened: Pass) -> None:
-        """The iteration was no more than a look: the next one gets its epoch again."""
-        with self._prefetcher.entered():
-            self._passes.take_back(opened)
-
-    def forget(self) -> None:
-        """What was asked for without a pass was no more than a look."""
-        with self._prefetcher.entered():
-            self._passes.forget()
+            yield self._passes
 
     def on_epoch_end(self) -> None:
-        """What was asked for without a pass has been used: what is asked for from now on belongs to the next epoch."""
+        """The batches that were requested without a pass were used: the next request belongs to the next epoch."""
         with self._prefetcher.entered():
             self._passes.end()
 
     def batch(self, index: SupportsIndex, of: Pass | None = None) -> tuple[Any, ...]:
         """The batch that ``index`` means in a pass.
 
-        With ``shuffle``, an index not asked for before in this pass means the next batch of the epoch's order; else batch
-        ``index``.
+        With ``shuffle``, an index that is new in this pass means the next batch of the epoch's order. Without, it is the batch's
+        number.
 
         Args:
             index: from ``-len(loader)`` to ``len(loader) - 1``.
-            of: the pass, as `open_pass` began it; else one by hand, which is a look at the next epoch until `on_epoch_end`.
+            of: the pass, as a front end opened it in `passes`. Without it, the batch is a look at the next epoch, until
+                `on_epoch_end`.
 
         Raises:
             IndexError: there is no batch of this index.
@@ -287,8 +278,8 @@ class Loader:
             self._warned_of_misses = warned or (last is not None and last.misses >= MISSES_BEFORE_WARNING)
         if self._warned_of_misses and not warned:
             warnings.warn(
-                "batches of a loader with shuffle=False are asked for in an order that can't be foreseen, so none are read "
-                "ahead: pass shuffle=False to fit() as well, or shuffle=True to the Sequence",
+                "batches of a loader with shuffle=False are requested in an unknown order, so none are read ahead: pass "
+                "shuffle=False to fit() as well, or shuffle=True to the Sequence",
                 stacklevel=3,
             )
         return self._fetch(batch)
@@ -298,7 +289,7 @@ class Loader:
 
 
 class _Epoch(Iterator[tuple[Any, ...]]):
-    """One epoch's batches; several threads may share it. It holds the loader, which nobody else may."""
+    """One epoch's batches. Several threads may share it. It keeps the loader alive: nobody else may hold that."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
@@ -318,18 +309,14 @@ class _Epoch(Iterator[tuple[Any, ...]]):
 
 
 def _assembler(options: Options, layout: Layout) -> BatchAssembler:
-    parts = [
-        FieldSpec(
-            field.name,
-            None if isinstance(source, Values) else source,
-            field.shape,
-            dtype_text(field.dtype),
-            STATUS_PAGE_BYTES + offset,
-            field.row_bytes,
-        )
-        for field, offset, source in zip(layout.fields, layout.offsets, options.spec.sources.values(), strict=True)
+    """What workers do for each batch."""
+    fields = [
+        FieldSpec(field.name, field.shape, dtype_text(field.dtype), STATUS_PAGE_BYTES + offset, field.row_bytes)
+        for field, offset in zip(layout.fields, layout.offsets, strict=True)
     ]
-    return BatchAssembler(parts, layout.slot_bytes, options.seed, options.transforms, options.sample_transform)
+    return BatchAssembler(
+        fields, options.spec.sources, layout.slot_bytes, options.seed, options.transforms, options.sample_transform
+    )
 
 
 def _slots(slot_bytes: int) -> int:
@@ -338,16 +325,22 @@ def _slots(slot_bytes: int) -> int:
 
 
 def _nothing() -> Iterator[BatchId]:
+    """No batches, to be read ahead."""
     return iter(())
 
 
 def _workers_at_first() -> int:
-    """One for each processor that others leave idle."""
+    """One for each processor that other processes leave idle."""
     others = os.getloadavg()[0]
     return max(1, min(MAX_AT_FIRST, round(processors() - others)))
 
 
 def _most_workers(workers: int, io_wait: float) -> int:
-    """How many there may be where there are ``workers``, which wait for a disk or a network for a fraction of their work."""
+    """How many workers there may be.
+
+    Args:
+        workers: how many there are.
+        io_wait: the fraction of their busy time in which they wait for a disk or a network, from 0 to 1.
+    """
     for_each = WAITING_WORKERS if io_wait > WAITING else 1
     return min(MAX_WORKERS, int(for_each * max(1.0, processors())), workers + available() // WORKER_BYTES)

@@ -11,12 +11,13 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
-from shmgen._checks import check_dtype, check_float, check_int, check_shape
+from shmgen._checks import check_float, check_int
 from shmgen._sources.base import Source
 from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
 from shmgen._sources.ids import kept
 from shmgen._sources.npy import Npy
+from shmgen._sources.sample_spec import check_dtype, check_shape
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,11 +27,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
     from numpy.typing import DTypeLike
 
-    from shmgen._sources.values import Values
-
-    Part: TypeAlias = (
-        Source | Values | Mapping[Any, Any] | SupportsKeysAndGetItem[Any, Any] | Iterable[Any] | Callable[[Any], Any]
-    )
+    Part: TypeAlias = Source | Mapping[Any, Any] | SupportsKeysAndGetItem[Any, Any] | Iterable[Any] | Callable[[Any], Any]
     """A field of a batch: a source, or values as `Values` takes them, or a function; or a dict, tuple or list of fields."""
 
 P = ParamSpec("P")
@@ -208,7 +205,7 @@ class Options(DataOptions):
             if self.workers != "auto":
                 raise InputError(f"workers: expected a number from 0, or 'auto', found {self.workers!r}")
         else:
-            vars(self).update(workers=check_int(self.workers, "workers", 0))
+            self._keep(workers=check_int(self.workers, "workers", 0))
         super().__post_init__()
 
 
@@ -264,6 +261,6 @@ def _describe(call: Any, options: Any, parameters: list[inspect.Parameter]) -> N
     """Give a function the signature, and the description of its arguments, that callers see."""
     call.__signature__ = inspect.signature(call.__wrapped__).replace(parameters=parameters)
     described = [inspect.cleandoc(cls.__doc__ or "").partition("Args:\n") for cls in reversed(options.__mro__)]
-    arguments = "Args:\n" + "\n".join(text for _, found, text in described if found)
-    summary, raises, errors = inspect.cleandoc(call.__doc__ or "").partition("\n\nRaises:")
-    call.__doc__ = f"{summary}\n\n{arguments}{raises}{errors}" if summary else arguments
+    arguments = "\n".join(text for _, found, text in described if found)
+    summary, raises, errors = inspect.cleandoc(call.__doc__).partition("\n\nRaises:")
+    call.__doc__ = f"{summary}\n\nArgs:\n{arguments}{raises}{errors}"

@@ -94,7 +94,7 @@ def folder(tmp_path: Path) -> Callable[..., DataSet]:
     def write(
         count: int = 8,
         shape: tuple[int, ...] = (4, 3),
-        dtype: object = np.float32,
+        dtype: Any = np.float32,
         *,
         n_classes: int | None = None,
         name: str = "data",
@@ -307,9 +307,7 @@ def workers() -> Callable[[], list[psutil.Process]]:
 def _workers_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``make test COVERAGE=1``, workers note which lines they run; by themselves they import nothing that could."""
     if "COVERAGE_PROCESS_CONFIG" in os.environ:
-        import coverage
-
-        place = str(Path(coverage.__file__).parents[1])
+        place = str(Path(str(sys.modules["coverage"].__file__)).parents[1])
         start = f"import sys; sys.path.append({place!r}); import coverage; coverage.process_startup(); sys.path.pop(); "
         monkeypatch.setattr(launch, "BOOT", start + launch.BOOT)
 
@@ -335,7 +333,7 @@ def pytest_timeout_set_timer(settings: Any) -> Iterator[None]:
     """Let the time limit of a test be a `Deadline`, too."""
     deadline = Deadline(settings.timeout)
     yield
-    strike = signal.getsignal(signal.SIGALRM)
+    strike: Any = signal.getsignal(signal.SIGALRM)
 
     def strike_when_passed(number: int, frame: FrameType | None) -> None:
         if deadline.passed:
@@ -355,7 +353,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
     """Makes a module of the user's own, beside which nothing stands."""
 
     def make(code: str) -> ModuleType:

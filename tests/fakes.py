@@ -294,8 +294,8 @@ class Engine:
         ids = range(samples)
         spec = BatchSpec(Rows(), None, None, ids)
         layout = Layout(spec.bind(), batch_size)
-        parts = [FieldSpec("X", Rows(), (2,), "<f8", STATUS_PAGE_BYTES, layout.fields[0].row_bytes)]
-        assembler = BatchAssembler(parts, layout.slot_bytes, 0, {}, None)
+        fields = [FieldSpec("X", (2,), "<f8", STATUS_PAGE_BYTES, layout.fields[0].row_bytes)]
+        assembler = BatchAssembler(fields, spec.sources, layout.slot_bytes, 0, {}, None)
         self.ring = Ring(layout, slots)
         self.workers = FakeWorkers(workers, self.ring, self.clock)
         self.passes = Passes(self.sampler.batches, shuffle=shuffle, epoch=0)

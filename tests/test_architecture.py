@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "options": {*BASE, "_sources"},
     "loader": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine", "options"},
     "keras": {*BASE, "_plan", "_engine", "options", "loader"},
-    "_tools": {*BASE, "_memory", "_sources", "_worker", "_engine", "options", "loader"},
+    "_tools": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine", "options", "loader", "__version__"},
     "__main__": {"_tools"},
 }
 """For each part, a module or folder of the package, the others that it may import; it may always import itself."""

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ WITHIN = 10.0
 WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
 
 
-def npy(array: np.ndarray, **options: object) -> bytes:
+def npy(array: np.ndarray, **options: Any) -> bytes:
     """The bytes of an .npy file."""
     file = io.BytesIO()
     np.save(file, array, **options)
@@ -421,7 +422,7 @@ def test_bad_arguments_are_named(folder: Callable, changed: dict[str, object], m
         pytest.param(np.array([3, 1, 2, 0]), id="array"),
     ],
 )
-def test_whatever_is_an_int_is_a_label(tmp_path: Path, labels: object) -> None:
+def test_whatever_is_an_int_is_a_label(tmp_path: Path, labels: Any) -> None:
     """Labels may be any kind of int, in any mapping: it need only have one for each id."""
     for id in range(4):
         np.save(tmp_path / f"{id}.npy", np.float32(id))
@@ -454,7 +455,7 @@ def test_fit_names_the_bad_file(folder: Callable) -> None:
             spoil(data.file(data.ids[position]), content)
             options = {"dim": (4,), "n_channels": 3, "dtype": np.float32, "data_dir": data.path, "workers": 2}
 
-            def fit(data: object = data, options: dict = options) -> None:
+            def fit(data: Any = data, options: dict = options) -> None:
                 with Sequence(data.ids, data.labels, 4, shuffle=False, **options) as sequence:
                     model.fit(sequence, verbose=0, shuffle=False)
 

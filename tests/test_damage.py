@@ -162,12 +162,17 @@ def bad(kind: str, data: DataSet) -> tuple[dict[str, Any], str, str]:
         return x[1:] if x[0, 0] == 7 else None
 
     function = {"dim": (4, 3), "n_channels": 1, "dtype": "f4"}
-    return {
+    found: dict[str, tuple[dict[str, Any], str, str]] = {
         "raises": ({"source": raises, **function}, "source of field 'X'", "ValueError: no such picture\n\nTraceback"),
-        "misfits": ({"source": misfits, **function}, "source of field 'X'", r"expected shape \(4, 3, 1\), found \(3, 3\)$"),
+        "misfits": (
+            {"source": misfits, **function},
+            "source of field 'X'",
+            r"expected shape \(4, 3, 1\) or \(4, 3\), found \(3, 3\)$",
+        ),
         "own-fill": ({"source": filling(raises)}, "source of field 'X'", "ValueError: no such picture\n\nTraceback"),
         "transform": ({"transform": transform, "data_dir": data.path}, "transform of field 'X'", "expected shape .* found"),
-    }[kind]
+    }
+    return found[kind]
 
 
 @pytest.mark.parametrize("workers", WORKERS)
@@ -201,7 +206,7 @@ def test_rows_behind_the_end_of_one_file(tmp_path: Path, shuffle: bool, workers:
         for X, y in loader:
             np.testing.assert_array_equal(X, y[:, None] * 3.0 + np.arange(3))
             labels += y.tolist()
-        assert sorted(damaged.id for damaged in loader.damaged) == [N - 2, N - 1]
+        assert {damaged.id for damaged in loader.damaged} == {N - 2, N - 1}
         assert loader.damaged[0].path == str(path)
     assert len(labels) == N
     assert set(labels) <= set(range(N - 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -115,13 +116,12 @@ def test_a_sample_that_kills_is_named() -> None:
     with engine_of(workers=1) as engine:
 
         def deadly() -> bool:
-            [worker] = engine.workers.able() or [None]
-            if worker is None:
+            if not engine.workers.able():
                 return False
-            if 6 in engine.workers.workers[worker].tasks[0].ids:
+            if 6 in engine.workers.workers[0].tasks[0].ids:
                 amid(engine, *engine.holding(6))
             else:
-                engine.workers.done(worker)
+                engine.workers.done(0)
             return True
 
         engine.workers.otherwise = deadly
@@ -136,7 +136,12 @@ def test_a_sample_that_kills_is_named() -> None:
 def test_workers_that_die_before_they_have_done_anything_end_the_run() -> None:
     """After so many, one after the other: the death is the error, and of all requests from then on."""
     with engine_of(workers=1) as engine:
-        engine.workers.otherwise = lambda: engine.workers.die(0) is None
+
+        def die() -> bool:
+            engine.workers.die(0)
+            return True
+
+        engine.workers.otherwise = die
         with pytest.raises(WorkerDied):
             engine.fetch(0)
         assert engine.workers.log == ["restart 0"] * (STARTS - 1) + ["stop"]
@@ -197,7 +202,7 @@ def test_a_worker_that_comes_further_is_left_alone() -> None:
             engine.workers.reach(0, row)
             engine.clock.now += 0.4 * TIMEOUT
 
-        engine.workers.script += [lambda row=row: slowly(row) for row in (0, 0, 1, 1, 2, 2, 3, 3)]
+        engine.workers.script += [partial(slowly, row) for row in (0, 0, 1, 1, 2, 2, 3, 3)]
         engine.workers.otherwise = lambda: False if engine.workers.script else engine.workers.work()
         assert engine.fetch(0) == engine.expected(0)
         assert engine.workers.log == []
@@ -222,7 +227,7 @@ def test_a_kill_that_does_not_work(row: int | None) -> None:
         assert engine.workers.log == ["kill 0", "restart 0"]
         assert repr(engine.schedule).count("lost") == 1
         assert engine.ring.slots == 3
-        held = []
+        held: list[tuple[np.ndarray, int]] = []
         for number in (0, 1, 2, 3):
             array = engine.lease(number)
             engine.workers.scribble()
@@ -286,7 +291,12 @@ def test_a_failure_is_replaced(known: bool, workers: int) -> None:
 def test_too_many_failures_end_the_run() -> None:
     """Past ``max_damaged``."""
     with engine_of(workers=1, replaces=True, most=0.1) as engine:
-        engine.workers.otherwise = lambda: engine.workers.fail(0, 0) is None
+
+        def fail() -> bool:
+            engine.workers.fail(0, 0)
+            return True
+
+        engine.workers.otherwise = fail
         with pytest.raises(TooManyDamaged):
             engine.fetch(0)
         assert engine.damage.found.keys() >= {0}
@@ -310,7 +320,7 @@ def test_resizes_amid_work(counts: tuple[int, ...]) -> None:
     with engine_of(workers=2, samples=40) as engine:
         for number in range(engine.sampler.batches):
             if number < len(counts):
-                engine.workers.script.append(lambda number=number: engine.resize(counts[number]))
+                engine.workers.script.append(partial(engine.resize, counts[number]))
             assert engine.fetch(number) == engine.expected(number)
         assert len(engine.workers.workers) == engine.prefetcher.stats.workers == counts[-1]
         assert set(engine.workers.log) <= {"add", "dismiss"}
@@ -396,7 +406,7 @@ def test_closed_while_other_threads_wait(asking: type[Asking], threads: int) -> 
     """All that wait are woken, and get ClosedError."""
     with engine_of(ahead=False) as engine:
         engine.workers.blocks = True
-        waiting = [asking(lambda number=number: engine.fetch(number)) for number in range(threads)]
+        waiting = [asking(partial(engine.fetch, number)) for number in range(threads)]
         wait_until(lambda: state(engine).waiting == threads, "all wait")
         engine.prefetcher.close(ClosedError("closed"))
         assert [type(thread.outcome()) for thread in waiting] == [ClosedError] * threads
@@ -407,7 +417,7 @@ def test_several_threads_wait(asking: type[Asking]) -> None:
     """For the same batch and for others: each gets its own when the workers have answered, in whatever order."""
     with engine_of(slots=4, ahead=False) as engine:
         engine.workers.blocks = True
-        threads = [asking(lambda number=number: engine.fetch(number)) for number in (0, 1, 0)]
+        threads = [asking(partial(engine.fetch, number)) for number in (0, 1, 0)]
         wait_until(lambda: state(engine).waiting == 3, "all wait")
 
         def progress() -> bool:
@@ -505,7 +515,7 @@ def test_any_history_ends_with_every_row_right_or_named(data: st.DataObject) -> 
         history = History(engine, data)
         engine.workers.otherwise = history.step
         held: list[tuple[np.ndarray, np.ndarray]] = []
-        named: list[tuple[int, int]] = []
+        named: list[tuple[object, int]] = []
         replaced = 0
         for number in range(engine.sampler.batches):
             while True:

@@ -60,7 +60,7 @@ def test_deaths_change_no_byte(folder: Callable, workers: Callable, kind: str, c
     assert found == expected
 
 
-CAUSES = {
+CAUSES: dict[int, str] = {
     signal.SIGKILL: "was killed by SIGKILL; the kernel does that when memory runs out: try .*",
     signal.SIGSEGV: "was killed by SIGSEGV",
     signal.SIGTERM: "was killed by SIGTERM",
@@ -133,7 +133,7 @@ def test_what_the_dead_held_is_read_again_and_nothing_else(
         os.close(fd)
         return read(id)
 
-    options = {"dim": (4, 3), "n_channels": 1, "dtype": "f4", "slots": 2, "shuffle": False, "workers": 2}
+    options: dict[str, Any] = {"dim": (4, 3), "n_channels": 1, "dtype": "f4", "slots": 2, "shuffle": False, "workers": 2}
     with Loader(data.ids, data.labels, 4, source=noting, **options) as loader:
         thread = asking(lambda: [data.check(*loader.batch(number)) for number in range(5)])
         until_waiting(loader)
@@ -261,8 +261,8 @@ def test_killed_again_and_again(folder: Callable, asking: Callable, workers: Cal
         def kill_on() -> None:
             for number in range(8):
                 # A worker that is never left the time to do anything is no fault to survive.
-                delivered = loader.stats.batches
-                wait_until(lambda delivered=delivered: loader.stats.batches > delivered + 5, "batches are delivered")
+                least = loader.stats.batches + 5
+                wait_until(lambda: loader.stats.batches > least, "batches are delivered")  # noqa: B023
                 count: list[psutil.Process] = []
                 while len(count) < 2:  # one is just being replaced
                     count = workers()
@@ -302,7 +302,7 @@ def test_fit_goes_on(folder: Callable, workers: Callable) -> None:
     data = folder(N)
     model = Recorder()
     model.compile()
-    killer = keras.callbacks.LambdaCallback(on_train_batch_end=lambda number, logs: number == 1 and kill(workers()[0]))
+    killer = keras.callbacks.LambdaCallback(on_train_batch_end=lambda number, logs: kill(workers()[0]) if number == 1 else None)
     with Sequence(data.ids, data.labels, BATCH, data_dir=data.path, workers=2, slots=4) as sequence:
         model.fit(sequence, epochs=3, verbose=0, callbacks=[killer])
         assert sequence.stats.restarts == 3
@@ -349,7 +349,7 @@ def test_a_sample_that_kills_stands_aside(folder: Callable, caplog: pytest.LogCa
     assert caplog.text.count("it is replaced by another sample") == 1
 
 
-# Workers that can't begin.
+# Workers that can't start.
 
 
 def ended_by(loader: Loader, error: type[Exception], match: str, workers: Callable) -> None:

@@ -58,8 +58,18 @@ def lists(batch: Any) -> Any:
 @pytest.mark.parametrize("role", ["inputs", "targets", "weights"])
 def test_a_batch_has_the_structure_that_was_given(role: str, given: Callable, expected: Callable) -> None:
     """One array, a tuple or a dict, in each of ``(inputs, targets, weights)``, and no more parts than were given."""
-    parts = {"inputs": lambda: {"x": one()}, "targets": lambda: {"t": one()}, "weights": lambda: {"w": one()}, role: given}
-    wanted = {"inputs": lambda n: {"x": n}, "targets": lambda n: {"t": n}, "weights": lambda n: {"w": n}, role: expected}
+    parts: dict[str, Any] = {
+        "inputs": lambda: {"x": one()},
+        "targets": lambda: {"t": one()},
+        "weights": lambda: {"w": one()},
+        role: given,
+    }
+    wanted: dict[str, Any] = {
+        "inputs": lambda n: {"x": n},
+        "targets": lambda n: {"t": n},
+        "weights": lambda n: {"w": n},
+        role: expected,
+    }
     for count in range(1 + ["inputs", "targets", "weights"].index(role), 4):
         names = list(parts)[:count]
         with Loader(range(N), None, 4, **{name: parts[name]() for name in names}, shuffle=False, workers=0) as loader:
@@ -90,15 +100,15 @@ def test_a_name_may_stand_in_inputs_and_targets(data: Any) -> None:
         assert len(sample) == 2
         next(iter(sample.values()))[:] += 1000
 
-    fields = {"inputs": {"scan": Npy(data.path)}, "targets": {"scan": Npy(data.path)}}
+    fields: dict[str, Any] = {"inputs": {"scan": Npy(data.path)}, "targets": {"scan": Npy(data.path)}}
     with Loader(data.ids, None, 8, **fields, transform=noisy, workers=0) as loader:
         for X, y in loader:
             np.testing.assert_array_equal(X["scan"], y["scan"] + 1000)
 
 
 REFUSED = [
-    pytest.param({"inputs": {1: one(), "1": one()}}, "stands twice", id="a-name-twice"),
-    pytest.param({"inputs": {"a": one(), "b": {"a": one()}}}, "stands twice", id="a-name-twice-nested"),
+    pytest.param({"inputs": {1: one(), "1": one()}}, "found 'inputs.1' twice", id="a-name-twice"),
+    pytest.param({"inputs": {"a": one(), "b": {"a": one()}}}, "found 'inputs.a' twice", id="a-name-twice-nested"),
     pytest.param({"inputs": one(), "labels": range(N), "targets": one()}, "either labels or targets", id="labels-and-targets"),
     pytest.param({"inputs": one(), "dim": (3,)}, "describe the only input", id="inputs-and-dim"),
     pytest.param({"inputs": one(), "n_channels": 1}, "describe the only input", id="inputs-and-n_channels"),

@@ -153,8 +153,8 @@ def test_a_deadline_follows_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_time_limit_of_a_test_is_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is late on a slow machine goes on; who is later than that, fails."""
     slow = [4.0]
-    asked = []
-    monkeypatch.setattr(pace, "slowness", lambda: (asked.append(1), slow[0])[1])
+    asked: list[int] = []
+    monkeypatch.setattr(pace, "slowness", lambda: (asked.append(1), slow[0])[1])  # type: ignore[func-returns-value]
     wait_until(lambda: asked, "the time limit is over")
     slow[0] = 1.0
     with pytest.raises(pytest.fail.Exception, match="Timeout"):

@@ -304,7 +304,7 @@ def test_a_path_that_a_shell_would_expand(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     write(tmp_path, ["data/a", "data/b"])
-    said = f"'~' is taken as it stands, and was probably meant as {tmp_path}/data: pass os.path.expanduser('~/data')"
+    said = f"'~' is not replaced, and was probably meant as {tmp_path}/data: pass os.path.expanduser('~/data')"
     assert said in refused(["a", "b"], data_dir="~/data")
     assert said in refused(["a", "b"], source=Npy("~/data"))
     assert read(["a", "b"], data_dir=os.path.expanduser("~/data")) == [0, 1]

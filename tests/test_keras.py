@@ -146,7 +146,7 @@ def test_an_order_of_keras_own_is_served_and_warned_of_once(data: Any) -> None:
     assert [exact(epoch) for epoch in passes(model.samples, N)] == [True] * 3
     assert {tuple(batch) for batch in model.seen} == batches
     assert [str(w.message) for w in caught if "shuffle=False to fit()" in str(w.message)] != []
-    assert sum("foreseen" in str(w.message) for w in caught) == 1
+    assert sum("requested in an unknown order" in str(w.message) for w in caught) == 1
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")

@@ -14,7 +14,7 @@ from pace import Deadline
 from shmgen._worker import launch
 from shmgen._worker.context import environment
 from shmgen._worker.launch import Child, Launcher, end
-from shmgen._worker.signals import undisturbed
+from shmgen._worker.signals import deferred_signals
 
 BOOT = """if True:
     import os, sys, time
@@ -37,7 +37,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Child]]:
     children: list[Child] = []
 
     def start(code: str, *fds: int) -> Child:
-        with undisturbed():
+        with deferred_signals():
             children.append(Launcher(code, environment(0)[0], silent=True).start(*fds))
         return children[-1]
 

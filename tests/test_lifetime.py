@@ -9,11 +9,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-from conftest import GONE_WITHIN, until_waiting
+from conftest import GONE_WITHIN, Script, until_waiting
 from leftovers import names
 from pace import Deadline
 from ways import answer, made, who_reads
@@ -117,7 +118,7 @@ main()
 STATES = [pytest.param(AMID, False, id="amid-iteration"), pytest.param(WAITING, True, id="waiting-for-a-fifo")]
 
 
-def ready(folder: Callable, script: Callable, code: str, fifo: bool, name: str = "data", **options: object) -> object:
+def ready(folder: Callable, script: Callable, code: str, fifo: bool, name: str = "data", **options: object) -> Script:
     """A script that has come to the point where it is to be struck."""
     data = folder(24, name=name)
     if fifo:
@@ -507,12 +508,14 @@ def test_a_constructor_that_fails_leaves_nothing(folder: Callable, monkeypatch: 
     """Wherever the constructor fails, the fixture finds nothing left behind."""
     import subprocess
 
+    error: Any
+    changed: Any
     error, changed = FAILURES[failure]
     data = folder(8)
     popen = subprocess.Popen
-    started = []
+    started: list[subprocess.Popen[bytes]] = []
 
-    def second_fails(*args: object, **kwargs: object) -> object:
+    def second_fails(*args: Any, **kwargs: Any) -> object:
         if started:
             raise KeyboardInterrupt if failure == "interrupt" else OSError(11, "Resource temporarily unavailable")
         started.append(popen(*args, **kwargs))

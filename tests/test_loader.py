@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_a_loop_is_an_epoch_and_the_next_the_next(folder: Folder, workers: int) 
 def test_a_loop_left_early_is_over(folder: Folder) -> None:
     """After a ``break`` the next loop gives the next epoch, from its start; an iterator that nobody asks costs none."""
     data = folder(20)
-    options = {"batch_size": 4, "data_dir": data.path, "seed": 3}
+    options: dict[str, Any] = {"batch_size": 4, "data_dir": data.path, "seed": 3}
     with Loader(data.ids, data.labels, **options) as whole:
         epochs = [[y.tolist() for _, y in whole] for _ in range(3)]
     with Loader(data.ids, data.labels, **options) as loader:
@@ -61,7 +62,7 @@ def test_the_first_epoch_can_be_chosen(folder: Folder) -> None:
         assert [[y.tolist() for _, y in loader] for _ in range(2)] == epochs[2:]
     for epoch in (-1, 1.5, "2", None):
         with pytest.raises(InputError, match="epoch: expected an int from 0, found"):
-            Loader(data.ids, data.labels, 4, data_dir=data.path, epoch=epoch)
+            Loader(data.ids, data.labels, 4, data_dir=data.path, epoch=epoch)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
@@ -89,7 +90,7 @@ def test_arguments_can_be_read_and_not_set(folder: Folder) -> None:
                 setattr(loader, name, found.get(name))
         assert [y.shape for _, y in loader] == [(4, 9)] * 2
     for given, dim, n_channels in [({}, (4, 3, 2), None), ({"n_channels": 2}, (4, 3), 2), ({"n_channels": 1}, (4, 3, 2), 1)]:
-        with Loader(data.ids, None, 4, data_dir=data.path, **given) as loader:
+        with Loader(data.ids, None, 4, data_dir=data.path, **given) as loader:  # type: ignore[arg-type]
             assert (loader.dim, loader.n_channels, loader.labels) == (dim, n_channels, None)
     with Loader(data.ids, None, 4, inputs={"a": Npy(data.path)}) as loader:
         assert (loader.dim, loader.n_channels) == (None, None)
@@ -104,7 +105,7 @@ def test_an_index_that_is_none(folder: Folder) -> None:
                 loader.batch(index)
         for wrong, kind in ((slice(0, 2), "slice"), ("0", "str"), (0.0, "float"), (None, "NoneType")):
             with pytest.raises(TypeError, match=rf"expected an int, found {kind}; for several, ask for one after the other"):
-                loader.batch(wrong)
+                loader.batch(wrong)  # type: ignore[arg-type]
         assert loader.batch(np.int64(1))[1].tolist() == loader.batch(-1)[1].tolist()
 
 
@@ -149,9 +150,7 @@ def test_threads_share_a_loop(folder: Folder) -> None:
     (4, 1, (4,), (4, 1)),
     (None, None, (), ()),
 ])  # fmt: skip
-def test_shape_of_a_row(
-    folder: Folder, dim: object, n_channels: int | None, shape: tuple[int, ...], row: tuple[int, ...]
-) -> None:
+def test_shape_of_a_row(folder: Folder, dim: Any, n_channels: int | None, shape: tuple[int, ...], row: tuple[int, ...]) -> None:
     """``X`` is ``(batch_size, *dim, n_channels)``; what is left out is the first file's."""
     data = folder(4, shape)
     with Loader(data.ids, data.labels, 2, dim, n_channels, data_dir=data.path, workers=1) as loader:
@@ -179,7 +178,7 @@ def test_arrays_are_what_a_framework_takes_without_a_copy(folder: Folder) -> Non
 def test_labels_int_one_hot_and_none(folder: Folder) -> None:
     """int64 of shape (batch,); float32 one-hot rows with ``n_classes``; ``(X,)`` without labels."""
     data = folder(6, n_classes=3)
-    arguments = {"batch_size": 6, "shuffle": False, "data_dir": data.path, "workers": 1}
+    arguments: dict[str, Any] = {"batch_size": 6, "shuffle": False, "data_dir": data.path, "workers": 1}
     expected = np.array([0, 1, 2, 0, 1, 2])
     with Loader(data.ids, data.labels, **arguments) as loader:
         ((_, y),) = loader
@@ -201,6 +200,7 @@ def test_ids_of_any_kind(folder: Folder) -> None:
     for number, id in enumerate(data.ids):
         data.file(id).rename(data.path / f"{number}.npy")
     labels = {number: number for number in range(4)}
+    ids: Any
     for ids in (range(4), list(range(4)), tuple(range(4)), np.arange(4), list(np.arange(4))):
         with Loader(ids, labels, 4, data_dir=data.path, workers=1) as loader:
             ((X, y),) = loader

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
+import shmgen._engine.prefetcher
 import shmgen._memory.limits
 import shmgen._memory.ring
 from shmgen import Loader
@@ -269,7 +270,7 @@ def test_no_memory_for_the_spare_slot(folder: Callable, monkeypatch: pytest.Monk
     with Loader(data.ids, data.labels, 1, data_dir=data.path, workers=workers, slots=2) as loader:
         with monkeypatch.context() as patch:
             memory_left(patch, SLOT - 1)
-            held = []
+            held: list[object] = []
             with pytest.raises(OSError, match=f"{SLOT:,} bytes of shared memory are needed, .*{SLOT - 1:,} bytes of memory can"):
                 held.extend(loader)
         del held

@@ -6,6 +6,7 @@ import io
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ DTYPES = [
 ]
 
 
-def rows_of(folder: Path, ids: list[object], **options: object) -> np.ndarray:
+def rows_of(folder: Path, ids: list[object], **options: Any) -> np.ndarray:
     """The rows of ``ids``, in order."""
     options = {"workers": 0, "batch_size": len(ids), **options}
     with Loader(ids, None, data_dir=folder, shuffle=False, **options) as loader:
@@ -31,7 +32,7 @@ def rows_of(folder: Path, ids: list[object], **options: object) -> np.ndarray:
         return X
 
 
-def number_up(shape: tuple[int, ...], dtype: object, start: int = 0) -> np.ndarray:
+def number_up(shape: tuple[int, ...], dtype: Any, start: int = 0) -> np.ndarray:
     """An array whose elements differ, so that a wrong order of axes or bytes shows."""
     size = int(np.prod(shape))
     return (np.arange(size) * 7 + start).reshape(shape).astype(dtype)
@@ -93,7 +94,7 @@ def test_all_kinds_of_files_mix_in_one_folder(tmp_path: Path, first: str) -> Non
 
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_all_dtypes_are_taken_from_the_first_file(tmp_path: Path, dtype: str, byteorder: str) -> None:
+def test_all_dtypes_are_taken_from_the_first_file(tmp_path: Path, dtype: str, byteorder: Any) -> None:
     """Without ``dtype``, X has that of the first file, in native byte order, and the same values."""
     for id in range(3):
         np.save(tmp_path / f"{id}.npy", number_up((5, 2), dtype, id).astype(np.dtype(dtype).newbyteorder(byteorder)))
@@ -157,7 +158,7 @@ SHAPES = [
 @pytest.mark.parametrize("dtype", [None, np.float64], ids=["dtype-left-out", "dtype"])
 @pytest.mark.parametrize(("found", "dim", "n_channels", "row"), SHAPES)
 def test_what_is_left_out_is_read_from_the_first_header(
-    tmp_path: Path, found: tuple[int, ...], dim: object, n_channels: int | None, row: tuple[int, ...], dtype: object
+    tmp_path: Path, found: tuple[int, ...], dim: object, n_channels: int | None, row: tuple[int, ...], dtype: Any
 ) -> None:
     """``dim``, ``n_channels`` and ``dtype``, left out in every combination, give rows of the right shape and dtype."""
     for id in range(3):
@@ -236,7 +237,7 @@ def test_any_id_whose_text_makes_a_path(tmp_path: Path, id: object) -> None:
         pytest.param({"3": 0, "1": 0, "2": 0, "0": 0}, id="dict"),
     ],
 )
-def test_any_iterable_of_ids(tmp_path: Path, ids: object) -> None:
+def test_any_iterable_of_ids(tmp_path: Path, ids: Any) -> None:
     """Ids come as whatever can be iterated over, and keep their order."""
     for id in range(4):
         np.save(tmp_path / f"{id}.npy", number_up((3,), np.float32, id))

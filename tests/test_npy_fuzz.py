@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ class Folder:
                 return None
         return array if array.dtype.kind in "biufc" and array.shape == mapped.shape else None
 
-    def read(self, first: str, **options: object) -> list[np.ndarray]:
+    def read(self, first: str, **options: Any) -> list[np.ndarray]:
         """What a worker makes of the file, read behind the folder's ``first`` one, and once more."""
         source = Npy(self.path, **options)
         with warnings.catch_warnings():

@@ -55,15 +55,15 @@ def padded(data: Any, path: Path) -> dict[str, Any]:
         shape, dtype = (4, 3), "f4"
 
         def fill(self, ids: Any, rows: np.ndarray) -> None:
-            for self.at[0], id in enumerate(ids, 1):
-                pad(id, rows[self.at[0] - 1])
+            for self.rows_begun[0], id in enumerate(ids, 1):
+                pad(id, rows[self.rows_begun[0] - 1])
 
     class Raw(RawSource):
         shape, dtype = (4, 3), "f4"
 
         def fill(self, ids: Any, rows: Any) -> None:
-            for self.at[0], id in enumerate(ids, 1):
-                pad(id, np.frombuffer(rows, "f4").reshape(-1, 4, 3)[self.at[0] - 1])
+            for self.rows_begun[0], id in enumerate(ids, 1):
+                pad(id, np.frombuffer(rows, "f4").reshape(-1, 4, 3)[self.rows_begun[0] - 1])
 
     class Files(Npy):
         fill = Raw.fill
@@ -126,7 +126,7 @@ def test_a_row_is_clear_when_it_is_filled_again(folder: Callable, tmp_path: Path
     for number in bad:
         (tmp_path / f"{mark}-{number}").touch()
     source = padded(data, tmp_path)[kind]
-    options = {"slots": 2, "workers": workers, "on_error": "replace", "max_damaged": 0.5}
+    options: dict[str, Any] = {"slots": 2, "workers": workers, "on_error": "replace", "max_damaged": 0.5}
     with Loader(data.ids, data.labels, 4, source=source, **options) as loader:
         assert [left_out(X, y) for X, y in loader] == [[]] * 10
         assert len(loader.damaged) == (len(bad) if mark == "fails" else 0)
@@ -200,7 +200,7 @@ def test_files_of_ml_dtypes(stored: Callable, tmp_path: Path, dtype: str, by: st
 def test_files_are_cast_to_ml_dtypes(tmp_path: Path, workers: int) -> None:
     """Files of float32, in either byte order, of Fortran order, and of the dtype itself, side by side."""
     rows = numbered("bfloat16") + np.arange(12).reshape(4, 3).astype(ml_dtypes.bfloat16)
-    kinds = [np.asarray, lambda a: a.astype("f4"), lambda a: a.astype(">f4"), np.asfortranarray]
+    kinds: list[Callable] = [np.asarray, lambda a: a.astype("f4"), lambda a: a.astype(">f4"), np.asfortranarray]
     for number, row in enumerate(rows):
         np.save(tmp_path / f"{number}.npy", kinds[number % 4](row))
     X = loaded(list(range(N)), workers, data_dir=tmp_path, dtype="bfloat16")

@@ -20,9 +20,10 @@ import psutil
 import pytest
 
 from shmgen import InputError, Loader, SampleError
+from shmgen._sources.sample_spec import SampleSpec
 from shmgen._tools.scan import Progress, Scan
 from shmgen._tools.scan_ids import Folder, ids_in
-from shmgen._tools.scan_report import Given, Kind, Report, judge
+from shmgen._tools.scan_report import Kind, Report, judge
 from shmgen._tools.scan_worker import BLOCK, Examiner, Format, pack, unpack
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,7 @@ def listen(path: Path) -> None:
 def scanned(folder: Path, ids: Sequence[str] | None = None, workers: int = 2, full: bool = False, **given: Any) -> Report:
     """The report of a scan in this process."""
     blocks = None if ids is None else iter([[os.fsencode(id) for id in ids]])
-    scan = Scan(folder, blocks, Given(**given), full=full, workers=workers)
+    scan = Scan(folder, blocks, SampleSpec(**given), full=full, workers=workers)
     scan.run()
     return scan.report()
 
@@ -149,7 +150,7 @@ def everything(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """The report of a folder of all cases, each in a sub-folder of its own, named by its id, and of more good files."""
     folder = tmp_path_factory.mktemp("data")
     for case in ALL:
-        put(folder / str(case.id) / "bad.npy", case.values[0])
+        put(folder / str(case.id) / "bad.npy", case.values[0])  # type: ignore[arg-type]
         put(folder / str(case.id) / "good-1.npy", npy(GOOD))
     return scanned(folder, full=request.param)
 
@@ -335,7 +336,7 @@ def test_files_longer_than_a_block(tmp_path: Path) -> None:
 
 def test_a_long_file_is_told_of_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file may take minutes; the sum of what is told is what was read."""
-    monkeypatch.setattr("shmgen._tools.scan_worker.TOLD_EVERY", BLOCK)
+    monkeypatch.setattr("shmgen._tools.scan_worker.REPORT_EVERY", BLOCK)
     array = np.zeros(5 * BLOCK // 2, np.uint8)
     put(tmp_path / "one.npy", npy(array))
     told: list[int] = []
@@ -354,29 +355,31 @@ F4, F8, U1 = np.dtype("f4"), np.dtype("f8"), np.dtype("u1")
 
 JUDGED = [
     # kinds, what is given, the shapes and dtype expected, and the kinds that are refused
-    pytest.param([kind((4,), 2), kind((5,), 3)], Given(), ((5,), (5,)), F4, {(4,)}, id="most-decide"),
-    pytest.param([kind((4,), 2), kind((5,), 3)], Given((4,)), ((4, 1), (4,)), F4, {(5,)}, id="dim"),
-    pytest.param([kind((4,), 2), kind((4, 1), 2)], Given(), ((4,), (4,)), F4, {(4, 1)}, id="tie"),
-    pytest.param([kind((4,), 2), kind((4, 1), 2)], Given(n_channels=1), ((4, 1), (4,)), F4, set(), id="one-channel"),
-    pytest.param([kind((4, 3), 2), kind((4,), 9)], Given(n_channels=3), ((4, 3),) * 2, F4, {(4,)}, id="channels"),
-    pytest.param([kind((4, 3), 2), kind((4, 1), 3)], Given((4,)), ((4, 1), (4,)), F4, {(4, 3)}, id="dim-alone"),
-    pytest.param([kind((4,), 9)], Given((4,), 3), None, None, {(4,)}, id="none-fits"),
-    pytest.param([kind((4,), 9)], Given((5,)), None, None, {(4,)}, id="none-fits-dim"),
-    pytest.param([kind((0, 3), 9), kind((4, 3), 1)], Given(), ((4, 3),) * 2, F4, {(0, 3)}, id="no-elements"),
-    pytest.param([kind((4,), 9, "U3"), kind((5,), 1)], Given(), ((5,), (5,)), F4, {(4,)}, id="text-decides-nothing"),
-    pytest.param([kind((4,), 9, "U3")], Given(), None, None, {(4,)}, id="text-alone"),
-    pytest.param([kind((4,), 2, "f8"), kind((4,), 3)], Given(), ((4,), (4,)), F4, set(), id="precision"),
+    pytest.param([kind((4,), 2), kind((5,), 3)], SampleSpec(), ((5,), (5,)), F4, {(4,)}, id="most-decide"),
+    pytest.param([kind((4,), 2), kind((5,), 3)], SampleSpec((4,)), ((4, 1), (4,)), F4, {(5,)}, id="dim"),
+    pytest.param([kind((4,), 2), kind((4, 1), 2)], SampleSpec(), ((4,), (4,)), F4, {(4, 1)}, id="tie"),
+    pytest.param([kind((4,), 2), kind((4, 1), 2)], SampleSpec(n_channels=1), ((4, 1), (4,)), F4, set(), id="one-channel"),
+    pytest.param([kind((4, 3), 2), kind((4,), 9)], SampleSpec(n_channels=3), ((4, 3),) * 2, F4, {(4,)}, id="channels"),
+    pytest.param([kind((4, 3), 2), kind((4, 1), 3)], SampleSpec((4,)), ((4, 1), (4,)), F4, {(4, 3)}, id="dim-alone"),
+    pytest.param([kind((4,), 9)], SampleSpec((4,), 3), None, None, {(4,)}, id="none-fits"),
+    pytest.param([kind((4,), 9)], SampleSpec((5,)), None, None, {(4,)}, id="none-fits-dim"),
+    pytest.param([kind((0, 3), 9), kind((4, 3), 1)], SampleSpec(), ((4, 3),) * 2, F4, {(0, 3)}, id="no-elements"),
+    pytest.param([kind((4,), 9, "U3"), kind((5,), 1)], SampleSpec(), ((5,), (5,)), F4, {(4,)}, id="text-decides-nothing"),
+    pytest.param([kind((4,), 9, "U3")], SampleSpec(), None, None, {(4,)}, id="text-alone"),
+    pytest.param([kind((4,), 2, "f8"), kind((4,), 3)], SampleSpec(), ((4,), (4,)), F4, set(), id="precision"),
     pytest.param(
-        [kind((4,), 2, ">f4"), kind((4,), 1, "f4"), kind((4,), 2, "f8")], Given(), ((4,),) * 2, F4, set(), id="byte-order"
+        [kind((4,), 2, ">f4"), kind((4,), 1, "f4"), kind((4,), 2, "f8")], SampleSpec(), ((4,),) * 2, F4, set(), id="byte-order"
     ),
-    pytest.param([kind((4,), 3), kind((4,), 1, "f8")], Given(dtype=F8), ((4,), (4,)), F8, set(), id="dtype"),
-    pytest.param([kind((4,), 3), kind((5,), 1, "u1")], Given(dtype=U1), ((5,), (5,)), U1, {(4,)}, id="dtype-decides-shape"),
-    pytest.param([kind((), 3)], Given(), ((), ()), F4, set(), id="scalars"),
+    pytest.param([kind((4,), 3), kind((4,), 1, "f8")], SampleSpec(dtype="f8"), ((4,), (4,)), F8, set(), id="dtype"),
+    pytest.param(
+        [kind((4,), 3), kind((5,), 1, "u1")], SampleSpec(dtype="u1"), ((5,), (5,)), U1, {(4,)}, id="dtype-decides-shape"
+    ),
+    pytest.param([kind((), 3)], SampleSpec(), ((), ()), F4, set(), id="scalars"),
 ]
 
 
 @pytest.mark.parametrize(("kinds", "given", "shapes", "dtype", "refused"), JUDGED)
-def test_what_is_expected(kinds: list[Kind], given: Given, shapes: Any, dtype: Any, refused: set[Any]) -> None:
+def test_what_is_expected(kinds: list[Kind], given: SampleSpec, shapes: Any, dtype: Any, refused: set[Any]) -> None:
     """What most files are decides where nothing is given; every kind refused has a reason."""
     expected, judged = judge(kinds, given)
 
@@ -493,7 +496,7 @@ WRONG = [
     pytest.param(["scan", "data", "--ids", "no-ids"], "expected ids, an id a line, found none", id="no-ids"),
     pytest.param(["scan", "data", "--ids", "utf-16"], "utf-16, line 1: expected an id, found a NUL byte; write", id="utf-16"),
     pytest.param(["scan", "data", "--json", "no/file"], "--json no/file: No such file or directory", id="json-nowhere"),
-    pytest.param(["scan", "data", "--dim", "3,x"], "expected ints from 1, with commas between them, found '3,x'", id="dim"),
+    pytest.param(["scan", "data", "--dim", "3,x"], "expected ints from 1, separated by commas, found '3,x'", id="dim"),
     pytest.param(["scan", "data", "--dim", "3,0"], "found '3,0'", id="dim-zero"),
     pytest.param(["scan", "data", "--n-channels", "0"], "expected an int from 1, found '0'", id="channels"),
     pytest.param(["scan", "data", "--workers", "two"], "expected an int from 1, found 'two'", id="workers"),
@@ -537,7 +540,7 @@ def test_help() -> None:
         "--json [FILE]",
     ):
         assert said in words
-    assert "is what most files have" in words
+    assert "expected shape and dtype are those of most files" in words
     assert "exit status: 0 if all is good, 1 if anything is damaged, 2 if" in words
     assert max(map(len, own.stdout.splitlines())) <= 80
 
@@ -589,7 +592,9 @@ def test_without_rich(data: Path) -> None:
     table, with_json = run("scan", data, command=command), run("scan", data, "--json", command=command)
 
     assert (table.returncode, table.stdout) == (2, "")
-    assert table.stderr.strip().endswith("the table needs rich: pip install rich; or have --json, without FILE, in its place")
+    assert table.stderr.strip().endswith(
+        "the table needs rich: pip install rich; or use --json without FILE in place of the table"
+    )
     assert (with_json.returncode, json.loads(with_json.stdout)["files"]) == (0, 5)
 
 

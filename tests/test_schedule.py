@@ -81,6 +81,7 @@ def test_all_slots_are_in_flight_while_workers_wait() -> None:
     for worker in (0, 1) * 2:
         plan.done(worker)
     for slot in [plan.ready(batch) for batch in batches()[:2]]:
+        assert slot is not None
         plan.lease(slot)
         plan.free(slot)
     plan.waits = False

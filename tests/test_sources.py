@@ -21,7 +21,7 @@ WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
 ONE = [pytest.param(0, id="in-process"), pytest.param(1, id="1-worker")]
 
 
-def table(rows: int = N, dtype: object = np.float32, first: int = 0) -> np.ndarray:
+def table(rows: int = N, dtype: Any = np.float32, first: int = 0) -> np.ndarray:
     """Rows of three, all of whose elements are their number, from ``first`` on."""
     return (np.arange(first, first + rows)[:, None] * np.ones((1, 3))).astype(dtype)
 
@@ -307,7 +307,7 @@ def test_values_rows(values: Any, options: dict[str, Any], dtype: str, shape: tu
     with Loader(STR, None, 2, inputs=Values(values, **options), shuffle=False, workers=0) as loader:
         found = np.concatenate([X for (X,) in loader])
     expected = np.eye(5)[values] if "n_classes" in options else np.asarray(values)
-    assert (found.dtype, found.shape) == (dtype, (4, *shape))
+    assert (found.dtype, found.shape) == (np.dtype(dtype), (4, *shape))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -396,7 +396,7 @@ def test_functions_rows(door: str, function: Any, options: dict[str, Any], dtype
     by_hand = {"inputs": Function(function, **options)} if door == "Function" else {"source": function, **options}
     with Loader(range(1, 5), None, 2, shuffle=False, workers=0, **by_hand) as loader:
         found = np.concatenate([X for (X,) in loader])
-    assert (found.dtype, found.shape) == (dtype, (4, *shape))
+    assert (found.dtype, found.shape) == (np.dtype(dtype), (4, *shape))
     assert (found.reshape(4, -1) == np.arange(1, 5)[:, None]).all()
 
 
@@ -443,6 +443,7 @@ class Recorded(Source):
         self.handle: int | None = None
 
     def bind(self, ids: Any) -> None:
+        assert self.field_name == "X"
         self.first = ids[0]
 
     def open(self) -> None:

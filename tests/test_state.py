@@ -118,7 +118,7 @@ def test_an_error_that_ends_the_run_closes(folder: Callable[..., DataSet]) -> No
 def test_a_function_in_the_calling_process_sees_its_own_request() -> None:
     """With ``workers=0`` the request itself reads, and the lock is free meanwhile."""
     seen: list[LoaderState] = []
-    loader = computed(transform=lambda x, rng: seen.append(loader.state), workers=0)
+    loader: Loader = computed(transform=lambda x, rng: seen.append(loader.state), workers=0)
     with loader:
         next(iter(loader))
     assert {(state.waiting, state.workers) for state in seen} == {(1, ())}

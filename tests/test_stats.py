@@ -14,8 +14,9 @@ from pace import slowness
 
 import shmgen._engine.prefetcher
 from shmgen import Loader, Stats
+from shmgen._plan.stats import Decision
 
-IDLE = Stats(0, 0, 0, 0.0, 0.0, 0.0, 0, 0, 0, 2, 0.0, 0.0)
+IDLE = Stats(workers=2)
 
 
 def computes() -> Callable[..., None]:
@@ -97,18 +98,52 @@ def test_stats_are_a_snapshot(folder: Callable) -> None:
         list(loader)
         stats = loader.stats
         with pytest.raises(FrozenInstanceError):
-            stats.batches = 0
+            stats.batches = 0  # type: ignore[misc]
         list(loader)
         last = loader.stats
     assert (stats.batches, last.batches, loader.stats) == (2, 4, last)
     assert last.busy > 0
 
 
+def test_a_stretch_of_time() -> None:
+    """What was done since then, and no more: counts, fractions, and decisions; the number of workers is the last."""
+    first, second = Decision(3.0, 2, "why"), Decision(12.0, 3, "why not")
+    earlier = Stats(10, 80, 8000, 5.0, 1.0, 0.5, 1, 1, 2, workers=2, busy=9.0, cpu=8.0, decisions=(first,))
+    later = Stats(50, 400, 40000, 15.0, 4.0, 1.5, 3, 1, 6, workers=4, busy=29.0, cpu=13.0, decisions=(first, second))
+
+    seen = later.since(earlier)
+
+    assert seen == Stats(40, 320, 32000, 10.0, 3.0, 1.0, 2, 0, 4, workers=4, busy=20.0, cpu=5.0, decisions=(second,))
+    assert (seen.rate, seen.data_wait, seen.busy_workers, seen.load, seen.io_wait) == (4.0, 0.4, 2.0, 0.5, 0.75)
+    assert seen.verdict == "disk-bound"
+    assert later.since(Stats()) == later
+
+
+def test_no_time_at_all() -> None:
+    """Nothing was done since now: all is 0, and there is a report."""
+    seen = (stats := Stats(10, 80, 8000, 5.0, 1.0, 0.5, 1, 1, 2, workers=2, busy=9.0, cpu=8.0)).since(stats)
+    assert seen == IDLE
+    assert (seen.rate, seen.data_wait, seen.busy_workers, seen.load, seen.io_wait) == (0.0, 0.0, 0.0, 0.0, 0.0)
+    assert "0 batches" in seen.report()
+
+
+def test_an_epoch_by_itself(folder: Callable) -> None:
+    """The stats of a loader since the end of an epoch are those of the next."""
+    data = folder(16)
+    with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=1) as loader:
+        list(loader)
+        before = loader.stats
+        list(loader)
+        seen = loader.stats.since(before)
+        assert (seen.batches, seen.samples, 2 * seen.bytes) == (2, 16, loader.stats.bytes)
+        assert seen.elapsed == pytest.approx(loader.stats.elapsed - before.elapsed)
+
+
 def test_a_report_tells_of_what_went_wrong() -> None:
-    """Restarts, stand-ins and copies stand in the report where there were any."""
+    """Restarts, replaced samples and copies stand in the report where there were any."""
     report = replace(IDLE, restarts=2, replaced=3, copied=4).report()
     assert "2 workers replaced" in report
-    assert "3 rows in which another sample stood in" in report
+    assert "3 unreadable samples replaced by others" in report
     assert "4 batches copied" in report
     assert "copied" not in IDLE.report()
 
@@ -166,6 +201,24 @@ class TestDataWait:
             fit([DataWait(warn_above=1.0)])
         [message] = [record.message for record in caplog.records if "waiting for data" in record.message]
         assert "verdict:" in message
+
+    def test_a_sequence_that_is_gone_takes_nothing_back(self, folder: Callable) -> None:
+        """What others wait for counts, though one that was waited for before has gone, and its waiting with it."""
+        from shmgen.keras import DataWait, Sequence
+
+        data = folder(32)
+        gone = Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(), workers=1)
+        for _ in gone:
+            pass
+        with Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(), workers=1) as slow:
+            callback, logs = DataWait(), dict[str, float]()
+            callback.on_epoch_begin(0)
+            gone.close()
+            del gone
+            for _ in slow:
+                pass
+            callback.on_epoch_end(0, logs)
+        assert logs["data_wait"] > 0.3 / slowness()
 
     def test_without_validation(self, fit: Callable) -> None:
         """There is no ``val_data_wait`` where nothing is validated."""

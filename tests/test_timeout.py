@@ -155,7 +155,8 @@ def test_without_a_timeout_who_waits_waits(folder: Callable, asking: Callable, t
     """For an answer, which may come late, or for another thread that closes the loader."""
     data = folder(N)
     with in_order("function", data, workers=1, timeout=timeout) as loader:
-        for ends, outcome in ((lambda: answer(data, 9), list), (loader.close, ClosedError)):
+        cases: list[tuple[Callable, type]] = [(lambda: answer(data, 9), list), (loader.close, ClosedError)]
+        for ends, outcome in cases:
             data.fifo(9)
             thread = asking(lambda: [data.check(X, y) for X, y in loader])
             who_reads(data, 9)
@@ -201,7 +202,7 @@ def test_many_slow_samples_blame_nobody(folder: Callable, kind: str) -> None:
         return read(id)
 
     source = filling(slow) if kind == "own-fill" else slow
-    size = {} if kind == "own-fill" else {"dim": (4, 3), "n_channels": 1, "dtype": "f4"}
+    size: dict[str, Any] = {} if kind == "own-fill" else {"dim": (4, 3), "n_channels": 1, "dtype": "f4"}
     with Loader(data.ids, data.labels, BATCH, source=source, shuffle=False, workers=1, timeout=1.0, **size) as loader:
         assert data.check(*loader.batch(0)) == [0, 1, 2, 3]
         assert loader.stats.restarts == (kind == "own-fill")
@@ -271,35 +272,35 @@ def test_a_parent_that_was_stopped_blames_nobody(
     """As by Ctrl-Z, for longer than ``timeout``, while it waited for a read: when it is continued, the read may end."""
     data = folder(N)
     data.fifo(9)
-    script = script(PARENT.replace("TIMEOUT", "0.8"), data)
-    script.until("waiting")
+    run = script(PARENT.replace("TIMEOUT", "0.8"), data)
+    run.until("waiting")
     worker = who_reads(data, 9)
 
-    script.signal(signal.SIGSTOP, group=group)
-    until(lambda: psutil.Process(script.process.pid).status() == psutil.STATUS_STOPPED, "the script is stopped")
-    assert worker.pid in script.left(within=1.5)
+    run.signal(signal.SIGSTOP, group=group)
+    until(lambda: psutil.Process(run.process.pid).status() == psutil.STATUS_STOPPED, "the script is stopped")
+    assert worker.pid in run.left(within=1.5)
     answering = asking(lambda: answer(data, 9))  # who is stopped is at no FIFO's other end
-    script.signal(signal.SIGCONT, group=group)
+    run.signal(signal.SIGCONT, group=group)
 
-    assert script.end() == 0, script.err
+    assert run.end() == 0, run.err
     assert answering.outcome() is None
-    assert script.out.split() == ["waiting", "True", "0"]
-    assert script.err == ""
+    assert run.out.split() == ["waiting", "True", "0"]
+    assert run.err == ""
 
 
 def test_ctrl_c_ends_a_wait_without_a_timeout(folder: Callable, script: Callable) -> None:
     """With the user's own traceback alone, and nothing left."""
     data = folder(N)
     data.fifo(9)
-    script = script(PARENT.replace("TIMEOUT", "None"), data)
-    script.until("waiting")
+    run = script(PARENT.replace("TIMEOUT", "None"), data)
+    run.until("waiting")
     who_reads(data, 9)
 
-    script.signal(signal.SIGINT, group=True)
+    run.signal(signal.SIGINT, group=True)
 
-    assert not script.left(GONE_WITHIN)
-    assert script.end() == -signal.SIGINT, script.err
-    assert script.err.count("Traceback") == 1, script.err
+    assert not run.left(GONE_WITHIN)
+    assert run.end() == -signal.SIGINT, run.err
+    assert run.err.count("Traceback") == 1, run.err
 
 
 # Workers that can't be killed.

@@ -244,7 +244,7 @@ def test_what_cannot_be_sent_is_named(tmp_path: Path, role: str, named: str, wha
         if role in ("source", "transform"):
             return computed(**{role: function}, workers=workers)
         scan = function if role == "named-source" else (lambda n: np.full(3, n, np.float64))
-        transform = {"transform-of-a-field": {"age": function}, "transform-of-the-sample": function}.get(role)
+        transform: Any = {"transform-of-a-field": {"age": function}, "transform-of-the-sample": function}.get(role)
         return Loader(range(N), None, 8, inputs={"scan": scan, "age": Values(np.arange(N))}, transform=transform, workers=workers)
 
     try:
@@ -337,14 +337,15 @@ def holding(kind: str, held: Any) -> tuple[Callable[..., Any], str]:
         def method(self, id: int) -> np.ndarray:
             return np.full(3, id, np.float64)
 
-    return {
+    found: dict[str, tuple[Callable[..., Any], str]] = {
         "closure": (closure, "'images'"),
         "default": (default, "'table'"),
         "attribute": (Held().method, "'pictures'"),
         "partial": (functools.partial(two, held), "'argument 1 of a partial'"),
         "recursive": (recursive, "'images'"),
         "closure-of-a-closure": (lambda id: closure(id), "'images'"),  # noqa: PLW0108
-    }[kind]
+    }
+    return found[kind]
 
 
 @pytest.mark.parametrize(
@@ -377,7 +378,7 @@ def test_what_is_large_is_warned_of_once(kind: str, what: str) -> None:
 def mapped(tmp_path: Path) -> Callable[[str], np.ndarray]:
     """Maps a file of 24 MB."""
     np.save(tmp_path / "big.npy", np.arange(3_000_000.0).reshape(-1, 3))
-    return lambda mode: np.load(tmp_path / "big.npy", mmap_mode=mode)  # type: ignore[call-overload]
+    return lambda mode: np.load(tmp_path / "big.npy", mmap_mode=mode)  # type: ignore[arg-type]
 
 
 VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -33,13 +33,13 @@ def seen(rate: float, workers: int, load: float = 1.0, io_wait: float = 0.0) -> 
 
 
 RECOMMENDED = [
-    # rates of 0, 1, 2, ... workers, batches a second; the step; load and reading of all; what is recommended, and why
+    # rates of 0, 1, 2, ... workers, batches a second; the step; load and I/O wait of all; what is recommended, and why
     pytest.param(
         [10, 124, 240, 250], 25, 1, 0.9, 1, "1 worker feeds a 25 ms step with 3.1 x to spare; 3 would read 2.0 x", id="1"
     ),
     pytest.param([10, 45, 124, 126], 25, 1, 0.9, 2, "3.1 x to spare; more gain nothing: the disk, or network, is", id="disk"),
     pytest.param([10, 45, 60, 61], 25, 1, 0.1, 2, "more gain nothing: the 2 processors are the limit", id="processors"),
-    pytest.param([10, 45, 60, 61], 25, 0.5, 0.1, 2, "more gain nothing: the calling process takes no more", id="caller"),
+    pytest.param([10, 45, 60, 61], 25, 0.5, 0.1, 2, "more gain nothing: the main process takes no more", id="caller"),
     pytest.param([10, 20, 47, 60], 25, 1, 0, 3, "3 workers feed a 25 ms step with 1.5 x to spare; more were not", id="margin"),
     pytest.param([10, 20, 44, 45], 25, 1, 0, 2, "2 workers feed a 25 ms step with 1.1 x to spare only", id="barely"),
     pytest.param([10, 16, 19, 20], 25, 1, 0, 2, "a 25 ms step can't be fed: with 2 workers a batch takes 52.6 ms", id="too-slow"),
@@ -51,7 +51,7 @@ RECOMMENDED = [
 ]
 
 
-@pytest.mark.parametrize(("rates", "step_ms", "load", "reading", "workers", "why"), RECOMMENDED)
+@pytest.mark.parametrize(("rates", "step_ms", "load", "io_wait", "workers", "why"), RECOMMENDED)
 def test_what_is_recommended(
     rates: list[float], step_ms: float | None, load: float, io_wait: float, workers: int, why: str
 ) -> None:
@@ -94,7 +94,7 @@ def costly(cost: Callable[[], None]) -> RawSource:
 
         def fill(self, ids: Sequence[object], rows: memoryview) -> None:  # type: ignore[override]
             pay = FunctionType(code, {"time": clock, "COST": COST})
-            for self.at[0], _ in enumerate(ids, 1):
+            for self.rows_begun[0], _ in enumerate(ids, 1):
                 pay()
 
     return Costly()
@@ -201,7 +201,7 @@ def test_what_is_no_file_is_never_cold() -> None:
     """Nobody knows what a source of the user's reads."""
     tuning = tune(range(32), source=costly(sleep), batch_size=BATCH, workers=[1], seconds=0.05, cold=True)
 
-    assert "cold not measured: what is read is not known to be files" in tuning.remarks
+    assert "cold not measured: it is not known which files are read" in tuning.remarks
     assert not any(one.cold for one in tuning.measurements)
 
 
@@ -212,7 +212,6 @@ def test_what_is_no_file_is_never_cold() -> None:
         pytest.param({"workers": [-1]}, "workers: expected an int from 0, found -1", id="count"),
         pytest.param({"step_ms": 0}, "step_ms: expected milliseconds above 0, or None, found 0", id="step"),
         pytest.param({"seconds": -1.0}, "seconds: expected a number above 0, found -1.0", id="seconds"),
-        pytest.param({"shuffel": True}, "arguments of Loader: got an unexpected keyword argument 'shuffel'", id="unknown"),
         pytest.param({"batch_size": 9}, "expected at least 9 ids, found 8", id="loaders-own"),
     ],
 )

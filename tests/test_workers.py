@@ -167,7 +167,7 @@ def test_no_two_workers_share_a_word_on_the_board(folder: Callable, workers: Cal
         for X, y in loader:
             data.check(X, y)
         assert loader.stats.restarts == 2
-        assert len({worker.word for worker in loader._workers._workers}) == 2
+        assert len({worker.word for worker in loader._workers._workers}) == 2  # type: ignore[attr-defined]
 
 
 MEMORY = """

@@ -15,7 +15,6 @@ from shmgen._plan.schedule import Piece
 from shmgen._sources.base import Source
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._sources.ids import take
-from shmgen._sources.values import Values
 from shmgen._worker.assembler import BatchAssembler, Task
 from shmgen.errors import SampleError, printable
 
@@ -52,8 +51,8 @@ class BatchBuilder:
         self._passes = passes
         self._assembler = assembler
         self._damage = damage
-        self._values = [(n, source) for n, source in enumerate(spec.sources.values()) if isinstance(source, Values)]
-        self._sources = [source for source in spec.sources.values() if isinstance(source, Source)]
+        self._filled_here = [(n, source) for n, source in enumerate(spec.sources.values()) if source.in_main_process]
+        self._sources = [source for source in spec.sources.values() if not source.in_main_process]
         # For batches read ahead, if the sources can tell: the version of their files when they were read, or the pass.
         self._can_tell = any(type(source).version is not Source.version for source in self._sources)
         self._read: dict[BatchId, object] = {}
@@ -107,8 +106,8 @@ class BatchBuilder:
 
     def _fill(self, slot: int, start: int, numbers: np.ndarray) -> None:
         """Fill in the values of the samples ``numbers``, in ``slot`` from row ``start`` on."""
-        for field, values in self._values:
-            values.fill(numbers, self._ring.arrays(slot)[field][start : start + len(numbers)])
+        for field, source in self._filled_here:
+            source.fill(numbers, self._ring.arrays(slot)[field][start : start + len(numbers)])  # type: ignore[arg-type]
 
     def holds(self, batch: BatchId) -> bool:
         """Whether what was read of ``batch`` is up to date. To be asked once; always true for what was read in this pass."""

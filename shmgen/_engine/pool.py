@@ -1,6 +1,7 @@
-"""The worker processes: starts, talks to, and stops them.
+"""The worker processes: how they are started, given tasks, listened to, and stopped.
 
-One socket a worker, and nothing shared between them but the ring: a worker that dies keeps no lock, and what it held is known.
+Each worker has a socket of its own, and shares nothing with the others but the ring: a worker that dies holds no lock, and it is
+known which tasks it had.
 """
 
 from __future__ import annotations
@@ -23,40 +24,40 @@ from shmgen._sources.rng import own_random_state
 from shmgen._worker.assembler import BatchAssembler, Task
 from shmgen._worker.context import Context, environment, places, search_path
 from shmgen._worker.launch import Child, Launcher, end
-from shmgen._worker.log_forwarding import Echo
+from shmgen._worker.log_forwarding import ForwardedLogs
 from shmgen._worker.main import Setup
 from shmgen._worker.pickling import dumps
 from shmgen._worker.protocol import (
     DONE,
     FAILED,
     INTERRUPTED,
+    LOGGED,
     READY,
-    SAID,
     WAITED,
     packed,
     processor_time,
 )
-from shmgen._worker.signals import undisturbed
+from shmgen._worker.signals import deferred_signals
 from shmgen.errors import WorkerDied
 
 GRACE = 0.2
-"""Seconds that workers have to end by themselves when they are stopped, before they are killed."""
+"""Seconds that workers have to end by themselves at a stop, before they are killed."""
 
 
 class EventKind(Enum):
-    """What a worker can be heard of."""
+    """What can happen to a worker; the event's detail is what follows a colon."""
 
-    READY = "it has begun"
-    DONE = "its oldest task is done: whether lately there were waits, for a disk or a network"
-    FAILED = "its oldest task can't be done: the number of the row where that is known, and the error"
-    DROPPED = "its oldest task was interrupted, and must be begun anew"
-    UNABLE = "it can't begin"
-    INTERRUPTED = "Ctrl-C reached it"
-    DIED = "it has died"
+    READY = "it has started"
+    DONE = "its oldest task is done: whether reads had to wait lately, for a disk or a network"
+    FAILED = "its oldest task failed: the number of the row, None if not known, and the error"
+    DROPPED = "its oldest task was interrupted, and must be done again"
+    UNABLE = "it can't start, or can't go on: the error"
+    INTERRUPTED = "Ctrl-C reached it: the time, of time.monotonic"
+    DIED = "it has died: the error to raise"
 
 
 class Event(NamedTuple):
-    """What was heard of a worker, and what goes with it."""
+    """What has happened to a worker."""
 
     worker: int
     what: EventKind
@@ -64,54 +65,54 @@ class Event(NamedTuple):
 
 
 class Workers(Protocol):
-    """Those who do the tasks, each in the order in which they were given to it."""
+    """Workers, each of which does its tasks in the order in which it got them."""
 
     @property
     def pids(self) -> list[int]:
-        """Process ids, by worker; none where the tasks are done in the calling process."""
+        """Process ids, by worker; none if the tasks are done in the main process."""
 
     def send(self, worker: int, tasks: list[Task]) -> None:
         """Give ``tasks`` to ``worker``, without waiting."""
 
     def wait(self, timeout: float | None, only: int | None) -> None:
-        """Wait until a worker says something or dies, `wake` is called, or ``timeout`` seconds have passed.
+        """Wait until a worker sends something or dies, `wake` is called, or ``timeout`` seconds have passed.
 
-        Takes nothing in, so that an interrupt loses nothing.
+        Nothing is received here, so that an interrupt loses nothing.
 
         Args:
             timeout: None waits for ever.
-            only: listen to this worker alone; what the others say is kept, their deaths are noticed all the same.
+            only: the only worker whose messages end the wait; the death of any worker ends it too.
         """
 
     def wake(self) -> None:
-        """End a `wait`, from another thread."""
+        """End a `wait`; to be called from another thread."""
 
     def poll_events(self) -> list[Event]:
-        """What workers have said since it was last called."""
+        """What has happened since the last call."""
 
     def at(self, worker: int) -> int:
-        """Which row of its oldest task ``worker`` is at, as `BatchAssembler.open` says it."""
+        """Which row of its oldest task ``worker`` is at, as `BatchAssembler.open` defines it."""
 
     def use(self) -> tuple[float, float]:
-        """Seconds in which workers had tasks, and in which they had a processor or wanted one; of all there have been."""
+        """Seconds in which workers had tasks, and in which they ran or were ready to run; summed over all there have been."""
 
     def is_stopped(self, worker: int) -> bool:
         """Whether ``worker`` has been stopped, as by SIGSTOP."""
 
     def kill(self, worker: int) -> None:
-        """End ``worker``, whatever it is doing; what comes of it will be heard."""
+        """Kill ``worker``, whatever it is doing; its death is an event."""
 
     def restart(self, worker: int) -> None:
-        """Put another in the place of ``worker``, which has died, or can't be killed and is left to itself."""
+        """Start a replacement for ``worker``, which has died, or can't be killed and is left alone."""
 
     def add(self) -> None:
-        """Begin one more, with the next number."""
+        """Start one more worker, with the next number."""
 
     def dismiss(self) -> None:
-        """End the one with the highest number, which has nothing to do."""
+        """End the worker with the highest number, which has no tasks."""
 
     def stop(self) -> None:
-        """End them all; may be called again."""
+        """End all workers; may be called again."""
 
 
 class Pool:
@@ -123,7 +124,7 @@ class Pool:
         assembler: how they fill it.
 
     Raises:
-        InputError: something in ``assembler`` can't be sent to them, or this program can't start any.
+        InputError: something in ``assembler`` can't be sent to workers, or this program can't start any.
     """
 
     def __init__(self, workers: int, ring: Ring, assembler: BatchAssembler) -> None:
@@ -138,8 +139,8 @@ class Pool:
         else:
             placed = places()
             self._assembler, sources = dumps(assembler, placed)
-            self._context = tuple(Context.here(corrections, placed, sources))
-        self._echo = Echo()
+            self._context = tuple(Context.capture(corrections, placed, sources))
+        self._forwarded_logs = ForwardedLogs()
         with named(FILES), ExitStack() as undo:
             self._wakeup = Wakeup()
             undo.callback(self._wakeup.close)
@@ -147,18 +148,18 @@ class Pool:
             undo.pop_all()
         self._workers: list[_Worker] = []
         self._left: list[_Worker] = []
-        # Nanoseconds of those that are no more.
+        # Nanoseconds of workers that have ended.
         self._busy = self._cpu = 0
         self._by_fd: dict[int, int] = {}
         self._only: dict[int, select.poll] = {}
         self._poll.register(self._wakeup.fd, select.EPOLLIN)
         try:
-            with undisturbed():
-                # All are under way before the first is told what to do.
+            with deferred_signals():
+                # All are started before the first gets its setup, so that they start at the same time.
                 for _ in range(workers):
                     self._workers.append(self._start())
                 for number in range(workers):
-                    self._introduce(number)
+                    self._set_up(number)
         except BaseException:
             self.stop()
             raise
@@ -172,15 +173,15 @@ class Pool:
         return [worker.child.pid for worker in self._workers]
 
     def _start(self) -> _Worker:
-        # No word serves two: whoever can't be killed may write to its own yet.
+        # No record is used by two: a worker that can't be killed may still write to its own.
         taken = {worker.word for worker in self._workers + self._left}
         free = [word for word in range(0, len(self._ring.status_page), RECORD_WORDS) if word not in taken]
         if not free:
-            raise OSError(errno.EAGAIN, f"there is no room on the board for more than {len(taken)} workers")
+            raise OSError(errno.EAGAIN, f"there is no room on the status page for more than {len(taken)} workers")
         return _Worker(self._launcher.start(self._ring.fd), free[0])
 
-    def _introduce(self, number: int) -> None:
-        """Tell a worker that has been started what it will have to do."""
+    def _set_up(self, number: int) -> None:
+        """Send its setup to a worker that has been started, and listen to it."""
         worker = self._workers[number]
         self._only.clear()
         for fd, events in worker.child.events.items():
@@ -204,9 +205,9 @@ class Pool:
         if only is None or any(worker.child.has_unsent for worker in self._workers):
             self._poll.poll(timeout)
         else:
-            self._listening_to(only).poll(None if timeout is None else 1000 * timeout)
+            self._poll_of(only).poll(None if timeout is None else 1000 * timeout)
 
-    def _listening_to(self, number: int) -> select.poll:
+    def _poll_of(self, number: int) -> select.poll:
         if number not in self._only:
             self._only[number] = poll = select.poll()
             poll.register(self._wakeup.fd, select.POLLIN)
@@ -216,13 +217,13 @@ class Pool:
         return self._only[number]
 
     def wake(self) -> None:
-        self._wakeup.ring()
+        self._wakeup.set()
 
     def poll_events(self) -> list[Event]:
         events = []
         for fd, what in self._poll.poll(0):
             if fd == self._wakeup.fd:
-                self._wakeup.silence()
+                self._wakeup.clear()
             elif fd in self._by_fd:
                 number = self._by_fd[fd]
                 child = self._workers[number].child
@@ -231,10 +232,10 @@ class Pool:
                     self._poll.modify(fd, child.events[fd])
                 messages, ended = child.receive(fd)
                 for message in messages:
-                    if message[:1] == SAID:
-                        self._echo.handle(child.pid, message[1:])
+                    if message[:1] == LOGGED:
+                        self._forwarded_logs.handle(child.pid, message[1:])
                     else:
-                        events.append(_understood(number, message))
+                        events.append(_event(number, message))
                 if ended:
                     self._forget(number)
                     events.append(Event(number, EventKind.DIED, WorkerDied(number, child.pid, child.join(GRACE))))
@@ -244,10 +245,10 @@ class Pool:
         return self._ring.status_page[self._workers[worker].word + ROW]
 
     def use(self) -> tuple[float, float]:
-        if self._ring.status_page:  # it is still open
+        if self._ring.status_page:  # not closed yet
             for worker in self._workers:
                 worker.busy = self._ring.status_page[worker.word + BUSY]
-                # Of one that has died it is not known any more.
+                # The kernel no longer knows it of a worker that has died.
                 if worker.busy and (used := processor_time(worker.child.pid)):
                     worker.cpu = used - self._ring.status_page[worker.word + USED]
         busy = self._busy + sum(worker.busy for worker in self._workers)
@@ -268,22 +269,22 @@ class Pool:
         self._workers[worker].child.kill()
 
     def restart(self, worker: int) -> None:
-        self._part_with(worker)
-        with undisturbed():
+        self._let_go(worker)
+        with deferred_signals():
             self._workers[worker] = self._start()
-            self._introduce(worker)
+            self._set_up(worker)
 
     def add(self) -> None:
-        with undisturbed():
+        with deferred_signals():
             self._workers.append(self._start())
-            self._introduce(len(self._workers) - 1)
+            self._set_up(len(self._workers) - 1)
 
     def dismiss(self) -> None:
-        self._part_with(len(self._workers) - 1)
+        self._let_go(len(self._workers) - 1)
         self._workers.pop()
 
-    def _part_with(self, number: int) -> None:
-        """Leave a worker to itself: it has died, or ends when it finds that nobody talks to it any more, or hangs."""
+    def _let_go(self, number: int) -> None:
+        """Give up a worker: it has died, ends when it notices the end of its stream, or hangs."""
         self.use()
         self._forget(number)
         worker = self._workers[number]
@@ -297,7 +298,7 @@ class Pool:
         self._left = [left for left in self._left if left.child.process.returncode is None]
 
     def _forget(self, number: int) -> None:
-        """Listen to a worker no more."""
+        """Stop listening to a worker."""
         self._only.clear()
         for fd in self._workers[number].child.events:
             if self._by_fd.pop(fd, None) is not None:
@@ -313,7 +314,13 @@ class Pool:
 
 @dataclass
 class _Worker:
-    """A worker: its process, where its record on the status page begins, and its nanoseconds when they were last read."""
+    """A worker.
+
+    Attributes:
+        child: its process.
+        word: index of the first word of its record on the status page.
+        busy, cpu: nanoseconds in which it had tasks, and in which it ran or was ready to run, when these were last read.
+    """
 
     child: Child
     word: int
@@ -322,7 +329,7 @@ class _Worker:
 
 
 class InProcess:
-    """Does the tasks in the calling process, where a debugger stops in them.
+    """Does the tasks in the main process, where a debugger can stop in them.
 
     Args:
         ring: what is filled.
@@ -350,7 +357,7 @@ class InProcess:
         self._tasks.extend(tasks)
 
     def wait(self, timeout: float | None, only: int | None) -> None:
-        if self._events:  # by whoever was interrupted before it could take it in
+        if self._events:  # an earlier caller was interrupted before it could handle them
             return
         if self._tasks:
             events = Event(0, EventKind.DROPPED)
@@ -365,10 +372,10 @@ class InProcess:
                 self._tasks.popleft()
         else:
             select.select([self._wakeup.fd], [], [], timeout)
-            self._wakeup.silence()
+            self._wakeup.clear()
 
     def wake(self) -> None:
-        self._wakeup.ring()
+        self._wakeup.set()
 
     def poll_events(self) -> list[Event]:
         events, self._events = self._events, []
@@ -398,7 +405,7 @@ class InProcess:
         self._wakeup.close()
 
 
-def _understood(worker: int, message: bytes) -> Event:
+def _event(worker: int, message: bytes) -> Event:
     word, rest = message[:1], message[1:]
     if word in (DONE, WAITED):
         return Event(worker, EventKind.DONE, word == WAITED)
@@ -410,16 +417,16 @@ def _understood(worker: int, message: bytes) -> Event:
 
 
 class Wakeup:
-    """Ends a wait from another thread."""
+    """Ends a wait from another thread: makes a descriptor readable."""
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
-    def ring(self) -> None:
+    def set(self) -> None:
         if self.fd >= 0:
             os.eventfd_write(self.fd, 1)
 
-    def silence(self) -> None:
+    def clear(self) -> None:
         with suppress(BlockingIOError):
             os.eventfd_read(self.fd)
 

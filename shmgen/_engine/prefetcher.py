@@ -21,7 +21,6 @@ from shmgen._engine.batch_builder import BatchBuilder
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.pool import Workers
 from shmgen._engine.state import LoaderState, SlotState, WorkerState
-from shmgen._engine.stats import Stats
 from shmgen._engine.supervisor import Supervisor
 from shmgen._memory.layout import Arrays
 from shmgen._memory.limit_errors import open_loaders
@@ -29,6 +28,7 @@ from shmgen._memory.ring import Ring
 from shmgen._plan.autoscaler import Autoscaler
 from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import Schedule, State
+from shmgen._plan.stats import Stats
 from shmgen._sources.base import IDLE, row_of
 from shmgen.errors import ClosedError, ShmgenError, StartError, TooManyDamaged, WorkerDied
 
@@ -376,8 +376,7 @@ class Prefetcher:
 
     def _autoscale(self, autoscaler: Autoscaler, epoch: int) -> None:
         """Set the number of workers that the autoscaler asks for."""
-        count = autoscaler.see(epoch, self._last - self._first, self._batches, self._batch_wait, self._workers.use())
-        if not self._supervisor.resize(count):
+        if not self._supervisor.resize(autoscaler.see(epoch, self.stats)):
             self._autoscaler = None
 
     def _unlocked(self, act: Callable[[], None]) -> None:

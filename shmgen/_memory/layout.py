@@ -1,4 +1,4 @@
-"""The arrays of one batch and where each lies in a slot: names, dtypes, shapes, aligned offsets."""
+"""The arrays of a batch, and where each is in a slot: names, dtypes, shapes, aligned offsets."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 ALIGNMENT = 64
-"""TensorFlow and JAX alias an array that begins at a multiple of this many bytes, and copy any other."""
+"""Bytes. TensorFlow and JAX alias an array that begins at a multiple of this, and copy any other."""
 
 PAGE = 4096
 
 Arrays = tuple[np.ndarray, ...]
-"""The arrays of a batch, one a field."""
+"""The arrays of a batch, one for each field."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Field:
 
 
 class Layout:
-    """Cuts a slot into the arrays of a batch of up to ``batch_size`` rows.
+    """Divides a slot into the arrays of a batch of up to ``batch_size`` rows.
 
     Attributes:
         fields: the arrays, in the order in which a batch holds them.
@@ -67,7 +67,7 @@ class Layout:
         )
 
     def copies(self, arrays: Arrays, rows: int) -> Arrays:
-        """The first ``rows`` rows of ``arrays``, copied to memory of their own, and aligned there as in a slot."""
+        """Copies of the first ``rows`` rows of ``arrays``, in new memory, aligned as in a slot."""
         memory = np.empty(self.slot_bytes + ALIGNMENT, np.uint8)  # NumPy aligns by 16 bytes only
         copies = self.arrays(memory[-memory.ctypes.data % ALIGNMENT :], rows)
         for copy, array in zip(copies, arrays, strict=True):

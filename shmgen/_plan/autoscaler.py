@@ -9,6 +9,8 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
+from shmgen._plan.stats import Decision, Stats
+
 WAITS = 0.05
 """A trainer that waits for more than this fraction of its time is worth another worker."""
 
@@ -42,20 +44,6 @@ class Window(NamedTuple):
     rate: float
     wait: float
     load: float
-
-
-class Decision(NamedTuple):
-    """A change of the number of workers.
-
-    Attributes:
-        at: seconds from the first request for a batch.
-        workers: how many there are from now on.
-        reason: why.
-    """
-
-    at: float
-    workers: int
-    reason: str
 
 
 class AutoscalePolicy:
@@ -147,37 +135,36 @@ class Autoscaler:
         self._policy = policy
         self._most = most
         self._epoch = -1
-        self._start = (0.0, 0, 0.0, 0.0, 0.0)
+        self._start = Stats()
 
-    def is_over(self, epoch: int, now: float, batches: int) -> bool:
+    def is_over(self, epoch: int, elapsed: float, batches: int) -> bool:
         """Whether the current window is long enough.
 
         A window ends with its epoch and is ignored then: nobody knows what the caller does between two epochs.
-        """
-        then, batches_then, *_ = self._start
-        return epoch != self._epoch or (now - then >= SECONDS and batches - batches_then >= BATCHES)
 
-    def see(self, epoch: int, now: float, batches: int, batch_wait: float, use: tuple[float, float]) -> int:
+        Args:
+            epoch: whose batches are delivered.
+            elapsed: seconds from the first request for a batch to the last delivery.
+            batches: delivered so far.
+        """
+        start = self._start
+        return epoch != self._epoch or (elapsed - start.elapsed >= SECONDS and batches - start.batches >= BATCHES)
+
+    def see(self, epoch: int, stats: Stats) -> int:
         """Look at the window that is over, and begin the next.
 
         Args:
             epoch: whose batches are delivered.
-            now: seconds from the first request for a batch.
-            batches: delivered so far.
-            batch_wait: seconds that the trainer has waited for them.
-            use: seconds in which workers had work, and in which they had a processor or wanted one.
+            stats: of all that has been done so far.
 
         Returns:
             How many workers there should be.
         """
-        then, batches_then, waited_then, busy_then, cpu_then = self._start
-        self._start = (now, batches, batch_wait, *use)
+        seen, self._start = stats.since(self._start), stats
         if epoch == self._epoch:
-            elapsed, busy, cpu = now - then, use[0] - busy_then, use[1] - cpu_then
-            window = Window((batches - batches_then) / elapsed, (batch_wait - waited_then) / elapsed, busy / elapsed)
-            io_wait = max(0.0, 1 - cpu / busy) if busy else 0.0
-            if reason := self._policy.see(window, self._most(self._policy.workers, io_wait)):
-                self.decisions.append(Decision(now, self._policy.workers, reason))
+            window = Window(seen.rate, seen.batch_wait / seen.elapsed, seen.busy_workers)
+            if reason := self._policy.see(window, self._most(self._policy.workers, seen.io_wait)):
+                self.decisions.append(Decision(stats.elapsed, self._policy.workers, reason))
                 log.info("%d workers from now on: %s", self._policy.workers, reason)
         self._epoch = epoch
         return self._policy.workers

@@ -1,43 +1,49 @@
-"""What a field's rows are filled from: a source says what shape and dtype a row has, and fills rows in the workers.
+"""Sources: what the rows of a field are filled from. A source says what shape and dtype a row has, and fills rows in the workers.
 
 A worker imports this module, so NumPy is imported only where a source needs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shmgen._checks import meant
-from shmgen.errors import FormatError, FunctionError, SampleError
+from shmgen.errors import FormatError, FunctionError, InputError, SampleError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import DTypeLike
 
 
+NO_CLASSES = "n_classes and classes are for labels that are values; give them to the Values among targets"
+
 IDLE = 0
-"""In place of a row's number: the worker is at no row."""
+"""In place of a number of rows begun: the worker is at no row."""
 
 UNKNOWN = (1 << 64) - 1
-"""In place of a row's number: the worker is at a row, but its source does not say at which."""
+"""In place of a number of rows begun: the worker is at a row, but its source does not say at which."""
 
 
-def row_of(at: int) -> int | None:
-    """The row, counted from 0, that ``at[0]`` of a source means; None if that is not known."""
-    return None if at in (IDLE, UNKNOWN) else at - 1
+def row_of(begun: int) -> int | None:
+    """The row, counted from 0, that a worker is at which has begun so many rows; None if that is not known."""
+    return None if begun in (IDLE, UNKNOWN) else begun - 1
 
 
 class Source:
-    """Fills one field of a batch, row by row; to be subclassed.
+    """Fills one field of a batch, row by row. Subclass it to read what shmgen has no source for.
 
-    A loader works on a copy of its own, which it binds in the calling process, sends to each worker, and opens there.
+    A loader works on a copy, which it binds in the main process, sends to each worker, and opens there.
 
     Attributes:
-        shape: of one sample's row; set at the latest by `bind`.
-        dtype: of a row; set at the latest by `bind`.
-        at: where a `fill` that reads one row after another says which it is at: ``self.at[0] = number``, counted from 1. A sample
-            that fails, hangs or ends the worker is then known at once; else its rows are tried one by one.
+        shape: of one sample's row; set by `bind` at the latest.
+        dtype: of a row; set by `bind` at the latest.
+        classes: the names of the classes that a row's numbers mean, in the order of these numbers; None where they mean none.
+        field_name: what errors call the field; set before `bind`.
+        in_main_process: whether the main process fills the rows, and workers never see the source. `fill` then gets positions in
+            the list of ids in place of ids.
+        rows_begun: where a `fill` that reads one row after another says how far it is: ``self.rows_begun[0] = 1`` before it reads
+            the first row, 2 before the second. A sample that fails, hangs or ends the worker is then known at once; else its rows
+            are tried one by one.
 
     Examples:
         >>> class Noise(Source):
@@ -53,22 +59,25 @@ class Source:
 
     shape: tuple[int, ...]
     dtype: DTypeLike
-    at: Any = [0]  # noqa: RUF012 # nobody reads it before `open` has put another in its place
+    classes: tuple[Any, ...] | None = None
+    field_name = "X"
+    in_main_process = False
+    rows_begun: Any = [0]  # noqa: RUF012 # the assembler replaces it before `open`
 
     def bind(self, ids: Sequence[Any]) -> None:
-        """Look at the ids, once, in the calling process: for what has to be read to know `shape` and `dtype`."""
+        """Look at the ids, once, in the main process: for what has to be read to know `shape` and `dtype`."""
 
     def open(self) -> None:
         """Get ready to read, once in each process that reads: open the file, connect to the database."""
 
     def read(self, id: Any, row: np.ndarray) -> None:
-        """Fill ``row``, an array of `shape` and `dtype` in shared memory, with sample ``id``; what is left out stays 0."""
+        """Fill ``row``, an array of `shape` and `dtype` in shared memory, with sample ``id``. What is left out stays 0."""
         raise NotImplementedError
 
     def fill(self, ids: Sequence[Any], rows: np.ndarray) -> None:
-        """Fill ``rows``, of shape ``(len(ids), *shape)``, with the samples ``ids``; what is left out stays 0.
+        """Fill ``rows``, of shape ``(len(ids), *shape)``, with the samples ``ids``. What is left out stays 0.
 
-        To be overridden where many are read faster at once than one by one; random numbers are then not drawn for each.
+        Override it where many rows are read faster at once than one by one. Random numbers are then not drawn for each sample.
         """
         raise NotImplementedError
 
@@ -76,15 +85,25 @@ class Source:
         """``ids`` will be read next, and reading waits for a disk: have them read ahead."""
 
     def version(self, ids: Sequence[Any]) -> object:
-        """What is different once the data of ``ids`` have changed, asked for in the calling process.
+        """Anything that is different once the data of ``ids`` have changed; asked for in the main process.
 
         Batches that were read ahead are read again if it has changed when their epoch begins.
         """
         return None
 
     def place(self, id: Any) -> str:
-        """Where sample ``id`` is read from, for errors and warnings: a file, as an absolute path, or what else there is."""
+        """Where sample ``id`` is read from, for errors and warnings: the absolute path of a file, or a description."""
         return f"source {type(self).__name__}"
+
+    def with_classes(self, n_classes: int | None, classes: Iterable[Any] | str | None) -> Source:
+        """The source as labels of these classes, as far as they are not None.
+
+        Raises:
+            InputError: it has no values that could be classes, or has others of its own.
+        """
+        if n_classes is None and classes is None:
+            return self
+        raise InputError(NO_CLASSES)
 
     @property
     def reads_one_by_one(self) -> bool:
@@ -93,7 +112,7 @@ class Source:
 
     @property
     def may_leave_out(self) -> bool:
-        """Whether it may fill a part of a row only, so that rows must be clear before. Sources of shmgen's fill them whole."""
+        """Whether it may fill only a part of a row, so that rows must be cleared before. shmgen's own sources fill whole rows."""
         does = "read" if self.reads_one_by_one else "fill"
         written_by = next(cls for cls in type(self).__mro__ if does in vars(cls))
         return not written_by.__module__.startswith("shmgen.")
@@ -103,68 +122,18 @@ class RawSource(Source):
     """A source whose `fill` takes a flat `memoryview` of the rows' bytes, so that a worker need not import NumPy."""
 
 
-def row_shapes(
-    found: tuple[int, ...], dim: tuple[int, ...] | None, n_channels: int | None
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape of a row ``(*dim, n_channels)``, and the other shape that a sample may have, where the first one's is ``found``.
-
-    Raises:
-        Misfit: the first sample's shape contradicts what is given.
-    """
-    if 0 in found:
-        raise FormatError(f"expected a sample of at least one element, found shape {found}")
-    if dim is None:
-        if n_channels is None:
-            return found, found
-        if found[-1:] != (n_channels,) and n_channels != 1:
-            raise FormatError(f"expected a last axis of n_channels={n_channels}, found shape {found}")
-        dim = found[:-1] if found[-1:] == (n_channels,) else found
-    elif n_channels is None:
-        if found != dim and found[:-1] != dim:
-            raise FormatError(f"expected shape {dim}, with or without channels behind it, found {found}")
-        n_channels = 1 if found == dim else found[-1]
-    shape = (*dim, n_channels)
-    return shape, dim if n_channels == 1 else shape
-
-
-def put(row: np.ndarray, value: Any) -> None:
-    """Write into ``row`` what a function returned for it.
-
-    Raises:
-        Misfit: it has another shape, or a dtype whose cast would lose more than precision.
-    """
-    import numpy as np
-
-    array = np.asarray(value)
-    if not isinstance(value, np.ndarray | np.generic) and array.dtype.kind in "iu" and row.dtype.kind in "iu":
-        # Python's own numbers have no dtype; what counts is whether they fit.
-        bounds = np.iinfo(row.dtype)
-        if array.size and (array.min() < bounds.min or array.max() > bounds.max):
-            raise FormatError(f"expected numbers from {bounds.min} to {bounds.max}, found {array.min()} to {array.max()}")
-        array = array.astype(row.dtype)
-    if array.shape != row.shape:
-        if (*array.shape, 1) != row.shape:
-            raise FormatError(f"expected shape {row.shape}, found {array.shape}")
-        array = array[..., None]
-    if not np.can_cast(array.dtype, row.dtype, "same_kind"):
-        if meant(array.dtype, row.dtype) != row.dtype:
-            raise FormatError(f"expected dtype {row.dtype}, found {array.dtype}, whose cast would lose more than precision")
-        array = array.view(row.dtype)
-    row[...] = array
-
-
 def function_error(id: object, where: str, error: Exception) -> SampleError:
-    """What is raised where ``error`` came out of a user's function."""
+    """What to raise where a user's function raised ``error``."""
     if type(error) in (SampleError, FunctionError):
         return error  # type: ignore[return-value]
-    return FunctionError(id, where, str(error) if isinstance(error, FormatError) else told(error))
+    return FunctionError(id, where, str(error) if isinstance(error, FormatError) else error_text(error))
 
 
-def told(error: Exception) -> str:
-    """``error`` and its traceback, as text: it may be of a class that only exists here, or fail to tell of itself."""
+def error_text(error: Exception) -> str:
+    """``error`` and its traceback, as text: its class may exist only in this process, and its own ``str`` may fail."""
     import traceback
 
-    # The outermost frames are ours, which called the user's function; the last is all there is where the call itself failed.
+    # The outermost frames are shmgen's, which called the user's function. The last is left in: the call itself may have failed.
     frames = error.__traceback__
     while frames and frames.tb_next and frames.tb_frame.f_globals.get("__name__", "").startswith("shmgen."):
         frames = frames.tb_next

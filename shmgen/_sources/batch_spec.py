@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from shmgen._checks import are_numbers, dtype_of
 from shmgen._memory.layout import Arrays, Field
-from shmgen._sources.base import Source
+from shmgen._sources.base import NO_CLASSES, Source
 from shmgen._sources.function import Function
-from shmgen._sources.ids import Some, is_frame
+from shmgen._sources.ids import Subset, is_frame
 from shmgen._sources.lookup import is_column, is_mapping
+from shmgen._sources.sample_spec import are_numbers, dtype_of
 from shmgen._sources.values import Labels, Values
-from shmgen.errors import FunctionError, InputError
+from shmgen.errors import InputError
 
 
 class BatchSpec:
@@ -26,12 +26,12 @@ class BatchSpec:
         inputs: a source, or a dict, tuple or list of sources.
         targets: likewise, or None for none.
         weights: likewise, or None for none.
-        ids: of all samples; they tell a mapping from id to value from a dict of fields.
+        ids: of all samples. By them a mapping from id to value is distinguished from a dict of fields.
 
     Attributes:
-        sources: what fills each field, by the field's name, in the order of a batch's arrays. Copies: a source may serve others.
-            A name that stands twice has the role before it: ``targets.mask``.
-        has_one_input: whether there is a single input, without a name of its own.
+        sources: what fills each field, by the field's name, in the order of a batch's arrays. They are copies, since a source may
+            be given to several loaders. Where two fields have the same name, the role comes before it: ``targets.mask``.
+        has_one_input: whether there is a single input, which has no name of its own.
     """
 
     def __init__(self, inputs: Any, targets: Any, weights: Any, ids: Sequence[Any]) -> None:
@@ -39,17 +39,18 @@ class BatchSpec:
             raise InputError("weights weigh the loss of targets, and there are none: give labels or targets too")
         self._ids = ids
         self.has_one_input = not _is_nest(inputs, ids)
-        self._found: list[tuple[str, str, Source | Values]] = []
+        self._found: list[tuple[str, str, Source]] = []
         parts = {"inputs": ("X", inputs), "targets": ("y", targets), "weights": ("weights", weights)}
         self._is_flat = not any(_is_nest(part, ids) for _, part in parts.values())
         self._parts = [self._add(role, name, part) for role, (name, part) in parts.items() if part is not None]
-        often = Counter(name for _, name, _ in self._found)
-        self.sources = {name if often[name] == 1 else f"{role}.{name}": source for role, name, source in self._found}
-        if len(self.sources) < len(self._found):
-            raise InputError(f"a field's name stands twice in one of inputs, targets and weights: {sorted(often)}")
+        count = Counter(name for _, name, _ in self._found)
+        names = [name if count[name] == 1 else f"{role}.{name}" for role, name, _ in self._found]
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
+            raise InputError(f"expected another name for each field, found {twice[0]!r} twice; change one of the keys")
+        self.sources = {name: source for name, (_, _, source) in zip(names, self._found, strict=True)}
 
     def _add(self, role: str, name: str, part: Any) -> Callable[[Arrays], Any]:
-        """Take the sources in ``part``, and return what picks their arrays out of a batch's, nested alike."""
+        """Add the sources in ``part``. Returns a function that picks their arrays out of a batch's, and nests them alike."""
         if _is_nest(part, self._ids):
             if isinstance(part, Mapping):
                 picks = {key: self._add(role, str(key), value) for key, value in part.items()}
@@ -67,21 +68,15 @@ class BatchSpec:
     @property
     def classes(self) -> tuple[Any, ...] | dict[str, tuple[Any, ...]] | None:
         """Names of the target's classes, in the order of their numbers; by field, where there are several fields of classes."""
-        found = {name: source.classes for name, source in self.sources.items() if isinstance(source, Values) and source.classes}
+        found = {name: source.classes for name, source in self.sources.items() if source.classes is not None}
         return found["y"] if found.keys() == {"y"} else found or None
 
     def bind(self) -> tuple[Field, ...]:
-        """Bind every source to the ids, and say what arrays a batch has."""
-        ids = self._ids
+        """Bind every source to the ids. Returns the arrays that a batch has."""
         fields = []
         for name, source in self.sources.items():
-            if isinstance(source, Values):
-                source.bind(ids, name)
-            else:
-                try:
-                    source.bind(ids)
-                except FunctionError as error:
-                    raise FunctionError(error.id, f"source of field {name!r}", error.reason) from error.__cause__
+            source.field_name = name
+            source.bind(self._ids)
             shape, dtype = tuple(source.shape), dtype_of(source.dtype)
             if not are_numbers(dtype) or 0 in shape:
                 raise InputError(f"field {name!r}: expected rows of numbers, found shape {shape} and dtype {dtype}")
@@ -90,19 +85,20 @@ class BatchSpec:
 
 
 def target(labels: Any, n_classes: int | None, classes: Any, ids: Sequence[Any]) -> Any:
-    """What ``labels`` mean as targets: values that are ints, or whatever targets may be.
+    """``labels`` as targets: values that must be ints, or whatever else targets may be.
 
     Raises:
-        InputError: ``n_classes`` or ``classes`` stand beside what is no value for each id.
+        InputError: ``n_classes`` or ``classes`` are given, and the labels are no values.
     """
-    if isinstance(labels, Values):
+    if isinstance(labels, Source):
         return labels.with_classes(n_classes, classes)
-    is_nest = _is_nest(labels, ids)
-    if isinstance(labels, Source) or is_nest or (callable(labels) and not is_mapping(labels)):
-        if n_classes is None and classes is None:
-            return labels
-        if isinstance(labels, Source) or is_nest:
-            raise InputError("n_classes and classes are for labels that are values; give them to the Values among targets")
+    has_classes = n_classes is not None or classes is not None
+    if _is_nest(labels, ids):
+        if has_classes:
+            raise InputError(NO_CLASSES)
+        return labels
+    if callable(labels) and not is_mapping(labels) and not has_classes:
+        return labels
     return Labels(labels, n_classes=n_classes, classes=classes)
 
 
@@ -111,22 +107,22 @@ def _is_nest(part: Any, ids: Sequence[Any]) -> bool:
     if not isinstance(part, dict | list | tuple):
         return False
     members = part.values() if isinstance(part, dict) else part
-    if any(isinstance(member, Source | Values) or callable(member) for member in members):
+    if any(isinstance(member, Source) or callable(member) for member in members):
         return True
     return _holds_columns(part, ids) or any(_is_nest(member, ids) for member in members)
 
 
 def _holds_columns(part: dict[Any, Any] | Sequence[Any], ids: Sequence[Any]) -> bool:
-    """Whether ``part`` holds values of all ids for each of several fields, not a value for each id."""
-    ids = ids.all if isinstance(ids, Some) else ids
+    """Whether ``part`` holds the values of several fields, each for all ids, and not a value for each id."""
+    ids = ids.all if isinstance(ids, Subset) else ids
     # As many members as ids would be a value for each.
     if not 0 < len(part) < len(ids):
         return False
     members = list(part.values()) if isinstance(part, dict) else part
     if not all(is_column(member) or isinstance(member, Mapping) for member in members):
         return False
-    if isinstance(part, dict) and not (all(isinstance(key, str) for key in part) and not any(_has(part, id) for id in ids)):
-        return False
+    if isinstance(part, dict) and (not all(isinstance(key, str) for key in part) or any(_has(part, id) for id in ids)):
+        return False  # its keys are ids
     return any(len(member) == len(ids) or (isinstance(member, Mapping) and _has(member, ids[0])) for member in members)
 
 
@@ -137,8 +133,8 @@ def _has(mapping: Mapping[Any, Any], id: object) -> bool:
         return False
 
 
-def _as_source(part: Any, name: str, *, weighs: bool) -> Source | Values:
-    if isinstance(part, Source | Values):
+def _as_source(part: Any, name: str, *, weighs: bool) -> Source:
+    if isinstance(part, Source):
         return copy(part)
     if is_column(part) or is_mapping(part) or is_frame(part):
         return Values(part, dtype=np.float32 if weighs else None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shmgen._checks import check_dtype, check_int, check_shape, what_bytes_may_be
-from shmgen._sources.base import Source, function_error, put, row_shapes
-from shmgen.errors import FormatError, InputError
+from shmgen._sources.base import Source, function_error
+from shmgen._sources.sample_spec import SampleSpec, write_row
+from shmgen.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 class Function(Source):
-    """A function of the id: ``function(id)`` returns a sample's array, ``function(id, row)`` fills the row that it is given.
+    """A function of the id: ``function(id)`` returns a sample's array, or ``function(id, row)`` fills the row that it is given.
 
-    The row is all zeros when it is given, so that a short sample may fill a part of it.
+    The row that it is given is all zeros, so a short sample may fill only a part of it.
 
     Args:
-        function: is called in the workers.
+        function: the function; it is called in the workers.
         dim: shape of a sample without its channels.
         n_channels: size of the last axis.
         dtype: of a row.
 
-    What is left out is that of what the function returns for the first id, for which it is called once in the calling process.
-    A function that fills a row must be told ``dim`` and ``dtype``.
+    What is left out is taken from the array of the first id, for which the function is called once in the main process. For a
+    function that fills a row, ``dim`` and ``dtype`` must be given.
 
     Examples:
         >>> loader = Loader(range(8), batch_size=4, source=Function(lambda id: np.full(3, id), dtype="float32"), shuffle=False)
@@ -44,7 +44,7 @@ class Function(Source):
     ) -> None:
         self._function = function
         self._fills = _takes_two(function)
-        self._given = check_shape(dim), None if n_channels is None else check_int(n_channels, "n_channels", 1), check_dtype(dtype)
+        self._given = SampleSpec.checked(dim, n_channels, dtype)
 
     def bind(self, ids: Sequence[Any]) -> None:
         dim, n_channels, dtype = self._given
@@ -60,19 +60,17 @@ class Function(Source):
             try:
                 with own_random_state():
                     first = np.asarray(self._function(ids[0]))
-                if dtype is None and (remedy := what_bytes_may_be(first.dtype)):
-                    raise FormatError(f"expected numbers, found dtype {first.dtype}{remedy}")
-                self.shape, _ = row_shapes(first.shape, dim, n_channels)
+                row = self._given.row(first.shape, first.dtype)
             except Exception as error:
-                raise function_error(ids[0], _name(self._function), error) from error
-            self.dtype = first.dtype if dtype is None else dtype
+                raise function_error(ids[0], f"source of field {self.field_name!r}", error) from error
+            self.shape, self.dtype = row.shape, row.dtype
         else:
             self.shape, self.dtype = (*dim, n_channels), dtype
 
     def read(self, id: Any, row: np.ndarray) -> None:
         result = self._function(id, row) if self._fills else self._function(id)
         if not (self._fills and (result is None or result is row)):
-            put(row, result)
+            write_row(row, result)
 
     @property
     def may_leave_out(self) -> bool:
@@ -83,11 +81,11 @@ class Function(Source):
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
-    import inspect  # late, since it would make workers start slower
+    import inspect  # imported late: workers would start slower
 
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some functions written in C tell nothing
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters) == 2

@@ -1,4 +1,4 @@
-"""A source that reads one dataset of an HDF5 file; needs h5py, which the extra ``hdf5`` installs."""
+"""`Hdf5`: one dataset of an HDF5 file. Needs h5py, which the extra ``hdf5`` installs."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Hdf5(Source):
 
     def fill(self, ids: Sequence[int], rows: np.ndarray) -> None:
         if list(ids) == list(range(ids[0], ids[0] + len(ids))):
-            with suppress(OSError, ValueError):  # row by row it is known which can't be read
+            with suppress(OSError, ValueError):  # then they are read row by row, to know which can't be read
                 self._rows.read_direct(rows, np.s_[ids[0] : ids[0] + len(ids)])
                 return
         for number, id in enumerate(ids):
-            self.at[0] = number + 1
+            self.rows_begun[0] = number + 1
             try:
                 self._rows.read_direct(rows, np.s_[id], np.s_[number])
             except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The ids of all samples, kept in as little memory as they came in."""
+"""The ids of all samples, in no more memory than they came in."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from shmgen.errors import InputError
 
 BLOCK = 10_000
-"""So many elements of an array are Python objects at once."""
+"""How many elements of an array are made Python objects at once."""
 
 COLUMNS_SHOWN = 8
 
 
 def kept(ids: Iterable[Any]) -> Sequence[Any]:
-    """``ids`` as Python objects, out of reach of later changes by the caller; but an array of strings is not copied.
+    """``ids`` as a sequence of Python objects, which later changes by the caller do not reach; an array of texts is not copied.
 
     Raises:
-        InputError: they are no ids in an order: a data frame, an array of another number of axes than 1, a text, a set.
+        InputError: they are no sequence of ids: a data frame, an array that has not one axis, a single text, a set.
     """
-    if isinstance(ids, range | Some):
+    if isinstance(ids, range | Subset):
         return ids
     if is_frame(ids):
         raise InputError(f"list_IDs: expected ids, found a {type(ids).__name__}; pass its column of ids: {columns_of(ids)}")
@@ -37,19 +37,19 @@ def kept(ids: Iterable[Any]) -> Sequence[Any]:
         if array.dtype.kind in "USiu":
             return _ArrayIds(array if array.dtype.kind in "US" else array.copy(), index_of(ids))
         ids = array.tolist()
-    # NumPy's own scalars would have every worker import NumPy.
+    # With NumPy's scalars every worker would import NumPy.
     return [id.item() if isinstance(id, np.generic) else id for id in ids]
 
 
 def take(ids: Sequence[Any], samples: np.ndarray) -> list[Any]:
     """The ids of ``samples``, positions in ``ids``."""
-    if isinstance(ids, _ArrayIds | Some):
+    if isinstance(ids, _ArrayIds | Subset):
         return ids.take(samples)
     return list(map(ids.__getitem__, samples.tolist()))
 
 
 def as_ints(ids: Sequence[Any]) -> range | np.ndarray | None:
-    """``ids`` as a range or an array, where all are ints; else None. Of Python's ints, where one is too large for NumPy's."""
+    """``ids`` as a range or an array if all are ints, else None. The array holds Python's ints if one is too large for int64."""
     if isinstance(ids, range):
         return ids
     if isinstance(ids, _ArrayIds):
@@ -64,12 +64,12 @@ def as_ints(ids: Sequence[Any]) -> range | np.ndarray | None:
 
 def as_array(values: Any) -> np.ndarray:
     """``values``, an array or a column of pandas, polars or pyarrow, as an array."""
-    # Asked for what it has not, a column of pandas searches its index, and keeps what it made for that; `np.asarray` does ask.
+    # `np.asarray` asks a column for attributes that pandas searches in the index, for which it makes a table that it keeps.
     return np.asarray(values if index_of(values) is None else values.to_numpy())
 
 
 def index_of(values: Any) -> Any:
-    """The index of a column of pandas, its rows' labels; None of whatever else."""
+    """The index of a column of pandas, the labels of its rows; None for anything else."""
     index = getattr(values, "index", None)
     return index if hasattr(index, "get_indexer") else None
 
@@ -80,18 +80,18 @@ def is_frame(value: object) -> bool:
 
 
 def columns_of(frame: Any) -> str:
-    """How to write the columns of a table, as advice."""
+    """The columns of a table as a user would write them, for a remedy."""
     names = list(getattr(frame, "column_names", frame.columns))
     more = f" or one of {len(names) - COLUMNS_SHOWN} others" if len(names) > COLUMNS_SHOWN else ""
     return (" or ".join(f"df[{name!r}]" for name in names[:COLUMNS_SHOWN]) or "it has none") + more
 
 
-class Some(Sequence[Any]):
-    """Some of all ids, in an order of their own; values that are given by position go by that among all.
+class Subset(Sequence[Any]):
+    """Some of all ids, in another order. Values that are looked up by position go by the position among all ids.
 
     Args:
         all: the ids of all samples, as `kept`.
-        samples: the positions in ``all`` of these.
+        samples: the positions of these in ``all``.
     """
 
     def __init__(self, all: Sequence[Any], samples: np.ndarray) -> None:
@@ -110,11 +110,11 @@ class Some(Sequence[Any]):
 
 
 class _ArrayIds(Sequence[Any]):
-    """Ids in an array, made Python objects when they are needed: those would take more memory than the array.
+    """Ids in an array. They are made Python objects only when needed, since these would take more memory than the array.
 
     Attributes:
         array: the ids.
-        rows: the index that they had as a column of pandas.
+        rows: the index of the pandas column that the ids came in, or None.
     """
 
     def __init__(self, array: np.ndarray, rows: Any = None) -> None:
@@ -137,6 +137,6 @@ class _ArrayIds(Sequence[Any]):
 
 
 def elements(array: np.ndarray) -> Iterator[Any]:
-    """The elements of an array along its first axis, as Python objects, of which few are there at once."""
+    """The elements of an array along its first axis, as Python objects, made a few at a time."""
     for first in range(0, len(array), BLOCK):
         yield from array[first : first + BLOCK].tolist()

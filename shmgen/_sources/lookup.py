@@ -1,4 +1,4 @@
-"""Which of the values that a user gives belongs to which id: looked up by id, or by position in the list of ids."""
+"""Which value belongs to which id: values are looked up by id, or by position in the list of ids."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from shmgen.errors import InputError
 By = Literal["id", "position"]
 
 COMPARED_BYTES = 1 << 20
-"""Of an array, at once."""
+"""How much of an array is compared at once."""
 
 KEYS_SHOWN = 3
 
 
 def is_column(values: object) -> bool:
-    """Whether ``values`` hold one value after the other: a list, an array, a column of a table."""
+    """Whether ``values`` are a sequence of values: a list, an array, a column of a table."""
     if isinstance(values, str | bytes | Mapping) or callable(values):
         return False
     return isinstance(values, Sequence) or (hasattr(values, "__array__") and np.ndim(values) > 0)
 
 
 def is_mapping(values: object) -> bool:
-    """Whether ``values`` are looked up by id, whatever the ids are."""
+    """Whether ``values`` are looked up by key, so that ids may be of any kind."""
     return isinstance(values, Mapping) or (hasattr(values, "keys") and hasattr(values, "__getitem__") and not is_column(values))
 
 
 def all_of(values: Any) -> Iterator[Any]:
-    """All values, of whatever ids."""
+    """All values, also those of other ids."""
     if is_column(values):
         return objects(as_list_or_array(values))
     return iter(values.values()) if isinstance(values, Mapping) else (values[key] for key in values.keys())  # noqa: SIM118
 
 
 def objects(values: Sequence[Any] | np.ndarray) -> Iterator[Any]:
-    """Values as Python objects, of which few are there at once."""
+    """Values as Python objects, made a few at a time."""
     return elements(values) if isinstance(values, np.ndarray) else iter(values)
 
 
 def as_list_or_array(values: Any) -> Sequence[Any] | np.ndarray:
-    """A column in the form that costs no more memory than it has."""
+    """A column as a list or an array, whichever takes no further memory."""
     return as_array(values) if hasattr(values, "__array__") or isinstance(values, range) else values
 
 
@@ -56,8 +56,7 @@ class Lookup:
     Args:
         ids: of all samples.
         field: what errors call the values.
-        by: what values without keys are looked up by; where it is not said, what is possible, and an error if both are, and
-            differ.
+        by: how values without keys are looked up. None: in the way that is possible; it is an error if both are, and differ.
     """
 
     def __init__(self, ids: Sequence[Any], field: str, by: By | None) -> None:
@@ -66,10 +65,10 @@ class Lookup:
         self._by = by
 
     def aligned(self, values: Any) -> Sequence[Any] | np.ndarray:
-        """A value for each id, in the order of the ids: a list or an array, perhaps the one that was given, or a view of it.
+        """A value for each id, in the order of the ids: a list or an array, possibly the one that was given, or a view of it.
 
         Raises:
-            InputError: an id has no value, or it can't be told which; or these are no values.
+            InputError: an id has no value, or it is not clear which; or these are no values.
         """
         if is_frame(values):
             raise InputError(
@@ -107,86 +106,80 @@ class Lookup:
                 values[id]
             except (LookupError, TypeError):
                 raise self._missing(id, _near(id, values)) from None
-        raise AssertionError("a mapping changed while it was looked at")
+        raise AssertionError("a mapping changed while its values were looked up")
 
     def _of_column(self, column: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray:
-        """From a list or an array whose elements have nothing but a position."""
-        count, numbers = len(column), as_ints(self._ids)
-        in_order = count == len(self._ids)
-        outside = None if numbers is None else _first_outside(numbers, count)
-        if self._by == "id" and numbers is None:
+        """From a list or an array, whose elements have nothing but a position."""
+        numbers = as_ints(self._ids)
+        if numbers is None and self._by == "id":
             id = next(id for id in self._ids if not isinstance(id, int))
             raise self._refused(
                 id, "an int, which by='id' looks up in a list or array", repr(id), "pass a mapping from id to value"
             )
-        if self._by == "position" or numbers is None:
-            if not in_order:
-                raise self._wrong_length(count)
-            return column
+        if numbers is None or self._by == "position":
+            return self._in_order(column)
+        count = len(column)
+        may_be_in_order = self._by is None and count == len(self._ids)
+        outside = _first_outside(numbers, count)
         if outside is not None:
-            in_doubt = in_order and self._by is None
-            remedy = "; pass Values(values, by='position') where they are in the order of the ids" if in_doubt else ""
+            remedy = "; pass Values(values, by='position') where they are in the order of the ids" if may_be_in_order else ""
             raise self._missing(outside, f": there are {count:,}, of ids 0 to {count - 1:,}{remedy}")
-        if self._by is None and in_order:
-            differs = _first_difference(column, numbers)
-            if differs is None:
-                return column
-            raise self._ambiguous(differs, column[differs], column[self._ids[differs]])
-        return _picked(column, numbers)
+        return self._if_unambiguous(column, numbers) if may_be_in_order else _picked(column, numbers)
 
-    def _of_labelled(self, column: np.ndarray, index: Any) -> np.ndarray:
+    def _of_labelled(self, column: np.ndarray, index: Any) -> Sequence[Any] | np.ndarray:
         """From a column whose elements have labels, those of an index of pandas."""
-        in_order = len(column) == len(self._ids)
         if self._by == "position":
-            if not in_order:
-                raise self._wrong_length(len(column))
-            return column
-        may_be_in_order = in_order and self._by is None
+            return self._in_order(column)
+        may_be_in_order = self._by is None and len(column) == len(self._ids)
         are_ints = getattr(index.dtype, "kind", "O") in "iu"
         if may_be_in_order and are_ints and as_ints(self._ids) is None:
-            return column  # no id can be in the index
-        # What somebody made of ids has a name, or other labels than ints; pandas numbers rows itself.
-        means_ids = index.name is not None or not are_ints
+            return column  # no id is among the labels
         labels = np.asarray(index).tolist()
-        # Of pandas itself, the table to look up in would stay as long as the index.
+        # pandas has such a table of its own, but keeps it as long as the index.
         position = dict(zip(labels, range(len(labels)), strict=True))
         found = np.fromiter(_get(position, self._ids), np.int64, len(self._ids))
         missing = found < 0
-        if may_be_in_order and (missing.all() or (missing.any() and not means_ids) or labels == list(self._ids)):
-            return column
         if missing.all() and self._by is None:
-            raise self._wrong_length(len(column), self._ids[0])
+            return self._in_order(column, outside=self._ids[0])
+        if may_be_in_order:
+            # pandas numbers rows itself. An index that was made of ids has a name, or labels that are no ints.
+            numbers_rows = are_ints and index.name is None
+            has_no_ids = numbers_rows and (missing.any() or len(position) < len(labels))
+            if has_no_ids or labels == list(self._ids):
+                return column
+            if numbers_rows and (_is_every_number(index) or index.equals(getattr(self._ids, "rows", None))):
+                return self._if_unambiguous(column, found)
         if missing.any():
             raise self._missing(self._ids[int(missing.argmax())], f" in the index{_among(labels)}")
         if len(position) < len(labels):
-            if may_be_in_order and not means_ids:
-                return column
             twice = next(label for number, label in enumerate(labels) if position[label] != number)
             raise InputError(
                 f"field {self._field!r}: expected an index that has each id once, found {twice!r} several times; drop "
                 "duplicates, or pass Values(values, by='position') where there is a value for each id in their order"
             )
-        if may_be_in_order and not means_ids and (_is_every_number(index) or index.equals(getattr(self._ids, "rows", None))):
-            differs = _first_difference(column, found)
-            if differs is None:
-                return column
-            raise self._ambiguous(differs, column[differs], column[found[differs]])
-        picked: np.ndarray = column[found]
-        return picked
+        return _picked(column, found)
 
-    def _ambiguous(self, position: int, in_order: Any, by_id: Any) -> InputError:
-        return self._refused(
-            self._ids[position],
-            "one meaning of values for int ids",
-            f"two that differ: by id it has {_short(by_id)}, and by position, {position:,}, {_short(in_order)}",
-            "say which: Values(values, by='id') or Values(values, by='position')",
+    def _in_order(self, column: Sequence[Any] | np.ndarray, outside: Any = None) -> Sequence[Any] | np.ndarray:
+        """``column``, whose values are looked up by position; ``outside`` is an id for which there is none by id."""
+        if len(column) == len(self._ids):
+            return column
+        more = "" if outside is None else f", and none for id {outside!r} where they are looked up by id"
+        raise InputError(
+            f"field {self._field!r}: expected a value for each of the {len(self._ids):,} ids, found {len(column):,}{more}; "
+            "pass as many, in the order of the ids, or a mapping from id to value"
         )
 
-    def _wrong_length(self, count: int, outside: Any = None) -> InputError:
-        more = "" if outside is None else f", and none for id {outside!r} where they are looked up by id"
-        return InputError(
-            f"field {self._field!r}: expected a value for each of the {len(self._ids):,} ids, found {count:,}{more}; "
-            "pass as many, in the order of the ids, or a mapping from id to value"
+    def _if_unambiguous(self, column: Sequence[Any] | np.ndarray, numbers: range | np.ndarray) -> Sequence[Any] | np.ndarray:
+        """``column``, if its values by position are also those by id, which are at ``numbers``."""
+        position = _first_difference(column, numbers)
+        if position is None:
+            return column
+        by_id, in_order = _short(column[numbers[position]]), _short(column[position])
+        raise self._refused(
+            self._ids[position],
+            "one meaning of values for int ids",
+            f"two that differ: by id it has {by_id}, and by position, {position:,}, {in_order}",
+            "say which: Values(values, by='id') or Values(values, by='position')",
         )
 
     def _no_values(self, expected: str, values: object) -> InputError:
@@ -206,7 +199,7 @@ class Lookup:
 
 
 def _first_outside(numbers: range | np.ndarray, count: int) -> int | None:
-    """An id that is not the number of one of ``count`` elements; None where each is."""
+    """An id that is not the number of one of ``count`` elements; None if each is."""
     if isinstance(numbers, range):
         return next((id for id in (*numbers[:1], *numbers[-1:]) if not 0 <= id < count), None)
     outside = (numbers < 0) | (numbers >= count)
@@ -225,7 +218,7 @@ def _slice(numbers: range) -> slice:
 
 
 def _first_difference(column: Sequence[Any] | np.ndarray, numbers: range | np.ndarray) -> int | None:
-    """The first position whose element is not that of the number there; None where there is none."""
+    """The first position whose element is not the one of its number; None if there is none."""
     count = len(column)
     if numbers == range(count) if isinstance(numbers, range) else bool((numbers == np.arange(count)).all()):
         return None
@@ -252,7 +245,7 @@ def _all_equal(some: Sequence[Any] | np.ndarray, others: Sequence[Any] | np.ndar
 def _equal(one: Any, other: Any) -> bool:
     try:
         return bool(np.array_equal(one, other, equal_nan=True))
-    except TypeError:  # of what is no number it can't be told whether it is NaN
+    except TypeError:  # only numbers can be tested for NaN
         return bool(np.array_equal(one, other))
 
 
@@ -266,7 +259,7 @@ def _get(position: dict[Any, int], ids: Sequence[Any]) -> Iterator[int]:
 
 
 def _is_every_number(index: Any) -> bool:
-    """Whether an index, no two labels of which are equal, is what pandas numbers rows by: the ints from 0 on, in any order."""
+    """Whether the labels of an index, which are all different, are the ints from 0 on, in any order."""
     return int(index.min()) == 0 and int(index.max()) == len(index) - 1
 
 
@@ -276,7 +269,7 @@ def _short(value: object) -> str:
 
 
 def _near(id: object, values: Any) -> str:
-    """What a mapping has in place of ``id``."""
+    """Which keys a mapping has, where ``id`` is not among them."""
     from shmgen._sources.suggest import alternatives
 
     keys = values.keys()

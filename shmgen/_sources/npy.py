@@ -6,24 +6,20 @@ without NumPy starts three times sooner.
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING
 
-from shmgen._checks import check_dtype, check_int, check_shape, dtype_of, dtype_text
-from shmgen._sources.base import RawSource, row_of, row_shapes
+from shmgen._sources.base import RawSource, row_of
 from shmgen._sources.npy_format import (
     OPEN_FLAGS,
     Header,
-    axes_fit,
     explain,
     file_version,
-    meant_header,
     read_header,
     read_header_of,
     read_whole,
-    require_numbers,
 )
+from shmgen._sources.sample_spec import SampleSpec
 from shmgen.errors import FormatError, InputError, SampleError
 
 if TYPE_CHECKING:
@@ -42,15 +38,14 @@ class Npy(RawSource):
         folder: where the files are, and beyond which no id may lead; None where ids are paths, with or without ``.npy``.
         dim: shape of a sample without its channels.
         n_channels: size of the last axis. Where it is 1, a file of shape ``dim`` is taken, too.
-        dtype: of a row; files are cast to it where NumPy calls that "same_kind". It must be said where it is one of ml_dtypes,
-            bfloat16 for one: of these a file keeps the size alone.
+        dtype: of a row; files are cast to it where NumPy calls that "same_kind". It must be given if it is one of ml_dtypes, such
+            as bfloat16: a file only says how many bytes these have.
 
-    What is left out is the first file's; with ``dim`` and ``n_channels`` both left out, a row has the file's own shape.
+    What is left out is taken from the first file. With ``dim`` and ``n_channels`` both left out, a row has the file's own shape.
 
     Attributes:
         folder: as an absolute path, so that a later change of directory does no harm.
         shape: of a row.
-        bare_shape: a file of this shape is taken as well; that of a row without its only channel, or the same.
         dtype: of a row, in native byte order; as text, since NumPy itself would be imported to unpickle it.
         row_bytes: bytes of a row.
 
@@ -70,15 +65,10 @@ class Npy(RawSource):
     ) -> None:
         self.folder = os.path.abspath(folder or "")
         self._ids_are_paths = folder is None
-        given = check_dtype(dtype)
-        self._given = (
-            check_shape(dim),
-            None if n_channels is None else check_int(n_channels, "n_channels", 1),
-            None if given is None else dtype_text(given),
-        )
+        self._given = SampleSpec.checked(dim, n_channels, dtype)
 
     def bind(self, ids: Sequence[object]) -> None:
-        """Read the first file's header, for what was left out.
+        """Read the first file's header: it says what was left out.
 
         Raises:
             InputError: an id leads out of the folder.
@@ -87,27 +77,19 @@ class Npy(RawSource):
         if not self._ids_are_paths:
             _refuse_ways_out(ids, self.folder)
         first = ids[0]
-        dim, n_channels, given = self._given
-        dtype = None if given is None else dtype_of(given)
         try:
             header, raw = read_header_of(self.path(first))
-            header = meant_header(header, dtype)
-            self.shape, self.bare_shape = row_shapes(header.shape, dim, n_channels)
-            if not axes_fit(1 + len(self.shape)):
-                raise FormatError(f"expected axes few enough for a batch to have one more, found {len(self.shape)}")
-            if dtype is None:
-                require_numbers(header)
-            row_dtype = header.dtype.newbyteorder("=") if dtype is None else dtype
-            self.dtype = dtype_text(row_dtype)
-            self.row_bytes = math.prod(self.shape) * row_dtype.itemsize
+            header = header.reinterpreted(self._given.dtype)
+            self._row = self._given.row(header.shape, header.dtype)
             self._check(header)
         except (OSError, ValueError, FormatError) as error:
             raise SampleError(first, self.path(first), explain(error) + self._meant(first, error)) from None
-        # What a file begins with whose data are a row's bytes as they stand, once one has been seen.
+        self.shape, self.dtype, self.row_bytes = self._row.shape, self._row.dtype, self._row.row_bytes
+        # The header of files whose data are a row's bytes, unchanged; None until there was such a file.
         self._plain = raw if self._is_plain(header) else None
 
     def _meant(self, id: object, error: Exception) -> str:
-        """What was probably meant by an id whose file is not there."""
+        """A guess at what was meant by an id whose file is not there."""
         if not isinstance(error, FileNotFoundError):
             return ""
         from shmgen._sources.suggest import for_missing_file
@@ -119,7 +101,7 @@ class Npy(RawSource):
         return os.path.join(self.folder, *self._names([id]))
 
     def _names(self, ids: Sequence[object]) -> list[str]:
-        """The files of ``ids``, from the folder."""
+        """The files of ``ids``, as paths from the folder."""
         if self._ids_are_paths:
             return [path if path.endswith(".npy") else f"{path}.npy" for path in map(str, ids)]
         return [f"{id}.npy" for id in ids]
@@ -133,16 +115,16 @@ class Npy(RawSource):
         Raises:
             SampleError: one can't be read; it names the file, what was expected and what was found.
         """
-        # One open, one preadv, one close and one comparison a sample: this loop is the speed of the whole package.
+        # One open, one preadv, one close and one comparison a sample. The speed of the whole package depends on this loop.
         row_bytes = self.row_bytes
         plain, found, expected_bytes = self._expected()
-        at, opened, preadv, close, flags = self.at, os.open, os.preadv, os.close, OPEN_FLAGS
+        begun, opened, preadv, close, flags = self.rows_begun, os.open, os.preadv, os.close, OPEN_FLAGS
         start = 0
         folder = -1
         try:
-            # The kernel need not look up the folder for every file then.
+            # With its descriptor the kernel need not look up the folder for every file.
             folder = opened(self.folder, os.O_PATH | os.O_CLOEXEC)
-            for at[0], name in enumerate(self._names(ids), 1):
+            for begun[0], name in enumerate(self._names(ids), 1):
                 row = rows[start : start + row_bytes]
                 start += row_bytes
                 fd = opened(name, flags, dir_fd=folder)
@@ -153,7 +135,7 @@ class Npy(RawSource):
                 finally:
                     close(fd)
         except (OSError, ValueError, FormatError) as error:
-            id = ids[row_of(at[0]) or 0]
+            id = ids[row_of(begun[0]) or 0]
             raise SampleError(id, self.path(id), explain(error)) from None
         finally:
             if folder >= 0:
@@ -184,51 +166,45 @@ class Npy(RawSource):
             os.close(folder)
 
     def _expected(self) -> tuple[bytes, bytearray, int]:
-        """The header of a plain file, room for the one that is found, and how many bytes header and row are; -1 if unknown."""
+        """The header of a plain file, room for the header that is found, and the bytes of header and row; -1 if not known."""
         if self._plain is None:
             return b"", bytearray(), -1
         return self._plain, bytearray(len(self._plain)), len(self._plain) + self.row_bytes
 
     def _read(self, fd: int, row: memoryview) -> None:
-        """Read a file that does not begin as the last plain one did, or did not come whole in one call."""
+        """Read a file whose header is not that of the last plain file, or that one call did not read whole."""
         before = _written(fd)
         header, raw = read_header(fd)
-        header = meant_header(header, dtype_of(self.dtype))
+        header = header.reinterpreted(self._row.dtype)
         self._check(header)
         is_plain = self._is_plain(header)
         data = row if is_plain else memoryview(bytearray(header.data_bytes))
         read_whole(fd, data, header.size)
         if _written(fd) != before:
-            raise FormatError("expected a file that stays as it is while it is read, found one that was written to meanwhile")
+            raise FormatError("expected a file that does not change while it is read, found one that was written to meanwhile")
         if is_plain:
             self._plain = raw
             return
         import numpy as np
 
         array = np.ndarray(header.shape, header.dtype, data, order="F" if header.fortran else "C")
-        np.copyto(np.ndarray(self.shape, dtype_of(self.dtype), row), array.reshape(self.shape), casting="same_kind")
+        np.copyto(np.ndarray(self.shape, self._row.numpy_dtype, row), array.reshape(self.shape), casting="same_kind")
 
     def _is_plain(self, header: Header) -> bool:
-        """Whether the file's data are a row's bytes as they stand."""
-        return header.dtype == dtype_of(self.dtype) and (not header.fortran or len(header.shape) < 2)
+        """Whether the file's data are a row's bytes, unchanged."""
+        return header.dtype == self._row.numpy_dtype and (not header.fortran or len(header.shape) < 2)
 
     def _check(self, header: Header) -> None:
-        import numpy as np
-
-        if header.shape not in (self.shape, self.bare_shape):
-            raise FormatError(
-                f"expected shape {self.shape}, found {header.shape}; "
-                "dim and n_channels say what is expected, and left out they are the first file's"
-            )
-        if not np.can_cast(header.dtype, dtype_of(self.dtype), "same_kind"):
-            raise FormatError(
-                f"expected dtype {dtype_of(self.dtype)}, found {header.dtype}, whose cast would lose more than precision; "
-                "pass the dtype that the files have, or convert them"
-            )
+        self._row.check(
+            header.shape,
+            header.dtype,
+            shape_remedy="; dim and n_channels say what is expected, and left out they are the first file's",
+            dtype_remedy="; pass the dtype that the files have, or convert them",
+        )
 
 
 def _written(fd: int) -> object:
-    """What is different of an open file once it has been written to."""
+    """Anything that is different of an open file once it has been written to."""
     status = os.fstat(fd)
     return status.st_mtime_ns, status.st_size
 
@@ -241,7 +217,7 @@ def _refuse_ways_out(ids: Sequence[object], folder: str) -> None:
 
     for first in range(0, len(ids), IDS_AT_ONCE):
         some = list(map(str, take(ids, np.arange(first, min(first + IDS_AT_ONCE, len(ids))))))
-        # All are searched at once, since one by one a million take a second.
+        # They are searched all at once: one by one, a million ids would take a second.
         together = "\0".join(some)
         if ".." not in together and "\0/" not in f"\0{together}":
             continue

@@ -1,4 +1,7 @@
-"""The ``.npy`` format: headers checked, data read whole.
+"""The ``.npy`` format: headers are parsed and checked, data is read whole.
+
+Headers are parsed here, not by NumPy's public functions: none of them reads version 3.0, they refuse float8_e5m2, and they warn
+of what Python 2 wrote. Where warnings are errors, that would refuse the file, and threads can't silence a warning safely.
 
 A worker imports this module, so NumPy is imported only where a file needs more than a plain read: most never do, and a worker
 without NumPy starts three times sooner.
@@ -11,22 +14,22 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shmgen._checks import are_numbers, meant, what_bytes_may_be
 from shmgen._memory.limit_errors import FILES, reached
+from shmgen._sources.sample_spec import axes_fit, dtype_of, reinterpreted
 from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
     import numpy as np
 
 MAGIC = b"\x93NUMPY"
-LONGEST_HEADER = 10_000
-"""Characters; `numpy.load` refuses longer ones too, since parsing them can exhaust memory."""
+MAX_HEADER = 10_000
+"""Characters. `numpy.load` refuses longer headers, too, since parsing them can exhaust memory."""
 
 ENCODINGS = {1: "latin-1", 2: "latin-1", 3: "utf-8"}
 """Of a header's text, by the format's major version."""
 
 UNREADABLE = {"<f1": "|V1", "<W4": "|V4"}
-"""What NumPy writes, and can't read, of dtypes of ml_dtypes whose kind is not that of bare bytes: float8_e5m2, complex32."""
+"""How NumPy writes float8_e5m2 and complex32 of ml_dtypes, which it can't read; and bare bytes of the same size, which it can."""
 
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
@@ -50,14 +53,18 @@ class Header(NamedTuple):
     def data_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def reinterpreted(self, dtype: str | None) -> Header:
+        """The same, with the dtype that its elements have where ``dtype`` is expected."""
+        return self if dtype is None else self._replace(dtype=reinterpreted(self.dtype, dtype_of(dtype)))
+
 
 def read_header(fd: int) -> tuple[Header, bytes]:
-    """The header of the ``.npy`` file open at ``fd``, parsed and as it stands in the file.
+    """The header of the ``.npy`` file open at ``fd``, parsed, and its bytes.
 
-    Accepts format versions 1 to 3, as `numpy.load` with ``allow_pickle=False`` does. The data need not be there: `require_data`.
+    Accepts format versions 1 to 3, as `numpy.load` with ``allow_pickle=False`` does. Whether the data is there is not checked.
 
     Raises:
-        Misfit: it is no ``.npy`` file, or one whose elements are Python objects.
+        FormatError: it is no ``.npy`` file, or one whose elements are Python objects.
     """
     start = _pread(fd, 12, 0)
     if not start:
@@ -73,7 +80,7 @@ def read_header(fd: int) -> tuple[Header, bytes]:
     if len(start) < 8 + prefix.size:
         raise FormatError(f"expected an .npy header, found the end of the file after {len(start)} bytes")
     (length,) = prefix.unpack_from(start, 8)
-    if length > 4 * LONGEST_HEADER:  # the most bytes that so many characters take
+    if length > 4 * MAX_HEADER:  # the most bytes that so many characters take
         raise _too_long(length)
     size = 8 + prefix.size + length
     raw = _pread(fd, size, 0)
@@ -87,13 +94,13 @@ def _parse(raw: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[n
 
     try:
         text = raw.decode(encoding)
-        if len(text) > LONGEST_HEADER:
+        if len(text) > MAX_HEADER:
             raise _too_long(len(text))
         header = _literal(text, from_python_2=encoding == "latin-1")
         if header.keys() != {"descr", "fortran_order", "shape"}:
             raise ValueError
         shape, fortran = header["shape"], header["fortran_order"]
-        # No bools, and no number of so many digits that an error could not show it.
+        # No bools, and no number that has more digits than Python prints.
         if not isinstance(shape, tuple) or not all(type(n) is int and n.bit_length() < 64 for n in shape):
             raise ValueError
         if not isinstance(fortran, bool) or not axes_fit(len(shape)):
@@ -102,7 +109,7 @@ def _parse(raw: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[n
         dtype = np.lib.format.descr_to_dtype(UNREADABLE.get(descr, descr) if isinstance(descr, str) else descr)  # type: ignore[arg-type]
     except FormatError:
         raise
-    except Exception:  # literal_eval, tokenize and numpy.dtype raise whatever they happen upon
+    except Exception:  # literal_eval, tokenize and numpy.dtype raise all kinds of errors
         raise FormatError(f"expected an .npy header, found {raw[:80]!r}") from None
     if any(n < 0 for n in shape):
         raise FormatError(f"expected a shape of sizes from 0, found {shape}")
@@ -112,18 +119,7 @@ def _parse(raw: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[n
 
 
 def _too_long(length: int) -> FormatError:
-    return FormatError(f"expected an .npy header of at most {LONGEST_HEADER:,} characters, found one of {length:,}")
-
-
-def axes_fit(number: int) -> bool:
-    """Whether NumPy has arrays of so many axes: 64 of them at most, and 32 before NumPy 2."""
-    import numpy as np
-
-    try:
-        np.empty((0,) * number)
-    except ValueError:
-        return False
-    return True
+    return FormatError(f"expected an .npy header of at most {MAX_HEADER:,} characters, found one of {length:,}")
 
 
 def _literal(text: str, *, from_python_2: bool) -> Any:
@@ -138,7 +134,7 @@ def _literal(text: str, *, from_python_2: bool) -> Any:
 
 
 def _without_long_suffixes(text: str) -> str:
-    """``text`` less the L that Python 2 wrote behind its long integers; where `numpy.load` would strike it, and nowhere else."""
+    """``text`` without the L that Python 2 wrote behind long integers; removed exactly where `numpy.load` removes it."""
     from io import StringIO
     from tokenize import NAME, NUMBER, generate_tokens, untokenize
 
@@ -152,8 +148,8 @@ def _without_long_suffixes(text: str) -> str:
 
 
 def read_header_of(path: str) -> tuple[Header, bytes]:
-    """As `read_header`, of the file at ``path``, which has all the data that it promises."""
-    # A FIFO would keep an ordinary open waiting for ever.
+    """As `read_header`, of the file at ``path``. Checks that the file has all the data that its header promises."""
+    # An ordinary open of a FIFO would wait for ever.
     fd = os.open(path, OPEN_FLAGS | os.O_NONBLOCK)
     try:
         header, raw = read_header(fd)
@@ -164,17 +160,17 @@ def read_header_of(path: str) -> tuple[Header, bytes]:
 
 
 def require_data(fd: int, header: Header) -> None:
-    """Make sure that the file is long enough, before memory is set aside for what its header promises, terabytes perhaps.
+    """Make sure that the file is long enough, before memory is allocated for what its header promises, which may be terabytes.
 
     Raises:
-        Misfit: it is too short.
+        FormatError: it is too short.
     """
     if os.fstat(fd).st_size < header.size + header.data_bytes:
         raise _truncated(fd, header.size + header.data_bytes)
 
 
 def _pread(fd: int, size: int, offset: int) -> bytes:
-    """``size`` bytes from ``offset``, fewer only where the file ends."""
+    """``size`` bytes from ``offset``; fewer only if the file ends before."""
     data = os.pread(fd, size, offset)
     while 0 < len(data) < size:
         more = os.pread(fd, size - len(data), offset + len(data))
@@ -185,7 +181,7 @@ def _pread(fd: int, size: int, offset: int) -> bytes:
 
 
 def read_whole(fd: int, data: memoryview, offset: int) -> None:
-    """Fill ``data`` with what the file holds from ``offset`` on, in as many calls as it takes."""
+    """Fill ``data`` with the file's bytes from ``offset`` on, in as many calls as it takes."""
     filled = 0
     while filled < len(data):
         size = os.preadv(fd, (data[filled:],), offset + filled)
@@ -199,7 +195,7 @@ def _truncated(fd: int, expected: int) -> FormatError:
 
 
 def explain(error: Exception) -> str:
-    """Why a file can't be read: what was expected and what was found."""
+    """Why a file can't be read: what was expected, and what was found."""
     if isinstance(error, FileNotFoundError):
         return "expected a file, found none at this path"
     if isinstance(error, ValueError):
@@ -210,26 +206,16 @@ def explain(error: Exception) -> str:
     return str(error)
 
 
-def meant_header(header: Header, dtype: np.dtype[np.generic] | None) -> Header:
-    """``header``, with the dtype that its elements have where ``dtype`` is expected."""
-    return header if dtype is None else header._replace(dtype=meant(header.dtype, dtype))
-
-
-def require_numbers(header: Header) -> None:
-    if not are_numbers(header.dtype):
-        raise FormatError(f"expected numbers, found dtype {header.dtype}{what_bytes_may_be(header.dtype)}")
-
-
 def file_version(path: str, folder: int | None = None) -> object:
-    """What tells a file from another that has taken its place, or from itself once it has been written to.
+    """Anything that is different once a file has been replaced by another, or written to.
 
     Args:
         path: of the file.
-        folder: descriptor of the folder that ``path`` begins at; else the current one.
+        folder: descriptor of the folder that a relative ``path`` starts from; None for the working folder.
     """
     try:
         status = os.stat(path, dir_fd=folder)
     except (OSError, ValueError):
         return None
-    # Whoever writes a file may set its time of modification, but not that of its last change.
+    # A writer can set the time of modification (mtime), but not the time of change (ctime).
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size

@@ -10,19 +10,17 @@ import operator
 import os
 from typing import TYPE_CHECKING, Any
 
-from shmgen._checks import check_dtype, dtype_of, dtype_text
 from shmgen._sources.base import RawSource, row_of
 from shmgen._sources.npy_format import (
     OPEN_FLAGS,
     Header,
     explain,
     file_version,
-    meant_header,
     read_header,
     read_header_of,
     read_whole,
-    require_numbers,
 )
+from shmgen._sources.sample_spec import check_dtype, check_numbers, dtype_of, dtype_text
 from shmgen.errors import FormatError, InputError, SampleError
 
 if TYPE_CHECKING:
@@ -35,8 +33,8 @@ class NpyRows(RawSource):
     """One ``.npy`` file of all samples; an id is a row's number, from 0.
 
     Args:
-        file: the file; in C order. It may be larger than memory, and be replaced while no epoch is under way.
-        dtype: of a row, where the file does not say, since it is one of ml_dtypes: bfloat16 for one. Rows are not cast.
+        file: the file, in C order. It may be larger than memory, and may be replaced between epochs.
+        dtype: of a row, if it is one of ml_dtypes, such as bfloat16, which a file does not name. Rows are not cast.
 
     Attributes:
         file: as an absolute path.
@@ -58,10 +56,10 @@ class NpyRows(RawSource):
         self._seen: object = None
 
     def bind(self, ids: Sequence[Any]) -> None:
-        """Read the header, and check that it has all the rows.
+        """Read the header, and check that the file has all the rows.
 
         Raises:
-            InputError: the file can't serve, or has no row of an id's number.
+            InputError: the file can't be read, or is of another format, or has no row of an id's number.
         """
         try:
             header, _ = read_header_of(self.file)
@@ -83,13 +81,13 @@ class NpyRows(RawSource):
         """Read the rows ``ids`` into ``rows``, which is as many rows' bytes.
 
         Raises:
-            SampleError: the file can't be read, or has been replaced by one that does not fit.
+            SampleError: the file can't be read, or has been replaced by another that does not fit.
         """
         try:
             self._reopen()
             self._read(ids, rows)
         except (OSError, ValueError, FormatError) as error:
-            raise SampleError(ids[row_of(self.at[0]) or 0], self.file, explain(error)) from None
+            raise SampleError(ids[row_of(self.rows_begun[0]) or 0], self.file, explain(error)) from None
 
     def place(self, id: int) -> str:
         return f"row {id} of file {self.file}"
@@ -106,11 +104,11 @@ class NpyRows(RawSource):
     def _read(self, ids: Sequence[int], rows: memoryview) -> None:
         first, row_bytes = self._header.size, len(rows) // len(ids)
         neighbours = ids[-1] - ids[0] == len(ids) - 1 and list(ids) == list(range(ids[0], ids[-1] + 1))
-        # What is not there whole is read row by row, to know which is the first that is missing.
+        # If rows are missing, they are read one by one, to know which is the first.
         if not neighbours or os.preadv(self._fd, (rows,), first + ids[0] * row_bytes) != len(rows):
-            at, fd, preadv = self.at, self._fd, os.preadv
+            begun, fd, preadv = self.rows_begun, self._fd, os.preadv
             start = 0
-            for at[0], id in enumerate(ids, 1):
+            for begun[0], id in enumerate(ids, 1):
                 row = rows[start : start + row_bytes]
                 start += row_bytes
                 if preadv(fd, (row,), first + id * row_bytes) != row_bytes:
@@ -121,7 +119,7 @@ class NpyRows(RawSource):
             np.frombuffer(rows, self.dtype).byteswap(inplace=True)
 
     def _reopen(self) -> None:
-        """Open the file, anew if another stands in its place."""
+        """Open the file, and open it again if it has been replaced."""
         seen = file_version(self.file)
         if self._fd >= 0 and seen == self._seen:
             return
@@ -139,28 +137,27 @@ class NpyRows(RawSource):
         self._seen = seen
 
     def close(self) -> None:
-        """Give up the descriptor."""
+        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-            self._seen = None  # what is opened next may not serve, and the one that was seen come back
+            self._seen = None  # the next file may not fit, and after it the file that was seen may come back
 
     def __del__(self) -> None:
         self.close()
 
     def _check(self, header: Header) -> Header:
-        """The header as it is meant, if the file can serve."""
-        given = None if self._given is None else dtype_of(self._given)
-        header = meant_header(header, given)
+        """The header, with the dtype that was given, if rows can be read from the file."""
+        header = header.reinterpreted(self._given)
         if not header.shape or 0 in header.shape:
             raise FormatError(f"expected an array of rows, found shape {header.shape}")
         if header.fortran and len(header.shape) > 1:
             raise FormatError(
-                "expected C order, found Fortran order, in which a row's elements lie apart; "
+                "expected C order, found Fortran order, in which a row's elements are not next to each other; "
                 "write it again as np.save(file, np.ascontiguousarray(array))"
             )
-        require_numbers(header)
-        if given is not None and header.dtype.newbyteorder("=") != given:
+        check_numbers(header.dtype)
+        if self._given is not None and header.dtype.newbyteorder("=") != (given := dtype_of(self._given)):
             raise FormatError(
                 f"expected dtype {given}, found {header.dtype}, and rows are not cast: leave dtype out, or use a transform"
             )

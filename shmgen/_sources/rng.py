@@ -1,4 +1,4 @@
-"""Random numbers for the user's functions: the same at any number of workers, and different for every sample and epoch."""
+"""Random numbers for the user's functions: the same with any number of workers, and different for every sample and epoch."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from numpy.random.bit_generator import ISpawnableSeedSequence
 
 
 class SampleRng:
-    """Random numbers that depend on the seed, the epoch and a sample's position in it; not on who draws them, nor when.
+    """Random numbers that depend on the seed, the epoch and a sample's position in it; not on which worker draws them, or when.
 
-    What draws from the global states of `random` and `numpy.random` gets numbers as good: those are seeded for each sample.
+    The global generators of `random` and `numpy.random` are seeded for each sample too, so this also holds for what they draw.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._lineage = SampleSeedSequence()
-        self._rng = np.random.Generator(np.random.PCG64(self._lineage))  # type: ignore[arg-type]
+        self._seed_sequence = SampleSeedSequence()
+        self._rng = np.random.Generator(np.random.PCG64(self._seed_sequence))  # type: ignore[arg-type]
         self._key: tuple[int, np.ndarray] = (-1, np.zeros(2, np.uint64))
 
     def for_samples(self, epoch: int, position: int, count: int) -> Iterator[np.random.Generator]:
-        """A generator for each of ``count`` samples, the first at ``position`` in the epoch; good until the next is drawn."""
+        """A generator for each of ``count`` samples, the first at ``position`` in the epoch; valid until the next is taken."""
         if self._key[0] != epoch:
             self._key = epoch, np.random.SeedSequence([self._seed, epoch]).generate_state(2, np.uint64)
-        # Philox counts: its words for a position are the same whichever was the first. Four are drawn for each.
+        # Philox is a counter: its words for a position do not depend on where it begins. Each sample gets four.
         words = np.random.Philox(key=self._key[1], counter=position).random_raw(4 * count).tolist()
-        bits, lineage = self._rng.bit_generator, self._lineage
+        bits, seed_sequence = self._rng.bit_generator, self._seed_sequence
         seed_python, seed_numpy = random.seed, np.random.seed
         state: dict[str, Any] = {"bit_generator": "PCG64", "state": {}, "has_uint32": 0, "uinteger": 0}
         for first in range(0, len(words), 4):
             high, low, stream, other = words[first : first + 4]
             state["state"] = {"state": high << 64 | low, "inc": stream << 64 | other | 1}
             bits.state = state
-            lineage.words, lineage.children = (high, low, stream, other), 0
+            seed_sequence.words, seed_sequence.children = (high, low, stream, other), 0
             seed_numpy(stream & 0xFFFFFFFF)
             seed_python(other)
             yield self._rng
 
 
 class SampleSeedSequence(ISpawnableSeedSequence):
-    """Where the children come from that a sample's generator spawns: from the sample, like all it draws."""
+    """The seeds of the generators that a sample's generator spawns: they, too, depend on the sample alone."""
 
     words: tuple[int, ...] = (0,)
     children = 0
@@ -58,38 +58,38 @@ class SampleSeedSequence(ISpawnableSeedSequence):
 
 
 class LateSeeded(random.Random):
-    """A generator that is seeded only once it is drawn from: seeding takes longer than most functions that draw nothing."""
+    """A generator that is seeded only once it is drawn from. Most functions draw nothing, and take less time than seeding."""
 
-    _due: tuple[Any, int] | None = None
+    _pending_seed: tuple[Any, int] | None = None
 
     def seed(self, a: Any = None, version: int = 2) -> None:
-        self._due = a, version
-        self.gauss_next = None  # of the pair of numbers that `gauss` draws at once, the other belongs to the seed before
+        self._pending_seed = a, version
+        self.gauss_next = None  # `gauss` draws two numbers at once; the second would come from the seed before
 
     def random(self) -> float:
-        self._catch_up()
+        self._seed_now()
         return super().random()
 
     def getrandbits(self, k: int, /) -> int:
-        self._catch_up()
+        self._seed_now()
         return super().getrandbits(k)
 
     def getstate(self) -> tuple[Any, ...]:
-        self._catch_up()
+        self._seed_now()
         return super().getstate()
 
     def setstate(self, state: tuple[Any, ...]) -> None:
-        self._due = None
+        self._pending_seed = None
         super().setstate(state)
 
-    def _catch_up(self) -> None:
-        if self._due is not None:
-            due, self._due = self._due, None
-            super().seed(*due)
+    def _seed_now(self) -> None:
+        if self._pending_seed is not None:
+            pending, self._pending_seed = self._pending_seed, None
+            super().seed(*pending)
 
 
 def seed_late() -> None:
-    """Have the functions of `random` draw from a `LateSeeded` generator; before anybody has imported one by name."""
+    """Have the functions of `random` draw from a `LateSeeded` generator. To be called before one is imported by name."""
     late = LateSeeded()
     for name in random.__all__:
         if getattr(getattr(random, name), "__self__", None) is random._inst:
@@ -99,7 +99,7 @@ def seed_late() -> None:
 
 @contextmanager
 def own_random_state() -> Iterator[None]:
-    """What draws random numbers in here leaves the caller's global states as they were."""
+    """The caller's global random states are the same afterwards, whatever was drawn in here."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""What was probably meant by an id that has no file, or no value: found by a look at what there is, once something is missing."""
+"""Guesses at what was meant by an id that has no file, or no value. They are made only once something is missing."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from itertools import islice
 from typing import Any
 
 LOOKED_AT = 10_000
-"""Entries of a folder, at most: it may have millions."""
+"""Entries of a folder that are looked at, at most: it may have millions."""
 
 FOLDERS_LOOKED_INTO = 100
 
 SHOWN = 3
 
 MAX_CHANGES = 3
-"""Made to an id at once."""
+"""Changes made to one id, at most."""
 
 MAX_ALTERNATIVES = 300
 
 LONGEST_NUMBER = 12
-"""Digits of a number that may have lost zeros in front of it."""
+"""Digits, at most, of a number that is tried with leading zeros."""
 
 
 def alternatives(id: object) -> Iterator[tuple[Any, str]]:
-    """Other ids that may have been meant by ``id``, those with the fewest changes first.
+    """Other ids that ``id`` may have been meant as, those with the fewest changes first.
 
     Yields:
-        The other id, and the Python expression that makes it of ``id``.
+        The other id, and the Python expression that makes it from ``id``.
     """
     if isinstance(id, bytes):
         known = {id.decode(errors="replace"): "id.decode()"}
@@ -52,7 +52,7 @@ def alternatives(id: object) -> Iterator[tuple[Any, str]]:
 
 
 def _changes(text: str) -> Iterator[tuple[str, str]]:
-    """``text`` changed in one way, and the form of the expression that does it."""
+    """``text`` after one change, and the expression that makes it, with ``{}`` for what is changed."""
     from unicodedata import normalize
 
     yield text.strip(), "{}.strip()"
@@ -79,12 +79,12 @@ def _braced(text: str) -> str:
 
 
 def for_missing_file(id: object, path_of: Callable[[object], str], folder: str | None) -> str:
-    """What to say further where the file of ``id`` is not there.
+    """What an error adds if the file of ``id`` is not there: what there is, and the remedy.
 
     Args:
         id: of the sample.
-        path_of: makes the path of an id's file.
-        folder: which the ids are in; None where they are paths.
+        path_of: returns the path of an id's file.
+        folder: that the files are in; None if ids are paths.
     """
     path, name = path_of(id), str(id)
     if os.path.islink(path):
@@ -102,7 +102,7 @@ def for_missing_file(id: object, path_of: Callable[[object], str], folder: str |
 
 
 def _alternative(id: object, path_of: Callable[[object], str], *, within: bool) -> str:
-    """Another id that has a file; ``within`` a folder, out of which none leads."""
+    """Another id that has a file; if ``within`` a folder, one that does not lead out of it."""
     path = path_of(id)
     for other, how in alternatives(id):
         if within and (str(other).startswith("/") or ".." in str(other).split("/")):
@@ -113,14 +113,14 @@ def _alternative(id: object, path_of: Callable[[object], str], *, within: bool) 
 
 
 def _beside(path: str) -> str:
-    """What is there in place of a file."""
+    """What is there instead of a file."""
     folder, name = os.path.split(path)
     if not os.path.isdir(folder):
         return _for_missing_folder(folder)
     entries, folders = _entries(folder)
     stem = name.removesuffix(".npy")
     if stem and (others := [entry for entry in entries if entry.startswith(f"{stem}.")]):
-        return f"; {others[0]} is there: for files of another format pass source=, a function that reads the one of an id"
+        return f"; {others[0]} is there: for files of another format pass source=, a function that reads the file of an id"
     for sub in folders[:FOLDERS_LOOKED_INTO]:
         if os.path.isfile(os.path.join(folder, sub, name)):
             return f"; {sub}/{name} is there: ids name sub-folders, too, as {sub}/{stem} does"
@@ -142,16 +142,16 @@ def _for_missing_folder(folder: str) -> str:
 
 
 def _expanded(path: str) -> str:
-    """What to say of a path in which a shell would have put the home folder."""
+    """The remedy for a path whose ``~`` a shell would have replaced by the home folder."""
     given = path[path.find("/~") + 1 :]
     expanded = os.path.expanduser(given)
     if not given.startswith("~") or expanded == given:
         return ""
-    return f"; '~' is taken as it stands, and was probably meant as {expanded}: pass os.path.expanduser({given!r})"
+    return f"; '~' is not replaced, and was probably meant as {expanded}: pass os.path.expanduser({given!r})"
 
 
 def _entries(folder: str) -> tuple[list[str], list[str]]:
-    """The names of what is in a folder, and of the folders among it."""
+    """The names of a folder's entries, and of those that are folders."""
     try:
         with os.scandir(folder) as scanned:
             entries = sorted(islice(scanned, LOOKED_AT), key=lambda entry: entry.name)
@@ -161,7 +161,7 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
 
 
 def _shown(entries: list[str]) -> str:
-    """Some of a folder's entries: ``.npy`` files rather than others."""
+    """Some of a folder's entries; only ``.npy`` files, if there are any."""
     files = [entry for entry in entries if entry.endswith(".npy")]
     shown = ", ".join(map(repr, (files or entries)[:SHOWN])) + (" and others" if len(files or entries) > SHOWN else "")
     if files:

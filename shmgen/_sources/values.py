@@ -1,4 +1,4 @@
-"""Fields whose rows the calling process knows: labels, tables, weights. Checked before the first batch."""
+"""Fields whose rows the main process has in memory: labels, tables, weights. They are checked before the first batch."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import DTypeLike
 
-from shmgen._checks import check_dtype, check_int
-from shmgen._sources.ids import Some
+from shmgen._checks import check_int
+from shmgen._sources.base import Source
+from shmgen._sources.ids import Subset
 from shmgen._sources.lookup import By, Lookup, all_of, objects
+from shmgen._sources.sample_spec import LOSSY_CAST, can_cast, check_dtype
 from shmgen.errors import InputError
 
 NAMES_SHOWN = 20
 
 
-class Values:
+class Values(Source):
     """A value for each id: an int, a float, the name of a class, or an array of one shape for all.
 
     Args:
         values: a mapping from id to value; or a list, an array, or a column of pandas, polars and the like; or a function of the
-            id, which is called once for each, here.
+            id, which is called once for each id, in the main process.
         dtype: of a row. Where left out, int64 if all values are whole numbers, else float32.
         n_classes: values are ints from 0 to ``n_classes - 1`` and become one-hot float32 rows; or they are such rows already.
-        classes: values are names, texts or ints, of classes, and become their positions in this list. ``"sorted"``: the list is
-            that of all names in ``values``, whatever ids they are of, in sorted order. So training and validation have the same
-            where both are given the same mapping; else give both the same list.
-        by: what values without keys are looked up by, ``"id"`` or ``"position"``, where both are possible.
+        classes: values are names of classes, texts or ints, and become their positions in this list. ``"sorted"``: the list is
+            that of all names in ``values``, also those of other ids, in sorted order. So training and validation have the same
+            classes if both are given the same mapping; else give both the same list.
+        by: how values without keys are looked up, by ``"id"`` or by ``"position"``, where both are possible.
 
-    A list or array is looked up by position, where it has a value for each id in their order; or by id, where the ids are ints
-    that are all smaller than its length. Where both are possible, and differ, ``by`` says which. A pandas column is looked up
-    by the labels of its index where they are the ids, and else by position; ``by`` says which, too, where the ids are ints that
-    the index may number rows by: from 0 on, or as it does those of the column that the ids are.
+    A list or array is looked up by position if it has a value for each id in their order, and by id if the ids are ints that are
+    all smaller than its length. Where both are possible, and differ, ``by`` must say which. A pandas column is looked up by the
+    labels of its index if these are the ids, and else by position. Here, too, ``by`` must say which where the ids are ints and
+    the index may only number rows: its labels count from 0, or are those of the column that the ids came in.
 
     Attributes:
         shape: of a row; set by `bind`.
@@ -50,8 +52,8 @@ class Values:
         array([20.5, 21.5, 22.5, 23.5], dtype=float32)
     """
 
-    shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    in_main_process = True  # workers hold no list of labels
     _must_be_ints = False
 
     def __init__(
@@ -67,103 +69,92 @@ class Values:
             raise InputError(f"by: expected 'id' or 'position', found {by!r}")
         self._values = values
         self._by = by
-        self._given = check_dtype(dtype)
-        self._n_classes = None if n_classes is None else check_int(n_classes, "n_classes", 1)
-        self._sorts = isinstance(classes, str) and classes == "sorted"
-        self.classes = None if classes is None or self._sorts else _names(classes)
-        if self.classes is not None:
-            self._check_number_of(self.classes)
+        self._given_dtype = check_dtype(dtype)
+        self._set_classes(None if n_classes is None else check_int(n_classes, "n_classes", 1), classes)
         self._rows = np.zeros(0)
-        self._encodes = False
+        self._is_one_hot = False
 
-    def bind(self, ids: Sequence[Any], field: str = "values") -> None:
+    def bind(self, ids: Sequence[Any]) -> None:
         """Take the values of ``ids``.
-
-        Args:
-            ids: the samples' ids.
-            field: what errors call the values.
 
         Raises:
             InputError: an id has no value, or one that is NaN, would be truncated, is outside the classes, or has another shape;
-                or it can't be told which value is whose.
+                or it is not clear which value belongs to which id.
             FunctionError: a function failed.
         """
-        everyones = ids.all if isinstance(ids, Some) else ids
-        column = Lookup(everyones, field, self._by).aligned(self._values)
-        checked = _Checked(everyones, column, field)
-        if self._sorts:
+        all_ids = ids.all if isinstance(ids, Subset) else ids
+        column = Lookup(all_ids, self.field_name, self._by).aligned(self._values)
+        checked = _Checked(all_ids, column, self.field_name)
+        if self._sorts_classes:
             self.classes = _sorted_names(all_of(column if callable(self._values) else self._values)) or checked.refuse_names()
-            self._check_number_of(self.classes)
-        if self.classes is not None:
-            rows = checked.positions_in(self.classes)
-            if self._n_classes is None and self._given is not None:
-                rows = _Checked(everyones, rows, field).rows(self._given)
-        elif self._n_classes is not None and checked.axes < 2:
-            rows = checked.whole(0, self._n_classes - 1, f"; with n_classes={self._n_classes} they are counted from 0")
-        else:
-            # One label alone must be an int; in a row of them any numbers are what the user meant.
-            as_ints = self._must_be_ints and checked.axes < 2
-            given = np.dtype(np.int64) if as_ints else self._given
-            rows = checked.rows(np.dtype(np.float32) if given is None and self._n_classes is not None else given)
-            if self._n_classes is not None and rows.shape[1:] != (self._n_classes,):
-                raise InputError(
-                    f"field {field!r}: expected ints, or rows of n_classes={self._n_classes} numbers, found rows of shape "
-                    f"{rows.shape[1:]}"
-                )
-        self._encodes = self._n_classes is not None and rows.ndim == 1
-        self._rows = rows[ids.samples] if isinstance(ids, Some) else rows
-        if self._encodes:
+            self._check_number_of_classes()
+        rows = self._checked_rows(checked)
+        self._rows = rows[ids.samples] if isinstance(ids, Subset) else rows
+        self._is_one_hot = self._n_classes is not None and rows.ndim == 1
+        if self._is_one_hot:
             assert self._n_classes is not None
-            self.shape, self.dtype = (self._n_classes,), np.dtype(self._given or np.float32)
+            self.shape, self.dtype = (self._n_classes,), np.dtype(self._given_dtype or np.float32)
         else:
             self.shape, self.dtype = rows.shape[1:], rows.dtype
 
-    def fill(self, samples: np.ndarray, rows: np.ndarray) -> None:
+    def _checked_rows(self, checked: _Checked) -> np.ndarray:
+        """A row for each id; the number of its class where rows are to be one-hot."""
+        dtype, n_classes = self._given_dtype, self._n_classes
+        if self.classes is not None:
+            return checked.positions_in(self.classes, None if n_classes is not None else dtype)
+        has_rows = checked.axes > 1
+        if n_classes is None:
+            # A label that is no row must be an int. In rows any numbers are what the user meant.
+            return checked.rows(np.dtype(np.int64) if self._must_be_ints and not has_rows else dtype)
+        if not has_rows:
+            return checked.whole(0, n_classes - 1, f"; with n_classes={n_classes} they are counted from 0")
+        rows = checked.rows(dtype or np.dtype(np.float32))
+        if rows.shape[1:] != (n_classes,):
+            raise checked.refused(f"ints, or rows of n_classes={n_classes} numbers", f"rows of shape {rows.shape[1:]}")
+        return rows
+
+    def fill(self, samples: np.ndarray, rows: np.ndarray) -> None:  # type: ignore[override]
         """Write the values of ``samples``, positions in the list of ids, into ``rows``."""
-        if self._encodes:
+        if self._is_one_hot:
             rows[...] = 0
             rows[np.arange(len(samples)), self._rows[samples]] = 1
         else:
             np.take(self._rows, samples, axis=0, out=rows, mode="clip")  # none is out of bounds, and "raise" would copy
 
-    def with_classes(self, n_classes: int | None, classes: Iterable[Any] | Literal["sorted"] | None) -> Values:
-        """A copy with these in addition, as far as they are not None.
-
-        Raises:
-            InputError: the values have others of their own.
-        """
+    def with_classes(self, n_classes: int | None, classes: Iterable[Any] | str | None) -> Values:
+        if n_classes is not None and self._n_classes not in (None, n_classes):
+            raise InputError(f"n_classes: expected {self._n_classes}, as the Values given as labels say, found {n_classes}")
+        own_classes = "sorted" if self._sorts_classes else self.classes
+        if classes is not None and own_classes is not None:
+            raise InputError("classes: the Values given as labels have classes of their own; leave out one of the two")
         other = copy(self)
-        if n_classes is not None:
-            if self._n_classes not in (None, n_classes):
-                raise InputError(f"n_classes: expected {self._n_classes}, as the Values given as labels say, found {n_classes}")
-            other._n_classes = n_classes
-        if classes is not None:
-            if self._sorts or self.classes is not None:
-                raise InputError("classes: the Values given as labels have classes of their own; leave out one of the two")
-            named = Values((), classes=classes)
-            other._sorts, other.classes = named._sorts, named.classes
-        if other.classes is not None:
-            other._check_number_of(other.classes)
+        other._set_classes(n_classes or self._n_classes, own_classes if classes is None else classes)
         return other
 
-    def _check_number_of(self, names: tuple[Any, ...]) -> None:
-        if self._n_classes not in (None, len(names)):
+    def _set_classes(self, n_classes: int | None, classes: Iterable[Any] | str | None) -> None:
+        self._n_classes = n_classes
+        self._sorts_classes = isinstance(classes, str) and classes == "sorted"
+        self.classes = None if classes is None or self._sorts_classes else _names(classes)
+        self._check_number_of_classes()
+
+    def _check_number_of_classes(self) -> None:
+        if self.classes is not None and self._n_classes not in (None, len(self.classes)):
             raise InputError(
-                f"n_classes: expected {len(names)}, the number of classes, found {self._n_classes}; leave it as None"
+                f"n_classes: expected {len(self.classes)}, the number of classes, found {self._n_classes}; leave it as None"
             )
 
 
 class Labels(Values):
-    """Values that are ints, so that no label is cut off or left out unseen; rows, one-hot ones say, may be any numbers."""
+    """Values that are ints, so that no label is rounded or lost unnoticed. Rows, one-hot ones for example, may be any numbers."""
 
     _must_be_ints = True
 
 
 class _Checked:
-    """The values of ids, each looked at before it is taken.
+    """The values of all ids. Each is checked before it is made a row.
 
     Attributes:
-        axes: how many the values have together, that of the ids included; 0 where their shapes differ.
+        axes: how many axes the values have as one array, that of the ids included; 0 if their shapes differ.
     """
 
     def __init__(self, ids: Sequence[Any], column: Sequence[Any] | np.ndarray, field: str) -> None:
@@ -211,14 +202,14 @@ class _Checked:
         if together.dtype.kind == "O" and given.kind not in "biu" and all(isinstance(value, int) for value in together.flat):
             together = together.astype(given)  # ints beyond NumPy's own
         with np.errstate(over="ignore", invalid="ignore"):
-            if together.dtype.kind in "biufc" and np.can_cast(together.dtype, given, "same_kind"):
+            if together.dtype.kind in "biufc" and can_cast(together.dtype, given):
                 rows = together.astype(given)
                 if not _lost(together, rows).any():
                     return rows
             return self._one_by_one(given)
 
     def _one_by_one(self, dtype: np.dtype[Any]) -> np.ndarray:
-        """As `rows`; looks at each, and says which is wrong."""
+        """As `rows`, for one value after the other; says which is wrong."""
         if dtype.kind in "iu" and np.ndim(next(objects(self._column))) == 0:
             bounds = np.iinfo(dtype)
             lowest, highest = int(bounds.min), int(bounds.max)
@@ -231,11 +222,9 @@ class _Checked:
                 raise self._refused(id, "an array", repr(value)) from None
             if rows and array.shape != rows[0].shape:
                 raise self._refused(id, f"shape {rows[0].shape}, as the first has", str(array.shape))
-            if not np.can_cast(array.dtype, dtype, "same_kind"):
+            if not can_cast(array.dtype, dtype):
                 wider = f"; pass Values(..., dtype={array.dtype.name!r})" if array.dtype.kind in "biufc" else _remedy(value)
-                raise self._refused(
-                    id, f"dtype {dtype}", f"{value!r} of dtype {array.dtype}, whose cast would lose more than precision{wider}"
-                )
+                raise self._refused(id, f"dtype {dtype}", f"{value!r} of dtype {array.dtype}, {LOSSY_CAST}{wider}")
             rows.append(array.astype(dtype))
             if _lost(array, rows[-1]).any():
                 if np.isnan(array).any():
@@ -244,25 +233,31 @@ class _Checked:
                 raise self._refused(id, f"a number that {dtype} holds", f"{value!r}{wider}")
         return np.stack(rows)
 
-    def positions_in(self, names: tuple[Any, ...]) -> np.ndarray:
-        """The values, which are among ``names``, as their positions there."""
+    def positions_in(self, names: tuple[Any, ...], dtype: np.dtype[Any] | None) -> np.ndarray:
+        """The values, which are among ``names``, as their positions there, of ``dtype``, or of int64."""
         position = {name: number for number, name in enumerate(names)}
         try:
-            return np.fromiter(map(position.__getitem__, objects(self._column)), np.int64, len(self._ids))
+            rows = np.fromiter(map(position.__getitem__, objects(self._column)), np.int64, len(self._ids))
         except (KeyError, TypeError):
             pass
+        else:
+            return rows if dtype is None else _Checked(self._ids, rows, self._field).rows(dtype)
         for id, value in zip(self._ids, objects(self._column), strict=True):
             try:
                 position[value]
             except (KeyError, TypeError):
                 found = f"{value!r}{_class_remedy(value, names)}"
                 raise self._refused(id, f"one of the classes {_shown(names)}", found) from None
-        raise AssertionError("values changed while they were looked at")
+        raise AssertionError("values changed while they were checked")
 
     def refuse_names(self) -> NoReturn:
-        """Say that the values are no names."""
+        """Raise the error that the values are no names."""
         id, value = self._ids[0], next(objects(self._column))
         raise self._refused(id, "the name of a class, a text or an int", f"{value!r} of type {type(value).__name__}")
+
+    def refused(self, expected: str, found: str) -> InputError:
+        """That the values together are not what is expected."""
+        return InputError(f"field {self._field!r}: expected {expected}, found {found}")
 
     def _missing(self, position: int) -> InputError:
         return self._refused(self._ids[position], "an int", f"nan: its value is missing{_remedy(math.nan)}")
@@ -272,7 +267,7 @@ class _Checked:
 
 
 def _together(column: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """A column as one array; one of no axis and dtype object where the shapes of its values differ."""
+    """A column as one array; an array without axes, of dtype object, if the shapes of its values differ."""
     try:
         if not isinstance(column, np.ndarray):
             return np.asarray(column)

@@ -1,7 +1,7 @@
-"""Checks a folder of ``.npy`` files before days of training: all headers and sizes, or all bytes, in processes of its own.
+"""Checks a folder of ``.npy`` files before days of training: all headers and sizes, or all bytes, in worker processes.
 
-The parent lists and hands out, the workers look. Messages of ids go to a worker over a socket of its own, and for each a `Tally`
-comes back. Kept is what is wrong, and the ids, packed, since which of several shapes is the wrong one shows at the end only.
+The main process lists ids and sends them to workers, which look at the files and answer each message with a `Tally`. All ids are
+kept, compressed, since only at the end it is known which of several shapes is the wrong one.
 """
 
 from __future__ import annotations
@@ -17,42 +17,43 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from shmgen._memory.limits import processors
+from shmgen._sources.sample_spec import SampleSpec
 from shmgen._tools.scan_ids import Folder, explain_folder
-from shmgen._tools.scan_report import Damage, Given, Kind, Report, judge
+from shmgen._tools.scan_report import Damage, Kind, Report, judge
 from shmgen._tools.scan_worker import FLAGS, SEPARATOR, Format, Setup, Tally, dtype_of, read_format, unpack
 from shmgen._worker.context import environment
 from shmgen._worker.launch import KILL_GRACE, Child, Launcher, end
-from shmgen._worker.signals import undisturbed
+from shmgen._worker.signals import deferred_signals
 from shmgen.errors import FormatError, InputError, WorkerDied
 
 MAX_WORKERS = 8
-"""By default there are no more: one has the headers of tens of thousands of files in a second."""
+"""The most workers by default: one checks the headers of tens of thousands of files a second."""
 
 MAX_IDS = 1024
 """Ids in a message."""
 
 MAX_BYTES = 32 << 10
-"""Bytes of a message of several ids. A socket takes two such at once, so that handing out never waits."""
+"""Bytes of a message of several ids. A socket has room for two such messages."""
 
 SHORT, LONG = 0.02, 0.1
-"""Seconds. A worker's messages grow while each takes it less than the one, and shrink where one takes more than the other."""
+"""Seconds. Messages to a worker grow while each takes it less than SHORT, and shrink after one that took more than LONG."""
 
 AHEAD = 32 << 20
-"""Bytes of ids that are listed before anyone asks for them, so that it is soon known how many there are."""
+"""Bytes of ids that are listed before workers need them, so that it is soon known how many there are."""
 
-PRIMERS = 8
-"""Files whose headers the parent reads itself, until it has found one. A worker that sees no other need not import NumPy."""
+SAMPLES = 8
+"""The main process looks for a good header among so many files. A worker that meets no other header need not import NumPy."""
 
 
 class Progress(NamedTuple):
     """How far a scan has come.
 
     Attributes:
-        files: that were looked at.
-        listed: files that are known to be there.
-        all_listed: whether there are no others.
-        read: bytes of data that were read; 0 where only headers are.
-        damaged: files that are no whole ``.npy`` files; shapes are judged at the end.
+        files: number of files that were looked at.
+        listed: number of files that have been listed.
+        all_listed: whether there are no more.
+        read: bytes of data that were read; 0 if only headers are.
+        damaged: number of files that are no whole ``.npy`` files. Shapes are compared at the end.
     """
 
     files: int
@@ -67,10 +68,10 @@ class Scan:
 
     Args:
         folder: of the files.
-        blocks: ids, in blocks; None for all that are under the folder.
-        given: what the user says that files are like.
-        full: read all data, and make sure that numbers are finite.
-        workers: processes; by default one for each available processor, at most 8.
+        blocks: ids, in blocks; None for all files under the folder.
+        given: the shape and dtype that the user expects.
+        full: read all data, and check that numbers are finite.
+        workers: number of processes; by default one for each available processor, at most 8.
 
     Raises:
         InputError: the folder can't be listed.
@@ -80,13 +81,13 @@ class Scan:
         self,
         folder: str | os.PathLike[str],
         blocks: Iterator[list[bytes]] | None = None,
-        given: Given | None = None,
+        given: SampleSpec | None = None,
         *,
         full: bool = False,
         workers: int | None = None,
     ) -> None:
         self._folder = os.fspath(folder)
-        self._given = given or Given()
+        self._given = given or SampleSpec()
         self._full = full
         self._workers = workers or max(1, min(MAX_WORKERS, round(processors())))
         try:
@@ -105,32 +106,32 @@ class Scan:
         self._damaged: list[tuple[bytes, str]] = []
 
     def run(self, progress: Callable[[Progress], None] = lambda _: None) -> None:
-        """Look at all files; once.
+        """Look at all files. May be called once.
 
         Args:
-            tell: is called whenever there is progress.
+            progress: called whenever there is progress.
 
         Raises:
-            InputError: there are no files, or the ids are none.
-            WorkerDied: a worker process ended that should not have.
+            InputError: there are no files, or no ids.
+            WorkerDied: a worker process has died.
         """
         begun = time.monotonic()
         workers: list[_Worker] = []
         try:
             if not self._queue.list_more():
-                raise InputError(self._nothing())
+                raise InputError(self._no_files())
             # A header is parsed as Python text, and a damaged one may cause warnings.
             launcher = Launcher("shmgen._tools.scan_worker", environment(0)[0], options=("-W", "ignore"), silent=True)
-            with undisturbed():
+            with deferred_signals():
                 for number in range(self._workers):
                     workers.append(_Worker(number, launcher.start()))
-            setup = pickle.dumps(Setup(sys.path, os.fsencode(self._folder), self._full, self._primers()))
+            setup = pickle.dumps(Setup(sys.path, os.fsencode(self._folder), self._full, self._first_format()))
             for worker in workers:
                 worker.child.send(setup)
             self._serve(workers, progress)
             self._complete = True
         finally:
-            end([worker.child for worker in workers], 0.0)  # they hold nothing that they would have to put in order
+            end([worker.child for worker in workers], 0.0)  # they have nothing to finish
             self._seconds = time.monotonic() - begun
 
     def _serve(self, workers: list[_Worker], progress: Callable[[Progress], None]) -> None:
@@ -170,8 +171,8 @@ class Scan:
     def _progress(self) -> Progress:
         return Progress(self._files, self._queue.listed, self._queue.all_listed, self._read, len(self._damaged))
 
-    def _primers(self) -> list[Format]:
-        for id in self._queue.first(PRIMERS):
+    def _first_format(self) -> list[Format]:
+        for id in self._queue.first(SAMPLES):
             with suppress(OSError, ValueError, FormatError):
                 fd = os.open(self._path(id), FLAGS)
                 try:
@@ -183,10 +184,10 @@ class Scan:
     def _path(self, id: bytes) -> bytes:
         return b"%b/%b.npy" % (os.fsencode(self._folder), id)
 
-    def _nothing(self) -> str:
+    def _no_files(self) -> str:
         if self._listing is None:
             return "expected ids, an id a line, found none"
-        return self._listing.nothing()
+        return self._listing.no_files()
 
     def report(self) -> Report:
         """What has been found so far."""
@@ -212,7 +213,7 @@ class Scan:
 
 
 class _Sound:
-    """Whole files of one kind."""
+    """The whole files of one shape and dtype."""
 
     def __init__(self) -> None:
         self.files = self.bytes = 0
@@ -220,13 +221,13 @@ class _Sound:
 
 
 class _Queue:
-    """Ids that are still to be handed out.
+    """Ids that no worker has got yet.
 
     Args:
-        blocks: lists more, in blocks.
+        blocks: of ids, as they are listed.
 
     Attributes:
-        listed: number of ids so far.
+        listed: number of ids that have been listed.
         all_listed: whether there are no more.
     """
 
@@ -240,11 +241,11 @@ class _Queue:
 
     @property
     def has_room(self) -> bool:
-        """Whether to list more before it is asked for."""
+        """Whether to list more before it is needed."""
         return not self.all_listed and self._bytes < AHEAD
 
     def list_more(self) -> bool:
-        """List a block; False if there is none left."""
+        """List a block; False if there are no more."""
         block = next(self._blocks, None)
         if block is None:
             self.all_listed = True
@@ -256,7 +257,7 @@ class _Queue:
         return True
 
     def take(self, most: int) -> bytes | None:
-        """A message of up to ``most`` ids; None if there are none left."""
+        """A message of at most ``most`` ids; None if there are no more."""
         if not self._open:
             if not self._packed and not self.list_more():
                 return None
@@ -271,20 +272,20 @@ class _Queue:
         return message
 
     def first(self, count: int) -> list[bytes]:
-        """The ids that `take` will return first, up to ``count``; only to be asked before it."""
+        """The first ids, at most ``count``; to be called before `take`."""
         return self._packed[0].split(SEPARATOR)[:count] if self._packed else []
 
 
 class _Worker:
-    """A worker process, and how much of the queue it has.
+    """A worker process, and how many messages it has.
 
     Args:
         number: of the worker, from 0.
         child: the process.
 
     Attributes:
-        size: ids that its next message should have.
-        holds: messages that it has not answered.
+        size: number of ids in its next message.
+        holds: number of messages that it has not answered yet.
     """
 
     def __init__(self, number: int, child: Child) -> None:
@@ -295,7 +296,7 @@ class _Worker:
 
     @property
     def wants(self) -> bool:
-        """Whether to give it another message: one behind the one that it is at, unless each takes long."""
+        """Whether to send it another message: it should have one in reserve, unless messages take long."""
         return self.holds < (1 if self.size == 1 else 2)
 
     def receive(self, fd: int) -> Iterator[Tally | int]:

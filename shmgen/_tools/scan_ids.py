@@ -1,6 +1,6 @@
 """Which files a scan looks at: ids, in blocks, as they are found.
 
-Ids are bytes here, as the file system has them: a name may be no text.
+Ids are bytes here, as in the file system: a name need not be text.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ BLOCK = 1024
 """Ids in a block."""
 
 LONGEST_ID = 4096
-"""Bytes; Linux takes no longer path."""
+"""Bytes. Linux allows no longer path."""
 
 
 @dataclass
 class Folder:
     """Lists the ``.npy`` files under a folder, sub-folders included.
 
-    Links to folders are followed, but not back into a folder on the way to them.
+    Links to folders are followed, but not to a folder that the link is in.
 
     Args:
         path: of the folder.
 
     Attributes:
-        unreadable: sub-folders that can't be listed, each with the reason; complete once `ids` has come to its end.
+        unreadable: sub-folders that can't be listed, each with the reason. It is complete when `ids` has ended.
         others: number of files that are no ``.npy`` files.
         other: name of one of them.
     """
@@ -61,12 +61,12 @@ class Folder:
                         elif self._is_folder(entry, prefix):
                             left.append((prefix + name + b"/", (*above, key)))
             except OSError as error:
-                self._miss(prefix, error)
+                self._record(prefix, error)
         if block:
             yield block
 
-    def nothing(self) -> str:
-        """What to say where there are no ids."""
+    def no_files(self) -> str:
+        """The error text if there are no ids."""
         found = "none"
         if self.others:
             found += f" among {self.others:,} others, such as {os.fsdecode(self.other)!r}"
@@ -79,14 +79,14 @@ class Folder:
         try:
             if entry.is_dir():
                 return True
-        except OSError as error:  # where a link leads can't be told
-            self._miss(prefix + entry.name, error)
+        except OSError as error:  # it is not known where a link leads
+            self._record(prefix + entry.name, error)
             return False
         self.others += 1
         self.other = self.other or prefix + entry.name
         return False
 
-    def _miss(self, prefix: bytes, error: OSError) -> None:
+    def _record(self, prefix: bytes, error: OSError) -> None:
         self.unreadable.append((prefix.removesuffix(b"/"), explain_folder(error)))
 
     def _at(self, prefix: bytes) -> bytes:
@@ -99,10 +99,10 @@ def explain_folder(error: OSError | ValueError) -> str:
 
 
 def ids_under(folder: str) -> Iterator[list[bytes]]:
-    """The ids of all files under a folder, in blocks.
+    """The ids of all ``.npy`` files under a folder, in blocks.
 
     Raises:
-        InputError: it can't be listed, or has none.
+        InputError: it can't be listed, or has no such files.
     """
     try:
         os.scandir(folder).close()
@@ -114,11 +114,11 @@ def ids_under(folder: str) -> Iterator[list[bytes]]:
         none = False
         yield block
     if none:
-        raise InputError(listing.nothing())
+        raise InputError(listing.no_files())
 
 
 def ids_in(file: IO[bytes], name: str) -> Iterator[list[bytes]]:
-    """The ids in a text file, one a line; empty lines are passed over.
+    """The ids in a text file, one a line; empty lines are skipped.
 
     Raises:
         InputError: it is no such text.
@@ -129,7 +129,7 @@ def ids_in(file: IO[bytes], name: str) -> Iterator[list[bytes]]:
         number += 1
         id = line.removesuffix(b"\n").removesuffix(b"\r")
         if number == 1:
-            id = id.removeprefix(b"\xef\xbb\xbf")  # some editors' mark of UTF-8
+            id = id.removeprefix(b"\xef\xbb\xbf")  # which some editors put before UTF-8
         if len(id) > LONGEST_ID or b"\0" in id:
             found = "a NUL byte" if b"\0" in id else f"more than {LONGEST_ID:,} bytes"
             raise InputError(f"{name}, line {number:,}: expected an id, found {found}; write an id a line, as text in UTF-8")

@@ -1,6 +1,6 @@
 """What a scan has found: which files a `Loader` would take, and what is wrong with the others.
 
-A folder of several shapes can't be trained on as it is. What is expected, and not given, is what most files have.
+A folder of several shapes can't be trained on as it is. The expected shape and dtype are those of most files, if not given.
 """
 
 from __future__ import annotations
@@ -13,23 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shmgen._checks import are_numbers, meant, what_bytes_may_be
-from shmgen._sources.base import row_shapes
+from shmgen._sources.sample_spec import RowSpec, SampleSpec
 from shmgen.errors import FormatError
-
-
-class Given(NamedTuple):
-    """What the user says that files are like; None is left to the files.
-
-    Attributes:
-        dim: shape of a sample without its channels.
-        n_channels: size of the last axis.
-        dtype: of a row; files are cast to it.
-    """
-
-    dim: tuple[int, ...] | None = None
-    n_channels: int | None = None
-    dtype: np.dtype[np.generic] | None = None
 
 
 class Kind(NamedTuple):
@@ -38,9 +23,9 @@ class Kind(NamedTuple):
     Attributes:
         shape: of each.
         dtype: of each, byte order included.
-        files: how many there are.
-        bytes: of all of them, headers included.
-        reason: why a loader would not take them: what was expected and what was found. None where it would.
+        files: number of files.
+        bytes: of all of them, with headers.
+        reason: why a loader would not take them: what was expected, and what was found. None if it would.
     """
 
     shape: tuple[int, ...]
@@ -50,25 +35,13 @@ class Kind(NamedTuple):
     reason: str | None = None
 
 
-class Expected(NamedTuple):
-    """What a loader takes.
-
-    Attributes:
-        shapes: that files may have, that of a row first.
-        dtype: of a row, in native byte order.
-    """
-
-    shapes: tuple[tuple[int, ...], ...]
-    dtype: np.dtype[np.generic]
-
-
 class Damage(NamedTuple):
-    """A file, or a sub-folder, that no sample can be read from.
+    """A file that can't be read as a sample, or a sub-folder that can't be listed.
 
     Attributes:
-        id: of the sample; of a sub-folder, its path from the folder.
+        id: of the sample; for a sub-folder, its path from the folder.
         path: of the file.
-        reason: what was expected and what was found.
+        reason: what was expected, and what was found.
     """
 
     id: str
@@ -83,13 +56,13 @@ class Report:
     Attributes:
         folder: that was scanned.
         full: whether all data was read.
-        complete: whether all files were looked at; not so where the scan was interrupted.
+        complete: whether all files were looked at, and the scan was not interrupted.
         files: number of files that were looked at.
-        seconds: that it took.
-        given: what the user said that files are like.
-        expected: what a loader takes; None where no file tells.
-        kinds: of the whole files, the most frequent first.
-        damaged: all others, and those of kinds that a loader would not take; by path.
+        seconds: duration of the scan.
+        given: the shape and dtype that the user expects.
+        expected: what a loader takes; None if no file shows it.
+        kinds: of whole files, the most frequent first.
+        damaged: all other files, and those of kinds that a loader would not take, by path.
     """
 
     folder: str
@@ -97,94 +70,69 @@ class Report:
     complete: bool
     files: int
     seconds: float
-    given: Given
-    expected: Expected | None
+    given: SampleSpec
+    expected: RowSpec | None
     kinds: list[Kind]
     damaged: list[Damage]
 
     @property
     def bytes(self) -> int:
-        """Of the whole files, headers included."""
+        """Of the whole files, with headers."""
         return sum(kind.bytes for kind in self.kinds)
 
     @property
     def remarks(self) -> list[str]:
-        """What may surprise, though it damages nothing."""
+        """What is no damage, but may come as a surprise."""
         taken = {kind.dtype.newbyteorder("=") for kind in self.kinds if kind.reason is None}
         remarks = []
         if self.given.dtype is None and self.expected and len(taken) > 1:
-            remarks.append(
-                f"dtypes differ: a loader casts to the first file's; pass it dtype={self.expected.dtype.name!r} to be sure of one"
-            )
+            most = self.expected.numpy_dtype.name
+            remarks.append(f"dtypes differ: a loader casts to the first file's; pass it dtype={most!r} to be sure of one")
         if not self.given.dim and any(kind.reason for kind in self.kinds):
-            remarks.append("expected is what most files have, where --dim, --n-channels and --dtype do not say otherwise")
+            remarks.append("expected is what most files have, unless --dim, --n-channels and --dtype say otherwise")
         return remarks
 
 
-def judge(kinds: Sequence[Kind], given: Given) -> tuple[Expected | None, list[Kind]]:
-    """What a loader expects that is made for most of ``kinds``, and the kinds with what it has against them.
+def judge(kinds: Sequence[Kind], given: SampleSpec) -> tuple[RowSpec | None, list[Kind]]:
+    """What a loader for most of the files expects, and the kinds, each with the reason why it would not take them.
 
-    The answer is that of `Npy` with ``given``, were its first file one of the most frequent kind that ``given`` allows.
+    The answer is that of `Npy` with ``given`` if its first file is of the most frequent kind that ``given`` allows.
     """
     ranked = sorted(kinds, key=lambda kind: (-kind.files, kind.shape, kind.dtype.str))
     expected = _expected(ranked, given)
     return expected, [kind._replace(reason=_reason(kind, expected, given)) for kind in ranked]
 
 
-def _expected(ranked: Iterable[Kind], given: Given) -> Expected | None:
-    votes = Counter[tuple[tuple[int, ...], ...]]()
-    dtypes = Counter[np.dtype[np.generic]]()
-    able = []
+def _expected(ranked: Iterable[Kind], given: SampleSpec) -> RowSpec | None:
+    rows = Counter[RowSpec]()
     for kind in ranked:
         with suppress(FormatError):
-            shapes = _shapes(kind, given)
-            votes[shapes] += kind.files
-            able.append((shapes, kind))
-    if not able:
+            rows[_row(kind, given)] += kind.files
+    if not rows:
         return None
-    ((expected, _),) = votes.most_common(1)
-    for shapes, kind in able:
-        if shapes == expected:
-            dtypes[given.dtype or kind.dtype.newbyteorder("=")] += kind.files
-    ((dtype, _),) = dtypes.most_common(1)
-    return Expected(expected, dtype)
+    shapes = Counter[tuple[tuple[int, ...], ...]]()
+    for row, files in rows.items():
+        shapes[row.shapes] += files
+    ((most, _),) = shapes.most_common(1)
+    return max((row for row in rows if row.shapes == most), key=rows.__getitem__)
 
 
-def _shapes(kind: Kind, given: Given) -> tuple[tuple[int, ...], ...]:
-    """The shapes that a loader with ``given`` takes if a file of ``kind`` is its first.
+def _reason(kind: Kind, expected: RowSpec | None, given: SampleSpec) -> str | None:
+    try:
+        if expected is None or 0 in kind.shape:
+            expected = _row(kind, given)
+        expected.check(kind.shape, kind.dtype)
+    except FormatError as error:
+        return str(error)
+    return None
+
+
+def _row(kind: Kind, given: SampleSpec) -> RowSpec:
+    """The row of a loader with ``given`` whose first file is of ``kind``.
 
     Raises:
-        Misfit: it does not take such a first file.
+        FormatError: it does not take such a first file.
     """
-    shapes = row_shapes(kind.shape, given.dim, given.n_channels)
-    if kind.shape not in shapes:
-        raise FormatError(_other_shape(shapes, kind))
-    if given.dtype is None and not are_numbers(kind.dtype):
-        raise FormatError(f"expected numbers, found dtype {kind.dtype}{what_bytes_may_be(kind.dtype)}")
-    if given.dtype is not None and not _casts(kind, given.dtype):
-        raise FormatError(_other_dtype(given.dtype, kind))
-    return shapes
-
-
-def _reason(kind: Kind, expected: Expected | None, given: Given) -> str | None:
-    if expected is None or 0 in kind.shape:
-        try:
-            _shapes(kind, given)
-        except FormatError as error:
-            return str(error)
-    assert expected is not None
-    if kind.shape not in expected.shapes:
-        return _other_shape(expected.shapes, kind)
-    return None if _casts(kind, expected.dtype) else _other_dtype(expected.dtype, kind)
-
-
-def _casts(kind: Kind, dtype: np.dtype[np.generic]) -> bool:
-    return np.can_cast(meant(kind.dtype, dtype), dtype, "same_kind")
-
-
-def _other_shape(shapes: Iterable[tuple[int, ...]], kind: Kind) -> str:
-    return f"expected shape {' or '.join(map(str, dict.fromkeys(shapes)))}, found {kind.shape}"
-
-
-def _other_dtype(dtype: np.dtype[np.generic], kind: Kind) -> str:
-    return f"expected dtype {dtype}, found {kind.dtype}, whose cast would lose more than precision"
+    row = given.row(kind.shape, kind.dtype)
+    row.check(kind.shape, kind.dtype)
+    return row

@@ -1,4 +1,4 @@
-"""What the command line shows of a scan: a progress bar, a table, JSON."""
+"""How the command line shows a scan: a progress bar, a table, JSON."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from shmgen._tools.scan import Progress
 from shmgen._tools.scan_report import Damage, Kind, Report
 
 MAX_ROWS = 20
-"""Rows of a table; a folder may have as many shapes, or reasons, as files."""
+"""The most rows of a table: a folder may have as many shapes, or reasons, as files."""
 
 MAX_NAMED = 3
-"""Ids named for a reason that many share."""
+"""The most ids that are named for one reason."""
 
 WIDTH = 120
-"""Columns where standard output is no terminal."""
+"""Columns of a table if standard output is no terminal."""
 
 
 def has_rich() -> bool:
-    """Whether bars and tables can be shown."""
+    """Whether rich is installed, which shows bars and tables."""
     try:
-        import rich  # noqa: F401  # only whether it is there
+        import rich  # noqa: F401  # only to know whether it is installed
     except ImportError:
         return False
     return True
@@ -33,7 +33,7 @@ def has_rich() -> bool:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """Shows a bar on standard error, where that is a terminal; gives what is to be called with the progress."""
+    """Show a bar on standard error, if that is a terminal; gives the function to call with the progress."""
     if not (sys.stderr.isatty() and has_rich()):
         yield lambda _: None
         return
@@ -59,8 +59,8 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
 
 
 def write_json(report: Report, file: IO[str]) -> None:
-    """The report as a JSON object on a line, and a line's end."""
-    expected = report.expected and {"shapes": sorted(set(report.expected.shapes)), "dtype": str(report.expected.dtype)}
+    """Write the report as a JSON object on one line."""
+    expected = report.expected and {"shapes": sorted(set(report.expected.shapes)), "dtype": str(report.expected.numpy_dtype)}
     head: dict[str, Any] = {
         "data_dir": report.folder,
         "full": report.full,
@@ -78,10 +78,10 @@ def write_json(report: Report, file: IO[str]) -> None:
 
 
 def print_table(report: Report) -> None:
-    """The report as text for people, on standard output."""
+    """Print the report as tables on standard output."""
     from rich.console import Console
 
-    # A name may be anything: no markup, and no letter that the encoding lacks; `shown` takes care of what a terminal would obey.
+    # A name may be anything: it is no markup, letters that the encoding lacks are escaped, and `shown` escapes controls.
     console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -149,5 +149,5 @@ def counted(files: int) -> str:
 
 
 def shown(name: str) -> str:
-    """``name``, or its `repr` where a terminal might choke on it."""
+    """``name``, or its `repr` if it holds what can't be printed."""
     return name if name.isprintable() else repr(name)

@@ -1,7 +1,7 @@
-"""The body of a scan's worker process: looks at files, and tells which are sound and what is wrong with the others.
+"""What a worker process of a scan runs: it looks at files, and reports which are good and what is wrong with the others.
 
-Standard library only; NumPy is imported for a header that the parent did not know, and for floating-point data. The worker ends
-when its parent closes the stream between them or dies; it holds nothing, so it may be killed at any time.
+It imports the standard library only, and NumPy for a header that the main process did not send it, and for floating-point data.
+It ends when the main process closes the stream between them or dies. It holds nothing, so it may be killed at any time.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ if TYPE_CHECKING:
     import numpy as np
 
 START = 256
-"""Bytes read of every file: `numpy.save` writes headers of 128, and of 192 or 256 for arrays of very many axes."""
+"""Bytes read from every file: `numpy.save` writes headers of 128 bytes, and of 192 or 256 for arrays of very many axes."""
 
 BLOCK = 1 << 20
-"""Bytes of data looked at in a piece: fits in a processor's cache, and every floating-point item's size divides it."""
+"""Bytes of data read at once: they fit in a processor's cache, and the size of every floating-point item divides them."""
 
-TOLD_EVERY = 64 << 20
-"""Bytes of one file after which the parent hears of them: a file may take minutes."""
+REPORT_EVERY = 64 << 20
+"""Bytes of one file after which progress is reported: a file may take minutes."""
 
 FLAGS = OPEN_FLAGS | os.O_NONBLOCK
-"""A FIFO would keep an ordinary open waiting for ever."""
+"""Without O_NONBLOCK, opening a FIFO would wait for ever."""
 
 MAX_FORMATS = 4096
-"""Headers that a worker remembers."""
+"""The number of headers that a worker remembers."""
 
 SEPARATOR = b"\0"
-"""Between ids in a message: the one byte that no path can have."""
+"""Between ids in a message: the only byte that no path can hold."""
 
 KINDS_OF_FILE = {stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
 
 
 class Format(NamedTuple):
-    """A header, with what it says, in terms that need no NumPy.
+    """A header, and what it says, in terms that need no NumPy.
 
     Attributes:
-        raw: the header as it stands in the file.
+        raw: the bytes of the header.
         shape: of the array.
         descr: of the dtype, as Python text of the header's entry.
-        fortran: whether its first axis varies fastest.
+        fortran: whether the first axis varies fastest.
         inexact: whether there can be NaN among the data.
-        data_bytes: bytes of data that follow.
+        data_bytes: number of bytes of the data.
     """
 
     raw: bytes
@@ -67,17 +67,17 @@ class Format(NamedTuple):
 
 
 NO_FORMAT = Format(bytes(START + 1), (), "", fortran=False, inexact=False, data_bytes=0)
-"""Longer than what is read of a file, so that none begins with it."""
+"""Its header is longer than what is read of a file, so no file begins with it."""
 
 
 class Setup(NamedTuple):
     """The first message to a worker; the others are ids.
 
     Attributes:
-        path: ``sys.path`` of the parent.
+        path: ``sys.path`` of the main process.
         folder: of the files.
         full: whether to read all data.
-        formats: headers that are to be expected.
+        formats: headers that files are likely to have.
     """
 
     path: list[str]
@@ -90,10 +90,10 @@ class Tally(NamedTuple):
     """The answer to a message of ids.
 
     Attributes:
-        files: how many ids there were.
-        seconds: that they took.
-        read: bytes of data read that the parent has not heard of yet.
-        sound: for each shape and descr the number of files, their bytes, and their ids, packed by `pack`.
+        files: number of ids in the message.
+        seconds: time that they took.
+        read: bytes of data read, without those that were reported before.
+        sound: for each shape and descr the number of whole files, their bytes, and their ids, compressed by `pack`.
         damaged: the ids of the other files, each with what is wrong.
     """
 
@@ -105,7 +105,7 @@ class Tally(NamedTuple):
 
 
 def pack(ids: Iterable[bytes]) -> bytes:
-    """``ids`` in a fraction of the memory: those of neighbours are alike."""
+    """``ids`` in a fraction of the memory: neighbours are similar."""
     return zlib.compress(SEPARATOR.join(ids), 1)
 
 
@@ -118,7 +118,7 @@ def read_format(fd: int) -> Format:
     """The format of the ``.npy`` file open at ``fd``.
 
     Raises:
-        Misfit: as `read_header`.
+        FormatError: as `read_header`.
     """
     import numpy as np
 
@@ -140,8 +140,8 @@ class Examiner:
     Args:
         folder: of the files.
         full: whether to read all data.
-        formats: headers that are to be expected.
-        progress: is called now and then, within a long file, with the bytes read since.
+        formats: headers that files are likely to have.
+        progress: called now and then, within a long file, with the number of bytes read since the last call.
     """
 
     def __init__(self, folder: bytes, *, full: bool, formats: Iterable[Format], progress: Callable[[int], None]) -> None:
@@ -155,8 +155,8 @@ class Examiner:
 
     def examine(self, ids: list[bytes]) -> Tally:
         """Look at the files of ``ids``."""
-        # One open, read, lseek, close and comparison a file; where short files are read whole, one preadv in place of
-        # read and lseek. This loop is the speed of a scan.
+        # A file costs one open, read, lseek, close and comparison; if a short file is read whole, one preadv in place of read
+        # and lseek. This loop decides how fast a scan is.
         begun = time.monotonic()
         opened, read, seek, preadv, close, flags, end = os.open, os.read, os.lseek, os.preadv, os.close, FLAGS, os.SEEK_END
         prefix, full = self._prefix, self._full
@@ -188,19 +188,19 @@ class Examiner:
                 damaged.append((id, reason(path, error)))
             else:
                 held.append(id)
-        told, self._read = self._read, 0
+        read_since, self._read = self._read, 0
         kinds = [
             (format.shape, format.descr, len(held), len(held) * (len(format.raw) + format.data_bytes), pack(held))
             for format, held in sound.items()
             if held
         ]
-        return Tally(len(ids), time.monotonic() - begun, told, kinds, damaged)
+        return Tally(len(ids), time.monotonic() - begun, read_since, kinds, damaged)
 
     def _format(self, fd: int, start: bytes) -> Format:
-        """The format of the file open at ``fd``, which begins with ``start``; parsed where that header was never seen."""
+        """The format of the file open at ``fd``, which begins with ``start``. A header is parsed when it is met first."""
         format = None
         if len(start) >= 10:
-            format = self._formats.get(start[: 10 + start[8] + (start[9] << 8)])  # as version 1.0 gives its length
+            format = self._formats.get(start[: 10 + start[8] + (start[9] << 8)])  # where version 1.0 has the length of the header
         if format is None:
             format = read_format(fd)
             if len(self._formats) >= MAX_FORMATS:
@@ -212,7 +212,7 @@ class Examiner:
         return format
 
     def _look(self, fd: int, format: Format) -> None:
-        """Read all data, and make sure that numbers are finite."""
+        """Read all data, and check that numbers are finite."""
         offset, left = len(format.raw), format.data_bytes
         found = _NotFinite(format) if format.inexact else None
         while left:
@@ -223,7 +223,7 @@ class Examiner:
             offset += len(part)
             left -= len(part)
             self._read += len(part)
-            if self._read >= TOLD_EVERY:
+            if self._read >= REPORT_EVERY:
                 self._progress(self._read)
                 self._read = 0
         if found:
@@ -231,11 +231,11 @@ class Examiner:
 
 
 class _Short:
-    """Where a file is read into that is no longer than a block.
+    """Buffers for files of a format whose data fit in a block.
 
     Attributes:
-        buffers: of header and data, to be filled in one call.
-        found: the first of them.
+        buffers: for header and data, filled by one call.
+        found: the one for the header.
     """
 
     def __init__(self, format: Format, buffer: memoryview) -> None:
@@ -250,12 +250,12 @@ class _Short:
             self._isfinite = np.isfinite
 
     def is_finite(self) -> bool:
-        """Whether what was read is."""
+        """Whether all numbers that were read are finite."""
         return self._values is None or bool(self._isfinite(self._values).all())
 
 
 class _NotFinite:
-    """Counts what is not finite among a file's data."""
+    """Counts the numbers of a file that are not finite."""
 
     def __init__(self, format: Format) -> None:
         import numpy as np
@@ -287,7 +287,7 @@ class _NotFinite:
 
 
 def reason(path: bytes, error: Exception) -> str:
-    """What was expected of the file at ``path`` and what was found."""
+    """What was expected of the file at ``path``, and what was found."""
     if isinstance(error, FileNotFoundError):
         with suppress(OSError):
             return f"expected a file, found a link to {os.fsdecode(os.readlink(path))!r}, which does not exist"

@@ -1,7 +1,7 @@
-"""Measures how fast batches come with so many workers, and says how many to use.
+"""Measures how fast batches come with several numbers of workers, and says which number to use.
 
-Every count reads the same samples, which were all read once before: so none finds more in the page cache than another.
-`recommend` is pure, so that each answer is a plain unit test.
+Each measurement reads the same samples, which have all been read once before: so none finds more of them in the page cache than
+another. `recommend` is pure, so that each answer is a plain unit test.
 """
 
 from __future__ import annotations
@@ -11,59 +11,56 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 
 from shmgen._checks import check_float, check_int
-from shmgen._engine.pool import Pool
-from shmgen._engine.stats import LITTLE, WAITING
-from shmgen._memory.limits import available, processors
-from shmgen._sources.ids import Some
+from shmgen._memory.limits import SHM, available, processors
+from shmgen._plan.stats import LITTLE, WAITING
+from shmgen._sources.ids import Subset
 from shmgen._sources.npy import Npy
 from shmgen._sources.npy_format import OPEN_FLAGS
 from shmgen._sources.npy_rows import NpyRows
-from shmgen._sources.values import Values
 from shmgen._worker.protocol import processor_time
 from shmgen.errors import InputError
 from shmgen.loader import Loader
 from shmgen.options import DataOptions, call_from
 
 MARGIN = 1.2
-"""A rate is enough for a trainer if it is so many times what the trainer takes: in training, others want the processors too."""
+"""A rate is enough if it is so many times what the trainer needs: in training, others use the processors too."""
 
 AS_GOOD = 0.95
-"""A rate of this fraction of the best is as good as the best."""
+"""A rate of at least this fraction of the best one is as good as the best."""
 
 BUSY = 0.8
-"""Workers that have something to read for less than this fraction of the time wait for the calling process to take batches."""
+"""If workers have something to read for less than this fraction of the time, they wait for the main process to take batches."""
 
 IDLE = 0.25
-"""Processors for which others queue, for each, before it is worth a remark."""
+"""Load average, for each processor, above which a remark says that others use the processors."""
 
 WORKERS = range(9)
-"""Counts that are measured by default."""
+"""The numbers of workers that are measured by default."""
 
 MIN_BATCHES = 3
-"""A rate is that of so many batches, at least, whatever time they take."""
+"""A rate is measured over at least so many batches, however long they take."""
 
 WARM_UP = 2.0
-"""The samples that are measured are those that can be read in so many times the time that a count is measured for."""
+"""The samples that are measured are those that can be read in so many times the duration of a measurement."""
 
 CACHED = 0.5
-"""They may take this fraction of the free memory; so they are still in the page cache when they are read again."""
+"""The samples may take this fraction of the free memory, so that they stay in the page cache."""
 
 PROBES = 32
-"""Files that are looked at to learn whether the page cache is rid of them."""
-
-_TICKS = os.sysconf("SC_CLK_TCK")
+"""The number of files that are looked at to find out whether the page cache has dropped them."""
 
 
 class Progress(NamedTuple):
-    """How far it has come: measurements done, of how many, and what is done now."""
+    """How far it has come: measurements done, their total number, and what is measured now."""
 
     done: int
     total: int
@@ -72,21 +69,21 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was seen with so many workers.
+    """A measurement with one number of workers.
 
     Attributes:
-        workers: how many.
+        workers: number of workers.
         slots: batches that shared memory had room for.
-        cold: whether the page cache had been rid of the files.
-        first_batch: seconds until the first batch was there; those to start the workers included.
-        rate: batches a second, taken as fast as they came.
+        cold: whether the files had been dropped from the page cache.
+        first_batch: seconds until the first batch was ready, including the start of the workers.
+        rate: batches a second, each taken as soon as it was ready.
         samples: samples a second.
         bytes: bytes a second.
-        cpu: seconds of processors for 1e9 bytes, the calling process's included.
-        processors: how many of them were in use, on average.
-        memory: bytes of the workers, what they share counted once, and of the slots.
+        cpu: processor seconds for 1e9 bytes, including those of the main process.
+        processors: number of processors in use, on average.
+        memory: bytes of the workers, in which what they share counts once, and of the slots.
         load: the fraction of the time in which workers had something to read, from 0 to 1.
-        reading: the fraction of that in which they waited for a disk or network, from 0 to 1.
+        io_wait: the fraction of that time in which they waited for a disk or network, from 0 to 1.
 
     Examples:
         >>> tuning = tune(ids, labels, batch_size=4, workers=[0, 1], seconds=0.01)
@@ -113,15 +110,15 @@ class Tuning:
     """How many workers to use.
 
     Attributes:
-        workers: so many.
+        workers: the recommended number.
         reason: why.
-        step_ms: milliseconds that the trainer takes for a batch, as they were given.
+        step_ms: milliseconds that the trainer takes for a batch, as given.
         batch_size: samples in a batch.
-        samples: how many different ones were read.
-        of: how many there are.
-        processors: how many there are to use.
-        measurements: those with warm files, by workers, then those with cold ones.
-        remarks: what could not be measured, and what the choice rests on.
+        samples: number of samples that were read.
+        of: number of all samples.
+        processors: number of available processors.
+        measurements: those with files in the page cache, by workers, then those with cold files.
+        remarks: what could not be measured, and what the choice is based on.
 
     Examples:
         >>> tuning = tune(ids, labels, batch_size=4, workers=[1], seconds=0.01)
@@ -146,10 +143,10 @@ class TuneOptions(DataOptions):
 
     Args:
         workers: the numbers of workers to measure.
-        step_ms: milliseconds that the trainer takes for a batch. Without them, `tune` looks for the highest rate.
+        step_ms: milliseconds that the trainer takes for a batch; without it, the highest rate is aimed at.
         seconds: how long each number is measured, at least.
-        cold: measure each number with files that are not in the page cache, too.
-        progress: is called before each measurement.
+        cold: also measure each number with files that are not in the page cache.
+        progress: called before each measurement.
     """
 
     _: KW_ONLY
@@ -180,11 +177,11 @@ class TuneOptions(DataOptions):
 def tune(options: TuneOptions) -> Tuning:
     """Measure a `Loader` with several numbers of workers, and recommend one of them.
 
-    Nothing else should run meanwhile. Random numbers and the order of the samples are the loader's, but what is read is a random
-    part of the samples, as many as can be read in a few seconds.
+    Nothing else should run meanwhile. Random numbers and the order of the samples are the loader's, but only a random part of the
+    samples is read, as many as can be read in a few seconds.
 
     Raises:
-        InputError: an argument can't be used. What `Loader` raises, it may raise too.
+        InputError: an argument is wrong. All errors of `Loader` may be raised too.
 
     Examples:
         >>> tuning = tune(ids, labels, batch_size=4, workers=[1, 2], seconds=0.01, step_ms=1000)
@@ -203,7 +200,7 @@ def tune(options: TuneOptions) -> Tuning:
         options.progress(Progress(done, total, _counted(count)))
         warm.append(_measure(options, ids, count, cold=False))
     colds = []
-    if options.cold and (why := "what is read is not known to be files" if files is None else _forget(files)):
+    if options.cold and (why := "it is not known which files are read" if files is None else _forget(files)):
         remarks.append(f"cold not measured: {why}")
     elif options.cold:
         assert files is not None
@@ -236,14 +233,13 @@ def tune(options: TuneOptions) -> Tuning:
 def recommend(measurements: Sequence[Measurement], step_ms: float | None, processors: float) -> tuple[int, str]:
     """The number of workers to use, and why.
 
-    It is the smallest that is enough for the trainer; where none is, or no step is given, the smallest that is as good as the
-    best.
-    Without workers, a trainer waits while a batch is read: that is enough only where it would hardly notice.
+    It is the smallest number that is enough for the trainer. If none is enough, or no step is given, it is the smallest that is
+    as good as the best. With 0 workers the trainer waits while a batch is read: that is enough only if it hardly slows it down.
 
     Args:
         measurements: of different numbers of workers, at least one.
         step_ms: milliseconds that the trainer takes for a batch.
-        processors: how many there are to use.
+        processors: number of available processors.
     """
     ranked = sorted(measurements, key=lambda one: one.workers)
     if step_ms is not None:
@@ -271,7 +267,7 @@ def _feeds(one: Measurement, step_ms: float, spare: float) -> str:
 
 
 def _beyond(chosen: Measurement, ranked: Sequence[Measurement], processors: float) -> str:
-    """What more workers than ``chosen`` would gain, and what stands against it."""
+    """What more workers than ``chosen`` would gain, or why they would gain nothing."""
     more = [one for one in ranked if one.workers > chosen.workers]
     if not more:
         return "more were not measured"
@@ -281,7 +277,7 @@ def _beyond(chosen: Measurement, ranked: Sequence[Measurement], processors: floa
     if chosen.io_wait > WAITING:
         return "more gain nothing: the disk, or network, is the limit"
     if chosen.load < BUSY:
-        return "more gain nothing: the calling process takes no more"
+        return "more gain nothing: the main process takes no more"
     return f"more gain nothing: {'the processor is' if processors == 1 else f'the {processors:g} processors are'} the limit"
 
 
@@ -293,15 +289,15 @@ def _verb(one: Measurement, verb: str) -> str:
     return f"{verb}s" if one.workers == 1 else verb
 
 
-def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Some, list[str] | None, int, int]:
-    """Read as much as can be in so many seconds, and is sure to stay in memory.
+def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Subset, list[str] | None, int, int]:
+    """Read as many samples as can be read in so many seconds, and will stay in memory.
 
     Returns:
-        The ids of what was read, their files (None where that can't be said), bytes of a sample, samples in a batch.
+        The ids that were read, their files (None if they are not known), bytes of a sample, samples in a batch.
     """
     ids = options.ids
     chosen = np.random.default_rng(options.seed).permutation(len(ids)) if options.shuffle else np.arange(len(ids))
-    with options.loader(Some(ids, chosen), workers, shuffle=False) as loader:
+    with options.loader(Subset(ids, chosen), workers, shuffle=False) as loader:
         sample_bytes = sum(field.row_bytes for field in loader._layout.fields)
         batch_size = loader._sampler.batch_size
         room = CACHED * available() / sample_bytes
@@ -311,67 +307,62 @@ def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Some
             deadline = min(deadline, now + seconds)  # the workers' start does not count
             if samples >= MIN_BATCHES * batch_size and (now > deadline or samples > room):
                 break
-        # Those of a last batch that is left out are not worth a thought.
-        part = Some(ids, chosen[: loader.stats.samples])
+        # A last batch that is left out is ignored.
+        part = Subset(ids, chosen[: loader.stats.samples])
         return part, _files(loader, part), sample_bytes, batch_size
 
 
 def _files(loader: Loader, ids: Sequence[Any]) -> list[str] | None:
-    """What a loader reads for ``ids``, as far as it reads ``.npy`` files; None where it calls functions, or others' code."""
+    """The ``.npy`` files that a loader reads for ``ids``; None if it calls functions or other code, whose files are not known."""
     files: list[str] = []
     for source in loader._spec.sources.values():
         if isinstance(source, Npy):
             files += map(source.path, ids)
         elif isinstance(source, NpyRows):
             files.append(source.file)
-        elif not isinstance(source, Values):
+        elif not source.in_main_process:
             return None
     return files or None
 
 
 def _measure(options: TuneOptions, ids: Sequence[Any], workers: int, *, cold: bool) -> Measurement:
-    begun, seconds = time.monotonic(), options.seconds
+    seconds = options.seconds
+    begun, used_then, own_then = time.monotonic(), _used([]), processor_time("thread-self")
     with options.loader(ids, workers, shuffle=options.shuffle) as loader:
-        # What was cold is warm in the second epoch.
+        # In a second epoch, cold files would be warm.
         batches = iter(loader) if cold else _endless(loader)
         next(batches)
-        start = now = time.monotonic()
+        start = time.monotonic()
         first_batch = start - begun
-        pids = loader._workers.pids if isinstance(loader._workers, Pool) else []
+        pids = loader._workers.pids
         if not cold:
-            # What was read ahead while nobody took it says nothing about the rate.
+            # Batches that were read ahead say nothing about the rate.
             for _ in islice(batches, loader._ring.slots):
-                now = time.monotonic()
-                if now > start + seconds:
+                if time.monotonic() > start + seconds:
                     break
-            start = now
+            start = time.monotonic()
         before, used, own = loader.stats, _used(pids), processor_time("thread-self")
         for _ in batches:
-            now = time.monotonic()
-            if now > start + seconds and loader.stats.batches - before.batches >= MIN_BATCHES:
+            if time.monotonic() > start + seconds and loader.stats.since(before).batches >= MIN_BATCHES:
                 break
-        after, used = loader.stats, _used(pids) - used
-        elapsed = now - start
-        samples, size = after.samples - before.samples, after.bytes - before.bytes
-        if not samples:  # a single batch is the whole epoch
-            samples, size, elapsed, used = after.samples, after.bytes, first_batch, _used(pids)
-        if workers:
-            busy, cpu = after.busy - before.busy, after.cpu - before.cpu
-        else:
-            busy, cpu = elapsed, (processor_time("thread-self") - own) / 1e9
+        seen, used = loader.stats.since(before), _used(pids) - used
+        if not seen.batches:  # a single batch is the whole epoch
+            seen, used, own = replace(loader.stats, elapsed=first_batch), _used(pids) - used_then, own_then
+        if not workers:  # this thread does their work
+            seen = replace(seen, workers=1, busy=seen.elapsed, cpu=(processor_time("thread-self") - own) / 1e9)
         return Measurement(
             workers,
             loader._ring.slots,
             cold,
             first_batch,
-            samples / loader._sampler.batch_size / elapsed,
-            samples / elapsed,
-            size / elapsed,
-            max(0.0, used) / (size / 1e9),
-            max(0.0, used) / elapsed,
+            seen.samples / loader._sampler.batch_size / seen.elapsed,
+            seen.samples / seen.elapsed,
+            seen.bytes / seen.elapsed,
+            max(0.0, used) / (seen.bytes / 1e9),
+            max(0.0, used) / seen.elapsed,
             loader._ring.slots * loader._layout.slot_bytes + sum(map(_memory, pids)),
-            min(1.0, busy / (elapsed * max(1, workers))),
-            max(0.0, 1 - cpu / busy) if busy else 0.0,
+            seen.load,
+            seen.io_wait,
         )
 
 
@@ -384,27 +375,22 @@ def _used(pids: Iterable[int]) -> float:
     """Seconds of processors that this process and others, with all their threads, have used so far."""
     used = time.process_time()
     for pid in pids:
-        try:
-            words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has died
-            continue
-        used += (int(words[11]) + int(words[12])) / _TICKS
+        with suppress(psutil.Error):  # it has died
+            times = psutil.Process(pid).cpu_times()
+            used += times.user + times.system
     return used
 
 
 def _memory(pid: int) -> int:
-    """Bytes of a process, each page divided by the number of those who share it, and shared memory left out."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    except OSError:
-        return 0
-    sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
-    return sizes.get("Pss", 0) - sizes.get("Pss_Shmem", 0)
+    """Bytes of a process, without the ring: its PSS, in which a page that several processes share counts once among them."""
+    with suppress(psutil.Error):  # it has died
+        return sum(part.pss for part in psutil.Process(pid).memory_maps() if not part.path.startswith((SHM, "/memfd:")))
+    return 0
 
 
 def _forget(files: Sequence[str]) -> str | None:
-    """Rid the page cache of ``files``; why it still has them, if it has."""
-    os.sync()  # what is not on the disk yet stays
+    """Drop ``files`` from the page cache; the reason if it still has them."""
+    os.sync()  # data that are not on the disk yet can't be dropped
     held = 0
     probes = frozenset(range(0, len(files), max(1, len(files) // PROBES)))
     for number, name in enumerate(files):
@@ -423,7 +409,7 @@ def _forget(files: Sequence[str]) -> str | None:
 
 
 def _is_held(fd: int) -> bool:
-    """Whether a file begins in the page cache."""
+    """Whether the beginning of a file is in the page cache."""
     try:
         os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
     except BlockingIOError:

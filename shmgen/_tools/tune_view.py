@@ -1,4 +1,4 @@
-"""What the command line shows of a tuning: a progress bar, a table, JSON, a plot."""
+"""How the command line shows a tuning: a progress bar, a table, JSON, a plot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shmgen.errors import InputError
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """Shows a bar on standard error, where that is a terminal; gives what is to be called with the progress."""
+    """Show a bar on standard error, if that is a terminal; gives the function to call with the progress."""
     if not (sys.stderr.isatty() and has_rich()):
         yield lambda _: None
         return
@@ -27,20 +27,20 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import Progress as Bar
 
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    # A thread that drew more often would be measured, too.
+    # A thread that draws more often would disturb the measurement.
     with Bar(*columns, console=Console(stderr=True), refresh_per_second=2, transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda progress: bar.update(task, completed=progress.done, total=progress.total, description=progress.now)
 
 
 def write_json(tuning: Tuning, folder: str, file: IO[str]) -> None:
-    """The tuning as a JSON object on a line, and a line's end."""
+    """Write the tuning as a JSON object on one line."""
     json.dump({"data_dir": folder, **asdict(tuning)}, file)
     file.write("\n")
 
 
 def print_table(tuning: Tuning, folder: str) -> None:
-    """The tuning as text for people, on standard output."""
+    """Print the tuning as a table on standard output."""
     from rich import box
     from rich.console import Console
     from rich.filesize import decimal
@@ -51,7 +51,7 @@ def print_table(tuning: Tuning, folder: str) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     warm, cold = _by_warmth(tuning)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    titles = ["workers", "samples/s", "MB/s", "ms/batch", "first batch", "CPU s/GB", "memory", "reading"]
+    titles = ["workers", "samples/s", "MB/s", "ms/batch", "first batch", "CPU s/GB", "memory", "I/O wait"]
     for title in [*titles, *(["cold samples/s", "first batch"] if cold else [])]:
         table.add_column(title, justify="right")
     table.add_column("")
@@ -75,7 +75,7 @@ def print_table(tuning: Tuning, folder: str) -> None:
             "read again and again"
         )
         console.print(table)
-        console.print("reading: what workers waited for a disk or network, of the time in which they had something to read")
+        console.print("I/O wait: the part of the time with something to read in which workers waited for a disk or network")
         for remark in tuning.remarks:
             console.print(remark)
         console.print(f"workers={tuning.workers}: {tuning.reason}")
@@ -84,7 +84,7 @@ def print_table(tuning: Tuning, folder: str) -> None:
 
 
 def figure_format(name: str) -> str:
-    """The format that a plot's name asks for.
+    """The format that the name of a plot asks for.
 
     Raises:
         InputError: there is no matplotlib, or it has no such format.
@@ -101,8 +101,8 @@ def figure_format(name: str) -> str:
 
 
 def write_plot(tuning: Tuning, file: IO[bytes], format: str) -> None:
-    """The rates by workers, and the rate that the trainer needs."""
-    # A figure without pyplot needs no display, and leaves nothing open.
+    """Draw the rates by workers, and the rate that the trainer needs."""
+    # Without pyplot, a figure needs no display, and nothing stays open.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

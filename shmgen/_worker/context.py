@@ -1,7 +1,7 @@
-"""What a worker takes over from the calling process, so that the user's functions find there what they find here.
+"""What a worker takes over from the main process, so that the user's functions find there what they find here.
 
-It is all as it was when the loader was made, in every worker, whenever that is started. A worker that calls nothing of the user's
-takes over `sys.path` alone, and does not import this.
+Every worker, whenever it is started, gets all of it as it was when the loader was made. A worker that calls no function of the
+user's takes over `sys.path` alone, and does not import this module.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ ONE_PROCESSOR = dict.fromkeys(
     ],
     "1",
 )
-"""Environment of a worker, unless the user's says otherwise: several that each took all processors would hold each other up.
+"""Environment of a worker, unless the user's says otherwise: workers that each used all processors would slow each other down.
 
-Most libraries heed OMP_NUM_THREADS, but their own variable first: where the user sets the former, none of these may be set.
+Most libraries look at their own variable first, and then at OMP_NUM_THREADS: if the user sets that, none of these may be set.
 """
 
 Place = tuple[str | None, list[str] | None]
@@ -43,7 +43,7 @@ def interpreter() -> list[str]:
     """The command that starts Python as it was started here, without `site`.
 
     Raises:
-        InputError: there is none.
+        InputError: this program can't start a Python interpreter.
     """
     if getattr(sys, "frozen", False) or not sys.executable:
         why = "it is frozen, so that would start the program itself" if sys.executable else "sys.executable does not name one"
@@ -57,12 +57,12 @@ def interpreter() -> list[str]:
 
 
 def environment(seed: int) -> tuple[dict[str, str], dict[str, str | None]]:
-    """The variables that workers are started with, and those to be set right in them, since they are for the start alone.
+    """The variables that workers are started with, and those that a worker sets back after its start.
 
     Args:
-        seed: of the hashes of texts in all of them, where the calling process has chosen its own at random.
+        seed: of the hashes of texts in all workers, if the main process has chosen its own at random.
     """
-    # What these name would come before the standard library; or the calling process itself was told not to heed them.
+    # Folders in these would come before the standard library; or the main process itself was told to ignore all of them.
     hidden = {name for name in os.environ if name.startswith("PYTHON" if sys.flags.ignore_environment else "PYTHONPATH")}
     variables = {} if "OMP_NUM_THREADS" in os.environ else ONE_PROCESSOR
     variables = {**variables, **{name: value for name, value in os.environ.items() if name not in hidden}}
@@ -71,10 +71,10 @@ def environment(seed: int) -> tuple[dict[str, str], dict[str, str | None]]:
 
 
 def _hash_seed() -> str | None:
-    """That which the calling process was started with; None if it has chosen one at random, which nobody can read."""
+    """The seed that the main process was started with; None if it has chosen one at random, which can't be read."""
     if not sys.flags.ignore_environment:
         with suppress(OSError):
-            # What a program puts into os.environ later does not change its own hashes.
+            # A later change of os.environ does not change the hashes of this process.
             for entry in Path("/proc/self/environ").read_bytes().split(b"\0"):
                 name, _, value = entry.partition(b"=")
                 if name == b"PYTHONHASHSEED" and value.isdigit():
@@ -83,12 +83,12 @@ def _hash_seed() -> str | None:
 
 
 def search_path() -> list[str]:
-    """`sys.path`, in which what is relative means the working folder of now, also for a worker that is started later."""
+    """`sys.path`, its relative entries made absolute, so that they mean the same for a worker that is started later."""
     try:
         folder = os.getcwd()
     except OSError:
         return list(sys.path)
-    # Some entries are no paths, but words that a finder understands.
+    # Some entries are not paths, but names that a finder understands.
     return [
         os.path.normpath(os.path.join(folder, entry)) if isinstance(entry, str) and os.path.exists(entry or folder) else entry
         for entry in sys.path
@@ -96,17 +96,17 @@ def search_path() -> list[str]:
 
 
 class Context(NamedTuple):
-    """What is taken over; of builtin types only, since others might have to be imported first.
+    """What is taken over. All values are of builtin types, since others might have to be imported first.
 
     Attributes:
         folder: the working folder; None if it was gone.
         prefixes: `sys.prefix` and `sys.exec_prefix`.
         argv: `sys.argv`.
-        environ: the variables that have to be set, or unset where None.
+        environ: the variables to set, or to unset if None.
         places: of modules; see `places`.
         site: the folders whose ``.pth`` files `site` has run.
-        sources: the lines of the files that no worker can read, such as cells of a notebook.
-        filters: of warnings, each category as the names of its module and itself.
+        sources: the lines of files that no worker can read, such as cells of a notebook.
+        filters: of warnings; each category is given by its module and its name.
         levels: of loggers, by name; ``""`` is the root.
         disabled: the level up to which all loggers are silent.
     """
@@ -123,8 +123,8 @@ class Context(NamedTuple):
     disabled: int
 
     @classmethod
-    def here(cls, environ: dict[str, str | None], places: dict[str, Place], sources: dict[str, list[str]]) -> Context:
-        """That of the calling process."""
+    def capture(cls, environ: dict[str, str | None], places: dict[str, Place], sources: dict[str, list[str]]) -> Context:
+        """The context of this process, the main one."""
         import logging
         import warnings
 
@@ -152,11 +152,11 @@ class Context(NamedTuple):
             disabled=logging.root.manager.disable,
         )
 
-    def enter(self, tell: Callable[[bytes], object]) -> None:
-        """Take it over, in a worker, before anything of the user's is imported.
+    def enter(self, send: Callable[[bytes], object]) -> None:
+        """Take the context over, in a worker, before any module of the user's is imported.
 
         Args:
-            tell: sends to the calling process what its handlers of log records and warnings are to be given.
+            send: sends a message with a log record or a warning to the main process.
 
         Raises:
             StartError: the working folder can't be entered any more.
@@ -174,7 +174,7 @@ class Context(NamedTuple):
         sys.prefix, sys.exec_prefix = self.prefixes
         sys.argv[:] = self.argv
         try:
-            # One may be in a folder that one may not enter.
+            # A process may be in a folder that it may not enter: it is not left if it is the right one.
             if self.folder is not None and os.getcwd() != self.folder:
                 os.chdir(self.folder)
         except OSError as error:
@@ -182,16 +182,16 @@ class Context(NamedTuple):
                 f"expected the working folder in which the loader was made, {self.folder}, found that a worker started since "
                 f"then can't enter it ({error}): bring it back, and make another loader"
             ) from error
-        sys.meta_path.insert(0, _Placed(self.places))
-        sys.meta_path.append(_OfSite(self.site))
+        sys.meta_path.insert(0, _PlacesFinder(self.places))
+        sys.meta_path.append(_SiteFinder(self.site))
         for file, lines in self.sources.items():
             linecache.cache[file] = sum(map(len, lines)), None, lines, file
-        # What modules warn of while they are imported, the calling process has been warned of.
+        # When the main process imported these modules, their warnings were shown there.
         warnings.simplefilter("ignore")
-        forward(tell, self.levels, self.disabled)
+        forward(send, self.levels, self.disabled)
 
-    def heed_warnings(self) -> None:
-        """Have warnings filtered as in the calling process, once the modules are there that define them."""
+    def filter_warnings(self) -> None:
+        """Filter warnings as in the main process; to be called when the modules that define them have been imported."""
         import warnings
 
         warnings.resetwarnings()
@@ -204,17 +204,17 @@ class Context(NamedTuple):
 
 
 def places() -> dict[str, Place]:
-    """The files that all modules here come from, but for those of which a worker can't but find the same.
+    """Where each module here comes from, without those that a worker is certain to find in the same place.
 
-    They may have been found by other finders than a worker has, along another `sys.path`, or by nobody, as those that were loaded
-    from a given file.
+    A module may have been found by a finder that a worker does not have, or along another `sys.path`, or have been loaded from a
+    given file.
     """
     library = os.path.dirname(os.__file__)
     certain = {library, f"{library}/lib-dynload", *_site()}
     found: dict[str, Place] = {}
     for name, module in sys.modules.copy().items():
         spec = _spec(module)
-        if spec is None or spec.name != name:  # it stands there under an alias
+        if spec is None or spec.name != name:  # this name is an alias
             continue
         folders = spec.submodule_search_locations and list(spec.submodule_search_locations)
         if spec.has_location and spec.origin is not None:
@@ -227,7 +227,7 @@ def places() -> dict[str, Place]:
 
 
 def importable(name: str, placed: dict[str, Place]) -> bool:
-    """Whether a worker that knows of these places can import module ``name``, which stands in `sys.modules`, as it is here."""
+    """Whether a worker that knows these places can import module ``name`` of `sys.modules`, and gets the same module."""
     from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 
     package = name.rpartition(".")[0]
@@ -246,7 +246,7 @@ def importable(name: str, placed: dict[str, Place]) -> bool:
 
 
 def _spec(module: object) -> ModuleSpec | None:
-    # Some modules are loaded, or raise, when they are asked for an attribute.
+    # Some modules are loaded, or raise an error, when an attribute is looked up.
     return ModuleType.__getattribute__(module, "__dict__").get("__spec__") if issubclass(type(module), ModuleType) else None
 
 
@@ -265,8 +265,8 @@ def _site() -> list[str]:
     return [folder for folder in folders if folder in sys.path]
 
 
-class _Placed:
-    """First of a worker's finders: finds modules where the calling process has them from."""
+class _PlacesFinder:
+    """First of a worker's finders: finds modules where the main process found them."""
 
     def __init__(self, places: dict[str, Place]) -> None:
         self._places = places
@@ -285,8 +285,8 @@ class _Placed:
         return spec
 
 
-class _OfSite:
-    """Last of a worker's finders: makes up for what `site` would have done, once something is not found without that.
+class _SiteFinder:
+    """Last of a worker's finders: when a module is not found, it does what `site` would have done, and tries again.
 
     Packages that are installed in place have a finder of their own, which a line of a ``.pth`` file installs.
     """
@@ -298,10 +298,10 @@ class _OfSite:
         folders, self._folders = self._folders, []
         before = list(sys.meta_path)
         for file in (file for folder in folders for file in sorted(Path(folder).glob("[!.]*.pth"))):
-            with suppress(Exception):  # as in `site`, which has told of it
+            with suppress(Exception):  # `site` ignores errors as well, and has printed them
                 for line in file.read_text().splitlines():
                     if line.startswith(("import ", "import\t")):
-                        exec(line, {})  # noqa: S102 # the calling process has run it, too
+                        exec(line, {})  # noqa: S102 # the main process has run it, too
         for finder in sys.meta_path:
             if finder not in before and (spec := finder.find_spec(name, path, target)):
                 return spec

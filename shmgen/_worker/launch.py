@@ -47,7 +47,7 @@ class Launcher:
         self._stdout = subprocess.DEVNULL if silent else None
 
     def start(self, *fds: int) -> Child:
-        """Start a child; to be called, and the child remembered, within `shmgen._worker.signals.undisturbed`.
+        """Start a child; to be called, and the child remembered, within `shmgen._worker.signals.deferred_signals`.
 
         Args:
             fds: descriptors that the child inherits.

@@ -1,4 +1,4 @@
-"""Log records and warnings of the user's functions: a worker sends them, and the calling process gives them to its handlers."""
+"""Log records and warnings of the user's functions: a worker sends them, and the main process gives them to its handlers."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from shmgen._sources.base import told
+from shmgen._sources.base import error_text
 
 log = logging.getLogger("shmgen")
 
 
-def forward(tell: Callable[[bytes], object], levels: dict[str, int], disabled: int) -> None:
-    """Have log records and warnings of this process, a worker, sent by ``tell``.
+def forward(send: Callable[[bytes], object], levels: dict[str, int], disabled: int) -> None:
+    """Send the log records and warnings of this process, a worker, to the main process.
 
     Args:
-        tell: sends them.
-        levels: of the loggers of the calling process, by name, so that nothing is sent that it would not look at.
+        send: sends a message.
+        levels: of the loggers of the main process, by name, so that nothing is sent that it would not handle.
         disabled: the level up to which all loggers are silent.
     """
-    logging.root.addHandler(_Forward(tell))
+    logging.root.addHandler(_ForwardingHandler(send))
     logging.disable(disabled)
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
@@ -32,21 +32,21 @@ def forward(tell: Callable[[bytes], object], levels: dict[str, int], disabled: i
         message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
     ) -> None:
         classes = [(kind.__module__, kind.__qualname__) for kind in category.__mro__]
-        tell(pickle.dumps((str(message), classes, filename, lineno)))
+        send(pickle.dumps((str(message), classes, filename, lineno)))
 
     warnings.showwarning = show
 
 
-class _Forward(logging.Handler):
-    def __init__(self, tell: Callable[[bytes], object]) -> None:
+class _ForwardingHandler(logging.Handler):
+    def __init__(self, send: Callable[[bytes], object]) -> None:
         super().__init__()
-        self._tell = tell
+        self._send = send
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self.format(record)  # which makes text of the exception, if it has one
+            self.format(record)  # puts the text of an exception into the record
             fields = {**vars(record), "msg": record.getMessage(), "args": None, "exc_info": None}
-            self._tell(pickle.dumps({name: _sendable(value) for name, value in fields.items()}))
+            self._send(pickle.dumps({name: _sendable(value) for name, value in fields.items()}))
         except Exception:
             self.handleError(record)
 
@@ -59,15 +59,15 @@ def _sendable(value: Any) -> Any:
     return value
 
 
-class Echo:
-    """Gives to this process's handlers what its workers send."""
+class ForwardedLogs:
+    """Gives what workers have forwarded to the handlers of the main process."""
 
     def __init__(self) -> None:
-        # Each worker gives a warning that is to be shown once.
+        # Which worker sent a warning first: each sends one that is to be shown once.
         self._first: dict[object, int] = {}
 
     def handle(self, worker: int, message: bytes) -> None:
-        """Handle what the worker with this process id has sent."""
+        """Handle what the worker with this process id has forwarded."""
         try:
             thing = pickle.loads(message)
             if isinstance(thing, dict):
@@ -79,8 +79,8 @@ class Echo:
                 text, classes, filename, lineno = thing
                 warning = _warning(text, classes)
                 warnings.showwarning(warning, type(warning), filename, lineno)
-        except Exception as error:  # of a handler, a filter, or a class that only the worker knows
-            log.error("a log record or warning of worker process %d can't be handled: %s", worker, told(error))
+        except Exception as error:  # raised by a handler or filter, or for a class that only the worker knows
+            log.error("a log record or warning of worker process %d can't be handled: %s", worker, error_text(error))
 
 
 def _warning(text: str, classes: list[tuple[str, str]]) -> Warning:
@@ -88,6 +88,6 @@ def _warning(text: str, classes: list[tuple[str, str]]) -> Warning:
     for module, name in classes:
         kind = getattr(sys.modules.get(module), name, None)
         if isinstance(kind, type) and issubclass(kind, Warning):
-            with suppress(Exception):  # it may want more than a text
+            with suppress(Exception):  # it may need more arguments than a text
                 return kind(text)
     return Warning(text)

@@ -1,7 +1,7 @@
-"""The body of a worker process: reads the rows it is told to into the ring, and says so.
+"""What a worker process runs: it fills rows of the ring as its tasks say, and reports each task that is done.
 
-It imports the standard library only, NumPy where a row needs it, and what the user's functions import; it holds no list of ids.
-It ends when its parent closes the stream between them or dies, whatever it is doing.
+It imports the standard library, NumPy if a row needs it, and what the user's functions import. It holds no list of ids. It ends
+when the main process closes the stream between them or dies, whatever it is doing.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import Any, NamedTuple
 
 from shmgen._memory.limit_errors import MAPPING, named, note
 from shmgen._memory.status_page import BUSY, RECORD_WORDS, ROW, USED
-from shmgen._sources.base import IDLE, row_of, told
+from shmgen._sources.base import IDLE, error_text, row_of
 from shmgen._worker.assembler import BatchAssembler, Task
 from shmgen._worker.liveness import begin, end_with_parent
 from shmgen._worker.protocol import (
     DONE,
     FAILED,
     INTERRUPTED,
+    LOGGED,
     READY,
-    SAID,
     UNABLE,
     WAITED,
     Unframer,
@@ -41,23 +41,22 @@ from shmgen._worker.protocol import (
 from shmgen.errors import StartError
 
 WAITING_PIECES = 8
-"""Pieces for which the kernel goes on being asked to read ahead after the last read that had to wait."""
+"""After a read that had to wait, the kernel is asked to read ahead for so many tasks."""
 
-
-_one_at_a_time = threading.RLock()
-"""Held by the thread that sends a message: the user's functions may have others, which log."""
+_sending = threading.RLock()
+"""Held while a message is sent: the user's functions may have threads of their own, which log."""
 
 
 class Setup(NamedTuple):
     """The first message to a worker; the others are lists of tasks.
 
     Attributes:
-        parent: process id of the parent.
-        path: ``sys.path`` of the parent.
-        word: the first of this worker's on the board.
+        parent: process id of the main process.
+        path: ``sys.path`` of the main process.
+        word: index of the first word of this worker's record on the status page.
         draws: whether functions of the user's are called, which may draw random numbers.
-        assembler: does the tasks; pickled apart because ``path`` may be needed to load it.
-        context: what user's code is to find here, the fields of a `Context`; None if there is no such code.
+        assembler: does the tasks. It is pickled apart from the rest because ``path`` may be needed to load it.
+        context: what the user's code has to find here, the fields of a `Context`; None if there is no such code.
     """
 
     parent: int
@@ -83,9 +82,9 @@ def main(stream: int, liveness: int, segment: int) -> None:
         return
     setup = Setup(*first)
     threading.Thread(target=end_with_parent, args=(stream, setup.parent), daemon=True).start()
-    # The parent blocks Ctrl-C around our birth. It is the parent's to act on; but where its main thread waits inside a framework
-    # for a batch that a stuck read holds up, word from here is all that can end that wait.
-    signal.signal(signal.SIGINT, lambda *_: _tell_aside(stream, INTERRUPTED + repr(time.monotonic()).encode()))
+    # The main process has blocked Ctrl-C while it started this one. It handles Ctrl-C itself; but if its main thread waits inside
+    # a framework for a batch, and the read of that batch hangs, only a message from a worker can end the wait.
+    signal.signal(signal.SIGINT, lambda *_: _send_from_handler(stream, INTERRUPTED + repr(time.monotonic()).encode()))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     sys.path[:] = setup.path
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -100,28 +99,28 @@ def main(stream: int, liveness: int, segment: int) -> None:
         assembler = _assembler(stream, setup)
         assembler.open(status_page)
     except StartError as error:
-        _tell(stream, UNABLE + pickle.dumps(error))
+        _send(stream, UNABLE + pickle.dumps(error))
         return
     except Exception as error:
         note(error)
-        _tell(stream, UNABLE + pickle.dumps(StartError(f"a worker can't begin: {told(error)}")))
+        _send(stream, UNABLE + pickle.dumps(StartError(f"a worker can't start: {error_text(error)}")))
         return
     status_page[USED] = processor_time("self")
-    _tell(stream, READY)
+    _send(stream, READY)
     _serve(inbox, stream, assembler, memory, segment, status_page)
 
 
 def _assembler(stream: int, setup: Setup) -> BatchAssembler:
     if setup.context is None:
         return pickle.loads(setup.assembler)  # type: ignore[no-any-return]
-    from shmgen._worker.context import Context  # late, as all that few workers need: imports are most of a worker's start
+    from shmgen._worker.context import Context  # late: imports are most of a worker's start, and few workers need it
 
     context = Context(*setup.context)
-    context.enter(lambda message: _tell(stream, SAID + message))
+    context.enter(lambda message: _send(stream, LOGGED + message))
     from shmgen._worker.pickling import loads
 
     assembler: BatchAssembler = loads(setup.assembler)
-    context.heed_warnings()
+    context.filter_warnings()
     return assembler
 
 
@@ -136,13 +135,13 @@ def _serve(
             try:
                 memory = _mapped(segment)
             except StartError as error:
-                _tell(stream, UNABLE + pickle.dumps(error))
+                _send(stream, UNABLE + pickle.dumps(error))
                 return
-        # Files in the page cache are read without a wait, and hints would only cost time.
+        # Files in the page cache are read without a wait: hints would only cost time.
         if waiting:
             if fields is not hinted:
                 _hint(assembler, task)
-            if (hinted := inbox.following()) is not None:
+            if (hinted := inbox.peek()) is not None:
                 _hint(assembler, _task(hinted))
         waits, start = _waits(), time.monotonic_ns()
         failed = b""
@@ -152,15 +151,15 @@ def _serve(
             failed = FAILED + pickle.dumps((row_of(status_page[ROW]), error))
             status_page[ROW] = IDLE
         if assembler.calls_functions and sys.stdout is not None:
-            sys.stdout.flush()  # what functions print would be lost when this process is ended
+            sys.stdout.flush()  # what functions have printed would be lost when this process is killed
         waiting = WAITING_PIECES if _waits() > waits else max(0, waiting - 1)
         status_page[BUSY] += time.monotonic_ns() - start
-        if not _tell(stream, failed or (WAITED if waiting else DONE)):
+        if not _send(stream, failed or (WAITED if waiting else DONE)):
             return
 
 
 def _mapped(segment: int) -> memoryview:
-    """The ring, as far as it has grown."""
+    """The ring in its present size."""
     try:
         with named(MAPPING):
             return memoryview(mmap.mmap(segment, 0))
@@ -169,7 +168,7 @@ def _mapped(segment: int) -> memoryview:
 
 
 def _hint(assembler: BatchAssembler, task: Task) -> None:
-    with suppress(Exception):  # a hint is no more; reading will tell
+    with suppress(Exception):  # reading will raise the same error
         assembler.hint(task)
 
 
@@ -179,30 +178,30 @@ def _task(fields: tuple[Any, ...]) -> Task:
 
 
 class _Inbox:
-    """What the parent has sent: messages are lists of things to be taken in turn."""
+    """What the main process has sent: each message is a pickled list of things."""
 
     def __init__(self, stream: int) -> None:
         self._stream = stream
         self._unframer = Unframer()
-        # Unpickled in their turn: until the setup has been heeded, what tasks are made of can't be imported.
+        # Each is unpickled when it is needed: classes in tasks may be importable only after the setup.
         self._messages: deque[bytes] = deque()
         self._things: deque[Any] = deque()
 
     def next(self) -> Any:
-        """The next thing, waited for; None once the parent has gone."""
+        """Wait for the next thing, and return it; None if the main process has gone."""
         while not self._unpickle():
             if not self._receive():
                 return None
         return self._things.popleft()
 
-    def following(self) -> Any:
-        """What `next` will return, if it has come."""
+    def peek(self) -> Any:
+        """What `next` will return; None if it has not come yet."""
         while select.select([self._stream], [], [], 0)[0] and self._receive():
             pass
         return self._things[0] if self._unpickle() else None
 
     def _unpickle(self) -> bool:
-        """Whether there is a thing to take."""
+        """Whether there is a thing to return."""
         while self._messages and not self._things:
             self._things.extend(pickle.loads(self._messages.popleft()))
         return bool(self._things)
@@ -216,23 +215,23 @@ class _Inbox:
         return bool(data)
 
 
-def _tell(stream: int, message: bytes) -> bool:
-    """Send ``message`` to the parent; False once it has gone."""
+def _send(stream: int, message: bytes) -> bool:
+    """Send ``message`` to the main process; False if that has gone."""
     data = frame(message)
     try:
-        with _one_at_a_time:
-            while data:  # a signal may cut short what is long
+        with _sending:
+            while data:  # a signal may interrupt a long write
                 data = data[os.write(stream, data) :]
     except (BrokenPipeError, ConnectionResetError):
         return False
     return True
 
 
-def _tell_aside(stream: int, message: bytes) -> None:
-    """Send ``message`` from a signal handler, which may have struck amid another."""
-    threading.Thread(target=_tell, args=(stream, message), daemon=True).start()
+def _send_from_handler(stream: int, message: bytes) -> None:
+    """Send ``message`` from a signal handler, which may have interrupted `_send` itself."""
+    threading.Thread(target=_send, args=(stream, message), daemon=True).start()
 
 
 def _waits() -> int:
-    """How often this thread has had to wait for something, a disk for instance, since it began."""
+    """How often this thread has had to wait for something, such as a disk, since it started."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw

@@ -1,4 +1,4 @@
-"""How an assembler, and the user's functions in it, get into a worker: by value where no worker can import them (cloudpickle)."""
+"""How an assembler, with the user's functions in it, is sent to a worker: by value if no worker can import it (cloudpickle)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
-from shmgen._sources.base import told
+from shmgen._sources.base import error_text
 from shmgen._sources.function import Function
 from shmgen.errors import InputError, StartError
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from shmgen._worker.context import Place
 
 LARGE = 10_000_000
-"""Bytes; functions that drag along more are warned of."""
+"""Bytes. A function that is sent with more gets a warning."""
 
 
 def dumps(assembler: BatchAssembler, places: dict[str, Place]) -> tuple[bytes, dict[str, list[str]]]:
-    """``assembler``, pickled, and the lines of those files of its functions that workers can't read.
+    """``assembler``, pickled, and the lines of the files of its functions that workers can't read.
 
     Args:
-        assembler: is to be sent.
-        places: where workers will find modules that are not found along `sys.path`.
+        assembler: to be sent.
+        places: where workers find modules that are not found along `sys.path`.
 
     Raises:
-        InputError: something in it can't be sent; it says what.
+        InputError: something in it can't be sent; the error says what.
     """
     sources: dict[str, list[str]] = {}
     try:
@@ -50,7 +50,7 @@ def dumps(assembler: BatchAssembler, places: dict[str, Place]) -> tuple[bytes, d
             except Exception as culprit:
                 raise InputError(
                     f"the {name} can't be sent to a worker process: {_called(part)}: {culprit}; "
-                    "have what it holds made in the worker, as a Source does in open(), or use workers=0"
+                    "make what it holds in the worker, as a Source does in open(), or use workers=0"
                 ) from error
         raise
     if len(data) > LARGE:
@@ -59,17 +59,17 @@ def dumps(assembler: BatchAssembler, places: dict[str, Place]) -> tuple[bytes, d
 
 
 def _called(part: Any) -> str:
-    """What a source or function is called where it stands."""
+    """The name of a source or function in its module."""
     thing = part._function if isinstance(part, Function) else part
     thing = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{thing.__qualname__!r} of module {thing.__module__!r}"
 
 
 def loads(data: bytes) -> Any:
-    """What `dumps` has pickled, in a worker.
+    """What `dumps` has pickled; to be called in a worker.
 
     Raises:
-        StartError: something can't be imported here; it says what.
+        StartError: something can't be imported here; the error says what.
     """
     return _Unpickler(io.BytesIO(data)).load()
 
@@ -93,12 +93,12 @@ def _module(name: str) -> ModuleType:
 def _missing(what: str, error: Exception) -> StartError:
     return StartError(
         f"a worker can't import {what}, which functions of yours need: make it importable in a process that does not run your "
-        f"script, define what you need of it in the script itself, or use workers=0; {told(error)}"
+        f"script, define what you need of it in the script itself, or use workers=0; {error_text(error)}"
     )
 
 
 def _dumps(thing: object, places: dict[str, Place], sources: dict[str, list[str]]) -> bytes:
-    # Imported late: whoever has no functions need not wait for it.
+    # Imported late: a loader without functions need not wait for it.
     import linecache
     import random
 
@@ -110,8 +110,8 @@ def _dumps(thing: object, places: dict[str, Place], sources: dict[str, list[str]
     by_value: dict[str, bool] = {}
 
     def is_sent_by_value(name: object) -> bool:
-        """Whether no worker can import module ``name``, so that what stands in it must be sent."""
-        if not isinstance(name, str) or name not in sys.modules or name == "__main__":  # which cloudpickle sends by value anyway
+        """Whether no worker can import module ``name``, so that its contents must be sent."""
+        if not isinstance(name, str) or name not in sys.modules or name == "__main__":  # cloudpickle sends that by value anyway
             return False
         if name not in by_value:
             by_value[name] = not importable(name, places)
@@ -125,7 +125,7 @@ def _dumps(thing: object, places: dict[str, Place], sources: dict[str, list[str]
 
         def reducer_override(self, obj: Any) -> Any:
             # `from random import random` names a method of the global generator. Pickled with it, every worker would have a copy
-            # of the parent's generator, which nobody seeds anew for each sample.
+            # of the main process's generator, which is not seeded anew for each sample.
             for module, generator in ((random, random._inst), (np.random, np.random.mtrand._rand)):
                 if getattr(obj, "__self__", None) is generator:
                     return getattr, (module, obj.__name__)
@@ -158,7 +158,7 @@ def _dumps(thing: object, places: dict[str, Place], sources: dict[str, list[str]
 
 
 def _is_found(thing: Any) -> bool:
-    """Whether ``thing`` is what its module has by its name, in a worker too."""
+    """Whether its module has ``thing`` under its name, in a worker too."""
     found: Any = sys.modules.get(thing.__module__)
     for part in thing.__qualname__.split("."):
         found = getattr(found, part, None)
@@ -184,14 +184,14 @@ _REDUCERS: dict[type, Callable[[Any], Any]] = {
     CodeType: _reduced_code,
     # It holds a lock in Python 3.11.
     functools.cached_property: lambda made: (_cached_property, (made.func, made.attrname)),
-    # functools.singledispatch has one.
+    # functools.singledispatch holds one.
     WeakKeyDictionary: lambda found: (WeakKeyDictionary, (dict(found),)),
 }
-"""How things are pickled that cloudpickle does not, or not well enough."""
+"""How things are pickled that cloudpickle does not pickle, or not well enough."""
 
 
 def _reduced_array(array: np.ndarray) -> Any:
-    """How ``array`` is made in a worker, where it shows what stands in a mapped file; NotImplemented elsewhere."""
+    """How a worker makes ``array``, if its data are those of a mapped file; else NotImplemented."""
     import numpy as np
 
     base: Any = array
@@ -199,7 +199,7 @@ def _reduced_array(array: np.ndarray) -> Any:
     while isinstance(base, np.ndarray):
         root = base if isinstance(base, np.memmap) else root
         base = base.base
-    # One that copies on write may show other than the file does.
+    # An array that is copied on write may differ from the file.
     if root is None or root.mode == "c" or not array.size or not _is_mapped(root):
         return NotImplemented
     mode = "r" if root.mode == "r" else "r+"
@@ -213,7 +213,10 @@ def _reduced_array(array: np.ndarray) -> Any:
 
 
 def _is_mapped(root: np.memmap) -> bool:
-    """Whether the file that ``root`` shows is still the one of that name."""
+    """Whether the mapped file is still the one that has its name.
+
+    psutil takes the mark of a deleted file away from its name, and so can't tell it from another of the same name.
+    """
     try:
         address = root.ctypes.data
         with open("/proc/self/maps") as maps:
@@ -238,19 +241,19 @@ def _mapped(kind: Any, file: str, mode: Any, start: int, size: int, first: int, 
 
 
 def _warn_of_the_largest(assembler: BatchAssembler, places: dict[str, Place]) -> None:
-    """Name the largest thing that is sent, if it is more than LARGE."""
+    """Warn of the largest thing that is sent, if it is larger than LARGE."""
     import warnings
 
     def size(thing: object) -> int:
         try:
             return len(_dumps(thing, places, {}))
-        except Exception:  # it goes as part of something else only
+        except Exception:  # it can only be sent as part of something else
             return 0
 
     role = what = ""
     parts: Iterable[tuple[str, Any]] = assembler.named()
     seen: set[int] = set()
-    # From a function to what it holds, and on to what that holds, as long as it is large; functions may hold themselves.
+    # From a function to what it holds, and on to what that holds, as long as that is large. A function may hold itself.
     while found := [(bytes, name, part) for name, part in parts if id(part) not in seen and (bytes := size(part)) > LARGE]:
         bytes, name, thing = max(found, key=itemgetter(0))
         what = f"{bytes / 1e6:,.1f} MB" if not role else f"{name!r} ({type(thing).__name__}, {bytes / 1e6:,.1f} MB)"
@@ -264,7 +267,7 @@ def _warn_of_the_largest(assembler: BatchAssembler, places: dict[str, Place]) ->
         level, frame = level + 1, frame.f_back
     warnings.warn(
         f"the {role} holds {what}, of which each worker gets a copy: keep it in a file that all of them share, as "
-        "np.load(file, mmap_mode='r') does, or have it made in the worker, as a Source does in open()",
+        "np.load(file, mmap_mode='r') does, or make it in the worker, as a Source does in open()",
         stacklevel=level,
     )
 
@@ -277,11 +280,11 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
-    """What is sent with ``thing``, by the names that the user gave it."""
+    """What is sent with ``thing``, and the names that the user gave it."""
     if isinstance(thing, FunctionType):
         code = thing.__code__
         for name, cell in zip(code.co_freevars, thing.__closure__ or (), strict=True):
-            with suppress(ValueError):  # nothing has been put into it yet
+            with suppress(ValueError):  # the variable has no value yet
                 yield name, cell.cell_contents
         yield from ((name, thing.__globals__[name]) for name in _names(code) if name in thing.__globals__)
         defaults = thing.__defaults__ or ()

@@ -1,7 +1,7 @@
-"""What parent and worker say to each other: messages of bytes on a stream, each behind its length.
+"""What the main process and a worker send each other: messages of bytes on a stream, each after its length.
 
-To a worker go pickled lists: of a `Setup` first, then of `Task` fields. To the parent goes one of the words below, and what
-belongs to it.
+A worker is sent pickled lists: first of a `Setup`, then of the fields of tasks. It sends one of the words below, some with data
+after them.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ from typing import Any
 _LENGTH = 4
 
 READY = b"r"
-"""The worker can begin."""
+"""The worker has started, and waits for tasks."""
 
 DONE = b"d"
-"""The oldest task that the worker holds has been done."""
+"""The oldest task that the worker has is done."""
 
 WAITED = b"w"
-"""As DONE; and lately there were waits, for a disk or a network: it is worth its while to have more under way."""
+"""Like DONE, and lately reads had to wait for a disk or a network: it pays to give the worker more tasks at once."""
 
 FAILED = b"f"
-"""The oldest task that the worker holds can't be done; pickled, the row's number, if it is known, and the error follow."""
+"""The oldest task that the worker has failed; a pickled pair follows: the number of the row, None if not known, and the error."""
 
 UNABLE = b"u"
-"""The worker can't begin; the pickled error follows."""
+"""The worker can't start, or can't go on; the pickled error follows."""
 
-SAID = b"s"
-"""The user's code has logged or warned; what `shmgen._worker.log_forwarding` has pickled follows."""
+LOGGED = b"l"
+"""The user's code has logged something, or warned; what `shmgen._worker.log_forwarding` has pickled follows."""
 
 INTERRUPTED = b"i"
-"""Ctrl-C reached the worker; the time follows, of `time.monotonic`, as text."""
+"""Ctrl-C reached the worker; the time of that follows, of `time.monotonic`, as text."""
 
 
 def frame(message: bytes) -> bytes:
-    """``message`` as it goes on the stream."""
+    """``message`` as it is written to the stream."""
     return len(message).to_bytes(_LENGTH, "little") + message
 
 
 def packed(ids: list[Any]) -> list[Any] | str:
-    """``ids`` as they are sent: as one text, where they are texts, which saves pickling each."""
+    """``ids`` as they are sent: joined into one text if they are texts, which saves pickling each."""
     try:
         together = "\0".join(ids)
     except TypeError:
@@ -47,12 +47,18 @@ def packed(ids: list[Any]) -> list[Any] | str:
 
 
 def unpacked(ids: list[Any] | str) -> list[Any]:
-    """What `packed` was given."""
+    """The ids that `packed` was given."""
     return ids.split("\0") if isinstance(ids, str) else ids
 
 
 def processor_time(process: int | str) -> int:
-    """Nanoseconds in which a process's main thread has had a processor, or wanted one; 0 where the kernel does not tell."""
+    """Nanoseconds in which a process's main thread ran, or was ready to run; 0 if the kernel does not say.
+
+    The time in which it waited for a processor is not among what psutil knows, and a worker does without psutil.
+
+    Args:
+        process: its process id, or another name under ``/proc``, such as ``self``.
+    """
     try:
         with open(f"/proc/{process}/schedstat") as file:
             ran, wanted, _ = file.read().split()
@@ -62,7 +68,7 @@ def processor_time(process: int | str) -> int:
 
 
 class Unframer:
-    """Takes messages out of a stream that comes in parts of any size."""
+    """Cuts a stream, which arrives in parts of any size, into messages."""
 
     def __init__(self) -> None:
         self._unfinished = bytearray()

@@ -1,4 +1,4 @@
-"""Signals while processes are born."""
+"""Signals while children are started."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from functools import partial
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """For the birth of workers: signals are handled once all that was born is known here.
+def deferred_signals() -> Iterator[None]:
+    """While children are started and remembered: handlers of signals run at the end.
 
-    A handler that raises, as that of Ctrl-C does, would leave behind what nobody knows of; and whichever thread a signal reaches,
-    it is handled in the main one, wherever that is. The workers inherit the block: Ctrl-C reaches the whole process group, and
-    before they have their own handler, it would end them with a traceback.
+    A handler that raises, as that of Ctrl-C does, would leave a child behind that nobody knows of. Python runs handlers in the
+    main thread, whichever thread a signal reaches. The children inherit the blocked SIGINT: Ctrl-C reaches the whole process
+    group, and would end them with a traceback before they have a handler of their own.
     """
-    came: list[Callable[[], object]] = []
+    deferred: list[Callable[[], object]] = []
     here = os.getpid()
 
-    def put_off(handler: Callable[..., object]) -> Callable[..., object]:
-        # A fork that another thread makes meanwhile is left with it.
-        return lambda *args: came.append(partial(handler, *args)) if os.getpid() == here else handler(*args)
+    def defer(handler: Callable[..., object]) -> Callable[..., object]:
+        # A fork that another thread makes meanwhile keeps this handler.
+        return lambda *args: deferred.append(partial(handler, *args)) if os.getpid() == here else handler(*args)
 
     with ExitStack() as after:
-        after.callback(lambda: [handle() for handle in came])
+        after.callback(lambda: [handle() for handle in deferred])
         after.callback(signal.pthread_sigmask, signal.SIG_SETMASK, signal.pthread_sigmask(signal.SIG_BLOCK, []))
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         if threading.current_thread() is threading.main_thread():
@@ -34,5 +34,5 @@ def undisturbed() -> Iterator[None]:
                 handler = signal.getsignal(number)
                 if callable(handler):
                     after.callback(signal.signal, number, handler)
-                    signal.signal(number, put_off(handler))
+                    signal.signal(number, defer(handler))
         yield

@@ -1,10 +1,12 @@
-"""What a loader has done, and what that says of who waits for whom."""
+"""What a loader has done, in all or in a stretch of time, and what that says of who waits for whom.
+
+Pure: whoever has the counters makes `Stats` of them, and `Stats.since` is the one place where two are subtracted.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from shmgen._plan.autoscaler import Decision
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 LITTLE = 0.05
 """A trainer that waits for less than this fraction of its time would gain nothing by faster data."""
@@ -13,23 +15,37 @@ WAITING = 0.5
 """Workers that wait for a disk or a network for more than this fraction of their work are limited by it."""
 
 
+class Decision(NamedTuple):
+    """A change of the number of workers.
+
+    Attributes:
+        at: seconds from the first request for a batch.
+        workers: how many there are from now on.
+        reason: why.
+    """
+
+    at: float
+    workers: int
+    reason: str
+
+
 @dataclass(frozen=True)
 class Stats:
-    """What a loader has done so far.
+    """What a loader has done so far; or, by `since`, in a stretch of time.
 
     Attributes:
         batches: batches delivered.
         samples: samples in them.
         bytes: bytes in them.
         elapsed: seconds from the first request for a batch to the last delivery.
-        waited: seconds of them in which a batch that was asked for had not been read yet.
-        held_up: seconds of them in which none could be read or handed out, because all slots were held.
+        batch_wait: seconds of them in which a batch that was asked for had not been read yet.
+        slot_wait: seconds of them in which no batch could be read or handed out, because all slots were held.
         copied: batches handed out as copies, because all slots were held.
         restarts: workers that were replaced.
-        replaced: rows in which another sample stood in for a damaged one.
-        workers: how many there are.
-        busy: seconds in which workers had something to read, summed over those that there are now.
-        cpu: seconds in which they had a processor or wanted one: in the rest of ``busy`` they waited for what they read.
+        replaced: rows in which another sample replaces an unreadable one.
+        workers: how many workers there are, at the end.
+        busy: seconds in which workers had something to read, summed over all workers.
+        cpu: seconds in which they had a processor or wanted one. In the rest of ``busy`` they waited for what they read.
         decisions: how ``workers="auto"`` has changed their number, when, and why.
 
     Examples:
@@ -42,19 +58,39 @@ class Stats:
         4 batches, 16 samples in ...
     """
 
-    batches: int
-    samples: int
-    bytes: int
-    elapsed: float
-    batch_wait: float
-    slot_wait: float
-    copied: int
-    restarts: int
-    replaced: int
-    workers: int
-    busy: float
-    cpu: float
+    batches: int = 0
+    samples: int = 0
+    bytes: int = 0
+    elapsed: float = 0.0
+    batch_wait: float = 0.0
+    slot_wait: float = 0.0
+    copied: int = 0
+    restarts: int = 0
+    replaced: int = 0
+    workers: int = 0
+    busy: float = 0.0
+    cpu: float = 0.0
     decisions: tuple[Decision, ...] = ()
+
+    def since(self, earlier: Stats) -> Stats:
+        """What was done between ``earlier``, stats of the same loader, and now.
+
+        All is counted from there on: ``elapsed`` is the time between the last delivery then and the last one now.
+
+        Args:
+            earlier: such as ``loader.stats`` before an epoch; ``Stats()`` stands for the start.
+        """
+        counts = {
+            field.name: getattr(self, field.name) - getattr(earlier, field.name)
+            for field in fields(self)
+            if field.name not in ("workers", "decisions")
+        }
+        return Stats(**counts, workers=self.workers, decisions=self.decisions[len(earlier.decisions) :])
+
+    @property
+    def rate(self) -> float:
+        """Batches delivered a second."""
+        return self.batches / self.elapsed if self.elapsed else 0.0
 
     @property
     def data_wait(self) -> float:
@@ -62,9 +98,14 @@ class Stats:
         return (self.batch_wait + self.slot_wait) / self.elapsed if self.elapsed else 0.0
 
     @property
+    def busy_workers(self) -> float:
+        """How many workers had something to do, on average."""
+        return self.busy / self.elapsed if self.elapsed else 0.0
+
+    @property
     def load(self) -> float:
         """The fraction of the time in which workers had something to do, from 0 to 1."""
-        return min(1.0, self.busy / (self.elapsed * self.workers)) if self.elapsed and self.workers else 0.0
+        return min(1.0, self.busy_workers / self.workers) if self.workers else 0.0
 
     @property
     def io_wait(self) -> float:
@@ -75,7 +116,7 @@ class Stats:
     def verdict(self) -> str:
         """Who waits for whom.
 
-        One of ``"trainer-bound"`` (data are there in time), ``"slots-bound"`` (batches that are held leave no room to read),
+        One of ``"trainer-bound"`` (data are there in time), ``"slots-bound"`` (batches that are held leave no slot to read into),
         ``"disk-bound"`` (workers wait for what they read), ``"worker-bound"`` (workers are too few, or too slow).
         """
         if self.data_wait < LITTLE:
@@ -106,7 +147,7 @@ class Stats:
             f"{count:,} {what}"
             for count, what in (
                 (self.restarts, "workers replaced"),
-                (self.replaced, "rows in which another sample stood in"),
+                (self.replaced, "unreadable samples replaced by others"),
                 (self.copied, "batches copied"),
             )
             if count

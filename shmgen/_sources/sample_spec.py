@@ -1,0 +1,259 @@
+"""The shape and dtype of samples: what is expected, what the first sample adds to it, and whether what is found fits.
+
+A worker imports this module, so NumPy is imported only where a dtype or an array is looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+
+from shmgen._checks import check_int
+from shmgen.errors import FormatError, InputError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    import numpy as np
+    from numpy.typing import DTypeLike
+
+LOSSY_CAST = "whose cast would lose more than precision"
+
+
+class SampleSpec(NamedTuple):
+    """What the user says about samples; what is None is taken from the first sample.
+
+    Attributes:
+        dim: shape of a sample without its channels.
+        n_channels: size of the last axis. Where it is 1, a sample of shape ``dim`` fits, too.
+        dtype: of a row, as text: see `dtype_text`. Samples are cast to it where NumPy calls that "same_kind".
+    """
+
+    dim: tuple[int, ...] | None = None
+    n_channels: int | None = None
+    dtype: str | None = None
+
+    @classmethod
+    def checked(cls, dim: int | Iterable[int] | None, n_channels: SupportsIndex | None, dtype: DTypeLike | None) -> Self:
+        """The arguments of these names.
+
+        Raises:
+            InputError: one is no shape, no size from 1, or no dtype of numbers.
+        """
+        checked_dtype = check_dtype(dtype)
+        return cls(
+            check_shape(dim),
+            None if n_channels is None else check_int(n_channels, "n_channels", 1),
+            None if checked_dtype is None else dtype_text(checked_dtype),
+        )
+
+    def row(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> RowSpec:
+        """What a row is, where the first sample has this shape and dtype. Whether that sample fits is not checked.
+
+        Raises:
+            FormatError: no row can be made of such a sample, or its number of channels contradicts what is given.
+        """
+        dim, n_channels, row_dtype = self
+        if 0 in shape:
+            raise FormatError(f"expected a sample of at least one element, found shape {shape}")
+        if dim is None and n_channels is None:
+            row_shape = bare_shape = shape
+        else:
+            if dim is None:
+                if shape[-1:] != (n_channels,) and n_channels != 1:
+                    raise FormatError(f"expected a last axis of n_channels={n_channels}, found shape {shape}")
+                dim = shape[:-1] if shape[-1:] == (n_channels,) else shape
+            elif n_channels is None:
+                if dim not in (shape, shape[:-1]):
+                    raise FormatError(f"expected shape {dim}, with or without an axis of channels after it, found {shape}")
+                n_channels = 1 if dim == shape else shape[-1]
+            assert n_channels is not None
+            row_shape = (*dim, n_channels)
+            bare_shape = dim if n_channels == 1 else row_shape
+        if not axes_fit(1 + len(row_shape)):
+            raise FormatError(f"expected axes few enough for a batch to have one more, found {len(row_shape)}")
+        if row_dtype is None:
+            check_numbers(dtype)
+            row_dtype = dtype_text(dtype.newbyteorder("="))
+        return RowSpec(row_shape, bare_shape, row_dtype)
+
+
+class RowSpec(NamedTuple):
+    """What a row of a batch is, and which samples fit in it.
+
+    Attributes:
+        shape: of a row.
+        bare_shape: of another sample that fits: the shape of a row without its only channel, or the same.
+        dtype: of a row, in native byte order, as text: see `dtype_text`.
+    """
+
+    shape: tuple[int, ...]
+    bare_shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of samples that fit, that of a row first."""
+        return self.shape, self.bare_shape
+
+    @property
+    def numpy_dtype(self) -> np.dtype[np.generic]:
+        return dtype_of(self.dtype)
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape) * self.numpy_dtype.itemsize
+
+    def check(
+        self, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, shape_remedy: str = "", dtype_remedy: str = ""
+    ) -> None:
+        """Make sure that a sample of this shape and dtype fits.
+
+        Raises:
+            FormatError: it does not; the text ends in the remedy.
+        """
+        if shape not in self.shapes:
+            raise FormatError(_wrong_shape(self.shapes, shape) + shape_remedy)
+        if not can_cast(dtype, self.numpy_dtype):
+            raise FormatError(_wrong_dtype(self.numpy_dtype, dtype) + dtype_remedy)
+
+
+def write_row(row: np.ndarray, value: Any) -> None:
+    """Write into ``row`` what a function returned for it.
+
+    Raises:
+        FormatError: it has another shape, or a dtype whose cast would lose more than precision.
+    """
+    import numpy as np
+
+    array = np.asarray(value)
+    if not isinstance(value, np.ndarray | np.generic) and array.dtype.kind in "iu" and row.dtype.kind in "iu":
+        # Python's own numbers have no dtype; what counts is whether they fit.
+        bounds = np.iinfo(row.dtype)
+        if array.size and (array.min() < bounds.min or array.max() > bounds.max):
+            raise FormatError(f"expected numbers from {bounds.min} to {bounds.max}, found {array.min()} to {array.max()}")
+        array = array.astype(row.dtype)
+    if array.shape != row.shape:
+        if (*array.shape, 1) != row.shape:
+            bare_shape = row.shape[:-1] if row.shape[-1:] == (1,) else row.shape
+            raise FormatError(_wrong_shape((row.shape, bare_shape), array.shape))
+        array = array[..., None]
+    if not np.can_cast(array.dtype, row.dtype, "same_kind"):
+        if reinterpreted(array.dtype, row.dtype) != row.dtype:
+            raise FormatError(_wrong_dtype(row.dtype, array.dtype))
+        array = array.view(row.dtype)
+    row[...] = array
+
+
+def _wrong_shape(shapes: Iterable[tuple[int, ...]], found: tuple[int, ...]) -> str:
+    return f"expected shape {' or '.join(map(str, dict.fromkeys(shapes)))}, found {found}"
+
+
+def _wrong_dtype(dtype: np.dtype[np.generic], found: np.dtype[np.generic]) -> str:
+    return f"expected dtype {dtype}, found {found}, {LOSSY_CAST}"
+
+
+def check_shape(dim: int | Iterable[int] | None) -> tuple[int, ...] | None:
+    """``dim`` as a shape, or None."""
+    if dim is None:
+        return None
+    return tuple(check_int(size, "dim", 1) for size in (dim if isinstance(dim, Iterable) else (dim,)))
+
+
+def check_dtype(dtype: DTypeLike | None) -> np.dtype[np.generic] | None:
+    """``dtype`` in native byte order, or None. It must be a dtype of numbers, of NumPy or of ml_dtypes."""
+    if dtype is None:
+        return None
+    try:
+        native = dtype_of(dtype)
+    except TypeError:
+        raise InputError(f"dtype: expected one of numbers, found {dtype!r}") from None
+    if not are_numbers(native):
+        raise InputError(f"dtype: expected one of numbers, found {native}{_bytes_remedy(native)}")
+    return native
+
+
+def check_numbers(dtype: np.dtype[np.generic]) -> None:
+    """Make sure that elements of ``dtype`` are numbers.
+
+    Raises:
+        FormatError: they are not.
+    """
+    if not are_numbers(dtype):
+        raise FormatError(f"expected numbers, found dtype {dtype}{_bytes_remedy(dtype)}")
+
+
+def dtype_of(dtype: DTypeLike) -> np.dtype[np.generic]:
+    """``dtype`` in native byte order. A name that NumPy does not know is looked up in ml_dtypes.
+
+    Raises:
+        TypeError: there is no such dtype.
+    """
+    import numpy as np
+
+    try:
+        return np.dtype(dtype).newbyteorder("=")
+    except TypeError:
+        if not isinstance(dtype, str):
+            raise
+    try:
+        import ml_dtypes  # needed only for its own dtypes
+
+        extended: np.dtype[np.generic] = np.dtype(getattr(ml_dtypes, dtype))
+    except (ImportError, AttributeError):
+        raise TypeError(f"data type {dtype!r} not understood") from None
+    return extended
+
+
+def dtype_text(dtype: np.dtype[np.generic]) -> str:
+    """A text from which `dtype_of` makes ``dtype`` again. Unlike the dtype, it can be unpickled without NumPy."""
+    return dtype.name if _is_extended(dtype) else dtype.str
+
+
+def are_numbers(dtype: np.dtype[np.generic]) -> bool:
+    """Whether elements of ``dtype`` are numbers."""
+    return dtype.kind in "biufc" or _is_extended(dtype)
+
+
+def can_cast(found: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> bool:
+    """Whether a cast from ``found`` to ``dtype`` loses no more than precision."""
+    import numpy as np
+
+    return np.can_cast(reinterpreted(found, dtype), dtype, "same_kind")
+
+
+def reinterpreted(found: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    """What elements of dtype ``found`` mean if ``dtype`` is expected.
+
+    Of a dtype of ml_dtypes `numpy.save` keeps only the size, so `numpy.load` finds raw bytes.
+    """
+    return dtype if _is_bytes(found) and _is_extended(dtype) and found.itemsize == dtype.itemsize else found
+
+
+def axes_fit(number: int) -> bool:
+    """Whether NumPy has arrays of so many axes: 64 of them at most, and 32 before NumPy 2."""
+    import numpy as np
+
+    try:
+        np.empty((0,) * number)
+    except ValueError:
+        return False
+    return True
+
+
+def _bytes_remedy(dtype: np.dtype[np.generic]) -> str:
+    """A remedy, if ``dtype`` is raw bytes, as which numbers of ml_dtypes may be stored; else an empty text."""
+    if not _is_bytes(dtype) or dtype.itemsize > 2:
+        return ""
+    name = "bfloat16" if dtype.itemsize == 2 else "float8_e4m3fn"
+    return f", as {name}, for one, is stored: if it is that, pass dtype={name!r}"
+
+
+def _is_extended(dtype: np.dtype[np.generic]) -> bool:
+    """Whether ``dtype`` is one of ml_dtypes. NumPy says of most of these that they are raw bytes."""
+    return dtype.type.__module__ == "ml_dtypes"
+
+
+def _is_bytes(dtype: np.dtype[np.generic]) -> bool:
+    return dtype.char == "V" and dtype.fields is None and dtype.subdtype is None

@@ -1,0 +1,123 @@
+"""The arguments: what callers, ``help`` and editors see of them, and the front end that a loader is given."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmgen._engine.prefetcher
+from shmgen import InputError, Loader, Sequence, tune
+from shmgen._engine.front_end import FrontEnd
+from shmgen.options import Options
+
+TAKERS = [Loader, Sequence, tune]
+
+
+@pytest.mark.parametrize("call", TAKERS)
+def test_the_real_parameters_are_shown(call: Any) -> None:
+    """By ``inspect.signature``, with their defaults: the blog's by position or name, all others by name alone."""
+    parameters = inspect.signature(call).parameters
+
+    blogs = ["list_IDs", "labels", "batch_size", "dim", "n_channels", "n_classes", "shuffle"]
+    assert list(parameters)[:7] == blogs
+    assert {name for name, one in parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD} == set(blogs)
+    assert {name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY} == parameters.keys() - set(blogs)
+    assert {"batch_size": 32, "seed": 0, "timeout": 300.0}.items() <= {k: one.default for k, one in parameters.items()}.items()
+
+
+@pytest.mark.parametrize("call", TAKERS)
+def test_each_argument_is_described_once(call: Any) -> None:
+    """In what ``help`` prints, beside the signature; none is described that there is not."""
+    shown = call if call is tune else call.__init__
+    arguments = (inspect.getdoc(shown) or "").partition("\n\nArgs:\n")[2].partition("\n\nRaises:\n")[0]
+    described = re.findall(r"^    (\w+): ", arguments, flags=re.MULTILINE)
+
+    assert sorted(described) == sorted(inspect.signature(call).parameters)
+
+
+@pytest.mark.parametrize("call", TAKERS)
+@pytest.mark.parametrize(
+    ("args", "options", "said"),
+    [
+        pytest.param(("id",), {"bach_size": 2}, "got an unexpected keyword argument 'bach_size'", id="unknown"),
+        pytest.param((), {"batch_size": 2}, "missing a required argument: 'list_IDs'", id="no-ids"),
+        pytest.param((["id"], None, 2, 3, 1, 6, True, "sorted"), {}, "too many positional arguments", id="too-many"),
+        pytest.param((["id"],), {"list_IDs": ["id"]}, "multiple values for argument 'list_IDs'", id="twice"),
+    ],
+)
+def test_arguments_that_there_are_not(call: Any, args: Any, options: Any, said: str) -> None:
+    """The error is Python's own, and names what was called."""
+    with pytest.raises(TypeError, match=rf"^{call.__name__}: {said}$"):
+        call(*args, **options)
+
+
+def test_the_error_names_a_subclass() -> None:
+    """What the user has called, not what it is made from."""
+
+    class Mine(Loader):
+        pass
+
+    with pytest.raises(TypeError, match=r"^Mine: got an unexpected keyword argument 'bach_size'$"):
+        Mine([1], bach_size=2)  # type: ignore[call-arg]
+
+
+def test_options_are_checked_and_frozen() -> None:
+    """What was checked stands in the place of what was given; ids are out of reach of later changes; none can be set."""
+    ids = [1, 2, 3]
+    options = Options(ids, batch_size=np.int64(2), dim=4, seed=np.uint8(3), timeout=5)  # type: ignore[arg-type]
+    ids.append(4)
+
+    assert (options.batch_size, options.dim, options.seed, options.timeout) == (2, (4,), 3, 5.0)
+    assert list(map(type, (options.batch_size, options.seed, options.timeout))) == [int, int, float]
+    assert list(options.ids) == list(options.list_IDs) == [1, 2, 3]
+    for field in fields(options):
+        with pytest.raises(FrozenInstanceError):
+            setattr(options, field.name, None)
+    with pytest.raises(InputError, match="seed: expected an int from 0, found -1"):
+        Options(ids, seed=-1)
+
+
+class Recording(FrontEnd):
+    """A framework that holds all batches until it is asked to let go of them."""
+
+    def __init__(self) -> None:
+        self.held: list[Any] = []
+        self.releases = 0
+
+    def release(self) -> None:
+        self.releases += 1
+        self.held.clear()
+
+    def hand_over(self, arrays: tuple[np.ndarray, ...]) -> tuple[Any, ...]:
+        self.held.append(arrays)
+        return tuple(("tensor", array.shape) for array in arrays)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_front_end_is_asked_to_release_and_to_hand_over(folder: Callable[..., Any], workers: int) -> None:
+    """Batches go through it, nested as usual, also in an iteration; while all slots are held it is asked to let go."""
+    data = folder(20, (4, 3))
+    front_end = Recording()
+    options = Options(data.ids, {"label": data.labels}, 2, data_dir=data.path, workers=workers, slots=2)
+
+    with Loader.from_options(options, front_end) as loader:
+        assert loader.batch(0) == (("tensor", (2, 4, 3)), {"label": ("tensor", (2,))})
+        assert list(loader) == [(("tensor", (2, 4, 3)), {"label": ("tensor", (2,))})] * 10
+        assert loader.stats.copied == 0
+    assert front_end.releases > 0
+
+
+def test_without_a_framework_held_slots_end_in_copies(folder: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is there to be asked: a loader that stands alone copies, as it should."""
+    monkeypatch.setattr(shmgen._engine.prefetcher, "COPY_AFTER", 0.05)
+    data = folder(12, (4, 3))
+    with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=1, slots=2) as loader:
+        held = list(loader)
+        assert sorted(label for X, y in held for label in data.check(X, y)) == list(range(12))
+        assert loader.stats.copied == 4

@@ -1,0 +1,146 @@
+"""The rules of a sample's shape and dtype: what is given, what the first sample adds, what fits, and how a refusal reads."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmgen import FunctionError, InputError, Loader, Source
+from shmgen._sources.sample_spec import RowSpec, SampleSpec, write_row
+from shmgen.errors import FormatError
+
+ROWS = [
+    # what is given, the first sample's shape, the shapes that fit: a row's, and another
+    pytest.param({}, (4, 3), (4, 3), (4, 3), id="nothing"),
+    pytest.param({}, (), (), (), id="a-number"),
+    pytest.param({"dim": (4, 3)}, (4, 3), (4, 3, 1), (4, 3), id="dim"),
+    pytest.param({"dim": (4,)}, (4, 3), (4, 3), (4, 3), id="dim-with-channels"),
+    pytest.param({"dim": (4,)}, (4, 1), (4, 1), (4,), id="dim-with-one-channel"),
+    pytest.param({"n_channels": 1}, (4, 3), (4, 3, 1), (4, 3), id="one-channel-added"),
+    pytest.param({"n_channels": 1}, (4, 1), (4, 1), (4,), id="one-channel-found"),
+    pytest.param({"n_channels": 3}, (4, 3), (4, 3), (4, 3), id="channels"),
+    pytest.param({"dim": (4,), "n_channels": 3}, (9, 9), (4, 3), (4, 3), id="both"),
+]
+
+
+@pytest.mark.parametrize(("given", "first", "shape", "bare_shape"), ROWS)
+def test_a_row(given: dict[str, Any], first: tuple[int, ...], shape: tuple[int, ...], bare_shape: tuple[int, ...]) -> None:
+    """Shape and dtype are those given, and else the first sample's, in native byte order; samples of two shapes fit at most."""
+    row = SampleSpec(**given).row(first, np.dtype(">f4"))
+    assert row == RowSpec(shape, bare_shape, np.dtype("f4").str)
+    assert row.row_bytes == 4 * int(np.prod(shape))
+    for fits in (shape, bare_shape):
+        row.check(fits, np.dtype("f8"))
+    with pytest.raises(FormatError, match=r"^expected shape .*found \(7, 7, 7\); remedy$"):
+        row.check((7, 7, 7), np.dtype("f4"), shape_remedy="; remedy")
+
+
+REFUSED = [
+    # what is given, the first sample's shape and dtype, what is said
+    pytest.param({}, (0, 3), "f4", "expected a sample of at least one element, found shape (0, 3)", id="empty"),
+    pytest.param({}, (3,), "U3", "expected numbers, found dtype <U3", id="text"),
+    pytest.param({}, (3,), "V2", "pass dtype='bfloat16'", id="bytes"),
+    pytest.param({"n_channels": 3}, (3, 4), "f4", "expected a last axis of n_channels=3, found shape (3, 4)", id="n_channels"),
+    pytest.param({"dim": (4,)}, (3,), "f4", "expected shape (4,), with or without an axis of channels after it, found", id="dim"),
+    pytest.param({}, (1,) * 64, "f4", "expected axes few enough for a batch to have one more, found 64", id="axes"),
+]
+
+
+@pytest.mark.parametrize(("given", "shape", "dtype", "text"), REFUSED)
+def test_a_first_sample_that_makes_no_row(given: dict[str, Any], shape: tuple[int, ...], dtype: str, text: str) -> None:
+    """What was expected, and what was found."""
+    if len(shape) == 64 and np.lib.NumpyVersion(np.__version__) < "2.0.0":
+        pytest.skip("NumPy has fewer axes")
+    with pytest.raises(FormatError, match=re.escape(text)):
+        SampleSpec(**given).row(shape, np.dtype(dtype))
+
+
+def test_both_shapes_that_fit_are_named() -> None:
+    """By a sample that is read, and by what a function returns, in the same words."""
+    row = SampleSpec.checked((4, 3), 1, "f4").row((4, 3), np.dtype("f4"))
+    text = r"^expected shape \(4, 3, 1\) or \(4, 3\), found \(4,\)$"
+    with pytest.raises(FormatError, match=text):
+        row.check((4,), np.dtype("f4"))
+    with pytest.raises(FormatError, match=text):
+        write_row(np.zeros((4, 3, 1), "f4"), np.zeros(4))
+
+
+def test_casts_that_lose_more_than_precision_are_named() -> None:
+    """By a sample that is read, and by what a function returns, in the same words."""
+    text = "^expected dtype int64, found float32, whose cast would lose more than precision"
+    with pytest.raises(FormatError, match=f"{text}; remedy$"):
+        RowSpec((2,), (2,), "<i8").check((2,), np.dtype("f4"), dtype_remedy="; remedy")
+    with pytest.raises(FormatError, match=f"{text}$"):
+        write_row(np.zeros(2, "i8"), np.zeros(2, "f4"))
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        pytest.param(((4, 0), None, None), "dim: expected an int from 1, found 0", id="dim"),
+        pytest.param((None, 0, None), "n_channels: expected an int from 1, found 0", id="n_channels"),
+        pytest.param((None, None, "U3"), "dtype: expected one of numbers, found <U3", id="text"),
+        pytest.param((None, None, "no-dtype"), "dtype: expected one of numbers, found 'no-dtype'", id="no-dtype"),
+    ],
+)
+def test_arguments_that_describe_no_sample(given: tuple[Any, Any, Any], text: str) -> None:
+    """The argument's name, and what was expected and found."""
+    with pytest.raises(InputError, match=re.escape(text)):
+        SampleSpec.checked(*given)
+
+
+@pytest.mark.parametrize("role", ["source", "targets"])
+def test_a_function_whose_first_array_makes_no_row(role: str) -> None:
+    """Its id, its field, what was expected and what was found."""
+    options: dict[str, Any] = {"source": abs} | {role: lambda id: "text"}
+    field = {"source": "X", "targets": "y"}[role]
+    with pytest.raises(FunctionError, match=f"^sample 3, source of field '{field}': expected numbers, found dtype <U4$"):
+        Loader([3, 4], None, 2, workers=0, **options)
+
+
+def test_what_is_expected_travels_without_numpy() -> None:
+    """A worker that reads plain files unpickles it, and needs no NumPy for that."""
+    row = SampleSpec.checked(3, 1, np.float32).row((3,), np.dtype("f4"))
+    code = "import pickle, sys; print(*pickle.load(sys.stdin.buffer)[:2]); print('numpy' in sys.modules)"
+    root = Path(__file__).parents[1]
+    run = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(row), capture_output=True, check=True, cwd=root)
+    assert run.stdout.decode() == "(3, 1) (3,)\nFalse\n"
+
+
+class Numbers(Source):
+    """Filled in the main process: by positions in the list of ids, which workers never see."""
+
+    shape, dtype, classes = (2,), "i8", ("even", "odd")
+    in_main_process = True
+
+    def bind(self, ids: Any) -> None:
+        assert self.field_name == "y"
+        self.ids = np.array(ids)
+
+    def open(self) -> None:
+        raise AssertionError("no worker opens it")
+
+    def fill(self, samples: Any, rows: np.ndarray) -> None:
+        rows[:, 0] = samples
+        rows[:, 1] = self.ids[samples]
+
+    def __reduce__(self) -> Any:
+        raise AssertionError("it is not sent to a worker")
+
+    def __copy__(self) -> Numbers:
+        return Numbers()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_source_may_be_filled_in_the_main_process(workers: int) -> None:
+    """As `Values` are: it is bound with the field's name, gets positions, has classes, and stays out of workers."""
+    with Loader([7, 5, 8, 6], Numbers(), 2, source=abs, shuffle=False, workers=workers) as loader:
+        assert [(X.tolist(), y.tolist()) for X, y in loader] == [([7, 5], [[0, 7], [1, 5]]), ([8, 6], [[2, 8], [3, 6]])]
+        assert loader.classes == ("even", "odd")

@@ -1,0 +1,178 @@
+"""The public names as users type them; checked by `make lint`, never run.
+
+A line that must be an error says so with ``# type: ignore[...]``. If the error is gone, the checkers report that comment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, assert_type
+
+import numpy as np
+import pandas as pd
+
+from shmgen import Damaged, Function, Loader, Npy, NpyRows, Sequence, Source, Stats, Tuning, Values, tune
+
+ids = ["id-0", "id-1"]
+by_id = {"id-0": 0, "id-1": 1}
+
+
+# The blog's call, in all its parts.
+params: dict[str, Any] = {"dim": (32, 32, 32), "batch_size": 64, "n_classes": 6, "n_channels": 1, "shuffle": True}
+training = Sequence(ids, by_id, **params)
+validation = Sequence(ids, by_id, 64, (32, 32, 32), 1, 6, False)
+keyed = Sequence(list_IDs=ids, labels=by_id, batch_size=64, dim=32, n_channels=None, n_classes=None, shuffle=False)
+
+
+# Ids.
+Sequence(np.array(ids))
+Sequence(pd.Series(ids))
+Loader(range(1000))
+Loader((1, 2, 3))
+Loader(Path(name) for name in ids)
+Sequence(5)  # type: ignore[arg-type]
+Sequence()  # type: ignore[call-arg]
+
+
+# Labels of all kinds.
+def label_of(id: str) -> int:
+    return len(id)
+
+
+class Table:
+    """A mapping by its looks alone."""
+
+    def keys(self) -> Iterator[str]:
+        return iter(ids)
+
+    def __getitem__(self, id: str) -> int:
+        return 0
+
+
+rows: Mapping[str, np.ndarray] = {"id-0": np.zeros(3), "id-1": np.ones(3)}
+Sequence(ids, [0, 1])
+Sequence(ids, (0, 1))
+Sequence(ids, ["cat", "dog"], classes=["cat", "dog"])
+Sequence(ids, ["cat", "dog"], classes="sorted")
+Sequence(ids, np.array([0, 1]))
+Sequence(ids, pd.Series([0, 1]))
+Sequence(ids, pd.Series([0, 1], index=ids))
+Sequence(ids, rows)
+Sequence(ids, Table())
+Sequence(ids, label_of)
+Sequence(ids, lambda id: 0)
+Sequence(ids, Values(by_id, n_classes=2))
+Sequence(ids, Npy("masks"))
+Sequence(ids, {"class": by_id, "mask": Npy("masks")})
+Sequence(ids, None)
+Loader(ids, np.array([0, 1]))
+Sequence(ids, 5)  # type: ignore[arg-type]
+
+
+# Wrong names and types.
+Sequence(ids, by_id, bach_size=2)  # type: ignore[call-arg]
+Loader(ids, by_id, bach_size=2)  # type: ignore[call-arg]
+tune(ids, by_id, bach_size=2)  # type: ignore[call-arg]
+Sequence(ids, by_id, "2")  # type: ignore[arg-type]
+Sequence(ids, by_id, batch_size="2")  # type: ignore[arg-type]
+Loader(ids, by_id, batch_size="2")  # type: ignore[arg-type]
+tune(ids, by_id, batch_size="2")  # type: ignore[arg-type]
+Sequence(ids, by_id, batch_size=None)  # type: ignore[arg-type]
+Sequence(ids, by_id, dim="32")  # type: ignore[arg-type]
+Sequence(ids, by_id, workers="many")  # type: ignore[arg-type]
+Sequence(ids, by_id, on_error="ignore")  # type: ignore[arg-type]
+Sequence(ids, by_id, timeout="5")  # type: ignore[arg-type]
+Sequence(ids, by_id, data_dir=3)  # type: ignore[arg-type]
+Sequence(ids, by_id, 2, 32, 1, 6, True, None)  # type: ignore[call-arg]
+Loader(ids, by_id, use_multiprocessing=True)  # type: ignore[call-arg]
+
+
+# Sources, transforms, and the other options.
+class Volumes(Source):
+    shape = (4, 4)
+    dtype = "float32"
+
+    def read(self, id: Any, row: np.ndarray) -> None:
+        row[...] = 1
+
+
+def load(id: str) -> np.ndarray:
+    return np.zeros((4, 4))
+
+
+def flip(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return x[::-1]
+
+
+def brighten(sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+    sample["image"] += rng.random()
+
+
+def normalise(x: np.ndarray, rng: np.random.Generator) -> None:
+    x /= 255
+
+
+by_field: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {"image": flip}
+Sequence(ids, by_id, source=Volumes())
+Sequence(ids, by_id, source=load, dim=(4, 4), n_channels=1, dtype=np.float32)
+Sequence(ids, by_id, source=Function(load), transform=flip)
+Sequence(ids, inputs=Npy("images"), targets=Npy("masks"), weights={"id-0": 0.5, "id-1": 1.0})
+Sequence(ids, inputs={"image": Npy("images", dtype="uint8"), "age": by_id}, targets=(Values(by_id), label_of))
+Sequence(ids, inputs=(Npy("images"), NpyRows("rows.npy")), transform=brighten)
+Sequence(ids, inputs={"image": Npy("images"), "age": by_id}, transform=by_field)
+Sequence(ids, inputs={"image": Npy("images"), "age": by_id}, transform={"image": normalise})
+Sequence(ids, by_id, data_dir=Path("data"), dtype="float32", workers="auto", slots=None, seed=1, epoch=2, drop_last=False)
+Sequence(ids, by_id, data_dir=None, workers=0, on_error="replace", max_damaged=0.5, timeout=None)
+Sequence(ids, by_id, use_multiprocessing=True, max_queue_size=10)
+Sequence(ids, by_id, source=5)  # type: ignore[arg-type]
+Sequence(ids, by_id, transform=5)  # type: ignore[arg-type]
+
+
+# What comes out.
+with Loader(ids, by_id) as loader:
+    for X, y in loader:
+        print(X.mean(), y.mean())
+    assert_type(len(loader), int)
+    assert_type(loader.batch_size, int)
+    assert_type(loader.dim, tuple[int, ...] | None)
+    assert_type(loader.stats, Stats)
+    assert_type(loader.damaged, tuple[Damaged, ...])
+    assert_type(loader.error, Exception | None)
+    assert_type(loader.batch(0), tuple[Any, ...])
+    loader.batch("0")  # type: ignore[arg-type]
+    loader.batch_size = 3  # type: ignore[assignment]
+
+with Sequence(ids, by_id) as sequence:
+    assert_type(sequence, Sequence)
+    assert_type(sequence[0], tuple[Any, ...])
+    assert_type(sequence.stats, Stats)
+
+
+# Measuring.
+assert_type(tune(ids, by_id, 64, step_ms=25, workers=range(5), seconds=1, cold=True, progress=print), Tuning)
+tune(ids, by_id, workers=2)  # type: ignore[arg-type]
+tune(ids, by_id, step_ms="25")  # type: ignore[arg-type]
+
+
+# A subclass of the user's own.
+class Shorter(Sequence):
+    def __init__(self, ids: list[str], steps: int) -> None:
+        super().__init__(ids, by_id, batch_size=32)
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return super().__getitem__(index)
+
+
+class Same(Sequence):
+    pass
+
+
+Shorter(ids, steps=3)
+Shorter(ids, batch_size=3)  # type: ignore[call-arg]
+Same(ids, by_id, batch_size=2)
+Same(ids, by_id, batch_size="2")  # type: ignore[arg-type]
