@@ -307,9 +307,7 @@ def workers() -> Callable[[], list[psutil.Process]]:
 def _workers_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``make test COVERAGE=1``, workers note which lines they run; by themselves they import nothing that could."""
     if "COVERAGE_PROCESS_CONFIG" in os.environ:
-        import coverage
-
-        place = str(Path(coverage.__file__).parents[1])
+        place = str(Path(str(sys.modules["coverage"].__file__)).parents[1])
         start = f"import sys; sys.path.append({place!r}); import coverage; coverage.process_startup(); sys.path.pop(); "
         monkeypatch.setattr(launch, "BOOT", start + launch.BOOT)
 

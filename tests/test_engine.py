@@ -119,10 +119,10 @@ def test_a_sample_that_kills_is_named() -> None:
             worker = next(iter(engine.workers.able()), None)
             if worker is None:
                 return False
-            if 6 in engine.workers.workers[worker].tasks[0].ids:
+            if 6 in engine.workers.workers[0].tasks[0].ids:
                 amid(engine, *engine.holding(6))
             else:
-                engine.workers.done(worker)
+                engine.workers.done(0)
             return True
 
         engine.workers.otherwise = deadly
@@ -137,7 +137,12 @@ def test_a_sample_that_kills_is_named() -> None:
 def test_workers_that_die_before_they_have_done_anything_end_the_run() -> None:
     """After so many, one after the other: the death is the error, and of all requests from then on."""
     with engine_of(workers=1) as engine:
-        engine.workers.otherwise = lambda: engine.workers.die(0) is None  # type: ignore[func-returns-value]
+
+        def die() -> bool:
+            engine.workers.die(0)
+            return True
+
+        engine.workers.otherwise = die
         with pytest.raises(WorkerDied):
             engine.fetch(0)
         assert engine.workers.log == ["restart 0"] * (STARTS - 1) + ["stop"]
@@ -287,7 +292,12 @@ def test_a_failure_is_replaced(known: bool, workers: int) -> None:
 def test_too_many_failures_end_the_run() -> None:
     """Past ``max_damaged``."""
     with engine_of(workers=1, replaces=True, most=0.1) as engine:
-        engine.workers.otherwise = lambda: engine.workers.fail(0, 0) is None  # type: ignore[func-returns-value]
+
+        def fail() -> bool:
+            engine.workers.fail(0, 0)
+            return True
+
+        engine.workers.otherwise = fail
         with pytest.raises(TooManyDamaged):
             engine.fetch(0)
         assert engine.damage.found.keys() >= {0}
