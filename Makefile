@@ -53,12 +53,12 @@ clean:  ## remove what the other targets made
 	rm -rf $(VENV) .venv-latest .bench .coverage .demo .docs .fuzz .hypothesis
 
 # One stamp for each set of packages, so that nothing is installed twice.
-$(VENV)/.%: pyproject.toml .ci/constraints.txt $(if $(LATEST),always) | $(BIN)/python
+$(VENV)/.%: pyproject.toml .ci/constraints.txt $(if $(LATEST),always) | $(VENV)/.pip
 	$(INSTALL) --editable '.[$(EXTRAS)]' --group $*
 	@touch $@
 
 # A peer that can't be had is left out, and the report says so. PIP_EXTRA_INDEX_URL chooses torch's build for the CPU.
-$(VENV)/.bench: pyproject.toml .ci/constraints.txt $(if $(LATEST),always) | $(BIN)/python
+$(VENV)/.bench: pyproject.toml .ci/constraints.txt $(if $(LATEST),always) | $(VENV)/.pip
 	$(INSTALL) --editable '.[$(EXTRAS)]' --group bench || { \
 		$(INSTALL) --editable '.[$(EXTRAS)]' --group test && \
 		for package in grain spdl-core torch; do \
@@ -66,6 +66,10 @@ $(VENV)/.bench: pyproject.toml .ci/constraints.txt $(if $(LATEST),always) | $(BI
 		done; }
 	@touch $@
 
+# Python brings an older pip, which knows no dependency groups.
+$(VENV)/.pip: | $(BIN)/python
+	$(INSTALL) 'pip>=25.1'
+	@touch $@
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) 'pip>=25.1'  # Python brings an older one, which knows no dependency groups
