@@ -1,4 +1,4 @@
-"""``on_error="replace"``: for a sample that can't be had another stands in, with all its fields, the same one in every run."""
+"""``on_error="replace"``: a sample that can't be read is replaced by another, with all its fields, the same one in every run."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def test_what_is_kept_of_an_error_keeps_nothing(folder: Callable, kind: str) -> 
 @pytest.mark.filterwarnings("ignore:batches of a loader with shuffle=False are requested in an unknown order")
 @pytest.mark.parametrize("workers", WORKERS)
 def test_each_batch_that_fails_is_logged_in_each_epoch(folder: Callable, caplog: pytest.LogCaptureFixture, workers: int) -> None:
-    """Two batches that can't be had, once each, and again in the next epoch; and what else one fails of."""
+    """Two batches that fail, once each, and again in the next epoch; and another failure of one of them."""
     data = folder(8)
     with Loader(data.ids, data.labels, 2, data_dir=data.path, shuffle=False, workers=workers) as loader:
         missing(data, 1, 5)

@@ -62,7 +62,7 @@ assert not os.path.exists("/dev/shm")
 
 @pytest.fixture(scope="module")
 def mounts() -> None:
-    """Skips where mounts can't be had."""
+    """Skips where nothing may be mounted."""
     made = subprocess.run(
         [sys.executable, "-c", "import os, sys, shmgen\n" + PRIVATE], capture_output=True, text=True, check=False
     )
