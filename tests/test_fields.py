@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
+from noting import Noting
 
 from shmgen import Function, InputError, Loader, Npy, NpyRows, Sequence, Values
 
@@ -190,19 +191,6 @@ def fields(data: Any) -> dict[str, Any]:
         "targets": {"class": Values(data.labels), "mask": Function(lambda n: np.full(3, int(n[3:])))},
         "weights": data.labels,
     }
-
-
-class Noting(Sequence):
-    """Notes where the arrays lie that it hands out."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.handed_out: set[int] = set()
-
-    def __getitem__(self, index: int) -> Any:
-        batch = super().__getitem__(index)
-        self.handed_out.update(array.ctypes.data for array in tf.nest.flatten(batch))
-        return batch
 
 
 def test_no_copy_of_any_field_to_the_tensor(data: Any) -> None:

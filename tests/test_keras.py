@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from noting import Noting
 
 import shmgen._engine.prefetcher
 from shmgen import Loader, Sequence
@@ -228,19 +229,6 @@ def test_predict_whose_outputs_are_its_inputs(data: Any, monkeypatch: pytest.Mon
     with Sequence(data.ids, None, 2, shuffle=False, drop_last=False, data_dir=data.path, slots=3) as sequence:
         predicted = model.predict(sequence, verbose=0)
     assert (predicted == np.arange(N)[:, None]).all()
-
-
-class Noting(Sequence):
-    """Notes where the arrays lie that it hands out."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.handed_out: set[int] = set()
-
-    def __getitem__(self, index: int) -> Any:
-        batch = super().__getitem__(index)
-        self.handed_out.update(array.ctypes.data for array in batch)
-        return batch
 
 
 def test_no_copy_to_the_tensor(data: Any) -> None:
