@@ -300,6 +300,57 @@ def test_an_id_of_a_class_that_is_only_found_later(pack: Callable, tmp_path: Pat
     assert type(other.take([1])[0]).__name__ == "Own"
 
 
+SCRIPT = """
+import enum, pickle, subprocess, sys
+from dataclasses import dataclass
+from shmgen._sources.packed_ids import PackedIds
+
+class Side(enum.Enum):
+    LEFT = 1
+
+@dataclass(frozen=True)
+class Scan:
+    patient: int
+    side: Side = Side.LEFT
+    def name(self):
+        return f"{self.patient}-{make(1).patient}"
+
+class Odd:
+    def __reduce__(self):
+        return make, (7,)
+
+def make(patient):
+    return Scan(patient)
+
+ids = [Scan(1), (Scan(2), "__main__"), "__main__", Side.LEFT, Odd()]
+packed = PackedIds.pack(ids)
+assert packed.take(range(4)) == ids[:4] and packed.take([0])[0].__class__ is Scan
+code = '''
+import pickle, sys
+sys.path.append(sys.argv[2])
+packed = pickle.load(sys.stdin.buffer)
+packed.attach(int(sys.argv[1]))
+sys.path[:] = sys.argv[3:]
+scan, (other, text), main, left, odd = packed.take(range(5))
+[again] = packed.take([1])
+same = type(scan) is type(other) is type(odd) is type(again[0])
+print(scan.name(), same, text, main, left is scan.side, odd.patient, again == (other, text))
+'''
+command = [sys.executable, "-S", "-c", code, str(packed.fd), ROOT, *sys.path]
+subprocess.run(command, input=pickle.dumps(packed), pass_fds=[packed.fd], check=True)
+"""
+
+
+def test_ids_of_classes_of_the_script(tmp_path: Path) -> None:
+    """What a script defines is sent with its ids, once: a worker, which does not run it, has the same classes for all of them."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("ROOT", repr(str(ROOT))))
+    run = subprocess.run(
+        [sys.executable, script], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert (run.stdout, run.stderr) == ("1-1 True __main__ __main__ True 7 True\n", "")
+
+
 def test_no_one_can_change_what_is_packed(pack: Callable) -> None:
     """The memory is sealed: it can't be written to, mapped to write, or made shorter, which would end workers."""
     packed = pack(["a", "b"])

@@ -6,12 +6,14 @@ Workers import this module, attach to what was packed, and take ids of it; for n
 from __future__ import annotations
 
 import errno
+import io
 import mmap
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from shmgen._memory.limit_errors import FILES, MAPPING, named
@@ -27,8 +29,11 @@ BLOCK = 1 << 16
 
 WORD_BYTES = 8
 
-RANGE, TEXTS, BYTES, PICKLED = "range", "texts", "bytes", "pickled"
+RANGE, TEXTS, BYTES, PICKLED = "range", "texts", "bytes", "pickles"
 """How ids are kept; ints that are no range are kept as words of a type that `memoryview.cast` knows by a letter."""
+
+JOINED = TEXTS, BYTES, PICKLED
+"""Those that differ in length."""
 
 
 class PackedIds:
@@ -44,11 +49,13 @@ class PackedIds:
         fd: descriptor of the memory, which no one can write to any more, to be inherited by workers; -1 where none is needed.
     """
 
-    def __init__(self, kind: str, count: int, numbers: range = range(0)) -> None:
+    def __init__(self, kind: str, count: int, numbers: range = range(0), classes: bytes = b"") -> None:
         self.fd = -1
         self._kind = kind
         self._count = count
         self._range = numbers
+        self._classes = classes
+        self._own: list[Any] | None = None
         # For texts and the like: the position of each one's first byte in the memory, and of the byte behind the last.
         self._words: memoryview | range = numbers
         self._memory: mmap.mmap | bytes = b""
@@ -60,7 +67,7 @@ class PackedIds:
         return f"{self._count:,} ids, kept as {self._kind}"
 
     def __reduce__(self) -> Any:
-        return type(self), (self._kind, self._count, self._range)
+        return type(self), (self._kind, self._count, self._range, self._classes)
 
     @classmethod
     def pack(cls, ids: Sequence[Any]) -> Self:
@@ -86,7 +93,16 @@ class PackedIds:
                 with suppress(OverflowError):
                     return cls._written(letter, len(ids), _words(ids, letter))
         kind = TEXTS if kinds == {str} else BYTES if kinds == {bytes} else PICKLED
-        return cls._written(kind, len(ids), _joined(ids, _PACKERS[kind]))
+        if kind in _PACKERS:
+            return cls._written(kind, len(ids), _joined(ids, _PACKERS[kind]))
+        pickler = _Pickler()
+        packed = cls._written(kind, len(ids), _joined(ids, pickler.pickles))
+        try:
+            packed._classes = pickler.classes()
+        except BaseException:
+            packed.close()
+            raise
+        return packed
 
     @classmethod
     def _written(cls, kind: str, count: int, blocks: Iterable[_Block]) -> Self:
@@ -120,7 +136,7 @@ class PackedIds:
         with named(MAPPING):
             # Shared all the same, as long as nobody writes. Before Linux 6.7, what is sealed could not be mapped as MAP_SHARED.
             self._memory = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
-        if self._kind in _PACKERS:
+        if self._kind in JOINED:
             self._words = memoryview(self._memory)[: (self._count + 1) * WORD_BYTES].cast("q")
         else:
             self._words = memoryview(self._memory).cast(self._kind)  # type: ignore[call-overload]
@@ -132,17 +148,32 @@ class PackedIds:
             InputError: one can't be unpickled in this process.
         """
         words, memory = self._words, self._memory
-        if self._kind not in _PACKERS:
+        if self._kind not in JOINED:
             return list(map(words.__getitem__, numbers))
         found = [memory[words[number] : words[number + 1]] for number in numbers]
         if self._kind == BYTES:
             return found
         if self._kind == PICKLED:
-            return list(map(_unpickled, found))
+            return list(map(self._unpickled, found))
         try:
             return list(map(bytes.decode, found))
         except UnicodeDecodeError:  # surrogates, as `os.fsdecode` makes them; to allow for them always would take twice the time
             return [data.decode("utf-8", "surrogatepass") for data in found]
+
+    def _unpickled(self, data: bytes) -> Any:
+        try:
+            if not self._classes:
+                return pickle.loads(data)
+            if self._own is None:
+                self._own = pickle.loads(self._classes)
+            unpickler = _OwnUnpickler(io.BytesIO(data))
+            unpickler.own = self._own
+            return unpickler.load()
+        except Exception as error:
+            raise InputError(
+                f"an id can't be unpickled in a worker process: {error_text(error)}; pass texts or ints, define the class of the "
+                "ids in a module that can be imported, or use workers=0"
+            ) from error
 
     def close(self) -> None:
         """Release the descriptor and the memory; may be called again."""
@@ -223,31 +254,66 @@ def _bytes(ids: list[bytes]) -> tuple[bytes, np.ndarray]:
     return b"".join(ids), _sizes(ids)
 
 
-def _pickles(ids: list[Any]) -> tuple[bytes, np.ndarray]:
-    return _bytes(list(map(_pickle, ids)))
+_PACKERS: dict[str, _Packer] = {TEXTS: _texts, BYTES: _bytes}
 
 
-_PACKERS: dict[str, _Packer] = {TEXTS: _texts, BYTES: _bytes, PICKLED: _pickles}
-"""For ids that differ in length, by how they are kept."""
+class _Pickler:
+    """Pickles ids one by one.
+
+    No worker can import what the user's script defines. The classes of it that ids need are pickled apart from them, once.
+    """
+
+    def __init__(self) -> None:
+        self._own: dict[Any, int] = {}
+
+    def pickles(self, ids: list[Any]) -> tuple[bytes, np.ndarray]:
+        return _bytes(list(map(self._pickle, ids)))
+
+    def classes(self) -> bytes:
+        """The classes and functions of the script that ids need, in the order of their numbers; empty if there are none."""
+        if not self._own:
+            return b""
+        import cloudpickle
+
+        try:
+            return cloudpickle.dumps(list(self._own))  # type: ignore[no-any-return]
+        except Exception as error:
+            raise _refused("what ids need of the script", error) from error
+
+    def _pickle(self, id: Any) -> bytes:
+        try:
+            data = pickle.dumps(id, pickle.HIGHEST_PROTOCOL)
+            if b"__main__" not in data:
+                return data
+            buffer = io.BytesIO()
+            pickler = _OwnPickler(buffer, pickle.HIGHEST_PROTOCOL)
+            pickler.own = self._own
+            pickler.dump(id)
+            return buffer.getvalue()
+        except Exception as error:
+            raise _refused(f"id {id!r}", error) from error
 
 
-def _pickle(id: Any) -> bytes:
-    try:
-        return pickle.dumps(id, pickle.HIGHEST_PROTOCOL)
-    except Exception as error:
-        raise InputError(
-            printable(
-                f"id {id!r} can't be sent to a worker process: {error_text(error)}; pass ids that can be pickled, such as texts "
-                "or ints, or use workers=0"
-            )
-        ) from error
+class _OwnPickler(pickle.Pickler):
+    own: dict[Any, int]
+
+    def persistent_id(self, obj: Any) -> int | None:
+        if isinstance(obj, type | FunctionType) and obj.__module__ == "__main__":
+            return self.own.setdefault(obj, len(self.own))
+        return None
 
 
-def _unpickled(data: bytes) -> Any:
-    try:
-        return pickle.loads(data)
-    except Exception as error:
-        raise InputError(
-            f"an id can't be unpickled in a worker process: {error_text(error)}; pass texts or ints, define the class of the ids "
-            "in a module that can be imported, or use workers=0"
-        ) from error
+class _OwnUnpickler(pickle.Unpickler):
+    own: list[Any]
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self.own[pid]
+
+
+def _refused(what: str, error: Exception) -> InputError:
+    return InputError(
+        printable(
+            f"{what} can't be sent to a worker process: {error_text(error)}; pass ids that can be pickled, such as texts or "
+            "ints, or use workers=0"
+        )
+    )
