@@ -14,9 +14,6 @@ from weakref import WeakSet
 FILES = errno.EMFILE, errno.ENFILE
 """Errors of opening a file."""
 
-SEGMENT = *FILES, errno.EFBIG
-"""Errors of making shared memory."""
-
 MAPPING = *FILES, errno.ENOMEM
 """Errors of mapping memory, for which Python opens a file once more."""
 
@@ -113,7 +110,6 @@ _LESS = "raise the limit, hold fewer batches, or use fewer slots or a smaller ba
 _TOLD = {
     errno.EMFILE: _files,
     errno.ENFILE: _files_of_all,
-    errno.EFBIG: on_file_bytes,
     errno.ENOMEM: _memory,
     errno.EAGAIN: _processes,
 }

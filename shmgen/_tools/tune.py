@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from shmgen._checks import check_float, check_int
-from shmgen._memory.limits import SHM, available, processors
+from shmgen._memory.limits import available, processors
 from shmgen._plan.stats import LITTLE, WAITING
 from shmgen._sources.ids import Subset
 from shmgen._sources.npy import Npy
@@ -384,7 +384,7 @@ def _used(pids: Iterable[int]) -> float:
 def _memory(pid: int) -> int:
     """Bytes of a process, without the ring: its PSS, in which a page that several processes share counts once among them."""
     with suppress(psutil.Error):  # it has died
-        return sum(part.pss for part in psutil.Process(pid).memory_maps() if not part.path.startswith((SHM, "/memfd:")))
+        return sum(part.pss for part in psutil.Process(pid).memory_maps() if not part.path.startswith("/memfd:shmgen"))
     return 0
 
 
