@@ -46,6 +46,11 @@ class WorkerState:
     pid: int
     reading: tuple[Any, ...] = ()
 
+    @property
+    def busy(self) -> bool:
+        """Whether it is reading, or calls a function."""
+        return bool(self.reading)
+
 
 @dataclass(frozen=True)
 class LoaderState:

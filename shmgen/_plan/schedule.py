@@ -117,6 +117,11 @@ class Schedule:
         """How many tickets are out: in the queue, or taken by a reader."""
         return len(self._out)
 
+    @property
+    def can_lease(self) -> bool:
+        """Whether there is a slot that is not leased for good: one that is free, or filled, or being filled."""
+        return bool(self._free or self._slot_of or self._filling)
+
     def add_slots(self, count: int) -> None:
         """The ring has so many slots more."""
         for _ in range(count):
