@@ -41,6 +41,9 @@ class Source:
         field_name: what errors call the field; set before `bind`.
         in_main_process: whether the main process fills the rows, and workers never see the source. `fill` then gets positions in
             the list of ids in place of ids.
+        concurrent: whether several copies of it may read at once, each in a thread of its own.
+        io_waits: whether reading has had to wait lately, for a disk or a network: set before each `fill`, which may then ask for
+            its rows ahead.
         rows_begun: where a `fill` that reads one row after another says how far it is: ``self.rows_begun[0] = 1`` before it reads
             the first row, 2 before the second. A sample that fails, hangs or ends the worker is then known at once; else its rows
             are tried one by one.
@@ -65,6 +68,8 @@ class Source:
     classes: tuple[Any, ...] | None = None
     field_name = "X"
     in_main_process = False
+    concurrent: bool = False
+    io_waits: bool = False
     rows_begun: Any = [0]  # noqa: RUF012 # the assembler replaces it before `open`
     concurrent = False
     io_waits = False
