@@ -163,7 +163,7 @@ def test_letting_go_of_a_batch_runs_no_code_of_ours(folder: Callable) -> None:
         assert ran == []
         for X, y in loader:
             data.check(X, y)
-        assert loader.stats.copied == 0
+        assert loader.stats.grown == 0
 
 
 FITTING = """

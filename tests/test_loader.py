@@ -263,7 +263,7 @@ def test_stats_count_what_was_delivered(folder: Folder) -> None:
         for _ in loader:
             pass
         stats = loader.stats
-        assert (stats.batches, stats.samples, stats.bytes, stats.copied, stats.restarts) == (3, 10, 10 * (16 + 8), 0, 0)
+        assert (stats.batches, stats.samples, stats.bytes, stats.grown, stats.restarts) == (3, 10, 10 * (16 + 8), 0, 0)
         assert stats.batch_wait > 0
         for _ in loader:
             pass
@@ -276,7 +276,7 @@ def test_time_waited_is_for_data_alone(folder: Folder, monkeypatch: pytest.Monke
     data = folder(12)
     with Loader(data.ids, data.labels, 2, data_dir=data.path, slots=2, workers=1) as loader:
         held = list(loader)
-        assert loader.stats.copied == 4
+        assert loader.stats.grown == 4
         assert loader.stats.batch_wait < 0.3
         del held
 
@@ -291,7 +291,7 @@ def test_the_waiting_thread_ends_with_the_slot_it_waits_for(folder: Folder, aski
         until_waiting(loader)
         held.pop()
         data.check(*thread.outcome())  # type: ignore[attr-defined]
-        assert loader.stats.copied == 0
+        assert loader.stats.grown == 0
         del held, thread
 
 
