@@ -391,10 +391,28 @@ except OSError as error: print(error, ring.slots)
     assert re.fullmatch(r".* Cannot allocate memory: this process may have .* of address space \(ulimit -v\), .* 10", refused)
 
 
-def test_segments_need_no_numpy() -> None:
-    """A worker that reads plain files imports none."""
-    code = "import sys, shmgen._memory.segments; print({'numpy', 'ctypes', 'multiprocessing'} & sys.modules.keys())"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+def test_a_worker_sees_what_a_ring_has_grown_by() -> None:
+    """A process that was started before gets at the new slots by the descriptor that it inherited, and needs no NumPy for it."""
+    code = """
+import sys
+from shmgen._memory.segments import Segments
+segments = Segments(int(sys.argv[1]), int(sys.argv[2]))
+print(len(segments), flush=True)
+input()
+segments[5][:3] = bytes(segments[4][:3])
+print(len(segments), {"numpy", "ctypes", "multiprocessing"} & sys.modules.keys())
+"""
+    ring = make_ring(slots=2)
+    words = [sys.executable, "-c", code, str(ring.fd), str(ring.layout.slot_bytes)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, pass_fds=[ring.fd], stdin=pipe, stdout=pipe, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "2\n"
+        ring.grow(4)
+        ring.bytes(4)[:3] = b"abc"
+        assert worker.communicate("\n")[0] == "6 set()\n"
+    assert bytes(ring.bytes(5)[:3]) == b"abc"
+    ring.close()
 
 
 def test_close_may_be_called_again() -> None:
