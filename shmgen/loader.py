@@ -14,20 +14,23 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from shmgen._checks import Fixed, check_index
 from shmgen._engine.batch_builder import BatchBuilder
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
-from shmgen._engine.pool import InProcess, Pool, Workers
+from shmgen._engine.in_process import InProcess
+from shmgen._engine.pool import Pool
 from shmgen._engine.prefetcher import Prefetcher
 from shmgen._engine.state import LoaderState
 from shmgen._engine.supervisor import Supervisor
+from shmgen._engine.workers import Workers
 from shmgen._memory.layout import Layout
 from shmgen._memory.limits import available, processors
 from shmgen._memory.ring import Ring
-from shmgen._memory.status_page import STATUS_PAGE_BYTES
+from shmgen._memory.status_page import MAX_READERS
 from shmgen._plan.autoscaler import AutoscalePolicy, Autoscaler
 from shmgen._plan.damage import Damage, Damaged
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule
 from shmgen._plan.stats import WAITING, Stats
+from shmgen._sources.packed_ids import PackedIds
 from shmgen._sources.sample_spec import dtype_text
 from shmgen._worker.assembler import BatchAssembler, FieldSpec
 from shmgen.errors import ClosedError
@@ -149,22 +152,28 @@ class Loader:
         with ExitStack() as undo:
             self._ring = Ring(self._layout, options.slots or _slots(self._layout.slot_bytes))
             undo.callback(self._ring.close)
-            self._workers: Workers = Pool(workers, self._ring, assembler) if workers else InProcess(self._ring, assembler)
+            reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else min(options.reads, MAX_READERS)
+            self._workers: Workers = (
+                Pool(workers, reads, self._ring, PackedIds.pack(self._ids), assembler)
+                if workers
+                else InProcess(self._ring, self._ids, assembler)
+            )
             undo.callback(self._workers.stop)
             in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
-            self._schedule = Schedule(self._ring.slots, max(1, workers), self._sampler.size, in_flight=in_flight)
+            count = max(1, workers)
+            self._schedule = Schedule(self._ring.slots, count * reads, self._sampler.size, in_flight=in_flight)
             builder = BatchBuilder(self._ids, self._sampler, self._spec, self._ring, self._passes, assembler, self._damage)
             # What runs in the main process can't be given up.
             patience = options.timeout if options.timeout is not None and workers else math.inf
             self._prefetcher = Prefetcher(
                 self._ring,
                 self._workers,
-                Supervisor(self._workers, max(1, workers), self._schedule, builder, self._ring, patience),
+                Supervisor(self._workers, count, reads, self._schedule, builder, self._ring, patience),
                 self._schedule,
                 builder,
                 # Without workers nothing is read ahead.
                 upcoming=self._passes.upcoming if workers else _nothing,
-                autoscaler=Autoscaler(AutoscalePolicy(workers), _most_workers) if options.workers == "auto" else None,
+                autoscaler=_autoscaler(options, assembler, workers, reads),
                 front_end=front_end,
             )
             self._prefetcher.read_ahead()
@@ -311,12 +320,17 @@ class _Epoch(Iterator[tuple[Any, ...]]):
 def _assembler(options: Options, layout: Layout) -> BatchAssembler:
     """What workers do for each batch."""
     fields = [
-        FieldSpec(field.name, field.shape, dtype_text(field.dtype), STATUS_PAGE_BYTES + offset, field.row_bytes)
+        FieldSpec(field.name, field.shape, dtype_text(field.dtype), offset, field.row_bytes)
         for field, offset in zip(layout.fields, layout.offsets, strict=True)
     ]
     return BatchAssembler(
-        fields, options.spec.sources, layout.slot_bytes, options.seed, options.transforms, options.sample_transform
+        fields, options.spec.sources, layout.sheet_offset, options.seed, options.transforms, options.sample_transform
     )
+
+
+def _autoscaler(options: Options, assembler: BatchAssembler, workers: int, reads: int) -> Autoscaler | None:
+    """What decides on the numbers of workers and reads; None if both are fixed."""
+    return None
 
 
 def _slots(slot_bytes: int) -> int:
