@@ -7,6 +7,7 @@ import gc
 import itertools
 import mmap
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,7 +16,6 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from leftovers import names
 
 import shmgen._memory.ring
 from shmgen._memory.layout import ALIGNMENT, PAGE, Field, Layout
@@ -136,16 +136,23 @@ def is_mapped(address: int) -> bool:
 
 
 def test_a_ring_has_no_name() -> None:
-    """From the moment it exists, there is nothing in /dev/shm that anybody's death could leave behind."""
+    """It is memory, not a file of /dev/shm, from the first moment: nobody's death can leave anything behind."""
     ring = make_ring()
-    assert not names()
+    assert os.readlink(f"/proc/self/fd/{ring.fd}").startswith("/memfd:")
+    assert os.fstat(ring.fd).st_nlink == 0
+    assert not os.get_inheritable(ring.fd)
     ring.close()
 
 
-def test_a_ring_is_its_owners_alone() -> None:
-    """Nobody else may read a user's data."""
-    ring = make_ring()
-    assert os.fstat(ring.fd).st_mode & 0o077 == 0
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_a_ring_is_its_owners_alone(umask: int) -> None:
+    """Whatever the umask, nobody else may read a user's data."""
+    before = os.umask(umask)
+    try:
+        ring = make_ring()
+    finally:
+        os.umask(before)
+    assert os.fstat(ring.fd).st_mode & 0o777 == 0o600
     ring.close()
 
 
@@ -352,18 +359,60 @@ def test_what_the_kernel_refuses_is_tried_in_smaller_parts(
     assert ring.slots == 8
     assert caplog.messages == [
         f"{16 * layout.slot_bytes:,} bytes of shared memory are wanted, for 16 slots of {layout.slot_bytes:,} bytes each, and "
-        f"there are 8 slots, because the kernel refused {16 * layout.slot_bytes:,}: choose a smaller batch_size"
+        f"there are 8 slots, because {16 * layout.slot_bytes:,} bytes of shared memory were refused: choose "
+        "a smaller batch_size (No space left on device)"
     ]
     assert ring.grow(8) == 1
-    with pytest.raises(OSError, match=r"are needed, and were refused: hold fewer batches, or .* \(No space left on device\)"):
+    with pytest.raises(OSError, match=r"of shared memory were refused: hold fewer batches, or .* \(No space left on device\)"):
         ring.grow()
     ring.close()
 
 
-def test_segments_need_no_numpy() -> None:
-    """A worker that reads plain files imports none."""
-    code = "import sys, shmgen._memory.segments; print({'numpy', 'ctypes', 'multiprocessing'} & sys.modules.keys())"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+def test_where_address_space_is_short_a_ring_grows_by_less() -> None:
+    """Under ``ulimit -v``, by as much as can be mapped; where that is nothing, the error names the limit."""
+    code = """
+import resource, sys
+import numpy as np
+from shmgen._memory.layout import Field, Layout
+from shmgen._memory.ring import Ring
+ring = Ring(Layout((Field("X", (1 << 20,), np.dtype("u1")),), 1), 2)
+def limit(more):
+    with open("/proc/self/statm") as file: size = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + more, resource.RLIM_INFINITY))
+limit(12 << 20)
+print(ring.grow(32), ring.slots)
+limit(0)
+try: ring.grow(8)
+except OSError as error: print(error, ring.slots)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown, refused = run.stdout.splitlines()
+    assert grown == "8 10"
+    assert re.fullmatch(r".* Cannot allocate memory: this process may have .* of address space \(ulimit -v\), .* 10", refused)
+
+
+def test_a_worker_sees_what_a_ring_has_grown_by() -> None:
+    """A process that was started before gets at the new slots by the descriptor that it inherited, and needs no NumPy for it."""
+    code = """
+import sys
+from shmgen._memory.segments import Segments
+segments = Segments(int(sys.argv[1]), int(sys.argv[2]))
+print(len(segments), flush=True)
+input()
+segments[5][:3] = bytes(segments[4][:3])
+print(len(segments), {"numpy", "ctypes", "multiprocessing"} & sys.modules.keys())
+"""
+    ring = make_ring(slots=2)
+    words = [sys.executable, "-c", code, str(ring.fd), str(ring.layout.slot_bytes)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, pass_fds=[ring.fd], stdin=pipe, stdout=pipe, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "2\n"
+        ring.grow(4)
+        ring.bytes(4)[:3] = b"abc"
+        assert worker.communicate("\n")[0] == "6 set()\n"
+    assert bytes(ring.bytes(5)[:3]) == b"abc"
+    ring.close()
 
 
 def test_close_may_be_called_again() -> None:

@@ -99,13 +99,16 @@ class Ring:
         slot_bytes = self.layout.slot_bytes
         held = self.slots * slot_bytes
         count, reason = _room(held, slot_bytes, wanted, least)
-        try:
-            reserved = _reserve(self.fd, held, slot_bytes, count, least)
-            self._segments.map_new()
-        except BaseException:
-            os.ftruncate(self.fd, self.slots * slot_bytes)
-            raise
-        return reason if reserved == count else f"the kernel refused {count * slot_bytes:,}: {_remedy(held)}"
+        while True:
+            try:
+                _reserve(self.fd, held, count * slot_bytes)
+                self._segments.map_new()
+                return reason
+            except BaseException as error:
+                os.ftruncate(self.fd, self.slots * slot_bytes)
+                if count == least or not isinstance(error, OSError):
+                    raise
+                count, reason = max(least, count // 2), str(error.strerror)
 
     def bytes(self, slot: int) -> memoryview:
         """The slot's bytes, for the main process to fill; no lease."""
@@ -186,18 +189,12 @@ def _room(held: int, slot_bytes: int, wanted: int, least: int) -> tuple[int, str
     return for_memory, f"{left}, of which at most half is taken: {_remedy(held)}"
 
 
-def _reserve(fd: int, held: int, slot_bytes: int, count: int, least: int) -> int:
-    """Make the file longer by ``count`` slots, or fewer if they are refused, but at least ``least``. Returns how many."""
-    while True:
-        try:
-            os.posix_fallocate(fd, held, count * slot_bytes)  # takes the pages: at first touch, a lack of them would be SIGBUS
-        except OSError as error:
-            if count == least:
-                needed = f"{least * slot_bytes:,} bytes of shared memory are needed, and were refused"
-                raise OSError(error.errno, f"{needed}: {_remedy(held)} ({error.strerror})") from None
-            count = max(least, count // 2)
-        else:
-            return count
+def _reserve(fd: int, held: int, more: int) -> None:
+    """Make the file longer by ``more`` bytes, and take their pages: at first touch, a lack of them would be SIGBUS."""
+    try:
+        os.posix_fallocate(fd, held, more)
+    except OSError as error:
+        raise OSError(error.errno, f"{more:,} bytes of shared memory were refused: {_remedy(held)} ({error.strerror})") from None
 
 
 def _remedy(held: int) -> str:
