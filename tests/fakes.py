@@ -29,7 +29,7 @@ from shmgen._plan.damage import Damage
 from shmgen._plan.passes import Passes
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule, State, Ticket
-from shmgen._sources.base import IDLE, UNKNOWN
+from shmgen._sources.base import IDLE, UNKNOWN, row_of
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._worker.assembler import BatchAssembler, FieldSpec
 from shmgen._worker.readers import EPOCH, POSITION, SAMPLES
@@ -82,6 +82,11 @@ class FakeReader:
     at: int = IDLE
     hangs: bool = False
     gone: bool = False
+
+    @property
+    def row(self) -> int | None:
+        """The row that it is at, if that is known."""
+        return row_of(self.at)
 
 
 @dataclass
