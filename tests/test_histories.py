@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -58,6 +59,7 @@ class History:
     Attributes:
         failed: the samples at which a read failed.
         hung: those at which a reader hung, so far as it said at which.
+        before: of tickets in which a reader hung, and did not say where, the first: it is blamed where the worker can't be killed.
         deaths: how often a worker died while a reader was at a sample.
         alone: those at which a worker died while no other of its readers was at any.
         immortal: whether a worker can't be killed, which may cost its batch an error, since each of its rows might cost a slot.
@@ -70,6 +72,7 @@ class History:
         self.chance = chance
         self.failed: set[int] = set()
         self.hung: set[int] = set()
+        self.before: set[int] = set()
         self.deaths: Counter[int] = Counter()
         self.alone: set[int] = set()
         self.immortal = False
@@ -131,8 +134,8 @@ class History:
                 return
             if named or len(ids) == 1:
                 self.hung.add(ids[row])
-            elif what == "immortal":
-                self.hung.add(ids[0])  # here or behind it
+            else:
+                self.before.add(ids[0])
             self.immortal |= what == "immortal"
             workers.hang(*place, immortal=what == "immortal")
 
@@ -155,7 +158,8 @@ class History:
 
     def may_blame(self, sample: int) -> bool:
         """Whether ``sample`` may be said to be unreadable."""
-        return sample in self.failed | self.hung or (self.deaths[sample] >= DEATHS and sample in self.alone)
+        hung = self.hung | self.before if self.immortal else self.hung
+        return sample in self.failed | hung or (self.deaths[sample] >= DEATHS and sample in self.alone)
 
 
 def engine_by(chance: Chance, *, shuffles: Sequence[bool] = (False, True)) -> Any:
@@ -197,7 +201,7 @@ def live(chance: Chance) -> None:
         assert not (engine.damage.replaces and named) or history.immortal
         assert all(history.may_blame(sample) for sample, _ in named)
         assert engine.damage.replaces or all(sample in engine.expected(number) for sample, number in named)
-        assert all(history.may_blame(damaged.id) for damaged in engine.damage.found.values())  # type: ignore[arg-type]
+        assert all(history.may_blame(damaged.id) for damaged in engine.damage.found.values())
         assert engine.supervisor.rows >= engine.sampler.samples - engine.sampler.batch_size * len(named)
 
 
@@ -267,7 +271,7 @@ def test_threads_that_ask_at_once(asking: type[Asking], seed: int) -> None:
 
         numbers = range(engine.sampler.batches)
         orders = [list(numbers), list(reversed(numbers)), [chance.choose(numbers) for _ in numbers]]
-        threads = [asking(lambda order=order: ask(order)) for order in orders]
+        threads = [asking(partial(ask, order)) for order in orders]
         wait_until(progress, "all are served")
         assert [thread.outcome() for thread in threads] == [None] * 3
         assert all(history.may_blame(sample) for sample in named)
