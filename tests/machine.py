@@ -97,6 +97,7 @@ class Run:
     waited: float = 0.0
     busy: float = 0.0
     cpu: float = 0.0
+    # At each time: rows finished until then, workers that have started, and readers of each.
     history: list[tuple[float, int, Target]] = field(default_factory=list)
     seed: int = 1
 
@@ -105,7 +106,7 @@ class Run:
         self._started = [self.machine.start] * self.target.workers
         self._readers: list[list[Reader]] = [[] for _ in range(self.target.workers)]
         self._given = self._taken = 0
-        self._free_at = 0.0
+        self._free_at = self._asleep_until = 0.0
         self._epoch = self._batches = 0
         self._noise = 1.0
 
@@ -137,16 +138,20 @@ class Run:
             self._noise = max(0.2, self._random.gauss(1, machine.noise))
         self._train()
         self._read()
+        # Nobody hears of what workers have done while nobody asks for a batch.
         if self.autoscaler is not None and self.rows > before and self.time >= self._asleep_until:
-            ready = sum(start <= self.time for start in self._started)
-            if self.autoscaler.is_due(self.time, self.rows):
-                progress = Progress(
-                    self.time, self.rows, self.waited, self.busy, self.cpu, len(self._started), ready, self.target.reads
-                )
-                self._resize(self.autoscaler.see(self._epoch, progress))
-        self.history.append((self.time, self.rows, self.target))
+            self._steer(self.autoscaler)
+        self.history.append((self.time, self.rows, Target(self._ready(), self.target.reads)))
 
-    _asleep_until = 0.0
+    def _steer(self, autoscaler: Autoscaler) -> None:
+        if autoscaler.is_due(self.time, self.rows):
+            workers, reads = len(self._started), self.target.reads
+            progress = Progress(self.time, self.rows, self.waited, self.busy, self.cpu, workers, self._ready(), reads)
+            self._resize(autoscaler.see(self._epoch, progress))
+
+    def _ready(self) -> int:
+        """How many workers have started."""
+        return sum(start <= self.time for start in self._started)
 
     def _train(self) -> None:
         machine, budget = self.machine, min(STEP, self.time - max(self._free_at, self._asleep_until))
@@ -176,7 +181,7 @@ class Run:
                 elif reader.done >= 0 or self._take(reader, self.time - STEP):
                     reader.done = max(0.0, reader.done)
                     active.append(reader)
-        workers = max(1, sum(start <= self.time for start in self._started))
+        workers = max(1, self._ready())
         speed = machine.speed(workers, len(active)) * self._noise
         for reader in active:
             pace = speed / len(active) * reader.pace
