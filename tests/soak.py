@@ -26,7 +26,7 @@ import numpy as np
 import psutil
 
 from shmgen import Function, Loader, Npy
-from shmgen._plan.sampler import permutation
+from shmgen._plan.order import Order
 
 SAMPLES = 600
 SHAPE = (24, 24, 3)
@@ -212,7 +212,7 @@ class Consumer:
         )
         try:
             for epoch in range(chance.randint(1, 12)):
-                order = permutation(SAMPLES, seed, epoch) if shuffle else np.arange(SAMPLES)
+                order = Order(SAMPLES, seed, epoch).part(0, SAMPLES) if shuffle else np.arange(SAMPLES)
                 stop = chance.randrange(len(loader)) if chance.random() < 0.15 else len(loader)
                 for number, (X, y) in enumerate(loader):
                     self._check(X if transform is None else ~X, y, order[number * batch_size :], began)
