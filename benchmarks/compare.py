@@ -24,8 +24,10 @@ from statistics import median
 
 import psutil
 
+from benchmarks.bounds import HELD, load_limit
 from benchmarks.cases import CASES, Case, checksum
-from benchmarks.peers import HELD, Job, arguments, load_limit
+from benchmarks.job import Job
+from benchmarks.peers import arguments
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = 120
