@@ -291,6 +291,7 @@ class Pool:
         self._left += self._workers.values()
         self._workers = {}
         end([worker.child for worker in self._left], GRACE)
+        self._left = []  # and their pages: a framework may hold a closed loader until the process ends
         self._open.close()
         self._ids.close()
 
