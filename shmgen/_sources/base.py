@@ -41,9 +41,6 @@ class Source:
         field_name: what errors call the field; set before `bind`.
         in_main_process: whether the main process fills the rows, and workers never see the source. `fill` then gets positions in
             the list of ids in place of ids.
-        concurrent: whether several copies of it may read at once, each in a thread of its own.
-        io_waits: whether reading has had to wait lately, for a disk or a network: set before each `fill`, which may then ask for
-            its rows ahead.
         rows_begun: where a `fill` that reads one row after another says how far it is: ``self.rows_begun[0] = 1`` before it reads
             the first row, 2 before the second. A sample that fails, hangs or ends the worker is then known at once; else its rows
             are tried one by one.
@@ -71,8 +68,6 @@ class Source:
     concurrent: bool = False
     io_waits: bool = False
     rows_begun: Any = [0]  # noqa: RUF012 # the assembler replaces it before `open`
-    concurrent = False
-    io_waits = False
 
     def bind(self, ids: Sequence[Any]) -> None:
         """Look at the ids, once, in the main process: for what has to be read to know `shape` and `dtype`."""
