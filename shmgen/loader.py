@@ -23,7 +23,6 @@ from shmgen._engine.workers import Workers
 from shmgen._memory.layout import Layout
 from shmgen._memory.limits import available, processors
 from shmgen._memory.ring import Ring
-from shmgen._memory.status_page import MAX_READERS
 from shmgen._plan.autoscaler import AutoscalePolicy, Autoscaler
 from shmgen._plan.damage import Damage, Damaged
 from shmgen._plan.passes import Pass, Passes
@@ -152,7 +151,7 @@ class Loader:
         with ExitStack() as undo:
             self._ring = Ring(self._layout, options.slots or _slots(self._layout.slot_bytes))
             undo.callback(self._ring.close)
-            reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else min(options.reads, MAX_READERS)
+            reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else options.reads
             self._workers: Workers = (
                 Pool(workers, reads, self._ring, PackedIds.pack(self._ids), assembler)
                 if workers
