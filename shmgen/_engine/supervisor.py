@@ -1,13 +1,12 @@
 """Supervises the workers: gives out tickets, handles what is heard of them, and replaces workers that die or do not respond.
 
-What is to be done is decided in `shmgen._plan.faults`; here it is done. The supervisor knows neither requests nor locks: the caller
-holds the prefetcher's lock.
+What is to be done is decided in `shmgen._plan.faults`; here it is done. The supervisor knows neither requests nor locks: the
+caller holds the prefetcher's lock.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -313,9 +312,7 @@ class Supervisor:
             schedule.done(ticket.id, failure)
         else:
             self._builder.refill(ticket)
-            schedule.retry(
-                ticket, singly=verdict.fate is Fate.RETRY_SINGLY, alone=verdict.fate is Fate.RETRY_ALONE
-            )
+            schedule.retry(ticket, singly=verdict.fate is Fate.RETRY_SINGLY, alone=verdict.fate is Fate.RETRY_ALONE)
 
     def _death_message(self, worker: int, death: WorkerDied | None, verdicts: Sequence[Verdict]) -> str:
         """The log message about a worker that is replaced."""
@@ -327,18 +324,18 @@ class Supervisor:
             who = f"worker {worker} (pid {death.pid})" if death else f"worker {worker}"
             why = "had been stopped" if record.stopped else "gave no answer"
             said.append(f"{who} {why} for {self._allowed(record):g} seconds, and {'was' if death else 'can not be'} killed")
-        places = [claim.place for claim, *_ in verdicts if claim.place is not None]
+        claims = record.stuck or [claim for claim, *_ in verdicts]
+        places = [claim.place for claim in claims if claim.place is not None]
         if places:
             named = ", ".join(self._builder.named(*place) for place in places[:MAX_NAMED])
             more = f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
             said.append(f"it was at {named}{more}")
-        again = [
-            claim.ticket for claim, fate, *_ in verdicts if fate is not Fate.BLAME or self._builder.replaces
-        ]
+        again = [claim.ticket for claim, fate, *_ in verdicts if fate is not Fate.BLAME or self._builder.replaces]
         if again:
             rows = sum(ticket.stop - ticket.start for ticket in again)
             files = self._builder.listed(again, MAX_NAMED)
-            said.append(f"another takes its place, and the {rows} row{'s'[: rows > 1]} that it held are read again: {files}")
+            held = "row that it held is" if rows == 1 else f"{rows} rows that it held are"
+            said.append(f"another takes its place, and the {held} read again: {files}")
         else:
             said.append(f"it held nothing{' else' if verdicts else ''}; another takes its place")
         return "; ".join(said)
