@@ -177,7 +177,7 @@ class Consumer:
                     if number == stop or time.monotonic() > until:
                         return
         finally:
-            for name in ("restarts", "replaced", "copied"):
+            for name in ("restarts", "replaced", "grown"):
                 self.count[name] += getattr(loader.stats, name)
             self.count["loaders"] += 1
             loader.close()

@@ -17,7 +17,7 @@ from shmgen._memory.limit_errors import START, reached
 LIMITS = """
 import contextlib, logging, resource
 import shmgen._engine.prefetcher
-shmgen._engine.prefetcher.COPY_AFTER = 0.05
+shmgen._engine.prefetcher.GROW_AFTER = 0.05
 logging.basicConfig(format="%(levelname)s %(message)s")
 
 @contextlib.contextmanager
