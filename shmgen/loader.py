@@ -23,7 +23,8 @@ from shmgen._engine.workers import Workers
 from shmgen._memory.layout import Layout
 from shmgen._memory.limits import available, processors
 from shmgen._memory.ring import Ring
-from shmgen._plan.autoscaler import AutoscalePolicy, Autoscaler
+from shmgen._memory.status_page import MAX_READERS
+from shmgen._plan.autoscaler import Autoscaler, Limits, Target
 from shmgen._plan.damage import Damage, Damaged
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId, Sampler
@@ -48,7 +49,10 @@ WORKER_BYTES = 1 << 26
 """Bytes of memory that must be free for one more worker."""
 
 WAITING_WORKERS = 4
-"""Workers for each processor, at most, if they wait for a disk or a network."""
+"""Workers for each processor, at most, if they wait for a disk or a network, and have one read in flight each."""
+
+MAX_READS = 64
+"""Reads in flight that ``reads="auto"`` ends up with, at most, in all workers together."""
 
 MIN_SLOTS, MAX_SLOTS, SLOTS_BYTES = 4, 16, 1 << 26
 """The default number of slots: as many as fit in so many bytes, but no fewer and no more than these."""
@@ -152,11 +156,13 @@ class Loader:
             self._ring = Ring(self._layout, options.slots or _slots(self._layout.slot_bytes))
             undo.callback(self._ring.close)
             reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else options.reads
-            self._workers: Workers = (
-                Pool(workers, reads, self._ring, PackedIds.pack(self._ids), assembler)
-                if workers
-                else InProcess(self._ring, self._ids, assembler)
-            )
+            self._workers: Workers
+            if workers:
+                ids = PackedIds.pack(self._ids)
+                undo.callback(ids.close)
+                self._workers = Pool(workers, reads, self._ring, ids, assembler)
+            else:
+                self._workers = InProcess(self._ring, self._ids, assembler)
             undo.callback(self._workers.stop)
             in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
             count = max(1, workers)
@@ -329,7 +335,18 @@ def _assembler(options: Options, layout: Layout) -> BatchAssembler:
 
 def _autoscaler(options: Options, assembler: BatchAssembler, workers: int, reads: int) -> Autoscaler | None:
     """What decides on the numbers of workers and reads; None if both are fixed."""
-    return None
+    scales_workers = options.workers == "auto"
+    scales_reads = bool(workers) and options.reads == "auto" and assembler.concurrent
+    if not scales_workers and not scales_reads:
+        return None
+
+    def limits(workers: int, blocked: float) -> Limits:
+        # Where reads can be had, they are cheaper than workers.
+        for_each = WAITING_WORKERS if blocked > WAITING and not assembler.concurrent else 1
+        most = min(MAX_WORKERS, int(for_each * max(1.0, processors())), workers + available() // WORKER_BYTES)
+        return Limits(most, max(1, MAX_READS // workers))
+
+    return Autoscaler(Target(workers, reads), scales_workers=scales_workers, scales_reads=scales_reads, limits=limits)
 
 
 def _slots(slot_bytes: int) -> int:
@@ -346,14 +363,3 @@ def _workers_at_first() -> int:
     """One for each processor that other processes leave idle."""
     others = os.getloadavg()[0]
     return max(1, min(MAX_AT_FIRST, round(processors() - others)))
-
-
-def _most_workers(workers: int, io_wait: float) -> int:
-    """How many workers there may be.
-
-    Args:
-        workers: how many there are.
-        io_wait: the fraction of their busy time in which they wait for a disk or a network, from 0 to 1.
-    """
-    for_each = WAITING_WORKERS if io_wait > WAITING else 1
-    return min(MAX_WORKERS, int(for_each * max(1.0, processors())), workers + available() // WORKER_BYTES)

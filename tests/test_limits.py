@@ -195,7 +195,7 @@ with limited(resource.RLIMIT_FSIZE, {limit}):
             r"bytes \(ulimit -f\), and shared memory counts as one: raise the limit, hold fewer batches, ",
             run.out,
         )
-    assert re.search(warned, run.err) if warned else "WARNING" not in run.err
+    assert re.search(warned, run.err) if warned else " are wanted" not in run.err
 
 
 def test_too_small_a_limit_on_the_size_of_files(folder: Callable, script: Callable) -> None:
@@ -213,6 +213,22 @@ with limited(resource.RLIMIT_FSIZE, {room(2)}):
         f"OSError: [Errno 27] {room(2):,} bytes of shared memory are needed, for 2 slots of {SLOT:,} bytes each: "
         f"files may have {room(2) - 1:,} bytes (ulimit -f), and shared memory counts as one: raise the limit, "
     )
+
+
+def test_ids_that_are_more_than_a_file_may_hold(folder: Callable, script: Callable) -> None:
+    """They are shared memory too: the limit is named, and nothing is left."""
+    code = f"""
+loader(slots=2).close()
+before = taken()
+ids = [*IDS, *(f"none-{{number:06}}" for number in range(50_000))]
+with limited(resource.RLIMIT_FSIZE, {room(2)}):
+    say(tried(lambda: Loader(ids, None, 1, data_dir=DATA, workers=1, slots=2)))
+assert taken() == before
+"""
+    run = script(LIMITS + code, folder(4, (ROW // 4,)))
+
+    assert run.end() == 0, run.err
+    assert re.match(rf"OSError: .*[Ff]ile.*may have {room(2):,} bytes \(ulimit -f\)", run.out), run.out
 
 
 def test_a_limit_on_address_space(folder: Callable, script: Callable) -> None:

@@ -88,7 +88,7 @@ class BatchBuilder:
             self._read[batch] = last if in_its_epoch else self._version(numbers)
 
     def refill(self, ticket: Ticket) -> None:
-        """Prepare the rows of ``ticket`` to be read again: fill in what a transform may have changed, and replace what is unreadable."""
+        """Prepare ``ticket`` to be read again: fill in what a transform may have changed, and replace what is unreadable."""
         _, slot, batch, start, stop = ticket
         if self._damage.unreadable:
             for row, sample in enumerate(self._numbers(batch)[start:stop].tolist(), start):

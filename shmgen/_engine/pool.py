@@ -1,7 +1,7 @@
 """The worker processes: how they are started, given tickets, listened to, and stopped.
 
-All workers share two pipes, the queue that tickets go through and that of the reports. Else each has a socket and a status page of
-its own, and shares nothing with the others but the ring: a worker that dies holds no lock, and it is known which tickets it had.
+All workers share two pipes: the queue that tickets go through, and that of the reports. Else each has a socket and a status page
+of its own, and shares nothing with the others but the ring: a worker that dies holds no lock, and it is known which tickets it had.
 """
 
 from __future__ import annotations
@@ -157,7 +157,11 @@ class Pool:
             del self._unput[:written]
 
     def wait(self, timeout: float | None) -> None:
-        self._ready = self._poll.poll(timeout)
+        try:
+            self._ready = self._poll.poll(timeout)
+        except (OSError, ValueError):
+            if not self._poll.closed:  # by a signal handler amid the wait
+                raise
 
     def wake(self) -> None:
         self._wakeup.set()
@@ -179,7 +183,7 @@ class Pool:
 
     def _reported(self) -> list[Event]:
         """What workers have written into the pipe of reports."""
-        events = []
+        events: list[Event] = []
         while True:
             try:
                 data = os.read(self._reports_out, 1 << 16)
@@ -291,7 +295,7 @@ class Pool:
         self._left += self._workers.values()
         self._workers = {}
         end([worker.child for worker in self._left], GRACE)
-        self._left = []  # and their pages: a framework may hold a closed loader until the process ends
+        self._left.clear()
         self._open.close()
         self._ids.close()
 

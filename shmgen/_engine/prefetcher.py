@@ -25,7 +25,7 @@ from shmgen._engine.workers import Workers
 from shmgen._memory.layout import Arrays
 from shmgen._memory.limit_errors import open_loaders
 from shmgen._memory.ring import Ring
-from shmgen._plan.autoscaler import Autoscaler
+from shmgen._plan.autoscaler import Autoscaler, Progress
 from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import Schedule, State
 from shmgen._plan.stats import Stats
@@ -319,8 +319,8 @@ class Prefetcher:
         self._schedule.add_slots(added)
         if not self._grown:
             log.warning(
-                "all %d slots are held, by batches that were handed out, so there are more: the memory of %s bytes each stays taken; "
-                "let go of batches earlier, or give more slots",
+                "all %d slots are held, by batches that were handed out, so there are more, whose %s bytes each stay taken; let go "
+                "of batches earlier, or give more slots",
                 self._ring.slots - added,
                 f"{self._ring.layout.slot_bytes:,}",
             )
@@ -368,9 +368,7 @@ class Prefetcher:
         busy, cpu = self._workers.use()
         target = scaler.see(
             epoch,
-            (
-                now, supervisor.rows, self._batch_wait, busy, cpu, supervisor.workers, supervisor.ready, supervisor.reads
-            ),
+            Progress(now, supervisor.rows, self._batch_wait, busy, cpu, supervisor.workers, supervisor.ready, supervisor.reads),
         )
         if not supervisor.resize(*target):
             self._autoscaler = None

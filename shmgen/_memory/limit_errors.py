@@ -110,6 +110,7 @@ _LESS = "raise the limit, hold fewer batches, or use fewer slots or a smaller ba
 _TOLD = {
     errno.EMFILE: _files,
     errno.ENFILE: _files_of_all,
+    errno.EFBIG: on_file_bytes,
     errno.ENOMEM: _memory,
     errno.EAGAIN: _processes,
 }

@@ -184,7 +184,5 @@ class Watch:
     def stuck(self, now: float, asked: float, timeout: float) -> list[Claim]:
         """The claims for which it is late at the time ``now``."""
         return [
-            claim
-            for reader, claim in self._claims.items()
-            if claim.begun and now >= max(asked, self._since[reader]) + timeout
+            claim for reader, claim in self._claims.items() if claim.begun and now >= max(asked, self._since[reader]) + timeout
         ]

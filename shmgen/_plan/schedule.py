@@ -19,6 +19,12 @@ PORTIONS = 2
 TICKETS_EACH = 4
 """So many tickets of the batches in flight there are for each reader: fewer would leave readers idle behind slower ones."""
 
+FIRST_TICKETS = 64
+"""Until the first ticket is done a batch is cut into so many, at most, so that it is known soon what reading takes."""
+
+FIRST_ROWS = 4
+"""But not into tickets of fewer rows than these."""
+
 MAX_OUT = 1024
 """Tickets that are out at one time, at most: so many fit into the queue."""
 
@@ -103,6 +109,7 @@ class Schedule:
         self._out: dict[int, Ticket] = {}
         self._suspects: deque[Ticket] = deque()
         self._read_in_vain = False
+        self._any_done = False
 
     def __repr__(self) -> str:
         return f"slots {self._slots}"
@@ -192,6 +199,7 @@ class Schedule:
 
     def done(self, id: int, error: Exception | None = None) -> None:
         """A ticket has been done, or has failed. One that is not out is nobody's any more: nothing happens."""
+        self._any_done = True
         ticket = self._out.pop(id, None)
         if ticket is not None:
             self._end(ticket, error)
@@ -294,6 +302,8 @@ class Schedule:
         rows = self._rows(batch)
         # All readers share a batch, so that it is there soon; and each has several tickets ahead of it.
         tickets = max(self.readers, -(-TICKETS_EACH * self.readers // self._most_in_flight()))
+        if not self._any_done:
+            tickets = max(tickets, min(FIRST_TICKETS, rows // FIRST_ROWS))
         slot.missing = tickets = min(rows, tickets)
         for part in range(tickets):
             self._pending.append(self._ticket(number, batch, part * rows // tickets, (part + 1) * rows // tickets))

@@ -16,16 +16,18 @@ WAITING = 0.5
 
 
 class Decision(NamedTuple):
-    """A change of the number of workers.
+    """A change of the number of workers, or of reads in flight.
 
     Attributes:
         at: seconds from the first request for a batch.
         workers: how many there are from now on.
+        reads: how many reads each has in flight from now on.
         reason: why.
     """
 
     at: float
     workers: int
+    reads: int
     reason: str
 
 
@@ -47,7 +49,7 @@ class Stats:
         reads: how many reads each of them has in flight, at the end.
         busy: seconds in which workers had something to read, summed over all workers.
         cpu: seconds in which they had a processor or wanted one. In the rest of ``busy`` they waited for what they read.
-        decisions: how ``workers="auto"`` has changed their number, when, and why.
+        decisions: how the numbers of workers and of reads in flight have been changed, when, and why.
 
     Examples:
         >>> loader = Loader(ids, labels, batch_size=4)
@@ -162,5 +164,7 @@ class Stats:
             )
             if count
         ]
-        lines += [f"after {at:.1f} s {workers} workers: {reason}" for at, workers, reason in self.decisions]
+        lines += [
+            f"after {at:.1f} s {workers} workers, {reads} reads each: {reason}" for at, workers, reads, reason in self.decisions
+        ]
         return "\n".join([*lines, f"verdict: {self.verdict}: {advice[self.verdict]}"])

@@ -187,9 +187,7 @@ class BatchAssembler:
 
     def _call_functions(self, slot: memoryview, task: Task, sample_rng: SampleRng) -> None:
         rows = {field.name: self._rows(slot, task, field) for field in self._fields}
-        readers = [
-            (field.name, source) for field, source in self._sources if source.reads_one_by_one and not source.concurrent
-        ]
+        readers = [(field.name, source) for field, source in self._sources if source.reads_one_by_one and not source.concurrent]
         generators = sample_rng.for_samples(task.epoch, task.position, len(task.ids))
         where = ""
         for number, (id, rng) in enumerate(zip(task.ids, generators, strict=True)):

@@ -1,8 +1,8 @@
 """What the main process and the workers tell each other.
 
 Work goes through two pipes that all workers share, as records of fixed size, which are written and read whole: tickets one way,
-and reports of what is done the other. Everything else goes through a socket that each worker has of its own, as messages of bytes,
-each after its length: a worker is sent a pickled `Setup`, and sends one of the words below, some with data after them.
+and reports of what is done the other. All else goes through a socket that each worker has of its own, as messages of bytes, each
+after its length: a worker is sent a pickled `Setup`, and sends one of the words below, some with data after them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TICKET = struct.Struct("<QIIII")
 """A ticket: its number, the slot, the first row, one past the last, and nothing."""
 
 REPORT = struct.Struct("<QII")
-"""A ticket that is done: its number, the number of the worker, and 1 if reads had to wait lately for a disk or a network, else 0."""
+"""A ticket that is done: its number, that of the worker, and 1 if reads had to wait lately for a disk or a network, else 0."""
 
 ATOMIC = 4096
 """Bytes that are written to a pipe whole, or not at all (PIPE_BUF)."""

@@ -1,7 +1,7 @@
 """The readers of a worker: threads, each of which takes tickets from the queue and fills their rows.
 
-The first is the main thread. Where reading waits for a disk or a network the main process asks for more, so that many reads are in
-flight; where it does not, more than one would only fight for the interpreter.
+The first is the main thread. Where reading waits for a disk or a network the main process asks for more, so that many reads are
+in flight; where it does not, more than one would only fight for the interpreter.
 """
 
 from __future__ import annotations
