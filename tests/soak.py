@@ -1,8 +1,9 @@
 """Training-like consumption under random faults, for minutes or days: ``make soak``, or ``python -m tests.soak --minutes 10``.
 
 Loaders of random shape, with one read in flight or many, are read, held on to, and closed early, while another thread kills,
-stops and delays their workers, one by one or all at once, and truncates, deletes, garbles, reshapes and blocks files. Every row delivered is compared with what its sample should be; at the end nothing may have
-grown. The seed that is printed repeats the choices, though not what the machine makes of their timing.
+stops and delays their workers, one by one or all at once, and truncates, deletes, garbles, reshapes and blocks files. Every row
+delivered is compared with what its sample should be; at the end nothing may have grown. The seed that is printed repeats the
+choices, though not what the machine makes of their timing.
 """
 
 from __future__ import annotations
