@@ -165,7 +165,7 @@ class Loader:
             undo.callback(self._workers.stop)
             in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
             count = max(1, workers)
-            self._schedule = Schedule(self._ring.slots, count * reads, self._sampler.size, in_flight=in_flight)
+            self._schedule = Schedule(self._ring.slots, workers * reads, self._sampler.size, in_flight=in_flight)
             builder = BatchBuilder(self._ids, self._sampler, self._spec, self._ring, self._passes, assembler, self._damage)
             # What runs in the main process can't be given up.
             patience = options.timeout if options.timeout is not None and workers else math.inf

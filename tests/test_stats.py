@@ -94,7 +94,7 @@ def test_stats_are_a_snapshot(folder: Callable) -> None:
     """They can't be changed, do not change, and are there after `close` as they were before."""
     data = folder(16)
     with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=1) as loader:
-        assert loader.stats == replace(IDLE, workers=1)
+        assert loader.stats == replace(IDLE, workers=1, reads=1)
         list(loader)
         stats = loader.stats
         with pytest.raises(FrozenInstanceError):
