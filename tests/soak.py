@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import logging
 import os
 import random
@@ -34,7 +35,7 @@ SHAPE = (24, 24, 3)
 TIMEOUT = 0.5
 """Seconds that a read may take; so long the trainer waits for a worker that was stopped."""
 
-STARTED_WITHIN = 1.5
+STARTED_WITHIN = 3.0
 """Seconds that a worker is left alone."""
 
 FAULTS = 16
@@ -170,7 +171,8 @@ def flip(row: np.ndarray, rng: np.random.Generator) -> None:
 def read_slowly(folder: Path, id: str) -> np.ndarray:
     """A sample whose read waits as for a network, so that many are in flight."""
     time.sleep(random.expovariate(1 / SLOWLY))
-    return np.load(folder / f"{id}.npy")
+    # At once: np.load itself reads header and data one after the other, and the file may be garbled between.
+    return np.load(io.BytesIO((folder / f"{id}.npy").read_bytes()))
 
 
 class Consumer:

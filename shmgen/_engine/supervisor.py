@@ -266,7 +266,8 @@ class Supervisor:
         if not record.retires:
             log.warning("%s", self._death_message(worker, death, verdicts))
         deaths_before_work = 0 if record.has_done else record.deaths_before_work
-        if how is Exit.CRASHED and not any(claim.begun for claim in claims):
+        # Who has started, and holds nothing, died of nothing that it did.
+        if how is Exit.CRASHED and (claims or not record.begun) and not any(claim.begun for claim in claims):
             deaths_before_work += 1
             if death is not None and deaths_before_work == STARTS:
                 raise death
