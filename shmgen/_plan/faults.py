@@ -80,14 +80,14 @@ class Deaths:
     def __init__(self) -> None:
         self._count: Counter[tuple[BatchId, int]] = Counter()
 
-    def verdict(self, claim: Claim, death: str) -> Verdict:
-        """What becomes of a claim that a worker had begun when it died by itself."""
+    def verdict(self, claim: Claim, death: str, *, alone: bool) -> Verdict:
+        """What becomes of a claim that a worker had begun when it died by itself; ``alone`` if it had begun no other."""
         if claim.place is None:
             return Verdict(claim, Fate.RETRY_SINGLY)
         self._count[claim.place] += 1
         if self._count[claim.place] < DEATHS - 1:
             return Verdict(claim, Fate.RETRY)
-        if self._count[claim.place] < DEATHS:
+        if self._count[claim.place] < DEATHS or not alone:
             return Verdict(claim, Fate.RETRY_ALONE)
         del self._count[claim.place]  # if it is asked for again, it gets as many tries again
         assert claim.row is not None
@@ -115,9 +115,10 @@ def after_exit(
         death: the death, as an error says it.
     """
     verdicts = []
+    alone = sum(claim.begun for claim in claims) == 1
     for claim in claims:
         if how is Exit.CRASHED and claim.begun:
-            verdicts.append(deaths.verdict(claim, death))
+            verdicts.append(deaths.verdict(claim, death, alone=alone))
         elif claim in stuck and claim.row is not None:
             reason = f"expected an answer, found none for {timeout:g} seconds (timeout)"
             verdicts.append(Verdict(claim, Fate.BLAME, claim.row, reason))

@@ -108,6 +108,7 @@ class Schedule:
         self._pending: deque[Ticket] = deque()
         self._out: dict[int, Ticket] = {}
         self._suspects: deque[Ticket] = deque()
+        self._alone = 0  # the number of the suspect given out last
         self._read_in_vain = False
         self._any_done = False
 
@@ -180,10 +181,13 @@ class Schedule:
 
     def take(self) -> list[Ticket]:
         """The tickets that are to be given out now."""
+        if self._alone in self._out:
+            return []
         if self._suspects:
             if self._out:
                 return []
             tickets = [self._suspects.popleft()]
+            self._alone = tickets[0].id
         else:
             tickets = [self._pending.popleft() for _ in range(min(len(self._pending), MAX_OUT - len(self._out)))]
         self._out.update((ticket.id, ticket) for ticket in tickets)
