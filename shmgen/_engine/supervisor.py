@@ -325,7 +325,8 @@ class Supervisor:
             who = f"worker {worker} (pid {death.pid})" if death else f"worker {worker}"
             why = "had been stopped" if record.stopped else "gave no answer"
             said.append(f"{who} {why} for {self._allowed(record):g} seconds, and {'was' if death else 'can not be'} killed")
-        places = [claim.place for claim, *_ in verdicts if claim.place is not None]
+        claims = record.stuck or [claim for claim, *_ in verdicts]
+        places = [claim.place for claim in claims if claim.place is not None]
         if places:
             named = ", ".join(self._builder.named(*place) for place in places[:MAX_NAMED])
             more = f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
@@ -334,7 +335,8 @@ class Supervisor:
         if again:
             rows = sum(ticket.stop - ticket.start for ticket in again)
             files = self._builder.listed(again, MAX_NAMED)
-            said.append(f"another takes its place, and the {rows} row{'s'[: rows > 1]} that it held are read again: {files}")
+            held = "row that it held is" if rows == 1 else f"{rows} rows that it held are"
+            said.append(f"another takes its place, and the {held} read again: {files}")
         else:
             said.append(f"it held nothing{' else' if verdicts else ''}; another takes its place")
         return "; ".join(said)
