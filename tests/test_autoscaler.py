@@ -31,7 +31,7 @@ def run(machine: Machine, target: Target, seconds: float, *, workers: bool = Tru
         scales_workers=workers,
         scales_reads=reads,
         limits=limits_of(machine.processors),
-        ticket_rows=machine.ticket,
+        batch_rows=machine.batch,
     )
     return Run(machine, autoscaler, target, seed=seed).run(seconds)
 
@@ -62,9 +62,9 @@ class Case:
 
 
 SLOW = Machine(latency=0.01, slots=32)
-SLOW_SHORT = Machine(latency=0.01, slots=8, ticket=4)
-HTTP = Machine(latency=0.03, cost=3e-4, slots=32, ticket=4)
-FEW_AT_ONCE = Machine(latency=0.03, at_once=8, slots=32, ticket=4)
+SLOW_SHORT = Machine(latency=0.01, slots=8)
+HTTP = Machine(latency=0.03, cost=3e-4, slots=32)
+FEW_AT_ONCE = Machine(latency=0.03, at_once=8, slots=32)
 WARM = Machine(cost=3e-5)
 COLD = Machine(latency=0.0012, at_once=8, crowding=0.2, slots=32)
 SLEEPS = Machine(latency=0.02, concurrent=False)

@@ -48,8 +48,11 @@ CALM = 3
 LOOK, SHORT, LONG = 0.025, 0.15, 1.0
 """Seconds between two looks; of a window after a change; and of one where nothing changes: at least."""
 
-ROUNDS = 2
-"""In a window each reader ends so many tickets on average, or the trainer has not waited."""
+COVERS, ROUNDS = 1.25, 4
+"""A window ends when the tickets in it make up the time of the readers to this factor, or so many batches have been read."""
+
+SETTLES = 2
+"""Batches that were cut into tickets before a change are read after it, so many in all."""
 
 log = logging.getLogger("shmgen")
 
@@ -74,7 +77,7 @@ class Autoscaler:
         scales_reads: whether that of the readers of each may be.
         limits: the largest numbers, given how many workers there would be and the fraction of their busy time in which readers
             are blocked, from 0 to 1.
-        ticket_rows: rows of a ticket.
+        batch_rows: rows of a batch; each reader has a ticket in it.
 
     Attributes:
         target: what there should be now.
@@ -88,13 +91,13 @@ class Autoscaler:
         scales_workers: bool,
         scales_reads: bool,
         limits: Callable[[int, float], Limits],
-        ticket_rows: int = 16,
+        batch_rows: int = 64,
     ) -> None:
         self.target = target
         self.decisions: list[Decision] = []
         self._scales: dict[Number, bool] = {"workers": scales_workers, "reads": scales_reads}
         self._limits = limits
-        self._ticket_rows = ticket_rows
+        self._batch_rows = batch_rows
         self._last: Progress | None = None
         # Seconds since the first look.
         self._time = 0.0
@@ -142,8 +145,10 @@ class Autoscaler:
         if self._settling:
             self._window, self._settling = Window(), max(0, self._settling - window.rows)
             return
-        enough = window.rows >= ROUNDS * self.target.readers * self._ticket_rows
-        if window.seconds < self._length or not (enough or (window.wait <= WAITS and window.seconds >= LONG)):
+        if window.seconds < self._length:
+            return
+        whole = 1 / COVERS <= window.cover <= COVERS or window.rows >= ROUNDS * self._batch_rows
+        if not whole and (window.wait > WAITS or window.seconds < LONG):
             return
         self._window, self._length = Window(), LONG
         for backoff in self._backoffs.values():
@@ -216,6 +221,7 @@ class Autoscaler:
         if window.wait > WAITS and gain < enough:
             self._backoffs[number, sign].refuse(seen.pace)
             self._change(before, f"with {self.target}, {rates}")
+            self._length = LONG
             return
         self._length = SHORT
         self._backoffs[number, sign].forgive()
@@ -243,7 +249,7 @@ class Autoscaler:
             self._length = min(LONG, SHORT * self._backoffs[number, sign].cost / PATIENCE)
 
     def _change(self, target: Target, reason: str) -> None:
-        self._settling = max(self.target.readers, target.readers) * self._ticket_rows
+        self._settling = SETTLES * self._batch_rows
         self._length = SHORT
         self.target = target
         self.decisions.append(Decision(self._time, *target, reason))
