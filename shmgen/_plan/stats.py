@@ -42,10 +42,11 @@ class Stats:
         elapsed: seconds from the first request for a batch to the last delivery.
         batch_wait: seconds of them in which a batch that was asked for had not been read yet.
         slot_wait: seconds of them in which no batch could be read or handed out, because all slots were held.
-        copied: batches handed out as copies, because all slots were held.
+        grown: slots that were added, because all were held.
         restarts: workers that were replaced.
         replaced: rows in which another sample replaces an unreadable one.
         workers: how many workers there are, at the end.
+        reads: how many reads each of them has in flight, at the end.
         busy: seconds in which workers had something to read, summed over all workers.
         cpu: seconds in which they had a processor or wanted one. In the rest of ``busy`` they waited for what they read.
         decisions: how the numbers of workers and of reads in flight have been changed, when, and why.
@@ -74,10 +75,11 @@ class Stats:
     elapsed: float = 0.0
     batch_wait: float = 0.0
     slot_wait: float = 0.0
-    copied: int = 0
+    grown: int = 0
     restarts: int = 0
     replaced: int = 0
     workers: int = 0
+    reads: int = 0
     busy: float = 0.0
     cpu: float = 0.0
     decisions: tuple[Decision, ...] = ()
@@ -93,9 +95,9 @@ class Stats:
         counts = {
             field.name: getattr(self, field.name) - getattr(earlier, field.name)
             for field in fields(self)
-            if field.name not in ("workers", "decisions")
+            if field.name not in ("workers", "reads", "decisions")
         }
-        return Stats(**counts, workers=self.workers, decisions=self.decisions[len(earlier.decisions) :])
+        return Stats(**counts, workers=self.workers, reads=self.reads, decisions=self.decisions[len(earlier.decisions) :])
 
     @property
     def rate(self) -> float:
@@ -158,7 +160,7 @@ class Stats:
             for count, what in (
                 (self.restarts, "workers replaced"),
                 (self.replaced, "unreadable samples replaced by others"),
-                (self.copied, "batches copied"),
+                (self.grown, "slots added, since all were held"),
             )
             if count
         ]

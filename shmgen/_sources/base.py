@@ -44,6 +44,9 @@ class Source:
         rows_begun: where a `fill` that reads one row after another says how far it is: ``self.rows_begun[0] = 1`` before it reads
             the first row, 2 before the second. A sample that fails, hangs or ends the worker is then known at once; else its rows
             are tried one by one.
+        concurrent: whether several copies of it may read at once, in threads of one process. Then there are as many reads in
+            flight as pay where reading waits for a disk or a network.
+        io_waits: whether reads have had to wait lately; set before each `fill`, which may then have the system read ahead.
 
     Examples:
         >>> class Noise(Source):
@@ -62,13 +65,15 @@ class Source:
     classes: tuple[Any, ...] | None = None
     field_name = "X"
     in_main_process = False
+    concurrent: bool = False
+    io_waits: bool = False
     rows_begun: Any = [0]  # noqa: RUF012 # the assembler replaces it before `open`
 
     def bind(self, ids: Sequence[Any]) -> None:
         """Look at the ids, once, in the main process: for what has to be read to know `shape` and `dtype`."""
 
     def open(self) -> None:
-        """Get ready to read, once in each process that reads: open the file, connect to the database."""
+        """Get ready to read: open the file, connect to the database. Called once by each reader, on a shallow copy of its own."""
 
     def read(self, id: Any, row: np.ndarray) -> None:
         """Fill ``row``, an array of `shape` and `dtype` in shared memory, with sample ``id``. What is left out stays 0."""
@@ -80,9 +85,6 @@ class Source:
         Override it where many rows are read faster at once than one by one. Random numbers are then not drawn for each sample.
         """
         raise NotImplementedError
-
-    def hint(self, ids: Sequence[Any]) -> None:
-        """``ids`` will be read next, and reading waits for a disk: have them read ahead."""
 
     def version(self, ids: Sequence[Any]) -> object:
         """Anything that is different once the data of ``ids`` have changed; asked for in the main process.

@@ -7,6 +7,10 @@ without NumPy starts three times sooner.
 from __future__ import annotations
 
 import os
+import resource
+from collections import deque
+from contextlib import suppress
+from threading import Semaphore
 from typing import TYPE_CHECKING
 
 from shmgen._sources.base import RawSource, row_of
@@ -29,6 +33,12 @@ if TYPE_CHECKING:
 
 
 IDS_AT_ONCE = 10_000
+
+FILES_AHEAD = 16
+"""Files that a reader opens ahead, at most."""
+
+_spare = Semaphore(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+"""How many files all readers of this process may open ahead: so none of them lacks a descriptor for the file that it is at."""
 
 
 class Npy(RawSource):
@@ -55,6 +65,8 @@ class Npy(RawSource):
         >>> X.shape, X.dtype
         ((4, 4, 3, 1), dtype('float32'))
     """
+
+    concurrent = True
 
     def __init__(
         self,
@@ -115,45 +127,61 @@ class Npy(RawSource):
         Raises:
             SampleError: one can't be read; it names the file, what was expected and what was found.
         """
+        folder = -1
+        try:
+            # With its descriptor the kernel need not look up the folder for every file.
+            folder = os.open(self.folder, os.O_PATH | os.O_CLOEXEC)
+            (self._read_ahead if self.io_waits else self._read_in_turn)(self._names(ids), folder, rows)
+        except (OSError, ValueError, FormatError) as error:
+            id = ids[row_of(self.rows_begun[0]) or 0]
+            raise SampleError(id, self.path(id), explain(error)) from None
+        finally:
+            if folder >= 0:
+                os.close(folder)
+
+    def _read_in_turn(self, names: list[str], folder: int, rows: memoryview) -> None:
         # One open, one preadv, one close and one comparison a sample. The speed of the whole package depends on this loop.
         row_bytes = self.row_bytes
         plain, found, expected_bytes = self._expected()
         begun, opened, preadv, close, flags = self.rows_begun, os.open, os.preadv, os.close, OPEN_FLAGS
         start = 0
-        folder = -1
+        for begun[0], name in enumerate(names, 1):
+            row = rows[start : start + row_bytes]
+            start += row_bytes
+            fd = opened(name, flags, dir_fd=folder)
+            try:
+                if preadv(fd, (found, row), 0) != expected_bytes or found != plain:
+                    self._read(fd, row)
+                    plain, found, expected_bytes = self._expected()
+            finally:
+                close(fd)
+
+    def _read_ahead(self, names: list[str], folder: int, rows: memoryview) -> None:
+        """As `_read_in_turn`, but the kernel is asked for the next files before one is read. None is opened twice."""
+        row_bytes = self.row_bytes
+        plain, found, expected_bytes = self._expected()
+        begun, opened, preadv, close, flags = self.rows_begun, os.open, os.preadv, os.close, OPEN_FLAGS
+        ahead: deque[int] = deque()
+        until = len(names)
         try:
-            # With its descriptor the kernel need not look up the folder for every file.
-            folder = opened(self.folder, os.O_PATH | os.O_CLOEXEC)
-            for begun[0], name in enumerate(self._names(ids), 1):
-                row = rows[start : start + row_bytes]
-                start += row_bytes
-                fd = opened(name, flags, dir_fd=folder)
+            for number, name in enumerate(names):
+                # An open may hang: whoever looks must see of which file.
+                for begun[0] in range(number + len(ahead) + 1, min(number + FILES_AHEAD, until) + 1):
+                    if not _open_ahead(names[begun[0] - 1], folder, ahead):
+                        until = 0
+                        break
+                begun[0] = number + 1
+                fd = _next(ahead) if ahead else opened(name, flags, dir_fd=folder)
                 try:
+                    row = rows[number * row_bytes : (number + 1) * row_bytes]
                     if preadv(fd, (found, row), 0) != expected_bytes or found != plain:
                         self._read(fd, row)
                         plain, found, expected_bytes = self._expected()
                 finally:
                     close(fd)
-        except (OSError, ValueError, FormatError) as error:
-            id = ids[row_of(begun[0]) or 0]
-            raise SampleError(id, self.path(id), explain(error)) from None
         finally:
-            if folder >= 0:
-                close(folder)
-
-    def hint(self, ids: Sequence[object]) -> None:
-        """Ask the kernel to read the files of ``ids`` ahead, without waiting for them."""
-        for id in ids:
-            try:
-                fd = os.open(self.path(id), OPEN_FLAGS | os.O_NONBLOCK)
-            except (OSError, ValueError):
-                continue  # the read itself will say what is wrong
-            try:
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
-            except OSError:
-                pass
-            finally:
-                os.close(fd)
+            while ahead:
+                close(_next(ahead))
 
     def version(self, ids: Sequence[object]) -> object:
         try:
@@ -201,6 +229,26 @@ class Npy(RawSource):
             shape_remedy="; dim and n_channels say what is expected, and left out they are the first file's",
             dtype_remedy="; pass the dtype that the files have, or convert them",
         )
+
+
+def _open_ahead(name: str, folder: int, ahead: deque[int]) -> bool:
+    """Open a file, put its descriptor at the end of ``ahead``, and have the kernel read it; False if that can't be done."""
+    if not _spare.acquire(blocking=False):
+        return False
+    try:
+        ahead.append(os.open(name, OPEN_FLAGS, dir_fd=folder))
+    except (OSError, ValueError):
+        _spare.release()
+        return False  # what is wrong is said when it is this file's turn
+    with suppress(OSError):
+        os.posix_fadvise(ahead[-1], 0, 0, os.POSIX_FADV_WILLNEED)
+    return True
+
+
+def _next(ahead: deque[int]) -> int:
+    """The descriptor that was opened ahead first. The caller closes it."""
+    _spare.release()
+    return ahead.popleft()
 
 
 def _written(fd: int) -> object:

@@ -6,7 +6,6 @@ without NumPy starts three times sooner.
 
 from __future__ import annotations
 
-import operator
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from shmgen._sources.sample_spec import check_dtype, check_numbers, dtype_of, dt
 from shmgen.errors import FormatError, InputError, SampleError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import DTypeLike
 
@@ -48,11 +47,13 @@ class NpyRows(RawSource):
         ((4, 4, 3), array([0., 1., 2., 3.], dtype=float32))
     """
 
+    concurrent = True
+
     def __init__(self, file: str | os.PathLike[str], dtype: DTypeLike | None = None) -> None:
         self.file = os.path.abspath(file)
         given = check_dtype(dtype)
         self._given = None if given is None else dtype_text(given)
-        self._fd = -1
+        self._file: _Open | None = None
         self._seen: object = None
 
     def bind(self, ids: Sequence[Any]) -> None:
@@ -69,13 +70,23 @@ class NpyRows(RawSource):
         self.shape = header.shape[1:]
         self.dtype = dtype_text(header.dtype.newbyteorder("="))
         self._header = header
-        for id in ids:
-            try:
-                number = operator.index(id)
-            except TypeError:
-                raise InputError(f"id {id!r}: expected the number of a row of {self.file}") from None
-            if not 0 <= number < header.shape[0]:
-                raise InputError(f"id {id!r}: expected a row's number from 0 to {header.shape[0] - 1}, which {self.file} has")
+        self._check_numbers(ids)
+
+    def _check_numbers(self, ids: Sequence[Any]) -> None:
+        import numpy as np
+
+        from shmgen._sources.ids import as_ints
+
+        numbers, count = as_ints(ids), self._header.shape[0]
+        if numbers is None:
+            id = next(id for id in ids if not isinstance(id, int))
+            raise InputError(f"id {id!r}: expected the number of a row of {self.file}")
+        if isinstance(numbers, range):  # its ends say it all, however long it is
+            numbers = np.array(numbers[:: max(1, len(numbers) - 1)], object)
+        wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
+        if wrong.size:
+            id = numbers[wrong[0]]
+            raise InputError(f"id {id}: expected a row's number from 0 to {count - 1}, which {self.file} has")
 
     def fill(self, ids: Sequence[int], rows: memoryview) -> None:  # type: ignore[override]
         """Read the rows ``ids`` into ``rows``, which is as many rows' bytes.
@@ -84,29 +95,24 @@ class NpyRows(RawSource):
             SampleError: the file can't be read, or has been replaced by another that does not fit.
         """
         try:
-            self._reopen()
-            self._read(ids, rows)
+            self._read(self._opened(), ids, rows)
         except (OSError, ValueError, FormatError) as error:
             raise SampleError(ids[row_of(self.rows_begun[0]) or 0], self.file, explain(error)) from None
 
     def place(self, id: int) -> str:
         return f"row {id} of file {self.file}"
 
-    def hint(self, ids: Sequence[int]) -> None:
-        if self._fd >= 0:
-            row_bytes = self._header.data_bytes // self._header.shape[0]
-            for id in ids:
-                os.posix_fadvise(self._fd, self._header.size + id * row_bytes, row_bytes, os.POSIX_FADV_WILLNEED)
-
     def version(self, ids: Sequence[int]) -> object:
         return file_version(self.file)
 
-    def _read(self, ids: Sequence[int], rows: memoryview) -> None:
+    def _read(self, fd: int, ids: Sequence[int], rows: memoryview) -> None:
         first, row_bytes = self._header.size, len(rows) // len(ids)
+        for start, stop in _runs(ids) if self.io_waits else ():
+            os.posix_fadvise(fd, first + start * row_bytes, (stop - start) * row_bytes, os.POSIX_FADV_WILLNEED)
         neighbours = ids[-1] - ids[0] == len(ids) - 1 and list(ids) == list(range(ids[0], ids[-1] + 1))
         # If rows are missing, they are read one by one, to know which is the first.
-        if not neighbours or os.preadv(self._fd, (rows,), first + ids[0] * row_bytes) != len(rows):
-            begun, fd, preadv = self.rows_begun, self._fd, os.preadv
+        if not neighbours or os.preadv(fd, (rows,), first + ids[0] * row_bytes) != len(rows):
+            begun, preadv = self.rows_begun, os.preadv
             start = 0
             for begun[0], id in enumerate(ids, 1):
                 row = rows[start : start + row_bytes]
@@ -118,14 +124,14 @@ class NpyRows(RawSource):
 
             np.frombuffer(rows, self.dtype).byteswap(inplace=True)
 
-    def _reopen(self) -> None:
-        """Open the file, and open it again if it has been replaced."""
+    def _opened(self) -> int:
+        """The descriptor of the file, which is opened again if it has been replaced."""
         seen = file_version(self.file)
-        if self._fd >= 0 and seen == self._seen:
-            return
+        if self._file is not None and seen == self._seen:
+            return self._file.fd
         self.close()
-        self._fd = os.open(self.file, OPEN_FLAGS)
-        header, _ = read_header(self._fd)
+        file = _Open(self.file)
+        header, _ = read_header(file.fd)
         header = self._check(header)
         if header.shape[1:] != self.shape or header.dtype != self._header.dtype:
             raise FormatError(
@@ -134,17 +140,12 @@ class NpyRows(RawSource):
         if header.shape[0] < self._header.shape[0]:
             raise FormatError(f"expected {self._header.shape[0]:,} rows, found {header.shape[0]:,}")
         self._header = header
-        self._seen = seen
+        self._file, self._seen = file, seen
+        return file.fd
 
     def close(self) -> None:
-        """Close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            self._seen = None  # the next file may not fit, and after it the file that was seen may come back
-
-    def __del__(self) -> None:
-        self.close()
+        """Let go of the file, which is closed when the copies of this source have let go of it, too."""
+        self._file = self._seen = None  # the next file may not fit, and after it the file that was seen may come back
 
     def _check(self, header: Header) -> Header:
         """The header, with the dtype that was given, if rows can be read from the file."""
@@ -162,3 +163,26 @@ class NpyRows(RawSource):
                 f"expected dtype {given}, found {header.dtype}, and rows are not cast: leave dtype out, or use a transform"
             )
         return header
+
+
+class _Open:
+    """An open file: it is closed when nobody has it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = -1
+        self.fd = os.open(path, OPEN_FLAGS)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Rows that are neighbours in the file and in ``ids``: the first of them, and one past the last."""
+    start = stop = ids[0]
+    for id in ids:
+        if id != stop:
+            yield start, stop
+            start = id
+        stop = id + 1
+    yield start, stop

@@ -1,0 +1,245 @@
+"""Sources as a worker's readers use them: copies in threads of one process, which ask for rows ahead where reading waits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from pathlib import Path
+from threading import Semaphore, Thread
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmgen import InputError, Npy, NpyRows, SampleError
+from shmgen._sources import npy
+
+N = 40
+
+ROW_BYTES = 48
+
+
+def reader(source: Any, ids: Sequence[Any], **attributes: Any) -> Any:
+    """A copy of a source that is bound to ``ids``, as a reader of a worker has it."""
+    source = copy(source)
+    source.bind(ids)
+    source.open()
+    source.rows_begun = [0]
+    vars(source).update(attributes)
+    return source
+
+
+def filled(source: Any, ids: Sequence[Any]) -> list[float]:
+    """The number that each row has in all of its elements."""
+    rows = bytearray(b"\xff" * (ROW_BYTES * len(ids)))
+    source.fill(ids, memoryview(rows))
+    array = np.frombuffer(rows, "f4").reshape(len(ids), -1)
+    assert (array == array[:, :1]).all()
+    return array[:, 0].tolist()
+
+
+def descriptors() -> list[str]:
+    """What this process has open."""
+    fds = os.listdir("/proc/self/fd")
+    return sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in fds if os.path.exists(f"/proc/self/fd/{fd}"))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Which files are opened and read, and what is asked for ahead, in order."""
+    noted: list[tuple[str, Any]] = []
+    names: dict[int, str] = {}
+    open, preadv, fadvise = os.open, os.preadv, os.posix_fadvise
+
+    def opened(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        fd = open(path, flags, *args, **kwargs)
+        if not flags & os.O_PATH:
+            names[fd] = Path(path).stem
+            noted.append(("open", names[fd]))
+        return fd
+
+    def read(fd: int, *args: Any) -> int:
+        noted.append(("read", names.get(fd)))
+        return preadv(fd, *args)
+
+    def advised(fd: int, offset: int, size: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        noted.append(("ask", (names.get(fd), offset, size)))
+        fadvise(fd, offset, size, advice)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "preadv", read)
+    monkeypatch.setattr(os, "posix_fadvise", advised)
+    return noted
+
+
+@pytest.mark.parametrize("count", [1, 5, 16, 17, N])
+def test_files_are_asked_for_ahead_and_opened_once(folder: Callable, calls: list, count: int) -> None:
+    """Where reading waits, 16 files are open and asked for when the first is read; each is opened once, and all are closed."""
+    data = folder(N)
+    source = reader(Npy(data.path), data.ids, io_waits=True)
+    before = descriptors()
+    calls.clear()
+    assert filled(source, data.ids[:count]) == list(range(count))
+    assert [name for call, name in calls if call == "open"] == data.ids[:count]
+    assert [name for call, (name, *_) in calls if call == "ask"] == data.ids[:count]
+    assert calls.index(("read", data.ids[0])) == 2 * min(count, npy.FILES_AHEAD)
+    assert descriptors() == before
+
+
+def test_nothing_is_asked_for_where_reading_does_not_wait(folder: Callable, calls: list) -> None:
+    """One open and one read a file, and nothing else."""
+    data = folder(N)
+    source = reader(Npy(data.path), data.ids)
+    calls.clear()
+    assert filled(source, data.ids) == list(range(N))
+    assert calls == [(call, id) for id in data.ids for call in ("open", "read")]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("bad", [0, 7, 16, 30, N - 1])
+@pytest.mark.parametrize("harm", ["gone", "folder", "short", "null"])
+def test_a_file_that_fails_is_named_in_its_turn(folder: Callable, harm: str, bad: int, waits: bool) -> None:
+    """However far ahead it was opened: the rows before it are there, and no descriptor is left."""
+    data = folder(N)
+    ids = list(data.ids)
+    source = reader(Npy(data.path), ids, io_waits=waits)
+    match harm:
+        case "gone":
+            data.file(ids[bad]).unlink()
+        case "folder":
+            data.file(ids[bad]).unlink()
+            data.file(ids[bad]).mkdir()
+        case "short":
+            os.truncate(data.file(ids[bad]), 150)
+        case "null":
+            ids[bad] = "a\0b"
+    before = descriptors()
+    rows = bytearray(ROW_BYTES * N)
+    with pytest.raises(SampleError, match=r"expected .* found") as raised:
+        source.fill(ids, memoryview(rows))
+    assert raised.value.id == ids[bad]
+    assert source.rows_begun == [bad + 1]
+    assert np.frombuffer(rows, "f4")[:: ROW_BYTES // 4].tolist()[:bad] == list(range(bad))
+    assert descriptors() == before
+
+
+def test_a_file_that_fails_when_it_is_opened_ahead_may_be_there_in_its_turn(
+    folder: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure ahead of time is none: only the turn of the row counts."""
+    data = folder(N)
+    source = reader(Npy(data.path), data.ids, io_waits=True)
+    open = os.open
+    fails = iter([True])
+
+    def opened(path: Any, *args: Any, **kwargs: Any) -> int:
+        if path == f"{data.ids[20]}.npy" and next(fails, False):
+            raise OSError(5, "Input/output error")
+        return open(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", opened)
+    assert filled(source, data.ids) == list(range(N))
+    assert next(fails, None) is None
+
+
+@pytest.mark.parametrize("number", [0, 3, 15, 25, N - 1])
+def test_a_file_whose_open_hangs_is_the_row_begun(folder: Callable, until: Callable, number: int) -> None:
+    """It is opened ahead of others, but who looks sees that the reader is at it; and it goes on once the open returns."""
+    data = folder(N)
+    source = reader(Npy(data.path), data.ids, io_waits=True)
+    fifo = data.fifo(number)
+    errors: list[Any] = []
+
+    def fill() -> None:
+        try:
+            filled(source, data.ids)
+        except SampleError as error:
+            errors.append(error)
+
+    before = descriptors()
+    thread = Thread(target=fill, daemon=True)
+    thread.start()
+    until(lambda: source.rows_begun == [number + 1], "it says that it is at the FIFO")
+    os.close(os.open(fifo, os.O_WRONLY))  # waits until somebody reads
+    thread.join()
+    assert [error.id for error in errors] == [data.ids[number]]
+    assert descriptors() == before
+
+
+def test_with_few_descriptors_fewer_files_are_ahead(folder: Callable, calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All readers of a process share what may be open ahead, so that the file whose turn it is can always be opened."""
+    data = folder(N)
+    monkeypatch.setattr(npy, "_spare", spare := Semaphore(3))
+    source = reader(Npy(data.path), data.ids, io_waits=True)
+    for _ in range(2):
+        calls.clear()
+        assert filled(source, data.ids) == list(range(N))
+        assert calls.index(("read", data.ids[0])) == 2 * 3
+    for _ in range(3):
+        assert spare.acquire(blocking=False)
+    calls.clear()
+    assert filled(source, data.ids) == list(range(N))
+    assert calls == [(call, id) for id in data.ids for call in ("open", "read")]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("kind", ["files", "rows"])
+def test_copies_read_at_once_in_threads(folder: Callable, kind: str, waits: bool) -> None:
+    """Each copy of a source keeps to itself what it reads from; a copy that is gone closes nothing of another's."""
+    data = folder(N)
+    np.save(data.path / "all.npy", np.stack([data.sample(number) for number in range(N)]))
+    ids: Any = data.ids if kind == "files" else range(N)
+    source = reader(Npy(data.path) if kind == "files" else NpyRows(data.path / "all.npy"), ids, io_waits=waits)
+    assert source.concurrent
+    assert filled(source, ids) == list(range(N))  # what it has open, its copies begin with
+
+    def read(seed: int) -> bool:
+        own = copy(source)
+        own.open()
+        own.rows_begun = [0]
+        chosen = np.random.default_rng(seed).permutation(N)[:11].tolist()
+        return filled(own, [ids[number] for number in chosen]) == chosen
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(200)))
+    assert filled(source, ids) == list(range(N))
+
+
+def test_rows_that_are_neighbours_are_asked_for_at_once(folder: Callable, calls: list) -> None:
+    """Where reading waits, all rows are asked for before the first is read, neighbours in one piece; else none is."""
+    data = folder(N)
+    np.save(data.path / "all.npy", np.stack([data.sample(number) for number in range(N)]))
+    source = reader(NpyRows(data.path / "all.npy"), range(N), io_waits=True)
+    ids = [7, 8, 9, 3, 2, 20, 21, 0]
+    assert filled(source, ids) == ids
+    asked = [(first, size) for call, (_, first, size) in calls if call == "ask"]
+    assert asked == [(128 + 48 * first, 48 * count) for first, count in [(7, 3), (3, 1), (2, 1), (20, 2), (0, 1)]]
+    assert [call for call, _ in calls[-13:]] == ["ask"] * 5 + ["read"] * 8
+    calls.clear()
+    source.io_waits = False
+    assert filled(source, ids) == ids
+    assert [call for call, _ in calls] == ["read"] * 8
+
+
+@pytest.mark.timeout(20)
+def test_numbers_of_rows_are_checked_all_at_once(tmp_path: Path) -> None:
+    """A thousand million rows take no loop over them; and the first number that is no row's is named."""
+    path = tmp_path / "all.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (10**9,)})
+        file.truncate(128 + 10**9)
+    NpyRows(path).bind(range(10**9))
+    NpyRows(path).bind(range(10**9 - 1, -1, -1))
+    bad: tuple[tuple[Any, int], ...] = (
+        (range(10**9 + 1), 10**9),
+        (range(5, -2, -1), -1),
+        (range(0, 1 << 80, 1 << 70), 1023 << 70),
+        ([3, 1 << 70, -2], 1 << 70),
+        ([3, -2, 10**9], -2),
+    )
+    for ids, id in bad:
+        with pytest.raises(InputError, match=rf"id {id}: expected a row's number from 0 to 999999999, which {path} has"):
+            NpyRows(path).bind(ids)
