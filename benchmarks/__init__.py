@@ -11,4 +11,6 @@ contest      starts the contestants' processes and gives each its turn, round af
 test_speed   hands what was measured to pytest-benchmark
   ▼
 report       the table of ratios, which conftest prints at the end, the JSON, and the plot
+
+compare      two checkouts of shmgen against each other, apart from all this
 """

@@ -14,20 +14,23 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from shmgen._checks import Fixed, check_index
 from shmgen._engine.batch_builder import BatchBuilder
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
-from shmgen._engine.pool import InProcess, Pool, Workers
+from shmgen._engine.in_process import InProcess
+from shmgen._engine.pool import Pool
 from shmgen._engine.prefetcher import Prefetcher
 from shmgen._engine.state import LoaderState
 from shmgen._engine.supervisor import Supervisor
+from shmgen._engine.workers import Workers
 from shmgen._memory.layout import Layout
 from shmgen._memory.limits import available, processors
 from shmgen._memory.ring import Ring
-from shmgen._memory.status_page import STATUS_PAGE_BYTES
-from shmgen._plan.autoscaler import AutoscalePolicy, Autoscaler
+from shmgen._memory.status_page import MAX_READERS
+from shmgen._plan.autoscaler import Autoscaler, Limits, Target
 from shmgen._plan.damage import Damage, Damaged
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule
 from shmgen._plan.stats import WAITING, Stats
+from shmgen._sources.packed_ids import PackedIds
 from shmgen._sources.sample_spec import dtype_text
 from shmgen._worker.assembler import BatchAssembler, FieldSpec
 from shmgen.errors import ClosedError
@@ -46,7 +49,10 @@ WORKER_BYTES = 1 << 26
 """Bytes of memory that must be free for one more worker."""
 
 WAITING_WORKERS = 4
-"""Workers for each processor, at most, if they wait for a disk or a network."""
+"""Workers for each processor, at most, if they wait for a disk or a network, and have one read in flight each."""
+
+MAX_READS = 64
+"""Reads in flight that ``reads="auto"`` ends up with, at most, in all workers together."""
 
 MIN_SLOTS, MAX_SLOTS, SLOTS_BYTES = 4, 16, 1 << 26
 """The default number of slots: as many as fit in so many bytes, but no fewer and no more than these."""
@@ -149,22 +155,30 @@ class Loader:
         with ExitStack() as undo:
             self._ring = Ring(self._layout, options.slots or _slots(self._layout.slot_bytes))
             undo.callback(self._ring.close)
-            self._workers: Workers = Pool(workers, self._ring, assembler) if workers else InProcess(self._ring, assembler)
+            reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else min(options.reads, MAX_READERS)
+            self._workers: Workers
+            if workers:
+                ids = PackedIds.pack(self._ids)
+                undo.callback(ids.close)
+                self._workers = Pool(workers, reads, self._ring, ids, assembler)
+            else:
+                self._workers = InProcess(self._ring, self._ids, assembler)
             undo.callback(self._workers.stop)
             in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
-            self._schedule = Schedule(self._ring.slots, max(1, workers), self._sampler.size, in_flight=in_flight)
+            count = max(1, workers)
+            self._schedule = Schedule(self._ring.slots, count * reads, self._sampler.size, in_flight=in_flight)
             builder = BatchBuilder(self._ids, self._sampler, self._spec, self._ring, self._passes, assembler, self._damage)
             # What runs in the main process can't be given up.
             patience = options.timeout if options.timeout is not None and workers else math.inf
             self._prefetcher = Prefetcher(
                 self._ring,
                 self._workers,
-                Supervisor(self._workers, max(1, workers), self._schedule, builder, self._ring, patience),
+                Supervisor(self._workers, count, reads, self._schedule, builder, self._ring, patience),
                 self._schedule,
                 builder,
                 # Without workers nothing is read ahead.
                 upcoming=self._passes.upcoming if workers else _nothing,
-                autoscaler=Autoscaler(AutoscalePolicy(workers), _most_workers) if options.workers == "auto" else None,
+                autoscaler=_autoscaler(options, assembler, workers, reads),
                 front_end=front_end,
             )
             self._prefetcher.read_ahead()
@@ -311,12 +325,28 @@ class _Epoch(Iterator[tuple[Any, ...]]):
 def _assembler(options: Options, layout: Layout) -> BatchAssembler:
     """What workers do for each batch."""
     fields = [
-        FieldSpec(field.name, field.shape, dtype_text(field.dtype), STATUS_PAGE_BYTES + offset, field.row_bytes)
+        FieldSpec(field.name, field.shape, dtype_text(field.dtype), offset, field.row_bytes)
         for field, offset in zip(layout.fields, layout.offsets, strict=True)
     ]
     return BatchAssembler(
-        fields, options.spec.sources, layout.slot_bytes, options.seed, options.transforms, options.sample_transform
+        fields, options.spec.sources, layout.sheet_offset, options.seed, options.transforms, options.sample_transform
     )
+
+
+def _autoscaler(options: Options, assembler: BatchAssembler, workers: int, reads: int) -> Autoscaler | None:
+    """What decides on the numbers of workers and reads; None if both are fixed."""
+    scales_workers = options.workers == "auto"
+    scales_reads = bool(workers) and options.reads == "auto" and assembler.concurrent
+    if not scales_workers and not scales_reads:
+        return None
+
+    def limits(workers: int, blocked: float) -> Limits:
+        # Where reads can be had, they are cheaper than workers.
+        for_each = WAITING_WORKERS if blocked > WAITING and not assembler.concurrent else 1
+        most = min(MAX_WORKERS, int(for_each * max(1.0, processors())), workers + available() // WORKER_BYTES)
+        return Limits(most, max(1, MAX_READS // workers))
+
+    return Autoscaler(Target(workers, reads), scales_workers=scales_workers, scales_reads=scales_reads, limits=limits)
 
 
 def _slots(slot_bytes: int) -> int:
@@ -333,14 +363,3 @@ def _workers_at_first() -> int:
     """One for each processor that other processes leave idle."""
     others = os.getloadavg()[0]
     return max(1, min(MAX_AT_FIRST, round(processors() - others)))
-
-
-def _most_workers(workers: int, io_wait: float) -> int:
-    """How many workers there may be.
-
-    Args:
-        workers: how many there are.
-        io_wait: the fraction of their busy time in which they wait for a disk or a network, from 0 to 1.
-    """
-    for_each = WAITING_WORKERS if io_wait > WAITING else 1
-    return min(MAX_WORKERS, int(for_each * max(1.0, processors())), workers + available() // WORKER_BYTES)

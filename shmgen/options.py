@@ -195,10 +195,13 @@ class Options(DataOptions):
     Args:
         workers: processes that read; with 0, the main process reads. ``"auto"`` begins with one for each processor that is free,
             at most 8, and has more or fewer as the trainer waits for data or not: `Stats.decisions` says when and why.
+        reads: reads in flight in each worker, at most 64, of sources that are ``concurrent``. ``"auto"`` has more where reading
+            waits for a disk or a network, as long as that pays.
     """
 
     _: KW_ONLY
     workers: int | Literal["auto"] = "auto"
+    reads: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if isinstance(self.workers, str):
@@ -206,6 +209,11 @@ class Options(DataOptions):
                 raise InputError(f"workers: expected a number from 0, or 'auto', found {self.workers!r}")
         else:
             self._keep(workers=check_int(self.workers, "workers", 0))
+        if isinstance(self.reads, str):
+            if self.reads != "auto":
+                raise InputError(f"reads: expected a number from 1, or 'auto', found {self.reads!r}")
+        else:
+            self._keep(reads=check_int(self.reads, "reads", 1))
         super().__post_init__()
 
 

@@ -11,7 +11,7 @@ from multiprocessing import shared_memory
 import psutil
 from pace import Deadline
 
-KINDS = ("socket", "eventpoll", "eventfd", "pidfd", "/dev/shm")
+KINDS = ("socket", "eventpoll", "eventfd", "pidfd", "memfd:shmgen")
 """Kinds of descriptors that a loader opens. TensorFlow and pytest open others of their own at any time."""
 
 MARK = f"t{os.getpid():07}_"
@@ -58,19 +58,6 @@ def descriptors() -> Counter[str]:
         except FileNotFoundError:  # the one that listed the directory
             continue
         found.update(kind for kind in KINDS if kind in target)
-    return found
-
-
-def segments() -> dict[str, int]:
-    """The segments of shared memory that this process has open, by what they are, and how many bytes each has."""
-    found = {}
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            target, size = os.readlink(f"/proc/self/fd/{fd}"), os.stat(f"/proc/self/fd/{fd}").st_size
-        except FileNotFoundError:
-            continue
-        if "/dev/shm/#" in target or "memfd:shmgen" in target:
-            found[target] = size
     return found
 
 

@@ -1,117 +1,312 @@
-"""The number of workers follows what the trainer waits: every case is a made-up machine, and a plain unit test."""
+"""Workers and reads in flight follow what the trainer waits: every case is a made-up machine, and a plain unit test."""
 
 from __future__ import annotations
 
 import itertools
+import logging
+import random
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
+from machine import Machine, Run
 
-from shmgen._plan.autoscaler import BATCHES, SECONDS, AutoscalePolicy, Autoscaler, Window
-from shmgen._plan.stats import Stats
-
-
-def machine(*, step: float, read: float, processors: float = 64.0) -> Callable[[int], Window]:
-    """What is seen with so many workers where a batch takes ``step`` seconds to train on, and a worker ``read`` to read."""
-
-    def window(workers: int) -> Window:
-        rate = min(1 / step, min(workers, processors) / read)
-        return Window(rate, 1 - rate * step, rate * read)
-
-    return window
+from shmgen._plan.autoscaler import Autoscaler, Limits, Progress, Target
+from shmgen._plan.stats import Decision
 
 
-def run(policy: AutoscalePolicy, seen: Callable[[int], Window], windows: int = 60, most: int = 16) -> list[int]:
-    """How many workers there were in each window."""
-    history = []
-    for _ in range(windows):
-        history.append(policy.workers)
-        policy.see(seen(policy.workers), most)
-    return history
+def limits_of(processors: int) -> Callable[[int, float], Limits]:
+    """As a loader's: 64 reads in flight at most, and a worker for each processor, or four where workers wait."""
+
+    def limits(workers: int, blocked: float) -> Limits:
+        return Limits(min(32, processors * (4 if blocked > 0.5 else 1)), max(1, min(32, 64 // workers)))
+
+    return limits
 
 
-@pytest.mark.parametrize("start", [1, 4, 12])
-@pytest.mark.parametrize(("read", "enough"), [(0.05, 1), (0.35, 4), (0.75, 8)])
-def test_it_finds_what_the_trainer_needs(start: int, read: float, enough: int) -> None:
-    """As many workers as keep up with a step of 100 ms, and at most two more, from wherever it starts."""
-    history = run(AutoscalePolicy(start), machine(step=0.1, read=read))
-    assert all(enough <= workers <= enough + 2 for workers in history[-10:]), history
+def run(machine: Machine, target: Target, seconds: float, *, workers: bool = True, reads: bool = True, seed: int = 1) -> Run:
+    """What an autoscaler makes of a machine in so many seconds, if it may change workers, and reads."""
+    autoscaler = Autoscaler(
+        target,
+        scales_workers=workers,
+        scales_reads=reads,
+        limits=limits_of(machine.processors),
+        ticket_rows=machine.ticket,
+    )
+    return Run(machine, autoscaler, target, seed=seed).run(seconds)
 
 
-def test_workers_that_gain_nothing_are_retired() -> None:
-    """Where the disk, or the processors, give no more, another worker is tried and taken back, ever more seldom."""
-    history = run(AutoscalePolicy(2), machine(step=0.01, read=0.1, processors=3), windows=200)
-    tried = [window for window, workers in enumerate(history) if workers > 3]
-    assert set(history[3:]) == {3, 4}
-    assert len(tried) <= 8
+def decisions(seen: Run) -> list[Decision]:
+    """What was decided in a run."""
+    assert seen.autoscaler is not None
+    return seen.autoscaler.decisions
+
+
+@dataclass(frozen=True)
+class Case:
+    """A machine, what there is at first, and what should come of it.
+
+    Attributes:
+        best: the numbers that are best there.
+        within: seconds from the end of the first ticket until 90 % of the best rate is reached.
+        workers, reads: whether they may be changed.
+    """
+
+    name: str
+    machine: Machine
+    first: Target
+    best: Target
+    within: float = 3.0
+    workers: bool = True
+    reads: bool = True
+
+
+SLOW = Machine(latency=0.01, slots=32)
+SLOW_SHORT = Machine(latency=0.01, slots=8, ticket=4)
+HTTP = Machine(latency=0.03, cost=3e-4, slots=32, ticket=4)
+FEW_AT_ONCE = Machine(latency=0.03, at_once=8, slots=32, ticket=4)
+WARM = Machine(cost=3e-5)
+COLD = Machine(latency=0.0012, at_once=8, crowding=0.2, slots=32)
+SLEEPS = Machine(latency=0.02, concurrent=False)
+COMPUTES = Machine(cost=0.005)
+
+CASES = [
+    Case("10 ms a file, 2 workers", SLOW, Target(2, 1), Target(2, 32), 1.0, workers=False),
+    Case("10 ms a file, auto", SLOW, Target(2, 1), Target(2, 32), 1.0),
+    Case("10 ms a file, auto, others were busy", SLOW, Target(1, 1), Target(2, 32)),
+    Case("HTTP", HTTP, Target(2, 1), Target(2, 32), 1.0, workers=False),
+    Case("a server for 8 at once", FEW_AT_ONCE, Target(2, 1), Target(2, 4), 1.0, workers=False),
+    Case("warm", WARM, Target(2, 1), Target(2, 1), 0.1),
+    Case("cold disk", COLD, Target(2, 1), Target(2, 4), 1.0),
+    Case("a transform that sleeps", SLEEPS, Target(2, 1), Target(8, 1), reads=False),
+    Case(
+        "a transform that sleeps, slow start",
+        Machine(latency=0.02, concurrent=False, start=1.0),
+        Target(2, 1),
+        Target(8, 1),
+        reads=False,
+    ),
+    Case("computes, 2 processors", COMPUTES, Target(1, 1), Target(2, 1)),
+    Case("computes, 8 processors", Machine(cost=0.005, processors=8), Target(1, 1), Target(8, 1)),
+    Case("computes, 8 processors, slow start", Machine(cost=0.005, processors=8, start=1.0), Target(1, 1), Target(8, 1)),
+]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_it_is_quick(case: Case, seed: int) -> None:
+    """What gives 90 % of the best rate is there in time, and kept."""
+    seen = run(case.machine, case.first, 20.0, workers=case.workers, reads=case.reads, seed=seed)
+    began = next(time for time, rows, _ in seen.history if rows)
+    best = case.machine.steady(case.best)
+    reached = next(time for time, _, target in seen.history if case.machine.steady(target) >= 0.9 * best)
+    assert reached - began <= case.within, seen.decisions
+    assert seen.rate(10.0, 20.0) >= 0.85 * best, seen.decisions
+
+
+def look(
+    autoscaler: Autoscaler,
+    seconds: float,
+    rate: float,
+    *,
+    wait: float,
+    busy: float,
+    cpu: float,
+    epoch: int = 0,
+    ready: int = 100,
+) -> Target:
+    """Let so many seconds pass, in which the trainer waits, and readers are busy and compute, for these fractions of the time."""
+    last = autoscaler._last or Progress(100.0, 0, 0.0, 0.0, 0.0, 0, 0, 0)
+    workers, reads = autoscaler.target
+    return autoscaler.see(
+        epoch,
+        Progress(
+            last.time + seconds,
+            last.rows + round(rate * seconds),
+            last.waited + wait * seconds,
+            last.busy + busy * seconds,
+            last.cpu + cpu * seconds,
+            workers,
+            min(workers, ready),
+            reads,
+        ),
+    )
+
+
+@pytest.mark.parametrize("scales_workers", [False, True])
+@pytest.mark.parametrize("wait", [0.0, 0.05, 0.3, 1.0])
+def test_noise_decides_nothing(scales_workers: bool, wait: float) -> None:
+    """On a warm machine whose figures vary by 10 %, nothing is changed in more than 1,000 windows, however the trainer waits."""
+    dice = random.Random(1)
+    autoscaler = Autoscaler(Target(2, 1), scales_workers=scales_workers, scales_reads=True, limits=limits_of(2))
+    for _ in range(1100):
+        noise = [dice.gauss(1, 0.1) for _ in range(4)]
+        busy = 1.9 * noise[2]
+        look(autoscaler, 1.0, 20_000 * noise[0], wait=wait * noise[1], busy=busy, cpu=min(busy, 1.7 * noise[3]))
+    assert autoscaler.decisions == []
+
+
+@pytest.mark.parametrize("step", [0.05, 0.3])
+def test_a_trainer_that_does_not_wait_needs_no_more(step: float) -> None:
+    """Nothing is added for it, whatever the storage; a worker whose work the others have time for goes."""
+    for machine in (replace(WARM, step=step), replace(COMPUTES, cost=0.0004, step=step)):
+        seen = run(machine, Target(2, 1), 30.0)
+        assert seen.target == Target(1, 1), seen.decisions
+        assert seen.decisions.count("\n") == 0
+        assert seen.rate(20.0, 30.0) >= 0.9 * machine.batch / step
+
+
+@pytest.mark.parametrize("convoy", [0.0, 0.5])
+def test_it_follows_a_storage_that_changes(convoy: float) -> None:
+    """Where files take 10 ms from a moment on, many are read at once within two seconds; one again, when they do not."""
+    seen = run(Machine(convoy=convoy, slots=32), Target(2, 1), 10.0)
+    assert seen.target == Target(2, 1)
+    seen.becomes(latency=0.01)
+    seen.run(2.0)
+    assert seen.target == Target(2, 32)
+    seen.run(10.0)
+    seen.becomes(latency=0.0)
+    seen.run(4.0)
+    assert seen.target.reads <= 2, seen.decisions
+
+
+@pytest.mark.parametrize(
+    ("machine", "best", "reads"),
+    [(SLOW_SHORT, Target(2, 32), True), (SLEEPS, Target(8, 1), False), (COMPUTES, Target(2, 1), False)],
+)
+@pytest.mark.parametrize("batches", [2, 10])
+def test_short_epochs(machine: Machine, best: Target, reads: bool, batches: int) -> None:
+    """What is seen of short epochs adds up, and what lies between them does not count."""
+    seen = run(replace(machine, epoch=batches, pause=0.01), Target(1, 1), 10.0, reads=reads)
+    assert machine.steady(seen.target) >= 0.9 * machine.steady(best), seen.decisions
+
+
+def test_a_busy_machine_needs_no_more_reads() -> None:
+    """Readers that others keep from a processor are not blocked: more of them would only stand in the same line."""
+    seen = run(replace(WARM, others=8), Target(2, 1), 20.0)
+    assert seen.target == Target(2, 1), seen.decisions
+    assert seen.decisions == ""
+
+
+@pytest.mark.parametrize("step", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("machine", [SLOW, SLEEPS, replace(COMPUTES, processors=8)], ids=["slow", "sleeps", "computes"])
+def test_it_comes_to_rest(machine: Machine, step: float) -> None:
+    """The trainer gets what it can use, or the best there is, and in the end nothing is changed for a minute and a half."""
+    machine = replace(machine, step=step)
+    reads = machine is not SLEEPS and machine.concurrent
+    seen = run(machine, Target(2, 1), 120.0, reads=reads)
+    most = Target(8, 1) if machine.cost == COMPUTES.cost or not reads else Target(2, 32)
+    assert seen.rate(30.0, 120.0) >= 0.93 * machine.steady(most), seen.decisions
+    assert len(decisions(seen)) <= 8, seen.decisions
+    assert all(decision.at < 30.0 for decision in decisions(seen)), seen.decisions
+
+
+def test_what_was_refused_is_tried_ever_more_seldom() -> None:
+    """Workers for which there is no processor are taken back, and tried again after twice as long each time."""
+    autoscaler = Autoscaler(Target(2, 1), scales_workers=True, scales_reads=True, limits=lambda workers, blocked: Limits(4, 1))
+    seen = Run(COMPUTES, autoscaler, Target(2, 1)).run(120.0)
+    tried = [decision.at for decision in decisions(seen) if decision.workers > 2]
     gaps = [later - earlier for earlier, later in itertools.pairwise(tried)]
-    assert gaps == sorted(gaps)
+    assert len(gaps) >= 3
+    assert all(later > 1.5 * earlier for earlier, later in itertools.pairwise(gaps)), seen.decisions
+    assert all(decision.workers == 2 for decision in decisions(seen)[1::2]), seen.decisions
 
 
-def test_it_does_not_oscillate() -> None:
-    """In a steady state, the number changes a few times at most, however long it is watched."""
-    history = run(AutoscalePolicy(3), machine(step=0.1, read=0.29), windows=300)
-    changes = sum(one != other for one, other in itertools.pairwise(history))
-    assert changes <= 14, history
-
-
-def test_it_stays_within_what_there_is_room_for() -> None:
-    """Never more than the most that there may be, also when that falls, and never fewer than one."""
-    policy = AutoscalePolicy(2)
-    assert max(run(policy, machine(step=0.01, read=1.0), most=5)) == 5
-    assert run(policy, machine(step=0.01, read=1.0), most=3)[-1] == 3
-    assert run(policy, machine(step=1.0, read=0.001), most=0)[-1] == 1
-
-
-def test_it_follows_a_change() -> None:
+def test_it_follows_the_trainer() -> None:
     """A trainer that becomes slower needs fewer workers, and one that becomes faster more, later on too."""
-    policy = AutoscalePolicy(1)
-    assert run(policy, machine(step=0.1, read=0.45))[-1] >= 5
-    assert run(policy, machine(step=1.0, read=0.45), windows=120)[-1] <= 3
-    assert run(policy, machine(step=0.1, read=0.45), windows=120)[-1] >= 5
+    seen = run(replace(COMPUTES, processors=8, step=0.1), Target(1, 1), 30.0)
+    assert 4 <= seen.target.workers <= 6, seen.decisions
+    seen.becomes(step=1.0)
+    seen.run(60.0)
+    assert seen.target.workers <= 2, seen.decisions
+    seen.becomes(step=0.1)
+    seen.run(30.0)
+    assert 4 <= seen.target.workers <= 6, seen.decisions
 
 
-def test_reasons_are_given() -> None:
-    """Each change says why; where nothing changes there is nothing to say."""
-    policy = AutoscalePolicy(1)
-    assert policy.see(Window(1.0, 0.5, 1.0), 4) == "the trainer waited 50% of the time"
-    assert policy.see(Window(1.0, 0.5, 1.0), 4) == "one more changed 1.0 batches a second to 1.0"
-    assert policy.see(Window(1.0, 0.0, 1.0), 4) is None
+def test_there_is_room() -> None:
+    """Never more than there may be, also when that becomes less, and never fewer than one of each."""
+    room = Limits(5, 7)
+    autoscaler = Autoscaler(Target(2, 1), scales_workers=True, scales_reads=True, limits=lambda workers, blocked: room)
+    seen = Run(SLOW, autoscaler, Target(2, 1)).run(30.0)
+    assert seen.target.reads == 7
+    assert max(target.workers for _, _, target in seen.history) <= 5
+    for room in (Limits(3, 2), Limits(0, 0)):
+        seen.run(3.0)
+        assert seen.target == Target(max(1, room.workers), max(1, room.reads)), seen.decisions
+    assert f"there is room for {seen.target} only" in seen.decisions
 
 
-def test_a_window_is_what_was_done_in_it() -> None:
-    """What came before it has no part in its rate, in the trainer's waiting, or in the workers' load and waiting."""
-    seen: list[Window] = []
-    waits: list[tuple[int, float]] = []
-
-    class Seeing(AutoscalePolicy):
-        def see(self, window: Window, most: int) -> str | None:
-            seen.append(window)
-            return None
-
-    def most(workers: int, io_wait: float) -> int:
-        waits.append((workers, io_wait))
-        return 8
-
-    autoscaler = Autoscaler(Seeing(3), most)
-    autoscaler.see(0, Stats(batches=100, elapsed=50.0, batch_wait=40.0, slot_wait=5.0, busy=150.0, cpu=150.0))
-    autoscaler.see(0, Stats(batches=120, elapsed=60.0, batch_wait=41.0, slot_wait=9.0, busy=170.0, cpu=155.0))
-
-    assert seen == [Window(rate=2.0, wait=0.1, load=2.0)]
-    assert waits == [(3, 0.75)]
+@pytest.mark.parametrize("room", [Limits(1, 1), Limits(100, 100)])
+def test_what_is_fixed_stays(room: Limits) -> None:
+    """Numbers that the user gave are kept, whatever there is room for, and whatever would be better."""
+    for machine in (SLOW, SLEEPS, COMPUTES, replace(WARM, step=0.3)):
+        autoscaler = Autoscaler(Target(3, 2), scales_workers=False, scales_reads=False, limits=lambda workers, blocked: room)
+        seen = Run(machine, autoscaler, Target(3, 2)).run(10.0)
+        assert (seen.target, seen.decisions) == (Target(3, 2), "")
 
 
-def test_a_window_ends_with_its_epoch() -> None:
-    """One that holds parts of two epochs is not looked at; one in the same epoch is, once it is long enough."""
-    autoscaler = Autoscaler(AutoscalePolicy(1), lambda workers, io_wait: 8)
-    assert autoscaler.is_over(0, 0.0, 1)
-    assert autoscaler.see(0, Stats(batches=1)) == 1
-    assert not autoscaler.is_over(0, SECONDS, BATCHES)
-    assert not autoscaler.is_over(0, SECONDS / 2, 1 + BATCHES)
-    assert autoscaler.is_over(0, SECONDS, 1 + BATCHES)
-    assert autoscaler.is_over(1, 0.0, 2)
+def starved(limits: Limits) -> Autoscaler:
+    """One that has taken a first look, and may have so many workers."""
+    autoscaler = Autoscaler(Target(1, 1), scales_workers=True, scales_reads=True, limits=lambda workers, blocked: limits)
+    look(autoscaler, 0.0, 0.0, wait=0.0, busy=0.0, cpu=0.0)
+    return autoscaler
 
-    starved = Stats(batches=20, elapsed=2.0, batch_wait=2.0, busy=2.0, cpu=2.0)
-    assert autoscaler.see(1, starved) == 1
-    assert autoscaler.see(1, Stats(batches=40, elapsed=4.0, batch_wait=4.0, busy=4.0, cpu=4.0)) == 2
-    assert [(decision.at, decision.workers) for decision in autoscaler.decisions] == [(4.0, 2)]
+
+def test_a_worker_that_starts_is_not_judged() -> None:
+    """What is seen before all have started says nothing; the first tickets afterwards neither."""
+    autoscaler = starved(Limits(2, 1))
+    assert look(autoscaler, 1.0, 100.0, wait=1.0, busy=1.0, cpu=1.0) == Target(1, 1)
+    assert look(autoscaler, 1.0, 100.0, wait=1.0, busy=1.0, cpu=1.0) == Target(2, 1)
+    for _ in range(20):
+        assert look(autoscaler, 1.0, 50.0, wait=1.0, busy=1.0, cpu=1.0, ready=1) == Target(2, 1)
+    for _ in range(20):
+        assert look(autoscaler, 1.0, 200.0, wait=1.0, busy=2.0, cpu=2.0) == Target(2, 1)
+    assert len(autoscaler.decisions) == 1
+
+
+def test_what_lies_between_epochs_does_not_count() -> None:
+    """A long pause after each epoch neither makes the trainer look as if it waited, nor as if it did not."""
+    patient, starving = starved(Limits(4, 1)), starved(Limits(4, 1))
+    for epoch in range(30):
+        # Between the epochs, the one waits for long, and the other does something else.
+        look(patient, 100.0, 10.0, wait=1.0, busy=1.0, cpu=1.0, epoch=epoch)
+        look(patient, 0.4, 100.0, wait=0.0, busy=0.9, cpu=0.9, epoch=epoch)
+        look(starving, 100.0, 10.0, wait=0.0, busy=0.1, cpu=0.1, epoch=epoch)
+        look(starving, 0.4, 100.0, wait=1.0, busy=1.0, cpu=1.0, epoch=epoch)
+    assert patient.target == Target(1, 1)
+    assert [decision.workers for decision in starving.decisions][:1] == [4]
+
+
+def test_a_slow_first_ticket_is_no_measure() -> None:
+    """Where workers were blocked by what they had to load, not by what they read, more reads are taken back."""
+    autoscaler = starved(Limits(1, 32))
+    assert look(autoscaler, 0.5, 32.0, wait=1.0, busy=1.0, cpu=0.2).reads > 1
+    for _ in range(20):
+        reads = autoscaler.target.reads
+        look(autoscaler, 1.0, 20_000.0, wait=1.0, busy=1.0 * reads, cpu=1.0)
+    assert autoscaler.target == Target(1, 1)
+
+
+def test_decisions_say_why(caplog: pytest.LogCaptureFixture) -> None:
+    """When, how many of each, and the figures that it is for; each is logged once."""
+    autoscaler = starved(Limits(3, 8))
+    with caplog.at_level(logging.INFO, "shmgen"):
+        look(autoscaler, 2.0, 200.0, wait=0.5, busy=1.0, cpu=0.2)
+        look(autoscaler, 1.0, 200.0, wait=0.5, busy=5.0, cpu=1.0)
+        look(autoscaler, 1.0, 200.0, wait=0.5, busy=5.0, cpu=1.0)
+    waited = "the trainer waited 50% of the time, readers were blocked for 80% of theirs"
+    assert autoscaler.decisions[0] == Decision(2.0, 1, 5, waited)
+    assert autoscaler.decisions[1] == Decision(4.0, 1, 1, "with 1 workers, 5 reads each, 200 rows a second became 200")
+    assert len(autoscaler.decisions) == len(caplog.messages) == 2
+    assert caplog.messages[0] == f"1 workers, 5 reads each from now on: {waited}"
+
+
+def test_looks_are_cheap() -> None:
+    """Nobody need look while no row has ended, nor twice within a few milliseconds."""
+    autoscaler = Autoscaler(Target(1, 1), scales_workers=True, scales_reads=True, limits=lambda workers, blocked: Limits(4, 4))
+    assert autoscaler.is_due(100.0, 0)
+    autoscaler.see(0, Progress(100.0, 0, 0.0, 0.0, 0.0, 1, 1, 1))
+    assert not autoscaler.is_due(200.0, 0)
+    assert not autoscaler.is_due(100.01, 10)
+    assert autoscaler.is_due(100.1, 10)

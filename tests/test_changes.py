@@ -121,7 +121,7 @@ def test_files_changed_after_a_loop_was_left(folder: Callable[..., DataSet], lef
                 next(batches)
             replaced(data, by)
             assert news(data, loader) == [by] * N
-        assert loader.stats.copied == 0
+        assert loader.stats.grown == 0
 
 
 def test_files_changed_after_an_interrupt(folder: Callable[..., DataSet], until: Callable[..., None]) -> None:

@@ -352,12 +352,12 @@ def test_all_slots_are_held() -> None:
     """Copies are handed out after a while, each right; what is held stays right; once it is let go of, there are leases again."""
     with engine_of(slots=2, samples=40) as engine:
         held = [engine.lease(number) for number in range(6)]
-        assert engine.prefetcher.stats.copied == 4
+        assert engine.prefetcher.stats.grown == 4
         assert [values(array) for array in held] == [engine.expected(number) for number in range(6)]
         held.clear()
         for number in range(6, 10):
             assert engine.fetch(number) == engine.expected(number)
-        assert engine.prefetcher.stats.copied == 4
+        assert engine.prefetcher.stats.grown == 4
 
 
 # Interrupts, and ends.

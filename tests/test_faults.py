@@ -92,7 +92,7 @@ def test_who_dies_amid_a_wait_is_named(
         if kind != "files":
             who_reads(data, 9)
         elif count == 1:
-            wait_until(lambda: loader.state.workers[0].row == 1, "the worker is at the second row of its piece")
+            wait_until(lambda: loader.state.workers[0].reading == ("id-9",), "the worker is at the file that does not answer")
         pids = [worker.pid for worker in workers()]
         for worker in workers():
             stop(worker)

@@ -164,7 +164,7 @@ def test_every_field_is_aligned_and_separate(data: Any, held: bool) -> None:
             assert (X["wide"] == 7).all()
             assert (weights == 7).all()
             np.testing.assert_array_equal(X["scan"][:, 0, 0], y)
-        assert loader.stats.copied == (8 - 2 if held else 0)
+        assert loader.stats.grown == (8 - 2 if held else 0)
 
 
 class Recorder(keras.Model):
@@ -208,7 +208,7 @@ def test_no_copy_of_any_field_to_the_tensor(data: Any) -> None:
     with Noting(data.ids, None, 8, **fields(data)) as sequence:
         slots = len(sequence.state.slots)
         model.fit(sequence, epochs=2, verbose=0)
-        assert sequence.stats.copied == 0
+        assert sequence.stats.grown == 0
     assert batches == [5] * 12
     assert set(found) <= sequence.handed_out
     assert len(sequence.handed_out) <= 5 * slots
@@ -223,7 +223,7 @@ def test_tensors_alias_copies_too(data: Any) -> None:
     with Noting(data.ids, None, 8, **fields(data), slots=2) as sequence:
         held = [sequence[0], sequence[1]]
         model.fit(sequence, epochs=2, verbose=0)
-        assert sequence.stats.copied >= 12
+        assert sequence.stats.grown >= 12
     assert len(found) == 2 * 6 * 5
     assert set(found) <= sequence.handed_out
     del held
@@ -275,7 +275,7 @@ def test_fit_takes_dtypes_of_ml_dtypes(data: Any, dtype: str) -> None:
     model.compile()
     with Noting(data.ids, data.labels, 8, data_dir=data.path, dtype=dtype, workers=2) as sequence:
         model.fit(sequence, epochs=2, verbose=0)
-        assert sequence.stats.copied == 0
+        assert sequence.stats.grown == 0
     assert seen == {dtype}
     assert wrong == []
     assert bool(found) == (dtype == "bfloat16")
@@ -287,7 +287,7 @@ def test_held_batches_keep_their_values(data: Any) -> None:
     with Loader(data.ids, None, 8, **fields(data), slots=2, shuffle=False, drop_last=False) as loader:
         held = [batch[1]["mask"] for batch in loader]
         again = [batch[0]["age"][2:] for batch in loader]
-        copied = loader.stats.copied
+        copied = loader.stats.grown
     assert np.concatenate(held)[:, 0].tolist() == list(range(N))
     assert np.concatenate(again).tolist() == [number for number in range(N) if number % 8 > 1]
     assert copied == 2 * 7 - 2

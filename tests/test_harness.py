@@ -18,7 +18,6 @@ from leftovers import MARK, Before, names
 from pace import Deadline, slowness
 
 from shmgen import Loader
-from shmgen._memory import ring
 
 SHM = Path("/dev/shm")
 
@@ -45,24 +44,24 @@ def test_a_descriptor_and_a_process_are_found() -> None:
 
 
 LEAVES_A_NAME = f"""
-def segment(size, *, in_shm):
-    fd = os.open("/dev/shm/{MARK}segment", os.O_CREAT | os.O_RDWR, 0o600)
-    os.posix_fallocate(fd, 0, size)
-    return fd
+def named(name, flags, create=os.memfd_create):
+    if name != "shmgen":
+        return create(name, flags)
+    return os.open("/dev/shm/{MARK}ring", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
 """
-"""Code of a segment that has a name, and keeps it."""
+"""Code that gives the ring's memory a name, and keeps it."""
 
 
 @pytest.mark.usefixtures("tidy")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_name_that_a_loader_leaves_is_found(folder: Callable, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    """A loader whose segment had a name, and kept it, would be found out."""
+    """A loader whose memory had a name, and kept it, would be found out."""
     data = folder(8)
     before = Before()
     made: dict[str, Any] = {"os": os}
     exec(LEAVES_A_NAME, made)
     with monkeypatch.context() as patched:
-        patched.setattr(ring, "_nameless_segment", made["segment"])
+        patched.setattr(os, "memfd_create", made["named"])
         with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=workers) as loader:
             list(loader)
 
@@ -75,7 +74,7 @@ def test_a_name_that_a_killed_script_leaves_is_found(folder: Callable, script: C
     """As it stays, when nobody who could take it away is left."""
     before = Before()
     run = script(
-        f"from shmgen._memory import ring\n{LEAVES_A_NAME}\nring._nameless_segment = segment\n"
+        f"{LEAVES_A_NAME}\nos.memfd_create = named\n"
         "loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=1)\n"
         "say('ready')\nsignal.pause()\n",
         folder(8),

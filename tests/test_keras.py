@@ -171,7 +171,7 @@ def test_steps_per_execution(data: Any) -> None:
     for epoch in passes(model.samples, 4 * (3 * N // 4)):
         assert max(Counter(epoch).values()) <= 3
         assert len(epoch) == 4 * (3 * N // 4)
-    assert stats.copied == 0
+    assert stats.grown == 0
 
 
 def test_one_object_in_fit_as_validation_and_in_evaluate(data: Any) -> None:
@@ -246,7 +246,7 @@ def test_no_copy_to_the_tensor(data: Any) -> None:
     with Noting(data.ids, data.labels, 8, data_dir=data.path) as sequence:
         slots = len(sequence.state.slots)
         model.fit(sequence, epochs=2, verbose=0)
-        assert sequence.stats.copied == 0
+        assert sequence.stats.grown == 0
     assert exact(model.samples[:48], 48)
     assert len(found) == 2 * len(model.seen)
     assert set(found) <= sequence.handed_out
@@ -284,19 +284,19 @@ def test_held_arrays_keep_their_values(data: Any) -> None:
             assert (X.reshape(4, -1) == y[:, None]).all()
         assert exact([label for _, y in batches for label in y.tolist()], 52)
         assert all((X >= 0).all() and (y >= 0).all() and (X < N).all() for X, y in slices)
-        assert sequence.stats.copied == 2 * len(sequence) - 3
+        assert sequence.stats.grown == 2 * len(sequence) - 3
 
 
 def test_slots_let_go_of_end_the_copying(data: Any) -> None:
     """Copies are for as long as all slots are held, no longer."""
     with Sequence(data.ids, data.labels, 4, data_dir=data.path, slots=2) as sequence:
         held = list(sequence)
-        copied = sequence.stats.copied
+        copied = sequence.stats.grown
         assert copied == len(sequence) - 2
         del held
         for _ in sequence:
             pass
-        assert sequence.stats.copied == copied
+        assert sequence.stats.grown == copied
 
 
 def test_a_pass_by_hand(data: Any) -> None:

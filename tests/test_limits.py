@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from leftovers import segments
 
 import shmgen._memory.limits
 from shmgen import Loader
 from shmgen._memory.layout import PAGE
 from shmgen._memory.limit_errors import START, reached
-from shmgen._memory.status_page import STATUS_PAGE_BYTES
 
 LIMITS = """
 import contextlib, logging, resource
 import shmgen._engine.prefetcher
-shmgen._engine.prefetcher.COPY_AFTER = 0.05
+shmgen._engine.prefetcher.GROW_AFTER = 0.05
 logging.basicConfig(format="%(levelname)s %(message)s")
 
 @contextlib.contextmanager
@@ -53,12 +49,12 @@ def tried(make):
 
 ROW = 1 << 18
 SLOT = ROW + PAGE
-"""Bytes of a slot: of a batch of one row, and its label."""
+"""Bytes of a slot: of a batch of one row, its label, and its sheet."""
 
 
 def room(slots: int) -> int:
     """Bytes of a ring of so many slots."""
-    return STATUS_PAGE_BYTES + slots * SLOT
+    return slots * SLOT
 
 
 def test_no_descriptor_for_a_loader(folder: Callable, script: Callable) -> None:
@@ -104,7 +100,7 @@ def with_room(more, make):
 
 
 def test_no_descriptor_later(folder: Callable, script: Callable) -> None:
-    """For a worker that takes a dead one's place, or for a spare slot: likewise; the latter is asked for again."""
+    """For a worker that takes a dead one's place, or for more slots: likewise; the latter are asked for again."""
     code = """
 import signal
 one = loader(slots=2)
@@ -118,11 +114,11 @@ with limited(resource.RLIMIT_NOFILE, room_for(0)):
     run = script(LIMITS + code, folder(8, (ROW // 4,)))
 
     assert run.end() == 0, run.err
-    spare, replaced = run.out.splitlines()
+    grown, replaced = run.out.splitlines()
     advice = (
         r"\[Errno 24\] Too many open files: this process may have \d+ files open \(ulimit -n\), and 1 loader is open: close\(\)"
     )
-    assert re.match(f"OSError: {advice}", spare)
+    assert re.match(f"OSError: {advice}", grown)
     assert re.match(f"StartError: a worker that has died can't be replaced: {advice}", replaced)
 
 
@@ -162,11 +158,12 @@ one.close()
 
 FILES = {
     # the limit, in bytes -> slots, of 6 wanted, and what is said
-    "enough": (room(7), 6, None),
+    "enough-for-all": (room(12), 6, None),
+    "enough": (room(6), 6, None),
     "less-than-wanted": (
-        room(7) - PAGE,
+        room(6) - PAGE,
         5,
-        rf"for 6 slots and a spare one of {SLOT:,} bytes each, and there are 5 slots, because files may have {room(7) - PAGE:,} ",
+        rf"for 6 slots of {SLOT:,} bytes each, and there are 5 slots, because files may have {room(6) - PAGE:,} bytes",
     ),
     "just-for-two": (
         room(2),
@@ -178,7 +175,7 @@ FILES = {
 
 @pytest.mark.parametrize(("limit", "slots", "warned"), FILES.values(), ids=FILES)
 def test_a_limit_on_the_size_of_files(folder: Callable, script: Callable, limit: int, slots: int, warned: str | None) -> None:
-    """There are as many slots as it allows, which is said, and all is right; where it has no room for the spare one, neither."""
+    """As many slots as it allows, which is said, and all is right; where there is no room for more, holding all is an error."""
     code = f"""
 with limited(resource.RLIMIT_FSIZE, {limit}):
     with loader(slots=6, workers=2) as one:
@@ -190,13 +187,15 @@ with limited(resource.RLIMIT_FSIZE, {limit}):
     run = script(LIMITS + code, folder(12, (ROW // 4,)))
 
     assert run.end() == 0, run.err
-    if limit == room(2):
-        text = rf"File too large: files may have {limit:,} bytes \(ulimit -f\), and shared memory counts as one: raise"
-        assert re.search(text, run.out)
-    else:
+    if limit == room(12):
         assert run.out == "12\n"
-    assert re.search(warned, run.err) if warned else run.err == ""
-    assert "/dev/shm has" not in run.out + run.err
+    else:
+        assert re.match(
+            rf"OSError: \[Errno 27\] {SLOT:,} bytes of shared memory are needed, for another slot: files may have {limit:,} "
+            r"bytes \(ulimit -f\), and shared memory counts as one: raise the limit, hold fewer batches, ",
+            run.out,
+        )
+    assert re.search(warned, run.err) if warned else " are wanted" not in run.err
 
 
 def test_too_small_a_limit_on_the_size_of_files(folder: Callable, script: Callable) -> None:
@@ -216,12 +215,31 @@ with limited(resource.RLIMIT_FSIZE, {room(2)}):
     )
 
 
+def test_ids_that_are_more_than_a_file_may_hold(folder: Callable, script: Callable) -> None:
+    """They are shared memory too: the limit is named, and nothing is left."""
+    code = f"""
+loader(slots=2).close()
+before = taken()
+ids = [*IDS, *(f"none-{{number:06}}" for number in range(50_000))]
+with limited(resource.RLIMIT_FSIZE, {room(2)}):
+    say(tried(lambda: Loader(ids, None, 1, data_dir=DATA, workers=1, slots=2)))
+assert taken() == before
+"""
+    run = script(LIMITS + code, folder(4, (ROW // 4,)))
+
+    assert run.end() == 0, run.err
+    assert re.match(rf"OSError: .*[Ff]ile.*may have {room(2):,} bytes \(ulimit -f\)", run.out), run.out
+
+
 def test_a_limit_on_address_space(folder: Callable, script: Callable) -> None:
     """Of the calling process, and of a worker once the ring has grown: `ulimit -v` is named, and what is taken."""
     code = """
+def large():  # two slots are more than 32 MiB
+    return Loader(range(256), None, 64, source=lambda id: np.zeros(1 << 16, "f4"), workers=1)
+
 loader().close()
 with limited(resource.RLIMIT_AS, size(os.getpid()) + (32 << 20)):
-    say(tried(lambda: loader(slots=400)))
+    say(tried(large))
 with loader(slots=2) as one:
     one.batch(0)
     pid = one.state.workers[0].pid
@@ -300,21 +318,3 @@ def test_a_container_has_a_limit_on_processes(tmp_path: Path, monkeypatch: pytes
 def test_what_tells_of_no_limit(error: Exception) -> None:
     """Other errors, and a lack of memory where the process has no limit of its own, are left as they are."""
     assert reached(error, START) == ""
-
-
-@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EISDIR])
-def test_where_files_must_have_names(folder: Callable, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """On what passes for Linux, shared memory is had of elsewhere, without a word; all is right."""
-    data = folder(8)
-    opened = os.open
-
-    def refusing(path: Any, flags: int, *args: Any, **options: Any) -> int:
-        if flags & os.O_TMPFILE == os.O_TMPFILE:
-            raise OSError(number, os.strerror(number))
-        return opened(path, flags, *args, **options)
-
-    monkeypatch.setattr(os, "open", refusing)
-    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:
-        assert [segment for segment in segments() if "memfd" in segment]
-        assert not [segment for segment in segments() if "/dev/shm" in segment]
-        assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(8))

@@ -202,7 +202,7 @@ def test_a_thousand_loaders_in_turn(folder: Callable, workers: int) -> None:
 
     def state() -> tuple[int, int, int]:
         gc.collect()
-        return process.num_fds(), len(process.children(recursive=True)), Path("/proc/self/maps").read_text().count("/dev/shm")
+        return process.num_fds(), len(process.children(recursive=True)), Path("/proc/self/maps").read_text().count("memfd:shmgen")
 
     for number in range(20):
         one(number)

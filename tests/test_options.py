@@ -109,7 +109,7 @@ def test_the_front_end_is_asked_to_release_and_to_hand_over(folder: Callable[...
     with Loader.from_options(options, front_end) as loader:
         assert loader.batch(0) == (("tensor", (2, 4, 3)), {"label": ("tensor", (2,))})
         assert list(loader) == [(("tensor", (2, 4, 3)), {"label": ("tensor", (2,))})] * 10
-        assert loader.stats.copied == 0
+        assert loader.stats.grown == 0
     assert front_end.releases > 0
 
 
@@ -120,4 +120,4 @@ def test_without_a_framework_held_slots_end_in_copies(folder: Callable[..., Any]
     with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=1, slots=2) as loader:
         held = list(loader)
         assert sorted(label for X, y in held for label in data.check(X, y)) == list(range(12))
-        assert loader.stats.copied == 4
+        assert loader.stats.grown == 4

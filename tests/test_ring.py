@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import mmap
 import os
+import re
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import pytest
-from leftovers import names
 
-from shmgen._memory.layout import ALIGNMENT, Field, Layout
-from shmgen._memory.ring import Ring
-from shmgen._memory.status_page import STATUS_PAGE_BYTES
+import shmgen._memory.ring
+from shmgen._memory.layout import ALIGNMENT, PAGE, Field, Layout
+from shmgen._memory.ring import OTHERS_NEED, Ring
+from shmgen._memory.segments import Segments
 
 FIELDS = (Field("X", (3, 5), np.dtype(np.float32)), Field("y", (), np.dtype(np.int64)), Field("w", (7,), np.dtype(np.uint8)))
+
+SHEET = Field("sheet", (), np.dtype(np.int64))
 
 
 def make_ring(slots: int = 2, rows: int = 4) -> Ring:
     return Ring(Layout(FIELDS, rows), slots)
 
 
+def address(ring: Ring, slot: int) -> int:
+    """Where a slot lies in this process."""
+    return int(np.frombuffer(ring.bytes(slot), np.uint8).ctypes.data)
+
+
 def test_arrays_are_aligned_contiguous_and_apart() -> None:
-    """Every field of every slot begins at a multiple of 64 bytes, is contiguous and of its dtype, and overlaps no other."""
+    """Every field and the sheet of every slot begin at a multiple of 64 bytes, are contiguous, and overlap no other."""
     ring = make_ring(slots=3)
-    arrays = [array for slot in range(3) for array in ring.lease(slot, 4)]
-    for array, field in zip(arrays, FIELDS * 3, strict=True):
+    arrays = [array for slot in range(3) for array in (*ring.lease(slot, 4), ring.sheet(slot))]
+    for array, field in zip(arrays, (*FIELDS, SHEET) * 3, strict=True):
         assert array.ctypes.data % ALIGNMENT == 0
         assert array.flags.c_contiguous
-        assert (array.dtype, array.shape) == (field.dtype, (4, *field.shape))
-        assert ring.address <= array.ctypes.data < ring.address + len(ring.memory)
+        assert (array.dtype, array.shape) == (field.dtype, (6 if field is SHEET else 4, *field.shape))
     spans = sorted((array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays)
     assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(spans))
     del arrays, array
@@ -111,7 +123,7 @@ def test_memory_is_unmapped_with_the_last_view() -> None:
     """Closed and let go of, the segment takes no memory."""
     ring = make_ring()
     arrays = ring.lease(0, 4)
-    start = ring.address
+    start = address(ring, 0)
     ring.close()
     assert is_mapped(start)
     del arrays
@@ -124,41 +136,282 @@ def is_mapped(address: int) -> bool:
 
 
 def test_a_ring_has_no_name() -> None:
-    """From the moment it exists, there is nothing in /dev/shm that anybody's death could leave behind."""
+    """It is memory, not a file of /dev/shm, from the first moment: nobody's death can leave anything behind."""
     ring = make_ring()
-    assert not names()
+    assert os.readlink(f"/proc/self/fd/{ring.fd}").startswith("/memfd:")
+    assert os.fstat(ring.fd).st_nlink == 0
+    assert not os.get_inheritable(ring.fd)
     ring.close()
 
 
-def test_a_ring_is_its_owners_alone() -> None:
-    """Nobody else may read a user's data."""
-    ring = make_ring()
-    assert os.fstat(ring.fd).st_mode & 0o077 == 0
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_a_ring_is_its_owners_alone(umask: int) -> None:
+    """Whatever the umask, nobody else may read a user's data."""
+    before = os.umask(umask)
+    try:
+        ring = make_ring()
+    finally:
+        os.umask(before)
+    assert os.fstat(ring.fd).st_mode & 0o777 == 0o600
     ring.close()
 
 
 def test_pages_are_reserved() -> None:
     """Memory is had before it is handed out, so that no later touch can fail."""
     ring = Ring(Layout((Field("X", (1000,), np.dtype(np.float64)),), 100), 2)
-    assert os.fstat(ring.fd).st_blocks * 512 >= len(ring.memory) >= 2 * 800_000
+    assert os.fstat(ring.fd).st_blocks * 512 >= 2 * ring.layout.slot_bytes >= 2 * 800_000
     ring.close()
 
 
+def test_a_sheet_lies_where_workers_look() -> None:
+    """A slot's bytes at ``sheet_offset`` are the words that were written."""
+    ring = make_ring(slots=3)
+    ring.sheet(1)[:] = [2, 3, 10, 20, 30, 40]
+    ring.arrays(1)[0][:] = 1.5
+    end = ring.layout.sheet_offset + 6 * 8
+    assert end <= ring.layout.slot_bytes
+    assert Segments(ring.fd, ring.layout.slot_bytes)[1][ring.layout.sheet_offset : end].cast("q").tolist() == [
+        2,
+        3,
+        10,
+        20,
+        30,
+        40,
+    ]
+    ring.close()
+
+
+@pytest.mark.parametrize("rows", [1, 4, 62, 63, 64, 510, 511])
+def test_slots_are_whole_pages_with_room_for_the_sheet(rows: int) -> None:
+    """Whatever lies before it, also in the last page: a row of 64 bytes and its number fill the page at some sizes."""
+    layout = Layout((Field("X", (64,), np.dtype(np.uint8)),), rows)
+    assert layout.sheet_offset % ALIGNMENT == layout.slot_bytes % PAGE == 0
+    assert rows * 64 <= layout.sheet_offset
+    assert 0 <= layout.slot_bytes - (layout.sheet_offset + (2 + rows) * 8) < PAGE
+
+
 def test_growing_keeps_what_is_there() -> None:
-    """A ring that grows keeps the contents of its slots, and the leases of before; others see the same memory."""
+    """A ring that grows keeps the contents and the place of its slots, and the leases of before; workers see the same memory."""
     ring = make_ring(slots=2)
     x = ring.lease(0, 4)[0]
     x[:] = 4
-    ring.grow()
-    spare = ring.arrays(2)[0]
-    spare[:] = 5
+    others, before = Segments(ring.fd, ring.layout.slot_bytes), [address(ring, slot) for slot in range(2)]
+    for count in (1, 2, 4):
+        assert ring.grow(count) == count
+    assert ring.slots == 9
+    assert [address(ring, slot) for slot in range(2)] == before
+    assert len({address(ring, slot) for slot in range(9)}) == 9
+    for slot in range(1, 9):
+        ring.arrays(slot)[0][:] = slot + 4
     assert (x == 4).all()
-    with mmap.mmap(ring.fd, 0) as other:
-        assert np.frombuffer(other, np.float32, 1, STATUS_PAGE_BYTES)[0] == 4
-        assert np.frombuffer(other, np.float32, 1, STATUS_PAGE_BYTES + 2 * ring.layout.slot_bytes)[0] == 5
+    assert len(others) == 2
+    for slot in (8, 0, 3):
+        assert np.frombuffer(others[slot], np.float32, 1)[0] == slot + 4
+    assert len(others) == 9
+    assert os.fstat(ring.fd).st_blocks * 512 >= 9 * ring.layout.slot_bytes
     del x
     assert ring.released() == [0]
-    del spare
+    later = ring.lease(8, 4)
+    ring.close()
+    del ring
+    gc.collect()
+    assert (later[0] == 12).all()
+
+
+def test_a_slot_that_there_is_not() -> None:
+    """Segments say so; after `close` they map no other file that has the descriptor's number by then."""
+    ring = make_ring(slots=2)
+    segments = Segments(ring.fd, ring.layout.slot_bytes)
+    with pytest.raises(IndexError):
+        segments[2]
+    segments.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        segments[0]
+    ring.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        ring.bytes(0)
+
+
+def test_threads_that_meet_a_slot_at_once_map_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers of a worker share its segments: however they interleave, each slot is there once, and theirs."""
+    ring = make_ring(slots=2)
+    segments = Segments(ring.fd, ring.layout.slot_bytes)
+    ring.grow(3)
+    both, stat = threading.Barrier(2), os.fstat
+
+    def slow(fd: int) -> os.stat_result:
+        found = stat(fd)
+        try:
+            both.wait(0.2)  # the other comes here too, unless it waits for its turn
+        except threading.BrokenBarrierError:
+            both.reset()
+        return found
+
+    monkeypatch.setattr(os, "fstat", slow)
+    threads = [threading.Thread(target=segments.__getitem__, args=(4,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(segments) == 5
+    ring.close()
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def interrupt_after(*args: int) -> None:
+    RESERVE(*args)
+    raise KeyboardInterrupt
+
+
+RESERVE = os.posix_fallocate
+
+
+@pytest.mark.parametrize(("module", "name", "error"), [
+    (os, "posix_fallocate", refuse),
+    (os, "posix_fallocate", interrupt),
+    (os, "posix_fallocate", interrupt_after),
+    (mmap, "mmap", refuse),
+    (mmap, "mmap", interrupt),
+])  # fmt: skip
+def test_a_growth_that_fails_leaves_all_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, error: Callable[..., None]
+) -> None:
+    """Whether memory is refused, or its mapping, or Ctrl-C comes: file, slots and leases are as before, and it can grow later."""
+    ring = make_ring(slots=2)
+    x = ring.lease(1, 4)[0]
+    x[:] = 3
+    other = Segments(ring.fd, ring.layout.slot_bytes)
+    for wanted in (1, 4):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, error)
+            with pytest.raises((OSError, KeyboardInterrupt)):
+                ring.grow(wanted)
+        assert ring.slots == 2
+        assert os.fstat(ring.fd).st_size == 2 * ring.layout.slot_bytes
+    assert ring.grow(2) == 2
+    ring.arrays(3)[0][:] = 5
+    assert np.frombuffer(other[3], np.float32, 1)[0] == 5
+    assert (x == 3).all()
+    del x
+    ring.close()
+
+
+def test_what_a_worker_mapped_of_a_growth_that_failed_serves_later() -> None:
+    """It may have looked just before the file was cut back; when that grows again, both see the same memory."""
+    ring = make_ring(slots=2)
+    slot_bytes = ring.layout.slot_bytes
+    os.posix_fallocate(ring.fd, 2 * slot_bytes, 4 * slot_bytes)
+    other = Segments(ring.fd, slot_bytes)
+    os.ftruncate(ring.fd, 2 * slot_bytes)
+    assert [ring.grow(1), ring.grow(5)] == [1, 5]
+    for slot in range(8):
+        ring.arrays(slot)[0][:] = slot
+        assert np.frombuffer(other[slot], np.float32, 1)[0] == slot
+    ring.close()
+
+
+@pytest.mark.parametrize(("left", "added"), [(100, 4), (8, 4), (7, 3), (3, 1), (1, 1)])
+def test_a_ring_grows_by_as_much_as_there_is_memory_for(monkeypatch: pytest.MonkeyPatch, left: int, added: int) -> None:
+    """Of 4 wanted slots, as many as leave others half of what is available, but one while there is memory for it."""
+    ring = make_ring(slots=2)
+    monkeypatch.setattr(shmgen._memory.ring, "available", lambda: OTHERS_NEED + left * ring.layout.slot_bytes)
+    assert ring.grow(4) == added
+    assert ring.slots == 2 + added
+    ring.close()
+
+
+def test_a_ring_that_cant_grow_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel would kill somebody rather than refuse, so it is not asked for more than there is."""
+    ring = make_ring(slots=2)
+    size = ring.layout.slot_bytes
+    monkeypatch.setattr(shmgen._memory.ring, "available", lambda: OTHERS_NEED + size - 1)
+    with pytest.raises(OSError, match="are available") as raised:
+        ring.grow(4)
+    assert str(raised.value) == (
+        f"[Errno 12] {size:,} bytes of shared memory are needed, for another slot, and {size - 1:,} bytes of memory are "
+        "available: hold fewer batches, or choose a smaller batch_size"
+    )
+    ring.close()
+
+
+def test_what_the_kernel_refuses_is_tried_in_smaller_parts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where memory seems to be there and is not, as where the kernel overcommits none: fewer slots, said with the numbers."""
+    reserve = os.posix_fallocate
+
+    def stingy(fd: int, held: int, more: int) -> None:
+        if held + more > room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        reserve(fd, held, more)
+
+    monkeypatch.setattr(os, "posix_fallocate", stingy)
+    layout = Layout(FIELDS, 4)
+    room = 9 * layout.slot_bytes
+    ring = Ring(layout, 16)
+    assert ring.slots == 8
+    assert caplog.messages == [
+        f"{16 * layout.slot_bytes:,} bytes of shared memory are wanted, for 16 slots of {layout.slot_bytes:,} bytes each, and "
+        f"there are 8 slots, because {16 * layout.slot_bytes:,} bytes of shared memory were refused: choose "
+        "a smaller batch_size (No space left on device)"
+    ]
+    assert ring.grow(8) == 1
+    with pytest.raises(OSError, match=r"of shared memory were refused: hold fewer batches, or .* \(No space left on device\)"):
+        ring.grow()
+    ring.close()
+
+
+def test_where_address_space_is_short_a_ring_grows_by_less() -> None:
+    """Under ``ulimit -v``, by as much as can be mapped; where that is nothing, the error names the limit."""
+    code = """
+import resource, sys
+import numpy as np
+from shmgen._memory.layout import Field, Layout
+from shmgen._memory.ring import Ring
+ring = Ring(Layout((Field("X", (1 << 20,), np.dtype("u1")),), 1), 2)
+def limit(more):
+    with open("/proc/self/statm") as file: size = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + more, resource.RLIM_INFINITY))
+limit(12 << 20)
+print(ring.grow(32), ring.slots)
+limit(0)
+try: ring.grow(8)
+except OSError as error: print(error, ring.slots)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown, refused = run.stdout.splitlines()
+    assert grown == "8 10"
+    assert re.fullmatch(r".* Cannot allocate memory: this process may have .* of address space \(ulimit -v\), .* 10", refused)
+
+
+def test_a_worker_sees_what_a_ring_has_grown_by() -> None:
+    """A process that was started before gets at the new slots by the descriptor that it inherited, and needs no NumPy for it."""
+    code = """
+import sys
+from shmgen._memory.segments import Segments
+segments = Segments(int(sys.argv[1]), int(sys.argv[2]))
+print(len(segments), flush=True)
+input()
+segments[5][:3] = bytes(segments[4][:3])
+print(len(segments), {"numpy", "ctypes", "multiprocessing"} & sys.modules.keys())
+"""
+    ring = make_ring(slots=2)
+    words = [sys.executable, "-c", code, str(ring.fd), str(ring.layout.slot_bytes)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, pass_fds=[ring.fd], stdin=pipe, stdout=pipe, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "2\n"
+        ring.grow(4)
+        ring.bytes(4)[:3] = b"abc"
+        assert worker.communicate("\n")[0] == "6 set()\n"
+    assert bytes(ring.bytes(5)[:3]) == b"abc"
     ring.close()
 
 

@@ -107,7 +107,7 @@ def test_stats_are_a_snapshot(folder: Callable) -> None:
 
 def test_a_stretch_of_time() -> None:
     """What was done since then, and no more: counts, fractions, and decisions; the number of workers is the last."""
-    first, second = Decision(3.0, 2, "why"), Decision(12.0, 3, "why not")
+    first, second = Decision(3.0, 2, 1, "why"), Decision(12.0, 3, 8, "why not")
     earlier = Stats(10, 80, 8000, 5.0, 1.0, 0.5, 1, 1, 2, workers=2, busy=9.0, cpu=8.0, decisions=(first,))
     later = Stats(50, 400, 40000, 15.0, 4.0, 1.5, 3, 1, 6, workers=4, busy=29.0, cpu=13.0, decisions=(first, second))
 
@@ -117,6 +117,7 @@ def test_a_stretch_of_time() -> None:
     assert (seen.rate, seen.data_wait, seen.busy_workers, seen.load, seen.io_wait) == (4.0, 0.4, 2.0, 0.5, 0.75)
     assert seen.verdict == "disk-bound"
     assert later.since(Stats()) == later
+    assert "after 12.0 s 3 workers, 8 reads each: why not" in seen.report()
 
 
 def test_no_time_at_all() -> None:

@@ -353,7 +353,7 @@ def test_who_can_not_be_killed_stands_aside(folder: Callable, asking: Callable) 
         assert labels[:9] + labels[10:] == [*range(9), *range(10, N)]
         assert labels[9] != 9
         assert loader.stats.restarts == 1
-        assert loader.stats.copied == 0
+        assert loader.stats.grown == 0
         assert [damaged.id for damaged in loader.damaged] == ["id-9"]
         assert repr(loader).count("lost") == 1
         assert worker.is_running()

@@ -11,11 +11,12 @@ from shmgen._memory.ring import Ring
 from shmgen._plan.damage import Damage
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId, Sampler
-from shmgen._plan.schedule import Piece
+from shmgen._plan.schedule import Ticket
 from shmgen._sources.base import Source
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._sources.ids import take
-from shmgen._worker.assembler import BatchAssembler, Task
+from shmgen._worker.assembler import BatchAssembler
+from shmgen._worker.readers import EPOCH, POSITION, SAMPLES
 from shmgen.errors import SampleError, printable
 
 MAX_ATTEMPTS = 100
@@ -23,7 +24,7 @@ MAX_ATTEMPTS = 100
 
 
 class BatchBuilder:
-    """Builds batches: knows the samples of each, and fills in what workers don't.
+    """Builds batches: knows the samples of each, tells workers by the slot's sheet, and fills in what they don't.
 
     Args:
         ids: of all samples.
@@ -68,17 +69,6 @@ class BatchBuilder:
         """How many samples ``batch`` holds."""
         return self._sampler.size(batch)
 
-    def tasks(self, pieces: Sequence[Piece]) -> list[Task]:
-        """The workers' tasks for ``pieces``."""
-        ids: dict[BatchId, list[Any]] = {}
-        tasks = []
-        for slot, batch, start, stop in pieces:
-            if batch not in ids:
-                ids[batch] = take(self._ids, self._numbers(batch))
-            position = batch.number * self._sampler.batch_size + start
-            tasks.append(Task(slot, start, stop, batch.epoch, position, ids[batch][start:stop]))
-        return tasks
-
     def prepare(self, slot: int, batch: BatchId, *, ahead: bool) -> None:
         """Prepare ``slot`` for ``batch``, which is read ``ahead`` of being asked for or not: fill in what workers don't."""
         self._read.pop(batch, None)
@@ -88,6 +78,8 @@ class BatchBuilder:
                 if sample in self._damage.unreadable:
                     self._replace(batch, row)
         numbers = self._numbers(batch)
+        sheet = self._ring.sheet(slot)
+        sheet[EPOCH], sheet[POSITION] = batch.epoch, batch.number * self._sampler.batch_size
         self._fill(slot, 0, numbers)
         # What is read before its epoch begins may have changed by then.
         if ahead and self._can_tell:
@@ -95,9 +87,9 @@ class BatchBuilder:
             in_its_epoch = last is not None and last.is_begun and last.epoch == batch.epoch
             self._read[batch] = last if in_its_epoch else self._version(numbers)
 
-    def refill(self, piece: Piece) -> None:
-        """Prepare ``piece`` to be read again: fill in what a transform may have changed, and replace what is unreadable."""
-        slot, batch, start, stop = piece
+    def refill(self, ticket: Ticket) -> None:
+        """Prepare ``ticket`` to be read again: fill in what a transform may have changed, and replace what is unreadable."""
+        _, slot, batch, start, stop = ticket
         if self._damage.unreadable:
             for row, sample in enumerate(self._numbers(batch)[start:stop].tolist(), start):
                 if sample in self._damage.unreadable:
@@ -105,7 +97,8 @@ class BatchBuilder:
         self._fill(slot, start, self._numbers(batch)[start:stop])
 
     def _fill(self, slot: int, start: int, numbers: np.ndarray) -> None:
-        """Fill in the values of the samples ``numbers``, in ``slot`` from row ``start`` on."""
+        """Tell workers of the samples ``numbers``, and fill in their values, in ``slot`` from row ``start`` on."""
+        self._ring.sheet(slot)[SAMPLES + start : SAMPLES + start + len(numbers)] = numbers
         for field, source in self._filled_here:
             source.fill(numbers, self._ring.arrays(slot)[field][start : start + len(numbers)])  # type: ignore[arg-type]
 
@@ -124,39 +117,43 @@ class BatchBuilder:
         """``batch`` has been handed out. Returns in how many rows a sample was replaced."""
         return len(self._replacements.pop(batch, ()))
 
-    def named(self, piece: Piece, row: int) -> str:
-        """The sample in ``row`` of ``piece``, counted from its first."""
-        [id] = self._ids_of(piece)[row : row + 1]
+    def id(self, batch: BatchId, row: int) -> Any:
+        """The id of the sample in ``row`` of ``batch``."""
+        [id] = self._ids_of(batch, row, row + 1)
+        return id
+
+    def named(self, batch: BatchId, row: int) -> str:
+        """The sample in ``row`` of ``batch``."""
+        id = self.id(batch, row)
         return printable(f"sample {id!r}, {self._assembler.places(id)}")
 
-    def listed(self, pieces: Sequence[Piece], most: int) -> str:
-        """What is read for ``pieces``; no more than ``most`` samples are named."""
-        ids = [id for piece in pieces for id in self._ids_of(piece)]
+    def listed(self, tickets: Sequence[Ticket], most: int) -> str:
+        """What is read for ``tickets``; no more than ``most`` samples are named."""
+        ids = [id for _, _, batch, start, stop in tickets for id in self._ids_of(batch, start, stop)]
         places = [self._assembler.places(id) for id in ids[:most]]
         named = printable(", ".join(place if place.startswith("/") else repr(id) for id, place in zip(ids, places, strict=False)))
         return named if len(ids) <= most else f"{named} and {len(ids) - most} more"
 
-    def _ids_of(self, piece: Piece) -> list[Any]:
-        return take(self._ids, self._numbers(piece.batch)[piece.start : piece.stop])
+    def _ids_of(self, batch: BatchId, start: int, stop: int) -> list[Any]:
+        return take(self._ids, self._numbers(batch)[start:stop])
 
-    def error(self, piece: Piece, row: int, reason: str) -> SampleError:
-        """An error for the sample in ``row`` of ``piece``, for a ``reason`` other than its data."""
-        id = self._ids_of(piece)[row]
+    def error(self, batch: BatchId, row: int, reason: str) -> SampleError:
+        """An error for the sample in ``row`` of ``batch``, for a ``reason`` other than its data."""
+        id = self.id(batch, row)
         return SampleError(id, self._assembler.places(id), reason)
 
-    def replace(self, piece: Piece, row: int, error: SampleError, *, unreadable: bool = False) -> None:
-        """Replace the sample in ``row`` of ``piece``, which can't be read because of ``error``.
+    def replace(self, batch: BatchId, row: int, error: SampleError, *, unreadable: bool = False) -> None:
+        """Replace the sample in ``row`` of ``batch``, which can't be read because of ``error``, once it is refilled.
 
         Args:
-            piece: what was being read, and is to be read again, once it has been `refill`ed.
-            row: from the piece's first.
+            batch: in which batch.
+            row: in which row of it.
             error: why.
             unreadable: the sample is not to be tried again.
 
         Raises:
             TooManyDamaged: more are damaged than are tolerated.
         """
-        batch, row = piece.batch, piece.start + row
         self._damage.record(int(self._numbers(batch)[row]), error, unreadable=unreadable)
         self._replace(batch, row)
 

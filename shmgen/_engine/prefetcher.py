@@ -1,4 +1,4 @@
-"""Delivers batches: keeps the slots filled, waits for workers, hands out leases, or copies if all slots are held.
+"""Delivers batches: keeps the slots filled, waits for workers, and hands out leases.
 
 No thread runs in the background. A request for a batch handles the events since the last one, gives free slots new work, and
 waits if need be. If several threads wait, one of them listens to the workers and wakes the others.
@@ -19,24 +19,26 @@ from typing import TypeVar
 
 from shmgen._engine.batch_builder import BatchBuilder
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
-from shmgen._engine.pool import Workers
 from shmgen._engine.state import LoaderState, SlotState, WorkerState
 from shmgen._engine.supervisor import Supervisor
+from shmgen._engine.workers import Workers
 from shmgen._memory.layout import Arrays
 from shmgen._memory.limit_errors import open_loaders
 from shmgen._memory.ring import Ring
-from shmgen._plan.autoscaler import Autoscaler
+from shmgen._plan.autoscaler import Autoscaler, Progress
 from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import Schedule, State
 from shmgen._plan.stats import Stats
-from shmgen._sources.base import IDLE, row_of
 from shmgen.errors import ClosedError, ShmgenError, StartError, TooManyDamaged, WorkerDied
 
-COPY_AFTER = 1.0
-"""Seconds that a batch waits for a slot to be released before it is handed out as a copy; half of that after each vain wait."""
+GROW_AFTER = 1.0
+"""Seconds that a batch waits for a slot to be released before the ring grows; half of that after each vain wait."""
 
-COPY_AFTER_LEAST = 0.02
+GROW_AFTER_LEAST = 0.02
 """The least number of seconds that it waits."""
+
+GROW_BY = 4
+"""The ring grows by one slot for every so many that it has. So even who holds a whole epoch waits only a few times."""
 
 COLLECT_AFTER = 0.25
 """Seconds after which garbage is collected, in case it holds the slots."""
@@ -68,10 +70,10 @@ class Prefetcher:
         ring: where they are read into.
         workers: the workers that read them.
         supervisor: supervises the workers.
-        schedule: who reads what, and where.
+        schedule: which slot holds which batch.
         builder: knows what batches consist of.
         upcoming: the batches that will be asked for next, as far as that is known.
-        autoscaler: decides on the number of workers; None if it is fixed.
+        autoscaler: decides on the numbers of workers and reads; None if both are fixed.
         front_end: knows the framework; it is asked to release batches while all slots are held.
 
     Attributes:
@@ -100,7 +102,7 @@ class Prefetcher:
         self._autoscaler = autoscaler
         self._front_end = front_end
         self._owner = os.getpid()
-        self._batches = self._rows = self._bytes = self._copied = self._replaced = 0
+        self._batches = self._rows = self._bytes = self._grown = self._replaced = 0
         self._batch_wait = self._slot_wait = 0.0
         # Of the first request and the last delivery.
         self._first, self._last = math.inf, 0.0
@@ -110,11 +112,9 @@ class Prefetcher:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
         self._listener: int | None = None
-        self._listens_to: int | None = None
         # Requests that wait, the oldest first: since when, and for which batch.
         self._waiting: list[tuple[float, BatchId]] = []
-        self._all_held = False
-        self._patience = COPY_AFTER
+        self._patience = GROW_AFTER
         self._harmless: BaseException | None = None
         open_loaders.add(self)
 
@@ -130,10 +130,11 @@ class Prefetcher:
                 elapsed=max(0.0, self._last - self._first),
                 batch_wait=self._batch_wait,
                 slot_wait=self._slot_wait,
-                copied=self._copied,
+                grown=self._grown,
                 restarts=self._supervisor.restarts,
                 replaced=self._replaced,
-                workers=self._schedule.workers,
+                workers=self._supervisor.workers,
+                reads=self._supervisor.reads,
                 busy=busy,
                 cpu=cpu,
                 decisions=() if self._autoscaler is None else tuple(self._autoscaler.decisions),
@@ -150,9 +151,10 @@ class Prefetcher:
                 else:
                     epoch_of, batch = slot.batch or (None, None)
                     slots.append(SlotState(slot.state.value, epoch_of, batch))
-            for worker, pid in enumerate(self._workers.pids):
-                at = self._workers.at(worker)
-                workers.append(WorkerState(pid, at != IDLE, row_of(at)))
+            for worker, pid in self._workers.pids.items():
+                begun = [claim for claim in self._supervisor.claims(worker).values() if claim.begun]
+                reading = [self._builder.id(claim.ticket.batch, claim.ticket.start + (claim.row or 0)) for claim in begun]
+                workers.append(WorkerState(pid, tuple(reading)))
         return LoaderState(epoch, tuple(slots), tuple(workers), len(self._waiting), closed)
 
     def read_ahead(self) -> None:
@@ -185,10 +187,7 @@ class Prefetcher:
             try:
                 arrays = self._fetch(batch, called)
                 self._last = time.monotonic()
-                if self._autoscaler is not None and self._autoscaler.is_over(
-                    batch.epoch, self._last - self._first, self._batches
-                ):
-                    self._autoscale(self._autoscaler, batch.epoch)
+                self._steer(batch.epoch, self._last)
                 return arrays
             except (TooManyDamaged, WorkerDied, StartError) as end:
                 self.close(_bare(end))
@@ -216,7 +215,7 @@ class Prefetcher:
 
     def _fetch(self, batch: BatchId, called: float) -> Arrays:
         starved_from: float | None = None
-        collected = False
+        collected = grown = False
         if self._schedule.ready(batch) is not None:
             self._handle_events()  # a request that need not wait would not notice a worker's death
         self._check(called)
@@ -225,28 +224,27 @@ class Prefetcher:
             if not self._schedule.holds(batch):
                 self._dispatch()
             now = time.monotonic()
-            if self._schedule.can_lease or self._all_held:
-                self._wait(math.inf, batch, now)
-                if self._all_held:  # nothing was read ahead, for want of a slot
-                    self._slot_wait += time.monotonic() - now
-                else:
-                    self._batch_wait += time.monotonic() - now
+            if self._schedule.can_lease:
+                self._wait(math.inf, now)
+                self._batch_wait += time.monotonic() - now
             else:
-                # Whoever holds all the slots may only need a push to release some; if that does not help, hand out copies.
+                # Whoever holds all the slots may only need a push to release some; if that does not help, there must be more.
                 starved_from = starved_from or now
                 if now > starved_from + self._patience:
-                    self._resort_to_copies()
+                    self._grow()
+                    grown = True
                 else:
                     due = not collected and now > starved_from + COLLECT_AFTER
                     collected = collected or due
                     self._push(collect=due)
-                    self._wait(DRAIN_EVERY, batch, now)
+                    self._wait(DRAIN_EVERY, now)
                     self._slot_wait += time.monotonic() - now
             self._check(called)
             if starved_from is not None:
                 self._dispatch()
-        if starved_from is not None and not self._all_held:
-            self._patience = min(COPY_AFTER, 2 * self._patience)
+            self._steer(batch.epoch, time.monotonic())
+        if starved_from is not None and not grown:
+            self._patience = min(GROW_AFTER, 2 * self._patience)
         return arrays
 
     def _record_error(self, batch: BatchId, error: Exception) -> None:
@@ -287,20 +285,13 @@ class Prefetcher:
         """Take back released slots, and have the next batches read."""
         for slot in self._ring.released():
             self._schedule.free(slot)
-            self._all_held = False
         demanded = [batch for _, batch in self._waiting]
-        pieces = self._schedule.assign(demanded, self._upcoming())
-        if not pieces:
-            return
-        slot = -1
-        for _, piece in pieces:
-            if piece.slot != slot:
-                slot = piece.slot
-                self._builder.prepare(slot, piece.batch, ahead=piece.batch not in demanded)
-        self._supervisor.send(pieces)
+        for slot, batch in self._schedule.assign(demanded, self._upcoming()):
+            self._builder.prepare(slot, batch, ahead=batch not in demanded)
+        self._supervisor.give_out()
 
     def _hand_out(self, batch: BatchId) -> Arrays | None:
-        """The arrays of ``batch``; None if it is not ready, or no slot may be leased."""
+        """The arrays of ``batch``; None if it is not ready."""
         schedule = self._schedule
         slot = schedule.ready(batch)
         if slot is None:
@@ -313,29 +304,27 @@ class Prefetcher:
             schedule.free(slot)
             raise error
         rows = self._builder.size(batch)
-        if schedule.can_lease:
-            schedule.lease(slot)
-            arrays = self._ring.lease(slot, rows)
-        elif self._all_held:
-            arrays = self._ring.layout.copies(self._ring.arrays(slot), rows)
-            schedule.free(slot)
-            self._copied += 1
-        else:
-            return None
+        schedule.lease(slot)
+        arrays = self._ring.lease(slot, rows)
         self._batches += 1
         self._rows += rows
         self._bytes += rows * self._ring.layout.sample_bytes
         self._replaced += self._builder.delivered(batch)
+        self._supervisor.delivered(batch)
         return arrays
 
-    def _resort_to_copies(self) -> None:
-        """All slots seem to be held for good: until one is released, batches are read into a spare slot and copied from it."""
-        if not self._schedule.has_spare:
-            self._ring.grow()
-            self._schedule.add_slot()
-            self._schedule.keep_spare()
-        self._all_held = True
-        self._patience = max(COPY_AFTER_LEAST, self._patience / 2)
+    def _grow(self) -> None:
+        """All slots seem to be held for good: have more."""
+        added = self._ring.grow(max(1, self._ring.slots // GROW_BY))
+        self._schedule.add_slots(added)
+        if not self._grown:
+            log.info(
+                "all %d slots are held, by batches that were handed out: there are more from now on, of %s bytes each",
+                self._ring.slots - added,
+                f"{self._ring.layout.slot_bytes:,}",
+            )
+        self._grown += added
+        self._patience = max(GROW_AFTER_LEAST, self._patience / 2)
 
     def _push(self, *, collect: bool) -> None:
         """Make the framework, and the garbage collector, release batches that nobody needs."""
@@ -347,24 +336,20 @@ class Prefetcher:
 
         self._unlocked(push)
 
-    def _wait(self, timeout: float, batch: BatchId, now: float) -> None:
-        """Wait for an event that may bring ``batch``, at most ``timeout`` seconds, with the lock free."""
+    def _wait(self, timeout: float, now: float) -> None:
+        """Wait for something to happen, at most ``timeout`` seconds, with the lock free."""
         if self._listener is not None:
-            if self._listens_to is not None:
-                self._workers.wake()  # to listen to all
             try:
                 self._changed.wait(min(timeout, LONGEST_WAIT))
             except BaseException as error:
                 self._harmless = error
                 raise
             return
-        # A thread that waits alone need not wake up, and take a processor from the workers, before the last piece is read.
-        only = self._listens_to = self._schedule.last_to_finish(batch) if len(self._waiting) == 1 else None
         until = max(now, min(now + timeout, self._supervisor.next_deadline))
         limit = None if until == math.inf else min(until - now, LONGEST_WAIT)
         try:
             self._listener = threading.get_ident()
-            self._unlocked(lambda: self._workers.wait(limit, only))
+            self._unlocked(lambda: self._workers.wait(limit))
         finally:
             self._listener = None
             self._changed.notify_all()
@@ -374,9 +359,17 @@ class Prefetcher:
         if self.ended is None and (overslept or late >= self._supervisor.next_deadline):
             self._supervisor.check_deadlines(late, self._waiting[0][0], overslept=overslept)
 
-    def _autoscale(self, autoscaler: Autoscaler, epoch: int) -> None:
-        """Set the number of workers that the autoscaler asks for."""
-        if not self._supervisor.resize(autoscaler.see(epoch, self.stats)):
+    def _steer(self, epoch: int, now: float) -> None:
+        """Have as many workers, with as many reads in flight, as the autoscaler asks for."""
+        scaler, supervisor = self._autoscaler, self._supervisor
+        if scaler is None or self.ended is not None or not scaler.is_due(now, supervisor.rows):
+            return
+        busy, cpu = self._workers.use()
+        target = scaler.see(
+            epoch,
+            Progress(now, supervisor.rows, self._batch_wait, busy, cpu, supervisor.workers, supervisor.ready, supervisor.reads),
+        )
+        if not supervisor.resize(*target):
             self._autoscaler = None
 
     def _unlocked(self, act: Callable[[], None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,8 @@ class WorkerState:
 
     Attributes:
         pid: its process id.
-        busy: whether it is reading rows, or calls a function for one.
-        row: the row that it is at, from 0, among those that it was given at once; None where it is at none, or its source does
-            not say at which.
+        reading: ids of the samples that its readers are at, or whose functions they call. Of a source that does not say which
+            sample it is at, the first of those that it reads at once.
 
     Examples:
         >>> loader = Loader(ids, labels, batch_size=4, workers=2)
@@ -45,8 +44,12 @@ class WorkerState:
     """
 
     pid: int
-    busy: bool
-    row: int | None = None
+    reading: tuple[Any, ...] = ()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is reading, or calls a function."""
+        return bool(self.reading)
 
 
 @dataclass(frozen=True)

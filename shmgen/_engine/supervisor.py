@@ -1,30 +1,25 @@
-"""Supervises the workers: gives them work, handles their events, and replaces those that die or do not respond.
+"""Supervises the workers: gives out tickets, handles what is heard of them, and replaces workers that die or do not respond.
 
-It knows neither requests nor locks: the caller holds the prefetcher's lock.
+What is to be done is decided in `shmgen._plan.faults`; here it is done. The supervisor knows neither requests nor locks: the
+caller holds the prefetcher's lock.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from shmgen._engine.batch_builder import BatchBuilder
-from shmgen._engine.pool import Event, EventKind, Workers
+from shmgen._engine.workers import Event, EventKind, Workers
 from shmgen._memory.ring import Ring
+from shmgen._plan.faults import Claim, Deaths, Exit, Fate, Verdict, Watch, after_exit, after_failure
 from shmgen._plan.sampler import BatchId
-from shmgen._plan.schedule import Piece, Schedule
+from shmgen._plan.schedule import Schedule, Ticket
 from shmgen._sources.base import IDLE, row_of
-from shmgen._worker.assembler import Task
 from shmgen._worker.launch import KILL_GRACE
 from shmgen.errors import SampleError, StartError, WorkerDied
-
-DEATHS = 3
-"""A row at which so many workers died is damaged."""
 
 STARTS = 5
 """If so many workers with the same number die one after the other before any has read anything, the loader ends."""
@@ -33,7 +28,7 @@ START_WITHIN = 60.0
 """Seconds that a worker has to start, or ``timeout`` if that is longer: its imports and open files may take a while."""
 
 LOOKS = 4
-"""How often within ``timeout`` the row that a worker is at is looked up, to know how long it has been there."""
+"""How often within ``timeout`` the row that a reader is at is looked up, to know how long it has been there."""
 
 MAX_NAMED = 8
 """A warning names at most so many files."""
@@ -41,42 +36,28 @@ MAX_NAMED = 8
 log = logging.getLogger("shmgen")
 
 
-class Place(NamedTuple):
-    """How far a worker with work to do has come.
-
-    Attributes:
-        begun: whether it has reported that it is ready.
-        done: how many pieces it has finished.
-        at: the row, as `BatchAssembler.open` says it.
-    """
-
-    begun: bool
-    done: int
-    at: int
-
-
 @dataclass
 class WorkerRecord:
     """What is known of a worker.
 
     Attributes:
+        watch: since when its readers have been where they are.
         begun: whether it has reported that it is ready.
-        done: how many pieces it has finished.
-        place: where it was at the last look; None if it had nothing to do.
-        since: since when it has been there.
+        has_done: whether it has done a ticket.
         kill_deadline: when it should be gone after it was killed; None if it was not.
+        stuck: the claims that it was killed for, if any.
         stopped: whether it was killed because it had been stopped (SIGSTOP).
-        blamed: the error of the sample that it was killed for, if any.
+        retires: whether it is to end.
         deaths_before_work: how many workers with this number have died one after the other without finishing anything.
     """
 
+    watch: Watch
     begun: bool = False
-    done: int = 0
-    place: Place | None = None
-    since: float = 0.0
+    has_done: bool = False
     kill_deadline: float | None = None
+    stuck: list[Claim] = field(default_factory=list)
     stopped: bool = False
-    blamed: SampleError | None = None
+    retires: bool = False
     deaths_before_work: int = 0
 
 
@@ -84,68 +65,87 @@ class Supervisor:
     """Supervises workers.
 
     Args:
-        workers: the workers.
+        workers: the workers; there are ``count``, with the numbers from 0.
         count: how many there are.
-        schedule: who reads what, and where.
+        reads: readers of each.
+        schedule: which tickets there are.
         builder: what there is to read.
         ring: where to read it; grows by a slot when one can't be used any more.
         timeout: seconds after which a read that has not ended is given up, together with its worker.
 
     Attributes:
+        reads: see above.
         next_deadline: when to call `check_deadlines` next, while somebody waits for a batch.
         interrupted: when Ctrl-C last reached a worker.
         restarts: how many workers have been replaced.
+        rows: how many rows have been read, those included that were read in vain.
     """
 
     def __init__(
-        self, workers: Workers, count: int, schedule: Schedule, builder: BatchBuilder, ring: Ring, timeout: float
+        self,
+        workers: Workers,
+        count: int,
+        reads: int,
+        schedule: Schedule,
+        builder: BatchBuilder,
+        ring: Ring,
+        timeout: float,
     ) -> None:
         self._workers = workers
         self._schedule = schedule
         self._builder = builder
         self._ring = ring
         self._timeout = timeout
-        self._records = [WorkerRecord() for _ in range(count)]
-        self._deaths: Counter[tuple[BatchId, int]] = Counter()
-        self.next_deadline = time.monotonic() + timeout / LOOKS
+        now = time.monotonic()
+        self._records = {number: WorkerRecord(Watch(now)) for number in range(count)}
+        self._deaths = Deaths()
+        self.reads = reads
+        self.next_deadline = now + timeout / LOOKS
         self.interrupted = 0.0
         self.restarts = 0
+        self.rows = 0
 
     def __repr__(self) -> str:
         return f"{len(self._records)} workers, {self.restarts} replaced"
 
-    def send(self, pieces: Sequence[tuple[int, Piece]]) -> None:
-        """Have workers read ``pieces``: each names who, and what."""
-        tasks: defaultdict[int, list[Task]] = defaultdict(list)
-        for (worker, _), task in zip(pieces, self._builder.tasks([piece for _, piece in pieces]), strict=True):
-            tasks[worker].append(task)
-        for worker, its_tasks in tasks.items():
-            self._workers.send(worker, its_tasks)
+    @property
+    def workers(self) -> int:
+        """How many workers there are, without those that are to end."""
+        return sum(not record.retires for record in self._records.values())
 
-    def resize(self, count: int) -> bool:
-        """From now on so many workers get work; False if others could not be started, and there are fewer."""
+    @property
+    def ready(self) -> int:
+        """How many of them have started."""
+        return sum(record.begun and not record.retires for record in self._records.values())
+
+    def give_out(self) -> None:
+        """Give out the tickets that can be."""
+        if tickets := self._schedule.take():
+            self._workers.put(tickets)
+
+    def resize(self, workers: int, reads: int) -> bool:
+        """From now on there are so many workers with so many readers each; False if more workers could not be started."""
+        if reads != self.reads:
+            self._workers.set_reads(reads)
+            self.reads = reads
         enough = True
-        while len(self._records) < count:
+        while enough and self.workers < workers:
             try:
-                self._workers.add()
+                number = self._workers.add()
             except OSError as error:
-                log.warning("there are %d workers, since another can't be started: %s", len(self._records), error)
-                enough, count = False, len(self._records)
-                break
-            self._records.append(WorkerRecord())
-        self._schedule.resize(count)
-        self._dismiss()
+                log.warning("there are %d workers, since another can't be started: %s", self.workers, error)
+                enough = False
+            else:
+                self._records[number] = WorkerRecord(Watch(time.monotonic()))
+        for number in sorted(self._records, reverse=True):
+            if self.workers > workers and not self._records[number].retires:
+                self._records[number].retires = True
+                self._workers.retire(number)
+        self._schedule.readers = self.workers * reads
         return enough
 
-    def _dismiss(self) -> None:
-        """End workers that get no more work, once they have finished what they held."""
-        while len(self._records) > self._schedule.workers and not self._schedule.held(len(self._records) - 1):
-            self._workers.dismiss()
-            self._records.pop()
-            self._schedule.forget_last()
-
     def handle(self, events: Sequence[Event]) -> None:
-        """Handle what workers have reported.
+        """Handle what has happened to workers.
 
         Raises:
             StartError: one can't start, or one that died can't be replaced.
@@ -153,16 +153,14 @@ class Supervisor:
             TooManyDamaged: more samples are damaged than are tolerated.
         """
         for worker, what, detail in events:
-            record = self._records[worker]
             if what is EventKind.DONE:
-                record.done += 1
-                self._schedule.done(worker)
-                self._schedule.waits = detail
+                id, self._schedule.waits = detail
+                self._done(worker, id)
+                self._schedule.done(id)
             elif what is EventKind.FAILED:
-                record.done += 1
                 self._failed(worker, *detail)
             elif what is EventKind.DROPPED:
-                self._schedule.drop(worker)
+                self._schedule.drop(detail)
             elif what is EventKind.DIED:
                 self._on_exit(worker, detail)
             elif what is EventKind.INTERRUPTED:
@@ -170,10 +168,43 @@ class Supervisor:
             elif what is EventKind.UNABLE:
                 raise detail
             else:
-                record.begun = True
-                if not self._schedule.held(worker):  # there is nothing else for it to do
-                    record.deaths_before_work = 0
-        self._dismiss()
+                self._records[worker].begun = True
+                if not self._schedule.out:  # there is nothing for it to do
+                    self._records[worker].deaths_before_work = 0
+        if events:
+            self.give_out()
+
+    def delivered(self, batch: BatchId) -> None:
+        """``batch`` has been handed out."""
+        self._deaths.forget(batch)
+
+    def _done(self, worker: int, id: int) -> None:
+        ticket = self._schedule.ticket(id)
+        if ticket is not None:
+            self.rows += ticket.stop - ticket.start
+        record = self._records.get(worker)
+        if record is not None:
+            record.has_done = True
+
+    def _failed(self, worker: int, id: int, row: int | None, error: Exception) -> None:
+        """A ticket has failed: at the sample in ``row``, if that is known."""
+        self._done(worker, id)
+        ticket = self._schedule.ticket(id)
+        if ticket is None:
+            return
+        if not self._builder.replaces or not isinstance(error, SampleError) or not self._schedule.wants(ticket):
+            self._schedule.done(id, error)
+        else:
+            self._carry_out(after_failure(_claim(ticket, row, begun=True)), error)
+
+    def claims(self, worker: int) -> dict[int, Claim]:
+        """By reader: the tickets that ``worker`` has taken and not done."""
+        claims = {}
+        for reader, (id, at) in self._workers.claims(worker).items():
+            ticket = self._schedule.ticket(id)
+            if ticket is not None:
+                claims[reader] = _claim(ticket, row_of(at), begun=at != IDLE)
+        return claims
 
     def check_deadlines(self, now: float, asked: float, *, overslept: bool) -> None:
         """See how far the workers have come, and kill those that have taken too long.
@@ -186,121 +217,105 @@ class Supervisor:
         Raises:
             StartError: one has not started in time, or can't be replaced.
         """
-        for worker, record in enumerate(self._records):
-            place = self._place(worker)
-            if overslept or place != record.place:
-                record.since, record.place = now, place
+        claims = {worker: self.claims(worker) for worker in self._records}
+        waiting = self._schedule.out > sum(map(len, claims.values()))
+        for worker, record in list(self._records.items()):
+            record.watch.look(claims[worker], now, waiting=waiting and not record.retires, overslept=overslept)
             if record.kill_deadline is not None and overslept:
                 record.kill_deadline = now + KILL_GRACE
             if now >= self._deadline(record, asked):
-                self._kill_unresponsive(worker, now)
-        self.next_deadline = min(now + self._timeout / LOOKS, *(self._deadline(record, asked) for record in self._records))
-
-    def _place(self, worker: int) -> Place | None:
-        record = self._records[worker]
-        return Place(record.begun, record.done, self._workers.at(worker)) if self._schedule.held(worker) else None
+                self._kill_unresponsive(worker, now, asked)
+        deadlines = [self._deadline(record, asked) for record in self._records.values()]
+        self.next_deadline = min([now + self._timeout / LOOKS, *deadlines])
 
     def _deadline(self, record: WorkerRecord, asked: float) -> float:
         """When a worker should have come further than it is."""
         if record.kill_deadline is not None:
             return record.kill_deadline
-        return math.inf if record.place is None else max(record.since, asked) + self._allowed(record)
+        return record.watch.deadline(asked, self._allowed(record))
 
     def _allowed(self, record: WorkerRecord) -> float:
         """Seconds that a worker is given for what it is doing."""
         return self._timeout if record.begun else max(self._timeout, START_WITHIN)
 
-    def _kill_unresponsive(self, worker: int, now: float) -> None:
+    def _kill_unresponsive(self, worker: int, now: float, asked: float) -> None:
         """Kill a worker that does not respond; abandon one that should have been gone by now."""
         record = self._records[worker]
         if record.kill_deadline is not None:
             self._on_exit(worker, None)
             return
         record.stopped = self._workers.is_stopped(worker)
-        if not record.stopped and not record.begun:
-            raise StartError(f"worker {worker} has not begun within {self._allowed(record):g} seconds")
-        piece = self._schedule.held(worker)[0]
-        row = None if record.place is None else _row(record.place.at, piece)
-        if not record.stopped and row is not None:
-            reason = f"expected an answer, found none for {self._timeout:g} seconds (timeout)"
-            record.blamed = self._builder.error(piece, row, reason)
+        if not record.stopped:
+            if not record.begun:
+                raise StartError(f"worker {worker} has not begun within {self._allowed(record):g} seconds")
+            record.stuck = record.watch.stuck(now, asked, self._timeout)
         record.kill_deadline = now + KILL_GRACE
         self._workers.kill(worker)
 
-    def _failed(self, worker: int, row: int | None, error: Exception) -> None:
-        """``worker`` has failed at its oldest piece: at the sample in ``row``, if that is known."""
-        piece = self._schedule.held(worker)[0]
-        if row is None and piece.stop - piece.start == 1:
-            row = 0
-        if not self._builder.replaces or not isinstance(error, SampleError) or not self._schedule.wants(piece):
-            self._schedule.done(worker, error)
-            return
-        if row is not None:
-            self._builder.replace(piece, row, error)
-        self._send_again(worker, self._schedule.retry(worker, singly=row is None, next=False))
-
-    def _send_again(self, worker: int, pieces: Sequence[Piece]) -> None:
-        for piece in pieces:
-            self._builder.refill(piece)
-        self.send([(worker, piece) for piece in pieces])
-
     def _on_exit(self, worker: int, death: WorkerDied | None) -> None:
-        """``worker`` has died, or can't be killed: start another in its place, and have what it held read again."""
-        record, at = self._records[worker], self._workers.at(worker)
-        held = self._schedule.held(worker)
-        row = _row(at, held[0]) if held else None
-        # If it has come further since the decision to kill it, it was not stuck.
-        blamed = record.blamed if self._place(worker) == record.place else None
-        if death is not None and record.kill_deadline is None and row is not None:
-            place = held[0].batch, held[0].start + row
-            self._deaths[place] += 1
-            if self._deaths[place] == DEATHS:
-                del self._deaths[place]  # if it is asked for again, it gets as many tries again
-                reason = f"expected a readable sample, found that {DEATHS} workers died at it: {death}"
-                blamed = self._builder.error(held[0], row, reason)
-        log.warning("%s", self._death_message(worker, death, held, row, blamed))
-        deaths_before_work = 0 if record.done else record.deaths_before_work
-        if death is not None and at == IDLE and not record.stopped:
+        """``worker`` has died, or can't be killed: have what it held read again, by another in its place if it did not retire."""
+        record = self._records[worker]
+        claims = list(self.claims(worker).values())
+        if death is None:
+            how = Exit.ABANDONED
+        elif record.kill_deadline is None and not record.retires:
+            how = Exit.CRASHED
+        else:
+            how = Exit.KILLED
+        verdicts = after_exit(claims, record.stuck, how, self._deaths, timeout=self._timeout, death=str(death))
+        if not record.retires:
+            log.warning("%s", self._death_message(worker, death, verdicts))
+        deaths_before_work = 0 if record.has_done else record.deaths_before_work
+        # Who has started, and holds nothing, died of nothing that it did.
+        if how is Exit.CRASHED and (claims or not record.begun) and not any(claim.begun for claim in claims):
             deaths_before_work += 1
-            if deaths_before_work == STARTS:
+            if death is not None and deaths_before_work == STARTS:
                 raise death
+        for verdict in verdicts:
+            self._carry_out(verdict, unreadable=True, lost=how is Exit.ABANDONED)
+        if record.retires:
+            self._workers.remove(worker)
+            del self._records[worker]
+            return
         try:
-            if held:
-                self._reassign(worker, held[0], row, blamed, at=at, hangs=death is None)
             self._workers.restart(worker)
         except OSError as failure:
             raise StartError(f"a worker that has died can't be replaced: {failure}") from failure
         self.restarts += 1
-        self._records[worker] = WorkerRecord(deaths_before_work=deaths_before_work)
-        self._send_again(worker, self._schedule.held(worker))
+        self._records[worker] = WorkerRecord(Watch(time.monotonic()), deaths_before_work=deaths_before_work)
+        self.give_out()
 
-    def _reassign(self, worker: int, piece: Piece, row: int | None, blamed: SampleError | None, *, at: int, hangs: bool) -> None:
-        """Decide on the ``piece`` that ``worker`` was at, in ``row`` if that is known, when it died or was abandoned."""
-        schedule, builder = self._schedule, self._builder
-        wanted = schedule.wants(piece)
-        error = None
-        if blamed is not None and wanted:
-            if not builder.replaces:
-                error = blamed
-            elif row is not None:
-                builder.replace(piece, row, blamed, unreadable=True)
-        if hangs:
-            if row is None and wanted and at != IDLE:  # its rows can't be tried one by one: each might cost a slot
-                reason = f"expected an answer, found none for {self._timeout:g} seconds (timeout), here or behind it"
-                error = builder.error(piece, 0, reason)
-            if schedule.abandon(worker):
-                self._ring.grow()
-                schedule.add_slot()
-            if error is not None:
-                schedule.fail(piece.batch, error)
-        elif error is not None or not wanted:
-            schedule.done(worker, error)
-        elif row is None and at != IDLE:
-            schedule.retry(worker, singly=True, next=True)
+    def _carry_out(
+        self, verdict: Verdict, error: SampleError | None = None, *, unreadable: bool = False, lost: bool = False
+    ) -> None:
+        """Do what was decided on a ticket that is out.
 
-    def _death_message(
-        self, worker: int, death: WorkerDied | None, held: Sequence[Piece], row: int | None, blamed: SampleError | None
-    ) -> str:
+        Args:
+            verdict: what was decided.
+            error: of the sample that is to blame; where it is left out, it is made from the verdict's reason.
+            unreadable: the sample that is to blame is not to be tried again.
+            lost: who has the ticket may yet write into its slot.
+        """
+        ticket, schedule = verdict.claim.ticket, self._schedule
+        failure = None
+        if verdict.fate is Fate.BLAME and schedule.wants(ticket):
+            row = ticket.start + verdict.row
+            failure = error or self._builder.error(ticket.batch, row, verdict.reason)
+            if self._builder.replaces and verdict.claim.row is not None:
+                self._builder.replace(ticket.batch, row, failure, unreadable=unreadable)
+                failure = None
+        if lost:
+            if schedule.lose(ticket):
+                schedule.add_slots(self._ring.grow())
+            if failure is not None:
+                schedule.fail(ticket.batch, failure)
+        elif failure is not None or not schedule.wants(ticket):
+            schedule.done(ticket.id, failure)
+        else:
+            self._builder.refill(ticket)
+            schedule.retry(ticket, singly=verdict.fate is Fate.RETRY_SINGLY, alone=verdict.fate is Fate.RETRY_ALONE)
+
+    def _death_message(self, worker: int, death: WorkerDied | None, verdicts: Sequence[Verdict]) -> str:
         """The log message about a worker that is replaced."""
         record = self._records[worker]
         said = []
@@ -310,19 +325,21 @@ class Supervisor:
             who = f"worker {worker} (pid {death.pid})" if death else f"worker {worker}"
             why = "had been stopped" if record.stopped else "gave no answer"
             said.append(f"{who} {why} for {self._allowed(record):g} seconds, and {'was' if death else 'can not be'} killed")
-        if row is not None:
-            said.append(f"it was at {self._builder.named(held[0], row)}")
-        again = held[1:] if blamed is not None and not self._builder.replaces else held
+        places = [claim.place for claim, *_ in verdicts if claim.place is not None]
+        if places:
+            named = ", ".join(self._builder.named(*place) for place in places[:MAX_NAMED])
+            more = f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
+            said.append(f"it was at {named}{more}")
+        again = [claim.ticket for claim, fate, *_ in verdicts if fate is not Fate.BLAME or self._builder.replaces]
         if again:
-            rows = sum(piece.stop - piece.start for piece in again)
+            rows = sum(ticket.stop - ticket.start for ticket in again)
             files = self._builder.listed(again, MAX_NAMED)
-            said.append(f"another takes its place, and reads again the {rows} row{'s'[: rows > 1]} that it held: {files}")
+            said.append(f"another takes its place, and the {rows} row{'s'[: rows > 1]} that it held are read again: {files}")
         else:
-            said.append(f"it held nothing{' else' if held else ''}; another takes its place")
+            said.append(f"it held nothing{' else' if verdicts else ''}; another takes its place")
         return "; ".join(said)
 
 
-def _row(at: int, piece: Piece) -> int | None:
-    """The row of ``piece``, counted from its first, that a worker is ``at``; None if it is at none, or that is not known."""
-    row = row_of(at)
-    return 0 if row is None and at != IDLE and piece.stop - piece.start == 1 else row
+def _claim(ticket: Ticket, row: int | None, *, begun: bool) -> Claim:
+    """A claim; of a single row it is known which one it is at."""
+    return Claim(ticket, begun, 0 if row is None and begun and ticket.stop - ticket.start == 1 else row)

@@ -1,8 +1,9 @@
-"""The arrays of a batch, and where each is in a slot: names, dtypes, shapes, aligned offsets."""
+"""What lies where in a slot: the arrays of a batch, and the sheet that tells workers which samples it holds."""
 
 from __future__ import annotations
 
 import math
+import mmap
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,11 @@ import numpy as np
 ALIGNMENT = 64
 """Bytes. TensorFlow and JAX alias an array that begins at a multiple of this, and copy any other."""
 
-PAGE = 4096
+PAGE = mmap.ALLOCATIONGRANULARITY
+"""Bytes. A mapping of a file must begin at a multiple of this."""
+
+SHEET_WORDS = 2
+"""So many words of a sheet come before the sample numbers."""
 
 Arrays = tuple[np.ndarray, ...]
 """The arrays of a batch, one for each field."""
@@ -36,12 +41,14 @@ class Field:
 
 
 class Layout:
-    """Divides a slot into the arrays of a batch of up to ``batch_size`` rows.
+    """Divides a slot into the arrays of a batch of up to ``batch_size`` rows, and its sheet.
 
     Attributes:
         fields: the arrays, in the order in which a batch holds them.
         offsets: where each begins in its slot, in bytes; multiples of `ALIGNMENT`.
-        slot_bytes: size of a slot, a multiple of the page size.
+        sheet_offset: where the sheet begins; likewise.
+        slot_bytes: size of a slot, a multiple of `PAGE`.
+        sample_bytes: bytes of a sample in all arrays.
     """
 
     def __init__(self, fields: tuple[Field, ...], batch_size: int) -> None:
@@ -53,7 +60,8 @@ class Layout:
             offsets.append(end)
             end += _round_up(batch_size * field.row_bytes, ALIGNMENT)
         self.offsets = tuple(offsets)
-        self.slot_bytes = _round_up(end, PAGE)
+        self.sheet_offset = end
+        self.slot_bytes = _round_up(end + (SHEET_WORDS + batch_size) * 8, PAGE)
         self.sample_bytes = sum(field.row_bytes for field in fields)
         self._arrays = [(field.shape, field.dtype, offset) for field, offset in zip(fields, offsets, strict=True)]
 
@@ -66,13 +74,12 @@ class Layout:
             [np.ndarray((rows, *shape), dtype, buffer, offset) for shape, dtype, offset in self._arrays]  # type: ignore[arg-type]
         )
 
-    def copies(self, arrays: Arrays, rows: int) -> Arrays:
-        """Copies of the first ``rows`` rows of ``arrays``, in new memory, aligned as in a slot."""
-        memory = np.empty(self.slot_bytes + ALIGNMENT, np.uint8)  # NumPy aligns by 16 bytes only
-        copies = self.arrays(memory[-memory.ctypes.data % ALIGNMENT :], rows)
-        for copy, array in zip(copies, arrays, strict=True):
-            copy[...] = array[:rows]
-        return copies
+    def sheet(self, buffer: object) -> np.ndarray:
+        """The sheet of the slot ``buffer``, of dtype int64 and shape ``(2 + batch_size,)``.
+
+        It holds the epoch, the position of the first row in the epoch, and the sample number of each row.
+        """
+        return np.ndarray(SHEET_WORDS + self.batch_size, np.int64, buffer, self.sheet_offset)  # type: ignore[arg-type]
 
 
 def _round_up(size: int, multiple: int) -> int:

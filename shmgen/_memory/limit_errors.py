@@ -14,9 +14,6 @@ from weakref import WeakSet
 FILES = errno.EMFILE, errno.ENFILE
 """Errors of opening a file."""
 
-SEGMENT = *FILES, errno.EFBIG
-"""Errors of making shared memory."""
-
 MAPPING = *FILES, errno.ENOMEM
 """Errors of mapping memory, for which Python opens a file once more."""
 

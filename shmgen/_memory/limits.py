@@ -1,4 +1,4 @@
-"""What there is left to take of the machine, or the container: memory, ``/dev/shm``, processors."""
+"""What there is left to take of the machine, or the container: memory, processors, processes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-SHM = "/dev/shm"
-
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
-
-
-def free_shm() -> int:
-    """Bytes that ``/dev/shm`` has left; 0 where there is none that may be used."""
-    try:
-        found = os.statvfs(SHM)
-    except OSError:
-        return 0
-    return found.f_bavail * found.f_frsize if os.access(SHM, os.W_OK) else 0
 
 
 def available() -> int:

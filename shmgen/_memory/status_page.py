@@ -1,15 +1,65 @@
-"""The status page: shared memory in which each worker records what it is doing.
+"""A worker's status page: shared memory in which it records what it is doing, for the main process to see, also after its death.
 
-It is the first page of the ring's segment. Each worker has a record of a few words of 8 bytes of its own there.
+Each of the worker's readers has a record on it. A reader takes a ticket by reading it from the queue straight into its record, in
+one system call: so at any moment a ticket is in the queue, or in the record of the reader that has it. No death can lose one.
 """
 
 from __future__ import annotations
 
-STATUS_PAGE_BYTES = 4096
+import mmap
+import os
 
-ROW, BUSY, USED = range(3)
-"""The words of a record: the row that the worker is at, as a source says it; nanoseconds in which it has had a task; and those in
-which it had or wanted a processor before its first task."""
+PAGE_BYTES = 8192
 
-RECORD_WORDS = 4
-"""So many words a record has."""
+MAX_READERS = 64
+"""So many readers have room for a record."""
+
+READS, READERS, USED = range(3)
+"""The page's first words, of 8 bytes each: how many readers there should be, set by the main process; how many records have been
+used; nanoseconds in which the worker had or wanted a processor before its first ticket."""
+
+TICKET_BYTES = 24
+
+ROW, BUSY = 3, 4
+"""The words of a record behind its ticket: the row that the reader is at, as a source says it; nanoseconds in which it has had a
+ticket."""
+
+TICKET = 0
+"""The first word of a ticket is its number."""
+
+_HEADER_BYTES = 64
+_RECORD_BYTES = 64
+
+
+class StatusPage:
+    """A worker's page, in the worker or in the main process.
+
+    Args:
+        fd: descriptor of the page's memory.
+
+    Attributes:
+        words: the page's first words.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._bytes = memoryview(mmap.mmap(fd, PAGE_BYTES))
+        self.words = self._bytes[:_HEADER_BYTES].cast("Q")
+        records = [self._bytes[_HEADER_BYTES + n * _RECORD_BYTES :][:_RECORD_BYTES] for n in range(MAX_READERS)]
+        self.tickets = [record[:TICKET_BYTES] for record in records]
+        self.records = [record.cast("Q") for record in records]
+
+    @staticmethod
+    def create() -> int:
+        """The descriptor of a new page."""
+        fd = os.memfd_create("shmgen-status", os.MFD_CLOEXEC)
+        try:
+            os.posix_fallocate(fd, 0, PAGE_BYTES)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    @property
+    def busy(self) -> int:
+        """Nanoseconds in which readers have had a ticket, summed over them."""
+        return sum(record[BUSY] for record in self.records[: self.words[READERS]])

@@ -1,170 +1,256 @@
-"""How many workers there should be: given how long the trainer waits, it answers with a number and the reason.
+"""How many workers there should be, and how many reads each should have in flight: given what was seen, it answers with both.
 
 Pure: no process and no clock, so that each decision is a plain unit test.
+
+Whether more is worth while, only the trainer can tell: one that does not wait changes nothing. How many more, the readers tell.
+Of the time that they need for a row they compute for a part, and are blocked for the rest. So ``busy / cpu`` readers keep a
+processor busy (Little's law). That many are tried at once, and judged by the rate of rows that follows. What was too much for the
+storage is cut back to as many as the gain was worth.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from shmgen._plan.stats import Decision, Stats
+from shmgen._plan.backoff import PATIENCE, Backoff
+from shmgen._plan.progress import Limits, Progress, Target, Window
+from shmgen._plan.stats import WAITING, Decision
+
+__all__ = ["Autoscaler", "Limits", "Progress", "Target"]
 
 WAITS = 0.05
-"""A trainer that waits for more than this fraction of its time is worth another worker."""
+"""A trainer that waits for more than this fraction of its time is worth another reader."""
 
-HELPS = 0.05
-"""Another worker is kept if the rate of batches grows by this fraction, or more."""
+PAYS = 0.1
+"""More of a number is kept if the rate of rows grows by this fraction, or by half of what so many more could give."""
+
+LOSES = 0.05
+"""Fewer readers are kept if the rate of rows falls by less than this fraction."""
+
+WORTH = 0.5
+"""Where more have gained less than this fraction of what they could, as many as the gain was worth are tried."""
+
+UNLIKELY = 1.5
+"""More can't gain this many times what they could: then what was seen before them was no measure."""
+
+SATURATED = 0.8
+"""A worker that computes for more than this fraction of the time gains nothing by more readers."""
 
 SPARE = 0.8
 """A worker is retired if the others would have work for less than this fraction of the time without it."""
 
-PATIENCE = 4
-"""So many windows pass before what did not help is tried again; twice as many each time."""
-
 CALM = 3
 """So many windows in a row must show that one worker less would do."""
 
-SECONDS, BATCHES = 1.0, 8
-"""A window lasts for so many seconds and batches, at least."""
+LOOK, SHORT, LONG = 0.025, 0.15, 1.0
+"""Seconds between two looks; of a window after a change; and of one where nothing changes: at least."""
+
+ROUNDS = 2
+"""In a window each reader ends so many tickets on average, or the trainer has not waited."""
 
 log = logging.getLogger("shmgen")
 
-
-class Window(NamedTuple):
-    """What was seen in a stretch of time.
-
-    Attributes:
-        rate: batches delivered a second.
-        wait: the fraction of the time in which the trainer waited for batches.
-        load: how many workers had work, on average.
-    """
-
-    rate: float
-    wait: float
-    load: float
+Number = Literal["workers", "reads"]
 
 
-class AutoscalePolicy:
-    """Finds the number of workers by trying: one more while the trainer waits and it helps, one less where that changes nothing.
+class Trial(NamedTuple):
+    """A change on trial: of which number, in which direction, from what, and what was seen before."""
 
-    Args:
-        workers: how many there are at first.
-        fewest: never fewer.
-
-    Attributes:
-        workers: how many there should be now.
-    """
-
-    def __init__(self, workers: int, fewest: int = 1) -> None:
-        self.workers = workers
-        self._fewest = fewest
-        # What was seen before the last change, while it is on trial.
-        self._before: Window | None = None
-        self._change = 0
-        self._calm = 0
-        # Windows that have yet to pass before one more, or one less, is tried again; and how many the next failure costs.
-        self._pause = {1: 0, -1: 0}
-        self._penalty = {1: PATIENCE, -1: PATIENCE}
-
-    def see(self, window: Window, most: int) -> str | None:
-        """Take in a window; `workers` is right afterwards.
-
-        Args:
-            window: what was seen since the last call.
-            most: how many workers there may be now.
-
-        Returns:
-            Why the number has changed; None if it has not.
-        """
-        for change in self._pause:
-            self._pause[change] = max(0, self._pause[change] - 1)
-        if self._before is not None:
-            return self._judge(self._before, window)
-        if self.workers > max(most, self._fewest):
-            return self._to(self.workers - 1, f"there is room for {most} only")
-        if window.wait > WAITS:
-            self._calm = 0
-            if self.workers < most and not self._pause[1]:
-                self._before, self._change = window, 1
-                return self._to(self.workers + 1, f"the trainer waited {window.wait:.0%} of the time")
-            return None
-        self._calm = self._calm + 1 if window.load < SPARE * (self.workers - 1) else 0
-        if self._calm >= CALM and self.workers > self._fewest and not self._pause[-1]:
-            self._before, self._change, self._calm = window, -1, 0
-            return self._to(
-                self.workers - 1,
-                f"{window.load:.1f} of {self.workers} had work, and the trainer waited {window.wait:.0%} of the time",
-            )
-        return None
-
-    def _judge(self, before: Window, window: Window) -> str | None:
-        """Keep the last change if it helped, or at least did no harm; else take it back."""
-        self._before = None
-        change = self._change
-        if change > 0 and window.rate >= before.rate * (1 + HELPS):
-            self._penalty[change] = PATIENCE
-            return None
-        if change < 0 and (window.wait <= WAITS or window.rate >= before.rate):
-            return None
-        self._pause[change] = self._penalty[change]
-        self._penalty[change] *= 2
-        if change > 0:
-            return self._to(self.workers - 1, f"one more changed {before.rate:.1f} batches a second to {window.rate:.1f}")
-        return self._to(self.workers + 1, f"with one less, the trainer waited {window.wait:.0%} of the time")
-
-    def _to(self, workers: int, reason: str) -> str:
-        self.workers = workers
-        return reason
+    number: Number
+    sign: int
+    before: Target
+    window: Window
 
 
 class Autoscaler:
-    """Cuts time into windows, and gives an `AutoscalePolicy` what was measured in them.
+    """Steers workers and reads in flight together: reads first, since they are cheap.
 
     Args:
-        policy: decides on the number of workers.
-        most: the largest allowed number, given how many there are and the fraction of their work in which they wait for I/O.
+        target: what there is at first.
+        scales_workers: whether the number of workers may be changed.
+        scales_reads: whether that of the readers of each may be.
+        limits: the largest numbers, given how many workers there would be and the fraction of their busy time in which readers
+            are blocked, from 0 to 1.
+        ticket_rows: rows of a ticket.
 
     Attributes:
+        target: what there should be now.
         decisions: the changes so far.
     """
 
-    def __init__(self, policy: AutoscalePolicy, most: Callable[[int, float], int]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        *,
+        scales_workers: bool,
+        scales_reads: bool,
+        limits: Callable[[int, float], Limits],
+        ticket_rows: int = 16,
+    ) -> None:
+        self.target = target
         self.decisions: list[Decision] = []
-        self._policy = policy
-        self._most = most
+        self._scales: dict[Number, bool] = {"workers": scales_workers, "reads": scales_reads}
+        self._limits = limits
+        self._ticket_rows = ticket_rows
+        self._last: Progress | None = None
+        # Seconds since the first look.
+        self._time = 0.0
         self._epoch = -1
-        self._start = Stats()
+        self._window = Window()
+        self._length = SHORT
+        # Rows that have yet to end before a change shows: those of the tickets that were out when it was made.
+        self._settling = 0
+        self._at_first = True
+        self._trial: Trial | None = None
+        self._backoffs = {(number, sign): Backoff() for number in self._scales for sign in (1, -1)}
+        self._calm = 0
 
-    def is_over(self, epoch: int, elapsed: float, batches: int) -> bool:
-        """Whether the current window is long enough.
+    def is_due(self, time: float, rows: int) -> bool:
+        """Whether it is time for another look, at ``time`` seconds, with so many rows finished."""
+        return self._last is None or (rows > self._last.rows and time >= self._last.time + LOOK)
 
-        A window ends with its epoch and is ignored then: nobody knows what the caller does between two epochs.
+    def see(self, epoch: int, progress: Progress) -> Target:
+        """Take a look: what there should be from now on.
+
+        What lies between looks in two epochs is ignored: nobody knows what the caller does there. So is what is seen while a
+        worker starts.
 
         Args:
-            epoch: whose batches are delivered.
-            elapsed: seconds from the first request for a batch to the last delivery.
-            batches: delivered so far.
+            epoch: whose batches are asked for.
+            progress: what has been done so far.
         """
-        start = self._start
-        return epoch != self._epoch or (elapsed - start.elapsed >= SECONDS and batches - start.batches >= BATCHES)
+        last, self._last = self._last, progress
+        self._time += progress.time - last.time if last is not None else 0.0
+        same_epoch, self._epoch = epoch == self._epoch, epoch
+        if progress.ready < progress.workers:
+            self._window = Window()
+        elif self._at_first and progress.busy >= SHORT:
+            self._at_first = False
+            # The first tickets show whether readers are blocked. A trainer that waits so early waits for them alone.
+            readers = self.target.readers
+            seconds = progress.busy / readers
+            self._more_reads(Window(seconds, progress.rows, min(seconds, progress.waited), progress.busy, progress.cpu, readers))
+        elif last is not None and same_epoch:
+            self._see_window(self._window.plus(last, progress))
+        return self.target
 
-    def see(self, epoch: int, stats: Stats) -> int:
-        """Look at the window that is over, and begin the next.
+    def _see_window(self, window: Window) -> None:
+        self._window = window
+        if self._settling:
+            self._window, self._settling = Window(), max(0, self._settling - window.rows)
+            return
+        enough = window.rows >= ROUNDS * self.target.readers * self._ticket_rows
+        if window.seconds < self._length or not (enough or (window.wait <= WAITS and window.seconds >= LONG)):
+            return
+        self._window, self._length = Window(), LONG
+        for backoff in self._backoffs.values():
+            backoff.elapse(window.seconds)
+        if self._trial is not None:
+            self._judge(self._trial, window)
+        elif self._fits():
+            if window.wait > WAITS:
+                self._calm = 0
+                _ = self._more_reads(window) or self._fewer_reads(window) or self._more_workers(window)
+            else:
+                self._fewer_workers(window)
 
-        Args:
-            epoch: whose batches are delivered.
-            stats: of all that has been done so far.
+    def _fits(self) -> bool:
+        """Whether there is room for what there is; else there is less from now on."""
+        workers, reads = self.target
+        # Even if readers wait all the time: that they wait less may come of the workers that were started for it.
+        fitting = self._with_room(Target(min(workers, self._limits(workers, 1.0).workers), reads), 1.0)
+        if fitting == self.target:
+            return True
+        self._change(fitting, f"there is room for {fitting} only")
+        return False
 
-        Returns:
-            How many workers there should be.
-        """
-        seen, self._start = stats.since(self._start), stats
-        if epoch == self._epoch:
-            window = Window(seen.rate, seen.batch_wait / seen.elapsed, seen.busy_workers)
-            if reason := self._policy.see(window, self._most(self._policy.workers, seen.io_wait)):
-                self.decisions.append(Decision(stats.elapsed, self._policy.workers, reason))
-                log.info("%d workers from now on: %s", self._policy.workers, reason)
-        self._epoch = epoch
-        return self._policy.workers
+    def _more_reads(self, window: Window) -> bool:
+        """Try as many readers as keep a processor busy."""
+        workers, reads = self.target
+        wanted = min(self._limits(workers, window.blocked).reads, round(window.fill))
+        if window.wait <= WAITS or window.blocked <= WAITING or wanted < reads * 5 / 4:
+            return False
+        return self._try("reads", 1, Target(workers, wanted), window, f"readers were blocked for {window.blocked:.0%} of theirs")
+
+    def _fewer_reads(self, window: Window) -> bool:
+        """Try a quarter of the readers: they may be in each other's way, for their interpreter or at a storage that is full."""
+        workers, reads = self.target
+        fewer = Target(workers, reads // 4 or 1)
+        return reads > 1 and self._try("reads", -1, fewer, window, f"{reads} readers of a worker may be in each other's way")
+
+    def _more_workers(self, window: Window) -> bool:
+        """Try as many workers as the trainer needs at this rate, but no more than would find something to do."""
+        target, room = self.target, self._limits(self.target.workers, window.blocked)
+        wanted = target.workers / max(1e-6, 1 - window.wait)
+        blocked = window.blocked > WAITING and window.cpu < SATURATED * window.seconds * target.workers
+        if blocked:
+            wanted = min(wanted, target.workers * (2 if self._scales["reads"] else window.fill))
+        more = self._with_room(Target(min(room.workers, math.ceil(wanted)), target.reads), window.blocked)
+        # Where readers wait, only more of them help, and more of each worker are cheaper.
+        useless = blocked and (more.readers <= target.readers or (self._scales["reads"] and target.reads < room.reads))
+        if useless or more.workers <= target.workers:
+            return False
+        return self._try("workers", 1, more, window, f"each worker did {window.pace / target.workers:,.0f} rows a second")
+
+    def _fewer_workers(self, window: Window) -> None:
+        """Try one worker less if the others have had time for its work for a while."""
+        workers, reads = self.target
+        load = window.busy / window.seconds
+        self._calm = self._calm + 1 if load < SPARE * (workers - 1) * reads else 0
+        if self._calm >= CALM:
+            self._calm = 0
+            self._try("workers", -1, Target(workers - 1, reads), window, f"{load:.1f} of {workers * reads} readers had work")
+
+    def _judge(self, trial: Trial, window: Window) -> None:
+        """Keep what helped, or, of fewer, what did no harm; else take it back, and leave it for a while."""
+        self._trial = None
+        number, sign, before, seen = trial
+        gain = window.pace / seen.pace if seen.pace else 1.0
+        count: int = getattr(self.target, number)
+        ratio = count / getattr(before, number)
+        enough = 1 + min(PAYS, (ratio - 1) / 2) if sign > 0 else 1 - LOSES
+        rates = f"{seen.pace:,.0f} rows a second became {window.pace:,.0f}"
+        if window.wait > WAITS and gain < enough:
+            self._backoffs[number, sign].refuse(seen.pace)
+            self._change(before, f"with {self.target}, {rates}")
+            return
+        self._length = SHORT
+        self._backoffs[number, sign].forgive()
+        for backoff in self._backoffs.values():
+            backoff.rate *= gain  # that is no other case
+        if window.wait > WAITS and gain < UNLIKELY * max(1.0, ratio):
+            # The more it gained, the longer nobody need ask whether the opposite would.
+            self._backoffs[number, -sign].refuse(window.pace, max(1.0, gain))
+        if sign > 0 and window.wait > WAITS and gain < WORTH * ratio:
+            worth = math.ceil(count * max(1.0, gain) / ratio)
+            self._begin(number, -1, self.target._replace(**{number: worth}), window, f"with {ratio:.0f} times as many {rates}")
+
+    def _try(self, number: Number, sign: int, target: Target, window: Window, reason: str) -> bool:
+        """Change to ``target`` on trial, unless that is fixed, or was refused lately."""
+        allowed = self._scales[number] and self._backoffs[number, sign].allows(window.pace)
+        if allowed:
+            self._begin(number, sign, target, window, f"the trainer waited {window.wait:.0%} of the time, {reason}")
+        return allowed
+
+    def _begin(self, number: Number, sign: int, target: Target, window: Window, reason: str) -> None:
+        self._trial = Trial(number, sign, self.target, window)
+        self._change(target, reason)
+        if sign > 0:
+            # What was refused before is watched for longer.
+            self._length = min(LONG, SHORT * self._backoffs[number, sign].cost / PATIENCE)
+
+    def _change(self, target: Target, reason: str) -> None:
+        self._settling = max(self.target.readers, target.readers) * self._ticket_rows
+        self._length = SHORT
+        self.target = target
+        self.decisions.append(Decision(self._time, *target, reason))
+        log.info("%s from now on: %s", target, reason)
+
+    def _with_room(self, target: Target, blocked: float) -> Target:
+        """As much of ``target`` as is not fixed and finds room."""
+        workers = max(1, target.workers) if self._scales["workers"] else self.target.workers
+        reads = self._limits(workers, blocked).reads if self._scales["reads"] else target.reads
+        return Target(workers, max(1, min(target.reads, reads)))

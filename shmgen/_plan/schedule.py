@@ -1,11 +1,10 @@
-"""Which slot holds which batch and which worker reads which rows. Given an event, it answers what to do.
+"""Which slot holds which batch, and which tickets are out. Given an event, it answers what to do.
 
 Pure: no process, no clock, no memory but its own, so every order of events is a plain unit test.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
@@ -16,6 +15,18 @@ from shmgen._plan.sampler import BatchId
 
 PORTIONS = 2
 """Into so many portions the batches in flight are divided when work is given out."""
+
+TICKETS_EACH = 4
+"""So many tickets of the batches in flight there are for each reader: fewer would leave readers idle behind slower ones."""
+
+FIRST_TICKETS = 64
+"""Until the first ticket is done a batch is cut into so many, at most, so that it is known soon what reading takes."""
+
+FIRST_ROWS = 4
+"""But not into tickets of fewer rows than these."""
+
+MAX_OUT = 1024
+"""Tickets that are out at one time, at most: so many fit into the queue."""
 
 
 class State(Enum):
@@ -32,8 +43,8 @@ class Slot:
     """One slot of the ring, as the schedule sees it.
 
     Attributes:
-        batch: what it holds; None where it is free.
-        missing: pieces that workers have yet to read.
+        batch: what it holds; None where it is free, or what it holds will not be delivered.
+        missing: tickets that have yet to be done.
         error: why the batch can't be delivered, if it can't.
     """
 
@@ -47,9 +58,18 @@ class Slot:
         return self.state.value if self.batch is None else f"{self.state.value} {self.batch.epoch}:{self.batch.number}"
 
 
-class Piece(NamedTuple):
-    """Rows ``start`` to ``stop`` of a batch, read by one worker."""
+class Ticket(NamedTuple):
+    """Rows ``start`` to ``stop`` of a batch, to be read into a slot by whoever takes the ticket.
 
+    Attributes:
+        id: its number; none is given twice.
+        slot: where the batch is.
+        batch: which it is.
+        start: the first row.
+        stop: one past the last row.
+    """
+
+    id: int
     slot: int
     batch: BatchId
     start: int
@@ -57,38 +77,39 @@ class Piece(NamedTuple):
 
 
 class Schedule:
-    """Assigns batches to slots and their rows to workers.
+    """Assigns batches to slots, and cuts them into tickets.
 
     Args:
         slots: how many slots the ring has.
-        workers: how many workers share the rows of a batch.
+        readers: how many readers take tickets.
         rows: how many rows a batch has.
-        in_flight: how many batches are read at once, at most, while workers do not wait for I/O. More than keep the workers busy
+        in_flight: how many batches are read at once, at most, while readers do not wait for I/O. More than keep the readers busy
             would spread over more memory than the processor's cache holds. That costs a quarter of the speed where the trainer
             waits for every batch.
 
     Attributes:
-        waits: whether workers wait for a disk or a network. These do more when they are asked for more at once, so as many
+        readers: see above; may be set.
+        waits: whether readers wait for a disk or a network. These do more when they are asked for more at once, so as many
             batches are read then as there are slots.
     """
 
-    def __init__(self, slots: int, workers: int, rows: Callable[[BatchId], int], *, in_flight: int) -> None:
-        self._rows = rows
-        self._in_flight = min(slots, in_flight)
-        self._portion = max(1, self._in_flight // PORTIONS)
+    def __init__(self, slots: int, readers: int, rows: Callable[[BatchId], int], *, in_flight: int) -> None:
+        self.readers = readers
         self.waits = False
+        self._rows = rows
+        self._in_flight = in_flight
         self._filling = 0
         self._slots = [Slot() for _ in range(slots)]
         self._free = list(range(slots))
         # The slots that are neither free nor leased.
         self._slot_of: dict[BatchId, int] = {}
-        self._held: list[deque[Piece]] = [deque() for _ in range(workers)]
-        # Rows that each worker holds.
-        self._load = [0] * workers
-        self._workers = workers
-        self._turn = 0
-        self._spare = 0
+        self._last_id = 0
+        # Tickets that can be given out; those that are out, by id; and those that are given out only while no other is.
+        self._pending: deque[Ticket] = deque()
+        self._out: dict[int, Ticket] = {}
+        self._suspects: deque[Ticket] = deque()
         self._read_in_vain = False
+        self._any_done = False
 
     def __repr__(self) -> str:
         return f"slots {self._slots}"
@@ -99,23 +120,20 @@ class Schedule:
         return tuple(self._slots)
 
     @property
-    def has_spare(self) -> bool:
-        """Whether there is a slot that is never leased."""
-        return self._spare > 0
+    def out(self) -> int:
+        """How many tickets are out: in the queue, or taken by a reader."""
+        return len(self._out)
 
     @property
     def can_lease(self) -> bool:
-        """Whether a slot is left that may be leased."""
-        return len(self._free) + len(self._slot_of) > self._spare
+        """Whether there is a slot that is not leased for good: one that is free, or filled, or being filled."""
+        return bool(self._free or self._slot_of or self._filling)
 
-    def add_slot(self) -> None:
-        """The ring has one slot more."""
-        self._free.append(len(self._slots))
-        self._slots.append(Slot())
-
-    def keep_spare(self) -> None:
-        """From now on one slot is never leased, so that there is something to copy from."""
-        self._spare = 1
+    def add_slots(self, count: int) -> None:
+        """The ring has so many slots more."""
+        for _ in range(count):
+            self._free.append(len(self._slots))
+            self._slots.append(Slot())
 
     def holds(self, batch: BatchId) -> bool:
         """Whether a slot has been given to ``batch``, which has not been handed out."""
@@ -126,56 +144,24 @@ class Schedule:
         number = self._slot_of.get(batch)
         return None if number is None or self._slots[number].missing else number
 
-    def last_to_finish(self, batch: BatchId) -> int | None:
-        """The worker that will probably be the last to have read its piece of ``batch``; None if no worker holds one."""
-        slot = self._slot_of.get(batch)
-        last, most_before = None, -1
-        for worker, held in enumerate(self._held):
-            for before, piece in enumerate(held):
-                if piece.slot == slot and before >= most_before:
-                    last, most_before = worker, before
-        return last
-
-    @property
-    def workers(self) -> int:
-        """How many workers get work: those with the lowest numbers."""
-        return self._workers
-
-    def resize(self, workers: int) -> None:
-        """From now on so many workers get work; what others hold, they still have to read."""
-        self._workers = workers
-        for _ in range(len(self._held), workers):
-            self._held.append(deque())
-            self._load.append(0)
-
-    def forget_last(self) -> None:
-        """The worker with the highest number, which holds nothing, is gone."""
-        assert not self._held[-1]
-        self._held.pop()
-        self._load.pop()
-
-    def held(self, worker: int) -> tuple[Piece, ...]:
-        """What ``worker`` has yet to read, the oldest first."""
-        return tuple(self._held[worker])
-
     def error(self, slot: int) -> Exception | None:
         """Why the batch in ``slot`` can't be delivered, if it can't."""
         return self._slots[slot].error
 
-    def assign(self, demanded: Sequence[BatchId], upcoming: Iterable[BatchId]) -> list[tuple[int, Piece]]:
+    def assign(self, demanded: Sequence[BatchId], upcoming: Iterable[BatchId]) -> list[tuple[int, BatchId]]:
         """Give slots to the batches ``demanded`` now, and to those ``upcoming`` next as far as they reach.
 
         A batch that has been read keeps its slot until one that is wanted more needs it.
 
         Returns:
-            Who is to read what: worker and piece, in the order of sending.
+            The batches that were given a slot, each with that slot, in the order in which they will be read.
         """
         missing = not all(batch in self._slot_of for batch in demanded)
         # If a demanded batch was not read ahead, other batches may have been read in vain.
         self._read_in_vain = self._read_in_vain or missing
         # Work is given out in portions: where workers share a processor with the main process, its time is lost to them.
-        in_flight = len(self._slots) if self.waits else self._in_flight
-        has_room = in_flight - self._filling >= self._portion
+        most = self._most_in_flight()
+        has_room = most - self._filling >= max(1, most // PORTIONS)
         if not missing and not (has_room and (self._free or self._read_in_vain)):
             return []
         wanted: Iterable[BatchId] = chain(demanded, upcoming)
@@ -183,57 +169,66 @@ class Schedule:
             usable = len(self._free) + len(self._slot_of)
             wanted = list(islice(dict.fromkeys(islice(wanted, usable + len(demanded))), usable))
             self._make_room(wanted)
-        sends: list[tuple[int, Piece]] = []
+        given = []
         for batch in wanted:
             if batch in self._slot_of:
                 continue
-            if not self._free or (self._filling >= in_flight and batch not in demanded):
+            if not self._free or (self._filling >= most and batch not in demanded):
                 break
-            sends += self._start(self._free.pop(), batch)
-        return sends
+            given.append((self._start(self._free.pop(), batch), batch))
+        return given
 
-    def done(self, worker: int, error: Exception | None = None) -> None:
-        """A worker has read the oldest piece that it held, or failed to."""
-        number, _, start, stop = self._held[worker].popleft()
-        self._load[worker] -= stop - start
-        slot = self._slots[number]
-        slot.missing -= 1
-        slot.error = slot.error or error
-        if not slot.missing:
-            slot.state = State.READY
-            self._filling -= 1
-            if slot.batch is None:
-                self.free(number)
+    def take(self) -> list[Ticket]:
+        """The tickets that are to be given out now."""
+        if self._suspects:
+            if self._out:
+                return []
+            tickets = [self._suspects.popleft()]
+        else:
+            tickets = [self._pending.popleft() for _ in range(min(len(self._pending), MAX_OUT - len(self._out)))]
+        self._out.update((ticket.id, ticket) for ticket in tickets)
+        return tickets
 
-    def wants(self, piece: Piece) -> bool:
-        """Whether what is read for ``piece`` will be delivered: its batch has not been discarded, nor given another slot."""
-        return self._slots[piece.slot].batch == piece.batch
+    def ticket(self, id: int) -> Ticket | None:
+        """The ticket of this number, if it is out."""
+        return self._out.get(id)
 
-    def retry(self, worker: int, *, singly: bool, next: bool) -> list[Piece]:
-        """The oldest piece that a worker holds is to be read once more.
+    def wants(self, ticket: Ticket) -> bool:
+        """Whether what is read for ``ticket`` will be delivered: its batch has not been discarded, nor given another slot."""
+        return self._slots[ticket.slot].batch == ticket.batch
+
+    def done(self, id: int, error: Exception | None = None) -> None:
+        """A ticket has been done, or has failed. One that is not out is nobody's any more: nothing happens."""
+        self._any_done = True
+        ticket = self._out.pop(id, None)
+        if ticket is not None:
+            self._end(ticket, error)
+
+    def retry(self, ticket: Ticket, *, singly: bool = False, alone: bool = False) -> None:
+        """``ticket``, which is out, is to be read once more, under other numbers.
 
         Args:
-            worker: who holds it.
-            singly: cut it into pieces of one row each.
-            next: before the others that the worker holds, not after them.
-
-        Returns:
-            The pieces that it is read in.
+            ticket: which one.
+            singly: cut it into tickets of one row each.
+            alone: give it out only while no other ticket is out.
         """
-        held = self._held[worker]
-        slot, batch, start, stop = piece = held.popleft()
-        pieces = [Piece(slot, batch, row, row + 1) for row in range(start, stop)] if singly else [piece]
-        self._slots[slot].missing += len(pieces) - 1
-        if next:
-            held.extendleft(reversed(pieces))
+        del self._out[ticket.id]
+        slot = self._slots[ticket.slot]
+        if slot.state is State.LOST:
+            return
+        _, number, batch, start, stop = ticket
+        rows = [(row, row + 1) for row in range(start, stop)] if singly else [(start, stop)]
+        slot.missing += len(rows) - 1
+        tickets = [self._ticket(number, batch, first, last) for first, last in rows]
+        if alone:
+            self._suspects.extend(tickets)
         else:
-            held.extend(pieces)
-        return pieces
+            self._pending.extendleft(reversed(tickets))  # others of its batch have been read already
 
-    def drop(self, worker: int) -> None:
-        """A worker was interrupted in the oldest piece that it held: its batch is to be read anew, from the start."""
-        batch = self._held[worker][0].batch
-        self.done(worker)
+    def drop(self, id: int) -> None:
+        """A ticket was interrupted: its batch is to be read anew, from the start."""
+        batch = self._out[id].batch
+        self.done(id)
         self.discard(batch)
 
     def discard(self, batch: BatchId) -> None:
@@ -244,22 +239,23 @@ class Schedule:
             if self._slots[number].state is State.READY:
                 self.free(number)
 
-    def abandon(self, worker: int) -> bool:
-        """A worker that can't be killed may yet write where it was reading: that slot is never used again.
+    def lose(self, ticket: Ticket) -> bool:
+        """Who has ``ticket``, which is out, can't be killed, and may yet write: its slot is never used again.
 
         Returns:
-            Whether there is a slot less; False where another such worker has been reading there too.
+            Whether there is a slot less; False where it was lost already.
         """
-        number, batch, start, stop = self._held[worker].popleft()
-        self._load[worker] -= stop - start
-        slot = self._slots[number]
+        del self._out[ticket.id]
+        slot = self._slots[ticket.slot]
         if slot.state is State.LOST:
             return False
         self._filling -= 1
         if slot.batch is not None:
-            del self._slot_of[batch]
+            del self._slot_of[slot.batch]
         slot.batch = None
-        slot.state = State.LOST  # for good: a piece of it is never done
+        slot.state = State.LOST
+        self._pending = deque(other for other in self._pending if other.slot != ticket.slot)
+        self._suspects = deque(other for other in self._suspects if other.slot != ticket.slot)
         return True
 
     def fail(self, batch: BatchId, error: Exception) -> None:
@@ -284,6 +280,9 @@ class Schedule:
         self._slots[slot] = Slot()
         self._free.append(slot)
 
+    def _most_in_flight(self) -> int:
+        return len(self._slots) if self.waits else min(self._in_flight, len(self._slots))
+
     def _make_room(self, wanted: Sequence[BatchId]) -> None:
         """Free slots that hold batches not ``wanted``, as many as are needed."""
         lacking = sum(batch not in self._slot_of for batch in wanted) - len(self._free)
@@ -293,46 +292,35 @@ class Schedule:
             self.free(number)
         self._read_in_vain = len(in_vain) > len(ready)
 
-    def _start(self, number: int, batch: BatchId) -> list[tuple[int, Piece]]:
-        """Cut ``batch`` into a piece for each worker, larger ones for those who hold fewer rows."""
+    def _start(self, number: int, batch: BatchId) -> int:
+        """Have ``batch`` read into a slot, in tickets of about the same size."""
         slot = self._slots[number]
         slot.state = State.FILLING
         slot.batch = batch
         self._slot_of[batch] = number
         self._filling += 1
-        sends = []
-        start = 0
-        for worker, rows in self._shares(self._rows(batch)):
-            piece = Piece(number, batch, start, start + rows)
-            start += rows
-            slot.missing += 1
-            self._held[worker].append(piece)
-            self._load[worker] += rows
-            sends.append((worker, piece))
-        return sends
+        rows = self._rows(batch)
+        # All readers share a batch, so that it is there soon; and each has several tickets ahead of it.
+        tickets = max(self.readers, -(-TICKETS_EACH * self.readers // self._most_in_flight()))
+        if not self._any_done:
+            tickets = max(tickets, min(FIRST_TICKETS, rows // FIRST_ROWS))
+        slot.missing = tickets = min(rows, tickets)
+        for part in range(tickets):
+            self._pending.append(self._ticket(number, batch, part * rows // tickets, (part + 1) * rows // tickets))
+        return number
 
-    def _shares(self, rows: int) -> list[tuple[int, int]]:
-        """Workers, and how many of ``rows`` each is to read, so that all hold about the same number.
+    def _ticket(self, slot: int, batch: BatchId, start: int, stop: int) -> Ticket:
+        self._last_id += 1
+        return Ticket(self._last_id, slot, batch, start, stop)
 
-        A worker that shares its processor with the main process is slower. The others would wait for it if all got the same.
-        """
-        workers = self._workers
-        # Equals take turns, or batches of a single row would all go to the first worker.
-        self._turn += 1
-        order = sorted(range(workers), key=lambda w: (self._load[w], (w - self._turn) % workers))
-        level = 0.0
-        filled = 0
-        for count, worker in enumerate(order, 1):
-            filled += self._load[worker]
-            level = (rows + filled) / count
-            if count == workers or level <= self._load[order[count]]:
-                break
-        shares = []
-        left = rows
-        for worker in order:
-            share = min(left, math.ceil(level - self._load[worker]))
-            if share <= 0:
-                break
-            shares.append((worker, share))
-            left -= share
-        return shares
+    def _end(self, ticket: Ticket, error: Exception | None) -> None:
+        slot = self._slots[ticket.slot]
+        if slot.state is State.LOST:
+            return
+        slot.missing -= 1
+        slot.error = slot.error or error
+        if not slot.missing:
+            slot.state = State.READY
+            self._filling -= 1
+            if slot.batch is None:
+                self.free(ticket.slot)

@@ -16,16 +16,18 @@ WAITING = 0.5
 
 
 class Decision(NamedTuple):
-    """A change of the number of workers.
+    """A change of the number of workers, or of reads in flight.
 
     Attributes:
         at: seconds from the first request for a batch.
         workers: how many there are from now on.
+        reads: how many reads each has in flight from now on.
         reason: why.
     """
 
     at: float
     workers: int
+    reads: int
     reason: str
 
 
@@ -40,13 +42,14 @@ class Stats:
         elapsed: seconds from the first request for a batch to the last delivery.
         batch_wait: seconds of them in which a batch that was asked for had not been read yet.
         slot_wait: seconds of them in which no batch could be read or handed out, because all slots were held.
-        copied: batches handed out as copies, because all slots were held.
+        grown: slots that were added, because all were held.
         restarts: workers that were replaced.
         replaced: rows in which another sample replaces an unreadable one.
         workers: how many workers there are, at the end.
+        reads: how many reads each of them has in flight, at the end.
         busy: seconds in which workers had something to read, summed over all workers.
         cpu: seconds in which they had a processor or wanted one. In the rest of ``busy`` they waited for what they read.
-        decisions: how ``workers="auto"`` has changed their number, when, and why.
+        decisions: how the numbers of workers and of reads in flight have been changed, when, and why.
 
     Examples:
         >>> loader = Loader(ids, labels, batch_size=4)
@@ -72,10 +75,11 @@ class Stats:
     elapsed: float = 0.0
     batch_wait: float = 0.0
     slot_wait: float = 0.0
-    copied: int = 0
+    grown: int = 0
     restarts: int = 0
     replaced: int = 0
     workers: int = 0
+    reads: int = 0
     busy: float = 0.0
     cpu: float = 0.0
     decisions: tuple[Decision, ...] = ()
@@ -91,9 +95,9 @@ class Stats:
         counts = {
             field.name: getattr(self, field.name) - getattr(earlier, field.name)
             for field in fields(self)
-            if field.name not in ("workers", "decisions")
+            if field.name not in ("workers", "reads", "decisions")
         }
-        return Stats(**counts, workers=self.workers, decisions=self.decisions[len(earlier.decisions) :])
+        return Stats(**counts, workers=self.workers, reads=self.reads, decisions=self.decisions[len(earlier.decisions) :])
 
     @property
     def rate(self) -> float:
@@ -156,9 +160,11 @@ class Stats:
             for count, what in (
                 (self.restarts, "workers replaced"),
                 (self.replaced, "unreadable samples replaced by others"),
-                (self.copied, "batches copied"),
+                (self.grown, "slots added, since all were held"),
             )
             if count
         ]
-        lines += [f"after {at:.1f} s {workers} workers: {reason}" for at, workers, reason in self.decisions]
+        lines += [
+            f"after {at:.1f} s {workers} workers, {reads} reads each: {reason}" for at, workers, reads, reason in self.decisions
+        ]
         return "\n".join([*lines, f"verdict: {self.verdict}: {advice[self.verdict]}"])

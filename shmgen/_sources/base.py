@@ -41,12 +41,12 @@ class Source:
         field_name: what errors call the field; set before `bind`.
         in_main_process: whether the main process fills the rows, and workers never see the source. `fill` then gets positions in
             the list of ids in place of ids.
-        concurrent: whether several copies of it may read at once, each in a thread of its own.
-        io_waits: whether reading has had to wait lately, for a disk or a network: set before each `fill`, which may then ask for
-            its rows ahead.
         rows_begun: where a `fill` that reads one row after another says how far it is: ``self.rows_begun[0] = 1`` before it reads
             the first row, 2 before the second. A sample that fails, hangs or ends the worker is then known at once; else its rows
             are tried one by one.
+        concurrent: whether several copies of it may read at once, in threads of one process. Then there are as many reads in
+            flight as pay where reading waits for a disk or a network.
+        io_waits: whether reads have had to wait lately; set before each `fill`, which may then have the system read ahead.
 
     Examples:
         >>> class Noise(Source):
@@ -73,7 +73,7 @@ class Source:
         """Look at the ids, once, in the main process: for what has to be read to know `shape` and `dtype`."""
 
     def open(self) -> None:
-        """Get ready to read, once in each process that reads: open the file, connect to the database."""
+        """Get ready to read: open the file, connect to the database. Called once by each reader, on a shallow copy of its own."""
 
     def read(self, id: Any, row: np.ndarray) -> None:
         """Fill ``row``, an array of `shape` and `dtype` in shared memory, with sample ``id``. What is left out stays 0."""

@@ -24,6 +24,8 @@ class Function(Source):
         dim: shape of a sample without its channels.
         n_channels: size of the last axis.
         dtype: of a row.
+        concurrent: whether the function may be called in several threads of a process at once, so that as many calls are in
+            flight as pay where it waits for something. It must then not draw from the global generators of `random` and NumPy.
 
     What is left out is taken from the array of the first id, for which the function is called once in the main process. For a
     function that fills a row, ``dim`` and ``dtype`` must be given.
@@ -41,8 +43,11 @@ class Function(Source):
         dim: int | Iterable[int] | None = None,
         n_channels: int | None = None,
         dtype: DTypeLike | None = None,
+        *,
+        concurrent: bool = False,
     ) -> None:
         self._function = function
+        self.concurrent = concurrent
         self._fills = _takes_two(function)
         self._given = SampleSpec.checked(dim, n_channels, dtype)
 

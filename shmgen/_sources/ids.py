@@ -48,12 +48,17 @@ def take(ids: Sequence[Any], samples: np.ndarray) -> list[Any]:
     return list(map(ids.__getitem__, samples.tolist()))
 
 
+def int_array(ids: Sequence[Any]) -> np.ndarray | None:
+    """The array of ints that ``ids`` are, if they came in one; else None."""
+    return ids.array if isinstance(ids, _ArrayIds) and ids.array.dtype.kind in "iu" else None
+
+
 def as_ints(ids: Sequence[Any]) -> range | np.ndarray | None:
     """``ids`` as a range or an array if all are ints, else None. The array holds Python's ints if one is too large for int64."""
     if isinstance(ids, range):
         return ids
     if isinstance(ids, _ArrayIds):
-        return ids.array if ids.array.dtype.kind in "iu" else None
+        return int_array(ids)
     if not all(issubclass(kind, int) for kind in set(map(type, ids))):
         return None
     try:

@@ -20,13 +20,13 @@ import numpy as np
 import psutil
 
 from shmgen._checks import check_float, check_int
-from shmgen._memory.limits import SHM, available, processors
+from shmgen._memory.limits import available, processors
 from shmgen._plan.stats import LITTLE, WAITING
 from shmgen._sources.ids import Subset
 from shmgen._sources.npy import Npy
 from shmgen._sources.npy_format import OPEN_FLAGS
 from shmgen._sources.npy_rows import NpyRows
-from shmgen._worker.protocol import processor_time
+from shmgen._worker.protocol import thread_time
 from shmgen.errors import InputError
 from shmgen.loader import Loader
 from shmgen.options import DataOptions, call_from
@@ -327,7 +327,7 @@ def _files(loader: Loader, ids: Sequence[Any]) -> list[str] | None:
 
 def _measure(options: TuneOptions, ids: Sequence[Any], workers: int, *, cold: bool) -> Measurement:
     seconds = options.seconds
-    begun, used_then, own_then = time.monotonic(), _used([]), processor_time("thread-self")
+    begun, used_then, own_then = time.monotonic(), _used([]), thread_time("thread-self")
     with options.loader(ids, workers, shuffle=options.shuffle) as loader:
         # In a second epoch, cold files would be warm.
         batches = iter(loader) if cold else _endless(loader)
@@ -341,7 +341,7 @@ def _measure(options: TuneOptions, ids: Sequence[Any], workers: int, *, cold: bo
                 if time.monotonic() > start + seconds:
                     break
             start = time.monotonic()
-        before, used, own = loader.stats, _used(pids), processor_time("thread-self")
+        before, used, own = loader.stats, _used(pids), thread_time("thread-self")
         for _ in batches:
             if time.monotonic() > start + seconds and loader.stats.since(before).batches >= MIN_BATCHES:
                 break
@@ -349,7 +349,7 @@ def _measure(options: TuneOptions, ids: Sequence[Any], workers: int, *, cold: bo
         if not seen.batches:  # a single batch is the whole epoch
             seen, used, own = replace(loader.stats, elapsed=first_batch), _used(pids) - used_then, own_then
         if not workers:  # this thread does their work
-            seen = replace(seen, workers=1, busy=seen.elapsed, cpu=(processor_time("thread-self") - own) / 1e9)
+            seen = replace(seen, workers=1, busy=seen.elapsed, cpu=(thread_time("thread-self") - own) / 1e9)
         return Measurement(
             workers,
             loader._ring.slots,
@@ -384,7 +384,7 @@ def _used(pids: Iterable[int]) -> float:
 def _memory(pid: int) -> int:
     """Bytes of a process, without the ring: its PSS, in which a page that several processes share counts once among them."""
     with suppress(psutil.Error):  # it has died
-        return sum(part.pss for part in psutil.Process(pid).memory_maps() if not part.path.startswith((SHM, "/memfd:")))
+        return sum(part.pss for part in psutil.Process(pid).memory_maps() if not part.path.startswith("/memfd:shmgen"))
     return 0
 
 

@@ -1,9 +1,10 @@
-"""What a worker does with a task: fills the rows of every field from its source, and has the user's functions change them."""
+"""What a reader does with a ticket: fills the rows of every field from its source, and has the user's functions change them."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._memory.limit_errors import note
@@ -18,20 +19,16 @@ if TYPE_CHECKING:
 
 
 class Task(NamedTuple):
-    """Rows ``start`` to ``stop`` of the batch in a slot.
+    """Rows of the batch in a slot.
 
     Attributes:
-        slot: where the batch is.
         start: the first row.
-        stop: one past the last row.
         epoch: of the batch.
         position: of the first row in the epoch's data.
         ids: of the rows.
     """
 
-    slot: int
     start: int
-    stop: int
     epoch: int
     position: int
     ids: list[Any]
@@ -44,7 +41,7 @@ class FieldSpec(NamedTuple):
         name: of the field.
         shape: of a row.
         dtype: of a row, as text, since most workers need no NumPy.
-        offset: where the field begins in the first slot, in bytes from the beginning of the ring.
+        offset: where the field begins in a slot, in bytes.
         row_bytes: bytes of a row.
     """
 
@@ -61,36 +58,41 @@ class BatchAssembler:
     Args:
         fields: of a batch, in the order of its arrays.
         sources: by name of the field. Those that the main process fills from are left out here.
-        slot_bytes: bytes from one slot to the next.
+        sheet_offset: where the sheet begins in a slot, in bytes: the epoch, the position of the first row, and each row's sample.
         seed: of random numbers, together with the epoch and the sample's position in it.
         transforms: functions of a row and a generator, by name of the field.
         sample_transform: a function of the sample, a dict of its rows by name of the field, and a generator.
 
     Attributes:
+        sheet_offset: see above.
         seed: see above.
         calls_functions: whether anything is done sample by sample, which may draw random numbers.
+        concurrent: whether several readers of a process may read at once. Functions are called one at a time even so: the global
+            generators of random numbers are seeded for each sample.
     """
 
     def __init__(
         self,
         fields: Sequence[FieldSpec],
         sources: Mapping[str, Source],
-        slot_bytes: int,
+        sheet_offset: int,
         seed: int,
         transforms: dict[str, Callable[..., Any]],
         sample_transform: Callable[..., Any] | None,
     ) -> None:
         self._fields = fields
         self._sources = [(field, sources[field.name]) for field in fields if not sources[field.name].in_main_process]
-        self._slot_bytes = slot_bytes
+        self.sheet_offset = sheet_offset
         self.seed = seed
         self._transforms = transforms
         self._sample_transform = sample_transform
         self._cleared = [field for field, source in self._sources if source.may_leave_out]
-        reads_one_by_one = any(source.reads_one_by_one for _, source in self._sources)
-        self.calls_functions = reads_one_by_one or bool(transforms) or sample_transform is not None
+        self.concurrent = all(source.concurrent for _, source in self._sources)
+        is_called = any(source.reads_one_by_one and not source.concurrent for _, source in self._sources)
+        self.calls_functions = is_called or bool(transforms) or sample_transform is not None
         self._rng: SampleRng | None = None
         self._rows_begun: Any = [IDLE]
+        self._one_at_a_time: Any = None
 
     def named(self) -> Iterator[tuple[str, object]]:
         """Sources and functions, each with what errors call it."""
@@ -104,19 +106,23 @@ class BatchAssembler:
     @property
     def is_ours(self) -> bool:
         """Whether none of the user's code is in it: no function, and no source of a class of theirs."""
-        return not self.calls_functions and all(type(thing).__module__.startswith("shmgen.") for _, thing in self.named())
+        calls = self.calls_functions or any(source.reads_one_by_one for _, source in self._sources)
+        return not calls and all(type(thing).__module__.startswith("shmgen.") for _, thing in self.named())
 
-    def open(self, rows_begun: Any) -> None:
-        """Get ready, in the process that will fill.
+    def opened(self, rows_begun: Any, one_at_a_time: threading.Lock) -> BatchAssembler:
+        """A copy for a reader, in the process that will fill, whose sources are ready to read.
 
         Args:
             rows_begun: ``rows_begun[0]`` will say how many rows of the task have been begun, or `IDLE`, or `UNKNOWN`.
+            one_at_a_time: held while functions are called.
 
         Raises:
             StartError: a source can't be opened.
         """
-        self._rows_begun = rows_begun
-        for field, source in self._sources:
+        reader = copy(self)
+        reader._rows_begun, reader._one_at_a_time = rows_begun, one_at_a_time
+        reader._sources = [(field, copy(source)) for field, source in self._sources]
+        for field, source in reader._sources:
             source.rows_begun = rows_begun
             try:
                 source.open()
@@ -126,50 +132,62 @@ class BatchAssembler:
         if self.calls_functions:
             from shmgen._sources.rng import SampleRng
 
-            self._rng = SampleRng(self.seed)
+            reader._rng = SampleRng(self.seed)
+        return reader
 
     def places(self, id: Any) -> str:
         """Where sample ``id`` is read from, for errors and warnings."""
         return ", ".join(source.place(id) for _, source in self._sources)
 
-    def hint(self, task: Task) -> None:
-        """``task`` will be done next."""
-        for _, source in self._sources:
-            source.hint(task.ids)
+    def fill(self, slot: memoryview, task: Task, *, io_waits: bool = False) -> None:
+        """Do ``task`` in a slot of the ring.
 
-    def fits(self, memory: memoryview, task: Task) -> bool:
-        """Whether ``memory`` reaches as far as ``task``."""
-        return len(memory) >= self._fields[0].offset + (task.slot + 1) * self._slot_bytes
-
-    def fill(self, memory: memoryview, task: Task) -> None:
-        """Do ``task`` in ``memory``, which is the ring.
+        Args:
+            slot: the slot's memory.
+            task: what is to be done.
+            io_waits: whether reads have had to wait lately.
 
         Raises:
             SampleError: a sample can't be read; ``rows_begun`` says which.
         """
         for field in self._cleared:
-            _clear(self._bytes(memory, task, field))
+            _clear(self._bytes(slot, task, field))
         for field, source in self._sources:
             if source.reads_one_by_one:
+                if source.concurrent:
+                    self._read(field, source, slot, task)
                 continue
             self._rows_begun[0] = UNKNOWN
+            source.io_waits = io_waits
             try:
                 if isinstance(source, RawSource):
-                    source.fill(task.ids, self._bytes(memory, task, field))  # type: ignore[arg-type]
+                    source.fill(task.ids, self._bytes(slot, task, field))  # type: ignore[arg-type]
                 else:
-                    source.fill(task.ids, self._rows(memory, task, field))
+                    source.fill(task.ids, self._rows(slot, task, field))
             except Exception as error:
                 note(error)
                 raise function_error(
                     task.ids[row_of(self._rows_begun[0]) or 0], f"source of field {field.name!r}", error
                 ) from error
-        if self._rng is not None:
-            self._call_functions(memory, task, self._rng)
         self._rows_begun[0] = IDLE
+        if self._rng is not None:
+            with self._one_at_a_time:
+                self._call_functions(slot, task, self._rng)
+            self._rows_begun[0] = IDLE
 
-    def _call_functions(self, memory: memoryview, task: Task, sample_rng: SampleRng) -> None:
-        rows = {field.name: self._rows(memory, task, field) for field in self._fields}
-        readers = [(field.name, source) for field, source in self._sources if source.reads_one_by_one]
+    def _read(self, field: FieldSpec, source: Source, slot: memoryview, task: Task) -> None:
+        rows = self._rows(slot, task, field)
+        for number, id in enumerate(task.ids):
+            self._rows_begun[0] = number + 1
+            try:
+                source.read(_own(id), rows[number, ...])
+            except Exception as error:
+                note(error)
+                raise function_error(id, f"source of field {field.name!r}", error) from error
+
+    def _call_functions(self, slot: memoryview, task: Task, sample_rng: SampleRng) -> None:
+        rows = {field.name: self._rows(slot, task, field) for field in self._fields}
+        readers = [(field.name, source) for field, source in self._sources if source.reads_one_by_one and not source.concurrent]
         generators = sample_rng.for_samples(task.epoch, task.position, len(task.ids))
         where = ""
         for number, (id, rng) in enumerate(zip(task.ids, generators, strict=True)):
@@ -177,9 +195,7 @@ class BatchAssembler:
             try:
                 for name, source in readers:
                     where = f"source of field {name!r}"
-                    # A function may change what it is given, and an id may be a list.
-                    own = id if isinstance(id, str | int) else deepcopy(id)
-                    source.read(own, rows[name][number, ...])
+                    source.read(_own(id), rows[name][number, ...])
                 for name, function in self._transforms.items():
                     where = f"transform of field {name!r}"
                     row = rows[name][number, ...]
@@ -193,14 +209,19 @@ class BatchAssembler:
                 note(error)
                 raise function_error(id, where, error) from error
 
-    def _bytes(self, memory: memoryview, task: Task, field: FieldSpec) -> memoryview:
-        first = task.slot * self._slot_bytes + field.offset
-        return memory[first + task.start * field.row_bytes : first + task.stop * field.row_bytes]
+    def _bytes(self, slot: memoryview, task: Task, field: FieldSpec) -> memoryview:
+        first = field.offset + task.start * field.row_bytes
+        return slot[first : first + len(task.ids) * field.row_bytes]
 
-    def _rows(self, memory: memoryview, task: Task, field: FieldSpec) -> np.ndarray:
+    def _rows(self, slot: memoryview, task: Task, field: FieldSpec) -> np.ndarray:
         import numpy as np
 
-        return np.ndarray((task.stop - task.start, *field.shape), dtype_of(field.dtype), self._bytes(memory, task, field))
+        return np.ndarray((len(task.ids), *field.shape), dtype_of(field.dtype), self._bytes(slot, task, field))
+
+
+def _own(id: Any) -> Any:
+    """A function may change what it is given, and an id may be a list."""
+    return id if isinstance(id, str | int) else deepcopy(id)
 
 
 def _clear(data: memoryview) -> None:

@@ -50,7 +50,7 @@ class Launcher:
         """Start a child; to be called, and the child remembered, within `shmgen._worker.signals.deferred_signals`.
 
         Args:
-            fds: descriptors that the child inherits.
+            fds: descriptors that the child inherits; -1 stands for one that there is not.
 
         Raises:
             OSError: it can't be started; the error names the limit that was reached, if one was.
@@ -84,7 +84,7 @@ class Child:
                     stdin=subprocess.DEVNULL,
                     stdout=stdout,
                     env=environment,
-                    pass_fds=inherited,
+                    pass_fds=[fd for fd in inherited if fd >= 0],
                 )
             except BaseException:
                 self._close_fds()

@@ -17,10 +17,11 @@ def begin(liveness: int, *fds: int) -> None:
 
     Args:
         liveness: reading end of a pipe that the main process holds open as long as it lives.
-        fds: the other descriptors that the child was given.
+        fds: the other descriptors that the child was given; -1 stands for one that there is not.
     """
     for fd in (liveness, *fds):
-        os.set_inheritable(fd, False)
+        if fd >= 0:
+            os.set_inheritable(fd, False)
     # The kernel kills this process when nobody holds the other end of the pipe any more. That needs no turn of ours: a process
     # that has been stopped never gets one, nor does a thread beside a function that keeps the interpreter to itself.
     with suppress(OSError):  # some systems that pass for Linux can't

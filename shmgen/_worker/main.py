@@ -1,83 +1,88 @@
-"""What a worker process runs: it fills rows of the ring as its tasks say, and reports each task that is done.
+"""What a worker process runs: it sets itself up as the main process says, and then its readers take tickets.
 
 It imports the standard library, NumPy if a row needs it, and what the user's functions import. It holds no list of ids. It ends
-when the main process closes the stream between them or dies, whatever it is doing.
+when the main process ends the queue, closes the stream between them or dies, whatever it is doing.
 """
 
 from __future__ import annotations
 
 import io
-import mmap
 import os
 import pickle
-import resource
-import select
 import signal
 import sys
 import threading
 import time
-from collections import deque
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from shmgen._memory.limit_errors import MAPPING, named, note
-from shmgen._memory.status_page import BUSY, RECORD_WORDS, ROW, USED
-from shmgen._sources.base import IDLE, error_text, row_of
-from shmgen._worker.assembler import BatchAssembler, Task
+from shmgen._memory.segments import Segments
+from shmgen._memory.status_page import READERS, USED, StatusPage
+from shmgen._sources.base import error_text
+from shmgen._sources.packed_ids import PackedIds
+from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.liveness import begin, end_with_parent
-from shmgen._worker.protocol import (
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    LOGGED,
-    READY,
-    UNABLE,
-    WAITED,
-    Unframer,
-    frame,
-    processor_time,
-    unpacked,
-)
+from shmgen._worker.protocol import INTERRUPTED, LOGGED, READY, UNABLE, Unframer, frame, processor_time
+from shmgen._worker.readers import Readers
 from shmgen.errors import StartError
 
-WAITING_PIECES = 8
-"""After a read that had to wait, the kernel is asked to read ahead for so many tasks."""
-
 _sending = threading.RLock()
-"""Held while a message is sent: the user's functions may have threads of their own, which log."""
+"""Held while a message is sent: readers send, and the user's functions may have threads of their own, which log."""
 
 
 class Setup(NamedTuple):
-    """The first message to a worker; the others are lists of tasks.
+    """The only message to a worker.
 
     Attributes:
         parent: process id of the main process.
+        number: of the worker.
         path: ``sys.path`` of the main process.
-        word: index of the first word of this worker's record on the status page.
         draws: whether functions of the user's are called, which may draw random numbers.
-        assembler: does the tasks. It is pickled apart from the rest because ``path`` may be needed to load it.
+        slot_bytes: bytes of a slot.
+        ids: the pickled `PackedIds`. This and the assembler are pickled apart from the rest because ``path`` may be needed.
+        assembler: fills the rows of a ticket.
         context: what the user's code has to find here, the fields of a `Context`; None if there is no such code.
     """
 
     parent: int
+    number: int
     path: list[str]
-    word: int
     draws: bool
+    slot_bytes: int
+    ids: bytes
     assembler: bytes
     context: tuple[Any, ...] | None
 
 
-def main(stream: int, liveness: int, segment: int) -> None:
-    """Serve the main process at the other end of ``stream`` until it closes it.
+class Descriptors(NamedTuple):
+    """What a worker inherits, beside the stream and the pipe that end it: descriptors.
+
+    Attributes:
+        segment: of the ring's memory.
+        page: of its own status page.
+        queue: of the pipe that tickets come from.
+        reports: of the pipe that tells which are done.
+        ids: of the packed ids; -1 where none are stored.
+    """
+
+    segment: int
+    page: int
+    queue: int
+    reports: int
+    ids: int
+
+
+def main(stream: int, liveness: int, *inherited: int) -> None:
+    """Serve the main process at the other end of ``stream`` until it ends.
 
     Args:
         stream: descriptor of a connected socket.
         liveness: descriptor of a pipe that the main process holds open as long as it lives.
-        segment: descriptor of the ring's shared memory.
+        inherited: the fields of `Descriptors`.
     """
-    begin(liveness, stream, segment)
-    inbox = _Inbox(stream)
-    first = inbox.next()
+    fds = Descriptors(*inherited)
+    begin(liveness, stream, *fds)
+    first = _receive(stream)
     if first is None:
         return
     setup = Setup(*first)
@@ -90,14 +95,20 @@ def main(stream: int, liveness: int, segment: int) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     try:
-        memory = _mapped(segment)
-        status_page = memory[8 * setup.word : 8 * (setup.word + RECORD_WORDS)].cast("Q")
+        with named(MAPPING):
+            page, segments = StatusPage(fds.page), Segments(fds.segment, setup.slot_bytes)
         if setup.draws:
             from shmgen._sources.rng import seed_late
 
             seed_late()
         assembler = _assembler(stream, setup)
-        assembler.open(status_page)
+        ids: PackedIds = pickle.loads(setup.ids)
+        if fds.ids >= 0:
+            ids.attach(fds.ids)
+        readers = Readers(
+            setup.number, fds.queue, fds.reports, segments, ids, page, assembler, lambda message: _send(stream, message)
+        )
+        opened = readers.opened(0)
     except StartError as error:
         _send(stream, UNABLE + pickle.dumps(error))
         return
@@ -105,9 +116,10 @@ def main(stream: int, liveness: int, segment: int) -> None:
         note(error)
         _send(stream, UNABLE + pickle.dumps(StartError(f"a worker can't start: {error_text(error)}")))
         return
-    status_page[USED] = processor_time("self")
+    page.words[READERS] = 1
+    page.words[USED] = processor_time("self")
     _send(stream, READY)
-    _serve(inbox, stream, assembler, memory, segment, status_page)
+    readers.run(opened)
 
 
 def _assembler(stream: int, setup: Setup) -> BatchAssembler:
@@ -124,95 +136,19 @@ def _assembler(stream: int, setup: Setup) -> BatchAssembler:
     return assembler
 
 
-def _serve(
-    inbox: _Inbox, stream: int, assembler: BatchAssembler, memory: memoryview, segment: int, status_page: memoryview
-) -> None:
-    waiting = 0
-    hinted = None
-    while (fields := inbox.next()) is not None:
-        task = _task(fields)
-        if not assembler.fits(memory, task):  # the ring has grown
-            try:
-                memory = _mapped(segment)
-            except StartError as error:
-                _send(stream, UNABLE + pickle.dumps(error))
-                return
-        # Files in the page cache are read without a wait: hints would only cost time.
-        if waiting:
-            if fields is not hinted:
-                _hint(assembler, task)
-            if (hinted := inbox.peek()) is not None:
-                _hint(assembler, _task(hinted))
-        waits, start = _waits(), time.monotonic_ns()
-        failed = b""
+def _receive(stream: int) -> tuple[Any, ...] | None:
+    """Wait for the setup; None if the main process has gone."""
+    unframer = Unframer()
+    while True:
         try:
-            assembler.fill(memory, task)
-        except Exception as error:
-            failed = FAILED + pickle.dumps((row_of(status_page[ROW]), error))
-            status_page[ROW] = IDLE
-        if assembler.calls_functions and sys.stdout is not None:
-            sys.stdout.flush()  # what functions have printed would be lost when this process is killed
-        waiting = WAITING_PIECES if _waits() > waits else max(0, waiting - 1)
-        status_page[BUSY] += time.monotonic_ns() - start
-        if not _send(stream, failed or (WAITED if waiting else DONE)):
-            return
-
-
-def _mapped(segment: int) -> memoryview:
-    """The ring in its present size."""
-    try:
-        with named(MAPPING):
-            return memoryview(mmap.mmap(segment, 0))
-    except OSError as error:
-        raise StartError(f"the ring can't be mapped: {error}") from None
-
-
-def _hint(assembler: BatchAssembler, task: Task) -> None:
-    with suppress(Exception):  # reading will raise the same error
-        assembler.hint(task)
-
-
-def _task(fields: tuple[Any, ...]) -> Task:
-    *numbers, ids = fields
-    return Task._make([*numbers, unpacked(ids)])
-
-
-class _Inbox:
-    """What the main process has sent: each message is a pickled list of things."""
-
-    def __init__(self, stream: int) -> None:
-        self._stream = stream
-        self._unframer = Unframer()
-        # Each is unpickled when it is needed: classes in tasks may be importable only after the setup.
-        self._messages: deque[bytes] = deque()
-        self._things: deque[Any] = deque()
-
-    def next(self) -> Any:
-        """Wait for the next thing, and return it; None if the main process has gone."""
-        while not self._unpickle():
-            if not self._receive():
-                return None
-        return self._things.popleft()
-
-    def peek(self) -> Any:
-        """What `next` will return; None if it has not come yet."""
-        while select.select([self._stream], [], [], 0)[0] and self._receive():
-            pass
-        return self._things[0] if self._unpickle() else None
-
-    def _unpickle(self) -> bool:
-        """Whether there is a thing to return."""
-        while self._messages and not self._things:
-            self._things.extend(pickle.loads(self._messages.popleft()))
-        return bool(self._things)
-
-    def _receive(self) -> bool:
-        try:
-            data = os.read(self._stream, 1 << 16)
+            data = os.read(stream, 1 << 16)
         except ConnectionResetError:
-            return False
-        self._messages.extend(self._unframer.feed(data))
-        return bool(data)
+            return None
+        if not data:
+            return None
+        for message in unframer.feed(data):
+            setup: tuple[Any, ...] = pickle.loads(message)
+            return setup
 
 
 def _send(stream: int, message: bytes) -> bool:
@@ -230,8 +166,3 @@ def _send(stream: int, message: bytes) -> bool:
 def _send_from_handler(stream: int, message: bytes) -> None:
     """Send ``message`` from a signal handler, which may have interrupted `_send` itself."""
     threading.Thread(target=_send, args=(stream, message), daemon=True).start()
-
-
-def _waits() -> int:
-    """How often this thread has had to wait for something, such as a disk, since it started."""
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw

@@ -1,26 +1,31 @@
-"""What the main process and a worker send each other: messages of bytes on a stream, each after its length.
+"""What the main process and the workers tell each other.
 
-A worker is sent pickled lists: first of a `Setup`, then of the fields of tasks. It sends one of the words below, some with data
-after them.
+Work goes through two pipes that all workers share, as records of fixed size, which are written and read whole: tickets one way,
+and reports of what is done the other. All else goes through a socket that each worker has of its own, as messages of bytes, each
+after its length: a worker is sent a pickled `Setup`, and sends one of the words below, some with data after them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import struct
 
 _LENGTH = 4
 
+TICKET = struct.Struct("<QIIII")
+"""A ticket: its number, the slot, the first row, one past the last, and nothing."""
+
+REPORT = struct.Struct("<QII")
+"""A ticket that is done: its number, that of the worker, and 1 if reads had to wait lately for a disk or a network, else 0."""
+
+ATOMIC = 4096
+"""Bytes that are written to a pipe whole, or not at all (PIPE_BUF)."""
+
 READY = b"r"
-"""The worker has started, and waits for tasks."""
-
-DONE = b"d"
-"""The oldest task that the worker has is done."""
-
-WAITED = b"w"
-"""Like DONE, and lately reads had to wait for a disk or a network: it pays to give the worker more tasks at once."""
+"""The worker has started, and takes tickets."""
 
 FAILED = b"f"
-"""The oldest task that the worker has failed; a pickled pair follows: the number of the row, None if not known, and the error."""
+"""A ticket has failed; a pickled triple follows: its number, that of the row, None if not known, and the error."""
 
 UNABLE = b"u"
 """The worker can't start, or can't go on; the pickled error follows."""
@@ -37,30 +42,30 @@ def frame(message: bytes) -> bytes:
     return len(message).to_bytes(_LENGTH, "little") + message
 
 
-def packed(ids: list[Any]) -> list[Any] | str:
-    """``ids`` as they are sent: joined into one text if they are texts, which saves pickling each."""
-    try:
-        together = "\0".join(ids)
-    except TypeError:
-        return ids
-    return together if together.count("\0") == len(ids) - 1 else ids
-
-
-def unpacked(ids: list[Any] | str) -> list[Any]:
-    """The ids that `packed` was given."""
-    return ids.split("\0") if isinstance(ids, str) else ids
-
-
 def processor_time(process: int | str) -> int:
-    """Nanoseconds in which a process's main thread ran, or was ready to run; 0 if the kernel does not say.
+    """Nanoseconds in which a process's threads ran, or were ready to run; 0 if the kernel does not say.
+
+    The time of threads that have ended is not in it.
+
+    Args:
+        process: its process id, or ``self``.
+    """
+    try:
+        return sum(thread_time(f"{process}/task/{task}") for task in os.listdir(f"/proc/{process}/task"))
+    except OSError:
+        return 0
+
+
+def thread_time(thread: str) -> int:
+    """As `processor_time`, for one thread.
 
     The time in which it waited for a processor is not among what psutil knows, and a worker does without psutil.
 
     Args:
-        process: its process id, or another name under ``/proc``, such as ``self``.
+        thread: its name under ``/proc``, such as ``thread-self``.
     """
     try:
-        with open(f"/proc/{process}/schedstat") as file:
+        with open(f"/proc/{thread}/schedstat") as file:
             ran, wanted, _ = file.read().split()
     except (OSError, ValueError):
         return 0

@@ -1,0 +1,106 @@
+"""Workers that are none: everything is done in the main process, where a debugger can stop in it."""
+
+from __future__ import annotations
+
+import select
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from shmgen._engine.workers import Event, EventKind, Wakeup
+from shmgen._memory.limit_errors import FILES, named
+from shmgen._memory.ring import Ring
+from shmgen._plan.schedule import Ticket
+from shmgen._sources.base import IDLE, row_of
+from shmgen._sources.ids import take
+from shmgen._sources.rng import own_random_state
+from shmgen._worker.assembler import BatchAssembler, Task
+from shmgen._worker.readers import EPOCH, POSITION, SAMPLES
+
+
+class InProcess:
+    """Does tickets in the main process, one while somebody waits for a batch.
+
+    Args:
+        ring: what is filled.
+        ids: of all samples.
+        assembler: how it is filled.
+    """
+
+    def __init__(self, ring: Ring, ids: Sequence[Any], assembler: BatchAssembler) -> None:
+        self._at = [IDLE]
+        self._assembler = assembler.opened(self._at, threading.Lock())
+        with named(FILES):
+            self._wakeup = Wakeup()
+        self._ring = ring
+        self._ids = ids
+        self._tickets: deque[Ticket] = deque()
+        self._events: list[Event] = []
+
+    def __repr__(self) -> str:
+        return "0 workers"
+
+    @property
+    def pids(self) -> Mapping[int, int]:
+        return {}
+
+    def put(self, tickets: Sequence[Ticket]) -> None:
+        self._tickets.extend(tickets)
+
+    def wait(self, timeout: float | None) -> None:
+        if self._events:  # an earlier caller was interrupted before it could handle them
+            return
+        if self._tickets:
+            ticket = self._tickets[0]
+            event = Event(0, EventKind.DROPPED, ticket.id)
+            try:
+                with own_random_state() if self._assembler.calls_functions else nullcontext():
+                    self._fill(ticket)
+                event = Event(0, EventKind.DONE, (ticket.id, False))
+            except Exception as error:
+                event = Event(0, EventKind.FAILED, (ticket.id, row_of(self._at[0]), error))
+            finally:
+                self._events.append(event)
+                self._tickets.popleft()
+        else:
+            select.select([self._wakeup.fd], [], [], timeout)
+            self._wakeup.clear()
+
+    def _fill(self, ticket: Ticket) -> None:
+        sheet = self._ring.sheet(ticket.slot)
+        ids = take(self._ids, sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop])
+        task = Task(ticket.start, int(sheet[EPOCH]), int(sheet[POSITION]) + ticket.start, ids)
+        self._assembler.fill(self._ring.bytes(ticket.slot), task)
+
+    def wake(self) -> None:
+        self._wakeup.set()
+
+    def poll_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def claims(self, worker: int) -> Mapping[int, tuple[int, int]]:
+        return {0: (self._tickets[0].id, self._at[0])} if self._tickets else {}
+
+    def use(self) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    def is_stopped(self, worker: int) -> bool:
+        return False
+
+    def kill(self, worker: int) -> None:
+        raise NotImplementedError
+
+    restart = retire = remove = kill
+
+    def add(self) -> int:
+        raise NotImplementedError
+
+    def set_reads(self, count: int) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        self._tickets.clear()
+        self._wakeup.close()

@@ -1,0 +1,55 @@
+"""The ring's memory as a process sees it: slots of a file, in mappings each of which is made once and stays where it is.
+
+The main process and the workers use it alike. A worker imports it at its start, so it needs no NumPy.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+
+from shmgen._memory.limit_errors import MAPPING, named
+
+
+class Segments:
+    """The slots of a file of shared memory, which may grow.
+
+    Args:
+        fd: descriptor of the file, which stays the caller's. Must be open until `close`.
+        slot_bytes: size of a slot, a multiple of `mmap.ALLOCATIONGRANULARITY`.
+
+    Raises:
+        OSError: the file can't be mapped; likewise from `map_new`, and from taking a slot that is not mapped yet.
+    """
+
+    def __init__(self, fd: int, slot_bytes: int) -> None:
+        self._fd = fd
+        self._slot_bytes = slot_bytes
+        self._slots: list[memoryview] = []
+        self._mapping = threading.Lock()
+        self.map_new()
+
+    def __len__(self) -> int:
+        """How many slots are mapped."""
+        return len(self._slots)
+
+    def __getitem__(self, slot: int) -> memoryview:
+        """The bytes of a slot, to be read and written. What the file has grown by is mapped first, if the slot lies there."""
+        if slot >= len(self._slots):
+            self.map_new()
+        return self._slots[slot]
+
+    def map_new(self) -> None:
+        """Map what the file has grown by."""
+        with self._mapping, named(MAPPING):  # of two threads that did it at once, each would add the same slots
+            begin = len(self._slots) * self._slot_bytes
+            length = os.fstat(self._fd).st_size - begin
+            if length > 0:
+                segment = memoryview(mmap.mmap(self._fd, length, offset=begin))
+                self._slots += [segment[start : start + self._slot_bytes] for start in range(0, length, self._slot_bytes)]
+
+    def close(self) -> None:
+        """Let go of the memory. What views of a slot still show stays mapped until they are gone."""
+        self._fd = -1
+        self._slots.clear()

@@ -1,0 +1,188 @@
+"""What follows from a worker's death, a read that does not end, and a sample that can't be read.
+
+Pure: told what has happened, it answers what is to be done, so every case is a plain unit test. The supervisor does it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from shmgen._plan.sampler import BatchId
+from shmgen._plan.schedule import Ticket
+
+DEATHS = 3
+"""A row at which so many workers died is unreadable."""
+
+
+class Claim(NamedTuple):
+    """A ticket that a reader has taken, and how far it is.
+
+    Attributes:
+        ticket: the ticket.
+        begun: whether it has begun to read. A ticket that was not begun had no part in what has happened.
+        row: the row that it is at, from the ticket's first; None if it is at none, or its source does not say at which.
+    """
+
+    ticket: Ticket
+    begun: bool
+    row: int | None
+
+    @property
+    def place(self) -> tuple[BatchId, int] | None:
+        """The batch and the row in it, if that is known."""
+        return None if self.row is None else (self.ticket.batch, self.ticket.start + self.row)
+
+
+class Exit(Enum):
+    """How a worker has come to its end."""
+
+    CRASHED = "it died by itself"
+    KILLED = "it was killed, since it gave no answer or had been stopped"
+    ABANDONED = "it can't be killed, and is left to itself"
+
+
+class Fate(Enum):
+    """What becomes of a ticket."""
+
+    RETRY = "it is read again"
+    RETRY_ALONE = "it is read again while nothing else is read"
+    RETRY_SINGLY = "its rows are read again, each by itself, to know which it was"
+    BLAME = "its row is unreadable: it is replaced, or else the batch's error"
+
+
+class Verdict(NamedTuple):
+    """What becomes of a ticket, and why.
+
+    Attributes:
+        claim: who had it, and how far that was.
+        fate: what becomes of it.
+        row: the row that is unreadable, from the ticket's first, if one is.
+        reason: why it is, as an error says it.
+    """
+
+    claim: Claim
+    fate: Fate
+    row: int = 0
+    reason: str = ""
+
+
+class Deaths:
+    """Counts at which rows workers have died.
+
+    With many reads in flight, which of them was deadly is not known. So a row at which two have died is read by itself: if that
+    is deadly again, it was this one.
+    """
+
+    def __init__(self) -> None:
+        self._count: Counter[tuple[BatchId, int]] = Counter()
+
+    def verdict(self, claim: Claim, death: str) -> Verdict:
+        """What becomes of a claim that a worker had begun when it died by itself."""
+        if claim.place is None:
+            return Verdict(claim, Fate.RETRY_SINGLY)
+        self._count[claim.place] += 1
+        if self._count[claim.place] < DEATHS - 1:
+            return Verdict(claim, Fate.RETRY)
+        if self._count[claim.place] < DEATHS:
+            return Verdict(claim, Fate.RETRY_ALONE)
+        del self._count[claim.place]  # if it is asked for again, it gets as many tries again
+        assert claim.row is not None
+        return Verdict(
+            claim, Fate.BLAME, claim.row, f"expected a readable sample, found that {DEATHS} workers died at it: {death}"
+        )
+
+    def forget(self, batch: BatchId) -> None:
+        """``batch`` has been read, so none of its rows was deadly."""
+        for place in [place for place in self._count if place[0] == batch]:
+            del self._count[place]
+
+
+def after_exit(
+    claims: Sequence[Claim], stuck: Collection[Claim], how: Exit, deaths: Deaths, *, timeout: float, death: str
+) -> list[Verdict]:
+    """What becomes of the tickets of a worker that has come to its end.
+
+    Args:
+        claims: what its readers had taken and not done.
+        stuck: those for which it was killed: they did not come further for ``timeout`` seconds.
+        how: how it ended.
+        deaths: the deaths so far, which are counted up.
+        timeout: in seconds.
+        death: the death, as an error says it.
+    """
+    verdicts = []
+    for claim in claims:
+        if how is Exit.CRASHED and claim.begun:
+            verdicts.append(deaths.verdict(claim, death))
+        elif claim in stuck and claim.row is not None:
+            reason = f"expected an answer, found none for {timeout:g} seconds (timeout)"
+            verdicts.append(Verdict(claim, Fate.BLAME, claim.row, reason))
+        elif claim in stuck and how is Exit.ABANDONED:  # its rows can't be tried one by one: each might cost a slot
+            reason = f"expected an answer, found none for {timeout:g} seconds (timeout), here or behind it"
+            verdicts.append(Verdict(claim, Fate.BLAME, 0, reason))
+        elif claim in stuck:
+            verdicts.append(Verdict(claim, Fate.RETRY_SINGLY))
+        else:
+            verdicts.append(Verdict(claim, Fate.RETRY))
+    return verdicts
+
+
+def after_failure(claim: Claim) -> Verdict:
+    """What becomes of a ticket of which a sample could not be read: the one in its row, if that is known."""
+    return Verdict(claim, Fate.RETRY_SINGLY) if claim.row is None else Verdict(claim, Fate.BLAME, claim.row)
+
+
+class Watch:
+    """Since when a worker's readers have been where they are.
+
+    Args:
+        now: the time, in seconds.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._claims: dict[int, Claim] = {}
+        self._since: dict[int, float] = {}
+        self._moved = now
+        self._has_work = False
+
+    def look(self, claims: Mapping[int, Claim], now: float, *, waiting: bool, overslept: bool) -> None:
+        """Take in where the readers are.
+
+        Args:
+            claims: what each reader has taken, by its number.
+            now: the time.
+            waiting: whether there are tickets that nobody has taken.
+            overslept: whether this process was stopped itself: it can't tell then how long a reader has been at its row.
+        """
+        has_work = waiting or bool(claims)
+        moved = overslept or claims != self._claims or not (has_work and self._has_work)
+        since = {}
+        for reader, claim in claims.items():
+            stays = not overslept and self._claims.get(reader) == claim
+            since[reader] = self._since[reader] if stays else now
+        self._claims, self._since, self._has_work = dict(claims), since, has_work
+        if moved:
+            self._moved = now
+
+    def deadline(self, asked: float, timeout: float) -> float:
+        """When it is late: it should have come further, or have taken a ticket, by then.
+
+        Args:
+            asked: since when somebody has waited for a batch. Between two requests no worker is late.
+            timeout: seconds that it is given.
+        """
+        if not self._has_work:
+            return math.inf
+        # A reader that has not begun waits for the others, or for its process to be run at all.
+        begun = [since for reader, since in self._since.items() if self._claims[reader].begun]
+        return max(asked, min(begun, default=self._moved)) + timeout
+
+    def stuck(self, now: float, asked: float, timeout: float) -> list[Claim]:
+        """The claims for which it is late at the time ``now``."""
+        return [
+            claim for reader, claim in self._claims.items() if claim.begun and now >= max(asked, self._since[reader]) + timeout
+        ]

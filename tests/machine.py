@@ -1,0 +1,214 @@
+"""A model of a machine that loads data, for tests of the autoscaler: in time steps, without any clock, the same at every run."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+
+from shmgen._plan.autoscaler import Autoscaler, Progress, Target
+
+STEP = 0.002
+"""Seconds of a time step."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What rows cost, and who wants them.
+
+    Attributes:
+        latency: seconds that a row waits for the storage.
+        cost: seconds that it takes a processor, and the interpreter of its worker.
+        processors: how many there are.
+        at_once: rows that the storage serves at once; others wait for their turn.
+        convoy: the fraction of its speed that a worker has lost where 32 readers wait for its interpreter.
+        others: processes of others that want a processor.
+        crowding: the fraction of its speed that the storage has lost where 64 rows wait for it.
+        concurrent: whether the readers of a worker may read at once.
+        step: seconds that the trainer takes for a batch.
+        batch, ticket: rows of each.
+        slots: batches that have been read, or are being read, at most.
+        start: seconds in which a worker starts.
+        noise: relative spread of the speed, which changes every 50 ms.
+        spread: relative spread of the time that tickets take.
+        epoch: batches of an epoch.
+        pause: seconds in which nobody asks for a batch, after each epoch.
+    """
+
+    latency: float = 0.0
+    cost: float = 1e-4
+    processors: int = 2
+    at_once: int = 1000
+    crowding: float = 0.0
+    convoy: float = 0.0
+    others: int = 0
+    concurrent: bool = True
+    step: float = 0.0
+    batch: int = 64
+    ticket: int = 16
+    slots: int = 16
+    start: float = 0.05
+    noise: float = 0.02
+    spread: float = 0.1
+    epoch: int = 10**9
+    pause: float = 0.0
+
+    def share(self, workers: int) -> float:
+        """The fraction of a processor that each of so many workers gets."""
+        return min(1.0, self.processors / (workers + self.others))
+
+    def speed(self, workers: int, busy: int) -> float:
+        """Rows a second, if ``busy`` readers of all have a ticket."""
+        if not busy:
+            return 0.0
+        share = self.share(workers)
+        at_once = busy if self.concurrent else min(busy, workers)
+        convoy = 1 - self.convoy * max(0, busy / workers - 1) / 31
+        speed = min(at_once / (self.latency + self.cost / share), workers * share * convoy / self.cost)
+        if self.latency:
+            crowd = max(0, min(at_once, 64) - self.at_once) / max(1, 64 - self.at_once)
+            speed = min(speed, self.at_once / self.latency * (1 - self.crowding * crowd))
+        return speed
+
+    def steady(self, target: Target) -> float:
+        """Rows a second that the trainer gets in the long run."""
+        speed = self.speed(target.workers, target.readers)
+        return min(speed, self.batch / self.step) if self.step else speed
+
+
+@dataclass
+class Reader:
+    """One reader: how much of its ticket it has done, and how long it has had it."""
+
+    done: float = -1.0
+    since: float = 0.0
+    pace: float = 1.0
+    leaves: bool = False
+
+
+@dataclass
+class Run:
+    """A machine that runs, steered by an autoscaler if there is one."""
+
+    machine: Machine
+    autoscaler: Autoscaler | None
+    target: Target
+    time: float = 0.0
+    rows: int = 0
+    waited: float = 0.0
+    busy: float = 0.0
+    cpu: float = 0.0
+    # At each time: rows finished until then, workers that have started, and readers of each.
+    history: list[tuple[float, int, Target]] = field(default_factory=list)
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        self._started = [self.machine.start] * self.target.workers
+        self._readers: list[list[Reader]] = [[] for _ in range(self.target.workers)]
+        self._given = self._taken = 0
+        self._free_at = self._asleep_until = 0.0
+        self._epoch = self._batches = 0
+        self._noise = 1.0
+
+    def run(self, seconds: float) -> Run:
+        """Go on for so long."""
+        for _ in range(round(seconds / STEP)):
+            self._step()
+        return self
+
+    def becomes(self, **changes: float) -> None:
+        """From now on the machine is another."""
+        self.machine = replace(self.machine, **changes)  # type: ignore[arg-type]
+
+    @property
+    def decisions(self) -> str:
+        """What was decided, to be shown where a test fails."""
+        assert self.autoscaler is not None
+        return "\n".join(map(str, self.autoscaler.decisions))
+
+    def rate(self, start: float, stop: float) -> float:
+        """Rows a second that were finished between two times."""
+        rows = [rows for time, rows, _ in self.history if start <= time <= stop]
+        return (rows[-1] - rows[0]) / (stop - start)
+
+    def _step(self) -> None:
+        machine, before = self.machine, self.rows
+        self.time += STEP
+        if round(self.time / STEP) % 25 == 0:
+            self._noise = max(0.2, self._random.gauss(1, machine.noise))
+        self._train()
+        self._read()
+        # Nobody hears of what workers have done while nobody asks for a batch.
+        if self.autoscaler is not None and self.rows > before and self.time >= self._asleep_until:
+            self._steer(self.autoscaler)
+        self.history.append((self.time, self.rows, Target(self._ready(), self.target.reads)))
+
+    def _steer(self, autoscaler: Autoscaler) -> None:
+        if autoscaler.is_due(self.time, self.rows):
+            workers, reads = len(self._started), self.target.reads
+            progress = Progress(self.time, self.rows, self.waited, self.busy, self.cpu, workers, self._ready(), reads)
+            self._resize(autoscaler.see(self._epoch, progress))
+
+    def _ready(self) -> int:
+        """How many workers have started."""
+        return sum(start <= self.time for start in self._started)
+
+    def _train(self) -> None:
+        machine, budget = self.machine, min(STEP, self.time - max(self._free_at, self._asleep_until))
+        while budget > 0:
+            if self.rows - self._taken < machine.batch:
+                self.waited += budget
+                return
+            self._taken += machine.batch
+            self._batches += 1
+            if self._batches % machine.epoch == 0:
+                self._asleep_until, self._epoch = self.time + machine.pause, self._epoch + 1
+                return
+            budget -= machine.step
+        self._free_at = max(self._free_at, self.time - budget)
+
+    def _read(self) -> None:
+        machine = self.machine
+        for start, readers in zip(self._started, self._readers, strict=True):
+            if start <= self.time:
+                readers += [Reader() for _ in range(len(readers), self.target.reads)]
+        active = []
+        for readers in self._readers:
+            for number, reader in enumerate(list(readers)):
+                reader.leaves = number >= self.target.reads
+                if reader.done < 0 and reader.leaves:
+                    readers.remove(reader)
+                elif reader.done >= 0 or self._take(reader, self.time - STEP):
+                    reader.done = max(0.0, reader.done)
+                    active.append(reader)
+        workers = max(1, self._ready())
+        speed = machine.speed(workers, len(active)) * self._noise
+        for reader in active:
+            pace = speed / len(active) * reader.pace
+            reader.done += pace * STEP
+            while reader.done >= machine.ticket:
+                self.rows += machine.ticket
+                reader.done -= machine.ticket
+                ended = self.time - reader.done / pace
+                self.busy += ended - reader.since
+                if not self._take(reader, ended):
+                    reader.done = -1.0
+        self.cpu += min(workers, speed * machine.cost / machine.share(workers)) * STEP
+
+    def _take(self, reader: Reader, time: float) -> bool:
+        """Give a reader a ticket, if there is a slot, and it is to go on."""
+        machine = self.machine
+        if reader.leaves or self._given - self._taken + machine.ticket > machine.slots * machine.batch:
+            return False
+        self._given += machine.ticket
+        reader.since, reader.pace = time, max(0.2, self._random.gauss(1, machine.spread))
+        return True
+
+    def _resize(self, target: Target) -> None:
+        self._started += [self.time + self.machine.start] * (target.workers - len(self._started))
+        self._readers += [[] for _ in range(len(self._readers), target.workers)]
+        del self._started[target.workers :]
+        for readers in self._readers[target.workers :]:
+            self._given -= sum(self.machine.ticket for reader in readers if reader.done >= 0)
+        del self._readers[target.workers :]
+        self.target = target
