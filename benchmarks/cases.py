@@ -10,6 +10,7 @@ from functools import cached_property
 from math import prod
 from mmap import PAGESIZE
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class Case:
         files: how many there are; a multiple of ``batch_size``, so that an epoch is every sample once, whoever drops the rest.
         repeats: how often each is a sample: makes an epoch longer, without more files.
         root: the folder of all data sets.
+        seen: where readers find the files, if not in ``folder``: a mount of it, or its URL.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Case:
     files: int
     repeats: int = 1
     root: Path = Path(__file__).parents[1] / ".bench"
+    seen: str = ""
 
     @property
     def folder(self) -> Path:
@@ -63,10 +66,14 @@ class Case:
         return prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
+    def header_bytes(self) -> int:
+        """Of every file, in front of its sample."""
+        return os.path.getsize(self.folder / f"{self.ids[0]}.npy") - self.sample_bytes
+
+    @property
     def file_pages(self) -> int:
         """Bytes of the pages of a file."""
-        size = os.path.getsize(self.path(self.ids[0]))
-        return -(-size // PAGESIZE) * PAGESIZE
+        return -(-(self.header_bytes + self.sample_bytes) // PAGESIZE) * PAGESIZE
 
     @property
     def checksum(self) -> Checksum:
@@ -74,8 +81,26 @@ class Case:
         total = sum(self._mark(number) * (number % CLASSES + 1) for number in range(self.files))
         return Checksum(self.samples, self.repeats * total)
 
+    @property
+    def location(self) -> str:
+        """The folder or URL that readers read from."""
+        return self.seen or str(self.folder)
+
+    @property
+    def url(self) -> str:
+        """Of the folder, if it is behind a server; else empty."""
+        return self.seen if "://" in self.seen else ""
+
+    def mislabelled(self, X: np.ndarray, y: np.ndarray) -> int:
+        """How many of these have a label that no sample of their mark has. One in three of those that are wrong is found."""
+        numbers = np.arange(self.files)
+        known = np.zeros((MARKS + 1, CLASSES), bool)
+        known[self._mark(numbers), numbers % CLASSES] = True
+        return int(np.count_nonzero(~known[_marks(X), y]))
+
     def path(self, id: str) -> str:
-        return f"{self.folder}/{id}.npy"
+        """Or URL."""
+        return f"{self.location}/{id}.npy"
 
     def make(self) -> None:
         """Write the files, unless they are there."""
@@ -92,7 +117,7 @@ class Case:
         unfinished.rename(self.folder)
 
     @staticmethod
-    def _mark(number: int) -> int:
+    def _mark(number: Any) -> Any:
         return 1 + number % MARKS
 
 
@@ -116,9 +141,12 @@ def checksum(batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Checksum:
     """Of samples and labels as they were delivered."""
     found = Checksum(0, 0)
     for X, y in batches:
-        marks = X.reshape(len(X), -1)[:, 0].astype(np.int64)
-        found += Checksum(len(X), int(marks @ (y + 1)))
+        found += Checksum(len(X), int(_marks(X) @ (y + 1)))
     return found
+
+
+def _marks(X: np.ndarray) -> np.ndarray:
+    return X.reshape(len(X), -1)[:, 0].astype(np.int64)
 
 
 CASES = {

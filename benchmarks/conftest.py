@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.contest import FULL, QUICK, Plan, Result, contests, hold
-from benchmarks.machine import CannotDropError
-from benchmarks.matrix import Contest
+from benchmarks.contest import FULL, OURS, QUICK, Plan, Result, contests, hold, is_bound
+from benchmarks.machine import UnavailableError
+from benchmarks.matrix import CONTESTS, Contest
 from benchmarks.report import Ratio, Report
 
 RESULTS = pytest.StashKey[dict[Contest, Result | str]]()
@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("shmgen benchmarks")
     group.addoption("--quick", action="store_true", help="fewer files, rounds and contestants: done in two minutes")
     group.addoption("--data", type=Path, metavar="DIR", help="folder of the data sets, about 2.5 GB (default: .bench)")
+    group.addoption("--into", type=Path, metavar="FILE", action="append", default=[], help="Markdown whose tables are renewed")
     group.addoption("--results", type=Path, metavar="DIR", help="folder for the JSON and the plot (default: none is written)")
 
 
@@ -40,16 +41,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)  # behind pytest-benchmark's own tables
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    results = [result for result in config.stash[RESULTS].values() if isinstance(result, Result)]
+    found = config.stash[RESULTS]
+    results = [result for result in found.values() if isinstance(result, Result)]
     if not results and not config.stash[RATIOS]:
         return
-    report = Report(results, config.stash[RATIOS], config.stash[PLAN])
+    left_out = {contest.name: why for contest, why in found.items() if isinstance(why, str)}
+    report = Report(results, config.stash[RATIOS], config.stash[PLAN], left_out)
     terminalreporter.section("shmgen and the others")
     for line in report.lines():
         terminalreporter.write_line(line)
     if config.getoption("results"):
         for line in report.write(config.getoption("results")):
             terminalreporter.write_line(line)
+    for file in config.getoption("into"):
+        if len(found) == len(CONTESTS):
+            report.put_into(file)
+            terminalreporter.write_line(f"Tables: {file}")
+        else:
+            terminalreporter.write_line(f"{file} stays as it is: {len(found)} of {len(CONTESTS)} contests were asked for")
 
 
 @pytest.fixture(scope="session")
@@ -59,17 +68,20 @@ def plan(pytestconfig: pytest.Config) -> Plan:
 
 
 @pytest.fixture
-def result(pytestconfig: pytest.Config, plan: Plan, contest: Contest) -> Result:
-    """Of the contest, which is held when its first contestant's benchmark comes."""
+def result(pytestconfig: pytest.Config, plan: Plan, contest: Contest, contestant: str) -> Result:
+    """Of the contest, which is held when its first contestant's benchmark comes; for a contestant that did not fail."""
     results = pytestconfig.stash[RESULTS]
     if contest not in results:
         try:
             results[contest] = hold(contest, plan)
-        except CannotDropError as error:
+        except UnavailableError as error:
             results[contest] = str(error)
     found = results[contest]
     if isinstance(found, str):
         pytest.skip(found)
+    if contestant in found.failed:
+        leave_out = pytest.fail if contestant in OURS or is_bound(contestant) else pytest.skip
+        leave_out(f"{contestant} is left out: {found.failed[contestant]}")
     return found
 
 

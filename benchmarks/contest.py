@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import random
@@ -14,8 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from functools import reduce
-from operator import add
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -23,17 +23,19 @@ from typing import TYPE_CHECKING
 from benchmarks.cases import CASES, Case, Checksum
 from benchmarks.contestant import Turn
 from benchmarks.feeds import FEEDS
-from benchmarks.machine import drop, memory
+from benchmarks.machine import busy, drop, memory
 from benchmarks.matrix import CONTESTS, FIGURES, Contest
 from benchmarks.peers import PEERS
+from benchmarks.storage import storage
 
 if TYPE_CHECKING:
     from typing import Self
 
+ROOT = Path(__file__).parents[1]
 DEADLINE = 300
 """Seconds for a turn; whoever takes longer hangs."""
-OURS = ("shmgen", "naive")
-"""Contestants that are no peers."""
+OURS = ("shmgen", "shmgen-auto")
+"""What is measured here, against all the others."""
 
 
 class FailedError(RuntimeError):
@@ -45,11 +47,11 @@ class Plan:
     """How much is measured.
 
     Attributes:
-        rounds: turns of every contestant.
-        few: rounds, where turns are long.
+        rounds: turns of shmgen and of what nobody can be better than.
+        few: turns of the others; and of all, where turns are long.
         seconds: that a turn lasts, at least.
         cut: how many times fewer files than the case has.
-        quick: the smaller choice of contestants.
+        quick: the smaller choice of contestants, and of settings.
         root: folder of the data sets.
     """
 
@@ -63,17 +65,32 @@ class Plan:
     def contestants(self, contest: Contest) -> list[str]:
         """That take part, because the plan wants them and they are installed."""
         wanted = contest.quick if self.quick else contest.contestants
-        return [contestant for contestant in wanted if contestant not in missing()]
+        return [contestant for contestant in wanted if base(contestant) not in missing()]
 
     def case(self, contest: Contest) -> Case:
         """The data set, as large as the plan wants it."""
         case = CASES[contest.case]
-        return replace(case, files=case.files // self.cut, repeats=contest.repeats, root=self.root)
+        return replace(case, files=(contest.files or case.files) // self.cut, repeats=contest.repeats, root=self.root)
+
+    def settings(self, contest: Contest, contestant: str) -> tuple[int, ...]:
+        """Reads in flight to be tried."""
+        found = contest.settings.get(contestant, (0,))
+        return found[:1] if self.quick else found
+
+
+def base(contestant: str) -> str:
+    """The peer, however it reads a file: ``torch`` of ``torch+np.load``."""
+    return contestant.partition("+")[0]
+
+
+def is_peer(contestant: str) -> bool:
+    """Whether others wrote ``contestant``; the blog's own is no peer."""
+    return contestant not in (*OURS, "naive") and not is_bound(contestant)
 
 
 def is_bound(contestant: str) -> bool:
     """Whether nobody can be better than ``contestant``, which does only what must be done."""
-    return contestant == "memory" or PEERS[contestant].limit
+    return contestant == "memory" or PEERS[base(contestant)].limit
 
 
 FULL = Plan(rounds=5, few=3, seconds=0.5, cut=1)
@@ -92,101 +109,150 @@ class Result:
     Attributes:
         contest: that was held.
         case: that was read.
-        values: of every figure, of every contestant, in every round.
+        values: of every figure, of every contestant, round by round; peers may have fewer rounds.
         failed: why contestants are left out.
+        settings: the best number of reads in flight of those that had a choice.
     """
 
     contest: Contest
     case: Case
     values: dict[str, dict[str, list[float]]]
     failed: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, int] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
         """The figure that the contest is about."""
         return self.contest.figures[0]
 
-    def limit(self, figure: str) -> str | None:
-        """The best of the bounds."""
-        return self._best(figure, [name for name in self.values[figure] if is_bound(name)])
+    def bounds(self, figure: str) -> list[str]:
+        """Those that nobody can be better than."""
+        return [name for name in self.values[figure] if is_bound(name)]
 
     def best_peer(self, figure: str) -> str | None:
-        """The best of the loaders that others wrote; the blog's own is no peer."""
-        return self._best(figure, [name for name in self.values[figure] if name not in OURS and not is_bound(name)])
+        """The best of the loaders that others wrote."""
+        choose = max if FIGURES[figure].more else min
+        names = filter(is_peer, self.values[figure])
+        return choose(names, key=lambda name: median(self.values[figure][name]), default=None)
 
     def ratios(self, figure: str, contestant: str, other: str) -> list[float]:
         """One's values by the other's, round by round: what slows a machine for a while slows both."""
-        values = self.values[figure]
-        return [mine / theirs if theirs else float("nan") for mine, theirs in zip(values[contestant], values[other], strict=True)]
-
-    def _best(self, figure: str, names: list[str]) -> str | None:
-        choose = max if FIGURES[figure].more else min
-        return choose(names, key=lambda name: median(self.values[figure][name]), default=None)
+        both = zip(self.values[figure][contestant], self.values[figure][other], strict=False)
+        return [mine / theirs if theirs else float("nan") for mine, theirs in both]
 
 
 def hold(contest: Contest, plan: Plan) -> Result:
     """Let the contestants take turns, in another order each round.
 
+    Those that have a choice of settings first take a turn with each, which does not count.
+
     Raises:
-        FailedError: shmgen, the blog's generator or a bound did not deliver the data set.
-        CannotDropError: there is no cold page cache to be had.
+        UnavailableError: what the contest needs can't be had here.
     """
     case = plan.case(contest)
     case.make()
-    contestants = plan.contestants(contest)
+    compileall.compile_dir(ROOT / "shmgen", quiet=1)  # as an installation has it: else a first batch would wait for that
     step = contest.step * _limit_step(contest, plan) if contest.step else 0.0
-    values: dict[str, dict[str, list[float]]] = {figure: {name: [] for name in contestants} for figure in contest.figures}
-    failed: dict[str, str] = {}
-    paths = [case.path(id) for id in case.labels]
-    if contest.cold:
-        os.sync()  # or pages that are not written yet would stay
-    elif contest.what == "start":
-        for path in paths:
-            Path(path).read_bytes()
-    with ExitStack() as stack:
-        teams: dict[str, Team] = {}
-
-        def team(name: str) -> Team:
-            return stack.enter_context(Team(contest, case, name, plan, step))
-
-        def turn(name: str) -> None:
-            if contest.what == "start":
-                with Team(contest, case, name, plan, step) as fresh:
-                    fresh.ready()
-                    if contest.cold:
-                        drop(paths)
-                    turns = fresh.turn()
-            else:
-                turns = teams[name].turn()
-            delivered = reduce(add, (turn.delivered for turn in turns))
-            # What is repeated from memory is no epoch.
-            if name != "memory" and delivered != case.checksum:
-                raise FailedError(f"{name} on {case.name}: expected {case.checksum}, found {delivered}")
-            for figure in contest.figures:
-                if figure in MEASURES:
-                    values[figure][name].append(MEASURES[figure](turns, case))
-
-        def all_do(what: Callable[[str], None], names: list[str]) -> None:
+    with storage(contest.storage, case) as seen, ExitStack() as stack:
+        floor = _Floor(contest, replace(case, seen=seen), plan, step, stack)
+        names = plan.contestants(contest)
+        if contest.storage == "cold":
+            os.sync()  # or pages that are not written yet would stay
+        else:
+            for id in case.labels:
+                (case.folder / f"{id}.npy").read_bytes()
+        for enter in (floor.invite, floor.ready):
             for name in names:
-                if name not in failed:
-                    try:
-                        what(name)
-                    except FailedError as error:
-                        if name in OURS or is_bound(name):
-                            raise
-                        failed[name] = str(error)
-
-        if contest.what != "start":
-            teams.update({name: team(name) for name in contestants})
-            all_do(lambda name: teams[name].ready(), contestants)
+                enter(name)
         dice = random.Random(0)
-        for _ in range(plan.few if contest.few else plan.rounds):
-            all_do(turn, dice.sample(contestants, len(contestants)))
+        for number in range(plan.few if contest.long else plan.rounds):
+            with busy(contest.beside):
+                for name in dice.sample(names, len(names)):
+                    if number < plan.few or name == "shmgen" or is_bound(name):
+                        floor.play(name)
         if "memory" in contest.figures:
-            # One turn of its own, which is not timed, because looking takes time.
-            all_do(lambda name: values["memory"][name].append(teams[name].peak_memory() / 1e6), contestants)
-    kept = {figure: {name: found for name, found in of.items() if name not in failed} for figure, of in values.items()}
-    return Result(contest, case, kept, failed)
+            for name in names:
+                floor.weigh(name)
+    return floor.result()
+
+
+class _Floor:
+    """Where the contestants of a contest meet: their processes, what they reached, and who failed."""
+
+    def __init__(self, contest: Contest, case: Case, plan: Plan, step: float, stack: ExitStack) -> None:
+        self._contest, self._case, self._plan, self._stack = contest, case, plan, stack
+        self._team = partial(Team, contest, case, plan=plan, step=step)
+        self._teams: dict[str, Team] = {}
+        self._settings: dict[str, int] = {}
+        self._values: dict[str, dict[str, list[float]]] = {figure: {} for figure in contest.figures}
+        self._failed: dict[str, str] = {}
+
+    def invite(self, name: str) -> None:
+        """Choose the setting, and start its processes, unless each turn has fresh ones."""
+        settings = self._plan.settings(self._contest, name)
+        figure = FIGURES[self._contest.figures[0]]
+        found: dict[int, float] = {}
+        if len(settings) > 1:
+            for setting in settings:
+                with suppress(FailedError), self._team(name, reads=setting) as team:
+                    team.ready()
+                    value = MEASURES[self._contest.figures[0]](self._turn(team, name), self._case)
+                    found[setting] = value if figure.more else -value
+        self._settings[name] = max(found, key=lambda setting: found[setting], default=settings[0])
+        if self._contest.what != "start":
+            self._teams[name] = self._stack.enter_context(self._team(name, reads=self._settings[name]))
+
+    def ready(self, name: str) -> None:
+        """Wait until its processes are, if it has any by now."""
+        if name in self._teams:
+            self._attempt(name, self._teams[name].ready)
+
+    def play(self, name: str) -> None:
+        """A turn that counts."""
+        self._attempt(name, lambda: self._note(name))
+
+    def weigh(self, name: str) -> None:
+        """A turn of its own for the memory, which is not timed, because looking takes time."""
+        self._attempt(name, lambda: self._values["memory"].update({name: [self._teams[name].peak_memory() / 1e6]}))
+
+    def result(self) -> Result:
+        """Of those that did not fail."""
+        kept = {
+            figure: {name: found for name, found in of.items() if name not in self._failed} for figure, of in self._values.items()
+        }
+        chosen = {name: setting for name, setting in self._settings.items() if setting}
+        return Result(self._contest, self._case, kept, self._failed, chosen)
+
+    def _note(self, name: str) -> None:
+        if self._contest.what == "start":
+            with self._team(name, reads=self._settings[name]) as team:
+                team.ready()
+                turns = self._turn(team, name)
+        else:
+            turns = self._turn(self._teams[name], name)
+        for figure in self._contest.figures:
+            if figure in MEASURES:
+                self._values[figure].setdefault(name, []).append(MEASURES[figure](turns, self._case))
+
+    def _turn(self, team: Team, name: str) -> list[Turn]:
+        case = self._case
+        if self._contest.storage == "cold":
+            drop([case.path(id) for id in case.labels])
+        turns = team.turn()
+        if sum(turn.mislabelled for turn in turns):
+            raise FailedError(f"{name} on {case.name}: found samples with another's label")
+        looked_at = [turn.delivered for turn in turns if turn.delivered]
+        # What is repeated from memory is no epoch.
+        if looked_at and name != "memory" and (found := sum(looked_at, Checksum(0, 0))) != case.checksum:
+            raise FailedError(f"{name} on {case.name}: expected {case.checksum}, found {found}")
+        return turns
+
+    def _attempt(self, name: str, what: Callable[[], None]) -> None:
+        if name not in self._failed:
+            try:
+                what()
+            except FailedError as error:
+                self._failed[name] = str(error)
 
 
 MEASURES: dict[str, Callable[[list[Turn], Case], float]] = {
@@ -196,6 +262,7 @@ MEASURES: dict[str, Callable[[list[Turn], Case], float]] = {
     "wait": lambda turns, case: 100 * max(turn.batch_wait / turn.seconds for turn in turns),
     "first": lambda turns, case: 1000 * max(turn.first for turn in turns),
     "cpu": lambda turns, case: 1e9 * sum(turn.cpu for turn in turns) / sum(turn.samples * case.sample_bytes for turn in turns),
+    "own": lambda turns, case: 1e6 * max(turn.own for turn in turns),
 }
 """Figures of a turn, by the processes that took it together."""
 
@@ -209,18 +276,21 @@ def _limit_step(contest: Contest, plan: Plan) -> float:
 class Team:
     """A contestant's processes, fresh for this contest and kept through its rounds: one, or as many as share the limit."""
 
-    def __init__(self, contest: Contest, case: Case, contestant: str, plan: Plan, step: float) -> None:
-        peer = PEERS.get(contestant)
+    def __init__(self, contest: Contest, case: Case, contestant: str, *, plan: Plan, step: float, reads: int) -> None:
+        name, _, how = contestant.partition("+")
+        peer = PEERS.get(name)
         workers = 1 if peer and peer.alone else contest.workers
-        command = [sys.executable, "-m", "benchmarks.contestant", contest.what, contestant, case.name]
+        seconds = plan.seconds * contest.length
+        command = [sys.executable, "-m", "benchmarks.contestant", contest.what, name, case.name, "--how", how or "fast"]
         command += ["--data", str(case.root.absolute()), "--files", str(case.files), "--repeats", str(case.repeats)]
-        command += ["--seconds", str(plan.seconds), "--workers", str(workers), "--step", str(step)]
-        command += ["--cold"] if contest.cold else []
+        command += ["--seen", case.seen, "--seconds", str(seconds), "--settle", str(seconds / 2 if contest.is_slow else 0)]
+        command += ["--workers", str(workers), "--reads", str(reads), "--step", str(step)]
+        command += ["--cold"] if contest.storage == "cold" else []
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  __exit__ closes it
         self._processes = [
             subprocess.Popen(
                 [*command, "--share", str(share)],
-                cwd=Path(__file__).parents[1],
+                cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
@@ -262,7 +332,8 @@ class Team:
 
     def _turn(self, process: subprocess.Popen[bytes]) -> Turn:
         turn = json.loads(self._events(process))
-        return Turn(**turn | {"delivered": Checksum(**turn["delivered"])})
+        delivered = turn["delivered"]
+        return Turn(**turn | {"delivered": delivered and Checksum(**delivered)})
 
     def _events(self, process: subprocess.Popen[bytes]) -> bytes:
         assert process.stdout is not None
@@ -306,4 +377,4 @@ def contests(plan: Plan) -> Iterator[tuple[Contest, str]]:
     """Every contestant's part in every contest of the plan."""
     for contest in CONTESTS:
         known = FEEDS if contest.what == "fit" else PEERS
-        yield from ((contest, contestant) for contestant in plan.contestants(contest) if contestant in known)
+        yield from ((contest, contestant) for contestant in plan.contestants(contest) if base(contestant) in known)

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.job import Batches, Job
 from benchmarks.peers import (
     PEERS,
-    Batches,
     Blog,
-    Job,
     arguments,
     grain_dataset,
     keras_dataset,

@@ -1,12 +1,14 @@
-"""What Linux says of process trees and of the page cache."""
+"""What Linux says of process trees and of the page cache; and other processes, to share the machine with."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 import os
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -15,15 +17,23 @@ RESIDENT = 0.02
 """Share of the pages that may stay in the page cache after it was dropped."""
 
 
-class CannotDropError(Exception):
-    """Files stay in memory, whatever the kernel is told: on a tmpfs, for example."""
+BUSY = """
+import os, sys
+while os.getppid() == int(sys.argv[1]):
+    for _ in range(1_000_000):
+        pass
+"""
+
+
+class UnavailableError(Exception):
+    """Something that a contest needs can't be had here."""
 
 
 def drop(paths: list[str]) -> None:
     """Out of the page cache; clean pages only, so sync first.
 
     Raises:
-        CannotDropError: they are still there.
+        UnavailableError: they are still there, whatever the kernel is told: on a tmpfs, for example.
     """
     for path in paths:
         fd = os.open(path, os.O_RDONLY)
@@ -32,7 +42,7 @@ def drop(paths: list[str]) -> None:
     some = paths[:: max(1, len(paths) // 256)]
     found = sum(map(resident, some)) / len(some)
     if found > RESIDENT:
-        raise CannotDropError(f"expected files out of the page cache, found {found:.0%} of {Path(paths[0]).parent} still there")
+        raise UnavailableError(f"expected files out of the page cache, found {found:.0%} of {Path(paths[0]).parent} still there")
 
 
 def resident(path: str) -> float:
@@ -46,6 +56,19 @@ def resident(path: str) -> float:
         if failed:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
         return sum(flag & 1 for flag in flags) / count
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """So many others compute meanwhile. They end with this process, however it ends."""
+    command = [sys.executable, "-IS", "-c", BUSY, str(os.getpid())]
+    others = [subprocess.Popen(command) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def cpu_seconds(pid: int) -> float:

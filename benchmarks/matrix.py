@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
-ALL = ("naive", "keras-threads", "keras-processes", "torch", "tf.data", "grain", "spdl", "shmgen")
-"""In the order of the table."""
+FAST = ("keras-threads", "torch", "tf.data", "grain", "spdl")
+"""The peers, with the fastest way to read a file."""
+LOAD = tuple(f"{peer}+np.load" for peer in FAST)
+"""The same as their users write them."""
+ALL = ("naive", "keras-processes", *LOAD, *FAST, "shmgen", "shmgen-auto")
+"""In the order of the tables."""
 LIMITS = ("limit", "limit-held")
 """Bare reads into one batch, which stays in the processor's cache; and into as many as a loader that reads ahead must have."""
 LIGHT = ("naive", "spdl", "shmgen", *LIMITS)
@@ -21,75 +26,216 @@ class Figure:
         unit: of the values.
         more: is better.
         digits: behind the point.
+        has_ratio: is never 0.
     """
 
     title: str
     unit: str
     more: bool = False
     digits: int = 0
+    has_ratio: bool = True
 
 
 FIGURES = {
     "rate": Figure("batches only", "samples/s", more=True),
-    "cold": Figure("cold page cache", "samples/s", more=True),
+    "cold": Figure("from a cold disk", "samples/s", more=True),
     "fit": Figure("model.fit", "samples/s", more=True),
-    "wait": Figure("a trainer waits", "% of its time", digits=1),
+    "wait": Figure("a trainer waits", "% of its time", digits=1, has_ratio=False),
     "first": Figure("first batch", "ms"),
     "memory": Figure("peak memory", "MB"),
     "cpu": Figure("processor time", "s/GB", digits=3),
+    "own": Figure("the trainer's thread", "us/batch"),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contest:
     """Contestants that are compared on one data set.
 
     Attributes:
         name: of the benchmarks.
+        table: that it is part of.
+        column: there.
         what: they do: "load" batches, for "start" the first ones in a fresh process each time, or "fit".
         case: that they read.
         contestants: that take turns.
         quick: those that do in a quick run; none leaves the contest out.
-        figures: that go into the table, of `FIGURES`.
+        figures: of `FIGURES`: the first goes into the table, the others into one of their own.
         workers: that read.
+        files: of the case's, 0 for all.
         repeats: of the files in an epoch.
-        cold: the page cache is dropped before each turn.
+        storage: where the files are: in the page cache, on a disk that is not, or behind latency (see `storage`).
+        beside: so many processes that compute meanwhile.
         step: a trainer's, in times of the limit's for a batch; 0 for no trainer.
-        few: rounds only, because a turn is long.
+        settings: reads in flight to be tried, by contestant; each goes on with its best. 0 leaves it to itself.
+        length: of a turn, in times of the plan's.
+        long: a turn takes so long that there are few rounds.
     """
 
     name: str
+    table: str
+    column: str
     what: str
     case: str
     contestants: tuple[str, ...]
     quick: tuple[str, ...] = ()
     figures: tuple[str, ...] = ("rate",)
     workers: int = 2
+    files: int = 0
     repeats: int = 1
-    cold: bool = False
+    storage: Literal["cache", "cold", "mount", "server"] = "cache"
+    beside: int = 0
     step: float = 0.0
-    few: bool = False
+    settings: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    length: float = 1.0
+    long: bool = False
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether an epoch takes so long that turns end before it does."""
+        return self.storage in ("mount", "server")
+
+
+CACHED, BUSY, WORKERS, SLOW, OTHER = (
+    "Batches from the page cache, 2 workers, samples/s",
+    "The same beside 4 busy processes, samples/s",
+    "The same with fewer and more workers, 32³ float32, samples/s",
+    "From storage that takes its time, 32³ float32, samples/s",
+    "Training, and starting, 32³ float32",
+)
+COSTS = "What it takes, 32³ float32, 2 workers"
+"""Title of the table of a contest's further figures."""
+
+SETTINGS = {
+    "keras-threads": (64, 128),
+    "torch": (16, 32, 64),
+    "tf.data": (0, 64, 128),
+    "grain": (64, 128),
+    "spdl": (64, 128),
+}
+"""For storage with latency."""
 
 CONTESTS = (
-    Contest("28", "load", "digit-28", (*ALL, *LIMITS), LIGHT),
-    Contest("32", "load", "volume-32", (*ALL, *LIMITS), (*ALL, *LIMITS), figures=("rate", "memory", "cpu")),
-    Contest("224", "load", "image-224", (*ALL, *LIMITS), LIGHT),
-    Contest("128", "load", "volume-128", (*ALL, *LIMITS), LIGHT),
-    Contest("1-worker", "load", "volume-32", ("keras-threads", *LIGHT), workers=1),
-    Contest("4-workers", "load", "volume-32", ("keras-threads", *LIGHT), workers=4),
-    Contest("trainer", "load", "volume-32", ALL, LIGHT[:3], figures=("wait",), step=1.3, few=True),
-    Contest("start", "start", "volume-32", ALL, ("naive", "torch", "spdl", "shmgen"), figures=("first",), few=True),
+    Contest("28", CACHED, "28² uint8", "load", "digit-28", ("naive", *LOAD, *FAST, "shmgen", *LIMITS), LIGHT),
+    Contest(
+        "32",
+        CACHED,
+        "32³ float32",
+        "load",
+        "volume-32",
+        ("naive", "keras-processes", *LOAD, *FAST, "shmgen", *LIMITS),
+        ("naive", *FAST, "shmgen", *LIMITS),
+        figures=("rate", "memory", "cpu", "own"),
+        length=2,
+    ),
+    Contest("224", CACHED, "224²x3 uint8", "load", "image-224", ("naive", *FAST, "shmgen", *LIMITS), LIGHT),
+    Contest("128", CACHED, "128³ float32", "load", "volume-128", ("naive", *FAST, "shmgen", *LIMITS), LIGHT),
+    Contest("busy-28", BUSY, "28² uint8", "load", "digit-28", ("spdl", "shmgen", "limit-held"), beside=4),
+    Contest(
+        "busy-32",
+        BUSY,
+        "32³ float32",
+        "load",
+        "volume-32",
+        ("naive", *FAST, "shmgen", "limit-held"),
+        ("spdl", "shmgen", "limit-held"),
+        beside=4,
+    ),
+    Contest("busy-224", BUSY, "224²x3 uint8", "load", "image-224", ("spdl", "shmgen", "limit-held"), beside=4),
+    Contest("busy-128", BUSY, "128³ float32", "load", "volume-128", ("spdl", "shmgen", "limit-held"), beside=4),
+    Contest("1-worker", WORKERS, "1 worker", "load", "volume-32", LIGHT, workers=1),
+    Contest("4-workers", WORKERS, "4 workers", "load", "volume-32", LIGHT, workers=4),
+    Contest(
+        "latency",
+        SLOW,
+        "10 ms a file",
+        "load",
+        "volume-32",
+        ("naive", *FAST, "shmgen", "shmgen-auto", "pool"),
+        ("naive", "spdl", "shmgen", "pool"),
+        files=1024,
+        repeats=16,
+        storage="mount",
+        settings=SETTINGS,
+        length=4,
+        long=True,
+    ),
+    Contest(
+        "http",
+        SLOW,
+        "HTTP, 30 ms a request",
+        "load",
+        "volume-32",
+        ("naive", *FAST, "shmgen", "shmgen-auto", "requests"),
+        ("spdl", "shmgen", "requests"),
+        files=1024,
+        repeats=16,
+        storage="server",
+        settings=SETTINGS,
+        length=4,
+        long=True,
+    ),
     Contest(
         "cold",
+        SLOW,
+        "a cold local disk",
         "start",
         "volume-32",
-        ("naive", "keras-threads", "torch", "tf.data", "grain", "spdl", "shmgen", "limit-1", "limit"),
-        ("naive", "spdl", "shmgen", "limit-1", "limit"),
+        ("naive", *FAST, "shmgen", "shmgen-auto", "limit", "fio"),
+        ("naive", "spdl", "shmgen", "limit", "fio"),
         figures=("cold",),
-        cold=True,
-        few=True,
+        storage="cold",
+        settings={"fio": (8, 16, 32, 64)},
+        long=True,
     ),
     # An epoch is long, because Keras itself takes a tenth of a second to begin one.
-    Contest("fit", "fit", "volume-32", (*ALL, "memory"), ("naive", "shmgen", "memory"), figures=("fit",), repeats=3, few=True),
+    Contest(
+        "fit",
+        OTHER,
+        "model.fit, samples/s",
+        "fit",
+        "volume-32",
+        ("naive", *FAST, "shmgen", "memory"),
+        ("naive", "shmgen", "memory"),
+        figures=("fit",),
+        repeats=3,
+        length=4,
+    ),
+    Contest(
+        "trainer",
+        OTHER,
+        "a trainer waits, % of its time",
+        "load",
+        "volume-32",
+        ("naive", *FAST, "shmgen"),
+        LIGHT[:3],
+        figures=("wait",),
+        step=1.3,
+        long=True,
+    ),
+    Contest(
+        "start",
+        OTHER,
+        "first batch, ms",
+        "start",
+        "volume-32",
+        ("naive", "keras-processes", *FAST, "shmgen"),
+        ("naive", "torch", "spdl", "shmgen"),
+        figures=("first",),
+        long=True,
+    ),
 )
+
+MAIN = (
+    *(("of bare readers into three batches", contest, "rate", "limit-held") for contest in ("32", "224", "128", "28")),
+    *(("the same beside 4 busy processes", f"busy-{case}", "rate", "limit-held") for case in ("32", "224", "128", "28")),
+    ("of a plain pool of 64 threads", "latency", "rate", "pool"),
+    ("of 64 bare requests in flight", "http", "rate", "requests"),
+    ("of fio at its best depth", "cold", "cold", "fio"),
+    ("first batch, ms", "start", "first", ""),
+    ("processor time a GB, of the same bare readers", "32", "cpu", "limit-held"),
+    ("`fit`, of the same batch from memory", "fit", "fit", "memory"),
+    ("a trainer whose step is 1.3 x the bare readers' batch waits, % of its time", "trainer", "wait", ""),
+    ("processor time of the trainer's own thread, us a batch of 64", "32", "own", ""),
+)
+"""What the README shows: title, contest, figure, and whose figure shmgen's is divided by; empty for the figure itself."""

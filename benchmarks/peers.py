@@ -1,9 +1,9 @@
 """The contestants that only deliver batches: shmgen, its peers, and the limit.
 
 Each is written as its own documentation recommends, at the settings that were fastest for it here. What a peer leaves to its
-user, the reading of a file, is for all of them the fastest there is: the limit's own `open`, `preadv`, `close`, into the place
-in the batch where the peer lets one write (`Files`); `np.load` would cost them a third of their speed, or more. So what differs
-is how batches get from whoever reads to whoever trains. Only *naive* is the blog's generator as everybody has it.
+user, the reading of a file, is done in two ways (`readers`). *fast* is the limit's own `open`, `preadv`, `close`, into the place
+in the batch where the peer lets one write: what differs then is how batches get from whoever reads to whoever trains.
+*np.load* is how its users write it. *naive* is the blog's generator as everybody has it.
 
 A contestant is a generator that makes its loader and then yields one epoch after another, each of which gives its batches once:
 ``X`` of (batch, *dim, channels) and int ``y``, shuffled anew, every sample once.
@@ -11,19 +11,20 @@ A contestant is a generator that makes its loader and then yields one epoch afte
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from itertools import cycle, islice
-from pathlib import Path
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.bounds import HELD, load_limit
 from benchmarks.cases import Case
+from benchmarks.job import Batches, Job
+from benchmarks.readers import Reader
 
 if TYPE_CHECKING:
     import grain
@@ -31,70 +32,8 @@ if TYPE_CHECKING:
     from keras.utils import PyDataset
     from torch.utils.data import DataLoader
 
-Batches = Iterable[tuple[np.ndarray, np.ndarray]]
-
 SMALL = 16 * 1024
 """Bytes of a sample under which tf.data is faster where it maps whole batches."""
-AHEAD = 16
-"""Files that the limit of a cold page cache keeps open, with the kernel told to read them."""
-HELD = 3
-"""Batches that a loader which reads ahead has in memory at least: one with the trainer, one being read, and the next."""
-COLD_THREADS = 16
-"""That read, for whoever reads with threads, which wait for the disk most of the time; of 2 to 32, 16 was best for SPDL."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a contestant is asked to do.
-
-    Attributes:
-        case: to be read.
-        workers: processes or threads that read, for whoever lets one choose.
-        share: of every batch, from 0 to ``workers - 1``, for the limit.
-        cold: the files are not in the page cache.
-    """
-
-    case: Case
-    workers: int
-    share: int = 0
-    cold: bool = False
-
-    @property
-    def threads(self) -> int:
-        """That read, for whoever reads with threads."""
-        return COLD_THREADS if self.cold else self.workers
-
-    @property
-    def batches(self) -> int:
-        """In an epoch."""
-        return self.case.samples // self.case.batch_size
-
-
-class Files:
-    """The files of a data set by number, and the fastest way from them to a batch."""
-
-    def __init__(self, case: Case) -> None:
-        self.paths = [case.path(id) for id in case.ids]
-        self.labels = np.array([case.labels[id] for id in case.ids])
-        self.shape = case.shape
-        self.dtype = case.dtype
-        self.header = os.path.getsize(self.paths[0]) - case.sample_bytes
-        """Bytes of every file in front of its sample."""
-
-    def batch(self, numbers: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
-        """In memory of its own."""
-        numbers = np.asarray(numbers)
-        X = np.empty((len(numbers), *self.shape), self.dtype)
-        return X, self.fill(X, numbers)
-
-    def fill(self, X: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Read samples into ``X`` and return their labels."""
-        header = bytearray(self.header)
-        for row, number in zip(X, numbers, strict=True):
-            fd = os.open(self.paths[number], os.O_RDONLY | os.O_CLOEXEC)
-            os.preadv(fd, (header, memoryview(row).cast("B")), 0)
-            os.close(fd)
-        return self.labels[numbers]
 
 
 class Blog:
@@ -112,7 +51,7 @@ class Blog:
         dim: tuple[int, ...],
         n_channels: int,
         shuffle: bool,
-        data_dir: Path,
+        data_dir: str,
         dtype: str,
         **keras_options: Any,
     ) -> None:
@@ -157,7 +96,7 @@ def arguments(case: Case) -> dict[str, Any]:
         "dim": case.shape[:-1],
         "n_channels": case.shape[-1],
         "shuffle": True,
-        "data_dir": case.folder,
+        "data_dir": case.location,
         "dtype": case.dtype,
     }
 
@@ -177,7 +116,7 @@ def keras_dataset(job: Job, **options: Any) -> PyDataset:
     class DataGenerator(PyDataset):
         def __init__(self) -> None:
             super().__init__(**options)
-            self.files = Files(job.case)
+            self.files = Reader(job.case, job.how)
             self.on_epoch_end()
 
         def __len__(self) -> int:
@@ -196,7 +135,7 @@ def load_keras(job: Job, processes: bool) -> Iterator[Batches]:
     """By Keras's own threads, or processes, which it starts anew every epoch; by the calls of ``fit``."""
     from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
-    workers = job.workers if processes else job.threads
+    workers = job.processes if processes else job.threads
     dataset = keras_dataset(job, workers=workers, use_multiprocessing=processes, max_queue_size=max(10, workers))
     adapter = PyDatasetAdapter(dataset, shuffle=True)
     while True:
@@ -216,7 +155,7 @@ def torch_loader(job: Job) -> DataLoader:
 
     class NpyFiles(Dataset):
         def __init__(self) -> None:
-            self.files = Files(job.case)
+            self.files = Reader(job.case, job.how)
 
         def __len__(self) -> int:
             return job.case.samples
@@ -229,7 +168,7 @@ def torch_loader(job: Job) -> DataLoader:
 
     dataset = NpyFiles()
     batches = BatchSampler(RandomSampler(dataset), job.case.batch_size, drop_last=True)
-    return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=job.workers, persistent_workers=True)
+    return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=job.processes, persistent_workers=True)
 
 
 def load_torch(job: Job) -> Iterator[Batches]:
@@ -242,30 +181,37 @@ def load_torch(job: Job) -> Iterator[Batches]:
 def tf_dataset(job: Job) -> tf.data.Dataset:
     """The pipeline of TensorFlow's guides to performance: parallel maps in any order, prefetch, all AUTOTUNE.
 
-    It chooses its number of threads itself. Where samples are small, whole batches are mapped, as the guide says: faster by half.
-    The header is cut off behind ``decode_raw``, which takes no copy; ``tf.strings.substr`` would.
+    It chooses its number of threads itself, unless ``job`` does. Where samples are small, whole batches are mapped, as the guide
+    says: faster by half. The header is cut off behind ``decode_raw``, which takes no copy; ``tf.strings.substr`` would. What
+    TensorFlow can't read itself (`np.load`, a URL) a Python function does.
     """
     import tensorflow as tf
 
-    case, files, auto = job.case, Files(job.case), tf.data.AUTOTUNE
+    case, files, calls = job.case, Reader(job.case, job.how), job.reads or tf.data.AUTOTUNE
     dtype = tf.as_dtype(case.dtype)
     header = files.header // dtype.size
 
     def sample(path: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(tf.io.decode_raw(tf.io.read_file(path), dtype)[header:], case.shape)
+        if files.opens_files:
+            return tf.reshape(tf.io.decode_raw(tf.io.read_file(path), dtype)[header:], case.shape)
+        return tf.ensure_shape(tf.numpy_function(files.sample, [path], dtype), case.shape)
 
     def batch(paths: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(sample, paths, fn_output_signature=dtype, parallel_iterations=1)
 
     def mapped(dataset: tf.data.Dataset, read: Callable[[tf.Tensor], tf.Tensor]) -> tf.data.Dataset:
-        return dataset.map(lambda path, y: (read(path), y), num_parallel_calls=auto, deterministic=False)
+        return dataset.map(lambda path, y: (read(path), y), num_parallel_calls=calls, deterministic=False)
 
     dataset = tf.data.Dataset.from_tensor_slices((files.paths, files.labels)).shuffle(case.samples)
-    if case.sample_bytes < SMALL:
+    if case.sample_bytes < SMALL and files.opens_files:
         dataset = mapped(dataset.batch(case.batch_size, drop_remainder=True), batch)
     else:
         dataset = mapped(dataset, sample).batch(case.batch_size, drop_remainder=True)
-    return dataset.prefetch(auto)
+    if job.reads:
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = job.reads  # or as many calls as there are processors would wait at once
+        dataset = dataset.with_options(options)
+    return dataset.prefetch(tf.data.AUTOTUNE)
 
 
 def load_tf(job: Job) -> Iterator[Batches]:
@@ -284,7 +230,7 @@ def grain_dataset(job: Job) -> grain.IterDataset:
     import grain
     from grain.multiprocessing import SharedMemoryArray
 
-    files = Files(job.case)
+    files = Reader(job.case, job.how)
 
     def read(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         X = SharedMemoryArray((len(numbers), *files.shape), np.dtype(files.dtype))
@@ -312,7 +258,7 @@ def load_spdl(job: Job) -> Iterator[Batches]:
     """SPDL's threads, one pipeline for all epochs, each stage item a whole batch: samples one by one were five times slower."""
     from spdl.pipeline import PipelineBuilder
 
-    files = Files(job.case)
+    files = Reader(job.case, job.how)
 
     class Shuffled:
         def __iter__(self) -> Iterator[np.ndarray]:
@@ -325,68 +271,13 @@ def load_spdl(job: Job) -> Iterator[Batches]:
             yield pipeline.get_iterator()
 
 
-def load_shmgen(job: Job) -> Iterator[Batches]:
-    """`shmgen.Loader` as it comes."""
+def load_shmgen(job: Job, auto: bool = False) -> Iterator[Batches]:
+    """`shmgen.Loader` as it comes, with as many workers as are asked for, or ``auto``: as many as it likes."""
     from shmgen import Loader
 
-    with Loader(**arguments(job.case), workers=job.workers) as loader:
+    with Loader(**arguments(job.case), workers="auto" if auto else job.workers) as loader:
         while True:
             yield loader
-
-
-def load_limit(job: Job, held: int = 1) -> Iterator[Batches]:
-    """What files cost that are opened, read and closed, and nothing else: no loader with as many processes does it in less.
-
-    This process reads its share of every batch, while others read the rest for themselves. With a cold page cache it keeps the
-    next files open and has the kernel read them ahead.
-
-    Args:
-        job: what is asked.
-        held: batches in memory, which are written in turn: the more there are, the fewer stay in the processor's cache.
-    """
-    case = job.case
-    begin, end = (part * case.batch_size // job.workers for part in (job.share, job.share + 1))
-    places = []
-    for _ in range(held):
-        X = np.empty((end - begin, *case.shape), case.dtype)
-        places.append((X, [memoryview(row).cast("B") for row in X]))
-    files = Files(case)
-    header = bytearray(files.header)
-    # Drawn beforehand and the same in every epoch, because drawing it is not reading.
-    order = np.random.default_rng(0).permutation(case.samples).reshape(-1, case.batch_size)[:, begin:end]
-    batches = [[files.paths[number] for number in numbers] for numbers in order]
-    labels = files.labels[order]
-
-    def epoch() -> Batches:
-        opened, preadv, close, flags = os.open, os.preadv, os.close, os.O_RDONLY | os.O_CLOEXEC
-        for (paths, y), (X, rows) in zip(zip(batches, labels, strict=True), cycle(places), strict=False):
-            for path, row in zip(paths, rows, strict=True):
-                fd = opened(path, flags)
-                preadv(fd, (header, row), 0)
-                close(fd)
-            yield X, y
-
-    def epoch_ahead() -> Batches:
-        fds = _opened_ahead([path for paths in batches for path in paths])
-        for y, (X, rows) in zip(labels, cycle(places), strict=False):
-            for row, fd in zip(rows, fds, strict=False):  # fds goes on with the next batch
-                os.preadv(fd, (header, row), 0)
-                os.close(fd)
-            yield X, y
-
-    while True:
-        yield epoch_ahead() if job.cold else epoch()
-
-
-def _opened_ahead(paths: list[str]) -> Iterator[int]:
-    ahead: deque[int] = deque()
-    for path in paths:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
-        ahead.append(fd)
-        if len(ahead) > AHEAD:
-            yield ahead.popleft()
-    yield from ahead
 
 
 @dataclass(frozen=True)
@@ -394,20 +285,23 @@ class Peer:
     """A way to read a data set.
 
     Attributes:
-        load: makes the loader, and gives its epochs.
+        load: makes the loader, and gives its epochs; None for those of `BARE`.
         modules: imported before any clock runs; without the first, the peer is not installed.
         limit: is a bound: as many processes as there are workers share its batches.
         alone: one process does, however many workers there are.
+        program: without which it is not installed.
     """
 
-    load: Callable[[Job], Iterator[Batches]]
+    load: Callable[[Job], Iterator[Batches]] | None
     modules: tuple[str, ...] = ()
     limit: bool = False
     alone: bool = False
+    program: str = ""
 
     @property
     def installed(self) -> bool:
-        return all(find_spec(module.partition(".")[0]) for module in self.modules)
+        found = all(find_spec(module.partition(".")[0]) for module in self.modules)
+        return found and (not self.program or shutil.which(self.program) is not None)
 
 
 _KERAS = ("tensorflow", "keras.src.trainers.data_adapters.py_dataset_adapter")
@@ -421,7 +315,10 @@ PEERS: dict[str, Peer] = {
     "grain": Peer(load_grain, ("grain.multiprocessing",)),
     "spdl": Peer(load_spdl, ("spdl.pipeline",)),
     "shmgen": Peer(load_shmgen, ("shmgen.loader",)),
+    "shmgen-auto": Peer(partial(load_shmgen, auto=True), ("shmgen.loader",)),
     "limit": Peer(load_limit, limit=True),
     "limit-held": Peer(partial(load_limit, held=HELD), limit=True),
-    "limit-1": Peer(load_limit, limit=True, alone=True),
+    "pool": Peer(None, limit=True, alone=True),
+    "requests": Peer(None, limit=True),
+    "fio": Peer(None, limit=True, alone=True, program="fio"),
 }

@@ -1,4 +1,4 @@
-"""What a run ends with: the table, in Markdown, so that it can be put into the README as it is; the JSON; the plot."""
+"""What a run ends with: tables in Markdown, which it also puts where they are shown; the JSON; the plot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.contest import Plan, Result, missing
-from benchmarks.matrix import ALL, FIGURES
+from benchmarks.matrix import ALL, COSTS, FIGURES, MAIN
 
 PACKAGES = ("numpy", "tensorflow", "keras", "torch", "grain", "spdl-core", "shmgen")
 
@@ -37,7 +37,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of one contest.
+    """One figure of one contest: a column of a table, and a panel of the plot.
 
     Attributes:
         result: of the contest.
@@ -49,8 +49,19 @@ class Row:
 
     @property
     def title(self) -> str:
-        figure, contest = FIGURES[self.figure], self.result.contest
-        return f"{figure.title}, {figure.unit}, {contest.workers} worker{'s' * (contest.workers > 1)}"
+        figure = FIGURES[self.figure]
+        return f"{figure.title}, {figure.unit}: {self.result.contest.name}"
+
+    @property
+    def table(self) -> str:
+        """That it belongs to."""
+        return self.result.contest.table if self.figure == self.result.main else COSTS
+
+    @property
+    def column(self) -> str:
+        """Its head there."""
+        figure = FIGURES[self.figure]
+        return self.result.contest.column if self.figure == self.result.main else f"{figure.title}, {figure.unit}"
 
     @property
     def case(self) -> str:
@@ -67,15 +78,26 @@ class Row:
     def values(self) -> dict[str, list[float]]:
         return self.result.values[self.figure]
 
-    def median(self, contestant: str | None) -> str:
+    def median(self, contestant: str) -> str:
+        """With the setting that was best, if there was a choice."""
         if contestant not in self.values:
-            return "-"
-        return f"{median(self.values[contestant]):,.{FIGURES[self.figure].digits}f}"
+            return ""
+        setting = self.result.settings.get(contestant)
+        value = f"{median(self.values[contestant]):,.{FIGURES[self.figure].digits}f}"
+        return f"{value} ({setting})" if setting else value
 
-    def ratio(self, other: str | None) -> str:
+    def ratio(self, other: str) -> str:
+        """Of shmgen's figure to that of another."""
         if other not in self.values or "shmgen" not in self.values:
-            return "-"
+            return ""
         return _spread(self.result.ratios(self.figure, "shmgen", other))
+
+    def best_peer(self) -> str:
+        """With the ratio to it; or its own figure, where that may be 0."""
+        name = self.result.best_peer(self.figure)
+        if not name or "shmgen" not in self.values:
+            return ""
+        return f"{_named(name)}: {self.ratio(name) if FIGURES[self.figure].has_ratio else self.median(name)}"
 
 
 @dataclass(frozen=True)
@@ -86,36 +108,88 @@ class Report:
         results: of the contests.
         others: what was measured besides.
         plan: how much was.
+        left_out: contests that could not be held, and why.
     """
 
     results: list[Result]
     others: list[Ratio]
     plan: Plan
+    left_out: dict[str, str]
 
     @property
     def rows(self) -> list[Row]:
-        """The figures in their order, each on all data sets."""
-        return [Row(result, figure) for figure in FIGURES for result in self.results if figure in result.values]
+        """The figures of the contests, in their order."""
+        return [Row(result, figure) for result in self.results for figure in result.values]
 
     def lines(self) -> Iterator[str]:
-        """To print."""
-        yield f"Medians of {self.plan.rounds} rounds ({self.plan.few} of those that take long), order shuffled; ↑ more is better,"
-        yield "↓ less is. Ratios are shmgen's figure by the other's in the same round: median (lowest to highest)."
-        if self.rows:
+        """To print: the main figures, then all."""
+        yield from self.main()
+        yield ""
+        yield from self.all()
+
+    def main(self) -> Iterator[str]:
+        """The figures that shmgen is judged by, for its README."""
+        yield "Medians (lowest to highest) of the rounds."
+        yield ""
+        results = {result.contest.name: result for result in self.results}
+        table = [["", "samples", "shmgen", "of the other's", "best peer: shmgen's figure by its"]]
+        for title, contest, figure, other in MAIN:
+            if contest not in results:
+                continue
+            row = Row(results[contest], figure)
+            if "shmgen" in row.values:
+                ours = row.median("shmgen") if other else _spread(row.values["shmgen"], FIGURES[figure].digits)
+                table.append([f"{row.arrow} {title}", row.case, ours, row.ratio(other), row.best_peer()])
+        yield from _markdown(table)
+        yield ""
+        yield from self._notes()
+
+    def all(self) -> Iterator[str]:
+        """Every contestant's figures."""
+        yield f"Medians of {self.plan.rounds} rounds of shmgen and the limits, of {self.plan.few} of the others and where turns"
+        yield "take long, in random order. Ratios are shmgen's figure by the other's in the same round: median (lowest"
+        yield "to highest)."
+        yield "In brackets behind a figure: reads in flight, where several numbers were tried, and this was best."
+        yield "↑ more is better, ↓ less is."
+        tables: dict[str, list[Row]] = {}
+        for row in self.rows:
+            tables.setdefault(row.table, []).append(row)
+        for title, columns in tables.items():
             yield ""
-            yield from _markdown(self._table())
+            yield f"**{title}**"
+            yield ""
+            yield from _markdown(_table(columns))
         if self.others:
             yield ""
-            rows = [["sources and functions", "median (least to most)"]]
-            rows += [[other.title, _spread(other.values) + other.unit] for other in self.others]
-            yield from _markdown(iter(rows))
+            yield "**Sources and functions**"
+            yield ""
+            rows = [[other.title, _spread(other.values) + other.unit] for other in self.others]
+            yield from _markdown([["", "median (lowest to highest)"], *rows])
         yield ""
+        yield from self._notes()
+
+    def _notes(self) -> Iterator[str]:
+        """Where and with what it was measured; what is not there, and why."""
         yield self._circumstances()
+        if self.plan.quick:
+            yield "A quick run: fewer files, rounds and contestants."
         if absent := missing():
             yield f"Left out, because not installed: {', '.join(absent)}."
+        for name, why in self.left_out.items():
+            yield f"Left out: {name}: {why}."
         for result in self.results:
             for name, why in result.failed.items():
-                yield f"Left out of {result.contest.name}: {name}, which failed: {why}"
+                yield f"Left out of {result.contest.name}: {_named(name)}, which failed: {why.splitlines()[-1]}"
+
+    def put_into(self, file: Path) -> None:
+        """Renew what stands in a Markdown file between ``<!-- bench: main -->`` (or ``all``) and ``<!-- end -->``."""
+        text = file.read_text()
+        for which, lines in (("main", self.main), ("all", self.all)):
+            begin, end = f"<!-- bench: {which} -->\n", "<!-- end -->"
+            before, found, rest = text.partition(begin)
+            if found:
+                text = "".join([before, begin, "\n", *(f"{line}\n" for line in lines()), "\n", end, rest.partition(end)[2]])
+        file.write_text(text)
 
     def write(self, folder: Path) -> Iterator[str]:
         """The JSON and the plot; says where they are."""
@@ -131,14 +205,6 @@ class Report:
                 plot(self.rows, folder / "bench.png", self._circumstances())
                 yield f"Plot: {folder / 'bench.png'}"
 
-    def _table(self) -> Iterator[list[str]]:
-        yield ["", "samples", *ALL, "limit", "shmgen/limit", "shmgen/limit-held", "shmgen/best peer"]
-        for row in self.rows:
-            limit, peer = row.result.limit(row.figure), row.result.best_peer(row.figure)
-            best = f"{peer} {row.ratio(peer)}" if peer else "-"
-            values = [row.median(name) for name in (*ALL, limit)]
-            yield [f"{row.arrow} {row.title}", row.case, *values, row.ratio(limit), row.ratio("limit-held"), best]
-
     def _json(self) -> dict[str, object]:
         return {
             "date": date.today().isoformat(),
@@ -148,6 +214,7 @@ class Report:
             "plan": {"rounds": self.plan.rounds, "few": self.plan.few, "seconds": self.plan.seconds, "quick": self.plan.quick},
             "not_installed": missing(),
             "failed": {result.contest.name: result.failed for result in self.results if result.failed},
+            "left_out": self.left_out,
             "contests": [
                 {
                     "contest": row.result.contest.name,
@@ -155,8 +222,8 @@ class Report:
                     "title": row.title,
                     "samples": row.case,
                     "more_is_better": FIGURES[row.figure].more,
-                    "limit": row.result.limit(row.figure),
                     "best_peer": row.result.best_peer(row.figure),
+                    "settings": row.result.settings,
                     "rounds": row.values,
                 }
                 for row in self.rows
@@ -170,18 +237,37 @@ class Report:
         return f"{_machine()}; Python {platform.python_version()}, {versions}; {date.today().isoformat()}; {_commit()}."
 
 
-def _spread(ratios: list[float]) -> str:
-    if any(map(math.isnan, ratios)):
-        return "-"
-    if len(ratios) == 1:
-        return f"{ratios[0]:.2f}"
-    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+def _table(rows: list[Row]) -> list[list[str]]:
+    """A line for each contestant, and then the ratios."""
+    there = {name for row in rows for name in row.values}
+    bounds = list(dict.fromkeys(name for row in rows for name in row.result.bounds(row.figure)))
+    table = [["", *(f"{row.arrow} {row.column}" for row in rows)]]
+    for name in (*(name for name in ALL if name in there), *bounds):
+        table.append([_named(name), *(row.median(name) for row in rows)])
+    for name in bounds:
+        table.append([f"**shmgen / {name}**", *(row.ratio(name) for row in rows)])
+    table.append(["**shmgen / best peer**", *(row.best_peer() for row in rows)])
+    return table
 
 
-def _markdown(rows: Iterator[list[str]]) -> Iterator[str]:
-    head, *body = rows
+def _named(contestant: str) -> str:
+    """As it is called in a table."""
+    return contestant.replace("+", ", ")
+
+
+def _spread(values: list[float], digits: int = 2) -> str:
+    if not values or any(map(math.isnan, values)):
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:,.{digits}f}"
+    return f"{median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def _markdown(table: list[list[str]]) -> Iterator[str]:
+    """Without columns that are empty."""
+    head, *body = (list(cells) for cells in zip(*(column for column in zip(*table, strict=True) if any(column)), strict=True))
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    rule = ["-" * widths[0], "-" * widths[1], *("-" * (width - 1) + ":" for width in widths[2:])]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     for first, *others in (head, rule, *body):
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
         yield f"| {' | '.join(cells)} |"

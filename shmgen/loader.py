@@ -23,7 +23,6 @@ from shmgen._engine.workers import Workers
 from shmgen._memory.layout import Layout
 from shmgen._memory.limits import available, processors
 from shmgen._memory.ring import Ring
-from shmgen._memory.status_page import MAX_READERS
 from shmgen._plan.autoscaler import Autoscaler, Limits, Target
 from shmgen._plan.damage import Damage, Damaged
 from shmgen._plan.passes import Pass, Passes
@@ -155,7 +154,7 @@ class Loader:
         with ExitStack() as undo:
             self._ring = Ring(self._layout, options.slots or _slots(self._layout.slot_bytes))
             undo.callback(self._ring.close)
-            reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else min(options.reads, MAX_READERS)
+            reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else options.reads
             self._workers: Workers
             if workers:
                 ids = PackedIds.pack(self._ids)
@@ -166,7 +165,7 @@ class Loader:
             undo.callback(self._workers.stop)
             in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
             count = max(1, workers)
-            self._schedule = Schedule(self._ring.slots, count * reads, self._sampler.size, in_flight=in_flight)
+            self._schedule = Schedule(self._ring.slots, workers * reads, self._sampler.size, in_flight=in_flight)
             builder = BatchBuilder(self._ids, self._sampler, self._spec, self._ring, self._passes, assembler, self._damage)
             # What runs in the main process can't be given up.
             patience = options.timeout if options.timeout is not None and workers else math.inf

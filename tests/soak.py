@@ -1,14 +1,16 @@
 """Training-like consumption under random faults, for minutes or days: ``make soak``, or ``python -m tests.soak --minutes 10``.
 
-Loaders of random shape are read, held on to, and closed early, while another thread kills and stops their workers, and truncates,
-deletes, garbles and blocks files. Every row delivered is compared with what its sample should be; at the end nothing may have
-grown. The seed that is printed repeats the choices, though not what the machine makes of their timing.
+Loaders of random shape, with one read in flight or many, are read, held on to, and closed early, while another thread kills,
+stops and delays their workers, one by one or all at once, and truncates, deletes, garbles, reshapes and blocks files. Every row
+delivered is compared with what its sample should be; at the end nothing may have grown. The seed that is printed repeats the
+choices, though not what the machine makes of their timing.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import io
 import logging
 import os
 import random
@@ -19,24 +21,28 @@ import threading
 import time
 from collections import Counter, deque
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 
-from shmgen import Loader
-from shmgen._plan.sampler import permutation
+from shmgen import Function, Loader, Npy
+from shmgen._plan.order import Order
 
 SAMPLES = 600
 SHAPE = (24, 24, 3)
 TIMEOUT = 0.5
 """Seconds that a read may take; so long the trainer waits for a worker that was stopped."""
 
-STARTED_WITHIN = 1.5
+STARTED_WITHIN = 3.0
 """Seconds that a worker is left alone."""
 
-FAULTS = 8
+FAULTS = 16
 """A second, on average, mendings included."""
+
+SLOWLY = 0.003
+"""Seconds that a read takes, on average, where it is to wait as for a network."""
 
 MAX_DAMAGED = 12
 """Files that are damaged at one time."""
@@ -97,11 +103,12 @@ class Faults(threading.Thread):
         self.count: Counter[str] = Counter()
         self._chance = random.Random(seed)
         self._ended = threading.Event()
+        self._delayed: list[psutil.Process] = []
 
     def run(self) -> None:
         while not self._ended.wait(self._chance.expovariate(FAULTS)):
-            kind = self._chance.choices(["kill", "stop", "damage", "mend"], [4, 0.3, 3, 3])[0]
-            {"kill": self._kill, "stop": self._halt, "damage": self._damage, "mend": self._mend}[kind]()
+            acts = [self._kill, self._kill_all, self._halt, self._delay, self._damage, self._mend]
+            self._chance.choices(acts, [4, 0.2, 0.2, 1, 5, 5])[0]()
 
     def end(self) -> None:
         self._ended.set()
@@ -109,24 +116,44 @@ class Faults(threading.Thread):
         for number in self.files.damaged:
             self.files.mend(number)
 
-    def _signal(self, name: str) -> None:
+    def _workers(self) -> list[psutil.Process]:
+        """Those that are not just starting: five that die as they start, one after the other, would rightly end the run."""
+        found = []
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                if "shmgen._worker.main" in " ".join(child.cmdline()) and time.time() > child.create_time() + STARTED_WITHIN:
+                    found.append(child)
+        return found
+
+    def _signal(self, name: str, worker: psutil.Process) -> None:
         with suppress(psutil.NoSuchProcess):
-            workers = [child for child in psutil.Process().children() if "shmgen._worker.main" in " ".join(child.cmdline())]
-            worker = self._chance.choice(workers or [None])
-            # Five that die as they start, one after the other, would rightly end the run.
-            if worker and time.time() > worker.create_time() + STARTED_WITHIN:
-                worker.send_signal(getattr(signal, name))
-                self.count[name] += 1
+            worker.send_signal(getattr(signal, name))
+            self.count[name] += 1
 
     def _kill(self) -> None:
-        self._signal(self._chance.choice(["SIGKILL", "SIGSEGV", "SIGTERM", "SIGABRT"]))
+        for worker in self._chance.sample(workers := self._workers(), min(1, len(workers))):
+            self._signal(self._chance.choice(["SIGKILL", "SIGSEGV", "SIGTERM", "SIGABRT"]), worker)
+
+    def _kill_all(self) -> None:
+        for worker in self._workers():
+            self._signal("SIGKILL", worker)
 
     def _halt(self) -> None:
-        self._signal("SIGSTOP")
+        for worker in self._chance.sample(workers := self._workers(), min(1, len(workers))):
+            self._signal("SIGSTOP", worker)
+
+    def _delay(self) -> None:
+        """One goes on that was stopped at the last delay, and another is stopped until the next."""
+        for worker in self._delayed:
+            self._signal("SIGCONT", worker)
+        self._delayed = self._chance.sample(workers := self._workers(), min(1, len(workers)))
+        for worker in self._delayed:
+            self._signal("SIGSTOP", worker)
 
     def _damage(self) -> None:
-        whole = [number for number in range(SAMPLES) if self.files.mended[number] != float("inf")]
-        if SAMPLES - len(whole) < MAX_DAMAGED:
+        # Not the first, without which no loader can be made.
+        whole = [number for number in range(1, SAMPLES) if self.files.mended[number] != float("inf")]
+        if SAMPLES - 1 - len(whole) < MAX_DAMAGED:
             how = self._chance.choices(["truncated", "garbled", "reshaped", "deleted", "blocked"], [3, 3, 3, 3, 1])[0]
             self.files.damage(self._chance.choice(whole), how)
             self.count[how] += 1
@@ -134,6 +161,18 @@ class Faults(threading.Thread):
     def _mend(self) -> None:
         if damaged := self.files.damaged:
             self.files.mend(self._chance.choice(damaged))
+
+
+def flip(row: np.ndarray, rng: np.random.Generator) -> None:
+    """Changes a row in place: one that was half done must be read again before it is done again."""
+    np.invert(row, out=row)
+
+
+def read_slowly(folder: Path, id: str) -> np.ndarray:
+    """A sample whose read waits as for a network, so that many are in flight."""
+    time.sleep(random.expovariate(1 / SLOWLY))
+    # At once: np.load itself reads header and data one after the other, and the file may be garbled between.
+    return np.load(io.BytesIO((folder / f"{id}.npy").read_bytes()))
 
 
 class Consumer:
@@ -151,16 +190,22 @@ class Consumer:
         chance = self._chance
         seed, batch_size, shuffle = chance.randrange(1000), chance.choice([1, 7, 16, 32]), chance.random() < 0.8
         began = time.monotonic()
-        loader = Loader(
+        source, transform = chance.choice(
+            [
+                (Npy(self._files.folder, SHAPE[:2], SHAPE[2], "uint8"), None),
+                (Npy(self._files.folder, SHAPE[:2], SHAPE[2], "uint8"), flip),
+                (Function(partial(read_slowly, self._files.folder), SHAPE[:2], SHAPE[2], "uint8", concurrent=True), None),
+            ]
+        )
+        loader = self._loader = Loader(
             self._files.ids,
             self._files.labels,
             batch_size,
             shuffle=shuffle,
-            data_dir=self._files.folder,
-            dtype="uint8",
-            dim=SHAPE[:2],
-            n_channels=SHAPE[2],
-            workers=chance.choice([1, 2, 2, 3]),
+            source=source,
+            transform=transform,
+            workers=chance.choice([1, 2, 2, 3, "auto"]),
+            reads=chance.choice([1, 3, 12, "auto", "auto"]),
             slots=chance.choice([None, 2, 4]),
             seed=seed,
             drop_last=chance.random() < 0.5,
@@ -170,14 +215,14 @@ class Consumer:
         )
         try:
             for epoch in range(chance.randint(1, 12)):
-                order = permutation(SAMPLES, seed, epoch) if shuffle else np.arange(SAMPLES)
+                order = Order(SAMPLES, seed, epoch).part(0, SAMPLES) if shuffle else np.arange(SAMPLES)
                 stop = chance.randrange(len(loader)) if chance.random() < 0.15 else len(loader)
                 for number, (X, y) in enumerate(loader):
-                    self._check(X, y, order[number * batch_size :], began)
+                    self._check(X if transform is None else ~X, y, order[number * batch_size :], began)
                     if number == stop or time.monotonic() > until:
                         return
         finally:
-            for name in ("restarts", "replaced", "copied"):
+            for name in ("restarts", "replaced", "grown"):
                 self.count[name] += getattr(loader.stats, name)
             self.count["loaders"] += 1
             loader.close()
@@ -188,10 +233,13 @@ class Consumer:
         self.count["batches"] += 1
         self.count["samples"] += len(y)
         for row, label, expected in zip(X, y.tolist(), order.tolist(), strict=False):
-            wrong = not np.array_equal(row, self._contents[label])
+            found = "other data than its label's" if not np.array_equal(row, self._contents[label]) else ""
             # Another sample may stand in only for one that was damaged since the loader was made.
-            wrong = wrong or (label != expected and self._files.mended[expected] < began)
-            self.count["mismatches"] += wrong
+            if not found and label != expected and self._files.mended[expected] < began:
+                found = f"sample {label} in place of {expected}, which was whole"
+            if found:
+                self.count["mismatches"] += 1
+                print(f"mismatch: {found}; {self._loader}, {self._loader.damaged}", flush=True)
         if self._chance.random() < 0.2:
             self._held.append((X, y, X.copy(), y.copy()))
         while len(self._held) > self._chance.choice([0, 3, 3, 12]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,6 +12,7 @@ import pytest
 from machine import Machine, Run
 
 from shmgen._plan.autoscaler import Autoscaler, Limits, Progress, Target
+from shmgen._plan.stats import Decision
 
 
 def limits_of(processors: int) -> Callable[[int, float], Limits]:
@@ -28,9 +31,15 @@ def run(machine: Machine, target: Target, seconds: float, *, workers: bool = Tru
         scales_workers=workers,
         scales_reads=reads,
         limits=limits_of(machine.processors),
-        ticket_rows=machine.ticket,
+        batch_rows=machine.batch,
     )
     return Run(machine, autoscaler, target, seed=seed).run(seconds)
+
+
+def decisions(seen: Run) -> list[Decision]:
+    """What was decided in a run."""
+    assert seen.autoscaler is not None
+    return seen.autoscaler.decisions
 
 
 @dataclass(frozen=True)
@@ -53,9 +62,9 @@ class Case:
 
 
 SLOW = Machine(latency=0.01, slots=32)
-SLOW_SHORT = Machine(latency=0.01, slots=8, ticket=4)
-HTTP = Machine(latency=0.03, cost=3e-4, slots=32, ticket=4)
-FEW_AT_ONCE = Machine(latency=0.03, at_once=8, slots=32, ticket=4)
+SLOW_SHORT = Machine(latency=0.01, slots=8)
+HTTP = Machine(latency=0.03, cost=3e-4, slots=32)
+FEW_AT_ONCE = Machine(latency=0.03, at_once=8, slots=32)
 WARM = Machine(cost=3e-5)
 COLD = Machine(latency=0.0012, at_once=8, crowding=0.2, slots=32)
 SLEEPS = Machine(latency=0.02, concurrent=False)
@@ -83,20 +92,29 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_it_is_quick(case: Case, seed: int) -> None:
-    """90 % of the best rate is reached in time, and kept."""
-    seen = run(case.machine, case.first, 20.0, workers=case.workers, reads=case.reads, seed=seed)
+    """What gives 90 % of the best rate is there in time, and kept."""
+    seen = run(case.machine, case.first, 12.0, workers=case.workers, reads=case.reads, seed=seed)
     began = next(time for time, rows, _ in seen.history if rows)
     best = case.machine.steady(case.best)
     reached = next(time for time, _, target in seen.history if case.machine.steady(target) >= 0.9 * best)
-    starts = case.machine.start if reached > case.machine.start + 0.1 and case.best.workers > case.first.workers else 0.0
-    assert reached + starts - began <= case.within, seen.decisions
-    assert seen.rate(10.0, 20.0) >= 0.85 * best, seen.decisions
+    assert reached - began <= case.within, seen.decisions
+    assert seen.rate(4.0, 12.0) >= 0.85 * best, seen.decisions
 
 
-def look(autoscaler: Autoscaler, seconds: float, rate: float, *, wait: float, busy: float, cpu: float, epoch: int = 0) -> Target:
+def look(
+    autoscaler: Autoscaler,
+    seconds: float,
+    rate: float,
+    *,
+    wait: float,
+    busy: float,
+    cpu: float,
+    epoch: int = 0,
+    ready: int = 100,
+) -> Target:
     """Let so many seconds pass, in which the trainer waits, and readers are busy and compute, for these fractions of the time."""
     last = autoscaler._last or Progress(100.0, 0, 0.0, 0.0, 0.0, 0, 0, 0)
     workers, reads = autoscaler.target
@@ -109,7 +127,7 @@ def look(autoscaler: Autoscaler, seconds: float, rate: float, *, wait: float, bu
             last.busy + busy * seconds,
             last.cpu + cpu * seconds,
             workers,
-            workers,
+            min(workers, ready),
             reads,
         ),
     )
@@ -161,3 +179,134 @@ def test_short_epochs(machine: Machine, best: Target, reads: bool, batches: int)
     """What is seen of short epochs adds up, and what lies between them does not count."""
     seen = run(replace(machine, epoch=batches, pause=0.01), Target(1, 1), 10.0, reads=reads)
     assert machine.steady(seen.target) >= 0.9 * machine.steady(best), seen.decisions
+
+
+def test_a_busy_machine_needs_no_more_reads() -> None:
+    """Readers that others keep from a processor are not blocked: more of them would only stand in the same line."""
+    seen = run(replace(WARM, others=8), Target(2, 1), 20.0)
+    assert seen.target == Target(2, 1), seen.decisions
+    assert seen.decisions == ""
+
+
+@pytest.mark.parametrize("step", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("machine", [SLOW, SLEEPS, replace(COMPUTES, processors=8)], ids=["slow", "sleeps", "computes"])
+def test_it_comes_to_rest(machine: Machine, step: float) -> None:
+    """The trainer gets what it can use, or the best there is, and after half a minute nothing is changed any more."""
+    machine = replace(machine, step=step)
+    reads = machine is not SLEEPS and machine.concurrent
+    seen = run(machine, Target(2, 1), 60.0, reads=reads)
+    most = Target(8, 1) if machine.cost == COMPUTES.cost or not reads else Target(2, 32)
+    assert seen.rate(30.0, 60.0) >= 0.93 * machine.steady(most), seen.decisions
+    assert len(decisions(seen)) <= 8, seen.decisions
+    assert all(decision.at < 30.0 for decision in decisions(seen)), seen.decisions
+
+
+def test_what_was_refused_is_tried_ever_more_seldom() -> None:
+    """Workers for which there is no processor are taken back, and tried again after twice as long each time."""
+    autoscaler = Autoscaler(Target(2, 1), scales_workers=True, scales_reads=True, limits=lambda workers, blocked: Limits(4, 1))
+    seen = Run(COMPUTES, autoscaler, Target(2, 1)).run(120.0)
+    tried = [decision.at for decision in decisions(seen) if decision.workers > 2]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(tried)]
+    assert len(gaps) >= 3
+    assert all(later > 1.5 * earlier for earlier, later in itertools.pairwise(gaps)), seen.decisions
+    assert all(decision.workers == 2 for decision in decisions(seen)[1::2]), seen.decisions
+
+
+def test_it_follows_the_trainer() -> None:
+    """A trainer that becomes slower needs fewer workers, and one that becomes faster more, later on too."""
+    seen = run(replace(COMPUTES, processors=8, step=0.1), Target(1, 1), 30.0)
+    assert 4 <= seen.target.workers <= 6, seen.decisions
+    seen.becomes(step=1.0)
+    seen.run(60.0)
+    assert seen.target.workers <= 2, seen.decisions
+    seen.becomes(step=0.1)
+    seen.run(30.0)
+    assert 4 <= seen.target.workers <= 6, seen.decisions
+
+
+def test_there_is_room() -> None:
+    """Never more than there may be, also when that becomes less, and never fewer than one of each."""
+    room = Limits(5, 7)
+    autoscaler = Autoscaler(Target(2, 1), scales_workers=True, scales_reads=True, limits=lambda workers, blocked: room)
+    seen = Run(SLOW, autoscaler, Target(2, 1)).run(10.0)
+    assert seen.target == Target(5, 7), seen.decisions
+    assert max(target.workers for _, _, target in seen.history) <= 5
+    for room in (Limits(3, 2), Limits(0, 0)):
+        seen.run(3.0)
+        assert seen.target == Target(max(1, room.workers), max(1, room.reads)), seen.decisions
+    assert f"there is room for {seen.target} only" in seen.decisions
+
+
+@pytest.mark.parametrize("room", [Limits(1, 1), Limits(100, 100)])
+def test_what_is_fixed_stays(room: Limits) -> None:
+    """Numbers that the user gave are kept, whatever there is room for, and whatever would be better."""
+    for machine in (SLOW, SLEEPS, COMPUTES, replace(WARM, step=0.3)):
+        autoscaler = Autoscaler(Target(3, 2), scales_workers=False, scales_reads=False, limits=lambda workers, blocked: room)
+        seen = Run(machine, autoscaler, Target(3, 2)).run(10.0)
+        assert (seen.target, seen.decisions) == (Target(3, 2), "")
+
+
+def starved(limits: Limits) -> Autoscaler:
+    """One that has taken a first look, and may have so many workers."""
+    autoscaler = Autoscaler(Target(1, 1), scales_workers=True, scales_reads=True, limits=lambda workers, blocked: limits)
+    look(autoscaler, 0.0, 0.0, wait=0.0, busy=0.0, cpu=0.0)
+    return autoscaler
+
+
+def test_a_worker_that_starts_is_not_judged() -> None:
+    """What is seen before all have started says nothing; the first tickets afterwards neither."""
+    autoscaler = starved(Limits(2, 1))
+    assert look(autoscaler, 1.0, 100.0, wait=1.0, busy=1.0, cpu=1.0) == Target(1, 1)
+    assert look(autoscaler, 1.0, 100.0, wait=1.0, busy=1.0, cpu=1.0) == Target(2, 1)
+    for _ in range(20):
+        assert look(autoscaler, 1.0, 50.0, wait=1.0, busy=1.0, cpu=1.0, ready=1) == Target(2, 1)
+    for _ in range(20):
+        assert look(autoscaler, 1.0, 200.0, wait=1.0, busy=2.0, cpu=2.0) == Target(2, 1)
+    assert len(autoscaler.decisions) == 1
+
+
+def test_what_lies_between_epochs_does_not_count() -> None:
+    """A long pause after each epoch neither makes the trainer look as if it waited, nor as if it did not."""
+    patient, starving = starved(Limits(4, 1)), starved(Limits(4, 1))
+    for epoch in range(30):
+        # Between the epochs, the one waits for long, and the other does something else.
+        look(patient, 100.0, 10.0, wait=1.0, busy=1.0, cpu=1.0, epoch=epoch)
+        look(patient, 0.4, 100.0, wait=0.0, busy=0.9, cpu=0.9, epoch=epoch)
+        look(starving, 100.0, 10.0, wait=0.0, busy=0.1, cpu=0.1, epoch=epoch)
+        look(starving, 0.4, 100.0, wait=1.0, busy=1.0, cpu=1.0, epoch=epoch)
+    assert patient.target == Target(1, 1)
+    assert [decision.workers for decision in starving.decisions][:1] == [4]
+
+
+def test_a_slow_first_ticket_is_no_measure() -> None:
+    """Where workers were blocked by what they had to load, not by what they read, more reads are taken back."""
+    autoscaler = starved(Limits(1, 32))
+    assert look(autoscaler, 0.5, 32.0, wait=1.0, busy=1.0, cpu=0.2).reads > 1
+    for _ in range(20):
+        reads = autoscaler.target.reads
+        look(autoscaler, 1.0, 20_000.0, wait=1.0, busy=1.0 * reads, cpu=1.0)
+    assert autoscaler.target == Target(1, 1)
+
+
+def test_decisions_say_why(caplog: pytest.LogCaptureFixture) -> None:
+    """When, how many of each, and the figures that it is for; each is logged once."""
+    autoscaler = starved(Limits(3, 8))
+    with caplog.at_level(logging.INFO, "shmgen"):
+        look(autoscaler, 2.0, 200.0, wait=0.5, busy=1.0, cpu=0.2)
+        look(autoscaler, 1.0, 200.0, wait=0.5, busy=5.0, cpu=1.0)
+        look(autoscaler, 1.0, 200.0, wait=0.5, busy=5.0, cpu=1.0)
+    waited = "the trainer waited 50% of the time, readers were blocked for 80% of theirs"
+    assert autoscaler.decisions[0] == Decision(2.0, 1, 5, waited)
+    assert autoscaler.decisions[1] == Decision(4.0, 1, 1, "with 1 workers, 5 reads each, 200 rows a second became 200")
+    assert len(autoscaler.decisions) == len(caplog.messages) == 2
+    assert caplog.messages[0] == f"1 workers, 5 reads each from now on: {waited}"
+
+
+def test_looks_are_cheap() -> None:
+    """Nobody need look while no row has ended, nor twice within a few milliseconds."""
+    autoscaler = Autoscaler(Target(1, 1), scales_workers=True, scales_reads=True, limits=lambda workers, blocked: Limits(4, 4))
+    assert autoscaler.is_due(100.0, 0)
+    autoscaler.see(0, Progress(100.0, 0, 0.0, 0.0, 0.0, 1, 1, 1))
+    assert not autoscaler.is_due(200.0, 0)
+    assert not autoscaler.is_due(100.01, 10)
+    assert autoscaler.is_due(100.1, 10)

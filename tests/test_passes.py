@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import tracemalloc
 from itertools import islice
 
 import pytest
@@ -154,3 +156,39 @@ def test_iterations_at_once_are_independent() -> None:
     assert ahead(passes, 1) == [BatchId(1, 0)]
     passes.deal(0, second)
     assert ahead(passes, 1) == [BatchId(2, 0)]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_billion_batches_cost_nothing(shuffle: bool) -> None:
+    """Neither where a pass begins, nor where their indexes come in order; out of order, they cost what those asked for need."""
+    tracemalloc.start()
+    try:
+        begun = made(10**9, shuffle=shuffle).open()
+        for index in range(10_000):
+            assert begun.deal(index) == BatchId(0, index)
+        next(begun.upcoming())
+        in_order = tracemalloc.get_traced_memory()[1]
+        for index in range(10**6, 10**9, 10**6):
+            begun.deal(index)
+        assert begun.deal(10**9 - 1).number == (10_999 if shuffle else 10**9 - 1)
+        out_of_order = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert in_order < 100_000
+    assert out_of_order < 5_000_000
+
+
+@pytest.mark.parametrize("batches", [1, 255, 256, 257, 1000])
+def test_any_order_of_indexes_is_dealt(batches: int) -> None:
+    """In an order that begins in sequence, goes on at random, and repeats: each index keeps its own batch, each once."""
+    chance = random.Random(batches)
+    rest = list(range(batches // 3, batches))
+    chance.shuffle(rest)
+    order = [*range(batches // 3), *rest]
+    iteration = made(batches).open()
+    bound: dict[int, int] = {}
+    for number, index in enumerate(order):
+        bound[index] = iteration.deal(index).number
+        assert bound[index] == number
+        again = chance.choice(order[: number + 1])
+        assert iteration.deal(again).number == bound[again]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pytest
 
+from shmgen._plan.order import Order
 from shmgen._plan.sampler import BatchId, Sampler
 
 
@@ -59,4 +62,63 @@ def test_without_shuffling_samples_come_in_their_order() -> None:
 
 def test_an_order_is_remembered_across_versions() -> None:
     """A run that is repeated in a year, on other versions, sees the samples in the same order."""
-    assert samples_of(Sampler(10, 10, shuffle=True, seed=0, drop_last=True), 1) == [9, 1, 3, 8, 7, 6, 0, 4, 2, 5]
+    assert samples_of(Sampler(10, 10, shuffle=True, seed=0, drop_last=True), 1) == [6, 0, 8, 2, 1, 9, 5, 7, 3, 4]
+
+
+def test_samples_are_shuffled_over_all_batches() -> None:
+    """Also where there are too many to sort: batches of an epoch hold each sample once, and borders of blocks do not show."""
+    for samples in (1000, 70_001):
+        order = Sampler(samples, 96, shuffle=True, seed=3, drop_last=False)
+        assert samples_of(order, 2) == Order(samples, 3, 2).part(0, samples).tolist()
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_billion_samples_take_no_memory(shuffle: bool) -> None:
+    """Neither at the start nor for batches at any place, of one epoch and the next, nor for replacements."""
+    tracemalloc.start()
+    try:
+        order = Sampler(10**9, 64, shuffle=shuffle, seed=0, drop_last=True)
+        for number in (0, 1, order.batches // 2, order.batches - 1):
+            for epoch in (0, 1):
+                assert len(set(order[BatchId(epoch, number)].tolist())) == 64
+                order.replacement(BatchId(epoch, number), 5, 0)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 1_000_000
+
+
+def replacements(sampler: Sampler, batch: BatchId, row: int, count: int) -> list[int]:
+    return [sampler.replacement(batch, row, tried) for tried in range(count)]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "drop_last"), [(10, 4, True), (10, 4, False), (2, 1, True), (70_000, 64, True)]
+)
+def test_a_replacement_is_another_sample_of_the_epoch(samples: int, batch_size: int, drop_last: bool, shuffle: bool) -> None:
+    """Never the sample itself, never one that ``drop_last`` leaves out, and in time each of the others."""
+    sampler = Sampler(samples, batch_size, shuffle=shuffle, seed=1, drop_last=drop_last)
+    dealt = set(samples_of(sampler, 3))
+    for number in {0, sampler.batches - 1}:
+        for row in range(min(2, sampler.size(BatchId(3, number)))):
+            batch = BatchId(3, number)
+            found = set(replacements(sampler, batch, row, 200))
+            assert found <= dealt - {int(sampler[batch][row])}
+            assert samples > 10 or found == dealt - {int(sampler[batch][row])}
+
+
+def test_replacements_are_even() -> None:
+    """Each other sample comes about equally often, whichever sample is replaced, at whatever try."""
+    sampler = Sampler(10, 5, shuffle=True, seed=0, drop_last=True)
+    found = Counter(sampler.replacement(BatchId(epoch, 1), 2, tried) for epoch in range(2000) for tried in range(5))
+    assert all(abs(count - 1000) < 5 * 1000**0.5 for count in found.values())
+
+
+def test_replacements_are_remembered_across_versions() -> None:
+    """They go by seed, epoch, position and try alone."""
+    sampler = Sampler(100, 8, shuffle=True, seed=7, drop_last=True)
+    assert replacements(sampler, BatchId(2, 3), 1, 5) == [15, 84, 9, 78, 25]
+    assert replacements(sampler, BatchId(2, 3), 2, 5) != [15, 84, 9, 78, 25]
+    by_other_batches = Sampler(96, 8, shuffle=True, seed=7, drop_last=True), Sampler(96, 24, shuffle=True, seed=7, drop_last=True)
+    assert by_other_batches[0].replacement(BatchId(0, 4), 1, 0) == by_other_batches[1].replacement(BatchId(0, 1), 9, 0)

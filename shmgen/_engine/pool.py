@@ -1,7 +1,8 @@
 """The worker processes: how they are started, given tickets, listened to, and stopped.
 
 All workers share two pipes: the queue that tickets go through, and that of the reports. Else each has a socket and a status page
-of its own, and shares nothing with the others but the ring: a worker that dies holds no lock, and it is known which tickets it had.
+of its own, and shares nothing with the others but the ring: a worker that dies holds no lock, and it is known which tickets it
+had.
 """
 
 from __future__ import annotations

@@ -318,9 +318,8 @@ class Prefetcher:
         added = self._ring.grow(max(1, self._ring.slots // GROW_BY))
         self._schedule.add_slots(added)
         if not self._grown:
-            log.warning(
-                "all %d slots are held, by batches that were handed out, so there are more, whose %s bytes each stay taken; let go "
-                "of batches earlier, or give more slots",
+            log.info(
+                "all %d slots are held, by batches that were handed out: there are more from now on, of %s bytes each",
                 self._ring.slots - added,
                 f"{self._ring.layout.slot_bytes:,}",
             )

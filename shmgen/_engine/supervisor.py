@@ -266,7 +266,8 @@ class Supervisor:
         if not record.retires:
             log.warning("%s", self._death_message(worker, death, verdicts))
         deaths_before_work = 0 if record.has_done else record.deaths_before_work
-        if how is Exit.CRASHED and not any(claim.begun for claim in claims):
+        # Who has started, and holds nothing, died of nothing that it did.
+        if how is Exit.CRASHED and (claims or not record.begun) and not any(claim.begun for claim in claims):
             deaths_before_work += 1
             if death is not None and deaths_before_work == STARTS:
                 raise death
@@ -324,7 +325,8 @@ class Supervisor:
             who = f"worker {worker} (pid {death.pid})" if death else f"worker {worker}"
             why = "had been stopped" if record.stopped else "gave no answer"
             said.append(f"{who} {why} for {self._allowed(record):g} seconds, and {'was' if death else 'can not be'} killed")
-        places = [claim.place for claim, *_ in verdicts if claim.place is not None]
+        claims = record.stuck or [claim for claim, *_ in verdicts]
+        places = [claim.place for claim in claims if claim.place is not None]
         if places:
             named = ", ".join(self._builder.named(*place) for place in places[:MAX_NAMED])
             more = f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
@@ -333,7 +335,8 @@ class Supervisor:
         if again:
             rows = sum(ticket.stop - ticket.start for ticket in again)
             files = self._builder.listed(again, MAX_NAMED)
-            said.append(f"another takes its place, and the {rows} row{'s'[: rows > 1]} that it held are read again: {files}")
+            held = "row that it held is" if rows == 1 else f"{rows} rows that it held are"
+            said.append(f"another takes its place, and the {held} read again: {files}")
         else:
             said.append(f"it held nothing{' else' if verdicts else ''}; another takes its place")
         return "; ".join(said)

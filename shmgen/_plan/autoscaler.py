@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from shmgen._plan.backoff import PATIENCE, Backoff
 from shmgen._plan.progress import Limits, Progress, Target, Window
 from shmgen._plan.stats import WAITING, Decision
 
@@ -23,35 +24,27 @@ __all__ = ["Autoscaler", "Limits", "Progress", "Target"]
 WAITS = 0.05
 """A trainer that waits for more than this fraction of its time is worth another reader."""
 
-PAYS = 0.1
-"""More readers are kept if the rate of rows grows by this fraction, or by half of what so many more could give."""
+PAYS, LOSES = 0.1, 0.05
+"""More is kept if rows a second grow by the first, or half of what they could; less, if they fall by less than the second."""
 
-LOSES = 0.05
-"""Fewer readers are kept if the rate of rows falls by less than this fraction."""
-
-WORTH = 0.5
-"""Readers that are worth no more than this fraction of their number are too many."""
+WORTH, UNLIKELY = 0.5, 1.5
+"""Where more have gained less than the first part of what they could, as many as the gain was worth are tried. Where they have
+gained more than the second, something else was slow before them, and it proves nothing."""
 
 SATURATED = 0.8
 """A worker that computes for more than this fraction of the time gains nothing by more readers."""
 
-SPARE = 0.8
-"""A worker is retired if the others would have work for less than this fraction of the time without it."""
-
-PATIENCE = 4.0
-"""So many seconds pass before what did not help is tried again; twice as many each time."""
-
-CALM = 3
-"""So many windows in a row must show that one worker less would do, or that there is room for fewer."""
-
-CHANGED = 1.4
-"""What was refused at a rate is tried again at once where the rate has changed by this factor."""
+SPARE, CALM = 0.8, 3
+"""A worker is retired if the others would be busy for less than this part of the time, seen in so many windows in a row."""
 
 LOOK, SHORT, LONG = 0.025, 0.15, 1.0
-"""Seconds between two looks, at least; of a window after a change; and of one where nothing changes."""
+"""Seconds between two looks; of a window after a change; and of one where nothing changes: at least."""
 
-ROUNDS = 2
-"""In a window each reader ends so many tickets on average, at least; or the trainer has not waited."""
+COVERS, ROUNDS = 1.25, 4
+"""A window ends when its tickets make up the readers' time to this factor, when so many batches are read, or nobody waits."""
+
+SETTLES = 2
+"""Batches that were cut into tickets before a change are read after it, so many in all."""
 
 log = logging.getLogger("shmgen")
 
@@ -67,19 +60,6 @@ class Trial(NamedTuple):
     window: Window
 
 
-class Pause:
-    """How long a change is not tried again.
-
-    Attributes:
-        left: seconds that have yet to pass.
-        rate: of rows when it was refused.
-        cost: seconds that the next refusal costs.
-    """
-
-    def __init__(self) -> None:
-        self.left, self.rate, self.cost = 0.0, 0.0, PATIENCE
-
-
 class Autoscaler:
     """Steers workers and reads in flight together: reads first, since they are cheap.
 
@@ -89,7 +69,7 @@ class Autoscaler:
         scales_reads: whether that of the readers of each may be.
         limits: the largest numbers, given how many workers there would be and the fraction of their busy time in which readers
             are blocked, from 0 to 1.
-        ticket_rows: rows of a ticket.
+        batch_rows: rows of a batch; each reader has a ticket in it.
 
     Attributes:
         target: what there should be now.
@@ -103,24 +83,23 @@ class Autoscaler:
         scales_workers: bool,
         scales_reads: bool,
         limits: Callable[[int, float], Limits],
-        ticket_rows: int = 16,
+        batch_rows: int = 64,
     ) -> None:
         self.target = target
         self.decisions: list[Decision] = []
         self._scales: dict[Number, bool] = {"workers": scales_workers, "reads": scales_reads}
         self._limits = limits
-        self._ticket_rows = ticket_rows
-        self._first: Progress | None = None
+        self._batch_rows = batch_rows
         self._last: Progress | None = None
+        self._time = 0.0  # since the first look
         self._epoch = -1
         self._window = Window()
         self._length = SHORT
-        # Rows that have yet to end before a change shows: those of the tickets that were out when it was made.
-        self._settling = 0
+        self._settling = 0  # rows that have yet to end before a change shows
         self._at_first = True
         self._trial: Trial | None = None
-        self._pauses = {(number, sign): Pause() for number in self._scales for sign in (1, -1)}
-        self._calm = self._over = 0
+        self._backoffs = {(number, sign): Backoff() for number in self._scales for sign in (1, -1)}
+        self._calm = 0
 
     def is_due(self, time: float, rows: int) -> bool:
         """Whether it is time for another look, at ``time`` seconds, with so many rows finished."""
@@ -137,84 +116,77 @@ class Autoscaler:
             progress: what has been done so far.
         """
         last, self._last = self._last, progress
-        self._first = self._first or progress
+        self._time += progress.time - last.time if last is not None else 0.0
         same_epoch, self._epoch = epoch == self._epoch, epoch
         if progress.ready < progress.workers:
             self._window = Window()
         elif self._at_first and progress.busy >= SHORT:
             self._at_first = False
-            self._see_first_tickets(progress)
+            # The first tickets show whether readers are blocked. A trainer that waits so early waits for them alone.
+            (_, rows, waited, busy, cpu, *_), readers = progress, self.target.readers
+            self._more_reads(Window(busy / readers, rows, min(busy / readers, waited), busy, cpu, readers))
         elif last is not None and same_epoch:
             self._see_window(self._window.plus(last, progress))
         return self.target
-
-    def _see_first_tickets(self, progress: Progress) -> None:
-        """The first tickets show whether readers are blocked; when the trainer has waited for them, it has for nothing else."""
-        seconds = progress.busy / self.target.readers
-        self._more_reads(Window(seconds, progress.rows, min(seconds, progress.waited), progress.busy, progress.cpu))
 
     def _see_window(self, window: Window) -> None:
         self._window = window
         if self._settling:
             self._window, self._settling = Window(), max(0, self._settling - window.rows)
             return
-        enough = window.rows >= ROUNDS * self.target.readers * self._ticket_rows
-        if window.seconds < self._length or not (enough or (window.wait <= WAITS and window.seconds >= LONG)):
+        if window.seconds < self._length:
+            return
+        patient = window.wait <= WAITS and window.seconds >= LONG
+        if not (1 / COVERS <= window.cover <= COVERS or window.rows >= ROUNDS * self._batch_rows or patient):
             return
         self._window, self._length = Window(), LONG
-        for pause in self._pauses.values():
-            pause.left = max(0.0, pause.left - window.seconds)
-        if self._trial is not None:
-            self._judge(self._trial, window)
-        elif not self._fits(window):
-            pass
-        elif window.wait > WAITS:
+        for backoff in self._backoffs.values():
+            backoff.elapse(window.seconds)
+        if (self._trial is not None and not self._judge(self._trial, window)) or not self._fits():
+            return
+        if window.wait > WAITS:
             self._calm = 0
             _ = self._more_reads(window) or self._fewer_reads(window) or self._more_workers(window)
         else:
             self._fewer_workers(window)
 
-    def _fits(self, window: Window) -> bool:
-        """Whether there is room for what there is; if there has not been for a while, there is less from now on."""
-        room = self._room(self.target.workers, window)
-        fitting = self._with_room(Target(min(self.target.workers, room.workers), self.target.reads), window)
-        self._over = self._over + 1 if fitting != self.target else 0
-        if self._over < CALM:
-            return not self._over
-        self._over = 0
+    def _fits(self) -> bool:
+        """Whether there is room for what there is; else there is less from now on."""
+        workers, reads = self.target
+        # Even if readers wait all the time: that they wait less may come of the workers that were started for it.
+        fitting = self._with_room(Target(min(workers, self._limits(workers, 1.0).workers), reads), 1.0)
+        if fitting == self.target:
+            return True
         self._change(fitting, f"there is room for {fitting} only")
         return False
 
     def _more_reads(self, window: Window) -> bool:
-        """Try as many readers as keep a processor busy, if those that there are wait for most of their time."""
+        """Try as many readers as keep a processor busy."""
         workers, reads = self.target
-        wanted = min(self._room(workers, window).reads, math.ceil(window.fill))
-        if window.wait <= WAITS or window.blocked <= WAITING or wanted < 1.25 * reads:
+        wanted = min(self._limits(workers, window.blocked).reads, round(window.fill))
+        if window.wait <= WAITS or window.blocked <= WAITING or wanted < reads * 5 / 4:
             return False
-        return self._try("reads", 1, Target(workers, wanted), window, f"readers were blocked for {window.blocked:.0%} of it")
+        return self._try("reads", 1, Target(workers, wanted), window, f"readers were blocked for {window.blocked:.0%} of theirs")
 
     def _fewer_reads(self, window: Window) -> bool:
         """Try a quarter of the readers: they may be in each other's way, for their interpreter or at a storage that is full."""
         workers, reads = self.target
-        if reads == 1:
-            return False
-        reason = f"{reads} readers of each may be in each other's way"
-        return self._try("reads", -1, Target(workers, reads // 4 or 1), window, reason)
+        fewer = Target(workers, reads // 4 or 1)
+        return reads > 1 and self._try("reads", -1, fewer, window, f"{reads} readers of a worker may be in each other's way")
 
     def _more_workers(self, window: Window) -> bool:
-        """Try as many workers as the trainer needs at this rate, but no more than would find a processor."""
-        target, room = self.target, self._room(self.target.workers, window)
+        """Try as many workers as the trainer needs at this rate, but no more than would find something to do."""
+        target, room = self.target, self._limits(self.target.workers, window.blocked)
         wanted = target.workers / max(1e-6, 1 - window.wait)
         blocked = window.blocked > WAITING and window.cpu < SATURATED * window.seconds * target.workers
         if blocked:
             wanted = min(wanted, target.workers * (2 if self._scales["reads"] else window.fill))
-        more = self._with_room(Target(min(room.workers, math.ceil(wanted)), target.reads), window)
-        # Where readers wait, only more of them help, and those of a worker are cheaper.
-        if blocked and (more.readers <= target.readers or (self._scales["reads"] and target.reads < room.reads)):
+        more = self._with_room(Target(min(room.workers, math.ceil(wanted)), target.reads), window.blocked)
+        # Where readers wait, only more of them help, and more of each worker are cheaper.
+        useless = blocked and (more.readers <= target.readers or (self._scales["reads"] and target.reads < room.reads))
+        if useless or more.workers <= target.workers:
             return False
-        if more.workers <= target.workers:
-            return False
-        return self._try("workers", 1, more, window, f"each did {window.rate / target.workers:,.0f} rows a second")
+        return self._try("workers", 1, more, window, f"each worker did {window.pace / target.workers:,.0f} rows a second")
 
     def _fewer_workers(self, window: Window) -> None:
         """Try one worker less if the others have had time for its work for a while."""
@@ -223,67 +195,57 @@ class Autoscaler:
         self._calm = self._calm + 1 if load < SPARE * (workers - 1) * reads else 0
         if self._calm >= CALM:
             self._calm = 0
-            reason = f"{load:.1f} of {workers * reads} readers had work"
-            self._try("workers", -1, Target(workers - 1, reads), window, reason)
+            self._try("workers", -1, Target(workers - 1, reads), window, f"{load:.1f} of {workers * reads} readers had work")
 
-    def _judge(self, trial: Trial, window: Window) -> None:
-        """Keep what helped, or, of fewer, what did no harm; else take it back, and leave it for a while."""
+    def _judge(self, trial: Trial, window: Window) -> bool:
+        """Whether the change is kept as it is: if it helped, or did no harm if it was for less. Else it is undone, or refined."""
         self._trial = None
         number, sign, before, seen = trial
-        gain = window.rate / seen.rate if seen.rate else 1.0
-        ratio = self.target.readers / before.readers
-        enough = 1 + min(PAYS, max(0.0, ratio - 1) / 2) if sign > 0 else 1 - LOSES
-        rates = f"{seen.rate:,.0f} rows a second became {window.rate:,.0f}"
+        gain = window.pace / seen.pace if seen.pace else 1.0
+        count: int = getattr(self.target, number)
+        ratio = count / getattr(before, number)
+        enough = 1 + min(PAYS, (ratio - 1) / 2) if sign > 0 else 1 - LOSES
+        rates = f"{seen.pace:,.0f} rows a second became {window.pace:,.0f}"
         if window.wait > WAITS and gain < enough:
-            self._refuse(number, sign, seen.rate)
+            self._backoffs[number, sign].refuse(seen.pace)
             self._change(before, f"with {self.target}, {rates}")
-            return
-        self._length, self._pauses[number, sign].cost = SHORT, PATIENCE
-        for pause in self._pauses.values():
-            pause.rate *= gain
-        if window.wait > WAITS:
+            self._length = LONG
+            return False
+        self._length = SHORT
+        self._backoffs[number, sign].forgive()
+        for backoff in self._backoffs.values():
+            backoff.rate *= gain  # that is no other case
+        if window.wait > WAITS and gain < UNLIKELY * max(1.0, ratio):
             # The more it gained, the longer nobody need ask whether the opposite would.
-            self._refuse(number, -sign, window.rate, max(1.0, gain))
+            self._backoffs[number, -sign].refuse(window.pace, max(1.0, gain))
         if sign > 0 and window.wait > WAITS and gain < WORTH * ratio:
-            scale = max(1.0, gain) / ratio
-            worth = self.target._replace(**{number: math.ceil(getattr(self.target, number) * scale)})
-            if worth != self.target:
-                self._begin(number, -1, worth, window, f"{rates} by {ratio:.1f} times as many readers")
+            worth = math.ceil(count * max(1.0, gain) / ratio)
+            self._begin(number, -1, self.target._replace(**{number: worth}), window, f"with {ratio:.0f} times as many, {rates}")
+        return self._trial is None
 
     def _try(self, number: Number, sign: int, target: Target, window: Window, reason: str) -> bool:
         """Change to ``target`` on trial, unless that is fixed, or was refused lately."""
-        pause = self._pauses[number, sign]
-        changed = not pause.rate / CHANGED < window.rate < pause.rate * CHANGED
-        if not self._scales[number] or (pause.left and not changed):
-            return False
-        self._begin(number, sign, target, window, reason)
-        return True
+        allowed = self._scales[number] and self._backoffs[number, sign].allows(window.pace)
+        if allowed:
+            self._begin(number, sign, target, window, f"the trainer waited {window.wait:.0%} of the time, {reason}")
+        return allowed
 
     def _begin(self, number: Number, sign: int, target: Target, window: Window, reason: str) -> None:
         self._trial = Trial(number, sign, self.target, window)
-        self._change(target, f"the trainer waited {window.wait:.0%} of the time, and {reason}")
-        # What was refused before is watched for longer.
+        self._change(target, reason)
         if sign > 0:
-            self._length = min(LONG, SHORT * self._pauses[number, sign].cost / PATIENCE)
-
-    def _refuse(self, number: Number, sign: int, rate: float, times: float = 1.0) -> None:
-        pause = self._pauses[number, sign]
-        pause.left, pause.rate, pause.cost = times * pause.cost, rate, 2 * times * pause.cost
+            # What was refused before is watched for longer.
+            self._length = min(LONG, SHORT * self._backoffs[number, sign].cost / PATIENCE)
 
     def _change(self, target: Target, reason: str) -> None:
-        self._settling = max(self.target.readers, target.readers) * self._ticket_rows
+        self._settling = SETTLES * self._batch_rows
         self._length = SHORT
         self.target = target
-        assert self._first is not None
-        assert self._last is not None
-        self.decisions.append(Decision(self._last.time - self._first.time, *target, reason))
-        log.info("%d workers, %d reads each from now on: %s", *target, reason)
+        self.decisions.append(Decision(self._time, *target, reason))
+        log.info("%s from now on: %s", target, reason)
 
-    def _room(self, workers: int, window: Window) -> Limits:
-        return self._limits(workers, window.blocked)
-
-    def _with_room(self, target: Target, window: Window) -> Target:
+    def _with_room(self, target: Target, blocked: float) -> Target:
         """As much of ``target`` as is not fixed and finds room."""
         workers = max(1, target.workers) if self._scales["workers"] else self.target.workers
-        reads = self._room(workers, window).reads if self._scales["reads"] else target.reads
+        reads = self._limits(workers, blocked).reads if self._scales["reads"] else target.reads
         return Target(workers, max(1, min(target.reads, reads)))

@@ -11,14 +11,16 @@ gets never depends on how many batches of another a framework had asked for ahea
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
-
-import numpy as np
 
 from shmgen._plan.sampler import BatchId
 
 READ_BEFORE_AN_EPOCH = 2
 """Batches of an epoch that are read before it begins; no more, because their files are looked at again when it does."""
+
+PAGE = 256
+"""Indexes, one after the other, for which memory is taken together."""
 
 
 class Pass:
@@ -26,51 +28,49 @@ class Pass:
 
     Attributes:
         epoch: whose batches are dealt.
+        is_begun: whether any index has been asked for.
         misses: how many requests were not the one expected; with shuffling, none ever is.
     """
 
     def __init__(self, epoch: int, batches: int, *, shuffle: bool) -> None:
         self.epoch = epoch
+        self.is_begun = False
         self.misses = 0
+        self._batches = batches
         self._shuffle = shuffle
-        self._bound = np.full(batches, -1, np.int32)
+        self._bound = _Numbers()
         self._dealt = 0
         self._next: int | None = 0
         self._last = -1
 
-    @property
-    def is_begun(self) -> bool:
-        """Whether any index has been asked for."""
-        return self._dealt > 0
-
     def deal(self, index: int) -> BatchId:
         """The batch that ``index`` means in this pass."""
-        number = int(self._bound[index])
-        if number < 0:
-            number = self._dealt if self._shuffle else index
-            self._bound[index] = number
-            self._dealt += 1
+        self.is_begun = True
         if self._shuffle:
-            self._next = self._dealt
-        elif number == (self._last + 1) % len(self._bound):
-            self._next = number + 1
+            number = self._bound[index]
+            if number is None:
+                number = self._bound[index] = self._dealt
+                self._next = self._dealt = number + 1
+            return BatchId(self.epoch, number)
+        if index == (self._last + 1) % self._batches:
+            self._next = index + 1
         else:
             # Two in sequence again, and reading ahead is worth its while again.
             self._next = None
             self.misses += 1
-        self._last = number
-        return BatchId(self.epoch, number)
+        self._last = index
+        return BatchId(self.epoch, index)
 
     def upcoming(self) -> Iterator[BatchId]:
         """The batches that will be dealt next, this epoch's and then the next one's; none if that can't be foreseen."""
         if self._next is None:
             return
         if not self.is_begun:
-            yield from _first(self.epoch, len(self._bound))
+            yield from _first(self.epoch, self._batches)
             return
-        for number in range(self._next, len(self._bound)):
+        for number in range(self._next, self._batches):
             yield BatchId(self.epoch, number)
-        yield from _first(self.epoch + 1, len(self._bound))
+        yield from _first(self.epoch + 1, self._batches)
 
 
 class Passes:
@@ -144,6 +144,34 @@ class Passes:
 
     def _pass(self) -> Pass:
         return Pass(self._next_epoch, self._batches, shuffle=self._shuffle)
+
+
+class _Numbers:
+    """The numbers of batches by the indexes that they are bound to.
+
+    Of indexes that are bound in their own order, as a plain loop does, only the count is kept; of others 8 bytes, and of those
+    around them. So a pass over any number of batches costs nothing at its start.
+    """
+
+    def __init__(self) -> None:
+        self._in_order = 0
+        self._pages: dict[int, array[int]] = {}
+
+    def __getitem__(self, index: int) -> int | None:
+        if index < self._in_order:
+            return index
+        page = self._pages.get(index // PAGE)
+        number = -1 if page is None else page[index % PAGE]
+        return None if number < 0 else number
+
+    def __setitem__(self, index: int, number: int) -> None:
+        if index == number == self._in_order:
+            self._in_order += 1
+            return
+        page = self._pages.get(index // PAGE)
+        if page is None:
+            page = self._pages[index // PAGE] = array("q", [-1]) * PAGE
+        page[index % PAGE] = number
 
 
 def _first(epoch: int, batches: int) -> Iterator[BatchId]:

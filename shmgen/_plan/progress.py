@@ -55,13 +55,18 @@ class Limits(NamedTuple):
 
 
 class Window(NamedTuple):
-    """What was done in a stretch of time; the fields are those of `Progress`."""
+    """What was done in a stretch of time; the fields are those of `Progress`.
+
+    Attributes:
+        readers: how many there were at the end.
+    """
 
     seconds: float = 0.0
     rows: int = 0
     waited: float = 0.0
     busy: float = 0.0
     cpu: float = 0.0
+    readers: int = 0
 
     def plus(self, start: Progress, end: Progress) -> Window:
         """With what was done between two looks."""
@@ -71,12 +76,27 @@ class Window(NamedTuple):
             self.waited + end.waited - start.waited,
             self.busy + end.busy - start.busy,
             self.cpu + end.cpu - start.cpu,
+            end.workers * end.reads,
         )
 
     @property
     def rate(self) -> float:
         """Rows a second."""
         return self.rows / self.seconds if self.seconds else 0.0
+
+    @property
+    def pace(self) -> float:
+        """Rows a second that the readers do, if they always have a ticket.
+
+        In a short window this is exact, while `rate` errs by the tickets that the window's ends cut through. But where many
+        readers have no ticket, it says too much: so it is `rate` and a quarter of it at most.
+        """
+        return min(1.25 * self.rate, self.readers * self.rows / self.busy) if self.busy else 0.0
+
+    @property
+    def cover(self) -> float:
+        """The part of the readers' time that tickets took which ended. It is near 1 in a window that is long beside tickets."""
+        return self.busy / (self.readers * self.seconds) if self.seconds else 0.0
 
     @property
     def wait(self) -> float:

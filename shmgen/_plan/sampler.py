@@ -7,23 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from shmgen._plan.order import Order, hash_of
+
 
 class BatchId(NamedTuple):
     """The name of a batch. The same batch has the same samples in every run."""
 
     epoch: int
     number: int
-
-
-def permutation(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The samples of one epoch in its order: a permutation of ``range(samples)``.
-
-    Drawn from `numpy.random.PCG64` seeded with (seed, epoch); no global random state is read or changed.
-    """
-    rng = np.random.Generator(np.random.PCG64([seed, epoch]))
-    order = np.arange(samples, dtype=np.int32 if samples < 2**31 else np.int64)
-    rng.shuffle(order)
-    return order
 
 
 class Sampler:
@@ -44,7 +35,7 @@ class Sampler:
         self.seed = seed
         self.batches = samples // batch_size if drop_last else -(-samples // batch_size)
         # Two, because the next epoch's first batches are read while this one's last are delivered.
-        self._permutation = lru_cache(maxsize=2)(permutation)
+        self._order = lru_cache(maxsize=2)(Order)
 
     def size(self, batch: BatchId) -> int:
         """How many samples ``batch`` holds."""
@@ -56,12 +47,12 @@ class Sampler:
         last = first + self.size(batch)
         if not self.shuffle:
             return np.arange(first, last)
-        return self._permutation(self.samples, self.seed, batch.epoch)[first:last]
+        return self._order(self.samples, self.seed, batch.epoch).part(first, last)
 
     def replacement(self, batch: BatchId, row: int, tried: int) -> int:
         """The number of the sample that replaces the damaged one in ``row`` of ``batch``: another sample of the same epoch.
 
-        Drawn as `permutation` is, from (seed, epoch, position in the epoch, ``tried``), so that it is the same in every run.
+        Computed from (seed, epoch, position in the epoch, ``tried``), so that it is the same in every run.
 
         Args:
             batch: in which batch.
@@ -70,7 +61,6 @@ class Sampler:
         """
         position = batch.number * self.batch_size + row
         dealt = min(self.samples, self.batches * self.batch_size)
-        words = np.random.SeedSequence([self.seed, batch.epoch], spawn_key=(position, tried))
-        other = int(np.random.Generator(np.random.PCG64(words)).integers(dealt - 1))
-        number, row = divmod(other + (other >= position), self.batch_size)
+        further = 1 + (hash_of(self.seed, batch.epoch, position, tried) * (dealt - 1) >> 64)
+        number, row = divmod((position + further) % dealt, self.batch_size)
         return int(self[BatchId(batch.epoch, number)][row])

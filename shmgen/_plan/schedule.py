@@ -81,7 +81,7 @@ class Schedule:
 
     Args:
         slots: how many slots the ring has.
-        readers: how many readers take tickets.
+        readers: how many readers take tickets at once; 0 where whoever asks does the tickets, each of which is then a batch.
         rows: how many rows a batch has.
         in_flight: how many batches are read at once, at most, while readers do not wait for I/O. More than keep the readers busy
             would spread over more memory than the processor's cache holds. That costs a quarter of the speed where the trainer
@@ -305,8 +305,8 @@ class Schedule:
         self._filling += 1
         rows = self._rows(batch)
         # All readers share a batch, so that it is there soon; and each has several tickets ahead of it.
-        tickets = max(self.readers, -(-TICKETS_EACH * self.readers // self._most_in_flight()))
-        if not self._any_done:
+        tickets = max(1, self.readers, -(-TICKETS_EACH * self.readers // self._most_in_flight()))
+        if self.readers and not self._any_done:
             tickets = max(tickets, min(FIRST_TICKETS, rows // FIRST_ROWS))
         slot.missing = tickets = min(rows, tickets)
         for part in range(tickets):

@@ -334,7 +334,7 @@ def _measure(options: TuneOptions, ids: Sequence[Any], workers: int, *, cold: bo
         next(batches)
         start = time.monotonic()
         first_batch = start - begun
-        pids = loader._workers.pids
+        pids = list(loader._workers.pids.values())
         if not cold:
             # Batches that were read ahead say nothing about the rate.
             for _ in islice(batches, loader._ring.slots):

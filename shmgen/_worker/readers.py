@@ -139,11 +139,12 @@ class Readers:
             for other in range(wanted):
                 if other not in self._running:
                     self._running.add(other)  # also if it can't start, so that it is not tried again and again
+                    # At once, since a ticket on a record that nobody looks at would be lost at a death.
+                    self._page.words[READERS] = max(self._page.words[READERS], other + 1)
                     try:
                         threading.Thread(target=self._run_further, args=(other,), daemon=True).start()
                     except RuntimeError as error:
                         self._warn(str(error))
-                    self._page.words[READERS] = max(self._page.words[READERS], other + 1)
             if number >= wanted:
                 self._running.discard(number)
             return number < wanted

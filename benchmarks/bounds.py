@@ -1,0 +1,166 @@
+"""The contestants that nobody can be better than: they only do what must be done, and deliver nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.cases import Case
+from benchmarks.job import Batches, Job
+from benchmarks.readers import Reader, request
+
+HELD = 3
+"""Batches that a loader which reads ahead has in memory at least: one with the trainer, one being read, and the next."""
+AHEAD = 16
+"""Files that the limit of a cold page cache keeps open, with the kernel told to read them."""
+IN_FLIGHT = 64
+"""Reads of a pool, where nothing else is said."""
+FIO_BYTES = 1 << 29
+"""Of the file that fio reads parts of."""
+
+
+class Read(NamedTuple):
+    """What a bound read in a while.
+
+    Attributes:
+        samples: files, or as many bytes.
+        seconds: that it took.
+    """
+
+    samples: int
+    seconds: float
+
+
+def load_limit(job: Job, held: int = 1) -> Iterator[Batches]:
+    """What files cost that are opened, read and closed, and nothing else: no loader with as many processes does it in less.
+
+    This process reads its share of every batch, while others read the rest for themselves. With a cold page cache it keeps the
+    next files open and has the kernel read them ahead.
+
+    Args:
+        job: what is asked.
+        held: batches in memory, which are written in turn: the more there are, the fewer stay in the processor's cache.
+    """
+    case = job.case
+    begin, end = (part * case.batch_size // job.workers for part in (job.share, job.share + 1))
+    places = []
+    for _ in range(held):
+        X = np.empty((end - begin, *case.shape), case.dtype)
+        places.append((X, [memoryview(row).cast("B") for row in X]))
+    files = Reader(case)
+    header = bytearray(files.header)
+    # Drawn beforehand and the same in every epoch, because drawing it is not reading.
+    order = np.random.default_rng(0).permutation(case.samples).reshape(-1, case.batch_size)[:, begin:end]
+    batches = [[files.paths[number] for number in numbers] for numbers in order]
+    labels = files.labels[order]
+
+    def epoch() -> Batches:
+        opened, preadv, close, flags = os.open, os.preadv, os.close, os.O_RDONLY | os.O_CLOEXEC
+        for (paths, y), (X, rows) in zip(zip(batches, labels, strict=True), cycle(places), strict=False):
+            for path, row in zip(paths, rows, strict=True):
+                fd = opened(path, flags)
+                preadv(fd, (header, row), 0)
+                close(fd)
+            yield X, y
+
+    def epoch_ahead() -> Batches:
+        fds = _opened_ahead([path for paths in batches for path in paths])
+        for y, (X, rows) in zip(labels, cycle(places), strict=False):
+            for row, fd in zip(rows, fds, strict=False):  # fds goes on with the next batch
+                os.preadv(fd, (header, row), 0)
+                os.close(fd)
+            yield X, y
+
+    while True:
+        yield epoch_ahead() if job.cold else epoch()
+
+
+def _opened_ahead(paths: list[str]) -> Iterator[int]:
+    ahead: deque[int] = deque()
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+        ahead.append(fd)
+        if len(ahead) > AHEAD:
+            yield ahead.popleft()
+    yield from ahead
+
+
+def read_pool(job: Job, seconds: float) -> Read:
+    """A plain pool of `Job.reads` threads, over all processes: each reads, or requests, file after file into a row of its own."""
+    case = job.case
+    paths = [case.path(id) for id in case.labels]
+    np.random.default_rng(job.share).shuffle(paths)
+    threads = (job.reads or IN_FLIGHT) // job.workers
+    counts = [0] * threads
+    read = request if case.url else _read
+
+    def work(thread: int) -> None:
+        header, row = bytearray(case.header_bytes), bytearray(case.sample_bytes)
+        for number in cycle(range(thread, len(paths), threads)):
+            read(paths[number], header, row)
+            if time.perf_counter() > end:
+                return
+            counts[thread] += 1
+
+    end = time.perf_counter() + seconds
+    workers = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return Read(sum(counts), seconds)
+
+
+def _read(path: str, header: bytearray, row: bytearray) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if os.preadv(fd, (header, row), 0) != len(header) + len(row):
+        raise OSError(f"expected {len(header) + len(row)} bytes, found fewer: {path}")
+    os.close(fd)
+
+
+def read_fio(job: Job, seconds: float) -> Read:
+    """fio: `Job.reads` direct reads in flight, each as large as a file's pages, at random places of one large file."""
+    case = job.case
+    options = {
+        "filename": _large_file(case),
+        "rw": "randread",
+        "randrepeat": 0,
+        "bs": case.file_pages,
+        "direct": 1,
+        "ioengine": "libaio",
+        "iodepth": job.reads or IN_FLIGHT,
+        "time_based": 1,
+        "runtime": f"{1000 * seconds:.0f}ms",
+        "output-format": "json",
+    }
+    command = ["fio", "--name=bench", *(f"--{name}={value}" for name, value in options.items())]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)["jobs"][0]["read"]
+    return Read(found["total_ios"], found["runtime"] / 1e3)
+
+
+def _large_file(case: Case) -> str:
+    """Of zeros nowhere: what is not written is not read from the disk."""
+    file = case.root / "fio"
+    if not file.exists():
+        unfinished = file.with_suffix(".unfinished")
+        block = np.random.default_rng(0).bytes(1 << 20)
+        with unfinished.open("wb") as written:
+            for _ in range(FIO_BYTES // len(block)):
+                written.write(block)
+            os.fsync(written.fileno())
+        unfinished.rename(file)
+    return str(file)
+
+
+BARE: dict[str, Callable[[Job, float], Read]] = {"pool": read_pool, "requests": read_pool, "fio": read_fio}
+"""Those that make no batches."""

@@ -1,0 +1,145 @@
+"""The order of an epoch, computed: any part of it, of any number of samples, at the same small cost, and the same for ever.
+
+It is made of 64-bit integers by the rules below, and of nothing that another version of Python or NumPy may change.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+MAX_SORTED = 1 << 16
+"""Up to so many samples are sorted by their hashes, which takes some milliseconds. So few pass for shuffled only that way."""
+
+BLOCK = 1 << 12
+"""Positions that are computed at once: enough for NumPy's overhead to be little, and all of it fits a processor's cache."""
+
+MAX_BLOCKS = 4
+"""Blocks that are kept: a batch may lie in two of them, and its replacements in others."""
+
+ROUNDS = 8
+"""Of the network. Tests of chance tell fewer than 6 from shuffling."""
+
+GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+"""The constants of splitmix64 (Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014)."""
+
+WORD = (1 << 64) - 1
+
+
+class Order:
+    """The samples of one epoch in its order: a permutation of ``range(samples)``.
+
+    Args:
+        samples: how many there are; fewer than 2⁶³.
+        seed: of the order, together with the epoch; an int from 0, of any size.
+        epoch: whose order.
+    """
+
+    def __init__(self, samples: int, seed: int, epoch: int) -> None:
+        self._samples = samples
+        self._key = hash_of(seed, epoch)
+        self._network = None if samples <= MAX_SORTED else _Network(samples, seed, epoch)
+        self._block_size = samples if self._network is None else BLOCK
+        self._blocks: dict[int, np.ndarray] = {}
+
+    def part(self, first: int, last: int) -> np.ndarray:
+        """The samples at positions ``first`` to ``last - 1``: int64, read-only."""
+        if first >= last:
+            return np.empty(0, np.int64)
+        size = self._block_size
+        number, start = divmod(first, size)
+        if last <= (number + 1) * size:
+            return self._block(number)[start : start + last - first]
+        found = np.concatenate([self._block(number) for number in range(number, (last - 1) // size + 1)])
+        found = found[start : start + last - first]
+        found.flags.writeable = False
+        return found
+
+    def _block(self, number: int) -> np.ndarray:
+        block = self._blocks.get(number)
+        if block is None:
+            first = number * self._block_size
+            positions = np.arange(first, min(first + self._block_size, self._samples), dtype=np.uint64)
+            if self._network is None:
+                # No two hashes are equal, so there is only one way to sort them.
+                block = np.argsort(_hashes(positions, self._key), kind="stable").astype(np.int64, copy=False)
+            else:
+                block = self._network.permuted(positions).view(np.int64)
+            block.flags.writeable = False
+            while len(self._blocks) >= MAX_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+            self._blocks[number] = block
+        return block
+
+
+class _Network:
+    """A generalised Feistel network (Black and Rogaway, Ciphers with arbitrary finite domains, 2002).
+
+    A position is written as a pair of two numbers, below a = ⌈√samples⌉ and b = ⌈samples / a⌉. A round changes one of the pair by
+    a hash of the other, so that it could be undone: no two positions come out as the same. Of the a·b pairs less than 1 in 256
+    stand for no sample; one that comes out as such a pair goes through again.
+    """
+
+    def __init__(self, samples: int, seed: int, epoch: int) -> None:
+        self._samples = samples
+        self._a = math.isqrt(samples - 1) + 1
+        self._b = -(-samples // self._a)
+        self._keys = [hash_of(seed, epoch, number) for number in range(ROUNDS)]
+
+    def permuted(self, positions: np.ndarray) -> np.ndarray:
+        """The samples at these positions."""
+        samples = self._once(positions)
+        while (left := np.flatnonzero(samples >= self._samples)).size:
+            samples[left] = self._once(samples[left])
+        return samples
+
+    def _once(self, numbers: np.ndarray) -> np.ndarray:
+        size, other_size = np.uint64(self._a), np.uint64(self._b)
+        right, left = np.divmod(numbers, size)
+        for key in self._keys:
+            change = _below(size, _hashes(right, key))
+            change += left
+            # Less `size`, but for what is below it: that would come out larger than all.
+            left, right = right, np.minimum(change, change - size)
+            size, other_size = other_size, size
+        right *= size
+        right += left
+        return right
+
+
+def hash_of(*numbers: int) -> int:
+    """A hash of 64 bits of ints from 0, of any size."""
+    state = 0
+    for number in numbers:
+        words = [number >> shift & WORD for shift in range(0, number.bit_length(), 64)]
+        for word in (len(words), *words):
+            state = _finalised((state + GAMMA & WORD) ^ word)
+    return state
+
+
+def _finalised(word: int) -> int:
+    """splitmix64's finaliser: each bit of the result depends on each bit of ``word``, and no two words have the same."""
+    word = (word ^ word >> 30) * FIRST & WORD
+    word = (word ^ word >> 27) * SECOND & WORD
+    return word ^ word >> 31
+
+
+def _hashes(numbers: np.ndarray, key: int) -> np.ndarray:
+    """The elements with these numbers of splitmix64's sequence that begins at ``key``: no two are equal."""
+    words: np.ndarray = numbers * np.uint64(GAMMA)
+    words += np.uint64(key + GAMMA & WORD)
+    words ^= words >> np.uint64(30)
+    words *= np.uint64(FIRST)
+    words ^= words >> np.uint64(27)
+    words *= np.uint64(SECOND)
+    words ^= words >> np.uint64(31)
+    return words
+
+
+def _below(size: np.uint64, hashes: np.ndarray) -> np.ndarray:
+    """Numbers below ``size``, which has 32 bits, made of the upper 32 bits of ``hashes``."""
+    hashes >>= np.uint64(32)
+    hashes *= size
+    hashes >>= np.uint64(32)
+    return hashes

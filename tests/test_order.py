@@ -1,0 +1,319 @@
+"""The order of an epoch is a permutation of any size, computed part by part, the same for ever, and looks as if shuffled."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import pytest
+
+from shmgen._plan import order
+from shmgen._plan.order import BLOCK, MAX_SORTED, Order, hash_of
+
+Made = Callable[[int, int, int], np.ndarray]
+"""Makes all of an order of so many samples, of a seed, and an epoch."""
+
+
+def whole(samples: int, seed: int, epoch: int) -> np.ndarray:
+    return Order(samples, seed, epoch).part(0, samples)
+
+
+AROUND_POWERS = [(1 << power) + more for power in range(9, 19) for more in (-1, 0, 1)]
+SQUARES = [256**2 + more for more in (2, 255, 256, 257)] + [300**2 - 1, 300**2, 300**2 + 1]
+
+
+@pytest.mark.parametrize("samples", [pytest.param(range(301), id="small"), AROUND_POWERS, SQUARES], ids=["", "powers", "squares"])
+def test_an_order_is_a_permutation(samples: Iterable[int]) -> None:
+    """Every sample stands in it once, also where the network has pairs that stand for none."""
+    for count in samples:
+        for seed, epoch in ((0, 0), (5, 3)):
+            assert np.array_equal(np.sort(whole(count, seed, epoch)), np.arange(count))
+
+
+GOLDEN = {
+    # samples: (seed, epoch), the first samples, and the last
+    1: ((0, 1), [0], [0]),
+    2: ((7, 3), [1, 0], [1, 0]),
+    3: ((7, 3), [1, 0, 2], [1, 0, 2]),
+    5: ((7, 3), [1, 4, 0, 2, 3], [4, 0, 2, 3]),
+    64: ((7, 3), [43, 27, 22, 11, 26, 14, 29, 20], [16, 21, 12, 30]),
+    65: ((0, 0), [16, 40, 19, 38, 41, 32, 54, 48], [34, 37, 1, 30]),
+    65_536: ((7, 3), [43018, 19839, 49280, 29221, 26878, 45949, 46598, 55413], [55547, 45181, 6774, 57601]),
+    65_537: ((7, 3), [21583, 47392, 37481, 37597, 14512, 50390, 19647, 17743], [19833, 21777, 49387, 40187]),
+    10**9: (
+        (2**100 + 1, 12),
+        [777438248, 548612709, 599965370, 214129437, 43770815, 769306183, 506738468, 91893570],
+        [416198893, 660497692, 928326591, 959223837],
+    ),
+    2**40 + 7: (
+        (0, 0),
+        [1071358492316, 710783563576, 787125032634, 726286839907, 619600343691, 992771270487, 191918526726, 1044941684514],
+        [269184986405, 617372097065, 647667520801, 908864776953],
+    ),
+}
+
+
+@pytest.mark.parametrize("samples", GOLDEN)
+def test_an_order_is_the_same_for_ever(samples: int) -> None:
+    """A run that is repeated in a year, on other versions and another machine, sees the samples in the same order."""
+    (seed, epoch), first, last = GOLDEN[samples]
+    found = Order(samples, seed, epoch)
+    assert found.part(0, len(first)).tolist() == first
+    assert found.part(samples - len(last), samples).tolist() == last
+
+
+def test_hashes_are_those_of_splitmix64() -> None:
+    """Its published sequence from 0, and no other numbers for what is hashed in another way."""
+    published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
+    assert order._hashes(np.arange(4, dtype=np.uint64), 0).tolist() == published
+    hashed = [(), (0,), (0, 0), (1,), (0, 1), (1, 0), (1 << 64,), (1 << 64, 0), (0, 1 << 64), (1, 1), (2,), (1 << 128,)]
+    assert len({hash_of(*numbers) for numbers in hashed}) == len(hashed)
+
+
+def reference(samples: int, seed: int, epoch: int, position: int) -> int:
+    """The sample at one position, by the rules as the paper states them, in Python's ints."""
+
+    def splitmix(start: int, number: int) -> int:
+        word = (start + (number + 1) * 0x9E3779B97F4A7C15) % 2**64
+        word = (word ^ word // 2**30) * 0xBF58476D1CE4E5B9 % 2**64
+        word = (word ^ word // 2**27) * 0x94D049BB133111EB % 2**64
+        return word ^ word // 2**31
+
+    if samples <= 65_536:
+        return sorted(range(samples), key=lambda sample: splitmix(hash_of(seed, epoch), sample))[position]
+    a = next(a for a in range(math.isqrt(samples), samples) if a * a >= samples)
+    b = -(-samples // a)
+    found = position
+    while True:
+        left, right = found % a, found // a
+        for number in range(8):
+            size = b if number % 2 else a
+            change = splitmix(hash_of(seed, epoch, number), right) // 2**32 * size // 2**32
+            left, right = right, (left + change) % size
+        found = a * right + left
+        if found < samples:
+            return found
+
+
+@pytest.mark.parametrize("samples", [1, 2, 7, 1000, 65_537, 65_791, 65_793, 10**6 + 1, 10**9, 10**12 + 39, 2**62 + 1])
+def test_what_is_computed_in_blocks_is_what_the_rules_say(samples: int) -> None:
+    """Also at the borders of blocks, where pairs stand for no sample, and for numbers that fill a word."""
+    chance = random.Random(samples)
+    around = [place + step for place in (0, BLOCK, samples // 2, samples) for step in (-1, 0, 1)]
+    for position in around + [chance.randrange(samples) for _ in range(20)]:
+        if 0 <= position < samples:
+            seed, epoch = chance.randrange(2**70), chance.randrange(1000)
+            found = Order(samples, seed, epoch).part(position, position + 1)
+            assert found.tolist() == [reference(samples, seed, epoch, position)]
+
+
+@pytest.mark.parametrize("samples", [1000, MAX_SORTED, MAX_SORTED + 1, 5 * BLOCK * BLOCK])
+def test_any_part_in_any_sequence(samples: int) -> None:
+    """A part is the same whatever was asked for before, whether it lies in one block or several, or holds nothing."""
+    chance = random.Random(1)
+    last = min(samples, 6 * BLOCK)
+    expected = Order(samples, 1, 2).part(0, last)
+    asked = Order(samples, 1, 2)
+    for _ in range(200):
+        first = chance.randrange(last)
+        stop = min(last, first + chance.choice([0, 1, 64, 5000, last]))
+        assert np.array_equal(asked.part(first, stop), expected[first:stop])
+        if samples > last and chance.random() < 0.5:
+            asked.part(samples - 70, samples)
+    assert asked.part(5, 3).shape == (0,)
+
+
+@pytest.mark.parametrize("samples", [1000, MAX_SORTED + 1])
+def test_what_is_handed_out_can_not_be_changed(samples: int) -> None:
+    """Nobody can change the order for those who ask for it after them."""
+    made = Order(samples, 0, 0)
+    for part in (made.part(0, 10), made.part(0, samples)):
+        assert part.dtype == np.int64
+        with pytest.raises(ValueError, match="read-only"):
+            part[0] = 1
+
+
+def test_no_global_random_state_is_used() -> None:
+    """It neither changes the order nor is changed by it."""
+    orders = []
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)
+        before = random.getstate(), str(np.random.get_state())
+        orders.append([whole(samples, 3, 1).tolist() for samples in (100, MAX_SORTED + 1)])
+        assert (random.getstate(), str(np.random.get_state())) == before
+    assert orders[0] == orders[1]
+
+
+def test_any_number_of_samples_takes_the_same_memory() -> None:
+    """A billion samples take what a hundred thousand take, and little."""
+
+    def most(samples: int) -> int:
+        tracemalloc.start()
+        try:
+            made = Order(samples, 0, 0)
+            for first in range(0, 50_000, 64):
+                made.part(first, first + 64)
+                made.part(samples - first - 64, samples - first)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert most(10**9) < 1.1 * most(10**5) < 1_000_000
+
+
+def test_any_number_of_samples_takes_the_same_time() -> None:
+    """The best time of many for a block of batches of a billion samples is about that of a million."""
+    best = dict.fromkeys((10**6, 10**9), float("inf"))
+    for _ in range(40):
+        for samples in best:
+            made = Order(samples, 0, 0)
+            start = time.perf_counter()
+            for first in range(0, BLOCK, 64):
+                made.part(first, first + 64)
+            best[samples] = min(best[samples], time.perf_counter() - start)
+    assert best[10**9] < 1.5 * best[10**6]
+
+
+# Whether orders look as if shuffled. Each figure has a mean of 0 and a deviation of 1 if they do.
+
+
+def excess(counts: np.ndarray, weights: np.ndarray | None = None, freedom: int = 0) -> float:
+    """How much more counts differ from what is expected than by chance: their chi-square, normalised.
+
+    Args:
+        counts: how often each thing was found.
+        weights: how likely each is; None if all are equally likely.
+        freedom: degrees of it; one less than there are counts where it is left out.
+    """
+    weights = np.ones(counts.size) if weights is None else weights
+    expected = counts.sum() * weights / weights.sum()
+    freedom = freedom or counts.size - 1
+    # Wilson and Hilferty, 1931: the cube root of chi-square is nearly normal.
+    ratio = float(((counts - expected) ** 2 / expected).sum()) / freedom
+    return (ratio ** (1 / 3) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
+
+
+def surplus(count: float, mean: float, variance: float) -> float:
+    return (count - mean) / math.sqrt(variance)
+
+
+ACROSS = 16
+
+
+def of_cells(pairs: Iterable[tuple[np.ndarray, np.ndarray]], samples: int, *, differ: bool = False) -> float:
+    """How evenly pairs of numbers lie in the cells of a square.
+
+    Args:
+        pairs: arrays of firsts and seconds, each of which holds each number once, or all but a few.
+        samples: all numbers are smaller.
+        differ: the two of a pair are never equal.
+    """
+    counts = np.zeros(ACROSS * ACROSS, int)
+    for first, second in pairs:
+        counts += np.bincount(first * ACROSS // samples * ACROSS + second * ACROSS // samples, minlength=counts.size)
+    sizes = np.bincount(np.arange(samples) * ACROSS // samples)
+    weights = np.outer(sizes, sizes) - (np.diag(sizes) if differ else 0)
+    return excess(counts, weights.ravel(), (ACROSS - 1) ** 2)
+
+
+def of_places(make: Made, samples: int, epochs: int) -> Iterator[tuple[str, float]]:
+    """Where samples stand."""
+    orders = [make(samples, 11, epoch) for epoch in range(epochs)]
+    places = np.arange(samples)
+    yield "places", of_cells(((places, one) for one in orders), samples)
+    low = sum(int((places[(one & 1) == 0] & 1).sum()) for one in orders)
+    odd, even = samples // 2, samples - samples // 2
+    yield "parity", surplus(low, epochs * even * odd / samples, epochs * (even * odd) ** 2 / samples**2 / (samples - 1))
+    kept = sum(int((one == places).sum()) for one in orders)
+    yield "samples in their own place", surplus(kept, epochs, epochs)
+    yield (
+        "samples in their own place, backwards",
+        surplus(sum(int((one[::-1] == places).sum()) for one in orders), epochs, epochs),
+    )
+
+
+def of_neighbours(make: Made, samples: int, epochs: int) -> Iterator[tuple[str, float]]:
+    """What stands beside what."""
+    orders = [make(samples, 12, epoch) for epoch in range(epochs)]
+    steps = [np.diff(one) % samples for one in orders]
+    sizes = np.bincount(np.arange(samples - 1) * 63 // (samples - 1))
+    yield "steps", excess(np.bincount((np.concatenate(steps) - 1) * 63 // (samples - 1)), sizes)
+    for step in (1, samples - 1, math.isqrt(samples - 1) + 1):
+        yield f"steps of {step}", surplus(sum(int((one == step).sum()) for one in steps), epochs, epochs)
+    yield "pairs", of_cells(((one[:-1], one[1:]) for one in orders), samples, differ=True)
+    side = math.isqrt(samples - 1) + 1
+    yield "pairs a side apart", of_cells(((one[:-side], one[side:]) for one in orders), samples, differ=True)
+    rises = sum(int((np.diff(one) > 0).sum()) for one in orders)
+    yield "rises", surplus(rises, epochs * (samples - 1) / 2, epochs * (samples + 1) / 12)
+
+
+def of_epochs(make: Made, samples: int, epochs: int) -> Iterator[tuple[str, float]]:
+    """What one order says of another: of the next epoch, and of the next seed."""
+    for name, pairs in {
+        "the next epoch": [(make(samples, 13, epoch), make(samples, 13, epoch + 1)) for epoch in range(epochs)],
+        "the next seed": [(make(samples, seed, 4), make(samples, seed + 1, 4)) for seed in range(epochs)],
+    }.items():
+        yield f"samples in the same place in {name}", surplus(sum(int((a == b).sum()) for a, b in pairs), epochs, epochs)
+        yield f"cells of {name}", of_cells(pairs, samples)
+        middle = (samples - 1) / 2
+        together = sum(float(((a - middle) * (b - middle)).sum()) for a, b in pairs)
+        yield f"correlation with {name}", surplus(together, 0, epochs * (samples - 1) * ((samples**2 + samples) / 12) ** 2)
+
+
+QUALITY = [of_places, of_neighbours, of_epochs]
+
+FAR = 4.0
+"""Deviations from the mean. By chance one in 16,000 figures lies farther; there are about a hundred, always the same."""
+
+
+@pytest.mark.parametrize("figures", QUALITY)
+@pytest.mark.parametrize(("samples", "epochs"), [(64, 4000), (1000, 300), (MAX_SORTED, 8), (MAX_SORTED + 1, 40), (10**6 + 3, 3)])
+def test_orders_look_shuffled(figures: Callable[..., Iterator[tuple[str, float]]], samples: int, epochs: int) -> None:
+    """No figure of places, neighbours and epochs is farther from what chance would give than chance explains."""
+    found = dict(figures(whole, samples, epochs))
+    assert {name: figure for name, figure in found.items() if abs(figure) > FAR} == {}
+
+
+def by_numpy(samples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(samples)
+
+
+WEAK: dict[str, Made] = {
+    "unshuffled": lambda samples, seed, epoch: np.arange(samples),
+    "rotated": lambda samples, seed, epoch: np.roll(np.arange(samples), hash_of(seed, epoch) % samples),
+    "of-steps": lambda samples, seed, epoch: np.arange(samples) * (2 * (hash_of(seed, epoch) % 5000) + 1) % samples,
+    "one-for-all": lambda samples, seed, epoch: by_numpy(samples, 0, 0),
+    "of-blocks": lambda samples, seed, epoch: np.arange(samples) ^ by_numpy(64, seed, epoch)[np.arange(samples) % 64],
+}
+
+
+@pytest.mark.parametrize("make", WEAK.values(), ids=WEAK)
+def test_figures_tell_weak_orders(make: Made) -> None:
+    """Orders that are not shuffled well enough are told by some figure; such that NumPy has shuffled, by none."""
+    samples = 2**16
+    assert any(abs(figure) > FAR for figures in QUALITY for _, figure in figures(make, samples, 4))
+    assert not any(abs(figure) > FAR for figures in QUALITY for _, figure in figures(by_numpy, samples, 4))
+
+
+@pytest.mark.parametrize("rounds", [2, 4])
+def test_figures_tell_a_network_of_few_rounds(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
+    """With a few rounds less the network's orders would be told from shuffled ones."""
+    monkeypatch.setattr(order, "ROUNDS", rounds)
+    assert any(abs(figure) > FAR for figures in QUALITY for _, figure in figures(whole, MAX_SORTED + 1, 40))
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4, 5])
+def test_of_few_samples_all_orders_come_equally_often(samples: int) -> None:
+    """Over many epochs, and over many seeds, each of the n! orders comes about as often as any other."""
+    for orders in (
+        Counter(tuple(whole(samples, 21, epoch).tolist()) for epoch in range(12_000)),
+        Counter(tuple(whole(samples, seed, 0).tolist()) for seed in range(12_000)),
+    ):
+        assert len(orders) == math.factorial(samples)
+        assert abs(excess(np.array(list(orders.values())))) < FAR
