@@ -181,6 +181,8 @@ class Schedule:
 
     def take(self) -> list[Ticket]:
         """The tickets that are to be given out now."""
+        if not self._pending and not self._suspects:
+            return []
         if self._alone in self._out:
             return []
         if self._suspects:
@@ -192,6 +194,11 @@ class Schedule:
             tickets = [self._pending.popleft() for _ in range(min(len(self._pending), MAX_OUT - len(self._out)))]
         self._out.update((ticket.id, ticket) for ticket in tickets)
         return tickets
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether there are tickets that will be given out only when others are done."""
+        return bool(self._pending or self._suspects) or self._alone in self._out
 
     def ticket(self, id: int) -> Ticket | None:
         """The ticket of this number, if it is out."""
