@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.contest import FULL, OURS, QUICK, Plan, Result, contests, hold, is_bound
 from benchmarks.machine import UnavailableError
-from benchmarks.matrix import Contest
+from benchmarks.matrix import CONTESTS, Contest
 from benchmarks.report import Ratio, Report
 
 RESULTS = pytest.StashKey[dict[Contest, Result | str]]()
@@ -54,8 +54,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for line in report.write(config.getoption("results")):
             terminalreporter.write_line(line)
     for file in config.getoption("into"):
-        report.put_into(file)
-        terminalreporter.write_line(f"Tables: {file}")
+        if len(found) == len(CONTESTS):
+            report.put_into(file)
+            terminalreporter.write_line(f"Tables: {file}")
+        else:
+            terminalreporter.write_line(f"{file} stays as it is: {len(found)} of {len(CONTESTS)} contests were asked for")
 
 
 @pytest.fixture(scope="session")

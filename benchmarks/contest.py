@@ -161,8 +161,9 @@ def hold(contest: Contest, plan: Plan) -> Result:
         else:
             for id in case.labels:
                 (case.folder / f"{id}.npy").read_bytes()
-        for name in names:
-            floor.invite(name)
+        for enter in (floor.invite, floor.ready):
+            for name in names:
+                enter(name)
         dice = random.Random(0)
         for number in range(plan.few if contest.long else plan.rounds):
             with busy(contest.beside):
@@ -187,7 +188,7 @@ class _Floor:
         self._failed: dict[str, str] = {}
 
     def invite(self, name: str) -> None:
-        """Choose the setting, and start the processes, unless each turn has fresh ones."""
+        """Choose the setting, and start its processes, unless each turn has fresh ones."""
         settings = self._plan.settings(self._contest, name)
         figure = FIGURES[self._contest.figures[0]]
         found: dict[int, float] = {}
@@ -200,6 +201,10 @@ class _Floor:
         self._settings[name] = max(found, key=lambda setting: found[setting], default=settings[0])
         if self._contest.what != "start":
             self._teams[name] = self._stack.enter_context(self._team(name, reads=self._settings[name]))
+
+    def ready(self, name: str) -> None:
+        """Wait until its processes are, if it has any by now."""
+        if name in self._teams:
             self._attempt(name, self._teams[name].ready)
 
     def play(self, name: str) -> None:

@@ -9,6 +9,7 @@ import gc
 import importlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -301,6 +302,44 @@ def script(tmp_path: Path) -> Iterator[Callable[..., Script]]:
 def workers() -> Callable[[], list[psutil.Process]]:
     """The workers of this process that live now."""
     return lambda: workers_of(psutil.Process())
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+    """An empty folder, and the port of an nginx that serves what is in it."""
+    from servers import nginx
+
+    home = tmp_path_factory.mktemp("nginx")
+    (home / "root").mkdir()
+    with nginx(home / "root", home / "home") as port:
+        yield home / "root", port
+
+
+@pytest.fixture
+def root(served: tuple[Path, int]) -> Iterator[Path]:
+    """The folder that is served: ``id-0.npy`` to ``id-23.npy``, row n full of n, and the same rows in ``all.npy``."""
+    root, _ = served
+    rows = np.repeat(np.arange(24, dtype="f4"), 12).reshape(24, 4, 3)
+    for number, row in enumerate(rows):
+        np.save(root / f"id-{number}.npy", row)
+    np.save(root / "all.npy", rows)
+    yield root
+    shutil.rmtree(root)
+    root.mkdir()
+
+
+@pytest.fixture
+def proxy(served: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A `Proxy` before the server. What is tried again here is tried at once."""
+    from servers import Proxy
+
+    from shmgen._sources import remote
+
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    proxy = Proxy(served[1])
+    yield proxy
+    proxy.stop()
 
 
 @pytest.fixture(autouse=True)

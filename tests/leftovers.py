@@ -45,7 +45,8 @@ def children() -> set[str]:
     """The processes that this one has started, and those that they have."""
     # multiprocessing's resource tracker, which the first segment starts, serves the whole process until its end.
     found = psutil.Process().children(recursive=True)
-    return {str(child) for child in found if not any("resource_tracker" in word for word in command(child))}
+    words = {child.pid: command(child) for child in found}
+    return {f"{pid} {' '.join(said)}" for pid, said in words.items() if not any("resource_tracker" in word for word in said)}
 
 
 def descriptors() -> Counter[str]:

@@ -6,16 +6,19 @@ without NumPy starts three times sooner.
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 from collections import deque
 from contextlib import suppress
 from threading import Semaphore
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shmgen._sources.base import RawSource, row_of
 from shmgen._sources.npy_format import (
+    LONGEST,
     OPEN_FLAGS,
+    File,
     Header,
     explain,
     file_version,
@@ -27,15 +30,21 @@ from shmgen._sources.sample_spec import SampleSpec
 from shmgen.errors import FormatError, InputError, SampleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import DTypeLike
+
+    from shmgen._sources.cache import Cache
+    from shmgen._sources.remote import Body, Remote
 
 
 IDS_AT_ONCE = 10_000
 
 FILES_AHEAD = 16
 """Files that a reader opens ahead, at most."""
+
+LARGEST_ELEMENT = 32
+"""Bytes of the largest number that NumPy knows."""
 
 _spare = Semaphore(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 """How many files all readers of this process may open ahead: so none of them lacks a descriptor for the file that it is at."""
@@ -45,16 +54,20 @@ class Npy(RawSource):
     """The files ``<folder>/<id>.npy``, one a sample; an id may name a sub-folder, as ``cats/001`` does.
 
     Args:
-        folder: where the files are, and beyond which no id may lead; None where ids are paths, with or without ``.npy``.
+        folder: where the files are, and beyond which no id may lead; or a URL, ``https://``, ``s3://``, ``gs://``, or any other
+            that fsspec knows. None where ids are paths, with or without ``.npy``.
         dim: shape of a sample without its channels.
         n_channels: size of the last axis. Where it is 1, a file of shape ``dim`` is taken, too.
         dtype: of a row; files are cast to it where NumPy calls that "same_kind". It must be given if it is one of ml_dtypes, such
             as bfloat16: a file only says how many bytes these have.
+        storage_options: of a URL: ``headers`` and ``timeout`` in seconds for https; what s3fs, gcsfs and so on take for others.
+        cache: of a URL: a folder on a local disk, in which files are kept. They are taken to be the same for ever.
+        cache_bytes: that files take there, at most; those that were not used for the longest time go first.
 
     What is left out is taken from the first file. With ``dim`` and ``n_channels`` both left out, a row has the file's own shape.
 
     Attributes:
-        folder: as an absolute path, so that a later change of directory does no harm.
+        folder: as it is if it is a URL; else as an absolute path, so that a later change of directory does no harm.
         shape: of a row.
         dtype: of a row, in native byte order; as text, since NumPy itself would be imported to unpickle it.
         row_bytes: bytes of a row.
@@ -74,8 +87,15 @@ class Npy(RawSource):
         dim: int | Iterable[int] | None = None,
         n_channels: int | None = None,
         dtype: DTypeLike | None = None,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
-        self.folder = os.path.abspath(folder or "")
+        from shmgen._sources.remote import remote
+
+        self._remote = remote(folder, storage_options, cache, cache_bytes)
+        self.folder = os.path.abspath(folder or "") if self._remote is None else str(folder)
         self._ids_are_paths = folder is None
         self._given = SampleSpec.checked(dim, n_channels, dtype)
 
@@ -88,9 +108,11 @@ class Npy(RawSource):
         """
         if not self._ids_are_paths:
             _refuse_ways_out(ids, self.folder)
+        if self._remote is not None:
+            self._remote.prepare()
         first = ids[0]
         try:
-            header, raw = read_header_of(self.path(first))
+            header, raw = self._header(first)
             header = header.reinterpreted(self._given.dtype)
             self._row = self._given.row(header.shape, header.dtype)
             self._check(header)
@@ -100,16 +122,29 @@ class Npy(RawSource):
         # The header of files whose data are a row's bytes, unchanged; None until there was such a file.
         self._plain = raw if self._is_plain(header) else None
 
+    def open(self) -> None:
+        if self._remote is not None:
+            self._remote = self._remote.for_reader()
+
+    def _header(self, id: object) -> tuple[Header, bytes]:
+        if self._remote is None:
+            return read_header_of(self.path(id))
+        return self._remote.header(*self._names([id]))[:2]
+
     def _meant(self, id: object, error: Exception) -> str:
         """A guess at what was meant by an id whose file is not there."""
         if not isinstance(error, FileNotFoundError):
             return ""
+        if self._ids_are_paths and "://" in str(id):
+            return "; ids are no URLs: pass the URL of the folder as data_dir, and what follows it as ids"
         from shmgen._sources.suggest import for_missing_file
 
         return for_missing_file(id, self.path, None if self._ids_are_paths else self.folder)
 
     def path(self, id: object) -> str:
-        """The file of sample ``id``."""
+        """The file of sample ``id``: its path, or its URL."""
+        if self._remote is not None:
+            return self._remote.store.place(*self._names([id]))
         return os.path.join(self.folder, *self._names([id]))
 
     def _names(self, ids: Sequence[object]) -> list[str]:
@@ -129,6 +164,9 @@ class Npy(RawSource):
         """
         folder = -1
         try:
+            if self._remote is not None:
+                self._fetch(self._remote, self._names(ids), rows)
+                return
             # With its descriptor the kernel need not look up the folder for every file.
             folder = os.open(self.folder, os.O_PATH | os.O_CLOEXEC)
             (self._read_ahead if self.io_waits else self._read_in_turn)(self._names(ids), folder, rows)
@@ -183,7 +221,47 @@ class Npy(RawSource):
             while ahead:
                 close(_next(ahead))
 
+    def _fetch(self, remote: Remote, names: list[str], rows: memoryview) -> None:
+        """As `_read_in_turn`, of remote files, or of what is kept of them."""
+        row_bytes, get, cache = self.row_bytes, remote.store.get, remote.cache
+        for self.rows_begun[0], name in enumerate(names, 1):
+            row = rows[(self.rows_begun[0] - 1) * row_bytes : self.rows_begun[0] * row_bytes]
+            if cache is None:
+                get(name, lambda body, row=row: self._take(body, row))  # type: ignore[misc]
+            elif not self._read_kept(cache, key := remote.store.place(name), row):
+                data = get(name, lambda body: body.read(self._most()))
+                self._read(memoryview(data), row)
+                cache.keep(key, data)
+
+    def _take(self, body: Body, row: memoryview) -> None:
+        """Read a file from the answer to a request for it."""
+        plain, found, _ = self._expected()
+        size = body.readinto(found)
+        if not found or found != plain or body.readinto(row) != self.row_bytes:
+            self._read(memoryview(found[:size] + body.read(self._most())), row)
+
+    def _read_kept(self, cache: Cache, key: str, row: memoryview) -> bool:
+        """Read a file that is kept on a local disk; False if it is not, or not whole."""
+        if (fd := cache.open(key)) < 0:
+            return False
+        plain, found, expected_bytes = self._expected()
+        try:
+            if os.preadv(fd, (found, row), 0) != expected_bytes or found != plain:
+                self._read(fd, row)
+        except (OSError, FormatError):
+            cache.remove(key)
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def _most(self) -> int:
+        """More bytes than any file has whose array is a row."""
+        return LONGEST + LARGEST_ELEMENT * math.prod(self.shape)
+
     def version(self, ids: Sequence[object]) -> object:
+        if self._remote is not None:
+            return None  # it would take a request a sample
         try:
             folder = os.open(self.folder, os.O_PATH | os.O_CLOEXEC)
         except OSError:
@@ -199,16 +277,16 @@ class Npy(RawSource):
             return b"", bytearray(), -1
         return self._plain, bytearray(len(self._plain)), len(self._plain) + self.row_bytes
 
-    def _read(self, fd: int, row: memoryview) -> None:
+    def _read(self, file: File, row: memoryview) -> None:
         """Read a file whose header is not that of the last plain file, or that one call did not read whole."""
-        before = _written(fd)
-        header, raw = read_header(fd)
+        before = _written(file)
+        header, raw = read_header(file)
         header = header.reinterpreted(self._row.dtype)
         self._check(header)
         is_plain = self._is_plain(header)
         data = row if is_plain else memoryview(bytearray(header.data_bytes))
-        read_whole(fd, data, header.size)
-        if _written(fd) != before:
+        read_whole(file, data, header.size)
+        if _written(file) != before:
             raise FormatError("expected a file that does not change while it is read, found one that was written to meanwhile")
         if is_plain:
             self._plain = raw
@@ -251,9 +329,11 @@ def _next(ahead: deque[int]) -> int:
     return ahead.popleft()
 
 
-def _written(fd: int) -> object:
+def _written(file: File) -> object:
     """Anything that is different of an open file once it has been written to."""
-    status = os.fstat(fd)
+    if not isinstance(file, int):
+        return None
+    status = os.fstat(file)
     return status.st_mtime_ns, status.st_size
 
 

@@ -31,6 +31,12 @@ ENCODINGS = {1: "latin-1", 2: "latin-1", 3: "utf-8"}
 UNREADABLE = {"<f1": "|V1", "<W4": "|V4"}
 """How NumPy writes float8_e5m2 and complex32 of ml_dtypes, which it can't read; and bare bytes of the same size, which it can."""
 
+LONGEST = 12 + 4 * MAX_HEADER
+"""Bytes of the longest header: so many are the most that characters take."""
+
+File = int | memoryview
+"""A file: its descriptor, or all its bytes."""
+
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
 
@@ -58,15 +64,15 @@ class Header(NamedTuple):
         return self if dtype is None else self._replace(dtype=reinterpreted(self.dtype, dtype_of(dtype)))
 
 
-def read_header(fd: int) -> tuple[Header, bytes]:
-    """The header of the ``.npy`` file open at ``fd``, parsed, and its bytes.
+def read_header(file: File) -> tuple[Header, bytes]:
+    """The header of an ``.npy`` file, parsed, and its bytes.
 
     Accepts format versions 1 to 3, as `numpy.load` with ``allow_pickle=False`` does. Whether the data is there is not checked.
 
     Raises:
         FormatError: it is no ``.npy`` file, or one whose elements are Python objects.
     """
-    start = _pread(fd, 12, 0)
+    start = _pread(file, 12, 0)
     if not start:
         raise FormatError("expected an .npy file, found an empty one (0 bytes)")
     if start[:6] != MAGIC:
@@ -80,10 +86,10 @@ def read_header(fd: int) -> tuple[Header, bytes]:
     if len(start) < 8 + prefix.size:
         raise FormatError(f"expected an .npy header, found the end of the file after {len(start)} bytes")
     (length,) = prefix.unpack_from(start, 8)
-    if length > 4 * MAX_HEADER:  # the most bytes that so many characters take
+    if 8 + prefix.size + length > LONGEST:
         raise _too_long(length)
     size = 8 + prefix.size + length
-    raw = _pread(fd, size, 0)
+    raw = _pread(file, size, 0)
     if len(raw) < size:
         raise FormatError(f"expected an .npy header of {size} bytes, found the end of the file after {len(raw)}")
     return Header(*_parse(raw[8 + prefix.size :], ENCODINGS[major]), size), raw
@@ -153,45 +159,52 @@ def read_header_of(path: str) -> tuple[Header, bytes]:
     fd = os.open(path, OPEN_FLAGS | os.O_NONBLOCK)
     try:
         header, raw = read_header(fd)
-        require_data(fd, header)
+        require_data(os.fstat(fd).st_size, header)
         return header, raw
     finally:
         os.close(fd)
 
 
-def require_data(fd: int, header: Header) -> None:
-    """Make sure that the file is long enough, before memory is allocated for what its header promises, which may be terabytes.
+def require_data(size: int, header: Header) -> None:
+    """Make sure that a file of ``size`` bytes is long enough, before memory is allocated for what its header promises.
 
     Raises:
-        FormatError: it is too short.
+        FormatError: it is too short. Its header may promise terabytes.
     """
-    if os.fstat(fd).st_size < header.size + header.data_bytes:
-        raise _truncated(fd, header.size + header.data_bytes)
+    if size < header.size + header.data_bytes:
+        raise _truncated(size, header.size + header.data_bytes)
 
 
-def _pread(fd: int, size: int, offset: int) -> bytes:
+def _pread(file: File, size: int, offset: int) -> bytes:
     """``size`` bytes from ``offset``; fewer only if the file ends before."""
-    data = os.pread(fd, size, offset)
+    if not isinstance(file, int):
+        return bytes(file[offset : offset + size])
+    data = os.pread(file, size, offset)
     while 0 < len(data) < size:
-        more = os.pread(fd, size - len(data), offset + len(data))
+        more = os.pread(file, size - len(data), offset + len(data))
         if not more:
             break
         data += more
     return data
 
 
-def read_whole(fd: int, data: memoryview, offset: int) -> None:
+def read_whole(file: File, data: memoryview, offset: int) -> None:
     """Fill ``data`` with the file's bytes from ``offset`` on, in as many calls as it takes."""
+    if not isinstance(file, int):
+        if len(file) < offset + len(data):
+            raise _truncated(len(file), offset + len(data))
+        data[:] = file[offset : offset + len(data)]
+        return
     filled = 0
     while filled < len(data):
-        size = os.preadv(fd, (data[filled:],), offset + filled)
+        size = os.preadv(file, (data[filled:],), offset + filled)
         if not size:
-            raise _truncated(fd, offset + len(data))
+            raise _truncated(os.fstat(file).st_size, offset + len(data))
         filled += size
 
 
-def _truncated(fd: int, expected: int) -> FormatError:
-    return FormatError(f"expected {expected:,} bytes, found {os.fstat(fd).st_size:,}: the file is truncated")
+def _truncated(size: int, expected: int) -> FormatError:
+    return FormatError(f"expected {expected:,} bytes, found {size:,}: the file is truncated")
 
 
 def explain(error: Exception) -> str:

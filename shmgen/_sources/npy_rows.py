@@ -23,20 +23,30 @@ from shmgen._sources.sample_spec import check_dtype, check_numbers, dtype_of, dt
 from shmgen.errors import FormatError, InputError, SampleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import DTypeLike
+
+    from shmgen._sources.cache import Cache
+    from shmgen._sources.remote import Body, Remote
+
+MAX_REPLACED = 3
+"""How often in a row a file may be replaced by another while rows are got from it."""
 
 
 class NpyRows(RawSource):
     """One ``.npy`` file of all samples; an id is a row's number, from 0.
 
     Args:
-        file: the file, in C order. It may be larger than memory, and may be replaced between epochs.
+        file: the file, in C order. It may be larger than memory, and may be replaced between epochs. Or its URL, as for `Npy`:
+            rows are got by themselves, neighbours together.
         dtype: of a row, if it is one of ml_dtypes, such as bfloat16, which a file does not name. Rows are not cast.
+        storage_options: of a URL; see `Npy`.
+        cache: of a URL: a folder on a local disk, in which rows are kept, a file each.
+        cache_bytes: that rows take there, at most; those that were not used for the longest time go first.
 
     Attributes:
-        file: as an absolute path.
+        file: as it is if it is a URL; else as an absolute path.
         shape: of a row: that of the array without its first axis.
         dtype: of a row, in native byte order, as text.
 
@@ -49,8 +59,19 @@ class NpyRows(RawSource):
 
     concurrent = True
 
-    def __init__(self, file: str | os.PathLike[str], dtype: DTypeLike | None = None) -> None:
-        self.file = os.path.abspath(file)
+    def __init__(
+        self,
+        file: str | os.PathLike[str],
+        dtype: DTypeLike | None = None,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
+        from shmgen._sources.remote import remote
+
+        self._remote = remote(file, storage_options, cache, cache_bytes)
+        self.file = os.path.abspath(file) if self._remote is None else self._remote.store.place("")
         given = check_dtype(dtype)
         self._given = None if given is None else dtype_text(given)
         self._file: _Open | None = None
@@ -62,15 +83,27 @@ class NpyRows(RawSource):
         Raises:
             InputError: the file can't be read, or is of another format, or has no row of an id's number.
         """
+        if self._remote is not None:
+            self._remote.prepare()
         try:
-            header, _ = read_header_of(self.file)
+            header = self._first_header()
             header = self._check(header)
         except (OSError, ValueError, FormatError) as error:
-            raise InputError(f"file {self.file}: {explain(error)}") from None
+            raise InputError(f"{'file ' if self._remote is None else ''}{self.file}: {explain(error)}") from None
         self.shape = header.shape[1:]
         self.dtype = dtype_text(header.dtype.newbyteorder("="))
         self._header = header
         self._check_numbers(ids)
+
+    def open(self) -> None:
+        if self._remote is not None:
+            self._remote = self._remote.for_reader()
+
+    def _first_header(self) -> Header:
+        if self._remote is None:
+            return read_header_of(self.file)[0]
+        header, _, self._seen = self._remote.header("", in_parts=True)
+        return header
 
     def _check_numbers(self, ids: Sequence[Any]) -> None:
         import numpy as np
@@ -95,20 +128,29 @@ class NpyRows(RawSource):
             SampleError: the file can't be read, or has been replaced by another that does not fit.
         """
         try:
-            self._read(self._opened(), ids, rows)
+            if self._remote is None:
+                self._read(self._opened(), ids, rows)
+            else:
+                self._fetch(self._remote, ids, rows)
+            if not self._header.dtype.isnative:
+                import numpy as np
+
+                np.frombuffer(rows, self.dtype).byteswap(inplace=True)
         except (OSError, ValueError, FormatError) as error:
             raise SampleError(ids[row_of(self.rows_begun[0]) or 0], self.file, explain(error)) from None
 
     def place(self, id: int) -> str:
-        return f"row {id} of file {self.file}"
+        return f"row {id} of {'file ' if self._remote is None else ''}{self.file}"
 
     def version(self, ids: Sequence[int]) -> object:
+        if self._remote is not None:
+            return None
         return file_version(self.file)
 
     def _read(self, fd: int, ids: Sequence[int], rows: memoryview) -> None:
         first, row_bytes = self._header.size, len(rows) // len(ids)
-        for start, stop in _runs(ids) if self.io_waits else ():
-            os.posix_fadvise(fd, first + start * row_bytes, (stop - start) * row_bytes, os.POSIX_FADV_WILLNEED)
+        for start, stop in _runs(ids, range(len(ids))) if self.io_waits else ():
+            os.posix_fadvise(fd, first + ids[start] * row_bytes, (stop - start) * row_bytes, os.POSIX_FADV_WILLNEED)
         neighbours = ids[-1] - ids[0] == len(ids) - 1 and list(ids) == list(range(ids[0], ids[-1] + 1))
         # If rows are missing, they are read one by one, to know which is the first.
         if not neighbours or os.preadv(fd, (rows,), first + ids[0] * row_bytes) != len(rows):
@@ -119,10 +161,43 @@ class NpyRows(RawSource):
                 start += row_bytes
                 if preadv(fd, (row,), first + id * row_bytes) != row_bytes:
                     read_whole(fd, row, first + id * row_bytes)
-        if not self._header.dtype.isnative:
-            import numpy as np
 
-            np.frombuffer(rows, self.dtype).byteswap(inplace=True)
+    def _fetch(self, remote: Remote, ids: Sequence[int], rows: memoryview) -> None:
+        """Get rows, or what is kept of them: by one request those that are neighbours."""
+        size = len(rows) // len(ids)
+        missing: Iterable[int] = range(len(ids))
+        if remote.cache is not None:
+            cache = remote.cache
+            missing = [
+                number for number in missing if not _read_kept(cache, self._key(ids[number]), rows[number * size :][:size])
+            ]
+        for start, stop in _runs(ids, missing):
+            self.rows_begun[0] = start + 1
+            self._get(remote, ids[start], rows[start * size : stop * size], size)
+            if remote.cache is not None:
+                for number in range(start, stop):
+                    remote.cache.keep(self._key(ids[number]), rows[number * size :][:size])
+
+    def _get(self, remote: Remote, id: int, rows: memoryview, row_bytes: int) -> None:
+        """Get neighbours, the first of which is row ``id``."""
+
+        def take(body: Body) -> bool:
+            if body.version != self._seen:
+                return False
+            if (size := body.readinto(rows)) != len(rows):
+                raise FormatError(f"expected {len(rows):,} bytes, found {size:,}: the file is truncated")
+            return True
+
+        for _ in range(MAX_REPLACED):
+            first = self._header.size + id * row_bytes
+            if remote.store.get("", take, first, first + len(rows)):
+                return
+            header, _, seen = remote.header("", in_parts=True)
+            self._header, self._seen = self._fitting(header), seen
+        raise FormatError("expected one file, found one that is replaced all the time")
+
+    def _key(self, id: int) -> str:
+        return f"{self.file} {self._seen} {self._header} row {id}"
 
     def _opened(self) -> int:
         """The descriptor of the file, which is opened again if it has been replaced."""
@@ -131,7 +206,12 @@ class NpyRows(RawSource):
             return self._file.fd
         self.close()
         file = _Open(self.file)
-        header, _ = read_header(file.fd)
+        self._header = self._fitting(read_header(file.fd)[0])
+        self._file, self._seen = file, seen
+        return file.fd
+
+    def _fitting(self, header: Header) -> Header:
+        """The header of a file that replaces the one that was there, if it has all the same rows."""
         header = self._check(header)
         if header.shape[1:] != self.shape or header.dtype != self._header.dtype:
             raise FormatError(
@@ -139,9 +219,7 @@ class NpyRows(RawSource):
             )
         if header.shape[0] < self._header.shape[0]:
             raise FormatError(f"expected {self._header.shape[0]:,} rows, found {header.shape[0]:,}")
-        self._header = header
-        self._file, self._seen = file, seen
-        return file.fd
+        return header
 
     def close(self) -> None:
         """Let go of the file, which is closed when the copies of this source have let go of it, too."""
@@ -177,12 +255,28 @@ class _Open:
             os.close(self.fd)
 
 
-def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Rows that are neighbours in the file and in ``ids``: the first of them, and one past the last."""
-    start = stop = ids[0]
-    for id in ids:
-        if id != stop:
-            yield start, stop
-            start = id
-        stop = id + 1
-    yield start, stop
+def _runs(ids: Sequence[int], numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Those of ``numbers``, positions in ``ids``, that lie together, and whose rows do: the first, and one past the last."""
+    start = stop = -1
+    for number in numbers:
+        if number != stop or ids[number] != ids[number - 1] + 1:
+            if start >= 0:
+                yield start, stop
+            start = number
+        stop = number + 1
+    if start >= 0:
+        yield start, stop
+
+
+def _read_kept(cache: Cache, key: str, row: memoryview) -> bool:
+    """Read a row that is kept on a local disk; False if it is not, or not whole."""
+    if (fd := cache.open(key)) < 0:
+        return False
+    try:
+        read_whole(fd, row, 0)
+    except (OSError, FormatError):
+        cache.remove(key)
+        return False
+    finally:
+        os.close(fd)
+    return True
