@@ -59,7 +59,7 @@ class History:
     Attributes:
         failed: the samples at which a read failed.
         hung: those at which a reader hung, so far as it said at which.
-        before: of tickets in which a reader hung, and did not say where, the first: it is blamed where the worker can't be killed.
+        before: of tickets in which a reader hung and did not say where, the first: blamed where the worker can't be killed.
         deaths: how often a worker died while a reader was at a sample.
         alone: those at which a worker died while no other of its readers was at any.
         immortal: whether a worker can't be killed, which may cost its batch an error, since each of its rows might cost a slot.
