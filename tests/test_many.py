@@ -164,7 +164,7 @@ for does in {[*FORKS.items()]!r}:
     assert labels == list(range(24)), does
 assert loader.stats.restarts == 0
 shmgen._engine.pool.GRACE = 1000  # for workers to end by themselves, though the child that lives on keeps their sockets open
-processes = [worker.child.process for worker in loader._workers._workers] if {workers} else []
+processes = [worker.child.process for worker in loader._workers._workers.values()] if {workers} else []
 loader.close()
 assert [process.returncode for process in processes] == [0] * {workers}
 os.kill(living, signal.SIGKILL)

@@ -72,11 +72,6 @@ def reading(loader: Loader) -> set[str]:
     return {id for worker in loader.state.workers for id in worker.reading}
 
 
-def until_reading(loader: Loader, ids: set[str]) -> None:
-    """Return once exactly these are read at once."""
-    wait_until(lambda: reading(loader) == ids, f"{len(ids)} reads are in flight")
-
-
 def labels(loader: Loader, data: DataSet) -> list[int]:
     """Those of an epoch, each row of which is checked."""
     return [label for X, y in loader for label in data.check(X, y)]
@@ -104,9 +99,10 @@ def test_a_death_amid_many_reads(
     held = slow.ids
     with Loader(data.ids, data.labels, data_dir=data.path, on_error="replace", max_damaged=0.0, **LOADS) as loader:
         thread = asking(lambda: labels(loader, data))
-        for _ in range(times):
-            until_reading(loader, held)
-            kill(workers()[0])
+        for restarts in range(times):
+            wait_until(lambda: loader.stats.restarts == restarts and reading(loader) == held, "all are in flight")  # noqa: B023
+            [worker] = workers()
+            kill(worker)
         for id in held:
             slow.answer(id)
         assert thread.outcome() == list(range(N))
@@ -186,6 +182,49 @@ def test_a_sample_that_kills_is_found_among_many(folder: Callable) -> None:
         assert found[:11] + found[12:] == [*range(11), *range(12, 64)]
         assert [damaged.id for damaged in loader.damaged] == ["id-11"]
         assert loader.stats.restarts == 3
+
+
+@pytest.mark.parametrize("how", ["sleeps", "holds-the-interpreter"])
+def test_who_hangs_alone_is_blamed(folder: Callable, how: str) -> None:
+    """Where one never lets go of the interpreter, the reads beside it can't go on either: they are not to blame."""
+    data = folder(64)
+    read = reader(data)
+
+    def hang(id: str) -> np.ndarray:
+        if id == "id-9" and how == "sleeps":
+            threading.Event().wait()
+        elif id == "id-9":
+            import ctypes
+
+            ctypes.PyDLL(None).sleep(1_000_000)  # a call into C, during which no other thread of the process runs
+        time.sleep(0.05)
+        return read(id)
+
+    options: dict[str, Any] = {**LOADS, "slots": 4, "timeout": TIMEOUT, "on_error": "replace", "max_damaged": 0.02}
+    with Loader(data.ids, data.labels, source=Function(hang, (4, 3), 1, "f4", concurrent=True), **options) as loader:
+        found = labels(loader, data)
+        assert found[:9] + found[10:] == [*range(9), *range(10, 64)]
+        assert [damaged.id for damaged in loader.damaged] == ["id-9"]
+        assert loader.stats.restarts == 1 + (how == "holds-the-interpreter")
+
+
+@pytest.mark.parametrize("how", ["sleeps", "raises"])
+def test_a_transform_that_ends_nothing_else(folder: Callable, how: str) -> None:
+    """It is called for one sample at a time: those that wait for it to end are not to blame."""
+    data = folder(64)
+
+    def transform(x: np.ndarray, rng: object) -> None:
+        if x[0, 0] == 9:
+            if how == "raises":
+                raise ValueError("never mind")
+            threading.Event().wait()
+
+    options: dict[str, Any] = {**LOADS, "slots": 4, "timeout": TIMEOUT, "on_error": "replace", "max_damaged": 0.02}
+    with Loader(data.ids, data.labels, data_dir=data.path, transform=transform, **options) as loader:
+        found = labels(loader, data)
+        assert found[:9] + found[10:] == [*range(9), *range(10, 64)]
+        assert [damaged.id for damaged in loader.damaged] == ["id-9"]
+        assert loader.stats.restarts == (how == "sleeps")
 
 
 def test_many_that_are_damaged_are_each_named(folder: Callable) -> None:
