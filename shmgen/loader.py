@@ -28,7 +28,7 @@ from shmgen._plan.damage import Damage, Damaged
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule
-from shmgen._plan.stats import WAITING, Stats
+from shmgen._plan.stats import Stats
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._sources.sample_spec import dtype_text
 from shmgen._worker.assembler import BatchAssembler, FieldSpec
@@ -341,11 +341,17 @@ def _autoscaler(options: Options, assembler: BatchAssembler, workers: int, reads
 
     def limits(workers: int, blocked: float) -> Limits:
         # Where reads can be had, they are cheaper than workers.
-        for_each = WAITING_WORKERS if blocked > WAITING and not assembler.concurrent else 1
+        for_each = 1 if assembler.concurrent else min(WAITING_WORKERS, 1 / max(1e-6, 1 - blocked))
         most = min(MAX_WORKERS, int(for_each * max(1.0, processors())), workers + available() // WORKER_BYTES)
         return Limits(most, max(1, MAX_READS // workers))
 
-    return Autoscaler(Target(workers, reads), scales_workers=scales_workers, scales_reads=scales_reads, limits=limits)
+    return Autoscaler(
+        Target(workers, reads),
+        scales_workers=scales_workers,
+        scales_reads=scales_reads,
+        limits=limits,
+        batch_rows=options.batch_size,
+    )
 
 
 def _slots(slot_bytes: int) -> int:
