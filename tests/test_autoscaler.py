@@ -310,3 +310,11 @@ def test_looks_are_cheap() -> None:
     assert not autoscaler.is_due(200.0, 0)
     assert not autoscaler.is_due(100.01, 10)
     assert autoscaler.is_due(100.1, 10)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_server_is_asked_for_no_more_than_it_serves(seed: int) -> None:
+    """Where 64 requests in flight are answered no faster than 8, there are soon not many more than 8."""
+    seen = run(FEW_AT_ONCE, Target(2, 1), 3.0, workers=False, seed=seed)
+    assert max(decision.reads for decision in decisions(seen)) == 32
+    assert 4 <= seen.target.reads <= 8, seen.decisions

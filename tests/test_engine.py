@@ -758,6 +758,7 @@ def test_one_more_can_not_be_started(caplog: pytest.LogCaptureFixture) -> None:
 @reads
 def test_all_slots_are_held(reads: int, caplog: pytest.LogCaptureFixture) -> None:
     """The ring grows after a while; what is held stays right; once it is let go of, nothing grows any more."""
+    caplog.set_level("INFO", "shmgen")
     with engine_of(slots=2, samples=80, reads=reads) as engine:
         held = [engine.lease(number) for number in range(12)]
         grown = engine.prefetcher.stats.grown

@@ -104,6 +104,9 @@ class InProcess:
     def set_reads(self, count: int) -> None:
         raise NotImplementedError
 
+    def set_eager(self, eager: bool) -> None:
+        pass
+
     def stop(self) -> None:
         self._tickets.clear()
         self._wakeup.close()

@@ -105,6 +105,7 @@ class Supervisor:
         now = time.monotonic()
         self._records = {number: WorkerRecord(Watch(now)) for number in range(count)}
         self._deaths = Deaths()
+        self._is_eager = False
         self.reads = reads
         self.next_deadline = now + timeout / LOOKS
         self.interrupted = 0.0
@@ -128,6 +129,9 @@ class Supervisor:
         """Give out the tickets that can be."""
         if tickets := self._schedule.take():
             self._workers.put(tickets)
+        if self._schedule.holds_back != self._is_eager:
+            self._is_eager = self._schedule.holds_back
+            self._workers.set_eager(self._is_eager)
 
     def resize(self, workers: int, reads: int) -> bool:
         """From now on there are so many workers with so many readers each; False if more workers could not be started."""

@@ -181,6 +181,8 @@ class Schedule:
 
     def take(self) -> list[Ticket]:
         """The tickets that are to be given out now."""
+        if not self._pending and not self._suspects:
+            return []
         if self._alone in self._out:
             return []
         if self._suspects:
@@ -199,6 +201,11 @@ class Schedule:
             ticket = self._out.pop(id)
             if self._slots[ticket.slot].state is not State.LOST:
                 (self._suspects if id == self._alone else self._pending).appendleft(ticket)
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether there are tickets that will be given out only when others are done."""
+        return bool(self._pending or self._suspects) or self._alone in self._out
 
     def ticket(self, id: int) -> Ticket | None:
         """The ticket of this number, if it is out."""
