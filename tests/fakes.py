@@ -189,6 +189,11 @@ class FakeWorkers:
         self.queue.extend(tickets)
         self._take_all()
 
+    def take_back(self) -> list[int]:
+        tickets = [ticket.id for ticket in self.queue]
+        self.queue.clear()
+        return tickets
+
     def wait(self, timeout: float | None) -> None:
         if self.blocks:
             self._woken.wait()

@@ -238,8 +238,9 @@ for batches in held: check(batches)
 
     assert run.end() == 0, run.err
     assert run.err == ""
-    # Three a worker: socket, process, life. Four a loader: segment, mapping, what is waited on. A mapping more where it grew.
-    assert int(run.out) <= 8 * (3 * 2 + 4) + 2 + 8
+    # Four a worker: socket, process, life, status page. Ten a loader: memory and ids, each mapped as well, two pipes, and what is
+    # waited on. And a mapping each time that one of two grew by a quarter, from 16 slots to 600.
+    assert int(run.out) <= 8 * (4 * 2 + 10) + 2 * 17 + 8
 
 
 def test_loaders_made_at_once_by_many_threads(folder: Callable, asking: Callable) -> None:

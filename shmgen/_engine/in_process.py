@@ -90,6 +90,9 @@ class InProcess:
     def is_stopped(self, worker: int) -> bool:
         return False
 
+    def take_back(self) -> list[int]:
+        raise NotImplementedError
+
     def kill(self, worker: int) -> None:
         raise NotImplementedError
 

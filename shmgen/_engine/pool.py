@@ -11,7 +11,7 @@ import os
 import pickle
 import select
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -20,7 +20,7 @@ from shmgen._engine.workers import Event, EventKind, Wakeup
 from shmgen._memory.limit_errors import FILES, MAPPING, named
 from shmgen._memory.ring import Ring
 from shmgen._memory.status_page import EAGER, READERS, READS, ROW, TICKET, USED, StatusPage
-from shmgen._plan.schedule import Ticket
+from shmgen._plan.schedule import MAX_OUT, Ticket
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._worker import protocol
 from shmgen._worker.assembler import BatchAssembler
@@ -157,6 +157,21 @@ class Pool:
             except BlockingIOError:
                 return
             del self._unput[:written]
+
+    def take_back(self) -> list[int]:
+        tickets = bytearray()
+        # The queue's own descriptor must go on to wait, since workers share it: this one is not theirs.
+        with suppress(OSError):  # this process can open no more files
+            fd = os.open(f"/proc/self/fd/{self._tickets_out}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                with suppress(BlockingIOError):
+                    while True:
+                        tickets += os.read(fd, protocol.TICKET.size * MAX_OUT)
+            finally:
+                os.close(fd)
+        tickets += self._unput
+        self._unput.clear()
+        return [id for id, *_ in protocol.TICKET.iter_unpack(tickets)]
 
     def wait(self, timeout: float | None) -> None:
         try:

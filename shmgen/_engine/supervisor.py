@@ -287,11 +287,14 @@ class Supervisor:
             deaths_before_work += 1
             if death is not None and deaths_before_work == STARTS:
                 raise death
+        # What is read again goes first: others of its batch have been read already, and the batch may be waited for.
+        self._schedule.take_back(self._workers.take_back())
         for verdict in verdicts:
             self._carry_out(verdict, unreadable=True, lost=how is Exit.ABANDONED)
         if record.retires:
             self._workers.remove(worker)
             del self._records[worker]
+            self.give_out()
             return
         try:
             self._workers.restart(worker)

@@ -41,6 +41,9 @@ class Workers(Protocol):
     def put(self, tickets: Sequence[Ticket]) -> None:
         """Have ``tickets`` done, without waiting."""
 
+    def take_back(self) -> list[int]:
+        """Take back the tickets that nobody has taken yet; their numbers, in the order in which they were put."""
+
     def wait(self, timeout: float | None) -> None:
         """Wait until something happens, `wake` is called, or ``timeout`` seconds have passed; None waits for ever.
 

@@ -188,7 +188,7 @@ class Watch:
         Args:
             asked: since when somebody has waited for a batch. Between two requests no worker is late.
             timeout: seconds that it is given for a row.
-            patience: seconds that it is given while it is at none, and waits for its process to be run at all; by default as many.
+            patience: seconds that it is given while it is at none, and waits for its process to be run; by default as many.
         """
         if not self._has_work:
             return math.inf

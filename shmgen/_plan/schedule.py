@@ -195,6 +195,13 @@ class Schedule:
         self._out.update((ticket.id, ticket) for ticket in tickets)
         return tickets
 
+    def take_back(self, ids: Sequence[int]) -> None:
+        """The tickets of these numbers, which are out, were taken by nobody, and have been taken back."""
+        for id in reversed(ids):
+            ticket = self._out.pop(id)
+            if self._slots[ticket.slot].state is not State.LOST:
+                (self._suspects if id == self._alone else self._pending).appendleft(ticket)
+
     @property
     def holds_back(self) -> bool:
         """Whether there are tickets that will be given out only when others are done."""
