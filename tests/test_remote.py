@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
@@ -154,7 +155,7 @@ def test_what_will_not_pass_is_not_tried_again(root: Path, proxy: Proxy, status:
 def test_a_server_says_how_long_to_wait(root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as it asks, but no longer than a minute; else longer each time, and never the same for all readers."""
     waits: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    monkeypatch.setattr(time, "sleep", waits.append)
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.1)
     source = reader(Npy(proxy.url), IDS)
     proxy.faults["id-0.npy"] = ["429 Retry-After: 7", "503 Retry-After: 100000", *["503"] * 5]
@@ -346,7 +347,8 @@ def test_who_reads_a_folder_imports_nothing_of_this() -> None:
 @pytest.mark.parametrize("name", ["cache", "cache_bytes", "storage_options"])
 def test_what_is_for_urls_only(tmp_path: Path, name: str) -> None:
     """For a folder it would do nothing, so it is refused; and a size without a cache is."""
-    for source in (Npy, NpyRows):
+    sources: list[Any] = [Npy, NpyRows]
+    for source in sources:
         with pytest.raises(InputError, match=f"{name}: expected with a URL"):
             source(tmp_path, **{name: 1})
     with pytest.raises(InputError, match="cache_bytes: expected with cache"):
@@ -373,3 +375,15 @@ def test_ids_that_are_urls() -> None:
     """The error says what to pass instead."""
     with pytest.raises(SampleError, match="ids are no URLs: pass the URL of the folder as data_dir"):
         Npy(None).bind(["https://host/folder/a.npy"])
+
+
+def test_a_request_that_hangs_is_named_by_the_loader(root: Path, proxy: Proxy) -> None:
+    """With many in flight, and a server that never answers for one: the loader's time limit blames that sample, and no other."""
+    proxy.faults["id-13.npy"] = ["hang"] * 100
+    labels = {id: number for number, id in enumerate(IDS)}
+    options: Any = {"on_error": "replace", "max_damaged": 0.1, "timeout": 1.0, "shuffle": False}
+    with Loader(IDS, labels, 6, data_dir=proxy.url, workers=2, **options) as loader:
+        seen = [label for X, y in loader for label in y.tolist() if (X[:, 0, 0] == y).all()]
+        assert [damaged.id for damaged in loader.damaged] == ["id-13"]
+    assert len(seen) == N
+    assert set(range(N)) - set(seen) == {13}

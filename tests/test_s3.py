@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -223,13 +224,25 @@ def test_a_worker_of_a_bucket_is_lean(proxy: Proxy, workers: Callable[[], list[p
 
 
 def test_options_that_only_s3fs_knows(proxy: Proxy) -> None:
-    """Then s3fs itself gets the objects."""
-    source = reader(Npy("s3://bucket/data", storage_options=options(proxy, cache_regions=False)), IDS)
-    assert filled(source, IDS[:3]) == [0, 1, 2]
-    rows = reader(NpyRows("s3://bucket/data/all.npy", storage_options=options(proxy, cache_regions=False)), range(N))
-    assert filled(rows, [7, 8, 2]) == [7, 8, 2]
-    with pytest.raises(SampleError, match=r"s3://bucket/data/none\.npy: expected the file, found: FileNotFoundError"):
-        filled(source, ["none"])
+    """Then s3fs itself gets the objects; its connections are for the whole process, so it has one of its own."""
+    code = f"""
+from test_s3 import *
+options = {{"endpoint_url": {proxy.url!r}, **KEYS, "cache_regions": False}}
+source = reader(Npy("s3://bucket/data", storage_options=options), IDS)
+assert type(source._remote.store).__name__ == "FsspecStore"
+assert filled(source, IDS[:3]) == [0, 1, 2]
+rows = reader(NpyRows("s3://bucket/data/all.npy", storage_options=options), range(N))
+assert filled(rows, [7, 8, 2]) == [7, 8, 2]
+try: filled(source, ["none"])
+except SampleError as error: print(error)
+"""
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert re.search(r"s3://bucket/data/none\.npy: expected the file, found: FileNotFoundError", run.stdout), run.stderr
+    asked = [request.method for request in proxy.requests if "/id-" in request.target]
+    assert asked == ["GET"] * 4  # one of them for the first header
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from typing import Any, TypeVar
 
 from shmgen._sources.remote import EXTRA, Store, Transient
@@ -47,7 +48,8 @@ class FsspecStore(Store):
         return {**vars(self), "_opened": None}
 
     def for_reader(self) -> FsspecStore:
-        return self  # fsspec's file systems are for all threads
+        self.open()
+        return copy(self)  # fsspec's file systems are for all threads
 
     def place(self, name: str) -> str:
         if not name:
