@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 from conftest import ROOT
 from servers import Proxy, moto, put
 from test_readers import filled, reader
+from test_remote import scan
 
 from shmgen import InputError, Loader, Npy, NpyRows, SampleError
 from shmgen._sources import remote
@@ -181,7 +181,7 @@ def test_signatures_are_those_of_botocore(monkeypatch: pytest.MonkeyPatch, key: 
 
     path = f"/bucket/{quote(key)}"
     auth = S3SigV4Auth(Credentials("access", "secret/+", token), "s3", "eu-west-1")
-    auth.payload = lambda request: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # type: ignore[method-assign]
+    auth.payload = lambda request: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     while True:
         request = AWSRequest("GET", f"https://host:99{path}", headers={"x-amz-request-payer": "requester"})
         second = time.gmtime()
@@ -304,23 +304,18 @@ def test_what_may_pass_of_any_file_system(tmp_path: Path, monkeypatch: pytest.Mo
 # The scan.
 
 
-def scan(*arguments: str, stdin: str = "") -> tuple[int, Any, str]:
-    """Exit status of a scan, its result, and what it says."""
-    run = subprocess.run(
-        [sys.executable, "-m", "shmgen", "scan", *arguments, "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        input=stdin,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"},
-    )
-    return run.returncode, json.loads(run.stdout) if run.stdout else None, run.stderr
+@pytest.fixture
+def environment(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tells a command where the bucket is, and who asks."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_scan_of_a_bucket(storage: int, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+@pytest.mark.usefixtures("environment")
+def test_a_scan_of_a_bucket(proxy: Proxy, full: bool) -> None:
     """It is listed once; then each object is one request, for its first bytes alone, or for all of them."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     status, found, err = scan("s3://bucket/data", *["--full"] * full)
     assert (status, err) == (1, ""), found
     assert (found["files"], len(found["damaged"])) == (N + 1, 1)
@@ -331,9 +326,9 @@ def test_a_scan_of_a_bucket(storage: int, proxy: Proxy, monkeypatch: pytest.Monk
     assert len(proxy.requests) - len(asked) <= 3
 
 
-def test_a_scan_of_given_ids(storage: int, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("environment")
+def test_a_scan_of_given_ids() -> None:
     """Those that are not there are damaged."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     status, found, err = scan("s3://bucket/data", "--ids", "-", stdin="\n".join([*IDS, "none"]))
     assert (status, err) == (1, "")
     assert [(one["id"], one["path"]) for one in found["damaged"]] == [("none", "s3://bucket/data/none.npy")]

@@ -170,8 +170,10 @@ def store_of(url: str, options: Mapping[str, Any] | None) -> Store:
         return HttpStore(url, **checked(options, {"headers": Mapping, "timeout": (int, float)}, scheme))
     from shmgen._sources.s3_store import S3Store
 
-    if scheme in ("s3", "s3a") and S3Store.takes(options):
-        return S3Store(url, options)
+    if scheme in ("s3", "s3a"):
+        if S3Store.takes(options):
+            return S3Store(url, options)
+        options.setdefault("max_concurrency", 1)  # else s3fs asks for the size of each object first
     from shmgen._sources.fsspec_store import FsspecStore
 
     return FsspecStore(url, options)
