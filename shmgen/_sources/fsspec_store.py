@@ -83,7 +83,7 @@ class FsspecStore(Store):
         try:
             total = system.info(path)["size"] if start == 0 and stop is not None else None  # only while a loader is made
             data = system.cat_file(path, start=start or None, end=stop if total is None else min(stop or total, total))
-        except (FileNotFoundError, IsADirectoryError, PermissionError, NotImplementedError) as error:
+        except (FileNotFoundError, IsADirectoryError, KeyError, PermissionError, NotImplementedError) as error:
             raise FormatError(f"expected the file, found: {type(error).__name__}: {error}") from None
         except Exception as error:  # each file system has its own
             raise Transient(f"{type(error).__name__}: {error}") from None
