@@ -39,9 +39,9 @@ lint: $(VENV)/.lint  ## check style and types
 docs: $(VENV)/.docs  ## make .docs, the reference of the public names, from their docstrings
 	$(BIN)/python -W error -m pdoc --docformat google --output-directory .docs shmgen shmgen.keras
 
-bench: $(VENV)/.bench  ## compare with every other loader in a quarter of an hour; QUICK=1: in two minutes
+bench: $(VENV)/.bench  ## compare with every other loader in twenty minutes; QUICK=1: in two
 	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:cacheprovider --timeout=0 \
-		--results=$(if $(QUICK),.bench,benchmarks/results) $(if $(QUICK),--quick) $(ARGS)
+		$(if $(QUICK),--quick --results=.bench,--results=benchmarks/results --into=README.md --into=benchmarks/README.md) $(ARGS)
 
 soak: $(VENV)/.test  ## ten minutes of random faults; ARGS="--minutes 60 --seed 1"
 	$(BIN)/python -m tests.soak $(ARGS)

@@ -1,16 +1,19 @@
 """How shmgen delivers batches, beside what else there is; `make bench` runs it.
 
-cases        the data sets, and their files
+cases        the data sets, and their files; storage: where they lie when reading them takes its time (slow_files, slow_server)
 matrix       which contests are held on them, by whom, and which figures they give
-peers        the contestants: a way each to read batches; feeds: to feed ``fit``
+peers        the contestants: a way each to read batches; readers: how they read a file; bounds: those that nobody can be better
+             than; feeds: to feed ``fit``
   ▼
 contestant   a process: one of them, timed a turn at a time; machine: what Linux says of its memory and processors
   ▼
-contest      starts the contestants' processes and gives each its turn, round after round
+team         a contestant's processes, seen from outside
+  ▼
+contest      gives each its turn, round after round
   ▼
 test_speed   hands what was measured to pytest-benchmark
   ▼
-report       the table of ratios, which conftest prints at the end, the JSON, and the plot
+report       the tables, which conftest prints at the end and puts into the READMEs, the JSON, and the plot
 
 compare      two checkouts of shmgen against each other, apart from all this
 """

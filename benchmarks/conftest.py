@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.contest import FULL, OURS, QUICK, Plan, Result, contests, hold, is_bound
 from benchmarks.machine import UnavailableError
-from benchmarks.matrix import Contest
+from benchmarks.matrix import CONTESTS, Contest
 from benchmarks.report import Ratio, Report
 
 RESULTS = pytest.StashKey[dict[Contest, Result | str]]()
@@ -20,7 +20,7 @@ PLAN = pytest.StashKey[Plan]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("shmgen benchmarks")
     group.addoption("--quick", action="store_true", help="fewer files, rounds and contestants: done in two minutes")
-    group.addoption("--data", type=Path, metavar="DIR", help="folder of the data sets, about 2.5 GB (default: .bench)")
+    group.addoption("--data", type=Path, metavar="DIR", help="folder of the data sets, about 3 GB (default: .bench)")
     group.addoption("--into", type=Path, metavar="FILE", action="append", default=[], help="Markdown whose tables are renewed")
     group.addoption("--results", type=Path, metavar="DIR", help="folder for the JSON and the plot (default: none is written)")
 
@@ -54,8 +54,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for line in report.write(config.getoption("results")):
             terminalreporter.write_line(line)
     for file in config.getoption("into"):
-        report.put_into(file)
-        terminalreporter.write_line(f"Tables: {file}")
+        if len(found) == len(CONTESTS):
+            report.put_into(file)
+            terminalreporter.write_line(f"Tables: {file}")
+        else:
+            terminalreporter.write_line(f"{file} stays as it is: {len(found)} of {len(CONTESTS)} contests were asked for")
 
 
 @pytest.fixture(scope="session")

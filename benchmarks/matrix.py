@@ -15,8 +15,6 @@ LIMITS = ("limit", "limit-held")
 """Bare reads into one batch, which stays in the processor's cache; and into as many as a loader that reads ahead must have."""
 LIGHT = ("naive", "spdl", "shmgen", *LIMITS)
 """Those that start without TensorFlow or torch: what a quick run has time for."""
-THREADS = (64, 128)
-PROCESSES = (16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -109,9 +107,11 @@ COSTS = "What it takes, 32³ float32, 2 workers"
 """Title of the table of a contest's further figures."""
 
 SETTINGS = {
-    **{f"{name}{how}": THREADS for name in ("keras-threads", "grain", "spdl") for how in ("", "+np.load")},
-    **{f"torch{how}": PROCESSES for how in ("", "+np.load")},
-    **{f"tf.data{how}": (0, *THREADS) for how in ("", "+np.load")},
+    "keras-threads": (64, 128),
+    "torch": (16, 32, 64),
+    "tf.data": (0, 64, 128),
+    "grain": (64, 128),
+    "spdl": (64, 128),
 }
 """For storage with latency."""
 
@@ -143,21 +143,21 @@ CONTESTS = (
     ),
     Contest("busy-224", BUSY, "224²x3 uint8", "load", "image-224", ("spdl", "shmgen", "limit-held"), beside=4),
     Contest("busy-128", BUSY, "128³ float32", "load", "volume-128", ("spdl", "shmgen", "limit-held"), beside=4),
-    Contest("1-worker", WORKERS, "1 worker", "load", "volume-32", ("keras-threads", *LIGHT), workers=1),
-    Contest("4-workers", WORKERS, "4 workers", "load", "volume-32", ("keras-threads", *LIGHT), workers=4),
+    Contest("1-worker", WORKERS, "1 worker", "load", "volume-32", LIGHT, workers=1),
+    Contest("4-workers", WORKERS, "4 workers", "load", "volume-32", LIGHT, workers=4),
     Contest(
         "latency",
         SLOW,
         "10 ms a file",
         "load",
         "volume-32",
-        ("naive", *LOAD, *FAST, "shmgen", "shmgen-auto", "pool"),
+        ("naive", *FAST, "shmgen", "shmgen-auto", "pool"),
         ("naive", "spdl", "shmgen", "pool"),
         files=1024,
         repeats=16,
         storage="mount",
         settings=SETTINGS,
-        length=6,
+        length=4,
         long=True,
     ),
     Contest(
@@ -172,7 +172,7 @@ CONTESTS = (
         repeats=16,
         storage="server",
         settings=SETTINGS,
-        length=6,
+        length=4,
         long=True,
     ),
     Contest(
@@ -181,7 +181,7 @@ CONTESTS = (
         "a cold local disk",
         "start",
         "volume-32",
-        ("naive", *FAST, "shmgen", "shmgen-auto", "limit-1", "limit", "fio"),
+        ("naive", *FAST, "shmgen", "shmgen-auto", "limit", "fio"),
         ("naive", "spdl", "shmgen", "limit", "fio"),
         figures=("cold",),
         storage="cold",
@@ -198,7 +198,7 @@ CONTESTS = (
         ("naive", *FAST, "shmgen", "memory"),
         ("naive", "shmgen", "memory"),
         figures=("fit",),
-        repeats=4,
+        repeats=3,
         length=4,
     ),
     Contest(

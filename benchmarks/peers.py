@@ -318,7 +318,6 @@ PEERS: dict[str, Peer] = {
     "shmgen-auto": Peer(partial(load_shmgen, auto=True), ("shmgen.loader",)),
     "limit": Peer(load_limit, limit=True),
     "limit-held": Peer(partial(load_limit, held=HELD), limit=True),
-    "limit-1": Peer(load_limit, limit=True, alone=True),
     "pool": Peer(None, limit=True, alone=True),
     "requests": Peer(None, limit=True),
     "fio": Peer(None, limit=True, alone=True, program="fio"),

@@ -17,6 +17,13 @@ from benchmarks.cases import Case
 _local = threading.local()
 
 
+class _Connection(http.client.HTTPConnection):
+    """Closed once its thread has ended."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Reader:
     """The files of a data set by number.
 
@@ -74,7 +81,7 @@ def request(url: str, *parts: bytearray | memoryview) -> None:
     """
     where = urlsplit(url)
     connections = vars(_local).setdefault("connections", {})
-    connection = connections.get(where.netloc) or connections.setdefault(where.netloc, http.client.HTTPConnection(where.netloc))
+    connection = connections.get(where.netloc) or connections.setdefault(where.netloc, _Connection(where.netloc))
     connection.request("GET", where.path)
     with connection.getresponse() as response:
         if response.status != http.HTTPStatus.OK:

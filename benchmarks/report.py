@@ -146,8 +146,9 @@ class Report:
 
     def all(self) -> Iterator[str]:
         """Every contestant's figures."""
-        yield f"Medians of {self.plan.rounds} rounds of shmgen and the limits, {self.plan.few} of the others and of contests"
-        yield "that take long, order shuffled. Ratios are shmgen's figure by the other's in the same round: median (lowest to highest)."
+        yield f"Medians of {self.plan.rounds} rounds of shmgen and the limits, of {self.plan.few} of the others and where turns"
+        yield "take long, in random order. Ratios are shmgen's figure by the other's in the same round: median (lowest"
+        yield "to highest)."
         yield "In brackets behind a figure: reads in flight, where several numbers were tried, and this was best."
         yield "↑ more is better, ↓ less is."
         tables: dict[str, list[Row]] = {}

@@ -20,7 +20,7 @@ The way of the data, and the module that holds each step::
       │                      a slot is free again when the last view of it is gone
       ▼
     _engine.prefetcher       waits, and hands out leases, or copies where all slots are held
-      │  _plan.autoscaler    how many workers there should be
+      │  _plan.autoscaler    how many workers there should be, and reads in flight
       │  _plan.stats         what has been done, and who waits for whom; _engine.state: what is done at this moment
       ▼
     loader                   Loader: an epoch's iteration, its batches nested as _sources.batch_spec says

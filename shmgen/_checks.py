@@ -65,14 +65,15 @@ def check_index(index: SupportsIndex, batches: int) -> int:
     return number % batches
 
 
-def check_int(value: SupportsIndex, name: str, least: int) -> int:
-    """``value`` as an int, at least ``least``."""
+def check_int(value: SupportsIndex, name: str, least: int, most: int | None = None) -> int:
+    """``value`` as an int, at least ``least`` and, unless that is None, at most ``most``."""
+    expected = f"an int from {least}" if most is None else f"an int from {least} to {most}"
     try:
         number = operator.index(value)
     except TypeError:
-        raise InputError(f"{name}: expected an int from {least}, found {value!r}") from None
-    if number < least:
-        raise InputError(f"{name}: expected an int from {least}, found {number}")
+        raise InputError(f"{name}: expected {expected}, found {value!r}") from None
+    if number < least or (most is not None and number > most):
+        raise InputError(f"{name}: expected {expected}, found {number}")
     return number
 
 

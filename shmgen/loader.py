@@ -23,13 +23,12 @@ from shmgen._engine.workers import Workers
 from shmgen._memory.layout import Layout
 from shmgen._memory.limits import available, processors
 from shmgen._memory.ring import Ring
-from shmgen._memory.status_page import MAX_READERS
 from shmgen._plan.autoscaler import Autoscaler, Limits, Target
 from shmgen._plan.damage import Damage, Damaged
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule
-from shmgen._plan.stats import WAITING, Stats
+from shmgen._plan.stats import Stats
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._sources.sample_spec import dtype_text
 from shmgen._worker.assembler import BatchAssembler, FieldSpec
@@ -155,7 +154,7 @@ class Loader:
         with ExitStack() as undo:
             self._ring = Ring(self._layout, options.slots or _slots(self._layout.slot_bytes))
             undo.callback(self._ring.close)
-            reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else min(options.reads, MAX_READERS)
+            reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else options.reads
             self._workers: Workers
             if workers:
                 ids = PackedIds.pack(self._ids)
@@ -166,7 +165,7 @@ class Loader:
             undo.callback(self._workers.stop)
             in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
             count = max(1, workers)
-            self._schedule = Schedule(self._ring.slots, count * reads, self._sampler.size, in_flight=in_flight)
+            self._schedule = Schedule(self._ring.slots, workers * reads, self._sampler.size, in_flight=in_flight)
             builder = BatchBuilder(self._ids, self._sampler, self._spec, self._ring, self._passes, assembler, self._damage)
             # What runs in the main process can't be given up.
             patience = options.timeout if options.timeout is not None and workers else math.inf
@@ -342,11 +341,17 @@ def _autoscaler(options: Options, assembler: BatchAssembler, workers: int, reads
 
     def limits(workers: int, blocked: float) -> Limits:
         # Where reads can be had, they are cheaper than workers.
-        for_each = WAITING_WORKERS if blocked > WAITING and not assembler.concurrent else 1
+        for_each = 1 if assembler.concurrent else min(WAITING_WORKERS, 1 / max(1e-6, 1 - blocked))
         most = min(MAX_WORKERS, int(for_each * max(1.0, processors())), workers + available() // WORKER_BYTES)
         return Limits(most, max(1, MAX_READS // workers))
 
-    return Autoscaler(Target(workers, reads), scales_workers=scales_workers, scales_reads=scales_reads, limits=limits)
+    return Autoscaler(
+        Target(workers, reads),
+        scales_workers=scales_workers,
+        scales_reads=scales_reads,
+        limits=limits,
+        batch_rows=options.batch_size,
+    )
 
 
 def _slots(slot_bytes: int) -> int:

@@ -12,6 +12,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from shmgen._checks import check_float, check_int
+from shmgen._memory.status_page import MAX_READERS
 from shmgen._sources.base import Source
 from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
@@ -195,8 +196,9 @@ class Options(DataOptions):
     Args:
         workers: processes that read; with 0, the main process reads. ``"auto"`` begins with one for each processor that is free,
             at most 8, and has more or fewer as the trainer waits for data or not: `Stats.decisions` says when and why.
-        reads: reads in flight in each worker, at most 64, of sources that are ``concurrent``. ``"auto"`` has more where reading
-            waits for a disk or a network, as long as that pays.
+        reads: reads in flight in each worker, from 1 to 64. ``"auto"`` has more than one where reading waits for a disk or a
+            network, as long as that pays. Whatever is given, it is 1 with ``workers=0``, and if any source is not ``concurrent``:
+            a function is only as ``Function(f, concurrent=True)``.
     """
 
     _: KW_ONLY
@@ -211,9 +213,9 @@ class Options(DataOptions):
             self._keep(workers=check_int(self.workers, "workers", 0))
         if isinstance(self.reads, str):
             if self.reads != "auto":
-                raise InputError(f"reads: expected a number from 1, or 'auto', found {self.reads!r}")
+                raise InputError(f"reads: expected an int from 1 to {MAX_READERS}, or 'auto', found {self.reads!r}")
         else:
-            self._keep(reads=check_int(self.reads, "reads", 1))
+            self._keep(reads=check_int(self.reads, "reads", 1, MAX_READERS))
         super().__post_init__()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,19 +20,19 @@ import pytest
 from shmgen import Source
 from shmgen._engine import prefetcher, supervisor
 from shmgen._engine.batch_builder import BatchBuilder
-from shmgen._engine.pool import Event, EventKind
 from shmgen._engine.prefetcher import Prefetcher
 from shmgen._engine.supervisor import Supervisor
+from shmgen._engine.workers import Event, EventKind
 from shmgen._memory.layout import Layout
 from shmgen._memory.ring import Ring
-from shmgen._memory.status_page import STATUS_PAGE_BYTES
 from shmgen._plan.damage import Damage
 from shmgen._plan.passes import Passes
 from shmgen._plan.sampler import BatchId, Sampler
-from shmgen._plan.schedule import Schedule
-from shmgen._sources.base import IDLE, UNKNOWN
+from shmgen._plan.schedule import Schedule, State, Ticket
+from shmgen._sources.base import IDLE, UNKNOWN, row_of
 from shmgen._sources.batch_spec import BatchSpec
-from shmgen._worker.assembler import BatchAssembler, FieldSpec, Task
+from shmgen._worker.assembler import BatchAssembler, FieldSpec
+from shmgen._worker.readers import EPOCH, POSITION, ROWS, SAMPLES
 from shmgen.errors import ClosedError, SampleError, WorkerDied
 
 TIMEOUT = 100.0
@@ -41,11 +41,19 @@ TIMEOUT = 100.0
 GARBAGE = -1.0
 """What is in a row that nobody has read yet, or that somebody writes who should have been gone."""
 
+Place = tuple[int, int]
+"""A reader: the number of its worker, and its own."""
+
+
+NO_SAMPLE = -1
+"""In a sheet, in place of the sample of a row that has been read."""
+
 
 class Rows(Source):
     """Rows of two float64, that a fake worker fills with the id."""
 
     shape, dtype = (2,), "f8"
+    concurrent = True
 
     def place(self, id: Any) -> str:
         return f"row {id}"
@@ -62,99 +70,144 @@ class Clock:
 
 
 @dataclass
+class FakeReader:
+    """A reader of a worker.
+
+    Attributes:
+        ticket: what it does now; None while it waits for a ticket.
+        last: the number of the ticket that it took last, as it would stand on the status page.
+        at: the row that it is at, likewise.
+        hangs: whether it does nothing any more.
+        gone: whether it has ended, since fewer are wanted.
+    """
+
+    ticket: Ticket | None = None
+    last: int = 0
+    at: int = IDLE
+    hangs: bool = False
+    gone: bool = False
+
+    @property
+    def row(self) -> int | None:
+        """The row that it is at, if that is known."""
+        return row_of(self.at)
+
+
+@dataclass
 class FakeWorker:
     """One worker.
 
     Attributes:
         pid: a number of its own.
-        tasks: what it has yet to do.
-        at: the word that it would have on the status page.
+        reads: how many readers it should have; none when it is to end.
+        readers: those that it has had.
+        begun: whether it takes tickets.
         lives: whether it has not died.
-        hangs: whether it does nothing any more.
-        stopped: whether it was stopped from outside, as by SIGSTOP.
+        hangs: whether nothing in it goes on any more.
+        stopped: whether that is because it was stopped from outside, as by SIGSTOP.
         immortal: whether killing it does nothing.
     """
 
     pid: int
-    tasks: deque[Task] = field(default_factory=deque)
-    at: int = IDLE
+    reads: int
+    readers: list[FakeReader] = field(default_factory=lambda: [FakeReader()])
+    begun: bool = False
     lives: bool = True
     hangs: bool = False
     stopped: bool = False
     immortal: bool = False
 
+    @property
+    def tickets(self) -> list[Ticket]:
+        """What its readers do."""
+        return [reader.ticket for reader in self.readers if reader.ticket is not None]
+
 
 class FakeWorkers:
-    """Workers that do what a script says.
+    """Workers whose readers take tickets from one queue, and do what a script says.
 
     Args:
         count: how many.
+        reads: readers of each.
         ring: what they fill.
         clock: whose time passes while somebody waits and nothing happens.
 
     Attributes:
         workers: the workers, by number.
+        queue: the tickets that no reader has taken yet.
         left: those that were replaced though they live on.
         script: the steps that happen while a request waits, one after the other.
         otherwise: the step that happens when there are none left; returns whether anything happened.
-        log: what was asked of the workers: ``"restart 0"``, ``"kill 1"``, ``"add"``, ``"dismiss"``, ``"stop"``.
+        log: what was asked of the workers: ``"restart 0"``, ``"kill 1"``, ``"add 2"``, ``"retire 1"``, ``"remove 1"``,
+            ``"stop"``.
+        given: the tickets that were put, a list for each time.
         cannot_start: the error that starting a worker raises, if any.
         blocks: whether a wait ends by `wake` alone, from another thread.
         begins: whether those that are started say at once that they have begun.
+        takes: whether readers that have nothing to do take tickets by themselves, and not when `take` says so.
     """
 
-    def __init__(self, count: int, ring: Ring, clock: Clock) -> None:
+    def __init__(self, count: int, reads: int, ring: Ring, clock: Clock) -> None:
         self._ring = ring
         self._clock = clock
+        self._reads = reads
         self._pid = 100
         self._events: list[Event] = []
+        self._eager = False
         self._woken = threading.Event()
-        self.workers: list[FakeWorker] = []
+        self.workers: dict[int, FakeWorker] = {}
+        self.queue: deque[Ticket] = deque()
         self.left: list[FakeWorker] = []
         self.script: deque[Callable[[], object]] = deque()
         self.otherwise: Callable[[], bool] = self.work
         self.log: list[str] = []
+        self.given: list[list[Ticket]] = []
         self.cannot_start: OSError | None = None
         self.blocks = False
         self.begins = True
-        for _ in range(count):
-            self._begin(len(self.workers))
+        self.takes = True
+        for number in range(count):
+            self._start(number)
 
-    def _begin(self, number: int) -> None:
+    def _start(self, number: int) -> None:
         if self.cannot_start is not None:
             raise self.cannot_start
         self._pid += 1
-        self.workers[number : number + 1] = [FakeWorker(self._pid)]
+        self.workers[number] = FakeWorker(self._pid, self._reads)
         if self.begins:
-            self._say(number, EventKind.READY)
+            self.begin(number)
 
     # What the engine asks of it.
 
     @property
-    def pids(self) -> list[int]:
-        return [worker.pid for worker in self.workers]
+    def pids(self) -> dict[int, int]:
+        return {number: worker.pid for number, worker in self.workers.items()}
 
-    def send(self, worker: int, tasks: list[Task]) -> None:
-        assert tasks
-        self.workers[worker].tasks.extend(tasks)
+    def put(self, tickets: Sequence[Ticket]) -> None:
+        assert tickets
+        self.given.append(list(tickets))
+        self.queue.extend(tickets)
+        self._take_all()
 
-    def wait(self, timeout: float | None, only: int | None) -> None:
+    def take_back(self) -> list[int]:
+        tickets = [ticket.id for ticket in self.queue]
+        self.queue.clear()
+        return tickets
+
+    def wait(self, timeout: float | None) -> None:
         if self.blocks:
             self._woken.wait()
             self._woken.clear()
             return
         until = math.inf if timeout is None else self._clock.now + timeout
-        while not (self._woken.is_set() or self._heard_of(only)):
+        while not (self._woken.is_set() or any(event.what is not EventKind.DONE for event in self._events)):
             if self.script:
                 self.script.popleft()()
             elif not self.otherwise():
-                assert until < math.inf, f"a wait without an end, for {'all' if only is None else only}: {self.workers}"
+                assert until < math.inf, f"a wait without an end: {self.workers}, {self.queue}"
                 self._clock.now = max(self._clock.now, until)
                 return
         self._woken.clear()
-
-    def _heard_of(self, only: int | None) -> bool:
-        return any(only in (None, event.worker) or event.what is EventKind.DIED for event in self._events)
 
     def wake(self) -> None:
         self._woken.set()
@@ -163,8 +216,8 @@ class FakeWorkers:
         events, self._events = self._events, []
         return events
 
-    def at(self, worker: int) -> int:
-        return self.workers[worker].at
+    def claims(self, worker: int) -> dict[int, tuple[int, int]]:
+        return {number: (reader.last, reader.at) for number, reader in enumerate(self.workers[worker].readers)}
 
     def use(self) -> tuple[float, float]:
         return 0.0, 0.0
@@ -174,97 +227,199 @@ class FakeWorkers:
 
     def kill(self, worker: int) -> None:
         self.log.append(f"kill {worker}")
-        if not self.workers[worker].immortal:
+        if self.workers[worker].immortal:
+            self.workers[worker].hangs = True
+        else:
             self.die(worker)
 
     def restart(self, worker: int) -> None:
         self.log.append(f"restart {worker}")
-        # What the old one said and nobody has heard yet is heard of no more.
-        self._events = [event for event in self._events if event.worker != worker]
-        if self.workers[worker].lives:
-            self.left.append(self.workers[worker])
-        self._begin(worker)
+        self._let_go(worker)
+        self._start(worker)
 
-    def add(self) -> None:
-        self.log.append("add")
-        self._begin(len(self.workers))
+    def add(self) -> int:
+        number = next(number for number in range(len(self.workers) + 1) if number not in self.workers)
+        self._start(number)
+        self.log.append(f"add {number}")
+        return number
 
-    def dismiss(self) -> None:
-        self.log.append("dismiss")
-        assert not self.workers[-1].tasks
-        self.workers.pop()
-        self._events = [event for event in self._events if event.worker < len(self.workers)]
+    def retire(self, worker: int) -> None:
+        self.log.append(f"retire {worker}")
+        self.workers[worker].reads = 0
+
+    def remove(self, worker: int) -> None:
+        self.log.append(f"remove {worker}")
+        self._let_go(worker)
+        del self.workers[worker]
+
+    def set_reads(self, count: int) -> None:
+        self._reads = count
+        for worker in self.workers.values():
+            if worker.reads:
+                worker.reads = count
+
+    def set_eager(self, eager: bool) -> None:
+        self._eager = eager
+        self._woken.set()
 
     def stop(self) -> None:
         self.log.append("stop")
         self.workers.clear()
         self.left.clear()
+        self.queue.clear()
+
+    def _let_go(self, number: int) -> None:
+        # What it said by itself and nobody has heard yet is heard of no more; all report what is done in one place.
+        self._events = [event for event in self._events if event.worker != number or event.what is EventKind.DONE]
+        if self.workers[number].lives:
+            self.left.append(self.workers[number])
 
     # What a test has them do.
 
     def _say(self, worker: int, what: EventKind, detail: Any = None) -> None:
         self._events.append(Event(worker, what, detail))
 
-    def done(self, worker: int, *, waited: bool = False) -> None:
-        """It reads the rows of its oldest task: each becomes the sample's id."""
-        task = self.workers[worker].tasks.popleft()
-        self.workers[worker].at = IDLE
-        self._ring.arrays(task.slot)[0][task.start : task.stop] = np.array(task.ids)[:, None]
-        self._say(worker, EventKind.DONE, waited)
+    def begin(self, worker: int) -> None:
+        """It says that it has started, and takes tickets."""
+        self.workers[worker].begun = True
+        self._say(worker, EventKind.READY)
+        self._go_on(worker, 0)
 
-    def fail(self, worker: int, row: int, *, known: bool = True) -> None:
-        """It fails at a row of its oldest task; with ``known``, it says at which."""
-        task = self.workers[worker].tasks.popleft()
-        self.workers[worker].at = IDLE
-        self._scribble(task)
-        error = SampleError(task.ids[row], f"row {task.ids[row]}", "expected a file, found none")
-        self._say(worker, EventKind.FAILED, (row if known else None, error))
+    def idle(self) -> list[Place]:
+        """The readers that wait for a ticket."""
+        return [
+            (number, reader)
+            for number, worker in self.workers.items()
+            if worker.begun and worker.lives and not worker.hangs
+            for reader, one in enumerate(worker.readers)
+            if one.ticket is None and not one.gone
+        ]
 
-    def reach(self, worker: int, row: int | None) -> None:
-        """It comes to a row of its oldest task; None: to one that it does not name."""
-        self.workers[worker].at = UNKNOWN if row is None else row + 1
+    def able(self) -> list[Place]:
+        """The readers that have a ticket, and can go on."""
+        return [
+            (number, reader)
+            for number, worker in self.workers.items()
+            if worker.lives and not worker.hangs
+            for reader, one in enumerate(worker.readers)
+            if one.ticket is not None and not one.hangs
+        ]
+
+    def take(self, worker: int, reader: int) -> None:
+        """It takes the oldest ticket."""
+        one = self.workers[worker].readers[reader]
+        assert one.ticket is None
+        one.ticket = self.queue.popleft()
+        one.last = one.ticket.id
+
+    def _take_all(self) -> None:
+        if self.takes:
+            for place in self.idle()[: len(self.queue)]:
+                self.take(*place)
+
+    def _end(self, worker: int, reader: int) -> Ticket:
+        """It has nothing more to do with its ticket."""
+        one = self.workers[worker].readers[reader]
+        assert one.ticket is not None
+        ticket, one.ticket, one.at = one.ticket, None, IDLE
+        return ticket
+
+    def _go_on(self, worker: int, reader: int) -> None:
+        """A reader that has done its ticket sees how many there should be."""
+        whose = self.workers[worker]
+        if not whose.reads and reader == 0:  # the main thread ends, and the process with it
+            self.die(worker, exitcode=0)
+        whose.readers[reader].gone = reader >= whose.reads
+        for number in range(whose.reads):
+            if number == len(whose.readers):
+                whose.readers.append(FakeReader())
+            whose.readers[number].gone = False
+        self._take_all()
+
+    def ids(self, ticket: Ticket) -> list[int]:
+        """The samples that are to be read for a ticket, as the sheet of its slot says."""
+        sheet = self._ring.sheet(ticket.slot)
+        assert sheet[EPOCH] == ticket.batch.epoch
+        assert sheet[POSITION] == ticket.batch.number * self._ring.layout.batch_size
+        samples = [int(sample) for sample in sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop]]
+        assert NO_SAMPLE not in samples
+        return samples
+
+    def ticket(self, worker: int, reader: int = 0) -> Ticket:
+        """What a reader does."""
+        ticket = self.workers[worker].readers[reader].ticket
+        assert ticket is not None
+        return ticket
+
+    def done(self, worker: int, reader: int = 0, *, waited: bool = False) -> None:
+        """It reads the rows of its ticket: each becomes the sample's id."""
+        ticket = self._end(worker, reader)
+        self._ring.arrays(ticket.slot)[0][ticket.start : ticket.stop] = np.array(self.ids(ticket))[:, None]
+        sheet = self._ring.sheet(ticket.slot)
+        sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop] = NO_SAMPLE
+        self._say(worker, EventKind.DONE, (ticket.id, waited))
+        if self._eager or (sheet[SAMPLES : SAMPLES + sheet[ROWS]] == NO_SAMPLE).all():
+            self._woken.set()
+        self._go_on(worker, reader)
+
+    def fail(self, worker: int, reader: int, row: int, *, known: bool = True) -> None:
+        """It fails at a row of its ticket; with ``known``, it says at which."""
+        ticket = self._end(worker, reader)
+        sample = self.ids(ticket)[row]
+        self._scribble(ticket)
+        error = SampleError(sample, f"row {sample}", "expected a file, found none")
+        self._say(worker, EventKind.FAILED, (ticket.id, row if known else None, error))
+        self._go_on(worker, reader)
+
+    def reach(self, worker: int, reader: int, row: int | None) -> None:
+        """It comes to a row of its ticket; None: to one that it does not name."""
+        self.ticket(worker, reader)
+        self.workers[worker].readers[reader].at = UNKNOWN if row is None else row + 1
 
     def die(self, worker: int, exitcode: int = -9) -> None:
-        """It dies where it is, in whatever it had half done."""
+        """It dies where its readers are, in whatever these had half done."""
         mortal = self.workers[worker]
         if mortal.lives:
             mortal.lives = False
-            if mortal.tasks and mortal.at != IDLE:
-                self._scribble(mortal.tasks[0])
+            for reader in mortal.readers:
+                if reader.ticket is not None and reader.at != IDLE:
+                    self._scribble(reader.ticket)
             self._say(worker, EventKind.DIED, WorkerDied(worker, mortal.pid, exitcode))
 
-    def hang(self, worker: int, *, stopped: bool = False, immortal: bool = False) -> None:
-        """It does nothing any more."""
-        culprit = self.workers[worker]
-        culprit.hangs, culprit.stopped, culprit.immortal = True, stopped, immortal
+    def hang(self, worker: int, reader: int, *, immortal: bool = False) -> None:
+        """A reader does nothing any more; the others of its worker go on."""
+        self.workers[worker].readers[reader].hangs = True
+        self.workers[worker].immortal |= immortal
+
+    def halt(self, worker: int) -> None:
+        """It is stopped, with all of its readers."""
+        self.workers[worker].hangs = self.workers[worker].stopped = True
 
     def interrupt(self, worker: int) -> None:
         """Ctrl-C reaches it."""
         self._say(worker, EventKind.INTERRUPTED, self._clock.now)
 
-    def drop(self, worker: int) -> None:
-        """Its oldest task is interrupted."""
-        self._scribble(self.workers[worker].tasks.popleft())
-        self._say(worker, EventKind.DROPPED)
+    def drop(self, worker: int, reader: int = 0) -> None:
+        """Its ticket is interrupted."""
+        ticket = self._end(worker, reader)
+        self._scribble(ticket)
+        self._say(worker, EventKind.DROPPED, ticket.id)
+        self._go_on(worker, reader)
 
     def scribble(self) -> None:
-        """Who was left to itself writes into the slot that it was reading into."""
+        """Those that were left to themselves write into the slots that they were reading into."""
         for worker in self.left:
-            for task in list(worker.tasks)[:1]:
-                self._scribble(task)
+            for ticket in worker.tickets:
+                self._scribble(ticket)
 
-    def _scribble(self, task: Task) -> None:
-        self._ring.arrays(task.slot)[0][task.start : task.stop] = GARBAGE
-
-    def able(self) -> list[int]:
-        """The workers that can work, and have something to do."""
-        return [number for number, worker in enumerate(self.workers) if worker.lives and not worker.hangs and worker.tasks]
+    def _scribble(self, ticket: Ticket) -> None:
+        self._ring.arrays(ticket.slot)[0][ticket.start : ticket.stop] = GARBAGE
 
     def work(self) -> bool:
-        """The first worker that can does its oldest task; whether there was one."""
+        """The first reader that can does its ticket; whether there was one."""
         able = self.able()
         if able:
-            self.done(able[0])
+            self.done(*able[0])
         return bool(able)
 
 
@@ -282,6 +437,7 @@ class Engine:
         samples: int = 24,
         batch_size: int = 4,
         workers: int = 2,
+        reads: int = 1,
         slots: int = 3,
         replaces: bool = False,
         most: float = 1.0,
@@ -294,16 +450,16 @@ class Engine:
         ids = range(samples)
         spec = BatchSpec(Rows(), None, None, ids)
         layout = Layout(spec.bind(), batch_size)
-        fields = [FieldSpec("X", (2,), "<f8", STATUS_PAGE_BYTES, layout.fields[0].row_bytes)]
-        assembler = BatchAssembler(fields, spec.sources, layout.slot_bytes, 0, {}, None)
+        fields = [FieldSpec("X", (2,), "<f8", layout.offsets[0], layout.fields[0].row_bytes)]
+        assembler = BatchAssembler(fields, spec.sources, layout.sheet_offset, 0, {}, None)
         self.ring = Ring(layout, slots)
-        self.workers = FakeWorkers(workers, self.ring, self.clock)
+        self.workers = FakeWorkers(workers, reads, self.ring, self.clock)
         self.passes = Passes(self.sampler.batches, shuffle=shuffle, epoch=0)
         self._pass = self.passes.open()
         self.damage = Damage(samples, replaces=replaces, max_fraction=most)
         self.builder = BatchBuilder(ids, self.sampler, spec, self.ring, self.passes, assembler, self.damage)
-        self.schedule = Schedule(slots, workers, self.sampler.size, in_flight=slots)
-        self.supervisor = Supervisor(self.workers, workers, self.schedule, self.builder, self.ring, timeout)
+        self.schedule = Schedule(slots, workers * reads, self.sampler.size, in_flight=slots)
+        self.supervisor = Supervisor(self.workers, workers, reads, self.schedule, self.builder, self.ring, timeout)
         upcoming = self.passes.upcoming if ahead else _nothing
         self.prefetcher = Prefetcher(
             self.ring, self.workers, self.supervisor, self.schedule, self.builder, upcoming, autoscaler=None
@@ -324,17 +480,51 @@ class Engine:
         """The samples that should be in a batch."""
         return [int(sample) for sample in self.sampler[BatchId(0, number)]]
 
-    def resize(self, count: int) -> bool:
-        """Have so many workers, as the autoscaler does."""
+    def resize(self, workers: int, reads: int | None = None) -> bool:
+        """Have so many workers, with so many readers each, as the autoscaler does."""
         with self.prefetcher.lock:
-            return self.supervisor.resize(count)
+            return self.supervisor.resize(workers, self.supervisor.reads if reads is None else reads)
 
-    def holding(self, sample: int) -> tuple[int, int]:
-        """The worker whose oldest task has a sample, and the row of it."""
-        for number, worker in enumerate(self.workers.workers):
-            if worker.tasks and sample in worker.tasks[0].ids:
-                return number, worker.tasks[0].ids.index(sample)
-        raise AssertionError(f"nobody is to read {sample} next: {self.workers.workers}")
+    def reader_of(self, sample: int) -> tuple[int, int, int] | None:
+        """The worker and the reader of it that can go on and has a sample, and the row of its ticket; None if there is none."""
+        for worker, reader in self.workers.able():
+            ids = self.workers.ids(self.workers.ticket(worker, reader))
+            if sample in ids:
+                return worker, reader, ids.index(sample)
+        return None
+
+    def strike(self, sample: int, act: Callable[[int, int, int], object], *, times: float = 1) -> None:
+        """Whoever can work does, but ``act(worker, reader, row)`` befalls the one that comes to ``sample``, so many times."""
+
+        def step() -> bool:
+            nonlocal times
+            if times and (place := self.reader_of(sample)):
+                times -= 1
+                act(*place)
+                return True
+            return self.workers.work()
+
+        self.workers.otherwise = step
+
+    def pass_time(self, seconds: float) -> None:
+        """Time passes while somebody waits, who looks how far the workers are if it is due."""
+        self.clock.now += seconds
+        self.workers.wake()
+
+    def check(self) -> None:
+        """Assert what holds between any two events: a slot is written to for the batch that it was given to, and nobody else."""
+        workers, schedule = self.workers, self.schedule
+        taken = [ticket for worker in workers.workers.values() for ticket in worker.tickets]
+        for ticket in [*workers.queue, *taken]:
+            slot = schedule.slots[ticket.slot]
+            assert slot.state is State.FILLING or slot.state is State.LOST
+            assert slot.batch in (None, ticket.batch)
+        for worker in workers.left:
+            for ticket in worker.tickets:
+                assert schedule.slots[ticket.slot].state is State.LOST
+                assert schedule.ticket(ticket.id) is None
+        for number, slot in enumerate(schedule.slots):
+            assert self.ring.is_held(number) <= (slot.state is State.LEASED)
 
 
 def values(array: np.ndarray) -> list[int]:

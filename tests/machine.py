@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from dataclasses import dataclass, field, replace
 
 from shmgen._plan.autoscaler import Autoscaler, Progress, Target
@@ -25,7 +26,7 @@ class Machine:
         crowding: the fraction of its speed that the storage has lost where 64 rows wait for it.
         concurrent: whether the readers of a worker may read at once.
         step: seconds that the trainer takes for a batch.
-        batch, ticket: rows of each.
+        batch: rows of a batch. It is cut into as many tickets as there are readers, or finer until the first has been done.
         slots: batches that have been read, or are being read, at most.
         start: seconds in which a worker starts.
         noise: relative spread of the speed, which changes every 50 ms.
@@ -44,7 +45,6 @@ class Machine:
     concurrent: bool = True
     step: float = 0.0
     batch: int = 64
-    ticket: int = 16
     slots: int = 16
     start: float = 0.05
     noise: float = 0.02
@@ -80,6 +80,7 @@ class Reader:
     """One reader: how much of its ticket it has done, and how long it has had it."""
 
     done: float = -1.0
+    rows: int = 0
     since: float = 0.0
     pace: float = 1.0
     leaves: bool = False
@@ -106,6 +107,7 @@ class Run:
         self._started = [self.machine.start] * self.target.workers
         self._readers: list[list[Reader]] = [[] for _ in range(self.target.workers)]
         self._given = self._taken = 0
+        self._tickets: deque[int] = deque()
         self._free_at = self._asleep_until = 0.0
         self._epoch = self._batches = 0
         self._noise = 1.0
@@ -186,9 +188,9 @@ class Run:
         for reader in active:
             pace = speed / len(active) * reader.pace
             reader.done += pace * STEP
-            while reader.done >= machine.ticket:
-                self.rows += machine.ticket
-                reader.done -= machine.ticket
+            while reader.done >= reader.rows:
+                self.rows += reader.rows
+                reader.done -= reader.rows
                 ended = self.time - reader.done / pace
                 self.busy += ended - reader.since
                 if not self._take(reader, ended):
@@ -196,11 +198,15 @@ class Run:
         self.cpu += min(workers, speed * machine.cost / machine.share(workers)) * STEP
 
     def _take(self, reader: Reader, time: float) -> bool:
-        """Give a reader a ticket, if there is a slot, and it is to go on."""
+        """Give a reader a ticket, if there is one, and it is to go on."""
         machine = self.machine
-        if reader.leaves or self._given - self._taken + machine.ticket > machine.slots * machine.batch:
+        if not self._tickets and self._given - self._taken + machine.batch <= machine.slots * machine.batch:
+            self._given += machine.batch
+            count = min(machine.batch, self.target.readers if self.rows else 16)
+            self._tickets += [(part + 1) * machine.batch // count - part * machine.batch // count for part in range(count)]
+        if reader.leaves or not self._tickets:
             return False
-        self._given += machine.ticket
+        reader.rows = self._tickets.popleft()
         reader.since, reader.pace = time, max(0.2, self._random.gauss(1, machine.spread))
         return True
 
@@ -209,6 +215,6 @@ class Run:
         self._readers += [[] for _ in range(len(self._readers), target.workers)]
         del self._started[target.workers :]
         for readers in self._readers[target.workers :]:
-            self._given -= sum(self.machine.ticket for reader in readers if reader.done >= 0)
+            self._tickets += [reader.rows for reader in readers if reader.done >= 0]
         del self._readers[target.workers :]
         self.target = target

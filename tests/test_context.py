@@ -254,7 +254,7 @@ for worker in loader.state.workers:
     os.kill(worker.pid, signal.SIGKILL)
     os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
 until(4)
-with loader._prefetcher.lock: loader._prefetcher._supervisor.resize(3)  # as "auto" does
+with loader._prefetcher.lock: loader._prefetcher._supervisor.resize(3, 1)  # as "auto" does
 until(5)
 loader.close()
 """

@@ -114,7 +114,7 @@ def test_who_dies_amid_a_wait_is_named(
     if kind != "own-fill" and (kind, count) != ("files", 2):
         place = data.file("id-9") if kind == "files" else "function 'reader.<locals>.read'"
         assert f"; it was at sample 'id-9', {place}; another takes its place" in caplog.text
-    held = re.findall(r"reads again the (\d+) rows? that it held: (.*)", caplog.text)
+    held = re.findall(r"the (\d+) rows? that it held are read again: (.*)", caplog.text)
     assert any("id-9" in files for _, files in held)
     assert all(len(files.split(", ")) == int(rows) for rows, files in held)
 
@@ -144,7 +144,7 @@ def test_what_the_dead_held_is_read_again_and_nothing_else(
         assert thread.outcome() == [[*range(first, first + 4)] for first in range(0, 20, 4)]
 
     again = {id for id, times in Counter(Path(noted).read_text().split()).items() if times > 1}
-    held = set(re.findall(r"id-\d+", " ".join(re.findall("reads again the .*: (.*)", caplog.text))))
+    held = set(re.findall(r"id-\d+", " ".join(re.findall("held are read again: (.*)", caplog.text))))
     assert again <= held
     assert "id-9" in again
 
@@ -341,7 +341,8 @@ def test_a_sample_that_kills_stands_aside(folder: Callable, caplog: pytest.LogCa
                 labels += data.check(X, y - 1000)
             assert labels[:7] + labels[8:] == [*range(7), *range(8, 24)]
             assert labels[7] != 7
-            assert loader.stats.restarts == 3 + (role == "own-fill")
+            # Where a ticket has more than one row, these are tried one by one first. With two workers it has one.
+            assert loader.stats.restarts == 3 + (role == "own-fill" and count == 1)
             assert loader.stats.replaced == epoch
         [damaged] = loader.damaged
     assert damaged.id == "id-7"

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from shmgen import InputError, Loader, Npy, SampleError
+from shmgen._sources.ids import Subset, first_outside, kept
 
 WITHIN = 10.0
 """Seconds in which an error must be there."""
@@ -376,3 +377,39 @@ def test_what_is_no_list_of_ids(tmp_path: Path, ids: Any, text: str, followed: A
         write(tmp_path, list(followed))
         with Loader(followed, None, 1, data_dir=tmp_path, shuffle=False, workers=0) as loader:
             assert [int(X[0, 0, 0]) for (X,) in loader] == list(range(len(followed)))
+
+
+@pytest.mark.parametrize(
+    ("ids", "count", "place"),
+    [
+        (range(5), 5, None),
+        (range(6), 5, 5),
+        (range(3, 3), 2, None),
+        (range(0, 100, 7), 21, 3),
+        (range(-1, 5), 5, 0),
+        (range(7, 9), 5, 0),
+        (range(4, -1, -1), 5, None),
+        (range(5, -1, -1), 5, 0),
+        (range(4, -3, -3), 5, 2),
+        (range(4, -2, -2), 5, None),
+        (range(5), 0, 0),
+        (range(10**15), 10**12, 10**12),
+        ([4, 0, 2], 5, None),
+        ([4, 5, -1], 5, 1),
+        ([0, 10**30], 5, 1),
+        ([True, 1], 2, None),
+        (["0", 1], 2, 0),
+        ([1, 1.0], 2, 1),
+        (np.array([3, 1, 9], np.uint8), 9, 2),
+        (np.array([3, -1]), 9, 1),
+        (np.array([1 << 63, 1], np.uint64), 9, 0),
+        (np.array(["0"]), 1, 0),
+        (Subset(range(1, 10), np.array([0, 8, 3])), 9, 1),
+        (Subset(["a", 1, 2], np.array([1, 2])), 3, None),
+        (Subset(["a", 1, 2], np.array([1, 2, 0])), 3, 2),
+    ],
+)
+def test_the_first_id_that_numbers_no_row(ids: Any, count: int, place: int | None) -> None:
+    """Of a range, an array, a list, and some of them: the first that is no int, or is none of as many rows."""
+    ids = ids if isinstance(ids, Subset) else kept(ids)
+    assert first_outside(ids, count) == place

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from noting import Noting
+from ways import assert_grown
 
 import shmgen._engine.prefetcher
 from shmgen import Loader, Sequence
@@ -223,8 +224,8 @@ def test_predict_gives_a_row_an_id_in_order(data: Any, workers: int) -> None:
 
 
 def test_predict_whose_outputs_are_its_inputs(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that only reshapes keeps every batch, since its outputs alias them: slower, copied, right."""
-    monkeypatch.setattr(shmgen._engine.prefetcher, "COPY_AFTER", 0.1)
+    """A model that only reshapes keeps every batch, since its outputs alias them: slower, in slots that are added, right."""
+    monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.1)
     model = keras.Sequential([keras.Input(SHAPE), keras.layers.Reshape((64,))])
     with Sequence(data.ids, None, 2, shuffle=False, drop_last=False, data_dir=data.path, slots=3) as sequence:
         predicted = model.predict(sequence, verbose=0)
@@ -275,7 +276,7 @@ def test_held_tensors_keep_their_values(data: Any) -> None:
 
 
 def test_held_arrays_keep_their_values(data: Any) -> None:
-    """More batches than slots in hand, whole and sliced: all keep their values, and the later ones are counted as copies."""
+    """More batches than slots in hand, whole and sliced: all keep their values, and the added slots are counted."""
     with Sequence(data.ids, data.labels, 4, data_dir=data.path, slots=3) as sequence:
         batches = list(sequence)
         slices = [(X[1:3, 1], y[2:]) for X, y in sequence]
@@ -284,19 +285,19 @@ def test_held_arrays_keep_their_values(data: Any) -> None:
             assert (X.reshape(4, -1) == y[:, None]).all()
         assert exact([label for _, y in batches for label in y.tolist()], 52)
         assert all((X >= 0).all() and (y >= 0).all() and (X < N).all() for X, y in slices)
-        assert sequence.stats.grown == 2 * len(sequence) - 3
+        assert_grown(sequence, slots=3, held=2 * len(sequence))
 
 
-def test_slots_let_go_of_end_the_copying(data: Any) -> None:
-    """Copies are for as long as all slots are held, no longer."""
+def test_slots_let_go_of_end_the_growth(data: Any) -> None:
+    """Slots are added for as long as all are held, no longer."""
     with Sequence(data.ids, data.labels, 4, data_dir=data.path, slots=2) as sequence:
         held = list(sequence)
-        copied = sequence.stats.grown
-        assert copied == len(sequence) - 2
+        assert_grown(sequence, slots=2, held=len(held))
+        grown = sequence.stats.grown
         del held
         for _ in sequence:
             pass
-        assert sequence.stats.grown == copied
+        assert sequence.stats.grown == grown
 
 
 def test_a_pass_by_hand(data: Any) -> None:

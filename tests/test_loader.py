@@ -271,7 +271,7 @@ def test_stats_count_what_was_delivered(folder: Folder) -> None:
 
 def test_time_waited_is_for_data_alone(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time in which all slots were held by the user is not time waited for data."""
-    monkeypatch.setattr(shmgen._engine.prefetcher, "COPY_AFTER", 0.3)
+    monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.3)
     data = folder(12)
     with Loader(data.ids, data.labels, 2, data_dir=data.path, slots=2, workers=1) as loader:
         held = list(loader)
@@ -281,7 +281,7 @@ def test_time_waited_is_for_data_alone(folder: Folder, monkeypatch: pytest.Monke
 
 
 def test_the_waiting_thread_ends_with_the_slot_it_waits_for(folder: Folder, asking: Callable[..., object]) -> None:
-    """A batch that waits because all slots are held is handed out as soon as one is let go of, without a copy."""
+    """A batch that waits because all slots are held is handed out as soon as one is let go of; no slot is added for it."""
     data = folder(12)
     with Loader(data.ids, data.labels, 2, data_dir=data.path, slots=2, workers=1) as loader:
         batches = iter(loader)
@@ -323,7 +323,7 @@ def test_files_replaced_between_epochs_are_read_anew(folder: Folder, workers: in
 
 def test_threads_that_ask_at_once_never_wait_for_ever(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """More threads than slots ask at once, and keep what they get: each is served, whoever took the slot that it waited for."""
-    monkeypatch.setattr(shmgen._engine.prefetcher, "COPY_AFTER", 0.1)
+    monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.1)
     data = folder(56)
     for _ in range(20):
         with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=3) as loader:

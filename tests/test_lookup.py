@@ -149,6 +149,69 @@ def test_labels_are_held_in_an_array(kind: str) -> None:
     assert held < 9 * count
 
 
+@pytest.mark.parametrize("kind", ["numbers", "n_classes", "classes", "sorted", "rows", "floats"])
+def test_labels_in_an_array_take_no_more_than_it(kind: str) -> None:
+    """Small ints and floats are held as they came in, and become what rows are to be when a batch is filled."""
+    count = 1_000_000
+    ids = range(count)
+    values: Any = (np.arange(count) % 3).astype(np.uint8)
+    options: dict[str, Any] = {}
+    if kind == "rows":
+        values = np.stack([values, values], axis=1)[:, :1]
+    elif kind == "floats":
+        values = values.astype(np.float16)
+        options["dtype"] = "float64"
+    elif kind != "numbers":
+        options = {"n_classes": 3} if kind == "n_classes" else {"classes": [2, 1, 0] if kind == "classes" else "sorted"}
+    source = Values(values, **options)
+    tracemalloc.start()
+    source.bind(ids)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < (1.1 if kind != "floats" else 2.1) * count
+    assert peak < 6 * count
+    rows = np.zeros((4, *source.shape), source.dtype)
+    source.fill(np.array([1, 2, 0, 999_998]), rows)
+    expected: Any = [1, 2, 0, 2]
+    if kind == "classes":
+        expected = [1, 0, 2, 0]
+    elif kind == "rows":
+        expected = [[1], [2], [0], [2]]
+    elif kind == "n_classes":
+        expected = np.eye(3)[expected].tolist()
+    assert rows.tolist() == expected
+    assert source.dtype == {"n_classes": np.float32, "floats": np.float64}.get(kind, np.int64)
+
+
+def test_labels_of_a_range_follow_no_later_change() -> None:
+    """What the caller writes into the array afterwards reaches no batch."""
+    values = np.arange(4, dtype=np.uint8)
+    source = Values(values)
+    source.bind(range(4))
+    values[:] = 9
+    rows = np.zeros(4, np.int64)
+    source.fill(np.arange(4), rows)
+    assert rows.tolist() == [0, 1, 2, 3]
+
+
+def test_an_index_of_many_ints_is_not_written_out() -> None:
+    """Labels by the index of a column, in the ids' order or in another, take no objects of Python."""
+    pd = pytest.importorskip("pandas")
+    count = 300_000
+    labels = pd.Series(np.zeros(count, np.uint8))
+    for ids, column in (
+        (range(count), labels),
+        (np.arange(count)[::-1], labels.rename_axis("id")),
+        (range(5), labels.rename_axis("id")),
+    ):
+        tracemalloc.start()
+        found = Lookup(kept(ids), "y", None).aligned(column)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(found) == len(ids)
+        assert peak < 60 * count
+
+
 def test_tune_measures_labels_that_go_by_position(folder: Any) -> None:
     """A part of the samples in another order than the labels': each keeps its own."""
     data = folder(40)
@@ -206,6 +269,12 @@ COLUMNS = {
     "objects-as-ids": lambda df: (df.path.astype(object), df.label, [3, 0, 2, 1]),
     "nullable-ids": lambda df: (df.far.astype("Int64"), df.label, [3, 0, 2, 1]),
     "an-index-as-ids": lambda df: (df.set_index("path").index, df.label, [3, 0, 2, 1]),
+    "by-int-id-of-an-index-in-another-order": lambda df: ([13, 10, 11, 10], df.set_index("far").label, [3, 1, 0, 1]),
+    "by-int-id-of-small-ints": lambda df: (np.array([3, 1, 0], np.int8), df.set_index(df.id.astype("int16")).label, [3, 0, 1]),
+    "by-uint64-id": lambda df: (np.array([3, 1], np.uint64), df.set_index(df.id.astype("uint64")).label, [3, 0]),
+    "by-uint64-id-of-an-int64-index": lambda df: (np.array([3, 1], np.uint64), df.set_index("id").label, [3, 0]),
+    "by-id-of-a-range": lambda df: (range(13, 9, -2), df.set_index("far").label, [3, 0]),
+    "by-float-of-an-int": lambda df: ([3, 1], df.set_index(df.id.astype(float)).label, [3, 0]),
     "a-column-as-a-mapping": lambda df: (["a", "c"], df.set_index("path").label.to_dict(), [0, 2]),
 }
 

@@ -164,7 +164,7 @@ for does in {[*FORKS.items()]!r}:
     assert labels == list(range(24)), does
 assert loader.stats.restarts == 0
 shmgen._engine.pool.GRACE = 1000  # for workers to end by themselves, though the child that lives on keeps their sockets open
-processes = [worker.child.process for worker in loader._workers._workers] if {workers} else []
+processes = [worker.child.process for worker in loader._workers._workers.values()] if {workers} else []
 loader.close()
 assert [process.returncode for process in processes] == [0] * {workers}
 os.kill(living, signal.SIGKILL)
@@ -219,7 +219,7 @@ def test_few_open_files_suffice(folder: Callable, script: Callable) -> None:
     """With a limit of 256 open files: 8 loaders of 2 workers each, all batches of an epoch of 600 held, and both at once."""
     code = """
 import resource, shmgen._engine.prefetcher
-shmgen._engine.prefetcher.COPY_AFTER = 0.05
+shmgen._engine.prefetcher.GROW_AFTER = 0.05
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 
 def check(batches):
@@ -238,8 +238,9 @@ for batches in held: check(batches)
 
     assert run.end() == 0, run.err
     assert run.err == ""
-    # Three a worker: socket, process, life. Four a loader: segment, mapping, what is waited on. A mapping more where it grew.
-    assert int(run.out) <= 8 * (3 * 2 + 4) + 2 + 8
+    # Four a worker: socket, process, life, status page. Ten a loader: memory and ids, each mapped as well, two pipes, and what is
+    # waited on. And a mapping each time that one of two grew by a quarter, from 16 slots to 600.
+    assert int(run.out) <= 8 * (4 * 2 + 10) + 2 * 17 + 8
 
 
 def test_loaders_made_at_once_by_many_threads(folder: Callable, asking: Callable) -> None:

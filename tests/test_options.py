@@ -113,9 +113,9 @@ def test_the_front_end_is_asked_to_release_and_to_hand_over(folder: Callable[...
     assert front_end.releases > 0
 
 
-def test_without_a_framework_held_slots_end_in_copies(folder: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is there to be asked: a loader that stands alone copies, as it should."""
-    monkeypatch.setattr(shmgen._engine.prefetcher, "COPY_AFTER", 0.05)
+def test_without_a_framework_the_ring_grows(folder: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is there to be asked to let go of slots: a loader that stands alone adds some, as it should."""
+    monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.05)
     data = folder(12, (4, 3))
     with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=1, slots=2) as loader:
         held = list(loader)

@@ -67,7 +67,7 @@ MOMENTS = {
 os.unlink(f"{{DATA}}/id-9.npy"); os.mkfifo(f"{{DATA}}/id-9.npy")
 loader = {LOADER}
 held = [loader.batch(0), loader.batch(1)]
-while 1 not in [worker.row for worker in loader.state.workers]: time.sleep(0.001)
+while "id-9" not in [id for worker in loader.state.workers for id in worker.reading]: time.sleep(0.001)
 strike()
 """,
     "a-worker-stopped": f"""

@@ -4,359 +4,555 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from itertools import count
 
 import pytest
 
 from shmgen._plan.sampler import BatchId
-from shmgen._plan.schedule import Piece, Schedule
+from shmgen._plan.schedule import FIRST_ROWS, FIRST_TICKETS, MAX_OUT, Schedule, Ticket
 
 
 def batches(first: int = 0) -> list[BatchId]:
     return [BatchId(0, number) for number in range(first, first + 20)]
 
 
-def schedule(slots: int = 3, workers: int = 2, rows: int = 4, in_flight: int = 8) -> Schedule:
-    return Schedule(slots, workers, lambda _: rows, in_flight=in_flight)
+def schedule(slots: int = 3, readers: int = 2, rows: int = 4, in_flight: int = 8) -> Schedule:
+    return Schedule(slots, readers, lambda _: rows, in_flight=in_flight)
 
 
-def test_all_workers_share_the_same_next_batch() -> None:
-    """Rows, not batches, are the unit of work: the first batch is cut for all workers."""
-    sends = schedule(slots=1).assign([], batches())
-    assert sorted(worker for worker, _ in sends) == [0, 1]
-    assert [(piece.start, piece.stop) for _, piece in sends] == [(0, 2), (2, 4)]
+def begin(plan: Schedule, demanded: Sequence[BatchId], upcoming: Sequence[BatchId] = ()) -> list[Ticket]:
+    """Give slots to batches; the tickets that are given out then."""
+    plan.assign(demanded, upcoming)
+    return plan.take()
 
 
-@pytest.mark.parametrize(("rows", "workers"), [(1, 3), (7, 3), (5, 5), (64, 7)])
-def test_pieces_cover_a_batch_once(rows: int, workers: int) -> None:
-    """However rows and workers divide, each row is in one piece and no piece is empty."""
-    sends = schedule(slots=1, workers=workers, rows=rows).assign([], batches())
-    assert [row for _, piece in sends for row in range(piece.start, piece.stop)] == list(range(rows))
-    assert all(piece.start < piece.stop for _, piece in sends)
+def read(plan: Schedule, tickets: Sequence[Ticket]) -> None:
+    """All of these are done."""
+    for ticket in tickets:
+        plan.done(ticket.id)
 
 
-def test_batches_of_one_row_take_turns() -> None:
-    """Workers that hold equally much get work in turn, also where a batch has but one row."""
-    sends = schedule(slots=4, workers=2, rows=1).assign([], batches())
-    assert sorted(worker for worker, _ in sends) == [0, 0, 1, 1]
+def spans(tickets: Sequence[Ticket]) -> list[tuple[int, int, int]]:
+    """The number of the batch of each, the first row, and the row behind the last."""
+    return [(ticket.batch.number, ticket.start, ticket.stop) for ticket in tickets]
 
 
-def test_who_holds_more_gets_less() -> None:
-    """A worker that lags behind gets fewer rows, or none, until the others hold as many."""
-    plan = schedule(slots=4, workers=2, rows=10)
-    plan.assign([], batches()[:2])
-    plan.done(1)
-    plan.done(1)
-    [(worker, piece)] = plan.assign([BatchId(0, 2)], [])
-    assert (worker, piece.start, piece.stop) == (1, 0, 10)
-    assert sorted((w, p.stop - p.start) for w, p in plan.assign([BatchId(0, 3)], [])) == [(0, 5), (1, 5)]
+def numbers(tickets: Sequence[Ticket]) -> list[int]:
+    """Which batches they belong to, each once."""
+    return list(dict.fromkeys(ticket.batch.number for ticket in tickets))
 
 
-def test_a_batch_is_ready_when_its_last_piece_is() -> None:
-    """Pieces may be done in any order of workers."""
-    plan = schedule()
-    plan.assign([], batches())
-    assert plan.last_to_finish(BatchId(0, 0)) is not None
-    plan.done(1)
+def test_all_readers_share_the_same_next_batch() -> None:
+    """Rows, not batches, are the unit of work: however many batches are in flight, each is cut for all readers."""
+    for slots in (1, 3, 16):
+        tickets = begin(schedule(slots=slots, readers=5, rows=100), [], batches())
+        assert len([ticket for ticket in tickets if ticket.batch.number == 0]) >= 5
+
+
+@pytest.mark.parametrize(("rows", "readers"), [(1, 3), (7, 3), (5, 5), (64, 7), (1000, 3)])
+@pytest.mark.parametrize("later", [False, True])
+def test_tickets_cover_a_batch_once(rows: int, readers: int, later: bool) -> None:
+    """However rows and readers divide, each row is in one ticket, and tickets differ by a row at most; none is empty."""
+    plan = schedule(slots=1, readers=readers, rows=rows)
+    tickets = begin(plan, [], batches())
+    if later:
+        read(plan, tickets)
+        plan.discard(BatchId(0, 0))
+        tickets = begin(plan, [], batches())
+    assert [row for ticket in tickets for row in range(ticket.start, ticket.stop)] == list(range(rows))
+    sizes = [ticket.stop - ticket.start for ticket in tickets]
+    assert min(sizes) > 0
+    assert max(sizes) - min(sizes) <= 1
+    assert len(tickets) >= min(rows, readers)
+
+
+def test_readers_have_several_tickets_ahead() -> None:
+    """Of a few large batches as of many small ones: else readers were idle while the slowest one is at its last."""
+    for in_flight, rows in ((1, 1000), (4, 1000), (8, 1000), (16, 4)):
+        plan = schedule(slots=16, readers=4, rows=rows, in_flight=in_flight)
+        read(plan, begin(plan, [BatchId(1, 0)]))
+        tickets = begin(plan, [], batches())
+        assert len(tickets) >= 16
+        assert len(tickets) <= 64
+
+
+def test_first_batches_are_cut_fine() -> None:
+    """Until a ticket has been done, into as many as there may be at first; so it is soon known what reading takes."""
+    plan = schedule(slots=4, readers=2, rows=1000, in_flight=2)
+    assert len(begin(plan, [BatchId(0, 0)])) == FIRST_TICKETS
+    tickets = begin(plan, [BatchId(0, 1)])
+    assert len(tickets) == FIRST_TICKETS
+    plan.done(tickets[0].id)
+    assert len(begin(plan, [BatchId(0, 2)])) < 10
+    [first, *_] = begin(schedule(slots=1, readers=1, rows=40), batches()[:1])
+    assert first.stop - first.start == FIRST_ROWS
+
+
+def test_no_two_tickets_have_the_same_number() -> None:
+    """Not those that are tried again either: whoever still has the old one is not heard."""
+    plan = schedule(slots=4)
+    tickets = begin(plan, [], batches())
+    ids = [ticket.id for ticket in tickets]
+    plan.retry(tickets[0])
+    plan.retry(tickets[1], singly=True)
+    ids += [ticket.id for ticket in plan.take()]
+    assert len(set(ids)) == len(ids) > 5
+    assert 0 not in ids  # a status page that was never written says 0
+
+
+def test_a_batch_is_ready_when_its_last_ticket_is() -> None:
+    """Tickets may be done in any order; a ticket that is not out counts for nothing."""
+    plan = schedule(rows=8)
+    tickets = [ticket for ticket in begin(plan, [], batches()) if ticket.batch.number == 0]
+    for ticket in tickets[:0:-1]:
+        assert plan.ready(BatchId(0, 0)) is None
+        plan.done(ticket.id)
+        plan.done(ticket.id)
+        plan.done(10_000)
     assert plan.ready(BatchId(0, 0)) is None
-    assert plan.last_to_finish(BatchId(0, 0)) == 0
-    plan.done(0)
-    assert plan.ready(BatchId(0, 0)) is not None
-    assert plan.last_to_finish(BatchId(0, 0)) is None
+    assert plan.ticket(tickets[0].id) == tickets[0]
+    plan.done(tickets[0].id)
+    assert plan.ready(BatchId(0, 0)) == tickets[0].slot
+    assert plan.ticket(tickets[0].id) is None
 
 
 def test_in_flight_bounds_what_is_read_ahead_but_not_what_is_demanded() -> None:
-    """No more batches are started than in flight, except one that is waited for."""
-    plan = schedule(slots=4, in_flight=2)
-    assert {piece.batch.number for _, piece in plan.assign([], batches())} == {0, 1}
-    assert {piece.batch.number for _, piece in plan.assign([BatchId(0, 9)], [])} == {9}
+    """No more batches are started than in flight, except those that are waited for, which come first."""
+    plan = schedule(slots=5, in_flight=2)
+    assert numbers(begin(plan, [], batches())) == [0, 1]
+    assert numbers(begin(plan, [BatchId(0, 9), BatchId(0, 8)], batches())) == [9, 8]
 
 
-def test_all_slots_are_in_flight_while_workers_wait() -> None:
+def test_assign_says_which_slot_each_batch_got() -> None:
+    """In the order in which they are wanted, each once."""
+    plan = schedule(slots=4)
+    given = plan.assign([BatchId(0, 3), BatchId(0, 3)], batches())
+    assert [batch.number for _, batch in given] == [3, 0, 1, 2]
+    assert {slot for slot, _ in given} == {0, 1, 2, 3}
+    assert all(plan.slots[slot].batch == batch for slot, batch in given)
+    assert {(ticket.slot, ticket.batch) for ticket in plan.take()} == set(given)
+
+
+def test_all_slots_are_in_flight_while_readers_wait() -> None:
     """What a disk or a network keeps waiting is asked for as far ahead as there is room; and no further once it does not."""
     plan = schedule(slots=5, in_flight=2)
-    plan.assign([], batches())
+    tickets = begin(plan, [], batches())
     plan.waits = True
-    assert {piece.batch.number for _, piece in plan.assign([], batches())} == {2, 3, 4}
-    for worker in (0, 1) * 2:
-        plan.done(worker)
+    tickets += begin(plan, [], batches())
+    assert numbers(tickets) == [0, 1, 2, 3, 4]
+    read(plan, [ticket for ticket in tickets if ticket.batch.number < 2])
     for slot in [plan.ready(batch) for batch in batches()[:2]]:
         assert slot is not None
         plan.lease(slot)
         plan.free(slot)
     plan.waits = False
-    assert plan.assign([], batches()[2:]) == []
+    assert begin(plan, [], batches()[2:]) == []
 
 
 def test_what_was_read_in_vain_gives_way() -> None:
     """When others are wanted, slots that hold batches nobody wants are read into again; those still wanted are kept."""
-    plan = schedule(slots=2, workers=1)
-    plan.assign([], batches())
-    plan.done(0)
-    plan.done(0)
-    sends = plan.assign([BatchId(0, 7)], [BatchId(0, 1)])
-    assert [piece.batch.number for _, piece in sends] == [7]
+    plan = schedule(slots=2)
+    read(plan, begin(plan, [], batches()))
+    assert numbers(begin(plan, [BatchId(0, 7)], [BatchId(0, 1)])) == [7]
     assert plan.ready(BatchId(0, 1)) is not None
     assert plan.ready(BatchId(0, 0)) is None
 
 
 def test_a_slot_being_read_into_is_never_given_away() -> None:
-    """Workers can't be called back: a demand waits until a slot has been read, then takes it."""
-    plan = schedule(slots=1, workers=1)
-    plan.assign([], batches())
-    assert plan.assign([BatchId(0, 5)], []) == []
-    plan.done(0)
-    assert [piece.batch.number for _, piece in plan.assign([BatchId(0, 5)], [])] == [5]
+    """Readers can't be called back: a demand waits until a slot has been read, then takes it."""
+    plan = schedule(slots=1)
+    tickets = begin(plan, [], batches())
+    for ticket in tickets:
+        assert begin(plan, [BatchId(0, 5)]) == []
+        plan.done(ticket.id)
+    assert numbers(begin(plan, [BatchId(0, 5)])) == [5]
 
 
 def test_a_leased_batch_asked_for_again_is_read_again() -> None:
     """What was handed out belongs to whom it was handed; the next request gets a slot of its own."""
-    plan = schedule(slots=2, workers=1)
-    plan.assign([], [BatchId(0, 0)])
-    plan.done(0)
+    plan = schedule(slots=2)
+    read(plan, begin(plan, [], [BatchId(0, 0)]))
     slot = plan.ready(BatchId(0, 0))
     assert slot is not None
     plan.lease(slot)
-    [(_, piece)] = plan.assign([BatchId(0, 0)], [])
-    assert piece.slot != slot
+    assert {ticket.slot for ticket in begin(plan, [BatchId(0, 0)])} == {1 - slot}
 
 
 def test_what_is_discarded_is_read_again() -> None:
-    """A batch discarded once read, or while it is read, is not delivered; its slot is free when no worker writes to it."""
-    plan = schedule(slots=2, workers=1)
-    plan.assign([], [BatchId(0, 0), BatchId(0, 1)])
-    plan.done(0)
+    """A batch discarded once read, or while it is read, is not delivered; its slot is free when nobody writes to it."""
+    plan = schedule(slots=2)
+    tickets = begin(plan, [], [BatchId(0, 0), BatchId(0, 1)])
+    read(plan, [ticket for ticket in tickets if ticket.batch.number == 0])
     plan.discard(BatchId(0, 0))
     plan.discard(BatchId(0, 1))
+    plan.discard(BatchId(0, 2))
     assert plan.ready(BatchId(0, 0)) is None
-    [(_, piece)] = plan.assign([BatchId(0, 1)], [])
-    plan.done(0)
+    again = begin(plan, [BatchId(0, 1)])
+    read(plan, [ticket for ticket in tickets if ticket.batch.number == 1])
     assert plan.ready(BatchId(0, 1)) is None
-    plan.done(0)
-    assert plan.ready(BatchId(0, 1)) == piece.slot
+    assert repr(plan).count("free") == 1
+    read(plan, again)
+    assert plan.ready(BatchId(0, 1)) == again[0].slot
 
 
-def test_a_failed_piece_fails_its_batch_once() -> None:
+def test_a_failed_ticket_fails_its_batch_once() -> None:
     """The first error of a batch is kept; once reported and freed, the batch can be read again."""
-    plan = schedule(slots=1)
-    plan.assign([], batches())
+    plan = schedule(slots=1, rows=9)
+    one, *others = begin(plan, [], batches())
     first = ValueError("first")
-    plan.done(0, first)
-    plan.done(1, ValueError("second"))
+    plan.done(one.id, first)
+    for ticket in others:
+        plan.done(ticket.id, ValueError("second"))
     slot = plan.ready(BatchId(0, 0))
     assert slot is not None
     assert plan.error(slot) is first
     plan.free(slot)
-    assert len(plan.assign([BatchId(0, 0)], [])) == 2
-    plan.done(0)
-    plan.done(1)
+    read(plan, begin(plan, [BatchId(0, 0)]))
+    assert plan.ready(BatchId(0, 0)) == slot
     assert plan.error(slot) is None
 
 
-def test_a_spare_is_never_leased() -> None:
-    """Once all slots were held for too long, one is always left to read into."""
-    plan = schedule(slots=1, workers=1)
-    plan.assign([], [BatchId(0, 0)])
-    plan.done(0)
+def test_more_slots() -> None:
+    """Where all are leased, none can be, until there are more; these are numbered on."""
+    plan = schedule(slots=1)
+    read(plan, begin(plan, [], [BatchId(0, 0)]))
     slot = plan.ready(BatchId(0, 0))
     assert slot is not None
+    assert plan.can_lease
     plan.lease(slot)
     assert not plan.can_lease
-    plan.add_slot()
-    plan.keep_spare()
-    assert not plan.can_lease
-    plan.assign([BatchId(0, 1)], [])
-    plan.free(slot)
+    assert begin(plan, [BatchId(0, 1)]) == []
+    plan.add_slots(2)
     assert plan.can_lease
+    assert {ticket.slot for ticket in begin(plan, [BatchId(0, 1), BatchId(0, 2)])} == {1, 2}
+    plan.free(slot)
+    assert repr(plan) == "slots [free, filling 0:2, filling 0:1]"
 
 
-def rows_held(plan: Schedule, worker: int) -> list[tuple[int, int, int]]:
-    """What a worker has yet to read: number of the batch, first row, and the row behind the last."""
-    return [(piece.batch.number, piece.start, piece.stop) for piece in plan.held(worker)]
+def test_a_slot_that_is_read_in_vain_can_be_leased_soon() -> None:
+    """A wait for it is a wait for readers, and not for whoever holds the others."""
+    plan = schedule(slots=1)
+    tickets = begin(plan, [], [BatchId(0, 0)])
+    plan.discard(BatchId(0, 0))
+    assert plan.can_lease
+    read(plan, tickets)
+    assert plan.can_lease
 
 
 def test_work_is_given_out_in_portions() -> None:
     """No batch is started, unless one is waited for, before there is room for half of those that may be in flight."""
-    plan = schedule(slots=8, workers=1, in_flight=4)
-    assert len(plan.assign([], batches())) == 4
-    plan.done(0)
-    assert plan.assign([], batches()) == []
-    assert [piece.batch.number for _, piece in plan.assign([BatchId(0, 15)], batches())] == [15]
-    plan.done(0)
-    plan.done(0)
-    assert [piece.batch.number for _, piece in plan.assign([], batches())] == [4, 5]
+    plan = schedule(slots=8, readers=1, in_flight=4, rows=1)
+    tickets = begin(plan, [], batches())
+    assert len(tickets) == 4
+    plan.done(tickets[0].id)
+    assert begin(plan, [], batches()) == []
+    assert numbers(begin(plan, [BatchId(0, 15)], batches())) == [15]
+    read(plan, tickets[1:3])
+    assert numbers(begin(plan, [], batches())) == [4, 5]
 
 
-@pytest.mark.parametrize(
-    ("singly", "next", "held"),
-    [
-        pytest.param(False, True, [(0, 0, 2), (1, 0, 2)], id="next"),
-        pytest.param(False, False, [(1, 0, 2), (0, 0, 2)], id="last"),
-        pytest.param(True, True, [(0, 0, 1), (0, 1, 2), (1, 0, 2)], id="singly-next"),
-        pytest.param(True, False, [(1, 0, 2), (0, 0, 1), (0, 1, 2)], id="singly-last"),
-    ],
-)
-def test_the_oldest_piece_is_read_once_more(singly: bool, next: bool, held: list[tuple[int, int, int]]) -> None:
-    """As it is, or row by row; before what the worker holds besides, or after it. Each piece of it must be done then."""
-    plan = schedule(slots=2, workers=1, rows=2)
-    plan.assign([], batches())
-    again = plan.retry(0, singly=singly, next=next)
-    assert rows_held(plan, 0) == held
-    assert again == [piece for piece in plan.held(0) if piece.batch.number == 0]
-    while plan.held(0):
-        assert plan.ready(plan.held(0)[0].batch) is None
-        plan.done(0)
-    assert None not in (plan.ready(BatchId(0, 0)), plan.ready(BatchId(0, 1)))
+def test_no_more_tickets_are_out_than_fit_into_the_queue() -> None:
+    """The rest follows as those that are out are done, in order, before any that are given out later."""
+    given: list[Ticket] = []
+    plan = schedule(slots=1, readers=1, rows=3 * MAX_OUT)
+    tickets = begin(plan, [BatchId(0, 0)])
+    for ticket in tickets:
+        plan.retry(ticket, singly=True)
+    while more := plan.take():
+        assert plan.out <= MAX_OUT
+        assert plan.take() == []
+        given += more
+        plan.done(more[0].id)
+        given += (two := plan.take())
+        assert len(two) <= 1
+        read(plan, [*more[1:], *two])
+    assert sorted(ticket.start for ticket in given) == list(range(3 * MAX_OUT))
+    assert plan.ready(BatchId(0, 0)) == 0
 
 
-def test_what_is_tried_again_is_as_much_work_as_before() -> None:
-    """Shares go by the rows that workers hold, in however many pieces."""
-    plan = schedule(slots=3, workers=2, rows=4)
-    plan.assign([], batches()[:1])
-    plan.retry(0, singly=True, next=True)
-    assert sorted((w, p.stop - p.start) for w, p in plan.assign([BatchId(0, 1)], [])) == [(0, 2), (1, 2)]
+@pytest.mark.parametrize("singly", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_ticket_is_read_once_more(singly: bool, alone: bool) -> None:
+    """As it is, or row by row; its batch is ready once all of it has been done, and the old number means nothing any more."""
+    plan = schedule(slots=1, readers=2, rows=6)
+    one, *others = begin(plan, [], batches())
+    read(plan, others)
+    plan.retry(one, singly=singly, alone=alone)
+    assert plan.ticket(one.id) is None
+    again = []
+    while more := plan.take():
+        plan.done(one.id)
+        assert plan.ready(BatchId(0, 0)) is None
+        read(plan, more)
+        again += more
+    rows = range(one.start, one.stop)
+    assert spans(again) == ([(0, row, row + 1) for row in rows] if singly else [(0, one.start, one.stop)])
+    assert plan.ready(BatchId(0, 0)) == 0
 
 
-def test_a_piece_is_wanted_while_its_batch_is_in_its_slot() -> None:
+def test_what_is_read_once_more_comes_before_what_was_not_given_out_yet() -> None:
+    """Others of its batch have been read already."""
+    plan = schedule(slots=2, readers=1, rows=2 * MAX_OUT)
+    [first, *_] = begin(plan, [BatchId(0, 0)])
+    plan.assign([BatchId(0, 1)], [])
+    plan.retry(first)
+    assert spans(plan.take())[0] == (0, first.start, first.stop)
+
+
+def test_a_suspect_is_given_out_while_nothing_else_is() -> None:
+    """Not before what is out has been done; nothing is given out until it has been; and suspects one after the other."""
+    plan = schedule(slots=2, readers=4, rows=4)
+    one, two, *others = begin(plan, [], batches())
+    plan.retry(one, alone=True)
+    plan.retry(two, alone=True)
+    for ticket in others:
+        assert plan.take() == []
+        plan.done(ticket.id)
+    plan.assign([BatchId(0, 5)], [])
+    seen = []
+    for _ in range(2):
+        [suspect] = plan.take()
+        seen.append(suspect)
+        assert plan.out == 1
+        assert plan.take() == []
+        plan.done(suspect.id)
+    assert spans(seen) == spans([one, two])
+
+
+@pytest.mark.parametrize("end", ["done", "failed", "retried", "retried-alone", "lost"])
+def test_after_a_suspect_all_goes_on(end: str) -> None:
+    """Whatever has become of it."""
+    plan = schedule(slots=2, readers=2, rows=2)
+    one, *others = begin(plan, [], batches())
+    read(plan, others)
+    plan.retry(one, alone=True)
+    [suspect] = plan.take()
+    plan.add_slots(1)
+    plan.assign([BatchId(0, 9)], [])
+    if end == "lost":
+        plan.lose(suspect)
+    elif end.startswith("retried"):
+        plan.retry(suspect, alone=end == "retried-alone")
+    else:
+        plan.done(suspect.id, ValueError() if end == "failed" else None)
+    given = []
+    while more := plan.take():
+        given += more
+        read(plan, more)
+    assert plan.ready(BatchId(0, 9)) is not None
+    assert (spans([suspect])[0] in spans(given)) == end.startswith("retried")
+
+
+def test_a_ticket_is_wanted_while_its_batch_is_in_its_slot() -> None:
     """Not once the batch has been discarded, also while it is read anew in another slot."""
-    plan = schedule(slots=2, workers=1)
-    plan.assign([], [BatchId(0, 0)])
-    [piece] = plan.held(0)
-    assert plan.wants(piece)
+    plan = schedule(slots=2, rows=1)
+    [ticket] = begin(plan, [], [BatchId(0, 0)])
+    assert plan.wants(ticket)
     plan.discard(BatchId(0, 0))
-    assert not plan.wants(piece)
-    [(_, other)] = plan.assign([BatchId(0, 0)], [])
-    assert not plan.wants(piece)
+    assert not plan.wants(ticket)
+    [other] = begin(plan, [BatchId(0, 0)])
+    assert not plan.wants(ticket)
     assert plan.wants(other)
 
 
-def test_a_slot_that_may_yet_be_written_to_is_lost() -> None:
-    """The batch is read anew elsewhere; what other workers still read into the slot changes nothing."""
-    plan = schedule(slots=2, workers=2)
-    plan.assign([], [BatchId(0, 0)])
-    [piece] = plan.held(0)
-    plan.abandon(0)
+def test_a_ticket_that_was_interrupted_is_read_anew_with_its_batch() -> None:
+    """What others have read of the batch is not delivered."""
+    plan = schedule(slots=2, rows=2)
+    one, two = begin(plan, [], [BatchId(0, 0)])
+    plan.done(two.id)
+    plan.drop(one.id)
     assert not plan.holds(BatchId(0, 0))
-    assert not plan.wants(piece)
+    assert repr(plan) == "slots [free, free]"
+    read(plan, begin(plan, [BatchId(0, 0)]))
+    assert plan.ready(BatchId(0, 0)) is not None
+
+
+def test_a_slot_that_may_yet_be_written_to_is_lost() -> None:
+    """The batch is read anew elsewhere; what other readers still read into the slot changes nothing."""
+    plan = schedule(slots=2, rows=2)
+    one, two = begin(plan, [], [BatchId(0, 0)])
+    assert plan.lose(one)
+    assert not plan.holds(BatchId(0, 0))
+    assert not plan.wants(one)
     assert repr(plan) == "slots [free, lost]"
-    sends = plan.assign([BatchId(0, 0)], [])
-    assert {p.slot for _, p in sends} == {1 - piece.slot}
-    plan.done(1)
+    again = begin(plan, [BatchId(0, 0)])
+    assert {ticket.slot for ticket in again} == {0}
+    plan.done(two.id)
     assert repr(plan) == "slots [filling 0:0, lost]"
-    for worker, _ in sends:
-        plan.done(worker)
-    assert plan.ready(BatchId(0, 0)) == 1 - piece.slot
+    read(plan, again)
+    assert plan.ready(BatchId(0, 0)) == 0
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_was_to_be_read_into_a_lost_slot_is_not_given_out(alone: bool) -> None:
+    """Neither what waited to be read once more, nor what is still to be."""
+    plan = schedule(slots=1, readers=3, rows=3)
+    one, two, three = begin(plan, [], [BatchId(0, 0)])
+    plan.retry(one, alone=alone)
+    plan.lose(two)
+    plan.retry(three, alone=alone)
+    assert plan.take() == []
+    assert plan.out == 0
 
 
 def test_two_workers_may_lose_the_same_slot() -> None:
     """It counts once: as many batches as before are in flight then, in the slots that are left and the one that is new."""
-    plan = schedule(slots=3, workers=2, in_flight=2)
-    plan.assign([], batches())
-    assert plan.abandon(0)
-    plan.add_slot()
-    assert not plan.abandon(1)
+    plan = schedule(slots=3, in_flight=2, rows=2)
+    one, two, *_ = begin(plan, [], batches())
+    assert plan.lose(one)
+    plan.add_slots(1)
+    assert not plan.lose(two)
     assert repr(plan).count("lost") == 1
-    assert {piece.batch.number for _, piece in plan.assign([], batches())} == {0}
+    assert numbers(begin(plan, [], batches())) == [0]
 
 
 def test_a_batch_that_was_discarded_may_lose_its_slot() -> None:
     """The batch is being read elsewhere by then, and stays there."""
-    plan = schedule(slots=3, workers=1)
-    plan.assign([], [BatchId(0, 0)])
+    plan = schedule(slots=3, rows=1)
+    [ticket] = begin(plan, [], [BatchId(0, 0)])
     plan.discard(BatchId(0, 0))
-    plan.assign([BatchId(0, 0)], [])
-    plan.abandon(0)
+    again = begin(plan, [BatchId(0, 0)])
+    plan.lose(ticket)
     assert plan.holds(BatchId(0, 0))
-    plan.done(0)
+    read(plan, again)
     assert plan.ready(BatchId(0, 0)) is not None
 
 
 def test_a_batch_without_a_slot_fails() -> None:
     """It takes a free slot for its error, and can be asked for again once that was told."""
-    plan = schedule(slots=1, workers=1)
-    plan.assign([], [BatchId(0, 0)])
-    plan.abandon(0)
-    plan.add_slot()
+    plan = schedule(slots=1, rows=1)
+    [ticket] = begin(plan, [], [BatchId(0, 0)])
+    plan.lose(ticket)
+    plan.add_slots(1)
     error = ValueError("no answer")
     plan.fail(BatchId(0, 0), error)
     slot = plan.ready(BatchId(0, 0))
     assert slot == 1
     assert plan.error(slot) is error
     plan.free(slot)
-    assert [piece.slot for _, piece in plan.assign([BatchId(0, 0)], [])] == [1]
+    assert [ticket.slot for ticket in begin(plan, [BatchId(0, 0)])] == [1]
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_any_order_of_events_delivers_every_batch(seed: int) -> None:
-    """Random events, faults among them: no slot is given twice, nothing is lost, and what is demanded is delivered, or fails."""
-    chance = random.Random(seed)
-    slots, workers = chance.randint(2, 6), chance.randint(1, 4)
-    fault_rate = chance.choice([0, 0.3])
-    plan = Schedule(slots, workers, lambda batch: 1 + batch.number % 5, in_flight=chance.randint(1, slots))
-    # What the workers believe to hold, slots in which batches were handed out, and those that a hung worker may write to.
-    held: list[list[Piece]] = [[] for _ in range(workers)]
-    leased: list[int] = []
-    hung: set[int] = set()
-    failed: set[BatchId] = set()
-    for number in range(200):
-        batch = BatchId(0, number if chance.random() < 0.8 else chance.randrange(1000))
+class Random:
+    """Random events, and what those who take tickets believe.
+
+    Attributes:
+        held: the tickets that are out, as readers see it.
+        leased: slots in which batches were handed out.
+        hung: slots that a hung worker may write to.
+        failed: batches whose error is to be told.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.slots = self.chance.randint(2, 6)
+        self.fault_rate = self.chance.choice([0, 0.3])
+        self.plan = Schedule(
+            self.slots,
+            self.chance.randint(1, 8),
+            lambda batch: 1 + batch.number % 5,
+            in_flight=self.chance.randint(1, self.slots),
+        )
+        self.held: list[Ticket] = []
+        self.alone: Ticket | None = None
+        self.suspects: list[Ticket] = []
+        self.leased: list[int] = []
+        self.hung: set[int] = set()
+        self.failed: set[BatchId] = set()
+        self.ids: set[int] = set()
+
+    def give_out(self) -> None:
+        """Take what is to be given out."""
+        tickets = self.plan.take()
+        for ticket in tickets:
+            assert ticket.id not in self.ids
+            self.ids.add(ticket.id)
+            assert ticket.slot not in self.leased
+            assert ticket.slot not in self.hung
+            assert all(other.batch == ticket.batch for other in self.held if other.slot == ticket.slot)
+        if self.suspects:
+            assert len(tickets) == (0 if self.held else 1)
+            if tickets:
+                [self.alone] = tickets
+                [wanted, *_] = [suspect for suspect in self.suspects if suspect[1:] == self.alone[1:]]
+                self.suspects.remove(wanted)
+        elif self.alone in self.held:
+            assert tickets == []
+        self.held += tickets
+        assert self.plan.out == len(self.held)
+        assert all(self.plan.ticket(ticket.id) == ticket for ticket in self.held)
+
+    def demand(self, batch: BatchId) -> None:
+        """Go on until ``batch`` is handed out."""
+        plan, chance = self.plan, self.chance
         for _ in count():
-            for worker, piece in plan.assign([batch], batches(number + 1)):
-                assert piece.slot not in leased
-                assert piece.slot not in hung
-                assert all(other.batch == piece.batch for his in held for other in his if other.slot == piece.slot)
-                held[worker].append(piece)
+            plan.assign([batch], batches(batch.number + 1))
+            self.give_out()
             slot = plan.ready(batch)
             if slot is not None and plan.error(slot):
-                failed.remove(batch)
+                self.failed.remove(batch)
                 plan.free(slot)
                 continue
-            if slot is not None and plan.can_lease:
-                assert all(piece.slot != slot for his in held for piece in his)
+            if slot is not None:
+                assert all(ticket.slot != slot for ticket in self.held)
                 plan.lease(slot)
-                leased.append(slot)
-                break
-            if any(held) and (not leased or chance.random() < 0.7):
-                worker = chance.choice([worker for worker in range(workers) if held[worker]])
-                if chance.random() < fault_rate:
-                    strike(plan, worker, held, hung, failed, chance)
+                self.leased.append(slot)
+                return
+            if self.held and (not self.leased or chance.random() < 0.7):
+                ticket = self.held.pop(chance.randrange(len(self.held)))
+                if chance.random() < self.fault_rate:
+                    self.strike(ticket)
                 else:
-                    held[worker].pop(0)
-                    plan.done(worker)
-            elif leased:
-                plan.free(leased.pop(chance.randrange(len(leased))))
-            assert all(list(plan.held(worker)) == held[worker] for worker in range(workers))
-    for worker in range(workers):
-        while held[worker]:
-            held[worker].pop(0)
-            plan.done(worker)
-    for slot in leased:
-        plan.free(slot)
-    assert repr(plan).count("lost") == len(hung)
-    assert not re.search("filling|leased", repr(plan))
+                    plan.done(ticket.id)
+            elif self.leased:
+                plan.free(self.leased.pop(chance.randrange(len(self.leased))))
+            if chance.random() < 0.1:
+                plan.readers = chance.randint(1, 8)
+                plan.waits = not plan.waits
+
+    def strike(self, ticket: Ticket) -> None:
+        """Have the one who has a ticket fail at, die of, hang in or forget it, as the supervisor would tell it."""
+        plan, chance = self.plan, self.chance
+        wanted = plan.wants(ticket)
+        event = chance.choice(["retry", "discard", "drop", "hang"])
+        if event == "hang":
+            assert plan.lose(ticket) == (ticket.slot not in self.hung)
+            self.suspects = [suspect for suspect in self.suspects if suspect.slot != ticket.slot]
+            if ticket.slot not in self.hung:
+                self.hung.add(ticket.slot)
+                plan.add_slots(1)
+            if wanted and chance.random() < 0.5:
+                plan.fail(ticket.batch, ValueError("hangs"))
+                self.failed.add(ticket.batch)
+        elif event == "drop":
+            plan.drop(ticket.id)
+            if ticket.slot in self.hung:
+                self.failed.discard(ticket.batch)
+        elif event == "discard" or not wanted:
+            plan.done(ticket.id)
+            plan.discard(ticket.batch)
+            self.failed.discard(ticket.batch)
+        else:
+            singly, alone = chance.random() < 0.5, chance.random() < 0.5
+            plan.retry(ticket, singly=singly, alone=alone)
+            if alone:
+                rows = [(row, row + 1) for row in range(ticket.start, ticket.stop)]
+                again = rows if singly else [(ticket.start, ticket.stop)]
+                self.suspects += [ticket._replace(start=start, stop=stop) for start, stop in again]
 
 
-def strike(
-    plan: Schedule, worker: int, held: list[list[Piece]], hung: set[int], failed: set[BatchId], chance: random.Random
-) -> None:
-    """Have a worker fail at, die of, hang in or forget the oldest piece that it holds, as a delivery would tell it."""
-    piece = held[worker].pop(0)
-    wanted = plan.wants(piece)
-    event = chance.choice(["retry", "discard", "hang"])
-    if event == "hang":
-        assert plan.abandon(worker) == (piece.slot not in hung)
-        if piece.slot not in hung:
-            hung.add(piece.slot)
-            plan.add_slot()
-        if wanted and chance.random() < 0.5:
-            plan.fail(piece.batch, ValueError("hangs"))
-            failed.add(piece.batch)
-    elif event == "discard" or not wanted:
-        plan.done(worker)
-        plan.discard(piece.batch)
-    else:
-        singly, next = chance.random() < 0.5, chance.random() < 0.5
-        again = [piece._replace(start=row, stop=row + 1) for row in range(piece.start, piece.stop)] if singly else [piece]
-        assert plan.held(worker)[0] == piece
-        assert plan.retry(worker, singly=singly, next=next) == again
-        held[worker][:] = again + held[worker] if next else held[worker] + again
+@pytest.mark.parametrize("seed", range(80))
+def test_any_order_of_events_delivers_every_batch(seed: int) -> None:
+    """Random events, faults among them: no slot is given twice, nothing is lost, and what is demanded is delivered, or fails."""
+    events = Random(seed)
+    for number in range(150):
+        events.demand(BatchId(0, number if events.chance.random() < 0.8 else events.chance.randrange(1000)))
+    while events.held:
+        events.plan.done(events.held.pop().id)
+        events.give_out()
+    for slot in events.leased:
+        events.plan.free(slot)
+    assert repr(events.plan).count("lost") == len(events.hung)
+    assert not re.search("filling|leased", repr(events.plan))
+    assert len(events.plan.slots) == events.slots + len(events.hung)

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import psutil
 import pytest
+from conftest import wait_until
 
 from shmgen import Function, Hdf5, InputError, Loader, Npy, NpyRows, SampleError, Source, StartError, Values
 
@@ -478,6 +479,7 @@ def test_a_source_of_the_users_own(recorded: type[Recorded], tmp_path: Path, wor
     with Loader(ids, {id: id for id in ids}, 8, source=source, workers=workers) as loader:
         for _ in range(2):
             assert all(row == [label + 100] * 3 for row, label in pairs(loader))
+        wait_until(lambda: len(os.listdir(opened)) == max(1, workers), "all have begun, though one may have read it all")
         if not workers:
             path = str(opened / str(os.getpid()))
             [handle] = [fd for fd in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{fd}") == path]
@@ -489,7 +491,7 @@ def test_a_source_of_the_users_own(recorded: type[Recorded], tmp_path: Path, wor
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_a_source_that_fills_many_at_once(recorded: type[Recorded], tmp_path: Path, workers: int) -> None:
-    """With `fill` of its own, a piece's ids come together, and `read` is not called."""
+    """With `fill` of its own, a ticket's ids come together, and `read` is not called."""
 
     class Many(Source):
         shape, dtype = (2,), np.int64

@@ -53,7 +53,7 @@ def test_a_batch_is_seen_from_its_reading_to_its_end(folder: Callable[..., DataS
 
 
 def test_a_request_that_waits_is_seen(folder: Callable[..., DataSet], asking: type[Asking], workers: Callable[..., Any]) -> None:
-    """How many wait, for which batch, and which worker is at which of its rows; the look lets nobody wait or read again."""
+    """How many wait, for which batch, and which worker reads which sample; the look lets nobody wait or read again."""
     data = folder(N)
     data.fifo(6)
     with in_order(data) as loader:
@@ -64,7 +64,7 @@ def test_a_request_that_waits_is_seen(folder: Callable[..., DataSet], asking: ty
         wait_until(lambda: loader.state.waiting == 2, "both threads wait")
         state = loader.state
         assert SlotState("filling", 0, 1) in state.slots
-        assert [(worker.pid, worker.busy, worker.row) for worker in state.workers] == [(workers()[0].pid, True, 2)]
+        assert [(worker.pid, worker.busy, worker.reading) for worker in state.workers] == [(workers()[0].pid, True, ("id-6",))]
         assert not state.closed
         answer(data, 6)
         assert [thread.outcome() for thread in threads] == [[4, 5, 6, 7]] * 2
@@ -73,7 +73,7 @@ def test_a_request_that_waits_is_seen(folder: Callable[..., DataSet], asking: ty
 
 
 def test_a_source_that_does_not_say_where_it_is(folder: Callable[..., DataSet], asking: type[Asking]) -> None:
-    """The worker is busy, at no row that is known; once the batch is read, it is not."""
+    """The first sample of what is read at once stands for all of it; once the batch is read, nothing does."""
     data = folder(N)
     flag = str(data.path / "go-on")
 
@@ -84,13 +84,13 @@ def test_a_source_that_does_not_say_where_it_is(folder: Callable[..., DataSet], 
             while not os.path.exists(flag):
                 os.sched_yield()
 
-    with Loader(range(8), None, 8, source=Slow(), workers=1, slots=2) as loader:
+    with Loader(range(8), None, 8, source=Slow(), workers=1, slots=2, shuffle=False) as loader:
         thread = asking(lambda: len(list(loader)))
         wait_until(lambda: loader.state.workers[0].busy, "the worker has begun")
-        assert loader.state.workers[0].row is None
+        assert loader.state.workers[0].reading == (0,)
         open(flag, "w").close()
         assert thread.outcome() == 1
-        assert not any(worker.busy for worker in until_read(loader).workers)
+        assert [worker.reading for worker in until_read(loader).workers] == [()]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

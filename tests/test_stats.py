@@ -79,7 +79,7 @@ def test_a_trainer_that_works_waits_for_nothing(folder: Callable, monkeypatch: p
 
 def test_who_holds_all_slots_is_held_up(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches that are kept leave no slot to read into: more slots are advised."""
-    monkeypatch.setattr(shmgen._engine.prefetcher, "COPY_AFTER", 0.5)
+    monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.5)
     data = folder(64)
     with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=2, slots=2) as loader:
         held = list(loader)
@@ -94,7 +94,7 @@ def test_stats_are_a_snapshot(folder: Callable) -> None:
     """They can't be changed, do not change, and are there after `close` as they were before."""
     data = folder(16)
     with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=1) as loader:
-        assert loader.stats == replace(IDLE, workers=1)
+        assert loader.stats == replace(IDLE, workers=1, reads=1)
         list(loader)
         stats = loader.stats
         with pytest.raises(FrozenInstanceError):
@@ -141,12 +141,12 @@ def test_an_epoch_by_itself(folder: Callable) -> None:
 
 
 def test_a_report_tells_of_what_went_wrong() -> None:
-    """Restarts, replaced samples and copies stand in the report where there were any."""
-    report = replace(IDLE, restarts=2, replaced=3, copied=4).report()
+    """Restarts, replaced samples and added slots stand in the report where there were any."""
+    report = replace(IDLE, restarts=2, replaced=3, grown=4).report()
     assert "2 workers replaced" in report
     assert "3 unreadable samples replaced by others" in report
-    assert "4 batches copied" in report
-    assert "copied" not in IDLE.report()
+    assert "4 slots added, since all were held" in report
+    assert "added" not in IDLE.report()
 
 
 class TestDataWait:

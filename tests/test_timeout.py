@@ -63,8 +63,8 @@ def test_a_read_that_never_ends_is_an_error_by_name(
             assert all_but(2, loader, data, f"id-9'.*{place}: {BLAME}$") == [*range(8), *range(12, N)]
             assert time.monotonic() - called >= SOON
             assert not promptly.passed
-            # A source that does not say which row it is at has them tried one by one.
-            assert loader.stats.restarts == epoch * (1 + (kind == "own-fill"))
+            # A source that does not say which row it is at has them tried one by one. With two workers a ticket has one row.
+            assert loader.stats.restarts == epoch * (1 + (kind == "own-fill" and count == 1))
         assert loader.damaged == ()
     assert re.search(r"worker \d \(pid \d+\) gave no answer for 0\.3 seconds, and was killed; ", caplog.text)
     assert "memory" not in caplog.text
@@ -81,7 +81,7 @@ def test_a_read_that_never_ends_stands_aside(folder: Callable, kind: str, count:
         for epoch in range(1, 4):
             found += [as_bytes(batch) for batch in loader]
             assert loader.stats.replaced == epoch
-            assert loader.stats.restarts == 1 + (kind in ("own-fill", "transform"))
+            assert loader.stats.restarts == 1 + (kind in ("own-fill", "transform") and count == 1)
         [damaged] = loader.damaged
     assert damaged.id == "id-9"
     assert re.fullmatch(BLAME, damaged.reason)
@@ -119,24 +119,27 @@ def test_a_function_that_never_ends(folder: Callable, how: str, count: int) -> N
         assert loader.stats.restarts == 1
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stopped_worker_changes_no_byte(
-    folder: Callable, workers: Callable, caplog: pytest.LogCaptureFixture, kind: str
+    folder: Callable, workers: Callable, caplog: pytest.LogCaptureFixture, kind: str, count: int
 ) -> None:
-    """One that was stopped from outside is killed and replaced; what it held is read again, and no sample is blamed."""
+    """One that was stopped is replaced if anything waits for it; what it held is read again, and no sample is blamed."""
     data = folder(N)
     expected = run(made(kind, data, workers=0))
     found = []
-    with made(kind, data, workers=2, timeout=SOON, on_error="replace", max_damaged=0.0) as loader:
+    with made(kind, data, workers=count, timeout=SOON, on_error="replace", max_damaged=0.0) as loader:
         for epoch in range(2):
             for number, batch in enumerate(loader):
                 found.append(as_bytes(batch))
                 if number == 1:
-                    stop(workers()[epoch])
-        assert loader.stats.restarts == 2
+                    stop(workers()[epoch % count])
+        restarts = loader.stats.restarts
+        assert restarts == 2 or (count == 2 and restarts < 2)  # another does the work of one that was stopped while it had none
         assert loader.damaged == ()
     assert found == expected
-    assert len(re.findall(r"worker \d \(pid \d+\) had been stopped for 0\.3 seconds, and was killed; ", caplog.text)) == 2
+    said = re.findall(r"worker \d \(pid \d+\) had been stopped for 0\.3 seconds, and was killed; ", caplog.text)
+    assert len(said) == restarts
 
 
 def test_all_are_stopped_at_their_start(folder: Callable, workers: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

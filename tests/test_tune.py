@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from conftest import wait_until, workers_of
@@ -355,3 +357,16 @@ def test_help(tmp_path: Path) -> None:
     options = "--batch-size N,--step-ms MS,--workers 0-8,--slots N,--seconds S,--cold,--ids FILE,--dim,--n-channels N,--dtype D"
     for option in ["DATA_DIR", *options.split(","), "--plot FILE", "--json [FILE]", "exit status: 0"]:
         assert option in " ".join(done.stdout.split())
+
+
+def test_any_number_of_ids_is_measured() -> None:
+    """Only the ids that are read take memory and time, shuffled or not."""
+    for shuffle in (True, False):
+        tracemalloc.start()
+        try:
+            tuning = tune(range(10**9), None, 4, source=lambda id: np.zeros(2), workers=[0], seconds=0.02, shuffle=shuffle)
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert 0 < tuning.samples < tuning.of == 10**9
+        assert most < 50_000_000

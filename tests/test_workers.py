@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from conftest import wait_until
 from pace import Deadline
 
-from shmgen import Loader, Source
-from shmgen._memory.status_page import RECORD_WORDS
+from shmgen import Loader
 
 AT_ONCE = 2.0
 """Seconds in which what is promised "at once" must have happened."""
@@ -166,21 +164,22 @@ def test_what_is_larger_than_a_sockets_buffer_is_sent(count: int) -> None:
         assert [row[0] for (X,) in loader for row in X[..., 0].tolist()] == list(range(24))
 
 
-def test_no_two_workers_share_a_word_on_the_board(folder: Callable, workers: Callable) -> None:
-    """However many have been replaced: each says for itself where it is."""
+def test_who_has_gone_leaves_no_status_page(folder: Callable, workers: Callable) -> None:
+    """However many have been replaced: each that lives has a page, and none is shared, nor left to one that has gone."""
     data = folder(24)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=2) as loader:
-        loader._ring.status_page = loader._ring.status_page[
-            : 3 * RECORD_WORDS
-        ]  # as many as there are would take hundreds of deaths
-        for _ in range(2):
-            for X, y in loader:
-                data.check(X, y)
-            workers()[1].kill()
-        for X, y in loader:
-            data.check(X, y)
-        assert loader.stats.restarts == 2
-        assert len({worker.word for worker in loader._workers._workers}) == 2  # type: ignore[attr-defined]
+        for died in range(5):
+            while loader.stats.restarts < died:
+                assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(24))
+            if died < 4:
+                workers()[-1].kill()
+        assert mapped_pages(os.getpid()) == 2
+        wait_until(lambda: [mapped_pages(worker.pid) for worker in workers()] == [1, 1], "all have begun")
+
+
+def mapped_pages(pid: int) -> int:
+    """How many status pages a process has mapped."""
+    return Path(f"/proc/{pid}/maps").read_text().count("memfd:shmgen-status")
 
 
 MEMORY = """
@@ -251,31 +250,3 @@ def test_workers_take_what_they_need_from_the_path_of_the_parent(tmp_path: Path)
         ((X,),) = loader
 
     assert X.tolist() == [[1, 1, 1]]
-
-
-def test_what_makes_a_worker_wait_is_hinted(tmp_path: Path) -> None:
-    """Once a read has had to wait, a source hears of all other samples before they are read, each once."""
-    told = tmp_path / "told"
-
-    class Slow(Source):
-        shape, dtype = (1,), "int64"
-
-        def hint(self, ids: Any) -> None:
-            with told.open("a") as file:
-                file.writelines(f"hinted {id}\n" for id in ids)
-
-        def fill(self, ids: Any, rows: np.ndarray) -> None:
-            time.sleep(0.001)  # as a disk would have it wait
-            with told.open("a") as file:
-                file.writelines(f"read {id}\n" for id in ids)
-            rows[:, 0] = ids
-
-    with Loader(range(60), None, 4, source=Slow(), shuffle=False, workers=1, drop_last=False) as loader:
-        assert np.concatenate([X[:, 0] for (X,) in loader]).tolist() == list(range(60))
-
-    lines = told.read_text().split("\n")[:-1]
-    read = [line for line in lines if line.startswith("read")][:60]
-    hinted = [line for line in lines if line.startswith("hinted")]
-    assert read == [f"read {id}" for id in range(60)]
-    assert hinted[:56] == [f"hinted {id}" for id in range(4, 60)]
-    assert all(lines.index(f"hinted {id}") < lines.index(f"read {id}") for id in range(4, 60))

@@ -149,6 +149,11 @@ def rows(loader: Loader, epochs: int = 1) -> np.ndarray:
         return np.concatenate([X.reshape(len(X), -1) for _ in range(epochs) for (X,) in loader])
 
 
+def assert_grown(loader: Any, slots: int, held: int) -> None:
+    """Assert that slots were added for ``held`` batches, but not many more: the ring grows by a quarter at a time."""
+    assert held <= slots + loader.stats.grown <= 1.25 * held
+
+
 def batch_of(ids: Any, labels: Any = None, **options: Any) -> tuple[Any, Loader]:
     """What comes behind the inputs in the only batch of all ids, and the loader, closed."""
     options.setdefault("source", lambda id: np.zeros(2))

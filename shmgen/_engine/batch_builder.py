@@ -16,7 +16,7 @@ from shmgen._sources.base import Source
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._sources.ids import take
 from shmgen._worker.assembler import BatchAssembler
-from shmgen._worker.readers import EPOCH, POSITION, SAMPLES
+from shmgen._worker.readers import SAMPLES
 from shmgen.errors import SampleError, printable
 
 MAX_ATTEMPTS = 100
@@ -79,7 +79,7 @@ class BatchBuilder:
                     self._replace(batch, row)
         numbers = self._numbers(batch)
         sheet = self._ring.sheet(slot)
-        sheet[EPOCH], sheet[POSITION] = batch.epoch, batch.number * self._sampler.batch_size
+        sheet[:SAMPLES] = batch.epoch, batch.number * self._sampler.batch_size, len(numbers)
         self._fill(slot, 0, numbers)
         # What is read before its epoch begins may have changed by then.
         if ahead and self._can_tell:

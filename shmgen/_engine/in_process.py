@@ -90,6 +90,9 @@ class InProcess:
     def is_stopped(self, worker: int) -> bool:
         return False
 
+    def take_back(self) -> list[int]:
+        raise NotImplementedError
+
     def kill(self, worker: int) -> None:
         raise NotImplementedError
 
@@ -100,6 +103,9 @@ class InProcess:
 
     def set_reads(self, count: int) -> None:
         raise NotImplementedError
+
+    def set_eager(self, eager: bool) -> None:
+        pass
 
     def stop(self) -> None:
         self._tickets.clear()

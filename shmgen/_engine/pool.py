@@ -11,7 +11,7 @@ import os
 import pickle
 import select
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -19,17 +19,18 @@ from typing import Any
 from shmgen._engine.workers import Event, EventKind, Wakeup
 from shmgen._memory.limit_errors import FILES, MAPPING, named
 from shmgen._memory.ring import Ring
-from shmgen._memory.status_page import READERS, READS, ROW, TICKET, USED, StatusPage
-from shmgen._plan.schedule import Ticket
+from shmgen._memory.status_page import EAGER, READERS, READS, ROW, TICKET, USED, StatusPage
+from shmgen._plan.schedule import MAX_OUT, Ticket
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._worker import protocol
 from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.context import Context, environment, places, search_path
 from shmgen._worker.launch import Child, Launcher, end
 from shmgen._worker.log_forwarding import ForwardedLogs
-from shmgen._worker.main import Descriptors, Setup
+from shmgen._worker.main import Setup
 from shmgen._worker.pickling import dumps
 from shmgen._worker.protocol import ATOMIC, REPORT, processor_time
+from shmgen._worker.readers import Descriptors
 from shmgen._worker.signals import deferred_signals
 from shmgen.errors import WorkerDied
 
@@ -55,6 +56,7 @@ class Pool:
         self._ring = ring
         self._ids = ids
         self._reads = reads
+        self._eager = False
         self._draws = assembler.calls_functions
         variables, corrections = environment(assembler.seed)
         self._launcher = Launcher("shmgen._worker.main", variables)
@@ -91,7 +93,6 @@ class Pool:
         self._busy = self._cpu = 0
         self._by_fd: dict[int, int] = {}
         self._poll.register(self._wakeup.fd, select.EPOLLIN)
-        self._poll.register(self._reports_out, select.EPOLLIN)
         try:
             with deferred_signals():
                 # All are started before the first gets its setup, so that they start at the same time.
@@ -116,8 +117,8 @@ class Pool:
             fd = StatusPage.create()
             try:
                 page = StatusPage(fd)
-                page.words[READS] = self._reads
-                fds = Descriptors(self._ring.fd, fd, self._tickets_out, self._reports_in, self._ids.fd)
+                page.words[READS], page.words[EAGER] = self._reads, self._eager
+                fds = Descriptors(self._ring.fd, fd, self._tickets_out, self._reports_in, self._wakeup.fd, self._ids.fd)
                 return _Worker(self._launcher.start(*fds), page)
             finally:
                 os.close(fd)
@@ -157,6 +158,21 @@ class Pool:
                 return
             del self._unput[:written]
 
+    def take_back(self) -> list[int]:
+        tickets = bytearray()
+        # The queue's own descriptor must go on to wait, since workers share it: this one is not theirs.
+        with suppress(OSError):  # this process can open no more files
+            fd = os.open(f"/proc/self/fd/{self._tickets_out}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                with suppress(BlockingIOError):
+                    while True:
+                        tickets += os.read(fd, protocol.TICKET.size * MAX_OUT)
+            finally:
+                os.close(fd)
+        tickets += self._unput
+        self._unput.clear()
+        return [id for id, *_ in protocol.TICKET.iter_unpack(tickets)]
+
     def wait(self, timeout: float | None) -> None:
         try:
             self._ready = self._poll.poll(timeout)
@@ -168,11 +184,9 @@ class Pool:
         self._wakeup.set()
 
     def poll_events(self) -> list[Event]:
-        events = []
         ready, self._ready = self._ready or self._poll.poll(0), []
-        # What a worker has reported before its death is heard of first.
-        if ready:
-            events = self._reported()
+        # Reports wake nobody by themselves. What a worker has reported before its death is heard of first.
+        events = self._reported()
         for fd, what in ready:
             if fd == self._wakeup.fd:
                 self._wakeup.clear()
@@ -267,6 +281,12 @@ class Pool:
         for worker in self._workers.values():
             if worker.page.words[READS]:  # it does not retire
                 worker.page.words[READS] = count
+
+    def set_eager(self, eager: bool) -> None:
+        self._eager = eager
+        for worker in self._workers.values():
+            worker.page.words[EAGER] = eager
+        self.wake()  # for what was reported before
 
     def _let_go(self, number: int) -> None:
         """Give up a worker: it has died, or hangs."""

@@ -25,7 +25,8 @@ STARTS = 5
 """If so many workers with the same number die one after the other before any has read anything, the loader ends."""
 
 START_WITHIN = 60.0
-"""Seconds that a worker has to start, or ``timeout`` if that is longer: its imports and open files may take a while."""
+"""Seconds that a worker has to start, or ``timeout`` if that is longer: its imports and open files may take a while. So many it
+has as well to take a ticket: on a busy machine it may not be run for a while, and holds up nobody else."""
 
 LOOKS = 4
 """How often within ``timeout`` the row that a reader is at is looked up, to know how long it has been there."""
@@ -46,7 +47,9 @@ class WorkerRecord:
         has_done: whether it has done a ticket.
         kill_deadline: when it should be gone after it was killed; None if it was not.
         stuck: the claims that it was killed for, if any.
+        unsure: those that stayed where they were, but perhaps only because of another.
         stopped: whether it was killed because it had been stopped (SIGSTOP).
+        given: how many seconds it was given before it was killed.
         retires: whether it is to end.
         deaths_before_work: how many workers with this number have died one after the other without finishing anything.
     """
@@ -56,7 +59,9 @@ class WorkerRecord:
     has_done: bool = False
     kill_deadline: float | None = None
     stuck: list[Claim] = field(default_factory=list)
+    unsure: list[Claim] = field(default_factory=list)
     stopped: bool = False
+    given: float = 0.0
     retires: bool = False
     deaths_before_work: int = 0
 
@@ -96,9 +101,11 @@ class Supervisor:
         self._builder = builder
         self._ring = ring
         self._timeout = timeout
+        self._patience = max(timeout, START_WITHIN)
         now = time.monotonic()
         self._records = {number: WorkerRecord(Watch(now)) for number in range(count)}
         self._deaths = Deaths()
+        self._is_eager = False
         self.reads = reads
         self.next_deadline = now + timeout / LOOKS
         self.interrupted = 0.0
@@ -122,6 +129,9 @@ class Supervisor:
         """Give out the tickets that can be."""
         if tickets := self._schedule.take():
             self._workers.put(tickets)
+        if self._schedule.holds_back != self._is_eager:
+            self._is_eager = self._schedule.holds_back
+            self._workers.set_eager(self._is_eager)
 
     def resize(self, workers: int, reads: int) -> bool:
         """From now on there are so many workers with so many readers each; False if more workers could not be started."""
@@ -223,7 +233,7 @@ class Supervisor:
             record.watch.look(claims[worker], now, waiting=waiting and not record.retires, overslept=overslept)
             if record.kill_deadline is not None and overslept:
                 record.kill_deadline = now + KILL_GRACE
-            if now >= self._deadline(record, asked):
+            if now >= self._deadline(record, asked) or self._seems_stopped(worker, now, asked):
                 self._kill_unresponsive(worker, now, asked)
         deadlines = [self._deadline(record, asked) for record in self._records.values()]
         self.next_deadline = min([now + self._timeout / LOOKS, *deadlines])
@@ -232,11 +242,13 @@ class Supervisor:
         """When a worker should have come further than it is."""
         if record.kill_deadline is not None:
             return record.kill_deadline
-        return record.watch.deadline(asked, self._allowed(record))
+        return record.watch.deadline(asked, self._timeout if record.begun else self._patience, self._patience)
 
-    def _allowed(self, record: WorkerRecord) -> float:
-        """Seconds that a worker is given for what it is doing."""
-        return self._timeout if record.begun else max(self._timeout, START_WITHIN)
+    def _seems_stopped(self, worker: int, now: float, asked: float) -> bool:
+        """Whether a worker that has started does nothing, though there is something to do, because it was stopped."""
+        record = self._records[worker]
+        late = now >= record.watch.deadline(asked, self._timeout, self._timeout)
+        return late and record.begun and record.kill_deadline is None and self._workers.is_stopped(worker)
 
     def _kill_unresponsive(self, worker: int, now: float, asked: float) -> None:
         """Kill a worker that does not respond; abandon one that should have been gone by now."""
@@ -247,8 +259,10 @@ class Supervisor:
         record.stopped = self._workers.is_stopped(worker)
         if not record.stopped:
             if not record.begun:
-                raise StartError(f"worker {worker} has not begun within {self._allowed(record):g} seconds")
+                raise StartError(f"worker {worker} has not begun within {self._patience:g} seconds")
             record.stuck = record.watch.stuck(now, asked, self._timeout)
+            record.unsure = record.watch.unsure(now, asked, self._timeout)
+        record.given = self._timeout if record.begun and (record.stopped or record.stuck) else self._patience
         record.kill_deadline = now + KILL_GRACE
         self._workers.kill(worker)
 
@@ -262,7 +276,9 @@ class Supervisor:
             how = Exit.CRASHED
         else:
             how = Exit.KILLED
-        verdicts = after_exit(claims, record.stuck, how, self._deaths, timeout=self._timeout, death=str(death))
+        verdicts = after_exit(
+            claims, record.stuck, how, self._deaths, timeout=self._timeout, death=str(death), unsure=record.unsure
+        )
         if not record.retires:
             log.warning("%s", self._death_message(worker, death, verdicts))
         deaths_before_work = 0 if record.has_done else record.deaths_before_work
@@ -271,11 +287,14 @@ class Supervisor:
             deaths_before_work += 1
             if death is not None and deaths_before_work == STARTS:
                 raise death
+        # What is read again goes first: others of its batch have been read already, and the batch may be waited for.
+        self._schedule.take_back(self._workers.take_back())
         for verdict in verdicts:
             self._carry_out(verdict, unreadable=True, lost=how is Exit.ABANDONED)
         if record.retires:
             self._workers.remove(worker)
             del self._records[worker]
+            self.give_out()
             return
         try:
             self._workers.restart(worker)
@@ -324,8 +343,9 @@ class Supervisor:
         else:
             who = f"worker {worker} (pid {death.pid})" if death else f"worker {worker}"
             why = "had been stopped" if record.stopped else "gave no answer"
-            said.append(f"{who} {why} for {self._allowed(record):g} seconds, and {'was' if death else 'can not be'} killed")
-        places = [claim.place for claim, *_ in verdicts if claim.place is not None]
+            said.append(f"{who} {why} for {record.given:g} seconds, and {'was' if death else 'can not be'} killed")
+        claims = record.stuck or [claim for claim, *_ in verdicts]
+        places = [claim.place for claim in claims if claim.place is not None]
         if places:
             named = ", ".join(self._builder.named(*place) for place in places[:MAX_NAMED])
             more = f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
@@ -334,7 +354,8 @@ class Supervisor:
         if again:
             rows = sum(ticket.stop - ticket.start for ticket in again)
             files = self._builder.listed(again, MAX_NAMED)
-            said.append(f"another takes its place, and the {rows} row{'s'[: rows > 1]} that it held are read again: {files}")
+            held = "row that it held is" if rows == 1 else f"{rows} rows that it held are"
+            said.append(f"another takes its place, and the {held} read again: {files}")
         else:
             said.append(f"it held nothing{' else' if verdicts else ''}; another takes its place")
         return "; ".join(said)

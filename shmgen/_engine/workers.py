@@ -41,6 +41,9 @@ class Workers(Protocol):
     def put(self, tickets: Sequence[Ticket]) -> None:
         """Have ``tickets`` done, without waiting."""
 
+    def take_back(self) -> list[int]:
+        """Take back the tickets that nobody has taken yet; their numbers, in the order in which they were put."""
+
     def wait(self, timeout: float | None) -> None:
         """Wait until something happens, `wake` is called, or ``timeout`` seconds have passed; None waits for ever.
 
@@ -80,12 +83,15 @@ class Workers(Protocol):
     def set_reads(self, count: int) -> None:
         """From now on each worker has so many readers."""
 
+    def set_eager(self, eager: bool) -> None:
+        """Whether each ticket that is done ends a `wait`, and not only the last of a batch, or one that took long."""
+
     def stop(self) -> None:
         """End all workers; may be called again."""
 
 
 class Wakeup:
-    """Ends a wait from another thread: makes a descriptor readable."""
+    """Ends a wait from another thread or process: makes a descriptor readable."""
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

@@ -14,7 +14,7 @@ ALIGNMENT = 64
 PAGE = mmap.ALLOCATIONGRANULARITY
 """Bytes. A mapping of a file must begin at a multiple of this."""
 
-SHEET_WORDS = 2
+SHEET_WORDS = 3
 """So many words of a sheet come before the sample numbers."""
 
 Arrays = tuple[np.ndarray, ...]
@@ -75,9 +75,9 @@ class Layout:
         )
 
     def sheet(self, buffer: object) -> np.ndarray:
-        """The sheet of the slot ``buffer``, of dtype int64 and shape ``(2 + batch_size,)``.
+        """The sheet of the slot ``buffer``, of dtype int64 and shape ``(3 + batch_size,)``.
 
-        It holds the epoch, the position of the first row in the epoch, and the sample number of each row.
+        It holds the epoch, the position of the first row in the epoch, the number of rows, and the sample number of each row.
         """
         return np.ndarray(SHEET_WORDS + self.batch_size, np.int64, buffer, self.sheet_offset)  # type: ignore[arg-type]
 

@@ -43,11 +43,12 @@ def reached(error: Exception, errors: tuple[int, ...]) -> str:
 
 @contextmanager
 def named(errors: tuple[int, ...]) -> Iterator[None]:
-    """Add the limit that an OSError is about to its text."""
+    """Add the limit that an OSError is about to its text, unless it is there already."""
     try:
         yield
     except OSError as error:
-        if limit := reached(error, errors):
+        limit = reached(error, errors)
+        if limit and limit not in str(error):
             raise OSError(error.errno, f"{error.strerror}: {limit}") from None
         raise
 

@@ -14,9 +14,10 @@ PAGE_BYTES = 8192
 MAX_READERS = 64
 """So many readers have room for a record."""
 
-READS, READERS, USED = range(3)
-"""The page's first words, of 8 bytes each: how many readers there should be, set by the main process; how many records have been
-used; nanoseconds in which the worker had or wanted a processor before its first ticket."""
+READS, EAGER, READERS, USED = range(4)
+"""The page's first words, of 8 bytes each. The main process sets how many readers there should be, and whether it is to be woken
+for each ticket that is done. The worker sets how many records have been used, and how many nanoseconds it had or wanted a processor
+before its first ticket."""
 
 TICKET_BYTES = 24
 

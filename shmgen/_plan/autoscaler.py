@@ -24,32 +24,27 @@ __all__ = ["Autoscaler", "Limits", "Progress", "Target"]
 WAITS = 0.05
 """A trainer that waits for more than this fraction of its time is worth another reader."""
 
-PAYS = 0.1
-"""More of a number is kept if the rate of rows grows by this fraction, or by half of what so many more could give."""
+PAYS, LOSES = 0.1, 0.05
+"""More is kept if rows a second grow by the first, or half of what they could; less, if they fall by less than the second."""
 
-LOSES = 0.05
-"""Fewer readers are kept if the rate of rows falls by less than this fraction."""
-
-WORTH = 0.5
-"""Where more have gained less than this fraction of what they could, as many as the gain was worth are tried."""
-
-UNLIKELY = 1.5
-"""More can't gain this many times what they could: then what was seen before them was no measure."""
+WORTH, UNLIKELY = 0.5, 1.5
+"""Where more have gained less than the first part of what they could, as many as the gain was worth are tried. Where they have
+gained more than the second, something else was slow before them, and it proves nothing."""
 
 SATURATED = 0.8
 """A worker that computes for more than this fraction of the time gains nothing by more readers."""
 
-SPARE = 0.8
-"""A worker is retired if the others would have work for less than this fraction of the time without it."""
-
-CALM = 3
-"""So many windows in a row must show that one worker less would do."""
+SPARE, CALM = 0.8, 3
+"""A worker is retired if the others would be busy for less than this part of the time, seen in so many windows in a row."""
 
 LOOK, SHORT, LONG = 0.025, 0.15, 1.0
 """Seconds between two looks; of a window after a change; and of one where nothing changes: at least."""
 
-ROUNDS = 2
-"""In a window each reader ends so many tickets on average, or the trainer has not waited."""
+COVERS, ROUNDS = 1.25, 4
+"""A window ends when its tickets make up the readers' time to this factor, when so many batches are read, or nobody waits."""
+
+SETTLES = 2
+"""Batches that were cut into tickets before a change are read after it, so many in all."""
 
 log = logging.getLogger("shmgen")
 
@@ -74,7 +69,7 @@ class Autoscaler:
         scales_reads: whether that of the readers of each may be.
         limits: the largest numbers, given how many workers there would be and the fraction of their busy time in which readers
             are blocked, from 0 to 1.
-        ticket_rows: rows of a ticket.
+        batch_rows: rows of a batch; each reader has a ticket in it.
 
     Attributes:
         target: what there should be now.
@@ -88,21 +83,19 @@ class Autoscaler:
         scales_workers: bool,
         scales_reads: bool,
         limits: Callable[[int, float], Limits],
-        ticket_rows: int = 16,
+        batch_rows: int = 64,
     ) -> None:
         self.target = target
         self.decisions: list[Decision] = []
         self._scales: dict[Number, bool] = {"workers": scales_workers, "reads": scales_reads}
         self._limits = limits
-        self._ticket_rows = ticket_rows
+        self._batch_rows = batch_rows
         self._last: Progress | None = None
-        # Seconds since the first look.
-        self._time = 0.0
+        self._time = 0.0  # since the first look
         self._epoch = -1
         self._window = Window()
         self._length = SHORT
-        # Rows that have yet to end before a change shows: those of the tickets that were out when it was made.
-        self._settling = 0
+        self._settling = 0  # rows that have yet to end before a change shows
         self._at_first = True
         self._trial: Trial | None = None
         self._backoffs = {(number, sign): Backoff() for number in self._scales for sign in (1, -1)}
@@ -130,9 +123,8 @@ class Autoscaler:
         elif self._at_first and progress.busy >= SHORT:
             self._at_first = False
             # The first tickets show whether readers are blocked. A trainer that waits so early waits for them alone.
-            readers = self.target.readers
-            seconds = progress.busy / readers
-            self._more_reads(Window(seconds, progress.rows, min(seconds, progress.waited), progress.busy, progress.cpu, readers))
+            (_, rows, waited, busy, cpu, *_), readers = progress, self.target.readers
+            self._more_reads(Window(busy / readers, rows, min(busy / readers, waited), busy, cpu, readers))
         elif last is not None and same_epoch:
             self._see_window(self._window.plus(last, progress))
         return self.target
@@ -142,20 +134,21 @@ class Autoscaler:
         if self._settling:
             self._window, self._settling = Window(), max(0, self._settling - window.rows)
             return
-        enough = window.rows >= ROUNDS * self.target.readers * self._ticket_rows
-        if window.seconds < self._length or not (enough or (window.wait <= WAITS and window.seconds >= LONG)):
+        if window.seconds < self._length:
+            return
+        patient = window.wait <= WAITS and window.seconds >= LONG
+        if not (1 / COVERS <= window.cover <= COVERS or window.rows >= ROUNDS * self._batch_rows or patient):
             return
         self._window, self._length = Window(), LONG
         for backoff in self._backoffs.values():
             backoff.elapse(window.seconds)
-        if self._trial is not None:
-            self._judge(self._trial, window)
-        elif self._fits():
-            if window.wait > WAITS:
-                self._calm = 0
-                _ = self._more_reads(window) or self._fewer_reads(window) or self._more_workers(window)
-            else:
-                self._fewer_workers(window)
+        if (self._trial is not None and not self._judge(self._trial, window)) or not self._fits():
+            return
+        if window.wait > WAITS:
+            self._calm = 0
+            _ = self._more_reads(window) or self._fewer_reads(window) or self._more_workers(window)
+        else:
+            self._fewer_workers(window)
 
     def _fits(self) -> bool:
         """Whether there is room for what there is; else there is less from now on."""
@@ -204,8 +197,8 @@ class Autoscaler:
             self._calm = 0
             self._try("workers", -1, Target(workers - 1, reads), window, f"{load:.1f} of {workers * reads} readers had work")
 
-    def _judge(self, trial: Trial, window: Window) -> None:
-        """Keep what helped, or, of fewer, what did no harm; else take it back, and leave it for a while."""
+    def _judge(self, trial: Trial, window: Window) -> bool:
+        """Whether the change is kept as it is: if it helped, or did no harm if it was for less. Else it is undone, or refined."""
         self._trial = None
         number, sign, before, seen = trial
         gain = window.pace / seen.pace if seen.pace else 1.0
@@ -216,7 +209,8 @@ class Autoscaler:
         if window.wait > WAITS and gain < enough:
             self._backoffs[number, sign].refuse(seen.pace)
             self._change(before, f"with {self.target}, {rates}")
-            return
+            self._length = LONG
+            return False
         self._length = SHORT
         self._backoffs[number, sign].forgive()
         for backoff in self._backoffs.values():
@@ -226,7 +220,8 @@ class Autoscaler:
             self._backoffs[number, -sign].refuse(window.pace, max(1.0, gain))
         if sign > 0 and window.wait > WAITS and gain < WORTH * ratio:
             worth = math.ceil(count * max(1.0, gain) / ratio)
-            self._begin(number, -1, self.target._replace(**{number: worth}), window, f"with {ratio:.0f} times as many {rates}")
+            self._begin(number, -1, self.target._replace(**{number: worth}), window, f"with {ratio:.0f} times as many, {rates}")
+        return self._trial is None
 
     def _try(self, number: Number, sign: int, target: Target, window: Window, reason: str) -> bool:
         """Change to ``target`` on trial, unless that is fixed, or was refused lately."""
@@ -243,7 +238,7 @@ class Autoscaler:
             self._length = min(LONG, SHORT * self._backoffs[number, sign].cost / PATIENCE)
 
     def _change(self, target: Target, reason: str) -> None:
-        self._settling = max(self.target.readers, target.readers) * self._ticket_rows
+        self._settling = SETTLES * self._batch_rows
         self._length = SHORT
         self.target = target
         self.decisions.append(Decision(self._time, *target, reason))

@@ -17,6 +17,9 @@ from shmgen._plan.schedule import Ticket
 DEATHS = 3
 """A row at which so many workers died is unreadable."""
 
+STAYS = 0.5
+"""A reader that has been at a row for this part of ``timeout`` stays there, as it seems."""
+
 
 class Claim(NamedTuple):
     """A ticket that a reader has taken, and how far it is.
@@ -80,14 +83,14 @@ class Deaths:
     def __init__(self) -> None:
         self._count: Counter[tuple[BatchId, int]] = Counter()
 
-    def verdict(self, claim: Claim, death: str) -> Verdict:
-        """What becomes of a claim that a worker had begun when it died by itself."""
+    def verdict(self, claim: Claim, death: str, *, alone: bool) -> Verdict:
+        """What becomes of a claim that a worker had begun when it died by itself; ``alone`` if it had begun no other."""
         if claim.place is None:
             return Verdict(claim, Fate.RETRY_SINGLY)
         self._count[claim.place] += 1
         if self._count[claim.place] < DEATHS - 1:
             return Verdict(claim, Fate.RETRY)
-        if self._count[claim.place] < DEATHS:
+        if self._count[claim.place] < DEATHS or not alone:
             return Verdict(claim, Fate.RETRY_ALONE)
         del self._count[claim.place]  # if it is asked for again, it gets as many tries again
         assert claim.row is not None
@@ -102,7 +105,14 @@ class Deaths:
 
 
 def after_exit(
-    claims: Sequence[Claim], stuck: Collection[Claim], how: Exit, deaths: Deaths, *, timeout: float, death: str
+    claims: Sequence[Claim],
+    stuck: Collection[Claim],
+    how: Exit,
+    deaths: Deaths,
+    *,
+    timeout: float,
+    death: str,
+    unsure: Collection[Claim] = (),
 ) -> list[Verdict]:
     """What becomes of the tickets of a worker that has come to its end.
 
@@ -113,19 +123,23 @@ def after_exit(
         deaths: the deaths so far, which are counted up.
         timeout: in seconds.
         death: the death, as an error says it.
+        unsure: those that may only have waited for another, as `Watch.unsure` says.
     """
     verdicts = []
+    alone = sum(claim.begun for claim in claims) == 1
     for claim in claims:
         if how is Exit.CRASHED and claim.begun:
-            verdicts.append(deaths.verdict(claim, death))
-        elif claim in stuck and claim.row is not None:
-            reason = f"expected an answer, found none for {timeout:g} seconds (timeout)"
-            verdicts.append(Verdict(claim, Fate.BLAME, claim.row, reason))
-        elif claim in stuck and how is Exit.ABANDONED:  # its rows can't be tried one by one: each might cost a slot
+            verdicts.append(deaths.verdict(claim, death, alone=alone))
+        elif claim in stuck and how is Exit.ABANDONED and claim.row is None:  # tried one by one, each row might cost a slot
             reason = f"expected an answer, found none for {timeout:g} seconds (timeout), here or behind it"
             verdicts.append(Verdict(claim, Fate.BLAME, 0, reason))
-        elif claim in stuck:
+        elif claim in stuck and claim.row is None:
             verdicts.append(Verdict(claim, Fate.RETRY_SINGLY))
+        elif claim in unsure and how is not Exit.ABANDONED:
+            verdicts.append(Verdict(claim, Fate.RETRY_ALONE))
+        elif claim in stuck:
+            reason = f"expected an answer, found none for {timeout:g} seconds (timeout)"
+            verdicts.append(Verdict(claim, Fate.BLAME, claim.row or 0, reason))
         else:
             verdicts.append(Verdict(claim, Fate.RETRY))
     return verdicts
@@ -168,21 +182,34 @@ class Watch:
         if moved:
             self._moved = now
 
-    def deadline(self, asked: float, timeout: float) -> float:
+    def deadline(self, asked: float, timeout: float, patience: float | None = None) -> float:
         """When it is late: it should have come further, or have taken a ticket, by then.
 
         Args:
             asked: since when somebody has waited for a batch. Between two requests no worker is late.
-            timeout: seconds that it is given.
+            timeout: seconds that it is given for a row.
+            patience: seconds that it is given while it is at none, and waits for its process to be run; by default as many.
         """
         if not self._has_work:
             return math.inf
-        # A reader that has not begun waits for the others, or for its process to be run at all.
+        # A reader that has not begun waits for the others.
         begun = [since for reader, since in self._since.items() if self._claims[reader].begun]
-        return max(asked, min(begun, default=self._moved)) + timeout
+        if begun or patience is None:
+            return max(asked, min(begun, default=self._moved)) + timeout
+        return max(asked, self._moved) + patience
 
     def stuck(self, now: float, asked: float, timeout: float) -> list[Claim]:
         """The claims for which it is late at the time ``now``."""
-        return [
-            claim for reader, claim in self._claims.items() if claim.begun and now >= max(asked, self._since[reader]) + timeout
-        ]
+        return [claim for claim, since in self._at_rows(asked) if now >= since + timeout]
+
+    def unsure(self, now: float, asked: float, timeout: float) -> list[Claim]:
+        """The claims that stay where they are, but perhaps only because another holds the interpreter, and never lets go of it.
+
+        They may have come there before it. Who stayed while others came further is sure to hang by itself, as is who stays alone.
+        """
+        stay = [(claim, since + STAYS * timeout) for claim, since in self._at_rows(asked) if now >= since + STAYS * timeout]
+        return [claim for claim, time in stay if self._moved < time] if len(stay) > 1 else []
+
+    def _at_rows(self, asked: float) -> list[tuple[Claim, float]]:
+        """The claims that have begun, and from when on each one's time counts."""
+        return [(self._claims[reader], max(asked, since)) for reader, since in self._since.items() if self._claims[reader].begun]

@@ -94,6 +94,11 @@ class Window(NamedTuple):
         return min(1.25 * self.rate, self.readers * self.rows / self.busy) if self.busy else 0.0
 
     @property
+    def cover(self) -> float:
+        """The part of the readers' time that tickets took which ended. It is near 1 in a window that is long beside tickets."""
+        return self.busy / (self.readers * self.seconds) if self.seconds else 0.0
+
+    @property
     def wait(self) -> float:
         """The fraction of the time in which the trainer waited, from 0 to 1."""
         return min(1.0, self.waited / self.seconds) if self.seconds else 0.0

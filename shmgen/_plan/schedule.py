@@ -81,7 +81,7 @@ class Schedule:
 
     Args:
         slots: how many slots the ring has.
-        readers: how many readers take tickets.
+        readers: how many readers take tickets at once; 0 where whoever asks does the tickets, each of which is then a batch.
         rows: how many rows a batch has.
         in_flight: how many batches are read at once, at most, while readers do not wait for I/O. More than keep the readers busy
             would spread over more memory than the processor's cache holds. That costs a quarter of the speed where the trainer
@@ -108,6 +108,7 @@ class Schedule:
         self._pending: deque[Ticket] = deque()
         self._out: dict[int, Ticket] = {}
         self._suspects: deque[Ticket] = deque()
+        self._alone = 0  # the number of the suspect given out last
         self._read_in_vain = False
         self._any_done = False
 
@@ -180,14 +181,31 @@ class Schedule:
 
     def take(self) -> list[Ticket]:
         """The tickets that are to be given out now."""
+        if not self._pending and not self._suspects:
+            return []
+        if self._alone in self._out:
+            return []
         if self._suspects:
             if self._out:
                 return []
             tickets = [self._suspects.popleft()]
+            self._alone = tickets[0].id
         else:
             tickets = [self._pending.popleft() for _ in range(min(len(self._pending), MAX_OUT - len(self._out)))]
         self._out.update((ticket.id, ticket) for ticket in tickets)
         return tickets
+
+    def take_back(self, ids: Sequence[int]) -> None:
+        """The tickets of these numbers, which are out, were taken by nobody, and have been taken back."""
+        for id in reversed(ids):
+            ticket = self._out.pop(id)
+            if self._slots[ticket.slot].state is not State.LOST:
+                (self._suspects if id == self._alone else self._pending).appendleft(ticket)
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether there are tickets that will be given out only when others are done."""
+        return bool(self._pending or self._suspects) or self._alone in self._out
 
     def ticket(self, id: int) -> Ticket | None:
         """The ticket of this number, if it is out."""
@@ -301,8 +319,8 @@ class Schedule:
         self._filling += 1
         rows = self._rows(batch)
         # All readers share a batch, so that it is there soon; and each has several tickets ahead of it.
-        tickets = max(self.readers, -(-TICKETS_EACH * self.readers // self._most_in_flight()))
-        if not self._any_done:
+        tickets = max(1, self.readers, -(-TICKETS_EACH * self.readers // self._most_in_flight()))
+        if self.readers and not self._any_done:
             tickets = max(tickets, min(FIRST_TICKETS, rows // FIRST_ROWS))
         slot.missing = tickets = min(rows, tickets)
         for part in range(tickets):

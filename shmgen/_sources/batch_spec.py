@@ -12,7 +12,7 @@ import numpy as np
 from shmgen._memory.layout import Arrays, Field
 from shmgen._sources.base import NO_CLASSES, Source
 from shmgen._sources.function import Function
-from shmgen._sources.ids import Subset, is_frame
+from shmgen._sources.ids import Subset, int_array, is_frame
 from shmgen._sources.lookup import is_column, is_mapping
 from shmgen._sources.sample_spec import are_numbers, dtype_of
 from shmgen._sources.values import Labels, Values
@@ -121,8 +121,12 @@ def _holds_columns(part: dict[Any, Any] | Sequence[Any], ids: Sequence[Any]) -> 
     members = list(part.values()) if isinstance(part, dict) else part
     if not all(is_column(member) or isinstance(member, Mapping) for member in members):
         return False
-    if isinstance(part, dict) and (not all(isinstance(key, str) for key in part) or any(_has(part, id) for id in ids)):
-        return False  # its keys are ids
+    if isinstance(part, dict):
+        if not all(isinstance(key, str) for key in part):
+            return False  # its keys are ids
+        # No int is a text: then there is no need to look at all ids.
+        if not isinstance(ids, range) and int_array(ids) is None and any(_has(part, id) for id in ids):
+            return False
     return any(len(member) == len(ids) or (isinstance(member, Mapping) and _has(member, ids[0])) for member in members)
 
 

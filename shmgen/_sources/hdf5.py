@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from shmgen._sources.base import Source
+from shmgen._sources.ids import first_outside
 from shmgen.errors import InputError, SampleError
 
 
@@ -45,9 +46,9 @@ class Hdf5(Source):
                 self.shape, self.dtype = tuple(shape), file[self.dataset].dtype
         except (OSError, KeyError, ValueError, AttributeError) as error:
             raise InputError(f"dataset {self.dataset!r} of file {self.file}: expected rows, found: {error}") from None
-        for id in ids:
-            if not isinstance(id, int) or not 0 <= id < count:
-                raise InputError(f"id {id!r}: expected a row's number from 0 to {count - 1}, which {self.file} has")
+        wrong = first_outside(ids, count)
+        if wrong is not None:
+            raise InputError(f"id {ids[wrong]!r}: expected a row's number from 0 to {count - 1}, which {self.file} has")
 
     def open(self) -> None:
         import h5py

@@ -59,12 +59,28 @@ def as_ints(ids: Sequence[Any]) -> range | np.ndarray | None:
         return ids
     if isinstance(ids, _ArrayIds):
         return int_array(ids)
+    if isinstance(ids, Subset):
+        ids = take(ids, np.arange(len(ids)))
     if not all(issubclass(kind, int) for kind in set(map(type, ids))):
         return None
     try:
         return np.array(ids, np.int64)
     except OverflowError:
         return np.array(ids, object)
+
+
+def first_outside(ids: Sequence[Any], count: int) -> int | None:
+    """The position of the first id that is no int from 0 to ``count - 1``, the number of a row say; None if each is one."""
+    numbers = as_ints(ids)
+    if numbers is None:
+        return next(position for position, id in enumerate(ids) if not isinstance(id, int) or not 0 <= id < count)
+    if isinstance(numbers, range):
+        if not numbers or 0 <= min(numbers[0], numbers[-1]) <= max(numbers[0], numbers[-1]) < count:
+            return None
+        edge = count - 1 if numbers.step > 0 else 0
+        return (edge - numbers[0]) // numbers.step + 1 if 0 <= numbers[0] < count else 0
+    outside = (numbers < 0) | (numbers >= count)
+    return int(outside.argmax()) if outside.any() else None
 
 
 def as_array(values: Any) -> np.ndarray:

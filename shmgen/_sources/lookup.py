@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shmgen._sources.base import function_error
-from shmgen._sources.ids import as_array, as_ints, columns_of, elements, index_of, is_frame
+from shmgen._sources.ids import as_array, as_ints, columns_of, elements, first_outside, index_of, is_frame
 from shmgen._sources.rng import own_random_state
 from shmgen.errors import InputError
 
@@ -120,10 +120,10 @@ class Lookup:
             return self._in_order(column)
         count = len(column)
         may_be_in_order = self._by is None and count == len(self._ids)
-        outside = _first_outside(numbers, count)
+        outside = first_outside(self._ids, count)
         if outside is not None:
             remedy = "; pass Values(values, by='position') where they are in the order of the ids" if may_be_in_order else ""
-            raise self._missing(outside, f": there are {count:,}, of ids 0 to {count - 1:,}{remedy}")
+            raise self._missing(self._ids[outside], f": there are {count:,}, of ids 0 to {count - 1:,}{remedy}")
         return self._if_unambiguous(column, numbers) if may_be_in_order else _picked(column, numbers)
 
     def _of_labelled(self, column: np.ndarray, index: Any) -> Sequence[Any] | np.ndarray:
@@ -132,29 +132,28 @@ class Lookup:
             return self._in_order(column)
         may_be_in_order = self._by is None and len(column) == len(self._ids)
         are_ints = getattr(index.dtype, "kind", "O") in "iu"
-        if may_be_in_order and are_ints and as_ints(self._ids) is None:
-            return column  # no id is among the labels
-        labels = np.asarray(index).tolist()
-        # pandas has such a table of its own, but keeps it as long as the index.
-        position = dict(zip(labels, range(len(labels)), strict=True))
-        found = np.fromiter(_get(position, self._ids), np.int64, len(self._ids))
+        labels = np.asarray(index)
+        numbers = as_ints(self._ids) if are_ints else None
+        # No id is among the labels, or each has its own.
+        if may_be_in_order and are_ints and (numbers is None or _are_equal(labels, numbers)):
+            return column
+        found, is_unique = _found_ints(labels, numbers) if _are_words(labels, numbers) else _found(labels, self._ids)
         missing = found < 0
         if missing.all() and self._by is None:
             return self._in_order(column, outside=self._ids[0])
         if may_be_in_order:
             # pandas numbers rows itself. An index that was made of ids has a name, or labels that are no ints.
             numbers_rows = are_ints and index.name is None
-            has_no_ids = numbers_rows and (missing.any() or len(position) < len(labels))
-            if has_no_ids or labels == list(self._ids):
+            has_no_ids = numbers_rows and (missing.any() or not is_unique)
+            if has_no_ids or (not are_ints and labels.tolist() == list(self._ids)):
                 return column
             if numbers_rows and (_is_every_number(index) or index.equals(getattr(self._ids, "rows", None))):
                 return self._if_unambiguous(column, found)
         if missing.any():
-            raise self._missing(self._ids[int(missing.argmax())], f" in the index{_among(labels)}")
-        if len(position) < len(labels):
-            twice = next(label for number, label in enumerate(labels) if position[label] != number)
+            raise self._missing(self._ids[int(missing.argmax())], f" in the index{_among(labels[: KEYS_SHOWN + 1].tolist())}")
+        if not is_unique:
             raise InputError(
-                f"field {self._field!r}: expected an index that has each id once, found {twice!r} several times; drop "
+                f"field {self._field!r}: expected an index that has each id once, found {_twice(labels)!r} several times; drop "
                 "duplicates, or pass Values(values, by='position') where there is a value for each id in their order"
             )
         return _picked(column, found)
@@ -196,14 +195,6 @@ class Lookup:
 
     def _refused(self, id: object, expected: str, found: str, remedy: str) -> InputError:
         return InputError(f"id {id!r}, field {self._field!r}: expected {expected}, found {found}; {remedy}")
-
-
-def _first_outside(numbers: range | np.ndarray, count: int) -> int | None:
-    """An id that is not the number of one of ``count`` elements; None if each is."""
-    if isinstance(numbers, range):
-        return next((id for id in (*numbers[:1], *numbers[-1:]) if not 0 <= id < count), None)
-    outside = (numbers < 0) | (numbers >= count)
-    return int(numbers[outside.argmax()]) if outside.any() else None
 
 
 def _picked(column: Sequence[Any] | np.ndarray, numbers: range | np.ndarray) -> Sequence[Any] | np.ndarray:
@@ -249,13 +240,49 @@ def _equal(one: Any, other: Any) -> bool:
         return bool(np.array_equal(one, other))
 
 
-def _get(position: dict[Any, int], ids: Sequence[Any]) -> Iterator[int]:
-    """The position of each id; -1 where it has none."""
+def _are_equal(labels: np.ndarray, numbers: range | np.ndarray) -> bool:
+    """Whether labels, which are ints, are these numbers."""
+    for first in range(0, len(labels), COMPARED_BYTES):
+        some = numbers[first : first + COMPARED_BYTES]
+        if not np.array_equal(labels[first : first + COMPARED_BYTES], np.array(some) if isinstance(some, range) else some):
+            return False
+    return True
+
+
+def _are_words(labels: np.ndarray, numbers: range | np.ndarray | None) -> bool:
+    """Whether all of these are ints that NumPy can compare without making floats of them."""
+    if isinstance(numbers, range):
+        return labels.dtype.kind == np.array([numbers[0], numbers[-1]]).dtype.kind == "i"
+    return numbers is not None and labels.dtype.kind == numbers.dtype.kind and numbers.dtype.kind in "iu"
+
+
+def _found_ints(labels: np.ndarray, numbers: Any) -> tuple[np.ndarray, bool]:
+    """As `_found`, where labels and ids are ints."""
+    if not labels.size:
+        return np.full(len(numbers), -1), True
+    order = np.argsort(labels, kind="stable")
+    labels = labels[order]
+    ids = np.arange(numbers.start, numbers.stop, numbers.step) if isinstance(numbers, range) else numbers
+    at = np.searchsorted(labels, ids, side="right") - 1
+    found = np.where((at >= 0) & (labels[at] == ids), order[at], -1)
+    return found, not (labels[1:] == labels[:-1]).any()
+
+
+def _found(labels: np.ndarray, ids: Sequence[Any]) -> tuple[np.ndarray, bool]:
+    """The position of each id among ``labels``, the last of several, -1 where there is none; and whether all labels differ."""
+    # pandas has such a table of its own, but keeps it as long as the index.
+    position = dict(zip(labels.tolist(), range(len(labels)), strict=True))
     try:
         hash(ids[0])
     except TypeError:
-        return repeat(-1, len(ids))
-    return map(position.get, ids, repeat(-1))
+        return np.full(len(ids), -1), len(position) == len(labels)
+    return np.fromiter(map(position.get, ids, repeat(-1)), np.int64, len(ids)), len(position) == len(labels)
+
+
+def _twice(labels: np.ndarray) -> Any:
+    """A label that is there several times: the first that comes again later."""
+    position = dict(zip(labels.tolist(), range(len(labels)), strict=True))
+    return next(label for number, label in enumerate(labels.tolist()) if position[label] != number)
 
 
 def _is_every_number(index: Any) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -14,11 +14,14 @@ from numpy.typing import DTypeLike
 from shmgen._checks import check_int
 from shmgen._sources.base import Source
 from shmgen._sources.ids import Subset
-from shmgen._sources.lookup import By, Lookup, all_of, objects
+from shmgen._sources.lookup import By, Lookup, all_of, as_list_or_array, is_column, objects
 from shmgen._sources.sample_spec import LOSSY_CAST, can_cast, check_dtype
 from shmgen.errors import InputError
 
 NAMES_SHOWN = 20
+
+BLOCK = 1 << 16
+"""Numbers that are checked at once."""
 
 
 class Values(Source):
@@ -86,18 +89,18 @@ class Values(Source):
         column = Lookup(all_ids, self.field_name, self._by).aligned(self._values)
         checked = _Checked(all_ids, column, self.field_name)
         if self._sorts_classes:
-            self.classes = _sorted_names(all_of(column if callable(self._values) else self._values)) or checked.refuse_names()
+            self.classes = _sorted_names(column if callable(self._values) else self._values) or checked.refuse_names()
             self._check_number_of_classes()
-        rows = self._checked_rows(checked)
+        rows, dtype = self._checked_rows(checked)
         self._rows = rows[ids.samples] if isinstance(ids, Subset) else rows
         self._is_one_hot = self._n_classes is not None and rows.ndim == 1
         if self._is_one_hot:
             assert self._n_classes is not None
             self.shape, self.dtype = (self._n_classes,), np.dtype(self._given_dtype or np.float32)
         else:
-            self.shape, self.dtype = rows.shape[1:], rows.dtype
+            self.shape, self.dtype = rows.shape[1:], dtype
 
-    def _checked_rows(self, checked: _Checked) -> np.ndarray:
+    def _checked_rows(self, checked: _Checked) -> _Rows:
         """A row for each id; the number of its class where rows are to be one-hot."""
         dtype, n_classes = self._given_dtype, self._n_classes
         if self.classes is not None:
@@ -108,18 +111,20 @@ class Values(Source):
             return checked.rows(np.dtype(np.int64) if self._must_be_ints and not has_rows else dtype)
         if not has_rows:
             return checked.whole(0, n_classes - 1, f"; with n_classes={n_classes} they are counted from 0")
-        rows = checked.rows(dtype or np.dtype(np.float32))
+        rows, dtype = checked.rows(dtype or np.dtype(np.float32))
         if rows.shape[1:] != (n_classes,):
             raise checked.refused(f"ints, or rows of n_classes={n_classes} numbers", f"rows of shape {rows.shape[1:]}")
-        return rows
+        return rows, dtype
 
     def fill(self, samples: np.ndarray, rows: np.ndarray) -> None:  # type: ignore[override]
         """Write the values of ``samples``, positions in the list of ids, into ``rows``."""
         if self._is_one_hot:
             rows[...] = 0
             rows[np.arange(len(samples)), self._rows[samples]] = 1
-        else:
+        elif self._rows.dtype == rows.dtype:
             np.take(self._rows, samples, axis=0, out=rows, mode="clip")  # none is out of bounds, and "raise" would copy
+        else:
+            rows[...] = self._rows[samples]
 
     def with_classes(self, n_classes: int | None, classes: Iterable[Any] | str | None) -> Values:
         if n_classes is not None and self._n_classes not in (None, n_classes):
@@ -150,6 +155,10 @@ class Labels(Values):
     _must_be_ints = True
 
 
+_Rows: TypeAlias = "tuple[np.ndarray, np.dtype[Any]]"
+"""A row for each id, and the dtype that rows are to have. They may be kept in the smaller one that their values came in."""
+
+
 class _Checked:
     """The values of all ids. Each is checked before it is made a row.
 
@@ -173,12 +182,12 @@ class _Checked:
             self._array = _together(self._column)
         return self._array
 
-    def whole(self, lowest: int, highest: int, remedy: str = "") -> np.ndarray:
+    def whole(self, lowest: int, highest: int, remedy: str = "") -> _Rows:
         """The values as an array of ints, where all are whole numbers within these bounds."""
-        together = self._together
+        together, dtype = self._together, np.dtype(_ints(highest))
         are_ints = together.ndim == 1 and together.dtype.kind in "biu"
         if are_ints and lowest <= int(together.min()) and int(together.max()) <= highest:
-            return together.astype(_ints(highest))
+            return _kept(together, dtype), dtype
         if together.ndim == 1 and together.dtype.kind == "f" and (missing := np.isnan(together)).any():
             raise self._missing(int(missing.argmax()))
         found = []
@@ -190,9 +199,9 @@ class _Checked:
             if not lowest <= number <= highest:
                 raise self._refused(id, f"an int from {lowest} to {highest}", f"{number}{remedy}")
             found.append(number)
-        return np.array(found, _ints(highest))
+        return np.array(found, dtype), dtype
 
-    def rows(self, given: np.dtype[Any] | None) -> np.ndarray:
+    def rows(self, given: np.dtype[Any] | None) -> _Rows:
         """The values as one array, a row each, of dtype ``given``, or of the one that they call for."""
         together = self._together
         if given is None:
@@ -203,17 +212,17 @@ class _Checked:
             together = together.astype(given)  # ints beyond NumPy's own
         with np.errstate(over="ignore", invalid="ignore"):
             if together.dtype.kind in "biufc" and can_cast(together.dtype, given):
-                rows = together.astype(given)
-                if not _lost(together, rows).any():
-                    return rows
-            return self._one_by_one(given)
+                rows = _kept(together, given)
+                if not any(_lost(some, some.astype(given)).any() for some in _blocks(together)):
+                    return rows, given
+            return self._one_by_one(given), given
 
     def _one_by_one(self, dtype: np.dtype[Any]) -> np.ndarray:
         """As `rows`, for one value after the other; says which is wrong."""
         if dtype.kind in "iu" and np.ndim(next(objects(self._column))) == 0:
             bounds = np.iinfo(dtype)
             lowest, highest = int(bounds.min), int(bounds.max)
-            return self.whole(lowest, highest, "; pass Values(..., dtype=...) with one that holds it").astype(dtype)
+            return self.whole(lowest, highest, "; pass Values(..., dtype=...) with one that holds it")[0].astype(dtype)
         rows: list[np.ndarray] = []
         for id, value in zip(self._ids, objects(self._column), strict=True):
             try:
@@ -233,15 +242,19 @@ class _Checked:
                 raise self._refused(id, f"a number that {dtype} holds", f"{value!r}{wider}")
         return np.stack(rows)
 
-    def positions_in(self, names: tuple[Any, ...], dtype: np.dtype[Any] | None) -> np.ndarray:
+    def positions_in(self, names: tuple[Any, ...], dtype: np.dtype[Any] | None) -> _Rows:
         """The values, which are among ``names``, as their positions there, of ``dtype``, or of int64."""
         position = {name: number for number, name in enumerate(names)}
+        rows = np.empty(len(self._ids), np.min_scalar_type(len(names)))
+        first = 0
         try:
-            rows = np.fromiter(map(position.__getitem__, objects(self._column)), np.int64, len(self._ids))
+            for some in _blocks(self._column):
+                rows[first : first + len(some)] = _positions(some, position)
+                first += len(some)
         except (KeyError, TypeError):
             pass
         else:
-            return rows if dtype is None else _Checked(self._ids, rows, self._field).rows(dtype)
+            return _Checked(self._ids, rows, self._field).rows(dtype or np.dtype(np.int64))
         for id, value in zip(self._ids, objects(self._column), strict=True):
             try:
                 position[value]
@@ -274,6 +287,30 @@ def _together(column: Sequence[Any] | np.ndarray) -> np.ndarray:
         return column if column.dtype.kind != "O" else np.asarray(column.tolist())
     except ValueError:
         return np.asarray(None)
+
+
+def _kept(rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """A copy of ``rows``, as ``dtype`` unless they take less memory as they are."""
+    return rows.astype(dtype if rows.dtype.itemsize >= dtype.itemsize or rows.dtype.kind == "b" else rows.dtype)
+
+
+def _blocks(column: Sequence[Any] | np.ndarray) -> Iterator[Any]:
+    """Some values after the other, so that what is made of them takes little memory."""
+    step = max(1, BLOCK // max(1, column[:1].size)) if isinstance(column, np.ndarray) else BLOCK
+    for first in range(0, len(column), step):
+        yield column[first : first + step]
+
+
+def _positions(values: Sequence[Any] | np.ndarray, position: dict[Any, int]) -> np.ndarray:
+    """The positions of values.
+
+    Raises:
+        KeyError: one has none.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+        distinct, at = np.unique(values, return_inverse=True)
+        return np.array([position[value] for value in distinct.tolist()])[at.reshape(-1)]
+    return np.fromiter(map(position.__getitem__, objects(values)), np.int64, len(values))
 
 
 def _ints(highest: int) -> type[np.signedinteger[Any] | np.unsignedinteger[Any]]:
@@ -315,14 +352,23 @@ def _names(classes: Any) -> tuple[Any, ...]:
     return names
 
 
-def _sorted_names(values: Iterable[Any]) -> tuple[Any, ...]:
+def _sorted_names(values: Any) -> tuple[Any, ...]:
     """The texts among ``values``, or else the ints, each once, sorted."""
+    column = as_list_or_array(values) if is_column(values) else None
     try:
-        found = set(values)
+        if isinstance(column, np.ndarray) and column.dtype.kind in "iu" and column.ndim == 1:
+            found = {name for some in _blocks(column) for name in _distinct(some)}
+        else:
+            found = set(all_of(values))
     except TypeError:  # one that is no name
         return ()
     texts = sorted(str(name) for name in found if isinstance(name, str))
     return tuple(texts) or tuple(sorted(int(name) for name in found if isinstance(name, int | np.integer)))
+
+
+def _distinct(values: np.ndarray) -> list[Any]:
+    ordered = np.sort(values)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])].tolist()  # type: ignore[no-any-return]
 
 
 def _shown(names: tuple[Any, ...]) -> str:

@@ -21,6 +21,7 @@ import psutil
 
 from shmgen._checks import check_float, check_int
 from shmgen._memory.limits import available, processors
+from shmgen._plan.order import Order
 from shmgen._plan.stats import LITTLE, WAITING
 from shmgen._sources.ids import Subset
 from shmgen._sources.npy import Npy
@@ -296,8 +297,7 @@ def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Subs
         The ids that were read, their files (None if they are not known), bytes of a sample, samples in a batch.
     """
     ids = options.ids
-    chosen = np.random.default_rng(options.seed).permutation(len(ids)) if options.shuffle else np.arange(len(ids))
-    with options.loader(Subset(ids, chosen), workers, shuffle=False) as loader:
+    with options.loader(ids, workers, shuffle=options.shuffle) as loader:
         sample_bytes = sum(field.row_bytes for field in loader._layout.fields)
         batch_size = loader._sampler.batch_size
         room = CACHED * available() / sample_bytes
@@ -308,7 +308,9 @@ def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Subs
             if samples >= MIN_BATCHES * batch_size and (now > deadline or samples > room):
                 break
         # A last batch that is left out is ignored.
-        part = Subset(ids, chosen[: loader.stats.samples])
+        samples = loader.stats.samples
+        read = Order(len(ids), options.seed, options.epoch).part(0, samples) if options.shuffle else np.arange(samples)
+        part = Subset(ids, read)
         return part, _files(loader, part), sample_bytes, batch_size
 
 
@@ -334,7 +336,7 @@ def _measure(options: TuneOptions, ids: Sequence[Any], workers: int, *, cold: bo
         next(batches)
         start = time.monotonic()
         first_batch = start - begun
-        pids = loader._workers.pids
+        pids = list(loader._workers.pids.values())
         if not cold:
             # Batches that were read ahead say nothing about the rate.
             for _ in islice(batches, loader._ring.slots):

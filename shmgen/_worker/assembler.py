@@ -58,7 +58,7 @@ class BatchAssembler:
     Args:
         fields: of a batch, in the order of its arrays.
         sources: by name of the field. Those that the main process fills from are left out here.
-        sheet_offset: where the sheet begins in a slot, in bytes: the epoch, the position of the first row, and each row's sample.
+        sheet_offset: where the sheet begins in a slot, in bytes: see `Layout.sheet`.
         seed: of random numbers, together with the epoch and the sample's position in it.
         transforms: functions of a row and a generator, by name of the field.
         sample_transform: a function of the sample, a dict of its rows by name of the field, and a generator.

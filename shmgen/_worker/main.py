@@ -23,7 +23,7 @@ from shmgen._sources.packed_ids import PackedIds
 from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.liveness import begin, end_with_parent
 from shmgen._worker.protocol import INTERRUPTED, LOGGED, READY, UNABLE, Unframer, frame, processor_time
-from shmgen._worker.readers import Readers
+from shmgen._worker.readers import Descriptors, Readers
 from shmgen.errors import StartError
 
 _sending = threading.RLock()
@@ -52,24 +52,6 @@ class Setup(NamedTuple):
     ids: bytes
     assembler: bytes
     context: tuple[Any, ...] | None
-
-
-class Descriptors(NamedTuple):
-    """What a worker inherits, beside the stream and the pipe that end it: descriptors.
-
-    Attributes:
-        segment: of the ring's memory.
-        page: of its own status page.
-        queue: of the pipe that tickets come from.
-        reports: of the pipe that tells which are done.
-        ids: of the packed ids; -1 where none are stored.
-    """
-
-    segment: int
-    page: int
-    queue: int
-    reports: int
-    ids: int
 
 
 def main(stream: int, liveness: int, *inherited: int) -> None:
@@ -105,9 +87,7 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
         ids: PackedIds = pickle.loads(setup.ids)
         if fds.ids >= 0:
             ids.attach(fds.ids)
-        readers = Readers(
-            setup.number, fds.queue, fds.reports, segments, ids, page, assembler, lambda message: _send(stream, message)
-        )
+        readers = Readers(setup.number, fds, segments, ids, page, assembler, lambda message: _send(stream, message))
         opened = readers.opened(0)
     except StartError as error:
         _send(stream, UNABLE + pickle.dumps(error))

@@ -13,9 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from shmgen._memory.segments import Segments
-from shmgen._memory.status_page import BUSY, READERS, READS, ROW, StatusPage
+from shmgen._memory.status_page import BUSY, EAGER, READERS, READS, ROW, StatusPage
 from shmgen._sources.base import IDLE, row_of
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._worker.assembler import BatchAssembler, Task
@@ -25,8 +26,35 @@ from shmgen.errors import StartError
 WAITING_TICKETS = 8
 """After a read that had to wait, so many tickets more are read as if they had to wait as well."""
 
-EPOCH, POSITION, SAMPLES = range(3)
-"""The words of a sheet: the epoch, the position of the batch's first row in it, and from there on the sample of each row."""
+EPOCH, POSITION, ROWS, SAMPLES = range(4)
+"""The words of a sheet: the epoch, the position of the batch's first row in it, how many rows it has; then the sample of each row
+that is yet to be read."""
+
+READ = b"\xff" * 8
+"""In place of a sample: the row has been read."""
+
+LONG = 5_000_000
+"""Nanoseconds; the main process is woken for a ticket that took longer, to see what reading takes."""
+
+
+class Descriptors(NamedTuple):
+    """What a worker inherits, beside the stream and the pipe that end it: descriptors.
+
+    Attributes:
+        segment: of the ring's memory.
+        page: of its own status page.
+        queue: of the pipe that tickets come from.
+        reports: of the pipe that tells which are done.
+        bell: of the eventfd that wakes the main process.
+        ids: of the packed ids; -1 where none are stored.
+    """
+
+    segment: int
+    page: int
+    queue: int
+    reports: int
+    bell: int
+    ids: int
 
 
 class Readers:
@@ -34,8 +62,7 @@ class Readers:
 
     Args:
         number: of the worker.
-        queue: descriptor of the pipe that tickets come from.
-        reports: descriptor of the pipe that tells which are done.
+        fds: what it has inherited.
         segments: the ring.
         ids: of all samples.
         page: this worker's status page.
@@ -46,8 +73,7 @@ class Readers:
     def __init__(
         self,
         number: int,
-        queue: int,
-        reports: int,
+        fds: Descriptors,
         segments: Segments,
         ids: PackedIds,
         page: StatusPage,
@@ -55,8 +81,7 @@ class Readers:
         send: Callable[[bytes], bool],
     ) -> None:
         self._number = number
-        self._queue = queue
-        self._reports = reports
+        self._fds = fds
         self._segments = segments
         self._ids = ids
         self._page = page
@@ -94,7 +119,7 @@ class Readers:
 
     def _run(self, number: int, assembler: BatchAssembler) -> None:
         wanted, ticket, record = self._page.words, self._page.tickets[number], self._page.records[number]
-        queue, buffers, now = self._queue, [ticket], time.monotonic_ns
+        queue, buffers, now = self._fds.queue, [ticket], time.monotonic_ns
         waiting = 0
         while self._stays(number) if wanted[READS] != len(self._running) else True:
             if not os.readv(queue, buffers):
@@ -103,7 +128,7 @@ class Readers:
             waits, began = _waits(), now()
             failed = b""
             try:
-                self._fill(assembler, slot, start, stop, io_waits=waiting > 0)
+                sheet = self._fill(assembler, slot, start, stop, io_waits=waiting > 0)
             except StartError as error:
                 self._send(UNABLE + pickle.dumps(error))
                 return
@@ -113,24 +138,32 @@ class Readers:
             if self._prints and sys.stdout is not None:
                 sys.stdout.flush()  # what functions have printed would be lost when this process is killed
             waiting = WAITING_TICKETS if _waits() > waits else max(0, waiting - 1)
-            record[BUSY] += now() - began
+            took = now() - began
+            record[BUSY] += took
             if failed:
                 if not self._send(failed):
                     return
                 continue
             try:
-                os.write(self._reports, REPORT.pack(id, self._number, waiting > 0))
+                os.write(self._fds.reports, REPORT.pack(id, self._number, waiting > 0))
+                # Who writes last sees what the others have marked: the pipe's lock is between.
+                if took > LONG or wanted[EAGER] or _is_read(sheet):
+                    os.eventfd_write(self._fds.bell, 1)
             except BrokenPipeError:
                 return
 
-    def _fill(self, assembler: BatchAssembler, slot: int, start: int, stop: int, *, io_waits: bool) -> None:
+    def _fill(self, assembler: BatchAssembler, slot: int, start: int, stop: int, *, io_waits: bool) -> memoryview:
+        """Fill the rows of a ticket, and mark them as read; the slot's sheet."""
         try:
             memory = self._segments[slot]
         except OSError as error:  # the ring has grown
             raise StartError(f"the ring can't be mapped: {error}") from None
-        sheet = memory[assembler.sheet_offset :].cast("q")
-        ids = self._ids.take(sheet[SAMPLES + start : SAMPLES + stop].tolist())
-        assembler.fill(memory, Task(start, sheet[EPOCH], sheet[POSITION] + start, ids), io_waits=io_waits)
+        sheet = memory[assembler.sheet_offset :]
+        words = sheet.cast("q")
+        ids = self._ids.take(words[SAMPLES + start : SAMPLES + stop].tolist())
+        assembler.fill(memory, Task(start, words[EPOCH], words[POSITION] + start, ids), io_waits=io_waits)
+        sheet[8 * (SAMPLES + start) : 8 * (SAMPLES + stop)] = READ * (stop - start)
+        return sheet
 
     def _stays(self, number: int) -> bool:
         """Start the readers that are wanted and not there; whether the reader of this number is wanted itself."""
@@ -139,14 +172,21 @@ class Readers:
             for other in range(wanted):
                 if other not in self._running:
                     self._running.add(other)  # also if it can't start, so that it is not tried again and again
+                    # At once, since a ticket on a record that nobody looks at would be lost at a death.
+                    self._page.words[READERS] = max(self._page.words[READERS], other + 1)
                     try:
                         threading.Thread(target=self._run_further, args=(other,), daemon=True).start()
                     except RuntimeError as error:
                         self._warn(str(error))
-                    self._page.words[READERS] = max(self._page.words[READERS], other + 1)
             if number >= wanted:
                 self._running.discard(number)
             return number < wanted
+
+
+def _is_read(sheet: memoryview) -> bool:
+    """Whether all rows of a batch have been read."""
+    size = 8 * int.from_bytes(sheet[8 * ROWS : 8 * SAMPLES], sys.byteorder)
+    return sheet[8 * SAMPLES : 8 * SAMPLES + size].tobytes() == b"\xff" * size
 
 
 def _waits() -> int:

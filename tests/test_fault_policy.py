@@ -1,0 +1,247 @@
+"""What follows from a death, a hang and a failure: the policy is told what has happened, and says what is to be done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from shmgen._plan.faults import DEATHS, Claim, Deaths, Exit, Fate, Verdict, Watch, after_exit, after_failure
+from shmgen._plan.sampler import BatchId
+from shmgen._plan.schedule import Ticket
+
+TIMEOUT = 100.0
+
+
+def claim(number: int = 0, row: int | None = 0, *, begun: bool = True, batch: int = 0) -> Claim:
+    """That of rows 10 to 20, 20 to 30, ..., at a row counted from the ticket's first."""
+    return Claim(Ticket(number + 1, 0, BatchId(0, batch), 10 * number, 10 * number + 10), begun, row)
+
+
+WAITS = claim(row=None, begun=False)
+"""It has been taken and not begun."""
+
+SOMEWHERE = claim(row=None)
+"""It has been begun, and nobody knows where it is."""
+
+
+def exit_of(claims: Sequence[Claim], how: Exit, *, stuck: Sequence[Claim] = (), deaths: Deaths | None = None) -> list[Verdict]:
+    """What becomes of ``claims``."""
+    return after_exit(claims, stuck, how, deaths or Deaths(), timeout=TIMEOUT, death="it died")
+
+
+def fates(verdicts: Sequence[Verdict]) -> list[Fate]:
+    """What becomes of each."""
+    return [verdict.fate for verdict in verdicts]
+
+
+def test_a_place_is_known_where_the_row_is() -> None:
+    """It is counted from the batch's first row."""
+    assert claim(3, 2, batch=7).place == (BatchId(0, 7), 32)
+    assert SOMEWHERE.place is None
+    assert WAITS.place is None
+
+
+@pytest.mark.parametrize(
+    ("one", "how", "stuck", "fate", "row"),
+    [
+        pytest.param(WAITS, Exit.CRASHED, False, Fate.RETRY, 0, id="not-begun-crashed"),
+        pytest.param(WAITS, Exit.KILLED, False, Fate.RETRY, 0, id="not-begun-killed"),
+        pytest.param(WAITS, Exit.ABANDONED, False, Fate.RETRY, 0, id="not-begun-abandoned"),
+        pytest.param(claim(row=3), Exit.CRASHED, False, Fate.RETRY, 0, id="begun-crashed"),
+        pytest.param(claim(row=3), Exit.KILLED, False, Fate.RETRY, 0, id="begun-killed"),
+        pytest.param(claim(row=3), Exit.ABANDONED, False, Fate.RETRY, 0, id="begun-abandoned"),
+        pytest.param(SOMEWHERE, Exit.CRASHED, False, Fate.RETRY_SINGLY, 0, id="somewhere-crashed"),
+        pytest.param(SOMEWHERE, Exit.KILLED, False, Fate.RETRY, 0, id="somewhere-killed"),
+        pytest.param(SOMEWHERE, Exit.ABANDONED, False, Fate.RETRY, 0, id="somewhere-abandoned"),
+        pytest.param(claim(row=3), Exit.KILLED, True, Fate.BLAME, 3, id="stuck-killed"),
+        pytest.param(claim(row=3), Exit.ABANDONED, True, Fate.BLAME, 3, id="stuck-abandoned"),
+        pytest.param(SOMEWHERE, Exit.KILLED, True, Fate.RETRY_SINGLY, 0, id="stuck-somewhere-killed"),
+        pytest.param(SOMEWHERE, Exit.ABANDONED, True, Fate.BLAME, 0, id="stuck-somewhere-abandoned"),
+    ],
+)
+@pytest.mark.parametrize("others", [0, 2])
+def test_what_becomes_of_a_ticket(one: Claim, how: Exit, stuck: bool, fate: Fate, row: int, others: int) -> None:
+    """By how its worker ended, whether it was killed for it, and how far it was; others that had not begun are read again."""
+    beside = [claim(number, None, begun=False) for number in range(5, 5 + others)]
+    verdict, *rest = exit_of([one, *beside], how, stuck=[one] if stuck else [])
+    assert (verdict.claim, verdict.fate, verdict.row) == (one, fate, row)
+    assert rest == [Verdict(other, Fate.RETRY) for other in beside]
+    assert bool(verdict.reason) == (fate is Fate.BLAME)
+    if fate is Fate.BLAME:
+        assert "none for 100 seconds (timeout)" in verdict.reason
+        assert verdict.reason.endswith("here or behind it") == (one.row is None)
+
+
+def test_of_a_killed_worker_only_what_hung_is_blamed() -> None:
+    """All of it, at once; what has come further since it was seen to hang is read again."""
+    hung = [claim(0, 4), claim(1, 5)]
+    moved = claim(2, 7)
+    verdicts = exit_of([*hung, moved, claim(3, 1), WAITS], Exit.KILLED, stuck=[*hung, claim(2, 6)])
+    assert fates(verdicts) == [Fate.BLAME, Fate.BLAME, Fate.RETRY, Fate.RETRY, Fate.RETRY]
+    assert [verdict.row for verdict in verdicts[:2]] == [4, 5]
+
+
+def test_a_worker_that_held_nothing() -> None:
+    """There is nothing to be done."""
+    for how in Exit:
+        assert exit_of([], how) == []
+
+
+def test_a_row_that_kills_is_blamed_in_the_end() -> None:
+    """It is read again, then alone; the death is told. It is not remembered after that."""
+    deaths = Deaths()
+    one = claim(row=3)
+    for _ in range(2):
+        seen = [exit_of([one], Exit.CRASHED, deaths=deaths)[0] for _ in range(DEATHS)]
+        assert fates(seen) == [Fate.RETRY] * (DEATHS - 2) + [Fate.RETRY_ALONE, Fate.BLAME]
+        assert seen[-1].row == 3
+        assert seen[-1].reason == f"expected a readable sample, found that {DEATHS} workers died at it: it died"
+
+
+def test_the_same_row_under_another_ticket_is_the_same() -> None:
+    """Tickets are cut anew when they are tried again: rows of the batch count."""
+    deaths = Deaths()
+    [first] = exit_of([claim(1, 4)], Exit.CRASHED, deaths=deaths)
+    single = Claim(Ticket(99, 5, BatchId(0, 0), 14, 15), begun=True, row=0)
+    [second] = exit_of([single], Exit.CRASHED, deaths=deaths)
+    [third] = exit_of([single], Exit.CRASHED, deaths=deaths)
+    assert fates([first, second, third]) == [Fate.RETRY, Fate.RETRY_ALONE, Fate.BLAME]
+
+
+def test_rows_and_batches_are_counted_apart() -> None:
+    """Deaths at other rows, or at the same row of other batches, are not this row's."""
+    deaths = Deaths()
+    for number in range(10):
+        assert fates(exit_of([claim(row=number)], Exit.CRASHED, deaths=deaths)) == [Fate.RETRY]
+        assert fates(exit_of([claim(row=0, batch=number + 1)], Exit.CRASHED, deaths=deaths)) == [Fate.RETRY]
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_a_death_beside_others_blames_nobody(times: int) -> None:
+    """However often several readers were at rows when their worker died: it is not known which; they are read alone."""
+    deaths = Deaths()
+    claims = [claim(0, 1), claim(1, 2), WAITS]
+    assert fates(exit_of(claims, Exit.CRASHED, deaths=deaths)) == [Fate.RETRY] * 3
+    for _ in range(times):
+        assert fates(exit_of(claims, Exit.CRASHED, deaths=deaths)) == [Fate.RETRY_ALONE] * 2 + [Fate.RETRY]
+    assert fates(exit_of([claims[0], WAITS], Exit.CRASHED, deaths=deaths)) == [Fate.BLAME, Fate.RETRY]
+
+
+def test_a_death_beside_a_read_that_is_somewhere_is_not_alone() -> None:
+    """Who does not say where it is may be to blame as well."""
+    deaths = Deaths()
+    claims = [claim(0, 1), claim(1, None)]
+    for fate in (Fate.RETRY, Fate.RETRY_ALONE, Fate.RETRY_ALONE):
+        assert fates(exit_of(claims, Exit.CRASHED, deaths=deaths)) == [fate, Fate.RETRY_SINGLY]
+
+
+@pytest.mark.parametrize("how", [Exit.KILLED, Exit.ABANDONED])
+def test_a_worker_that_was_killed_counts_for_nothing(how: Exit) -> None:
+    """Its death says nothing of the rows that it was at."""
+    deaths = Deaths()
+    for _ in range(2 * DEATHS):
+        assert fates(exit_of([claim()], how, deaths=deaths)) == [Fate.RETRY]
+    assert fates(exit_of([claim()], Exit.CRASHED, deaths=deaths)) == [Fate.RETRY]
+
+
+def test_a_batch_that_has_been_read_is_forgotten() -> None:
+    """None of its rows was deadly; those of other batches still may be."""
+    deaths = Deaths()
+    for batch in (0, 1):
+        for row in (2, 3):
+            exit_of([claim(0, row, batch=batch)], Exit.CRASHED, deaths=deaths)
+    deaths.forget(BatchId(0, 0))
+    deaths.forget(BatchId(0, 5))
+    assert fates(exit_of([claim(0, 2, batch=0)], Exit.CRASHED, deaths=deaths)) == [Fate.RETRY]
+    assert fates(exit_of([claim(0, 3, batch=1)], Exit.CRASHED, deaths=deaths)) == [Fate.RETRY_ALONE]
+
+
+def test_what_becomes_of_a_failure() -> None:
+    """The row is to blame if it is known; else the rows are tried one by one."""
+    assert after_failure(claim(2, 3)) == Verdict(claim(2, 3), Fate.BLAME, 3)
+    assert after_failure(SOMEWHERE) == Verdict(SOMEWHERE, Fate.RETRY_SINGLY)
+
+
+# How long a worker may stay where it is.
+
+
+def watched(*looks: tuple[float, Sequence[Claim]], waiting: bool = False, begun: float = 0.0) -> Watch:
+    """A watch since ``begun`` that has seen, at each of these times, these claims of the readers 0, 1, ..."""
+    watch = Watch(begun)
+    for now, claims in looks:
+        watch.look(dict(enumerate(claims)), now, waiting=waiting, overslept=False)
+    return watch
+
+
+def test_who_has_nothing_to_do_is_never_late() -> None:
+    """Nothing was taken, and nothing waits to be."""
+    assert watched((0, []), (50, [])).deadline(0, TIMEOUT) == math.inf
+    assert Watch(0).deadline(0, TIMEOUT) == math.inf
+    assert watched((0, [claim()]), (50, [])).deadline(0, TIMEOUT) == math.inf
+
+
+def test_a_row_has_its_time_from_when_it_was_first_seen() -> None:
+    """However often it is looked at; another row, or ticket, has its own."""
+    assert watched((10, [claim()])).deadline(0, TIMEOUT) == 110
+    assert watched((10, [claim()]), (40, [claim()]), (70, [claim()])).deadline(0, TIMEOUT) == 110
+    assert watched((10, [claim(row=0)]), (40, [claim(row=1)])).deadline(0, TIMEOUT) == 140
+    assert watched((10, [claim(0)]), (40, [claim(1)])).deadline(0, TIMEOUT) == 140
+    assert watched((10, [claim(0)]), (40, []), (70, [claim(0)])).deadline(0, TIMEOUT) == 170
+
+
+def test_time_counts_while_somebody_asks() -> None:
+    """Between two requests no worker is late."""
+    watch = watched((10, [claim()]))
+    assert watch.deadline(500, TIMEOUT) == 600
+    assert watch.stuck(599, 500, TIMEOUT) == []
+    assert watch.stuck(600, 500, TIMEOUT) == [claim()]
+
+
+def test_the_reader_that_has_been_at_its_row_for_longest_counts() -> None:
+    """Others may come further all the time; and only those that are late are stuck, at their time and not before."""
+    slow, quick = claim(0, 3), claim(1, 1)
+    watch = watched((0, [slow, quick]), (40, [slow, claim(1, 2)]), (80, [slow, claim(2, 0)]))
+    assert watch.deadline(0, TIMEOUT) == 100
+    assert watch.stuck(99.9, 0, TIMEOUT) == []
+    assert watch.stuck(100, 0, TIMEOUT) == [slow]
+    assert watch.stuck(179, 0, TIMEOUT) == [slow]
+    assert watch.stuck(180, 0, TIMEOUT) == [slow, claim(2, 0)]
+
+
+def test_a_reader_that_has_not_begun_waits_for_the_others() -> None:
+    """It is not what is late, however long it waits, and it is never stuck."""
+    waits = claim(1, None, begun=False)
+    watch = watched((0, [claim(0, 0), waits]), (90, [claim(0, 1), waits]))
+    assert watch.deadline(0, TIMEOUT) == 190
+    assert watch.stuck(1000, 0, TIMEOUT) == [claim(0, 1)]
+
+
+def test_a_worker_of_which_nobody_begins_is_late() -> None:
+    """It was stopped, or can't go on; no read is to blame."""
+    waits = [claim(number, None, begun=False) for number in range(2)]
+    watch = watched((0, waits), (50, waits))
+    assert watch.deadline(0, TIMEOUT) == 100
+    assert watch.stuck(1000, 0, TIMEOUT) == []
+    assert watched((0, waits), (50, waits[:1])).deadline(0, TIMEOUT) == 150
+
+
+def test_a_worker_that_takes_nothing_of_what_waits_is_late() -> None:
+    """From when it was first seen to wait; what it takes, it has time for anew."""
+    assert watched((10, []), (60, []), waiting=True).deadline(0, TIMEOUT) == 110
+    assert watched((10, []), (60, [claim()]), (90, []), waiting=True).deadline(0, TIMEOUT) == 190
+    watch = Watch(0)
+    watch.look({}, 10, waiting=False, overslept=False)
+    watch.look({}, 60, waiting=True, overslept=False)
+    assert watch.deadline(0, TIMEOUT) == 160
+
+
+def test_who_overslept_knows_nothing() -> None:
+    """All have their whole time anew."""
+    watch = watched((0, [claim(), WAITS]))
+    watch.look({0: claim(), 1: WAITS}, 90, waiting=False, overslept=True)
+    assert watch.deadline(0, TIMEOUT) == 190
+    watch = watched((0, []), waiting=True)
+    watch.look({}, 90, waiting=True, overslept=True)
+    assert watch.deadline(0, TIMEOUT) == 190
