@@ -149,7 +149,7 @@ def test_no_more_tickets_are_out_than_the_queue_holds(fault: str) -> None:
 
 @reads
 def test_all_slots_are_held(reads: int, caplog: pytest.LogCaptureFixture) -> None:
-    """The ring grows after a while, which is told once; what is held stays right; once it is let go of, nothing grows any more."""
+    """The ring grows after a while, which is told once; what is held stays right; once it is let go of, no slot is added."""
     with engine_of(slots=2, samples=80, reads=reads) as engine, caplog.at_level("INFO", "shmgen"):
         held = [engine.lease(number) for number in range(12)]
         grown = engine.prefetcher.stats.grown
