@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	$(if $(LATEST),--upgrade --upgrade-strategy eager,--constraint .ci/constraints.txt)
 # A worker of pytest's, a process that a test starts, and a worker of shmgen's each write a file of their own.
 COVER := --cov --cov-report=
-EXTRAS := cli,hdf5,plot,tensorflow
+EXTRAS := cli,hdf5,plot,remote,tensorflow
 MINUTES ?= 10
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 

@@ -7,7 +7,9 @@ peers        the contestants: a way each to read batches; readers: how they read
   ▼
 contestant   a process: one of them, timed a turn at a time; machine: what Linux says of its memory and processors
   ▼
-contest      starts the contestants' processes and gives each its turn, round after round
+team         a contestant's processes, seen from outside
+  ▼
+contest      gives each its turn, round after round
   ▼
 test_speed   hands what was measured to pytest-benchmark
   ▼

@@ -20,7 +20,7 @@ PLAN = pytest.StashKey[Plan]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("shmgen benchmarks")
     group.addoption("--quick", action="store_true", help="fewer files, rounds and contestants: done in two minutes")
-    group.addoption("--data", type=Path, metavar="DIR", help="folder of the data sets, about 2.5 GB (default: .bench)")
+    group.addoption("--data", type=Path, metavar="DIR", help="folder of the data sets, about 3 GB (default: .bench)")
     group.addoption("--into", type=Path, metavar="FILE", action="append", default=[], help="Markdown whose tables are renewed")
     group.addoption("--results", type=Path, metavar="DIR", help="folder for the JSON and the plot (default: none is written)")
 

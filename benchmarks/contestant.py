@@ -26,6 +26,8 @@ from benchmarks.machine import cpu_seconds, storage_bytes
 from benchmarks.peers import PEERS
 
 PR_SET_TIMERSLACK = 29
+STEERING = 4.0
+"""Seconds in which a loader that chooses its number of reads in flight itself has done so, where storage is slow."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ class Turn:
     fetched: int = 0
 
 
-def turns_of_loading(epochs: Iterator[Batches], case: Case, least: float, step: float, settle: float) -> Iterator[Turn]:
+def turns_of_loading(
+    epochs: Iterator[Batches], case: Case, least: float, step: float, settle: float, steering: float
+) -> Iterator[Turn]:
     """Every turn is an epoch off the clock, then as many on it as take ``least`` seconds.
 
     The first gives back what was read ahead while others had their turn, warms the caches again, and is checked.
@@ -67,6 +71,7 @@ def turns_of_loading(epochs: Iterator[Batches], case: Case, least: float, step: 
         least: seconds.
         step: seconds that a trainer spends on a batch, on a device of its own: this process sleeps meanwhile. 0 for no trainer.
         settle: seconds off the clock, where an epoch would take too long: then turns end with any batch. 0 for whole epochs.
+        steering: such seconds before the first turn, in which a loader finds out how many reads in flight pay.
     """
     now, own_now = time.perf_counter, time.thread_time
     delivered, mislabelled = None, 0
@@ -74,7 +79,8 @@ def turns_of_loading(epochs: Iterator[Batches], case: Case, least: float, step: 
         epochs = ([batch] for epoch in epochs for batch in epoch)
     while True:
         if settle:
-            settled = now() + settle
+            settled = now() + max(settle, steering)
+            steering = 0.0
             while now() < settled:
                 mislabelled += sum(case.mislabelled(X, y) for X, y in next(epochs))
         else:
@@ -192,7 +198,8 @@ def main() -> None:
         if options.what == "start":
             turns = turns_of_starting(epochs)
         else:
-            turns = turns_of_loading(epochs, case, options.seconds, options.step, options.settle)
+            steering = 0.0 if job.reads else STEERING
+            turns = turns_of_loading(epochs, case, options.seconds, options.step, options.settle, steering)
     print("ready", flush=True)
     for _ in sys.stdin:
         print(json.dumps(asdict(next(turns))), flush=True)

@@ -54,7 +54,7 @@ class DataOptions:
         shuffle: a new order for each epoch, which depends on ``seed`` and the epoch alone; else the order of ``list_IDs``.
         classes: labels are names, and become their positions in this list. ``"sorted"``: the list of all names that there are.
             See `Values`, and the attribute ``classes``.
-        data_dir: the folder of the files; ids may not lead out of it. None if ids are paths.
+        data_dir: the folder of the files, or its URL, as `Npy` takes it; ids may not lead out of it. None if ids are paths.
         dtype: of ``X``. By default that of the first sample. Files are cast to it if NumPy calls that cast "same_kind".
         source: in place of files: a `Source`, or a function as `Function` takes it.
         inputs: in place of everything that describes ``X``: a source, or a dict, tuple or list of sources. A mapping or array of

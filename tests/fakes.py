@@ -32,7 +32,7 @@ from shmgen._plan.schedule import Schedule, State, Ticket
 from shmgen._sources.base import IDLE, UNKNOWN, row_of
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._worker.assembler import BatchAssembler, FieldSpec
-from shmgen._worker.readers import EPOCH, POSITION, SAMPLES
+from shmgen._worker.readers import EPOCH, POSITION, ROWS, SAMPLES
 from shmgen.errors import ClosedError, SampleError, WorkerDied
 
 TIMEOUT = 100.0
@@ -43,6 +43,10 @@ GARBAGE = -1.0
 
 Place = tuple[int, int]
 """A reader: the number of its worker, and its own."""
+
+
+NO_SAMPLE = -1
+"""In a sheet, in place of the sample of a row that has been read."""
 
 
 class Rows(Source):
@@ -149,6 +153,7 @@ class FakeWorkers:
         self._reads = reads
         self._pid = 100
         self._events: list[Event] = []
+        self._eager = False
         self._woken = threading.Event()
         self.workers: dict[int, FakeWorker] = {}
         self.queue: deque[Ticket] = deque()
@@ -195,7 +200,7 @@ class FakeWorkers:
             self._woken.clear()
             return
         until = math.inf if timeout is None else self._clock.now + timeout
-        while not (self._woken.is_set() or self._events):
+        while not (self._woken.is_set() or any(event.what is not EventKind.DONE for event in self._events)):
             if self.script:
                 self.script.popleft()()
             elif not self.otherwise():
@@ -252,6 +257,10 @@ class FakeWorkers:
         for worker in self.workers.values():
             if worker.reads:
                 worker.reads = count
+
+    def set_eager(self, eager: bool) -> None:
+        self._eager = eager
+        self._woken.set()
 
     def stop(self) -> None:
         self.log.append("stop")
@@ -332,7 +341,9 @@ class FakeWorkers:
         sheet = self._ring.sheet(ticket.slot)
         assert sheet[EPOCH] == ticket.batch.epoch
         assert sheet[POSITION] == ticket.batch.number * self._ring.layout.batch_size
-        return [int(sample) for sample in sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop]]
+        samples = [int(sample) for sample in sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop]]
+        assert NO_SAMPLE not in samples
+        return samples
 
     def ticket(self, worker: int, reader: int = 0) -> Ticket:
         """What a reader does."""
@@ -344,7 +355,11 @@ class FakeWorkers:
         """It reads the rows of its ticket: each becomes the sample's id."""
         ticket = self._end(worker, reader)
         self._ring.arrays(ticket.slot)[0][ticket.start : ticket.stop] = np.array(self.ids(ticket))[:, None]
+        sheet = self._ring.sheet(ticket.slot)
+        sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop] = NO_SAMPLE
         self._say(worker, EventKind.DONE, (ticket.id, waited))
+        if self._eager or (sheet[SAMPLES : SAMPLES + sheet[ROWS]] == NO_SAMPLE).all():
+            self._woken.set()
         self._go_on(worker, reader)
 
     def fail(self, worker: int, reader: int, row: int, *, known: bool = True) -> None:

@@ -117,7 +117,7 @@ class Proxy:
     """Passes requests on to a server, and its answers back.
 
     A fault is the status of an answer, with headers behind a space if it has any; or "reset", "close", "half", "stall", "hang",
-    "chunks"; or None for no fault.
+    "chunks"; or a header that replaces the answer's own; or None for no fault.
 
     Args:
         upstream: port of the server.
@@ -126,7 +126,7 @@ class Proxy:
     Attributes:
         port: to ask.
         requests: all that came.
-        connections: how many clients made.
+        connections, open: how many clients made, and have.
         faults: by name of a file: what happens to the next requests for it.
         always: what happens to all requests for which nothing else is said.
         text: of an answer that is a fault.
@@ -137,7 +137,7 @@ class Proxy:
         self._upstream = upstream
         self._delay = delay
         self.requests: list[Request] = []
-        self.connections = 0
+        self.connections = self.open = 0
         self.faults: dict[str, list[str | None]] = {}
         self.always: str | None = None
         self.in_flight = self.most_in_flight = 0
@@ -181,6 +181,7 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.open += 1
         try:
             while head := await _head(reader):
                 first, *lines = head.decode("latin-1").split("\r\n")
@@ -199,6 +200,7 @@ class Proxy:
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
+            self.open -= 1
             writer.close()
 
     async def _answer(self, head: bytes, target: str, writer: asyncio.StreamWriter) -> bool:
@@ -227,6 +229,10 @@ class Proxy:
                 await writer.drain()
                 await self._never.wait()
             return False
+        if fault is not None and ":" in fault:
+            name = fault.partition(":")[0].lower().encode()
+            lines = b"\r\n".join(line for line in lines.split(b"\r\n") if line and not line.lower().startswith(name))
+            lines += f"\r\n{fault}\r\n\r\n".encode()
         if fault == "chunks":
             kept = [line for line in lines.split(b"\r\n") if line and not line.lower().startswith(b"content-length")]
             half = len(body) // 2

@@ -25,7 +25,6 @@ from test_readers import filled, reader
 from test_remote import IDS, N, ranges
 
 from shmgen import InputError, Loader, Npy, NpyRows
-from shmgen._sources import cache as cache_module
 from shmgen._sources.cache import Cache
 
 FILE_BYTES = 176
@@ -161,7 +160,7 @@ def test_a_full_disk(
         raise OSError(error, os.strerror(error))
 
     with monkeypatch.context() as patched:
-        patched.setattr(cache_module.os, where, fails)
+        patched.setattr(os, where, fails)
         assert filled(source, IDS) == list(range(N))
     [record] = caplog.records
     assert f"cache {folder}: expected room for 176 bytes, found: {os.strerror(error)}" in record.getMessage()
@@ -305,3 +304,16 @@ def test_a_loader_with_a_cache(root: Path, proxy: Proxy, tmp_path: Path) -> None
             if epoch == 1:
                 proxy.requests.clear()
     assert proxy.requests == []
+
+
+def test_what_workers_say_reaches_the_main_process(
+    root: Path, proxy: Proxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That nothing is kept is said once, by whichever worker, to the handlers of whoever trains."""
+    labels = {id: number for number, id in enumerate(IDS)}
+    with Loader(IDS, labels, 6, source=Npy(proxy.url, cache=tmp_path / "kept", cache_bytes=100), workers=2) as loader:
+        for _ in range(2):
+            for X, y in loader:
+                assert X[:, 0, 0].tolist() == y.tolist()
+    found = [record for record in caplog.records if "cache_bytes allows 100 bytes" in record.getMessage()]
+    assert len(found) == 1

@@ -49,11 +49,35 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_a_block_of_the_readme_runs(surroundings: dict[str, Any], number: int) -> None:
-    """Each block of Python, as it stands there, makes its sequences, trains, and gives a batch."""
-    code = BLOCKS[number].replace("from shmgen import Sequence", "", 1).replace("epochs=10", "epochs=1, verbose=0")
+def run(code: str, surroundings: dict[str, Any]) -> None:
+    """Run a block of the README; each of its sequences gives a batch."""
+    code = code.replace("from shmgen import Sequence", "", 1).replace("epochs=10", "epochs=1, verbose=0")
     exec(compile(code, "README.md", "exec"), surroundings)
     assert surroundings["made"]
     for sequence in surroundings["made"]:
         sequence.close()
+
+
+@pytest.mark.parametrize("number", [number for number, block in enumerate(BLOCKS) if "https://host" not in block])
+def test_a_block_of_the_readme_runs(surroundings: dict[str, Any], number: int) -> None:
+    """Each block of Python, as it stands there, makes its sequences, trains, and gives a batch."""
+    run(BLOCKS[number], surroundings)
+
+
+def test_a_block_of_urls_runs(
+    served: tuple[Path, int], surroundings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same with a server of the same files, which is S3 to who asks for a bucket."""
+    pytest.importorskip("botocore", reason="botocore is not installed: it is in the extra remote")
+    root, port = served
+    links = {root / "data": tmp_path / "data", root / "all.npy": tmp_path / "all.npy", root / "bucket": tmp_path}
+    for link, target in links.items():
+        link.symlink_to(target)
+    url = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "key")
+    [code] = [block for block in BLOCKS if "https://host" in block]
+    run(code.replace("https://host", url).replace("/scratch", str(tmp_path)), surroundings)
+    for link in links:
+        link.unlink()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from conftest import ROOT
 from servers import Proxy, nginx
 from test_npy import KINDS, number_up
 from test_readers import filled, reader
@@ -151,10 +154,31 @@ def test_what_will_not_pass_is_not_tried_again(root: Path, proxy: Proxy, status:
     assert proxy.targets == [f"/{id}.npy" for id in IDS[:3]]
 
 
+@pytest.mark.parametrize(
+    ("header", "text"),
+    [
+        ("Content-Encoding: gzip", "expected the file as it is, found it encoded as gzip; store it as it is"),
+        (
+            "Content-Range: bytes 0-47/1280",
+            "expected the part of the file from byte 272 on, found Content-Range: bytes 0-47/1280",
+        ),
+    ],
+)
+def test_an_answer_to_something_else(root: Path, proxy: Proxy, header: str, text: str) -> None:
+    """Other bytes than those that were asked for are never taken for them."""
+    source = reader(NpyRows(f"{proxy.url}/all.npy"), range(N))
+    proxy.faults["all.npy"] = [header]
+    with pytest.raises(SampleError, match=f"all.npy: {text}"):
+        filled(source, [3])
+    (root / "id-0.npy").write_text("<html>please log in</html>")
+    with pytest.raises(SampleError, match=r"id-0\.npy: expected an \.npy file, found one that begins with b'<html>'"):
+        Npy(proxy.url).bind(IDS)
+
+
 def test_a_server_says_how_long_to_wait(root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as it asks, but no longer than a minute; else longer each time, and never the same for all readers."""
     waits: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    monkeypatch.setattr(time, "sleep", waits.append)
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.1)
     source = reader(Npy(proxy.url), IDS)
     proxy.faults["id-0.npy"] = ["429 Retry-After: 7", "503 Retry-After: 100000", *["503"] * 5]
@@ -327,6 +351,15 @@ def test_a_loader_of_a_url(root: Path, proxy: Proxy, workers: int) -> None:
         assert len(proxy.requests) == N + 1 + 3
 
 
+def test_the_main_process_keeps_no_connection(root: Path, proxy: Proxy, until: Callable) -> None:
+    """It asks for one header, and closes the connection, though the source lives on."""
+    sources: list[Any] = [Npy(proxy.url), NpyRows(f"{proxy.url}/all.npy")]
+    sources[0].bind(IDS)
+    sources[1].bind(range(N))
+    assert proxy.connections == 2
+    until(lambda: proxy.open == 0, "both are closed")
+
+
 def test_a_worker_of_remote_files_is_lean(root: Path, proxy: Proxy, workers: Callable[[], list[psutil.Process]]) -> None:
     """It maps neither NumPy nor what fsspec and s3fs bring along."""
     with Loader(IDS, None, 6, data_dir=proxy.url, workers=1) as loader:
@@ -346,7 +379,8 @@ def test_who_reads_a_folder_imports_nothing_of_this() -> None:
 @pytest.mark.parametrize("name", ["cache", "cache_bytes", "storage_options"])
 def test_what_is_for_urls_only(tmp_path: Path, name: str) -> None:
     """For a folder it would do nothing, so it is refused; and a size without a cache is."""
-    for source in (Npy, NpyRows):
+    sources: list[Any] = [Npy, NpyRows]
+    for source in sources:
         with pytest.raises(InputError, match=f"{name}: expected with a URL"):
             source(tmp_path, **{name: 1})
     with pytest.raises(InputError, match="cache_bytes: expected with cache"):
@@ -373,3 +407,60 @@ def test_ids_that_are_urls() -> None:
     """The error says what to pass instead."""
     with pytest.raises(SampleError, match="ids are no URLs: pass the URL of the folder as data_dir"):
         Npy(None).bind(["https://host/folder/a.npy"])
+
+
+def test_a_request_that_hangs_is_named_by_the_loader(root: Path, proxy: Proxy) -> None:
+    """With many in flight, and a server that never answers for one: the loader's time limit blames that sample, and no other."""
+    proxy.faults["id-13.npy"] = ["hang"] * 100
+    labels = {id: number for number, id in enumerate(IDS)}
+    options: Any = {"on_error": "replace", "max_damaged": 0.1, "timeout": 1.0, "shuffle": False}
+    with Loader(IDS, labels, 6, data_dir=proxy.url, workers=2, **options) as loader:
+        seen = [label for X, y in loader for label in y.tolist() if (X[:, 0, 0] == y).all()]
+        assert [damaged.id for damaged in loader.damaged] == ["id-13"]
+    assert len(seen) == N
+    assert set(range(N)) - set(seen) == {13}
+
+
+# The scan.
+
+
+def scan(*arguments: str, stdin: str = "") -> tuple[int, Any, str]:
+    """Exit status of a scan, its result, and what it says."""
+    run = subprocess.run(
+        [sys.executable, "-m", "shmgen", "scan", *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        input=stdin,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    return run.returncode, json.loads(run.stdout) if run.stdout else None, run.stderr
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_scan_of_a_url(root: Path, proxy: Proxy, full: bool) -> None:
+    """One request for each id, of the first bytes alone, or of all; what a loader would refuse is damaged, with its URL."""
+    (root / "id-3.npy").write_bytes((root / "id-3.npy").read_bytes()[:150])
+    (root / "id-4.npy").write_bytes(b"")
+    np.save(root / "id-5.npy", np.full((4, 3), np.nan, "f4"))
+    np.save(root / "id-6.npy", np.zeros((4, 4), "f4"))
+    (root / "id-7.npy").write_bytes(KINDS["version-3-by-hand"](np.zeros((4, 3), "f4")))
+    np.save(root / "id-8.npy", np.zeros((500, 500), "f4"))
+    proxy.faults["id-9.npy"] = ["503", "half"]
+    status, found, err = scan(proxy.url, "--ids", "-", *["--full"] * full, stdin="\n".join([*IDS, "none"]))
+    assert (status, err) == (1, "")
+    assert found["files"] == N + 1
+    damaged = {one["id"]: one["reason"] for one in found["damaged"]}
+    assert set(damaged) == {"id-3", "id-4", "id-6", "id-8", "none", *["id-5"] * full}
+    assert damaged["id-3"] == "expected 176 bytes, found 150: the file is truncated"
+    assert damaged["none"].startswith("expected the file, found 404 Not Found")
+    assert {one["path"] for one in found["damaged"]} == {f"{proxy.url}/{id}.npy" for id in damaged}
+    assert len(proxy.requests) == N + 1 + 2
+    assert all(("range" in request.headers) != full for request in proxy.requests)
+
+
+def test_a_scan_needs_ids_where_nothing_can_be_listed(proxy: Proxy) -> None:
+    """The error says how to give them."""
+    status, _, err = scan(proxy.url)
+    assert status == 2
+    assert f"{proxy.url}: expected a folder that can be listed, found one that can't be; give the ids, with --ids FILE" in err

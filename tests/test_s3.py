@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +18,7 @@ import pytest
 from conftest import ROOT
 from servers import Proxy, moto, put
 from test_readers import filled, reader
+from test_remote import scan
 
 from shmgen import InputError, Loader, Npy, NpyRows, SampleError
 from shmgen._sources import remote
@@ -180,15 +181,14 @@ def test_signatures_are_those_of_botocore(monkeypatch: pytest.MonkeyPatch, key: 
 
     path = f"/bucket/{quote(key)}"
     auth = S3SigV4Auth(Credentials("access", "secret/+", token), "s3", "eu-west-1")
-    auth.payload = lambda request: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # type: ignore[method-assign]
-    while True:
+    auth.payload = lambda request: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    theirs: dict[str, str] = {"x-amz-date": ""}
+    ours = {"x-amz-date": "-"}
+    while theirs["x-amz-date"] != ours["x-amz-date"]:
         request = AWSRequest("GET", f"https://host:99{path}", headers={"x-amz-request-payer": "requester"})
-        second = time.gmtime()
         auth.add_auth(request)
         ours = signature(Keys("access", "secret/+", token), "eu-west-1", "host:99", path, {"x-amz-request-payer": "requester"})
-        if time.gmtime() == second:
-            break
-    theirs = {name.lower(): value for name, value in request.headers.items()}
+        theirs = {name.lower(): value for name, value in request.headers.items()}
     for name, value in ours.items():
         assert theirs[name.lower()] == value, name
 
@@ -223,13 +223,25 @@ def test_a_worker_of_a_bucket_is_lean(proxy: Proxy, workers: Callable[[], list[p
 
 
 def test_options_that_only_s3fs_knows(proxy: Proxy) -> None:
-    """Then s3fs itself gets the objects."""
-    source = reader(Npy("s3://bucket/data", storage_options=options(proxy, cache_regions=False)), IDS)
-    assert filled(source, IDS[:3]) == [0, 1, 2]
-    rows = reader(NpyRows("s3://bucket/data/all.npy", storage_options=options(proxy, cache_regions=False)), range(N))
-    assert filled(rows, [7, 8, 2]) == [7, 8, 2]
-    with pytest.raises(SampleError, match=r"s3://bucket/data/none\.npy: expected the file, found: FileNotFoundError"):
-        filled(source, ["none"])
+    """Then s3fs itself gets the objects; its connections are for the whole process, so it has one of its own."""
+    code = f"""
+from test_s3 import *
+options = {{"endpoint_url": {proxy.url!r}, **KEYS, "cache_regions": False}}
+source = reader(Npy("s3://bucket/data", storage_options=options), IDS)
+assert type(source._remote.store).__name__ == "FsspecStore"
+assert filled(source, IDS[:3]) == [0, 1, 2]
+rows = reader(NpyRows("s3://bucket/data/all.npy", storage_options=options), range(N))
+assert filled(rows, [7, 8, 2]) == [7, 8, 2]
+try: filled(source, ["none"])
+except SampleError as error: print(error)
+"""
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert re.search(r"s3://bucket/data/none\.npy: expected the file, found: FileNotFoundError", run.stdout), run.stderr
+    asked = [request.method for request in proxy.requests if "/id-" in request.target]
+    assert asked == ["GET"] * 4  # one of them for the first header
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -291,23 +303,18 @@ def test_what_may_pass_of_any_file_system(tmp_path: Path, monkeypatch: pytest.Mo
 # The scan.
 
 
-def scan(*arguments: str, stdin: str = "") -> tuple[int, Any, str]:
-    """Exit status of a scan, its result, and what it says."""
-    run = subprocess.run(
-        [sys.executable, "-m", "shmgen", "scan", *arguments, "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        input=stdin,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"},
-    )
-    return run.returncode, json.loads(run.stdout) if run.stdout else None, run.stderr
+@pytest.fixture
+def environment(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tells a command where the bucket is, and who asks."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_scan_of_a_bucket(storage: int, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+@pytest.mark.usefixtures("environment")
+def test_a_scan_of_a_bucket(proxy: Proxy, full: bool) -> None:
     """It is listed once; then each object is one request, for its first bytes alone, or for all of them."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     status, found, err = scan("s3://bucket/data", *["--full"] * full)
     assert (status, err) == (1, ""), found
     assert (found["files"], len(found["damaged"])) == (N + 1, 1)
@@ -318,9 +325,9 @@ def test_a_scan_of_a_bucket(storage: int, proxy: Proxy, monkeypatch: pytest.Monk
     assert len(proxy.requests) - len(asked) <= 3
 
 
-def test_a_scan_of_given_ids(storage: int, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("environment")
+def test_a_scan_of_given_ids() -> None:
     """Those that are not there are damaged."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     status, found, err = scan("s3://bucket/data", "--ids", "-", stdin="\n".join([*IDS, "none"]))
     assert (status, err) == (1, "")
     assert [(one["id"], one["path"]) for one in found["damaged"]] == [("none", "s3://bucket/data/none.npy")]

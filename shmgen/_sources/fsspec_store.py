@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from typing import Any, TypeVar
 
 from shmgen._sources.remote import EXTRA, Store, Transient
@@ -47,7 +48,8 @@ class FsspecStore(Store):
         return {**vars(self), "_opened": None}
 
     def for_reader(self) -> FsspecStore:
-        return self  # fsspec's file systems are for all threads
+        self.open()
+        return copy(self)  # fsspec's file systems are for all threads
 
     def place(self, name: str) -> str:
         if not name:
@@ -81,7 +83,7 @@ class FsspecStore(Store):
         try:
             total = system.info(path)["size"] if start == 0 and stop is not None else None  # only while a loader is made
             data = system.cat_file(path, start=start or None, end=stop if total is None else min(stop or total, total))
-        except (FileNotFoundError, IsADirectoryError, PermissionError, NotImplementedError) as error:
+        except (FileNotFoundError, IsADirectoryError, KeyError, PermissionError, NotImplementedError) as error:
             raise FormatError(f"expected the file, found: {type(error).__name__}: {error}") from None
         except Exception as error:  # each file system has its own
             raise Transient(f"{type(error).__name__}: {error}") from None

@@ -167,7 +167,8 @@ class HttpStore(Store):
             if urlsplit(there)[:2] != urlsplit(url)[:2]:
                 headers = {name: value for name, value in headers.items() if name not in ("Authorization", "Cookie")}
             url = there
-        raise FormatError(f"expected the file, found more than {MAX_REDIRECTS} redirections, the last to {url}")
+        last = urlsplit(url)._replace(query="").geturl()
+        raise FormatError(f"expected the file, found more than {MAX_REDIRECTS} redirections, the last to {last}")
 
     def _ask(self, url: str, headers: Mapping[str, str]) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         parts = urlsplit(url)
@@ -215,8 +216,11 @@ class HttpStore(Store):
     def _answered(self, response: http.client.HTTPResponse, take: Callable[[Any], T], start: int) -> T:
         status = response.status
         if status == 206 or (status == 200 and start == 0):
+            if status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                found = response.headers.get("Content-Range")
+                raise FormatError(f"expected the part of the file from byte {start:,} on, found Content-Range: {found}")
             if encoding := response.headers.get("Content-Encoding", "").replace("identity", ""):
-                raise FormatError(f"expected the file as it is, found it encoded as {encoding}")
+                raise FormatError(f"expected the file as it is, found it encoded as {encoding}; store it as it is")
             taken = take(Answer(response))
             if (response.length or 0) < MAX_DRAINED:
                 response.read()  # so that the connection can be kept

@@ -118,6 +118,9 @@ class Npy(RawSource):
             self._check(header)
         except (OSError, ValueError, FormatError) as error:
             raise SampleError(first, self.path(first), explain(error) + self._meant(first, error)) from None
+        finally:
+            if self._remote is not None:
+                self._remote.store.close()
         self.shape, self.dtype, self.row_bytes = self._row.shape, self._row.dtype, self._row.row_bytes
         # The header of files whose data are a row's bytes, unchanged; None until there was such a file.
         self._plain = raw if self._is_plain(header) else None

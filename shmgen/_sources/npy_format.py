@@ -159,20 +159,20 @@ def read_header_of(path: str) -> tuple[Header, bytes]:
     fd = os.open(path, OPEN_FLAGS | os.O_NONBLOCK)
     try:
         header, raw = read_header(fd)
-        require_data(os.fstat(fd).st_size, header)
+        require_data(os.fstat(fd).st_size, header.size + header.data_bytes)
         return header, raw
     finally:
         os.close(fd)
 
 
-def require_data(size: int, header: Header) -> None:
-    """Make sure that a file of ``size`` bytes is long enough, before memory is allocated for what its header promises.
+def require_data(size: int, expected: int) -> None:
+    """Make sure that a file of ``size`` bytes has what its header promises, perhaps terabytes, before memory is allocated.
 
     Raises:
-        FormatError: it is too short. Its header may promise terabytes.
+        FormatError: it is too short.
     """
-    if size < header.size + header.data_bytes:
-        raise _truncated(size, header.size + header.data_bytes)
+    if size < expected:
+        raise _truncated(size, expected)
 
 
 def _pread(file: File, size: int, offset: int) -> bytes:

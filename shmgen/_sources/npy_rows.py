@@ -90,6 +90,9 @@ class NpyRows(RawSource):
             header = self._check(header)
         except (OSError, ValueError, FormatError) as error:
             raise InputError(f"{'file ' if self._remote is None else ''}{self.file}: {explain(error)}") from None
+        finally:
+            if self._remote is not None:
+                self._remote.store.close()
         self.shape = header.shape[1:]
         self.dtype = dtype_text(header.dtype.newbyteorder("="))
         self._header = header

@@ -155,7 +155,7 @@ def is_url(place: object) -> bool:
     return isinstance(place, str) and re.match(r"[a-z][a-z0-9+.-]*(::.*)?://", place) is not None
 
 
-def store(url: str, options: Mapping[str, Any] | None) -> Store:
+def store_of(url: str, options: Mapping[str, Any] | None) -> Store:
     """The store for what lies at ``url``.
 
     Args:
@@ -170,8 +170,10 @@ def store(url: str, options: Mapping[str, Any] | None) -> Store:
         return HttpStore(url, **checked(options, {"headers": Mapping, "timeout": (int, float)}, scheme))
     from shmgen._sources.s3_store import S3Store
 
-    if scheme in ("s3", "s3a") and S3Store.takes(options):
-        return S3Store(url, options)
+    if scheme in ("s3", "s3a"):
+        if S3Store.takes(options):
+            return S3Store(url, options)
+        options.setdefault("max_concurrency", 1)  # else s3fs asks for the size of each object first
     from shmgen._sources.fsspec_store import FsspecStore
 
     return FsspecStore(url, options)
@@ -192,13 +194,13 @@ class Remote:
 
     Args:
         url: of a folder, or of a file.
-        options: for the server; see `store`.
+        options: for the server; see `store_of`.
         folder: where files are kept; None for nowhere.
         most: how many bytes are kept, at most; None for as many as there is room for.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any] | None, folder: Any, most: int | None) -> None:
-        self.store = store(url, options)
+        self.store = store_of(url, options)
         if folder is None and most is not None:
             raise InputError("cache_bytes: expected with cache, the folder to keep files in")
         self.cache = None
@@ -237,7 +239,7 @@ class Remote:
                 raise FormatError(NO_PARTS)
             header, raw = read_header(memoryview(body.read(LONGEST)))
             if body.total is not None:
-                require_data(body.total, header)
+                require_data(body.total, header.size + header.data_bytes)
             return header, raw, body.version
 
         return self.store.get(name, take, 0, LONGEST if in_parts else None)

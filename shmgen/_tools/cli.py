@@ -58,7 +58,7 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int],
     parser: argparse.ArgumentParser = commands.add_parser(
         name, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **texts
     )
-    parser.add_argument("folder", metavar="DATA_DIR", help="folder of the files, the loader's data_dir")
+    parser.add_argument("folder", metavar="DATA_DIR", help="folder of the files, or its URL: the loader's data_dir")
     parser.add_argument(
         "--ids",
         metavar="FILE",

@@ -17,8 +17,9 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from shmgen._memory.limits import processors
+from shmgen._sources.remote import Store, is_url, store_of
 from shmgen._sources.sample_spec import SampleSpec
-from shmgen._tools.scan_ids import Folder, explain_folder
+from shmgen._tools.scan_ids import Folder, explain_folder, ids_behind
 from shmgen._tools.scan_report import Damage, Kind, Report, judge
 from shmgen._tools.scan_worker import FLAGS, SEPARATOR, Format, Setup, Tally, dtype_of, read_format, unpack
 from shmgen._worker.context import environment
@@ -37,6 +38,9 @@ MAX_BYTES = 32 << 10
 
 SHORT, LONG = 0.02, 0.1
 """Seconds. Messages to a worker grow while each takes it less than SHORT, and shrink after one that took more than LONG."""
+
+SIZE_OF_REMOTE = 64
+"""Ids in a message if files are behind a URL: some for each request in flight."""
 
 AHEAD = 32 << 20
 """Bytes of ids that are listed before workers need them, so that it is soon known how many there are."""
@@ -67,7 +71,7 @@ class Scan:
     """A scan of a folder.
 
     Args:
-        folder: of the files.
+        folder: of the files, or its URL.
         blocks: ids, in blocks; None for all files under the folder.
         given: the shape and dtype that the user expects.
         full: read all data, and check that numbers are finite.
@@ -90,15 +94,24 @@ class Scan:
         self._given = given or SampleSpec()
         self._full = full
         self._workers = workers or max(1, min(MAX_WORKERS, round(processors())))
-        try:
+        self._store: Store | None = None
+        self._listing: Folder | None = None
+        if is_url(self._folder):
+            self._store = store_of(self._folder, None)
+            self._store.prepare()
+            blocks = ids_behind(self._store) if blocks is None else blocks
+        else:
+            try:
+                if blocks is None:
+                    os.scandir(self._folder).close()
+                else:
+                    os.stat(f"{self._folder}/.")
+            except (OSError, ValueError) as error:
+                raise InputError(f"{self._folder}: {explain_folder(error)}; give the folder of the ID.npy files") from None
             if blocks is None:
-                os.scandir(self._folder).close()
-            else:
-                os.stat(f"{self._folder}/.")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self._folder}: {explain_folder(error)}; give the folder of the ID.npy files") from None
-        self._listing = Folder(os.fsencode(self._folder)) if blocks is None else None
-        self._queue = _Queue(self._listing.ids() if self._listing else blocks or iter(()))
+                self._listing = Folder(os.fsencode(self._folder))
+                blocks = self._listing.ids()
+        self._queue = _Queue(blocks)
         self._files = self._read = 0
         self._seconds = 0.0
         self._complete = False
@@ -124,8 +137,9 @@ class Scan:
             launcher = Launcher("shmgen._tools.scan_worker", environment(0)[0], options=("-W", "ignore"), silent=True)
             with deferred_signals():
                 for number in range(self._workers):
-                    workers.append(_Worker(number, launcher.start()))
-            setup = pickle.dumps(Setup(sys.path, os.fsencode(self._folder), self._full, self._first_format()))
+                    workers.append(_Worker(number, launcher.start(), SIZE_OF_REMOTE if self._store else None))
+            store = pickle.dumps(self._store) if self._store else b""
+            setup = pickle.dumps(Setup(sys.path, os.fsencode(self._folder), self._full, self._first_format(), store))
             for worker in workers:
                 worker.child.send(setup)
             self._serve(workers, progress)
@@ -172,6 +186,8 @@ class Scan:
         return Progress(self._files, self._queue.listed, self._queue.all_listed, self._read, len(self._damaged))
 
     def _first_format(self) -> list[Format]:
+        if self._store:
+            return []
         for id in self._queue.first(SAMPLES):
             with suppress(OSError, ValueError, FormatError):
                 fd = os.open(self._path(id), FLAGS)
@@ -209,7 +225,8 @@ class Scan:
         )
 
     def _damage(self, id: bytes, reason: str) -> Damage:
-        return Damage(os.fsdecode(id), os.fsdecode(self._path(id)), reason)
+        path = self._store.place(f"{os.fsdecode(id)}.npy") if self._store else os.fsdecode(self._path(id))
+        return Damage(os.fsdecode(id), path, reason)
 
 
 class _Sound:
@@ -282,16 +299,18 @@ class _Worker:
     Args:
         number: of the worker, from 0.
         child: the process.
+        size: number of ids in each message; None if it is to adapt to the time that they take.
 
     Attributes:
         size: number of ids in its next message.
         holds: number of messages that it has not answered yet.
     """
 
-    def __init__(self, number: int, child: Child) -> None:
+    def __init__(self, number: int, child: Child, size: int | None = None) -> None:
         self._number = number
         self.child = child
-        self.size = 1
+        self._adapts = size is None
+        self.size = size or 1
         self.holds = 0
 
     @property
@@ -317,6 +336,8 @@ class _Worker:
             raise WorkerDied(self._number, self.child.pid, self.child.join(KILL_GRACE))
 
     def _adapt(self, answer: Tally) -> None:
+        if not self._adapts:
+            return
         if answer.seconds < SHORT and answer.files >= self.size:
             self.size = min(MAX_IDS, 2 * self.size)
         elif answer.seconds > LONG:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import IO
 
 from shmgen._sources.npy_format import explain
+from shmgen._sources.remote import Store, is_url, store_of
 from shmgen.errors import InputError
 
 BLOCK = 1024
@@ -98,12 +100,32 @@ def explain_folder(error: OSError | ValueError) -> str:
     return explain(error).replace(" file", " folder", 1)
 
 
+def ids_behind(store: Store) -> Iterator[list[bytes]]:
+    """The ids of all ``.npy`` files behind a URL, in blocks.
+
+    Raises:
+        InputError: they can't be listed, or there are none.
+    """
+    names = store.names()
+    none = True
+    while block := [os.fsencode(name.removesuffix(".npy")) for name in islice(names, BLOCK)]:
+        none = False
+        yield block
+    if none:
+        raise InputError(f"{store.root}: expected files whose names end in .npy, found none; give the folder of the ID.npy files")
+
+
 def ids_under(folder: str) -> Iterator[list[bytes]]:
-    """The ids of all ``.npy`` files under a folder, in blocks.
+    """The ids of all ``.npy`` files under a folder, or behind a URL, in blocks.
 
     Raises:
         InputError: it can't be listed, or has no such files.
     """
+    if is_url(folder):
+        store = store_of(folder, None)
+        store.prepare()
+        yield from ids_behind(store)
+        return
     try:
         os.scandir(folder).close()
     except (OSError, ValueError) as error:

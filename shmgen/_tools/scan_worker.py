@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from shmgen._sources.npy_format import OPEN_FLAGS, explain, read_header, read_whole
+from shmgen._sources.npy_format import OPEN_FLAGS, File, explain, read_header, read_whole
 from shmgen._worker.liveness import begin
 from shmgen._worker.protocol import Unframer, frame
 from shmgen.errors import FormatError
@@ -78,12 +78,14 @@ class Setup(NamedTuple):
         folder: of the files.
         full: whether to read all data.
         formats: headers that files are likely to have.
+        store: where the files are if the folder is a URL, pickled; else empty.
     """
 
     path: list[str]
     folder: bytes
     full: bool
     formats: list[Format]
+    store: bytes
 
 
 class Tally(NamedTuple):
@@ -114,15 +116,15 @@ def unpack(packed: bytes) -> list[bytes]:
     return zlib.decompress(packed).split(SEPARATOR)
 
 
-def read_format(fd: int) -> Format:
-    """The format of the ``.npy`` file open at ``fd``.
+def read_format(file: File) -> Format:
+    """The format of an ``.npy`` file.
 
     Raises:
         FormatError: as `read_header`.
     """
     import numpy as np
 
-    header, raw = read_header(fd)
+    header, raw = read_header(file)
     descr = repr(np.lib.format.dtype_to_descr(header.dtype))
     return Format(raw, header.shape, descr, header.fortran, header.dtype.kind in "fc", header.data_bytes)
 
@@ -214,7 +216,7 @@ class Examiner:
     def _look(self, fd: int, format: Format) -> None:
         """Read all data, and check that numbers are finite."""
         offset, left = len(format.raw), format.data_bytes
-        found = _NotFinite(format) if format.inexact else None
+        found = NotFinite(format) if format.inexact else None
         while left:
             part = self._buffer[: min(left, BLOCK)]
             read_whole(fd, part, offset)
@@ -254,7 +256,7 @@ class _Short:
         return self._values is None or bool(self._isfinite(self._values).all())
 
 
-class _NotFinite:
+class NotFinite:
     """Counts the numbers of a file that are not finite."""
 
     def __init__(self, format: Format) -> None:
@@ -313,9 +315,18 @@ def main(stream: int, liveness: int) -> None:
     with suppress(BrokenPipeError, ConnectionResetError, StopIteration):
         setup: Setup = pickle.loads(next(messages))
         sys.path[:] = setup.path
-        examiner = Examiner(setup.folder, full=setup.full, formats=setup.formats, progress=lambda read: _send(stream, read))
+        examine = _examine(setup, lambda read: _send(stream, read))
         for message in messages:
-            _send(stream, examiner.examine(message.split(SEPARATOR)))
+            _send(stream, examine(message.split(SEPARATOR)))
+
+
+def _examine(setup: Setup, progress: Callable[[int], None]) -> Callable[[list[bytes]], Tally]:
+    """What looks at files."""
+    if not setup.store:
+        return Examiner(setup.folder, full=setup.full, formats=setup.formats, progress=progress).examine
+    from shmgen._tools.scan_remote import RemoteExaminer  # late: few scans need it
+
+    return RemoteExaminer(pickle.loads(setup.store), full=setup.full).examine
 
 
 def _messages(stream: int) -> Iterator[bytes]:

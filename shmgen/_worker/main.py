@@ -104,7 +104,12 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
 
 def _assembler(stream: int, setup: Setup) -> BatchAssembler:
     if setup.context is None:
-        return pickle.loads(setup.assembler)  # type: ignore[no-any-return]
+        ours: BatchAssembler = pickle.loads(setup.assembler)
+        if "logging" in sys.modules:  # a source of remote files has it, and may have something to say
+            from shmgen._worker.log_forwarding import forward
+
+            forward(lambda message: _send(stream, LOGGED + message), {}, 0)
+        return ours
     from shmgen._worker.context import Context  # late: imports are most of a worker's start, and few workers need it
 
     context = Context(*setup.context)

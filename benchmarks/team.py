@@ -1,0 +1,131 @@
+"""A contestant's processes, as who holds a contest sees them."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.cases import Case, Checksum
+from benchmarks.contestant import Turn
+from benchmarks.machine import memory
+from benchmarks.matrix import Contest
+from benchmarks.peers import PEERS
+
+if TYPE_CHECKING:
+    from typing import Self
+
+ROOT = Path(__file__).parents[1]
+DEADLINE = 300
+"""Seconds for a turn; whoever takes longer hangs."""
+
+
+class FailedError(RuntimeError):
+    """A contestant's process ended, hung, or delivered something else than the data set."""
+
+
+class Team:
+    """A contestant's processes, fresh for this contest and kept through its rounds: one, or as many as share the limit."""
+
+    def __init__(self, contest: Contest, case: Case, contestant: str, *, seconds: float, step: float, reads: int) -> None:
+        name, _, how = contestant.partition("+")
+        peer = PEERS.get(name)
+        workers = 1 if peer and peer.alone else contest.workers
+        command = [sys.executable, "-m", "benchmarks.contestant", contest.what, name, case.name, "--how", how or "fast"]
+        command += ["--data", str(case.root.absolute()), "--files", str(case.files), "--repeats", str(case.repeats)]
+        command += ["--seen", case.seen, "--seconds", str(seconds), "--settle", str(seconds / 2 if contest.is_slow else 0)]
+        command += ["--workers", str(workers), "--reads", str(reads), "--step", str(step)]
+        command += ["--cold"] if contest.storage == "cold" else []
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  __exit__ closes it
+        self._processes = [
+            subprocess.Popen(
+                [*command, "--share", str(share)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                start_new_session=True,  # so that what it may leave behind can be ended, too
+            )
+            for share in range(workers if peer and peer.limit else 1)
+        ]
+
+    def ready(self) -> None:
+        """Wait until all is imported."""
+        for process in self._processes:
+            self._events(process)
+
+    def turn(self) -> list[Turn]:
+        """Let all processes read at once."""
+        self._begin()
+        return [self._turn(process) for process in self._processes]
+
+    def peak_memory(self) -> int:
+        """Bytes, as seen every 50 ms of a turn."""
+        self._begin()
+        pids = [process.pid for process in self._processes]
+        found = [memory(pids)]
+        end = time.monotonic() + DEADLINE
+        last = self._processes[-1].stdout
+        assert last is not None
+        while time.monotonic() < end and not select.select([last], [], [], 0.05)[0]:
+            found.append(memory(pids))
+        for process in self._processes:
+            self._events(process)
+        return max(found)
+
+    def _begin(self) -> None:
+        for process in self._processes:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # _heard tells why
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+
+    def _turn(self, process: subprocess.Popen[bytes]) -> Turn:
+        turn = json.loads(self._events(process))
+        delivered = turn["delivered"]
+        return Turn(**turn | {"delivered": delivered and Checksum(**delivered)})
+
+    def _events(self, process: subprocess.Popen[bytes]) -> bytes:
+        assert process.stdout is not None
+        readable, _, _ = select.select([process.stdout], [], [], DEADLINE)
+        line = process.stdout.readline() if readable else b""
+        if not line:
+            found = f"its end, with exit code {process.wait()}" if readable else f"nothing for {DEADLINE} seconds"
+            self._stderr.seek(0)
+            said = self._stderr.read().decode(errors="replace").strip().splitlines()[-8:]
+            raise FailedError("\n".join([f"expected a line of JSON, found {found}: {process.args!r}", *said]))
+        return line
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+        for process in self._processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=20)
+            self._end_group(process.pid)
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+        self._stderr.close()
+
+    @staticmethod
+    def _end_group(group: int) -> None:
+        """Whatever a contestant left behind, as its session; resource trackers first get the time to unlink what they know of."""
+        with suppress(ProcessLookupError):
+            for _ in range(20):
+                os.killpg(group, 0)
+                time.sleep(0.1)
+            os.killpg(group, signal.SIGKILL)
