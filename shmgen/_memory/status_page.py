@@ -14,7 +14,7 @@ MAX_READERS = 128
 
 READS, EAGER, READERS, USED = range(4)
 """The page's first words, of 8 bytes each. The main process sets how many readers there should be, and whether it is to be woken
-for each ticket that is done. The worker sets how many records have been used, and for how many nanoseconds it had or wanted a
+for each ticket that is done. The worker sets how many records have been used, and the nanoseconds in which it had or wanted a
 processor before its first ticket."""
 
 TICKET_BYTES = 24

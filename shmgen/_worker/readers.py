@@ -168,8 +168,10 @@ class Readers:
         sheet = memory[assembler.sheet_offset :]
         words = sheet.cast("q")
         ids = self._ids.take(words[SAMPLES + start : SAMPLES + stop].tolist())
-        assembler.fill(memory, Task(start, words[EPOCH], words[POSITION] + start, ids), io_waits=io_waits)
-        sheet[8 * (SAMPLES + start) : 8 * (SAMPLES + stop)] = READ * (stop - start)
+        try:
+            assembler.fill(memory, Task(start, words[EPOCH], words[POSITION] + start, ids), io_waits=io_waits)
+        finally:  # also if it failed: whoever reads the last rows of the batch is to wake the main process
+            sheet[8 * (SAMPLES + start) : 8 * (SAMPLES + stop)] = READ * (stop - start)
         return sheet
 
     def _stays(self, number: int) -> bool:
