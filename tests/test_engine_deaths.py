@@ -11,7 +11,7 @@ import pytest
 from fakes import engine_of
 from moments import after, all_amid, amid, amid_unknown, before, reads, whole_epoch
 
-from shmgen._engine.supervisor import STARTS
+from shmgen._engine.supervisor import MAX_NAMED, STARTS
 from shmgen._plan.faults import DEATHS
 from shmgen.errors import SampleError, StartError, WorkerDied
 
@@ -95,6 +95,55 @@ def test_a_sample_that_kills_among_others(workers: int, sample: int, replaces: b
                 assert engine.prefetcher.stats.restarts == times * DEATHS
         for number in (0, 2, 3, 4, 5):
             assert engine.fetch(number) == engine.expected(number)
+
+
+def test_a_sample_that_kills_costs_no_more_workers_once_it_is_replaced() -> None:
+    """It is not tried again, where its batch is asked for again."""
+    with engine_of(workers=1, replaces=True) as engine:
+        engine.strike(6, partial(amid, engine), times=float("inf"))
+        found = engine.fetch(1)
+        assert engine.fetch(1) == found != engine.expected(1)
+        assert engine.prefetcher.stats.restarts == DEATHS
+
+
+def test_deaths_are_forgotten_once_a_batch_is_delivered() -> None:
+    """A row that was read after all was not deadly: at the next time it has as many tries as any."""
+    with engine_of(workers=1) as engine:
+        for _ in range(DEATHS + 1):
+            engine.strike(2, partial(amid, engine), times=DEATHS - 1)
+            assert engine.fetch(0) == engine.expected(0)
+        assert engine.prefetcher.stats.restarts == (DEATHS + 1) * (DEATHS - 1)
+
+
+@pytest.mark.parametrize("reads", [1, 8, 12])
+def test_a_warning_names_what_was_held(reads: int, caplog: pytest.LogCaptureFixture) -> None:
+    """How many rows there are, at which the readers were, and their ids: the first few, and how many more there are."""
+    with engine_of(workers=1, reads=reads, samples=64, batch_size=32, slots=2, shuffle=False) as engine:
+        for reader, one in enumerate(engine.workers.workers[0].readers):
+            if one.ticket is not None:
+                engine.workers.reach(0, reader, 0)
+        tickets = engine.workers.workers[0].tickets
+        assert len(tickets) == reads
+        at = [ticket.batch.number * 32 + ticket.start for ticket in tickets]
+        held = [ticket.batch.number * 32 + row for ticket in tickets for row in range(ticket.start, ticket.stop)]
+        engine.workers.die(0)
+        whole_epoch(engine)
+    [record] = caplog.records
+    text = record.getMessage()
+    more = f" and {reads - MAX_NAMED} more" if reads > MAX_NAMED else ""
+    assert f"it was at {', '.join(f'sample {id}, row {id}' for id in at[:MAX_NAMED])}{more}; " in text
+    assert f"{len(held)} rows that it held are read again: " in text
+    assert text.endswith(
+        ", ".join(map(str, held[:MAX_NAMED])) + (f" and {len(held) - MAX_NAMED} more" if len(held) > MAX_NAMED else "")
+    )
+
+
+def test_a_warning_of_a_single_row(caplog: pytest.LogCaptureFixture) -> None:
+    """It is one row that is read again."""
+    with engine_of(workers=1, samples=4, batch_size=1) as engine:
+        engine.workers.script.append(lambda: engine.workers.die(0))
+        whole_epoch(engine)
+    assert "another takes its place, and the row that it held is read again: 0" in caplog.text
 
 
 def test_a_suspect_is_read_alone() -> None:

@@ -159,6 +159,17 @@ def test_what_was_read_in_vain_gives_way() -> None:
     assert plan.ready(BatchId(0, 0)) is None
 
 
+def test_no_more_gives_way_than_is_needed() -> None:
+    """What was read ahead may be wanted after all: it stays while there are free slots for what is wanted now."""
+    plan = schedule(slots=4, in_flight=2)
+    read(plan, begin(plan, [], batches()))
+    assert numbers(begin(plan, [BatchId(0, 7), BatchId(0, 8)])) == [7, 8]
+    assert plan.ready(BatchId(0, 0)) is not None
+    assert plan.ready(BatchId(0, 1)) is not None
+    assert numbers(begin(plan, [BatchId(0, 9)])) == [9]
+    assert sum(plan.ready(BatchId(0, number)) is not None for number in (0, 1)) == 1
+
+
 def test_a_slot_being_read_into_is_never_given_away() -> None:
     """Readers can't be called back: a demand waits until a slot has been read, then takes it."""
     plan = schedule(slots=1)
@@ -176,6 +187,7 @@ def test_a_leased_batch_asked_for_again_is_read_again() -> None:
     slot = plan.ready(BatchId(0, 0))
     assert slot is not None
     plan.lease(slot)
+    assert sorted(map(repr, plan.slots)) == ["free", "leased 0:0"]
     assert {ticket.slot for ticket in begin(plan, [BatchId(0, 0)])} == {1 - slot}
 
 
