@@ -33,17 +33,19 @@ def test_a_death(moment: Callable[..., None], workers: int, reads: int, sample: 
 
 @reads
 def test_exactly_what_the_dead_worker_held_is_read_again(reads: int) -> None:
-    """The tickets that its readers had taken and not done; what is in the queue, or another's, is not given out twice."""
+    """The tickets that its readers had taken and not done, and those first: what nobody had taken yet is put behind them."""
     with engine_of(workers=2, reads=reads, slots=5) as engine:
         held = engine.workers.workers[1].tickets
         assert len(held) == reads
+        queued = [ticket.id for ticket in engine.workers.queue]
         engine.workers.script.append(lambda: engine.workers.die(1))
         whole_epoch(engine)
-        given = Counter(ticket[1:] for tickets in engine.workers.given for ticket in tickets)
+        given = Counter(ticket[1:] for ticket in {ticket for tickets in engine.workers.given for ticket in tickets})
         assert {what for what, times in given.items() if times > 1} == {ticket[1:] for ticket in held}
         assert given.most_common(1)[0][1] == 2
-        ids = [ticket.id for tickets in engine.workers.given for ticket in tickets]
-        assert len(ids) == len(set(ids))
+        again = next(tickets for tickets in engine.workers.given[1:] if tickets[0][1:] in [ticket[1:] for ticket in held])
+        assert sorted(ticket[1:] for ticket in again[:reads]) == sorted(ticket[1:] for ticket in held)
+        assert [ticket.id for ticket in again[reads:]][: len(queued)] == queued
 
 
 def test_an_idle_worker_dies(caplog: pytest.LogCaptureFixture) -> None:
