@@ -7,14 +7,14 @@ The way of the data, and the module that holds each step::
       │  _plan.sampler       which samples that batch holds
       ▼
     _plan.schedule           which slot gets which batch, cut into tickets: a slot and some of its rows
-      │  _engine.batch_builder   labels, and samples in place of unreadable ones (_plan.damage); the slot's sheet: each row's sample
+      │  _engine.batch_builder   labels, samples in place of unreadable ones (_plan.damage), and the sheet that tells workers
       │  _engine.supervisor      gives out tickets, and does what _plan.faults decides on workers that die, hang, or fail at a row
       │  _engine.pool            the worker processes, and the queue of tickets that they share (_worker.protocol)
       ▼
     _worker.main             a lean process, whose status page (_memory.status_page) shows which tickets it has
       │  _worker.readers     threads that take tickets: as many as reads are to be in flight
       │  _worker.assembler   what they do with one: a source for each field, then the user's transform
-      │  _sources            what rows are filled from: npy, npy_rows, hdf5, function, values; packed_ids: where all ids are found;
+      │  _sources            what rows are filled from: npy, npy_rows, hdf5, function, values; packed_ids: all ids;
       │                      sample_spec: what shape and dtype fits; rng: random numbers
       ▼
     _memory.ring             slots of shared memory (_memory.segments), cut into arrays by _memory.layout
