@@ -14,6 +14,7 @@ from conftest import wait_until
 from pace import Deadline
 
 from shmgen import Loader
+from shmgen._worker.protocol import REPORT
 
 AT_ONCE = 2.0
 """Seconds in which what is promised "at once" must have happened."""
@@ -250,3 +251,28 @@ def test_workers_take_what_they_need_from_the_path_of_the_parent(tmp_path: Path)
         ((X,),) = loader
 
     assert X.tolist() == [[1, 1, 1]]
+
+
+def test_no_wake_up_is_lost(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that reports, and rings, just after all reports were read has rung for the next wait."""
+    data = folder(8)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:
+        for X, y in loader:
+            data.check(X, y)
+        pool: Any = loader._workers
+        reported = pool._reported
+
+        def late() -> list[Any]:
+            events: list[Any] = reported()
+            os.write(pool._reports_in, REPORT.pack(1 << 40, 0, 0))
+            pool.wake()
+            return events
+
+        pool.wake()
+        monkeypatch.setattr(pool, "_reported", late)
+        pool.poll_events()
+        monkeypatch.setattr(pool, "_reported", reported)
+        at_once = Deadline(AT_ONCE)
+        pool.wait(10 * AT_ONCE)
+        assert not at_once.passed
+        assert [event.detail for event in pool.poll_events()] == [(1 << 40, False)]

@@ -185,12 +185,13 @@ class Pool:
 
     def poll_events(self) -> list[Event]:
         ready, self._ready = self._ready or self._poll.poll(0), []
-        # Reports wake nobody by themselves. What a worker has reported before its death is heard of first.
+        # Who rings has reported before, so what is read after the bell was silenced is all that it rang for.
+        if any(fd == self._wakeup.fd for fd, _ in ready):
+            self._wakeup.clear()
+        # What a worker has reported before its death is heard of first.
         events = self._reported()
         for fd, what in ready:
-            if fd == self._wakeup.fd:
-                self._wakeup.clear()
-            elif fd in self._by_fd:
+            if fd in self._by_fd:
                 events += self._heard(fd, what)
         if self._unput:
             self._flush()
