@@ -14,7 +14,8 @@ The way of the data, and the module that holds each step::
     _worker.main             a lean process that fills rows
       │  _worker.assembler   what it does with them: a source for each field, then the user's transform
       │  _sources            what rows are filled from: npy, npy_rows, hdf5, function, values; sample_spec:
-      │                      what shape and dtype fits; rng: random numbers
+      │                      what shape and dtype fits; rng: random numbers; remote: files behind a URL, by one of
+      │                      http_store, s3_store, fsspec_store; cache: what is kept of them on a local disk
       ▼
     _memory.ring             slots of shared memory, cut into arrays by _memory.layout
       │                      a slot is free again when the last view of it is gone
