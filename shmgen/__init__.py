@@ -6,22 +6,23 @@ The way of the data, and the module that holds each step::
       │  _plan.passes        which epoch an iteration gets, and which batch an index means
       │  _plan.sampler       which samples that batch holds
       ▼
-    _plan.schedule           which slot gets which batch, which worker which rows
-      │  _engine.batch_builder   ids, labels, and samples in place of unreadable ones (_plan.damage)
-      │  _engine.supervisor      gives workers their work, hears of them, replaces those that die or hang
-      │  _engine.pool            the worker processes: starts, talks to (_worker.protocol), and stops them
+    _plan.schedule           which slot gets which batch, cut into tickets: a slot and some of its rows
+      │  _engine.batch_builder   labels, and samples in place of unreadable ones (_plan.damage); the slot's sheet: each row's sample
+      │  _engine.supervisor      gives out tickets, and does what _plan.faults decides on workers that die, hang, or fail at a row
+      │  _engine.pool            the worker processes, and the queue of tickets that they share (_worker.protocol)
       ▼
-    _worker.main             a lean process that fills rows
-      │  _worker.assembler   what it does with them: a source for each field, then the user's transform
-      │  _sources            what rows are filled from: npy, npy_rows, hdf5, function, values; sample_spec:
-      │                      what shape and dtype fits; rng: random numbers; remote: files behind a URL, by one of
+    _worker.main             a lean process, whose status page (_memory.status_page) shows which tickets it has
+      │  _worker.readers     threads that take tickets: as many as reads are to be in flight
+      │  _worker.assembler   what they do with one: a source for each field, then the user's transform
+      │  _sources            what rows are filled from: npy, npy_rows, hdf5, function, values; packed_ids: where all ids are found;
+      │                      sample_spec: what shape and dtype fits; rng: random numbers; remote: files behind a URL, by one of
       │                      http_store, s3_store, fsspec_store; cache: what is kept of them on a local disk
       ▼
-    _memory.ring             slots of shared memory, cut into arrays by _memory.layout
-      │                      a slot is free again when the last view of it is gone
+    _memory.ring             slots of shared memory (_memory.segments), cut into arrays by _memory.layout
+      │                      a slot is free again when the last view of it is gone; where all are held, the ring grows
       ▼
-    _engine.prefetcher       waits, and hands out leases, or copies where all slots are held
-      │  _plan.autoscaler    how many workers there should be, and reads in flight
+    _engine.prefetcher       waits, and hands out leases
+      │  _plan.autoscaler    how many workers and reads there should be
       │  _plan.stats         what has been done, and who waits for whom; _engine.state: what is done at this moment
       ▼
     loader                   Loader: an epoch's iteration, its batches nested as _sources.batch_spec says

@@ -23,6 +23,7 @@ from shmgen._engine.workers import Workers
 from shmgen._memory.layout import Layout
 from shmgen._memory.limits import available, processors
 from shmgen._memory.ring import Ring
+from shmgen._memory.status_page import MAX_READERS
 from shmgen._plan.autoscaler import Autoscaler, Limits, Target
 from shmgen._plan.damage import Damage, Damaged
 from shmgen._plan.passes import Pass, Passes
@@ -50,7 +51,7 @@ WORKER_BYTES = 1 << 26
 WAITING_WORKERS = 4
 """Workers for each processor, at most, if they wait for a disk or a network, and have one read in flight each."""
 
-MAX_READS = 64
+MAX_READS = 128
 """Reads in flight that ``reads="auto"`` ends up with, at most, in all workers together."""
 
 MIN_SLOTS, MAX_SLOTS, SLOTS_BYTES = 4, 16, 1 << 26
@@ -343,7 +344,7 @@ def _autoscaler(options: Options, assembler: BatchAssembler, workers: int, reads
         # Where reads can be had, they are cheaper than workers.
         for_each = 1 if assembler.concurrent else min(WAITING_WORKERS, 1 / max(1e-6, 1 - blocked))
         most = min(MAX_WORKERS, int(for_each * max(1.0, processors())), workers + available() // WORKER_BYTES)
-        return Limits(most, max(1, MAX_READS // workers))
+        return Limits(most, max(1, min(MAX_READERS, MAX_READS // workers)))
 
     return Autoscaler(
         Target(workers, reads),

@@ -239,6 +239,30 @@ def test_many_that_are_damaged_are_each_named(folder: Callable) -> None:
         assert all(damaged.path == str(data.file(damaged.id)) for damaged in loader.damaged)
 
 
+@pytest.mark.parametrize("how", ["fails", "hangs", "dies"])
+def test_a_batch_is_an_error_once_its_last_row_is_read(folder: Callable, how: str) -> None:
+    """Whether that is read before or after another of its rows is given up: nobody waits for anything that will not come."""
+    data = folder(8)
+    read = reader(data)
+
+    def one_ends(id: str) -> np.ndarray:
+        if id == "id-0":
+            if how == "hangs":
+                threading.Event().wait()
+            if how == "dies":
+                os._exit(3)
+            raise ValueError("never mind")
+        time.sleep(0.003)
+        return read(id)
+
+    source = Function(one_ends, (4, 3), 1, "f4", concurrent=True)
+    options: dict[str, Any] = {**LOADS, "timeout": 0.3 if how == "hangs" else None}
+    with Loader(data.ids, data.labels, source=source, **options) as loader:
+        for _ in range(3 if how == "hangs" else 10):
+            with pytest.raises(SampleError, match="id-0"):
+                loader.batch(0)
+
+
 # Who may read at once.
 
 

@@ -96,6 +96,10 @@ class BatchBuilder:
                     self._replace(batch, row)
         self._fill(slot, start, self._numbers(batch)[start:stop])
 
+    def give_up(self, ticket: Ticket) -> None:
+        """The rows of ``ticket`` will not be read: whoever reads the others of its batch is not to wait for them."""
+        self._ring.sheet(ticket.slot)[SAMPLES + ticket.start : SAMPLES + ticket.stop] = -1
+
     def _fill(self, slot: int, start: int, numbers: np.ndarray) -> None:
         """Tell workers of the samples ``numbers``, and fill in their values, in ``slot`` from row ``start`` on."""
         self._ring.sheet(slot)[SAMPLES + start : SAMPLES + start + len(numbers)] = numbers

@@ -329,7 +329,9 @@ class Supervisor:
             if failure is not None:
                 schedule.fail(ticket.batch, failure)
         elif failure is not None or not schedule.wants(ticket):
+            self._builder.give_up(ticket)
             schedule.done(ticket.id, failure)
+            self._workers.wake()  # another may have read the batch's last row before this one was given up, and not have rung
         else:
             self._builder.refill(ticket)
             schedule.retry(ticket, singly=verdict.fate is Fate.RETRY_SINGLY, alone=verdict.fate is Fate.RETRY_ALONE)

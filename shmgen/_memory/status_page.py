@@ -9,15 +9,13 @@ from __future__ import annotations
 import mmap
 import os
 
-PAGE_BYTES = 8192
-
-MAX_READERS = 64
+MAX_READERS = 128
 """So many readers have room for a record."""
 
 READS, EAGER, READERS, USED = range(4)
 """The page's first words, of 8 bytes each. The main process sets how many readers there should be, and whether it is to be woken
-for each ticket that is done. The worker sets how many records have been used, and how many nanoseconds it had or wanted a processor
-before its first ticket."""
+for each ticket that is done. The worker sets how many records have been used, and the nanoseconds in which it had or wanted a
+processor before its first ticket."""
 
 TICKET_BYTES = 24
 
@@ -30,6 +28,8 @@ TICKET = 0
 
 _HEADER_BYTES = 64
 _RECORD_BYTES = 64
+
+PAGE_BYTES = _HEADER_BYTES + MAX_READERS * _RECORD_BYTES
 
 
 class StatusPage:

@@ -31,6 +31,9 @@ WORTH, UNLIKELY = 0.5, 1.5
 """Where more have gained less than the first part of what they could, as many as the gain was worth are tried. Where they have
 gained more than the second, something else was slow before them, and it proves nothing."""
 
+CONTENDED = 0.3
+"""Readers of a worker that computes for more than this fraction of the time may wait for each other."""
+
 SATURATED = 0.8
 """A worker that computes for more than this fraction of the time gains nothing by more readers."""
 
@@ -169,10 +172,12 @@ class Autoscaler:
         return self._try("reads", 1, Target(workers, wanted), window, f"readers were blocked for {window.blocked:.0%} of theirs")
 
     def _fewer_reads(self, window: Window) -> bool:
-        """Try a quarter of the readers: they may be in each other's way, for their interpreter or at a storage that is full."""
+        """Try a quarter of the readers, if they compute much: they may be in each other's way, for their interpreter."""
         workers, reads = self.target
+        if reads == 1 or window.cpu < CONTENDED * window.seconds * workers:
+            return False
         fewer = Target(workers, reads // 4 or 1)
-        return reads > 1 and self._try("reads", -1, fewer, window, f"{reads} readers of a worker may be in each other's way")
+        return self._try("reads", -1, fewer, window, f"{reads} readers of a worker may be in each other's way")
 
     def _more_workers(self, window: Window) -> bool:
         """Try as many workers as the trainer needs at this rate, but no more than would find something to do."""

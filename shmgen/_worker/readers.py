@@ -107,11 +107,18 @@ class Readers:
     def _run_further(self, number: int) -> None:
         """Be a further reader, in a thread of its own. If it can't be, the others do the work."""
         try:
-            opened = self.opened(number)
-        except StartError as error:
-            self._warn(str(error))
-        else:
-            self._run(number, opened)
+            try:
+                opened = self.opened(number)
+            except StartError as error:
+                self._warn(str(error))
+            else:
+                self._run(number, opened)
+        except BaseException as end:
+            # It ends the process, as in the main thread: else this thread alone would end, and its ticket be waited for in vain.
+            if isinstance(end, SystemExit):
+                os._exit(end.code if isinstance(end.code, int) else 1)
+            sys.excepthook(type(end), end, end.__traceback__)
+            os._exit(1)
 
     def _warn(self, reason: str) -> None:
         text = f"worker {self._number} has fewer reads in flight than are wanted: {reason}"
@@ -161,8 +168,10 @@ class Readers:
         sheet = memory[assembler.sheet_offset :]
         words = sheet.cast("q")
         ids = self._ids.take(words[SAMPLES + start : SAMPLES + stop].tolist())
-        assembler.fill(memory, Task(start, words[EPOCH], words[POSITION] + start, ids), io_waits=io_waits)
-        sheet[8 * (SAMPLES + start) : 8 * (SAMPLES + stop)] = READ * (stop - start)
+        try:
+            assembler.fill(memory, Task(start, words[EPOCH], words[POSITION] + start, ids), io_waits=io_waits)
+        finally:  # also if it failed: whoever reads the last rows of the batch is to wake the main process
+            sheet[8 * (SAMPLES + start) : 8 * (SAMPLES + stop)] = READ * (stop - start)
         return sheet
 
     def _stays(self, number: int) -> bool:

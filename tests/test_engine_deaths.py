@@ -1,0 +1,186 @@
+"""Workers die while the engine waits for them: what they held is read again, and what kills is found among what does not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+from fakes import engine_of
+from moments import after, all_amid, amid, amid_unknown, before, reads, whole_epoch
+
+from shmgen._engine.supervisor import STARTS
+from shmgen._plan.faults import DEATHS
+from shmgen.errors import SampleError, StartError, WorkerDied
+
+
+@pytest.mark.parametrize("moment", [before, amid, amid_unknown, after])
+@reads
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("sample", [4, 24, 35])
+def test_a_death(moment: Callable[..., None], workers: int, reads: int, sample: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Whenever it comes, all rows are right, the worker is replaced once, and the log says of what it died."""
+    with engine_of(workers=workers, reads=reads, samples=72, batch_size=24) as engine:
+        engine.strike(sample, partial(moment, engine))
+        whole_epoch(engine)
+        assert [word for word in engine.workers.log if word.startswith("restart")] == engine.workers.log
+        assert engine.prefetcher.stats.restarts == len(engine.workers.log) == 1
+    assert caplog.text.count("was killed by SIGKILL") == 1
+    assert (f"sample {sample}, row {sample}" in caplog.text) == (moment is amid)
+
+
+@reads
+def test_exactly_what_the_dead_worker_held_is_read_again(reads: int) -> None:
+    """The tickets that its readers had taken and not done, and those first: what nobody had taken yet is put behind them."""
+    with engine_of(workers=2, reads=reads, slots=5) as engine:
+        held = engine.workers.workers[1].tickets
+        assert len(held) == reads
+        queued = [ticket.id for ticket in engine.workers.queue]
+        engine.workers.script.append(lambda: engine.workers.die(1))
+        whole_epoch(engine)
+        given = Counter(ticket[1:] for ticket in {ticket for tickets in engine.workers.given for ticket in tickets})
+        assert {what for what, times in given.items() if times > 1} == {ticket[1:] for ticket in held}
+        assert given.most_common(1)[0][1] == 2
+        again = next(tickets for tickets in engine.workers.given[1:] if tickets[0][1:] in [ticket[1:] for ticket in held])
+        assert sorted(ticket[1:] for ticket in again[:reads]) == sorted(ticket[1:] for ticket in held)
+        assert [ticket.id for ticket in again[reads:]][: len(queued)] == queued
+
+
+def test_an_idle_worker_dies(caplog: pytest.LogCaptureFixture) -> None:
+    """It is replaced, held nothing, and nothing is read again."""
+    with engine_of(workers=2) as engine:
+        assert engine.fetch(0) == engine.expected(0)
+        while engine.workers.work():
+            pass
+        given = len(engine.workers.given)
+        engine.workers.die(1)
+        assert engine.fetch(1) == engine.expected(1)
+        assert engine.workers.log == ["restart 1"]
+        assert not any(ticket.batch.number < 3 for tickets in engine.workers.given[given:] for ticket in tickets)
+    assert "held nothing" in caplog.text
+
+
+@reads
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_sample_that_kills_is_named(workers: int, reads: int) -> None:
+    """After so many deaths; and tried as often again where it is asked for again. No other is blamed."""
+    with engine_of(workers=workers, reads=reads) as engine:
+        engine.strike(6, partial(amid, engine), times=float("inf"))
+        assert engine.fetch(0) == engine.expected(0)
+        for times in (1, 2, 3):
+            with pytest.raises(SampleError, match=rf"sample 6, row 6: .*{DEATHS} workers died"):
+                engine.fetch(1)
+            assert engine.prefetcher.stats.restarts == times * DEATHS
+        assert engine.fetch(2) == engine.expected(2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("sample", [4, 6, 7])
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_sample_that_kills_among_others(workers: int, sample: int, replaces: bool) -> None:
+    """What was read beside it each time is never blamed, however often its batch is asked for, and is read."""
+    with engine_of(workers=workers, reads=3, replaces=replaces, slots=4) as engine:
+        engine.strike(sample, partial(all_amid, engine), times=float("inf"))
+        if replaces:
+            found = engine.fetch(1)
+            assert [row for row, wanted in zip(found, engine.expected(1), strict=True) if row != wanted] != []
+            assert engine.damage.found.keys() == {sample}
+            assert engine.prefetcher.stats.restarts == DEATHS
+        else:
+            for times in (1, 2, 3):
+                with pytest.raises(SampleError, match=rf"sample {sample}, .*{DEATHS} workers died"):
+                    engine.fetch(1)
+                assert engine.prefetcher.stats.restarts == times * DEATHS
+        for number in (0, 2, 3, 4, 5):
+            assert engine.fetch(number) == engine.expected(number)
+
+
+def test_a_suspect_is_read_alone() -> None:
+    """After two deaths at a row, it is read while nothing else is out, whatever else happens meanwhile."""
+    with engine_of(workers=2, reads=3, slots=4, batch_size=6) as engine:
+        engine.strike(1, partial(all_amid, engine), times=2)
+        work = engine.workers.otherwise
+        out: list[int] = []
+
+        def look() -> bool:
+            place = engine.reader_of(1) if engine.supervisor.restarts >= 2 and len(out) < 3 else None
+            if place is None:
+                return work()
+            out.append(engine.schedule.out)
+            engine.workers.die(1 - place[0])
+            return True
+
+        engine.workers.otherwise = look
+        assert engine.fetch(0) == engine.expected(0)
+        assert out == [1, 1, 1]
+        whole_epoch(engine)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_kills_from_outside_blame_nobody(seed: int) -> None:
+    """Workers are killed again and again at whatever they are at: no sample that was not read alone is blamed."""
+    chance = np.random.default_rng(seed)
+    with engine_of(workers=2, reads=3, samples=60, batch_size=6, slots=4) as engine:
+        killed: dict[int, int] = {}
+
+        def step() -> bool:
+            able = engine.workers.able()
+            # Nobody is that unlucky by chance alone: of the one that is read by itself.
+            if engine.schedule.out > 1 and chance.random() < 0.4:
+                worker = int(chance.choice([worker for worker, _ in able]))
+                for other, one in enumerate(engine.workers.workers[worker].readers):
+                    if one.ticket is not None:
+                        engine.workers.reach(worker, other, 0)
+                        sample = engine.workers.ids(one.ticket)[0]
+                        killed[sample] = killed.get(sample, 0) + 1
+                engine.workers.die(worker)
+            elif able:
+                engine.workers.done(*able[chance.integers(len(able))])
+            return bool(able)
+
+        engine.workers.otherwise = step
+        whole_epoch(engine)
+        assert engine.prefetcher.stats.restarts > DEATHS
+        assert max(killed.values()) >= DEATHS - 1
+
+
+@reads
+def test_workers_that_die_before_they_have_done_anything_end_the_run(reads: int) -> None:
+    """After so many, one after the other: the death is the error, and of all requests from then on."""
+    with engine_of(workers=1, reads=reads) as engine:
+
+        def die() -> bool:
+            engine.workers.die(0)
+            return True
+
+        engine.workers.otherwise = die
+        with pytest.raises(WorkerDied):
+            engine.fetch(0)
+        assert engine.workers.log == ["restart 0"] * (STARTS - 1) + ["stop"]
+        with pytest.raises(WorkerDied):
+            engine.fetch(1)
+
+
+def test_deaths_of_workers_that_have_done_something_do_not_end_the_run() -> None:
+    """However many, if each has done a ticket."""
+    with engine_of(workers=1, samples=80, batch_size=4) as engine:
+
+        def step() -> bool:
+            done = engine.workers.work()
+            engine.workers.die(0)
+            return done
+
+        engine.workers.otherwise = step
+        whole_epoch(engine)
+        assert engine.prefetcher.stats.restarts > 2 * STARTS
+
+
+def test_a_worker_that_can_not_be_replaced_ends_the_run() -> None:
+    """The error says why."""
+    with engine_of() as engine:
+        engine.workers.cannot_start = OSError("no more processes")
+        engine.workers.script.append(lambda: engine.workers.die(0))
+        with pytest.raises(StartError, match=r"a worker that has died can't be replaced: no more processes"):
+            engine.fetch(0)

@@ -1,0 +1,128 @@
+"""Workers and readers come and go amid work, and die or hang meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from fakes import TIMEOUT, engine_of, values
+from moments import after, amid, amid_unknown, before, hang, reads, whole_epoch
+
+from shmgen.errors import SampleError
+
+
+@reads
+@pytest.mark.parametrize("counts", [(3, 1), (1, 4), (2, 3, 1, 2)], ids=str)
+def test_resizes_amid_work(counts: tuple[int, ...], reads: int) -> None:
+    """More get work at once; fewer end once they have done a ticket more; every row is right throughout."""
+    with engine_of(workers=2, reads=reads, samples=80) as engine:
+        for number in range(engine.sampler.batches):
+            if number < len(counts):
+                engine.workers.script.append(partial(engine.resize, counts[number]))
+            assert engine.fetch(number) == engine.expected(number)
+            engine.check()
+        assert len(engine.workers.workers) == engine.prefetcher.stats.workers == counts[-1]
+        assert {word.split()[0] for word in engine.workers.log} <= {"add", "retire", "remove"}
+        assert engine.prefetcher.stats.restarts == 0
+        assert engine.damage.found == {}
+
+
+@pytest.mark.parametrize("counts", [(3, 1), (1, 4), (5, 2, 3)], ids=str)
+def test_other_numbers_of_reads_amid_work(counts: tuple[int, ...]) -> None:
+    """As many tickets are in flight as there are readers, in workers that come later as well; and batches are cut for them."""
+    with engine_of(workers=2, reads=2, samples=160, batch_size=16, slots=4) as engine:
+        for number in range(engine.sampler.batches):
+            if number < len(counts):
+                engine.workers.script.append(partial(engine.resize, 2, counts[number]))
+            assert engine.fetch(number) == engine.expected(number)
+        assert engine.prefetcher.stats.reads == counts[-1]
+        assert engine.schedule.readers == 2 * counts[-1]
+        for worker in engine.workers.workers.values():
+            assert sum(not reader.gone for reader in worker.readers) == counts[-1]
+        engine.resize(3)
+        assert engine.schedule.readers == 3 * counts[-1]
+        assert engine.workers.workers[2].reads == counts[-1]
+        assert engine.workers.log == ["add 2"]
+
+
+def test_a_replacement_has_as_many_readers() -> None:
+    """As there should be by then."""
+    with engine_of(workers=1, reads=2) as engine:
+        engine.resize(1, 5)
+        engine.workers.script.append(lambda: engine.workers.die(0))
+        whole_epoch(engine)
+        assert engine.workers.log == ["restart 0"]
+        assert engine.workers.workers[0].reads == len(engine.workers.workers[0].readers) == 5
+
+
+@reads
+@pytest.mark.parametrize("moment", [before, amid, amid_unknown, after])
+def test_who_is_to_go_dies_first(moment: Callable[..., None], reads: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A worker that is to end, and dies of what it still holds, leaves nothing unread, is not replaced, and worries nobody."""
+    with engine_of(workers=2, reads=reads) as engine:
+        engine.workers.script += [lambda: engine.resize(1), lambda: moment(engine, 1, 0, 0)]
+        whole_epoch(engine)
+        assert engine.workers.workers.keys() == {0}
+        assert engine.workers.log == ["retire 1", "remove 1"]
+        assert engine.prefetcher.stats.restarts == 0
+    assert caplog.text == ""
+
+
+def test_who_is_to_go_ends_while_its_other_readers_are_at_work() -> None:
+    """The main thread's end is the process's: what the others had is read by other workers, and nobody is blamed."""
+    with engine_of(workers=2, reads=3) as engine:
+
+        def end() -> None:
+            for reader in range(3):
+                engine.workers.reach(1, reader, 0)
+            engine.workers.done(1, 0)
+
+        for _ in range(2):
+            engine.workers.script += [lambda: engine.resize(1), end, lambda: engine.resize(2)]
+        whole_epoch(engine)
+        assert engine.workers.log == ["retire 1", "remove 1", "add 1"] * 2
+
+
+@reads
+def test_who_is_to_go_hangs(reads: int) -> None:
+    """It is killed after ``timeout``; the sample is named as any other, and no other takes its place."""
+    with engine_of(workers=2, reads=reads, replaces=True) as engine:
+        began = engine.clock.now
+        [blamed, *_] = engine.workers.ids(engine.workers.ticket(1, reads - 1))
+        engine.resize(1)
+        hang(engine, 1, reads - 1, 0)
+        if reads > 1:
+            engine.workers.hang(1, 0)
+        for number in range(6):
+            engine.fetch(number)
+        assert engine.damage.found.keys() == {blamed}
+        assert engine.workers.log == ["retire 1", "kill 1", "remove 1"]
+        assert TIMEOUT <= engine.clock.now - began <= 1.5 * TIMEOUT
+
+
+def test_who_is_to_go_can_not_be_killed() -> None:
+    """It is left to itself, in slots that are never used again."""
+    with engine_of(workers=2, reads=3) as engine:
+        engine.resize(1)
+        hang(engine, 1, 0, 0, immortal=True)
+        [sample, *_] = engine.workers.ids(engine.workers.ticket(1, 0))
+        with pytest.raises(SampleError, match=f"sample {sample}, "):
+            whole_epoch(engine)
+        assert engine.workers.log == ["retire 1", "kill 1", "remove 1"]
+        assert "lost" in repr(engine.schedule)
+        for number in range(6):
+            array = engine.lease(number)
+            engine.workers.scribble()
+            assert values(array) == engine.expected(number)
+            del array
+
+
+def test_one_more_can_not_be_started(caplog: pytest.LogCaptureFixture) -> None:
+    """It goes on with those that there are, which is said."""
+    with engine_of(workers=1) as engine:
+        engine.workers.cannot_start = OSError("no more processes")
+        assert not engine.resize(3)
+        whole_epoch(engine)
+        assert engine.prefetcher.stats.workers == 1
+    assert "there are 1 workers, since another can't be started: no more processes" in caplog.text

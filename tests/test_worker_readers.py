@@ -1,0 +1,623 @@
+"""The readers of a worker as the main process sees them: they take tickets from a pipe, fill slots, and say where they are."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import pickle
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, wait_until
+
+from shmgen import SampleError, Source
+from shmgen._memory.segments import Segments
+from shmgen._memory.status_page import BUSY, MAX_READERS, READERS, READS, ROW, TICKET, StatusPage
+from shmgen._sources.base import IDLE, UNKNOWN
+from shmgen._sources.packed_ids import PackedIds
+from shmgen._sources.rng import own_random_state
+from shmgen._worker import protocol
+from shmgen._worker.assembler import BatchAssembler, FieldSpec
+from shmgen._worker.protocol import FAILED, LOGGED, REPORT, UNABLE
+from shmgen._worker.readers import Readers
+
+ROWS = 8
+"""Of a batch, each of two float64."""
+
+SLOTS = 4
+
+SHEET = ROWS * 16
+"""Where the sheet begins in a slot, in bytes."""
+
+SAMPLES = 1000
+
+WITHIN = 20.0
+"""Seconds after which a read that waits for others gives up."""
+
+
+class Called(Source):
+    """Rows are the id, once a function has been called with it."""
+
+    shape, dtype = (2,), "f8"
+    concurrent = True
+
+    def __init__(self, function: Callable[[int], object] = id, opens: Callable[[], object] | None = None) -> None:
+        self._function = function
+        self._opens = opens
+
+    def open(self) -> None:
+        if self._opens is not None:
+            self._opens()
+
+    def read(self, id: Any, row: np.ndarray) -> None:
+        self._function(id)
+        row[:] = id
+
+
+class Worker:
+    """The readers of a worker, in threads of this process, and the other ends of its pipes.
+
+    Attributes:
+        page: its status page.
+        messages: what it has sent.
+        ended: whether its first reader has.
+    """
+
+    def __init__(self, source: Source, reads: int, transform: Callable[..., Any] | None = None) -> None:
+        self.queue_out, self.queue = os.pipe()
+        self.reports, self._reports_in = os.pipe()
+        os.set_blocking(self.reports, False)
+        self.ring = os.memfd_create("test-ring")
+        os.ftruncate(self.ring, SLOTS * mmap.PAGESIZE)
+        self.segments = Segments(self.ring, mmap.PAGESIZE)
+        fd = StatusPage.create()
+        self.page = StatusPage(fd)
+        os.close(fd)
+        self.page.words[READS], self.page.words[READERS] = reads, 1
+        field = FieldSpec("X", (2,), "<f8", 0, 16)
+        assembler = BatchAssembler([field], {"X": source}, SHEET, 0, {}, transform)
+        self.messages: list[bytes] = []
+        self.hears = True
+        before = set(threading.enumerate())
+        readers = Readers(
+            7, self.queue_out, self._reports_in, self.segments, PackedIds.pack(range(SAMPLES)), self.page, assembler, self._send
+        )
+        first = readers.opened(0)
+        self._main = threading.Thread(target=readers.run, args=(first,), daemon=True)
+        self._main.start()
+        self._others = before
+        self._last_id = 0
+        self._done: list[int] = []
+
+    def _send(self, message: bytes) -> bool:
+        self.messages.append(message)
+        return self.hears
+
+    @property
+    def ended(self) -> bool:
+        return not self._main.is_alive()
+
+    @property
+    def threads(self) -> int:
+        """How many readers there are."""
+        return len(set(threading.enumerate()) - self._others)
+
+    def sheet(self, slot: int, samples: Sequence[int], *, epoch: int = 0) -> None:
+        """Say which samples a slot holds."""
+        words = np.array([epoch, samples[0], *samples], np.int64)
+        self.segments[slot][SHEET : SHEET + words.nbytes] = words.view(np.uint8).data
+
+    def put(self, slot: int, start: int, stop: int) -> int:
+        """Put a ticket into the queue; its number."""
+        self._last_id += 1
+        os.write(self.queue, protocol.TICKET.pack(self._last_id, slot, start, stop, 0))
+        return self._last_id
+
+    def rows(self, slot: int) -> list[float]:
+        """What the rows of a slot are."""
+        rows = np.frombuffer(self.segments[slot], "<f8", 2 * ROWS).reshape(ROWS, 2)
+        assert (rows[:, 0] == rows[:, 1]).all()
+        return rows[:, 0].tolist()
+
+    @property
+    def done(self) -> list[int]:
+        """The tickets that were reported as done, in order."""
+        try:
+            while data := os.read(self.reports, 1 << 16):
+                assert len(data) % REPORT.size == 0
+                for id, worker, waits in REPORT.iter_unpack(data):
+                    assert worker == 7
+                    assert waits in (0, 1)
+                    self._done.append(id)
+        except BlockingIOError:
+            pass
+        return self._done
+
+    def until_done(self, ids: Sequence[int]) -> None:
+        """Return once these tickets were reported."""
+        wait_until(lambda: set(ids) <= set(self.done), f"tickets {ids} are done")
+
+    def close(self) -> None:
+        os.close(self.queue)
+        wait_until(lambda: not self.threads, "all readers have ended")
+        self.segments.close()
+        for fd in (self.queue_out, self.reports, self._reports_in, self.ring):
+            os.close(fd)
+
+
+@pytest.fixture
+def worker() -> Iterator[Callable[..., Worker]]:
+    """Makes a `Worker`."""
+    made: list[Worker] = []
+
+    def make(*args: Any, **options: Any) -> Worker:
+        made.append(Worker(*args, **options))
+        return made[-1]
+
+    with own_random_state():
+        yield make
+        while made:
+            made.pop().close()
+
+
+def met(count: int) -> Callable[[object], object]:
+    """A function that returns once ``count`` threads have called it."""
+    barrier = threading.Barrier(count)
+    return lambda _: barrier.wait(WITHIN)
+
+
+@pytest.mark.parametrize("reads", [1, 2, 8, MAX_READERS])
+def test_as_many_reads_are_in_flight_as_there_are_readers(worker: Callable[..., Worker], reads: int) -> None:
+    """Each waits for all the others here; and the rows of each ticket are the samples that the sheet says."""
+    one = worker(Called(met(reads)), reads)
+    one.sheet(2, range(100, 108))
+    for _ in range(3):
+        ids = [one.put(2, n % ROWS, n % ROWS + 1) for n in range(reads)]
+        one.until_done(ids)
+    assert one.rows(2)[: min(reads, ROWS)] == [100 + n for n in range(min(reads, ROWS))]
+    assert one.threads == one.page.words[READERS] == reads
+    assert len(one.done) == 3 * reads
+    assert one.messages == []
+
+
+def test_readers_take_what_is_put_in_its_order(worker: Callable[..., Worker]) -> None:
+    """One reader does the tickets as they come; each fills its own rows and nothing else."""
+    one = worker(Called(), 1)
+    one.sheet(0, range(50, 58))
+    ids = [one.put(0, start, start + 2) for start in (4, 0, 2)]
+    one.until_done(ids)
+    assert one.done == ids
+    assert one.rows(0) == [50, 51, 52, 53, 54, 55, 0, 0]
+
+
+def test_other_numbers_of_readers(worker: Callable[..., Worker]) -> None:
+    """More begin when a reader looks the next time; what is too many ends after a ticket more; the last one stays."""
+    flight = threading.Semaphore(0)
+    inside: set[int] = set()
+    lock = threading.Lock()
+
+    def function(_: int) -> None:
+        with lock:
+            inside.add(threading.get_ident())
+        assert flight.acquire(timeout=WITHIN)
+        with lock:
+            inside.discard(threading.get_ident())
+
+    one = worker(Called(function), 1)
+    one.sheet(0, range(8))
+    chance = random.Random(0)
+    for reads in (3, 1, 8, 2, 5, 1, chance.randint(1, 9), chance.randint(1, 9)):
+        one.page.words[READS] = reads
+        # One after the other, so that each of those that are too many gets a ticket more.
+        for _ in range(20):
+            id = one.put(0, 0, 1)
+            wait_until(lambda: inside, "somebody reads")
+            flight.release()
+            one.until_done([id])
+        wait_until(lambda reads=reads: one.threads == reads, f"there are {reads} readers")  # type: ignore[misc]
+        ids = [one.put(0, 0, 1) for _ in range(2 * reads)]
+        wait_until(lambda reads=reads: len(inside) == reads, f"{reads} reads are in flight")  # type: ignore[misc]
+        for _ in ids:
+            flight.release()
+        one.until_done(ids)
+    assert one.messages == []
+
+
+def test_who_is_to_end_ends_after_a_ticket(worker: Callable[..., Worker]) -> None:
+    """With no reader wanted the first one ends, which is the main thread; the ticket is done."""
+    one = worker(Called(), 1)
+    one.sheet(0, range(8))
+    one.page.words[READS] = 0
+    id = one.put(0, 0, 1)
+    one.until_done([id])
+    wait_until(lambda: one.ended, "it has ended")
+    one.put(0, 0, 1)
+    assert one.done == [id]
+
+
+@pytest.mark.parametrize("reason", ["open", "thread"])
+def test_a_further_reader_that_can_not_be(worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    """That is said once for each, and not tried again; the others do the work."""
+    opened = []
+
+    def opens() -> None:
+        opened.append(True)
+        if len(opened) in (3, 4):
+            raise OSError("too many connections")
+
+    one = worker(Called(opens=opens if reason == "open" else None), 1)
+    one.sheet(0, range(8))
+    one.until_done([one.put(0, 0, 8)])
+    start = threading.Thread.start
+    began = []
+
+    def begins(thread: threading.Thread) -> None:
+        began.append(thread)
+        if len(began) in (2, 3):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    if reason == "thread":
+        monkeypatch.setattr(threading.Thread, "start", begins)
+    one.page.words[READS] = 5
+    ids = [one.put(0, 0, 8) for _ in range(100)]
+    one.until_done(ids)
+    wait_until(lambda: len(one.messages) == 2, "it is said")
+    assert one.threads == 3
+    for message in one.messages:
+        assert message[:1] == LOGGED
+        record = pickle.loads(message[1:])
+        assert record["levelname"] == "WARNING"
+        text = "too many connections" if reason == "open" else "can't start new thread"
+        assert record["msg"].startswith("worker 7 has fewer reads in flight than are wanted: ")
+        assert text in record["msg"]
+    assert len(opened) == (5 if reason == "open" else 0)
+
+
+def test_the_record_says_where_a_reader_is(worker: Callable[..., Worker]) -> None:
+    """While it reads: the ticket and the row, of each reader by itself; then that it is at none. Its busy time grows."""
+    go = [threading.Event() for _ in range(8)]
+    one = worker(Called(lambda id: go[id].wait(WITHIN)), 2)
+    one.sheet(0, range(8))
+    first, second = one.put(0, 0, 3), one.put(0, 3, 8)
+
+    def at() -> dict[int, int]:
+        return {record[TICKET]: record[ROW] for record in one.page.records[: one.page.words[READERS]]}
+
+    rows = {first: 1, second: 1}
+    wait_until(lambda: at() == rows, "both are at their first row")
+    for sample in (0, 3, 4, 1, 5, 2, 6, 7):
+        go[sample].set()
+        ticket, last = (first, 3) if sample < 3 else (second, 5)
+        rows[ticket] = IDLE if rows[ticket] == last else rows[ticket] + 1
+        wait_until(lambda: at() == rows, f"they are at {rows}")
+    one.until_done([first, second])
+    assert all(record[BUSY] > 0 for record in one.page.records[:2])
+    assert one.page.busy == sum(record[BUSY] for record in one.page.records)
+
+
+def test_who_fills_many_rows_at_once_is_somewhere(worker: Callable[..., Worker]) -> None:
+    """It has begun, which a hang is known by, and does not say at which row."""
+    go, there = threading.Semaphore(0), threading.Semaphore(0)
+
+    class Filling(Called):
+        def fill(self, ids: Any, rows: np.ndarray) -> None:
+            there.release()
+            assert go.acquire(timeout=WITHIN)
+            rows[:] = np.array(ids)[:, None]
+
+    one = worker(Filling(), 1)
+    one.sheet(0, range(8))
+    id = one.put(0, 0, 8)
+    assert there.acquire(timeout=WITHIN)
+    assert one.page.records[0][TICKET] == id
+    assert one.page.records[0][ROW] == UNKNOWN
+    go.release()
+    one.until_done([id])
+    assert one.rows(0) == list(range(8))
+    wait_until(lambda: one.page.records[0][ROW] == IDLE, "it is at no row")
+
+
+def test_functions_are_called_one_at_a_time(worker: Callable[..., Worker]) -> None:
+    """While one reader calls them, others read, and then wait: they have not begun, so that no hang is blamed on them."""
+    inside, most = [], []
+    go, there = threading.Semaphore(0), threading.Semaphore(0)
+
+    def transform(sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        inside.append(True)
+        most.append(len(inside))
+        there.release()
+        assert go.acquire(timeout=WITHIN)
+        inside.pop()
+
+    one = worker(Called(met(4)), 4, transform)
+    one.sheet(0, range(8))
+    ids = [one.put(0, n, n + 1) for n in range(4)]
+    for waiting in (3, 2, 1, 0):
+        assert there.acquire(timeout=WITHIN)
+        undone = [record for record in one.page.records[:4] if record[TICKET] not in one.done]
+        wait_until(
+            lambda waiting=waiting, undone=undone: [record[ROW] for record in undone].count(IDLE) >= waiting,  # type: ignore[misc]
+            "the others wait",
+        )
+        assert sum(record[ROW] == 1 for record in one.page.records[:4]) == 1
+        go.release()
+    one.until_done(ids)
+    assert most == [1] * 4
+
+
+@pytest.mark.parametrize("kind", ["transform", "source"])
+def test_numbers_drawn_are_the_same_with_any_number_of_readers(worker: Callable[..., Worker], kind: str) -> None:
+    """Also from the global generators, which are seeded for each sample."""
+
+    def draw(row: np.ndarray) -> None:
+        row[:] = random.random() + np.random.random()
+
+    def transform(sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        draw(sample["X"])
+        sample["X"] += rng.random()
+
+    class Drawing(Called):
+        concurrent = False
+
+        def read(self, id: Any, row: np.ndarray) -> None:
+            draw(row)
+
+    found = []
+    for reads in (1, 6):
+        one = worker(Called(), reads, transform) if kind == "transform" else worker(Drawing(), reads)
+        for slot in range(SLOTS):
+            one.sheet(slot, range(8 * slot, 8 * slot + 8), epoch=3)
+        spans = [(0, 1), (1, 3), (3, 4), (4, 5), (5, 7), (7, 8)]
+        one.until_done([one.put(slot, *span) for slot in range(SLOTS) for span in spans])
+        found.append([one.rows(slot) for slot in range(SLOTS)])
+    assert found[0] == found[1]
+    assert len({row for rows in found[0] for row in rows}) == SLOTS * ROWS
+
+
+def test_a_failure_is_told_and_the_reader_goes_on(worker: Callable[..., Worker]) -> None:
+    """With the ticket, the row and the error, in place of a report."""
+
+    def function(id: int) -> None:
+        if id == 5:
+            raise ValueError("no such sample")
+
+    one = worker(Called(function), 2)
+    one.sheet(0, range(8))
+    bad = one.put(0, 3, 8)
+    good = [one.put(0, 0, 3) for _ in range(4)]
+    one.until_done(good)
+    wait_until(lambda: one.messages, "the failure is told")
+    [message] = one.messages
+    assert message[:1] == FAILED
+    id, row, error = pickle.loads(message[1:])
+    assert (id, row) == (bad, 2)
+    assert isinstance(error, SampleError)
+    assert error.id == 5
+    assert bad not in one.done
+    assert all(record[ROW] == IDLE for record in one.page.records[:2])
+
+
+def test_a_slot_that_can_not_be_mapped_is_told(worker: Callable[..., Worker]) -> None:
+    """The loader can't go on then."""
+    one = worker(Called(), 1)
+    one.segments.close()
+    one.put(0, 0, 1)
+    wait_until(lambda: one.ended, "it has ended")
+    [message] = one.messages
+    assert message[:1] == UNABLE
+    assert str(pickle.loads(message[1:])).startswith("the ring can't be mapped: ")
+    assert one.done == []
+
+
+def test_slots_that_the_ring_has_grown_by_are_mapped(worker: Callable[..., Worker]) -> None:
+    """By the reader that is first to need one, however many do at once."""
+    one = worker(Called(met(8)), 8)
+    os.ftruncate(one.ring, 4 * SLOTS * mmap.PAGESIZE)
+    other = Segments(one.ring, mmap.PAGESIZE)
+    for slot in range(SLOTS, SLOTS + 8):
+        words = np.array([0, 0, *range(10 * slot, 10 * slot + 8)], np.int64)
+        other[slot][SHEET : SHEET + words.nbytes] = words.view(np.uint8).data
+    one.until_done([one.put(slot, 0, 1) for slot in range(SLOTS, SLOTS + 8)])
+    assert [one.rows(slot)[0] for slot in range(SLOTS, SLOTS + 8)] == [10 * slot for slot in range(SLOTS, SLOTS + 8)]
+    assert len(one.segments) == 4 * SLOTS
+    other.close()
+
+
+def test_readers_end_when_nobody_hears_them(worker: Callable[..., Worker]) -> None:
+    """The main process has gone: the first report or failure that can't be told is the last."""
+
+    def function(id: int) -> None:
+        if id == 0:
+            raise ValueError
+
+    one = worker(Called(function), 1)
+    one.sheet(0, range(8))
+    one.hears = False
+    one.put(0, 0, 1)
+    wait_until(lambda: one.ended, "it has ended")
+    other = worker(Called(function), 3)
+    other.sheet(0, range(8))
+    os.close(other.reports)
+    for _ in range(3):
+        other.put(0, 1, 2)
+    wait_until(lambda: not other.threads, "they have ended")
+    other.reports = os.open(os.devnull, os.O_RDONLY)
+
+
+# Deaths, of real processes.
+
+PROCESSES = """\
+import json, mmap, os, random, signal, sys, threading
+from shmgen import Source
+from shmgen._memory.segments import Segments
+from shmgen._memory.status_page import READERS, READS, ROW, TICKET, StatusPage
+from shmgen._sources.packed_ids import PackedIds
+from shmgen._worker.assembler import BatchAssembler, FieldSpec
+from shmgen._worker.protocol import REPORT, TICKET as RECORD
+from shmgen._worker.readers import Readers
+
+chance = random.Random(int(sys.argv[1]))
+ring = os.memfd_create("ring")
+os.ftruncate(ring, 4096)
+segments = Segments(ring, 4096)
+queue_out, queue = os.pipe()
+reports, reports_in = os.pipe()
+os.set_blocking(queue, False)
+os.set_blocking(reports, False)
+
+
+def start(source, reads):
+    '''A process with so many readers; its id and its status page.'''
+    fd = StatusPage.create()
+    page = StatusPage(fd)
+    os.close(fd)
+    page.words[READS] = reads
+    page.words[READERS] = 1
+    pid = os.fork()
+    if pid:
+        return pid, page
+    os.close(queue)
+    try:
+        field = FieldSpec("X", (2,), "<f8", 0, 16)
+        assembler = BatchAssembler([field], {"X": source}, 1024, 0, {}, None)
+        readers = Readers(0, queue_out, reports_in, segments, PackedIds.pack(range(9)), page, assembler, lambda _: True)
+        readers.run(readers.opened(0))
+    except SystemExit as end:
+        os._exit(end.code)
+    finally:
+        os._exit(0)
+
+
+def reported():
+    '''The tickets that were done since the last call.'''
+    ids = []
+    try:
+        while True:
+            ids += [id for id, *_ in REPORT.iter_unpack(os.read(reports, 1 << 16))]
+    except BlockingIOError:
+        return ids
+"""
+
+
+def processes(code: str, *args: object) -> Any:
+    """What a script says that starts processes with readers; it is not this process, which has threads, and so must not fork."""
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROCESSES + code, *map(str, args)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+KILLS = """
+
+class Quick(Source):
+    shape, dtype, concurrent = (2,), "f8", True
+
+    def fill(self, ids, rows):
+        pass
+
+
+processes = [start(Quick(), 3) for _ in range(3)]
+out, done, last, kills, held_by_dead, ever = set(), 0, 0, 0, 0, set()
+
+
+def put():
+    '''Fill the queue up.'''
+    global last
+    while len(out) < 200:
+        last += 1
+        os.write(queue, RECORD.pack(last, 0, 0, 1, 0))
+        out.add(last)
+
+
+def hear():
+    global done
+    for id in reported():
+        out.discard(id)
+        done += 1
+
+
+while kills < int(sys.argv[2]):
+    put()
+    for _ in range(chance.choice([0, 30, 1000, 10000])):
+        pass
+    hear()
+    if chance.random() < 0.5:
+        continue
+    dead = chance.randrange(3)
+    pid, page = processes[dead]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    kills += 1
+    hear()
+    held = {record[TICKET] for record in page.records[: page.words[READERS]]} & out
+    held_by_dead += len(held)
+    out -= held
+    processes[dead] = start(Quick(), 3)
+    for _ in range(chance.choice([0, 20])):  # let the new one begin
+        os.sched_yield()
+
+for pid, page in processes:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+hear()
+for pid, page in processes:
+    out -= {record[TICKET] for record in page.records[: page.words[READERS]]}
+os.close(queue)
+queued = []
+while data := os.read(queue_out, 24 * 100):
+    queued += [id for id, *_ in RECORD.iter_unpack(data)]
+twice = len(queued) - len(set(queued) & out)
+print(json.dumps({"lost": sorted(out - set(queued)), "twice": twice, "done": done, "held": held_by_dead}))
+"""
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_death_loses_a_ticket(seed: int) -> None:
+    """Processes that share a queue are killed at any moment: each ticket is done, still in the queue, or a dead one's record."""
+    kills = 100
+    found = processes(KILLS, seed, kills)
+    assert found["lost"] == []
+    assert found["twice"] == 0
+    assert found["done"] > kills
+    assert found["held"] > 0
+
+
+ENDS = """
+
+class Ends(Source):
+    shape, dtype, concurrent = (2,), "f8", True
+
+    def read(self, id, row):
+        barrier.wait(20)
+        if (threading.current_thread() is threading.main_thread()) == (sys.argv[2] == "first"):
+            sys.exit(3)
+        threading.Event().wait()
+
+
+barrier = threading.Barrier(2)
+pid, page = start(Ends(), 2)
+for id in (1, 2):
+    os.write(queue, RECORD.pack(id, 0, 0, 1, 0))
+_, status = os.waitpid(pid, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), sorted([record[TICKET], record[ROW]] for record in page.records[:2])]))
+"""
+
+
+@pytest.mark.parametrize("which", ["first", "further"])
+def test_a_function_that_ends_its_process(which: str) -> None:
+    """``sys.exit`` ends it in whichever thread it is called: else that reader were gone, and its ticket waited for in vain."""
+    assert processes(ENDS, 0, which) == [3, [[1, 1], [2, 1]]]
