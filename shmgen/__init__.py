@@ -15,7 +15,8 @@ The way of the data, and the module that holds each step::
       │  _worker.readers     threads that take tickets: as many as reads are to be in flight
       │  _worker.assembler   what they do with one: a source for each field, then the user's transform
       │  _sources            what rows are filled from: npy, npy_rows, hdf5, function, values; packed_ids: all ids;
-      │                      sample_spec: what shape and dtype fits; rng: random numbers
+      │                      sample_spec: what shape and dtype fits; rng: random numbers; remote: files behind a URL, by one of
+      │                      http_store, s3_store, fsspec_store; cache: what is kept of them on a local disk
       ▼
     _memory.ring             slots of shared memory (_memory.segments), cut into arrays by _memory.layout
       │                      a slot is free again when the last view of it is gone; where all are held, the ring grows

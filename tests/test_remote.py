@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT
 from servers import Proxy, nginx
 from test_npy import KINDS, number_up
 from test_readers import filled, reader
@@ -351,6 +349,18 @@ def test_a_loader_of_a_url(root: Path, proxy: Proxy, workers: int) -> None:
         assert len(proxy.requests) == N + 1 + 3
 
 
+def test_a_loader_has_many_requests_in_flight(root: Path, proxy: Proxy) -> None:
+    """As many as ``reads`` says in each worker, over as many connections; rows come as in any other order of answers."""
+    proxy._delay = 0.03
+    labels = {id: number for number, id in enumerate(IDS)}
+    with Loader(IDS, labels, 12, data_dir=proxy.url, workers=2, reads=8) as loader:
+        for _ in range(10):
+            for X, y in loader:
+                assert X[:, 0, 0].tolist() == y.tolist()
+    assert 8 < proxy.most_in_flight <= 16
+    assert proxy.connections <= 1 + 16
+
+
 def test_the_main_process_keeps_no_connection(root: Path, proxy: Proxy, until: Callable) -> None:
     """It asks for one header, and closes the connection, though the source lives on."""
     sources: list[Any] = [Npy(proxy.url), NpyRows(f"{proxy.url}/all.npy")]
@@ -419,48 +429,3 @@ def test_a_request_that_hangs_is_named_by_the_loader(root: Path, proxy: Proxy) -
         assert [damaged.id for damaged in loader.damaged] == ["id-13"]
     assert len(seen) == N
     assert set(range(N)) - set(seen) == {13}
-
-
-# The scan.
-
-
-def scan(*arguments: str, stdin: str = "") -> tuple[int, Any, str]:
-    """Exit status of a scan, its result, and what it says."""
-    run = subprocess.run(
-        [sys.executable, "-m", "shmgen", "scan", *arguments, "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        input=stdin,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    return run.returncode, json.loads(run.stdout) if run.stdout else None, run.stderr
-
-
-@pytest.mark.parametrize("full", [False, True])
-def test_a_scan_of_a_url(root: Path, proxy: Proxy, full: bool) -> None:
-    """One request for each id, of the first bytes alone, or of all; what a loader would refuse is damaged, with its URL."""
-    (root / "id-3.npy").write_bytes((root / "id-3.npy").read_bytes()[:150])
-    (root / "id-4.npy").write_bytes(b"")
-    np.save(root / "id-5.npy", np.full((4, 3), np.nan, "f4"))
-    np.save(root / "id-6.npy", np.zeros((4, 4), "f4"))
-    (root / "id-7.npy").write_bytes(KINDS["version-3-by-hand"](np.zeros((4, 3), "f4")))
-    np.save(root / "id-8.npy", np.zeros((500, 500), "f4"))
-    proxy.faults["id-9.npy"] = ["503", "half"]
-    status, found, err = scan(proxy.url, "--ids", "-", *["--full"] * full, stdin="\n".join([*IDS, "none"]))
-    assert (status, err) == (1, "")
-    assert found["files"] == N + 1
-    damaged = {one["id"]: one["reason"] for one in found["damaged"]}
-    assert set(damaged) == {"id-3", "id-4", "id-6", "id-8", "none", *["id-5"] * full}
-    assert damaged["id-3"] == "expected 176 bytes, found 150: the file is truncated"
-    assert damaged["none"].startswith("expected the file, found 404 Not Found")
-    assert {one["path"] for one in found["damaged"]} == {f"{proxy.url}/{id}.npy" for id in damaged}
-    assert len(proxy.requests) == N + 1 + 2
-    assert all(("range" in request.headers) != full for request in proxy.requests)
-
-
-def test_a_scan_needs_ids_where_nothing_can_be_listed(proxy: Proxy) -> None:
-    """The error says how to give them."""
-    status, _, err = scan(proxy.url)
-    assert status == 2
-    assert f"{proxy.url}: expected a folder that can be listed, found one that can't be; give the ids, with --ids FILE" in err

@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT
 from servers import Proxy, moto, put
 from test_readers import filled, reader
-from test_remote import scan
+from test_remote_scan import scan
 
 from shmgen import InputError, Loader, Npy, NpyRows, SampleError
 from shmgen._sources import remote

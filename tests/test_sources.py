@@ -88,13 +88,14 @@ def test_a_file_of_scalars(tmp_path: Path) -> None:
 
 
 def test_a_worker_keeps_one_descriptor(big: Path, workers: Callable[[], list[psutil.Process]]) -> None:
-    """After epochs of random rows, each worker has the file open once, and the caller not at all."""
-    with Loader(range(N), None, 8, source=NpyRows(big), workers=2) as loader:
+    """After epochs of random rows, each worker that has read has the file open once, and the caller not at all."""
+    with Loader(range(N), None, 8, source=NpyRows(big), workers=2, reads=1) as loader:
         for _ in range(3):
             list(loader)
         found = [[file.path for file in worker.open_files()] for worker in workers()]
         here = [file.path for file in psutil.Process().open_files()]
-    assert found == [[str(big)]] * 2
+    assert [str(big)] in found
+    assert all(files in ([], [str(big)]) for files in found)
     assert str(big) not in here
 
 
