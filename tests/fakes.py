@@ -341,6 +341,7 @@ class FakeWorkers:
         sheet = self._ring.sheet(ticket.slot)
         assert sheet[EPOCH] == ticket.batch.epoch
         assert sheet[POSITION] == ticket.batch.number * self._ring.layout.batch_size
+        assert sheet[ROWS] >= ticket.stop
         samples = [int(sample) for sample in sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop]]
         assert NO_SAMPLE not in samples
         return samples
@@ -355,6 +356,7 @@ class FakeWorkers:
         """It reads the rows of its ticket: each becomes the sample's id."""
         ticket = self._end(worker, reader)
         self._ring.arrays(ticket.slot)[0][ticket.start : ticket.stop] = np.array(self.ids(ticket))[:, None]
+        self._mark(ticket)
         sheet = self._ring.sheet(ticket.slot)
         sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop] = NO_SAMPLE
         self._say(worker, EventKind.DONE, (ticket.id, waited))
@@ -367,6 +369,7 @@ class FakeWorkers:
         ticket = self._end(worker, reader)
         sample = self.ids(ticket)[row]
         self._scribble(ticket)
+        self._mark(ticket)
         error = SampleError(sample, f"row {sample}", "expected a file, found none")
         self._say(worker, EventKind.FAILED, (ticket.id, row if known else None, error))
         self._go_on(worker, reader)
@@ -411,6 +414,10 @@ class FakeWorkers:
         for worker in self.left:
             for ticket in worker.tickets:
                 self._scribble(ticket)
+
+    def _mark(self, ticket: Ticket) -> None:
+        """Its rows have been read: who is to read them again must be told anew which samples they are."""
+        self._ring.sheet(ticket.slot)[SAMPLES + ticket.start : SAMPLES + ticket.stop] = -1
 
     def _scribble(self, ticket: Ticket) -> None:
         self._ring.arrays(ticket.slot)[0][ticket.start : ticket.stop] = GARBAGE

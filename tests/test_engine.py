@@ -26,6 +26,11 @@ def test_work_is_delivered(workers: int, reads: int, slots: int) -> None:
         assert engine.workers.log == []
         stats = engine.prefetcher.stats
         assert (stats.restarts, stats.workers, stats.reads) == (0, workers, reads)
+        while engine.workers.work():  # batches of the next epoch, read ahead
+            engine.prefetcher.read_ahead()
+        engine.supervisor.handle(engine.workers.poll_events())
+        done = sum(ticket.stop - ticket.start for tickets in engine.workers.given for ticket in tickets)
+        assert engine.supervisor.rows == done - sum(ticket.stop - ticket.start for ticket in engine.workers.queue)
 
 
 @reads

@@ -19,16 +19,16 @@ from conftest import ROOT, wait_until
 
 from shmgen import SampleError, Source
 from shmgen._memory.segments import Segments
-from shmgen._memory.status_page import BUSY, MAX_READERS, READERS, READS, ROW, TICKET, StatusPage
+from shmgen._memory.status_page import BUSY, EAGER, MAX_READERS, READERS, READS, ROW, TICKET, StatusPage
 from shmgen._sources.base import IDLE, UNKNOWN
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._sources.rng import own_random_state
 from shmgen._worker import protocol
 from shmgen._worker.assembler import BatchAssembler, FieldSpec
 from shmgen._worker.protocol import FAILED, LOGGED, REPORT, UNABLE
-from shmgen._worker.readers import Readers
+from shmgen._worker.readers import LONG, Descriptors, Readers
 
-ROWS = 8
+ROWS = 128
 """Of a batch, each of two float64."""
 
 SLOTS = 4
@@ -74,6 +74,7 @@ class Worker:
         self.queue_out, self.queue = os.pipe()
         self.reports, self._reports_in = os.pipe()
         os.set_blocking(self.reports, False)
+        self.bell = os.eventfd(0, os.EFD_NONBLOCK)
         self.ring = os.memfd_create("test-ring")
         os.ftruncate(self.ring, SLOTS * mmap.PAGESIZE)
         self.segments = Segments(self.ring, mmap.PAGESIZE)
@@ -86,9 +87,8 @@ class Worker:
         self.messages: list[bytes] = []
         self.hears = True
         before = set(threading.enumerate())
-        readers = Readers(
-            7, self.queue_out, self._reports_in, self.segments, PackedIds.pack(range(SAMPLES)), self.page, assembler, self._send
-        )
+        fds = Descriptors(self.ring, -1, self.queue_out, self._reports_in, self.bell, -1)
+        readers = Readers(7, fds, self.segments, PackedIds.pack(range(SAMPLES)), self.page, assembler, self._send)
         first = readers.opened(0)
         self._main = threading.Thread(target=readers.run, args=(first,), daemon=True)
         self._main.start()
@@ -111,7 +111,7 @@ class Worker:
 
     def sheet(self, slot: int, samples: Sequence[int], *, epoch: int = 0) -> None:
         """Say which samples a slot holds."""
-        words = np.array([epoch, samples[0], *samples], np.int64)
+        words = np.array([epoch, samples[0], len(samples), *samples], np.int64)
         self.segments[slot][SHEET : SHEET + words.nbytes] = words.view(np.uint8).data
 
     def put(self, slot: int, start: int, stop: int) -> int:
@@ -125,6 +125,14 @@ class Worker:
         rows = np.frombuffer(self.segments[slot], "<f8", 2 * ROWS).reshape(ROWS, 2)
         assert (rows[:, 0] == rows[:, 1]).all()
         return rows[:, 0].tolist()
+
+    @property
+    def rings(self) -> int:
+        """How often the bell has rung since this was last asked."""
+        try:
+            return os.eventfd_read(self.bell)
+        except BlockingIOError:
+            return 0
 
     @property
     def done(self) -> list[int]:
@@ -148,7 +156,7 @@ class Worker:
         os.close(self.queue)
         wait_until(lambda: not self.threads, "all readers have ended")
         self.segments.close()
-        for fd in (self.queue_out, self.reports, self._reports_in, self.ring):
+        for fd in (self.queue_out, self.reports, self._reports_in, self.bell, self.ring):
             os.close(fd)
 
 
@@ -177,11 +185,10 @@ def met(count: int) -> Callable[[object], object]:
 def test_as_many_reads_are_in_flight_as_there_are_readers(worker: Callable[..., Worker], reads: int) -> None:
     """Each waits for all the others here; and the rows of each ticket are the samples that the sheet says."""
     one = worker(Called(met(reads)), reads)
-    one.sheet(2, range(100, 108))
     for _ in range(3):
-        ids = [one.put(2, n % ROWS, n % ROWS + 1) for n in range(reads)]
-        one.until_done(ids)
-    assert one.rows(2)[: min(reads, ROWS)] == [100 + n for n in range(min(reads, ROWS))]
+        one.sheet(2, range(100, 100 + ROWS))
+        one.until_done([one.put(2, n, n + 1) for n in range(reads)])
+    assert one.rows(2)[:reads] == [100 + n for n in range(reads)]
     assert one.threads == one.page.words[READERS] == reads
     assert len(one.done) == 3 * reads
     assert one.messages == []
@@ -194,7 +201,7 @@ def test_readers_take_what_is_put_in_its_order(worker: Callable[..., Worker]) ->
     ids = [one.put(0, start, start + 2) for start in (4, 0, 2)]
     one.until_done(ids)
     assert one.done == ids
-    assert one.rows(0) == [50, 51, 52, 53, 54, 55, 0, 0]
+    assert one.rows(0)[:8] == [50, 51, 52, 53, 54, 55, 0, 0]
 
 
 def test_other_numbers_of_readers(worker: Callable[..., Worker]) -> None:
@@ -211,18 +218,18 @@ def test_other_numbers_of_readers(worker: Callable[..., Worker]) -> None:
             inside.discard(threading.get_ident())
 
     one = worker(Called(function), 1)
-    one.sheet(0, range(8))
     chance = random.Random(0)
     for reads in (3, 1, 8, 2, 5, 1, chance.randint(1, 9), chance.randint(1, 9)):
         one.page.words[READS] = reads
+        one.sheet(0, range(ROWS))
         # One after the other, so that each of those that are too many gets a ticket more.
-        for _ in range(20):
-            id = one.put(0, 0, 1)
+        for row in range(20):
+            id = one.put(0, row, row + 1)
             wait_until(lambda: inside, "somebody reads")
             flight.release()
             one.until_done([id])
         wait_until(lambda reads=reads: one.threads == reads, f"there are {reads} readers")  # type: ignore[misc]
-        ids = [one.put(0, 0, 1) for _ in range(2 * reads)]
+        ids = [one.put(0, 20 + n, 21 + n) for n in range(2 * reads)]
         wait_until(lambda reads=reads: len(inside) == reads, f"{reads} reads are in flight")  # type: ignore[misc]
         for _ in ids:
             flight.release()
@@ -253,7 +260,7 @@ def test_a_further_reader_that_can_not_be(worker: Callable[..., Worker], monkeyp
             raise OSError("too many connections")
 
     one = worker(Called(opens=opens if reason == "open" else None), 1)
-    one.sheet(0, range(8))
+    one.sheet(0, range(ROWS))
     one.until_done([one.put(0, 0, 8)])
     start = threading.Thread.start
     began = []
@@ -267,7 +274,7 @@ def test_a_further_reader_that_can_not_be(worker: Callable[..., Worker], monkeyp
     if reason == "thread":
         monkeypatch.setattr(threading.Thread, "start", begins)
     one.page.words[READS] = 5
-    ids = [one.put(0, 0, 8) for _ in range(100)]
+    ids = [one.put(0, row, row + 1) for row in range(8, 108)]
     one.until_done(ids)
     wait_until(lambda: len(one.messages) == 2, "it is said")
     assert one.threads == 3
@@ -321,7 +328,7 @@ def test_who_fills_many_rows_at_once_is_somewhere(worker: Callable[..., Worker])
     assert one.page.records[0][ROW] == UNKNOWN
     go.release()
     one.until_done([id])
-    assert one.rows(0) == list(range(8))
+    assert one.rows(0)[:8] == list(range(8))
     wait_until(lambda: one.page.records[0][ROW] == IDLE, "it is at no row")
 
 
@@ -379,7 +386,7 @@ def test_numbers_drawn_are_the_same_with_any_number_of_readers(worker: Callable[
         one.until_done([one.put(slot, *span) for slot in range(SLOTS) for span in spans])
         found.append([one.rows(slot) for slot in range(SLOTS)])
     assert found[0] == found[1]
-    assert len({row for rows in found[0] for row in rows}) == SLOTS * ROWS
+    assert len({row for rows in found[0] for row in rows[:8]}) == 8 * SLOTS
 
 
 def test_a_failure_is_told_and_the_reader_goes_on(worker: Callable[..., Worker]) -> None:
@@ -390,9 +397,9 @@ def test_a_failure_is_told_and_the_reader_goes_on(worker: Callable[..., Worker])
             raise ValueError("no such sample")
 
     one = worker(Called(function), 2)
-    one.sheet(0, range(8))
+    one.sheet(0, range(20))
     bad = one.put(0, 3, 8)
-    good = [one.put(0, 0, 3) for _ in range(4)]
+    good = [one.put(0, row, row + 3) for row in (0, 8, 11, 14)]
     one.until_done(good)
     wait_until(lambda: one.messages, "the failure is told")
     [message] = one.messages
@@ -423,7 +430,7 @@ def test_slots_that_the_ring_has_grown_by_are_mapped(worker: Callable[..., Worke
     os.ftruncate(one.ring, 4 * SLOTS * mmap.PAGESIZE)
     other = Segments(one.ring, mmap.PAGESIZE)
     for slot in range(SLOTS, SLOTS + 8):
-        words = np.array([0, 0, *range(10 * slot, 10 * slot + 8)], np.int64)
+        words = np.array([0, 0, 8, *range(10 * slot, 10 * slot + 8)], np.int64)
         other[slot][SHEET : SHEET + words.nbytes] = words.view(np.uint8).data
     one.until_done([one.put(slot, 0, 1) for slot in range(SLOTS, SLOTS + 8)])
     assert [one.rows(slot)[0] for slot in range(SLOTS, SLOTS + 8)] == [10 * slot for slot in range(SLOTS, SLOTS + 8)]
@@ -446,10 +453,41 @@ def test_readers_end_when_nobody_hears_them(worker: Callable[..., Worker]) -> No
     other = worker(Called(function), 3)
     other.sheet(0, range(8))
     os.close(other.reports)
-    for _ in range(3):
-        other.put(0, 1, 2)
+    for row in (1, 2, 3):
+        other.put(0, row, row + 1)
     wait_until(lambda: not other.threads, "they have ended")
     other.reports = os.open(os.devnull, os.O_RDONLY)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_bell_rings_when_a_batch_has_been_read(worker: Callable[..., Worker], failing: bool) -> None:
+    """By the reader that is last, once; not for the tickets before, however many there are; also where one of them failed."""
+
+    def function(id: int) -> None:
+        if failing and id == 5:
+            raise ValueError
+
+    for reads in (1, 4):
+        one = worker(Called(function), reads)
+        for slot in range(SLOTS):
+            one.sheet(slot, range(20))
+            one.until_done([one.put(slot, row, row + 1) for row in range(18) if row != 5])
+            id = one.put(slot, 5, 6)
+            wait_until(lambda id=id, one=one: id in one.done or one.messages, "it was read")  # type: ignore[misc]
+            assert one.rings == 0
+            one.until_done([one.put(slot, 18, 20)])
+            wait_until(lambda one=one: one.rings == 1, "it rings")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("why", ["eager", "long"])
+def test_the_bell_rings_for_a_ticket(worker: Callable[..., Worker], why: str) -> None:
+    """Where the main process wants to hear of each; and for each that took long."""
+    one = worker(Called(lambda _: threading.Event().wait(1.1 * LONG / 1e9) if why == "long" else None), 1)
+    one.sheet(0, range(20))
+    one.page.words[EAGER] = why == "eager"
+    for row in range(5):
+        one.until_done([one.put(0, row, row + 1)])
+        wait_until(lambda: one.rings == 1, "it rings")
 
 
 # Deaths, of real processes.
@@ -462,12 +500,16 @@ from shmgen._memory.status_page import READERS, READS, ROW, TICKET, StatusPage
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._worker.assembler import BatchAssembler, FieldSpec
 from shmgen._worker.protocol import REPORT, TICKET as RECORD
-from shmgen._worker.readers import Readers
+from shmgen._worker.readers import SAMPLES, Descriptors, Readers
+
+SHEET, MOST, SLOT = 1024, 500, 8192
 
 chance = random.Random(int(sys.argv[1]))
 ring = os.memfd_create("ring")
-os.ftruncate(ring, 4096)
-segments = Segments(ring, 4096)
+os.ftruncate(ring, SLOT)
+segments = Segments(ring, SLOT)
+sheet = segments[0][SHEET:].cast("q")
+bell = os.eventfd(0)
 queue_out, queue = os.pipe()
 reports, reports_in = os.pipe()
 os.set_blocking(queue, False)
@@ -487,8 +529,9 @@ def start(source, reads):
     os.close(queue)
     try:
         field = FieldSpec("X", (2,), "<f8", 0, 16)
-        assembler = BatchAssembler([field], {"X": source}, 1024, 0, {}, None)
-        readers = Readers(0, queue_out, reports_in, segments, PackedIds.pack(range(9)), page, assembler, lambda _: True)
+        assembler = BatchAssembler([field], {"X": source}, SHEET, 0, {}, None)
+        fds = Descriptors(ring, -1, queue_out, reports_in, bell, -1)
+        readers = Readers(0, fds, segments, PackedIds.pack(range(9)), page, assembler, lambda _: True)
         readers.run(readers.opened(0))
     except SystemExit as end:
         os._exit(end.code)
@@ -539,7 +582,9 @@ def put():
     global last
     while len(out) < 200:
         last += 1
-        os.write(queue, RECORD.pack(last, 0, 0, 1, 0))
+        row = last % MOST
+        sheet[SAMPLES + row] = 1
+        os.write(queue, RECORD.pack(last, 0, row, row + 1, 0))
         out.add(last)
 
 
@@ -611,7 +656,7 @@ class Ends(Source):
 barrier = threading.Barrier(2)
 pid, page = start(Ends(), 2)
 for id in (1, 2):
-    os.write(queue, RECORD.pack(id, 0, 0, 1, 0))
+    os.write(queue, RECORD.pack(id, 0, id, id + 1, 0))
 _, status = os.waitpid(pid, 0)
 print(json.dumps([os.waitstatus_to_exitcode(status), sorted([record[TICKET], record[ROW]] for record in page.records[:2])]))
 """
