@@ -65,10 +65,6 @@ class BatchBuilder:
         """Whether damaged samples are replaced."""
         return self._damage.replaces
 
-    def size(self, batch: BatchId) -> int:
-        """How many samples ``batch`` holds."""
-        return self._sampler.size(batch)
-
     def prepare(self, slot: int, batch: BatchId, *, ahead: bool) -> None:
         """Prepare ``slot`` for ``batch``, which is read ``ahead`` of being asked for or not: fill in what workers don't."""
         self._read.pop(batch, None)

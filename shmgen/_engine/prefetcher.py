@@ -303,8 +303,7 @@ class Prefetcher:
         if error := schedule.error(slot):
             schedule.free(slot)
             raise error
-        rows = self._builder.size(batch)
-        schedule.lease(slot)
+        rows = schedule.lease(slot)
         arrays = self._ring.lease(slot, rows)
         self._batches += 1
         self._rows += rows
@@ -399,8 +398,11 @@ class Prefetcher:
         if self.ended is not None:
             raise type(self.ended)(*self.ended.args)
         # Ctrl-C interrupts the main thread, but that may be waiting inside a framework for this batch.
-        elsewhere = threading.current_thread() is not threading.main_thread()
-        if self._supervisor.interrupted > called and elsewhere and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if (
+            self._supervisor.interrupted > called
+            and threading.current_thread() is not threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
             raise KeyboardInterrupt
 
 

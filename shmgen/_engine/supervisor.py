@@ -127,6 +127,8 @@ class Supervisor:
 
     def give_out(self) -> None:
         """Give out the tickets that can be."""
+        if not self._schedule.has_tickets and not self._is_eager:
+            return
         if tickets := self._schedule.take():
             self._workers.put(tickets)
         if self._schedule.holds_back != self._is_eager:
@@ -165,8 +167,9 @@ class Supervisor:
         for worker, what, detail in events:
             if what is EventKind.DONE:
                 id, self._schedule.waits = detail
-                self._done(worker, id)
-                self._schedule.done(id)
+                self.rows += self._schedule.done(id)
+                if worker in self._records:  # what it did before it was replaced, or retired, may be heard of later
+                    self._records[worker].has_done = True
             elif what is EventKind.FAILED:
                 self._failed(worker, *detail)
             elif what is EventKind.DROPPED:
@@ -188,20 +191,13 @@ class Supervisor:
         """``batch`` has been handed out."""
         self._deaths.forget(batch)
 
-    def _done(self, worker: int, id: int) -> None:
-        ticket = self._schedule.ticket(id)
-        if ticket is not None:
-            self.rows += ticket.stop - ticket.start
-        record = self._records.get(worker)
-        if record is not None:
-            record.has_done = True
-
     def _failed(self, worker: int, id: int, row: int | None, error: Exception) -> None:
         """A ticket has failed: at the sample in ``row``, if that is known."""
-        self._done(worker, id)
+        self._records[worker].has_done = True
         ticket = self._schedule.ticket(id)
         if ticket is None:
             return
+        self.rows += ticket.stop - ticket.start
         if not self._builder.replaces or not isinstance(error, SampleError) or not self._schedule.wants(ticket):
             self._schedule.done(id, error)
         else:

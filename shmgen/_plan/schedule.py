@@ -44,6 +44,7 @@ class Slot:
 
     Attributes:
         batch: what it holds; None where it is free, or what it holds will not be delivered.
+        rows: how many rows that has.
         missing: tickets that have yet to be done.
         error: why the batch can't be delivered, if it can't.
     """
@@ -51,6 +52,7 @@ class Slot:
     def __init__(self) -> None:
         self.state = State.FREE
         self.batch: BatchId | None = None
+        self.rows = 0
         self.missing = 0
         self.error: Exception | None = None
 
@@ -157,7 +159,7 @@ class Schedule:
         Returns:
             The batches that were given a slot, each with that slot, in the order in which they will be read.
         """
-        missing = not all(batch in self._slot_of for batch in demanded)
+        missing = not self._slot_of.keys() >= set(demanded)
         # If a demanded batch was not read ahead, other batches may have been read in vain.
         self._read_in_vain = self._read_in_vain or missing
         # Work is given out in portions: where workers share a processor with the main process, its time is lost to them.
@@ -181,8 +183,6 @@ class Schedule:
 
     def take(self) -> list[Ticket]:
         """The tickets that are to be given out now."""
-        if not self._pending and not self._suspects:
-            return []
         if self._alone in self._out:
             return []
         if self._suspects:
@@ -207,6 +207,11 @@ class Schedule:
         """Whether there are tickets that will be given out only when others are done."""
         return bool(self._pending or self._suspects) or self._alone in self._out
 
+    @property
+    def has_tickets(self) -> bool:
+        """Whether there are tickets that are not out."""
+        return bool(self._pending or self._suspects)
+
     def ticket(self, id: int) -> Ticket | None:
         """The ticket of this number, if it is out."""
         return self._out.get(id)
@@ -215,12 +220,27 @@ class Schedule:
         """Whether what is read for ``ticket`` will be delivered: its batch has not been discarded, nor given another slot."""
         return self._slots[ticket.slot].batch == ticket.batch
 
-    def done(self, id: int, error: Exception | None = None) -> None:
-        """A ticket has been done, or has failed. One that is not out is nobody's any more: nothing happens."""
+    def done(self, id: int, error: Exception | None = None) -> int:
+        """A ticket has been done, or has failed. One that is not out is nobody's any more: nothing happens.
+
+        Returns:
+            How many rows it had.
+        """
         self._any_done = True
         ticket = self._out.pop(id, None)
-        if ticket is not None:
-            self._end(ticket, error)
+        if ticket is None:
+            return 0
+        _, number, _, start, stop = ticket
+        slot = self._slots[number]
+        if slot.state is not State.LOST:
+            slot.missing -= 1
+            slot.error = slot.error or error
+            if not slot.missing:
+                slot.state = State.READY
+                self._filling -= 1
+                if slot.batch is None:
+                    self.free(number)
+        return stop - start
 
     def retry(self, ticket: Ticket, *, singly: bool = False, alone: bool = False) -> None:
         """``ticket``, which is out, is to be read once more, under other numbers.
@@ -283,12 +303,13 @@ class Schedule:
         slot.state, slot.batch, slot.error = State.READY, batch, error
         self._slot_of[batch] = number
 
-    def lease(self, slot: int) -> None:
-        """The batch in ``slot``, which was ready, is handed out."""
-        batch = self._slots[slot].batch
-        assert batch is not None
-        del self._slot_of[batch]
-        self._slots[slot].state = State.LEASED
+    def lease(self, number: int) -> int:
+        """The batch in a slot, which was ready, is handed out; how many rows it has."""
+        slot = self._slots[number]
+        assert slot.batch is not None
+        del self._slot_of[slot.batch]
+        slot.state = State.LEASED
+        return slot.rows
 
     def free(self, slot: int) -> None:
         """The batch in ``slot``, which was ready or leased, is no longer needed by anyone."""
@@ -317,7 +338,7 @@ class Schedule:
         slot.batch = batch
         self._slot_of[batch] = number
         self._filling += 1
-        rows = self._rows(batch)
+        rows = slot.rows = self._rows(batch)
         # All readers share a batch, so that it is there soon; and each has several tickets ahead of it.
         tickets = max(1, self.readers, -(-TICKETS_EACH * self.readers // self._most_in_flight()))
         if self.readers and not self._any_done:
@@ -330,15 +351,3 @@ class Schedule:
     def _ticket(self, slot: int, batch: BatchId, start: int, stop: int) -> Ticket:
         self._last_id += 1
         return Ticket(self._last_id, slot, batch, start, stop)
-
-    def _end(self, ticket: Ticket, error: Exception | None) -> None:
-        slot = self._slots[ticket.slot]
-        if slot.state is State.LOST:
-            return
-        slot.missing -= 1
-        slot.error = slot.error or error
-        if not slot.missing:
-            slot.state = State.READY
-            self._filling -= 1
-            if slot.batch is None:
-                self.free(ticket.slot)

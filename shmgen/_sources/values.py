@@ -122,7 +122,7 @@ class Values(Source):
             rows[...] = 0
             rows[np.arange(len(samples)), self._rows[samples]] = 1
         elif self._rows.dtype == rows.dtype:
-            np.take(self._rows, samples, axis=0, out=rows, mode="clip")  # none is out of bounds, and "raise" would copy
+            self._rows.take(samples, axis=0, out=rows, mode="clip")  # none is out of bounds, and "raise" would copy
         else:
             rows[...] = self._rows[samples]
 
