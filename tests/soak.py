@@ -35,9 +35,6 @@ SHAPE = (24, 24, 3)
 TIMEOUT = 0.5
 """Seconds that a read may take; so long the trainer waits for a worker that was stopped."""
 
-STARTED_WITHIN = 3.0
-"""Seconds that a worker is left alone."""
-
 FAULTS = 16
 """A second, on average, mendings included."""
 
@@ -97,9 +94,11 @@ class Files:
 class Faults(threading.Thread):
     """Brings faults about, until it is told to stop."""
 
-    def __init__(self, files: Files, seed: int) -> None:
+    def __init__(self, files: Files, consumer: Consumer, seed: int) -> None:
         super().__init__(daemon=True)
         self.files = files
+        self._consumer = consumer
+        self._have_worked: set[int] = set()
         self.count: Counter[str] = Counter()
         self._chance = random.Random(seed)
         self._ended = threading.Event()
@@ -117,12 +116,17 @@ class Faults(threading.Thread):
             self.files.mend(number)
 
     def _workers(self) -> list[psutil.Process]:
-        """Those that are not just starting: five that die as they start, one after the other, would rightly end the run."""
+        """Those that have worked: five that die as they start, one after the other, would rightly end the run."""
+        loader = self._consumer.loader
+        if loader is None:
+            return []
+        workers = loader.state.workers
+        self._have_worked |= {worker.pid for worker in workers if worker.busy}
         found = []
-        for child in psutil.Process().children():
+        for worker in workers:
             with suppress(psutil.NoSuchProcess):
-                if "shmgen._worker.main" in " ".join(child.cmdline()) and time.time() > child.create_time() + STARTED_WITHIN:
-                    found.append(child)
+                if worker.pid in self._have_worked:
+                    found.append(psutil.Process(worker.pid))
         return found
 
     def _signal(self, name: str, worker: psutil.Process) -> None:
@@ -180,6 +184,7 @@ class Consumer:
 
     def __init__(self, files: Files, seed: int) -> None:
         self.count: Counter[str] = Counter()
+        self.loader: Loader | None = None
         self._files = files
         self._chance = random.Random(seed)
         self._contents = [files.content(number) for number in range(SAMPLES)]
@@ -197,7 +202,7 @@ class Consumer:
                 (Function(partial(read_slowly, self._files.folder), SHAPE[:2], SHAPE[2], "uint8", concurrent=True), None),
             ]
         )
-        loader = self._loader = Loader(
+        loader = self.loader = Loader(
             self._files.ids,
             self._files.labels,
             batch_size,
@@ -225,6 +230,7 @@ class Consumer:
             for name in ("restarts", "replaced", "grown"):
                 self.count[name] += getattr(loader.stats, name)
             self.count["loaders"] += 1
+            self.loader = None
             loader.close()
             while self._held:
                 self._let_go()
@@ -239,7 +245,7 @@ class Consumer:
                 found = f"sample {label} in place of {expected}, which was whole"
             if found:
                 self.count["mismatches"] += 1
-                print(f"mismatch: {found}; {self._loader}, {self._loader.damaged}", flush=True)
+                print(f"mismatch: {found}; {self.loader}, {self.loader and self.loader.damaged}", flush=True)
         if self._chance.random() < 0.2:
             self._held.append((X, y, X.copy(), y.copy()))
         while len(self._held) > self._chance.choice([0, 3, 3, 12]):
@@ -273,7 +279,7 @@ def soak(minutes: float, seed: int) -> int:
         files = Files(Path(folder))
         consumer = Consumer(files, seed)
         consumer.run_one(until)
-        faults = Faults(files, seed + 1)
+        faults = Faults(files, consumer, seed + 1)
         faults.start()
         before = None
         try:
