@@ -32,7 +32,7 @@ from shmgen._plan.order import Order
 
 SAMPLES = 600
 SHAPE = (24, 24, 3)
-TIMEOUT = 0.5
+TIMEOUT = 1.0
 """Seconds that a read may take; so long the trainer waits for a worker that was stopped."""
 
 FAULTS = 16
@@ -102,7 +102,6 @@ class Faults(threading.Thread):
         self.count: Counter[str] = Counter()
         self._chance = random.Random(seed)
         self._ended = threading.Event()
-        self._delayed: list[psutil.Process] = []
 
     def run(self) -> None:
         while not self._ended.wait(self._chance.expovariate(FAULTS)):
@@ -147,12 +146,11 @@ class Faults(threading.Thread):
             self._signal("SIGSTOP", worker)
 
     def _delay(self) -> None:
-        """One goes on that was stopped at the last delay, and another is stopped until the next."""
-        for worker in self._delayed:
-            self._signal("SIGCONT", worker)
-        self._delayed = self._chance.sample(workers := self._workers(), min(1, len(workers)))
-        for worker in self._delayed:
+        """For less than a read may take: nobody is to blame for that."""
+        for worker in self._chance.sample(workers := self._workers(), min(1, len(workers))):
             self._signal("SIGSTOP", worker)
+            self._ended.wait(TIMEOUT / 5)
+            self._signal("SIGCONT", worker)
 
     def _damage(self) -> None:
         # Not the first, without which no loader can be made.
