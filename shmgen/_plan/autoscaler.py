@@ -31,7 +31,7 @@ WORTH, UNLIKELY = 0.5, 1.5
 """Where more have gained less than the first part of what they could, as many as the gain was worth are tried. Where they have
 gained more than the second, something else was slow before them, and it proves nothing."""
 
-CONTENDED = 0.3
+CONTENDED = 0.5
 """Readers of a worker that computes for more than this fraction of the time may wait for each other."""
 
 SATURATED = 0.8
