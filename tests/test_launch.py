@@ -150,7 +150,7 @@ from shmgen._worker.context import environment
 from shmgen._worker.launch import Launcher
 
 child = Launcher("shmgen._tools.scan_worker", environment(0)[0], silent=True).start()
-child.send(pickle.dumps(Setup(sys.path, os.fsencode(DATA), False, [])))
+child.send(pickle.dumps(Setup(sys.path, os.fsencode(DATA), False, [], b"")))
 child.send(b"id-0")
 select.select([child.stream], [], [])
 os.kill(child.pid, signal.SIGSTOP)
