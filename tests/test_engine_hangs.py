@@ -245,7 +245,7 @@ def test_a_kill_is_given_its_time_anew_after_a_sleep() -> None:
     with engine_of(workers=1) as engine:
         engine.strike(1, partial(hang, engine, immortal=True))
         work = engine.workers.otherwise
-        steps = iter([lambda: engine.pass_time(50 * TIMEOUT), lambda: engine.workers.die(0)])
+        steps = iter([partial(engine.pass_time, 50 * TIMEOUT), partial(engine.workers.die, 0)])
 
         def sleep_then_die() -> bool:
             if engine.workers.log != ["kill 0"]:
