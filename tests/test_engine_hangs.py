@@ -240,6 +240,26 @@ def test_a_process_that_was_stopped_itself_blames_nobody() -> None:
         assert engine.workers.log == []
 
 
+def test_a_kill_is_given_its_time_anew_after_a_sleep() -> None:
+    """This process was stopped right after it had killed a worker: it can't know yet that the kill does not work."""
+    with engine_of(workers=1) as engine:
+        engine.strike(1, partial(hang, engine, immortal=True))
+        work = engine.workers.otherwise
+        steps = iter([partial(engine.pass_time, 50 * TIMEOUT), partial(engine.workers.die, 0)])
+
+        def sleep_then_die() -> bool:
+            if engine.workers.log != ["kill 0"]:
+                return work()
+            next(steps)()
+            return True
+
+        engine.workers.otherwise = sleep_then_die
+        with pytest.raises(SampleError, match="sample 1, "):
+            engine.fetch(0)
+        assert next(steps, None) is None
+        assert "lost" not in repr(engine.schedule)
+
+
 @reads
 @pytest.mark.parametrize("known", [True, False], ids=["row-known", "row-unknown"])
 def test_a_kill_that_does_not_work(known: bool, reads: int) -> None:
