@@ -38,7 +38,7 @@ def test_a_descriptor_and_a_process_are_found() -> None:
         left = before.left()
     os.close(read)
 
-    assert [line for line in left if f"pid={process.pid}" in line]
+    assert [line for line in left if line.startswith(f"process {process.pid} ")]
     assert "1 more descriptors of kind eventfd" in left
     assert before.left() == []
 

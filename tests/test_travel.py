@@ -276,7 +276,7 @@ def report(x, rng):
     rows(computed(transform=own.report, workers=2))
 
     reports = [set(file.read_text().split()) for file in path.iterdir()]
-    assert len(reports) == 2
+    assert reports  # one worker may have done all the work
     for modules in reports:
         assert {"of_the_users_own", "colorsys", "wave", "numpy", "shmgen._sources.rng"} <= modules
         assert not {name.partition(".")[0] for name in modules} & {
