@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import os
 import resource
+import time
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from threading import Semaphore
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,12 @@ if TYPE_CHECKING:
     from shmgen._sources.cache import Cache
     from shmgen._sources.remote import Body, Remote
 
+
+SLOW_ANSWER = 0.001
+"""Seconds; a file system that takes longer to answer what a file's version is has to be waited for, not the processor."""
+
+ASKED_AT_ONCE = 32
+"""So many versions are asked for at once then."""
 
 IDS_AT_ONCE = 10_000
 
@@ -106,7 +114,9 @@ class Npy(RawSource):
             InputError: an id leads out of the folder.
             SampleError: it can't be read, or contradicts what was given.
         """
-        if not self._ids_are_paths:
+        from shmgen._sources.ids import as_ints  # late: workers don't need it
+
+        if not self._ids_are_paths and as_ints(ids) is None:  # the text of an int leads nowhere
             _refuse_ways_out(ids, self.folder)
         if self._remote is not None:
             self._remote.prepare()
@@ -270,7 +280,7 @@ class Npy(RawSource):
         except OSError:
             return None
         try:
-            return [file_version(name, folder) for name in self._names(ids)]
+            return _versions(self._names(ids), folder)
         finally:
             os.close(folder)
 
@@ -338,6 +348,18 @@ def _written(file: File) -> object:
         return None
     status = os.fstat(file)
     return status.st_mtime_ns, status.st_size
+
+
+def _versions(names: Sequence[str], folder: int) -> list[object]:
+    """The version of each file; asked for at once where the file system answers slowly, as one on a network does."""
+    began = time.monotonic()
+    first = file_version(names[0], folder)
+    if time.monotonic() - began < SLOW_ANSWER:
+        return [first, *(file_version(name, folder) for name in names[1:])]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+        return [first, *threads.map(partial(file_version, folder=folder), names[1:])]
 
 
 def _refuse_ways_out(ids: Sequence[object], folder: str) -> None:
