@@ -51,7 +51,7 @@ WORKER_BYTES = 1 << 26
 WAITING_WORKERS = 4
 """Workers for each processor, at most, if they wait for a disk or a network, and have one read in flight each."""
 
-MAX_READS = 128
+MAX_READS = 256
 """Reads in flight that ``reads="auto"`` ends up with, at most, in all workers together."""
 
 MIN_SLOTS, MAX_SLOTS, SLOTS_BYTES = 4, 16, 1 << 26

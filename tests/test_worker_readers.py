@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from shmgen._sources.rng import own_random_state
 from shmgen._worker import protocol
 from shmgen._worker.assembler import BatchAssembler, FieldSpec
 from shmgen._worker.protocol import FAILED, LOGGED, REPORT, UNABLE
-from shmgen._worker.readers import LONG, Descriptors, Readers
+from shmgen._worker.readers import LONG, SELDOM, Descriptors, Readers
 
 ROWS = 128
 """Of a batch, each of two float64."""
@@ -478,15 +479,23 @@ def test_the_bell_rings_when_a_batch_has_been_read(worker: Callable[..., Worker]
             wait_until(lambda one=one: one.rings == 1, "it rings")  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("why", ["eager", "long"])
-def test_the_bell_rings_for_a_ticket(worker: Callable[..., Worker], why: str) -> None:
-    """Where the main process wants to hear of each; and for each that took long."""
-    one = worker(Called(lambda _: threading.Event().wait(1.1 * LONG / 1e9) if why == "long" else None), 1)
+def test_the_bell_rings_for_a_ticket(worker: Callable[..., Worker]) -> None:
+    """Where the main process wants to hear of each."""
+    one = worker(Called(lambda _: None), 1)
     one.sheet(0, range(20))
-    one.page.words[EAGER] = why == "eager"
+    one.page.words[EAGER] = True
     for row in range(5):
         one.until_done([one.put(0, row, row + 1)])
         wait_until(lambda: one.rings == 1, "it rings")
+
+
+def test_the_bell_rings_seldom_for_tickets_that_take_long(worker: Callable[..., Worker]) -> None:
+    """At the first, and then no more often than there are so many nanoseconds, however many there are."""
+    one = worker(Called(lambda _: threading.Event().wait(1.1 * LONG / 1e9)), 1)
+    one.sheet(0, range(40))
+    began = time.monotonic_ns()
+    one.until_done([one.put(0, row, row + 1) for row in range(20)])
+    assert 1 <= one.rings <= 1 + (time.monotonic_ns() - began) / SELDOM
 
 
 # Deaths, of real processes.

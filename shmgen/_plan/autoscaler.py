@@ -31,6 +31,9 @@ WORTH, UNLIKELY = 0.5, 1.5
 """Where more have gained less than the first part of what they could, as many as the gain was worth are tried. Where they have
 gained more than the second, something else was slow before them, and it proves nothing."""
 
+HARDLY_BUSY = 0.9
+"""Readers that are blocked for more than this fraction of their time may be twice as many."""
+
 CONTENDED = 0.5
 """Readers of a worker that computes for more than this fraction of the time may wait for each other."""
 
@@ -164,9 +167,11 @@ class Autoscaler:
         return False
 
     def _more_reads(self, window: Window) -> bool:
-        """Try as many readers as keep a processor busy."""
+        """Try as many readers as keep a processor busy; twice as many as there are where it is hardly busy at all."""
         workers, reads = self.target
-        wanted = min(self._limits(workers, window.blocked).reads, round(window.fill))
+        # What readers compute is overestimated where they wait for each other, or for processors that others have.
+        wanted = max(round(window.fill), 2 * reads if window.blocked > HARDLY_BUSY else 0)
+        wanted = min(self._limits(workers, window.blocked).reads, wanted)
         if window.wait <= WAITS or window.blocked <= WAITING or wanted < reads * 5 / 4:
             return False
         return self._try("reads", 1, Target(workers, wanted), window, f"readers were blocked for {window.blocked:.0%} of theirs")

@@ -36,6 +36,9 @@ READ = b"\xff" * 8
 LONG = 5_000_000
 """Nanoseconds; the main process is woken for a ticket that took longer, to see what reading takes."""
 
+SELDOM = 4 * LONG
+"""But not again within so many nanoseconds: with many reads in flight there are thousands of such tickets a second."""
+
 
 class Descriptors(NamedTuple):
     """What a worker inherits, beside the stream and the pipe that end it: descriptors.
@@ -91,6 +94,7 @@ class Readers:
         self._one_at_a_time = threading.Lock()
         self._changing = threading.Lock()
         self._running = {0}
+        self._rang = 0
 
     def run(self, first: BatchAssembler) -> None:
         """Take tickets until the main process ends; with as many readers as it asks for."""
@@ -154,7 +158,8 @@ class Readers:
             try:
                 os.write(self._fds.reports, REPORT.pack(id, self._number, waiting > 0))
                 # Who writes last sees what the others have marked: the pipe's lock is between.
-                if took > LONG or wanted[EAGER] or _is_read(sheet):
+                if wanted[EAGER] or _is_read(sheet) or (took > LONG and began + took > self._rang + SELDOM):
+                    self._rang = began + took
                     os.eventfd_write(self._fds.bell, 1)
             except BrokenPipeError:
                 return
