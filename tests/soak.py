@@ -115,17 +115,17 @@ class Faults(threading.Thread):
             self.files.mend(number)
 
     def _workers(self) -> list[psutil.Process]:
-        """Those that have worked: five that die as they start, one after the other, would rightly end the run."""
+        """Those that have worked for a while: who dies at the start, or at its first read, again and again, is rightly heard of."""
         loader = self._consumer.loader
         if loader is None:
             return []
         workers = loader.state.workers
-        self._have_worked |= {worker.pid for worker in workers if worker.busy}
         found = []
         for worker in workers:
             with suppress(psutil.NoSuchProcess):
                 if worker.pid in self._have_worked:
                     found.append(psutil.Process(worker.pid))
+        self._have_worked |= {worker.pid for worker in workers if worker.busy}
         return found
 
     def _signal(self, name: str, worker: psutil.Process) -> None:
@@ -236,6 +236,7 @@ class Consumer:
     def _check(self, X: np.ndarray, y: np.ndarray, order: np.ndarray, began: float) -> None:
         self.count["batches"] += 1
         self.count["samples"] += len(y)
+        assert self.loader is not None
         for row, label, expected in zip(X, y.tolist(), order.tolist(), strict=False):
             found = "other data than its label's" if not np.array_equal(row, self._contents[label]) else ""
             # Another sample may stand in only for one that was damaged since the loader was made.
@@ -243,7 +244,8 @@ class Consumer:
                 found = f"sample {label} in place of {expected}, which was whole"
             if found:
                 self.count["mismatches"] += 1
-                print(f"mismatch: {found}; {self.loader}, {self.loader and self.loader.damaged}", flush=True)
+                damaged = [damaged for damaged in self.loader.damaged if damaged.id == self._files.ids[expected]]
+                print(f"mismatch: {found}; {self.loader}, {damaged}", flush=True)
         if self._chance.random() < 0.2:
             self._held.append((X, y, X.copy(), y.copy()))
         while len(self._held) > self._chance.choice([0, 3, 3, 12]):
