@@ -115,7 +115,7 @@ class Faults(threading.Thread):
             self.files.mend(number)
 
     def _workers(self) -> list[psutil.Process]:
-        """Those that have worked for a while: who dies at the start, or at its first read, again and again, is rightly heard of."""
+        """Those that have worked for a while: who dies as it starts, or at its first read, time and again is rightly told of."""
         loader = self._consumer.loader
         if loader is None:
             return []
