@@ -21,7 +21,7 @@ from test_readers import filled, reader
 from test_remote_scan import scan
 
 from shmgen import InputError, Loader, Npy, NpyRows, SampleError
-from shmgen._sources import remote
+from shmgen._sources import remote, s3_store
 
 pytest.importorskip("s3fs", reason="s3fs is not installed: it is in the extra remote")
 
@@ -64,9 +64,11 @@ def proxy(storage: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    s3_store._session.cache_clear()  # another test may have found credentials
     proxy = Proxy(storage)
     yield proxy
     proxy.stop()
+    s3_store._session.cache_clear()
 
 
 def options(proxy: Proxy, **more: Any) -> dict[str, Any]:
@@ -124,11 +126,8 @@ def test_credentials_come_from_the_environment(proxy: Proxy, monkeypatch: pytest
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-3")
-    from shmgen._sources import s3_store
-
     s3_store._session.cache_clear()
     assert filled(reader(Npy(url), IDS), IDS[:2]) == [0, 1]
-    s3_store._session.cache_clear()
     headers = proxy.requests[-1].headers
     assert "Credential=me/" in headers["authorization"]
     assert "/eu-west-3/s3/aws4_request" in headers["authorization"]
@@ -137,7 +136,6 @@ def test_credentials_come_from_the_environment(proxy: Proxy, monkeypatch: pytest
 
 def test_credentials_are_found_anew_before_they_expire(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """And when the server says that they have expired: no sample is lost."""
-    from shmgen._sources import s3_store
     from shmgen._sources.s3_store import Keys
 
     found = iter(
@@ -157,8 +155,6 @@ def test_credentials_are_found_anew_before_they_expire(proxy: Proxy, monkeypatch
 def test_a_bucket_of_another_region(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer says of which; from then on it is asked there."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    from shmgen._sources import s3_store
-
     s3_store._session.cache_clear()
     source = reader(Npy("s3://bucket/data", storage_options=KEYS), IDS)
     proxy.faults["id-5-%C2%B5%2B%25.npy"] = ["301 x-amz-bucket-region: ap-south-1"]
@@ -200,8 +196,6 @@ def test_a_loader_of_a_bucket(proxy: Proxy, workers: int, monkeypatch: pytest.Mo
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     labels = {id: number for number, id in enumerate(IDS)}
-    from shmgen._sources import s3_store
-
     s3_store._session.cache_clear()
     with Loader(IDS, labels, 4, data_dir="s3://bucket/data", workers=workers) as loader:
         for _ in range(2):
