@@ -166,7 +166,7 @@ CONTESTS = (
         "HTTP, 30 ms a request",
         "load",
         "volume-32",
-        ("naive", *FAST, "shmgen", "shmgen-auto", "requests"),
+        (*FAST, "shmgen", "shmgen-auto", "requests"),
         ("spdl", "shmgen", "requests"),
         files=1024,
         repeats=16,
