@@ -72,7 +72,7 @@ strike()
 """,
     "a-worker-stopped": f"""
 loader = {LOADER}
-next(iter(loader))
+while loader._prefetcher._supervisor.ready < 2: list(loader)
 from pathlib import Path
 pid = loader.state.workers[1].pid
 os.kill(pid, signal.SIGSTOP)
