@@ -205,7 +205,7 @@ class Schedule:
     @property
     def holds_back(self) -> bool:
         """Whether there are tickets that will be given out only when others are done."""
-        return bool(self._pending or self._suspects) or self._alone in self._out
+        return self.has_tickets or self._alone in self._out
 
     @property
     def has_tickets(self) -> bool:

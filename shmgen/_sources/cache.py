@@ -20,13 +20,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from itertools import count
 
 from shmgen._sources.npy_format import OPEN_FLAGS
-from shmgen.errors import InputError
+from shmgen.errors import FormatError, InputError
 
 log = logging.getLogger("shmgen")
 
@@ -87,6 +87,19 @@ class Cache:
         with suppress(OSError):
             os.utime(fd)
         return fd
+
+    def read(self, key: str, read: Callable[[int], object]) -> bool:
+        """Have ``read`` read what is kept of ``key``, from a descriptor; False if nothing is, or it was damaged and is removed."""
+        if (fd := self.open(key)) < 0:
+            return False
+        try:
+            read(fd)
+        except (OSError, FormatError):
+            self.remove(key)
+            return False
+        finally:
+            os.close(fd)
+        return True
 
     def remove(self, key: str) -> None:
         """Keep no longer what is kept of ``key``: it is damaged."""

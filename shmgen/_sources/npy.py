@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike
 
-    from shmgen._sources.cache import Cache
     from shmgen._sources.remote import Body, Remote
 
 
@@ -241,7 +240,7 @@ class Npy(RawSource):
             row = rows[(self.rows_begun[0] - 1) * row_bytes : self.rows_begun[0] * row_bytes]
             if cache is None:
                 get(name, lambda body, row=row: self._take(body, row))  # type: ignore[misc]
-            elif not self._read_kept(cache, key := remote.store.place(name), row):
+            elif not cache.read(key := remote.store.place(name), partial(self._read_kept, row=row)):
                 data = get(name, lambda body: body.read(self._most()))
                 self._read(memoryview(data), row)
                 cache.keep(key, data)
@@ -253,20 +252,11 @@ class Npy(RawSource):
         if not found or found != plain or body.readinto(row) != self.row_bytes:
             self._read(memoryview(found[:size] + body.read(self._most())), row)
 
-    def _read_kept(self, cache: Cache, key: str, row: memoryview) -> bool:
-        """Read a file that is kept on a local disk; False if it is not, or not whole."""
-        if (fd := cache.open(key)) < 0:
-            return False
+    def _read_kept(self, fd: int, row: memoryview) -> None:
+        """Read a file that is kept on a local disk."""
         plain, found, expected_bytes = self._expected()
-        try:
-            if os.preadv(fd, (found, row), 0) != expected_bytes or found != plain:
-                self._read(fd, row)
-        except (OSError, FormatError):
-            cache.remove(key)
-            return False
-        finally:
-            os.close(fd)
-        return True
+        if os.preadv(fd, (found, row), 0) != expected_bytes or found != plain:
+            self._read(fd, row)
 
     def _most(self) -> int:
         """More bytes than any file has whose array is a row."""

@@ -7,6 +7,7 @@ without NumPy starts three times sooner.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shmgen._sources.base import RawSource, row_of
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike
 
-    from shmgen._sources.cache import Cache
     from shmgen._sources.remote import Body, Remote
 
 MAX_REPLACED = 3
@@ -172,7 +172,9 @@ class NpyRows(RawSource):
         if remote.cache is not None:
             cache = remote.cache
             missing = [
-                number for number in missing if not _read_kept(cache, self._key(ids[number]), rows[number * size :][:size])
+                number
+                for number in missing
+                if not cache.read(self._key(ids[number]), partial(read_whole, data=rows[number * size :][:size], offset=0))
             ]
         for start, stop in _runs(ids, missing):
             self.rows_begun[0] = start + 1
@@ -269,17 +271,3 @@ def _runs(ids: Sequence[int], numbers: Iterable[int]) -> Iterator[tuple[int, int
         stop = number + 1
     if start >= 0:
         yield start, stop
-
-
-def _read_kept(cache: Cache, key: str, row: memoryview) -> bool:
-    """Read a row that is kept on a local disk; False if it is not, or not whole."""
-    if (fd := cache.open(key)) < 0:
-        return False
-    try:
-        read_whole(fd, row, 0)
-    except (OSError, FormatError):
-        cache.remove(key)
-        return False
-    finally:
-        os.close(fd)
-    return True
