@@ -102,9 +102,8 @@ class Team:
             self._stderr.seek(0)
             said = self._stderr.read().decode(errors="replace").strip().splitlines()[-8:]
             failure = "\n".join([f"expected a line of JSON, found {found}: {process.args!r}", *said])
-            raise FailedError(
-                failure.replace(f"{ROOT}/", "")
-            )  # a report is published, and where it was made is nobody's business
+            # A report is published, and where it was made is nobody's business.
+            raise FailedError(failure.replace(f"{ROOT}/", ""))
         return line
 
     def __enter__(self) -> Self:

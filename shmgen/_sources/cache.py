@@ -89,7 +89,7 @@ class Cache:
         return fd
 
     def read(self, key: str, read: Callable[[int], object]) -> bool:
-        """Have ``read`` read what is kept of ``key``, from a descriptor; False if nothing is, or it was damaged and is removed."""
+        """Have ``read`` read what is kept of ``key``, from a descriptor; False if nothing is, or it was damaged, and removed."""
         if (fd := self.open(key)) < 0:
             return False
         try:
