@@ -480,12 +480,15 @@ def test_a_source_of_the_users_own(recorded: type[Recorded], tmp_path: Path, wor
     with Loader(ids, {id: id for id in ids}, 8, source=source, workers=workers) as loader:
         for _ in range(2):
             assert all(row == [label + 100] * 3 for row, label in pairs(loader))
-        wait_until(lambda: len(os.listdir(opened)) == max(1, workers), "all have begun, though one may have read it all")
+        wait_until(
+            lambda: [file.read_text() for file in opened.iterdir()] == ["opened\n"] * max(1, workers),
+            "all have begun, though one may have read it all",
+        )
         if not workers:
             path = str(opened / str(os.getpid()))
             [handle] = [fd for fd in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{fd}") == path]
             os.close(int(handle))
-    assert [file.read_text() for file in opened.iterdir()] == ["opened\n"] * max(1, workers)
+    assert [file.read_text() for file in opened.iterdir()] == ["opened\n"] * max(1, workers), "once each"
     assert source.handle is None, "the user's own object is not opened"
     assert (str(os.getpid()) in os.listdir(opened)) == (workers == 0)
 
