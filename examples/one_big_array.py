@@ -54,7 +54,7 @@ def main() -> None:
     rows = np.random.default_rng(0).permutation(len(labels))
     cut = len(rows) * 4 // 5
     training = Sequence(rows[:cut], labels, source=NpyRows(file))
-    validation = Sequence(rows[cut:], labels, source=NpyRows(file), shuffle=False, drop_last=False)
+    validation = Sequence(rows[cut:], labels, source=NpyRows(file), shuffle=False, tail="keep")
 
     with training, validation:
         model = make_model()

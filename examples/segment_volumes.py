@@ -80,7 +80,7 @@ def main() -> None:
         "targets": {"mask": Npy(arguments.folder / "masks", n_channels=1)},
     }
     training = Sequence(ids[:cut], batch_size=4, transform=flip, **fields)
-    validation = Sequence(ids[cut:], batch_size=4, shuffle=False, drop_last=False, **fields)
+    validation = Sequence(ids[cut:], batch_size=4, shuffle=False, tail="keep", **fields)
 
     with training, validation:
         model = make_model()

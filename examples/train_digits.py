@@ -56,7 +56,7 @@ def main() -> None:
     partition, labels = write_digits(arguments.folder)
     params = {"dim": (8, 8), "batch_size": 32, "n_classes": 10, "n_channels": 1, "data_dir": arguments.folder}
     training = Sequence(partition["train"], labels, shuffle=True, **params)
-    validation = Sequence(partition["validation"], labels, shuffle=False, drop_last=False, **params)
+    validation = Sequence(partition["validation"], labels, shuffle=False, tail="keep", **params)
     few = partition["validation"][:5]
     unseen = Sequence(few, None, batch_size=5, dim=(8, 8), n_channels=1, shuffle=False, data_dir=arguments.folder)
 

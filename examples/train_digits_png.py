@@ -72,7 +72,7 @@ def main() -> None:
     cut = len(ids) * 4 // 5
     params = {"source": partial(decode, folder=arguments.folder), "n_channels": 1, "n_classes": 10}
     training = Sequence(ids[:cut], labels, transform=shift, **params)
-    validation = Sequence(ids[cut:], labels, shuffle=False, drop_last=False, **params)
+    validation = Sequence(ids[cut:], labels, shuffle=False, tail="keep", **params)
 
     with training, validation:
         model = make_model()

@@ -69,7 +69,7 @@ def main() -> None:
         "targets": {"digit": Values(labels), "sum": Values(sums, dtype="float32")},
     }
     training = Sequence(ids[:cut], weights={id: 0.05 if id in doubtful else 1 for id in ids}, **fields)
-    validation = Sequence(ids[cut:], shuffle=False, drop_last=False, **fields)
+    validation = Sequence(ids[cut:], shuffle=False, tail="keep", **fields)
 
     with training, validation:
         model = make_model()

@@ -145,9 +145,7 @@ class Loader:
         self._labels, self._n_classes = options.labels, options.n_classes
         self._has_channels = options.dim is not None or options.n_channels is not None
         workers = _workers_at_first() if options.workers == "auto" else options.workers
-        self._sampler = Sampler(
-            len(self._ids), options.batch_size, shuffle=options.shuffle, seed=options.seed, drop_last=options.drop_last
-        )
+        self._sampler = Sampler(len(self._ids), options.batch_size, shuffle=options.shuffle, seed=options.seed, tail=options.tail)
         self._layout = Layout(self._spec.bind(), min(options.batch_size, len(self._ids)))
         assembler = _assembler(options, self._layout)
         self._passes = Passes(self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch)

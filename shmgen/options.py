@@ -9,10 +9,11 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 
 from shmgen._checks import check_float, check_int
 from shmgen._memory.status_page import MAX_READERS
+from shmgen._plan.sampler import Tail
 from shmgen._sources.base import Source
 from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
@@ -71,7 +72,7 @@ class DataOptions:
             memory is short there are fewer, which is logged.
         seed: of orders and random numbers, an int from 0.
         epoch: the first epoch, an int from 0.
-        drop_last: leave out the last batch if it would be shorter than the others.
+        tail: what becomes of the last batch if the samples don't fill it. ``"drop"``: it is left out. ``"keep"``: it is shorter.
         on_error: what to do about a sample that can't be read. ``"raise"``: its batch is an error. ``"replace"``: another sample
             of the epoch replaces it, with all its fields: the same one in every run. That is logged, counted, and in ``damaged``.
         max_damaged: the fraction of the samples that may be unreadable with ``on_error="replace"``. With more, the run ends.
@@ -98,7 +99,7 @@ class DataOptions:
     slots: int | None = None
     seed: int = 0
     epoch: int = 0
-    drop_last: bool = True
+    tail: Tail = "drop"
     on_error: Literal["raise", "replace"] = "raise"
     max_damaged: float = 0.01
     timeout: float | None = 300.0
@@ -130,14 +131,14 @@ class DataOptions:
             if self.timeout is None
             else check_float(self.timeout, "timeout", "seconds above 0, or None", lambda number: number > 0),
         )
+        if self.tail not in get_args(Tail):
+            raise InputError(f"tail: expected {' or '.join(map(repr, get_args(Tail)))}, found {self.tail!r}")
         if self.on_error not in ("raise", "replace"):
             raise InputError(f"on_error: expected 'raise' or 'replace', found {self.on_error!r}")
         ids = kept(self.list_IDs)
-        fewest = self.batch_size if self.drop_last else 1
+        fewest = self.batch_size if self.tail == "drop" else 1
         if len(ids) < fewest:
-            raise InputError(
-                f"expected at least {fewest} ids, found {len(ids)}; give more, a smaller batch_size, or drop_last=False"
-            )
+            raise InputError(f"expected at least {fewest} ids, found {len(ids)}; give more, a smaller batch_size, or tail='keep'")
         self._keep(list_IDs=ids, ids=ids)
         self._keep(spec=BatchSpec(self._inputs(), self._targets(), self.weights, ids))
         transforms, sample_transform = self._split_transform()

@@ -453,7 +453,7 @@ class Engine:
         ahead: bool = True,
     ) -> None:
         self.clock = clock
-        self.sampler = Sampler(samples, batch_size, shuffle=shuffle, seed=0, drop_last=True)
+        self.sampler = Sampler(samples, batch_size, shuffle=shuffle, seed=0, tail="drop")
         ids = range(samples)
         spec = BatchSpec(Rows(), None, None, ids)
         layout = Layout(spec.bind(), batch_size)

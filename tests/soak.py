@@ -211,7 +211,7 @@ class Consumer:
             reads=chance.choice([1, 3, 12, "auto", "auto"]),
             slots=chance.choice([None, 2, 4]),
             seed=seed,
-            drop_last=chance.random() < 0.5,
+            tail="drop" if chance.random() < 0.5 else "keep",
             on_error="replace",
             max_damaged=0.9,
             timeout=TIMEOUT,

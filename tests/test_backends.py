@@ -403,11 +403,11 @@ def test_predict_over_a_shuffled_sequence_is_warned_of(data: Data) -> None:
 
 
 def test_rows_that_predict_leaves_out_are_said(data: Data) -> None:
-    """With ``drop_last=True``, of samples that fill no batch: how many, once; not where there are none, nor of `fit`."""
+    """With ``tail="drop"``, of samples that fill no batch: how many, once; not where there are none, nor of `fit`."""
     with data.sequence(batch_size=7, shuffle=False) as sequence:
-        with pytest.warns(UserWarning, match="predict leaves out 5 of 40 samples, which fill no batch of 7.*drop_last=False"):
+        with pytest.warns(UserWarning, match="predict leaves out 5 of 40 samples, which fill no batch of 7.*tail='keep'"):
             assert len(predictor().predict(sequence, verbose=0)) == 35
         assert len(predictor().predict(sequence, verbose=0)) == 35
         by_evaluate(sequence, 5)
-    with data.sequence(batch_size=7, shuffle=False, drop_last=False) as sequence:
+    with data.sequence(batch_size=7, shuffle=False, tail="keep") as sequence:
         assert len(predictor().predict(sequence, verbose=0)) == 40

@@ -326,9 +326,9 @@ def without(labels: dict[str, int], id: str) -> dict[str, int]:
 BAD_ARGUMENTS = [
     # arguments to replace, and what the error says
     pytest.param({"list_IDs": []}, r"expected at least 2 ids, found 0", id="no-ids"),
-    pytest.param({"list_IDs": [], "drop_last": False}, r"expected at least 1 ids?, found 0", id="no-ids-keep-last"),
+    pytest.param({"list_IDs": [], "tail": "keep"}, r"expected at least 1 ids?, found 0", id="no-ids-keep-last"),
     pytest.param({"list_IDs": np.array([], "U4")}, r"expected at least 2 ids, found 0", id="no-ids-array"),
-    pytest.param({"batch_size": 9}, r"expected at least 9 ids, found 8.*drop_last=False", id="fewer-ids-than-a-batch"),
+    pytest.param({"batch_size": 9}, r"expected at least 9 ids, found 8.*tail='keep'", id="fewer-ids-than-a-batch"),
     pytest.param({"labels": {}}, r"id-0', field 'y': expected a value, as for each of the 8 ids, found none", id="no-labels"),
     pytest.param(
         {"labels": lambda labels: without(labels, "id-6")},

@@ -49,7 +49,7 @@ LOADERS = {
     "shuffled": "Loader(range(n), None, 64, source=Function(number), workers={workers})",
     "unshuffled": "Loader(range(n), None, 64, source=Function(number), workers={workers}, shuffle=False)",
     "small-batches": "Loader(range(n), None, 1, source=Function(number), workers={workers})",
-    "of-steps": "Loader(range(5 * n, 0, -5), None, 64, source=Function(number), workers={workers}, drop_last=False)",
+    "of-steps": "Loader(range(5 * n, 0, -5), None, 64, source=Function(number), workers={workers}, tail='keep')",
     "with-replacements": "Loader(range(n), None, 64, source=Function(number), workers={workers}, on_error='replace')",
 }
 

@@ -36,7 +36,7 @@ def expected() -> np.ndarray:
 
 def read(source: Any, **options: Any) -> np.ndarray:
     """All rows in the order of the ids."""
-    return rows(computed(source, shuffle=False, drop_last=False, **{"workers": 2, **options}))
+    return rows(computed(source, shuffle=False, tail="keep", **{"workers": 2, **options}))
 
 
 @pytest.fixture
@@ -457,7 +457,7 @@ def test_log_records_of_functions_are_handled_here(logger: Any) -> None:
         except ValueError:
             own.exception("sorry")
 
-    assert len(rows(computed(transform=logs, workers=2, drop_last=False))) == N
+    assert len(rows(computed(transform=logs, workers=2, tail="keep"))) == N
     # What was read ahead for the next epoch may have been heard of as well.
     told = [record.getMessage() for record in handler.records if record.levelno == logging.INFO]
     assert {*told} == {f"sample {number}" for number in range(N)}
@@ -504,7 +504,7 @@ def test_a_handler_that_fails_costs_no_batch(logger: Any, caplog: pytest.LogCapt
     own.addFilter(fails)
     try:
         found = rows(
-            computed(transform=lambda x, rng: logging.getLogger("of_the_users_own").warning("hm"), workers=1, drop_last=False)
+            computed(transform=lambda x, rng: logging.getLogger("of_the_users_own").warning("hm"), workers=1, tail="keep")
         )
     finally:
         own.removeFilter(fails)

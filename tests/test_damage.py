@@ -219,7 +219,7 @@ def test_without_shuffling_all_others_keep_their_places(masked: tuple[DataSet, D
     scans, masks = masked
     scans.file("id-2").unlink()
     masks.file(f"id-{N - 1}").unlink()
-    with of_fields(scans, masks, batch_size=6, shuffle=False, drop_last=False, workers=workers) as loader:
+    with of_fields(scans, masks, batch_size=6, shuffle=False, tail="keep", workers=workers) as loader:
         assert len(loader) == math.ceil(N / 6)
         for _ in range(2):
             epoch = [numbers(batch, rows) for batch, rows in zip(loader, [6] * (N // 6) + [N % 6], strict=True)]

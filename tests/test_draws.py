@@ -70,7 +70,7 @@ def drawn(names: tuple[str, ...], *, workers: int, alike: bool = False, **option
     ids = [7] * N if alike else range(N)
     np.random.seed(workers)
     random.seed(workers)
-    with Loader(ids, None, 5, inputs=fields, transform=transform, drop_last=False, workers=workers, **options) as loader:
+    with Loader(ids, None, 5, inputs=fields, transform=transform, tail="keep", workers=workers, **options) as loader:
         batches = [{name: array.copy() for name, array in batch.items()} for _ in range(2) for (batch,) in loader]
     return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
 

@@ -154,7 +154,7 @@ def test_every_field_is_aligned_and_separate(data: Any, held: bool) -> None:
         "halves": Function(lambda n: np.full((5, 7), 7, np.float16)),
         "wide": Values(np.full((N, 9), 7.0), dtype="f8"),
     }
-    with Loader(data.ids, data.labels, 7, inputs=inputs, weights=np.full(N, 7), drop_last=False, workers=2, slots=2) as loader:
+    with Loader(data.ids, data.labels, 7, inputs=inputs, weights=np.full(N, 7), tail="keep", workers=2, slots=2) as loader:
         kept = list(loader) if held else []
         for X, y, weights in kept or loader:
             arrays = sorted([*X.values(), y, weights], key=lambda array: array.ctypes.data)
@@ -248,7 +248,7 @@ def test_fit_gives_every_sample_once_an_epoch(data: Any, workers: int) -> None:
 
     model = Recorder(look)
     model.compile()
-    with Sequence(data.ids, None, 8, **fields(data), transform=shift, drop_last=False, workers=workers) as sequence:
+    with Sequence(data.ids, None, 8, **fields(data), transform=shift, tail="keep", workers=workers) as sequence:
         model.fit(sequence, epochs=3, verbose=0)
     epochs = [seen[first : first + N] for first in range(0, len(seen), N)]
     assert [sorted(number % 1000 for number in epoch) for epoch in epochs] == [list(range(N))] * 3
@@ -285,7 +285,7 @@ def test_fit_takes_dtypes_of_ml_dtypes(data: Any, dtype: str) -> None:
 
 def test_held_batches_keep_their_values(data: Any) -> None:
     """One field held, of a batch of five, holds the slot; for more than there are slots the ring grows, and all stay right."""
-    with Loader(data.ids, None, 8, **fields(data), slots=2, shuffle=False, drop_last=False) as loader:
+    with Loader(data.ids, None, 8, **fields(data), slots=2, shuffle=False, tail="keep") as loader:
         held = [batch[1]["mask"] for batch in loader]
         again = [batch[0]["age"][2:] for batch in loader]
         assert_grown(loader, slots=2, held=len(held) + len(again))
@@ -301,7 +301,7 @@ def test_predict_with_inputs_only(data: Any) -> None:
     scan, age = keras.Input((4, 3), name="scan"), keras.Input((), name="age")
     pooled = keras.layers.GlobalMaxPooling1D()(scan)
     model = keras.Model({"scan": scan, "age": age}, keras.ops.max(pooled, axis=1) + 100 * age)
-    with Sequence(data.ids, None, 8, inputs=fields(data)["inputs"], shuffle=False, drop_last=False) as sequence:
+    with Sequence(data.ids, None, 8, inputs=fields(data)["inputs"], shuffle=False, tail="keep") as sequence:
         predicted = model.predict(sequence, verbose=0)
     np.testing.assert_array_equal(predicted, 101.0 * np.arange(N))
 
@@ -357,7 +357,7 @@ def test_a_model_takes_a_tuple_of_inputs(data: Any) -> None:
     first, second = keras.Input((1,)), keras.Input((1,))
     model = keras.Model([first, second], first - second)
     values = np.arange(N, dtype=np.float32)[:, None]
-    with Sequence(data.ids, None, 8, inputs=(Values(values), Values(-values)), shuffle=False, drop_last=False) as sequence:
+    with Sequence(data.ids, None, 8, inputs=(Values(values), Values(-values)), shuffle=False, tail="keep") as sequence:
         predicted = model.predict(sequence, verbose=0)
     np.testing.assert_array_equal(predicted[:, 0], 2 * np.arange(N))
 

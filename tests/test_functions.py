@@ -372,7 +372,7 @@ def test_changed_arguments_do_no_harm(workers: int) -> None:
         one = np.zeros(3)  # noqa: F841
 
     fields = {"one": shaped(take), "two": shaped(take)}
-    with Loader(ids, batch_size=3, inputs=fields, transform=change, drop_last=False, workers=workers) as loader:
+    with Loader(ids, batch_size=3, inputs=fields, transform=change, tail="keep", workers=workers) as loader:
         for _ in range(2):
             batches = [batch for (batch,) in loader]
             for batch in batches:
@@ -465,7 +465,7 @@ def test_what_a_transform_may_return(kind: str, workers: int) -> None:
                 changed = changed.astype(np.float32)
         return changed
 
-    found = rows(computed(transform=transform, shuffle=False, drop_last=False, workers=workers))
+    found = rows(computed(transform=transform, shuffle=False, tail="keep", workers=workers))
     assert found.tolist() == [[number, number, number + 1] for number in range(N)]
 
 

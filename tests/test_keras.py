@@ -93,14 +93,14 @@ def exact(samples: list[int], expected: int = N) -> bool:
 def test_fit_gives_every_sample_once_an_epoch(data: Any, workers: int) -> None:
     """With Keras's defaults, which shuffle the indexes: each epoch exact, each in an order of its own."""
     model = recorder()
-    with Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=workers, drop_last=False) as sequence:
+    with Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=workers, tail="keep") as sequence:
         model.fit(sequence, epochs=3, verbose=0)
     epochs = list(passes(model.samples, N))
     assert [exact(epoch) for epoch in epochs] == [True] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_drop_last_is_the_blogs_floor(data: Any) -> None:
+def test_the_tail_is_dropped_as_the_blogs_floor_does(data: Any) -> None:
     """With the default, the samples that fill no batch are left out, others each epoch."""
     model = recorder()
     with Sequence(data.ids, data.labels, 8, data_dir=data.path) as sequence:
@@ -130,7 +130,7 @@ def test_the_order_is_the_seeds_alone(data: Any) -> None:
 def test_without_shuffling_batches_come_in_order(data: Any) -> None:
     """``shuffle=False`` here and in ``fit``: the ids as they stand, each epoch."""
     model = recorder()
-    with Sequence(data.ids, data.labels, 8, shuffle=False, drop_last=False, data_dir=data.path) as sequence:
+    with Sequence(data.ids, data.labels, 8, shuffle=False, tail="keep", data_dir=data.path) as sequence:
         model.fit(sequence, epochs=2, verbose=0, shuffle=False)
     assert model.samples == list(range(N)) * 2
 
@@ -139,7 +139,7 @@ def test_an_order_of_keras_own_is_served_and_warned_of_once(data: Any) -> None:
     """``fit`` at its default over ``shuffle=False`` gets the right batches, and one warning that says what to change."""
     model = recorder()
     with (
-        Sequence(data.ids, data.labels, 4, shuffle=False, drop_last=False, data_dir=data.path) as sequence,
+        Sequence(data.ids, data.labels, 4, shuffle=False, tail="keep", data_dir=data.path) as sequence,
         warnings.catch_warnings(record=True) as caught,
     ):
         warnings.simplefilter("always")
@@ -178,7 +178,7 @@ def test_steps_per_execution(data: Any) -> None:
 def test_one_object_in_fit_as_validation_and_in_evaluate(data: Any) -> None:
     """Training, validation and evaluation on one object: every one of its passes is exact."""
     model = recorder()
-    with Sequence(data.ids, data.labels, 8, drop_last=False, data_dir=data.path) as sequence:
+    with Sequence(data.ids, data.labels, 8, tail="keep", data_dir=data.path) as sequence:
         model.fit(sequence, validation_data=sequence, epochs=2, verbose=0)
         model.evaluate(sequence, verbose=0)
         model.fit(sequence, epochs=1, verbose=0)
@@ -193,7 +193,7 @@ def test_after_an_early_stop_a_second_fit_is_exact(data: Any) -> None:
             self.model.stop_training = batch == 2
 
     model = recorder()
-    with Sequence(data.ids, data.labels, 8, drop_last=False, data_dir=data.path) as sequence:
+    with Sequence(data.ids, data.labels, 8, tail="keep", data_dir=data.path) as sequence:
         model.fit(sequence, epochs=3, verbose=0, callbacks=[StopAtThird()])
         stopped = model.samples
         model.seen.clear()
@@ -206,7 +206,7 @@ def test_early_stopping_between_epochs(data: Any) -> None:
     """Keras's own EarlyStopping, and another ``fit`` after it: exact all the way, epochs going on where they were."""
     stop = keras.callbacks.EarlyStopping(monitor="loss", patience=1)
     model = recorder()
-    with Sequence(data.ids, data.labels, 8, drop_last=False, data_dir=data.path) as sequence:
+    with Sequence(data.ids, data.labels, 8, tail="keep", data_dir=data.path) as sequence:
         model.fit(sequence, epochs=9, verbose=0, callbacks=[stop])
         model.fit(sequence, epochs=1, verbose=0)
     epochs = list(passes(model.samples, N))
@@ -216,9 +216,9 @@ def test_early_stopping_between_epochs(data: Any) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_predict_gives_a_row_an_id_in_order(data: Any, workers: int) -> None:
-    """``predict`` with ``shuffle=False, drop_last=False``: as many rows as ids, in their order."""
+    """``predict`` with ``shuffle=False, tail="keep"``: as many rows as ids, in their order."""
     model = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.GlobalAveragePooling3D()])
-    with Sequence(data.ids, None, 8, SHAPE, 1, shuffle=False, drop_last=False, data_dir=data.path, workers=workers) as sequence:
+    with Sequence(data.ids, None, 8, SHAPE, 1, shuffle=False, tail="keep", data_dir=data.path, workers=workers) as sequence:
         predicted = model.predict(sequence, verbose=0)
     assert predicted[:, 0].tolist() == list(range(N))
 
@@ -227,7 +227,7 @@ def test_predict_whose_outputs_are_its_inputs(data: Any, monkeypatch: pytest.Mon
     """A model that only reshapes keeps every batch, since its outputs alias them: slower, in slots that are added, right."""
     monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.1)
     model = keras.Sequential([keras.Input(SHAPE), keras.layers.Reshape((64,))])
-    with Sequence(data.ids, None, 2, shuffle=False, drop_last=False, data_dir=data.path, slots=3) as sequence:
+    with Sequence(data.ids, None, 2, shuffle=False, tail="keep", data_dir=data.path, slots=3) as sequence:
         predicted = model.predict(sequence, verbose=0)
     assert (predicted == np.arange(N)[:, None]).all()
 
@@ -302,7 +302,7 @@ def test_slots_let_go_of_end_the_growth(data: Any) -> None:
 
 def test_a_pass_by_hand(data: Any) -> None:
     """The blog's own loop: indexes in turn, ``on_epoch_end`` between epochs; an index asked for twice is the same batch."""
-    with Sequence(data.ids, data.labels, 8, drop_last=False, data_dir=data.path) as sequence:
+    with Sequence(data.ids, data.labels, 8, tail="keep", data_dir=data.path) as sequence:
         sequence.on_epoch_end()
         first = [sequence[i][1].tolist() for i in range(len(sequence))]
         assert sequence[2][1].tolist() == first[2]
@@ -319,7 +319,7 @@ def test_a_pass_by_hand(data: Any) -> None:
 
 def test_requests_from_many_threads(data: Any) -> None:
     """Threads that ask one object for different indexes each get theirs, and all batches are dealt once."""
-    with Sequence(data.ids, data.labels, 4, drop_last=False, data_dir=data.path, slots=3) as sequence:
+    with Sequence(data.ids, data.labels, 4, tail="keep", data_dir=data.path, slots=3) as sequence:
         got: dict[int, list[int]] = {}
 
         def ask(index: int) -> None:

@@ -25,7 +25,7 @@ Folder = Callable[..., DataSet]
 def test_a_loop_is_an_epoch_and_the_next_the_next(folder: Folder, workers: int) -> None:
     """Each loop gives every sample once, X and y of a row belong together, and two loops differ in order."""
     data = folder(22)
-    with Loader(data.ids, data.labels, 5, data_dir=data.path, workers=workers, drop_last=False) as loader:
+    with Loader(data.ids, data.labels, 5, data_dir=data.path, workers=workers, tail="keep") as loader:
         assert len(loader) == 5
         epochs = [[label for X, y in loader for label in data.check(X, y)] for _ in range(3)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(22))] * 3
@@ -162,7 +162,7 @@ def test_shape_of_a_row(folder: Folder, dim: Any, n_channels: int | None, shape:
 def test_arrays_are_what_a_framework_takes_without_a_copy(folder: Folder) -> None:
     """Aligned to 64 bytes, contiguous, native and of the exact dtype, the short last batch too."""
     data = folder(7, (3, 5), ">i2")
-    with Loader(data.ids, data.labels, 3, n_classes=7, data_dir=data.path, drop_last=False) as loader:
+    with Loader(data.ids, data.labels, 3, n_classes=7, data_dir=data.path, tail="keep") as loader:
         sizes = []
         for batch in loader:
             sizes.append(len(batch[0]))
@@ -215,7 +215,7 @@ def test_an_id_that_stands_twice_is_two_samples(folder: Folder) -> None:
     """As users who oversample a class mean it."""
     data = folder(3)
     ids = [*data.ids, data.ids[0], data.ids[0]]
-    with Loader(ids, data.labels, 2, data_dir=data.path, drop_last=False) as loader:
+    with Loader(ids, data.labels, 2, data_dir=data.path, tail="keep") as loader:
         seen = [label for X, y in loader for label in data.check(X, y)]
     assert sorted(seen) == [0, 0, 0, 1, 2]
 
@@ -242,14 +242,14 @@ def test_a_relative_folder_is_taken_where_it_is_at_construction(folder: Folder, 
 def test_more_workers_than_rows(folder: Folder) -> None:
     """Workers that have no row of a batch get one of another."""
     data = folder(9)
-    with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=5, drop_last=False) as loader:
+    with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=5, tail="keep") as loader:
         assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(9))
 
 
 def test_batches_larger_than_the_data_set(folder: Folder) -> None:
-    """With ``drop_last=False`` a single short batch; memory is taken for it alone."""
+    """With ``tail="keep"`` a single short batch; memory is taken for it alone."""
     data = folder(3)
-    with Loader(data.ids, data.labels, 1000, data_dir=data.path, drop_last=False) as loader:
+    with Loader(data.ids, data.labels, 1000, data_dir=data.path, tail="keep") as loader:
         assert [len(y) for _, y in loader] == [3]
         assert os.fstat(loader._ring.fd).st_size < len(loader.state.slots) * 1000 * data.sample(0).nbytes / 10
 
@@ -257,7 +257,7 @@ def test_batches_larger_than_the_data_set(folder: Folder) -> None:
 def test_stats_count_what_was_delivered(folder: Folder) -> None:
     """Batches, samples, bytes; a frozen snapshot that later batches leave alone."""
     data = folder(10, (4,), np.float32)
-    with Loader(data.ids, data.labels, 4, data_dir=data.path, drop_last=False) as loader:
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, tail="keep") as loader:
         assert (loader.stats.batches, loader.stats.batch_wait, loader.stats.data_wait) == (0, 0.0, 0.0)
         for _ in loader:
             pass

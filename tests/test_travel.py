@@ -94,7 +94,7 @@ def test_functions_travel(module: Callable, role: str, kind: str) -> None:
     function = travellers(module(OF_A_MODULE))[kind]
     assert function.__class__.__module__ != __name__ or "<locals>" in type(function).__qualname__
 
-    found = rows(computed(**{role: function}, shuffle=False, drop_last=False, workers=1))
+    found = rows(computed(**{role: function}, shuffle=False, tail="keep", workers=1))
 
     np.testing.assert_array_equal(found, 10.0 * np.arange(N)[:, None] * np.ones(3))
 
@@ -120,7 +120,7 @@ def test_functions_with_a_cache_travel(module: Callable, kind: str) -> None:
         return local(x)
 
     function = {"of-a-module": own.cached, "local": local, "method": Held().method, "mentioned": mentions}[kind]
-    found = rows(computed(function, shuffle=False, drop_last=False, workers=2), epochs=2)
+    found = rows(computed(function, shuffle=False, tail="keep", workers=2), epochs=2)
     np.testing.assert_array_equal(found, np.tile(10.0 * np.arange(N)[:, None] * np.ones(3), (2, 1)))
 
 
@@ -427,7 +427,7 @@ def test_a_mapped_file_that_shows_something_else_travels_as_bytes(mapped: Callab
     if why == "replaced":
         np.save(tmp_path / "big.npy", np.zeros((1_000_000, 3)))
     with pytest.warns(UserWarning, match=r"'array' \(memmap, 24\.0 MB\)"):
-        loader = computed(lambda id: array[id], shuffle=False, drop_last=False, workers=1)
+        loader = computed(lambda id: array[id], shuffle=False, tail="keep", workers=1)
     np.testing.assert_array_equal(rows(loader), array[:N])
 
 

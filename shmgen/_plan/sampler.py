@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from shmgen._plan.order import Order, hash_of
+
+Tail: TypeAlias = Literal["drop", "keep"]
+"""What becomes of the last batch where the samples don't fill it: it is left out, or shorter than the others."""
 
 
 class BatchId(NamedTuple):
@@ -25,15 +28,15 @@ class Sampler:
         batch_size: samples in a batch.
         shuffle: a new order for each epoch; else the order of the ids for all.
         seed: of the orders, together with the epoch.
-        drop_last: leave out the last batch where it would be shorter than the others.
+        tail: what becomes of the last batch where the samples don't fill it: see `Tail`.
     """
 
-    def __init__(self, samples: int, batch_size: int, *, shuffle: bool, seed: int, drop_last: bool) -> None:
+    def __init__(self, samples: int, batch_size: int, *, shuffle: bool, seed: int, tail: Tail) -> None:
         self.samples = samples
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
-        self.batches = samples // batch_size if drop_last else -(-samples // batch_size)
+        self.batches = samples // batch_size if tail == "drop" else -(-samples // batch_size)
         # Two, because the next epoch's first batches are read while this one's last are delivered.
         self._order = lru_cache(maxsize=2)(Order)
 

@@ -122,7 +122,7 @@ Sequence(ids, inputs={"image": Npy("images", dtype="uint8"), "age": by_id}, targ
 Sequence(ids, inputs=(Npy("images"), NpyRows("rows.npy")), transform=brighten)
 Sequence(ids, inputs={"image": Npy("images"), "age": by_id}, transform=by_field)
 Sequence(ids, inputs={"image": Npy("images"), "age": by_id}, transform={"image": normalise})
-Sequence(ids, by_id, data_dir=Path("data"), dtype="float32", workers="auto", slots=None, seed=1, epoch=2, drop_last=False)
+Sequence(ids, by_id, data_dir=Path("data"), dtype="float32", workers="auto", slots=None, seed=1, epoch=2, tail="keep")
 Sequence(ids, by_id, data_dir=None, workers=0, on_error="replace", max_damaged=0.5, timeout=None)
 Sequence(ids, by_id, use_multiprocessing=True, max_queue_size=10)
 Sequence(ids, by_id, source=5)  # type: ignore[arg-type]

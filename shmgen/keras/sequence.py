@@ -1,0 +1,220 @@
+"""`Sequence`: what ``model.fit`` takes."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+import warnings
+import weakref
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from shmgen._checks import Fixed, check_index
+from shmgen._engine.state import LoaderState
+from shmgen._plan.damage import Damaged
+from shmgen._plan.stats import Stats
+from shmgen.errors import InputError
+from shmgen.keras.backends import front_end
+from shmgen.keras.iterations import Iterations, caller_behind, is_keras, stack
+from shmgen.loader import NO_COPY, Loader
+from shmgen.options import Options, init_from
+
+if TYPE_CHECKING:
+    from typing import Self
+
+KERAS_QUEUE = 10
+"""Keras's default for ``max_queue_size``."""
+
+in_use: weakref.WeakSet[Sequence] = weakref.WeakSet()
+"""All sequences that there are."""
+
+log = logging.getLogger("shmgen")
+
+
+class _KerasOption:
+    """An attribute that Keras's users set on the object. Here it changes nothing, which is logged once."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> int:
+        return self._value
+
+    def __set__(self, instance: Sequence, value: object) -> None:
+        if value != self._value and self._name not in instance._warned:
+            instance._warned.add(self._name)
+            log.warning(
+                "%s = %r changes nothing, since batches are read by shmgen's own workers; pass workers= to the constructor",
+                self._name,
+                value,
+            )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SequenceOptions(Options):
+    """The arguments of a `Sequence`.
+
+    Args:
+        use_multiprocessing: accepted for Keras's sake: True if ``workers`` are processes, as they are here; or left out.
+        max_queue_size: accepted for Keras's sake: the batches that may be read ahead, no more than ``slots``; or left out.
+    """
+
+    _: KW_ONLY
+    use_multiprocessing: bool | None = None
+    max_queue_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.use_multiprocessing and self.workers == 0:
+            raise InputError("use_multiprocessing=True asks for processes, and workers=0 for none: leave one of them out")
+        if self.max_queue_size not in (None, KERAS_QUEUE, self.slots):
+            raise InputError(
+                f"max_queue_size={self.max_queue_size!r}: batches are read ahead into slots: leave max_queue_size out, "
+                f"or pass slots={self.max_queue_size!r} in its place"
+            )
+        super().__post_init__()
+
+
+class Sequence(keras.utils.Sequence):  # type: ignore[misc]
+    """A `shmgen.Loader` that ``fit``, ``evaluate`` and ``predict`` take.
+
+    Each iteration, Keras's or a ``for`` loop, is a pass of its own. It gets the next epoch, even if the last pass was left early.
+    With ``shuffle=True`` a pass deals every sample exactly once, in an order that depends on ``seed`` and the epoch alone,
+    whatever order Keras requests its batches in. With ``shuffle=False``, ``sequence[i]`` is batch i.
+
+    ``sequence[i]`` outside of an iteration is a look at the next epoch, until `on_epoch_end` says that it was used.
+
+    The arguments are described at ``__init__``. ``workers`` is the loader's, not Keras's. A subclass may override ``__len__``,
+    for shorter passes, and ``__getitem__``.
+
+    Examples:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(4)])
+        >>> model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        >>> with Sequence(ids, labels, batch_size=4) as training:
+        ...     history = model.fit(training, epochs=2, verbose=0)
+        >>> len(history.history["loss"])
+        2
+    """
+
+    @init_from(SequenceOptions)
+    def __init__(self, options: SequenceOptions) -> None:
+        """Start the workers, and begin to read ahead."""
+        super().__init__()
+        self._warned: set[str] = set()
+        self._loader = Loader.from_options(options, front_end())
+        self._iterations = Iterations(self._loader)
+        in_use.add(self)
+
+    list_IDs = Fixed[Any](lambda sequence: sequence._loader.list_IDs)
+    labels = Fixed[Any](lambda sequence: sequence._loader.labels)
+    batch_size = Fixed[int](lambda sequence: sequence._loader.batch_size)
+    dim = Fixed["tuple[int, ...] | None"](lambda sequence: sequence._loader.dim)
+    n_channels = Fixed["int | None"](lambda sequence: sequence._loader.n_channels)
+    n_classes = Fixed["int | None"](lambda sequence: sequence._loader.n_classes)
+    classes = Fixed[Any](lambda sequence: sequence._loader.classes)
+    shuffle = Fixed[bool](lambda sequence: sequence._loader.shuffle)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._loader)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """``(X, y)``, or ``(X,)`` without labels; see `shmgen.Loader` for shapes, dtypes and nesting.
+
+        Raises:
+            IndexError: there is no batch of this index.
+            SampleError: a file can't be read. ``fit`` on TensorFlow raises TensorFlow's own error, whose text contains this one.
+                It is also in the log, and in `error`.
+        """
+        return self._loader.batch(check_index(index, len(self)), self._iterations.find(sys._getframe(1)))
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        """The batches of the next epoch. The epoch begins with the first request."""
+        for index in range(self.num_batches):
+            yield self[index]
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in an epoch, as ``len``. Each iteration reads it when it begins."""
+        forwarding, caller = caller_behind("num_batches")
+        if caller.f_code.co_flags & inspect.CO_GENERATOR:
+            self._iterations.begin(caller, by_hand=caller.f_code is Sequence.__iter__.__code__)
+        elif any(map(is_keras, forwarding)):
+            self._iterations.on_read()
+            if any(frame.f_code.co_name == "predict" and is_keras(frame) for frame in stack(caller)):
+                self._warn_of_predict()
+        return len(self)
+
+    def on_epoch_begin(self) -> None:
+        """Does nothing: an epoch begins when its first batch is requested."""
+
+    def on_epoch_end(self) -> None:
+        """The batches from ``sequence[i]`` were used: the next one belongs to the next epoch. Keras may call this at any time."""
+        _, caller = caller_behind("on_epoch_end")
+        self._iterations.end(by_keras=is_keras(caller))
+
+    def _warn_of_predict(self) -> None:
+        if self.shuffle:
+            self._warn_once(
+                "predict over a Sequence with shuffle=True returns rows in the order of that pass, not in that of list_IDs: "
+                "make a Sequence with shuffle=False for it"
+            )
+        lost = len(self.list_IDs) - self.batch_size * len(self._loader)
+        if lost > 0:
+            self._warn_once(
+                f"predict leaves out {lost:,} of {len(self.list_IDs):,} samples, which fill no batch of {self.batch_size}: "
+                "make a Sequence with tail='keep' for it"
+            )
+
+    def _warn_once(self, what: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(what, stacklevel=2)
+
+    # With other values, Keras would copy every batch through a pool of its own.
+    workers = _KerasOption(1)
+    use_multiprocessing = _KerasOption(False)
+    max_queue_size = _KerasOption(KERAS_QUEUE)
+
+    @property
+    def stats(self) -> Stats:
+        """What has been done so far."""
+        return self._loader.stats
+
+    @property
+    def state(self) -> LoaderState:
+        """What it is doing at this moment; see `shmgen.Loader.state`."""
+        return self._loader.state
+
+    @property
+    def damaged(self) -> tuple[Damaged, ...]:
+        """The samples that could not be read and were replaced by others; see `shmgen.Loader.damaged`."""
+        return self._loader.damaged
+
+    @property
+    def error(self) -> Exception | None:
+        """The last error of a request for a batch, whatever the backend made of it; None if there was none."""
+        return self._loader.error
+
+    def close(self) -> None:
+        """End the workers and release the memory; see `shmgen.Loader.close`."""
+        self._loader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(NO_COPY.format(type(self).__name__))
+
+    def __repr__(self) -> str:
+        return repr(self._loader).replace("Loader", type(self).__name__, 1)
