@@ -46,8 +46,8 @@ COLLECT_AFTER = 0.25
 LEAVE_WITHIN = 1.0
 """Seconds that waiting threads have to leave when the prefetcher is closed."""
 
-DRAIN_EVERY = 0.002
-"""Seconds between two looks at what has been released, while a batch waits for a slot."""
+LOOK_EVERY, LOOK_AFTER = 0.002, 0.25
+"""Seconds between two looks at what has been released while a batch waits for a slot, at most; and as a part of what it waited."""
 
 LONGEST_WAIT = 86_400.0
 """Seconds; the kernel counts milliseconds in 31 bits."""
@@ -218,6 +218,8 @@ class Prefetcher:
         collected = grown = False
         if self._schedule.ready(batch) is not None:
             self._handle_events()  # a request that need not wait would not notice a worker's death
+        if self._ring.held > self._ring.slots // 2:
+            self._push(0)  # once all were held, none would have been filled ahead
         self._check(called)
         self._dispatch()
         while (arrays := self._hand_out(batch)) is None:
@@ -228,7 +230,7 @@ class Prefetcher:
                 self._wait(math.inf, now)
                 self._batch_wait += time.monotonic() - now
             else:
-                # Whoever holds all the slots may only need a push to release some; if that does not help, there must be more.
+                # Whoever holds all the slots may only need a push to let go of some; if that does not help, there must be more.
                 starved_from = starved_from or now
                 if now > starved_from + self._patience:
                     self._grow()
@@ -236,8 +238,9 @@ class Prefetcher:
                 else:
                     due = not collected and now > starved_from + COLLECT_AFTER
                     collected = collected or due
-                    self._push(collect=due)
-                    self._wait(DRAIN_EVERY, now)
+                    self._push(2 if due else 0)
+                    if not self._ring.has_released:
+                        self._wait(min(LOOK_EVERY, LOOK_AFTER * (now - starved_from)), now)
                     self._slot_wait += time.monotonic() - now
             self._check(called)
             if starved_from is not None:
@@ -325,13 +328,16 @@ class Prefetcher:
         self._grown += added
         self._patience = max(GROW_AFTER_LEAST, self._patience / 2)
 
-    def _push(self, *, collect: bool) -> None:
-        """Make the framework, and the garbage collector, release batches that nobody needs."""
+    def _push(self, generation: int) -> None:
+        """Make the framework, and the garbage of so many generations, let go of batches that nobody needs.
+
+        JAX lets go of what it has done with whenever garbage is collected: of the youngest generation alone, that takes
+        microseconds. An older one may hold the cycle in which ``fit`` leaves its batches when it is left early.
+        """
 
         def push() -> None:
             self._front_end.release()
-            if collect:
-                gc.collect()  # a fit that was left early keeps its batches in a cycle
+            gc.collect(generation)
 
         self._unlocked(push)
 
