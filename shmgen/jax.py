@@ -16,13 +16,16 @@ from shmgen.loader import Loader
 
 __all__ = ["Arrays"]
 
+SLOTS_AHEAD = 3
+"""Slots that it takes to send one batch ahead: for that one, the one in use, and the one that is read."""
+
 
 class Arrays:
     """The batches of a `shmgen.Loader` as arrays of JAX, nested as the loader's are.
 
     On the CPU they lie in the loader's shared memory, without a copy, unless JAX has no such dtype: without
-    ``jax_enable_x64``, it makes int32 of int64, and float32 of float64. For any other device, or one that is named, each batch is
-    sent while the one before it is in use.
+    ``jax_enable_x64``, it makes int32 of int64, and float32 of float64. To any other device, or one that is named, each batch is
+    sent while the one before it is in use, if the loader has 3 slots or more.
 
     Each iteration is the next epoch of the loader. A batch is not overwritten while JAX, or anyone else, needs it.
 
@@ -53,7 +56,7 @@ class Arrays:
             self._put: Any = partial(map_arrays, partial(jax.make_array_from_process_local_data, to_device))
         else:
             self._put = partial(jax.device_put, device=to_device)
-        self._goes_away = to_device is not None or jax.default_backend() != "cpu"
+        self._is_sent = to_device is not None or jax.default_backend() != "cpu"
         self._state: dict[str, Any] | None = None
 
     def __len__(self) -> int:
@@ -64,7 +67,7 @@ class Arrays:
         """The batches of the next epoch."""
         # No variable here may hold a batch while the next one is read.
         batches = map(self._put, self._loader)
-        return self._one_ahead(batches) if self._goes_away else batches
+        return self._one_ahead(batches) if self._is_sent and len(self._loader.state.slots) >= SLOTS_AHEAD else batches
 
     def _one_ahead(self, batches: Iterator[Any]) -> Iterator[Any]:
         sent = deque(islice(batches, 1))

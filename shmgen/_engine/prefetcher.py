@@ -46,8 +46,8 @@ COLLECT_AFTER = 0.25
 LEAVE_WITHIN = 1.0
 """Seconds that waiting threads have to leave when the prefetcher is closed."""
 
-LOOK_EVERY, LOOK_AFTER = 0.002, 0.25
-"""Seconds between two looks at what has been released while a batch waits for a slot, at most; and as a part of what it waited."""
+DRAIN_EVERY = 0.001
+"""Seconds between two looks at what has been released, while a batch waits for a slot."""
 
 LONGEST_WAIT = 86_400.0
 """Seconds; the kernel counts milliseconds in 31 bits."""
@@ -240,7 +240,7 @@ class Prefetcher:
                     collected = collected or due
                     self._push(2 if due else 0)
                     if not self._ring.has_released:
-                        self._wait(min(LOOK_EVERY, LOOK_AFTER * (now - starved_from)), now)
+                        self._wait(DRAIN_EVERY, now)
                     self._slot_wait += time.monotonic() - now
             self._check(called)
             if starved_from is not None:
