@@ -99,6 +99,7 @@ class Loader:
         n_classes: as given.
         classes: names of the classes, in the order of their numbers, or None. If several targets have classes, a dict by field.
         shuffle: as given.
+        shard: (rank, world), as given or as found; (0, 1) if there is no other rank.
 
     Raises:
         InputError: an argument can't be used, or a function can't be sent to a worker.
@@ -225,6 +226,7 @@ class Loader:
     n_classes = Fixed["int | None"](lambda loader: loader._n_classes)
     classes = Fixed["tuple[Any, ...] | dict[str, tuple[Any, ...]] | None"](lambda loader: loader._spec.classes)
     shuffle = Fixed[bool](lambda loader: loader._sampler.shuffle)
+    shard = Fixed["tuple[int, int]"](lambda loader: loader._sampler.shard)
 
     def _row(self) -> tuple[tuple[int, ...] | None, int | None]:
         """`dim` and `n_channels` of the only input."""
@@ -331,6 +333,9 @@ class Loader:
     def set_state(self, state: bytes) -> None:
         """`load_state_dict` of what `get_state` returned."""
         self.load_state_dict(decoded(state))
+
+    def start_prefetch(self) -> None:
+        """Does nothing: batches are read ahead from the beginning. Grain's checkpoint handlers call it."""
 
     @cached_property
     def _identity(self) -> Identity:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
 }
 """For each part, a module or folder of the package, the others that it may import; it may always import itself."""
 
-FRAMEWORKS = {"keras": {"keras", "tensorflow"}}
+FRAMEWORKS = {"keras": {"keras", "tensorflow", "torch"}}
 """Who may import a framework: its front end alone."""
 
 

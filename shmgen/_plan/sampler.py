@@ -60,6 +60,7 @@ class Sampler:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
+        self.shard = shard
         self.rows = batch_size // shard.world
         self.batches = samples // batch_size if tail == "drop" else -(-samples // batch_size)
         self._offset = shard.rank * self.rows

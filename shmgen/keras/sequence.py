@@ -120,6 +120,7 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     n_classes = Fixed["int | None"](lambda sequence: sequence._loader.n_classes)
     classes = Fixed[Any](lambda sequence: sequence._loader.classes)
     shuffle = Fixed[bool](lambda sequence: sequence._loader.shuffle)
+    shard = Fixed["tuple[int, int]"](lambda sequence: sequence._loader.shard)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
