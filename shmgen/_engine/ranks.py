@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from shmgen._plan.sampler import ALONE, Shard
 from shmgen.errors import InputError
-
-Shard = tuple[int, int]
-"""The rank, from 0, and the number of ranks."""
 
 REMEDY = 'say it: shard=(rank, world) in place of shard="auto"'
 
@@ -42,22 +40,37 @@ SLURM = Launcher("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_TASKS_PER_NODE")
 
 
 def find_shard() -> Shard:
-    """The rank of this process, and the number of ranks; ``(0, 1)`` if nobody says that there are others.
+    """The part of each batch that belongs to this process; all of it, if nobody says that there are others.
 
     The runtimes that are live in this process are asked: jax.distributed, torch.distributed, ray.train. If none is, the
-    environment is.
+    environment is. Ranks between which keras.distribution splits one replica of a model have the same part.
 
     Raises:
         InputError: two of them say different things, or a launcher's variables are incomplete or contradict each other.
     """
     live = live_runtimes()
-    return _agreed(live) if live else _agreed(_launchers(os.environ))
+    rank, world = _agreed(live or _launchers(os.environ))
+    keras = sys.modules.get("keras")
+    distribution = None if keras is None else keras.distribution.distribution()
+    if distribution is None:
+        return Shard(rank, world)
+    mesh = distribution.device_mesh
+    replicas = min(world, mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)])
+    return Shard(rank * replicas // world, replicas)
 
 
 def live_runtimes() -> dict[str, Shard]:
     """What the runtimes that are live in this process say, by their names."""
     asked = {name: ask(sys.modules[name]) for name, ask in RUNTIMES.items() if name in sys.modules}
     return {name.replace("jax", "jax.distributed"): shard for name, shard in asked.items() if shard is not None}
+
+
+def launched_ranks() -> int:
+    """How many processes train together, by the runtimes that are live in this one, or by torchrun; 1 if neither says."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        with suppress(KeyError, ValueError):
+            return int(os.environ[TORCHRUN.world])
+    return max((shard.world for shard in live_runtimes().values()), default=1)
 
 
 def local_ranks() -> int:
@@ -78,17 +91,17 @@ def local_ranks() -> int:
 def _ask_jax(jax: Any) -> Shard | None:
     # jax.process_index() would initialise a backend.
     state = jax._src.distributed.global_state
-    return None if state.client is None else (state.process_id, state.num_processes)
+    return None if state.client is None else Shard(state.process_id, state.num_processes)
 
 
 def _ask_torch(distributed: Any) -> Shard | None:
     live = distributed.is_available() and distributed.is_initialized()
-    return (distributed.get_rank(), distributed.get_world_size()) if live else None
+    return Shard(distributed.get_rank(), distributed.get_world_size()) if live else None
 
 
 def _ask_ray(train: Any) -> Shard | None:
     context = _ray_context(train)
-    return None if context is None else (context.get_world_rank(), context.get_world_size())
+    return None if context is None else Shard(context.get_world_rank(), context.get_world_size())
 
 
 def _ray_context(train: Any) -> Any:
@@ -135,10 +148,10 @@ def _pairs(environment: Mapping[str, str], *launchers: Launcher) -> Iterator[tup
             raise InputError(f"shard: expected both {rank} and {world} to be set, or none, found only {said}; {REMEDY}")
         if found:
             try:
-                shard = int(found[rank]), int(found[world])
+                shard = Shard(int(found[rank]), int(found[world]))
             except ValueError:
-                shard = -1, 0
-            if not 0 <= shard[0] < shard[1]:
+                shard = Shard(-1, 0)
+            if not 0 <= shard.rank < shard.world:
                 raise InputError(f"shard: expected 0 <= {rank} < {world}, found {said}; {REMEDY}")
             yield f"{rank} and {world}", shard
 
@@ -148,4 +161,4 @@ def _agreed(said: Mapping[str, Shard]) -> Shard:
     if len(set(said.values())) > 1:
         each = ", ".join(f"{rank} of {world} by {name}" for name, (rank, world) in said.items())
         raise InputError(f"shard: expected one rank that all agree on, found {each}; {REMEDY}")
-    return next(iter(said.values()), (0, 1))
+    return next(iter(said.values()), ALONE)
