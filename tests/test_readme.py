@@ -57,7 +57,11 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
 
         return make
 
-    labels = {**{id: number % 6 for number, id in enumerate(ids)}, **dict.fromkeys(range(1_000_000), 0), "damaged": 0}
+    labels: dict[Any, int] = {
+        **{id: number % 6 for number, id in enumerate(ids)},
+        **dict.fromkeys(range(1_000_000), 0),
+        "damaged": 0,
+    }
     return {
         **{name: getattr(shmgen, name) for name in shmgen.__all__},
         "Sequence": maker(shmgen.Sequence), "Loader": maker(shmgen.Loader), "Image": Image, "np": np, "ids": ids,
