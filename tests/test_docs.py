@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 import shmgen
 import shmgen.keras
@@ -31,6 +32,9 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     np.save(tmp_path / "all.npy", rows)
     with h5py.File(tmp_path / "all.h5", "w") as file:
         file["images"] = rows
+    (tmp_path / "photos").mkdir()
+    for id in ids:
+        Image.new("RGB", (64, 48)).save(tmp_path / "photos" / f"{id}.png")
     monkeypatch.chdir(tmp_path)
     labels = {id: number % 4 for number, id in enumerate(ids)}
     return {**PUBLIC, "np": np, "ids": ids, "labels": labels, "__name__": "__main__"}
