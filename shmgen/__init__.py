@@ -37,8 +37,8 @@ options has the arguments: each is typed, documented and checked once. _tools is
 ``tune`` says how many workers to use.
 
 Examples in docstrings find the files ``data/id-0.npy`` to ``data/id-15.npy`` of shape (4, 3), the same rows in ``all.npy`` and in
-the dataset ``images`` of ``all.h5``, pictures ``photos/id-0.png`` and so on, the list ``ids`` of the files' names, and
-``labels``, a dict from each id to 0, 1, 2 or 3.
+the dataset ``images`` of ``all.h5``, pictures ``photos/id-0.png`` and so on, eight more in each of ``pets/cats`` and
+``pets/dogs``, the list ``ids`` of the files' names, and ``labels``, a dict from each id to 0, 1, 2 or 3.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from shmgen._sources.base import Source
     from shmgen._sources.function import Function
     from shmgen._sources.hdf5 import Hdf5
+    from shmgen._sources.image_folder import ImageFolder, image_folder
     from shmgen._sources.images import Images
     from shmgen._sources.npy import Npy
     from shmgen._sources.npy_rows import NpyRows
@@ -78,6 +79,7 @@ __all__ = [
     "Function",
     "FunctionError",
     "Hdf5",
+    "ImageFolder",
     "Images",
     "InputError",
     "Loader",
@@ -97,6 +99,7 @@ __all__ = [
     "Values",
     "WorkerDied",
     "WorkerState",
+    "image_folder",
     "tune",
 ]
 
@@ -104,6 +107,7 @@ _HOMES = {
     "Damaged": "_plan.damage",
     "Function": "_sources.function",
     "Hdf5": "_sources.hdf5",
+    "ImageFolder": "_sources.image_folder",
     "Images": "_sources.images",
     "Loader": "loader",
     "LoaderState": "_engine.state",
@@ -117,6 +121,7 @@ _HOMES = {
     "Tuning": "_tools.tune",
     "Values": "_sources.values",
     "WorkerState": "_engine.state",
+    "image_folder": "_sources.image_folder",
     "tune": "_tools.tune",
 }
 

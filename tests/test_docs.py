@@ -32,9 +32,10 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     np.save(tmp_path / "all.npy", rows)
     with h5py.File(tmp_path / "all.h5", "w") as file:
         file["images"] = rows
-    (tmp_path / "photos").mkdir()
-    for id in ids:
-        Image.new("RGB", (64, 48)).save(tmp_path / "photos" / f"{id}.png")
+    pictures = [f"photos/{id}" for id in ids] + [f"pets/{kind}/{number}" for kind in ("cats", "dogs") for number in range(8)]
+    for picture in pictures:
+        (tmp_path / picture).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48)).save(tmp_path / f"{picture}.png")
     monkeypatch.chdir(tmp_path)
     labels = {id: number % 4 for number, id in enumerate(ids)}
     return {**PUBLIC, "np": np, "ids": ids, "labels": labels, "__name__": "__main__"}

@@ -28,6 +28,9 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
         for folder, shape in shapes.items():
             np.save(tmp_path / folder / f"{id}.npy", np.full(shape, number, np.float32))
         Image.fromarray(np.full((224, 224, 3), number, np.uint8)).save(tmp_path / "photos" / f"{id}.png")
+    for number in range(64):
+        (tmp_path / "pets" / ("cats", "dogs")[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(tmp_path / "pets" / ("cats", "dogs")[number % 2] / f"{number}.png")
     np.save(tmp_path / "all.npy", np.zeros((1_000_000, 2), np.uint8))
     monkeypatch.chdir(tmp_path)
     model = keras.Sequential([keras.Input((32, 32, 32, 1)), keras.layers.GlobalAveragePooling3D(), keras.layers.Dense(6)])

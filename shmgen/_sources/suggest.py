@@ -120,7 +120,7 @@ def for_missing_file(id: object, path_of: Callable[[object], str], folder: str |
     if folder is None:
         return _expanded(name) or _alternative(id, path_of, within=False) or _beside(path, kind)
     if not os.path.isdir(folder):
-        return _for_missing_folder(folder, kind)
+        return for_missing_folder(folder, kind)
     hint = _alternative(id, path_of, within=True)
     if not hint and any(os.path.isfile(name + suffix) for suffix in ("", *kind.suffixes)):
         hint = "; from the working folder it is the path of a file: pass data_dir=None where ids are paths"
@@ -142,7 +142,7 @@ def _beside(path: str, kind: FileKind) -> str:
     """What is there instead of a file."""
     folder, name = os.path.split(path)
     if not os.path.isdir(folder):
-        return _for_missing_folder(folder, kind)
+        return for_missing_folder(folder, kind)
     entries, folders = _entries(folder)
     stem = kind.stem(name)
     if stem and (others := [entry for entry in entries if entry.startswith(f"{stem}.")]):
@@ -162,7 +162,8 @@ def _remedy_for(name: str) -> str:
     return "for files of another format pass source=, a function that reads the file of an id"
 
 
-def _for_missing_folder(folder: str, kind: FileKind) -> str:
+def for_missing_folder(folder: str, kind: FileKind) -> str:
+    """What an error adds if a folder is not there: what was probably meant, and the remedy."""
     if expanded := _expanded(folder):
         return expanded
     from difflib import get_close_matches
