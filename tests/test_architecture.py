@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "_sources": {*BASE, "_memory"},
     "_worker": {*BASE, "_memory", "_sources"},
     "_engine": {*BASE, "_plan", "_memory", "_sources", "_worker"},
-    "options": {*BASE, "_plan", "_memory", "_sources"},
+    "options": {*BASE, "_plan", "_memory", "_sources", "_engine"},
     "loader": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine", "options"},
     "keras": {*BASE, "_plan", "_engine", "options", "loader"},
     "_tools": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine", "options", "loader", "__version__"},

@@ -308,7 +308,7 @@ class Prefetcher:
         self._batches += 1
         self._rows += rows
         self._bytes += rows * self._ring.layout.sample_bytes
-        self._replaced += self._builder.delivered(batch)
+        self._replaced += self._builder.delivered(batch, arrays)
         self._supervisor.delivered(batch)
         return arrays
 

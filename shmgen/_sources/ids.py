@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -108,6 +109,46 @@ def columns_of(frame: Any) -> str:
     names = list(getattr(frame, "column_names", frame.columns))
     more = f" or one of {len(names) - COLUMNS_SHOWN} others" if len(names) > COLUMNS_SHOWN else ""
     return (" or ".join(f"df[{name!r}]" for name in names[:COLUMNS_SHOWN]) or "it has none") + more
+
+
+def fingerprint(ids: Sequence[Any]) -> str:
+    """A hash of ``ids`` and their order, of 32 hexadecimal digits: the same for equal ids, whatever they come in.
+
+    Of ids that are neither ints nor texts their ``repr`` is hashed.
+    """
+    hashed = hashlib.blake2b(digest_size=16)
+    numbers = as_ints(ids)
+    if numbers is None or (isinstance(numbers, np.ndarray) and numbers.dtype.kind == "O"):
+        for start in range(0, len(ids), BLOCK):
+            block = take(ids, np.arange(start, min(start + BLOCK, len(ids))))
+            texts = [id if isinstance(id, str) else f"{type(id).__name__} {id!r}" for id in block]
+            are_texts = [isinstance(id, str) for id in block]
+            hashed.update(np.array([*map(len, texts), *are_texts], "<i8").tobytes())
+            hashed.update("".join(texts).encode("utf-8", "surrogatepass"))
+    elif (steps := _as_range(numbers)) is not None:
+        hashed.update(repr((steps.start, steps.step, len(steps))).encode())
+    else:
+        array = np.asarray(numbers)
+        hashed.update(np.ascontiguousarray(array, "<i8" if array.dtype.kind == "i" else "<u8").data)
+    return hashed.hexdigest()
+
+
+def _as_range(numbers: range | np.ndarray) -> range | None:
+    """``numbers`` as a range, if all steps between them are the same; ranges of the same numbers are made equal in all parts."""
+    if len(numbers) < 2:
+        return range(int(numbers[0]), int(numbers[0]) + 1) if len(numbers) else range(0)
+    first, step = int(numbers[0]), int(numbers[1]) - int(numbers[0])
+    if step == 0:
+        return None
+    steps = range(first, first + len(numbers) * step, step)
+    if isinstance(numbers, range):
+        return steps
+    for start in range(0, len(numbers), BLOCK):
+        block = numbers[start : start + BLOCK]
+        last = min(len(numbers), start + BLOCK) - 1
+        if int(block[0]) != steps[start] or int(block[-1]) != steps[last] or (np.diff(block) != np.diff(block[:2])[:1]).any():
+            return None
+    return steps
 
 
 class Subset(Sequence[Any]):

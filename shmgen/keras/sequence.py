@@ -7,13 +7,13 @@ import logging
 import sys
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
 
-from shmgen._checks import Fixed, check_index
+from shmgen._checks import Fixed, check_index, check_int
 from shmgen._engine.state import LoaderState
 from shmgen._plan.damage import Damaged
 from shmgen._plan.stats import Stats
@@ -142,11 +142,12 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
 
     @property
     def num_batches(self) -> int:
-        """Batches in an epoch, as ``len``. Each iteration reads it when it begins."""
+        """Batches in an epoch, as ``len``. An iteration reads it when it begins; then it is what is left of a resumed epoch."""
         forwarding, caller = caller_behind("num_batches")
         if caller.f_code.co_flags & inspect.CO_GENERATOR:
-            self._iterations.begin(caller, by_hand=caller.f_code is Sequence.__iter__.__code__)
-        elif any(map(is_keras, forwarding)):
+            begun = self._iterations.begin(caller, by_hand=caller.f_code is Sequence.__iter__.__code__)
+            return len(self) - begun.first
+        if any(map(is_keras, forwarding)):
             self._iterations.on_read()
             if any(frame.f_code.co_name == "predict" and is_keras(frame) for frame in stack(caller)):
                 self._warn_of_predict()
@@ -202,6 +203,38 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     def error(self) -> Exception | None:
         """The last error of a request for a batch, whatever the backend made of it; None if there was none."""
         return self._loader.error
+
+    def state_dict(self, trained: int | None = None) -> dict[str, int | str | bool]:
+        """Where another run would go on; see `shmgen.Loader.state_dict`.
+
+        Args:
+            trained: how many batches of its present iteration Keras has trained on, ``batch + 1`` in ``on_train_batch_end``: it
+                asks for batches long before it trains on them. If left out, an iteration of Keras's counts as over, and of a
+                ``for`` loop counts what ``next`` returned. `shmgen.keras.Resume` does all that.
+
+        Raises:
+            InputError: ``trained`` is given, and Keras has not begun to iterate.
+        """
+        if trained is None:
+            return self._whole(self._loader.state_dict())
+        begun = self._iterations.of_keras
+        if begun is None:
+            raise InputError(f"trained: expected None before the first iteration of Keras's, found {trained!r}")
+        return self._whole(self._loader.state_at(begun.epoch, begun.first + check_int(trained, "trained", 0)))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another run was; see `shmgen.Loader.load_state_dict`.
+
+        Raises:
+            InputError: it does not fit; the sequence is as before.
+        """
+        self._loader.load_state_dict(self._whole(state))
+
+    def _whole(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """``state``, but at the next epoch if a subclass whose ``__len__`` is shorter has no batch left in this one."""
+        if state["consumed"] < len(self) * self.batch_size:
+            return dict(state)
+        return {**state, "epoch": state["epoch"] + 1, "consumed": 0}
 
     def close(self) -> None:
         """End the workers and release the memory; see `shmgen.Loader.close`."""
