@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,7 @@ PLACES = {"replace": (os, "replace"), "write": (np.lib.format, "write_array"), "
 
 
 def rows(samples: int, victim: str | None) -> Callable[[int], np.ndarray]:
-    """A function that computes a sample; told the path of a file that is there, it deletes it and kills who trains, in mid-step."""
+    """A function that computes a sample; told of a file, it deletes it, if it is there, and kills who trains, in mid-step."""
 
     def row(id: int) -> np.ndarray:
         if victim is not None and id == samples // 2:
@@ -182,15 +183,13 @@ def main() -> None:
     for line in sys.stdin:
         child = os.fork()
         if not child:
-            sys.stdin = open(os.devnull)
+            failed = 1
             try:
                 run(**json.loads(line))
-                os._exit(0)
+                failed = 0
             except BaseException:
-                import traceback
-
                 traceback.print_exc()
-            os._exit(1)
+            os._exit(failed)
         _, status = os.waitpid(child, 0)
         print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
 

@@ -51,6 +51,7 @@ class Sampler:
         shard: this rank's part.
 
     Attributes:
+        shard: as given.
         rows: in a batch of this rank.
         batches: in an epoch; the same for all ranks.
     """
