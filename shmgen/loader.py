@@ -147,7 +147,7 @@ class Loader:
         """Put the parts together, and start to read ahead."""
         if not sys.platform.startswith("linux"):
             raise OSError(f"shmgen runs on Linux only so far, found {sys.platform}")
-        self._ids, self._spec, self._front_end = options.ids, options.spec, front_end
+        self._ids, self._spec = options.ids, options.spec
         self._labels, self._n_classes = options.labels, options.n_classes
         self._has_channels = options.dim is not None or options.n_channels is not None
         workers = _workers_at_first() if options.workers == "auto" else options.workers
@@ -404,7 +404,7 @@ class Loader:
         return fetched
 
     def _handed_over(self, batch: BatchId) -> tuple[Any, ...]:
-        return self._spec.unflatten(self._front_end.hand_over(self._prefetcher.fetch(batch)))
+        return self._spec.unflatten(self._prefetcher.fetch(batch))
 
 
 class _Epoch(Iterator[tuple[Any, ...]]):

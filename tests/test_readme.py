@@ -37,6 +37,9 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
         for folder, shape in shapes.items():
             np.save(tmp_path / folder / f"{id}.npy", np.full(shape, number, np.float32))
         Image.fromarray(np.full((224, 224, 3), number, np.uint8)).save(tmp_path / "photos" / f"{id}.png")
+    for number in range(64):
+        (tmp_path / "pets" / ("cats", "dogs")[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(tmp_path / "pets" / ("cats", "dogs")[number % 2] / f"{number}.png")
     (tmp_path / "data" / "damaged.npy").write_bytes(b"no array")
     np.save(tmp_path / "all.npy", np.zeros((1_000_000, 2), np.uint8))
     lines = [f"{tmp_path}/data/{id},{'cat' if number % 3 else 'dog'}" for number, id in enumerate(ids)]

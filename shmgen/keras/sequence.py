@@ -19,7 +19,7 @@ from shmgen._plan.damage import Damaged
 from shmgen._plan.sampler import Shard
 from shmgen._plan.stats import Stats
 from shmgen.errors import InputError
-from shmgen.keras.backends import front_end
+from shmgen.keras.backends import FRONT_END, hands_over
 from shmgen.keras.iterations import Iterations, caller_behind, is_keras, stack
 from shmgen.keras.synchronised import unsynchronised
 from shmgen.loader import NO_COPY, Loader
@@ -110,7 +110,7 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         """Start the workers, and begin to read ahead."""
         super().__init__()
         self._warned: set[str] = set()
-        self._loader = Loader.from_options(options, front_end())
+        self._loader = Loader.from_options(options, FRONT_END)
         self._iterations = Iterations(self._loader)
         in_use.add(self)
 
@@ -128,6 +128,12 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         """Batches in an epoch."""
         return len(self._loader)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__getitem__" in vars(cls):
+            cls.__getitem__ = hands_over(vars(cls)["__getitem__"])  # type: ignore[method-assign]
+
+    @hands_over
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """``(X, y)``, or ``(X,)`` without labels; see `shmgen.Loader` for shapes, dtypes and nesting.
 
