@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,22 @@ def train(config: dict[str, Any]) -> float:
         return float(history.history["val_accuracy"][-1])
 
 
+def fit(folder: Path, ranks: int, loop: Callable[[dict[str, Any]], float] = train, **config: Any) -> float:
+    """Train on so many ranks, or on fewer if there are not so many; what ``loop`` returns."""
+    trainer = JaxTrainer(
+        loop,
+        train_loop_config={"data": folder / "digits", "states": folder / "states", **config},
+        scaling_config=ray.train.ScalingConfig(num_workers=(1, ranks), resources_per_worker={"CPU": 1}),
+        run_config=ray.train.RunConfig(
+            storage_path=str(folder / "runs"),
+            failure_config=ray.train.FailureConfig(max_failures=3),
+            worker_runtime_env={"env_vars": {"KERAS_BACKEND": "jax", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
+        ),
+    )
+    returned: float = trainer.fit().return_value
+    return returned
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(".demo/ray"), help="what all see (default: %(default)s)")
@@ -109,18 +126,8 @@ def main() -> None:
 
     folder = arguments.folder.absolute()
     write_digits(folder / "digits")
-    states = folder / "states"
-    trainer = JaxTrainer(
-        train,
-        train_loop_config={"data": folder / "digits", "states": states, "epochs": arguments.epochs, "every": 10},
-        scaling_config=ray.train.ScalingConfig(num_workers=(1, arguments.ranks), resources_per_worker={"CPU": 1}),
-        run_config=ray.train.RunConfig(
-            storage_path=str(folder / "runs"),
-            failure_config=ray.train.FailureConfig(max_failures=3),
-            worker_runtime_env={"env_vars": {"KERAS_BACKEND": "jax", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
-        ),
-    )
-    print(f"validation accuracy {trainer.fit().return_value:.3f}")
+    accuracy = fit(folder, arguments.ranks, epochs=arguments.epochs, every=10)
+    print(f"validation accuracy {accuracy:.3f}")
 
 
 if __name__ == "__main__":

@@ -93,19 +93,9 @@ def train(config):
 
 
 def fit(name, ranks):
-    trainer = train_on_ray.JaxTrainer(
-        train,
-        train_loop_config={
-            "name": name, "folder": FOLDER, "data": FOLDER / "digits", "states": FOLDER / name, "epochs": EPOCHS, "every": 5,
-        },
-        scaling_config=ray.train.ScalingConfig(num_workers=(1, ranks), resources_per_worker={"CPU": 1}),
-        run_config=ray.train.RunConfig(
-            storage_path=str(FOLDER / "runs"),
-            failure_config=ray.train.FailureConfig(max_failures=3),
-            worker_runtime_env={"env_vars": {name: os.environ[name] for name in ("KERAS_BACKEND", "PYTHONPATH")}},
-        ),
-    )
-    return trainer.fit().return_value
+    (FOLDER / name).mkdir()
+    (FOLDER / name / "digits").symlink_to(FOLDER / "digits")
+    return train_on_ray.fit(FOLDER / name, ranks, train, name=name, folder=FOLDER, epochs=EPOCHS, every=5)
 
 
 def lose(node):
