@@ -73,7 +73,7 @@ def train(config):
 
         def note(self, when):
             values = {variable.path: variable.numpy() for variable in self.model.variables}
-            np.savez(config["folder"] / f"{name}-{when}-{rank}-{world}.npz", step=self.model.optimizer.iterations.numpy(), **{
+            np.savez(config["notes"] / f"{name}-{when}-{rank}-{world}.npz", step=self.model.optimizer.iterations.numpy(), **{
                 path.replace("/", "."): value for path, value in values.items()
             })
 
@@ -81,7 +81,7 @@ def train(config):
             if (self.epoch, batch) == STOP:
                 self.note("stop")
                 if world == 2:
-                    (config["folder"] / f"{name}-reached-{rank}").touch()
+                    (config["notes"] / f"{name}-reached-{rank}").touch()
                     threading.Event().wait(300)  # until Ray ends this process
                     raise AssertionError("the machine was not lost")
 
@@ -95,7 +95,7 @@ def train(config):
 def fit(name, ranks):
     (FOLDER / name).mkdir()
     (FOLDER / name / "digits").symlink_to(FOLDER / "digits")
-    return train_on_ray.fit(FOLDER / name, ranks, train, name=name, folder=FOLDER, epochs=EPOCHS, every=5)
+    return train_on_ray.fit(FOLDER / name, ranks, train, name=name, notes=FOLDER, epochs=EPOCHS, every=5)
 
 
 def lose(node):
