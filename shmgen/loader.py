@@ -335,6 +335,9 @@ class Loader:
         """`load_state_dict` of what `get_state` returned."""
         self.load_state_dict(decoded(state))
 
+    def start_prefetch(self) -> None:
+        """Does nothing: batches are read ahead from the beginning. Grain's checkpoint handlers call it."""
+
     @cached_property
     def _identity(self) -> Identity:
         sampler = self._sampler
