@@ -116,7 +116,7 @@ class Npy(RawSource):
         from shmgen._sources.ids import as_ints  # late: workers don't need it
 
         if not self._ids_are_paths and as_ints(ids) is None:  # the text of an int leads nowhere
-            _refuse_ways_out(ids, self.folder)
+            refuse_ways_out(ids, self.folder)
         if self._remote is not None:
             self._remote.prepare()
         first = ids[0]
@@ -352,7 +352,7 @@ def _versions(names: Sequence[str], folder: int) -> list[object]:
         return [first, *threads.map(partial(file_version, folder=folder), names[1:])]
 
 
-def _refuse_ways_out(ids: Sequence[object], folder: str) -> None:
+def refuse_ways_out(ids: Sequence[object], folder: str) -> None:
     """Refuse ids that lead out of ``folder``."""
     import numpy as np
 
