@@ -66,6 +66,11 @@ class BatchSpec:
         return arrays if self._is_flat else tuple([pick(arrays) for pick in self._parts])
 
     @property
+    def weights(self) -> list[int]:
+        """The positions, among the fields, of those that weigh samples."""
+        return [position for position, (role, _, _) in enumerate(self._found) if role == "weights"]
+
+    @property
     def classes(self) -> tuple[Any, ...] | dict[str, tuple[Any, ...]] | None:
         """Names of the target's classes, in the order of their numbers; by field, where there are several fields of classes."""
         found = {name: source.classes for name, source in self.sources.items() if source.classes is not None}

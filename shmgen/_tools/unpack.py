@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import IO
 
-from shmgen._sources.npy import refuse_ways_out
+from shmgen._sources.ids import refuse_ways_out
 from shmgen._sources.npy_format import OPEN_FLAGS, explain, read_header_of
 from shmgen._tools.packed import (
     Outcome,
@@ -86,7 +86,7 @@ class Unpack:
         for damage in refused_ids(ids, lambda _: name):
             raise InputError(f"{name}, id {damage.id!r}: {damage.reason}")
         names = list(map(os.fsdecode, ids))
-        refuse_ways_out(names, self._folder)
+        refuse_ways_out(names, self._folder, "other ids")
         return names
 
     @property
