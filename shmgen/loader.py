@@ -8,7 +8,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -34,6 +34,7 @@ from shmgen._plan.passes import Pass, Passes, Position
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule
 from shmgen._plan.stats import Stats
+from shmgen._sources.base import key_tables
 from shmgen._sources.ids import fingerprint
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._sources.sample_spec import dtype_text
@@ -161,6 +162,7 @@ class Loader:
         )
         self._tail = options.tail
         self._layout = Layout(self._spec.bind(), self._sampler.size(BatchId(0, 0)))
+        tables = key_tables(self._ids, self._spec.sources.values())
         assembler = _assembler(options, self._layout)
         self._passes = Passes(self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch)
         self._damage = Damage(len(self._ids), replaces=options.on_error == "replace", max_fraction=options.max_damaged)
@@ -170,11 +172,10 @@ class Loader:
             reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else options.reads
             self._workers: Workers
             if workers:
-                ids = PackedIds.pack(self._ids)
-                undo.callback(ids.close)
-                self._workers = Pool(workers, reads, self._ring, ids, assembler)
+                packed = [undo.enter_context(closing(PackedIds.pack(table))) for table in tables]
+                self._workers = Pool(workers, reads, self._ring, packed, assembler)
             else:
-                self._workers = InProcess(self._ring, self._ids, assembler)
+                self._workers = InProcess(self._ring, tables, assembler)
             undo.callback(self._workers.stop)
             in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
             count = max(1, workers)
