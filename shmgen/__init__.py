@@ -56,7 +56,8 @@ if TYPE_CHECKING:
     from shmgen._sources.npy import Npy
     from shmgen._sources.npy_rows import NpyRows
     from shmgen._sources.values import Values
-    from shmgen._tools.tune import Measurement, Tuning, tune
+    from shmgen._tools.recommend import Measurement
+    from shmgen._tools.tune import Tuning, tune
     from shmgen.errors import (
         ClosedError,
         FunctionError,
@@ -105,7 +106,7 @@ _HOMES = {
     "Hdf5": "_sources.hdf5",
     "Loader": "loader",
     "LoaderState": "_engine.state",
-    "Measurement": "_tools.tune",
+    "Measurement": "_tools.recommend",
     "Npy": "_sources.npy",
     "NpyRows": "_sources.npy_rows",
     "Sequence": "keras",

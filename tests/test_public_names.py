@@ -41,9 +41,8 @@ def test_other_names_are_no_attributes() -> None:
 )
 def test_what_is_not_installed_is_said(code: str, said: str) -> None:
     """Without Keras, the error says how to get it; `Loader` is there."""
-    program = (
-        f"import sys; sys.modules['keras'] = None; import shmgen; shmgen.Loader\ntry: {code}\nexcept ImportError as e: print(e)"
-    )
+    program = "import sys; sys.modules['keras'] = None; import shmgen; shmgen.Loader"
+    program += f"\ntry: {code}\nexcept ImportError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert said in done.stdout
     assert "shmgen.Loader does without" in done.stdout
