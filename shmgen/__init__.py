@@ -14,9 +14,9 @@ The way of the data, and the module that holds each step::
     _worker.main             a lean process, whose status page (_memory.status_page) shows which tickets it has
       │  _worker.readers     threads that take tickets: as many as reads are to be in flight
       │  _worker.assembler   what they do with one: a source for each field, then the user's transform
-      │  _sources            what rows are filled from: npy, npy_rows, hdf5, function, values; packed_ids: all ids;
-      │                      sample_spec: what shape and dtype fits; rng: random numbers; remote: files behind a URL, by one of
-      │                      http_store, s3_store, fsspec_store; cache: what is kept of them on a local disk
+      │  _sources            what rows are filled from: npy, npy_rows, hdf5, images (by image_decoder), function, values;
+      │                      packed_ids: all ids; sample_spec: what shape and dtype fits; rng: random numbers; remote: files
+      │                      behind a URL, by one of http_store, s3_store, fsspec_store; cache: what is kept of them on a disk
       ▼
     _memory.ring             slots of shared memory (_memory.segments), cut into arrays by _memory.layout
       │                      a slot is free again when the last view of it is gone; where all are held, the ring grows
@@ -38,7 +38,8 @@ options has the arguments: each is typed, documented and checked once. _tools is
 ``tune`` says how many workers to use.
 
 Examples in docstrings find the files ``data/id-0.npy`` to ``data/id-15.npy`` of shape (4, 3), the same rows in ``all.npy`` and in
-the dataset ``images`` of ``all.h5``, the list ``ids`` of the files' names, and ``labels``, a dict from each id to 0, 1, 2 or 3.
+the dataset ``images`` of ``all.h5``, pictures ``photos/id-0.png`` and so on, eight more in each of ``pets/cats`` and
+``pets/dogs``, the list ``ids`` of the files' names, and ``labels``, a dict from each id to 0, 1, 2 or 3.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from shmgen._sources.base import Source
     from shmgen._sources.function import Function
     from shmgen._sources.hdf5 import Hdf5
+    from shmgen._sources.image_folder import ImageFolder, image_folder
+    from shmgen._sources.images import Images
     from shmgen._sources.npy import Npy
     from shmgen._sources.npy_rows import NpyRows
     from shmgen._sources.values import Values
@@ -79,6 +82,8 @@ __all__ = [
     "Function",
     "FunctionError",
     "Hdf5",
+    "ImageFolder",
+    "Images",
     "InputError",
     "Loader",
     "LoaderState",
@@ -97,6 +102,7 @@ __all__ = [
     "Values",
     "WorkerDied",
     "WorkerState",
+    "image_folder",
     "tune",
 ]
 
@@ -104,6 +110,8 @@ _HOMES = {
     "Damaged": "_plan.damage",
     "Function": "_sources.function",
     "Hdf5": "_sources.hdf5",
+    "ImageFolder": "_sources.image_folder",
+    "Images": "_sources.images",
     "Loader": "loader",
     "LoaderState": "_engine.state",
     "Measurement": "_tools.recommend",
@@ -116,6 +124,7 @@ _HOMES = {
     "Tuning": "_tools.tune",
     "Values": "_sources.values",
     "WorkerState": "_engine.state",
+    "image_folder": "_sources.image_folder",
     "tune": "_tools.tune",
 }
 

@@ -47,7 +47,7 @@ COLLECT_AFTER = 0.25
 LEAVE_WITHIN = 1.0
 """Seconds that waiting threads have to leave when the prefetcher is closed."""
 
-DRAIN_EVERY = 0.002
+DRAIN_EVERY = 0.001
 """Seconds between two looks at what has been released, while a batch waits for a slot."""
 
 LONGEST_WAIT = 86_400.0
@@ -213,6 +213,8 @@ class Prefetcher:
         late = self._is_late(batch)
         if self._schedule.ready(batch) is not None:
             self._handle_events()  # a request that need not wait would not notice a worker's death
+        if self._ring.held > self._ring.slots // 2:
+            self._push(0)  # once all were held, none would have been filled ahead
         self._check(called)
         self._dispatch()
         while (arrays := self._hand_out(batch)) is None:
@@ -225,7 +227,7 @@ class Prefetcher:
                 self._meter.batch_wait += waited
                 self._meter.late_wait += waited * late
             else:
-                # Whoever holds all the slots may only need a push to release some; if that does not help, there must be more.
+                # Whoever holds all the slots may only need a push to let go of some; if that does not help, there must be more.
                 starved_from = starved_from or now
                 if now > starved_from + self._patience:
                     self._grow()
@@ -233,8 +235,9 @@ class Prefetcher:
                 else:
                     due = not collected and now > starved_from + COLLECT_AFTER
                     collected = collected or due
-                    self._push(collect=due)
-                    self._wait(DRAIN_EVERY, now)
+                    self._push(2 if due else 0)
+                    if not self._ring.has_released:
+                        self._wait(DRAIN_EVERY, now)
                     self._meter.slot_wait += time.monotonic() - now
             self._check(called)
             if starved_from is not None:
@@ -323,13 +326,16 @@ class Prefetcher:
         self._meter.grown += added
         self._patience = max(GROW_AFTER_LEAST, self._patience / 2)
 
-    def _push(self, *, collect: bool) -> None:
-        """Make the framework, and the garbage collector, release batches that nobody needs."""
+    def _push(self, generation: int) -> None:
+        """Make the framework, and the garbage of so many generations, let go of batches that nobody needs.
+
+        JAX lets go of what it has done with whenever garbage is collected: of the youngest generation alone, that takes
+        microseconds. An older one may hold the cycle in which ``fit`` leaves its batches when it is left early.
+        """
 
         def push() -> None:
             self._front_end.release()
-            if collect:
-                gc.collect()  # a fit that was left early keeps its batches in a cycle
+            gc.collect(generation)
 
         self._unlocked(push)
 
