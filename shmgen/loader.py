@@ -8,8 +8,9 @@ import sys
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from shmgen._checks import Fixed, check_index
@@ -18,6 +19,7 @@ from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.in_process import InProcess
 from shmgen._engine.pool import Pool
 from shmgen._engine.prefetcher import Prefetcher
+from shmgen._engine.ranks import local_ranks
 from shmgen._engine.state import LoaderState
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import Workers
@@ -33,6 +35,7 @@ from shmgen._plan.passes import Pass, Passes, Position
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule
 from shmgen._plan.stats import Stats
+from shmgen._sources.base import key_tables
 from shmgen._sources.ids import fingerprint
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._sources.sample_spec import dtype_text
@@ -99,6 +102,7 @@ class Loader:
         n_classes: as given.
         classes: names of the classes, in the order of their numbers, or None. If several targets have classes, a dict by field.
         shuffle: as given.
+        shard: (rank, world), as given or as found; (0, 1) for a process that gets all.
 
     Raises:
         InputError: an argument can't be used, or a function can't be sent to a worker.
@@ -159,6 +163,7 @@ class Loader:
         )
         self._tail = options.tail
         self._layout = Layout(self._spec.bind(), self._sampler.size(BatchId(0, 0)))
+        tables = key_tables(self._ids, self._spec.sources.values())
         assembler = _assembler(options, self._layout)
         self._passes = Passes(self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch)
         self._damage = Damage(len(self._ids), replaces=options.on_error == "replace", max_fraction=options.max_damaged)
@@ -168,11 +173,10 @@ class Loader:
             reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else options.reads
             self._workers: Workers
             if workers:
-                ids = PackedIds.pack(self._ids)
-                undo.callback(ids.close)
-                self._workers = Pool(workers, reads, self._ring, ids, assembler)
+                packed = [undo.enter_context(closing(PackedIds.pack(table))) for table in tables]
+                self._workers = Pool(workers, reads, self._ring, packed, assembler)
             else:
-                self._workers = InProcess(self._ring, self._ids, assembler)
+                self._workers = InProcess(self._ring, tables, assembler)
             undo.callback(self._workers.stop)
             in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
             count = max(1, workers)
@@ -225,6 +229,7 @@ class Loader:
     n_classes = Fixed["int | None"](lambda loader: loader._n_classes)
     classes = Fixed["tuple[Any, ...] | dict[str, tuple[Any, ...]] | None"](lambda loader: loader._spec.classes)
     shuffle = Fixed[bool](lambda loader: loader._sampler.shuffle)
+    shard = Fixed[tuple[int, int]](lambda loader: loader._sampler.shard)
 
     def _row(self) -> tuple[tuple[int, ...] | None, int | None]:
         """`dim` and `n_channels` of the only input."""
@@ -332,6 +337,9 @@ class Loader:
         """`load_state_dict` of what `get_state` returned."""
         self.load_state_dict(decoded(state))
 
+    def start_prefetch(self) -> None:
+        """Does nothing: batches are read ahead from the beginning. Grain's checkpoint handlers call it."""
+
     @cached_property
     def _identity(self) -> Identity:
         sampler = self._sampler
@@ -421,6 +429,12 @@ class _Epoch(Iterator[tuple[Any, ...]]):
             batch = loader._passes.deal(next(self._indexes), self._pass)
         return loader._fetch(batch, self._pass)
 
+    def __len__(self) -> int:
+        """Batches that are still to come: less than an epoch's, if that was resumed. Progress bars ask for it."""
+        loader = self._loader
+        with loader._prefetcher.entered():
+            return len(loader) - loader._passes.next.batch if self._indexes is None else length_hint(self._indexes)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(NO_COPY.format("Loader's iterator"))
 
@@ -443,10 +457,12 @@ def _autoscaler(options: Options, assembler: BatchAssembler, layout: Layout, wor
     if not scales_workers and not scales_reads:
         return None
 
+    ranks = local_ranks()
+
     def limits(workers: int, blocked: float) -> Limits:
         # Where reads can be had, they are cheaper than workers.
         for_each = 1 if assembler.concurrent else min(WAITING_WORKERS, 1 / max(1e-6, 1 - blocked))
-        most = min(MAX_WORKERS, int(for_each * max(1.0, processors())), workers + available() // WORKER_BYTES)
+        most = min(MAX_WORKERS, int(for_each * max(1.0, processors(ranks))), workers + available() // WORKER_BYTES)
         return Limits(most, max(1, min(MAX_READERS, MAX_READS // workers)))
 
     return Autoscaler(
@@ -469,6 +485,7 @@ def _nothing() -> Iterator[BatchId]:
 
 
 def _workers_at_first() -> int:
-    """One for each processor that other processes leave idle."""
-    others = os.getloadavg()[0]
-    return max(1, min(MAX_AT_FIRST, round(processors() - others)))
+    """One for each processor that other processes leave idle; of several ranks on this machine, each takes its share of them."""
+    ranks = local_ranks()
+    others = os.getloadavg()[0] / ranks
+    return max(1, min(MAX_AT_FIRST, round(processors(ranks) - others)))

@@ -51,6 +51,7 @@ class Sampler:
         shard: this rank's part.
 
     Attributes:
+        shard: as given.
         rows: in a batch of this rank.
         batches: in an epoch; the same for all ranks.
     """
@@ -60,6 +61,7 @@ class Sampler:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
+        self.shard = shard
         self.rows = batch_size // shard.world
         self.batches = samples // batch_size if tail == "drop" else -(-samples // batch_size)
         self._offset = shard.rank * self.rows

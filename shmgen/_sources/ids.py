@@ -15,6 +15,9 @@ BLOCK = 10_000
 
 COLUMNS_SHOWN = 8
 
+IDS_AT_ONCE = 10_000
+"""How many ids are searched at once for ways out of a folder."""
+
 
 def kept(ids: Iterable[Any]) -> Sequence[Any]:
     """``ids`` as a sequence of Python objects, which later changes by the caller do not reach; an array of texts is not copied.
@@ -202,3 +205,28 @@ def elements(array: np.ndarray) -> Iterator[Any]:
     """The elements of an array along its first axis, as Python objects, made a few at a time."""
     for first in range(0, len(array), BLOCK):
         yield from array[first : first + BLOCK].tolist()
+
+
+def refuse_ways_out(ids: Sequence[object], folder: str, remedy: str) -> None:
+    """Refuse ids that lead out of ``folder``.
+
+    Args:
+        ids: of all samples.
+        folder: that the files are in.
+        remedy: what to pass where ids are meant as paths.
+
+    Raises:
+        InputError: one does.
+    """
+    for first in range(0, len(ids), IDS_AT_ONCE):
+        some = list(map(str, take(ids, np.arange(first, min(first + IDS_AT_ONCE, len(ids))))))
+        # They are searched all at once: one by one, a million ids would take a second.
+        together = "\0".join(some)
+        if ".." not in together and "\0/" not in f"\0{together}":
+            continue
+        for id in some:
+            if id.startswith("/") or ".." in id.split("/"):
+                raise InputError(
+                    f"id {id!r}: expected one that stays in folder {folder}, found a path out of it; "
+                    f"pass {remedy}, where ids are meant as paths"
+                )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import resource
-import time
 from collections import deque
 from contextlib import suppress
 from functools import partial
@@ -23,13 +22,13 @@ from shmgen._sources.npy_format import (
     File,
     Header,
     explain,
-    file_version,
+    file_versions,
     read_header,
     read_header_of,
     read_whole,
 )
 from shmgen._sources.sample_spec import SampleSpec
-from shmgen.errors import FormatError, InputError, SampleError
+from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,14 +37,6 @@ if TYPE_CHECKING:
 
     from shmgen._sources.remote import Body, Remote
 
-
-SLOW_ANSWER = 0.001
-"""Seconds; a file system that takes longer to answer what a file's version is has to be waited for, not the processor."""
-
-ASKED_AT_ONCE = 32
-"""So many versions are asked for at once then."""
-
-IDS_AT_ONCE = 10_000
 
 FILES_AHEAD = 16
 """Files that a reader opens ahead, at most."""
@@ -113,10 +104,10 @@ class Npy(RawSource):
             InputError: an id leads out of the folder.
             SampleError: it can't be read, or contradicts what was given.
         """
-        from shmgen._sources.ids import as_ints  # late: workers don't need it
+        from shmgen._sources.ids import as_ints, refuse_ways_out  # late: workers don't need it
 
         if not self._ids_are_paths and as_ints(ids) is None:  # the text of an int leads nowhere
-            _refuse_ways_out(ids, self.folder)
+            refuse_ways_out(ids, self.folder, "data_dir=None, or Npy(None)")
         if self._remote is not None:
             self._remote.prepare()
         first = ids[0]
@@ -270,7 +261,7 @@ class Npy(RawSource):
         except OSError:
             return None
         try:
-            return _versions(self._names(ids), folder)
+            return file_versions(self._names(ids), folder)
         finally:
             os.close(folder)
 
@@ -338,35 +329,3 @@ def _written(file: File) -> object:
         return None
     status = os.fstat(file)
     return status.st_mtime_ns, status.st_size
-
-
-def _versions(names: Sequence[str], folder: int) -> list[object]:
-    """The version of each file; asked for at once where the file system answers slowly, as one on a network does."""
-    began = time.monotonic()
-    first = file_version(names[0], folder)
-    if time.monotonic() - began < SLOW_ANSWER:
-        return [first, *(file_version(name, folder) for name in names[1:])]
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
-        return [first, *threads.map(partial(file_version, folder=folder), names[1:])]
-
-
-def _refuse_ways_out(ids: Sequence[object], folder: str) -> None:
-    """Refuse ids that lead out of ``folder``."""
-    import numpy as np
-
-    from shmgen._sources.ids import take
-
-    for first in range(0, len(ids), IDS_AT_ONCE):
-        some = list(map(str, take(ids, np.arange(first, min(first + IDS_AT_ONCE, len(ids))))))
-        # They are searched all at once: one by one, a million ids would take a second.
-        together = "\0".join(some)
-        if ".." not in together and "\0/" not in f"\0{together}":
-            continue
-        for id in some:
-            if id.startswith("/") or ".." in id.split("/"):
-                raise InputError(
-                    f"id {id!r}: expected one that stays in folder {folder}, found a path out of it; "
-                    "pass data_dir=None, or Npy(None), where ids are meant as paths"
-                )
