@@ -15,10 +15,10 @@ from typing import Any
 
 import keras
 import pytest
-
 from recorder import BATCH, SHAPE, Data, Recorder, Stop
 
 from shmgen import InputError, Sequence
+
 
 @pytest.fixture
 def data(folder: Callable[..., Any]) -> Data:

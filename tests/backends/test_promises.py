@@ -168,7 +168,7 @@ def test_compiled_steps_see_the_right_bytes(folder: Callable[..., Any], handed_o
 
 
 def test_outputs_that_are_the_inputs(data: Data, handed_out: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that only reshapes may keep every batch, since its outputs alias them: right, if need be in slots that are added."""
+    """A model that only reshapes may keep every batch, since its outputs alias them: right, in more slots if need be."""
     monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.1)
     model = keras.Sequential([keras.Input(SHAPE), keras.layers.Reshape((6,))])
     with data.sequence(slots=2, shuffle=False) as sequence:
@@ -222,17 +222,20 @@ def copied(batch: Any) -> Any:
 
 def plain() -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
     """One input, and classes that weigh differently."""
+    # What travels to workers stands inside of functions: for the module itself they would have to import a framework.
+    row, shape = (lambda id: np.full((2, 3, 1), id / 40, np.float32)), {"dim": SHAPE, "n_channels": 1}
     model = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.Flatten(), keras.layers.Dense(5)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    return model, {"labels": lambda id: id % 5, "source": _row, "dim": SHAPE, "n_channels": 1}, {"class_weight": {0: 3.0, 2: 0.5}}
+    return model, {"labels": lambda id: id % 5, "source": row, **shape}, {"class_weight": {0: 3.0, 2: 0.5}}
 
 
 def one_hot() -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
     """The same with rows for labels."""
+    row, shape = (lambda id: np.full((2, 3, 1), id / 40, np.float32)), {"dim": SHAPE, "n_channels": 1}
     model = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.Flatten(), keras.layers.Dense(40)])
     model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     labels = {id: id for id in range(40)}
-    return model, {"labels": labels, "n_classes": 40, "source": _row, "dim": SHAPE, "n_channels": 1}, {"class_weight": {1: 2.0}}
+    return model, {"labels": labels, "n_classes": 40, "source": row, **shape}, {"class_weight": {1: 2.0}}
 
 
 def nested() -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
@@ -276,10 +279,6 @@ def odd_dtypes() -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
     return model, {"inputs": inputs, "targets": Values(dict.fromkeys(range(40), 0.5))}, {}
 
 
-def _row(id: int) -> np.ndarray:
-    return np.full((*SHAPE, 1), id / 40, np.float32)
-
-
 def _trained(model: keras.Model, data: Any, fit: dict[str, Any]) -> tuple[list[Any], Counter[tuple[type, str, int]]]:
     """What comes of it, and the warnings."""
     with warnings.catch_warnings(record=True) as caught:
@@ -292,7 +291,7 @@ def _trained(model: keras.Model, data: Any, fit: dict[str, Any]) -> tuple[list[A
 
 @pytest.mark.parametrize("make", [plain, one_hot, nested, masks, odd_dtypes])
 def test_values_are_those_from_memory(make: Callable[..., Any]) -> None:
-    """What `fit`, `evaluate` and `predict` return, and the weights: as of the same arrays from memory; and no more is warned of."""
+    """What `fit`, `evaluate`, `predict` return, and weights: as of the same arrays from memory; no more is warned of."""
     model, options, fit = make()
     twin, *_ = make()
     twin.set_weights(model.get_weights())

@@ -74,7 +74,7 @@ def test_batches_are_the_rings_memory(poison: None, way: Callable[..., Any], slo
             for X, y in way(loader):
                 assert in_a_ring(X)
                 assert in_a_ring(y)
-                assert (X == y[:, None, None]).all()
+                assert (y[:, None, None] == X).all()
                 found.append(y.tolist())
             assert found == expected
         assert (loader.stats.grown, loader.stats.slot_wait) == (0, 0)
@@ -83,7 +83,7 @@ def test_batches_are_the_rings_memory(poison: None, way: Callable[..., Any], slo
 @WAYS
 def test_views_hold_the_batch(poison: None, way: Callable[..., Any]) -> None:
     """A slice, a transposed view, a detached one, a DLPack capsule's: none is overwritten while anyone holds it."""
-    views = [lambda x: x[1:2], lambda x: x.T, lambda x: x.detach().view(-1), lambda x: torch.from_dlpack(x), lambda x: x.numpy()]
+    views: list[Any] = [lambda x: x[1:2], lambda x: x.T, lambda x: x.detach().view(-1), torch.from_dlpack, lambda x: x.numpy()]
     with made(slots=2) as loader:
         held = [(view(X), y.tolist()) for _ in views for view, (X, y) in zip(views, way(loader), strict=False)]
         for _ in loader:
@@ -106,15 +106,19 @@ def test_nesting_is_the_loaders(way: Callable[..., Any]) -> None:
         assert [tensor.shape for tensor in next(way(loader))] == [(4, 4, 3)]
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64", "complex64"]
-    + ["bfloat16", "float8_e4m3fn", "float8_e5m2"],
-)
+DTYPES = [
+    *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
+    *("float16", "float32", "float64", "complex64", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype: str) -> None:
     """Each that torch has is handed over as what it is, those of ml_dtypes too."""
     of_numpy = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    with made(source=lambda id: np.full((4, 3), id % 2, np.float32).astype(of_numpy), dim=4, n_channels=3, dtype=of_numpy) as loader:
+    with made(
+        source=lambda id: np.full((4, 3), id % 2, np.float32).astype(of_numpy), dim=4, n_channels=3, dtype=of_numpy
+    ) as loader:
         X, y = next(iter(Tensors(loader)))
         assert str(X.dtype) == f"torch.{dtype}"
         assert (X.to(torch.float32) == (y % 2)[:, None, None]).all()
@@ -125,9 +129,9 @@ def test_a_dtype_that_torch_has_not() -> None:
     """An error that says which, and what to do."""
     of_numpy = np.dtype(ml_dtypes.float8_e3m4)
     source = Function(lambda id: np.zeros((4, 3), of_numpy))
-    with made(source=source, dim=4, n_channels=3, dtype=of_numpy) as loader:
-        with pytest.raises(InputError, match=r"expected a dtype that torch has, found float8_e3m4: pass another dtype="):
-            next(iter(Tensors(loader)))
+    said = "expected a dtype that torch has, found float8_e3m4: pass another dtype="
+    with made(source=source, dim=4, n_channels=3, dtype=of_numpy) as loader, pytest.raises(InputError, match=said):
+        next(iter(Tensors(loader)))
 
 
 def test_workers_of_a_data_loader_are_refused() -> None:
@@ -171,7 +175,8 @@ def test_a_step_learns_from_it(poison: None) -> None:
         optimizer = torch.optim.SGD(model.parameters(), 1e-4)
         for X, y in batches:
             optimizer.zero_grad()
-            ((model(X.reshape(len(X), -1))[:, 0] - y) ** 2).mean().backward()
+            loss: Any = ((model(X.reshape(len(X), -1))[:, 0] - y) ** 2).mean()
+            loss.backward()
             optimizer.step()
         return [float(one) for one in model.weight.flatten()]
 
