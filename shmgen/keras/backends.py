@@ -68,7 +68,7 @@ def hands_over(get: Get) -> Get:
         return get
 
     @wraps(get)
-    def __getitem__(self: Any, index: int) -> Any:
+    def get_and_hand_over(self: Any, index: int) -> Any:
         batch = get(self, index)
         caller = sys._getframe(1)
         if not is_keras(caller):
@@ -77,4 +77,4 @@ def hands_over(get: Get) -> Get:
             return (FRONT_END.hand_over(batch[0]), *batch[1:])  # Keras makes weights of the labels, with NumPy
         return FRONT_END.hand_over(batch)
 
-    return __getitem__
+    return get_and_hand_over
