@@ -32,7 +32,8 @@ from shmgen._plan.schedule import Schedule
 from shmgen._plan.stats import Stats
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._sources.sample_spec import dtype_text
-from shmgen._worker.assembler import BatchAssembler, FieldSpec
+from shmgen._worker.assembler import BatchAssembler
+from shmgen._worker.field_spec import FieldSpec
 from shmgen.errors import ClosedError
 from shmgen.options import Options, init_from
 
@@ -146,7 +147,7 @@ class Loader:
         self._has_channels = options.dim is not None or options.n_channels is not None
         workers = _workers_at_first() if options.workers == "auto" else options.workers
         self._sampler = Sampler(len(self._ids), options.batch_size, shuffle=options.shuffle, seed=options.seed, tail=options.tail)
-        self._layout = Layout(self._spec.bind(), min(options.batch_size, len(self._ids)))
+        self._layout = Layout(self._spec.bind(options.transformed), min(options.batch_size, len(self._ids)))
         assembler = _assembler(options, self._layout)
         self._passes = Passes(self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch)
         self._damage = Damage(len(self._ids), replaces=options.on_error == "replace", max_fraction=options.max_damaged)
@@ -323,7 +324,7 @@ class _Epoch(Iterator[tuple[Any, ...]]):
 def _assembler(options: Options, layout: Layout) -> BatchAssembler:
     """What workers do for each batch."""
     fields = [
-        FieldSpec(field.name, field.shape, dtype_text(field.dtype), offset, field.row_bytes)
+        FieldSpec(field.name, field.shape, dtype_text(field.dtype), offset, field.row_bytes, *options.spec.rows[field.name])
         for field, offset in zip(layout.fields, layout.offsets, strict=True)
     ]
     return BatchAssembler(

@@ -20,6 +20,7 @@ from shmgen._sources.function import Function
 from shmgen._sources.ids import kept
 from shmgen._sources.npy import Npy
 from shmgen._sources.sample_spec import check_dtype, check_shape
+from shmgen._sources.source_field import SourceField
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
     from numpy.typing import DTypeLike
 
-    Part: TypeAlias = Source | Mapping[Any, Any] | SupportsKeysAndGetItem[Any, Any] | Iterable[Any] | Callable[[Any], Any]
-    """A field of a batch: a source, or values as `Values` takes them, or a function; or a dict, tuple or list of fields."""
+    Part: TypeAlias = (
+        Source | SourceField | Mapping[Any, Any] | SupportsKeysAndGetItem[Any, Any] | Iterable[Any] | Callable[[Any], Any]
+    )
+    """A field of a batch: a source, one of its fields, values as `Values` takes them, or a function; or a dict, tuple or list of
+    these."""
 
 P = ParamSpec("P")
 OptionsT = TypeVar("OptionsT")
@@ -91,7 +95,7 @@ class DataOptions:
     classes: Iterable[Any] | Literal["sorted"] | None = None
     data_dir: str | os.PathLike[str] | None = "data"
     dtype: DTypeLike | None = None
-    source: Source | Callable[..., Any] | None = None
+    source: Source | SourceField | Callable[..., Any] | None = None
     inputs: Part | None = None
     targets: Part | None = None
     weights: Part | None = None
@@ -140,9 +144,14 @@ class DataOptions:
         if len(ids) < fewest:
             raise InputError(f"expected at least {fewest} ids, found {len(ids)}; give more, a smaller batch_size, or tail='keep'")
         self._keep(list_IDs=ids, ids=ids)
-        self._keep(spec=BatchSpec(self._inputs(), self._targets(), self.weights, ids))
+        self._keep(spec=BatchSpec(self._inputs(), self._targets(), self.weights, ids, is_sample=self.source is not None))
         transforms, sample_transform = self._split_transform()
         self._keep(transforms=transforms, sample_transform=sample_transform)
+
+    @property
+    def transformed(self) -> frozenset[str]:
+        """The fields that a transform changes, or may change."""
+        return frozenset(self.spec.sources if self.sample_transform is not None else self.transforms)
 
     def _keep(self, **checked: Any) -> None:
         """Put what was checked in the place of what was given: frozen is for everybody else."""
@@ -159,10 +168,11 @@ class DataOptions:
             return self.inputs
         if self.source is None:
             return Npy(self.data_dir, self.dim, self.n_channels, self.dtype)
-        if not isinstance(self.source, Source):
+        if not isinstance(self.source, Source | SourceField):
             return Function(self.source, self.dim, self.n_channels, self.dtype)
         if described:
-            raise InputError(f"give dim, n_channels and dtype to {type(self.source).__name__} itself, as far as it takes them")
+            source = self.source if isinstance(self.source, Source) else self.source.source
+            raise InputError(f"give dim, n_channels and dtype to {type(source).__name__} itself, as far as it takes them")
         return self.source
 
     def _targets(self) -> Any:
@@ -177,7 +187,7 @@ class DataOptions:
 
     def _split_transform(self) -> tuple[dict[str, Callable[..., Any]], Callable[..., Any] | None]:
         """The functions of a field's row, by field, and that of a whole sample."""
-        names = list(self.spec.sources)
+        names = [name for name in self.spec.sources if not self.spec.measured(name)]
         if self.transform is None:
             return {}, None
         functions = self.transform.values() if isinstance(self.transform, Mapping) else [self.transform]

@@ -124,7 +124,7 @@ class NpyRows(RawSource):
             id = numbers[wrong[0]]
             raise InputError(f"id {id}: expected a row's number from 0 to {count - 1}, which {self.file} has")
 
-    def fill(self, ids: Sequence[int], rows: memoryview) -> None:  # type: ignore[override]
+    def fill(self, ids: Sequence[int], rows: memoryview) -> None:
         """Read the rows ``ids`` into ``rows``, which is as many rows' bytes.
 
         Raises:

@@ -20,6 +20,9 @@ MAX_CHANGES = 3
 
 MAX_ALTERNATIVES = 300
 
+SOURCES = {".npy": "Npy", ".npz": "Npz"}
+"""What reads files of a suffix."""
+
 LONGEST_NUMBER = 12
 """Digits, at most, of a number that is tried with leading zeros."""
 
@@ -78,13 +81,14 @@ def _braced(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def for_missing_file(id: object, path_of: Callable[[object], str], folder: str | None) -> str:
+def for_missing_file(id: object, path_of: Callable[[object], str], folder: str | None, suffix: str = ".npy") -> str:
     """What an error adds if the file of ``id`` is not there: what there is, and the remedy.
 
     Args:
         id: of the sample.
         path_of: returns the path of an id's file.
         folder: that the files are in; None if ids are paths.
+        suffix: that files' names end in.
     """
     path, name = path_of(id), str(id)
     if os.path.islink(path):
@@ -92,13 +96,13 @@ def for_missing_file(id: object, path_of: Callable[[object], str], folder: str |
     if id is None or (isinstance(id, float) and math.isnan(id)):
         return "; such an id is a missing value: leave it out, as df.dropna() does"
     if folder is None:
-        return _expanded(name) or _alternative(id, path_of, within=False) or _beside(path)
+        return _expanded(name) or _alternative(id, path_of, within=False) or _beside(path, suffix)
     if not os.path.isdir(folder):
-        return _for_missing_folder(folder)
+        return _for_missing_folder(folder, suffix)
     hint = _alternative(id, path_of, within=True)
-    if not hint and any(os.path.isfile(name + suffix) for suffix in ("", ".npy")):
+    if not hint and any(os.path.isfile(name + end) for end in ("", suffix)):
         hint = "; from the working folder it is the path of a file: pass data_dir=None where ids are paths"
-    return hint or _beside(path)
+    return hint or _beside(path, suffix)
 
 
 def _alternative(id: object, path_of: Callable[[object], str], *, within: bool) -> str:
@@ -112,22 +116,24 @@ def _alternative(id: object, path_of: Callable[[object], str], *, within: bool) 
     return ""
 
 
-def _beside(path: str) -> str:
+def _beside(path: str, suffix: str) -> str:
     """What is there instead of a file."""
     folder, name = os.path.split(path)
     if not os.path.isdir(folder):
-        return _for_missing_folder(folder)
+        return _for_missing_folder(folder, suffix)
     entries, folders = _entries(folder)
-    stem = name.removesuffix(".npy")
+    stem = name.removesuffix(suffix)
     if stem and (others := [entry for entry in entries if entry.startswith(f"{stem}.")]):
+        if known := SOURCES.get(os.path.splitext(others[0])[1]):
+            return f"; {others[0]} is there: pass source={known}(folder) for such files"
         return f"; {others[0]} is there: for files of another format pass source=, a function that reads the file of an id"
     for sub in folders[:FOLDERS_LOOKED_INTO]:
         if os.path.isfile(os.path.join(folder, sub, name)):
             return f"; {sub}/{name} is there: ids name sub-folders, too, as {sub}/{stem} does"
-    return f"; {folder} has {_shown(entries)}"
+    return f"; {folder} has {_shown(entries, suffix)}"
 
 
-def _for_missing_folder(folder: str) -> str:
+def _for_missing_folder(folder: str, suffix: str) -> str:
     if expanded := _expanded(folder):
         return expanded
     from difflib import get_close_matches
@@ -137,7 +143,7 @@ def _for_missing_folder(folder: str) -> str:
         above, name = os.path.split(above)
     entries, folders = _entries(above)
     close = get_close_matches(name, folders, 1)
-    found = f"{close[0]!r}" if close else _shown(entries)
+    found = f"{close[0]!r}" if close else _shown(entries, suffix)
     return f"; there is no folder {os.path.join(above, name)}, and {above} has {found}: give the folder that the files are in"
 
 
@@ -160,10 +166,10 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
         return [], []
 
 
-def _shown(entries: list[str]) -> str:
-    """Some of a folder's entries; only ``.npy`` files, if there are any."""
-    files = [entry for entry in entries if entry.endswith(".npy")]
+def _shown(entries: list[str], suffix: str) -> str:
+    """Some of a folder's entries; only files of the suffix, if there are any."""
+    files = [entry for entry in entries if entry.endswith(suffix)]
     shown = ", ".join(map(repr, (files or entries)[:SHOWN])) + (" and others" if len(files or entries) > SHOWN else "")
     if files:
         return shown
-    return f"no .npy files, but {shown}" if entries else "nothing in it"
+    return f"no {suffix} files, but {shown}" if entries else "nothing in it"

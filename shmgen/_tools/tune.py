@@ -23,8 +23,8 @@ from shmgen._checks import check_float, check_int
 from shmgen._memory.limits import available, processors
 from shmgen._plan.order import Order
 from shmgen._plan.stats import LITTLE, WAITING
+from shmgen._sources.folder import FolderSource
 from shmgen._sources.ids import Subset
-from shmgen._sources.npy import Npy
 from shmgen._sources.npy_format import OPEN_FLAGS
 from shmgen._sources.npy_rows import NpyRows
 from shmgen._worker.protocol import thread_time
@@ -317,12 +317,12 @@ def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Subs
 def _files(loader: Loader, ids: Sequence[Any]) -> list[str] | None:
     """The ``.npy`` files that a loader reads for ``ids``; None if it calls functions or other code, whose files are not known."""
     files: list[str] = []
-    for source in loader._spec.sources.values():
-        if isinstance(source, Npy):
+    for source in loader._spec.read_sources:
+        if isinstance(source, FolderSource):
             files += map(source.path, ids)
         elif isinstance(source, NpyRows):
             files.append(source.file)
-        elif not source.in_main_process:
+        else:
             return None
     return files or None
 
