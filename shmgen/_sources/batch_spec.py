@@ -63,7 +63,7 @@ class BatchSpec:
         if targets is None and weights is not None:
             raise InputError("weights weigh the loss of targets, and there are none: give labels or targets too")
         self._ids = ids
-        self._copies: dict[int, tuple[Source, Source]] = {}
+        self._copies: dict[int, tuple[object, Source]] = {}
         self._found: list[tuple[str, str, SourceField]] = []
         given = {"inputs": inputs, "targets": targets, "weights": weights}
         if is_sample and targets is None and isinstance(nest := self._expanded("inputs", "X", inputs), tuple):
@@ -100,7 +100,7 @@ class BatchSpec:
         if not isinstance(part, SourceField) and _is_nest(part, self._ids):
             return part
         field = part if isinstance(part, SourceField) else SourceField(_as_source(part, name, weighs=role == "weights"))
-        source = self._copy(field.source)
+        source = self._copy(field.source, part if callable(part) else field.source)
         field = replace(field, source=source)
         if field.key is not None or field.measure is not None:
             return field
@@ -111,15 +111,16 @@ class BatchSpec:
         fields = {key: source[key] for key in source.fields}
         return tuple(fields.values()) if all(isinstance(key, int) for key in fields) else fields
 
-    def _copy(self, source: Source) -> Source:
-        """A copy of ``source`` for this loader, always the same; but another each time where the main process fills the rows."""
+    def _copy(self, source: Source, given: object) -> Source:
+        """A copy of ``source`` for this loader: the same for the same object that was given, since a sample is read once; but
+        another each time where the main process fills the rows."""
         if source.in_main_process:
             return copy(source)
-        if id(source) not in self._copies:
+        if id(given) not in self._copies:
             made = copy(source)
-            # The originals are kept, so that their numbers remain theirs.
-            self._copies[id(source)] = self._copies[id(made)] = source, made
-        return self._copies[id(source)][1]
+            # What was given is kept, so that its id remains its own.
+            self._copies[id(given)] = self._copies[id(made)] = given, made
+        return self._copies[id(given)][1]
 
     def unflatten(self, arrays: Arrays) -> tuple[Any, ...]:
         """``(inputs,)``, ``(inputs, targets)`` or ``(inputs, targets, weights)``, each nested as it was given."""
@@ -192,7 +193,8 @@ class BatchSpec:
         if source.fields is None:
             if key is not None:
                 raise InputError(
-                    f"field {name!r}: expected a source of several fields, found {source!r}, which has one; leave [{key!r}] out"
+                    f"field {name!r}: expected a source of several fields, found {type(source).__name__} of one; "
+                    f"leave [{key!r}] out"
                 )
             return tuple(source.shape), dtype_of(source.dtype)
         if key not in source.fields:
@@ -213,9 +215,8 @@ def _check_padding(name: str, pad_value: float | None, dtype: np.dtype[np.generi
     """Make sure that rows can hold what they are padded with."""
     if pad_value is None or dtype.kind not in "biu":
         return
-    integers = np.iinfo(np.dtype(dtype.str))
-    bounds = (0, 1) if dtype.kind == "b" else (int(integers.min), int(integers.max))
-    if not bounds[0] <= pad_value <= bounds[1] or pad_value != int(pad_value):
+    low, high = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype.str).min), int(np.iinfo(dtype.str).max))
+    if not low <= pad_value <= high or pad_value != int(pad_value):
         raise InputError(f"field {name!r}: expected a pad_value that {dtype} holds, found {pad_value}")
 
 

@@ -106,10 +106,12 @@ class Function(Source):
         return function_error(id, f"source of field {self.field_name!r}", error)
 
     def read(self, id: Any, row: Any) -> Any:
-        args = (id, row) if self._fills else (id,)
-        result = self._function(*args, rng=self.rng) if self.draws else self._function(*args)
-        if result is None and not self._fills:
-            return np.array(None) if self.fields is None else {}  # None would say that the row is filled
+        drawn = {"rng": self.rng} if self.draws else {}
+        if self._fills:
+            return self._function(id, row, **drawn)
+        result = self._function(id, **drawn)
+        if result is None:  # which would say that the row is filled
+            return np.array(None) if self.fields is None else {}
         return result
 
     @property

@@ -125,8 +125,11 @@ def _kind(archive: ZipFile, info: ZipInfo) -> tuple[tuple[int, ...], DTypeLike]:
 
 def _array(archive: ZipFile, info: ZipInfo) -> np.ndarray:
     data = archive.read(info)  # which checks the checksum
-    header, _ = read_header(memoryview(data))
-    require_data(len(data), header.size + header.data_bytes)
+    try:
+        header, _ = read_header(memoryview(data))
+        require_data(len(data), header.size + header.data_bytes)
+    except FormatError as error:
+        raise FormatError(f"array {info.filename.removesuffix('.npy')!r}: {error}") from None
     return np.ndarray(header.shape, header.dtype, data, header.size, order="F" if header.fortran else "C")
 
 

@@ -162,6 +162,10 @@ class RowSpec(NamedTuple):
             raise FormatError(_wrong_dtype(self.numpy_dtype, dtype) + dtype_remedy)
 
 
+class ShapeError(FormatError):
+    """Something does not have the shape that was expected."""
+
+
 def write_row(
     row: np.ndarray, value: Any, *, pad_value: float | None = None, shape_remedy: str = "", dtype_remedy: str = ""
 ) -> tuple[int, ...]:
@@ -178,18 +182,23 @@ def write_row(
         How much of the row is the value's, along each axis.
 
     Raises:
-        FormatError: it has another shape, or a dtype whose cast would lose more than precision.
+        ShapeError: it has another shape.
+        FormatError: it has a dtype whose cast would lose more than precision.
     """
     import numpy as np
 
+    if isinstance(value, np.ndarray) and value.shape == row.shape and value.dtype == row.dtype:  # which costs least
+        row[...] = value
+        return row.shape
     array = _array(row, value)
     if array.shape != row.shape:
         is_smaller = array.ndim == row.ndim and all(map(operator.le, array.shape, row.shape))
         if pad_value is None:
             bare_shape = row.shape[:-1] if row.shape[-1:] == (1,) else row.shape
-            raise FormatError(_wrong_shape((row.shape, bare_shape), np.shape(value)) + shape_remedy)
+            raise ShapeError(_wrong_shape((row.shape, bare_shape), np.shape(value)) + shape_remedy)
         if not is_smaller:
-            raise FormatError(f"expected shape {row.shape}, or a smaller one, found {array.shape}{shape_remedy}")
+            axes = f"{row.ndim} {'axis' if row.ndim == 1 else 'axes'}"
+            raise ShapeError(f"expected shape {row.shape}, or a smaller one of {axes}, found {array.shape}{shape_remedy}")
     array = _castable(row, array, dtype_remedy)
     if array.shape != row.shape:
         if np.may_share_memory(array, row):

@@ -194,7 +194,7 @@ class BatchAssembler:
         """What a source fills at once, if it has several fields."""
         from shmgen._worker.sample_assembler import RowsByKey
 
-        rows = {field.key: self._rows(slot, task, field) for field in reversed(reading.fields)}
+        rows = [(field.key, self._rows(slot, task, field)) for field in reading.fields]
         return RowsByKey(reading.source, rows, (len(task.ids),))
 
     def _bytes(self, slot: memoryview, task: Task, field: FieldSpec) -> memoryview:

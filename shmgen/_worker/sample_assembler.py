@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmgen._memory.limit_errors import note
 from shmgen._sources.base import IDLE, Source, function_error
-from shmgen._sources.sample_spec import dtype_of, sample_for, write_row
+from shmgen._sources.sample_spec import ShapeError, dtype_of, sample_for, write_row
 from shmgen._worker.field_spec import Derived, FieldSpec, Reading
 from shmgen.errors import FormatError, SampleError
 
@@ -33,32 +33,37 @@ SINGLE = "; where a function returns several arrays, leave its dim, n_channels a
 
 
 class Sample:
-    """A sample on its way into its rows.
+    """The sample that is on its way into its rows.
+
+    Args:
+        arrays: the rows of all samples, by the field's name.
 
     Attributes:
         id: of the sample.
-        rows: its row in each field, by name.
+        number: of its row.
         loaded: what was read and does not have the shape of its row, by the field's name.
+        varied: the shapes of what was read and does not have that of its row, by name.
         written: how much of a row is the sample's, along each axis, by name; all of it where nothing is said.
         where: what is being done, as errors call it.
         source: of what is being done; None if that is a transform.
     """
 
-    __slots__ = ("id", "loaded", "rows", "source", "where", "written")
+    __slots__ = ("_arrays", "id", "loaded", "number", "source", "varied", "where", "written")
 
-    def __init__(self, id: Any, rows: dict[str, np.ndarray]) -> None:
-        self.id = id
-        self.rows = rows
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self._arrays = arrays
+        self.id: Any = None
+        self.number = 0
         self.loaded: dict[str, np.ndarray] = {}
+        self.varied: dict[str, tuple[int, ...]] = {}
         self.written: dict[str, tuple[int, ...]] = {}
         self.where = ""
         self.source: Source | None = None
 
-    def error(self, error: Exception) -> SampleError:
-        """What to raise where ``error`` was raised."""
-        if isinstance(error, FormatError) and self.source is not None and self.source.is_ours:
-            return SampleError(self.id, self.source.place(self.id), str(error))
-        return function_error(self.id, self.where, error)
+    def row(self, name: str) -> np.ndarray:
+        """Its row in a field."""
+        row: np.ndarray = self._arrays[name][self.number, ...]
+        return row
 
 
 class SampleAssembler:
@@ -109,56 +114,91 @@ class SampleAssembler:
             rows_begun: ``rows_begun[0]`` will say how many samples have been begun.
         """
         reading_rngs, function_rngs = rngs
+        sample = Sample(rows)
         # Others are to read while functions are called here; if nothing is read here, nobody waits for the lock in vain.
         with nullcontext() if before else lock:
-            for number, id in enumerate(ids):
-                sample = Sample(id, {name: array[number, ...] for name, array in rows.items()})
+            for sample.number, sample.id in enumerate(ids):
+                rows_begun[0] = sample.number + 1
+                sample.varied.clear()
                 try:
-                    if before:
-                        rows_begun[0] = number + 1
-                        self._read(sample, (reading for reading, reads in before if reads(number)), next(reading_rngs))
-                        rows_begun[0] = IDLE  # no hang is blamed on who waits for the lock
-                    with lock if before else nullcontext():
-                        rows_begun[0] = number + 1
-                        rng = next(function_rngs)
-                        self._read(sample, (reading for reading, reads in within if reads(number)), rng)
-                        self._copy(sample)
-                        self._transform(sample, rng)
-                        self._pad(sample)
+                    if not before:
+                        self._call(sample, within, next(function_rngs))
+                        continue
+                    rng = next(reading_rngs)
+                    for reading, reads in before:
+                        if reads(sample.number):
+                            self._read(sample, reading, rng)
+                    rows_begun[0] = IDLE  # no hang is blamed on who waits for the lock
+                    with lock:
+                        rows_begun[0] = sample.number + 1
+                        self._call(sample, within, next(function_rngs))
                 except Exception as error:
                     note(error)
-                    raise sample.error(error) from error
+                    raise self._error(sample, error) from error
 
-    def _read(self, sample: Sample, readings: Iterable[Reading], rng: Rng | None) -> None:
-        for reading in readings:
-            source, fields, sample.where = reading
-            sample.source = source
-            if source.draws and rng is not None:
-                source.rng = rng
-            if source.fields is None:
-                row: Any = sample.rows[fields[0].name]
-                result = source.read(_own(sample.id), row)
-                if result is not None and result is not row:
-                    self._take(sample, reading, fields[0], result)
-                continue
-            row = RowsByKey(source, {field.key: sample.rows[field.name] for field in reversed(fields)})
+    def _error(self, sample: Sample, error: Exception) -> SampleError:
+        """What to raise where ``error`` was raised."""
+        if isinstance(error, FormatError) and sample.source is not None and sample.source.is_ours:
+            return SampleError(sample.id, sample.source.place(sample.id), str(error))
+        if sample.source is None and not isinstance(error, FormatError):
+            for name, shape in sample.varied.items():
+                error.add_note(f"(the sample has shape {shape} in field {name!r}, {self._sources[name].place(sample.id)})")
+        return function_error(sample.id, sample.where, error)
+
+    def _call(self, sample: Sample, within: Sequence[tuple[Reading, Callable[[int], bool]]], rng: Rng | None) -> None:
+        """Do what only one does at a time."""
+        for reading, reads in within:
+            if reads(sample.number):
+                self._read(sample, reading, rng)
+        if self._derived.copies:
+            self._copy(sample)
+        for name, function in self._transforms.items():
+            sample.where, sample.source = f"transform of field {name!r}", None
+            row = sample.row(name)
+            given = sample.loaded.pop(name, row)
+            result = function(given, rng)
+            if result is None:
+                result = given
+            if result is not row:
+                self._write(sample, name, row, result, given)
+        if self._sample_transform is not None:
+            sample.where, sample.source = "transform", None
+            self._transform(sample, self._sample_transform, rng)
+        if sample.loaded:
+            self._pad(sample)
+        if self._derived.measures:
+            self._measure(sample)
+
+    def _read(self, sample: Sample, reading: Reading, rng: Rng | None) -> None:
+        source, fields, sample.where = reading
+        sample.source = source
+        if source.draws and rng is not None:
+            source.rng = rng
+        if source.fields is None:
+            row = sample.row(fields[0].name)
             result = source.read(_own(sample.id), row)
-            for field in fields:
-                if result is None or result is row:
-                    if (filled := row[field.key]) is not sample.rows[field.name]:
-                        self._take(sample, reading, field, filled)
-                else:
-                    self._take(sample, reading, field, _part(result, field.key, source))
+            if result is not None and result is not row:
+                self._take(sample, reading, fields[0], row, result)
+            return
+        rows = {field.name: sample.row(field.name) for field in fields}
+        by_key = RowsByKey(source, [(field.key, rows[field.name]) for field in fields])
+        result = source.read(_own(sample.id), by_key)
+        for field in fields:
+            row = rows[field.name]
+            if result is not None and result is not by_key:
+                self._take(sample, reading, field, row, _part(result, field.key, source))
+            elif (filled := by_key[field.key]) is not row:
+                self._take(sample, reading, field, row, filled)
 
     @staticmethod
-    def _take(sample: Sample, reading: Reading, field: FieldSpec, value: Any) -> None:
+    def _take(sample: Sample, reading: Reading, field: FieldSpec, row: np.ndarray, value: Any) -> None:
         """Write a sample that was read into its row; or keep it, if it has another shape."""
         import numpy as np
 
-        row = sample.rows[field.name]
         if len(reading.fields) > 1:
             sample.where = f"source of field {field.name!r}"
         if field.varies and (shape := np.shape(value)) != row.shape and (*shape, 1) != row.shape:
+            sample.varied[field.name] = shape
             sample.loaded[field.name] = sample_for(row, value, own=reading.source.is_ours, dtype_remedy=OF_ANOTHER_DTYPE)
         else:
             shape_remedy = SINGLE if isinstance(value, Mapping | tuple) else OF_ANOTHER_SHAPE
@@ -169,26 +209,12 @@ class SampleAssembler:
             if of.name in sample.loaded:
                 sample.loaded[field.name] = sample.loaded[of.name].copy()
             else:
-                sample.rows[field.name][...] = sample.rows[of.name]
+                sample.row(field.name)[...] = sample.row(of.name)
 
-    def _transform(self, sample: Sample, rng: Rng | None) -> None:
-        for name, function in self._transforms.items():
-            sample.where, sample.source = f"transform of field {name!r}", None
-            row = sample.rows[name]
-            given = sample.loaded.pop(name, row)
-            result = function(given, rng)
-            if result is None:
-                result = given
-            if result is not row:
-                self._write(sample, name, result, given)
-        if self._sample_transform is not None:
-            sample.where, sample.source = "transform", None
-            self._transform_all(sample, self._sample_transform, rng)
-
-    def _transform_all(self, sample: Sample, function: Callable[..., Any], rng: Rng | None) -> None:
+    def _transform(self, sample: Sample, function: Callable[..., Any], rng: Rng | None) -> None:
         import numpy as np
 
-        rows = {name: row for name, row in sample.rows.items() if self._fields[name].measure is None}
+        rows = {name: sample.row(name) for name, field in self._fields.items() if field.measure is None}
         given = {**rows, **sample.loaded}
         result = function(changed := dict(given), rng)
         if result is None:
@@ -208,42 +234,42 @@ class SampleAssembler:
         sample.loaded.clear()
         for name, value in to_write.items():
             try:
-                self._write(sample, name, value, given[name])
+                self._write(sample, name, rows[name], value, given[name])
             except FormatError as error:
                 raise FormatError(f"field {name!r}: {error}" if sample.source is None else str(error)) from None
 
-    def _write(self, sample: Sample, name: str, value: Any, given: np.ndarray) -> None:
+    def _write(self, sample: Sample, name: str, row: np.ndarray, value: Any, given: np.ndarray) -> None:
         """Write what a transform made of what it was ``given``."""
         import numpy as np
 
-        row, pad_value = sample.rows[name], self._fields[name].pad_value
-        remedy = NO_ROW
-        if given is not row and np.shape(value) == given.shape and name in self._sources:
-            # It made nothing of it: what is wrong is the sample.
+        pad_value = self._fields[name].pad_value
+        try:
+            sample.written[name] = write_row(row, value, pad_value=pad_value, dtype_remedy=OF_ANOTHER_DTYPE)
+        except ShapeError as error:
+            if given is row or np.shape(value) != given.shape:
+                raise ShapeError(f"{error}{NO_ROW}") from None
+            # It left the shape as it was: what is wrong is the sample.
             sample.where, sample.source = f"source of field {name!r}", self._sources[name]
-            remedy = TOO_LARGE if pad_value is not None else ", of which the transform has made no row of another shape"
-        sample.written[name] = write_row(
-            row,
-            value,
-            pad_value=pad_value,
-            shape_remedy=remedy,
-            dtype_remedy=OF_ANOTHER_DTYPE,
-        )
+            raise ShapeError(f"{error}, of which the transform has made no row of another shape") from None
 
     def _pad(self, sample: Sample) -> None:
-        """Write what was read and not changed, and measure it."""
+        """Write what was read and not changed."""
         for name, value in sample.loaded.items():
             sample.where, sample.source = f"source of field {name!r}", self._sources[name]
-            field = self._fields[name]
-            remedy = OF_ANOTHER_SHAPE if field.pad_value is None else TOO_LARGE
-            sample.written[name] = write_row(sample.rows[name], value, pad_value=field.pad_value, shape_remedy=remedy)
+            pad_value = self._fields[name].pad_value
+            remedy = OF_ANOTHER_SHAPE if pad_value is None else TOO_LARGE
+            sample.written[name] = write_row(sample.row(name), value, pad_value=pad_value, shape_remedy=remedy)
+        sample.loaded.clear()
+
+    def _measure(self, sample: Sample) -> None:
         for field, of in self._derived.measures:
-            row, shape = sample.rows[field.name], sample.written.get(of.name, of.shape)
+            row, shape = sample.row(field.name), sample.written.get(of.name, of.shape)
             if field.measure == "length":
                 row[...] = shape[0]
             else:
                 row[...] = 0
                 row[tuple(map(slice, shape[: row.ndim]))] = 1
+        sample.written.clear()
 
 
 class RowsByKey(dict[Any, Any]):
@@ -251,12 +277,14 @@ class RowsByKey(dict[Any, Any]):
 
     Args:
         source: which fills them.
-        rows: those that were asked for.
+        rows: those that were asked for, each with its key; of a key that is there twice, the first counts.
         count: ``(n,)`` for n rows of each; ``()`` for one.
     """
 
-    def __init__(self, source: Source, rows: dict[Any, np.ndarray], count: tuple[int, ...] = ()) -> None:
-        super().__init__(rows)
+    def __init__(self, source: Source, rows: Iterable[tuple[Any, np.ndarray]], count: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        for key, row in rows:
+            self.setdefault(key, row)
         self._source = source
         self._count = count
 
