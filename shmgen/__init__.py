@@ -14,16 +14,17 @@ The way of the data, and the module that holds each step::
     _worker.main             a lean process, whose status page (_memory.status_page) shows which tickets it has
       │  _worker.readers     threads that take tickets: as many as reads are to be in flight
       │  _worker.assembler   what they do with one: a source for each field, then the user's transform
-      │  _sources            what rows are filled from: npy, npy_rows, hdf5, function, values; packed_ids: all ids;
-      │                      sample_spec: what shape and dtype fits; rng: random numbers; remote: files behind a URL, by one of
-      │                      http_store, s3_store, fsspec_store; cache: what is kept of them on a local disk
+      │  _sources            what rows are filled from: npy, npy_rows, hdf5, images (by image_decoder), function, values;
+      │                      packed_ids: all ids; sample_spec: what shape and dtype fits; rng: random numbers; remote: files
+      │                      behind a URL, by one of http_store, s3_store, fsspec_store; cache: what is kept of them on a disk
       ▼
     _memory.ring             slots of shared memory (_memory.segments), cut into arrays by _memory.layout
       │                      a slot is free again when the last view of it is gone; where all are held, the ring grows
       ▼
     _engine.prefetcher       waits, and hands out leases
       │  _plan.autoscaler    how many workers and reads there should be
-      │  _plan.stats         what has been done, and who waits for whom; _engine.state: what is done at this moment
+      │  _plan.stats         what has been done (counted by _engine.meter); _plan.verdict: who waits for whom
+      │  _engine.state       what is done at this moment
       ▼
     loader                   Loader: an epoch's iteration, its batches nested as _sources.batch_spec says
       ▼
@@ -37,7 +38,8 @@ options has the arguments: each is typed, documented and checked once. _tools is
 ``tune`` says how many workers to use.
 
 Examples in docstrings find the files ``data/id-0.npy`` to ``data/id-15.npy`` of shape (4, 3), the same rows in ``all.npy`` and in
-the dataset ``images`` of ``all.h5``, the list ``ids`` of the files' names, and ``labels``, a dict from each id to 0, 1, 2 or 3.
+the dataset ``images`` of ``all.h5``, pictures ``photos/id-0.png`` and so on, eight more in each of ``pets/cats`` and
+``pets/dogs``, the list ``ids`` of the files' names, and ``labels``, a dict from each id to 0, 1, 2 or 3.
 """
 
 from __future__ import annotations
@@ -45,18 +47,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shmgen import keras as keras
     from shmgen._engine.state import LoaderState, SlotState, WorkerState
     from shmgen._plan.damage import Damaged
     from shmgen._plan.stats import Stats
     from shmgen._sources.base import Source
     from shmgen._sources.function import Function
     from shmgen._sources.hdf5 import Hdf5
+    from shmgen._sources.image_folder import ImageFolder, image_folder
+    from shmgen._sources.images import Images
     from shmgen._sources.npy import Npy
     from shmgen._sources.npy_rows import NpyRows
     from shmgen._sources.npz import Npz
     from shmgen._sources.source_field import SourceField
     from shmgen._sources.values import Values
-    from shmgen._tools.tune import Measurement, Tuning, tune
+    from shmgen._tools.recommend import Measurement
+    from shmgen._tools.tune import Tuning, tune
     from shmgen.errors import (
         ClosedError,
         FunctionError,
@@ -78,6 +84,8 @@ __all__ = [
     "Function",
     "FunctionError",
     "Hdf5",
+    "ImageFolder",
+    "Images",
     "InputError",
     "Loader",
     "LoaderState",
@@ -98,6 +106,7 @@ __all__ = [
     "Values",
     "WorkerDied",
     "WorkerState",
+    "image_folder",
     "tune",
 ]
 
@@ -105,9 +114,11 @@ _HOMES = {
     "Damaged": "_plan.damage",
     "Function": "_sources.function",
     "Hdf5": "_sources.hdf5",
+    "ImageFolder": "_sources.image_folder",
+    "Images": "_sources.images",
     "Loader": "loader",
     "LoaderState": "_engine.state",
-    "Measurement": "_tools.tune",
+    "Measurement": "_tools.recommend",
     "Npy": "_sources.npy",
     "NpyRows": "_sources.npy_rows",
     "Npz": "_sources.npz",
@@ -119,20 +130,37 @@ _HOMES = {
     "Tuning": "_tools.tune",
     "Values": "_sources.values",
     "WorkerState": "_engine.state",
+    "image_folder": "_sources.image_folder",
     "tune": "_tools.tune",
+}
+
+
+_FRONT_ENDS = {
+    # front end -> how to get what it needs
+    "jax": "pip install 'shmgen[jax]'",
+    "keras": "pip install 'shmgen[tensorflow]', or Keras and another backend",
+    "torch": "pip install 'shmgen[torch]'",
 }
 
 
 def __getattr__(name: str) -> object:
     # A worker imports this package too, and Loader's users may have no Keras: a name is imported when it is asked for.
-    if name not in __all__:
+    if name not in __all__ and name not in _FRONT_ENDS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    home = name if name in _FRONT_ENDS else _HOMES.get(name, "errors")
+    try:
+        module = import_module(f"{__name__}.{home}")
+    except ModuleNotFoundError as error:
+        if home not in _FRONT_ENDS or error.name is None or error.name.startswith(__name__):
+            raise
+        what = f"{__name__}.{name} needs {error.name}, which is not installed: {_FRONT_ENDS[home]}"
+        raise ModuleNotFoundError(f"{what}; {__name__}.Loader does without", name=error.name) from None
+    value = module if name == home else getattr(module, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_FRONT_ENDS})

@@ -7,8 +7,10 @@ import os
 import sys
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import cached_property
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from shmgen._checks import Fixed, check_index
@@ -17,6 +19,7 @@ from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.in_process import InProcess
 from shmgen._engine.pool import Pool
 from shmgen._engine.prefetcher import Prefetcher
+from shmgen._engine.ranks import local_ranks
 from shmgen._engine.state import LoaderState
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import Workers
@@ -25,16 +28,20 @@ from shmgen._memory.limits import available, processors
 from shmgen._memory.ring import Ring
 from shmgen._memory.status_page import MAX_READERS
 from shmgen._plan.autoscaler import Autoscaler, Limits, Target
+from shmgen._plan.checkpoint import Identity, decoded, encoded, loaded, saved
 from shmgen._plan.damage import Damage, Damaged
-from shmgen._plan.passes import Pass, Passes
+from shmgen._plan.padding import Padding
+from shmgen._plan.passes import Pass, Passes, Position
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule
 from shmgen._plan.stats import Stats
+from shmgen._sources.base import key_tables
+from shmgen._sources.ids import fingerprint
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._sources.sample_spec import dtype_text
 from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.field_spec import FieldSpec
-from shmgen.errors import ClosedError
+from shmgen.errors import ClosedError, InputError
 from shmgen.options import Options, init_from
 
 if TYPE_CHECKING:
@@ -96,6 +103,7 @@ class Loader:
         n_classes: as given.
         classes: names of the classes, in the order of their numbers, or None. If several targets have classes, a dict by field.
         shuffle: as given.
+        shard: (rank, world), as given or as found; (0, 1) for a process that gets all.
 
     Raises:
         InputError: an argument can't be used, or a function can't be sent to a worker.
@@ -142,12 +150,21 @@ class Loader:
         """Put the parts together, and start to read ahead."""
         if not sys.platform.startswith("linux"):
             raise OSError(f"shmgen runs on Linux only so far, found {sys.platform}")
-        self._ids, self._spec, self._front_end = options.ids, options.spec, front_end
+        self._ids, self._spec = options.ids, options.spec
         self._labels, self._n_classes = options.labels, options.n_classes
         self._has_channels = options.dim is not None or options.n_channels is not None
         workers = _workers_at_first() if options.workers == "auto" else options.workers
-        self._sampler = Sampler(len(self._ids), options.batch_size, shuffle=options.shuffle, seed=options.seed, tail=options.tail)
-        self._layout = Layout(self._spec.bind(options.transformed), min(options.batch_size, len(self._ids)))
+        self._sampler = Sampler(
+            len(self._ids),
+            options.batch_size,
+            shuffle=options.shuffle,
+            seed=options.seed,
+            tail=options.tail,
+            shard=options.part,
+        )
+        self._tail = options.tail
+        self._layout = Layout(self._spec.bind(options.transformed), self._sampler.size(BatchId(0, 0)))
+        tables = key_tables(self._ids, self._spec.sources.values())
         assembler = _assembler(options, self._layout)
         self._passes = Passes(self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch)
         self._damage = Damage(len(self._ids), replaces=options.on_error == "replace", max_fraction=options.max_damaged)
@@ -157,16 +174,24 @@ class Loader:
             reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else options.reads
             self._workers: Workers
             if workers:
-                ids = PackedIds.pack(self._ids)
-                undo.callback(ids.close)
-                self._workers = Pool(workers, reads, self._ring, ids, assembler)
+                packed = [undo.enter_context(closing(PackedIds.pack(table))) for table in tables]
+                self._workers = Pool(workers, reads, self._ring, packed, assembler)
             else:
-                self._workers = InProcess(self._ring, self._ids, assembler)
+                self._workers = InProcess(self._ring, tables, assembler)
             undo.callback(self._workers.stop)
             in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
             count = max(1, workers)
             self._schedule = Schedule(self._ring.slots, workers * reads, self._sampler.size, in_flight=in_flight)
-            builder = BatchBuilder(self._ids, self._sampler, self._spec, self._ring, self._passes, assembler, self._damage)
+            builder = BatchBuilder(
+                self._ids,
+                self._sampler,
+                self._spec,
+                self._ring,
+                self._passes,
+                assembler,
+                self._damage,
+                self._padding() if options.tail == "pad" else None,
+            )
             # What runs in the main process can't be given up.
             patience = options.timeout if options.timeout is not None and workers else math.inf
             self._prefetcher = Prefetcher(
@@ -177,13 +202,23 @@ class Loader:
                 builder,
                 # Without workers nothing is read ahead.
                 upcoming=self._passes.upcoming if workers else _nothing,
-                autoscaler=_autoscaler(options, assembler, workers, reads),
+                autoscaler=_autoscaler(options, assembler, self._layout, workers, reads),
                 front_end=front_end,
             )
             self._prefetcher.read_ahead()
             # Nothing that the prefetcher holds leads back to the loader.
             self._stop = weakref.finalize(self, self._prefetcher.close, ClosedError("nobody held it any more"))
             undo.pop_all()
+
+    def _padding(self) -> Padding:
+        """What rows weigh, where the last batch is filled up."""
+        for position in self._spec.weights:
+            field = self._layout.fields[position]
+            if field.dtype.kind != "f":
+                raise InputError(
+                    f"field {field.name!r}: with tail='pad', weights are multiplied: expected floats, found dtype {field.dtype}"
+                )
+        return Padding(len(self._ids), self._sampler.batches * self._sampler.batch_size)
 
     _warned_of_misses = False
 
@@ -195,6 +230,7 @@ class Loader:
     n_classes = Fixed["int | None"](lambda loader: loader._n_classes)
     classes = Fixed["tuple[Any, ...] | dict[str, tuple[Any, ...]] | None"](lambda loader: loader._spec.classes)
     shuffle = Fixed[bool](lambda loader: loader._sampler.shuffle)
+    shard = Fixed[tuple[int, int]](lambda loader: loader._sampler.shard)
 
     def _row(self) -> tuple[tuple[int, ...] | None, int | None]:
         """`dim` and `n_channels` of the only input."""
@@ -208,7 +244,7 @@ class Loader:
         return self._sampler.batches
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """The batches of the next epoch. The epoch begins with the first request."""
+        """The batches of the next epoch, or those that are left of a resumed one. It begins with the first request."""
         return _Epoch(self)
 
     def __enter__(self) -> Self:
@@ -254,6 +290,70 @@ class Loader:
         self._prefetcher.close(ClosedError("it was closed: make another"))
         self._stop.detach()
 
+    def state_dict(self) -> dict[str, int | str | bool]:
+        """Where another run would go on: behind the last batch that ``next`` returned.
+
+        Flat, of what JSON knows: ``version``, ``order``, ``seed``, ``epoch``, ``consumed`` (samples of the epoch, of all ranks
+        together), ``samples``, ``ids`` (a hash), ``batch_size`` (of all ranks), ``shuffle``, ``tail``. Each rank has the same.
+
+        Examples:
+            >>> loader = Loader(ids, labels, batch_size=4)
+            >>> epoch = iter(loader)
+            >>> batch = next(epoch)
+            >>> state = loader.state_dict()
+            >>> state["epoch"], state["consumed"]
+            (0, 4)
+            >>> other = Loader(ids, labels, batch_size=2)
+            >>> other.load_state_dict(state)
+            >>> len(list(other))
+            6
+        """
+        with self._prefetcher.entered():
+            return saved(self._identity, self._passes.position)
+
+    def state_at(self, epoch: int, batch: int) -> dict[str, int | str | bool]:
+        """`state_dict` of a loader that has returned ``batch`` batches of ``epoch``."""
+        return saved(self._identity, Position(epoch, batch))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another run was: the next iteration has the batches that were left.
+
+        Args:
+            state: from `state_dict` of a loader with the same ids, seed, shuffle and tail. The numbers of workers and of ranks
+                may be others, and the batch size, if it divides ``state["consumed"]``.
+
+        Raises:
+            InputError: it does not fit; the loader is as before.
+        """
+        position = loaded(self._identity, state)
+        with self._prefetcher.entered():
+            self._passes.go_to(position)
+            self._prefetcher.read_ahead()
+
+    def get_state(self) -> bytes:
+        """`state_dict` as JSON, for Grain's checkpoint handlers."""
+        return encoded(self.state_dict())
+
+    def set_state(self, state: bytes) -> None:
+        """`load_state_dict` of what `get_state` returned."""
+        self.load_state_dict(decoded(state))
+
+    def start_prefetch(self) -> None:
+        """Does nothing: batches are read ahead from the beginning. Grain's checkpoint handlers call it."""
+
+    @cached_property
+    def _identity(self) -> Identity:
+        sampler = self._sampler
+        return Identity(
+            samples=sampler.samples,
+            ids=fingerprint(self._ids),
+            seed=sampler.seed,
+            shuffle=sampler.shuffle,
+            tail=self._tail,
+            batch_size=sampler.batch_size,
+            batches=sampler.batches,
+        )
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(NO_COPY.format(type(self).__name__))
 
@@ -280,7 +380,7 @@ class Loader:
                 `on_epoch_end`.
 
         Raises:
-            IndexError: there is no batch of this index.
+            IndexError: there is no batch of this index, or it is not among those that are left of a resumed epoch.
             TypeError: it is no int.
         """
         number = check_index(index, len(self))
@@ -295,10 +395,22 @@ class Loader:
                 "shuffle=False to fit() as well, or shuffle=True to the Sequence",
                 stacklevel=3,
             )
-        return self._fetch(batch)
+        return self._fetch(batch, of)
 
-    def _fetch(self, batch: BatchId) -> tuple[Any, ...]:
-        return self._spec.unflatten(self._front_end.hand_over(self._prefetcher.fetch(batch)))
+    def _fetch(self, batch: BatchId, of: Pass | None) -> tuple[Any, ...]:
+        if of is None:
+            return self._handed_over(batch)
+        of.awaits(batch)
+        try:
+            fetched = self._handed_over(batch)
+        except BaseException:
+            of.failed(batch)
+            raise
+        of.got(batch)
+        return fetched
+
+    def _handed_over(self, batch: BatchId) -> tuple[Any, ...]:
+        return self._spec.unflatten(self._prefetcher.fetch(batch))
 
 
 class _Epoch(Iterator[tuple[Any, ...]]):
@@ -307,15 +419,22 @@ class _Epoch(Iterator[tuple[Any, ...]]):
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
         self._pass: Pass | None = None
-        self._indexes = iter(range(len(loader)))
+        self._indexes: Iterator[int] | None = None
 
     def __next__(self) -> tuple[Any, ...]:
         loader = self._loader
         with loader._prefetcher.entered():
-            index = next(self._indexes)
-            self._pass = self._pass or loader._passes.open()
-            batch = loader._passes.deal(index, self._pass)
-        return loader._fetch(batch)
+            if self._indexes is None:
+                self._pass = loader._passes.open()
+                self._indexes = iter(range(len(loader) - self._pass.first))
+            batch = loader._passes.deal(next(self._indexes), self._pass)
+        return loader._fetch(batch, self._pass)
+
+    def __len__(self) -> int:
+        """Batches that are still to come: less than an epoch's, if that was resumed. Progress bars ask for it."""
+        loader = self._loader
+        with loader._prefetcher.entered():
+            return len(loader) - loader._passes.next.batch if self._indexes is None else length_hint(self._indexes)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(NO_COPY.format("Loader's iterator"))
@@ -332,17 +451,19 @@ def _assembler(options: Options, layout: Layout) -> BatchAssembler:
     )
 
 
-def _autoscaler(options: Options, assembler: BatchAssembler, workers: int, reads: int) -> Autoscaler | None:
+def _autoscaler(options: Options, assembler: BatchAssembler, layout: Layout, workers: int, reads: int) -> Autoscaler | None:
     """What decides on the numbers of workers and reads; None if both are fixed."""
     scales_workers = options.workers == "auto"
     scales_reads = bool(workers) and options.reads == "auto" and assembler.concurrent
     if not scales_workers and not scales_reads:
         return None
 
+    ranks = local_ranks()
+
     def limits(workers: int, blocked: float) -> Limits:
         # Where reads can be had, they are cheaper than workers.
         for_each = 1 if assembler.concurrent else min(WAITING_WORKERS, 1 / max(1e-6, 1 - blocked))
-        most = min(MAX_WORKERS, int(for_each * max(1.0, processors())), workers + available() // WORKER_BYTES)
+        most = min(MAX_WORKERS, int(for_each * max(1.0, processors(ranks))), workers + available() // WORKER_BYTES)
         return Limits(most, max(1, min(MAX_READERS, MAX_READS // workers)))
 
     return Autoscaler(
@@ -350,7 +471,7 @@ def _autoscaler(options: Options, assembler: BatchAssembler, workers: int, reads
         scales_workers=scales_workers,
         scales_reads=scales_reads,
         limits=limits,
-        batch_rows=options.batch_size,
+        batch_rows=layout.batch_size,
     )
 
 
@@ -365,6 +486,7 @@ def _nothing() -> Iterator[BatchId]:
 
 
 def _workers_at_first() -> int:
-    """One for each processor that other processes leave idle."""
-    others = os.getloadavg()[0]
-    return max(1, min(MAX_AT_FIRST, round(processors() - others)))
+    """One for each processor that other processes leave idle; of several ranks on this machine, each takes its share of them."""
+    ranks = local_ranks()
+    others = os.getloadavg()[0] / ranks
+    return max(1, min(MAX_AT_FIRST, round(processors(ranks) - others)))

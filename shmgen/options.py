@@ -12,13 +12,15 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 
 from shmgen._checks import check_float, check_int
+from shmgen._engine.ranks import find_shard
 from shmgen._memory.status_page import MAX_READERS
-from shmgen._plan.sampler import Tail
+from shmgen._plan.sampler import ALONE, Shard, Tail
 from shmgen._sources.base import Source
 from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
 from shmgen._sources.ids import kept
 from shmgen._sources.npy import Npy
+from shmgen._sources.ones import Ones
 from shmgen._sources.sample_spec import check_dtype, check_shape
 from shmgen._sources.source_field import SourceField
 from shmgen.errors import InputError
@@ -51,7 +53,7 @@ class DataOptions:
         labels: an int for each id, or the name of one of ``classes``, or a row: a mapping from id to them, or a list, an array or
             a pandas column, as `Values` takes them. Or `Values`, or a function of the id, or whatever else ``targets`` may be.
             None for no labels.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch; of all ranks together, if there are several.
         dim: shape of a sample without its channels. By default that of the first sample.
         n_channels: size of the last axis. By default that of the first sample. If it is 1, samples of shape ``dim`` are accepted
             too. If neither ``dim`` nor ``n_channels`` is given, a row has the sample's own shape.
@@ -80,7 +82,12 @@ class DataOptions:
             memory is short there are fewer, which is logged.
         seed: of orders and random numbers, an int from 0.
         epoch: the first epoch, an int from 0.
-        tail: what becomes of the last batch if the samples don't fill it. ``"drop"``: it is left out. ``"keep"``: it is shorter.
+        tail: what becomes of the last batch if the samples don't fill it. ``"drop"``: it is left out. ``"keep"``: it is shorter,
+            which several ranks can't have. ``"wrap"``: the epoch's first samples fill it up. ``"pad"``: likewise, and there are
+            weights, those given or else ones: the filled up rows weigh 0, and all others the more for it, so that losses and
+            weighted metrics are those of the samples.
+        shard: (rank, world): this process is one of several that train together, and gets its part of each batch, ``batch_size /
+            world`` rows. ``"auto"``: as the framework, or the launcher, that runs says. None: this process gets all.
         on_error: what to do about a sample that can't be read. ``"raise"``: its batch is an error. ``"replace"``: another sample
             of the epoch replaces it, with all its fields: the same one in every run. That is logged, counted, and in ``damaged``.
         max_damaged: the fraction of the samples that may be unreadable with ``on_error="replace"``. With more, the run ends.
@@ -109,12 +116,16 @@ class DataOptions:
     seed: int = 0
     epoch: int = 0
     tail: Tail = "drop"
+    shard: tuple[int, int] | Literal["auto"] | None = None
     on_error: Literal["raise", "replace"] = "raise"
     max_damaged: float = 0.01
     timeout: float | None = 300.0
 
     ids: Sequence[Any] = field(init=False)
     """``list_IDs``, out of reach of later changes."""
+
+    part: Shard = field(init=False)
+    """Which part of each batch this process gets."""
 
     spec: BatchSpec = field(init=False)
     """The fields of a batch. Their sources are copies, for one loader to bind."""
@@ -142,14 +153,22 @@ class DataOptions:
         )
         if self.tail not in get_args(Tail):
             raise InputError(f"tail: expected {' or '.join(map(repr, get_args(Tail)))}, found {self.tail!r}")
+        self._check_shard()
         if self.on_error not in ("raise", "replace"):
             raise InputError(f"on_error: expected 'raise' or 'replace', found {self.on_error!r}")
         ids = kept(self.list_IDs)
         fewest = self.batch_size if self.tail == "drop" else 1
         if len(ids) < fewest:
-            raise InputError(f"expected at least {fewest} ids, found {len(ids)}; give more, a smaller batch_size, or tail='keep'")
+            other = "keep" if self.part.world == 1 else "wrap"
+            raise InputError(
+                f"expected at least {fewest} ids, found {len(ids)}; give more, a smaller batch_size, or tail={other!r}"
+            )
         self._keep(list_IDs=ids, ids=ids)
-        self._keep(spec=BatchSpec(self._inputs(), self._targets(), self.weights, ids, is_sample=self.source is not None))
+        rest = Ones() if self.tail == "pad" else None
+        spec = BatchSpec(
+            self._inputs(), self._targets(), self.weights, ids, is_sample=self.source is not None, default_weights=rest
+        )
+        self._keep(spec=spec)
         transforms, sample_transform = self._split_transform()
         self._keep(transforms=transforms, sample_transform=sample_transform)
 
@@ -161,6 +180,21 @@ class DataOptions:
     def _keep(self, **checked: Any) -> None:
         """Put what was checked in the place of what was given: frozen is for everybody else."""
         vars(self).update(checked)
+
+    def _check_shard(self) -> None:
+        self._keep(part=ALONE if self.shard is None else Shard(*find_shard()) if self.shard == "auto" else _pair(self.shard))
+        rank, world = self.part
+        if not 0 <= rank < world:
+            raise InputError(f"shard: expected a rank from 0 to {world - 1}, found {rank} of {world}")
+        if self.batch_size % world:
+            raise InputError(
+                f"batch_size: expected a multiple of the {world} ranks, since it counts samples of all together, "
+                f"found {self.batch_size}"
+            )
+        if self.tail == "keep" and world > 1:
+            raise InputError(
+                f"tail='keep': the last batch would have other rows on each of the {world} ranks; give 'drop', 'wrap' or 'pad'"
+            )
 
     def _inputs(self) -> Any:
         """``inputs``, or the only input, which the blog's terms describe."""
@@ -207,6 +241,12 @@ class DataOptions:
         if unknown := self.transform.keys() - set(names):
             raise InputError(f"transform: expected fields {', '.join(map(repr, names))}, found {sorted(unknown)}")
         return dict(self.transform), None
+
+
+def _pair(shard: object) -> Shard:
+    if not isinstance(shard, tuple | list) or len(shard) != 2:
+        raise InputError(f"shard: expected (rank, world), 'auto' or None, found {shard!r}")
+    return Shard(check_int(shard[0], "rank of shard", 0), check_int(shard[1], "world of shard", 1))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 import shmgen
 import shmgen.keras
@@ -29,8 +30,13 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     for id, row in zip(ids, rows, strict=True):
         np.save(tmp_path / "data" / f"{id}.npy", row)
     np.save(tmp_path / "all.npy", rows)
+    (tmp_path / "all.ids").write_text("".join(f"{id}\n" for id in ids))
     with h5py.File(tmp_path / "all.h5", "w") as file:
         file["images"] = rows
+    pictures = [f"photos/{id}" for id in ids] + [f"pets/{kind}/{number}" for kind in ("cats", "dogs") for number in range(8)]
+    for picture in pictures:
+        (tmp_path / picture).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48)).save(tmp_path / f"{picture}.png")
     monkeypatch.chdir(tmp_path)
     labels = {id: number % 4 for number, id in enumerate(ids)}
     return {**PUBLIC, "np": np, "ids": ids, "labels": labels, "__name__": "__main__"}

@@ -333,7 +333,7 @@ def test_files_that_lie_elsewhere_in_the_folder(tmp_path: Path) -> None:
     write(tmp_path, ["train/a", "train/b"])
     assert "; train/a.npy is there: ids name sub-folders, too, as train/a does" in refused(["a", "b"], data_dir=tmp_path)
     (tmp_path / "x.png").touch()
-    assert "; x.png is there: for files of another format pass source=" in refused(["x", "y"], data_dir=tmp_path)
+    assert "; x.png is there: of images the source is Images(folder" in refused(["x", "y"], data_dir=tmp_path)
     assert f"; {tmp_path} has no .npy files, but 'train', 'x.png'" in refused(["c", "d"], data_dir=tmp_path)
     assert "; such an id is a missing value: leave it out" in refused([float("nan"), "d"], data_dir=tmp_path)
     write(tmp_path, "pqrs")

@@ -17,7 +17,7 @@ from noting import Noting
 from ways import assert_grown
 
 import shmgen._engine.prefetcher
-from shmgen import Loader, Sequence
+from shmgen import InputError, Loader, Sequence
 from shmgen._memory.ring import Ring
 
 N = 53
@@ -370,3 +370,57 @@ def test_signature_and_repr(data: Any) -> None:
     assert "closed" in repr(sequence)
     assert sequence.workers == 1
     assert not sequence.use_multiprocessing
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_fit_goes_on_amid_an_epoch(data: Any, shuffle: bool) -> None:
+    """As `state_dict` said after a batch that was trained on: what is left of that epoch, then the next ones whole."""
+    states: list[dict[str, Any]] = []
+    whole = recorder()
+    with Sequence(data.ids, data.labels, 5, data_dir=data.path, shuffle=shuffle, seed=3) as training:
+        save = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: states.append(training.state_dict(batch + 1))
+        )
+        whole.fit(training, epochs=2, verbose=0, shuffle=shuffle, callbacks=[save])
+    batches = len(whole.seen) // 2
+    assert [(state["epoch"], state["consumed"]) for state in states[:2]] == [(0, 5), (0, 10)]
+    assert (states[batches - 1]["epoch"], states[batches - 1]["consumed"]) == (1, 0)
+    for done in (3, batches, batches + 4):
+        rest = recorder()
+        with Sequence(data.ids, data.labels, 5, data_dir=data.path, shuffle=shuffle, seed=3) as training:
+            training.load_state_dict(states[done - 1])
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Your input ran out of data")
+                rest.fit(training, epochs=1, verbose=0, shuffle=shuffle)
+            rest.fit(training, epochs=1, verbose=0, shuffle=shuffle)
+        assert rest.seen[: 2 * batches - done] == whole.seen[done:]
+
+
+def test_an_iteration_of_keras_is_over_for_the_state(data: Any) -> None:
+    """However much of it TensorFlow had asked for ahead; of a ``for`` loop counts what ``next`` returned."""
+    with Sequence(data.ids, data.labels, 5, data_dir=data.path) as training:
+        with pytest.raises(InputError, match="trained: expected None before the first iteration of Keras's, found 1"):
+            training.state_dict(1)
+        recorder().fit(training, steps_per_epoch=2, verbose=0)
+        assert (training.state_dict()["epoch"], training.state_dict()["consumed"]) == (1, 0)
+        assert (training.state_dict(2)["epoch"], training.state_dict(2)["consumed"]) == (0, 10)
+        for _ in training:
+            break
+        assert (training.state_dict()["epoch"], training.state_dict()["consumed"]) == (1, 5)
+
+
+def test_a_shorter_epoch_of_a_subclass_ends_where_it_does(data: Any) -> None:
+    """The state behind its last batch is the start of the next epoch, though the loader has more of it."""
+
+    class Shorter(Sequence):
+        def __len__(self) -> int:
+            return 4
+
+    with Shorter(data.ids, data.labels, 5, data_dir=data.path, workers=1) as training:
+        for number, _ in enumerate(training, 1):
+            state = training.state_dict()
+            assert (state["epoch"], state["consumed"]) == ((0, 5 * number) if number < 4 else (1, 0))
+        training.load_state_dict({**state, "epoch": 2, "consumed": 10})
+        assert [len(list(training)), len(list(training))] == [2, 4]
+        training.load_state_dict({**state, "epoch": 2, "consumed": 20})
+        assert training.state_dict()["epoch"] == 3

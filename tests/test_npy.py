@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from shmgen import Loader, Npy, SampleError
-from shmgen._sources import folder
+from shmgen._sources import npy_format
 from shmgen._sources.npy_format import file_version
 
 WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
@@ -279,6 +279,6 @@ def test_versions_are_asked_for_at_once_where_that_takes_long(tmp_path: Path, mo
             two.wait(60)
         return file_version(name, folder)
 
-    monkeypatch.setattr(folder, "file_version", slow)
-    monkeypatch.setattr(folder, "SLOW_ANSWER", 0.0)
+    monkeypatch.setattr(npy_format, "file_version", slow)
+    monkeypatch.setattr(npy_format, "SLOW_ANSWER", 0.0)
     assert source.version(ids) == at_once

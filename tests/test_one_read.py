@@ -202,7 +202,7 @@ def test_a_first_archive_that_never_answers_is_an_error(tmp_path: Path) -> None:
 def test_what_there_is_in_place_of_a_missing_archive(tmp_path: Path) -> None:
     """A folder of one format read as the other: the error says which source reads it."""
     ids = archives(tmp_path)
-    with pytest.raises(SampleError, match=r"id-0.npz is there: pass source=Npz\(folder\)"):
+    with pytest.raises(SampleError, match=r"id-0.npz is there: of .npz files the source is Npz\(folder\)"):
         Loader(ids, batch_size=8, data_dir=tmp_path)
     with pytest.raises(SampleError, match=r"'id-0.npz', .* and others"):
         Loader(["other"], inputs=Npz(tmp_path), batch_size=1)

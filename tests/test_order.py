@@ -70,7 +70,7 @@ def test_an_order_is_the_same_for_ever(samples: int) -> None:
 def test_hashes_are_those_of_splitmix64() -> None:
     """Its published sequence from 0, and no other numbers for what is hashed in another way."""
     published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
-    assert order._hashes(np.arange(4, dtype=np.uint64), 0).tolist() == published
+    assert order.hashes(np.arange(4, dtype=np.uint64), 0).tolist() == published
     hashed = [(), (0,), (0, 0), (1,), (0, 1), (1, 0), (1 << 64,), (1 << 64, 0), (0, 1 << 64), (1, 1), (2,), (1 << 128,)]
     assert len({hash_of(*numbers) for numbers in hashed}) == len(hashed)
 

@@ -1,8 +1,9 @@
-"""What the README shows, runs."""
+"""What the README and the recipes show, runs."""
 
 from __future__ import annotations
 
 import re
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,20 @@ from PIL import Image
 import shmgen
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def blocks(name: str) -> list[str]:
+    """The blocks of Python in a page, but those that only import names, which all others may use."""
+    found = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    return [block for block in found if not all(line.startswith(("import", "from")) for line in block.splitlines())]
+
+
+README, RECIPES = blocks("README.md"), blocks("examples/README.md")
 
 
 @pytest.fixture
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The files and names that the README takes for granted."""
+    """The files and names that the pages take for granted."""
     ids = [f"id-{number}" for number in range(128)]
     shapes = {"data": (32, 32, 32), "scans": (4, 4, 4), "masks": (4, 4, 4)}
     for folder in (*shapes, "photos"):
@@ -28,40 +37,73 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
         for folder, shape in shapes.items():
             np.save(tmp_path / folder / f"{id}.npy", np.full(shape, number, np.float32))
         Image.fromarray(np.full((224, 224, 3), number, np.uint8)).save(tmp_path / "photos" / f"{id}.png")
+    for number in range(64):
+        (tmp_path / "pets" / ("cats", "dogs")[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(tmp_path / "pets" / ("cats", "dogs")[number % 2] / f"{number}.png")
+    (tmp_path / "data" / "damaged.npy").write_bytes(b"no array")
     np.save(tmp_path / "all.npy", np.zeros((1_000_000, 2), np.uint8))
+    lines = [f"{tmp_path}/data/{id},{'cat' if number % 3 else 'dog'}" for number, id in enumerate(ids)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label", *lines]))
+    database = sqlite3.connect(tmp_path / "rows.db")
+    with database:
+        database.execute("CREATE TABLE rows (id TEXT, a REAL, b REAL, c REAL)")
+        database.executemany("INSERT INTO rows VALUES (?, 1, 2, 3)", [[id] for id in ids])
+    database.close()
     monkeypatch.chdir(tmp_path)
-    model = keras.Sequential([keras.Input((32, 32, 32, 1)), keras.layers.GlobalAveragePooling3D(), keras.layers.Dense(6)])
-    model.compile(loss="categorical_crossentropy")
-    made: list[shmgen.Sequence] = []
+    made: list[Any] = []
 
-    def make(*args: Any, **kwargs: Any) -> shmgen.Sequence:
-        made.append(shmgen.Sequence(*args, **kwargs))
-        assert len(made[-1]) > 0
-        made[-1][0]
-        return made[-1]
+    def maker(kind: type) -> Any:
+        def make(*args: Any, **kwargs: Any) -> Any:
+            made.append(kind(*args, **kwargs))
+            assert len(made[-1]) > 0
+            return made[-1]
 
+        return make
+
+    labels: dict[Any, int] = {
+        **{id: number % 6 for number, id in enumerate(ids)},
+        **dict.fromkeys(range(1_000_000), 0),
+        "damaged": 0,
+    }
     return {
         **{name: getattr(shmgen, name) for name in shmgen.__all__},
-        "Sequence": make, "Image": Image, "np": np, "ids": ids, "model": model,
-        "partition": {"train": ids, "validation": ids[:64]},
-        "labels": {**{id: number % 6 for number, id in enumerate(ids)}, **dict.fromkeys(range(1_000_000), 0)},
+        "Sequence": maker(shmgen.Sequence), "Loader": maker(shmgen.Loader), "Image": Image, "np": np, "ids": ids,
+        "partition": {"train": ids, "validation": ids[:64]}, "labels": labels, "damaged_ids": [*ids, "damaged"],
         "ages": dict.fromkeys(ids, 42), "weights": dict.fromkeys(ids, 0.5), "made": made,
+        "prices": dict.fromkeys(ids, 0.5), "animals": labels, "sizes": dict.fromkeys(ids, 0.5),
     }  # fmt: skip
 
 
+def model(*, one_hot: bool) -> keras.Model:
+    made = keras.Sequential([keras.Input((32, 32, 32, 1)), keras.layers.GlobalAveragePooling3D(), keras.layers.Dense(6)])
+    made.compile(loss="categorical_crossentropy" if one_hot else "sparse_categorical_crossentropy")
+    return made
+
+
 def run(code: str, surroundings: dict[str, Any]) -> None:
-    """Run a block of the README; each of its sequences gives a batch."""
-    code = code.replace("from shmgen import Sequence", "", 1).replace("epochs=10", "epochs=1, verbose=0")
+    """Run a block; each of its sequences and loaders that is not closed yet gives a batch."""
+    code = re.sub("^from shmgen import .*$", "", code, flags=re.MULTILINE).replace("epochs=10", "epochs=1, verbose=0")
+    surroundings["model"] = model(one_hot="n_classes" in code)
     exec(compile(code, "README.md", "exec"), surroundings)
     assert surroundings["made"]
-    for sequence in surroundings["made"]:
-        sequence.close()
+    for made in surroundings["made"]:
+        if not made.state.closed:
+            next(iter(made))
+        made.close()
+    surroundings.clear()  # a name may hold the last batch
 
 
-@pytest.mark.parametrize("number", [number for number, block in enumerate(BLOCKS) if "https://host" not in block])
+@pytest.mark.parametrize("number", [number for number, block in enumerate(README) if "https://host" not in block])
 def test_a_block_of_the_readme_runs(surroundings: dict[str, Any], number: int) -> None:
     """Each block of Python, as it stands there, makes its sequences, trains, and gives a batch."""
-    run(BLOCKS[number], surroundings)
+    run(README[number], surroundings)
+
+
+@pytest.mark.parametrize("number", range(len(RECIPES)))
+def test_a_recipe_runs(surroundings: dict[str, Any], number: int) -> None:
+    """Likewise."""
+    surroundings["tf"] = pytest.importorskip("tensorflow")
+    run(RECIPES[number], surroundings)
 
 
 def test_a_block_of_urls_runs(
@@ -77,7 +119,7 @@ def test_a_block_of_urls_runs(
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "key")
-    [code] = [block for block in BLOCKS if "https://host" in block]
+    [code] = [block for block in README if "https://host" in block]
     run(code.replace("https://host", url).replace("/scratch", str(tmp_path)), surroundings)
     for link in links:
         link.unlink()

@@ -140,7 +140,11 @@ def computed(source: Any = None, transform: Any = None, **options: Any) -> Loade
     if not isinstance(source, Source):
         source = source or (lambda n: np.full(3, n, np.float64))
         options = {"dim": 3, "n_channels": 1, "dtype": np.float64, **options}
-    return Loader(options.pop("ids", range(N)), None, **{"batch_size": 5, "source": source, "transform": transform, **options})
+    return Loader(
+        options.pop("ids", range(N)),
+        options.pop("labels", None),
+        **{"batch_size": 5, "source": source, "transform": transform, **options},
+    )
 
 
 def rows(loader: Loader, epochs: int = 1) -> np.ndarray:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from shmgen._memory.layout import Arrays
 from shmgen._memory.ring import Ring
 from shmgen._plan.damage import Damage
+from shmgen._plan.padding import Padding
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Ticket
@@ -34,6 +36,7 @@ class BatchBuilder:
         passes: know which epoch is under way.
         assembler: fills the rest, in the workers.
         damage: records samples that can't be read.
+        padding: weighs the rows of batches; None where all weigh the same.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class BatchBuilder:
         passes: Passes,
         assembler: BatchAssembler,
         damage: Damage,
+        padding: Padding | None = None,
     ) -> None:
         self._ids = ids
         self._sampler = sampler
@@ -52,6 +56,8 @@ class BatchBuilder:
         self._passes = passes
         self._assembler = assembler
         self._damage = damage
+        self._padding = padding
+        self._weights = spec.weights
         self._filled_here = [(n, source) for n, source in enumerate(spec.sources.values()) if source.in_main_process]
         self._sources = spec.read_sources
         # For batches read ahead, if the sources can tell: the version of their files when they were read, or the pass.
@@ -75,7 +81,7 @@ class BatchBuilder:
                     self._replace(batch, row)
         numbers = self._numbers(batch)
         sheet = self._ring.sheet(slot)
-        sheet[:SAMPLES] = batch.epoch, batch.number * self._sampler.batch_size, len(numbers)
+        sheet[:SAMPLES] = batch.epoch, self._sampler.first(batch), len(numbers)
         self._fill(slot, 0, numbers)
         # What is read before its epoch begins may have changed by then.
         if ahead and self._can_tell:
@@ -113,8 +119,11 @@ class BatchBuilder:
         """Batches that were read in another pass: their files may have changed since."""
         return [batch for batch, read in self._read.items() if isinstance(read, Pass) and read is not self._passes.last]
 
-    def delivered(self, batch: BatchId) -> int:
-        """``batch`` has been handed out. Returns in how many rows a sample was replaced."""
+    def delivered(self, batch: BatchId, arrays: Arrays) -> int:
+        """``batch`` is handed out as ``arrays``. Returns in how many rows a sample was replaced."""
+        if self._padding is not None:
+            for field in self._weights:
+                self._padding.weigh(arrays[field], self._sampler.first(batch))
         return len(self._replacements.pop(batch, ()))
 
     def id(self, batch: BatchId, row: int) -> Any:

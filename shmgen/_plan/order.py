@@ -63,7 +63,7 @@ class Order:
             positions = np.arange(first, min(first + self._block_size, self._samples), dtype=np.uint64)
             if self._network is None:
                 # No two hashes are equal, so there is only one way to sort them.
-                block = np.argsort(_hashes(positions, self._key), kind="stable").astype(np.int64, copy=False)
+                block = np.argsort(hashes(positions, self._key), kind="stable").astype(np.int64, copy=False)
             else:
                 block = self._network.permuted(positions).view(np.int64)
             block.flags.writeable = False
@@ -98,7 +98,7 @@ class _Network:
         size, other_size = np.uint64(self._a), np.uint64(self._b)
         right, left = np.divmod(numbers, size)
         for key in self._keys:
-            change = _below(size, _hashes(right, key))
+            change = _below(size, hashes(right, key))
             change += left
             # Less `size`, but for what is below it: that would come out larger than all.
             left, right = right, np.minimum(change, change - size)
@@ -125,7 +125,7 @@ def _finalised(word: int) -> int:
     return word ^ word >> 31
 
 
-def _hashes(numbers: np.ndarray, key: int) -> np.ndarray:
+def hashes(numbers: np.ndarray, key: int) -> np.ndarray:
     """The elements with these numbers of splitmix64's sequence that begins at ``key``: no two are equal."""
     words: np.ndarray = numbers * np.uint64(GAMMA)
     words += np.uint64(key + GAMMA & WORD)

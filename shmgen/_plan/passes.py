@@ -6,13 +6,15 @@ Whatever order the indexes come in, batches go out in the order in which they ar
 shuffling, index i is batch i.
 
 Each iteration is a pass of its own, and gets the next epoch: also when the one before was left early. So which samples it
-gets never depends on how many batches of another a framework had asked for ahead.
+gets never depends on how many batches of another a framework had asked for ahead. Only a pass that goes on where another was
+interrupted, in another process, deals no more than what that one had left.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from shmgen._plan.sampler import BatchId
 
@@ -23,54 +25,111 @@ PAGE = 256
 """Indexes, one after the other, for which memory is taken together."""
 
 
+class Position(NamedTuple):
+    """Where a pass begins, or has got to.
+
+    Attributes:
+        epoch: which one.
+        batch: how many of its batches lie before.
+    """
+
+    epoch: int
+    batch: int
+
+
 class Pass:
     """One dealing of an epoch's batches to indexes.
 
+    Args:
+        start: where it begins. Index 0 means the batch there.
+        batches: in a whole epoch.
+        shuffle: whether an index means the next batch in the epoch's order.
+        asks_ahead: whether whoever iterates asks for batches long before they are used.
+
     Attributes:
         epoch: whose batches are dealt.
+        first: the first of them.
+        asks_ahead: see above.
         is_begun: whether any index has been asked for.
         misses: how many requests were not the one expected; with shuffling, none ever is.
     """
 
-    def __init__(self, epoch: int, batches: int, *, shuffle: bool) -> None:
-        self.epoch = epoch
+    def __init__(self, start: Position, batches: int, *, shuffle: bool, asks_ahead: bool = False) -> None:
+        self.epoch, self.first = start
+        self.asks_ahead = asks_ahead
         self.is_begun = False
         self.misses = 0
         self._batches = batches
         self._shuffle = shuffle
-        self._bound = _Numbers()
-        self._dealt = 0
-        self._next: int | None = 0
-        self._last = -1
+        self._bound = _Numbers(self.first)
+        self._dealt = self.first
+        self._next: int | None = self.first
+        self._last = self.first - 1
+        # Of batches that were dealt: those that are still waited for, and the last one if that ended in an error.
+        self._awaited: set[int] = set()
+        self._failed: int | None = None
 
     def deal(self, index: int) -> BatchId:
-        """The batch that ``index`` means in this pass."""
+        """The batch that ``index`` means in this pass.
+
+        Raises:
+            IndexError: the pass was resumed, and has not so many batches.
+        """
         self.is_begun = True
         if self._shuffle:
             number = self._bound[index]
             if number is None:
+                self._check(self._dealt, index)
                 number = self._bound[index] = self._dealt
                 self._next = self._dealt = number + 1
             return BatchId(self.epoch, number)
-        if index == (self._last + 1) % self._batches:
-            self._next = index + 1
+        number = self.first + index
+        self._check(number, index)
+        if number == self._last + 1 or (index == 0 and self._last + 1 == self._batches):
+            self._next = number + 1
         else:
             # Two in sequence again, and reading ahead is worth its while again.
             self._next = None
             self.misses += 1
-        self._last = index
-        return BatchId(self.epoch, index)
+        self._last = number
+        self._dealt = max(self._dealt, number + 1)
+        return BatchId(self.epoch, number)
+
+    def _check(self, number: int, index: int) -> None:
+        if number >= self._batches:
+            left = self._batches - self.first
+            raise IndexError(f"expected an index below {left}, the batches that are left in epoch {self.epoch}, found {index}")
+
+    def awaits(self, batch: BatchId) -> None:
+        """Somebody begins to wait for ``batch``, which was dealt."""
+        self._awaited.add(batch.number)
+
+    def got(self, batch: BatchId) -> None:
+        """``batch`` has been handed to the one who asked for it."""
+        self._failed = None
+        self._awaited.discard(batch.number)
+
+    def failed(self, batch: BatchId) -> None:
+        """The request for ``batch`` ended in an error. If none is handed out after it, it is still to come."""
+        self._failed = batch.number
+        self._awaited.discard(batch.number)
+
+    @property
+    def done(self) -> Position:
+        """Where another run would go on: behind the batches that have been handed out."""
+        waits_for = [*list(self._awaited), *([] if self._failed is None else [self._failed])]
+        return Position(self.epoch, min(waits_for, default=self._dealt))
 
     def upcoming(self) -> Iterator[BatchId]:
         """The batches that will be dealt next, this epoch's and then the next one's; none if that can't be foreseen."""
         if self._next is None:
             return
         if not self.is_begun:
-            yield from _first(self.epoch, self._batches)
+            yield from _first(Position(self.epoch, self.first), self._batches)
             return
         for number in range(self._next, self._batches):
             yield BatchId(self.epoch, number)
-        yield from _first(self.epoch + 1, self._batches)
+        yield from _first(Position(self.epoch + 1, 0), self._batches)
 
 
 class Passes:
@@ -87,39 +146,59 @@ class Passes:
     def __init__(self, batches: int, *, shuffle: bool, epoch: int) -> None:
         self._batches = batches
         self._shuffle = shuffle
-        self._next_epoch = epoch
+        self._next = Position(epoch, 0)
+        # The last iteration that has begun, as long as nothing has been set or used since.
+        self._opened: Pass | None = None
         self._last: Pass | None = None
         self._by_hand: Pass | None = None
 
-    def open(self, *, by_hand: bool = False) -> Pass:
+    def open(self, *, by_hand: bool = False, asks_ahead: bool = False) -> Pass:
         """Begin an iteration over the next epoch.
 
         Args:
             by_hand: what is asked for by hand meanwhile, and until `end`, belongs to it.
+            asks_ahead: whoever iterates asks for batches long before they are used.
         """
-        opened = self._pass()
-        self._next_epoch += 1
+        opened = Pass(self._next, self._batches, shuffle=self._shuffle, asks_ahead=asks_ahead)
+        self._next = Position(opened.epoch + 1, 0)
         self._by_hand = opened if by_hand else None
-        self._last = opened
+        self._last = self._opened = opened
         return opened
+
+    def go_to(self, position: Position) -> None:
+        """The next iteration begins at ``position``. Those under way are not changed."""
+        self._next = position
+        self._last = self._opened = self._by_hand = None
+
+    @property
+    def position(self) -> Position:
+        """Where another run would go on: in the last iteration, if what was asked for in it has been used, else with the next."""
+        opened = self._opened
+        if opened is None or opened.asks_ahead or self._next != (opened.epoch + 1, 0):
+            return self._next
+        return opened.done
+
+    @property
+    def next(self) -> Position:
+        """Where the next iteration begins."""
+        return self._next
 
     def take_back(self, opened: Pass) -> None:
         """The iteration was only a look: if it was the last to begin, the next one gets its epoch again."""
-        if self._next_epoch == opened.epoch + 1:
-            self._next_epoch = opened.epoch
-            self._last = None
+        if self._next == (opened.epoch + 1, 0):
+            self.go_to(Position(opened.epoch, opened.first))
 
     def deal(self, index: int, of: Pass | None) -> BatchId:
         """The batch that ``index`` means in an iteration, or by hand."""
         if of is None:
-            of = self._by_hand = self._by_hand or self._pass()
+            of = self._by_hand = self._by_hand or self._look()
         self._last = of
         return of.deal(index)
 
     def end(self) -> None:
         """What was asked for by hand has been used: what is asked for from now on belongs to the next epoch."""
         if self._by_hand is not None and self._by_hand.is_begun:
-            self._next_epoch = max(self._next_epoch, self._by_hand.epoch + 1)
+            self._next = max(self._next, Position(self._by_hand.epoch + 1, 0))
         self.forget()
 
     def forget(self) -> None:
@@ -136,36 +215,39 @@ class Passes:
     @property
     def epoch(self) -> int:
         """The epoch of the pass that was asked last; where there is none, that of the next."""
-        return self._next_epoch if self._last is None else self._last.epoch
+        return self._next.epoch if self._last is None else self._last.epoch
 
     def upcoming(self) -> Iterator[BatchId]:
         """The batches that will be dealt next, as far as can be foreseen."""
-        return _first(self._next_epoch, self._batches) if self._last is None else self._last.upcoming()
+        return _first(self._next, self._batches) if self._last is None else self._last.upcoming()
 
-    def _pass(self) -> Pass:
-        return Pass(self._next_epoch, self._batches, shuffle=self._shuffle)
+    def _look(self) -> Pass:
+        """A pass for what is asked for by hand. Without shuffling, an index is then a batch's number."""
+        start = self._next if self._shuffle else Position(self._next.epoch, 0)
+        return Pass(start, self._batches, shuffle=self._shuffle)
 
 
 class _Numbers:
     """The numbers of batches by the indexes that they are bound to.
 
-    Of indexes that are bound in their own order, as a plain loop does, only the count is kept; of others 8 bytes, and of those
-    around them. So a pass over any number of batches costs nothing at its start.
+    Of indexes that are bound in their own order, from ``first`` on, as a plain loop does, only the count is kept; of others 8
+    bytes, and of those around them. So a pass over any number of batches costs nothing at its start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: int) -> None:
+        self._first = first
         self._in_order = 0
         self._pages: dict[int, array[int]] = {}
 
     def __getitem__(self, index: int) -> int | None:
         if index < self._in_order:
-            return index
+            return self._first + index
         page = self._pages.get(index // PAGE)
         number = -1 if page is None else page[index % PAGE]
         return None if number < 0 else number
 
     def __setitem__(self, index: int, number: int) -> None:
-        if index == number == self._in_order:
+        if index == number - self._first == self._in_order:
             self._in_order += 1
             return
         page = self._pages.get(index // PAGE)
@@ -174,6 +256,6 @@ class _Numbers:
         page[index % PAGE] = number
 
 
-def _first(epoch: int, batches: int) -> Iterator[BatchId]:
-    for number in range(min(batches, READ_BEFORE_AN_EPOCH)):
-        yield BatchId(epoch, number)
+def _first(start: Position, batches: int) -> Iterator[BatchId]:
+    for number in range(start.batch, min(batches, start.batch + READ_BEFORE_AN_EPOCH)):
+        yield BatchId(start.epoch, number)

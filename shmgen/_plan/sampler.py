@@ -1,4 +1,4 @@
-"""Which samples an epoch's batches hold: a pure function of how many there are, the seed and the epoch."""
+"""Which samples an epoch's batches hold: a pure function of how many there are, the seed, the epoch, and the rank."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 
 from shmgen._plan.order import Order, hash_of
 
-Tail: TypeAlias = Literal["drop", "keep"]
-"""What becomes of the last batch where the samples don't fill it: it is left out, or shorter than the others."""
+Tail: TypeAlias = Literal["drop", "keep", "wrap", "pad"]
+"""What becomes of an epoch's last batch where the samples don't fill it: it is left out; or shorter than the others; or filled up
+with the epoch's first samples, which count; or with the same, which weigh nothing."""
 
 
 class BatchId(NamedTuple):
@@ -20,50 +21,89 @@ class BatchId(NamedTuple):
     number: int
 
 
+class Shard(NamedTuple):
+    """The part of each batch that belongs to one of several processes that train together.
+
+    Attributes:
+        rank: of the process, from 0.
+        world: how many there are.
+    """
+
+    rank: int
+    world: int
+
+
+ALONE = Shard(0, 1)
+
+
 class Sampler:
     """The samples of any batch.
 
+    A batch of all ranks holds the samples at ``batch_size`` positions of the epoch's order, one after the other, and each rank
+    has its part of them. So what a batch of all ranks holds is the same at any number of ranks.
+
     Args:
         samples: how many there are.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch, of all ranks together; a multiple of their number.
         shuffle: a new order for each epoch; else the order of the ids for all.
         seed: of the orders, together with the epoch.
-        tail: what becomes of the last batch where the samples don't fill it: see `Tail`.
+        tail: what becomes of the last batch where the samples don't fill it. Several ranks can't ``"keep"`` it.
+        shard: this rank's part.
+
+    Attributes:
+        shard: as given.
+        rows: in a batch of this rank.
+        batches: in an epoch; the same for all ranks.
     """
 
-    def __init__(self, samples: int, batch_size: int, *, shuffle: bool, seed: int, tail: Tail) -> None:
+    def __init__(self, samples: int, batch_size: int, *, shuffle: bool, seed: int, tail: Tail, shard: Shard = ALONE) -> None:
         self.samples = samples
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
+        self.shard = shard
+        self.rows = batch_size // shard.world
         self.batches = samples // batch_size if tail == "drop" else -(-samples // batch_size)
+        self._offset = shard.rank * self.rows
+        self._keeps_tail = tail == "keep"
         # Two, because the next epoch's first batches are read while this one's last are delivered.
         self._order = lru_cache(maxsize=2)(Order)
 
+    def first(self, batch: BatchId) -> int:
+        """The position in the epoch of the first of this rank's rows. Positions behind the last sample begin anew."""
+        return batch.number * self.batch_size + self._offset
+
     def size(self, batch: BatchId) -> int:
-        """How many samples ``batch`` holds."""
-        return min(self.batch_size, self.samples - batch.number * self.batch_size)
+        """How many rows ``batch`` has."""
+        return min(self.rows, self.samples - self.first(batch)) if self._keeps_tail else self.rows
 
     def __getitem__(self, batch: BatchId) -> np.ndarray:
         """Numbers of the samples in ``batch``: positions in the list of ids."""
-        first = batch.number * self.batch_size
-        last = first + self.size(batch)
+        first = self.first(batch)
+        return self._at(batch.epoch, first, first + self.size(batch))
+
+    def _at(self, epoch: int, first: int, last: int) -> np.ndarray:
+        """The samples at positions ``first`` to ``last - 1`` of an epoch."""
+        if last > self.samples:
+            positions = np.arange(first, last) % self.samples
+            parts = np.split(positions, np.flatnonzero(positions == 0))
+            return np.concatenate([self._at(epoch, int(part[0]), int(part[-1]) + 1) for part in parts if len(part)])
         if not self.shuffle:
             return np.arange(first, last)
-        return self._order(self.samples, self.seed, batch.epoch).part(first, last)
+        return self._order(self.samples, self.seed, epoch).part(first, last)
 
     def replacement(self, batch: BatchId, row: int, tried: int) -> int:
         """The number of the sample that replaces the damaged one in ``row`` of ``batch``: another sample of the same epoch.
 
-        Computed from (seed, epoch, position in the epoch, ``tried``), so that it is the same in every run.
+        Computed from (seed, epoch, position in the epoch, ``tried``): the same in every run, at any number of ranks.
 
         Args:
             batch: in which batch.
             row: in which row of it.
             tried: how many replacements have turned out to be damaged themselves.
         """
-        position = batch.number * self.batch_size + row
+        position = self.first(batch) + row
         dealt = min(self.samples, self.batches * self.batch_size)
         further = 1 + (hash_of(self.seed, batch.epoch, position, tried) * (dealt - 1) >> 64)
-        number, row = divmod((position + further) % dealt, self.batch_size)
-        return int(self[BatchId(batch.epoch, number)][row])
+        place = (position + further) % dealt
+        return int(self._at(batch.epoch, place, place + 1)[0])

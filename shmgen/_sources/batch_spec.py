@@ -50,6 +50,7 @@ class BatchSpec:
         ids: of all samples. By them a mapping from id to value is distinguished from a dict of fields.
         is_sample: whether ``inputs``, where that is a source of a tuple, and there are no targets, are ``(inputs, targets)`` or
             ``(inputs, targets, weights)``.
+        default_weights: where there are targets, and no weights.
 
     Attributes:
         sources: what fills each field, by the field's name, in the order of a batch's arrays; a source of several fields is there
@@ -59,15 +60,26 @@ class BatchSpec:
         has_one_input: whether there is a single input, which has no name of its own.
     """
 
-    def __init__(self, inputs: Any, targets: Any, weights: Any, ids: Sequence[Any], *, is_sample: bool = False) -> None:
-        if targets is None and weights is not None:
-            raise InputError("weights weigh the loss of targets, and there are none: give labels or targets too")
+    def __init__(
+        self,
+        inputs: Any,
+        targets: Any,
+        weights: Any,
+        ids: Sequence[Any],
+        *,
+        is_sample: bool = False,
+        default_weights: Source | None = None,
+    ) -> None:
         self._ids = ids
         self._copies: dict[int, tuple[object, Source]] = {}
         self._found: list[tuple[str, str, SourceField]] = []
         given = {"inputs": inputs, "targets": targets, "weights": weights}
         if is_sample and targets is None and isinstance(nest := self._expanded("inputs", "X", inputs), tuple):
-            given = dict(zip(given, _roles(nest), strict=False))
+            given |= dict(zip(given, _roles(nest), strict=False))
+        if given["targets"] is None and given["weights"] is not None:
+            raise InputError("weights weigh the loss of targets, and there are none: give labels or targets too")
+        if given["targets"] is not None and given["weights"] is None:
+            given["weights"] = default_weights
         parts = {role: self._expanded(role, NAMES[role], part) for role, part in given.items() if part is not None}
         self.has_one_input = isinstance(parts["inputs"], SourceField)
         self._is_flat = all(isinstance(part, SourceField) for part in parts.values())
@@ -125,6 +137,11 @@ class BatchSpec:
     def unflatten(self, arrays: Arrays) -> tuple[Any, ...]:
         """``(inputs,)``, ``(inputs, targets)`` or ``(inputs, targets, weights)``, each nested as it was given."""
         return arrays if self._is_flat else tuple([pick(arrays) for pick in self._parts])
+
+    @property
+    def weights(self) -> list[int]:
+        """The positions, among the fields, of those that weigh samples."""
+        return [position for position, (role, _, _) in enumerate(self._found) if role == "weights"]
 
     @property
     def classes(self) -> tuple[Any, ...] | dict[str, tuple[Any, ...]] | None:

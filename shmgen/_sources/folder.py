@@ -7,24 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shmgen._sources.base import Source
-from shmgen._sources.npy_format import OPEN_FLAGS, explain, file_version
-from shmgen.errors import InputError, SampleError
+from shmgen._sources.npy_format import OPEN_FLAGS, explain, file_versions
+from shmgen.errors import SampleError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-SLOW_ANSWER = 0.001
-"""Seconds; a file system that takes longer to answer what a file's version is has to be waited for, not the processor."""
-
-ASKED_AT_ONCE = 32
-"""So many versions are asked for at once then."""
-
-IDS_AT_ONCE = 10_000
 
 
 class FolderSource(Source):
@@ -78,7 +68,7 @@ class FolderSource(Source):
         except OSError:
             return None
         try:
-            return _versions(self._names(ids), folder)
+            return file_versions(self._names(ids), folder)
         finally:
             os.close(folder)
 
@@ -95,10 +85,11 @@ class FolderSource(Source):
         Raises:
             InputError: an id leads out of the folder, or nothing can be asked for.
         """
-        from shmgen._sources.ids import as_ints  # late: workers don't need it
+        from shmgen._sources.ids import as_ints, refuse_ways_out  # late: workers don't need it
 
         if not self._ids_are_paths and as_ints(ids) is None:  # the text of an int leads nowhere
-            _refuse_ways_out(ids, self.folder)
+            name = type(self).__name__
+            refuse_ways_out(ids, self.folder, "data_dir=None, or Npy(None)" if name == "Npy" else f"{name}(None)")
         if self._remote is not None:
             self._remote.prepare()
 
@@ -117,9 +108,10 @@ class FolderSource(Source):
             return ""
         if self._ids_are_paths and "://" in str(id):
             return "; ids are no URLs: pass the URL of the folder as data_dir, and what follows it as ids"
-        from shmgen._sources.suggest import for_missing_file
+        from shmgen._sources.suggest import FileKind, for_missing_file
 
-        return for_missing_file(id, self.path, None if self._ids_are_paths else self.folder, self.suffix)
+        kind = FileKind((self.suffix,), f"{self.suffix} files")
+        return for_missing_file(id, self.path, None if self._ids_are_paths else self.folder, kind)
 
     def _load(self, id: object, *, may_wait: bool = True) -> bytes:
         """All bytes of the file of sample ``id``.
@@ -153,35 +145,3 @@ def _all_of(fd: int) -> bytes:
     """All bytes of an open file."""
     with open(fd, "rb", buffering=0, closefd=False) as file:
         return file.readall() or b""
-
-
-def _versions(names: Sequence[str], folder: int) -> list[object]:
-    """The version of each file; asked for at once where the file system answers slowly, as one on a network does."""
-    began = time.monotonic()
-    first = file_version(names[0], folder)
-    if time.monotonic() - began < SLOW_ANSWER:
-        return [first, *(file_version(name, folder) for name in names[1:])]
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
-        return [first, *threads.map(partial(file_version, folder=folder), names[1:])]
-
-
-def _refuse_ways_out(ids: Sequence[object], folder: str) -> None:
-    """Refuse ids that lead out of ``folder``."""
-    import numpy as np
-
-    from shmgen._sources.ids import take
-
-    for first in range(0, len(ids), IDS_AT_ONCE):
-        some = list(map(str, take(ids, np.arange(first, min(first + IDS_AT_ONCE, len(ids))))))
-        # They are searched all at once: one by one, a million ids would take a second.
-        together = "\0".join(some)
-        if ".." not in together and "\0/" not in f"\0{together}":
-            continue
-        for id in some:
-            if id.startswith("/") or ".." in id.split("/"):
-                raise InputError(
-                    f"id {id!r}: expected one that stays in folder {folder}, found a path out of it; "
-                    "pass data_dir=None, or Npy(None), where ids are meant as paths"
-                )

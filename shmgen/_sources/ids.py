@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ BLOCK = 10_000
 """How many elements of an array are made Python objects at once."""
 
 COLUMNS_SHOWN = 8
+
+IDS_AT_ONCE = 10_000
+"""How many ids are searched at once for ways out of a folder."""
 
 
 def kept(ids: Iterable[Any]) -> Sequence[Any]:
@@ -107,6 +111,46 @@ def columns_of(frame: Any) -> str:
     return (" or ".join(f"df[{name!r}]" for name in names[:COLUMNS_SHOWN]) or "it has none") + more
 
 
+def fingerprint(ids: Sequence[Any]) -> str:
+    """A hash of ``ids`` and their order, of 32 hexadecimal digits: the same for equal ids, whatever they come in.
+
+    Of ids that are neither ints nor texts their ``repr`` is hashed.
+    """
+    hashed = hashlib.blake2b(digest_size=16)
+    numbers = as_ints(ids)
+    if numbers is None or (isinstance(numbers, np.ndarray) and numbers.dtype.kind == "O"):
+        for start in range(0, len(ids), BLOCK):
+            block = take(ids, np.arange(start, min(start + BLOCK, len(ids))))
+            texts = [id if isinstance(id, str) else f"{type(id).__name__} {id!r}" for id in block]
+            are_texts = [isinstance(id, str) for id in block]
+            hashed.update(np.array([*map(len, texts), *are_texts], "<i8").tobytes())
+            hashed.update("".join(texts).encode("utf-8", "surrogatepass"))
+    elif (steps := _as_range(numbers)) is not None:
+        hashed.update(repr((steps.start, steps.step, len(steps))).encode())
+    else:
+        array = np.asarray(numbers)
+        hashed.update(np.ascontiguousarray(array, "<i8" if array.dtype.kind == "i" else "<u8").data)
+    return hashed.hexdigest()
+
+
+def _as_range(numbers: range | np.ndarray) -> range | None:
+    """``numbers`` as a range, if all steps between them are the same; ranges of the same numbers are made equal in all parts."""
+    if len(numbers) < 2:
+        return range(int(numbers[0]), int(numbers[0]) + 1) if len(numbers) else range(0)
+    first, step = int(numbers[0]), int(numbers[1]) - int(numbers[0])
+    if step == 0:
+        return None
+    steps = range(first, first + len(numbers) * step, step)
+    if isinstance(numbers, range):
+        return steps
+    for start in range(0, len(numbers), BLOCK):
+        block = numbers[start : start + BLOCK]
+        last = min(len(numbers), start + BLOCK) - 1
+        if int(block[0]) != steps[start] or int(block[-1]) != steps[last] or (np.diff(block) != np.diff(block[:2])[:1]).any():
+            return None
+    return steps
+
+
 class Subset(Sequence[Any]):
     """Some of all ids, in another order. Values that are looked up by position go by the position among all ids.
 
@@ -161,3 +205,28 @@ def elements(array: np.ndarray) -> Iterator[Any]:
     """The elements of an array along its first axis, as Python objects, made a few at a time."""
     for first in range(0, len(array), BLOCK):
         yield from array[first : first + BLOCK].tolist()
+
+
+def refuse_ways_out(ids: Sequence[object], folder: str, remedy: str) -> None:
+    """Refuse ids that lead out of ``folder``.
+
+    Args:
+        ids: of all samples.
+        folder: that the files are in.
+        remedy: what to pass where ids are meant as paths.
+
+    Raises:
+        InputError: one does.
+    """
+    for first in range(0, len(ids), IDS_AT_ONCE):
+        some = list(map(str, take(ids, np.arange(first, min(first + IDS_AT_ONCE, len(ids))))))
+        # They are searched all at once: one by one, a million ids would take a second.
+        together = "\0".join(some)
+        if ".." not in together and "\0/" not in f"\0{together}":
+            continue
+        for id in some:
+            if id.startswith("/") or ".." in id.split("/"):
+                raise InputError(
+                    f"id {id!r}: expected one that stays in folder {folder}, found a path out of it; "
+                    f"pass {remedy}, where ids are meant as paths"
+                )

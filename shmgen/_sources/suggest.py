@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 LOOKED_AT = 10_000
 """Entries of a folder that are looked at, at most: it may have millions."""
@@ -20,11 +20,35 @@ MAX_CHANGES = 3
 
 MAX_ALTERNATIVES = 300
 
-SOURCES = {".npy": "Npy", ".npz": "Npz"}
-"""What reads files of a suffix."""
-
 LONGEST_NUMBER = 12
 """Digits, at most, of a number that is tried with leading zeros."""
+
+
+class FileKind(NamedTuple):
+    """The files that a source reads.
+
+    Attributes:
+        suffixes: that their names end in, in lower case.
+        plural: what they are called.
+    """
+
+    suffixes: tuple[str, ...]
+    plural: str
+
+    def has(self, name: str) -> bool:
+        """Whether a file of this name is one."""
+        return name.lower().endswith(self.suffixes)
+
+    def stem(self, name: str) -> str:
+        """A file's name without the suffix."""
+        return name[: name.rindex(".")] if self.has(name) else name
+
+
+NPY = FileKind((".npy",), ".npy files")
+
+NPZ = FileKind((".npz",), ".npz files")
+
+IMAGES = FileKind((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"), "images")
 
 
 def alternatives(id: object) -> Iterator[tuple[Any, str]]:
@@ -81,14 +105,14 @@ def _braced(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def for_missing_file(id: object, path_of: Callable[[object], str], folder: str | None, suffix: str = ".npy") -> str:
+def for_missing_file(id: object, path_of: Callable[[object], str], folder: str | None, kind: FileKind = NPY) -> str:
     """What an error adds if the file of ``id`` is not there: what there is, and the remedy.
 
     Args:
         id: of the sample.
         path_of: returns the path of an id's file.
         folder: that the files are in; None if ids are paths.
-        suffix: that files' names end in.
+        kind: of the files.
     """
     path, name = path_of(id), str(id)
     if os.path.islink(path):
@@ -96,13 +120,13 @@ def for_missing_file(id: object, path_of: Callable[[object], str], folder: str |
     if id is None or (isinstance(id, float) and math.isnan(id)):
         return "; such an id is a missing value: leave it out, as df.dropna() does"
     if folder is None:
-        return _expanded(name) or _alternative(id, path_of, within=False) or _beside(path, suffix)
+        return _expanded(name) or _alternative(id, path_of, within=False) or _beside(path, kind)
     if not os.path.isdir(folder):
-        return _for_missing_folder(folder, suffix)
+        return for_missing_folder(folder, kind)
     hint = _alternative(id, path_of, within=True)
-    if not hint and any(os.path.isfile(name + end) for end in ("", suffix)):
+    if not hint and any(os.path.isfile(name + suffix) for suffix in ("", *kind.suffixes)):
         hint = "; from the working folder it is the path of a file: pass data_dir=None where ids are paths"
-    return hint or _beside(path, suffix)
+    return hint or _beside(path, kind)
 
 
 def _alternative(id: object, path_of: Callable[[object], str], *, within: bool) -> str:
@@ -116,24 +140,34 @@ def _alternative(id: object, path_of: Callable[[object], str], *, within: bool) 
     return ""
 
 
-def _beside(path: str, suffix: str) -> str:
+def _beside(path: str, kind: FileKind) -> str:
     """What is there instead of a file."""
     folder, name = os.path.split(path)
     if not os.path.isdir(folder):
-        return _for_missing_folder(folder, suffix)
+        return for_missing_folder(folder, kind)
     entries, folders = _entries(folder)
-    stem = name.removesuffix(suffix)
+    stem = kind.stem(name)
     if stem and (others := [entry for entry in entries if entry.startswith(f"{stem}.")]):
-        if known := SOURCES.get(os.path.splitext(others[0])[1]):
-            return f"; {others[0]} is there: pass source={known}(folder) for such files"
-        return f"; {others[0]} is there: for files of another format pass source=, a function that reads the file of an id"
+        return f"; {others[0]} is there: {_remedy_for(others[0])}"
     for sub in folders[:FOLDERS_LOOKED_INTO]:
         if os.path.isfile(os.path.join(folder, sub, name)):
             return f"; {sub}/{name} is there: ids name sub-folders, too, as {sub}/{stem} does"
-    return f"; {folder} has {_shown(entries, suffix)}"
+    return f"; {folder} has {_shown(entries, kind)}"
 
 
-def _for_missing_folder(folder: str, suffix: str) -> str:
+def _remedy_for(name: str) -> str:
+    """How a file is read that is not of the kind that was asked for."""
+    if NPY.has(name):
+        return "of .npy files the source is Npy(folder)"
+    if NPZ.has(name):
+        return "of .npz files the source is Npz(folder)"
+    if IMAGES.has(name):
+        return "of images the source is Images(folder, size=(height, width))"
+    return "for files of another format pass source=, a function that reads the file of an id"
+
+
+def for_missing_folder(folder: str, kind: FileKind) -> str:
+    """What an error adds if a folder is not there: what was probably meant, and the remedy."""
     if expanded := _expanded(folder):
         return expanded
     from difflib import get_close_matches
@@ -143,7 +177,7 @@ def _for_missing_folder(folder: str, suffix: str) -> str:
         above, name = os.path.split(above)
     entries, folders = _entries(above)
     close = get_close_matches(name, folders, 1)
-    found = f"{close[0]!r}" if close else _shown(entries, suffix)
+    found = f"{close[0]!r}" if close else _shown(entries, kind)
     return f"; there is no folder {os.path.join(above, name)}, and {above} has {found}: give the folder that the files are in"
 
 
@@ -166,10 +200,10 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
         return [], []
 
 
-def _shown(entries: list[str], suffix: str) -> str:
-    """Some of a folder's entries; only files of the suffix, if there are any."""
-    files = [entry for entry in entries if entry.endswith(suffix)]
+def _shown(entries: list[str], kind: FileKind) -> str:
+    """Some of a folder's entries; only files of the kind that was asked for, if there are any."""
+    files = [entry for entry in entries if kind.has(entry)]
     shown = ", ".join(map(repr, (files or entries)[:SHOWN])) + (" and others" if len(files or entries) > SHOWN else "")
     if files:
         return shown
-    return f"no {suffix} files, but {shown}" if entries else "nothing in it"
+    return f"no {kind.plural}, but {shown}" if entries else "nothing in it"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from shmgen._memory.limit_errors import note
+from shmgen._memory.status_page import FUNCTION, ROW, TURN
 from shmgen._sources.base import IDLE, UNKNOWN, RawSource, Source, error_text, function_error, row_of
 from shmgen._sources.sample_spec import dtype_of
-from shmgen._worker.field_spec import FieldSpec, Reading, readings_of
-from shmgen.errors import StartError
+from shmgen._worker.field_spec import FieldSpec, Reading, Step, readings_of
+from shmgen.errors import SampleError, StartError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,20 +24,43 @@ if TYPE_CHECKING:
     from shmgen._worker.sample_assembler import SampleAssembler
 
 
-class Task(NamedTuple):
+class Task:
     """Rows of the batch in a slot.
 
-    Attributes:
+    Args:
         start: the first row.
         epoch: of the batch.
         position: of the first row in the epoch's data.
-        ids: of the rows.
+        samples: of the rows: positions in the list of ids.
+        tables: for each of `key_tables`, a function that looks samples up in it.
+
+    Attributes:
+        start, epoch, position: see above.
     """
 
-    start: int
-    epoch: int
-    position: int
-    ids: list[Any]
+    __slots__ = "_found", "_samples", "_tables", "epoch", "position", "start"
+
+    def __init__(self, start: int, epoch: int, position: int, samples: Any, tables: Sequence[Callable[[Any], list[Any]]]) -> None:
+        self.start = start
+        self.epoch = epoch
+        self.position = position
+        self._samples = samples
+        self._tables = tables
+        self._found: dict[int, list[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def ids(self) -> list[Any]:
+        """The ids of the rows."""
+        return self.keys(0)
+
+    def keys(self, table: int) -> list[Any]:
+        """What the rows are called in a table. It is looked up when it is first asked for: texts take their time."""
+        if table not in self._found:
+            self._found[table] = self._tables[table](self._samples)
+        return self._found[table]
 
 
 class BatchAssembler:
@@ -75,15 +100,15 @@ class BatchAssembler:
         is_derived = bool(self._derived.copies or self._derived.measures)
         self._goes_by_sample = is_derived or bool(transforms) or sample_transform is not None
         self._samples: SampleAssembler | None = None
-        self._cleared = [field for source, own, _ in self._readings if source.may_leave_out for field in own]
-        read_from = [source for source, _, _ in self._readings]
+        self._cleared = [field for reading in self._readings if reading.source.may_leave_out for field in reading.fields]
+        read_from = [reading.source for reading in self._readings]
         self.concurrent = all(source.concurrent for source in read_from)
-        is_called = any(source.reads_one_by_one and not source.concurrent and not source.is_ours for source in read_from)
+        is_called = any(source.reads_one_by_one and not source.concurrent and source.is_users for source in read_from)
         self.calls_functions = is_called or bool(transforms) or sample_transform is not None
         self._draws_outside = any(source.draws and source.concurrent for source in read_from)
         self._rng: SampleRng | None = None
         self._reading_rng: SampleRng | None = None
-        self._rows_begun: Any = [IDLE]
+        self._rows_begun: Any = [IDLE, *[0] * (TURN - ROW)]
         self._one_at_a_time: Any = nullcontext()
 
     def named(self) -> Iterator[tuple[str, object]]:
@@ -98,13 +123,14 @@ class BatchAssembler:
     @property
     def is_ours(self) -> bool:
         """Whether none of the user's code is in it: no function, and no source of a class of theirs."""
-        return not self._transforms and self._sample_transform is None and all(source.is_ours for source, _, _ in self._readings)
+        return not self._transforms and self._sample_transform is None and not any(reading.is_users for reading in self._readings)
 
     def opened(self, rows_begun: Any, one_at_a_time: threading.Lock) -> BatchAssembler:
         """A copy for a reader, in the process that will fill, whose sources are ready to read.
 
         Args:
-            rows_begun: ``rows_begun[0]`` will say how many rows of the task have been begun, or `IDLE`, or `UNKNOWN`.
+            rows_begun: the words of a record on the status page, from `ROW` on: ``rows_begun[0]`` will say how many rows of the
+                task have been begun, or `IDLE`, or `UNKNOWN`.
             one_at_a_time: held while functions are called.
 
         Raises:
@@ -131,7 +157,7 @@ class BatchAssembler:
 
     def places(self, id: Any) -> str:
         """Where sample ``id`` is read from, for errors and warnings."""
-        return ", ".join(source.place(id) for source, _, _ in self._readings)
+        return ", ".join(reading.source.place(id) for reading in self._readings)
 
     def fill(self, slot: memoryview, task: Task, *, io_waits: bool = False) -> None:
         """Do ``task`` in a slot of the ring.
@@ -146,70 +172,81 @@ class BatchAssembler:
         """
         for field in self._cleared:
             _clear(self._bytes(slot, task, field))
-        one_by_one: list[tuple[Reading, Callable[[int], bool]]] = []
+        one_by_one: list[Step] = []
         for reading in self._readings:
-            source, fields, named = reading
+            source, fields, named, is_users = reading
             if source.reads_one_by_one:
-                one_by_one.append((reading, _every))
+                one_by_one.append(Step(reading, task.keys(source.key_table), None))
                 continue
+            began = time.monotonic_ns()
             self._rows_begun[0] = UNKNOWN
             source.io_waits = io_waits
             try:
+                keys = task.keys(source.key_table)
                 if isinstance(source, RawSource):
-                    left = source.fill(task.ids, self._bytes(slot, task, fields[0]))
+                    left = source.fill(keys, self._bytes(slot, task, fields[0]))
                 elif source.fields is None:
-                    left = source.fill(task.ids, self._rows(slot, task, fields[0]))
+                    left = source.fill(keys, self._rows(slot, task, fields[0]))
                 else:
-                    left = source.fill(task.ids, self._rows_by_key(slot, task, reading))
+                    left = source.fill(keys, self._rows_by_key(slot, task, reading))
             except Exception as error:
                 note(error)
-                raise function_error(task.ids[row_of(self._rows_begun[0]) or 0], named, error) from error
+                id = task.ids[row_of(self._rows_begun[0]) or 0]
+                if source.key_table and isinstance(error, SampleError):
+                    raise SampleError(id, error.path, error.reason) from None
+                raise function_error(id, named, error) from error
+            if is_users:
+                self._count(FUNCTION, began)
             if left and source.varies:
-                one_by_one.append((reading, set(left).__contains__))
+                one_by_one.append(Step(reading, keys, frozenset(left)))
         self._rows_begun[0] = IDLE
         if one_by_one or self._goes_by_sample:
             self._fill_samples(slot, task, one_by_one)
             self._rows_begun[0] = IDLE
 
-    def _fill_samples(self, slot: memoryview, task: Task, one_by_one: Sequence[tuple[Reading, Callable[[int], bool]]]) -> None:
+    def _fill_samples(self, slot: memoryview, task: Task, one_by_one: Sequence[Step]) -> None:
         if self._samples is None:
             from shmgen._worker.sample_assembler import SampleAssembler  # late: imports are most of a worker's start
 
-            self._samples = SampleAssembler(self._fields, self._readings, self._derived, self._transforms, self._sample_transform)
-        place = task.epoch, task.position, len(task.ids)
+            self._samples = SampleAssembler(
+                self._fields, self._readings, self._derived, self._transforms, self._sample_transform, self.calls_functions
+            )
+        place = task.epoch, task.position, len(task)
         self._samples.fill(
-            task.ids,
+            task,
             {field.name: self._rows(slot, task, field) for field in self._fields},
-            [(reading, reads) for reading, reads in one_by_one if reading.source.concurrent],
-            [(reading, reads) for reading, reads in one_by_one if not reading.source.concurrent],
+            [step for step in one_by_one if step.reading.source.concurrent],
+            [step for step in one_by_one if not step.reading.source.concurrent],
             (
                 repeat(None) if self._reading_rng is None else self._reading_rng.for_samples(*place),
                 repeat(None) if self._rng is None else self._rng.for_samples(*place),
             ),
             self._one_at_a_time,
             self._rows_begun,
+            self._count,
         )
+
+    def _count(self, word: int, began: int) -> int:
+        """Add the time since ``began``, in nanoseconds, to a word of the reader's record; returns the time."""
+        now = time.monotonic_ns()
+        self._rows_begun[word - ROW] += now - began
+        return now
 
     def _rows_by_key(self, slot: memoryview, task: Task, reading: Reading) -> dict[Any, np.ndarray]:
         """What a source fills at once, if it has several fields."""
         from shmgen._worker.sample_assembler import RowsByKey
 
         rows = [(field.key, self._rows(slot, task, field)) for field in reading.fields]
-        return RowsByKey(reading.source, rows, (len(task.ids),))
+        return RowsByKey(reading.source, rows, (len(task),))
 
     def _bytes(self, slot: memoryview, task: Task, field: FieldSpec) -> memoryview:
         first = field.offset + task.start * field.row_bytes
-        return slot[first : first + len(task.ids) * field.row_bytes]
+        return slot[first : first + len(task) * field.row_bytes]
 
     def _rows(self, slot: memoryview, task: Task, field: FieldSpec) -> np.ndarray:
         import numpy as np
 
-        return np.ndarray((len(task.ids), *field.shape), dtype_of(field.dtype), self._bytes(slot, task, field))
-
-
-def _every(number: int) -> bool:
-    """Whether a row is read one by one, where all of them are."""
-    return True
+        return np.ndarray((len(task), *field.shape), dtype_of(field.dtype), self._bytes(slot, task, field))
 
 
 def _clear(data: memoryview) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shmgen._sources.base import Source
 
@@ -42,11 +42,27 @@ class Reading(NamedTuple):
         source: which reads.
         fields: that it fills.
         named: what errors call it.
+        is_users: whether code of the user's does the reading.
     """
 
     source: Source
     fields: tuple[FieldSpec, ...]
     named: str
+    is_users: bool
+
+
+class Step(NamedTuple):
+    """What is read one by one.
+
+    Attributes:
+        reading: the source, and what it fills.
+        keys: what it calls the samples.
+        numbers: the rows that it reads; None for all.
+    """
+
+    reading: Reading
+    keys: Sequence[Any]
+    numbers: frozenset[int] | None
 
 
 class Derived(NamedTuple):
@@ -85,6 +101,7 @@ def readings_of(fields: Sequence[FieldSpec], sources: Mapping[str, Source]) -> t
             sources[own[0].name],
             tuple(own),
             f"source of field{'s' if len(own) > 1 else ''} {', '.join(repr(field.name) for field in own)}",
+            sources[own[0].name].is_users,
         )
         for own in read.values()
     ]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from shmgen._memory.limit_errors import note
+from shmgen._memory.status_page import FUNCTION, TURN
 from shmgen._sources.base import IDLE, Source, function_error
 from shmgen._sources.sample_spec import ShapeError, dtype_of, sample_for, write_row
-from shmgen._worker.field_spec import Derived, FieldSpec, Reading
+from shmgen._worker.field_spec import Derived, FieldSpec, Reading, Step
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from shmgen._worker.assembler import Task
 
     Rng = np.random.Generator
 
@@ -39,7 +43,6 @@ class Sample:
         arrays: the rows of all samples, by the field's name.
 
     Attributes:
-        id: of the sample.
         number: of its row.
         loaded: what was read and does not have the shape of its row, by the field's name.
         varied: the shapes of what was read and does not have that of its row, by name.
@@ -48,11 +51,10 @@ class Sample:
         source: of what is being done; None if that is a transform.
     """
 
-    __slots__ = ("_arrays", "id", "loaded", "number", "source", "varied", "where", "written")
+    __slots__ = ("_arrays", "loaded", "number", "source", "varied", "where", "written")
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         self._arrays = arrays
-        self.id: Any = None
         self.number = 0
         self.loaded: dict[str, np.ndarray] = {}
         self.varied: dict[str, tuple[int, ...]] = {}
@@ -75,6 +77,7 @@ class SampleAssembler:
         derived: what is filled from others.
         transforms: functions of a row and a generator, by name of the field.
         sample_transform: a function of the sample, a dict of its rows by name of the field, and a generator.
+        calls_functions: whether code of the user's is called by only one at a time.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class SampleAssembler:
         derived: Derived,
         transforms: dict[str, Callable[..., Any]],
         sample_transform: Callable[..., Any] | None,
+        calls_functions: bool,
     ) -> None:
         self._fields = {field.name: field for field in fields}
         self._sources = {field.name: reading.source for reading in readings for field in reading.fields}
@@ -91,65 +95,87 @@ class SampleAssembler:
         self._derived = derived
         self._transforms = transforms
         self._sample_transform = sample_transform
+        self._calls_functions = calls_functions
 
     def fill(
         self,
-        ids: Sequence[Any],
+        task: Task,
         rows: dict[str, np.ndarray],
-        before: Sequence[tuple[Reading, Callable[[int], bool]]],
-        within: Sequence[tuple[Reading, Callable[[int], bool]]],
+        before: Sequence[Step],
+        within: Sequence[Step],
         rngs: tuple[Iterator[Rng | None], Iterator[Rng | None]],
         lock: AbstractContextManager[Any],
         rows_begun: Any,
+        count: Callable[[int, int], int],
     ) -> None:
-        """Fill the rows of ``ids``.
+        """Fill the rows of a task.
 
         Args:
-            ids: of the samples.
+            task: whose rows.
             rows: of all fields, by name.
-            before: what is read one by one, and of which samples, while others may do so, too.
-            within: the same, for what may be called only by one at a time.
+            before: what is read one by one while others may do so, too.
+            within: what may be read only by one at a time.
             rngs: generators, one a sample: those for what is read before, and those for all else.
             lock: held while the user's functions are called.
             rows_begun: ``rows_begun[0]`` will say how many samples have been begun.
+            count: adds the time since another to a word of the reader's record, and returns the time.
         """
         reading_rngs, function_rngs = rngs
         sample = Sample(rows)
+        began = time.monotonic_ns()
         # Others are to read while functions are called here; if nothing is read here, nobody waits for the lock in vain.
         with nullcontext() if before else lock:
-            for sample.number, sample.id in enumerate(ids):
+            if self._calls_functions and not before:
+                began = count(TURN, began)
+            for sample.number in range(len(task)):
                 rows_begun[0] = sample.number + 1
                 sample.varied.clear()
                 try:
                     if not before:
                         self._call(sample, within, next(function_rngs))
                         continue
-                    rng = next(reading_rngs)
-                    for reading, reads in before:
-                        if reads(sample.number):
-                            self._read(sample, reading, rng)
+                    self._read_all(sample, before, next(reading_rngs), count)
                     rows_begun[0] = IDLE  # no hang is blamed on who waits for the lock
+                    began = time.monotonic_ns()
                     with lock:
                         rows_begun[0] = sample.number + 1
+                        if self._calls_functions:
+                            began = count(TURN, began)
                         self._call(sample, within, next(function_rngs))
+                        if self._calls_functions:
+                            count(FUNCTION, began)
                 except Exception as error:
                     note(error)
-                    raise self._error(sample, error) from error
+                    raise self._error(sample, task.ids[sample.number], error) from error
+            if self._calls_functions and not before:
+                count(FUNCTION, began)
 
-    def _error(self, sample: Sample, error: Exception) -> SampleError:
+    def _error(self, sample: Sample, id: Any, error: Exception) -> SampleError:
         """What to raise where ``error`` was raised."""
-        if isinstance(error, FormatError) and sample.source is not None and sample.source.is_ours:
-            return SampleError(sample.id, sample.source.place(sample.id), str(error))
-        if sample.source is None and not isinstance(error, FormatError):
+        source = sample.source
+        if isinstance(error, FormatError) and source is not None and not source.is_users:
+            return SampleError(id, source.place(id), str(error))
+        if isinstance(error, SampleError) and source is not None and source.key_table:
+            return SampleError(id, error.path, error.reason)
+        if source is None and not isinstance(error, FormatError):
             for name, shape in sample.varied.items():
-                error.add_note(f"(the sample has shape {shape} in field {name!r}, {self._sources[name].place(sample.id)})")
-        return function_error(sample.id, sample.where, error)
+                error.add_note(f"(the sample has shape {shape} in field {name!r}, {self._sources[name].place(id)})")
+        return function_error(id, sample.where, error)
 
-    def _call(self, sample: Sample, within: Sequence[tuple[Reading, Callable[[int], bool]]], rng: Rng | None) -> None:
+    def _read_all(self, sample: Sample, steps: Sequence[Step], rng: Rng | None, count: Callable[[int, int], int]) -> None:
+        """Read what may be read while others do so, too."""
+        for step in steps:
+            if step.numbers is None or sample.number in step.numbers:
+                began = time.monotonic_ns()
+                self._read(sample, step, rng)
+                if step.reading.is_users:
+                    count(FUNCTION, began)
+
+    def _call(self, sample: Sample, within: Sequence[Step], rng: Rng | None) -> None:
         """Do what only one does at a time."""
-        for reading, reads in within:
-            if reads(sample.number):
-                self._read(sample, reading, rng)
+        for step in within:
+            if step.numbers is None or sample.number in step.numbers:
+                self._read(sample, step, rng)
         if self._derived.copies:
             self._copy(sample)
         for name, function in self._transforms.items():
@@ -169,20 +195,21 @@ class SampleAssembler:
         if self._derived.measures:
             self._measure(sample)
 
-    def _read(self, sample: Sample, reading: Reading, rng: Rng | None) -> None:
-        source, fields, sample.where = reading
-        sample.source = source
+    def _read(self, sample: Sample, step: Step, rng: Rng | None) -> None:
+        reading, key = step.reading, _own(step.keys[sample.number])
+        sample.source = source = reading.source
+        sample.where, fields = reading.named, reading.fields
         if source.draws and rng is not None:
             source.rng = rng
         if source.fields is None:
             row = sample.row(fields[0].name)
-            result = source.read(_own(sample.id), row)
+            result = source.read(key, row)
             if result is not None and result is not row:
                 self._take(sample, reading, fields[0], row, result)
             return
         rows = {field.name: sample.row(field.name) for field in fields}
         by_key = RowsByKey(source, [(field.key, rows[field.name]) for field in fields])
-        result = source.read(_own(sample.id), by_key)
+        result = source.read(key, by_key)
         for field in fields:
             row = rows[field.name]
             if result is not None and result is not by_key:
@@ -199,7 +226,7 @@ class SampleAssembler:
             sample.where = f"source of field {field.name!r}"
         if field.varies and (shape := np.shape(value)) != row.shape and (*shape, 1) != row.shape:
             sample.varied[field.name] = shape
-            sample.loaded[field.name] = sample_for(row, value, own=reading.source.is_ours, dtype_remedy=OF_ANOTHER_DTYPE)
+            sample.loaded[field.name] = sample_for(row, value, own=not reading.is_users, dtype_remedy=OF_ANOTHER_DTYPE)
         else:
             shape_remedy = SINGLE if isinstance(value, Mapping | tuple) else OF_ANOTHER_SHAPE
             write_row(row, value, shape_remedy=shape_remedy, dtype_remedy=OF_ANOTHER_DTYPE)

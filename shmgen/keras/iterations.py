@@ -31,20 +31,29 @@ class Iterations:
         # By the id of the generator's frame. If another frame gets the id of one that is gone, it runs other code, or begins.
         self._passes: dict[int, tuple[CodeType, Pass]] = {}
         self._last: Pass | None = None
+        self._keras: Pass | None = None
         # How often an `EpochIterator` has read ``num_batches`` since the last iteration began or ended.
         self._reads = 0
         self._seen_keras = False
 
-    def begin(self, frame: FrameType, *, by_hand: bool) -> None:
+    def begin(self, frame: FrameType, *, by_hand: bool) -> Pass:
         """An iteration begins, in the generator with this frame."""
         with self._loader.passes() as passes:
-            self._last = passes.open(by_hand=by_hand)
+            self._last = passes.open(by_hand=by_hand, asks_ahead=not by_hand)
+        if not by_hand:
+            self._keras = self._last
         self._reads = 0
         self._seen_keras = self._seen_keras or not by_hand
         self._passes.pop(id(frame), None)
         self._passes[id(frame)] = frame.f_code, self._last
         if len(self._passes) > MAX_ITERATIONS:
             del self._passes[next(iter(self._passes))]
+        return self._last
+
+    @property
+    def of_keras(self) -> Pass | None:
+        """The last iteration of Keras's that has begun; None before the first."""
+        return self._keras
 
     def on_read(self) -> None:
         """Keras makes or resets an `EpochIterator`."""

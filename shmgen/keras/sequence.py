@@ -7,19 +7,21 @@ import logging
 import sys
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
 
-from shmgen._checks import Fixed, check_index
+from shmgen._checks import Fixed, check_index, check_int
 from shmgen._engine.state import LoaderState
 from shmgen._plan.damage import Damaged
+from shmgen._plan.sampler import Shard
 from shmgen._plan.stats import Stats
 from shmgen.errors import InputError
-from shmgen.keras.backends import front_end
+from shmgen.keras.backends import FRONT_END, hands_over
 from shmgen.keras.iterations import Iterations, caller_behind, is_keras, stack
+from shmgen.keras.synchronised import unsynchronised
 from shmgen.loader import NO_COPY, Loader
 from shmgen.options import Options, init_from
 
@@ -108,7 +110,7 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         """Start the workers, and begin to read ahead."""
         super().__init__()
         self._warned: set[str] = set()
-        self._loader = Loader.from_options(options, front_end())
+        self._loader = Loader.from_options(options, FRONT_END)
         self._iterations = Iterations(self._loader)
         in_use.add(self)
 
@@ -120,11 +122,18 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     n_classes = Fixed["int | None"](lambda sequence: sequence._loader.n_classes)
     classes = Fixed[Any](lambda sequence: sequence._loader.classes)
     shuffle = Fixed[bool](lambda sequence: sequence._loader.shuffle)
+    shard = Fixed["tuple[int, int]"](lambda sequence: sequence._loader.shard)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self._loader)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__getitem__" in vars(cls):
+            cls.__getitem__ = hands_over(vars(cls)["__getitem__"])  # type: ignore[method-assign]
+
+    @hands_over
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """``(X, y)``, or ``(X,)`` without labels; see `shmgen.Loader` for shapes, dtypes and nesting.
 
@@ -142,14 +151,18 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
 
     @property
     def num_batches(self) -> int:
-        """Batches in an epoch, as ``len``. Each iteration reads it when it begins."""
+        """Batches in an epoch, as ``len``. An iteration reads it when it begins; then it is what is left of a resumed epoch."""
         forwarding, caller = caller_behind("num_batches")
         if caller.f_code.co_flags & inspect.CO_GENERATOR:
-            self._iterations.begin(caller, by_hand=caller.f_code is Sequence.__iter__.__code__)
-        elif any(map(is_keras, forwarding)):
+            begun = self._iterations.begin(caller, by_hand=caller.f_code is Sequence.__iter__.__code__)
+            return len(self) - begun.first
+        if any(map(is_keras, forwarding)):
             self._iterations.on_read()
-            if any(frame.f_code.co_name == "predict" and is_keras(frame) for frame in stack(caller)):
-                self._warn_of_predict()
+            for frame in filter(is_keras, stack(caller)):
+                if frame.f_code.co_name == "predict":
+                    self._warn_of_predict()
+                elif frame.f_code.co_name == "fit" and frame.f_locals.get("x") is self:
+                    self._warn_of_ranks(frame.f_locals["self"])
         return len(self)
 
     def on_epoch_begin(self) -> None:
@@ -172,6 +185,10 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
                 f"predict leaves out {lost:,} of {len(self.list_IDs):,} samples, which fill no batch of {self.batch_size}: "
                 "make a Sequence with tail='keep' for it"
             )
+
+    def _warn_of_ranks(self, model: keras.Model) -> None:
+        if (what := unsynchronised(model, Shard(*self.shard))) is not None:
+            self._warn_once(what)
 
     def _warn_once(self, what: str) -> None:
         if what not in self._warned:
@@ -202,6 +219,38 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     def error(self) -> Exception | None:
         """The last error of a request for a batch, whatever the backend made of it; None if there was none."""
         return self._loader.error
+
+    def state_dict(self, trained: int | None = None) -> dict[str, int | str | bool]:
+        """Where another run would go on; see `shmgen.Loader.state_dict`.
+
+        Args:
+            trained: how many batches of its present iteration Keras has trained on, ``batch + 1`` in ``on_train_batch_end``: it
+                asks for batches long before it trains on them. If left out, an iteration of Keras's counts as over, and of a
+                ``for`` loop counts what ``next`` returned. `shmgen.keras.Resume` does all that.
+
+        Raises:
+            InputError: ``trained`` is given, and Keras has not begun to iterate.
+        """
+        if trained is None:
+            return self._whole(self._loader.state_dict())
+        begun = self._iterations.of_keras
+        if begun is None:
+            raise InputError(f"trained: expected None before the first iteration of Keras's, found {trained!r}")
+        return self._whole(self._loader.state_at(begun.epoch, begun.first + check_int(trained, "trained", 0)))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another run was; see `shmgen.Loader.load_state_dict`.
+
+        Raises:
+            InputError: it does not fit; the sequence is as before.
+        """
+        self._loader.load_state_dict(self._whole(state))
+
+    def _whole(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """``state``, but at the next epoch if a subclass whose ``__len__`` is shorter has no batch left in this one."""
+        if state["consumed"] < len(self) * self.batch_size:
+            return dict(state)
+        return {**state, "epoch": state["epoch"] + 1, "consumed": 0}
 
     def close(self) -> None:
         """End the workers and release the memory; see `shmgen.Loader.close`."""

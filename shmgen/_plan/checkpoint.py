@@ -1,0 +1,120 @@
+"""The state that a run can be gone on with: what is saved, and whether it fits the loader that it is given to."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from shmgen._plan.passes import Position
+from shmgen.errors import InputError
+
+VERSION = 1
+"""Of the state's form."""
+
+ORDER = 1
+"""Of the rules by which orders are computed: see `shmgen._plan.order`."""
+
+MUST_BE_SAME = {
+    "version": "it was saved by another version of shmgen, which can load it",
+    "order": "it was saved by another version of shmgen, whose orders are others; go on with that",
+    "samples": "give the ids that it was saved with",
+    "ids": "give the ids that it was saved with, in the same order",
+    "seed": "give the seed that it was saved with",
+    "shuffle": "give the value that it was saved with",
+    "tail": "give the value that it was saved with",
+}
+"""What a state and the loader that takes it must agree in, and what to do where they don't."""
+
+
+class Identity(NamedTuple):
+    """What a state is of. Another loader can go on with it only if it has the same, but for ``batch_size``.
+
+    Attributes:
+        samples: how many there are.
+        ids: a hash of the ids.
+        seed: of the order.
+        shuffle: whether each epoch has an order of its own.
+        tail: what becomes of the last batch.
+        batch_size: of all ranks together.
+        batches: in an epoch.
+    """
+
+    samples: int
+    ids: str
+    seed: int
+    shuffle: bool
+    tail: str
+    batch_size: int
+    batches: int
+
+
+def saved(mine: Identity, position: Position) -> dict[str, int | str | bool]:
+    """The state of a loader at ``position``: flat, of what JSON knows.
+
+    ``consumed`` counts samples of the epoch, of all ranks together. At the end of an epoch it is 0, and the epoch the next one.
+    """
+    epoch, batch = position if position.batch < mine.batches else Position(position.epoch + 1, 0)
+    return {
+        "version": VERSION,
+        "order": ORDER,
+        "seed": mine.seed,
+        "epoch": epoch,
+        "consumed": batch * mine.batch_size,
+        "samples": mine.samples,
+        "ids": mine.ids,
+        "batch_size": mine.batch_size,
+        "shuffle": mine.shuffle,
+        "tail": mine.tail,
+    }
+
+
+def loaded(mine: Identity, state: Mapping[str, Any]) -> Position:
+    """Where a loader goes on with ``state``.
+
+    Raises:
+        InputError: it is no state, or one of other data, of another order, or between two batches of this size.
+    """
+    own = saved(mine, Position(0, 0))
+    if not isinstance(state, Mapping) or (missing := own.keys() - state.keys()):
+        found = f"a dict without {', '.join(map(repr, sorted(missing)))}" if isinstance(state, Mapping) else repr(state)
+        raise InputError(f"state: expected what state_dict() returned, found {found}")
+    for key, remedy in MUST_BE_SAME.items():
+        if state[key] != own[key]:
+            raise InputError(f"state: expected {key}={own[key]!r}, as here, found {state[key]!r}; {remedy}")
+    epoch, consumed = _count(state, "epoch"), _count(state, "consumed")
+    if consumed % mine.batch_size:
+        raise InputError(
+            f"state: expected a batch_size that divides the {consumed:,} samples of epoch {epoch} that were consumed, found "
+            f"{mine.batch_size}; give one that does, such as {state['batch_size']}, with which it was saved"
+        )
+    batch = consumed // mine.batch_size
+    return Position(epoch, batch) if batch < mine.batches else Position(epoch + 1, 0)
+
+
+def encoded(state: Mapping[str, Any]) -> bytes:
+    """``state`` as JSON."""
+    return json.dumps(dict(state)).encode()
+
+
+def decoded(data: bytes) -> Any:
+    """The state that `encoded` made ``data`` of.
+
+    Raises:
+        InputError: it is no JSON.
+    """
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise InputError(f"state: expected what get_state() returned, found {bytes(data[:40])!r}: {error}") from None
+
+
+def _count(state: Mapping[str, Any], key: str) -> int:
+    try:
+        count = operator.index(state[key])
+    except TypeError:
+        count = -1
+    if count < 0:
+        raise InputError(f"state: expected {key} to be an int from 0, found {state[key]!r}")
+    return count

@@ -1,0 +1,88 @@
+"""Which samples an epoch draws where some are to be drawn more often than others: a pure function of weights, seed and epoch.
+
+All weights, side by side, are cut into as many equal parts as the epoch has samples, and a random point of each part says which
+sample is drawn for it; then the parts are shuffled. So in every epoch each sample comes as often as its weight says, but for
+chance at the edges of parts, and samples of one weight, such as those of a class, lie together, and come as often as all their
+weights say. With equal weights, each sample is a part: that is the order without weights. (Stratified sampling, as in Douc, Cappé
+and Moulines, Comparison of resampling schemes for particle filtering, 2005.)
+
+All is computed in 64-bit integers, as `order` is, and is the same for ever.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shmgen._plan.order import Order, hash_of, hashes
+
+BITS = 61
+"""All weights together are an integer below 2 to this power."""
+
+JITTER = 1 << 32
+"""Told to the hash beside seed and epoch: the numbers are others than those that shuffle."""
+
+HALF, LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
+
+
+class WeightTable:
+    """The weights of all samples, for draws of any epoch, in 16 bytes a sample.
+
+    Args:
+        weights: of each sample, finite floats from 0, not all 0; fewer than 2³² of them. They are rounded to about one part in
+            10¹² of the largest, for a million samples; but none that is above 0 becomes 0.
+    """
+
+    def __init__(self, weights: np.ndarray) -> None:
+        self.samples = len(weights)
+        self._by_weight = np.argsort(weights, kind="stable")
+        weights = weights[self._by_weight]
+        exponent = int(np.frexp(weights[-1])[1])
+        parts = np.ldexp(weights, BITS - self.samples.bit_length() - exponent)  # exact, unlike a division
+        ends = np.where(weights > 0, np.maximum(parts, 1), 0).astype(np.uint64)
+        self._ends = np.cumsum(ends, out=ends)
+        self.total = int(ends[-1])
+
+    def at(self, points: np.ndarray) -> np.ndarray:
+        """The samples that have these points of all weights, side by side: ints from 0 to `total` - 1, as uint64."""
+        return self._by_weight[np.searchsorted(self._ends, points, side="right")]
+
+
+class WeightedOrder:
+    """The samples that one epoch draws.
+
+    Args:
+        table: the weights.
+        seed: of the draws, together with the epoch; an int from 0, of any size.
+        epoch: which one.
+    """
+
+    def __init__(self, table: WeightTable, seed: int, epoch: int) -> None:
+        self._table = table
+        self._order = Order(table.samples, seed, epoch)
+        self._key = hash_of(seed, epoch, JITTER)
+
+    def part(self, first: int, last: int) -> np.ndarray:
+        """The samples at positions ``first`` to ``last - 1``: int64, read-only."""
+        numbers = self._order.part(first, last).view(np.uint64)
+        start = self._start(numbers)
+        point = start + _scaled(hashes(numbers, self._key), self._start(numbers + np.uint64(1)) - start)
+        drawn = self._table.at(point)
+        drawn.flags.writeable = False
+        return drawn
+
+    def _start(self, numbers: np.ndarray) -> np.ndarray:
+        """Where these parts begin, exactly: the product itself would not fit in 64 bits."""
+        samples = self._table.samples
+        whole, rest = divmod(self._table.total, samples)
+        start: np.ndarray = numbers * np.uint64(whole) + numbers * np.uint64(rest) // np.uint64(samples)
+        return start
+
+
+def _scaled(words: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """The upper half of the product of ``words`` and ``below``: of random words of 64 bits, random ints from 0 to below - 1."""
+    high, low = words >> HALF, words & LOW
+    other_high, other_low = below >> HALF, below & LOW
+    middle = high * other_low + (low * other_low >> HALF)
+    other_middle = low * other_high + (middle & LOW)
+    scaled: np.ndarray = high * other_high + (middle >> HALF) + (other_middle >> HALF)
+    return scaled

@@ -1,0 +1,171 @@
+"""`image_folder`: the ids, labels and class names of a folder of images that has a folder for each class."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import NamedTuple
+
+from shmgen._checks import check_float, check_int
+from shmgen._sources.remote import is_url
+from shmgen._sources.suggest import IMAGES, for_missing_folder
+from shmgen.errors import InputError, printable
+
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+"""Names of folders that hold parts of the data, and not classes, where there are no others."""
+
+SHOWN = 5
+
+
+class ImageFolder(NamedTuple):
+    """What `image_folder` found.
+
+    Attributes:
+        partition: the ids by ``"train"`` and ``"validation"``, in the order of their names; each is the path of an image from the
+            folder on, as ``"cats/001.jpg"`` is.
+        labels: the number of the class of each id.
+        classes: the names of the classes, in the order of their numbers.
+
+    Examples:
+        >>> found = image_folder("pets", validation_split=0.25)
+        >>> isinstance(found, ImageFolder), found.labels["dogs/0.png"]
+        (True, 1)
+    """
+
+    partition: dict[str, list[str]]
+    labels: dict[str, int]
+    classes: list[str]
+
+
+def image_folder(
+    folder: str | os.PathLike[str], validation_split: float = 0.0, *, seed: int = 0, classes: Iterable[str] | None = None
+) -> ImageFolder:
+    """The ids, labels and class names of a folder that has a folder of images for each class.
+
+    The same fraction of each class becomes ``"validation"``, rounded, but at least one image and not all. Which they are depends
+    on ``seed`` and the images' names alone: on any machine they are the same, and few change sides where images are added.
+    Images in sub-folders of a class's folder belong to it. Names that begin with a dot are left out. Links are followed.
+
+    Args:
+        folder: with a folder for each class.
+        validation_split: the fraction of the images that become ``partition["validation"]``, from 0 to below 1.
+        seed: of the choice, an int from 0.
+        classes: the folders that are classes, in the order of their numbers. By default all, sorted by name.
+
+    Returns:
+        The partition, the labels, and the names of the classes, as a named tuple.
+
+    Raises:
+        InputError: there is no such folder, or none of a class; or a class has no images.
+
+    Examples:
+        >>> partition, labels, classes = image_folder("pets", validation_split=0.25)
+        >>> len(partition["train"]), len(partition["validation"]), classes
+        (12, 4, ['cats', 'dogs'])
+        >>> loader = Loader(partition["train"], labels, batch_size=4, source=Images("pets", size=32), n_classes=len(classes))
+        >>> X, y = loader.batch(0)
+        >>> X.shape, y.shape
+        ((4, 32, 32, 3), (4, 2))
+    """
+    expected = "a fraction from 0 to below 1"
+    split = check_float(validation_split, "validation_split", expected, lambda number: 0 <= number < 1)
+    check_int(seed, "seed", 0)
+    path = os.path.abspath(folder)
+    names = _class_folders(folder, path) if classes is None else _checked(classes, path)
+    partition: dict[str, list[str]] = {"train": [], "validation": []}
+    labels: dict[str, int] = {}
+    for number, name in enumerate(names):
+        ids = _images(path, name, frozenset())
+        if not ids:
+            raise InputError(
+                f"class folder {os.path.join(path, name)}: expected images, {', '.join(IMAGES.suffixes)}, found "
+                f"{_shown(os.listdir(os.path.join(path, name)))}; delete it, or name the folders that are classes: classes=[...]"
+            )
+        labels |= dict.fromkeys(ids, number)
+        chosen = _chosen(ids, split, seed)
+        for id in ids:
+            partition["validation" if id in chosen else "train"].append(id)
+    return ImageFolder(partition, labels, names)
+
+
+def _class_folders(folder: str | os.PathLike[str], path: str) -> list[str]:
+    """The names of all folders in ``path``, sorted."""
+    if is_url(folder):
+        raise InputError(
+            f"{folder}: expected a folder, found a URL, which can't be listed; keep a table of ids and classes there"
+        )
+    try:
+        with os.scandir(path) as scanned:
+            entries = sorted((entry for entry in scanned if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise _not_there(path, error) from None
+    names = [entry.name for entry in entries if entry.is_dir()]
+    images = [entry.name for entry in entries if IMAGES.has(entry.name) and entry.name not in names]
+    if not names:
+        raise InputError(
+            f"folder {path}: expected a folder of images for each class, found {_shown([entry.name for entry in entries])}; give "
+            "the folder that has them, or take ids and labels from a table"
+        )
+    if SPLITS.issuperset(names):
+        raise InputError(
+            f"folder {path}: expected a folder for each class, found {_shown(names)}, which are parts of the data; call "
+            f"image_folder({os.path.join(folder, names[0])!r}), and so on; or, if these are classes, pass classes={names}"
+        )
+    if images:
+        warnings.warn(f"images in {path} itself have no class, and are left out: {_shown(images)}", stacklevel=3)
+    return names
+
+
+def _checked(classes: Iterable[str], path: str) -> list[str]:
+    """The names of these folders, each of which is there."""
+    names = [classes] if isinstance(classes, str) else list(classes)
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"classes: expected each name once, found {name!r} {names.count(name)} times")
+        if not isinstance(name, str) or not os.path.isdir(os.path.join(path, name)):
+            missing = for_missing_folder(os.path.join(path, str(name)), IMAGES)
+            raise InputError(f"classes: expected names of folders in {path}, found {name!r}{missing}")
+    if not names:
+        raise InputError("classes: expected names of folders, found none")
+    return names
+
+
+def _images(folder: str, name: str, above: frozenset[tuple[int, int]]) -> list[str]:
+    """All images in the folder of this name, and in those below it, sorted; ``above`` are those that it lies in."""
+    path = os.path.join(folder, name)
+    try:
+        status = os.stat(path)
+        with os.scandir(path) as scanned:
+            entries = [(entry.name, entry.is_dir()) for entry in scanned if not entry.name.startswith(".")]
+    except OSError as error:
+        raise _not_there(path, error) from None
+    if (this := (status.st_dev, status.st_ino)) in above:
+        return []  # a link that leads to where it lies
+    found = []
+    for entry, is_folder in sorted(entries):
+        if is_folder:
+            found += _images(folder, f"{name}/{entry}", above | {this})
+        elif IMAGES.has(entry):
+            found.append(f"{name}/{entry}")
+    return found
+
+
+def _chosen(ids: list[str], split: float, seed: int) -> frozenset[str]:
+    """Those of a class that become validation."""
+    count = int(len(ids) * split + 0.5)
+    if split:
+        count = min(max(count, 1), len(ids) - 1)
+    return frozenset(sorted(ids, key=lambda id: blake2b(b"%d/%s" % (seed, os.fsencode(id)), digest_size=16).digest())[:count])
+
+
+def _not_there(path: str, error: OSError) -> InputError:
+    remedy = for_missing_folder(path, IMAGES) if isinstance(error, FileNotFoundError) else ""
+    return InputError(printable(f"folder {path}: expected a folder that can be read, found: {error.strerror}{remedy}"))
+
+
+def _shown(names: list[str]) -> str:
+    if not names:
+        return "nothing"
+    return ", ".join(map(repr, names[:SHOWN])) + (f" and {len(names) - SHOWN:,} others" if len(names) > SHOWN else "")

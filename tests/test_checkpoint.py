@@ -1,0 +1,326 @@
+"""What is saved of a run is enough to go on with it: nothing is read twice or left out, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Asking, DataSet, wait_until
+from ways import N, answer, as_bytes, computed, reader, who_reads
+
+from shmgen import InputError, Loader, SampleError
+from shmgen._plan.checkpoint import Identity, loaded, saved
+from shmgen._plan.passes import Passes, Position
+from shmgen._plan.sampler import BatchId
+from shmgen._sources.ids import fingerprint, kept
+
+TAILS = ["drop", "keep", "wrap", "pad"]
+
+
+def labelled(**options: Any) -> Loader:
+    return computed(labels=range(N), **options)
+
+
+def labels_of(batches: Any) -> list[list[int]]:
+    return [y.tolist() for _, y, *_ in batches]
+
+
+def identity(**other: Any) -> Identity:
+    same: dict[str, Any] = {
+        "samples": 20,
+        "ids": "abc",
+        "seed": 0,
+        "shuffle": True,
+        "tail": "drop",
+        "batch_size": 4,
+        "batches": 5,
+    }
+    return Identity(**{**same, **other})
+
+
+def test_the_state_is_flat_and_of_what_json_knows() -> None:
+    """It comes back from JSON as it was; at the end of an epoch it is the start of the next one."""
+    state = saved(identity(), Position(2, 3))
+    assert json.loads(json.dumps(state)) == state
+    assert (state["epoch"], state["consumed"]) == (2, 12)
+    assert loaded(identity(), state) == (2, 3)
+    end = saved(identity(), Position(2, 5))
+    assert (end["epoch"], end["consumed"]) == (3, 0)
+
+
+@pytest.mark.parametrize("key", ["samples", "ids", "seed", "shuffle", "tail"])
+def test_another_data_set_or_order_is_refused(key: str) -> None:
+    """With what is expected, what was found, and what to do."""
+    other: Any = {"samples": 21, "ids": "abd", "seed": 1, "shuffle": False, "tail": "keep"}[key]
+    state = saved(identity(**{key: other}), Position(0, 1))
+    mine = getattr(identity(), key)
+    with pytest.raises(InputError, match=rf"state: expected {key}={mine!r}, as here, found {other!r}; give the .* saved with"):
+        loaded(identity(), state)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"epoch": -1}, "expected epoch to be an int from 0, found -1"),
+        ({"consumed": 1.5}, "expected consumed to be an int from 0, found 1.5"),
+        ({"version": 2}, "expected version=1, as here, found 2; it was saved by another version of shmgen"),
+        ({"order": 0}, "expected order=1"),
+        ({"consumed": 6}, "a batch_size that divides the 6 samples of epoch 0 that were consumed, found 4; give one that does"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(change: dict[str, Any], expected: str) -> None:
+    """A number of another kind, another version, a place within a batch."""
+    with pytest.raises(InputError, match=expected):
+        loaded(identity(), {**saved(identity(), Position(0, 1)), **change})
+
+
+@pytest.mark.parametrize("state", [None, [], {}, {"epoch": 0}, "state"])
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    """And said to be none."""
+    with pytest.raises(InputError, match=r"state: expected what state_dict\(\) returned, found"):
+        loaded(identity(), state)
+
+
+def test_what_is_no_json_is_refused() -> None:
+    """By `set_state`, which says what it found."""
+    with computed() as loader, pytest.raises(InputError, match=r"expected what get_state\(\) returned, found b'\{"):
+        loader.set_state(b"{")
+
+
+def test_behind_the_end_of_an_epoch_is_the_next() -> None:
+    """Where another batch size leaves less of the epoch than was consumed."""
+    state = saved(identity(samples=22, batch_size=2, batches=11), Position(0, 10))
+    assert loaded(identity(samples=22, batch_size=20, batches=1), state) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        [range(3, 300, 3), list(range(3, 300, 3)), np.arange(3, 300, 3).astype("u2"), pd.Series(range(3, 300, 3))],
+        [[5, 3, 4], np.array([5, 3, 4]), np.array([5, 3, 4], ">u8")],
+        [["a", "bc"], np.array(["a", "bc"]), pd.Series(["a", "bc"])],
+        [[7], range(7, 9, 5)],
+        [[], range(0)],
+    ],
+)
+def test_equal_ids_have_the_same_hash(same: list[Any]) -> None:
+    """Whatever they come in."""
+    assert len({fingerprint(kept(ids)) for ids in same}) == 1
+
+
+def test_other_ids_have_another_hash() -> None:
+    """Also where they are the same in another order, or the same letters cut otherwise, or texts of the same ints."""
+    several: list[Any] = [
+        [1, 2, 3], [1, 2, 4], [3, 2, 1], ["1", "2", "3"], [1, 2], range(1, 5), [2**70, 1], ["ab", "c"], ["a", "bc"],
+        ["a", "b\0c"], ["a\0b", "c"], [("a", 1)], ["tuple ('a', 1)"], [b"a"], np.array([2**63, 1], "u8"), [1, 1, 1],
+        [*range(20_000), 7], [*range(20_000), 8], ["\ud800"],
+    ]  # fmt: skip
+    assert len({fingerprint(kept(ids)) for ids in several}) == len(several)
+
+
+def test_a_resumed_pass_deals_what_is_left() -> None:
+    """With shuffling and without, and the next one is whole; what is foreseen begins there as well."""
+    for shuffle in (True, False):
+        passes = Passes(5, shuffle=shuffle, epoch=0)
+        passes.go_to(Position(3, 2))
+        assert list(passes.upcoming()) == [BatchId(3, 2), BatchId(3, 3)]
+        resumed = passes.open()
+        assert [passes.deal(index, resumed) for index in range(3)] == [BatchId(3, number) for number in (2, 3, 4)]
+        with pytest.raises(IndexError, match="expected an index below 3, the batches that are left in epoch 3, found 3"):
+            passes.deal(3, resumed)
+        assert passes.position == (3, 5)
+        whole = passes.open()
+        assert [passes.deal(index, whole) for index in range(5)] == [BatchId(4, number) for number in range(5)]
+
+
+def test_a_look_at_a_resumed_pass_costs_nothing() -> None:
+    """What is taken back, or asked for by hand, leaves it where it was. Without shuffling, an index by hand is the batch's."""
+    for shuffle in (True, False):
+        passes = Passes(5, shuffle=shuffle, epoch=0)
+        passes.go_to(Position(3, 2))
+        look = passes.open()
+        passes.deal(0, look)
+        passes.take_back(look)
+        assert passes.deal(1, None) == (BatchId(3, 2) if shuffle else BatchId(3, 1))
+        assert passes.position == (3, 2)
+        assert passes.deal(0, passes.open()) == BatchId(3, 2)
+
+
+def test_indexes_in_any_order_resume() -> None:
+    """As Keras permutes them; asked again, each means the same."""
+    passes = Passes(1000, shuffle=True, epoch=0)
+    passes.go_to(Position(0, 300))
+    resumed = passes.open()
+    indexes = [*range(50), *random.Random(0).sample(range(50, 700), 650)]
+    found = [passes.deal(index, resumed).number for index in indexes]
+    assert found == list(range(300, 1000))
+    assert [passes.deal(index, resumed).number for index in reversed(indexes)] == found[::-1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("tail", TAILS)
+def test_another_loader_goes_on(tail: Any, shuffle: bool, workers: int) -> None:
+    """After each batch of two epochs: the same batches as without the interruption, random numbers included."""
+    options: dict[str, Any] = {"shuffle": shuffle, "tail": tail, "transform": lambda x, rng: x + rng.random()}
+    with labelled(workers=0, **options) as loader:
+        whole = [as_bytes(batch) for _ in range(2) for batch in loader]
+    for taken in (0, 1, 3, len(whole) // 2, len(whole) // 2 + 1, len(whole)):
+        with labelled(workers=0, **options) as loader:
+            several = (batch for _ in range(2) for batch in loader)
+            for _ in range(taken):
+                next(several)
+            state = loader.state_dict()
+        with labelled(workers=workers, **options) as loader:
+            loader.load_state_dict(state)
+            assert loader.state_dict() == state
+            rest = [as_bytes(batch) for batch in loader]
+            while len(rest) < len(whole) - taken:
+                rest += [as_bytes(batch) for batch in loader]
+            assert rest[: len(whole) - taken] == whole[taken:]
+
+
+def test_another_batch_size_goes_on() -> None:
+    """One that divides what was consumed; any other is refused, and changes nothing."""
+
+    def made(batch_size: int) -> Loader:
+        return Loader(range(24), range(24), batch_size, source=lambda id: np.array([id]), workers=0)
+
+    with made(4) as loader:
+        [whole] = [np.concatenate([y for _, y in loader])]
+    with made(4) as loader:
+        epoch = iter(loader)
+        for _ in range(3):
+            next(epoch)
+        state = loader.state_dict()
+    for batch_size in (1, 2, 3, 6, 12):
+        with made(batch_size) as loader:
+            loader.load_state_dict(state)
+            assert np.concatenate([y for _, y in loader]).tolist() == whole[12:].tolist()
+    with made(5) as loader:
+        with pytest.raises(InputError, match="a batch_size that divides the 12 samples of epoch 0"):
+            loader.load_state_dict(state)
+        assert np.concatenate([y for _, y in loader]).tolist() == whole[:20].tolist()
+
+
+def test_a_pass_that_was_left_is_gone_on_with() -> None:
+    """What ``next`` has returned counts, and not what was read ahead; a look by hand counts for nothing."""
+    with labelled(workers=1) as loader:
+        whole = labels_of(loader)
+    with labelled(workers=1) as loader:
+        for number, _ in enumerate(loader):
+            if number == 1:
+                break
+        state = loader.state_dict()
+        loader.batch(3)
+        assert loader.state_dict() == state
+        loader.load_state_dict(state)
+        assert labels_of(loader) == whole[2:]
+
+
+def test_loading_leaves_an_iteration_alone() -> None:
+    """One that is under way goes on as it was; the next one begins where the state says."""
+    with labelled(workers=0) as loader:
+        start = loader.state_dict()
+        epoch = iter(loader)
+        first = labels_of([next(epoch)])
+        loader.load_state_dict(start)
+        rest = labels_of(epoch)
+        assert labels_of(loader) == first + rest
+
+
+def test_a_batch_that_failed_is_still_to_come(folder: Callable[..., DataSet]) -> None:
+    """Until a later one was handed out: who catches the error and goes on leaves it out."""
+    data = folder(12)
+    data.file("id-5").unlink()
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, shuffle=False, workers=1) as loader:
+        epoch = iter(loader)
+        next(epoch)
+        with pytest.raises(SampleError):
+            next(epoch)
+        assert loader.state_dict()["consumed"] == 4
+        next(epoch)
+        assert (loader.state_dict()["epoch"], loader.state_dict()["consumed"]) == (1, 0)
+
+
+def test_a_batch_that_another_thread_waits_for_is_still_to_come(folder: Callable[..., DataSet], asking: type[Asking]) -> None:
+    """Though a later one was handed out meanwhile."""
+    data = folder(24)
+    data.file("id-5").unlink()
+    os.mkfifo(data.file("id-5"))
+    # So few slots that the next epoch, which has the same file, is not read ahead.
+    row: dict[str, Any] = {"slots": 3, "dim": (4, 3), "n_channels": 1, "dtype": "f4"}
+    with Loader(data.ids, data.labels, 4, shuffle=False, workers=2, source=reader(data), **row) as loader:
+        epoch = iter(loader)
+        next(epoch)
+        late = asking(lambda: next(epoch))
+        who_reads(data, 5)
+        wait_until(lambda: bool(loader.state.waiting), "one waits for the second batch")
+        next(epoch)
+        assert loader.state_dict()["consumed"] == 4
+        answer(data, 5)
+        late.outcome()
+        assert loader.state_dict()["consumed"] == 12
+
+
+KILLED = """
+import json
+from pathlib import Path
+
+def main():
+    place, log = Path("state.json"), open("log", "a")
+    with Loader(IDS, LABELS, 4, data_dir=DATA, workers=2, seed=3) as loader:
+        if place.exists():
+            loader.load_state_dict(json.loads(place.read_text()))
+        while loader.state_dict()["epoch"] < 2:
+            for X, y in loader:
+                state = loader.state_dict()
+                Path("new").write_text(json.dumps(state))
+                os.rename("new", place)
+                log.write(f"{{state['epoch']}} {{state['consumed']}} {{y.tolist()}}\\n")
+                log.flush()
+                say("batch")
+                if {stands_still}: time.sleep(1000)
+    say("done")
+
+main()
+"""
+
+
+def has_lines(path: Path, count: int) -> bool:
+    return path.exists() and path.read_text().count("\n") == count
+
+
+def test_after_a_kill_nothing_is_read_twice(folder: Callable[..., DataSet], script: Callable) -> None:
+    """A script that is killed at any batch, and run again, gets each batch of two epochs once, as one that was not killed."""
+    data = folder(24)
+    once = script(KILLED.format(stands_still=False), data)
+    assert once.end() == 0, once.err
+    place = data.path.parent
+    whole = (place / "log").read_text().splitlines()
+    for name in ("log", "state.json"):
+        (place / name).unlink()
+    for lines in (2, 6, 9):
+        run = script(KILLED.format(stands_still=f"state['epoch'] * 6 + state['consumed'] // 4 == {lines}"), data)
+        wait_until(partial(has_lines, place / "log", lines), "it stands still")
+        run.signal(signal.SIGKILL, group=True)
+        run.kill()
+    last = script(KILLED.format(stands_still=False), data)
+    assert last.end() == 0, last.err
+    assert (place / "log").read_text().splitlines() == whole
+    assert len(whole) == 12
+
+
+def test_the_data_set_of_the_tests_has_a_tail() -> None:
+    """Else the four kinds of tail would be one."""
+    with computed(workers=0) as loader:
+        assert N % loader.batch_size

@@ -1,0 +1,152 @@
+"""A folder with a folder of images for each class: ids, labels and names of classes, split alike for each class."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shmgen import Images, InputError, Loader, image_folder
+
+
+def make(folder: Path, *names: str) -> Path:
+    """Make files of these names, which are never opened."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def pets(folder: Path, cats: int = 100, dogs: int = 10) -> Path:
+    """A folder of two classes, of which one is rare."""
+    return make(folder, *(f"cats/{n}.jpg" for n in range(cats)), *(f"dogs/{n}.png" for n in range(dogs)))
+
+
+def test_ids_labels_and_classes(tmp_path: Path) -> None:
+    """All images, also in sub-folders and by links, in order; nothing hidden, and nothing else."""
+    make(tmp_path, "dogs/b.JPEG", "dogs/a.png", "cats/small/c.webp", "cats/.hidden.jpg", "cats/notes.txt", ".trash/d.jpg")
+    (tmp_path / "birds").symlink_to(tmp_path / "dogs")
+    (tmp_path / "cats" / "again").symlink_to(tmp_path / "cats")
+    partition, labels, classes = image_folder(tmp_path)
+    assert classes == ["birds", "cats", "dogs"]
+    ids = ["birds/a.png", "birds/b.JPEG", "cats/small/c.webp", "dogs/a.png", "dogs/b.JPEG"]
+    assert partition == {"train": ids, "validation": []}
+    assert labels == dict(zip(ids, [0, 0, 1, 2, 2], strict=True))
+
+
+@pytest.mark.parametrize("split", [0.1, 0.2, 0.5, 0.999])
+def test_each_class_is_split_alike(tmp_path: Path, split: float) -> None:
+    """Every image is on one side; of each class the fraction, rounded, but neither none nor all."""
+    partition, labels, _ = image_folder(pets(tmp_path), split)
+    assert sorted(partition["train"] + partition["validation"]) == sorted(labels)
+    counts = Counter(labels[id] for id in partition["validation"])
+    assert counts == {0: min(99, round(100 * split)), 1: min(9, max(1, round(10 * split)))}
+    assert partition["train"] == sorted(partition["train"], key=list(labels).index)
+
+
+def test_a_class_of_one_image_is_trained_on(tmp_path: Path) -> None:
+    """Validation without it is better than training without it."""
+    partition, _, _ = image_folder(pets(tmp_path, 1, 2), 0.5)
+    assert "cats/0.jpg" in partition["train"]
+    assert len(partition["validation"]) == 1
+
+
+def test_the_split_is_remembered_across_versions(tmp_path: Path) -> None:
+    """By the seed and the names alone: whoever trained yesterday validates on the same images for ever."""
+    folder = pets(tmp_path, 10, 10)
+    assert image_folder(folder, 0.2).partition["validation"] == ["cats/7.jpg", "cats/8.jpg", "dogs/4.png", "dogs/6.png"]
+    assert image_folder(folder, 0.2, seed=1).partition["validation"] == ["cats/2.jpg", "cats/5.jpg", "dogs/1.png", "dogs/9.png"]
+
+
+def test_the_split_is_another_with_another_seed_and_by_chance(tmp_path: Path) -> None:
+    """Over many seeds every image is held out about as often as every other."""
+    folder = pets(tmp_path, 20, 2)
+    counts = Counter(id for seed in range(200) for id in image_folder(folder, 0.25, seed=seed).partition["validation"])
+    assert all(20 <= counts[f"cats/{number}.jpg"] <= 85 for number in range(20))  # 50 expected; 5 deviations are 31
+
+
+def test_few_images_change_sides_where_some_are_added(tmp_path: Path) -> None:
+    """So a model is not validated on what an earlier one of it was trained on."""
+    before = set(image_folder(pets(tmp_path), 0.2).partition["validation"])
+    after = set(image_folder(pets(tmp_path, 110, 11), 0.2).partition["validation"])
+    assert len(before - after) <= 5
+
+
+def test_classes_may_be_named(tmp_path: Path) -> None:
+    """Their order is that of the numbers; other folders are left out, as was said."""
+    pets(tmp_path, 2, 2)
+    make(tmp_path, "other/a.jpg")
+    _, labels, classes = image_folder(tmp_path, classes=["dogs", "cats"])
+    assert classes == ["dogs", "cats"]
+    assert labels == {"dogs/0.png": 0, "dogs/1.png": 0, "cats/0.jpg": 1, "cats/1.jpg": 1}
+
+
+def test_what_it_returns_is_what_a_loader_takes(tmp_path: Path) -> None:
+    """Each row is the image of its id, and its label that of the folder."""
+    for name, level in (("cats", 10), ("dogs", 200)):
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            Image.new("L", (9, 9), level + number).save(tmp_path / name / f"{number}.png")
+    partition, labels, classes = image_folder(tmp_path, 0.34)
+    for ids in partition.values():
+        with Loader(ids, labels, 2, source=Images(tmp_path, 4, "L"), n_classes=len(classes), workers=1) as loader:
+            for X, y in loader:
+                np.testing.assert_array_equal(X[:, 0, 0, 0] > 100, y.argmax(axis=1))
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """A name of bytes that mean no text is an id as any other."""
+    pets(tmp_path, 3, 3)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/cats/\xff.jpg")).touch()
+    assert len(image_folder(tmp_path, 0.4).labels) == 7
+
+
+def test_images_without_a_class_are_warned_of(tmp_path: Path) -> None:
+    """They are left out, and named."""
+    make(pets(tmp_path, 2, 2), "stray.jpg", "README.md")
+    with pytest.warns(UserWarning, match=r"itself have no class, and are left out: 'stray\.jpg'"):
+        assert len(image_folder(tmp_path).labels) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["cats/a.jpg", "dogs/notes.txt"], r"class folder .*/dogs: expected images, .*found 'notes\.txt'; delete it, or name"),
+        (["a.jpg", "b.jpg"], r"expected a folder of images for each class, found 'a\.jpg', 'b\.jpg'; give the folder"),
+        ([".hidden/a.jpg"], "expected a folder of images for each class, found nothing"),
+        (
+            ["train/cats/a.jpg", "val/cats/b.jpg"],
+            r"found 'train', 'val', which are parts of the data; call image_folder\('.*/train'\), and so on",
+        ),
+    ],
+)
+def test_folders_that_have_no_classes(tmp_path: Path, names: list[str], text: str) -> None:
+    """The error names what is there, and what to do."""
+    with pytest.raises(InputError, match=text):
+        image_folder(make(tmp_path, *names))
+
+
+def test_parts_of_the_data_may_be_classes_if_that_is_said(tmp_path: Path) -> None:
+    """The remedy of the error works."""
+    make(tmp_path, "train/a.jpg", "val/b.jpg")
+    assert image_folder(tmp_path, classes=["train", "val"]).labels == {"train/a.jpg": 0, "val/b.jpg": 1}
+
+
+def test_arguments_that_are_mistakes(tmp_path: Path) -> None:
+    """A missing folder, an unknown class, a fraction of everything, a URL: each is an error that says what is expected."""
+    pets(tmp_path / "pets", 2, 2)
+    with pytest.raises(InputError, match=r"there is no folder .*/pests, and .* has 'pets'"):
+        image_folder(tmp_path / "pests")
+    with pytest.raises(InputError, match=r"classes: expected names of folders in .*found 'dog'; there is no folder .*'dogs'"):
+        image_folder(tmp_path / "pets", classes=["cats", "dog"])
+    with pytest.raises(InputError, match="expected each name once, found 'cats' 2 times"):
+        image_folder(tmp_path / "pets", classes=["cats", "cats"])
+    for wrong in (1, -0.1, 20, float("nan"), "0.2"):
+        with pytest.raises(InputError, match="validation_split: expected a fraction from 0 to below 1"):
+            image_folder(tmp_path / "pets", wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="found a URL, which can't be listed"):
+        image_folder("https://host/pets")

@@ -1,0 +1,457 @@
+"""Images: what Pillow reads becomes rows, upright and of one size; what is broken is named."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shmgen import Images, InputError, Loader, SampleError
+from shmgen._sources.image_decoder import ImageDecoder
+
+ROOT = Path(__file__).parents[1]
+
+WORKERS = [pytest.param(0, id="in-process"), pytest.param(1, id="1-worker")]
+
+
+def picture(width: int = 40, height: int = 30) -> Image.Image:
+    """A smooth picture: red grows to the right, green downwards."""
+    red, green = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([red, green, np.full_like(red, 80)], axis=2).astype(np.uint8))
+
+
+def row_of(folder: Path, id: str, size: Any = None, mode: Any = "RGB", resize: Any = "crop", **options: Any) -> np.ndarray:
+    """What `Images` makes of one file."""
+    source = Images(folder, size, mode, resize, **options)
+    with Loader([id], None, 1, source=source, workers=0) as loader:
+        (X,) = loader.batch(0)
+        row: np.ndarray = X[0].copy()
+    return row
+
+
+def refused(folder: Path, id: str, **options: Any) -> str:
+    """The reason for which a file is not taken."""
+    with pytest.raises(SampleError) as caught:
+        row_of(folder, id, **options)
+    assert caught.value.path.startswith(f"{folder}/")
+    return caught.value.reason
+
+
+# Formats and modes.
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "gif", "ppm"])
+@pytest.mark.parametrize("workers", WORKERS)
+def test_formats(tmp_path: Path, suffix: str, workers: int) -> None:
+    """Each format's pixels arrive, exactly where the format keeps them, each row under its own id."""
+    lossless = suffix in ("png", "bmp", "tif", "ppm")
+    images = [picture(), picture().transpose(Image.Transpose.FLIP_LEFT_RIGHT)] * 2
+    ids = [f"{number}.{suffix}" for number in range(4)]
+    for id, image in zip(ids, images, strict=True):
+        image.save(tmp_path / id, quality=95)
+    with Loader(ids, range(4), 2, source=Images(tmp_path), workers=workers) as loader:
+        for X, y in loader:
+            assert X.dtype == np.uint8
+            for row, number in zip(X, y.tolist(), strict=True):
+                expected = np.asarray(images[number]).astype(int)
+                assert np.abs(row - expected).mean() <= (0 if lossless else 6)
+
+
+def test_a_worker_without_images_has_no_pillow(folder: Callable) -> None:
+    """Neither the package nor a loader of .npy files imports it, nor a worker of theirs; a worker of images does."""
+    data = folder(4)
+    picture().save(data.path / "a.png")
+    script = f"""
+import json, pickle, subprocess, sys
+from shmgen import Npy
+before = "PIL" in sys.modules
+from shmgen import Images
+npy, images = Npy({str(data.path)!r}), Images({str(data.path)!r}, 8)
+npy.bind(["id-0"])
+images.bind(["a"])
+def loaded(source):
+    code = "import sys, pickle; pickle.load(sys.stdin.buffer); print('PIL' in sys.modules, 'numpy' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(source), capture_output=True, check=True)
+    return ended.stdout.split()
+print(json.dumps([before, *(word.decode() for source in (npy, images) for word in loaded(source))]))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert json.loads(ended.stdout) == [False, "False", "False", "True", "True"]
+
+
+MODES = {
+    "1": picture().convert("1"),
+    "L": picture().convert("L"),
+    "LA": picture().convert("LA"),
+    "P": picture().quantize(16),
+    "RGB": picture(),
+    "RGBA": picture().convert("RGBA"),
+}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+@pytest.mark.parametrize("stored", MODES)
+def test_modes(tmp_path: Path, stored: str, mode: str) -> None:
+    """Of whatever mode a file is, a row has the mode that was asked for, with Pillow's own numbers."""
+    MODES[stored].save(tmp_path / "a.png")
+    row = row_of(tmp_path, "a", mode=mode)
+    expected = np.asarray(MODES[stored].convert(mode))
+    np.testing.assert_array_equal(row, expected.reshape(row.shape))
+    assert row.shape == (30, 40, {"RGB": 3, "L": 1, "RGBA": 4}[mode])
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    """A JPEG for printers has the colours of its picture."""
+    picture().convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(row_of(tmp_path, "a").astype(int) - np.asarray(picture())).mean() < 6
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_transparent_palette(tmp_path: Path, workers: int) -> None:
+    """A palette with transparency keeps its colours, and with mode RGBA its transparency; no warning is shown."""
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.save(tmp_path / "a.png", transparency=b"\xff\x00")
+    for mode, expected in (("RGB", [40, 50, 60]), ("RGBA", [40, 50, 60, 0])):
+        with Loader(["a"], None, 1, source=Images(tmp_path, mode=mode), workers=workers) as loader:  # type: ignore[arg-type]
+            assert loader.batch(0)[0][0, 0, 0].tolist() == expected
+
+
+def test_masks_keep_their_numbers(tmp_path: Path) -> None:
+    """Mode P gives a palette's own numbers, and grey's, not colours; and makes no new ones where a mask is resized."""
+    numbers = np.array([[0, 7], [7, 255]], np.uint8).repeat(8, 0).repeat(8, 1)
+    image = Image.fromarray(numbers).convert("P")
+    image.putpalette(bytes(range(255, -1, -1)) * 3)
+    image.save(tmp_path / "palette.png")
+    Image.fromarray(numbers).save(tmp_path / "grey.png")
+    Image.fromarray(numbers > 0).save(tmp_path / "bits.png")
+    for name in ("palette", "grey"):
+        np.testing.assert_array_equal(row_of(tmp_path, name, mode="P")[..., 0], numbers)
+        assert set(np.unique(row_of(tmp_path, name, (5, 5), "P"))) == {0, 7, 255}
+    np.testing.assert_array_equal(row_of(tmp_path, "bits", mode="P")[..., 0], numbers > 0)
+    picture().save(tmp_path / "colours.png")
+    assert "found mode 'RGB'; pass mode='RGB'" in refused(tmp_path, "colours", mode="P")
+    with pytest.raises(InputError, match="interpolation: expected 'nearest'"):
+        Images(tmp_path, mode="P", interpolation="bilinear")
+
+
+DEEP = np.linspace(0, 65535, 30 * 40).reshape(30, 40).astype(np.uint16)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits(tmp_path: Path, suffix: str) -> None:
+    """All 16 bits arrive; as 8 bits the upper ones, not white; 8 bits become 16 so that white is white; halves are means."""
+    Image.fromarray(DEEP).save(tmp_path / f"deep.{suffix}")
+    row = row_of(tmp_path, "deep", mode="I;16")
+    assert row.dtype == np.uint16
+    np.testing.assert_array_equal(row[..., 0], DEEP)
+    for mode in ("L", "RGB"):
+        np.testing.assert_array_equal(row_of(tmp_path, "deep", mode=mode)[..., 0], DEEP >> 8)
+    picture().convert("L").save(tmp_path / f"grey.{suffix}")
+    np.testing.assert_array_equal(
+        row_of(tmp_path, "grey", mode="I;16")[..., 0], np.asarray(picture().convert("L")) * np.uint16(257)
+    )
+    half = row_of(tmp_path, "deep", (15, 20), "I;16")[4:-4, 4:-4, 0].astype(float)
+    means = DEEP.reshape(15, 2, 20, 2).mean(axis=(1, 3))[4:-4, 4:-4]
+    assert np.abs(half - means).max() <= 2
+
+
+def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
+    """Colours as 16 bits of grey, floats, and 32 bits are errors that say what to do."""
+    picture().save(tmp_path / "colours.png")
+    assert "found mode 'RGB'; pass mode='RGB'" in refused(tmp_path, "colours", mode="I;16")
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "floats.tif")
+    assert "found floats; convert it" in refused(tmp_path, "floats")
+    Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(tmp_path / "wide.tif")
+    assert "found one of 32; convert it" in refused(tmp_path, "wide")
+
+
+# Sizes.
+
+
+def near(row: np.ndarray, image: Image.Image, within: float = 3.0) -> bool:
+    """Whether a row shows the picture, but for the interpolation at edges."""
+    return bool(np.abs(row[2:-2, 2:-2].astype(int) - np.asarray(image)[2:-2, 2:-2]).max() <= within)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize(("width", "height"), [(400, 300), (300, 400), (40, 30), (401, 33)])
+def test_crop_is_the_middle(tmp_path: Path, width: int, height: int, suffix: str) -> None:
+    """A row is filled by the image's middle, in its proportions, whatever the image's size; JPEG, decoded smaller, as well."""
+    picture(width, height).save(tmp_path / f"a.{suffix}", quality=95)
+    row = row_of(tmp_path, "a", (60, 60))
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    expected = picture(width, height).resize((60, 60), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+    assert near(row, expected, 3 if suffix == "png" else 12)
+
+
+def test_pad_keeps_all_of_the_image(tmp_path: Path) -> None:
+    """It lies in the middle of a row, and the rest is 0; of a slot that held another image before, too."""
+    Image.new("RGB", (400, 200), (9, 9, 9)).save(tmp_path / "wide.png")
+    Image.new("RGB", (200, 400), (9, 9, 9)).save(tmp_path / "high.png")
+    source = Images(tmp_path, (40, 40), resize="pad")
+    with Loader(["wide", "high"] * 4, None, 1, source=source, slots=2, workers=0, shuffle=False) as loader:
+        for number, (X,) in enumerate(loader):
+            expected = np.zeros((40, 40, 3), np.uint8)
+            expected[(slice(10, 30), slice(0, 40)) if number % 2 == 0 else (slice(0, 40), slice(10, 30))] = 9
+            np.testing.assert_array_equal(X[0], expected)
+
+
+def test_stretch_fills_the_row(tmp_path: Path) -> None:
+    """All of the image is in the row, out of proportion."""
+    picture(400, 100).save(tmp_path / "a.png")
+    assert near(row_of(tmp_path, "a", (50, 50), resize="stretch"), picture(50, 50), 8)
+
+
+def test_an_image_of_the_rows_size_is_not_changed(tmp_path: Path) -> None:
+    """No interpolation touches it, however it would be resized."""
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    for resize in ("crop", "pad", "stretch"):
+        np.testing.assert_array_equal(row_of(tmp_path, "a", (30, 40), resize=resize), noise)
+
+
+def test_a_large_jpeg_is_decoded_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only as many of its pixels are computed as a row needs, and never fewer."""
+    picture(1600, 1200).save(tmp_path / "a.jpg", quality=95)
+    asked = []
+    resize = Image.Image.resize
+
+    def watched(self: Image.Image, *args: Any, **options: Any) -> Image.Image:
+        asked.append(self.size)
+        return resize(self, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    row_of(tmp_path, "a", (150, 200))
+    row_of(tmp_path, "a", (151, 200))
+    assert set(asked) == {(200, 150), (400, 300)}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_stand_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    """However the camera was held, the row shows the picture as it was seen, cropped, padded or whole."""
+    turned = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    seen = picture(320, 200)
+    stored = seen.transpose(turned[orientation]) if orientation in turned else seen
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / f"a.{suffix}", exif=exif, quality=95)
+    assert near(row_of(tmp_path, "a"), seen, 12)
+    assert near(row_of(tmp_path, "a", (20, 32)), picture(32, 20), 24)
+    assert row_of(tmp_path, "a", (41, 64), resize="pad")[:, 32].any(axis=1).tolist() == [True] * 40 + [False]
+
+
+def test_exif_that_cannot_be_read_does_no_harm(tmp_path: Path) -> None:
+    """The picture is there, and is taken as it is stored."""
+    picture().save(tmp_path / "a.jpg", exif=b"Exif\0\0broken", quality=95)
+    assert near(row_of(tmp_path, "a"), picture(), 12)
+
+
+# What can't be read.
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif"])
+def test_a_truncated_image_is_never_a_row(tmp_path: Path, suffix: str) -> None:
+    """Wherever a file ends too early, it is an error with a remedy, and no half a picture; only all of the pixels will do."""
+    whole = io.BytesIO()
+    picture().save(whole, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix))
+    data = whole.getvalue()
+    source = Images(tmp_path, 16)
+    decode = ImageDecoder((16, 16), "RGB", "crop", "bilinear")
+    for kept in range(0, len(data), max(1, len(data) // 40)):
+        (tmp_path / f"a.{suffix}").write_bytes(data[:kept])
+        if len(data) - kept <= 20 and suffix == "png":  # sums and the end mark: all pixels are there
+            np.testing.assert_array_equal(decode(data[:kept]), decode(data))
+            continue
+        with pytest.raises(SampleError, match=r"a\.\w+: expected an? .*found.*; (write or copy it again|if it is whole)"):
+            source.bind(["a"])
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_broken_image_is_named_or_replaced(tmp_path: Path, workers: int) -> None:
+    """The error has the id and the file; with ``on_error="replace"`` another sample stands in, with its label."""
+    for number in range(8):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.jpg", quality=100)
+    (tmp_path / "5.jpg").write_bytes((tmp_path / "5.jpg").read_bytes()[:300])
+    ids = [f"{number}.jpg" for number in range(8)]
+    options: dict[str, Any] = {"source": Images(tmp_path, 8), "batch_size": 4, "shuffle": False, "workers": workers}
+    with Loader(ids, **options) as loader:
+        loader.batch(0)
+        with pytest.raises(SampleError, match=r"sample '5\.jpg', file .*/5\.jpg: expected a whole image, found") as caught:
+            loader.batch(1)
+        assert caught.value.id == "5.jpg"
+    with Loader(ids, range(8), on_error="replace", max_damaged=0.5, **options) as loader:
+        X, y = loader.batch(1)
+        assert y[1] != 5
+        assert np.abs(X[:, 0, 0, 0].astype(int) - y).max() <= 1
+        assert [damaged.id for damaged in loader.damaged] == ["5.jpg"]
+
+
+def test_what_is_no_image(tmp_path: Path) -> None:
+    """An empty file, another kind of file, a folder and a pipe are named for what they are."""
+    (tmp_path / "empty.png").touch()
+    assert "an empty file (0 bytes); write or copy it again" in refused(tmp_path, "empty.png")
+    (tmp_path / "text.png").write_text("hello, world")
+    assert "one that begins with b'hello, w'; if it is whole, convert it" in refused(tmp_path, "text.png")
+    (tmp_path / "folder.png").mkdir()
+    assert "Is a directory" in refused(tmp_path, "folder.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "an empty file" in refused(tmp_path, "pipe.png")
+
+
+# Ids.
+
+
+def test_ids_with_and_without_a_suffix(tmp_path: Path) -> None:
+    """Both name the file, in sub-folders too, whatever the suffix, in any case; a given suffix is taken at its word."""
+    (tmp_path / "cats").mkdir()
+    for number, name in enumerate(["a.png", "cats/b.JPG", "c.001.png", "d.jpeg"]):
+        Image.new("L", (8, 8), number * 40).save(tmp_path / name, {"JPG": "JPEG", "jpeg": "JPEG"}.get(name.split(".")[-1], "PNG"))
+    for ids in (["a", "cats/b", "c.001", "d"], ["a.png", "cats/b.JPG", "c.001.png", "d.jpeg"]):
+        with Loader(ids, None, 4, source=Images(tmp_path, mode="L"), shuffle=False, workers=1) as loader:
+            assert loader.batch(0)[0][:, 0, 0, 0].tolist() == [0, 40, 80, 120]
+    assert row_of(tmp_path, "a", suffix=".png").shape == (8, 8, 3)
+    with pytest.raises(SampleError) as caught:
+        row_of(tmp_path, "a", suffix=".gif")
+    assert caught.value.path == str(tmp_path / "a.gif")
+    Image.new("L", (8, 8)).save(tmp_path / "7.001.png")
+    with Loader([7], None, 1, source=Images(tmp_path, suffix=".001.png"), workers=0) as loader:
+        assert loader.batch(0)[0].shape == (1, 8, 8, 3)
+
+
+def test_two_files_of_one_id(tmp_path: Path) -> None:
+    """It is not guessed which is meant; where the suffix is given, or is that of the first, there is no doubt."""
+    Image.new("L", (8, 8), 1).save(tmp_path / "a.png")
+    Image.new("L", (8, 8), 2).save(tmp_path / "a.bmp")
+    assert "found a.png and a.bmp; pass suffix='.png', for one" in refused(tmp_path, "a")
+    assert row_of(tmp_path, "a", suffix=".bmp")[0, 0, 0] == 2
+    os.link(tmp_path / "a.png", tmp_path / "b.png")
+    os.link(tmp_path / "a.png", tmp_path / "b.PNG")
+    assert row_of(tmp_path, "b")[0, 0, 0] == 1
+
+
+def test_ids_that_are_paths(tmp_path: Path) -> None:
+    """Without a folder, ids are paths; in one, none may lead out of it."""
+    picture().save(tmp_path / "a.png")
+    with Loader([str(tmp_path / "a.png")], None, 1, source=Images(None), workers=1) as loader:
+        np.testing.assert_array_equal(loader.batch(0)[0][0], np.asarray(picture()))
+    with pytest.raises(InputError, match=r"found a path out of it; pass Images\(None, \.\.\.\), where ids are meant as paths"):
+        Loader(["../a"], None, 1, source=Images(tmp_path / "sub"))
+
+
+def test_a_missing_image_says_what_is_there(tmp_path: Path) -> None:
+    """A wrong suffix, a wrong folder, another id: the error names what was probably meant."""
+    (tmp_path / "photos").mkdir()
+    picture().save(tmp_path / "photos" / "a.png")
+    assert "a.png is there: of images the source is Images" in refused(tmp_path / "photos", "a.jpg")
+    assert "photos has 'a.png'" in refused(tmp_path / "photos", "b")
+    assert "there is no folder" in refused(tmp_path / "photo", "a")
+    with pytest.raises(SampleError, match=r"a\.png is there: of images the source is Images\(folder, size=\(height, width\)\)"):
+        Loader(["a"], None, 1, data_dir=tmp_path / "photos")
+
+
+def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
+    """Without one, a row has the first image's size, and another is an error that says so."""
+    picture().save(tmp_path / "a.png")
+    picture(41, 30).save(tmp_path / "b.png")
+    with (
+        Loader(["a", "b"], None, 1, source=Images(tmp_path), shuffle=False, workers=0) as loader,
+        pytest.raises(SampleError, match=r"found \(30, 41, 3\); pass size="),
+    ):
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"mode": "BGR"}, "mode: expected 'RGB' or 'L'"),
+        ({"resize": "fit"}, "resize: expected 'crop' or 'pad' or 'stretch', found 'fit'"),
+        ({"interpolation": "cubic"}, "interpolation: expected 'nearest'"),
+        ({"size": (1, 2, 3)}, r"size: expected \(height, width\) in pixels, found \(1, 2, 3\)"),
+        ({"size": 0}, "expected an int from 1, found 0"),
+        ({"cache": "c"}, "cache: expected with a URL"),
+    ],
+)
+def test_arguments_that_are_mistakes(tmp_path: Path, options: dict[str, Any], text: str) -> None:
+    """Each is an error that says what is expected."""
+    with pytest.raises(InputError, match=text):
+        Images(tmp_path, **options)
+
+
+def test_without_pillow_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the name itself can be imported."""
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.delitem(sys.modules, "shmgen._sources.image_decoder", raising=False)
+    monkeypatch.delattr("shmgen._sources.image_decoder", raising=False)
+    with pytest.raises(InputError, match=r"pip install 'shmgen\[images\]'"):
+        Images("photos")
+
+
+# Ways to the files.
+
+
+def test_many_at_once(tmp_path: Path) -> None:
+    """With several reads in flight in a worker each row is its own image, and so it is with several workers."""
+    ids = [f"{number}.png" for number in range(60)]
+    for number, id in enumerate(ids):
+        Image.new("L", (8, 8), number).save(tmp_path / id)
+    for workers, reads in ((1, 4), (2, 2)):
+        with Loader(ids, range(60), 6, source=Images(tmp_path, 4, "L"), workers=workers, reads=reads) as loader:
+            for X, y in loader:
+                np.testing.assert_array_equal(X[:, 0, 0, 0], y)
+
+
+def test_an_image_that_is_replaced_between_epochs_is_read_anew(tmp_path: Path) -> None:
+    """Also where its batch had been read ahead."""
+    for number in range(4):
+        Image.new("L", (8, 8), number).save(tmp_path / f"{number}.png")
+    with Loader(["0", "1", "2", "3"], None, 1, source=Images(tmp_path, mode="L"), shuffle=False, workers=1, slots=4) as loader:
+        assert [X[0, 0, 0, 0] for (X,) in loader] == [0, 1, 2, 3]
+        for number in range(4):
+            Image.new("L", (8, 8), 10 + number).save(tmp_path / f"{number}.png")
+        assert [X[0, 0, 0, 0] for (X,) in loader] == [10, 11, 12, 13]
+
+
+def test_images_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
+    """One request an image, and none for what is kept; what is broken is not kept, and is got again once it is mended."""
+    ids = [f"{number}.png" for number in range(6)]
+    for number, id in enumerate(ids):
+        Image.new("L", (8, 8), number).save(root / id)
+    whole = (root / ids[5]).read_bytes()
+    (root / ids[5]).write_bytes(whole[:-30])
+    options: dict[str, Any] = {"mode": "L", "cache": tmp_path / "cache"}
+    with Loader(ids, None, 5, source=Images(proxy.url, **options), shuffle=False, workers=0, tail="keep") as loader:
+        assert loader.batch(0)[0][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+        with pytest.raises(SampleError, match=f"sample '5.png', {proxy.url}/5.png: expected a whole image"):
+            loader.batch(1)
+        (root / ids[5]).write_bytes(whole)
+        assert loader.batch(1)[0][:, 0, 0, 0].tolist() == [5]
+    proxy.requests.clear()
+    with Loader(ids, None, 6, source=Images(proxy.url, **options), shuffle=False, workers=1) as loader:
+        assert loader.batch(0)[0][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert proxy.requests == []
+    with pytest.raises(InputError, match=r"id 'a': expected one that ends in the suffix of an image.*; pass suffix='\.jpg'"):
+        Loader(["a"], None, 1, source=Images(proxy.url))
+    with Loader([0, 1], None, 2, source=Images(proxy.url, suffix=".png", mode="L"), shuffle=False, workers=1) as loader:
+        assert loader.batch(0)[0][:, 0, 0, 0].tolist() == [0, 1]
