@@ -4,7 +4,7 @@ The way of the data, and the module that holds each step::
 
     ids, seed, epoch, an index that somebody asks for
       │  _plan.passes        which epoch an iteration gets, and which batch an index means
-      │  _plan.sampler       which samples that batch holds
+      │  _plan.sampler       which samples that batch holds (_plan.order; _plan.weighted)
       ▼
     _plan.schedule           which slot gets which batch, cut into tickets: a slot and some of its rows
       │  _engine.batch_builder   labels, samples in place of unreadable ones (_plan.damage), and the sheet that tells workers
