@@ -18,6 +18,7 @@ from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.in_process import InProcess
 from shmgen._engine.pool import Pool
 from shmgen._engine.prefetcher import Prefetcher
+from shmgen._engine.ranks import local_ranks
 from shmgen._engine.state import LoaderState
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import Workers
@@ -99,6 +100,7 @@ class Loader:
         n_classes: as given.
         classes: names of the classes, in the order of their numbers, or None. If several targets have classes, a dict by field.
         shuffle: as given.
+        shard: (rank, world), as given or as found; (0, 1) for a process that gets all.
 
     Raises:
         InputError: an argument can't be used, or a function can't be sent to a worker.
@@ -145,7 +147,7 @@ class Loader:
         """Put the parts together, and start to read ahead."""
         if not sys.platform.startswith("linux"):
             raise OSError(f"shmgen runs on Linux only so far, found {sys.platform}")
-        self._ids, self._spec, self._front_end = options.ids, options.spec, front_end
+        self._ids, self._spec = options.ids, options.spec
         self._labels, self._n_classes = options.labels, options.n_classes
         self._has_channels = options.dim is not None or options.n_channels is not None
         workers = _workers_at_first() if options.workers == "auto" else options.workers
@@ -226,6 +228,7 @@ class Loader:
     n_classes = Fixed["int | None"](lambda loader: loader._n_classes)
     classes = Fixed["tuple[Any, ...] | dict[str, tuple[Any, ...]] | None"](lambda loader: loader._spec.classes)
     shuffle = Fixed[bool](lambda loader: loader._sampler.shuffle)
+    shard = Fixed[tuple[int, int]](lambda loader: loader._sampler.shard)
 
     def _row(self) -> tuple[tuple[int, ...] | None, int | None]:
         """`dim` and `n_channels` of the only input."""
@@ -404,7 +407,7 @@ class Loader:
         return fetched
 
     def _handed_over(self, batch: BatchId) -> tuple[Any, ...]:
-        return self._spec.unflatten(self._front_end.hand_over(self._prefetcher.fetch(batch)))
+        return self._spec.unflatten(self._prefetcher.fetch(batch))
 
 
 class _Epoch(Iterator[tuple[Any, ...]]):
@@ -446,10 +449,12 @@ def _autoscaler(options: Options, assembler: BatchAssembler, layout: Layout, wor
     if not scales_workers and not scales_reads:
         return None
 
+    ranks = local_ranks()
+
     def limits(workers: int, blocked: float) -> Limits:
         # Where reads can be had, they are cheaper than workers.
         for_each = 1 if assembler.concurrent else min(WAITING_WORKERS, 1 / max(1e-6, 1 - blocked))
-        most = min(MAX_WORKERS, int(for_each * max(1.0, processors())), workers + available() // WORKER_BYTES)
+        most = min(MAX_WORKERS, int(for_each * max(1.0, processors(ranks))), workers + available() // WORKER_BYTES)
         return Limits(most, max(1, min(MAX_READERS, MAX_READS // workers)))
 
     return Autoscaler(
@@ -472,6 +477,7 @@ def _nothing() -> Iterator[BatchId]:
 
 
 def _workers_at_first() -> int:
-    """One for each processor that other processes leave idle."""
-    others = os.getloadavg()[0]
-    return max(1, min(MAX_AT_FIRST, round(processors() - others)))
+    """One for each processor that other processes leave idle; of several ranks on this machine, each takes its share of them."""
+    ranks = local_ranks()
+    others = os.getloadavg()[0] / ranks
+    return max(1, min(MAX_AT_FIRST, round(processors(ranks) - others)))

@@ -22,7 +22,7 @@ from shmgen._engine import prefetcher, supervisor
 from shmgen._engine.batch_builder import BatchBuilder
 from shmgen._engine.prefetcher import Prefetcher
 from shmgen._engine.supervisor import Supervisor
-from shmgen._engine.workers import Event, EventKind
+from shmgen._engine.workers import Event, EventKind, Use
 from shmgen._memory.layout import Layout
 from shmgen._memory.ring import Ring
 from shmgen._plan.damage import Damage
@@ -147,6 +147,8 @@ class FakeWorkers:
         takes: whether readers that have nothing to do take tickets by themselves, and not when `take` says so.
     """
 
+    are_processes = True
+
     def __init__(self, count: int, reads: int, ring: Ring, clock: Clock) -> None:
         self._ring = ring
         self._clock = clock
@@ -219,8 +221,8 @@ class FakeWorkers:
     def claims(self, worker: int) -> dict[int, tuple[int, int]]:
         return {number: (reader.last, reader.at) for number, reader in enumerate(self.workers[worker].readers)}
 
-    def use(self) -> tuple[float, float]:
-        return 0.0, 0.0
+    def use(self) -> Use:
+        return Use()
 
     def is_stopped(self, worker: int) -> bool:
         return self.workers[worker].stopped

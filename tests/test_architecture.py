@@ -22,13 +22,15 @@ MAY_IMPORT = {
     "_engine": {*BASE, "_plan", "_memory", "_sources", "_worker"},
     "options": {*BASE, "_plan", "_memory", "_sources", "_engine"},
     "loader": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine", "options"},
-    "keras": {*BASE, "_plan", "_engine", "options", "loader"},
+    "torch": {*BASE, "_engine", "loader"},
+    "jax": {*BASE, "_engine", "loader"},
+    "keras": {*BASE, "_plan", "_engine", "options", "loader", "torch"},
     "_tools": {*BASE, "_plan", "_memory", "_sources", "_worker", "_engine", "options", "loader", "__version__"},
     "__main__": {"_tools"},
 }
 """For each part, a module or folder of the package, the others that it may import; it may always import itself."""
 
-FRAMEWORKS = {"keras": {"keras", "tensorflow"}}
+FRAMEWORKS = {"keras": {"keras", "tensorflow"}, "torch": {"torch"}, "jax": {"jax"}}
 """Who may import a framework: its front end alone."""
 
 

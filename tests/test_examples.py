@@ -6,10 +6,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import h5py
+import numpy as np
 import pytest
+from launched import needs
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,20 +24,23 @@ CHANCE = 0.1
 
 @pytest.fixture
 def example(tmp_path: Path) -> Callable[..., str]:
-    """Runs an example, which is to write nowhere but into ``tmp_path / data``, and returns what it printed."""
+    """Runs an example, which is to write nowhere but into ``tmp_path / folder``, and returns what it printed."""
 
-    def run(name: str, *options: str) -> str:
+    def run(name: str, *options: str, folder: str = "data", launcher: Sequence[str] = (), **environment: str) -> str:
         directory = tmp_path / "elsewhere"
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         ended = subprocess.run(
             # What is left open is told by a traceback on stderr; in the exit code it would not show.
-            [sys.executable, "-W", "error::ResourceWarning", ROOT / "examples" / name, "--folder", tmp_path / "data", *options],
+            [
+                *(sys.executable, "-W", "error::ResourceWarning", *launcher, str(ROOT / "examples" / name)),
+                *("--folder", str(tmp_path / folder), *options),
+            ],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
             cwd=directory,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", **environment},
         )
         assert ended.returncode == 0, ended.stderr
         assert "Traceback" not in ended.stderr, ended.stderr
@@ -101,3 +109,31 @@ def test_one_big_array(example: Callable[..., str], tmp_path: Path) -> None:
     _, samples = numbers("waited # s for # samples", printed)
     assert samples >= 3 * 800
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["all_digits.npy"]
+
+
+def arrays(file: Path) -> dict[str, np.ndarray]:
+    """What a file of weights holds, by name."""
+    found: dict[str, np.ndarray] = {}
+    with h5py.File(file) as opened:
+        opened.visititems(lambda name, part: found.update({name: part[()]}) if isinstance(part, h5py.Dataset) else None)
+    return found
+
+
+@needs("torch")
+def test_train_ddp(example: Callable[..., str], tmp_path: Path) -> None:
+    """Two processes under torchrun, which train on a part of each batch, end with the same weights, which are those of one."""
+
+    def run(ranks: int) -> list[float]:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        options: dict[str, Any] = {"folder": str(ranks), "launcher": torchrun, "GLOO_SOCKET_IFNAME": "lo"}
+        printed = example("train_ddp.py", "--epochs", "1", **options)
+        return numbers("the weights of # ranks differ by #; validation accuracy #", printed)
+
+    with ThreadPoolExecutor() as pool:
+        (world, differ, accuracy), (_, _, alone) = pool.map(run, (2, 1))
+    assert (world, differ) == (2, 0)
+    assert abs(accuracy - alone) < 0.01
+    one, two = (arrays(tmp_path / str(ranks) / f"{ranks}-ranks.weights.h5") for ranks in (1, 2))
+    assert one.keys() == two.keys()
+    for name, values in one.items():
+        np.testing.assert_allclose(two[name], values, rtol=0, atol=1e-5)

@@ -263,7 +263,7 @@ def test_stats_count_what_was_delivered(folder: Folder) -> None:
             pass
         stats = loader.stats
         assert (stats.batches, stats.samples, stats.bytes, stats.grown, stats.restarts) == (3, 10, 10 * (16 + 8), 0, 0)
-        assert stats.batch_wait > 0
+        assert stats.startup > 0
         for _ in loader:
             pass
         assert (stats.batches, loader.stats.batches) == (3, 6)

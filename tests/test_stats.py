@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError, replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
@@ -13,10 +18,32 @@ import pytest
 from pace import slowness
 
 import shmgen._engine.prefetcher
-from shmgen import Loader, Stats
+from shmgen import Function, Loader, Source, Stats
 from shmgen._plan.stats import Decision
 
 IDLE = Stats(workers=2)
+
+BATCH = 4
+
+N = 48
+
+
+class Clock:
+    """Time, of which a trainer's steps take some by themselves."""
+
+    def __init__(self) -> None:
+        self.worked = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.worked
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the main process."""
+    clock = Clock()
+    monkeypatch.setattr(shmgen._engine.prefetcher, "time", clock)
+    return clock
 
 
 def computes() -> Callable[..., None]:
@@ -30,71 +57,308 @@ def computes() -> Callable[..., None]:
     return compute
 
 
-def blocks() -> Callable[..., None]:
+def blocks(seconds: float = 0.02) -> Callable[..., None]:
     """A transform that waits, as for a disk, and takes no processor: long beside what a worker waits for one."""
 
     def block(x: np.ndarray, rng: np.random.Generator) -> None:
-        time.sleep(0.03)
+        time.sleep(seconds)
 
     return block
 
 
-@pytest.mark.parametrize(("transform", "verdict"), [(computes, "worker-bound"), (blocks, "disk-bound")])
-def test_a_trainer_that_does_nothing_waits_for(folder: Callable, transform: Callable, verdict: str) -> None:
-    """Workers that compute, or that wait for what they read, each are named as what holds up a trainer without work."""
-    data = folder(32)
-    with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=2, transform=transform()) as loader:
+def waiting_source() -> Callable[[int], np.ndarray]:
+    """A function that makes a sample, and waits for it."""
+
+    def read(id: int) -> np.ndarray:
+        time.sleep(0.02)
+        return np.zeros(3, np.float32)
+
+    return read
+
+
+def slow_to_open() -> Source:
+    """A source of the user's own that takes long to open, and no time to read."""
+
+    class Slow(Source):
+        shape, dtype = (3,), "f4"
+
+        def open(self) -> None:
+            time.sleep(0.5)
+
+        def read(self, id: Any, row: np.ndarray) -> None: ...
+
+    return Slow()
+
+
+def own_fill() -> Source:
+    """A source of the user's own that fills many rows at once, slowly."""
+
+    class Slow(Source):
+        shape, dtype = (3,), "f4"
+
+        def fill(self, ids: Any, rows: np.ndarray) -> None:
+            time.sleep(0.02 * len(ids))
+
+    return Slow()
+
+
+@pytest.fixture
+def slow_storage(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of files that a server answers for after a while."""
+    data = folder(N)
+
+    class Handler(SimpleHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            time.sleep(0.03)
+            super().do_GET()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(data.path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def epochs(loader: Loader, count: int = 2, step: Callable[[], object] = lambda: None) -> Stats:
+    """The stats after so many epochs, of a trainer that does this in each step; closes the loader."""
+    with loader:
+        for _ in range(count):
+            for _ in loader:
+                step()
+        return loader.stats
+
+
+def made(**options: Any) -> Loader:
+    """A loader of rows that take no time, unless ``options`` say otherwise."""
+    arguments: dict[str, Any] = {"workers": 2, "slots": 4, "source": lambda id: np.zeros(3, np.float32), **options}
+    return Loader(range(N), None, BATCH, **arguments)
+
+
+def of_files(data: Any, **options: Any) -> Loader:
+    """A loader of files."""
+    arguments: dict[str, Any] = {"workers": 2, "slots": 4, **options}
+    return Loader(data.ids, None, BATCH, data_dir=data.path, **arguments)
+
+
+class Situations:
+    """What can be the case, each made for real: the stats, once there are some."""
+
+    def nothing_asked_for(self, **rest: Any) -> Stats:
+        with made() as loader:
+            return loader.stats
+
+    def start_up_only(self, **rest: Any) -> Stats:
+        with made(source=slow_to_open()) as loader:
+            loader.batch(0)
+            return loader.stats
+
+    def only_what_was_read_ahead(self, until: Callable, **rest: Any) -> Stats:
+        with made() as loader:
+            batches = iter(loader)
+            next(batches)
+            time.sleep(0.1)  # so that it is not the time that is too short
+            # What is reported is handled when something is asked for.
+            until(lambda: loader._workers.use().function and not any(w.busy for w in loader.state.workers), "all is read")
+            for _ in range(3):
+                next(batches)
+            return loader.stats
+
+    def slow_trainer(self, clock: Clock, **rest: Any) -> Stats:
+        return epochs(made(), step=lambda: setattr(clock, "worked", clock.worked + 100))
+
+    def slow_trainer_without_workers(self, clock: Clock, **rest: Any) -> Stats:
+        return epochs(made(workers=0), step=lambda: setattr(clock, "worked", clock.worked + 100))
+
+    def slow_start(self, clock: Clock, **rest: Any) -> Stats:
+        return epochs(made(source=slow_to_open()), step=lambda: setattr(clock, "worked", clock.worked + 100))
+
+    def batches_held(self, monkeypatch: pytest.MonkeyPatch, **rest: Any) -> Stats:
+        monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.5)
+        with made(slots=2) as loader:
+            held = list(loader)
+            assert len(held) == N // BATCH
+            return loader.stats
+
+    def no_workers(self, **rest: Any) -> Stats:
+        return epochs(made(workers=0, source=waiting_source()), count=1)
+
+    def any_order(self, **rest: Any) -> Stats:
+        with made(shuffle=False, transform=blocks()) as loader, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for index in (7, 2, 9, 4, 11, 0, 5):
+                loader.batch(index)
+            return loader.stats
+
+    def waiting_transform(self, **rest: Any) -> Stats:
+        return epochs(made(transform=blocks()))
+
+    def waiting_transform_of_files(self, folder: Callable, **rest: Any) -> Stats:
+        return epochs(of_files(folder(N), transform=blocks(), reads=4))
+
+    def waiting_function(self, **rest: Any) -> Stats:
+        return epochs(made(source=waiting_source()))
+
+    def waiting_function_in_threads(self, **rest: Any) -> Stats:
+        return epochs(made(source=Function(waiting_source(), concurrent=True), reads=2))
+
+    def waiting_source(self, **rest: Any) -> Stats:
+        return epochs(made(source=own_fill()))
+
+    def computing_transform(self, **rest: Any) -> Stats:
+        return epochs(made(transform=computes()))
+
+    def computing_transform_of_files(self, folder: Callable, **rest: Any) -> Stats:
+        return epochs(of_files(folder(N), transform=computes(), reads=4))
+
+    def damaged_files(self, folder: Callable, **rest: Any) -> Stats:
+        data = folder(N)
+        data.file("id-7").write_bytes(b"")
+        return epochs(of_files(data, transform=blocks(), on_error="replace", max_damaged=1.0))
+
+    def slow_storage(self, slow_storage: str, **rest: Any) -> Stats:
+        return epochs(Loader([f"id-{n}" for n in range(N)], None, BATCH, data_dir=slow_storage, workers=1, reads=2, slots=4))
+
+    def files_that_are_cast(self, folder: Callable, **rest: Any) -> Stats:
+        return epochs(of_files(folder(N, (512, 512), np.float64), dtype="float32", workers=1))
+
+    def a_slow_epoch_among_long_gaps(self, clock: Clock, **rest: Any) -> Stats:
+        with made(transform=blocks()) as loader:
+            for _ in range(3):
+                for _ in loader:
+                    pass
+                clock.worked += 1000
+            return loader.stats
+
+
+VERDICTS = {
+    # situation -> verdict, and what the advice says and does not say
+    "nothing_asked_for": ("unknown", "no batch was delivered", "nothing to gain"),
+    "start_up_only": ("unknown", "too little was delivered to tell", "worker"),
+    "only_what_was_read_ahead": ("unknown", "ask again after more than 4 batches", "nothing to gain"),
+    "slow_trainer": ("trainer-bound", "nothing to gain", "more workers"),
+    "slow_trainer_without_workers": ("trainer-bound", "nothing to gain", "workers=1"),
+    "slow_start": ("trainer-bound", "nothing to gain", "more workers"),
+    "batches_held": ("slots-bound", "give more slots", "more workers"),
+    "no_workers": ("no-workers", "workers=1, or 'auto', would read ahead", "disk"),
+    "any_order": ("latency-bound", "nobody could foresee", "more workers"),
+    "waiting_transform": ("function-bound", "your functions wait", "compute"),
+    "waiting_transform_of_files": ("function-bound", "your functions wait", "compute"),
+    "waiting_function": ("function-bound", "Function(f, concurrent=True)", "compute"),
+    "waiting_function_in_threads": ("function-bound", "your functions wait", "compute"),
+    "waiting_source": ("function-bound", "your functions wait", "compute"),
+    "computing_transform": ("function-bound", "your functions compute: give more workers", "wait"),
+    "computing_transform_of_files": ("function-bound", "your functions compute: give more workers", "wait"),
+    "damaged_files": ("function-bound", "your functions wait", "compute"),
+    "slow_storage": ("disk-bound", "the disk, or network, is the limit: reads='auto' has", "your functions"),
+    "files_that_are_cast": ("worker-bound", "reading computes: give more workers", "disk"),
+    "a_slow_epoch_among_long_gaps": ("function-bound", "your functions wait", "nothing to gain"),
+}
+
+
+@pytest.mark.parametrize("situation", VERDICTS)
+def test_the_verdict_of_a_situation(situation: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each situation, made for real, is told apart from the others, and the advice is one that helps there."""
+    make = getattr(Situations(), situation)
+    names = [name for name in inspect.signature(make).parameters if name not in ("rest", "monkeypatch")]
+    stats = make(monkeypatch=monkeypatch, **{name: request.getfixturevalue(name) for name in names})
+
+    verdict, says, not_says = VERDICTS[situation]
+    assert stats.verdict == verdict, stats.report()
+    assert stats.report().splitlines()[-1] == f"verdict: {verdict}: {stats.advice}"
+    assert says in stats.advice
+    assert not_says not in stats.advice
+
+
+@pytest.mark.parametrize("situation", ["computing_transform", "waiting_function", "files_that_are_cast"])
+def test_no_advice_that_auto_follows_already(situation: str, request: pytest.FixtureRequest) -> None:
+    """Where the loader chooses the number of workers, nobody is told to."""
+    make = getattr(Situations(), situation)
+    stats = make(**{name: request.getfixturevalue(name) for name in inspect.signature(make).parameters if name != "rest"})
+    assert "more workers" in stats.advice
+    auto = replace(stats, auto=("workers",), epoch=stats.epoch and replace(stats.epoch, auto=("workers",)))
+    assert auto.verdict == stats.verdict
+    assert "more workers" not in auto.advice
+
+
+def test_what_auto_chooses() -> None:
+    """The stats say which numbers the loader chooses itself."""
+    cases: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+        ({"workers": "auto"}, ("workers",)),
+        ({"workers": 1}, ()),
+        ({"workers": 0}, ()),
+        ({"workers": 1, "source": Function(waiting_source(), concurrent=True)}, ("reads",)),
+    ]
+    for options, auto in cases:
+        with made(**options) as loader:
+            assert loader.stats.auto == auto, options
+            assert (loader.stats.workers == 0) == (options["workers"] == 0)
+            assert f"workers: {loader.stats.workers}" in loader.stats.report()
+
+
+def test_the_start_stands_apart() -> None:
+    """Workers that take long to start are waited for once: that counts for neither the waiting nor the rate."""
+    stats = epochs(made(source=slow_to_open()), count=1)
+    assert stats.startup > 0.4
+    assert stats.batch_wait + stats.slot_wait <= stats.elapsed
+    assert stats.rate == pytest.approx((N // BATCH - 1) / stats.elapsed)
+    assert stats.samples_per_second == pytest.approx(BATCH * stats.rate)
+    assert stats.bytes_per_second == pytest.approx(12 * stats.samples_per_second)
+    assert f"first batch after {stats.startup:.1f} s" in stats.report()
+
+
+def test_the_last_epoch_stands_beside_all(clock: Clock) -> None:
+    """What lies between two epochs, such as a validation, is in the time of all, and not in that of the last epoch."""
+    with made(transform=blocks(0.01)) as loader:
+        list_of_first = [len(X) for (X,) in loader]
+        assert loader.stats.epoch is None
         for _ in range(2):
+            clock.worked += 1000
             for _ in loader:
                 pass
         stats = loader.stats
-    assert stats.verdict == verdict, stats
-    assert stats.data_wait > 0.5
-    assert f"verdict: {verdict}" in stats.report()
+    assert stats.epoch is not None
+    assert (stats.batches, stats.epoch.batches) == (3 * N // BATCH, N // BATCH)
+    assert stats.elapsed > 2000
+    assert stats.epoch.elapsed < 1000
+    assert stats.data_wait < 0.05 < stats.epoch.data_wait
+    assert stats.epoch.startup == 0 < stats.startup
+    titles, batches = [line.split() for line in stats.report().splitlines()[1:3]]
+    assert titles == ["all", "last", "epoch"]
+    assert batches == ["batches", "36", "12"]
+    assert list_of_first == [BATCH] * (N // BATCH)
 
 
-def test_a_trainer_that_works_waits_for_nothing(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps that take long, beside which reading takes nothing, make the trainer the limit, however many there are."""
-
-    class Clock:
-        worked = 0.0
-
-        def monotonic(self) -> float:
-            return time.monotonic() + self.worked
-
-    clock = Clock()
-    monkeypatch.setattr(shmgen._engine.prefetcher, "time", clock)
-    data = folder(64)
-    with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=2) as loader:
-        for _ in range(3):
-            for _ in loader:
-                clock.worked += 100
-        stats = loader.stats
-    # Before the last delivery lies all of the work but the last step's.
-    assert stats.elapsed > 23 * 100
-    assert stats.verdict == "trainer-bound", stats
-    assert "verdict: trainer-bound" in stats.report()
-    assert stats.load < 0.1
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_time_of_functions_is_theirs(folder: Callable, workers: int) -> None:
+    """Time within functions is told apart from that of reading: none without any, nearly all where they wait."""
+    data = folder(N)
+    without = epochs(of_files(data, workers=workers))
+    assert without.busy > 0
+    assert (without.function, without.function_wait, without.function_part) == (0, 0, 0)
+    assert "in your functions" not in without.report()
+    waits = epochs(of_files(data, workers=workers, transform=blocks(0.005)))
+    # Some rows were read before the first batch was delivered.
+    assert 0.005 * (2 * N - 5 * BATCH) < waits.function < waits.busy
+    assert waits.function_part > 0.5
+    assert "in your functions" in waits.report()
 
 
-def test_who_holds_all_slots_is_held_up(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches that are kept leave no slot to read into: more slots are advised."""
-    monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.5)
-    data = folder(64)
-    with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=2, slots=2) as loader:
-        held = list(loader)
-        stats = loader.stats
-    assert stats.verdict == "slots-bound", stats
-    assert stats.slot_wait > stats.batch_wait
-    assert "more slots" in stats.report()
-    assert len(held) == 8
+def test_readers_that_wait_for_their_turn(folder: Callable) -> None:
+    """A process calls one function at a time: what other readers wait meanwhile is counted apart."""
+    stats = epochs(of_files(folder(N), workers=1, reads=4, transform=blocks(0.005)))
+    assert stats.function_wait > stats.function
+    assert stats.function + stats.function_wait <= stats.busy
 
 
 def test_stats_are_a_snapshot(folder: Callable) -> None:
     """They can't be changed, do not change, and are there after `close` as they were before."""
     data = folder(16)
     with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=1) as loader:
-        assert loader.stats == replace(IDLE, workers=1, reads=1)
+        assert loader.stats == replace(IDLE, workers=1, reads=1, slots=16, auto=("reads",))
         list(loader)
         stats = loader.stats
         with pytest.raises(FrozenInstanceError):
@@ -102,18 +366,17 @@ def test_stats_are_a_snapshot(folder: Callable) -> None:
         list(loader)
         last = loader.stats
     assert (stats.batches, last.batches, loader.stats) == (2, 4, last)
-    assert last.busy > 0
 
 
 def test_a_stretch_of_time() -> None:
     """What was done since then, and no more: counts, fractions, and decisions; the number of workers is the last."""
     first, second = Decision(3.0, 2, 1, "why"), Decision(12.0, 3, 8, "why not")
-    earlier = Stats(10, 80, 8000, 5.0, 1.0, 0.5, 1, 1, 2, workers=2, busy=9.0, cpu=8.0, decisions=(first,))
-    later = Stats(50, 400, 40000, 15.0, 4.0, 1.5, 3, 1, 6, workers=4, busy=29.0, cpu=13.0, decisions=(first, second))
+    earlier = Stats(10, 80, 8000, 5.0, 1.0, 0.5, 1, 1, 2, 2, 1, 9.0, 8.0, (first,), capacity=10.0)
+    later = Stats(50, 400, 40000, 15.0, 4.0, 1.5, 3, 1, 6, 4, 8, 29.0, 13.0, (first, second), capacity=50.0)
 
     seen = later.since(earlier)
 
-    assert seen == Stats(40, 320, 32000, 10.0, 3.0, 1.0, 2, 0, 4, workers=4, busy=20.0, cpu=5.0, decisions=(second,))
+    assert seen == Stats(40, 320, 32000, 10.0, 3.0, 1.0, 2, 0, 4, 4, 8, 20.0, 5.0, (second,), capacity=40.0)
     assert (seen.rate, seen.data_wait, seen.busy_workers, seen.load, seen.io_wait) == (4.0, 0.4, 2.0, 0.5, 0.75)
     assert seen.verdict == "disk-bound"
     assert later.since(Stats()) == later
@@ -125,7 +388,7 @@ def test_no_time_at_all() -> None:
     seen = (stats := Stats(10, 80, 8000, 5.0, 1.0, 0.5, 1, 1, 2, workers=2, busy=9.0, cpu=8.0)).since(stats)
     assert seen == IDLE
     assert (seen.rate, seen.data_wait, seen.busy_workers, seen.load, seen.io_wait) == (0.0, 0.0, 0.0, 0.0, 0.0)
-    assert "0 batches" in seen.report()
+    assert "verdict: unknown: no batch was delivered" in seen.report()
 
 
 def test_an_epoch_by_itself(folder: Callable) -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import select
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from shmgen._engine.workers import Event, EventKind, Wakeup
+from shmgen._engine.workers import Event, EventKind, Use, Wakeup
 from shmgen._memory.limit_errors import FILES, named
 from shmgen._memory.ring import Ring
+from shmgen._memory.status_page import BUSY, FUNCTION, ROW, TURN
 from shmgen._plan.schedule import Ticket
 from shmgen._sources.base import IDLE, row_of
 from shmgen._sources.ids import take
 from shmgen._sources.rng import own_random_state
 from shmgen._worker.assembler import BatchAssembler, Task
+from shmgen._worker.protocol import thread_time
 from shmgen._worker.readers import EPOCH, POSITION, SAMPLES
 
 
@@ -29,8 +32,12 @@ class InProcess:
         assembler: how it is filled.
     """
 
+    are_processes = False
+
     def __init__(self, ring: Ring, ids: Sequence[Any], assembler: BatchAssembler) -> None:
-        self._at = [IDLE]
+        # The words of a record on a worker's status page, from `ROW` on.
+        self._at = [IDLE, *[0] * (TURN - ROW)]
+        self._cpu = 0
         self._assembler = assembler.opened(self._at, threading.Lock())
         with named(FILES):
             self._wakeup = Wakeup()
@@ -55,6 +62,7 @@ class InProcess:
         if self._tickets:
             ticket = self._tickets[0]
             event = Event(0, EventKind.DROPPED, ticket.id)
+            began, used = time.monotonic_ns(), thread_time("thread-self")
             try:
                 with own_random_state() if self._assembler.calls_functions else nullcontext():
                     self._fill(ticket)
@@ -64,6 +72,8 @@ class InProcess:
             finally:
                 self._events.append(event)
                 self._tickets.popleft()
+                self._at[BUSY - ROW] += time.monotonic_ns() - began
+                self._cpu += thread_time("thread-self") - used
         else:
             select.select([self._wakeup.fd], [], [], timeout)
             self._wakeup.clear()
@@ -84,8 +94,9 @@ class InProcess:
     def claims(self, worker: int) -> Mapping[int, tuple[int, int]]:
         return {0: (self._tickets[0].id, self._at[0])} if self._tickets else {}
 
-    def use(self) -> tuple[float, float]:
-        return 0.0, 0.0
+    def use(self) -> Use:
+        busy, function, turn = (self._at[word - ROW] / 1e9 for word in (BUSY, FUNCTION, TURN))
+        return Use(busy, self._cpu / 1e9, function, turn)
 
     def is_stopped(self, worker: int) -> bool:
         return False

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from shmgen._engine.workers import Event, EventKind, Wakeup
+from shmgen._engine.workers import Event, EventKind, Use, Wakeup
 from shmgen._memory.limit_errors import FILES, MAPPING, named
 from shmgen._memory.ring import Ring
-from shmgen._memory.status_page import EAGER, READERS, READS, ROW, TICKET, USED, StatusPage
+from shmgen._memory.status_page import EAGER, FUNCTION, READERS, READS, ROW, TICKET, TURN, USED, StatusPage
 from shmgen._plan.schedule import MAX_OUT, Ticket
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._worker import protocol
@@ -51,6 +51,8 @@ class Pool:
     Raises:
         InputError: something in ``assembler`` can't be sent to workers, or this program can't start any.
     """
+
+    are_processes = True
 
     def __init__(self, workers: int, reads: int, ring: Ring, ids: PackedIds, assembler: BatchAssembler) -> None:
         self._ring = ring
@@ -89,8 +91,8 @@ class Pool:
         self._ready: list[tuple[int, int]] = []
         self._workers: dict[int, _Worker] = {}
         self._left: list[_Worker] = []
-        # Nanoseconds of workers that have ended.
-        self._busy = self._cpu = 0
+        # Of workers that have ended.
+        self._used: list[list[int]] = []
         self._by_fd: dict[int, int] = {}
         self._poll.register(self._wakeup.fd, select.EPOLLIN)
         try:
@@ -234,14 +236,9 @@ class Pool:
         records = page.records[: page.words[READERS]]
         return {reader: (record[TICKET], record[ROW]) for reader, record in enumerate(records)}
 
-    def use(self) -> tuple[float, float]:
-        for worker in self._workers.values():
-            worker.busy = worker.page.busy
-            # The kernel no longer knows it of a worker that has died.
-            if worker.busy and (used := processor_time(worker.child.pid)):
-                worker.cpu = max(worker.cpu, used - worker.page.words[USED])
-        busy = self._busy + sum(worker.busy for worker in self._workers.values())
-        return busy / 1e9, (self._cpu + sum(worker.cpu for worker in self._workers.values())) / 1e9
+    def use(self) -> Use:
+        used = [*self._used, *(worker.use() for worker in self._workers.values())]
+        return Use(*(sum(times) / 1e9 for times in zip(*used, strict=True)))
 
     def is_stopped(self, worker: int) -> bool:
         try:
@@ -291,18 +288,20 @@ class Pool:
 
     def _let_go(self, number: int) -> None:
         """Give up a worker: it has died, or hangs."""
-        self.use()
         self._forget(number)
         worker = self._workers[number]
         worker.page.words[READS] = 0  # if it hangs, it takes no ticket when it goes on
-        self._busy += worker.busy
-        self._cpu += worker.cpu
+        self._add_up(worker)
         worker.child.shutdown()
         self._left.append(worker)
         for left in self._left:
             if left.child.process.poll() is not None:
                 left.child.close()
         self._left = [left for left in self._left if left.child.process.returncode is None]
+
+    def _add_up(self, worker: _Worker) -> None:
+        """Keep what a worker that ends has done with its time."""
+        self._used = [[sum(times) for times in zip(worker.use(), *self._used, strict=True)]]
 
     def _forget(self, number: int) -> None:
         """Stop listening to a worker."""
@@ -311,9 +310,8 @@ class Pool:
                 self._poll.unregister(fd)
 
     def stop(self) -> None:
-        self.use()
-        self._busy += sum(worker.busy for worker in self._workers.values())
-        self._cpu += sum(worker.cpu for worker in self._workers.values())
+        for worker in self._workers.values():
+            self._add_up(worker)
         self._left += self._workers.values()
         self._workers = {}
         end([worker.child for worker in self._left], GRACE)
@@ -329,14 +327,20 @@ class _Worker:
     Attributes:
         child: its process.
         page: its status page.
-        busy, cpu: nanoseconds in which its readers had tickets, and in which they ran or were ready to run, when these were last
-            read.
+        cpu: nanoseconds in which its readers ran or were ready to run, when these were last read.
     """
 
     child: Child
     page: StatusPage
-    busy: int = 0
     cpu: int = 0
+
+    def use(self) -> list[int]:
+        """Nanoseconds, in the order of `Use`."""
+        busy = self.page.busy
+        # The kernel no longer knows it of a worker that has died.
+        if busy and (used := processor_time(self.child.pid)):
+            self.cpu = max(self.cpu, used - self.page.words[USED])
+        return [busy, self.cpu, self.page.total(FUNCTION), self.page.total(TURN)]
 
 
 def _event(worker: int, message: bytes) -> Event:

@@ -19,9 +19,10 @@ from typing import TypeVar
 
 from shmgen._engine.batch_builder import BatchBuilder
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
+from shmgen._engine.meter import Meter
 from shmgen._engine.state import LoaderState, SlotState, WorkerState
 from shmgen._engine.supervisor import Supervisor
-from shmgen._engine.workers import Workers
+from shmgen._engine.workers import EventKind, Workers
 from shmgen._memory.layout import Arrays
 from shmgen._memory.limit_errors import open_loaders
 from shmgen._memory.ring import Ring
@@ -46,7 +47,7 @@ COLLECT_AFTER = 0.25
 LEAVE_WITHIN = 1.0
 """Seconds that waiting threads have to leave when the prefetcher is closed."""
 
-DRAIN_EVERY = 0.002
+DRAIN_EVERY = 0.001
 """Seconds between two looks at what has been released, while a batch waits for a slot."""
 
 LONGEST_WAIT = 86_400.0
@@ -100,12 +101,10 @@ class Prefetcher:
         self._builder = builder
         self._upcoming = upcoming
         self._autoscaler = autoscaler
+        self._decisions = [] if autoscaler is None else autoscaler.decisions
         self._front_end = front_end
         self._owner = os.getpid()
-        self._batches = self._rows = self._bytes = self._grown = self._replaced = 0
-        self._batch_wait = self._slot_wait = 0.0
-        # Of the first request and the last delivery.
-        self._first, self._last = math.inf, 0.0
+        self._meter = Meter(time.monotonic(), 0 if workers.are_processes else 1)
         self.ended: ShmgenError | None = None
         self.error: Exception | None = None
         self._said: set[tuple[BatchId | None, str]] = set()
@@ -122,22 +121,14 @@ class Prefetcher:
     def stats(self) -> Stats:
         """What has been done so far."""
         with self.lock:
-            busy, cpu = self._workers.use()
-            return Stats(
-                batches=self._batches,
-                samples=self._rows,
-                bytes=self._bytes,
-                elapsed=max(0.0, self._last - self._first),
-                batch_wait=self._batch_wait,
-                slot_wait=self._slot_wait,
-                grown=self._grown,
+            return self._meter.stats(
+                self._workers.use(),
                 restarts=self._supervisor.restarts,
-                replaced=self._replaced,
-                workers=self._supervisor.workers,
+                workers=self._supervisor.workers if self._workers.are_processes else 0,
                 reads=self._supervisor.reads,
-                busy=busy,
-                cpu=cpu,
-                decisions=() if self._autoscaler is None else tuple(self._autoscaler.decisions),
+                slots=len(self._schedule.slots),
+                auto=() if self._autoscaler is None else self._autoscaler.scaled,
+                decisions=tuple(self._decisions),
             )
 
     def state(self, epoch: int) -> LoaderState:
@@ -182,12 +173,15 @@ class Prefetcher:
         """
         called = time.monotonic()
         with self.lock:
-            self._first = min(self._first, called)
+            if self._meter.begins(batch.epoch):
+                self._meter.begin(batch.epoch, called, self.stats)
             self._waiting.append((called, batch))
             try:
                 arrays = self._fetch(batch, called)
-                self._last = time.monotonic()
-                self._steer(batch.epoch, self._last)
+                now = time.monotonic()
+                if self._meter.delivered(now):
+                    self._meter.start(self._workers.use())
+                self._steer(batch.epoch, now)
                 return arrays
             except (TooManyDamaged, WorkerDied, StartError) as end:
                 self.close(_bare(end))
@@ -216,8 +210,11 @@ class Prefetcher:
     def _fetch(self, batch: BatchId, called: float) -> Arrays:
         starved_from: float | None = None
         collected = grown = False
+        late = self._is_late(batch)
         if self._schedule.ready(batch) is not None:
             self._handle_events()  # a request that need not wait would not notice a worker's death
+        if self._ring.held > self._ring.slots // 2:
+            self._push(0)  # once all were held, none would have been filled ahead
         self._check(called)
         self._dispatch()
         while (arrays := self._hand_out(batch)) is None:
@@ -226,9 +223,11 @@ class Prefetcher:
             now = time.monotonic()
             if self._schedule.can_lease:
                 self._wait(math.inf, now)
-                self._batch_wait += time.monotonic() - now
+                waited = time.monotonic() - now
+                self._meter.batch_wait += waited
+                self._meter.late_wait += waited * late
             else:
-                # Whoever holds all the slots may only need a push to release some; if that does not help, there must be more.
+                # Whoever holds all the slots may only need a push to let go of some; if that does not help, there must be more.
                 starved_from = starved_from or now
                 if now > starved_from + self._patience:
                     self._grow()
@@ -236,9 +235,10 @@ class Prefetcher:
                 else:
                     due = not collected and now > starved_from + COLLECT_AFTER
                     collected = collected or due
-                    self._push(collect=due)
-                    self._wait(DRAIN_EVERY, now)
-                    self._slot_wait += time.monotonic() - now
+                    self._push(2 if due else 0)
+                    if not self._ring.has_released:
+                        self._wait(DRAIN_EVERY, now)
+                    self._meter.slot_wait += time.monotonic() - now
             self._check(called)
             if starved_from is not None:
                 self._dispatch()
@@ -246,6 +246,10 @@ class Prefetcher:
         if starved_from is not None and not grown:
             self._patience = min(GROW_AFTER, 2 * self._patience)
         return arrays
+
+    def _is_late(self, batch: BatchId) -> bool:
+        """Whether there was room to read ``batch`` ahead, but nobody knew that it would be asked for."""
+        return self._workers.are_processes and not self._schedule.holds(batch) and self._schedule.can_lease
 
     def _record_error(self, batch: BatchId, error: Exception) -> None:
         """Log and keep ``error``, in which a request for ``batch`` ends: frameworks hide it among tracebacks of their own."""
@@ -305,10 +309,7 @@ class Prefetcher:
             raise error
         rows = schedule.lease(slot)
         arrays = self._ring.lease(slot, rows)
-        self._batches += 1
-        self._rows += rows
-        self._bytes += rows * self._ring.layout.sample_bytes
-        self._replaced += self._builder.delivered(batch, arrays)
+        self._meter.deliver(rows, rows * self._ring.layout.sample_bytes, self._builder.delivered(batch, arrays))
         self._supervisor.delivered(batch)
         return arrays
 
@@ -316,22 +317,25 @@ class Prefetcher:
         """All slots seem to be held for good: have more."""
         added = self._ring.grow(max(1, self._ring.slots // GROW_BY))
         self._schedule.add_slots(added)
-        if not self._grown:
+        if not self._meter.grown:
             log.info(
                 "all %d slots are held, by batches that were handed out: there are more from now on, of %s bytes each",
                 self._ring.slots - added,
                 f"{self._ring.layout.slot_bytes:,}",
             )
-        self._grown += added
+        self._meter.grown += added
         self._patience = max(GROW_AFTER_LEAST, self._patience / 2)
 
-    def _push(self, *, collect: bool) -> None:
-        """Make the framework, and the garbage collector, release batches that nobody needs."""
+    def _push(self, generation: int) -> None:
+        """Make the framework, and the garbage of so many generations, let go of batches that nobody needs.
+
+        JAX lets go of what it has done with whenever garbage is collected: of the youngest generation alone, that takes
+        microseconds. An older one may hold the cycle in which ``fit`` leaves its batches when it is left early.
+        """
 
         def push() -> None:
             self._front_end.release()
-            if collect:
-                gc.collect()  # a fit that was left early keeps its batches in a cycle
+            gc.collect(generation)
 
         self._unlocked(push)
 
@@ -363,13 +367,12 @@ class Prefetcher:
         scaler, supervisor = self._autoscaler, self._supervisor
         if scaler is None or self.ended is not None or not scaler.is_due(now, supervisor.rows):
             return
-        busy, cpu = self._workers.use()
-        target = scaler.see(
-            epoch,
-            Progress(now, supervisor.rows, self._batch_wait, busy, cpu, supervisor.workers, supervisor.ready, supervisor.reads),
-        )
+        busy, cpu, *_ = self._workers.use()
+        waited, crew = self._meter.batch_wait, (supervisor.workers, supervisor.ready, supervisor.reads)
+        target = scaler.see(epoch, Progress(now, supervisor.rows, waited, busy, cpu, *crew))
         if not supervisor.resize(*target):
             self._autoscaler = None
+        self._meter.resized(now, supervisor.ready if self._workers.are_processes else 1)
 
     def _unlocked(self, act: Callable[[], None]) -> None:
         """Call ``act`` while the lock is free; an interrupt does no harm there."""
@@ -392,6 +395,8 @@ class Prefetcher:
             if self._listener is not None:
                 self._workers.wake()  # it may have been waiting for just this
             self._supervisor.handle(events)
+            if any(event.what in (EventKind.READY, EventKind.DIED) for event in events):
+                self._meter.resized(time.monotonic(), self._supervisor.ready)
 
     def _check(self, called: float) -> None:
         """Raise if a request made at ``called`` must not go on."""

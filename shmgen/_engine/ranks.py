@@ -1,8 +1,164 @@
-"""Which of several processes that train together this one is."""
+"""Which of how many ranks this process is, for ``shard="auto"``, and how many of them share this machine.
+
+A rank is a process that trains on a part of each batch. Whoever has started the ranks knows: the runtime through which they
+speak to each other, or else the launcher, in environment variables. Nothing is imported or initialised to find out.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
 
-def find_shard() -> tuple[int, int]:
-    """(rank, world) of this process."""
-    return 0, 1
+from shmgen._plan.sampler import ALONE, Shard
+from shmgen.errors import InputError
+
+REMEDY = 'say it: shard=(rank, world) in place of shard="auto"'
+
+
+class Launcher(NamedTuple):
+    """The environment variables in which a launcher tells each process its rank, and the numbers of ranks, in all and here."""
+
+    rank: str
+    world: str
+    local: str
+
+
+TORCHRUN = Launcher("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+"""Also what many set by hand."""
+
+MPI = (
+    Launcher("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    Launcher("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    Launcher("PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"),
+)
+
+SLURM = Launcher("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_TASKS_PER_NODE")
+
+
+def find_shard() -> Shard:
+    """The part of each batch that belongs to this process; all of it, if nobody says that there are others.
+
+    The runtimes that are live in this process are asked: jax.distributed, torch.distributed, ray.train. If none is, the
+    environment is. Ranks between which keras.distribution splits one replica of a model have the same part.
+
+    Raises:
+        InputError: two of them say different things, or a launcher's variables are incomplete or contradict each other.
+    """
+    live = live_runtimes()
+    rank, world = _agreed(live or _launchers(os.environ))
+    keras = sys.modules.get("keras")
+    distribution = None if keras is None else keras.distribution.distribution()
+    if distribution is None:
+        return Shard(rank, world)
+    mesh = distribution.device_mesh
+    replicas = min(world, mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)])
+    return Shard(rank * replicas // world, replicas)
+
+
+def live_runtimes() -> dict[str, Shard]:
+    """What the runtimes that are live in this process say, by their names."""
+    asked = {name: ask(sys.modules[name]) for name, ask in RUNTIMES.items() if name in sys.modules}
+    return {name.replace("jax", "jax.distributed"): shard for name, shard in asked.items() if shard is not None}
+
+
+def launched_ranks() -> int:
+    """How many processes train together, by the runtimes that are live in this one, or by torchrun; 1 if neither says."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        with suppress(KeyError, ValueError):
+            return int(os.environ[TORCHRUN.world])
+    return max((shard.world for shard in live_runtimes().values()), default=1)
+
+
+def local_ranks() -> int:
+    """How many ranks run on this machine, this one among them; 1 if nobody says."""
+    if (context := _ray_context(sys.modules.get("ray.train"))) is not None:
+        return int(context.get_local_world_size())
+    for launcher in (TORCHRUN, *MPI):
+        with suppress(KeyError, ValueError):
+            return max(1, int(os.environ[launcher.local]))
+    with suppress(KeyError, ValueError, IndexError):
+        # "2(x3),1": two tasks on each of three nodes, one on the fourth.
+        counts = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ[SLURM.local])
+        tasks = [int(count) for count, nodes in counts for _ in range(int(nodes or 1))]
+        return tasks[int(os.environ["SLURM_NODEID"])]
+    return 1
+
+
+def _ask_jax(jax: Any) -> Shard | None:
+    # jax.process_index() would initialise a backend.
+    state = jax._src.distributed.global_state
+    return None if state.client is None else Shard(state.process_id, state.num_processes)
+
+
+def _ask_torch(distributed: Any) -> Shard | None:
+    live = distributed.is_available() and distributed.is_initialized()
+    return Shard(distributed.get_rank(), distributed.get_world_size()) if live else None
+
+
+def _ask_ray(train: Any) -> Shard | None:
+    context = _ray_context(train)
+    return None if context is None else Shard(context.get_world_rank(), context.get_world_size())
+
+
+def _ray_context(train: Any) -> Any:
+    """The context of a function that Ray Train runs; None in any other process that has imported it."""
+    # Outside of such a function it raises, in one of Ray Tune's as a DeprecationWarning.
+    with suppress(RuntimeError, DeprecationWarning):
+        return None if train is None else train.get_context()
+    return None
+
+
+RUNTIMES: dict[str, Callable[[Any], Shard | None]] = {
+    "jax": _ask_jax,
+    "torch.distributed": _ask_torch,
+    "ray.train": _ask_ray,
+}
+"""Who to ask, by the module that is imported where it may be live."""
+
+
+def _launchers(environment: Mapping[str, str]) -> dict[str, Shard]:
+    """What the innermost launcher says, by the names of its variables: torchrun may run under MPI, and both under Slurm."""
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return dict(_pairs(environment, TORCHRUN))
+    # Who sets the first by hand may have forgotten that MPI knows better.
+    if found := dict(_pairs(environment, TORCHRUN, *MPI)):
+        return found
+    in_step = "SLURM_STEP_NODELIST" in environment or environment.get(SLURM.rank, "0") != "0"
+    if in_step:
+        return dict(_pairs(environment, SLURM))
+    # In a batch script, or the shell of an allocation, Slurm speaks of tasks that srun has yet to start.
+    if environment.get(SLURM.world, "1") != "1":
+        raise InputError(
+            f"shard: {SLURM.world}={environment[SLURM.world]}, but this process was not started by srun, so nobody says "
+            f"whether there are others; start it by srun, or {REMEDY}"
+        )
+    return {}
+
+
+def _pairs(environment: Mapping[str, str], *launchers: Launcher) -> Iterator[tuple[str, Shard]]:
+    """The pairs of these launchers that are set, by their names."""
+    for rank, world, _ in launchers:
+        found = {name: environment[name] for name in (rank, world) if name in environment}
+        said = ", ".join(f"{name}={value}" for name, value in found.items())
+        if len(found) == 1:
+            raise InputError(f"shard: expected both {rank} and {world} to be set, or none, found only {said}; {REMEDY}")
+        if found:
+            try:
+                shard = Shard(int(found[rank]), int(found[world]))
+            except ValueError:
+                shard = Shard(-1, 0)
+            if not 0 <= shard.rank < shard.world:
+                raise InputError(f"shard: expected 0 <= {rank} < {world}, found {said}; {REMEDY}")
+            yield f"{rank} and {world}", shard
+
+
+def _agreed(said: Mapping[str, Shard]) -> Shard:
+    """What all of them say."""
+    if len(set(said.values())) > 1:
+        each = ", ".join(f"{rank} of {world} by {name}" for name, (rank, world) in said.items())
+        raise InputError(f"shard: expected one rank that all agree on, found {each}; {REMEDY}")
+    return next(iter(said.values()), ALONE)

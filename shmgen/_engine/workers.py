@@ -31,8 +31,30 @@ class Event(NamedTuple):
     detail: Any = None
 
 
+class Use(NamedTuple):
+    """What workers have done with their time, in seconds, summed over all that there have been.
+
+    Attributes:
+        busy: in which readers had tickets.
+        cpu: in which they ran or were ready to run.
+        function: in which functions and sources of the user's own ran.
+        function_wait: in which readers waited for their turn to call them.
+    """
+
+    busy: float = 0.0
+    cpu: float = 0.0
+    function: float = 0.0
+    function_wait: float = 0.0
+
+
 class Workers(Protocol):
-    """Workers, each of which has a number; their readers take tickets in the order in which these were put."""
+    """Workers, each of which has a number; their readers take tickets in the order in which these were put.
+
+    Attributes:
+        are_processes: whether they are; else all is done in the main process.
+    """
+
+    are_processes: bool
 
     @property
     def pids(self) -> Mapping[int, int]:
@@ -59,8 +81,8 @@ class Workers(Protocol):
     def claims(self, worker: int) -> Mapping[int, tuple[int, int]]:
         """By reader of ``worker``: the ticket that it took last, and the row that it is at, as a source says it."""
 
-    def use(self) -> tuple[float, float]:
-        """Seconds in which readers had tickets, and in which they ran or were ready to run; summed over all there have been."""
+    def use(self) -> Use:
+        """What they have done with their time."""
 
     def is_stopped(self, worker: int) -> bool:
         """Whether ``worker`` has been stopped, as by SIGSTOP."""

@@ -26,15 +26,24 @@ def available() -> int:
     return min(left, default=1 << 62)
 
 
-def processors() -> float:
-    """How many processors this process may use: those it is bound to, and no more than its container's share of their time."""
-    shares = [float(len(os.sched_getaffinity(0)))]
+def processors(ranks: int = 1) -> float:
+    """How many processors this process may use: those it is bound to, and no more than its container's share of their time.
+
+    Args:
+        ranks: processes that share them, this one included. Of what its launcher may use, each has an equal part, unless the
+            launcher has bound it to fewer.
+    """
+    own = float(len(os.sched_getaffinity(0)))
+    shared = [own]
+    if ranks > 1:
+        with suppress(OSError):  # the launcher has ended, or may not be asked
+            shared = [float(len(os.sched_getaffinity(os.getppid())))]
     for folder, version in _groups("cpu"):
         names = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}[version]
         with suppress(OSError, ValueError):
             quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
-            shares.append(quota / period if quota > 0 else shares[0])
-    return min(shares)
+            shared += [quota / period] if quota > 0 else []
+    return min(own, min(shared) / ranks)
 
 
 def most_processes() -> int | None:

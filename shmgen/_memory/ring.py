@@ -140,6 +140,16 @@ class Ring:
         lease = self._leases.get(slot)
         return lease is not None and lease() is not None
 
+    @property
+    def held(self) -> int:
+        """How many slots are leased, as far as `released` has returned them."""
+        return len(self._leases)
+
+    @property
+    def has_released(self) -> bool:
+        """Whether `released` would return any slot."""
+        return bool(self._released)
+
     def released(self) -> list[int]:
         """The slots whose last view has gone since the last call."""
         slots = []

@@ -19,9 +19,9 @@ processor before its first ticket."""
 
 TICKET_BYTES = 24
 
-ROW, BUSY = 3, 4
+ROW, BUSY, FUNCTION, TURN = range(3, 7)
 """The words of a record behind its ticket: the row that the reader is at, as a source says it; nanoseconds in which it has had a
-ticket."""
+ticket, in which functions and sources of the user's own ran, and in which it waited for its turn to call them."""
 
 TICKET = 0
 """The first word of a ticket is its number."""
@@ -63,4 +63,8 @@ class StatusPage:
     @property
     def busy(self) -> int:
         """Nanoseconds in which readers have had a ticket, summed over them."""
-        return sum(record[BUSY] for record in self.records[: self.words[READERS]])
+        return self.total(BUSY)
+
+    def total(self, word: int) -> int:
+        """A word of the records, such as `FUNCTION`, summed over the readers."""
+        return sum(record[word] for record in self.records[: self.words[READERS]])

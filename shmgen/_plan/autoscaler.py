@@ -17,7 +17,8 @@ from typing import Literal, NamedTuple
 
 from shmgen._plan.backoff import PATIENCE, Backoff
 from shmgen._plan.progress import Limits, Progress, Target, Window
-from shmgen._plan.stats import WAITING, Decision
+from shmgen._plan.stats import Decision
+from shmgen._plan.verdict import WAITING
 
 __all__ = ["Autoscaler", "Limits", "Progress", "Target"]
 
@@ -106,6 +107,11 @@ class Autoscaler:
         self._trial: Trial | None = None
         self._backoffs = {(number, sign): Backoff() for number in self._scales for sign in (1, -1)}
         self._calm = 0
+
+    @property
+    def scaled(self) -> tuple[str, ...]:
+        """Which of the numbers are steered."""
+        return tuple(number for number, scales in self._scales.items() if scales)
 
     def is_due(self, time: float, rows: int) -> bool:
         """Whether it is time for another look, at ``time`` seconds, with so many rows finished."""

@@ -54,6 +54,7 @@ class Sampler:
         weights: with which samples are drawn, by chance, so that a sample may come several times in an epoch; None for each once.
 
     Attributes:
+        shard: as given.
         rows: in a batch of this rank.
         batches: in an epoch; the same for all ranks.
         weights: as given.
@@ -74,6 +75,7 @@ class Sampler:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
+        self.shard = shard
         self.rows = batch_size // shard.world
         self.batches = samples // batch_size if tail == "drop" else -(-samples // batch_size)
         self.weights = weights

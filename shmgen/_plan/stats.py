@@ -8,11 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-LITTLE = 0.05
-"""A trainer that waits for less than this fraction of its time would gain nothing by faster data."""
-
-WAITING = 0.5
-"""Workers that wait for a disk or a network for more than this fraction of their work are limited by it."""
+from shmgen._plan.verdict import Verdict, advise, judge
 
 
 class Decision(NamedTuple):
@@ -35,11 +31,13 @@ class Decision(NamedTuple):
 class Stats:
     """What a loader has done so far; or, by `since`, in a stretch of time.
 
+    The start stands apart: times are counted from the moment at which the first batch was handed out.
+
     Attributes:
         batches: batches delivered.
         samples: samples in them.
         bytes: bytes in them.
-        elapsed: seconds from the first request for a batch to the last delivery.
+        elapsed: seconds from the first delivery to the last.
         batch_wait: seconds of them in which a batch that was asked for had not been read yet.
         slot_wait: seconds of them in which no batch could be read or handed out, because all slots were held.
         grown: slots that were added, because all were held.
@@ -47,9 +45,18 @@ class Stats:
         replaced: rows in which another sample replaces an unreadable one.
         workers: how many workers there are, at the end.
         reads: how many reads each of them has in flight, at the end.
-        busy: seconds in which workers had something to read, summed over all workers.
-        cpu: seconds in which they had a processor or wanted one. In the rest of ``busy`` they waited for what they read.
+        busy: seconds in which workers had something to read, summed over all reads in flight.
+        cpu: seconds in which they had a processor or wanted one. In the rest of ``busy`` they waited.
         decisions: how the numbers of workers and of reads in flight have been changed, when, and why.
+        startup: seconds from the first request for a batch to its delivery; 0 where that lies before the stretch of time.
+        function: seconds of ``busy`` in which functions and sources of the user's own ran.
+        function_wait: seconds of ``busy`` in which reads waited for their turn: a process calls one function at a time.
+        late_wait: seconds of ``batch_wait`` for batches that could not be read ahead, since nobody could know that they would be
+            asked for.
+        capacity: seconds in which there were workers, summed over them.
+        slots: how many slots there are, at the end.
+        auto: which of the numbers of ``"workers"`` and ``"reads"`` are chosen by the loader itself.
+        epoch: the same for the last epoch, from its first request on; None in the first, which is all there is.
 
     Examples:
         >>> loader = Loader(ids, labels, batch_size=4)
@@ -58,15 +65,22 @@ class Stats:
         >>> loader.stats.batches, loader.stats.samples
         (4, 16)
         >>> print(loader.stats.report())
-        4 batches, 16 samples in ...
+        first batch after ... s
+        ...
 
         The next epoch by itself:
 
-        >>> before = loader.stats
         >>> for X, y in loader:
         ...     pass
-        >>> loader.stats.since(before).batches
+        >>> loader.stats.epoch.batches
         4
+
+        Any stretch of time:
+
+        >>> before = loader.stats
+        >>> X, y = loader.batch(0)
+        >>> loader.stats.since(before).batches
+        1
     """
 
     batches: int = 0
@@ -83,6 +97,14 @@ class Stats:
     busy: float = 0.0
     cpu: float = 0.0
     decisions: tuple[Decision, ...] = ()
+    startup: float = 0.0
+    function: float = 0.0
+    function_wait: float = 0.0
+    late_wait: float = 0.0
+    capacity: float = 0.0
+    slots: int = 0
+    auto: tuple[str, ...] = ()
+    epoch: Stats | None = None
 
     def since(self, earlier: Stats) -> Stats:
         """What was done between ``earlier``, stats of the same loader, and now.
@@ -95,66 +117,100 @@ class Stats:
         counts = {
             field.name: getattr(self, field.name) - getattr(earlier, field.name)
             for field in fields(self)
-            if field.name not in ("workers", "reads", "decisions")
+            if field.name not in ("workers", "reads", "slots", "auto", "decisions", "epoch")
         }
-        return Stats(**counts, workers=self.workers, reads=self.reads, decisions=self.decisions[len(earlier.decisions) :])
+        epoch = self.epoch if self.epoch is not None and self.epoch.batches <= counts["batches"] else None
+        return Stats(
+            **counts,
+            workers=self.workers,
+            reads=self.reads,
+            slots=self.slots,
+            auto=self.auto,
+            decisions=self.decisions[len(earlier.decisions) :],
+            epoch=epoch,
+        )
 
     @property
     def rate(self) -> float:
-        """Batches delivered a second."""
-        return self.batches / self.elapsed if self.elapsed else 0.0
+        """Batches a second. The first batch of all belongs to the start, and does not count."""
+        return (self.batches - (self.startup > 0)) / self.elapsed if self.elapsed else 0.0
+
+    @property
+    def samples_per_second(self) -> float:
+        """Samples a second, likewise."""
+        return self.rate * self.samples / self.batches if self.batches else 0.0
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bytes a second, likewise."""
+        return self.rate * self.bytes / self.batches if self.batches else 0.0
 
     @property
     def data_wait(self) -> float:
         """The fraction of the time in which the trainer waited for data, from 0 to 1."""
-        return (self.batch_wait + self.slot_wait) / self.elapsed if self.elapsed else 0.0
+        return _part(self.batch_wait + self.slot_wait, self.elapsed)
 
     @property
     def busy_workers(self) -> float:
-        """How many workers had something to do, on average."""
+        """How many reads were in flight, on average."""
         return self.busy / self.elapsed if self.elapsed else 0.0
 
     @property
     def load(self) -> float:
         """The fraction of the time in which workers had something to do, from 0 to 1."""
-        return min(1.0, self.busy_workers / self.workers) if self.workers else 0.0
+        return _part(self.busy, self.capacity)
 
     @property
     def io_wait(self) -> float:
-        """The fraction of their work in which workers waited for what they read, from 0 to 1."""
-        return max(0.0, 1 - self.cpu / self.busy) if self.busy else 0.0
+        """The fraction of their work in which workers waited for what they read, or a function did, from 0 to 1."""
+        busy = self.busy - self.function_wait
+        return max(0.0, 1 - self.cpu / busy) if busy > 0 else 0.0
 
     @property
-    def verdict(self) -> str:
-        """Who waits for whom.
+    def function_part(self) -> float:
+        """The fraction of their work that functions of the user's take, or that they are waited for, from 0 to 1."""
+        return _part(self.function + self.function_wait, self.busy)
 
-        One of ``"trainer-bound"`` (data are there in time), ``"slots-bound"`` (batches that are held leave no slot to read into),
-        ``"disk-bound"`` (workers wait for what they read), ``"worker-bound"`` (workers are too few, or too slow).
+    @property
+    def verdict(self) -> Verdict:
+        """Who waits for whom: in the last epoch if that is long enough to tell, else in all.
+
+        ``"unknown"``
+            Too little was delivered to tell.
+        ``"trainer-bound"``
+            Data are there in time.
+        ``"slots-bound"``
+            Batches that are held leave no slot to read into.
+        ``"no-workers"``
+            With ``workers=0`` the trainer's own process reads, and the trainer waits meanwhile.
+        ``"latency-bound"``
+            Workers have time, but nobody could know which batch would be asked for.
+        ``"function-bound"``
+            Functions, or sources, of the user's own take most of the workers' time.
+        ``"disk-bound"``
+            Workers wait for what they read.
+        ``"worker-bound"``
+            Workers are too few, or too slow.
         """
-        if self.data_wait < LITTLE:
-            return "trainer-bound"
-        if self.slot_wait > self.batch_wait:
-            return "slots-bound"
-        if self.io_wait > WAITING:
-            return "disk-bound"
-        return "worker-bound"
+        return judge(self._judged)
+
+    @property
+    def advice(self) -> str:
+        """What to do, where anything can be done."""
+        return advise(self._judged)
+
+    @property
+    def _judged(self) -> Stats:
+        """What the verdict is about."""
+        return self.epoch if self.epoch is not None and judge(self.epoch) != "unknown" else self
 
     def report(self) -> str:
-        """The same as a diagnosis, in a few lines."""
-        rate = self.bytes / self.elapsed / 1e6 if self.elapsed else 0.0
-        advice = {
-            "trainer-bound": "data are there in time; nothing to gain",
-            "slots-bound": "batches are held for long: give more slots, or let go of batches earlier",
-            "disk-bound": "the disk, or network, is the limit: more workers help while they wait in turn; else smaller files, "
-            "a faster disk, or data that fit in memory",
-            "worker-bound": "give more workers while there are processors for them, or do less for each sample",
-        }
-        lines = [
-            f"{self.batches:,} batches, {self.samples:,} samples in {self.elapsed:.1f} s: {rate:,.0f} MB/s",
-            f"trainer: waited {self.data_wait:.0%} of the time "
-            f"({self.batch_wait:.1f} s for batches, {self.slot_wait:.1f} s for slots)",
-            f"workers: {self.workers}, busy {self.load:.0%} of the time, {self.io_wait:.0%} of it waiting for a disk or network",
-        ]
+        """The same as a diagnosis, in a few lines: all, the last epoch beside it, and the verdict."""
+        lines = [f"first batch after {self.startup:,.1f} s"] if self.startup else []
+        if self.batches:
+            lines += _table([("all", self), *([] if self.epoch is None else [("last epoch", self.epoch)])])
+        workers, reads = (f"{getattr(self, name)}{' (auto)' if name in self.auto else ''}" for name in ("workers", "reads"))
+        lines.append(f"workers: {workers}" + (f", reads in flight in each: {reads}" if self.workers else ""))
         lines += [
             f"{count:,} {what}"
             for count, what in (
@@ -167,4 +223,38 @@ class Stats:
         lines += [
             f"after {at:.1f} s {workers} workers, {reads} reads each: {reason}" for at, workers, reads, reason in self.decisions
         ]
-        return "\n".join([*lines, f"verdict: {self.verdict}: {advice[self.verdict]}"])
+        return "\n".join([*lines, f"verdict: {self.verdict}: {self.advice}"])
+
+    @property
+    def _rows(self) -> list[tuple[str, str]]:
+        """What a report tells of a stretch of time: a title, and a figure."""
+        elapsed, busy = self.elapsed, self.busy
+        return [
+            ("batches", f"{self.batches:,}"),
+            ("samples", f"{self.samples:,}"),
+            ("seconds", f"{elapsed:,.1f}"),
+            ("samples a second", f"{self.samples_per_second:,.0f}"),
+            ("MB a second", f"{self.bytes_per_second / 1e6:,.0f}"),
+            ("trainer waits", f"{self.data_wait:.0%}"),
+            ("  for batches", f"{_part(self.batch_wait, elapsed):.0%}"),
+            ("  for free slots", f"{_part(self.slot_wait, elapsed):.0%}"),
+            ("workers busy" if self.workers else "busy reading", f"{self.load:.0%}"),
+            ("  in your functions", f"{self.function_part:.0%}"),
+            ("  waiting, not computing", f"{_part(max(0.0, busy - self.function_wait - self.cpu), busy):.0%}"),
+        ]
+
+
+def _part(some: float, whole: float) -> float:
+    """``some`` as a fraction of ``whole``, from 0 to 1."""
+    return min(1.0, max(0.0, some / whole)) if whole > 0 else 0.0
+
+
+def _table(columns: list[tuple[str, Stats]]) -> list[str]:
+    """A line for each figure, with a column for each of these stretches of time; without parts that are nothing in any."""
+    lines = [("", *(title for title, _ in columns))] if len(columns) > 1 else []
+    for cells in zip(*(stats._rows for _, stats in columns), strict=True):
+        (title, _), figures = cells[0], [figure for _, figure in cells]
+        if not title.startswith(" ") or set(figures) != {"0%"}:
+            lines.append((title, *figures))
+    width = max(len(line[0]) for line in lines)
+    return ["".join([line[0].ljust(width), *(cell.rjust(14) for cell in line[1:])]) for line in lines]

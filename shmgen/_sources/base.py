@@ -108,6 +108,11 @@ class Source:
         raise InputError(NO_CLASSES)
 
     @property
+    def is_users(self) -> bool:
+        """Whether code of the user's does the reading."""
+        return not type(self).__module__.startswith("shmgen.")
+
+    @property
     def reads_one_by_one(self) -> bool:
         """Whether `read` does the work, not `fill`."""
         return type(self).fill is Source.fill

@@ -78,6 +78,10 @@ class Function(Source):
             write_row(row, result)
 
     @property
+    def is_users(self) -> bool:
+        return True
+
+    @property
     def may_leave_out(self) -> bool:
         return self._fills or super().may_leave_out
 

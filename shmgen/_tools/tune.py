@@ -22,7 +22,7 @@ import psutil
 from shmgen._checks import check_float, check_int
 from shmgen._memory.limits import available, processors
 from shmgen._plan.order import Order
-from shmgen._plan.stats import LITTLE, WAITING
+from shmgen._plan.verdict import LITTLE, WAITING
 from shmgen._sources.ids import Subset
 from shmgen._sources.npy import Npy
 from shmgen._sources.npy_format import OPEN_FLAGS

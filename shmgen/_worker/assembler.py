@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._memory.limit_errors import note
+from shmgen._memory.status_page import FUNCTION, ROW, TURN
 from shmgen._sources.base import IDLE, UNKNOWN, RawSource, Source, error_text, function_error, row_of
 from shmgen._sources.sample_spec import dtype_of, write_row
 from shmgen.errors import FormatError, StartError
@@ -86,12 +88,14 @@ class BatchAssembler:
         self.seed = seed
         self._transforms = transforms
         self._sample_transform = sample_transform
+        # The fields that code of the user's reads.
+        self._users = {field.name for field, source in self._sources if source.is_users}
         self._cleared = [field for field, source in self._sources if source.may_leave_out]
         self.concurrent = all(source.concurrent for _, source in self._sources)
         is_called = any(source.reads_one_by_one and not source.concurrent for _, source in self._sources)
         self.calls_functions = is_called or bool(transforms) or sample_transform is not None
         self._rng: SampleRng | None = None
-        self._rows_begun: Any = [IDLE]
+        self._rows_begun: Any = [IDLE, *[0] * (TURN - ROW)]
         self._one_at_a_time: Any = None
 
     def named(self) -> Iterator[tuple[str, object]]:
@@ -113,7 +117,8 @@ class BatchAssembler:
         """A copy for a reader, in the process that will fill, whose sources are ready to read.
 
         Args:
-            rows_begun: ``rows_begun[0]`` will say how many rows of the task have been begun, or `IDLE`, or `UNKNOWN`.
+            rows_begun: the words of a record on the status page, from `ROW` on: ``rows_begun[0]`` will say how many rows of the
+                task have been begun, or `IDLE`, or `UNKNOWN`.
             one_at_a_time: held while functions are called.
 
         Raises:
@@ -155,8 +160,12 @@ class BatchAssembler:
         for field, source in self._sources:
             if source.reads_one_by_one:
                 if source.concurrent:
+                    began = time.monotonic_ns()
                     self._read(field, source, slot, task)
+                    if field.name in self._users:
+                        self._count(FUNCTION, began)
                 continue
+            began = time.monotonic_ns()
             self._rows_begun[0] = UNKNOWN
             source.io_waits = io_waits
             try:
@@ -169,11 +178,22 @@ class BatchAssembler:
                 raise function_error(
                     task.ids[row_of(self._rows_begun[0]) or 0], f"source of field {field.name!r}", error
                 ) from error
+            if field.name in self._users:
+                self._count(FUNCTION, began)
         self._rows_begun[0] = IDLE
         if self._rng is not None:
+            began = time.monotonic_ns()
             with self._one_at_a_time:
+                began = self._count(TURN, began)
                 self._call_functions(slot, task, self._rng)
+                self._count(FUNCTION, began)
             self._rows_begun[0] = IDLE
+
+    def _count(self, word: int, began: int) -> int:
+        """Add the time since ``began``, in nanoseconds, to a word of the reader's record; returns the time."""
+        now = time.monotonic_ns()
+        self._rows_begun[word - ROW] += now - began
+        return now
 
     def _read(self, field: FieldSpec, source: Source, slot: memoryview, task: Task) -> None:
         rows = self._rows(slot, task, field)

@@ -16,10 +16,12 @@ import keras
 from shmgen._checks import Fixed, check_index, check_int
 from shmgen._engine.state import LoaderState
 from shmgen._plan.damage import Damaged
+from shmgen._plan.sampler import Shard
 from shmgen._plan.stats import Stats
 from shmgen.errors import InputError
-from shmgen.keras.backends import front_end
+from shmgen.keras.backends import FRONT_END, hands_over
 from shmgen.keras.iterations import Iterations, caller_behind, is_keras, stack
+from shmgen.keras.synchronised import unsynchronised
 from shmgen.loader import NO_COPY, Loader
 from shmgen.options import Options, init_from
 
@@ -108,7 +110,7 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         """Start the workers, and begin to read ahead."""
         super().__init__()
         self._warned: set[str] = set()
-        self._loader = Loader.from_options(options, front_end())
+        self._loader = Loader.from_options(options, FRONT_END)
         self._iterations = Iterations(self._loader)
         in_use.add(self)
 
@@ -120,11 +122,18 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     n_classes = Fixed["int | None"](lambda sequence: sequence._loader.n_classes)
     classes = Fixed[Any](lambda sequence: sequence._loader.classes)
     shuffle = Fixed[bool](lambda sequence: sequence._loader.shuffle)
+    shard = Fixed["tuple[int, int]"](lambda sequence: sequence._loader.shard)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self._loader)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__getitem__" in vars(cls):
+            cls.__getitem__ = hands_over(vars(cls)["__getitem__"])  # type: ignore[method-assign]
+
+    @hands_over
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """``(X, y)``, or ``(X,)`` without labels; see `shmgen.Loader` for shapes, dtypes and nesting.
 
@@ -149,8 +158,11 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
             return len(self) - begun.first
         if any(map(is_keras, forwarding)):
             self._iterations.on_read()
-            if any(frame.f_code.co_name == "predict" and is_keras(frame) for frame in stack(caller)):
-                self._warn_of_predict()
+            for frame in filter(is_keras, stack(caller)):
+                if frame.f_code.co_name == "predict":
+                    self._warn_of_predict()
+                elif frame.f_code.co_name == "fit" and frame.f_locals.get("x") is self:
+                    self._warn_of_ranks(frame.f_locals["self"])
         return len(self)
 
     def on_epoch_begin(self) -> None:
@@ -173,6 +185,10 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
                 f"predict leaves out {lost:,} of {len(self.list_IDs):,} samples, which fill no batch of {self.batch_size}: "
                 "make a Sequence with tail='keep' for it"
             )
+
+    def _warn_of_ranks(self, model: keras.Model) -> None:
+        if (what := unsynchronised(model, Shard(*self.shard))) is not None:
+            self._warn_once(what)
 
     def _warn_once(self, what: str) -> None:
         if what not in self._warned:

@@ -1,0 +1,72 @@
+"""Whether ``fit`` on several ranks trains one model: where nothing keeps their weights the same, each rank trains another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from shmgen._engine.ranks import find_shard, launched_ranks
+from shmgen._plan.sampler import Shard
+from shmgen.errors import InputError
+
+PARALLEL = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
+"""torch's modules that keep the weights of ranks the same."""
+
+REMEDIES = {
+    "jax": "call keras.distribution.initialize() and set_distribution(DataParallel(auto_shard_dataset=False)) before the model "
+    "is made",
+    "torch": "wrap the model in torch's DistributedDataParallel, in a train_step of its own, as examples/train_ddp.py does",
+    "tensorflow": "with TensorFlow, Keras 3 does not train on several processes: take its backend jax, as "
+    "examples/train_on_ray.py does",
+}
+"""By Keras's backend: what keeps the weights the same."""
+
+
+def unsynchronised(model: keras.Model, shard: Shard) -> str | None:
+    """What is wrong with a ``fit`` of ``model`` on ranks that get such parts of batches; None where nothing is known to be.
+
+    A ``train_step`` of the user's own is taken to know what it does.
+    """
+    if keras.distribution.distribution() is not None:
+        return _wrong_part(shard)
+    world = max(shard.world, launched_ranks())
+    if world == 1 or not _is_keras_own(model) or _is_parallel(model):
+        return None
+    return (
+        f"fit trains another model on each of {world} ranks, since nothing keeps their weights the same; "
+        f"{REMEDIES.get(keras.backend.backend(), 'give the model a train_step that does')}"
+    )
+
+
+def _wrong_part(shard: Shard) -> str | None:
+    """What is wrong with this part of batches under keras.distribution, which makes a batch of what all processes give it."""
+    try:
+        expected = find_shard()
+    except InputError:
+        return None
+    if shard == expected:
+        return None
+    return (
+        f"fit under keras.distribution makes each batch of what all processes give it: expected a Sequence with shard="
+        f"{tuple(expected)} on this one, found shard={tuple(shard)}; give that, or shard='auto' once the distribution is set"
+    )
+
+
+def _is_keras_own(model: keras.Model) -> bool:
+    """Whether what happens in a step is Keras's alone."""
+    return all(getattr(model, name).__module__.partition(".")[0] == "keras" for name in ("train_step", "make_train_function"))
+
+
+def _is_parallel(model: keras.Model) -> bool:
+    """Whether a part of the model is one of torch's modules that keep weights the same."""
+    modules = _modules(model) if keras.backend.backend() == "torch" else ()
+    return any(cls.__name__ in PARALLEL for module in modules for cls in type(module).__mro__)
+
+
+def _modules(layer: Any) -> Iterator[Any]:
+    """torch's modules that a layer is made of."""
+    yield from layer.modules()
+    for part in getattr(layer, "layers", ()):
+        yield from _modules(part)

@@ -1,0 +1,243 @@
+"""Several real processes, one loader each: what they read together, and what they train."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from launched import launched, needs
+
+from shmgen import Loader, Sequence
+
+N, BATCH = 45, 8
+
+OPTIONS = f"""
+import json
+
+def shake(sample, rng):
+    sample["x"][...] += rng.integers(1000)
+
+def make(**options):
+    return Loader(
+        IDS, inputs={{"x": shmgen.Npy(DATA)}}, targets=LABELS, seed=5, shard="auto", slots=2, workers=1, transform=shake,
+        on_error="replace", max_damaged=0.1, **{{"batch_size": {BATCH}, **options}},
+    )
+
+def arrays(batch):
+    return [array.tolist() for array in (batch[0]["x"], *batch[1:])]
+"""
+
+READ = """
+found = {}
+for tail in ("drop", "wrap", "pad"):
+    with make(tail=tail) as loader:
+        epochs = [[arrays(batch) for batch in loader] for _ in range(2)]
+        found[tail] = [len(loader), loader.state_dict(), epochs]
+    assert loader.shard == (RANK, WORLD)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def data(folder: Callable[..., Any]) -> Any:
+    """A data set that fills no whole number of batches, with a damaged file."""
+    data = folder(N, (3,))
+    data.file(data.ids[7]).write_bytes(b"")
+    return data
+
+
+def joined(ranks: list[Any]) -> list[Any]:
+    """The batches of all ranks together, of those of each: a list of fields of rows."""
+    return [
+        [[row for rows in fields for row in rows] for fields in zip(*parts, strict=True)] for parts in zip(*ranks, strict=True)
+    ]
+
+
+def test_a_batch_of_all_ranks_is_the_same(data: Any, script: Callable[..., Any]) -> None:
+    """With 1, 2 and 4 processes: the same samples, weights, random numbers and replacements, in as many steps, and one state."""
+    [one], *more = launched(script, OPTIONS + READ, data, 1, 2, 4)
+    for ranks in more:
+        for tail, (batches, state, epochs) in one.items():
+            assert all(rank[tail][:2] == [batches, state] for rank in ranks)
+            for number, expected in enumerate(epochs):
+                parts = [rank[tail][2][number] for rank in ranks]
+                assert {len(field) for part in parts for batch in part for field in batch} == {BATCH // len(ranks)}
+                assert joined(parts) == expected
+    for epoch in one["drop"][2]:
+        labels = [label for _, y in epoch for label in y]
+        assert len(set(labels) | {7}) >= len(labels) == N - N % BATCH
+    for epoch in one["pad"][2]:
+        weights = [weight for _, _, weights in epoch for weight in weights]
+        assert weights == [np.float32(48 / N)] * N + [0] * 3
+
+
+BEGIN = """
+with make(tail="wrap") as loader:
+    epoch = iter(loader)
+    found = [arrays(next(epoch)) for _ in range(3)]
+    print(json.dumps([found, loader.state_dict()]))
+"""
+
+GO_ON = """
+with make(tail="wrap", batch_size={batch_size}) as loader:
+    loader.load_state_dict(json.loads({state!r}))
+    print(json.dumps([[arrays(batch) for batch in loader] for _ in range(2)]))
+"""
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(data: Any, script: Callable[..., Any]) -> None:
+    """What two processes have begun, one or four go on with, in smaller batches too: each epoch is that of one run."""
+    [[(first, state), (second, same)]] = launched(script, OPTIONS + BEGIN, data, 2)
+    assert state == same
+    rows = 3 * BATCH
+    whole = launched(script, OPTIONS + READ, data, 1)[0][0]["wrap"][2]
+    expected = [[row for batch in epoch for row in batch[1]] for epoch in whole]
+    assert [row for _, y in joined([first, second]) for row in y] == expected[0][:rows]
+    for world, batch_size in ((1, 8), (4, 8), (4, 12)):
+        code = GO_ON.format(state=json.dumps(state), batch_size=batch_size)
+        ranks = launched(script, OPTIONS + code, data, world)[0]
+        rest, after = [[row for _, y in joined(list(parts)) for row in y] for parts in zip(*ranks, strict=True)]
+        assert rest[: N - rows] == expected[0][rows:N]
+        assert after[:N] == expected[1][:N]
+
+
+FIT = """
+os.environ.update(KERAS_BACKEND="jax", XLA_FLAGS=f"--xla_force_host_platform_device_count={2 // WORLD}")
+import json, jax, warnings
+if WORLD > 1:
+    jax.distributed.initialize(f"127.0.0.1:{PORT}", WORLD, RANK)
+import keras
+from keras.distribution import DataParallel, DeviceMesh, LayoutMap, ModelParallel, set_distribution
+from shmgen import Sequence
+from shmgen._engine.ranks import find_shard
+
+def make(ids, **options):
+    return Sequence(ids, LABELS, 8, data_dir=DATA, shard="auto", tail="pad", seed=3, workers=1, **options)
+
+def make_model():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(1e-5), "mse", weighted_metrics=["mae"])
+    return model
+
+def fit():
+    model = make_model()
+    with make(IDS[:28]) as training, make(IDS[28:], shuffle=False) as validation:
+        history = model.fit(training, validation_data=validation, epochs=2, verbose=0).history
+        assert training.shard == (RANK, WORLD)
+        return [weight.tolist() for weight in model.get_weights()], history, training.state_dict()
+
+assert len(jax.devices()) == 2
+if WORLD == 1:
+    one_device = fit()
+set_distribution(ModelParallel(layout_map=LayoutMap(DeviceMesh((1, 2), ["batch", "model"])), auto_shard_dataset=False))
+assert find_shard() == (0, 1), "processes that hold a part of one replica each need the same samples"
+set_distribution(DataParallel(auto_shard_dataset=False))
+two_devices = fit()
+if WORLD > 1:
+    with Sequence(IDS[:16], LABELS, 8, data_dir=DATA) as whole, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_model().fit(whole, verbose=0)
+    assert sum(f"expected a Sequence with shard={(RANK, 2)} on this one, found shard=(0, 1)" in str(one) for one in caught) == 1
+print(json.dumps([two_devices] if WORLD > 1 else [one_device, two_devices]))
+"""
+
+
+@needs("jax")
+def test_processes_and_devices_of_jax_train_one_model(folder: Callable[..., Any], script: Callable[..., Any]) -> None:
+    """Two processes, or two devices of one, train what one device does, each sample once; padded validation is exact."""
+    data = folder(41)
+    [[alone, devices]], [[first], [second]] = launched(script, FIT, data, 1, 2)
+    assert first == second
+    X = np.stack([data.sample(number).ravel() for number in range(28, 41)])
+    for weights, history, state in (first, devices, alone):
+        assert state == alone[2]
+        for found, expected in zip(weights, alone[0], strict=True):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+        for name, values in history.items():
+            np.testing.assert_allclose(values, alone[1][name], rtol=1e-5)
+        kernel, bias = map(np.asarray, weights)
+        error = X @ kernel[:, 0] + bias - np.arange(28, 41)
+        np.testing.assert_allclose(history["val_loss"][-1], np.mean(error**2), rtol=1e-5)
+        np.testing.assert_allclose(history["val_mae"][-1], np.mean(np.abs(error)), rtol=1e-5)
+
+
+def test_ranks_of_one_machine_share_its_processors(
+    data: Any, workers: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default a rank has its part of the workers that a process alone would have."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(6))
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr("shmgen._memory.limits._groups", lambda controller: [])
+    for ranks, expected in {1: 6, 2: 3, 100: 1}.items():
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        with Loader(data.ids, data.labels, BATCH, data_dir=data.path):
+            assert len(workers()) == expected
+
+
+def model() -> keras.Model:
+    made = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    made.compile(loss="mse")
+    return made
+
+
+class Own(keras.Model):
+    """A model whose step is the user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compile(loss="mse")
+
+    def call(self, x: Any) -> Any:
+        return x
+
+    def train_step(self, *data: Any) -> Any:
+        return {"loss": 0.0}
+
+
+def test_a_fit_that_nothing_synchronises_is_warned_of(folder: Callable[..., Any]) -> None:
+    """Once for a sequence, with the number of ranks and a remedy; not where the step is the user's, nor of validation."""
+    data = folder(16, (3,))
+    options = {"data_dir": data.path, "n_channels": 3}
+    with Sequence(data.ids, data.labels, 4, shard=(1, 2), **options) as part:
+        with pytest.warns(UserWarning, match="fit trains another model on each of 2 ranks.*with TensorFlow, Keras 3 does not"):
+            model().fit(part, verbose=0)
+        model().fit(part, verbose=0)
+    whole = Sequence(data.ids, data.labels, 4, **options)
+    with whole, Sequence(data.ids, data.labels, 4, shard=(1, 2), **options) as part:
+        model().fit(whole, validation_data=part, verbose=0)
+        Own().fit(part, verbose=0)
+
+
+TORCH = """
+os.environ.update(KERAS_BACKEND="torch", TORCHELASTIC_RUN_ID="none", WORLD_SIZE="2", GLOO_SOCKET_IFNAME="lo")
+import json, warnings
+import keras, torch
+torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+
+def caught_of(*layers):
+    model = keras.Sequential([keras.Input((3,)), *layers, keras.layers.Dense(1)])
+    model.compile(loss="mse")
+    with shmgen.Sequence(IDS, LABELS, 4, data_dir=DATA, n_channels=3, workers=1) as whole:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(whole, verbose=0)
+    return [str(one.message) for one in caught if "fit trains another model" in str(one.message)]
+
+parallel = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 3))
+print(json.dumps([caught_of(), caught_of(keras.layers.TorchModuleWrapper(parallel))]))
+"""
+
+
+@needs("torch")
+def test_a_plain_fit_on_torch_is_warned_of(folder: Callable[..., Any], script: Callable[..., Any]) -> None:
+    """Under torchrun, whatever part a Sequence has; not where a part of the model is one of torch's that synchronise."""
+    [[[[warned], silent]]] = launched(script, TORCH, folder(16, (3,)), 1)
+    assert warned.startswith("fit trains another model on each of 2 ranks")
+    assert "DistributedDataParallel" in warned
+    assert silent == []
