@@ -37,7 +37,9 @@ MAX_REPLACED = 3
 
 
 class NpyRows(RawSource):
-    """One ``.npy`` file of all samples: its rows, or windows of some rows each, as of a series; an id is a number, from 0.
+    """One ``.npy`` file of all samples: its rows, or windows of some rows each, as of a series.
+
+    An id is the number of a row, or of a window, from 0; or a text that has a line in a file of ids.
 
     Args:
         file: the file, in C order. It may be larger than memory, and may be replaced between epochs. Or its URL, as for `Npy`:
@@ -46,6 +48,8 @@ class NpyRows(RawSource):
         window: a sample is so many of the file's rows, one after the other. None: it is one row, without an axis for them.
         stride: rows from the begin of one sample to that of the next: sample k begins at row ``offset + k * stride``.
         offset: the row at which sample 0 begins. With that of what follows a window, the same ids give what is to be forecast.
+        ids: a text file of the rows' ids, or its URL: a line each, as `shmgen pack` writes it beside the rows. It is read once;
+            workers know the numbers of rows, at no more than 4 bytes an id (8 from 2³² rows on), once for all of them.
         storage_options: of a URL; see `Npy`.
         cache: of a URL: a folder on a local disk, in which rows are kept, a file each.
         cache_bytes: that rows take there, at most; those that were not used for the longest time go first.
@@ -60,6 +64,7 @@ class NpyRows(RawSource):
         >>> (X,) = loader.batch(0)
         >>> X.shape, X[:, 0, 0]
         ((4, 4, 3), array([0., 1., 2., 3.], dtype=float32))
+        >>> loader = Loader(ids, batch_size=4, source=NpyRows("all.npy", ids="all.ids"), shuffle=False)
 
         Six rows, every other one, and the two that follow them:
 
@@ -80,11 +85,12 @@ class NpyRows(RawSource):
         window: int | None = None,
         stride: int = 1,
         offset: int = 0,
+        ids: str | os.PathLike[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         cache: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
     ) -> None:
-        from shmgen._sources.remote import remote
+        from shmgen._sources.remote import is_url, remote
 
         self._remote = remote(file, storage_options, cache, cache_bytes)
         self.file = os.path.abspath(file) if self._remote is None else self._remote.store.place("")
@@ -95,6 +101,12 @@ class NpyRows(RawSource):
         )
         given = check_dtype(dtype)
         self._given = None if given is None else dtype_text(given)
+        if ids is not None and not self._windows.is_plain:
+            raise InputError("ids: expected without window, stride and offset, since ids name rows, and windows have numbers")
+        self._ids = None if ids is None else str(ids) if is_url(ids) else os.path.abspath(ids)
+        self._ids_options = storage_options if is_url(ids) else None
+        self._ids_digest = b""
+        self._bound: object = None
         self._file: _Open | None = None
         self._seen: object = None
 
@@ -107,7 +119,13 @@ class NpyRows(RawSource):
         self._header = header = self._bound_header()
         self.shape = self._windows.shape(header.shape)
         self.dtype = dtype_text(header.dtype.newbyteorder("="))
-        self._check_numbers(ids)
+        if self._ids is None:
+            self._check_numbers(ids)
+        else:
+            from shmgen._sources.row_ids import RowIds  # late: workers look up no ids
+
+            with RowIds(self._ids, self._ids_options) as lines:
+                self.keys, self._ids_digest = lines.rows(ids, header.shape[0]), lines.digest()
 
     def __len__(self) -> int:
         """How many samples the file has: ``range(len(source))`` are the ids of all.
@@ -121,6 +139,7 @@ class NpyRows(RawSource):
         """The header, read by the main process."""
         if self._remote is not None:
             self._remote.prepare()
+        self._bound = file_version(self.file)
         try:
             return self._check(self._first_header())
         except (OSError, ValueError, FormatError) as error:
@@ -148,7 +167,9 @@ class NpyRows(RawSource):
         numbers, count = as_ints(ids), self._windows.count(rows)
         if numbers is None:
             id = next(id for id in ids if not isinstance(id, int))
-            raise InputError(f"id {id!r}: expected the number of a row of {self.file}")
+            raise InputError(
+                f"id {id!r}: expected the number of a row of {self.file}; where rows have ids, pass the file of these as ids="
+            )
         if isinstance(numbers, range):  # its ends say it all, however long it is
             numbers = np.array(numbers[:: max(1, len(numbers) - 1)], object)
         wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
@@ -174,8 +195,13 @@ class NpyRows(RawSource):
         except (OSError, ValueError, FormatError) as error:
             raise SampleError(ids[row_of(self.rows_begun[0]) or 0], self.file, explain(error)) from None
 
-    def place(self, id: int) -> str:
-        return f"{self._windows.named(id)} of {'file ' if self._remote is None else ''}{self.file}"
+    def place(self, id: Any) -> str:
+        row = id
+        if self._ids is not None:
+            from shmgen._sources.row_ids import row_of_id
+
+            row = row_of_id(self._ids, self._ids_options, id)
+        return f"{self._windows.named(row)} of {'file ' if self._remote is None else ''}{self.file}"
 
     def version(self, ids: Sequence[int]) -> object:
         if self._remote is not None:
@@ -240,6 +266,7 @@ class NpyRows(RawSource):
                 return
             header, _, seen = remote.header("", in_parts=True)
             self._header, self._seen = self._fitting(header), seen
+            self._check_ids()
         raise FormatError("expected one file, found one that is replaced all the time")
 
     def _key(self, id: int) -> str:
@@ -253,6 +280,8 @@ class NpyRows(RawSource):
         self.close()
         file = _Open(self.file)
         self._header = self._fitting(read_header(file.fd)[0])
+        if seen != self._bound:
+            self._check_ids()
         self._file, self._seen = file, seen
         return file.fd
 
@@ -265,6 +294,23 @@ class NpyRows(RawSource):
         if header.shape[0] < self._header.shape[0]:
             raise FormatError(f"expected {self._header.shape[0]:,} rows, found {header.shape[0]:,}")
         return header
+
+    def _check_ids(self) -> None:
+        """Make sure that the ids of a file that replaces the one that was there are the same, and in the same order."""
+        if self._ids is None:
+            return
+        from shmgen._sources.row_ids import RowIds
+
+        try:
+            with RowIds(self._ids, self._ids_options) as lines:
+                is_same = lines.digest() == self._ids_digest
+        except InputError as error:
+            raise FormatError(str(error)) from None
+        if not is_same:
+            raise FormatError(
+                f"expected rows of the ids that were in {self._ids} when the loader was made, found that both files have been "
+                "replaced; make another loader"
+            )
 
     def close(self) -> None:
         """Let go of the file, which is closed when the copies of this source have let go of it, too."""

@@ -53,10 +53,12 @@ class Windows(NamedTuple):
         row_bytes = sample_bytes // self.rows
         return header + self.offset * row_bytes, self.stride * row_bytes
 
-    def named(self, id: int) -> str:
+    def named(self, id: object) -> str:
         """What errors call sample ``id``."""
-        first = self.first(id) if isinstance(id, int) else id
-        return f"row {first}" if self.length is None else f"rows {first} to {self.first(id) + self.length - 1}"
+        if self.is_plain or not isinstance(id, int):
+            return f"row {id}"
+        first = self.first(id)
+        return f"row {first}" if self.length is None else f"rows {first} to {first + self.length - 1}"
 
     def expected(self, file: str, rows: int) -> str:
         """What an id should be, for errors."""
