@@ -4,7 +4,7 @@ The way of the data, and the module that holds each step::
 
     ids, seed, epoch, an index that somebody asks for
       │  _plan.passes        which epoch an iteration gets, and which batch an index means
-      │  _plan.sampler       which samples that batch holds
+      │  _plan.sampler       which samples that batch holds (_plan.order; _plan.weighted)
       ▼
     _plan.schedule           which slot gets which batch, cut into tickets: a slot and some of its rows
       │  _engine.batch_builder   labels, samples in place of unreadable ones (_plan.damage), and the sheet that tells workers
@@ -38,8 +38,9 @@ options has the arguments: each is typed, documented and checked once. _tools is
 ``tune`` says how many workers to use.
 
 Examples in docstrings find the files ``data/id-0.npy`` to ``data/id-15.npy`` of shape (4, 3), the same rows in ``all.npy`` and in
-the dataset ``images`` of ``all.h5``, pictures ``photos/id-0.png`` and so on, eight more in each of ``pets/cats`` and
-``pets/dogs``, the list ``ids`` of the files' names, and ``labels``, a dict from each id to 0, 1, 2 or 3.
+the dataset ``images`` of ``all.h5`` and the datasets ``samples/id-0/image`` and so on of ``each.h5``, pictures
+``photos/id-0.png`` and so on, eight more in each of ``pets/cats`` and ``pets/dogs``, the list ``ids`` of the files' names, and
+``labels``, a dict from each id to 0, 1, 2 or 3.
 """
 
 from __future__ import annotations
