@@ -8,7 +8,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -35,10 +35,12 @@ from shmgen._plan.passes import Pass, Passes, Position
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule
 from shmgen._plan.stats import Stats
+from shmgen._sources.base import key_tables
 from shmgen._sources.ids import fingerprint
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._sources.sample_spec import dtype_text
-from shmgen._worker.assembler import BatchAssembler, FieldSpec
+from shmgen._worker.assembler import BatchAssembler
+from shmgen._worker.field_spec import FieldSpec
 from shmgen.errors import ClosedError, InputError
 from shmgen.options import Options, init_from
 
@@ -161,7 +163,8 @@ class Loader:
             shard=options.part,
         )
         self._tail = options.tail
-        self._layout = Layout(self._spec.bind(), self._sampler.size(BatchId(0, 0)))
+        self._layout = Layout(self._spec.bind(options.transformed), self._sampler.size(BatchId(0, 0)))
+        tables = key_tables(self._ids, self._spec.sources.values())
         assembler = _assembler(options, self._layout)
         self._passes = Passes(self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch)
         self._damage = Damage(len(self._ids), replaces=options.on_error == "replace", max_fraction=options.max_damaged)
@@ -171,11 +174,10 @@ class Loader:
             reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else options.reads
             self._workers: Workers
             if workers:
-                ids = PackedIds.pack(self._ids)
-                undo.callback(ids.close)
-                self._workers = Pool(workers, reads, self._ring, ids, assembler)
+                packed = [undo.enter_context(closing(PackedIds.pack(table))) for table in tables]
+                self._workers = Pool(workers, reads, self._ring, packed, assembler)
             else:
-                self._workers = InProcess(self._ring, self._ids, assembler)
+                self._workers = InProcess(self._ring, tables, assembler)
             undo.callback(self._workers.stop)
             in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
             count = max(1, workers)
@@ -336,6 +338,9 @@ class Loader:
         """`load_state_dict` of what `get_state` returned."""
         self.load_state_dict(decoded(state))
 
+    def start_prefetch(self) -> None:
+        """Does nothing: batches are read ahead from the beginning. Grain's checkpoint handlers call it."""
+
     @cached_property
     def _identity(self) -> Identity:
         sampler = self._sampler
@@ -438,7 +443,7 @@ class _Epoch(Iterator[tuple[Any, ...]]):
 def _assembler(options: Options, layout: Layout) -> BatchAssembler:
     """What workers do for each batch."""
     fields = [
-        FieldSpec(field.name, field.shape, dtype_text(field.dtype), offset, field.row_bytes)
+        FieldSpec(field.name, field.shape, dtype_text(field.dtype), offset, field.row_bytes, *options.spec.rows[field.name])
         for field, offset in zip(layout.fields, layout.offsets, strict=True)
     ]
     return BatchAssembler(
