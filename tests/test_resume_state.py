@@ -318,7 +318,7 @@ def test_only_rank_0_writes(data: Callable[..., Sequence], tmp_path: Path) -> No
 
 
 def test_a_model_that_cannot_be_built_beforehand(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """Whose layers need numbers, which a symbolic batch has not: it is built with a batch by its user, as the error says."""
+    """Whose layers need numbers, which a symbolic batch has not: the user builds it, as the error says."""
 
     class Eager(keras.Model):
         def __init__(self) -> None:

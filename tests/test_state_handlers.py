@@ -39,6 +39,7 @@ def labels_of(batches: Any) -> list[list[int]]:
     return [y.tolist() for _, y in batches]
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_torchs_distributed_checkpoint(loaders: Any, tmp_path: Path) -> None:
     """Takes a loader as it takes a module: as something stateful."""
     checkpoint = pytest.importorskip("torch.distributed.checkpoint")
