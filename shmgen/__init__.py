@@ -29,7 +29,8 @@ The way of the data, and the module that holds each step::
     loader                   Loader: an epoch's iteration, its batches nested as _sources.batch_spec says
       ▼
     keras                    sequence: what ``fit`` takes; iterations: which pass a request of Keras belongs to;
-                             backends: how each takes a batch; data_wait: a callback
+                             backends: how each takes a batch; data_wait, resume: callbacks; running_fit: the ``fit`` around
+                             them; training_state, state_folder: what resume saves, and how
 
 The folders say where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory, and
 how much there is. _sources run in workers, and are bound to the ids in the main process. _worker holds both ends of a worker:
