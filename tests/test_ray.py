@@ -153,6 +153,7 @@ def test_a_node_is_lost_in_mid_epoch(tmp_path: Path) -> None:
                 "KERAS_BACKEND": "jax",
                 "JAX_PLATFORMS": "cpu",
                 "RAY_USAGE_STATS_ENABLED": "0",
+                "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # at first, Ray still counts on the machine that is lost
                 "TF_CPP_MIN_LOG_LEVEL": "3",
                 "CUDA_VISIBLE_DEVICES": "",
             },
