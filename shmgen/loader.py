@@ -8,8 +8,9 @@ import sys
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from shmgen._checks import Fixed, check_index
@@ -34,6 +35,7 @@ from shmgen._plan.passes import Pass, Passes, Position
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule
 from shmgen._plan.stats import Stats
+from shmgen._sources.base import key_tables
 from shmgen._sources.ids import fingerprint
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._sources.sample_spec import dtype_text
@@ -161,6 +163,7 @@ class Loader:
         )
         self._tail = options.tail
         self._layout = Layout(self._spec.bind(), self._sampler.size(BatchId(0, 0)))
+        tables = key_tables(self._ids, self._spec.sources.values())
         assembler = _assembler(options, self._layout)
         self._passes = Passes(self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch)
         self._damage = Damage(len(self._ids), replaces=options.on_error == "replace", max_fraction=options.max_damaged)
@@ -170,11 +173,10 @@ class Loader:
             reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else options.reads
             self._workers: Workers
             if workers:
-                ids = PackedIds.pack(self._ids)
-                undo.callback(ids.close)
-                self._workers = Pool(workers, reads, self._ring, ids, assembler)
+                packed = [undo.enter_context(closing(PackedIds.pack(table))) for table in tables]
+                self._workers = Pool(workers, reads, self._ring, packed, assembler)
             else:
-                self._workers = InProcess(self._ring, self._ids, assembler)
+                self._workers = InProcess(self._ring, tables, assembler)
             undo.callback(self._workers.stop)
             in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
             count = max(1, workers)
@@ -426,6 +428,12 @@ class _Epoch(Iterator[tuple[Any, ...]]):
                 self._indexes = iter(range(len(loader) - self._pass.first))
             batch = loader._passes.deal(next(self._indexes), self._pass)
         return loader._fetch(batch, self._pass)
+
+    def __len__(self) -> int:
+        """Batches that are still to come: less than an epoch's, if that was resumed. Progress bars ask for it."""
+        loader = self._loader
+        with loader._prefetcher.entered():
+            return len(loader) - loader._passes.next.batch if self._indexes is None else length_hint(self._indexes)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(NO_COPY.format("Loader's iterator"))

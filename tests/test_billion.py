@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from shmgen import InputError, Loader, NpyRows
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,6 +105,99 @@ def test_rows_of_a_dataset_of_a_billion(tmp_path: Path) -> None:
     assert batches == [[7] * 64] * 2
     with pytest.raises(subprocess.CalledProcessError):
         run(loader, SAMPLES + 1)
+
+
+ROWS = {
+    "shuffled": "Loader(range(n), None, 64, source=NpyRows({file!r}), workers={workers})",
+    "unshuffled": "Loader(range(n), None, 64, source=NpyRows({file!r}), workers={workers}, shuffle=False)",
+    "backwards": "Loader(range(n - 1, -1, -1), None, 64, source=NpyRows({file!r}), workers={workers}, shuffle=False)",
+}
+
+
+def sparse(file: Path, count: int) -> None:
+    """A file of so many rows of int64 that takes hardly any disk: of zeros, but for the first 128 and the last, which are 7."""
+    header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (%d, 1), }" % count
+    with file.open("wb") as out:
+        out.write(b"\x93NUMPY\x01\x00v\x00" + header.ljust(117) + b"\n")
+        sevens = (7).to_bytes(8, "little")
+        out.write(128 * sevens)
+        out.seek(128 + 8 * (count - 1))
+        out.write(sevens)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("loader", ROWS.values(), ids=ROWS)
+def test_rows_of_a_file_of_a_billion(tmp_path: Path, loader: str, workers: int) -> None:
+    """The first batch is there at once, in the memory that any loader takes; rows of both ends are what they are."""
+    file = tmp_path / "all.npy"
+    sparse(file, SAMPLES)
+    assert file.stat().st_size > 8 * SAMPLES
+    assert file.stat().st_blocks * 512 < 1 << 20
+    assert np.load(file, mmap_mode="r").shape == (SAMPLES, 1)
+    options = {"file": str(file), "workers": workers}
+    seconds, memory, batches, last, length = run(loader, SAMPLES, **options)
+    sparse(file, 10_000)
+    assert seconds < FIRST_BATCH or seconds < 2 * run(loader, 10_000, **options)[0]
+    assert memory < MEMORY
+    assert length == SAMPLES // 64
+    expected = {
+        "unshuffled": ([[7] * 64] * 2, [0] * 63 + [7]),
+        "backwards": ([[7] + [0] * 63, [0] * 64], [7] * 64),
+        "shuffled": ([[0] * 64] * 2, [0] * 64),
+    }
+    kind = next(name for name in ROWS if ROWS[name] == loader)
+    assert (batches, last) == expected[kind]
+
+
+def test_an_id_beyond_a_billion_rows(tmp_path: Path) -> None:
+    """It is named at once, from the ends of the range."""
+    file = tmp_path / "all.npy"
+    sparse(file, SAMPLES)
+    for ids, id in ((range(SAMPLES + 1), SAMPLES), (range(-1, SAMPLES), -1), (range(SAMPLES, 0, -1), SAMPLES)):
+        with pytest.raises(InputError, match=f"id {id}: expected a row's number from 0 to {SAMPLES - 1}"):
+            Loader(ids, None, 64, source=NpyRows(file), workers=0)
+
+
+COSTS = """
+import json, sys, tracemalloc
+from shmgen import Loader, NpyRows
+
+def costs(n):
+    '''Calls and lines of Python for a batch, and bytes allocated at most meanwhile, after some batches.'''
+    count = 0
+    def trace(*_):
+        nonlocal count
+        count += 1
+        return trace
+    with Loader(range(n), None, 64, source=NpyRows(sys.argv[1]), workers=0) as loader:
+        batches = iter(loader)
+        for _ in range(10):
+            next(batches)
+        tracemalloc.start()
+        for _ in range(100):
+            next(batches)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        sys.settrace(trace)
+        for _ in range(100):
+            next(batches)
+        sys.settrace(None)
+    return count, peak
+
+costs(70_000)  # what is done once in a process
+print(json.dumps([costs(10**6), costs(10**9)]))
+"""
+
+
+def test_a_batch_costs_no_more_of_a_billion_rows(tmp_path: Path) -> None:
+    """By lines of Python and by memory, which no other program disturbs, as the clock would be."""
+    file = tmp_path / "all.npy"
+    sparse(file, SAMPLES)
+    ended = subprocess.run([sys.executable, "-c", COSTS, file], stdout=subprocess.PIPE, check=True, cwd=ROOT, timeout=60)
+    (lines, peak), (lines_of_many, peak_of_many) = json.loads(ended.stdout)
+    assert lines > 1000
+    assert lines_of_many <= 1.1 * lines
+    assert peak_of_many <= 1.1 * peak
 
 
 LABELS = {

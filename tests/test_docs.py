@@ -30,6 +30,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     for id, row in zip(ids, rows, strict=True):
         np.save(tmp_path / "data" / f"{id}.npy", row)
     np.save(tmp_path / "all.npy", rows)
+    (tmp_path / "all.ids").write_text("".join(f"{id}\n" for id in ids))
     with h5py.File(tmp_path / "all.h5", "w") as file:
         file["images"] = rows
     pictures = [f"photos/{id}" for id in ids] + [f"pets/{kind}/{number}" for kind in ("cats", "dogs") for number in range(8)]

@@ -88,8 +88,8 @@ class Worker:
         self.messages: list[bytes] = []
         self.hears = True
         before = set(threading.enumerate())
-        fds = Descriptors(self.ring, -1, self.queue_out, self._reports_in, self.bell, -1)
-        readers = Readers(7, fds, self.segments, PackedIds.pack(range(SAMPLES)), self.page, assembler, self._send)
+        fds = Descriptors(self.ring, -1, self.queue_out, self._reports_in, self.bell)
+        readers = Readers(7, fds, self.segments, [PackedIds.pack(range(SAMPLES))], self.page, assembler, self._send)
         first = readers.opened(0)
         self._main = threading.Thread(target=readers.run, args=(first,), daemon=True)
         self._main.start()
@@ -538,8 +538,8 @@ def start(source, reads):
     try:
         field = FieldSpec("X", (2,), "<f8", 0, 16)
         assembler = BatchAssembler([field], {"X": source}, SHEET, 0, {}, None)
-        fds = Descriptors(ring, -1, queue_out, reports_in, bell, -1)
-        readers = Readers(0, fds, segments, PackedIds.pack(range(9)), page, assembler, lambda _: True)
+        fds = Descriptors(ring, -1, queue_out, reports_in, bell)
+        readers = Readers(0, fds, segments, [PackedIds.pack(range(9))], page, assembler, lambda _: True)
         readers.run(readers.opened(0))
     except SystemExit as end:
         os._exit(end.code)

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from shmgen._engine.workers import Event, EventKind, Use, Wakeup
@@ -28,13 +29,13 @@ class InProcess:
 
     Args:
         ring: what is filled.
-        ids: of all samples.
+        tables: of keys of all samples, their ids first; see `key_tables`.
         assembler: how it is filled.
     """
 
     are_processes = False
 
-    def __init__(self, ring: Ring, ids: Sequence[Any], assembler: BatchAssembler) -> None:
+    def __init__(self, ring: Ring, tables: Sequence[Sequence[Any]], assembler: BatchAssembler) -> None:
         # The words of a record on a worker's status page, from `ROW` on.
         self._at = [IDLE, *[0] * (TURN - ROW)]
         self._cpu = 0
@@ -42,7 +43,7 @@ class InProcess:
         with named(FILES):
             self._wakeup = Wakeup()
         self._ring = ring
-        self._ids = ids
+        self._tables = [partial(take, table) for table in tables]
         self._tickets: deque[Ticket] = deque()
         self._events: list[Event] = []
 
@@ -80,8 +81,8 @@ class InProcess:
 
     def _fill(self, ticket: Ticket) -> None:
         sheet = self._ring.sheet(ticket.slot)
-        ids = take(self._ids, sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop])
-        task = Task(ticket.start, int(sheet[EPOCH]), int(sheet[POSITION]) + ticket.start, ids)
+        samples = sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop]
+        task = Task(ticket.start, int(sheet[EPOCH]), int(sheet[POSITION]) + ticket.start, samples, self._tables)
         self._assembler.fill(self._ring.bytes(ticket.slot), task)
 
     def wake(self) -> None:

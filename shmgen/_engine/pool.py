@@ -45,7 +45,7 @@ class Pool:
         workers: how many.
         reads: readers of each.
         ring: what they fill.
-        ids: of all samples; closed with the pool.
+        tables: of keys of all samples, their ids first; closed with the pool. See `key_tables`.
         assembler: how they fill it.
 
     Raises:
@@ -54,9 +54,9 @@ class Pool:
 
     are_processes = True
 
-    def __init__(self, workers: int, reads: int, ring: Ring, ids: PackedIds, assembler: BatchAssembler) -> None:
+    def __init__(self, workers: int, reads: int, ring: Ring, tables: Sequence[PackedIds], assembler: BatchAssembler) -> None:
         self._ring = ring
-        self._ids = ids
+        self._tables = tables
         self._reads = reads
         self._eager = False
         self._draws = assembler.calls_functions
@@ -120,8 +120,8 @@ class Pool:
             try:
                 page = StatusPage(fd)
                 page.words[READS], page.words[EAGER] = self._reads, self._eager
-                fds = Descriptors(self._ring.fd, fd, self._tickets_out, self._reports_in, self._wakeup.fd, self._ids.fd)
-                return _Worker(self._launcher.start(*fds), page)
+                fds = Descriptors(self._ring.fd, fd, self._tickets_out, self._reports_in, self._wakeup.fd)
+                return _Worker(self._launcher.start(*fds, *(table.fd for table in self._tables)), page)
             finally:
                 os.close(fd)
 
@@ -137,7 +137,7 @@ class Pool:
             self._path,
             self._draws,
             self._ring.layout.slot_bytes,
-            pickle.dumps(self._ids),
+            pickle.dumps(self._tables),
             self._assembler,
             self._context,
         )
@@ -317,7 +317,8 @@ class Pool:
         end([worker.child for worker in self._left], GRACE)
         self._left.clear()
         self._open.close()
-        self._ids.close()
+        for table in self._tables:
+            table.close()
 
 
 @dataclass

@@ -39,6 +39,8 @@ class Source:
         dtype: of a row; set by `bind` at the latest.
         classes: the names of the classes that a row's numbers mean, in the order of these numbers; None where they mean none.
         field_name: what errors call the field; set before `bind`.
+        keys: what `fill` and `read` get in place of ids, one for each sample: a range, or an array of ints. Set by `bind`, where
+            a source looks its ids up once and for all; None for the ids themselves. See `key_tables`.
         in_main_process: whether the main process fills the rows, and workers never see the source. `fill` then gets positions in
             the list of ids in place of ids.
         rows_begun: where a `fill` that reads one row after another says how far it is: ``self.rows_begun[0] = 1`` before it reads
@@ -64,6 +66,8 @@ class Source:
     dtype: DTypeLike
     classes: tuple[Any, ...] | None = None
     field_name = "X"
+    keys: Any = None
+    key_table: int = 0
     in_main_process = False
     concurrent: bool = False
     io_waits: bool = False
@@ -127,6 +131,26 @@ class Source:
 
 class RawSource(Source):
     """A source whose `fill` takes a flat `memoryview` of the rows' bytes, so that a worker need not import NumPy."""
+
+
+def key_tables(ids: Sequence[Any], sources: Iterable[Source]) -> list[Sequence[Any]]:
+    """What samples are called where rows are filled: by their ids, and by the keys of sources that have such.
+
+    Each source is told its table, and lets go of its keys: they are in shared memory once, and not sent to each worker.
+
+    Args:
+        ids: of all samples.
+        sources: of a batch, bound.
+    """
+    from shmgen._sources.ids import kept
+
+    tables = [ids]
+    for source in sources:
+        if source.keys is not None:
+            source.key_table = len(tables)
+            tables.append(kept(source.keys))
+            source.keys = None
+    return tables
 
 
 def function_error(id: object, where: str, error: Exception) -> SampleError:

@@ -35,12 +35,14 @@ MAX_REPLACED = 3
 
 
 class NpyRows(RawSource):
-    """One ``.npy`` file of all samples; an id is a row's number, from 0.
+    """One ``.npy`` file of all samples; an id is a row's number, from 0, or a text that has a line in a file of ids.
 
     Args:
         file: the file, in C order. It may be larger than memory, and may be replaced between epochs. Or its URL, as for `Npy`:
             rows are got by themselves, neighbours together.
         dtype: of a row, if it is one of ml_dtypes, such as bfloat16, which a file does not name. Rows are not cast.
+        ids: a text file of the rows' ids, or its URL: a line each, as `shmgen pack` writes it beside the rows. It is read once;
+            workers know the numbers of rows, at no more than 4 bytes an id (8 from 2³² rows on), once for all of them.
         storage_options: of a URL; see `Npy`.
         cache: of a URL: a folder on a local disk, in which rows are kept, a file each.
         cache_bytes: that rows take there, at most; those that were not used for the longest time go first.
@@ -55,6 +57,7 @@ class NpyRows(RawSource):
         >>> (X,) = loader.batch(0)
         >>> X.shape, X[:, 0, 0]
         ((4, 4, 3), array([0., 1., 2., 3.], dtype=float32))
+        >>> loader = Loader(ids, batch_size=4, source=NpyRows("all.npy", ids="all.ids"), shuffle=False)
     """
 
     concurrent = True
@@ -64,16 +67,21 @@ class NpyRows(RawSource):
         file: str | os.PathLike[str],
         dtype: DTypeLike | None = None,
         *,
+        ids: str | os.PathLike[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         cache: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
     ) -> None:
-        from shmgen._sources.remote import remote
+        from shmgen._sources.remote import is_url, remote
 
         self._remote = remote(file, storage_options, cache, cache_bytes)
         self.file = os.path.abspath(file) if self._remote is None else self._remote.store.place("")
         given = check_dtype(dtype)
         self._given = None if given is None else dtype_text(given)
+        self._ids = None if ids is None else str(ids) if is_url(ids) else os.path.abspath(ids)
+        self._ids_options = storage_options if is_url(ids) else None
+        self._ids_digest = b""
+        self._bound: object = None
         self._file: _Open | None = None
         self._seen: object = None
 
@@ -85,6 +93,7 @@ class NpyRows(RawSource):
         """
         if self._remote is not None:
             self._remote.prepare()
+        self._bound = file_version(self.file)
         try:
             header = self._first_header()
             header = self._check(header)
@@ -96,7 +105,13 @@ class NpyRows(RawSource):
         self.shape = header.shape[1:]
         self.dtype = dtype_text(header.dtype.newbyteorder("="))
         self._header = header
-        self._check_numbers(ids)
+        if self._ids is None:
+            self._check_numbers(ids)
+        else:
+            from shmgen._sources.row_ids import RowIds  # late: workers look up no ids
+
+            with RowIds(self._ids, self._ids_options) as lines:
+                self.keys, self._ids_digest = lines.rows(ids, header.shape[0]), lines.digest()
 
     def open(self) -> None:
         if self._remote is not None:
@@ -116,7 +131,9 @@ class NpyRows(RawSource):
         numbers, count = as_ints(ids), self._header.shape[0]
         if numbers is None:
             id = next(id for id in ids if not isinstance(id, int))
-            raise InputError(f"id {id!r}: expected the number of a row of {self.file}")
+            raise InputError(
+                f"id {id!r}: expected the number of a row of {self.file}; where rows have ids, pass the file of these as ids="
+            )
         if isinstance(numbers, range):  # its ends say it all, however long it is
             numbers = np.array(numbers[:: max(1, len(numbers) - 1)], object)
         wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
@@ -142,8 +159,13 @@ class NpyRows(RawSource):
         except (OSError, ValueError, FormatError) as error:
             raise SampleError(ids[row_of(self.rows_begun[0]) or 0], self.file, explain(error)) from None
 
-    def place(self, id: int) -> str:
-        return f"row {id} of {'file ' if self._remote is None else ''}{self.file}"
+    def place(self, id: Any) -> str:
+        row = id
+        if self._ids is not None:
+            from shmgen._sources.row_ids import row_of_id
+
+            row = row_of_id(self._ids, self._ids_options, id)
+        return f"row {row} of {'file ' if self._remote is None else ''}{self.file}"
 
     def version(self, ids: Sequence[int]) -> object:
         if self._remote is not None:
@@ -199,6 +221,7 @@ class NpyRows(RawSource):
                 return
             header, _, seen = remote.header("", in_parts=True)
             self._header, self._seen = self._fitting(header), seen
+            self._check_ids()
         raise FormatError("expected one file, found one that is replaced all the time")
 
     def _key(self, id: int) -> str:
@@ -212,6 +235,8 @@ class NpyRows(RawSource):
         self.close()
         file = _Open(self.file)
         self._header = self._fitting(read_header(file.fd)[0])
+        if seen != self._bound:
+            self._check_ids()
         self._file, self._seen = file, seen
         return file.fd
 
@@ -225,6 +250,23 @@ class NpyRows(RawSource):
         if header.shape[0] < self._header.shape[0]:
             raise FormatError(f"expected {self._header.shape[0]:,} rows, found {header.shape[0]:,}")
         return header
+
+    def _check_ids(self) -> None:
+        """Make sure that the ids of a file that replaces the one that was there are the same, and in the same order."""
+        if self._ids is None:
+            return
+        from shmgen._sources.row_ids import RowIds
+
+        try:
+            with RowIds(self._ids, self._ids_options) as lines:
+                is_same = lines.digest() == self._ids_digest
+        except InputError as error:
+            raise FormatError(str(error)) from None
+        if not is_same:
+            raise FormatError(
+                f"expected rows of the ids that were in {self._ids} when the loader was made, found that both files have been "
+                "replaced; make another loader"
+            )
 
     def close(self) -> None:
         """Let go of the file, which is closed when the copies of this source have let go of it, too."""

@@ -224,6 +224,12 @@ class Scan:
             self._folder, self._full, self._complete, self._files, self._seconds, self._given, expected, judged, damaged
         )
 
+    def whole(self) -> Iterator[bytes]:
+        """The ids of the whole files that have been found, of any shape and dtype, in no particular order."""
+        for sound in self._sound.values():
+            for part in sound.ids:
+                yield from unpack(part)
+
     def _damage(self, id: bytes, reason: str) -> Damage:
         path = self._store.place(f"{os.fsdecode(id)}.npy") if self._store else os.fsdecode(self._path(id))
         return Damage(os.fsdecode(id), path, reason)

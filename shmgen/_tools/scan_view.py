@@ -79,24 +79,31 @@ def write_json(report: Report, file: IO[str]) -> None:
 
 def print_table(report: Report) -> None:
     """Print the report as tables on standard output."""
+    looked = "all bytes" if report.full else "headers and sizes"
+    with printed() as console:
+        console.print(f"{shown(report.folder)}: {looked} of {counted(report.files)} checked in {report.seconds:,.1f} s")
+        if report.kinds:
+            console.print(_kinds(report.kinds))
+        if report.damaged:
+            console.print(damaged_table(report.damaged))
+        for remark in report.remarks:
+            console.print(remark)
+        if not report.complete:
+            console.print("interrupted: not all files were checked")
+        console.print(f"damaged: {len(report.damaged):,} of {counted(report.files)}")
+
+
+@contextmanager
+def printed() -> Iterator[Any]:
+    """A console, all that is printed on which goes to standard output at the end."""
     from rich.console import Console
 
     # A name may be anything: it is no markup, letters that the encoding lacks are escaped, and `shown` escapes controls.
     console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    looked = "all bytes" if report.full else "headers and sizes"
     with console.capture() as text:
-        console.print(f"{shown(report.folder)}: {looked} of {counted(report.files)} checked in {report.seconds:,.1f} s")
-        if report.kinds:
-            console.print(_kinds(report.kinds))
-        if report.damaged:
-            console.print(_damaged(report.damaged))
-        for remark in report.remarks:
-            console.print(remark)
-        if not report.complete:
-            console.print("interrupted: not all files were checked")
-        console.print(f"damaged: {len(report.damaged):,} of {counted(report.files)}")
+        yield console
     for line in text.get().splitlines():
         sys.stdout.write(line.rstrip() + "\n")
 
@@ -119,7 +126,8 @@ def _kinds(kinds: list[Kind]) -> Any:
     return table
 
 
-def _damaged(damaged: list[Damage]) -> Any:
+def damaged_table(damaged: list[Damage]) -> Any:
+    """What is damaged, and why: a line for each reason, with some ids."""
     by_reason: dict[str, list[Damage]] = {}
     for damage in damaged:
         by_reason.setdefault(damage.reason, []).append(damage)

@@ -12,7 +12,7 @@ from shmgen._memory.limit_errors import note
 from shmgen._memory.status_page import FUNCTION, ROW, TURN
 from shmgen._sources.base import IDLE, UNKNOWN, RawSource, Source, error_text, function_error, row_of
 from shmgen._sources.sample_spec import dtype_of, write_row
-from shmgen.errors import FormatError, StartError
+from shmgen.errors import FormatError, SampleError, StartError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,20 +20,43 @@ if TYPE_CHECKING:
     from shmgen._sources.rng import SampleRng
 
 
-class Task(NamedTuple):
+class Task:
     """Rows of the batch in a slot.
 
-    Attributes:
+    Args:
         start: the first row.
         epoch: of the batch.
         position: of the first row in the epoch's data.
-        ids: of the rows.
+        samples: of the rows: positions in the list of ids.
+        tables: for each of `key_tables`, a function that looks samples up in it.
+
+    Attributes:
+        start, epoch, position: see above.
     """
 
-    start: int
-    epoch: int
-    position: int
-    ids: list[Any]
+    __slots__ = "_found", "_samples", "_tables", "epoch", "position", "start"
+
+    def __init__(self, start: int, epoch: int, position: int, samples: Any, tables: Sequence[Callable[[Any], list[Any]]]) -> None:
+        self.start = start
+        self.epoch = epoch
+        self.position = position
+        self._samples = samples
+        self._tables = tables
+        self._found: dict[int, list[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def ids(self) -> list[Any]:
+        """The ids of the rows."""
+        return self.keys(0)
+
+    def keys(self, table: int) -> list[Any]:
+        """What the rows are called in a table. It is looked up when it is first asked for: texts take their time."""
+        if table not in self._found:
+            self._found[table] = self._tables[table](self._samples)
+        return self._found[table]
 
 
 class FieldSpec(NamedTuple):
@@ -169,15 +192,17 @@ class BatchAssembler:
             self._rows_begun[0] = UNKNOWN
             source.io_waits = io_waits
             try:
+                keys = task.keys(source.key_table)
                 if isinstance(source, RawSource):
-                    source.fill(task.ids, self._bytes(slot, task, field))  # type: ignore[arg-type]
+                    source.fill(keys, self._bytes(slot, task, field))  # type: ignore[arg-type]
                 else:
-                    source.fill(task.ids, self._rows(slot, task, field))
+                    source.fill(keys, self._rows(slot, task, field))
             except Exception as error:
                 note(error)
-                raise function_error(
-                    task.ids[row_of(self._rows_begun[0]) or 0], f"source of field {field.name!r}", error
-                ) from error
+                id = task.ids[row_of(self._rows_begun[0]) or 0]
+                if source.key_table and isinstance(error, SampleError):
+                    raise SampleError(id, error.path, error.reason) from None
+                raise function_error(id, f"source of field {field.name!r}", error) from error
             if field.name in self._users:
                 self._count(FUNCTION, began)
         self._rows_begun[0] = IDLE
@@ -197,25 +222,25 @@ class BatchAssembler:
 
     def _read(self, field: FieldSpec, source: Source, slot: memoryview, task: Task) -> None:
         rows = self._rows(slot, task, field)
-        for number, id in enumerate(task.ids):
+        for number, key in enumerate(task.keys(source.key_table)):
             self._rows_begun[0] = number + 1
             try:
-                source.read(_own(id), rows[number, ...])
+                source.read(_own(key), rows[number, ...])
             except Exception as error:
                 note(error)
-                raise function_error(id, f"source of field {field.name!r}", error) from error
+                raise function_error(task.ids[number], f"source of field {field.name!r}", error) from error
 
     def _call_functions(self, slot: memoryview, task: Task, sample_rng: SampleRng) -> None:
         rows = {field.name: self._rows(slot, task, field) for field in self._fields}
         readers = [(field.name, source) for field, source in self._sources if source.reads_one_by_one and not source.concurrent]
-        generators = sample_rng.for_samples(task.epoch, task.position, len(task.ids))
+        generators = sample_rng.for_samples(task.epoch, task.position, len(task))
         where = ""
-        for number, (id, rng) in enumerate(zip(task.ids, generators, strict=True)):
+        for number, rng in enumerate(generators):
             self._rows_begun[0] = number + 1
             try:
                 for name, source in readers:
                     where = f"source of field {name!r}"
-                    source.read(_own(id), rows[name][number, ...])
+                    source.read(_own(task.keys(source.key_table)[number]), rows[name][number, ...])
                 for name, function in self._transforms.items():
                     where = f"transform of field {name!r}"
                     row = rows[name][number, ...]
@@ -227,16 +252,16 @@ class BatchAssembler:
                     _transform_sample(self._sample_transform, {name: array[number, ...] for name, array in rows.items()}, rng)
             except Exception as error:
                 note(error)
-                raise function_error(id, where, error) from error
+                raise function_error(task.ids[number], where, error) from error
 
     def _bytes(self, slot: memoryview, task: Task, field: FieldSpec) -> memoryview:
         first = field.offset + task.start * field.row_bytes
-        return slot[first : first + len(task.ids) * field.row_bytes]
+        return slot[first : first + len(task) * field.row_bytes]
 
     def _rows(self, slot: memoryview, task: Task, field: FieldSpec) -> np.ndarray:
         import numpy as np
 
-        return np.ndarray((len(task.ids), *field.shape), dtype_of(field.dtype), self._bytes(slot, task, field))
+        return np.ndarray((len(task), *field.shape), dtype_of(field.dtype), self._bytes(slot, task, field))
 
 
 def _own(id: Any) -> Any:

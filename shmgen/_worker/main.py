@@ -39,7 +39,8 @@ class Setup(NamedTuple):
         path: ``sys.path`` of the main process.
         draws: whether functions of the user's are called, which may draw random numbers.
         slot_bytes: bytes of a slot.
-        ids: the pickled `PackedIds`. This and the assembler are pickled apart from the rest because ``path`` may be needed.
+        keys: the pickled `PackedIds` of each table of keys. This and the assembler are pickled apart from the rest because
+            ``path`` may be needed.
         assembler: fills the rows of a ticket.
         context: what the user's code has to find here, the fields of a `Context`; None if there is no such code.
     """
@@ -49,7 +50,7 @@ class Setup(NamedTuple):
     path: list[str]
     draws: bool
     slot_bytes: int
-    ids: bytes
+    keys: bytes
     assembler: bytes
     context: tuple[Any, ...] | None
 
@@ -60,10 +61,11 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
     Args:
         stream: descriptor of a connected socket.
         liveness: descriptor of a pipe that the main process holds open as long as it lives.
-        inherited: the fields of `Descriptors`.
+        inherited: the fields of `Descriptors`; then, for each table of keys, that of its memory, -1 where it has none.
     """
-    fds = Descriptors(*inherited)
-    begin(liveness, stream, *fds)
+    count = len(Descriptors._fields)
+    fds, stored = Descriptors(*inherited[:count]), inherited[count:]
+    begin(liveness, stream, *inherited)
     first = _receive(stream)
     if first is None:
         return
@@ -84,10 +86,11 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
 
             seed_late()
         assembler = _assembler(stream, setup)
-        ids: PackedIds = pickle.loads(setup.ids)
-        if fds.ids >= 0:
-            ids.attach(fds.ids)
-        readers = Readers(setup.number, fds, segments, ids, page, assembler, lambda message: _send(stream, message))
+        tables: list[PackedIds] = pickle.loads(setup.keys)
+        for table, fd in zip(tables, stored, strict=True):
+            if fd >= 0:
+                table.attach(fd)
+        readers = Readers(setup.number, fds, segments, tables, page, assembler, lambda message: _send(stream, message))
         opened = readers.opened(0)
     except StartError as error:
         _send(stream, UNABLE + pickle.dumps(error))

@@ -12,7 +12,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from shmgen._memory.segments import Segments
@@ -49,7 +49,6 @@ class Descriptors(NamedTuple):
         queue: of the pipe that tickets come from.
         reports: of the pipe that tells which are done.
         bell: of the eventfd that wakes the main process.
-        ids: of the packed ids; -1 where none are stored.
     """
 
     segment: int
@@ -57,7 +56,6 @@ class Descriptors(NamedTuple):
     queue: int
     reports: int
     bell: int
-    ids: int
 
 
 class Readers:
@@ -67,7 +65,7 @@ class Readers:
         number: of the worker.
         fds: what it has inherited.
         segments: the ring.
-        ids: of all samples.
+        tables: of keys of all samples, their ids first; see `key_tables`.
         page: this worker's status page.
         assembler: fills the rows of a ticket.
         send: sends the main process a message; False if that has gone.
@@ -78,7 +76,7 @@ class Readers:
         number: int,
         fds: Descriptors,
         segments: Segments,
-        ids: PackedIds,
+        tables: Sequence[PackedIds],
         page: StatusPage,
         assembler: BatchAssembler,
         send: Callable[[bytes], bool],
@@ -86,7 +84,7 @@ class Readers:
         self._number = number
         self._fds = fds
         self._segments = segments
-        self._ids = ids
+        self._tables = [table.take for table in tables]
         self._page = page
         self._assembler = assembler
         self._send = send
@@ -172,9 +170,9 @@ class Readers:
             raise StartError(f"the ring can't be mapped: {error}") from None
         sheet = memory[assembler.sheet_offset :]
         words = sheet.cast("q")
-        ids = self._ids.take(words[SAMPLES + start : SAMPLES + stop].tolist())
+        samples = words[SAMPLES + start : SAMPLES + stop].tolist()
         try:
-            assembler.fill(memory, Task(start, words[EPOCH], words[POSITION] + start, ids), io_waits=io_waits)
+            assembler.fill(memory, Task(start, words[EPOCH], words[POSITION] + start, samples, self._tables), io_waits=io_waits)
         finally:  # also if it failed: whoever reads the last rows of the batch is to wake the main process
             sheet[8 * (SAMPLES + start) : 8 * (SAMPLES + stop)] = READ * (stop - start)
         return sheet

@@ -1,0 +1,298 @@
+"""`NpyRows` with ids: texts find their rows, in no more memory than numbers take, and never another's row."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import random
+import sys
+import tracemalloc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmgen import InputError, Loader, Npy, NpyRows, SampleError, Values
+from shmgen._sources import row_ids
+from shmgen._sources.ids import kept
+from shmgen._sources.row_ids import RowIds
+
+N = 50
+IDS = [f"cats/{number:03}" for number in range(N)]
+
+
+@pytest.fixture
+def all_npy(tmp_path: Path) -> Path:
+    """Row n is full of n, and has the id of number n."""
+    np.save(tmp_path / "all.npy", np.arange(N)[:, None] * np.ones(3, np.int64))
+    (tmp_path / "all.ids").write_text("".join(f"{id}\n" for id in IDS))
+    return tmp_path / "all.npy"
+
+
+def source(file: Path, **options: Any) -> NpyRows:
+    """The rows, with the ids beside them."""
+    return NpyRows(file, ids=file.with_suffix(".ids"), **options)
+
+
+def rows(ids: Any, file: Path, workers: int = 0) -> list[int]:
+    """The rows that a loader finds for these ids, in their order."""
+    with Loader(ids, None, 7, source=source(file), shuffle=False, tail="keep", workers=workers) as loader:
+        return [number for (X,) in loader for number in X[:, 0].tolist()]
+
+
+SHUFFLED = random.Random(0).sample(range(N), N)
+
+CHOICES = {
+    "all": range(N),
+    "the-first": range(10),
+    "the-last": range(40, N),
+    "one": [17],
+    "backwards": range(N - 1, -1, -1),
+    "shuffled": SHUFFLED,
+    "some": SHUFFLED[:9],
+    "one-twice": [3, 4, 4, 5],
+    "all-but-the-last-in-order": [*range(N - 2), N - 1],
+}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+def test_each_id_finds_its_row(all_npy: Path, choice: Sequence[int], workers: int) -> None:
+    """Whichever ids there are, in whichever order."""
+    assert rows([IDS[number] for number in choice], all_npy, workers) == list(choice)
+
+
+def test_ids_of_other_kinds(all_npy: Path) -> None:
+    """An array of texts; ints, which mean their texts, as they do for files; a shuffle keeps id and row together."""
+    assert rows(np.array(IDS)[SHUFFLED], all_npy) == SHUFFLED
+    all_npy.with_suffix(".ids").write_text("".join(f"{10 * number}\n" for number in range(N)))
+    assert rows(range(0, 10 * N, 20), all_npy) == list(range(0, N, 2))
+    assert rows(10 * np.array(SHUFFLED), all_npy) == SHUFFLED
+    labels = {10 * number: number for number in range(N)}
+    with Loader(list(labels), labels, 5, source=source(all_npy), workers=1) as loader:
+        for X, y in loader:
+            assert X[:, 0].tolist() == y.tolist()
+
+
+STYLES: dict[str, Callable[[str], bytes]] = {
+    "no-newline-at-the-end": lambda text: text.rstrip().encode(),
+    "windows": lambda text: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(),
+    "empty-lines": lambda text: b"\n\n" + text.replace("\n", "\n\n").encode(),
+}
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
+def test_a_file_as_any_editor_writes_it(all_npy: Path, style: Callable[[str], bytes]) -> None:
+    """As `scan --ids` takes it."""
+    all_npy.with_suffix(".ids").write_bytes(style("".join(f"{id}\n" for id in IDS)))
+    for choice in (range(N), SHUFFLED):
+        assert rows([IDS[number] for number in choice], all_npy) == list(choice)
+
+
+MISSING = {
+    "another": ("dogs/001", "expected one of the ids in"),
+    "a-part": ("cats/01", "found it not"),
+    "the-end-of-another": ("ats/001", "found it not"),
+    "empty": ("", "found it not"),
+    "two-lines": ("cats/001\ncats/002", "found it not"),
+    "no-text": ("\ud800", "found it not"),
+    "long": ("x" * 5000, "found it not"),
+    "with-its-suffix": ("cats/001.npy", "but 'cats/001': pass [id.removesuffix('.npy') for id in ids]"),
+}
+
+
+@pytest.mark.parametrize("place", [0, 1, 30, N])
+@pytest.mark.parametrize("what", MISSING)
+def test_an_id_without_a_row_is_named(all_npy: Path, what: str, place: int) -> None:
+    """Wherever it is among the others, and what was probably meant."""
+    id, said = MISSING[what]
+    for others in (IDS, IDS[::-1]):
+        with pytest.raises(InputError) as caught:
+            Loader([*others[:place], id, *others[place:]], None, 5, source=source(all_npy), workers=0)
+        assert said in str(caught.value)
+        assert str(all_npy.with_suffix(".ids")) in str(caught.value)
+
+
+def in_its_place_a_fifo(path: Path) -> None:
+    """Put there what an ordinary open would wait at."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "gone": (os.unlink, "expected a file, found none"),
+    "empty": (lambda ids: ids.write_bytes(b""), "expected ids, a line each, found none"),
+    "only-newlines": (lambda ids: ids.write_bytes(b"\n\r\n"), "expected ids, a line each, found none"),
+    "too-few": (lambda ids: ids.write_text("\n".join(IDS[1:])), "expected 50, a line for each row, found 49"),
+    "too-many": (lambda ids: ids.write_text("\n".join([*IDS, "more"])), "expected 50, a line for each row, found 51"),
+    "twice": (lambda ids: ids.write_text("\n".join([*IDS[1:], IDS[30]])), "each id once, found 'cats/030' several times"),
+    "long": (lambda ids: ids.write_text("\n".join([*IDS[1:], "x" * 5000])), "line 50: expected an id of at most 4,096 bytes"),
+    "fifo": (in_its_place_a_fifo, "expected a file, found something else"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_file_of_ids_that_is_refused(all_npy: Path, what: str) -> None:
+    """With its name, and what is wrong with it."""
+    harm, said = REFUSED[what]
+    harm(all_npy.with_suffix(".ids"))
+    with pytest.raises(InputError) as caught:
+        Loader(IDS[::-1][5:20], None, 5, source=source(all_npy), workers=0)
+    assert said in str(caught.value)
+    assert str(all_npy.with_suffix(".ids")) in str(caught.value)
+
+
+def test_texts_without_a_file_of_ids(all_npy: Path) -> None:
+    """The error says which argument there is for it."""
+    with pytest.raises(InputError, match=r"id 'cats/000': expected the number of a row .*; where rows have ids, pass .* as ids="):
+        Loader(IDS, None, 5, source=NpyRows(all_npy), workers=0)
+
+
+def test_hashes_that_are_equal(all_npy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids whose hashes are the same are still two: others are tried."""
+    factors, salts = row_ids._factors, []
+
+    def poor(salt: int) -> np.ndarray:
+        salts.append(salt)
+        return np.ones_like(factors(salt)) if salt < 2 else factors(salt)
+
+    monkeypatch.setattr(row_ids, "_factors", poor)
+    assert rows([IDS[number] for number in SHUFFLED], all_npy) == SHUFFLED
+    assert salts == [0, 1, 2]
+    monkeypatch.setattr(row_ids, "_hashes", lambda data, edges, factors: np.arange(len(edges) - 1, dtype=np.uint64))
+    with pytest.raises(InputError, match="expected one of the ids"):  # a hash that is found is no id that is found
+        rows([*IDS[1:5], "dogs/1"], all_npy)
+
+
+def test_beside_a_source_that_takes_texts(all_npy: Path, folder: Callable[..., Any]) -> None:
+    """Each source gets what it asks for: one the texts, another the numbers of two files, and labels go by id."""
+    data = folder(N, (2,))
+    other = all_npy.with_name("other.npy")
+    np.save(other, 100 + np.array(SHUFFLED))
+    for file, ids in ((all_npy, data.ids), (other, [data.ids[number] for number in SHUFFLED])):
+        file.with_suffix(".ids").write_text("".join(f"{id}\n" for id in ids))
+    inputs = {"files": Npy(data.path), "rows": source(all_npy), "others": source(other), "by": Values(data.labels)}
+    for workers in (0, 1):
+        with Loader(data.ids, data.labels, 5, inputs=inputs, workers=workers) as loader:
+            for X, y in loader:
+                assert X["files"][:, 0].tolist() == X["rows"][:, 0].tolist() == (X["others"] - 100).tolist() == y.tolist()
+                assert X["by"].tolist() == y.tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_cannot_be_read_is_named_by_its_id(all_npy: Path, workers: int) -> None:
+    """In errors and among the damaged: the text, not the row's number; where it lies is told by both."""
+    os.truncate(all_npy, 128 + 24 * (N - 1))
+    with pytest.raises(InputError, match="truncated"):
+        Loader(IDS, None, N, source=source(all_npy), workers=workers)
+    np.save(all_npy, np.zeros((N, 3), np.int64))
+    with Loader(IDS[::-1], None, N, source=source(all_npy), workers=workers, shuffle=False) as loader:
+        os.truncate(all_npy, 128 + 24 * (N - 1))
+        with pytest.raises(SampleError) as caught:
+            list(itertools.chain(loader, loader, loader))  # of the first, some may have been read before
+        assert caught.value.id == IDS[-1]
+    np.save(all_npy, np.zeros((N, 3), np.int64))
+    bound = source(all_npy)
+    bound.bind(IDS)
+    assert bound.place(IDS[7]) == f"row 7 of file {all_npy}"
+
+
+def repacked(file: Path, order: Sequence[int]) -> None:
+    """Replace both files by others."""
+    np.save(f"{file}.new.npy", np.array(order)[:, None] * np.ones(3, np.int64))
+    file.with_suffix(".ids").write_text("".join(f"{IDS[number]}\n" for number in order))
+    os.rename(f"{file}.new.npy", file)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_that_are_replaced_between_epochs(all_npy: Path, workers: int) -> None:
+    """By rows of the same ids: these are read. By rows in another order: an error, and never the row of another id."""
+    with Loader(IDS[::-1], None, N, source=source(all_npy), shuffle=False, workers=workers) as loader:
+        assert next(iter(loader))[0][:, 0].tolist() == list(range(N))[::-1]
+        repacked(all_npy, range(N))
+        assert next(iter(loader))[0][:, 0].tolist() == list(range(N))[::-1]
+        repacked(all_npy, SHUFFLED)
+        with pytest.raises(SampleError, match=r"expected rows of the ids that were in .*all\.ids when the loader was made"):
+            next(iter(loader))
+
+
+def test_behind_a_url(root: Path, served: tuple[Path, int]) -> None:
+    """Both files, or the rows alone."""
+    (root / "all.ids").write_text("".join(f"{id}\n" for id in IDS[:24]))
+    url = f"http://127.0.0.1:{served[1]}"
+    for ids in (f"{url}/all.ids", root / "all.ids"):
+        with Loader(IDS[5:20][::-1], None, 15, source=NpyRows(f"{url}/all.npy", ids=ids), shuffle=False, workers=1) as loader:
+            assert loader.batch(0)[0][:, 0, 0].tolist() == list(range(5, 20))[::-1]
+    with pytest.raises(InputError, match=f"ids {url}/no.ids: .*404"):
+        Loader(IDS[:2], None, 1, source=NpyRows(f"{url}/all.npy", ids=f"{url}/no.ids"), workers=0)
+
+
+def lines(call: Callable[[], object]) -> int:
+    """How many lines of Python, and calls, are run."""
+    count = 0
+
+    def trace(*_: object) -> Any:
+        nonlocal count
+        count += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+MANY = 300_000
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str]]:
+    """A file of 300,000 rows and one of their ids; these, in order and shuffled."""
+    folder = tmp_path_factory.mktemp("many")
+    ids = [f"folder-{number % 1000}/{number}" for number in range(MANY)]
+    np.save(folder / "all.npy", np.arange(MANY, dtype=np.uint32))
+    (folder / "all.ids").write_text("".join(f"{id}\n" for id in ids))
+    return folder / "all.npy", ids, random.Random(0).sample(ids, MANY)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_no_python_for_each_id(many: tuple[Path, list[str], list[str]], in_order: bool) -> None:
+    """Ids are looked up many at a time, and where they are the file's own, there is nothing to keep at all."""
+    file, ids, shuffled = many
+    chosen = kept(ids if in_order else shuffled)
+    found: list[Any] = []
+
+    def look_up() -> None:
+        with RowIds(str(file.with_suffix(".ids"))) as row_ids:
+            found.append(row_ids.rows(chosen, MANY))
+
+    assert lines(look_up) < MANY / 20
+    tracemalloc.start()
+    look_up()
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 4.1 * MANY
+    assert peak < 48 * MANY
+    if in_order:
+        assert found[0] == range(MANY)
+    else:
+        assert [ids[row] for row in found[0][:1000]] == shuffled[:1000]
+
+
+def test_memory_of_texts(many: tuple[Path, list[str], list[str]]) -> None:
+    """All processes together keep at most 16 bytes an id beside the texts, in shared memory; a worker is sent none of it."""
+    file, _, shuffled = many
+    with Loader(shuffled, None, 64, source=source(file), workers=2) as loader:
+        next(iter(loader))
+        pool: Any = loader._workers
+        tables = pool._tables
+        shared = sum(os.fstat(table.fd).st_size for table in tables)
+        assert shared <= sum(map(len, shuffled)) + 16 * MANY
+        assert len(pickle.dumps(tables)) + len(pool._assembler) < 4000
+        assert b"row_ids" not in pool._assembler  # nor does it import what looks ids up
