@@ -41,8 +41,8 @@ options has the arguments: each is typed, documented and checked once. _tools is
 
 Examples in docstrings find the files ``data/id-0.npy`` to ``data/id-15.npy`` of shape (4, 3), the same rows in ``all.npy``, with
 their ids in ``all.ids``, in the dataset ``images`` of ``all.h5``, and in the datasets ``samples/id-0/image`` and so on of
-``each.h5``, pictures ``photos/id-0.png`` and so on, eight more in each of ``pets/cats`` and ``pets/dogs``, the list ``ids`` of the
-files' names, and ``labels``, a dict from each id to 0, 1, 2 or 3.
+``each.h5``, pictures ``photos/id-0.png`` and so on, eight more in each of ``pets/cats`` and ``pets/dogs``, the list ``ids`` of
+the files' names, and ``labels``, a dict from each id to 0, 1, 2 or 3.
 """
 
 from __future__ import annotations
