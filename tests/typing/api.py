@@ -140,21 +140,27 @@ with Loader(ids, by_id) as loader:
     assert_type(loader.stats, Stats)
     assert_type(loader.stats.epoch, Stats | None)
     assert_type(shmgen.keras.DataWait(), shmgen.keras.DataWait)
-    shmgen.keras.Resume("states", sequence)
-    shmgen.keras.Resume(Path("states"), sequence, 100, keep=3)
-    shmgen.keras.Resume("states", sequence, every_minutes=2.5)
-    shmgen.keras.Resume("states")  # type: ignore[call-arg]
-    shmgen.keras.Resume("states", sequence, "500")  # type: ignore[arg-type]
     assert_type(loader.damaged, tuple[Damaged, ...])
     assert_type(loader.error, Exception | None)
     assert_type(loader.batch(0), tuple[Any, ...])
     loader.batch("0")  # type: ignore[arg-type]
     loader.batch_size = 3  # type: ignore[assignment]
 
+    tensors, arrays = shmgen.torch.Tensors(loader), shmgen.jax.Arrays(loader, to_device=None)
+    assert_type((len(tensors), len(arrays)), tuple[int, int])
+    assert_type((tensors.state_dict(), arrays.state_dict()), tuple[dict[str, Any], dict[str, Any]])
+    shmgen.torch.Tensors(by_id)  # type: ignore[arg-type]
+    shmgen.jax.Arrays(by_id)  # type: ignore[arg-type]
+
 with Sequence(ids, by_id) as sequence:
     assert_type(sequence, Sequence)
     assert_type(sequence[0], tuple[Any, ...])
     assert_type(sequence.stats, Stats)
+    shmgen.keras.Resume("states", sequence)
+    shmgen.keras.Resume(Path("states"), sequence, 100, keep=3)
+    shmgen.keras.Resume("states", sequence, every_minutes=2.5)
+    shmgen.keras.Resume("states")  # type: ignore[call-arg]
+    shmgen.keras.Resume("states", sequence, "500")  # type: ignore[arg-type]
 
 
 # Measuring.
