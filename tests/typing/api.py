@@ -140,11 +140,6 @@ with Loader(ids, by_id) as loader:
     assert_type(loader.stats, Stats)
     assert_type(loader.stats.epoch, Stats | None)
     assert_type(shmgen.keras.DataWait(), shmgen.keras.DataWait)
-    shmgen.keras.Resume("states", sequence)
-    shmgen.keras.Resume(Path("states"), sequence, 100, keep=3)
-    shmgen.keras.Resume("states", sequence, every_minutes=2.5)
-    shmgen.keras.Resume("states")  # type: ignore[call-arg]
-    shmgen.keras.Resume("states", sequence, "500")  # type: ignore[arg-type]
     assert_type(loader.damaged, tuple[Damaged, ...])
     assert_type(loader.error, Exception | None)
     assert_type(loader.batch(0), tuple[Any, ...])
@@ -155,6 +150,11 @@ with Sequence(ids, by_id) as sequence:
     assert_type(sequence, Sequence)
     assert_type(sequence[0], tuple[Any, ...])
     assert_type(sequence.stats, Stats)
+    shmgen.keras.Resume("states", sequence)
+    shmgen.keras.Resume(Path("states"), sequence, 100, keep=3)
+    shmgen.keras.Resume("states", sequence, every_minutes=2.5)
+    shmgen.keras.Resume("states")  # type: ignore[call-arg]
+    shmgen.keras.Resume("states", sequence, "500")  # type: ignore[arg-type]
 
 
 # Measuring.
