@@ -288,12 +288,9 @@ def test_a_folder_belongs_to_one_process(data: Callable[..., Sequence], tmp_path
         with pytest.raises(InputError, match="expected a folder that no other run uses, found that another process"):
             fit(training, Resume(tmp_path, training))
         monkeypatch.undo()
-        sleep = state_folder.time.sleep
 
         def end_other(seconds: float) -> None:
-            if other.poll() is None:
-                other.communicate(b"\n")
-            sleep(seconds)
+            other.communicate(b"\n")
 
         monkeypatch.setattr(state_folder, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=end_other))
         fit(training, Resume(tmp_path, training))
