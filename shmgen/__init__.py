@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from shmgen._sources.images import Images
     from shmgen._sources.npy import Npy
     from shmgen._sources.npy_rows import NpyRows
+    from shmgen._sources.npz import Npz
+    from shmgen._sources.source_field import SourceField
     from shmgen._sources.values import Values
     from shmgen._tools.recommend import Measurement
     from shmgen._tools.tune import Tuning, tune
@@ -91,11 +93,13 @@ __all__ = [
     "Measurement",
     "Npy",
     "NpyRows",
+    "Npz",
     "SampleError",
     "Sequence",
     "ShmgenError",
     "SlotState",
     "Source",
+    "SourceField",
     "StartError",
     "Stats",
     "TooManyDamaged",
@@ -118,9 +122,11 @@ _HOMES = {
     "Measurement": "_tools.recommend",
     "Npy": "_sources.npy",
     "NpyRows": "_sources.npy_rows",
+    "Npz": "_sources.npz",
     "Sequence": "keras",
     "SlotState": "_engine.state",
     "Source": "_sources.base",
+    "SourceField": "_sources.source_field",
     "Stats": "_plan.stats",
     "Tuning": "_tools.tune",
     "Values": "_sources.values",

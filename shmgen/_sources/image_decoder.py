@@ -68,7 +68,7 @@ class ImageDecoder(NamedTuple):
     def dtype(self) -> str:
         return "<u2" if self.mode == "I;16" else "|u1"
 
-    def __call__(self, data: bytes) -> np.ndarray:
+    def decode(self, data: bytes) -> np.ndarray:
         """An image file's array, of shape ``(height, width, channels)``.
 
         Raises:

@@ -177,7 +177,7 @@ class NpyRows(RawSource):
             id = numbers[wrong[0]]
             raise InputError(f"id {id}: expected {self._windows.expected(self.file, rows)}")
 
-    def fill(self, ids: Sequence[int], rows: memoryview) -> None:  # type: ignore[override]
+    def fill(self, ids: Sequence[int], rows: memoryview) -> None:
         """Read the rows ``ids`` into ``rows``, which is as many rows' bytes.
 
         Raises:
