@@ -512,6 +512,30 @@ def test_many_at_once(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(X[:, 0, 0, 0], y)
 
 
+def test_a_format_that_another_thread_just_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow knows few formats at first: an image of another is not called broken while others are being loaded."""
+    picture().save(tmp_path / "a.webp", lossless=True)
+    data = (tmp_path / "a.webp").read_bytes()
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "WEBP"])
+
+    def loaded_by_another_thread() -> bool:
+        if "WEBP" not in Image.ID and asked:
+            Image.ID.append("WEBP")
+        asked.append(True)
+        return False
+
+    asked: list[bool] = []
+    monkeypatch.setattr(Image, "init", loaded_by_another_thread)
+    np.testing.assert_array_equal(ImageDecoder(None, "RGB", "crop", "bilinear").decode(data), np.asarray(picture()))
+
+
+def test_too_large_for_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Pillow takes for an attack is an error that says so."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    picture().save(tmp_path / "a.png")
+    assert "expected an image of a size that Pillow reads, found: Image size (1200 pixels) exceeds" in refused(tmp_path, "a")
+
+
 def test_an_image_that_is_replaced_between_epochs_is_read_anew(tmp_path: Path) -> None:
     """Also where its batch had been read ahead."""
     for number in range(4):
