@@ -46,6 +46,8 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     (tmp_path / "all.ids").write_text("".join(f"id-{number}\n" for number in range(1_000_000)))
     lines = [f"{tmp_path}/data/{id},{'cat' if number % 3 else 'dog'}" for number, id in enumerate(ids)]
     (tmp_path / "table.csv").write_text("\n".join(["path,label", *lines]))
+    lines = [f"{id}.png,{'cat' if number % 3 else 'dog'}" for number, id in enumerate(ids)]
+    (tmp_path / "photos.csv").write_text("\n".join(["file,label", *lines]))
     database = sqlite3.connect(tmp_path / "rows.db")
     with database:
         database.execute("CREATE TABLE rows (id TEXT, a REAL, b REAL, c REAL)")
