@@ -24,7 +24,8 @@ The way of the data, and the module that holds each step::
       ▼
     _engine.prefetcher       waits, and hands out leases
       │  _plan.autoscaler    how many workers and reads there should be
-      │  _plan.stats         what has been done, and who waits for whom; _engine.state: what is done at this moment
+      │  _plan.stats         what has been done (counted by _engine.meter); _plan.verdict: who waits for whom
+      │  _engine.state       what is done at this moment
       ▼
     loader                   Loader: an epoch's iteration, its batches nested as _sources.batch_spec says
       ▼
@@ -38,8 +39,8 @@ options has the arguments: each is typed, documented and checked once. _tools is
 ``tune`` says how many workers to use, ``pack`` makes one file of many, and ``unpack`` many of one.
 
 Examples in docstrings find the files ``data/id-0.npy`` to ``data/id-15.npy`` of shape (4, 3), the same rows in ``all.npy``, with
-their ids in ``all.ids``, and in the dataset ``images`` of ``all.h5``, pictures ``photos/id-0.png`` and so on, eight more in each of ``pets/cats`` and
-``pets/dogs``, the list ``ids`` of the files' names, and ``labels``, a dict from each id to 0, 1, 2 or 3.
+their ids in ``all.ids``, and in the dataset ``images`` of ``all.h5``, pictures ``photos/id-0.png`` and so on, eight more in each of
+``pets/cats`` and ``pets/dogs``, the list ``ids`` of the files' names, and ``labels``, a dict from each id to 0, 1, 2 or 3.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shmgen import keras as keras
     from shmgen._engine.state import LoaderState, SlotState, WorkerState
     from shmgen._plan.damage import Damaged
     from shmgen._plan.stats import Stats
@@ -58,7 +60,8 @@ if TYPE_CHECKING:
     from shmgen._sources.npy import Npy
     from shmgen._sources.npy_rows import NpyRows
     from shmgen._sources.values import Values
-    from shmgen._tools.tune import Measurement, Tuning, tune
+    from shmgen._tools.recommend import Measurement
+    from shmgen._tools.tune import Tuning, tune
     from shmgen.errors import (
         ClosedError,
         FunctionError,
@@ -112,7 +115,7 @@ _HOMES = {
     "Images": "_sources.images",
     "Loader": "loader",
     "LoaderState": "_engine.state",
-    "Measurement": "_tools.tune",
+    "Measurement": "_tools.recommend",
     "Npy": "_sources.npy",
     "NpyRows": "_sources.npy_rows",
     "Sequence": "keras",
@@ -127,16 +130,32 @@ _HOMES = {
 }
 
 
+_FRONT_ENDS = {
+    # front end -> how to get what it needs
+    "jax": "pip install 'shmgen[jax]'",
+    "keras": "pip install 'shmgen[tensorflow]', or Keras and another backend",
+    "torch": "pip install 'shmgen[torch]'",
+}
+
+
 def __getattr__(name: str) -> object:
     # A worker imports this package too, and Loader's users may have no Keras: a name is imported when it is asked for.
-    if name not in __all__:
+    if name not in __all__ and name not in _FRONT_ENDS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    home = name if name in _FRONT_ENDS else _HOMES.get(name, "errors")
+    try:
+        module = import_module(f"{__name__}.{home}")
+    except ModuleNotFoundError as error:
+        if home not in _FRONT_ENDS or error.name is None or error.name.startswith(__name__):
+            raise
+        what = f"{__name__}.{name} needs {error.name}, which is not installed: {_FRONT_ENDS[home]}"
+        raise ModuleNotFoundError(f"{what}; {__name__}.Loader does without", name=error.name) from None
+    value = module if name == home else getattr(module, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_FRONT_ENDS})

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from shmgen._checks import Fixed, check_index
@@ -336,6 +337,9 @@ class Loader:
         """`load_state_dict` of what `get_state` returned."""
         self.load_state_dict(decoded(state))
 
+    def start_prefetch(self) -> None:
+        """Does nothing: batches are read ahead from the beginning. Grain's checkpoint handlers call it."""
+
     @cached_property
     def _identity(self) -> Identity:
         sampler = self._sampler
@@ -424,6 +428,12 @@ class _Epoch(Iterator[tuple[Any, ...]]):
                 self._indexes = iter(range(len(loader) - self._pass.first))
             batch = loader._passes.deal(next(self._indexes), self._pass)
         return loader._fetch(batch, self._pass)
+
+    def __len__(self) -> int:
+        """Batches that are still to come: less than an epoch's, if that was resumed. Progress bars ask for it."""
+        loader = self._loader
+        with loader._prefetcher.entered():
+            return len(loader) - loader._passes.next.batch if self._indexes is None else length_hint(self._indexes)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(NO_COPY.format("Loader's iterator"))

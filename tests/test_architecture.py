@@ -30,7 +30,7 @@ MAY_IMPORT = {
 }
 """For each part, a module or folder of the package, the others that it may import; it may always import itself."""
 
-FRAMEWORKS = {"keras": {"keras", "tensorflow"}, "torch": {"torch"}, "jax": {"jax"}}
+FRAMEWORKS = {"keras": {"keras", "tensorflow", "torch"}, "torch": {"torch"}, "jax": {"jax"}}
 """Who may import a framework: its front end alone."""
 
 

@@ -447,14 +447,63 @@ class TestDataWait:
         assert max(history["data_wait"][1:]) > 0.3 / slowness()
         assert max(history["data_wait"][1:]) > min(history["val_data_wait"][1:])
 
-    def test_stands_in_the_callbacks_behind_it(self, fit: Callable, tmp_path: Any) -> None:
-        """CSVLogger has a column for each."""
+    @pytest.mark.parametrize("first", [True, False])
+    def test_stands_in_the_other_callbacks(self, fit: Callable, tmp_path: Any, first: bool) -> None:
+        """CSVLogger has a column for each, whether it comes before or after; each callback is called as often as before."""
         import keras
 
         from shmgen.keras import DataWait
 
-        fit([DataWait(), keras.callbacks.CSVLogger(tmp_path / "log.csv")])
-        assert {"data_wait", "val_data_wait"} <= set((tmp_path / "log.csv").read_text().splitlines()[0].split(","))
+        called: list[Any] = []
+        told = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs: called.append("train"), on_epoch_end=lambda epoch, logs: called.append(sorted(logs))
+        )
+        callbacks = [told, keras.callbacks.CSVLogger(tmp_path / "log.csv")]
+        fit([DataWait(), *callbacks] if first else [*callbacks, DataWait()])
+        titles, *lines = (tmp_path / "log.csv").read_text().splitlines()
+        assert {"data_wait", "val_data_wait"} <= set(titles.split(","))
+        assert len(lines) == 3
+        assert "NA" not in "".join(lines)
+        assert called == ["train", *[["data_wait", "loss", "val_data_wait", "val_loss"]] * 3]
+
+    @pytest.mark.parametrize("wrapped", [False, True])
+    def test_is_of_the_sequences_that_fit_was_given(
+        self, folder: Callable, caplog: pytest.LogCaptureFixture, wrapped: bool
+    ) -> None:
+        """Another sequence that is waited for meanwhile, in a callback, counts for nothing; nor is it reported."""
+        import keras
+
+        from shmgen.keras import DataWait, Sequence
+
+        data = folder(32)
+        model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+        model.compile(loss="mse")
+
+        class Wrapper(keras.utils.PyDataset):
+            """What a user puts around a sequence."""
+
+            def __init__(self, inner: Any) -> None:
+                super().__init__()
+                self.inner = inner
+
+            def __len__(self) -> int:
+                return len(self.inner)
+
+            def __getitem__(self, index: int) -> Any:
+                return self.inner[index]
+
+        with (
+            Sequence(data.ids, data.labels, 8, data_dir=data.path) as training,
+            Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(0.05), workers=1) as other,
+        ):
+            x = Wrapper(training) if wrapped else training
+            look = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: list(other))
+            history = model.fit(x, epochs=2, verbose=0, callbacks=[DataWait(warn_above=0.0), look]).history
+            assert other.stats.batch_wait > 1
+            # The whole epoch took longer than these lists did, whose waiting would be nearly all of it.
+            assert max(history["data_wait"]) < 0.5
+        for record in caplog.records:
+            assert repr(other) not in record.getMessage()
 
     def test_warns_once(self, fit: Callable, caplog: pytest.LogCaptureFixture) -> None:
         """A trainer that waits for much of every epoch is told so once, with the diagnosis; one that does not, is not."""
@@ -464,7 +513,8 @@ class TestDataWait:
             fit([DataWait(warn_above=0.01)])
             fit([DataWait(warn_above=1.0)])
         [message] = [record.message for record in caplog.records if "waiting for data" in record.message]
-        assert "verdict:" in message
+        assert "of epoch 1 was" in message
+        assert message.count("verdict:") == 1
 
     def test_a_sequence_that_is_gone_takes_nothing_back(self, folder: Callable) -> None:
         """What others wait for counts, though one that was waited for before has gone, and its waiting with it."""

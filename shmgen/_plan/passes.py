@@ -178,6 +178,11 @@ class Passes:
             return self._next
         return opened.done
 
+    @property
+    def next(self) -> Position:
+        """Where the next iteration begins."""
+        return self._next
+
     def take_back(self, opened: Pass) -> None:
         """The iteration was only a look: if it was the last to begin, the next one gets its epoch again."""
         if self._next == (opened.epoch + 1, 0):

@@ -1,45 +1,27 @@
 """Measures how fast batches come with several numbers of workers, and says which number to use.
 
 Each measurement reads the same samples, which have all been read once before: so none finds more of them in the page cache than
-another. `recommend` is pure, so that each answer is a plain unit test.
+another. All numbers are measured in turn, in several rounds, so that no number alone suffers from what the machine does besides.
+There are more rounds as long as leaving one out would change the answer.
 """
 
 from __future__ import annotations
 
-import errno
-import math
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass, fields, replace
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, NamedTuple
-
-import numpy as np
-import psutil
 
 from shmgen._checks import check_float, check_int
 from shmgen._memory.limits import available, processors
-from shmgen._plan.order import Order
-from shmgen._plan.verdict import LITTLE, WAITING
-from shmgen._sources.ids import Subset
-from shmgen._sources.npy import Npy
-from shmgen._sources.npy_format import OPEN_FLAGS
-from shmgen._sources.npy_rows import NpyRows
-from shmgen._worker.protocol import thread_time
+from shmgen._tools.measure import forget, measure, read_once
+from shmgen._tools.recommend import Measurement, counted, is_settled, medians, recommend
 from shmgen.errors import InputError
 from shmgen.loader import Loader
 from shmgen.options import DataOptions, call_from
 
-MARGIN = 1.2
-"""A rate is enough if it is so many times what the trainer needs: in training, others use the processors too."""
-
-AS_GOOD = 0.95
-"""A rate of at least this fraction of the best one is as good as the best."""
-
-BUSY = 0.8
-"""If workers have something to read for less than this fraction of the time, they wait for the main process to take batches."""
+SPREAD = 0.25
+"""A fraction by which the rates of rounds differ; above it, a remark says so."""
 
 IDLE = 0.25
 """Load average, for each processor, above which a remark says that others use the processors."""
@@ -47,17 +29,11 @@ IDLE = 0.25
 WORKERS = range(9)
 """The numbers of workers that are measured by default."""
 
-MIN_BATCHES = 3
-"""A rate is measured over at least so many batches, however long they take."""
-
 WARM_UP = 2.0
 """The samples that are measured are those that can be read in so many times the duration of a measurement."""
 
-CACHED = 0.5
-"""The samples may take this fraction of the free memory, so that they stay in the page cache."""
-
-PROBES = 32
-"""The number of files that are looked at to find out whether the page cache has dropped them."""
+ROUNDS, MAX_ROUNDS = 5, 11
+"""In so many rounds each number is measured, at least and at most."""
 
 
 class Progress(NamedTuple):
@@ -66,44 +42,6 @@ class Progress(NamedTuple):
     done: int
     total: int
     now: str
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A measurement with one number of workers.
-
-    Attributes:
-        workers: number of workers.
-        slots: batches that shared memory had room for.
-        cold: whether the files had been dropped from the page cache.
-        first_batch: seconds until the first batch was ready, including the start of the workers.
-        rate: batches a second, each taken as soon as it was ready.
-        samples: samples a second.
-        bytes: bytes a second.
-        cpu: processor seconds for 1e9 bytes, including those of the main process.
-        processors: number of processors in use, on average.
-        memory: bytes of the workers, in which what they share counts once, and of the slots.
-        load: the fraction of the time in which workers had something to read, from 0 to 1.
-        io_wait: the fraction of that time in which they waited for a disk or network, from 0 to 1.
-
-    Examples:
-        >>> tuning = tune(ids, labels, batch_size=4, workers=[0, 1], seconds=0.01)
-        >>> [(measured.workers, measured.rate > 0) for measured in tuning.measurements]
-        [(0, True), (1, True)]
-    """
-
-    workers: int
-    slots: int
-    cold: bool
-    first_batch: float
-    rate: float
-    samples: float
-    bytes: float
-    cpu: float
-    processors: float
-    memory: int
-    load: float
-    io_wait: float
 
 
 @dataclass(frozen=True)
@@ -145,7 +83,7 @@ class TuneOptions(DataOptions):
     Args:
         workers: the numbers of workers to measure.
         step_ms: milliseconds that the trainer takes for a batch; without it, the highest rate is aimed at.
-        seconds: how long each number is measured, at least.
+        seconds: how long each number is measured, at least, in all rounds together.
         cold: also measure each number with files that are not in the page cache.
         progress: called before each measurement.
     """
@@ -189,35 +127,39 @@ def tune(options: TuneOptions) -> Tuning:
         >>> tuning.workers
         1
     """
-    counts = list(options.workers)
     remarks = []
     if (load := os.getloadavg()[0]) > IDLE * processors():
         remarks.append(f"others may have taken part of the {processors():g} processors: the load was {load:.1f} before it began")
-    total = 1 + len(counts) * (2 if options.cold else 1)
-    options.progress(Progress(0, total, "reading"))
-    ids, files, sample_bytes, batch_size = _read_once(options, counts[-1], WARM_UP * options.seconds)
-    warm = []
-    for done, count in enumerate(counts, 1):
-        options.progress(Progress(done, total, _counted(count)))
-        warm.append(_measure(options, ids, count, cold=False))
-    colds = []
-    if options.cold and (why := "it is not known which files are read" if files is None else _forget(files)):
-        remarks.append(f"cold not measured: {why}")
-    elif options.cold:
-        assert files is not None
-        for done, count in enumerate(counts, 1 + len(counts)):
-            options.progress(Progress(done, total, f"{_counted(count)}, cold"))
-            _forget(files)
-            colds.append(_measure(options, ids, count, cold=True))
-    options.progress(Progress(total, total, ""))
+    rounds = _Rounds(options)
+    rounds.tell("reading")
+    ids, files, sample_bytes, batch_size = read_once(options, rounds.counts[-1], WARM_UP * options.seconds)
     size, room = len(options.ids) * sample_bytes, available()
     too_large = files is not None and size > room
+    why = ("it is not known which files are read" if files is None else forget(files)) if options.cold else "not asked for"
+    if options.cold and why:
+        remarks.append(f"cold not measured: {why}")
+    rounds.total += 0 if why else len(rounds.counts) * (ROUNDS if too_large else 1)
+
+    def measure_warm(count: int, seconds: float) -> Measurement:
+        return measure(options, ids, count, seconds, cold=False)
+
+    def measure_cold(count: int, seconds: float) -> Measurement:
+        forget(files or [])
+        return measure(options, ids, count, seconds, cold=True)
+
+    warm = rounds.measure(measure_warm, decides=bool(why) or not too_large)
+    colds = [] if why else rounds.measure(measure_cold, ", cold", decides=too_large)
+    rounds.tell("")
     if too_large:
         rates = "the cold rates count" if colds else "the rates of cold files would tell more"
         remarks.append(f"{size / 1e9:,.1f} GB of samples do not fit in {room / 1e9:,.1f} GB of memory: {rates}")
     elif colds:
         remarks.append("the samples fit in memory: the warm rates count, the cold ones are the first epoch's")
     best, reason = recommend(colds if too_large and colds else warm, options.step_ms, processors())
+    if (spread := max(one.spread for one in (*warm, *colds))) > SPREAD:
+        remarks.append(f"the rates of a number differ by up to {spread:.0%} from round to round: others may use the machine")
+    if not rounds.settled:
+        remarks.append(f"after {MAX_ROUNDS} rounds the answer still depends on which of them is left out: it is a close one")
     return Tuning(
         best,
         reason,
@@ -231,189 +173,42 @@ def tune(options: TuneOptions) -> Tuning:
     )
 
 
-def recommend(measurements: Sequence[Measurement], step_ms: float | None, processors: float) -> tuple[int, str]:
-    """The number of workers to use, and why.
+class _Rounds:
+    """Measures all numbers of workers in turn, in as many rounds as it takes.
 
-    It is the smallest number that is enough for the trainer. If none is enough, or no step is given, it is the smallest that is
-    as good as the best. With 0 workers the trainer waits while a batch is read: that is enough only if it hardly slows it down.
-
-    Args:
-        measurements: of different numbers of workers, at least one.
-        step_ms: milliseconds that the trainer takes for a batch.
-        processors: number of available processors.
+    Attributes:
+        counts: the numbers of workers.
+        total: how many measurements there will be, as far as is known.
+        settled: whether the answer no longer depends on which round is left out.
     """
-    ranked = sorted(measurements, key=lambda one: one.workers)
-    if step_ms is not None:
-        for one in ranked:
-            spare = one.rate * step_ms / 1000
-            if spare >= (MARGIN if one.workers else 1 / LITTLE):
-                return one.workers, f"{_feeds(one, step_ms, spare)}; {_beyond(one, ranked, processors)}"
-    with_workers = [one for one in ranked if one.workers] or ranked
-    best = max(one.rate for one in with_workers)
-    chosen = next(one for one in with_workers if one.rate >= AS_GOOD * best)
-    if step_ms is None:
-        words = f"{_counted(chosen.workers)} {_verb(chosen, 'read')} {chosen.rate:,.1f} batches a second"
-    else:
-        words = _feeds(chosen, step_ms, chosen.rate * step_ms / 1000)
-    return chosen.workers, f"{words}; {_beyond(chosen, ranked, processors)}"
 
+    def __init__(self, options: TuneOptions) -> None:
+        self.counts = list(options.workers)
+        self.total = 1 + ROUNDS * len(self.counts)
+        self.settled = True
+        self._options = options
+        self._done = -1
 
-def _feeds(one: Measurement, step_ms: float, spare: float) -> str:
-    if not one.workers:
-        return f"without workers, reading adds {1 / spare:.0%} to a {step_ms:g} ms step"
-    if spare < 1:
-        return f"a {step_ms:g} ms step can't be fed: with {_counted(one.workers)} a batch takes {1000 / one.rate:,.1f} ms"
-    enough = "" if spare >= MARGIN else " only"
-    return f"{_counted(one.workers)} {_verb(one, 'feed')} a {step_ms:g} ms step with {spare:,.1f} x to spare{enough}"
+    def tell(self, now: str) -> None:
+        """Say what is measured now."""
+        self._done = self._done + 1 if now else self.total
+        self._options.progress(Progress(self._done, self.total, now))
 
+    def measure(self, measure: Callable[[int, float], Measurement], words: str = "", *, decides: bool) -> list[Measurement]:
+        """The median measurement with each number of workers; if these do not decide, of cold files, a single round is enough."""
+        rounds: list[list[Measurement]] = []
+        least = ROUNDS if decides or not words else 1
+        while len(rounds) < least or (decides and not self._is_settled(rounds)):
+            if len(rounds) >= least:
+                self.total += len(self.counts)
+            measured = {}
+            # What changes while a round lasts is to favour neither few workers nor many.
+            for count in self.counts[:: -1 if len(rounds) % 2 else 1]:
+                self.tell(counted(count) + words)
+                measured[count] = measure(count, self._options.seconds / least)
+            rounds.append([measured[count] for count in self.counts])
+        return medians(rounds)
 
-def _beyond(chosen: Measurement, ranked: Sequence[Measurement], processors: float) -> str:
-    """What more workers than ``chosen`` would gain, or why they would gain nothing."""
-    more = [one for one in ranked if one.workers > chosen.workers]
-    if not more:
-        return "more were not measured"
-    best = max(more, key=lambda one: one.rate)
-    if best.rate * AS_GOOD > chosen.rate:
-        return f"{best.workers} would read {best.rate / chosen.rate:.1f} x as fast"
-    if chosen.io_wait > WAITING:
-        return "more gain nothing: the disk, or network, is the limit"
-    if chosen.load < BUSY:
-        return "more gain nothing: the main process takes no more"
-    return f"more gain nothing: {'the processor is' if processors == 1 else f'the {processors:g} processors are'} the limit"
-
-
-def _counted(workers: int) -> str:
-    return f"{workers} {'worker' if workers == 1 else 'workers'}"
-
-
-def _verb(one: Measurement, verb: str) -> str:
-    return f"{verb}s" if one.workers == 1 else verb
-
-
-def _read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Subset, list[str] | None, int, int]:
-    """Read as many samples as can be read in so many seconds, and will stay in memory.
-
-    Returns:
-        The ids that were read, their files (None if they are not known), bytes of a sample, samples in a batch.
-    """
-    ids = options.ids
-    with options.loader(ids, workers, shuffle=options.shuffle) as loader:
-        sample_bytes = sum(field.row_bytes for field in loader._layout.fields)
-        batch_size = loader._sampler.batch_size
-        room = CACHED * available() / sample_bytes
-        deadline = math.inf
-        for _ in loader:
-            samples, now = loader.stats.samples, time.monotonic()
-            deadline = min(deadline, now + seconds)  # the workers' start does not count
-            if samples >= MIN_BATCHES * batch_size and (now > deadline or samples > room):
-                break
-        # A last batch that is left out is ignored.
-        samples = loader.stats.samples
-        read = Order(len(ids), options.seed, options.epoch).part(0, samples) if options.shuffle else np.arange(samples)
-        part = Subset(ids, read)
-        return part, _files(loader, part), sample_bytes, batch_size
-
-
-def _files(loader: Loader, ids: Sequence[Any]) -> list[str] | None:
-    """The ``.npy`` files that a loader reads for ``ids``; None if it calls functions or other code, whose files are not known."""
-    files: list[str] = []
-    for source in loader._spec.sources.values():
-        if isinstance(source, Npy):
-            files += map(source.path, ids)
-        elif isinstance(source, NpyRows):
-            files.append(source.file)
-        elif not source.in_main_process:
-            return None
-    return files or None
-
-
-def _measure(options: TuneOptions, ids: Sequence[Any], workers: int, *, cold: bool) -> Measurement:
-    seconds = options.seconds
-    begun, used_then, own_then = time.monotonic(), _used([]), thread_time("thread-self")
-    with options.loader(ids, workers, shuffle=options.shuffle) as loader:
-        # In a second epoch, cold files would be warm.
-        batches = iter(loader) if cold else _endless(loader)
-        next(batches)
-        start = time.monotonic()
-        first_batch = start - begun
-        pids = list(loader._workers.pids.values())
-        if not cold:
-            # Batches that were read ahead say nothing about the rate.
-            for _ in islice(batches, loader._ring.slots):
-                if time.monotonic() > start + seconds:
-                    break
-            start = time.monotonic()
-        before, used, own = loader.stats, _used(pids), thread_time("thread-self")
-        for _ in batches:
-            if time.monotonic() > start + seconds and loader.stats.since(before).batches >= MIN_BATCHES:
-                break
-        seen, used = loader.stats.since(before), _used(pids) - used
-        if not seen.batches:  # a single batch is the whole epoch
-            seen, used, own = replace(loader.stats, elapsed=first_batch), _used(pids) - used_then, own_then
-        if not workers:  # this thread does their work
-            seen = replace(seen, workers=1, busy=seen.elapsed, cpu=(thread_time("thread-self") - own) / 1e9)
-        return Measurement(
-            workers,
-            loader._ring.slots,
-            cold,
-            first_batch,
-            seen.samples / loader._sampler.batch_size / seen.elapsed,
-            seen.samples / seen.elapsed,
-            seen.bytes / seen.elapsed,
-            max(0.0, used) / (seen.bytes / 1e9),
-            max(0.0, used) / seen.elapsed,
-            loader._ring.slots * loader._layout.slot_bytes + sum(map(_memory, pids)),
-            seen.load,
-            seen.io_wait,
-        )
-
-
-def _endless(loader: Loader) -> Iterator[object]:
-    while True:
-        yield from loader
-
-
-def _used(pids: Iterable[int]) -> float:
-    """Seconds of processors that this process and others, with all their threads, have used so far."""
-    used = time.process_time()
-    for pid in pids:
-        with suppress(psutil.Error):  # it has died
-            times = psutil.Process(pid).cpu_times()
-            used += times.user + times.system
-    return used
-
-
-def _memory(pid: int) -> int:
-    """Bytes of a process, without the ring: its PSS, in which a page that several processes share counts once among them."""
-    with suppress(psutil.Error):  # it has died
-        return sum(part.pss for part in psutil.Process(pid).memory_maps() if not part.path.startswith("/memfd:shmgen"))
-    return 0
-
-
-def _forget(files: Sequence[str]) -> str | None:
-    """Drop ``files`` from the page cache; the reason if it still has them."""
-    os.sync()  # data that are not on the disk yet can't be dropped
-    held = 0
-    probes = frozenset(range(0, len(files), max(1, len(files) // PROBES)))
-    for number, name in enumerate(files):
-        try:
-            fd = os.open(name, OPEN_FLAGS | os.O_NONBLOCK)
-        except OSError as error:
-            return f"{name}: {error.strerror}"
-        try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            held += number in probes and _is_held(fd)
-        except OSError as error:
-            return "this file system can't tell what is in memory" if error.errno == errno.EOPNOTSUPP else str(error)
-        finally:
-            os.close(fd)
-    return "this file system keeps its files in memory" if 2 * held > len(probes) else None
-
-
-def _is_held(fd: int) -> bool:
-    """Whether the beginning of a file is in the page cache."""
-    try:
-        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return False
-    return True
+    def _is_settled(self, rounds: list[list[Measurement]]) -> bool:
+        self.settled = is_settled(rounds, self._options.step_ms, processors())
+        return self.settled or len(rounds) >= MAX_ROUNDS

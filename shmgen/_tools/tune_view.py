@@ -11,8 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
+from shmgen._tools.recommend import MARGIN, Measurement
 from shmgen._tools.scan_view import WIDTH, has_rich, shown
-from shmgen._tools.tune import MARGIN, Measurement, Progress, Tuning
+from shmgen._tools.tune import Progress, Tuning
 from shmgen.errors import InputError
 
 
@@ -119,7 +120,8 @@ def write_plot(tuning: Tuning, file: IO[bytes], format: str) -> None:
     axes.set(xlabel="workers", ylabel=f"batches of {tuning.batch_size} a second", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(tuning.reason, fontsize="medium", wrap=True)
-    axes.legend()
+    # Beside the lines, which it would hide else.
+    figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(file, format=format)
 
 

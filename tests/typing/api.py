@@ -12,6 +12,7 @@ from typing import Any, assert_type
 import numpy as np
 import pandas as pd
 
+import shmgen
 from shmgen import Damaged, Function, Loader, Npy, NpyRows, Sequence, Source, Stats, Tuning, Values, tune
 
 ids = ["id-0", "id-1"]
@@ -137,6 +138,8 @@ with Loader(ids, by_id) as loader:
     assert_type(loader.batch_size, int)
     assert_type(loader.dim, tuple[int, ...] | None)
     assert_type(loader.stats, Stats)
+    assert_type(loader.stats.epoch, Stats | None)
+    assert_type(shmgen.keras.DataWait(), shmgen.keras.DataWait)
     assert_type(loader.damaged, tuple[Damaged, ...])
     assert_type(loader.error, Exception | None)
     assert_type(loader.batch(0), tuple[Any, ...])

@@ -1,0 +1,334 @@
+"""`Resume`: a run that was interrupted goes on where it was."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import time
+from collections import deque
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from shmgen._checks import check_float, check_int
+from shmgen._engine.ranks import find_shard
+from shmgen.errors import InputError
+from shmgen.keras.running_fit import RunningFit
+from shmgen.keras.sequence import Sequence
+from shmgen.keras.state_folder import Saved, StateFolder
+from shmgen.keras.training_state import RANDOM, Counters, arrays_of, load, random_states, set_random_states
+
+log = logging.getLogger("shmgen")
+
+VERSION = 1
+"""Of what is saved."""
+
+EVERY = 500
+"""Batches between two states, where nothing else is given."""
+
+
+class Place(NamedTuple):
+    """Where a run is.
+
+    Attributes:
+        epoch: Keras's, which goes on there.
+        step: the steps of it that were made.
+        sequence: the state of what is trained on.
+    """
+
+    epoch: int
+    step: int
+    sequence: dict[str, Any]
+
+
+class Loaded(NamedTuple):
+    """What is left to do once a state has been loaded.
+
+    Attributes:
+        place: where the run goes on.
+        first: batches of the pass that were trained on before.
+        changed: variables that the beginning of an epoch may change, and their values.
+        random: see `random_states`.
+        counters: what callbacks had counted.
+        initial_epoch: of the model, to be put back.
+    """
+
+    place: Place
+    first: int
+    changed: list[tuple[Any, np.ndarray]]
+    random: list[np.ndarray]
+    counters: Counters
+    initial_epoch: int | None
+
+
+class Resume(keras.callbacks.Callback):  # type: ignore[misc]
+    """Saves the state of a run while it trains. After an interruption, the same script, run again, goes on from there.
+
+    It goes on in the middle of an epoch, with the batches that were left: every sample is trained on exactly as often as without
+    the interruption, by the same weights. A process may be killed at any moment, also while a state is written.
+
+    The state holds all variables of the model, those of its random numbers too, of its optimizer and of its metrics; the place in
+    the data, and in ``validation_data`` if that is a `Sequence`; ``History``; and what ``EarlyStopping``, ``ReduceLROnPlateau``
+    and ``ModelCheckpoint`` count. Batches and epochs keep their numbers, in the progress bar as for every callback. What else a
+    callback keeps to itself is not saved, nor random numbers from outside of the model, as `random` and `numpy.random` have them.
+
+    ``fit`` that has come to its end saves its state, too: run again, it trains nothing, or with larger ``epochs`` those that are
+    missing. So each ``fit`` of a script needs a folder of its own, and to begin anew, delete that.
+
+    If a state can't be written, as where the disk is full, the log says so once, the last state stays, and training goes on.
+
+    Args:
+        folder: where the states are, as files ``state-000001.npz``, ...: readable with `numpy.load`. If several ranks train
+            together, it must be one that all of them see; rank 0 writes.
+        sequence: what ``fit`` trains on.
+        every: how many batches lie between two states; 500, unless ``every_minutes`` is given.
+        every_minutes: minutes between two states, in place of ``every``; not for several ranks, whose clocks differ.
+        keep: how many states stay in the folder. To go back to an older one, delete those after it.
+
+    Raises:
+        InputError: an argument can't be used. From ``fit``: the state is not one of this run, or is damaged; another process uses
+            the folder; ``BackupAndRestore`` is there as well.
+        OSError: from ``fit``, before it trains: the folder can't be written to.
+
+    Examples:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(4)])
+        >>> model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        >>> with Sequence(ids, labels, batch_size=4) as training:
+        ...     history = model.fit(training, epochs=2, callbacks=[Resume("states", training)], verbose=0)
+        ...     more = model.fit(training, epochs=3, callbacks=[Resume("states", training)], verbose=0)
+        >>> more.epoch
+        [0, 1, 2]
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        sequence: Sequence,
+        every: int | None = None,
+        *,
+        every_minutes: float | None = None,
+        keep: int = 1,
+    ) -> None:
+        super().__init__()
+        if not isinstance(sequence, Sequence):
+            raise InputError(f"sequence: expected the shmgen.Sequence that fit() trains on, found {type(sequence).__name__}")
+        if every is None:
+            every = EVERY if every_minutes is None else sys.maxsize
+        elif every_minutes is not None:
+            raise InputError(f"every={every!r} and every_minutes={every_minutes!r}: expected one of them; leave the other out")
+        self._every = check_int(every, "every", 1)
+        self._every_seconds = math.inf
+        if every_minutes is not None:
+            self._every_seconds = 60 * check_float(every_minutes, "every_minutes", "a number above 0", lambda value: value > 0)
+        self._sequence = sequence
+        self._folder = StateFolder(Path(folder).absolute(), check_int(keep, "keep", 1))
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Load the state, if there is one."""
+        self._fit = RunningFit.find(sys._getframe())
+        rank, world = self._rank()
+        self._check(world)
+        # What others do in the same call, such as to change the learning rate, belongs to the state.
+        self._fit.put_last(self)
+        self._writes = rank == 0
+        if self._writes:
+            self._folder.claim()
+        self._position = self._first = self._unsaved = 0
+        self._batches = 0
+        self._failed = self._finished = False
+        self._last_saved = time.monotonic()
+        self._place: Place | None = None
+        self._loaded: Loaded | None = None
+        self._random: list[np.ndarray] = []
+        newest = self._folder.newest()
+        if newest is not None:
+            try:
+                with self._folder.read(newest) as saved:
+                    self._load(saved)
+            except BaseException:
+                self._folder.release()
+                raise
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Restore what the beginning of an epoch has changed."""
+        self._epoch, self._step = epoch, 0
+        if self._fit.steps_per_epoch is None:
+            self._first = self._position = 0
+        loaded = self._take_loaded()
+        if loaded is not None:
+            self._step, self._first = loaded.place.step, loaded.first
+            self._position = self._first
+            if self._step:
+                for variable, value in loaded.changed:
+                    variable.assign(value)
+            if self._step or self._fit.steps_per_epoch is not None:
+                # Keras is about to make an iterator that was there when they were saved, and which draws random numbers, too.
+                self._random = loaded.random
+            else:
+                set_random_states(loaded.random)
+        self._place = None
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Restore what the beginning of an iteration has changed."""
+        set_random_states(self._random)
+        self._random = []
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Count what was trained on, and save the state if it is time to."""
+        fit = self._fit
+        trained, self._position = fit.position - self._position, fit.position
+        self._unsaved += trained
+        self._batches += trained
+        self._step += fit.steps_per_execution
+        if self._step >= fit.steps or self._position >= fit.batches:
+            # The epoch ends here, but for its validation and callbacks, and Keras may begin the next pass before those.
+            self._place = Place(self._epoch + 1, 0, self._sequence.state_dict(self._position - self._first))
+            if self._position >= fit.batches:
+                self._first = self._position = 0
+        elif self._is_time():
+            self._save(Place(self._epoch, self._step, self._sequence.state_dict(self._position - self._first)))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save the state if it is time to."""
+        if self._place is None:  # training was stopped in the middle of the epoch
+            self._place = Place(epoch + 1, 0, self._sequence.state_dict())
+        if self._is_time():
+            self._save(self._place)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Save the last state."""
+        loaded = self._take_loaded()
+        place = self._place if loaded is None else loaded.place
+        if place is not None and not self._finished:
+            self._save(place, finished=True)
+        self._folder.release()
+
+    def _rank(self) -> tuple[int, int]:
+        """(rank, world) of this process."""
+        rank, world = self._sequence.shard
+        return (rank, world) if world > 1 else find_shard()
+
+    def _check(self, world: int) -> None:
+        """That this callback can do what it promises in this ``fit``."""
+        fit, others = self._fit, self._fit.callbacks.callbacks
+        if fit.data is not self._sequence:
+            raise InputError(
+                f"Resume: expected fit() to train on {self._sequence!r}, as it was told, found {fit.data!r}; give both the same"
+            )
+        if fit.validation is self._sequence:
+            raise InputError("Resume: expected another Sequence as validation_data, found the one that fit() trains on; make two")
+        if fit.shuffles and not self._sequence.shuffle:
+            raise InputError(
+                "Resume: expected an order that can be gone on with, found the random one of fit(shuffle=True) over a Sequence "
+                "with shuffle=False; give shuffle=False to fit() as well, or shuffle=True to the Sequence"
+            )
+        if any(isinstance(other, keras.callbacks.BackupAndRestore) for other in others):
+            raise InputError("Resume: found BackupAndRestore beside it, which would load another state; leave that out")
+        if sum(isinstance(other, Resume) for other in others) > 1:
+            raise InputError("Resume: expected it once among the callbacks of a fit(), found it twice; leave one of them out")
+        if getattr(fit.callbacks, "_async_train", False):
+            raise InputError("Resume: found it given as callbacks=Resume(...), for which Keras does not wait; give it in a list")
+        if world > 1 and self._every_seconds < math.inf:
+            raise InputError(f"every_minutes: expected every=BATCHES with {world} ranks, which must save at the same batch")
+
+    def _is_time(self) -> bool:
+        return self._unsaved >= self._every or time.monotonic() - self._last_saved >= self._every_seconds
+
+    def _save(self, place: Place, *, finished: bool = False) -> None:
+        """Save the state of a run that has got to ``place``."""
+        fit, counters = self._fit, Counters.of(self._fit.callbacks.callbacks)
+        state = {
+            "version": VERSION,
+            **place._asdict(),
+            "validation": fit.validation.state_dict() if isinstance(fit.validation, Sequence) else None,
+            "batches": self._batches,
+            "epochs": self.params["epochs"],
+            "steps_per_epoch": fit.steps_per_epoch,
+            "finished": finished,
+            "callbacks": counters.numbers,
+        }
+        # On JAX the getter of `model` brings its variables up to date. All ranks must take part in that, and in reading them.
+        arrays = chain(arrays_of(self.model), random_states(), counters.arrays)
+        try:
+            if self._writes:
+                self._folder.write(state, arrays)
+            else:
+                deque(arrays, maxlen=0)
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                newest = self._folder.newest()
+                log.error(
+                    "%s: the state at epoch %d, step %d could not be saved: %s; training goes on, and %s; make room, and it is "
+                    "saved next time",
+                    *(self._folder.path, place.epoch, place.step, error),
+                    "there is none yet" if newest is None else f"{newest.name} stays",
+                )
+            self._failed = True
+        self._unsaved = 0
+        self._last_saved = time.monotonic()
+
+    def _load(self, saved: Saved) -> None:
+        """Bring the model, the data and ``fit`` to where ``saved`` was saved."""
+        state, fit, model = saved.state, self._fit, self.model
+        if state["version"] != VERSION:
+            raise InputError(
+                f"{saved.path}: expected version {VERSION}, found {state['version']}; go on with the shmgen that saved it, or "
+                "give Resume another folder, to begin anew"
+            )
+        changed = load(model, self._sequence, saved)
+        try:
+            self._sequence.load_state_dict(state["sequence"])
+            if isinstance(fit.validation, Sequence) and state["validation"] is not None:
+                fit.validation.load_state_dict(state["validation"])
+        except InputError as error:
+            raise InputError(f"{saved.path}: {error}; or give Resume another folder, to begin anew") from None
+        first = int(self._sequence.state_dict()["consumed"]) // self._sequence.batch_size
+        epoch, step = state["epoch"], state["step"]
+        if step or first:
+            self._check_steps(saved)
+            if fit.steps_per_epoch is None:
+                # With another batch size, there may be no batch left.
+                epoch, step = (epoch, first) if first else (epoch + 1, 0)
+            fit.begin_at(step, first)
+        random = [saved.arrays[name] for name in saved.arrays if name.startswith(RANDOM)]
+        log.info("%s: going on at epoch %d, step %d", saved.path, epoch, step)
+        if state["finished"] and self.params["epochs"] <= state["epochs"]:
+            self._finished = True
+            log.warning(
+                "%s: this fit() had come to its end, after %d epochs, so nothing is trained; give a larger number of epochs, or "
+                "delete the folder to begin anew",
+                *(self._folder.path, state["epochs"]),
+            )
+        place = Place(epoch, step, state["sequence"])
+        self._loaded = Loaded(place, first, changed, random, Counters.saved(saved), model._initial_epoch)
+        self._batches = state["batches"]
+        model._initial_epoch = self.params["epochs"] if self._finished else epoch
+
+    def _check_steps(self, saved: Saved) -> None:
+        """That an epoch of Keras's has as many samples as the one that was interrupted."""
+        found, expected = self._fit.steps_per_epoch, saved.state["steps_per_epoch"]
+        if found != expected:
+            raise InputError(
+                f"{saved.path}: expected steps_per_epoch={expected}, with which it was saved, found {found}; give fit() the same"
+            )
+        batch_size = saved.state["sequence"]["batch_size"]
+        if found is not None and batch_size != self._sequence.batch_size:
+            raise InputError(
+                f"{saved.path}: expected batch_size={batch_size}, with which it was saved, found {self._sequence.batch_size}; "
+                "with steps_per_epoch, it must be the same"
+            )
+
+    def _take_loaded(self) -> Loaded | None:
+        """What was loaded, once, after the ``on_train_begin`` of all callbacks, which have begun to count anew."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            self.model._initial_epoch = loaded.initial_epoch
+            loaded.counters.restore(self._fit.callbacks.callbacks)
+        return loaded

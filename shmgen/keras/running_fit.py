@@ -1,0 +1,113 @@
+"""`RunningFit`: what a callback needs to know, and to change, of the ``fit`` that calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import keras
+
+from shmgen.errors import InputError
+from shmgen.keras.iterations import stack
+
+ITERATOR = "epoch_iterator"
+"""The variable in Keras's ``fit``, of each backend, that holds the `EpochIterator`."""
+
+
+class RunningFit:
+    """The ``fit`` that is under way.
+
+    Keras gives callbacks no way to begin in the middle of an epoch, or to see each other. So this looks at the variables of
+    ``fit``, and at what its `EpochIterator` counts.
+
+    Attributes:
+        callbacks: all of its callbacks, and `keras.callbacks.CallbackList` that calls them.
+        data: what it trains on.
+        validation: what was given as ``validation_data``, or None.
+    """
+
+    def __init__(self, callbacks: Any, iterator: Any, validation: Any) -> None:
+        self.callbacks = callbacks
+        self.validation = validation
+        self._iterator = iterator
+        self.data = getattr(iterator.data_adapter, "py_dataset", None)
+
+    @classmethod
+    def find(cls, frame: FrameType) -> RunningFit:
+        """The ``fit`` that has called the function with this frame, ``on_train_begin`` of a callback.
+
+        Raises:
+            InputError: it was called by something else.
+        """
+        callbacks = None
+        for caller in stack(frame):
+            local = caller.f_locals
+            if isinstance(local.get("self"), keras.callbacks.CallbackList):
+                callbacks = callbacks or local["self"]
+            iterator = local.get(ITERATOR)
+            if callbacks is not None and all(hasattr(iterator, name) for name in ("_enumerate_iterator", "_steps_seen")):
+                return cls(callbacks, iterator, local.get("validation_data"))
+        raise InputError(
+            f"Resume: expected to be called by fit() of Keras 3.8 to 3.15, found Keras {keras.__version__} or a loop of yours; "
+            "there, save Sequence.state_dict() beside the weights"
+        )
+
+    @property
+    def batches(self) -> int:
+        """Batches in a pass over the data."""
+        return int(self._iterator._num_batches)
+
+    @property
+    def position(self) -> int:
+        """Batches of the present pass that were trained on, in ``on_train_batch_end``; with those before it was resumed."""
+        return min(int(self._iterator._steps_seen), self.batches)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """As given to ``fit``."""
+        steps = self._iterator.steps_per_epoch
+        return None if steps is None else int(steps)
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch of Keras's."""
+        return self.steps_per_epoch or self.batches
+
+    @property
+    def steps_per_execution(self) -> int:
+        """As given to ``compile``."""
+        return int(self._iterator.steps_per_execution)
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether Keras asks for the batches in a random order of its own."""
+        return bool(getattr(self._iterator.data_adapter, "shuffle", False))
+
+    def put_last(self, callback: Any) -> None:
+        """Have ``callback`` called after all others. In the call that is under way, each is still called once."""
+        others = [other for other in self.callbacks.callbacks if other is not callback]
+        self.callbacks.callbacks = [*others, callback]
+
+    def begin_at(self, step: int, position: int) -> None:
+        """Let the first epoch begin in its middle. Steps keep their numbers, for all callbacks.
+
+        Args:
+            step: of Keras's epoch, with which it begins.
+            position: batches of the pass that were trained on before.
+        """
+        iterator = self._iterator
+        enumerate_epoch = iterator._enumerate_iterator
+
+        def enumerate_rest() -> Iterator[tuple[Any, ...]]:
+            del iterator._enumerate_iterator
+            given = iterator.steps_per_epoch
+            # How many there are is read once, at the beginning.
+            iterator.steps_per_epoch = self.steps - step
+            for count, (*numbers, data) in enumerate(enumerate_epoch()):
+                if count == 0:
+                    iterator.steps_per_epoch = given
+                    iterator._steps_seen += position
+                yield (*(number + step for number in numbers), data)
+
+        iterator._enumerate_iterator = enumerate_rest

@@ -1,0 +1,223 @@
+"""A folder of saved states: each is one file, there whole or not at all, whenever the process or the machine dies."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from shmgen.errors import InputError
+
+NAME = re.compile(r"(\.?)state-(\d{6,})\.npz")
+"""Of a state's file, and with a dot, of one that is being written."""
+
+STATE = "state.json"
+"""The member of a file that holds all that is no array."""
+
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Errors of file systems that know no locks."""
+
+
+Kind: TypeAlias = list[Any]
+"""An array's dtype, as a text, and its shape, as a list."""
+
+
+class Saved(NamedTuple):
+    """A state that was read.
+
+    Attributes:
+        path: its file.
+        state: what was given to `StateFolder.write`.
+        arrays: the arrays by their names; each is read when it is asked for.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    arrays: Arrays
+
+
+class StateFolder:
+    """Files ``state-000001.npz``, ``state-000002.npz``, ...: the one with the highest number is the state.
+
+    A file is written under a name with a dot before it, and made durable; then it gets its name, in one step, and older ones are
+    deleted. So a process that is killed leaves the new state or the old one, and nothing in between.
+
+    Args:
+        path: the folder. It is made when the first state is written, or `claim` is called.
+        keep: how many states stay, the newest included.
+    """
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.path = path
+        self._keep = keep
+        self._lock: int | None = None
+
+    def claim(self) -> None:
+        """Make the folder, and keep other processes from claiming it, until `release` or the end of this one.
+
+        Raises:
+            InputError: another process has claimed it.
+            OSError: nothing can be written there.
+        """
+        if self._lock is not None:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(lock)
+                raise InputError(
+                    f"{self.path}: expected a folder that no other run uses, found that another process saves its state there; "
+                    "end that first, or give this one another folder"
+                ) from None
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let other processes claim the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def newest(self) -> Path | None:
+        """The file of the state; None if there is none."""
+        return max(self._files(hidden=False), key=_number, default=None)
+
+    @contextmanager
+    def read(self, path: Path) -> Iterator[Saved]:
+        """The state in a file.
+
+        Raises:
+            InputError: the file is damaged; also when an array of it is asked for.
+        """
+        with ExitStack() as opened:
+            with _readable(path):
+                archive = opened.enter_context(np.load(path, allow_pickle=False))
+                content = json.loads(archive[STATE])
+                saved = Saved(path, content["state"], Arrays(path, archive, content["arrays"]))
+            yield saved
+
+    def write(self, state: Mapping[str, Any], arrays: Iterable[tuple[str, np.ndarray]]) -> Path:
+        """Save a state.
+
+        Args:
+            state: what JSON knows, and NumPy's scalars and arrays, which become numbers and lists.
+            arrays: each with a name of its own; none is held after the next was taken.
+
+        Raises:
+            OSError: it could not be written; the state before it stays.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        newest = self.newest()
+        path = self.path / f"state-{1 if newest is None else _number(newest) + 1:06}.npz"
+        unfinished = self.path / f".{path.name}"
+        try:
+            with unfinished.open("wb") as file:
+                with zipfile.ZipFile(file, "w") as archive:
+                    kinds = {name: _add(archive, name, array) for name, array in arrays}
+                    content = json.dumps({"state": state, "arrays": kinds}, indent=1, default=_plain)
+                    archive.writestr(STATE, content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except BaseException:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise
+        self._sync()
+        self._clean()
+        return path
+
+    def _files(self, *, hidden: bool) -> list[Path]:
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return []
+        return [self.path / name for name in names if (found := NAME.fullmatch(name)) and bool(found[1]) == hidden]
+
+    def _sync(self) -> None:
+        """Make the names in the folder durable."""
+        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _clean(self) -> None:
+        """Delete the states that are not kept, and what processes that were killed left unfinished."""
+        old = sorted(self._files(hidden=False), key=_number)[: -self._keep]
+        for path in [*old, *self._files(hidden=True)]:
+            with suppress(OSError):
+                path.unlink()
+
+
+class Arrays(Mapping[str, np.ndarray]):
+    """The arrays in a file.
+
+    Args:
+        path: the file.
+        archive: its content.
+        kinds: of each array, its dtype and shape.
+    """
+
+    def __init__(self, path: Path, archive: Mapping[str, np.ndarray], kinds: dict[str, Kind]) -> None:
+        self._path = path
+        self._archive = archive
+        self.kinds = kinds
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        dtype, _ = self.kinds[name]
+        with _readable(self._path):
+            return self._archive[name].view(np.dtype(dtype))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.kinds)
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say of a file that can't be read what can be done."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: expected a state that Resume saved, found a damaged file: {error}; delete it, to go on from the state "
+            "before it, if that was kept, or else from the beginning"
+        ) from error
+
+
+def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> Kind:
+    """Write an array; returns its dtype and shape."""
+    kind = [str(array.dtype), list(array.shape)]
+    # NumPy's format does not know bfloat16 and the like: their bytes are saved.
+    plain = array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, plain, allow_pickle=False)
+    return kind
+
+
+def _plain(value: object) -> object:
+    """A number or list in place of NumPy's."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{value!r} is neither JSON nor NumPy")
+
+
+def _number(path: Path) -> int:
+    found = NAME.fullmatch(path.name)
+    assert found is not None
+    return int(found[2])

@@ -1,0 +1,83 @@
+"""What ``import shmgen`` alone gives, and what it says where something is not installed."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from operator import length_hint
+from pathlib import Path
+
+import pytest
+
+import shmgen
+from shmgen import Loader
+
+ROOT = Path(__file__).parents[1]
+
+FRONT_ENDS = ["keras", "torch", "jax"]
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_front_ends_need_no_import_of_their_own(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """``import shmgen; shmgen.keras`` is the module, and is among the names."""
+    pytest.importorskip(name)
+    __import__(f"shmgen.{name}")
+    monkeypatch.delattr(shmgen, name)
+    assert getattr(shmgen, name) is sys.modules[f"shmgen.{name}"]
+    assert name in dir(shmgen)
+
+
+def test_other_names_are_no_attributes() -> None:
+    """Neither a name that there is not, nor one of the parts, is found."""
+    for name in ("Sequenz", "tensorflow"):
+        assert not hasattr(shmgen, name)
+        assert name not in dir(shmgen)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("shmgen.Sequence", "shmgen.Sequence needs keras, which is not installed: pip install 'shmgen[tensorflow]'"),
+        ("shmgen.keras", "shmgen.keras needs keras, which is not installed: pip install 'shmgen[tensorflow]'"),
+        ("from shmgen import Sequence", "shmgen.Sequence needs keras, which is not installed"),
+    ],
+)
+def test_what_is_not_installed_is_said(code: str, said: str) -> None:
+    """Without Keras, the error says how to get it; `Loader` is there."""
+    program = "import sys; sys.modules['keras'] = None; import shmgen; shmgen.Loader"
+    program += f"\ntry: {code}\nexcept ImportError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said in done.stdout
+    assert "shmgen.Loader does without" in done.stdout
+
+
+def test_the_length_of_what_is_iterated_over(folder: Callable) -> None:
+    """A loader has its batches, an iteration those that are still to come: also that of a resumed epoch."""
+    data = folder(16)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:
+        batches = iter(loader)
+        assert (len(loader), length_hint(batches)) == (4, 4)
+        next(batches)
+        assert (len(loader), length_hint(batches)) == (4, 3)
+        state = loader.state_dict()
+        assert len(list(batches)) == 3
+        assert (length_hint(batches), length_hint(iter(loader))) == (0, 4)
+        loader.load_state_dict(state)
+        assert length_hint(resumed := iter(loader)) == len(list(resumed)) == 3
+
+
+def test_progress_bars(folder: Callable) -> None:
+    """``tqdm(loader)`` knows how many batches there are, and shows what is told in a loop."""
+    tqdm = pytest.importorskip("tqdm").tqdm
+    data = folder(16)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:
+        for batches in (loader, iter(loader)):
+            out = io.StringIO()
+            bar = tqdm(batches, file=out)
+            for _ in bar:
+                bar.set_postfix(data_wait=f"{loader.stats.data_wait:.0%}")
+            assert bar.total == bar.n == 4
+            assert "4/4" in out.getvalue()
+            assert "data_wait=" in out.getvalue()

@@ -1,0 +1,138 @@
+"""A run of ``fit`` that is killed at any moment, and started again, comes to the very weights that it would have come to."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+RUNS = Path(__file__).with_name("resume_runs.py")
+
+BATCHES = 10
+"""In an epoch of a run; there are 3 epochs."""
+
+
+class Runs:
+    """Runs of ``resume_runs.py``, one after the other, on a backend of Keras's."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        environment = {"KERAS_BACKEND": backend, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        self._process = subprocess.Popen(
+            [sys.executable, str(RUNS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment, "CUDA_VISIBLE_DEVICES": ""},
+        )
+        assert self._answer() == backend
+
+    def __call__(self, home: Path, **options: Any) -> int:
+        """A run in ``home``; its exit code, or minus the number of the signal that ended it."""
+        home.mkdir(exist_ok=True)
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"home": str(home), **options}) + "\n")
+        self._process.stdin.flush()
+        status = self._answer()
+        assert isinstance(status, int)
+        return status
+
+    def _answer(self) -> object:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+    def end(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="module", params=["tensorflow", "jax", "torch"])
+def runs(request: pytest.FixtureRequest) -> Iterator[Runs]:
+    """Runs on a backend of Keras's."""
+    if importlib.util.find_spec(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    runs = Runs(request.param)
+    yield runs
+    runs.end()
+
+
+@pytest.fixture
+def torn(runs: Runs, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Kills a run at several moments, one after the other, and lets it come to its end.
+
+    Returns what came of it, once it was seen to be, bit for bit, what comes of a run that nobody kills and that saves no state.
+    """
+
+    def tear(*kills: dict[str, Any], resume: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+        whole, home = tmp_path / "whole", tmp_path / "torn"
+        assert runs(whole, **options) == 0
+        for kill in kills:
+            assert runs(home, resume=resume or {"every": 3}, kill=kill, **options) == -signal.SIGKILL, kill
+            unfinished = [path for path in (home / "states").iterdir() if path.name.startswith(".state")]
+            assert bool(unfinished) == (kill["where"] in ("write", "replace") and not kill.get("after")), kill
+        assert runs(home, resume=resume or {"every": 3}, **options) == 0
+        expected, found = (json.loads((folder / "result.json").read_text()) for folder in (whole, home))
+        assert found == expected
+        with np.load(whole / "variables.npz") as wanted, np.load(home / "variables.npz") as got:
+            assert [name for name in wanted if wanted[name].tobytes() != got[name].tobytes()] == []
+        return dict(found)
+
+    return tear
+
+
+def test_killed_at_any_moment(torn: Callable[..., Any]) -> None:
+    """In mid-step, while a state is written, before and after it gets its name, while the old one is deleted, in a validation."""
+    kills = [
+        {"where": "read"},
+        {"where": "write", "count": 40},
+        {"where": "replace", "count": 2},
+        {"where": "replace", "count": 2, "after": True},
+        {"where": "unlink", "count": 1},
+        {"where": "on_test_batch_begin", "count": 1},
+    ]
+    result = torn(*kills)
+    assert set(result["counts"]) == {3}
+    assert result["iterations"] == 3 * BATCHES
+
+
+def test_several_steps_per_execution(runs: Runs, torn: Callable[..., Any]) -> None:
+    """4, which do not divide the 10 batches of an epoch; in half precision, and with weights of which the best are put back."""
+    if runs.backend == "torch":
+        pytest.skip("Keras on torch knows only one step per execution")
+    kills = [{"where": "on_train_batch_begin", "count": 3}, {"where": "on_train_batch_begin", "count": 2}]
+    torn(*kills, steps_per_execution=4, policy="mixed_float16", best=True)
+
+
+@pytest.mark.parametrize("samples", [48, 40])
+def test_a_pass_over_several_short_epochs(runs: Runs, torn: Callable[..., Any], samples: int) -> None:
+    """4 steps in an epoch of Keras's, and 12 or 10 batches in a pass: with 10, the third epoch ends after two."""
+    if samples == 40 and runs.backend == "tensorflow":
+        pytest.skip("a run on TensorFlow takes long, and this is told by the others")
+    kills = [{"where": "on_train_batch_begin", "count": 8}]
+    result = torn(*kills, steps_per_epoch=4, epochs=6, samples=samples)
+    assert set(result["counts"]) == {2}
+
+
+def test_another_batch_size(runs: Runs, tmp_path: Path) -> None:
+    """Half of what it was: each sample is trained on as often as it should be; without shuffling, here."""
+    if runs.backend == "tensorflow":
+        pytest.skip("a run on TensorFlow takes long, and this is told by the others")
+    kill = {"where": "on_train_batch_begin", "count": 15}
+    assert runs(tmp_path, resume={"every": 1}, kill=kill, shuffle=False) == -signal.SIGKILL
+    assert runs(tmp_path, resume={"every": 3}, batch_size=2, shuffle=False) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert set(result["counts"]) == {3}
+    assert result["iterations"] == 14 + 2 * (3 * BATCHES - 14)
