@@ -4,7 +4,7 @@ The way of the data, and the module that holds each step::
 
     ids, seed, epoch, an index that somebody asks for
       │  _plan.passes        which epoch an iteration gets, and which batch an index means
-      │  _plan.sampler       which samples that batch holds
+      │  _plan.sampler       which samples that batch holds (_plan.order; _plan.weighted)
       ▼
     _plan.schedule           which slot gets which batch, cut into tickets: a slot and some of its rows
       │  _engine.batch_builder   labels, samples in place of unreadable ones (_plan.damage), and the sheet that tells workers
@@ -30,7 +30,8 @@ The way of the data, and the module that holds each step::
     loader                   Loader: an epoch's iteration, its batches nested as _sources.batch_spec says
       ▼
     keras                    sequence: what ``fit`` takes; iterations: which pass a request of Keras belongs to;
-                             backends: how each takes a batch; data_wait: a callback
+                             backends: how each takes a batch; data_wait, resume: callbacks; running_fit: the ``fit`` around
+                             them; training_state, state_folder: what resume saves, and how
 
 The folders say where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory, and
 how much there is. _sources run in workers, and are bound to the ids in the main process. _worker holds both ends of a worker:
@@ -39,8 +40,9 @@ options has the arguments: each is typed, documented and checked once. _tools is
 ``tune`` says how many workers to use, ``pack`` makes one file of many, and ``unpack`` many of one.
 
 Examples in docstrings find the files ``data/id-0.npy`` to ``data/id-15.npy`` of shape (4, 3), the same rows in ``all.npy``, with
-their ids in ``all.ids``, and in the dataset ``images`` of ``all.h5``, pictures ``photos/id-0.png`` and so on, eight more in each of
-``pets/cats`` and ``pets/dogs``, the list ``ids`` of the files' names, and ``labels``, a dict from each id to 0, 1, 2 or 3.
+their ids in ``all.ids``, in the dataset ``images`` of ``all.h5``, and in the datasets ``samples/id-0/image`` and so on of
+``each.h5``, pictures ``photos/id-0.png`` and so on, eight more in each of ``pets/cats`` and ``pets/dogs``, the list ``ids`` of
+the files' names, and ``labels``, a dict from each id to 0, 1, 2 or 3.
 """
 
 from __future__ import annotations
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     from shmgen._sources.images import Images
     from shmgen._sources.npy import Npy
     from shmgen._sources.npy_rows import NpyRows
+    from shmgen._sources.npz import Npz
+    from shmgen._sources.source_field import SourceField
     from shmgen._sources.values import Values
     from shmgen._tools.recommend import Measurement
     from shmgen._tools.tune import Tuning, tune
@@ -91,11 +95,13 @@ __all__ = [
     "Measurement",
     "Npy",
     "NpyRows",
+    "Npz",
     "SampleError",
     "Sequence",
     "ShmgenError",
     "SlotState",
     "Source",
+    "SourceField",
     "StartError",
     "Stats",
     "TooManyDamaged",
@@ -118,9 +124,11 @@ _HOMES = {
     "Measurement": "_tools.recommend",
     "Npy": "_sources.npy",
     "NpyRows": "_sources.npy_rows",
+    "Npz": "_sources.npz",
     "Sequence": "keras",
     "SlotState": "_engine.state",
     "Source": "_sources.base",
+    "SourceField": "_sources.source_field",
     "Stats": "_plan.stats",
     "Tuning": "_tools.tune",
     "Values": "_sources.values",

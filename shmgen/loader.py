@@ -39,7 +39,8 @@ from shmgen._sources.base import key_tables
 from shmgen._sources.ids import fingerprint
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._sources.sample_spec import dtype_text
-from shmgen._worker.assembler import BatchAssembler, FieldSpec
+from shmgen._worker.assembler import BatchAssembler
+from shmgen._worker.field_spec import FieldSpec
 from shmgen.errors import ClosedError, InputError
 from shmgen.options import Options, init_from
 
@@ -160,9 +161,10 @@ class Loader:
             seed=options.seed,
             tail=options.tail,
             shard=options.part,
+            weights=options.draws,
         )
         self._tail = options.tail
-        self._layout = Layout(self._spec.bind(), self._sampler.size(BatchId(0, 0)))
+        self._layout = Layout(self._spec.bind(options.transformed), self._sampler.size(BatchId(0, 0)))
         tables = key_tables(self._ids, self._spec.sources.values())
         assembler = _assembler(options, self._layout)
         self._passes = Passes(self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch)
@@ -293,7 +295,8 @@ class Loader:
         """Where another run would go on: behind the last batch that ``next`` returned.
 
         Flat, of what JSON knows: ``version``, ``order``, ``seed``, ``epoch``, ``consumed`` (samples of the epoch, of all ranks
-        together), ``samples``, ``ids`` (a hash), ``batch_size`` (of all ranks), ``shuffle``, ``tail``. Each rank has the same.
+        together), ``samples``, ``ids`` (a hash), ``batch_size`` (of all ranks), ``shuffle``, ``tail``, ``sample_weights`` (a
+        hash; empty where there are none). Each rank has the same.
 
         Examples:
             >>> loader = Loader(ids, labels, batch_size=4)
@@ -349,6 +352,7 @@ class Loader:
             seed=sampler.seed,
             shuffle=sampler.shuffle,
             tail=self._tail,
+            sample_weights=sampler.weights.fingerprint() if sampler.weights is not None else "",
             batch_size=sampler.batch_size,
             batches=sampler.batches,
         )
@@ -442,7 +446,7 @@ class _Epoch(Iterator[tuple[Any, ...]]):
 def _assembler(options: Options, layout: Layout) -> BatchAssembler:
     """What workers do for each batch."""
     fields = [
-        FieldSpec(field.name, field.shape, dtype_text(field.dtype), offset, field.row_bytes)
+        FieldSpec(field.name, field.shape, dtype_text(field.dtype), offset, field.row_bytes, *options.spec.rows[field.name])
         for field, offset in zip(layout.fields, layout.offsets, strict=True)
     ]
     return BatchAssembler(

@@ -15,6 +15,7 @@ from shmgen._checks import check_float, check_int
 from shmgen._engine.ranks import find_shard
 from shmgen._memory.status_page import MAX_READERS
 from shmgen._plan.sampler import ALONE, Shard, Tail
+from shmgen._plan.weighted import WeightTable
 from shmgen._sources.base import Source
 from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
@@ -22,6 +23,9 @@ from shmgen._sources.ids import kept
 from shmgen._sources.npy import Npy
 from shmgen._sources.ones import Ones
 from shmgen._sources.sample_spec import check_dtype, check_shape
+from shmgen._sources.sample_weights import weights_of
+from shmgen._sources.source_field import SourceField
+from shmgen._sources.values import Values
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,8 +35,11 @@ if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
     from numpy.typing import DTypeLike
 
-    Part: TypeAlias = Source | Mapping[Any, Any] | SupportsKeysAndGetItem[Any, Any] | Iterable[Any] | Callable[[Any], Any]
-    """A field of a batch: a source, or values as `Values` takes them, or a function; or a dict, tuple or list of fields."""
+    Part: TypeAlias = (
+        Source | SourceField | Mapping[Any, Any] | SupportsKeysAndGetItem[Any, Any] | Iterable[Any] | Callable[[Any], Any]
+    )
+    """A field of a batch: a source, one of its fields, values as `Values` takes them, or a function; or a dict, tuple or list of
+    these."""
 
 P = ParamSpec("P")
 OptionsT = TypeVar("OptionsT")
@@ -59,17 +66,24 @@ class DataOptions:
             See `Values`, and the attribute ``classes``.
         data_dir: the folder of the files, or its URL, as `Npy` takes it; ids may not lead out of it. None if ids are paths.
         dtype: of ``X``. By default that of the first sample. Files are cast to it if NumPy calls that cast "same_kind".
-        source: in place of files: a `Source`, or a function as `Function` takes it.
+        pad_value: what fills the rest of a row of ``X`` where a sample is smaller than ``dim`` says, along any axis; see `Npy`.
+        source: in place of files: a `Source`, one of its fields, or a function as `Function` takes it. Where it has several
+            fields, they are the inputs, a dict; or, if it is a tuple, and there are no labels and targets, ``(x, y)`` or ``(x, y,
+            weight)``.
         inputs: in place of everything that describes ``X``: a source, or a dict, tuple or list of sources. A mapping or array of
             values is taken as `Values` of it, and a function of the id as `Function` of it.
         targets: in place of ``labels``; the same kinds as for ``inputs``.
-        weights: of samples; the same kinds as for ``inputs``.
+        weights: of samples, for the loss; the same kinds as for ``inputs``.
+        sample_weights: how often each sample is drawn, beside the others: a number from 0 for each id, as `Values` takes them. An
+            epoch has as many samples as there are ids, and each comes as often as its weight says, rounded up or down by chance,
+            so some come several times, and others not at all. By default, each comes exactly once.
         transform: changes samples in the workers. With one unnamed input it is ``transform(x, rng)``: it changes ``x``, the
             input's row, in place, or returns a new one. With several inputs, or named ones, it is ``transform(sample, rng)``:
             ``sample`` is a dict of all rows by field, with the keys of ``inputs``, ``targets`` and ``weights``. Fields of a tuple
             are ``"X[0]"`` and so on, single ones ``"X"``, ``"y"``, ``"weights"``; a name used twice is ``"targets.mask"``, for
             example. Or a dict from field to a function of its row and ``rng``. ``rng`` is a `numpy.random.Generator` that depends
-            on ``seed``, the epoch, and the sample's position in the epoch.
+            on ``seed``, the epoch, and the sample's position in the epoch. Where ``dim`` says how large a row is, samples may be
+            larger, or vary in size: a transform gets them as they are, and returns a row, a random crop for instance.
         slots: batches that shared memory has room for, at least 2. By default 4, and up to 16 if batches are small. If shared
             memory is short there are fewer, which is logged.
         seed: of orders and random numbers, an int from 0.
@@ -98,10 +112,12 @@ class DataOptions:
     classes: Iterable[Any] | Literal["sorted"] | None = None
     data_dir: str | os.PathLike[str] | None = "data"
     dtype: DTypeLike | None = None
-    source: Source | Callable[..., Any] | None = None
+    pad_value: float | None = None
+    source: Source | SourceField | Callable[..., Any] | None = None
     inputs: Part | None = None
     targets: Part | None = None
     weights: Part | None = None
+    sample_weights: Values | Mapping[Any, float] | Iterable[float] | Callable[[Any], float] | None = None
     transform: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None
     slots: int | None = None
     seed: int = 0
@@ -114,6 +130,9 @@ class DataOptions:
 
     ids: Sequence[Any] = field(init=False)
     """``list_IDs``, out of reach of later changes."""
+
+    draws: WeightTable | None = field(init=False)
+    """``sample_weights``, ready to draw by."""
 
     part: Shard = field(init=False)
     """Which part of each batch this process gets."""
@@ -154,12 +173,19 @@ class DataOptions:
             raise InputError(
                 f"expected at least {fewest} ids, found {len(ids)}; give more, a smaller batch_size, or tail={other!r}"
             )
-        self._keep(list_IDs=ids, ids=ids)
-        targets = self._targets()
-        pads = self.tail == "pad" and targets is not None and self.weights is None
-        self._keep(spec=BatchSpec(self._inputs(), targets, Ones() if pads else self.weights, ids))
+        self._keep(list_IDs=ids, ids=ids, draws=self._draws(ids))
+        rest = Ones() if self.tail == "pad" else None
+        spec = BatchSpec(
+            self._inputs(), self._targets(), self.weights, ids, is_sample=self.source is not None, default_weights=rest
+        )
+        self._keep(spec=spec)
         transforms, sample_transform = self._split_transform()
         self._keep(transforms=transforms, sample_transform=sample_transform)
+
+    @property
+    def transformed(self) -> frozenset[str]:
+        """The fields that a transform changes, or may change."""
+        return frozenset(self.spec.sources if self.sample_transform is not None else self.transforms)
 
     def _keep(self, **checked: Any) -> None:
         """Put what was checked in the place of what was given: frozen is for everybody else."""
@@ -180,21 +206,32 @@ class DataOptions:
                 f"tail='keep': the last batch would have other rows on each of the {world} ranks; give 'drop', 'wrap' or 'pad'"
             )
 
+    def _draws(self, ids: Sequence[Any]) -> WeightTable | None:
+        """``sample_weights``, checked."""
+        if self.sample_weights is None:
+            return None
+        if not self.shuffle:
+            raise InputError("sample_weights: expected with shuffle=True, since samples are drawn by chance, found shuffle=False")
+        return WeightTable(weights_of(self.sample_weights, ids))
+
     def _inputs(self) -> Any:
         """``inputs``, or the only input, which the blog's terms describe."""
-        described = self.dim is not None or self.n_channels is not None or self.dtype is not None
+        described = any(one is not None for one in (self.dim, self.n_channels, self.dtype, self.pad_value))
         if self.inputs is not None:
             if self.source is not None or described:
                 raise InputError(
-                    "dim, n_channels, dtype and source describe the only input; where inputs is given, its sources do"
+                    "dim, n_channels, dtype, pad_value and source describe the only input; where inputs is given, its sources do"
                 )
             return self.inputs
         if self.source is None:
-            return Npy(self.data_dir, self.dim, self.n_channels, self.dtype)
-        if not isinstance(self.source, Source):
-            return Function(self.source, self.dim, self.n_channels, self.dtype)
+            return Npy(self.data_dir, self.dim, self.n_channels, self.dtype, pad_value=self.pad_value)
+        if not isinstance(self.source, Source | SourceField):
+            return Function(self.source, self.dim, self.n_channels, self.dtype, pad_value=self.pad_value)
         if described:
-            raise InputError(f"give dim, n_channels and dtype to {type(self.source).__name__} itself, as far as it takes them")
+            source = self.source if isinstance(self.source, Source) else self.source.source
+            raise InputError(
+                f"give dim, n_channels, dtype and pad_value to {type(source).__name__} itself, as far as it takes them"
+            )
         return self.source
 
     def _targets(self) -> Any:
@@ -209,13 +246,15 @@ class DataOptions:
 
     def _split_transform(self) -> tuple[dict[str, Callable[..., Any]], Callable[..., Any] | None]:
         """The functions of a field's row, by field, and that of a whole sample."""
-        names = list(self.spec.sources)
+        names = [name for name in self.spec.sources if not self.spec.measured(name)]
         if self.transform is None:
             return {}, None
         functions = self.transform.values() if isinstance(self.transform, Mapping) else [self.transform]
         if wrong := [function for function in functions if not callable(function)]:
             raise InputError(f"transform: expected a function, or a dict of functions by field, found {wrong[0]!r}")
         if callable(self.transform):
+            if self.spec.has_one_input and self.spec.measured(next(iter(self.spec.sources))):
+                raise InputError("transform: expected an input that is read, found one that is measured; pass a dict by field")
             return ({names[0]: self.transform}, None) if self.spec.has_one_input else ({}, self.transform)
         if unknown := self.transform.keys() - set(names):
             raise InputError(f"transform: expected fields {', '.join(map(repr, names))}, found {sorted(unknown)}")

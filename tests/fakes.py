@@ -31,7 +31,8 @@ from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule, State, Ticket
 from shmgen._sources.base import IDLE, UNKNOWN, row_of
 from shmgen._sources.batch_spec import BatchSpec
-from shmgen._worker.assembler import BatchAssembler, FieldSpec
+from shmgen._worker.assembler import BatchAssembler
+from shmgen._worker.field_spec import FieldSpec
 from shmgen._worker.readers import EPOCH, POSITION, ROWS, SAMPLES
 from shmgen.errors import ClosedError, SampleError, WorkerDied
 

@@ -145,7 +145,7 @@ def costly(cost: Callable[[], None]) -> RawSource:
         shape = ()
         dtype = "|u1"
 
-        def fill(self, ids: Sequence[object], rows: memoryview) -> None:  # type: ignore[override]
+        def fill(self, ids: Sequence[object], rows: memoryview) -> None:
             pay = FunctionType(code, {"time": clock, "COST": COST})
             for self.rows_begun[0], _ in enumerate(ids, 1):
                 pay()

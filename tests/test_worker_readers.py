@@ -25,7 +25,8 @@ from shmgen._sources.base import IDLE, UNKNOWN
 from shmgen._sources.packed_ids import PackedIds
 from shmgen._sources.rng import own_random_state
 from shmgen._worker import protocol
-from shmgen._worker.assembler import BatchAssembler, FieldSpec
+from shmgen._worker.assembler import BatchAssembler
+from shmgen._worker.field_spec import FieldSpec
 from shmgen._worker.protocol import FAILED, LOGGED, REPORT, UNABLE
 from shmgen._worker.readers import LONG, SELDOM, Descriptors, Readers
 
@@ -506,7 +507,8 @@ from shmgen import Source
 from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import READERS, READS, ROW, TICKET, StatusPage
 from shmgen._sources.packed_ids import PackedIds
-from shmgen._worker.assembler import BatchAssembler, FieldSpec
+from shmgen._worker.assembler import BatchAssembler
+from shmgen._worker.field_spec import FieldSpec
 from shmgen._worker.protocol import REPORT, TICKET as RECORD
 from shmgen._worker.readers import SAMPLES, Descriptors, Readers
 

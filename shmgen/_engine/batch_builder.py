@@ -59,7 +59,7 @@ class BatchBuilder:
         self._padding = padding
         self._weights = spec.weights
         self._filled_here = [(n, source) for n, source in enumerate(spec.sources.values()) if source.in_main_process]
-        self._sources = [source for source in spec.sources.values() if not source.in_main_process]
+        self._sources = spec.read_sources
         # For batches read ahead, if the sources can tell: the version of their files when they were read, or the pass.
         self._can_tell = any(type(source).version is not Source.version for source in self._sources)
         self._read: dict[BatchId, object] = {}

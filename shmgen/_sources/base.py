@@ -5,14 +5,17 @@ A worker imports this module, so NumPy is imported only where a source needs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from shmgen._sources.sample_spec import ANY, SampleSpec
 from shmgen.errors import FormatError, FunctionError, InputError, SampleError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import DTypeLike
+
+    from shmgen._sources.source_field import Measure, SourceField
 
 
 NO_CLASSES = "n_classes and classes are for labels that are values; give them to the Values among targets"
@@ -29,14 +32,38 @@ def row_of(begun: int) -> int | None:
     return None if begun in (IDLE, UNKNOWN) else begun - 1
 
 
+class _Measured:
+    """An attribute of a source of one field that is the `SourceField` of this name. A subclass may have another of that name."""
+
+    def __set_name__(self, owner: type, name: Measure) -> None:
+        self._name: Measure = name
+
+    def __get__(self, source: Source | None, owner: type) -> SourceField:
+        if source is None:
+            raise AttributeError(f"{owner.__name__} itself has no {self._name}; an instance has")
+        from shmgen._sources.source_field import SourceField  # late: workers don't need it
+
+        return SourceField(source, measure=self._name)
+
+
 class Source:
-    """Fills one field of a batch, row by row. Subclass it to read what shmgen has no source for.
+    """Fills a field of a batch, row by row, or several at once. Subclass it to read what shmgen has no source for.
 
     A loader works on a copy, which it binds in the main process, sends to each worker, and opens there.
+
+    ``source[key]`` is one of its fields; ``source`` itself is all of them, as a dict, or as a tuple if their keys are 0, 1, ...
+    Given twice to a loader, a source reads a sample once all the same. ``source.length`` and ``source.mask`` are fields that say
+    how much of a padded row is the sample's; see `SourceField`.
 
     Attributes:
         shape: of one sample's row; set by `bind` at the latest.
         dtype: of a row; set by `bind` at the latest.
+        fields: shape and dtype by key, in place of these two, where there are several fields; set by `bind` at the latest.
+        given: what the user says of a row, and with it what rows are padded with.
+        varies: whether samples may have other shapes than a row, because a transform makes rows of them, or they are padded; set
+            before `bind`, which may set it to False.
+        draws: whether `read` draws random numbers from `rng`.
+        rng: the `numpy.random.Generator` of the sample that is being read, the one that a transform gets; only if ``draws``.
         classes: the names of the classes that a row's numbers mean, in the order of these numbers; None where they mean none.
         field_name: what errors call the field; set before `bind`.
         keys: what `fill` and `read` get in place of ids, one for each sample: a range, or an array of ints. Set by `bind`, where
@@ -61,10 +88,27 @@ class Source:
         >>> (X,) = loader.batch(0)
         >>> X.shape
         (4, 3)
+
+        One that fills two fields:
+
+        >>> class Pairs(Source):
+        ...     fields = {"image": ((4, 3), "float32"), "label": ((), "int64")}
+        ...
+        ...     def read(self, id, rows):
+        ...         rows["image"][:] = rows["label"][...] = id
+        >>> pairs = Pairs()
+        >>> loader = Loader(range(8), inputs=pairs["image"], targets=pairs["label"], batch_size=4, shuffle=False)
+        >>> loader.batch(0)[1]
+        array([0, 1, 2, 3])
     """
 
     shape: tuple[int, ...]
     dtype: DTypeLike
+    fields: Mapping[Any, tuple[tuple[int, ...], DTypeLike]] | None = None
+    given: SampleSpec = ANY
+    varies: bool = False
+    draws: bool = False
+    rng: np.random.Generator
     classes: tuple[Any, ...] | None = None
     field_name = "X"
     keys: Any = None
@@ -74,20 +118,60 @@ class Source:
     io_waits: bool = False
     rows_begun: Any = [0]  # noqa: RUF012 # the assembler replaces it before `open`
 
+    length = _Measured()
+    mask = _Measured()
+
+    def __getitem__(self, key: Hashable) -> SourceField:
+        from shmgen._sources.source_field import SourceField
+
+        return SourceField(self, key)
+
+    __iter__ = None  # so that nobody takes it for a list of fields
+
+    def field(
+        self,
+        key: Hashable,
+        dim: int | Iterable[int] | None = None,
+        n_channels: int | None = None,
+        dtype: DTypeLike | None = None,
+        *,
+        pad_value: float | None = None,
+    ) -> SourceField:
+        """``source[key]``, with what `Npy` takes to describe rows; what is left out is taken from the first sample.
+
+        Raises:
+            InputError: an argument describes no rows.
+        """
+        from shmgen._sources.source_field import SourceField
+
+        return SourceField(self, key, SampleSpec.checked(dim, n_channels, dtype, pad_value))
+
+    def find_fields(self, ids: Sequence[Any]) -> None:
+        """Set `fields`, if there are several, in the main process; called before `bind` where the keys must be known."""
+
     def bind(self, ids: Sequence[Any]) -> None:
         """Look at the ids, once, in the main process: for what has to be read to know `shape` and `dtype`."""
 
     def open(self) -> None:
         """Get ready to read: open the file, connect to the database. Called once by each reader, on a shallow copy of its own."""
 
-    def read(self, id: Any, row: np.ndarray) -> None:
-        """Fill ``row``, an array of `shape` and `dtype` in shared memory, with sample ``id``. What is left out stays 0."""
+    def read(self, id: Any, row: Any) -> Any:
+        """Fill ``row``, an array of `shape` and `dtype` in shared memory, with sample ``id``, or return the sample.
+
+        With several fields, ``row`` is a dict of their rows by key, and what is returned a dict (or tuple) of their samples. What
+        is left out of a row stays 0. A sample that is returned may have another shape, if a transform makes a row of it, or it is
+        padded.
+        """
         raise NotImplementedError
 
-    def fill(self, ids: Sequence[Any], rows: np.ndarray) -> None:
+    def fill(self, ids: Sequence[Any], rows: Any) -> list[int] | None:
         """Fill ``rows``, of shape ``(len(ids), *shape)``, with the samples ``ids``. What is left out stays 0.
 
-        Override it where many rows are read faster at once than one by one. Random numbers are then not drawn for each sample.
+        With several fields, ``rows`` is a dict of such arrays by key. Override it where many rows are read faster at once than
+        one by one. Random numbers are then not drawn for each sample.
+
+        Returns:
+            The numbers of rows that it left to `read`, since their samples have other shapes; None if there are none.
         """
         raise NotImplementedError
 
@@ -125,7 +209,7 @@ class Source:
     @property
     def may_leave_out(self) -> bool:
         """Whether it may fill only a part of a row, so that rows must be cleared before. shmgen's own sources fill whole rows."""
-        does = "read" if self.reads_one_by_one else "fill"
+        does = "read" if type(self).fill is Source.fill else "fill"
         written_by = next(cls for cls in type(self).__mro__ if does in vars(cls))
         return not written_by.__module__.startswith("shmgen.")
 

@@ -16,16 +16,17 @@ from threading import Semaphore
 from typing import TYPE_CHECKING, Any
 
 from shmgen._sources.base import RawSource, row_of
+from shmgen._sources.folder import FolderSource
 from shmgen._sources.npy_format import (
     LONGEST,
     OPEN_FLAGS,
     File,
     Header,
     explain,
-    file_versions,
     read_header,
     read_header_of,
     read_whole,
+    require_data,
 )
 from shmgen._sources.sample_spec import SampleSpec
 from shmgen.errors import FormatError, SampleError
@@ -33,6 +34,7 @@ from shmgen.errors import FormatError, SampleError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import DTypeLike
 
     from shmgen._sources.remote import Body, Remote
@@ -44,11 +46,18 @@ FILES_AHEAD = 16
 LARGEST_ELEMENT = 32
 """Bytes of the largest number that NumPy knows."""
 
+OF_ANOTHER_SHAPE = (
+    "; dim and n_channels say what is expected, and left out they are the first file's. Where files vary in size, give dim, and "
+    "a transform that makes rows of them, or a pad_value"
+)
+
+CHANGED = "expected a file that does not change while it is read, found one that was written to meanwhile"
+
 _spare = Semaphore(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 """How many files all readers of this process may open ahead: so none of them lacks a descriptor for the file that it is at."""
 
 
-class Npy(RawSource):
+class Npy(FolderSource, RawSource):
     """The files ``<folder>/<id>.npy``, one a sample; an id may name a sub-folder, as ``cats/001`` does.
 
     Args:
@@ -58,9 +67,14 @@ class Npy(RawSource):
         n_channels: size of the last axis. Where it is 1, a file of shape ``dim`` is taken, too.
         dtype: of a row; files are cast to it where NumPy calls that "same_kind". It must be given if it is one of ml_dtypes, such
             as bfloat16: a file only says how many bytes these have.
+        pad_value: what fills the rest of a row where a file's array is smaller along any axis: sequences of several lengths, for
+            example. ``dim`` must be given, and is the whole shape of a row if ``n_channels`` is left out. ``length`` and ``mask``
+            are then fields that say how much of a row is the file's.
         storage_options: of a URL: ``headers`` and ``timeout`` in seconds for https; what s3fs, gcsfs and so on take for others.
         cache: of a URL: a folder on a local disk, in which files are kept. They are taken to be the same for ever.
         cache_bytes: that files take there, at most; those that were not used for the longest time go first.
+
+    Files may have other shapes than ``dim`` says if the field has a transform that makes rows of them, by a random crop, say.
 
     What is left out is taken from the first file. With ``dim`` and ``n_channels`` both left out, a row has the file's own shape.
 
@@ -75,9 +89,15 @@ class Npy(RawSource):
         >>> X, y = loader.batch(0)
         >>> X.shape, X.dtype
         ((4, 4, 3, 1), dtype('float32'))
-    """
 
-    concurrent = True
+        Padded, and how much of each row is not padding:
+
+        >>> padded = Npy("data", dim=(6, 3), pad_value=-1)
+        >>> loader = Loader(ids, inputs={"x": padded, "length": padded.length}, batch_size=4)
+        >>> (inputs,) = loader.batch(0)
+        >>> inputs["x"].shape, inputs["length"]
+        ((4, 6, 3), array([4, 4, 4, 4]))
+    """
 
     def __init__(
         self,
@@ -86,16 +106,13 @@ class Npy(RawSource):
         n_channels: int | None = None,
         dtype: DTypeLike | None = None,
         *,
+        pad_value: float | None = None,
         storage_options: Mapping[str, Any] | None = None,
         cache: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
     ) -> None:
-        from shmgen._sources.remote import remote
-
-        self._remote = remote(folder, storage_options, cache, cache_bytes)
-        self.folder = os.path.abspath(folder or "") if self._remote is None else str(folder)
-        self._ids_are_paths = folder is None
-        self._given = SampleSpec.checked(dim, n_channels, dtype)
+        super().__init__(folder, storage_options, cache, cache_bytes)
+        self.given = SampleSpec.checked(dim, n_channels, dtype, pad_value)
 
     def bind(self, ids: Sequence[object]) -> None:
         """Read the first file's header: it says what was left out.
@@ -104,75 +121,66 @@ class Npy(RawSource):
             InputError: an id leads out of the folder.
             SampleError: it can't be read, or contradicts what was given.
         """
-        from shmgen._sources.ids import as_ints, refuse_ways_out  # late: workers don't need it
-
-        if not self._ids_are_paths and as_ints(ids) is None:  # the text of an int leads nowhere
-            refuse_ways_out(ids, self.folder, "data_dir=None, or Npy(None)")
-        if self._remote is not None:
-            self._remote.prepare()
+        self._prepare(ids)
         first = ids[0]
         try:
             header, raw = self._header(first)
-            header = header.reinterpreted(self._given.dtype)
-            self._row = self._given.row(header.shape, header.dtype)
+            header = header.reinterpreted(self.given.dtype)
+            self._row = self.given.row(header.shape, header.dtype, varies=self.varies)
             self._check(header)
         except (OSError, ValueError, FormatError) as error:
-            raise SampleError(first, self.path(first), explain(error) + self._meant(first, error)) from None
+            raise self._unreadable_first(first, error) from None
         finally:
-            if self._remote is not None:
-                self._remote.store.close()
+            self._settle()
         self.shape, self.dtype, self.row_bytes = self._row.shape, self._row.dtype, self._row.row_bytes
+        self.varies = self._row.varies
+        self._singly = not self._fits(header)
         # The header of files whose data are a row's bytes, unchanged; None until there was such a file.
-        self._plain = raw if self._is_plain(header) else None
-
-    def open(self) -> None:
-        if self._remote is not None:
-            self._remote = self._remote.for_reader()
+        self._plain = raw if self._fits(header) and self._is_plain(header) else None
 
     def _header(self, id: object) -> tuple[Header, bytes]:
         if self._remote is None:
             return read_header_of(self.path(id))
         return self._remote.header(*self._names([id]))[:2]
 
-    def _meant(self, id: object, error: Exception) -> str:
-        """A guess at what was meant by an id whose file is not there."""
-        if not isinstance(error, FileNotFoundError):
-            return ""
-        if self._ids_are_paths and "://" in str(id):
-            return "; ids are no URLs: pass the URL of the folder as data_dir, and what follows it as ids"
-        from shmgen._sources.suggest import for_missing_file
+    @property
+    def reads_one_by_one(self) -> bool:
+        # Once a file did not fit its row, there will be more: each is then read once, and one is held in memory at a time.
+        return self._singly
 
-        return for_missing_file(id, self.path, None if self._ids_are_paths else self.folder)
+    def read(self, id: object, row: np.ndarray) -> np.ndarray:
+        """The array of sample ``id``, of its own shape and dtype.
 
-    def path(self, id: object) -> str:
-        """The file of sample ``id``: its path, or its URL."""
-        if self._remote is not None:
-            return self._remote.store.place(*self._names([id]))
-        return os.path.join(self.folder, *self._names([id]))
+        Raises:
+            SampleError: it can't be read; it names the file, what was expected and what was found.
+        """
+        try:
+            if self._remote is not None:
+                return self._array(memoryview(self._load(id)))
+            fd = os.open(self.path(id), OPEN_FLAGS)
+            try:
+                return self._array(fd)
+            finally:
+                os.close(fd)
+        except (OSError, ValueError, FormatError) as error:
+            raise SampleError(id, self.path(id), explain(error)) from None
 
-    def _names(self, ids: Sequence[object]) -> list[str]:
-        """The files of ``ids``, as paths from the folder."""
-        if self._ids_are_paths:
-            return [path if path.endswith(".npy") else f"{path}.npy" for path in map(str, ids)]
-        return [f"{id}.npy" for id in ids]
-
-    def place(self, id: object) -> str:
-        return self.path(id)
-
-    def fill(self, ids: Sequence[object], rows: memoryview) -> None:  # type: ignore[override]
-        """Read the samples ``ids`` into ``rows``, which is as many rows' bytes.
+    def fill(self, ids: Sequence[object], rows: memoryview) -> list[int] | None:
+        """Read the samples ``ids`` into ``rows``, which is as many rows' bytes; returns the numbers of those of other shapes.
 
         Raises:
             SampleError: one can't be read; it names the file, what was expected and what was found.
         """
         folder = -1
+        self._left: list[int] = []
         try:
             if self._remote is not None:
                 self._fetch(self._remote, self._names(ids), rows)
-                return
+                return self._left
             # With its descriptor the kernel need not look up the folder for every file.
             folder = os.open(self.folder, os.O_PATH | os.O_CLOEXEC)
             (self._read_ahead if self.io_waits else self._read_in_turn)(self._names(ids), folder, rows)
+            return self._left
         except (OSError, ValueError, FormatError) as error:
             id = ids[row_of(self.rows_begun[0]) or 0]
             raise SampleError(id, self.path(id), explain(error)) from None
@@ -253,18 +261,6 @@ class Npy(RawSource):
         """More bytes than any file has whose array is a row."""
         return LONGEST + LARGEST_ELEMENT * math.prod(self.shape)
 
-    def version(self, ids: Sequence[object]) -> object:
-        if self._remote is not None:
-            return None  # it would take a request a sample
-        try:
-            folder = os.open(self.folder, os.O_PATH | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            return file_versions(self._names(ids), folder)
-        finally:
-            os.close(folder)
-
     def _expected(self) -> tuple[bytes, bytearray, int]:
         """The header of a plain file, room for the header that is found, and the bytes of header and row; -1 if not known."""
         if self._plain is None:
@@ -277,11 +273,15 @@ class Npy(RawSource):
         header, raw = read_header(file)
         header = header.reinterpreted(self._row.dtype)
         self._check(header)
+        if not self._fits(header):
+            self._left.append(self.rows_begun[0] - 1)
+            self._singly = True
+            return
         is_plain = self._is_plain(header)
         data = row if is_plain else memoryview(bytearray(header.data_bytes))
         read_whole(file, data, header.size)
         if _written(file) != before:
-            raise FormatError("expected a file that does not change while it is read, found one that was written to meanwhile")
+            raise FormatError(CHANGED)
         if is_plain:
             self._plain = raw
             return
@@ -289,6 +289,25 @@ class Npy(RawSource):
 
         array = np.ndarray(header.shape, header.dtype, data, order="F" if header.fortran else "C")
         np.copyto(np.ndarray(self.shape, self._row.numpy_dtype, row), array.reshape(self.shape), casting="same_kind")
+
+    def _array(self, file: File) -> np.ndarray:
+        """The array of a file."""
+        import numpy as np
+
+        before = _written(file)
+        header, _ = read_header(file)
+        header = header.reinterpreted(self._row.dtype)
+        self._check(header)
+        require_data(os.fstat(file).st_size if isinstance(file, int) else len(file), header.size + header.data_bytes)
+        data = np.empty(header.data_bytes, np.uint8)
+        read_whole(file, data.data, header.size)
+        if _written(file) != before:
+            raise FormatError(CHANGED)
+        return np.ndarray(header.shape, header.dtype, data, order="F" if header.fortran else "C")
+
+    def _fits(self, header: Header) -> bool:
+        """Whether the file's array has the shape of a row."""
+        return header.shape in self._row.shapes
 
     def _is_plain(self, header: Header) -> bool:
         """Whether the file's data are a row's bytes, unchanged."""
@@ -298,7 +317,7 @@ class Npy(RawSource):
         self._row.check(
             header.shape,
             header.dtype,
-            shape_remedy="; dim and n_channels say what is expected, and left out they are the first file's",
+            shape_remedy=OF_ANOTHER_SHAPE,
             dtype_remedy="; pass the dtype that the files have, or convert them",
         )
 

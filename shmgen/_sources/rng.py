@@ -15,10 +15,15 @@ class SampleRng:
     """Random numbers that depend on the seed, the epoch and a sample's position in it; not on which worker draws them, or when.
 
     The global generators of `random` and `numpy.random` are seeded for each sample too, so this also holds for what they draw.
+
+    Args:
+        seed: of all of them.
+        outside: whether it is for what many do at once: these numbers are others, and the global generators are left alone.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, outside: bool = False) -> None:
         self._seed = seed
+        self._outside = outside
         self._seed_sequence = SampleSeedSequence()
         self._rng = np.random.Generator(np.random.PCG64(self._seed_sequence))  # type: ignore[arg-type]
         self._key: tuple[int, np.ndarray] = (-1, np.zeros(2, np.uint64))
@@ -26,7 +31,7 @@ class SampleRng:
     def for_samples(self, epoch: int, position: int, count: int) -> Iterator[np.random.Generator]:
         """A generator for each of ``count`` samples, the first at ``position`` in the epoch; valid until the next is taken."""
         if self._key[0] != epoch:
-            self._key = epoch, np.random.SeedSequence([self._seed, epoch]).generate_state(2, np.uint64)
+            self._key = epoch, np.random.SeedSequence([self._seed, epoch, *[1] * self._outside]).generate_state(2, np.uint64)
         # Philox is a counter: its words for a position do not depend on where it begins. Each sample gets four.
         words = np.random.Philox(key=self._key[1], counter=position).random_raw(4 * count).tolist()
         bits, seed_sequence = self._rng.bit_generator, self._seed_sequence
@@ -37,8 +42,9 @@ class SampleRng:
             state["state"] = {"state": high << 64 | low, "inc": stream << 64 | other | 1}
             bits.state = state
             seed_sequence.words, seed_sequence.children = (high, low, stream, other), 0
-            seed_numpy(stream & 0xFFFFFFFF)
-            seed_python(other)
+            if not self._outside:
+                seed_numpy(stream & 0xFFFFFFFF)
+                seed_python(other)
             yield self._rng
 
 

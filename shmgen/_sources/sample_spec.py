@@ -6,6 +6,7 @@ A worker imports this module, so NumPy is imported only where a dtype or an arra
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
@@ -28,36 +29,62 @@ class SampleSpec(NamedTuple):
         dim: shape of a sample without its channels.
         n_channels: size of the last axis. Where it is 1, a sample of shape ``dim`` fits, too.
         dtype: of a row, as text: see `dtype_text`. Samples are cast to it where NumPy calls that "same_kind".
+        pad_value: what fills the rest of a row where a sample is smaller. None: such a sample does not fit. Otherwise ``dim`` is
+            given, and where ``n_channels`` is not, it is the whole shape of a row.
     """
 
     dim: tuple[int, ...] | None = None
     n_channels: int | None = None
     dtype: str | None = None
+    pad_value: float | None = None
 
     @classmethod
-    def checked(cls, dim: int | Iterable[int] | None, n_channels: SupportsIndex | None, dtype: DTypeLike | None) -> Self:
+    def checked(
+        cls,
+        dim: int | Iterable[int] | None,
+        n_channels: SupportsIndex | None,
+        dtype: DTypeLike | None,
+        pad_value: float | None = None,
+    ) -> Self:
         """The arguments of these names.
 
         Raises:
-            InputError: one is no shape, no size from 1, or no dtype of numbers.
+            InputError: one is no shape, no size from 1, no dtype of numbers, or no number.
         """
         checked_dtype = check_dtype(dtype)
         return cls(
             check_shape(dim),
             None if n_channels is None else check_int(n_channels, "n_channels", 1),
             None if checked_dtype is None else dtype_text(checked_dtype),
+            check_pad_value(pad_value, dim),
         )
 
-    def row(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> RowSpec:
+    @property
+    def is_complete(self) -> bool:
+        """Whether it says all of a row, so that no sample has to be looked at."""
+        has_shape = self.dim is not None and (self.n_channels is not None or self.pad_value is not None)
+        return has_shape and self.dtype is not None
+
+    def row(self, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, varies: bool = False) -> RowSpec:
         """What a row is, where the first sample has this shape and dtype. Whether that sample fits is not checked.
+
+        Args:
+            shape: of the first sample.
+            dtype: of the first sample.
+            varies: whether something makes rows of samples of other shapes: then ``dim`` alone says how large a row is.
 
         Raises:
             FormatError: no row can be made of such a sample, or its number of channels contradicts what is given.
         """
-        dim, n_channels, row_dtype = self
-        if 0 in shape:
+        dim, n_channels, row_dtype, pad_value = self
+        varies = varies and dim is not None
+        if 0 in shape and not varies:
             raise FormatError(f"expected a sample of at least one element, found shape {shape}")
-        if dim is None and n_channels is None:
+        if dim is not None and varies:
+            row_shape = bare_shape = self._varied(dim, shape)
+            if row_shape[-1:] == (1,) and pad_value is None:
+                bare_shape = row_shape[:-1]
+        elif dim is None and n_channels is None:
             row_shape = bare_shape = shape
         else:
             if dim is None:
@@ -76,7 +103,21 @@ class SampleSpec(NamedTuple):
         if row_dtype is None:
             check_numbers(dtype)
             row_dtype = dtype_text(dtype.newbyteorder("="))
-        return RowSpec(row_shape, bare_shape, row_dtype)
+        return RowSpec(row_shape, bare_shape, row_dtype, varies)
+
+    def _varied(self, dim: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a row, where the first sample, of this shape, need not have it."""
+        if self.n_channels is not None:
+            return (*dim, self.n_channels)
+        if self.pad_value is not None:
+            return dim
+        if len(shape) not in (len(dim), len(dim) + 1):
+            raise FormatError(f"expected n_channels beside dim={dim}, since a sample has another number of axes: shape {shape}")
+        return (*dim, shape[-1] if len(shape) > len(dim) else 1)
+
+
+ANY = SampleSpec()
+"""Nothing is said: all is as in the first sample."""
 
 
 class RowSpec(NamedTuple):
@@ -86,11 +127,13 @@ class RowSpec(NamedTuple):
         shape: of a row.
         bare_shape: of another sample that fits: the shape of a row without its only channel, or the same.
         dtype: of a row, in native byte order, as text: see `dtype_text`.
+        varies: whether samples of other shapes may be found, of which something makes rows.
     """
 
     shape: tuple[int, ...]
     bare_shape: tuple[int, ...]
     dtype: str
+    varies: bool = False
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -108,23 +151,83 @@ class RowSpec(NamedTuple):
     def check(
         self, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, shape_remedy: str = "", dtype_remedy: str = ""
     ) -> None:
-        """Make sure that a sample of this shape and dtype fits.
+        """Make sure that a sample of this shape and dtype fits; of whatever shape, if samples vary.
 
         Raises:
             FormatError: it does not; the text ends in the remedy.
         """
-        if shape not in self.shapes:
+        if shape not in self.shapes and not self.varies:
             raise FormatError(_wrong_shape(self.shapes, shape) + shape_remedy)
         if not can_cast(dtype, self.numpy_dtype):
             raise FormatError(_wrong_dtype(self.numpy_dtype, dtype) + dtype_remedy)
 
 
-def write_row(row: np.ndarray, value: Any) -> None:
+class ShapeError(FormatError):
+    """Something does not have the shape that was expected."""
+
+
+def write_row(
+    row: np.ndarray, value: Any, *, pad_value: float | None = None, shape_remedy: str = "", dtype_remedy: str = ""
+) -> tuple[int, ...]:
     """Write into ``row`` what a function returned for it.
 
+    Args:
+        row: what is written to.
+        value: an array of the row's shape, or of that without a last axis of size 1; a smaller one, if there is a ``pad_value``.
+        pad_value: what fills the rest of the row.
+        shape_remedy: what an error of its shape ends in.
+        dtype_remedy: what an error of its dtype ends in, with ``{found}`` in place of the dtype that was found.
+
+    Returns:
+        How much of the row is the value's, along each axis.
+
     Raises:
-        FormatError: it has another shape, or a dtype whose cast would lose more than precision.
+        ShapeError: it has another shape.
+        FormatError: it has a dtype whose cast would lose more than precision.
     """
+    import numpy as np
+
+    if isinstance(value, np.ndarray) and value.shape == row.shape and value.dtype == row.dtype:  # which costs least
+        row[...] = value
+        return row.shape
+    array = _array(row, value)
+    if array.shape != row.shape:
+        is_smaller = array.ndim == row.ndim and all(map(operator.le, array.shape, row.shape))
+        if pad_value is None:
+            bare_shape = row.shape[:-1] if row.shape[-1:] == (1,) else row.shape
+            raise ShapeError(_wrong_shape((row.shape, bare_shape), np.shape(value)) + shape_remedy)
+        if not is_smaller:
+            axes = f"{row.ndim} {'axis' if row.ndim == 1 else 'axes'}"
+            raise ShapeError(f"expected shape {row.shape}, or a smaller one of {axes}, found {array.shape}{shape_remedy}")
+    array = _castable(row, array, dtype_remedy)
+    if array.shape != row.shape:
+        if np.may_share_memory(array, row):
+            array = array.copy()
+        row[...] = pad_value
+    row[tuple(map(slice, array.shape))] = array
+    return array.shape
+
+
+def sample_for(row: np.ndarray, value: Any, *, own: bool, dtype_remedy: str = "") -> np.ndarray:
+    """``value``, a sample that does not have the shape of ``row``, as an array of its dtype that a function may change.
+
+    Args:
+        row: what it is for.
+        value: an array.
+        own: whether nobody else holds it, so that it need not be copied.
+        dtype_remedy: what an error of its dtype ends in, with ``{found}`` in place of the dtype that was found.
+
+    Raises:
+        FormatError: it has a dtype whose cast would lose more than precision.
+    """
+    import numpy as np
+
+    array = _castable(row, _array(row, value), dtype_remedy)
+    return array if own and array.flags.writeable and array.dtype == row.dtype else np.array(array, row.dtype)
+
+
+def _array(row: np.ndarray, value: Any) -> np.ndarray:
+    """``value`` as an array; with an axis of one channel if ``row`` has it."""
     import numpy as np
 
     array = np.asarray(value)
@@ -134,16 +237,17 @@ def write_row(row: np.ndarray, value: Any) -> None:
         if array.size and (array.min() < bounds.min or array.max() > bounds.max):
             raise FormatError(f"expected numbers from {bounds.min} to {bounds.max}, found {array.min()} to {array.max()}")
         array = array.astype(row.dtype)
-    if array.shape != row.shape:
-        if (*array.shape, 1) != row.shape:
-            bare_shape = row.shape[:-1] if row.shape[-1:] == (1,) else row.shape
-            raise FormatError(_wrong_shape((row.shape, bare_shape), array.shape))
-        array = array[..., None]
-    if not np.can_cast(array.dtype, row.dtype, "same_kind"):
-        if reinterpreted(array.dtype, row.dtype) != row.dtype:
-            raise FormatError(_wrong_dtype(row.dtype, array.dtype))
-        array = array.view(row.dtype)
-    row[...] = array
+    return array[..., None] if array.ndim == row.ndim - 1 and row.shape[-1] == 1 else array
+
+
+def _castable(row: np.ndarray, array: np.ndarray, dtype_remedy: str) -> np.ndarray:
+    import numpy as np
+
+    if np.can_cast(array.dtype, row.dtype, "same_kind"):
+        return array
+    if reinterpreted(array.dtype, row.dtype) != row.dtype:
+        raise FormatError(_wrong_dtype(row.dtype, array.dtype) + dtype_remedy.format(found=array.dtype))
+    return array.view(row.dtype)
 
 
 def _wrong_shape(shapes: Iterable[tuple[int, ...]], found: tuple[int, ...]) -> str:
@@ -159,6 +263,18 @@ def check_shape(dim: int | Iterable[int] | None) -> tuple[int, ...] | None:
     if dim is None:
         return None
     return tuple(check_int(size, "dim", 1) for size in (dim if isinstance(dim, Iterable) else (dim,)))
+
+
+def check_pad_value(pad_value: float | None, dim: object) -> float | None:
+    """``pad_value``, a number, or None."""
+    if pad_value is None:
+        return None
+    if dim is None:
+        raise InputError("pad_value: expected with dim, which says how large the padded rows are")
+    number = pad_value.item() if hasattr(pad_value, "item") else pad_value  # of NumPy
+    if not isinstance(number, int | float):
+        raise InputError(f"pad_value: expected a number, found {pad_value!r}")
+    return number
 
 
 def check_dtype(dtype: DTypeLike | None) -> np.dtype[np.generic] | None:

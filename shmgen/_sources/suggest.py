@@ -46,6 +46,8 @@ class FileKind(NamedTuple):
 
 NPY = FileKind((".npy",), ".npy files")
 
+NPZ = FileKind((".npz",), ".npz files")
+
 IMAGES = FileKind((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"), "images")
 
 
@@ -157,6 +159,8 @@ def _remedy_for(name: str) -> str:
     """How a file is read that is not of the kind that was asked for."""
     if NPY.has(name):
         return "of .npy files the source is Npy(folder)"
+    if NPZ.has(name):
+        return "of .npz files the source is Npz(folder)"
     if IMAGES.has(name):
         return "of images the source is Images(folder, size=(height, width))"
     return "for files of another format pass source=, a function that reads the file of an id"

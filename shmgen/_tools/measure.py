@@ -17,8 +17,8 @@ import psutil
 
 from shmgen._memory.limits import available
 from shmgen._plan.order import Order
+from shmgen._sources.folder import FolderSource
 from shmgen._sources.ids import Subset
-from shmgen._sources.npy import Npy
 from shmgen._sources.npy_format import OPEN_FLAGS
 from shmgen._sources.npy_rows import NpyRows
 from shmgen._tools.recommend import Measurement
@@ -62,14 +62,14 @@ def read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Subse
 
 
 def _files(loader: Loader, ids: Sequence[Any]) -> list[str] | None:
-    """The ``.npy`` files that a loader reads for ``ids``; None if it calls functions or other code, whose files are not known."""
+    """The files that a loader reads for ``ids``; None if it calls functions or other code, whose files are not known."""
     files: list[str] = []
-    for source in loader._spec.sources.values():
-        if isinstance(source, Npy):
+    for source in loader._spec.read_sources:
+        if isinstance(source, FolderSource):
             files += map(source.path, ids)
         elif isinstance(source, NpyRows):
             files.append(source.file)
-        elif not source.in_main_process:
+        else:
             return None
     return files or None
 

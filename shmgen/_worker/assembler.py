@@ -5,19 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy, deepcopy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import nullcontext
+from copy import copy
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
 
 from shmgen._memory.limit_errors import note
 from shmgen._memory.status_page import FUNCTION, ROW, TURN
 from shmgen._sources.base import IDLE, UNKNOWN, RawSource, Source, error_text, function_error, row_of
-from shmgen._sources.sample_spec import dtype_of, write_row
-from shmgen.errors import FormatError, SampleError, StartError
+from shmgen._sources.sample_spec import dtype_of
+from shmgen._worker.field_spec import FieldSpec, Reading, Step, readings_of
+from shmgen.errors import SampleError, StartError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from shmgen._sources.rng import SampleRng
+    from shmgen._worker.sample_assembler import SampleAssembler
 
 
 class Task:
@@ -59,24 +63,6 @@ class Task:
         return self._found[table]
 
 
-class FieldSpec(NamedTuple):
-    """Where the rows of one field are, and what they are.
-
-    Attributes:
-        name: of the field.
-        shape: of a row.
-        dtype: of a row, as text, since most workers need no NumPy.
-        offset: where the field begins in a slot, in bytes.
-        row_bytes: bytes of a row.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    offset: int
-    row_bytes: int
-
-
 class BatchAssembler:
     """Fills the rows of tasks.
 
@@ -106,25 +92,29 @@ class BatchAssembler:
         sample_transform: Callable[..., Any] | None,
     ) -> None:
         self._fields = fields
-        self._sources = [(field, sources[field.name]) for field in fields if not sources[field.name].in_main_process]
+        self._readings, self._derived = readings_of(fields, sources)
         self.sheet_offset = sheet_offset
         self.seed = seed
         self._transforms = transforms
         self._sample_transform = sample_transform
-        # The fields that code of the user's reads.
-        self._users = {field.name for field, source in self._sources if source.is_users}
-        self._cleared = [field for field, source in self._sources if source.may_leave_out]
-        self.concurrent = all(source.concurrent for _, source in self._sources)
-        is_called = any(source.reads_one_by_one and not source.concurrent for _, source in self._sources)
+        is_derived = bool(self._derived.copies or self._derived.measures)
+        self._goes_by_sample = is_derived or bool(transforms) or sample_transform is not None
+        self._samples: SampleAssembler | None = None
+        self._cleared = [field for reading in self._readings if reading.source.may_leave_out for field in reading.fields]
+        read_from = [reading.source for reading in self._readings]
+        self.concurrent = all(source.concurrent for source in read_from)
+        is_called = any(source.reads_one_by_one and not source.concurrent and source.is_users for source in read_from)
         self.calls_functions = is_called or bool(transforms) or sample_transform is not None
+        self._draws_outside = any(source.draws and source.concurrent for source in read_from)
         self._rng: SampleRng | None = None
+        self._reading_rng: SampleRng | None = None
         self._rows_begun: Any = [IDLE, *[0] * (TURN - ROW)]
-        self._one_at_a_time: Any = None
+        self._one_at_a_time: Any = nullcontext()
 
     def named(self) -> Iterator[tuple[str, object]]:
         """Sources and functions, each with what errors call it."""
-        for field, source in self._sources:
-            yield f"source of field {field.name!r}", source
+        for reading in self._readings:
+            yield reading.named, reading.source
         for name, function in self._transforms.items():
             yield f"transform of field {name!r}", function
         if self._sample_transform is not None:
@@ -133,8 +123,7 @@ class BatchAssembler:
     @property
     def is_ours(self) -> bool:
         """Whether none of the user's code is in it: no function, and no source of a class of theirs."""
-        calls = self.calls_functions or any(source.reads_one_by_one for _, source in self._sources)
-        return not calls and all(type(thing).__module__.startswith("shmgen.") for _, thing in self.named())
+        return not self._transforms and self._sample_transform is None and not any(reading.is_users for reading in self._readings)
 
     def opened(self, rows_begun: Any, one_at_a_time: threading.Lock) -> BatchAssembler:
         """A copy for a reader, in the process that will fill, whose sources are ready to read.
@@ -148,24 +137,27 @@ class BatchAssembler:
             StartError: a source can't be opened.
         """
         reader = copy(self)
-        reader._rows_begun, reader._one_at_a_time = rows_begun, one_at_a_time
-        reader._sources = [(field, copy(source)) for field, source in self._sources]
-        for field, source in reader._sources:
-            source.rows_begun = rows_begun
+        reader._rows_begun = rows_begun
+        reader._readings = [reading._replace(source=copy(reading.source)) for reading in self._readings]
+        for reading in reader._readings:
+            reading.source.rows_begun = rows_begun
             try:
-                source.open()
+                reading.source.open()
             except Exception as error:
                 note(error)
-                raise StartError(f"source of field {field.name!r} can't be opened: {error_text(error)}") from error
-        if self.calls_functions:
+                raise StartError(f"{reading.named} can't be opened: {error_text(error)}") from error
+        if self.calls_functions or self._draws_outside:
             from shmgen._sources.rng import SampleRng
 
-            reader._rng = SampleRng(self.seed)
+            if self.calls_functions:
+                reader._rng, reader._one_at_a_time = SampleRng(self.seed), one_at_a_time
+            if self._draws_outside:
+                reader._reading_rng = SampleRng(self.seed, outside=True)
         return reader
 
     def places(self, id: Any) -> str:
         """Where sample ``id`` is read from, for errors and warnings."""
-        return ", ".join(source.place(id) for _, source in self._sources)
+        return ", ".join(reading.source.place(id) for reading in self._readings)
 
     def fill(self, slot: memoryview, task: Task, *, io_waits: bool = False) -> None:
         """Do ``task`` in a slot of the ring.
@@ -180,13 +172,11 @@ class BatchAssembler:
         """
         for field in self._cleared:
             _clear(self._bytes(slot, task, field))
-        for field, source in self._sources:
+        one_by_one: list[Step] = []
+        for reading in self._readings:
+            source, fields, named, is_users = reading
             if source.reads_one_by_one:
-                if source.concurrent:
-                    began = time.monotonic_ns()
-                    self._read(field, source, slot, task)
-                    if field.name in self._users:
-                        self._count(FUNCTION, began)
+                one_by_one.append(Step(reading, task.keys(source.key_table), None))
                 continue
             began = time.monotonic_ns()
             self._rows_begun[0] = UNKNOWN
@@ -194,25 +184,47 @@ class BatchAssembler:
             try:
                 keys = task.keys(source.key_table)
                 if isinstance(source, RawSource):
-                    source.fill(keys, self._bytes(slot, task, field))  # type: ignore[arg-type]
+                    left = source.fill(keys, self._bytes(slot, task, fields[0]))
+                elif source.fields is None:
+                    left = source.fill(keys, self._rows(slot, task, fields[0]))
                 else:
-                    source.fill(keys, self._rows(slot, task, field))
+                    left = source.fill(keys, self._rows_by_key(slot, task, reading))
             except Exception as error:
                 note(error)
                 id = task.ids[row_of(self._rows_begun[0]) or 0]
                 if source.key_table and isinstance(error, SampleError):
                     raise SampleError(id, error.path, error.reason) from None
-                raise function_error(id, f"source of field {field.name!r}", error) from error
-            if field.name in self._users:
+                raise function_error(id, named, error) from error
+            if is_users:
                 self._count(FUNCTION, began)
+            if left and source.varies:
+                one_by_one.append(Step(reading, keys, frozenset(left)))
         self._rows_begun[0] = IDLE
-        if self._rng is not None:
-            began = time.monotonic_ns()
-            with self._one_at_a_time:
-                began = self._count(TURN, began)
-                self._call_functions(slot, task, self._rng)
-                self._count(FUNCTION, began)
+        if one_by_one or self._goes_by_sample:
+            self._fill_samples(slot, task, one_by_one)
             self._rows_begun[0] = IDLE
+
+    def _fill_samples(self, slot: memoryview, task: Task, one_by_one: Sequence[Step]) -> None:
+        if self._samples is None:
+            from shmgen._worker.sample_assembler import SampleAssembler  # late: imports are most of a worker's start
+
+            self._samples = SampleAssembler(
+                self._fields, self._readings, self._derived, self._transforms, self._sample_transform, self.calls_functions
+            )
+        place = task.epoch, task.position, len(task)
+        self._samples.fill(
+            task,
+            {field.name: self._rows(slot, task, field) for field in self._fields},
+            [step for step in one_by_one if step.reading.source.concurrent],
+            [step for step in one_by_one if not step.reading.source.concurrent],
+            (
+                repeat(None) if self._reading_rng is None else self._reading_rng.for_samples(*place),
+                repeat(None) if self._rng is None else self._rng.for_samples(*place),
+            ),
+            self._one_at_a_time,
+            self._rows_begun,
+            self._count,
+        )
 
     def _count(self, word: int, began: int) -> int:
         """Add the time since ``began``, in nanoseconds, to a word of the reader's record; returns the time."""
@@ -220,39 +232,12 @@ class BatchAssembler:
         self._rows_begun[word - ROW] += now - began
         return now
 
-    def _read(self, field: FieldSpec, source: Source, slot: memoryview, task: Task) -> None:
-        rows = self._rows(slot, task, field)
-        for number, key in enumerate(task.keys(source.key_table)):
-            self._rows_begun[0] = number + 1
-            try:
-                source.read(_own(key), rows[number, ...])
-            except Exception as error:
-                note(error)
-                raise function_error(task.ids[number], f"source of field {field.name!r}", error) from error
+    def _rows_by_key(self, slot: memoryview, task: Task, reading: Reading) -> dict[Any, np.ndarray]:
+        """What a source fills at once, if it has several fields."""
+        from shmgen._worker.sample_assembler import RowsByKey
 
-    def _call_functions(self, slot: memoryview, task: Task, sample_rng: SampleRng) -> None:
-        rows = {field.name: self._rows(slot, task, field) for field in self._fields}
-        readers = [(field.name, source) for field, source in self._sources if source.reads_one_by_one and not source.concurrent]
-        generators = sample_rng.for_samples(task.epoch, task.position, len(task))
-        where = ""
-        for number, rng in enumerate(generators):
-            self._rows_begun[0] = number + 1
-            try:
-                for name, source in readers:
-                    where = f"source of field {name!r}"
-                    source.read(_own(task.keys(source.key_table)[number]), rows[name][number, ...])
-                for name, function in self._transforms.items():
-                    where = f"transform of field {name!r}"
-                    row = rows[name][number, ...]
-                    result = function(row, rng)
-                    if result is not None and result is not row:
-                        write_row(row, result)
-                if self._sample_transform is not None:
-                    where = "transform"
-                    _transform_sample(self._sample_transform, {name: array[number, ...] for name, array in rows.items()}, rng)
-            except Exception as error:
-                note(error)
-                raise function_error(task.ids[number], where, error) from error
+        rows = [(field.key, self._rows(slot, task, field)) for field in reading.fields]
+        return RowsByKey(reading.source, rows, (len(task),))
 
     def _bytes(self, slot: memoryview, task: Task, field: FieldSpec) -> memoryview:
         first = field.offset + task.start * field.row_bytes
@@ -264,37 +249,8 @@ class BatchAssembler:
         return np.ndarray((len(task), *field.shape), dtype_of(field.dtype), self._bytes(slot, task, field))
 
 
-def _own(id: Any) -> Any:
-    """A function may change what it is given, and an id may be a list."""
-    return id if isinstance(id, str | int) else deepcopy(id)
-
-
 def _clear(data: memoryview) -> None:
     """Set rows to 0: the slot still holds another sample's data."""
     import numpy as np
 
     np.frombuffer(data, np.uint8)[:] = 0
-
-
-def _transform_sample(function: Callable[..., Any], rows: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-    import numpy as np
-
-    sample = dict(rows)
-    result = function(sample, rng)
-    if result is None:
-        result = sample
-    if not isinstance(result, Mapping):
-        raise FormatError(f"expected a dict of rows by field, or None, found {type(result).__name__}")
-    changed = {}
-    for name, value in result.items():
-        if name not in rows:
-            raise FormatError(f"expected fields {', '.join(map(repr, rows))}, found {name!r}")
-        if value is not rows[name]:
-            # Fields may be swapped: what is a view of another's row must be read before that is written.
-            shared = any(np.may_share_memory(value, row) for other, row in rows.items() if other != name)
-            changed[name] = np.array(value) if shared else value
-    for name, value in changed.items():
-        try:
-            write_row(rows[name], value)
-        except FormatError as error:
-            raise FormatError(f"field {name!r}: {error}") from None

@@ -1,0 +1,147 @@
+"""Sources of a folder that has one file a sample, on a disk or behind a URL.
+
+A worker imports this module, so NumPy is imported only in the main process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from shmgen._sources.base import Source
+from shmgen._sources.npy_format import OPEN_FLAGS, explain, file_versions
+from shmgen.errors import SampleError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class FolderSource(Source):
+    """The files ``<folder>/<id><suffix>``, one a sample.
+
+    Args:
+        folder: where the files are, or its URL; None where ids are paths, with or without the suffix.
+        storage_options: of a URL; see `Npy`.
+        cache: of a URL: a folder on a local disk, in which files are kept.
+        cache_bytes: that files take there, at most.
+
+    Attributes:
+        folder: as it is if it is a URL; else as an absolute path, so that a later change of directory does no harm.
+        suffix: of the files' names.
+    """
+
+    suffix = ".npy"
+    concurrent = True
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None,
+        storage_options: Mapping[str, Any] | None,
+        cache: str | os.PathLike[str] | None,
+        cache_bytes: int | None,
+    ) -> None:
+        from shmgen._sources.remote import remote
+
+        self._remote = remote(folder, storage_options, cache, cache_bytes)
+        self.folder = os.path.abspath(folder or "") if self._remote is None else str(folder)
+        self._ids_are_paths = folder is None
+
+    def open(self) -> None:
+        if self._remote is not None:
+            self._remote = self._remote.for_reader()
+
+    def path(self, id: object) -> str:
+        """The file of sample ``id``: its path, or its URL."""
+        if self._remote is not None:
+            return self._remote.store.place(*self._names([id]))
+        return os.path.join(self.folder, *self._names([id]))
+
+    def place(self, id: object) -> str:
+        return self.path(id)
+
+    def version(self, ids: Sequence[object]) -> object:
+        if self._remote is not None:
+            return None  # it would take a request a sample
+        try:
+            folder = os.open(self.folder, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            return file_versions(self._names(ids), folder)
+        finally:
+            os.close(folder)
+
+    def _names(self, ids: Sequence[object]) -> list[str]:
+        """The files of ``ids``, as paths from the folder."""
+        suffix = self.suffix
+        if self._ids_are_paths:
+            return [path if path.endswith(suffix) else f"{path}{suffix}" for path in map(str, ids)]
+        return [f"{id}{suffix}" for id in ids]
+
+    def _prepare(self, ids: Sequence[object]) -> None:
+        """Refuse ids that lead out of the folder, and get ready for the first request.
+
+        Raises:
+            InputError: an id leads out of the folder, or nothing can be asked for.
+        """
+        from shmgen._sources.ids import as_ints, refuse_ways_out  # late: workers don't need it
+
+        if not self._ids_are_paths and as_ints(ids) is None:  # the text of an int leads nowhere
+            name = type(self).__name__
+            refuse_ways_out(ids, self.folder, "data_dir=None, or Npy(None)" if name == "Npy" else f"{name}(None)")
+        if self._remote is not None:
+            self._remote.prepare()
+
+    def _settle(self) -> None:
+        """Let go of the connection that the main process had."""
+        if self._remote is not None:
+            self._remote.store.close()
+
+    def _unreadable_first(self, id: object, error: Exception) -> SampleError:
+        """What to raise where the first sample can't be read: with a guess at what was meant."""
+        return SampleError(id, self.path(id), explain(error) + self._meant(id, error))
+
+    def _meant(self, id: object, error: Exception) -> str:
+        """A guess at what was meant by an id whose file is not there."""
+        if not isinstance(error, FileNotFoundError):
+            return ""
+        if self._ids_are_paths and "://" in str(id):
+            return "; ids are no URLs: pass the URL of the folder as data_dir, and what follows it as ids"
+        from shmgen._sources.suggest import FileKind, for_missing_file
+
+        kind = FileKind((self.suffix,), f"{self.suffix} files")
+        return for_missing_file(id, self.path, None if self._ids_are_paths else self.folder, kind)
+
+    def _load(self, id: object, *, may_wait: bool = True) -> bytes:
+        """All bytes of the file of sample ``id``.
+
+        Args:
+            id: of the sample.
+            may_wait: whether a file may be waited for that does not answer at once, as a FIFO does.
+
+        Raises:
+            OSError: it can't be read.
+            FormatError: it can't be had from where it is.
+        """
+        [name] = self._names([id])
+        if self._remote is None:
+            fd = os.open(os.path.join(self.folder, name), OPEN_FLAGS if may_wait else OPEN_FLAGS | os.O_NONBLOCK)
+            try:
+                return _all_of(fd)
+            finally:
+                os.close(fd)
+        store, cache = self._remote.store, self._remote.cache
+        if cache is None:
+            return store.get(name, lambda body: body.read(sys.maxsize))
+        found: list[bytes] = []
+        if not cache.read(key := store.place(name), lambda fd: found.append(_all_of(fd))):
+            found.append(store.get(name, lambda body: body.read(sys.maxsize)))
+            cache.keep(key, found[-1])
+        return found[-1]
+
+
+def _all_of(fd: int) -> bytes:
+    """All bytes of an open file."""
+    with open(fd, "rb", buffering=0, closefd=False) as file:
+        return file.readall() or b""

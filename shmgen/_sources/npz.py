@@ -1,0 +1,141 @@
+"""`Npz`: ``.npz`` files, one a sample, of several arrays."""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile, ZipFile, ZipInfo
+
+import numpy as np
+
+from shmgen._sources.folder import FolderSource
+from shmgen._sources.npy_format import LONGEST, OPEN_FLAGS, explain, read_header, require_data
+from shmgen.errors import FormatError, SampleError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import DTypeLike
+
+DAMAGED = (OSError, ValueError, FormatError, BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+"""What reading a file may raise that is no whole ``.npz`` file."""
+
+
+class Npz(FolderSource):
+    """The files ``<folder>/<id>.npz``, one a sample, as `numpy.savez` and `numpy.savez_compressed` write them.
+
+    Each array is a field: ``npz["image"]``, or ``npz.field("image", dim=..., dtype=...)`` where rows are not as the first file's
+    array. ``npz`` itself is all of them, a dict. However many are used, a file is opened once a sample; only the arrays that are
+    used are read, and checked against their checksums.
+
+    Args:
+        folder: where the files are, or its URL, as for `Npy`; None where ids are paths, with or without ``.npz``.
+        storage_options: of a URL; see `Npy`.
+        cache: of a URL: a folder on a local disk, in which files are kept.
+        cache_bytes: that files take there, at most; those that were not used for the longest time go first.
+
+    Raises:
+        SampleError: by `bind`, the first file can't be read; by `read`, a file can't. It names the file, what was expected and
+            what was found.
+
+    Examples:
+        >>> for id in ids:
+        ...     np.savez_compressed(f"data/{id}.npz", image=np.load(f"data/{id}.npy"), label=labels[id])
+        >>> npz = Npz("data")
+        >>> loader = Loader(ids, inputs=npz["image"], targets=npz["label"], batch_size=4, shuffle=False)
+        >>> X, y = loader.batch(1)
+        >>> X.shape, X[:, 0, 0], y
+        ((4, 4, 3), array([4., 5., 6., 7.], dtype=float32), array([0, 1, 2, 3]))
+    """
+
+    suffix = ".npz"
+    fields: dict[str, tuple[tuple[int, ...], DTypeLike]] | None = None
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
+        super().__init__(folder, storage_options, cache, cache_bytes)
+
+    def find_fields(self, ids: Sequence[object]) -> None:
+        if self.fields is not None:
+            return
+        self._prepare(ids)
+        first = ids[0]
+        try:
+            with ZipFile(io.BytesIO(self._load(first, may_wait=False))) as archive:
+                fields = {key: _kind(archive, info) for key, info in _members(archive).items()}
+            if not fields:
+                raise FormatError("expected arrays, found an .npz file without any")
+        except DAMAGED as error:
+            raise self._unreadable_first(first, _explained(error)) from None
+        finally:
+            self._settle()
+        self.fields = fields
+
+    def bind(self, ids: Sequence[object]) -> None:
+        self.find_fields(ids)
+        self.varies = False  # what the user does not say of a field is as in the first file
+
+    def read(self, id: object, row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The arrays of sample ``id`` that ``row`` has room for."""
+        try:
+            if self._remote is not None:
+                return _arrays(io.BytesIO(self._load(id)), row)
+            fd = os.open(self.path(id), OPEN_FLAGS)
+            with open(fd, "rb") as file:
+                return _arrays(file, row)
+        except DAMAGED as error:
+            raise SampleError(id, self.path(id), explain(_explained(error))) from None
+
+
+def _arrays(file: Any, wanted: Mapping[str, object]) -> dict[str, np.ndarray]:
+    """The arrays of these names in an ``.npz`` file."""
+    with ZipFile(file) as archive:
+        members = _members(archive)
+        arrays = {}
+        for key in wanted:
+            if key not in members:
+                raise FormatError(f"expected an array {key!r}, found {', '.join(map(repr, members)) or 'none'}")
+            arrays[key] = _array(archive, members[key])
+    return arrays
+
+
+def _members(archive: ZipFile) -> dict[str, ZipInfo]:
+    """The members of an archive that are arrays, by the arrays' names."""
+    return {info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")}
+
+
+def _kind(archive: ZipFile, info: ZipInfo) -> tuple[tuple[int, ...], DTypeLike]:
+    """Shape and dtype of an array; of one that can't be read, a dtype that is no number's."""
+    with archive.open(info) as member:
+        start = member.read(LONGEST)
+    try:
+        header, _ = read_header(memoryview(start))
+    except FormatError:
+        return (), np.dtype(object)
+    return header.shape, header.dtype.newbyteorder("=")
+
+
+def _array(archive: ZipFile, info: ZipInfo) -> np.ndarray:
+    data = archive.read(info)  # which checks the checksum
+    try:
+        header, _ = read_header(memoryview(data))
+        require_data(len(data), header.size + header.data_bytes)
+    except FormatError as error:
+        raise FormatError(f"array {info.filename.removesuffix('.npy')!r}: {error}") from None
+    return np.ndarray(header.shape, header.dtype, data, header.size, order="F" if header.fortran else "C")
+
+
+def _explained(error: Exception) -> Exception:
+    """An error of an archive, in the words of others."""
+    if isinstance(error, OSError | FormatError) or "null byte" in str(error):  # in an id that makes no path
+        return error
+    text = str(error) or type(error).__name__
+    return FormatError(f"expected an .npz file, found one that is truncated, damaged or of another format: {text}")

@@ -1,0 +1,344 @@
+"""What is done sample by sample: reading what is not read at once, the user's transforms, padding."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+from shmgen._memory.limit_errors import note
+from shmgen._memory.status_page import FUNCTION, TURN
+from shmgen._sources.base import IDLE, Source, function_error
+from shmgen._sources.sample_spec import ShapeError, dtype_of, sample_for, write_row
+from shmgen._worker.field_spec import Derived, FieldSpec, Reading, Step
+from shmgen.errors import FormatError, SampleError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shmgen._worker.assembler import Task
+
+    Rng = np.random.Generator
+
+TOO_LARGE = "; pass a larger dim, or a transform that crops it"
+
+OF_ANOTHER_SHAPE = (
+    "; dim and n_channels say what shape a row has. Where samples are larger or vary in size, give dim, and a transform that "
+    "makes rows of them, or a pad_value"
+)
+
+OF_ANOTHER_DTYPE = "; pass dtype='{found}', so that rows have that, or return it in the rows' dtype"
+
+NO_ROW = "; return an array of a row's shape, or say by dim and n_channels what shape rows have"
+
+SINGLE = "; where a function returns several arrays, leave its dim, n_channels and dtype out"
+
+
+class Sample:
+    """The sample that is on its way into its rows.
+
+    Args:
+        arrays: the rows of all samples, by the field's name.
+
+    Attributes:
+        number: of its row.
+        loaded: what was read and does not have the shape of its row, by the field's name.
+        varied: the shapes of what was read and does not have that of its row, by name.
+        written: how much of a row is the sample's, along each axis, by name; all of it where nothing is said.
+        where: what is being done, as errors call it.
+        source: of what is being done; None if that is a transform.
+    """
+
+    __slots__ = ("_arrays", "loaded", "number", "source", "varied", "where", "written")
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self._arrays = arrays
+        self.number = 0
+        self.loaded: dict[str, np.ndarray] = {}
+        self.varied: dict[str, tuple[int, ...]] = {}
+        self.written: dict[str, tuple[int, ...]] = {}
+        self.where = ""
+        self.source: Source | None = None
+
+    def row(self, name: str) -> np.ndarray:
+        """Its row in a field."""
+        row: np.ndarray = self._arrays[name][self.number, ...]
+        return row
+
+
+class SampleAssembler:
+    """Fills the rows of one sample after the other.
+
+    Args:
+        fields: of a batch.
+        readings: what fills them, as they were opened.
+        derived: what is filled from others.
+        transforms: functions of a row and a generator, by name of the field.
+        sample_transform: a function of the sample, a dict of its rows by name of the field, and a generator.
+        calls_functions: whether code of the user's is called by only one at a time.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[FieldSpec],
+        readings: Sequence[Reading],
+        derived: Derived,
+        transforms: dict[str, Callable[..., Any]],
+        sample_transform: Callable[..., Any] | None,
+        calls_functions: bool,
+    ) -> None:
+        self._fields = {field.name: field for field in fields}
+        self._sources = {field.name: reading.source for reading in readings for field in reading.fields}
+        self._sources |= {field.name: self._sources[of.name] for field, of in derived.copies}
+        self._derived = derived
+        self._transforms = transforms
+        self._sample_transform = sample_transform
+        self._calls_functions = calls_functions
+
+    def fill(
+        self,
+        task: Task,
+        rows: dict[str, np.ndarray],
+        before: Sequence[Step],
+        within: Sequence[Step],
+        rngs: tuple[Iterator[Rng | None], Iterator[Rng | None]],
+        lock: AbstractContextManager[Any],
+        rows_begun: Any,
+        count: Callable[[int, int], int],
+    ) -> None:
+        """Fill the rows of a task.
+
+        Args:
+            task: whose rows.
+            rows: of all fields, by name.
+            before: what is read one by one while others may do so, too.
+            within: what may be read only by one at a time.
+            rngs: generators, one a sample: those for what is read before, and those for all else.
+            lock: held while the user's functions are called.
+            rows_begun: ``rows_begun[0]`` will say how many samples have been begun.
+            count: adds the time since another to a word of the reader's record, and returns the time.
+        """
+        reading_rngs, function_rngs = rngs
+        sample = Sample(rows)
+        began = time.monotonic_ns()
+        # Others are to read while functions are called here; if nothing is read here, nobody waits for the lock in vain.
+        with nullcontext() if before else lock:
+            if self._calls_functions and not before:
+                began = count(TURN, began)
+            for sample.number in range(len(task)):
+                rows_begun[0] = sample.number + 1
+                sample.varied.clear()
+                try:
+                    if not before:
+                        self._call(sample, within, next(function_rngs))
+                        continue
+                    self._read_all(sample, before, next(reading_rngs), count)
+                    rows_begun[0] = IDLE  # no hang is blamed on who waits for the lock
+                    began = time.monotonic_ns()
+                    with lock:
+                        rows_begun[0] = sample.number + 1
+                        if self._calls_functions:
+                            began = count(TURN, began)
+                        self._call(sample, within, next(function_rngs))
+                        if self._calls_functions:
+                            count(FUNCTION, began)
+                except Exception as error:
+                    note(error)
+                    raise self._error(sample, task.ids[sample.number], error) from error
+            if self._calls_functions and not before:
+                count(FUNCTION, began)
+
+    def _error(self, sample: Sample, id: Any, error: Exception) -> SampleError:
+        """What to raise where ``error`` was raised."""
+        source = sample.source
+        if isinstance(error, FormatError) and source is not None and not source.is_users:
+            return SampleError(id, source.place(id), str(error))
+        if isinstance(error, SampleError) and source is not None and source.key_table:
+            return SampleError(id, error.path, error.reason)
+        if source is None and not isinstance(error, FormatError):
+            for name, shape in sample.varied.items():
+                error.add_note(f"(the sample has shape {shape} in field {name!r}, {self._sources[name].place(id)})")
+        return function_error(id, sample.where, error)
+
+    def _read_all(self, sample: Sample, steps: Sequence[Step], rng: Rng | None, count: Callable[[int, int], int]) -> None:
+        """Read what may be read while others do so, too."""
+        for step in steps:
+            if step.numbers is None or sample.number in step.numbers:
+                began = time.monotonic_ns()
+                self._read(sample, step, rng)
+                if step.reading.is_users:
+                    count(FUNCTION, began)
+
+    def _call(self, sample: Sample, within: Sequence[Step], rng: Rng | None) -> None:
+        """Do what only one does at a time."""
+        for step in within:
+            if step.numbers is None or sample.number in step.numbers:
+                self._read(sample, step, rng)
+        if self._derived.copies:
+            self._copy(sample)
+        for name, function in self._transforms.items():
+            sample.where, sample.source = f"transform of field {name!r}", None
+            row = sample.row(name)
+            given = sample.loaded.pop(name, row)
+            result = function(given, rng)
+            if result is None:
+                result = given
+            if result is not row:
+                self._write(sample, name, row, result, given)
+        if self._sample_transform is not None:
+            sample.where, sample.source = "transform", None
+            self._transform(sample, self._sample_transform, rng)
+        if sample.loaded:
+            self._pad(sample)
+        if self._derived.measures:
+            self._measure(sample)
+
+    def _read(self, sample: Sample, step: Step, rng: Rng | None) -> None:
+        reading, key = step.reading, _own(step.keys[sample.number])
+        sample.source = source = reading.source
+        sample.where, fields = reading.named, reading.fields
+        if source.draws and rng is not None:
+            source.rng = rng
+        if source.fields is None:
+            row = sample.row(fields[0].name)
+            result = source.read(key, row)
+            if result is not None and result is not row:
+                self._take(sample, reading, fields[0], row, result)
+            return
+        rows = {field.name: sample.row(field.name) for field in fields}
+        by_key = RowsByKey(source, [(field.key, rows[field.name]) for field in fields])
+        result = source.read(key, by_key)
+        for field in fields:
+            row = rows[field.name]
+            if result is not None and result is not by_key:
+                self._take(sample, reading, field, row, _part(result, field.key, source))
+            elif (filled := by_key[field.key]) is not row:
+                self._take(sample, reading, field, row, filled)
+
+    @staticmethod
+    def _take(sample: Sample, reading: Reading, field: FieldSpec, row: np.ndarray, value: Any) -> None:
+        """Write a sample that was read into its row; or keep it, if it has another shape."""
+        import numpy as np
+
+        if len(reading.fields) > 1:
+            sample.where = f"source of field {field.name!r}"
+        if field.varies and (shape := np.shape(value)) != row.shape and (*shape, 1) != row.shape:
+            sample.varied[field.name] = shape
+            sample.loaded[field.name] = sample_for(row, value, own=not reading.is_users, dtype_remedy=OF_ANOTHER_DTYPE)
+        else:
+            shape_remedy = SINGLE if isinstance(value, Mapping | tuple) else OF_ANOTHER_SHAPE
+            write_row(row, value, shape_remedy=shape_remedy, dtype_remedy=OF_ANOTHER_DTYPE)
+
+    def _copy(self, sample: Sample) -> None:
+        for field, of in self._derived.copies:
+            if of.name in sample.loaded:
+                sample.loaded[field.name] = sample.loaded[of.name].copy()
+            else:
+                sample.row(field.name)[...] = sample.row(of.name)
+
+    def _transform(self, sample: Sample, function: Callable[..., Any], rng: Rng | None) -> None:
+        import numpy as np
+
+        rows = {name: sample.row(name) for name, field in self._fields.items() if field.measure is None}
+        given = {**rows, **sample.loaded}
+        result = function(changed := dict(given), rng)
+        if result is None:
+            result = changed
+        if not isinstance(result, Mapping):
+            raise FormatError(f"expected a dict of rows by field, or None, found {type(result).__name__}")
+        for name in result:
+            if name not in given:
+                raise FormatError(f"expected fields {', '.join(map(repr, given))}, found {name!r}")
+        to_write = {}
+        for name, before in given.items():
+            value = result.get(name, before)
+            if value is not rows[name]:
+                # Fields may be swapped: what is a view of another's row must be read before that is written.
+                shared = any(np.may_share_memory(value, row) for other, row in rows.items() if other != name)
+                to_write[name] = np.array(value) if shared else value
+        sample.loaded.clear()
+        for name, value in to_write.items():
+            try:
+                self._write(sample, name, rows[name], value, given[name])
+            except FormatError as error:
+                raise FormatError(f"field {name!r}: {error}" if sample.source is None else str(error)) from None
+
+    def _write(self, sample: Sample, name: str, row: np.ndarray, value: Any, given: np.ndarray) -> None:
+        """Write what a transform made of what it was ``given``."""
+        import numpy as np
+
+        pad_value = self._fields[name].pad_value
+        try:
+            sample.written[name] = write_row(row, value, pad_value=pad_value, dtype_remedy=OF_ANOTHER_DTYPE)
+        except ShapeError as error:
+            if given is row or np.shape(value) != given.shape:
+                raise ShapeError(f"{error}{NO_ROW}") from None
+            # It left the shape as it was: what is wrong is the sample.
+            sample.where, sample.source = f"source of field {name!r}", self._sources[name]
+            raise ShapeError(f"{error}, of which the transform has made no row of another shape") from None
+
+    def _pad(self, sample: Sample) -> None:
+        """Write what was read and not changed."""
+        for name, value in sample.loaded.items():
+            sample.where, sample.source = f"source of field {name!r}", self._sources[name]
+            pad_value = self._fields[name].pad_value
+            remedy = OF_ANOTHER_SHAPE if pad_value is None else TOO_LARGE
+            sample.written[name] = write_row(sample.row(name), value, pad_value=pad_value, shape_remedy=remedy)
+        sample.loaded.clear()
+
+    def _measure(self, sample: Sample) -> None:
+        for field, of in self._derived.measures:
+            row, shape = sample.row(field.name), sample.written.get(of.name, of.shape)
+            if field.measure == "length":
+                row[...] = shape[0]
+            else:
+                row[...] = 0
+                row[tuple(map(slice, shape[: row.ndim]))] = 1
+        sample.written.clear()
+
+
+class RowsByKey(dict[Any, Any]):
+    """Rows by key; of a key that nobody asked for, some that are thrown away.
+
+    Args:
+        source: which fills them.
+        rows: those that were asked for, each with its key; of a key that is there twice, the first counts.
+        count: ``(n,)`` for n rows of each; ``()`` for one.
+    """
+
+    def __init__(self, source: Source, rows: Iterable[tuple[Any, np.ndarray]], count: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        for key, row in rows:
+            self.setdefault(key, row)
+        self._source = source
+        self._count = count
+
+    def __missing__(self, key: Any) -> np.ndarray:
+        import numpy as np
+
+        assert self._source.fields is not None
+        shape, dtype = self._source.fields[key]
+        self[key] = np.zeros((*self._count, *shape), dtype_of(dtype))
+        row: np.ndarray = self[key]
+        return row
+
+
+def _part(result: Any, key: Any, source: Source) -> Any:
+    """What a source returned for one of its fields."""
+    expected = source.fields or {}
+    if isinstance(result, Mapping) and key in result:
+        return result[key]
+    if isinstance(result, tuple | list) and isinstance(key, int) and len(result) == len(expected):
+        return result[key]
+    if isinstance(result, Mapping):
+        found = f"a dict of {', '.join(map(repr, result)) or 'nothing'}"
+    else:
+        found = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+    raise FormatError(f"expected {', '.join(map(repr, expected))}, as of the first sample, found {found}")
+
+
+def _own(id: Any) -> Any:
+    """A function may change what it is given, and an id may be a list."""
+    return id if isinstance(id, str | int) else deepcopy(id)

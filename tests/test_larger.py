@@ -1,0 +1,586 @@
+"""Samples that do not have their row's shape: a transform makes rows of them, or they are padded, and it is known how far."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from shmgen import Function, FunctionError, InputError, Loader, Npy, Npz, SampleError, Sequence, Source, Values
+
+# What travels to workers stands inside of functions: of the module itself they would have to import it, and pytest with it.
+
+WORKERS = [pytest.param(0, id="in-process"), pytest.param(1, id="1-worker"), pytest.param(2, id="2-workers")]
+
+N = 24
+
+TEXT: Any = "0"
+
+
+def pictures(folder: Path, dtype: Any = np.uint8) -> list[str]:
+    """Write a file for each of ``N`` ids, of shapes from (5, 6) to (12, 12): element (i, j) of number n is 1000 n + 20 i + j."""
+    folder.mkdir(exist_ok=True)
+    ids = [f"id-{number}" for number in range(N)]
+    for number, id in enumerate(ids):
+        np.save(folder / f"{id}.npy", picture(number).astype(dtype))
+    return ids
+
+
+def picture(number: int) -> np.ndarray:
+    """What `pictures` writes; every sixth has the shape of a row, (5, 6)."""
+    rows, columns = 5 + number % 6, 6 + number % 6
+    return 1000 * number + 20 * np.arange(rows)[:, None] + np.arange(columns)
+
+
+def cropping() -> Callable[..., Any]:
+    """A transform: a random part of shape (5, 6)."""
+
+    def crop(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        top, left = rng.integers(x.shape[0] - 4), rng.integers(x.shape[1] - 5)
+        return x[top : top + 5, left : left + 6]
+
+    return crop
+
+
+def check_crops(X: np.ndarray, numbers: list[int]) -> set[tuple[int, int]]:
+    """Assert that each row is a part of its picture; returns where the parts began."""
+    begun = set()
+    for row, number in zip(X.reshape(len(X), 5, 6).astype(int), numbers, strict=True):
+        top, left = divmod(row[0, 0] - 1000 * number, 20)
+        np.testing.assert_array_equal(row, picture(number)[top : top + 5, left : left + 6])
+        begun.add((int(top), int(left)))
+    return begun
+
+
+# Crops.
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("first", [0, 1], ids=["first-fits", "first-is-larger"])
+def test_random_crops_of_files_of_several_sizes(tmp_path: Path, first: int, workers: int) -> None:
+    """``dim`` says how large a row is; each row is a part of its file; other parts in each epoch, the same at any number of
+    workers."""
+    ids = pictures(tmp_path, np.int32)[first:]
+    found = []
+    for count in (workers, 0):
+        with Loader(
+            ids, range(first, N), 4, (5, 6), 1, data_dir=tmp_path, transform=cropping(), workers=count, tail="keep"
+        ) as loader:
+            assert loader.dim == (5, 6)
+            epochs = []
+            for _ in range(2):
+                rows = [(X, y.tolist()) for X, y in loader]
+                assert sorted(n for _, y in rows for n in y) == list(range(first, N))
+                begun = set().union(*(check_crops(X, y) for X, y in rows))
+                assert len(begun) > 5
+                epochs.append(np.concatenate([X for X, _ in rows]))
+        found.append(epochs)
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["function", "npz", "source"])
+def test_crops_of_whatever_is_read(tmp_path: Path, kind: str, workers: int) -> None:
+    """A function, an array of an archive, a source of the user's own."""
+    folder = str(tmp_path / "data")
+    ids = pictures(Path(folder), "i4")
+    options: dict[str, Any] = {}
+    if kind == "function":
+
+        def decode(id: str) -> Any:
+            return np.load(f"{folder}/{id}.npy")
+
+        options = {"source": decode, "dim": (5, 6), "n_channels": 1}
+    elif kind == "npz":
+        for id in ids:
+            np.savez(f"{folder}/{id}.npz", a=np.load(f"{folder}/{id}.npy"))
+        options = {"source": Npz(folder).field("a", dim=(5, 6), n_channels=1)}
+    else:
+
+        class Pictures(Source):
+            shape, dtype = (5, 6), "i4"
+
+            def read(self, id: str, row: np.ndarray) -> Any:
+                return np.load(f"{folder}/{id}.npy")
+
+        options = {"source": Pictures()}
+    with Loader(ids, range(N), batch_size=8, transform=cropping(), workers=workers, **options) as loader:
+        for _ in range(2):
+            for X, y in loader:
+                check_crops(X, y.tolist())
+
+
+def test_crops_of_files_behind_a_url(root: Path, proxy: Any) -> None:
+    """One request a sample, once it is known that they vary."""
+    ids = pictures(root, "i4")[1:]
+    options: dict[str, Any] = {"data_dir": proxy.url, "transform": cropping(), "shuffle": False, "workers": 0}
+    with Loader(ids, range(1, N), N - 1, (5, 6), 1, **options) as loader:
+        asked = len(proxy.requests)
+        ((X, y),) = loader
+        check_crops(X, y.tolist())
+        assert len(proxy.requests) == asked + N - 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_picture_and_mask_are_cropped_alike(tmp_path: Path, workers: int) -> None:
+    """A transform of the sample gets all fields as they were read, each of a size of its own; labels are beside them."""
+    ids = pictures(tmp_path / "a", "i4")
+    pictures(tmp_path / "b", "i8")
+    crop = cropping()
+
+    def both(sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        assert sample["scan"].shape == (*sample["mask"].shape[:2], 1)
+        state = rng.bit_generator.state
+        sample["scan"] = crop(sample["scan"], rng)
+        rng.bit_generator.state = state
+        sample["mask"] = crop(sample["mask"], rng)
+        sample["number"] += 1
+
+    inputs = {"scan": Npy(tmp_path / "a", dim=(5, 6), n_channels=1)}
+    targets = {"mask": Npy(tmp_path / "b", dim=(5, 6), n_channels=1), "number": Values(np.arange(N))}
+    with Loader(ids, inputs=inputs, targets=targets, batch_size=8, transform=both, workers=workers) as loader:
+        for X, y in loader:
+            assert X["scan"].shape == y["mask"].shape == (8, 5, 6, 1)
+            np.testing.assert_array_equal(X["scan"], y["mask"])
+            check_crops(X["scan"], (y["number"] - 1).tolist())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_row_of_fewer_axes(tmp_path: Path, workers: int) -> None:
+    """A random slice of a volume."""
+    ids = [f"id-{number}" for number in range(N)]
+    for number, id in enumerate(ids):
+        np.save(tmp_path / f"{id}.npy", np.full((3 + number % 4, 5, 6), number, "i4"))
+
+    def slice(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return x[rng.integers(len(x))]
+
+    options: dict[str, Any] = {"data_dir": tmp_path, "transform": slice, "workers": workers}
+    with Loader(ids, range(N), 8, (5, 6), 1, **options) as loader:
+        for X, y in loader:
+            assert X.shape == (8, 5, 6, 1)
+            assert (y[:, None, None, None] == X).all()
+
+
+def test_what_a_transform_changes_is_its_own(tmp_path: Path) -> None:
+    """Also where a function returns what it keeps for the next epoch, and where NumPy would have it read only."""
+    kept = {number: picture(number) for number in range(N)}
+    for array in kept.values():
+        array.flags.writeable = False
+    crop = cropping()
+
+    def change(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        x += 1
+        return crop(x, rng)
+
+    with Loader(range(N), None, N, (5, 6), 1, source=kept.__getitem__, transform=change, shuffle=False, workers=0) as loader:
+        for _ in range(2):
+            ((X,),) = loader
+            check_crops(X - 1, list(range(N)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_are_cast_before_they_are_changed(tmp_path: Path, workers: int) -> None:
+    """To the rows' dtype, whether they fit or not: so a transform computes alike with all of them."""
+    ids = pictures(tmp_path, "u2")
+    crop = cropping()
+
+    def half(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        assert x.dtype == np.float32
+        x /= 2
+        return crop(x, rng)
+
+    with Loader(ids, range(N), 8, (5, 6), 1, data_dir=tmp_path, dtype="f4", transform=half, workers=workers) as loader:
+        for X, y in loader:
+            check_crops(X * 2, y.tolist())
+
+
+def test_one_sample_at_a_time_is_held(tmp_path: Path) -> None:
+    """However large the samples are, and whether the first fits or not."""
+    ids = [f"id-{number}" for number in range(16)]
+    for number, id in enumerate(ids):
+        np.save(tmp_path / f"{id}.npy", np.zeros((4 if number == 0 else 1 << 20,), "f8"))
+
+    import tracemalloc
+
+    with Loader(ids, None, 16, 4, 1, data_dir=tmp_path, transform=lambda x, rng: x[:4], shuffle=False, workers=0) as loader:
+        for _ in range(2):
+            tracemalloc.start()
+            list(loader)
+            most = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert most < 4 * (8 << 20)
+
+
+# What is wrong is named.
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_of_another_shape_is_named_though_there_is_a_transform(tmp_path: Path, workers: int) -> None:
+    """One that makes no rows: the file, what was expected and what was found; or it is replaced."""
+    ids = [f"id-{number}" for number in range(N)]
+    for number, id in enumerate(ids):
+        np.save(tmp_path / f"{id}.npy", np.full((5, 6) if number != 7 else (6, 5), number, "f4"))
+
+    def flip(x: np.ndarray, rng: object) -> None:
+        x[:] = x[::-1].copy()
+
+    def flipped(x: np.ndarray, rng: object) -> np.ndarray:
+        return x[::-1]
+
+    for transform in (flip, flipped, {"X": flip}, lambda sample, rng: None):
+        single = not callable(transform) or transform in (flip, flipped)
+        options: dict[str, Any] = {"inputs": Npy(tmp_path, (5, 6), 1)} if single else {"inputs": {"X": Npy(tmp_path, (5, 6), 1)}}
+        options |= {"batch_size": 8, "transform": transform, "workers": workers}
+        with Loader(ids, **options) as loader, pytest.raises(SampleError) as caught:
+            list(loader)
+        assert (type(caught.value), caught.value.path) == (SampleError, f"{tmp_path}/id-7.npy")
+        assert caught.value.reason.startswith(
+            "expected shape (5, 6, 1) or (5, 6), found (6, 5, 1), of which the transform has made"
+        )
+        with Loader(ids, on_error="replace", max_damaged=0.1, **options) as loader:
+            assert len(list(loader)) == 3
+            assert [one.id for one in loader.damaged] == ["id-7"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_without_dim_rows_are_as_the_first_file(tmp_path: Path, workers: int) -> None:
+    """A transform then gets no other: the error says how it would."""
+    ids = pictures(tmp_path, "i4")
+    with (
+        Loader(ids, None, 8, data_dir=tmp_path, transform=cropping(), workers=workers) as loader,
+        pytest.raises(SampleError) as caught,
+    ):
+        list(loader)
+    assert caught.value.path.endswith(".npy")
+    assert "expected shape (5, 6), found" in caught.value.reason
+    assert "Where files vary in size, give dim, and a transform that makes rows of them, or a pad_value" in caught.value.reason
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        pytest.param(
+            lambda x: x[:2],
+            "expected shape (4, 3), found (2, 3); return an array of a row's shape, or say by dim and n_channels what shape rows",
+            id="shape",
+        ),
+        pytest.param(
+            lambda x: x * 0.5,
+            "expected dtype uint8, found float64, whose cast would lose more than precision; pass dtype='float64', so that rows "
+            "have that, or return it in the rows' dtype",
+            id="dtype",
+        ),
+    ],
+)
+def test_what_a_transform_gives_is_said_with_the_remedy(
+    folder: Callable, made: Callable[..., Any], text: str, workers: int
+) -> None:
+    """A shape or dtype that rows don't have; and the remedy works."""
+    data = folder(8, (4, 3), np.uint8)
+    options: dict[str, Any] = {"data_dir": data.path, "transform": lambda x, rng: made(x), "workers": workers}
+    with Loader(data.ids, None, 8, **options) as loader, pytest.raises(FunctionError) as caught:
+        list(loader)
+    assert str(caught.value).startswith(f"sample '{caught.value.id}', transform of field 'X': {text}")
+    remedy = {"dim": 2, "n_channels": 3} if "shape" in text else {"dtype": "float64"}
+    with Loader(data.ids, None, 8, **remedy, **options) as loader:
+        ((X,),) = loader
+        assert X.shape[1:] == ((2, 3) if "shape" in text else (4, 3))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_transform_that_fails_at_a_size_tells_it(tmp_path: Path, workers: int) -> None:
+    """A crop of a sample that is too small: the error has the sample's shape, and its file."""
+    ids = pictures(tmp_path, "i4")
+    np.save(tmp_path / "id-7.npy", np.zeros((3, 9), "i4"))
+    with (
+        Loader(ids, None, 8, (5, 6), 1, data_dir=tmp_path, transform=cropping(), workers=workers) as loader,
+        pytest.raises(FunctionError) as caught,
+    ):
+        list(loader)
+    assert (caught.value.id, caught.value.path) == ("id-7", "transform of field 'X'")
+    assert caught.value.reason.startswith("ValueError: ")
+    assert f"(the sample has shape (3, 9) in field 'X', {tmp_path}/id-7.npy)" in caught.value.reason
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_huge_header_is_refused_before_memory_is_taken(tmp_path: Path, workers: int) -> None:
+    """A file of any size is taken, but it must have what its header promises."""
+    ids = pictures(tmp_path, "i4")
+    whole = np.zeros((2, 2), "i4")
+    np.save(tmp_path / "id-7.npy", whole)
+    raw = (tmp_path / "id-7.npy").read_bytes()
+    (tmp_path / "id-7.npy").write_bytes(raw.replace(b"(2, 2), }              ", b"(2000000, 2000000), }  "))
+    with (
+        Loader(ids, None, 8, (5, 6), 1, data_dir=tmp_path, transform=cropping(), workers=workers) as loader,
+        pytest.raises(SampleError) as caught,
+    ):
+        list(loader)
+    assert caught.value.path == f"{tmp_path}/id-7.npy"
+    assert "expected 16,000,000,000,128 bytes, found 144: the file is truncated" in caught.value.reason
+
+
+# Padding.
+
+
+def sequences(folder: Path, dtype: Any = np.int64, *, features: int | None = None) -> list[str]:
+    """Write a file for each of ``N`` ids, of lengths 1 to 8: number n is full of n + 1."""
+    ids = [f"id-{number}" for number in range(N)]
+    for number, id in enumerate(ids):
+        shape = (1 + number % 8,) if features is None else (1 + number % 8, features)
+        np.save(folder / f"{id}.npy", np.full(shape, number + 1, dtype))
+    return ids
+
+
+def check_padded(X: np.ndarray, numbers: Any, pad_value: float) -> None:
+    """Assert that each row is its sequence, and then padding."""
+    for row, number in zip(X, numbers, strict=True):
+        length = 1 + number % 8
+        assert (row[:length] == number + 1).all()
+        assert (row[length:] == pad_value).all()
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_sequences_of_several_lengths_are_padded(tmp_path: Path, workers: int) -> None:
+    """Rows have ``dim`` as their whole shape; length and mask say how much of each is its file's, in every epoch."""
+    ids = sequences(tmp_path)
+    tokens = Npy(tmp_path, dim=8, pad_value=-1)
+    inputs = {"tokens": tokens, "length": tokens.length, "mask": tokens.mask}
+    with Loader(ids, range(N), inputs=inputs, weights=tokens.mask, batch_size=8, workers=workers) as loader:
+        for _ in range(2):
+            for X, y, weights in loader:
+                assert (X["tokens"].shape, X["tokens"].dtype) == ((8, 8), np.int64)
+                check_padded(X["tokens"], y, -1)
+                assert X["length"].tolist() == (1 + y % 8).tolist()
+                assert (X["mask"].dtype, weights.dtype) == (np.bool_, np.float32)
+                np.testing.assert_array_equal(X["mask"], X["tokens"] != -1)
+                np.testing.assert_array_equal(weights, X["mask"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_padding_by_the_loaders_own_arguments(tmp_path: Path, workers: int) -> None:
+    """``Sequence(ids, labels, dim=..., pad_value=...)``, of files and of a function."""
+    ids = sequences(tmp_path, "f4", features=3)
+    folder = str(tmp_path)
+    options: dict[str, Any] = {"dim": 8, "n_channels": 3, "pad_value": np.float32(0.5), "batch_size": 8, "workers": workers}
+
+    def load(id: str) -> Any:
+        return np.load(f"{folder}/{id}.npy")
+
+    for given in ({"data_dir": tmp_path}, {"source": load}):
+        with Sequence(ids, range(N), **given, **options) as sequence:
+            for n in range(len(sequence)):
+                X, y = sequence[n]
+                assert X.shape == (8, 8, 3)
+                check_padded(X, y, 0.5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_axes_of_channels_are_not_masked(tmp_path: Path, workers: int) -> None:
+    """A mask has the shape of ``dim``."""
+    ids = sequences(tmp_path, "f4", features=3)
+    padded = Npy(tmp_path, dim=8, n_channels=3, pad_value=0)
+    with Loader(ids, inputs=padded, targets=padded.mask, batch_size=N, shuffle=False, workers=workers) as loader:
+        ((X, mask),) = loader
+        np.testing.assert_array_equal(mask, X[..., 0] != 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_padding_along_two_axes(tmp_path: Path, workers: int) -> None:
+    """Pictures of several sizes, in the corner of a larger row."""
+    ids = pictures(tmp_path, "i4")
+    padded = Npy(tmp_path, dim=(12, 12), pad_value=-1)
+    fields = {"inputs": {"x": padded, "length": padded.length}, "targets": padded.mask}
+    options: dict[str, Any] = {"batch_size": N, "shuffle": False, "workers": workers}
+    with Loader(ids, **fields, **options) as loader:  # type: ignore[arg-type]
+        ((X, mask),) = loader
+        for number in range(N):
+            rows, columns = picture(number).shape
+            np.testing.assert_array_equal(X["x"][number][:rows, :columns], picture(number))
+            assert (X["x"][number] != -1).sum() == rows * columns == mask[number].sum()
+            assert X["length"][number] == rows
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["npz", "function", "dict"])
+def test_padding_of_whatever_is_read(tmp_path: Path, kind: str, workers: int) -> None:
+    """An array of an archive, a function's, and one of several; with their lengths."""
+    ids = sequences(tmp_path)
+    folder = str(tmp_path)
+    if kind == "npz":
+        for number, id in enumerate(ids):
+            np.savez(f"{folder}/{id}.npz", tokens=np.load(f"{folder}/{id}.npy"), label=number)
+        npz = Npz(tmp_path)
+        tokens, label = npz.field("tokens", dim=8, pad_value=0), npz["label"]
+    else:
+
+        def load(id: str) -> Any:
+            tokens = np.load(f"{folder}/{id}.npy")
+            return {"tokens": tokens, "label": int(id[3:])} if kind == "dict" else tokens
+
+        several = Function(load)
+        tokens, label = several.field("tokens", dim=8, pad_value=0), several["label"]
+        if kind == "function":
+            single: Any = Function(load, dim=8, pad_value=0, concurrent=True)
+            tokens, label = single, Values(np.arange(N))  # type: ignore[assignment]
+    inputs = {"tokens": tokens, "length": tokens.length}
+    with Loader(ids, inputs=inputs, targets=label, batch_size=8, workers=workers) as loader:
+        for _ in range(2):
+            for X, y in loader:
+                check_padded(X["tokens"], y, 0)
+                assert X["length"].tolist() == (1 + y % 8).tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_transform_then_padding(tmp_path: Path, workers: int) -> None:
+    """It gets the sequence as it is, and returns one that still need not fill the row; lengths are those of what it returned."""
+    ids = sequences(tmp_path)
+
+    def cut(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return x[: min(len(x), 4)]
+
+    def reverse(sample: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        assert sorted(sample) == ["tokens", "y"]  # what is measured is measured afterwards
+        return {"tokens": cut(sample["tokens"], rng)}
+
+    tokens = Npy(tmp_path, dim=5, pad_value=0)
+    inputs = {"tokens": tokens, "length": tokens.length}
+    transforms: list[Any] = [{"tokens": cut}, reverse]
+    for transform in transforms:
+        with Loader(ids, range(N), inputs=inputs, batch_size=8, transform=transform, workers=workers) as loader:
+            for X, y in loader:
+                lengths = np.minimum(1 + y % 8, 4)
+                assert X["length"].tolist() == lengths.tolist()
+                np.testing.assert_array_equal(X["tokens"], (y[:, None] + 1) * (np.arange(5) < lengths[:, None]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_part_of_a_row_that_a_transform_returns_is_padded(folder: Callable, workers: int) -> None:
+    """It is a view of the very row that it is written to."""
+    data = folder(8, (6,), np.int64)
+    padded = Npy(data.path, dim=6, pad_value=-1)
+    fields: dict[str, Any] = {"inputs": {"x": padded, "n": padded.length}, "transform": {"x": lambda x, rng: x[2:5]}}
+    with Loader(data.ids, batch_size=8, shuffle=False, workers=workers, **fields) as loader:
+        (([X],),) = [[(batch["x"],) for (batch,) in loader]]
+        np.testing.assert_array_equal(X[:, :3], np.arange(8)[:, None].repeat(3, axis=1))
+        assert (X[:, 3:] == -1).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        pytest.param(
+            np.zeros(9, "i8"), "expected shape (8,), or a smaller one of 1 axis, found (9,); pass a larger dim", id="long"
+        ),
+        pytest.param(np.zeros((2, 2), "i8"), "expected shape (8,), or a smaller one of 1 axis, found (2, 2)", id="axes"),
+        pytest.param(np.zeros(3), "expected dtype int64, found float64", id="dtype"),
+        pytest.param(None, "expected an .npy file", id="no-file"),
+    ],
+)
+def test_a_sequence_that_does_not_fit_is_named(tmp_path: Path, array: np.ndarray | None, text: str, workers: int) -> None:
+    """The file, what was expected and what was found; and it is replaced, with its length."""
+    ids = sequences(tmp_path)
+    if array is None:
+        (tmp_path / "id-7.npy").write_bytes(b"")
+    else:
+        np.save(tmp_path / "id-7.npy", array)
+    tokens = Npy(tmp_path, dim=8, pad_value=0)
+    inputs = {"tokens": tokens, "length": tokens.length}
+    options: dict[str, Any] = {"inputs": inputs, "batch_size": 8, "workers": workers}
+    with Loader(ids, range(N), **options) as loader, pytest.raises(SampleError) as caught:
+        list(loader)
+    assert (type(caught.value), caught.value.path) == (SampleError, f"{tmp_path}/id-7.npy")
+    assert caught.value.reason.startswith(text)
+    with Loader(ids, range(N), on_error="replace", max_damaged=0.1, **options) as loader:
+        for X, y in loader:
+            check_padded(X["tokens"], y, 0)
+            assert X["length"].tolist() == (1 + y % 8).tolist()
+        assert [one.id for one in loader.damaged] == ["id-7"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_empty_sequence_is_all_padding(tmp_path: Path, workers: int) -> None:
+    """Its length is 0, also if it is the first."""
+    ids = sequences(tmp_path)
+    for id in ("id-0", "id-7"):
+        np.save(tmp_path / f"{id}.npy", np.zeros(0, "i8"))
+    tokens = Npy(tmp_path, dim=8, pad_value=-1)
+    with Loader(ids, inputs=tokens, targets=tokens.length, batch_size=N, shuffle=False, workers=workers) as loader:
+        ((X, length),) = loader
+        assert length.tolist() == [0 if n in (0, 7) else 1 + n % 8 for n in range(N)]
+        assert (X[7] == -1).all()
+
+
+@pytest.mark.parametrize("dtype", ["f4", "bfloat16", "u1", "?"])
+def test_padding_in_any_dtype(tmp_path: Path, dtype: str) -> None:
+    """The value is the row's; NaN in floats."""
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    np.save(tmp_path / "0.npy", np.ones(3, kind))
+    pad_value = float("nan") if dtype in ("f4", "bfloat16") else 0
+    options: dict[str, Any] = {"dim": 5, "pad_value": pad_value, "dtype": dtype, "data_dir": tmp_path, "workers": 0}
+    with Loader([0], None, 1, **options) as loader:
+        ((X,),) = loader
+        np.testing.assert_array_equal(X[0].astype("f4"), [1, 1, 1, pad_value, pad_value])
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        pytest.param(lambda folder: Npy(folder, pad_value=0), "pad_value: expected with dim", id="no-dim"),
+        pytest.param(lambda folder: Npy(folder, dim=8, pad_value="0"), "pad_value: expected a number, found '0'", id="text"),
+        pytest.param(
+            lambda folder: Loader(["id-0"], None, 1, 8, data_dir=folder, pad_value=0.5),
+            "field 'X': expected a pad_value that int64 holds, found 0.5",
+            id="fraction",
+        ),
+        pytest.param(
+            lambda folder: Loader(["id-0"], None, 1, 8, data_dir=folder, pad_value=float("nan")),
+            "field 'X': expected a pad_value that int64 holds, found nan",
+            id="nan",
+        ),
+        pytest.param(
+            lambda folder: Loader(["id-0"], inputs=Npy(folder), targets=Npy(folder).mask, batch_size=1),
+            "field 'y': expected the mask of a source that has a pad_value, found one without",
+            id="mask-of-no-padding",
+        ),
+        pytest.param(
+            lambda folder: Loader(["id-0"], inputs=Npy(folder), targets=Npy(folder, 8, pad_value=0).length, batch_size=1),
+            "field 'y': expected the padded field, too, whose length it is",
+            id="length-alone",
+        ),
+        pytest.param(
+            lambda folder: Loader(["id-0"], inputs=Npy(folder), pad_value=0, dim=3, batch_size=1),
+            "pad_value and source describe the only input",
+            id="beside-inputs",
+        ),
+    ],
+)
+def test_arguments_that_cannot_be_meant(tmp_path: Path, make: Callable[[Path], Any], text: str) -> None:
+    """Before a batch is made: the argument or field, what was expected and what was found."""
+    sequences(tmp_path)
+    with pytest.raises(InputError) as caught:
+        make(tmp_path)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sequences_that_are_replaced_between_epochs_are_read_anew(tmp_path: Path, workers: int) -> None:
+    """By others, of other lengths."""
+    ids = sequences(tmp_path)
+    tokens = Npy(tmp_path, dim=9, pad_value=0)
+    with Loader(ids, inputs=tokens, targets=tokens.length, batch_size=8, workers=workers) as loader:
+        assert sorted(n for _, y in loader for n in y.tolist()) == sorted(1 + n % 8 for n in range(N))
+        for id in ids:
+            np.save(tmp_path / "new.npy", np.full(9, 5))
+            os.replace(tmp_path / "new.npy", tmp_path / f"{id}.npy")
+        for X, y in loader:
+            assert (X == 5).all()
+            assert (y == 9).all()

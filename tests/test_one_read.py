@@ -1,0 +1,572 @@
+"""One read fills several fields: archives, functions that return several arrays, users' own sources, one object given twice."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmgen import Function, FunctionError, InputError, Loader, Npy, Npz, SampleError, Source, Values
+
+# What travels to workers stands inside of functions: of the module itself they would have to import it, and pytest with it.
+
+WORKERS = [pytest.param(0, id="in-process"), pytest.param(1, id="1-worker"), pytest.param(2, id="2-workers")]
+
+N = 24
+
+
+def archives(folder: Path, *, compressed: bool = True) -> list[str]:
+    """Write an archive for each of ``N`` ids, full of the id's number; returns the ids."""
+    ids = [f"id-{number}" for number in range(N)]
+    save: Any = np.savez_compressed if compressed else np.savez
+    for number, id in enumerate(ids):
+        save(folder / f"{id}.npz", image=np.full((4, 3), number, "f4"), label=number, large=np.zeros(1000))
+    return ids
+
+
+def epoch(loader: Loader) -> list[Any]:
+    """Copies of an epoch's batches, fields by position; closes the loader."""
+    with loader:
+        return [tuple(np.array(field) for field in batch) for batch in loader]
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[Any, ...]]:
+    """The arguments of all calls of a function from here on."""
+    calls: list[tuple[Any, ...]] = []
+    real = getattr(owner, name)
+
+    def record(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        return real(*args, **options)
+
+    monkeypatch.setattr(owner, name, record)
+    return calls
+
+
+# Archives.
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("compressed", [False, True], ids=["stored", "compressed"])
+def test_image_and_label_of_one_archive(tmp_path: Path, compressed: bool, workers: int) -> None:
+    """Each row is its id's, in its array's dtype, and label and image belong together, in every epoch."""
+    ids = archives(tmp_path, compressed=compressed)
+    npz = Npz(tmp_path)
+    with Loader(ids, inputs=npz["image"], targets=npz["label"], batch_size=8, workers=workers) as loader:
+        for _ in range(2):
+            seen = []
+            for X, y in loader:
+                assert (X.shape, X.dtype, y.shape, y.dtype) == ((8, 4, 3), np.float32, (8,), np.int64)
+                assert (y[:, None, None] == X).all()
+                seen += y.tolist()
+            assert sorted(seen) == list(range(N))
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_an_archive_given_whole_is_a_dict_of_its_arrays(tmp_path: Path, workers: int) -> None:
+    """As inputs, and as the only source, all its arrays by their names."""
+    ids = archives(tmp_path)
+    givens: list[dict[str, Any]] = [{"inputs": Npz(tmp_path)}, {"source": Npz(tmp_path)}]
+    for given in givens:
+        with Loader(ids, batch_size=N, shuffle=False, workers=workers, **given) as loader:
+            ((inputs,),) = loader
+            assert list(inputs) == ["image", "label", "large"]
+            assert inputs["label"].tolist() == inputs["image"][:, 0, 0].tolist() == list(range(N))
+            assert inputs["large"].shape == (N, 1000)
+
+
+def test_each_archive_is_opened_once_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many of its arrays are used; and of these each is unpacked once, and no other."""
+    ids = archives(tmp_path)
+    npz = Npz(tmp_path)
+    loader = Loader(
+        ids, inputs=npz["image"], targets={"a": npz["label"], "b": npz["image"]}, batch_size=8, shuffle=False, workers=0
+    )
+    opened = recorded(monkeypatch, os, "open")
+    unpacked = recorded(monkeypatch, zipfile.ZipFile, "open")
+    with loader:
+        batches = list(loader)
+    assert [path for path, *_ in opened if str(path).endswith(".npz")] == [f"{tmp_path}/{id}.npz" for id in ids]
+    assert [info.filename for _, info, *_ in unpacked] == ["image.npy", "label.npy"] * N
+    for X, y in batches:
+        np.testing.assert_array_equal(X, y["b"])
+
+
+def damaged(path: Path, how: str) -> None:
+    """Damage an archive."""
+    data = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(data[:-30])
+    elif how == "flipped":
+        position = data.index(b"NUMPY") + 120  # in the array's elements, which only a checksum can tell
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+    elif how == "deflated":  # where the compressed data are no such thing
+        with zipfile.ZipFile(path) as archive:
+            position = archive.getinfo("image.npy").header_offset + 60
+        path.write_bytes(data[:position] + b"\xff" * 20 + data[position + 20 :])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "npy":
+        with path.open("wb") as file:
+            np.save(file, np.zeros((4, 3), "f4"))
+    elif how == "missing":
+        path.unlink()
+    elif how == "no-array":
+        np.savez(path, image=np.zeros((4, 3), "f4"))
+    elif how == "objects":
+        np.savez(path, image=np.zeros((4, 3), "f4"), label=np.array([{}], object))
+    elif how == "shape":
+        np.savez(path, image=np.zeros((4, 4), "f4"), label=1)
+    elif how == "dtype":
+        np.savez(path, image=np.zeros((4, 3), "c8"), label=1)
+    elif how == "short-member":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("image.npy", data[data.index(b"\x93NUMPY") :][:100])
+            archive.writestr("label.npy", data[data.index(b"\x93NUMPY") :])
+    else:
+        raise AssertionError(how)
+
+
+DAMAGES = [
+    pytest.param("truncated", "expected an .npz file, found one that is truncated", id="truncated"),
+    pytest.param("flipped", "Bad CRC-32 for file 'image.npy'", id="flipped-bit"),
+    pytest.param("empty", "expected an .npz file, found one that is truncated", id="empty"),
+    pytest.param("npy", "expected an .npz file, found one that is truncated", id="npy"),
+    pytest.param("missing", "expected a file, found none at this path", id="missing"),
+    pytest.param("no-array", "expected an array 'label', found 'image'", id="an-array-less"),
+    pytest.param("objects", "expected numbers, found Python objects", id="objects"),
+    pytest.param("shape", "expected shape (4, 3), found (4, 4); dim and n_channels say what shape a row has.", id="shape"),
+    pytest.param("dtype", "expected dtype float32, found complex64, whose cast would lose more than precision", id="dtype"),
+    pytest.param("short-member", "found the end of the file after 100", id="header-cut-off"),
+]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("how", "text"), DAMAGES)
+def test_a_damaged_archive_is_named(tmp_path: Path, how: str, text: str, workers: int) -> None:
+    """The id, the file, what was expected and what was found; and ``on_error="replace"`` replaces all of its fields."""
+    ids = archives(tmp_path, compressed=False)
+    damaged(tmp_path / "id-7.npz", how)
+    npz = Npz(tmp_path)
+    options: dict[str, Any] = {"inputs": npz["image"], "targets": npz["label"], "batch_size": 8, "workers": workers}
+    with Loader(ids, **options) as loader, pytest.raises(SampleError) as caught:
+        list(loader)
+    assert type(caught.value) is SampleError
+    assert (caught.value.id, caught.value.path) == ("id-7", f"{tmp_path}/id-7.npz")
+    assert text in caught.value.reason
+    with Loader(ids, on_error="replace", max_damaged=0.05, **options) as loader:
+        for X, y in loader:
+            assert (y[:, None, None] == X).all()
+            assert 7 not in y
+        assert [one.id for one in loader.damaged] == ["id-7"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_compressed_data_that_are_none_are_named(tmp_path: Path, workers: int) -> None:
+    """What zlib refuses is an error of the file, too."""
+    ids = archives(tmp_path)
+    damaged(tmp_path / "id-7.npz", "deflated")
+    with (
+        Loader(ids, inputs=Npz(tmp_path)["image"], batch_size=8, workers=workers) as loader,
+        pytest.raises(SampleError) as caught,
+    ):
+        list(loader)
+    assert (type(caught.value), caught.value.path) == (SampleError, f"{tmp_path}/id-7.npz")
+    assert "truncated, damaged or of another format" in caught.value.reason
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "missing"])
+def test_a_damaged_first_archive_is_named_at_once(tmp_path: Path, how: str) -> None:
+    """When the loader is made, however the archive is used."""
+    ids = archives(tmp_path)
+    damaged(tmp_path / "id-0.npz", how)
+    for inputs in (Npz(tmp_path), Npz(tmp_path)["image"]):
+        with pytest.raises(SampleError, match=r"id-0\.npz"):
+            Loader(ids, inputs=inputs, batch_size=8)
+
+
+def test_a_first_archive_that_never_answers_is_an_error(tmp_path: Path) -> None:
+    """A FIFO in its place is not waited for."""
+    ids = archives(tmp_path)
+    (tmp_path / "id-0.npz").unlink()
+    os.mkfifo(tmp_path / "id-0.npz")
+    with pytest.raises(SampleError, match=r"id-0\.npz: expected an .npz file"):
+        Loader(ids, inputs=Npz(tmp_path), batch_size=8)
+
+
+def test_what_there_is_in_place_of_a_missing_archive(tmp_path: Path) -> None:
+    """A folder of one format read as the other: the error says which source reads it."""
+    ids = archives(tmp_path)
+    with pytest.raises(SampleError, match=r"id-0.npz is there: of .npz files the source is Npz\(folder\)"):
+        Loader(ids, batch_size=8, data_dir=tmp_path)
+    with pytest.raises(SampleError, match=r"'id-0.npz', .* and others"):
+        Loader(["other"], inputs=Npz(tmp_path), batch_size=1)
+
+
+def test_ids_may_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    """As of any folder of files."""
+    with pytest.raises(InputError, match="expected one that stays in folder"):
+        Loader(["../id-0"], inputs=Npz(tmp_path), batch_size=1)
+
+
+def test_archives_by_their_paths(tmp_path: Path) -> None:
+    """``Npz(None)``: ids are paths, with or without the suffix."""
+    ids = archives(tmp_path)
+    paths = [f"{tmp_path}/{ids[0]}", f"{tmp_path}/{ids[1]}.npz"]
+    ((y,),) = epoch(Loader(paths, inputs=Npz(None)["label"], batch_size=2, shuffle=False, workers=0))
+    assert y.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_archives_that_are_replaced_between_epochs_are_read_anew(tmp_path: Path, workers: int) -> None:
+    """Also what had been read ahead."""
+    ids = archives(tmp_path)
+    npz = Npz(tmp_path)
+    with Loader(ids, inputs=npz["image"], targets=npz["label"], batch_size=8, workers=workers) as loader:
+        list(loader)
+        for number, id in enumerate(ids):
+            np.savez(tmp_path / "new.npz", image=np.full((4, 3), 100 + number, "f4"), label=100 + number)
+            (tmp_path / "new.npz").rename(tmp_path / f"{id}.npz")
+        found = []
+        for X, y in loader:
+            assert (y[:, None, None] == X).all()
+            found += y.tolist()
+    assert sorted(found) == list(range(100, 100 + N))
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["got", "kept"])
+def test_archives_behind_a_url(root: Path, proxy: Any, tmp_path: Path, cached: bool) -> None:
+    """One request a sample for all of its fields; with a cache, none in the second epoch."""
+    ids = archives(root)
+    npz = Npz(f"{proxy.url}", cache=tmp_path / "cache" if cached else None)
+    with Loader(ids, inputs=npz["image"], targets=npz["label"], batch_size=N, shuffle=False, workers=0) as loader:
+        asked = len(proxy.requests)
+        for requests in (N, 0 if cached else N):
+            ((X, y),) = loader
+            assert X[:, 0, 0].tolist() == y.tolist() == list(range(N))
+            assert len(proxy.requests) <= asked + requests
+            asked = len(proxy.requests)
+
+
+def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """With those that are."""
+    ids = archives(tmp_path)
+    with pytest.raises(InputError, match="field 'X': expected one of 'image', 'label', 'large', which Npz has, found 'img'"):
+        Loader(ids, inputs=Npz(tmp_path)["img"], batch_size=8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_dtype_and_channels_of_an_array(tmp_path: Path, workers: int) -> None:
+    """``npz.field`` says what rows are; each of two fields of one array, which is read once."""
+    ids = archives(tmp_path)
+    npz = Npz(tmp_path)
+    inputs = {"a": npz.field("image", dim=(4, 3), n_channels=1, dtype="f8"), "b": npz["image"]}
+    with Loader(ids, inputs=inputs, batch_size=N, shuffle=False, workers=workers) as loader:
+        ((found,),) = loader
+        assert (found["a"].shape, found["a"].dtype) == ((N, 4, 3, 1), np.float64)
+        np.testing.assert_array_equal(found["a"][..., 0], found["b"])
+
+
+# Functions.
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("kind", ["dict", "tuple"])
+def test_a_function_that_returns_several_arrays(tmp_path: Path, kind: str, workers: int) -> None:
+    """Is called once a sample, and once when the loader is made."""
+    calls = tmp_path / "calls"
+    folder = str(calls)
+    calls.mkdir()
+
+    def decode(id: int) -> Any:
+        with open(f"{folder}/{id}", "a") as file:
+            file.write("x")
+        x, y = np.full((4, 3), id, "f4"), id % 5
+        return {"x": x, "y": y} if kind == "dict" else (x, y)
+
+    source = Function(decode)
+    first, second = ("x", "y") if kind == "dict" else (0, 1)
+    with Loader(range(N), inputs=source[first], targets=source[second], batch_size=8, workers=workers) as loader:
+        for X, y in loader:
+            assert (X.dtype, y.dtype) == (np.float32, np.int64)
+            assert (X[:, 0, 0] % 5 == y).all()
+    assert [len((calls / str(id)).read_text()) >= 1 for id in range(N)] == [True] * N
+    if workers == 0:
+        assert [len((calls / str(id)).read_text()) for id in range(N)] == [2] + [1] * (N - 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_source_that_is_the_whole_sample(workers: int) -> None:
+    """``source`` returns (x, y) or (x, y, weight): inputs, targets and weights, each of which may be a dict."""
+    options: dict[str, Any] = {"batch_size": 4, "shuffle": False, "workers": workers}
+    X, y = epoch(Loader(range(4), source=lambda id: (np.full(3, id), id), **options))[0]
+    assert (X[:, 0].tolist(), y.tolist()) == ([0, 1, 2, 3], [0, 1, 2, 3])
+    _, _, weights = epoch(Loader(range(4), source=lambda id: (np.full(3, id), id, 0.5), **options))[0]
+    assert weights.tolist() == [0.5] * 4
+    with Loader(range(4), source=lambda id: {"a": np.full(3, id), "b": id}, **options) as loader:
+        ((inputs,),) = loader
+        assert inputs["b"].tolist() == [0, 1, 2, 3]
+    with Loader(range(4), {n: -n for n in range(4)}, source=lambda id: {"a": np.full(3, id), "b": id}, **options) as loader:
+        ((inputs, y),) = loader
+        assert (sorted(inputs), y.tolist()) == (["a", "b"], [0, -1, -2, -3])
+
+
+def test_a_tuple_that_is_no_sample_is_refused() -> None:
+    """Neither (x, y) nor (x, y, weight)."""
+    with pytest.raises(InputError, match=r"source: expected an array, a dict, \(x, y\) or .* found a tuple of 4"):
+        Loader(range(4), source=lambda id: (id, id, id, id), batch_size=2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("odd", "text"),
+    [
+        pytest.param(
+            lambda: {"x": np.zeros(3)}, "expected 'x', 'y', as of the first sample, found a dict of 'x'", id="a-key-less"
+        ),
+        pytest.param(lambda: np.zeros((2, 3)), "expected 'x', 'y', as of the first sample, found ndarray", id="array"),
+        pytest.param(lambda: None, "expected 'x', 'y', as of the first sample, found a dict of nothing", id="nothing"),
+        pytest.param(
+            lambda: {"x": np.zeros(4), "y": 1},
+            "source of field 'X': expected shape (3,), found (4,); dim and n_channels say what shape a row has.",
+            id="shape",
+        ),
+        pytest.param(
+            lambda: {"x": np.zeros(3), "y": 1.5},
+            "source of field 'y': expected dtype int64, found float64, whose cast would lose more than precision; pass "
+            "dtype='float64', so that rows have that, or return it in the rows' dtype",
+            id="dtype",
+        ),
+    ],
+)
+def test_what_a_function_returns_for_a_later_sample_is_checked(odd: Callable[[], Any], text: str, workers: int) -> None:
+    """As for the first: the id, the field, what was expected, what was found, and the remedy."""
+    source = Function(lambda id: odd() if id == 7 else {"x": np.zeros(3), "y": id})
+    with (
+        Loader(range(N), inputs=source["x"], targets=source["y"], batch_size=8, workers=workers) as loader,
+        pytest.raises(FunctionError) as caught,
+    ):
+        list(loader)
+    assert caught.value.id == 7
+    assert text in str(caught.value)
+
+
+def test_the_remedy_for_a_dtype_works() -> None:
+    """What the error above says to do."""
+    source = Function(lambda id: {"x": np.zeros(3), "y": 1.5 if id == 7 else id})
+    fields: dict[str, Any] = {"inputs": source["x"], "targets": source.field("y", dtype="float64")}
+    ((_, y),) = epoch(Loader(range(N), batch_size=N, workers=0, shuffle=False, **fields))
+    assert y.tolist() == [*range(7), 1.5, *range(8, N)]
+
+
+def test_several_arrays_where_one_was_described() -> None:
+    """``dim`` describes one array: the error says what to leave out."""
+    with (
+        Loader(range(4), source=lambda id: (np.zeros(3), 1), dim=3, n_channels=1, dtype="f4", batch_size=2, workers=0) as loader,
+        pytest.raises(FunctionError),
+    ):
+        list(loader)
+    with pytest.raises(InputError, match="expected a source of several fields, found Function of one"):
+        Loader(range(4), inputs=Function(lambda id: np.zeros(3))["x"], batch_size=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_transforms_of_fields_that_are_read_at_once(workers: int) -> None:
+    """By name, and of the whole sample: fields of one source have the names of fields of several."""
+    source = Function(lambda id: {"x": np.full(3, id), "y": id})
+    fields = {"inputs": {"x": source["x"]}, "targets": {"y": source["y"]}, "weights": Values(np.ones(8))}
+    options: dict[str, Any] = {**fields, "batch_size": 8, "shuffle": False, "workers": workers}
+
+    def both(sample: dict[str, np.ndarray], rng: object) -> dict[str, Any]:
+        assert sorted(sample) == ["weights", "x", "y"]
+        return {"x": sample["x"] + 1, "y": -sample["y"]}
+
+    for transform in (both, {"x": lambda x, rng: x + 1, "y": lambda y, rng: -y}):
+        with Loader(range(8), transform=transform, **options) as loader:
+            ((inputs, targets, _),) = loader
+            assert inputs["x"][:, 0].tolist() == list(range(1, 9))
+            assert targets["y"].tolist() == [-n for n in range(8)]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("concurrent", [False, True], ids=["one-at-a-time", "concurrent"])
+def test_a_function_that_draws(concurrent: bool, workers: int) -> None:
+    """``f(id, rng)``: the same numbers at any number of workers, others for each sample and epoch; not those of the transform."""
+
+    def draw(id: int, rng: np.random.Generator) -> Any:
+        return {"id": id, "drawn": rng.integers(1 << 40)}
+
+    def shift(drawn: np.ndarray, rng: np.random.Generator) -> Any:
+        assert drawn != rng.integers(1 << 40)
+        return drawn
+
+    def numbers(workers: int, reads: int) -> list[list[tuple[int, int]]]:
+        source = Function(draw, concurrent=concurrent)
+        with Loader(
+            range(N), inputs=source, batch_size=8, workers=workers, reads=reads, seed=3, transform={"drawn": shift}
+        ) as loader:
+            return [
+                [pair for (X,) in loader for pair in zip(X["id"].tolist(), X["drawn"].tolist(), strict=True)] for _ in range(2)
+            ]
+
+    epochs = numbers(workers, 4)
+    assert epochs == numbers(0, 1)
+    assert len({drawn for pairs in epochs for _, drawn in pairs}) == 2 * N
+
+
+def test_a_function_that_fills_its_row_at_random() -> None:
+    """``f(id, row, rng)``."""
+
+    def fill(id: int, row: np.ndarray, rng: np.random.Generator) -> None:
+        row[:] = id + rng.random(3) / 2
+
+    ((X,),) = epoch(Loader(range(8), source=fill, dim=3, dtype="f8", batch_size=8, shuffle=False, workers=0))
+    assert X.astype(int).tolist() == [[n] * 3 for n in range(8)]
+    assert len(np.unique(X)) == 24
+
+
+# Sources of the user's own.
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("kind", ["fills", "returns", "at-once"])
+def test_a_source_of_the_users_own(kind: str, workers: int) -> None:
+    """It fills rows by key, one by one or many at once, or returns them; what nobody asked for is thrown away."""
+
+    class Pairs(Source):
+        fields = {"image": ((4, 3), "f4"), "label": ((), "i8"), "other": ((2,), "u1")}  # noqa: RUF012
+
+        def read(self, id: int, rows: Any) -> Any:
+            if kind == "returns":
+                return {"image": np.full((4, 3), id, "f4"), "label": id, "other": [1, 2]}
+            rows["image"][:] = id
+            rows["label"][...] = id
+            rows["other"][:] = 1
+            return None
+
+    class AtOnce(Pairs):
+        def fill(self, ids: Any, rows: Any) -> None:
+            rows["image"][:] = np.array(ids)[:, None, None]
+            rows["label"][:] = ids
+            assert rows["other"].shape == (len(ids), 2)
+
+    pairs = AtOnce() if kind == "at-once" else Pairs()
+    with Loader(range(N), pairs["label"], source=pairs["image"], batch_size=8, workers=workers) as loader:
+        for X, y in loader:
+            assert (y[:, None, None] == X).all()
+    with Loader(range(N), inputs={"a": pairs["image"], "b": pairs["image"]}, batch_size=8, workers=workers) as loader:
+        for (X,) in loader:
+            np.testing.assert_array_equal(X["a"], X["b"])
+
+
+def test_rows_that_are_left_out_are_zero() -> None:
+    """Of a source of the user's own: also where another sample had been in the slot."""
+
+    class Half(Source):
+        fields = {"a": ((2,), "f4"), "b": ((2,), "f4")}  # noqa: RUF012
+
+        def read(self, id: int, rows: Any) -> None:
+            rows["a" if id % 2 else "b"][:] = 7
+
+    with Loader(range(8), inputs=Half(), batch_size=2, slots=2, shuffle=False, workers=0) as loader:
+        for _ in range(3):
+            for (X,) in loader:
+                assert X["a"].tolist() == [[0, 0], [7, 7]]
+                assert X["b"].tolist() == [[7, 7], [0, 0]]
+
+
+def test_a_source_that_cannot_be_opened_is_named_with_its_fields() -> None:
+    """All that it fills."""
+
+    class Closed(Source):
+        fields = {"a": ((2,), "f4"), "b": ((2,), "f4")}  # noqa: RUF012
+
+        def open(self) -> None:
+            raise ConnectionError("nobody answers")
+
+    with pytest.raises(Exception, match="source of fields 'a', 'b' can't be opened: ConnectionError: nobody answers"):
+        Loader(range(8), inputs=Closed(), batch_size=2, workers=0)
+
+
+# One object given twice.
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_source_for_input_and_target_is_read_once(folder: Callable, tmp_path: Path, workers: int) -> None:
+    """As for an autoencoder: the transform of one field leaves the other as it was read."""
+    data = folder(N)
+    files = Npy(data.path)
+
+    def noise(x: np.ndarray, rng: np.random.Generator) -> None:
+        x += rng.random(x.shape, np.float32)
+
+    with Loader(data.ids, inputs=files, targets=files, transform=noise, batch_size=8, shuffle=False, workers=workers) as loader:
+        for number, (X, y) in enumerate(loader):
+            assert (y == np.arange(8 * number, 8 * number + 8)[:, None, None]).all()
+            assert ((y <= X) & (y + 1 > X)).all()
+            assert X.std() > 0
+
+
+def test_one_plain_source_for_two_fields_opens_each_file_once(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the loop that reads files fastest, too."""
+    data = folder(N)
+    files = Npy(data.path)
+    with Loader(data.ids, inputs={"a": files, "b": files}, targets=files, batch_size=8, shuffle=False, workers=0) as loader:
+        opened = recorded(monkeypatch, os, "open")
+        for X, y in loader:
+            np.testing.assert_array_equal(X["a"], y)
+            np.testing.assert_array_equal(X["b"], y)
+    assert [path for path, *_ in opened if str(path).endswith(".npy")] == [f"{id}.npy" for id in data.ids]
+
+
+def test_one_function_for_two_fields_is_called_once() -> None:
+    """Though the user has made no source of it."""
+    calls = []
+
+    def draw(id: int) -> Any:
+        calls.append(id)
+        return np.full(3, len(calls))
+
+    with Loader(range(8), inputs={"a": draw, "b": draw}, batch_size=8, shuffle=False, workers=0) as loader:
+        ((X,),) = loader
+        np.testing.assert_array_equal(X["a"], X["b"])
+    assert calls == [0, *range(8)]
+
+
+def test_two_loaders_of_one_source_do_not_share_it(tmp_path: Path) -> None:
+    """Each with ids of its own, training and validation for example."""
+    ids = archives(tmp_path)
+    npz = Npz(tmp_path)
+    fields: dict[str, Any] = {"inputs": npz["image"], "targets": npz["label"]}
+    with (
+        Loader(ids[:16], batch_size=8, workers=1, **fields) as training,
+        Loader(ids[16:], batch_size=8, workers=1, **fields) as validation,
+    ):
+        for loader, numbers in ((training, range(16)), (validation, range(16, 24))):
+            assert sorted(number for _, y in loader for number in y.tolist()) == list(numbers)
+
+
+def test_a_worker_of_archives_survives_a_hanging_one(tmp_path: Path) -> None:
+    """A FIFO in an archive's place is given up after ``timeout``, named, and replaced."""
+    ids = archives(tmp_path)
+    (tmp_path / "id-7.npz").unlink()
+    os.mkfifo(tmp_path / "id-7.npz")
+    npz = Npz(tmp_path)
+    with Loader(
+        ids,
+        inputs=npz["image"],
+        targets=npz["label"],
+        batch_size=8,
+        workers=1,
+        timeout=0.5,
+        on_error="replace",
+        max_damaged=0.05,
+    ) as loader:
+        for X, y in loader:
+            assert (y[:, None, None] == X).all()
+        assert [one.id for one in loader.damaged] == ["id-7"]
