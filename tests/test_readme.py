@@ -48,6 +48,8 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
         np.save(tmp_path / "tokens" / f"{id}.npy", np.full(1 + number % 100, number))
     (tmp_path / "data" / "damaged.npy").write_bytes(b"no array")
     np.save(tmp_path / "all.npy", np.zeros((1_000_000, 2), np.uint8))
+    np.save(tmp_path / "series.npy", np.zeros((5000, 2), np.float32))
+    (tmp_path / "all.ids").write_text("".join(f"id-{number}\n" for number in range(1_000_000)))
     lines = [f"{tmp_path}/data/{id},{'cat' if number % 3 else 'dog'}" for number, id in enumerate(ids)]
     (tmp_path / "table.csv").write_text("\n".join(["path,label", *lines]))
     database = sqlite3.connect(tmp_path / "rows.db")

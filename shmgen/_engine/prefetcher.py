@@ -209,10 +209,11 @@ class Prefetcher:
 
     def _fetch(self, batch: BatchId, called: float) -> Arrays:
         starved_from: float | None = None
-        collected = grown = False
-        late = self._is_late(batch)
+        collected = grown = late = False
         if self._schedule.ready(batch) is not None:
             self._handle_events()  # a request that need not wait would not notice a worker's death
+        else:
+            late = self._is_late(batch)
         if self._ring.held > self._ring.slots // 2:
             self._push(0)  # once all were held, none would have been filled ahead
         self._check(called)

@@ -178,6 +178,11 @@ with Sequence(ids, by_id) as sequence:
     assert_type(sequence, Sequence)
     assert_type(sequence[0], tuple[Any, ...])
     assert_type(sequence.stats, Stats)
+    shmgen.keras.Resume("states", sequence)
+    shmgen.keras.Resume(Path("states"), sequence, 100, keep=3)
+    shmgen.keras.Resume("states", sequence, every_minutes=2.5)
+    shmgen.keras.Resume("states")  # type: ignore[call-arg]
+    shmgen.keras.Resume("states", sequence, "500")  # type: ignore[arg-type]
 
 
 # Measuring.
