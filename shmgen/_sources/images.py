@@ -143,7 +143,11 @@ class Images(Source):
                         f"expected shape {self.shape}, as the first has, found {array.shape}; pass size=(height, width)"
                     )
             except (OSError, ValueError, FormatError) as error:
-                raise SampleError(id, self.path(id), explain(error)) from None
+                from shmgen._sources.remedies import for_unreadable_file
+
+                folder = None if self._ids_are_paths else self.folder
+                remedy = for_unreadable_file(error, self.path(id), folder, can_scan=False)
+                raise SampleError(id, self.path(id), explain(error) + remedy) from None
             rows[self.rows_begun[0] - 1] = array
 
     def path(self, id: object) -> str:
