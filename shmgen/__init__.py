@@ -4,7 +4,7 @@ The way of the data, and the module that holds each step::
 
     ids, seed, epoch, an index that somebody asks for
       │  _plan.passes        which epoch an iteration gets, and which batch an index means
-      │  _plan.sampler       which samples that batch holds
+      │  _plan.sampler       which samples that batch holds (_plan.order; _plan.weighted)
       ▼
     _plan.schedule           which slot gets which batch, cut into tickets: a slot and some of its rows
       │  _engine.batch_builder   labels, samples in place of unreadable ones (_plan.damage), and the sheet that tells workers
@@ -15,8 +15,9 @@ The way of the data, and the module that holds each step::
       │  _worker.readers     threads that take tickets: as many as reads are to be in flight
       │  _worker.assembler   what they do with one: a source for each field, then the user's transform
       │  _sources            what rows are filled from: npy, npy_rows, hdf5, images (by image_decoder), function, values;
-      │                      packed_ids: all ids; sample_spec: what shape and dtype fits; rng: random numbers; remote: files
-      │                      behind a URL, by one of http_store, s3_store, fsspec_store; cache: what is kept of them on a disk
+      │                      packed_ids: all ids; row_ids: texts as ids of rows; sample_spec: what shape and dtype fits; rng:
+      │                      random numbers; remote: files behind a URL, by one of http_store, s3_store, fsspec_store; cache:
+      │                      what is kept of them on a disk
       ▼
     _memory.ring             slots of shared memory (_memory.segments), cut into arrays by _memory.layout
       │                      a slot is free again when the last view of it is gone; where all are held, the ring grows
@@ -29,17 +30,19 @@ The way of the data, and the module that holds each step::
     loader                   Loader: an epoch's iteration, its batches nested as _sources.batch_spec says
       ▼
     keras                    sequence: what ``fit`` takes; iterations: which pass a request of Keras belongs to;
-                             backends: how each takes a batch; data_wait: a callback
+                             backends: how each takes a batch; data_wait, resume: callbacks; running_fit: the ``fit`` around
+                             them; training_state, state_folder: what resume saves, and how
 
 The folders say where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory, and
 how much there is. _sources run in workers, and are bound to the ids in the main process. _worker holds both ends of a worker:
 what it does, what it is told (pickling, context), and what comes back (log_forwarding). _engine is the main process's side.
 options has the arguments: each is typed, documented and checked once. _tools is the command line: ``scan`` checks a folder,
-``tune`` says how many workers to use.
+``tune`` says how many workers to use, ``pack`` makes one file of many, and ``unpack`` many of one.
 
-Examples in docstrings find the files ``data/id-0.npy`` to ``data/id-15.npy`` of shape (4, 3), the same rows in ``all.npy`` and in
-the dataset ``images`` of ``all.h5``, pictures ``photos/id-0.png`` and so on, eight more in each of ``pets/cats`` and
-``pets/dogs``, the list ``ids`` of the files' names, and ``labels``, a dict from each id to 0, 1, 2 or 3.
+Examples in docstrings find the files ``data/id-0.npy`` to ``data/id-15.npy`` of shape (4, 3), the same rows in ``all.npy``, with
+their ids in ``all.ids``, in the dataset ``images`` of ``all.h5``, and in the datasets ``samples/id-0/image`` and so on of
+``each.h5``, pictures ``photos/id-0.png`` and so on, eight more in each of ``pets/cats`` and ``pets/dogs``, the list ``ids`` of
+the files' names, and ``labels``, a dict from each id to 0, 1, 2 or 3.
 """
 
 from __future__ import annotations

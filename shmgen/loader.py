@@ -161,6 +161,7 @@ class Loader:
             seed=options.seed,
             tail=options.tail,
             shard=options.part,
+            weights=options.draws,
         )
         self._tail = options.tail
         self._layout = Layout(self._spec.bind(options.transformed), self._sampler.size(BatchId(0, 0)))
@@ -294,7 +295,8 @@ class Loader:
         """Where another run would go on: behind the last batch that ``next`` returned.
 
         Flat, of what JSON knows: ``version``, ``order``, ``seed``, ``epoch``, ``consumed`` (samples of the epoch, of all ranks
-        together), ``samples``, ``ids`` (a hash), ``batch_size`` (of all ranks), ``shuffle``, ``tail``. Each rank has the same.
+        together), ``samples``, ``ids`` (a hash), ``batch_size`` (of all ranks), ``shuffle``, ``tail``, ``sample_weights`` (a
+        hash; empty where there are none). Each rank has the same.
 
         Examples:
             >>> loader = Loader(ids, labels, batch_size=4)
@@ -350,6 +352,7 @@ class Loader:
             seed=sampler.seed,
             shuffle=sampler.shuffle,
             tail=self._tail,
+            sample_weights=sampler.weights.fingerprint() if sampler.weights is not None else "",
             batch_size=sampler.batch_size,
             batches=sampler.batches,
         )

@@ -15,6 +15,7 @@ from shmgen._checks import check_float, check_int
 from shmgen._engine.ranks import find_shard
 from shmgen._memory.status_page import MAX_READERS
 from shmgen._plan.sampler import ALONE, Shard, Tail
+from shmgen._plan.weighted import WeightTable
 from shmgen._sources.base import Source
 from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
@@ -22,7 +23,9 @@ from shmgen._sources.ids import kept
 from shmgen._sources.npy import Npy
 from shmgen._sources.ones import Ones
 from shmgen._sources.sample_spec import check_dtype, check_shape
+from shmgen._sources.sample_weights import weights_of
 from shmgen._sources.source_field import SourceField
+from shmgen._sources.values import Values
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,7 +73,10 @@ class DataOptions:
         inputs: in place of everything that describes ``X``: a source, or a dict, tuple or list of sources. A mapping or array of
             values is taken as `Values` of it, and a function of the id as `Function` of it.
         targets: in place of ``labels``; the same kinds as for ``inputs``.
-        weights: of samples; the same kinds as for ``inputs``.
+        weights: of samples, for the loss; the same kinds as for ``inputs``.
+        sample_weights: how often each sample is drawn, beside the others: a number from 0 for each id, as `Values` takes them. An
+            epoch has as many samples as there are ids, and each comes as often as its weight says, rounded up or down by chance,
+            so some come several times, and others not at all. By default, each comes exactly once.
         transform: changes samples in the workers. With one unnamed input it is ``transform(x, rng)``: it changes ``x``, the
             input's row, in place, or returns a new one. With several inputs, or named ones, it is ``transform(sample, rng)``:
             ``sample`` is a dict of all rows by field, with the keys of ``inputs``, ``targets`` and ``weights``. Fields of a tuple
@@ -111,6 +117,7 @@ class DataOptions:
     inputs: Part | None = None
     targets: Part | None = None
     weights: Part | None = None
+    sample_weights: Values | Mapping[Any, float] | Iterable[float] | Callable[[Any], float] | None = None
     transform: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None
     slots: int | None = None
     seed: int = 0
@@ -123,6 +130,9 @@ class DataOptions:
 
     ids: Sequence[Any] = field(init=False)
     """``list_IDs``, out of reach of later changes."""
+
+    draws: WeightTable | None = field(init=False)
+    """``sample_weights``, ready to draw by."""
 
     part: Shard = field(init=False)
     """Which part of each batch this process gets."""
@@ -163,7 +173,7 @@ class DataOptions:
             raise InputError(
                 f"expected at least {fewest} ids, found {len(ids)}; give more, a smaller batch_size, or tail={other!r}"
             )
-        self._keep(list_IDs=ids, ids=ids)
+        self._keep(list_IDs=ids, ids=ids, draws=self._draws(ids))
         rest = Ones() if self.tail == "pad" else None
         spec = BatchSpec(
             self._inputs(), self._targets(), self.weights, ids, is_sample=self.source is not None, default_weights=rest
@@ -195,6 +205,14 @@ class DataOptions:
             raise InputError(
                 f"tail='keep': the last batch would have other rows on each of the {world} ranks; give 'drop', 'wrap' or 'pad'"
             )
+
+    def _draws(self, ids: Sequence[Any]) -> WeightTable | None:
+        """``sample_weights``, checked."""
+        if self.sample_weights is None:
+            return None
+        if not self.shuffle:
+            raise InputError("sample_weights: expected with shuffle=True, since samples are drawn by chance, found shuffle=False")
+        return WeightTable(weights_of(self.sample_weights, ids))
 
     def _inputs(self) -> Any:
         """``inputs``, or the only input, which the blog's terms describe."""

@@ -41,6 +41,7 @@ def identity(**other: Any) -> Identity:
         "seed": 0,
         "shuffle": True,
         "tail": "drop",
+        "sample_weights": "",
         "batch_size": 4,
         "batches": 5,
     }
@@ -57,10 +58,11 @@ def test_the_state_is_flat_and_of_what_json_knows() -> None:
     assert (end["epoch"], end["consumed"]) == (3, 0)
 
 
-@pytest.mark.parametrize("key", ["samples", "ids", "seed", "shuffle", "tail"])
+@pytest.mark.parametrize("key", ["samples", "ids", "seed", "shuffle", "tail", "sample_weights"])
 def test_another_data_set_or_order_is_refused(key: str) -> None:
     """With what is expected, what was found, and what to do."""
-    other: Any = {"samples": 21, "ids": "abd", "seed": 1, "shuffle": False, "tail": "keep"}[key]
+    others: Any = {"samples": 21, "ids": "abd", "seed": 1, "shuffle": False, "tail": "keep", "sample_weights": "abc"}
+    other = others[key]
     state = saved(identity(**{key: other}), Position(0, 1))
     mine = getattr(identity(), key)
     with pytest.raises(InputError, match=rf"state: expected {key}={mine!r}, as here, found {other!r}; give the .* saved with"):

@@ -38,7 +38,7 @@ def test_its_version(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("words", [(), ("scan",), ("tune",)])
+@pytest.mark.parametrize("words", [(), ("scan",), ("tune",), ("pack",), ("unpack",)])
 def test_its_name_in_usage(way: str, words: tuple[str, ...]) -> None:
     """What is shown as usage can be typed as it stands; also where it comes with an error."""
     with_help, wrong = run(way, *words, "--help"), run(way, *words, "--wrong")

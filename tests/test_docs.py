@@ -33,6 +33,9 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     (tmp_path / "all.ids").write_text("".join(f"{id}\n" for id in ids))
     with h5py.File(tmp_path / "all.h5", "w") as file:
         file["images"] = rows
+    with h5py.File(tmp_path / "each.h5", "w") as file:
+        for id, row in zip(ids, rows, strict=True):
+            file[f"samples/{id}/image"] = row
     pictures = [f"photos/{id}" for id in ids] + [f"pets/{kind}/{number}" for kind in ("cats", "dogs") for number in range(8)]
     for picture in pictures:
         (tmp_path / picture).parent.mkdir(parents=True, exist_ok=True)

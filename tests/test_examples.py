@@ -137,3 +137,32 @@ def test_train_ddp(example: Callable[..., str], tmp_path: Path) -> None:
     assert one.keys() == two.keys()
     for name, values in one.items():
         np.testing.assert_allclose(two[name], values, rtol=0, atol=1e-5)
+
+
+def test_train_photos(example: Callable[..., str], tmp_path: Path) -> None:
+    """A network learns from JPEGs of many sizes and a table of their classes, and names what it sees by the classes' names."""
+    printed = example("train_photos.py", "--samples", "400", "--epochs", "6")
+    (accuracy,) = numbers("validation accuracy #", printed)
+    assert 0.7 < accuracy <= 1
+    shown = re.findall(r"^\d+\.jpg shows a (flower|temple), predicted (flower|temple)$", printed, re.MULTILINE)
+    assert len(shown) == 5
+    assert sum(label == predicted for label, predicted in shown) >= 3
+    assert len(list((tmp_path / "data").glob("*.jpg"))) == 400
+
+
+def test_mixup(example: Callable[..., str]) -> None:
+    """A subclass mixes the batches that workers made, the labels too, and the network learns from them."""
+    printed = example("mixup.py", "--samples", "400", "--epochs", "6")
+    flower, temple = numbers("the first photo is # flower and # temple, of dtype float32", printed)
+    assert flower + temple == pytest.approx(1, abs=0.002)
+    (accuracy,) = numbers("validation accuracy #", printed)
+    assert 0.6 < accuracy <= 1
+
+
+def test_augment_albumentations(example: Callable[..., str]) -> None:
+    """A library's augmentations, seeded from each sample's generator, are the same at any number of workers."""
+    pytest.importorskip("albumentations", reason="albumentations is not installed: pip install albumentations")
+    printed = example("augment_albumentations.py", "--samples", "400", "--epochs", "6")
+    (accuracy,) = numbers("validation accuracy #", printed)
+    assert 0.6 < accuracy <= 1
+    assert "the same with 0 and 2 workers: True" in printed

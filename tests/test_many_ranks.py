@@ -214,6 +214,15 @@ def test_a_fit_that_nothing_synchronises_is_warned_of(folder: Callable[..., Any]
         Own().fit(part, verbose=0)
 
 
+def test_predict_on_one_of_several_ranks_is_warned_of(folder: Callable[..., Any]) -> None:
+    """It has that rank's rows alone: said once."""
+    data = folder(16, (3,))
+    with Sequence(data.ids, None, 4, shuffle=False, shard=(1, 2), data_dir=data.path, n_channels=3) as part:
+        with pytest.warns(UserWarning, match=r"shard=\(1, 2\) returns the rows of this rank alone.*without shard"):
+            assert len(model().predict(part, verbose=0)) == 8
+        model().predict(part, verbose=0)
+
+
 TORCH = """
 os.environ.update(KERAS_BACKEND="torch", TORCHELASTIC_RUN_ID="none", WORLD_SIZE="2", GLOO_SOCKET_IFNAME="lo")
 import json, warnings

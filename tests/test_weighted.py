@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ways import computed, rows
 
+from shmgen import InputError, Loader, TooManyDamaged, Values
 from shmgen._plan.order import Order
 from shmgen._plan.weighted import WeightedOrder, WeightTable, _scaled
 
@@ -102,3 +104,160 @@ def test_weights_of_all_sizes() -> None:
 def test_products_of_128_bits(word: int, below: int) -> None:
     """Their upper halves are those of Python's own ints."""
     assert _scaled(np.array([word], np.uint64), np.array([below], np.uint64)).tolist() == [word * below >> 64]
+
+
+# In a loader.
+
+
+IDS = [f"id-{number}" for number in range(40)]
+WEIGHTS = {id: 9.0 if number < 4 else 1.0 for number, id in enumerate(IDS)}
+
+
+def loader_of(**options: Any) -> Loader:
+    """A loader of 40 ids, the first four of which weigh as much as the rest; rows and labels are the ids' numbers."""
+    numbers = {id: number for number, id in enumerate(IDS)}
+    given: dict[str, Any] = {"sample_weights": WEIGHTS, "batch_size": 8, **options}
+    return Loader(IDS, numbers, source=lambda id: np.array([int(id[3:])]), **given)
+
+
+def labels(loader: Loader, epochs: int = 1) -> list[list[int]]:
+    """The labels of so many epochs, each of which is that of its row."""
+    found: list[list[int]] = []
+    for _ in range(epochs):
+        found.append([])
+        for X, y in loader:
+            np.testing.assert_array_equal(X[:, 0], y)
+            found[-1] += y.tolist()
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_draws_by_weight(workers: int) -> None:
+    """Half of each epoch is of the four; every epoch is another; rows, labels and random numbers go by position."""
+    with loader_of(workers=workers) as loader:
+        epochs = labels(loader, 3)
+    assert all(abs(sum(label < 4 for label in epoch) - 20) <= 1 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    table = WeightTable(np.array(list(WEIGHTS.values())))
+    assert epochs == [WeightedOrder(table, 0, epoch).part(0, 40).tolist() for epoch in range(3)]
+
+
+def test_a_sample_that_comes_again_is_changed_in_another_way() -> None:
+    """Random numbers depend on the position in the epoch: copies of a rare sample are no copies after the transform."""
+    options: dict[str, Any] = {"sample_weights": [1.0] + [0.0] * 23, "transform": lambda x, rng: x + rng.random()}
+    values = rows(computed(**options), 1)[:, 0]
+    assert len(set(values)) == len(values) == 20
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        WEIGHTS,
+        list(WEIGHTS.values()),
+        np.array(list(WEIGHTS.values()), np.float32),
+        WEIGHTS.__getitem__,
+        Values(WEIGHTS),
+        {id: int(weight) for id, weight in WEIGHTS.items()},
+        {id: weight / 3 for id, weight in WEIGHTS.items()},
+    ],
+    ids=["mapping", "list", "array", "function", "Values", "ints", "scaled"],
+)
+def test_weights_in_any_form(given: Any) -> None:
+    """A mapping, a list, an array, a function or Values; only their proportions count."""
+    with loader_of(sample_weights=given, workers=0) as loader, loader_of(workers=0) as other:
+        assert labels(loader) == labels(other)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_the_draws(world: int) -> None:
+    """Together they get the rows that one process gets, in its order."""
+    with loader_of(workers=0) as alone:
+        [whole] = labels(alone)
+    parts = []
+    for rank in range(world):
+        with loader_of(workers=0, shard=(rank, world)) as loader:
+            parts.append([y.tolist() for _, y in loader])
+    assert [label for batch in zip(*parts, strict=True) for part in batch for label in part] == whole
+
+
+def test_a_resumed_run_draws_what_was_left() -> None:
+    """Also with another batch size and number of ranks; with other weights it is refused."""
+    with loader_of(workers=0) as loader:
+        whole = labels(loader, 2)
+    with loader_of(workers=0) as loader:
+        batches = iter(loader)
+        seen = [next(batches)[1].tolist(), next(batches)[1].tolist()]
+        state = loader.state_dict()
+    with loader_of(workers=0, batch_size=4) as loader:
+        loader.load_state_dict(state)
+        rest = [y.tolist() for _, y in loader]
+        assert [label for batch in [*seen, *rest] for label in batch] == whole[0]
+        assert labels(loader) == whole[1:]
+    for other in ({**WEIGHTS, "id-7": 2.0}, None):
+        with (
+            loader_of(workers=0, sample_weights=other) as loader,
+            pytest.raises(InputError, match=r"expected sample_weights='.*; give the sample_weights that it was saved with"),
+        ):
+            loader.load_state_dict(state)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_sample_is_replaced_by_another_that_was_drawn(workers: int) -> None:
+    """The same in every run; a damaged one that weighs much is replaced wherever it comes."""
+
+    def read(id: str) -> np.ndarray:
+        if id == "id-1":
+            raise ValueError("broken")
+        return np.array([int(id[3:])])
+
+    def run() -> list[list[list[int]]]:
+        options: dict[str, Any] = {"on_error": "replace", "max_damaged": 0.1, "workers": workers, "sample_weights": WEIGHTS}
+        with Loader(IDS, {id: int(id[3:]) for id in IDS}, 8, source=read, **options) as loader:
+            found = [[y.tolist() for _, y in loader] for _ in range(2)]
+            assert [damaged.id for damaged in loader.damaged] == ["id-1"]
+            assert loader.stats.replaced >= 8
+        return found
+
+    first = run()
+    assert 1 not in {label for epoch in first for batch in epoch for label in batch}
+    assert run() == first
+
+
+def test_where_only_damaged_samples_are_drawn_the_run_ends() -> None:
+    """There is none that could stand in, so the error says it, and nothing hangs."""
+
+    def broken(id: str) -> Any:
+        raise ValueError("broken")
+
+    with (
+        Loader(IDS, None, 8, source=broken, dim=1, n_channels=1, dtype="f4", workers=0, on_error="replace",
+               max_damaged=1.0, sample_weights=[1.0] + [0.0] * 39) as loader,
+        pytest.raises(TooManyDamaged),
+    ):  # fmt: skip
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({**WEIGHTS, "id-3": -1.0}, r"id 'id-3', sample_weights: expected a finite number from 0, found -1\.0"),
+        ({**WEIGHTS, "id-3": float("inf")}, "id 'id-3', sample_weights: expected a finite number from 0, found inf"),
+        ({**WEIGHTS, "id-3": float("nan")}, r"id 'id-3', field 'sample_weights': expected a number, found nan"),
+        ({**WEIGHTS, "id-3": "much"}, "id 'id-3', field 'sample_weights'"),
+        ({"id-0": 1.0}, "id 'id-1', field 'sample_weights': expected a value, as for each of the 40 ids, found none"),
+        ([1.0, 2.0], "field 'sample_weights': expected a value for each of the 40 ids, found 2"),
+        ([0] * 40, "sample_weights: expected some above 0, found none"),
+        ([[1.0, 2.0]] * 40, r"sample_weights: expected a number for each id, found rows of shape \(2,\)"),
+        (5, "field 'sample_weights': expected a mapping from id to value"),
+    ],
+)
+def test_weights_that_are_mistakes(given: Any, text: str) -> None:
+    """Each is an error that names the id, and what is expected."""
+    with pytest.raises(InputError, match=text):
+        loader_of(sample_weights=given)
+
+
+def test_draws_need_an_order_of_chance() -> None:
+    """With shuffle=False they would be neither in the order of the ids, nor of each."""
+    with pytest.raises(InputError, match="sample_weights: expected with shuffle=True"):
+        loader_of(shuffle=False)

@@ -24,6 +24,7 @@ MUST_BE_SAME = {
     "seed": "give the seed that it was saved with",
     "shuffle": "give the value that it was saved with",
     "tail": "give the value that it was saved with",
+    "sample_weights": "give the sample_weights that it was saved with",
 }
 """What a state and the loader that takes it must agree in, and what to do where they don't."""
 
@@ -37,6 +38,7 @@ class Identity(NamedTuple):
         seed: of the order.
         shuffle: whether each epoch has an order of its own.
         tail: what becomes of the last batch.
+        sample_weights: a hash of the weights with which samples are drawn; empty where there are none.
         batch_size: of all ranks together.
         batches: in an epoch.
     """
@@ -46,6 +48,7 @@ class Identity(NamedTuple):
     seed: int
     shuffle: bool
     tail: str
+    sample_weights: str
     batch_size: int
     batches: int
 
@@ -67,6 +70,7 @@ def saved(mine: Identity, position: Position) -> dict[str, int | str | bool]:
         "batch_size": mine.batch_size,
         "shuffle": mine.shuffle,
         "tail": mine.tail,
+        "sample_weights": mine.sample_weights,
     }
 
 

@@ -27,21 +27,22 @@ GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111E
 WORD = (1 << 64) - 1
 
 
-class Order:
-    """The samples of one epoch in its order: a permutation of ``range(samples)``.
+class Positions:
+    """A sample for each position of an epoch, computed where they are needed, some at a time.
 
     Args:
-        samples: how many there are; fewer than 2⁶³.
-        seed: of the order, together with the epoch; an int from 0, of any size.
-        epoch: whose order.
+        samples: how many positions there are; fewer than 2⁶³.
+        block_size: how many are computed at once.
     """
 
-    def __init__(self, samples: int, seed: int, epoch: int) -> None:
+    def __init__(self, samples: int, block_size: int) -> None:
         self._samples = samples
-        self._key = hash_of(seed, epoch)
-        self._network = None if samples <= MAX_SORTED else _Network(samples, seed, epoch)
-        self._block_size = samples if self._network is None else BLOCK
+        self._block_size = block_size
         self._blocks: dict[int, np.ndarray] = {}
+
+    def _computed(self, first: int, last: int) -> np.ndarray:
+        """The samples at these positions, which are those of a block, as a new array."""
+        raise NotImplementedError
 
     def part(self, first: int, last: int) -> np.ndarray:
         """The samples at positions ``first`` to ``last - 1``: int64, read-only."""
@@ -60,17 +61,34 @@ class Order:
         block = self._blocks.get(number)
         if block is None:
             first = number * self._block_size
-            positions = np.arange(first, min(first + self._block_size, self._samples), dtype=np.uint64)
-            if self._network is None:
-                # No two hashes are equal, so there is only one way to sort them.
-                block = np.argsort(hashes(positions, self._key), kind="stable").astype(np.int64, copy=False)
-            else:
-                block = self._network.permuted(positions).view(np.int64)
+            block = self._computed(first, min(first + self._block_size, self._samples))
             block.flags.writeable = False
             while len(self._blocks) >= MAX_BLOCKS:
                 del self._blocks[next(iter(self._blocks))]
             self._blocks[number] = block
         return block
+
+
+class Order(Positions):
+    """The samples of one epoch in its order: a permutation of ``range(samples)``.
+
+    Args:
+        samples: how many there are; fewer than 2⁶³.
+        seed: of the order, together with the epoch; an int from 0, of any size.
+        epoch: whose order.
+    """
+
+    def __init__(self, samples: int, seed: int, epoch: int) -> None:
+        self._key = hash_of(seed, epoch)
+        self._network = None if samples <= MAX_SORTED else _Network(samples, seed, epoch)
+        super().__init__(samples, samples if self._network is None else BLOCK)
+
+    def _computed(self, first: int, last: int) -> np.ndarray:
+        positions = np.arange(first, last, dtype=np.uint64)
+        if self._network is None:
+            # No two hashes are equal, so there is only one way to sort them.
+            return np.argsort(hashes(positions, self._key), kind="stable").astype(np.int64, copy=False)
+        return self._network.permuted(positions).view(np.int64)
 
 
 class _Network:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from shmgen._plan.order import Order, hash_of
+from shmgen._plan.order import Order, Positions, hash_of
+from shmgen._plan.weighted import WeightedOrder, WeightTable
 
 Tail: TypeAlias = Literal["drop", "keep", "wrap", "pad"]
 """What becomes of an epoch's last batch where the samples don't fill it: it is left out; or shorter than the others; or filled up
@@ -49,14 +51,26 @@ class Sampler:
         seed: of the orders, together with the epoch.
         tail: what becomes of the last batch where the samples don't fill it. Several ranks can't ``"keep"`` it.
         shard: this rank's part.
+        weights: with which samples are drawn, by chance, so that a sample may come several times in an epoch; None for each once.
 
     Attributes:
         shard: as given.
         rows: in a batch of this rank.
         batches: in an epoch; the same for all ranks.
+        weights: as given.
     """
 
-    def __init__(self, samples: int, batch_size: int, *, shuffle: bool, seed: int, tail: Tail, shard: Shard = ALONE) -> None:
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        tail: Tail,
+        shard: Shard = ALONE,
+        weights: WeightTable | None = None,
+    ) -> None:
         self.samples = samples
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -64,10 +78,14 @@ class Sampler:
         self.shard = shard
         self.rows = batch_size // shard.world
         self.batches = samples // batch_size if tail == "drop" else -(-samples // batch_size)
+        self.weights = weights
         self._offset = shard.rank * self.rows
         self._keeps_tail = tail == "keep"
         # Two, because the next epoch's first batches are read while this one's last are delivered.
-        self._order = lru_cache(maxsize=2)(Order)
+        make: Callable[[int], Positions] = (
+            partial(Order, samples, seed) if weights is None else partial(WeightedOrder, weights, seed)
+        )
+        self._order = lru_cache(maxsize=2)(make)
 
     def first(self, batch: BatchId) -> int:
         """The position in the epoch of the first of this rank's rows. Positions behind the last sample begin anew."""
@@ -90,7 +108,7 @@ class Sampler:
             return np.concatenate([self._at(epoch, int(part[0]), int(part[-1]) + 1) for part in parts if len(part)])
         if not self.shuffle:
             return np.arange(first, last)
-        return self._order(self.samples, self.seed, epoch).part(first, last)
+        return self._order(epoch).part(first, last)
 
     def replacement(self, batch: BatchId, row: int, tried: int) -> int:
         """The number of the sample that replaces the damaged one in ``row`` of ``batch``: another sample of the same epoch.

@@ -11,9 +11,11 @@ All is computed in 64-bit integers, as `order` is, and is the same for ever.
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import numpy as np
 
-from shmgen._plan.order import Order, hash_of, hashes
+from shmgen._plan.order import BLOCK, Order, Positions, hash_of, hashes
 
 BITS = 61
 """All weights together are an integer below 2 to this power."""
@@ -42,12 +44,18 @@ class WeightTable:
         self._ends = np.cumsum(ends, out=ends)
         self.total = int(ends[-1])
 
+    def fingerprint(self) -> str:
+        """A hash of all weights, of 32 hexadecimal digits: with the same, the same is drawn."""
+        hashed = blake2b(self._by_weight.astype("<i8").data, digest_size=16)
+        hashed.update(self._ends.astype("<u8").data)
+        return hashed.hexdigest()
+
     def at(self, points: np.ndarray) -> np.ndarray:
         """The samples that have these points of all weights, side by side: ints from 0 to `total` - 1, as uint64."""
         return self._by_weight[np.searchsorted(self._ends, points, side="right")]
 
 
-class WeightedOrder:
+class WeightedOrder(Positions):
     """The samples that one epoch draws.
 
     Args:
@@ -57,18 +65,16 @@ class WeightedOrder:
     """
 
     def __init__(self, table: WeightTable, seed: int, epoch: int) -> None:
+        super().__init__(table.samples, BLOCK)
         self._table = table
         self._order = Order(table.samples, seed, epoch)
         self._key = hash_of(seed, epoch, JITTER)
 
-    def part(self, first: int, last: int) -> np.ndarray:
-        """The samples at positions ``first`` to ``last - 1``: int64, read-only."""
+    def _computed(self, first: int, last: int) -> np.ndarray:
         numbers = self._order.part(first, last).view(np.uint64)
         start = self._start(numbers)
         point = start + _scaled(hashes(numbers, self._key), self._start(numbers + np.uint64(1)) - start)
-        drawn = self._table.at(point)
-        drawn.flags.writeable = False
-        return drawn
+        return self._table.at(point)
 
     def _start(self, numbers: np.ndarray) -> np.ndarray:
         """Where these parts begin, exactly: the product itself would not fit in 64 bits."""

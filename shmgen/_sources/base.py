@@ -68,6 +68,7 @@ class Source:
         field_name: what errors call the field; set before `bind`.
         keys: what `fill` and `read` get in place of ids, one for each sample: a range, or an array of ints. Set by `bind`, where
             a source looks its ids up once and for all; None for the ids themselves. See `key_tables`.
+        key_table: which table its keys are in; 0, that of the ids, where it has none of its own.
         in_main_process: whether the main process fills the rows, and workers never see the source. `fill` then gets positions in
             the list of ids in place of ids.
         rows_begun: where a `fill` that reads one row after another says how far it is: ``self.rows_begun[0] = 1`` before it reads

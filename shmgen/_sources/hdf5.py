@@ -1,71 +1,205 @@
-"""`Hdf5`: one dataset of an HDF5 file. Needs h5py, which the extra ``hdf5`` installs."""
+"""`Hdf5`: the datasets of an HDF5 file. Needs h5py, which the extra ``hdf5`` installs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from shmgen._sources.base import Source
 from shmgen._sources.ids import first_outside
-from shmgen.errors import InputError, SampleError
+from shmgen._sources.npy_format import file_version
+from shmgen._sources.sample_spec import are_numbers, can_cast
+from shmgen.errors import FormatError, InputError, SampleError
+
+SHOWN = 5
+
+ID = "{id}"
 
 
 class Hdf5(Source):
-    """One dataset of all samples in an HDF5 file; an id is a row's number, from 0. Each worker opens the file for itself.
+    """The samples of an HDF5 file: the rows of one dataset, or a dataset for each. Each worker opens the file for itself.
 
     Args:
-        file: the file.
-        dataset: the dataset's name in it.
+        file: the file. It may be replaced between epochs.
+        dataset: the name of a dataset whose rows are the samples; ids are their numbers, from 0. Or that of a group with a
+            dataset for each sample; ids are the names of these. Or a name with ``{id}`` in it, ``"{id}/image"`` for instance, by
+            which the dataset of each sample is found. By default, the group of all that is in the file.
+
+    Attributes:
+        shape: of a row. That of a dataset's row; or that of the first sample's dataset, which all have.
+        dtype: of a row. Datasets of samples are cast to that of the first, where NumPy calls that "same_kind".
 
     Raises:
-        InputError: by `bind`, the file or the dataset can't be read, or has no row of an id's number.
-        SampleError: by `fill`, a row can't be read.
+        InputError: h5py is not installed; by `bind`, the file or the dataset can't be read, or has no row of an id's number.
+        SampleError: by `bind` and `fill`, a row can't be read.
 
     Examples:
         >>> loader = Loader(range(16), batch_size=4, source=Hdf5("all.h5", "images"), shuffle=False)
         >>> (X,) = loader.batch(0)
         >>> X.shape, X[:, 0, 0]
         ((4, 4, 3), array([0., 1., 2., 3.], dtype=float32))
+
+        A dataset for each sample:
+
+        >>> loader = Loader(ids, batch_size=4, source=Hdf5("each.h5", "samples/{id}/image"), shuffle=False)
+        >>> (X,) = loader.batch(0)
+        >>> X.shape, X[:, 0, 0]
+        ((4, 4, 3), array([0., 1., 2., 3.], dtype=float32))
     """
 
-    def __init__(self, file: str | os.PathLike[str], dataset: str) -> None:
+    def __init__(self, file: str | os.PathLike[str], dataset: str = "/") -> None:
+        try:
+            import h5py  # noqa: F401
+        except ImportError as error:
+            raise InputError(f"Hdf5 needs h5py: pip install 'shmgen[hdf5]' ({error})") from None
         self.file = os.path.abspath(file)
         self.dataset = dataset
-        self._rows: Any = None
+        self._name = dataset
+        self._open: Any = None
+        self._seen: object = None
+
+    @property
+    def _has_rows(self) -> bool:
+        """Whether the samples are the rows of one dataset, and not a dataset each."""
+        return ID not in self._name
 
     def bind(self, ids: Sequence[Any]) -> None:
         import h5py
 
+        first = ids[0]
         try:
             with h5py.File(self.file, "r") as file:
-                count, *shape = file[self.dataset].shape
-                self.shape, self.dtype = tuple(shape), file[self.dataset].dtype
-        except (OSError, KeyError, ValueError, AttributeError) as error:
-            raise InputError(f"dataset {self.dataset!r} of file {self.file}: expected rows, found: {error}") from None
+                if ID not in self.dataset and isinstance(file.get(self.dataset), h5py.Group):
+                    self._name = f"{self.dataset.rstrip('/')}/{ID}"
+                if not self._has_rows:
+                    found = self._checked(file, self._name_of(first))
+                    self.shape, self.dtype = found.shape, found.dtype
+                    return
+                found = self._checked(file, self.dataset)
+                if not found.shape:
+                    raise FormatError("expected rows, found a single number; where each sample has one, put '{id}' into the name")
+                count, *shape = found.shape
+                self.shape, self.dtype = tuple(shape), found.dtype
+        except (OSError, ValueError) as error:
+            raise InputError(f"file {self.file}: expected an HDF5 file that can be read, found: {error}") from None
+        except FormatError as error:
+            if not self._has_rows:
+                raise SampleError(first, self.file, str(error)) from None
+            raise InputError(f"dataset {self.dataset!r} of file {self.file}: {error}") from None
         wrong = first_outside(ids, count)
         if wrong is not None:
-            raise InputError(f"id {ids[wrong]!r}: expected a row's number from 0 to {count - 1}, which {self.file} has")
+            where = f"dataset {self.dataset!r} of {self.file}"
+            raise InputError(f"id {ids[wrong]!r}: expected a row's number from 0 to {count - 1}, which {where} has")
 
-    def open(self) -> None:
+    def fill(self, ids: Sequence[Any], rows: np.ndarray) -> None:
+        """Read the samples ``ids`` into ``rows``.
+
+        Raises:
+            SampleError: one can't be read, or does not fit.
+        """
+        try:
+            opened = self._opened()
+            if self._has_rows and list(ids) == list(range(ids[0], ids[0] + len(ids))):
+                with suppress(OSError, ValueError):  # then they are read row by row, to know which can't be read
+                    opened.read_direct(rows, np.s_[ids[0] : ids[0] + len(ids)])
+                    return
+            for number, id in enumerate(ids):
+                self.rows_begun[0] = number + 1
+                if self._has_rows:
+                    opened.read_direct(rows, np.s_[id], np.s_[number])
+                else:
+                    self._sample(opened, id).read_direct(rows, None, np.s_[number])
+        except (OSError, ValueError, FormatError) as error:
+            reason = str(error) if isinstance(error, FormatError) else f"expected a readable row, found: {error}"
+            raise SampleError(ids[max(0, self.rows_begun[0] - 1)], self.file, reason) from None
+
+    def _sample(self, file: Any, id: Any) -> Any:
+        """The dataset of sample ``id``."""
+        found = self._checked(file, name := self._name_of(id))
+        if found.shape != self.shape or not can_cast(found.dtype, np.dtype(self.dtype)):
+            raise FormatError(
+                f"dataset {name!r}: expected shape {self.shape} and dtype {self.dtype}, as the first has, found {found.shape} "
+                f"and {found.dtype}; of samples of several shapes a function as source makes rows"
+            )
+        return found
+
+    def _rows(self, file: Any) -> Any:
+        """The dataset of all samples, if it is as it was."""
+        found = self._checked(file, self.dataset)
+        if found.shape[1:] != self.shape or found.dtype != self.dtype:
+            raise FormatError(
+                f"expected rows of shape {self.shape} and dtype {self.dtype}, found {found.shape[1:]}, {found.dtype}"
+            )
+        return found
+
+    def _opened(self) -> Any:
+        """What samples are read from: the dataset of all, or the file; opened again if the file has been replaced."""
         import h5py
 
-        self._rows = h5py.File(self.file, "r")[self.dataset]
+        seen = file_version(self.file)
+        if self._open is None or seen != self._seen:
+            self._open = None
+            file = h5py.File(self.file, "r")
+            self._open, self._seen = self._rows(file) if self._has_rows else file, seen
+        return self._open
 
-    def fill(self, ids: Sequence[int], rows: np.ndarray) -> None:
-        if list(ids) == list(range(ids[0], ids[0] + len(ids))):
-            with suppress(OSError, ValueError):  # then they are read row by row, to know which can't be read
-                self._rows.read_direct(rows, np.s_[ids[0] : ids[0] + len(ids)])
-                return
-        for number, id in enumerate(ids):
-            self.rows_begun[0] = number + 1
-            try:
-                self._rows.read_direct(rows, np.s_[id], np.s_[number])
-            except (OSError, ValueError) as error:
-                raise SampleError(id, self.file, f"expected a readable row, found: {error}") from None
+    def _name_of(self, id: Any) -> str:
+        return self._name.replace(ID, str(id))
 
-    def place(self, id: int) -> str:
-        return f"row {id} of dataset {self.dataset!r} of file {self.file}"
+    def _checked(self, file: Any, name: str) -> Any:
+        """The dataset of this name.
+
+        Raises:
+            FormatError: there is none, or its elements are no numbers.
+        """
+        import h5py
+
+        found = file.get(name)
+        if isinstance(found, h5py.Group):
+            raise FormatError(
+                f"expected a dataset {name!r}, found a group with {_shown(found)}{self._remedy(next(iter(found), None), name)}"
+            )
+        if found is None:
+            raise FormatError(f"expected a dataset {name!r}, found none{_beside(file, name)}")
+        if not isinstance(found, h5py.Dataset) or found.shape is None:
+            raise FormatError(f"expected a dataset {name!r} of numbers, found one without any")
+        if not are_numbers(found.dtype):
+            by_function = "read it by a function as source, or write it as numbers"
+            raise FormatError(f"expected numbers, found dtype {found.dtype} in dataset {name!r}; {by_function}")
+        return found
+
+    def _remedy(self, member: str | None, name: str) -> str:
+        """What to write where a group was found in place of a dataset."""
+        if member is None:
+            return ""
+        return f"; write Hdf5(file, {f'{self._name}/{member}'!r})"
+
+    def version(self, ids: Sequence[Any]) -> object:
+        return file_version(self.file)
+
+    def place(self, id: Any) -> str:
+        if self._has_rows:
+            return f"row {id} of dataset {self.dataset!r} of file {self.file}"
+        return f"dataset {self._name_of(id)!r} of file {self.file}"
+
+
+def _beside(file: Any, name: str) -> str:
+    """What is there in place of a dataset: the members of the nearest group above it that there is."""
+    above = name.strip("/")
+    while above:
+        above = above.rpartition("/")[0]
+        group = file.get(above or "/")
+        if group is not None and hasattr(group, "keys"):
+            return f"; {'the file' if not above else f'group {above!r}'} has {_shown(group)}"
+    return ""
+
+
+def _shown(group: Any) -> str:
+    names = [repr(name) for name in islice(group, SHOWN)]
+    more = len(group) - len(names)
+    return (", ".join(names) + (f" and {more:,} others" if more > 0 else "")) or "nothing in it"

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 FILES_AHEAD = 16
 """Files that a reader opens ahead, at most."""
 
+ONE_BY_ONE = 64
+"""So many files are read one by one after one that did not have the shape of its row."""
+
 LARGEST_ELEMENT = 32
 """Bytes of the largest number that NumPy knows."""
 
@@ -133,7 +136,7 @@ class Npy(FolderSource, RawSource):
             self._settle()
         self.shape, self.dtype, self.row_bytes = self._row.shape, self._row.dtype, self._row.row_bytes
         self.varies = self._row.varies
-        self._singly = not self._fits(header)
+        self._singly = 0 if self._fits(header) else ONE_BY_ONE
         # The header of files whose data are a row's bytes, unchanged; None until there was such a file.
         self._plain = raw if self._fits(header) and self._is_plain(header) else None
 
@@ -144,8 +147,8 @@ class Npy(FolderSource, RawSource):
 
     @property
     def reads_one_by_one(self) -> bool:
-        # Once a file did not fit its row, there will be more: each is then read once, and one is held in memory at a time.
-        return self._singly
+        # After a file that did not fit its row there will be more: each is read once then, and one is held in memory at a time.
+        return self._singly > 0
 
     def read(self, id: object, row: np.ndarray) -> np.ndarray:
         """The array of sample ``id``, of its own shape and dtype.
@@ -274,7 +277,7 @@ class Npy(FolderSource, RawSource):
         self._check(header)
         if not self._fits(header):
             self._left.append(self.rows_begun[0] - 1)
-            self._singly = True
+            self._singly = ONE_BY_ONE
             return
         is_plain = self._is_plain(header)
         data = row if is_plain else memoryview(bytearray(header.data_bytes))
@@ -297,6 +300,7 @@ class Npy(FolderSource, RawSource):
         header, _ = read_header(file)
         header = header.reinterpreted(self._row.dtype)
         self._check(header)
+        self._singly = self._singly - 1 if self._fits(header) else ONE_BY_ONE
         require_data(os.fstat(file).st_size if isinstance(file, int) else len(file), header.size + header.data_bytes)
         data = np.empty(header.data_bytes, np.uint8)
         read_whole(file, data.data, header.size)

@@ -10,6 +10,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from shmgen._checks import check_int
 from shmgen._sources.base import RawSource, row_of
 from shmgen._sources.npy_format import (
     OPEN_FLAGS,
@@ -21,6 +22,7 @@ from shmgen._sources.npy_format import (
     read_whole,
 )
 from shmgen._sources.sample_spec import check_dtype, check_numbers, dtype_of, dtype_text
+from shmgen._sources.windows import Windows, spread
 from shmgen.errors import FormatError, InputError, SampleError
 
 if TYPE_CHECKING:
@@ -35,12 +37,17 @@ MAX_REPLACED = 3
 
 
 class NpyRows(RawSource):
-    """One ``.npy`` file of all samples; an id is a row's number, from 0, or a text that has a line in a file of ids.
+    """One ``.npy`` file of all samples: its rows, or windows of some rows each, as of a series.
+
+    An id is the number of a row, or of a window, from 0; or a text that has a line in a file of ids.
 
     Args:
         file: the file, in C order. It may be larger than memory, and may be replaced between epochs. Or its URL, as for `Npy`:
             rows are got by themselves, neighbours together.
         dtype: of a row, if it is one of ml_dtypes, such as bfloat16, which a file does not name. Rows are not cast.
+        window: a sample is so many of the file's rows, one after the other. None: it is one row, without an axis for them.
+        stride: rows from the begin of one sample to that of the next: sample k begins at row ``offset + k * stride``.
+        offset: the row at which sample 0 begins. With that of what follows a window, the same ids give what is to be forecast.
         ids: a text file of the rows' ids, or its URL: a line each, as `shmgen pack` writes it beside the rows. It is read once;
             workers know the numbers of rows, at no more than 4 bytes an id (8 from 2³² rows on), once for all of them.
         storage_options: of a URL; see `Npy`.
@@ -49,7 +56,7 @@ class NpyRows(RawSource):
 
     Attributes:
         file: as it is if it is a URL; else as an absolute path.
-        shape: of a row: that of the array without its first axis.
+        shape: of a sample: that of the array without its first axis, or with that of the window in its place.
         dtype: of a row, in native byte order, as text.
 
     Examples:
@@ -58,6 +65,14 @@ class NpyRows(RawSource):
         >>> X.shape, X[:, 0, 0]
         ((4, 4, 3), array([0., 1., 2., 3.], dtype=float32))
         >>> loader = Loader(ids, batch_size=4, source=NpyRows("all.npy", ids="all.ids"), shuffle=False)
+
+        Six rows, every other one, and the two that follow them:
+
+        >>> past, future = NpyRows("all.npy", window=6, stride=2), NpyRows("all.npy", window=2, stride=2, offset=6)
+        >>> loader = Loader(range(len(future)), future, batch_size=4, source=past, shuffle=False)
+        >>> X, y = loader.batch(0)
+        >>> X.shape, X[1, :, 0, 0], y[1, :, 0, 0]
+        ((4, 6, 4, 3), array([2., 3., 4., 5., 6., 7.], dtype=float32), array([8., 9.], dtype=float32))
     """
 
     concurrent = True
@@ -67,6 +82,9 @@ class NpyRows(RawSource):
         file: str | os.PathLike[str],
         dtype: DTypeLike | None = None,
         *,
+        window: int | None = None,
+        stride: int = 1,
+        offset: int = 0,
         ids: str | os.PathLike[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         cache: str | os.PathLike[str] | None = None,
@@ -76,8 +94,15 @@ class NpyRows(RawSource):
 
         self._remote = remote(file, storage_options, cache, cache_bytes)
         self.file = os.path.abspath(file) if self._remote is None else self._remote.store.place("")
+        self._windows = Windows(
+            None if window is None else check_int(window, "window", 1),
+            check_int(stride, "stride", 1),
+            check_int(offset, "offset", 0),
+        )
         given = check_dtype(dtype)
         self._given = None if given is None else dtype_text(given)
+        if ids is not None and not self._windows.is_plain:
+            raise InputError("ids: expected without window, stride and offset, since ids name rows, and windows have numbers")
         self._ids = None if ids is None else str(ids) if is_url(ids) else os.path.abspath(ids)
         self._ids_options = storage_options if is_url(ids) else None
         self._ids_digest = b""
@@ -91,20 +116,9 @@ class NpyRows(RawSource):
         Raises:
             InputError: the file can't be read, or is of another format, or has no row of an id's number.
         """
-        if self._remote is not None:
-            self._remote.prepare()
-        self._bound = file_version(self.file)
-        try:
-            header = self._first_header()
-            header = self._check(header)
-        except (OSError, ValueError, FormatError) as error:
-            raise InputError(f"{'file ' if self._remote is None else ''}{self.file}: {explain(error)}") from None
-        finally:
-            if self._remote is not None:
-                self._remote.store.close()
-        self.shape = header.shape[1:]
+        self._header = header = self._bound_header()
+        self.shape = self._windows.shape(header.shape)
         self.dtype = dtype_text(header.dtype.newbyteorder("="))
-        self._header = header
         if self._ids is None:
             self._check_numbers(ids)
         else:
@@ -112,6 +126,27 @@ class NpyRows(RawSource):
 
             with RowIds(self._ids, self._ids_options) as lines:
                 self.keys, self._ids_digest = lines.rows(ids, header.shape[0]), lines.digest()
+
+    def __len__(self) -> int:
+        """How many samples the file has: ``range(len(source))`` are the ids of all.
+
+        Raises:
+            InputError: as `bind`.
+        """
+        return self._windows.count(self._bound_header().shape[0])
+
+    def _bound_header(self) -> Header:
+        """The header, read by the main process."""
+        if self._remote is not None:
+            self._remote.prepare()
+        self._bound = file_version(self.file)
+        try:
+            return self._check(self._first_header())
+        except (OSError, ValueError, FormatError) as error:
+            raise InputError(f"{'file ' if self._remote is None else ''}{self.file}: {explain(error)}") from None
+        finally:
+            if self._remote is not None:
+                self._remote.store.close()
 
     def open(self) -> None:
         if self._remote is not None:
@@ -128,7 +163,8 @@ class NpyRows(RawSource):
 
         from shmgen._sources.ids import as_ints
 
-        numbers, count = as_ints(ids), self._header.shape[0]
+        rows = self._header.shape[0]
+        numbers, count = as_ints(ids), self._windows.count(rows)
         if numbers is None:
             id = next(id for id in ids if not isinstance(id, int))
             raise InputError(
@@ -139,7 +175,7 @@ class NpyRows(RawSource):
         wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
         if wrong.size:
             id = numbers[wrong[0]]
-            raise InputError(f"id {id}: expected a row's number from 0 to {count - 1}, which {self.file} has")
+            raise InputError(f"id {id}: expected {self._windows.expected(self.file, rows)}")
 
     def fill(self, ids: Sequence[int], rows: memoryview) -> None:
         """Read the rows ``ids`` into ``rows``, which is as many rows' bytes.
@@ -165,7 +201,7 @@ class NpyRows(RawSource):
             from shmgen._sources.row_ids import row_of_id
 
             row = row_of_id(self._ids, self._ids_options, id)
-        return f"row {row} of {'file ' if self._remote is None else ''}{self.file}"
+        return f"{self._windows.named(row)} of {'file ' if self._remote is None else ''}{self.file}"
 
     def version(self, ids: Sequence[int]) -> object:
         if self._remote is not None:
@@ -173,23 +209,25 @@ class NpyRows(RawSource):
         return file_version(self.file)
 
     def _read(self, fd: int, ids: Sequence[int], rows: memoryview) -> None:
-        first, row_bytes = self._header.size, len(rows) // len(ids)
+        row_bytes = len(rows) // len(ids)
+        first, step = self._windows.bytes(self._header.size, row_bytes)
         for start, stop in _runs(ids, range(len(ids))) if self.io_waits else ():
-            os.posix_fadvise(fd, first + ids[start] * row_bytes, (stop - start) * row_bytes, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(fd, first + ids[start] * step, (stop - start - 1) * step + row_bytes, os.POSIX_FADV_WILLNEED)
         neighbours = ids[-1] - ids[0] == len(ids) - 1 and list(ids) == list(range(ids[0], ids[-1] + 1))
         # If rows are missing, they are read one by one, to know which is the first.
-        if not neighbours or os.preadv(fd, (rows,), first + ids[0] * row_bytes) != len(rows):
+        if not neighbours or step > row_bytes or not _read_together(fd, first + ids[0] * step, step, rows, row_bytes):
             begun, preadv = self.rows_begun, os.preadv
             start = 0
             for begun[0], id in enumerate(ids, 1):
                 row = rows[start : start + row_bytes]
                 start += row_bytes
-                if preadv(fd, (row,), first + id * row_bytes) != row_bytes:
-                    read_whole(fd, row, first + id * row_bytes)
+                if preadv(fd, (row,), first + id * step) != row_bytes:
+                    read_whole(fd, row, first + id * step)
 
     def _fetch(self, remote: Remote, ids: Sequence[int], rows: memoryview) -> None:
         """Get rows, or what is kept of them: by one request those that are neighbours."""
         size = len(rows) // len(ids)
+        _, step = self._windows.bytes(0, size)
         missing: Iterable[int] = range(len(ids))
         if remote.cache is not None:
             cache = remote.cache
@@ -198,15 +236,21 @@ class NpyRows(RawSource):
                 for number in missing
                 if not cache.read(self._key(ids[number]), partial(read_whole, data=rows[number * size :][:size], offset=0))
             ]
-        for start, stop in _runs(ids, missing):
+        for start, stop in _runs(ids, missing) if step <= size else ((number, number + 1) for number in missing):
             self.rows_begun[0] = start + 1
-            self._get(remote, ids[start], rows[start * size : stop * size], size)
+            run = rows[start * size : stop * size]
+            if step == size or stop == start + 1:
+                self._get(remote, ids[start], run, size)
+            else:
+                span = memoryview(bytearray((stop - start - 1) * step + size))
+                self._get(remote, ids[start], span, size)
+                spread(span, step, run, size)
             if remote.cache is not None:
                 for number in range(start, stop):
                     remote.cache.keep(self._key(ids[number]), rows[number * size :][:size])
 
-    def _get(self, remote: Remote, id: int, rows: memoryview, row_bytes: int) -> None:
-        """Get neighbours, the first of which is row ``id``."""
+    def _get(self, remote: Remote, id: int, rows: memoryview, sample_bytes: int) -> None:
+        """Get the bytes from sample ``id`` on, those of neighbours too."""
 
         def take(body: Body) -> bool:
             if body.version != self._seen:
@@ -216,7 +260,8 @@ class NpyRows(RawSource):
             return True
 
         for _ in range(MAX_REPLACED):
-            first = self._header.size + id * row_bytes
+            begin, step = self._windows.bytes(self._header.size, sample_bytes)
+            first = begin + id * step
             if remote.store.get("", take, first, first + len(rows)):
                 return
             header, _, seen = remote.header("", in_parts=True)
@@ -225,7 +270,7 @@ class NpyRows(RawSource):
         raise FormatError("expected one file, found one that is replaced all the time")
 
     def _key(self, id: int) -> str:
-        return f"{self.file} {self._seen} {self._header} row {id}"
+        return f"{self.file} {self._seen} {self._header} {self._windows.named(id)}"
 
     def _opened(self) -> int:
         """The descriptor of the file, which is opened again if it has been replaced."""
@@ -243,10 +288,9 @@ class NpyRows(RawSource):
     def _fitting(self, header: Header) -> Header:
         """The header of a file that replaces the one that was there, if it has all the same rows."""
         header = self._check(header)
-        if header.shape[1:] != self.shape or header.dtype != self._header.dtype:
-            raise FormatError(
-                f"expected rows of shape {self.shape} and dtype {self.dtype}, found {header.shape[1:]}, {header.dtype}"
-            )
+        found = self._windows.shape(header.shape)
+        if found != self.shape or header.dtype != self._header.dtype:
+            raise FormatError(f"expected rows of shape {self.shape} and dtype {self.dtype}, found {found}, {header.dtype}")
         if header.shape[0] < self._header.shape[0]:
             raise FormatError(f"expected {self._header.shape[0]:,} rows, found {header.shape[0]:,}")
         return header
@@ -288,6 +332,17 @@ class NpyRows(RawSource):
                 f"expected dtype {given}, found {header.dtype}, and rows are not cast: leave dtype out, or use a transform"
             )
         return header
+
+
+def _read_together(fd: int, first: int, step: int, rows: memoryview, row_bytes: int) -> bool:
+    """Read neighbours, which begin at byte ``first`` and lie ``step`` bytes apart, by one call; False if any are missing."""
+    if step == row_bytes:
+        return os.preadv(fd, (rows,), first) == len(rows)
+    span = bytearray((len(rows) // row_bytes - 1) * step + row_bytes)
+    if os.preadv(fd, (span,), first) != len(span):
+        return False
+    spread(span, step, rows, row_bytes)
+    return True
 
 
 class _Open:

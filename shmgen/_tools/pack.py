@@ -248,6 +248,8 @@ class Pack:
         except SampleError as error:  # the first file
             self._damaged[int(numbers[0])] = error.reason
             return
+        except OSError as error:  # nothing was written: there is too little memory
+            raise InputError(str(error)) from None
         done = len(self._ids) - len(numbers)
         with loader:
             batches = iter(loader)
@@ -294,6 +296,8 @@ class Pack:
         """Give the files their names."""
         os.fsync(self._rows.fd)
         os.fsync(self._sums_fd)
+        if os.path.lexists(self._paths.rows):
+            raise InputError(f"{self._paths.rows}: expected no file there, found one that was not there before; {OTHER_NAME}")
         for part, path in (*zip(self._parts[1:], self._paths[1:], strict=True), (self._parts.rows, self._paths.rows)):
             os.rename(part, path)
         folder = os.open(os.path.dirname(self._paths.rows), os.O_RDONLY | os.O_CLOEXEC)

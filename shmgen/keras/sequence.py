@@ -179,6 +179,12 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
                 "predict over a Sequence with shuffle=True returns rows in the order of that pass, not in that of list_IDs: "
                 "make a Sequence with shuffle=False for it"
             )
+        rank, world = self.shard
+        if world > 1:
+            self._warn_once(
+                f"predict over a Sequence with shard=({rank}, {world}) returns the rows of this rank alone: predict in one "
+                "process, over a Sequence without shard"
+            )
         lost = len(self.list_IDs) - self.batch_size * len(self._loader)
         if lost > 0:
             self._warn_once(

@@ -102,8 +102,10 @@ class StateFolder:
             InputError: the file is damaged; also when an array of it is asked for.
         """
         with ExitStack() as opened:
+            # NumPy leaves a damaged file open that it has opened.
+            file = opened.enter_context(path.open("rb"))
             with _readable(path):
-                archive = opened.enter_context(np.load(path, allow_pickle=False))
+                archive = opened.enter_context(np.load(file, allow_pickle=False))
                 content = json.loads(archive[STATE])
                 saved = Saved(path, content["state"], Arrays(path, archive, content["arrays"]))
             yield saved

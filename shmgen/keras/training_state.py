@@ -118,7 +118,7 @@ def load(model: Any, data: Any, saved: Saved) -> list[tuple[Any, np.ndarray]]:
             path = f" ({variables[name].path})" if name in variables else ""
             raise InputError(
                 f"{saved.path}: variable {name}{path}: expected {kinds[0]}, as it was saved, found {kinds[1]}; give the model, "
-                "optimizer and dtype policy of then, with the model built before fit(), or give Resume another folder, to begin anew"
+                "optimizer and dtype policy of then, with the model built before fit(), or give Resume another folder"
             ) from failure
     if any(name not in found for name in expected):
         log.info("%s: metrics of the interrupted epoch begin anew, since they could not be built: %s", saved.path, failure)

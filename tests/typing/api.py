@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 import shmgen
-from shmgen import Damaged, Function, Loader, Npy, NpyRows, Sequence, Source, Stats, Tuning, Values, tune
+from shmgen import Damaged, Function, Loader, Npy, NpyRows, Npz, Sequence, Source, SourceField, Stats, Tuning, Values, tune
 
 ids = ["id-0", "id-1"]
 by_id = {"id-0": 0, "id-1": 1}
@@ -98,8 +98,36 @@ class Volumes(Source):
         row[...] = 1
 
 
+class Pairs(Source):
+    fields = {"image": ((4, 4), "float32"), "label": ((), "int64")}  # noqa: RUF012
+
+    def read(self, id: Any, rows: dict[str, np.ndarray]) -> dict[str, Any]:
+        return {"image": np.zeros((4, 4)), "label": 0}
+
+    def fill(self, ids: Any, rows: dict[str, np.ndarray]) -> None:
+        rows["label"][:] = 0
+
+
 def load(id: str) -> np.ndarray:
     return np.zeros((4, 4))
+
+
+def both(id: str, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    return rng.random(3), 0
+
+
+npz = Npz("archives")
+tokens = Npy("tokens", dim=100, pad_value=0)
+assert_type(npz["image"], SourceField)
+assert_type(npz.field("image", 32, 3, "float32", pad_value=0.5), SourceField)
+assert_type(tokens.length, SourceField)
+assert_type(npz["image"].mask, SourceField)
+Sequence(ids, npz["label"], source=npz["image"])
+Sequence(ids, inputs=tokens, targets=Pairs()["label"], weights=tokens.mask, pad_value=None)
+Sequence(ids, source=both)
+Sequence(ids, source=Function(both, pad_value=1)["image"])
+Sequence(ids, inputs=npz)
+Npy("tokens", dim=100, pad_value="0")  # type: ignore[arg-type]
 
 
 def flip(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -150,6 +178,11 @@ with Sequence(ids, by_id) as sequence:
     assert_type(sequence, Sequence)
     assert_type(sequence[0], tuple[Any, ...])
     assert_type(sequence.stats, Stats)
+    shmgen.keras.Resume("states", sequence)
+    shmgen.keras.Resume(Path("states"), sequence, 100, keep=3)
+    shmgen.keras.Resume("states", sequence, every_minutes=2.5)
+    shmgen.keras.Resume("states")  # type: ignore[call-arg]
+    shmgen.keras.Resume("states", sequence, "500")  # type: ignore[arg-type]
 
 
 # Measuring.

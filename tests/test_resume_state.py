@@ -1,0 +1,374 @@
+"""What `Resume` refuses, and what it does where a state can't be written, or a run goes on otherwise than it began."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from shmgen import InputError, Sequence
+from shmgen.keras import Resume
+from shmgen.keras import resume as resume_module
+
+N, BATCH = 24, 4
+
+
+class Interruption(Exception):
+    """Ends a ``fit``."""
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Interrupts ``fit`` when the step of this number begins, or does something else then."""
+
+    def __init__(self, step: int = -1, does: Callable[[], object] | None = None) -> None:
+        super().__init__()
+        self.left = step
+        self.does = does
+        self.steps: list[int] = []
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self.does is not None:
+            self.does()
+        if self.left == 0:
+            raise Interruption
+        self.left -= 1
+        self.steps.append(batch)
+
+
+@pytest.fixture
+def data() -> Iterator[Callable[..., Sequence]]:
+    """Makes a `Sequence` of 6 batches of 4."""
+    made: list[Sequence] = []
+
+    def make(ids: Any = range(N), batch_size: int = BATCH, **options: Any) -> Sequence:
+        options = {"workers": 0, **options}
+        source = lambda id: np.full(3, id, np.float32)  # noqa: E731
+        made.append(Sequence(ids, lambda id: id % 2, batch_size, source=source, dim=3, n_channels=1, dtype="float32", **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def model_of(units: int = 2, metrics: Any = ("accuracy",)) -> Any:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3, 1)), keras.layers.Flatten(), keras.layers.Dense(units)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=list(metrics), run_eagerly=True)
+    return model
+
+
+def fit(sequence: Sequence, *callbacks: Any, model: Any = None, epochs: int = 2, **options: Any) -> Any:
+    model = model_of() if model is None else model
+    history = model.fit(sequence, callbacks=list(callbacks), epochs=epochs, **{"verbose": 0, **options})
+    return model, history
+
+
+def interrupted(folder: Path, sequence: Sequence, step: int = 5, model: Any = None, **options: Any) -> None:
+    """A run that is interrupted before the step of this number, and saves a state at each."""
+    with pytest.raises(Interruption):
+        fit(sequence, Resume(folder, sequence, every=1, **options), Interrupt(step), model=model)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*state*"))
+
+
+def content(path: Path) -> dict[str, Any]:
+    with np.load(path) as file:
+        return dict(json.loads(file["state.json"])["state"])
+
+
+def weights(model: Any) -> list[np.ndarray]:
+    return [keras.ops.convert_to_numpy(variable) for variable in [*model.variables, *model.optimizer.variables]]
+
+
+def same(one: Any, other: Any) -> bool:
+    return all(a.tobytes() == b.tobytes() for a, b in zip(weights(one), weights(other), strict=True))
+
+
+def test_states_are_saved_when_they_are_due(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """Every 4 batches, over the ends of epochs, and at the end; as many stay as are to be kept."""
+    training = data()
+    fit(training, Resume(tmp_path, training, every=4, keep=3), epochs=3)
+    places = [
+        (state["epoch"], state["step"], state["batches"], state["finished"])
+        for state in map(content, sorted(tmp_path.glob("*.npz")))
+    ]
+    assert places == [(1, 6 - 4, 8, False), (2, 0, 12, False), (2, 4, 16, False), (3, 0, 18, True)][-3:]
+    assert names(tmp_path) == ["state-000003.npz", "state-000004.npz", "state-000005.npz"]
+
+
+def test_states_may_be_due_by_the_clock(data: Callable[..., Sequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every so many minutes, of a clock that goes on by one at each look."""
+    now = iter(range(10**6))
+    monkeypatch.setattr(resume_module, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(now)))
+    training = data()
+    fit(training, Resume(tmp_path, training, every_minutes=3, keep=9), epochs=2)
+    assert [content(path)["batches"] for path in sorted(tmp_path.glob("*.npz"))] == [3, 6, 9, 12, 12]
+
+
+def test_batches_keep_their_numbers(
+    data: Callable[..., Sequence], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """For every callback, and in the progress bar; the log says where it goes on."""
+    training, again, after = data(), data(), Interrupt()
+    interrupted(tmp_path, training, 4)
+    with caplog.at_level(logging.INFO, "shmgen"):
+        _, history = fit(again, Resume(tmp_path, again), after, epochs=2, verbose=1)
+    assert after.steps == [4, 5, *range(6)]
+    shown = re.findall(r"(\d)/6", capsys.readouterr().out)
+    assert (shown[0], shown[-1]) == ("5", "6")
+    assert f"{tmp_path}/state-000004.npz: going on at epoch 0, step 4" in caplog.text
+    assert history.epoch == [0, 1]
+
+
+def test_a_complete_run_trains_nothing(data: Callable[..., Sequence], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Run again it has the weights and the history of its end; with more epochs it goes on as if they had been given at once."""
+    training, again, further, whole = (data() for _ in range(4))
+    model, history = fit(training, Resume(tmp_path, training), epochs=2)
+    complete, same_history = fit(again, Resume(tmp_path, again), epochs=2)
+    assert same(complete, model)
+    assert same_history.history == history.history
+    assert "had come to its end, after 2 epochs, so nothing is trained; give a larger number" in caplog.text
+    longer, _ = fit(further, Resume(tmp_path, further), epochs=4)
+    at_once, _ = fit(whole, epochs=4)
+    assert same(longer, at_once)
+    fit(whole, model=longer, epochs=1)
+    assert int(longer.optimizer.iterations) == 5 * 6, "a later fit() begins at its own first epoch"
+
+
+def test_a_full_disk_stops_nothing(data: Callable[..., Sequence], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The state stays that was there, which the log says once; once there is room again, the next one is saved."""
+    training, again = data(), data()
+    interrupted(tmp_path, training, 2)
+    full = tmp_path / ".state-000003.npz"
+    stayed = set()
+
+    def fill() -> None:
+        stayed.update(names(tmp_path))
+        full.symlink_to("/dev/full")
+
+    fit(again, Resume(tmp_path, again, every=1), Interrupt(does=fill), epochs=1)
+    [error] = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert error == (
+        f"{tmp_path}: the state at epoch 0, step 3 could not be saved: [Errno 28] No space left on device; training goes on, and "
+        "state-000002.npz stays; make room, and it is saved next time"
+    )
+    assert stayed == {"state-000002.npz"}
+    [path] = tmp_path.glob("*.npz")
+    assert (path.name, content(path)["batches"]) == ("state-000003.npz", 6)
+
+
+def test_other_data_is_refused(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """Another seed, other ids; also in the validation: with the file, what was expected, and what to do."""
+    training = data()
+    with pytest.raises(Interruption):
+        fit(training, Resume(tmp_path, training, every=1), Interrupt(3), validation_data=data(range(100, 108), seed=5))
+    other = data(seed=1)
+    with pytest.raises(
+        InputError, match=r"state-000003.npz: state: expected seed=1, as here, found 0; .*; or give Resume another"
+    ):
+        fit(other, Resume(tmp_path, other))
+    again = data()
+    with pytest.raises(InputError, match=r"state-000003.npz: state: expected seed=6, as here, found 5"):
+        fit(again, Resume(tmp_path, again), validation_data=data(range(100, 108), seed=6))
+
+
+def test_another_model_is_refused(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """With the variable that differs; other metrics are no matter, and begin anew."""
+    training, again, further = data(), data(), data()
+    interrupted(tmp_path, training)
+    expected = r"variable model/00000 \(.*\): expected float32\[3, 2\], as it was saved, found float32\[3, 5\]; give the model"
+    with pytest.raises(InputError, match=expected):
+        fit(again, Resume(tmp_path, again), model=model_of(5))
+    model, _ = fit(further, Resume(tmp_path, further), model=model_of(metrics=()))
+    assert int(model.optimizer.iterations) == 12
+
+
+def test_another_length_of_epochs_is_refused(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """In their middle, where it is not known what would be left."""
+    training, again = data(), data()
+    with pytest.raises(Interruption):
+        fit(training, Resume(tmp_path, training, every=1), Interrupt(5), steps_per_epoch=4)
+    with pytest.raises(InputError, match="expected steps_per_epoch=4, with which it was saved, found None; give fit"):
+        fit(again, Resume(tmp_path, again))
+    halves = data(batch_size=2)
+    with pytest.raises(InputError, match="expected batch_size=4, with which it was saved, found 2; with steps_per_epoch"):
+        fit(halves, Resume(tmp_path, halves), steps_per_epoch=4)
+
+
+def test_a_damaged_state_is_named(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """And the run goes on from the one before it, once it is deleted, as the error says."""
+    training, again, further = data(), data(), data()
+    interrupted(tmp_path, training, keep=2)
+    older, newest = sorted(tmp_path.glob("*.npz"))
+    for damaged in (newest.read_bytes()[:1000], newest.read_bytes()[:600] + b"\xff" * 8 + newest.read_bytes()[608:], b""):
+        newest.write_bytes(damaged)
+        with pytest.raises(
+            InputError, match=rf"{newest}: expected a state that Resume saved, found a damaged file: .*; delete it"
+        ):
+            fit(again, Resume(tmp_path, again))
+    newest.unlink()
+    after = Interrupt(0)
+    with pytest.raises(Interruption):
+        fit(further, Resume(tmp_path, further), after)
+    assert content(older)["batches"] == 4
+
+
+def test_what_a_fit_cannot_have_beside_it(data: Callable[..., Sequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is an error before it trains, which says what to do."""
+    training, other, ordered = data(), data(), data(shuffle=False)
+
+    def refused(expected: str, *callbacks: Any, on: Sequence = training, **options: Any) -> None:
+        first = Interrupt(0)
+        with pytest.raises(InputError, match=expected):
+            fit(on, *callbacks, first, **options)
+        assert first.steps == []
+
+    one = Resume(tmp_path / "states", training)
+    refused("found BackupAndRestore beside it, .*; leave that out", one, keras.callbacks.BackupAndRestore(tmp_path / "backup"))
+    refused("expected it once among the callbacks of a fit\\(\\), found it twice", one, Resume(tmp_path / "more", training))
+    refused("expected fit\\(\\) to train on .*, found .*; give both the same", one, on=other)
+    refused("expected another Sequence as validation_data", one, validation_data=training)
+    refused("give shuffle=False to fit\\(\\) as well", Resume(tmp_path / "states", ordered), on=ordered)
+    monkeypatch.setattr("keras.src.backend.IS_THREAD_SAFE", True)  # as on JAX and torch
+    with pytest.raises(InputError, match="give it in a list"):
+        model_of().fit(training, callbacks=one, verbose=0)
+    with pytest.raises(InputError, match=r"or a loop of yours; there, save Sequence\.state_dict"):
+        one.on_train_begin()
+    assert not (tmp_path / "states").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"every": 0}, "every: expected an int from 1, found 0"),
+        ({"every_minutes": 0}, "every_minutes: expected a number above 0, found 0"),
+        ({"every": 5, "every_minutes": 1}, "expected one of them; leave the other out"),
+        ({"keep": 0}, "keep: expected an int from 1, found 0"),
+    ],
+)
+def test_arguments_are_checked(data: Callable[..., Sequence], tmp_path: Path, options: dict[str, Any], expected: str) -> None:
+    """With what was expected and found."""
+    with pytest.raises(InputError, match=expected):
+        Resume(tmp_path, data(), **options)
+
+
+def test_only_a_sequence_can_be_gone_on_with(tmp_path: Path) -> None:
+    """Anything else has no state."""
+    with pytest.raises(InputError, match=r"expected the shmgen.Sequence that fit\(\) trains on, found ndarray"):
+        Resume(tmp_path, np.zeros(3))  # type: ignore[arg-type]
+
+
+def test_a_folder_belongs_to_one_process(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """While another one trains with it, as one that was thought to be dead, nothing is loaded or written."""
+    code = (
+        "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print('locked', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        training = data()
+        with pytest.raises(InputError, match="expected a folder that no other run uses, found that another process"):
+            fit(training, Resume(tmp_path, training))
+        other.communicate(b"\n")
+    fit(training, Resume(tmp_path, training))
+    assert names(tmp_path) == ["state-000001.npz"]
+
+
+def test_a_folder_that_cannot_be_is_said_at_once(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """Not after the first 500 batches."""
+    (tmp_path / "file").touch()
+    training, first = data(), Interrupt(0)
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / "file"))):
+        fit(training, Resume(tmp_path / "file" / "states", training), first)
+    assert first.steps == []
+
+
+@pytest.mark.filterwarnings("ignore:fit trains another model on each of 2 ranks")
+def test_only_rank_0_writes(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """All ranks go on from what it wrote, each with its part of the batches; with fewer ranks as well."""
+    ranks = [data(shard=(rank, 2)) for rank in range(2)]
+    interrupted(tmp_path / "others", ranks[1], 4)
+    assert not (tmp_path / "others").exists()
+    interrupted(tmp_path / "states", ranks[0], 4)
+    for sequence in [data(shard=(1, 2)), data()]:
+        after = Interrupt(2)
+        with pytest.raises(Interruption):
+            fit(sequence, Resume(tmp_path / "states", sequence), after)
+        assert after.steps == [4, 5]
+    assert names(tmp_path / "states") == ["state-000004.npz"]
+    with pytest.raises(InputError, match="every_minutes: expected every=BATCHES with 2 ranks"):
+        fit(ranks[0], Resume(tmp_path / "states", ranks[0], every_minutes=1))
+
+
+def test_a_model_that_cannot_be_built_beforehand(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """Whose layers need numbers, which a symbolic batch has not: the user builds it, as the error says."""
+
+    class Eager(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self.dense(keras.ops.reshape(x, (-1, 3)) * float(keras.ops.max(x)))
+
+    def made(*, built: bool) -> Any:
+        model = Eager()
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
+        if built:
+            model.dense.build((None, 3))
+            model.built = True
+        return model
+
+    training, again, further = data(), data(), data()
+    interrupted(tmp_path, training, model=made(built=True))
+    with pytest.raises(InputError, match="found none; give the model, optimizer and dtype policy of then, with the model built"):
+        fit(again, Resume(tmp_path, again), model=made(built=False))
+    model, _ = fit(further, Resume(tmp_path, further), model=made(built=True))
+    assert int(model.optimizer.iterations) == 12
+
+
+def test_training_that_is_stopped_leaves_its_pass(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """Stopped in mid-epoch, it is complete; with more epochs it goes on with the next pass, as a second ``fit`` would."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.model.stop_training = batch == 2
+
+    training, again = data(), data()
+    fit(training, Resume(tmp_path, training), Stop(), epochs=2)
+    [path] = tmp_path.glob("*.npz")
+    state = content(path)
+    assert (state["epoch"], state["finished"], state["sequence"]["epoch"], state["sequence"]["consumed"]) == (1, True, 1, 0)
+    model, _ = fit(again, Resume(tmp_path, again), epochs=3)
+    assert int(model.optimizer.iterations) == 3 + 2 * 6
+
+
+def test_bfloat16_is_saved_bit_for_bit(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """A dtype that NumPy's format does not know."""
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        training, again, whole = data(), data(), data()
+        interrupted(tmp_path, training, model=model_of())
+        model, _ = fit(again, Resume(tmp_path, again), model=model_of())
+        expected, _ = fit(whole, model=model_of())
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert same(model, expected)
+    assert os.listdir(tmp_path) != []

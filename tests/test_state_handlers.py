@@ -1,0 +1,116 @@
+"""The state of a loader is what others' checkpoints take: torch's, torchdata's, Orbax's, Grain's, each where it is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from ways import N, computed
+
+from shmgen import Loader
+
+LEFT = 3
+"""Batches that were taken before the state is saved."""
+
+
+@pytest.fixture
+def loaders() -> Iterator[tuple[Loader, list[list[int]], Loader]]:
+    """A loader of which some batches were taken, the labels of those that are left, and another loader."""
+    with (
+        computed(labels=range(N), workers=0) as one,
+        computed(labels=range(N), workers=0) as whole,
+        computed(labels=range(N), workers=0) as other,
+    ):
+        batches = iter(one)
+        for _ in range(LEFT):
+            next(batches)
+        yield one, labels_of(whole)[LEFT:], other
+
+
+def labels_of(batches: Any) -> list[list[int]]:
+    return [y.tolist() for _, y in batches]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_torchs_distributed_checkpoint(loaders: Any, tmp_path: Path) -> None:
+    """Takes a loader as it takes a module: as something stateful."""
+    checkpoint = pytest.importorskip("torch.distributed.checkpoint")
+    one, expected, other = loaders
+    checkpoint.save({"data": one}, checkpoint_id=tmp_path, no_dist=True)
+    checkpoint.load({"data": other}, checkpoint_id=tmp_path, no_dist=True)
+    assert labels_of(other) == expected
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+def test_torchdatas_stateful_data_loader(loaders: Any) -> None:
+    """Saves and loads the state of a loader, whose batches are tensors, by the protocol that loaders and those have."""
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    from shmgen.torch import Tensors
+
+    one, expected, other = loaders
+    assert isinstance(one, stateful.Stateful)
+    one.load_state_dict({**one.state_dict(), "consumed": 0})
+    whole = stateful.StatefulDataLoader(Tensors(one), batch_size=None)
+    batches = iter(whole)
+    for _ in range(LEFT):
+        next(batches)
+    rest = stateful.StatefulDataLoader(Tensors(other), batch_size=None)
+    rest.load_state_dict(whole.state_dict())
+    assert labels_of(rest) == expected
+
+
+ORBAX = """
+    import sys
+    sys.modules["tensorflow"] = None  # Orbax would import it, which takes long
+
+    import json, warnings
+    from pathlib import Path
+    warnings.simplefilter("ignore")
+    import orbax.checkpoint as ocp
+    from ways import N, computed
+
+    one, other, another = (computed(labels=range(N), workers=0) for _ in range(3))
+    batches = iter(one)
+    for _ in range(3):
+        next(batches)
+    rest = {}
+    with ocp.CheckpointManager(Path(sys.argv[1])) as manager:
+        manager.save(0, args=ocp.args.JsonSave(one.state_dict()))
+        manager.wait_until_finished()
+        other.load_state_dict(manager.restore(0, args=ocp.args.JsonRestore()))
+        rest["orbax"] = [y.tolist() for _, y in other]
+    try:
+        import grain.checkpoint
+    except ImportError:
+        pass
+    else:
+        with ocp.Checkpointer(grain.checkpoint.CheckpointHandler()) as checkpointer:
+            checkpointer.save(Path(sys.argv[1], "grain"), args=grain.checkpoint.CheckpointSave(one))
+            checkpointer.restore(Path(sys.argv[1], "grain"), args=grain.checkpoint.CheckpointRestore(another))
+            rest["grain"] = [y.tolist() for _, y in another]
+    print(json.dumps(rest))
+    for loader in one, other, another:
+        loader.close()
+"""
+
+
+def test_orbax_and_grains_handler(loaders: Any, tmp_path: Path) -> None:
+    """Orbax saves the state as JSON; Grain's handler, for Orbax, asks a loader for it, and gives it back."""
+    pytest.importorskip("tensorstore", reason="orbax-checkpoint is not installed")
+    _, expected, _ = loaders
+    (tmp_path / "script.py").write_text(textwrap.dedent(ORBAX))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "states")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rest = json.loads(done.stdout.splitlines()[-1])
+    assert rest["orbax"] == expected
+    assert rest.get("grain", expected) == expected
