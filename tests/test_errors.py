@@ -80,8 +80,8 @@ say(sequence.error.id)
     assert run.end() == 0, run.err
     path = data.file("id-30")
     reason = (
-        f"expected a file, found none at this path; put it back, or leave its id out; `python -m shmgen scan {data.path} --ids FILE` "
-        "names all that are missing of the ids in FILE, one on a line"
+        f"expected a file, found none at this path; put it back, or leave its id out; `python -m shmgen scan {data.path} "
+        "--ids FILE` names all that are missing of the ids in FILE, one on a line"
     )
     text = f"sample 'id-30', file {path}: {reason}"
     assert run.err.splitlines().count(text) == 1
