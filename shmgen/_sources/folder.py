@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shmgen._sources.base import Source
@@ -104,12 +105,22 @@ class FolderSource(Source):
 
     def _unreadable_first(self, id: object, error: Exception) -> SampleError:
         """What to raise where the first sample can't be read: with a guess at what was meant."""
-        return SampleError(id, self.path(id), explain(error) + self._meant(id, error))
-
-    def _meant(self, id: object, error: Exception) -> str:
-        """A guess at what was meant by an id whose file is not there."""
         if not isinstance(error, FileNotFoundError):
-            return ""
+            return self._unreadable(id, error)
+        return SampleError(id, self.path(id), explain(error) + self._meant(id))
+
+    def _unreadable(self, id: object, error: Exception) -> SampleError:
+        """What to raise where a sample can't be read: with what to do."""
+        path, remedy = self.path(id), ""
+        with suppress(OSError):  # this process can open no more files
+            from shmgen._sources.remedies import for_unreadable_file
+
+            folder = None if self._ids_are_paths else self.folder
+            remedy = for_unreadable_file(error, path, folder, can_scan=self.suffix == ".npy")
+        return SampleError(id, path, explain(error) + remedy)
+
+    def _meant(self, id: object) -> str:
+        """A guess at what was meant by an id whose file is not there."""
         if self._ids_are_paths and "://" in str(id):
             return "; ids are no URLs: pass the URL of the folder as data_dir, and what follows it as ids"
         from shmgen._sources.suggest import for_missing_file

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from shmgen._sources.folder import FolderSource
-from shmgen._sources.npy_format import explain
 from shmgen._sources.sample_spec import SampleSpec, check_shape
 from shmgen._sources.suggest import IMAGES, FileKind
-from shmgen.errors import FormatError, InputError, SampleError
+from shmgen.errors import FormatError, InputError
 
 if TYPE_CHECKING:
     from shmgen._sources.image_decoder import Interpolation, Mode, Resize
@@ -144,7 +143,7 @@ class Images(FolderSource):
             array: np.ndarray = self._load(id, self._decoder.decode)
             self._check(array)
         except (OSError, ValueError, FormatError) as error:
-            raise SampleError(id, self.path(id), explain(error)) from None
+            raise self._unreadable(id, error) from None
         return array
 
     def _check(self, array: np.ndarray) -> None:

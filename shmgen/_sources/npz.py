@@ -11,8 +11,8 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 import numpy as np
 
 from shmgen._sources.folder import FolderSource
-from shmgen._sources.npy_format import LONGEST, OPEN_FLAGS, explain, read_header, require_data
-from shmgen.errors import FormatError, SampleError
+from shmgen._sources.npy_format import LONGEST, OPEN_FLAGS, read_header, require_data
+from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,7 +91,7 @@ class Npz(FolderSource):
             with open(fd, "rb") as file:
                 return _arrays(file, row)
         except DAMAGED as error:
-            raise SampleError(id, self.path(id), explain(_explained(error))) from None
+            raise self._unreadable(id, _explained(error)) from None
 
 
 def _kinds(data: bytes) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
