@@ -207,6 +207,12 @@ with Loader(ids, by_id) as loader:
     loader.batch("0")  # type: ignore[arg-type]
     loader.batch_size = 3  # type: ignore[assignment]
 
+    tensors, arrays = shmgen.torch.Tensors(loader), shmgen.jax.Arrays(loader, to_device=None)
+    assert_type((len(tensors), len(arrays)), tuple[int, int])
+    assert_type((tensors.state_dict(), arrays.state_dict()), tuple[dict[str, Any], dict[str, Any]])
+    shmgen.torch.Tensors(by_id)  # type: ignore[arg-type]
+    shmgen.jax.Arrays(by_id)  # type: ignore[arg-type]
+
 with Sequence(ids, by_id) as sequence:
     assert_type(sequence, Sequence)
     assert_type(sequence[0], tuple[Any, ...])
