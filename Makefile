@@ -11,7 +11,8 @@ BIN := $(VENV)/bin
 # With LATEST, the newest of everything that can be had; what was the newest when it was last installed need not be any more.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	$(if $(LATEST),--upgrade --upgrade-strategy eager,--constraint .ci/constraints.txt)
-# A worker of pytest's, a process that a test starts, and a worker of shmgen's each write a file of their own.
+# A worker of pytest's, a process that a test starts, and a worker of shmgen's each write a file of their own. pytest puts those
+# together that are there when it ends; there may be no others.
 COVER := --cov --cov-report=
 EXTRAS := cli,hdf5,plot,remote,tensorflow
 PYTEST = $(BIN)/python -m pytest -p no:benchmark -n 2 --dist worksteal $(if $(COVERAGE),$(COVER) --cov-append)
@@ -30,7 +31,7 @@ test: $(VENV)/.$(if $(COVERAGE),coverage,test)  ## run the tests; ARGS are pytes
 	$(if $(COVERAGE),rm -rf .coverage && mkdir .coverage)
 	$(if $(BACKEND),,$(PYTEST) --ignore tests/backends $(ARGS))
 	$(foreach backend,$(or $(BACKEND),$(if $(ARGS),,tensorflow jax torch)),KERAS_BACKEND=$(backend) $(PYTEST) tests/backends $(ARGS) &&) true
-	$(if $(COVERAGE),$(BIN)/coverage combine --quiet && $(BIN)/coverage report)
+	$(if $(COVERAGE),$(BIN)/coverage combine --append --quiet; $(BIN)/coverage report)
 
 lint: $(VENV)/.lint  ## check style and types
 	$(BIN)/ruff check .
