@@ -22,14 +22,13 @@ from shmgen._sources.npy_format import (
     OPEN_FLAGS,
     File,
     Header,
-    explain,
     read_header,
     read_header_of,
     read_whole,
     require_data,
 )
 from shmgen._sources.sample_spec import SampleSpec
-from shmgen.errors import FormatError, SampleError
+from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -159,14 +158,14 @@ class Npy(FolderSource, RawSource):
         """
         try:
             if self._remote is not None:
-                return self._array(memoryview(self._load(id)))
+                return self._load(id, lambda data: self._array(memoryview(data)))
             fd = os.open(self.path(id), OPEN_FLAGS)
             try:
                 return self._array(fd)
             finally:
                 os.close(fd)
         except (OSError, ValueError, FormatError) as error:
-            raise SampleError(id, self.path(id), explain(error)) from None
+            raise self._unreadable(id, error) from None
 
     def fill(self, ids: Sequence[object], rows: memoryview) -> list[int] | None:
         """Read the samples ``ids`` into ``rows``, which is as many rows' bytes; returns the numbers of those of other shapes.
@@ -186,7 +185,7 @@ class Npy(FolderSource, RawSource):
             return self._left
         except (OSError, ValueError, FormatError) as error:
             id = ids[row_of(self.rows_begun[0]) or 0]
-            raise SampleError(id, self.path(id), explain(error)) from None
+            raise self._unreadable(id, error) from None
         finally:
             if folder >= 0:
                 os.close(folder)
