@@ -82,15 +82,14 @@ PLACES = {"replace": (os, "replace"), "write": (np.lib.format, "write_array"), "
 """Functions that a state is saved with."""
 
 
-def rows(samples: int, victim: str | None) -> Callable[[int], np.ndarray]:
-    """A function that computes a sample; told of a file, it deletes it, if it is there, and kills who trains, in mid-step."""
+def rows(samples: int, traps: list[str]) -> Callable[[int], np.ndarray]:
+    """A function that computes a sample. One of them springs a trap, a file, each time; with the last, it kills who trains."""
 
     def row(id: int) -> np.ndarray:
-        if victim is not None and id == samples // 2:
-            import contextlib
-
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(victim)
+        trap = next(filter(os.path.exists, traps), None)
+        if id == samples // 2 and trap is not None:
+            os.unlink(trap)
+            if trap == traps[-1]:
                 os.kill(os.getppid(), signal.SIGKILL)
         rng = np.random.Generator(np.random.Philox(id))
         return np.concatenate([[id], rng.standard_normal(3)]).astype(np.float32)
@@ -125,13 +124,13 @@ def run(
         run_eagerly=keras.backend.backend() == "torch",
     )
     kill = dict(kill or {})
-    victim = f"{home}/victim" if kill.get("where") == "read" else None
+    traps = [f"{home}/trap-{number}" for number in range(kill["count"])] if kill.get("where") == "read" else []
     source: dict[str, Any] = {"dim": (4,), "dtype": "float32"}
     training = Sequence(
-        range(samples), lambda id: id % 3, batch_size, source=rows(samples, victim), shuffle=shuffle, workers=1, **source
+        range(samples), lambda id: id % 3, batch_size, source=rows(samples, traps), shuffle=shuffle, workers=1, **source
     )
     # What is left over of an epoch is another part of the samples in each.
-    validation = Sequence(range(10), lambda id: id % 3, BATCH, source=rows(10, None), seed=3, workers=1, **source)
+    validation = Sequence(range(10), lambda id: id % 3, BATCH, source=rows(10, []), seed=3, workers=1, **source)
     checkpoints = Path(home, "checkpoints")
     callbacks: list[Any] = []
     if resume is not None:
@@ -143,9 +142,9 @@ def run(
         keras.callbacks.ModelCheckpoint(checkpoints / "best.weights.h5", save_best_only=True, save_weights_only=True),
         keras.callbacks.ModelCheckpoint(checkpoints / "{epoch}-{batch}.weights.h5", save_weights_only=True, save_freq=7),
     ]
-    if victim is not None:
-        Path(victim).touch()
-    elif kill:
+    for trap in traps:
+        Path(trap).touch()
+    if kill and not traps:
         where, count, after = kill["where"], kill.get("count", 1), kill.get("after", False)
         if where in PLACES:
             patch(*PLACES[where], count, after=after)

@@ -25,6 +25,9 @@ def blocks(name: str) -> list[str]:
 
 README, RECIPES = blocks("README.md"), blocks("examples/README.md")
 
+ELSEWHERE = r"https://host|shmgen\.(torch|jax)"
+"""What wants a server, or a process with another framework (see `backends`)."""
+
 
 @pytest.fixture
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -52,6 +55,8 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     (tmp_path / "all.ids").write_text("".join(f"id-{number}\n" for number in range(1_000_000)))
     lines = [f"{tmp_path}/data/{id},{'cat' if number % 3 else 'dog'}" for number, id in enumerate(ids)]
     (tmp_path / "table.csv").write_text("\n".join(["path,label", *lines]))
+    lines = [f"{id}.png,{'cat' if number % 3 else 'dog'}" for number, id in enumerate(ids)]
+    (tmp_path / "photos.csv").write_text("\n".join(["file,label", *lines]))
     database = sqlite3.connect(tmp_path / "rows.db")
     with database:
         database.execute("CREATE TABLE rows (id TEXT, a REAL, b REAL, c REAL)")
@@ -101,7 +106,7 @@ def run(code: str, surroundings: dict[str, Any]) -> None:
     surroundings.clear()  # a name may hold the last batch
 
 
-@pytest.mark.parametrize("number", [number for number, block in enumerate(README) if "https://host" not in block])
+@pytest.mark.parametrize("number", [number for number, block in enumerate(README) if not re.search(ELSEWHERE, block)])
 def test_a_block_of_the_readme_runs(surroundings: dict[str, Any], number: int) -> None:
     """Each block of Python, as it stands there, makes its sequences, trains, and gives a batch."""
     run(README[number], surroundings)

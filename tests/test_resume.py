@@ -81,7 +81,7 @@ def torn(runs: Runs, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         assert runs(whole, **options) == 0
         for kill in kills:
             assert runs(home, resume=resume or {"every": 3}, kill=kill, **options) == -signal.SIGKILL, kill
-            unfinished = [path for path in (home / "states").iterdir() if path.name.startswith(".state")]
+            unfinished = list((home / "states").glob(".state*"))
             assert bool(unfinished) == (kill["where"] in ("write", "replace") and not kill.get("after")), kill
         assert runs(home, resume=resume or {"every": 3}, **options) == 0
         expected, found = (json.loads((folder / "result.json").read_text()) for folder in (whole, home))
@@ -96,7 +96,7 @@ def torn(runs: Runs, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 def test_killed_at_any_moment(torn: Callable[..., Any]) -> None:
     """In mid-step, while a state is written, before and after it gets its name, while the old one is deleted, in a validation."""
     kills = [
-        {"where": "read"},
+        {"where": "read", "count": 2},
         {"where": "write", "count": 40},
         {"where": "replace", "count": 2},
         {"where": "replace", "count": 2, "after": True},
@@ -112,8 +112,7 @@ def test_several_steps_per_execution(runs: Runs, torn: Callable[..., Any]) -> No
     """4, which do not divide the 10 batches of an epoch; in half precision, and with weights of which the best are put back."""
     if runs.backend == "torch":
         pytest.skip("Keras on torch knows only one step per execution")
-    kills = [{"where": "on_train_batch_begin", "count": 3}, {"where": "on_train_batch_begin", "count": 2}]
-    torn(*kills, steps_per_execution=4, policy="mixed_float16", best=True)
+    torn({"where": "on_train_batch_begin", "count": 5}, steps_per_execution=4, policy="mixed_float16", best=True)
 
 
 @pytest.mark.parametrize("samples", [48, 40])
@@ -121,8 +120,7 @@ def test_a_pass_over_several_short_epochs(runs: Runs, torn: Callable[..., Any], 
     """4 steps in an epoch of Keras's, and 12 or 10 batches in a pass: with 10, the third epoch ends after two."""
     if samples == 40 and runs.backend == "tensorflow":
         pytest.skip("a run on TensorFlow takes long, and this is told by the others")
-    kills = [{"where": "on_train_batch_begin", "count": 8}]
-    result = torn(*kills, steps_per_epoch=4, epochs=6, samples=samples)
+    result = torn({"where": "on_train_batch_begin", "count": 8}, steps_per_epoch=4, epochs=6, samples=samples)
     assert set(result["counts"]) == {2}
 
 

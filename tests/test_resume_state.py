@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from shmgen import InputError, Sequence
-from shmgen.keras import Resume
+from shmgen.keras import Resume, state_folder
 from shmgen.keras import resume as resume_module
 
 N, BATCH = 24, 4
@@ -273,8 +273,8 @@ def test_only_a_sequence_can_be_gone_on_with(tmp_path: Path) -> None:
         Resume(tmp_path, np.zeros(3))  # type: ignore[arg-type]
 
 
-def test_a_folder_belongs_to_one_process(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """While another one trains with it, as one that was thought to be dead, nothing is loaded or written."""
+def test_a_folder_belongs_to_one_process(data: Callable[..., Sequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another one trains, as one that was thought to be dead, nothing is loaded or written; one that ends is waited for."""
     code = (
         "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print('locked', flush=True); input()"
     )
@@ -284,10 +284,16 @@ def test_a_folder_belongs_to_one_process(data: Callable[..., Sequence], tmp_path
         assert other.stdout is not None
         assert other.stdout.readline() == b"locked\n"
         training = data()
+        monkeypatch.setattr(state_folder, "MAX_LOCK_WAIT", 0.0)
         with pytest.raises(InputError, match="expected a folder that no other run uses, found that another process"):
             fit(training, Resume(tmp_path, training))
-        other.communicate(b"\n")
-    fit(training, Resume(tmp_path, training))
+        monkeypatch.undo()
+
+        def end_other(seconds: float) -> None:
+            other.communicate(b"\n")
+
+        monkeypatch.setattr(state_folder, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=end_other))
+        fit(training, Resume(tmp_path, training))
     assert names(tmp_path) == ["state-000001.npz"]
 
 

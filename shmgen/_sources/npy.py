@@ -158,7 +158,7 @@ class Npy(FolderSource, RawSource):
         """
         try:
             if self._remote is not None:
-                return self._array(memoryview(self._load(id)))
+                return self._load(id, lambda data: self._array(memoryview(data)))
             fd = os.open(self.path(id), OPEN_FLAGS)
             try:
                 return self._array(fd)

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,9 @@ STATE = "state.json"
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors of file systems that know no locks."""
 
+
+MAX_LOCK_WAIT = 10.0
+"""Seconds in which another process may let go of a folder: one that is being killed takes a while."""
 
 Kind: TypeAlias = list[Any]
 """An array's dtype, as a text, and its shape, as a list."""
@@ -73,15 +77,15 @@ class StateFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
+        give_up = time.monotonic() + MAX_LOCK_WAIT
+        while not _locked(lock):
+            if time.monotonic() > give_up:
                 os.close(lock)
                 raise InputError(
                     f"{self.path}: expected a folder that no other run uses, found that another process saves its state there; "
                     "end that first, or give this one another folder"
-                ) from None
+                )
+            time.sleep(0.05)
         self._lock = lock
 
     def release(self) -> None:
@@ -188,6 +192,15 @@ class Arrays(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.kinds)
+
+
+def _locked(lock: int) -> bool:
+    """Whether this process has locked an open file, now or before; True as well if the file system has no locks."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in NO_LOCKS
+    return True
 
 
 @contextmanager
