@@ -21,7 +21,7 @@ from benchmarks.peers import PEERS
 from benchmarks.storage import storage
 from benchmarks.team import ROOT, FailedError, Team
 
-OURS = ("shmgen", "shmgen-auto")
+OURS = ("shmgen", "shmgen-auto", "shmgen-tensors")
 """What is measured here, against all the others."""
 
 

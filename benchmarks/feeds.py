@@ -130,5 +130,5 @@ FEEDS: dict[str, Callable[[Job], Feed]] = {
 
 
 def modules(contestant: str) -> tuple[str, ...]:
-    """Imported before any clock runs."""
-    return ("tensorflow", "keras", *(PEERS[contestant].modules if contestant in PEERS else ()))
+    """Imported before any clock runs, beside Keras's backend."""
+    return ("keras", *(PEERS[contestant].modules if contestant in PEERS else ()))

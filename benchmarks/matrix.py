@@ -65,6 +65,7 @@ class Contest:
         files: of the case's, 0 for all.
         repeats: of the files in an epoch.
         storage: where the files are: in the page cache, on a disk that is not, or behind latency (see `storage`).
+        backend: of Keras, where it is used.
         beside: so many processes that compute meanwhile.
         step: a trainer's, in times of the limit's for a batch; 0 for no trainer.
         settings: reads in flight to be tried, by contestant; each goes on with its best. 0 leaves it to itself.
@@ -84,6 +85,7 @@ class Contest:
     files: int = 0
     repeats: int = 1
     storage: Literal["cache", "cold", "mount", "server"] = "cache"
+    backend: Literal["tensorflow", "jax", "torch"] = "tensorflow"
     beside: int = 0
     step: float = 0.0
     settings: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -103,6 +105,9 @@ CACHED, BUSY, WORKERS, SLOW, OTHER = (
     "From storage that takes its time, 32³ float32, samples/s",
     "Training, and starting, 32³ float32",
 )
+BACKENDS: dict[Literal["jax", "torch"], str] = {"jax": "JAX", "torch": "torch"}
+"""Of Keras, beside TensorFlow."""
+
 COSTS = "What it takes, 32³ float32, 2 workers"
 """Title of the table of a contest's further figures."""
 
@@ -123,8 +128,8 @@ CONTESTS = (
         "32³ float32",
         "load",
         "volume-32",
-        ("naive", "keras-processes", *LOAD, *FAST, "shmgen", *LIMITS),
-        ("naive", *FAST, "shmgen", *LIMITS),
+        ("naive", "keras-processes", *LOAD, *FAST, "shmgen", "shmgen-tensors", *LIMITS),
+        ("naive", *FAST, "shmgen", "shmgen-tensors", *LIMITS),
         figures=("rate", "memory", "cpu", "own"),
         length=2,
     ),
@@ -201,6 +206,22 @@ CONTESTS = (
         repeats=3,
         length=4,
     ),
+    *(
+        Contest(
+            f"fit-{backend}",
+            OTHER,
+            f"the same on {title}",
+            "fit",
+            "volume-32",
+            ("naive", "shmgen", "memory"),
+            ("shmgen", "memory"),
+            figures=("fit",),
+            repeats=3,
+            length=4,
+            backend=backend,
+        )
+        for backend, title in BACKENDS.items()
+    ),
     Contest(
         "trainer",
         OTHER,
@@ -235,6 +256,7 @@ MAIN = (
     ("first batch, ms", "start", "first", ""),
     ("processor time a GB, of the same bare readers", "32", "cpu", "limit-held"),
     ("`fit`, of the same batch from memory", "fit", "fit", "memory"),
+    *((f"the same on {title}", f"fit-{backend}", "fit", "memory") for backend, title in BACKENDS.items()),
     ("a trainer whose step is 1.3 x the bare readers' batch waits, % of its time", "trainer", "wait", ""),
     ("processor time of the trainer's own thread, us a batch of 64", "32", "own", ""),
 )

@@ -280,6 +280,17 @@ def load_shmgen(job: Job, auto: bool = False) -> Iterator[Batches]:
             yield loader
 
 
+def load_tensors(job: Job) -> Iterator[Batches]:
+    """`shmgen.torch.Tensors`, looked at as torch's own are."""
+    from shmgen import Loader
+    from shmgen.torch import Tensors
+
+    with Loader(**arguments(job.case), workers=job.workers) as loader:
+        tensors = Tensors(loader)
+        while True:
+            yield ((X.numpy(), y.numpy()) for X, y in tensors)
+
+
 @dataclass(frozen=True)
 class Peer:
     """A way to read a data set.
@@ -315,6 +326,7 @@ PEERS: dict[str, Peer] = {
     "grain": Peer(load_grain, ("grain.multiprocessing",)),
     "spdl": Peer(load_spdl, ("spdl.pipeline",)),
     "shmgen": Peer(load_shmgen, ("shmgen.loader",)),
+    "shmgen-tensors": Peer(load_tensors, ("torch.utils.data", "shmgen.loader")),
     "shmgen-auto": Peer(partial(load_shmgen, auto=True), ("shmgen.loader",)),
     "limit": Peer(load_limit, limit=True),
     "limit-held": Peer(partial(load_limit, held=HELD), limit=True),

@@ -49,6 +49,7 @@ class Team:
             subprocess.Popen(
                 [*command, "--share", str(share)],
                 cwd=ROOT,
+                env={**os.environ, "KERAS_BACKEND": contest.backend},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,

@@ -32,6 +32,7 @@ The way of the data, and the module that holds each step::
     keras                    sequence: what ``fit`` takes; iterations: which pass a request of Keras belongs to;
                              backends: how each takes a batch; data_wait, resume: callbacks; running_fit: the ``fit`` around
                              them; training_state, state_folder: what resume saves, and how
+    torch, jax               batches as tensors and arrays, for loops without Keras; all on _engine.front_end
 
 The folders say where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory, and
 how much there is. _sources run in workers, and are bound to the ids in the main process. _worker holds both ends of a worker:
@@ -50,7 +51,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shmgen import jax as jax
     from shmgen import keras as keras
+    from shmgen import torch as torch
     from shmgen._engine.state import LoaderState, SlotState, WorkerState
     from shmgen._plan.damage import Damaged
     from shmgen._plan.stats import Stats

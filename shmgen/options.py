@@ -252,6 +252,8 @@ class DataOptions:
         functions = self.transform.values() if isinstance(self.transform, Mapping) else [self.transform]
         if wrong := [function for function in functions if not callable(function)]:
             raise InputError(f"transform: expected a function, or a dict of functions by field, found {wrong[0]!r}")
+        for function in functions:
+            _check_takes_two(function)
         if callable(self.transform):
             if self.spec.has_one_input and self.spec.measured(next(iter(self.spec.sources))):
                 raise InputError("transform: expected an input that is read, found one that is measured; pass a dict by field")
@@ -259,6 +261,21 @@ class DataOptions:
         if unknown := self.transform.keys() - set(names):
             raise InputError(f"transform: expected fields {', '.join(map(repr, names))}, found {sorted(unknown)}")
         return dict(self.transform), None
+
+
+def _check_takes_two(transform: Callable[..., Any]) -> None:
+    """Make sure that a transform can be called as it will be."""
+    try:
+        signature = inspect.signature(transform)
+    except (TypeError, ValueError):  # some functions written in C have none
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        name = getattr(transform, "__qualname__", repr(transform))
+        raise InputError(
+            f"transform: expected a function of a row and a generator, such as def flip(x, rng), found {name}{signature}"
+        ) from None
 
 
 def _pair(shard: object) -> Shard:

@@ -23,7 +23,7 @@ ML_DTYPES = {
 """What torch calls dtypes that NumPy has from ml_dtypes."""
 
 
-class Tensors(IterableDataset[Any]):
+class Tensors(IterableDataset[Any]):  # type: ignore[misc]
     """The batches of a `shmgen.Loader` as torch tensors that lie in its shared memory: nothing is copied.
 
     For a ``for`` loop as it is, or ``DataLoader(Tensors(loader), batch_size=None)``. Each iteration is the next epoch of the

@@ -167,7 +167,7 @@ def bad(kind: str, data: DataSet) -> tuple[dict[str, Any], str, str]:
         "misfits": (
             {"source": misfits, **function},
             "source of field 'X'",
-            r"expected shape \(4, 3, 1\) or \(4, 3\), found \(3, 3\)$",
+            r"expected shape \(4, 3, 1\) or \(4, 3\), found \(3, 3\);",
         ),
         "own-fill": ({"source": filling(raises)}, "source of field 'X'", "ValueError: no such picture\n\nTraceback"),
         "transform": ({"transform": transform, "data_dir": data.path}, "transform of field 'X'", "expected shape .* found"),

@@ -79,11 +79,15 @@ say(sequence.error.id)
 
     assert run.end() == 0, run.err
     path = data.file("id-30")
-    text = f"sample 'id-30', file {path}: expected a file, found none at this path"
+    reason = (
+        f"expected a file, found none at this path; put it back, or leave its id out; `python -m shmgen scan {data.path} "
+        "--ids FILE` names all that are missing of the ids in FILE, one on a line"
+    )
+    text = f"sample 'id-30', file {path}: {reason}"
     assert run.err.splitlines().count(text) == 1
     assert run.out.splitlines() == [
         "UnknownError True",
-        f"SampleError('id-30', '{path}', 'expected a file, found none at this path')",
+        f"SampleError('id-30', '{path}', '{reason}')",
         "id-30",
     ]
 
@@ -203,7 +207,7 @@ def test_each_batch_that_fails_is_logged_in_each_epoch(folder: Callable, caplog:
             data.file("id-1").write_bytes(content)
             with pytest.raises(SampleError):
                 loader.batch(0)
-        assert [text.partition("found ")[2] for text in said(caplog)] == [
+        assert [text.partition("found ")[2].partition(";")[0] for text in said(caplog)] == [
             "an empty one (0 bytes)",
             "one that begins with b'PNGPNG'",
         ]

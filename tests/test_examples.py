@@ -57,9 +57,11 @@ def numbers(pattern: str, printed: str) -> list[float]:
     return [float(number) for number in (lines[0] if isinstance(lines[0], tuple) else lines)]
 
 
-def test_train_digits(example: Callable[..., str]) -> None:
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_train_digits(example: Callable[..., str], backend: str) -> None:
     """The classic call learns digits: far better than chance on those it has not seen, and it names five of them."""
-    printed = example("train_digits.py", "--epochs", "2")
+    pytest.importorskip(backend)
+    printed = example("train_digits.py", "--epochs", "2", KERAS_BACKEND=backend)
     (accuracy,) = numbers("validation accuracy #", printed)
     assert 0.6 < accuracy <= 1
     batch_wait, batches, samples = numbers("waited # s for data in # batches, # samples", printed)

@@ -278,7 +278,7 @@ def test_a_truncated_image_is_never_a_row(tmp_path: Path, suffix: str) -> None:
     picture().save(whole, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix))
     data = whole.getvalue()
     source = Images(tmp_path, 16)
-    decode = ImageDecoder((16, 16), "RGB", "crop", "bilinear")
+    decode = ImageDecoder((16, 16), "RGB", "crop", "bilinear").decode
     for kept in range(0, len(data), max(1, len(data) // 40)):
         (tmp_path / f"a.{suffix}").write_bytes(data[:kept])
         if len(data) - kept <= 20 and suffix == "png":  # sums and the end mark: all pixels are there
@@ -356,7 +356,7 @@ def test_ids_that_are_paths(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
     with Loader([str(tmp_path / "a.png")], None, 1, source=Images(None), workers=1) as loader:
         np.testing.assert_array_equal(loader.batch(0)[0][0], np.asarray(picture()))
-    with pytest.raises(InputError, match=r"found a path out of it; pass Images\(None, \.\.\.\), where ids are meant as paths"):
+    with pytest.raises(InputError, match=r"found a path out of it; pass Images\(None\), where ids are meant as paths"):
         Loader(["../a"], None, 1, source=Images(tmp_path / "sub"))
 
 
@@ -367,8 +367,10 @@ def test_a_missing_image_says_what_is_there(tmp_path: Path) -> None:
     assert "a.png is there: of images the source is Images" in refused(tmp_path / "photos", "a.jpg")
     assert "photos has 'a.png'" in refused(tmp_path / "photos", "b")
     assert "there is no folder" in refused(tmp_path / "photo", "a")
-    with pytest.raises(SampleError, match=r"a\.png is there: of images the source is Images\(folder, size=\(height, width\)\)"):
-        Loader(["a"], None, 1, data_dir=tmp_path / "photos")
+    remedy = r"; a\.png is there: of images the source is Images\(folder, size=\(height, width\)\)"
+    for id in ("a", "a.png"):
+        with pytest.raises(SampleError, match=remedy):
+            Loader([id], None, 1, data_dir=tmp_path / "photos")
 
 
 def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
@@ -390,6 +392,7 @@ def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
         ({"interpolation": "cubic"}, "interpolation: expected 'nearest'"),
         ({"size": (1, 2, 3)}, r"size: expected \(height, width\) in pixels, found \(1, 2, 3\)"),
         ({"size": 0}, "expected an int from 1, found 0"),
+        ({"dim": (1, 2, 3)}, r"dim: expected \(height, width\) in pixels, found \(1, 2, 3\)"),
         ({"cache": "c"}, "cache: expected with a URL"),
     ],
 )
@@ -408,6 +411,93 @@ def test_without_pillow_the_error_says_what_to_install(monkeypatch: pytest.Monke
         Images("photos")
 
 
+# Images that are larger than a row, or smaller.
+
+
+def places(folder: Path) -> list[str]:
+    """Images of several sizes, from 12 x 16 on, and masks of the same; a pixel tells its place: (row, column, 7), and row."""
+    (folder / "masks").mkdir()
+    ids = [f"{number}.png" for number in range(12)]
+    for number, id in enumerate(ids):
+        rows, columns = np.mgrid[: 12 + number, : 16 + number % 5].astype(np.uint8)
+        Image.fromarray(np.stack([rows, columns, np.full_like(rows, 7)], axis=2)).save(folder / id)
+        Image.fromarray(rows).save(folder / "masks" / id)
+    return ids
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_random_crops(tmp_path: Path, workers: int) -> None:
+    """Each row is a part of its image as it is stored, other parts in each epoch, the same at any number of workers."""
+    ids = places(tmp_path)
+
+    def crop(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        top, left = rng.integers(x.shape[0] - 7), rng.integers(x.shape[1] - 7)
+        return x[top : top + 8, left : left + 8]
+
+    options: dict[str, Any] = {"source": Images(tmp_path, dim=8), "transform": crop, "batch_size": 4}
+    with Loader(ids, workers=workers, **options) as loader, Loader(ids, workers=0, **options) as other:
+        epochs = [np.concatenate([X.copy() for (X,) in one]) for one in (loader, loader, other)]
+    for X in epochs:
+        assert X.shape == (12, 8, 8, 3)
+        assert (X[..., 0] == X[:, :1, :1, 0] + np.arange(8)[:, None]).all()
+        assert (X[..., 1] == X[:, :1, :1, 1] + np.arange(8)).all()
+    np.testing.assert_array_equal(epochs[0], epochs[2])
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_an_image_and_its_mask_are_cropped_alike(tmp_path: Path, workers: int) -> None:
+    """A transform of both gets them whole, and makes rows of both."""
+    ids = places(tmp_path)
+
+    def crop(sample: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        top = rng.integers(sample["image"].shape[0] - 7)
+        return {name: x[top : top + 8, :8] for name, x in sample.items()}
+
+    inputs, targets = {"image": Images(tmp_path, dim=8)}, {"mask": Images(tmp_path / "masks", mode="P", dim=8)}
+    with Loader(ids, inputs=inputs, targets=targets, transform=crop, batch_size=4, workers=workers) as loader:
+        for X, y in loader:
+            np.testing.assert_array_equal(X["image"][..., 0], y["mask"][..., 0])
+
+
+def test_a_size_and_a_crop_of_it(tmp_path: Path) -> None:
+    """``size`` says what images become, and ``dim`` what is left of them."""
+    ids = places(tmp_path)
+    seen = []
+
+    def crop(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        seen.append(x.shape)
+        return x[1:9, 1:9]
+
+    source = Images(tmp_path, size=(10, 12), dim=8)
+    with Loader(ids, None, 12, source=source, transform=crop, workers=0) as loader:
+        assert loader.batch(0)[0].shape == (12, 8, 8, 3)
+    assert set(seen) == {(10, 12, 3)}
+
+
+def test_smaller_images_are_padded(tmp_path: Path) -> None:
+    """To the right and below, with what was asked for; a larger one is an error that says what to do."""
+    ids = places(tmp_path)
+    with Loader(ids, None, 12, source=Images(tmp_path, dim=(24, 21), pad_value=9), shuffle=False, workers=1) as loader:
+        (X,) = loader.batch(0)
+        for number, row in enumerate(X):
+            assert (row[12 + number :] == 9).all()
+            assert (row[:, 16 + number % 5 :] == 9).all()
+            assert (row[: 12 + number, : 16 + number % 5, 2] == 7).all()
+    with (
+        Loader(ids, None, 12, source=Images(tmp_path, dim=(22, 21), pad_value=9), shuffle=False, workers=1) as loader,
+        pytest.raises(SampleError, match=r"11\.png: .*found \(23, 17, 3\)"),
+    ):
+        loader.batch(0)
+
+
+def test_a_row_of_another_size_needs_something_that_makes_it(tmp_path: Path) -> None:
+    """Neither a size, nor a transform, nor padding: the error names all three."""
+    ids = places(tmp_path)
+    with pytest.raises(SampleError, match=r"expected shape \(8, 8, 3\), found \(12, 16, 3\); pass size=.*transform.*pad_value"):
+        Loader(ids, None, 4, source=Images(tmp_path, dim=8))
+
+
 # Ways to the files.
 
 
@@ -420,6 +510,30 @@ def test_many_at_once(tmp_path: Path) -> None:
         with Loader(ids, range(60), 6, source=Images(tmp_path, 4, "L"), workers=workers, reads=reads) as loader:
             for X, y in loader:
                 np.testing.assert_array_equal(X[:, 0, 0, 0], y)
+
+
+def test_a_format_that_another_thread_just_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow knows few formats at first: an image of another is not called broken while others are being loaded."""
+    picture().save(tmp_path / "a.webp", lossless=True)
+    data = (tmp_path / "a.webp").read_bytes()
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "WEBP"])
+
+    def loaded_by_another_thread() -> bool:
+        if "WEBP" not in Image.ID and asked:
+            Image.ID.append("WEBP")
+        asked.append(True)
+        return False
+
+    asked: list[bool] = []
+    monkeypatch.setattr(Image, "init", loaded_by_another_thread)
+    np.testing.assert_array_equal(ImageDecoder(None, "RGB", "crop", "bilinear").decode(data), np.asarray(picture()))
+
+
+def test_too_large_for_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Pillow takes for an attack is an error that says so."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    picture().save(tmp_path / "a.png")
+    assert "expected an image of a size that Pillow reads, found: Image size (1200 pixels) exceeds" in refused(tmp_path, "a")
 
 
 def test_an_image_that_is_replaced_between_epochs_is_read_anew(tmp_path: Path) -> None:

@@ -218,6 +218,51 @@ def test_one_sample_at_a_time_is_held(tmp_path: Path) -> None:
             assert most < 4 * (8 << 20)
 
 
+def test_files_are_read_at_once_again_after_the_last_that_varies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single odd file does not slow down what follows for good."""
+    ids = [f"id-{number}" for number in range(300)]
+    for number, id in enumerate(ids):
+        np.save(tmp_path / f"{id}.npy", np.full((9, 9) if number == 10 else (4, 4), number, "i4"))
+    singly = []
+    read = Npy.read
+
+    def counted(self: Npy, id: Any, row: Any) -> Any:
+        singly.append(id)
+        return read(self, id, row)
+
+    monkeypatch.setattr(Npy, "read", counted)
+    options: dict[str, Any] = {"transform": lambda x, rng: x[:4, :4], "data_dir": tmp_path, "shuffle": False, "workers": 0}
+    with Loader(ids, range(300), 20, (4, 4), 1, **options) as loader:
+        for X, y in loader:
+            assert not (X - y[:, None, None, None]).any()
+    assert singly[0] == "id-10"
+    assert 40 < len(singly) < 120
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("returns", ["numbers", "rows", "count"])
+def test_a_source_that_fills_at_once_leaves_some_to_be_read(returns: str, workers: int) -> None:
+    """``fill`` returns the numbers of the rows that it left out; anything else that it returns means nothing."""
+
+    class Most(Source):
+        shape, dtype = (4,), "i8"
+
+        def read(self, id: int, row: np.ndarray) -> Any:
+            return np.full(10, id)
+
+        def fill(self, ids: Any, rows: np.ndarray) -> Any:
+            left = [number for number, id in enumerate(ids) if id % 3 == 0 and returns == "numbers"]
+            for number, id in enumerate(ids):
+                if number not in left:
+                    rows[number] = id
+            return {"numbers": left, "rows": rows, "count": len(ids)}[returns]
+
+    options: dict[str, Any] = {"transform": lambda x, rng: x[-4:], "workers": workers}
+    with Loader(range(N), range(N), source=Most(), batch_size=8, **options) as loader:
+        for X, y in loader:
+            assert not (X - y[:, None]).any()
+
+
 # What is wrong is named.
 
 
@@ -535,7 +580,7 @@ def test_padding_in_any_dtype(tmp_path: Path, dtype: str) -> None:
     ("make", "text"),
     [
         pytest.param(lambda folder: Npy(folder, pad_value=0), "pad_value: expected with dim", id="no-dim"),
-        pytest.param(lambda folder: Npy(folder, dim=8, pad_value="0"), "pad_value: expected a number, found '0'", id="text"),
+        pytest.param(lambda folder: Npy(folder, dim=8, pad_value=TEXT), "pad_value: expected a number, found '0'", id="text"),
         pytest.param(
             lambda folder: Loader(["id-0"], None, 1, 8, data_dir=folder, pad_value=0.5),
             "field 'X': expected a pad_value that int64 holds, found 0.5",

@@ -119,7 +119,7 @@ class Cycle(list[Any]):
 
 @pytest.mark.parametrize("slots", [2, 4, 16])
 def test_batches_in_young_garbage_are_let_go_of(folder: Callable[..., Any], slots: int) -> None:
-    """Frameworks leave batches in cycles, JAX in a list until garbage is collected: nobody waits, nor reads too late, for that."""
+    """Frameworks leave batches in cycles, or wait for garbage to be collected, as JAX does: before all slots are held, it is."""
     data = folder(200, (4, 3))
     gc.collect()
     gc.disable()

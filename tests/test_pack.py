@@ -316,6 +316,9 @@ def test_no_more_files_are_tried_once_the_disk_fails(data: DataSet, target: Path
 
 def test_another_target_is_left_alone(data: DataSet, target: Path) -> None:
     """A file of the name, ids of the name, or a pack of what the files were once: nothing of it is touched."""
+    os.mkfifo(target)
+    assert "expected no file there" in pack(data.path, target)["error"]
+    target.unlink()
     for name, text in (("all.npy", "of others"), ("all.ids", "one\ntwo\n")):
         (target.parent / name).write_text(text)
         outcome = pack(data.path, target)
@@ -726,8 +729,10 @@ def test_full_of_a_target_that_is_there(data: DataSet, target: Path) -> None:
     outcome = pack(data.path, target, "--full")
     assert (outcome["status"], [damage["id"] for damage in outcome["damaged"]]) == (1, [order(data)[30]])
     os.truncate(target, 128 + 48 * 20 + 1)
-    outcome = pack(data.path, target, "--full")
-    assert len(outcome["damaged"]) == 20
+    for option in ([], ["--full"]):
+        outcome = pack(data.path, target, *option)
+        assert outcome["status"] == 2
+        assert "found one of 1,089 bytes in place of 2,048: it is truncated; remove it" in outcome["error"]
 
 
 def test_progress(data: DataSet, target: Path) -> None:

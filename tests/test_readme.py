@@ -25,6 +25,9 @@ def blocks(name: str) -> list[str]:
 
 README, RECIPES = blocks("README.md"), blocks("examples/README.md")
 
+ELSEWHERE = r"https://host|shmgen\.(torch|jax)"
+"""What wants a server, or a process with another framework (see `backends`)."""
+
 
 @pytest.fixture
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -40,12 +43,20 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     for number in range(64):
         (tmp_path / "pets" / ("cats", "dogs")[number % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), number).save(tmp_path / "pets" / ("cats", "dogs")[number % 2] / f"{number}.png")
+    for folder in ("archives", "large", "tokens"):
+        (tmp_path / folder).mkdir()
+    for number, id in enumerate(ids):
+        np.savez_compressed(tmp_path / "archives" / f"{id}.npz", image=np.full((8, 8), number, np.uint8), label=number % 6)
+        np.save(tmp_path / "large" / f"{id}.npy", np.full((32 + number, 40, 3), number, np.uint8))
+        np.save(tmp_path / "tokens" / f"{id}.npy", np.full(1 + number % 100, number))
     (tmp_path / "data" / "damaged.npy").write_bytes(b"no array")
     np.save(tmp_path / "all.npy", np.zeros((1_000_000, 2), np.uint8))
     np.save(tmp_path / "series.npy", np.zeros((5000, 2), np.float32))
     (tmp_path / "all.ids").write_text("".join(f"id-{number}\n" for number in range(1_000_000)))
     lines = [f"{tmp_path}/data/{id},{'cat' if number % 3 else 'dog'}" for number, id in enumerate(ids)]
     (tmp_path / "table.csv").write_text("\n".join(["path,label", *lines]))
+    lines = [f"{id}.png,{'cat' if number % 3 else 'dog'}" for number, id in enumerate(ids)]
+    (tmp_path / "photos.csv").write_text("\n".join(["file,label", *lines]))
     database = sqlite3.connect(tmp_path / "rows.db")
     with database:
         database.execute("CREATE TABLE rows (id TEXT, a REAL, b REAL, c REAL)")
@@ -95,7 +106,7 @@ def run(code: str, surroundings: dict[str, Any]) -> None:
     surroundings.clear()  # a name may hold the last batch
 
 
-@pytest.mark.parametrize("number", [number for number, block in enumerate(README) if "https://host" not in block])
+@pytest.mark.parametrize("number", [number for number, block in enumerate(README) if not re.search(ELSEWHERE, block)])
 def test_a_block_of_the_readme_runs(surroundings: dict[str, Any], number: int) -> None:
     """Each block of Python, as it stands there, makes its sequences, trains, and gives a batch."""
     run(README[number], surroundings)

@@ -350,8 +350,9 @@ def test_the_time_of_functions_is_theirs(folder: Callable, workers: int) -> None
 def test_readers_that_wait_for_their_turn(folder: Callable) -> None:
     """A process calls one function at a time: what other readers wait meanwhile is counted apart."""
     stats = epochs(of_files(folder(N), workers=1, reads=4, transform=blocks(0.005)))
-    assert stats.function_wait > stats.function
-    assert stats.function + stats.function_wait <= stats.busy
+    assert stats.function_wait > stats.function / 3
+    # Tickets are in `busy` once they are done: each reader may be amid one.
+    assert stats.function + stats.function_wait < stats.busy + 4 * 4 * BATCH * 0.02
 
 
 def test_stats_are_a_snapshot(folder: Callable) -> None:

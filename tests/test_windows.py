@@ -108,6 +108,29 @@ def test_neighbouring_windows_are_read_in_one_call(series: Path, monkeypatch: py
         np.testing.assert_array_equal(rows, expected(ids, window, stride, 0))
 
 
+@pytest.mark.parametrize(("window", "stride", "offset"), CASES)
+def test_windows_are_asked_for_ahead(
+    series: Path, monkeypatch: pytest.MonkeyPatch, window: int | None, stride: int, offset: int
+) -> None:
+    """Where reading waits, the system is told of all windows before one is read, and of nothing but what lies between."""
+    ids = [0] if window == 100 else [0, 1, 2, 5, 4]
+    source = reader(NpyRows(series, window=window, stride=stride, offset=offset), ids)
+    rows = np.empty((len(ids), *source.shape), np.int32)
+    asked: set[int] = set()
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, first, size, advice: asked.update(range(first, first + size)))
+    source.io_waits = True
+    source.fill(ids, rows.data.cast("B"))
+    np.testing.assert_array_equal(rows, expected(ids, window, stride, offset))
+    needed = {byte for id in ids for row in range(window or 1) for byte in _bytes_of(offset + id * stride + row)}
+    assert asked >= needed
+    if stride <= (window or 1):
+        assert asked == needed
+
+
+def _bytes_of(row: int) -> range:
+    return range(128 + row * 12, 128 + row * 12 + 12)
+
+
 def test_a_window_behind_the_end_is_the_one_named(series: Path) -> None:
     """Where the file was cut meanwhile, the first window that is no longer there."""
     with Loader(range(23), None, 23, source=NpyRows(series, window=12, stride=4), shuffle=False, workers=0) as loader:

@@ -27,7 +27,7 @@ NO_FRAMEWORK = FrontEnd()
 
 
 def map_arrays(convert: Callable[[np.ndarray], Any], batch: Any) -> Any:
-    """``batch`` with each array in it converted; dicts, tuples and lists stay what they are, and so does whatever else there is."""
+    """``batch`` with each array in it converted; dicts, tuples and lists stay what they are, and so does all else."""
     if isinstance(batch, np.ndarray):
         return convert(batch)
     if type(batch) is dict:

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shmgen._sources.base import Source
 from shmgen._sources.npy_format import OPEN_FLAGS, explain, file_versions
-from shmgen.errors import SampleError
+from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from shmgen._sources.suggest import FileKind
+
+T = TypeVar("T")
 
 
 class FolderSource(Source):
@@ -100,24 +105,44 @@ class FolderSource(Source):
 
     def _unreadable_first(self, id: object, error: Exception) -> SampleError:
         """What to raise where the first sample can't be read: with a guess at what was meant."""
-        return SampleError(id, self.path(id), explain(error) + self._meant(id, error))
-
-    def _meant(self, id: object, error: Exception) -> str:
-        """A guess at what was meant by an id whose file is not there."""
         if not isinstance(error, FileNotFoundError):
-            return ""
+            return self._unreadable(id, error)
+        return SampleError(id, self.path(id), explain(error) + self._meant(id))
+
+    def _unreadable(self, id: object, error: Exception) -> SampleError:
+        """What to raise where a sample can't be read: with what to do."""
+        path, remedy = self.path(id), ""
+        with suppress(OSError):  # this process can open no more files
+            from shmgen._sources.remedies import for_unreadable_file
+
+            folder = None if self._ids_are_paths else self.folder
+            remedy = for_unreadable_file(error, path, folder, self._scan_options())
+        return SampleError(id, path, explain(error) + remedy)
+
+    def _scan_options(self) -> list[str] | None:
+        """With which options ``shmgen scan`` finds the files that this can't read; None if it does not know such files."""
+        return None
+
+    def _meant(self, id: object) -> str:
+        """A guess at what was meant by an id whose file is not there."""
         if self._ids_are_paths and "://" in str(id):
             return "; ids are no URLs: pass the URL of the folder as data_dir, and what follows it as ids"
-        from shmgen._sources.suggest import FileKind, for_missing_file
+        from shmgen._sources.suggest import for_missing_file
 
-        kind = FileKind((self.suffix,), f"{self.suffix} files")
-        return for_missing_file(id, self.path, None if self._ids_are_paths else self.folder, kind)
+        return for_missing_file(id, self.path, None if self._ids_are_paths else self.folder, self._kind())
 
-    def _load(self, id: object, *, may_wait: bool = True) -> bytes:
-        """All bytes of the file of sample ``id``.
+    def _kind(self) -> FileKind:
+        """What files there should be, for errors."""
+        from shmgen._sources.suggest import FileKind
+
+        return FileKind((self.suffix,), f"{self.suffix} files")
+
+    def _load(self, id: object, parse: Callable[[bytes], T], *, may_wait: bool = True) -> T:
+        """What ``parse`` makes of the file of sample ``id``. A file is kept in the cache only if it can be parsed.
 
         Args:
             id: of the sample.
+            parse: is given all bytes of the file.
             may_wait: whether a file may be waited for that does not answer at once, as a FIFO does.
 
         Raises:
@@ -128,17 +153,26 @@ class FolderSource(Source):
         if self._remote is None:
             fd = os.open(os.path.join(self.folder, name), OPEN_FLAGS if may_wait else OPEN_FLAGS | os.O_NONBLOCK)
             try:
-                return _all_of(fd)
+                return parse(_all_of(fd))
             finally:
                 os.close(fd)
         store, cache = self._remote.store, self._remote.cache
-        if cache is None:
-            return store.get(name, lambda body: body.read(sys.maxsize))
-        found: list[bytes] = []
-        if not cache.read(key := store.place(name), lambda fd: found.append(_all_of(fd))):
-            found.append(store.get(name, lambda body: body.read(sys.maxsize)))
-            cache.keep(key, found[-1])
-        return found[-1]
+        found: list[T] = []
+
+        def parse_kept(fd: int) -> None:
+            try:
+                found.append(parse(_all_of(fd)))
+            except MemoryError:
+                raise
+            except Exception as error:  # whatever it is that tells a damaged file: it is removed, and got again
+                raise FormatError(str(error)) from error
+
+        if cache is None or not cache.read(store.place(name), parse_kept):
+            data = store.get(name, lambda body: body.read(sys.maxsize))
+            found.append(parse(data))
+            if cache is not None:
+                cache.keep(store.place(name), data)
+        return found[0]
 
 
 def _all_of(fd: int) -> bytes:

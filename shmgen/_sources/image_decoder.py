@@ -68,7 +68,7 @@ class ImageDecoder(NamedTuple):
     def dtype(self) -> str:
         return "<u2" if self.mode == "I;16" else "|u1"
 
-    def __call__(self, data: bytes) -> np.ndarray:
+    def decode(self, data: bytes) -> np.ndarray:
         """An image file's array, of shape ``(height, width, channels)``.
 
         Raises:
@@ -77,7 +77,7 @@ class ImageDecoder(NamedTuple):
         if not data:
             raise FormatError("expected an image, found an empty file (0 bytes)" + AGAIN)
         try:
-            with Image.open(BytesIO(data)) as image:
+            with _opened(data) as image:
                 return self._decoded(image)
         except (FormatError, MemoryError):
             raise
@@ -162,6 +162,17 @@ class ImageDecoder(NamedTuple):
         if self.mode == "I;16":
             return Image.fromarray(deep.astype("<u2"))
         return Image.fromarray((deep >> 8).astype(np.uint8)).convert(self.mode)
+
+
+def _opened(data: bytes) -> Any:
+    """The image in a file's bytes, which are not decoded yet."""
+    try:
+        return Image.open(BytesIO(data))
+    except Image.UnidentifiedImageError:
+        # Pillow loads most formats when it first needs one. In another thread that may just be going on: then it does not know
+        # this one yet, and does not wait.
+        Image.init()
+        return Image.open(BytesIO(data))
 
 
 def _orientation(image: Any) -> int:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from shmgen._sources.base import Source
-from shmgen._sources.ids import as_ints, refuse_ways_out
-from shmgen._sources.npy_format import OPEN_FLAGS, explain, file_versions
-from shmgen._sources.sample_spec import check_shape
-from shmgen._sources.suggest import IMAGES, for_missing_file
-from shmgen.errors import FormatError, InputError, SampleError
+from shmgen._sources.folder import FolderSource
+from shmgen._sources.sample_spec import SampleSpec, check_shape
+from shmgen._sources.suggest import IMAGES, FileKind
+from shmgen.errors import FormatError, InputError
 
 if TYPE_CHECKING:
     from shmgen._sources.image_decoder import Interpolation, Mode, Resize
@@ -24,7 +20,7 @@ FOUND = ("", *(suffix for lower in IMAGES.suffixes for suffix in (lower, lower.u
 """Suffixes that are tried where an id ends in none of an image's."""
 
 
-class Images(Source):
+class Images(FolderSource):
     """The image files ``<folder>/<id>``, one a sample: JPEG, PNG, WebP, TIFF, and what else Pillow reads.
 
     Rows have the shape ``(height, width, channels)``; their numbers go from 0 to 255, or to 65,535 with 16 bits. Images are
@@ -33,15 +29,18 @@ class Images(Source):
 
     Args:
         folder: where the files are, and beyond which no id may lead; or a URL, as for `Npy`. None where ids are paths.
-        size: height and width of a row in pixels; an int for both. By default, those of the first image, which all must have.
+        size: height and width in pixels of what an image becomes; an int for both. By default, images keep their sizes.
         mode: ``"RGB"``; ``"L"`` for grey; ``"RGBA"``; ``"I;16"`` for grey of 16 bits, dtype uint16; or ``"P"`` for the numbers in
             the file themselves, those of a palette's colours or of grey, as masks have them. Images of another mode are
             converted: colours become grey by their brightness, transparency is left out, of 16 bits the upper 8 are kept, and 8
             bits become 16 so that white is white.
         resize: what becomes of an image of another size. ``"crop"``: its middle, as large as its proportions allow, fills the
-            row. ``"pad"``: all of it is in the middle of a row, and the rest is 0. ``"stretch"``: its proportions are not kept.
+            size. ``"pad"``: all of it is in the middle, and the rest is 0. ``"stretch"``: its proportions are not kept.
         interpolation: between pixels: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``. By default ``"bilinear"``,
             and ``"nearest"`` for ``"P"``, which allows no other.
+        dim: height and width of a row, where a transform makes it of an image that is larger, or ``pad_value`` of one that is
+            smaller. By default, ``size``, or else the size of the first image, which all must have.
+        pad_value: what fills the rest of a row to the right of a smaller image, and below.
         suffix: what follows an id in its file's name. By default, an id is the name of a file if it ends as one of an image does;
             else the suffix is looked for: that of the first id's file, and where that is missing any other.
         storage_options: of a URL; see `Npy`.
@@ -55,7 +54,7 @@ class Images(Source):
 
     Raises:
         InputError: an argument is of no use, or Pillow is not installed.
-        SampleError: by `bind` and `fill`: an image is missing, broken, or can't become one of this mode.
+        SampleError: by `bind` and `read`: an image is missing, broken, or can't become one of this mode.
 
     Examples:
         >>> names = [f"{id}.png" for id in ids]
@@ -63,9 +62,18 @@ class Images(Source):
         >>> (X,) = loader.batch(0)
         >>> X.shape, X.dtype
         ((4, 32, 48, 3), dtype('uint8'))
+
+        A part of each image, of 24 x 24 pixels, wherever chance puts it:
+
+        >>> def crop(x, rng):
+        ...     top, left = rng.integers(x.shape[0] - 23), rng.integers(x.shape[1] - 23)
+        ...     return x[top : top + 24, left : left + 24]
+        >>> loader = Loader(names, batch_size=4, source=Images("photos", dim=(24, 24)), transform=crop)
+        >>> (X,) = loader.batch(0)
+        >>> X.shape
+        (4, 24, 24, 3)
     """
 
-    concurrent = True  # Pillow lets other threads run while it decodes
     dtype: str
 
     def __init__(
@@ -76,6 +84,8 @@ class Images(Source):
         resize: Resize = "crop",
         *,
         interpolation: Interpolation | None = None,
+        dim: int | Iterable[int] | None = None,
+        pad_value: float | None = None,
         suffix: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
         cache: str | os.PathLike[str] | None = None,
@@ -85,8 +95,6 @@ class Images(Source):
             from shmgen._sources import image_decoder
         except ImportError as error:
             raise InputError(f"Images needs Pillow: pip install 'shmgen[images]' ({error})") from None
-        from shmgen._sources.remote import remote
-
         interpolation = interpolation or ("nearest" if mode == "P" else "bilinear")
         _check(mode, "mode", image_decoder.Mode)
         _check(resize, "resize", image_decoder.Resize)
@@ -95,107 +103,78 @@ class Images(Source):
             raise InputError(
                 f"interpolation: expected 'nearest' with mode 'P', whose numbers have no middle, found {interpolation!r}"
             )
-        self._remote = remote(folder, storage_options, cache, cache_bytes)
-        self.folder = os.path.abspath(folder or "") if self._remote is None else str(folder)
-        self._ids_are_paths = folder is None
+        super().__init__(folder, storage_options, cache, cache_bytes)
         self._suffix = suffix
         self._usual = ".jpg"
-        self._decoder = image_decoder.ImageDecoder(_checked_size(size), mode, resize, interpolation)
-        self.dtype = self._decoder.dtype
+        self._decoder = image_decoder.ImageDecoder(_pair(size, "size"), mode, resize, interpolation)
+        self.given = SampleSpec.checked(_pair(dim, "dim"), image_decoder.CHANNELS[mode], self._decoder.dtype, pad_value)
 
     def bind(self, ids: Sequence[object]) -> None:
         """Decode the first image: a wrong folder shows, and the size, where it was left out.
 
         Raises:
             InputError: an id leads out of the folder; or it ends in no suffix, and the files at a URL can't be looked for.
-            SampleError: the image can't be decoded.
+            SampleError: the image can't be decoded, or is no row.
         """
-        if not self._ids_are_paths and as_ints(ids) is None:
-            refuse_ways_out(ids, self.folder, "Images(None, ...)")
         if self._remote is not None:
             self._refuse_unnamed(ids)
-            self._remote.prepare()
+        self._prepare(ids)
         first = ids[0]
         try:
             self._usual = self._found(first)[len(str(first)) :] if self._is_open(first) else ""
-            self.shape = self._array(first, os.O_NONBLOCK).shape  # an ordinary open of a FIFO would wait for ever
+            array = self._load(first, self._decoder.decode, may_wait=False)
+            row = self.given.row(array.shape, array.dtype, varies=self.varies)
+            self.shape, self.dtype, self.varies = row.shape, row.dtype, row.varies
+            self._check(array)
         except (OSError, ValueError, FormatError) as error:
-            raise SampleError(first, self.path(first), explain(error) + self._meant(first, error)) from None
+            raise self._unreadable_first(first, error) from None
         finally:
-            if self._remote is not None:
-                self._remote.store.close()
+            self._settle()
 
-    def open(self) -> None:
-        if self._remote is not None:
-            self._remote = self._remote.for_reader()
-
-    def fill(self, ids: Sequence[object], rows: np.ndarray) -> None:
-        """Decode the images ``ids`` into ``rows``.
+    def read(self, id: object, row: Any) -> np.ndarray:
+        """The image of sample ``id``, which need not be of a row's shape if rows are made of such.
 
         Raises:
-            SampleError: one can't be decoded; it names the file, what was expected and what was found.
+            SampleError: it can't be decoded, or is no row; it names the file, what was expected and what was found.
         """
-        for self.rows_begun[0], id in enumerate(ids, 1):
+        try:
+            if self._is_open(id):
+                self._name(id)  # says what is wrong where there are none, or several
+            array: np.ndarray = self._load(id, self._decoder.decode)
+            self._check(array)
+        except (OSError, ValueError, FormatError) as error:
+            raise self._unreadable(id, error) from None
+        return array
+
+    def _check(self, array: np.ndarray) -> None:
+        if array.shape != self.shape and not self.varies:
+            raise FormatError(
+                f"expected shape {self.shape}, found {array.shape}; pass size=(height, width), or dim=(height, width) and a "
+                "transform that makes rows, or a pad_value"
+            )
+
+    def _names(self, ids: Sequence[object]) -> list[str]:
+        names = []
+        for id in ids:
             try:
-                array = self._array(id)
-                if array.shape != self.shape:
-                    raise FormatError(
-                        f"expected shape {self.shape}, as the first has, found {array.shape}; pass size=(height, width)"
-                    )
-            except (OSError, ValueError, FormatError) as error:
-                raise SampleError(id, self.path(id), explain(error)) from None
-            rows[self.rows_begun[0] - 1] = array
+                names.append(self._name(id))
+            except (OSError, ValueError, FormatError):
+                names.append(f"{id}{self._usual}")
+        return names
 
-    def path(self, id: object) -> str:
-        """The file of sample ``id``: its path, or its URL."""
-        try:
-            name = self._name(id)
-        except (OSError, ValueError, FormatError):
-            name = f"{id}{self._usual}"
-        return self._path(name) if self._remote is None else self._remote.store.place(name)
-
-    def place(self, id: object) -> str:
-        return self.path(id)
-
-    def version(self, ids: Sequence[object]) -> object:
-        if self._remote is not None:
-            return None  # it would take a request a sample
-        try:
-            folder = os.open(self.folder, os.O_PATH | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            return file_versions([self.path(id) for id in ids], folder)
-        finally:
-            os.close(folder)
-
-    def _array(self, id: object, flags: int = 0) -> np.ndarray:
-        name = self._name(id)
-        if self._remote is None:
-            return self._decoder(_read(self._path(name), flags))
-        get, cache = partial(self._remote.store.get, name, lambda body: body.read(sys.maxsize)), self._remote.cache
-        if cache is None:
-            return self._decoder(get())
-        found: list[np.ndarray] = []
-        if not cache.read(key := self.path(id), lambda fd: found.append(self._decoder(_read(fd)))):
-            data = get()
-            found.append(self._decoder(data))
-            cache.keep(key, data)
-        return found[0]
+    def _kind(self) -> FileKind:
+        return IMAGES
 
     def _name(self, id: object) -> str:
         """The file of ``id``, as a path from the folder; one that is there, if any is."""
         if not self._is_open(id):
-            return self._named(id)
+            return str(id) if self._suffix is None or str(id).endswith(self._suffix) else f"{id}{self._suffix}"
         usual = f"{id}{self._usual}"
         return usual if self._remote is not None or os.path.exists(self._path(usual)) else self._found(id)
 
     def _is_open(self, id: object) -> bool:
         """Whether the suffix of the file of ``id`` has to be found out."""
         return self._suffix is None and not IMAGES.has(str(id))
-
-    def _named(self, id: object) -> str:
-        return str(id) if self._suffix is None or str(id).endswith(self._suffix) else f"{id}{self._suffix}"
 
     def _found(self, id: object) -> str:
         """The only file that the name of ``id`` is of but for its suffix.
@@ -226,24 +205,19 @@ class Images(Source):
                 "pass suffix='.jpg', for example"
             )
 
-    def _meant(self, id: object, error: Exception) -> str:
-        """A guess at what was meant by an id whose file is not there."""
-        if not isinstance(error, FileNotFoundError):
-            return ""
-        return for_missing_file(id, self.path, None if self._ids_are_paths else self.folder, IMAGES)
-
 
 def _check(value: str, name: str, known: Any) -> None:
     if value not in get_args(known):
         raise InputError(f"{name}: expected {' or '.join(map(repr, get_args(known)))}, found {value!r}")
 
 
-def _checked_size(size: int | Iterable[int] | None) -> tuple[int, int] | None:
+def _pair(size: int | Iterable[int] | None, name: str) -> tuple[int, int] | None:
+    """A height and a width; one int is both."""
     sizes = check_shape(size)
     if sizes is None:
         return None
     if len(sizes) not in (1, 2):
-        raise InputError(f"size: expected (height, width) in pixels, found {sizes}")
+        raise InputError(f"{name}: expected (height, width) in pixels, found {sizes}")
     return sizes[0], sizes[-1]
 
 
@@ -251,10 +225,3 @@ def _identity(path: str) -> tuple[int, int]:
     """What two names of one file have in common."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
-
-
-def _read(file: str | int, flags: int = 0) -> bytes:
-    """All bytes of a file: of a path, or of a descriptor, which stays open."""
-    fd = file if isinstance(file, int) else os.open(file, OPEN_FLAGS | flags)
-    with open(fd, "rb", buffering=0, closefd=fd != file) as opened:
-        return opened.read()

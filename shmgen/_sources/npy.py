@@ -22,14 +22,13 @@ from shmgen._sources.npy_format import (
     OPEN_FLAGS,
     File,
     Header,
-    explain,
     read_header,
     read_header_of,
     read_whole,
     require_data,
 )
 from shmgen._sources.sample_spec import SampleSpec
-from shmgen.errors import FormatError, SampleError
+from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +41,9 @@ if TYPE_CHECKING:
 
 FILES_AHEAD = 16
 """Files that a reader opens ahead, at most."""
+
+ONE_BY_ONE = 64
+"""So many files are read one by one after one that did not have the shape of its row."""
 
 LARGEST_ELEMENT = 32
 """Bytes of the largest number that NumPy knows."""
@@ -134,7 +136,7 @@ class Npy(FolderSource, RawSource):
             self._settle()
         self.shape, self.dtype, self.row_bytes = self._row.shape, self._row.dtype, self._row.row_bytes
         self.varies = self._row.varies
-        self._singly = not self._fits(header)
+        self._singly = 0 if self._fits(header) else ONE_BY_ONE
         # The header of files whose data are a row's bytes, unchanged; None until there was such a file.
         self._plain = raw if self._fits(header) and self._is_plain(header) else None
 
@@ -145,8 +147,8 @@ class Npy(FolderSource, RawSource):
 
     @property
     def reads_one_by_one(self) -> bool:
-        # Once a file did not fit its row, there will be more: each is then read once, and one is held in memory at a time.
-        return self._singly
+        # After a file that did not fit its row there will be more: each is read once then, and one is held in memory at a time.
+        return self._singly > 0
 
     def read(self, id: object, row: np.ndarray) -> np.ndarray:
         """The array of sample ``id``, of its own shape and dtype.
@@ -156,14 +158,22 @@ class Npy(FolderSource, RawSource):
         """
         try:
             if self._remote is not None:
-                return self._array(memoryview(self._load(id)))
+                return self._load(id, lambda data: self._array(memoryview(data)))
             fd = os.open(self.path(id), OPEN_FLAGS)
             try:
                 return self._array(fd)
             finally:
                 os.close(fd)
         except (OSError, ValueError, FormatError) as error:
-            raise SampleError(id, self.path(id), explain(error)) from None
+            raise self._unreadable(id, error) from None
+
+    def _scan_options(self) -> list[str]:
+        dim, n_channels, dtype, pad_value = self.given
+        options = [] if dtype is None else ["--dtype", dtype]
+        if pad_value is None and not self.varies:  # else it is rows that have this shape, and not files
+            options += [] if dim is None else ["--dim", ",".join(map(str, dim))]
+            options += [] if n_channels is None else ["--n-channels", str(n_channels)]
+        return options
 
     def fill(self, ids: Sequence[object], rows: memoryview) -> list[int] | None:
         """Read the samples ``ids`` into ``rows``, which is as many rows' bytes; returns the numbers of those of other shapes.
@@ -183,7 +193,7 @@ class Npy(FolderSource, RawSource):
             return self._left
         except (OSError, ValueError, FormatError) as error:
             id = ids[row_of(self.rows_begun[0]) or 0]
-            raise SampleError(id, self.path(id), explain(error)) from None
+            raise self._unreadable(id, error) from None
         finally:
             if folder >= 0:
                 os.close(folder)
@@ -275,7 +285,7 @@ class Npy(FolderSource, RawSource):
         self._check(header)
         if not self._fits(header):
             self._left.append(self.rows_begun[0] - 1)
-            self._singly = True
+            self._singly = ONE_BY_ONE
             return
         is_plain = self._is_plain(header)
         data = row if is_plain else memoryview(bytearray(header.data_bytes))
@@ -298,6 +308,7 @@ class Npy(FolderSource, RawSource):
         header, _ = read_header(file)
         header = header.reinterpreted(self._row.dtype)
         self._check(header)
+        self._singly = self._singly - 1 if self._fits(header) else ONE_BY_ONE
         require_data(os.fstat(file).st_size if isinstance(file, int) else len(file), header.size + header.data_bytes)
         data = np.empty(header.data_bytes, np.uint8)
         read_whole(file, data.data, header.size)

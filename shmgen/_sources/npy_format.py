@@ -13,7 +13,7 @@ import math
 import os
 import struct
 import time
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._memory.limit_errors import FILES, reached
@@ -106,6 +106,7 @@ def read_header(file: File) -> tuple[Header, bytes]:
     return Header(*_parse(raw[8 + prefix.size :], ENCODINGS[major]), size), raw
 
 
+@lru_cache(maxsize=256)  # files of one size have one header, and parsing is most of what a small file costs
 def _parse(raw: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     import numpy as np
 

@@ -11,8 +11,8 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 import numpy as np
 
 from shmgen._sources.folder import FolderSource
-from shmgen._sources.npy_format import LONGEST, OPEN_FLAGS, explain, read_header, require_data
-from shmgen.errors import FormatError, SampleError
+from shmgen._sources.npy_format import LONGEST, OPEN_FLAGS, read_header, require_data
+from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,8 +69,7 @@ class Npz(FolderSource):
         self._prepare(ids)
         first = ids[0]
         try:
-            with ZipFile(io.BytesIO(self._load(first, may_wait=False))) as archive:
-                fields = {key: _kind(archive, info) for key, info in _members(archive).items()}
+            fields = self._load(first, _kinds, may_wait=False)
             if not fields:
                 raise FormatError("expected arrays, found an .npz file without any")
         except DAMAGED as error:
@@ -87,12 +86,18 @@ class Npz(FolderSource):
         """The arrays of sample ``id`` that ``row`` has room for."""
         try:
             if self._remote is not None:
-                return _arrays(io.BytesIO(self._load(id)), row)
+                return self._load(id, lambda data: _arrays(io.BytesIO(data), row))
             fd = os.open(self.path(id), OPEN_FLAGS)
             with open(fd, "rb") as file:
                 return _arrays(file, row)
         except DAMAGED as error:
-            raise SampleError(id, self.path(id), explain(_explained(error))) from None
+            raise self._unreadable(id, _explained(error)) from None
+
+
+def _kinds(data: bytes) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
+    """The shape and dtype of each array in an ``.npz`` file, by name."""
+    with ZipFile(io.BytesIO(data)) as archive:
+        return {key: _kind(archive, info) for key, info in _members(archive).items()}
 
 
 def _arrays(file: Any, wanted: Mapping[str, object]) -> dict[str, np.ndarray]:

@@ -246,8 +246,13 @@ def _castable(row: np.ndarray, array: np.ndarray, dtype_remedy: str) -> np.ndarr
     if np.can_cast(array.dtype, row.dtype, "same_kind"):
         return array
     if reinterpreted(array.dtype, row.dtype) != row.dtype:
-        raise FormatError(_wrong_dtype(row.dtype, array.dtype) + dtype_remedy.format(found=array.dtype))
+        raise FormatError(_wrong_dtype(row.dtype, array.dtype) + dtype_remedy.format(found=dtype_for(array.dtype)))
     return array.view(row.dtype)
+
+
+def dtype_for(found: np.dtype[np.generic]) -> str:
+    """The dtype to advise for rows where a function computes in ``found``. NumPy does so in float64 without being asked."""
+    return "float32" if found == "float64" else found.name
 
 
 def _wrong_shape(shapes: Iterable[tuple[int, ...]], found: tuple[int, ...]) -> str:

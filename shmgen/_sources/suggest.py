@@ -147,7 +147,9 @@ def _beside(path: str, kind: FileKind) -> str:
         return for_missing_folder(folder, kind)
     entries, folders = _entries(folder)
     stem = kind.stem(name)
-    if stem and (others := [entry for entry in entries if entry.startswith(f"{stem}.")]):
+    # An id may be the name of the file, suffix and all.
+    others = [entry for entry in entries if entry.startswith(f"{stem}.") or (entry == stem and entry not in folders)]
+    if stem and others:
         return f"; {others[0]} is there: {_remedy_for(others[0])}"
     for sub in folders[:FOLDERS_LOOKED_INTO]:
         if os.path.isfile(os.path.join(folder, sub, name)):
@@ -160,6 +162,8 @@ def _remedy_for(name: str) -> str:
     if NPY.has(name):
         return "of .npy files the source is Npy(folder)"
     if NPZ.has(name):
+        return "of .npz files the source is Npz(folder)"
+    if name.endswith(".npz"):
         return "of .npz files the source is Npz(folder)"
     if IMAGES.has(name):
         return "of images the source is Images(folder, size=(height, width))"

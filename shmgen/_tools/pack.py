@@ -48,7 +48,7 @@ from shmgen.loader import Loader
 BATCH_BYTES, MAX_BATCH = 4 << 20, 4096
 """Files that are read as a batch: so many bytes of them, but no more files than these."""
 
-DISK = "the disk, or what is between, is not to be trusted"
+DISK = "it, or its disk, is damaged"
 
 AT_ONCE = 10_000
 """Files whose versions are asked for at once."""
@@ -167,6 +167,8 @@ class Pack:
         found = sums_in(sums, len(self._ids))
         if not begins_with(rows, self._header):
             why = "that does not hold as many rows of this shape and dtype"
+        elif (size := os.stat(rows).st_size) < (whole := len(self._header) + len(self._ids) * self._row.row_bytes):
+            why = f"of {size:,} bytes in place of {whole:,}: it is truncated"
         elif not holds(ids, self._lines):
             why = f"whose ids, in {ids}, are not these"
         elif found is None:

@@ -22,7 +22,7 @@ from zlib import crc32
 import numpy as np
 
 from shmgen._memory.limit_errors import most_file_bytes
-from shmgen._sources.npy_format import read_header
+from shmgen._sources.npy_format import OPEN_FLAGS, read_header
 from shmgen._sources.remote import is_url
 from shmgen._tools.scan_report import Damage
 from shmgen.errors import FormatError, InputError
@@ -184,20 +184,21 @@ def sums_in(path: str, count: int) -> np.ndarray | None:
 
 def begins_with(path: str, data: bytes) -> bool:
     """Whether the file at ``path`` begins with these bytes."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(data)) == data
-    except OSError:
-        return False
+    return _start(path, len(data)) == data
 
 
 def holds(path: str, data: bytes) -> bool:
     """Whether the file at ``path`` holds these bytes, and no others."""
+    return _start(path, len(data) + 1) == data
+
+
+def _start(path: str, size: int) -> bytes:
+    """The first bytes of a file; none if it can't be read."""
     try:
-        with open(path, "rb") as file:
-            return os.fstat(file.fileno()).st_size == len(data) and file.read() == data
+        with open(os.open(path, OPEN_FLAGS | os.O_NONBLOCK), "rb") as file:  # an ordinary open of a FIFO would wait for ever
+            return file.read(size) or b""
     except OSError:
-        return False
+        return b""
 
 
 def write(fd: int, data: bytes | memoryview, place: int) -> None:

@@ -197,7 +197,7 @@ class BatchAssembler:
                 raise function_error(id, named, error) from error
             if is_users:
                 self._count(FUNCTION, began)
-            if left and source.varies:
+            if source.varies and isinstance(left, list) and left:
                 one_by_one.append(Step(reading, keys, frozenset(left)))
         self._rows_begun[0] = IDLE
         if one_by_one or self._goes_by_sample:

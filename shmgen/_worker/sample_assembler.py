@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shmgen._memory.limit_errors import note
 from shmgen._memory.status_page import FUNCTION, TURN
 from shmgen._sources.base import IDLE, Source, function_error
-from shmgen._sources.sample_spec import ShapeError, dtype_of, sample_for, write_row
+from shmgen._sources.sample_spec import ShapeError, dtype_for, dtype_of, sample_for, write_row
 from shmgen._worker.field_spec import Derived, FieldSpec, Reading, Step
 from shmgen.errors import FormatError, SampleError
 
@@ -160,6 +160,10 @@ class SampleAssembler:
         if source is None and not isinstance(error, FormatError):
             for name, shape in sample.varied.items():
                 error.add_note(f"(the sample has shape {shape} in field {name!r}, {self._sources[name].place(id)})")
+        found = getattr(error, "from_", None)
+        if source is None and found is not None and type(error).__qualname__ == "_UFuncOutputCastingError":
+            # NumPy's own, as of x /= 255 where rows are ints.
+            error.add_note(f"({OF_ANOTHER_DTYPE.removeprefix('; ').format(found=dtype_for(found))})")
         return function_error(id, sample.where, error)
 
     def _read_all(self, sample: Sample, steps: Sequence[Step], rng: Rng | None, count: Callable[[int, int], int]) -> None:

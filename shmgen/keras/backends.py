@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import keras
 import numpy as np
@@ -59,16 +59,16 @@ def _front_end() -> FrontEnd:
 FRONT_END = _front_end()
 """For the backend that Keras has in this process."""
 
-Get = Callable[[Any, int], Any]
+GetT = TypeVar("GetT", bound=Callable[..., Any])
 
 
-def hands_over(get: Get) -> Get:
+def hands_over(get: GetT) -> GetT:
     """Have ``get``, a ``__getitem__``, give batches to Keras as its backend takes them, and NumPy's arrays to everyone else."""
     if type(FRONT_END).hand_over is FrontEnd.hand_over:
         return get
 
     @wraps(get)
-    def __getitem__(self: Any, index: int) -> Any:
+    def get_and_hand_over(self: Any, index: int) -> Any:
         batch = get(self, index)
         caller = sys._getframe(1)
         if not is_keras(caller):
@@ -77,4 +77,4 @@ def hands_over(get: Get) -> Get:
             return (FRONT_END.hand_over(batch[0]), *batch[1:])  # Keras makes weights of the labels, with NumPy
         return FRONT_END.hand_over(batch)
 
-    return __getitem__
+    return cast(GetT, get_and_hand_over)

@@ -13,7 +13,24 @@ import numpy as np
 import pandas as pd
 
 import shmgen
-from shmgen import Damaged, Function, Loader, Npy, NpyRows, Sequence, Source, Stats, Tuning, Values, tune
+from shmgen import (
+    Damaged,
+    Function,
+    Hdf5,
+    Images,
+    Loader,
+    Npy,
+    NpyRows,
+    Npz,
+    Sequence,
+    Source,
+    SourceField,
+    Stats,
+    Tuning,
+    Values,
+    image_folder,
+    tune,
+)
 
 ids = ["id-0", "id-1"]
 by_id = {"id-0": 0, "id-1": 1}
@@ -71,6 +88,22 @@ Loader(ids, np.array([0, 1]))
 Sequence(ids, 5)  # type: ignore[arg-type]
 
 
+# Images, windows, and which samples are drawn.
+partition, numbers, names = image_folder("pets", validation_split=0.2)
+assert_type(partition, dict[str, list[str]])
+assert_type(numbers, dict[str, int])
+assert_type(names, list[str])
+Sequence(partition["train"], numbers, source=Images("pets", (224, 224), "L", "pad"))
+Loader(ids, source=Images("photos", mode="RGBX"))  # type: ignore[arg-type]
+Loader(ids, source=Images("photos", resize="fit"))  # type: ignore[arg-type]
+Loader(range(len(NpyRows("series.npy", window=8))), source=NpyRows("series.npy", window=8, stride=2, offset=1))
+Loader(ids, sample_weights={"id-0": 1.0, "id-1": 2})
+Loader(ids, sample_weights=np.ones(2))
+Loader(ids, sample_weights=lambda id: 1.0)
+Loader(ids, sample_weights=5)  # type: ignore[arg-type]
+Loader(ids, source=Hdf5("all.h5", "{id}/image"))
+
+
 # Wrong names and types.
 Sequence(ids, by_id, bach_size=2)  # type: ignore[call-arg]
 Loader(ids, by_id, bach_size=2)  # type: ignore[call-arg]
@@ -98,8 +131,36 @@ class Volumes(Source):
         row[...] = 1
 
 
+class Pairs(Source):
+    fields = {"image": ((4, 4), "float32"), "label": ((), "int64")}  # noqa: RUF012
+
+    def read(self, id: Any, rows: dict[str, np.ndarray]) -> dict[str, Any]:
+        return {"image": np.zeros((4, 4)), "label": 0}
+
+    def fill(self, ids: Any, rows: dict[str, np.ndarray]) -> None:
+        rows["label"][:] = 0
+
+
 def load(id: str) -> np.ndarray:
     return np.zeros((4, 4))
+
+
+def both(id: str, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    return rng.random(3), 0
+
+
+npz = Npz("archives")
+tokens = Npy("tokens", dim=100, pad_value=0)
+assert_type(npz["image"], SourceField)
+assert_type(npz.field("image", 32, 3, "float32", pad_value=0.5), SourceField)
+assert_type(tokens.length, SourceField)
+assert_type(npz["image"].mask, SourceField)
+Sequence(ids, npz["label"], source=npz["image"])
+Sequence(ids, inputs=tokens, targets=Pairs()["label"], weights=tokens.mask, pad_value=None)
+Sequence(ids, source=both)
+Sequence(ids, source=Function(both, pad_value=1)["image"])
+Sequence(ids, inputs=npz)
+Npy("tokens", dim=100, pad_value="0")  # type: ignore[arg-type]
 
 
 def flip(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -145,6 +206,12 @@ with Loader(ids, by_id) as loader:
     assert_type(loader.batch(0), tuple[Any, ...])
     loader.batch("0")  # type: ignore[arg-type]
     loader.batch_size = 3  # type: ignore[assignment]
+
+    tensors, arrays = shmgen.torch.Tensors(loader), shmgen.jax.Arrays(loader, to_device=None)
+    assert_type((len(tensors), len(arrays)), tuple[int, int])
+    assert_type((tensors.state_dict(), arrays.state_dict()), tuple[dict[str, Any], dict[str, Any]])
+    shmgen.torch.Tensors(by_id)  # type: ignore[arg-type]
+    shmgen.jax.Arrays(by_id)  # type: ignore[arg-type]
 
 with Sequence(ids, by_id) as sequence:
     assert_type(sequence, Sequence)

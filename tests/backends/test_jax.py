@@ -1,0 +1,199 @@
+"""`shmgen.jax`, and plain loops of JAX's over a `Loader`: no copy, nothing overwritten, and no wait that JAX could end."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import wait_until
+
+if os.environ.get("KERAS_BACKEND") != "jax":
+    pytest.skip("JAX has a process of its own: KERAS_BACKEND=jax", allow_module_level=True)
+
+# Two devices, if JAX has not looked for any yet.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from shmgen import InputError, Loader, Values
+from shmgen._engine.prefetcher import Prefetcher
+from shmgen._memory.ring import Ring
+from shmgen.jax import Arrays
+
+N = 40
+
+DEVICE = jax.devices()[0]
+SHARDING = NamedSharding(Mesh(np.array(jax.devices()), ("batch",)), PartitionSpec("batch"))
+"""Over both devices, if XLA_FLAGS makes two of the CPU."""
+
+PLACES = pytest.mark.parametrize("place", [None, DEVICE, SHARDING], ids=["default", "device", "sharding"])
+
+
+def made(samples: int = N, **options: Any) -> Loader:
+    """Rows of 16 x 16 float32 full of the id, which is the label too; half a batch is a multiple of 64 bytes."""
+    arguments = {"source": lambda id: np.full((16, 16), id, np.float32), "workers": 1}
+    return Loader(range(samples), targets=Values(np.arange(samples, dtype=np.int32)), batch_size=4, **{**arguments, **options})
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots are filled with 0xA5 the moment they are free again."""
+    released = Ring.released
+
+    def poisoned(self: Ring) -> list[int]:
+        slots = released(self)
+        for slot in slots:
+            for array in self.arrays(slot):
+                array.view(np.uint8)[:] = 0xA5
+        return slots
+
+    monkeypatch.setattr(Ring, "released", poisoned)
+
+
+def in_a_ring(array: Any) -> bool:
+    """Whether the memory of all its parts is a mapping of a ring's."""
+    lines = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:shmgen" in line]
+    spans = [[int(end, 16) for end in line.split("-")] for line in lines]
+    parts = [part.data.unsafe_buffer_pointer() for part in array.addressable_shards]
+    return all(any(start <= part < end for start, end in spans) for part in parts)
+
+
+@PLACES
+@pytest.mark.parametrize("slots", [2, 4])
+def test_batches_are_the_rings_memory(place: Any, slots: int) -> None:
+    """Each array lies in the ring, on the device or the devices that were named, in the loader's order, without a vain wait."""
+    with made(slots=slots) as loader, made() as same:
+        for _ in range(2):
+            expected = [y.tolist() for _, y in same]
+            found = []
+            for X, y in Arrays(loader, place):
+                assert isinstance(X, jax.Array)
+                assert X.sharding.device_set == (SHARDING.device_set if place is SHARDING else {DEVICE})
+                assert in_a_ring(X)
+                assert (y[:, None, None] == X).all()
+                found.append(y.tolist())
+            assert found == expected
+        assert loader.stats.grown == 0
+
+
+def test_one_batch_is_sent_ahead() -> None:
+    """While one is in use the next is on its way, and the state tells of those that were returned alone."""
+    with made() as loader:
+        arrays = Arrays(loader, DEVICE)
+        batches = iter(arrays)
+        for count in range(1, 10):
+            next(batches)
+            assert loader.stats.batches == count + 1
+            assert arrays.state_dict()["consumed"] == 4 * count
+        next(batches)
+        assert next(batches, None) is None
+        assert (arrays.state_dict()["epoch"], arrays.state_dict()["consumed"]) == (1, 0)
+
+
+@PLACES
+@pytest.mark.parametrize("taken", [1, 7, 10])
+def test_state(place: Any, taken: int) -> None:
+    """Another goes on behind the batches that were returned, however far the first was ahead."""
+    with made() as loader, made(workers=2) as other, made() as same:
+        epochs = [[y.tolist() for _, y in same] for _ in range(2)]
+        arrays, resumed = Arrays(loader, place), Arrays(other, place)
+        batches = iter(arrays)
+        for _ in range(taken):
+            next(batches)
+        resumed.load_state_dict(arrays.state_dict())
+        assert [y.tolist() for _, y in resumed] == (epochs[0][taken:] or epochs[1])
+
+
+@PLACES
+def test_held_arrays_keep_their_values(place: Any) -> None:
+    """Whole, sliced by JAX, as NumPy's: as long as anyone holds them. Closing the loader changes nothing."""
+    with made(slots=3) as loader:
+        held = [(X, X[1:], np.asarray(X), y.tolist()) for X, y in Arrays(loader, place)]
+        for _ in loader:
+            pass
+    for X, part, array, labels in held:
+        assert X[:, 0, 0].tolist() == array[:, 3, 3].tolist() == labels
+        assert part[:, 2, 2].tolist() == labels[1:]
+
+
+def test_a_donated_batch_is_not_written_to() -> None:
+    """A step that may reuse its argument's memory for its result gets memory of its own for it, and not the ring's."""
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)
+    with made() as loader:
+        for (X, y), (same, _) in zip(Arrays(loader), [(X, y) for X, y in made(epoch=0)], strict=True):
+            view = np.asarray(X)
+            result = step(X)
+            assert (view == same).all()
+            assert (result == y[:, None, None] + 1).all()
+
+
+def test_nesting_and_dtypes() -> None:
+    """Dicts and tuples as the loader has them; what JAX has no dtype for, it converts."""
+    one, two = Values(np.arange(N), dtype="uint8"), Values(np.arange(N), dtype="float64")
+    with Loader(range(N), inputs={"one": one, "two": [two, two]}, targets=one, weights=two, batch_size=4, workers=0) as loader:
+        for place in (None, SHARDING):
+            inputs, target, weights = next(iter(Arrays(loader, place)))
+            assert inputs["one"].dtype == target.dtype == jnp.uint8
+            assert [array.dtype for array in inputs["two"]] == [jnp.float32] * 2
+            assert (inputs["two"][0] == target).all()
+            assert (weights == target).all()
+    with pytest.raises(InputError, match=r"expected a shmgen.Loader, found \[1\]"):
+        Arrays([1])  # type: ignore[arg-type]
+
+
+def count_late(wrong: Any, x: Any, y: Any) -> Any:
+    """Counts the batches that are not right, after work that takes longer than it takes to ask for the next."""
+    busy = jax.lax.fori_loop(0, 20, lambda _, v: jnp.sin(v @ v) / 2, jnp.ones((64, 64)) + wrong)
+    right = (x.reshape(len(x), -1) == y[:, None]).all() & jnp.isfinite(busy.sum())
+    return wrong + jnp.where(right, 0.0, 1.0)
+
+
+late = jax.jit(count_late)
+
+
+@pytest.mark.parametrize("slots", [2, None])
+@pytest.mark.parametrize("as_arrays", [False, True])
+def test_a_step_that_reads_its_batch_late(slots: int | None, as_arrays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over 2,000 batches all are right, and what the loader does while it waits has JAX let go of all that it has done with.
+
+    That is a collection of the youngest garbage, which takes microseconds; there is no other one here.
+    """
+    wrong = late(jnp.float32(0), np.zeros((4, 16, 16), np.float32), np.zeros(4, np.int32))
+    pushes: list[int] = []
+    push = Prefetcher._push
+
+    def after_all_is_done(self: Prefetcher, generation: int) -> None:
+        """Once JAX has done all that it was told, pushes free every slot but that of the batch in the loop's hands."""
+        jax.block_until_ready(wrong)
+        pushes.append(generation)
+
+        def are_free() -> bool:
+            push(self, generation)
+            return len(self._ring._leases) - len(self._ring._released) <= 1
+
+        wait_until(are_free, "JAX has let go of the batches that it has done with")
+
+    gc.collect()
+    gc.disable()
+    try:
+        with made(8000, slots=slots, workers=2, source=lambda id: np.full((16, 16), id, np.float32)) as loader:
+            monkeypatch.setattr(Prefetcher, "_push", after_all_is_done)
+            for count, (x, y) in enumerate(Arrays(loader) if as_arrays else loader):
+                if count == 300:
+                    monkeypatch.setattr(Prefetcher, "_push", push)
+                wrong = late(wrong, x, y)
+            del x, y
+            stats = loader.stats
+    finally:
+        gc.enable()
+    assert float(wrong) == 0
+    assert stats.batches == 2000
+    assert stats.grown == 0
+    assert len(pushes) > 10
+    assert set(pushes) == {0}

@@ -1,0 +1,211 @@
+"""What errors tell to do works when it is done: for files that are missing or damaged, and for what transforms give."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmgen import FunctionError, InputError, Loader, SampleError, tune
+
+ROOT = Path(__file__).parents[1]
+
+WORKERS = [pytest.param(0, id="in-process"), pytest.param(1, id="1-worker")]
+
+
+def of(data: Any, workers: int = 1, **options: Any) -> Loader:
+    """A loader of all files, in order."""
+    options = {"data_dir": data.path, "shuffle": False, "workers": workers, **options}
+    return Loader(data.ids, data.labels, 4, **options)
+
+
+def said(loader: Loader, error: type[Exception] = SampleError) -> str:
+    """What the second batch, or an earlier one, ends in; closes the loader."""
+    with loader:
+        return asked(loader, error, 2)
+
+
+def asked(loader: Loader, error: type[Exception], count: int) -> str:
+    """What one of so many requests for batches ends in, over as many epochs as that takes."""
+    for number in range(count):
+        try:
+            loader.batch(number % len(loader))
+        except error as raised:
+            return str(raised)
+        if number % len(loader) == len(loader) - 1:
+            loader.on_epoch_end()
+    pytest.fail("there was no error")
+
+
+def scanned(text: str, data: Any) -> str:
+    """What the command prints that an error names, which must find damage."""
+    [command] = re.findall("`(python -m shmgen scan .*?)`", text)
+    ids = data.path.parent / "ids.txt"
+    ids.write_text("\n".join(data.ids))
+    words = [str(ids) if word == "FILE" else word for word in shlex.split(command)]
+    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, ""), command
+    return done.stdout
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-8]),
+    "empty": lambda path: path.write_bytes(b""),
+    "another-format": lambda path: path.write_bytes(b"\x89PNG" * 50),
+    "no-header": lambda path: path.write_bytes(path.read_bytes()[:30]),
+    "shape": lambda path: np.save(path, np.zeros((5, 3), np.float32)),
+    "dtype": lambda path: np.save(path, np.zeros((4, 3), np.complex64)),
+    "objects": lambda path: np.save(path, np.array([{}], object)),
+}
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files_are_found_by_a_scan(folder: Callable, damage: str, workers: int) -> None:
+    """Where one file is damaged, others may be: the error says how to find them all, also of a folder with an odd name."""
+    data = folder(8, name="my data")
+    loader = of(data, workers)
+    for number in (5, 7):
+        DAMAGE[damage](data.file(f"id-{number}"))
+    found = scanned(said(loader), data)
+    assert "damaged: 2 of 8 files" in found
+    assert "id-5, id-7" in found
+
+
+def test_a_damaged_first_file_is_found_by_a_scan(folder: Callable) -> None:
+    """Also when the loader is made, from which `tune` makes one, too; and where ids are paths."""
+    data = folder(8)
+    data.file("id-0").write_bytes(b"")
+    for make in (
+        lambda: of(data),
+        lambda: tune(data.ids, batch_size=4, data_dir=data.path, workers=[1]),
+        lambda: Loader([str(data.file(id)) for id in data.ids], None, 4, data_dir=None),
+    ):
+        with pytest.raises(SampleError) as raised:
+            make()
+        assert "damaged: 1 of 8 files" in scanned(str(raised.value), data)
+
+
+@pytest.mark.parametrize("given", [{"dim": (3, 3)}, {"n_channels": 2}, {"dtype": "int8"}, {"dim": 12, "dtype": "uint8"}])
+def test_what_is_not_as_was_said_is_found_by_a_scan(folder: Callable, given: dict[str, Any]) -> None:
+    """Where shape and dtype were given, and no file has these, a scan is told of them."""
+    data = folder(8)
+    with pytest.raises(SampleError) as raised:
+        of(data, **given)
+    assert "damaged: 8 of 8 files" in scanned(str(raised.value), data)
+
+
+def test_a_bad_file_that_tune_meets(folder: Callable) -> None:
+    """Amid a measurement: the error says to scan."""
+    data = folder(16)
+    data.file("id-9").write_bytes(b"")
+    with pytest.raises(SampleError) as raised:
+        tune(data.ids, batch_size=4, data_dir=data.path, workers=[1], seconds=0.05)
+    assert "id-9" in scanned(str(raised.value), data)
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_missing_files_are_found_by_a_scan(folder: Callable, workers: int) -> None:
+    """Where one file is missing, others may be."""
+    data = folder(8)
+    loader = of(data, workers)
+    for number in (5, 7):
+        data.file(f"id-{number}").unlink()
+    text = said(loader)
+    assert "put it back, or leave its id out" in text
+    found = scanned(text, data)
+    assert "id-5, id-7" in found
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_folder_that_goes_away(folder: Callable, workers: int) -> None:
+    """As a mount does: the error says so, and once it is back, the same loader goes on."""
+    data = folder(8)
+    with of(data, workers, slots=2, shuffle=True) as loader:
+        loader.batch(0)
+        away = data.path.rename(data.path.parent / "away")
+        text = asked(loader, SampleError, 6)
+        assert f"the whole folder {data.path} is not there any more: mount it, or move it back" in text
+        assert "shmgen scan" not in text
+        away.rename(data.path)
+        for index in range(2):
+            with suppress(SampleError):  # it may have been read ahead while the folder was away
+                loader.batch(index)
+            data.check(*loader.batch(index))
+
+
+def test_no_scan_finds_what_is_no_damage(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a limit is reached, it is that which has to be raised."""
+    data = folder(8)
+
+    def no_more(*_: Any, **__: Any) -> int:
+        raise OSError(24, os.strerror(24))
+
+    loader = of(data, 0)
+    monkeypatch.setattr(os, "open", no_more)
+    text = said(loader)
+    monkeypatch.undo()
+    assert "ulimit -n" in text
+    assert "shmgen scan" not in text
+
+
+def divides() -> Callable[..., Any]:
+    """A transform that makes floats of ints."""
+    return lambda x, rng: x / 255
+
+
+def divides_in_place() -> Callable[..., Any]:
+    """One that tries to, in the row itself."""
+
+    def divide(x: np.ndarray, rng: object) -> None:
+        x /= 255
+
+    return divide
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("transform", [divides, divides_in_place])
+def test_a_dtype_that_a_transform_gave(folder: Callable, transform: Callable, workers: int) -> None:
+    """The dtype that the error names is one that works."""
+    data = folder(8, dtype=np.uint8)
+    text = said(of(data, workers, transform=transform()), FunctionError)
+    [dtype] = set(re.findall("pass dtype='(.*?)'", text))
+    with of(data, workers, transform=transform(), dtype=dtype) as loader:
+        X, _ = loader.batch(1)
+        np.testing.assert_allclose(X[1], data.sample(5) / 255, rtol=1e-6)
+        assert X.dtype == np.float32
+
+
+def crops() -> Callable[..., Any]:
+    """A transform that makes smaller rows."""
+    return lambda x, rng: x[:2, :2]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_shape_that_a_transform_gave(folder: Callable, workers: int) -> None:
+    """The error tells to give dim, and with it the transform does what was meant."""
+    data = folder(8)
+    text = said(of(data, workers, transform=crops()), FunctionError)
+    assert "expected shape (4, 3), found (2, 2)" in text
+    assert "dim" in text
+    with of(data, workers, transform=crops(), dim=(2, 2), n_channels=1) as loader:
+        X, _ = loader.batch(1)
+        assert X.shape == (4, 2, 2, 1)
+        assert (X[1] == 5).all()
+
+
+@pytest.mark.parametrize("options", [{"transform": lambda x: x}, {"transform": {"X": lambda x: x}}, {"transform": lambda: None}])
+def test_a_transform_of_other_arguments(folder: Callable, options: dict[str, Any]) -> None:
+    """It is refused when the loader is made, with what it is called with."""
+    data = folder(8)
+    with pytest.raises(InputError, match=r"expected a function of a row and a generator, such as def flip\(x, rng\)"):
+        of(data, **options)
