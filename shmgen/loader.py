@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import warnings
 import weakref
@@ -14,20 +13,18 @@ from operator import length_hint
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from shmgen._checks import Fixed, check_index
+from shmgen._engine import defaults
 from shmgen._engine.batch_builder import BatchBuilder
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.in_process import InProcess
 from shmgen._engine.pool import Pool
 from shmgen._engine.prefetcher import Prefetcher
-from shmgen._engine.ranks import local_ranks
 from shmgen._engine.state import LoaderState
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import Workers
 from shmgen._memory.layout import Layout
-from shmgen._memory.limits import available, processors
 from shmgen._memory.ring import Ring
-from shmgen._memory.status_page import MAX_READERS
-from shmgen._plan.autoscaler import Autoscaler, Limits, Target
+from shmgen._plan.autoscaler import Autoscaler, Target
 from shmgen._plan.checkpoint import Identity, decoded, encoded, loaded, saved
 from shmgen._plan.damage import Damage, Damaged
 from shmgen._plan.padding import Padding
@@ -46,27 +43,6 @@ from shmgen.options import Options, init_from
 
 if TYPE_CHECKING:
     from typing import Self
-
-MAX_AT_FIRST = 8
-"""Workers that ``workers="auto"`` begins with, at most."""
-
-MAX_WORKERS = 32
-"""Workers that ``workers="auto"`` ends up with, at most."""
-
-WORKER_BYTES = 1 << 26
-"""Bytes of memory that must be free for one more worker."""
-
-WAITING_WORKERS = 4
-"""Workers for each processor, at most, if they wait for a disk or a network, and have one read in flight each."""
-
-MAX_READS = 256
-"""Reads in flight that ``reads="auto"`` ends up with, at most, in all workers together."""
-
-MIN_SLOTS, MAX_SLOTS, SLOTS_BYTES = 4, 16, 1 << 26
-"""The default number of slots: as many as fit in so many bytes, but no fewer and no more than these."""
-
-MIN_IN_FLIGHT, IN_FLIGHT_BYTES = 4, 1 << 23
-"""Batches that are read at once: as many as fit in so many bytes, but enough to keep the workers busy."""
 
 MISSES_BEFORE_WARNING = 3
 """Unexpected requests in one iteration before the user is warned. A look at a batch or two is no mistake."""
@@ -153,7 +129,7 @@ class Loader:
         self._ids, self._spec = options.ids, options.spec
         self._labels, self._n_classes = options.labels, options.n_classes
         self._has_channels = options.dim is not None or options.n_channels is not None
-        workers = _workers_at_first() if options.workers == "auto" else options.workers
+        workers = defaults.workers_at_first() if options.workers == "auto" else options.workers
         self._sampler = Sampler(
             len(self._ids),
             options.batch_size,
@@ -170,7 +146,7 @@ class Loader:
         self._passes = Passes(self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch)
         self._damage = Damage(len(self._ids), replaces=options.on_error == "replace", max_fraction=options.max_damaged)
         with ExitStack() as undo:
-            self._ring = Ring(self._layout, options.slots or _slots(self._layout.slot_bytes))
+            self._ring = Ring(self._layout, options.slots or defaults.slots(self._layout.slot_bytes))
             undo.callback(self._ring.close)
             reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else options.reads
             self._workers: Workers
@@ -180,7 +156,7 @@ class Loader:
             else:
                 self._workers = InProcess(self._ring, tables, assembler)
             undo.callback(self._workers.stop)
-            in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // self._layout.slot_bytes)
+            in_flight = defaults.in_flight(self._layout.slot_bytes)
             count = max(1, workers)
             self._schedule = Schedule(self._ring.slots, workers * reads, self._sampler.size, in_flight=in_flight)
             builder = BatchBuilder(
@@ -460,36 +436,15 @@ def _autoscaler(options: Options, assembler: BatchAssembler, layout: Layout, wor
     scales_reads = bool(workers) and options.reads == "auto" and assembler.concurrent
     if not scales_workers and not scales_reads:
         return None
-
-    ranks = local_ranks()
-
-    def limits(workers: int, blocked: float) -> Limits:
-        # Where reads can be had, they are cheaper than workers.
-        for_each = 1 if assembler.concurrent else min(WAITING_WORKERS, 1 / max(1e-6, 1 - blocked))
-        most = min(MAX_WORKERS, int(for_each * max(1.0, processors(ranks))), workers + available() // WORKER_BYTES)
-        return Limits(most, max(1, min(MAX_READERS, MAX_READS // workers)))
-
     return Autoscaler(
         Target(workers, reads),
         scales_workers=scales_workers,
         scales_reads=scales_reads,
-        limits=limits,
+        limits=defaults.limits(concurrent=assembler.concurrent),
         batch_rows=layout.batch_size,
     )
-
-
-def _slots(slot_bytes: int) -> int:
-    """How many slots of this size there are by default."""
-    return min(MAX_SLOTS, max(MIN_SLOTS, SLOTS_BYTES // slot_bytes))
 
 
 def _nothing() -> Iterator[BatchId]:
     """No batches, to be read ahead."""
     return iter(())
-
-
-def _workers_at_first() -> int:
-    """One for each processor that other processes leave idle; of several ranks on this machine, each takes its share of them."""
-    ranks = local_ranks()
-    others = os.getloadavg()[0] / ranks
-    return max(1, min(MAX_AT_FIRST, round(processors(ranks) - others)))

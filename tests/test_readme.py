@@ -1,4 +1,4 @@
-"""What the README and the recipes show, runs."""
+"""What the README, the guide and the recipes show, runs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ def blocks(name: str) -> list[str]:
     return [block for block in found if not all(line.startswith(("import", "from")) for line in block.splitlines())]
 
 
-README, RECIPES = blocks("README.md"), blocks("examples/README.md")
-
 ELSEWHERE = r"https://host|shmgen\.(torch|jax)"
 """What wants a server, or a process with another framework (see `backends`)."""
+
+README = "".join(block for block in blocks("README.md") if not re.search(ELSEWHERE, block))
+GUIDE, RECIPES = blocks("examples/guide.md"), blocks("examples/README.md")
+PAGES = {f"{name}-{number}": block for name, page in (("guide", GUIDE), ("recipe", RECIPES)) for number, block in enumerate(page)}
 
 
 @pytest.fixture
@@ -96,8 +98,9 @@ def model(*, one_hot: bool) -> keras.Model:
 def run(code: str, surroundings: dict[str, Any]) -> None:
     """Run a block; each of its sequences and loaders that is not closed yet gives a batch."""
     code = re.sub("^from shmgen import .*$", "", code, flags=re.MULTILINE).replace("epochs=10", "epochs=1, verbose=0")
+    surroundings["DataGenerator"] = surroundings["Sequence"]
     surroundings["model"] = model(one_hot="n_classes" in code)
-    exec(compile(code, "README.md", "exec"), surroundings)
+    exec(compile(code, "block", "exec"), surroundings)
     assert surroundings["made"]
     for made in surroundings["made"]:
         if not made.state.closed:
@@ -106,17 +109,16 @@ def run(code: str, surroundings: dict[str, Any]) -> None:
     surroundings.clear()  # a name may hold the last batch
 
 
-@pytest.mark.parametrize("number", [number for number, block in enumerate(README) if not re.search(ELSEWHERE, block)])
-def test_a_block_of_the_readme_runs(surroundings: dict[str, Any], number: int) -> None:
-    """Each block of Python, as it stands there, makes its sequences, trains, and gives a batch."""
-    run(README[number], surroundings)
+def test_the_readme_runs(surroundings: dict[str, Any]) -> None:
+    """Its blocks of Python, one after the other, as they stand there, train and give batches."""
+    run(README, surroundings)
 
 
-@pytest.mark.parametrize("number", range(len(RECIPES)))
-def test_a_recipe_runs(surroundings: dict[str, Any], number: int) -> None:
-    """Likewise."""
+@pytest.mark.parametrize("block", [name for name, block in PAGES.items() if not re.search(ELSEWHERE, block)])
+def test_a_block_runs(surroundings: dict[str, Any], block: str) -> None:
+    """Each of the guide and of the recipes by itself."""
     surroundings["tf"] = pytest.importorskip("tensorflow")
-    run(RECIPES[number], surroundings)
+    run(PAGES[block], surroundings)
 
 
 def test_a_block_of_urls_runs(
@@ -132,7 +134,7 @@ def test_a_block_of_urls_runs(
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "key")
-    [code] = [block for block in README if "https://host" in block]
+    [code] = [block for block in PAGES.values() if "https://host" in block]
     run(code.replace("https://host", url).replace("/scratch", str(tmp_path)), surroundings)
     for link in links:
         link.unlink()

@@ -95,6 +95,15 @@ def test_a_damaged_first_file_is_found_by_a_scan(folder: Callable) -> None:
         assert "damaged: 1 of 8 files" in scanned(str(raised.value), data)
 
 
+@pytest.mark.parametrize("given", [{"dim": (3, 3)}, {"n_channels": 2}, {"dtype": "int8"}, {"dim": 12, "dtype": "uint8"}])
+def test_what_is_not_as_was_said_is_found_by_a_scan(folder: Callable, given: dict[str, Any]) -> None:
+    """Where shape and dtype were given, and no file has these, a scan is told of them."""
+    data = folder(8)
+    with pytest.raises(SampleError) as raised:
+        of(data, **given)
+    assert "damaged: 8 of 8 files" in scanned(str(raised.value), data)
+
+
 def test_a_bad_file_that_tune_meets(folder: Callable) -> None:
     """Amid a measurement: the error says to scan."""
     data = folder(16)

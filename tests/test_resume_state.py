@@ -131,7 +131,7 @@ def test_batches_keep_their_numbers(
     assert after.steps == [4, 5, *range(6)]
     shown = re.findall(r"(\d)/6", capsys.readouterr().out)
     assert (shown[0], shown[-1]) == ("5", "6")
-    assert f"{tmp_path}/state-000004.npz: going on at epoch 0, step 4" in caplog.text
+    assert f"{tmp_path}/state-000004.npz: going on in epoch 1, after step 4" in caplog.text
     assert history.epoch == [0, 1]
 
 
@@ -164,7 +164,7 @@ def test_a_full_disk_stops_nothing(data: Callable[..., Sequence], tmp_path: Path
     fit(again, Resume(tmp_path, again, every=1), Interrupt(does=fill), epochs=1)
     [error] = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert error == (
-        f"{tmp_path}: the state at epoch 0, step 3 could not be saved: [Errno 28] No space left on device; training goes on, and "
+        f"{tmp_path}: the state of epoch 1, step 3 could not be saved: [Errno 28] No space left on device; training goes on, and "
         "state-000002.npz stays; make room, and it is saved next time"
     )
     assert stayed == {"state-000002.npz"}
@@ -350,20 +350,38 @@ def test_a_model_that_cannot_be_built_beforehand(data: Callable[..., Sequence], 
     assert int(model.optimizer.iterations) == 12
 
 
-def test_training_that_is_stopped_leaves_its_pass(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """Stopped in mid-epoch, it is complete; with more epochs it goes on with the next pass, as a second ``fit`` would."""
+class Stop(keras.callbacks.Callback):
+    """Stops training in mid-epoch, or at an epoch's end."""
 
-    class Stop(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            self.model.stop_training = batch == 2
+    def __init__(self, batch: int | None) -> None:
+        super().__init__()
+        self.batch = batch
 
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.model.stop_training = batch == self.batch
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.model.stop_training = True
+
+
+@pytest.mark.parametrize("batch", [2, None])
+def test_training_that_a_callback_stops_goes_on(data: Callable[..., Sequence], tmp_path: Path, batch: int | None) -> None:
+    """As before a machine is taken away: at that very batch, as if it had not been stopped."""
+    training, again, whole = data(), data(), data()
+    fit(training, Resume(tmp_path, training), Stop(batch))
+    model, history = fit(again, Resume(tmp_path, again))
+    expected, whole_history = fit(whole)
+    assert same(model, expected)
+    assert history.history == whole_history.history
+
+
+def test_early_stopping_ends_a_run(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """Run again, nothing is trained."""
     training, again = data(), data()
-    fit(training, Resume(tmp_path, training), Stop(), epochs=2)
-    [path] = tmp_path.glob("*.npz")
-    state = content(path)
-    assert (state["epoch"], state["finished"], state["sequence"]["epoch"], state["sequence"]["consumed"]) == (1, True, 1, 0)
-    model, _ = fit(again, Resume(tmp_path, again), epochs=3)
-    assert int(model.optimizer.iterations) == 3 + 2 * 6
+    early = [keras.callbacks.EarlyStopping("loss", mode="max", patience=1) for _ in range(2)]
+    model, history = fit(training, Resume(tmp_path, training), early[0], epochs=9)
+    assert len(history.epoch) < 9
+    assert same(fit(again, Resume(tmp_path, again), early[1], epochs=9)[0], model)
 
 
 def test_bfloat16_is_saved_bit_for_bit(data: Callable[..., Sequence], tmp_path: Path) -> None:

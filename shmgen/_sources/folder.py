@@ -116,8 +116,12 @@ class FolderSource(Source):
             from shmgen._sources.remedies import for_unreadable_file
 
             folder = None if self._ids_are_paths else self.folder
-            remedy = for_unreadable_file(error, path, folder, can_scan=self.suffix == ".npy")
+            remedy = for_unreadable_file(error, path, folder, self._scan_options())
         return SampleError(id, path, explain(error) + remedy)
+
+    def _scan_options(self) -> list[str] | None:
+        """With which options ``shmgen scan`` finds the files that this can't read; None if it does not know such files."""
+        return None
 
     def _meant(self, id: object) -> str:
         """A guess at what was meant by an id whose file is not there."""

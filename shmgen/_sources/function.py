@@ -133,7 +133,7 @@ def _parameters(function: Callable[..., Any]) -> tuple[bool, bool]:
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # some functions written in C have no signature
-        return True, False
+        return False, False
     required = [p for p in parameters if p.default is inspect.Parameter.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     draws = any(p.name == "rng" for p in required[1:])
     return sum(p.kind is not p.KEYWORD_ONLY and p.name != "rng" for p in required) == 2, draws

@@ -167,6 +167,14 @@ class Npy(FolderSource, RawSource):
         except (OSError, ValueError, FormatError) as error:
             raise self._unreadable(id, error) from None
 
+    def _scan_options(self) -> list[str]:
+        dim, n_channels, dtype, pad_value = self.given
+        options = [] if dtype is None else ["--dtype", dtype]
+        if pad_value is None and not self.varies:  # else it is rows that have this shape, and not files
+            options += [] if dim is None else ["--dim", ",".join(map(str, dim))]
+            options += [] if n_channels is None else ["--n-channels", str(n_channels)]
+        return options
+
     def fill(self, ids: Sequence[object], rows: memoryview) -> list[int] | None:
         """Read the samples ``ids`` into ``rows``, which is as many rows' bytes; returns the numbers of those of other shapes.
 

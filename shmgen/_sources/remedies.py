@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+from collections.abc import Sequence
 
 from shmgen.errors import FormatError
 
@@ -12,22 +13,23 @@ FOUND_BY_SCAN = errno.EACCES, errno.EIO
 """Errors of a file that is there: of its rights, or of the disk."""
 
 
-def for_unreadable_file(error: Exception, path: str, folder: str | None, *, can_scan: bool) -> str:
+def for_unreadable_file(error: Exception, path: str, folder: str | None, options: Sequence[str] | None) -> str:
     """What an error adds where a file can't be read.
 
     Args:
         error: that reading it ended in.
         path: of the file, or its URL.
-        folder: that the files are in, or its URL; None if ids are paths.
-        can_scan: whether ``shmgen scan`` knows such files.
+        folder: that the files are in; None if ids are paths.
+        options: of ``shmgen scan``, with which it expects what is expected here; None if it does not know such files.
     """
-    is_remote = "://" in path
-    scan = f"python -m shmgen scan {shlex.quote(folder or os.path.dirname(path))}"
+    if "://" in path:
+        return ""  # what a server answers says what is wrong
+    scan = shlex.join(["python", "-m", "shmgen", "scan", folder or os.path.dirname(path), *(options or ())])
     if isinstance(error, FileNotFoundError):
-        if folder is not None and not is_remote and not os.path.isdir(folder):
+        if folder is not None and not os.path.isdir(folder):
             return f"; the whole folder {folder} is not there any more: mount it, or move it back"
         names_all = f"; `{scan} --ids FILE` names all that are missing of the ids in FILE, one on a line"
-        return f"; put it back, or leave its id out{names_all if can_scan and folder is not None else ''}"
-    if can_scan and (isinstance(error, FormatError) or getattr(error, "errno", None) in FOUND_BY_SCAN):
-        return f"; `{scan}{' --ids FILE' if is_remote else ''}` finds all such files: repair them, or leave their ids out"
+        return f"; put it back, or leave its id out{names_all if options is not None and folder is not None else ''}"
+    if options is not None and (isinstance(error, FormatError) or getattr(error, "errno", None) in FOUND_BY_SCAN):
+        return f"; `{scan}` finds all such files: repair them, or leave their ids out"
     return ""

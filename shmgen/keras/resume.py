@@ -77,8 +77,10 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     and ``ModelCheckpoint`` count. Batches and epochs keep their numbers, in the progress bar as for every callback. What else a
     callback keeps to itself is not saved, nor random numbers from outside of the model, as `random` and `numpy.random` have them.
 
-    ``fit`` that has come to its end saves its state, too: run again, it trains nothing, or with larger ``epochs`` those that are
-    missing. So each ``fit`` of a script needs a folder of its own, and to begin anew, delete that.
+    ``fit`` that has come to its end, or to that of ``EarlyStopping``, saves its state, too: run again, it trains nothing, or with
+    larger ``epochs`` those that are missing. So each ``fit`` of a script needs a folder of its own; to begin anew, delete that.
+    Where another callback sets ``stop_training``, as before a machine is taken away, that is an interruption like others, and the
+    state is saved at that batch.
 
     If a state can't be written, as where the disk is full, the log says so once, the last state stays, and training goes on.
 
@@ -128,6 +130,12 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             self._every_seconds = 60 * check_float(every_minutes, "every_minutes", "a number above 0", lambda value: value > 0)
         self._sequence = sequence
         self._folder = StateFolder(Path(folder).absolute(), check_int(keep, "keep", 1))
+
+    def set_model(self, model: Any) -> None:
+        """Keras's: what is trained."""
+        super().set_model(model)
+        # On JAX the getter of `model` copies all variables.
+        self._trained = model
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Load the state, if there is one."""
@@ -191,14 +199,12 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             self._place = Place(self._epoch + 1, 0, self._sequence.state_dict(self._position - self._first))
             if self._position >= fit.batches:
                 self._first = self._position = 0
-        elif self._is_time():
+        elif self._is_time() or self._trained.stop_training:
             self._save(Place(self._epoch, self._step, self._sequence.state_dict(self._position - self._first)))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save the state if it is time to."""
-        if self._place is None:  # training was stopped in the middle of the epoch
-            self._place = Place(epoch + 1, 0, self._sequence.state_dict())
-        if self._is_time():
+        """Save the state if it is time to, and the epoch was not stopped in its middle."""
+        if self._place is not None and self._is_time():
             self._save(self._place)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -206,7 +212,8 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         loaded = self._take_loaded()
         place = self._place if loaded is None else loaded.place
         if place is not None and not self._finished:
-            self._save(place, finished=True)
+            stopped = [getattr(callback, "stopped_epoch", 0) for callback in self._fit.callbacks.callbacks]
+            self._save(place, finished=place.epoch >= self.params["epochs"] or any(stopped))
         self._folder.release()
 
     def _rank(self) -> tuple[int, int]:
@@ -264,10 +271,11 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         except OSError as error:
             if not self._failed:
                 newest = self._folder.newest()
+                # Keras shows epochs counted from 1.
                 log.error(
-                    "%s: the state at epoch %d, step %d could not be saved: %s; training goes on, and %s; make room, and it is "
+                    "%s: the state of epoch %d, step %d could not be saved: %s; training goes on, and %s; make room, and it is "
                     "saved next time",
-                    *(self._folder.path, place.epoch, place.step, error),
+                    *(self._folder.path, place.epoch + 1, place.step, error),
                     "there is none yet" if newest is None else f"{newest.name} stays",
                 )
             self._failed = True
@@ -298,7 +306,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 epoch, step = (epoch, first) if first else (epoch + 1, 0)
             fit.begin_at(step, first)
         random = [saved.arrays[name] for name in saved.arrays if name.startswith(RANDOM)]
-        log.info("%s: going on at epoch %d, step %d", saved.path, epoch, step)
+        log.info("%s: going on in epoch %d, after step %d", saved.path, epoch + 1, step)
         if state["finished"] and self.params["epochs"] <= state["epochs"]:
             self._finished = True
             log.warning(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from test_docs import surroundings as of_docstrings  # noqa: F401  a fixture
 from test_docs import test_the_example_of_a_public_name_runs as run_example
-from test_readme import README, run
+from test_readme import blocks, run
 from test_readme import surroundings as of_readme  # noqa: F401  a fixture
 
 BACKEND = os.environ.get("KERAS_BACKEND")
@@ -31,6 +31,6 @@ def test_the_example_in_the_docstring(of_docstrings: dict[str, Any], monkeypatch
 
 def test_the_block_of_the_readme(of_readme: dict[str, Any]) -> None:  # noqa: F811
     """As it stands there, over files that are there."""
-    [code] = [block for block in README if f"shmgen.{BACKEND}" in block]
+    [code] = [block for block in blocks("README.md") if f"shmgen.{BACKEND}" in block]
     of_readme["ids"] = of_readme["ids"][:128]
     run(re.sub("^from shmgen import .*$", "", code, flags=re.MULTILINE), of_readme)
