@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd, map_arrays
-from shmgen.keras.iterations import is_keras
+from shmgen.keras.iterations import is_keras, variable
 
 SAME_IN_TORCH = {
     *("bool", "uint8", "int8", "int16", "int32", "int64"),
@@ -73,7 +73,7 @@ def hands_over(get: GetT) -> GetT:
         caller = sys._getframe(1)
         if not is_keras(caller):
             return batch
-        if type(batch) is tuple and getattr(caller.f_locals.get("self"), "class_weight", None) is not None:
+        if type(batch) is tuple and getattr(variable(caller, "self"), "class_weight", None) is not None:
             return (FRONT_END.hand_over(batch[0]), *batch[1:])  # Keras makes weights of the labels, with NumPy
         return FRONT_END.hand_over(batch)
 

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from shmgen._plan.stats import Stats
-from shmgen.keras.iterations import is_keras, stack
+from shmgen.keras.iterations import is_keras, stack, variable
 from shmgen.keras.sequence import Sequence, in_use
 
 log = logging.getLogger("shmgen")
@@ -125,7 +125,7 @@ def _given_to(method: str) -> list[Sequence]:
     """The sequence that Keras's ``method``, which calls this, was given as ``x``, or those that are attributes of what it was."""
     for frame in stack(sys._getframe(1)):
         if frame.f_code.co_name == method and is_keras(frame):
-            x = frame.f_locals.get("x")
+            x = variable(frame, "x")
             parts = [x] if isinstance(x, Sequence) else getattr(x, "__dict__", {}).values()
             return [part for part in parts if isinstance(part, Sequence)]
     return []
@@ -134,7 +134,7 @@ def _given_to(method: str) -> list[Sequence]:
 def _move_to_front(callback: keras.callbacks.Callback) -> None:
     """Have ``callback`` called before those that were given in front of it, so that these find what it puts into the logs."""
     for frame in stack(sys._getframe(1)):
-        callbacks = frame.f_locals.get("self") if is_keras(frame) and frame.f_code.co_name == "on_train_begin" else None
+        callbacks = variable(frame, "self") if is_keras(frame) and frame.f_code.co_name == "on_train_begin" else None
         if isinstance(callbacks, keras.callbacks.CallbackList) and callback in callbacks.callbacks:
             # Another list, since whoever calls goes through this one.
             callbacks.callbacks = [callback, *(other for other in callbacks.callbacks if other is not callback)]

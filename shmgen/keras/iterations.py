@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from itertools import islice, takewhile
 from types import CodeType, FrameType
+from typing import Any
 
 from shmgen._plan.passes import Pass
 from shmgen.loader import Loader
@@ -94,6 +96,18 @@ def caller_behind(name: str) -> tuple[list[FrameType], FrameType]:
     """The frames of functions of this ``name`` that forward the call, Keras's or a subclass's, and the frame that called them."""
     forwarding = list(takewhile(lambda frame: frame.f_code.co_name == name, stack(sys._getframe(2))))
     return forwarding, next(islice(stack(sys._getframe(2)), len(forwarding), None))
+
+
+def variable(frame: FrameType, name: str) -> Any:
+    """What a function's frame has under this name; None if there is nothing, or the frame is no function's."""
+    if not frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        return None
+    local = frame.f_locals
+    value = local.get(name)
+    if isinstance(local, dict):
+        # Up to Python 3.12 it is a copy, which the frame keeps: the batch in ``fit``'s own would be held long after.
+        local.clear()
+    return value
 
 
 def is_keras(frame: FrameType) -> bool:

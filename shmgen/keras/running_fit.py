@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from shmgen.errors import InputError
-from shmgen.keras.iterations import stack
+from shmgen.keras.iterations import stack, variable
 
 ITERATOR = "epoch_iterator"
 """The variable in Keras's ``fit``, of each backend, that holds the `EpochIterator`."""
@@ -42,12 +42,12 @@ class RunningFit:
         """
         callbacks = None
         for caller in stack(frame):
-            local = caller.f_locals
-            if isinstance(local.get("self"), keras.callbacks.CallbackList):
-                callbacks = callbacks or local["self"]
-            iterator = local.get(ITERATOR)
+            owner = variable(caller, "self")
+            if isinstance(owner, keras.callbacks.CallbackList):
+                callbacks = callbacks or owner
+            iterator = variable(caller, ITERATOR)
             if callbacks is not None and all(hasattr(iterator, name) for name in ("_enumerate_iterator", "_steps_seen")):
-                return cls(callbacks, iterator, local.get("validation_data"))
+                return cls(callbacks, iterator, variable(caller, "validation_data"))
         raise InputError(
             f"Resume: expected to be called by fit() of Keras 3.8 to 3.15, found Keras {keras.__version__} or a loop of yours; "
             "there, save Sequence.state_dict() beside the weights"

@@ -20,7 +20,7 @@ from shmgen._plan.sampler import Shard
 from shmgen._plan.stats import Stats
 from shmgen.errors import InputError
 from shmgen.keras.backends import FRONT_END, hands_over
-from shmgen.keras.iterations import Iterations, caller_behind, is_keras, stack
+from shmgen.keras.iterations import Iterations, caller_behind, is_keras, stack, variable
 from shmgen.keras.synchronised import unsynchronised
 from shmgen.loader import NO_COPY, Loader
 from shmgen.options import Options, init_from
@@ -161,8 +161,8 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
             for frame in filter(is_keras, stack(caller)):
                 if frame.f_code.co_name == "predict":
                     self._warn_of_predict()
-                elif frame.f_code.co_name == "fit" and frame.f_locals.get("x") is self:
-                    self._warn_of_ranks(frame.f_locals["self"])
+                elif frame.f_code.co_name == "fit" and variable(frame, "x") is self:
+                    self._warn_of_ranks(variable(frame, "self"))
         return len(self)
 
     def on_epoch_begin(self) -> None:

@@ -12,6 +12,7 @@ import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -25,6 +26,7 @@ from recorder import BATCH, SHAPE, Data, Recorder, Stop, address
 import shmgen._engine.prefetcher
 from shmgen import FunctionError, Loader, Sequence, Values
 from shmgen._memory.ring import Ring
+from shmgen.keras import DataWait, Resume
 
 BACKEND = keras.backend.backend()
 
@@ -105,12 +107,12 @@ def test_nothing_of_other_frameworks_is_imported(folder: Callable[..., Any], scr
 
 
 @pytest.mark.parametrize("slots", [2, None])
-def test_every_batch_lies_in_the_ring(data: Data, handed_out: set[int], slots: int | None) -> None:
-    """In ``train_step``, ``test_step``, and of every epoch: x and y are the memory that workers have read into."""
+def test_every_batch_lies_in_the_ring(data: Data, handed_out: set[int], slots: int | None, tmp_path: Path) -> None:
+    """In steps of every epoch, x and y are the memory that workers have read into; and no callback of ours holds a batch."""
     found: list[int] = []
     model = Recorder(lambda x, y: found.extend(map(address, (x, y))))
     with data.sequence(slots=slots) as sequence, data.sequence(slots=slots) as validation:
-        model.fit(sequence, validation_data=validation, epochs=2, verbose=0)
+        model.fit(sequence, validation_data=validation, epochs=2, verbose=0, callbacks=[DataWait(), Resume(tmp_path, sequence)])
         model.evaluate(sequence, verbose=0)
         assert sequence.stats.grown == validation.stats.grown == 0
     assert len(found) == 2 * 5 * data.batches
