@@ -319,7 +319,7 @@ def test_without_dim_rows_are_as_the_first_file(tmp_path: Path, workers: int) ->
         ),
         pytest.param(
             lambda x: x * 0.5,
-            "expected dtype uint8, found float64, whose cast would lose more than precision; pass dtype='float64', so that rows "
+            "expected dtype uint8, found float64, whose cast would lose more than precision; pass dtype='float32', so that rows "
             "have that, or return it in the rows' dtype",
             id="dtype",
         ),

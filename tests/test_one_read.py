@@ -339,7 +339,7 @@ def test_a_tuple_that_is_no_sample_is_refused() -> None:
         pytest.param(
             lambda: {"x": np.zeros(3), "y": 1.5},
             "source of field 'y': expected dtype int64, found float64, whose cast would lose more than precision; pass "
-            "dtype='float64', so that rows have that, or return it in the rows' dtype",
+            "dtype='float32', so that rows have that, or return it in the rows' dtype",
             id="dtype",
         ),
     ],
