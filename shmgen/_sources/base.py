@@ -155,7 +155,7 @@ class Source:
     def open(self) -> None:
         """Get ready to read: open the file, connect to the database. Called once by each reader, on a shallow copy of its own."""
 
-    def read(self, id: Any, row: Any) -> Any:
+    def read(self, id: Any, row: Any, /) -> Any:
         """Fill ``row``, an array of `shape` and `dtype` in shared memory, with sample ``id``, or return the sample.
 
         With several fields, ``row`` is a dict of their rows by key, and what is returned a dict (or tuple) of their samples. What
@@ -164,7 +164,7 @@ class Source:
         """
         raise NotImplementedError
 
-    def fill(self, ids: Sequence[Any], rows: Any) -> list[int] | None:
+    def fill(self, ids: Sequence[Any], rows: Any, /) -> list[int] | None:
         """Fill ``rows``, of shape ``(len(ids), *shape)``, with the samples ``ids``. What is left out stays 0.
 
         With several fields, ``rows`` is a dict of such arrays by key. Override it where many rows are read faster at once than
