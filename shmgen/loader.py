@@ -209,6 +209,16 @@ class Loader:
     shuffle = Fixed[bool](lambda loader: loader._sampler.shuffle)
     shard = Fixed[tuple[int, int]](lambda loader: loader._sampler.shard)
 
+    @property
+    def fills_up(self) -> bool:
+        """Whether the last batch is filled up with samples that the epoch has had."""
+        return self._tail in ("wrap", "pad")
+
+    @property
+    def replaces(self) -> bool:
+        """Whether samples that can't be read are replaced by others."""
+        return self._damage.replaces
+
     def _row(self) -> tuple[tuple[int, ...] | None, int | None]:
         """`dim` and `n_channels` of the only input."""
         if not self._spec.has_one_input:

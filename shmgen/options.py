@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import wraps
@@ -29,7 +30,6 @@ from shmgen._sources.values import Values
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
-    import os
     from typing import TypeAlias
 
     from _typeshed import SupportsKeysAndGetItem
@@ -225,12 +225,19 @@ class DataOptions:
             return self.inputs
         if self.source is None:
             return Npy(self.data_dir, self.dim, self.n_channels, self.dtype, pad_value=self.pad_value)
+        if isinstance(self.source, str | os.PathLike):
+            raise InputError(
+                f"source: expected a source or a function, found {str(self.source)!r}; of a folder of .npy files, pass data_dir="
+                "folder; of images, source=Images(folder); of rows of one file, source=NpyRows(file)"
+            )
         if not isinstance(self.source, Source | SourceField):
             return Function(self.source, self.dim, self.n_channels, self.dtype, pad_value=self.pad_value)
         if described:
             source = self.source if isinstance(self.source, Source) else self.source.source
+            name = type(source).__name__
             raise InputError(
-                f"give dim, n_channels, dtype and pad_value to {type(source).__name__} itself, as far as it takes them"
+                f"give dim, n_channels, dtype and pad_value to {name} itself, as far as it takes them: "
+                f"source={name}(..., dtype=...)"
             )
         return self.source
 

@@ -424,3 +424,32 @@ def test_a_shorter_epoch_of_a_subclass_ends_where_it_does(data: Any) -> None:
         assert [len(list(training)), len(list(training))] == [2, 4]
         training.load_state_dict({**state, "epoch": 2, "consumed": 20})
         assert training.state_dict()["epoch"] == 3
+
+
+def test_other_classes_in_the_validation_data_are_warned_of(data: Any) -> None:
+    """Where a number means another class, as with ``classes="sorted"`` of a part that lacks one; not where all agree."""
+    names = {id: ("cat", "dog")[number % 2] for number, id in enumerate(data.ids)}
+    dogs = [id for id in data.ids if names[id] == "dog"]
+    with Sequence(data.ids, names, 5, data_dir=data.path, classes="sorted") as training:
+        other = Sequence(dogs, [names[id] for id in dogs], 5, data_dir=data.path, classes="sorted")
+        with other, pytest.warns(UserWarning, match=r"\('cat', 'dog'\), and those of the validation data \('dog',\)"):
+            model().fit(training, validation_data=other, verbose=0)
+        with Sequence(dogs, names, 5, data_dir=data.path, classes=training.classes) as same:
+            model().fit(training, validation_data=same, verbose=0)
+
+
+def test_rows_of_predict_that_are_no_ids_are_warned_of(data: Any) -> None:
+    """Those that fill up the last batch, how many; and that damaged samples are replaced by others."""
+    options: dict[str, Any] = {"batch_size": 8, "data_dir": data.path, "shuffle": False}
+    filled = Sequence(data.ids, tail="wrap", **options)
+    with filled, pytest.warns(UserWarning, match="predict returns 3 rows more than there are ids"):
+        assert len(model().predict(filled, verbose=0)) == N + 3
+    replaced = Sequence(data.ids, tail="keep", on_error="replace", **options)
+    with replaced, pytest.warns(UserWarning, match="rows of other samples in place of those that can't be read"):
+        model().predict(replaced, verbose=0)
+
+
+def model() -> keras.Model:
+    made = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(1)])
+    made.compile(loss="mean_squared_error")
+    return made

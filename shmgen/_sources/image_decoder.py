@@ -42,7 +42,7 @@ TURNED_BY = {
 SWAPPED = (5, 6, 7, 8)
 """Values with which an upright image is as wide as the stored one is high."""
 
-AGAIN = "; write or copy it again, leave its id out, or pass on_error='replace'"
+AGAIN = "; write or copy it again, or leave its id out (on_error='replace' puts another in its place)"
 
 OTHERWISE = "; convert it to JPEG or PNG, or read it by a function as source"
 

@@ -14,6 +14,8 @@ from shmgen._sources.suggest import IMAGES, FileKind
 from shmgen.errors import FormatError, InputError
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
     from shmgen._sources.image_decoder import Interpolation, Mode, Resize
 
 FOUND = ("", *(suffix for lower in IMAGES.suffixes for suffix in (lower, lower.upper())))
@@ -40,6 +42,7 @@ class Images(FolderSource):
             and ``"nearest"`` for ``"P"``, which allows no other.
         dim: height and width of a row, where a transform makes it of an image that is larger, or ``pad_value`` of one that is
             smaller. By default, ``size``, or else the size of the first image, which all must have.
+        dtype: of a row, such as ``"float32"`` for a transform that scales; by default uint8, from 0 to 255, or uint16.
         pad_value: what fills the rest of a row to the right of a smaller image, and below.
         suffix: what follows an id in its file's name. By default, an id is the name of a file if it ends as one of an image does;
             else the suffix is looked for: that of the first id's file, and where that is missing any other.
@@ -50,7 +53,7 @@ class Images(FolderSource):
     Attributes:
         folder: as it is if it is a URL; else as an absolute path.
         shape: of a row.
-        dtype: of a row: uint8 or uint16.
+        dtype: of a row, as given, or uint8 or uint16.
 
     Raises:
         InputError: an argument is of no use, or Pillow is not installed.
@@ -85,6 +88,7 @@ class Images(FolderSource):
         *,
         interpolation: Interpolation | None = None,
         dim: int | Iterable[int] | None = None,
+        dtype: DTypeLike | None = None,
         pad_value: float | None = None,
         suffix: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
@@ -107,7 +111,7 @@ class Images(FolderSource):
         self._suffix = suffix
         self._usual = ".jpg"
         self._decoder = image_decoder.ImageDecoder(_pair(size, "size"), mode, resize, interpolation)
-        self.given = SampleSpec.checked(_pair(dim, "dim"), image_decoder.CHANNELS[mode], self._decoder.dtype, pad_value)
+        self.given = SampleSpec.checked(_pair(dim, "dim"), image_decoder.CHANNELS[mode], dtype or self._decoder.dtype, pad_value)
 
     def bind(self, ids: Sequence[object]) -> None:
         """Decode the first image: a wrong folder shows, and the size, where it was left out.
@@ -149,8 +153,8 @@ class Images(FolderSource):
     def _check(self, array: np.ndarray) -> None:
         if array.shape != self.shape and not self.varies:
             raise FormatError(
-                f"expected shape {self.shape}, found {array.shape}; pass size=(height, width), or dim=(height, width) and a "
-                "transform that makes rows, or a pad_value"
+                f"expected shape {self.shape}, found {array.shape}; pass size=(height, width) of a row; or dim=(height, width), "
+                "and a transform that makes such rows, or a pad_value"
             )
 
     def _names(self, ids: Sequence[object]) -> list[str]:

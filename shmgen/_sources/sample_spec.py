@@ -246,7 +246,8 @@ def _castable(row: np.ndarray, array: np.ndarray, dtype_remedy: str) -> np.ndarr
     if np.can_cast(array.dtype, row.dtype, "same_kind"):
         return array
     if reinterpreted(array.dtype, row.dtype) != row.dtype:
-        raise FormatError(_wrong_dtype(row.dtype, array.dtype) + dtype_remedy.format(found=dtype_for(array.dtype)))
+        remedy = dtype_remedy.format(found=dtype_for(array.dtype)) if are_numbers(array.dtype) else "; numbers are needed"
+        raise FormatError(_wrong_dtype(row.dtype, array.dtype) + (remedy if dtype_remedy else ""))
     return array.view(row.dtype)
 
 

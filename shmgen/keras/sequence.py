@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 KERAS_QUEUE = 10
 """Keras's default for ``max_queue_size``."""
 
+MAX_SHOWN = 80
+"""Characters of a list of classes that a warning shows."""
+
 in_use: weakref.WeakSet[Sequence] = weakref.WeakSet()
 """All sequences that there are."""
 
@@ -163,6 +166,7 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
                     self._warn_of_predict()
                 elif frame.f_code.co_name == "fit" and variable(frame, "x") is self:
                     self._warn_of_ranks(variable(frame, "self"))
+                    self._warn_of_classes(variable(frame, "validation_data"))
         return len(self)
 
     def on_epoch_begin(self) -> None:
@@ -172,6 +176,16 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         """The batches from ``sequence[i]`` were used: the next one belongs to the next epoch. Keras may call this at any time."""
         _, caller = caller_behind("on_epoch_end")
         self._iterations.end(by_keras=is_keras(caller))
+
+    def _warn_of_classes(self, validation: object) -> None:
+        if not isinstance(validation, Sequence) or None in (self.classes, validation.classes):
+            return
+        if validation.classes != self.classes:
+            self._warn_once(
+                f"the classes of the training data are {_shortened(self.classes)}, and those of the validation data "
+                f"{_shortened(validation.classes)}, so that the same number means another class: pass "
+                "classes=training.classes to the validation data"
+            )
 
     def _warn_of_predict(self) -> None:
         if self.shuffle:
@@ -186,6 +200,16 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
                 "process, over a Sequence without shard"
             )
         lost = len(self.list_IDs) - self.batch_size * len(self._loader)
+        if lost < 0 and self._loader.fills_up:
+            self._warn_once(
+                f"predict returns {-lost:,} rows more than there are ids, which fill up the last batch: leave the last "
+                f"{-lost:,} out, or make a Sequence with tail='keep' for it"
+            )
+        if self._loader.replaces:
+            self._warn_once(
+                "predict over a Sequence with on_error='replace' returns rows of other samples in place of those that can't be "
+                "read, which `damaged` lists: make a Sequence with on_error='raise' for it"
+            )
         if lost > 0:
             self._warn_once(
                 f"predict leaves out {lost:,} of {len(self.list_IDs):,} samples, which fill no batch of {self.batch_size}: "
@@ -273,3 +297,9 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return repr(self._loader).replace("Loader", type(self).__name__, 1)
+
+
+def _shortened(classes: object) -> str:
+    """Names of classes, for a warning."""
+    text = repr(classes)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
