@@ -52,6 +52,7 @@ def test_deaths_change_no_byte(folder: Callable, workers: Callable, kind: str, c
             for number, batch in enumerate(loader):
                 found.append(as_bytes(batch))
                 if number in (0, 3):
+                    wait_until(lambda: len(workers()) == count, "those that replace the dead have begun")
                     kill(workers()[(number + epoch) % count], next(signals))
         assert loader.stats.restarts == 4
         assert loader.stats.replaced == 0

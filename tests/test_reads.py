@@ -123,6 +123,7 @@ def test_many_deaths_among_many_reads_change_no_byte(folder: Callable, workers: 
             for number, batch in enumerate(loader):
                 found.append(as_bytes(batch))
                 if number % 10 == 0:
+                    wait_until(lambda: len(workers()) == 2, "those that replace the dead have begun")
                     kill(workers()[number % 2])
         assert loader.stats.restarts == 8
     assert found == expected
