@@ -3,8 +3,8 @@
 The way of the data, and the module that holds each step::
 
     ids, seed, epoch, an index that somebody asks for
-      │  _plan.passes        which epoch an iteration gets, and which batch an index means
-      │  _plan.sampler       which samples that batch holds (_plan.order; _plan.weighted)
+      │  _plan.passes        which epoch an iteration gets, and which batch an index means (_plan.checkpoint: where a run goes on)
+      │  _plan.sampler       which samples that batch holds (_plan.order; _plan.weighted), of them a rank's (_engine.ranks)
       ▼
     _plan.schedule           which slot gets which batch, cut into tickets: a slot and some of its rows
       │  _engine.batch_builder   labels, samples in place of unreadable ones (_plan.damage), and the sheet that tells workers
@@ -13,17 +13,19 @@ The way of the data, and the module that holds each step::
       ▼
     _worker.main             a lean process, whose status page (_memory.status_page) shows which tickets it has
       │  _worker.readers     threads that take tickets: as many as reads are to be in flight
-      │  _worker.assembler   what they do with one: a source for each field, then the user's transform
-      │  _sources            what rows are filled from: npy, npy_rows, hdf5, images (by image_decoder), function, values;
-      │                      packed_ids: all ids; row_ids: texts as ids of rows; sample_spec: what shape and dtype fits; rng:
-      │                      random numbers; remote: files behind a URL, by one of http_store, s3_store, fsspec_store; cache:
-      │                      what is kept of them on a disk
+      │  _worker.assembler   what they do with one: a source for each field, then the user's transform (sample_assembler)
+      │  _sources            what rows are filled from: npy, npz, images (by image_decoder), all of a folder; npy_rows (windows);
+      │                      hdf5, function, values; source_field: one of several fields of a source; packed_ids: all ids;
+      │                      row_ids: texts as ids of rows; sample_spec: what shape and dtype fits; rng: random numbers; remote:
+      │                      files behind a URL, by one of http_store, s3_store, fsspec_store; cache: what is kept of them on a
+      │                      disk; suggest, remedies: what errors advise
       ▼
     _memory.ring             slots of shared memory (_memory.segments), cut into arrays by _memory.layout
       │                      a slot is free again when the last view of it is gone; where all are held, the ring grows
       ▼
     _engine.prefetcher       waits, and hands out leases
-      │  _plan.autoscaler    how many workers and reads there should be
+      │  _plan.autoscaler    how many workers and reads there should be (_engine.defaults: at first, and at most)
+      │  _plan.padding       what rows weigh that fill up the last batch
       │  _plan.stats         what has been done (counted by _engine.meter); _plan.verdict: who waits for whom
       │  _engine.state       what is done at this moment
       ▼
@@ -31,7 +33,7 @@ The way of the data, and the module that holds each step::
       ▼
     keras                    sequence: what ``fit`` takes; iterations: which pass a request of Keras belongs to;
                              backends: how each takes a batch; data_wait, resume: callbacks; running_fit: the ``fit`` around
-                             them; training_state, state_folder: what resume saves, and how
+                             them; training_state, state_folder: what resume saves, and how; synchronised: of several ranks
     torch, jax               batches as tensors and arrays, for loops without Keras; all on _engine.front_end
 
 The folders say where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory, and
