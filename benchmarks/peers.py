@@ -228,8 +228,10 @@ def grain_dataset(job: Job) -> grain.IterDataset:
     one batch is handed over. Batches made of samples that were read one by one were slower by a third.
     """
     import grain
+    from absl import flags
     from grain.multiprocessing import SharedMemoryArray
 
+    flags.FLAGS.mark_as_parsed()  # where JAX is installed, Grain asks for flags of its own
     files = Reader(job.case, job.how)
 
     def read(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
