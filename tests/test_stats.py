@@ -223,7 +223,7 @@ class Situations:
         return epochs(Loader([f"id-{n}" for n in range(N)], None, BATCH, data_dir=slow_storage, workers=1, reads=2, slots=4))
 
     def files_that_are_cast(self, folder: Callable, **rest: Any) -> Stats:
-        return epochs(of_files(folder(N, (512, 512), np.float64), dtype="float32", workers=1), 30)
+        return epochs(of_files(folder(N, (256, 256), np.float64), dtype="float32", workers=1), 50)
 
     def a_slow_epoch_among_long_gaps(self, clock: Clock, **rest: Any) -> Stats:
         with made(transform=blocks()) as loader:
