@@ -138,10 +138,10 @@ def made(**options: Any) -> Loader:
     return Loader(range(N), None, BATCH, **arguments)
 
 
-def of_files(data: Any, **options: Any) -> Loader:
-    """A loader of files."""
+def of_files(data: Any, times: int = 1, **options: Any) -> Loader:
+    """A loader of files, each of which is in an epoch so many times."""
     arguments: dict[str, Any] = {"workers": 2, "slots": 4, **options}
-    return Loader(data.ids, None, BATCH, data_dir=data.path, **arguments)
+    return Loader(times * data.ids, None, BATCH, data_dir=data.path, **arguments)
 
 
 class Situations:
@@ -223,7 +223,7 @@ class Situations:
         return epochs(Loader([f"id-{n}" for n in range(N)], None, BATCH, data_dir=slow_storage, workers=1, reads=2, slots=4))
 
     def files_that_are_cast(self, folder: Callable, **rest: Any) -> Stats:
-        return epochs(of_files(folder(N, (256, 256), np.float64), dtype="float32", workers=1), 50)
+        return epochs(of_files(folder(N, (512, 512), np.float64), 20, dtype="float32", workers=1), 1)
 
     def a_slow_epoch_among_long_gaps(self, clock: Clock, **rest: Any) -> Stats:
         with made(transform=blocks()) as loader:
