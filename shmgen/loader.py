@@ -139,7 +139,6 @@ class Loader:
             shard=options.part,
             weights=options.draws,
         )
-        self._tail = options.tail
         self._layout = Layout(self._spec.bind(options.transformed), self._sampler.size(BatchId(0, 0)))
         tables = key_tables(self._ids, self._spec.sources.values())
         assembler = _assembler(options, self._layout)
@@ -212,7 +211,7 @@ class Loader:
     @property
     def fills_up(self) -> bool:
         """Whether the last batch is filled up with samples that the epoch has had."""
-        return self._tail in ("wrap", "pad")
+        return self._sampler.tail in ("wrap", "pad")
 
     @property
     def replaces(self) -> bool:
@@ -337,7 +336,7 @@ class Loader:
             ids=fingerprint(self._ids),
             seed=sampler.seed,
             shuffle=sampler.shuffle,
-            tail=self._tail,
+            tail=sampler.tail,
             sample_weights=sampler.weights.fingerprint() if sampler.weights is not None else "",
             batch_size=sampler.batch_size,
             batches=sampler.batches,

@@ -192,7 +192,7 @@ class DataOptions:
         vars(self).update(checked)
 
     def _check_shard(self) -> None:
-        self._keep(part=ALONE if self.shard is None else Shard(*find_shard()) if self.shard == "auto" else _pair(self.shard))
+        self._keep(part=ALONE if self.shard is None else find_shard() if self.shard == "auto" else _pair(self.shard))
         rank, world = self.part
         if not 0 <= rank < world:
             raise InputError(f"shard: expected a rank from 0 to {world - 1}, found {rank} of {world}")

@@ -27,6 +27,7 @@ import pytest
 from leftovers import MARKED, Before, Gone, workers_of
 from pace import Deadline
 
+from shmgen._memory.ring import Ring
 from shmgen._worker import launch
 
 ROOT = Path(__file__).parents[1]
@@ -296,6 +297,21 @@ def script(tmp_path: Path) -> Iterator[Callable[..., Script]]:
     yield start
     for one in started:
         one.kill()
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots are filled with 0xA5 the moment they are free again: whoever still reads one, sees it."""
+    released = Ring.released
+
+    def released_and_poisoned(self: Ring) -> list[int]:
+        slots = released(self)
+        for slot in slots:
+            for array in self.arrays(slot):
+                array.view(np.uint8)[:] = 0xA5
+        return slots
+
+    monkeypatch.setattr(Ring, "released", released_and_poisoned)
 
 
 @pytest.fixture

@@ -172,3 +172,10 @@ def labels_of(ids: Any, labels: Any = None, **options: Any) -> list[Any]:
     """The labels, in the order of the ids."""
     found: list[Any] = batch_of(ids, labels, **options)[0].tolist()
     return found
+
+
+def in_a_ring(address: int) -> bool:
+    """Whether there is a mapping of a ring's memory at an address."""
+    lines = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:shmgen" in line]
+    spans = [[int(end, 16) for end in line.split("-")] for line in lines]
+    return any(start <= address < end for start, end in spans)

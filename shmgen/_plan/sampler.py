@@ -80,7 +80,7 @@ class Sampler:
         self.batches = samples // batch_size if tail == "drop" else -(-samples // batch_size)
         self.weights = weights
         self._offset = shard.rank * self.rows
-        self._keeps_tail = tail == "keep"
+        self.tail = tail
         # Two, because the next epoch's first batches are read while this one's last are delivered.
         make: Callable[[int], Positions] = (
             partial(Order, samples, seed) if weights is None else partial(WeightedOrder, weights, seed)
@@ -93,7 +93,7 @@ class Sampler:
 
     def size(self, batch: BatchId) -> int:
         """How many rows ``batch`` has."""
-        return min(self.rows, self.samples - self.first(batch)) if self._keeps_tail else self.rows
+        return min(self.rows, self.samples - self.first(batch)) if self.tail == "keep" else self.rows
 
     def __getitem__(self, batch: BatchId) -> np.ndarray:
         """Numbers of the samples in ``batch``: positions in the list of ids."""

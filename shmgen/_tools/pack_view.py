@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import IO
 
 from shmgen._tools.packed import Outcome, Progress
-from shmgen._tools.scan_view import counted, damaged_table, has_rich, printed, shown
+from shmgen._tools.scan_view import counted, damaged_table, live_bar, printed, shown
 
 
-@contextmanager
-def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """Show a bar on standard error, if that is a terminal; gives the function to call with the progress."""
-    if not (sys.stderr.isatty() and has_rich()):
-        yield lambda _: None
-        return
-    from rich.console import Console
+def progress_bar() -> AbstractContextManager[Callable[[Progress], None]]:
+    """A `live_bar` of a pack or an unpack."""
+    return live_bar(_described)
+
+
+def _described(progress: Progress) -> tuple[int, int | None, str]:
     from rich.filesize import decimal
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
 
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), refresh_per_second=5, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def progress(progress: Progress) -> None:
-            words = f"{progress.rows:,} of {progress.total:,} rows {progress.doing}, {decimal(progress.bytes)}"
-            bar.update(task, completed=progress.rows, total=progress.total, description=words)
-
-        yield progress
+    words = f"{progress.rows:,} of {progress.total:,} rows {progress.doing}, {decimal(progress.bytes)}"
+    return progress.rows, progress.total, words
 
 
 def write_json(outcome: Outcome, target: str, file: IO[str]) -> None:

@@ -6,11 +6,13 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import IO, Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import IO, Any, TypeVar
 
 from shmgen._tools.scan import Progress
 from shmgen._tools.scan_report import Damage, Kind, Report
+
+ProgressT = TypeVar("ProgressT")
 
 MAX_ROWS = 20
 """The most rows of a table: a folder may have as many shapes, or reasons, as files."""
@@ -32,13 +34,16 @@ def has_rich() -> bool:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """Show a bar on standard error, if that is a terminal; gives the function to call with the progress."""
+def live_bar(described: Callable[[ProgressT], tuple[int, int | None, str]]) -> Iterator[Callable[[ProgressT], None]]:
+    """Show a bar on standard error, if that is a terminal; gives the function to call with the progress.
+
+    Args:
+        described: of a progress: how much is done, of how much, if that is known, and in words.
+    """
     if not (sys.stderr.isatty() and has_rich()):
         yield lambda _: None
         return
     from rich.console import Console
-    from rich.filesize import decimal
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -46,16 +51,27 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
     with Bar(*columns, console=Console(stderr=True), refresh_per_second=5, transient=True) as bar:
         task = bar.add_task("", total=None)
 
-        def progress(progress: Progress) -> None:
-            words = f"{progress.files:,} of {progress.listed:,}{'' if progress.all_listed else ' or more'} files"
-            if progress.read:
-                words += f", {decimal(progress.read)}"
-            if progress.damaged:
-                words += f", {progress.damaged:,} damaged"
-            total = progress.listed if progress.all_listed else None
-            bar.update(task, completed=progress.files, total=total, description=words)
+        def progress(progress: ProgressT) -> None:
+            done, total, words = described(progress)
+            bar.update(task, completed=done, total=total, description=words)
 
         yield progress
+
+
+def progress_bar() -> AbstractContextManager[Callable[[Progress], None]]:
+    """A `live_bar` of a scan."""
+    return live_bar(_described)
+
+
+def _described(progress: Progress) -> tuple[int, int | None, str]:
+    from rich.filesize import decimal
+
+    words = f"{progress.files:,} of {progress.listed:,}{'' if progress.all_listed else ' or more'} files"
+    if progress.read:
+        words += f", {decimal(progress.read)}"
+    if progress.damaged:
+        words += f", {progress.damaged:,} damaged"
+    return progress.files, progress.listed if progress.all_listed else None, words
 
 
 def write_json(report: Report, file: IO[str]) -> None:

@@ -13,6 +13,7 @@ import keras
 
 from shmgen._plan.stats import Stats
 from shmgen.keras.iterations import is_keras, stack, variable
+from shmgen.keras.running_fit import calling_list
 from shmgen.keras.sequence import Sequence, in_use
 
 log = logging.getLogger("shmgen")
@@ -133,9 +134,7 @@ def _given_to(method: str) -> list[Sequence]:
 
 def _move_to_front(callback: keras.callbacks.Callback) -> None:
     """Have ``callback`` called before those that were given in front of it, so that these find what it puts into the logs."""
-    for frame in stack(sys._getframe(1)):
-        callbacks = variable(frame, "self") if is_keras(frame) and frame.f_code.co_name == "on_train_begin" else None
-        if isinstance(callbacks, keras.callbacks.CallbackList) and callback in callbacks.callbacks:
-            # Another list, since whoever calls goes through this one.
-            callbacks.callbacks = [callback, *(other for other in callbacks.callbacks if other is not callback)]
-            return
+    callbacks = calling_list(sys._getframe(1))
+    if callbacks is not None and callback in callbacks.callbacks:
+        # Another list, since whoever calls goes through this one.
+        callbacks.callbacks = [callback, *(other for other in callbacks.callbacks if other is not callback)]

@@ -40,11 +40,8 @@ class RunningFit:
         Raises:
             InputError: it was called by something else.
         """
-        callbacks = None
+        callbacks = calling_list(frame)
         for caller in stack(frame):
-            owner = variable(caller, "self")
-            if isinstance(owner, keras.callbacks.CallbackList):
-                callbacks = callbacks or owner
             iterator = variable(caller, ITERATOR)
             if callbacks is not None and all(hasattr(iterator, name) for name in ("_enumerate_iterator", "_steps_seen")):
                 return cls(callbacks, iterator, variable(caller, "validation_data"))
@@ -111,3 +108,9 @@ class RunningFit:
                 yield (*(number + step for number in numbers), data)
 
         iterator._enumerate_iterator = enumerate_rest
+
+
+def calling_list(frame: FrameType) -> Any:
+    """The innermost `keras.callbacks.CallbackList` that has led to the call with this frame; None if there is none."""
+    owners = (variable(caller, "self") for caller in stack(frame))
+    return next((owner for owner in owners if isinstance(owner, keras.callbacks.CallbackList)), None)

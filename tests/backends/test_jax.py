@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import wait_until
+from ways import in_a_ring
 
 if os.environ.get("KERAS_BACKEND") != "jax":
     pytest.skip("JAX has a process of its own: KERAS_BACKEND=jax", allow_module_level=True)
@@ -23,8 +23,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shmgen import InputError, Loader, Values
 from shmgen._engine.prefetcher import Prefetcher
-from shmgen._memory.ring import Ring
 from shmgen.jax import Arrays
+
+pytestmark = pytest.mark.usefixtures("poison")
 
 N = 40
 
@@ -41,27 +42,9 @@ def made(samples: int = N, **options: Any) -> Loader:
     return Loader(range(samples), targets=Values(np.arange(samples, dtype=np.int32)), batch_size=4, **{**arguments, **options})
 
 
-@pytest.fixture(autouse=True)
-def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slots are filled with 0xA5 the moment they are free again."""
-    released = Ring.released
-
-    def poisoned(self: Ring) -> list[int]:
-        slots = released(self)
-        for slot in slots:
-            for array in self.arrays(slot):
-                array.view(np.uint8)[:] = 0xA5
-        return slots
-
-    monkeypatch.setattr(Ring, "released", poisoned)
-
-
-def in_a_ring(array: Any) -> bool:
-    """Whether the memory of all its parts is a mapping of a ring's."""
-    lines = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:shmgen" in line]
-    spans = [[int(end, 16) for end in line.split("-")] for line in lines]
-    parts = [part.data.unsafe_buffer_pointer() for part in array.addressable_shards]
-    return all(any(start <= part < end for start, end in spans) for part in parts)
+def shares_a_ring(array: Any) -> bool:
+    """Whether all its parts lie in a ring's memory."""
+    return all(in_a_ring(part.data.unsafe_buffer_pointer()) for part in array.addressable_shards)
 
 
 @PLACES
@@ -75,7 +58,7 @@ def test_batches_are_the_rings_memory(place: Any, slots: int) -> None:
             for X, y in Arrays(loader, place):
                 assert isinstance(X, jax.Array)
                 assert X.sharding.device_set == (SHARDING.device_set if place is SHARDING else {DEVICE})
-                assert in_a_ring(X)
+                assert shares_a_ring(X)
                 assert (y[:, None, None] == X).all()
                 found.append(y.tolist())
             assert found == expected

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from ways import in_a_ring
 
 if os.environ.get("KERAS_BACKEND") != "torch":
     pytest.skip("torch has a process of its own: KERAS_BACKEND=torch", allow_module_level=True)
@@ -18,7 +18,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from shmgen import Function, InputError, Loader, Values
-from shmgen._memory.ring import Ring
 from shmgen.torch import Tensors
 
 N = 40
@@ -28,28 +27,6 @@ def made(**options: Any) -> Loader:
     """Rows of 4 x 3 float32 full of the id, which is the label too."""
     arguments = {"source": lambda id: np.full((4, 3), id, np.float32), "targets": Values(np.arange(N)), "workers": 1}
     return Loader(range(N), batch_size=4, **{**arguments, **options})
-
-
-@pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slots are filled with 0xA5 the moment they are free again."""
-    released = Ring.released
-
-    def poisoned(self: Ring) -> list[int]:
-        slots = released(self)
-        for slot in slots:
-            for array in self.arrays(slot):
-                array.view(np.uint8)[:] = 0xA5
-        return slots
-
-    monkeypatch.setattr(Ring, "released", poisoned)
-
-
-def in_a_ring(tensor: torch.Tensor) -> bool:
-    """Whether its memory is a mapping of a ring's."""
-    lines = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:shmgen" in line]
-    spans = [[int(end, 16) for end in line.split("-")] for line in lines]
-    return any(start <= tensor.data_ptr() < end for start, end in spans)
 
 
 def as_it_is(loader: Loader) -> Iterator[Any]:
@@ -72,8 +49,8 @@ def test_batches_are_the_rings_memory(poison: None, way: Callable[..., Any], slo
             expected = [y.tolist() for _, y in same]
             found = []
             for X, y in way(loader):
-                assert in_a_ring(X)
-                assert in_a_ring(y)
+                assert in_a_ring(X.data_ptr())
+                assert in_a_ring(y.data_ptr())
                 assert (y[:, None, None] == X).all()
                 found.append(y.tolist())
             assert found == expected
@@ -128,7 +105,7 @@ def test_dtypes(dtype: str) -> None:
         X, y = next(iter(Tensors(loader)))
         assert str(X.dtype) == f"torch.{dtype}"
         assert (X.real.to(torch.float32) == (y % 2)[:, None, None]).all()
-        assert in_a_ring(X)
+        assert in_a_ring(X.data_ptr())
 
 
 def test_a_dtype_that_torch_has_not() -> None:
