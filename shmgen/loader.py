@@ -32,10 +32,10 @@ from shmgen._plan.passes import Pass, Passes, Position
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule
 from shmgen._plan.stats import Stats
+from shmgen._samples.ids import fingerprint
+from shmgen._samples.packed_ids import PackedIds
+from shmgen._samples.sample_spec import dtype_text
 from shmgen._sources.base import key_tables
-from shmgen._sources.ids import fingerprint
-from shmgen._sources.packed_ids import PackedIds
-from shmgen._sources.sample_spec import dtype_text
 from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.field_spec import FieldSpec
 from shmgen.errors import ClosedError, InputError

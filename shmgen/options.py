@@ -17,14 +17,14 @@ from shmgen._engine.ranks import find_shard
 from shmgen._memory.status_page import MAX_READERS
 from shmgen._plan.sampler import ALONE, Shard, Tail
 from shmgen._plan.weighted import WeightTable
+from shmgen._samples.ids import kept
+from shmgen._samples.sample_spec import check_dtype, check_shape
+from shmgen._samples.sample_weights import weights_of
 from shmgen._sources.base import Source
 from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
-from shmgen._sources.ids import kept
 from shmgen._sources.npy import Npy
 from shmgen._sources.ones import Ones
-from shmgen._sources.sample_spec import check_dtype, check_shape
-from shmgen._sources.sample_weights import weights_of
 from shmgen._sources.source_field import SourceField
 from shmgen._sources.values import Values
 from shmgen.errors import InputError

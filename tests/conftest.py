@@ -349,7 +349,7 @@ def proxy(served: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> Iterator
     """A `Proxy` before the server. What is tried again here is tried at once."""
     from servers import Proxy
 
-    from shmgen._sources import remote
+    from shmgen._storage import remote
 
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")

@@ -25,7 +25,7 @@ from test_readers import filled, reader
 from test_remote import IDS, N, ranges
 
 from shmgen import InputError, Loader, Npy, NpyRows
-from shmgen._sources.cache import Cache
+from shmgen._storage.cache import Cache
 
 FILE_BYTES = 176
 
@@ -182,7 +182,7 @@ def test_a_folder_that_can_not_be_made(root: Path, proxy: Proxy, tmp_path: Path)
 
 KEEPER = """
 import os, random, sys, threading
-from shmgen._sources.cache import Cache
+from shmgen._storage.cache import Cache
 cache = Cache(sys.argv[1], int(sys.argv[2]))
 chance = random.Random(int(sys.argv[3]))
 def work(chance):

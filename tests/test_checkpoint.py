@@ -21,7 +21,7 @@ from shmgen import InputError, Loader, SampleError
 from shmgen._plan.checkpoint import Identity, loaded, saved
 from shmgen._plan.passes import Passes, Position
 from shmgen._plan.sampler import BatchId
-from shmgen._sources.ids import fingerprint, kept
+from shmgen._samples.ids import fingerprint, kept
 
 TAILS = ["drop", "keep", "wrap", "pad"]
 

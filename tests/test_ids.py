@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from shmgen import InputError, Loader, Npy, SampleError
-from shmgen._sources.ids import Subset, first_outside, kept
+from shmgen._samples.ids import Subset, first_outside, kept
 
 WITHIN = 10.0
 """Seconds in which an error must be there."""
@@ -351,7 +351,7 @@ def test_nothing_is_looked_for_on_the_good_path(tmp_path: Path, monkeypatch: pyt
 
     for function in ("scandir", "listdir", "stat", "lstat", "readlink"):
         monkeypatch.setattr(os, function, refuse)
-    monkeypatch.setitem(sys.modules, "shmgen._sources.suggest", None)
+    monkeypatch.setitem(sys.modules, "shmgen._samples.suggest", None)
     Npy(tmp_path).bind(["a", "b"])
 
 

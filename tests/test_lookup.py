@@ -14,8 +14,8 @@ import pytest
 from ways import batch_of, labels_of
 
 from shmgen import InputError, Values, tune
-from shmgen._sources.ids import kept
-from shmgen._sources.lookup import Lookup
+from shmgen._samples.ids import kept
+from shmgen._samples.lookup import Lookup
 
 TEXTS = ["d", "a", "c", "b"]
 

@@ -17,7 +17,7 @@ from test_memory import PRIVATE, mounts  # noqa: F401 # a fixture
 from test_scan import npy, put, run
 
 from shmgen import InputError, Loader, NpyRows
-from shmgen._sources.sample_spec import RowSpec, SampleSpec
+from shmgen._samples.sample_spec import RowSpec, SampleSpec
 from shmgen._tools import pack as pack_module
 from shmgen._tools.pack import Pack
 from shmgen._tools.packed import RECORD, Outcome, Paths, Progress

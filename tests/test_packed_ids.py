@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 
 from shmgen import InputError
-from shmgen._sources import packed_ids
-from shmgen._sources.ids import Subset, kept, take
-from shmgen._sources.packed_ids import BLOCK, PackedIds
+from shmgen._samples import packed_ids
+from shmgen._samples.ids import Subset, kept, take
+from shmgen._samples.packed_ids import BLOCK, PackedIds
 
 ROOT = Path(__file__).parents[1]
 
@@ -169,11 +169,11 @@ WORKER = """
 import pickle, sys
 fd, root = int(sys.argv[1]), sys.argv[2]
 sys.path.append(root)
-from shmgen._sources.packed_ids import PackedIds
+from shmgen._samples.packed_ids import PackedIds
 packed = pickle.loads(sys.stdin.buffer.read())
 packed.attach(fd)
 found = packed.take(range(len(packed)))
-heavy = sorted({"numpy", "cloudpickle", "array", "fcntl", "shmgen._sources.ids"} & sys.modules.keys())
+heavy = sorted({"numpy", "cloudpickle", "array", "fcntl", "shmgen._samples.ids"} & sys.modules.keys())
 sys.stdout.buffer.write(pickle.dumps((found, heavy)))
 """
 
@@ -303,7 +303,7 @@ def test_an_id_of_a_class_that_is_only_found_later(pack: Callable, tmp_path: Pat
 SCRIPT = """
 import enum, pickle, subprocess, sys
 from dataclasses import dataclass
-from shmgen._sources.packed_ids import PackedIds
+from shmgen._samples.packed_ids import PackedIds
 
 class Side(enum.Enum):
     LEFT = 1

@@ -23,7 +23,7 @@ from test_npy import KINDS, number_up
 from test_readers import filled, reader
 
 from shmgen import InputError, Loader, Npy, NpyRows, SampleError
-from shmgen._sources import remote
+from shmgen._storage import remote
 
 N = 24
 
@@ -252,7 +252,7 @@ def test_https_with_a_certificate_of_ones_own(root: Path, tmp_path: Path, monkey
     more = f"listen 127.0.0.1:%d ssl; ssl_certificate {pem}; ssl_certificate_key {key};"
     from servers import free_port
 
-    from shmgen._sources import http_store
+    from shmgen._storage import http_store
 
     secure = free_port()
     with nginx(root, tmp_path / "nginx", more % secure):
@@ -383,7 +383,7 @@ def test_who_reads_a_folder_imports_nothing_of_this() -> None:
     """A worker of local files knows no network."""
     code = "import sys, shmgen._sources.npy, shmgen._sources.npy_rows, shmgen._worker.main\nprint(*sys.modules)"
     found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert {"http.client", "ssl", "shmgen._sources.remote", "shmgen._sources.cache"}.isdisjoint(found)
+    assert {"http.client", "ssl", "shmgen._storage.remote", "shmgen._storage.cache"}.isdisjoint(found)
 
 
 @pytest.mark.parametrize("name", ["cache", "cache_bytes", "storage_options"])

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from shmgen import InputError, Loader, Npy, NpyRows, SampleError, Source, Values
-from shmgen._sources import row_ids
-from shmgen._sources.ids import kept
-from shmgen._sources.row_ids import RowIds
+from shmgen._samples import row_ids
+from shmgen._samples.ids import kept
+from shmgen._samples.row_ids import RowIds
 
 N = 50
 IDS = [f"cats/{number:03}" for number in range(N)]

@@ -21,7 +21,7 @@ from test_readers import filled, reader
 from test_remote_scan import scan
 
 from shmgen import InputError, Loader, Npy, NpyRows, SampleError
-from shmgen._sources import remote, s3_store
+from shmgen._storage import remote, s3_store
 
 pytest.importorskip("s3fs", reason="s3fs is not installed: it is in the extra remote")
 
@@ -136,7 +136,7 @@ def test_credentials_come_from_the_environment(proxy: Proxy, monkeypatch: pytest
 
 def test_credentials_are_found_anew_before_they_expire(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """And when the server says that they have expired: no sample is lost."""
-    from shmgen._sources.s3_store import Keys
+    from shmgen._storage.s3_store import Keys
 
     found = iter(
         [Keys("first", "s", "t", time.time() + 1), Keys("second", "s", "t", time.time() + 9999), Keys("third", "s", "t")]
@@ -173,7 +173,7 @@ def test_signatures_are_those_of_botocore(monkeypatch: pytest.MonkeyPatch, key: 
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
 
-    from shmgen._sources.s3_store import Keys, signature
+    from shmgen._storage.s3_store import Keys, signature
 
     path = f"/bucket/{quote(key)}"
     auth = S3SigV4Auth(Credentials("access", "secret/+", token), "s3", "eu-west-1")

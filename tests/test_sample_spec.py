@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from shmgen import FunctionError, InputError, Loader, Source
-from shmgen._sources.sample_spec import RowSpec, SampleSpec, write_row
+from shmgen._samples.sample_spec import RowSpec, SampleSpec, write_row
 from shmgen.errors import FormatError
 
 ROWS = [

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from shmgen import InputError, Loader, SampleError
-from shmgen._sources.sample_spec import SampleSpec
+from shmgen._samples.sample_spec import SampleSpec
 from shmgen._tools.scan import Progress, Scan
 from shmgen._tools.scan_ids import Folder, ids_in
 from shmgen._tools.scan_report import Kind, Report, judge

@@ -278,7 +278,7 @@ def report(x, rng):
     reports = [set(file.read_text().split()) for file in path.iterdir()]
     assert reports  # one worker may have done all the work
     for modules in reports:
-        assert {"of_the_users_own", "colorsys", "wave", "numpy", "shmgen._sources.rng"} <= modules
+        assert {"of_the_users_own", "colorsys", "wave", "numpy", "shmgen._worker.rng"} <= modules
         assert not {name.partition(".")[0] for name in modules} & {
             "tensorflow", "keras", "h5py", "pytest", "psutil", "site", __name__, "ways", "conftest",
         }  # fmt: skip

@@ -21,14 +21,14 @@ from conftest import ROOT, wait_until
 from shmgen import SampleError, Source
 from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import BUSY, EAGER, MAX_READERS, READERS, READS, ROW, TICKET, StatusPage
+from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import IDLE, UNKNOWN
-from shmgen._sources.packed_ids import PackedIds
-from shmgen._sources.rng import own_random_state
 from shmgen._worker import protocol
 from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.field_spec import FieldSpec
 from shmgen._worker.protocol import FAILED, LOGGED, REPORT, UNABLE
 from shmgen._worker.readers import LONG, SELDOM, Descriptors, Readers
+from shmgen._worker.rng import own_random_state
 
 ROWS = 128
 """Of a batch, each of two float64."""
@@ -506,7 +506,7 @@ import json, mmap, os, random, signal, sys, threading
 from shmgen import Source
 from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import READERS, READS, ROW, TICKET, StatusPage
-from shmgen._sources.packed_ids import PackedIds
+from shmgen._samples.packed_ids import PackedIds
 from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.field_spec import FieldSpec
 from shmgen._worker.protocol import REPORT, TICKET as RECORD

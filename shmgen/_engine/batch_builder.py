@@ -14,9 +14,9 @@ from shmgen._plan.padding import Padding
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Ticket
+from shmgen._samples.ids import take
 from shmgen._sources.base import Source
 from shmgen._sources.batch_spec import BatchSpec
-from shmgen._sources.ids import take
 from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.readers import SAMPLES
 from shmgen.errors import SampleError, printable

@@ -16,12 +16,12 @@ from shmgen._memory.limit_errors import FILES, named
 from shmgen._memory.ring import Ring
 from shmgen._memory.status_page import BUSY, FUNCTION, ROW, TURN
 from shmgen._plan.schedule import Ticket
+from shmgen._samples.ids import take
 from shmgen._sources.base import IDLE, row_of
-from shmgen._sources.ids import take
-from shmgen._sources.rng import own_random_state
 from shmgen._worker.assembler import BatchAssembler, Task
 from shmgen._worker.protocol import thread_time
 from shmgen._worker.readers import EPOCH, POSITION, SAMPLES
+from shmgen._worker.rng import own_random_state
 
 
 class InProcess:

@@ -21,7 +21,7 @@ from shmgen._memory.limit_errors import FILES, MAPPING, named
 from shmgen._memory.ring import Ring
 from shmgen._memory.status_page import EAGER, FUNCTION, READERS, READS, ROW, TICKET, TURN, USED, StatusPage
 from shmgen._plan.schedule import MAX_OUT, Ticket
-from shmgen._sources.packed_ids import PackedIds
+from shmgen._samples.packed_ids import PackedIds
 from shmgen._worker import protocol
 from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.context import Context, environment, places, search_path

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shmgen._sources.sample_spec import ANY, SampleSpec
+from shmgen._samples.sample_spec import ANY, SampleSpec
 from shmgen.errors import FormatError, FunctionError, InputError, SampleError
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def key_tables(ids: Sequence[Any], sources: Iterable[Source]) -> list[Sequence[A
         ids: of all samples.
         sources: of a batch, bound.
     """
-    from shmgen._sources.ids import kept
+    from shmgen._samples.ids import kept
 
     tables = [ids]
     for source in sources:

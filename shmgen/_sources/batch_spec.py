@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shmgen._memory.layout import Arrays, Field
+from shmgen._samples.ids import Subset, int_array, is_frame
+from shmgen._samples.lookup import is_column, is_mapping
+from shmgen._samples.sample_spec import ANY, are_numbers, dtype_of
 from shmgen._sources.base import NO_CLASSES, Source
 from shmgen._sources.function import Function
-from shmgen._sources.ids import Subset, int_array, is_frame
-from shmgen._sources.lookup import is_column, is_mapping
-from shmgen._sources.sample_spec import ANY, are_numbers, dtype_of
 from shmgen._sources.source_field import Measure, SourceField
 from shmgen._sources.values import Labels, Values
 from shmgen.errors import FormatError, InputError

@@ -17,7 +17,7 @@ from shmgen.errors import FormatError, SampleError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from shmgen._sources.suggest import FileKind
+    from shmgen._samples.suggest import FileKind
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class FolderSource(Source):
         cache: str | os.PathLike[str] | None,
         cache_bytes: int | None,
     ) -> None:
-        from shmgen._sources.remote import remote
+        from shmgen._storage.remote import remote
 
         self._remote = remote(folder, storage_options, cache, cache_bytes)
         self.folder = os.path.abspath(folder or "") if self._remote is None else str(folder)
@@ -90,7 +90,7 @@ class FolderSource(Source):
         Raises:
             InputError: an id leads out of the folder, or nothing can be asked for.
         """
-        from shmgen._sources.ids import as_ints, refuse_ways_out  # late: workers don't need it
+        from shmgen._samples.ids import as_ints, refuse_ways_out  # late: workers don't need it
 
         if not self._ids_are_paths and as_ints(ids) is None:  # the text of an int leads nowhere
             name = type(self).__name__
@@ -113,7 +113,7 @@ class FolderSource(Source):
         """What to raise where a sample can't be read: with what to do."""
         path, remedy = self.path(id), ""
         with suppress(OSError):  # this process can open no more files
-            from shmgen._sources.remedies import for_unreadable_file
+            from shmgen._samples.remedies import for_unreadable_file
 
             folder = None if self._ids_are_paths else self.folder
             remedy = for_unreadable_file(error, path, folder, self._scan_options())
@@ -127,13 +127,13 @@ class FolderSource(Source):
         """A guess at what was meant by an id whose file is not there."""
         if self._ids_are_paths and "://" in str(id):
             return "; ids are no URLs: pass the URL of the folder as data_dir, and what follows it as ids"
-        from shmgen._sources.suggest import for_missing_file
+        from shmgen._samples.suggest import for_missing_file
 
         return for_missing_file(id, self.path, None if self._ids_are_paths else self.folder, self._kind())
 
     def _kind(self) -> FileKind:
         """What files there should be, for errors."""
-        from shmgen._sources.suggest import FileKind
+        from shmgen._samples.suggest import FileKind
 
         return FileKind((self.suffix,), f"{self.suffix} files")
 

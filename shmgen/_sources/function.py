@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shmgen._samples.sample_spec import ANY, SampleSpec
 from shmgen._sources.base import Source, function_error
-from shmgen._sources.sample_spec import ANY, SampleSpec
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Function(Source):
 
     def _call(self, id: Any) -> Any:
         """What the function returns for an id, here in the main process."""
-        from shmgen._sources.rng import own_random_state
+        from shmgen._worker.rng import own_random_state
 
         try:
             with own_random_state():

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from shmgen._samples.ids import first_outside
+from shmgen._samples.sample_spec import are_numbers, can_cast
 from shmgen._sources.base import Source
-from shmgen._sources.ids import first_outside
 from shmgen._sources.npy_format import file_version
-from shmgen._sources.sample_spec import are_numbers, can_cast
 from shmgen.errors import FormatError, InputError, SampleError
 
 SHOWN = 5

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from shmgen._samples.sample_spec import SampleSpec, check_shape
+from shmgen._samples.suggest import IMAGES, FileKind
 from shmgen._sources.folder import FolderSource
-from shmgen._sources.sample_spec import SampleSpec, check_shape
-from shmgen._sources.suggest import IMAGES, FileKind
 from shmgen.errors import FormatError, InputError
 
 if TYPE_CHECKING:

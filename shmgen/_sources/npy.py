@@ -15,6 +15,7 @@ from functools import partial
 from threading import Semaphore
 from typing import TYPE_CHECKING, Any
 
+from shmgen._samples.sample_spec import SampleSpec
 from shmgen._sources.base import RawSource, row_of
 from shmgen._sources.folder import FolderSource
 from shmgen._sources.npy_format import (
@@ -27,7 +28,6 @@ from shmgen._sources.npy_format import (
     read_whole,
     require_data,
 )
-from shmgen._sources.sample_spec import SampleSpec
 from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import DTypeLike
 
-    from shmgen._sources.remote import Body, Remote
+    from shmgen._storage.remote import Body, Remote
 
 
 FILES_AHEAD = 16

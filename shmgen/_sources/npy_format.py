@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._memory.limit_errors import FILES, reached
-from shmgen._sources.sample_spec import axes_fit, dtype_of, reinterpreted
+from shmgen._samples.sample_spec import axes_fit, dtype_of, reinterpreted
 from shmgen.errors import FormatError
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shmgen._checks import check_int
+from shmgen._samples.sample_spec import check_dtype, check_numbers, dtype_of, dtype_text
 from shmgen._sources.base import RawSource, row_of
 from shmgen._sources.npy_format import (
     OPEN_FLAGS,
@@ -21,7 +22,6 @@ from shmgen._sources.npy_format import (
     read_header_of,
     read_whole,
 )
-from shmgen._sources.sample_spec import check_dtype, check_numbers, dtype_of, dtype_text
 from shmgen._sources.windows import Windows, spread
 from shmgen.errors import FormatError, InputError, SampleError
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike
 
-    from shmgen._sources.remote import Body, Remote
+    from shmgen._storage.remote import Body, Remote
 
 MAX_REPLACED = 3
 """How often in a row a file may be replaced by another while rows are got from it."""
@@ -90,7 +90,7 @@ class NpyRows(RawSource):
         cache: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
     ) -> None:
-        from shmgen._sources.remote import is_url, remote
+        from shmgen._storage.remote import is_url, remote
 
         self._remote = remote(file, storage_options, cache, cache_bytes)
         self.file = os.path.abspath(file) if self._remote is None else self._remote.store.place("")
@@ -122,7 +122,7 @@ class NpyRows(RawSource):
         if self._ids is None:
             self._check_numbers(ids)
         else:
-            from shmgen._sources.row_ids import RowIds  # late: workers look up no ids
+            from shmgen._samples.row_ids import RowIds  # late: workers look up no ids
 
             with RowIds(self._ids, self._ids_options) as lines:
                 self.keys, self._ids_digest = lines.rows(ids, header.shape[0]), lines.digest()
@@ -161,7 +161,7 @@ class NpyRows(RawSource):
     def _check_numbers(self, ids: Sequence[Any]) -> None:
         import numpy as np
 
-        from shmgen._sources.ids import as_ints
+        from shmgen._samples.ids import as_ints
 
         rows = self._header.shape[0]
         numbers, count = as_ints(ids), self._windows.count(rows)
@@ -198,7 +198,7 @@ class NpyRows(RawSource):
     def place(self, id: Any) -> str:
         row = id
         if self._ids is not None:
-            from shmgen._sources.row_ids import row_of_id
+            from shmgen._samples.row_ids import row_of_id
 
             row = row_of_id(self._ids, self._ids_options, id)
         return f"{self._windows.named(row)} of {'file ' if self._remote is None else ''}{self.file}"
@@ -299,7 +299,7 @@ class NpyRows(RawSource):
         """Make sure that the ids of a file that replaces the one that was there are the same, and in the same order."""
         if self._ids is None:
             return
-        from shmgen._sources.row_ids import RowIds
+        from shmgen._samples.row_ids import RowIds
 
         try:
             with RowIds(self._ids, self._ids_options) as lines:

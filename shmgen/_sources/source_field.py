@@ -6,8 +6,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+from shmgen._samples.sample_spec import ANY, SampleSpec
 from shmgen._sources.base import Source
-from shmgen._sources.sample_spec import ANY, SampleSpec
 
 Measure: TypeAlias = Literal["length", "mask"]
 

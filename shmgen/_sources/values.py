@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from shmgen._checks import check_int
+from shmgen._samples.ids import Subset
+from shmgen._samples.lookup import By, Lookup, all_of, as_list_or_array, is_column, objects
+from shmgen._samples.sample_spec import LOSSY_CAST, can_cast, check_dtype
 from shmgen._sources.base import Source
-from shmgen._sources.ids import Subset
-from shmgen._sources.lookup import By, Lookup, all_of, as_list_or_array, is_column, objects
-from shmgen._sources.sample_spec import LOSSY_CAST, can_cast, check_dtype
 from shmgen.errors import InputError
 
 NAMES_SHOWN = 20

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Any
 
 from shmgen._checks import check_int
-from shmgen._sources.sample_spec import check_dtype, check_shape
+from shmgen._samples.sample_spec import check_dtype, check_shape
 from shmgen.errors import InputError
 
 GOOD, DAMAGED, UNABLE, INTERRUPTED = 0, 1, 2, 130

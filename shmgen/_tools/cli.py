@@ -15,7 +15,7 @@ from typing import Any
 
 from shmgen import __version__
 from shmgen._checks import check_int
-from shmgen._sources.sample_spec import SampleSpec
+from shmgen._samples.sample_spec import SampleSpec
 from shmgen._tools.arguments import (
     DAMAGED,
     GOOD,

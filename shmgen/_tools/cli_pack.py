@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from shmgen._sources.sample_spec import SampleSpec
+from shmgen._samples.sample_spec import SampleSpec
 from shmgen._tools.arguments import DAMAGED, GOOD, add_command, add_folder_command, check_rich, int_from, open_file
 from shmgen.errors import ShmgenError
 

@@ -17,8 +17,8 @@ import psutil
 
 from shmgen._memory.limits import available
 from shmgen._plan.order import Order
+from shmgen._samples.ids import Subset
 from shmgen._sources.folder import FolderSource
-from shmgen._sources.ids import Subset
 from shmgen._sources.npy_format import OPEN_FLAGS
 from shmgen._sources.npy_rows import NpyRows
 from shmgen._tools.recommend import Measurement

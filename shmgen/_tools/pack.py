@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from shmgen._samples.sample_spec import RowSpec, SampleSpec
 from shmgen._sources.npy import Npy
 from shmgen._sources.npy_format import OPEN_FLAGS
-from shmgen._sources.sample_spec import RowSpec, SampleSpec
 from shmgen._tools.packed import (
     OTHER_NAME,
     RECORD,

@@ -17,8 +17,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from shmgen._memory.limits import processors
-from shmgen._sources.remote import Store, is_url, store_of
-from shmgen._sources.sample_spec import SampleSpec
+from shmgen._samples.sample_spec import SampleSpec
+from shmgen._storage.remote import Store, is_url, store_of
 from shmgen._tools.scan_ids import Folder, explain_folder, ids_behind
 from shmgen._tools.scan_report import Damage, Kind, Report, judge
 from shmgen._tools.scan_worker import FLAGS, SEPARATOR, Format, Setup, Tally, dtype_of, read_format, unpack

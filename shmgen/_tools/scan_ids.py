@@ -12,7 +12,7 @@ from itertools import islice
 from typing import IO
 
 from shmgen._sources.npy_format import explain
-from shmgen._sources.remote import Store, is_url, store_of
+from shmgen._storage.remote import Store, is_url, store_of
 from shmgen.errors import InputError
 
 BLOCK = 1024

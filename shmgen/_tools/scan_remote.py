@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from shmgen._sources.npy_format import LONGEST, require_data
-from shmgen._sources.remote import Body, Store
+from shmgen._storage.remote import Body, Store
 from shmgen._tools.scan_worker import Format, NotFinite, Tally, pack, read_format
 from shmgen.errors import FormatError
 

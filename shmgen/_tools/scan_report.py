@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shmgen._sources.sample_spec import RowSpec, SampleSpec
+from shmgen._samples.sample_spec import RowSpec, SampleSpec
 from shmgen.errors import FormatError
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import IO
 
-from shmgen._sources.ids import refuse_ways_out
+from shmgen._samples.ids import refuse_ways_out
 from shmgen._sources.npy_format import OPEN_FLAGS, explain, read_header_of
 from shmgen._tools.packed import (
     Outcome,

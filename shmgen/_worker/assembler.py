@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from shmgen._memory.limit_errors import note
 from shmgen._memory.status_page import FUNCTION, ROW, TURN
+from shmgen._samples.sample_spec import dtype_of
 from shmgen._sources.base import IDLE, UNKNOWN, RawSource, Source, error_text, function_error, row_of
-from shmgen._sources.sample_spec import dtype_of
 from shmgen._worker.field_spec import FieldSpec, Reading, Step, readings_of
 from shmgen.errors import SampleError, StartError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shmgen._sources.rng import SampleRng
+    from shmgen._worker.rng import SampleRng
     from shmgen._worker.sample_assembler import SampleAssembler
 
 
@@ -147,7 +147,7 @@ class BatchAssembler:
                 note(error)
                 raise StartError(f"{reading.named} can't be opened: {error_text(error)}") from error
         if self.calls_functions or self._draws_outside:
-            from shmgen._sources.rng import SampleRng
+            from shmgen._worker.rng import SampleRng
 
             if self.calls_functions:
                 reader._rng, reader._one_at_a_time = SampleRng(self.seed), one_at_a_time

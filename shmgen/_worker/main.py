@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from shmgen._memory.limit_errors import MAPPING, named, note
 from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import READERS, USED, StatusPage
+from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import error_text
-from shmgen._sources.packed_ids import PackedIds
 from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.liveness import begin, end_with_parent
 from shmgen._worker.protocol import INTERRUPTED, LOGGED, READY, UNABLE, Unframer, frame, processor_time
@@ -82,7 +82,7 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
         with named(MAPPING):
             page, segments = StatusPage(fds.page), Segments(fds.segment, setup.slot_bytes)
         if setup.draws:
-            from shmgen._sources.rng import seed_late
+            from shmgen._worker.rng import seed_late
 
             seed_late()
         assembler = _assembler(stream, setup)

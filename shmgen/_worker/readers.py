@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import BUSY, EAGER, READERS, READS, ROW, StatusPage
+from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import IDLE, row_of
-from shmgen._sources.packed_ids import PackedIds
 from shmgen._worker.assembler import BatchAssembler, Task
 from shmgen._worker.protocol import FAILED, LOGGED, REPORT, TICKET, UNABLE
 from shmgen.errors import StartError

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from shmgen._memory.limit_errors import note
 from shmgen._memory.status_page import FUNCTION, TURN
+from shmgen._samples.sample_spec import ShapeError, dtype_for, dtype_of, sample_for, write_row
 from shmgen._sources.base import IDLE, Source, function_error
-from shmgen._sources.sample_spec import ShapeError, dtype_for, dtype_of, sample_for, write_row
 from shmgen._worker.field_spec import Derived, FieldSpec, Reading, Step
 from shmgen.errors import FormatError, SampleError
 

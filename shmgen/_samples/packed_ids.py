@@ -71,7 +71,7 @@ class PackedIds:
 
     @classmethod
     def pack(cls, ids: Sequence[Any]) -> Self:
-        """Pack ``ids``, as `shmgen._sources.ids.kept` makes them.
+        """Pack ``ids``, as `shmgen._samples.ids.kept` makes them.
 
         Raises:
             InputError: one can't be pickled.
@@ -79,7 +79,7 @@ class PackedIds:
         """
         import numpy as np
 
-        from shmgen._sources.ids import int_array
+        from shmgen._samples.ids import int_array
 
         if isinstance(ids, range) or not len(ids):
             return cls(RANGE, len(ids), ids if isinstance(ids, range) else range(0))
@@ -230,7 +230,7 @@ def _blocks(ids: Sequence[Any]) -> Iterator[list[Any]]:
     """All ids, a block at a time."""
     import numpy as np
 
-    from shmgen._sources.ids import take
+    from shmgen._samples.ids import take
 
     for first in range(0, len(ids), BLOCK):
         last = min(first + BLOCK, len(ids))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from typing import Any, TypeVar
 
-from shmgen._sources.remote import EXTRA, Store, Transient
+from shmgen._storage.remote import EXTRA, Store, Transient
 from shmgen.errors import FormatError, InputError
 
 T = TypeVar("T")

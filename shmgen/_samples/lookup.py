@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from shmgen._samples.ids import as_array, as_ints, columns_of, elements, first_outside, index_of, is_frame
 from shmgen._sources.base import function_error
-from shmgen._sources.ids import as_array, as_ints, columns_of, elements, first_outside, index_of, is_frame
-from shmgen._sources.rng import own_random_state
+from shmgen._worker.rng import own_random_state
 from shmgen.errors import InputError
 
 By = Literal["id", "position"]
@@ -297,7 +297,7 @@ def _short(value: object) -> str:
 
 def _near(id: object, values: Any) -> str:
     """Which keys a mapping has, where ``id`` is not among them."""
-    from shmgen._sources.suggest import alternatives
+    from shmgen._samples.suggest import alternatives
 
     keys = values.keys()
     for other, how in alternatives(id):

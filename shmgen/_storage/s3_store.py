@@ -15,8 +15,8 @@ from http.client import HTTPResponse
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
-from shmgen._sources.http_store import HttpStore
-from shmgen._sources.remote import EXTRA
+from shmgen._storage.http_store import HttpStore
+from shmgen._storage.remote import EXTRA
 from shmgen.errors import FormatError, InputError
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ class S3Store(HttpStore):
         self._find()
 
     def names(self) -> Iterator[str]:
-        from shmgen._sources.fsspec_store import FsspecStore
+        from shmgen._storage.fsspec_store import FsspecStore
 
         return FsspecStore(self.root, self._options).names()
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from shmgen._sources.npy_format import OPEN_FLAGS, explain
-from shmgen._sources.remote import Body, Store, is_url, store_of
+from shmgen._storage.remote import Body, Store, is_url, store_of
 from shmgen.errors import FormatError, InputError, printable
 
 BLOCK = 10_000
@@ -75,7 +75,7 @@ class RowIds:
         Texts take a few array operations, many at a time, and no more memory than that array once it is done.
 
         Args:
-            ids: of samples, as `shmgen._sources.ids.kept` makes them.
+            ids: of samples, as `shmgen._samples.ids.kept` makes them.
             rows: how many there are.
 
         Raises:
@@ -148,7 +148,7 @@ class RowIds:
 
     def _missing(self, names: list[str]) -> InputError:
         """The error for the first of ``names`` that has no line; one of them has none."""
-        from shmgen._sources.suggest import alternatives
+        from shmgen._samples.suggest import alternatives
 
         def is_there(name: object) -> bool:
             text = _text([str(name)])
@@ -196,7 +196,7 @@ def _plain(data: bytes | mmap.mmap) -> bytes | mmap.mmap:
 
 def _names(ids: Sequence[Any], first: int, last: int) -> list[str]:
     """Some of ``ids``, as texts."""
-    from shmgen._sources.ids import take
+    from shmgen._samples.ids import take
 
     return list(map(str, take(ids, np.arange(first, last))))
 

@@ -165,16 +165,16 @@ def store_of(url: str, options: Mapping[str, Any] | None) -> Store:
     options = dict(options or {})
     scheme = url.partition("://")[0]
     if scheme in ("http", "https"):
-        from shmgen._sources.http_store import HttpStore
+        from shmgen._storage.http_store import HttpStore
 
         return HttpStore(url, **checked(options, {"headers": Mapping, "timeout": (int, float)}, scheme))
-    from shmgen._sources.s3_store import S3Store
+    from shmgen._storage.s3_store import S3Store
 
     if scheme in ("s3", "s3a"):
         if S3Store.takes(options):
             return S3Store(url, options)
         options.setdefault("max_concurrency", 1)  # else s3fs asks for the size of each object first
-    from shmgen._sources.fsspec_store import FsspecStore
+    from shmgen._storage.fsspec_store import FsspecStore
 
     return FsspecStore(url, options)
 
@@ -205,7 +205,7 @@ class Remote:
             raise InputError("cache_bytes: expected with cache, the folder to keep files in")
         self.cache = None
         if folder is not None:
-            from shmgen._sources.cache import Cache
+            from shmgen._storage.cache import Cache
 
             self.cache = Cache(folder, None if most is None else check_int(most, "cache_bytes", 1))
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from shmgen._sources.remote import MAX_ASKED_WAIT, NO_PARTS, Store, Transient
+from shmgen._storage.remote import MAX_ASKED_WAIT, NO_PARTS, Store, Transient
 from shmgen.errors import FormatError, InputError
 
 T = TypeVar("T")
