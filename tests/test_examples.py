@@ -57,7 +57,7 @@ def numbers(pattern: str, printed: str) -> list[float]:
     return [float(number) for number in (lines[0] if isinstance(lines[0], tuple) else lines)]
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", pytest.param("torch", marks=pytest.mark.torch)])
 def test_train_digits(example: Callable[..., str], backend: str) -> None:
     """The classic call learns digits: far better than chance on those it has not seen, and it names five of them."""
     pytest.importorskip(backend)
@@ -121,6 +121,7 @@ def arrays(file: Path) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.torch
 @needs("torch")
 def test_train_ddp(example: Callable[..., str], tmp_path: Path) -> None:
     """Two processes under torchrun, which train on a part of each batch, end with the same weights, which are those of one."""

@@ -243,6 +243,7 @@ print(json.dumps([caught_of(), caught_of(keras.layers.TorchModuleWrapper(paralle
 """
 
 
+@pytest.mark.torch
 @needs("torch")
 def test_a_plain_fit_on_torch_is_warned_of(folder: Callable[..., Any], script: Callable[..., Any]) -> None:
     """Under torchrun, whatever part a Sequence has; not where a part of the model is one of torch's that synchronise."""

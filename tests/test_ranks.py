@@ -157,7 +157,7 @@ assert not ray.is_initialized()
 @pytest.mark.parametrize(
     ("setup", "shard"),
     [
-        pytest.param(TORCH, "1 3", id="torch", marks=needs("torch")),
+        pytest.param(TORCH, "1 3", id="torch", marks=[pytest.mark.torch, needs("torch")]),
         pytest.param(JAX, "0 1", id="jax", marks=needs("jax")),
         pytest.param(RAY, "0 1", id="ray", marks=needs("ray")),
     ],

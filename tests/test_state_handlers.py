@@ -39,6 +39,7 @@ def labels_of(batches: Any) -> list[list[int]]:
     return [y.tolist() for _, y in batches]
 
 
+@pytest.mark.torch
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_torchs_distributed_checkpoint(loaders: Any, tmp_path: Path) -> None:
     """Takes a loader as it takes a module: as something stateful."""
@@ -49,6 +50,7 @@ def test_torchs_distributed_checkpoint(loaders: Any, tmp_path: Path) -> None:
     assert labels_of(other) == expected
 
 
+@pytest.mark.torch
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 def test_torchdatas_stateful_data_loader(loaders: Any) -> None:
     """Saves and loads the state of a loader, whose batches are tensors, by the protocol that loaders and those have."""
