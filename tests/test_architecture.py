@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,16 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
+OPEN = {
+    frozenset({"_sources.base", "_sources.source_field"}),
+    frozenset({"_worker.assembler", "_worker.sample_assembler"}),
+    frozenset({"_plan.stats", "_plan.verdict"}),
+    frozenset({"_storage.remote", "_storage.fsspec_store", "_storage.http_store", "_storage.s3_store"}),
+    frozenset({"_tools.tune", "_tools.measure"}),
+    frozenset({"_tools.scan_remote", "_tools.scan_worker"}),
+}
+"""Files that import one another, and still have to be cut apart. Delete a line once its files are."""
+
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
@@ -80,3 +91,38 @@ def test_every_part_has_its_place() -> None:
     """No file or folder beside those that the rules know; two levels, no deeper."""
     assert {part_of(path) for path in FILES} == MAY_IMPORT.keys()
     assert all(len(path.relative_to(PACKAGE).parts) <= 2 for path in FILES)
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def first_circle(imported: Mapping[str, set[str]]) -> list[str]:
+    """Modules of which each imports the next, and the last the first; none if there is no circle."""
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_circles_between_files() -> None:
+    """No file imports, at whatever depth, itself: neither late, nor for type checkers only."""
+    modules = {module_of(path) for path in FILES}
+    imported: dict[str, set[str]] = {module_of(path): set() for path in FILES}
+    for path in FILES:
+        for name in imports(path):
+            inner = name.removeprefix("shmgen.")
+            target = inner if inner in modules else inner.rpartition(".")[0]
+            if name.startswith("shmgen.") and target in modules and target != module_of(path):
+                imported[module_of(path)].add(target)
+    for files in OPEN:
+        for file in files & imported.keys():
+            imported[file] -= files
+    assert first_circle(imported) == []
+
+
+def test_a_circle_is_found() -> None:
+    """The finder itself: a circle of three beside files that are in none."""
+    assert first_circle({"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": set()}) == []
+    assert set(first_circle({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()})) == {"a", "b", "c"}
