@@ -143,7 +143,7 @@ class Loader:
         tables = key_tables(self._ids, self._spec.sources.values())
         assembler = _assembler(options, self._layout)
         self._passes = Passes(self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch)
-        self._damage = Damage(len(self._ids), replaces=options.on_error == "replace", max_fraction=options.max_damaged)
+        self._damage = Damage(len(self._ids), options.on_error, max_fraction=options.max_damaged)
         with ExitStack() as undo:
             self._ring = Ring(self._layout, options.slots or defaults.slots(self._layout.slot_bytes))
             undo.callback(self._ring.close)
@@ -216,7 +216,7 @@ class Loader:
     @property
     def replaces(self) -> bool:
         """Whether samples that can't be read are replaced by others."""
-        return self._damage.replaces
+        return self._damage.on_error == "replace"
 
     def _row(self) -> tuple[tuple[int, ...] | None, int | None]:
         """`dim` and `n_channels` of the only input."""
@@ -260,7 +260,7 @@ class Loader:
 
     @property
     def damaged(self) -> tuple[Damaged, ...]:
-        """The samples that could not be read and were replaced by others, in the order in which they were found."""
+        """The samples that could not be read, and were replaced or left out, in the order in which they were found."""
         return tuple(self._damage.found.values())
 
     @property

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 from shmgen._checks import check_float, check_int
 from shmgen._engine.ranks import find_shard
 from shmgen._memory.status_page import MAX_READERS
+from shmgen._plan.damage import OnError
 from shmgen._plan.sampler import ALONE, Shard, Tail
 from shmgen._plan.weighted import WeightTable
 from shmgen._samples.ids import kept
@@ -96,7 +97,9 @@ class DataOptions:
             world`` rows. ``"auto"``: as the framework, or the launcher, that runs says. None: this process gets all.
         on_error: what to do about a sample that can't be read. ``"raise"``: its batch is an error. ``"replace"``: another sample
             of the epoch replaces it, with all its fields: the same one in every run. That is logged, counted, and in ``damaged``.
-        max_damaged: the fraction of the samples that may be unreadable with ``on_error="replace"``. With more, the run ends.
+            ``"collect"``: it is in ``damaged``, and nothing is said of its row, which may hold anything: for one pass over all
+            samples, as `scan` makes it.
+        max_damaged: the fraction of the samples that may be unreadable, where that is no error. With more, the run ends.
         timeout: seconds after which a read, or a function, that has not ended is given up and its worker replaced; None for
             never.
     """
@@ -124,7 +127,7 @@ class DataOptions:
     epoch: int = 0
     tail: Tail = "drop"
     shard: tuple[int, int] | Literal["auto"] | None = None
-    on_error: Literal["raise", "replace"] = "raise"
+    on_error: OnError = "raise"
     max_damaged: float = 0.01
     timeout: float | None = 300.0
 
@@ -164,8 +167,8 @@ class DataOptions:
         if self.tail not in get_args(Tail):
             raise InputError(f"tail: expected {' or '.join(map(repr, get_args(Tail)))}, found {self.tail!r}")
         self._check_shard()
-        if self.on_error not in ("raise", "replace"):
-            raise InputError(f"on_error: expected 'raise' or 'replace', found {self.on_error!r}")
+        if self.on_error not in get_args(OnError):
+            raise InputError(f"on_error: expected {' or '.join(map(repr, get_args(OnError)))}, found {self.on_error!r}")
         ids = kept(self.list_IDs)
         fewest = self.batch_size if self.tail == "drop" else 1
         if len(ids) < fewest:

@@ -25,7 +25,7 @@ from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import Event, EventKind, Use
 from shmgen._memory.layout import Layout
 from shmgen._memory.ring import Ring
-from shmgen._plan.damage import Damage
+from shmgen._plan.damage import Damage, OnError
 from shmgen._plan.passes import Passes
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule, State, Ticket
@@ -449,7 +449,7 @@ class Engine:
         workers: int = 2,
         reads: int = 1,
         slots: int = 3,
-        replaces: bool = False,
+        on_error: OnError = "raise",
         most: float = 1.0,
         timeout: float = TIMEOUT,
         shuffle: bool = False,
@@ -466,7 +466,7 @@ class Engine:
         self.workers = FakeWorkers(workers, reads, self.ring, self.clock)
         self.passes = Passes(self.sampler.batches, shuffle=shuffle, epoch=0)
         self._pass = self.passes.open()
-        self.damage = Damage(samples, replaces=replaces, max_fraction=most)
+        self.damage = Damage(samples, on_error, max_fraction=most)
         self.builder = BatchBuilder(ids, self.sampler, spec, self.ring, self.passes, assembler, self.damage)
         self.schedule = Schedule(slots, workers * reads, self.sampler.size, in_flight=slots)
         self.supervisor = Supervisor(self.workers, workers, reads, self.schedule, self.builder, self.ring, timeout)
@@ -503,12 +503,12 @@ class Engine:
                 return worker, reader, ids.index(sample)
         return None
 
-    def strike(self, sample: int, act: Callable[[int, int, int], object], *, times: float = 1) -> None:
-        """Whoever can work does, but ``act(worker, reader, row)`` befalls the one that comes to ``sample``, so many times."""
+    def strike(self, sample: int, act: Callable[[int, int, int], object], *others: int, times: float = 1) -> None:
+        """Have ``act(worker, reader, row)`` befall a reader that comes to ``sample`` or ``others``, ``times`` times."""
 
         def step() -> bool:
             nonlocal times
-            if times and (place := self.reader_of(sample)):
+            if times and (place := next(filter(None, map(self.reader_of, (sample, *others))), None)):
                 times -= 1
                 act(*place)
                 return True

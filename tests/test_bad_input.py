@@ -383,7 +383,7 @@ BAD_ARGUMENTS = [
     pytest.param({"seed": -1}, r"seed: expected an int from 0, found -1", id="seed-negative"),
     pytest.param({"seed": None}, r"seed: expected an int from 0, found None", id="seed-none"),
     *(
-        pytest.param({"on_error": value}, r"on_error: expected 'raise' or 'replace', found ", id=f"on_error-{value}")
+        pytest.param({"on_error": value}, r"on_error: expected 'raise' or 'replace' or 'collect', found ", id=f"on_error-{value}")
         for value in ("skip", None, True, ["raise"])
     ),
     *(

@@ -89,7 +89,7 @@ def test_a_failure_is_the_error_of_its_batch(known: bool, reads: int) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failure_is_replaced(known: bool, workers: int, reads: int) -> None:
     """Always by the same sample; where the row is not known, its rows are tried one by one. It is counted."""
-    with engine_of(workers=workers, reads=reads, replaces=True) as engine:
+    with engine_of(workers=workers, reads=reads, on_error="replace") as engine:
         engine.strike(6, partial(engine.workers.fail, known=known), times=float("inf"))
         assert engine.fetch(0) == engine.expected(0)
         found = engine.fetch(1)
@@ -99,9 +99,25 @@ def test_a_failure_is_replaced(known: bool, workers: int, reads: int) -> None:
         assert engine.damage.found.keys() == {6}
 
 
+@reads
+@pytest.mark.parametrize("known", [True, False], ids=["row-known", "row-unknown"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_failures_are_collected(known: bool, workers: int, reads: int, caplog: pytest.LogCaptureFixture) -> None:
+    """All of a batch's failures are found in one request for it, in silence, and all other rows are right; so where all fail."""
+    with engine_of(workers=workers, reads=reads, on_error="collect") as engine:
+        bad = [1, 4, 6, *range(12, 16)]
+        engine.strike(bad[0], partial(engine.workers.fail, known=known), *bad[1:], times=float("inf"))
+        for number in range(engine.sampler.batches):
+            rows = zip(engine.fetch(number), engine.expected(number), strict=True)
+            assert all(found == wanted for found, wanted in rows if wanted not in bad)
+        assert sorted(engine.damage.found) == bad
+        assert engine.prefetcher.stats.replaced == 0
+    assert not caplog.records
+
+
 def test_too_many_failures_end_the_run() -> None:
     """Past ``max_damaged``."""
-    with engine_of(workers=1, replaces=True, most=0.1) as engine:
+    with engine_of(workers=1, on_error="replace", most=0.1) as engine:
 
         def fail() -> bool:
             engine.workers.fail(0, 0, 0)
@@ -126,7 +142,7 @@ def test_an_interrupted_ticket_is_read_anew(reads: int) -> None:
 @pytest.mark.parametrize("fault", ["fail", "hang"])
 def test_no_more_tickets_are_out_than_the_queue_holds(fault: str) -> None:
     """Also where batches of thousands of rows are tried row by row, each row in a ticket of its own."""
-    with engine_of(workers=1, reads=3, samples=24_000, batch_size=8_000, slots=2, replaces=True) as engine:
+    with engine_of(workers=1, reads=3, samples=24_000, batch_size=8_000, slots=2, on_error="replace") as engine:
         most = 0
 
         def befall(worker: int, reader: int, row: int) -> None:

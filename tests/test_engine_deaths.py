@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from fakes import engine_of
 from moments import after, all_amid, amid, amid_unknown, before, reads, whole_epoch
 
 from shmgen._engine.supervisor import MAX_NAMED, STARTS
+from shmgen._plan.damage import OnError
 from shmgen._plan.faults import DEATHS
 from shmgen.errors import SampleError, StartError, WorkerDied
 
@@ -78,12 +80,12 @@ def test_a_sample_that_kills_is_named(workers: int, reads: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("sample", [4, 6, 7])
-@pytest.mark.parametrize("replaces", [False, True])
-def test_a_sample_that_kills_among_others(workers: int, sample: int, replaces: bool) -> None:
+@pytest.mark.parametrize("on_error", get_args(OnError))
+def test_a_sample_that_kills_among_others(workers: int, sample: int, on_error: OnError) -> None:
     """What was read beside it each time is never blamed, however often its batch is asked for, and is read."""
-    with engine_of(workers=workers, reads=3, replaces=replaces, slots=4) as engine:
+    with engine_of(workers=workers, reads=3, on_error=on_error, slots=4) as engine:
         engine.strike(sample, partial(all_amid, engine), times=float("inf"))
-        if replaces:
+        if on_error != "raise":
             found = engine.fetch(1)
             assert [row for row, wanted in zip(found, engine.expected(1), strict=True) if row != wanted] != []
             assert engine.damage.found.keys() == {sample}
@@ -99,7 +101,7 @@ def test_a_sample_that_kills_among_others(workers: int, sample: int, replaces: b
 
 def test_a_sample_that_kills_costs_no_more_workers_once_it_is_replaced() -> None:
     """It is not tried again, where its batch is asked for again."""
-    with engine_of(workers=1, replaces=True) as engine:
+    with engine_of(workers=1, on_error="replace") as engine:
         engine.strike(6, partial(amid, engine), times=float("inf"))
         found = engine.fetch(1)
         assert engine.fetch(1) == found != engine.expected(1)

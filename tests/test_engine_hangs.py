@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from fakes import TIMEOUT, engine_of, values
 from moments import hang, reads, whole_epoch
 
 from shmgen._engine.supervisor import START_WITHIN
+from shmgen._plan.damage import OnError
 from shmgen.errors import SampleError, StartError
 
 
 @reads
-@pytest.mark.parametrize("replaces", [False, True])
-def test_a_hang(replaces: bool, reads: int, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("on_error", get_args(OnError))
+def test_a_hang(on_error: OnError, reads: int, caplog: pytest.LogCaptureFixture) -> None:
     """After ``timeout`` seconds of being waited for, no less, the worker is killed, and the sample is named, or replaced."""
-    with engine_of(workers=1, reads=reads, replaces=replaces) as engine:
+    with engine_of(workers=1, reads=reads, on_error=on_error) as engine:
         began = engine.clock.now
         engine.strike(2, partial(hang, engine), times=1)
-        if replaces:
+        if on_error != "raise":
             found = engine.fetch(0)
             assert found[:2] + found[3:] == [0, 1, 3]
             assert found[2] != 2
@@ -49,7 +50,7 @@ def test_a_hang_at_a_row_that_is_not_known(reads: int) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_only_what_hung_is_blamed(workers: int) -> None:
     """Other readers of the same worker are at rows as well when it is killed: they have not been there for so long."""
-    with engine_of(workers=workers, reads=3, replaces=True, slots=4) as engine:
+    with engine_of(workers=workers, reads=3, on_error="replace", slots=4) as engine:
 
         def step() -> bool:
             if not engine.workers.work():
@@ -77,7 +78,7 @@ def test_only_what_hung_is_blamed(workers: int) -> None:
 
 def test_all_that_hung_is_blamed_at_once() -> None:
     """Two readers of a worker have hung for ``timeout`` seconds: one kill names both; one that came later is tried again."""
-    with engine_of(workers=1, reads=3, replaces=True) as engine:
+    with engine_of(workers=1, reads=3, on_error="replace") as engine:
         hung: list[int] = []
 
         def hang_at_once() -> None:
@@ -115,7 +116,7 @@ def test_a_reader_that_waits_for_another_is_given_time() -> None:
 
 def test_a_reader_that_waits_for_one_that_hangs_is_not_blamed() -> None:
     """Of three that have tickets for ``timeout`` seconds, one has begun."""
-    with engine_of(workers=1, reads=3, replaces=True) as engine:
+    with engine_of(workers=1, reads=3, on_error="replace") as engine:
         [blamed, *_] = engine.workers.ids(engine.workers.ticket(0, 1))
         for reader in range(3):
             engine.workers.hang(0, reader)

@@ -87,7 +87,7 @@ def test_who_is_to_go_ends_while_its_other_readers_are_at_work() -> None:
 @reads
 def test_who_is_to_go_hangs(reads: int) -> None:
     """It is killed after ``timeout``; the sample is named as any other, and no other takes its place."""
-    with engine_of(workers=2, reads=reads, replaces=True) as engine:
+    with engine_of(workers=2, reads=reads, on_error="replace") as engine:
         began = engine.clock.now
         [blamed, *_] = engine.workers.ids(engine.workers.ticket(1, reads - 1))
         engine.resize(1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from shmgen._memory.layout import Arrays
 from shmgen._memory.ring import Ring
-from shmgen._plan.damage import Damage
+from shmgen._plan.damage import Damage, OnError
 from shmgen._plan.padding import Padding
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId, Sampler
@@ -67,9 +67,9 @@ class BatchBuilder:
         self._replacements: dict[BatchId, dict[int, tuple[int, int]]] = {}
 
     @property
-    def replaces(self) -> bool:
-        """Whether damaged samples are replaced."""
-        return self._damage.replaces
+    def on_error(self) -> OnError:
+        """What becomes of samples that can't be read."""
+        return self._damage.on_error
 
     def prepare(self, slot: int, batch: BatchId, *, ahead: bool) -> None:
         """Prepare ``slot`` for ``batch``, which is read ``ahead`` of being asked for or not: fill in what workers don't."""
@@ -151,8 +151,8 @@ class BatchBuilder:
         id = self.id(batch, row)
         return SampleError(id, self._assembler.places(id), reason)
 
-    def replace(self, batch: BatchId, row: int, error: SampleError, *, unreadable: bool = False) -> None:
-        """Replace the sample in ``row`` of ``batch``, which can't be read because of ``error``, once it is refilled.
+    def record(self, batch: BatchId, row: int, error: SampleError, *, unreadable: bool = False) -> None:
+        """The sample in ``row`` of ``batch`` can't be read because of ``error``: where samples are replaced, it is.
 
         Args:
             batch: in which batch.
@@ -163,8 +163,10 @@ class BatchBuilder:
         Raises:
             TooManyDamaged: more are damaged than are tolerated.
         """
-        self._damage.record(int(self._numbers(batch)[row]), error, unreadable=unreadable)
-        self._replace(batch, row)
+        replaces = self.on_error == "replace"
+        self._damage.record(int(self._numbers(batch)[row]), error, unreadable=unreadable and replaces)
+        if replaces:
+            self._replace(batch, row)
 
     def _replace(self, batch: BatchId, row: int) -> None:
         rows = self._replacements.setdefault(batch, {})

@@ -198,7 +198,7 @@ class Supervisor:
         if ticket is None:
             return
         self.rows += ticket.stop - ticket.start
-        if not self._builder.replaces or not isinstance(error, SampleError) or not self._schedule.wants(ticket):
+        if self._builder.on_error == "raise" or not isinstance(error, SampleError) or not self._schedule.wants(ticket):
             self._schedule.done(id, error)
         else:
             self._carry_out(after_failure(_claim(ticket, row, begun=True)), error)
@@ -312,25 +312,32 @@ class Supervisor:
             lost: who has the ticket may yet write into its slot.
         """
         ticket, schedule = verdict.claim.ticket, self._schedule
-        failure = None
+        failure = skipped = None
         if verdict.fate is Fate.BLAME and schedule.wants(ticket):
             row = ticket.start + verdict.row
             failure = error or self._builder.error(ticket.batch, row, verdict.reason)
-            if self._builder.replaces and verdict.claim.row is not None:
-                self._builder.replace(ticket.batch, row, failure, unreadable=unreadable)
+            on_error = self._builder.on_error
+            # A row that is left out is no longer read; but one whose reader can't be killed is read again, with its whole batch.
+            goes_on = on_error == "replace" or (on_error == "collect" and not lost)
+            if goes_on and verdict.claim.row is not None:
+                self._builder.record(ticket.batch, row, failure, unreadable=unreadable)
+                skipped = row if on_error == "collect" else None
                 failure = None
         if lost:
             if schedule.lose(ticket):
                 schedule.add_slots(self._ring.grow())
             if failure is not None:
                 schedule.fail(ticket.batch, failure)
-        elif failure is not None or not schedule.wants(ticket):
+        elif failure is not None or not schedule.wants(ticket) or (skipped is not None and ticket.stop - ticket.start == 1):
             self._builder.give_up(ticket)
             schedule.done(ticket.id, failure)
             self._workers.wake()  # another may have read the batch's last row before this one was given up, and not have rung
         else:
             self._builder.refill(ticket)
-            schedule.retry(ticket, singly=verdict.fate is Fate.RETRY_SINGLY, alone=verdict.fate is Fate.RETRY_ALONE)
+            if skipped is not None:
+                self._builder.give_up(ticket._replace(start=skipped, stop=skipped + 1))
+            singly = verdict.fate is Fate.RETRY_SINGLY or skipped is not None
+            schedule.retry(ticket, singly=singly, alone=verdict.fate is Fate.RETRY_ALONE, without=skipped)
 
     def _death_message(self, worker: int, death: WorkerDied | None, verdicts: Sequence[Verdict]) -> str:
         """The log message about a worker that is replaced."""
@@ -348,7 +355,7 @@ class Supervisor:
             named = ", ".join(self._builder.named(*place) for place in places[:MAX_NAMED])
             more = f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
             said.append(f"it was at {named}{more}")
-        again = [claim.ticket for claim, fate, *_ in verdicts if fate is not Fate.BLAME or self._builder.replaces]
+        again = [claim.ticket for claim, fate, *_ in verdicts if fate is not Fate.BLAME or self._builder.on_error == "replace"]
         if again:
             rows = sum(ticket.stop - ticket.start for ticket in again)
             files = self._builder.listed(again, MAX_NAMED)

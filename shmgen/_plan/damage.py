@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from shmgen.errors import SampleError, TooManyDamaged
 
 log = logging.getLogger("shmgen")
 
 
+OnError = Literal["raise", "replace", "collect"]
+"""What becomes of a sample that can't be read: its batch is an error; or another takes its place; or it is only listed."""
+
+
 class Damaged(NamedTuple):
-    """A sample that could not be read, and was replaced by another.
+    """A sample that could not be read.
 
     Attributes:
         id: the sample's id, as it stands in the list of ids.
@@ -35,16 +39,17 @@ class Damage:
 
     Args:
         samples: how many the data set has.
-        replaces: whether they are replaced by others; else each is an error.
+        on_error: what becomes of them.
         max_fraction: the fraction of the data set that may be damaged.
 
     Attributes:
+        on_error: see above.
         found: those found so far, by the sample's number.
         unreadable: numbers of those that are not tried again, since each try would cost a worker.
     """
 
-    def __init__(self, samples: int, *, replaces: bool, max_fraction: float) -> None:
-        self.replaces = replaces
+    def __init__(self, samples: int, on_error: OnError, *, max_fraction: float) -> None:
+        self.on_error = on_error
         self.found: dict[int, Damaged] = {}
         self.unreadable: set[int] = set()
         self._samples = samples
@@ -61,9 +66,11 @@ class Damage:
         if sample in self.found:
             return
         self.found[sample] = Damaged(error.id, error.path, error.reason)
-        # As text: a handler that keeps log records must not keep the error's frames, and the ring with them.
-        log.warning("%s\nit is replaced by another sample", str(error))
-        if len(self.found) > self._max_fraction * self._samples or len(self.found) == self._samples:
+        replaces = self.on_error == "replace"
+        if replaces:
+            # As text: a handler that keeps log records must not keep the error's frames, and the ring with them.
+            log.warning("%s\nit is replaced by another sample", str(error))
+        if len(self.found) > self._max_fraction * self._samples or (replaces and len(self.found) == self._samples):
             raise self.too_many()
 
     def too_many(self) -> TooManyDamaged:

@@ -242,20 +242,21 @@ class Schedule:
                     self.free(number)
         return stop - start
 
-    def retry(self, ticket: Ticket, *, singly: bool = False, alone: bool = False) -> None:
+    def retry(self, ticket: Ticket, *, singly: bool = False, alone: bool = False, without: int | None = None) -> None:
         """``ticket``, which is out, is to be read once more, under other numbers.
 
         Args:
             ticket: which one.
             singly: cut it into tickets of one row each.
             alone: give it out only while no other ticket is out.
+            without: a row that is left out; others must be left.
         """
         del self._out[ticket.id]
         slot = self._slots[ticket.slot]
         if slot.state is State.LOST:
             return
         _, number, batch, start, stop = ticket
-        rows = [(row, row + 1) for row in range(start, stop)] if singly else [(start, stop)]
+        rows = [(row, row + 1) for row in range(start, stop) if row != without] if singly else [(start, stop)]
         slot.missing += len(rows) - 1
         tickets = [self._ticket(number, batch, first, last) for first, last in rows]
         if alone:
