@@ -38,7 +38,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Child]]:
 
     def start(code: str, *fds: int) -> Child:
         with deferred_signals():
-            children.append(Launcher(code, environment(0)[0], silent=True).start(*fds))
+            children.append(Launcher(code, environment(), silent=True).start(*fds))
         return children[-1]
 
     yield start
@@ -149,7 +149,7 @@ from shmgen._tools.scan_worker import Setup
 from shmgen._worker.context import environment
 from shmgen._worker.launch import Launcher
 
-child = Launcher("shmgen._tools.scan_worker", environment(0)[0], silent=True).start()
+child = Launcher("shmgen._tools.scan_worker", environment(), silent=True).start()
 child.send(pickle.dumps(Setup(sys.path, os.fsencode(DATA), False, [], b"")))
 child.send(b"id-0")
 select.select([child.stream], [], [])

@@ -24,7 +24,7 @@ from shmgen._plan.schedule import MAX_OUT, Ticket
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._worker import protocol
 from shmgen._worker.assembler import BatchAssembler
-from shmgen._worker.context import Context, environment, places, search_path
+from shmgen._worker.context import Context, environment, search_path
 from shmgen._worker.launch import Child, Launcher, end
 from shmgen._worker.log_forwarding import ForwardedLogs
 from shmgen._worker.main import Setup
@@ -60,16 +60,14 @@ class Pool:
         self._reads = reads
         self._eager = False
         self._draws = assembler.calls_functions
-        variables, corrections = environment(assembler.seed)
-        self._launcher = Launcher("shmgen._worker.main", variables)
+        self._launcher = Launcher("shmgen._worker.main", environment(), site=not assembler.is_ours)
         self._path = search_path()
         self._context: tuple[Any, ...] | None = None
         if assembler.is_ours:
             self._assembler = pickle.dumps(assembler)
         else:
-            placed = places()
-            self._assembler, sources = dumps(assembler, placed)
-            self._context = tuple(Context.capture(corrections, placed, sources))
+            self._assembler, sources = dumps(assembler)
+            self._context = tuple(Context.capture(sources))
         self._forwarded_logs = ForwardedLogs()
         with named(FILES), ExitStack() as undo:
             self._wakeup = Wakeup()

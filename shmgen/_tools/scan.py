@@ -134,7 +134,7 @@ class Scan:
             if not self._queue.list_more():
                 raise InputError(self._no_files())
             # A header is parsed as Python text, and a damaged one may cause warnings.
-            launcher = Launcher("shmgen._tools.scan_worker", environment(0)[0], options=("-W", "ignore"), silent=True)
+            launcher = Launcher("shmgen._tools.scan_worker", environment(), options=("-W", "ignore"), silent=True)
             with deferred_signals():
                 for number in range(self._workers):
                     workers.append(_Worker(number, launcher.start(), SIZE_OF_REMOTE if self._store else None))

@@ -1,8 +1,8 @@
 """How the main process starts a child, talks to it, and ends it.
 
-A child is a lean Python process: it imports neither the caller's ``__main__`` nor `site`. Each has a socket of its own to the
-main process, and the reading end of a pipe by which the kernel ends it when the main process is gone; see
-`shmgen._worker.liveness` for the child's side.
+A child is a Python process that does not import the caller's ``__main__``. Each has a socket of its own to the main process, and
+the reading end of a pipe by which the kernel ends it when the main process is gone; see `shmgen._worker.liveness` for the child's
+side.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Launcher:
         module: whose ``main`` a child calls. It is given descriptors: of the child's end of the socket, of the liveness pipe, and
             those that `start` was given.
         environment: of the children.
+        site: whether children import `site`, as any Python does; without it they start faster and take less memory.
         options: of Python, beside those that each child gets.
         silent: whether what a child prints is thrown away; else it goes where this process prints.
 
@@ -41,8 +42,10 @@ class Launcher:
         InputError: this program can't start a Python interpreter.
     """
 
-    def __init__(self, module: str, environment: dict[str, str], *, options: Sequence[str] = (), silent: bool = False) -> None:
-        self._command = [*interpreter(), *options, "-c", BOOT % module, str(Path(__file__).parents[2])]
+    def __init__(
+        self, module: str, environment: dict[str, str], *, site: bool = False, options: Sequence[str] = (), silent: bool = False
+    ) -> None:
+        self._command = [*interpreter(site=site), *options, "-c", BOOT % module, str(Path(__file__).parents[2])]
         self._environment = environment
         self._stdout = subprocess.DEVNULL if silent else None
 
