@@ -365,7 +365,7 @@ def test_a_part_of_a_mapped_file_travels_as_bytes(tmp_path: Path) -> None:
     """So does one that is copied on write, since the file does not have what was changed: both with the warning."""
     np.save(tmp_path / "big.npy", np.arange(3_000_000.0).reshape(-1, 3))
     for mode, first in ("r", 7), ("c", 0):
-        array = np.load(tmp_path / "big.npy", mmap_mode=mode)[first:]
+        array = np.load(tmp_path / "big.npy", mmap_mode=mode)[first:]  # type: ignore[arg-type]
         if mode == "c":
             array[2, 0] = -1
         with pytest.warns(UserWarning, match=r"^each worker gets 24\.0 MB"):
