@@ -163,7 +163,6 @@ class Loader:
                 self._sampler,
                 self._spec,
                 self._ring,
-                self._passes,
                 assembler,
                 self._damage,
                 self._padding() if options.tail == "pad" else None,

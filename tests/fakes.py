@@ -467,7 +467,7 @@ class Engine:
         self.passes = Passes(self.sampler.batches, shuffle=shuffle, epoch=0)
         self._pass = self.passes.open()
         self.damage = Damage(samples, on_error, max_fraction=most)
-        self.builder = BatchBuilder(ids, self.sampler, spec, self.ring, self.passes, assembler, self.damage)
+        self.builder = BatchBuilder(ids, self.sampler, spec, self.ring, assembler, self.damage)
         self.schedule = Schedule(slots, workers * reads, self.sampler.size, in_flight=slots)
         self.supervisor = Supervisor(self.workers, workers, reads, self.schedule, self.builder, self.ring, timeout)
         upcoming = self.passes.upcoming if ahead else _nothing

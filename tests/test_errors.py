@@ -27,6 +27,7 @@ from shmgen import (
     TooManyDamaged,
     WorkerDied,
 )
+from shmgen._engine.batch_builder import BatchBuilder
 
 WORKERS = [pytest.param(0, id="in-process"), pytest.param(1, id="1-worker")]
 
@@ -189,7 +190,7 @@ def test_what_is_kept_of_an_error_keeps_nothing(folder: Callable, kind: str) -> 
 @pytest.mark.filterwarnings("ignore:batches of a loader with shuffle=False are requested in an unknown order")
 @pytest.mark.parametrize("workers", WORKERS)
 def test_each_batch_that_fails_is_logged_in_each_epoch(folder: Callable, caplog: pytest.LogCaptureFixture, workers: int) -> None:
-    """Two batches that fail, once each, and again in the next epoch; and another failure of one of them."""
+    """Two batches that fail, once each, and again in the next epoch."""
     data = folder(8)
     with Loader(data.ids, data.labels, 2, data_dir=data.path, shuffle=False, workers=workers) as loader:
         missing(data, 1, 5)
@@ -202,8 +203,12 @@ def test_each_batch_that_fails_is_logged_in_each_epoch(folder: Callable, caplog:
         assert isinstance(loader.error, SampleError)
         assert loader.error.id == "id-5"
 
-        caplog.clear()
-        for content in (b"", b"", b"PNG" * 9, b""):
+
+def test_another_failure_of_a_batch_is_logged(folder: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    """Once each."""
+    data = folder(8)
+    with Loader(data.ids, data.labels, 2, data_dir=data.path, shuffle=False, workers=0) as loader:
+        for content in (b"", b"", b"PNG" * 9):
             data.file("id-1").write_bytes(content)
             with pytest.raises(SampleError):
                 loader.batch(0)
@@ -228,25 +233,23 @@ def test_a_plain_close_is_no_error(folder: Callable, caplog: pytest.LogCaptureFi
     assert said(caplog) == []
 
 
-def test_errors_that_are_not_ours_are_kept_too(folder: Callable, caplog: pytest.LogCaptureFixture) -> None:
-    """An exception of the user's that comes up in the calling process, of a class that can't be made again from its arguments."""
+def test_errors_that_are_not_ours_are_kept_too(
+    folder: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception that comes up in the calling process, of a class that can't be made again from its arguments."""
 
     class Odd(Exception):
         def __init__(self, one: int, two: int) -> None:
             super().__init__(f"{one} and {two}")
 
-    class Moody(Source):
-        shape, dtype = (3,), "f4"
+    def moody(self: BatchBuilder, slot: int, batch: Any) -> None:
+        if moods.pop():
+            raise Odd(1, 2)
+        prepare(self, slot, batch)
 
-        def read(self, id: Any, row: np.ndarray) -> None: ...
-
-        def version(self, ids: Any) -> object:
-            if moods.pop():
-                raise Odd(1, 2)
-            return None
-
-    data, moods = folder(8), [True, False, False]
-    with Loader(data.ids, None, 4, source=Moody(), workers=1, shuffle=False) as loader:
+    data, moods, prepare = folder(8), [True, False], BatchBuilder.prepare
+    with Loader(data.ids, None, 4, data_dir=data.path, workers=0, shuffle=False) as loader:
+        monkeypatch.setattr(BatchBuilder, "prepare", moody)
         with pytest.raises(Odd):
             list(loader)
         assert said(caplog) == ["Odd: 1 and 2"]

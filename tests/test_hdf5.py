@@ -128,25 +128,6 @@ def test_a_sample_that_does_not_fit_is_named(file: Path, change: str, text: str,
         assert [damaged.id for damaged in loader.damaged] == ["id-5"]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("name", ["rows", "each"])
-def test_a_file_that_is_replaced_between_epochs_is_read_anew(tmp_path: Path, name: str, workers: int) -> None:
-    """Nothing that was read ahead of it remains."""
-
-    def write(level: int) -> None:
-        with h5py.File(tmp_path / "new.h5", "w") as file:
-            file["rows"] = np.full((8, 3), level)
-            for number in range(8):
-                file[f"each/{number}"] = np.full(3, level)
-        (tmp_path / "new.h5").rename(tmp_path / "all.h5")
-
-    write(1)
-    with Loader(range(8), None, 4, source=Hdf5(tmp_path / "all.h5", name), workers=workers) as loader:
-        assert [X[0, 0] for (X,) in loader] == [1, 1]
-        write(2)
-        assert [X[0, 0] for (X,) in loader] == [2, 2]
-
-
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     """It is named, with what h5py says of it."""
     (tmp_path / "no.h5").write_bytes(b"hello")

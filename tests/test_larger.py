@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -614,18 +613,3 @@ def test_arguments_that_cannot_be_meant(tmp_path: Path, make: Callable[[Path], A
     with pytest.raises(InputError) as caught:
         make(tmp_path)
     assert text in str(caught.value)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_sequences_that_are_replaced_between_epochs_are_read_anew(tmp_path: Path, workers: int) -> None:
-    """By others, of other lengths."""
-    ids = sequences(tmp_path)
-    tokens = Npy(tmp_path, dim=9, pad_value=0)
-    with Loader(ids, inputs=tokens, targets=tokens.length, batch_size=8, workers=workers) as loader:
-        assert sorted(n for _, y in loader for n in y.tolist()) == sorted(1 + n % 8 for n in range(N))
-        for id in ids:
-            np.save(tmp_path / "new.npy", np.full(9, 5))
-            os.replace(tmp_path / "new.npy", tmp_path / f"{id}.npy")
-        for X, y in loader:
-            assert (X == 5).all()
-            assert (y == 9).all()

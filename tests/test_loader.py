@@ -304,23 +304,6 @@ def test_defaults_are_sensible(folder: Folder) -> None:
         assert len(loader.state.slots) == 16
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("when", ["before-the-first-epoch", "between-epochs"])
-def test_files_replaced_between_epochs_are_read_anew(folder: Folder, workers: int, when: str) -> None:
-    """What was read ahead for an epoch does not count once its files have been replaced before the epoch began."""
-    data = folder(24)
-    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=workers) as loader:
-        if when == "between-epochs":
-            for _ in loader:
-                pass
-        for number, id in enumerate(data.ids):
-            new = data.path / "new.npy"
-            np.save(new, data.sample(number) + 1000)
-            new.rename(data.file(id))
-        for X, y in loader:
-            np.testing.assert_array_equal(X[:, 0, 0], 1000 + y)
-
-
 def test_threads_that_ask_at_once_never_wait_for_ever(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """More threads than slots ask at once, and keep what they get: each is served, whoever took the slot that it waited for."""
     monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmgen import Loader, Npy, SampleError
-from shmgen._sources import npy_format
-from shmgen._sources.npy_format import file_version
+from shmgen import Loader, SampleError
 
 WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
 
@@ -262,23 +259,3 @@ def test_a_later_change_of_directory_does_no_harm(tmp_path: Path, monkeypatch: p
         ((X,),) = loader
 
     np.testing.assert_array_equal(X[0], number_up((3,), np.float32))
-
-
-def test_versions_are_asked_for_at_once_where_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network's latency is paid once, and not for each file: each answer comes only when a second question was asked."""
-    ids = [f"id-{number}" for number in range(9)]
-    for id in ids:
-        np.save(tmp_path / f"{id}.npy", np.zeros(3))
-    source = Npy(tmp_path)
-    source.bind(ids)
-    at_once = source.version(ids)
-    two = threading.Barrier(2)
-
-    def slow(name: str, folder: int) -> object:
-        if name != "id-0.npy":
-            two.wait(60)
-        return file_version(name, folder)
-
-    monkeypatch.setattr(npy_format, "file_version", slow)
-    monkeypatch.setattr(npy_format, "SLOW_ANSWER", 0.0)
-    assert source.version(ids) == at_once

@@ -222,23 +222,6 @@ def test_archives_by_their_paths(tmp_path: Path) -> None:
     assert y.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_archives_that_are_replaced_between_epochs_are_read_anew(tmp_path: Path, workers: int) -> None:
-    """Also what had been read ahead."""
-    ids = archives(tmp_path)
-    npz = Npz(tmp_path)
-    with Loader(ids, inputs=npz["image"], targets=npz["label"], batch_size=8, workers=workers) as loader:
-        list(loader)
-        for number, id in enumerate(ids):
-            np.savez(tmp_path / "new.npz", image=np.full((4, 3), 100 + number, "f4"), label=100 + number)
-            (tmp_path / "new.npz").rename(tmp_path / f"{id}.npz")
-        found = []
-        for X, y in loader:
-            assert (y[:, None, None] == X).all()
-            found += y.tolist()
-    assert sorted(found) == list(range(100, 100 + N))
-
-
 @pytest.mark.parametrize("cached", [False, True], ids=["got", "kept"])
 def test_archives_behind_a_url(root: Path, proxy: Any, tmp_path: Path, cached: bool) -> None:
     """One request a sample for all of its fields; with a cache, none in the second epoch."""

@@ -200,25 +200,6 @@ def test_what_cannot_be_read_is_named_by_its_id(all_npy: Path, workers: int) -> 
     assert bound.place(IDS[7]) == f"row 7 of file {all_npy}"
 
 
-def repacked(file: Path, order: Sequence[int]) -> None:
-    """Replace both files by others."""
-    np.save(f"{file}.new.npy", np.array(order)[:, None] * np.ones(3, np.int64))
-    file.with_suffix(".ids").write_text("".join(f"{IDS[number]}\n" for number in order))
-    os.rename(f"{file}.new.npy", file)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_files_that_are_replaced_between_epochs(all_npy: Path, workers: int) -> None:
-    """By rows of the same ids: these are read. By rows in another order: an error, and never the row of another id."""
-    with Loader(IDS[::-1], None, N, source=source(all_npy), shuffle=False, workers=workers) as loader:
-        assert next(iter(loader))[0][:, 0].tolist() == list(range(N))[::-1]
-        repacked(all_npy, range(N))
-        assert next(iter(loader))[0][:, 0].tolist() == list(range(N))[::-1]
-        repacked(all_npy, SHUFFLED)
-        with pytest.raises(SampleError, match=r"expected rows of the ids that were in .*all\.ids when the loader was made"):
-            next(iter(loader))
-
-
 def test_behind_a_url(root: Path, served: tuple[Path, int]) -> None:
     """Both files, or the rows alone."""
     (root / "all.ids").write_text("".join(f"{id}\n" for id in IDS[:24]))

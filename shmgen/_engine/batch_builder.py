@@ -11,11 +11,9 @@ from shmgen._memory.layout import Arrays
 from shmgen._memory.ring import Ring
 from shmgen._plan.damage import Damage, OnError
 from shmgen._plan.padding import Padding
-from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Ticket
 from shmgen._samples.ids import take
-from shmgen._sources.base import Source
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.readers import SAMPLES
@@ -33,7 +31,6 @@ class BatchBuilder:
         sampler: which of them a batch holds.
         spec: where a batch's arrays come from.
         ring: where values are filled in.
-        passes: know which epoch is under way.
         assembler: fills the rest, in the workers.
         damage: records samples that can't be read.
         padding: weighs the rows of batches; None where all weigh the same.
@@ -45,7 +42,6 @@ class BatchBuilder:
         sampler: Sampler,
         spec: BatchSpec,
         ring: Ring,
-        passes: Passes,
         assembler: BatchAssembler,
         damage: Damage,
         padding: Padding | None = None,
@@ -53,16 +49,11 @@ class BatchBuilder:
         self._ids = ids
         self._sampler = sampler
         self._ring = ring
-        self._passes = passes
         self._assembler = assembler
         self._damage = damage
         self._padding = padding
         self._weights = spec.weights
         self._filled_here = [(n, source) for n, source in enumerate(spec.sources.values()) if source.in_main_process]
-        self._sources = spec.read_sources
-        # For batches read ahead, if the sources can tell: the version of their files when they were read, or the pass.
-        self._can_tell = any(type(source).version is not Source.version for source in self._sources)
-        self._read: dict[BatchId, object] = {}
         # For batches in the ring: by row, the sample that replaces another, and how many have been tried.
         self._replacements: dict[BatchId, dict[int, tuple[int, int]]] = {}
 
@@ -71,9 +62,8 @@ class BatchBuilder:
         """What becomes of samples that can't be read."""
         return self._damage.on_error
 
-    def prepare(self, slot: int, batch: BatchId, *, ahead: bool) -> None:
-        """Prepare ``slot`` for ``batch``, which is read ``ahead`` of being asked for or not: fill in what workers don't."""
-        self._read.pop(batch, None)
+    def prepare(self, slot: int, batch: BatchId) -> None:
+        """Prepare ``slot`` for ``batch``: fill in what workers don't."""
         self._replacements.pop(batch, None)
         if self._damage.unreadable:
             for row, sample in enumerate(self._sampler[batch].tolist()):
@@ -83,11 +73,6 @@ class BatchBuilder:
         sheet = self._ring.sheet(slot)
         sheet[:SAMPLES] = batch.epoch, self._sampler.first(batch), len(numbers)
         self._fill(slot, 0, numbers)
-        # What is read before its epoch begins may have changed by then.
-        if ahead and self._can_tell:
-            last = self._passes.last
-            in_its_epoch = last is not None and last.is_begun and last.epoch == batch.epoch
-            self._read[batch] = last if in_its_epoch else self._version(numbers)
 
     def refill(self, ticket: Ticket) -> None:
         """Prepare ``ticket`` to be read again: fill in what a transform may have changed, and replace what is unreadable."""
@@ -107,17 +92,6 @@ class BatchBuilder:
         self._ring.sheet(slot)[SAMPLES + start : SAMPLES + start + len(numbers)] = numbers
         for field, source in self._filled_here:
             source.fill(numbers, self._ring.arrays(slot)[field][start : start + len(numbers)])  # type: ignore[arg-type]
-
-    def holds(self, batch: BatchId) -> bool:
-        """Whether what was read of ``batch`` is up to date. To be asked once; always true for what was read in this pass."""
-        read = self._read.pop(batch, None)
-        if read is None or read is self._passes.last:
-            return True
-        return not isinstance(read, Pass) and read == self._version(self._numbers(batch))
-
-    def outdated(self) -> list[BatchId]:
-        """Batches that were read in another pass: their files may have changed since."""
-        return [batch for batch, read in self._read.items() if isinstance(read, Pass) and read is not self._passes.last]
 
     def delivered(self, batch: BatchId, arrays: Arrays) -> int:
         """``batch`` is handed out as ``arrays``. Returns in how many rows a sample was replaced."""
@@ -186,7 +160,3 @@ class BatchBuilder:
             for row, (sample, _) in self._replacements[batch].items():
                 numbers[row] = sample
         return numbers
-
-    def _version(self, numbers: np.ndarray) -> object:
-        ids = take(self._ids, numbers)
-        return [source.version(ids) for source in self._sources]

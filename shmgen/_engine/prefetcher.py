@@ -292,7 +292,7 @@ class Prefetcher:
             self._schedule.free(slot)
         demanded = [batch for _, batch in self._waiting]
         for slot, batch in self._schedule.assign(demanded, self._upcoming()):
-            self._builder.prepare(slot, batch, ahead=batch not in demanded)
+            self._builder.prepare(slot, batch)
         self._supervisor.give_out()
 
     def _hand_out(self, batch: BatchId) -> Arrays | None:
@@ -300,10 +300,6 @@ class Prefetcher:
         schedule = self._schedule
         slot = schedule.ready(batch)
         if slot is None:
-            return None
-        if not self._builder.holds(batch):
-            for old in (batch, *self._builder.outdated()):
-                schedule.discard(old)
             return None
         if error := schedule.error(slot):
             schedule.free(slot)

@@ -18,9 +18,6 @@ from typing import NamedTuple
 
 from shmgen._plan.sampler import BatchId
 
-READ_BEFORE_AN_EPOCH = 2
-"""Batches of an epoch that are read before it begins; no more, because their files are looked at again when it does."""
-
 PAGE = 256
 """Indexes, one after the other, for which memory is taken together."""
 
@@ -124,12 +121,10 @@ class Pass:
         """The batches that will be dealt next, this epoch's and then the next one's; none if that can't be foreseen."""
         if self._next is None:
             return
-        if not self.is_begun:
-            yield from _first(Position(self.epoch, self.first), self._batches)
-            return
         for number in range(self._next, self._batches):
             yield BatchId(self.epoch, number)
-        yield from _first(Position(self.epoch + 1, 0), self._batches)
+        for number in range(self._batches):
+            yield BatchId(self.epoch + 1, number)
 
 
 class Passes:
@@ -219,7 +214,8 @@ class Passes:
 
     def upcoming(self) -> Iterator[BatchId]:
         """The batches that will be dealt next, as far as can be foreseen."""
-        return _first(self._next, self._batches) if self._last is None else self._last.upcoming()
+        last = self._last or Pass(self._next, self._batches, shuffle=self._shuffle)
+        return last.upcoming()
 
     def _look(self) -> Pass:
         """A pass for what is asked for by hand. Without shuffling, an index is then a batch's number."""
@@ -254,8 +250,3 @@ class _Numbers:
         if page is None:
             page = self._pages[index // PAGE] = array("q", [-1]) * PAGE
         page[index % PAGE] = number
-
-
-def _first(start: Position, batches: int) -> Iterator[BatchId]:
-    for number in range(start.batch, min(batches, start.batch + READ_BEFORE_AN_EPOCH)):
-        yield BatchId(start.epoch, number)

@@ -6,7 +6,7 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b, shake_128
+from hashlib import shake_128
 from itertools import count
 from typing import Any, Self
 
@@ -58,10 +58,6 @@ class RowIds:
 
     def __exit__(self, *_: object) -> None:
         self._data = b""
-
-    def digest(self) -> bytes:
-        """A hash of all ids, in their order."""
-        return blake2b(self._data, digest_size=16).digest()
 
     def row(self, id: object) -> int | None:
         """The number of the row of ``id``; None if it has none."""

@@ -175,13 +175,6 @@ class Source:
         """
         raise NotImplementedError
 
-    def version(self, ids: Sequence[Any]) -> object:
-        """Anything that is different once the data of ``ids`` have changed; asked for in the main process.
-
-        Batches that were read ahead are read again if it has changed when their epoch begins.
-        """
-        return None
-
     def place(self, id: Any) -> str:
         """Where sample ``id`` is read from, for errors and warnings: the absolute path of a file, or a description."""
         return f"source {type(self).__name__}"

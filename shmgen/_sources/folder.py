@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shmgen._sources.base import Source
-from shmgen._sources.npy_format import OPEN_FLAGS, explain, file_versions
+from shmgen._sources.npy_format import OPEN_FLAGS, explain
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
@@ -64,18 +64,6 @@ class FolderSource(Source):
 
     def place(self, id: object) -> str:
         return self.path(id)
-
-    def version(self, ids: Sequence[object]) -> object:
-        if self._remote is not None:
-            return None  # it would take a request a sample
-        try:
-            folder = os.open(self.folder, os.O_PATH | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            return file_versions(self._names(ids), folder)
-        finally:
-            os.close(folder)
 
     def _names(self, ids: Sequence[object]) -> list[str]:
         """The files of ``ids``, as paths from the folder."""

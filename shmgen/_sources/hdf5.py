@@ -13,7 +13,6 @@ import numpy as np
 from shmgen._samples.ids import first_outside
 from shmgen._samples.sample_spec import are_numbers, can_cast
 from shmgen._sources.base import Source
-from shmgen._sources.npy_format import file_version
 from shmgen.errors import FormatError, InputError, SampleError
 
 SHOWN = 5
@@ -25,7 +24,7 @@ class Hdf5(Source):
     """The samples of an HDF5 file: the rows of one dataset, or a dataset for each. Each worker opens the file for itself.
 
     Args:
-        file: the file. It may be replaced between epochs.
+        file: the file.
         dataset: the name of a dataset whose rows are the samples; ids are their numbers, from 0. Or that of a group with a
             dataset for each sample; ids are the names of these. Or a name with ``{id}`` in it, ``"{id}/image"`` for instance, by
             which the dataset of each sample is found. By default, the group of all that is in the file.
@@ -61,7 +60,6 @@ class Hdf5(Source):
         self.dataset = dataset
         self._name = dataset
         self._open: Any = None
-        self._seen: object = None
 
     @property
     def _has_rows(self) -> bool:
@@ -138,14 +136,12 @@ class Hdf5(Source):
         return found
 
     def _opened(self) -> Any:
-        """What samples are read from: the dataset of all, or the file; opened again if the file has been replaced."""
+        """What samples are read from: the dataset of all, or the file."""
         import h5py
 
-        seen = file_version(self.file)
-        if self._open is None or seen != self._seen:
-            self._open = None
+        if self._open is None:
             file = h5py.File(self.file, "r")
-            self._open, self._seen = self._rows(file) if self._has_rows else file, seen
+            self._open = self._rows(file) if self._has_rows else file
         return self._open
 
     def _name_of(self, id: Any) -> str:
@@ -178,9 +174,6 @@ class Hdf5(Source):
         if member is None:
             return ""
         return f"; write Hdf5(file, {f'{self._name}/{member}'!r})"
-
-    def version(self, ids: Sequence[Any]) -> object:
-        return file_version(self.file)
 
     def place(self, id: Any) -> str:
         if self._has_rows:

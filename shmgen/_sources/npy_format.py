@@ -12,8 +12,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-import time
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._memory.limit_errors import FILES, reached
@@ -21,8 +20,6 @@ from shmgen._samples.sample_spec import axes_fit, dtype_of, reinterpreted
 from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
 
 MAGIC = b"\x93NUMPY"
@@ -42,13 +39,6 @@ File = int | memoryview
 """A file: its descriptor, or all its bytes."""
 
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC
-
-
-SLOW_ANSWER = 0.001
-"""Seconds; a file system that takes longer to answer what a file's version is has to be waited for, not the processor."""
-
-ASKED_AT_ONCE = 32
-"""So many versions are asked for at once then."""
 
 
 class Header(NamedTuple):
@@ -229,30 +219,3 @@ def explain(error: Exception) -> str:
         limit = reached(error, FILES)
         return f"expected a readable file, found: {error.strerror} (errno {error.errno}){limit and f'; {limit}'}"
     return str(error)
-
-
-def file_version(path: str, folder: int | None = None) -> object:
-    """Anything that is different once a file has been replaced by another, or written to.
-
-    Args:
-        path: of the file.
-        folder: descriptor of the folder that a relative ``path`` starts from; None for the working folder.
-    """
-    try:
-        status = os.stat(path, dir_fd=folder)
-    except (OSError, ValueError):
-        return None
-    # A writer can set the time of modification (mtime), but not the time of change (ctime).
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
-
-
-def file_versions(names: Sequence[str], folder: int) -> list[object]:
-    """The version of each file; asked for at once where the file system answers slowly, as one on a network does."""
-    began = time.monotonic()
-    first = file_version(names[0], folder)
-    if time.monotonic() - began < SLOW_ANSWER:
-        return [first, *(file_version(name, folder) for name in names[1:])]
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
-        return [first, *threads.map(partial(file_version, folder=folder), names[1:])]

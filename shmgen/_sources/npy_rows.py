@@ -17,7 +17,6 @@ from shmgen._sources.npy_format import (
     OPEN_FLAGS,
     Header,
     explain,
-    file_version,
     read_header,
     read_header_of,
     read_whole,
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 
     from shmgen._storage.remote import Body, Remote
 
-MAX_REPLACED = 3
-"""How often in a row a file may be replaced by another while rows are got from it."""
-
 
 class NpyRows(RawSource):
     """One ``.npy`` file of all samples: its rows, or windows of some rows each, as of a series.
@@ -42,7 +38,7 @@ class NpyRows(RawSource):
     An id is the number of a row, or of a window, from 0; or a text that has a line in a file of ids.
 
     Args:
-        file: the file, in C order. It may be larger than memory, and may be replaced between epochs. Or its URL, as for `Npy`:
+        file: the file, in C order. It may be larger than memory. Or its URL, as for `Npy`:
             rows are got by themselves, neighbours together.
         dtype: of a row, if it is one of ml_dtypes, such as bfloat16, which a file does not name. Rows are not cast.
         window: a sample is so many of the file's rows, one after the other. None: it is one row, without an axis for them.
@@ -105,8 +101,6 @@ class NpyRows(RawSource):
             raise InputError("ids: expected without window, stride and offset, since ids name rows, and windows have numbers")
         self._ids = None if ids is None else str(ids) if is_url(ids) else os.path.abspath(ids)
         self._ids_options = storage_options if is_url(ids) else None
-        self._ids_digest = b""
-        self._bound: object = None
         self._file: _Open | None = None
         self._seen: object = None
 
@@ -125,7 +119,7 @@ class NpyRows(RawSource):
             from shmgen._samples.row_ids import RowIds  # late: workers look up no ids
 
             with RowIds(self._ids, self._ids_options) as lines:
-                self.keys, self._ids_digest = lines.rows(ids, header.shape[0]), lines.digest()
+                self.keys = lines.rows(ids, header.shape[0])
 
     def __len__(self) -> int:
         """How many samples the file has: ``range(len(source))`` are the ids of all.
@@ -139,7 +133,6 @@ class NpyRows(RawSource):
         """The header, read by the main process."""
         if self._remote is not None:
             self._remote.prepare()
-        self._bound = file_version(self.file)
         try:
             return self._check(self._first_header())
         except (OSError, ValueError, FormatError) as error:
@@ -181,7 +174,7 @@ class NpyRows(RawSource):
         """Read the rows ``ids`` into ``rows``, which is as many rows' bytes.
 
         Raises:
-            SampleError: the file can't be read, or has been replaced by another that does not fit.
+            SampleError: the file can't be read, or is not the one that `bind` saw.
         """
         try:
             if self._remote is None:
@@ -202,11 +195,6 @@ class NpyRows(RawSource):
 
             row = row_of_id(self._ids, self._ids_options, id)
         return f"{self._windows.named(row)} of {'file ' if self._remote is None else ''}{self.file}"
-
-    def version(self, ids: Sequence[int]) -> object:
-        if self._remote is not None:
-            return None
-        return file_version(self.file)
 
     def _read(self, fd: int, ids: Sequence[int], rows: memoryview) -> None:
         row_bytes = len(rows) // len(ids)
@@ -252,69 +240,35 @@ class NpyRows(RawSource):
     def _get(self, remote: Remote, id: int, rows: memoryview, sample_bytes: int) -> None:
         """Get the bytes from sample ``id`` on, those of neighbours too."""
 
-        def take(body: Body) -> bool:
+        def take(body: Body) -> None:
             if body.version != self._seen:
-                return False
+                raise FormatError("expected the file that was there when the loader was made, found another; make another loader")
             if (size := body.readinto(rows)) != len(rows):
                 raise FormatError(f"expected {len(rows):,} bytes, found {size:,}: the file is truncated")
-            return True
 
-        for _ in range(MAX_REPLACED):
-            begin, step = self._windows.bytes(self._header.size, sample_bytes)
-            first = begin + id * step
-            if remote.store.get("", take, first, first + len(rows)):
-                return
-            header, _, seen = remote.header("", in_parts=True)
-            self._header, self._seen = self._fitting(header), seen
-            self._check_ids()
-        raise FormatError("expected one file, found one that is replaced all the time")
+        begin, step = self._windows.bytes(self._header.size, sample_bytes)
+        first = begin + id * step
+        remote.store.get("", take, first, first + len(rows))
 
     def _key(self, id: int) -> str:
         return f"{self.file} {self._seen} {self._header} {self._windows.named(id)}"
 
     def _opened(self) -> int:
-        """The descriptor of the file, which is opened again if it has been replaced."""
-        seen = file_version(self.file)
-        if self._file is not None and seen == self._seen:
-            return self._file.fd
-        self.close()
-        file = _Open(self.file)
-        self._header = self._fitting(read_header(file.fd)[0])
-        if seen != self._bound:
-            self._check_ids()
-        self._file, self._seen = file, seen
-        return file.fd
-
-    def _fitting(self, header: Header) -> Header:
-        """The header of a file that replaces the one that was there, if it has all the same rows."""
-        header = self._check(header)
-        found = self._windows.shape(header.shape)
-        if found != self.shape or header.dtype != self._header.dtype:
-            raise FormatError(f"expected rows of shape {self.shape} and dtype {self.dtype}, found {found}, {header.dtype}")
-        if header.shape[0] < self._header.shape[0]:
-            raise FormatError(f"expected {self._header.shape[0]:,} rows, found {header.shape[0]:,}")
-        return header
-
-    def _check_ids(self) -> None:
-        """Make sure that the ids of a file that replaces the one that was there are the same, and in the same order."""
-        if self._ids is None:
-            return
-        from shmgen._samples.row_ids import RowIds
-
-        try:
-            with RowIds(self._ids, self._ids_options) as lines:
-                is_same = lines.digest() == self._ids_digest
-        except InputError as error:
-            raise FormatError(str(error)) from None
-        if not is_same:
-            raise FormatError(
-                f"expected rows of the ids that were in {self._ids} when the loader was made, found that both files have been "
-                "replaced; make another loader"
-            )
+        """The descriptor of the file. It is opened once, and must still be of the form that `bind` saw."""
+        if self._file is None:
+            file = _Open(self.file)
+            header = self._check(read_header(file.fd)[0])
+            found, rows = self._windows.shape(header.shape), self._header.shape[0]
+            if found != self.shape or header.dtype != self._header.dtype:
+                raise FormatError(f"expected rows of shape {self.shape} and dtype {self.dtype}, found {found}, {header.dtype}")
+            if header.shape[0] < rows:
+                raise FormatError(f"expected {rows:,} rows, found {header.shape[0]:,}")
+            self._header, self._file = header, file
+        return self._file.fd
 
     def close(self) -> None:
         """Let go of the file, which is closed when the copies of this source have let go of it, too."""
-        self._file = self._seen = None  # the next file may not fit, and after it the file that was seen may come back
+        self._file = None
 
     def _check(self, header: Header) -> Header:
         """The header, with the dtype that was given, if rows can be read from the file."""

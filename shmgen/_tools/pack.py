@@ -231,9 +231,7 @@ class Pack:
         """Look at which version each of these files is."""
         for first in range(0, len(numbers), AT_ONCE):
             some = numbers[first : first + AT_ONCE]
-            found = self._source.version([self._name(number) for number in some])
-            versions = found if isinstance(found, list) else [found] * len(some)
-            self._versions[some] = list(map(_digest, versions))
+            self._versions[some] = [_digest(_version(self._source.path(self._name(number)))) for number in some]
 
     def _left(self) -> np.ndarray:
         """The numbers of the rows that are yet to be written."""
@@ -323,6 +321,16 @@ def _remove_empty(fd: int, path: str) -> None:
     with suppress(OSError):
         if not os.fstat(fd).st_size:
             os.unlink(path)
+
+
+def _version(path: str) -> object:
+    """Anything that is different once a file has been replaced, or written to."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    # A writer can set the time of modification (mtime), but not the time of change (ctime).
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _digest(version: object) -> int:
