@@ -15,7 +15,7 @@ The way of the data, and the module that holds each step::
       │  _worker.readers     threads that take tickets: as many as reads are to be in flight
       │  _worker.assembler   what they do with one: a source for each field, then the user's transform (sample_assembler)
       │  _sources            what rows are filled from: npy, npz, images (by image_decoder), all of a folder; npy_rows (windows);
-      │                      hdf5, function, values; source_field: one of several fields of a source; packed_ids: all ids;
+      │                      hdf5, function, values; field_spec: what a worker knows of a field; packed_ids: all ids;
       │                      row_ids: texts as ids of rows; sample_spec: what shape and dtype fits; rng: random numbers; remote:
       │                      files behind a URL, by one of http_store, s3_store, fsspec_store; cache: what is kept of them on a
       │                      disk; suggest, remedies: what errors advise
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from shmgen._engine.state import LoaderState, SlotState, WorkerState
     from shmgen._plan.damage import Damaged
     from shmgen._plan.stats import Stats
-    from shmgen._sources.base import Source
+    from shmgen._sources.base import Reader, Source, SourceField
     from shmgen._sources.function import Function
     from shmgen._sources.hdf5 import Hdf5
     from shmgen._sources.image_folder import ImageFolder, image_folder
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
     from shmgen._sources.npy import Npy
     from shmgen._sources.npy_rows import NpyRows
     from shmgen._sources.npz import Npz
-    from shmgen._sources.source_field import SourceField
     from shmgen._sources.values import Values
     from shmgen._tools.recommend import Measurement
     from shmgen._tools.tune import Tuning, tune
@@ -101,6 +100,7 @@ __all__ = [
     "Npy",
     "NpyRows",
     "Npz",
+    "Reader",
     "SampleError",
     "Sequence",
     "ShmgenError",
@@ -130,10 +130,11 @@ _HOMES = {
     "Npy": "_sources.npy",
     "NpyRows": "_sources.npy_rows",
     "Npz": "_sources.npz",
+    "Reader": "_sources.base",
     "Sequence": "keras",
     "SlotState": "_engine.state",
     "Source": "_sources.base",
-    "SourceField": "_sources.source_field",
+    "SourceField": "_sources.base",
     "Stats": "_plan.stats",
     "Tuning": "_tools.tune",
     "Values": "_sources.values",

@@ -22,7 +22,7 @@ from shmgen._engine.prefetcher import Prefetcher
 from shmgen._engine.state import LoaderState
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import Workers
-from shmgen._memory.layout import Layout
+from shmgen._memory.layout import Field, Layout
 from shmgen._memory.ring import Ring
 from shmgen._plan.autoscaler import Autoscaler, Target
 from shmgen._plan.checkpoint import Identity, decoded, encoded, loaded, saved
@@ -34,10 +34,9 @@ from shmgen._plan.schedule import Schedule
 from shmgen._plan.stats import Stats
 from shmgen._samples.ids import fingerprint
 from shmgen._samples.packed_ids import PackedIds
-from shmgen._samples.sample_spec import dtype_text
-from shmgen._sources.base import key_tables
+from shmgen._samples.sample_spec import dtype_of
+from shmgen._sources.field_spec import FieldSpec, key_tables, readings_of
 from shmgen._worker.assembler import BatchAssembler
-from shmgen._worker.field_spec import FieldSpec
 from shmgen.errors import ClosedError, InputError
 from shmgen.options import Options, init_from
 
@@ -139,9 +138,10 @@ class Loader:
             shard=options.part,
             weights=options.draws,
         )
-        self._layout = Layout(self._spec.bind(options.transformed), self._sampler.size(BatchId(0, 0)))
-        tables = key_tables(self._ids, self._spec.sources.values())
-        assembler = _assembler(options, self._layout)
+        fields = self._spec.bind(options.transformed)
+        arrays = [Field(field.name, field.shape, dtype_of(field.dtype)) for field in fields]
+        self._layout = Layout(tuple(arrays), self._sampler.size(BatchId(0, 0)))
+        assembler, tables = _assembler(options, fields, self._layout)
         self._passes = Passes(self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch)
         self._damage = Damage(len(self._ids), options.on_error, max_fraction=options.max_damaged)
         with ExitStack() as undo:
@@ -427,15 +427,12 @@ class _Epoch(Iterator[tuple[Any, ...]]):
         raise TypeError(NO_COPY.format("Loader's iterator"))
 
 
-def _assembler(options: Options, layout: Layout) -> BatchAssembler:
-    """What workers do for each batch."""
-    fields = [
-        FieldSpec(field.name, field.shape, dtype_text(field.dtype), offset, field.row_bytes, *options.spec.rows[field.name])
-        for field, offset in zip(layout.fields, layout.offsets, strict=True)
-    ]
-    return BatchAssembler(
-        fields, options.spec.sources, layout.sheet_offset, options.seed, options.transforms, options.sample_transform
-    )
+def _assembler(options: Options, fields: Sequence[FieldSpec], layout: Layout) -> tuple[BatchAssembler, list[Sequence[Any]]]:
+    """What workers do for each batch, and what they call the samples: see `key_tables`."""
+    fields = [field._replace(offset=offset) for field, offset in zip(fields, layout.offsets, strict=True)]
+    readings = readings_of(fields, options.spec.readers)
+    assembler = BatchAssembler(fields, readings, layout.sheet_offset, options.seed, options.transforms, options.sample_transform)
+    return assembler, key_tables(options.ids, readings)
 
 
 def _autoscaler(options: Options, assembler: BatchAssembler, layout: Layout, workers: int, reads: int) -> Autoscaler | None:

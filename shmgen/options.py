@@ -21,13 +21,11 @@ from shmgen._plan.weighted import WeightTable
 from shmgen._samples.ids import kept
 from shmgen._samples.sample_spec import check_dtype, check_shape
 from shmgen._samples.sample_weights import weights_of
-from shmgen._sources.base import Source
+from shmgen._sources.base import Source, SourceField
 from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
 from shmgen._sources.npy import Npy
-from shmgen._sources.ones import Ones
-from shmgen._sources.source_field import SourceField
-from shmgen._sources.values import Values
+from shmgen._sources.values import Ones, Values
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -188,7 +186,7 @@ class DataOptions:
     @property
     def transformed(self) -> frozenset[str]:
         """The fields that a transform changes, or may change."""
-        return frozenset(self.spec.sources if self.sample_transform is not None else self.transforms)
+        return frozenset(self.spec.names if self.sample_transform is not None else self.transforms)
 
     def _keep(self, **checked: Any) -> None:
         """Put what was checked in the place of what was given: frozen is for everybody else."""
@@ -256,7 +254,7 @@ class DataOptions:
 
     def _split_transform(self) -> tuple[dict[str, Callable[..., Any]], Callable[..., Any] | None]:
         """The functions of a field's row, by field, and that of a whole sample."""
-        names = [name for name in self.spec.sources if not self.spec.measured(name)]
+        names = [name for name in self.spec.names if not self.spec.measured(name)]
         if self.transform is None:
             return {}, None
         functions = self.transform.values() if isinstance(self.transform, Mapping) else [self.transform]
@@ -265,7 +263,7 @@ class DataOptions:
         for function in functions:
             _check_takes_two(function)
         if callable(self.transform):
-            if self.spec.has_one_input and self.spec.measured(next(iter(self.spec.sources))):
+            if self.spec.has_one_input and self.spec.measured(next(iter(self.spec.names))):
                 raise InputError("transform: expected an input that is read, found one that is measured; pass a dict by field")
             return ({names[0]: self.transform}, None) if self.spec.has_one_input else ({}, self.transform)
         if unknown := self.transform.keys() - set(names):

@@ -23,7 +23,7 @@ from shmgen._engine.batch_builder import BatchBuilder
 from shmgen._engine.prefetcher import Prefetcher
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import Event, EventKind, Use
-from shmgen._memory.layout import Layout
+from shmgen._memory.layout import Field, Layout
 from shmgen._memory.ring import Ring
 from shmgen._plan.damage import Damage, OnError
 from shmgen._plan.passes import Passes
@@ -31,8 +31,8 @@ from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule, State, Ticket
 from shmgen._sources.base import IDLE, UNKNOWN, row_of
 from shmgen._sources.batch_spec import BatchSpec
+from shmgen._sources.field_spec import readings_of
 from shmgen._worker.assembler import BatchAssembler
-from shmgen._worker.field_spec import FieldSpec
 from shmgen._worker.readers import EPOCH, POSITION, ROWS, SAMPLES
 from shmgen.errors import ClosedError, SampleError, WorkerDied
 
@@ -459,9 +459,9 @@ class Engine:
         self.sampler = Sampler(samples, batch_size, shuffle=shuffle, seed=0, tail="drop")
         ids = range(samples)
         spec = BatchSpec(Rows(), None, None, ids)
-        layout = Layout(spec.bind(), batch_size)
-        fields = [FieldSpec("X", (2,), "<f8", layout.offsets[0], layout.fields[0].row_bytes)]
-        assembler = BatchAssembler(fields, spec.sources, layout.sheet_offset, 0, {}, None)
+        fields = spec.bind()
+        layout = Layout((Field("X", (2,), np.dtype("f8")),), batch_size)
+        assembler = BatchAssembler(fields, readings_of(fields, spec.readers), layout.sheet_offset, 0, {}, None)
         self.ring = Ring(layout, slots)
         self.workers = FakeWorkers(workers, reads, self.ring, self.clock)
         self.passes = Passes(self.sampler.batches, shuffle=shuffle, epoch=0)

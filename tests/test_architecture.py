@@ -63,7 +63,6 @@ def imports(path: Path) -> Iterator[str]:
 
 
 OPEN = {
-    frozenset({"_sources.base", "_sources.source_field"}),
     frozenset({"_worker.assembler", "_worker.sample_assembler"}),
     frozenset({"_plan.stats", "_plan.verdict"}),
     frozenset({"_storage.remote", "_storage.fsspec_store", "_storage.http_store", "_storage.s3_store"}),

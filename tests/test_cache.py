@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +87,8 @@ def test_rows_of_another_file_are_not_mixed_up(root: Path, proxy: Proxy, tmp_pat
 def test_a_file_that_is_not_whole_is_got_again(root: Path, proxy: Proxy, tmp_path: Path, size: int, rows: bool) -> None:
     """A file of the cache that something else has cut off is no sample; afterwards it is whole again."""
     ids: Any = range(N) if rows else IDS
-    source = (NpyRows if rows else Npy)(f"{proxy.url}/all.npy" if rows else proxy.url, cache=tmp_path / "kept")
-    source = reader(source, ids)
+    place = f"{proxy.url}/all.npy" if rows else proxy.url
+    source = reader((NpyRows if rows else Npy)(place, cache=tmp_path / "kept"), ids)
     filled(source, ids[:3])
     for path in kept(tmp_path / "kept"):
         os.truncate(path, min(size, path.stat().st_size - 1))
@@ -283,9 +282,7 @@ def test_readers_of_one_process_share_a_cache(root: Path, proxy: Proxy, tmp_path
     source = reader(Npy(proxy.url, cache=tmp_path / "kept", cache_bytes=1_000_000), IDS)
 
     def read(seed: int) -> bool:
-        own = copy(source)
-        own.open()
-        own.rows_begun = [0]
+        own = source.again()
         chosen = np.random.default_rng(seed).permutation(N).tolist()
         return filled(own, [IDS[number] for number in chosen]) == chosen
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from shmgen import Function, FunctionError, InputError, Loader, Npy, Npz, SampleError, Sequence, Source, Values
+from shmgen._sources.npy import NpyReader
 
 # What travels to workers stands inside of functions: of the module itself they would have to import it, and pytest with it.
 
@@ -99,7 +100,7 @@ def test_crops_of_whatever_is_read(tmp_path: Path, kind: str, workers: int) -> N
     elif kind == "npz":
         for id in ids:
             np.savez(f"{folder}/{id}.npz", a=np.load(f"{folder}/{id}.npy"))
-        options = {"source": Npz(folder).field("a", dim=(5, 6), n_channels=1)}
+        options = {"source": Npz(folder)["a"].shaped(dim=(5, 6), n_channels=1)}
     else:
 
         class Pictures(Source):
@@ -223,13 +224,13 @@ def test_files_are_read_at_once_again_after_the_last_that_varies(tmp_path: Path,
     for number, id in enumerate(ids):
         np.save(tmp_path / f"{id}.npy", np.full((9, 9) if number == 10 else (4, 4), number, "i4"))
     singly = []
-    read = Npy.read
+    read = NpyReader.read
 
-    def counted(self: Npy, id: Any, row: Any) -> Any:
+    def counted(self: NpyReader, id: Any, row: Any, rng: Any) -> Any:
         singly.append(id)
-        return read(self, id, row)
+        return read(self, id, row, rng)
 
-    monkeypatch.setattr(Npy, "read", counted)
+    monkeypatch.setattr(NpyReader, "read", counted)
     options: dict[str, Any] = {"transform": lambda x, rng: x[:4, :4], "data_dir": tmp_path, "shuffle": False, "workers": 0}
     with Loader(ids, range(300), 20, (4, 4), 1, **options) as loader:
         for X, y in loader:
@@ -462,7 +463,7 @@ def test_padding_of_whatever_is_read(tmp_path: Path, kind: str, workers: int) ->
         for number, id in enumerate(ids):
             np.savez(f"{folder}/{id}.npz", tokens=np.load(f"{folder}/{id}.npy"), label=number)
         npz = Npz(tmp_path)
-        tokens, label = npz.field("tokens", dim=8, pad_value=0), npz["label"]
+        tokens, label = npz["tokens"].shaped(dim=8, pad_value=0), npz["label"]
     else:
 
         def load(id: str) -> Any:
@@ -470,7 +471,7 @@ def test_padding_of_whatever_is_read(tmp_path: Path, kind: str, workers: int) ->
             return {"tokens": tokens, "label": int(id[3:])} if kind == "dict" else tokens
 
         several = Function(load)
-        tokens, label = several.field("tokens", dim=8, pad_value=0), several["label"]
+        tokens, label = several["tokens"].shaped(dim=8, pad_value=0), several["label"]
         if kind == "function":
             single: Any = Function(load, dim=8, pad_value=0, concurrent=True)
             tokens, label = single, Values(np.arange(N))  # type: ignore[assignment]

@@ -143,7 +143,7 @@ def test_labels_are_held_in_an_array(kind: str) -> None:
         values = dict(zip(ids, values.tolist(), strict=True))
     source = Values(values, classes="sorted" if kind == "names" else None)
     tracemalloc.start()
-    source.bind(ids)
+    reader = source.bind(ids)  # noqa: F841 # it holds the labels
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 9 * count
@@ -165,13 +165,13 @@ def test_labels_in_an_array_take_no_more_than_it(kind: str) -> None:
         options = {"n_classes": 3} if kind == "n_classes" else {"classes": [2, 1, 0] if kind == "classes" else "sorted"}
     source = Values(values, **options)
     tracemalloc.start()
-    source.bind(ids)
+    reader = source.bind(ids)
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < (1.1 if kind != "floats" else 2.1) * count
     assert peak < 6 * count
-    rows = np.zeros((4, *source.shape), source.dtype)
-    source.fill(np.array([1, 2, 0, 999_998]), rows)
+    rows = np.zeros((4, *reader.shape), reader.dtype)
+    reader.fill(np.array([1, 2, 0, 999_998]), rows, None)
     expected: Any = [1, 2, 0, 2]
     if kind == "classes":
         expected = [1, 0, 2, 0]
@@ -180,17 +180,17 @@ def test_labels_in_an_array_take_no_more_than_it(kind: str) -> None:
     elif kind == "n_classes":
         expected = np.eye(3)[expected].tolist()
     assert rows.tolist() == expected
-    assert source.dtype == {"n_classes": np.float32, "floats": np.float64}.get(kind, np.int64)
+    assert reader.dtype == {"n_classes": np.float32, "floats": np.float64}.get(kind, np.int64)
 
 
 def test_labels_of_a_range_follow_no_later_change() -> None:
     """What the caller writes into the array afterwards reaches no batch."""
     values = np.arange(4, dtype=np.uint8)
     source = Values(values)
-    source.bind(range(4))
+    reader = source.bind(range(4))
     values[:] = 9
     rows = np.zeros(4, np.int64)
-    source.fill(np.arange(4), rows)
+    reader.fill(np.arange(4), rows, None)
     assert rows.tolist() == [0, 1, 2, 3]
 
 

@@ -55,10 +55,10 @@ class Folder:
         source = Npy(self.path, **options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            source.bind([first])
-            rows = bytearray(3 * source.row_bytes)
-            source.fill([first, "asked", "asked"], memoryview(rows))
-        array = np.frombuffer(rows, source.dtype).reshape(3, *source.shape)
+            reader = source.bind([first]).opened()
+            rows = bytearray(3 * reader.row_bytes)
+            reader.fill([first, "asked", "asked"], memoryview(rows), [0])
+        array = np.frombuffer(rows, reader.dtype).reshape(3, *reader.shape)
         return [array[1, ...], array[2, ...]]
 
     def refusal(self, first: str, **options: object) -> SampleError:

@@ -248,7 +248,7 @@ def test_dtype_and_channels_of_an_array(tmp_path: Path, workers: int) -> None:
     """``npz.field`` says what rows are; each of two fields of one array, which is read once."""
     ids = archives(tmp_path)
     npz = Npz(tmp_path)
-    inputs = {"a": npz.field("image", dim=(4, 3), n_channels=1, dtype="f8"), "b": npz["image"]}
+    inputs = {"a": npz["image"].shaped(dim=(4, 3), n_channels=1, dtype="f8"), "b": npz["image"]}
     with Loader(ids, inputs=inputs, batch_size=N, shuffle=False, workers=workers) as loader:
         ((found,),) = loader
         assert (found["a"].shape, found["a"].dtype) == ((N, 4, 3, 1), np.float64)
@@ -342,7 +342,7 @@ def test_what_a_function_returns_for_a_later_sample_is_checked(odd: Callable[[],
 def test_the_remedy_for_a_dtype_works() -> None:
     """What the error above says to do."""
     source = Function(lambda id: {"x": np.zeros(3), "y": 1.5 if id == 7 else id})
-    fields: dict[str, Any] = {"inputs": source["x"], "targets": source.field("y", dtype="float64")}
+    fields: dict[str, Any] = {"inputs": source["x"], "targets": source["y"].shaped(dtype="float64")}
     ((_, y),) = epoch(Loader(range(N), batch_size=N, workers=0, shuffle=False, **fields))
     assert y.tolist() == [*range(7), 1.5, *range(8, N)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from pathlib import Path
 from threading import Semaphore, Thread
 from typing import Any
@@ -15,29 +14,47 @@ import pytest
 
 from shmgen import InputError, Npy, NpyRows, SampleError
 from shmgen._sources import npy
+from shmgen._sources.base import BuiltinSource, Source
 
 N = 40
 
 ROW_BYTES = 48
 
 
-def reader(source: Any, ids: Sequence[Any], **attributes: Any) -> Any:
-    """A copy of a source that is bound to ``ids``, as a reader of a worker has it."""
-    source = copy(source)
-    source.bind(ids)
-    source.open()
-    source.rows_begun = [0]
-    vars(source).update(attributes)
-    return source
+class Bound:
+    """A reader of a source, as a thread of a worker has it.
+
+    Attributes:
+        begun: the number of the row that it is at, counted from 1, as on a status page.
+    """
+
+    def __init__(self, reader: Any, *, io_waits: bool = False) -> None:
+        self.reader = reader.opened()
+        self.begun = [0]
+        self._io_waits = io_waits
+
+    def again(self) -> Bound:
+        """Another thread's."""
+        return Bound(self.reader)
+
+    def filled(self, ids: Sequence[Any]) -> list[float]:
+        """The number that each row has in all of its elements."""
+        rows = bytearray(b"\xff" * (ROW_BYTES * len(ids)))
+        self.reader.fill(ids, memoryview(rows), self.begun, io_waits=self._io_waits)
+        array = np.frombuffer(rows, "f4").reshape(len(ids), -1)
+        assert (array == array[:, :1]).all()
+        return array[:, 0].tolist()
 
 
-def filled(source: Any, ids: Sequence[Any]) -> list[float]:
-    """The number that each row has in all of its elements."""
-    rows = bytearray(b"\xff" * (ROW_BYTES * len(ids)))
-    source.fill(ids, memoryview(rows))
-    array = np.frombuffer(rows, "f4").reshape(len(ids), -1)
-    assert (array == array[:, :1]).all()
-    return array[:, 0].tolist()
+def reader(source: Source, ids: Sequence[Any]) -> Bound:
+    """A source, bound to ``ids`` and opened."""
+    assert isinstance(source, BuiltinSource)
+    return Bound(source.bind(ids))
+
+
+def filled(bound: Bound, ids: Sequence[Any]) -> list[float]:
+    """`Bound.filled`."""
+    return bound.filled(ids)
 
 
 def descriptors() -> list[str]:
@@ -79,10 +96,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 def test_files_are_asked_for_ahead_and_opened_once(folder: Callable, calls: list, count: int) -> None:
     """Where reading waits, 16 files are open and asked for when the first is read; each is opened once, and all are closed."""
     data = folder(N)
-    source = reader(Npy(data.path), data.ids, io_waits=True)
+    source = Bound(Npy(data.path).bind(data.ids), io_waits=True)
     before = descriptors()
     calls.clear()
-    assert filled(source, data.ids[:count]) == list(range(count))
+    assert source.filled(data.ids[:count]) == list(range(count))
     assert [name for call, name in calls if call == "open"] == data.ids[:count]
     assert [name for call, (name, *_) in calls if call == "ask"] == data.ids[:count]
     assert calls.index(("read", data.ids[0])) == 2 * min(count, npy.FILES_AHEAD)
@@ -92,9 +109,9 @@ def test_files_are_asked_for_ahead_and_opened_once(folder: Callable, calls: list
 def test_nothing_is_asked_for_where_reading_does_not_wait(folder: Callable, calls: list) -> None:
     """One open and one read a file, and nothing else."""
     data = folder(N)
-    source = reader(Npy(data.path), data.ids)
+    source = Bound(Npy(data.path).bind(data.ids))
     calls.clear()
-    assert filled(source, data.ids) == list(range(N))
+    assert source.filled(data.ids) == list(range(N))
     assert calls == [(call, id) for id in data.ids for call in ("open", "read")]
 
 
@@ -105,7 +122,7 @@ def test_a_file_that_fails_is_named_in_its_turn(folder: Callable, harm: str, bad
     """However far ahead it was opened: the rows before it are there, and no descriptor is left."""
     data = folder(N)
     ids = list(data.ids)
-    source = reader(Npy(data.path), ids, io_waits=waits)
+    source = Bound(Npy(data.path).bind(ids), io_waits=waits)
     match harm:
         case "gone":
             data.file(ids[bad]).unlink()
@@ -119,9 +136,9 @@ def test_a_file_that_fails_is_named_in_its_turn(folder: Callable, harm: str, bad
     before = descriptors()
     rows = bytearray(ROW_BYTES * N)
     with pytest.raises(SampleError, match=r"expected .* found") as raised:
-        source.fill(ids, memoryview(rows))
+        source.reader.fill(ids, memoryview(rows), source.begun, io_waits=waits)
     assert raised.value.id == ids[bad]
-    assert source.rows_begun == [bad + 1]
+    assert source.begun == [bad + 1]
     assert np.frombuffer(rows, "f4")[:: ROW_BYTES // 4].tolist()[:bad] == list(range(bad))
     assert descriptors() == before
 
@@ -131,7 +148,7 @@ def test_a_file_that_fails_when_it_is_opened_ahead_may_be_there_in_its_turn(
 ) -> None:
     """A failure ahead of time is none: only the turn of the row counts."""
     data = folder(N)
-    source = reader(Npy(data.path), data.ids, io_waits=True)
+    source = Bound(Npy(data.path).bind(data.ids), io_waits=True)
     open = os.open
     fails = iter([True])
 
@@ -141,7 +158,7 @@ def test_a_file_that_fails_when_it_is_opened_ahead_may_be_there_in_its_turn(
         return open(path, *args, **kwargs)
 
     monkeypatch.setattr(os, "open", opened)
-    assert filled(source, data.ids) == list(range(N))
+    assert source.filled(data.ids) == list(range(N))
     assert next(fails, None) is None
 
 
@@ -149,20 +166,20 @@ def test_a_file_that_fails_when_it_is_opened_ahead_may_be_there_in_its_turn(
 def test_a_file_whose_open_hangs_is_the_row_begun(folder: Callable, until: Callable, number: int) -> None:
     """It is opened ahead of others, but who looks sees that the reader is at it; and it goes on once the open returns."""
     data = folder(N)
-    source = reader(Npy(data.path), data.ids, io_waits=True)
+    source = Bound(Npy(data.path).bind(data.ids), io_waits=True)
     fifo = data.fifo(number)
     errors: list[Any] = []
 
     def fill() -> None:
         try:
-            filled(source, data.ids)
+            source.filled(data.ids)
         except SampleError as error:
             errors.append(error)
 
     before = descriptors()
     thread = Thread(target=fill, daemon=True)
     thread.start()
-    until(lambda: source.rows_begun == [number + 1], "it says that it is at the FIFO")
+    until(lambda: source.begun == [number + 1], "it says that it is at the FIFO")
     os.close(os.open(fifo, os.O_WRONLY))  # waits until somebody reads
     thread.join()
     assert [error.id for error in errors] == [data.ids[number]]
@@ -173,55 +190,50 @@ def test_with_few_descriptors_fewer_files_are_ahead(folder: Callable, calls: lis
     """All readers of a process share what may be open ahead, so that the file whose turn it is can always be opened."""
     data = folder(N)
     monkeypatch.setattr(npy, "_spare", spare := Semaphore(3))
-    source = reader(Npy(data.path), data.ids, io_waits=True)
+    source = Bound(Npy(data.path).bind(data.ids), io_waits=True)
     for _ in range(2):
         calls.clear()
-        assert filled(source, data.ids) == list(range(N))
+        assert source.filled(data.ids) == list(range(N))
         assert calls.index(("read", data.ids[0])) == 2 * 3
     for _ in range(3):
         assert spare.acquire(blocking=False)
     calls.clear()
-    assert filled(source, data.ids) == list(range(N))
+    assert source.filled(data.ids) == list(range(N))
     assert calls == [(call, id) for id in data.ids for call in ("open", "read")]
 
 
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("kind", ["files", "rows"])
 def test_copies_read_at_once_in_threads(folder: Callable, kind: str, waits: bool) -> None:
-    """Each copy of a source keeps to itself what it reads from; a copy that is gone closes nothing of another's."""
+    """Each copy of a reader keeps to itself what it reads from; a copy that is gone closes nothing of another's."""
     data = folder(N)
     np.save(data.path / "all.npy", np.stack([data.sample(number) for number in range(N)]))
     ids: Any = data.ids if kind == "files" else range(N)
-    source = reader(Npy(data.path) if kind == "files" else NpyRows(data.path / "all.npy"), ids, io_waits=waits)
-    assert source.concurrent
-    assert filled(source, ids) == list(range(N))  # what it has open, its copies begin with
+    source = Npy(data.path) if kind == "files" else NpyRows(data.path / "all.npy")
+    reader = source.bind(ids)
+    assert reader.concurrent
 
     def read(seed: int) -> bool:
-        own = copy(source)
-        own.open()
-        own.rows_begun = [0]
         chosen = np.random.default_rng(seed).permutation(N)[:11].tolist()
-        return filled(own, [ids[number] for number in chosen]) == chosen
+        return Bound(reader, io_waits=waits).filled([ids[number] for number in chosen]) == chosen
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(200)))
-    assert filled(source, ids) == list(range(N))
 
 
 def test_rows_that_are_neighbours_are_asked_for_at_once(folder: Callable, calls: list) -> None:
     """Where reading waits, all rows are asked for before the first is read, neighbours in one piece; else none is."""
     data = folder(N)
     np.save(data.path / "all.npy", np.stack([data.sample(number) for number in range(N)]))
-    source = reader(NpyRows(data.path / "all.npy"), range(N), io_waits=True)
+    source = Bound(NpyRows(data.path / "all.npy").bind(range(N)), io_waits=True)
     ids = [7, 8, 9, 3, 2, 20, 21, 0]
-    assert filled(source, ids) == ids
+    assert source.filled(ids) == ids
     asked = [(first, size) for call, (_, first, size) in calls if call == "ask"]
     assert asked == [(128 + 48 * first, 48 * count) for first, count in [(7, 3), (3, 1), (2, 1), (20, 2), (0, 1)]]
     assert [call for call, _ in calls[-13:]] == ["ask"] * 5 + ["read"] * 8
     calls.clear()
-    source.io_waits = False
-    assert filled(source, ids) == ids
-    assert [call for call, _ in calls] == ["read"] * 8
+    assert Bound(source.reader).filled(ids) == ids
+    assert [call for call, _ in calls] == ["open", *["read"] * 8]
 
 
 @pytest.mark.timeout(20)

@@ -383,25 +383,6 @@ def test_a_reader_that_can_not_begin_is_said_and_others_read(folder: Callable, c
     assert "worker 0 has fewer reads in flight than are wanted: " in caplog.text
 
 
-def test_sources_hear_whether_reads_have_had_to_wait() -> None:
-    """From the second ticket on, as long as they do; no longer once they have not for a while."""
-
-    class Waiting(Source):
-        shape, dtype = (2,), "int64"
-
-        def fill(self, ids: Any, rows: np.ndarray) -> None:
-            rows[:] = [(id, self.io_waits) for id in ids]
-            if ids[0] < 100:
-                time.sleep(0.001)  # as a disk would have it wait
-
-    with Loader(range(400), None, 1, source=Waiting(), workers=1, shuffle=False) as loader:
-        waits = np.concatenate([X for (X,) in loader])[:, 1].tolist()
-
-    assert waits[0] == 0
-    assert waits[1:101] == [1] * 100
-    assert 0 in waits[101:]
-
-
 def test_rows_of_one_file_are_read_at_once(folder: Callable, tmp_path: Path) -> None:
     """`NpyRows` with many reads gives the rows that one read gives."""
     array = np.random.default_rng(5).normal(size=(200, 7))

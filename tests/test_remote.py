@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +52,7 @@ def test_many_readers_have_requests_in_flight(root: Path, proxy: Proxy) -> None:
     all_here = threading.Barrier(readers)
 
     def read(seed: int) -> bool:
-        own = copy(source)
-        own.open()
-        own.rows_begun = [0]
+        own = source.again()
         chosen = np.random.default_rng(seed).permutation(N)[:8].tolist()
         all_here.wait(20)
         return filled(own, [IDS[number] for number in chosen]) == chosen
@@ -77,7 +74,7 @@ def test_every_kind_of_file(root: Path, proxy: Proxy, kind: str) -> None:
     proxy.requests.clear()
     for ids in ([0, 1, 2, 3], [3, 0]):
         rows = bytearray(ROW_BYTES * len(ids))
-        source.fill(ids, memoryview(rows))
+        source.reader.fill(ids, memoryview(rows), [0])
         found = np.frombuffer(rows, "f4").reshape(-1, 4, 3)
         np.testing.assert_array_equal(found, [np.load(root / f"{id}.npy") for id in ids])
     assert len(proxy.requests) == 6
@@ -110,7 +107,7 @@ def test_an_answer_in_chunks(root: Path, proxy: Proxy) -> None:
 def test_a_connection_that_the_server_closed_meanwhile_is_no_failure(root: Path, proxy: Proxy) -> None:
     """Between requests it may: the next one makes another, and waits for nothing."""
     source = reader(Npy(proxy.url), IDS)
-    source._remote.store.tries = 1
+    source.reader.files.remote.store.tries = 1
     assert filled(source, IDS[:1]) == [0]
     proxy.faults["id-1.npy"] = ["close"]
     assert filled(source, IDS[:3]) == [0, 1, 2]
@@ -136,7 +133,7 @@ def test_what_does_not_pass_is_named(root: Path, proxy: Proxy, fault: str, found
     assert (error.id, error.path) == ("id-2", f"{proxy.url}/id-2.npy")
     assert re.fullmatch(rf"expected the file, found {found}; tried 8 times in \d+\.\d s", error.reason)
     assert str(error) == f"sample 'id-2', {error.path}: {error.reason}"
-    assert source.rows_begun == [3]
+    assert source.begun == [3]
     # A connection that was kept, and is lost, says nothing about the server.
     assert proxy.targets.count("/id-2.npy") == remote.TRIES + (fault == "reset")
 
@@ -234,10 +231,10 @@ def test_other_ways_to_a_file(root: Path, proxy: Proxy) -> None:
     assert proxy.requests[-1].headers["authorization"] == "Bearer x"
     source = reader(Npy(proxy.url.replace("//", "//user:pass%20word@") + "/private"), IDS)
     assert filled(source, IDS[:2]) == [0, 1]
-    assert source.place("id-0") == f"{proxy.url}/private/id-0.npy"
+    assert source.reader.place("id-0") == f"{proxy.url}/private/id-0.npy"
     source = reader(Npy(f"{proxy.url}/asks?key=secret"), IDS)
     assert filled(source, IDS[:2]) == [0, 1]
-    assert source.place("id-0") == f"{proxy.url}/asks/id-0.npy?..."
+    assert source.reader.place("id-0") == f"{proxy.url}/asks/id-0.npy?..."
     with pytest.raises(SampleError, match=r"/round/id-0\.npy: expected the file, found more than 5 redirections"):
         Npy(f"{proxy.url}/round").bind(IDS)
 

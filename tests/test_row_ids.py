@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmgen import InputError, Loader, Npy, NpyRows, SampleError, Source, Values
+from shmgen import InputError, Loader, Npy, NpyRows, SampleError, Values
 from shmgen._samples import row_ids
 from shmgen._samples.ids import kept
 from shmgen._samples.row_ids import RowIds
@@ -195,8 +195,7 @@ def test_what_cannot_be_read_is_named_by_its_id(all_npy: Path, workers: int) -> 
             list(itertools.chain(loader, loader, loader))  # of the first, some may have been read before
         assert caught.value.id == IDS[-1]
     np.save(all_npy, np.zeros((N, 3), np.int64))
-    bound = source(all_npy)
-    bound.bind(IDS)
+    bound = source(all_npy).bind(IDS)
     assert bound.place(IDS[7]) == f"row 7 of file {all_npy}"
 
 
@@ -209,35 +208,6 @@ def test_behind_a_url(root: Path, served: tuple[Path, int]) -> None:
             assert loader.batch(0)[0][:, 0, 0].tolist() == list(range(5, 20))[::-1]
     with pytest.raises(InputError, match=f"ids {url}/no.ids: .*404"):
         Loader(IDS[:2], None, 1, source=NpyRows(f"{url}/all.npy", ids=f"{url}/no.ids"), workers=0)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("does", ["read", "fill"])
-def test_a_source_of_ones_own_may_have_keys(workers: int, does: str) -> None:
-    """It looks ids up when it is bound, and is asked by what it found; what fails is told by its id even so."""
-
-    class Looking(Source):
-        shape, dtype = (1,), np.int64
-
-        def bind(self, ids: Sequence[Any]) -> None:
-            self.keys = np.array([int(id[3:]) for id in ids]) * 10
-
-    def read(self: Any, key: int, row: np.ndarray) -> None:
-        if key == 70:
-            raise ValueError("no such key")
-        row[:] = key
-
-    def fill(self: Any, keys: Sequence[int], rows: np.ndarray) -> None:
-        for self.rows_begun[0], key in enumerate(keys, 1):
-            read(self, key, rows[self.rows_begun[0] - 1])
-
-    setattr(Looking, does, locals()[does])
-    ids = [f"id-{number}" for number in (3, 1, 7, 5)]
-    with Loader(ids, None, 2, source=Looking(), shuffle=False, workers=workers) as loader:
-        assert loader.batch(0)[0].tolist() == [[30], [10]]
-        with pytest.raises(SampleError, match="no such key") as caught:
-            loader.batch(1)
-        assert caught.value.id == "id-7"
 
 
 def lines(call: Callable[[], object]) -> int:

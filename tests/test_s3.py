@@ -86,7 +86,7 @@ def test_one_request_an_object(proxy: Proxy) -> None:
     assert all(request.target.startswith("/bucket/data/a%20b/id-") for request in proxy.requests)
     assert all("Credential=a/" in request.headers["authorization"] for request in proxy.requests)
     assert proxy.connections == connections + 1
-    assert source.place(IDS[3]) == "s3://bucket/data/a b/id-3-µ+%.npy"
+    assert source.reader.place(IDS[3]) == "s3://bucket/data/a b/id-3-µ+%.npy"
 
 
 def test_rows_of_an_object(proxy: Proxy) -> None:
@@ -222,7 +222,7 @@ def test_options_that_only_s3fs_knows(proxy: Proxy) -> None:
 from test_s3 import *
 options = {{"endpoint_url": {proxy.url!r}, **KEYS, "cache_regions": False}}
 source = reader(Npy("s3://bucket/data", storage_options=options), IDS)
-assert type(source._remote.store).__name__ == "FsspecStore"
+assert type(source._files.remote.store).__name__ == "FsspecStore"
 assert filled(source, IDS[:3]) == [0, 1, 2]
 rows = reader(NpyRows("s3://bucket/data/all.npy", storage_options=options), range(N))
 assert filled(rows, [7, 8, 2]) == [7, 8, 2]

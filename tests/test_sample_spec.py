@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmgen import FunctionError, InputError, Loader, Source
+from shmgen import FunctionError, InputError, Loader
 from shmgen._samples.sample_spec import RowSpec, SampleSpec, write_row
 from shmgen.errors import FormatError
 
@@ -112,35 +112,3 @@ def test_what_is_expected_travels_without_numpy() -> None:
     root = Path(__file__).parents[1]
     run = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(row), capture_output=True, check=True, cwd=root)
     assert run.stdout.decode() == "(3, 1) (3,)\nFalse\n"
-
-
-class Numbers(Source):
-    """Filled in the main process: by positions in the list of ids, which workers never see."""
-
-    shape, dtype, classes = (2,), "i8", ("even", "odd")
-    in_main_process = True
-
-    def bind(self, ids: Any) -> None:
-        assert self.field_name == "y"
-        self.ids = np.array(ids)
-
-    def open(self) -> None:
-        raise AssertionError("no worker opens it")
-
-    def fill(self, samples: Any, rows: np.ndarray) -> None:
-        rows[:, 0] = samples
-        rows[:, 1] = self.ids[samples]
-
-    def __reduce__(self) -> Any:
-        raise AssertionError("it is not sent to a worker")
-
-    def __copy__(self) -> Numbers:
-        return Numbers()
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_source_may_be_filled_in_the_main_process(workers: int) -> None:
-    """As `Values` are: it is bound with the field's name, gets positions, has classes, and stays out of workers."""
-    with Loader([7, 5, 8, 6], Numbers(), 2, source=abs, shuffle=False, workers=workers) as loader:
-        assert [(X.tolist(), y.tolist()) for X, y in loader] == [([7, 5], [[0, 7], [1, 5]]), ([8, 6], [[2, 8], [3, 6]])]
-        assert loader.classes == ("even", "odd")

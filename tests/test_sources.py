@@ -14,7 +14,7 @@ import psutil
 import pytest
 from conftest import wait_until
 
-from shmgen import Function, Hdf5, InputError, Loader, Npy, NpyRows, SampleError, Source, StartError, Values
+from shmgen import Function, Hdf5, InputError, Loader, Npy, NpyRows, Reader, SampleError, Source, StartError, Values
 
 N = 40
 
@@ -409,9 +409,9 @@ class Recorded(Source):
         self.path = str(path)
         self.handle: int | None = None
 
-    def bind(self, ids: Any) -> None:
-        assert self.field_name == "X"
+    def bind(self, ids: Any) -> Reader:
         self.first = ids[0]
+        return super().bind(ids)
 
     def open(self) -> None:
         assert self.handle is None
@@ -456,6 +456,21 @@ def test_a_source_of_the_users_own(recorded: type[Recorded], tmp_path: Path, wor
     assert [file.read_text() for file in opened.iterdir()] == ["opened\n"] * max(1, workers), "once each"
     assert source.handle is None, "the user's own object is not opened"
     assert (str(os.getpid()) in os.listdir(opened)) == (workers == 0)
+
+
+def test_a_source_of_ours_is_not_read_by_methods_of_a_subclass() -> None:
+    """They would never be called, which is said when the class is made; and a `bind` that returns nothing, when it is bound."""
+    with pytest.raises(TypeError, match=r"Scaled\.read would never be called, since Npy reads by itself: subclass Source"):
+
+        class Scaled(Npy):
+            def read(self, id: Any, row: Any, /) -> None: ...
+
+    class Forgets(Source):
+        def bind(self, ids: Any) -> Any:
+            self.shape, self.dtype = (3,), "f4"
+
+    with pytest.raises(InputError, match=r"field 'X': expected Forgets\.bind to return a reader, found None: end it in return"):
+        Loader(range(4), None, 2, source=Forgets())
 
 
 @pytest.mark.parametrize("workers", WORKERS)

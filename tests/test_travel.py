@@ -176,24 +176,6 @@ def test_functions_of_a_script_without_guard_and_of_a_notebook_cell(folder: Call
     assert run.err == ""
 
 
-def test_a_source_of_ours_subclassed_in_a_script(folder: Callable, script: Callable) -> None:
-    """A subclass of Npy in ``__main__`` travels, too."""
-    code = """
-class Elsewhere(shmgen.Npy):
-    def path(self, id): return super().path(f"id-{id}")
-    def fill(self, ids, rows): super().fill([f"id-{id}" for id in ids], rows)
-
-with Loader(range(8), range(8), 4, source=Elsewhere(DATA), workers=2) as loader:
-    for X, y in loader:
-        assert (X == y[:, None, None]).all()
-say("ended")
-"""
-    run = script(code, folder(8))
-
-    assert run.end() == 0, run.err
-    assert run.out.split() == ["ended"]
-
-
 def stuck(tmp_path: Path, what: str) -> Any:
     """Something that can't be sent."""
     if what == "lock":

@@ -24,9 +24,8 @@ import pytest
 from conftest import wait_until, workers_of
 from pace import slowness
 
-from shmgen import InputError, Measurement, SampleError, Tuning, tune
+from shmgen import InputError, Measurement, SampleError, Source, Tuning, tune
 from shmgen._memory.limits import processors
-from shmgen._sources.base import RawSource
 from shmgen._tools.measure import forget
 from shmgen._tools.recommend import AS_GOOD, MARGIN, medians, recommend
 from shmgen._tools.tune import MAX_ROUNDS, ROUNDS, Progress, _Rounds
@@ -136,18 +135,18 @@ def compute() -> None:
         pass
 
 
-def costly(cost: Callable[[], None]) -> RawSource:
+def costly(cost: Callable[[], None]) -> Source:
     """Samples of a byte, each of which costs something."""
     # Local, and with no function of this module's: a worker need not import it, which would take long.
     clock, code = time, cost.__code__
 
-    class Costly(RawSource):
+    class Costly(Source):
         shape = ()
         dtype = "|u1"
 
-        def fill(self, ids: Sequence[object], rows: memoryview) -> None:
+        def fill(self, ids: Sequence[object], rows: np.ndarray) -> None:
             pay = FunctionType(code, {"time": clock, "COST": COST})
-            for self.rows_begun[0], _ in enumerate(ids, 1):
+            for _ in ids:
                 pay()
 
     return Costly()

@@ -99,11 +99,11 @@ def test_neighbouring_windows_are_read_in_one_call(series: Path, monkeypatch: py
     ]:
         source = reader(NpyRows(series, window=window, stride=stride), ids)
         rows = np.empty((len(ids), window, 3), np.int32)
-        source.fill(ids, rows.data.cast("B"))  # opens the file
+        source.reader.fill(ids, rows.data.cast("B"), [0])  # opens the file
         read.clear()
         with monkeypatch.context() as patch:
             patch.setattr(os, "preadv", watched)
-            source.fill(ids, rows.data.cast("B"))
+            source.reader.fill(ids, rows.data.cast("B"), [0])
         assert read == sizes
         np.testing.assert_array_equal(rows, expected(ids, window, stride, 0))
 
@@ -115,11 +115,10 @@ def test_windows_are_asked_for_ahead(
     """Where reading waits, the system is told of all windows before one is read, and of nothing but what lies between."""
     ids = [0] if window == 100 else [0, 1, 2, 5, 4]
     source = reader(NpyRows(series, window=window, stride=stride, offset=offset), ids)
-    rows = np.empty((len(ids), *source.shape), np.int32)
+    rows = np.empty((len(ids), *source.reader.shape), np.int32)
     asked: set[int] = set()
     monkeypatch.setattr(os, "posix_fadvise", lambda fd, first, size, advice: asked.update(range(first, first + size)))
-    source.io_waits = True
-    source.fill(ids, rows.data.cast("B"))
+    source.reader.fill(ids, rows.data.cast("B"), [0], io_waits=True)
     np.testing.assert_array_equal(rows, expected(ids, window, stride, offset))
     needed = {byte for id in ids for row in range(window or 1) for byte in _bytes_of(offset + id * stride + row)}
     assert asked >= needed
@@ -160,7 +159,7 @@ def test_windows_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
             bound = reader(source, range(6))
             rows = np.empty((6, window, 3), np.int32)
             proxy.requests.clear()
-            bound.fill(range(6), rows.data.cast("B"))
+            bound.reader.fill(range(6), rows.data.cast("B"), [0])
             np.testing.assert_array_equal(rows, expected(range(6), window, stride, 0))
             assert len(proxy.requests) == asked
     assert len(NpyRows(url, window=8, stride=2)) == 47

@@ -23,9 +23,9 @@ from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import BUSY, EAGER, MAX_READERS, READERS, READS, ROW, TICKET, StatusPage
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import IDLE, UNKNOWN
+from shmgen._sources.field_spec import FieldSpec, readings_of
 from shmgen._worker import protocol
 from shmgen._worker.assembler import BatchAssembler
-from shmgen._worker.field_spec import FieldSpec
 from shmgen._worker.protocol import FAILED, LOGGED, REPORT, UNABLE
 from shmgen._worker.readers import LONG, SELDOM, Descriptors, Readers
 from shmgen._worker.rng import own_random_state
@@ -85,7 +85,7 @@ class Worker:
         os.close(fd)
         self.page.words[READS], self.page.words[READERS] = reads, 1
         field = FieldSpec("X", (2,), "<f8", 0, 16)
-        assembler = BatchAssembler([field], {"X": source}, SHEET, 0, {}, transform)
+        assembler = BatchAssembler([field], readings_of([field], {"X": source.bind(range(SAMPLES))}), SHEET, 0, {}, transform)
         self.messages: list[bytes] = []
         self.hears = True
         before = set(threading.enumerate())
@@ -507,8 +507,8 @@ from shmgen import Source
 from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import READERS, READS, ROW, TICKET, StatusPage
 from shmgen._samples.packed_ids import PackedIds
+from shmgen._sources.field_spec import FieldSpec, readings_of
 from shmgen._worker.assembler import BatchAssembler
-from shmgen._worker.field_spec import FieldSpec
 from shmgen._worker.protocol import REPORT, TICKET as RECORD
 from shmgen._worker.readers import SAMPLES, Descriptors, Readers
 
@@ -539,7 +539,7 @@ def start(source, reads):
     os.close(queue)
     try:
         field = FieldSpec("X", (2,), "<f8", 0, 16)
-        assembler = BatchAssembler([field], {"X": source}, SHEET, 0, {}, None)
+        assembler = BatchAssembler([field], readings_of([field], {"X": source.bind(range(SAMPLES))}), SHEET, 0, {}, None)
         fds = Descriptors(ring, -1, queue_out, reports_in, bell)
         readers = Readers(0, fds, segments, [PackedIds.pack(range(9))], page, assembler, lambda _: True)
         readers.run(readers.opened(0))

@@ -53,7 +53,7 @@ class BatchBuilder:
         self._damage = damage
         self._padding = padding
         self._weights = spec.weights
-        self._filled_here = [(n, source) for n, source in enumerate(spec.sources.values()) if source.in_main_process]
+        self._filled_here = [(n, reader) for n, reader in enumerate(spec.readers.values()) if reader.in_main_process]
         # For batches in the ring: by row, the sample that replaces another, and how many have been tried.
         self._replacements: dict[BatchId, dict[int, tuple[int, int]]] = {}
 
@@ -90,8 +90,8 @@ class BatchBuilder:
     def _fill(self, slot: int, start: int, numbers: np.ndarray) -> None:
         """Tell workers of the samples ``numbers``, and fill in their values, in ``slot`` from row ``start`` on."""
         self._ring.sheet(slot)[SAMPLES + start : SAMPLES + start + len(numbers)] = numbers
-        for field, source in self._filled_here:
-            source.fill(numbers, self._ring.arrays(slot)[field][start : start + len(numbers)])  # type: ignore[arg-type]
+        for field, reader in self._filled_here:
+            reader.fill(numbers, self._ring.arrays(slot)[field][start : start + len(numbers)], None)
 
     def delivered(self, batch: BatchId, arrays: Arrays) -> int:
         """``batch`` is handed out as ``arrays``. Returns in how many rows a sample was replaced."""

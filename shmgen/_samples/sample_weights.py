@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,12 @@ def weights_of(given: Any, ids: Sequence[Any]) -> np.ndarray:
     Raises:
         InputError: an id has none, or one that is no number from 0 on; or all are 0.
     """
-    values = copy(given) if isinstance(given, Values) else Values(given, dtype=np.float64)
-    values.field_name = "sample_weights"
-    values.bind(ids)
-    if values.shape:
-        raise InputError(f"sample_weights: expected a number for each id, found rows of shape {values.shape}")
-    weights = np.empty(len(ids), values.dtype)
-    values.fill(np.arange(len(ids)), weights)
+    values = given if isinstance(given, Values) else Values(given, dtype=np.float64)
+    reader = values.bind(ids, field="sample_weights")
+    if reader.shape:
+        raise InputError(f"sample_weights: expected a number for each id, found rows of shape {reader.shape}")
+    weights = np.empty(len(ids), reader.dtype)
+    reader.fill(np.arange(len(ids)), weights, None)
     weights = weights.astype(np.float64)
     wrong = ~((weights >= 0) & np.isfinite(weights))
     if wrong.any():

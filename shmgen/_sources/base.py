@@ -1,4 +1,4 @@
-"""Sources: what the rows of a field are filled from. A source says what shape and dtype a row has, and fills rows in the workers.
+"""Sources and readers: what the rows of a field are filled from. A source is bound to the ids of a loader; the reader fills rows.
 
 A worker imports this module, so NumPy is imported only where a source needs it.
 """
@@ -6,19 +6,19 @@ A worker imports this module, so NumPy is imported only where a source needs it.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from copy import copy
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from shmgen._samples.sample_spec import ANY, SampleSpec
-from shmgen.errors import FormatError, FunctionError, InputError, SampleError
+from shmgen.errors import FormatError, FunctionError, SampleError
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import numpy as np
     from numpy.typing import DTypeLike
 
-    from shmgen._sources.source_field import Measure, SourceField
-
-
-NO_CLASSES = "n_classes and classes are for labels that are values; give them to the Values among targets"
+Measure: TypeAlias = Literal["length", "mask"]
 
 IDLE = 0
 """In place of a number of rows begun: the worker is at no row."""
@@ -28,55 +28,94 @@ UNKNOWN = (1 << 64) - 1
 
 
 def row_of(begun: int) -> int | None:
-    """The row, counted from 0, that a worker is at which has begun so many rows; None if that is not known."""
+    """The row, counted from 0, that a worker is at after it has begun this number of rows; None if that is not known."""
     return None if begun in (IDLE, UNKNOWN) else begun - 1
 
 
-class _Measured:
-    """An attribute of a source of one field that is the `SourceField` of this name. A subclass may have another of that name."""
+class Reader:
+    """Fills the rows of one source for one loader. `Source.bind` makes it, in the main process; every worker gets a pickled copy.
 
-    def __set_name__(self, owner: type, name: Measure) -> None:
-        self._name: Measure = name
+    What it says of itself does not change once it is made. Open files and the like are in the copies that `opened` makes.
 
-    def __get__(self, source: Source | None, owner: type) -> SourceField:
-        if source is None:
-            raise AttributeError(f"{owner.__name__} itself has no {self._name}; an instance has")
-        from shmgen._sources.source_field import SourceField  # late: workers don't need it
+    Attributes:
+        shape: of one sample's row.
+        dtype: of a row; as text where workers are to do without NumPy.
+        fields: shape and dtype by key, in place of these two, where it fills several fields.
+        given: what the user says of a row, and with it what rows are padded with.
+        varies: whether samples may have other shapes than a row, because they are padded or a transform makes rows of them.
+        keys: what `fill` and `read` get in place of ids, one for each sample: a range, or an array of ints. None for the ids
+            themselves. They are in shared memory once for all workers, so they are not pickled.
+        classes: the names of the classes that a row's numbers stand for, in the order of these numbers; None for no classes.
+        user_code: the function or source of the user's that does the reading; None where that is shmgen's own code.
+        in_main_process: whether the main process fills the rows. `fill` then gets positions in the list of ids, as an array.
+        takes_bytes: whether `fill` takes a flat `memoryview` of the rows' bytes, so that a worker need not import NumPy.
+        concurrent: whether several threads of a process may read at once, each from a copy that `opened` makes.
+        draws: whether `read` needs a generator of random numbers.
+        reads_one_by_one: whether the next rows should be read by `read`, one by one, rather than by `fill`.
+        leaves_out: whether it may fill only a part of a row, so that rows must be set to 0 before.
+    """
 
-        return SourceField(source, measure=self._name)
+    shape: tuple[int, ...]
+    dtype: DTypeLike
+    fields: Mapping[Any, tuple[tuple[int, ...], DTypeLike]] | None = None
+    given: SampleSpec = ANY
+    varies: bool = False
+    keys: Sequence[int] | np.ndarray | None = None
+    classes: tuple[Any, ...] | None = None
+    user_code: Any = None
+    in_main_process = False
+    takes_bytes = False
+    concurrent: bool = False
+    draws: bool = False
+    leaves_out: bool = False
+
+    @property
+    def reads_one_by_one(self) -> bool:
+        return False
+
+    def opened(self) -> Self:
+        """A copy for one thread of the process that reads, ready to read."""
+        return copy(self)
+
+    def fill(self, keys: Any, rows: Any, begun: Any, *, io_waits: bool = False) -> list[int] | None:
+        """Fill ``rows``, of shape ``(len(keys), *shape)``, with the samples of these keys.
+
+        Args:
+            keys: of the samples; see the attribute.
+            rows: an array; bytes where it `takes_bytes`; a dict of arrays by key where there are several fields.
+            begun: ``begun[0] = n`` says that row n, counted from 1, is being read. A sample that fails, hangs or ends the worker
+                is then known at once; of a reader that does not say it, the rows are tried one by one.
+            io_waits: whether reads have had to wait lately; the system may then be asked to read ahead.
+
+        Returns:
+            The numbers of rows that it left to `read`, since their samples have other shapes; None for none.
+        """
+        raise NotImplementedError
+
+    def read(self, key: Any, row: Any, rng: np.random.Generator | None = None) -> Any:
+        """Fill ``row``, or return the sample, as `Source.read`."""
+        raise NotImplementedError
+
+    def place(self, id: Any) -> str:
+        """Where sample ``id`` is read from, for errors and warnings: the absolute path of a file, or a description."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "keys"}
 
 
 class Source:
-    """Fills a field of a batch, row by row, or several at once. Subclass it to read what shmgen has no source for.
-
-    A loader works on a copy, which it binds in the main process, sends to each worker, and opens there.
+    """Where the rows of a field, or of several, come from. Subclass it to read what shmgen has no source for.
 
     ``source[key]`` is one of its fields; ``source`` itself is all of them, as a dict, or as a tuple if their keys are 0, 1, ...
-    Given twice to a loader, a source reads a sample once all the same. ``source.length`` and ``source.mask`` are fields that say
-    how much of a padded row is the sample's; see `SourceField`.
+    Given twice to a loader, a source reads a sample once all the same.
 
     Attributes:
         shape: of one sample's row; set by `bind` at the latest.
         dtype: of a row; set by `bind` at the latest.
         fields: shape and dtype by key, in place of these two, where there are several fields; set by `bind` at the latest.
-        given: what the user says of a row, and with it what rows are padded with.
-        varies: whether samples may have other shapes than a row, because a transform makes rows of them, or they are padded; set
-            before `bind`, which may set it to False.
-        draws: whether `read` draws random numbers from `rng`.
-        rng: the `numpy.random.Generator` of the sample that is being read, the one that a transform gets; only if ``draws``.
-        classes: the names of the classes that a row's numbers mean, in the order of these numbers; None where they mean none.
-        field_name: what errors call the field; set before `bind`.
-        keys: what `fill` and `read` get in place of ids, one for each sample: a range, or an array of ints. Set by `bind`, where
-            a source looks its ids up once and for all; None for the ids themselves. See `key_tables`.
-        key_table: which table its keys are in; 0, that of the ids, where it has none of its own.
-        in_main_process: whether the main process fills the rows, and workers never see the source. `fill` then gets positions in
-            the list of ids in place of ids.
-        rows_begun: where a `fill` that reads one row after another says how far it is: ``self.rows_begun[0] = 1`` before it reads
-            the first row, 2 before the second. A sample that fails, hangs or ends the worker is then known at once; else its rows
-            are tried one by one.
-        concurrent: whether several copies of it may read at once, in threads of one process. Then there are as many reads in
-            flight as pay where reading waits for a disk or a network.
-        io_waits: whether reads have had to wait lately; set before each `fill`, which may then have the system read ahead.
+        concurrent: whether several copies of it may read at once, in threads of one process. As many reads are then in flight as
+            pay where reading waits for a disk or a network.
 
     Examples:
         >>> class Noise(Source):
@@ -105,55 +144,25 @@ class Source:
     shape: tuple[int, ...]
     dtype: DTypeLike
     fields: Mapping[Any, tuple[tuple[int, ...], DTypeLike]] | None = None
-    given: SampleSpec = ANY
-    varies: bool = False
-    draws: bool = False
-    rng: np.random.Generator
-    classes: tuple[Any, ...] | None = None
-    field_name = "X"
-    keys: Any = None
-    key_table: int = 0
-    in_main_process = False
     concurrent: bool = False
-    io_waits: bool = False
-    rows_begun: Any = [0]  # noqa: RUF012 # the assembler replaces it before `open`
-
-    length = _Measured()
-    mask = _Measured()
 
     def __getitem__(self, key: Hashable) -> SourceField:
-        from shmgen._sources.source_field import SourceField
-
         return SourceField(self, key)
 
-    __iter__ = None  # so that nobody takes it for a list of fields
+    __iter__ = None  # else `list(source)` would ask for the fields 0, 1, 2, ... for ever
 
-    def field(
-        self,
-        key: Hashable,
-        dim: int | Iterable[int] | None = None,
-        n_channels: int | None = None,
-        dtype: DTypeLike | None = None,
-        *,
-        pad_value: float | None = None,
-    ) -> SourceField:
-        """``source[key]``, with what `Npy` takes to describe rows; what is left out is taken from the first sample.
+    def bind(self, ids: Sequence[Any]) -> Reader:
+        """What fills the rows of these ids: called once for each loader, in the main process, on a copy of the source.
 
-        Raises:
-            InputError: an argument describes no rows.
+        Override it where shape and dtype are not known before: set them on ``self``, and ``return super().bind(ids)``.
         """
-        from shmgen._sources.source_field import SourceField
-
-        return SourceField(self, key, SampleSpec.checked(dim, n_channels, dtype, pad_value))
-
-    def find_fields(self, ids: Sequence[Any]) -> None:
-        """Set `fields`, if there are several, in the main process; called before `bind` where the keys must be known."""
-
-    def bind(self, ids: Sequence[Any]) -> None:
-        """Look at the ids, once, in the main process: for what has to be read to know `shape` and `dtype`."""
+        return SourceReader(self)
 
     def open(self) -> None:
-        """Get ready to read: open the file, connect to the database. Called once by each reader, on a shallow copy of its own."""
+        """Get ready to read: open the file, connect to the database. Called once by each thread that reads, on a copy of its own.
+
+        Loaders pickle the source, without what this has opened, to send it to workers.
+        """
 
     def read(self, id: Any, row: Any, /) -> Any:
         """Fill ``row``, an array of `shape` and `dtype` in shared memory, with sample ``id``, or return the sample.
@@ -168,7 +177,7 @@ class Source:
         """Fill ``rows``, of shape ``(len(ids), *shape)``, with the samples ``ids``. What is left out stays 0.
 
         With several fields, ``rows`` is a dict of such arrays by key. Override it where many rows are read faster at once than
-        one by one. Random numbers are then not drawn for each sample.
+        one by one.
 
         Returns:
             The numbers of rows that it left to `read`, since their samples have other shapes; None if there are none.
@@ -179,56 +188,134 @@ class Source:
         """Where sample ``id`` is read from, for errors and warnings: the absolute path of a file, or a description."""
         return f"source {type(self).__name__}"
 
-    def with_classes(self, n_classes: int | None, classes: Iterable[Any] | str | None) -> Source:
-        """The source as labels of these classes, as far as they are not None.
 
-        Raises:
-            InputError: it has no values that could be classes, or has others of its own.
-        """
-        if n_classes is None and classes is None:
-            return self
-        raise InputError(NO_CLASSES)
+class SourceReader(Reader):
+    """Reads by the methods of a source of the user's own."""
 
-    @property
-    def is_users(self) -> bool:
-        """Whether code of the user's does the reading."""
-        return not type(self).__module__.startswith("shmgen.")
+    def __init__(self, source: Source) -> None:
+        self.user_code = source
+        self.fields, self.concurrent = source.fields, source.concurrent
+        if source.fields is None:
+            self.shape, self.dtype = source.shape, source.dtype
+        self._fills_many = type(source).fill is not Source.fill
+
+    leaves_out = True
 
     @property
     def reads_one_by_one(self) -> bool:
-        """Whether `read` does the work, not `fill`."""
-        return type(self).fill is Source.fill
+        return not self._fills_many
 
-    @property
-    def may_leave_out(self) -> bool:
-        """Whether it may fill only a part of a row, so that rows must be cleared before. shmgen's own sources fill whole rows."""
-        does = "read" if type(self).fill is Source.fill else "fill"
-        written_by = next(cls for cls in type(self).__mro__ if does in vars(cls))
-        return not written_by.__module__.startswith("shmgen.")
+    def opened(self) -> Self:
+        reader = copy(self)
+        reader.user_code = copy(self.user_code)
+        reader.user_code.open()
+        return reader
+
+    def fill(self, keys: Any, rows: Any, begun: Any, *, io_waits: bool = False) -> list[int] | None:
+        left: list[int] | None = self.user_code.fill(keys, rows)
+        return left
+
+    def read(self, key: Any, row: Any, rng: np.random.Generator | None = None) -> Any:
+        return self.user_code.read(key, row)
+
+    def place(self, id: Any) -> str:
+        return str(self.user_code.place(id))
 
 
-class RawSource(Source):
-    """A source whose `fill` takes a flat `memoryview` of the rows' bytes, so that a worker need not import NumPy."""
-
-
-def key_tables(ids: Sequence[Any], sources: Iterable[Source]) -> list[Sequence[Any]]:
-    """What samples are called where rows are filled: by their ids, and by the keys of sources that have such.
-
-    Each source is told its table, and lets go of its keys: they are in shared memory once, and not sent to each worker.
+class SourceField:
+    """One of the fields that a source fills: what ``source["image"]`` is. However many are used, a sample is read once.
 
     Args:
-        ids: of all samples.
-        sources: of a batch, bound.
-    """
-    from shmgen._samples.ids import kept
+        source: which fills it.
+        key: of the field in the source; None if that has only one.
+        given: what the user says of its rows.
+        measure: what is measured of the field's rows, in place of these; None for the rows themselves.
 
-    tables = [ids]
-    for source in sources:
-        if source.keys is not None:
-            source.key_table = len(tables)
-            tables.append(kept(source.keys))
-            source.keys = None
-    return tables
+    Attributes:
+        source, key, given, measure: see above.
+
+    Examples:
+        >>> pairs = Function(lambda id: {"x": np.full(3, id), "y": id % 2})
+        >>> loader = Loader(range(8), inputs=pairs["x"], targets=pairs["y"], batch_size=4, shuffle=False)
+        >>> X, y = loader.batch(1)
+        >>> X[:, 0], y
+        (array([4, 5, 6, 7]), array([0, 1, 0, 1]))
+        >>> isinstance(pairs["x"], SourceField)
+        True
+    """
+
+    def __init__(
+        self, source: Source, key: Hashable | None = None, given: SampleSpec = ANY, measure: Measure | None = None
+    ) -> None:
+        self.source = source
+        self.key = key
+        self.given = given
+        self.measure = measure
+
+    def shaped(
+        self,
+        dim: int | Iterable[int] | None = None,
+        n_channels: int | None = None,
+        dtype: DTypeLike | None = None,
+        *,
+        pad_value: float | None = None,
+    ) -> SourceField:
+        """The field with what `Npy` takes to describe rows; what is left out is taken from the first sample.
+
+        Raises:
+            InputError: an argument describes no rows.
+        """
+        return SourceField(self.source, self.key, SampleSpec.checked(dim, n_channels, dtype, pad_value), self.measure)
+
+    @property
+    def length(self) -> SourceField:
+        """The field that says how much of a padded row is the sample's, along its first axis; int64, of shape ``()``."""
+        return SourceField(self.source, self.key, self.given, "length")
+
+    @property
+    def mask(self) -> SourceField:
+        """The field that is true where a padded row is the sample's; of shape ``dim``; bool, and as weights float32."""
+        return SourceField(self.source, self.key, self.given, "mask")
+
+
+class BuiltinSource(Source):
+    """A source of shmgen's own. Its reader does what `Source.open`, `read`, `fill` and `place` do for a source of the user's.
+
+    Attributes:
+        given: what the user says of a row, and with it what rows are padded with.
+        finds_fields: whether only `bind` says whether it has several fields.
+    """
+
+    given: SampleSpec = ANY
+    finds_fields: bool = False
+
+    def __init_subclass__(cls) -> None:
+        if not cls.__module__.startswith("shmgen.") and (own := {"open", "read", "fill", "place"} & vars(cls).keys()):
+            base = next(base.__name__ for base in cls.__mro__[1:] if base.__module__.startswith("shmgen."))
+            raise TypeError(
+                f"{cls.__name__}.{sorted(own)[0]} would never be called, since {base} reads by itself: subclass Source, or use a "
+                "transform"
+            )
+
+    def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> Reader:
+        """As `Source.bind`.
+
+        Args:
+            ids: of all samples.
+            field: what errors call the field.
+            varies: whether something makes rows of samples of other shapes.
+        """
+        raise NotImplementedError
+
+    @property
+    def length(self) -> SourceField:
+        """`SourceField.length` of the only field."""
+        return SourceField(self).length
+
+    @property
+    def mask(self) -> SourceField:
+        """`SourceField.mask` of the only field."""
+        return SourceField(self).mask
 
 
 def function_error(id: object, where: str, error: Exception) -> SampleError:

@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from shmgen._memory.layout import Arrays, Field
+from shmgen._memory.layout import Arrays
 from shmgen._samples.ids import Subset, int_array, is_frame
 from shmgen._samples.lookup import is_column, is_mapping
-from shmgen._samples.sample_spec import ANY, are_numbers, dtype_of
-from shmgen._sources.base import NO_CLASSES, Source
+from shmgen._samples.sample_spec import ANY, are_numbers, dtype_of, dtype_text
+from shmgen._sources.base import BuiltinSource, Reader, Source, SourceField, SourceReader
+from shmgen._sources.field_spec import FieldSpec
 from shmgen._sources.function import Function
-from shmgen._sources.source_field import Measure, SourceField
 from shmgen._sources.values import Labels, Values
 from shmgen.errors import FormatError, InputError
 
+NO_CLASSES = "n_classes and classes are for labels that are values; give them to the Values among targets"
+
 NAMES = {"inputs": "X", "targets": "y", "weights": "weights"}
 """What the only field of each role is called."""
-
-
-class RowField(NamedTuple):
-    """How the rows of a field come from its source.
-
-    Attributes:
-        key: of the field in the source; None if the source has only one.
-        measure: what is measured of rows of that key, in place of these; None for the rows themselves.
-        varies: whether samples may have other shapes than a row.
-        pad_value: what fills the rest of a row where a sample is smaller.
-    """
-
-    key: Hashable | None
-    measure: Measure | None
-    varies: bool
-    pad_value: float | None
 
 
 class BatchSpec:
@@ -53,10 +39,8 @@ class BatchSpec:
         default_weights: where there are targets, and no weights.
 
     Attributes:
-        sources: what fills each field, by the field's name, in the order of a batch's arrays; a source of several fields is there
-            several times. They are copies, since a source may be given to several loaders. Where two fields have the same name,
-            the role comes before it: ``targets.mask``.
-        rows: how the rows of each field come from its source, by name; set by `bind`.
+        names: of the fields, in the order of a batch's arrays. Where two have the same name, the role comes before it:
+            ``targets.mask``.
         has_one_input: whether there is a single input, which has no name of its own.
     """
 
@@ -71,7 +55,9 @@ class BatchSpec:
         default_weights: Source | None = None,
     ) -> None:
         self._ids = ids
-        self._copies: dict[int, tuple[object, Source]] = {}
+        # By the id of what was given, which is kept, so that no other object gets that id.
+        self._functions: dict[int, tuple[object, Source]] = {}
+        self._readers: dict[int, tuple[Source, Reader]] = {}
         self._found: list[tuple[str, str, SourceField]] = []
         given = {"inputs": inputs, "targets": targets, "weights": weights}
         if is_sample and targets is None and isinstance(nest := self._expanded("inputs", "X", inputs), tuple):
@@ -90,8 +76,7 @@ class BatchSpec:
             raise InputError(f"expected another name for each field, found {twice[0]!r} twice; change one of the keys")
         self._fields = {name: field for name, (_, _, field) in zip(names, self._found, strict=True)}
         self._weights = {name for name, (role, _, _) in zip(names, self._found, strict=True) if role == "weights"}
-        self.sources = {name: field.source for name, field in self._fields.items()}
-        self.rows: dict[str, RowField] = {}
+        self.names = tuple(names)
 
     def _add(self, role: str, name: str, part: Any) -> Callable[[Arrays], Any]:
         """Add the fields in ``part``, as `_expanded` gives it. Returns a function that picks their arrays out of a batch's, and
@@ -111,28 +96,35 @@ class BatchSpec:
         """``part`` as a field, or as a dict or tuple of parts."""
         if not isinstance(part, SourceField) and _is_nest(part, self._ids):
             return part
-        field = part if isinstance(part, SourceField) else SourceField(_as_source(part, name, weighs=role == "weights"))
-        source = self._copy(field.source, part if callable(part) else field.source)
-        field = replace(field, source=source)
-        if field.key is not None or field.measure is not None:
+        field = part if isinstance(part, SourceField) else SourceField(self._source(part, name, weighs=role == "weights"))
+        source = field.source
+        if field.key is not None or field.measure is not None or (isinstance(source, BuiltinSource) and not source.finds_fields):
             return field
-        source.field_name = name
-        source.find_fields(self._ids)
-        if source.fields is None:
+        fields = self._bound(source, name).fields
+        if fields is None:
             return field
-        fields = {key: source[key] for key in source.fields}
-        return tuple(fields.values()) if all(isinstance(key, int) for key in fields) else fields
+        members = {key: SourceField(source, key) for key in fields}
+        return tuple(members.values()) if all(isinstance(key, int) for key in members) else members
 
-    def _copy(self, source: Source, given: object) -> Source:
-        """A copy of ``source`` for this loader: the same for the same object that was given, since a sample is read once; but
-        another each time where the main process fills the rows."""
-        if source.in_main_process:
-            return copy(source)
-        if id(given) not in self._copies:
-            made = copy(source)
-            # What was given is kept, so that its id remains its own.
-            self._copies[id(given)] = self._copies[id(made)] = given, made
-        return self._copies[id(given)][1]
+    def _source(self, part: Any, name: str, *, weighs: bool) -> Source:
+        """``part`` as a source: of a function that is given twice the same, since a sample is read once."""
+        source = _as_source(part, name, weighs=weighs)
+        return self._functions.setdefault(id(part), (part, source))[1] if isinstance(source, Function) else source
+
+    def _bound(self, source: Source, name: str, *, varies: bool = False) -> Reader:
+        """The reader of a source: the same wherever the source is used, since a sample is read once."""
+        if id(source) not in self._readers:
+            if isinstance(source, BuiltinSource):
+                reader = source.bind(self._ids, field=name, varies=varies)
+            else:
+                reader = copy(source).bind(self._ids)
+                if not isinstance(reader, Reader):
+                    raise InputError(
+                        f"field {name!r}: expected {type(source).__name__}.bind to return a reader, found {reader!r}: end it in "
+                        "return super().bind(ids)"
+                    )
+            self._readers[id(source)] = source, reader
+        return self._readers[id(source)][1]
 
     def unflatten(self, arrays: Arrays) -> tuple[Any, ...]:
         """``(inputs,)``, ``(inputs, targets)`` or ``(inputs, targets, weights)``, each nested as it was given."""
@@ -146,78 +138,81 @@ class BatchSpec:
     @property
     def classes(self) -> tuple[Any, ...] | dict[str, tuple[Any, ...]] | None:
         """Names of the target's classes, in the order of their numbers; by field, where there are several fields of classes."""
-        found = {name: source.classes for name, source in self.sources.items() if source.classes is not None}
+        found = {name: reader.classes for name, reader in self.readers.items() if reader.classes is not None}
         return found["y"] if found.keys() == {"y"} else found or None
 
     @property
-    def read_sources(self) -> list[Source]:
-        """The sources that workers read from, each once."""
-        return list({id(source): source for source in self.sources.values() if not source.in_main_process}.values())
+    def readers(self) -> dict[str, Reader]:
+        """What fills each field, by name; once the sources are bound. A reader of several fields is there several times."""
+        return {name: self._readers[id(field.source)][1] for name, field in self._fields.items()}
 
     def measured(self, name: str) -> bool:
         """Whether a field says how much of another's rows is the sample's."""
         return self._fields[name].measure is not None
 
-    def bind(self, transformed: Collection[str] = ()) -> tuple[Field, ...]:
-        """Bind every source to the ids. Returns the arrays that a batch has.
+    def bind(self, transformed: Collection[str] = ()) -> list[FieldSpec]:
+        """Bind every source to the ids. Returns what the fields are, in the order of a batch's arrays.
 
         Args:
             transformed: the fields whose rows a transform may make of samples of other shapes.
         """
-        first_names: dict[int, str] = {}
+        varying = {id(field.source) for name, field in self._fields.items() if name in transformed}
         for name, field in self._fields.items():
             source = field.source
-            first_names.setdefault(id(source), name)
-            if name in transformed or source.given.pad_value is not None:
-                source.varies = True
-        for name, source in self.sources.items():
-            if first_names[id(source)] == name:
-                source.field_name = name
-                source.bind(self._ids)
-        return tuple([self._bound(name, field, is_transformed=name in transformed) for name, field in self._fields.items()])
+            is_padded = isinstance(source, BuiltinSource) and source.given.pad_value is not None
+            self._bound(source, name, varies=is_padded or id(source) in varying)
+        specs: dict[str, FieldSpec] = {}
+        for name in sorted(self.names, key=self.measured):  # those that are read first
+            specs[name] = self._spec(name, specs.values(), is_transformed=name in transformed)
+        return [specs[name] for name in self.names]
 
-    def _bound(self, name: str, field: SourceField, *, is_transformed: bool) -> Field:
-        source, given, measure = field.source, field.given, field.measure
+    def _spec(self, name: str, others: Collection[FieldSpec], *, is_transformed: bool) -> FieldSpec:
+        field = self._fields[name]
+        given, measure, reader = field.given, field.measure, self._bound(field.source, name)
         shape, dtype = self._kind(name, field)
-        varies = source.varies
+        varies = reader.varies or (isinstance(reader, SourceReader) and is_transformed)
         if given == ANY:
-            given = source.given
+            given = reader.given
         else:
             try:
                 row = given.row(shape, dtype, varies=is_transformed or given.pad_value is not None)
             except FormatError as error:
                 raise InputError(f"field {name!r}: {error}") from None
             shape, dtype, varies = row.shape, row.numpy_dtype, row.varies or varies
+        of = None
+        if not reader.in_main_process:
+            # The field that is read, if this one is a copy of it, or a measure.
+            same = field.key, shape, dtype_text(dtype), given.pad_value
+            read = [other for other in others if other.of is None and self._fields[other.name].source is field.source]
+            of = next((o.name for o in read if (o.key, o.shape, o.dtype, o.pad_value) == same), None)
         if measure is not None:
             if given.pad_value is None or given.dim is None:
                 raise InputError(f"field {name!r}: expected the {measure} of a source that has a pad_value, found one without")
-            measured = replace(field, measure=None)
-            if measured not in self._fields.values():
+            if of is None:
                 raise InputError(f"field {name!r}: expected the padded field, too, whose {measure} it is")
+            varies = False
             shape = () if measure == "length" else shape[: len(given.dim)]
             dtype = np.dtype(np.int64 if measure == "length" else np.float32 if name in self._weights else np.bool_)
         if not are_numbers(dtype) or 0 in shape:
             raise InputError(f"field {name!r}: expected rows of numbers, found shape {shape} and dtype {dtype}")
         if measure is None:
             _check_padding(name, given.pad_value, dtype)
-        self.rows[name] = RowField(field.key, measure, varies and measure is None, given.pad_value)
-        return Field(name, shape, dtype)
+        row_bytes = math.prod(shape) * dtype.itemsize
+        return FieldSpec(name, shape, dtype_text(dtype), 0, row_bytes, field.key, measure, varies, given.pad_value, of)
 
-    @staticmethod
-    def _kind(name: str, field: SourceField) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    def _kind(self, name: str, field: SourceField) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
         """Shape and dtype of a field's rows, as its source says."""
-        source, key = field.source, field.key
-        if source.fields is None:
+        reader, key, called = self._readers[id(field.source)][1], field.key, type(field.source).__name__
+        if reader.fields is None:
             if key is not None:
                 raise InputError(
-                    f"field {name!r}: expected a source of several fields, found {type(source).__name__} of one; "
-                    f"leave [{key!r}] out"
+                    f"field {name!r}: expected a source of several fields, found {called} of one; leave [{key!r}] out"
                 )
-            return tuple(source.shape), dtype_of(source.dtype)
-        if key not in source.fields:
-            known = ", ".join(map(repr, source.fields))
-            raise InputError(f"field {name!r}: expected one of {known}, which {type(source).__name__} has, found {key!r}")
-        shape, dtype = source.fields[key]
+            return tuple(reader.shape), dtype_of(reader.dtype)
+        if key not in reader.fields:
+            known = ", ".join(map(repr, reader.fields))
+            raise InputError(f"field {name!r}: expected one of {known}, which {called} has, found {key!r}")
+        shape, dtype = reader.fields[key]
         return tuple(shape), dtype_of(dtype)
 
 
@@ -243,14 +238,10 @@ def target(labels: Any, n_classes: int | None, classes: Any, ids: Sequence[Any])
     Raises:
         InputError: ``n_classes`` or ``classes`` are given, and the labels are no values.
     """
-    if isinstance(labels, Source):
-        return labels.with_classes(n_classes, classes)
     has_classes = n_classes is not None or classes is not None
-    if isinstance(labels, SourceField):
-        if has_classes:
-            raise InputError(NO_CLASSES)
-        return labels
-    if _is_nest(labels, ids):
+    if isinstance(labels, Values) and has_classes:
+        return labels.with_classes(n_classes, classes)
+    if isinstance(labels, Source | SourceField) or _is_nest(labels, ids):
         if has_classes:
             raise InputError(NO_CLASSES)
         return labels

@@ -1,4 +1,4 @@
-"""Sources of a folder that has one file a sample, on a disk or behind a URL.
+"""Files of a folder, one a sample, on a disk or behind a URL.
 
 A worker imports this module, so NumPy is imported only in the main process.
 """
@@ -8,116 +8,121 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from copy import copy
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shmgen._sources.base import Source
+from shmgen._sources.base import BuiltinSource, Reader
 from shmgen._sources.npy_format import OPEN_FLAGS, explain
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Self
 
     from shmgen._samples.suggest import FileKind
+    from shmgen._storage.remote import Remote
 
 T = TypeVar("T")
 
 
-class FolderSource(Source):
-    """The files ``<folder>/<id><suffix>``, one a sample.
+class Files:
+    """Where the files of samples are: ``<folder>/<id><suffix>``.
 
     Args:
         folder: where the files are, or its URL; None where ids are paths, with or without the suffix.
+        suffix: of the files' names.
         storage_options: of a URL; see `Npy`.
         cache: of a URL: a folder on a local disk, in which files are kept.
         cache_bytes: that files take there, at most.
 
     Attributes:
         folder: as it is if it is a URL; else as an absolute path, so that a later change of directory does no harm.
-        suffix: of the files' names.
+        suffix: see above.
+        ids_are_paths: whether no folder was given.
+        remote: what files are read from, if they are behind a URL.
+        scan_options: options with which ``shmgen scan`` finds the files that can't be read; None where it does not know such.
     """
-
-    suffix = ".npy"
-    concurrent = True
 
     def __init__(
         self,
         folder: str | os.PathLike[str] | None,
+        suffix: str,
         storage_options: Mapping[str, Any] | None,
         cache: str | os.PathLike[str] | None,
         cache_bytes: int | None,
     ) -> None:
         from shmgen._storage.remote import remote
 
-        self._remote = remote(folder, storage_options, cache, cache_bytes)
-        self.folder = os.path.abspath(folder or "") if self._remote is None else str(folder)
-        self._ids_are_paths = folder is None
+        self.remote: Remote | None = remote(folder, storage_options, cache, cache_bytes)
+        self.folder = os.path.abspath(folder or "") if self.remote is None else str(folder)
+        self.suffix = suffix
+        self.ids_are_paths = folder is None
+        self.scan_options: list[str] | None = None
 
-    def open(self) -> None:
-        if self._remote is not None:
-            self._remote = self._remote.for_reader()
+    def opened(self) -> Self:
+        """A copy for one thread, with a connection of its own."""
+        if self.remote is None:
+            return self
+        files = copy(self)
+        files.remote = self.remote.for_reader()
+        return files
 
     def path(self, id: object) -> str:
         """The file of sample ``id``: its path, or its URL."""
-        if self._remote is not None:
-            return self._remote.store.place(*self._names([id]))
-        return os.path.join(self.folder, *self._names([id]))
+        [name] = self.names([id])
+        return os.path.join(self.folder, name) if self.remote is None else self.remote.store.place(name)
 
-    def place(self, id: object) -> str:
-        return self.path(id)
-
-    def _names(self, ids: Sequence[object]) -> list[str]:
+    def names(self, ids: Sequence[object]) -> list[str]:
         """The files of ``ids``, as paths from the folder."""
         suffix = self.suffix
-        if self._ids_are_paths:
+        if self.ids_are_paths:
             return [path if path.endswith(suffix) else f"{path}{suffix}" for path in map(str, ids)]
         return [f"{id}{suffix}" for id in ids]
 
-    def _prepare(self, ids: Sequence[object]) -> None:
+    def prepare(self, ids: Sequence[object], source: str) -> None:
         """Refuse ids that lead out of the folder, and get ready for the first request.
+
+        Args:
+            ids: of all samples.
+            source: the name of its class, for errors.
 
         Raises:
             InputError: an id leads out of the folder, or nothing can be asked for.
         """
         from shmgen._samples.ids import as_ints, refuse_ways_out  # late: workers don't need it
 
-        if not self._ids_are_paths and as_ints(ids) is None:  # the text of an int leads nowhere
-            name = type(self).__name__
-            refuse_ways_out(ids, self.folder, "data_dir=None, or Npy(None)" if name == "Npy" else f"{name}(None)")
-        if self._remote is not None:
-            self._remote.prepare()
+        if not self.ids_are_paths and as_ints(ids) is None:  # the text of an int leads nowhere
+            refuse_ways_out(ids, self.folder, "data_dir=None, or Npy(None)" if source == "Npy" else f"{source}(None)")
+        if self.remote is not None:
+            self.remote.prepare()
 
-    def _settle(self) -> None:
-        """Let go of the connection that the main process had."""
-        if self._remote is not None:
-            self._remote.store.close()
+    def disconnect(self) -> None:
+        """Close the connection that the main process had."""
+        if self.remote is not None:
+            self.remote.store.close()
 
-    def _unreadable_first(self, id: object, error: Exception) -> SampleError:
+    def unreadable_first(self, id: object, error: Exception) -> SampleError:
         """What to raise where the first sample can't be read: with a guess at what was meant."""
         if not isinstance(error, FileNotFoundError):
-            return self._unreadable(id, error)
+            return self.unreadable(id, error)
         return SampleError(id, self.path(id), explain(error) + self._meant(id))
 
-    def _unreadable(self, id: object, error: Exception) -> SampleError:
+    def unreadable(self, id: object, error: Exception) -> SampleError:
         """What to raise where a sample can't be read: with what to do."""
         path, remedy = self.path(id), ""
         with suppress(OSError):  # this process can open no more files
             from shmgen._samples.remedies import for_unreadable_file
 
-            folder = None if self._ids_are_paths else self.folder
-            remedy = for_unreadable_file(error, path, folder, self._scan_options())
+            remedy = for_unreadable_file(error, path, None if self.ids_are_paths else self.folder, self.scan_options)
         return SampleError(id, path, explain(error) + remedy)
-
-    def _scan_options(self) -> list[str] | None:
-        """With which options ``shmgen scan`` finds the files that this can't read; None if it does not know such files."""
-        return None
 
     def _meant(self, id: object) -> str:
         """A guess at what was meant by an id whose file is not there."""
-        if self._ids_are_paths and "://" in str(id):
+        if self.ids_are_paths and "://" in str(id):
             return "; ids are no URLs: pass the URL of the folder as data_dir, and what follows it as ids"
         from shmgen._samples.suggest import for_missing_file
 
-        return for_missing_file(id, self.path, None if self._ids_are_paths else self.folder, self._kind())
+        return for_missing_file(id, self.path, None if self.ids_are_paths else self.folder, self._kind())
 
     def _kind(self) -> FileKind:
         """What files there should be, for errors."""
@@ -125,7 +130,7 @@ class FolderSource(Source):
 
         return FileKind((self.suffix,), f"{self.suffix} files")
 
-    def _load(self, id: object, parse: Callable[[bytes], T], *, may_wait: bool = True) -> T:
+    def load(self, id: object, parse: Callable[[bytes], T], *, may_wait: bool = True) -> T:
         """What ``parse`` makes of the file of sample ``id``. A file is kept in the cache only if it can be parsed.
 
         Args:
@@ -137,14 +142,14 @@ class FolderSource(Source):
             OSError: it can't be read.
             FormatError: it can't be had from where it is.
         """
-        [name] = self._names([id])
-        if self._remote is None:
+        [name] = self.names([id])
+        if self.remote is None:
             fd = os.open(os.path.join(self.folder, name), OPEN_FLAGS if may_wait else OPEN_FLAGS | os.O_NONBLOCK)
             try:
                 return parse(_all_of(fd))
             finally:
                 os.close(fd)
-        store, cache = self._remote.store, self._remote.cache
+        store, cache = self.remote.store, self.remote.cache
         found: list[T] = []
 
         def parse_kept(fd: int) -> None:
@@ -161,6 +166,49 @@ class FolderSource(Source):
             if cache is not None:
                 cache.keep(store.place(name), data)
         return found[0]
+
+
+class FolderSource(BuiltinSource):
+    """The files ``<folder>/<id><suffix>``, one a sample.
+
+    Args:
+        files: where they are.
+
+    Attributes:
+        folder: see `Files`.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self.folder = files.folder
+
+    def path(self, id: object) -> str:
+        """The file of sample ``id``: its path, or its URL."""
+        return self._files.path(id)
+
+
+class FolderReader(Reader):
+    """Reads the files of samples.
+
+    Args:
+        files: where they are.
+
+    Attributes:
+        files: see above.
+    """
+
+    concurrent = True
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+
+    def opened(self) -> Self:
+        reader = copy(self)
+        reader.files = self.files.opened()
+        return reader
+
+    def place(self, id: object) -> str:
+        return self.files.path(id)
 
 
 def _all_of(fd: int) -> bytes:

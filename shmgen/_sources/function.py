@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shmgen._samples.sample_spec import ANY, SampleSpec
-from shmgen._sources.base import Source, function_error
+from shmgen._sources.base import BuiltinSource, Reader, function_error
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
 
-class Function(Source):
+class Function(BuiltinSource):
     """A function of the id: ``function(id)`` returns a sample's array, or ``function(id, row)`` fills the row that it is given.
 
     The row that it is given is all zeros, so a short sample may fill only a part of it. A function that returns a dict or a
@@ -54,76 +54,77 @@ class Function(Source):
     ) -> None:
         self._function = function
         self.concurrent = concurrent
-        self._fills, self.draws = _parameters(function)
+        self._fills, self._draws = _parameters(function)
         self.given = SampleSpec.checked(dim, n_channels, dtype, pad_value)
-        self._first: tuple[Any, ...] = ()  # what it returned for the first id, until it is bound
+        self.finds_fields = not self._fills and self.given == ANY
 
-    def find_fields(self, ids: Sequence[Any]) -> None:
-        if self._fills or self.given != ANY or self._first:
-            return
-        self._first = (first := self._call(ids[0]),)
-        if isinstance(first, Mapping | tuple):
-            parts = first if isinstance(first, Mapping) else dict(enumerate(first))
-            try:
-                arrays = {key: np.asarray(value) for key, value in parts.items()}
-            except Exception as error:
-                raise self._failed(ids[0], error) from error
-            self.fields = {key: (array.shape, array.dtype) for key, array in arrays.items()}
-
-    def bind(self, ids: Sequence[Any]) -> None:
+    def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> FunctionReader:
         dim, n_channels, dtype, _ = self.given
+        reader = FunctionReader(self._function, fills=self._fills, draws=self._draws)
+        reader.concurrent, reader.given = self.concurrent, self.given
         if self._fills and (dim is None or dtype is None):
             raise InputError(f"{_name(self._function)} fills a row that it is given: say its dim and dtype")
         if self._fills or self.given.is_complete:
             assert dim is not None
             assert dtype is not None
-            self.shape, self.dtype = (*dim, *([] if n_channels is None else [n_channels])), dtype
-            return
-        self.find_fields(ids)
-        if self.fields is None:
-            [first] = self._first or [self._call(ids[0])]
-            try:
-                array = np.asarray(first)
-                row = self.given.row(array.shape, array.dtype, varies=self.varies)
-            except Exception as error:
-                raise self._failed(ids[0], error) from error
-            self.shape, self.dtype, self.varies = row.shape, row.dtype, row.varies
-        else:
-            self.varies = False  # without dim, samples are as the first
-        self._first = ()
-
-    def _call(self, id: Any) -> Any:
-        """What the function returns for an id, here in the main process."""
-        from shmgen._worker.rng import own_random_state
-
+            reader.shape, reader.dtype = (*dim, *([] if n_channels is None else [n_channels])), dtype
+            reader.varies = varies
+            return reader
+        where = f"source of field {field!r}"
+        first = _call(self._function, ids[0], where, draws=self._draws)
         try:
-            with own_random_state():
-                return self._function(id, rng=np.random.default_rng(0)) if self.draws else self._function(id)
+            if self.finds_fields and isinstance(first, Mapping | tuple):
+                parts = first if isinstance(first, Mapping) else dict(enumerate(first))
+                arrays = {key: np.asarray(value) for key, value in parts.items()}
+                # Without dim, samples are as the first.
+                reader.fields = {key: (array.shape, array.dtype) for key, array in arrays.items()}
+            else:
+                array = np.asarray(first)
+                row = self.given.row(array.shape, array.dtype, varies=varies)
+                reader.shape, reader.dtype, reader.varies = row.shape, row.dtype, row.varies
         except Exception as error:
-            raise self._failed(id, error) from error
+            raise function_error(ids[0], where, error) from error
+        return reader
 
-    def _failed(self, id: Any, error: Exception) -> Exception:
-        return function_error(id, f"source of field {self.field_name!r}", error)
 
-    def read(self, id: Any, row: Any) -> Any:
-        drawn = {"rng": self.rng} if self.draws else {}
+class FunctionReader(Reader):
+    """Calls a function of the user's for each sample.
+
+    Args:
+        function: which is called.
+        fills: whether it is given a row to fill.
+        draws: whether it is given a generator.
+    """
+
+    reads_one_by_one = True
+
+    def __init__(self, function: Callable[..., Any], *, fills: bool, draws: bool) -> None:
+        self.user_code = function
+        self.draws = draws
+        self.leaves_out = self._fills = fills
+
+    def read(self, key: Any, row: Any, rng: np.random.Generator | None = None) -> Any:
+        drawn = {"rng": rng} if self.draws else {}
         if self._fills:
-            return self._function(id, row, **drawn)
-        result = self._function(id, **drawn)
+            return self.user_code(key, row, **drawn)
+        result = self.user_code(key, **drawn)
         if result is None:  # which would say that the row is filled
             return np.array(None) if self.fields is None else {}
         return result
 
-    @property
-    def is_users(self) -> bool:
-        return True
-
-    @property
-    def may_leave_out(self) -> bool:
-        return self._fills or super().may_leave_out
-
     def place(self, id: Any) -> str:
-        return _name(self._function)
+        return _name(self.user_code)
+
+
+def _call(function: Callable[..., Any], id: Any, where: str, *, draws: bool) -> Any:
+    """What a function returns for an id, here in the main process."""
+    from shmgen._worker.rng import own_random_state
+
+    try:
+        with own_random_state():
+            return function(id, rng=np.random.default_rng(0)) if draws else function(id)
+    except Exception as error:
+        raise function_error(id, where, error) from error
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[bool, bool]:

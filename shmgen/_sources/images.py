@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from shmgen._samples.sample_spec import SampleSpec, check_shape
+from shmgen._samples.sample_spec import RowSpec, SampleSpec, check_shape
 from shmgen._samples.suggest import IMAGES, FileKind
-from shmgen._sources.folder import FolderSource
+from shmgen._sources.folder import Files, FolderReader, FolderSource
 from shmgen.errors import FormatError, InputError
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
-    from shmgen._sources.image_decoder import Interpolation, Mode, Resize
+    from shmgen._sources.image_decoder import ImageDecoder, Interpolation, Mode, Resize
 
 FOUND = ("", *(suffix for lower in IMAGES.suffixes for suffix in (lower, lower.upper())))
 """Suffixes that are tried where an id ends in none of an image's."""
@@ -52,12 +53,10 @@ class Images(FolderSource):
 
     Attributes:
         folder: as it is if it is a URL; else as an absolute path.
-        shape: of a row.
-        dtype: of a row, as given, or uint8 or uint16.
 
     Raises:
         InputError: an argument is of no use, or Pillow is not installed.
-        SampleError: by `bind` and `read`: an image is missing, broken, or can't become one of this mode.
+        SampleError: by `bind`, or from a request for a batch: an image is missing, broken, or can't become one of this mode.
 
     Examples:
         >>> names = [f"{id}.png" for id in ids]
@@ -76,8 +75,6 @@ class Images(FolderSource):
         >>> X.shape
         (4, 24, 24, 3)
     """
-
-    dtype: str
 
     def __init__(
         self,
@@ -107,86 +104,138 @@ class Images(FolderSource):
             raise InputError(
                 f"interpolation: expected 'nearest' with mode 'P', whose numbers have no middle, found {interpolation!r}"
             )
-        super().__init__(folder, storage_options, cache, cache_bytes)
-        self._suffix = suffix
-        self._usual = ".jpg"
+        super().__init__(ImageFiles(folder, suffix, storage_options, cache, cache_bytes))
         self._decoder = image_decoder.ImageDecoder(_pair(size, "size"), mode, resize, interpolation)
         self.given = SampleSpec.checked(_pair(dim, "dim"), image_decoder.CHANNELS[mode], dtype or self._decoder.dtype, pad_value)
 
-    def bind(self, ids: Sequence[object]) -> None:
+    def bind(self, ids: Sequence[object], *, field: str = "X", varies: bool = False) -> ImagesReader:
         """Decode the first image: a wrong folder shows, and the size, where it was left out.
 
         Raises:
             InputError: an id leads out of the folder; or it ends in no suffix, and the files at a URL can't be looked for.
             SampleError: the image can't be decoded, or is no row.
         """
-        if self._remote is not None:
-            self._refuse_unnamed(ids)
-        self._prepare(ids)
-        first = ids[0]
+        files, first = copy(self._files), ids[0]
+        assert isinstance(files, ImageFiles)
+        files.prepare(ids, "Images")
         try:
-            self._usual = self._found(first)[len(str(first)) :] if self._is_open(first) else ""
-            array = self._load(first, self._decoder.decode, may_wait=False)
-            row = self.given.row(array.shape, array.dtype, varies=self.varies)
-            self.shape, self.dtype, self.varies = row.shape, row.dtype, row.varies
-            self._check(array)
+            files.learn(first)
+            array = files.load(first, self._decoder.decode, may_wait=False)
+            reader = ImagesReader(files, self._decoder, self.given, self.given.row(array.shape, array.dtype, varies=varies))
+            reader.check(array)
+            return reader
         except (OSError, ValueError, FormatError) as error:
-            raise self._unreadable_first(first, error) from None
+            raise files.unreadable_first(first, error) from None
         finally:
-            self._settle()
+            files.disconnect()
 
-    def read(self, id: object, row: Any) -> np.ndarray:
-        """The image of sample ``id``, which need not be of a row's shape if rows are made of such.
+
+class ImagesReader(FolderReader):
+    """Decodes image files.
+
+    Args:
+        files: where they are.
+        decoder: what makes arrays of them.
+        given: what the user says of a row.
+        row: what a row is.
+    """
+
+    reads_one_by_one = True
+
+    def __init__(self, files: ImageFiles, decoder: ImageDecoder, given: SampleSpec, row: RowSpec) -> None:
+        super().__init__(files)
+        self.given = given
+        self.shape, self.dtype, self.varies = row.shape, row.dtype, row.varies
+        self._decoder = decoder
+
+    def read(self, key: object, row: Any, rng: object = None) -> np.ndarray:
+        """The image of sample ``key``, which need not be of a row's shape if rows are made of such.
 
         Raises:
             SampleError: it can't be decoded, or is no row; it names the file, what was expected and what was found.
         """
+        files = self.files
+        assert isinstance(files, ImageFiles)
         try:
-            if self._is_open(id):
-                self._name(id)  # says what is wrong where there are none, or several
-            array: np.ndarray = self._load(id, self._decoder.decode)
-            self._check(array)
+            files.name(key)  # says what is wrong where there are none, or several
+            array: np.ndarray = files.load(key, self._decoder.decode)
+            self.check(array)
         except (OSError, ValueError, FormatError) as error:
-            raise self._unreadable(id, error) from None
+            raise files.unreadable(key, error) from None
         return array
 
-    def _check(self, array: np.ndarray) -> None:
+    def check(self, array: np.ndarray) -> None:
+        """Make sure that an image fits its row.
+
+        Raises:
+            FormatError: it does not.
+        """
         if array.shape != self.shape and not self.varies:
             raise FormatError(
                 f"expected shape {self.shape}, found {array.shape}; pass size=(height, width) of a row; or dim=(height, width), "
                 "and a transform that makes such rows, or a pad_value"
             )
 
-    def _names(self, ids: Sequence[object]) -> list[str]:
+
+class ImageFiles(Files):
+    """Where images are: their suffixes may have to be found out.
+
+    Args:
+        folder: as for `Files`, also the others.
+        suffix: what follows an id in its file's name; None for any of an image's.
+        storage_options: of a URL.
+        cache: of a URL.
+        cache_bytes: that files take there, at most.
+    """
+
+    def __init__(self, folder: Any, suffix: str | None, storage_options: Any, cache: Any, cache_bytes: int | None) -> None:
+        super().__init__(folder, ".jpg" if suffix is None else suffix, storage_options, cache, cache_bytes)
+        self._finds = suffix is None
+
+    def prepare(self, ids: Sequence[object], source: str) -> None:
+        unnamed = None if self.remote is None else next((id for id in ids if self._is_open(id)), None)
+        if unnamed is not None:
+            raise InputError(
+                f"id {unnamed!r}: expected one that ends in the suffix of an image, since files at a URL can't be looked for; "
+                "pass suffix='.jpg', for example"
+            )
+        super().prepare(ids, source)
+
+    def learn(self, first: object) -> None:
+        """Find out the suffix that most files will have: that of the first sample's."""
+        if self._is_open(first):
+            self.suffix = self._found(first)[len(str(first)) :]
+
+    def names(self, ids: Sequence[object]) -> list[str]:
         names = []
         for id in ids:
             try:
-                names.append(self._name(id))
+                names.append(self.name(id))
             except (OSError, ValueError, FormatError):
-                names.append(f"{id}{self._usual}")
+                names.append(f"{id}{self.suffix}")
         return names
 
-    def _kind(self) -> FileKind:
-        return IMAGES
-
-    def _name(self, id: object) -> str:
-        """The file of ``id``, as a path from the folder; one that is there, if any is."""
-        if not self._is_open(id):
-            return str(id) if self._suffix is None or str(id).endswith(self._suffix) else f"{id}{self._suffix}"
-        usual = f"{id}{self._usual}"
-        return usual if self._remote is not None or os.path.exists(self._path(usual)) else self._found(id)
-
-    def _is_open(self, id: object) -> bool:
-        """Whether the suffix of the file of ``id`` has to be found out."""
-        return self._suffix is None and not IMAGES.has(str(id))
-
-    def _found(self, id: object) -> str:
-        """The only file that the name of ``id`` is of but for its suffix.
+    def name(self, id: object) -> str:
+        """The file of ``id``, as a path from the folder; one that is there, if any is.
 
         Raises:
             FileNotFoundError: there is none.
             FormatError: there are several.
         """
+        if not self._is_open(id):
+            return str(id) if self._finds or str(id).endswith(self.suffix) else f"{id}{self.suffix}"
+        usual = f"{id}{self.suffix}"
+        return usual if self.remote is not None or os.path.exists(self._path(usual)) else self._found(id)
+
+    def _kind(self) -> FileKind:
+        return IMAGES
+
+    def _is_open(self, id: object) -> bool:
+        """Whether the suffix of the file of ``id`` has to be found out."""
+        return self._finds and not IMAGES.has(str(id))
+
+    def _found(self, id: object) -> str:
+        """The only file that the name of ``id`` is of but for its suffix; raises as `name`."""
         names = [name for suffix in FOUND if os.path.isfile(self._path(name := f"{id}{suffix}"))]
         # A file system that does not tell upper from lower case shows one file under two names.
         found = list({_identity(self._path(name)): name for name in reversed(names)}.values())[::-1]
@@ -200,14 +249,6 @@ class Images(FolderSource):
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, name)
-
-    def _refuse_unnamed(self, ids: Sequence[object]) -> None:
-        unnamed = next((id for id in ids if self._is_open(id)), None)
-        if unnamed is not None:
-            raise InputError(
-                f"id {unnamed!r}: expected one that ends in the suffix of an image, since files at a URL can't be looked for; "
-                "pass suffix='.jpg', for example"
-            )
 
 
 def _check(value: str, name: str, known: Any) -> None:

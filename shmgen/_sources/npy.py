@@ -11,13 +11,14 @@ import os
 import resource
 from collections import deque
 from contextlib import suppress
+from copy import copy
 from functools import partial
 from threading import Semaphore
 from typing import TYPE_CHECKING, Any
 
-from shmgen._samples.sample_spec import SampleSpec
-from shmgen._sources.base import RawSource, row_of
-from shmgen._sources.folder import FolderSource
+from shmgen._samples.sample_spec import RowSpec, SampleSpec
+from shmgen._sources.base import row_of
+from shmgen._sources.folder import Files, FolderReader, FolderSource
 from shmgen._sources.npy_format import (
     LONGEST,
     OPEN_FLAGS,
@@ -59,7 +60,7 @@ _spare = Semaphore(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 """How many files all readers of this process may open ahead: so none of them lacks a descriptor for the file that it is at."""
 
 
-class Npy(FolderSource, RawSource):
+class Npy(FolderSource):
     """The files ``<folder>/<id>.npy``, one a sample; an id may name a sub-folder, as ``cats/001`` does.
 
     Args:
@@ -82,9 +83,6 @@ class Npy(FolderSource, RawSource):
 
     Attributes:
         folder: as it is if it is a URL; else as an absolute path, so that a later change of directory does no harm.
-        shape: of a row.
-        dtype: of a row, in native byte order; as text, since NumPy itself would be imported to unpickle it.
-        row_bytes: bytes of a row.
 
     Examples:
         >>> loader = Loader(ids, labels, batch_size=4, source=Npy("data", dim=(4, 3), n_channels=1))
@@ -113,87 +111,111 @@ class Npy(FolderSource, RawSource):
         cache: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
     ) -> None:
-        super().__init__(folder, storage_options, cache, cache_bytes)
+        super().__init__(Files(folder, ".npy", storage_options, cache, cache_bytes))
         self.given = SampleSpec.checked(dim, n_channels, dtype, pad_value)
 
-    def bind(self, ids: Sequence[object]) -> None:
+    def bind(self, ids: Sequence[object], *, field: str = "X", varies: bool = False) -> NpyReader:
         """Read the first file's header: it says what was left out.
 
         Raises:
             InputError: an id leads out of the folder.
             SampleError: it can't be read, or contradicts what was given.
         """
-        self._prepare(ids)
-        first = ids[0]
+        files, first = copy(self._files), ids[0]
+        files.prepare(ids, "Npy")
+        files.scan_options = self._scan_options(varies)
         try:
-            header, raw = self._header(first)
+            if files.remote is None:
+                header, raw = read_header_of(files.path(first))
+            else:
+                header, raw, _ = files.remote.header(*files.names([first]))
             header = header.reinterpreted(self.given.dtype)
-            self._row = self.given.row(header.shape, header.dtype, varies=self.varies)
-            self._check(header)
+            return NpyReader(files, self.given, self.given.row(header.shape, header.dtype, varies=varies), header, raw)
         except (OSError, ValueError, FormatError) as error:
-            raise self._unreadable_first(first, error) from None
+            raise files.unreadable_first(first, error) from None
         finally:
-            self._settle()
-        self.shape, self.dtype, self.row_bytes = self._row.shape, self._row.dtype, self._row.row_bytes
-        self.varies = self._row.varies
+            files.disconnect()
+
+    def _scan_options(self, varies: bool) -> list[str]:
+        dim, n_channels, dtype, pad_value = self.given
+        options = [] if dtype is None else ["--dtype", dtype]
+        if pad_value is None and not varies:  # else it is rows that have this shape, and not files
+            options += [] if dim is None else ["--dim", ",".join(map(str, dim))]
+            options += [] if n_channels is None else ["--n-channels", str(n_channels)]
+        return options
+
+
+class NpyReader(FolderReader):
+    """Reads ``.npy`` files.
+
+    Args:
+        files: where they are.
+        given: what the user says of a row.
+        row: what a row is.
+        header: of the first file.
+        raw: its bytes.
+
+    Attributes:
+        row_bytes: bytes of a row.
+
+    Raises:
+        FormatError: the first file does not fit.
+    """
+
+    takes_bytes = True
+
+    def __init__(self, files: Files, given: SampleSpec, row: RowSpec, header: Header, raw: bytes) -> None:
+        super().__init__(files)
+        self.given = given
+        self.shape, self.dtype, self.varies, self.row_bytes = row.shape, row.dtype, row.varies, row.row_bytes
+        self._row = row
+        self._check(header)
         self._singly = 0 if self._fits(header) else ONE_BY_ONE
         # The header of files whose data are a row's bytes, unchanged; None until there was such a file.
         self._plain = raw if self._fits(header) and self._is_plain(header) else None
-
-    def _header(self, id: object) -> tuple[Header, bytes]:
-        if self._remote is None:
-            return read_header_of(self.path(id))
-        return self._remote.header(*self._names([id]))[:2]
 
     @property
     def reads_one_by_one(self) -> bool:
         # After a file that did not fit its row there will be more: each is read once then, and one is held in memory at a time.
         return self._singly > 0
 
-    def read(self, id: object, row: np.ndarray) -> np.ndarray:
-        """The array of sample ``id``, of its own shape and dtype.
+    def read(self, key: object, row: np.ndarray, rng: object = None) -> np.ndarray:
+        """The array of sample ``key``, of its own shape and dtype.
 
         Raises:
             SampleError: it can't be read; it names the file, what was expected and what was found.
         """
         try:
-            if self._remote is not None:
-                return self._load(id, lambda data: self._array(memoryview(data)))
-            fd = os.open(self.path(id), OPEN_FLAGS)
+            if self.files.remote is not None:
+                return self.files.load(key, lambda data: self._array(memoryview(data)))
+            fd = os.open(self.files.path(key), OPEN_FLAGS)
             try:
                 return self._array(fd)
             finally:
                 os.close(fd)
         except (OSError, ValueError, FormatError) as error:
-            raise self._unreadable(id, error) from None
+            raise self.files.unreadable(key, error) from None
 
-    def _scan_options(self) -> list[str]:
-        dim, n_channels, dtype, pad_value = self.given
-        options = [] if dtype is None else ["--dtype", dtype]
-        if pad_value is None and not self.varies:  # else it is rows that have this shape, and not files
-            options += [] if dim is None else ["--dim", ",".join(map(str, dim))]
-            options += [] if n_channels is None else ["--n-channels", str(n_channels)]
-        return options
-
-    def fill(self, ids: Sequence[object], rows: memoryview) -> list[int] | None:
-        """Read the samples ``ids`` into ``rows``, which is as many rows' bytes; returns the numbers of those of other shapes.
+    def fill(self, keys: Sequence[object], rows: memoryview, begun: Any, *, io_waits: bool = False) -> list[int] | None:
+        """Read the files of ``keys`` into ``rows``, which are their rows' bytes; returns the numbers of those of other shapes.
 
         Raises:
             SampleError: one can't be read; it names the file, what was expected and what was found.
         """
         folder = -1
         self._left: list[int] = []
+        self._begun = begun
+        files = self.files
         try:
-            if self._remote is not None:
-                self._fetch(self._remote, self._names(ids), rows)
+            if files.remote is not None:
+                self._fetch(files.remote, files.names(keys), rows)
                 return self._left
             # With its descriptor the kernel need not look up the folder for every file.
-            folder = os.open(self.folder, os.O_PATH | os.O_CLOEXEC)
-            (self._read_ahead if self.io_waits else self._read_in_turn)(self._names(ids), folder, rows)
+            folder = os.open(files.folder, os.O_PATH | os.O_CLOEXEC)
+            (self._read_ahead if io_waits else self._read_in_turn)(files.names(keys), folder, rows)
             return self._left
         except (OSError, ValueError, FormatError) as error:
-            id = ids[row_of(self.rows_begun[0]) or 0]
-            raise self._unreadable(id, error) from None
+            raise files.unreadable(keys[row_of(begun[0]) or 0], error) from None
         finally:
             if folder >= 0:
                 os.close(folder)
@@ -202,7 +224,7 @@ class Npy(FolderSource, RawSource):
         # One open, one preadv, one close and one comparison a sample. The speed of the whole package depends on this loop.
         row_bytes = self.row_bytes
         plain, found, expected_bytes = self._expected()
-        begun, opened, preadv, close, flags = self.rows_begun, os.open, os.preadv, os.close, OPEN_FLAGS
+        begun, opened, preadv, close, flags = self._begun, os.open, os.preadv, os.close, OPEN_FLAGS
         start = 0
         for begun[0], name in enumerate(names, 1):
             row = rows[start : start + row_bytes]
@@ -219,7 +241,7 @@ class Npy(FolderSource, RawSource):
         """As `_read_in_turn`, but the kernel is asked for the next files before one is read. None is opened twice."""
         row_bytes = self.row_bytes
         plain, found, expected_bytes = self._expected()
-        begun, opened, preadv, close, flags = self.rows_begun, os.open, os.preadv, os.close, OPEN_FLAGS
+        begun, opened, preadv, close, flags = self._begun, os.open, os.preadv, os.close, OPEN_FLAGS
         ahead: deque[int] = deque()
         until = len(names)
         try:
@@ -245,8 +267,8 @@ class Npy(FolderSource, RawSource):
     def _fetch(self, remote: Remote, names: list[str], rows: memoryview) -> None:
         """As `_read_in_turn`, of remote files, or of what is kept of them."""
         row_bytes, get, cache = self.row_bytes, remote.store.get, remote.cache
-        for self.rows_begun[0], name in enumerate(names, 1):
-            row = rows[(self.rows_begun[0] - 1) * row_bytes : self.rows_begun[0] * row_bytes]
+        for self._begun[0], name in enumerate(names, 1):
+            row = rows[(self._begun[0] - 1) * row_bytes : self._begun[0] * row_bytes]
             if cache is None:
                 get(name, lambda body, row=row: self._take(body, row))  # type: ignore[misc]
             elif not cache.read(key := remote.store.place(name), partial(self._read_kept, row=row)):
@@ -284,7 +306,7 @@ class Npy(FolderSource, RawSource):
         header = header.reinterpreted(self._row.dtype)
         self._check(header)
         if not self._fits(header):
-            self._left.append(self.rows_begun[0] - 1)
+            self._left.append(self._begun[0] - 1)
             self._singly = ONE_BY_ONE
             return
         is_plain = self._is_plain(header)

@@ -7,12 +7,13 @@ without NumPy starts three times sooner.
 from __future__ import annotations
 
 import os
+from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._checks import check_int
 from shmgen._samples.sample_spec import check_dtype, check_numbers, dtype_of, dtype_text
-from shmgen._sources.base import RawSource, row_of
+from shmgen._sources.base import BuiltinSource, Reader, row_of
 from shmgen._sources.npy_format import (
     OPEN_FLAGS,
     Header,
@@ -26,13 +27,14 @@ from shmgen.errors import FormatError, InputError, SampleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import Self
 
     from numpy.typing import DTypeLike
 
     from shmgen._storage.remote import Body, Remote
 
 
-class NpyRows(RawSource):
+class NpyRows(BuiltinSource):
     """One ``.npy`` file of all samples: its rows, or windows of some rows each, as of a series.
 
     An id is the number of a row, or of a window, from 0; or a text that has a line in a file of ids.
@@ -52,8 +54,6 @@ class NpyRows(RawSource):
 
     Attributes:
         file: as it is if it is a URL; else as an absolute path.
-        shape: of a sample: that of the array without its first axis, or with that of the window in its place.
-        dtype: of a row, in native byte order, as text.
 
     Examples:
         >>> loader = Loader(range(16), batch_size=4, source=NpyRows("all.npy"), shuffle=False)
@@ -70,8 +70,6 @@ class NpyRows(RawSource):
         >>> X.shape, X[1, :, 0, 0], y[1, :, 0, 0]
         ((4, 6, 4, 3), array([2., 3., 4., 5., 6., 7.], dtype=float32), array([8., 9.], dtype=float32))
     """
-
-    concurrent = True
 
     def __init__(
         self,
@@ -101,25 +99,24 @@ class NpyRows(RawSource):
             raise InputError("ids: expected without window, stride and offset, since ids name rows, and windows have numbers")
         self._ids = None if ids is None else str(ids) if is_url(ids) else os.path.abspath(ids)
         self._ids_options = storage_options if is_url(ids) else None
-        self._file: _Open | None = None
-        self._seen: object = None
 
-    def bind(self, ids: Sequence[Any]) -> None:
+    def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> NpyRowsReader:
         """Read the header, and check that the file has all the rows.
 
         Raises:
             InputError: the file can't be read, or is of another format, or has no row of an id's number.
         """
-        self._header = header = self._bound_header()
-        self.shape = self._windows.shape(header.shape)
-        self.dtype = dtype_text(header.dtype.newbyteorder("="))
+        header, version = self._header()
+        keys = None
         if self._ids is None:
-            self._check_numbers(ids)
+            self._check_numbers(ids, header.shape[0])
         else:
             from shmgen._samples.row_ids import RowIds  # late: workers look up no ids
 
             with RowIds(self._ids, self._ids_options) as lines:
-                self.keys = lines.rows(ids, header.shape[0])
+                keys = lines.rows(ids, header.shape[0])
+        file = _File(self.file, self._remote, header, version, self._given)
+        return NpyRowsReader(file, self._windows, keys, self._ids, self._ids_options)
 
     def __len__(self) -> int:
         """How many samples the file has: ``range(len(source))`` are the ids of all.
@@ -127,36 +124,29 @@ class NpyRows(RawSource):
         Raises:
             InputError: as `bind`.
         """
-        return self._windows.count(self._bound_header().shape[0])
+        return self._windows.count(self._header()[0].shape[0])
 
-    def _bound_header(self) -> Header:
-        """The header, read by the main process."""
-        if self._remote is not None:
-            self._remote.prepare()
+    def _header(self) -> tuple[Header, object]:
+        """The header, read by the main process, and the version of a remote file."""
+        version: object = None
         try:
-            return self._check(self._first_header())
+            if self._remote is None:
+                header, _ = read_header_of(self.file)
+            else:
+                self._remote.prepare()
+                header, _, version = self._remote.header("", in_parts=True)
+            return _checked(header, self._given), version
         except (OSError, ValueError, FormatError) as error:
             raise InputError(f"{'file ' if self._remote is None else ''}{self.file}: {explain(error)}") from None
         finally:
             if self._remote is not None:
                 self._remote.store.close()
 
-    def open(self) -> None:
-        if self._remote is not None:
-            self._remote = self._remote.for_reader()
-
-    def _first_header(self) -> Header:
-        if self._remote is None:
-            return read_header_of(self.file)[0]
-        header, _, self._seen = self._remote.header("", in_parts=True)
-        return header
-
-    def _check_numbers(self, ids: Sequence[Any]) -> None:
+    def _check_numbers(self, ids: Sequence[Any], rows: int) -> None:
         import numpy as np
 
         from shmgen._samples.ids import as_ints
 
-        rows = self._header.shape[0]
         numbers, count = as_ints(ids), self._windows.count(rows)
         if numbers is None:
             id = next(id for id in ids if not isinstance(id, int))
@@ -170,23 +160,77 @@ class NpyRows(RawSource):
             id = numbers[wrong[0]]
             raise InputError(f"id {id}: expected {self._windows.expected(self.file, rows)}")
 
-    def fill(self, ids: Sequence[int], rows: memoryview) -> None:
-        """Read the rows ``ids`` into ``rows``, which is as many rows' bytes.
+
+class _File(NamedTuple):
+    """The file that rows are in.
+
+    Attributes:
+        place: its path, or its URL.
+        remote: what it is read from, if it is behind a URL.
+        header: its own.
+        version: of a remote file.
+        dtype: of a row, as given.
+    """
+
+    place: str
+    remote: Remote | None
+    header: Header
+    version: object
+    dtype: str | None
+
+
+class NpyRowsReader(Reader):
+    """Reads rows of one file.
+
+    Args:
+        file: that they are in.
+        windows: which of its rows are a sample.
+        keys: the numbers of samples, where ids are texts.
+        ids: the file of these texts, or its URL.
+        ids_options: of this URL.
+
+    Attributes:
+        file: path or URL of the file.
+    """
+
+    takes_bytes = True
+    concurrent = True
+
+    def __init__(self, file: _File, windows: Windows, keys: Any, ids: str | None, ids_options: Mapping[str, Any] | None) -> None:
+        self.shape = windows.shape(file.header.shape)
+        self.dtype = dtype_text(file.header.dtype.newbyteorder("="))
+        self.keys = keys
+        self.file = file.place
+        self._remote, self._version, self._given = file.remote, file.version, file.dtype
+        self._header_bytes, self._rows, self._is_native = file.header.size, file.header.shape[0], file.header.dtype.isnative
+        self._windows = windows
+        self._ids, self._ids_options = ids, ids_options
+        self._open: _Open | None = None
+
+    def opened(self) -> Self:
+        reader = copy(self)
+        reader._open = None
+        if self._remote is not None:
+            reader._remote = self._remote.for_reader()
+        return reader
+
+    def fill(self, keys: Sequence[int], rows: memoryview, begun: Any, *, io_waits: bool = False) -> None:
+        """Read the samples ``keys`` into ``rows``, which are their bytes.
 
         Raises:
-            SampleError: the file can't be read, or is not the one that `bind` saw.
+            SampleError: the file can't be read, or is not the one that `NpyRows.bind` saw.
         """
         try:
             if self._remote is None:
-                self._read(self._opened(), ids, rows)
+                self._read(self._opened(), keys, rows, begun, io_waits)
             else:
-                self._fetch(self._remote, ids, rows)
-            if not self._header.dtype.isnative:
+                self._fetch(self._remote, keys, rows, begun)
+            if not self._is_native:
                 import numpy as np
 
                 np.frombuffer(rows, self.dtype).byteswap(inplace=True)
         except (OSError, ValueError, FormatError) as error:
-            raise SampleError(ids[row_of(self.rows_begun[0]) or 0], self.file, explain(error)) from None
+            raise SampleError(keys[row_of(begun[0]) or 0], self.file, explain(error)) from None
 
     def place(self, id: Any) -> str:
         row = id
@@ -196,15 +240,15 @@ class NpyRows(RawSource):
             row = row_of_id(self._ids, self._ids_options, id)
         return f"{self._windows.named(row)} of {'file ' if self._remote is None else ''}{self.file}"
 
-    def _read(self, fd: int, ids: Sequence[int], rows: memoryview) -> None:
+    def _read(self, fd: int, ids: Sequence[int], rows: memoryview, begun: Any, io_waits: bool) -> None:
         row_bytes = len(rows) // len(ids)
-        first, step = self._windows.bytes(self._header.size, row_bytes)
-        for start, stop in _runs(ids, range(len(ids))) if self.io_waits else ():
+        first, step = self._windows.bytes(self._header_bytes, row_bytes)
+        for start, stop in _runs(ids, range(len(ids))) if io_waits else ():
             os.posix_fadvise(fd, first + ids[start] * step, (stop - start - 1) * step + row_bytes, os.POSIX_FADV_WILLNEED)
         neighbours = ids[-1] - ids[0] == len(ids) - 1 and list(ids) == list(range(ids[0], ids[-1] + 1))
         # If rows are missing, they are read one by one, to know which is the first.
         if not neighbours or step > row_bytes or not _read_together(fd, first + ids[0] * step, step, rows, row_bytes):
-            begun, preadv = self.rows_begun, os.preadv
+            preadv = os.preadv
             start = 0
             for begun[0], id in enumerate(ids, 1):
                 row = rows[start : start + row_bytes]
@@ -212,7 +256,7 @@ class NpyRows(RawSource):
                 if preadv(fd, (row,), first + id * step) != row_bytes:
                     read_whole(fd, row, first + id * step)
 
-    def _fetch(self, remote: Remote, ids: Sequence[int], rows: memoryview) -> None:
+    def _fetch(self, remote: Remote, ids: Sequence[int], rows: memoryview, begun: Any) -> None:
         """Get rows, or what is kept of them: by one request those that are neighbours."""
         size = len(rows) // len(ids)
         _, step = self._windows.bytes(0, size)
@@ -225,7 +269,7 @@ class NpyRows(RawSource):
                 if not cache.read(self._key(ids[number]), partial(read_whole, data=rows[number * size :][:size], offset=0))
             ]
         for start, stop in _runs(ids, missing) if step <= size else ((number, number + 1) for number in missing):
-            self.rows_begun[0] = start + 1
+            begun[0] = start + 1
             run = rows[start * size : stop * size]
             if step == size or stop == start + 1:
                 self._get(remote, ids[start], run, size)
@@ -241,51 +285,48 @@ class NpyRows(RawSource):
         """Get the bytes from sample ``id`` on, those of neighbours too."""
 
         def take(body: Body) -> None:
-            if body.version != self._seen:
+            if body.version != self._version:
                 raise FormatError("expected the file that was there when the loader was made, found another; make another loader")
             if (size := body.readinto(rows)) != len(rows):
                 raise FormatError(f"expected {len(rows):,} bytes, found {size:,}: the file is truncated")
 
-        begin, step = self._windows.bytes(self._header.size, sample_bytes)
+        begin, step = self._windows.bytes(self._header_bytes, sample_bytes)
         first = begin + id * step
         remote.store.get("", take, first, first + len(rows))
 
     def _key(self, id: int) -> str:
-        return f"{self.file} {self._seen} {self._header} {self._windows.named(id)}"
+        return f"{self.file} {self._version} {self._windows.named(id)}"
 
     def _opened(self) -> int:
-        """The descriptor of the file. It is opened once, and must still be of the form that `bind` saw."""
-        if self._file is None:
+        """The descriptor of the file. It is opened once, and must still be of the form that was seen when the loader was made."""
+        if self._open is None:
             file = _Open(self.file)
-            header = self._check(read_header(file.fd)[0])
-            found, rows = self._windows.shape(header.shape), self._header.shape[0]
-            if found != self.shape or header.dtype != self._header.dtype:
+            header = _checked(read_header(file.fd)[0], self._given)
+            found, dtype = self._windows.shape(header.shape), dtype_text(header.dtype.newbyteorder("="))
+            if found != self.shape or dtype != self.dtype or header.dtype.isnative != self._is_native:
                 raise FormatError(f"expected rows of shape {self.shape} and dtype {self.dtype}, found {found}, {header.dtype}")
-            if header.shape[0] < rows:
-                raise FormatError(f"expected {rows:,} rows, found {header.shape[0]:,}")
-            self._header, self._file = header, file
-        return self._file.fd
+            if header.shape[0] < self._rows:
+                raise FormatError(f"expected {self._rows:,} rows, found {header.shape[0]:,}")
+            self._header_bytes, self._open = header.size, file
+        return self._open.fd
 
-    def close(self) -> None:
-        """Let go of the file, which is closed when the copies of this source have let go of it, too."""
-        self._file = None
 
-    def _check(self, header: Header) -> Header:
-        """The header, with the dtype that was given, if rows can be read from the file."""
-        header = header.reinterpreted(self._given)
-        if not header.shape or 0 in header.shape:
-            raise FormatError(f"expected an array of rows, found shape {header.shape}")
-        if header.fortran and len(header.shape) > 1:
-            raise FormatError(
-                "expected C order, found Fortran order, in which a row's elements are not next to each other; "
-                "write it again as np.save(file, np.ascontiguousarray(array))"
-            )
-        check_numbers(header.dtype)
-        if self._given is not None and header.dtype.newbyteorder("=") != (given := dtype_of(self._given)):
-            raise FormatError(
-                f"expected dtype {given}, found {header.dtype}, and rows are not cast: leave dtype out, or use a transform"
-            )
-        return header
+def _checked(header: Header, given: str | None) -> Header:
+    """The header, with the dtype that was given, if rows can be read from the file."""
+    header = header.reinterpreted(given)
+    if not header.shape or 0 in header.shape:
+        raise FormatError(f"expected an array of rows, found shape {header.shape}")
+    if header.fortran and len(header.shape) > 1:
+        raise FormatError(
+            "expected C order, found Fortran order, in which a row's elements are not next to each other; "
+            "write it again as np.save(file, np.ascontiguousarray(array))"
+        )
+    check_numbers(header.dtype)
+    if given is not None and header.dtype.newbyteorder("=") != dtype_of(given):
+        raise FormatError(
+            f"expected dtype {dtype_of(given)}, found {header.dtype}, and rows are not cast: leave dtype out, or use a transform"
+        )
+    return header
 
 
 def _read_together(fd: int, first: int, step: int, rows: memoryview, row_bytes: int) -> bool:

@@ -10,7 +10,7 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 
-from shmgen._sources.folder import FolderSource
+from shmgen._sources.folder import Files, FolderReader, FolderSource
 from shmgen._sources.npy_format import LONGEST, OPEN_FLAGS, read_header, require_data
 from shmgen.errors import FormatError
 
@@ -26,7 +26,7 @@ DAMAGED = (OSError, ValueError, FormatError, BadZipFile, zlib.error, EOFError, N
 class Npz(FolderSource):
     """The files ``<folder>/<id>.npz``, one a sample, as `numpy.savez` and `numpy.savez_compressed` write them.
 
-    Each array is a field: ``npz["image"]``, or ``npz.field("image", dim=..., dtype=...)`` where rows are not as the first file's
+    Each array is a field: ``npz["image"]``, or ``npz["image"].shaped(dim=..., dtype=...)`` where rows are not as the first file's
     array. ``npz`` itself is all of them, a dict. However many are used, a file is opened once a sample; only the arrays that are
     used are read, and checked against their checksums.
 
@@ -37,8 +37,8 @@ class Npz(FolderSource):
         cache_bytes: that files take there, at most; those that were not used for the longest time go first.
 
     Raises:
-        SampleError: by `bind`, the first file can't be read; by `read`, a file can't. It names the file, what was expected and
-            what was found.
+        SampleError: by `bind`, or from a request for a batch: a file can't be read. It names the file, what was expected and what
+            was found.
 
     Examples:
         >>> for id in ids:
@@ -50,8 +50,7 @@ class Npz(FolderSource):
         ((4, 4, 3), array([4., 5., 6., 7.], dtype=float32), array([0, 1, 2, 3]))
     """
 
-    suffix = ".npz"
-    fields: dict[str, tuple[tuple[int, ...], DTypeLike]] | None = None
+    finds_fields = True
 
     def __init__(
         self,
@@ -61,37 +60,50 @@ class Npz(FolderSource):
         cache: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
     ) -> None:
-        super().__init__(folder, storage_options, cache, cache_bytes)
+        super().__init__(Files(folder, ".npz", storage_options, cache, cache_bytes))
 
-    def find_fields(self, ids: Sequence[object]) -> None:
-        if self.fields is not None:
-            return
-        self._prepare(ids)
-        first = ids[0]
+    def bind(self, ids: Sequence[object], *, field: str = "X", varies: bool = False) -> NpzReader:
+        files, first = self._files, ids[0]
+        files.prepare(ids, "Npz")
         try:
-            fields = self._load(first, _kinds, may_wait=False)
+            fields = files.load(first, _kinds, may_wait=False)
             if not fields:
                 raise FormatError("expected arrays, found an .npz file without any")
         except DAMAGED as error:
-            raise self._unreadable_first(first, _explained(error)) from None
+            raise files.unreadable_first(first, _explained(error)) from None
         finally:
-            self._settle()
+            files.disconnect()
+        return NpzReader(files, fields)
+
+
+class NpzReader(FolderReader):
+    """Reads ``.npz`` files.
+
+    Args:
+        files: where they are.
+        fields: shape and dtype of the arrays in the first file, by name.
+    """
+
+    reads_one_by_one = True
+
+    def __init__(self, files: Files, fields: dict[str, tuple[tuple[int, ...], DTypeLike]]) -> None:
+        super().__init__(files)
         self.fields = fields
 
-    def bind(self, ids: Sequence[object]) -> None:
-        self.find_fields(ids)
-        self.varies = False  # what the user does not say of a field is as in the first file
+    def read(self, key: object, row: Mapping[str, np.ndarray], rng: object = None) -> dict[str, np.ndarray]:
+        """The arrays of sample ``key`` that ``row`` has room for.
 
-    def read(self, id: object, row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The arrays of sample ``id`` that ``row`` has room for."""
+        Raises:
+            SampleError: they can't be read; it names the file, what was expected and what was found.
+        """
         try:
-            if self._remote is not None:
-                return self._load(id, lambda data: _arrays(io.BytesIO(data), row))
-            fd = os.open(self.path(id), OPEN_FLAGS)
+            if self.files.remote is not None:
+                return self.files.load(key, lambda data: _arrays(io.BytesIO(data), row))
+            fd = os.open(self.files.path(key), OPEN_FLAGS)
             with open(fd, "rb") as file:
                 return _arrays(file, row)
         except DAMAGED as error:
-            raise self._unreadable(id, _explained(error)) from None
+            raise self.files.unreadable(key, _explained(error)) from None
 
 
 def _kinds(data: bytes) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:

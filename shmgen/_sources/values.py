@@ -15,7 +15,7 @@ from shmgen._checks import check_int
 from shmgen._samples.ids import Subset
 from shmgen._samples.lookup import By, Lookup, all_of, as_list_or_array, is_column, objects
 from shmgen._samples.sample_spec import LOSSY_CAST, can_cast, check_dtype
-from shmgen._sources.base import Source
+from shmgen._sources.base import BuiltinSource, Reader
 from shmgen.errors import InputError
 
 NAMES_SHOWN = 20
@@ -24,7 +24,7 @@ BLOCK = 1 << 16
 """Numbers that are checked at once."""
 
 
-class Values(Source):
+class Values(BuiltinSource):
     """A value for each id: an int, a float, the name of a class, or an array of one shape for all.
 
     Args:
@@ -43,9 +43,7 @@ class Values(Source):
     the index may only number rows: its labels count from 0, or are those of the column that the ids came in.
 
     Attributes:
-        shape: of a row; set by `bind`.
-        dtype: of a row; set by `bind`.
-        classes: the names of classes in the order of their numbers, or None; of ``"sorted"`` ones, set by `bind`.
+        classes: the names of classes in the order of their numbers; None where there are none, or they are to be ``"sorted"``.
 
     Examples:
         >>> ages = {id: 20.5 + number for number, id in enumerate(ids)}
@@ -55,8 +53,6 @@ class Values(Source):
         array([20.5, 21.5, 22.5, 23.5], dtype=float32)
     """
 
-    dtype: np.dtype[Any]
-    in_main_process = True  # workers hold no list of labels
     _must_be_ints = False
 
     def __init__(
@@ -74,10 +70,8 @@ class Values(Source):
         self._by = by
         self._given_dtype = check_dtype(dtype)
         self._set_classes(None if n_classes is None else check_int(n_classes, "n_classes", 1), classes)
-        self._rows = np.zeros(0)
-        self._is_one_hot = False
 
-    def bind(self, ids: Sequence[Any]) -> None:
+    def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> ValuesReader:
         """Take the values of ``ids``.
 
         Raises:
@@ -86,25 +80,24 @@ class Values(Source):
             FunctionError: a function failed.
         """
         all_ids = ids.all if isinstance(ids, Subset) else ids
-        column = Lookup(all_ids, self.field_name, self._by).aligned(self._values)
-        checked = _Checked(all_ids, column, self.field_name)
+        column = Lookup(all_ids, field, self._by).aligned(self._values)
+        checked = _Checked(all_ids, column, field)
+        classes = self.classes
         if self._sorts_classes:
-            self.classes = _sorted_names(column if callable(self._values) else self._values) or checked.refuse_names()
-            self._check_number_of_classes()
-        rows, dtype = self._checked_rows(checked)
-        self._rows = rows[ids.samples] if isinstance(ids, Subset) else rows
-        self._is_one_hot = self._n_classes is not None and rows.ndim == 1
-        if self._is_one_hot:
-            assert self._n_classes is not None
-            self.shape, self.dtype = (self._n_classes,), np.dtype(self._given_dtype or np.float32)
-        else:
-            self.shape, self.dtype = rows.shape[1:], dtype
+            classes = _sorted_names(column if callable(self._values) else self._values) or checked.refuse_names()
+            _check_number(classes, self._n_classes)
+        rows, dtype = self._checked_rows(checked, classes)
+        is_one_hot = self._n_classes is not None and rows.ndim == 1
+        dtype = np.dtype(self._given_dtype or np.float32) if is_one_hot else dtype
+        return ValuesReader(
+            rows[ids.samples] if isinstance(ids, Subset) else rows, dtype, classes, self._n_classes if is_one_hot else None
+        )
 
-    def _checked_rows(self, checked: _Checked) -> _Rows:
+    def _checked_rows(self, checked: _Checked, classes: tuple[Any, ...] | None) -> _Rows:
         """A row for each id; the number of its class where rows are to be one-hot."""
         dtype, n_classes = self._given_dtype, self._n_classes
-        if self.classes is not None:
-            return checked.positions_in(self.classes, None if n_classes is not None else dtype)
+        if classes is not None:
+            return checked.positions_in(classes, None if n_classes is not None else dtype)
         has_rows = checked.axes > 1
         if n_classes is None:
             # A label that is no row must be an int. In rows any numbers are what the user meant.
@@ -116,17 +109,12 @@ class Values(Source):
             raise checked.refused(f"ints, or rows of n_classes={n_classes} numbers", f"rows of shape {rows.shape[1:]}")
         return rows, dtype
 
-    def fill(self, samples: np.ndarray, rows: np.ndarray) -> None:  # type: ignore[override]
-        """Write the values of ``samples``, positions in the list of ids, into ``rows``."""
-        if self._is_one_hot:
-            rows[...] = 0
-            rows[np.arange(len(samples)), self._rows[samples]] = 1
-        elif self._rows.dtype == rows.dtype:
-            self._rows.take(samples, axis=0, out=rows, mode="clip")  # none is out of bounds, and "raise" would copy
-        else:
-            rows[...] = self._rows[samples]
-
     def with_classes(self, n_classes: int | None, classes: Iterable[Any] | str | None) -> Values:
+        """The values as labels of these classes, as far as they are not None.
+
+        Raises:
+            InputError: they have others of their own.
+        """
         if n_classes is not None and self._n_classes not in (None, n_classes):
             raise InputError(f"n_classes: expected {self._n_classes}, as the Values given as labels say, found {n_classes}")
         own_classes = "sorted" if self._sorts_classes else self.classes
@@ -140,19 +128,61 @@ class Values(Source):
         self._n_classes = n_classes
         self._sorts_classes = isinstance(classes, str) and classes == "sorted"
         self.classes = None if classes is None or self._sorts_classes else _names(classes)
-        self._check_number_of_classes()
-
-    def _check_number_of_classes(self) -> None:
-        if self.classes is not None and self._n_classes not in (None, len(self.classes)):
-            raise InputError(
-                f"n_classes: expected {len(self.classes)}, the number of classes, found {self._n_classes}; leave it as None"
-            )
+        if self.classes is not None:
+            _check_number(self.classes, n_classes)
 
 
 class Labels(Values):
     """Values that are ints, so that no label is rounded or lost unnoticed. Rows, one-hot ones for example, may be any numbers."""
 
     _must_be_ints = True
+
+
+class ValuesReader(Reader):
+    """Fills rows from an array in the main process.
+
+    Args:
+        rows: one for each id; or the number of its class.
+        dtype: that rows are to have.
+        classes: names of classes, in the order of their numbers.
+        n_classes: where rows are one-hot: how many numbers they have.
+    """
+
+    in_main_process = True  # workers hold no list of labels
+
+    def __init__(
+        self, rows: np.ndarray, dtype: np.dtype[Any], classes: tuple[Any, ...] | None = None, n_classes: int | None = None
+    ) -> None:
+        self.shape = rows.shape[1:] if n_classes is None else (n_classes,)
+        self.dtype: np.dtype[Any] = dtype
+        self.classes = classes
+        self._rows = rows
+        self._is_one_hot = n_classes is not None
+
+    def fill(self, keys: np.ndarray, rows: np.ndarray, begun: Any, *, io_waits: bool = False) -> None:
+        """Write the values of the samples ``keys``, positions in the list of ids, into ``rows``."""
+        if self._is_one_hot:
+            rows[...] = 0
+            rows[np.arange(len(keys)), self._rows[keys]] = 1
+        elif self._rows.dtype == rows.dtype:
+            self._rows.take(keys, axis=0, out=rows, mode="clip")  # none is out of bounds, and "raise" would copy
+        else:
+            rows[...] = self._rows[keys]
+
+
+class Ones(BuiltinSource):
+    """Weighs every sample 1: samples that were given no weight, where others weigh 0."""
+
+    def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> Reader:
+        return _OnesReader()
+
+
+class _OnesReader(Reader):
+    shape, dtype = (), "float32"
+    in_main_process = True
+
+    def fill(self, keys: np.ndarray, rows: np.ndarray, begun: Any, *, io_waits: bool = False) -> None:
+        rows[...] = 1
 
 
 _Rows: TypeAlias = "tuple[np.ndarray, np.dtype[Any]]"
@@ -334,6 +364,11 @@ def _remedy(value: object) -> str:
             return "; leave such ids out, or give them a value"
         return "; if it is meant, pass Values(..., dtype='float32'), and no n_classes"
     return ""
+
+
+def _check_number(classes: tuple[Any, ...], n_classes: int | None) -> None:
+    if n_classes not in (None, len(classes)):
+        raise InputError(f"n_classes: expected {len(classes)}, the number of classes, found {n_classes}; leave it as None")
 
 
 def _names(classes: Any) -> tuple[Any, ...]:

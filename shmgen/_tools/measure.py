@@ -18,9 +18,9 @@ import psutil
 from shmgen._memory.limits import available
 from shmgen._plan.order import Order
 from shmgen._samples.ids import Subset
-from shmgen._sources.folder import FolderSource
+from shmgen._sources.folder import FolderReader
 from shmgen._sources.npy_format import OPEN_FLAGS
-from shmgen._sources.npy_rows import NpyRows
+from shmgen._sources.npy_rows import NpyRowsReader
 from shmgen._tools.recommend import Measurement
 from shmgen.loader import Loader
 
@@ -64,11 +64,13 @@ def read_once(options: TuneOptions, workers: int, seconds: float) -> tuple[Subse
 def _files(loader: Loader, ids: Sequence[Any]) -> list[str] | None:
     """The files that a loader reads for ``ids``; None if it calls functions or other code, whose files are not known."""
     files: list[str] = []
-    for source in loader._spec.read_sources:
-        if isinstance(source, FolderSource):
-            files += map(source.path, ids)
-        elif isinstance(source, NpyRows):
-            files.append(source.file)
+    for reader in loader._spec.readers.values():
+        if isinstance(reader, FolderReader):
+            files += map(reader.place, ids)
+        elif isinstance(reader, NpyRowsReader):
+            files.append(reader.file)
+        elif reader.in_main_process:
+            continue
         else:
             return None
     return files or None

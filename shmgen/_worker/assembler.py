@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import copy
 from itertools import repeat
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from shmgen._memory.limit_errors import note
 from shmgen._memory.status_page import FUNCTION, ROW, TURN
 from shmgen._samples.sample_spec import dtype_of
-from shmgen._sources.base import IDLE, UNKNOWN, RawSource, Source, error_text, function_error, row_of
-from shmgen._worker.field_spec import FieldSpec, Reading, Step, readings_of
+from shmgen._sources.base import IDLE, UNKNOWN, error_text, function_error, row_of
+from shmgen._sources.field_spec import FieldSpec, Reading
 from shmgen.errors import SampleError, StartError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from shmgen._worker.rng import SampleRng
-    from shmgen._worker.sample_assembler import SampleAssembler
+    from shmgen._worker.sample_assembler import SampleAssembler, Step
 
 
 class Task:
@@ -68,7 +68,7 @@ class BatchAssembler:
 
     Args:
         fields: of a batch, in the order of its arrays.
-        sources: by name of the field. Those that the main process fills from are left out here.
+        readings: what fills them, without what the main process fills.
         sheet_offset: where the sheet begins in a slot, in bytes: see `Layout.sheet`.
         seed: of random numbers, together with the epoch and the sample's position in it.
         transforms: functions of a row and a generator, by name of the field.
@@ -85,27 +85,26 @@ class BatchAssembler:
     def __init__(
         self,
         fields: Sequence[FieldSpec],
-        sources: Mapping[str, Source],
+        readings: Sequence[Reading],
         sheet_offset: int,
         seed: int,
         transforms: dict[str, Callable[..., Any]],
         sample_transform: Callable[..., Any] | None,
     ) -> None:
         self._fields = fields
-        self._readings, self._derived = readings_of(fields, sources)
+        self._readings = readings
         self.sheet_offset = sheet_offset
         self.seed = seed
         self._transforms = transforms
         self._sample_transform = sample_transform
-        is_derived = bool(self._derived.copies or self._derived.measures)
-        self._goes_by_sample = is_derived or bool(transforms) or sample_transform is not None
+        self._goes_by_sample = any(field.of is not None for field in fields) or bool(transforms) or sample_transform is not None
         self._samples: SampleAssembler | None = None
-        self._cleared = [field for reading in self._readings if reading.source.may_leave_out for field in reading.fields]
-        read_from = [reading.source for reading in self._readings]
-        self.concurrent = all(source.concurrent for source in read_from)
-        is_called = any(source.reads_one_by_one and not source.concurrent and source.is_users for source in read_from)
+        self._cleared = [field for reading in readings if reading.reader.leaves_out for field in reading.fields]
+        readers = [reading.reader for reading in readings]
+        self.concurrent = all(reader.concurrent for reader in readers)
+        is_called = any(each.reads_one_by_one and not each.concurrent and each.user_code is not None for each in readers)
         self.calls_functions = is_called or bool(transforms) or sample_transform is not None
-        self._draws_outside = any(source.draws and source.concurrent for source in read_from)
+        self._draws_outside = any(reader.draws and reader.concurrent for reader in readers)
         self._rng: SampleRng | None = None
         self._reading_rng: SampleRng | None = None
         self._rows_begun: Any = [IDLE, *[0] * (TURN - ROW)]
@@ -114,7 +113,7 @@ class BatchAssembler:
     def named(self) -> Iterator[tuple[str, object]]:
         """Sources and functions, each with what errors call it."""
         for reading in self._readings:
-            yield reading.named, reading.source
+            yield reading.named, reading.reader if reading.reader.user_code is None else reading.reader.user_code
         for name, function in self._transforms.items():
             yield f"transform of field {name!r}", function
         if self._sample_transform is not None:
@@ -123,7 +122,8 @@ class BatchAssembler:
     @property
     def is_ours(self) -> bool:
         """Whether none of the user's code is in it: no function, and no source of a class of theirs."""
-        return not self._transforms and self._sample_transform is None and not any(reading.is_users for reading in self._readings)
+        calls = bool(self._transforms) or self._sample_transform is not None
+        return not calls and all(reading.reader.user_code is None for reading in self._readings)
 
     def opened(self, rows_begun: Any, one_at_a_time: threading.Lock) -> BatchAssembler:
         """A copy for a reader, in the process that will fill, whose sources are ready to read.
@@ -138,11 +138,10 @@ class BatchAssembler:
         """
         reader = copy(self)
         reader._rows_begun = rows_begun
-        reader._readings = [reading._replace(source=copy(reading.source)) for reading in self._readings]
-        for reading in reader._readings:
-            reading.source.rows_begun = rows_begun
+        reader._readings = []
+        for reading in self._readings:
             try:
-                reading.source.open()
+                reader._readings.append(reading._replace(reader=reading.reader.opened()))
             except Exception as error:
                 note(error)
                 raise StartError(f"{reading.named} can't be opened: {error_text(error)}") from error
@@ -157,7 +156,7 @@ class BatchAssembler:
 
     def places(self, id: Any) -> str:
         """Where sample ``id`` is read from, for errors and warnings."""
-        return ", ".join(reading.source.place(id) for reading in self._readings)
+        return ", ".join(reading.reader.place(id) for reading in self._readings)
 
     def fill(self, slot: memoryview, task: Task, *, io_waits: bool = False) -> None:
         """Do ``task`` in a slot of the ring.
@@ -174,31 +173,32 @@ class BatchAssembler:
             _clear(self._bytes(slot, task, field))
         one_by_one: list[Step] = []
         for reading in self._readings:
-            source, fields, named, is_users = reading
-            if source.reads_one_by_one:
-                one_by_one.append(Step(reading, task.keys(source.key_table), None))
+            reader, fields, named, table = reading
+            if reader.reads_one_by_one:
+                one_by_one.append((reading, task.keys(table), None))
                 continue
             began = time.monotonic_ns()
             self._rows_begun[0] = UNKNOWN
-            source.io_waits = io_waits
             try:
-                keys = task.keys(source.key_table)
-                if isinstance(source, RawSource):
-                    left = source.fill(keys, self._bytes(slot, task, fields[0]))
-                elif source.fields is None:
-                    left = source.fill(keys, self._rows(slot, task, fields[0]))
+                keys = task.keys(table)
+                rows: Any
+                if reader.takes_bytes:
+                    rows = self._bytes(slot, task, fields[0])
+                elif reader.fields is None:
+                    rows = self._rows(slot, task, fields[0])
                 else:
-                    left = source.fill(keys, self._rows_by_key(slot, task, reading))
+                    rows = self._rows_by_key(slot, task, reading)
+                left = reader.fill(keys, rows, self._rows_begun, io_waits=io_waits)
             except Exception as error:
                 note(error)
                 id = task.ids[row_of(self._rows_begun[0]) or 0]
-                if source.key_table and isinstance(error, SampleError):
+                if table and isinstance(error, SampleError):
                     raise SampleError(id, error.path, error.reason) from None
                 raise function_error(id, named, error) from error
-            if is_users:
+            if reader.user_code is not None:
                 self._count(FUNCTION, began)
-            if source.varies and isinstance(left, list) and left:
-                one_by_one.append(Step(reading, keys, frozenset(left)))
+            if reading.varies and isinstance(left, list) and left:
+                one_by_one.append((reading, keys, frozenset(left)))
         self._rows_begun[0] = IDLE
         if one_by_one or self._goes_by_sample:
             self._fill_samples(slot, task, one_by_one)
@@ -209,14 +209,14 @@ class BatchAssembler:
             from shmgen._worker.sample_assembler import SampleAssembler  # late: imports are most of a worker's start
 
             self._samples = SampleAssembler(
-                self._fields, self._readings, self._derived, self._transforms, self._sample_transform, self.calls_functions
+                self._fields, self._readings, self._transforms, self._sample_transform, self.calls_functions
             )
         place = task.epoch, task.position, len(task)
         self._samples.fill(
             task,
             {field.name: self._rows(slot, task, field) for field in self._fields},
-            [step for step in one_by_one if step.reading.source.concurrent],
-            [step for step in one_by_one if not step.reading.source.concurrent],
+            [step for step in one_by_one if step[0].reader.concurrent],
+            [step for step in one_by_one if not step[0].reader.concurrent],
             (
                 repeat(None) if self._reading_rng is None else self._reading_rng.for_samples(*place),
                 repeat(None) if self._rng is None else self._rng.for_samples(*place),
@@ -237,7 +237,7 @@ class BatchAssembler:
         from shmgen._worker.sample_assembler import RowsByKey
 
         rows = [(field.key, self._rows(slot, task, field)) for field in reading.fields]
-        return RowsByKey(reading.source, rows, (len(task),))
+        return RowsByKey(reading.reader, rows, (len(task),))
 
     def _bytes(self, slot: memoryview, task: Task, field: FieldSpec) -> memoryview:
         first = field.offset + task.start * field.row_bytes

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from shmgen._sources.base import error_text
-from shmgen._sources.function import Function
 from shmgen.errors import InputError, StartError
 
 if TYPE_CHECKING:
@@ -68,8 +67,7 @@ def _warn(text: str) -> None:
 
 def _called(part: Any) -> str:
     """The name of a source or function in its module."""
-    thing = part._function if isinstance(part, Function) else part
-    thing = thing if hasattr(thing, "__qualname__") else type(thing)
+    thing = part if hasattr(part, "__qualname__") else type(part)
     return f"{thing.__qualname__!r} of module {thing.__module__!r}"
 
 

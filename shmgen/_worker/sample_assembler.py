@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shmgen._memory.limit_errors import note
 from shmgen._memory.status_page import FUNCTION, TURN
 from shmgen._samples.sample_spec import ShapeError, dtype_for, dtype_of, sample_for, write_row
-from shmgen._sources.base import IDLE, Source, function_error
-from shmgen._worker.field_spec import Derived, FieldSpec, Reading, Step
+from shmgen._sources.base import IDLE, Reader, function_error
+from shmgen._sources.field_spec import FieldSpec, Reading
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ NO_ROW = "; return an array of a row's shape, or say by dim and n_channels what 
 SINGLE = "; where a function returns several arrays, leave its dim, n_channels and dtype out"
 
 
+Step: TypeAlias = "tuple[Reading, Sequence[Any], frozenset[int] | None]"
+"""What is read one by one: the reading, what it calls the samples, and the numbers of the rows that it reads, None for all."""
+
+
 class Sample:
     """The sample that is on its way into its rows.
 
@@ -48,10 +52,10 @@ class Sample:
         varied: the shapes of what was read and does not have that of its row, by name.
         written: how much of a row is the sample's, along each axis, by name; all of it where nothing is said.
         where: what is being done, as errors call it.
-        source: of what is being done; None if that is a transform.
+        reading: of what is being done; None if that is a transform.
     """
 
-    __slots__ = ("_arrays", "loaded", "number", "source", "varied", "where", "written")
+    __slots__ = ("_arrays", "loaded", "number", "reading", "varied", "where", "written")
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         self._arrays = arrays
@@ -60,7 +64,7 @@ class Sample:
         self.varied: dict[str, tuple[int, ...]] = {}
         self.written: dict[str, tuple[int, ...]] = {}
         self.where = ""
-        self.source: Source | None = None
+        self.reading: Reading | None = None
 
     def row(self, name: str) -> np.ndarray:
         """Its row in a field."""
@@ -74,7 +78,6 @@ class SampleAssembler:
     Args:
         fields: of a batch.
         readings: what fills them, as they were opened.
-        derived: what is filled from others.
         transforms: functions of a row and a generator, by name of the field.
         sample_transform: a function of the sample, a dict of its rows by name of the field, and a generator.
         calls_functions: whether code of the user's is called by only one at a time.
@@ -84,15 +87,16 @@ class SampleAssembler:
         self,
         fields: Sequence[FieldSpec],
         readings: Sequence[Reading],
-        derived: Derived,
         transforms: dict[str, Callable[..., Any]],
         sample_transform: Callable[..., Any] | None,
         calls_functions: bool,
     ) -> None:
         self._fields = {field.name: field for field in fields}
-        self._sources = {field.name: reading.source for reading in readings for field in reading.fields}
-        self._sources |= {field.name: self._sources[of.name] for field, of in derived.copies}
-        self._derived = derived
+        self._readings = {field.name: reading for reading in readings for field in reading.fields}
+        derived = [field for field in fields if field.of is not None]
+        self._readings |= {field.name: self._readings[field.of] for field in derived if field.of is not None}
+        self._copies = [field for field in derived if field.measure is None]
+        self._measures = [field for field in derived if field.measure is not None]
         self._transforms = transforms
         self._sample_transform = sample_transform
         self._calls_functions = calls_functions
@@ -152,38 +156,39 @@ class SampleAssembler:
 
     def _error(self, sample: Sample, id: Any, error: Exception) -> SampleError:
         """What to raise where ``error`` was raised."""
-        source = sample.source
-        if isinstance(error, FormatError) and source is not None and not source.is_users:
-            return SampleError(id, source.place(id), str(error))
-        if isinstance(error, SampleError) and source is not None and source.key_table:
+        reading = sample.reading
+        if isinstance(error, FormatError) and reading is not None and reading.reader.user_code is None:
+            return SampleError(id, reading.reader.place(id), str(error))
+        if isinstance(error, SampleError) and reading is not None and reading.table:
             return SampleError(id, error.path, error.reason)
-        if source is None and not isinstance(error, FormatError):
+        if reading is None and not isinstance(error, FormatError):
             for name, shape in sample.varied.items():
-                error.add_note(f"(the sample has shape {shape} in field {name!r}, {self._sources[name].place(id)})")
+                where = self._readings[name].reader.place(id)
+                error.add_note(f"(the sample has shape {shape} in field {name!r}, {where})")
         found = getattr(error, "from_", None)
-        if source is None and found is not None and type(error).__qualname__ == "_UFuncOutputCastingError":
+        if reading is None and found is not None and type(error).__qualname__ == "_UFuncOutputCastingError":
             # NumPy's own, as of x /= 255 where rows are ints.
             error.add_note(f"({OF_ANOTHER_DTYPE.removeprefix('; ').format(found=dtype_for(found))})")
         return function_error(id, sample.where, error)
 
     def _read_all(self, sample: Sample, steps: Sequence[Step], rng: Rng | None, count: Callable[[int, int], int]) -> None:
         """Read what may be read while others do so, too."""
-        for step in steps:
-            if step.numbers is None or sample.number in step.numbers:
+        for reading, keys, numbers in steps:
+            if numbers is None or sample.number in numbers:
                 began = time.monotonic_ns()
-                self._read(sample, step, rng)
-                if step.reading.is_users:
+                self._read(sample, reading, keys, rng)
+                if reading.reader.user_code is not None:
                     count(FUNCTION, began)
 
     def _call(self, sample: Sample, within: Sequence[Step], rng: Rng | None) -> None:
         """Do what only one does at a time."""
-        for step in within:
-            if step.numbers is None or sample.number in step.numbers:
-                self._read(sample, step, rng)
-        if self._derived.copies:
+        for reading, keys, numbers in within:
+            if numbers is None or sample.number in numbers:
+                self._read(sample, reading, keys, rng)
+        if self._copies:
             self._copy(sample)
         for name, function in self._transforms.items():
-            sample.where, sample.source = f"transform of field {name!r}", None
+            sample.where, sample.reading = f"transform of field {name!r}", None
             row = sample.row(name)
             given = sample.loaded.pop(name, row)
             result = function(given, rng)
@@ -192,32 +197,29 @@ class SampleAssembler:
             if result is not row:
                 self._write(sample, name, row, result, given)
         if self._sample_transform is not None:
-            sample.where, sample.source = "transform", None
+            sample.where, sample.reading = "transform", None
             self._transform(sample, self._sample_transform, rng)
         if sample.loaded:
             self._pad(sample)
-        if self._derived.measures:
+        if self._measures:
             self._measure(sample)
 
-    def _read(self, sample: Sample, step: Step, rng: Rng | None) -> None:
-        reading, key = step.reading, _own(step.keys[sample.number])
-        sample.source = source = reading.source
-        sample.where, fields = reading.named, reading.fields
-        if source.draws and rng is not None:
-            source.rng = rng
-        if source.fields is None:
+    def _read(self, sample: Sample, reading: Reading, keys: Sequence[Any], rng: Rng | None) -> None:
+        reader, fields, sample.where, _ = reading
+        sample.reading, key = reading, _own(keys[sample.number])
+        if reader.fields is None:
             row = sample.row(fields[0].name)
-            result = source.read(key, row)
+            result = reader.read(key, row, rng)
             if result is not None and result is not row:
                 self._take(sample, reading, fields[0], row, result)
             return
         rows = {field.name: sample.row(field.name) for field in fields}
-        by_key = RowsByKey(source, [(field.key, rows[field.name]) for field in fields])
-        result = source.read(key, by_key)
+        by_key = RowsByKey(reader, [(field.key, rows[field.name]) for field in fields])
+        result = reader.read(key, by_key, rng)
         for field in fields:
             row = rows[field.name]
             if result is not None and result is not by_key:
-                self._take(sample, reading, field, row, _part(result, field.key, source))
+                self._take(sample, reading, field, row, _part(result, field.key, reader))
             elif (filled := by_key[field.key]) is not row:
                 self._take(sample, reading, field, row, filled)
 
@@ -230,17 +232,18 @@ class SampleAssembler:
             sample.where = f"source of field {field.name!r}"
         if field.varies and (shape := np.shape(value)) != row.shape and (*shape, 1) != row.shape:
             sample.varied[field.name] = shape
-            sample.loaded[field.name] = sample_for(row, value, own=not reading.is_users, dtype_remedy=OF_ANOTHER_DTYPE)
+            own = reading.reader.user_code is None
+            sample.loaded[field.name] = sample_for(row, value, own=own, dtype_remedy=OF_ANOTHER_DTYPE)
         else:
             shape_remedy = SINGLE if isinstance(value, Mapping | tuple) else OF_ANOTHER_SHAPE
             write_row(row, value, shape_remedy=shape_remedy, dtype_remedy=OF_ANOTHER_DTYPE)
 
     def _copy(self, sample: Sample) -> None:
-        for field, of in self._derived.copies:
-            if of.name in sample.loaded:
-                sample.loaded[field.name] = sample.loaded[of.name].copy()
+        for field in self._copies:
+            if field.of in sample.loaded:
+                sample.loaded[field.name] = sample.loaded[field.of].copy()
             else:
-                sample.row(field.name)[...] = sample.row(of.name)
+                sample.row(field.name)[...] = sample.row(field.of or "")
 
     def _transform(self, sample: Sample, function: Callable[..., Any], rng: Rng | None) -> None:
         import numpy as np
@@ -267,7 +270,7 @@ class SampleAssembler:
             try:
                 self._write(sample, name, rows[name], value, given[name])
             except FormatError as error:
-                raise FormatError(f"field {name!r}: {error}" if sample.source is None else str(error)) from None
+                raise FormatError(f"field {name!r}: {error}" if sample.reading is None else str(error)) from None
 
     def _write(self, sample: Sample, name: str, row: np.ndarray, value: Any, given: np.ndarray) -> None:
         """Write what a transform made of what it was ``given``."""
@@ -280,20 +283,21 @@ class SampleAssembler:
             if given is row or np.shape(value) != given.shape:
                 raise ShapeError(f"{error}{NO_ROW}") from None
             # It left the shape as it was: what is wrong is the sample.
-            sample.where, sample.source = f"source of field {name!r}", self._sources[name]
+            sample.where, sample.reading = f"source of field {name!r}", self._readings[name]
             raise ShapeError(f"{error}, of which the transform has made no row of another shape") from None
 
     def _pad(self, sample: Sample) -> None:
         """Write what was read and not changed."""
         for name, value in sample.loaded.items():
-            sample.where, sample.source = f"source of field {name!r}", self._sources[name]
+            sample.where, sample.reading = f"source of field {name!r}", self._readings[name]
             pad_value = self._fields[name].pad_value
             remedy = OF_ANOTHER_SHAPE if pad_value is None else TOO_LARGE
             sample.written[name] = write_row(sample.row(name), value, pad_value=pad_value, shape_remedy=remedy)
         sample.loaded.clear()
 
     def _measure(self, sample: Sample) -> None:
-        for field, of in self._derived.measures:
+        for field in self._measures:
+            of = self._fields[field.of or ""]
             row, shape = sample.row(field.name), sample.written.get(of.name, of.shape)
             if field.measure == "length":
                 row[...] = shape[0]
@@ -307,31 +311,31 @@ class RowsByKey(dict[Any, Any]):
     """Rows by key; of a key that nobody asked for, some that are thrown away.
 
     Args:
-        source: which fills them.
+        reader: which fills them.
         rows: those that were asked for, each with its key; of a key that is there twice, the first counts.
         count: ``(n,)`` for n rows of each; ``()`` for one.
     """
 
-    def __init__(self, source: Source, rows: Iterable[tuple[Any, np.ndarray]], count: tuple[int, ...] = ()) -> None:
+    def __init__(self, reader: Reader, rows: Iterable[tuple[Any, np.ndarray]], count: tuple[int, ...] = ()) -> None:
         super().__init__()
         for key, row in rows:
             self.setdefault(key, row)
-        self._source = source
+        self._reader = reader
         self._count = count
 
     def __missing__(self, key: Any) -> np.ndarray:
         import numpy as np
 
-        assert self._source.fields is not None
-        shape, dtype = self._source.fields[key]
+        assert self._reader.fields is not None
+        shape, dtype = self._reader.fields[key]
         self[key] = np.zeros((*self._count, *shape), dtype_of(dtype))
         row: np.ndarray = self[key]
         return row
 
 
-def _part(result: Any, key: Any, source: Source) -> Any:
-    """What a source returned for one of its fields."""
-    expected = source.fields or {}
+def _part(result: Any, key: Any, reader: Reader) -> Any:
+    """What a reader returned for one of its fields."""
+    expected = reader.fields or {}
     if isinstance(result, Mapping) and key in result:
         return result[key]
     if isinstance(result, tuple | list) and isinstance(key, int) and len(result) == len(expected):

@@ -152,7 +152,7 @@ def both(id: str, rng: np.random.Generator) -> tuple[np.ndarray, int]:
 npz = Npz("archives")
 tokens = Npy("tokens", dim=100, pad_value=0)
 assert_type(npz["image"], SourceField)
-assert_type(npz.field("image", 32, 3, "float32", pad_value=0.5), SourceField)
+assert_type(npz["image"].shaped(32, 3, "float32", pad_value=0.5), SourceField)
 assert_type(tokens.length, SourceField)
 assert_type(npz["image"].mask, SourceField)
 Sequence(ids, npz["label"], source=npz["image"])
