@@ -12,6 +12,8 @@ from functools import cached_property
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+import numpy as np
+
 from shmgen._checks import Fixed, check_index
 from shmgen._engine import defaults
 from shmgen._engine.batch_builder import BatchBuilder
@@ -216,6 +218,11 @@ class Loader:
     def replaces(self) -> bool:
         """Whether samples that can't be read are replaced by others."""
         return self._damage.on_error == "replace"
+
+    @property
+    def no_rows(self) -> tuple[Any, ...]:
+        """A batch without rows: nested, and with the shapes and dtypes, as all batches."""
+        return self._spec.unflatten(tuple(np.empty((0, *field.shape), field.dtype) for field in self._layout.fields))
 
     def _row(self) -> tuple[tuple[int, ...] | None, int | None]:
         """`dim` and `n_channels` of the only input."""
