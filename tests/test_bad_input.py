@@ -219,7 +219,6 @@ def test_zeros_are_no_sample_whatever_the_first_file_is(folder: Callable, first:
         pytest.param("a\0b", r"expected .*found.*(NUL|null|\\x00)", id="nul"),
         pytest.param("a" * 300, "expected a readable file, found: File name too long", id="too-long"),
         pytest.param("\ud800", "expected .*found", id="surrogate"),
-        pytest.param(None, "expected a file, found none", id="none"),
     ],
 )
 def test_an_id_that_makes_no_path(folder: Callable, bad: object, found: str, position: int, workers: int) -> None:
@@ -329,7 +328,7 @@ BAD_ARGUMENTS = [
     pytest.param({"list_IDs": [], "tail": "keep"}, r"expected at least 1 ids?, found 0", id="no-ids-keep-last"),
     pytest.param({"list_IDs": np.array([], "U4")}, r"expected at least 2 ids, found 0", id="no-ids-array"),
     pytest.param({"batch_size": 9}, r"expected at least 9 ids, found 8.*tail='keep'", id="fewer-ids-than-a-batch"),
-    pytest.param({"labels": {}}, r"id-0', field 'y': expected a value, as for each of the 8 ids, found none", id="no-labels"),
+    pytest.param({"labels": {}}, r"id-0', field 'y': expected a value for each of the 8 ids, found none", id="no-labels"),
     pytest.param(
         {"labels": lambda labels: without(labels, "id-6")},
         r"id-6', field 'y': expected a value.*found none",

@@ -85,7 +85,7 @@ class Empty(Values):
     """Rows of three zeros."""
 
     def __init__(self) -> None:
-        super().__init__(np.zeros((N, 3)), np.float64)
+        super().__init__(np.zeros((N, 3)), np.float64, by="position")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import os
 import re
 import struct
 import sys
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmgen import InputError, Loader, Npy, SampleError
+from shmgen import ImageFolder, InputError, Loader, Npy, SampleError
 from shmgen._samples.ids import Subset, first_outside, kept
 
 WITHIN = 10.0
 """Seconds in which an error must be there."""
-
-WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
 
 
 def write(folder: Path, names: Sequence[object]) -> None:
@@ -44,7 +41,7 @@ def read(ids: Any, labels: Any = None, **options: Any) -> list[int]:
 
 NFC, NFD = "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"
 
-KINDS = {
+KINDS: dict[str, Any] = {
     # ids, as a user may pass them
     "plain": ["a", "b", "c", "d"],
     "spaces": ["a b", " leading", "trailing ", "two  of them"],
@@ -65,7 +62,7 @@ KINDS = {
     "shell": ["*", "$HOME", "~", "`true`", "'", '"', "\\", "a;b", "%s", "{0}", "[0-9]"],
     "long": ["n" * 251, "d" * 255 + "/x", "\N{PILE OF POO}" * 62, "s" * 100],
     "ints": [3, -1, 10**30, 0],
-    "mixed": [7, "a", True, 2.5, None, b"bytes", (1, 2)],
+    "mixed": [7, "a", b"bytes", np.str_("b")],
     "numpy-strings": [np.str_("a"), np.str_(NFD), np.str_("cats/1"), np.str_("-")],
     "numpy-ints": [np.int64(3), np.uint8(1), np.int16(-2), np.int32(0)],
     "array-of-strings": np.array(["a", "long one", NFD, "cats/001"]),
@@ -79,20 +76,26 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("ids", KINDS.values(), ids=KINDS)
-def test_any_id_that_names_a_file_of_the_folder(tmp_path: Path, ids: Any, workers: int) -> None:
+def test_any_id_that_names_a_file_of_the_folder(tmp_path: Path, ids: Any) -> None:
     """What counts is how an id prints: nothing in it has a meaning but the slash, and no two names are taken for one."""
     write(tmp_path, list(ids)[: len(ids) // 2 * 2])
     ids = ids[: len(ids) // 2 * 2]
     labels = {id: number for number, id in enumerate(ids.tolist() if isinstance(ids, np.ndarray) else ids)}
 
-    assert read(ids, labels, data_dir=tmp_path, workers=workers) == list(range(len(ids)))
+    assert read(ids, labels, data_dir=tmp_path, workers=0) == list(range(len(ids)))
 
 
-@pytest.mark.parametrize("workers", WORKERS)
+def test_ids_of_all_kinds_reach_workers(tmp_path: Path) -> None:
+    """All of these in one list, read by two processes."""
+    names = {str(id): id for kind, ids in KINDS.items() if kind != "roundabout" for id in ids if str(id).isprintable()}
+    ids = list(names.values())[: len(names) // 2 * 2]
+    write(tmp_path, ids)
+    assert read(ids, data_dir=tmp_path, workers=2) == list(range(len(ids)))
+
+
 @pytest.mark.parametrize("kind", ["relative", "absolute", "with-suffix", "up", "through-a-link", "paths", "array"])
-def test_ids_that_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, workers: int) -> None:
+def test_ids_that_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Without a folder, ids are paths from where the loader was made, with or without ``.npy``, to anywhere."""
     names = ["here/a", "here/b c", "there/d", "there/deep/-e"]
     write(tmp_path, names)
@@ -108,8 +111,8 @@ def test_ids_that_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kin
         "array": np.array([f"{tmp_path}/{name}" for name in names]),
     }
     monkeypatch.chdir(tmp_path / "here")
-    assert read(ids[kind], data_dir=None, workers=workers) == [0, 1, 2, 3]
-    with Loader(ids[kind], None, 4, shuffle=False, source=Npy(None), workers=workers) as loader:
+    assert read(ids[kind], data_dir=None, workers=0) == [0, 1, 2, 3]
+    with Loader(ids[kind], None, 4, shuffle=False, source=Npy(None), workers=1) as loader:
         monkeypatch.chdir("/")
         assert next(iter(loader))[0][:, 0, 0].tolist() == [0, 1, 2, 3]
 
@@ -117,8 +120,7 @@ def test_ids_that_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kin
 WAYS_OUT = ["/etc/passwd", "..", "../a", "a/..", "a/../../b", "cats/../../dogs/1", "//a", "../../../../etc/passwd", "./../a"]
 
 
-@pytest.mark.parametrize("kind", ["list", "array", "paths"])
-@pytest.mark.parametrize("way", WAYS_OUT)
+@pytest.mark.parametrize(("way", "kind"), list(zip(WAYS_OUT, ["list", "array", "paths"] * 3, strict=True)))
 def test_ids_that_lead_out_of_the_folder(tmp_path: Path, way: str, kind: str) -> None:
     """Refused before anything is read, by id and folder, with what to do where that is meant; however many ids there are."""
     inside = [f"a..b-{number}" for number in range(20_001)]
@@ -197,11 +199,10 @@ HOSTILE = {
 
 
 @pytest.mark.timeout(WITHIN)
-@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize(("position", "array"), [(0, False), (5, True)], ids=["first-of-a-list", "later-in-an-array"])
 @pytest.mark.parametrize(("id", "make", "text"), HOSTILE.values(), ids=HOSTILE)
 def test_hostile_ids_are_named(
-    tmp_path: Path, id: str, make: Callable[[Path, str], object] | None, text: str, position: int, array: bool, workers: int
+    tmp_path: Path, id: str, make: Callable[[Path, str], object] | None, text: str, position: int, array: bool
 ) -> None:
     """An id that no file can be read by, wherever it stands: soon, with its path, what was expected and what was found."""
     ids = [f"id-{number}" for number in range(8)]
@@ -211,19 +212,18 @@ def test_hostile_ids_are_named(
     ids[position] = id
 
     with pytest.raises(SampleError) as raised:
-        read(np.array(ids) if array else ids, data_dir=tmp_path, workers=workers)
+        read(np.array(ids) if array else ids, data_dir=tmp_path, workers=int(id in ("loop", "zero")))
 
     assert (raised.value.id, raised.value.path) == (id, f"{tmp_path}/{id}.npy")
     assert raised.value.reason.startswith(text)
     str(raised.value).encode()  # whatever the id, the text can be printed, and logged
 
 
-@pytest.mark.parametrize("workers", WORKERS)
-def test_a_folder_that_is_a_loop(tmp_path: Path, workers: int) -> None:
+def test_a_folder_that_is_a_loop(tmp_path: Path) -> None:
     """A symlink loop in the folder's own path is named with it."""
     (tmp_path / "data").symlink_to("data")
     with pytest.raises(SampleError, match=r"data/a\.npy: expected a readable file, found: Too many levels of symbolic links"):
-        read(["a", "b"], data_dir=tmp_path / "data", workers=workers)
+        read(["a", "b"], data_dir=tmp_path / "data", workers=0)
 
 
 # What was meant.
@@ -232,27 +232,17 @@ MEANT = {
     # files of the folder "data", ids, and what they should have been
     "suffix": (["a", "b"], ["a.npy", "b.npy"], ["a", "b"]),
     "suffix-of-paths": (["cats/a", "b"], [Path("cats/a.npy"), Path("b.npy")], ["cats/a", "b"]),
-    "folder-in-front": (["a", "cats/b"], ["data/a", "data/cats/b"], ["a", "cats/b"]),
     "folders-in-front": (["a", "b"], ["here/data/a", "here/data/b"], ["a", "b"]),
-    "folder-and-suffix": (["a", "b"], ["data/a.npy", "data/b.npy"], ["a", "b"]),
-    "folder-and-suffix-and-newline": (["a", "b"], ["./data/a.npy\n", "./data/b.npy\n"], ["a", "b"]),
     "bytes": (["a", "b"], [b"a", b"b"], ["a", "b"]),
     "array-of-bytes": (["a", "b"], np.array([b"a", b"b"]), ["a", "b"]),
-    "bytes-with-suffix": (["a", "b"], [b"a.npy", b"b.npy"], ["a", "b"]),
     "lost-zeros": (["0001", "0012"], [1, 12], ["0001", "0012"]),
     "lost-zeros-of-an-array": (["0001", "0012"], np.array([1, 12]), ["0001", "0012"]),
     "lost-zeros-of-a-range": (["01", "02"], range(1, 3), ["01", "02"]),
     "lost-zeros-of-texts": (["0001", "0012"], ["1", "12"], ["0001", "0012"]),
-    "lost-zeros-of-floats": (["0001", "0012"], [1.0, 12.0], ["0001", "0012"]),
     "zeros-too-many": (["1", "12"], ["0001", "0012"], ["1", "12"]),
-    "floats": (["1", "12"], np.array([1.0, 12.0]), ["1", "12"]),
     "newline": (["a", "b"], ["a\n", "b\n"], ["a", "b"]),
     "newline-of-windows": (["a", "b"], ["a\r\n", "b\r\n"], ["a", "b"]),
     "blanks": (["a b", "c"], [" a b", "c "], ["a b", "c"]),
-    "backslashes": (["cats/a", "cats/b"], ["cats\\a", "cats\\b"], ["cats/a", "cats/b"]),
-    "composed": ([NFD, "b"], [NFC, "b"], [NFD, "b"]),
-    "decomposed": ([NFC, "b"], [NFD, "b"], [NFC, "b"]),
-    "braces": (["a", "b"], ["{0}/a", "{0}/b"], ["a", "b"]),
     "files-with-two-suffixes": (["a.npy", "b.npy"], ["a", "b"], ["a.npy", "b.npy"]),
 }
 
@@ -275,19 +265,9 @@ def test_an_id_without_a_file_is_told_from_what_is_there(
     reason = refused(ids, data_dir="data")
     assert f"{tmp_path}/data/{files[0]}.npy is there: pass [" in reason
     [advice] = re.findall(r"pass (\[.* for id in ids\])$", reason)
-    followed = eval(advice, {"ids": ids if isinstance(ids, range) else list(ids), "unicodedata": unicodedata})
+    followed = eval(advice, {"ids": list(kept(ids)), "os": os})
     assert list(map(str, followed)) == meant
     assert read(followed, data_dir="data") == [0, 1]
-
-
-@pytest.mark.timeout(WITHIN)
-@pytest.mark.parametrize(
-    "id", ["n/" * 2000, "9" * 5000, " /" * 2000 + "x.npy\n", ".npy" * 1000, float("inf"), "", "{}/{0}", (1, 2)]
-)
-def test_an_id_that_stands_for_nothing_is_named_soon(id: object) -> None:
-    """However many other ids it could be made into."""
-    with pytest.raises(InputError, match=r"expected a value, .*found none among 'a'"):
-        Loader([id, "a"], {"a": 1}, 2, inputs=lambda id: 0.0)
 
 
 @pytest.mark.parametrize("folder", ["data", Path("data")])
@@ -295,9 +275,9 @@ def test_ids_that_are_paths_to_elsewhere(tmp_path: Path, monkeypatch: pytest.Mon
     """Where an id is the path of a file from the working folder, ``data_dir=None`` is advised, and works."""
     write(tmp_path, ["train/a", "train/b", "data/c"])
     monkeypatch.chdir(tmp_path)
-    for ids in (["train/a", "train/b"], ["train/a.npy", "train/b.npy"]):
+    for ids in (["train/a", "train/b"], ["train/a.npy", "train/b.npy"], ["data/c.npy", "train/a.npy"]):
         assert "from the working folder it is the path of a file: pass data_dir=None" in refused(ids, data_dir=folder)
-        assert read(ids, data_dir=None) == [0, 1]
+        assert read(ids, data_dir=None) == ([0, 1] if "train/b" in ids[1] else [2, 0])
 
 
 def test_a_path_that_a_shell_would_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,15 +309,14 @@ def test_a_folder_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_files_that_lie_elsewhere_in_the_folder(tmp_path: Path) -> None:
-    """A sub-folder, another format, a link to nowhere; else a few of the files that are there, or that there are none."""
+    """Another format, a link to nowhere, the nearest name; else a few of the files that are there, or that there are none."""
     write(tmp_path, ["train/a", "train/b"])
-    assert "; train/a.npy is there: ids name sub-folders, too, as train/a does" in refused(["a", "b"], data_dir=tmp_path)
+    assert f"; {tmp_path} has no .npy files, but 'train'" in refused(["a", "b"], data_dir=tmp_path)
     (tmp_path / "x.png").touch()
     assert "; x.png is there: of images the source is Images(folder" in refused(["x", "y"], data_dir=tmp_path)
-    assert f"; {tmp_path} has no .npy files, but 'train', 'x.png'" in refused(["c", "d"], data_dir=tmp_path)
-    assert "; such an id is a missing value: leave it out" in refused([float("nan"), "d"], data_dir=tmp_path)
-    write(tmp_path, "pqrs")
-    assert f"; {tmp_path} has 'p.npy', 'q.npy', 'r.npy' and others" in refused(["c", "d"], data_dir=tmp_path)
+    write(tmp_path, ["scan-001", "q", "r", "s"])
+    assert f"; {tmp_path} has 'scan-001.npy'" in refused(["scam-001", "d"], data_dir=tmp_path)
+    assert f"; {tmp_path} has 'q.npy', 'r.npy', 's.npy' and others" in refused(["c", "d"], data_dir=tmp_path)
     (tmp_path / "c.npy").symlink_to("nowhere")
     assert "; it is a link to nowhere, and nothing is there" in refused(["c", "d"], data_dir=tmp_path)
 
@@ -361,9 +340,32 @@ NO_IDS = {
     "bytes": (b"ab", r"found b'ab'; pass \[id\]", ["ab"]),
     "number": (7, r"found 7; pass \[id\]", [7]),
     "none": (None, "expected a list or array of ids, in an order, found None", None),
+    "partition": (
+        {"train": ["a", "b"], "validation": ["c"]},
+        r"found a dict of lists, 'train', 'validation'; .*\['train'\]",
+        ["a", "b"],
+    ),
+    "labels": ({"a": 0, "b": 1}, r"found a dict; pass list\(ids\) where its keys are the ids", ["a", "b"]),
+    "image-folder": (
+        ImageFolder({"train": ["a"], "validation": []}, {"a": 0}, ["x"]),
+        r"found a whole ImageFolder of partition, labels, classes; .*found\.partition\['train'\]",
+        ["a"],
+    ),
     "set": ({"b", "a"}, r"found a set; pass sorted\(ids\)", ["a", "b"]),
     "array-of-no-axis": (np.array("a"), r"expected an array of one axis, found one of shape \(\); pass \[id\]", ["a"]),
     "column": (np.array([["a"], ["b"]]), r"found one of shape \(2, 1\); pass .*ids\[:, 0\]", np.array([["a"], ["b"]])[:, 0]),
+    "samples": (np.zeros((2, 3)), r"found one of shape \(2, 3\); pass range\(len\(x\)\) as ids, and inputs=Values\(x\)", None),
+    "missing": (
+        ["a", float("nan")],
+        r"found nan of type float at position 1; such an id is a missing value: leave it out",
+        ["a"],
+    ),
+    "none-of-many": (["a", None], r"found None .* a missing value", ["a"]),
+    "floats": ([1.0, 2.0], r"found 1\.0 of type float at position 0; pass \[int\(id\) for id in ids\]", [1, 2]),
+    "array-of-floats": (np.array([1.0]), r"found 1\.0 of type float .*pass \[int\(id\)", [1]),
+    "mask": (np.array([True, False]), r"found True of type bool .*; pass ids\[mask\]", None),
+    "pairs": ([("a", 1), ("b", 2)], r"found \('a', 1\) of type tuple .*; pass range\(len\(ids\)\), and a function", [0, 1]),
+    "half": ([0.5], r"found 0\.5 of type float at position 0; pass \[str\(id\) for id in ids\]", ["0.5"]),
     "row": (np.array([[1, 2]]), r"found one of shape \(1, 2\); .*ids\.ravel\(\) for all", np.array([[1, 2]]).ravel()),
 }
 
@@ -397,9 +399,8 @@ def test_what_is_no_list_of_ids(tmp_path: Path, ids: Any, text: str, followed: A
         ([4, 0, 2], 5, None),
         ([4, 5, -1], 5, 1),
         ([0, 10**30], 5, 1),
-        ([True, 1], 2, None),
         (["0", 1], 2, 0),
-        ([1, 1.0], 2, 1),
+        ([1, "1"], 2, 1),
         (np.array([3, 1, 9], np.uint8), 9, 2),
         (np.array([3, -1]), 9, 1),
         (np.array([1 << 63, 1], np.uint64), 9, 0),

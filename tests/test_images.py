@@ -364,7 +364,7 @@ def test_a_missing_image_says_what_is_there(tmp_path: Path) -> None:
     """A wrong suffix, a wrong folder, another id: the error names what was probably meant."""
     (tmp_path / "photos").mkdir()
     picture().save(tmp_path / "photos" / "a.png")
-    assert "a.png is there: of images the source is Images" in refused(tmp_path / "photos", "a.jpg")
+    assert "a.png is there: pass [os.path.splitext(id)[0] for id in ids]" in refused(tmp_path / "photos", "a.jpg")
     assert "photos has 'a.png'" in refused(tmp_path / "photos", "b")
     assert "there is no folder" in refused(tmp_path / "photo", "a")
     remedy = r"; a\.png is there: of images the source is Images\(folder, size=\(height, width\)\)"

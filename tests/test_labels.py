@@ -86,7 +86,7 @@ ADVICE = {
     ),
     "keys-of-another-kind": (
         {"labels": {"p.npy": 1, "q.npy": 2}},
-        r"id 'p', .*found none, but one for 'p\.npy': the keys must be the ids, as \[\(id \+ '\.npy'\) for id in ids\] are",
+        r"id 'p', .*found none for any, but one for 'p\.npy'; the keys must be the ids: pass \[id \+ '\.npy' for id in ids\]",
         {"labels": {"p": 1, "q": 2}},
         [1, 2],
     ),
@@ -260,8 +260,12 @@ def test_fields_are_told_from_values(given: Any, expected: Any, role: str) -> No
     [
         pytest.param({"a": A, "b": A[:3]}, "field 'b': expected a value for each of the 4 ids, found 3", id="dict"),
         pytest.param([A, A[:3]], r"field 'y\[1\]': expected a value for each of the 4 ids, found 3", id="list"),
-        pytest.param({"a": [1, 2]}, "id 'p', field 'y': expected a value, .*found none among 'a'", id="all-too-short"),
-        pytest.param({"P": A, "Q": B, "R": A, "S": B}, "id 'p', field 'y': expected a value, .*found none among", id="keys"),
+        pytest.param(
+            {"a": [1, 2]}, "id 'p', field 'y': expected a value .*found none for any among the keys, 'a'", id="all-too-short"
+        ),
+        pytest.param(
+            {"P": A, "Q": B, "R": A, "S": B}, "id 'p', field 'y': expected a value .*found none for any among the keys", id="keys"
+        ),
         pytest.param({"a": A, "q": B}, "id 'p', field 'y': expected a value", id="an-id-among-the-keys"),
     ],
 )
@@ -296,7 +300,7 @@ def test_sorted_classes_are_those_of_all_labels() -> None:
     labels = {"a": "cat", "b": "dog", "c": "dog", "unused": None}
     assert batch_of(["b", "c"], labels, classes="sorted")[1].classes == ("cat", "dog")
     assert labels_of(["b", "c"], labels, classes="sorted") == [1, 1]
-    assert batch_of([1, 2], ["cat", "dog", "dog"], classes="sorted")[1].classes == ("cat", "dog")
+    assert batch_of([1, 2], Values(["cat", "dog", "dog"], by="id"), classes="sorted")[1].classes == ("cat", "dog")
 
 
 def test_classes_of_several_targets() -> None:

@@ -13,7 +13,6 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
-from decimal import Decimal
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -57,30 +56,22 @@ KINDS: dict[str, Any] = {
     "surrogates": ["plain", os.fsdecode(b"caf\xe9"), "\ud83d\ude00", "\ud800", os.fsdecode(b"\xff\xfe")],
     "texts-one-of-another-kind": ["a", named("b", 1), "c"],
     "text-subclass": [named("a", 1), named("b", [2])],
-    "texts-and-numbers": ["a", 1, None, 2.5],
-    "bools": [True, False, True],
+    "texts-and-ints": ["a", 1, b"x", 1 << 70],
     "ints": [3, -1, 0, 1 << 62],
     "int-bounds": [-(1 << 63), (1 << 63) - 1, 0],
     "ints-up-to-64-bits": [0, (1 << 64) - 1, 1 << 63],
     "ints-beyond-64-bits": [1, 1 << 64, -(10**30)],
     "ints-of-both-ends": [-1, (1 << 64) - 1],
-    "ints-and-bools": [1, True, 0, False],
     "int-subclass": [Level.LOW, Level.LOW],
     "bytes": [b"a", b"", b"\0\xff", b"\0"],
     "bytes-and-text": [b"a", "a"],
-    "tuples": [(1, "a"), (), ((2.5, None), b"x")],
-    "lists": [[1, 2], [], ["a"]],
-    "floats": [1.0, -0.0, float("inf")],
     "paths": [Path("a/b"), Path("c")],
-    "decimals": [Decimal("1.10"), Decimal(2)],
     "numpy-texts": [np.str_("a"), np.str_("b\ud800")],
     "numpy-ints": [np.int64(3), np.uint8(200), np.int16(-2)],
-    "numpy-bools": np.array([True, False]),
     "array-of-texts": np.array(TEXTS),
     "array-of-texts-with-nul": np.array(["a\0b", "\0c", "d"]),
     "array-of-bytes": np.array([b"a", b"bcd", b""]),
-    "array-of-objects": np.array(["a", 1, (2, 3)], object),
-    "array-of-floats": np.array([1.5, 2.0]),
+    "array-of-objects": np.array(["a", 1, b"x"], object),
     "array-backwards": np.arange(5)[::-1],
     "range": range(3, 50, 7),
     "range-backwards": range(5, -6, -2),
@@ -138,7 +129,7 @@ def test_what_is_taken_is_what_was_packed(pack: Callable, ids: Any) -> None:
             assert len(taker) == len(some)
 
 
-@pytest.mark.parametrize("kind", ["texts", "an array of texts", "ints", "an array of ints", "tuples", "bytes"])
+@pytest.mark.parametrize("kind", ["texts", "an array of texts", "ints", "an array of ints", "mixed", "bytes"])
 def test_ids_of_several_blocks(pack: Callable, kind: str) -> None:
     """Ids on both sides of the borders of what is packed at once are right, also where one block has texts that are not ASCII."""
     count = 2 * BLOCK + 3
@@ -149,7 +140,7 @@ def test_ids_of_several_blocks(pack: Callable, kind: str) -> None:
         "an array of texts": np.array(texts),
         "ints": [number - 5 for number in range(count)],
         "an array of ints": np.arange(count) * 3,
-        "tuples": [(number, "x") for number in range(count)],
+        "mixed": [*range(count - 1), "x"],
         "bytes": [b"%d" % number for number in range(count)],
     }
     ids = kept(made[kind])
@@ -195,7 +186,7 @@ def in_a_worker(packed: PackedIds, path: str = "") -> tuple[list[Any], list[str]
 
 @pytest.mark.parametrize(
     "ids",
-    [range(5), TEXTS, np.array(TEXTS), ["\ud800"], [b"a", b""], [1, -2], np.arange(3, dtype=np.uint16), [(1, "a"), None, True]],
+    [range(5), TEXTS, np.array(TEXTS), ["\ud800"], [b"a", b""], [1, -2], np.arange(3, dtype=np.uint16), [1, "a", b"x"]],
     ids=["range", "texts", "array-of-texts", "surrogates", "bytes", "ints", "array-of-ints", "others"],
 )
 def test_a_worker_needs_nothing_else(pack: Callable, ids: Any) -> None:

@@ -100,7 +100,7 @@ MISSING = {
     "two-lines": ("cats/001\ncats/002", "found it not"),
     "no-text": ("\ud800", "found it not"),
     "long": ("x" * 5000, "found it not"),
-    "with-its-suffix": ("cats/001.npy", "but 'cats/001': pass [id.removesuffix('.npy') for id in ids]"),
+    "with-its-suffix": ("cats/001.npy", "but 'cats/001': pass [os.path.splitext(id)[0] for id in ids]"),
 }
 
 

@@ -155,8 +155,6 @@ def test_a_sample_behind_the_end_is_the_one_named(big: Path) -> None:
         pytest.param(40, "id 40: expected a row's number from 0 to 39", id="behind-the-end"),
         pytest.param(-1, "id -1: expected a row's number from 0 to 39", id="negative"),
         pytest.param("7", "id '7': expected the number of a row", id="str"),
-        pytest.param(7.0, r"id 7\.0: expected the number of a row", id="float"),
-        pytest.param(None, "id None: expected the number of a row", id="none"),
     ],
 )
 def test_ids_that_are_no_rows(big: Path, bad: object, text: str) -> None:
@@ -235,17 +233,14 @@ STR = ["a", "b", "c", "d"]
         pytest.param(STR, (3, 1, 4, 1), id="tuple-in-order"),
         pytest.param(STR, np.array([3, 1, 4, 1]), id="array-in-order"),
         pytest.param(np.array(STR), np.array([3, 1, 4, 1], np.uint8), id="array-for-an-array-of-str"),
-        pytest.param([5, 0, 2, 0], [1, 9, 4, 9, 9, 3], id="list-by-id"),
-        pytest.param(np.array([5, 0, 2, 0]), np.array([1, 9, 4, 9, 9, 3]), id="array-by-id"),
-        pytest.param(range(1, 5), np.array([9, 3, 1, 4, 1]), id="array-by-range"),
+        pytest.param(range(4), np.array([3, 1, 4, 1]), id="array-for-a-range"),
         pytest.param(STR, Frame(dict(zip("abcd", (3, 1, 4, 1), strict=True))), id="frame"),
         pytest.param([5, 0, 2, 0], Frame({5: 3, 0: 1, 2: 4}), id="frame-by-int"),
-        pytest.param([(0, "a"), (1, "b"), (2, "c"), (3, "d")], [3, 1, 4, 1], id="tuples-in-order"),
     ],
 )
 @pytest.mark.parametrize("wrap", [True, False], ids=["Values", "as-it-is"])
 def test_where_values_come_from(ids: Any, values: Any, wrap: bool) -> None:
-    """By id from a mapping, a frame, or an array where ids are ints; else in the order of the ids."""
+    """By id from a mapping or a frame; from a list or array in the order of the ids."""
     with Loader(ids, None, 2, inputs=Values(values) if wrap else values, shuffle=False, workers=0) as loader:
         assert np.concatenate([X for (X,) in loader]).tolist() == [3, 1, 4, 1]
 
@@ -283,8 +278,8 @@ def test_values_rows(values: Any, options: dict[str, Any], dtype: str, shape: tu
     [
         pytest.param([1.5, 2, float("nan"), 1], {}, "id 'c', field 'age': expected a number, found nan", id="nan"),
         pytest.param([[1.0, 2], [1, np.nan], [1, 2], [0, 0]], {}, "id 'b', field 'age': expected a number", id="nan-in-a-vector"),
-        pytest.param({"a": 1, "b": 2, "d": 3}, {}, "id 'c', field 'age': expected a value, .* found none", id="missing"),
-        pytest.param(Frame({"a": 1, "b": 2, "d": 3}), {}, "id 'c', field 'age': expected a value, .* found none", id="frame"),
+        pytest.param({"a": 1, "b": 2, "d": 3}, {}, "id 'c', field 'age': expected a value .* found none", id="missing"),
+        pytest.param(Frame({"a": 1, "b": 2, "d": 3}), {}, "id 'c', field 'age': expected a value .* found none", id="frame"),
         pytest.param([[1, 2], [1, 2], [1, 2, 3], [1, 2]], {}, r"id 'c', .*expected shape \(2,\), .*found \(3,\)", id="shapes"),
         pytest.param([1, [2], 3, 4], {}, r"id 'b', field 'age': expected ", id="scalar-and-vector"),
         pytest.param([1, 2, 1.5, 4], {"dtype": "i8"}, r"id 'c', field 'age': expected an int, found 1\.5 of type", id="float"),
@@ -319,8 +314,8 @@ def test_values_that_are_mistakes(values: Any, options: dict[str, Any], text: st
 @pytest.mark.parametrize("bad", [4, -1], ids=["behind-the-end", "negative"])
 def test_an_id_outside_of_an_array(bad: int) -> None:
     """An int id that the array has no element for is missing; a negative one is not counted from the end."""
-    with pytest.raises(InputError, match=f"id {bad}, field 'X': expected a value, .*found none"):
-        Loader([0, 1, bad], None, 1, inputs=Values([1, 2, 3]))
+    with pytest.raises(InputError, match=f"id {bad}, field 'X': expected an id from 0 to 2"):
+        Loader([0, 1, bad], None, 1, inputs=Values([1, 2, 3], by="id"))
 
 
 def test_values_are_taken_when_the_loader_is_made() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import operator
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,29 +23,77 @@ IDS_AT_ONCE = 10_000
 
 
 def kept(ids: Iterable[Any]) -> Sequence[Any]:
-    """``ids`` as a sequence of Python objects, which later changes by the caller do not reach; an array of texts is not copied.
+    """``ids`` as a sequence of texts, bytes or ints, which later changes by the caller do not reach.
+
+    An array of texts is not copied. Paths become texts.
 
     Raises:
-        InputError: they are no sequence of ids: a data frame, an array that has not one axis, a single text, a set.
+        InputError: they are no sequence of ids: a data frame, an array that has not one axis, a single text, a set, a dict; or
+            one is of another type.
     """
     if isinstance(ids, range | Subset):
         return ids
     if is_frame(ids):
         raise InputError(f"list_IDs: expected ids, found a {type(ids).__name__}; pass its column of ids: {columns_of(ids)}")
-    if isinstance(ids, str | bytes | set | frozenset) or not isinstance(ids, Iterable):
-        found = f"a {type(ids).__name__}" if isinstance(ids, set | frozenset) else repr(ids)
-        remedy = "sorted(ids)" if isinstance(ids, set | frozenset) else "[id] for a single one"
-        raise InputError(f"list_IDs: expected a list or array of ids, in an order, found {found}; pass {remedy}")
+    if isinstance(ids, str | bytes | set | frozenset | Mapping) or hasattr(ids, "_fields") or not isinstance(ids, Iterable):
+        raise InputError(f"list_IDs: expected a list or array of ids, in an order, found {_no_list(ids)}")
     if hasattr(ids, "__array__"):  # arrays, and columns of pandas, polars, pyarrow
         array = as_array(ids)
         if array.ndim != 1:
             remedy = "[id] for a single one" if array.ndim == 0 else "one axis of it, ids[:, 0] say, or ids.ravel() for all"
+            if array.ndim > 1 and array.dtype.kind == "f":
+                remedy = "range(len(x)) as ids, and inputs=Values(x), where these are samples in memory"
             raise InputError(f"list_IDs: expected an array of one axis, found one of shape {array.shape}; pass {remedy}")
         if array.dtype.kind in "USiu":
-            return _ArrayIds(array if array.dtype.kind in "US" else array.copy(), index_of(ids))
+            return _ArrayIds(array if array.dtype.kind in "US" else array.copy())
         ids = array.tolist()
+    found = list(ids)
     # With NumPy's scalars every worker would import NumPy.
-    return [id.item() if isinstance(id, np.generic) else id for id in ids]
+    return found if set(map(type, found)) <= {str, bytes, int} else [_plain(id, position) for position, id in enumerate(found)]
+
+
+def _plain(id: Any, position: int) -> str | bytes | int:
+    """``id`` as a text, bytes or an int of Python's own."""
+    if isinstance(id, os.PathLike):
+        id = os.fspath(id)
+    if isinstance(id, str):
+        return str.__str__(id)
+    if isinstance(id, bytes):
+        return bytes(id)
+    if hasattr(id, "__index__") and not isinstance(id, bool | np.bool_):
+        return operator.index(id)
+    raise InputError(
+        f"list_IDs: expected texts, bytes or ints, found {id!r} of type {type(id).__name__} at position {position:,}"
+        + _id_remedy(id)
+    )
+
+
+def _id_remedy(id: Any) -> str:
+    """What to do about something that is no id."""
+    if id is None or (isinstance(id, float) and math.isnan(id)) or type(id).__name__ in ("NAType", "NaTType"):
+        return "; such an id is a missing value: leave it out, as df.dropna() does"
+    if isinstance(id, bool | np.bool_):
+        return "; pass ids[mask] where this is a mask of those that are meant"
+    if isinstance(id, float) and id.is_integer():
+        return "; pass [int(id) for id in ids]"
+    if isinstance(id, tuple | list):
+        return "; pass range(len(ids)), and a function as the source that looks them up: source=lambda number: read(ids[number])"
+    return "; pass [str(id) for id in ids] where their texts are the ids"
+
+
+def _no_list(ids: Any) -> str:
+    """What was found in place of a list of ids, and the remedy."""
+    if isinstance(ids, set | frozenset):
+        return f"a {type(ids).__name__}; pass sorted(ids)"
+    if isinstance(ids, Mapping):
+        keys = list(ids)
+        if keys and isinstance(ids[keys[0]], Sequence | np.ndarray) and not isinstance(ids[keys[0]], str | bytes):
+            shown = ", ".join(map(repr, keys[:COLUMNS_SHOWN]))
+            return f"a {type(ids).__name__} of lists, {shown}; pass one of them: partition[{keys[0]!r}]"
+        return f"a {type(ids).__name__}; pass list(ids) where its keys are the ids"
+    if fields := getattr(ids, "_fields", None):  # of a named tuple, such as `ImageFolder`
+        return f"a whole {type(ids).__name__} of {', '.join(fields)}; pass the ids in it, as found.partition['train'] are"
+    return f"{ids!r}; pass [id] for a single one"
 
 
 def take(ids: Sequence[Any], samples: np.ndarray) -> list[Any]:
@@ -65,7 +116,7 @@ def as_ints(ids: Sequence[Any]) -> range | np.ndarray | None:
         return int_array(ids)
     if isinstance(ids, Subset):
         ids = take(ids, np.arange(len(ids)))
-    if not all(issubclass(kind, int) for kind in set(map(type, ids))):
+    if set(map(type, ids)) != {int}:
         return None
     try:
         return np.array(ids, np.int64)
@@ -114,7 +165,7 @@ def columns_of(frame: Any) -> str:
 def fingerprint(ids: Sequence[Any]) -> str:
     """A hash of ``ids`` and their order, of 32 hexadecimal digits: the same for equal ids, whatever they come in.
 
-    Of ids that are neither ints nor texts their ``repr`` is hashed.
+    Of bytes, and where not all ids are ints, the ``repr`` of those that are no texts is hashed.
     """
     hashed = hashlib.blake2b(digest_size=16)
     numbers = as_ints(ids)
@@ -179,12 +230,10 @@ class _ArrayIds(Sequence[Any]):
 
     Attributes:
         array: the ids.
-        rows: the index of the pandas column that the ids came in, or None.
     """
 
-    def __init__(self, array: np.ndarray, rows: Any = None) -> None:
+    def __init__(self, array: np.ndarray) -> None:
         self.array = array
-        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.array)

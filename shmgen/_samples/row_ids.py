@@ -144,14 +144,14 @@ class RowIds:
 
     def _missing(self, names: list[str]) -> InputError:
         """The error for the first of ``names`` that has no line; one of them has none."""
-        from shmgen._samples.suggest import alternatives
+        from shmgen._samples.suggest import variants
 
         def is_there(name: object) -> bool:
             text = _text([str(name)])
             return text is not None and _find(self._data, text) >= 0
 
         id = next(name for name in names if "\n" in name or not is_there(name))
-        near = next((f", but {other!r}: pass [{how} for id in ids]" for other, how in alternatives(id) if is_there(other)), "")
+        near = next((f", but {other!r}: pass [{how} for id in ids]" for other, how in variants(id) if is_there(other)), "")
         return InputError(
             printable(f"id {id!r}: expected one of the ids in {self._path}, a line for each row, found it not{near}")
         )

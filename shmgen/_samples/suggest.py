@@ -1,8 +1,7 @@
-"""Guesses at what was meant by an id that has no file, or no value. They are made only once something is missing."""
+"""What was probably meant by an id that has no file, or no value. Looked for only once one is missing."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -11,14 +10,7 @@ from typing import Any, NamedTuple
 LOOKED_AT = 10_000
 """Entries of a folder that are looked at, at most: it may have millions."""
 
-FOLDERS_LOOKED_INTO = 100
-
 SHOWN = 3
-
-MAX_CHANGES = 3
-"""Changes made to one id, at most."""
-
-MAX_ALTERNATIVES = 300
 
 LONGEST_NUMBER = 12
 """Digits, at most, of a number that is tried with leading zeros."""
@@ -51,58 +43,30 @@ NPZ = FileKind((".npz",), ".npz files")
 IMAGES = FileKind((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"), "images")
 
 
-def alternatives(id: object) -> Iterator[tuple[Any, str]]:
-    """Other ids that ``id`` may have been meant as, those with the fewest changes first.
+def variants(id: object) -> Iterator[tuple[Any, str]]:
+    """What an id may have been meant as: of another type, without blanks, suffix or folder, with a suffix, or with leading zeros.
 
     Yields:
         The other id, and the Python expression that makes it from ``id``.
     """
+    text, how = (id, "id") if isinstance(id, str) else (str(id), "str(id)")
     if isinstance(id, bytes):
-        known = {id.decode(errors="replace"): "id.decode()"}
-    elif isinstance(id, float) and id.is_integer():
-        known = {str(int(id)): "str(int(id))"}
-    else:
-        known = {str(id): "id" if isinstance(id, str) else "str(id)"}
-    latest = known
-    for _ in range(MAX_CHANGES + 1):
-        for text, how in latest.items():
-            if text != id:
-                yield text, how
-            if _is_number(text) and int(text) != id:
-                yield int(text), f"int({how})"
-        if len(known) > MAX_ALTERNATIVES:
-            return
-        changes = ((other, form.format(how)) for text, how in latest.items() for other, form in _changes(text))
-        changed = list(islice(changes, MAX_ALTERNATIVES))
-        latest = {text: how for text, how in reversed(changed) if text not in known}
-        known |= latest
-
-
-def _changes(text: str) -> Iterator[tuple[str, str]]:
-    """``text`` after one change, and the expression that makes it, with ``{}`` for what is changed."""
-    from unicodedata import normalize
-
-    yield text.strip(), "{}.strip()"
-    yield text.removesuffix(".npy"), "{}.removesuffix('.npy')"
-    yield text.replace("\\", "/"), "{}.replace('\\\\', '/')"
-    for end in (at for at, sign in enumerate(text[:-1], 1) if sign == "/"):
-        yield text[end:], f"{{}}.removeprefix({_braced(text[:end])!r})"
-    if _is_number(text):
-        yield str(int(text)), "str(int({}))"
-        for digits in range(len(text) + 1, LONGEST_NUMBER + 1):
-            yield text.zfill(digits), f"{{}}.zfill({digits})"
-    for kind in ("NFC", "NFD"):
-        yield normalize(kind, text), f"unicodedata.normalize({kind!r}, {{}})"
-    if not text.endswith(".npy"):
-        yield f"{text}.npy", "({} + '.npy')"
-
-
-def _is_number(text: str) -> bool:
-    return len(text) <= LONGEST_NUMBER and text.isascii() and text.isdigit()
-
-
-def _braced(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
+        text, how = id.decode(errors="replace"), "id.decode()"
+    if text != id:
+        yield text, how
+    is_number = len(text) <= LONGEST_NUMBER and text.isascii() and text.isdigit()
+    if is_number and not isinstance(id, int):
+        yield int(text), f"int({how})"
+    if text.strip() != text:
+        yield text.strip(), f"{how}.strip()"
+    stem, suffix = os.path.splitext(text)
+    if suffix:
+        yield stem, f"os.path.splitext({how})[0]"
+    if "/" in text:
+        yield os.path.basename(text), f"os.path.basename({how})"
+    yield f"{text}.npy", f"{how} + '.npy'"
+    for digits in range(len(text) + 1, LONGEST_NUMBER + 1) if is_number else ():
+        yield text.zfill(digits), f"{how}.zfill({digits})"
 
 
 def for_missing_file(id: object, path_of: Callable[[object], str], folder: str | None, kind: FileKind = NPY) -> str:
@@ -117,31 +81,23 @@ def for_missing_file(id: object, path_of: Callable[[object], str], folder: str |
     path, name = path_of(id), str(id)
     if os.path.islink(path):
         return f"; it is a link to {os.readlink(path)}, and nothing is there"
-    if id is None or (isinstance(id, float) and math.isnan(id)):
-        return "; such an id is a missing value: leave it out, as df.dropna() does"
-    if folder is None:
-        return _expanded(name) or _alternative(id, path_of, within=False) or _beside(path, kind)
-    if not os.path.isdir(folder):
-        return for_missing_folder(folder, kind)
-    hint = _alternative(id, path_of, within=True)
-    if not hint and any(os.path.isfile(name + suffix) for suffix in ("", *kind.suffixes)):
-        hint = "; from the working folder it is the path of a file: pass data_dir=None where ids are paths"
-    return hint or _beside(path, kind)
-
-
-def _alternative(id: object, path_of: Callable[[object], str], *, within: bool) -> str:
-    """Another id that has a file; if ``within`` a folder, one that does not lead out of it."""
-    path = path_of(id)
-    for other, how in alternatives(id):
-        if within and (str(other).startswith("/") or ".." in str(other).split("/")):
-            continue
+    if folder is None and (expanded := _expanded(name)):
+        return expanded
+    if folder is not None:
+        if not os.path.isdir(folder):
+            return for_missing_folder(folder, kind)
+        if any(os.path.isfile(name + suffix) for suffix in ("", *kind.suffixes)):
+            return "; from the working folder it is the path of a file: pass data_dir=None where ids are paths"
+    for other, how in variants(id):
         if (there := path_of(other)) != path and os.path.isfile(there):
             return f"; {there} is there: pass [{how} for id in ids]"
-    return ""
+    return _beside(path, kind)
 
 
 def _beside(path: str, kind: FileKind) -> str:
     """What is there instead of a file."""
+    from difflib import get_close_matches
+
     folder, name = os.path.split(path)
     if not os.path.isdir(folder):
         return for_missing_folder(folder, kind)
@@ -151,9 +107,9 @@ def _beside(path: str, kind: FileKind) -> str:
     others = [entry for entry in entries if entry.startswith(f"{stem}.") or (entry == stem and entry not in folders)]
     if stem and others:
         return f"; {others[0]} is there: {_remedy_for(others[0])}"
-    for sub in folders[:FOLDERS_LOOKED_INTO]:
-        if os.path.isfile(os.path.join(folder, sub, name)):
-            return f"; {sub}/{name} is there: ids name sub-folders, too, as {sub}/{stem} does"
+    stems = {kind.stem(entry): entry for entry in entries}
+    if close := get_close_matches(stem, stems, 1):
+        return f"; {folder} has {stems[close[0]]!r}"
     return f"; {folder} has {_shown(entries, kind)}"
 
 
@@ -162,8 +118,6 @@ def _remedy_for(name: str) -> str:
     if NPY.has(name):
         return "of .npy files the source is Npy(folder)"
     if NPZ.has(name):
-        return "of .npz files the source is Npz(folder)"
-    if name.endswith(".npz"):
         return "of .npz files the source is Npz(folder)"
     if IMAGES.has(name):
         return "of images the source is Images(folder, size=(height, width))"

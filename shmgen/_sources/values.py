@@ -13,9 +13,10 @@ from numpy.typing import DTypeLike
 
 from shmgen._checks import check_int
 from shmgen._samples.ids import Subset
-from shmgen._samples.lookup import By, Lookup, all_of, as_list_or_array, is_column, objects
+from shmgen._samples.lookup import By, Lookup, all_of, as_list_or_array, is_column, is_mapping, objects
 from shmgen._samples.sample_spec import LOSSY_CAST, can_cast, check_dtype
-from shmgen._sources.base import BuiltinSource, Reader
+from shmgen._sources.base import BuiltinSource, Reader, function_error
+from shmgen._worker.rng import own_random_state
 from shmgen.errors import InputError
 
 NAMES_SHOWN = 20
@@ -35,12 +36,14 @@ class Values(BuiltinSource):
         classes: values are names of classes, texts or ints, and become their positions in this list. ``"sorted"``: the list is
             that of all names in ``values``, also those of other ids, in sorted order. So training and validation have the same
             classes if both are given the same mapping; else give both the same list.
-        by: how values without keys are looked up, by ``"id"`` or by ``"position"``, where both are possible.
+        by: whether a list, array or column goes by ``"id"`` or by ``"position"``. By id, a list or array goes as ``values[id]``,
+            a pandas column by its index.
 
-    A list or array is looked up by position if it has a value for each id in their order, and by id if the ids are ints that are
-    all smaller than its length. Where both are possible, and differ, ``by`` must say which. A pandas column is looked up by the
-    labels of its index if these are the ids, and else by position. Here, too, ``by`` must say which where the ids are ints and
-    the index may only number rows: its labels count from 0, or are those of the column that the ids came in.
+    Which value belongs to which id is a rule that never looks at the values. A mapping goes by key. A list or array goes by
+    position: it has a value for each id, in their order. Where ids are ints, but not 0, 1, 2 and so on, it could go by id as
+    well, and ``by`` has to say which. A pandas column goes by the labels of its index. Where these only number rows, as pandas
+    does by itself, the column is taken as a list is: they have no name, and are the ints from 0 on, in any order, or any ints
+    beside ids that are texts.
 
     Attributes:
         classes: the names of classes in the order of their numbers; None where there are none, or they are to be ``"sorted"``.
@@ -80,7 +83,7 @@ class Values(BuiltinSource):
             FunctionError: a function failed.
         """
         all_ids = ids.all if isinstance(ids, Subset) else ids
-        column = Lookup(all_ids, field, self._by).aligned(self._values)
+        column = self._column(all_ids, field)
         checked = _Checked(all_ids, column, field)
         classes = self.classes
         if self._sorts_classes:
@@ -92,6 +95,20 @@ class Values(BuiltinSource):
         return ValuesReader(
             rows[ids.samples] if isinstance(ids, Subset) else rows, dtype, classes, self._n_classes if is_one_hot else None
         )
+
+    def _column(self, ids: Sequence[Any], field: str) -> Sequence[Any] | np.ndarray:
+        """A value for each id, in the order of the ids."""
+        function = self._values
+        if not callable(function) or is_mapping(function):
+            return Lookup(ids, field, self._by).aligned(function)
+        found = []
+        with own_random_state():
+            for id in ids:
+                try:
+                    found.append(function(id))
+                except Exception as error:
+                    raise function_error(id, f"values of field {field!r}", error) from error
+        return found
 
     def _checked_rows(self, checked: _Checked, classes: tuple[Any, ...] | None) -> _Rows:
         """A row for each id; the number of its class where rows are to be one-hot."""
