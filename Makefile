@@ -22,7 +22,7 @@ PYTEST = $(BIN)/python -m pytest -p no:benchmark -n 2 --dist worksteal $(if $(CO
 MINUTES ?= 10
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test nightly lint docs bench soak fuzz clean always
+.PHONY: help odd demo test nightly lint docs bench soak fuzz clean always
 
 help:  ## what can be done
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test: $(VENV)/.$(if $(COVERAGE),coverage,test)$(addprefix -,$(filter torch,$(BAC
 	$(foreach run,$(RUNS),echo '$(run_$(run)) $(ARGS)'; $(run_$(run)) $(ARGS) || failed="$$failed $(run)";) \
 	$(if $(COVERAGE),$(BIN)/coverage combine --append --quiet; $(BIN)/coverage report;) \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+odd: $(VENV)/.test  ## a soak of a minute each where Python has no memfd_create, and where a sandbox forbids it
+	$(foreach place,old forbidden,$(BIN)/python tests/odd_places.py $(place) $(BIN)/python -m tests.soak --minutes 1 $(ARGS) &&) true
+
 lint: $(VENV)/.lint  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

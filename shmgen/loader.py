@@ -23,6 +23,7 @@ from shmgen._engine.state import LoaderState
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import Workers
 from shmgen._memory.layout import Field, Layout
+from shmgen._memory.nameless import hold_standard_streams
 from shmgen._memory.ring import Ring
 from shmgen._plan.autoscaler import Autoscaler, Target
 from shmgen._plan.checkpoint import Identity, decoded, encoded, loaded, saved
@@ -125,6 +126,7 @@ class Loader:
         """Put the parts together, and start to read ahead."""
         if not sys.platform.startswith("linux"):
             raise OSError(f"shmgen runs on Linux only so far, found {sys.platform}")
+        hold_standard_streams()
         self._ids, self._spec = options.ids, options.spec
         self._labels, self._n_classes = options.labels, options.n_classes
         self._has_channels = options.dim is not None or options.n_channels is not None

@@ -375,5 +375,5 @@ def _describe(call: Any, options: Any, parameters: list[inspect.Parameter]) -> N
     call.__signature__ = inspect.signature(call.__wrapped__).replace(parameters=parameters)
     described = [inspect.cleandoc(cls.__doc__ or "").partition("Args:\n") for cls in reversed(options.__mro__)]
     arguments = "\n".join(text for _, found, text in described if found)
-    summary, raises, errors = inspect.cleandoc(call.__doc__).partition("\n\nRaises:")
+    summary, raises, errors = inspect.cleandoc(call.__doc__ or "").partition("\n\nRaises:")
     call.__doc__ = f"{summary}\n\nArgs:\n{arguments}{raises}{errors}"

@@ -11,8 +11,9 @@ from multiprocessing import shared_memory
 import psutil
 from pace import Deadline
 
-KINDS = ("socket", "eventpoll", "eventfd", "pidfd", "memfd:shmgen")
-"""Kinds of descriptors that a loader opens. TensorFlow and pytest open others of their own at any time."""
+KINDS = ("socket", "eventpoll", "eventfd", "pidfd", "memfd:shmgen", "/dev/shm/#")
+"""Kinds of descriptors that a loader opens; the last is its memory where memfd_create is forbidden. TensorFlow and pytest open
+others of their own at any time."""
 
 MARK = f"t{os.getpid():07}_"
 """Begins every name in /dev/shm that this process, or a script that it starts, makes: other programs make some at any time."""

@@ -264,7 +264,7 @@ def usage() -> dict[str, int]:
     return {
         "memory": process.memory_info().rss,
         "descriptors": process.num_fds(),
-        "segments": sum("memfd:shmgen" in line for line in Path("/proc/self/maps").open()),
+        "segments": sum("memfd:shmgen" in line or "/dev/shm/#" in line for line in Path("/proc/self/maps").open()),
         "processes": len([child for child in process.children() if "resource_tracker" not in " ".join(child.cmdline())]),
         "threads": process.num_threads(),
     }

@@ -1,8 +1,7 @@
 """The ring: slots of shared memory that workers fill and the trainer reads.
 
-The main process creates the memory and owns it: a file that never has a name, so no death of any process can leave it behind.
-It counts as memory, however small ``/dev/shm`` is. Workers map it through the descriptor that they inherit. The ring grows at its
-end; what is mapped stays where it is.
+The main process creates the memory and owns it; see `shmgen._memory.nameless`. Workers map it through the descriptor that they
+inherit. The ring grows at its end; what is mapped stays where it is.
 
 The trainer gets leases: arrays with a common owner, which dies with the last view of them, whoever holds that. The memory is
 unmapped when the ring and all views are gone, so views outlive `Ring.close`.
@@ -19,6 +18,7 @@ from collections import deque
 
 import numpy as np
 
+from shmgen._memory import nameless
 from shmgen._memory.layout import Arrays, Layout
 from shmgen._memory.limit_errors import FILES, most_file_bytes, named, on_file_bytes
 from shmgen._memory.limits import available
@@ -56,10 +56,9 @@ class Ring:
         self._leases: dict[int, _Lease] = {}
         self._released: deque[_Lease] = deque()
         with named(FILES):
-            self.fd = os.memfd_create("shmgen", os.MFD_CLOEXEC)
+            self.fd = nameless.create("shmgen")
         self._segments = Segments(self.fd, layout.slot_bytes)
         try:
-            os.fchmod(self.fd, 0o600)
             reason = self._add(slots, MIN_SLOTS)
         except BaseException:
             self.close()
@@ -98,7 +97,7 @@ class Ring:
         """Add ``wanted`` slots or, if memory is short, fewer, but at least ``least``. Returns why there are fewer, if so."""
         slot_bytes = self.layout.slot_bytes
         held = self.slots * slot_bytes
-        count, reason = _room(held, slot_bytes, wanted, least)
+        count, reason = _room(self.fd, held, slot_bytes, wanted, least)
         while True:
             try:
                 _reserve(self.fd, held, count * slot_bytes)
@@ -180,12 +179,16 @@ class _Lease(weakref.ref[ctypes.Array[ctypes.c_char]]):
     slot: int
 
 
-def _room(held: int, slot_bytes: int, wanted: int, least: int) -> tuple[int, str]:
+def _room(fd: int, held: int, slot_bytes: int, wanted: int, least: int) -> tuple[int, str]:
     """How many of ``wanted`` slots can be added to ``held`` bytes, at least ``least``, and why not all; empty if all can."""
     what = "another slot" if held else f"{least} slots of {slot_bytes:,} bytes each"
     needed = f"{least * slot_bytes:,} bytes of shared memory are needed, for {what}"
     in_memory, in_a_file = max(0, available() - OTHERS_NEED), most_file_bytes()
     left = f"{in_memory:,} bytes of memory are available"
+    in_tmpfs = nameless.most_bytes(fd)
+    if in_tmpfs is not None and in_tmpfs < in_memory:
+        in_memory = in_tmpfs
+        left = f"{in_tmpfs:,} bytes of {nameless.TMPFS} are free (mount a larger one there, as docker run --shm-size does)"
     if least * slot_bytes > in_memory:  # the kernel would kill a process rather than refuse
         raise OSError(errno.ENOMEM, f"{needed}, and {left}: {_remedy(held)}")
     for_memory = max(least, in_memory // 2 // slot_bytes)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import mmap
 import os
 
+from shmgen._memory import nameless
+
 MAX_READERS = 128
 """So many readers have room for a record."""
 
@@ -52,7 +54,7 @@ class StatusPage:
     @staticmethod
     def create() -> int:
         """The descriptor of a new page."""
-        fd = os.memfd_create("shmgen-status", os.MFD_CLOEXEC)
+        fd = nameless.create("shmgen-status")
         try:
             os.posix_fallocate(fd, 0, PAGE_BYTES)
         except BaseException:

@@ -16,6 +16,7 @@ from itertools import chain
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+from shmgen._memory import nameless
 from shmgen._memory.limit_errors import FILES, MAPPING, named
 from shmgen._memory.limits import available
 from shmgen._sources.base import error_text
@@ -106,19 +107,15 @@ class PackedIds:
 
     @classmethod
     def _written(cls, kind: str, count: int, blocks: Iterable[_Block]) -> Self:
-        import fcntl
-
         packed = cls(kind, count)
         with named((*FILES, errno.EFBIG)):
-            packed.fd = os.memfd_create("shmgen-ids", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            packed.fd = nameless.create("shmgen-ids", sealable=True)
         try:
             place, behind = 0, (count + 1) * WORD_BYTES
             for data, words in blocks:
                 behind += _write(packed.fd, data, behind)
                 place += _write(packed.fd, words, place)
-            with suppress(OSError):  # some kernels that pass for Linux can't seal
-                seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-                fcntl.fcntl(packed.fd, fcntl.F_ADD_SEALS, seals)
+            nameless.seal(packed.fd)
             packed.attach(packed.fd)
         except BaseException:
             packed.close()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from shmgen._memory.limit_errors import START, named
 from shmgen._worker.context import interpreter
+from shmgen._worker.liveness import pidfd_open
 from shmgen._worker.protocol import Unframer, frame
 
 BOOT = "import sys; sys.path.append(sys.argv[1]); from %s import main; main(*map(int, sys.argv[2:]))"
@@ -93,7 +94,7 @@ class Child:
                 self._close_fds()
                 raise
         with suppress(OSError):  # a kernel older than 5.3: the end of the stream tells of a death, unless a fork keeps it open
-            self._pidfd = os.pidfd_open(self.process.pid)
+            self._pidfd = pidfd_open(self.process.pid)
 
     @property
     def pid(self) -> int:

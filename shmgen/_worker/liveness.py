@@ -12,6 +12,28 @@ F_SETSIG = 10
 """Of fcntl(2); Python has no name for it."""
 
 
+SYS_PIDFD_OPEN = 434
+"""The number of pidfd_open(2), on every machine."""
+
+
+def pidfd_open(pid: int) -> int:
+    """A descriptor that becomes readable when the process ends. `os.pidfd_open` is missing where Python was built long ago.
+
+    Raises:
+        OSError: there is no such process, or the kernel is older than 5.3.
+    """
+    if hasattr(os, "pidfd_open"):
+        return os.pidfd_open(pid)
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd: int = libc.syscall(SYS_PIDFD_OPEN, pid, 0)
+    if fd < 0:
+        raise OSError(number := ctypes.get_errno(), os.strerror(number))
+    os.set_inheritable(fd, False)
+    return fd
+
+
 def begin(liveness: int, *fds: int) -> None:
     """What a child does first: it keeps its descriptors to itself, and has the kernel end it with the main process.
 
@@ -38,7 +60,7 @@ def end_with_parent(stream: int, parent: int) -> None:
     poll = select.poll()
     poll.register(stream, 0)  # a hang-up is reported unasked
     with suppress(OSError):  # it has gone already, or the kernel is older than 5.3
-        poll.register(os.pidfd_open(parent), select.POLLIN)
+        poll.register(pidfd_open(parent), select.POLLIN)
     if os.getppid() == parent:
         poll.poll()
     os._exit(0)

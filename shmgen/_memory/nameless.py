@@ -1,0 +1,105 @@
+"""Memory that processes share by its descriptor. It has no name at any time, so no death of any process can leave it behind.
+
+A worker imports this module at its start, so it needs no NumPy.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from functools import cache
+
+MFD_CLOEXEC, MFD_ALLOW_SEALING = 1, 2
+"""Of memfd_create(2). A Python built against glibc 2.17, such as conda-forge's, has neither these names nor the function."""
+
+F_ADD_SEALS, ALL_SEALS = 1033, 0b1111
+"""Of fcntl(2): the memory can't be written to, made larger or smaller, or be unsealed."""
+
+REFUSED = errno.EPERM, errno.EACCES, errno.ENOSYS
+"""Errors of memfd_create in a sandbox, or on a kernel, that does not offer it."""
+
+TMPFS = "/dev/shm"  # noqa: S108 # nothing there is given a name
+"""Where the memory is where memfd_create is missing. Unlike a memfd's, its size has a limit: 64 MB in most containers."""
+
+
+def create(name: str, *, sealable: bool = False) -> int:
+    """The descriptor of new, empty memory; never that of a standard stream.
+
+    Args:
+        name: that tools such as lsof show.
+        sealable: whether `seal` is to work, which it does only where the memory is a memfd.
+
+    Raises:
+        OSError: there is neither memfd_create nor a `TMPFS` that can be written to, or too many files are open.
+    """
+    hold_standard_streams()
+    try:
+        fd = _memfd(name, MFD_CLOEXEC | (MFD_ALLOW_SEALING if sealable else 0))
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        _say_once(error.strerror)
+        fd = _file()
+    os.fchmod(fd, 0o600)
+    return fd
+
+
+def seal(fd: int) -> None:
+    """Have the kernel refuse all changes of the memory, if it can."""
+    import fcntl
+
+    with suppress(OSError):  # some kernels that pass for Linux can't, and what is no memfd can't be sealed
+        fcntl.fcntl(fd, F_ADD_SEALS, ALL_SEALS)
+
+
+def most_bytes(fd: int) -> int | None:
+    """How many bytes the memory of descriptor ``fd`` may still grow by; None for a memfd, which has no limit of its own."""
+    system = os.fstatvfs(fd)
+    return system.f_bavail * system.f_frsize if system.f_blocks else None
+
+
+def hold_standard_streams() -> None:
+    """Open /dev/null in place of each standard stream that is closed, as in a daemon or a cron job.
+
+    The next descriptor that is opened would otherwise take its number: what a transform prints would land in a batch.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, fd)  # inheritable, so that children have it too
+            if null != fd:
+                os.close(null)
+            else:
+                os.set_inheritable(fd, True)
+
+
+def _memfd(name: str, flags: int) -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name, flags)
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "memfd_create"):
+        raise OSError(errno.ENOSYS, "glibc is older than 2.27")
+    fd: int = libc.memfd_create(name.encode(), flags)
+    if fd < 0:
+        raise OSError(number := ctypes.get_errno(), os.strerror(number))
+    return fd
+
+
+def _file() -> int:
+    # Not multiprocessing's SharedMemory: it would have a name for a while, and a process that watches over that.
+    from tempfile import TemporaryFile
+
+    with TemporaryFile(dir=TMPFS, buffering=0) as file:
+        return os.dup(file.fileno())
+
+
+@cache
+def _say_once(reason: str) -> None:
+    import logging  # late, since workers import this module
+
+    logging.getLogger("shmgen").info("shared memory comes from %s, since memfd_create can't be used here: %s", TMPFS, reason)

@@ -1,0 +1,109 @@
+"""Pythons that lack what others have, sandboxes that forbid memfd_create, and standard streams that are closed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from shmgen import Loader
+from shmgen._memory import nameless
+
+SCRIPT = """
+import logging, os, signal, sys
+import numpy as np
+from shmgen import Loader
+
+where = sys.argv[1]
+logging.getLogger("shmgen").setLevel("ERROR")  # it tells of the death
+
+def transform(x, rng):
+    assert hasattr(os, "memfd_create") == hasattr(os, "pidfd_open") == (where != "old")
+    os.write(1, b"printed by a worker\\n")
+    for fd in range(3):
+        assert "shm" not in os.readlink(f"/proc/self/fd/{fd}"), fd
+    return x
+
+ids = [f"id-{k}" for k in range(8)]
+with Loader(ids, range(8), 2, data_dir="data", transform=transform, workers=2, slots=2) as loader:
+    held = [batch for _ in range(2) for batch in loader]  # more than there are slots: the ring grows
+    pids = [worker.pid for worker in loader.state.workers]
+    os.kill(pids[0], signal.SIGKILL)
+    held += list(loader)
+    for fd in range(3):
+        assert "shm" not in os.readlink(f"/proc/self/fd/{fd}"), fd
+    right = all((x == y[:, None, None]).all() for x, y in held)
+    with open("said", "w") as file:
+        memory = os.readlink(f"/proc/self/fd/{loader._ring.fd}").split("/#")[0].split(" ")[0]
+        print(right, len(held), memory, file=file)
+"""
+
+
+def run(folder: Callable, where: str = "", redirected: str = "", *, options: str = "") -> subprocess.CompletedProcess[str]:
+    """Run `SCRIPT` in an odd place, with streams redirected as in a shell; what it says in a file is its output."""
+    data = folder(8)
+    home = data.path.parent
+    (home / "script.py").write_text(SCRIPT)
+    place = f"{sys.executable} {Path(__file__).with_name('odd_places.py')} {where} " if where else ""
+    command = f"{place}{sys.executable} {options} script.py '{where}' {redirected}"
+    done = subprocess.run(
+        command, shell=True, cwd=home, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    said = home / "said"
+    done.stdout = said.read_text() if said.exists() else ""
+    return done
+
+
+@pytest.mark.parametrize(("where", "memory"), [("old", "/memfd:shmgen"), ("forbidden", nameless.TMPFS)])
+def test_without_memfd_create_of_python_or_of_the_kernel(folder: Callable, where: str, memory: str) -> None:
+    """A loader reads, grows and replaces a worker all the same: by ctypes, or in /dev/shm, where it leaves no name."""
+    before = set(os.listdir(nameless.TMPFS))
+    done = run(folder, where)
+    assert (done.stdout, done.stderr) == (f"True 12 {memory}\n", "")
+    assert set(os.listdir(nameless.TMPFS)) <= before
+
+
+@pytest.mark.parametrize("redirected", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_streams_that_are_closed(folder: Callable, redirected: str) -> None:
+    """None of them becomes a descriptor of ours, here or in a worker; what a transform prints reaches no batch."""
+    done = run(folder, "", redirected)
+    assert (done.stdout, done.stderr, done.returncode) == ("True 12 /memfd:shmgen\n", "", 0)
+
+
+def test_streams_that_are_closed_later(folder: Callable) -> None:
+    """A worker that is started after the main process has closed its streams has all three, and they are none of ours."""
+    data = folder(8)
+    script = data.path.parent / "script.py"
+    script.write_text(SCRIPT.replace("    os.kill(", "    os.closerange(0, 3)\n    os.kill("))
+    done = subprocess.run(
+        [sys.executable, script, ""], cwd=script.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert done.returncode == 0
+    assert (script.parent / "said").read_text() == "True 12 /memfd:shmgen\n"
+
+
+def test_without_docstrings(folder: Callable) -> None:
+    """``python -OO`` has neither docstrings nor asserts."""
+    done = run(folder, options="-OO")
+    assert (done.stdout, done.stderr) == ("True 12 /memfd:shmgen\n", "")
+
+
+def test_a_small_tmpfs_is_told_of(folder: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Where it is what the ring's memory comes from, there are fewer slots, and the remedy is named."""
+    monkeypatch.setattr(nameless, "_memfd", lambda *_: nameless._file())
+    monkeypatch.setattr(nameless, "most_bytes", lambda _: 100_000)
+    data = folder(8)
+    with (
+        caplog.at_level(logging.WARNING, "shmgen"),
+        Loader(data.ids, data.labels, 2, data_dir=data.path, workers=1, slots=16) as loader,
+    ):
+        assert sum(len(data.check(*batch)) for batch in loader) == 8
+        assert 2 <= len(loader.state.slots) < 16
+    assert "100,000 bytes of /dev/shm are free" in caplog.text
+    assert "--shm-size" in caplog.text
