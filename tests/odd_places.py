@@ -37,9 +37,8 @@ def forbid_memfd() -> None:
     """Have memfd_create fail with EPERM from now on in this process, and in all that it starts, as a sandbox does (seccomp)."""
     load, equal, give = 0x20, 0x15, 0x06
     refuse, allow = 0x00050001, 0x7FFF0000
-    instructions = (_Instruction * 4)(
-        (load, 0, 0, 0), (equal, 0, 1, MEMFD_CREATE[platform.machine()]), (give, 0, 0, refuse), (give, 0, 0, allow)
-    )
+    steps = (load, 0, 0, 0), (equal, 0, 1, MEMFD_CREATE[platform.machine()]), (give, 0, 0, refuse), (give, 0, 0, allow)
+    instructions = (_Instruction * 4)(*(_Instruction(*step) for step in steps))
     program = _Program(len(instructions), instructions)
     libc = ctypes.CDLL(None, use_errno=True)
     set_no_new_privileges, set_seccomp, filter = 38, 22, 2
