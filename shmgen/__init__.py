@@ -31,9 +31,10 @@ The way of the data, and the module that holds each step::
       ▼
     loader                   Loader: an epoch's iteration, its batches nested as _sources.batch_spec says
       ▼
-    keras                    sequence: what ``fit`` takes; iterations: which pass a request of Keras belongs to;
-                             backends: how each takes a batch; data_wait, resume: callbacks; running_fit: the ``fit`` around
-                             them; training_state, state_folder: what resume saves, and how; synchronised: of several ranks
+    keras                    sequence: what ``fit`` takes; adapter: what Keras takes its batches from, each of its iterations
+                             a pass (iterations); checks: what it warns of; backends: how each takes a batch; data_wait,
+                             resume: callbacks; running_fit: the ``fit`` around them (frames: a look at its variables);
+                             training_state, state_folder: what resume saves, and how; synchronised: of several ranks
     torch, jax               batches as tensors and arrays, for loops without Keras; all on _engine.front_end
 
 The folders say where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory, and

@@ -12,6 +12,8 @@ from functools import cached_property
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+import numpy as np
+
 from shmgen._checks import Fixed, check_index
 from shmgen._engine import defaults
 from shmgen._engine.batch_builder import BatchBuilder
@@ -26,7 +28,7 @@ from shmgen._memory.layout import Field, Layout
 from shmgen._memory.nameless import hold_standard_streams
 from shmgen._memory.ring import Ring
 from shmgen._plan.autoscaler import Autoscaler, Target
-from shmgen._plan.checkpoint import Identity, decoded, encoded, loaded, saved
+from shmgen._plan.checkpoint import Identity, loaded, saved
 from shmgen._plan.damage import Damage, Damaged
 from shmgen._plan.padding import Padding
 from shmgen._plan.passes import Pass, Passes, Position
@@ -130,7 +132,7 @@ class Loader:
         self._ids, self._spec = options.ids, options.spec
         self._labels, self._n_classes = options.labels, options.n_classes
         self._has_channels = options.dim is not None or options.n_channels is not None
-        workers = defaults.workers_at_first() if options.workers == "auto" else options.workers
+        workers = defaults.workers_at_first() if options.workers == "auto" else defaults.at_most(options.workers)
         self._sampler = Sampler(
             len(self._ids),
             options.batch_size,
@@ -219,6 +221,11 @@ class Loader:
         """Whether samples that can't be read are replaced by others."""
         return self._damage.on_error == "replace"
 
+    @property
+    def no_rows(self) -> tuple[Any, ...]:
+        """A batch without rows: nested, and with the shapes and dtypes, as all batches."""
+        return self._spec.unflatten(tuple(np.empty((0, *field.shape), field.dtype) for field in self._layout.fields))
+
     def _row(self) -> tuple[tuple[int, ...] | None, int | None]:
         """`dim` and `n_channels` of the only input."""
         if not self._spec.has_one_input:
@@ -281,7 +288,7 @@ class Loader:
         """Where another run would go on: behind the last batch that ``next`` returned.
 
         Flat, of what JSON knows: ``version``, ``order``, ``seed``, ``epoch``, ``consumed`` (samples of the epoch, of all ranks
-        together), ``samples``, ``ids`` (a hash), ``batch_size`` (of all ranks), ``shuffle``, ``tail``, ``sample_weights`` (a
+        together), ``samples``, ``ids`` (a hash), ``batch_size`` (of all ranks), ``shuffle``, ``tail``, ``sampling_weights`` (a
         hash; empty where there are none). Each rank has the same.
 
         Examples:
@@ -318,17 +325,6 @@ class Loader:
             self._passes.go_to(position)
             self._prefetcher.read_ahead()
 
-    def get_state(self) -> bytes:
-        """`state_dict` as JSON, for Grain's checkpoint handlers."""
-        return encoded(self.state_dict())
-
-    def set_state(self, state: bytes) -> None:
-        """`load_state_dict` of what `get_state` returned."""
-        self.load_state_dict(decoded(state))
-
-    def start_prefetch(self) -> None:
-        """Does nothing: batches are read ahead from the beginning. Grain's checkpoint handlers call it."""
-
     @cached_property
     def _identity(self) -> Identity:
         sampler = self._sampler
@@ -338,7 +334,7 @@ class Loader:
             seed=sampler.seed,
             shuffle=sampler.shuffle,
             tail=sampler.tail,
-            sample_weights=sampler.weights.fingerprint() if sampler.weights is not None else "",
+            sampling_weights=sampler.weights.fingerprint() if sampler.weights is not None else "",
             batch_size=sampler.batch_size,
             batches=sampler.batches,
         )

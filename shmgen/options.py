@@ -20,7 +20,7 @@ from shmgen._plan.sampler import ALONE, Shard, Tail
 from shmgen._plan.weighted import WeightTable
 from shmgen._samples.ids import kept
 from shmgen._samples.sample_spec import check_dtype, check_shape
-from shmgen._samples.sample_weights import weights_of
+from shmgen._samples.sampling_weights import weights_of
 from shmgen._sources.base import Source, SourceField
 from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
@@ -73,9 +73,9 @@ class DataOptions:
             values is taken as `Values` of it, and a function of the id as `Function` of it.
         targets: in place of ``labels``; the same kinds as for ``inputs``.
         weights: of samples, for the loss; the same kinds as for ``inputs``.
-        sample_weights: how often each sample is drawn, beside the others: a number from 0 for each id, as `Values` takes them. An
-            epoch has as many samples as there are ids, and each comes as often as its weight says, rounded up or down by chance,
-            so some come several times, and others not at all. By default, each comes exactly once.
+        sampling_weights: how often each sample is drawn, beside the others: a number from 0 for each id, as `Values` takes them.
+            An epoch has as many samples as there are ids, and each comes as often as its weight says, rounded up or down by
+            chance, so some come several times, and others not at all. By default, each comes exactly once.
         transform: changes samples in the workers. With one unnamed input it is ``transform(x, rng)``: it changes ``x``, the
             input's row, in place, or returns a new one. With several inputs, or named ones, it is ``transform(sample, rng)``:
             ``sample`` is a dict of all rows by field, with the keys of ``inputs``, ``targets`` and ``weights``. Fields of a tuple
@@ -118,7 +118,7 @@ class DataOptions:
     inputs: Part | None = None
     targets: Part | None = None
     weights: Part | None = None
-    sample_weights: Values | Mapping[Any, float] | Iterable[float] | Callable[[Any], float] | None = None
+    sampling_weights: Values | Mapping[Any, float] | Iterable[float] | Callable[[Any], float] | None = None
     transform: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None
     slots: int | None = None
     seed: int = 0
@@ -133,7 +133,7 @@ class DataOptions:
     """``list_IDs``, out of reach of later changes."""
 
     draws: WeightTable | None = field(init=False)
-    """``sample_weights``, ready to draw by."""
+    """``sampling_weights``, ready to draw by."""
 
     part: Shard = field(init=False)
     """Which part of each batch this process gets."""
@@ -208,12 +208,12 @@ class DataOptions:
             )
 
     def _draws(self, ids: Sequence[Any]) -> WeightTable | None:
-        """``sample_weights``, checked."""
-        if self.sample_weights is None:
+        """``sampling_weights``, checked."""
+        if self.sampling_weights is None:
             return None
         if not self.shuffle:
-            raise InputError("sample_weights: expected with shuffle=True, since samples are drawn by chance, found shuffle=False")
-        return WeightTable(weights_of(self.sample_weights, ids))
+            raise InputError("sampling_weights: expected with shuffle=True, since samples are drawn by chance, found False")
+        return WeightTable(weights_of(self.sampling_weights, ids))
 
     def _inputs(self) -> Any:
         """``inputs``, or the only input, which the blog's terms describe."""
@@ -297,9 +297,10 @@ class Options(DataOptions):
     """The arguments of a loader.
 
     Args:
-        workers: processes that read; with 0, the main process reads. ``"auto"`` begins with one for each processor that is free,
+        workers: processes that read; with 0, the main process reads. More than 32, or 8 for each processor, are not
+            started. ``"auto"`` begins with one for each processor that is free,
             at most 8, and has more or fewer as the trainer waits for data or not: `Stats.decisions` says when and why.
-        reads: reads in flight in each worker, from 1 to 64. ``"auto"`` has more than one where reading waits for a disk or a
+        reads: reads in flight in each worker, from 1 to 128. ``"auto"`` has more than one where reading waits for a disk or a
             network, as long as that pays. Whatever is given, it is 1 with ``workers=0``, and if any source is not ``concurrent``:
             a function is only as ``Function(f, concurrent=True)``.
     """

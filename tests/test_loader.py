@@ -16,6 +16,7 @@ from conftest import DataSet, until_waiting
 
 import shmgen._engine.prefetcher
 from shmgen import InputError, Loader, Npy
+from shmgen._engine import defaults
 from shmgen._memory.layout import ALIGNMENT
 
 Folder = Callable[..., DataSet]
@@ -302,6 +303,18 @@ def test_defaults_are_sensible(folder: Folder) -> None:
     with Loader(data.ids, data.labels, 2, data_dir=data.path) as loader:
         assert 1 <= len(loader.state.workers) <= min(8, len(os.sched_getaffinity(0)))
         assert len(loader.state.slots) == 16
+
+
+def test_more_workers_than_make_sense_are_not_started(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warning says how many are, and what to do instead."""
+    monkeypatch.setattr(defaults, "CEILING", 2)
+    monkeypatch.setattr(defaults, "FOR_EACH_PROCESSOR", 0)
+    data = folder(8)
+    with pytest.warns(UserWarning, match=r"workers=1000: 2 are started, since .* reads='auto' has more") as raised:
+        loader = Loader(data.ids, None, 4, data_dir=data.path, workers=1000)
+    assert raised[0].filename == __file__
+    with loader:
+        assert len(loader.state.workers) == 2
 
 
 def test_threads_that_ask_at_once_never_wait_for_ever(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,13 +67,14 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     monkeypatch.chdir(tmp_path)
     made: list[Any] = []
 
-    def maker(kind: type) -> Any:
-        def make(*args: Any, **kwargs: Any) -> Any:
-            made.append(kind(*args, **kwargs))
-            assert len(made[-1]) > 0
-            return made[-1]
+    def noted(kind: type) -> Any:
+        class Noted(kind):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                made.append(self)
+                assert len(self) > 0
 
-        return make
+        return Noted
 
     labels: dict[Any, int] = {
         **{id: number % 6 for number, id in enumerate(ids)},
@@ -82,7 +83,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     }
     return {
         **{name: getattr(shmgen, name) for name in shmgen.__all__},
-        "Sequence": maker(shmgen.Sequence), "Loader": maker(shmgen.Loader), "Image": Image, "np": np, "ids": ids,
+        "Sequence": noted(shmgen.Sequence), "Loader": noted(shmgen.Loader), "Image": Image, "np": np, "ids": ids,
         "partition": {"train": ids, "validation": ids[:64]}, "labels": labels, "damaged_ids": [*ids, "damaged"],
         "ages": dict.fromkeys(ids, 42), "weights": dict.fromkeys(ids, 0.5), "made": made,
         "prices": dict.fromkeys(ids, 0.5), "animals": labels, "sizes": dict.fromkeys(ids, 0.5),

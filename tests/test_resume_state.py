@@ -230,7 +230,7 @@ def test_a_damaged_state_is_named(data: Callable[..., Sequence], tmp_path: Path)
 
 def test_what_a_fit_cannot_have_beside_it(data: Callable[..., Sequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Is an error before it trains, which says what to do."""
-    training, other, ordered = data(), data(), data(shuffle=False)
+    training, other = data(), data()
 
     def refused(expected: str, *callbacks: Any, on: Sequence = training, **options: Any) -> None:
         first = Interrupt(0)
@@ -243,7 +243,6 @@ def test_what_a_fit_cannot_have_beside_it(data: Callable[..., Sequence], tmp_pat
     refused("expected it once among the callbacks of a fit\\(\\), found it twice", one, Resume(tmp_path / "more", training))
     refused("expected fit\\(\\) to train on .*, found .*; give both the same", one, on=other)
     refused("expected another Sequence as validation_data", one, validation_data=training)
-    refused("give shuffle=False to fit\\(\\) as well", Resume(tmp_path / "states", ordered), on=ordered)
     monkeypatch.setattr("keras.src.backend.IS_THREAD_SAFE", True)  # as on JAX and torch
     with pytest.raises(InputError, match="give it in a list"):
         model_of().fit(training, callbacks=one, verbose=0)

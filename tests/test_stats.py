@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -183,6 +184,14 @@ class Situations:
             assert len(held) == N // BATCH
             return loader.stats
 
+    def computed_in_the_background(self, **rest: Any) -> Stats:
+        with made() as loader, ThreadPoolExecutor(1) as device:
+            for _ in range(2):
+                for batch in loader:
+                    device.submit(lambda batch: time.sleep(0.03), batch)
+                    del batch
+            return loader.stats
+
     def no_workers(self, **rest: Any) -> Stats:
         return epochs(made(workers=0, source=waiting_source()), count=1)
 
@@ -242,9 +251,10 @@ VERDICTS = {
     "slow_trainer": ("trainer-bound", "nothing to gain", "more workers"),
     "slow_trainer_without_workers": ("trainer-bound", "nothing to gain", "workers=1"),
     "slow_start": ("trainer-bound", "nothing to gain", "more workers"),
-    "batches_held": ("slots-bound", "give more slots", "more workers"),
+    "batches_held": ("consumer-held", "give more slots", "more workers"),
+    "computed_in_the_background": ("trainer-bound", "nothing to gain", "more slots"),
     "no_workers": ("no-workers", "workers=1, or 'auto', would read ahead", "disk"),
-    "any_order": ("latency-bound", "nobody could foresee", "more workers"),
+    "any_order": ("order-bound", "can't be foreseen", "more workers"),
     "waiting_transform": ("function-bound", "your functions wait", "compute"),
     "waiting_transform_of_files": ("function-bound", "your functions wait", "compute"),
     "waiting_function": ("function-bound", "Function(f, concurrent=True)", "compute"),
@@ -253,7 +263,7 @@ VERDICTS = {
     "computing_transform": ("function-bound", "your functions compute: give more workers", "wait"),
     "computing_transform_of_files": ("function-bound", "your functions compute: give more workers", "wait"),
     "damaged_files": ("function-bound", "your functions wait", "compute"),
-    "slow_storage": ("disk-bound", "the disk, or network, is the limit: reads='auto' has", "your functions"),
+    "slow_storage": ("io-bound", "the disk, or network, is the limit: reads='auto' has", "your functions"),
     "files_that_are_cast": ("worker-bound", "reading computes: give more workers", "disk"),
     "a_slow_epoch_among_long_gaps": ("function-bound", "your functions wait", "nothing to gain"),
 }
@@ -379,7 +389,7 @@ def test_a_stretch_of_time() -> None:
 
     assert seen == Stats(40, 320, 32000, 10.0, 3.0, 1.0, 2, 0, 4, 4, 8, 20.0, 5.0, (second,), capacity=40.0)
     assert (seen.rate, seen.data_wait, seen.busy_workers, seen.load, seen.io_wait) == (4.0, 0.4, 2.0, 0.5, 0.75)
-    assert seen.verdict == "disk-bound"
+    assert seen.verdict == "io-bound"
     assert later.since(Stats()) == later
     assert "after 12.0 s 3 workers, 8 reads each: why not" in seen.report()
 

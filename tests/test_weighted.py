@@ -116,7 +116,7 @@ WEIGHTS = {id: 9.0 if number < 4 else 1.0 for number, id in enumerate(IDS)}
 def loader_of(**options: Any) -> Loader:
     """A loader of 40 ids, the first four of which weigh as much as the rest; rows and labels are the ids' numbers."""
     numbers = {id: number for number, id in enumerate(IDS)}
-    given: dict[str, Any] = {"sample_weights": WEIGHTS, "batch_size": 8, **options}
+    given: dict[str, Any] = {"sampling_weights": WEIGHTS, "batch_size": 8, **options}
     return Loader(IDS, numbers, source=lambda id: np.array([int(id[3:])]), **given)
 
 
@@ -144,7 +144,7 @@ def test_a_loader_draws_by_weight(workers: int) -> None:
 
 def test_a_sample_that_comes_again_is_changed_in_another_way() -> None:
     """Random numbers depend on the position in the epoch: copies of a rare sample are no copies after the transform."""
-    options: dict[str, Any] = {"sample_weights": [1.0] + [0.0] * 23, "transform": lambda x, rng: x + rng.random()}
+    options: dict[str, Any] = {"sampling_weights": [1.0] + [0.0] * 23, "transform": lambda x, rng: x + rng.random()}
     values = rows(computed(**options), 1)[:, 0]
     assert len(set(values)) == len(values) == 20
 
@@ -164,7 +164,7 @@ def test_a_sample_that_comes_again_is_changed_in_another_way() -> None:
 )
 def test_weights_in_any_form(given: Any) -> None:
     """A mapping, a list, an array, a function or Values; only their proportions count."""
-    with loader_of(sample_weights=given, workers=0) as loader, loader_of(workers=0) as other:
+    with loader_of(sampling_weights=given, workers=0) as loader, loader_of(workers=0) as other:
         assert labels(loader) == labels(other)
 
 
@@ -195,8 +195,8 @@ def test_a_resumed_run_draws_what_was_left() -> None:
         assert labels(loader) == whole[1:]
     for other in ({**WEIGHTS, "id-7": 2.0}, None):
         with (
-            loader_of(workers=0, sample_weights=other) as loader,
-            pytest.raises(InputError, match=r"expected sample_weights='.*; give the sample_weights that it was saved with"),
+            loader_of(workers=0, sampling_weights=other) as loader,
+            pytest.raises(InputError, match=r"expected sampling_weights='.*; give the sampling_weights that it was saved with"),
         ):
             loader.load_state_dict(state)
 
@@ -211,7 +211,7 @@ def test_a_damaged_sample_is_replaced_by_another_that_was_drawn(workers: int) ->
         return np.array([int(id[3:])])
 
     def run() -> list[list[list[int]]]:
-        options: dict[str, Any] = {"on_error": "replace", "max_damaged": 0.1, "workers": workers, "sample_weights": WEIGHTS}
+        options: dict[str, Any] = {"on_error": "replace", "max_damaged": 0.1, "workers": workers, "sampling_weights": WEIGHTS}
         with Loader(IDS, {id: int(id[3:]) for id in IDS}, 8, source=read, **options) as loader:
             found = [[y.tolist() for _, y in loader] for _ in range(2)]
             assert [damaged.id for damaged in loader.damaged] == ["id-1"]
@@ -231,7 +231,7 @@ def test_where_only_damaged_samples_are_drawn_the_run_ends() -> None:
 
     with (
         Loader(IDS, None, 8, source=broken, dim=1, n_channels=1, dtype="f4", workers=0, on_error="replace",
-               max_damaged=1.0, sample_weights=[1.0] + [0.0] * 39) as loader,
+               max_damaged=1.0, sampling_weights=[1.0] + [0.0] * 39) as loader,
         pytest.raises(TooManyDamaged),
     ):  # fmt: skip
         list(loader)
@@ -240,24 +240,24 @@ def test_where_only_damaged_samples_are_drawn_the_run_ends() -> None:
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({**WEIGHTS, "id-3": -1.0}, r"id 'id-3', sample_weights: expected a finite number from 0, found -1\.0"),
-        ({**WEIGHTS, "id-3": float("inf")}, "id 'id-3', sample_weights: expected a finite number from 0, found inf"),
-        ({**WEIGHTS, "id-3": float("nan")}, r"id 'id-3', field 'sample_weights': expected a number, found nan"),
-        ({**WEIGHTS, "id-3": "much"}, "id 'id-3', field 'sample_weights'"),
-        ({"id-0": 1.0}, "id 'id-1', field 'sample_weights': expected a value for each of the 40 ids, found none for 39"),
-        ([1.0, 2.0], "field 'sample_weights': expected a value for each of the 40 ids, found 2"),
-        ([0] * 40, "sample_weights: expected some above 0, found none"),
-        ([[1.0, 2.0]] * 40, r"sample_weights: expected a number for each id, found rows of shape \(2,\)"),
-        (5, "field 'sample_weights': expected a mapping from id to value"),
+        ({**WEIGHTS, "id-3": -1.0}, r"id 'id-3', sampling_weights: expected a finite number from 0, found -1\.0"),
+        ({**WEIGHTS, "id-3": float("inf")}, "id 'id-3', sampling_weights: expected a finite number from 0, found inf"),
+        ({**WEIGHTS, "id-3": float("nan")}, r"id 'id-3', field 'sampling_weights': expected a number, found nan"),
+        ({**WEIGHTS, "id-3": "much"}, "id 'id-3', field 'sampling_weights'"),
+        ({"id-0": 1.0}, "id 'id-1', field 'sampling_weights': expected a value for each of the 40 ids, found none for 39"),
+        ([1.0, 2.0], "field 'sampling_weights': expected a value for each of the 40 ids, found 2"),
+        ([0] * 40, "sampling_weights: expected some above 0, found none"),
+        ([[1.0, 2.0]] * 40, r"sampling_weights: expected a number for each id, found rows of shape \(2,\)"),
+        (5, "field 'sampling_weights': expected a mapping from id to value"),
     ],
 )
 def test_weights_that_are_mistakes(given: Any, text: str) -> None:
     """Each is an error that names the id, and what is expected."""
     with pytest.raises(InputError, match=text):
-        loader_of(sample_weights=given)
+        loader_of(sampling_weights=given)
 
 
 def test_draws_need_an_order_of_chance() -> None:
     """With shuffle=False they would be neither in the order of the ids, nor of each."""
-    with pytest.raises(InputError, match="sample_weights: expected with shuffle=True"):
+    with pytest.raises(InputError, match="sampling_weights: expected with shuffle=True"):
         loader_of(shuffle=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 
 from shmgen._engine.ranks import local_ranks
@@ -15,6 +16,9 @@ MAX_AT_FIRST = 8
 
 MAX_WORKERS = 32
 """Workers that ``workers="auto"`` ends up with, at most."""
+
+CEILING, FOR_EACH_PROCESSOR = 32, 8
+"""Workers that are started whatever is asked for, at most: the first number, or so many for each processor where that is more."""
 
 WORKER_BYTES = 1 << 26
 """Bytes of memory that must be free for one more worker."""
@@ -37,6 +41,20 @@ def workers_at_first() -> int:
     ranks = local_ranks()
     others = os.getloadavg()[0] / ranks
     return max(1, min(MAX_AT_FIRST, round(processors(ranks) - others)))
+
+
+def at_most(workers: int) -> int:
+    """``workers`` as given by the user, or as many of them as make sense here, with a warning."""
+    count = os.cpu_count() or 1
+    most = max(CEILING, FOR_EACH_PROCESSOR * count)
+    if workers <= most:
+        return workers
+    warnings.warn(
+        f"workers={workers}: {most} are started, since this machine has {count} processors; where reading waits for a disk or a "
+        "network, reads='auto' has more reads in flight in each",
+        stacklevel=5,
+    )
+    return most
 
 
 def limits(*, concurrent: bool) -> Callable[[int, float], Limits]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ MUST_BE_SAME = {
     "seed": "give the seed that it was saved with",
     "shuffle": "give the value that it was saved with",
     "tail": "give the value that it was saved with",
-    "sample_weights": "give the sample_weights that it was saved with",
+    "sampling_weights": "give the sampling_weights that it was saved with",
 }
 """What a state and the loader that takes it must agree in, and what to do where they don't."""
 
@@ -38,7 +37,7 @@ class Identity(NamedTuple):
         seed: of the order.
         shuffle: whether each epoch has an order of its own.
         tail: what becomes of the last batch.
-        sample_weights: a hash of the weights with which samples are drawn; empty where there are none.
+        sampling_weights: a hash of the weights with which samples are drawn; empty where there are none.
         batch_size: of all ranks together.
         batches: in an epoch.
     """
@@ -48,7 +47,7 @@ class Identity(NamedTuple):
     seed: int
     shuffle: bool
     tail: str
-    sample_weights: str
+    sampling_weights: str
     batch_size: int
     batches: int
 
@@ -70,7 +69,7 @@ def saved(mine: Identity, position: Position) -> dict[str, int | str | bool]:
         "batch_size": mine.batch_size,
         "shuffle": mine.shuffle,
         "tail": mine.tail,
-        "sample_weights": mine.sample_weights,
+        "sampling_weights": mine.sampling_weights,
     }
 
 
@@ -95,23 +94,6 @@ def loaded(mine: Identity, state: Mapping[str, Any]) -> Position:
         )
     batch = consumed // mine.batch_size
     return Position(epoch, batch) if batch < mine.batches else Position(epoch + 1, 0)
-
-
-def encoded(state: Mapping[str, Any]) -> bytes:
-    """``state`` as JSON."""
-    return json.dumps(dict(state)).encode()
-
-
-def decoded(data: bytes) -> Any:
-    """The state that `encoded` made ``data`` of.
-
-    Raises:
-        InputError: it is no JSON.
-    """
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        raise InputError(f"state: expected what get_state() returned, found {bytes(data[:40])!r}: {error}") from None
 
 
 def _count(state: Mapping[str, Any], key: str) -> int:

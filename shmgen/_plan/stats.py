@@ -178,17 +178,18 @@ class Stats:
         ``"unknown"``
             Too little was delivered to tell.
         ``"trainer-bound"``
-            Data are there in time.
-        ``"slots-bound"``
-            Batches that are held leave no slot to read into.
+            Data are there in time. The trainer may compute in the background, as JAX does: it then waits for slots that its own
+            computation holds.
+        ``"consumer-held"``
+            Batches that are kept leave no slot to read into.
         ``"no-workers"``
             With ``workers=0`` the trainer's own process reads, and the trainer waits meanwhile.
-        ``"latency-bound"``
-            Workers have time, but nobody could know which batch would be asked for.
+        ``"order-bound"``
+            Workers have time, but the order in which batches are asked for can't be foreseen.
         ``"function-bound"``
             Functions, or sources, of the user's own take most of the workers' time.
-        ``"disk-bound"``
-            Workers wait for what they read.
+        ``"io-bound"``
+            Workers wait for a disk or a network.
         ``"worker-bound"``
             Workers are too few, or too slow.
         """

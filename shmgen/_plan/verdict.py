@@ -23,7 +23,7 @@ MIN_SECONDS = 0.1
 """In a shorter time it is chance who waits."""
 
 Verdict = Literal[
-    "unknown", "trainer-bound", "slots-bound", "no-workers", "latency-bound", "function-bound", "disk-bound", "worker-bound"
+    "unknown", "trainer-bound", "consumer-held", "no-workers", "order-bound", "function-bound", "io-bound", "worker-bound"
 ]
 
 
@@ -37,15 +37,16 @@ def judge(stats: Stats) -> Verdict:
     elif stats.data_wait < LITTLE:
         verdict = "unknown" if only_read_ahead else "trainer-bound"
     elif stats.slot_wait > stats.batch_wait:
-        verdict = "slots-bound"
+        # A consumer that keeps batches makes the ring grow. One that gives them back in time, as JAX does, computes meanwhile.
+        verdict = "consumer-held" if stats.grown else "trainer-bound"
     elif not stats.workers:
         verdict = "no-workers"
     elif stats.late_wait > MOST * stats.batch_wait or stats.load < 1 - MOST:
-        verdict = "latency-bound"
+        verdict = "order-bound"
     elif stats.function_part > MOST:
         verdict = "function-bound"
     else:
-        verdict = "disk-bound" if stats.io_wait > WAITING else "worker-bound"
+        verdict = "io-bound" if stats.io_wait > WAITING else "worker-bound"
     return verdict
 
 
@@ -58,12 +59,12 @@ def advise(stats: Stats) -> str:
     advice: dict[Verdict, str] = {
         "unknown": f"too little was delivered to tell: ask again after more than {least} batches and {MIN_SECONDS} s",
         "trainer-bound": "data are there in time; nothing to gain",
-        "slots-bound": "batches are held for long: give more slots, or let go of batches earlier",
+        "consumer-held": "batches are held for long: give more slots, or let go of batches earlier",
         "no-workers": "the trainer's own process reads while the trainer waits: workers=1, or 'auto', would read ahead",
-        "latency-bound": "workers had time, but batches were asked for that nobody could foresee: iterate over whole epochs, in "
-        "the order of the loader",
+        "order-bound": "workers had time, but batches were asked for in an order that can't be foreseen: iterate over "
+        "whole epochs, in the order of the loader",
         "function-bound": f"your functions compute: {more}have them do less for each sample, or do it once for all beforehand",
-        "disk-bound": "the disk, or network, is the limit: "
+        "io-bound": "the disk, or network, is the limit: "
         + ("" if "reads" in stats.auto else "reads='auto' has as many reads in flight as pay; else ")
         + "smaller files, a faster disk, or data that fit in memory",
         "worker-bound": f"reading computes: {more}have less to read for each sample",

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import keras
 import numpy as np
 
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd, map_arrays
-from shmgen.keras.iterations import is_keras, variable
 
 SAME_IN_TORCH = {
     *("bool", "uint8", "int8", "int16", "int32", "int64"),
@@ -58,23 +54,3 @@ def _front_end() -> FrontEnd:
 
 FRONT_END = _front_end()
 """For the backend that Keras has in this process."""
-
-GetT = TypeVar("GetT", bound=Callable[..., Any])
-
-
-def hands_over(get: GetT) -> GetT:
-    """Have ``get``, a ``__getitem__``, give batches to Keras as its backend takes them, and NumPy's arrays to everyone else."""
-    if type(FRONT_END).hand_over is FrontEnd.hand_over:
-        return get
-
-    @wraps(get)
-    def get_and_hand_over(self: Any, index: int) -> Any:
-        batch = get(self, index)
-        caller = sys._getframe(1)
-        if not is_keras(caller):
-            return batch
-        if type(batch) is tuple and getattr(variable(caller, "self"), "class_weight", None) is not None:
-            return (FRONT_END.hand_over(batch[0]), *batch[1:])  # Keras makes weights of the labels, with NumPy
-        return FRONT_END.hand_over(batch)
-
-    return cast(GetT, get_and_hand_over)

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from shmgen._plan.stats import Stats
-from shmgen.keras.iterations import is_keras, stack, variable
+from shmgen.keras.frames import is_keras, stack, variable
 from shmgen.keras.running_fit import calling_list
 from shmgen.keras.sequence import Sequence, in_use
 

@@ -230,11 +230,6 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             )
         if fit.validation is self._sequence:
             raise InputError("Resume: expected another Sequence as validation_data, found the one that fit() trains on; make two")
-        if fit.shuffles and not self._sequence.shuffle:
-            raise InputError(
-                "Resume: expected an order that can be gone on with, found the random one of fit(shuffle=True) over a Sequence "
-                "with shuffle=False; give shuffle=False to fit() as well, or shuffle=True to the Sequence"
-            )
         if any(isinstance(other, keras.callbacks.BackupAndRestore) for other in others):
             raise InputError("Resume: found BackupAndRestore beside it, which would load another state; leave that out")
         if sum(isinstance(other, Resume) for other in others) > 1:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from shmgen.errors import InputError
-from shmgen.keras.iterations import stack, variable
+from shmgen.keras.frames import stack, variable
 
 ITERATOR = "epoch_iterator"
 """The variable in Keras's ``fit``, of each backend, that holds the `EpochIterator`."""
@@ -75,11 +75,6 @@ class RunningFit:
     def steps_per_execution(self) -> int:
         """As given to ``compile``."""
         return int(self._iterator.steps_per_execution)
-
-    @property
-    def shuffles(self) -> bool:
-        """Whether Keras asks for the batches in a random order of its own."""
-        return bool(getattr(self._iterator.data_adapter, "shuffle", False))
 
     def put_last(self, callback: Any) -> None:
         """Have ``callback`` called after all others. In the call that is under way, each is still called once."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import sys
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -16,12 +13,12 @@ import keras
 from shmgen._checks import Fixed, check_index, check_int
 from shmgen._engine.state import LoaderState
 from shmgen._plan.damage import Damaged
-from shmgen._plan.sampler import Shard
+from shmgen._plan.passes import Pass
 from shmgen._plan.stats import Stats
 from shmgen.errors import InputError
-from shmgen.keras.backends import FRONT_END, hands_over
-from shmgen.keras.iterations import Iterations, caller_behind, is_keras, stack, variable
-from shmgen.keras.synchronised import unsynchronised
+from shmgen.keras.adapter import attach
+from shmgen.keras.backends import FRONT_END
+from shmgen.keras.iterations import Iterations
 from shmgen.loader import NO_COPY, Loader
 from shmgen.options import Options, init_from
 
@@ -30,9 +27,6 @@ if TYPE_CHECKING:
 
 KERAS_QUEUE = 10
 """Keras's default for ``max_queue_size``."""
-
-MAX_SHOWN = 80
-"""Characters of a list of classes that a warning shows."""
 
 in_use: weakref.WeakSet[Sequence] = weakref.WeakSet()
 """All sequences that there are."""
@@ -129,14 +123,15 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
 
     def __len__(self) -> int:
         """Batches in an epoch."""
+        attach(self, self._iterations, self._no_rows)
         return len(self._loader)
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "__getitem__" in vars(cls):
-            cls.__getitem__ = hands_over(vars(cls)["__getitem__"])  # type: ignore[method-assign]
+    @property
+    def num_batches(self) -> int:
+        """Batches in an epoch, as ``len``."""
+        attach(self, self._iterations, self._no_rows)
+        return len(self)
 
-    @hands_over
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """``(X, y)``, or ``(X,)`` without labels; see `shmgen.Loader` for shapes, dtypes and nesting.
 
@@ -145,85 +140,35 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
             SampleError: a file can't be read. ``fit`` on TensorFlow raises TensorFlow's own error, whose text contains this one.
                 It is also in the log, and in `error`.
         """
-        return self._loader.batch(check_index(index, len(self)), self._iterations.find(sys._getframe(1)))
+        return self._iterations.request(check_index(index, self._batches()))
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """The batches of the next epoch. The epoch begins with the first request."""
-        for index in range(self.num_batches):
-            yield self[index]
+        begun = self._iterations.begin(by_hand=True)
+        for index in range(self._batches() - begun.first):
+            yield self._at(index, begun)
 
-    @property
-    def num_batches(self) -> int:
-        """Batches in an epoch, as ``len``. An iteration reads it when it begins; then it is what is left of a resumed epoch."""
-        forwarding, caller = caller_behind("num_batches")
-        if caller.f_code.co_flags & inspect.CO_GENERATOR:
-            begun = self._iterations.begin(caller, by_hand=caller.f_code is Sequence.__iter__.__code__)
-            return len(self) - begun.first
-        if any(map(is_keras, forwarding)):
-            self._iterations.on_read()
-            for frame in filter(is_keras, stack(caller)):
-                if frame.f_code.co_name == "predict":
-                    self._warn_of_predict()
-                elif frame.f_code.co_name == "fit" and variable(frame, "x") is self:
-                    self._warn_of_ranks(variable(frame, "self"))
-                    self._warn_of_classes(variable(frame, "validation_data"))
-        return len(self)
+    def _at(self, index: int, of: Pass) -> tuple[Any, ...]:
+        before = self._iterations.enter(of)
+        try:
+            return self[index]
+        finally:
+            self._iterations.enter(before)
+
+    def _batches(self) -> int:
+        """As ``len``; also where no one but this asks for it."""
+        return len(self._loader) if type(self).__len__ is Sequence.__len__ else len(self)
+
+    def _no_rows(self) -> tuple[Any, ...] | None:
+        """A batch without rows, if batches are the loader's; None if a subclass makes its own."""
+        return self._loader.no_rows if type(self).__getitem__ is Sequence.__getitem__ else None
 
     def on_epoch_begin(self) -> None:
         """Does nothing: an epoch begins when its first batch is requested."""
 
     def on_epoch_end(self) -> None:
         """The batches from ``sequence[i]`` were used: the next one belongs to the next epoch. Keras may call this at any time."""
-        _, caller = caller_behind("on_epoch_end")
-        self._iterations.end(by_keras=is_keras(caller))
-
-    def _warn_of_classes(self, validation: object) -> None:
-        if not isinstance(validation, Sequence) or None in (self.classes, validation.classes):
-            return
-        if validation.classes != self.classes:
-            self._warn_once(
-                f"the classes of the training data are {_shortened(self.classes)}, and those of the validation data "
-                f"{_shortened(validation.classes)}, so that the same number means another class: pass "
-                "classes=training.classes to the validation data"
-            )
-
-    def _warn_of_predict(self) -> None:
-        if self.shuffle:
-            self._warn_once(
-                "predict over a Sequence with shuffle=True returns rows in the order of that pass, not in that of list_IDs: "
-                "make a Sequence with shuffle=False for it"
-            )
-        rank, world = self.shard
-        if world > 1:
-            self._warn_once(
-                f"predict over a Sequence with shard=({rank}, {world}) returns the rows of this rank alone: predict in one "
-                "process, over a Sequence without shard"
-            )
-        lost = len(self.list_IDs) - self.batch_size * len(self._loader)
-        if lost < 0 and self._loader.fills_up:
-            self._warn_once(
-                f"predict returns {-lost:,} rows more than there are ids, which fill up the last batch: leave the last "
-                f"{-lost:,} out, or make a Sequence with tail='keep' for it"
-            )
-        if self._loader.replaces:
-            self._warn_once(
-                "predict over a Sequence with on_error='replace' returns rows of other samples in place of those that can't be "
-                "read, which `damaged` lists: make a Sequence with on_error='raise' for it"
-            )
-        if lost > 0:
-            self._warn_once(
-                f"predict leaves out {lost:,} of {len(self.list_IDs):,} samples, which fill no batch of {self.batch_size}: "
-                "make a Sequence with tail='keep' for it"
-            )
-
-    def _warn_of_ranks(self, model: keras.Model) -> None:
-        if (what := unsynchronised(model, Shard(*self.shard))) is not None:
-            self._warn_once(what)
-
-    def _warn_once(self, what: str) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
-            warnings.warn(what, stacklevel=2)
+        self._iterations.end()
 
     # With other values, Keras would copy every batch through a pool of its own.
     workers = _KerasOption(1)
@@ -297,9 +242,3 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return repr(self._loader).replace("Loader", type(self).__name__, 1)
-
-
-def _shortened(classes: object) -> str:
-    """Names of classes, for a warning."""
-    text = repr(classes)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

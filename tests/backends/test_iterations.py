@@ -194,18 +194,6 @@ def test_training_and_validation_on_one_object(data: Data) -> None:
     assert third == epochs[3][:5] + epochs[4]
 
 
-def test_a_generator_over_a_sequence(data: Data) -> None:
-    """A generator of the user's own that goes by ``num_batches`` is an iteration too, two at once are two."""
-
-    def generator() -> Any:
-        for index in range(sequence.num_batches):
-            yield sequence[index][1].tolist()
-
-    with data.sequence() as sequence:
-        pairs = list(zip(generator(), generator(), strict=True))
-    assert [list(one) for one in zip(*pairs, strict=True)] == data.epochs(2)
-
-
 class Half(Sequence):
     """A subclass with a length of its own."""
 
@@ -243,9 +231,7 @@ def test_subclasses(data: Data, cls: type[Sequence], way: Callable[..., Any]) ->
     """What a subclass overrides changes nothing of the passes."""
     with data.sequence(cls) as sequence:
         found = [way(sequence, 3) for _ in range(3)]
-    epochs = [epoch[:3] for epoch in data.epochs(6)]
-    # Where Keras looks at a batch in an iteration of its own, only its hooks tell that this was no more than a look.
-    assert found in ([epochs[:3]] if cls is Own or keras.backend.backend() == "tensorflow" else [epochs[:3], epochs[1::2]])
+    assert found == [epoch[:3] for epoch in data.epochs(3)]
 
 
 def test_a_subclass_with_a_length_of_its_own(data: Data) -> None:
@@ -261,25 +247,72 @@ def test_a_subclass_with_a_length_of_its_own(data: Data) -> None:
             sequence[5]
 
 
-def test_a_wrapper_that_hands_on_all(data: Data) -> None:
-    """A data set of the user's around a Sequence, which hands on what Keras asks: the same passes."""
+class Around(keras.utils.PyDataset):
+    """A data set of the user's around a Sequence, which hands on no more than it must."""
 
-    class Wrapper(keras.utils.PyDataset):
-        def __getitem__(self, index: int) -> Any:
-            return sequence[index]
+    def __init__(self, sequence: Sequence, **options: Any) -> None:
+        super().__init__(**options)
+        self.sequence = sequence
 
-        @property
-        def num_batches(self) -> int:
-            return sequence.num_batches
+    def __len__(self) -> int:
+        return len(self.sequence)
 
-        def on_epoch_end(self) -> None:
-            sequence.on_epoch_end()
+    def __getitem__(self, index: int) -> Any:
+        X, y = self.sequence[index]
+        return X + 0, y
 
+
+class AroundAll(Around):
+    """One that hands on all that Keras asks."""
+
+    @property
+    def num_batches(self) -> int:
+        return self.sequence.num_batches
+
+    def on_epoch_end(self) -> None:
+        self.sequence.on_epoch_end()
+
+
+@pytest.mark.parametrize("wrapper", [Around, AroundAll])
+def test_a_wrapper_has_the_passes_of_what_it_wraps(data: Data, wrapper: type[Around]) -> None:
+    """Also amid an epoch, also where it does not hand on ``on_epoch_end``: each iteration is the next epoch."""
     model = Recorder()
     with data.sequence() as sequence:
-        for _ in range(3):
-            model.fit(Wrapper(), epochs=1, steps_per_epoch=8, verbose=0)
-    assert model.taken() == sum((epoch[:8] for epoch in data.epochs(3)), [])
+        for _ in range(2):
+            model.fit(wrapper(sequence), epochs=1, steps_per_epoch=8, verbose=0)
+        model.fit(wrapper(sequence), epochs=2, verbose=0)
+        model.fit(sequence, epochs=1, verbose=0)
+    epochs = data.epochs(5)
+    assert model.taken() == epochs[0][:8] + epochs[1][:8] + epochs[2] + epochs[3] + epochs[4]
+
+
+def test_a_wrapper_around_two(data: Data) -> None:
+    """Each has a pass of its own, of which the wrapper makes pairs."""
+
+    class Pairs(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return min(len(one), len(other))
+
+        def __getitem__(self, index: int) -> Any:
+            (x, y), (X, _) = one[index], other[index]
+            assert (x == X).all()
+            return x, y
+
+    model = Recorder()
+    with data.sequence() as one, data.sequence() as other:
+        model.fit(Pairs(), epochs=3, verbose=0)
+    assert model.taken() == sum(data.epochs(3), [])
+
+
+def test_a_wrapper_that_keras_gives_threads(data: Data) -> None:
+    """Then batches come by index alone: where ``on_epoch_end`` is not handed on, one warning says that epochs are the same."""
+    for wrapper in (Around, AroundAll):
+        model = Recorder()
+        with data.sequence() as sequence, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(4):
+                model.fit(wrapper(sequence, workers=2), epochs=1, shuffle=False, verbose=0)
+        assert sum("call the Sequence's on_epoch_end()" in str(one.message) for one in caught) == (wrapper is Around)
 
 
 def test_arguments_can_be_read_and_not_set(data: Data) -> None:
@@ -340,15 +373,31 @@ def test_predict_over_a_shuffled_sequence_is_warned_of(data: Data) -> None:
     assert predicted[:, 0].tolist() == list(range(40))
 
 
-def test_rows_that_predict_leaves_out_are_said(data: Data) -> None:
-    """With ``tail="drop"``, of samples that fill no batch: how many, once; not where there are none, nor of `fit`."""
-    # Keras warns of things of its own here, on torch.
-    with data.sequence(batch_size=7, shuffle=False) as sequence, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert len(predictor().predict(sequence, verbose=0)) == 35
-        assert len(predictor().predict(sequence, verbose=0)) == 35
-        by_evaluate(sequence, 5)
-    [said] = [str(one.message) for one in caught if "predict leaves out" in str(one.message)]
-    assert re.search("predict leaves out 5 of 40 samples, which fill no batch of 7.*tail='keep'", said)
-    with data.sequence(batch_size=7, shuffle=False, tail="keep") as sequence:
-        assert len(predictor().predict(sequence, verbose=0)) == 40
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_samples_that_are_left_out_are_said(data: Data, shuffle: bool) -> None:
+    """With ``tail="drop"``, of `evaluate`, `predict` and ``validation_data``: how many, and the remedy; not of `fit`."""
+
+    def said(use: Callable[[Sequence], object], **options: Any) -> list[str]:
+        # Keras warns of things of its own here, on torch.
+        with data.sequence(batch_size=7, shuffle=shuffle, **options) as sequence, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            use(sequence)
+            use(sequence)
+        return [str(one.message) for one in caught if "leaves out" in str(one.message)]
+
+    with data.sequence() as training:
+        uses: dict[str, Callable[[Sequence], object]] = {
+            "predict": lambda sequence: predictor().predict(sequence, verbose=0),
+            "evaluate": lambda sequence: Recorder().evaluate(sequence, verbose=0),
+            "evaluate ": lambda sequence: Recorder().fit(training, validation_data=sequence, verbose=0),
+        }
+        for name, use in uses.items():
+            [text] = said(use)
+            others, remedy = (r" \(others in each pass\)", "shuffle=False, tail='keep'") if shuffle else ("", "tail='keep'")
+            left_out = (
+                f"{name.strip()} leaves out 5 of 40 samples{others}, which fill no batch of 7: make a Sequence with {remedy}"
+            )
+            assert re.search(left_out, text)
+            assert said(use, tail="keep") == []
+        assert said(lambda sequence: Recorder().fit(sequence, shuffle=shuffle, verbose=0)) == []
+        assert said(lambda sequence: Recorder().evaluate(sequence, steps=3, verbose=0)) == []

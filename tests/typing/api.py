@@ -97,10 +97,10 @@ Sequence(partition["train"], numbers, source=Images("pets", (224, 224), "L", "pa
 Loader(ids, source=Images("photos", mode="RGBX"))  # type: ignore[arg-type]
 Loader(ids, source=Images("photos", resize="fit"))  # type: ignore[arg-type]
 Loader(range(len(NpyRows("series.npy", window=8))), source=NpyRows("series.npy", window=8, stride=2, offset=1))
-Loader(ids, sample_weights={"id-0": 1.0, "id-1": 2})
-Loader(ids, sample_weights=np.ones(2))
-Loader(ids, sample_weights=lambda id: 1.0)
-Loader(ids, sample_weights=5)  # type: ignore[arg-type]
+Loader(ids, sampling_weights={"id-0": 1.0, "id-1": 2})
+Loader(ids, sampling_weights=np.ones(2))
+Loader(ids, sampling_weights=lambda id: 1.0)
+Loader(ids, sampling_weights=5)  # type: ignore[arg-type]
 Loader(ids, source=Hdf5("all.h5", "{id}/image"))
 
 

@@ -22,16 +22,16 @@ def weights_of(given: Any, ids: Sequence[Any]) -> np.ndarray:
         InputError: an id has none, or one that is no number from 0 on; or all are 0.
     """
     values = given if isinstance(given, Values) else Values(given, dtype=np.float64)
-    reader = values.bind(ids, field="sample_weights")
+    reader = values.bind(ids, field="sampling_weights")
     if reader.shape:
-        raise InputError(f"sample_weights: expected a number for each id, found rows of shape {reader.shape}")
+        raise InputError(f"sampling_weights: expected a number for each id, found rows of shape {reader.shape}")
     weights = np.empty(len(ids), reader.dtype)
     reader.fill(np.arange(len(ids)), weights, None)
     weights = weights.astype(np.float64)
     wrong = ~((weights >= 0) & np.isfinite(weights))
     if wrong.any():
         position = int(wrong.argmax())
-        raise InputError(f"id {ids[position]!r}, sample_weights: expected a finite number from 0, found {weights[position]}")
+        raise InputError(f"id {ids[position]!r}, sampling_weights: expected a finite number from 0, found {weights[position]}")
     if not weights.any():
-        raise InputError("sample_weights: expected some above 0, found none: nothing could be drawn")
+        raise InputError("sampling_weights: expected some above 0, found none: nothing could be drawn")
     return weights

@@ -1,0 +1,132 @@
+"""`Adapter`: what Keras's iterators take batches from, so that each iteration is a pass over a `Sequence`.
+
+For each ``fit``, ``evaluate`` and ``predict`` Keras makes an `EpochIterator`, and for that an adapter of the data, with the
+arguments that change batches, such as ``class_weight``. It knows nothing of passes: it takes batches by index, some twice, looks
+at two beforehand on TensorFlow, and shuffles indexes that mean no more than "the next batch". So `attach` puts an adapter of ours
+in the place of Keras's when the `EpochIterator` first asks for the number of batches.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from keras.src.trainers.data_adapters.data_adapter_utils import get_tensor_spec
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
+from keras.src.trainers.epoch_iterator import EpochIterator
+
+from shmgen._plan.passes import Pass
+from shmgen.keras.backends import FRONT_END
+from shmgen.keras.checks import Use, warnings_of
+from shmgen.keras.frames import is_keras, stack, variable
+from shmgen.keras.iterations import Iterations
+
+METHODS = ("fit", "evaluate", "predict")
+"""Of a Keras model, that take a `Sequence`."""
+
+
+class Adapter(PyDatasetAdapter):  # type: ignore[misc]
+    """Gives one `EpochIterator` the batches of a `Sequence`, or of a `keras.utils.PyDataset` around one or several.
+
+    Args:
+        replaced: Keras's own.
+
+    Attributes:
+        no_rows: what a batch without rows is like, where that is known.
+    """
+
+    def __init__(self, replaced: PyDatasetAdapter) -> None:
+        super().__init__(replaced.py_dataset, replaced.class_weight, replaced.shuffle)
+        self.no_rows: tuple[Any, ...] | None = None
+        self._over: list[Iterations] = []
+        # Passes that began before the iterator was reset; None once it was.
+        self._looks: list[tuple[Iterations, Pass]] | None = []
+
+    def add(self, iterations: Iterations) -> bool:
+        """Have each iteration be a pass over this loader; whether it was not before."""
+        if iterations in self._over:
+            return False
+        self._over.append(iterations)
+        return True
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches in an epoch. Keras reads it when it resets its iterator.
+
+        It does so before it trains or evaluates. If it has iterated by then, it has looked at a batch to build the model.
+        """
+        looks, self._looks = self._looks, None
+        for iterations, begun in looks or ():
+            iterations.take_back(begun)
+        count: int | None = self.py_dataset.num_batches
+        return count
+
+    def get_tf_dataset(self) -> Any:
+        """As Keras makes it, which looks at two batches to know their shapes and dtypes, unless these are known beforehand."""
+        if self.no_rows is not None:
+            self._output_signature = get_tensor_spec([self._standardize_batch(self.no_rows)])
+        return super().get_tf_dataset()
+
+    def _get_iterator(self) -> Iterator[Any]:
+        batches = self.py_dataset.num_batches
+        return super()._get_iterator() if batches is None else self._iterate(batches)
+
+    def _iterate(self, batches: int) -> Iterator[Any]:
+        """The batches of a pass, which begins with the first request."""
+        begun = [(iterations, iterations.begin()) for iterations in self._over]
+        if self._looks is not None:
+            self._looks += begun
+        for index in range(batches - max(one.first for _, one in begun)):
+            yield self._request(index, begun)
+
+    def _request(self, index: int, begun: list[tuple[Iterations, Pass]]) -> Any:
+        before = [(iterations, iterations.enter(one)) for iterations, one in begun]
+        try:
+            return FRONT_END.hand_over(self._standardize_batch(self.py_dataset[index]))
+        finally:
+            for iterations, one in before:
+                iterations.enter(one)
+
+    def on_epoch_end(self) -> None:
+        """Call the data's own, for which no pass of Keras's counts as one by hand."""
+        for iterations in self._over:
+            iterations.forget()
+        super().on_epoch_end()
+
+
+def attach(data: Any, iterations: Iterations, no_rows: Callable[[], tuple[Any, ...] | None]) -> None:
+    """If an `EpochIterator` that is being made asks for the number of batches, put an `Adapter` into it.
+
+    Args:
+        data: a `Sequence`, which is asked.
+        iterations: its own.
+        no_rows: returns a batch of its own without rows; None if a subclass makes its own batches.
+    """
+    maker = next((frame for frame in stack(sys._getframe(2)) if frame.f_code is EpochIterator.__init__.__code__), None)
+    if maker is None:
+        return
+    iterator = variable(maker, "self")
+    adapter: Any = getattr(iterator, "data_adapter", None)
+    # With threads or processes of Keras's own, batches come by index.
+    if type(adapter) is PyDatasetAdapter and adapter.enqueuer is None:
+        adapter = iterator.data_adapter = Adapter(adapter)
+    if isinstance(adapter, Adapter):
+        if adapter.add(iterations) and (use := _use(maker, adapter)) is not None:
+            for text in warnings_of(iterations.loader, use):
+                iterations.warn(text)
+        if adapter.py_dataset is data:
+            adapter.no_rows = no_rows()
+
+
+def _use(maker: FrameType, adapter: Adapter) -> Use | None:
+    """What the `EpochIterator` is for, which the function with this frame makes; None if no method of a model's needs it."""
+    for frame in stack(maker):
+        method = frame.f_code.co_name
+        if is_keras(frame) and method in METHODS:
+            if method == "fit" and variable(frame, "x") is not adapter.py_dataset:
+                method = "evaluate"
+            model, validation = variable(frame, "self"), variable(frame, "validation_data")
+            return Use(method, model, validation, adapter.shuffle, variable(maker, "steps_per_epoch"))
+    return None
