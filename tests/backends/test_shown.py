@@ -1,4 +1,4 @@
-"""What docstrings and the README show of `shmgen.torch` and `shmgen.jax`, runs."""
+"""What docstrings and the guide show of `shmgen.torch` and `shmgen.jax`, runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from test_docs import surroundings as of_docstrings  # noqa: F401  a fixture
 from test_docs import test_the_example_of_a_public_name_runs as run_example
 from test_readme import blocks, run
-from test_readme import surroundings as of_readme  # noqa: F401  a fixture
+from test_readme import surroundings as of_pages  # noqa: F401  a fixture
 
 BACKEND = os.environ.get("KERAS_BACKEND")
 NAMES = {"torch": "Tensors", "jax": "Arrays"}
@@ -29,8 +29,8 @@ def test_the_example_in_the_docstring(of_docstrings: dict[str, Any], monkeypatch
     run_example(of_docstrings, name, capsys)
 
 
-def test_the_block_of_the_readme(of_readme: dict[str, Any]) -> None:  # noqa: F811
+def test_the_block_of_the_guide(of_pages: dict[str, Any]) -> None:  # noqa: F811
     """As it stands there, over files that are there."""
-    [code] = [block for block in blocks("README.md") if f"shmgen.{BACKEND}" in block]
-    of_readme["ids"] = of_readme["ids"][:128]
-    run(re.sub("^from shmgen import .*$", "", code, flags=re.MULTILINE), of_readme)
+    [code] = [block for block in blocks("examples/guide.md") if f"shmgen.{BACKEND}" in block]
+    of_pages["ids"] = of_pages["ids"][:128]
+    run(re.sub("^from shmgen import .*$", "", code, flags=re.MULTILINE), of_pages)
