@@ -39,6 +39,7 @@ class Fixed(Generic[T]):
         return self if instance is None else self._read(instance)
 
     def __set__(self, instance: object, value: Never) -> NoReturn:
+        self._read(instance)  # says so if the object has yet to be made
         kind = type(instance).__name__
         raise AttributeError(
             f"{self._name} can't be changed: the workers of this {kind} were started with it; close() it and make another: "

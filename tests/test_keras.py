@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -18,6 +21,7 @@ from ways import assert_grown
 
 import shmgen._engine.prefetcher
 from shmgen import InputError, Loader, Sequence
+from shmgen.keras.checks import Use, check
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -431,6 +435,69 @@ def test_rows_of_predict_that_are_no_ids_are_warned_of(data: Any) -> None:
     replaced = Sequence(data.ids, tail="keep", on_error="replace", **options)
     with replaced, pytest.warns(UserWarning, match="rows of other samples in place of those that can't be read"):
         model().predict(replaced, verbose=0)
+
+
+def test_losses_and_labels_that_do_not_fit(data: Any) -> None:
+    """No labels, numbers for one-hot rows, or rows for numbers: an error that says which argument to change, and of which."""
+    cases: list[tuple[Any, int | None, Any, str]] = [
+        (None, None, "mse", "fit with loss='mse' needs targets, .*: pass labels= or targets="),
+        (data.labels, None, "categorical_crossentropy", "pass n_classes= to the Sequence, or loss='sparse_"),
+        (data.labels, None, keras.losses.CategoricalCrossentropy(), "pass n_classes= to the Sequence, or loss='sparse_"),
+        (data.labels, N, "sparse_categorical_crossentropy", "leave n_classes out of the Sequence, or pass loss='categorical_"),
+    ]
+    for labels, n_classes, loss, said in cases:
+        made = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(N, "softmax")])
+        made.compile(loss=loss)
+        with (
+            Sequence(data.ids, labels, 5, n_classes=n_classes, data_dir=data.path, workers=0) as sequence,
+            pytest.raises(InputError, match=said),
+        ):
+            made.fit(sequence, verbose=0)
+    with Sequence(data.ids, data.labels, 5, data_dir=data.path, workers=0) as sequence:
+        recorder(loss="categorical_crossentropy").fit(sequence, verbose=0)  # its own train_step knows what it does
+
+
+def test_the_blogs_class_with_another_base(data: Any) -> None:
+    """Its ``__init__`` calls no other: the error says to call that first. A method that nothing calls is refused as well."""
+
+    class Whole(Sequence):
+        def __init__(self, list_IDs: Any, labels: Any) -> None:
+            self.dim = SHAPE  # type: ignore[misc]
+
+        def __getitem__(self, index: int) -> Any:
+            return self.__data_generation(index)
+
+        def __data_generation(self, index: int) -> Any:
+            return super().__getitem__(index)
+
+    class Forgets(Sequence):
+        def __init__(self) -> None:
+            self.mine = 1
+
+    with pytest.raises(
+        InputError, match=r"Whole.__init__ did not call super\(\).__init__\(\).*call super\(\).__init__\(list_IDs"
+    ):
+        Whole(data.ids, data.labels)
+    for use in (len, lambda sequence: sequence[0], lambda sequence: sequence.num_batches, model().fit):
+        with pytest.raises(InputError, match=r"Forgets.__init__ did not call super\(\).__init__\(\)"):
+            use(Forgets())
+    with pytest.raises(InputError, match=r"Only: __data_generation is never called.*as source=.*override __getitem__"):
+
+        class Only(Sequence):
+            def __data_generation(self, ids: Any) -> Any:
+                return ids
+
+
+def test_a_distribution_that_shards_once_more(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Keras does after 3.15, by default, on several processes: an error names the argument."""
+    use = Use("fit", model(), None, shuffles=True, steps=None, no_rows=None)
+    with Sequence(data.ids, data.labels, 5, data_dir=data.path, workers=0) as sequence:
+        for shards, processes in itertools.product([True, False], repeat=2):
+            distribution = SimpleNamespace(auto_shard_dataset=shards, _is_multi_process=processes)
+            monkeypatch.setattr(keras.distribution, "distribution", lambda distribution=distribution: distribution)
+            refused = pytest.raises(InputError, match=r"pass auto_shard_dataset=False to DataParallel")
+            with refused if shards and processes else nullcontext():
+                check(sequence._loader, use)
 
 
 def model() -> keras.Model:

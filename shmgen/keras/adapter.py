@@ -19,7 +19,7 @@ from keras.src.trainers.epoch_iterator import EpochIterator
 
 from shmgen._plan.passes import Pass
 from shmgen.keras.backends import FRONT_END
-from shmgen.keras.checks import Use, warnings_of
+from shmgen.keras.checks import Use, check, warnings_of
 from shmgen.keras.frames import is_keras, stack, variable
 from shmgen.keras.iterations import Iterations
 
@@ -112,12 +112,13 @@ def attach(data: Any, iterations: Iterations, no_rows: Callable[[], tuple[Any, .
     # With threads or processes of Keras's own, batches come by index.
     if type(adapter) is PyDatasetAdapter and adapter.enqueuer is None:
         adapter = iterator.data_adapter = Adapter(adapter)
-    if isinstance(adapter, Adapter):
-        if adapter.add(iterations) and (use := _use(maker, adapter)) is not None:
-            for text in warnings_of(iterations.loader, use):
-                iterations.warn(text)
+    if isinstance(adapter, Adapter) and adapter.add(iterations):
         if adapter.py_dataset is data:
             adapter.no_rows = no_rows()
+        if (use := _use(maker, adapter)) is not None:
+            check(iterations.loader, use)
+            for text in warnings_of(iterations.loader, use):
+                iterations.warn(text)
 
 
 def _use(maker: FrameType, adapter: Adapter) -> Use | None:
@@ -128,5 +129,5 @@ def _use(maker: FrameType, adapter: Adapter) -> Use | None:
             if method == "fit" and variable(frame, "x") is not adapter.py_dataset:
                 method = "evaluate"
             model, validation = variable(frame, "self"), variable(frame, "validation_data")
-            return Use(method, model, validation, adapter.shuffle, variable(maker, "steps_per_epoch"))
+            return Use(method, model, validation, adapter.shuffle, variable(maker, "steps_per_epoch"), adapter.no_rows)
     return None

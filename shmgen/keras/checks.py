@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from shmgen._plan.sampler import Shard
-from shmgen.keras.synchronised import unsynchronised
+from shmgen.errors import InputError
+from shmgen.keras.synchronised import is_keras_own, unsynchronised
 from shmgen.loader import Loader
 
 MAX_SHOWN = 80
@@ -25,6 +28,7 @@ class Use(NamedTuple):
         validation: what ``fit`` was given as ``validation_data``.
         shuffles: whether ``fit`` was told to shuffle, as it is by default.
         steps: of an epoch, if the method was given a number.
+        no_rows: a batch without rows, as the model gets them; None where that is not known.
     """
 
     method: str
@@ -32,6 +36,41 @@ class Use(NamedTuple):
     validation: Any
     shuffles: bool
     steps: int | None
+    no_rows: tuple[Any, ...] | None
+
+
+def check(loader: Loader, use: Use) -> None:
+    """Raise an InputError, with the remedy, for what would be a long error of Keras's, or wrong.
+
+    A model with a ``train_step`` or ``compute_loss`` of its own is taken to know what it does.
+    """
+    distribution = keras.distribution.distribution()
+    if getattr(distribution, "auto_shard_dataset", False) and getattr(distribution, "_is_multi_process", False):
+        raise InputError(
+            f"{use.method} under DataParallel(auto_shard_dataset=True) cuts the data once more, and most samples are never seen: "
+            "pass auto_shard_dataset=False to DataParallel, and shard='auto' to the Sequence"
+        )
+    if use.method == "predict" or use.no_rows is None or not is_keras_own(use.model, "train_step", "compute_loss"):
+        return
+    loss = getattr(use.model, "loss", None)
+    targets = use.no_rows[1:2]
+    if loss and not targets:
+        raise InputError(
+            f"{use.method} with loss={_name(loss)!r} needs targets, which this Sequence has not: pass labels= or targets= to it"
+        )
+    if not targets or not isinstance(targets[0], np.ndarray):
+        return
+    are_numbers = targets[0].ndim == 1 and targets[0].dtype.kind in "iu"
+    if are_numbers and _name(loss) == "categorical_crossentropy":
+        raise InputError(
+            "loss='categorical_crossentropy' expects one-hot rows, found labels that are numbers: pass n_classes= to the "
+            "Sequence, or loss='sparse_categorical_crossentropy' to compile()"
+        )
+    if loader.n_classes is not None and _name(loss) == "sparse_categorical_crossentropy":
+        raise InputError(
+            f"loss='sparse_categorical_crossentropy' expects labels that are numbers, found rows of {loader.n_classes}: leave "
+            "n_classes out of the Sequence, or pass loss='categorical_crossentropy' to compile()"
+        )
 
 
 def warnings_of(loader: Loader, use: Use) -> Iterator[str]:
@@ -42,6 +81,14 @@ def warnings_of(loader: Loader, use: Use) -> Iterator[str]:
         yield from _of_predict(loader)
     if use.method != "fit" and use.steps is None:
         yield from _of_samples_left_out(loader, use.method)
+
+
+def _name(loss: Any) -> str:
+    """Of a loss, as ``compile`` takes it: a name, a function, a `keras.losses.Loss`, or several."""
+    if isinstance(loss, keras.losses.Loss):
+        loss = type(loss).__name__
+        return re.sub("(?<!^)(?=[A-Z])", "_", loss).lower()
+    return loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
 
 
 def _of_fit(loader: Loader, use: Use) -> Iterator[str]:

@@ -6,7 +6,7 @@ import logging
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import keras
 
@@ -56,6 +56,20 @@ class _KerasOption:
             )
 
 
+class _NotMade:
+    """An attribute that ``__init__`` sets, and which says of an object without it that it was never called."""
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        if instance is None:
+            return self
+        name = owner.__name__
+        raise InputError(
+            f"{name}.__init__ did not call super().__init__() before this: call super().__init__(list_IDs, labels, batch_size, "
+            "...) first; it sets the attributes of these names, and starts workers that read the batches, so that __getitem__, "
+            "__len__ and on_epoch_end need not be written"
+        )
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class SequenceOptions(Options):
     """The arguments of a `Sequence`.
@@ -102,11 +116,30 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         2
     """
 
+    _loader: Loader = cast(Loader, _NotMade())
+    _iterations: Iterations = cast(Iterations, _NotMade())
+    _warned: set[str] = cast("set[str]", _NotMade())
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a method that nothing would call.
+
+        Raises:
+            InputError: the subclass overrides ``__data_generation`` of the blog's class, but not ``__getitem__``, which calls it.
+        """
+        super().__init_subclass__(**options)
+        unused = [name for name in vars(cls) if name.endswith("data_generation")]
+        if unused and cls.__getitem__ is Sequence.__getitem__:
+            raise InputError(
+                f"{cls.__name__}: {unused[0].removeprefix('_' + cls.__name__)} is never called, since workers read the samples: "
+                "pass a function that reads the sample of an id as source=, one that changes a sample as transform=; or override "
+                "__getitem__, which returns a batch"
+            )
+
     @init_from(SequenceOptions)
     def __init__(self, options: SequenceOptions) -> None:
         """Start the workers, and begin to read ahead."""
         super().__init__()
-        self._warned: set[str] = set()
+        self._warned = set()
         self._loader = Loader.from_options(options, FRONT_END)
         self._iterations = Iterations(self._loader)
         in_use.add(self)

@@ -32,7 +32,7 @@ def unsynchronised(model: keras.Model, shard: Shard) -> str | None:
     if keras.distribution.distribution() is not None:
         return _wrong_part(shard)
     world = max(shard.world, launched_ranks())
-    if world == 1 or not _is_keras_own(model) or _is_parallel(model):
+    if world == 1 or not is_keras_own(model, "train_step", "make_train_function") or _is_parallel(model):
         return None
     return (
         f"fit trains another model on each of {world} ranks, since nothing keeps their weights the same; "
@@ -54,9 +54,9 @@ def _wrong_part(shard: Shard) -> str | None:
     )
 
 
-def _is_keras_own(model: keras.Model) -> bool:
-    """Whether what happens in a step is Keras's alone."""
-    return all(getattr(model, name).__module__.partition(".")[0] == "keras" for name in ("train_step", "make_train_function"))
+def is_keras_own(model: keras.Model, *names: str) -> bool:
+    """Whether these methods of a model are Keras's, and not the user's."""
+    return all(getattr(model, name).__module__.partition(".")[0] == "keras" for name in names)
 
 
 def _is_parallel(model: keras.Model) -> bool:
