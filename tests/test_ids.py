@@ -352,11 +352,6 @@ NO_IDS = {
         ["a"],
     ),
     "set": ({"b", "a"}, r"found a set; pass sorted\(ids\)", ["a", "b"]),
-    "partition": (
-        {"train": ["a", "b"], "test": ["c"]},
-        r"found a dict with 'train', 'test'; pass .*partition\['train'\]",
-        ["a", "b"],
-    ),
     "array-of-no-axis": (np.array("a"), r"expected an array of one axis, found one of shape \(\); pass \[id\]", ["a"]),
     "column": (np.array([["a"], ["b"]]), r"found one of shape \(2, 1\); pass .*ids\[:, 0\]", np.array([["a"], ["b"]])[:, 0]),
     "samples": (np.zeros((2, 3)), r"found one of shape \(2, 3\); pass range\(len\(x\)\) as ids, and inputs=Values\(x\)", None),
