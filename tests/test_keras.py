@@ -462,7 +462,7 @@ def test_the_blogs_class_with_another_base(data: Any) -> None:
 
     class Whole(Sequence):
         def __init__(self, list_IDs: Any, labels: Any) -> None:
-            self.dim = SHAPE  # type: ignore[misc]
+            self.dim = SHAPE  # type: ignore[assignment]
 
         def __getitem__(self, index: int) -> Any:
             return self.__data_generation(index)
