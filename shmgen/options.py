@@ -59,7 +59,7 @@ class DataOptions:
         dim: shape of a sample without its channels. By default that of the first sample.
         n_channels: size of the last axis. By default that of the first sample. If it is 1, samples of shape ``dim`` are accepted
             too. If neither ``dim`` nor ``n_channels`` is given, a row has the sample's own shape.
-        n_classes: labels become one-hot rows of this length; or they are such rows already.
+        n_classes: labels, of whatever source, become one-hot rows of this length; or they are such rows already.
         shuffle: a new order for each epoch, which depends on ``seed`` and the epoch alone; else the order of ``list_IDs``.
         classes: labels are names, and become their positions in this list. ``"sorted"``: the list of all names that there are.
             See `Values`, and the attribute ``classes``.
@@ -177,7 +177,13 @@ class DataOptions:
         self._keep(list_IDs=ids, ids=ids, draws=self._draws(ids))
         rest = Ones() if self.tail == "pad" else None
         spec = BatchSpec(
-            self._inputs(), self._targets(), self.weights, ids, is_sample=self.source is not None, default_weights=rest
+            self._inputs(),
+            self._targets(),
+            self.weights,
+            ids,
+            is_sample=self.source is not None,
+            default_weights=rest,
+            n_classes=self.n_classes,
         )
         self._keep(spec=spec)
         transforms, sample_transform = self._split_transform()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from ways import batch_of, labels_of
 
-from shmgen import Function, FunctionError, InputError, Loader, Npy, Values
+from shmgen import Function, FunctionError, InputError, Loader, Npy, NpyRows, Npz, Source, Values
 
 TEXTS = ["d", "a", "c", "b"]
 
@@ -120,11 +121,29 @@ ADVICE = {
         {"targets": Values([0, 1], n_classes=2)},
         [[1.0, 0.0], [0.0, 1.0]],
     ),
-    "n_classes-and-a-source-as-labels": (
-        {"labels": Function(lambda id: 7), "n_classes": 8},
-        "n_classes and classes are for labels that are values",
-        {"labels": Function(lambda id: 7)},
-        [7, 7],
+    "classes-and-a-source-as-labels": (
+        {"labels": Function(lambda id: 1), "n_classes": 2, "classes": ["a", "b"]},
+        "n_classes and classes are for labels of one field; give them to each field",
+        {"labels": Function(lambda id: 1), "n_classes": 2},
+        [[0.0, 1.0], [0.0, 1.0]],
+    ),
+    "n_classes-and-several-fields": (
+        {"labels": {"a": Function(lambda id: 1)}, "n_classes": 2},
+        r"npz\['label'\]\.one_hot\(n_classes\)",
+        {"labels": Function(lambda id: 1).one_hot(2)},
+        [[0.0, 1.0], [0.0, 1.0]],
+    ),
+    "n_classes-and-floats-of-a-source": (
+        {"labels": Function(lambda id: 1.0), "n_classes": 2},
+        "n_classes=2: expected ints, as many in each sample, found dtype float64",
+        {"labels": Function(lambda id: 1), "n_classes": 2},
+        [[0.0, 1.0], [0.0, 1.0]],
+    ),
+    "one_hot-of-values": (
+        {"targets": Values([0, 1]).one_hot(2)},
+        "n_classes is an argument of Values",
+        {"targets": Values([0, 1], n_classes=2)},
+        [[1.0, 0.0], [0.0, 1.0]],
     ),
     "n_classes-of-two-minds": (
         {"labels": Values([0, 1], n_classes=2), "n_classes": 3},
@@ -213,6 +232,80 @@ def test_labels_that_are_fields_of_their_own(folder: Any) -> None:
     assert batch_of(data.ids, Npy(data.path), **options)[0][:, 0, 0].tolist() == [0, 1, 2, 3]
     found, _ = batch_of(data.ids, {"a": [5, 6, 7, 8], "b": data.labels}, **options)
     assert {name: values.tolist() for name, values in found.items()} == {"a": [5, 6, 7, 8], "b": [0, 1, 2, 3]}
+
+
+# One-hot rows of ints that are read.
+
+N = 8
+
+
+class Own(Source):
+    """A label, as an int and as an array of ints, that is read many at once."""
+
+    fields = {"image": ((2,), "f4"), "label": ((), "u1"), "mask": ((4, 1), "i8")}  # noqa: RUF012
+
+    def fill(self, ids: Any, rows: dict[str, np.ndarray]) -> None:
+        for number, id in enumerate(ids):
+            rows["image"][number] = id
+            rows["label"][number] = id % 3
+            rows["mask"][number] = np.arange(4)[:, None] % 3
+
+
+def pair(id: int) -> tuple[np.ndarray, int]:
+    """An input and its label."""
+    return np.full(2, id, np.float32), id % 3
+
+
+def labelled(folder: Path) -> dict[str, dict[str, Any]]:
+    """Ways to say that labels of three classes, which are read, become one-hot rows: the options of a loader."""
+    for number in range(N):
+        np.save(folder / f"{number}.npy", np.array([number % 3]))
+        arrays = {"image": np.full(2, number), "label": np.uint8(number % 3)}
+        np.savez(folder / f"{number}.npz", **arrays)  # type: ignore[arg-type]
+    np.save(folder / "all.npy", np.arange(N) % 3)
+    npz, own, x = Npz(folder), Own(), {"inputs": Values(np.zeros(N))}
+    return {
+        "npy": {"labels": Npy(folder), "n_classes": 3, **x},
+        "npy-by-one_hot": {"targets": Npy(folder).one_hot(3), **x},
+        "rows": {"labels": NpyRows(folder / "all.npy"), "n_classes": 3, **x},
+        "npz": {"source": npz["image"], "labels": npz["label"], "n_classes": 3},
+        "function": {"labels": Function(lambda id: id % 3), "n_classes": 3, **x},
+        "own-fill": {"source": own["image"], "labels": own["label"], "n_classes": 3},
+        "whole-sample": {"source": pair, "n_classes": 3},
+        "with-a-transform": {"source": own["image"], "labels": own["label"], "n_classes": 3, "transform": lambda x, rng: x + 1},
+    }
+
+
+@pytest.mark.parametrize(
+    "way", ["npy", "npy-by-one_hot", "rows", "npz", "function", "own-fill", "whole-sample", "with-a-transform"]
+)
+def test_one_hot_rows_of_what_is_read(tmp_path: Path, way: str) -> None:
+    """Files, rows, fields of archives, functions and sources of the user's: as labels in memory are."""
+    with Loader(range(N), batch_size=4, shuffle=False, workers=0, **labelled(tmp_path)[way]) as loader:
+        y = np.concatenate([y for _, y in loader])
+    assert y.dtype == np.float32
+    np.testing.assert_array_equal(y, np.eye(3)[np.arange(N) % 3])
+
+
+def test_one_hot_rows_beside_the_ints_in_workers(tmp_path: Path) -> None:
+    """Both, of one source that is read once, and masks, whose last axis becomes that of the classes."""
+    own = Own()
+    targets = {"label": own["label"], "hot": own["label"].one_hot(3), "mask": own["mask"].one_hot(4)}
+    with Loader(range(N), batch_size=4, inputs=own["image"], targets=targets, shuffle=False, workers=2) as loader:
+        for X, y in loader:
+            assert (y["label"] == X[:, 0] % 3).all()
+            np.testing.assert_array_equal(y["hot"], np.eye(3)[y["label"]])
+            np.testing.assert_array_equal(y["mask"], np.broadcast_to(np.eye(4)[np.arange(4) % 3], (4, 4, 4)))
+
+
+@pytest.mark.parametrize("way", ["npy", "npz", "function"])
+def test_a_class_that_there_is_not(tmp_path: Path, way: str) -> None:
+    """The sample, the number, and how many there are; the others can be read."""
+    options = labelled(tmp_path)[way] | {"n_classes": 2}
+    with Loader(range(N), batch_size=4, shuffle=False, workers=1, on_error="replace", max_damaged=1, **options) as loader:
+        list(loader)
+        assert {found.id for found in loader.damaged} == {2, 5}
+        assert "expected ints from 0 to 1, found 2; with n_classes=2 they are counted from 0" in loader.damaged[0].reason
 
 
 # Several fields, or a value for each id.

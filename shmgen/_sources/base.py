@@ -9,8 +9,9 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from shmgen._checks import check_int
 from shmgen._samples.sample_spec import ANY, SampleSpec
-from shmgen.errors import FormatError, FunctionError, SampleError
+from shmgen.errors import FormatError, FunctionError, InputError, SampleError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -230,9 +231,10 @@ class SourceField:
         key: of the field in the source; None if that has only one.
         given: what the user says of its rows.
         measure: what is measured of the field's rows, in place of these; None for the rows themselves.
+        n_classes: how long the one-hot rows are that are made of the field's ints; None for the ints themselves.
 
     Attributes:
-        source, key, given, measure: see above.
+        source, key, given, measure, n_classes: see above.
 
     Examples:
         >>> pairs = Function(lambda id: {"x": np.full(3, id), "y": id % 2})
@@ -245,12 +247,18 @@ class SourceField:
     """
 
     def __init__(
-        self, source: Source, key: Hashable | None = None, given: SampleSpec = ANY, measure: Measure | None = None
+        self,
+        source: Source,
+        key: Hashable | None = None,
+        given: SampleSpec = ANY,
+        measure: Measure | None = None,
+        n_classes: int | None = None,
     ) -> None:
         self.source = source
         self.key = key
         self.given = given
         self.measure = measure
+        self.n_classes = n_classes
 
     def shaped(
         self,
@@ -276,6 +284,18 @@ class SourceField:
     def mask(self) -> SourceField:
         """The field that is true where a padded row is the sample's; of shape ``dim``; bool, and as weights float32."""
         return SourceField(self.source, self.key, self.given, "mask")
+
+    def one_hot(self, n_classes: int) -> SourceField:
+        """The field's ints, from 0 to ``n_classes - 1``, as one-hot rows: float32, with one more axis of ``n_classes``.
+
+        A last axis of size 1 becomes that axis: masks of shape ``(height, width, 1)`` become ``(height, width, n_classes)``.
+
+        Raises:
+            InputError: ``n_classes`` is no int from 1, or shape and dtype of the ints were given here, and not to the source.
+        """
+        if self.given != ANY or self.measure is not None:
+            raise InputError("one_hot: expected a field as its source gives it; give dim and dtype to the source")
+        return SourceField(self.source, self.key, n_classes=check_int(n_classes, "n_classes", 1))
 
 
 class BuiltinSource(Source):
@@ -316,6 +336,10 @@ class BuiltinSource(Source):
     def mask(self) -> SourceField:
         """`SourceField.mask` of the only field."""
         return SourceField(self).mask
+
+    def one_hot(self, n_classes: int) -> SourceField:
+        """`SourceField.one_hot` of the only field."""
+        return SourceField(self).one_hot(n_classes)
 
 
 def function_error(id: object, where: str, error: Exception) -> SampleError:

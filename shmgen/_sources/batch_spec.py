@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -14,13 +14,17 @@ from shmgen._memory.layout import Arrays
 from shmgen._samples.ids import Subset, int_array, is_frame
 from shmgen._samples.lookup import is_column, is_mapping
 from shmgen._samples.sample_spec import ANY, are_numbers, dtype_of, dtype_text
-from shmgen._sources.base import BuiltinSource, Reader, Source, SourceField, SourceReader
+from shmgen._sources.base import BuiltinSource, Reader, Source, SourceField
 from shmgen._sources.field_spec import FieldSpec
 from shmgen._sources.function import Function
+from shmgen._sources.one_hot import OneHotKey, OneHotReader
 from shmgen._sources.values import Labels, Values
 from shmgen.errors import FormatError, InputError
 
-NO_CLASSES = "n_classes and classes are for labels that are values; give them to the Values among targets"
+NO_CLASSES = (
+    "n_classes and classes are for labels of one field; give them to each field: Values(..., classes=..., n_classes=...), or, of "
+    "ints that are read, npz['label'].one_hot(n_classes)"
+)
 
 NAMES = {"inputs": "X", "targets": "y", "weights": "weights"}
 """What the only field of each role is called."""
@@ -37,6 +41,7 @@ class BatchSpec:
         is_sample: whether ``inputs``, where that is a source of a tuple, and there are no targets, are ``(inputs, targets)`` or
             ``(inputs, targets, weights)``.
         default_weights: where there are targets, and no weights.
+        n_classes: how long the one-hot rows are that are made of the target's ints, where that is part of the whole sample.
 
     Attributes:
         names: of the fields, in the order of a batch's arrays. Where two have the same name, the role comes before it:
@@ -53,6 +58,7 @@ class BatchSpec:
         *,
         is_sample: bool = False,
         default_weights: Source | None = None,
+        n_classes: int | None = None,
     ) -> None:
         self._ids = ids
         # By the id of what was given, which is kept, so that no other object gets that id.
@@ -62,6 +68,8 @@ class BatchSpec:
         given = {"inputs": inputs, "targets": targets, "weights": weights}
         if is_sample and targets is None and isinstance(nest := self._expanded("inputs", "X", inputs), tuple):
             given |= dict(zip(given, _roles(nest), strict=False))
+            if n_classes is not None:
+                given["targets"] = given["targets"].one_hot(n_classes)
         if given["targets"] is None and given["weights"] is not None:
             raise InputError("weights weigh the loss of targets, and there are none: give labels or targets too")
         if given["targets"] is not None and given["weights"] is None:
@@ -98,7 +106,8 @@ class BatchSpec:
             return part
         field = part if isinstance(part, SourceField) else SourceField(self._source(part, name, weighs=role == "weights"))
         source = field.source
-        if field.key is not None or field.measure is not None or (isinstance(source, BuiltinSource) and not source.finds_fields):
+        is_chosen = field.key is not None or field.measure is not None or field.n_classes is not None
+        if is_chosen or (isinstance(source, BuiltinSource) and not source.finds_fields):
             return field
         fields = self._bound(source, name).fields
         if fields is None:
@@ -156,22 +165,39 @@ class BatchSpec:
         Args:
             transformed: the fields whose rows a transform may make of samples of other shapes.
         """
-        varying = {id(field.source) for name, field in self._fields.items() if name in transformed}
+        varying = {id(field.source) for name, field in self._fields.items() if name in transformed and field.n_classes is None}
         for name, field in self._fields.items():
             source = field.source
             is_padded = isinstance(source, BuiltinSource) and source.given.pad_value is not None
             self._bound(source, name, varies=is_padded or id(source) in varying)
+        self._add_one_hot()
         specs: dict[str, FieldSpec] = {}
         for name in sorted(self.names, key=self.measured):  # those that are read first
             specs[name] = self._spec(name, specs.values(), is_transformed=name in transformed)
         return [specs[name] for name in self.names]
 
+    def _add_one_hot(self) -> None:
+        """Have the readers of fields that are to be one-hot fill such rows, too."""
+        wanted: dict[int, dict[OneHotKey, str]] = {}
+        for name, field in self._fields.items():
+            if field.n_classes is not None:
+                wanted.setdefault(id(field.source), {})[OneHotKey(field.key, field.n_classes)] = name
+        for number, names in wanted.items():
+            source, reader = self._readers[number]
+            if reader.in_main_process:
+                raise InputError(
+                    f"field {next(iter(names.values()))!r}: n_classes is an argument of Values: Values(..., n_classes=...)"
+                )
+            self._readers[number] = source, OneHotReader(reader, names)
+
     def _spec(self, name: str, others: Collection[FieldSpec], *, is_transformed: bool) -> FieldSpec:
         field = self._fields[name]
         given, measure, reader = field.given, field.measure, self._bound(field.source, name)
         shape, dtype = self._kind(name, field)
-        varies = reader.varies or (isinstance(reader, SourceReader) and is_transformed)
-        if given == ANY:
+        varies = reader.varies or (is_transformed and not isinstance(field.source, BuiltinSource))
+        if field.n_classes is not None:
+            varies = False
+        elif given == ANY:
             given = reader.given
         else:
             try:
@@ -182,7 +208,7 @@ class BatchSpec:
         of = None
         if not reader.in_main_process:
             # The field that is read, if this one is a copy of it, or a measure.
-            same = field.key, shape, dtype_text(dtype), given.pad_value
+            same = _key(field), shape, dtype_text(dtype), given.pad_value
             read = [other for other in others if other.of is None and self._fields[other.name].source is field.source]
             of = next((o.name for o in read if (o.key, o.shape, o.dtype, o.pad_value) == same), None)
         if measure is not None:
@@ -198,11 +224,11 @@ class BatchSpec:
         if measure is None:
             _check_padding(name, given.pad_value, dtype)
         row_bytes = math.prod(shape) * dtype.itemsize
-        return FieldSpec(name, shape, dtype_text(dtype), 0, row_bytes, field.key, measure, varies, given.pad_value, of)
+        return FieldSpec(name, shape, dtype_text(dtype), 0, row_bytes, _key(field), measure, varies, given.pad_value, of)
 
     def _kind(self, name: str, field: SourceField) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
         """Shape and dtype of a field's rows, as its source says."""
-        reader, key, called = self._readers[id(field.source)][1], field.key, type(field.source).__name__
+        reader, key, called = self._readers[id(field.source)][1], _key(field), type(field.source).__name__
         if reader.fields is None:
             if key is not None:
                 raise InputError(
@@ -214,6 +240,11 @@ class BatchSpec:
             raise InputError(f"field {name!r}: expected one of {known}, which {called} has, found {key!r}")
         shape, dtype = reader.fields[key]
         return tuple(shape), dtype_of(dtype)
+
+
+def _key(field: SourceField) -> Hashable | None:
+    """Of a field in its reader."""
+    return field.key if field.n_classes is None else OneHotKey(field.key, field.n_classes)
 
 
 def _roles(nest: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -242,9 +273,12 @@ def target(labels: Any, n_classes: int | None, classes: Any, ids: Sequence[Any])
     if isinstance(labels, Values) and has_classes:
         return labels.with_classes(n_classes, classes)
     if isinstance(labels, Source | SourceField) or _is_nest(labels, ids):
-        if has_classes:
+        if not has_classes:
+            return labels
+        if classes is not None or not isinstance(labels, Source | SourceField):
             raise InputError(NO_CLASSES)
-        return labels
+        field = labels if isinstance(labels, SourceField) else SourceField(labels)
+        return field if n_classes is None else field.one_hot(n_classes)
     if callable(labels) and not is_mapping(labels) and not has_classes:
         return labels
     return Labels(labels, n_classes=n_classes, classes=classes)
