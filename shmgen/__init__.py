@@ -16,9 +16,10 @@ The way of the data, and the module that holds each step::
       │  _worker.assembler   what they do with one: a source for each field, then the user's transform (sample_assembler)
       │  _sources            what rows are filled from: npy, npz, images (by image_decoder), all of a folder; npy_rows (windows);
       │                      hdf5, function, values; field_spec: what a worker knows of a field; packed_ids: all ids;
-      │                      row_ids: texts as ids of rows; sample_spec: what shape and dtype fits; rng: random numbers; remote:
-      │                      files behind a URL, by one of http_store, s3_store, fsspec_store; cache: what is kept of them on a
-      │                      disk; suggest, remedies: what errors advise
+      │                      row_ids: texts as ids of rows; sample_spec: what shape and dtype fits; rng: random numbers;
+      │                      suggest, remedies: what errors advise
+      ▼
+    _storage.remote          files behind a URL: http_store, s3_store, fsspec_store get them, cache keeps them on a disk
       ▼
     _memory.ring             slots of shared memory (_memory.segments), cut into arrays by _memory.layout
       │                      a slot is free again when the last view of it is gone; where all are held, the ring grows
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from shmgen._sources.npy_rows import NpyRows
     from shmgen._sources.npz import Npz
     from shmgen._sources.values import Values
+    from shmgen._storage.remote import Remote
     from shmgen._tools.recommend import Measurement
     from shmgen._tools.tune import Tuning, tune
     from shmgen.errors import (
@@ -102,6 +104,7 @@ __all__ = [
     "NpyRows",
     "Npz",
     "Reader",
+    "Remote",
     "SampleError",
     "Sequence",
     "ShmgenError",
@@ -132,6 +135,7 @@ _HOMES = {
     "NpyRows": "_sources.npy_rows",
     "Npz": "_sources.npz",
     "Reader": "_sources.base",
+    "Remote": "_storage.remote",
     "Sequence": "keras",
     "SlotState": "_engine.state",
     "Source": "_sources.base",

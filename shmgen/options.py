@@ -26,6 +26,7 @@ from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
 from shmgen._sources.npy import Npy
 from shmgen._sources.values import Ones, Values
+from shmgen._storage.urls import is_url
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from _typeshed import SupportsKeysAndGetItem
     from numpy.typing import DTypeLike
+
+    from shmgen._storage.remote import Remote
 
     Part: TypeAlias = (
         Source | SourceField | Mapping[Any, Any] | SupportsKeysAndGetItem[Any, Any] | Iterable[Any] | Callable[[Any], Any]
@@ -63,7 +66,9 @@ class DataOptions:
         shuffle: a new order for each epoch, which depends on ``seed`` and the epoch alone; else the order of ``list_IDs``.
         classes: labels are names, and become their positions in this list. ``"sorted"``: the list of all names that there are.
             See `Values`, and the attribute ``classes``.
-        data_dir: the folder of the files, or its URL, as `Npy` takes it; ids may not lead out of it. None if ids are paths.
+        data_dir: the folder of the files, or its URL, or `Remote`, as `Npy` takes it; ids may not lead out of it. None if ids are
+            paths.
+        cache: of a URL: a folder on a local disk, in which files are kept; see `Remote`.
         dtype: of ``X``. By default that of the first sample. Files are cast to it if NumPy calls that cast "same_kind".
         pad_value: what fills the rest of a row of ``X`` where a sample is smaller than ``dim`` says, along any axis; see `Npy`.
         source: in place of files: a `Source`, one of its fields, or a function as `Function` takes it. Where it has several
@@ -111,7 +116,8 @@ class DataOptions:
     shuffle: bool = True
     _: KW_ONLY
     classes: Iterable[Any] | Literal["sorted"] | None = None
-    data_dir: str | os.PathLike[str] | None = "data"
+    data_dir: str | os.PathLike[str] | Remote | None = "data"
+    cache: str | os.PathLike[str] | None = None
     dtype: DTypeLike | None = None
     pad_value: float | None = None
     source: Source | SourceField | Callable[..., Any] | None = None
@@ -224,6 +230,8 @@ class DataOptions:
     def _inputs(self) -> Any:
         """``inputs``, or the only input, which the blog's terms describe."""
         described = any(one is not None for one in (self.dim, self.n_channels, self.dtype, self.pad_value))
+        if self.cache is not None and (self.inputs is not None or self.source is not None):
+            raise InputError("cache: expected with data_dir; give that of a source to Remote: Npy(Remote(url, cache=...))")
         if self.inputs is not None:
             if self.source is not None or described:
                 raise InputError(
@@ -231,7 +239,7 @@ class DataOptions:
                 )
             return self.inputs
         if self.source is None:
-            return Npy(self.data_dir, self.dim, self.n_channels, self.dtype, pad_value=self.pad_value)
+            return Npy(self._folder(), self.dim, self.n_channels, self.dtype, pad_value=self.pad_value)
         if isinstance(self.source, str | os.PathLike):
             raise InputError(
                 f"source: expected a source or a function, found {str(self.source)!r}; of a folder of .npy files, pass data_dir="
@@ -247,6 +255,19 @@ class DataOptions:
                 f"source={name}(..., dtype=...)"
             )
         return self.source
+
+    def _folder(self) -> str | os.PathLike[str] | Remote | None:
+        """``data_dir``, with the ``cache`` that belongs to it."""
+        if self.cache is None:
+            return self.data_dir
+        if not is_url(self.data_dir):
+            raise InputError(
+                f"cache: expected with the URL of a folder as data_dir, such as 's3://bucket/folder', found with "
+                f"{self.data_dir!r}; give it to Remote itself: Remote(url, cache=...)"
+            )
+        from shmgen._storage.remote import Remote
+
+        return Remote(str(self.data_dir), cache=self.cache)
 
     def _targets(self) -> Any:
         """``targets``, or the only target, which the blog's terms describe."""

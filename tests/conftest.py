@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -331,6 +332,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int
         yield home / "root", port
 
 
+@pytest.fixture(scope="session")
+def signing() -> None:
+    """obstore has signed something: from then on it keeps three descriptors."""
+    obstore = pytest.importorskip("obstore", reason="obstore is not installed: it is in the extra remote")
+    from obstore.store import S3Store
+
+    obstore.sign(S3Store("bucket", access_key_id="a", secret_access_key="b"), "GET", "key", timedelta(seconds=1))
+
+
 @pytest.fixture
 def root(served: tuple[Path, int]) -> Iterator[Path]:
     """The folder that is served: ``id-0.npy`` to ``id-23.npy``, row n full of n, and the same rows in ``all.npy``."""
@@ -349,9 +359,9 @@ def proxy(served: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> Iterator
     """A `Proxy` before the server. What is tried again here is tried at once."""
     from servers import Proxy
 
-    from shmgen._storage import remote
+    from shmgen._storage import store
 
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(store, "FIRST_WAIT", 0.001)
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     proxy = Proxy(served[1])
     yield proxy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import signal
@@ -33,8 +34,6 @@ http {{
         root {root};
         location /moved/ {{ rewrite ^/moved/(.*)$ http://$http_host/$1 redirect; }}
         location /round/ {{ return 302 http://$http_host$request_uri; }}
-        location /away/ {{ rewrite ^/away/(.*)$ http://localhost:{port}/token/$1 redirect; }}
-        location /token/ {{ if ($http_authorization) {{ return 418; }} alias {root}/; }}
         location /private/ {{ if ($http_authorization != "Basic dXNlcjpwYXNzIHdvcmQ=") {{ return 401; }} alias {root}/; }}
         location /whole/ {{ max_ranges 0; alias {root}/; }}
         location /asks/ {{ if ($arg_key != "secret") {{ return 403; }} alias {root}/; }}
@@ -117,7 +116,7 @@ class Proxy:
     """Passes requests on to a server, and its answers back.
 
     A fault is the status of an answer, with headers behind a space if it has any; or "reset", "close", "half", "stall", "hang",
-    "chunks"; or a header that replaces the answer's own; or None for no fault.
+    "chunks", "drip", "drip-head", "nonsense"; or a header that replaces the answer's own; or None for no fault.
 
     Args:
         upstream: port of the server.
@@ -141,7 +140,7 @@ class Proxy:
         self.faults: dict[str, list[str | None]] = {}
         self.always: str | None = None
         self.in_flight = self.most_in_flight = 0
-        self.text = b"<html><title>it is broken</title></html>"
+        self.text = b"<html><title>a secret</title></html>"
         self._loop = asyncio.new_event_loop()
         self._never = asyncio.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -203,7 +202,7 @@ class Proxy:
             self.open -= 1
             writer.close()
 
-    async def _answer(self, head: bytes, target: str, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(self, head: bytes, target: str, writer: asyncio.StreamWriter) -> bool:  # noqa: PLR0911
         """Answer a request; False if the connection ends."""
         queue = self.faults.get(target.partition("?")[0].rpartition("/")[2])
         fault = queue.pop(0) if queue else self.always
@@ -219,10 +218,19 @@ class Proxy:
         if fault is not None and fault[0].isdigit():
             status, _, more = fault.partition(" ")
             text = self.text
-            answer = f"HTTP/1.1 {status} Broken\r\nContent-Length: {len(text)}\r\n{more}{more and chr(13) + chr(10)}\r\n"
-            writer.write(answer.encode() + text)
+            answer = f"HTTP/1.1 {status} <b>secret</b>\r\nContent-Length: {len(text)}\r\n{more}{more and chr(13) + chr(10)}\r\n"
+            writer.write(answer.encode("latin-1") + text)
             return True
+        if fault == "nonsense":
+            writer.write(b"\x00\x01secret nonsense\r\n\r\n")
+            return False
         lines, body = await self._ask(head)
+        if fault in ("drip", "drip-head"):  # a byte at a time, for ever
+            writer.write(b"HTTP/1.1 200 OK\r\nX-Never: " if fault == "drip-head" else lines)
+            for byte in itertools.cycle(body):
+                writer.write(b"%02x" % byte if fault == "drip-head" else bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0.02)
         if fault in ("half", "stall"):
             writer.write(lines + body[: len(body) // 2])
             if fault == "stall":

@@ -18,12 +18,12 @@ MAY_IMPORT = {
     "_checks": {"errors"},
     "_plan": BASE,
     "_memory": BASE,
-    "_storage": {*BASE, "_memory", "_samples", "_sources"},
+    "_storage": BASE,
     "_samples": {*BASE, "_memory", "_storage", "_sources", "_worker"},
     "_sources": {*BASE, "_memory", "_samples", "_storage", "_worker"},
     "_worker": {*BASE, "_memory", "_samples", "_sources"},
     "_engine": {*BASE, "_plan", "_memory", "_samples", "_sources", "_worker"},
-    "options": {*BASE, "_plan", "_memory", "_samples", "_sources", "_engine"},
+    "options": {*BASE, "_plan", "_memory", "_samples", "_sources", "_storage", "_engine"},
     "loader": {*BASE, "_plan", "_memory", "_samples", "_sources", "_worker", "_engine", "options"},
     "torch": {*BASE, "_engine", "loader"},
     "jax": {*BASE, "_engine", "loader"},
@@ -65,7 +65,6 @@ def imports(path: Path) -> Iterator[str]:
 OPEN = {
     frozenset({"_worker.assembler", "_worker.sample_assembler"}),
     frozenset({"_plan.stats", "_plan.verdict"}),
-    frozenset({"_storage.remote", "_storage.fsspec_store", "_storage.http_store", "_storage.s3_store"}),
     frozenset({"_tools.tune", "_tools.measure"}),
     frozenset({"_tools.scan_remote", "_tools.scan_worker"}),
 }

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmgen import Function, FunctionError, InputError, Loader, Npy, Npz, SampleError, Source, Values
+from shmgen import Function, FunctionError, InputError, Loader, Npy, Npz, Remote, SampleError, Source, Values
 
 # What travels to workers stands inside of functions: of the module itself they would have to import it, and pytest with it.
 
@@ -226,7 +226,7 @@ def test_archives_by_their_paths(tmp_path: Path) -> None:
 def test_archives_behind_a_url(root: Path, proxy: Any, tmp_path: Path, cached: bool) -> None:
     """One request a sample for all of its fields; with a cache, none in the second epoch."""
     ids = archives(root)
-    npz = Npz(f"{proxy.url}", cache=tmp_path / "cache" if cached else None)
+    npz = Npz(Remote(proxy.url, cache=tmp_path / "cache" if cached else None))
     with Loader(ids, inputs=npz["image"], targets=npz["label"], batch_size=N, shuffle=False, workers=0) as loader:
         asked = len(proxy.requests)
         for requests in (N, 0 if cached else N):

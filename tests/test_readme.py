@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ show, runs."""
+"""What the README, the guide and the recipes show, runs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,8 @@ ELSEWHERE = r"https://host|shmgen\.(torch|jax)"
 """What wants a server, or a process with another framework (see `backends`)."""
 
 README = "".join(block for block in blocks("README.md") if not re.search(ELSEWHERE, block))
-PAGES = {
-    f"{name}-{number}": block
-    for name in ("guide", "recipes", "commands", "training", "promises", "troubleshooting")
-    for number, block in enumerate(blocks(f"docs/{name}.md"))
-}
+GUIDE, RECIPES = blocks("examples/guide.md"), blocks("examples/README.md")
+PAGES = {f"{name}-{number}": block for name, page in (("guide", GUIDE), ("recipe", RECIPES)) for number, block in enumerate(page)}
 
 
 @pytest.fixture
@@ -120,16 +117,15 @@ def test_the_readme_runs(surroundings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("block", [name for name, block in PAGES.items() if not re.search(ELSEWHERE, block)])
 def test_a_block_runs(surroundings: dict[str, Any], block: str) -> None:
-    """Each of the pages by itself."""
+    """Each of the guide and of the recipes by itself."""
     surroundings["tf"] = pytest.importorskip("tensorflow")
     run(PAGES[block], surroundings)
 
 
 def test_a_block_of_urls_runs(
-    served: tuple[Path, int], surroundings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    signing: None, served: tuple[Path, int], surroundings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same with a server of the same files, which is S3 to who asks for a bucket."""
-    pytest.importorskip("botocore", reason="botocore is not installed: it is in the extra remote")
     root, port = served
     links = {root / "data": tmp_path / "data", root / "all.npy": tmp_path / "all.npy", root / "bucket": tmp_path}
     for link, target in links.items():

@@ -3,184 +3,108 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-from servers import Proxy, nginx
+from conftest import ROOT
+from servers import Proxy, free_port, nginx
 from test_npy import KINDS, number_up
 from test_readers import filled, reader
 
-from shmgen import InputError, Loader, Npy, NpyRows, SampleError
-from shmgen._storage import remote
+from shmgen import InputError, Loader, Npy, NpyRows, Remote, SampleError
+from shmgen._storage import http_store, store
+from shmgen._storage.urls import shown
+from shmgen.errors import FormatError
 
 N = 24
 
 ROW_BYTES = 48
 
-
 IDS = [f"id-{number}" for number in range(N)]
 
 
-@pytest.mark.parametrize("count", [1, N])
-def test_one_request_a_file(root: Path, proxy: Proxy, count: int) -> None:
-    """A GET each, all over one connection; nothing is listed, and nothing else is asked."""
+def got(files: Remote, name: str, start: int = 0, stop: int | None = None) -> bytes:
+    """The bytes of a file, or a part of them."""
+    return files.get(name, lambda body: body.read(sys.maxsize), start, stop)
+
+
+def failure(files: Remote, name: str, start: int = 0, stop: int | None = None) -> str:
+    """What is said where a file can't be had."""
+    with pytest.raises(FormatError) as raised:
+        got(files, name, start, stop)
+    return str(raised.value)
+
+
+def refused(url: str, **options: Any) -> str:
+    """What is said of a URL, or options, that no store takes."""
+    with pytest.raises(InputError) as raised:
+        Remote(url, options=options)
+    return str(raised.value)
+
+
+@pytest.fixture
+def file(root: Path) -> bytes:
+    """What is in ``id-7.npy``."""
+    return (root / "id-7.npy").read_bytes()
+
+
+# Requests.
+
+
+def test_one_request_a_file(root: Path, proxy: Proxy) -> None:
+    """A GET each, all over one connection, which is kept when the source is bound; nothing is listed, and nothing else asked."""
     source = reader(Npy(proxy.url), IDS)
     proxy.requests.clear()
-    before = proxy.connections
-    assert filled(source, IDS[:count]) == list(range(count))
-    assert [(request.method, request.target) for request in proxy.requests] == [("GET", f"/{id}.npy") for id in IDS[:count]]
-    assert proxy.connections == before + 1
+    assert filled(source, IDS) == list(range(N))
+    assert [(request.method, request.target) for request in proxy.requests] == [("GET", f"/{id}.npy") for id in IDS]
+    assert proxy.connections == 2
 
 
 def test_many_readers_have_requests_in_flight(root: Path, proxy: Proxy) -> None:
-    """Each has a connection of its own, and keeps it; none gets the row of another."""
-    source = reader(Npy(proxy.url), IDS)
-    proxy.requests.clear()
+    """As many connections as requests at once, and no more, which are kept; no reader gets the row of another."""
+    files = Remote(proxy.url)
     proxy._delay = 0.03
     readers = 16
     all_here = threading.Barrier(readers)
 
     def read(seed: int) -> bool:
-        own = source.again()
         chosen = np.random.default_rng(seed).permutation(N)[:8].tolist()
         all_here.wait(20)
-        return filled(own, [IDS[number] for number in chosen]) == chosen
+        return all(got(files, f"id-{number}.npy") == (root / f"id-{number}.npy").read_bytes() for number in chosen)
 
-    connections = proxy.connections
     with ThreadPoolExecutor(readers) as pool:
         assert all(pool.map(read, range(readers)))
     assert len(proxy.requests) == 8 * readers
-    assert proxy.connections == connections + readers
-    assert proxy.most_in_flight > readers / 2
+    assert readers / 2 < proxy.most_in_flight <= proxy.connections <= readers
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_file(root: Path, proxy: Proxy, kind: str) -> None:
+def test_every_kind_of_file(root: Path, proxy: Proxy) -> None:
     """Whatever a loader reads from a folder, it reads from afar, to the same values, by one request each."""
-    for id in range(4):
-        (root / f"{id}.npy").write_bytes(KINDS[kind](number_up((4, 3), np.float32, id)))
-    source = reader(Npy(proxy.url, dtype="f4"), range(4))
+    ids = [f"{kind}-{number}" for kind in KINDS for number in range(2)]
+    for number, id in enumerate(ids):
+        (root / f"{id}.npy").write_bytes(KINDS[id.rpartition("-")[0]](number_up((4, 3), np.float32, number)))
+    local, remote = (reader(Npy(place, dtype="f4"), ids).reader for place in (root, proxy.url))
     proxy.requests.clear()
-    for ids in ([0, 1, 2, 3], [3, 0]):
-        rows = bytearray(ROW_BYTES * len(ids))
-        source.reader.fill(ids, memoryview(rows), [0])
-        found = np.frombuffer(rows, "f4").reshape(-1, 4, 3)
-        np.testing.assert_array_equal(found, [np.load(root / f"{id}.npy") for id in ids])
-    assert len(proxy.requests) == 6
-
-
-MAY_PASS = ["503", "500", "502", "429", "408", "429 Retry-After: 0", "reset", "close", "half", "stall", "hang"]
-
-
-@pytest.mark.parametrize("rows", [False, True], ids=["files", "rows"])
-@pytest.mark.parametrize("fault", MAY_PASS)
-def test_what_may_pass_is_tried_again(root: Path, proxy: Proxy, fault: str, rows: bool) -> None:
-    """A busy server, a lost connection, an answer that breaks off or never comes: the third try brings the sample."""
-    options: Any = {"storage_options": {"timeout": 0.2}}
-    ids: Any = range(N) if rows else IDS
-    source = reader(NpyRows(f"{proxy.url}/all.npy", **options) if rows else Npy(proxy.url, **options), ids)
-    proxy.requests.clear()
-    proxy.faults["all.npy" if rows else "id-7.npy"] = [fault, fault]
-    chosen = [7, 3, 11]
-    assert filled(source, [ids[number] for number in chosen]) == chosen
-    assert len(proxy.requests) == 5
-
-
-def test_an_answer_in_chunks(root: Path, proxy: Proxy) -> None:
-    """Some servers say how long a file is only at its end."""
-    source = reader(Npy(proxy.url), IDS)
-    proxy.always = "chunks"
-    assert filled(source, IDS) == list(range(N))
-
-
-def test_a_connection_that_the_server_closed_meanwhile_is_no_failure(root: Path, proxy: Proxy) -> None:
-    """Between requests it may: the next one makes another, and waits for nothing."""
-    source = reader(Npy(proxy.url), IDS)
-    source.reader.files.remote.store.tries = 1
-    assert filled(source, IDS[:1]) == [0]
-    proxy.faults["id-1.npy"] = ["close"]
-    assert filled(source, IDS[:3]) == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("fault", "found"),
-    [
-        ("503", "503 Broken: it is broken"),
-        ("reset", "Connection reset by peer"),
-        ("half", "an answer that broke off 88 bytes before its end"),
-        ("hang", "no answer in time"),
-    ],
-)
-def test_what_does_not_pass_is_named(root: Path, proxy: Proxy, fault: str, found: str) -> None:
-    """The URL, what was answered, and how often it was tried; the row is the one begun."""
-    source = reader(Npy(proxy.url, storage_options={"timeout": 0.1}), IDS)
-    proxy.requests.clear()
-    proxy.faults["id-2.npy"] = [fault] * 100
-    with pytest.raises(SampleError) as raised:
-        filled(source, IDS)
-    error = raised.value
-    assert (error.id, error.path) == ("id-2", f"{proxy.url}/id-2.npy")
-    assert re.fullmatch(rf"expected the file, found {found}; tried 8 times in \d+\.\d s", error.reason)
-    assert str(error) == f"sample 'id-2', {error.path}: {error.reason}"
-    assert source.begun == [3]
-    # A connection that was kept, and is lost, says nothing about the server.
-    assert proxy.targets.count("/id-2.npy") == remote.TRIES + (fault == "reset")
-
-
-@pytest.mark.parametrize("status", ["404", "403", "401", "410", "400", "418"])
-def test_what_will_not_pass_is_not_tried_again(root: Path, proxy: Proxy, status: str) -> None:
-    """An error at once, with what the server says."""
-    source = reader(Npy(proxy.url), IDS)
-    proxy.requests.clear()
-    proxy.faults["id-2.npy"] = [status]
-    with pytest.raises(SampleError, match=f"id-2.npy: expected the file, found {status} Broken: it is broken$"):
-        filled(source, IDS)
-    assert proxy.targets == [f"/{id}.npy" for id in IDS[:3]]
-
-
-@pytest.mark.parametrize(
-    ("header", "text"),
-    [
-        ("Content-Encoding: gzip", "expected the file as it is, found it encoded as gzip; store it as it is"),
-        (
-            "Content-Range: bytes 0-47/1280",
-            "expected the part of the file from byte 272 on, found Content-Range: bytes 0-47/1280",
-        ),
-    ],
-)
-def test_an_answer_to_something_else(root: Path, proxy: Proxy, header: str, text: str) -> None:
-    """Other bytes than those that were asked for are never taken for them."""
-    source = reader(NpyRows(f"{proxy.url}/all.npy"), range(N))
-    proxy.faults["all.npy"] = [header]
-    with pytest.raises(SampleError, match=f"all.npy: {text}"):
-        filled(source, [3])
-    (root / "id-0.npy").write_text("<html>please log in</html>")
-    with pytest.raises(SampleError, match=r"id-0\.npy: expected an \.npy file, found one that begins with b'<html>'"):
-        Npy(proxy.url).bind(IDS)
-
-
-def test_a_server_says_how_long_to_wait(root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as it asks, but no longer than a minute; else longer each time, and never the same for all readers."""
-    waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.1)
-    source = reader(Npy(proxy.url), IDS)
-    proxy.faults["id-0.npy"] = ["429 Retry-After: 7", "503 Retry-After: 100000", *["503"] * 5]
-    assert filled(source, IDS[:1]) == [0]
-    assert waits[:2] == [7, 60]
-    assert all(0.2 * 2**n <= wait <= 0.4 * 2**n for n, wait in enumerate(waits[2:]))
-    assert len({wait / 2**n for n, wait in enumerate(waits[2:])}) == 5
+    for chosen in (ids, ids[::-3]):
+        found = [bytearray(ROW_BYTES * len(chosen)) for _ in range(2)]
+        for each, rows in zip((local, remote), found, strict=True):
+            each.fill(chosen, memoryview(rows), [0])
+        assert found[0] == found[1]
+    assert len(proxy.requests) == len(ids) + len(ids[::-3])
 
 
 NAMES = [
@@ -204,7 +128,7 @@ NAMES = [
 
 
 def test_names_are_quoted(root: Path, proxy: Proxy) -> None:
-    """An id names the same file behind a URL as it does in a folder, whatever signs are in it."""
+    """An id names the same file behind a URL as it does in a folder, whatever signs are in it; a folder's URL may be quoted."""
     for number, name in enumerate(NAMES):
         (root / f"{name}.npy").parent.mkdir(exist_ok=True)
         np.save(root / f"{name}.npy", np.full((4, 3), number, "f4"))
@@ -213,65 +137,321 @@ def test_names_are_quoted(root: Path, proxy: Proxy) -> None:
     shutil.copy(root / "id-5.npy", root / "in here" / "x.npy")
     for folder in ("in here", "in%20here"):
         assert filled(reader(Npy(f"{proxy.url}/{folder}"), ["x"]), ["x"]) == [5]
+    for id in ("../secret", "/secret", "a/../../secret"):
+        proxy.requests.clear()
+        with pytest.raises(InputError, match="expected one that stays in folder http"):
+            reader(Npy(f"{proxy.url}/sub"), ["a", id])
+        assert proxy.requests == []
 
 
-@pytest.mark.parametrize("id", ["../secret", "/secret", "a/../../secret"])
-def test_no_id_leads_out(root: Path, proxy: Proxy, id: str) -> None:
-    """As for a folder; and nothing is asked for."""
-    with pytest.raises(InputError, match="expected one that stays in folder http"):
-        Npy(f"{proxy.url}/sub").bind(["a", id])
-    assert proxy.requests == []
+def test_an_answer_in_chunks(file: bytes, proxy: Proxy) -> None:
+    """Some servers say how long a file is only at its end."""
+    proxy.always = "chunks"
+    assert got(Remote(proxy.url), "id-7.npy") == file
 
 
-def test_other_ways_to_a_file(root: Path, proxy: Proxy) -> None:
-    """A redirection, also to another host, which is told no password; a user's name in the URL; and what follows a ``?``."""
-    assert filled(reader(Npy(f"{proxy.url}/moved"), IDS), IDS) == list(range(N))
-    headers = {"Authorization": "Bearer x"}
-    assert filled(reader(Npy(f"{proxy.url}/away", storage_options={"headers": headers}), IDS), IDS[:2]) == [0, 1]
-    assert proxy.requests[-1].headers["authorization"] == "Bearer x"
-    source = reader(Npy(proxy.url.replace("//", "//user:pass%20word@") + "/private"), IDS)
-    assert filled(source, IDS[:2]) == [0, 1]
-    assert source.reader.place("id-0") == f"{proxy.url}/private/id-0.npy"
-    source = reader(Npy(f"{proxy.url}/asks?key=secret"), IDS)
-    assert filled(source, IDS[:2]) == [0, 1]
-    assert source.reader.place("id-0") == f"{proxy.url}/asks/id-0.npy?..."
-    with pytest.raises(SampleError, match=r"/round/id-0\.npy: expected the file, found more than 5 redirections"):
-        Npy(f"{proxy.url}/round").bind(IDS)
+# Faults.
+
+MAY_PASS = [408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529, 530]
+
+FAULTS = ["reset", "close", "half", "stall", "hang", "drip", "drip-head", "nonsense", "429 Retry-After: 0", *map(str, MAY_PASS)]
 
 
-def test_https_with_a_certificate_of_ones_own(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is trusted if SSL_CERT_FILE names it; else it is refused at once, and nothing is read."""
+def test_what_may_pass_is_tried_again(file: bytes, proxy: Proxy) -> None:
+    """A busy server, a lost connection, an answer that breaks off, never comes or never ends: the third try brings the file."""
+    files = Remote(proxy.url, options={"timeout": 0.2})
+    for fault in FAULTS:
+        for start, stop in ((0, None), (12, 40)):
+            proxy.requests.clear()
+            proxy.faults["id-7.npy"] = [fault, fault]
+            assert got(files, "id-7.npy", start, stop) == file[start:stop], fault
+            assert len(proxy.requests) == 3, fault
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_no_failure(
+    file: bytes, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between requests it may: the next one makes another, and waits for nothing."""
+    files = Remote(proxy.url)
+    got(files, "id-0.npy")
+    monkeypatch.setattr(store, "TRIES", 1)
+    proxy.faults["id-7.npy"] = ["close"]
+    assert got(files, "id-7.npy") == file
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        ("503", "503 Service Unavailable"),
+        ("520", "520"),
+        ("reset", "Connection reset by peer"),
+        ("half", "an answer that broke off 88 bytes before its end"),
+        ("hang", "no answer in time"),
+        ("drip-head", "no answer in time"),
+        ("nonsense", "an answer that is not HTTP"),
+    ],
+)
+def test_what_does_not_pass_is_named(root: Path, proxy: Proxy, fault: str, found: str) -> None:
+    """The URL, what was answered (no HTML of the server's), and how often it was tried; the row is the one begun."""
+    source = reader(Npy(Remote(proxy.url, options={"timeout": 0.1})), IDS)
+    proxy.requests.clear()
+    proxy.faults["id-2.npy"] = [fault] * 100
+    with pytest.raises(SampleError) as raised:
+        filled(source, IDS)
+    error = raised.value
+    assert (error.id, error.path) == ("id-2", f"{proxy.url}/id-2.npy")
+    assert re.fullmatch(rf"expected the file, found {found}; tried 8 times in \d+\.\d s", error.reason)
+    assert str(error) == f"sample 'id-2', {error.path}: {error.reason}"
+    assert source.begun == [3]
+    # That a connection which was kept is lost says nothing about the server.
+    assert proxy.targets.count("/id-2.npy") == store.TRIES + (fault == "reset")
+
+
+@pytest.mark.parametrize("fault", ["hang", "stall", "drip", "drip-head"])
+def test_a_dead_server_is_given_up_in_the_time_that_is_said(
+    root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """However few tries fit in; half of it for a server that has never answered. The text says how long it took."""
+    monkeypatch.setattr(store, "PATIENCE", 1.0)
+    monkeypatch.setattr(store, "FIRST_PATIENCE", 0.5)
+    proxy.always = fault
+    files = Remote(proxy.url, options={"timeout": 0.4})
+    for known, patience in ((False, 0.5), (True, 1.0)):
+        files._store._has_answered = known
+        begun = time.thread_time(), time.monotonic()
+        text = failure(files, "id-7.npy")
+        took = time.monotonic() - begun[1]
+        said = re.fullmatch(r"expected the file, found no answer in time; tried (\d) times in (\d\.\d) s", text)
+        assert said, text
+        assert 2 <= int(said[1]) <= 4
+        assert abs(float(said[2]) - took) < 0.2 + took / 2
+        assert patience * 0.6 <= float(said[2])
+        assert time.thread_time() - begun[0] < 0.3
+
+
+def test_a_server_that_goes_on_slowly_is_waited_for(root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time-out is for silence: an answer that takes longer, and keeps coming, is read to its end."""
+    (root / "id-7.npy").write_bytes(bytes(40))
+    monkeypatch.setattr(http_store, "SLOWEST", 20)
+    proxy.always = "drip"
+    begun = time.monotonic()
+    files = Remote(proxy.url, options={"timeout": 0.3})
+    assert got(files, "id-7.npy") == bytes(40)
+    assert time.monotonic() - begun > 0.6
+
+
+def test_what_will_not_pass_is_not_tried_again(root: Path, proxy: Proxy) -> None:
+    """An error at once, of the status alone: no page of HTML, and what S3 says for programs."""
+    files = Remote(proxy.url)
+    proxy.requests.clear()
+    found = {}
+    for status in ("404", "403", "401", "410", "400", "418", "599"):
+        proxy.faults["id-2.npy"] = [status]
+        found[status] = failure(files, "id-2.npy")
+    assert found == {
+        "404": "expected the file, found 404 Not Found",
+        "403": "expected the file, found 403 Forbidden; say in the options who asks, if anyone may read it",
+        "401": "expected the file, found 401 Unauthorized; say in the options who asks",
+        "410": "expected the file, found 410 Gone",
+        "400": "expected the file, found 400 Bad Request",
+        "418": "expected the file, found 418 I'm a Teapot",
+        "599": "expected the file, found 599",
+    }
+    proxy.text = b"<?xml?><Error><Code>NoSuchKey</Code><Message>The secret</Message></Error>"
+    proxy.faults["id-2.npy"] = ["404"]
+    assert failure(files, "id-2.npy") == "expected the file, found 404 Not Found (NoSuchKey)"
+    assert len(proxy.requests) == len(found) + 1
+
+
+def test_an_answer_to_something_else(root: Path, proxy: Proxy) -> None:
+    """Other bytes than those that were asked for are never taken for them."""
+    files = Remote(proxy.url)
+    for header, text in {
+        "Content-Encoding: gzip": "expected the file as it is, found it encoded as gzip; store it as it is",
+        "Content-Range: bytes 0-47/1280": (
+            "expected the part of the file from byte 272 on, found Content-Range: bytes 0-47/1280"
+        ),
+    }.items():
+        proxy.faults["all.npy"] = [header]
+        assert failure(files, "all.npy", 272, 320) == text
+    assert failure(files, "all.npy", 5000, 5001) == "expected bytes from 5,000 on, found a file of 1280 bytes: it is truncated"
+    assert "found the whole: the server gives nothing else" in failure(files, "whole/all.npy", 272, 320)
+    (root / "id-0.npy").write_text("<html>please log in</html>")
+    with pytest.raises(SampleError, match=r"id-0\.npy: expected an \.npy file, found one that begins with b'<html>'"):
+        reader(Npy(proxy.url), IDS)
+
+
+def test_a_server_says_how_long_to_wait(file: bytes, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In seconds or by a date, and is obeyed for up to a minute; else longer each time, and never the same for all readers."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(store, "FIRST_WAIT", 0.1)
+    files = Remote(proxy.url)
+    files._store._has_answered = True
+    date = formatdate(time.time() + 20, usegmt=True)
+    asked = ["429 Retry-After: 7", "503 Retry-After: 100000", f"503 Retry-After: {date}", "503 Retry-After: soon"]
+    proxy.faults["id-7.npy"] = [*asked, *["503"] * 3]
+    assert got(files, "id-7.npy") == file
+    assert waits[:2] == [7, 60]
+    assert 15 < waits[2] <= 20
+    assert all(0.4 * 2**n <= wait <= 0.8 * 2**n for n, wait in enumerate(waits[3:]))
+    assert len({wait / 2**n for n, wait in enumerate(waits[3:])}) == 4
+
+
+def test_an_interrupt_is_heard_while_a_server_is_silent(root: Path, proxy: Proxy, until: Callable) -> None:
+    """While a loader is made, as at any time."""
+    proxy.always = "hang"
+    code = f"from shmgen import Loader\nLoader(['a'], None, 1, data_dir={proxy.url!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    until(lambda: proxy.in_flight, "it has asked", 60)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - begun < 10
+    assert err.count("Traceback") == 1
+    assert err.endswith("KeyboardInterrupt\n")
+
+
+# Other ways to a file.
+
+
+def test_redirections(root: Path, proxy: Proxy, file: bytes) -> None:
+    """To another place, also to a path that is not quoted; but not for ever, and not to what is no file behind http."""
+    assert got(Remote(f"{proxy.url}/moved"), "id-7.npy") == file
+    (root / "é b").mkdir()
+    shutil.copy(root / "id-7.npy", root / "é b" / "x.npy")
+    files = Remote(proxy.url)
+    for place in (
+        "é b/x.npy".encode().decode("latin-1"),
+        "/%C3%A9%20b/x.npy",
+        f"{proxy.url}/é b/x.npy".encode().decode("latin-1"),
+    ):
+        proxy.faults["x"] = [f"302 Location: {place}"]
+        assert got(files, "x") == file
+    assert "found more than 5 redirections, the last to http" in failure(Remote(f"{proxy.url}/round"), "id-0.npy")
+    for place in ("file:///etc/passwd?secret", "http://me:secret@:80/", "https://host:secret/"):
+        proxy.faults["x"] = [f"301 Location: {place}"]
+        text = failure(files, "x")
+        assert text.startswith("expected the URL of a file, found a redirection to ")
+        assert "secret" not in text
+
+
+def test_another_host_is_told_nothing(root: Path, proxy: Proxy, served: tuple[Path, int], file: bytes) -> None:
+    """No header of the user's follows a redirection to it, whatever its case; at the same host, all do."""
+    other = Proxy(served[1])
+    headers = {"authorization": "Bearer a", "COOKIE": "b", "X-Api-Key": "c", "user-agent": "me"}
+    try:
+        for url in (proxy.url, proxy.url.replace("//", "//user:d@")):
+            files = Remote(url, options={"headers": headers})
+            proxy.faults["id-1.npy"] = [f"307 Location: {other.url}/id-7.npy"]
+            assert got(files, "id-1.npy", 3, 50) == file[3:50]
+            proxy.faults["id-1.npy"] = ["307 Location: id-7.npy"]
+            assert got(files, "id-1.npy") == file
+        for request in other.requests:
+            assert request.headers.keys() == {"host", "user-agent", "accept-encoding", "range"}
+            assert request.headers["user-agent"] == "shmgen"
+        for request in proxy.requests:
+            assert (request.headers["x-api-key"], request.headers["cookie"], request.headers["user-agent"]) == ("c", "b", "me")
+            assert "authorization" in request.headers
+    finally:
+        other.stop()
+
+
+def test_a_user_in_the_url_and_what_follows_a_question_mark(root: Path, proxy: Proxy, file: bytes) -> None:
+    """Both are asked with, and neither is shown."""
+    private = Remote(proxy.url.replace("//", "//user:pass%20word@") + "/private")
+    assert got(private, "id-7.npy") == file
+    assert private.place("id-7.npy") == f"{proxy.url}/private/id-7.npy"
+    asks = Remote(f"{proxy.url}/asks?key=secret#part")
+    assert got(asks, "id-7.npy") == file
+    assert asks.place("id-7.npy") == f"{proxy.url}/asks/id-7.npy?..."
+
+
+SECRET = "s3cr3t"
+
+UNUSABLE: list[tuple[str, dict[str, Any], str]] = [
+    ("https://", {}, "expected a URL such as https://host/folder, found 'https://'"),
+    (f"https://host:{SECRET}/x", {}, "expected a URL such as https://host/folder, found 'https://host:.../x'"),
+    (f"https://me:{SECRET}@host:port/x?{SECRET}", {}, "found 'https://host:.../x?...'"),
+    (f"https://me:{SECRET[:2]}/{SECRET}@host/x", {}, "found 'https://host/x'"),
+    (f"s3://me:{SECRET}@/x", {}, "expected a URL such as s3://bucket/folder, found 's3:///x'"),
+    ("s3:///x", {}, "expected a URL such as s3://bucket/folder"),
+    ("https://host/x", {"anon": True}, "expected 'headers', 'timeout' for https, found 'anon'"),
+    ("https://host/x", {"timeout": SECRET}, "'timeout': expected seconds, found str"),
+    ("https://host/x", {"timeout": 0}, "'timeout': expected seconds, found int"),
+    ("https://host/x", {"headers": [SECRET]}, "'headers': expected a Mapping, found list"),
+    (
+        "https://host/x",
+        {"headers": {"Authorization": f"Bearer {SECRET}\n"}},
+        "header 'Authorization': expected a name and a line",
+    ),
+    ("https://host/x", {"headers": {"X": SECRET.encode()}}, "header 'X': expected"),
+    ("https://host/x", {"headers": {"X:Y": SECRET}}, "header 'X:Y': expected"),
+    ("s3://bucket/x", {"secret": [SECRET]}, "'secret': expected a str, found list"),
+]
+
+
+def test_urls_and_options_that_can_not_be_used() -> None:
+    """Found when the source is made, and said without what is secret."""
+    for url, options, text in UNUSABLE:
+        said = refused(url, **options)
+        assert text in said
+        assert SECRET not in said
+
+
+def test_what_is_shown_of_a_url() -> None:
+    """In a message as well: who asks, what is asked, and what stands for a port are not."""
+    for url, text in {
+        "https://host/a b?sig=x": "https://host/a b?...",
+        "ftp://me:p@ss@host:21/a@b": "ftp://host:21/a@b",
+        "https://[::1]:80/x": "https://[::1]:80/x",
+        "zip://a.npy::https://me:pw@host/z.zip?sig=x": "zip://a.npy::https://host/z.zip?...",
+        "cannot reach (https://me:pw@host/x?sig=y), retry?": "cannot reach (https://host/x?... retry?",
+        "is it there?": "is it there?",
+    }.items():
+        assert shown(url) == text
+
+
+# Certificates and proxies.
+
+
+@pytest.fixture
+def secure(root: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The URL of a server with a certificate of its own, and that."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     pem, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x -addext subjectAltName=IP:127.0.0.1 -keyout {key}"
     subprocess.run([*command.split(), "-out", str(pem)], check=True, capture_output=True)
-    more = f"listen 127.0.0.1:%d ssl; ssl_certificate {pem}; ssl_certificate_key {key};"
-    from servers import free_port
-
-    from shmgen._storage import http_store
-
-    secure = free_port()
-    with nginx(root, tmp_path / "nginx", more % secure):
-        url = f"https://127.0.0.1:{secure}"
-        http_store._context.cache_clear()
-        with pytest.raises(SampleError, match=r"expected a certificate that can be trusted, found: self.signed certificate"):
-            Npy(url).bind(IDS)
-        monkeypatch.setenv("SSL_CERT_FILE", str(pem))
-        http_store._context.cache_clear()
-        assert filled(reader(Npy(url), IDS), IDS) == list(range(N))
-        http_store._context.cache_clear()
+    port = free_port()
+    with nginx(root, tmp_path / "nginx", f"listen 127.0.0.1:{port} ssl; ssl_certificate {pem}; ssl_certificate_key {key};"):
+        yield f"https://127.0.0.1:{port}", pem
+    http_store._context.cache_clear()
 
 
-def test_a_proxy_of_the_environment(root: Path, served: tuple[Path, int], proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """http_proxy is used, unless no_proxy names the host."""
-    monkeypatch.setenv("http_proxy", proxy.url)
-    assert filled(reader(Npy(f"http://127.0.0.1:{served[1]}"), IDS), IDS[:2]) == [0, 1]
+def test_https_with_a_certificate_of_ones_own(secure: tuple[str, Path], file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is trusted if SSL_CERT_FILE names it; else it is refused at once, and nothing is read."""
+    url, pem = secure
+    http_store._context.cache_clear()
+    text = failure(Remote(url), "id-7.npy")
+    assert re.match(r"expected a certificate that can be trusted, found: self.signed certificate", text)
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    http_store._context.cache_clear()
+    files = Remote(url)
+    assert got(files, "id-7.npy") == got(files, "id-7.npy") == file
+
+
+def test_a_proxy_of_the_environment(served: tuple[Path, int], file: bytes, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """http_proxy is used, with its own password, unless no_proxy names the host."""
+    url = f"http://127.0.0.1:{served[1]}"
+    monkeypatch.setenv("http_proxy", proxy.url.replace("//", "//me:pass%20word@"))
+    assert got(Remote(url), "id-7.npy") == file
     assert proxy.requests == []
     monkeypatch.setenv("no_proxy", "")
-    url = f"http://127.0.0.1:{served[1]}"
-    assert filled(reader(Npy(url), IDS), IDS[:2]) == [0, 1]
-    assert proxy.targets == [f"{url}/id-0.npy", f"{url}/id-0.npy", f"{url}/id-1.npy"]
+    assert got(Remote(url), "id-7.npy") == file
+    [request] = proxy.requests
+    assert request.target == f"{url}/id-7.npy"
+    assert request.headers["proxy-authorization"] == "Basic bWU6cGFzcyB3b3Jk"
 
 
 # Rows of one file.
@@ -295,12 +475,12 @@ def test_rows_are_got_by_one_request_for_neighbours(root: Path, proxy: Proxy) ->
 
 
 def test_a_file_of_rows_that_is_replaced(root: Path, proxy: Proxy) -> None:
-    """Another in its place is an error: rows of two files would be mixed."""
+    """Rows of two files are never mixed up, though both would fit."""
     source = reader(NpyRows(f"{proxy.url}/all.npy"), range(N))
     assert filled(source, [1, 2]) == [1, 2]
     np.save(root / "new.npy", np.repeat(np.arange(100, 100 + 2 * N, dtype="f4"), 12).reshape(-1, 4, 3))
     os.replace(root / "new.npy", root / "all.npy")
-    with pytest.raises(SampleError, match=r"all\.npy: expected the file that was there when .* make another loader") as raised:
+    with pytest.raises(SampleError, match=r"all\.npy: expected the file that was there when the loader was made") as raised:
         filled(source, [3])
     assert raised.value.id == 3
 
@@ -320,93 +500,75 @@ def test_a_file_of_rows_that_can_not_be_used(root: Path, proxy: Proxy, path: str
     (root / "short.npy").write_bytes((root / "all.npy").read_bytes()[:500])
     (root / "empty.npy").touch()
     with pytest.raises(InputError, match=text):
-        NpyRows(f"{proxy.url}/{path}").bind(range(N))
+        reader(NpyRows(f"{proxy.url}/{path}"), range(N))
 
 
 # Whole loaders.
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_of_a_url(root: Path, proxy: Proxy, workers: int) -> None:
-    """``data_dir`` may be a URL: an epoch is one request a file, and one for the first header."""
+def test_a_loader_of_a_url(root: Path, proxy: Proxy) -> None:
+    """``data_dir`` may be a URL; as many requests are in flight as ``reads`` says in each worker, over as many connections."""
     labels = {id: number for number, id in enumerate(IDS)}
     proxy.faults = {"id-3.npy": ["503"], "id-9.npy": ["half", "reset"]}
-    with Loader(IDS, labels, 6, data_dir=proxy.url, workers=workers) as loader:
-        for X, y in loader:
-            assert X[:, 0, 0].tolist() == y.tolist()
-    assert {request.method for request in proxy.requests} == {"GET"}
-    if not workers:  # they read the next epoch ahead
-        assert len(proxy.requests) == N + 1 + 3
-
-
-def test_a_loader_has_many_requests_in_flight(root: Path, proxy: Proxy) -> None:
-    """As many as ``reads`` says in each worker, over as many connections; rows come as in any other order of answers."""
     proxy._delay = 0.03
-    labels = {id: number for number, id in enumerate(IDS)}
     with Loader(IDS, labels, 12, data_dir=proxy.url, workers=2, reads=8) as loader:
         for _ in range(10):
             for X, y in loader:
                 assert X[:, 0, 0].tolist() == y.tolist()
+    assert {request.method for request in proxy.requests} == {"GET"}
     assert 8 < proxy.most_in_flight <= 16
-    assert proxy.connections <= 1 + 16
+    assert proxy.connections <= 1 + 16 + 3  # those that were lost
 
 
 def test_the_main_process_keeps_no_connection(root: Path, proxy: Proxy, until: Callable) -> None:
-    """It asks for one header, and closes the connection, though the source lives on."""
+    """It asks for one header, and closes the connection, though the source lives on; what is sent to workers has none."""
     sources: list[Any] = [Npy(proxy.url), NpyRows(f"{proxy.url}/all.npy")]
-    sources[0].bind(IDS)
-    sources[1].bind(range(N))
+    bound = [sources[0].bind(IDS), sources[1].bind(range(N))]
     assert proxy.connections == 2
     until(lambda: proxy.open == 0, "both are closed")
+    pickle.loads(pickle.dumps(bound))
 
 
 def test_a_worker_of_remote_files_is_lean(root: Path, proxy: Proxy, workers: Callable[[], list[psutil.Process]]) -> None:
-    """It maps neither NumPy nor what fsspec and s3fs bring along."""
+    """It maps neither NumPy nor what other libraries bring along."""
     with Loader(IDS, None, 6, data_dir=proxy.url, workers=1) as loader:
         list(loader)
         [worker] = workers()
         mapped = Path(f"/proc/{worker.pid}/maps").read_text()
-    assert [name for name in ("numpy", "aiohttp", "botocore", "multidict") if f"/{name}/" in mapped] == []
+    assert [name for name in ("numpy", "aiohttp", "obstore", "multidict") if f"/{name}/" in mapped] == []
 
 
 def test_who_reads_a_folder_imports_nothing_of_this() -> None:
     """A worker of local files knows no network."""
     code = "import sys, shmgen._sources.npy, shmgen._sources.npy_rows, shmgen._worker.main\nprint(*sys.modules)"
     found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert {"http.client", "ssl", "shmgen._storage.remote", "shmgen._storage.cache"}.isdisjoint(found)
+    assert not [name for name in found if name in ("http.client", "ssl") or name.startswith("shmgen._storage.")]
 
 
-@pytest.mark.parametrize("name", ["cache", "cache_bytes", "storage_options"])
-def test_what_is_for_urls_only(tmp_path: Path, name: str) -> None:
-    """For a folder it would do nothing, so it is refused; and a size without a cache is."""
-    sources: list[Any] = [Npy, NpyRows]
-    for source in sources:
-        with pytest.raises(InputError, match=f"{name}: expected with a URL"):
-            source(tmp_path, **{name: 1})
+def test_a_cache_beside_data_dir(root: Path, proxy: Proxy, tmp_path: Path) -> None:
+    """In one line; for a folder, or beside a source, it would do nothing, so it is refused with what to write."""
+    with Loader(IDS, None, 6, data_dir=proxy.url, cache=tmp_path, workers=0) as loader:
+        list(loader)
+        proxy.requests.clear()
+        list(loader)
+    assert proxy.requests == []
+    for options, text in (
+        ({"data_dir": root}, "cache: expected with the URL of a folder as data_dir"),
+        ({"data_dir": Remote(proxy.url)}, "give it to Remote itself"),
+        ({"source": Npy(proxy.url)}, r"give that of a source to Remote: Npy\(Remote"),
+    ):
+        with pytest.raises(InputError, match=text):
+            Loader(IDS, None, 6, cache=tmp_path, **options)
     with pytest.raises(InputError, match="cache_bytes: expected with cache"):
-        Npy("https://host/folder", cache_bytes=1)
-
-
-@pytest.mark.parametrize(
-    ("url", "options", "text"),
-    [
-        ("https://", {}, "expected a URL such as https://host/folder"),
-        ("https://host:port/x", {}, "expected a URL such as https://host/folder"),
-        ("https://host/x", {"anon": True}, "expected 'headers' or 'timeout' for https, found 'anon'"),
-        ("https://host/x", {"timeout": "1"}, "'timeout': found '1'"),
-        ("s3:///x", {}, "expected a URL such as s3://bucket/folder"),
-    ],
-)
-def test_urls_and_options_that_can_not_be_used(url: str, options: dict[str, Any], text: str) -> None:
-    """Found when the source is made."""
-    with pytest.raises(InputError, match=text):
-        Npy(url, storage_options=options)
+        Remote(proxy.url, cache_bytes=1)
+    with pytest.raises(InputError, match="expected a URL"):
+        Remote(str(root))
 
 
 def test_ids_that_are_urls() -> None:
     """The error says what to pass instead."""
     with pytest.raises(SampleError, match="ids are no URLs: pass the URL of the folder as data_dir"):
-        Npy(None).bind(["https://host/folder/a.npy"])
+        reader(Npy(None), ["https://host/folder/a.npy"])
 
 
 def test_a_request_that_hangs_is_named_by_the_loader(root: Path, proxy: Proxy) -> None:

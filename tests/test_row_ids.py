@@ -19,6 +19,7 @@ from shmgen import InputError, Loader, Npy, NpyRows, SampleError, Values
 from shmgen._samples import row_ids
 from shmgen._samples.ids import kept
 from shmgen._samples.row_ids import RowIds
+from shmgen._storage.remote import local_or_remote
 
 N = 50
 IDS = [f"cats/{number:03}" for number in range(N)]
@@ -249,7 +250,7 @@ def test_no_python_for_each_id(many: tuple[Path, list[str], list[str]], in_order
     found: list[Any] = []
 
     def look_up() -> None:
-        with RowIds(str(file.with_suffix(".ids"))) as row_ids:
+        with RowIds(local_or_remote(file.with_suffix(".ids"))) as row_ids:
             found.append(row_ids.rows(chosen, MANY))
 
     assert lines(look_up) < MANY / 20

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_readers import reader
 
-from shmgen import InputError, Loader, NpyRows, SampleError
+from shmgen import InputError, Loader, NpyRows, Remote, SampleError
 from shmgen._sources.windows import Windows
 
 SERIES = np.arange(300, dtype=np.int32).reshape(100, 3)
@@ -154,7 +154,7 @@ def test_windows_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
     np.save(root / "series.npy", SERIES)
     url = f"{proxy.url}/series.npy"
     for window, stride, requests in ((8, 2, 1), (8, 8, 1), (2, 8, 6)):
-        source = NpyRows(url, window=window, stride=stride, cache=tmp_path / f"{window}-{stride}")
+        source = NpyRows(Remote(url, cache=tmp_path / f"{window}-{stride}"), window=window, stride=stride)
         for asked in (requests, 0):
             bound = reader(source, range(6))
             rows = np.empty((6, window, 3), np.int32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import shake_128
 from itertools import count
 from typing import Any, Self
@@ -13,7 +13,8 @@ from typing import Any, Self
 import numpy as np
 
 from shmgen._sources.npy_format import OPEN_FLAGS, explain
-from shmgen._storage.remote import Body, Store, is_url, store_of
+from shmgen._storage.remote import Place, Remote
+from shmgen._storage.store import Body
 from shmgen.errors import FormatError, InputError, printable
 
 BLOCK = 10_000
@@ -35,17 +36,16 @@ class RowIds:
     """The ids of rows, in the order of the rows; to be used within ``with``.
 
     Args:
-        path: of the file, or its URL.
-        options: of a URL; see `store_of`.
+        place: of the file.
 
     Raises:
         InputError: it can't be read, or is empty.
     """
 
-    def __init__(self, path: str, options: Mapping[str, Any] | None = None) -> None:
-        self._path = path
+    def __init__(self, place: Place) -> None:
+        self._path = path = place.path
         try:
-            data = _got(store_of(path, options)) if is_url(path) else _mapped(path)
+            data = _mapped(path) if place.remote is None else _got(place.remote)
             # Each id ends in a newline, and nothing else is there.
             self._data = _plain(data)
             if not self._data:
@@ -167,18 +167,18 @@ def _mapped(path: str) -> bytes | mmap.mmap:
         os.close(fd)
 
 
-def _got(store: Store) -> bytes:
+def _got(remote: Remote) -> bytes:
     def take(body: Body) -> bytes:
         parts: list[bytes] = []
         while not parts or len(parts[-1]) == READ:
             parts.append(body.read(READ))
         return b"".join(parts)
 
-    store.prepare()
+    remote.prepare()
     try:
-        return store.get("", take)
+        return remote.get("", take)
     finally:
-        store.close()
+        remote.close()
 
 
 def _plain(data: bytes | mmap.mmap) -> bytes | mmap.mmap:
@@ -236,10 +236,10 @@ def _hashes(data: bytes, edges: np.ndarray, factors: np.ndarray) -> np.ndarray:
     return np.add.reduceat(factors[places] * (np.frombuffer(data, np.uint8) + np.uint64(1)), edges[:-1])
 
 
-def row_of_id(path: str, options: Mapping[str, Any] | None, id: object) -> int | None:
-    """The number of the row of ``id``, as the file at ``path`` says; None if it has none, or the file can't be read."""
+def row_of_id(place: Place, id: object) -> int | None:
+    """The number of the row of ``id``, as the file at ``place`` says; None if it has none, or the file can't be read."""
     try:
-        with RowIds(path, options) as ids:
+        with RowIds(place) as ids:
             return ids.row(id)
     except InputError:
         return None

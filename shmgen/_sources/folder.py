@@ -8,16 +8,14 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from copy import copy
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from shmgen._sources.base import BuiltinSource, Reader
 from shmgen._sources.npy_format import OPEN_FLAGS, explain
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import Self
+    from collections.abc import Callable, Sequence
 
     from shmgen._samples.suggest import FileKind
     from shmgen._storage.remote import Remote
@@ -29,48 +27,29 @@ class Files:
     """Where the files of samples are: ``<folder>/<id><suffix>``.
 
     Args:
-        folder: where the files are, or its URL; None where ids are paths, with or without the suffix.
+        folder: where the files are; None where ids are paths, with or without the suffix.
         suffix: of the files' names.
-        storage_options: of a URL; see `Npy`.
-        cache: of a URL: a folder on a local disk, in which files are kept.
-        cache_bytes: that files take there, at most.
 
     Attributes:
-        folder: as it is if it is a URL; else as an absolute path, so that a later change of directory does no harm.
+        folder: its URL, without what may be secret; or its absolute path, so that a later change of directory does no harm.
         suffix: see above.
         ids_are_paths: whether no folder was given.
         remote: what files are read from, if they are behind a URL.
         scan_options: options with which ``shmgen scan`` finds the files that can't be read; None where it does not know such.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str] | None,
-        suffix: str,
-        storage_options: Mapping[str, Any] | None,
-        cache: str | os.PathLike[str] | None,
-        cache_bytes: int | None,
-    ) -> None:
-        from shmgen._storage.remote import remote
+    def __init__(self, folder: str | os.PathLike[str] | Remote | None, suffix: str) -> None:
+        from shmgen._storage.remote import local_or_remote
 
-        self.remote: Remote | None = remote(folder, storage_options, cache, cache_bytes)
-        self.folder = os.path.abspath(folder or "") if self.remote is None else str(folder)
+        self.folder, self.remote = local_or_remote(folder or "")
         self.suffix = suffix
         self.ids_are_paths = folder is None
         self.scan_options: list[str] | None = None
 
-    def opened(self) -> Self:
-        """A copy for one thread, with a connection of its own."""
-        if self.remote is None:
-            return self
-        files = copy(self)
-        files.remote = self.remote.for_reader()
-        return files
-
     def path(self, id: object) -> str:
         """The file of sample ``id``: its path, or its URL."""
         [name] = self.names([id])
-        return os.path.join(self.folder, name) if self.remote is None else self.remote.store.place(name)
+        return os.path.join(self.folder, name) if self.remote is None else self.remote.place(name)
 
     def names(self, ids: Sequence[object]) -> list[str]:
         """The files of ``ids``, as paths from the folder."""
@@ -97,9 +76,9 @@ class Files:
             self.remote.prepare()
 
     def disconnect(self) -> None:
-        """Close the connection that the main process had."""
+        """Close the connections that the main process had."""
         if self.remote is not None:
-            self.remote.store.close()
+            self.remote.close()
 
     def unreadable_first(self, id: object, error: Exception) -> SampleError:
         """What to raise where the first sample can't be read: with a guess at what was meant."""
@@ -149,7 +128,6 @@ class Files:
                 return parse(_all_of(fd))
             finally:
                 os.close(fd)
-        store, cache = self.remote.store, self.remote.cache
         found: list[T] = []
 
         def parse_kept(fd: int) -> None:
@@ -160,11 +138,10 @@ class Files:
             except Exception as error:  # whatever it is that tells a damaged file: it is removed, and got again
                 raise FormatError(str(error)) from error
 
-        if cache is None or not cache.read(store.place(name), parse_kept):
-            data = store.get(name, lambda body: body.read(sys.maxsize))
+        if not self.remote.read_kept(name, parse_kept):
+            data = self.remote.get(name, lambda body: body.read(sys.maxsize))
             found.append(parse(data))
-            if cache is not None:
-                cache.keep(store.place(name), data)
+            self.remote.keep(name, data)
         return found[0]
 
 
@@ -201,11 +178,6 @@ class FolderReader(Reader):
 
     def __init__(self, files: Files) -> None:
         self.files = files
-
-    def opened(self) -> Self:
-        reader = copy(self)
-        reader.files = self.files.opened()
-        return reader
 
     def place(self, id: object) -> str:
         return self.files.path(id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
     from shmgen._sources.image_decoder import ImageDecoder, Interpolation, Mode, Resize
+    from shmgen._storage.remote import Remote
 
 FOUND = ("", *(suffix for lower in IMAGES.suffixes for suffix in (lower, lower.upper())))
 """Suffixes that are tried where an id ends in none of an image's."""
@@ -47,9 +48,6 @@ class Images(FolderSource):
         pad_value: what fills the rest of a row to the right of a smaller image, and below.
         suffix: what follows an id in its file's name. By default, an id is the name of a file if it ends as one of an image does;
             else the suffix is looked for: that of the first id's file, and where that is missing any other.
-        storage_options: of a URL; see `Npy`.
-        cache: of a URL: a folder on a local disk, in which files are kept.
-        cache_bytes: that files take there, at most; those that were not used for the longest time go first.
 
     Attributes:
         folder: as it is if it is a URL; else as an absolute path.
@@ -78,7 +76,7 @@ class Images(FolderSource):
 
     def __init__(
         self,
-        folder: str | os.PathLike[str] | None,
+        folder: str | os.PathLike[str] | Remote | None,
         size: int | Iterable[int] | None = None,
         mode: Mode = "RGB",
         resize: Resize = "crop",
@@ -88,9 +86,6 @@ class Images(FolderSource):
         dtype: DTypeLike | None = None,
         pad_value: float | None = None,
         suffix: str | None = None,
-        storage_options: Mapping[str, Any] | None = None,
-        cache: str | os.PathLike[str] | None = None,
-        cache_bytes: int | None = None,
     ) -> None:
         try:
             from shmgen._sources import image_decoder
@@ -104,7 +99,7 @@ class Images(FolderSource):
             raise InputError(
                 f"interpolation: expected 'nearest' with mode 'P', whose numbers have no middle, found {interpolation!r}"
             )
-        super().__init__(ImageFiles(folder, suffix, storage_options, cache, cache_bytes))
+        super().__init__(ImageFiles(folder, suffix))
         self._decoder = image_decoder.ImageDecoder(_pair(size, "size"), mode, resize, interpolation)
         self.given = SampleSpec.checked(_pair(dim, "dim"), image_decoder.CHANNELS[mode], dtype or self._decoder.dtype, pad_value)
 
@@ -183,13 +178,10 @@ class ImageFiles(Files):
     Args:
         folder: as for `Files`, also the others.
         suffix: what follows an id in its file's name; None for any of an image's.
-        storage_options: of a URL.
-        cache: of a URL.
-        cache_bytes: that files take there, at most.
     """
 
-    def __init__(self, folder: Any, suffix: str | None, storage_options: Any, cache: Any, cache_bytes: int | None) -> None:
-        super().__init__(folder, ".jpg" if suffix is None else suffix, storage_options, cache, cache_bytes)
+    def __init__(self, folder: Any, suffix: str | None) -> None:
+        super().__init__(folder, ".jpg" if suffix is None else suffix)
         self._finds = suffix is None
 
     def prepare(self, ids: Sequence[object], source: str) -> None:

@@ -27,17 +27,19 @@ from shmgen._sources.npy_format import (
     read_header,
     read_header_of,
     read_whole,
+    remote_header,
     require_data,
 )
 from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     from numpy.typing import DTypeLike
 
-    from shmgen._storage.remote import Body, Remote
+    from shmgen._storage.remote import Remote
+    from shmgen._storage.store import Body
 
 
 FILES_AHEAD = 16
@@ -65,7 +67,7 @@ class Npy(FolderSource):
 
     Args:
         folder: where the files are, and beyond which no id may lead; or a URL, ``https://``, ``s3://``, ``gs://``, or any other
-            that fsspec knows. None where ids are paths, with or without ``.npy``.
+            that fsspec knows, or `Remote` of one. None where ids are paths, with or without ``.npy``.
         dim: shape of a sample without its channels.
         n_channels: size of the last axis. Where it is 1, a file of shape ``dim`` is taken, too.
         dtype: of a row; files are cast to it where NumPy calls that "same_kind". It must be given if it is one of ml_dtypes, such
@@ -73,9 +75,6 @@ class Npy(FolderSource):
         pad_value: what fills the rest of a row where a file's array is smaller along any axis: sequences of several lengths, for
             example. ``dim`` must be given, and is the whole shape of a row if ``n_channels`` is left out. ``length`` and ``mask``
             are then fields that say how much of a row is the file's.
-        storage_options: of a URL: ``headers`` and ``timeout`` in seconds for https; what s3fs, gcsfs and so on take for others.
-        cache: of a URL: a folder on a local disk, in which files are kept. They are taken to be the same for ever.
-        cache_bytes: that files take there, at most; those that were not used for the longest time go first.
 
     Files may have other shapes than ``dim`` says if the field has a transform that makes rows of them, by a random crop, say.
 
@@ -101,17 +100,14 @@ class Npy(FolderSource):
 
     def __init__(
         self,
-        folder: str | os.PathLike[str] | None,
+        folder: str | os.PathLike[str] | Remote | None,
         dim: int | Iterable[int] | None = None,
         n_channels: int | None = None,
         dtype: DTypeLike | None = None,
         *,
         pad_value: float | None = None,
-        storage_options: Mapping[str, Any] | None = None,
-        cache: str | os.PathLike[str] | None = None,
-        cache_bytes: int | None = None,
     ) -> None:
-        super().__init__(Files(folder, ".npy", storage_options, cache, cache_bytes))
+        super().__init__(Files(folder, ".npy"))
         self.given = SampleSpec.checked(dim, n_channels, dtype, pad_value)
 
     def bind(self, ids: Sequence[object], *, field: str = "X", varies: bool = False) -> NpyReader:
@@ -128,7 +124,7 @@ class Npy(FolderSource):
             if files.remote is None:
                 header, raw = read_header_of(files.path(first))
             else:
-                header, raw, _ = files.remote.header(*files.names([first]))
+                header, raw, _ = remote_header(files.remote, *files.names([first]))
             header = header.reinterpreted(self.given.dtype)
             return NpyReader(files, self.given, self.given.row(header.shape, header.dtype, varies=varies), header, raw)
         except (OSError, ValueError, FormatError) as error:
@@ -266,15 +262,15 @@ class NpyReader(FolderReader):
 
     def _fetch(self, remote: Remote, names: list[str], rows: memoryview) -> None:
         """As `_read_in_turn`, of remote files, or of what is kept of them."""
-        row_bytes, get, cache = self.row_bytes, remote.store.get, remote.cache
+        row_bytes = self.row_bytes
         for self._begun[0], name in enumerate(names, 1):
             row = rows[(self._begun[0] - 1) * row_bytes : self._begun[0] * row_bytes]
-            if cache is None:
-                get(name, lambda body, row=row: self._take(body, row))  # type: ignore[misc]
-            elif not cache.read(key := remote.store.place(name), partial(self._read_kept, row=row)):
-                data = get(name, lambda body: body.read(self._most()))
-                self._read(memoryview(data), row)
-                cache.keep(key, data)
+            if not remote.keeps:
+                remote.get(name, lambda body, row=row: self._take(body, row))  # type: ignore[misc]
+            elif not remote.read_kept(name, partial(self._read_kept, row=row)):
+                data = memoryview(remote.get(name, lambda body: body.read(self._most())))
+                self._read_got(data, row)
+                remote.keep(name, data)
 
     def _take(self, body: Body, row: memoryview) -> None:
         """Read a file from the answer to a request for it."""
@@ -282,6 +278,14 @@ class NpyReader(FolderReader):
         size = body.readinto(found)
         if not found or found != plain or body.readinto(row) != self.row_bytes:
             self._read(memoryview(found[:size] + body.read(self._most())), row)
+
+    def _read_got(self, data: memoryview, row: memoryview) -> None:
+        """Read a file from all of its bytes."""
+        plain, _, expected_bytes = self._expected()
+        if len(data) < expected_bytes or not plain or data[: len(plain)] != plain:
+            self._read(data, row)
+        else:
+            row[:] = data[len(plain) : expected_bytes]
 
     def _read_kept(self, fd: int, row: memoryview) -> None:
         """Read a file that is kept on a local disk."""

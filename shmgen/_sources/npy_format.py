@@ -22,6 +22,9 @@ from shmgen.errors import FormatError
 if TYPE_CHECKING:
     import numpy as np
 
+    from shmgen._storage.remote import Remote
+    from shmgen._storage.store import Body
+
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000
 """Characters. `numpy.load` refuses longer headers, too, since parsing them can exhaust memory."""
@@ -165,6 +168,31 @@ def read_header_of(path: str) -> tuple[Header, bytes]:
         return header, raw
     finally:
         os.close(fd)
+
+
+def remote_header(remote: Remote, name: str, *, in_parts: bool = False) -> tuple[Header, bytes, object]:
+    """The header of a remote file, its bytes, and the version of the file, of which no more is read.
+
+    Args:
+        remote: where it is.
+        name: of the file in the folder; empty for the URL itself.
+        in_parts: whether parts of the file will be asked for, as here for its first one.
+
+    Raises:
+        FormatError: it can't be had, or is none, or the file is not as long as it says.
+    """
+
+    from shmgen._storage.store import NO_PARTS  # late: only few workers know a network
+
+    def take(body: Body) -> tuple[Header, bytes, object]:
+        if in_parts and body.is_whole and (body.total is None or body.total > LONGEST):
+            raise FormatError(NO_PARTS)
+        header, raw = read_header(memoryview(body.read(LONGEST)))
+        if body.total is not None:
+            require_data(body.total, header.size + header.data_bytes)
+        return header, raw, body.version
+
+    return remote.get(name, take, 0, LONGEST if in_parts else None)
 
 
 def require_data(size: int, expected: int) -> None:

@@ -21,17 +21,19 @@ from shmgen._sources.npy_format import (
     read_header,
     read_header_of,
     read_whole,
+    remote_header,
 )
 from shmgen._sources.windows import Windows, spread
 from shmgen.errors import FormatError, InputError, SampleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Self
 
     from numpy.typing import DTypeLike
 
-    from shmgen._storage.remote import Body, Remote
+    from shmgen._storage.remote import Place, Remote
+    from shmgen._storage.store import Body
 
 
 class NpyRows(BuiltinSource):
@@ -40,17 +42,14 @@ class NpyRows(BuiltinSource):
     An id is the number of a row, or of a window, from 0; or a text that has a line in a file of ids.
 
     Args:
-        file: the file, in C order. It may be larger than memory. Or its URL, as for `Npy`:
-            rows are got by themselves, neighbours together.
+        file: the file, in C order. It may be larger than memory. Or its URL, or `Remote` of it: rows are got by themselves,
+            neighbours together.
         dtype: of a row, if it is one of ml_dtypes, such as bfloat16, which a file does not name. Rows are not cast.
         window: a sample is so many of the file's rows, one after the other. None: it is one row, without an axis for them.
         stride: rows from the begin of one sample to that of the next: sample k begins at row ``offset + k * stride``.
         offset: the row at which sample 0 begins. With that of what follows a window, the same ids give what is to be forecast.
-        ids: a text file of the rows' ids, or its URL: a line each, as `shmgen pack` writes it beside the rows. It is read once;
-            workers know the numbers of rows, at no more than 4 bytes an id (8 from 2³² rows on), once for all of them.
-        storage_options: of a URL; see `Npy`.
-        cache: of a URL: a folder on a local disk, in which rows are kept, a file each.
-        cache_bytes: that rows take there, at most; those that were not used for the longest time go first.
+        ids: a text file of the rows' ids, or its URL, or `Remote` of it: a line each, as `shmgen pack` writes it beside the rows.
+            It is read once; workers know the numbers of rows, at no more than 4 bytes an id (8 from 2³² rows on), once for all.
 
     Attributes:
         file: as it is if it is a URL; else as an absolute path.
@@ -73,21 +72,17 @@ class NpyRows(BuiltinSource):
 
     def __init__(
         self,
-        file: str | os.PathLike[str],
+        file: str | os.PathLike[str] | Remote,
         dtype: DTypeLike | None = None,
         *,
         window: int | None = None,
         stride: int = 1,
         offset: int = 0,
-        ids: str | os.PathLike[str] | None = None,
-        storage_options: Mapping[str, Any] | None = None,
-        cache: str | os.PathLike[str] | None = None,
-        cache_bytes: int | None = None,
+        ids: str | os.PathLike[str] | Remote | None = None,
     ) -> None:
-        from shmgen._storage.remote import is_url, remote
+        from shmgen._storage.remote import local_or_remote
 
-        self._remote = remote(file, storage_options, cache, cache_bytes)
-        self.file = os.path.abspath(file) if self._remote is None else self._remote.store.place("")
+        self.file, self._remote = local_or_remote(file)
         self._windows = Windows(
             None if window is None else check_int(window, "window", 1),
             check_int(stride, "stride", 1),
@@ -97,8 +92,7 @@ class NpyRows(BuiltinSource):
         self._given = None if given is None else dtype_text(given)
         if ids is not None and not self._windows.is_plain:
             raise InputError("ids: expected without window, stride and offset, since ids name rows, and windows have numbers")
-        self._ids = None if ids is None else str(ids) if is_url(ids) else os.path.abspath(ids)
-        self._ids_options = storage_options if is_url(ids) else None
+        self._ids: Place | None = None if ids is None else local_or_remote(ids)
 
     def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> NpyRowsReader:
         """Read the header, and check that the file has all the rows.
@@ -113,10 +107,10 @@ class NpyRows(BuiltinSource):
         else:
             from shmgen._samples.row_ids import RowIds  # late: workers look up no ids
 
-            with RowIds(self._ids, self._ids_options) as lines:
+            with RowIds(self._ids) as lines:
                 keys = lines.rows(ids, header.shape[0])
         file = _File(self.file, self._remote, header, version, self._given)
-        return NpyRowsReader(file, self._windows, keys, self._ids, self._ids_options)
+        return NpyRowsReader(file, self._windows, keys, self._ids)
 
     def __len__(self) -> int:
         """How many samples the file has: ``range(len(source))`` are the ids of all.
@@ -134,13 +128,13 @@ class NpyRows(BuiltinSource):
                 header, _ = read_header_of(self.file)
             else:
                 self._remote.prepare()
-                header, _, version = self._remote.header("", in_parts=True)
+                header, _, version = remote_header(self._remote, "", in_parts=True)
             return _checked(header, self._given), version
         except (OSError, ValueError, FormatError) as error:
             raise InputError(f"{'file ' if self._remote is None else ''}{self.file}: {explain(error)}") from None
         finally:
             if self._remote is not None:
-                self._remote.store.close()
+                self._remote.close()
 
     def _check_numbers(self, ids: Sequence[Any], rows: int) -> None:
         import numpy as np
@@ -186,8 +180,7 @@ class NpyRowsReader(Reader):
         file: that they are in.
         windows: which of its rows are a sample.
         keys: the numbers of samples, where ids are texts.
-        ids: the file of these texts, or its URL.
-        ids_options: of this URL.
+        ids: the file of these texts.
 
     Attributes:
         file: path or URL of the file.
@@ -196,7 +189,7 @@ class NpyRowsReader(Reader):
     takes_bytes = True
     concurrent = True
 
-    def __init__(self, file: _File, windows: Windows, keys: Any, ids: str | None, ids_options: Mapping[str, Any] | None) -> None:
+    def __init__(self, file: _File, windows: Windows, keys: Any, ids: Place | None) -> None:
         self.shape = windows.shape(file.header.shape)
         self.dtype = dtype_text(file.header.dtype.newbyteorder("="))
         self.keys = keys
@@ -204,14 +197,12 @@ class NpyRowsReader(Reader):
         self._remote, self._version, self._given = file.remote, file.version, file.dtype
         self._header_bytes, self._rows, self._is_native = file.header.size, file.header.shape[0], file.header.dtype.isnative
         self._windows = windows
-        self._ids, self._ids_options = ids, ids_options
+        self._ids = ids
         self._open: _Open | None = None
 
     def opened(self) -> Self:
         reader = copy(self)
         reader._open = None
-        if self._remote is not None:
-            reader._remote = self._remote.for_reader()
         return reader
 
     def fill(self, keys: Sequence[int], rows: memoryview, begun: Any, *, io_waits: bool = False) -> None:
@@ -237,7 +228,7 @@ class NpyRowsReader(Reader):
         if self._ids is not None:
             from shmgen._samples.row_ids import row_of_id
 
-            row = row_of_id(self._ids, self._ids_options, id)
+            row = row_of_id(self._ids, id)
         return f"{self._windows.named(row)} of {'file ' if self._remote is None else ''}{self.file}"
 
     def _read(self, fd: int, ids: Sequence[int], rows: memoryview, begun: Any, io_waits: bool) -> None:
@@ -261,12 +252,13 @@ class NpyRowsReader(Reader):
         size = len(rows) // len(ids)
         _, step = self._windows.bytes(0, size)
         missing: Iterable[int] = range(len(ids))
-        if remote.cache is not None:
-            cache = remote.cache
+        if remote.keeps:
             missing = [
                 number
                 for number in missing
-                if not cache.read(self._key(ids[number]), partial(read_whole, data=rows[number * size :][:size], offset=0))
+                if not remote.read_kept(
+                    "", partial(read_whole, data=rows[number * size :][:size], offset=0), self._part(ids[number])
+                )
             ]
         for start, stop in _runs(ids, missing) if step <= size else ((number, number + 1) for number in missing):
             begun[0] = start + 1
@@ -277,9 +269,9 @@ class NpyRowsReader(Reader):
                 span = memoryview(bytearray((stop - start - 1) * step + size))
                 self._get(remote, ids[start], span, size)
                 spread(span, step, run, size)
-            if remote.cache is not None:
+            if remote.keeps:
                 for number in range(start, stop):
-                    remote.cache.keep(self._key(ids[number]), rows[number * size :][:size])
+                    remote.keep("", rows[number * size :][:size], self._part(ids[number]))
 
     def _get(self, remote: Remote, id: int, rows: memoryview, sample_bytes: int) -> None:
         """Get the bytes from sample ``id`` on, those of neighbours too."""
@@ -292,10 +284,11 @@ class NpyRowsReader(Reader):
 
         begin, step = self._windows.bytes(self._header_bytes, sample_bytes)
         first = begin + id * step
-        remote.store.get("", take, first, first + len(rows))
+        remote.get("", take, first, first + len(rows))
 
-    def _key(self, id: int) -> str:
-        return f"{self.file} {self._version} {self._windows.named(id)}"
+    def _part(self, id: int) -> tuple[object, ...]:
+        """All that says which bytes of the file a sample is."""
+        return self._version, self._header_bytes, self.shape, self.dtype, self._windows.named(id)
 
     def _opened(self) -> int:
         """The descriptor of the file. It is opened once, and must still be of the form that was seen when the loader was made."""

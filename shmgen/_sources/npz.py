@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike
 
+    from shmgen._storage.remote import Remote
+
 DAMAGED = (OSError, ValueError, FormatError, BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 """What reading a file may raise that is no whole ``.npz`` file."""
 
@@ -32,9 +34,6 @@ class Npz(FolderSource):
 
     Args:
         folder: where the files are, or its URL, as for `Npy`; None where ids are paths, with or without ``.npz``.
-        storage_options: of a URL; see `Npy`.
-        cache: of a URL: a folder on a local disk, in which files are kept.
-        cache_bytes: that files take there, at most; those that were not used for the longest time go first.
 
     Raises:
         SampleError: by `bind`, or from a request for a batch: a file can't be read. It names the file, what was expected and what
@@ -54,13 +53,9 @@ class Npz(FolderSource):
 
     def __init__(
         self,
-        folder: str | os.PathLike[str] | None,
-        *,
-        storage_options: Mapping[str, Any] | None = None,
-        cache: str | os.PathLike[str] | None = None,
-        cache_bytes: int | None = None,
+        folder: str | os.PathLike[str] | Remote | None,
     ) -> None:
-        super().__init__(Files(folder, ".npz", storage_options, cache, cache_bytes))
+        super().__init__(Files(folder, ".npz"))
 
     def bind(self, ids: Sequence[object], *, field: str = "X", varies: bool = False) -> NpzReader:
         files, first = self._files, ids[0]

@@ -1,13 +1,14 @@
-"""A folder on a local disk that keeps what was got from afar, up to so many bytes; for any number of processes at once.
+"""A folder on a local disk that keeps what was got from afar, up to a number of bytes; for any number of processes at once.
 
-What is kept is written under a temporary name and then renamed: nobody sees a part of it, whenever a process is killed. The
-kernel drops the locks of a process that ends. A process that is stopped while it holds one only keeps others from adding to the
-cache: they wait for `PATIENCE`, and go on.
+A file is written under a temporary name and then renamed: no process reads a part of it, whenever another is killed. The kernel
+drops the locks of a process that ends. A process that is stopped while it holds one only keeps others from adding to the cache:
+they wait for `PATIENCE`, and go on. On a file system without locks, of two processes that add at once one may go uncounted until
+files are next counted.
 
 Layout of the folder::
 
     ab/cdef...     what is kept, named after the hash of its key; the time of modification is that of its last use
-    new/...        what is being written, locked by who writes
+    new/...        what is being written
     bytes          how many bytes there may be, at most: what was written since files were last counted is added
 """
 
@@ -25,7 +26,6 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from itertools import count
 
-from shmgen._sources.npy_format import OPEN_FLAGS
 from shmgen.errors import FormatError, InputError
 
 log = logging.getLogger("shmgen")
@@ -36,8 +36,11 @@ COUNT = 8
 PATIENCE = 0.1
 """Seconds to wait for another process to leave the count of bytes."""
 
+ABANDONED = 3600.0
+"""Seconds after which a file that is still being written is taken for that of a process which was killed."""
+
 LEFT_AFTER_REMOVAL = 15 / 16
-"""Of the bytes that may be kept: so many are left once files are removed, which takes a look at all of them."""
+"""The part of the bytes that is left once files are removed, which takes a look at all of them."""
 
 _one_at_a_time = threading.Lock()
 _numbers = count()
@@ -67,9 +70,12 @@ class Cache:
         """
         try:
             os.makedirs(f"{self.folder}/new", exist_ok=True)
-            self._remove_abandoned()
             with suppress(FileNotFoundError):
                 os.unlink(f"{self.folder}/full")  # what was said may be said again
+            for path, status in _files(f"{self.folder}/new"):
+                if time.time() - status.st_mtime > ABANDONED:
+                    with suppress(FileNotFoundError):
+                        os.unlink(path)
             with self._counted() as fd:
                 if fd is not None and os.fstat(fd).st_size < COUNT:
                     self._remove(fd, 0)
@@ -78,70 +84,54 @@ class Cache:
                 f"cache {self.folder}: expected a folder that can be written to, found: {error.strerror} (errno {error.errno})"
             ) from None
 
-    def open(self, key: str) -> int:
-        """A descriptor of what is kept of ``key``; -1 if nothing is. The caller closes it."""
-        try:
-            fd = os.open(self._path(key), OPEN_FLAGS)
-        except OSError:
-            return -1
-        with suppress(OSError):
-            os.utime(fd)
-        return fd
-
     def read(self, key: str, read: Callable[[int], object]) -> bool:
         """Have ``read`` read what is kept of ``key``, from a descriptor; False if nothing is, or it was damaged, and removed."""
-        if (fd := self.open(key)) < 0:
+        path = self._path(key)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
             return False
         try:
+            with suppress(OSError):
+                os.utime(fd)
             read(fd)
         except (OSError, FormatError):
-            self.remove(key)
+            with suppress(OSError):
+                os.unlink(path)
             return False
         finally:
             os.close(fd)
         return True
 
-    def remove(self, key: str) -> None:
-        """Keep no longer what is kept of ``key``: it is damaged."""
-        with suppress(OSError):
-            os.unlink(self._path(key))
-
     def keep(self, key: str, data: bytes | memoryview) -> None:
         """Keep ``data``. If that can't be done, it is said once, and nothing is kept."""
-        temporary = f"{self.folder}/new/{os.getpid()}-{threading.get_native_id()}-{time.time_ns()}-{next(_numbers)}"
+        temporary = f"{self.folder}/new/{os.uname().nodename}-{os.getpid()}-{time.time_ns()}-{next(_numbers)}"
+        path = self._path(key)
         try:
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            self._say(len(data), error)
-            return
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(fd, len(data))  # whoever counts, counts it
-            if self._has_room(len(data)):
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            try:
+                os.ftruncate(fd, len(data))  # so that it is counted
+                if not self._has_room(len(data)):
+                    return
                 _write(fd, data)
-                self._rename(temporary, self._path(key))
+            finally:
+                os.close(fd)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.rename(temporary, path)
         except FileNotFoundError:
-            pass  # another process took it for one that was left behind, before it was locked
+            pass  # this process was stopped for so long that another took the file for abandoned
         except OSError as error:
             self._say(len(data), error)
         finally:
             with suppress(OSError):
                 os.unlink(temporary)
-            os.close(fd)
 
     def _path(self, key: str) -> str:
         name = sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:40]
         return f"{self.folder}/{name[:2]}/{name[2:]}"
 
-    def _rename(self, temporary: str, path: str) -> None:
-        try:
-            os.rename(temporary, path)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.rename(temporary, path)
-
     def _has_room(self, size: int) -> bool:
-        """Whether a new file of so many bytes may be kept: files that were not used for the longest time make room for it."""
+        """Whether a new file of ``size`` bytes may be kept: files that were not used for the longest time make room for it."""
         if size > self.most:
             raise OSError(errno.EFBIG, f"cache_bytes allows {self.most:,} bytes")
         with self._counted() as fd:
@@ -155,17 +145,17 @@ class Cache:
             return self._remove(fd, size) <= self.most
 
     def _remove(self, fd: int, size: int) -> int:
-        """Count all files, and remove the oldest if they are too many; how many bytes are left.
+        """Count all files, and remove the oldest if they are too many; returns the bytes that are left.
 
         Args:
             fd: of the count.
             size: of what is about to be kept, which is among the files being written.
         """
-        # What is renamed meanwhile is counted twice, not left out.
+        # A file that is renamed meanwhile is counted twice, not left out.
         total = sum(status.st_size for _, status in _files(f"{self.folder}/new"))
-        files = [
-            (status.st_mtime_ns, status.st_size, path) for folder in _folders(self.folder) for path, status in _files(folder)
-        ]
+        with os.scandir(self.folder) as entries:
+            folders = [entry.path for entry in entries if len(entry.name) == 2]
+        files = [(status.st_mtime_ns, status.st_size, path) for folder in folders for path, status in _files(folder)]
         total += sum(size for _, size, _ in files)
         if total > self.most:
             files.sort()
@@ -181,24 +171,13 @@ class Cache:
 
     @contextmanager
     def _counted(self) -> Iterator[int | None]:
-        """The descriptor of the count of bytes, which nobody else has meanwhile; None if somebody does not let go of it."""
+        """The descriptor of the count of bytes, locked; None if another process does not unlock it."""
         with _one_at_a_time:
             fd = os.open(f"{self.folder}/bytes", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 yield fd if _locked(fd) else None
             finally:
                 os.close(fd)
-
-    def _remove_abandoned(self) -> None:
-        """Remove what was being written by processes that are gone."""
-        for path, _ in _files(f"{self.folder}/new"):
-            with suppress(OSError):
-                fd = os.open(path, OPEN_FLAGS)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(path)
-                finally:
-                    os.close(fd)
 
     def _say(self, size: int, error: OSError) -> None:
         """Say that nothing is kept, if no process has said so since the cache was made ready."""
@@ -218,7 +197,7 @@ class Cache:
 
 
 def _locked(fd: int) -> bool:
-    """Whether the lock of a file could be had within `PATIENCE`."""
+    """Whether a file could be locked within `PATIENCE`, or can't be at all."""
     until = time.monotonic() + PATIENCE
     wait = 0.0002
     while True:
@@ -229,6 +208,8 @@ def _locked(fd: int) -> bool:
                 return False
             time.sleep(wait)
             wait *= 1.5
+        except OSError:
+            return True  # a file system without locks, such as Lustre
         else:
             return True
 
@@ -237,11 +218,6 @@ def _write(fd: int, data: bytes | memoryview) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(fd, left) :]
-
-
-def _folders(folder: str) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        yield from [entry.path for entry in entries if len(entry.name) == 2 and entry.is_dir()]
 
 
 def _files(folder: str) -> Iterator[tuple[str, os.stat_result]]:

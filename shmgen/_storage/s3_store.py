@@ -1,37 +1,36 @@
-"""Files in S3, or in what speaks as S3 does: requests are signed here, and sent as those to any other server.
+"""Files in S3-compatible storage: obstore signs the URL of a file, which is then got as any other.
 
-botocore finds the bucket's address and the credentials, once, in the main process. For a request it needs ten times the processor
-time that the request itself takes, so workers import it only when credentials have expired.
+botocore finds the bucket's address and the credentials, once, in the main process. It would take tens of MB and most of a
+request's time in a worker, which imports it only where credentials have expired.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import cache
-from hashlib import sha256
-from hmac import digest
 from http.client import HTTPResponse
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from shmgen._storage.http_store import HttpStore
-from shmgen._storage.remote import EXTRA
+from shmgen._storage.store import EXTRA, TIMEOUT, Body
+from shmgen._storage.urls import shown
 from shmgen.errors import FormatError, InputError
 
 T = TypeVar("T")
 
-OPTIONS = {"key", "secret", "token", "anon", "profile", "endpoint_url", "requester_pays", "client_kwargs"}
-"""Of s3fs: what is understood here. With any other, s3fs itself gets the files."""
-
-CLIENT_OPTIONS = {"region_name", "endpoint_url"}
-
 EARLY = 600
 """Seconds before credentials expire in which others are used."""
 
-NOTHING = sha256(b"").hexdigest()
+SIGNED_FOR = timedelta(hours=1)
+"""How long the URL of a file is valid."""
 
-EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken")
+EXPIRED = re.compile(r"\((ExpiredToken|TokenRefreshRequired|InvalidToken)\)")
+
+BUCKET = re.compile(r"[\w.-]+")
 
 
 class Keys(NamedTuple):
@@ -52,153 +51,176 @@ class _Expired(Exception):
 
 
 class S3Store(HttpStore):
-    """Files in S3.
+    """Files in S3-compatible storage.
 
     Args:
         url: ``s3://bucket/folder``, or that of a file.
-        options: as s3fs takes them; see `OPTIONS`.
+        key, secret, token: credentials; by default those that AWS's own tools find.
+        anon: whether to ask without any, as for a public bucket.
+        profile: of AWS's configuration.
+        endpoint_url: of the storage, if it is not AWS's.
+        region: of the bucket; by default that of AWS's configuration, or the one that the storage says.
+        requester_pays: whether who asks agrees to pay for it.
+        timeout: seconds without a byte after which a request is given up, and tried again.
     """
 
-    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
-        bucket, _, self._prefix = url.partition("://")[2].partition("/")
-        self._connections = {}
-        if not bucket:
-            raise InputError(f"expected a URL such as s3://bucket/folder, found {url!r}")
-        super().__init__(f"https://{quote(bucket)}")  # until it is known where the bucket is
-        self.root = url
-        self._options = dict(options)
-        self._bucket = bucket
-        client = options.get("client_kwargs") or {}
-        self._endpoint = options.get("endpoint_url") or client.get("endpoint_url")
-        self._region = client.get("region_name")
-        self._profile = options.get("profile")
-        self._anonymous = bool(options.get("anon"))
-        if options.get("requester_pays"):
-            self._headers["x-amz-request-payer"] = "requester"
-        self._keys: Keys | None = None
-        self._given = None
-        if options.get("key"):
-            self._given = self._keys = Keys(options["key"], options.get("secret") or "", options.get("token"))
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        secret: str | None = None,
+        token: str | None = None,
+        anon: bool = False,
+        profile: str | None = None,
+        endpoint_url: str | None = None,
+        region: str | None = None,
+        requester_pays: bool = False,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        super().__init__("https://s3.amazonaws.com", timeout=timeout)  # until it is known where the bucket is
+        self._bucket, _, self._prefix = url.partition("://")[2].partition("/")
+        if not BUCKET.fullmatch(self._bucket):
+            raise InputError(f"expected a URL such as s3://bucket/folder, found {shown(url)!r}")
+        self._endpoint, self._region, self._profile = endpoint_url, region, profile
+        self._anonymous, self._pays = anon, requester_pays
+        self._given = Keys(key, secret or "", token) if key else Keys("-", "-", None) if anon else None
+        self._keys = self._given
+        self._signer: tuple[Keys, Any] | None = None
 
-    @staticmethod
-    def takes(options: Mapping[str, Any]) -> bool:
-        """Whether all of these are understood here."""
-        return options.keys() <= OPTIONS and (options.get("client_kwargs") or {}).keys() <= CLIENT_OPTIONS
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_signer": None}
 
     def place(self, name: str) -> str:
         return f"s3://{self._bucket}/{self._key(name)}"
 
+    def key(self, name: str) -> str:
+        return f"{self._parts.geturl()} {self.place(name)}"
+
     def prepare(self) -> None:
-        if self._keys is None and not self._anonymous:
-            try:
+        try:
+            if self._keys is None:
                 self._keys = _found(self._profile)
-            except FormatError as error:
-                raise InputError(f"{self.root}: {error}") from None
+        except FormatError as error:
+            raise InputError(f"{self.place('')}: {error}") from None
         self._find()
 
     def names(self) -> Iterator[str]:
-        from shmgen._storage.fsspec_store import FsspecStore
-
-        return FsspecStore(self.root, self._options).names()
+        prefix = f"{self._prefix.rstrip('/')}/".lstrip("/")
+        pays = {"RequestPayer": "requester"} if self._pays else {}
+        try:
+            for page in self._client().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix, **pays):
+                keys = (found["Key"] for found in page.get("Contents", ()))
+                yield from (key.removeprefix(prefix) for key in keys if key.endswith(".npy"))
+        except Exception as error:  # botocore's have no class of their own
+            raise InputError(f"{self.place('')}: expected a folder that can be listed, found: {shown(error)}") from None
 
     def _key(self, name: str) -> str:
         return "/".join(part for part in (self._prefix.rstrip("/") if name else self._prefix, name) if part)
 
-    def _find(self) -> None:
-        """Where the bucket is."""
+    def _client(self) -> Any:
         session = _session(self._profile)
+        from botocore import UNSIGNED
+        from botocore.config import Config
+
+        keys = self._keys or Keys("-", "-", None)
+        return session.create_client(
+            "s3",
+            region_name=self._region,
+            endpoint_url=self._endpoint,
+            aws_access_key_id=keys.access,
+            aws_secret_access_key=keys.secret,
+            aws_session_token=keys.token,
+            config=Config(
+                connect_timeout=self._timeout,
+                read_timeout=self._timeout,
+                signature_version=UNSIGNED if self._anonymous else None,
+                retries={"mode": "standard"},
+            ),
+        )
+
+    def _find(self) -> None:
+        """Find the bucket's address."""
         try:
-            client = session.create_client(
-                "s3",
-                region_name=self._region,
-                endpoint_url=self._endpoint,
-                aws_access_key_id="-",
-                aws_secret_access_key="-",  # noqa: S106
-            )
+            client = self._client()
             url = client.generate_presigned_url("get_object", Params={"Bucket": self._bucket, "Key": "-"})
-        except Exception as error:  # of botocore, which has no end of them
-            raise InputError(f"{self.root}: expected the address of a bucket, found: {error}") from None
+        except InputError:
+            raise
+        except Exception as error:  # botocore's have no class of their own
+            raise InputError(f"{self.place('')}: expected the address of a bucket, found: {shown(error)}") from None
         self._region = client.meta.region_name
         parts = urlsplit(url)
-        self._parts = parts._replace(path=parts.path.removesuffix("-"), query="")
-        self._host = parts.netloc
+        self._parts = parts._replace(path=parts.path.removesuffix("/-"), query="")
+        self._signer = None
 
-    def _signed(self, name: str, headers: dict[str, str]) -> tuple[str, dict[str, str]]:
-        path = self._parts.path + quote(self._key(name), errors="surrogateescape")
-        headers = {**self._headers, **headers}
-        if not self._anonymous:
-            headers |= signature(self._usable_keys(), str(self._region), self._host, path, self._headers)
-        return self._parts._replace(path=path).geturl(), headers
+    def _request(self, name: str) -> tuple[str, dict[str, str]]:
+        import obstore
 
-    def _usable_keys(self) -> Keys:
         if self._keys is None or (self._keys.expires is not None and time.time() > self._keys.expires - EARLY):
             self._keys = _found(self._profile)
-        return self._keys
-
-    def _follow(self, name: str, take: Callable[[Any], T], start: int, stop: int | None) -> T:
+        if self._signer is None or self._signer[0] is not self._keys:
+            self._signer = self._keys, self._signing(self._keys)
+        key = self._key(name)
         try:
-            return super()._follow(name, take, start, stop)
+            url = obstore.sign(self._signer[1], "GET", key, SIGNED_FOR)
+        except (ValueError, TypeError):
+            raise FormatError(f"expected a key of UTF-8 text whose parts are none of '', '.' and '..', found {key!r}") from None
+        return url.partition("?")[0] if self._anonymous else url, {}
+
+    def _signing(self, keys: Keys) -> Any:
+        from obstore.store import S3Store as Signer
+
+        by_name = self._parts.netloc.startswith(f"{self._bucket}.")
+        return Signer(
+            self._bucket,
+            endpoint=self._parts._replace(path=self._parts.path.removesuffix(f"/{self._bucket}")).geturl(),
+            virtual_hosted_style_request=by_name,
+            region=self._region or "us-east-1",
+            request_payer=self._pays,
+            client_options={"allow_http": True},
+            # Not as options: what these lack would be taken from the environment.
+            credential_provider=lambda: {
+                "access_key_id": keys.access,
+                "secret_access_key": keys.secret,
+                "token": keys.token,
+                "expires_at": None,
+            },
+        )
+
+    def _follow(self, name: str, take: Callable[[Body], T], start: int, stop: int | None, patience: float) -> T:
+        try:
+            return self._got(name, take, start, stop, patience)
         except _Elsewhere as region:
             self._region = str(region)
             self._find()
         except _Expired:
             self._keys = None
         try:
-            return super()._follow(name, take, start, stop)
+            return self._got(name, take, start, stop, patience)
         except (_Elsewhere, _Expired) as error:
             raise FormatError(f"expected the file, found {error}") from None
 
-    def _answered(self, response: HTTPResponse, take: Callable[[Any], T], start: int) -> T:
-        region = response.headers.get("x-amz-bucket-region")
-        if response.status in (301, 400, 403) and region not in (None, self._region) and self._endpoint is None:
-            raise _Elsewhere(region)
+    def _got(self, name: str, take: Callable[[Body], T], start: int, stop: int | None, patience: float) -> T:
         try:
-            return super()._answered(response, take, start)
+            return super()._follow(name, take, start, stop, patience)
         except FormatError as error:
-            if self._given is None and response.status in (400, 403) and any(code in str(error) for code in EXPIRED):
+            if self._given is None and EXPIRED.search(str(error)):
                 raise _Expired(str(error)) from None
             raise
 
-
-def signature(keys: Keys, region: str, host: str, path: str, headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers that sign a GET, by AWS Signature Version 4.
-
-    Args:
-        keys: to sign with.
-        region: of the bucket.
-        host: as in the header.
-        path: quoted.
-        headers: of the request, of which those of Amazon are signed.
-    """
-    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    added = {"x-amz-content-sha256": NOTHING, "x-amz-date": now}
-    if keys.token:
-        added["x-amz-security-token"] = keys.token
-    theirs = {name: value for name, value in headers.items() if name.startswith("x-amz-")}
-    signed = dict(sorted({"host": host, **theirs, **added}.items()))
-    names = ";".join(signed)
-    request = "\n".join(["GET", path, "", *(f"{name}:{value}" for name, value in signed.items()), "", names, NOTHING])
-    scope = f"{now[:8]}/{region}/s3/aws4_request"
-    text = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{sha256(request.encode()).hexdigest()}"
-    proof = digest(_signing_key(keys.secret, now[:8], region), text.encode(), "sha256").hex()
-    added["Authorization"] = f"AWS4-HMAC-SHA256 Credential={keys.access}/{scope}, SignedHeaders={names}, Signature={proof}"
-    return added
-
-
-@cache
-def _signing_key(secret: str, day: str, region: str) -> bytes:
-    key = f"AWS4{secret}".encode()
-    for part in (day, region, "s3", "aws4_request"):
-        key = digest(key, part.encode(), "sha256")
-    return key
+    def _look_at(self, response: HTTPResponse) -> None:
+        region = response.headers.get("x-amz-bucket-region")
+        if response.status in (301, 307, 400, 403) and region not in (None, self._region) and self._endpoint is None:
+            raise _Elsewhere(region)
 
 
 @cache
 def _session(profile: str | None) -> Any:
     try:
+        import obstore  # noqa: F401 # both are needed, and the main process is where to say so
         from botocore.session import Session
-    except ImportError:
-        raise InputError(f"s3:// needs s3fs: {EXTRA}") from None
+    except ImportError as error:
+        raise InputError(f"s3:// needs {error.name}: {EXTRA}") from None
     return Session(profile=profile)
 
 
@@ -209,12 +231,12 @@ def _found(profile: str | None) -> Keys:
         frozen = credentials and credentials.get_frozen_credentials()
     except InputError:
         raise
-    except Exception as error:  # of botocore, which has no end of them
-        raise FormatError(f"expected credentials, found: {error}") from None
+    except Exception as error:  # botocore's have no class of their own
+        raise FormatError(f"expected credentials, found: {shown(error)}") from None
     if not frozen:
         raise FormatError(
             "expected credentials in the environment, a profile, or of the machine, found none; for a public bucket pass "
-            'storage_options={"anon": True}'
+            'options={"anon": True}'
         )
     expires = getattr(credentials, "_expiry_time", None)
     return Keys(frozen.access_key, frozen.secret_key, frozen.token, expires and expires.timestamp())

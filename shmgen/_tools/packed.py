@@ -23,7 +23,7 @@ import numpy as np
 
 from shmgen._memory.limit_errors import most_file_bytes
 from shmgen._sources.npy_format import OPEN_FLAGS, read_header
-from shmgen._storage.remote import is_url
+from shmgen._storage.urls import is_url
 from shmgen._tools.scan_report import Damage
 from shmgen.errors import FormatError, InputError
 

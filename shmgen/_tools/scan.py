@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from shmgen._memory.limits import processors
 from shmgen._samples.sample_spec import SampleSpec
-from shmgen._storage.remote import Store, is_url, store_of
+from shmgen._storage.remote import Remote
+from shmgen._storage.urls import is_url
 from shmgen._tools.scan_ids import Folder, explain_folder, ids_behind
 from shmgen._tools.scan_report import Damage, Kind, Report, judge
 from shmgen._tools.scan_worker import FLAGS, SEPARATOR, Format, Setup, Tally, dtype_of, read_format, unpack
@@ -94,10 +95,10 @@ class Scan:
         self._given = given or SampleSpec()
         self._full = full
         self._workers = workers or max(1, min(MAX_WORKERS, round(processors())))
-        self._store: Store | None = None
+        self._store: Remote | None = None
         self._listing: Folder | None = None
         if is_url(self._folder):
-            self._store = store_of(self._folder, None)
+            self._store = Remote(self._folder)
             self._store.prepare()
             blocks = ids_behind(self._store) if blocks is None else blocks
         else:

@@ -12,7 +12,8 @@ from itertools import islice
 from typing import IO
 
 from shmgen._sources.npy_format import explain
-from shmgen._storage.remote import Store, is_url, store_of
+from shmgen._storage.remote import Remote
+from shmgen._storage.urls import is_url
 from shmgen.errors import InputError
 
 BLOCK = 1024
@@ -100,7 +101,7 @@ def explain_folder(error: OSError | ValueError) -> str:
     return explain(error).replace(" file", " folder", 1)
 
 
-def ids_behind(store: Store) -> Iterator[list[bytes]]:
+def ids_behind(store: Remote) -> Iterator[list[bytes]]:
     """The ids of all ``.npy`` files behind a URL, in blocks.
 
     Raises:
@@ -112,7 +113,9 @@ def ids_behind(store: Store) -> Iterator[list[bytes]]:
         none = False
         yield block
     if none:
-        raise InputError(f"{store.root}: expected files whose names end in .npy, found none; give the folder of the ID.npy files")
+        raise InputError(
+            f"{store.place('')}: expected files whose names end in .npy, found none; give the folder of the ID.npy files"
+        )
 
 
 def ids_under(folder: str) -> Iterator[list[bytes]]:
@@ -122,7 +125,7 @@ def ids_under(folder: str) -> Iterator[list[bytes]]:
         InputError: it can't be listed, or has no such files.
     """
     if is_url(folder):
-        store = store_of(folder, None)
+        store = Remote(folder)
         store.prepare()
         yield from ids_behind(store)
         return

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from shmgen._sources.npy_format import LONGEST, require_data
-from shmgen._storage.remote import Body, Store
+from shmgen._storage.remote import Remote
+from shmgen._storage.store import Body
 from shmgen._tools.scan_worker import Format, NotFinite, Tally, pack, read_format
 from shmgen.errors import FormatError
 
@@ -27,10 +27,9 @@ class RemoteExaminer:
         full: whether to get all data.
     """
 
-    def __init__(self, store: Store, *, full: bool) -> None:
+    def __init__(self, store: Remote, *, full: bool) -> None:
         self._store = store
         self._full = full
-        self._of_thread = threading.local()
         self._pool = ThreadPoolExecutor(READS)
 
     def examine(self, ids: list[bytes]) -> Tally:
@@ -53,9 +52,7 @@ class RemoteExaminer:
 
     def _look_at(self, id: bytes) -> Format | str:
         """The format of a file; or what is wrong with it."""
-        store: Store | None = getattr(self._of_thread, "store", None)
-        if store is None:
-            store = self._of_thread.store = self._store.for_reader()
+        store = self._store
         name = f"{os.fsdecode(id)}.npy"
         try:
             if self._full:
