@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 from shmgen._checks import check_int
+from shmgen._samples.casting import cast, cast_into, unmasked
 from shmgen.errors import FormatError, InputError
 
 if TYPE_CHECKING:
@@ -183,11 +184,11 @@ def write_row(
 
     Raises:
         ShapeError: it has another shape.
-        FormatError: it has a dtype whose cast would lose more than precision.
+        FormatError: a cast to the row's dtype would lose more than precision; or elements are masked.
     """
     import numpy as np
 
-    if isinstance(value, np.ndarray) and value.shape == row.shape and value.dtype == row.dtype:  # which costs least
+    if type(value) is np.ndarray and value.shape == row.shape and value.dtype == row.dtype:  # which costs least
         row[...] = value
         return row.shape
     array = _array(row, value)
@@ -204,7 +205,7 @@ def write_row(
         if np.may_share_memory(array, row):
             array = array.copy()
         row[...] = pad_value
-    row[tuple(map(slice, array.shape))] = array
+    cast_into(row[(*map(slice, array.shape), ...)], array)
     return array.shape
 
 
@@ -220,35 +221,25 @@ def sample_for(row: np.ndarray, value: Any, *, own: bool, dtype_remedy: str = ""
     Raises:
         FormatError: it has a dtype whose cast would lose more than precision.
     """
-    import numpy as np
-
     array = _castable(row, _array(row, value), dtype_remedy)
-    return array if own and array.flags.writeable and array.dtype == row.dtype else np.array(array, row.dtype)
+    return array if own and array.flags.writeable and array.dtype == row.dtype else cast(array, row.dtype)
 
 
 def _array(row: np.ndarray, value: Any) -> np.ndarray:
     """``value`` as an array; with an axis of one channel if ``row`` has it."""
     import numpy as np
 
-    array = np.asarray(value)
+    array = np.asarray(unmasked(value))
     if not isinstance(value, np.ndarray | np.generic) and array.dtype.kind in "iu" and row.dtype.kind in "iu":
-        # Python's own numbers have no dtype; what counts is whether they fit.
-        bounds = np.iinfo(row.dtype)
-        if array.size and (array.min() < bounds.min or array.max() > bounds.max):
-            raise FormatError(f"expected numbers from {bounds.min} to {bounds.max}, found {array.min()} to {array.max()}")
-        array = array.astype(row.dtype)
+        array = cast(array, row.dtype)  # Python's own numbers have no dtype: what counts is whether they fit
     return array[..., None] if array.ndim == row.ndim - 1 and row.shape[-1] == 1 else array
 
 
 def _castable(row: np.ndarray, array: np.ndarray, dtype_remedy: str) -> np.ndarray:
-    import numpy as np
-
-    if np.can_cast(array.dtype, row.dtype, "same_kind"):
-        return array
-    if reinterpreted(array.dtype, row.dtype) != row.dtype:
+    if not can_cast(array.dtype, row.dtype):
         remedy = dtype_remedy.format(found=dtype_for(array.dtype)) if are_numbers(array.dtype) else "; numbers are needed"
         raise FormatError(_wrong_dtype(row.dtype, array.dtype) + (remedy if dtype_remedy else ""))
-    return array.view(row.dtype)
+    return array if reinterpreted(array.dtype, row.dtype) == array.dtype else array.view(row.dtype)
 
 
 def dtype_for(found: np.dtype[np.generic]) -> str:
@@ -339,10 +330,10 @@ def are_numbers(dtype: np.dtype[np.generic]) -> bool:
 
 
 def can_cast(found: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> bool:
-    """Whether a cast from ``found`` to ``dtype`` loses no more than precision."""
+    """Whether numbers of dtype ``found`` may be cast to ``dtype``, if each fits: see `shmgen._samples.casting`."""
     import numpy as np
 
-    return np.can_cast(reinterpreted(found, dtype), dtype, "same_kind")
+    return np.can_cast(reinterpreted(found, dtype), dtype, "same_kind") or (found.kind in "iu" and dtype.kind in "iu")
 
 
 def reinterpreted(found: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from shmgen._memory.layout import Arrays
+from shmgen._samples.casting import holds
 from shmgen._samples.ids import Subset, int_array, is_frame
 from shmgen._samples.lookup import is_column, is_mapping
 from shmgen._samples.sample_spec import ANY, are_numbers, dtype_of, dtype_text
@@ -256,10 +257,7 @@ def _roles(nest: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _check_padding(name: str, pad_value: float | None, dtype: np.dtype[np.generic]) -> None:
     """Make sure that rows can hold what they are padded with."""
-    if pad_value is None or dtype.kind not in "biu":
-        return
-    low, high = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype.str).min), int(np.iinfo(dtype.str).max))
-    if not low <= pad_value <= high or pad_value != int(pad_value):
+    if pad_value is not None and not holds(dtype, pad_value):
         raise InputError(f"field {name!r}: expected a pad_value that {dtype} holds, found {pad_value}")
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from threading import Semaphore
 from typing import TYPE_CHECKING, Any
 
+from shmgen._samples.casting import cast_into
 from shmgen._samples.sample_spec import RowSpec, SampleSpec
 from shmgen._sources.base import row_of
 from shmgen._sources.folder import Files, FolderReader, FolderSource
@@ -324,7 +325,7 @@ class NpyReader(FolderReader):
         import numpy as np
 
         array = np.ndarray(header.shape, header.dtype, data, order="F" if header.fortran else "C")
-        np.copyto(np.ndarray(self.shape, self._row.numpy_dtype, row), array.reshape(self.shape), casting="same_kind")
+        cast_into(np.ndarray(self.shape, self._row.numpy_dtype, row), array.reshape(self.shape))
 
     def _array(self, file: File) -> np.ndarray:
         """The array of a file."""

@@ -1,0 +1,92 @@
+"""The one rule for casts, wherever numbers get into rows: a row may hold a number less precisely, but never another number.
+
+A worker imports this module, so NumPy is imported only where something is cast.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shmgen.errors import FormatError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def cast_into(rows: np.ndarray, found: np.ndarray) -> None:
+    """Write ``found`` into ``rows``, which has the same shape, and a dtype that NumPy casts it to as "same_kind", or ints both.
+
+    Numbers are looked at only where the dtypes leave open whether they fit: not from uint8 to float32, but from float64 to it.
+
+    Raises:
+        FormatError: a number does not fit: 300 and -1 not into uint8, 1e300 not into float32. What is in the rows is undefined.
+    """
+    import numpy as np
+
+    if np.can_cast(found.dtype, rows.dtype):
+        rows[...] = found
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows[...] = found
+        misfits = _misfits(rows, found)
+    if misfits is not None and misfits.any():
+        raise FormatError(_text(rows.dtype, found, misfits))
+
+
+def cast(found: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """A copy of ``found`` of another dtype; as `cast_into`."""
+    import numpy as np
+
+    rows = np.empty(found.shape, dtype)
+    cast_into(rows, found)
+    return rows
+
+
+def holds(dtype: np.dtype[Any], number: float) -> bool:
+    """Whether rows of ``dtype`` can hold a number: ints only whole ones in their range."""
+    import numpy as np
+
+    given = np.asarray(number)
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = given.astype(dtype).astype(given.dtype)
+    return bool(stored == given) or bool(dtype.kind not in "iub" and (given != given or np.isfinite(stored)))  # noqa: PLR0124 # NaN
+
+
+def unmasked(value: Any) -> Any:
+    """``value``, which must not be a masked array with elements that are masked: a row would show what lies under the mask.
+
+    Raises:
+        FormatError: it is.
+    """
+    if hasattr(value, "mask") and hasattr(value, "filled"):
+        import numpy as np
+
+        if np.ma.is_masked(value):
+            found = f"{np.ma.count_masked(value):,} masked of {value.size:,}"
+            remedy = "return array.filled(number), or the mask as a field of its own"
+            raise FormatError(f"expected an array without masked elements, found {found}: {remedy}")
+    return value
+
+
+def _misfits(rows: np.ndarray, found: np.ndarray) -> np.ndarray | None:
+    """Where numbers of ``found`` did not fit into ``rows``; None if all did."""
+    import numpy as np
+
+    if rows.dtype.kind in "iu":
+        bounds = np.iinfo(rows.dtype)
+        # As Python's ints: NumPy compares an int64 with a uint64 as floats.
+        if not found.size or bounds.min <= int(found.min()) <= int(found.max()) <= bounds.max:
+            return None
+        return rows != found
+    if rows.dtype.name.startswith(("int", "uint")):  # of ml_dtypes
+        return rows.astype(found.dtype) != found
+    finite = np.isfinite(rows)
+    return None if finite.all() else np.isfinite(found) & ~finite
+
+
+def _text(dtype: np.dtype[Any], found: np.ndarray, misfits: np.ndarray) -> str:
+    first = found[misfits].flat[0].item()
+    others = int(misfits.sum()) - 1
+    more = f" and {others:,} more of {found.size:,}" if others else ""
+    what = f"expected numbers that dtype {dtype} holds, found {first}{more} in dtype {found.dtype}"
+    return f"{what}; pass dtype={found.dtype.name!r}"

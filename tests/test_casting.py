@@ -1,0 +1,144 @@
+"""A row may hold a number less precisely, but never another number, wherever the number comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmgen import Function, InputError, Loader, Npy, Npz, SampleError
+from shmgen._samples.casting import cast, holds
+from shmgen.errors import FormatError
+
+ROWS = [
+    # dtype of the rows, of what is found, the number, and what a row then holds; None for an error
+    ("u1", "u2", 255, 255),
+    ("u1", "u2", 256, None),
+    ("u1", "i8", -1, None),
+    ("i1", "i2", -128, -128),
+    ("i1", "i2", -129, None),
+    ("u8", "i8", -1, None),
+    ("i8", "u8", 2**63, None),
+    ("i8", "u8", 2**63 - 1, 2**63 - 1),
+    ("f4", "f8", 1e30 + 1, 1e30),
+    ("f4", "f8", 1e300, None),
+    ("f4", "f8", -1e300, None),
+    ("f4", "f8", np.inf, np.inf),
+    ("f4", "f8", np.nan, np.nan),
+    ("f2", "u4", 65504, 65504),
+    ("f2", "u4", 70000, None),
+    ("c8", "c16", 1e300j, None),
+    ("f4", "i8", 2**24 + 1, 2**24),
+    ("bfloat16", "f8", 1e300, None),
+    ("float8_e4m3fn", "f4", 1000.0, None),
+    ("int4", "i8", 9, None),
+]
+
+
+@pytest.mark.parametrize(("dtype", "found", "number", "held"), ROWS)
+def test_numbers_that_fit_and_numbers_that_do_not(dtype: str, found: str, number: Any, held: Any) -> None:
+    """At the edges of what a dtype holds; precision may go, infinity and NaN stay what they are."""
+    import ml_dtypes
+
+    rows = np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
+    given = np.zeros((3, 4), found)
+    given[1, 2] = number
+    if held is None:
+        with pytest.raises(FormatError, match=rf"numbers that dtype {rows} holds, found .* in dtype {np.dtype(found)}"):
+            cast(given, rows)
+        return
+    result = cast(given, rows)
+    np.testing.assert_array_equal(result[1, 2], np.array(held, rows))
+    assert np.count_nonzero(result) == 1
+
+
+def written(folder: Path, arrays: list[np.ndarray], kind: str) -> list[str]:
+    """Write a file for each array; the ids."""
+    folder.mkdir()
+    for number, array in enumerate(arrays):
+        if kind == "npz":
+            np.savez(folder / f"{number}.npz", image=array)
+        else:
+            np.save(folder / f"{number}.npy", array)
+    return [str(number) for number in range(len(arrays))]
+
+
+SOURCES = {
+    "npy": lambda folder, arrays: Npy(folder),
+    "npz": lambda folder, arrays: Npz(folder)["image"],
+    "function": lambda folder, arrays: lambda id: arrays[int(id)],
+    "function-given-dtype": lambda folder, arrays: Function(lambda id: arrays[int(id)].astype("i8"), 2, 1, "u1"),
+    "list": lambda folder, arrays: Function(lambda id: arrays[int(id)].tolist(), 2, 1, "u1"),
+    "padded": lambda folder, arrays: Npy(folder, 4, pad_value=7),
+}
+
+
+@pytest.mark.parametrize(("kind", "workers"), [*((kind, 0) for kind in SOURCES), ("npy", 2), ("function", 2)])
+def test_a_later_sample_that_does_not_fit_is_damaged(tmp_path: Path, kind: str, workers: int) -> None:
+    """The first sample is uint8, a later one uint16 with 300: an error with id, numbers and remedy, or a replaced sample."""
+    arrays = [np.array([number, 255], "u1") for number in range(7)] + [np.array([3, 300], "u2")]
+    ids = written(tmp_path / "data", arrays, kind)
+
+    def loader(**options: Any) -> Loader:
+        source = SOURCES[kind](tmp_path / "data", arrays)
+        return Loader(ids, batch_size=8, source=source, shuffle=False, workers=workers, **options)
+
+    with (
+        loader() as strict,
+        pytest.raises(SampleError, match=r"^sample '7'.* dtype uint8 holds, found 300 .*pass dtype='") as caught,
+    ):
+        list(strict)
+    assert caught.value.id == "7"
+    with loader(on_error="replace", max_damaged=0.5) as lenient:
+        ((X,),) = lenient
+        assert [damaged.id for damaged in lenient.damaged] == ["7"]
+        assert X[:7].reshape(7, -1)[:, :2].tolist() == [array.tolist() for array in arrays[:7]]
+
+
+@pytest.mark.parametrize("returned", [lambda x: x.astype("f8") * 1e300, lambda x: np.full(x.shape, -1e300)], ids=["row", "other"])
+def test_what_a_transform_returns_fits_or_is_an_error(returned: Any) -> None:
+    """float64 that becomes infinite as float32 is named, with the transform."""
+
+    def source(id: int) -> np.ndarray:
+        return np.full(3, 1 + id, "f4")
+
+    match = r"transform of field 'X': .* dtype float32 holds, found -?\de\+300 and 2 more of 3 .*dtype='float64'"
+    with (
+        Loader(range(4), batch_size=4, source=source, transform=lambda x, rng: returned(x), workers=0) as loader,
+        pytest.raises(SampleError, match=match),
+    ):
+        list(loader)
+
+
+def test_masked_arrays_are_an_error_where_elements_are_masked() -> None:
+    """A row would show what lies under the mask; without masked elements nothing is lost."""
+
+    def source(id: int) -> Any:
+        return np.ma.masked_equal(np.array([id, 1, 2], "f4"), 5)
+
+    with Loader(range(5), batch_size=5, source=source, shuffle=False, workers=0) as loader:
+        assert next(iter(loader))[0][:, 0].tolist() == [0, 1, 2, 3, 4]
+    with (
+        Loader(range(8), batch_size=8, source=source, workers=0) as loader,
+        pytest.raises(SampleError, match=r"^sample 5, .*found 1 masked of 3: return array\.filled\(number\)"),
+    ):
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number", "is_held"),
+    [("u1", 255, True), ("u1", -1, False), ("i2", 0.5, False), ("i8", np.nan, False), ("f4", np.nan, True), ("f4", 0.1, True),
+     ("f4", 1e300, False), ("f4", -np.inf, True)],
+)  # fmt: skip
+def test_what_rows_are_padded_with_fits(tmp_path: Path, dtype: str, number: float, is_held: bool) -> None:
+    """A pad_value that rows can't hold is an error at construction, whether the dtype is given or found."""
+    assert holds(np.dtype(dtype), number) == is_held
+    ids = written(tmp_path / "data", [np.ones(2, dtype)], "npy")
+    if is_held:
+        with Loader(ids, batch_size=1, data_dir=tmp_path / "data", dim=4, pad_value=number, workers=0) as loader:
+            np.testing.assert_array_equal(next(iter(loader))[0][0, 2:], np.full(2, number, dtype))
+        return
+    with pytest.raises(InputError, match="field 'X': expected a pad_value that"):
+        Loader(ids, batch_size=1, data_dir=tmp_path / "data", dim=4, pad_value=number, workers=0)
