@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def written(folder: Path, arrays: list[np.ndarray], kind: str) -> list[str]:
     return [str(number) for number in range(len(arrays))]
 
 
-SOURCES = {
+SOURCES: dict[str, Callable[[Path, list[np.ndarray]], Any]] = {
     "npy": lambda folder, arrays: Npy(folder),
     "npz": lambda folder, arrays: Npz(folder)["image"],
     "function": lambda folder, arrays: lambda id: arrays[int(id)],

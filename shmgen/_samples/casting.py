@@ -62,13 +62,13 @@ def unmasked(value: Any) -> Any:
         import numpy as np
 
         if np.ma.is_masked(value):
-            found = f"{np.ma.count_masked(value):,} masked of {value.size:,}"
+            found = f"{np.count_nonzero(value.mask):,} masked of {value.size:,}"
             remedy = "return array.filled(number), or the mask as a field of its own"
             raise FormatError(f"expected an array without masked elements, found {found}: {remedy}")
     return value
 
 
-def _misfits(rows: np.ndarray, found: np.ndarray) -> np.ndarray | None:
+def _misfits(rows: np.ndarray, found: np.ndarray) -> Any:
     """Where numbers of ``found`` did not fit into ``rows``; None if all did."""
     import numpy as np
 

@@ -205,7 +205,8 @@ def write_row(
         if np.may_share_memory(array, row):
             array = array.copy()
         row[...] = pad_value
-    cast_into(row[(*map(slice, array.shape), ...)], array)
+    written: tuple[Any, ...] = (*map(slice, array.shape), ...)  # the dots: of a row without axes, an array too
+    cast_into(row[written], array)
     return array.shape
 
 
