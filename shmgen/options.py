@@ -20,11 +20,11 @@ from shmgen._plan.sampler import ALONE, Shard, Tail
 from shmgen._plan.weighted import WeightTable
 from shmgen._samples.ids import kept
 from shmgen._samples.sample_spec import check_dtype, check_shape
-from shmgen._samples.sampling_weights import weights_of
 from shmgen._sources.base import Source, SourceField
 from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
 from shmgen._sources.npy import Npy
+from shmgen._sources.sampling_weights import weights_of
 from shmgen._sources.values import Ones, Values
 from shmgen._storage.urls import is_url
 from shmgen.errors import InputError
@@ -42,6 +42,43 @@ if TYPE_CHECKING:
     )
     """A field of a batch: a source, one of its fields, values as `Values` takes them, or a function; or a dict, tuple or list of
     these."""
+
+ELSEWHERE = {
+    # what other libraries call an argument -> what to pass here
+    **dict.fromkeys(["num_workers", "n_workers", "worker_count", "num_parallel_calls", "use_multiprocessing"], "workers"),
+    **dict.fromkeys(
+        ["prefetch_factor", "prefetch", "prefetch_size", "max_queue_size", "buffer_size"], "slots, a number of batches"
+    ),
+    **dict.fromkeys(["drop_last", "drop_remainder"], "tail='drop', the default, or tail='keep'"),
+    **dict.fromkeys(["collate_fn", "map_fn", "transforms", "augment", "preprocessing_function", "preprocess"], "transform"),
+    **dict.fromkeys(["generator", "random_state", "rng", "shuffle_seed"], "seed"),
+    **dict.fromkeys(["sampler", "batch_sampler"], "shuffle, or sampling_weights"),
+    **dict.fromkeys(
+        ["sample_weight", "sample_weights"], "weights, for the loss, or sampling_weights, for how often each is drawn"
+    ),
+    **dict.fromkeys(["pin_memory", "persistent_workers", "multiprocessing_context"], "nothing: leave it out"),
+    **dict.fromkeys(["dataset", "reader", "loader"], "source"),
+    **dict.fromkeys(["ids", "indices", "filenames", "file_paths", "paths"], "list_IDs"),
+    **dict.fromkeys(["x", "X"], "inputs"),
+    **dict.fromkeys(["y", "target"], "labels, or targets"),
+    **dict.fromkeys(["directory", "root", "folder", "path", "data_path", "base_dir"], "data_dir"),
+    **dict.fromkeys(["target_size", "image_size", "input_shape", "shape"], "dim; of images, source=Images(folder, size=...)"),
+    **dict.fromkeys(["color_mode", "interpolation"], "source=Images(folder, mode=..., resize=...)"),
+    **dict.fromkeys(["class_mode", "label_mode"], "n_classes, for one-hot rows"),
+    **dict.fromkeys(["num_classes", "nb_classes"], "n_classes"),
+    **dict.fromkeys(["channels", "num_channels"], "n_channels"),
+    **dict.fromkeys(["validation_split", "subset"], "ids of one part: train, validation = shmgen.split(ids, labels, 0.2)"),
+    "worker_init_fn": "setup",
+    "steps_per_epoch": "steps_per_epoch to fit",
+}
+
+NAME_THE_INPUTS = (
+    "; to change targets, too, name the inputs: with inputs={'x': ...} it is called as flip(sample, rng), sample a dict of all "
+    "rows by field"
+)
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""What `Images` calls a number of channels."""
 
 P = ParamSpec("P")
 OptionsT = TypeVar("OptionsT")
@@ -248,12 +285,7 @@ class DataOptions:
         if not isinstance(self.source, Source | SourceField):
             return Function(self.source, self.dim, self.n_channels, self.dtype, pad_value=self.pad_value)
         if described:
-            source = self.source if isinstance(self.source, Source) else self.source.source
-            name = type(source).__name__
-            raise InputError(
-                f"give dim, n_channels, dtype and pad_value to {name} itself, as far as it takes them: "
-                f"source={name}(..., dtype=...)"
-            )
+            raise InputError(self._describe_there())
         return self.source
 
     def _folder(self) -> str | os.PathLike[str] | Remote | None:
@@ -268,6 +300,31 @@ class DataOptions:
         from shmgen._storage.remote import Remote
 
         return Remote(str(self.data_dir), cache=self.cache)
+
+    def _describe_there(self) -> str:
+        """What to do where arguments that describe rows were given beside a source."""
+        source = self.source.source if isinstance(self.source, SourceField) else self.source
+        name = type(source).__name__
+        takes = inspect.signature(type(source)).parameters
+        given = {name: getattr(self, name) for name in ("dim", "n_channels", "dtype", "pad_value")}
+        given = {name: value for name, value in given.items() if value is not None}
+        there, left_out = [], []
+        for argument, value in given.items():
+            text = repr(str(value) if argument == "dtype" else value)
+            if argument == "dim" and "size" in takes:
+                there.append(f"size={text}")
+            elif argument in takes:
+                there.append(f"{argument}={text}")
+            elif argument == "n_channels" and "mode" in takes and value in MODES:
+                there.append(f"mode={MODES[value]!r}")
+            else:
+                left_out.append(argument)
+        remedy = f"pass {' and '.join(there)} to {name} itself: source={name}(..., {', '.join(there)})" if there else ""
+        if left_out:
+            remedy += f"{'; ' if there else ''}leave {' and '.join(left_out)} out, which {name} finds itself"
+        return (
+            f"{', '.join(given)}: expected where the only input is a folder of .npy files or a function, found a {name}; {remedy}"
+        )
 
     def _targets(self) -> Any:
         """``targets``, or the only target, which the blog's terms describe."""
@@ -309,7 +366,8 @@ def _check_takes_two(transform: Callable[..., Any]) -> None:
     except TypeError:
         name = getattr(transform, "__qualname__", repr(transform))
         raise InputError(
-            f"transform: expected a function of a row and a generator, such as def flip(x, rng), found {name}{signature}"
+            "transform: expected a function of a row and a generator, such as def flip(x, rng), found "
+            f"{name}{signature}{NAME_THE_INPUTS if len(signature.parameters) > 2 else ''}"
         ) from None
 
 
@@ -395,7 +453,19 @@ def _check_names(name: str, signature: inspect.Signature, args: tuple[object, ..
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise TypeError(f"{name}: {error}") from None
+        unknown = next((given for given in kwargs if given not in signature.parameters), None)
+        raise TypeError(f"{name}: {error}{_meant(unknown, signature) if unknown else ''}") from None
+
+
+def _meant(unknown: str, signature: inspect.Signature) -> str:
+    """What an argument that there is not was probably meant as."""
+    from difflib import get_close_matches
+
+    if unknown in ELSEWHERE:
+        return f"; pass {ELSEWHERE[unknown]}"
+    by_lower_case = {known.lower(): known for known in signature.parameters}
+    close = get_close_matches(unknown.lower(), by_lower_case, 1, 0.6)
+    return f"; did you mean {by_lower_case[close[0]]}?" if close else ""
 
 
 def _describe(call: Any, options: Any, parameters: list[inspect.Parameter]) -> None:

@@ -46,7 +46,9 @@ def test_each_argument_is_described_once(call: Any) -> None:
 @pytest.mark.parametrize(
     ("args", "options", "said"),
     [
-        pytest.param(("id",), {"bach_size": 2}, "got an unexpected keyword argument 'bach_size'", id="unknown"),
+        pytest.param(
+            ("id",), {"bach_size": 2}, "got an unexpected keyword argument 'bach_size'; did you mean batch_size\\?", id="unknown"
+        ),
         pytest.param((), {"batch_size": 2}, "missing a required argument: 'list_IDs'", id="no-ids"),
         pytest.param((["id"], None, 2, 3, 1, 6, True, "sorted"), {}, "too many positional arguments", id="too-many"),
         pytest.param((["id"],), {"list_IDs": ["id"]}, "multiple values for argument 'list_IDs'", id="twice"),
@@ -58,13 +60,48 @@ def test_arguments_that_there_are_not(call: Any, args: Any, options: Any, said: 
         call(*args, **options)
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    # arguments that other libraries have -> what follows the advice
+    "num_workers=2": {"workers": 2},
+    "prefetch_factor=4": {"slots": 4},
+    "drop_last=False": {"tail": "keep"},
+    "batchsize=1": {"batch_size": 1},
+    "batchSize=1": {"batch_size": 1},
+    "shufle=False": {"shuffle": False},
+    "collate_fn=print": {"transform": lambda x, rng: x},
+    "random_state=3": {"seed": 3},
+    "pin_memory=True": {},
+    "directory='x'": {"data_dir": "x"},
+    "num_classes=2": {"n_classes": 2, "labels": {"a": 0}},
+    "sample_weight={}": {"sampling_weights": {"a": 1.0}},
+}
+
+
+@pytest.mark.parametrize("given", OTHERS)
+@pytest.mark.parametrize("call", TAKERS)
+def test_arguments_of_other_libraries(call: Any, given: str) -> None:
+    """The error names the argument that is meant, which there is."""
+    with pytest.raises(TypeError, match=f"got an unexpected keyword argument '{given.partition('=')[0]}'; ") as raised:
+        eval(f"call(['a'], {given})")
+    for name in OTHERS[given].keys() - {"labels"}:
+        assert name in str(raised.value).rpartition(";")[2]
+    options: dict[str, Any] = {"batch_size": 1, **OTHERS[given]}
+    assert Options(["a"], **options).ids == ["a"]
+
+
+def test_other_unknown_arguments_are_named_alone() -> None:
+    """Nothing is guessed where nothing is near."""
+    with pytest.raises(TypeError, match=r"^Loader: got an unexpected keyword argument 'zzz'$"):
+        Loader([1], zzz=2)  # type: ignore[call-arg]
+
+
 def test_the_error_names_a_subclass() -> None:
     """What the user has called, not what it is made from."""
 
     class Mine(Loader):
         pass
 
-    with pytest.raises(TypeError, match=r"^Mine: got an unexpected keyword argument 'bach_size'$"):
+    with pytest.raises(TypeError, match=r"^Mine: got an unexpected keyword argument 'bach_size'; did you mean batch_size\?$"):
         Mine([1], bach_size=2)  # type: ignore[call-arg]
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from shmgen import FunctionError, InputError, Loader, SampleError, tune
+from shmgen import FunctionError, Images, InputError, Loader, Npy, SampleError, Source, Values, tune
 
 ROOT = Path(__file__).parents[1]
 
@@ -209,3 +210,74 @@ def test_a_transform_of_other_arguments(folder: Callable, options: dict[str, Any
     data = folder(8)
     with pytest.raises(InputError, match=r"expected a function of a row and a generator, such as def flip\(x, rng\)"):
         of(data, **options)
+
+
+def flips_both(x: Any, y: Any, rng: Any) -> None:
+    """A transform of input and target, as other libraries call them."""
+
+
+WHOLE_SAMPLE: dict[str, Callable[..., Any]] = {
+    "three-arguments": flips_both,
+    "a-dict": lambda sample, rng: sample["X"][::-1],
+    "a-tuple": lambda x, rng: (x[::-1], x),
+    "a-dict-that-is-returned": lambda x, rng: {"X": x, "y": x},
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE_SAMPLE)
+def test_a_transform_of_input_and_target(folder: Callable, kind: str) -> None:
+    """With one input that has no name it gets that alone: the error says to name the inputs, and then both can be changed."""
+    data = folder(8)
+    masks = Npy(data.path)
+    options = {"targets": masks, "data_dir": data.path, "batch_size": 4, "shuffle": False, "workers": 0}
+    with (
+        pytest.raises((InputError, FunctionError), match=r"name the inputs: with inputs=\{'x': \.\.\.\}"),
+        Loader(data.ids, transform=WHOLE_SAMPLE[kind], **options) as loader,
+    ):
+        loader.batch(0)
+
+    def negate(sample: dict[str, np.ndarray], rng: Any) -> None:
+        for row in sample.values():
+            np.negative(row, out=row)
+
+    del options["data_dir"]
+    with Loader(data.ids, inputs={"x": Npy(data.path)}, transform=negate, **options) as loader:
+        X, y = loader.batch(0)
+        assert (X["x"] == y).all()
+        assert y[1:].max() < 0
+
+
+def test_what_describes_rows_beside_images(tmp_path: Path) -> None:
+    """dim, channels and dtype beside `Images`: one error has them all, as `Images` calls them, and what it says works."""
+    Image.new("RGB", (9, 7)).save(tmp_path / "a.png")
+    given: Any = {"dim": (4, 6), "n_channels": 1, "dtype": "float32"}
+    with pytest.raises(InputError) as raised:
+        Loader(["a.png"], None, 1, source=Images(tmp_path), **given)
+    [remedy] = re.findall(r"source=Images\(\.\.\., (.*)\)$", str(raised.value))
+    with Loader(["a.png"], None, 1, source=eval(f"Images(tmp_path, {remedy})"), workers=0) as loader:
+        (X,) = loader.batch(0)
+    assert (X.shape, X.dtype) == ((1, 4, 6, 1), np.float32)
+    with pytest.raises(InputError, match=r"dim: expected where .* found a Own; leave dim out, which Own finds itself"):
+        Loader([0], None, 1, source=Own(), dim=3)
+
+
+class Own(Source):
+    """A source of the user's."""
+
+    shape, dtype = (3,), "f4"
+
+
+@pytest.mark.parametrize("given", [[1.5, float("nan")], np.array([[1.0, 2.0], [np.nan, 3.0]]), {"a": 1.5, "b": float("nan")}])
+def test_nan_among_targets(given: Any) -> None:
+    """An error, unless a dtype of floats is given, as it advises; among weights it is an error all the same."""
+    ids, x = ["a", "b"], Values([0, 1])
+    with pytest.raises(InputError, match=r"id 'b', field 'y': expected a number, found .*nan.*; leave such ids out") as raised:
+        Loader(ids, None, 2, inputs=x, targets=given)
+    assert "Values(..., dtype='float32')" in str(raised.value)
+    with Loader(ids, None, 2, inputs=x, targets=Values(given, dtype="float32"), shuffle=False, workers=0) as loader:
+        _, y = loader.batch(0)
+        assert np.isnan(y[1]).any()
+        assert not np.isnan(y[0]).any()
+    if not isinstance(given, np.ndarray):
+        with pytest.raises(InputError, match="id 'b', field 'weights': expected a number, found nan"):
+            Loader(ids, [1, 2], 2, inputs=x, weights=given)

@@ -19,7 +19,7 @@ from shmgen._sources.base import BuiltinSource, Reader, Source, SourceField
 from shmgen._sources.field_spec import FieldSpec
 from shmgen._sources.function import Function
 from shmgen._sources.one_hot import OneHotKey, OneHotReader
-from shmgen._sources.values import Labels, Values
+from shmgen._sources.values import Labels, Values, Weights
 from shmgen.errors import FormatError, InputError
 
 NO_CLASSES = (
@@ -321,7 +321,7 @@ def _as_source(part: Any, name: str, *, weighs: bool) -> Source:
     if isinstance(part, Source):
         return part
     if is_column(part) or is_mapping(part) or is_frame(part):
-        return Values(part, dtype=np.float32 if weighs else None)
+        return Weights(part) if weighs else Values(part)
     if callable(part):
         return Function(part)
     raise InputError(

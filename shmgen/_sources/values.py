@@ -21,6 +21,10 @@ from shmgen.errors import InputError
 
 NAMES_SHOWN = 20
 
+NAN_REMEDY = (
+    "; leave such ids out; or, of targets, pass Values(..., dtype='float32') where it is meant, as by a loss that masks it"
+)
+
 BLOCK = 1 << 16
 """Numbers that are checked at once."""
 
@@ -31,7 +35,8 @@ class Values(BuiltinSource):
     Args:
         values: a mapping from id to value; or a list, an array, or a column of pandas, polars and the like; or a function of the
             id, which is called once for each id, in the main process.
-        dtype: of a row. Where left out, int64 if all values are whole numbers, else float32.
+        dtype: of a row. Where left out, int64 if all values are whole numbers, else float32. A value may be NaN where a dtype of
+            floats is given.
         n_classes: values are ints from 0 to ``n_classes - 1`` and become one-hot float32 rows; or they are such rows already.
         classes: values are names of classes, texts or ints, and become their positions in this list. ``"sorted"``: the list is
             that of all names in ``values``, also those of other ids, in sorted order. So training and validation have the same
@@ -57,6 +62,7 @@ class Values(BuiltinSource):
     """
 
     _must_be_ints = False
+    _may_be_nan = True
 
     def __init__(
         self,
@@ -84,7 +90,7 @@ class Values(BuiltinSource):
         """
         all_ids = ids.all if isinstance(ids, Subset) else ids
         column = self._column(all_ids, field)
-        checked = _Checked(all_ids, column, field)
+        checked = _Checked(all_ids, column, field, may_be_nan=self._may_be_nan and self._given_dtype is not None)
         classes = self.classes
         if self._sorts_classes:
             classes = _sorted_names(column if callable(self._values) else self._values) or checked.refuse_names()
@@ -147,6 +153,15 @@ class Values(BuiltinSource):
         self.classes = None if classes is None or self._sorts_classes else _names(classes)
         if self.classes is not None:
             _check_number(self.classes, n_classes)
+
+
+class Weights(Values):
+    """Values that weigh the loss, as float32: numbers, since one that is NaN would make the whole loss NaN."""
+
+    _may_be_nan = False
+
+    def __init__(self, values: Any) -> None:
+        super().__init__(values, np.float32)
 
 
 class Labels(Values):
@@ -213,8 +228,9 @@ class _Checked:
         axes: how many axes the values have as one array, that of the ids included; 0 if their shapes differ.
     """
 
-    def __init__(self, ids: Sequence[Any], column: Sequence[Any] | np.ndarray, field: str) -> None:
+    def __init__(self, ids: Sequence[Any], column: Sequence[Any] | np.ndarray, field: str, *, may_be_nan: bool = False) -> None:
         self._ids = ids
+        self._may_be_nan = may_be_nan
         self._column = column
         self._field = field
         self._array: np.ndarray | None = None
@@ -260,7 +276,7 @@ class _Checked:
         with np.errstate(over="ignore", invalid="ignore"):
             if together.dtype.kind in "biufc" and can_cast(together.dtype, given):
                 rows = _kept(together, given)
-                if not any(_lost(some, some.astype(given)).any() for some in _blocks(together)):
+                if not any(self._lost(some, some.astype(given)).any() for some in _blocks(together)):
                     return rows, given
             return self._one_by_one(given), given
 
@@ -282,12 +298,21 @@ class _Checked:
                 wider = f"; pass Values(..., dtype={array.dtype.name!r})" if array.dtype.kind in "biufc" else _remedy(value)
                 raise self._refused(id, f"dtype {dtype}", f"{value!r} of dtype {array.dtype}, {LOSSY_CAST}{wider}")
             rows.append(array.astype(dtype))
-            if _lost(array, rows[-1]).any():
+            if self._lost(array, rows[-1]).any():
                 if np.isnan(array).any():
-                    raise self._refused(id, "a number", repr(value))
+                    raise self._refused(id, "a number", f"{value!r}{NAN_REMEDY}")
                 wider = f"; pass Values(..., dtype={array.dtype.name!r})"
                 raise self._refused(id, f"a number that {dtype} holds", f"{value!r}{wider}")
         return np.stack(rows)
+
+    def _lost(self, values: np.ndarray, cast: np.ndarray) -> np.ndarray:
+        """Where ``cast`` has lost more than precision of ``values``, or is NaN and must not be."""
+        lost: np.ndarray = cast != values
+        if cast.dtype.kind not in "biu":  # those of ml_dtypes are of no kind of their own
+            lost = np.isinf(cast) & ~np.isinf(values)
+            if not self._may_be_nan:
+                lost |= np.isnan(cast)
+        return lost
 
     def positions_in(self, names: tuple[Any, ...], dtype: np.dtype[Any] | None) -> _Rows:
         """The values, which are among ``names``, as their positions there, of ``dtype``, or of int64."""
@@ -362,14 +387,6 @@ def _positions(values: Sequence[Any] | np.ndarray, position: dict[Any, int]) -> 
 
 def _ints(highest: int) -> type[np.signedinteger[Any] | np.unsignedinteger[Any]]:
     return np.int64 if highest < 1 << 63 else np.uint64
-
-
-def _lost(values: np.ndarray, cast: np.ndarray) -> np.ndarray:
-    """Where ``cast`` is NaN, or lost more than precision of ``values``."""
-    lost: np.ndarray = cast != values
-    if cast.dtype.kind not in "biu":  # those of ml_dtypes are of no kind of their own
-        lost = np.isnan(cast) | (np.isinf(cast) & ~np.isinf(values))
-    return lost
 
 
 def _remedy(value: object) -> str:

@@ -31,6 +31,11 @@ OF_ANOTHER_SHAPE = (
 
 OF_ANOTHER_DTYPE = "; pass dtype='{found}', so that rows have that, or return it in the rows' dtype"
 
+ONE_ROW = (
+    "with one input that has no name, a transform gets and returns its row alone; to change targets, too, name the inputs: with "
+    "inputs={'x': ...} it is called as transform(sample, rng), sample a dict of all rows by field"
+)
+
 NO_ROW = "; return an array of a row's shape, or say by dim and n_channels what shape rows have"
 
 SINGLE = "; where a function returns several arrays, leave its dim, n_channels and dtype out"
@@ -165,6 +170,8 @@ class SampleAssembler:
             for name, shape in sample.varied.items():
                 where = self._readings[name].reader.place(id)
                 error.add_note(f"(the sample has shape {shape} in field {name!r}, {where})")
+        if sample.where.startswith("transform of") and isinstance(error, IndexError) and "only integers" in str(error):
+            error.add_note(f"({ONE_ROW})")  # a row was taken for a dict
         found = getattr(error, "from_", None)
         if reading is None and found is not None and type(error).__qualname__ == "_UFuncOutputCastingError":
             # NumPy's own, as of x /= 255 where rows are ints.
@@ -194,6 +201,8 @@ class SampleAssembler:
             result = function(given, rng)
             if result is None:
                 result = given
+            if isinstance(result, Mapping) or (isinstance(result, tuple) and any(hasattr(part, "shape") for part in result)):
+                raise FormatError(f"expected a row, found a {type(result).__name__} of {len(result)}; {ONE_ROW}")
             if result is not row:
                 self._write(sample, name, row, result, given)
         if self._sample_transform is not None:
