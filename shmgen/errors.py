@@ -148,6 +148,8 @@ class WorkerDied(ShmgenError):
         hint = ""
         if self.exitcode == -signal.SIGKILL:
             hint = "; the kernel does that when memory runs out: try a smaller batch_size, fewer slots or fewer workers"
+        elif self.exitcode == -signal.SIGBUS:
+            hint = ": a file that it has mapped was truncated while it was read, or the memory of the ring is gone"
         return f"{who} was killed by {_signal_name(-self.exitcode)}{hint}"
 
 

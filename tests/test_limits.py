@@ -122,7 +122,7 @@ with limited(resource.RLIMIT_NOFILE, room_for(0)):
     assert re.match(f"StartError: a worker that has died can't be replaced: {advice}", replaced)
 
 
-@pytest.mark.parametrize("kind", ["files", "rows", "function", "source"])
+@pytest.mark.parametrize("kind", ["files", "function", "source"])
 def test_no_descriptor_in_a_worker(folder: Callable, script: Callable, kind: str) -> None:
     """What reads there, ours or the user's: the error names the sample, and that limit."""
     code = f"""
@@ -134,15 +134,9 @@ class Own(shmgen.Source):
     def fill(self, ids, rows):
         for row, id in zip(rows, ids): row[:] = read(id)
 
-np.save(f"{{DATA}}/all.npy", np.zeros((64, 3)))
-options = dict(
-    files=dict(), rows=dict(source=shmgen.NpyRows(f"{{DATA}}/all.npy"), list_IDs=range(64), labels=range(64)),
-    function=dict(source=read), source=dict(source=Own()),
-)[{kind!r}]
-options = {{"list_IDs": IDS, "labels": LABELS, **options}}
-one = Loader(**options, data_dir=DATA, workers=1, shuffle=False, batch_size=1)
+options = dict(files=dict(), function=dict(source=read), source=dict(source=Own()))[{kind!r}]
+one = Loader(IDS, LABELS, **options, data_dir=DATA, workers=1, shuffle=False, batch_size=1)
 one.batch(0)
-np.save(f"{{DATA}}/all.npy", np.zeros((64, 3)))  # it is opened anew
 with limited(resource.RLIMIT_NOFILE, 3, one.state.workers[0].pid):
     say(tried(lambda: list(one)))
 one.close()
@@ -150,7 +144,7 @@ one.close()
     run = script(LIMITS + code, folder(64, (3,)))
 
     assert run.end() == 0, run.err
-    kind = "SampleError" if kind in ("files", "rows") else "FunctionError"
+    kind = "SampleError" if kind == "files" else "FunctionError"
     assert re.match(
         rf"{kind}: .*Too many open files.*this process may have 3 files open \(ulimit -n\): close what is no", run.out
     )

@@ -9,41 +9,20 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from shmgen import InputError
 from shmgen._samples import packed_ids
 from shmgen._samples.ids import Subset, kept, take
 from shmgen._samples.packed_ids import BLOCK, PackedIds
 
 ROOT = Path(__file__).parents[1]
-
-
-class Named(str):
-    """A text with more to it."""
-
-    extra: object = None
-
-
-class Level(IntEnum):
-    """An int with a name."""
-
-    LOW = 1
-
-
-def named(text: str, extra: object) -> Named:
-    made = Named(text)
-    made.extra = extra
-    return made
 
 
 TEXTS = ["a", "", "cats/001", "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "\N{PILE OF POO}", "two words\n"]
@@ -54,24 +33,20 @@ KINDS: dict[str, Any] = {
     "texts-of-all-scripts": TEXTS,
     "texts-with-nul": ["a\0b", "\0", "", "\0\0", "c\0"],
     "surrogates": ["plain", os.fsdecode(b"caf\xe9"), "\ud83d\ude00", "\ud800", os.fsdecode(b"\xff\xfe")],
-    "texts-one-of-another-kind": ["a", named("b", 1), "c"],
-    "text-subclass": [named("a", 1), named("b", [2])],
-    "texts-and-ints": ["a", 1, b"x", 1 << 70],
+    "texts-and-ints": ["a", 1, "", -(1 << 70), b"b\0", "\ud800"],
     "ints": [3, -1, 0, 1 << 62],
     "int-bounds": [-(1 << 63), (1 << 63) - 1, 0],
     "ints-up-to-64-bits": [0, (1 << 64) - 1, 1 << 63],
     "ints-beyond-64-bits": [1, 1 << 64, -(10**30)],
     "ints-of-both-ends": [-1, (1 << 64) - 1],
-    "int-subclass": [Level.LOW, Level.LOW],
     "bytes": [b"a", b"", b"\0\xff", b"\0"],
     "bytes-and-text": [b"a", "a"],
-    "paths": [Path("a/b"), Path("c")],
     "numpy-texts": [np.str_("a"), np.str_("b\ud800")],
     "numpy-ints": [np.int64(3), np.uint8(200), np.int16(-2)],
     "array-of-texts": np.array(TEXTS),
     "array-of-texts-with-nul": np.array(["a\0b", "\0c", "d"]),
     "array-of-bytes": np.array([b"a", b"bcd", b""]),
-    "array-of-objects": np.array(["a", 1, b"x"], object),
+    "array-of-objects": np.array(["a", "b"], object),
     "array-backwards": np.arange(5)[::-1],
     "range": range(3, 50, 7),
     "range-backwards": range(5, -6, -2),
@@ -108,11 +83,8 @@ def attached(packed: PackedIds) -> PackedIds:
 
 
 def same(found: list[Any], ids: list[Any]) -> bool:
-    """Whether these are the same objects: of the same types, with the same values and attributes."""
-    return repr(found) == repr(ids) and all(
-        type(one) is type(other) and one == other and getattr(one, "extra", None) == getattr(other, "extra", None)
-        for one, other in zip(found, ids, strict=True)
-    )
+    """Whether these are the same ids, of the same types."""
+    return found == ids and list(map(type, found)) == list(map(type, ids))
 
 
 @pytest.mark.parametrize("ids", KINDS.values(), ids=KINDS)
@@ -140,7 +112,7 @@ def test_ids_of_several_blocks(pack: Callable, kind: str) -> None:
         "an array of texts": np.array(texts),
         "ints": [number - 5 for number in range(count)],
         "an array of ints": np.arange(count) * 3,
-        "mixed": [*range(count - 1), "x"],
+        "mixed": [number if number % 3 else str(number) for number in range(count)],
         "bytes": [b"%d" % number for number in range(count)],
     }
     ids = kept(made[kind])
@@ -151,7 +123,7 @@ def test_ids_of_several_blocks(pack: Callable, kind: str) -> None:
 @pytest.mark.parametrize("number", [3, -1 << 40])
 def test_a_number_that_is_none(pack: Callable, number: int) -> None:
     """A number of no sample is an error and no other bytes."""
-    for ids in (["a", "b", "c"], [1, 2, 3], range(3), [b"a", b"b", b"c"], [(1,), (2,), (3,)]):
+    for ids in (["a", "b", "c"], [1, 2, 3], range(3), [b"a", b"b", b"c"], [1, "a", b"b"]):
         with pytest.raises(IndexError):
             pack(ids).take([number])
 
@@ -186,8 +158,8 @@ def in_a_worker(packed: PackedIds, path: str = "") -> tuple[list[Any], list[str]
 
 @pytest.mark.parametrize(
     "ids",
-    [range(5), TEXTS, np.array(TEXTS), ["\ud800"], [b"a", b""], [1, -2], np.arange(3, dtype=np.uint16), [1, "a", b"x"]],
-    ids=["range", "texts", "array-of-texts", "surrogates", "bytes", "ints", "array-of-ints", "others"],
+    [range(5), TEXTS, np.array(TEXTS), ["\ud800"], [b"a", b""], [1, -2], np.arange(3, dtype=np.uint16), [1, "a"]],
+    ids=["range", "texts", "array-of-texts", "surrogates", "bytes", "ints", "array-of-ints", "mixed"],
 )
 def test_a_worker_needs_nothing_else(pack: Callable, ids: Any) -> None:
     """A lean process that has inherited the descriptor finds the ids, and imports neither NumPy nor what only packing needs."""
@@ -256,90 +228,6 @@ def test_looking_up_takes_no_time(pack: Callable) -> None:
         packed.take(numbers)
         best = min(best, time.perf_counter() - start)
     assert best < 20e-6
-
-
-@pytest.mark.parametrize(
-    ("id", "why"),
-    [
-        (threading.Lock(), "TypeError: cannot pickle"),
-        (lambda: 1, "Can't pickle|Can't get local object"),
-    ],
-)
-@pytest.mark.parametrize("place", [0, BLOCK + 5])
-def test_an_id_that_cannot_be_sent(id: Any, why: str, place: int) -> None:
-    """It is named when ids are packed, with why, and what to do; nothing stays open."""
-    ids: list[Any] = [*range(place), id, 3]
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(InputError, match=rf"(?s)^id .*can't be sent to a worker process: .*({why}).*workers=0"):
-        PackedIds.pack(ids)
-    assert os.listdir("/proc/self/fd") == before
-
-
-def test_an_id_of_a_class_that_is_only_found_later(pack: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A class is imported when an id is taken, not before: a worker gets its path later; where there is none, it says so."""
-    (tmp_path / "own_ids.py").write_text("class Own:\n    pass\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    import own_ids  # type: ignore[import-not-found]
-
-    packed = pack([own_ids.Own(), own_ids.Own()])
-    monkeypatch.delitem(sys.modules, "own_ids")
-    sys.path.remove(str(tmp_path))
-    other = attached(packed)
-    with pytest.raises(InputError, match=r"(?s)can't be unpickled in a worker process: ModuleNotFoundError.*own_ids.*imported"):
-        other.take([1])
-    sys.path.insert(0, str(tmp_path))
-    assert type(other.take([1])[0]).__name__ == "Own"
-
-
-SCRIPT = """
-import enum, pickle, subprocess, sys
-from dataclasses import dataclass
-from shmgen._samples.packed_ids import PackedIds
-
-class Side(enum.Enum):
-    LEFT = 1
-
-@dataclass(frozen=True)
-class Scan:
-    patient: int
-    side: Side = Side.LEFT
-    def name(self):
-        return f"{self.patient}-{make(1).patient}"
-
-class Odd:
-    def __reduce__(self):
-        return make, (7,)
-
-def make(patient):
-    return Scan(patient)
-
-ids = [Scan(1), (Scan(2), "__main__"), "__main__", Side.LEFT, Odd()]
-packed = PackedIds.pack(ids)
-assert packed.take(range(4)) == ids[:4] and packed.take([0])[0].__class__ is Scan
-code = '''
-import pickle, sys
-sys.path.append(sys.argv[2])
-packed = pickle.load(sys.stdin.buffer)
-packed.attach(int(sys.argv[1]))
-sys.path[:] = sys.argv[3:]
-scan, (other, text), main, left, odd = packed.take(range(5))
-[again] = packed.take([1])
-same = type(scan) is type(other) is type(odd) is type(again[0])
-print(scan.name(), same, text, main, left is scan.side, odd.patient, again == (other, text))
-'''
-command = [sys.executable, "-S", "-c", code, str(packed.fd), ROOT, *sys.path]
-subprocess.run(command, input=pickle.dumps(packed), pass_fds=[packed.fd], check=True)
-"""
-
-
-def test_ids_of_classes_of_the_script(tmp_path: Path) -> None:
-    """What a script defines is sent with its ids, once: a worker, which does not run it, has the same classes for all of them."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.replace("ROOT", repr(str(ROOT))))
-    run = subprocess.run(
-        [sys.executable, script], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
-    assert (run.stdout, run.stderr) == ("1-1 True __main__ __main__ True 7 True\n", "")
 
 
 def test_no_one_can_change_what_is_packed(pack: Callable) -> None:

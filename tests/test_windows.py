@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_readers import reader
 
 from shmgen import InputError, Loader, NpyRows, Remote, SampleError
-from shmgen._sources.windows import Windows
+from shmgen._sources.row_file import Windows
 
 SERIES = np.arange(300, dtype=np.int32).reshape(100, 3)
 
@@ -182,7 +182,7 @@ def test_windows_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
             r"id 0: expected at least 101 rows in .*series\.npy, for windows of 90 rows, 1 apart, from row 11 on, found 100",
         ),
         ({"window": 8}, ["a"], "id 'a': expected the number"),
-        ({"window": 8, "ids": "all.ids"}, [0], "ids: expected without window, stride and offset"),
+        ({"window": 8, "ids": "all.ids"}, [0], "ids: expected without window, stride, offset and series"),
     ],
 )
 def test_windows_that_are_not_there(series: Path, options: dict[str, Any], ids: Any, text: str) -> None:

@@ -6,21 +6,16 @@ Workers import this module, attach to what was packed, and take ids of it; for n
 from __future__ import annotations
 
 import errno
-import io
 import mmap
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
-from types import FunctionType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from shmgen._memory import nameless
 from shmgen._memory.limit_errors import FILES, MAPPING, named
 from shmgen._memory.limits import available
-from shmgen._sources.base import error_text
-from shmgen.errors import InputError, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,10 +25,10 @@ BLOCK = 1 << 16
 
 WORD_BYTES = 8
 
-RANGE, TEXTS, BYTES, PICKLED = "range", "texts", "bytes", "pickles"
+RANGE, TEXTS, BYTES, MIXED = "range", "texts", "bytes", "mixed"
 """How ids are kept; ints that are no range are kept as words of a type that `memoryview.cast` knows by a letter."""
 
-JOINED = TEXTS, BYTES, PICKLED
+JOINED = TEXTS, BYTES, MIXED
 """Those that differ in length."""
 
 
@@ -41,22 +36,20 @@ class PackedIds:
     """The ids of all samples, to be looked up by the number of the sample.
 
     A range takes no memory; ints take 8 bytes each, or what they take in the array that they came in; texts and bytes their own
-    bytes and 8 each; others the bytes of their pickles and 8 each.
+    bytes and 8 each. Where ids are of several types, or ints of more than 64 bits, each has a byte more that says its type.
 
     Made by `pack` in the main process. Pickled, it holds all that another process needs but the memory, to which that process
     attaches by an inherited descriptor.
 
     Attributes:
-        fd: descriptor of the memory, which no one can write to any more, to be inherited by workers; -1 where none is needed.
+        fd: descriptor of the memory, which is sealed against writing, to be inherited by workers; -1 where none is needed.
     """
 
-    def __init__(self, kind: str, count: int, numbers: range = range(0), classes: bytes = b"") -> None:
+    def __init__(self, kind: str, count: int, numbers: range = range(0)) -> None:
         self.fd = -1
         self._kind = kind
         self._count = count
         self._range = numbers
-        self._classes = classes
-        self._own: list[Any] | None = None
         # For texts and the like: the position of each one's first byte in the memory, and of the byte behind the last.
         self._words: memoryview | range = numbers
         self._memory: mmap.mmap | bytes = b""
@@ -68,14 +61,13 @@ class PackedIds:
         return f"{self._count:,} ids, kept as {self._kind}"
 
     def __reduce__(self) -> Any:
-        return type(self), (self._kind, self._count, self._range, self._classes)
+        return type(self), (self._kind, self._count, self._range)
 
     @classmethod
     def pack(cls, ids: Sequence[Any]) -> Self:
         """Pack ``ids``, as `shmgen._samples.ids.kept` makes them.
 
         Raises:
-            InputError: one can't be pickled.
             OSError: there is not enough memory.
         """
         import numpy as np
@@ -93,17 +85,8 @@ class PackedIds:
             for letter in "qQ":
                 with suppress(OverflowError):
                     return cls._written(letter, len(ids), _words(ids, letter))
-        kind = TEXTS if kinds == {str} else BYTES if kinds == {bytes} else PICKLED
-        if kind in _PACKERS:
-            return cls._written(kind, len(ids), _joined(ids, _PACKERS[kind]))
-        pickler = _Pickler()
-        packed = cls._written(kind, len(ids), _joined(ids, pickler.pickles))
-        try:
-            packed._classes = pickler.classes()
-        except BaseException:
-            packed.close()
-            raise
-        return packed
+        kind = TEXTS if kinds == {str} else BYTES if kinds == {bytes} else MIXED
+        return cls._written(kind, len(ids), _joined(ids, _PACKERS[kind]))
 
     @classmethod
     def _written(cls, kind: str, count: int, blocks: Iterable[_Block]) -> Self:
@@ -139,38 +122,19 @@ class PackedIds:
             self._words = memoryview(self._memory).cast(self._kind)  # type: ignore[call-overload]
 
     def take(self, numbers: Iterable[int]) -> list[Any]:
-        """The ids of the samples of these numbers, as they were before they were packed.
-
-        Raises:
-            InputError: one can't be unpickled in this process.
-        """
+        """The ids of the samples of these numbers, as they were before they were packed."""
         words, memory = self._words, self._memory
         if self._kind not in JOINED:
             return list(map(words.__getitem__, numbers))
         found = [memory[words[number] : words[number + 1]] for number in numbers]
         if self._kind == BYTES:
             return found
-        if self._kind == PICKLED:
-            return list(map(self._unpickled, found))
+        if self._kind == MIXED:
+            return list(map(_untagged, found))
         try:
             return list(map(bytes.decode, found))
         except UnicodeDecodeError:  # surrogates, as `os.fsdecode` makes them; to allow for them always would take twice the time
             return [data.decode("utf-8", "surrogatepass") for data in found]
-
-    def _unpickled(self, data: bytes) -> Any:
-        try:
-            if not self._classes:
-                return pickle.loads(data)
-            if self._own is None:
-                self._own = pickle.loads(self._classes)
-            unpickler = _OwnUnpickler(io.BytesIO(data))
-            unpickler.own = self._own
-            return unpickler.load()
-        except Exception as error:
-            raise InputError(
-                f"an id can't be unpickled in a worker process: {error_text(error)}; pass texts or ints, define the class of the "
-                "ids in a module that can be imported, or use workers=0"
-            ) from error
 
     def close(self) -> None:
         """Release the descriptor and the memory; may be called again."""
@@ -251,66 +215,21 @@ def _bytes(ids: list[bytes]) -> tuple[bytes, np.ndarray]:
     return b"".join(ids), _sizes(ids)
 
 
-_PACKERS: dict[str, _Packer] = {TEXTS: _texts, BYTES: _bytes}
+def _mixed(ids: list[str | bytes | int]) -> tuple[bytes, np.ndarray]:
+    return _bytes(list(map(_tagged, ids)))
 
 
-class _Pickler:
-    """Pickles ids one by one.
-
-    No worker can import what the user's script defines. The classes of it that ids need are pickled apart from them, once.
-    """
-
-    def __init__(self) -> None:
-        self._own: dict[Any, int] = {}
-
-    def pickles(self, ids: list[Any]) -> tuple[bytes, np.ndarray]:
-        return _bytes(list(map(self._pickle, ids)))
-
-    def classes(self) -> bytes:
-        """The classes and functions of the script that ids need, in the order of their numbers; empty if there are none."""
-        if not self._own:
-            return b""
-        import cloudpickle
-
-        try:
-            return cloudpickle.dumps(list(self._own))  # type: ignore[no-any-return]
-        except Exception as error:
-            raise _refused("what ids need of the script", error) from error
-
-    def _pickle(self, id: Any) -> bytes:
-        try:
-            data = pickle.dumps(id, pickle.HIGHEST_PROTOCOL)
-            if b"__main__" not in data:
-                return data
-            buffer = io.BytesIO()
-            pickler = _OwnPickler(buffer, pickle.HIGHEST_PROTOCOL)
-            pickler.own = self._own
-            pickler.dump(id)
-            return buffer.getvalue()
-        except Exception as error:
-            raise _refused(f"id {id!r}", error) from error
+_PACKERS: dict[str, _Packer] = {TEXTS: _texts, BYTES: _bytes, MIXED: _mixed}
 
 
-class _OwnPickler(pickle.Pickler):
-    own: dict[Any, int]
-
-    def persistent_id(self, obj: Any) -> int | None:
-        if isinstance(obj, type | FunctionType) and obj.__module__ == "__main__":
-            return self.own.setdefault(obj, len(self.own))
-        return None
+def _tagged(id: str | bytes | int) -> bytes:
+    """An id as bytes, the first of which says its type."""
+    if isinstance(id, str):
+        return b"s" + id.encode("utf-8", "surrogatepass")
+    return b"b" + id if isinstance(id, bytes) else b"i%x" % id
 
 
-class _OwnUnpickler(pickle.Unpickler):
-    own: list[Any]
-
-    def persistent_load(self, pid: Any) -> Any:
-        return self.own[pid]
-
-
-def _refused(what: str, error: Exception) -> InputError:
-    return InputError(
-        printable(
-            f"{what} can't be sent to a worker process: {error_text(error)}; pass ids that can be pickled, such as texts or "
-            "ints, or use workers=0"
-        )
-    )
+def _untagged(data: bytes) -> str | bytes | int:
+    if data[:1] == b"s":
+        return data[1:].decode("utf-8", "surrogatepass")
+    return data[1:] if data[:1] == b"b" else int(data[1:], 16)

@@ -54,6 +54,11 @@ class Reader:
         draws: whether `read` needs a generator of random numbers.
         reads_one_by_one: whether the next rows should be read by `read`, one by one, rather than by `fill`.
         leaves_out: whether it may fill only a part of a row, so that rows must be set to 0 before.
+
+    Examples:
+        >>> reader = Npy("data").bind(ids)
+        >>> reader.shape, reader.dtype, reader.place("id-3")
+        ((4, 3), '<f4', '...data/id-3.npy')
     """
 
     shape: tuple[int, ...]
@@ -74,8 +79,12 @@ class Reader:
     def reads_one_by_one(self) -> bool:
         return False
 
-    def opened(self) -> Self:
-        """A copy for one thread of the process that reads, ready to read."""
+    def opened(self, *, in_worker: bool = False) -> Self:
+        """A copy for one thread of the process that reads, ready to read.
+
+        Args:
+            in_worker: whether that is a worker, and not the main process, in which nothing may be done that could end it.
+        """
         return copy(self)
 
     def fill(self, keys: Any, rows: Any, begun: Any, *, io_waits: bool = False) -> list[int] | None:
@@ -206,7 +215,7 @@ class SourceReader(Reader):
     def reads_one_by_one(self) -> bool:
         return not self._fills_many
 
-    def opened(self) -> Self:
+    def opened(self, *, in_worker: bool = False) -> Self:
         reader = copy(self)
         reader.user_code = copy(self.user_code)
         reader.user_code.open()

@@ -21,6 +21,7 @@ from shmgen._samples.sample_spec import RowSpec, SampleSpec
 from shmgen._sources.base import row_of
 from shmgen._sources.folder import Files, FolderReader, FolderSource
 from shmgen._sources.npy_format import (
+    CHANGED,
     LONGEST,
     OPEN_FLAGS,
     File,
@@ -56,8 +57,6 @@ OF_ANOTHER_SHAPE = (
     "; dim and n_channels say what is expected, and left out they are the first file's. Where files vary in size, give dim, and "
     "a transform that makes rows of them, or a pad_value"
 )
-
-CHANGED = "expected a file that does not change while it is read, found one that was written to meanwhile"
 
 _spare = Semaphore(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 """How many files all readers of this process may open ahead: so none of them lacks a descriptor for the file that it is at."""

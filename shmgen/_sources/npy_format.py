@@ -43,6 +43,8 @@ File = int | memoryview
 
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
+CHANGED = "expected a file that does not change while it is read, found one that was written to meanwhile"
+
 
 class Header(NamedTuple):
     """What the header of an ``.npy`` file says.

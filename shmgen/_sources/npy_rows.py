@@ -7,27 +7,20 @@ without NumPy starts three times sooner.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from shmgen._checks import check_int
 from shmgen._samples.sample_spec import check_dtype, check_numbers, dtype_of, dtype_text
 from shmgen._sources.base import BuiltinSource, Reader, row_of
-from shmgen._sources.npy_format import (
-    OPEN_FLAGS,
-    Header,
-    explain,
-    read_header,
-    read_header_of,
-    read_whole,
-    remote_header,
-)
-from shmgen._sources.windows import Windows, spread
+from shmgen._sources.npy_format import Header, explain, read_header, read_header_of, read_whole, remote_header
+from shmgen._sources.row_file import RowFile, RowLayout, Windows, runs, spread
 from shmgen.errors import FormatError, InputError, SampleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Sequence
     from typing import Self
 
     from numpy.typing import DTypeLike
@@ -45,9 +38,14 @@ class NpyRows(BuiltinSource):
         file: the file, in C order. It may be larger than memory. Or its URL, or `Remote` of it: rows are got by themselves,
             neighbours together.
         dtype: of a row, if it is one of ml_dtypes, such as bfloat16, which a file does not name. Rows are not cast.
-        window: a sample is so many of the file's rows, one after the other. None: it is one row, without an axis for them.
+        columns: which elements of a row's last axis a sample has, in this order, as of a table; an int for one column, without an
+            axis for it. None: all.
+        window: a sample is this number of the file's rows, one after the other. None: it is one row, without an axis for them.
         stride: rows from the begin of one sample to that of the next: sample k begins at row ``offset + k * stride``.
-        offset: the row at which sample 0 begins. With that of what follows a window, the same ids give what is to be forecast.
+        offset: the row at which sample 0 begins, in each series.
+        step: rows from one row of a window to the next.
+        series: how many rows each series has, where the file has several, one after the other. No window lies in two of them;
+            samples are numbered through all.
         ids: a text file of the rows' ids, or its URL, or `Remote` of it: a line each, as `shmgen pack` writes it beside the rows.
             It is read once; workers know the numbers of rows, at no more than 4 bytes an id (8 from 2³² rows on), once for all.
 
@@ -61,13 +59,13 @@ class NpyRows(BuiltinSource):
         ((4, 4, 3), array([0., 1., 2., 3.], dtype=float32))
         >>> loader = Loader(ids, batch_size=4, source=NpyRows("all.npy", ids="all.ids"), shuffle=False)
 
-        Six rows, every other one, and the two that follow them:
+        Windows of six rows, and of each the row that follows it, to be forecast:
 
-        >>> past, future = NpyRows("all.npy", window=6, stride=2), NpyRows("all.npy", window=2, stride=2, offset=6)
-        >>> loader = Loader(range(len(future)), future, batch_size=4, source=past, shuffle=False)
+        >>> past, future = NpyRows("all.npy", window=6, stride=2).forecast()
+        >>> loader = Loader(range(len(past)), future, batch_size=4, source=past, shuffle=False)
         >>> X, y = loader.batch(0)
-        >>> X.shape, X[1, :, 0, 0], y[1, :, 0, 0]
-        ((4, 6, 4, 3), array([2., 3., 4., 5., 6., 7.], dtype=float32), array([8., 9.], dtype=float32))
+        >>> X.shape, X[1, :, 0, 0], y[1, 0, 0]
+        ((4, 6, 4, 3), array([2., 3., 4., 5., 6., 7.], dtype=float32), np.float32(8.0))
     """
 
     def __init__(
@@ -75,9 +73,12 @@ class NpyRows(BuiltinSource):
         file: str | os.PathLike[str] | Remote,
         dtype: DTypeLike | None = None,
         *,
+        columns: int | Iterable[int] | None = None,
         window: int | None = None,
         stride: int = 1,
         offset: int = 0,
+        step: int = 1,
+        series: Iterable[int] | None = None,
         ids: str | os.PathLike[str] | Remote | None = None,
     ) -> None:
         from shmgen._storage.remote import local_or_remote
@@ -87,12 +88,39 @@ class NpyRows(BuiltinSource):
             None if window is None else check_int(window, "window", 1),
             check_int(stride, "stride", 1),
             check_int(offset, "offset", 0),
+            check_int(step, "step", 1),
+            series=None if series is None else [check_int(length, "series", 0) for length in series],
         )
+        if window is None and step != 1:
+            raise InputError("step: expected with window, since it says which rows a window has")
+        self._columns = _checked_columns(columns)
         given = check_dtype(dtype)
         self._given = None if given is None else dtype_text(given)
         if ids is not None and not self._windows.is_plain:
-            raise InputError("ids: expected without window, stride and offset, since ids name rows, and windows have numbers")
+            raise InputError("ids: expected without window, stride, offset and series: ids name rows, and windows have numbers")
         self._ids: Place | None = None if ids is None else local_or_remote(ids)
+
+    def forecast(
+        self, rows: int = 1, *, window: int | None = None, columns: int | Iterable[int] | None = None
+    ) -> tuple[NpyRows, NpyRows]:
+        """Two sources of the same samples: these windows, and what is to be forecast of each; only of windows that have both.
+
+        Args:
+            rows: how far ahead: from the last row of a window to the first that is forecast.
+            window: rows that are forecast of each; None for one, without an axis for it.
+            columns: of these rows; None for all.
+
+        Examples:
+            >>> past, future = NpyRows("all.npy", window=10).forecast(2, columns=0)
+            >>> len(past), len(future)
+            (5, 5)
+        """
+        past, future = copy(self), copy(self)
+        past._windows, future._windows = self._windows.after(
+            check_int(rows, "rows", 1), None if window is None else check_int(window, "window", 1)
+        )
+        future._columns = _checked_columns(columns)
+        return past, future
 
     def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> NpyRowsReader:
         """Read the header, and check that the file has all the rows.
@@ -100,17 +128,18 @@ class NpyRows(BuiltinSource):
         Raises:
             InputError: the file can't be read, or is of another format, or has no row of an id's number.
         """
-        header, version = self._header()
+        header, raw, version = self._header()
         keys = None
         if self._ids is None:
             self._check_numbers(ids, header.shape[0])
         else:
             from shmgen._samples.row_ids import RowIds  # late: workers look up no ids
 
-            with RowIds(self._ids) as lines:
-                keys = lines.rows(ids, header.shape[0])
-        file = _File(self.file, self._remote, header, version, self._given)
-        return NpyRowsReader(file, self._windows, keys, self._ids)
+            keys = RowIds(self._ids).rows(ids, header.shape[0])
+        reader = NpyRowsReader(self.file, self._remote, raw, version, header, self._given, self._windows, self._columns)
+        reader.keys = keys
+        reader.ids = self._ids
+        return reader
 
     def __len__(self) -> int:
         """How many samples the file has: ``range(len(source))`` are the ids of all.
@@ -120,16 +149,22 @@ class NpyRows(BuiltinSource):
         """
         return self._windows.count(self._header()[0].shape[0])
 
-    def _header(self) -> tuple[Header, object]:
-        """The header, read by the main process, and the version of a remote file."""
+    def _header(self) -> tuple[Header, bytes, object]:
+        """The header, read by the main process, its bytes, and the version of a remote file."""
         version: object = None
+        windows = self._windows
         try:
             if self._remote is None:
-                header, _ = read_header_of(self.file)
+                header, raw = read_header_of(self.file)
             else:
                 self._remote.prepare()
-                header, _, version = remote_header(self._remote, "", in_parts=True)
-            return _checked(header, self._given), version
+                header, raw, version = remote_header(self._remote, "", in_parts=True)
+            header = _checked(header, self._given)
+            if windows.series is not None and sum(windows.series) != header.shape[0]:
+                raise FormatError(f"expected series of {header.shape[0]:,} rows together, found {sum(windows.series):,}")
+            if self._columns is not None:
+                _check_columns(self._columns, header.shape)
+            return header, raw, version
         except (OSError, ValueError, FormatError) as error:
             raise InputError(f"{'file ' if self._remote is None else ''}{self.file}: {explain(error)}") from None
         finally:
@@ -155,54 +190,61 @@ class NpyRows(BuiltinSource):
             raise InputError(f"id {id}: expected {self._windows.expected(self.file, rows)}")
 
 
-class _File(NamedTuple):
-    """The file that rows are in.
-
-    Attributes:
-        place: its path, or its URL.
-        remote: what it is read from, if it is behind a URL.
-        header: its own.
-        version: of a remote file.
-        dtype: of a row, as given.
-    """
-
-    place: str
-    remote: Remote | None
-    header: Header
-    version: object
-    dtype: str | None
-
-
 class NpyRowsReader(Reader):
     """Reads rows of one file.
 
     Args:
-        file: that they are in.
+        file: its path, or its URL.
+        remote: what it is read from, if it is behind a URL.
+        raw: the bytes of its header.
+        version: of a remote file.
+        header: its own.
+        given: the dtype of its elements, as given.
         windows: which of its rows are a sample.
-        keys: the numbers of samples, where ids are texts.
-        ids: the file of these texts.
+        columns: which elements of a row's last axis are, or which one is.
 
     Attributes:
-        file: path or URL of the file.
+        file: see above.
+        ids: the file of the rows' ids; None where ids are numbers.
     """
 
     takes_bytes = True
     concurrent = True
+    ids: Place | None = None
 
-    def __init__(self, file: _File, windows: Windows, keys: Any, ids: Place | None) -> None:
-        self.shape = windows.shape(file.header.shape)
-        self.dtype = dtype_text(file.header.dtype.newbyteorder("="))
-        self.keys = keys
-        self.file = file.place
-        self._remote, self._version, self._given = file.remote, file.version, file.dtype
-        self._header_bytes, self._rows, self._is_native = file.header.size, file.header.shape[0], file.header.dtype.isnative
-        self._windows = windows
-        self._ids = ids
-        self._open: _Open | None = None
+    def __init__(
+        self,
+        file: str,
+        remote: Remote | None,
+        raw: bytes,
+        version: object,
+        header: Header,
+        given: str | None,
+        windows: Windows,
+        columns: int | tuple[int, ...] | None,
+    ) -> None:
+        self.file = file
+        self.dtype = dtype_text(header.dtype.newbyteorder("="))
+        shape = windows.shape(header.shape)
+        self.shape = shape if columns is None else shape[:-1] if isinstance(columns, int) else (*shape[:-1], len(columns))
+        self._layout = RowLayout(
+            header.size,
+            header.shape[0],
+            header.shape[1:],
+            dtype_text(header.dtype),
+            header.data_bytes // header.shape[0],
+            windows.length,
+            windows.step,
+            windows.stride,
+            columns,
+        )
+        self._remote, self._raw, self._version, self._given, self._windows = remote, raw, version, given, windows
+        self._in_worker = False
+        self._open: RowFile | None = None
 
-    def opened(self) -> Self:
+    def opened(self, *, in_worker: bool = False) -> Self:
         reader = copy(self)
-        reader._open = None
+        reader._open, reader._in_worker = None, in_worker
         return reader
 
     def fill(self, keys: Sequence[int], rows: memoryview, begun: Any, *, io_waits: bool = False) -> None:
@@ -212,96 +254,102 @@ class NpyRowsReader(Reader):
             SampleError: the file can't be read, or is not the one that `NpyRows.bind` saw.
         """
         try:
+            firsts = self._windows.firsts(keys)
             if self._remote is None:
-                self._read(self._opened(), keys, rows, begun, io_waits)
+                (self._open or self._opened()).fill(firsts, rows, begun, io_waits=io_waits)
+            elif self._layout.is_whole:
+                self._fetch(self._remote, firsts, rows, begun)
             else:
-                self._fetch(self._remote, keys, rows, begun)
-            if not self._is_native:
-                import numpy as np
-
-                np.frombuffer(rows, self.dtype).byteswap(inplace=True)
+                spans = memoryview(bytearray(len(keys) * self._layout.span * self._layout.row_bytes))
+                self._fetch(self._remote, firsts, spans, begun)
+                self._layout.pick(spans, rows)
         except (OSError, ValueError, FormatError) as error:
             raise SampleError(keys[row_of(begun[0]) or 0], self.file, explain(error)) from None
 
     def place(self, id: Any) -> str:
         row = id
-        if self._ids is not None:
+        if self.ids is not None:
             from shmgen._samples.row_ids import row_of_id
 
-            row = row_of_id(self._ids, id)
+            row = row_of_id(self.ids, id)
         return f"{self._windows.named(row)} of {'file ' if self._remote is None else ''}{self.file}"
 
-    def _read(self, fd: int, ids: Sequence[int], rows: memoryview, begun: Any, io_waits: bool) -> None:
-        row_bytes = len(rows) // len(ids)
-        first, step = self._windows.bytes(self._header_bytes, row_bytes)
-        for start, stop in _runs(ids, range(len(ids))) if io_waits else ():
-            os.posix_fadvise(fd, first + ids[start] * step, (stop - start - 1) * step + row_bytes, os.POSIX_FADV_WILLNEED)
-        neighbours = ids[-1] - ids[0] == len(ids) - 1 and list(ids) == list(range(ids[0], ids[-1] + 1))
-        # If rows are missing, they are read one by one, to know which is the first.
-        if not neighbours or step > row_bytes or not _read_together(fd, first + ids[0] * step, step, rows, row_bytes):
-            preadv = os.preadv
-            start = 0
-            for begun[0], id in enumerate(ids, 1):
-                row = rows[start : start + row_bytes]
-                start += row_bytes
-                if preadv(fd, (row,), first + id * step) != row_bytes:
-                    read_whole(fd, row, first + id * step)
+    def _opened(self) -> RowFile:
+        """The file. It is opened once, and must still be of the form that was seen when the loader was made."""
+        file = RowFile(self.file, self._layout, may_map=self._in_worker)
+        if os.pread(file.fd, len(self._raw), 0) != self._raw:
+            found, layout = _checked(read_header(file.fd)[0], self._given), self._layout
+            if found.shape[1:] != layout.shape or dtype_text(found.dtype) != layout.dtype:
+                raise FormatError(
+                    f"expected rows of shape {layout.shape} and dtype {layout.dtype}, found {found.shape[1:]}, {found.dtype}"
+                )
+            if found.shape[0] < layout.rows:
+                raise FormatError(f"expected {layout.rows:,} rows, found {found.shape[0]:,}")
+            file = RowFile(self.file, layout._replace(begin=found.size), may_map=self._in_worker)
+        self._open = file
+        return file
 
-    def _fetch(self, remote: Remote, ids: Sequence[int], rows: memoryview, begun: Any) -> None:
-        """Get rows, or what is kept of them: by one request those that are neighbours."""
-        size = len(rows) // len(ids)
-        _, step = self._windows.bytes(0, size)
-        missing: Iterable[int] = range(len(ids))
+    def _fetch(self, remote: Remote, firsts: Sequence[int], data: memoryview, begun: Any) -> None:
+        """Get the rows that samples span, or what is kept of them: by one request those that are neighbours."""
+        layout = self._layout
+        size, apart = layout.span * layout.row_bytes, layout.distance * layout.row_bytes
+        missing: Iterable[int] = range(len(firsts))
         if remote.keeps:
             missing = [
                 number
                 for number in missing
                 if not remote.read_kept(
-                    "", partial(read_whole, data=rows[number * size :][:size], offset=0), self._part(ids[number])
+                    "", partial(read_whole, data=data[number * size :][:size], offset=0), self._part(firsts[number])
                 )
             ]
-        for start, stop in _runs(ids, missing) if step <= size else ((number, number + 1) for number in missing):
+        together = runs(firsts, missing, layout.distance) if apart <= size else ((number, number + 1) for number in missing)
+        for start, stop in together:
             begun[0] = start + 1
-            run = rows[start * size : stop * size]
-            if step == size or stop == start + 1:
-                self._get(remote, ids[start], run, size)
+            run = data[start * size : stop * size]
+            if apart == size or stop == start + 1:
+                self._get(remote, firsts[start], run)
             else:
-                span = memoryview(bytearray((stop - start - 1) * step + size))
-                self._get(remote, ids[start], span, size)
-                spread(span, step, run, size)
+                span = memoryview(bytearray((stop - start - 1) * apart + size))
+                self._get(remote, firsts[start], span)
+                spread(span, apart, run, size)
             if remote.keeps:
                 for number in range(start, stop):
-                    remote.keep("", rows[number * size :][:size], self._part(ids[number]))
+                    remote.keep("", data[number * size :][:size], self._part(firsts[number]))
 
-    def _get(self, remote: Remote, id: int, rows: memoryview, sample_bytes: int) -> None:
-        """Get the bytes from sample ``id`` on, those of neighbours too."""
+    def _get(self, remote: Remote, first: int, data: memoryview) -> None:
+        """Get the bytes from a row on."""
 
         def take(body: Body) -> None:
             if body.version != self._version:
                 raise FormatError("expected the file that was there when the loader was made, found another; make another loader")
-            if (size := body.readinto(rows)) != len(rows):
-                raise FormatError(f"expected {len(rows):,} bytes, found {size:,}: the file is truncated")
+            if (size := body.readinto(data)) != len(data):
+                raise FormatError(f"expected {len(data):,} bytes, found {size:,}: the file is truncated")
 
-        begin, step = self._windows.bytes(self._header_bytes, sample_bytes)
-        first = begin + id * step
-        remote.get("", take, first, first + len(rows))
+        begin = self._layout.begin + first * self._layout.row_bytes
+        remote.get("", take, begin, begin + len(data))
 
-    def _part(self, id: int) -> tuple[object, ...]:
-        """All that says which bytes of the file a sample is."""
-        return self._version, self._header_bytes, self.shape, self.dtype, self._windows.named(id)
+    def _part(self, first: int) -> tuple[object, ...]:
+        """All that says which bytes of the file are a sample."""
+        return self._version, self._layout.begin, self._layout.span * self._layout.row_bytes, first
 
-    def _opened(self) -> int:
-        """The descriptor of the file. It is opened once, and must still be of the form that was seen when the loader was made."""
-        if self._open is None:
-            file = _Open(self.file)
-            header = _checked(read_header(file.fd)[0], self._given)
-            found, dtype = self._windows.shape(header.shape), dtype_text(header.dtype.newbyteorder("="))
-            if found != self.shape or dtype != self.dtype or header.dtype.isnative != self._is_native:
-                raise FormatError(f"expected rows of shape {self.shape} and dtype {self.dtype}, found {found}, {header.dtype}")
-            if header.shape[0] < self._rows:
-                raise FormatError(f"expected {self._rows:,} rows, found {header.shape[0]:,}")
-            self._header_bytes, self._open = header.size, file
-        return self._open.fd
+
+def _checked_columns(columns: int | Iterable[int] | None) -> int | tuple[int, ...] | None:
+    if columns is None:
+        return None
+    if not isinstance(columns, Iterable):
+        return check_int(columns, "columns", 0)
+    found = tuple(check_int(column, "columns", 0) for column in columns)
+    if not found:
+        raise InputError("columns: expected numbers of columns, found none")
+    return found
+
+
+def _check_columns(columns: int | tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Make sure that the rows of an array of this shape have these columns."""
+    most = max([columns] if isinstance(columns, int) else columns)
+    if len(shape) < 2 or most >= shape[-1]:
+        found = f"{shape[-1]} in each row" if len(shape) > 1 else "rows of a single number"
+        raise FormatError(f"expected columns from 0 to {most}, found {found}")
 
 
 def _checked(header: Header, given: str | None) -> Header:
@@ -320,39 +368,3 @@ def _checked(header: Header, given: str | None) -> Header:
             f"expected dtype {dtype_of(given)}, found {header.dtype}, and rows are not cast: leave dtype out, or use a transform"
         )
     return header
-
-
-def _read_together(fd: int, first: int, step: int, rows: memoryview, row_bytes: int) -> bool:
-    """Read neighbours, which begin at byte ``first`` and lie ``step`` bytes apart, by one call; False if any are missing."""
-    if step == row_bytes:
-        return os.preadv(fd, (rows,), first) == len(rows)
-    span = bytearray((len(rows) // row_bytes - 1) * step + row_bytes)
-    if os.preadv(fd, (span,), first) != len(span):
-        return False
-    spread(span, step, rows, row_bytes)
-    return True
-
-
-class _Open:
-    """An open file: it is closed when nobody has it any more."""
-
-    def __init__(self, path: str) -> None:
-        self.fd = -1
-        self.fd = os.open(path, OPEN_FLAGS)
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-
-
-def _runs(ids: Sequence[int], numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Those of ``numbers``, positions in ``ids``, that lie together, and whose rows do: the first, and one past the last."""
-    start = stop = -1
-    for number in numbers:
-        if number != stop or ids[number] != ids[number - 1] + 1:
-            if start >= 0:
-                yield start, stop
-            start = number
-        stop = number + 1
-    if start >= 0:
-        yield start, stop

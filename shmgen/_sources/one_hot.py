@@ -59,9 +59,9 @@ class OneHotReader(Reader):
     def reads_one_by_one(self) -> bool:
         return self._reader.reads_one_by_one
 
-    def opened(self) -> Self:
+    def opened(self, *, in_worker: bool = False) -> Self:
         reader = copy(self)
-        reader._reader = self._reader.opened()
+        reader._reader = self._reader.opened(in_worker=in_worker)
         return reader
 
     def fill(self, keys: Any, rows: Any, begun: Any, *, io_waits: bool = False) -> list[int] | None:

@@ -125,13 +125,14 @@ class BatchAssembler:
         calls = bool(self._transforms) or self._sample_transform is not None
         return not calls and all(reading.reader.user_code is None for reading in self._readings)
 
-    def opened(self, rows_begun: Any, one_at_a_time: threading.Lock) -> BatchAssembler:
+    def opened(self, rows_begun: Any, one_at_a_time: threading.Lock, *, in_worker: bool = False) -> BatchAssembler:
         """A copy for a reader, in the process that will fill, whose sources are ready to read.
 
         Args:
             rows_begun: the words of a record on the status page, from `ROW` on: ``rows_begun[0]`` will say how many rows of the
                 task have been begun, or `IDLE`, or `UNKNOWN`.
             one_at_a_time: held while functions are called.
+            in_worker: see `Reader.opened`.
 
         Raises:
             StartError: a source can't be opened.
@@ -141,7 +142,7 @@ class BatchAssembler:
         reader._readings = []
         for reading in self._readings:
             try:
-                reader._readings.append(reading._replace(reader=reading.reader.opened()))
+                reader._readings.append(reading._replace(reader=reading.reader.opened(in_worker=in_worker)))
             except Exception as error:
                 note(error)
                 raise StartError(f"{reading.named} can't be opened: {error_text(error)}") from error

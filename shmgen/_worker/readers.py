@@ -104,7 +104,7 @@ class Readers:
         Raises:
             StartError: a source can't be opened.
         """
-        return self._assembler.opened(self._page.records[number][ROW:], self._one_at_a_time)
+        return self._assembler.opened(self._page.records[number][ROW:], self._one_at_a_time, in_worker=True)
 
     def _run_further(self, number: int) -> None:
         """Be a further reader, in a thread of its own. If it can't be, the others do the work."""

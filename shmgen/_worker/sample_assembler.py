@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shmgen._memory.limit_errors import note
@@ -215,7 +214,7 @@ class SampleAssembler:
 
     def _read(self, sample: Sample, reading: Reading, keys: Sequence[Any], rng: Rng | None) -> None:
         reader, fields, sample.where, _ = reading
-        sample.reading, key = reading, _own(keys[sample.number])
+        sample.reading, key = reading, keys[sample.number]
         if reader.fields is None:
             row = sample.row(fields[0].name)
             result = reader.read(key, row, rng)
@@ -354,8 +353,3 @@ def _part(result: Any, key: Any, reader: Reader) -> Any:
     else:
         found = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
     raise FormatError(f"expected {', '.join(map(repr, expected))}, as of the first sample, found {found}")
-
-
-def _own(id: Any) -> Any:
-    """A function may change what it is given, and an id may be a list."""
-    return id if isinstance(id, str | int) else deepcopy(id)

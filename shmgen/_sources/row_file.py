@@ -1,0 +1,333 @@
+"""Rows of one file: which of them are a sample, and how they get from the file into a batch.
+
+What lies in memory is copied from a mapping, by one call of NumPy for all samples of a ticket. What has to be waited for is read,
+and the system is told of all of it before. A worker imports this module, so NumPy is imported only once a mapping is worth it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from shmgen._samples.sample_spec import dtype_of
+from shmgen._sources.npy_format import CHANGED, OPEN_FLAGS, read_whole
+from shmgen.errors import FormatError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+UNMAPPED = 8
+"""Tickets that are read without NumPy, which takes a worker longer to import than to read these."""
+
+
+class Windows:
+    """Which rows are a sample: one, or a window of several.
+
+    Args:
+        length: rows of a sample; None for one row, without an axis for them.
+        stride: rows from the begin of one sample to that of the next.
+        offset: the row of the file, or of each series, at which the first sample begins.
+        step: rows from one row of a window to the next.
+        reach: rows that the file, or a series, must have from the begin of a sample on; at least those that the sample spans.
+        series: how many rows each series has, of which there are several in the file. None: all rows are one series.
+
+    Attributes:
+        length, stride, offset, step, series: see above.
+        span: rows from the first of a sample to its last, both counted.
+    """
+
+    def __init__(
+        self,
+        length: int | None = None,
+        stride: int = 1,
+        offset: int = 0,
+        step: int = 1,
+        *,
+        reach: int = 1,
+        series: Sequence[int] | None = None,
+    ) -> None:
+        self.length = length
+        self.stride = stride
+        self.offset = offset
+        self.step = step
+        self.span = ((length or 1) - 1) * step + 1
+        self.series = series
+        self._reach = max(reach, self.span)
+        # The first row of each series, and how many samples are before it.
+        self._rows = list(accumulate(series or (), initial=0))
+        self._samples = list(accumulate(map(self._in_one, series or ()), initial=0))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether samples are simply the rows."""
+        return (self.length, self.stride, self.offset, self._reach, self.series) == (None, 1, 0, 1, None)
+
+    def count(self, rows: int) -> int:
+        """How many samples a file of this number of rows has."""
+        return self._in_one(rows) if self.series is None else self._samples[-1]
+
+    def _in_one(self, rows: int) -> int:
+        return max(0, (rows - self.offset - self._reach) // self.stride + 1)
+
+    def first(self, id: int) -> int:
+        """The first row of sample ``id``."""
+        if self.series is None:
+            return self.offset + id * self.stride
+        number = bisect_right(self._samples, id) - 1
+        return self._rows[number] + self.offset + (id - self._samples[number]) * self.stride
+
+    def firsts(self, ids: Sequence[int]) -> Sequence[int]:
+        """The first row of each sample."""
+        if self.series is None and self.stride == 1:
+            return [self.offset + id for id in ids] if self.offset else ids
+        return list(map(self.first, ids))
+
+    def after(self, rows: int, length: int | None) -> tuple[Windows, Windows]:
+        """These windows, and what lies ``rows`` rows after the last row of each: one row, or as many as ``length`` says."""
+        begin = self.span - 1 + rows
+        reach = max(self._reach, begin + ((length or 1) - 1) * self.step + 1)
+        own = Windows(self.length, self.stride, self.offset, self.step, reach=reach, series=self.series)
+        later = Windows(length, self.stride, self.offset + begin, self.step, reach=reach - begin, series=self.series)
+        return own, later
+
+    def shape(self, file: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a sample, where that of the file's array is ``file``."""
+        return file[1:] if self.length is None else (self.length, *file[1:])
+
+    def named(self, id: object) -> str:
+        """What errors call sample ``id``."""
+        if self.is_plain or not isinstance(id, int):
+            return f"row {id}"
+        first = self.first(id)
+        every = "" if self.step == 1 else f", every {self.step} of them"
+        return f"row {first}" if self.length is None else f"rows {first} to {first + self.span - 1}{every}"
+
+    def expected(self, file: str, rows: int) -> str:
+        """What an id should be, for errors."""
+        count = self.count(rows)
+        if self.is_plain:
+            return f"a row's number from 0 to {count - 1}, which {file} has"
+        what = f"windows of {self.span} rows, {self.stride} apart, from row {self.offset} on"
+        if self.series is not None:
+            what += f", in {len(self.series)} series"
+        if not count:
+            return f"at least {self.offset + self._reach:,} rows in {file}, for {what}, found {rows:,}"
+        return f"a window's number from 0 to {count - 1}: the {rows:,} rows of {file} have {count:,} {what}"
+
+
+class RowLayout(NamedTuple):
+    """Where the rows of a file lie, and what a sample takes of them.
+
+    Attributes:
+        begin: the byte at which the first row begins.
+        rows: how many there are.
+        shape: of a row in the file.
+        dtype: of a row in the file, as text, byte order included.
+        row_bytes: bytes of a row in the file.
+        length: rows of a sample; None for one row, without an axis for them.
+        step: rows from one row of a sample to the next.
+        distance: rows from one sample to its neighbour.
+        columns: which elements of a row's last axis a sample takes, or which one; None for all.
+    """
+
+    begin: int
+    rows: int
+    shape: tuple[int, ...]
+    dtype: str
+    row_bytes: int
+    length: int | None = None
+    step: int = 1
+    distance: int = 1
+    columns: int | tuple[int, ...] | None = None
+
+    @property
+    def end(self) -> int:
+        """The bytes that the file has at least."""
+        return self.begin + self.rows * self.row_bytes
+
+    @property
+    def span(self) -> int:
+        """Rows from the first of a sample to its last, both counted."""
+        return ((self.length or 1) - 1) * self.step + 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the bytes of a sample are those that lie in the file, from its first row to its last."""
+        return self.step == 1 and self.columns is None and self.dtype[:1] != FOREIGN
+
+    @property
+    def numpy_dtype(self) -> np.dtype[np.generic]:
+        """Of a row in the file."""
+        import numpy as np
+
+        return np.dtype(self.dtype) if self.dtype[:1] == FOREIGN else dtype_of(self.dtype)
+
+    def pick(self, spans: memoryview, data: memoryview) -> None:
+        """Write what samples take of the rows that they span, which lie side by side in ``spans``, into ``data``."""
+        import numpy as np
+
+        count = len(spans) // (self.span * self.row_bytes)
+        rows = np.ndarray((count, self.span, *self.shape), self.numpy_dtype, spans)
+        self.write(rows[:, 0] if self.length is None else rows[:, :: self.step], data)
+
+    def write(self, samples: np.ndarray, data: memoryview) -> None:
+        """Write the columns of samples that are wanted into ``data``, in native byte order."""
+        import numpy as np
+
+        if self.columns is not None:
+            samples = samples[..., self.columns]
+        np.ndarray(samples.shape, samples.dtype.newbyteorder("="), data)[...] = samples
+
+
+FOREIGN = ">" if sys.byteorder == "little" else "<"
+"""How the dtype of numbers begins whose bytes are in the other order."""
+
+
+class RowFile:
+    """A file of rows, open for one thread.
+
+    Args:
+        path: of the file.
+        layout: where its rows lie.
+        may_map: whether the process may end at a file that is truncated while it is read: it gets SIGBUS where the mapping has no
+            file any more, and between the look at the size and the copy the file may be truncated.
+    """
+
+    def __init__(self, path: str, layout: RowLayout, *, may_map: bool) -> None:
+        self.fd = -1
+        self._layout = layout
+        self._may_map = may_map
+        self._filled = 0
+        self._mapped: np.ndarray | None = None
+        self.fd = os.open(path, OPEN_FLAGS)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    def fill(self, firsts: Sequence[int], data: memoryview, begun: Any, *, io_waits: bool) -> None:
+        """Fill ``data`` with the samples that begin at these rows.
+
+        Args:
+            firsts: the first row of each sample.
+            data: the bytes of their rows in a batch.
+            begun: see `Reader.fill`.
+            io_waits: see `Reader.fill`.
+
+        Raises:
+            FormatError: the file is truncated, or was written to meanwhile.
+            OSError: it can't be read.
+        """
+        self._filled += 1
+        layout, before = self._layout, os.fstat(self.fd)
+        is_there = before.st_size >= layout.end
+        if self._may_map and not io_waits and is_there and (self._mapped is not None or self._maps()):
+            self._copy(firsts, data)
+        elif layout.is_whole:
+            self._read(firsts, data, begun, io_waits)
+        else:
+            spans = memoryview(bytearray(len(firsts) * layout.span * layout.row_bytes))
+            self._read(firsts, spans, begun, io_waits)
+            layout.pick(spans, data)
+        after = os.fstat(self.fd)
+        if (after.st_mtime_ns, after.st_size) != (before.st_mtime_ns, before.st_size):
+            raise FormatError(CHANGED)
+
+    def _maps(self) -> bool:
+        """Map the file, if that is worth it by now; False if not, or if it can't be mapped."""
+        if self._filled <= UNMAPPED and "numpy" not in sys.modules:
+            return False
+        import numpy as np
+
+        layout = self._layout
+        try:
+            memory = mmap.mmap(self.fd, layout.end, prot=mmap.PROT_READ)
+        except (OSError, ValueError):  # too little address space
+            self._may_map = False
+            return False
+        if layout.is_whole and layout.length is None:
+            self._mapped = np.ndarray((layout.rows, layout.row_bytes), np.uint8, memory, layout.begin)
+        elif layout.length is None:
+            self._mapped = np.ndarray((layout.rows, *layout.shape), layout.numpy_dtype, memory, layout.begin)
+        else:
+            dtype = layout.numpy_dtype
+            shape = layout.rows - layout.span + 1, layout.length, *layout.shape
+            strides = layout.row_bytes, layout.step * layout.row_bytes, *np.empty(layout.shape, dtype).strides
+            self._mapped = np.ndarray(shape, dtype, memory, layout.begin, strides)
+        return True
+
+    def _copy(self, firsts: Sequence[int], data: memoryview) -> None:
+        """Copy samples from the mapping."""
+        import numpy as np
+
+        mapped, layout = self._mapped, self._layout
+        assert mapped is not None
+        if layout.is_whole and layout.length is None:
+            rows = np.frombuffer(data, np.uint8).reshape(len(firsts), layout.row_bytes)
+            mapped.take(firsts, axis=0, out=rows, mode="clip")  # none is out of bounds, and "raise" would copy
+        else:
+            # `take` would copy the whole of a view whose samples overlap.
+            layout.write(mapped[np.array(firsts)], data)
+
+    def _read(self, firsts: Sequence[int], data: memoryview, begun: Any, io_waits: bool) -> None:
+        """Read the rows that samples span into ``data``."""
+        begin, row_bytes, distance = self._layout.begin, self._layout.row_bytes, self._layout.distance
+        size = self._layout.span * row_bytes
+        if io_waits:
+            for start, stop in runs(firsts, range(len(firsts)), distance):
+                length = (stop - start - 1) * distance * row_bytes + size
+                os.posix_fadvise(self.fd, begin + firsts[start] * row_bytes, length, os.POSIX_FADV_WILLNEED)
+        apart = distance * row_bytes
+        # If rows are missing, they are read one by one, to know which is the first.
+        together = apart <= size and are_neighbours(firsts, distance)
+        if together and self._read_together(begin + firsts[0] * row_bytes, apart, size, data):
+            return
+        preadv, fd = os.preadv, self.fd
+        start = 0
+        for begun[0], first in enumerate(firsts, 1):
+            sample = data[start : start + size]
+            start += size
+            if preadv(fd, (sample,), begin + first * row_bytes) != size:
+                read_whole(fd, sample, begin + first * row_bytes)
+
+    def _read_together(self, first: int, apart: int, size: int, data: memoryview) -> bool:
+        """Read neighbours, which begin at byte ``first``, by one call; False if any bytes are missing."""
+        if apart == size:
+            return os.preadv(self.fd, (data,), first) == len(data)
+        span = bytearray(len(data) // size * apart - apart + size)
+        if os.preadv(self.fd, (span,), first) != len(span):
+            return False
+        spread(span, apart, data, size)
+        return True
+
+
+def are_neighbours(firsts: Sequence[int], distance: int) -> bool:
+    """Whether samples follow one another."""
+    last = firsts[0] + (len(firsts) - 1) * distance
+    return firsts[-1] == last and list(firsts) == list(range(firsts[0], last + 1, distance))
+
+
+def spread(span: memoryview | bytearray, apart: int, data: memoryview, size: int) -> None:
+    """Copy overlapping samples, which lie ``apart`` bytes apart in ``span``, into ``data``, where they lie side by side."""
+    start = 0
+    for first in range(0, len(data), size):
+        data[first : first + size] = span[start : start + size]
+        start += apart
+
+
+def runs(firsts: Sequence[int], numbers: Iterable[int], distance: int) -> Iterator[tuple[int, int]]:
+    """Runs of neighbours among ``numbers``, which are positions in ``firsts``: the first of each, and one past its last."""
+    start = stop = -1
+    for number in numbers:
+        if number != stop or firsts[number] != firsts[number - 1] + distance:
+            if start >= 0:
+                yield start, stop
+            start = number
+        stop = number + 1
+    if start >= 0:
+        yield start, stop
