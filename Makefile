@@ -54,8 +54,8 @@ lint: $(VENV)/.lint  ## check style and types
 	$(BIN)/mypy
 	$(BIN)/basedpyright --pythonpath $(BIN)/python --warnings
 
-docs: $(VENV)/.docs  ## make .docs, the reference of the public names, from their docstrings
-	$(BIN)/python -W error -m pdoc --docformat google --output-directory .docs shmgen shmgen.keras shmgen.torch shmgen.jax
+docs: $(VENV)/.docs  ## build the site in .docs: guide, recipes, reference
+	$(BIN)/zensical build --config-file .mkdocs.yml --clean --strict
 
 bench: $(VENV)/.bench  ## compare with every other loader in twenty minutes; QUICK=1: in two
 	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:cacheprovider --timeout=0 \

@@ -1,4 +1,4 @@
-"""What the README, the guide and the recipes show, runs."""
+"""What the README and the pages of docs/ show, runs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ ELSEWHERE = r"https://host|shmgen\.(torch|jax)"
 """What wants a server, or a process with another framework (see `backends`)."""
 
 README = "".join(block for block in blocks("README.md") if not re.search(ELSEWHERE, block))
-GUIDE, RECIPES = blocks("examples/guide.md"), blocks("examples/README.md")
-PAGES = {f"{name}-{number}": block for name, page in (("guide", GUIDE), ("recipe", RECIPES)) for number, block in enumerate(page)}
+PAGES = {
+    f"{name}-{number}": block
+    for name in ("guide", "recipes", "commands", "training", "promises", "troubleshooting")
+    for number, block in enumerate(blocks(f"docs/{name}.md"))
+}
 
 
 @pytest.fixture
@@ -117,7 +120,7 @@ def test_the_readme_runs(surroundings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("block", [name for name, block in PAGES.items() if not re.search(ELSEWHERE, block)])
 def test_a_block_runs(surroundings: dict[str, Any], block: str) -> None:
-    """Each of the guide and of the recipes by itself."""
+    """Each of the pages by itself."""
     surroundings["tf"] = pytest.importorskip("tensorflow")
     run(PAGES[block], surroundings)
 

@@ -31,6 +31,6 @@ def test_the_example_in_the_docstring(of_docstrings: dict[str, Any], monkeypatch
 
 def test_the_block_of_the_guide(of_pages: dict[str, Any]) -> None:  # noqa: F811
     """As it stands there, over files that are there."""
-    [code] = [block for block in blocks("examples/guide.md") if f"shmgen.{BACKEND}" in block]
+    [code] = [block for block in blocks("docs/training.md") if f"shmgen.{BACKEND}" in block]
     of_pages["ids"] = of_pages["ids"][:128]
     run(re.sub("^from shmgen import .*$", "", code, flags=re.MULTILINE), of_pages)
