@@ -61,10 +61,11 @@ if TYPE_CHECKING:
     from shmgen._engine.state import LoaderState, SlotState, WorkerState
     from shmgen._plan.damage import Damaged
     from shmgen._plan.stats import Stats
+    from shmgen._samples.image_folder import ImageFolder, image_folder
+    from shmgen._samples.split import class_weights, split
     from shmgen._sources.base import Reader, Source, SourceField
     from shmgen._sources.function import Function
     from shmgen._sources.hdf5 import Hdf5
-    from shmgen._sources.image_folder import ImageFolder, image_folder
     from shmgen._sources.images import Images
     from shmgen._sources.npy import Npy
     from shmgen._sources.npy_rows import NpyRows
@@ -118,7 +119,9 @@ __all__ = [
     "Values",
     "WorkerDied",
     "WorkerState",
+    "class_weights",
     "image_folder",
+    "split",
     "tune",
 ]
 
@@ -126,7 +129,7 @@ _HOMES = {
     "Damaged": "_plan.damage",
     "Function": "_sources.function",
     "Hdf5": "_sources.hdf5",
-    "ImageFolder": "_sources.image_folder",
+    "ImageFolder": "_samples.image_folder",
     "Images": "_sources.images",
     "Loader": "loader",
     "LoaderState": "_engine.state",
@@ -144,7 +147,9 @@ _HOMES = {
     "Tuning": "_tools.tune",
     "Values": "_sources.values",
     "WorkerState": "_engine.state",
-    "image_folder": "_sources.image_folder",
+    "class_weights": "_samples.split",
+    "image_folder": "_samples.image_folder",
+    "split": "_samples.split",
     "tune": "_tools.tune",
 }
 

@@ -150,3 +150,22 @@ def test_arguments_that_are_mistakes(tmp_path: Path) -> None:
             image_folder(tmp_path / "pets", wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="found a URL, which can't be listed"):
         image_folder("https://host/pets")
+
+
+def test_images_without_classes(tmp_path: Path) -> None:
+    """In the folder and below it, in the order of their names: what predictions are in; the error says so."""
+    make(tmp_path, "b.png", "a.jpg", "sub/c.webp", "notes.txt", ".hidden.png")
+    found = image_folder(tmp_path, labels=False)
+    assert found.ids == found.partition["train"] == ["a.jpg", "b.png", "sub/c.webp"]
+    assert (found.labels, found.classes) == ({}, [])
+    training, validation = image_folder(tmp_path, 0.4, labels=False).partition.values()
+    assert (len(training), len(validation)) == (2, 1)
+    with pytest.raises(InputError, match="without labels, pass labels=False"):
+        image_folder(make(tmp_path / "flat", "a.jpg"))
+    with pytest.raises(InputError, match=r"expected images, .* found 'notes\.txt'"):
+        image_folder(make(tmp_path / "none", "notes.txt"), labels=False)
+
+
+def test_ids_of_all_classes(tmp_path: Path) -> None:
+    """In a known order, also where they were split."""
+    assert image_folder(pets(tmp_path, 3, 2), 0.5).ids == ["cats/0.jpg", "cats/1.jpg", "cats/2.jpg", "dogs/0.png", "dogs/1.png"]

@@ -68,9 +68,14 @@ def _plain(id: Any, position: int) -> str | bytes | int:
     )
 
 
+def is_missing(value: Any) -> bool:
+    """Whether this is what a table has in place of a value: None, NaN, or pandas's own."""
+    return value is None or (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in ("NAType", "NaTType")
+
+
 def _id_remedy(id: Any) -> str:
     """What to do about something that is no id."""
-    if id is None or (isinstance(id, float) and math.isnan(id)) or type(id).__name__ in ("NAType", "NaTType"):
+    if is_missing(id):
         return "; such an id is a missing value: leave it out, as df.dropna() does"
     if isinstance(id, bool | np.bool_):
         return "; pass ids[mask] where this is a mask of those that are meant"

@@ -50,6 +50,23 @@ def as_list_or_array(values: Any) -> Sequence[Any] | np.ndarray:
     return as_array(values) if hasattr(values, "__array__") or isinstance(values, range) else values
 
 
+def values_of(values: Any, ids: Sequence[Any], field: str, by: By | None = None) -> Sequence[Any] | np.ndarray:
+    """A value for each id, in the order of the ids: see `Lookup.aligned`. A function is called for each id.
+
+    Args:
+        values: values, or a function of the id; or an object that has them, and looks them up by its method ``aligned``.
+        ids: of all samples.
+        field: what errors call the values.
+        by: see `Lookup`.
+    """
+    if hasattr(values, "aligned"):
+        found: Sequence[Any] | np.ndarray = values.aligned(ids, field)
+        return found
+    if callable(values) and not is_mapping(values):
+        return list(map(values, ids))
+    return Lookup(ids, field, by).aligned(values)
+
+
 class Lookup:
     """Finds the value of each id.
 

@@ -89,7 +89,7 @@ class Values(BuiltinSource):
             FunctionError: a function failed.
         """
         all_ids = ids.all if isinstance(ids, Subset) else ids
-        column = self._column(all_ids, field)
+        column = self.aligned(all_ids, field)
         checked = _Checked(all_ids, column, field, may_be_nan=self._may_be_nan and self._given_dtype is not None)
         classes = self.classes
         if self._sorts_classes:
@@ -102,8 +102,13 @@ class Values(BuiltinSource):
             rows[ids.samples] if isinstance(ids, Subset) else rows, dtype, classes, self._n_classes if is_one_hot else None
         )
 
-    def _column(self, ids: Sequence[Any], field: str) -> Sequence[Any] | np.ndarray:
-        """A value for each id, in the order of the ids."""
+    def aligned(self, ids: Sequence[Any], field: str) -> Sequence[Any] | np.ndarray:
+        """A value for each id, as it was given, in the order of the ids.
+
+        Raises:
+            InputError: an id has no value, or it is not clear which.
+            FunctionError: a function failed.
+        """
         function = self._values
         if not callable(function) or is_mapping(function):
             return Lookup(ids, field, self._by).aligned(function)

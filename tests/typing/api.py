@@ -28,7 +28,9 @@ from shmgen import (
     Stats,
     Tuning,
     Values,
+    class_weights,
     image_folder,
+    split,
     tune,
 )
 
@@ -251,3 +253,12 @@ Shorter(ids, steps=3)
 Shorter(ids, batch_size=3)  # type: ignore[call-arg]
 Same(ids, by_id, batch_size=2)
 Same(ids, by_id, batch_size="2")  # type: ignore[arg-type]
+
+
+# Before there is a loader.
+training_ids, validation_ids = split(ids, by_id, 0.2, stratify=True, groups=lambda id: id[0])
+assert_type(training_ids, list[Any])
+split(ids, fraction=0.5, seed=1)
+split(ids, stratify="yes")  # type: ignore[arg-type]
+assert_type(class_weights(ids, ["cat", "dog"], classes="sorted"), dict[int, float])
+assert_type(image_folder("new", labels=False).ids, list[str])

@@ -1,14 +1,14 @@
-"""`image_folder`: the ids, labels and class names of a folder of images that has a folder for each class."""
+"""`image_folder`: the ids of a folder of images, and the labels and class names where it has a folder for each class."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections.abc import Iterable
-from hashlib import blake2b
 from typing import NamedTuple
 
 from shmgen._checks import check_float, check_int
+from shmgen._samples.split import split
 from shmgen._samples.suggest import IMAGES, for_missing_folder
 from shmgen._storage.urls import is_url
 from shmgen.errors import InputError, printable
@@ -25,7 +25,7 @@ class ImageFolder(NamedTuple):
     Attributes:
         partition: the ids by ``"train"`` and ``"validation"``, in the order of their names; each is the path of an image from the
             folder on, as ``"cats/001.jpg"`` is.
-        labels: the number of the class of each id.
+        labels: the number of the class of each id; empty where images have none.
         classes: the names of the classes, in the order of their numbers.
 
     Examples:
@@ -38,21 +38,31 @@ class ImageFolder(NamedTuple):
     labels: dict[str, int]
     classes: list[str]
 
+    @property
+    def ids(self) -> list[str]:
+        """All ids, by folders and names: first all of the first class."""
+        return list(self.labels) or sorted(self.partition["train"] + self.partition["validation"])
+
 
 def image_folder(
-    folder: str | os.PathLike[str], validation_split: float = 0.0, *, seed: int = 0, classes: Iterable[str] | None = None
+    folder: str | os.PathLike[str],
+    validation_split: float = 0.0,
+    *,
+    seed: int = 0,
+    classes: Iterable[str] | None = None,
+    labels: bool = True,
 ) -> ImageFolder:
-    """The ids, labels and class names of a folder that has a folder of images for each class.
+    """The ids, labels and class names of a folder that has a folder of images for each class; or the ids of any folder of images.
 
-    The same fraction of each class becomes ``"validation"``, rounded, but at least one image and not all. Which they are depends
-    on ``seed`` and the images' names alone: on any machine they are the same, and few change sides where images are added.
-    Images in sub-folders of a class's folder belong to it. Names that begin with a dot are left out. Links are followed.
+    The same fraction of each class becomes ``"validation"``; see `split`. Images in sub-folders of a class's folder belong to it.
+    Names that begin with a dot are left out. Links are followed.
 
     Args:
         folder: with a folder for each class.
         validation_split: the fraction of the images that become ``partition["validation"]``, from 0 to below 1.
         seed: of the choice, an int from 0.
         classes: the folders that are classes, in the order of their numbers. By default all, sorted by name.
+        labels: False for images without classes, to predict for instance: all in the folder and below it are its ``ids``.
 
     Returns:
         The partition, the labels, and the names of the classes, as a named tuple.
@@ -68,14 +78,24 @@ def image_folder(
         >>> X, y = loader.batch(0)
         >>> X.shape, y.shape
         ((4, 32, 32, 3), (4, 2))
+        >>> image_folder("photos", labels=False).ids[:2]
+        ['id-0.png', 'id-1.png']
     """
     expected = "a fraction from 0 to below 1"
-    split = check_float(validation_split, "validation_split", expected, lambda number: 0 <= number < 1)
+    fraction = check_float(validation_split, "validation_split", expected, lambda number: 0 <= number < 1)
     check_int(seed, "seed", 0)
     path = os.path.abspath(folder)
+    if is_url(folder):
+        raise InputError(
+            f"{folder}: expected a folder, found a URL, which can't be listed; keep a table of ids and classes there"
+        )
+    if not labels:
+        ids = _images(path, "", frozenset())
+        if not ids:
+            raise InputError(f"folder {path}: expected images, {', '.join(IMAGES.suffixes)}, found {_shown(os.listdir(path))}")
+        return ImageFolder(_partition(ids, {}, fraction, seed), {}, [])
     names = _class_folders(folder, path) if classes is None else _checked(classes, path)
-    partition: dict[str, list[str]] = {"train": [], "validation": []}
-    labels: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for number, name in enumerate(names):
         ids = _images(path, name, frozenset())
         if not ids:
@@ -83,19 +103,20 @@ def image_folder(
                 f"class folder {os.path.join(path, name)}: expected images, {', '.join(IMAGES.suffixes)}, found "
                 f"{_shown(os.listdir(os.path.join(path, name)))}; delete it, or name the folders that are classes: classes=[...]"
             )
-        labels |= dict.fromkeys(ids, number)
-        chosen = _chosen(ids, split, seed)
-        for id in ids:
-            partition["validation" if id in chosen else "train"].append(id)
-    return ImageFolder(partition, labels, names)
+        numbers |= dict.fromkeys(ids, number)
+    return ImageFolder(_partition(list(numbers), numbers, fraction, seed), numbers, names)
+
+
+def _partition(ids: list[str], labels: dict[str, int], fraction: float, seed: int) -> dict[str, list[str]]:
+    """The ids of both parts; a single image is trained on."""
+    if not fraction or len(ids) < 2:
+        return {"train": ids, "validation": []}
+    training, validation = split(ids, labels, fraction, stratify=bool(labels), seed=seed)
+    return {"train": training, "validation": validation}
 
 
 def _class_folders(folder: str | os.PathLike[str], path: str) -> list[str]:
     """The names of all folders in ``path``, sorted."""
-    if is_url(folder):
-        raise InputError(
-            f"{folder}: expected a folder, found a URL, which can't be listed; keep a table of ids and classes there"
-        )
     try:
         with os.scandir(path) as scanned:
             entries = sorted((entry for entry in scanned if not entry.name.startswith(".")), key=lambda entry: entry.name)
@@ -106,7 +127,7 @@ def _class_folders(folder: str | os.PathLike[str], path: str) -> list[str]:
     if not names:
         raise InputError(
             f"folder {path}: expected a folder of images for each class, found {_shown([entry.name for entry in entries])}; give "
-            "the folder that has them, or take ids and labels from a table"
+            "the folder that has them, take ids and labels from a table, or, without labels, pass labels=False"
         )
     if SPLITS.issuperset(names):
         raise InputError(
@@ -146,18 +167,10 @@ def _images(folder: str, name: str, above: frozenset[tuple[int, int]]) -> list[s
     found = []
     for entry, is_folder in sorted(entries):
         if is_folder:
-            found += _images(folder, f"{name}/{entry}", above | {this})
+            found += _images(folder, os.path.join(name, entry), above | {this})
         elif IMAGES.has(entry):
-            found.append(f"{name}/{entry}")
+            found.append(os.path.join(name, entry))
     return found
-
-
-def _chosen(ids: list[str], split: float, seed: int) -> frozenset[str]:
-    """Those of a class that become validation."""
-    count = int(len(ids) * split + 0.5)
-    if split:
-        count = min(max(count, 1), len(ids) - 1)
-    return frozenset(sorted(ids, key=lambda id: blake2b(b"%d/%s" % (seed, os.fsencode(id)), digest_size=16).digest())[:count])
 
 
 def _not_there(path: str, error: OSError) -> InputError:
