@@ -35,7 +35,8 @@ The way of the data, and the module that holds each step::
     keras                    sequence: what ``fit`` takes; adapter: what Keras takes its batches from, each of its iterations
                              a pass (iterations); checks: what it warns of; backends: how each takes a batch; data_wait,
                              resume: callbacks; running_fit: the ``fit`` around them (frames: a look at its variables);
-                             training_state, state_folder: what resume saves, and how; synchronised: of several ranks
+                             model_state, callback_state, state_folder: what resume saves, and how; synchronised:
+                             of several ranks
     torch, jax               batches as tensors and arrays, for loops without Keras; all on _engine.front_end
 
 The folders say where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory, and

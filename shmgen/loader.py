@@ -285,7 +285,9 @@ class Loader:
         self._stop.detach()
 
     def state_dict(self) -> dict[str, int | str | bool]:
-        """Where another run would go on: behind the last batch that ``next`` returned.
+        """The place from which another run goes on: behind the last batch that ``next`` returned.
+
+        After the last batch of an epoch that is the beginning of the next one.
 
         Flat, of what JSON knows: ``version``, ``order``, ``seed``, ``epoch``, ``consumed`` (samples of the epoch, of all ranks
         together), ``samples``, ``ids`` (a hash), ``batch_size`` (of all ranks), ``shuffle``, ``tail``, ``sampling_weights`` (a

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -228,6 +230,91 @@ def test_a_damaged_state_is_named(data: Callable[..., Sequence], tmp_path: Path)
     assert content(older)["batches"] == 4
 
 
+def test_a_damaged_state_is_never_a_raw_error(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """Bytes that are other than they were, all over the file, and fields that are gone or of another type: the file is named."""
+    training = data()
+    interrupted(tmp_path, training)
+    [path] = tmp_path.glob("*.npz")
+    folder, whole = state_folder.StateFolder(tmp_path, 1), path.read_bytes()
+
+    def read() -> Any:
+        with folder.read(path, resume_module.FIELDS) as saved:
+            saved.arrays.check()
+            return saved.state, saved.arrays.kinds
+
+    def outcome() -> Any:
+        try:
+            return read()
+        except InputError as error:
+            return str(error)
+
+    expected, named = read(), f"{path}: expected a state that Resume saved, found a damaged file"
+    found = []
+    for position in range(0, len(whole), 7):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
+        found.append(outcome())
+    # Some bytes say nothing, such as times of the archive's.
+    assert all(named in one for one in found if one != expected)
+    assert sum(named in one for one in found) > len(found) / 2
+    with np.load(io.BytesIO(whole)) as archive:
+        content, arrays = json.loads(archive[state_folder.STATE]), {name: archive[name] for name in archive}
+    changed = [{**content["state"], name: value} for name in resume_module.FIELDS for value in ("text", [1])]
+    without = [{key: content["state"][key] for key in content["state"] if key != name} for name in resume_module.FIELDS]
+    states: list[Any] = [*changed, *without, None, []]
+    for state in states:
+        write_archive(path, {**arrays, state_folder.STATE: json.dumps({**content, "state": state}).encode()})
+        with pytest.raises(InputError, match="expected a state that Resume saved, found a damaged file"):
+            read()
+
+
+def write_archive(path: Path, members: dict[str, Any]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, member in members.items():
+            if isinstance(member, bytes):
+                archive.writestr(name, member)
+            else:
+                with archive.open(f"{name}.npy", "w") as file:
+                    np.lib.format.write_array(file, member)
+
+
+def test_a_refused_state_changes_nothing(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """Neither the model nor the place in the data, where the last array is damaged, or the validation data are others."""
+    training, validation = data(), data(range(100, 108), seed=5)
+    with pytest.raises(Interruption):
+        fit(training, Resume(tmp_path, training, every=1), Interrupt(3), validation_data=validation)
+    again, [path] = data(), tmp_path.glob("*.npz")
+    whole = path.read_bytes()
+    end = whole.index(b"state.json") - 100
+    model = model_of()
+    fit(again, model=model, epochs=1)
+    before, place = weights(model), again.state_dict()
+    cases = [
+        (whole[:end] + b"\xff" * 8 + whole[end + 8 :], validation, "damaged file"),
+        (whole, data(range(100, 108), seed=6), "seed=6"),
+    ]
+    for content, other, said in cases:
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=said):
+            fit(again, Resume(tmp_path, again), model=model, validation_data=other)
+        assert [array.tobytes() for array in weights(model)] == [array.tobytes() for array in before]
+        assert again.state_dict() == place
+
+
+def test_a_log_may_be_anything(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """A tensor, a variable, an array: numbers in the state; what is none of these is its text. Training goes on."""
+
+    class Logs(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            variable = keras.Variable(1.5)
+            logs |= {"tensor": variable + 1, "variable": variable, "array": np.arange(2), "numpy": np.float32(3), "text": {1, 2}}
+
+    training, again = data(), data()
+    fit(training, Logs(), Resume(tmp_path, training, every=1), epochs=1)
+    _, history = fit(again, Logs(), Resume(tmp_path, again), epochs=1)
+    found = {name: history.history[name] for name in ("tensor", "variable", "array", "numpy", "text")}
+    assert found == {"tensor": [2.5], "variable": [1.5], "array": [[0, 1]], "numpy": [3.0], "text": ["{1, 2}"]}
+
+
 def test_what_a_fit_cannot_have_beside_it(data: Callable[..., Sequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Is an error before it trains, which says what to do."""
     training, other = data(), data()
@@ -343,7 +430,9 @@ def test_a_model_that_cannot_be_built_beforehand(data: Callable[..., Sequence], 
 
     training, again, further = data(), data(), data()
     interrupted(tmp_path, training, model=made(built=True))
-    with pytest.raises(InputError, match="found none; give the model, optimizer and dtype policy of then, with the model built"):
+    with pytest.raises(
+        InputError, match="found none; give the model, optimizers and dtype policy of then, with the model and its"
+    ):
         fit(again, Resume(tmp_path, again), model=made(built=False))
     model, _ = fit(further, Resume(tmp_path, further), model=made(built=True))
     assert int(model.optimizer.iterations) == 12

@@ -18,15 +18,31 @@ import numpy as np
 from shmgen._checks import check_float, check_int
 from shmgen._engine.ranks import find_shard
 from shmgen.errors import InputError
+from shmgen.keras.callback_state import Counters
+from shmgen.keras.model_state import METRICS, RANDOM, Cell, find, match, random_states, set_random_states
 from shmgen.keras.running_fit import RunningFit
 from shmgen.keras.sequence import Sequence
 from shmgen.keras.state_folder import Saved, StateFolder
-from shmgen.keras.training_state import RANDOM, Counters, arrays_of, load, random_states, set_random_states
 
 log = logging.getLogger("shmgen")
 
-VERSION = 1
+VERSION = 2
 """Of what is saved."""
+
+FIELDS: dict[str, tuple[type, ...]] = {
+    "version": (int,),
+    "epoch": (int,),
+    "step": (int,),
+    "sequence": (dict,),
+    "validation": (dict, type(None)),
+    "batches": (int,),
+    "epochs": (int,),
+    "steps_per_epoch": (int, type(None)),
+    "finished": (bool,),
+    "optimizers": (dict,),
+    "callbacks": (dict,),
+}
+"""What a state holds beside arrays."""
 
 EVERY = 500
 """Batches between two states, where nothing else is given."""
@@ -52,7 +68,7 @@ class Loaded(NamedTuple):
     Attributes:
         place: where the run goes on.
         first: batches of the pass that were trained on before.
-        changed: variables that the beginning of an epoch may change, and their values.
+        changed: what the beginning of an epoch may change, metrics and the learning rate, and its values.
         random: see `random_states`.
         counters: what callbacks had counted.
         initial_epoch: of the model, to be put back.
@@ -60,7 +76,7 @@ class Loaded(NamedTuple):
 
     place: Place
     first: int
-    changed: list[tuple[Any, np.ndarray]]
+    changed: list[tuple[Cell, np.ndarray]]
     random: list[np.ndarray]
     counters: Counters
     initial_epoch: int | None
@@ -72,10 +88,13 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     It goes on in the middle of an epoch, with the batches that were left: every sample is trained on exactly as often as without
     the interruption, by the same weights. A process may be killed at any moment, also while a state is written.
 
-    The state holds all variables of the model, those of its random numbers too, of its optimizer and of its metrics; the place in
-    the data, and in ``validation_data`` if that is a `Sequence`; ``History``; and what ``EarlyStopping``, ``ReduceLROnPlateau``
-    and ``ModelCheckpoint`` count. Batches and epochs keep their numbers, in the progress bar as for every callback. What else a
-    callback keeps to itself is not saved, nor random numbers from outside of the model, as `random` and `numpy.random` have them.
+    The state holds all variables of the model, of its layers, losses, metrics and optimizers, also where an optimizer is an
+    attribute of the model; states of stateful layers, buffers of torch's modules, and random numbers of Keras and of torch; the
+    place in the data, and in ``validation_data`` if that is a `Sequence`; ``History``; and what ``EarlyStopping``,
+    ``ReduceLROnPlateau``, ``ModelCheckpoint`` and ``SwapEMAWeights`` keep. Batches and epochs keep their numbers, in the progress
+    bar as for every callback. Other callbacks' attributes are not saved, nor are `random` and `numpy.random`.
+
+    A state is read and checked as a whole before anything is assigned: one that is refused changes nothing.
 
     ``fit`` that has come to its end, or to that of ``EarlyStopping``, saves its state, too: run again, it trains nothing, or with
     larger ``epochs`` those that are missing. So each ``fit`` of a script needs a folder of its own; to begin anew, delete that.
@@ -93,8 +112,9 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         keep: how many states stay in the folder. To go back to an older one, delete those after it.
 
     Raises:
-        InputError: an argument can't be used. From ``fit``: the state is not one of this run, or is damaged; another process uses
-            the folder; ``BackupAndRestore`` is there as well.
+        InputError: an argument can't be used. From ``fit``, before it trains: the state is not one of this run, or is damaged;
+            another process uses the folder; ``BackupAndRestore`` is there as well; the model has an optimizer of torch's own,
+            whose state can't be saved.
         OSError: from ``fit``, before it trains: the folder can't be written to.
 
     Examples:
@@ -144,6 +164,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._check(world)
         # What others do in the same call, such as to change the learning rate, belongs to the state.
         self._fit.put_last(self)
+        find(self._trained)  # raises for what can't be saved
         self._writes = rank == 0
         if self._writes:
             self._folder.claim()
@@ -157,7 +178,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         newest = self._folder.newest()
         if newest is not None:
             try:
-                with self._folder.read(newest) as saved:
+                with self._folder.read(newest, FIELDS) as saved:
                     self._load(saved)
             except BaseException:
                 self._folder.release()
@@ -173,8 +194,8 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             self._step, self._first = loaded.place.step, loaded.first
             self._position = self._first
             if self._step:
-                for variable, value in loaded.changed:
-                    variable.assign(value)
+                for cell, value in loaded.changed:
+                    cell.assign(value)
             if self._step or self._fit.steps_per_epoch is not None:
                 # Keras is about to make an iterator that was there when they were saved, and which draws random numbers, too.
                 self._random = loaded.random
@@ -245,6 +266,9 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     def _save(self, place: Place, *, finished: bool = False) -> None:
         """Save the state of a run that has got to ``place``."""
         fit, counters = self._fit, Counters.of(self._fit.callbacks.callbacks)
+        # On JAX the getter of `model` brings its variables up to date. All ranks must take part in that, and in reading them.
+        model = self.model
+        found = find(model)
         state = {
             "version": VERSION,
             **place._asdict(),
@@ -253,10 +277,10 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             "epochs": self.params["epochs"],
             "steps_per_epoch": fit.steps_per_epoch,
             "finished": finished,
+            "optimizers": found.trained(model),
             "callbacks": counters.numbers,
         }
-        # On JAX the getter of `model` brings its variables up to date. All ranks must take part in that, and in reading them.
-        arrays = chain(arrays_of(self.model), random_states(), counters.arrays)
+        arrays = chain(found.arrays(), random_states(), counters.arrays)
         try:
             if self._writes:
                 self._folder.write(state, arrays)
@@ -285,17 +309,18 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 f"{saved.path}: expected version {VERSION}, found {state['version']}; go on with the shmgen that saved it, or "
                 "give Resume another folder, to begin anew"
             )
-        changed = load(model, self._sequence, saved)
-        try:
-            self._sequence.load_state_dict(state["sequence"])
-            if isinstance(fit.validation, Sequence) and state["validation"] is not None:
-                fit.validation.load_state_dict(state["validation"])
-        except InputError as error:
-            raise InputError(f"{saved.path}: {error}; or give Resume another folder, to begin anew") from None
-        first = int(self._sequence.state_dict()["consumed"]) // self._sequence.batch_size
+        matched = match(model, self._sequence, saved)
+        saved.arrays.check()
+        first = self._load_sequences(saved)
+        # From here on nothing is refused.
+        changed = []
+        for cell, name in matched:
+            value = saved.arrays[name]
+            cell.assign(value)
+            if name.startswith(METRICS) or not value.shape:
+                changed.append((cell, value))
         epoch, step = state["epoch"], state["step"]
         if step or first:
-            self._check_steps(saved)
             if fit.steps_per_epoch is None:
                 # With another batch size, there may be no batch left.
                 epoch, step = (epoch, first) if first else (epoch + 1, 0)
@@ -309,22 +334,36 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 "delete the folder to begin anew",
                 *(self._folder.path, state["epochs"]),
             )
-        place = Place(epoch, step, state["sequence"])
-        self._loaded = Loaded(place, first, changed, random, Counters.saved(saved), model._initial_epoch)
+        counters = Counters.saved(saved)
+        counters.restore_swapped(fit.callbacks.callbacks)
+        self._loaded = Loaded(Place(epoch, step, state["sequence"]), first, changed, random, counters, model._initial_epoch)
         self._batches = state["batches"]
         model._initial_epoch = self.params["epochs"] if self._finished else epoch
+
+    def _load_sequences(self, saved: Saved) -> int:
+        """Bring the data to where they were, or leave all as it is; returns the batches of the pass that were trained on."""
+        state, validation, before = saved.state, self._fit.validation, self._sequence.state_dict()
+        try:
+            self._sequence.load_state_dict(state["sequence"])
+            first = int(self._sequence.state_dict()["consumed"]) // self._sequence.batch_size
+            if state["step"] or first:
+                self._check_steps(saved)
+            if isinstance(validation, Sequence) and state["validation"] is not None:
+                validation.load_state_dict(state["validation"])
+        except InputError as error:
+            self._sequence.load_state_dict(before)
+            raise InputError(f"{saved.path}: {error}; or give Resume another folder, to begin anew") from None
+        return first
 
     def _check_steps(self, saved: Saved) -> None:
         """That an epoch of Keras's has as many samples as the one that was interrupted."""
         found, expected = self._fit.steps_per_epoch, saved.state["steps_per_epoch"]
         if found != expected:
-            raise InputError(
-                f"{saved.path}: expected steps_per_epoch={expected}, with which it was saved, found {found}; give fit() the same"
-            )
+            raise InputError(f"expected steps_per_epoch={expected}, with which it was saved, found {found}; give fit() the same")
         batch_size = saved.state["sequence"]["batch_size"]
         if found is not None and batch_size != self._sequence.batch_size:
             raise InputError(
-                f"{saved.path}: expected batch_size={batch_size}, with which it was saved, found {self._sequence.batch_size}; "
+                f"expected batch_size={batch_size}, with which it was saved, found {self._sequence.batch_size}; "
                 "with steps_per_epoch, it must be the same"
             )
 

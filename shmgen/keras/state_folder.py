@@ -9,7 +9,6 @@ import os
 import re
 import time
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -99,8 +98,12 @@ class StateFolder:
         return max(self._files(hidden=False), key=_number, default=None)
 
     @contextmanager
-    def read(self, path: Path) -> Iterator[Saved]:
+    def read(self, path: Path, fields: Mapping[str, tuple[type, ...]]) -> Iterator[Saved]:
         """The state in a file.
+
+        Args:
+            path: the file.
+            fields: what a state has, and of which types.
 
         Raises:
             InputError: the file is damaged; also when an array of it is asked for.
@@ -111,6 +114,7 @@ class StateFolder:
             with _readable(path):
                 archive = opened.enter_context(np.load(file, allow_pickle=False))
                 content = json.loads(archive[STATE])
+                _check(content["state"], fields)
                 saved = Saved(path, content["state"], Arrays(path, archive, content["arrays"]))
             yield saved
 
@@ -118,7 +122,7 @@ class StateFolder:
         """Save a state.
 
         Args:
-            state: what JSON knows, and NumPy's scalars and arrays, which become numbers and lists.
+            state: what JSON knows.
             arrays: each with a name of its own; none is held after the next was taken.
 
         Raises:
@@ -132,7 +136,7 @@ class StateFolder:
             with unfinished.open("wb") as file:
                 with zipfile.ZipFile(file, "w") as archive:
                     kinds = {name: _add(archive, name, array) for name, array in arrays}
-                    content = json.dumps({"state": state, "arrays": kinds}, indent=1, default=_plain)
+                    content = json.dumps({"state": state, "arrays": kinds}, indent=1)
                     archive.writestr(STATE, content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -187,6 +191,18 @@ class Arrays(Mapping[str, np.ndarray]):
         with _readable(self._path):
             return self._archive[name].view(np.dtype(dtype))
 
+    def check(self) -> None:
+        """Read each array once.
+
+        Raises:
+            InputError: one is damaged.
+        """
+        for name, kind in self.kinds.items():
+            array = self[name]
+            with _readable(self._path):
+                if kind != [str(array.dtype), list(array.shape)]:
+                    raise ValueError(f"expected {name} to be {kind}, found {array.dtype}{list(array.shape)}")
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.kinds)
 
@@ -208,11 +224,22 @@ def _readable(path: Path) -> Iterator[None]:
     """Say of a file that can't be read what can be done."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:
+        # A flipped bit may also look like an encrypted member, an unknown compression, or an array of 10 ** 18 elements.
+        what = f"{type(error).__name__}: {error}"
         raise InputError(
-            f"{path}: expected a state that Resume saved, found a damaged file: {error}; delete it, to go on from the state "
+            f"{path}: expected a state that Resume saved, found a damaged file: {what}; delete it, to go on from the state "
             "before it, if that was kept, or else from the beginning"
         ) from error
+
+
+def _check(state: Any, fields: Mapping[str, tuple[type, ...]]) -> None:
+    """Raise a ValueError if a state lacks a field, or has one of another type."""
+    for name, types in fields.items():
+        if not isinstance(state[name], types):
+            raise ValueError(f"expected {name} to be {' or '.join(kind.__name__ for kind in types)}, found {state[name]!r}")
 
 
 def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> Kind:
@@ -223,13 +250,6 @@ def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> Kind:
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
         np.lib.format.write_array(member, plain, allow_pickle=False)
     return kind
-
-
-def _plain(value: object) -> object:
-    """A number or list in place of NumPy's."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise TypeError(f"{value!r} is neither JSON nor NumPy")
 
 
 def _number(path: Path) -> int:

@@ -1,0 +1,248 @@
+"""What of a model training changes, so that a saved state holds all of it: variables, buffers, optimizers, random numbers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
+from keras.src.saving.keras_saveable import KerasSaveable
+
+from shmgen.errors import InputError
+from shmgen.keras.state_folder import Kind, Saved
+
+log = logging.getLogger("shmgen")
+
+RANDOM = "random"
+"""Begins the names of states of random numbers that belong to no model."""
+
+METRICS = "metrics/"
+"""Begins the names of metrics' variables."""
+
+GLOBAL_SEED = "other/keras.random"
+"""The name of the state of `keras.random` where no seed is given."""
+
+BACKEND = keras.backend.backend()
+
+PARTS: tuple[type, ...] = (KerasSaveable, keras.random.SeedGenerator, keras.optimizers.schedules.LearningRateSchedule)
+"""Objects whose attributes are searched for what training changes: layers, losses, metrics, optimizers and the like."""
+
+NATIVE: tuple[type, ...] = ()
+"""The backend's own variables, which Keras knows nothing of."""
+
+UNKNOWN: tuple[type, ...] = ()
+"""Objects whose state can't be saved."""
+
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+
+    PARTS += (tf.Module, tf.random.Generator)
+    NATIVE += (tf.Variable,)
+elif BACKEND == "torch":
+    import torch
+
+    PARTS += (torch.nn.Module,)
+    UNKNOWN += (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.Generator)
+
+
+class Cell(NamedTuple):
+    """Something that has a value, which training changes.
+
+    Attributes:
+        path: where it belongs, for errors.
+        value: what has the value: a variable of Keras's or of the backend's, or a tensor.
+        assign: gives it another.
+    """
+
+    path: str
+    value: Any
+    assign: Callable[[np.ndarray], object]
+
+    @property
+    def kind(self) -> Kind:
+        """Its dtype and shape."""
+        return [keras.backend.standardize_dtype(self.value.dtype), list(self.value.shape)]
+
+    def read(self) -> np.ndarray:
+        """A copy of its value."""
+        array: np.ndarray = keras.ops.convert_to_numpy(self.value)
+        return array
+
+
+class Found(NamedTuple):
+    """What there is in a model.
+
+    Attributes:
+        cells: by a name that says whose each is.
+        optimizers: by the path at which each is an attribute. The model's own is ``"optimizer"``.
+    """
+
+    cells: dict[str, Cell]
+    optimizers: dict[str, Any]
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The values of all cells, one after the other."""
+        for name, cell in self.cells.items():
+            yield name, cell.read()
+
+    def trained(self, model: Any) -> dict[str, list[int] | None]:
+        """For each optimizer that is built, which variables of the model it trains; None if some are not the model's."""
+        numbers = {id(variable): number for number, variable in enumerate(model.variables)}
+        trains: dict[str, list[int] | None] = {}
+        for path, optimizer in self.optimizers.items():
+            if optimizer.built:
+                own = [numbers.get(id(variable)) for variable in getattr(optimizer, "_trainable_variables", [None])]
+                trains[path] = None if None in own else own  # type: ignore[assignment]
+        return trains
+
+
+def find(model: Any) -> Found:
+    """Search a model, its layers, its losses and its optimizers.
+
+    Raises:
+        InputError: there is something whose state can't be saved.
+    """
+    leaves = list(_search(model, "", set()))
+    optimizers = {path: leaf for path, leaf in leaves if isinstance(leaf, keras.optimizers.Optimizer)}
+    groups = {"model": model.variables}
+    groups |= {f"optimizers/{path}": optimizer.variables for path, optimizer in optimizers.items()}
+    groups |= {METRICS[:-1]: model.metrics_variables}
+    cells: dict[str, Cell] = {}
+    known: set[int] = set()
+    for group, variables in groups.items():
+        for number, variable in enumerate(variables):
+            # An optimizer around another has the variables of that.
+            if id(variable) not in known or group == METRICS[:-1]:
+                cells[f"{group}/{number:05}"] = Cell(variable.path, variable, variable.assign)
+                known.add(id(variable))
+    for path, leaf in leaves:
+        if isinstance(leaf, UNKNOWN):
+            raise InputError(
+                f"Resume: the model has a {type(leaf).__name__}, as attribute {path}, whose state it can't save: "
+                "train with an optimizer of Keras's, or save the state of the run in a loop of your own"
+            )
+        if id(leaf) not in known and path not in optimizers:
+            known.add(id(leaf))
+            assign = leaf.assign if hasattr(leaf, "assign") else partial(_copy_into, leaf)
+            cells[f"other/{path}"] = Cell(path, leaf, assign)
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    if generator is not None:
+        cells[GLOBAL_SEED] = Cell("keras.random", generator.state, generator.state.assign)
+    return Found(cells, optimizers)
+
+
+def _search(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """All variables, buffers, optimizers, and what can't be saved, that attributes lead to, each once, with its path."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, (keras.Variable, *NATIVE, *UNKNOWN)):
+        yield path, value
+        return
+    if isinstance(value, keras.optimizers.Optimizer):
+        yield path, value
+    if isinstance(value, dict):
+        parts: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    elif isinstance(value, PARTS):
+        parts = vars(value).items()
+        if BACKEND == "torch" and isinstance(value, torch.nn.Module):
+            yield from ((_join(path, name), buffer) for name, buffer in value._buffers.items() if buffer is not None)
+    else:
+        return
+    for name, part in list(parts):
+        # TensorFlow notes in attributes of these names what others hold already.
+        if isinstance(name, str | int) and not str(name).startswith("_self_"):
+            yield from _search(part, _join(path, name), seen)
+
+
+def _join(path: str, name: object) -> str:
+    return f"{path}.{name}".lstrip(".").replace("/", "|")
+
+
+def _copy_into(tensor: Any, value: np.ndarray) -> None:
+    """Give a buffer of torch's another value."""
+    with torch.no_grad():
+        tensor.copy_(torch.from_numpy(np.array(value)))
+
+
+def random_states() -> list[tuple[str, np.ndarray]]:
+    """The states of the random numbers that Keras's layers draw from the backend, where those aren't variables: on torch."""
+    if BACKEND != "torch":
+        return []
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+    return [(f"{RANDOM}/{device:05}", state.numpy()) for device, state in enumerate(states)]
+
+
+def set_random_states(states: list[np.ndarray]) -> None:
+    """Put back what `random_states` gave. Devices that there were not then are left as they are."""
+    if states and BACKEND == "torch":
+        cpu, *devices = map(torch.from_numpy, states)
+        torch.set_rng_state(cpu)
+        for device, state in enumerate(devices[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, device)
+
+
+def match(model: Any, data: Any, saved: Saved) -> list[tuple[Cell, str]]:
+    """The cells of a model, and the names of the arrays in ``saved`` that are their values. Nothing is assigned yet.
+
+    Args:
+        model: that was compiled.
+        data: what it trains on; its first batch tells shapes and dtypes.
+        saved: the state.
+
+    Raises:
+        InputError: the model has other cells than it had when the state was saved.
+    """
+    failure = _build(model, data, saved)
+    cells, optimizers = find(model)
+    kinds = {name: kind for name, kind in saved.arrays.kinds.items() if not name.startswith(("callbacks/", f"{RANDOM}/"))}
+    # What had not been built then had nothing but its first values.
+    later = tuple(f"optimizers/{path}/" for path in optimizers if path not in saved.state["optimizers"])
+    for name in sorted({*kinds, *cells}):
+        expected, found = kinds.get(name), cells[name].kind if name in cells else None
+        may_differ = name.startswith((METRICS, *later)) or (name == GLOBAL_SEED and expected is None)
+        if found != expected and not may_differ:
+            shown = ["none" if kind is None else f"{kind[0]}{kind[1]}" for kind in (expected, found)]
+            path = f" ({cells[name].path})" if name in cells else ""
+            raise InputError(
+                f"{saved.path}: variable {name}{path}: expected {shown[0]}, as it was saved, found {shown[1]}; give the model, "
+                "optimizers and dtype policy of then, with the model and its optimizers built before fit(), or give Resume "
+                "another folder"
+            ) from failure
+    if any(name not in cells for name in kinds):
+        log.info("%s: metrics of the interrupted epoch begin anew, since they could not be built: %s", saved.path, failure)
+    return [(cell, name) for name, cell in cells.items() if cell.kind == kinds.get(name)]
+
+
+def _build(model: Any, data: Any, saved: Saved) -> Exception | None:
+    """Make what the first step of ``fit`` would make: variables, optimizers, metrics, the generator of `keras.random`.
+
+    Returns:
+        Why not all could be made, if so.
+    """
+    failure = None
+    try:
+        # As `fit` does on JAX and torch before it trains.
+        model._symbolic_build(data_batch=data[0])
+    except Exception as error:
+        failure = error
+    optimizers = find(model).optimizers
+    for path, numbers in saved.state["optimizers"].items():
+        optimizer = optimizers.get(path)
+        if optimizer is None or optimizer.built:
+            continue
+        variables = model.variables
+        if numbers is not None and max(numbers, default=0) < len(variables):
+            optimizer.build([variables[number] for number in numbers])
+        elif path == "optimizer":
+            optimizer.build(model.trainable_variables)
+    if GLOBAL_SEED in saved.arrays.kinds:
+        global_seed_generator()
+    return failure

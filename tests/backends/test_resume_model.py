@@ -1,0 +1,205 @@
+"""What `Resume` saves of a model beside Keras's variables, on the backend that Keras has in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from shmgen import InputError, Sequence
+from shmgen.keras import Resume
+from shmgen.keras.model_state import find
+
+BACKEND = keras.backend.backend()
+
+only_torch = pytest.mark.skipif(BACKEND != "torch", reason="torch's own modules and optimizers")
+not_torch = pytest.mark.skipif(BACKEND == "torch", reason="Keras can't train stateful layers on torch")
+not_jax = pytest.mark.skipif(BACKEND == "jax", reason="JAX's steps have no side effects: Keras changes only its own variables")
+
+
+class Interruption(Exception):
+    """Ends a ``fit``."""
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Interrupts ``fit`` when the step of this number begins, counted over all epochs."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.left = step
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self.left == 0:
+            raise Interruption
+        self.left -= 1
+
+
+@pytest.fixture
+def data() -> Iterator[Callable[[], Sequence]]:
+    """Makes a `Sequence` of 6 batches of 4 rows of (4, 3)."""
+    made: list[Sequence] = []
+
+    def make() -> Sequence:
+        row = lambda id: np.full((4, 3), id / 24, np.float32)  # noqa: E731
+        label = lambda id: np.float32(id / 12)  # noqa: E731
+        made.append(Sequence(range(24), targets=label, batch_size=4, source=row, workers=0))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def stateful() -> keras.Model:
+    """States of its own, which are variables that no layer counts among its own."""
+    layers = [keras.Input((4, 3), batch_size=4), keras.layers.LSTM(2, stateful=True), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
+    model.compile("adam", "mse", run_eagerly=BACKEND == "torch")
+    return model
+
+
+def unseeded() -> keras.Model:
+    """Noise of `keras.random` without a seed."""
+
+    class Noise(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x + keras.random.normal(keras.ops.shape(x))
+
+    model = keras.Sequential([keras.Input((4, 3)), Noise(), keras.layers.Flatten(), keras.layers.Dense(1)])
+    model.compile("adam", "mse", run_eagerly=True)
+    return model
+
+
+def counting_loss() -> keras.Model:
+    """A loss that weighs more from step to step."""
+
+    class Counts(keras.losses.Loss):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps = keras.Variable(1.0, name="steps", trainable=False)
+
+        def call(self, y: Any, predicted: Any) -> Any:
+            self.steps.assign(self.steps + 1.0)
+            return keras.ops.mean((y - predicted) ** 2, axis=-1) * keras.ops.stop_gradient(self.steps + 0.0)
+
+    model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+    model.compile("adam", Counts(), run_eagerly=True)
+    return model
+
+
+def averaged() -> keras.Model:
+    """Averages of its weights, which a callback puts in their place at an epoch's end."""
+    model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.1, use_ema=True, ema_momentum=0.8), "mse")
+    return model
+
+
+def module() -> keras.Model:
+    """torch's BatchNorm1d, whose averages are buffers."""
+    import torch
+
+    norm = keras.layers.TorchModuleWrapper(torch.nn.BatchNorm1d(12))
+    model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), norm, keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    return model
+
+
+class TwoOptimizers(keras.Model):
+    """Two networks that are trained in turn, each by its own optimizer, as in a GAN; the optimizer of ``compile`` is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+        self.other = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(2), keras.layers.Dense(1)])
+        self.built = True
+
+    def compile(self, **options: Any) -> None:
+        super().compile(run_eagerly=True)
+        self.optimizers_of = {"one": keras.optimizers.Adam(0.1), "other": keras.optimizers.Adam(0.01)}
+
+    def call(self, x: Any) -> Any:
+        return self.one(x) + self.other(x)
+
+    def train_step(self, data: Any) -> Any:
+        x, y = data
+        for name, network in [("one", self.one), ("other", self.other)]:
+            weights = network.trainable_weights
+            if BACKEND == "tensorflow":
+                import tensorflow as tf
+
+                with tf.GradientTape() as tape:
+                    loss = keras.ops.mean((network(x)[:, 0] - y) ** 2)
+                gradients = tape.gradient(loss, [weight.value for weight in weights])
+                self.optimizers_of[name].apply(gradients, weights)
+            else:
+                import torch
+
+                self.zero_grad()
+                loss = keras.ops.mean((network(x)[:, 0] - y) ** 2)
+                loss.backward()
+                with torch.no_grad():
+                    self.optimizers_of[name].apply([weight.value.grad for weight in weights], weights)
+        return {"loss": loss}
+
+
+def two_optimizers() -> keras.Model:
+    model = TwoOptimizers()
+    model.compile()
+    return model
+
+
+def arrays(model: keras.Model) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in find(model).arrays()}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(stateful, marks=not_torch),
+        pytest.param(unseeded, marks=not_jax),
+        pytest.param(counting_loss, marks=not_jax),
+        averaged,
+        pytest.param(module, marks=only_torch),
+        pytest.param(two_optimizers, marks=not_jax),
+    ],
+)
+@pytest.mark.parametrize("step", [5, 6, 9])
+def test_all_that_training_changes_is_saved(
+    data: Callable[[], Sequence], tmp_path: Path, make: Callable[[], keras.Model], step: int
+) -> None:
+    """A run that is interrupted amid an epoch, or at its end, comes to the very values of one that was not."""
+
+    def made() -> keras.Model:
+        keras.utils.set_random_seed(1)
+        return make()
+
+    def callbacks(*others: Any) -> list[Any]:
+        return [*others, *([keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if make is averaged else [])]
+
+    whole = made()
+    whole.fit(data(), epochs=3, verbose=0, callbacks=callbacks())
+    sequence, again = data(), data()
+    with pytest.raises(Interruption):
+        made().fit(sequence, epochs=3, verbose=0, callbacks=callbacks(Resume(tmp_path, sequence, every=1), Interrupt(step)))
+    resumed = made()
+    resumed.fit(again, epochs=3, verbose=0, callbacks=callbacks(Resume(tmp_path, again)))
+    expected, found = arrays(whole), arrays(resumed)
+    assert len(expected) > len(whole.variables)
+    # On TensorFlow the optimizer of compile() is built, though it is not used.
+    assert {name: found[name] for name in expected} == expected
+
+
+@only_torch
+def test_an_optimizer_of_torchs_own_is_refused(data: Callable[[], Sequence], tmp_path: Path) -> None:
+    """Before the first step, when nothing is lost yet: its moments can't be saved."""
+    import torch
+
+    model = stateful()
+    model.mine = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+    sequence = data()
+    with pytest.raises(InputError, match="the model has a Adam, as attribute mine, whose state it can't save"):
+        model.fit(sequence, verbose=0, callbacks=[Resume(tmp_path, sequence), Interrupt(0)])
