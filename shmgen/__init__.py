@@ -13,7 +13,7 @@ The way of the data, and the module that holds each step::
       ▼
     _worker.main             a lean process, whose status page (_memory.status_page) shows which tickets it has
       │  _worker.readers     threads that take tickets: as many as reads are to be in flight
-      │  _worker.assembler   what they do with one: a source for each field, then the user's transform (sample_assembler)
+      │  _worker.ticket_filler   what they do with one: a source for each field, then the user's transform (sample_filler)
       │  _sources            what rows are filled from: npy, npz, images (by image_decoder), all of a folder; npy_rows (windows);
       │                      hdf5, function, values; field_spec: what a worker knows of a field; packed_ids: all ids;
       │                      row_ids: texts as ids of rows; sample_spec: what shape and dtype fits; rng: random numbers;

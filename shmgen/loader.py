@@ -39,7 +39,7 @@ from shmgen._samples.ids import fingerprint
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._samples.sample_spec import dtype_of
 from shmgen._sources.field_spec import FieldSpec, key_tables, readings_of
-from shmgen._worker.assembler import BatchAssembler
+from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import ClosedError, InputError
 from shmgen.options import Options, init_from
 
@@ -145,19 +145,19 @@ class Loader:
         fields = self._spec.bind(options.transformed)
         arrays = [Field(field.name, field.shape, dtype_of(field.dtype)) for field in fields]
         self._layout = Layout(tuple(arrays), self._sampler.size(BatchId(0, 0)))
-        assembler, tables = _assembler(options, fields, self._layout)
+        filler, tables = _filler(options, fields, self._layout)
         self._passes = Passes(self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch)
         self._damage = Damage(len(self._ids), options.on_error, max_fraction=options.max_damaged)
         with ExitStack() as undo:
             self._ring = Ring(self._layout, options.slots or defaults.slots(self._layout.slot_bytes))
             undo.callback(self._ring.close)
-            reads = 1 if options.reads == "auto" or not (assembler.concurrent and workers) else options.reads
+            reads = 1 if options.reads == "auto" or not (filler.concurrent and workers) else options.reads
             self._workers: Workers
             if workers:
                 packed = [undo.enter_context(closing(PackedIds.pack(table))) for table in tables]
-                self._workers = Pool(workers, reads, self._ring, packed, assembler)
+                self._workers = Pool(workers, reads, self._ring, packed, filler)
             else:
-                self._workers = InProcess(self._ring, tables, assembler)
+                self._workers = InProcess(self._ring, tables, filler)
             undo.callback(self._workers.stop)
             in_flight = defaults.in_flight(self._layout.slot_bytes)
             count = max(1, workers)
@@ -167,7 +167,7 @@ class Loader:
                 self._sampler,
                 self._spec,
                 self._ring,
-                assembler,
+                filler,
                 self._damage,
                 self._padding() if options.tail == "pad" else None,
             )
@@ -181,7 +181,7 @@ class Loader:
                 builder,
                 # Without workers nothing is read ahead.
                 upcoming=self._passes.upcoming if workers else _nothing,
-                autoscaler=_autoscaler(options, assembler, self._layout, workers, reads),
+                autoscaler=_autoscaler(options, filler, self._layout, workers, reads),
                 front_end=front_end,
             )
             self._prefetcher.read_ahead()
@@ -427,25 +427,27 @@ class _Epoch(Iterator[tuple[Any, ...]]):
         raise TypeError(NO_COPY.format("Loader's iterator"))
 
 
-def _assembler(options: Options, fields: Sequence[FieldSpec], layout: Layout) -> tuple[BatchAssembler, list[Sequence[Any]]]:
+def _filler(options: Options, fields: Sequence[FieldSpec], layout: Layout) -> tuple[TicketFiller, list[Sequence[Any]]]:
     """What workers do for each batch, and what they call the samples: see `key_tables`."""
     fields = [field._replace(offset=offset) for field, offset in zip(fields, layout.offsets, strict=True)]
     readings = readings_of(fields, options.spec.readers)
-    assembler = BatchAssembler(fields, readings, layout.sheet_offset, options.seed, options.transforms, options.sample_transform)
-    return assembler, key_tables(options.ids, readings)
+    filler = TicketFiller(
+        fields, readings, layout.sheet_offset, options.seed, options.transforms, options.sample_transform, options.setup
+    )
+    return filler, key_tables(options.ids, readings)
 
 
-def _autoscaler(options: Options, assembler: BatchAssembler, layout: Layout, workers: int, reads: int) -> Autoscaler | None:
+def _autoscaler(options: Options, filler: TicketFiller, layout: Layout, workers: int, reads: int) -> Autoscaler | None:
     """What decides on the numbers of workers and reads; None if both are fixed."""
     scales_workers = options.workers == "auto"
-    scales_reads = bool(workers) and options.reads == "auto" and assembler.concurrent
+    scales_reads = bool(workers) and options.reads == "auto" and filler.concurrent
     if not scales_workers and not scales_reads:
         return None
     return Autoscaler(
         Target(workers, reads),
         scales_workers=scales_workers,
         scales_reads=scales_reads,
-        limits=defaults.limits(concurrent=assembler.concurrent),
+        limits=defaults.limits(concurrent=filler.concurrent),
         batch_rows=layout.batch_size,
     )
 

@@ -27,6 +27,7 @@ from shmgen._sources.npy import Npy
 from shmgen._sources.sampling_weights import weights_of
 from shmgen._sources.values import Ones, Values
 from shmgen._storage.urls import is_url
+from shmgen._worker.transform import Transform
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,11 +72,6 @@ ELSEWHERE = {
     "worker_init_fn": "setup",
     "steps_per_epoch": "steps_per_epoch to fit",
 }
-
-NAME_THE_INPUTS = (
-    "; to change targets, too, name the inputs: with inputs={'x': ...} it is called as flip(sample, rng), sample a dict of all "
-    "rows by field"
-)
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """What `Images` calls a number of channels."""
@@ -124,7 +120,10 @@ class DataOptions:
             are ``"X[0]"`` and so on, single ones ``"X"``, ``"y"``, ``"weights"``; a name used twice is ``"targets.mask"``, for
             example. Or a dict from field to a function of its row and ``rng``. ``rng`` is a `numpy.random.Generator` that depends
             on ``seed``, the epoch, and the sample's position in the epoch. Where ``dim`` says how large a row is, samples may be
-            larger, or vary in size: a transform gets them as they are, and returns a row, a random crop for instance.
+            larger, or vary in size: a transform gets them as they are, and returns a row, a random crop for instance. A function
+            with a parameter called ``epoch`` gets the epoch, an int from 0: ``transform(x, rng, epoch)``.
+        setup: a function without arguments that each worker calls once, before it reads: it may register openers, set module
+            variables, or open connections, since workers import modules afresh. With ``workers=0`` the main process calls it.
         slots: batches that shared memory has room for, at least 2. By default 4, and up to 16 if batches are small. If shared
             memory is short there are fewer, which is logged.
         seed: of orders and random numbers, an int from 0.
@@ -163,6 +162,7 @@ class DataOptions:
     weights: Part | None = None
     sampling_weights: Values | Mapping[Any, float] | Iterable[float] | Callable[[Any], float] | None = None
     transform: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None
+    setup: Callable[[], object] | None = None
     slots: int | None = None
     seed: int = 0
     epoch: int = 0
@@ -184,10 +184,10 @@ class DataOptions:
     spec: BatchSpec = field(init=False)
     """The fields of a batch. Their sources are copies, for one loader to bind."""
 
-    transforms: dict[str, Callable[..., Any]] = field(init=False)
+    transforms: dict[str, Transform] = field(init=False)
     """By field: what changes its rows."""
 
-    sample_transform: Callable[..., Any] | None = field(init=False)
+    sample_transform: Transform | None = field(init=False)
     """What changes whole samples, dicts of rows by field."""
 
     def __post_init__(self) -> None:
@@ -229,6 +229,8 @@ class DataOptions:
             n_classes=self.n_classes,
         )
         self._keep(spec=spec)
+        if self.setup is not None and not callable(self.setup):
+            raise InputError(f"setup: expected a function without arguments, found {self.setup!r}")
         transforms, sample_transform = self._split_transform()
         self._keep(transforms=transforms, sample_transform=sample_transform)
 
@@ -336,39 +338,19 @@ class DataOptions:
             raise InputError("labels are the only target; give either labels or targets")
         return target(self.labels, self.n_classes, self.classes, self.ids)
 
-    def _split_transform(self) -> tuple[dict[str, Callable[..., Any]], Callable[..., Any] | None]:
+    def _split_transform(self) -> tuple[dict[str, Transform], Transform | None]:
         """The functions of a field's row, by field, and that of a whole sample."""
         names = [name for name in self.spec.names if not self.spec.measured(name)]
         if self.transform is None:
             return {}, None
-        functions = self.transform.values() if isinstance(self.transform, Mapping) else [self.transform]
-        if wrong := [function for function in functions if not callable(function)]:
-            raise InputError(f"transform: expected a function, or a dict of functions by field, found {wrong[0]!r}")
-        for function in functions:
-            _check_takes_two(function)
-        if callable(self.transform):
+        if not isinstance(self.transform, Mapping):
             if self.spec.has_one_input and self.spec.measured(next(iter(self.spec.names))):
                 raise InputError("transform: expected an input that is read, found one that is measured; pass a dict by field")
-            return ({names[0]: self.transform}, None) if self.spec.has_one_input else ({}, self.transform)
+            transform = Transform.checked(self.transform)
+            return ({names[0]: transform}, None) if self.spec.has_one_input else ({}, transform)
         if unknown := self.transform.keys() - set(names):
             raise InputError(f"transform: expected fields {', '.join(map(repr, names))}, found {sorted(unknown)}")
-        return dict(self.transform), None
-
-
-def _check_takes_two(transform: Callable[..., Any]) -> None:
-    """Make sure that a transform can be called as it will be."""
-    try:
-        signature = inspect.signature(transform)
-    except (TypeError, ValueError):  # some functions written in C have none
-        return
-    try:
-        signature.bind(None, None)
-    except TypeError:
-        name = getattr(transform, "__qualname__", repr(transform))
-        raise InputError(
-            "transform: expected a function of a row and a generator, such as def flip(x, rng), found "
-            f"{name}{signature}{NAME_THE_INPUTS if len(signature.parameters) > 2 else ''}"
-        ) from None
+        return {name: Transform.checked(function) for name, function in self.transform.items()}, None
 
 
 def _pair(shard: object) -> Shard:

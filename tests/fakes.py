@@ -32,8 +32,8 @@ from shmgen._plan.schedule import Schedule, State, Ticket
 from shmgen._sources.base import IDLE, UNKNOWN, row_of
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._sources.field_spec import readings_of
-from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.readers import EPOCH, POSITION, ROWS, SAMPLES
+from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import ClosedError, SampleError, WorkerDied
 
 TIMEOUT = 100.0
@@ -461,7 +461,7 @@ class Engine:
         spec = BatchSpec(Rows(), None, None, ids)
         fields = spec.bind()
         layout = Layout((Field("X", (2,), np.dtype("f8")),), batch_size)
-        assembler = BatchAssembler(fields, readings_of(fields, spec.readers), layout.sheet_offset, 0, {}, None)
+        assembler = TicketFiller(fields, readings_of(fields, spec.readers), layout.sheet_offset, 0, {}, None)
         self.ring = Ring(layout, slots)
         self.workers = FakeWorkers(workers, reads, self.ring, self.clock)
         self.passes = Passes(self.sampler.batches, shuffle=shuffle, epoch=0)

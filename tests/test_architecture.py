@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "_sources": {*BASE, "_memory", "_samples", "_storage", "_worker"},
     "_worker": {*BASE, "_memory", "_samples", "_sources"},
     "_engine": {*BASE, "_plan", "_memory", "_samples", "_sources", "_worker"},
-    "options": {*BASE, "_plan", "_memory", "_samples", "_sources", "_storage", "_engine"},
+    "options": {*BASE, "_plan", "_memory", "_samples", "_sources", "_storage", "_worker", "_engine"},
     "loader": {*BASE, "_plan", "_memory", "_samples", "_sources", "_worker", "_engine", "options"},
     "torch": {*BASE, "_engine", "loader"},
     "jax": {*BASE, "_engine", "loader"},
@@ -63,7 +63,6 @@ def imports(path: Path) -> Iterator[str]:
 
 
 OPEN = {
-    frozenset({"_worker.assembler", "_worker.sample_assembler"}),
     frozenset({"_plan.stats", "_plan.verdict"}),
     frozenset({"_tools.tune", "_tools.measure"}),
     frozenset({"_tools.scan_remote", "_tools.scan_worker"}),

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-import shmgen._worker.assembler
+import shmgen._worker.ticket_filler
 from shmgen import Function, InputError, Loader, Npy, NpyRows, SampleError, ShmgenError, Source
 
 N = 40
@@ -122,7 +122,7 @@ def test_plain_files_are_not_cleared_before_they_are_read(folder: Callable, monk
     data = folder(8)
     np.save(data.path / "all.npy", np.zeros((8, 3)))
     cleared: list[int] = []
-    monkeypatch.setattr(shmgen._worker.assembler, "_clear", lambda rows: cleared.append(len(rows)))
+    monkeypatch.setattr(shmgen._worker.ticket_filler, "_clear", lambda rows: cleared.append(len(rows)))
     for source in (Npy(data.path), Function(lambda id: np.zeros(3))):
         with Loader(data.ids, None, 4, source=source, workers=0) as loader:
             assert len(list(loader)) == 2

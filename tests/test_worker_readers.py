@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -25,10 +26,11 @@ from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import IDLE, UNKNOWN
 from shmgen._sources.field_spec import FieldSpec, readings_of
 from shmgen._worker import protocol
-from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.protocol import FAILED, LOGGED, REPORT, UNABLE
 from shmgen._worker.readers import LONG, SELDOM, Descriptors, Readers
 from shmgen._worker.rng import own_random_state
+from shmgen._worker.ticket_filler import TicketFiller
+from shmgen._worker.transform import Transform
 
 ROWS = 128
 """Of a batch, each of two float64."""
@@ -85,12 +87,13 @@ class Worker:
         os.close(fd)
         self.page.words[READS], self.page.words[READERS] = reads, 1
         field = FieldSpec("X", (2,), "<f8", 0, 16)
-        assembler = BatchAssembler([field], readings_of([field], {"X": source.bind(range(SAMPLES))}), SHEET, 0, {}, transform)
+        readings = readings_of([field], {"X": source.bind(range(SAMPLES))})
+        filler = TicketFiller([field], readings, SHEET, 0, {}, None if transform is None else Transform(transform))
         self.messages: list[bytes] = []
         self.hears = True
         before = set(threading.enumerate())
         fds = Descriptors(self.ring, -1, self.queue_out, self._reports_in, self.bell)
-        readers = Readers(7, fds, self.segments, [PackedIds.pack(range(SAMPLES))], self.page, assembler, self._send)
+        readers = Readers(7, fds, self.segments, [PackedIds.pack(range(SAMPLES))], self.page, filler, self._send)
         first = readers.opened(0)
         self._main = threading.Thread(target=readers.run, args=(first,), daemon=True)
         self._main.start()
@@ -101,6 +104,11 @@ class Worker:
     def _send(self, message: bytes) -> bool:
         self.messages.append(message)
         return self.hears
+
+    @property
+    def main(self) -> int | None:
+        """What `threading.get_ident` returns in the thread of its first reader."""
+        return self._main.ident
 
     @property
     def ended(self) -> bool:
@@ -351,15 +359,36 @@ def test_functions_are_called_one_at_a_time(worker: Callable[..., Worker]) -> No
     ids = [one.put(0, n, n + 1) for n in range(4)]
     for waiting in (3, 2, 1, 0):
         assert there.acquire(timeout=WITHIN)
-        undone = [record for record in one.page.records[:4] if record[TICKET] not in one.done]
+        undone = [record for record in one.page.records[1:5] if record[TICKET] not in one.done]
         wait_until(
             lambda waiting=waiting, undone=undone: [record[ROW] for record in undone].count(IDLE) >= waiting,  # type: ignore[misc]
             "the others wait",
         )
-        assert sum(record[ROW] == 1 for record in one.page.records[:4]) == 1
+        assert sum(record[ROW] == 1 for record in one.page.records[1:5]) == 1
         go.release()
     one.until_done(ids)
     assert most == [1] * 4
+
+
+def test_functions_are_called_in_the_main_thread_however_many_read(worker: Callable[..., Worker]) -> None:
+    """Also while the number of readers goes up, to one, and up again; an error in one is the ticket's."""
+    callers: set[int | None] = set()
+
+    def transform(sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        callers.add(threading.get_ident())
+        if sample["X"][0] == 63:
+            raise ValueError("the last")
+
+    one = worker(Called(lambda id: callers.discard(None)), 1, transform)
+    one.sheet(0, range(64))
+    for reads in (1, 4, 1, 3, 1):
+        one.page.words[READS] = reads
+        one.until_done([one.put(0, n, n + 1) for n in range(60)])
+    one.put(0, 60, 64)
+    wait_until(lambda: one.messages, "the failure is told")
+    assert one.messages[0][:1] == FAILED
+    assert pickle.loads(one.messages[0][1:])[1:] == (3, ANY)
+    assert callers == {one.main}
 
 
 @pytest.mark.parametrize("kind", ["transform", "source"])
@@ -508,7 +537,7 @@ from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import READERS, READS, ROW, TICKET, StatusPage
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.field_spec import FieldSpec, readings_of
-from shmgen._worker.assembler import BatchAssembler
+from shmgen._worker.ticket_filler import TicketFiller
 from shmgen._worker.protocol import REPORT, TICKET as RECORD
 from shmgen._worker.readers import SAMPLES, Descriptors, Readers
 
@@ -539,9 +568,9 @@ def start(source, reads):
     os.close(queue)
     try:
         field = FieldSpec("X", (2,), "<f8", 0, 16)
-        assembler = BatchAssembler([field], readings_of([field], {"X": source.bind(range(SAMPLES))}), SHEET, 0, {}, None)
+        filler = TicketFiller([field], readings_of([field], {"X": source.bind(range(SAMPLES))}), SHEET, 0, {}, None)
         fds = Descriptors(ring, -1, queue_out, reports_in, bell)
-        readers = Readers(0, fds, segments, [PackedIds.pack(range(9))], page, assembler, lambda _: True)
+        readers = Readers(0, fds, segments, [PackedIds.pack(range(9))], page, filler, lambda _: True)
         readers.run(readers.opened(0))
     except SystemExit as end:
         os._exit(end.code)

@@ -15,8 +15,8 @@ from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Ticket
 from shmgen._samples.ids import take
 from shmgen._sources.batch_spec import BatchSpec
-from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.readers import SAMPLES
+from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import SampleError, printable
 
 MAX_ATTEMPTS = 100
@@ -31,7 +31,7 @@ class BatchBuilder:
         sampler: which of them a batch holds.
         spec: where a batch's arrays come from.
         ring: where values are filled in.
-        assembler: fills the rest, in the workers.
+        filler: fills the rest, in the workers.
         damage: records samples that can't be read.
         padding: weighs the rows of batches; None where all weigh the same.
     """
@@ -42,14 +42,14 @@ class BatchBuilder:
         sampler: Sampler,
         spec: BatchSpec,
         ring: Ring,
-        assembler: BatchAssembler,
+        filler: TicketFiller,
         damage: Damage,
         padding: Padding | None = None,
     ) -> None:
         self._ids = ids
         self._sampler = sampler
         self._ring = ring
-        self._assembler = assembler
+        self._filler = filler
         self._damage = damage
         self._padding = padding
         self._weights = spec.weights
@@ -108,12 +108,12 @@ class BatchBuilder:
     def named(self, batch: BatchId, row: int) -> str:
         """The sample in ``row`` of ``batch``."""
         id = self.id(batch, row)
-        return printable(f"sample {id!r}, {self._assembler.places(id)}")
+        return printable(f"sample {id!r}, {self._filler.places(id)}")
 
     def listed(self, tickets: Sequence[Ticket], most: int) -> str:
         """What is read for ``tickets``; no more than ``most`` samples are named."""
         ids = [id for _, _, batch, start, stop in tickets for id in self._ids_of(batch, start, stop)]
-        places = [self._assembler.places(id) for id in ids[:most]]
+        places = [self._filler.places(id) for id in ids[:most]]
         named = printable(", ".join(place if place.startswith("/") else repr(id) for id, place in zip(ids, places, strict=False)))
         return named if len(ids) <= most else f"{named} and {len(ids) - most} more"
 
@@ -123,7 +123,7 @@ class BatchBuilder:
     def error(self, batch: BatchId, row: int, reason: str) -> SampleError:
         """An error for the sample in ``row`` of ``batch``, for a ``reason`` other than its data."""
         id = self.id(batch, row)
-        return SampleError(id, self._assembler.places(id), reason)
+        return SampleError(id, self._filler.places(id), reason)
 
     def record(self, batch: BatchId, row: int, error: SampleError, *, unreadable: bool = False) -> None:
         """The sample in ``row`` of ``batch`` can't be read because of ``error``: where samples are replaced, it is.

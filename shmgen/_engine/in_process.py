@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,11 @@ from shmgen._memory.status_page import BUSY, FUNCTION, ROW, TURN
 from shmgen._plan.schedule import Ticket
 from shmgen._samples.ids import take
 from shmgen._sources.base import IDLE, row_of
-from shmgen._worker.assembler import BatchAssembler, Task
 from shmgen._worker.protocol import thread_time
 from shmgen._worker.readers import EPOCH, POSITION, SAMPLES
 from shmgen._worker.rng import own_random_state
+from shmgen._worker.task import Task
+from shmgen._worker.ticket_filler import TicketFiller
 
 
 class InProcess:
@@ -30,16 +30,17 @@ class InProcess:
     Args:
         ring: what is filled.
         tables: of keys of all samples, their ids first; see `key_tables`.
-        assembler: how it is filled.
+        filler: how it is filled.
     """
 
     are_processes = False
 
-    def __init__(self, ring: Ring, tables: Sequence[Sequence[Any]], assembler: BatchAssembler) -> None:
+    def __init__(self, ring: Ring, tables: Sequence[Sequence[Any]], filler: TicketFiller) -> None:
         # The words of a record on a worker's status page, from `ROW` on.
         self._at = [IDLE, *[0] * (TURN - ROW)]
         self._cpu = 0
-        self._assembler = assembler.opened(self._at, threading.Lock())
+        filler.set_up()
+        self._filler = filler.opened(self._at)
         with named(FILES):
             self._wakeup = Wakeup()
         self._ring = ring
@@ -65,7 +66,7 @@ class InProcess:
             event = Event(0, EventKind.DROPPED, ticket.id)
             began, used = time.monotonic_ns(), thread_time("thread-self")
             try:
-                with own_random_state() if self._assembler.calls_functions else nullcontext():
+                with own_random_state() if self._filler.calls_functions else nullcontext():
                     self._fill(ticket)
                 event = Event(0, EventKind.DONE, (ticket.id, False))
             except Exception as error:
@@ -83,7 +84,7 @@ class InProcess:
         sheet = self._ring.sheet(ticket.slot)
         samples = sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop]
         task = Task(ticket.start, int(sheet[EPOCH]), int(sheet[POSITION]) + ticket.start, samples, self._tables)
-        self._assembler.fill(self._ring.bytes(ticket.slot), task)
+        self._filler.fill(self._ring.bytes(ticket.slot), task)
 
     def wake(self) -> None:
         self._wakeup.set()

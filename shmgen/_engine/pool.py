@@ -23,15 +23,15 @@ from shmgen._memory.status_page import EAGER, FUNCTION, READERS, READS, ROW, TIC
 from shmgen._plan.schedule import MAX_OUT, Ticket
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._worker import protocol
-from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.context import Context, environment, search_path
 from shmgen._worker.launch import Child, Launcher, end
 from shmgen._worker.log_forwarding import ForwardedLogs
-from shmgen._worker.main import Setup
+from shmgen._worker.main import Start
 from shmgen._worker.pickling import dumps
 from shmgen._worker.protocol import ATOMIC, REPORT, processor_time
 from shmgen._worker.readers import Descriptors
 from shmgen._worker.signals import deferred_signals
+from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import WorkerDied
 
 GRACE = 0.2
@@ -46,27 +46,27 @@ class Pool:
         reads: readers of each.
         ring: what they fill.
         tables: of keys of all samples, their ids first; closed with the pool. See `key_tables`.
-        assembler: how they fill it.
+        filler: how they fill it.
 
     Raises:
-        InputError: something in ``assembler`` can't be sent to workers, or this program can't start any.
+        InputError: something in ``filler`` can't be sent to workers, or this program can't start any.
     """
 
     are_processes = True
 
-    def __init__(self, workers: int, reads: int, ring: Ring, tables: Sequence[PackedIds], assembler: BatchAssembler) -> None:
+    def __init__(self, workers: int, reads: int, ring: Ring, tables: Sequence[PackedIds], filler: TicketFiller) -> None:
         self._ring = ring
         self._tables = tables
         self._reads = reads
         self._eager = False
-        self._draws = assembler.calls_functions
-        self._launcher = Launcher("shmgen._worker.main", environment(), site=not assembler.is_ours)
+        self._draws = filler.calls_functions
+        self._launcher = Launcher("shmgen._worker.main", environment(), site=not filler.is_ours)
         self._path = search_path()
         self._context: tuple[Any, ...] | None = None
-        if assembler.is_ours:
-            self._assembler = pickle.dumps(assembler)
+        if filler.is_ours:
+            self._filler = pickle.dumps(filler)
         else:
-            self._assembler, sources = dumps(assembler)
+            self._filler, sources = dumps(filler)
             self._context = tuple(Context.capture(sources))
         self._forwarded_logs = ForwardedLogs()
         with named(FILES), ExitStack() as undo:
@@ -129,17 +129,17 @@ class Pool:
         for fd, events in child.events.items():
             self._by_fd[fd] = number
             self._poll.register(fd, events)
-        setup = Setup(
+        start = Start(
             os.getpid(),
             number,
             self._path,
             self._draws,
             self._ring.layout.slot_bytes,
             pickle.dumps(self._tables),
-            self._assembler,
+            self._filler,
             self._context,
         )
-        child.send(pickle.dumps(tuple(setup)))
+        child.send(pickle.dumps(tuple(start)))
         if child.has_unsent:
             self._poll.modify(child.stream, child.events[child.stream])
 

@@ -12,7 +12,7 @@ import os
 from shmgen._memory import nameless
 
 MAX_READERS = 128
-"""So many readers have room for a record."""
+"""How many readers a worker may have. There is one record more: the main thread's, which takes no tickets while others do."""
 
 READS, EAGER, READERS, USED = range(4)
 """The page's first words, of 8 bytes each. The main process sets how many readers there should be, and whether it is to be woken
@@ -31,7 +31,9 @@ TICKET = 0
 _HEADER_BYTES = 64
 _RECORD_BYTES = 64
 
-PAGE_BYTES = _HEADER_BYTES + MAX_READERS * _RECORD_BYTES
+RECORDS = 1 + MAX_READERS
+
+PAGE_BYTES = _HEADER_BYTES + RECORDS * _RECORD_BYTES
 
 
 class StatusPage:
@@ -47,7 +49,7 @@ class StatusPage:
     def __init__(self, fd: int) -> None:
         self._bytes = memoryview(mmap.mmap(fd, PAGE_BYTES))
         self.words = self._bytes[:_HEADER_BYTES].cast("Q")
-        records = [self._bytes[_HEADER_BYTES + n * _RECORD_BYTES :][:_RECORD_BYTES] for n in range(MAX_READERS)]
+        records = [self._bytes[_HEADER_BYTES + n * _RECORD_BYTES :][:_RECORD_BYTES] for n in range(RECORDS)]
         self.tickets = [record[:TICKET_BYTES] for record in records]
         self.records = [record.cast("Q") for record in records]
 

@@ -20,17 +20,17 @@ from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import READERS, USED, StatusPage
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import error_text
-from shmgen._worker.assembler import BatchAssembler
 from shmgen._worker.liveness import begin, end_with_parent
 from shmgen._worker.protocol import INTERRUPTED, LOGGED, READY, UNABLE, Unframer, frame, processor_time
 from shmgen._worker.readers import Descriptors, Readers
+from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import StartError
 
 _sending = threading.RLock()
 """Held while a message is sent: readers send, and the user's functions may have threads of their own, which log."""
 
 
-class Setup(NamedTuple):
+class Start(NamedTuple):
     """The only message to a worker.
 
     Attributes:
@@ -39,9 +39,9 @@ class Setup(NamedTuple):
         path: ``sys.path`` of the main process.
         draws: whether functions of the user's are called, which may draw random numbers.
         slot_bytes: bytes of a slot.
-        keys: the pickled `PackedIds` of each table of keys. This and the assembler are pickled apart from the rest because
-            ``path`` may be needed.
-        assembler: fills the rows of a ticket.
+        keys: the pickled `PackedIds` of each table of keys. This and the filler are pickled apart from the rest because ``path``
+            may be needed.
+        filler: fills the rows of a ticket; pickled.
         context: what the user's code has to find here, the fields of a `Context`; None if there is no such code.
     """
 
@@ -51,7 +51,7 @@ class Setup(NamedTuple):
     draws: bool
     slot_bytes: int
     keys: bytes
-    assembler: bytes
+    filler: bytes
     context: tuple[Any, ...] | None
 
 
@@ -69,28 +69,29 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
     first = _receive(stream)
     if first is None:
         return
-    setup = Setup(*first)
-    threading.Thread(target=end_with_parent, args=(stream, setup.parent), daemon=True).start()
+    start = Start(*first)
+    threading.Thread(target=end_with_parent, args=(stream, start.parent), daemon=True).start()
     # The main process has blocked Ctrl-C while it started this one. It handles Ctrl-C itself; but if its main thread waits inside
     # a framework for a batch, and the read of that batch hangs, only a message from a worker can end the wait.
     signal.signal(signal.SIGINT, lambda *_: _send_from_handler(stream, INTERRUPTED + repr(time.monotonic()).encode()))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    sys.path[:] = setup.path
+    sys.path[:] = start.path
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     try:
         with named(MAPPING):
-            page, segments = StatusPage(fds.page), Segments(fds.segment, setup.slot_bytes)
-        if setup.draws:
+            page, segments = StatusPage(fds.page), Segments(fds.segment, start.slot_bytes)
+        if start.draws:
             from shmgen._worker.rng import seed_late
 
             seed_late()
-        assembler = _assembler(stream, setup)
-        tables: list[PackedIds] = pickle.loads(setup.keys)
+        filler = _filler(stream, start)
+        tables: list[PackedIds] = pickle.loads(start.keys)
         for table, fd in zip(tables, stored, strict=True):
             if fd >= 0:
                 table.attach(fd)
-        readers = Readers(setup.number, fds, segments, tables, page, assembler, lambda message: _send(stream, message))
+        readers = Readers(start.number, fds, segments, tables, page, filler, lambda message: _send(stream, message))
+        filler.set_up()
         opened = readers.opened(0)
     except StartError as error:
         _send(stream, UNABLE + pickle.dumps(error))
@@ -105,9 +106,9 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
     readers.run(opened)
 
 
-def _assembler(stream: int, setup: Setup) -> BatchAssembler:
-    if setup.context is None:
-        ours: BatchAssembler = pickle.loads(setup.assembler)
+def _filler(stream: int, start: Start) -> TicketFiller:
+    if start.context is None:
+        ours: TicketFiller = pickle.loads(start.filler)
         if "logging" in sys.modules:  # a source of remote files has it, and may have something to say
             from shmgen._worker.log_forwarding import forward
 
@@ -115,17 +116,17 @@ def _assembler(stream: int, setup: Setup) -> BatchAssembler:
         return ours
     from shmgen._worker.context import Context  # late: imports are most of a worker's start, and few workers need it
 
-    context = Context(*setup.context)
+    context = Context(*start.context)
     context.enter(lambda message: _send(stream, LOGGED + message))
     from shmgen._worker.pickling import loads
 
-    assembler: BatchAssembler = loads(setup.assembler)
+    filler: TicketFiller = loads(start.filler)
     context.filter_warnings()
-    return assembler
+    return filler
 
 
 def _receive(stream: int) -> tuple[Any, ...] | None:
-    """Wait for the setup; None if the main process has gone."""
+    """Wait for the fields of `Start`; None if the main process has gone."""
     unframer = Unframer()
     while True:
         try:
@@ -135,8 +136,8 @@ def _receive(stream: int) -> tuple[Any, ...] | None:
         if not data:
             return None
         for message in unframer.feed(data):
-            setup: tuple[Any, ...] = pickle.loads(message)
-            return setup
+            start: tuple[Any, ...] = pickle.loads(message)
+            return start
 
 
 def _send(stream: int, message: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""How an assembler, with the user's functions in it, is sent to a worker: by value if no worker can import it (cloudpickle)."""
+"""How a filler, with the user's functions in it, is sent to a worker: by value if no worker can import it (cloudpickle)."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from shmgen._sources.base import error_text
 from shmgen.errors import InputError, StartError
 
 if TYPE_CHECKING:
-    from shmgen._worker.assembler import BatchAssembler
+    from shmgen._worker.ticket_filler import TicketFiller
 
 LARGE = 10_000_000
 """Bytes. A function that is sent with more gets a warning."""
 
 
-def dumps(assembler: BatchAssembler) -> tuple[bytes, dict[str, list[str]]]:
-    """``assembler``, pickled, and the lines of the files of its functions that workers can't read.
+def dumps(filler: TicketFiller) -> tuple[bytes, dict[str, list[str]]]:
+    """``filler``, pickled, and the lines of the files of its functions that workers can't read.
 
     Raises:
         InputError: something in it can't be sent; the error says what.
     """
     sources: dict[str, list[str]] = {}
     try:
-        data = _dumps(assembler, sources)
+        data = _dumps(filler, sources)
     except Exception as error:
-        for name, part in assembler.named():
+        for name, part in filler.named():
             try:
                 _dumps(part, sources)
             except Exception as culprit:
@@ -46,9 +46,7 @@ def dumps(assembler: BatchAssembler) -> tuple[bytes, dict[str, list[str]]]:
                 ) from error
         raise
     if len(data) > LARGE:
-        size, name, part = max(
-            ((len(_dumps(part, {})), name, part) for name, part in assembler.named()), key=lambda found: found[0]
-        )
+        size, name, part = max(((len(_dumps(part, {})), name, part) for name, part in filler.named()), key=lambda found: found[0])
         _warn(
             f"each worker gets {len(data) / 1e6:,.1f} MB of data along with your functions, {size / 1e6:,.1f} MB of it with the "
             f"{name}, {_called(part)}: keep what is large in a file that all share, such as np.load(file, mmap_mode='r'), or "

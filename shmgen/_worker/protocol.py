@@ -2,7 +2,7 @@
 
 Work goes through two pipes that all workers share, as records of fixed size, which are written and read whole: tickets one way,
 and reports of what is done the other. All else goes through a socket that each worker has of its own, as messages of bytes, each
-after its length: a worker is sent a pickled `Setup`, and sends one of the words below, some with data after them.
+after its length: a worker is sent a pickled `Start`, and sends one of the words below, some with data after them.
 """
 
 from __future__ import annotations

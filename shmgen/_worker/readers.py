@@ -1,7 +1,8 @@
 """The readers of a worker: threads, each of which takes tickets from the queue and fills their rows.
 
 The first is the main thread. Where reading waits for a disk or a network the main process asks for more, so that many reads are
-in flight; where it does not, more than one would only fight for the interpreter.
+in flight; where it does not, more than one would only fight for the interpreter. While there are more, and the user's functions
+are called, the main thread takes no tickets: it calls the functions for all of them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import BUSY, EAGER, READERS, READS, ROW, StatusPage
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import IDLE, row_of
-from shmgen._worker.assembler import BatchAssembler, Task
+from shmgen._worker.main_thread import MainThread
 from shmgen._worker.protocol import FAILED, LOGGED, REPORT, TICKET, UNABLE
+from shmgen._worker.task import Task
+from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import StartError
 
 WAITING_TICKETS = 8
@@ -67,7 +70,7 @@ class Readers:
         segments: the ring.
         tables: of keys of all samples, their ids first; see `key_tables`.
         page: this worker's status page.
-        assembler: fills the rows of a ticket.
+        filler: fills the rows of a ticket.
         send: sends the main process a message; False if that has gone.
     """
 
@@ -78,7 +81,7 @@ class Readers:
         segments: Segments,
         tables: Sequence[PackedIds],
         page: StatusPage,
-        assembler: BatchAssembler,
+        filler: TicketFiller,
         send: Callable[[bytes], bool],
     ) -> None:
         self._number = number
@@ -86,25 +89,83 @@ class Readers:
         self._segments = segments
         self._tables = [table.take for table in tables]
         self._page = page
-        self._assembler = assembler
+        self._filler = filler
         self._send = send
-        self._prints = not assembler.is_ours
-        self._one_at_a_time = threading.Lock()
+        self._prints = not filler.is_ours
+        self._main = MainThread()
         self._changing = threading.Lock()
-        self._running = {0}
+        # Numbers of readers: those that take tickets, or are about to, and those that could not be started.
+        self._running: set[int] = set()
+        self._failed: set[int] = set()
+        self._ended = False
+        # How often each thread has waited for its turn to call functions, which is no wait for a disk.
+        self._turns = threading.local()
         self._rang = 0
 
-    def run(self, first: BatchAssembler) -> None:
-        """Take tickets until the main process ends; with as many readers as it asks for."""
-        self._run(0, first)
+    def run(self, first: TicketFiller) -> None:
+        """Take tickets until the main process ends; with as many readers as it asks for. To be called in the main thread."""
+        while self._start_others() and not self._ended:
+            if self._begins(0):
+                self._run(0, first)
+            elif self._filler.calls_functions:
+                self._main.serve()
 
-    def opened(self, number: int) -> BatchAssembler:
+    def opened(self, number: int) -> TicketFiller:
         """What the reader of this number fills rows with.
 
         Raises:
             StartError: a source can't be opened.
         """
-        return self._assembler.opened(self._page.records[number][ROW:], self._one_at_a_time, in_worker=True)
+        return self._filler.opened(self._page.records[number][ROW:], self._in_turn if number else None, in_worker=True)
+
+    def _in_turn(self, function: Callable[[], None]) -> None:
+        """Have the main thread call ``function``, for another reader."""
+        before = _waits()
+        try:
+            self._main.call(function)
+        finally:
+            self._turns.waits = getattr(self._turns, "waits", 0) + _waits() - before
+
+    def _wanted(self) -> set[int]:
+        """The numbers of the readers that there should be."""
+        count = self._page.words[READS]
+        if self._filler.calls_functions and count > 1 and (others := {*range(1, count + 1)} - self._failed):
+            return others
+        return {*range(count)} - self._failed
+
+    def _start_others(self) -> bool:
+        """Start the readers that are wanted and not there, but the main thread; whether there are any, or should be."""
+        with self._changing:
+            wanted = self._wanted()
+            for number in sorted(wanted - self._running - {0}):
+                self._running.add(number)
+                # At once, since a ticket on a record that nobody looks at would be lost at a death.
+                self._page.words[READERS] = max(self._page.words[READERS], number + 1)
+                try:
+                    threading.Thread(target=self._run_further, args=(number,), daemon=True).start()
+                except RuntimeError as error:
+                    self._fail(number, str(error))
+            return bool(wanted or (self._filler.calls_functions and self._running))
+
+    def _begins(self, number: int) -> bool:
+        """Whether the reader of this number may begin to take tickets."""
+        with self._changing:
+            # The main thread calls functions until the last of the others has left.
+            begins = number in self._wanted() and not (self._filler.calls_functions and self._running)
+            if begins:
+                self._running.add(number)
+            return begins
+
+    def _stays(self, number: int) -> bool:
+        """Whether the reader of this number goes on to take tickets, now that another number of readers may be wanted."""
+        if number and self._filler.calls_functions:
+            self._main.wake()  # it starts the others
+        else:
+            self._start_others()
+        with self._changing:
+            if number not in self._wanted():
+                self._running.discard(number)
+            return number in self._running
 
     def _run_further(self, number: int) -> None:
         """Be a further reader, in a thread of its own. If it can't be, the others do the work."""
@@ -112,7 +173,8 @@ class Readers:
             try:
                 opened = self.opened(number)
             except StartError as error:
-                self._warn(str(error))
+                with self._changing:
+                    self._fail(number, str(error))
             else:
                 self._run(number, opened)
         except BaseException as end:
@@ -121,36 +183,51 @@ class Readers:
                 os._exit(end.code if isinstance(end.code, int) else 1)
             sys.excepthook(type(end), end, end.__traceback__)
             os._exit(1)
+        finally:
+            self._main.wake()
+
+    def _fail(self, number: int, reason: str) -> None:
+        """A reader can't be started: it is not tried again."""
+        self._running.discard(number)
+        self._failed.add(number)
+        self._warn(reason)
 
     def _warn(self, reason: str) -> None:
         text = f"worker {self._number} has fewer reads in flight than are wanted: {reason}"
         self._send(LOGGED + pickle.dumps({"name": "shmgen", "levelno": 30, "levelname": "WARNING", "msg": text}))
 
-    def _run(self, number: int, assembler: BatchAssembler) -> None:
+    def _run(self, number: int, filler: TicketFiller) -> None:
         wanted, ticket, record = self._page.words, self._page.tickets[number], self._page.records[number]
         queue, buffers, now = self._fds.queue, [ticket], time.monotonic_ns
-        waiting = 0
-        while self._stays(number) if wanted[READS] != len(self._running) else True:
+        waiting, seen = 0, -1
+        while True:
+            if wanted[READS] != seen:
+                seen = wanted[READS]
+                if not self._stays(number):
+                    return
             if not os.readv(queue, buffers):
+                self._ended = True
                 return
             id, slot, start, stop, _ = TICKET.unpack(ticket)
-            waits, began = _waits(), now()
+            waits, began = self._disk_waits(), now()
             failed = b""
             try:
-                sheet = self._fill(assembler, slot, start, stop, io_waits=waiting > 0)
+                sheet = self._fill(filler, slot, start, stop, io_waits=waiting > 0)
             except StartError as error:
                 self._send(UNABLE + pickle.dumps(error))
+                self._ended = True
                 return
             except Exception as error:
                 failed = FAILED + pickle.dumps((id, row_of(record[ROW]), error))
                 record[ROW] = IDLE
             if self._prints and sys.stdout is not None:
                 sys.stdout.flush()  # what functions have printed would be lost when this process is killed
-            waiting = WAITING_TICKETS if _waits() > waits else max(0, waiting - 1)
+            waiting = WAITING_TICKETS if self._disk_waits() > waits else max(0, waiting - 1)
             took = now() - began
             record[BUSY] += took
             if failed:
                 if not self._send(failed):
+                    self._ended = True
                     return
                 continue
             try:
@@ -160,39 +237,27 @@ class Readers:
                     self._rang = began + took
                     os.eventfd_write(self._fds.bell, 1)
             except BrokenPipeError:
+                self._ended = True
                 return
 
-    def _fill(self, assembler: BatchAssembler, slot: int, start: int, stop: int, *, io_waits: bool) -> memoryview:
+    def _disk_waits(self) -> int:
+        """How often this thread has had to wait, but not for its turn to call functions."""
+        return _waits() - getattr(self._turns, "waits", 0)
+
+    def _fill(self, filler: TicketFiller, slot: int, start: int, stop: int, *, io_waits: bool) -> memoryview:
         """Fill the rows of a ticket, and mark them as read; the slot's sheet."""
         try:
             memory = self._segments[slot]
         except OSError as error:  # the ring has grown
             raise StartError(f"the ring can't be mapped: {error}") from None
-        sheet = memory[assembler.sheet_offset :]
+        sheet = memory[filler.sheet_offset :]
         words = sheet.cast("q")
         samples = words[SAMPLES + start : SAMPLES + stop].tolist()
         try:
-            assembler.fill(memory, Task(start, words[EPOCH], words[POSITION] + start, samples, self._tables), io_waits=io_waits)
+            filler.fill(memory, Task(start, words[EPOCH], words[POSITION] + start, samples, self._tables), io_waits=io_waits)
         finally:  # also if it failed: whoever reads the last rows of the batch is to wake the main process
             sheet[8 * (SAMPLES + start) : 8 * (SAMPLES + stop)] = READ * (stop - start)
         return sheet
-
-    def _stays(self, number: int) -> bool:
-        """Start the readers that are wanted and not there; whether the reader of this number is wanted itself."""
-        with self._changing:
-            wanted = self._page.words[READS]
-            for other in range(wanted):
-                if other not in self._running:
-                    self._running.add(other)  # also if it can't start, so that it is not tried again and again
-                    # At once, since a ticket on a record that nobody looks at would be lost at a death.
-                    self._page.words[READERS] = max(self._page.words[READERS], other + 1)
-                    try:
-                        threading.Thread(target=self._run_further, args=(other,), daemon=True).start()
-                    except RuntimeError as error:
-                        self._warn(str(error))
-            if number >= wanted:
-                self._running.discard(number)
-            return number < wanted
 
 
 def _is_read(sheet: memoryview) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ from numpy.random.bit_generator import ISpawnableSeedSequence
 class SampleRng:
     """Random numbers that depend on the seed, the epoch and a sample's position in it; not on which worker draws them, or when.
 
-    The global generators of `random` and `numpy.random` are seeded for each sample too, so this also holds for what they draw.
+    The global generators of `random`, `numpy.random` and, once that is imported, torch (of the CPU) are seeded for each sample
+    too, so this also holds for what they draw.
 
     Args:
         seed: of all of them.
@@ -45,6 +48,9 @@ class SampleRng:
             if not self._outside:
                 seed_numpy(stream & 0xFFFFFFFF)
                 seed_python(other)
+                _TorchFinder.seed = other
+                if (torch := sys.modules.get("torch")) is not None:
+                    torch.default_generator.manual_seed(other)
             yield self._rng
 
 
@@ -95,20 +101,51 @@ class LateSeeded(random.Random):
 
 
 def seed_late() -> None:
-    """Have the functions of `random` draw from a `LateSeeded` generator. To be called before one is imported by name."""
+    """Have a worker's global generators seeded when they are drawn from; to be called before one is imported by name."""
     late = LateSeeded()
     for name in random.__all__:
         if getattr(getattr(random, name), "__self__", None) is random._inst:
             setattr(random, name, getattr(late, name))
     random._inst = late
+    sys.meta_path.insert(0, _TorchFinder())
+
+
+class _TorchFinder:
+    """Seeds torch for the sample for which a function of the user's imports it."""
+
+    seed = 0
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "torch":
+            return None
+        sys.meta_path.remove(self)
+        spec: Any = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_seed(module: Any) -> None:
+                execute(module)
+                module.default_generator.manual_seed(self.seed)
+
+            spec.loader.exec_module = execute_and_seed
+        return spec
 
 
 @contextmanager
 def own_random_state() -> Iterator[None]:
     """The caller's global random states are the same afterwards, whatever was drawn in here."""
     python, numpy = random.getstate(), np.random.get_state()
+    torch = sys.modules.get("torch")
+    of_torch = None if torch is None else torch.get_rng_state()
+    finder = _TorchFinder()
+    if torch is None:
+        sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
+        if finder in sys.meta_path:
+            sys.meta_path.remove(finder)
         random.setstate(python)
         np.random.set_state(numpy)
+        if torch is not None:
+            torch.set_rng_state(of_torch)

@@ -2,68 +2,31 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from copy import copy
 from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shmgen._memory.limit_errors import note
 from shmgen._memory.status_page import FUNCTION, ROW, TURN
 from shmgen._samples.sample_spec import dtype_of
 from shmgen._sources.base import IDLE, UNKNOWN, error_text, function_error, row_of
 from shmgen._sources.field_spec import FieldSpec, Reading
+from shmgen._worker.task import Task
+from shmgen._worker.transform import Transform
 from shmgen.errors import SampleError, StartError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from shmgen._worker.rng import SampleRng
-    from shmgen._worker.sample_assembler import SampleAssembler, Step
+    from shmgen._worker.sample_filler import SampleFiller, Step
+
+InTurn: TypeAlias = "Callable[[Callable[[], None]], None]"
 
 
-class Task:
-    """Rows of the batch in a slot.
-
-    Args:
-        start: the first row.
-        epoch: of the batch.
-        position: of the first row in the epoch's data.
-        samples: of the rows: positions in the list of ids.
-        tables: for each of `key_tables`, a function that looks samples up in it.
-
-    Attributes:
-        start, epoch, position: see above.
-    """
-
-    __slots__ = "_found", "_samples", "_tables", "epoch", "position", "start"
-
-    def __init__(self, start: int, epoch: int, position: int, samples: Any, tables: Sequence[Callable[[Any], list[Any]]]) -> None:
-        self.start = start
-        self.epoch = epoch
-        self.position = position
-        self._samples = samples
-        self._tables = tables
-        self._found: dict[int, list[Any]] = {}
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    @property
-    def ids(self) -> list[Any]:
-        """The ids of the rows."""
-        return self.keys(0)
-
-    def keys(self, table: int) -> list[Any]:
-        """What the rows are called in a table. It is looked up when it is first asked for: texts take their time."""
-        if table not in self._found:
-            self._found[table] = self._tables[table](self._samples)
-        return self._found[table]
-
-
-class BatchAssembler:
+class TicketFiller:
     """Fills the rows of tasks.
 
     Args:
@@ -71,15 +34,15 @@ class BatchAssembler:
         readings: what fills them, without what the main process fills.
         sheet_offset: where the sheet begins in a slot, in bytes: see `Layout.sheet`.
         seed: of random numbers, together with the epoch and the sample's position in it.
-        transforms: functions of a row and a generator, by name of the field.
-        sample_transform: a function of the sample, a dict of its rows by name of the field, and a generator.
+        transforms: of rows, by name of the field.
+        sample_transform: of the sample, a dict of its rows by name of the field.
+        setup: a function of the user's that each worker calls once, before anything else.
 
     Attributes:
-        sheet_offset: see above.
-        seed: see above.
+        sheet_offset, seed, setup: see above.
         calls_functions: whether anything is done sample by sample, which may draw random numbers.
-        concurrent: whether several readers of a process may read at once. Functions are called one at a time even so: the global
-            generators of random numbers are seeded for each sample.
+        concurrent: whether several readers of a process may read at once. Functions that the user did not call concurrent are
+            called in one thread even so; see `shmgen._worker.main_thread`.
     """
 
     def __init__(
@@ -88,17 +51,19 @@ class BatchAssembler:
         readings: Sequence[Reading],
         sheet_offset: int,
         seed: int,
-        transforms: dict[str, Callable[..., Any]],
-        sample_transform: Callable[..., Any] | None,
+        transforms: dict[str, Transform],
+        sample_transform: Transform | None,
+        setup: Callable[[], object] | None = None,
     ) -> None:
         self._fields = fields
         self._readings = readings
         self.sheet_offset = sheet_offset
         self.seed = seed
+        self.setup = setup
         self._transforms = transforms
         self._sample_transform = sample_transform
         self._goes_by_sample = any(field.of is not None for field in fields) or bool(transforms) or sample_transform is not None
-        self._samples: SampleAssembler | None = None
+        self._samples: SampleFiller | None = None
         self._cleared = [field for reading in readings if reading.reader.leaves_out for field in reading.fields]
         readers = [reading.reader for reading in readings]
         self.concurrent = all(reader.concurrent for reader in readers)
@@ -108,30 +73,45 @@ class BatchAssembler:
         self._rng: SampleRng | None = None
         self._reading_rng: SampleRng | None = None
         self._rows_begun: Any = [IDLE, *[0] * (TURN - ROW)]
-        self._one_at_a_time: Any = nullcontext()
+        self._in_turn: InTurn = _at_once
 
     def named(self) -> Iterator[tuple[str, object]]:
         """Sources and functions, each with what errors call it."""
         for reading in self._readings:
             yield reading.named, reading.reader if reading.reader.user_code is None else reading.reader.user_code
-        for name, function in self._transforms.items():
-            yield f"transform of field {name!r}", function
+        for name, transform in self._transforms.items():
+            yield f"transform of field {name!r}", transform.function
         if self._sample_transform is not None:
-            yield "transform", self._sample_transform
+            yield "transform", self._sample_transform.function
+        if self.setup is not None:
+            yield "setup", self.setup
 
     @property
     def is_ours(self) -> bool:
         """Whether none of the user's code is in it: no function, and no source of a class of theirs."""
-        calls = bool(self._transforms) or self._sample_transform is not None
+        calls = bool(self._transforms) or self._sample_transform is not None or self.setup is not None
         return not calls and all(reading.reader.user_code is None for reading in self._readings)
 
-    def opened(self, rows_begun: Any, one_at_a_time: threading.Lock, *, in_worker: bool = False) -> BatchAssembler:
+    def set_up(self) -> None:
+        """Call the user's function that sets a worker up, if there is one.
+
+        Raises:
+            StartError: it raised an exception.
+        """
+        if self.setup is not None:
+            try:
+                self.setup()
+            except Exception as error:
+                note(error)
+                raise StartError(f"setup failed: {error_text(error)}") from error
+
+    def opened(self, rows_begun: Any, in_turn: InTurn | None = None, *, in_worker: bool = False) -> TicketFiller:
         """A copy for a reader, in the process that will fill, whose sources are ready to read.
 
         Args:
             rows_begun: the words of a record on the status page, from `ROW` on: ``rows_begun[0]`` will say how many rows of the
                 task have been begun, or `IDLE`, or `UNKNOWN`.
-            one_at_a_time: held while functions are called.
+            in_turn: calls what it is given where the user's functions are called; by default, it is called at once.
             in_worker: see `Reader.opened`.
 
         Raises:
@@ -150,7 +130,7 @@ class BatchAssembler:
             from shmgen._worker.rng import SampleRng
 
             if self.calls_functions:
-                reader._rng, reader._one_at_a_time = SampleRng(self.seed), one_at_a_time
+                reader._rng, reader._in_turn = SampleRng(self.seed), in_turn or _at_once
             if self._draws_outside:
                 reader._reading_rng = SampleRng(self.seed, outside=True)
         return reader
@@ -207,9 +187,9 @@ class BatchAssembler:
 
     def _fill_samples(self, slot: memoryview, task: Task, one_by_one: Sequence[Step]) -> None:
         if self._samples is None:
-            from shmgen._worker.sample_assembler import SampleAssembler  # late: imports are most of a worker's start
+            from shmgen._worker.sample_filler import SampleFiller  # late: imports are most of a worker's start
 
-            self._samples = SampleAssembler(
+            self._samples = SampleFiller(
                 self._fields, self._readings, self._transforms, self._sample_transform, self.calls_functions
             )
         place = task.epoch, task.position, len(task)
@@ -222,7 +202,7 @@ class BatchAssembler:
                 repeat(None) if self._reading_rng is None else self._reading_rng.for_samples(*place),
                 repeat(None) if self._rng is None else self._rng.for_samples(*place),
             ),
-            self._one_at_a_time,
+            self._in_turn,
             self._rows_begun,
             self._count,
         )
@@ -235,7 +215,7 @@ class BatchAssembler:
 
     def _rows_by_key(self, slot: memoryview, task: Task, reading: Reading) -> dict[Any, np.ndarray]:
         """What a source fills at once, if it has several fields."""
-        from shmgen._worker.sample_assembler import RowsByKey
+        from shmgen._worker.sample_filler import RowsByKey
 
         rows = [(field.key, self._rows(slot, task, field)) for field in reading.fields]
         return RowsByKey(reading.reader, rows, (len(task),))
@@ -248,6 +228,10 @@ class BatchAssembler:
         import numpy as np
 
         return np.ndarray((len(task), *field.shape), dtype_of(field.dtype), self._bytes(slot, task, field))
+
+
+def _at_once(function: Callable[[], None]) -> None:
+    function()
 
 
 def _clear(data: memoryview) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shmgen._memory.limit_errors import note
@@ -17,7 +16,8 @@ from shmgen.errors import FormatError, SampleError
 if TYPE_CHECKING:
     import numpy as np
 
-    from shmgen._worker.assembler import Task
+    from shmgen._worker.task import Task
+    from shmgen._worker.transform import Transform
 
     Rng = np.random.Generator
 
@@ -49,8 +49,10 @@ class Sample:
 
     Args:
         arrays: the rows of all samples, by the field's name.
+        epoch: of the batch.
 
     Attributes:
+        epoch: see above.
         number: of its row.
         loaded: what was read and does not have the shape of its row, by the field's name.
         varied: the shapes of what was read and does not have that of its row, by name.
@@ -59,10 +61,11 @@ class Sample:
         reading: of what is being done; None if that is a transform.
     """
 
-    __slots__ = ("_arrays", "loaded", "number", "reading", "varied", "where", "written")
+    __slots__ = ("_arrays", "epoch", "loaded", "number", "reading", "varied", "where", "written")
 
-    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+    def __init__(self, arrays: dict[str, np.ndarray], epoch: int) -> None:
         self._arrays = arrays
+        self.epoch = epoch
         self.number = 0
         self.loaded: dict[str, np.ndarray] = {}
         self.varied: dict[str, tuple[int, ...]] = {}
@@ -76,23 +79,23 @@ class Sample:
         return row
 
 
-class SampleAssembler:
+class SampleFiller:
     """Fills the rows of one sample after the other.
 
     Args:
         fields: of a batch.
         readings: what fills them, as they were opened.
-        transforms: functions of a row and a generator, by name of the field.
-        sample_transform: a function of the sample, a dict of its rows by name of the field, and a generator.
-        calls_functions: whether code of the user's is called by only one at a time.
+        transforms: of rows, by name of the field.
+        sample_transform: of the sample, a dict of its rows by name of the field.
+        calls_functions: whether there is code of the user's that is called in one thread only.
     """
 
     def __init__(
         self,
         fields: Sequence[FieldSpec],
         readings: Sequence[Reading],
-        transforms: dict[str, Callable[..., Any]],
-        sample_transform: Callable[..., Any] | None,
+        transforms: dict[str, Transform],
+        sample_transform: Transform | None,
         calls_functions: bool,
     ) -> None:
         self._fields = {field.name: field for field in fields}
@@ -112,7 +115,7 @@ class SampleAssembler:
         before: Sequence[Step],
         within: Sequence[Step],
         rngs: tuple[Iterator[Rng | None], Iterator[Rng | None]],
-        lock: AbstractContextManager[Any],
+        in_turn: Callable[[Callable[[], None]], None],
         rows_begun: Any,
         count: Callable[[int, int], int],
     ) -> None:
@@ -122,41 +125,41 @@ class SampleAssembler:
             task: whose rows.
             rows: of all fields, by name.
             before: what is read one by one while others may do so, too.
-            within: what may be read only by one at a time.
+            within: what is read in the thread of the user's functions.
             rngs: generators, one a sample: those for what is read before, and those for all else.
-            lock: held while the user's functions are called.
+            in_turn: calls what it is given in the thread of the user's functions.
             rows_begun: ``rows_begun[0]`` will say how many samples have been begun.
             count: adds the time since another to a word of the reader's record, and returns the time.
         """
         reading_rngs, function_rngs = rngs
-        sample = Sample(rows)
-        began = time.monotonic_ns()
-        # Others are to read while functions are called here; if nothing is read here, nobody waits for the lock in vain.
-        with nullcontext() if before else lock:
-            if self._calls_functions and not before:
-                began = count(TURN, began)
-            for sample.number in range(len(task)):
+        sample = Sample(rows, task.epoch)
+        numbers, waited = range(0), 0
+
+        def call() -> None:
+            began = count(TURN, waited) if self._calls_functions else 0
+            for sample.number in numbers:
                 rows_begun[0] = sample.number + 1
+                self._call(sample, within, next(function_rngs))
                 sample.varied.clear()
-                try:
-                    if not before:
-                        self._call(sample, within, next(function_rngs))
-                        continue
-                    self._read_all(sample, before, next(reading_rngs), count)
-                    rows_begun[0] = IDLE  # no hang is blamed on who waits for the lock
-                    began = time.monotonic_ns()
-                    with lock:
-                        rows_begun[0] = sample.number + 1
-                        if self._calls_functions:
-                            began = count(TURN, began)
-                        self._call(sample, within, next(function_rngs))
-                        if self._calls_functions:
-                            count(FUNCTION, began)
-                except Exception as error:
-                    note(error)
-                    raise self._error(sample, task.ids[sample.number], error) from error
-            if self._calls_functions and not before:
+            rows_begun[0] = IDLE  # before another reader has its turn
+            if self._calls_functions:
                 count(FUNCTION, began)
+
+        try:
+            if not before:
+                numbers, waited = range(len(task)), time.monotonic_ns()
+                in_turn(call)
+                return
+            for number in range(len(task)):
+                # Others are to read while functions are called for this sample.
+                sample.number, rows_begun[0] = number, number + 1
+                self._read_all(sample, before, next(reading_rngs), count)
+                rows_begun[0] = IDLE  # no hang is blamed on a sample that waits for its turn
+                numbers, waited = range(number, number + 1), time.monotonic_ns()
+                in_turn(call)
+        except Exception as error:
+            note(error)
+            raise self._error(sample, task.ids[sample.number], error) from error
 
     def _error(self, sample: Sample, id: Any, error: Exception) -> SampleError:
         """What to raise where ``error`` was raised."""
@@ -193,11 +196,11 @@ class SampleAssembler:
                 self._read(sample, reading, keys, rng)
         if self._copies:
             self._copy(sample)
-        for name, function in self._transforms.items():
+        for name, transform in self._transforms.items():
             sample.where, sample.reading = f"transform of field {name!r}", None
             row = sample.row(name)
             given = sample.loaded.pop(name, row)
-            result = function(given, rng)
+            result = transform(given, rng, sample.epoch)
             if result is None:
                 result = given
             if isinstance(result, Mapping) or (isinstance(result, tuple) and any(hasattr(part, "shape") for part in result)):
@@ -253,12 +256,12 @@ class SampleAssembler:
             else:
                 sample.row(field.name)[...] = sample.row(field.of or "")
 
-    def _transform(self, sample: Sample, function: Callable[..., Any], rng: Rng | None) -> None:
+    def _transform(self, sample: Sample, transform: Transform, rng: Rng | None) -> None:
         import numpy as np
 
         rows = {name: sample.row(name) for name, field in self._fields.items() if field.measure is None}
         given = {**rows, **sample.loaded}
-        result = function(changed := dict(given), rng)
+        result = transform(changed := dict(given), rng, sample.epoch)
         if result is None:
             result = changed
         if not isinstance(result, Mapping):

@@ -1,0 +1,45 @@
+"""What a ticket stands for in a worker: rows of the batch in a slot, and the samples that belong there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class Task:
+    """Rows of the batch in a slot.
+
+    Args:
+        start: the first row.
+        epoch: of the batch.
+        position: of the first row in the epoch's data.
+        samples: of the rows: positions in the list of ids.
+        tables: for each of `key_tables`, a function that looks samples up in it.
+
+    Attributes:
+        start, epoch, position: see above.
+    """
+
+    __slots__ = "_found", "_samples", "_tables", "epoch", "position", "start"
+
+    def __init__(self, start: int, epoch: int, position: int, samples: Any, tables: Sequence[Callable[[Any], list[Any]]]) -> None:
+        self.start = start
+        self.epoch = epoch
+        self.position = position
+        self._samples = samples
+        self._tables = tables
+        self._found: dict[int, list[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def ids(self) -> list[Any]:
+        """The ids of the rows."""
+        return self.keys(0)
+
+    def keys(self, table: int) -> list[Any]:
+        """What the rows are called in a table. It is looked up when it is first asked for: texts take their time."""
+        if table not in self._found:
+            self._found[table] = self._tables[table](self._samples)
+        return self._found[table]

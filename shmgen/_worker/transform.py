@@ -1,0 +1,55 @@
+"""A user's transform, and how it is called. A worker imports this module at its start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from shmgen.errors import InputError
+
+NAME_THE_INPUTS = (
+    "; to change targets, too, name the inputs: with inputs={'x': ...} it is called as flip(sample, rng), sample a dict of all "
+    "rows by field"
+)
+
+
+class Transform(NamedTuple):
+    """A function that changes a row, or a whole sample.
+
+    Attributes:
+        function: the user's.
+        takes_epoch: whether one of its parameters is called ``epoch``.
+    """
+
+    function: Callable[..., Any]
+    takes_epoch: bool = False
+
+    def __call__(self, given: Any, rng: Any, epoch: int) -> Any:
+        """What the function returns for a row, or for a dict of rows."""
+        return self.function(given, rng, epoch=epoch) if self.takes_epoch else self.function(given, rng)
+
+    @classmethod
+    def checked(cls, function: Any) -> Transform:
+        """The transform that this function is.
+
+        Raises:
+            InputError: it is none, or can't be called as a transform is.
+        """
+        import inspect
+
+        if not callable(function):
+            raise InputError(f"transform: expected a function, or a dict of functions by field, found {function!r}")
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # some functions written in C have none
+            return cls(function)
+        takes_epoch = "epoch" in signature.parameters
+        try:
+            signature.bind(None, None, **({"epoch": 0} if takes_epoch else {}))
+        except TypeError:
+            name = getattr(function, "__qualname__", repr(function))
+            raise InputError(
+                "transform: expected a function of a row and a generator, such as def flip(x, rng), or flip(x, rng, epoch), "
+                f"found {name}{signature}{NAME_THE_INPUTS if len(signature.parameters) > 2 else ''}"
+            ) from None
+        return cls(function, takes_epoch)
