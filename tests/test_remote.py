@@ -375,6 +375,8 @@ UNUSABLE: list[tuple[str, dict[str, Any], str]] = [
     (f"https://me:{SECRET}@host:port/x?{SECRET}", {}, "found 'https://host:.../x?...'"),
     (f"https://me:{SECRET[:2]}/{SECRET}@host/x", {}, "found 'https://host/x'"),
     (f"s3://me:{SECRET}@/x", {}, "expected a URL such as s3://bucket/folder, found 's3:///x'"),
+    ("https://a..b/x", {}, "expected a URL such as https://host/folder"),
+    ("https://[x/", {}, "expected a URL such as https://host/folder"),
     ("s3:///x", {}, "expected a URL such as s3://bucket/folder"),
     ("https://host/x", {"anon": True}, "expected 'headers', 'timeout' for https, found 'anon'"),
     ("https://host/x", {"timeout": SECRET}, "'timeout': expected seconds, found str"),

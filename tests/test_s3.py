@@ -216,14 +216,16 @@ def test_a_bucket_of_another_region(proxy: Proxy) -> None:
 def test_a_loader_of_a_bucket(proxy: Proxy, tmp_path: Path, workers: Callable[[], list[psutil.Process]]) -> None:
     """``data_dir`` may be a bucket, with a cache; its workers import nothing of AWS's."""
     labels = {id: number for number, id in enumerate(IDS)}
-    with Loader(IDS, labels, 4, data_dir=URL, cache=tmp_path, workers=1) as loader:
+    with Loader(IDS, labels, 4, data_dir=URL, cache=tmp_path, workers=1, reads=1) as loader:
         for _ in range(2):
             for X, y in loader:
                 assert X[:, 0, 0].tolist() == y.tolist()
         [worker] = workers()
         mapped = Path(f"/proc/{worker.pid}/maps").read_text()
+        threads = worker.num_threads()
     assert [name for name in ("numpy", "aiohttp", "botocore", "multidict") if f"/{name}/" in mapped] == []
     assert "/obstore/" in mapped
+    assert threads <= 3  # its main one, the one that reads, that of obstore
 
 
 @pytest.mark.usefixtures("environment")

@@ -14,6 +14,7 @@ import re
 import socket
 import ssl
 import time
+import weakref
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
@@ -66,8 +67,8 @@ class _Paced(io.RawIOBase):
     """What a socket receives of one answer. The socket's time-out is a stock of seconds that waiting uses up; bytes refill it."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock, self._file = sock, sock.makefile("rb", buffering=0)
-        self._patience = sock.gettimeout() or TIMEOUT
+        self._sock, self._file = sock, sock.makefile("rb", buffering=0)  # which keeps the socket open as long as it is
+        self._patience = self._set = sock.gettimeout() or TIMEOUT
         self._end = time.monotonic() + self._patience
 
     def makefile(self, mode: str) -> io.BufferedReader:
@@ -77,13 +78,15 @@ class _Paced(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, data: Any, /) -> int | None:
+    def readinto(self, data: Any, /) -> int:
         left = self._end - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        self._sock.settimeout(left)
-        count = self._file.readinto(data)
-        self._end = min(self._end + (count or 0) / SLOWEST, time.monotonic() + self._patience)
+        if abs(left - self._set) > self._patience / 10:  # nearly never: it takes a system call
+            self._sock.settimeout(left)
+            self._set = left
+        count = self._sock.recv_into(data)
+        self._end = min(self._end + count / SLOWEST, time.monotonic() + self._patience)
         return count
 
     def close(self) -> None:
@@ -109,6 +112,39 @@ class _Origin(NamedTuple):
     proxy: str | None
 
 
+class _Connections:
+    """Connections that wait for the next request. None are sent along to another process."""
+
+    def __init__(self) -> None:
+        self._free: dict[_Origin, list[http.client.HTTPConnection]] = {}
+        # Not by `__del__`: in a circle of garbage that might come after the sockets' own.
+        weakref.finalize(self, _close, self._free).atexit = False
+
+    def __reduce__(self) -> tuple[type[_Connections], tuple[()]]:
+        return _Connections, ()
+
+    def take(self, origin: _Origin) -> http.client.HTTPConnection | None:
+        """One to this place, if there is any."""
+        try:
+            return self._free[origin].pop()
+        except (KeyError, IndexError):
+            return None
+
+    def put(self, origin: _Origin, connection: http.client.HTTPConnection) -> None:
+        """Keep one."""
+        self._free.setdefault(origin, []).append(connection)
+
+    def close(self) -> None:
+        """Close all."""
+        _close(self._free)
+
+
+def _close(free: dict[_Origin, list[http.client.HTTPConnection]]) -> None:
+    while free:
+        for connection in free.popitem()[1]:
+            connection.close()
+
+
 class HttpStore(Store):
     """Files behind http and https.
 
@@ -120,7 +156,7 @@ class HttpStore(Store):
     """
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None, timeout: float = TIMEOUT) -> None:
-        self._free: dict[_Origin, list[http.client.HTTPConnection]] = {}
+        self._connections = _Connections()
         self._origins: dict[tuple[str, str], _Origin] = {}
         self._timeout = timeout
         self._headers: dict[str, str] = {}
@@ -130,10 +166,9 @@ class HttpStore(Store):
             self._headers[name.lower()] = value
         try:
             self._parts = urlsplit(quote(url, safe=IN_URL))._replace(fragment="")
-            usable = bool(self._parts.hostname) and self._parts.port != 0
-        except ValueError:  # of the port
-            usable = False
-        if not usable:
+        except ValueError:  # of brackets that are not those of an address
+            self._parts = SplitResult("", "", "", "", "")
+        if not _is_usable(self._parts):
             raise InputError(f"expected a URL such as https://host/folder, found {shown(url)!r}")
         user, at, host = self._parts.netloc.rpartition("@")
         self._user = user
@@ -142,15 +177,10 @@ class HttpStore(Store):
             self._headers["authorization"] = _basic(user)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_free": {}, "_origins": {}}  # in a worker, proxies are those of its own environment
+        return {**vars(self), "_origins": {}}  # in a worker, proxies are those of its own environment
 
     def close(self) -> None:
-        while self._free:
-            for connection in self._free.popitem()[1]:
-                connection.close()
-
-    def __del__(self) -> None:
-        self.close()
+        self._connections.close()
 
     def place(self, name: str) -> str:
         return shown(self._at(name).geturl())
@@ -192,8 +222,8 @@ class HttpStore(Store):
             except (OSError, http.client.HTTPException) as error:
                 raise Transient(_what(error)) from None
             finally:
-                if response.isclosed():
-                    self._free.setdefault(origin, []).append(connection)
+                if response.isclosed() and not response.length:
+                    self._connections.put(origin, connection)
                 else:  # what was not read would be taken for the next answer
                     response.close()
                     connection.close()
@@ -213,10 +243,8 @@ class HttpStore(Store):
             headers |= _proxy_headers(urlsplit(origin.proxy or ""))
         timeout = max(min(self._timeout, patience), 0.001)
         while True:
-            try:
-                connection, kept = self._free[origin].pop(), True
-            except (KeyError, IndexError):
-                connection, kept = _connection(origin), False
+            kept = self._connections.take(origin)
+            connection = kept or _connection(origin)
             connection.timeout = timeout
             try:
                 if connection.sock is not None:
@@ -226,7 +254,7 @@ class HttpStore(Store):
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 # A server may close a connection at any time at which no request is under way.
-                if kept and isinstance(error, ConnectionError):
+                if kept is not None and isinstance(error, ConnectionError):
                     continue
                 if isinstance(error, ssl.SSLCertVerificationError):
                     raise FormatError(f"expected a certificate that can be trusted, found: {error.verify_message}") from None
@@ -267,12 +295,16 @@ class HttpStore(Store):
         """What a store has to know of each answer, redirections included."""
 
 
-def _origin(parts: SplitResult) -> _Origin:
+def _is_usable(parts: SplitResult) -> bool:
+    """Whether a URL names a host and port to connect to."""
     try:
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of the port
-        usable = False
-    if not usable:
+        return parts.scheme in ("http", "https") and parts.port != 0 and bool((parts.hostname or "").encode("idna"))
+    except ValueError:  # of the port, or of the host
+        return False
+
+
+def _origin(parts: SplitResult) -> _Origin:
+    if not _is_usable(parts):
         raise FormatError(f"expected the URL of a file, found a redirection to {shown(parts.geturl())!r}")
     host = parts.netloc.rpartition("@")[2]
     proxy = getproxies().get(parts.scheme)

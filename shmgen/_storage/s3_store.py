@@ -6,6 +6,7 @@ request's time in a worker, which imports it only where credentials have expired
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ T = TypeVar("T")
 
 EARLY = 600
 """Seconds before credentials expire in which others are used."""
+
+THREADS = "TOKIO_WORKER_THREADS"
+"""What tells obstore how many threads it may have."""
 
 SIGNED_FOR = timedelta(hours=1)
 """How long the URL of a file is valid."""
@@ -154,15 +158,13 @@ class S3Store(HttpStore):
         self._signer = None
 
     def _request(self, name: str) -> tuple[str, dict[str, str]]:
-        import obstore
-
         if self._keys is None or (self._keys.expires is not None and time.time() > self._keys.expires - EARLY):
             self._keys = _found(self._profile)
         if self._signer is None or self._signer[0] is not self._keys:
             self._signer = self._keys, self._signing(self._keys)
         key = self._key(name)
         try:
-            url = obstore.sign(self._signer[1], "GET", key, SIGNED_FOR)
+            url = _obstore().sign(self._signer[1], "GET", key, SIGNED_FOR)
         except (ValueError, TypeError):
             raise FormatError(f"expected a key of UTF-8 text whose parts are none of '', '.' and '..', found {key!r}") from None
         return url.partition("?")[0] if self._anonymous else url, {}
@@ -212,6 +214,24 @@ class S3Store(HttpStore):
         region = response.headers.get("x-amz-bucket-region")
         if response.status in (301, 307, 400, 403) and region not in (None, self._region) and self._endpoint is None:
             raise _Elsewhere(region)
+
+
+@cache
+def _obstore() -> Any:
+    """obstore, with one thread: on its own it starts one for each processor, in each worker, as soon as it signs."""
+    import obstore
+    from obstore.store import MemoryStore
+
+    before = os.environ.get(THREADS)
+    os.environ[THREADS] = "1"
+    try:
+        obstore.list(MemoryStore()).collect()
+    finally:
+        if before is None:
+            del os.environ[THREADS]
+        else:
+            os.environ[THREADS] = before
+    return obstore
 
 
 @cache
