@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import re
+import subprocess
 import sys
+import zlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import numpy as np
 import pytest
 
 from shmgen import Hdf5, InputError, Loader, SampleError
+from shmgen._sources.base import UNKNOWN, Reader
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed: it is in the extra hdf5")
 
@@ -140,3 +146,198 @@ def test_without_h5py_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(InputError, match=r"pip install 'shmgen\[hdf5\]'"):
         Hdf5("all.h5")
+
+
+ROWS = np.arange(60 * 4, dtype="i4").reshape(60, 4)
+
+STORED: dict[str, dict[str, Any]] = {
+    "contiguous": {},
+    "chunks": {"chunks": (7, 4)},
+    "chunks-of-parts-of-rows": {"chunks": (7, 3)},
+    "gzip": {"chunks": (7, 4), "compression": "gzip"},
+    "gzip-and-shuffle": {"chunks": (7, 4), "compression": "gzip", "shuffle": True},
+    "lzf": {"chunks": (1, 4), "compression": "lzf"},
+    "with-checksums": {"chunks": (7, 4), "fletcher32": True},
+}
+
+
+@pytest.mark.parametrize("dtype", ["i4", ">i4", "f8", "?"])
+@pytest.mark.parametrize("stored", STORED)
+def test_rows_however_they_are_stored(tmp_path: Path, stored: str, dtype: str) -> None:
+    """In order, shuffled, and some several times, from a file that has something before its own begin."""
+    rows = (ROWS % 2 if dtype == "?" else ROWS).astype(dtype)
+    with h5py.File(tmp_path / "all.h5", "w", userblock_size=512) as file:
+        file.create_dataset("x", data=rows, **STORED[stored])
+    for ids in (range(60), np.random.default_rng(0).permutation(60), [3, 3, 4, 59, 0, 3]):
+        with Loader(ids, None, 6, source=Hdf5(tmp_path / "all.h5", "x"), shuffle=False, workers=0) as loader:
+            found = np.concatenate([X for (X,) in loader])
+        assert found.dtype == np.dtype(dtype).newbyteorder("=")
+        np.testing.assert_array_equal(found, rows[list(ids)])
+
+
+def test_rows_that_lie_in_the_file_need_no_h5py_in_a_worker(tmp_path: Path) -> None:
+    """They are read as those of an ``.npy`` file; rows in chunks are not."""
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file["flat"] = ROWS
+        file.create_dataset("packed", data=ROWS, compression="gzip")
+    for name, is_flat in (("flat", True), ("packed", False)):
+        reader = Hdf5(tmp_path / "all.h5", name).bind(range(60))
+        assert (reader.takes_bytes, reader.concurrent) == (is_flat, is_flat)
+        assert (b"hdf5" in pickle.dumps(reader)) != is_flat
+
+
+def test_a_chunk_is_decoded_once_for_a_ticket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However its rows lie among those of other chunks; and of gzip, no more than is needed."""
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file.create_dataset("x", data=ROWS, chunks=(10, 4), compression="gzip")
+    sizes = []
+    unpack = zlib.decompressobj
+
+    class Counted:
+        def decompress(self, data: bytes, size: int) -> bytes:
+            sizes.append(size)
+            return unpack().decompress(data, size)
+
+    monkeypatch.setattr(zlib, "decompressobj", Counted)
+    ids = [32, 5, 38, 7, 31, 50]
+    with Loader(ids, None, 6, source=Hdf5(tmp_path / "all.h5", "x"), shuffle=False, workers=0) as loader:
+        np.testing.assert_array_equal(loader.batch(0)[0], ROWS[ids])
+    assert sizes == [16 * 8, 16 * 9, 16 * 1]
+
+
+def virtual(file: Any, *, parts: int = 3) -> None:
+    """A dataset of the rows of other files."""
+    layout = h5py.VirtualLayout((20 * parts, 4), "i4")
+    for number in range(parts):
+        name = f"{Path(file.filename).parent}/part{number}.h5"
+        with h5py.File(name, "w") as part:
+            part["rows"] = ROWS[20 * number : 20 * number + 20]
+        layout[20 * number : 20 * number + 20] = h5py.VirtualSource(f"part{number}.h5", "rows", (20, 4))
+    file.create_virtual_dataset("x", layout)
+
+
+def external(file: Any) -> None:
+    """A dataset whose raw data are a file of their own."""
+    file.create_dataset("x", (60, 4), "i4", external=[(f"{Path(file.filename).parent}/raw.bin", 0, 960)])[:] = ROWS
+
+
+def replace(path: Path, rows: np.ndarray | None) -> None:
+    """Put another file in the place of one, with these rows, or none."""
+    with h5py.File(path.with_suffix(".new"), "w") as file:
+        if rows is not None:
+            file["rows"] = rows
+    path.with_suffix(".new").replace(path)
+
+
+HARM: dict[str, tuple[Any, Any, str]] = {
+    "a-part-is-gone": (virtual, lambda path: (path / "part1.h5").unlink(), "its part .*part1.h5 is missing"),
+    "a-part-is-another": (virtual, lambda path: replace(path / "part1.h5", None), "part1.h5 has no dataset 'rows'"),
+    "a-part-is-shorter": (
+        virtual,
+        lambda path: replace(path / "part1.h5", ROWS[:3]),
+        r"its part 'rows' of .*part1.h5 has shape \(3, 4\)",
+    ),
+    "raw-data-gone": (external, lambda path: (path / "raw.bin").unlink(), "the file of its raw data, .*raw.bin, is missing"),
+    "raw-data-cut": (external, lambda path: os.truncate(path / "raw.bin", 100), "raw.bin, has 100 bytes, not 960"),
+    "never-written": (lambda file: file.create_dataset("x", (60, 4), "i4"), lambda path: None, "nothing was ever written to it"),
+    "no-chunk-written": (
+        lambda file: file.create_dataset("x", (60, 4), "i4", chunks=(7, 4)),
+        lambda path: None,
+        "nothing was ever written to it",
+    ),
+    "a-link-to-nowhere": (
+        lambda file: file.__setitem__("x", h5py.SoftLink("/gone")),
+        lambda path: None,
+        "a link at 'x' to '/gone', where nothing is",
+    ),
+    "a-link-to-a-file-that-is-gone": (
+        lambda file: file.__setitem__("x", h5py.ExternalLink("gone.h5", "/rows")),
+        lambda path: None,
+        "a link at 'x' to '/rows' in file 'gone.h5', where that is not",
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_data_that_are_missing_are_no_zeros(tmp_path: Path, harm: str) -> None:
+    """HDF5 reads them as zeros; here they are an error before anything starts, and what is whole is read."""
+    make, damage, text = HARM[harm]
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        made = make(file)
+        del made
+    source = Hdf5(tmp_path / "all.h5", "x")
+    if make in (virtual, external):
+        with Loader(range(60), None, 60, source=source, shuffle=False, workers=0) as loader:
+            np.testing.assert_array_equal(loader.batch(0)[0], ROWS)
+    damage(tmp_path)
+    with pytest.raises(InputError, match=text):
+        source.bind(range(60))
+    with pytest.raises(SampleError, match=text):
+        Hdf5(tmp_path / "all.h5", "{id}").bind(["x"])
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_row_that_was_never_written_is_named(tmp_path: Path, workers: int) -> None:
+    """Others in the same dataset are read."""
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file.create_dataset("x", (60, 4), "i4", chunks=(6, 2))[:30] = ROWS[:30]
+    source = Hdf5(tmp_path / "all.h5", "x")
+    with Loader(range(60), None, 5, source=source, shuffle=False, workers=workers) as loader:
+        np.testing.assert_array_equal(np.concatenate([loader.batch(number)[0] for number in range(6)]), ROWS[:30])
+        with pytest.raises(SampleError, match="expected a row that was written, found that nothing was") as caught:
+            loader.batch(6)
+        assert caught.value.id == 30
+
+
+@pytest.mark.parametrize(
+    ("stored", "harm"),
+    [(stored, harm) for harm in ("gone", "damaged", "another") for stored in ("contiguous", "gzip")] + [("gzip", "locked")],
+)
+def test_a_file_that_can_not_be_opened_any_more_is_named(tmp_path: Path, stored: str, harm: str) -> None:
+    """When the first rows are read; the sample is theirs, and it is no error of ours."""
+    path = tmp_path / "all.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=ROWS, **STORED[stored])
+    reader: Reader = Hdf5(path, "x").bind(range(60))
+    rows = np.zeros((3, 4), "i4")
+    with ExitStack() as stack:
+        if harm == "gone":
+            path.unlink()
+        elif harm == "damaged":
+            path.write_bytes(b"hello" * 1000)
+        elif harm == "another":
+            path.unlink()
+            with h5py.File(path, "w") as file:
+                file["x"] = ROWS[:, :2]
+        else:
+            code = f"import h5py, time; f = h5py.File({str(path)!r}, 'r+'); print(1, flush=True); time.sleep(60)"
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE))
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            process.stdout.readline()
+        with pytest.raises(SampleError, match=r"all\.h5: expected .*, found") as caught:
+            reader.opened().fill([7, 3, 9], rows.data.cast("B") if reader.takes_bytes else rows, [UNKNOWN])
+        assert caught.value.id == 7
+        if harm == "locked":
+            assert "pass swmr=True" in str(caught.value)
+
+
+def test_a_file_that_is_written_in_swmr_mode(tmp_path: Path) -> None:
+    """With ``swmr=True`` it is read meanwhile, and without it is an error that says so."""
+    path = tmp_path / "all.h5"
+    code = f"""
+import h5py, numpy as np, sys
+file = h5py.File({str(path)!r}, "w", libver="latest")
+data = file.create_dataset("x", data=np.arange(240, dtype="i4").reshape(60, 4), chunks=(7, 4), maxshape=(None, 4))
+file.swmr_mode = True
+print("written", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        with pytest.raises(InputError, match=r"one that a process has open to write .* pass swmr=True"):
+            Hdf5(path, "x").bind(range(60))
+        with Loader(range(60), None, 6, source=Hdf5(path, "x", swmr=True), shuffle=False, workers=1) as loader:
+            np.testing.assert_array_equal(np.concatenate([X for (X,) in loader]), ROWS)
+        writer.communicate()

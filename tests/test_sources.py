@@ -87,15 +87,15 @@ def test_a_file_of_scalars(tmp_path: Path) -> None:
             np.testing.assert_array_equal(X, y)
 
 
-def test_a_worker_keeps_one_descriptor(big: Path, workers: Callable[[], list[psutil.Process]]) -> None:
-    """After epochs of random rows, each worker that has read has the file open once, and the caller not at all."""
+def test_a_worker_opens_a_file_of_rows_once(big: Path, workers: Callable[[], list[psutil.Process]]) -> None:
+    """After epochs of random rows, and once more where it is mapped; the caller has it not open at all."""
     with Loader(range(N), None, 8, source=NpyRows(big), workers=2, reads=1) as loader:
         for _ in range(3):
             list(loader)
         found = [[file.path for file in worker.open_files()] for worker in workers()]
         here = [file.path for file in psutil.Process().open_files()]
-    assert [str(big)] in found
-    assert all(files in ([], [str(big)]) for files in found)
+    assert any(found)
+    assert all(set(files) <= {str(big)} and len(files) <= 2 for files in found)
     assert str(big) not in here
 
 

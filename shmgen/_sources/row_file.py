@@ -11,14 +11,18 @@ import os
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._samples.sample_spec import dtype_of
-from shmgen._sources.npy_format import CHANGED, OPEN_FLAGS, read_whole
-from shmgen.errors import FormatError
+from shmgen._sources.base import Reader, row_of
+from shmgen._sources.npy_format import CHANGED, OPEN_FLAGS, explain, read_whole
+from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import numpy as np
 
 UNMAPPED = 8
@@ -304,6 +308,59 @@ class RowFile:
             return False
         spread(span, apart, data, size)
         return True
+
+
+class RowFileReader(Reader):
+    """Reads rows of a file that has been looked at already.
+
+    Args:
+        file: the path of the file.
+        what: of the file the rows are, for errors: ``"dataset 'x' of "``.
+        layout: where the rows lie.
+        dtype: of a row in a batch.
+
+    Attributes:
+        file: see above.
+    """
+
+    takes_bytes = True
+    concurrent = True
+
+    def __init__(self, file: str, what: str, layout: RowLayout, dtype: str) -> None:
+        self.file = file
+        self.shape, self.dtype = layout.shape, dtype
+        self._what, self._layout = what, layout
+        self._seen = _identity(os.stat(file))
+        self._in_worker = False
+        self._open: RowFile | None = None
+
+    def opened(self, *, in_worker: bool = False) -> Self:
+        reader = copy(self)
+        reader._open, reader._in_worker = None, in_worker
+        return reader
+
+    def fill(self, keys: Sequence[int], rows: memoryview, begun: Any, *, io_waits: bool = False) -> None:
+        """Read the rows of these numbers.
+
+        Raises:
+            SampleError: one can't be read, or the file is another than when the loader was made.
+        """
+        try:
+            if self._open is None:
+                file = RowFile(self.file, self._layout, may_map=self._in_worker)
+                if _identity(os.fstat(file.fd)) != self._seen:
+                    raise FormatError("expected the file as it was when the loader was made, found another; make another loader")
+                self._open = file
+            self._open.fill(keys, rows, begun, io_waits=io_waits)
+        except (OSError, FormatError) as error:
+            raise SampleError(keys[row_of(begun[0]) or 0], self.file, explain(error)) from None
+
+    def place(self, id: Any) -> str:
+        return f"row {id} of {self._what}file {self.file}"
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def are_neighbours(firsts: Sequence[int], distance: int) -> bool:

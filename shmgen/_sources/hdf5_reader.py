@@ -1,0 +1,328 @@
+"""How samples are read from an HDF5 file, which datasets serve as such, and which of their data are missing.
+
+HDF5 itself reads zeros, or a fill value, where a part of a dataset is missing, and says nothing. Of rows in chunks, a chunk is
+decoded once for all rows of a ticket that are in it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Sequence
+from itertools import groupby, islice, product
+from operator import itemgetter
+from typing import Any
+
+import h5py
+import numpy as np
+
+from shmgen._samples.sample_spec import are_numbers, can_cast
+from shmgen._sources.base import Reader, row_of
+from shmgen._sources.row_file import RowFileReader, RowLayout
+from shmgen.errors import FormatError, SampleError
+
+SHOWN = 5
+"""Names of datasets that an error shows."""
+
+ID = "{id}"
+"""In the name of a dataset, in place of the id of the sample that it holds."""
+
+UNLIMITED = (1 << 64) - 1
+"""Bytes of raw data in a file that holds all that is left (H5F_UNLIMITED)."""
+
+ZLIB = 1
+"""The number that HDF5 has for the filter of zlib (H5Z_FILTER_DEFLATE), which h5py calls gzip."""
+
+
+class Hdf5Reader(Reader):
+    """Reads the rows of a dataset, or a dataset for each sample, by h5py.
+
+    Args:
+        file: the path of the file.
+        name: of the dataset; with ``{id}`` in it, of the dataset for each sample.
+        shape: of a row.
+        dtype: of a row.
+        swmr: whether another process writes to the file meanwhile.
+
+    Attributes:
+        file: see above.
+    """
+
+    def __init__(self, file: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, swmr: bool) -> None:
+        self.file = file
+        self.shape, self.dtype = shape, dtype
+        self._name, self._swmr = name, swmr
+        self._file: Any = None
+        self._rows: Any = None
+
+    def fill(self, keys: Sequence[Any], rows: np.ndarray, begun: Any, *, io_waits: bool = False) -> None:
+        """Read the samples ``keys`` into ``rows``.
+
+        Raises:
+            SampleError: one can't be read, or does not fit.
+        """
+        begun[0] = 1
+        try:
+            if self._file is None:
+                self._file = opened(self.file, swmr=self._swmr)
+                self._rows = None if ID in self._name else _Rows(self._file, self._name, self.shape, self.dtype)
+            if self._rows is not None:
+                self._rows.read(keys, rows, begun)
+                return
+            for number, key in enumerate(keys):
+                begun[0] = number + 1
+                self._sample(key).read_direct(rows, None, np.s_[number])
+        except (OSError, ValueError, RuntimeError, FormatError, zlib.error) as error:
+            raise SampleError(keys[row_of(begun[0]) or 0], self.file, unreadable(error)) from None
+
+    def _sample(self, id: Any) -> Any:
+        """The dataset of sample ``id``."""
+        found = checked(self._file, self._name, id)
+        if found.shape != self.shape or not can_cast(found.dtype, np.dtype(self.dtype)):
+            raise FormatError(
+                f"dataset {name_of(self._name, id)!r}: expected shape {self.shape} and dtype {self.dtype}, as the first has, "
+                f"found {found.shape} and {found.dtype}; of samples of several shapes a function as source makes rows"
+            )
+        return found
+
+    def place(self, id: Any) -> str:
+        if ID not in self._name:
+            return f"row {id} of dataset {self._name!r} of file {self.file}"
+        return f"dataset {name_of(self._name, id)!r} of file {self.file}"
+
+
+class _Rows:
+    """A dataset of rows, as one thread reads it: by chunk, so that none is decoded twice for a ticket.
+
+    Args:
+        file: that it is in, open.
+        name: its own.
+        shape: of a row.
+        dtype: of a row.
+
+    Raises:
+        FormatError: it is not as it was.
+    """
+
+    def __init__(self, file: Any, name: str, shape: tuple[int, ...], dtype: Any) -> None:
+        self._dataset = found = checked(file, name)
+        if found.shape[1:] != shape or found.dtype != dtype:
+            raise FormatError(f"expected rows of shape {shape} and dtype {dtype}, found {found.shape[1:]}, {found.dtype}")
+        self._length = found.chunks[0] if found.chunks else 0
+        whole_rows = bool(found.chunks) and found.chunks[1:] == shape
+        # Of a chunk that zlib alone has packed only the part up to the last row is unpacked that is wanted.
+        self._zlib = whole_rows and found.dtype.isnative and is_native(found) and filters(found) == [ZLIB]
+        self._has_holes = bool(found.chunks) and found.id.get_num_chunks() < count_chunks(found)
+        self._row_bytes = int(np.prod(shape, dtype=np.int64)) * found.dtype.itemsize
+
+    def read(self, keys: Sequence[int], rows: np.ndarray, begun: Any) -> None:
+        """Read rows; ``begun`` says which."""
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        # Without chunks, neighbours are read together.
+        groups = [keys[number] // self._length if self._length else keys[number] - place for place, number in enumerate(order)]
+        for group, members in groupby(zip(groups, order, strict=True), key=itemgetter(0)):
+            numbers = [number for _, number in members]
+            begun[0] = numbers[0] + 1
+            first, last = keys[numbers[0]], keys[numbers[-1]]
+            if self._has_holes:
+                self._require_chunk(group * self._length)
+            if self._zlib and (block := self._unpacked(group * self._length, last)) is not None:
+                first = group * self._length
+            elif len(numbers) == 1:
+                self._dataset.read_direct(rows, np.s_[first], np.s_[numbers[0]])
+                continue
+            else:
+                block = np.empty((last - first + 1, *rows.shape[1:]), rows.dtype)
+                self._dataset.read_direct(block, np.s_[first : last + 1])
+            for number in numbers:
+                rows[number] = block[keys[number] - first]
+
+    def _unpacked(self, begin: int, last: int) -> np.ndarray | None:
+        """The rows of the chunk that begins at row ``begin``, up to ``last``; None if it is not packed."""
+        mask, raw = self._dataset.id.read_direct_chunk((begin, *[0] * (self._dataset.ndim - 1)))
+        if mask:
+            return None
+        size = (last - begin + 1) * self._row_bytes
+        data = zlib.decompressobj().decompress(raw, size)
+        if len(data) < size:
+            raise FormatError(f"expected {size:,} bytes in the chunk of row {last}, found {len(data):,}: it is damaged")
+        return np.frombuffer(data, self._dataset.dtype).reshape(-1, *self._dataset.shape[1:])
+
+    def _require_chunk(self, begin: int) -> None:
+        """Make sure that the chunks that begin at a row were written: of others HDF5 makes up numbers."""
+        dataset = self._dataset
+        others = [range(0, size, chunk) for size, chunk in zip(dataset.shape[1:], dataset.chunks[1:], strict=True)]
+        for corner in product([begin], *others):
+            if dataset.id.get_chunk_info_by_coord(corner).byte_offset is None:
+                raise FormatError(f"expected a row that was written, found that nothing was, to the chunk at {corner}")
+
+
+def opened(path: str, *, swmr: bool) -> Any:
+    return h5py.File(path, "r", swmr=swmr, libver="latest" if swmr else None)
+
+
+def unreadable(error: Exception) -> str:
+    """Why a file, or a row of it, can't be read."""
+    if isinstance(error, FormatError):
+        return str(error)
+    if isinstance(error, FileNotFoundError):
+        return "expected an HDF5 file that can be read, found none at this path"
+    if isinstance(error, BlockingIOError) or "already open for write" in str(error):
+        return (
+            f"expected an HDF5 file that can be read, found one that a process has open to write ({error}); close it there, or, "
+            "if it is written in swmr mode, pass swmr=True"
+        )
+    return f"expected an HDF5 file that can be read, found: {error}"
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def agrees(reader: RowFileReader, dataset: Any) -> bool:
+    """Whether a reader reads the first row of a dataset and the last as h5py does."""
+    numbers = [0, len(dataset) - 1]
+    found = np.empty((2, *reader.shape), reader.dtype)
+    reader.fill(numbers, found.data.cast("B"), [0])
+    return found.tobytes() == np.stack([dataset[number] for number in numbers]).astype(found.dtype).tobytes()
+
+
+def flat_layout(dataset: Any) -> RowLayout | None:
+    """Where the rows of a dataset lie, if they do so as they are, one after the other."""
+    offset = dataset.id.get_offset()
+    if offset is None or dataset.chunks or dataset.external or not is_native(dataset) or 0 in dataset.shape:
+        return None
+    count, *shape = dataset.shape
+    row_bytes = int(np.prod(shape, dtype=np.int64)) * dataset.dtype.itemsize
+    return RowLayout(offset, count, tuple(shape), dataset.dtype.str, row_bytes)
+
+
+def is_native(dataset: Any) -> bool:
+    """Whether the numbers in the file are those of NumPy's dtype, bit by bit."""
+    return bool(dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype)))
+
+
+def filters(dataset: Any) -> list[int]:
+    """The numbers of the filters that a dataset's chunks have gone through."""
+    properties = dataset.id.get_create_plist()
+    return [properties.get_filter(number)[0] for number in range(properties.get_nfilters())]
+
+
+def count_chunks(dataset: Any) -> int:
+    """How many chunks a dataset has, written or not."""
+    return math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+
+
+def is_group(file: Any, name: str) -> bool:
+    return isinstance(file.get(name), h5py.Group)
+
+
+def name_of(name: str, id: Any) -> str:
+    return name.replace(ID, str(id))
+
+
+def checked(file: Any, pattern: str, id: Any = "") -> Any:
+    """The dataset of this name, or that of sample ``id``.
+
+    Raises:
+        FormatError: there is none, or its elements are no numbers, or a part of it is missing.
+    """
+    name = name_of(pattern, id)
+    found = file.get(name)
+    if isinstance(found, h5py.Group):
+        member = next(iter(found), None)
+        remedy = "" if member is None else f"; write Hdf5(file, {f'{pattern}/{member}'!r})"
+        raise FormatError(f"expected a dataset {name!r}, found a group with {_shown(found)}{remedy}")
+    if found is None:
+        raise FormatError(f"expected a dataset {name!r}, found {_dangling(file, name) or f'none{_beside(file, name)}'}")
+    if not isinstance(found, h5py.Dataset) or found.shape is None:
+        raise FormatError(f"expected a dataset {name!r} of numbers, found one without any")
+    if not are_numbers(found.dtype):
+        by_function = "read it by a function as source, or write it as numbers"
+        raise FormatError(f"expected numbers, found dtype {found.dtype} in dataset {name!r}; {by_function}")
+    if missing := _missing_part(found):
+        raise FormatError(f"dataset {name!r}: expected all of its data, found that {missing}")
+    if ID in pattern and found.chunks and (written := found.id.get_num_chunks()) < count_chunks(found):
+        raise FormatError(f"dataset {name!r}: expected {count_chunks(found):,} chunks, found that {written:,} were written")
+    return found
+
+
+def _missing_part(dataset: Any) -> str:
+    """Which part of a dataset's data is missing, in place of which HDF5 would read zeros; empty if none is known to be."""
+    if dataset.id.get_offset() is not None:  # it lies in the file
+        return ""
+    if dataset.is_virtual:
+        return next(filter(None, (_missing_source(dataset, source) for source in dataset.virtual_sources())), "")
+    for name, offset, size in dataset.external or ():
+        path = os.path.abspath(os.path.join(os.environ.get("HDF5_EXTFILE_PREFIX", ""), os.fsdecode(name)))
+        if not os.path.exists(path):
+            return f"the file of its raw data, {path}, is missing"
+        if size < UNLIMITED and (there := os.path.getsize(path)) < offset + size:
+            return f"the file of its raw data, {path}, has {there:,} bytes, not {offset + size:,}"
+    return "nothing was ever written to it" if dataset.size and not dataset.id.get_storage_size() else ""
+
+
+def _missing_source(dataset: Any, source: Any) -> str:
+    """What is missing of a source of a virtual dataset."""
+    if "%" in source.file_name or "%" in source.dset_name:  # a pattern, of as many as there are
+        return ""
+    own = dataset.file.filename
+    if source.file_name == ".":
+        return _missing_in(dataset.file, source)
+    prefix = os.environ.get("HDF5_VDS_PREFIX", "").replace("${ORIGIN}", os.path.dirname(own))
+    paths = [os.path.join(folder, source.file_name) for folder in (prefix, os.path.dirname(own), "")]
+    path = next(filter(os.path.exists, paths), None)
+    if path is None:
+        return f"its part {paths[1]} is missing"
+    try:
+        with h5py.File(path, "r") as file:
+            return _missing_in(file, source)
+    except OSError as error:
+        return f"its part {path} can't be read: {error}"
+
+
+def _missing_in(file: Any, source: Any) -> str:
+    """What a file lacks that is a source of a virtual dataset."""
+    part = file.get(source.dset_name)
+    if part is None or not hasattr(part, "chunks"):
+        return f"its part {file.filename} has no dataset {source.dset_name!r}"
+    if source.vspace.get_select_npoints() > part.size:
+        return f"its part {source.dset_name!r} of {file.filename} has shape {part.shape}"
+    missing = _missing_part(part)
+    return missing and f"of its part {source.dset_name!r} of {file.filename}, {missing}"
+
+
+def _dangling(file: Any, name: str) -> str:
+    """What is said of a link that leads nowhere, where that is why there is no dataset of this name; else an empty text."""
+    parts = name.strip("/").split("/")
+    for count in range(1, len(parts) + 1):
+        above = "/".join(parts[:count])
+        try:
+            link = file.get(above, getlink=True)
+        except KeyError:
+            return ""
+        if isinstance(link, h5py.ExternalLink) and file.get(above) is None:
+            return f"a link at {above!r} to {link.path!r} in file {link.filename!r}, where that is not"
+        if isinstance(link, h5py.SoftLink) and file.get(above) is None:
+            return f"a link at {above!r} to {link.path!r}, where nothing is"
+        if not isinstance(file.get(above), h5py.Group):
+            return ""
+    return ""
+
+
+def _beside(file: Any, name: str) -> str:
+    """What is there in place of a dataset: the members of the nearest group above it that there is."""
+    above = name.strip("/")
+    while above:
+        above = above.rpartition("/")[0]
+        group = file.get(above or "/")
+        if group is not None and hasattr(group, "keys"):
+            return f"; {'the file' if not above else f'group {above!r}'} has {_shown(group)}"
+    return ""
+
+
+def _shown(group: Any) -> str:
+    names = [repr(name) for name in islice(group, SHOWN)]
+    more = len(group) - len(names)
+    return (", ".join(names) + (f" and {more:,} others" if more > 0 else "")) or "nothing in it"
