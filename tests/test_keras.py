@@ -6,7 +6,6 @@ import itertools
 import random
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -16,10 +15,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from noting import Noting
 from ways import assert_grown
 
-import shmgen._engine.prefetcher
 from shmgen import InputError, Loader, Sequence
 from shmgen.keras.checks import Use, check
 
@@ -79,29 +76,6 @@ def exact(samples: list[int], expected: int = N) -> bool:
     return len(samples) == expected == len(set(samples))
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_fit_gives_every_sample_once_an_epoch(data: Any, workers: int) -> None:
-    """With Keras's defaults, which shuffle the indexes: each epoch exact, each in an order of its own."""
-    model = recorder()
-    with Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=workers, tail="keep") as sequence:
-        model.fit(sequence, epochs=3, verbose=0)
-    epochs = list(passes(model.samples, N))
-    assert [exact(epoch) for epoch in epochs] == [True] * 3
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-
-
-def test_the_tail_is_dropped_as_the_blogs_floor_does(data: Any) -> None:
-    """With the default, the samples that fill no batch are left out, others each epoch."""
-    model = recorder()
-    with Sequence(data.ids, data.labels, 8, data_dir=data.path) as sequence:
-        assert len(sequence) == N // 8
-        model.fit(sequence, epochs=2, verbose=0)
-    first, second = passes(model.samples, 8 * (N // 8))
-    assert exact(first, 48)
-    assert exact(second, 48)
-    assert set(first) != set(second)
-
-
 def test_the_order_is_the_seeds_alone(data: Any) -> None:
     """At 0, 1, 2 and 5 workers, whatever ``fit(shuffle=...)`` and Python's and NumPy's global states: one order."""
     orders = []
@@ -139,130 +113,6 @@ def test_fit_shuffles_nothing_that_has_an_order(data: Any) -> None:
     assert sum("pass shuffle=True to the Sequence" in str(w.message) for w in caught) == 1
 
 
-@pytest.mark.filterwarnings("ignore:Your input ran out of data")
-@pytest.mark.parametrize("steps", [2, 3, 5])
-def test_steps_per_epoch_smaller_than_the_length(data: Any, steps: int) -> None:
-    """Keras's epochs cut the passes anywhere; each pass, counted by itself, is exact."""
-    model = recorder()
-    with Sequence(data.ids, data.labels, 8, data_dir=data.path) as sequence:
-        model.fit(sequence, epochs=12 // steps * 2, steps_per_epoch=steps, verbose=0)
-    whole = [batch for batch in passes(model.samples, 48) if len(batch) == 48]
-    assert len(whole) >= 2
-    assert all(exact(one, 48) for one in whole)
-
-
-def test_steps_per_execution(data: Any) -> None:
-    """Eight steps in one call, more than there are slots: exact, and without a hang."""
-    model = recorder(steps_per_execution=8)
-    with Sequence(data.ids * 3, data.labels, 4, data_dir=data.path, slots=2) as sequence:
-        model.fit(sequence, epochs=2, verbose=0)
-        stats = sequence.stats
-    for epoch in passes(model.samples, 4 * (3 * N // 4)):
-        assert max(Counter(epoch).values()) <= 3
-        assert len(epoch) == 4 * (3 * N // 4)
-    assert stats.grown == 0
-
-
-def test_one_object_in_fit_as_validation_and_in_evaluate(data: Any) -> None:
-    """Training, validation and evaluation on one object: every one of its passes is exact."""
-    model = recorder()
-    with Sequence(data.ids, data.labels, 8, tail="keep", data_dir=data.path) as sequence:
-        model.fit(sequence, validation_data=sequence, epochs=2, verbose=0)
-        model.evaluate(sequence, verbose=0)
-        model.fit(sequence, epochs=1, verbose=0)
-    assert [exact(one) for one in passes(model.samples, N)] == [True] * 6
-
-
-def test_after_an_early_stop_a_second_fit_is_exact(data: Any) -> None:
-    """A ``fit`` left amid an epoch, with batches prefetched and thrown away, costs the next one nothing."""
-
-    class StopAtThird(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch: int, logs: object = None) -> None:
-            self.model.stop_training = batch == 2
-
-    model = recorder()
-    with Sequence(data.ids, data.labels, 8, tail="keep", data_dir=data.path) as sequence:
-        model.fit(sequence, epochs=3, verbose=0, callbacks=[StopAtThird()])
-        stopped = model.samples
-        model.seen.clear()
-        model.fit(sequence, epochs=2, verbose=0)
-    assert len(stopped) == len(set(stopped)) == 24
-    assert [exact(one) for one in passes(model.samples, N)] == [True] * 2
-
-
-def test_early_stopping_between_epochs(data: Any) -> None:
-    """Keras's own EarlyStopping, and another ``fit`` after it: exact all the way, epochs going on where they were."""
-    stop = keras.callbacks.EarlyStopping(monitor="loss", patience=1)
-    model = recorder()
-    with Sequence(data.ids, data.labels, 8, tail="keep", data_dir=data.path) as sequence:
-        model.fit(sequence, epochs=9, verbose=0, callbacks=[stop])
-        model.fit(sequence, epochs=1, verbose=0)
-    epochs = list(passes(model.samples, N))
-    assert all(exact(one) for one in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == len(epochs) == 3
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_predict_gives_a_row_an_id_in_order(data: Any, workers: int) -> None:
-    """``predict`` with ``shuffle=False, tail="keep"``: as many rows as ids, in their order."""
-    model = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.GlobalAveragePooling3D()])
-    with Sequence(data.ids, None, 8, SHAPE, 1, shuffle=False, tail="keep", data_dir=data.path, workers=workers) as sequence:
-        predicted = model.predict(sequence, verbose=0)
-    assert predicted[:, 0].tolist() == list(range(N))
-
-
-def test_predict_whose_outputs_are_its_inputs(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that only reshapes keeps every batch, since its outputs alias them: slower, in slots that are added, right."""
-    monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.1)
-    model = keras.Sequential([keras.Input(SHAPE), keras.layers.Reshape((64,))])
-    with Sequence(data.ids, None, 2, shuffle=False, tail="keep", data_dir=data.path, slots=3) as sequence:
-        predicted = model.predict(sequence, verbose=0)
-    assert (predicted == np.arange(N)[:, None]).all()
-
-
-def test_no_copy_to_the_tensor(data: Any) -> None:
-    """Inside a ``train_step`` of plain ``fit``, x and y are what was handed out, for every batch, and that were slots."""
-    found: list[int] = []
-
-    class Addresses(Recorder):
-        def note(self, x: Any, y: Any) -> np.int64:
-            # A tensor's own memory; Tensor.numpy() would copy.
-            found.extend(np.asarray(memoryview(tensor)).ctypes.data for tensor in (x, y))
-            return super().note(x, y)
-
-    model = Addresses()
-    model.compile()
-    with Noting(data.ids, data.labels, 8, data_dir=data.path) as sequence:
-        slots = len(sequence.state.slots)
-        model.fit(sequence, epochs=2, verbose=0)
-        assert sequence.stats.grown == 0
-    assert exact(model.samples[:48], 48)
-    assert len(found) == 2 * len(model.seen)
-    assert set(found) <= sequence.handed_out
-    assert len(sequence.handed_out) <= 2 * slots
-
-
-def test_held_tensors_keep_their_values(data: Any) -> None:
-    """Tensors that ``fit`` handed to a step, and slices of them, keep their values for as long as they are held."""
-    held: list[tuple[Any, Any, list[int]]] = []
-
-    class Holder(Recorder):
-        def note(self, x: Any, y: Any) -> np.int64:
-            held.append((x, y[1:], y.numpy().tolist()))
-            return super().note(x, y)
-
-    model = Holder()
-    model.compile()
-    with Sequence(data.ids, data.labels, 8, data_dir=data.path, slots=8) as sequence:
-        model.fit(sequence, epochs=1, verbose=0)
-        for _ in sequence:
-            pass
-        for x, y, labels in held:
-            assert x.numpy()[:, 0, 0, 0].tolist() == labels
-            assert y.numpy().tolist() == labels[1:]
-    held.clear()
-
-
 def test_held_arrays_keep_their_values(data: Any) -> None:
     """More batches than slots in hand, whole and sliced: all keep their values, and the added slots are counted."""
     with Sequence(data.ids, data.labels, 4, data_dir=data.path, slots=3) as sequence:
@@ -274,18 +124,6 @@ def test_held_arrays_keep_their_values(data: Any) -> None:
         assert exact([label for _, y in batches for label in y.tolist()], 52)
         assert all((X >= 0).all() and (y >= 0).all() and (X < N).all() for X, y in slices)
         assert_grown(sequence, slots=3, held=2 * len(sequence))
-
-
-def test_slots_let_go_of_end_the_growth(data: Any) -> None:
-    """Slots are added for as long as all are held, no longer."""
-    with Sequence(data.ids, data.labels, 4, data_dir=data.path, slots=2) as sequence:
-        held = list(sequence)
-        assert_grown(sequence, slots=2, held=len(held))
-        grown = sequence.stats.grown
-        del held
-        for _ in sequence:
-            pass
-        assert sequence.stats.grown == grown
 
 
 def test_a_pass_by_hand(data: Any) -> None:
@@ -336,15 +174,6 @@ def test_mirrored_strategy(data: Any) -> None:
     assert np.isfinite(history.history["loss"]).all()
 
 
-def test_class_weight(data: Any) -> None:
-    """``fit(class_weight=...)`` takes int labels and one-hot ones."""
-    for n_classes, loss in [(None, "sparse_categorical_crossentropy"), (N, "categorical_crossentropy")]:
-        model = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.Flatten(), keras.layers.Dense(N)])
-        model.compile(loss=loss)
-        with Sequence(data.ids, data.labels, 8, SHAPE, 1, n_classes, data_dir=data.path) as sequence:
-            model.fit(sequence, class_weight={0: 2.0}, verbose=0)
-
-
 def test_signature_and_repr(data: Any) -> None:
     """Arguments are named where editors look for them, and the state is told, open and closed."""
     import inspect
@@ -358,30 +187,6 @@ def test_signature_and_repr(data: Any) -> None:
     assert "closed" in repr(sequence)
     assert sequence.workers == 1
     assert not sequence.use_multiprocessing
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_fit_goes_on_amid_an_epoch(data: Any, shuffle: bool) -> None:
-    """As `state_dict` said after a batch that was trained on: what is left of that epoch, then the next ones whole."""
-    states: list[dict[str, Any]] = []
-    whole = recorder()
-    with Sequence(data.ids, data.labels, 5, data_dir=data.path, shuffle=shuffle, seed=3) as training:
-        save = keras.callbacks.LambdaCallback(
-            on_train_batch_end=lambda batch, logs: states.append(training.state_dict(batch + 1))
-        )
-        whole.fit(training, epochs=2, verbose=0, shuffle=shuffle, callbacks=[save])
-    batches = len(whole.seen) // 2
-    assert [(state["epoch"], state["consumed"]) for state in states[:2]] == [(0, 5), (0, 10)]
-    assert (states[batches - 1]["epoch"], states[batches - 1]["consumed"]) == (1, 0)
-    for done in (3, batches, batches + 4):
-        rest = recorder()
-        with Sequence(data.ids, data.labels, 5, data_dir=data.path, shuffle=shuffle, seed=3) as training:
-            training.load_state_dict(states[done - 1])
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Your input ran out of data")
-                rest.fit(training, epochs=1, verbose=0, shuffle=shuffle)
-            rest.fit(training, epochs=1, verbose=0, shuffle=shuffle)
-        assert rest.seen[: 2 * batches - done] == whole.seen[done:]
 
 
 def test_an_iteration_of_keras_is_over_for_the_state(data: Any) -> None:

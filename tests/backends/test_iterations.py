@@ -64,7 +64,7 @@ def by_evaluate(sequence: Sequence, steps: int) -> list[list[int]]:
 WAYS = [by_loop, by_loop_alone, by_hand, by_fit, by_fit_stopped, by_evaluate]
 
 
-@pytest.mark.parametrize("steps", [1, 3, 7, 8, 9, 10])
+@pytest.mark.parametrize("steps", [3, 9, 10])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_pass_that_was_left_is_over(data: Data, way: Callable[..., Any], steps: int) -> None:
     """However far a pass was gone through, and however far a framework had asked ahead: the next gets the next epoch."""
@@ -73,8 +73,8 @@ def test_a_pass_that_was_left_is_over(data: Data, way: Callable[..., Any], steps
         assert [way(sequence, steps) for _ in range(4)] == expected
 
 
-@pytest.mark.parametrize("batches", [1, 2, 3])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("way", [by_hand, by_fit, by_evaluate])
 def test_a_set_that_is_as_small_as_a_probe(folder: Callable[..., Any], way: Callable[..., Any], batches: int) -> None:
     """Frameworks look at a batch or two before they begin: also where that is all there is, it costs no epoch."""
     data = Data(folder, batches)
@@ -226,7 +226,7 @@ class Deaf(Sequence):
 
 
 @pytest.mark.parametrize("cls", [Own, Deaf])
-@pytest.mark.parametrize("way", [by_loop_alone, by_fit, by_fit_stopped, by_evaluate])
+@pytest.mark.parametrize("way", [by_loop_alone, by_fit])
 def test_subclasses(data: Data, cls: type[Sequence], way: Callable[..., Any]) -> None:
     """What a subclass overrides changes nothing of the passes."""
     with data.sequence(cls) as sequence:

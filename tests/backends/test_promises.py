@@ -187,7 +187,7 @@ def test_held_tensors_keep_their_values(data: Data, handed_out: set[int]) -> Non
 
 
 @not_torch
-@pytest.mark.parametrize("steps", [2, 3, 8, 16])
+@pytest.mark.parametrize("steps", [3, 16])
 def test_steps_per_execution(data: Data, steps: int) -> None:
     """Also more of them than there are slots: the order is the loader's, with no wait for slots that ends in more of them."""
     model = Recorder(steps_per_execution=steps)
@@ -300,7 +300,7 @@ def test_values_are_those_from_memory(make: Callable[..., Any]) -> None:
     assert said - may_be_said == Counter()
 
 
-@pytest.mark.parametrize("stopped", [1, 4, 10, 13])
+@pytest.mark.parametrize("stopped", [4, 10, 13])
 def test_resume(data: Data, stopped: int) -> None:
     """Behind so many batches a run ends; another, with the state as JSON knows it, trains on what is left, in the same order."""
     expected = sum(data.epochs(3), [])
@@ -379,11 +379,10 @@ def test_one_that_nobody_holds_is_gone(data: Data) -> None:
 
 
 ENDS = {
-    "plain": (0, "", ""),
-    "never-closed": (0, "", "open = sequence"),
-    "exit": (3, "sys.exit(3)", ""),
-    "exception": (1, "raise ZeroDivisionError('in a callback')", ""),
-    "os-exit": (4, "os._exit(4)", ""),
+    "never-closed": (0, "pass"),
+    "exit": (3, "sys.exit(3)"),
+    "exception": (1, "raise ZeroDivisionError('in a callback')"),
+    "os-exit": (4, "os._exit(4)"),
 }
 
 FITS = """
@@ -407,11 +406,11 @@ TENSORFLOW_MAY_HANG = "TensorFlow itself may hang when it ends amid a fit"
 
 @pytest.mark.parametrize("how", ENDS)
 def test_exits_leave_nothing(folder: Callable[..., Any], script: Callable[..., Any], how: str) -> None:
-    """However a process ends that has trained, or is about to: none of it is left, and nobody complains."""
-    code, act, _ = ENDS[how]
+    """However a process ends that trains, or has trained and closed nothing: none of it is left, without a complaint."""
+    code, act = ENDS[how]
     if BACKEND == "tensorflow" and how == "exit":
         pytest.skip(TENSORFLOW_MAY_HANG)
-    run = script(FITS.format(act=act or "pass") + ("sequence.close()\n" if how == "plain" else ""), folder(40), options=())
+    run = script(FITS.format(act=act), folder(40), options=())
     run.until("made")
     assert run.end() == code, run.err
     assert run.left(within=2.0) == set()
