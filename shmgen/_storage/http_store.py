@@ -53,11 +53,6 @@ HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[^\r\n\0]*")
 
 CODE = re.compile(rb"<Code>(\w+)</Code>")
 
-REFUSED = {
-    401: "; say in the options who asks",
-    403: "; say in the options who asks, if anyone may read it",
-}
-
 
 class _NoRange(Exception):
     """The file does not have the bytes that were asked for, though they are its first."""
@@ -99,50 +94,16 @@ class _Response(http.client.HTTPResponse):
         super().__init__(_Paced(sock), *args, **kwargs)  # type: ignore[arg-type]
 
 
-class _Origin(NamedTuple):
-    """What a connection is to.
+class _Connection(NamedTuple):
+    """A connection that is kept.
 
     Attributes:
-        scheme, host: of the URL.
-        proxy: URL of the proxy in between; None for none.
+        http: the connection.
+        proxy: headers for a proxy that forwards requests; None if they go straight to the server, or through a tunnel.
     """
 
-    scheme: str
-    host: str
-    proxy: str | None
-
-
-class _Connections:
-    """Connections that wait for the next request. None are sent along to another process."""
-
-    def __init__(self) -> None:
-        self._free: dict[_Origin, list[http.client.HTTPConnection]] = {}
-        # Not by `__del__`: in a circle of garbage that might come after the sockets' own.
-        weakref.finalize(self, _close, self._free).atexit = False
-
-    def __reduce__(self) -> tuple[type[_Connections], tuple[()]]:
-        return _Connections, ()
-
-    def take(self, origin: _Origin) -> http.client.HTTPConnection | None:
-        """One to this place, if there is any."""
-        try:
-            return self._free[origin].pop()
-        except (KeyError, IndexError):
-            return None
-
-    def put(self, origin: _Origin, connection: http.client.HTTPConnection) -> None:
-        """Keep one."""
-        self._free.setdefault(origin, []).append(connection)
-
-    def close(self) -> None:
-        """Close all."""
-        _close(self._free)
-
-
-def _close(free: dict[_Origin, list[http.client.HTTPConnection]]) -> None:
-    while free:
-        for connection in free.popitem()[1]:
-            connection.close()
+    http: http.client.HTTPConnection
+    proxy: dict[str, str] | None
 
 
 class HttpStore(Store):
@@ -156,8 +117,7 @@ class HttpStore(Store):
     """
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None, timeout: float = TIMEOUT) -> None:
-        self._connections = _Connections()
-        self._origins: dict[tuple[str, str], _Origin] = {}
+        self._forget()
         self._timeout = timeout
         self._headers: dict[str, str] = {}
         for name, value in (headers or {}).items():
@@ -176,11 +136,20 @@ class HttpStore(Store):
             self._parts = self._parts._replace(netloc=host)
             self._headers["authorization"] = _basic(user)
 
+    def _forget(self) -> None:
+        self._free: dict[tuple[str, str], list[_Connection]] = {}
+        # Not by `__del__`: in a circle of garbage that might come after the sockets' own.
+        weakref.finalize(self, _close, self._free).atexit = False
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_origins": {}}  # in a worker, proxies are those of its own environment
+        return {name: value for name, value in vars(self).items() if name != "_free"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
 
     def close(self) -> None:
-        self._connections.close()
+        _close(self._free)
 
     def place(self, name: str) -> str:
         return shown(self._at(name).geturl())
@@ -209,11 +178,9 @@ class HttpStore(Store):
         end = time.monotonic() + patience
         part = {"range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start > 0 or stop is not None else {}
         url, headers = self._request(name)
+        parts = urlsplit(url)
         for _ in range(MAX_REDIRECTS + 1):
-            parts = urlsplit(url)
-            if (origin := self._origins.get(parts[:2])) is None:
-                origin = self._origins[parts[:2]] = _origin(parts)
-            connection, response = self._ask(origin, url, {**OWN, **headers, **part}, end - time.monotonic())
+            connection, response = self._ask(parts, {**OWN, **headers, **part}, end - time.monotonic())
             try:
                 self._look_at(response)
                 to = response.headers.get("Location") if response.status in REDIRECTS else None
@@ -223,38 +190,38 @@ class HttpStore(Store):
                 raise Transient(_what(error)) from None
             finally:
                 if response.isclosed() and not response.length:
-                    self._connections.put(origin, connection)
+                    self._free.setdefault(parts[:2], []).append(connection)
                 else:  # what was not read would be taken for the next answer
                     response.close()
-                    connection.close()
-            there = urljoin(url, quote(to.encode("latin-1"), safe=IN_URL))
-            if not _is_same_host(parts, urlsplit(there)):
+                    connection.http.close()
+            there = urlsplit(url := urljoin(parts.geturl(), quote(to.encode("latin-1"), safe=IN_URL)))
+            if not _is_usable(there):
+                raise FormatError(f"expected the URL of a file, found a redirection to {shown(url)!r}")
+            there = there._replace(netloc=there.netloc.rpartition("@")[2], fragment="")
+            if not _is_same_host(parts, there):
                 headers = {}
-            url = there
+            parts = there
         raise FormatError(f"expected the file, found more than {MAX_REDIRECTS} redirections, the last to {shown(url)}")
 
-    def _ask(
-        self, origin: _Origin, url: str, headers: dict[str, str], patience: float
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        parts = urlsplit(url)
-        forwarded = origin.proxy is not None and origin.scheme == "http"
-        target = url if forwarded else parts._replace(scheme="", netloc="", path=parts.path or "/").geturl()
-        if forwarded:
-            headers |= _proxy_headers(urlsplit(origin.proxy or ""))
+    def _ask(self, parts: SplitResult, headers: dict[str, str], patience: float) -> tuple[_Connection, http.client.HTTPResponse]:
         timeout = max(min(self._timeout, patience), 0.001)
         while True:
-            kept = self._connections.take(origin)
-            connection = kept or _connection(origin)
-            connection.timeout = timeout
             try:
-                if connection.sock is not None:
-                    connection.sock.settimeout(timeout)
-                connection.request("GET", target, headers={"host": origin.host, **headers})
-                return connection, connection.getresponse()
+                connection, kept = self._free[parts[:2]].pop(), True
+            except (KeyError, IndexError):
+                connection, kept = _connection(parts), False
+            ask, proxy = connection
+            target = parts if proxy is not None else parts._replace(scheme="", netloc="", path=parts.path or "/")
+            ask.timeout = timeout
+            try:
+                if ask.sock is not None:
+                    ask.sock.settimeout(timeout)
+                ask.request("GET", target.geturl(), headers={"host": parts.netloc, **headers, **(proxy or {})})
+                return connection, ask.getresponse()
             except (OSError, http.client.HTTPException) as error:
-                connection.close()
+                ask.close()
                 # A server may close a connection at any time at which no request is under way.
-                if kept is not None and isinstance(error, ConnectionError):
+                if kept and isinstance(error, ConnectionError):
                     continue
                 if isinstance(error, ssl.SSLCertVerificationError):
                     raise FormatError(f"expected a certificate that can be trusted, found: {error.verify_message}") from None
@@ -289,7 +256,7 @@ class HttpStore(Store):
             found += f" ({code[1].decode()})"
         if status in MAY_PASS:
             raise Transient(found, _asked_wait(headers.get("Retry-After", "")))
-        raise FormatError(f"expected the file, found {found}{REFUSED.get(status, '')}")
+        raise FormatError(f"expected the file, found {found}{'; say in the options who asks' if status in (401, 403) else ''}")
 
     def _look_at(self, response: http.client.HTTPResponse) -> None:
         """What a store has to know of each answer, redirections included."""
@@ -303,28 +270,29 @@ def _is_usable(parts: SplitResult) -> bool:
         return False
 
 
-def _origin(parts: SplitResult) -> _Origin:
-    if not _is_usable(parts):
-        raise FormatError(f"expected the URL of a file, found a redirection to {shown(parts.geturl())!r}")
-    host = parts.netloc.rpartition("@")[2]
+def _connection(parts: SplitResult) -> _Connection:
+    """A new connection for the URL, through the proxy that the environment names for it."""
     proxy = getproxies().get(parts.scheme)
-    if not proxy or proxy_bypass(host):
-        return _Origin(parts.scheme, host, None)
-    return _Origin(parts.scheme, host, proxy if "://" in proxy else f"http://{proxy}")
-
-
-def _connection(origin: _Origin) -> http.client.HTTPConnection:
-    there = urlsplit(f"//{origin.host}")
-    to = there if origin.proxy is None else urlsplit(origin.proxy)
-    connection: http.client.HTTPConnection
-    if origin.scheme == "https":
-        connection = http.client.HTTPSConnection(to.hostname or "", to.port, context=_context())
-        if origin.proxy is not None:
-            connection.set_tunnel(there.hostname or "", there.port, headers=_proxy_headers(to))
+    if not proxy or proxy_bypass(parts.netloc):
+        to, user = parts, None
     else:
-        connection = http.client.HTTPConnection(to.hostname or "", to.port)
-    connection.response_class = _Response
-    return connection
+        to = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        user = {"proxy-authorization": _basic(to.netloc.rpartition("@")[0])} if "@" in to.netloc else {}
+    if parts.scheme == "https":
+        made: http.client.HTTPConnection = http.client.HTTPSConnection(to.hostname or "", to.port, context=_context())
+        if user is not None:
+            made.set_tunnel(parts.hostname or "", parts.port, headers=user)
+            user = None
+    else:
+        made = http.client.HTTPConnection(to.hostname or "", to.port)
+    made.response_class = _Response
+    return _Connection(made, user)
+
+
+def _close(free: dict[tuple[str, str], list[_Connection]]) -> None:
+    while free:
+        for connection in free.popitem()[1]:
+            connection.http.close()
 
 
 def _is_same_host(one: SplitResult, other: SplitResult) -> bool:
@@ -362,11 +330,6 @@ def _basic(user: str) -> str:
     """The header for ``user:password``, quoted as in a URL."""
     name, _, password = user.partition(":")
     return "Basic " + b64encode(unquote(f"{name}:{password}").encode()).decode()
-
-
-def _proxy_headers(proxy: SplitResult) -> dict[str, str]:
-    user, at, _ = proxy.netloc.rpartition("@")
-    return {"proxy-authorization": _basic(user)} if at else {}
 
 
 @cache

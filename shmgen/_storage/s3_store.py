@@ -46,12 +46,12 @@ class Keys(NamedTuple):
     expires: float | None = None
 
 
-class _Elsewhere(Exception):
-    """The bucket is in another region, which is the argument."""
+class _Elsewhere(FormatError):
+    """The bucket is in another region."""
 
-
-class _Expired(Exception):
-    """The credentials have expired."""
+    def __init__(self, region: str) -> None:
+        super().__init__(f"expected the bucket where S3 said that it is, found it in region {region}")
+        self.region = region
 
 
 class S3Store(HttpStore):
@@ -191,24 +191,15 @@ class S3Store(HttpStore):
 
     def _follow(self, name: str, take: Callable[[Body], T], start: int, stop: int | None, patience: float) -> T:
         try:
-            return self._got(name, take, start, stop, patience)
-        except _Elsewhere as region:
-            self._region = str(region)
-            self._find()
-        except _Expired:
-            self._keys = None
-        try:
-            return self._got(name, take, start, stop, patience)
-        except (_Elsewhere, _Expired) as error:
-            raise FormatError(f"expected the file, found {error}") from None
-
-    def _got(self, name: str, take: Callable[[Body], T], start: int, stop: int | None, patience: float) -> T:
-        try:
             return super()._follow(name, take, start, stop, patience)
+        except _Elsewhere as error:
+            self._region = error.region
+            self._find()
         except FormatError as error:
-            if self._given is None and EXPIRED.search(str(error)):
-                raise _Expired(str(error)) from None
-            raise
+            if self._given is not None or not EXPIRED.search(str(error)):
+                raise
+            self._keys = None
+        return super()._follow(name, take, start, stop, patience)
 
     def _look_at(self, response: HTTPResponse) -> None:
         region = response.headers.get("x-amz-bucket-region")
