@@ -42,8 +42,8 @@ The way of the data, and the module that holds each step::
 The folders say where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory, and
 how much there is. _sources run in workers, and are bound to the ids in the main process. _worker holds both ends of a worker:
 what it does, what it is told (pickling, context), and what comes back (log_forwarding). _engine is the main process's side.
-options has the arguments: each is typed, documented and checked once. _tools is the command line: ``scan`` checks a folder,
-``tune`` says how many workers to use, ``pack`` makes one file of many, and ``unpack`` many of one.
+options has the arguments: each is typed, documented and checked once. _tools is the command line: ``scan`` finds every
+sample that can't be read, ``tune`` says how many workers to use, ``pack`` makes one file of many.
 
 Examples in docstrings find the files ``data/id-0.npy`` to ``data/id-15.npy`` of shape (4, 3), the same rows in ``all.npy``, with
 their ids in ``all.ids``, in the dataset ``images`` of ``all.h5``, and in the datasets ``samples/id-0/image`` and so on of
@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from shmgen._sources.values import Values
     from shmgen._storage.remote import Remote
     from shmgen._tools.recommend import Measurement
+    from shmgen._tools.scan import ScanReport, scan
     from shmgen._tools.tune import Tuning, tune
     from shmgen.errors import (
         ClosedError,
@@ -108,6 +109,7 @@ __all__ = [
     "Reader",
     "Remote",
     "SampleError",
+    "ScanReport",
     "Sequence",
     "ShmgenError",
     "SlotState",
@@ -122,6 +124,7 @@ __all__ = [
     "WorkerState",
     "class_weights",
     "image_folder",
+    "scan",
     "split",
     "tune",
 ]
@@ -140,6 +143,7 @@ _HOMES = {
     "Npz": "_sources.npz",
     "Reader": "_sources.base",
     "Remote": "_storage.remote",
+    "ScanReport": "_tools.scan",
     "Sequence": "keras",
     "SlotState": "_engine.state",
     "Source": "_sources.base",
@@ -150,6 +154,7 @@ _HOMES = {
     "WorkerState": "_engine.state",
     "class_weights": "_samples.split",
     "image_folder": "_samples.image_folder",
+    "scan": "_tools.scan",
     "split": "_samples.split",
     "tune": "_tools.tune",
 }

@@ -6,9 +6,10 @@ import math
 import sys
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
+from itertools import takewhile
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -180,7 +181,7 @@ class Loader:
                 self._schedule,
                 builder,
                 # Without workers nothing is read ahead.
-                upcoming=self._passes.upcoming if workers else _nothing,
+                upcoming=self._upcoming(options) if workers else _nothing,
                 autoscaler=_autoscaler(options, filler, self._layout, workers, reads),
                 front_end=front_end,
             )
@@ -188,6 +189,12 @@ class Loader:
             # Nothing that the prefetcher holds leads back to the loader.
             self._stop = weakref.finalize(self, self._prefetcher.close, ClosedError("nobody held it any more"))
             undo.pop_all()
+
+    def _upcoming(self, options: Options) -> Callable[[], Iterator[BatchId]]:
+        """The batches to be read ahead: those of one epoch alone, where errors are collected for one pass."""
+        if options.on_error != "collect":
+            return self._passes.upcoming
+        return lambda: takewhile(lambda batch: batch.epoch == options.epoch, self._passes.upcoming())
 
     def _padding(self) -> Padding:
         """What rows weigh, where the last batch is filled up."""

@@ -87,7 +87,8 @@ class DataOptions:
     """What is read, and how: all arguments of a loader but the number of its workers.
 
     Args:
-        list_IDs: the samples' ids. An id that is in it twice is two samples.
+        list_IDs: the samples' ids. An id that is in it twice is two samples. Or a `pathlib.Path`: the text file that has them, a
+            line each, such as ``scan --good`` writes.
         labels: an int for each id, or the name of one of ``classes``, or a row: a mapping from id to them, or a list, an array or
             a pandas column, as `Values` takes them. Or `Values`, or a function of the id, or whatever else ``targets`` may be.
             None for no labels.
@@ -143,7 +144,7 @@ class DataOptions:
             never.
     """
 
-    list_IDs: Iterable[object]
+    list_IDs: Iterable[object] | os.PathLike[str]
     labels: Part | None = None
     batch_size: int = 32
     dim: int | Iterable[int] | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import os
 import select
 import shutil
@@ -29,6 +30,7 @@ from leftovers import MARKED, Before, Gone, workers_of
 from pace import Deadline
 
 from shmgen._memory.ring import Ring
+from shmgen._tools.cli import main
 from shmgen._worker import launch
 
 ROOT = Path(__file__).parents[1]
@@ -298,6 +300,28 @@ def script(tmp_path: Path) -> Iterator[Callable[..., Script]]:
     yield start
     for one in started:
         one.kill()
+
+
+class Ran:
+    """A command that was run in this process: its exit status, and what it printed."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+        try:
+            self.status = main(words)
+        except SystemExit as end:
+            self.status = int(end.code or 0)
+        self.out, self.err = capsys.readouterr()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """Runs a command in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: Ran(capsys, [*map(str, words)])
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import re
 import struct
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bad_files import BAD, GOOD, SOUND, npy, put, with_header
 
 from shmgen import InputError, Loader, NpyRows, SampleError
 
@@ -21,77 +21,20 @@ WITHIN = 10.0
 
 WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
 
-
-def npy(array: np.ndarray, **options: Any) -> bytes:
-    """The bytes of an .npy file."""
-    file = io.BytesIO()
-    np.save(file, array, **options)
-    return file.getvalue()
-
-
-def with_header(header: bytes, *, version: bytes = b"\x01\x00", length: int | None = None) -> bytes:
-    """An .npy file with this header and room for the data."""
-    return b"\x93NUMPY" + version + struct.pack("<H", len(header) if length is None else length) + header + bytes(1000)
-
-
-GOOD = np.zeros((4, 3), np.float32)
-
-BAD_FILES = [
-    # what stands in the place of the file, what its error says was expected, and what was found
-    pytest.param(None, "a file", "none", id="missing"),
-    pytest.param(b"", "an .npy file", "an empty one (0 bytes)", id="empty"),
-    pytest.param(npy(GOOD)[:-8], "176 bytes", "168", id="truncated-in-data"),
-    pytest.param(npy(GOOD)[:128], "176 bytes", "128", id="truncated-after-header"),
-    pytest.param(npy(GOOD)[:100], "header of 128 bytes", "the end of the file after 100", id="truncated-in-header"),
-    pytest.param(npy(GOOD)[:9], "header", "the end of the file after 9 bytes", id="truncated-in-prefix"),
-    pytest.param(npy(GOOD)[:4], "an .npy file", "begins with b'\\x93NUM'", id="truncated-in-magic"),
-    pytest.param(npy(np.asfortranarray(GOOD))[:-8], "176 bytes", "168", id="truncated-fortran"),
-    pytest.param(npy(GOOD.astype(np.float64))[:-8], "224 bytes", "216", id="truncated-cast"),
-    pytest.param(npy(GOOD.reshape(3, 4)), "shape (4, 3)", "(3, 4)", id="other-shape-of-the-same-size"),
-    pytest.param(npy(GOOD[None]), "shape (4, 3)", "(1, 4, 3)", id="one-axis-more"),
-    pytest.param(npy(GOOD[0]), "shape (4, 3)", "(3,)", id="one-axis-less"),
-    pytest.param(npy(GOOD[:0]), "", "(0, 3)", id="no-rows"),
-    pytest.param(b"\x89PNG\r\n\x1a\n" + bytes(1000), "an .npy file", "begins with b'\\x89PNG", id="not-npy"),
-    pytest.param(bytes(1000), "an .npy file", "begins with b'\\x00", id="all-zeros"),
-    pytest.param(b"PK\x03\x04" + bytes(1000), "an .npy file", "begins with b'PK", id="npz"),
-    pytest.param(npy(GOOD.astype(object), allow_pickle=True), "numbers", "Python objects", id="object-array"),
-    pytest.param(npy(np.zeros((4, 3), "f4,i4")), "dtype float32", "[('f0', '<f4'), ('f1', '<i4')]", id="structured"),
-    pytest.param(npy(np.zeros((4, 3), "U5")), "dtype float32", "<U5", id="str"),
-    pytest.param(npy(np.zeros((4, 3), "S5")), "dtype float32", "|S5", id="bytes"),
-    pytest.param(npy(np.zeros((4, 3), "M8[s]")), "dtype float32", "datetime64[s]", id="datetime"),
-    pytest.param(npy(GOOD.astype(np.complex64)), "dtype float32", "complex64", id="cast-loses-more-than-precision"),
-    pytest.param(Path.mkdir, "a readable file", "Is a directory", id="directory"),
-    pytest.param(lambda path: path.symlink_to(path), "a readable file", "Too many levels of symbolic links", id="symlink-loop"),
-    pytest.param(with_header(b"no dict\n"), "an .npy header", "no dict", id="header-is-no-dict"),
-    pytest.param(with_header(b"{'descr': '<f4'}\n"), "an .npy header", "'descr'", id="header-lacks-keys"),
-    pytest.param(with_header(b"{'descr': 'x9', 'fortran_order': False, 'shape': (4, 3)}\n"), "header", "x9", id="header-dtype"),
-    pytest.param(with_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-4, 3)}\n"), "", "-4", id="header-negative"),
-    pytest.param(with_header(b"(" * 9000), "header", "(((", id="header-too-deep"),
-    pytest.param(with_header(b"", length=60_000), "10,000 characters", "60,000", id="header-too-long"),
-    pytest.param(with_header(b"{}", version=b"\x07\x00"), "version 1.0, 2.0 or 3.0", "7.0", id="version-unknown"),
-]
-
-
-def spoil(path: Path, content: bytes | Callable[[Path], None] | None) -> None:
-    """Put ``content`` in the place of a file, or what a function makes there; None stands for nothing."""
-    path.unlink()
-    if callable(content):
-        content(path)
-    elif content is not None:
-        path.write_bytes(content)
+PLACES = [pytest.param(0, 0, id="first"), pytest.param(5, 2, id="later-by-workers")]
+"""Which file is bad, and by how many workers it is read: the main process itself looks at the first."""
 
 
 @pytest.mark.timeout(WITHIN)
-@pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("position", [0, 5], ids=["first", "later"])
-@pytest.mark.parametrize(("content", "expected", "found"), BAD_FILES)
+@pytest.mark.parametrize(("position", "workers"), PLACES)
+@pytest.mark.parametrize(("content", "expected", "found"), BAD)
 def test_a_bad_file_is_named(
-    folder: Callable, content: bytes | Callable[[Path], None] | None, expected: str, found: str, position: int, workers: int
+    folder: Callable, content: bytes | Callable[[Path], object] | None, expected: str, found: str, position: int, workers: int
 ) -> None:
     """Whatever is wrong with a file, a SampleError names id and path, what was expected and what was found."""
     data = folder(8)
     bad = data.ids[position]
-    spoil(data.file(bad), content)
+    put(data.file(bad), content)
 
     def read() -> None:
         with Loader(
@@ -109,6 +52,19 @@ def test_a_bad_file_is_named(
     assert str(error) == f"sample {bad!r}, file {error.path}: {error.reason}"
     again = pickle.loads(pickle.dumps(error))
     assert (again.id, again.path, again.reason) == (error.id, error.path, error.reason)
+
+
+@pytest.mark.parametrize("content", SOUND)
+def test_an_odd_file_is_read(folder: Callable, content: Any) -> None:
+    """Other byte order, axis order, format version or precision are cast."""
+    data = folder(8)
+    put(data.path / "good.npy", npy(np.zeros((4, 3), "f4")))
+    put(data.file("id-5"), content)
+
+    with Loader(data.ids, None, 8, data_dir=data.path, shuffle=False, workers=0) as loader:
+        (X,) = next(iter(loader))
+
+    assert X[5, 0, 0] == 0
 
 
 def of_shape(shape: object, descr: str = "<f4") -> bytes:
@@ -142,14 +98,13 @@ HOSTILE_FILES = [
 
 
 @pytest.mark.timeout(WITHIN)
-@pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("position", [0, 5], ids=["first", "later"])
+@pytest.mark.parametrize(("position", "workers"), PLACES)
 @pytest.mark.parametrize(("content", "message"), HOSTILE_FILES)
 def test_a_hostile_header_is_named(folder: Callable, content: bytes, message: str, position: int, workers: int) -> None:
     """Even where the first file is to decide on shape and dtype: soon, and before any memory is set aside."""
     data = folder(8)
     bad = data.ids[position]
-    spoil(data.file(bad), content)
+    put(data.file(bad), content)
 
     def read() -> None:
         with Loader(data.ids, data.labels, 4, data_dir=data.path, shuffle=False, workers=workers) as loader:
@@ -178,7 +133,7 @@ def test_the_first_file_decides_on_numbers_only(folder: Callable, dtype: str, wo
     """With ``dtype`` left out, a first file of text, records or dates is no sample either: no model could take it."""
     data = folder(4)
     for id in data.ids:
-        spoil(data.file(id), npy(np.zeros((4, 3), dtype)))
+        put(data.file(id), npy(np.zeros((4, 3), dtype)))
 
     with pytest.raises(SampleError, match=r"expected (a dtype of )?numbers, found") as raised:
         Loader(data.ids, data.labels, 2, data_dir=data.path, workers=workers).close()
@@ -211,8 +166,7 @@ def test_zeros_are_no_sample_whatever_the_first_file_is(folder: Callable, first:
 
 
 @pytest.mark.timeout(WITHIN)
-@pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("position", [0, 5], ids=["first", "later"])
+@pytest.mark.parametrize(("position", "workers"), PLACES)
 @pytest.mark.parametrize(
     ("bad", "found"),
     [
@@ -453,12 +407,12 @@ def test_fit_names_the_bad_file(folder: Callable) -> None:
         "missing": (None, "expected a file, found none"),
         "truncated": (npy(GOOD)[:-8], "expected 176 bytes, found 168"),
         "shape": (npy(GOOD.reshape(3, 4)), "expected shape (4, 3), found (3, 4)"),
-        "object": (npy(GOOD.astype(object), allow_pickle=True), "found Python objects"),
+        "object": (npy(GOOD.astype(object)), "found Python objects"),
     }
     for name, (content, reason) in cases.items():
         for position in (0, 17):
             data = folder(24, name=f"{name}-{position}")
-            spoil(data.file(data.ids[position]), content)
+            put(data.file(data.ids[position]), content)
             options = {"dim": (4,), "n_channels": 3, "dtype": np.float32, "data_dir": data.path, "workers": 2}
 
             def fit(data: Any = data, options: dict = options) -> None:

@@ -38,7 +38,7 @@ def test_its_version(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("words", [(), ("scan",), ("tune",), ("pack",), ("unpack",)])
+@pytest.mark.parametrize("words", [(), ("scan",), ("tune",), ("pack",)])
 def test_its_name_in_usage(way: str, words: tuple[str, ...]) -> None:
     """What is shown as usage can be typed as it stands; also where it comes with an error."""
     with_help, wrong = run(way, *words, "--help"), run(way, *words, "--wrong")
@@ -51,8 +51,7 @@ def test_its_name_in_usage(way: str, words: tuple[str, ...]) -> None:
     assert f"\n{' '.join([way, *words])}: error: " in wrong.stderr
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("command", ["scan", "tune"])
+@pytest.mark.parametrize(("way", "command"), list(zip(WAYS, ["scan", "tune"], strict=True)))
 def test_its_name_in_errors(way: str, command: str) -> None:
     """An error of a command begins with what was typed, and is its exit status."""
     done = run(way, command, "nowhere")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from shmgen import ImageFolder, InputError, Loader, Npy, SampleError
-from shmgen._samples.ids import Subset, first_outside, kept
+from shmgen._samples.ids import first_outside, kept
 
 WITHIN = 10.0
 """Seconds in which an error must be there."""
@@ -178,7 +178,7 @@ HOSTILE = {
     "file-as-a-folder": ("id-3.npy/x", None, "expected a readable file, found: Not a directory (errno 20)"),
     "loop": ("loop", loop, "expected a readable file, found: Too many levels of symbolic links (errno 40)"),
     "long-loop": ("far", long_loop, "expected a readable file, found: Too many levels of symbolic links (errno 40)"),
-    "dangling": ("gone", lambda f, id: (f / f"{id}.npy").symlink_to("nowhere"), "expected a file, found none at this path"),
+    "dangling": ("gone", lambda f, id: (f / f"{id}.npy").symlink_to("nowhere"), "expected a file, found a link to 'nowhere'"),
     "device": ("null", lambda f, id: (f / f"{id}.npy").symlink_to("/dev/null"), "expected an .npy file, found an empty one"),
     "zeros": (
         "zero",
@@ -251,7 +251,7 @@ def refused(ids: Any, labels: Any = None, **options: Any) -> str:
     """What is said of the first file."""
     with pytest.raises(SampleError) as raised:
         Loader(ids, labels, 2, workers=0, **options).close()
-    assert raised.value.reason.startswith("expected a file, found none at this path; ")
+    assert raised.value.reason.startswith("expected a file, found ")
     return raised.value.reason
 
 
@@ -318,7 +318,7 @@ def test_files_that_lie_elsewhere_in_the_folder(tmp_path: Path) -> None:
     assert f"; {tmp_path} has 'scan-001.npy'" in refused(["scam-001", "d"], data_dir=tmp_path)
     assert f"; {tmp_path} has 'q.npy', 'r.npy', 's.npy' and others" in refused(["c", "d"], data_dir=tmp_path)
     (tmp_path / "c.npy").symlink_to("nowhere")
-    assert "; it is a link to nowhere, and nothing is there" in refused(["c", "d"], data_dir=tmp_path)
+    assert "expected a file, found a link to 'nowhere', which does not exist" in refused(["c", "d"], data_dir=tmp_path)
 
 
 def test_nothing_is_looked_for_on_the_good_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,12 +405,9 @@ def test_what_is_no_list_of_ids(tmp_path: Path, ids: Any, text: str, followed: A
         (np.array([3, -1]), 9, 1),
         (np.array([1 << 63, 1], np.uint64), 9, 0),
         (np.array(["0"]), 1, 0),
-        (Subset(range(1, 10), np.array([0, 8, 3])), 9, 1),
-        (Subset(["a", 1, 2], np.array([1, 2])), 3, None),
-        (Subset(["a", 1, 2], np.array([1, 2, 0])), 3, 2),
     ],
 )
 def test_the_first_id_that_numbers_no_row(ids: Any, count: int, place: int | None) -> None:
     """Of a range, an array, a list, and some of them: the first that is no int, or is none of as many rows."""
-    ids = ids if isinstance(ids, Subset) else kept(ids)
+    ids = kept(ids)
     assert first_outside(ids, count) == place

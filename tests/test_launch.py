@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import DEADLINE, GONE_WITHIN
+from conftest import DEADLINE
 from pace import Deadline
 
 from shmgen._worker import launch
@@ -138,28 +138,3 @@ def test_descriptors_are_handed_on(start: Callable[..., Child]) -> None:
     finally:
         os.close(read)
         os.close(write)
-
-
-def test_no_child_outlives_the_main_process(folder: Callable, script: Callable) -> None:
-    """A worker of a scan that has been stopped is gone with a main process that is killed; the loader's: `test_parent`."""
-    run = script(
-        """
-import pickle, select
-from shmgen._tools.scan_worker import Setup
-from shmgen._worker.context import environment
-from shmgen._worker.launch import Launcher
-
-child = Launcher("shmgen._tools.scan_worker", environment(), silent=True).start()
-child.send(pickle.dumps(Setup(sys.path, os.fsencode(DATA), False, [], b"")))
-child.send(b"id-0")
-select.select([child.stream], [], [])
-os.kill(child.pid, signal.SIGSTOP)
-os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
-say("stopped")
-os.kill(os.getpid(), signal.SIGKILL)
-""",
-        folder(),
-    )
-    run.until("stopped")
-
-    assert not run.left(GONE_WITHIN)

@@ -113,7 +113,8 @@ def test_options_are_checked_and_frozen() -> None:
 
     assert (options.batch_size, options.dim, options.seed, options.timeout) == (2, (4,), 3, 5.0)
     assert list(map(type, (options.batch_size, options.seed, options.timeout))) == [int, int, float]
-    assert list(options.ids) == list(options.list_IDs) == [1, 2, 3]
+    assert list(options.ids) == [1, 2, 3]
+    assert options.list_IDs is options.ids
     for field in fields(options):
         with pytest.raises(FrozenInstanceError):
             setattr(options, field.name, None)

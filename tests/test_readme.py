@@ -54,6 +54,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
         np.savez_compressed(tmp_path / "archives" / f"{id}.npz", image=np.full((8, 8), number, np.uint8), label=number % 6)
         np.save(tmp_path / "large" / f"{id}.npy", np.full((32 + number, 40, 3), number, np.uint8))
         np.save(tmp_path / "tokens" / f"{id}.npy", np.full(1 + number % 100, number))
+    (tmp_path / "good.txt").write_text("\n".join(ids))
     (tmp_path / "data" / "damaged.npy").write_bytes(b"no array")
     np.save(tmp_path / "all.npy", np.zeros((1_000_000, 2), np.uint8))
     np.save(tmp_path / "series.npy", np.zeros((5000, 2), np.float32))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 from PIL import Image
 
 from shmgen import FunctionError, Images, InputError, Loader, Npy, SampleError, Source, Values, tune
+from shmgen._tools.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,9 +53,9 @@ def scanned(text: str, data: Any) -> str:
     ids = data.path.parent / "ids.txt"
     ids.write_text("\n".join(data.ids))
     words = [str(ids) if word == "FILE" else word for word in shlex.split(command)]
-    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, ""), command
-    return done.stdout
+    with redirect_stdout(io.StringIO()) as out:
+        assert main([*words[3:], "--workers", "0"]) == 1, command
+    return out.getvalue()
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -78,7 +78,7 @@ def test_damaged_files_are_found_by_a_scan(folder: Callable, damage: str, worker
     for number in (5, 7):
         DAMAGE[damage](data.file(f"id-{number}"))
     found = scanned(said(loader), data)
-    assert "damaged: 2 of 8 files" in found
+    assert "damaged: 2 of 8 samples" in found
     assert "id-5, id-7" in found
 
 
@@ -93,7 +93,7 @@ def test_a_damaged_first_file_is_found_by_a_scan(folder: Callable) -> None:
     ):
         with pytest.raises(SampleError) as raised:
             make()
-        assert "damaged: 1 of 8 files" in scanned(str(raised.value), data)
+        assert "damaged: 1 of 8 samples" in scanned(str(raised.value), data)
 
 
 @pytest.mark.parametrize("given", [{"dim": (3, 3)}, {"n_channels": 2}, {"dtype": "int8"}, {"dim": 12, "dtype": "uint8"}])
@@ -102,7 +102,7 @@ def test_what_is_not_as_was_said_is_found_by_a_scan(folder: Callable, given: dic
     data = folder(8)
     with pytest.raises(SampleError) as raised:
         of(data, **given)
-    assert "damaged: 8 of 8 files" in scanned(str(raised.value), data)
+    assert "damaged: 8 of 8 samples" in scanned(str(raised.value), data)
 
 
 def test_a_bad_file_that_tune_meets(folder: Callable) -> None:

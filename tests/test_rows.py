@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import psutil
 import pytest
 
 import shmgen._worker.ticket_filler
-from shmgen import Function, InputError, Loader, Npy, NpyRows, SampleError, ShmgenError, Source
+from shmgen import Function, InputError, Loader, Npy, NpyRows, SampleError, ShmgenError, Source, scan
 
 N = 40
 
@@ -265,17 +262,11 @@ def test_bare_bytes_are_refused_with_the_remedy(stored: Callable, tmp_path: Path
 @pytest.mark.parametrize("dtype", NAMES)
 def test_a_scan_takes_what_a_loader_takes(stored: Callable, tmp_path: Path, dtype: str) -> None:
     """Without a dtype, all files are damaged, and the remedy stands there; with it, all are good."""
-    stored(dtype)
-    (tmp_path / "all.npy").unlink()
-    command = [sys.executable, "-m", "shmgen", "scan", str(tmp_path), "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    without, said = (
-        subprocess.run([*command, *more], capture_output=True, text=True, check=False, env=environment)
-        for more in ([], ["--dtype", dtype, "--full"])
-    )
-    assert (without.returncode, said.returncode) == (1, 0), said.stderr
-    assert "is stored: if it is that, pass dtype=" in json.loads(without.stdout)["damaged"][0]["reason"]
-    assert json.loads(said.stdout)["damaged"] == []
+    ids = stored(dtype)
+    without = scan(tmp_path, ids, workers=0)
+    assert len(without.damaged) == len(ids)
+    assert "is stored: if it is that, pass dtype=" in without.damaged[0].reason
+    assert scan(Npy(tmp_path, dtype=dtype), ids, full=True, workers=0).damaged == ()
 
 
 @pytest.mark.parametrize(

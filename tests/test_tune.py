@@ -15,23 +15,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from types import FunctionType, SimpleNamespace
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-from conftest import wait_until, workers_of
+from conftest import ROOT, Ran, wait_until, workers_of
 from pace import slowness
 
 from shmgen import InputError, Measurement, SampleError, Source, Tuning, tune
 from shmgen._memory.limits import processors
-from shmgen._tools.measure import forget
+from shmgen._tools.progress import Progress
 from shmgen._tools.recommend import AS_GOOD, MARGIN, medians, recommend
-from shmgen._tools.tune import MAX_ROUNDS, ROUNDS, Progress, _Rounds
-from shmgen._tools.tune_view import write_plot
+from shmgen._tools.tables import write_plot
+from shmgen._tools.tune import MAX_ROUNDS, ROUNDS, Rounds, forget
 
-ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-W", "error", "-m", "shmgen"]
 BATCH = 8
 
@@ -75,9 +74,8 @@ def test_what_is_recommended(
 
 def tuned(rates: Sequence[float], step_ms: float | None, noise: float, random: Random) -> tuple[int, int]:
     """What is recommended on a machine whose rates are these, give or take some noise; and in how many rounds."""
-    options: Any = SimpleNamespace(workers=range(len(rates)), step_ms=step_ms, seconds=1.0, progress=lambda _: None)
-    rounds = _Rounds(options)
-    measured = rounds.measure(lambda count, _: seen(rates[count] * random.gauss(1, noise), count), decides=True)
+    rounds = Rounds(list(range(len(rates))), step_ms, lambda _: None)
+    measured = rounds.measure(lambda count, cold: seen(rates[count] * random.gauss(1, noise), count))
     return recommend(measured, step_ms, processors())[0], measured[0].rounds
 
 
@@ -286,40 +284,25 @@ def test_a_bad_file_is_named(folder: Callable) -> None:
         tune(data.ids, batch_size=BATCH, data_dir=data.path, dim=4, n_channels=3, dtype="float32", workers=[1])
 
 
-def run(*words: object, cwd: Path, command: list[str] = COMMAND) -> subprocess.CompletedProcess[str]:
-    """The command line, run to its end."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run([*command, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+def test_the_command_line(folder: Callable, tmp_path: Path, cli: Callable[..., Ran]) -> None:
+    """A table whose last line is the answer, the same as JSON, and a plot, which needs no display."""
+    pytest.importorskip("matplotlib")
+    data = folder(40)
+    (tmp_path / "ids").write_text("\n".join(data.ids[:32]))
+    files = ["--ids", "ids", "--json", "out", "--plot", "plot.svg"]
 
+    done = cli("tune", "data", "--batch-size", 8, "--step-ms", 25, "--workers", "0-1,3", "--seconds", 0.1, *files)
 
-def test_the_command_line(folder: Callable, tmp_path: Path) -> None:
-    """A table whose last line is the answer, and the same as JSON."""
-    folder(32)
-
-    done = run(
-        "tune", "data", "--batch-size", 8, "--step-ms", 25, "--workers", "0-1,3", "--seconds", 0.1, "--json", "out", cwd=tmp_path
-    )
-
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.status, done.err) == (0, "")
+    assert (tmp_path / "plot.svg").read_bytes().startswith(b"<?xml")
     result = json.loads((tmp_path / "out").read_text())
     assert [one["workers"] for one in result["measurements"]] == [0, 1, 3]
     assert (result["data_dir"], result["batch_size"], result["step_ms"], result["of"]) == ("data", 8, 25.0, 32)
-    lines = done.stdout.splitlines()
+    lines = done.out.splitlines()
     assert lines[0].endswith("samples in batches of 8, 16 slots, read again and again")
     assert [line.split()[0] for line in lines if line.split()[:1] in (["0"], ["1"], ["3"])] == ["0", "1", "3"]
     assert [line.split()[0] for line in lines if line.endswith("use this")] == [str(result["workers"])]
-    assert " ".join(done.stdout.split()).endswith(f"workers={result['workers']}: {result['reason']}")
-
-
-def test_ids_and_json_alone(folder: Callable, tmp_path: Path) -> None:
-    """Only the ids of a file, and only JSON on standard output."""
-    data = folder(32)
-    (tmp_path / "ids").write_text("\n".join(data.ids[:16]))
-
-    done = run("tune", "data", "--ids", "ids", "--batch-size", 4, "--workers", 1, "--seconds", 0.1, "--json", cwd=tmp_path)
-
-    assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["of"] == 16
+    assert " ".join(done.out.split()).endswith(f"workers={result['workers']}: {result['reason']}")
 
 
 @pytest.mark.parametrize("cold", [False, True])
@@ -346,24 +329,9 @@ def test_the_legend_of_a_plot_hides_nothing(monkeypatch: pytest.MonkeyPatch, col
     assert not figure.axes[0].get_legend()
 
 
-@pytest.mark.parametrize("name", ["plot.svg", "plot.png"])
-def test_a_plot(folder: Callable, tmp_path: Path, name: str) -> None:
-    """It is drawn without a display."""
-    pytest.importorskip("matplotlib")
-    folder(32)
-
-    done = run(
-        "tune", "data", "--workers", "0,1", "--seconds", 0.1, "--step-ms", 5, "--plot", name,
-        cwd=tmp_path, command=[sys.executable, "-m", "shmgen"],
-    )  # fmt: skip
-
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / name).read_bytes()[:5] in (b"<?xml", b"\x89PNG\r")
-
-
 WRONG = [
     pytest.param(["tune", "nowhere"], "nowhere: expected a folder", id="no-folder"),
-    pytest.param(["tune", "empty"], "empty: expected files whose names end in .npy, found none", id="no-files"),
+    pytest.param(["tune", "empty"], "empty: expected .npy files, found none", id="no-files"),
     pytest.param(["tune", "data"], "expected at least 32 ids, found 8", id="too-few"),
     pytest.param(["tune", "data", "--workers", "3-1"], "expected ints from 0 to 256, such as 0-8 or 1,2,4", id="backwards"),
     pytest.param(["tune", "data", "--workers", "many"], "found 'many'", id="no-counts"),
@@ -371,38 +339,32 @@ WRONG = [
     pytest.param(["tune", "data", "--step-ms", "0"], "expected a number above 0, found '0'", id="step"),
     pytest.param(["tune", "data", "--slots", "1"], "expected an int from 2, found '1'", id="slots"),
     pytest.param(["tune", "data", "--json", "no/file"], "--json no/file: No such file or directory", id="json"),
-]  # fmt: skip
+    pytest.param(["tune", "data", "--plot", "plot.x"], "expected a name that ends in one of .", id="plot"),
+]
 
 
 @pytest.mark.parametrize(("words", "said"), WRONG)
-def test_wrong_usage(folder: Callable, tmp_path: Path, words: list[str], said: str) -> None:
+def test_wrong_usage(folder: Callable, tmp_path: Path, cli: Callable[..., Ran], words: list[str], said: str) -> None:
     """Exit status 2 and a line that says what to do, before anything is measured."""
+    pytest.importorskip("matplotlib")
     folder()
     (tmp_path / "empty").mkdir()
 
-    done = run(*words, cwd=tmp_path)
+    done = cli(*words)
 
-    assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    assert (done.status, done.out) == (2, "")
+    assert said in done.err
 
 
-@pytest.mark.parametrize(
-    ("missing", "words", "said"),
-    [
-        pytest.param("rich", [], "the table needs rich: pip install rich", id="rich"),
-        pytest.param("matplotlib", ["--plot", "a.png"], "--plot needs matplotlib: pip install matplotlib", id="matplotlib"),
-    ],
-)
-def test_what_is_missing_is_said(folder: Callable, tmp_path: Path, missing: str, words: list[str], said: str) -> None:
-    """And how to get it, before anything is measured."""
+def test_without_matplotlib(folder: Callable, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said how to get it, before anything is measured."""
     folder(32)
-    code = f"import sys; sys.modules[{missing!r}] = None; from shmgen.__main__ import main; sys.exit(main())"
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
 
-    done = run("tune", "data", *words, cwd=tmp_path, command=[sys.executable, "-c", code])
+    done = cli("tune", "data", "--plot", "a.png")
 
-    assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr
+    assert (done.status, done.out) == (2, "")
+    assert "--plot needs matplotlib: pip install matplotlib" in done.err
 
 
 def test_ctrl_c(folder: Callable, tmp_path: Path) -> None:
@@ -424,16 +386,6 @@ def test_ctrl_c(folder: Callable, tmp_path: Path) -> None:
             process.kill()
 
     assert (process.returncode, out, err) == (130, b"", b"python -m shmgen tune: interrupted\n")
-
-
-def test_help(tmp_path: Path) -> None:
-    """It names every option."""
-    done = run("tune", "--help", cwd=tmp_path)
-
-    assert done.returncode == 0
-    options = "--batch-size N,--step-ms MS,--workers 0-8,--slots N,--seconds S,--cold,--ids FILE,--dim,--n-channels N,--dtype D"
-    for option in ["DATA_DIR", *options.split(","), "--plot FILE", "--json [FILE]", "exit status: 0"]:
-        assert option in " ".join(done.stdout.split())
 
 
 def test_any_number_of_ids_is_measured() -> None:

@@ -7,6 +7,7 @@ import math
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -18,21 +19,26 @@ BLOCK = 10_000
 
 COLUMNS_SHOWN = 8
 
+LONGEST_ID = 4096
+"""Bytes of an id in a file. Linux allows no longer path."""
+
 IDS_AT_ONCE = 10_000
 """How many ids are searched at once for ways out of a folder."""
 
 
-def kept(ids: Iterable[Any]) -> Sequence[Any]:
+def kept(ids: Any) -> Sequence[Any]:
     """``ids`` as a sequence of texts, bytes or ints, which later changes by the caller do not reach.
 
-    An array of texts is not copied. Paths become texts.
+    An array of texts is not copied. Paths become texts; a path in place of the sequence is that of a text file, an id a line.
 
     Raises:
         InputError: they are no sequence of ids: a data frame, an array that has not one axis, a single text, a set, a dict; or
             one is of another type.
     """
-    if isinstance(ids, range | Subset):
+    if isinstance(ids, range):
         return ids
+    if isinstance(ids, os.PathLike):
+        return read_ids(os.fspath(ids), f"list_IDs: {os.fspath(ids)}")
     if is_frame(ids):
         raise InputError(f"list_IDs: expected ids, found a {type(ids).__name__}; pass its column of ids: {columns_of(ids)}")
     if isinstance(ids, str | bytes | set | frozenset | Mapping) or hasattr(ids, "_fields") or not isinstance(ids, Iterable):
@@ -98,12 +104,12 @@ def _no_list(ids: Any) -> str:
         return f"a {type(ids).__name__}; pass list(ids) where its keys are the ids"
     if fields := getattr(ids, "_fields", None):  # of a named tuple, such as `ImageFolder`
         return f"a whole {type(ids).__name__} of {', '.join(fields)}; pass the ids in it, as found.partition['train'] are"
-    return f"{ids!r}; pass [id] for a single one"
+    return f"{ids!r}; pass [id] for a single one, or Path({str(ids)!r}) for a text file of ids, a line each"
 
 
 def take(ids: Sequence[Any], samples: np.ndarray) -> list[Any]:
     """The ids of ``samples``, positions in ``ids``."""
-    if isinstance(ids, _ArrayIds | Subset):
+    if isinstance(ids, _ArrayIds):
         return ids.take(samples)
     return list(map(ids.__getitem__, samples.tolist()))
 
@@ -119,8 +125,6 @@ def as_ints(ids: Sequence[Any]) -> range | np.ndarray | None:
         return ids
     if isinstance(ids, _ArrayIds):
         return int_array(ids)
-    if isinstance(ids, Subset):
-        ids = take(ids, np.arange(len(ids)))
     if set(map(type, ids)) != {int}:
         return None
     try:
@@ -207,29 +211,6 @@ def _as_range(numbers: range | np.ndarray) -> range | None:
     return steps
 
 
-class Subset(Sequence[Any]):
-    """Some of all ids, in another order. Values that are looked up by position go by the position among all ids.
-
-    Args:
-        all: the ids of all samples, as `kept`.
-        samples: the positions of these in ``all``.
-    """
-
-    def __init__(self, all: Sequence[Any], samples: np.ndarray) -> None:
-        self.all = all
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, position: Any) -> Any:
-        return self.all[int(self.samples[position])]
-
-    def take(self, samples: np.ndarray) -> list[Any]:
-        """The ids at these positions."""
-        return take(self.all, self.samples[samples])
-
-
 class _ArrayIds(Sequence[Any]):
     """Ids in an array. They are made Python objects only when needed, since these would take more memory than the array.
 
@@ -284,3 +265,37 @@ def refuse_ways_out(ids: Sequence[object], folder: str, remedy: str) -> None:
                     f"id {id!r}: expected one that stays in folder {folder}, found a path out of it; "
                     f"pass {remedy}, where ids are meant as paths"
                 )
+
+
+def read_ids(file: str | int, named: str) -> list[str]:
+    """The ids in a text file in UTF-8, a line each; empty lines are left out.
+
+    Args:
+        file: its path, or a descriptor.
+        named: what errors call it.
+
+    Raises:
+        InputError: it can't be read, or is no such text.
+    """
+    ids = []
+    try:
+        with open(file, "rb", closefd=not isinstance(file, int)) as lines:
+            for number in count(1):
+                line = lines.readline(LONGEST_ID + 2)
+                id = line.removesuffix(b"\n").removesuffix(b"\r")
+                if number == 1:
+                    id = id.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which some editors put before UTF-8
+                if len(id) > LONGEST_ID or b"\0" in id:
+                    found = "a NUL byte" if b"\0" in id else f"more than {LONGEST_ID:,} bytes"
+                    raise InputError(
+                        f"{named}, line {number:,}: expected an id, found {found}; write an id a line, as text in UTF-8"
+                    )
+                if id:
+                    ids.append(os.fsdecode(id))
+                if not line:
+                    break
+    except OSError as error:
+        raise InputError(f"{named}: {error.strerror} (errno {error.errno}); give a file that can be opened") from None
+    if not ids:
+        raise InputError(f"{named}: expected ids, an id a line, found none")
+    return ids

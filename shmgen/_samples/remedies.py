@@ -13,6 +13,14 @@ FOUND_BY_SCAN = errno.EACCES, errno.EIO
 """Errors of a file that is there: of its rights, or of the disk."""
 
 
+SCAN = "python", "-m", "shmgen", "scan"
+
+
+def without_scan(reason: str) -> str:
+    """``reason``, as a scan says it: without the advice to make one."""
+    return reason.partition(f"; `{shlex.join(SCAN)} ")[0]
+
+
 def for_unreadable_file(error: Exception, path: str, folder: str | None, options: Sequence[str] | None) -> str:
     """What an error adds where a file can't be read.
 
@@ -24,7 +32,7 @@ def for_unreadable_file(error: Exception, path: str, folder: str | None, options
     """
     if "://" in path:
         return ""  # what a server answers says what is wrong
-    scan = shlex.join(["python", "-m", "shmgen", "scan", folder or os.path.dirname(path), *(options or ())])
+    scan = shlex.join([*SCAN, folder or os.path.dirname(path), *(options or ())])
     if isinstance(error, FileNotFoundError):
         if folder is not None and not os.path.isdir(folder):
             return f"; the whole folder {folder} is not there any more: mount it, or move it back"

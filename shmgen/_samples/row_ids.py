@@ -47,7 +47,7 @@ class RowIds:
             data = _contents(path) if place.remote is None else _got(place.remote)
             self._table = _table(_lines(data))
         except (OSError, ValueError, FormatError) as error:
-            raise InputError(f"ids {path}: {explain(error)}") from None
+            raise InputError(f"ids {path}: {explain(error, path)}") from None
 
     def row(self, id: object) -> int | None:
         """The number of the row of ``id``; None if it has none."""

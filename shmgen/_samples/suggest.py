@@ -79,8 +79,6 @@ def for_missing_file(id: object, path_of: Callable[[object], str], folder: str |
         kind: of the files.
     """
     path, name = path_of(id), str(id)
-    if os.path.islink(path):
-        return f"; it is a link to {os.readlink(path)}, and nothing is there"
     if folder is None and (expanded := _expanded(name)):
         return expanded
     if folder is not None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from shmgen._memory.layout import Arrays
 from shmgen._samples.casting import holds
-from shmgen._samples.ids import Subset, int_array, is_frame
+from shmgen._samples.ids import int_array, is_frame
 from shmgen._samples.lookup import is_column, is_mapping
 from shmgen._samples.sample_spec import ANY, are_numbers, dtype_of, dtype_text
 from shmgen._sources.base import BuiltinSource, Reader, Source, SourceField
@@ -294,7 +294,6 @@ def _is_nest(part: Any, ids: Sequence[Any]) -> bool:
 
 def _holds_columns(part: dict[Any, Any] | Sequence[Any], ids: Sequence[Any]) -> bool:
     """Whether ``part`` holds the values of several fields, each for all ids, and not a value for each id."""
-    ids = ids.all if isinstance(ids, Subset) else ids
     # As many members as ids would be a value for each.
     if not 0 < len(part) < len(ids):
         return False

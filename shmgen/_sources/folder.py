@@ -84,7 +84,7 @@ class Files:
         """What to raise where the first sample can't be read: with a guess at what was meant."""
         if not isinstance(error, FileNotFoundError):
             return self.unreadable(id, error)
-        return SampleError(id, self.path(id), explain(error) + self._meant(id))
+        return SampleError(id, path := self.path(id), explain(error, path) + self._meant(id))
 
     def unreadable(self, id: object, error: Exception) -> SampleError:
         """What to raise where a sample can't be read: with what to do."""
@@ -93,7 +93,7 @@ class Files:
             from shmgen._samples.remedies import for_unreadable_file
 
             remedy = for_unreadable_file(error, path, None if self.ids_are_paths else self.folder, self.scan_options)
-        return SampleError(id, path, explain(error) + remedy)
+        return SampleError(id, path, explain(error, path) + remedy)
 
     def _meant(self, id: object) -> str:
         """A guess at what was meant by an id whose file is not there."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import DTypeLike
 
+    from shmgen._sources.npy_headers import NpyHeaders
     from shmgen._storage.remote import Remote
     from shmgen._storage.store import Body
 
@@ -131,6 +132,12 @@ class Npy(FolderSource):
             raise files.unreadable_first(first, error) from None
         finally:
             files.disconnect()
+
+    def headers(self) -> NpyHeaders:
+        """A source of the files' headers."""
+        from shmgen._sources.npy_headers import NpyHeaders  # late: only a scan needs it
+
+        return NpyHeaders(self._files)
 
     def _scan_options(self, varies: bool) -> list[str]:
         dim, n_channels, dtype, pad_value = self.given

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import struct
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     from shmgen._storage.remote import Remote
     from shmgen._storage.store import Body
+
+KINDS_OF_FILE = {stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000
@@ -239,13 +243,18 @@ def _truncated(size: int, expected: int) -> FormatError:
     return FormatError(f"expected {expected:,} bytes, found {size:,}: the file is truncated")
 
 
-def explain(error: Exception) -> str:
-    """Why a file can't be read: what was expected, and what was found."""
+def explain(error: Exception, path: str = "") -> str:
+    """Why the file at ``path`` can't be read: what was expected, and what was found there."""
     if isinstance(error, FileNotFoundError):
+        with suppress(OSError):
+            return f"expected a file, found a link to {os.readlink(path)!r}, which does not exist"
         return "expected a file, found none at this path"
     if isinstance(error, ValueError):
         return f"expected an id that makes a path, found one that does not: {error}"
     if isinstance(error, OSError):
+        with suppress(OSError):
+            if not stat.S_ISREG(mode := os.stat(path).st_mode):
+                return f"expected a file, found a {KINDS_OF_FILE.get(stat.S_IFMT(mode), 'device')}"
         limit = reached(error, FILES)
         return f"expected a readable file, found: {error.strerror} (errno {error.errno}){limit and f'; {limit}'}"
     return str(error)

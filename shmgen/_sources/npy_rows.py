@@ -166,7 +166,7 @@ class NpyRows(BuiltinSource):
                 _check_columns(self._columns, header.shape)
             return header, raw, version
         except (OSError, ValueError, FormatError) as error:
-            raise InputError(f"{'file ' if self._remote is None else ''}{self.file}: {explain(error)}") from None
+            raise InputError(f"{'file ' if self._remote is None else ''}{self.file}: {explain(error, self.file)}") from None
         finally:
             if self._remote is not None:
                 self._remote.close()

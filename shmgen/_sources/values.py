@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from shmgen._checks import check_int
-from shmgen._samples.ids import Subset
 from shmgen._samples.lookup import By, Lookup, all_of, as_list_or_array, is_column, is_mapping, objects
 from shmgen._samples.sample_spec import LOSSY_CAST, can_cast, check_dtype
 from shmgen._sources.base import BuiltinSource, Reader, function_error
@@ -88,9 +87,8 @@ class Values(BuiltinSource):
                 or it is not clear which value belongs to which id.
             FunctionError: a function failed.
         """
-        all_ids = ids.all if isinstance(ids, Subset) else ids
-        column = self.aligned(all_ids, field)
-        checked = _Checked(all_ids, column, field, may_be_nan=self._may_be_nan and self._given_dtype is not None)
+        column = self.aligned(ids, field)
+        checked = _Checked(ids, column, field, may_be_nan=self._may_be_nan and self._given_dtype is not None)
         classes = self.classes
         if self._sorts_classes:
             classes = _sorted_names(column if callable(self._values) else self._values) or checked.refuse_names()
@@ -98,9 +96,7 @@ class Values(BuiltinSource):
         rows, dtype = self._checked_rows(checked, classes)
         is_one_hot = self._n_classes is not None and rows.ndim == 1
         dtype = np.dtype(self._given_dtype or np.float32) if is_one_hot else dtype
-        return ValuesReader(
-            rows[ids.samples] if isinstance(ids, Subset) else rows, dtype, classes, self._n_classes if is_one_hot else None
-        )
+        return ValuesReader(rows, dtype, classes, self._n_classes if is_one_hot else None)
 
     def aligned(self, ids: Sequence[Any], field: str) -> Sequence[Any] | np.ndarray:
         """A value for each id, as it was given, in the order of the ids.

@@ -1,351 +1,368 @@
-"""Checks a folder of ``.npy`` files before days of training: all headers and sizes, or all bytes, in worker processes.
+"""Finds every sample that a loader could not read, before days of training.
 
-The main process lists ids and sends them to workers, which look at the files and answer each message with a `Tally`. All ids are
-kept, compressed, since only at the end it is known which of several shapes is the wrong one.
+A scan is an epoch of a `Loader` that goes on where a sample can't be read. Of ``.npy`` files it first reads the headers alone:
+these are many times as fast, and show which of several shapes most files have.
 """
 
 from __future__ import annotations
 
-import os
-import pickle
-import select
-import sys
+import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from copy import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from shmgen._memory.limits import processors
-from shmgen._samples.sample_spec import SampleSpec
-from shmgen._storage.remote import Remote
-from shmgen._storage.urls import is_url
-from shmgen._tools.scan_ids import Folder, explain_folder, ids_behind
-from shmgen._tools.scan_report import Damage, Kind, Report, judge
-from shmgen._tools.scan_worker import FLAGS, SEPARATOR, Format, Setup, Tally, dtype_of, read_format, unpack
-from shmgen._worker.context import environment
-from shmgen._worker.launch import KILL_GRACE, Child, Launcher, end
-from shmgen._worker.signals import deferred_signals
-from shmgen.errors import FormatError, InputError, WorkerDied
+import numpy as np
 
-MAX_WORKERS = 8
-"""The most workers by default: one checks the headers of tens of thousands of files a second."""
+from shmgen._plan.damage import Damaged
+from shmgen._samples.ids import kept
+from shmgen._samples.remedies import without_scan
+from shmgen._samples.sample_spec import RowSpec, SampleSpec
+from shmgen._sources.batch_spec import BatchSpec
+from shmgen._sources.npy import Npy
+from shmgen._sources.npy_headers import TEXT, shape_and_dtype
+from shmgen._tools.progress import Progress
+from shmgen.errors import FormatError, InputError, SampleError
+from shmgen.loader import Loader
 
-MAX_IDS = 1024
-"""Ids in a message."""
+if TYPE_CHECKING:
+    import os
 
-MAX_BYTES = 32 << 10
-"""Bytes of a message of several ids. A socket has room for two such messages."""
+    from shmgen._sources.base import Source, SourceField
 
-SHORT, LONG = 0.02, 0.1
-"""Seconds. Messages to a worker grow while each takes it less than SHORT, and shrink after one that took more than LONG."""
-
-SIZE_OF_REMOTE = 64
-"""Ids in a message if files are behind a URL: some for each request in flight."""
-
-AHEAD = 32 << 20
-"""Bytes of ids that are listed before workers need them, so that it is soon known how many there are."""
-
-SAMPLES = 8
-"""The main process looks for a good header among so many files. A worker that meets no other header need not import NumPy."""
+BATCH_BYTES, MAX_BATCH = 4 << 20, 1024
+"""Samples of a batch: as many as take this many bytes, but no more than these."""
 
 
-class Progress(NamedTuple):
-    """How far a scan has come.
+class Kind(NamedTuple):
+    """Whole ``.npy`` files of one shape and dtype.
 
     Attributes:
-        files: number of files that were looked at.
-        listed: number of files that have been listed.
-        all_listed: whether there are no more.
-        read: bytes of data that were read; 0 if only headers are.
-        damaged: number of files that are no whole ``.npy`` files. Shapes are compared at the end.
+        shape: of each.
+        dtype: of each, byte order included.
+        files: number of files.
+        bytes: of their data.
+        reason: why a loader would not take them: what was expected, and what was found. None if it would.
     """
 
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
     files: int
-    listed: int
-    all_listed: bool
-    read: int
-    damaged: int
+    bytes: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """What a scan has found.
+
+    Attributes:
+        samples: number of samples that were looked at.
+        seconds: duration of the scan.
+        damaged: the samples that a loader can't read, with the reasons, in the order of the ids.
+        good: the ids of all others, in their order: what ``list_IDs`` takes.
+        kinds: of ``.npy`` files: shapes and dtypes, the most frequent first; of other sources, none.
+        expected: of ``.npy`` files: the shapes of files that fit, and the dtype that they are cast to; else None.
+        remarks: what is no damage, but may come as a surprise.
+        complete: whether all samples were looked at: false where the command was interrupted.
+
+    Examples:
+        >>> report = scan(Npy("data"), ids)
+        >>> report.samples, report.damaged, report.good == ids
+        (16, (), True)
+    """
+
+    samples: int
+    seconds: float
+    damaged: tuple[Damaged, ...]
+    good: list[Any] = field(repr=False)
+    kinds: tuple[Kind, ...] = ()
+    expected: RowSpec | None = None
+    remarks: tuple[str, ...] = ()
+    complete: bool = True
+
+
+def scan(
+    source: Source | SourceField | Callable[..., Any] | str | os.PathLike[str],
+    ids: Iterable[object],
+    *,
+    full: bool = False,
+    workers: int | Literal["auto"] = "auto",
+    timeout: float | None = 60.0,
+    progress: Callable[[Progress], object] = lambda _: None,
+) -> ScanReport:
+    """Find every sample that a `Loader` could not read: with one look at each, in worker processes, whatever happens there.
+
+    Of ``.npy`` files the headers and sizes are looked at; the expected shape and dtype are those of most files, where `Npy` is
+    not given any. All other samples are read, and must be as the first one that can be read. A sample that ends a worker, or
+    does not end within ``timeout``, is named too.
+
+    Args:
+        source: as for a `Loader`; or the folder of ``.npy`` files, or its URL.
+        ids: of all samples. One that is there twice is looked at once.
+        full: read all data of ``.npy`` files too. Of any source, NaN and infinite numbers are damage then.
+        workers: processes that read, as for a `Loader`.
+        timeout: seconds after which a read that has not ended is given up, as for a `Loader`.
+        progress: called whenever there is progress.
+
+    Raises:
+        InputError: an argument is wrong, or the source can't be used for these ids. All errors of `Loader` but `SampleError` may
+            be raised too.
+
+    Examples:
+        >>> report = scan(lambda id: [60 / (id - 5)], range(8))
+        >>> [(damaged.id, damaged.reason.splitlines()[0]) for damaged in report.damaged]
+        [(5, 'ZeroDivisionError: division by zero')]
+        >>> loader = Loader(report.good, batch_size=7, source=lambda id: [60 / (id - 5)])
+    """
+    work = Scan(source, ids, full=full, workers=workers, timeout=timeout)
+    work.run(progress)
+    return work.report()
 
 
 class Scan:
-    """A scan of a folder.
-
-    Args:
-        folder: of the files, or its URL.
-        blocks: ids, in blocks; None for all files under the folder.
-        given: the shape and dtype that the user expects.
-        full: read all data, and check that numbers are finite.
-        workers: number of processes; by default one for each available processor, at most 8.
-
-    Raises:
-        InputError: the folder can't be listed.
-    """
+    """A scan that can be asked what it has found so far. Its arguments are those of `scan`."""
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
-        blocks: Iterator[list[bytes]] | None = None,
-        given: SampleSpec | None = None,
+        source: Any,
+        ids: Iterable[object],
         *,
         full: bool = False,
-        workers: int | None = None,
+        workers: int | Literal["auto"] = "auto",
+        timeout: float | None = 60.0,
     ) -> None:
-        self._folder = os.fspath(folder)
-        self._given = given or SampleSpec()
+        self._source = Npy(source) if isinstance(source, str) or hasattr(source, "__fspath__") else source
+        self._ids = list(dict.fromkeys(kept(ids)))
+        if not self._ids:
+            raise InputError("expected ids, found none")
         self._full = full
-        self._workers = workers or max(1, min(MAX_WORKERS, round(processors())))
-        self._store: Remote | None = None
-        self._listing: Folder | None = None
-        if is_url(self._folder):
-            self._store = Remote(self._folder)
-            self._store.prepare()
-            blocks = ids_behind(self._store) if blocks is None else blocks
-        else:
-            try:
-                if blocks is None:
-                    os.scandir(self._folder).close()
-                else:
-                    os.stat(f"{self._folder}/.")
-            except (OSError, ValueError) as error:
-                raise InputError(f"{self._folder}: {explain_folder(error)}; give the folder of the ID.npy files") from None
-            if blocks is None:
-                self._listing = Folder(os.fsencode(self._folder))
-                blocks = self._listing.ids()
-        self._queue = _Queue(blocks)
-        self._files = self._read = 0
+        self._workers = workers
+        self._timeout = timeout
+        self._damaged: dict[Any, Damaged] = {}
+        # What `NpyHeaders` say, and the ids of the files that say it.
+        self._headers: dict[bytes, list[Any]] = {}
+        self._samples = 0
         self._seconds = 0.0
         self._complete = False
-        self._sound: dict[tuple[tuple[int, ...], str], _Sound] = {}
-        self._damaged: list[tuple[bytes, str]] = []
 
-    def run(self, progress: Callable[[Progress], None] = lambda _: None) -> None:
-        """Look at all files. May be called once.
-
-        Args:
-            progress: called whenever there is progress.
-
-        Raises:
-            InputError: there are no files, or no ids.
-            WorkerDied: a worker process has died.
-        """
+    def run(self, progress: Callable[[Progress], object] = lambda _: None) -> None:
+        """Look at all samples. May be called once."""
         begun = time.monotonic()
-        workers: list[_Worker] = []
+        source, ids = self._source, self._ids
+        looks = isinstance(source, Npy) and source.given.pad_value is None  # rows of padded files may have any shape
+        total = len(ids) * (1 + (looks and self._full))
+
+        def told(passed: Iterator[Batch]) -> Iterator[Batch]:
+            for batch in passed:
+                yield batch
+                self._samples += len(batch.ids)
+                progress(Progress(self._samples, total, f"{len(self._damaged):,} damaged" if self._damaged else ""))
+
         try:
-            if not self._queue.list_more():
-                raise InputError(self._no_files())
-            # A header is parsed as Python text, and a damaged one may cause warnings.
-            launcher = Launcher("shmgen._tools.scan_worker", environment(), options=("-W", "ignore"), silent=True)
-            with deferred_signals():
-                for number in range(self._workers):
-                    workers.append(_Worker(number, launcher.start(), SIZE_OF_REMOTE if self._store else None))
-            store = pickle.dumps(self._store) if self._store else b""
-            setup = pickle.dumps(Setup(sys.path, os.fsencode(self._folder), self._full, self._first_format(), store))
-            for worker in workers:
-                worker.child.send(setup)
-            self._serve(workers, progress)
+            if looks:
+                for batch in told(read_all(source.headers(), ids, self._damaged, self._workers, self._timeout)):
+                    text = batch.arrays[0].tobytes()
+                    for row, id in enumerate(batch.ids):
+                        if id not in self._damaged:
+                            self._headers.setdefault(text[row * TEXT : (row + 1) * TEXT], []).append(id)
+                source, ids = self.readable()
+            if self._full or not looks:
+                for batch in told(read_all(source, ids, self._damaged, self._workers, self._timeout)):
+                    if self._full:
+                        self._refuse_not_finite(batch)
             self._complete = True
         finally:
-            end([worker.child for worker in workers], 0.0)  # they have nothing to finish
+            self._samples = min(self._samples, len(self._ids))
             self._seconds = time.monotonic() - begun
 
-    def _serve(self, workers: list[_Worker], progress: Callable[[Progress], None]) -> None:
-        poll = select.poll()
-        by_fd = {fd: worker for worker in workers for fd in worker.child.events}
-        while True:
-            for worker in workers:
-                while worker.wants and (message := self._queue.take(worker.size)) is not None:
-                    worker.child.send(message)
-                    worker.holds += 1
-                for fd, events in worker.child.events.items():
-                    poll.register(fd, events)
-            if not any(worker.holds for worker in workers):
-                return
-            ready = poll.poll(0 if self._queue.has_room else None)
-            for fd, _ in ready:
-                for answer in by_fd[fd].receive(fd):
-                    self._add(answer)
-            if ready:
-                progress(self._progress())
-            else:
-                self._queue.list_more()
+    def readable(self) -> tuple[Any, list[Any]]:
+        """The source, with the dtype of most files, and the ids of the files that it can read, as far as headers tell."""
+        report, source = self.report(), copy(self._source)
+        if report.expected is not None:
+            source.given = source.given._replace(dtype=report.expected.dtype)
+        return source, report.good
 
-    def _add(self, answer: Tally | int) -> None:
-        if isinstance(answer, int):
-            self._read += answer
-            return
-        self._files += answer.files
-        self._read += answer.read
-        self._damaged += answer.damaged
-        for shape, descr, files, size, ids in answer.sound:
-            sound = self._sound.setdefault((shape, descr), _Sound())
-            sound.files += files
-            sound.bytes += size
-            sound.ids.append(ids)
-
-    def _progress(self) -> Progress:
-        return Progress(self._files, self._queue.listed, self._queue.all_listed, self._read, len(self._damaged))
-
-    def _first_format(self) -> list[Format]:
-        if self._store:
-            return []
-        for id in self._queue.first(SAMPLES):
-            with suppress(OSError, ValueError, FormatError):
-                fd = os.open(self._path(id), FLAGS)
-                try:
-                    return [read_format(fd)]
-                finally:
-                    os.close(fd)
-        return []
-
-    def _path(self, id: bytes) -> bytes:
-        return b"%b/%b.npy" % (os.fsencode(self._folder), id)
-
-    def _no_files(self) -> str:
-        if self._listing is None:
-            return "expected ids, an id a line, found none"
-        return self._listing.no_files()
-
-    def report(self) -> Report:
+    def report(self) -> ScanReport:
         """What has been found so far."""
-        kinds = {Kind(shape, dtype_of(descr), sound.files, sound.bytes): sound for (shape, descr), sound in self._sound.items()}
-        expected, judged = judge(list(kinds), self._given)
-        damaged = [self._damage(id, reason) for id, reason in self._damaged]
-        for kind in judged:
-            if kind.reason is not None:
-                packed = kinds[kind._replace(reason=None)].ids
-                damaged += [self._damage(id, kind.reason) for part in packed for id in unpack(part)]
-        if self._listing:
-            root = os.fsencode(self._folder)
-            damaged += [
-                Damage(os.fsdecode(path), os.fsdecode(root + b"/" + path), reason) for path, reason in self._listing.unreadable
-            ]
-        damaged.sort(key=lambda damage: damage.path)
-        return Report(
-            self._folder, self._full, self._complete, self._files, self._seconds, self._given, expected, judged, damaged
+        damaged = dict(self._damaged)
+        kinds, expected, remarks = [], None, []
+        if self._headers:
+            given = self._source.given
+            headers = [(shape_and_dtype(text), ids) for text, ids in self._headers.items()]
+            kinds = [Kind(shape, dtype, len(ids), _bytes(shape, dtype, len(ids))) for (shape, dtype), ids in headers]
+            expected, reasons = judge(kinds, given)
+            for place, (_, ids) in enumerate(headers):
+                if (reason := reasons[place]) is not None:
+                    kinds[place] = kinds[place]._replace(reason=reason)
+                    damaged |= {id: Damaged(id, self._source.path(id), reason) for id in ids}
+            remarks = _remarks(kinds, expected, given)
+        return ScanReport(
+            samples=self._samples,
+            seconds=self._seconds,
+            damaged=tuple(damaged[id] for id in self._ids if id in damaged),
+            good=[id for id in self._ids if id not in damaged],
+            kinds=tuple(sorted(kinds, key=lambda kind: -kind.files)),
+            expected=expected,
+            remarks=tuple(remarks),
+            complete=self._complete,
         )
 
-    def whole(self) -> Iterator[bytes]:
-        """The ids of the whole files that have been found, of any shape and dtype, in no particular order."""
-        for sound in self._sound.values():
-            for part in sound.ids:
-                yield from unpack(part)
+    def _refuse_not_finite(self, batch: Batch) -> None:
+        for array in batch.arrays:
+            if array.dtype.kind not in "fc" or np.isfinite(array).all():
+                continue
+            for id, row in zip(batch.ids, array, strict=True):
+                if id not in self._damaged and (reason := _not_finite(row)):
+                    self._damaged[id] = Damaged(id, self._place(id), reason)
 
-    def _damage(self, id: bytes, reason: str) -> Damage:
-        path = self._store.place(f"{os.fsdecode(id)}.npy") if self._store else os.fsdecode(self._path(id))
-        return Damage(os.fsdecode(id), path, reason)
-
-
-class _Sound:
-    """The whole files of one shape and dtype."""
-
-    def __init__(self) -> None:
-        self.files = self.bytes = 0
-        self.ids: list[bytes] = []
+    def _place(self, id: Any) -> str:
+        spec = BatchSpec(self._source, None, None, [id], is_sample=True)
+        spec.bind()
+        return ", ".join(dict.fromkeys(reader.place(id) for reader in spec.readers.values()))
 
 
-class _Queue:
-    """Ids that no worker has got yet.
-
-    Args:
-        blocks: of ids, as they are listed.
+class Batch(NamedTuple):
+    """Some samples as they were read.
 
     Attributes:
-        listed: number of ids that have been listed.
-        all_listed: whether there are no more.
+        ids: of the samples.
+        arrays: of all fields; the rows of damaged samples may hold anything. None where no sample could be read.
     """
 
-    def __init__(self, blocks: Iterator[list[bytes]]) -> None:
-        self._blocks = blocks
-        self._packed: deque[bytes] = deque()
-        self._bytes = 0
-        self._open: list[bytes] = []
-        self.listed = 0
-        self.all_listed = False
-
-    @property
-    def has_room(self) -> bool:
-        """Whether to list more before it is needed."""
-        return not self.all_listed and self._bytes < AHEAD
-
-    def list_more(self) -> bool:
-        """List a block; False if there are no more."""
-        block = next(self._blocks, None)
-        if block is None:
-            self.all_listed = True
-            return False
-        self.listed += len(block)
-        packed = SEPARATOR.join(block)
-        self._bytes += len(packed)
-        self._packed.append(packed)
-        return True
-
-    def take(self, most: int) -> bytes | None:
-        """A message of at most ``most`` ids; None if there are no more."""
-        if not self._open:
-            if not self._packed and not self.list_more():
-                return None
-            packed = self._packed.popleft()
-            self._bytes -= len(packed)
-            self._open = packed.split(SEPARATOR)
-        message = SEPARATOR.join(self._open[:most])
-        while len(message) > MAX_BYTES and most > 1:
-            most //= 2
-            message = SEPARATOR.join(self._open[:most])
-        del self._open[:most]
-        return message
-
-    def first(self, count: int) -> list[bytes]:
-        """The first ids, at most ``count``; to be called before `take`."""
-        return self._packed[0].split(SEPARATOR)[:count] if self._packed else []
+    ids: list[Any]
+    arrays: list[np.ndarray]
 
 
-class _Worker:
-    """A worker process, and how many messages it has.
+def read_all(
+    source: Any, ids: Sequence[Any], damaged: dict[Any, Damaged], workers: int | Literal["auto"], timeout: float | None
+) -> Iterator[Batch]:
+    """Read all samples, in their order, and go on where one can't be read: each is in one of the batches.
 
     Args:
-        number: of the worker, from 0.
-        child: the process.
-        size: number of ids in each message; None if it is to adapt to the time that they take.
-
-    Attributes:
-        size: number of ids in its next message.
-        holds: number of messages that it has not answered yet.
+        source: as for a `Loader`.
+        ids: of the samples; each is there once.
+        damaged: by id: samples that can't be read are added to it before the batch that they are in is returned.
+        workers: as for a `Loader`.
+        timeout: as for a `Loader`.
     """
+    start = row_bytes = 0
+    while start < len(ids) and not row_bytes:
+        try:
+            spec = BatchSpec(source, None, None, [ids[start]], is_sample=True)
+            row_bytes = sum(field.row_bytes for field in spec.bind())
+        except SampleError as error:  # shape and dtype are those of the first that can be read
+            damaged[error.id] = _found(error)
+            start += 1
+            yield Batch([error.id], [])
+    ids = ids[start:]
+    if not ids:
+        return
+    size = max(1, min(MAX_BATCH, BATCH_BYTES // row_bytes, len(ids)))
+    with Loader(
+        ids,
+        None,
+        size,
+        shuffle=False,
+        tail="keep",
+        source=source,
+        workers=workers,
+        timeout=timeout,
+        on_error="collect",
+        max_damaged=1.0,
+    ) as loader:
+        batches, seen = iter(loader), 0
+        for first in range(0, len(ids), size):
+            some = list(ids[first : first + size])
+            try:
+                batch = next(batches)
+            except SampleError as error:  # what reads it can't be killed: the others are read again
+                damaged[error.id] = _found(error)
+                yield Batch([error.id], [])
+                rest = [id for id in some if id != error.id]
+                yield from read_all(source, rest, damaged, workers, timeout)
+                continue
+            finally:
+                found = loader.damaged[seen:]
+                seen += len(found)
+                damaged |= {one.id: _found(one) for one in found}
+            yield Batch(some, list(_leaves(batch)))
 
-    def __init__(self, number: int, child: Child, size: int | None = None) -> None:
-        self._number = number
-        self.child = child
-        self._adapts = size is None
-        self.size = size or 1
-        self.holds = 0
 
-    @property
-    def wants(self) -> bool:
-        """Whether to send it another message: it should have one in reserve, unless messages take long."""
-        return self.holds < (1 if self.size == 1 else 2)
+def _leaves(nest: Any) -> Iterator[np.ndarray]:
+    """The arrays of a batch."""
+    if isinstance(nest, np.ndarray):
+        yield nest
+    else:
+        for member in nest.values() if isinstance(nest, Mapping) else nest:
+            yield from _leaves(member)
 
-    def receive(self, fd: int) -> Iterator[Tally | int]:
-        """What it has sent, once ``fd``, one of its descriptors, is ready.
 
-        Raises:
-            WorkerDied: it has ended.
-        """
-        self.child.flush()
-        messages, ended = self.child.receive(fd)
-        for message in messages:
-            answer: Tally | int = pickle.loads(message)
-            if isinstance(answer, Tally):
-                self.holds -= 1
-                self._adapt(answer)
-            yield answer
-        if ended:
-            raise WorkerDied(self._number, self.child.pid, self.child.join(KILL_GRACE))
+def _found(error: SampleError | Damaged) -> Damaged:
+    return Damaged(error.id, error.path, without_scan(error.reason))
 
-    def _adapt(self, answer: Tally) -> None:
-        if not self._adapts:
-            return
-        if answer.seconds < SHORT and answer.files >= self.size:
-            self.size = min(MAX_IDS, 2 * self.size)
-        elif answer.seconds > LONG:
-            self.size = max(1, self.size // 2)
+
+def _bytes(shape: tuple[int, ...], dtype: np.dtype[np.generic], files: int) -> int:
+    return math.prod(shape) * dtype.itemsize * files
+
+
+def _not_finite(row: np.ndarray) -> str:
+    """What is wrong with a row that holds NaN or infinite numbers; empty where it holds none."""
+    finite = np.isfinite(row)
+    if finite.all():
+        return ""
+    nan = int(np.count_nonzero(np.isnan(row)))
+    infinite = int(finite.size - np.count_nonzero(finite)) - nan
+    counts = " and ".join(f"{count:,} {what}" for count, what in ((nan, "NaN"), (infinite, "infinite")) if count)
+    index = tuple(map(int, np.unravel_index(int(finite.argmin()), finite.shape)))
+    return f"expected finite numbers, found {counts}, the first at index {index}"
+
+
+def judge(kinds: Sequence[Kind], given: SampleSpec) -> tuple[RowSpec | None, list[str | None]]:
+    """What a loader for most of the files expects; and for each kind why it would not take it, None if it would.
+
+    The answer is that of `Npy` with ``given`` if its first file is of the most frequent kind that ``given`` allows.
+    """
+    rows = Counter[RowSpec]()
+    for kind in sorted(kinds, key=lambda kind: (-kind.files, kind.shape, kind.dtype.str)):
+        with suppress(FormatError):
+            rows[_row(kind, given)] += kind.files
+    shapes = Counter[tuple[tuple[int, ...], ...]]()
+    for row, files in rows.items():
+        shapes[row.shapes] += files
+    expected = max((row for row in rows if row.shapes == shapes.most_common(1)[0][0]), key=rows.__getitem__, default=None)
+    return expected, [_reason(kind, expected, given) for kind in kinds]
+
+
+def _reason(kind: Kind, expected: RowSpec | None, given: SampleSpec) -> str | None:
+    try:
+        row = _row(kind, given) if expected is None or 0 in kind.shape else expected
+        row.check(kind.shape, kind.dtype)
+    except FormatError as error:
+        return str(error)
+    return None
+
+
+def _row(kind: Kind, given: SampleSpec) -> RowSpec:
+    """The row of a loader with ``given`` whose first file is of ``kind``.
+
+    Raises:
+        FormatError: it does not take such a first file.
+    """
+    row = given.row(kind.shape, kind.dtype)
+    row.check(kind.shape, kind.dtype)
+    return row
+
+
+def _remarks(kinds: Sequence[Kind], expected: RowSpec | None, given: SampleSpec) -> list[str]:
+    taken = {kind.dtype.newbyteorder("=") for kind in kinds if kind.reason is None}
+    remarks = []
+    if given.dtype is None and expected and len(taken) > 1:
+        most = expected.numpy_dtype.name
+        remarks.append(f"dtypes differ: a loader casts to the first file's; pass it dtype={most!r} to be sure of one")
+    if not given.dim and any(kind.reason for kind in kinds):
+        remarks.append("expected is what most files have, unless dim, n_channels and dtype say otherwise")
+    return remarks

@@ -1,47 +1,59 @@
 """Measures how fast batches come with several numbers of workers, and says which number to use.
 
-Each measurement reads the same samples, which have all been read once before: so none finds more of them in the page cache than
-another. All numbers are measured in turn, in several rounds, so that no number alone suffers from what the machine does besides.
-There are more rounds as long as leaving one out would change the answer.
+Each measurement reads the first batches of the same epoch, which have been read once before: so none finds more of them in the
+page cache than another. All numbers are measured in turn, in several rounds, so that no number alone suffers from what else the
+machine does. There are more rounds as long as leaving one out would change the answer.
 """
 
 from __future__ import annotations
 
+import errno
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, NamedTuple
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from itertools import islice
+from typing import Any
+
+import psutil
 
 from shmgen._checks import check_float, check_int
 from shmgen._memory.limits import available, processors
-from shmgen._tools.measure import forget, measure, read_once
+from shmgen._plan.sampler import BatchId, Sampler
+from shmgen._plan.stats import Stats
+from shmgen._samples.ids import take
+from shmgen._sources.npy_format import OPEN_FLAGS
+from shmgen._tools.progress import Progress
 from shmgen._tools.recommend import Measurement, counted, is_settled, medians, recommend
 from shmgen.errors import InputError
 from shmgen.loader import Loader
 from shmgen.options import DataOptions, call_from
+
+WORKERS = range(9)
+"""The numbers of workers that are measured by default."""
+
+ROUNDS, MAX_ROUNDS = 5, 11
+"""Rounds in which each number is measured: the fewest, and the most."""
+
+WARM_UP = 2.0
+"""Batches are measured that can be read in this many times the duration of a measurement."""
+
+MIN_BATCHES = 3
+"""A rate is measured over this many batches at least, however long they take."""
+
+CACHED = 0.5
+"""The batches may take this fraction of the free memory, so that they stay in the page cache."""
+
+PROBES = 32
+"""Files that are looked at to find out whether the page cache has dropped them."""
 
 SPREAD = 0.25
 """A fraction by which the rates of rounds differ; above it, a remark says so."""
 
 IDLE = 0.25
 """Load average, for each processor, above which a remark says that others use the processors."""
-
-WORKERS = range(9)
-"""The numbers of workers that are measured by default."""
-
-WARM_UP = 2.0
-"""The samples that are measured are those that can be read in so many times the duration of a measurement."""
-
-ROUNDS, MAX_ROUNDS = 5, 11
-"""In so many rounds each number is measured, at least and at most."""
-
-
-class Progress(NamedTuple):
-    """How far it has come: measurements done, their total number, and what is measured now."""
-
-    done: int
-    total: int
-    now: str
 
 
 @dataclass(frozen=True)
@@ -106,18 +118,18 @@ class TuneOptions(DataOptions):
             raise InputError("workers: expected one number from 0, or several, found none")
         super().__post_init__()
 
-    def loader(self, ids: Sequence[Any], workers: int, *, shuffle: bool) -> Loader:
-        """A loader of these ids, with so many workers."""
+    def loader(self, workers: int) -> Loader:
+        """A loader with this number of workers."""
         arguments = {field.name: getattr(self, field.name) for field in fields(DataOptions) if field.init}
-        return Loader(**{**arguments, "list_IDs": ids, "workers": workers, "shuffle": shuffle})
+        return Loader(**arguments, workers=workers)
 
 
 @call_from(TuneOptions)
 def tune(options: TuneOptions) -> Tuning:
     """Measure a `Loader` with several numbers of workers, and recommend one of them.
 
-    Nothing else should run meanwhile. Random numbers and the order of the samples are the loader's, but only a random part of the
-    samples is read, as many as can be read in a few seconds.
+    Nothing else should run meanwhile. Random numbers and the order of the samples are the loader's, but only a part of the epoch
+    is read: as many batches as can be read in a few seconds.
 
     Raises:
         InputError: an argument is wrong. All errors of `Loader` may be raised too.
@@ -130,25 +142,25 @@ def tune(options: TuneOptions) -> Tuning:
     remarks = []
     if (load := os.getloadavg()[0]) > IDLE * processors():
         remarks.append(f"others may have taken part of the {processors():g} processors: the load was {load:.1f} before it began")
-    rounds = _Rounds(options)
+    rounds = Rounds(list(options.workers), options.step_ms, options.progress)
     rounds.tell("reading")
-    ids, files, sample_bytes, batch_size = read_once(options, rounds.counts[-1], WARM_UP * options.seconds)
-    size, room = len(options.ids) * sample_bytes, available()
-    too_large = files is not None and size > room
-    why = ("it is not known which files are read" if files is None else forget(files)) if options.cold else "not asked for"
+    batches, samples, sample_bytes = _read_once(options, rounds.counts[-1])
+    files = _files(options, _first_ids(options, batches)) if options.cold else []
+    why = ("not asked for" if not options.cold else "it is not known which files are read") if not files else forget(files)
     if options.cold and why:
         remarks.append(f"cold not measured: {why}")
-    rounds.total += 0 if why else len(rounds.counts) * (ROUNDS if too_large else 1)
+    size, room = len(options.ids) * sample_bytes, available()
+    too_large = size > room and bool(_files(options, [options.ids[0]]))
+    cold_rounds = 0 if why else ROUNDS if too_large else 1
+    rounds.total += cold_rounds * len(rounds.counts)
 
-    def measure_warm(count: int, seconds: float) -> Measurement:
-        return measure(options, ids, count, seconds, cold=False)
+    def measure(count: int, *, cold: bool) -> Measurement:
+        if cold:
+            forget(files)
+        return _measure(options, count, batches, options.seconds / (cold_rounds if cold else ROUNDS), cold=cold)
 
-    def measure_cold(count: int, seconds: float) -> Measurement:
-        forget(files or [])
-        return measure(options, ids, count, seconds, cold=True)
-
-    warm = rounds.measure(measure_warm, decides=bool(why) or not too_large)
-    colds = [] if why else rounds.measure(measure_cold, ", cold", decides=too_large)
+    warm = rounds.measure(measure, decides=not (too_large and cold_rounds))
+    colds = rounds.measure(measure, cold=True, least=cold_rounds, decides=too_large) if cold_rounds else []
     rounds.tell("")
     if too_large:
         rates = "the cold rates count" if colds else "the rates of cold files would tell more"
@@ -161,54 +173,194 @@ def tune(options: TuneOptions) -> Tuning:
     if not rounds.settled:
         remarks.append(f"after {MAX_ROUNDS} rounds the answer still depends on which of them is left out: it is a close one")
     return Tuning(
-        best,
-        reason,
-        options.step_ms,
-        batch_size,
-        len(ids),
-        len(options.ids),
-        processors(),
-        (*warm, *colds),
-        tuple(remarks),
+        workers=best,
+        reason=reason,
+        step_ms=options.step_ms,
+        batch_size=options.batch_size,
+        samples=samples,
+        of=len(options.ids),
+        processors=processors(),
+        measurements=(*warm, *colds),
+        remarks=tuple(remarks),
     )
 
 
-class _Rounds:
+class Rounds:
     """Measures all numbers of workers in turn, in as many rounds as it takes.
 
-    Attributes:
+    Args:
         counts: the numbers of workers.
+        step_ms: milliseconds that the trainer takes for a batch.
+        progress: called before each measurement.
+
+    Attributes:
+        counts: see above.
         total: how many measurements there will be, as far as is known.
         settled: whether the answer no longer depends on which round is left out.
     """
 
-    def __init__(self, options: TuneOptions) -> None:
-        self.counts = list(options.workers)
-        self.total = 1 + ROUNDS * len(self.counts)
+    def __init__(self, counts: list[int], step_ms: float | None, progress: Callable[[Progress], object]) -> None:
+        self.counts = counts
+        self.total = 1 + ROUNDS * len(counts)
         self.settled = True
-        self._options = options
+        self._step_ms = step_ms
+        self._progress = progress
         self._done = -1
 
     def tell(self, now: str) -> None:
-        """Say what is measured now."""
+        """Say what is measured now; empty for the end."""
         self._done = self._done + 1 if now else self.total
-        self._options.progress(Progress(self._done, self.total, now))
+        self._progress(Progress(self._done, self.total, now))
 
-    def measure(self, measure: Callable[[int, float], Measurement], words: str = "", *, decides: bool) -> list[Measurement]:
-        """The median measurement with each number of workers; if these do not decide, of cold files, a single round is enough."""
+    def measure(
+        self, measure: Callable[..., Measurement], *, cold: bool = False, least: int = ROUNDS, decides: bool = True
+    ) -> list[Measurement]:
+        """The median measurement with each number of workers, of ``least`` rounds, or of more if these decide the answer."""
         rounds: list[list[Measurement]] = []
-        least = ROUNDS if decides or not words else 1
-        while len(rounds) < least or (decides and not self._is_settled(rounds)):
+        while len(rounds) < least or (decides and len(rounds) < MAX_ROUNDS and not self._is_settled(rounds)):
             if len(rounds) >= least:
                 self.total += len(self.counts)
             measured = {}
-            # What changes while a round lasts is to favour neither few workers nor many.
+            # To and fro: what changes while a round lasts is to favour neither few workers nor many.
             for count in self.counts[:: -1 if len(rounds) % 2 else 1]:
-                self.tell(counted(count) + words)
-                measured[count] = measure(count, self._options.seconds / least)
+                self.tell(counted(count) + ", cold" * cold)
+                measured[count] = measure(count, cold=cold)
             rounds.append([measured[count] for count in self.counts])
+        if decides:
+            self._is_settled(rounds)
         return medians(rounds)
 
     def _is_settled(self, rounds: list[list[Measurement]]) -> bool:
-        self.settled = is_settled(rounds, self._options.step_ms, processors())
-        return self.settled or len(rounds) >= MAX_ROUNDS
+        self.settled = is_settled(rounds, self._step_ms, processors())
+        return self.settled
+
+
+def _read_once(options: TuneOptions, workers: int) -> tuple[int, int, float]:
+    """Read as many batches as can be read soon, and will stay in memory.
+
+    Returns:
+        Their number, that of their samples, and bytes of a sample.
+    """
+    with options.loader(workers) as loader:
+        deadline = math.inf
+        for _ in loader:
+            stats, now = loader.stats, time.monotonic()
+            deadline = min(deadline, now + WARM_UP * options.seconds)  # the workers' start does not count
+            if stats.batches >= MIN_BATCHES and (now > deadline or stats.bytes > CACHED * available()):
+                break
+        stats = loader.stats
+        # A last batch that is left out is ignored.
+        return stats.batches, stats.samples, stats.bytes / stats.samples
+
+
+def _measure(options: TuneOptions, workers: int, batches: int, seconds: float, *, cold: bool) -> Measurement:
+    """Read the first ``batches`` for ``seconds``; again and again if they are all, and not to be ``cold``."""
+    begun, used = time.monotonic(), _used([])
+    with options.loader(workers) as loader:
+        again = not cold and batches == len(loader)
+        taken = _endless(loader) if again else islice(loader, batches)
+        next(taken)
+        start = time.monotonic()
+        first_batch = start - begun
+        state, before = loader.state, Stats()
+        pids, slots = [worker.pid for worker in state.workers], len(state.slots)
+        if again or batches > slots + MIN_BATCHES:
+            if not cold:  # batches that were read ahead say nothing about the rate
+                for _ in islice(taken, slots):
+                    if time.monotonic() > start + seconds:
+                        break
+                start = time.monotonic()
+            before, used = loader.stats, _used(pids)
+        for _ in taken:
+            if time.monotonic() > start + seconds and loader.stats.since(before).batches >= MIN_BATCHES:
+                break
+        seen, used = loader.stats.since(before), max(0.0, _used(pids) - used)
+        if not seen.elapsed:  # a single batch is all there is
+            seen = replace(seen, elapsed=first_batch, startup=0.0)
+        return Measurement(
+            workers,
+            slots,
+            cold,
+            first_batch,
+            seen.samples_per_second * options.part.world / options.batch_size,
+            seen.samples_per_second,
+            seen.bytes_per_second,
+            used / (seen.bytes / 1e9),
+            used / seen.elapsed,
+            round(slots * seen.bytes / seen.batches) + sum(map(_memory, pids)),
+            seen.load,
+            seen.io_wait,
+        )
+
+
+def _endless(loader: Loader) -> Iterator[object]:
+    while True:
+        yield from loader
+
+
+def _first_ids(options: TuneOptions, batches: int) -> list[Any]:
+    """The ids of the first ``batches`` of the epoch."""
+    sampler = Sampler(
+        len(options.ids),
+        options.batch_size,
+        shuffle=options.shuffle,
+        seed=options.seed,
+        tail=options.tail,
+        shard=options.part,
+        weights=options.draws,
+    )
+    return [id for number in range(batches) for id in take(options.ids, sampler[BatchId(options.epoch, number)])]
+
+
+def _files(options: TuneOptions, ids: Sequence[Any]) -> list[str]:
+    """The files that these samples are read from; none if that is not known."""
+    options.spec.bind(options.transformed)
+    readers = [reader for reader in options.spec.readers.values() if not reader.in_main_process]
+    places = list(dict.fromkeys(getattr(reader, "file", None) or reader.place(id) for reader in readers for id in ids))
+    return places if all(place.startswith("/") for place in places) else []
+
+
+def _used(pids: Iterable[int]) -> float:
+    """Seconds of processors that this process and others, with all their threads, have used so far."""
+    used = time.process_time()
+    for pid in pids:
+        with suppress(psutil.Error):  # it has died
+            times = psutil.Process(pid).cpu_times()
+            used += times.user + times.system
+    return used
+
+
+def _memory(pid: int) -> int:
+    """Bytes of a process, without the ring: its PSS, in which a page that several processes share counts once among them."""
+    with suppress(psutil.Error):  # it has died
+        return sum(part.pss for part in psutil.Process(pid).memory_maps() if not part.path.startswith("/memfd:shmgen"))
+    return 0
+
+
+def forget(files: Sequence[str]) -> str | None:
+    """Drop ``files`` from the page cache; the reason if it still has them."""
+    os.sync()  # data that are not on the disk yet can't be dropped
+    held = 0
+    probes = frozenset(range(0, len(files), max(1, len(files) // PROBES)))
+    for number, name in enumerate(files):
+        try:
+            fd = os.open(name, OPEN_FLAGS | os.O_NONBLOCK)
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            held += number in probes and _is_held(fd)
+        except OSError as error:
+            return "this file system can't tell what is in memory" if error.errno == errno.EOPNOTSUPP else str(error)
+        finally:
+            os.close(fd)
+    return "this file system keeps its files in memory" if 2 * held > len(probes) else None
+
+
+def _is_held(fd: int) -> bool:
+    """Whether the beginning of a file is in the page cache."""
+    try:
+        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    return True

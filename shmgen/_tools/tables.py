@@ -1,0 +1,272 @@
+"""How the command line shows what it has done: a progress bar, tables, JSON, a plot.
+
+A name may be anything: it is no markup, letters that the stream's encoding lacks are escaped, and `shown` escapes controls.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from shmgen._tools.progress import Progress
+from shmgen.errors import InputError
+
+if TYPE_CHECKING:
+    from shmgen._plan.damage import Damaged
+    from shmgen._tools.pack import Packed
+    from shmgen._tools.recommend import Measurement
+    from shmgen._tools.scan import ScanReport
+    from shmgen._tools.tune import Tuning
+
+MAX_ROWS = 20
+"""The most rows of a table: a folder may have as many shapes, or reasons, as files."""
+
+MAX_NAMED = 3
+"""The most ids that are named for one reason."""
+
+WIDTH = 120
+"""Columns of a table if standard output is no terminal."""
+
+
+def has_rich() -> bool:
+    """Whether rich is installed, which shows bars and tables."""
+    try:
+        import rich  # noqa: F401  # only to know whether it is installed
+    except ImportError:
+        return False
+    return True
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[Progress], None]]:
+    """Show a bar on standard error, if that is a terminal; gives the function to call with the progress.
+
+    Args:
+        what: is counted.
+    """
+    if not (sys.stderr.isatty() and has_rich()):
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), TimeRemainingColumn())
+    # A thread that draws more often would disturb a measurement.
+    with Bar(*columns, console=Console(stderr=True), refresh_per_second=2, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(progress: Progress) -> None:
+            words = f"{progress.done:,} of {progress.total:,} {what}{progress.now and f', {progress.now}'}"
+            bar.update(task, completed=progress.done, total=progress.total, description=words)
+
+        yield show
+
+
+@contextmanager
+def printed() -> Iterator[Any]:
+    """A console, all that is printed on which goes to standard output at the end."""
+    from rich.console import Console
+
+    console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with console.capture() as text:
+        yield console
+    for line in text.get().splitlines():
+        sys.stdout.write(line.rstrip() + "\n")
+
+
+def table(titles: Iterable[tuple[str, str]], rows: Iterable[Sequence[str]]) -> Any:
+    """A table.
+
+    Args:
+        titles: of its columns, each with "left" or "right".
+        rows: of cells.
+    """
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title, side in titles:
+        made.add_column(title, justify=side, no_wrap=side == "right", overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def damaged_table(damaged: Iterable[Damaged]) -> Any:
+    """What is damaged, and why: a row for each reason, with some ids."""
+    by_reason = sorted(damaged, key=lambda one: one.reason)
+    groups = sorted((list(group) for _, group in groupby(by_reason, lambda one: one.reason)), key=lambda group: -len(group))
+    rows = []
+    for group in groups[:MAX_ROWS]:
+        more = f" and {len(group) - MAX_NAMED:,} more" if len(group) > MAX_NAMED else ""
+        named = ", ".join(shown(str(one.id)) for one in group[:MAX_NAMED])
+        rows.append([f"{len(group):,}", shown(group[0].reason), named + more])
+    if rest := groups[MAX_ROWS:]:
+        rows.append([f"{sum(map(len, rest)):,}", f"{len(rest):,} other reasons", "--json names all"])
+    return table([("samples", "right"), ("damaged", "left"), ("ids", "left")], rows)
+
+
+def size(count: int) -> str:
+    """A number of bytes."""
+    from rich.filesize import decimal
+
+    return decimal(count)
+
+
+def shown(name: str) -> str:
+    """``name``, or its `repr` if it holds what can't be printed."""
+    return name if name.isprintable() else repr(name)
+
+
+def write_json(content: dict[str, Any], file: IO[str]) -> None:
+    """Write a JSON object on one line."""
+    json.dump(content, file)
+    file.write("\n")
+
+
+def print_scan(report: ScanReport, data: str, full: bool) -> None:
+    """Print what a scan of ``data`` has found."""
+    what = "headers and sizes" if report.kinds and not full else "all data"
+    kinds = [
+        [str(kind.shape), str(kind.dtype), f"{kind.files:,}", size(kind.bytes), "damaged" if kind.reason else "good"]
+        for kind in report.kinds[:MAX_ROWS]
+    ]
+    if rest := report.kinds[MAX_ROWS:]:
+        files, total = sum(kind.files for kind in rest), sum(kind.bytes for kind in rest)
+        kinds.append([f"and {len(rest):,} others", "", f"{files:,}", size(total), ""])
+    with printed() as console:
+        console.print(f"{shown(data)}: {what} of {counted(report.samples)} checked in {report.seconds:,.1f} s")
+        if kinds:
+            titles = [("shape", "left"), ("dtype", "left"), ("files", "right"), ("bytes", "right"), ("", "left")]
+            console.print(table(titles, kinds))
+        if report.damaged:
+            console.print(damaged_table(report.damaged))
+        for remark in report.remarks:
+            console.print(remark)
+        if not report.complete:
+            console.print("interrupted: not all samples were checked")
+        console.print(f"damaged: {len(report.damaged):,} of {counted(report.samples)}")
+
+
+def scan_json(report: ScanReport, data: str, full: bool) -> dict[str, Any]:
+    """The same, for scripts."""
+    expected = report.expected
+    return {
+        "data": data,
+        "full": full,
+        "complete": report.complete,
+        "samples": report.samples,
+        "seconds": round(report.seconds, 3),
+        "expected": expected and {"shapes": sorted(set(expected.shapes)), "dtype": str(expected.numpy_dtype)},
+        "kinds": [{**kind._asdict(), "dtype": str(kind.dtype)} for kind in report.kinds],
+        "remarks": report.remarks,
+        "damaged": [one._asdict() for one in report.damaged],
+    }
+
+
+def print_packed(packed: Packed, target: str) -> None:
+    """Print what a pack has done."""
+    with printed() as console:
+        if packed.damaged:
+            console.print(damaged_table(packed.damaged))
+            console.print(f"damaged: {len(packed.damaged):,} of {counted(packed.samples)}")
+        if packed.rows:
+            words = f"{packed.rows:,} rows of shape {packed.shape}, {packed.dtype}, in {packed.seconds:,.1f} s"
+        else:
+            words = "not packed: mend the files, leave their ids out of --ids, or give --skip-damaged"
+        console.print(f"{shown(target)}: {words}", soft_wrap=True)
+        for remark in packed.remarks:
+            console.print(remark, soft_wrap=True)
+
+
+def counted(samples: int) -> str:
+    return f"{samples:,} {'sample' if samples == 1 else 'samples'}"
+
+
+def print_tuning(tuning: Tuning, folder: str) -> None:
+    """Print what `tune` has found."""
+    warm, cold = _by_warmth(tuning)
+    titles = ["workers", "samples/s", "MB/s", "ms/batch", "first batch", "CPU s/GB", "memory", "I/O wait"]
+    titles += ["cold samples/s", "first batch"] if cold else []
+    rows = [
+        [
+            str(one.workers),
+            f"{one.samples:,.0f}",
+            f"{one.bytes / 1e6:,.0f}",
+            f"{1000 / one.rate:,.2f}",
+            f"{1000 * one.first_batch:,.0f} ms",
+            f"{one.cpu:,.2f}",
+            size(one.memory),
+            f"{one.io_wait:.0%}",
+            *([f"{cold[place].samples:,.0f}", f"{1000 * cold[place].first_batch:,.0f} ms"] if cold else []),
+            "use this" if one.workers == tuning.workers else "",
+        ]
+        for place, one in enumerate(warm)
+    ]
+    with printed() as console:
+        part = "" if tuning.samples == tuning.of else f" of {tuning.of:,}"
+        console.print(
+            f"{shown(folder)}: {tuning.samples:,}{part} samples in batches of {tuning.batch_size}, {warm[0].slots} slots, "
+            "read again and again"
+        )
+        console.print(table([*((title, "right") for title in titles), ("", "left")], rows))
+        console.print("I/O wait: the part of the time with something to read in which workers waited for a disk or network")
+        for remark in tuning.remarks:
+            console.print(remark)
+        console.print(f"workers={tuning.workers}: {tuning.reason}")
+
+
+def figure_format(name: str) -> str:
+    """The format that the name of a plot asks for.
+
+    Raises:
+        InputError: there is no matplotlib, or it has no such format.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        raise InputError("--plot needs matplotlib: pip install matplotlib") from None
+    formats: dict[str, str] = FigureCanvasBase.get_supported_filetypes()
+    format = Path(name).suffix.removeprefix(".").lower()
+    if format not in formats:
+        raise InputError(f"--plot {name}: expected a name that ends in one of .{', .'.join(sorted(formats))}")
+    return format
+
+
+def write_plot(tuning: Tuning, file: IO[bytes], format: str) -> None:
+    """Draw the rates by workers, and the rate that the trainer needs."""
+    # Without pyplot, a figure needs no display, and nothing stays open.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    from shmgen._tools.recommend import MARGIN
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for measurements, label in zip(_by_warmth(tuning), ("files in memory", "files not in memory"), strict=True):
+        if measurements:
+            axes.plot([one.workers for one in measurements], [one.rate for one in measurements], marker="o", label=label)
+    if tuning.step_ms is not None:
+        needed = 1000 / tuning.step_ms
+        axes.axhline(needed, color="black", linewidth=1, label=f"a {tuning.step_ms:g} ms step")
+        axes.axhline(MARGIN * needed, color="black", linewidth=1, linestyle=":", label=f"{MARGIN:g} x that")
+    axes.axvline(tuning.workers, color="grey", linewidth=1, linestyle="--", label=f"workers={tuning.workers}")
+    axes.set(xlabel="workers", ylabel=f"batches of {tuning.batch_size} a second", ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(tuning.reason, fontsize="medium", wrap=True)
+    figure.legend(loc="outside lower center", ncols=3)  # within the axes it would hide lines
+    figure.savefig(file, format=format)
+
+
+def _by_warmth(tuning: Tuning) -> tuple[list[Measurement], list[Measurement]]:
+    warm = [one for one in tuning.measurements if not one.cold]
+    return warm, [one for one in tuning.measurements if one.cold]
