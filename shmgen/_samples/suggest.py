@@ -150,7 +150,8 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
     """The names of a folder's entries, and of those that are folders."""
     try:
         with os.scandir(folder) as scanned:
-            entries = sorted(islice(scanned, LOOKED_AT), key=lambda entry: entry.name)
+            seen = islice(scanned, LOOKED_AT)
+            entries = sorted((entry for entry in seen if not entry.name.startswith("._")), key=lambda entry: entry.name)
         return [entry.name for entry in entries], [entry.name for entry in entries if entry.is_dir()]
     except OSError:
         return [], []

@@ -86,6 +86,10 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
 
             seed_late()
         filler = _filler(stream, start)
+        if "numpy" in sys.modules:
+            from shmgen._memory.malloc import keep_freed_memory
+
+            keep_freed_memory()
         tables: list[PackedIds] = pickle.loads(start.keys)
         for table, fd in zip(tables, stored, strict=True):
             if fd >= 0:
