@@ -2,7 +2,8 @@
 
     python -m benchmarks.slow_server FOLDER MS
 
-It says its URL on a line, keeps connections open, answers GET with the whole file, and ends when its standard input does.
+It says its URL on a line, keeps connections open, answers GET with the whole file, whatever stands behind a ``?``, and ends when
+its standard input does.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, method: str, target: str) -> None:
         try:
-            body = _file(self._folder / unquote(target).lstrip("/")) if method in ("GET", "HEAD") else None
+            body = _file(self._folder / unquote(target.partition("?")[0]).lstrip("/")) if method in ("GET", "HEAD") else None
         except (OSError, ValueError):
             body = None
         status = "200 OK" if body is not None else "404 Not Found"
