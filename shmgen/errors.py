@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
+from functools import lru_cache
+from typing import Any, cast
 
 
 class ShmgenError(Exception):
@@ -44,7 +47,7 @@ class SampleError(ShmgenError):
     """
 
     def __init__(self, id: object, path: str, reason: str) -> None:
-        super().__init__(id, path, reason)
+        Exception.__init__(self, id, path, reason)  # not super(): a FunctionError may be of a user's class, too
         self.id = id
         self.path = path
         self.reason = reason
@@ -61,14 +64,46 @@ class FunctionError(SampleError):
         path: which function was called, and for which field.
         reason: what was expected and what was found, or the exception with its traceback.
 
+    Of an exception that the function raised, it is an instance as well, if the class is known in the main process.
+
     Examples:
         >>> loader = Loader(range(8), batch_size=4, source=lambda id: [60 / (id - 5)], shuffle=False)
         >>> try:
         ...     list(loader)
-        ... except FunctionError as error:
-        ...     print(error.id, error.reason)
-        5 ZeroDivisionError: ...
+        ... except ZeroDivisionError as error:
+        ...     print(isinstance(error, FunctionError), error.id, error.reason)
+        True 5 ZeroDivisionError: ...
     """
+
+    kinds: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, id: object, path: str, reason: str, kinds: tuple[tuple[str, str], ...] = ()) -> FunctionError:
+        """An error that is an instance of the first of ``kinds`` that is known here, too: modules and names of exceptions."""
+        for module, name in kinds:
+            kind = getattr(sys.modules.get(module), name, None)
+            # Where these are raised, Python ends an iteration in silence.
+            if kind in (StopIteration, StopAsyncIteration, IndexError, Exception):
+                continue
+            if isinstance(kind, type) and issubclass(kind, Exception):
+                try:
+                    error = _as_both(cast("Any", kind))(id, path, reason)
+                except TypeError:  # it can't be made so, or not together with ours
+                    continue
+                error.kinds = kinds
+                return error
+        error = cls(id, path, reason)
+        error.kinds = kinds
+        return error
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return FunctionError.of, (self.id, self.path, self.reason, self.kinds)
+
+
+@lru_cache(64)
+def _as_both(users: Any) -> type[FunctionError]:
+    """A class of errors that are a `FunctionError` and one of the user's."""
+    return type(FunctionError.__name__, (FunctionError, users), {"__module__": FunctionError.__module__})
 
 
 class TooManyDamaged(ShmgenError):

@@ -168,6 +168,7 @@ def asking() -> type[Asking]:
 
 PREAMBLE = """\
 import os, signal, sys, threading, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has all that it starts ignore it
 import numpy as np
 import shmgen
 from shmgen import Loader

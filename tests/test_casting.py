@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
-from shmgen import Function, InputError, Loader, Npy, Npz, SampleError
+from shmgen import Function, Hdf5, InputError, Loader, Npy, Npz, SampleError
 from shmgen._samples.casting import cast, holds
 from shmgen.errors import FormatError
 
@@ -61,6 +62,9 @@ def written(folder: Path, arrays: list[np.ndarray], kind: str) -> list[str]:
     for number, array in enumerate(arrays):
         if kind == "npz":
             np.savez(folder / f"{number}.npz", image=array)
+        elif kind == "hdf5":
+            with h5py.File(folder / "all.h5", "a") as file:
+                file[f"rows/{number}"] = array
         else:
             np.save(folder / f"{number}.npy", array)
     return [str(number) for number in range(len(arrays))]
@@ -69,6 +73,7 @@ def written(folder: Path, arrays: list[np.ndarray], kind: str) -> list[str]:
 SOURCES: dict[str, Callable[[Path, list[np.ndarray]], Any]] = {
     "npy": lambda folder, arrays: Npy(folder),
     "npz": lambda folder, arrays: Npz(folder)["image"],
+    "hdf5": lambda folder, arrays: Hdf5(folder / "all.h5", "rows/{id}"),
     "function": lambda folder, arrays: lambda id: arrays[int(id)],
     "function-given-dtype": lambda folder, arrays: Function(lambda id: arrays[int(id)].astype("i8"), 2, 1, "u1"),
     "list": lambda folder, arrays: Function(lambda id: arrays[int(id)].tolist(), 2, 1, "u1"),

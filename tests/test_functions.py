@@ -543,3 +543,65 @@ def test_a_transform_that_is_none_is_refused(transform: Any, text: str) -> None:
     """Names that are no field's, and what is no function."""
     with pytest.raises(InputError, match=text):
         Loader(range(N), None, 8, inputs={"scan": lambda n: np.zeros(3)}, transform=transform)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_transform_without_effect_is_warned_of_once(workers: int) -> None:
+    """One that forgets its return; not one that changes rows in place, returns them, or had an effect on one of the first."""
+
+    def forgets(x: np.ndarray, rng: Any) -> None:
+        x = x + 1
+
+    def in_place(x: np.ndarray, rng: Any) -> None:
+        x += x[0] == 9
+
+    def read(transform: Any) -> None:
+        with computed(ids=range(200), transform=transform, workers=workers, shuffle=False) as loader:
+            list(loader)
+
+    with pytest.warns(UserWarning, match=r"^the transform of field 'X' has returned None for its first 64 rows") as caught:
+        read(forgets)
+    assert len(caught) == 1
+    for transform in (in_place, lambda x, rng: x):
+        read(transform)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_exception_of_a_function_keeps_its_class(module: Callable, workers: int) -> None:
+    """A class that the main process knows, and its bases; one with a constructor of its own, too. IndexError would end loops."""
+    own = module("""
+class Own(Exception):
+    def __init__(self, one, two):
+        super().__init__(one, two)
+""")
+
+    def raising(error: Exception) -> Any:
+        def source(id: int) -> Any:
+            raise error
+
+        return source
+
+    for error, kinds in (
+        (own.Own(1, 2), (own.Own,)),
+        (FileNotFoundError(2, "gone"), (FileNotFoundError, OSError)),
+        (KeyError("k"), (KeyError, LookupError)),
+        (IndexError("i"), (LookupError,)),
+        (StopIteration(), ()),
+    ):
+        with computed(raising(error), workers=workers) as loader:
+            for kind in (FunctionError, *kinds):
+                with pytest.raises(kind, match=rf"source of field 'X': .*{type(error).__name__}") as caught:
+                    list(loader)
+                assert not isinstance(caught.value, IndexError | StopIteration)
+                assert caught.value.path == "source of field 'X'"
+
+
+@pytest.mark.parametrize("what", ["input()", "breakpoint()"])
+def test_a_terminal_in_a_worker(what: str) -> None:
+    """A worker has none: the error says what has."""
+
+    def source(id: int) -> None:
+        exec(what)
+
+    with computed(source, workers=1) as loader, pytest.raises(FunctionError, match=r"with workers=0, functions run in the main"):
+        list(loader)

@@ -210,15 +210,13 @@ def test_ctrl_c_ends_a_fit_that_waits_for_a_file(folder: Callable, script: Calla
     assert not late
 
 
-@pytest.mark.parametrize(("code", "fifo"), STATES)
 @pytest.mark.parametrize(
-    ("number", "group"),
+    ("code", "fifo", "number", "group"),
     [
-        pytest.param(signal.SIGKILL, False, id="SIGKILL"),
-        pytest.param(signal.SIGKILL, True, id="SIGKILL-to-the-group"),
-        pytest.param(signal.SIGTERM, False, id="SIGTERM"),
-        pytest.param(signal.SIGTERM, True, id="SIGTERM-to-the-group"),
-        pytest.param(signal.SIGHUP, True, id="SIGHUP-to-the-group"),
+        *((*state.values, signal.SIGKILL, True) for state in STATES),
+        (*STATES[0].values, signal.SIGKILL, False),
+        (*STATES[-1].values, signal.SIGTERM, False),
+        (*STATES[-1].values, signal.SIGHUP, True),
     ],
 )
 def test_a_killed_script_leaves_nothing(

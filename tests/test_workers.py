@@ -105,7 +105,8 @@ loader.close()
             "shmgen._worker.pickling",
             "shmgen._worker.log_forwarding",
         }
-        assert ("numpy" in modules) == (dtype != "None")
+    # One worker may have done all the work.
+    assert any("numpy" in modules for modules in reports) == (dtype != "None")
 
 
 @pytest.mark.parametrize(
@@ -153,16 +154,15 @@ def test_a_stopped_worker_does_not_delay_close(folder: Callable, workers: Callab
     assert not workers()
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_what_is_larger_than_a_sockets_buffer_is_sent(count: int) -> None:
+def test_what_is_larger_than_a_sockets_buffer_is_sent() -> None:
     """Functions that hold much, and long ids, reach a worker in parts, also while it alone is waited for."""
     held = np.arange(1_000_000.0)
-    ids = [("x" * 50_000, number) for number in range(24)]
+    ids = [f"{'x' * 50_000}{number:02}" for number in range(24)]
 
-    def look_up(id: tuple[str, int]) -> np.ndarray:
-        return held[id[1] : id[1] + 3]
+    def look_up(id: str) -> np.ndarray:
+        return held[int(id[-2:]) : int(id[-2:]) + 3]
 
-    with Loader(ids, None, 8, source=look_up, dim=3, n_channels=1, dtype="f8", shuffle=False, workers=count) as loader:
+    with Loader(ids, None, 8, source=look_up, dim=3, n_channels=1, dtype="f8", shuffle=False, workers=1) as loader:
         assert [row[0] for (X,) in loader for row in X[..., 0].tolist()] == list(range(24))
 
 

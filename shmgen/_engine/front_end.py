@@ -9,7 +9,13 @@ import numpy as np
 
 
 class FrontEnd:
-    """Knows a framework; this one knows none. To be subclassed beside the framework's import."""
+    """Knows a framework; this one knows none. To be subclassed beside the framework's import.
+
+    Attributes:
+        hides_errors: whether an exception that a request for a batch raises does not reach the user as it is.
+    """
+
+    hides_errors = False
 
     def release(self) -> None:
         """Make the framework let go of batches that it no longer needs; called again and again while all slots are held.

@@ -94,11 +94,12 @@ class Pool:
         self._by_fd: dict[int, int] = {}
         self._poll.register(self._wakeup.fd, select.EPOLLIN)
         try:
-            with deferred_signals():
-                # All are started before the first gets its setup, so that they start at the same time.
-                for number in range(workers):
+            # All are started before the first is told what to do, so that they start at once. Ctrl-C is heard between two.
+            for number in range(workers):
+                with deferred_signals():
                     self._workers[number] = self._start()
-                for number in range(workers):
+            for number in range(workers):
+                with deferred_signals():
                     self._set_up(number)
         except BaseException:
             self.stop()

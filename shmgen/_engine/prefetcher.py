@@ -253,10 +253,12 @@ class Prefetcher:
         return self._workers.are_processes and not self._schedule.holds(batch) and self._schedule.can_lease
 
     def _record_error(self, batch: BatchId, error: Exception) -> None:
-        """Log and keep ``error``, in which a request for ``batch`` ends: frameworks hide it among tracebacks of their own."""
+        """Keep ``error``, in which a request for ``batch`` ends; log it where a framework hides it in a traceback of its own."""
         if isinstance(error, ClosedError):
             return
         self.error = _bare(error)
+        if not self._front_end.hides_errors:
+            return
         text = _text(error)
         # The same failure of the same batch is logged once; after the end, every request fails for the same reason.
         said = (batch if self.ended is None else None, text)

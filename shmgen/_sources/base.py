@@ -355,7 +355,12 @@ def function_error(id: object, where: str, error: Exception) -> SampleError:
     """What to raise where a user's function raised ``error``."""
     if type(error) in (SampleError, FunctionError):
         return error  # type: ignore[return-value]
-    return FunctionError(id, where, str(error) if isinstance(error, FormatError) else error_text(error))
+    if isinstance(error, FormatError):
+        return FunctionError(id, where, str(error))
+    if isinstance(error, EOFError) or type(error).__qualname__ == "BdbQuit":  # of input() and breakpoint()
+        error.add_note("(a worker has no terminal: with workers=0, functions run in the main process, which has)")
+    kinds = tuple((kind.__module__, kind.__qualname__) for kind in type(error).__mro__[:-2])
+    return FunctionError.of(id, where, error_text(error), kinds)
 
 
 def error_text(error: Exception) -> str:

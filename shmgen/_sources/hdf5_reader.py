@@ -17,6 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from shmgen._samples.casting import cast_into
 from shmgen._samples.sample_spec import are_numbers, can_cast
 from shmgen._sources.base import Reader, row_of
 from shmgen._sources.row_file import RowFileReader, RowLayout
@@ -72,7 +73,11 @@ class Hdf5Reader(Reader):
                 return
             for number, key in enumerate(keys):
                 begun[0] = number + 1
-                self._sample(key).read_direct(rows, None, np.s_[number])
+                found = self._sample(key)
+                if found.dtype == rows.dtype:
+                    found.read_direct(rows, None, np.s_[number])
+                else:  # HDF5 itself clips numbers that do not fit
+                    cast_into(rows[number, ...], found[()])
         except (OSError, ValueError, RuntimeError, FormatError, zlib.error) as error:
             raise SampleError(keys[row_of(begun[0]) or 0], self.file, unreadable(error)) from None
 

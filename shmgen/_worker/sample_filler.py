@@ -37,6 +37,9 @@ ONE_ROW = (
 
 NO_ROW = "; return an array of a row's shape, or say by dim and n_channels what shape rows have"
 
+FIRST_ROWS = 64
+"""Rows after which a transform that has returned None for each, and changed none, is taken for one that forgets its return."""
+
 SINGLE = "; where a function returns several arrays, leave its dim, n_channels and dtype out"
 
 
@@ -107,6 +110,8 @@ class SampleFiller:
         self._transforms = transforms
         self._sample_transform = sample_transform
         self._calls_functions = calls_functions
+        # Transforms without an effect so far, and for how many rows.
+        self._without_effect = dict.fromkeys([*transforms, *([""] if sample_transform is not None else [])], 0)
 
     def fill(
         self,
@@ -200,7 +205,10 @@ class SampleFiller:
             sample.where, sample.reading = f"transform of field {name!r}", None
             row = sample.row(name)
             given = sample.loaded.pop(name, row)
+            before = given.copy() if name in self._without_effect else given
             result = transform(given, rng, sample.epoch)
+            if name in self._without_effect:
+                self._watch(name, sample.where, has_effect=result is not None or bool((before != given).any()))
             if result is None:
                 result = given
             if isinstance(result, Mapping) or (isinstance(result, tuple) and any(hasattr(part, "shape") for part in result)):
@@ -261,7 +269,12 @@ class SampleFiller:
 
         rows = {name: sample.row(name) for name, field in self._fields.items() if field.measure is None}
         given = {**rows, **sample.loaded}
+        was = {name: row.copy() for name, row in given.items()} if self._without_effect else {}
         result = transform(changed := dict(given), rng, sample.epoch)
+        if self._without_effect:
+            replaced = any(changed.get(name) is not row for name, row in given.items())
+            altered = replaced or any((was[name] != row).any() for name, row in given.items())
+            self._watch("", sample.where, has_effect=result is not None or altered)
         if result is None:
             result = changed
         if not isinstance(result, Mapping):
@@ -270,11 +283,11 @@ class SampleFiller:
             if name not in given:
                 raise FormatError(f"expected fields {', '.join(map(repr, given))}, found {name!r}")
         to_write = {}
-        for name, before in given.items():
-            value = result.get(name, before)
+        for name, row in given.items():
+            value = result.get(name, row)
             if value is not rows[name]:
                 # Fields may be swapped: what is a view of another's row must be read before that is written.
-                shared = any(np.may_share_memory(value, row) for other, row in rows.items() if other != name)
+                shared = any(np.may_share_memory(value, of_other) for other, of_other in rows.items() if other != name)
                 to_write[name] = np.array(value) if shared else value
         sample.loaded.clear()
         for name, value in to_write.items():
@@ -282,6 +295,22 @@ class SampleFiller:
                 self._write(sample, name, rows[name], value, given[name])
             except FormatError as error:
                 raise FormatError(f"field {name!r}: {error}" if sample.reading is None else str(error)) from None
+
+    def _watch(self, name: str, where: str, *, has_effect: bool) -> None:
+        """Warn, once, of a transform that has had no effect on its first rows."""
+        rows = self._without_effect.pop(name) + 1
+        if has_effect:
+            return
+        if rows < FIRST_ROWS:
+            self._without_effect[name] = rows
+            return
+        import warnings
+
+        warnings.warn(
+            f"the {where} has returned None for its first {rows} rows, and changed nothing in place: it may have forgotten to "
+            "return what it made; if it only looks at rows, let it return them",
+            stacklevel=1,
+        )
 
     def _write(self, sample: Sample, name: str, row: np.ndarray, value: Any, given: np.ndarray) -> None:
         """Write what a transform made of what it was ``given``."""

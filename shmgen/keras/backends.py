@@ -17,7 +17,9 @@ SAME_IN_TORCH = {
 
 
 class _TensorFlow(FrontEnd):
-    """TensorFlow aliases a batch's arrays as they are, since they are aligned."""
+    """TensorFlow aliases a batch's arrays as they are, since they are aligned. It makes text of an UnknownError of exceptions."""
+
+    hides_errors = True
 
     def __init__(self) -> None:
         import tensorflow as tf
