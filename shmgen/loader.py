@@ -142,6 +142,7 @@ class Loader:
             tail=options.tail,
             shard=options.part,
             weights=options.draws,
+            lengths=options.batch_lengths,
         )
         fields = self._spec.bind(options.transformed)
         arrays = [Field(field.name, field.shape, dtype_of(field.dtype)) for field in fields]
@@ -229,9 +230,9 @@ class Loader:
         return self._damage.on_error == "replace"
 
     @property
-    def no_rows(self) -> tuple[Any, ...]:
-        """A batch without rows: nested, and with the shapes and dtypes, as all batches."""
-        return self._spec.unflatten(tuple(np.empty((0, *field.shape), field.dtype) for field in self._layout.fields))
+    def no_rows(self) -> list[tuple[Any, ...]]:
+        """A batch without rows: nested, and with the shapes and dtypes, as all batches; and another where they are trimmed."""
+        return self._spec.examples(tuple(np.empty((0, *field.shape), field.dtype) for field in self._layout.fields))
 
     def _row(self) -> tuple[tuple[int, ...] | None, int | None]:
         """`dim` and `n_channels` of the only input."""
@@ -344,6 +345,7 @@ class Loader:
             shuffle=sampler.shuffle,
             tail=sampler.tail,
             sampling_weights=sampler.weights.fingerprint() if sampler.weights is not None else "",
+            lengths=sampler.lengths.fingerprint() if sampler.lengths is not None else "",
             batch_size=sampler.batch_size,
             batches=sampler.batches,
         )

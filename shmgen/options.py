@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 from shmgen._checks import check_float, check_int
 from shmgen._engine.ranks import find_shard
 from shmgen._memory.status_page import MAX_READERS
+from shmgen._plan.by_length import Lengths
 from shmgen._plan.damage import OnError
 from shmgen._plan.sampler import ALONE, Shard, Tail
 from shmgen._plan.weighted import WeightTable
@@ -24,7 +25,7 @@ from shmgen._sources.base import Source, SourceField
 from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
 from shmgen._sources.npy import Npy
-from shmgen._sources.sampling_weights import weights_of
+from shmgen._sources.numbers import numbers_of
 from shmgen._sources.values import Ones, Values
 from shmgen._storage.urls import is_url
 from shmgen._worker.transform import Transform
@@ -115,6 +116,11 @@ class DataOptions:
         sampling_weights: how often each sample is drawn, beside the others: a number from 0 for each id, as `Values` takes them.
             An epoch has as many samples as there are ids, and each comes as often as its weight says, rounded up or down by
             chance, so some come several times, and others not at all. By default, each comes exactly once.
+        lengths: how long each sample is, in any unit: a number from 0 for each id, as `Values` takes them. Batches are then of
+            samples of similar length: sorted within fifty batches of the epoch's order; then these are shuffled. Each sample
+            comes as often as without.
+        trim: ``"longest"``: padded fields, and their masks, are cut along their first axis, after the longest sample of a batch.
+            They are views, which a framework that needs contiguous memory copies. None: all batches have the shape of a row.
         transform: changes samples in the workers. With one unnamed input it is ``transform(x, rng)``: it changes ``x``, the
             input's row, in place, or returns a new one. With several inputs, or named ones, it is ``transform(sample, rng)``:
             ``sample`` is a dict of all rows by field, with the keys of ``inputs``, ``targets`` and ``weights``. Fields of a tuple
@@ -162,6 +168,8 @@ class DataOptions:
     targets: Part | None = None
     weights: Part | None = None
     sampling_weights: Values | Mapping[Any, float] | Iterable[float] | Callable[[Any], float] | None = None
+    lengths: Values | Mapping[Any, float] | Iterable[float] | Callable[[Any], float] | None = None
+    trim: Literal["longest"] | None = None
     transform: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None
     setup: Callable[[], object] | None = None
     slots: int | None = None
@@ -178,6 +186,9 @@ class DataOptions:
 
     draws: WeightTable | None = field(init=False)
     """``sampling_weights``, ready to draw by."""
+
+    batch_lengths: Lengths | None = field(init=False)
+    """``lengths``, ready to make batches by."""
 
     part: Shard = field(init=False)
     """Which part of each batch this process gets."""
@@ -208,6 +219,8 @@ class DataOptions:
         )
         if self.tail not in get_args(Tail):
             raise InputError(f"tail: expected {' or '.join(map(repr, get_args(Tail)))}, found {self.tail!r}")
+        if self.trim not in ("longest", None):
+            raise InputError(f"trim: expected 'longest' or None, found {self.trim!r}")
         self._check_shard()
         if self.on_error not in get_args(OnError):
             raise InputError(f"on_error: expected {' or '.join(map(repr, get_args(OnError)))}, found {self.on_error!r}")
@@ -218,7 +231,7 @@ class DataOptions:
             raise InputError(
                 f"expected at least {fewest} ids, found {len(ids)}; give more, a smaller batch_size, or tail={other!r}"
             )
-        self._keep(list_IDs=ids, ids=ids, draws=self._draws(ids))
+        self._keep(list_IDs=ids, ids=ids, draws=self._draws(ids), batch_lengths=self._batch_lengths(ids))
         rest = Ones() if self.tail == "pad" else None
         spec = BatchSpec(
             self._inputs(),
@@ -228,6 +241,7 @@ class DataOptions:
             is_sample=self.source is not None,
             default_weights=rest,
             n_classes=self.n_classes,
+            trims=self.trim is not None,
         )
         self._keep(spec=spec)
         if self.setup is not None and not callable(self.setup):
@@ -265,7 +279,17 @@ class DataOptions:
             return None
         if not self.shuffle:
             raise InputError("sampling_weights: expected with shuffle=True, since samples are drawn by chance, found False")
-        return WeightTable(weights_of(self.sampling_weights, ids))
+        return WeightTable(numbers_of(self.sampling_weights, ids, "sampling_weights"))
+
+    def _batch_lengths(self, ids: Sequence[Any]) -> Lengths | None:
+        """``lengths``, checked."""
+        if self.lengths is None:
+            return None
+        if not self.shuffle:
+            raise InputError(
+                "lengths: expected with shuffle=True, since batches are made of samples of similar length, found False"
+            )
+        return Lengths(numbers_of(self.lengths, ids, "lengths"), self.batch_size)
 
     def _inputs(self) -> Any:
         """``inputs``, or the only input, which the blog's terms describe."""

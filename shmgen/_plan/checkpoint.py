@@ -24,6 +24,7 @@ MUST_BE_SAME = {
     "shuffle": "give the value that it was saved with",
     "tail": "give the value that it was saved with",
     "sampling_weights": "give the sampling_weights that it was saved with",
+    "lengths": "give the lengths and the batch_size that it was saved with",
 }
 """What a state and the loader that takes it must agree in, and what to do where they don't."""
 
@@ -38,6 +39,7 @@ class Identity(NamedTuple):
         shuffle: whether each epoch has an order of its own.
         tail: what becomes of the last batch.
         sampling_weights: a hash of the weights with which samples are drawn; empty where there are none.
+        lengths: a hash of the lengths by which batches are made, and of the batch size; empty where there are none.
         batch_size: of all ranks together.
         batches: in an epoch.
     """
@@ -48,6 +50,7 @@ class Identity(NamedTuple):
     shuffle: bool
     tail: str
     sampling_weights: str
+    lengths: str
     batch_size: int
     batches: int
 
@@ -70,6 +73,7 @@ def saved(mine: Identity, position: Position) -> dict[str, int | str | bool]:
         "shuffle": mine.shuffle,
         "tail": mine.tail,
         "sampling_weights": mine.sampling_weights,
+        "lengths": mine.lengths,
     }
 
 

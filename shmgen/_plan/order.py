@@ -36,7 +36,7 @@ class Positions:
     """
 
     def __init__(self, samples: int, block_size: int) -> None:
-        self._samples = samples
+        self.samples = samples
         self._block_size = block_size
         self._blocks: dict[int, np.ndarray] = {}
 
@@ -61,7 +61,7 @@ class Positions:
         block = self._blocks.get(number)
         if block is None:
             first = number * self._block_size
-            block = self._computed(first, min(first + self._block_size, self._samples))
+            block = self._computed(first, min(first + self._block_size, self.samples))
             block.flags.writeable = False
             while len(self._blocks) >= MAX_BLOCKS:
                 del self._blocks[next(iter(self._blocks))]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from shmgen._plan.by_length import Lengths
 from shmgen._plan.order import Order, Positions, hash_of
 from shmgen._plan.weighted import WeightedOrder, WeightTable
 
@@ -52,12 +52,13 @@ class Sampler:
         tail: what becomes of the last batch where the samples don't fill it. Several ranks can't ``"keep"`` it.
         shard: this rank's part.
         weights: with which samples are drawn, by chance, so that a sample may come several times in an epoch; None for each once.
+        lengths: of the samples, where those of a batch are to be of similar length.
 
     Attributes:
         shard: as given.
         rows: in a batch of this rank.
         batches: in an epoch; the same for all ranks.
-        weights: as given.
+        weights, lengths: as given.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Sampler:
         tail: Tail,
         shard: Shard = ALONE,
         weights: WeightTable | None = None,
+        lengths: Lengths | None = None,
     ) -> None:
         self.samples = samples
         self.batch_size = batch_size
@@ -78,14 +80,11 @@ class Sampler:
         self.shard = shard
         self.rows = batch_size // shard.world
         self.batches = samples // batch_size if tail == "drop" else -(-samples // batch_size)
-        self.weights = weights
+        self.weights, self.lengths = weights, lengths
         self._offset = shard.rank * self.rows
         self.tail = tail
         # Two, because the next epoch's first batches are read while this one's last are delivered.
-        make: Callable[[int], Positions] = (
-            partial(Order, samples, seed) if weights is None else partial(WeightedOrder, weights, seed)
-        )
-        self._order = lru_cache(maxsize=2)(make)
+        self._order = lru_cache(maxsize=2)(partial(_order, samples, seed, weights, lengths))
 
     def first(self, batch: BatchId) -> int:
         """The position in the epoch of the first of this rank's rows. Positions behind the last sample begin anew."""
@@ -125,3 +124,9 @@ class Sampler:
         further = 1 + (hash_of(self.seed, batch.epoch, position, tried) * (dealt - 1) >> 64)
         place = (position + further) % dealt
         return int(self._at(batch.epoch, place, place + 1)[0])
+
+
+def _order(samples: int, seed: int, weights: WeightTable | None, lengths: Lengths | None, epoch: int) -> Positions:
+    """A sample for each position of an epoch."""
+    order = Order(samples, seed, epoch) if weights is None else WeightedOrder(weights, seed, epoch)
+    return order if lengths is None else lengths.sorted(order, seed, epoch)

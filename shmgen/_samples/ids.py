@@ -125,7 +125,7 @@ def as_ints(ids: Sequence[Any]) -> range | np.ndarray | None:
         return ids
     if isinstance(ids, _ArrayIds):
         return int_array(ids)
-    if set(map(type, ids)) != {int}:
+    if not set(map(type, ids)) <= {int}:
         return None
     try:
         return np.array(ids, np.int64)

@@ -43,6 +43,7 @@ class BatchSpec:
             ``(inputs, targets, weights)``.
         default_weights: where there are targets, and no weights.
         n_classes: how long the one-hot rows are that are made of the target's ints, where that is part of the whole sample.
+        trims: whether padded fields are cut after the longest sample of a batch.
 
     Attributes:
         names: of the fields, in the order of a batch's arrays. Where two have the same name, the role comes before it:
@@ -60,8 +61,12 @@ class BatchSpec:
         is_sample: bool = False,
         default_weights: Source | None = None,
         n_classes: int | None = None,
+        trims: bool = False,
     ) -> None:
         self._ids = ids
+        self._trims = trims
+        # What is cut: the positions of fields, and of the lengths of their samples.
+        self._trimmed: list[tuple[int, int]] = []
         # By the id of what was given, which is kept, so that no other object gets that id.
         self._functions: dict[int, tuple[object, Source]] = {}
         self._readers: dict[int, tuple[Source, Reader]] = {}
@@ -138,7 +143,21 @@ class BatchSpec:
 
     def unflatten(self, arrays: Arrays) -> tuple[Any, ...]:
         """``(inputs,)``, ``(inputs, targets)`` or ``(inputs, targets, weights)``, each nested as it was given."""
+        if self._trimmed:
+            arrays = self._cut(arrays)
         return arrays if self._is_flat else tuple([pick(arrays) for pick in self._parts])
+
+    def examples(self, arrays: Arrays) -> list[tuple[Any, ...]]:
+        """Arrays without rows as a batch, whole; and, where batches are trimmed, as one that is."""
+        whole = tuple([pick(arrays) for pick in self._parts])
+        return [whole, self.unflatten(arrays)] if self._trimmed else [whole]
+
+    def _cut(self, arrays: Arrays) -> Arrays:
+        """The arrays that are handed out, after the longest sample of each field that is padded."""
+        cut = list(arrays[: len(self.names)])
+        for position, lengths in self._trimmed:
+            cut[position] = cut[position][:, : max(1, arrays[lengths].max(initial=0))]
+        return tuple(cut)
 
     @property
     def weights(self) -> list[int]:
@@ -175,7 +194,22 @@ class BatchSpec:
         specs: dict[str, FieldSpec] = {}
         for name in sorted(self.names, key=self.measured):  # those that are read first
             specs[name] = self._spec(name, specs.values(), is_transformed=name in transformed)
-        return [specs[name] for name in self.names]
+        return [*(specs[name] for name in self.names), *(self._lengths(specs) if self._trims else ())]
+
+    def _lengths(self, specs: Mapping[str, FieldSpec]) -> list[FieldSpec]:
+        """Fields of their own, which are not handed out: how long the samples of padded fields are."""
+        found: dict[str, FieldSpec] = {}
+        for position, name in enumerate(self.names):
+            spec = specs[name]
+            if spec.pad_value is None or spec.measure == "length":
+                continue
+            of = spec.of or name
+            if of not in found:
+                found[of] = FieldSpec(f"length of {of}", (), "<i8", 0, 8, spec.key, "length", of=of)
+            self._trimmed.append((position, len(self.names) + list(found).index(of)))
+        if not found:
+            raise InputError("trim: expected a padded field, found none; pass dim and pad_value, which say how rows are padded")
+        return list(found.values())
 
     def _add_one_hot(self) -> None:
         """Have the readers of fields that are to be one-hot fill such rows, too."""

@@ -34,12 +34,12 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
         replaced: Keras's own.
 
     Attributes:
-        no_rows: what a batch without rows is like, where that is known.
+        no_rows: batches without rows, whose shapes differ where those of batches do; none where these are not known.
     """
 
     def __init__(self, replaced: PyDatasetAdapter) -> None:
         super().__init__(replaced.py_dataset, replaced.class_weight, replaced.shuffle)
-        self.no_rows: tuple[Any, ...] | None = None
+        self.no_rows: list[tuple[Any, ...]] = []
         self._over: list[Iterations] = []
         # Passes that began before the iterator was reset; None once it was.
         self._looks: list[tuple[Iterations, Pass]] | None = []
@@ -65,8 +65,8 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
 
     def get_tf_dataset(self) -> Any:
         """As Keras makes it, which looks at two batches to know their shapes and dtypes, unless these are known beforehand."""
-        if self.no_rows is not None:
-            self._output_signature = get_tensor_spec([self._standardize_batch(self.no_rows)])
+        if self.no_rows:
+            self._output_signature = get_tensor_spec(list(map(self._standardize_batch, self.no_rows)))
         return super().get_tf_dataset()
 
     def _get_iterator(self) -> Iterator[Any]:
@@ -96,13 +96,13 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
         super().on_epoch_end()
 
 
-def attach(data: Any, iterations: Iterations, no_rows: Callable[[], tuple[Any, ...] | None]) -> None:
+def attach(data: Any, iterations: Iterations, no_rows: Callable[[], list[tuple[Any, ...]]]) -> None:
     """If an `EpochIterator` that is being made asks for the number of batches, put an `Adapter` into it.
 
     Args:
         data: a `Sequence`, which is asked.
         iterations: its own.
-        no_rows: returns a batch of its own without rows; None if a subclass makes its own batches.
+        no_rows: returns batches of its own without rows; none if a subclass makes its own batches.
     """
     maker = next((frame for frame in stack(sys._getframe(2)) if frame.f_code is EpochIterator.__init__.__code__), None)
     if maker is None:
@@ -129,5 +129,12 @@ def _use(maker: FrameType, adapter: Adapter) -> Use | None:
             if method == "fit" and variable(frame, "x") is not adapter.py_dataset:
                 method = "evaluate"
             model, validation = variable(frame, "self"), variable(frame, "validation_data")
-            return Use(method, model, validation, adapter.shuffle, variable(maker, "steps_per_epoch"), adapter.no_rows)
+            return Use(
+                method,
+                model,
+                validation,
+                adapter.shuffle,
+                variable(maker, "steps_per_epoch"),
+                adapter.no_rows[0] if adapter.no_rows else None,
+            )
     return None

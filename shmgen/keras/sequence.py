@@ -192,9 +192,9 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         """As ``len``; also where no one but this asks for it."""
         return len(self._loader) if type(self).__len__ is Sequence.__len__ else len(self)
 
-    def _no_rows(self) -> tuple[Any, ...] | None:
-        """A batch without rows, if batches are the loader's; None if a subclass makes its own."""
-        return self._loader.no_rows if type(self).__getitem__ is Sequence.__getitem__ else None
+    def _no_rows(self) -> list[tuple[Any, ...]]:
+        """Batches without rows, of all shapes that there are, if batches are the loader's; none if a subclass makes its own."""
+        return self._loader.no_rows if type(self).__getitem__ is Sequence.__getitem__ else []
 
     def on_epoch_begin(self) -> None:
         """Does nothing: an epoch begins when its first batch is requested."""

@@ -1,0 +1,66 @@
+"""Orders whose batches hold samples of similar length: a pure function of lengths, batch size, seed and epoch.
+
+The epoch's order is cut into windows of fifty batches. The samples of a window are sorted by length and cut into batches. Then
+the batches of the window are shuffled, and the rows of each batch, so that ranks, which have a part of each, have equal work.
+Every sample comes as often as without lengths, and in the same window.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import numpy as np
+
+from shmgen._plan.order import Positions, hash_of, hashes
+
+WINDOW = 50
+"""Batches whose samples are sorted together: a batch then has a fiftieth of the range of lengths, and epochs still differ."""
+
+BATCHES, ROWS = 1 << 33, 1 << 34
+"""Told to the hash beside seed and epoch: the numbers are others than those that shuffle samples, and than each other."""
+
+
+class Lengths:
+    """How long samples are, for batches of a size.
+
+    Args:
+        lengths: of all samples.
+        batch_size: of all ranks together.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int) -> None:
+        self._lengths = lengths
+        self._batch_size = batch_size
+
+    def fingerprint(self) -> str:
+        """A hash of lengths and batch size, of 32 hexadecimal digits: with the same, batches are the same."""
+        hashed = blake2b(np.ascontiguousarray(self._lengths, "<f8").data, digest_size=16)
+        hashed.update(b"%d" % self._batch_size)
+        return hashed.hexdigest()
+
+    def sorted(self, order: Positions, seed: int, epoch: int) -> Positions:
+        """The samples of an epoch's ``order`` in batches of similar lengths."""
+        return _ByLength(order, self._lengths, self._batch_size, seed, epoch)
+
+
+class _ByLength(Positions):
+    def __init__(self, order: Positions, lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
+        super().__init__(order.samples, WINDOW * batch_size)
+        self._order = order
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._seed, self._epoch = seed, epoch
+
+    def _computed(self, first: int, last: int) -> np.ndarray:
+        samples = self._order.part(first, last)
+        # An epoch's last batch, if samples don't fill it, has any lengths: sorted, it would have the longest in every epoch.
+        whole = len(samples) // self._batch_size * self._batch_size
+        by_length = samples[:whole][np.argsort(self._lengths[samples[:whole]], kind="stable")]
+        batches = by_length.reshape(-1, self._batch_size)
+        batches = batches[np.argsort(self._hashes(len(batches), BATCHES, first), kind="stable")]
+        rows = self._hashes(whole, ROWS, first).reshape(batches.shape)
+        batches = np.take_along_axis(batches, np.argsort(rows, axis=1, kind="stable"), axis=1)
+        return np.concatenate([batches.reshape(-1), samples[whole:]])
+
+    def _hashes(self, count: int, what: int, first: int) -> np.ndarray:
+        return hashes(np.arange(count, dtype=np.uint64), hash_of(self._seed, self._epoch, what, first))

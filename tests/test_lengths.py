@@ -1,0 +1,177 @@
+"""Batches of samples of similar length, and padded rows that are cut after the longest of a batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from hashlib import blake2b
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from shmgen import Function, InputError, Loader, Sequence, Values
+from shmgen._plan.by_length import WINDOW, Lengths
+from shmgen._plan.sampler import BatchId, Sampler, Shard
+from shmgen._plan.weighted import WeightTable
+
+N, B = 1003, 8
+
+LENGTHS = np.random.default_rng(0).integers(1, 200, N)
+
+
+def sampler(samples: int = N, batch_size: int = B, **options: Any) -> Sampler:
+    """Of batches by length."""
+    lengths = Lengths(np.resize(LENGTHS, samples).astype(float), batch_size)
+    return Sampler(samples, batch_size, **{"shuffle": True, "seed": 1, "tail": "keep", "lengths": lengths, **options})
+
+
+def epoch(one: Sampler, number: int = 0) -> list[np.ndarray]:
+    """The samples of all batches."""
+    return [one[BatchId(number, batch)] for batch in range(one.batches)]
+
+
+def test_batches_have_similar_lengths() -> None:
+    """Within a batch they differ by little; every sample comes once, in a window with those of the order without lengths."""
+    batches, plain = epoch(sampler()), epoch(sampler(lengths=None))
+    spread, plain_spread = (np.mean([np.ptp(LENGTHS[batch]) for batch in some[:-1]]) for some in (batches, plain))
+    assert spread < 6
+    assert plain_spread > 100
+    assert sorted(np.concatenate(batches)) == list(range(N))
+    for first in range(0, len(plain), WINDOW):
+        window = slice(first, first + WINDOW)
+        assert set(np.concatenate(batches[window])) == set(np.concatenate(plain[window]))
+
+
+def test_what_is_sorted_is_shuffled_again() -> None:
+    """Neither batches nor the rows of a batch are in the order of their lengths; epochs and seeds differ."""
+    batches = epoch(sampler())[:-1]
+    means = [LENGTHS[batch].mean() for batch in batches[:WINDOW]]
+    assert abs(np.corrcoef(means, range(WINDOW))[0, 1]) < 0.5
+    assert sum(list(LENGTHS[batch]) == sorted(LENGTHS[batch]) for batch in batches) < 5
+    together = [{frozenset(batch) for batch in epoch(*of)} for of in ((sampler(),), (sampler(), 1), (sampler(seed=2),))]
+    assert not together[0] & together[1]
+    assert not together[0] & together[2]
+
+
+def test_the_last_batch_has_any_lengths() -> None:
+    """What the samples don't fill is left out, or kept shorter, by chance: not always the longest."""
+    last = np.concatenate([epoch(sampler(), number)[-1] for number in range(60)])
+    assert len(last) == 60 * 3
+    assert 70 < LENGTHS[last].mean() < 130
+
+
+def test_the_batches_are_remembered_across_versions() -> None:
+    """Computed of integers by rules of our own: the same for ever, or saved states would be wrong."""
+    words = np.concatenate(epoch(sampler())).astype("<i8").tobytes()
+    assert blake2b(words, digest_size=8).hexdigest() == "5496325253b1cefd"
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_each_batch(world: int) -> None:
+    """Together they have the batches of one process, and none of them has the shorter samples always."""
+    parts = [epoch(sampler(tail="drop", shard=Shard(rank, world))) for rank in range(world)]
+    for rows in zip(epoch(sampler(tail="drop")), *parts, strict=True):
+        np.testing.assert_array_equal(rows[0], np.concatenate(rows[1:]))
+    means = [LENGTHS[np.concatenate(part)].mean() for part in parts]
+    assert max(means) - min(means) < 1.5
+
+
+def test_samples_that_are_drawn_by_weight() -> None:
+    """Each comes as often as without lengths."""
+    table = WeightTable(np.resize([1.0, 3.0], N))
+    one, other = sampler(weights=table), sampler(weights=table, lengths=None)
+    assert Counter(np.concatenate(epoch(one)).tolist()) == Counter(np.concatenate(epoch(other)).tolist())
+
+
+def ragged(count: int = N) -> Function:
+    """Rows of as many numbers as `LENGTHS` says, each the id and 1, padded to 200."""
+    lengths = LENGTHS[:count].tolist()
+    return Function(lambda id: np.full((lengths[id], 2), id + 1.0, np.float32), dim=(200, 2), pad_value=0, dtype="float32")
+
+
+def loader(count: int = 200, **options: Any) -> Loader:
+    """Trimmed batches of the rows of `ragged`, and their ids."""
+    options = {"inputs": ragged(), "targets": range(count), "batch_size": B, "trim": "longest", "workers": 0, **options}
+    return Loader(range(count), **options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_cut_after_their_longest_row(workers: int) -> None:
+    """Rows and masks; lengths and other fields are as they were; each sample is there once."""
+    x = ragged()
+    inputs = {"x": x, "again": x, "mask": x.mask, "length": x.length, "other": Function(lambda id: np.zeros(3))}
+    found = []
+    with loader(inputs=inputs, lengths=LENGTHS[:200].tolist(), workers=workers) as batches:
+        for X, y in batches:
+            longest = LENGTHS[y].max()
+            assert X["x"].shape == X["again"].shape == (B, longest, 2)
+            assert (X["mask"].shape, X["other"].shape) == ((B, longest, 2), (B, 3))
+            assert (X["length"] == LENGTHS[y]).all()
+            np.testing.assert_array_equal(X["x"], X["mask"] * (y[:, None, None] + 1))
+            found += y.tolist()
+    assert sorted(found) == list(range(200))
+
+
+def test_each_padded_field_is_cut_by_its_own() -> None:
+    """Inputs and targets of different lengths, as of a translation."""
+    other = Function(lambda id: np.ones(id % 5 + 1), dim=9, pad_value=0)
+    with loader(targets={"id": range(200), "y": other}, shuffle=False) as batches:
+        for X, y in batches:
+            assert (X.shape[1], y["y"].shape[1]) == (LENGTHS[y["id"]].max(), (y["id"] % 5).max() + 1)
+
+
+def test_lengths_and_resume() -> None:
+    """A state goes on at the same batches; other lengths, or another batch size, whose batches would be others, are refused."""
+    options: dict[str, Any] = {"lengths": LENGTHS[:200].tolist(), "seed": 3}
+    with loader(**options) as whole, loader(**options) as rest:
+        batches = iter(whole)
+        for _ in range(7):
+            next(batches)
+        rest.load_state_dict(state := whole.state_dict())
+        assert [y.tolist() for _, y in batches] == [y.tolist() for _, y in rest]
+    for change in ({"batch_size": 4}, {"lengths": None}, {"lengths": range(1, 201)}):
+        with loader(**options | change) as other, pytest.raises(InputError, match="give the lengths and the batch_size"):
+            other.load_state_dict(state)
+
+
+MISTAKES: list[Any] = [
+    pytest.param({"trim": "shortest"}, "trim: expected 'longest' or None, found 'shortest'", id="trim"),
+    pytest.param(
+        {"inputs": Values(range(200))}, "trim: expected a padded field, found none; pass dim and pad_value", id="no-padding"
+    ),
+    pytest.param({"lengths": range(200), "shuffle": False}, "lengths: expected with shuffle=True", id="no-shuffle"),
+    pytest.param({"lengths": range(199)}, "field 'lengths': expected a value for each of the 200 ids, found 199", id="too-few"),
+    pytest.param({"lengths": [-1] * 200}, "id 0, lengths: expected a finite number from 0, found -1", id="negative"),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), MISTAKES)
+def test_mistakes(options: dict[str, Any], text: str) -> None:
+    """What is expected, and what was found."""
+    with pytest.raises(InputError, match=text):
+        loader(**options).close()
+
+
+def test_keras_takes_batches_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``fit`` and ``predict``, whose function TensorFlow traces once, not for each length."""
+    traced: list[Any] = []
+
+    class Noting(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            traced.append(tuple(x.shape))
+            return x
+
+    pool = keras.layers.GlobalAveragePooling1D()
+    model = keras.Sequential([keras.Input((None, 2)), Noting(), pool, keras.layers.Dense(1)])
+    model.compile(loss="mse", jit_compile=False)
+    options: dict[str, Any] = {"inputs": ragged(), "batch_size": B, "trim": "longest", "workers": 1}
+    ids, labels = range(200), Values(np.zeros(200), dtype="float32")
+    with Sequence(ids, labels, lengths=LENGTHS[:200].tolist(), **options) as training:
+        traced.clear()
+        assert np.isfinite(model.fit(training, epochs=2, verbose=0).history["loss"]).all()
+        if keras.backend.backend() == "tensorflow":
+            assert set(traced) <= {(None, None, 2)}
+            assert len(traced) <= 3
+    with Sequence(ids, shuffle=False, tail="keep", **options) as test:
+        assert model.predict(test, verbose=0).shape == (200, 1)
