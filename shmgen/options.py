@@ -23,6 +23,7 @@ from shmgen._samples.ids import kept
 from shmgen._samples.sample_spec import check_dtype, check_shape
 from shmgen._sources.base import Source, SourceField
 from shmgen._sources.batch_spec import BatchSpec, target
+from shmgen._sources.dataset import Sample, is_dataset
 from shmgen._sources.function import Function
 from shmgen._sources.npy import Npy
 from shmgen._sources.numbers import numbers_of
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
     from numpy.typing import DTypeLike
 
+    from shmgen._sources.dataset import Dataset
     from shmgen._storage.remote import Remote
 
     Part: TypeAlias = (
@@ -89,7 +91,9 @@ class DataOptions:
 
     Args:
         list_IDs: the samples' ids. An id that is in it twice is two samples. Or a `pathlib.Path`: the text file that has them, a
-            line each, such as ``scan --good`` writes.
+            line each, such as ``scan --good`` writes. Or a data set, torch's or any object that has ``__len__`` and
+            ``__getitem__`` and can't be iterated over: its numbers are the ids, and it has the samples, ``x``, ``(x, y)``, ``(x,
+            y, weight)`` or a dict of inputs.
         labels: an int for each id, or the name of one of ``classes``, or a row: a mapping from id to them, or a list, an array or
             a pandas column, as `Values` takes them. Or `Values`, or a function of the id, or whatever else ``targets`` may be.
             None for no labels.
@@ -150,7 +154,7 @@ class DataOptions:
             never.
     """
 
-    list_IDs: Iterable[object] | os.PathLike[str]
+    list_IDs: Iterable[object] | os.PathLike[str] | Dataset
     labels: Part | None = None
     batch_size: int = 32
     dim: int | Iterable[int] | None = None
@@ -224,6 +228,12 @@ class DataOptions:
         self._check_shard()
         if self.on_error not in get_args(OnError):
             raise InputError(f"on_error: expected {' or '.join(map(repr, get_args(OnError)))}, found {self.on_error!r}")
+        if is_dataset(self.list_IDs):
+            if self.source is not None or self.inputs is not None:
+                raise InputError(
+                    "list_IDs: expected ids beside source and inputs, found a data set, which has the samples; give one"
+                )
+            self._keep(source=Sample(self.list_IDs), list_IDs=range(len(self.list_IDs)))
         ids = kept(self.list_IDs)
         fewest = self.batch_size if self.tail == "drop" else 1
         if len(ids) < fewest:

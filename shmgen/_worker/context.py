@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import ModuleType
@@ -17,6 +18,8 @@ from shmgen.errors import InputError, StartError
 
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
+
+FRAMEWORKS = ("tensorflow", "torch", "jax")
 
 ONE_PROCESSOR = dict.fromkeys(
     [
@@ -190,3 +193,29 @@ def _file(spec: ModuleSpec) -> str | None:
 def _spec(module: object) -> ModuleSpec | None:
     # Some modules are loaded, or raise an error, when an attribute is looked up.
     return ModuleType.__getattribute__(module, "__dict__").get("__spec__") if issubclass(type(module), ModuleType) else None
+
+
+class Frameworks:
+    """Says once which large frameworks the user's functions bring into a worker, in how many seconds and megabytes."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic(), _resident()
+
+    def warn(self) -> None:
+        """To be called when the functions are there."""
+        found = [name for name in FRAMEWORKS if name in sys.modules]
+        if found:
+            import logging
+
+            seconds, size = time.monotonic() - self._begin[0], _resident() - self._begin[1]
+            logging.getLogger("shmgen").warning(
+                "functions that workers call import %s: %.1f s and %.0f MB in each worker; what computes with it there is often "
+                "many times slower than with NumPy, Pillow or OpenCV",
+                *(" and ".join(found), seconds, size / 1e6),
+            )
+
+
+def _resident() -> int:
+    """Bytes of this process that are in memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")

@@ -118,14 +118,17 @@ def _filler(stream: int, start: Start) -> TicketFiller:
 
             forward(lambda message: _send(stream, LOGGED + message), {}, 0)
         return ours
-    from shmgen._worker.context import Context  # late: imports are most of a worker's start, and few workers need it
+    from shmgen._worker.context import Context, Frameworks  # late: imports are most of a worker's start, and few workers need it
 
     context = Context(*start.context)
     context.enter(lambda message: _send(stream, LOGGED + message))
     from shmgen._worker.pickling import loads
 
+    frameworks = Frameworks()
     filler: TicketFiller = loads(start.filler)
     context.filter_warnings()
+    if start.number == 0:
+        frameworks.warn()
     return filler
 
 

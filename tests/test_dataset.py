@@ -1,0 +1,108 @@
+"""Data sets in place of ids: what is one, what its samples may be, and what is said of a framework in workers."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmgen import InputError, Loader, Sequence
+
+
+def made(sample: Callable[[int], Any], base: type = object, **more: Any) -> Any:
+    """A data set of 12 samples."""
+    members = {"__len__": lambda self: 12, "__getitem__": lambda self, number: sample(number), **more}
+    return type("Squares", (base,), members)()
+
+
+def base_of(package: str, name: str) -> type:
+    """A stand-in for a base class of a framework's."""
+    return type(name, (), {"__module__": f"{package}.utils"})
+
+
+SAMPLES: dict[str, tuple[Callable[[int], Any], Callable[[int], Any]]] = {
+    "x": (lambda i: np.full(3, i), lambda i: (np.full(3, i),)),
+    "pair": (lambda i: (np.full(3, i), i % 3), lambda i: (np.full(3, i), i % 3)),
+    "list": (lambda i: [np.full(3, i), i % 3], lambda i: (np.full(3, i), i % 3)),
+    "weighted": (lambda i: (np.full(3, i), i, 0.5), lambda i: (np.full(3, i), i, 0.5)),
+    "dict": (lambda i: {"a": np.full(3, i), "b": i}, lambda i: ({"a": np.full(3, i), "b": i},)),
+    "tensor": (
+        lambda i: (SimpleNamespace(detach=lambda: SimpleNamespace(cpu=lambda: np.full(3, i))), i),
+        lambda i: (np.full(3, i), i),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_samples_are_those_of_the_data_set(kind: str) -> None:
+    """An array, a pair, a list, a triple, a dict, a tensor: each number's sample is in its row, in the order of the numbers."""
+    sample, expected = SAMPLES[kind]
+    with Loader(made(sample), batch_size=4, shuffle=False, workers=0) as loader:
+        assert list(loader.list_IDs) == list(range(12))
+        for batch, found in enumerate(loader):
+            rows = [expected(number) for number in range(4 * batch, 4 * batch + 4)]
+            for field, column in zip(found, zip(*rows, strict=True), strict=True):
+                for name in field if isinstance(field, dict) else [None]:
+                    array, parts = (field, column) if name is None else (field[name], [part[name] for part in column])
+                    np.testing.assert_array_equal(array, np.stack([np.asarray(part) for part in parts]))
+
+
+@pytest.mark.parametrize("base", [base_of("torch", "Dataset"), base_of("datasets", "Dataset")])
+def test_a_frameworks_data_set_may_be_iterable(base: type) -> None:
+    """torch's and Hugging Face's are data sets by their base class; anything else that can be iterated over is a list of ids."""
+    with Loader(made(np.square, base, __iter__=lambda self: iter(())), batch_size=4, workers=0) as loader:
+        assert sorted(x for (X,) in loader for x in X.tolist()) == [i * i for i in range(12)]
+    with pytest.raises(InputError, match="expected at least 4 ids, found 0"):
+        Loader(made(np.square, __iter__=lambda self: iter(())), batch_size=4)
+
+
+def test_workers_read_it(caplog: pytest.LogCaptureFixture) -> None:
+    """With 2 workers, and in a Sequence: the same rows, and labels of one's own beside it, by number."""
+    dataset = made(lambda i: np.full(3, i * i))
+    with Sequence(dataset, range(12), batch_size=4, workers=2) as sequence:
+        assert all(((y * y)[:, None] == X).all() for X, y in sequence)
+    assert "functions that workers call import" not in caplog.text
+
+
+REFUSED = [
+    (("torch", "IterableDataset"), "it has no samples by number"),
+    (("torch", "DataLoader"), "pass its data set, loader.dataset"),
+    (("tensorflow", "DatasetV2"), "pass the ids or file names that it was made of"),
+    (("keras", "PyDataset"), "it makes batches"),
+]
+
+
+def test_what_is_refused() -> None:
+    """What has no samples by number, a source beside it, and a sample that is nested deeper: an error with the remedy."""
+    for base, said in REFUSED:
+        with pytest.raises(InputError, match=f"found a {base[1]} of {base[0]}: {said}"):
+            Loader(made(np.square, base_of(*base)), batch_size=4)
+    with pytest.raises(InputError, match="found a data set, which has the samples; give one"):
+        Loader(made(np.square), batch_size=4, source=np.square)
+    with pytest.raises(Exception, match="found a tuple of others: return a dict or tuple of arrays"):
+        Loader(made(lambda i: ((np.zeros(2), np.zeros(2)), i)), batch_size=4)
+
+
+def test_a_framework_in_workers_is_said_once(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With seconds and memory, by one of the workers; here a module of that name stands for it."""
+    (tmp_path / "jax.py").write_text("ones = b'1' * 50_000_000")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    monkeypatch.setitem(sys.modules, "jax", jax := importlib.import_module("jax"))
+
+    def computes(id: int) -> np.ndarray:
+        return np.full(3, len(jax.__name__) + id)
+
+    with caplog.at_level(logging.WARNING, "shmgen"), Loader(range(12), source=computes, batch_size=4, workers=2) as loader:
+        list(loader)
+    [said] = [record.getMessage() for record in caplog.records if "functions that workers call import" in record.getMessage()]
+    assert "import jax: " in said
+    assert "MB in each worker" in said
