@@ -134,7 +134,7 @@ class TooManyDamaged(ShmgenError):
     def __str__(self) -> str:
         return (
             f"{self.damaged:,} of {self.samples:,} samples are damaged, and max_damaged={self.most:g} of them may be; repair "
-            "them (`python -m shmgen scan` finds all in a folder of .npy files), leave them out, or pass a larger max_damaged; "
+            "them (`python -m shmgen scan` finds all), leave them out, or pass a larger max_damaged; "
             "the last one was "
             f"{self.last}"
         )

@@ -54,7 +54,7 @@ SPOILS = {
     "shape": (same_array(np.zeros((3, 4), "f4")), r"expected shape \(4, 3\), found \(3, 4\)"),
     "dtype": (same_array(np.zeros((4, 3), "c8")), "expected .*float32, found complex64"),
     "not-npy": (lambda path: path.write_bytes(b"\x89PNG" * 99), "expected an .npy file, found one that begins with"),
-    "directory": (directory, "expected a readable file, found: Is a directory"),
+    "directory": (directory, "expected a file, found a directory"),
     "unreadable": (loop, "expected a readable file, found: Too many levels of symbolic links"),
 }
 

@@ -429,7 +429,7 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello, world")
     assert "one that begins with b'hello, w'; if it is whole, convert it" in refused(tmp_path, "text.png")
     (tmp_path / "folder.png").mkdir()
-    assert "Is a directory" in refused(tmp_path, "folder.png")
+    assert "found a directory" in refused(tmp_path, "folder.png")
     os.mkfifo(tmp_path / "pipe.png")
     assert "an empty file" in refused(tmp_path, "pipe.png")
     (tmp_path / "._a.png").write_bytes(b"\0\5\x16\7" + bytes(100))

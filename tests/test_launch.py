@@ -38,7 +38,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Child]]:
 
     def start(code: str, *fds: int) -> Child:
         with deferred_signals():
-            children.append(Launcher(code, environment(), silent=True).start(*fds))
+            children.append(Launcher(code, environment()).start(*fds))
         return children[-1]
 
     yield start

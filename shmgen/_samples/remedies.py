@@ -21,23 +21,23 @@ def without_scan(reason: str) -> str:
     return reason.partition(f"; `{shlex.join(SCAN)} ")[0]
 
 
-def for_unreadable_file(error: Exception, path: str, folder: str | None, options: Sequence[str] | None) -> str:
+def for_unreadable_file(error: Exception, path: str, folder: str | None, options: Sequence[str]) -> str:
     """What an error adds where a file can't be read.
 
     Args:
         error: that reading it ended in.
         path: of the file, or its URL.
         folder: that the files are in; None if ids are paths.
-        options: of ``shmgen scan``, with which it expects what is expected here; None if it does not know such files.
+        options: of ``shmgen scan``, with which it expects what is expected here.
     """
     if "://" in path:
         return ""  # what a server answers says what is wrong
-    scan = shlex.join([*SCAN, folder or os.path.dirname(path), *(options or ())])
+    scan = shlex.join([*SCAN, folder or os.path.dirname(path), *options])
     if isinstance(error, FileNotFoundError):
         if folder is not None and not os.path.isdir(folder):
             return f"; the whole folder {folder} is not there any more: mount it, or move it back"
         names_all = f"; `{scan} --ids FILE` names all that are missing of the ids in FILE, one on a line"
-        return f"; put it back, or leave its id out{names_all if options is not None and folder is not None else ''}"
-    if options is not None and (isinstance(error, FormatError) or getattr(error, "errno", None) in FOUND_BY_SCAN):
+        return f"; put it back, or leave its id out{names_all if folder is not None else ''}"
+    if isinstance(error, FormatError) or getattr(error, "errno", None) in FOUND_BY_SCAN:
         return f"; `{scan}` finds all such files: repair them, or leave their ids out"
     return ""

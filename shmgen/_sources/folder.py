@@ -35,7 +35,7 @@ class Files:
         suffix: see above.
         ids_are_paths: whether no folder was given.
         remote: what files are read from, if they are behind a URL.
-        scan_options: options with which ``shmgen scan`` finds the files that can't be read; None where it does not know such.
+        scan_options: options with which ``shmgen scan`` expects of files what is expected here.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | Remote | None, suffix: str) -> None:
@@ -44,7 +44,7 @@ class Files:
         self.folder, self.remote = local_or_remote(folder or "")
         self.suffix = suffix
         self.ids_are_paths = folder is None
-        self.scan_options: list[str] | None = None
+        self.scan_options: list[str] = []
 
     def path(self, id: object) -> str:
         """The file of sample ``id``: its path, or its URL."""

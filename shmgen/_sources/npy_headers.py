@@ -1,11 +1,16 @@
-"""What the headers of ``.npy`` files say, and whether the files are as long as that: all that a look at a folder needs."""
+"""What the headers of ``.npy`` files say, and whether the files are as long as that: all that a look at a folder needs.
+
+A worker imports this module, so NumPy is imported only where a header is not among those that the main process has met.
+"""
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from shmgen._sources.folder import FolderReader, FolderSource
-from shmgen._sources.npy_format import LONGEST, Header, explain, read_header, read_header_of, require_data
+from shmgen._sources.folder import Files, FolderReader, FolderSource
+from shmgen._sources.npy_format import LONGEST, OPEN_FLAGS, Header, explain, read_header, require_data
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
@@ -16,7 +21,13 @@ if TYPE_CHECKING:
     from shmgen._storage.store import Body
 
 START = 512
-"""Bytes that are got of a file behind a URL, of whose header nearly all have fewer."""
+"""Bytes that are got of a file for its header; nearly all headers have fewer."""
+
+FIRST = 8
+"""Files whose headers the main process reads."""
+
+MAX_KNOWN = 4096
+"""Headers that are remembered."""
 
 TEXT = 256
 """Bytes of a row; shape and dtype of an array of numbers take fewer."""
@@ -29,20 +40,29 @@ class NpyHeaders(FolderSource):
     """
 
     def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> NpyHeadersReader:
-        """Reads nothing.
+        """Reads the headers of some files, which others are likely to have too.
 
         Raises:
             InputError: an id leads out of the folder.
         """
         self._files.prepare(ids, "Npy")
+        reader = NpyHeadersReader(self._files)
+        for id in ids[: FIRST if self._files.remote is None else 0]:
+            with suppress(OSError, ValueError, FormatError):
+                reader.row(id)
         self._files.disconnect()
-        return NpyHeadersReader(self._files)
+        return reader
 
 
 class NpyHeadersReader(FolderReader):
     """Reads headers."""
 
     shape, dtype, takes_bytes = (TEXT,), "|u1", True
+
+    def __init__(self, files: Files) -> None:
+        super().__init__(files)
+        # By header: how many bytes such a file has, and its row.
+        self._known: dict[bytes, tuple[int, bytes]] = {}
 
     def fill(self, keys: Sequence[Any], rows: memoryview, begun: Any, *, io_waits: bool = False) -> None:
         """Read the headers of the files of ``keys``.
@@ -52,40 +72,55 @@ class NpyHeadersReader(FolderReader):
         """
         for begun[0], id in enumerate(keys, 1):
             try:
-                text = _text(self._header(id))
+                rows[(begun[0] - 1) * TEXT : begun[0] * TEXT] = self.row(id)
             except (OSError, ValueError, FormatError) as error:
                 raise SampleError(id, path := self.files.path(id), explain(error, path)) from None
-            rows[(begun[0] - 1) * TEXT : begun[0] * TEXT] = text
 
-    def _header(self, id: Any) -> Header:
-        if self.files.remote is None:
-            return read_header_of(self.files.path(id))[0]
-        [name] = self.files.names([id])
-        get = self.files.remote.get
-        start, total = get(name, _start, 0, START)
+    def row(self, id: Any) -> bytes:
+        """The row of one file."""
+        if self.files.remote is not None:
+            return self._remote_row(id)
+        fd = os.open(self.files.path(id), OPEN_FLAGS | os.O_NONBLOCK)  # an ordinary open of a FIFO would wait for ever
         try:
-            header, _ = read_header(memoryview(start))
+            start = os.read(fd, START)
+            found = self._known.get(start[: 10 + int.from_bytes(start[8:10], "little")])  # of format version 1.0
+            if found is None:
+                found = self._remembered(*read_header(fd))
+            require_data(os.lseek(fd, 0, os.SEEK_END), found[0])
+            return found[1]
+        finally:
+            os.close(fd)
+
+    def _remote_row(self, id: Any) -> bytes:
+        assert self.files.remote is not None
+        [name] = self.files.names([id])
+        start, total = self.files.remote.get(name, _start, 0, START)
+        try:
+            header = read_header(memoryview(start))
         except FormatError:
             if len(start) < START:
                 raise
-            start, total = get(name, _start, 0, LONGEST)
-            header, _ = read_header(memoryview(start))
+            start, total = self.files.remote.get(name, _start, 0, LONGEST)
+            header = read_header(memoryview(start))
+        size, text = self._remembered(*header)
         if total is not None:
-            require_data(total, header.size + header.data_bytes)
-        return header
+            require_data(total, size)
+        return text
+
+    def _remembered(self, header: Header, raw: bytes) -> tuple[int, bytes]:
+        import numpy as np
+
+        text = f"{header.shape} {np.lib.format.dtype_to_descr(header.dtype)!r}".encode().ljust(TEXT)
+        if len(text) > TEXT:
+            raise FormatError(f"expected numbers, found dtype {header.dtype}")
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known[raw] = found = header.size + header.data_bytes, text
+        return found
 
 
 def _start(body: Body) -> tuple[bytes, int | None]:
     return body.read(LONGEST), body.total
-
-
-def _text(header: Header) -> bytes:
-    import numpy as np
-
-    text = f"{header.shape} {np.lib.format.dtype_to_descr(header.dtype)!r}".encode().ljust(TEXT)
-    if len(text) > TEXT:
-        raise FormatError(f"expected numbers, found dtype {header.dtype}")
-    return text
 
 
 def shape_and_dtype(text: bytes) -> tuple[tuple[int, ...], np.dtype[np.generic]]:

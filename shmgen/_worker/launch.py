@@ -36,19 +36,14 @@ class Launcher:
             those that `start` was given.
         environment: of the children.
         site: whether children import `site`, as any Python does; without it they start faster and take less memory.
-        options: of Python, beside those that each child gets.
-        silent: whether what a child prints is thrown away; else it goes where this process prints.
 
     Raises:
         InputError: this program can't start a Python interpreter.
     """
 
-    def __init__(
-        self, module: str, environment: dict[str, str], *, site: bool = False, options: Sequence[str] = (), silent: bool = False
-    ) -> None:
-        self._command = [*interpreter(site=site), *options, "-c", BOOT % module, str(Path(__file__).parents[2])]
+    def __init__(self, module: str, environment: dict[str, str], *, site: bool = False) -> None:
+        self._command = [*interpreter(site=site), "-c", BOOT % module, str(Path(__file__).parents[2])]
         self._environment = environment
-        self._stdout = subprocess.DEVNULL if silent else None
 
     def start(self, *fds: int) -> Child:
         """Start a child; to be called, and the child remembered, within `shmgen._worker.signals.deferred_signals`.
@@ -60,7 +55,7 @@ class Launcher:
             OSError: it can't be started; the error names the limit that was reached, if one was.
         """
         with named(START):
-            return Child(self._command, self._environment, self._stdout, fds)
+            return Child(self._command, self._environment, fds)
 
 
 class Child:
@@ -70,7 +65,7 @@ class Child:
         process: the child.
     """
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str], stdout: int | None, fds: Sequence[int]) -> None:
+    def __init__(self, command: Sequence[str], environment: dict[str, str], fds: Sequence[int]) -> None:
         self._owner = os.getpid()
         self._pidfd = self._liveness = -1
         self._unframer = Unframer()
@@ -86,7 +81,6 @@ class Child:
                 self.process = subprocess.Popen(
                     [*command, *map(str, inherited)],
                     stdin=subprocess.DEVNULL,
-                    stdout=stdout,
                     env=environment,
                     pass_fds=[fd for fd in inherited if fd >= 0],
                 )
