@@ -165,10 +165,9 @@ def plain(): raise ValueError("no such picture")
 """
 
 
-@pytest.mark.parametrize("workers", ONE)
 @pytest.mark.parametrize("kind", ["plain", "lock", "two", "speechless"])
 @pytest.mark.parametrize("role", ["function", "transform", "read", "fill"])
-def test_an_exception_that_cannot_be_pickled(module: Callable, role: str, kind: str, workers: int) -> None:
+def test_an_exception_that_cannot_be_pickled(module: Callable, role: str, kind: str) -> None:
     """Whatever is raised, and by what, comes as a FunctionError of one of the piece's ids, field and traceback."""
     fail = getattr(module(ODD), kind)
 
@@ -194,7 +193,7 @@ def test_an_exception_that_cannot_be_pickled(module: Callable, role: str, kind: 
 
     sources = {"function": function, "transform": None, "read": Read(), "fill": Fill()}
     with computed(
-        sources[role], transform if role == "transform" else None, shuffle=False, workers=workers, batch_size=1, ids=range(8)
+        sources[role], transform if role == "transform" else None, shuffle=False, workers=1, batch_size=1, ids=range(8)
     ) as loader:
         loader.batch(6)
         with pytest.raises(FunctionError) as caught:
@@ -205,7 +204,6 @@ def test_an_exception_that_cannot_be_pickled(module: Callable, role: str, kind: 
     assert f"in {kind}" in caught.value.reason
 
 
-@pytest.mark.parametrize("workers", ONE)
 @pytest.mark.parametrize(
     ("role", "bad", "expected", "found"),
     [
@@ -218,7 +216,7 @@ def test_an_exception_that_cannot_be_pickled(module: Callable, role: str, kind: 
         pytest.param("transform", 1.0, "shape (3, 1) or (3,)", "()", id="transform-scalar"),
     ],
 )
-def test_what_does_not_fit_is_named(role: str, bad: object, expected: str, found: str, workers: int) -> None:
+def test_what_does_not_fit_is_named(role: str, bad: object, expected: str, found: str) -> None:
     """A shape or dtype that is not the row's: id, field, expected and found; nothing is broadcast or truncated."""
 
     def function(x: Any, rng: object = None) -> Any:
@@ -226,7 +224,7 @@ def test_what_does_not_fit_is_named(role: str, bad: object, expected: str, found
             return bad
         return np.full(3, np.ravel(x)[0], np.float64) if rng is None else x
 
-    with computed(**{role: function}, shuffle=False, workers=workers) as loader, pytest.raises(FunctionError) as caught:
+    with computed(**{role: function}, shuffle=False, workers=0) as loader, pytest.raises(FunctionError) as caught:
         list(loader)
     assert str(caught.value).startswith(f"sample 7, {role} of field 'X': expected {expected}, found {found}")
 
@@ -242,7 +240,6 @@ def test_a_source_that_does_not_fit_dim_is_named_at_once(learned: bool) -> None:
     assert re.search(r"expected shape \(4.*\), .*found \(2, 2\)", str(caught.value))
 
 
-@pytest.mark.parametrize("workers", ONE)
 @pytest.mark.parametrize(
     ("result", "text"),
     [
@@ -253,11 +250,11 @@ def test_a_source_that_does_not_fit_dim_is_named_at_once(learned: bool) -> None:
         pytest.param((np.zeros(3), np.zeros(3)), "expected a dict", id="tuple"),
     ],
 )
-def test_what_a_transform_of_the_sample_returns_is_checked(result: object, text: str, workers: int) -> None:
+def test_what_a_transform_of_the_sample_returns_is_checked(result: object, text: str) -> None:
     """Fields that are not there, what does not fit them, and what is no dict: with the id and what was expected."""
     fields = {"scan": lambda n: np.full(3, n, np.float64), "mask": lambda n: np.full(3, n)}
     with (
-        Loader(range(4), batch_size=2, inputs=fields, transform=lambda sample, rng: result, workers=workers) as loader,
+        Loader(range(4), batch_size=2, inputs=fields, transform=lambda sample, rng: result, workers=0) as loader,
         pytest.raises(FunctionError, match=r"^sample \d, transform: ") as caught,
     ):
         list(loader)
@@ -423,11 +420,10 @@ def test_an_interrupted_piece_is_not_transformed_twice() -> None:
 # Transforms.
 
 
-@pytest.mark.parametrize("workers", ONE)
 @pytest.mark.parametrize(
     "kind", ["in-place", "new-array", "same-row", "view-of-the-row", "list", "without-its-only-channel", "float32"]
 )
-def test_what_a_transform_may_return(kind: str, workers: int) -> None:
+def test_what_a_transform_may_return(kind: str) -> None:
     """None after a change in place, a new array, the row itself, a view of it, and what casts to it."""
 
     def transform(x: np.ndarray, rng: object) -> Any:
@@ -449,7 +445,7 @@ def test_what_a_transform_may_return(kind: str, workers: int) -> None:
                 changed = changed.astype(np.float32)
         return changed
 
-    found = rows(computed(transform=transform, shuffle=False, tail="keep", workers=workers))
+    found = rows(computed(transform=transform, shuffle=False, tail="keep", workers=0))
     assert found.tolist() == [[number, number, number + 1] for number in range(N)]
 
 
@@ -512,9 +508,8 @@ def test_a_transform_of_the_whole_sample_hits_scan_and_mask_alike(folder: Callab
     assert 4 < sum(flips) < N - 4
 
 
-@pytest.mark.parametrize("workers", ONE)
 @pytest.mark.parametrize("how", ["returned", "assigned", "views"])
-def test_a_transform_may_swap_fields(how: str, workers: int) -> None:
+def test_a_transform_may_swap_fields(how: str) -> None:
     """Left for right, as when a stereo pair is mirrored: no field is overwritten before it is read."""
 
     def swap(sample: dict[str, Any], rng: object) -> Any:
@@ -526,7 +521,7 @@ def test_a_transform_may_swap_fields(how: str, workers: int) -> None:
         return None
 
     inputs = {"left": lambda n: np.full(3, n), "right": lambda n: np.full(3, -n)}
-    with Loader(range(1, 9), batch_size=4, shuffle=False, inputs=inputs, transform=swap, workers=workers) as loader:
+    with Loader(range(1, 9), batch_size=4, shuffle=False, inputs=inputs, transform=swap, workers=0) as loader:
         found = [(X["left"][:, 0].tolist(), X["right"][:, 0].tolist()) for (X,) in loader]
     assert found == [([-1, -2, -3, -4], [1, 2, 3, 4]), ([-5, -6, -7, -8], [5, 6, 7, 8])]
 
