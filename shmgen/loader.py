@@ -387,8 +387,8 @@ class Loader:
             self._warned_of_misses = warned or (last is not None and last.misses >= MISSES_BEFORE_WARNING)
         if self._warned_of_misses and not warned:
             warnings.warn(
-                "batches of a loader with shuffle=False are requested in an unknown order, so none are read ahead: pass "
-                "shuffle=False to fit() as well, or shuffle=True to the Sequence",
+                "batches of a loader with shuffle=False are requested in an unknown order, so none are read ahead: request "
+                "them in the order of their indexes, or pass shuffle=True to the loader",
                 stacklevel=3,
             )
         return self._fetch(batch, of)

@@ -54,7 +54,7 @@ class Recorder(keras.Model):
 
 
 class Stop(keras.callbacks.Callback):
-    """Ends ``fit`` after so many batches."""
+    """Ends ``fit`` after a number of batches."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Data:
         return Loader(self.set.ids, self.set.labels, **{**self.options, **options})
 
     def epochs(self, count: int) -> list[list[list[int]]]:
-        """The labels of all batches of so many epochs."""
+        """The labels of all batches of the first ``count`` epochs."""
         with self.loader() as loader:
             return [[y.tolist() for _, y in loader] for _ in range(count)]
 

@@ -76,7 +76,7 @@ def runs(request: pytest.FixtureRequest) -> Iterator[Runs]:
 def torn(runs: Runs, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Kills a run at several moments, one after the other, and lets it come to its end.
 
-    Returns what came of it, once it was seen to be, bit for bit, what comes of a run that nobody kills and that saves no state.
+    Returns what came of it, once it was seen to be, bit for bit, what comes of a run that is not killed and saves no state.
     """
 
     def tear(*kills: dict[str, Any], resume: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:

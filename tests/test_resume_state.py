@@ -114,7 +114,7 @@ def test_states_are_saved_when_they_are_due(data: Callable[..., Sequence], tmp_p
 
 
 def test_states_may_be_due_by_the_clock(data: Callable[..., Sequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every so many minutes, of a clock that goes on by one at each look."""
+    """Every 3 minutes, of a clock that advances by one at each look."""
     now = iter(range(10**6))
     monkeypatch.setattr(resume_module, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(now)))
     training = data()

@@ -40,7 +40,7 @@ SLURM = Launcher("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_TASKS_PER_NODE")
 
 
 def find_shard() -> Shard:
-    """The part of each batch that belongs to this process; all of it, if nobody says that there are others.
+    """The part of each batch that belongs to this process; all of it, if no launcher or runtime says that there are others.
 
     The runtimes that are live in this process are asked: jax.distributed, torch.distributed, ray.train. If none is, the
     environment is. Ranks between which keras.distribution splits one replica of a model have the same part.
@@ -74,7 +74,7 @@ def launched_ranks() -> int:
 
 
 def local_ranks() -> int:
-    """How many ranks run on this machine, this one among them; 1 if nobody says."""
+    """How many ranks run on this machine, this one among them; 1 if no launcher says."""
     if (context := _ray_context(sys.modules.get("ray.train"))) is not None:
         return int(context.get_local_world_size())
     for launcher in (TORCHRUN, *MPI):
@@ -133,7 +133,7 @@ def _launchers(environment: Mapping[str, str]) -> dict[str, Shard]:
     # In a batch script, or the shell of an allocation, Slurm speaks of tasks that srun has yet to start.
     if environment.get(SLURM.world, "1") != "1":
         raise InputError(
-            f"shard: {SLURM.world}={environment[SLURM.world]}, but this process was not started by srun, so nobody says "
+            f"shard: {SLURM.world}={environment[SLURM.world]}, but this process was not started by srun, so nothing says "
             f"whether there are others; start it by srun, or {REMEDY}"
         )
     return {}

@@ -136,5 +136,5 @@ def _move_to_front(callback: keras.callbacks.Callback) -> None:
     """Have ``callback`` called before those that were given in front of it, so that these find what it puts into the logs."""
     callbacks = calling_list(sys._getframe(1))
     if callbacks is not None and callback in callbacks.callbacks:
-        # Another list, since whoever calls goes through this one.
+        # A new list, since the caller iterates over the old one.
         callbacks.callbacks = [callback, *(other for other in callbacks.callbacks if other is not callback)]

@@ -1,4 +1,4 @@
-"""A look at the functions that have led to a call, for what Keras tells nobody who is not one of them."""
+"""A look at the functions that led to a call, and their variables: what Keras knows in ``fit`` and passes on to no callback."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ KERAS_QUEUE = 10
 """Keras's default for ``max_queue_size``."""
 
 in_use: weakref.WeakSet[Sequence] = weakref.WeakSet()
-"""All sequences that there are."""
+"""The sequences of this process that are alive."""
 
 log = logging.getLogger("shmgen")
 
@@ -189,11 +189,11 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
             self._iterations.enter(before)
 
     def _batches(self) -> int:
-        """As ``len``; also where no one but this asks for it."""
+        """As ``len``, without a look for a Keras iterator that is being made."""
         return len(self._loader) if type(self).__len__ is Sequence.__len__ else len(self)
 
     def _no_rows(self) -> list[tuple[Any, ...]]:
-        """Batches without rows, of all shapes that there are, if batches are the loader's; none if a subclass makes its own."""
+        """Batches without rows, one for each shape a batch may have; none if a subclass makes its own batches."""
         return self._loader.no_rows if type(self).__getitem__ is Sequence.__getitem__ else []
 
     def on_epoch_begin(self) -> None:

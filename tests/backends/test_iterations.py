@@ -85,7 +85,7 @@ def test_a_set_that_is_as_small_as_a_probe(folder: Callable[..., Any], way: Call
 
 
 def test_all_ways_in_turn(data: Data) -> None:
-    """One object in loops, by hand, in `fit` and `evaluate`: whoever comes next gets the next epoch."""
+    """One object in loops, by hand, in `fit` and `evaluate`: each gets the next epoch."""
     ways = [by_loop, by_hand, by_fit, by_evaluate, by_loop_alone, by_fit_stopped, by_hand, by_loop_alone, by_loop, by_fit]
     with data.sequence() as sequence:
         assert [way(sequence, 3) for way in ways] == [epoch[:3] for epoch in data.epochs(len(ways))]
@@ -216,7 +216,7 @@ class Own(Sequence):
 
 
 class Deaf(Sequence):
-    """A subclass that keeps Keras's hooks to itself, as users' do who need them for something else."""
+    """A subclass that keeps Keras's hooks to itself, as users' classes do that use them for something else."""
 
     def on_epoch_begin(self) -> None:
         pass
@@ -362,7 +362,7 @@ def predictor() -> keras.Model:
 
 
 def test_predict_over_a_shuffled_sequence_is_warned_of(data: Data) -> None:
-    """Rows come in an order that nobody knows afterwards: said once, with the remedy, which is silent."""
+    """The order of the rows can't be known afterwards: said once, with the remedy, which is silent."""
     with data.sequence() as sequence, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         predictor().predict(sequence, verbose=0)

@@ -197,7 +197,7 @@ def test_steps_per_execution(data: Data, steps: int) -> None:
 
 
 class Memory(keras.utils.PyDataset):
-    """Batches from memory, which nobody reads."""
+    """Batches that are in memory already."""
 
     def __init__(self, batches: list[Any]) -> None:
         super().__init__()
@@ -302,7 +302,7 @@ def test_values_are_those_from_memory(make: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("stopped", [4, 10, 13])
 def test_resume(data: Data, stopped: int) -> None:
-    """Behind so many batches a run ends; another, with the state as JSON knows it, trains on what is left, in the same order."""
+    """A run ends behind this batch; another, with the state as JSON knows it, trains on what is left, in the same order."""
     expected = sum(data.epochs(3), [])
     states = []
 
@@ -365,7 +365,7 @@ def test_an_error_in_a_callback_leaves_nothing(data: Data) -> None:
 
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow keeps a data set that was in fit until the process ends")
-def test_one_that_nobody_holds_is_gone(data: Data) -> None:
+def test_a_sequence_without_references_is_gone(data: Data) -> None:
     """Never closed, trained on, and let go of: its workers end with the garbage."""
     import psutil
 
