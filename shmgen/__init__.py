@@ -2,22 +2,22 @@
 
 The way of the data, and the module that holds each step::
 
-    ids, seed, epoch, an index that somebody asks for
-      │  _plan.passes        which epoch an iteration gets, and which batch an index means (_plan.checkpoint: where a run goes on)
-      │  _plan.sampler       which samples that batch holds (_plan.order; _plan.weighted), of them a rank's (_engine.ranks)
+    ids, seed, epoch, the index of a batch
+      │  _plan.passes        which epoch an iteration gets, and which batch an index means (_plan.checkpoint: saved states)
+      │  _plan.sampler       which samples that batch holds (_plan.order; weighted, by_length), and a rank's part (_engine.ranks)
       ▼
     _plan.schedule           which slot gets which batch, cut into tickets: a slot and some of its rows
-      │  _engine.batch_builder   labels, samples in place of unreadable ones (_plan.damage), and the sheet that tells workers
+      │  _engine.batch_builder   labels, replacements of damaged samples (_plan.damage), and the sheet that tells workers
       │  _engine.supervisor      gives out tickets, and does what _plan.faults decides on workers that die, hang, or fail at a row
       │  _engine.pool            the worker processes, and the queue of tickets that they share (_worker.protocol)
       ▼
     _worker.main             a lean process, whose status page (_memory.status_page) shows which tickets it has
-      │  _worker.readers     threads that take tickets: as many as reads are to be in flight
-      │  _worker.ticket_filler   what they do with one: a source for each field, then the user's transform (sample_filler)
-      │  _sources            what rows are filled from: npy, npz, images (by image_decoder), all of a folder; npy_rows (windows);
-      │                      hdf5, function, values; field_spec: what a worker knows of a field; packed_ids: all ids;
-      │                      row_ids: texts as ids of rows; sample_spec: what shape and dtype fits; rng: random numbers;
-      │                      suggest, remedies: what errors advise
+      │  _worker.readers     threads that take tickets, as many as there are reads in flight
+      │  _worker.ticket_filler   fills a ticket (task): a reader for each field, then the transform (sample_filler)
+      │  _sources            readers: npy, npz, npy_rows, images, hdf5, function, dataset; the main process fills values. base is
+      │                      their contract, one_hot wraps another, field_spec is a field as a worker knows it
+      │  _samples            what a sample is (sample_spec, casting), which id is which (ids, lookup, row_ids; packed_ids in
+      │                      workers), and what errors advise (suggest, remedies)
       ▼
     _storage.remote          files behind a URL: http_store, s3_store, fsspec_store get them, cache keeps them on a disk
       ▼
@@ -26,24 +26,24 @@ The way of the data, and the module that holds each step::
       ▼
     _engine.prefetcher       waits, and hands out leases
       │  _plan.autoscaler    how many workers and reads there should be (_engine.defaults: at first, and at most)
-      │  _plan.padding       what rows weigh that fill up the last batch
-      │  _plan.stats         what has been done (counted by _engine.meter); _plan.verdict: who waits for whom
-      │  _engine.state       what is done at this moment
+      │  _plan.padding       the weights of rows that fill up the last batch
+      │  _plan.stats         counts and times (_engine.meter takes them); _plan.verdict: what limits the rate
+      │  _engine.state       slots, workers and requests at this moment
       ▼
-    loader                   Loader: an epoch's iteration, its batches nested as _sources.batch_spec says
+    loader                   Loader: an epoch's iteration, its batches nested, and trimmed, by _sources.batch_spec
       ▼
     keras                    sequence: what ``fit`` takes; adapter: what Keras takes its batches from, each of its iterations
-                             a pass (iterations); checks: what it warns of; backends: how each takes a batch; data_wait,
-                             resume: callbacks; running_fit: the ``fit`` around them (frames: a look at its variables);
-                             model_state, callback_state, state_folder: what resume saves, and how; synchronised:
-                             of several ranks
+                             a pass (iterations); checks: errors and warnings before it begins; backends: tensors without a
+                             copy; data_wait, resume: callbacks; running_fit, frames: the ``fit`` around them; model_state,
+                             callback_state, state_folder: what resume saves; synchronised: several ranks
     torch, jax               batches as tensors and arrays, for loops without Keras; all on _engine.front_end
 
-The folders say where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory, and
-how much there is. _sources run in workers, and are bound to the ids in the main process. _worker holds both ends of a worker:
-what it does, what it is told (pickling, context), and what comes back (log_forwarding). _engine is the main process's side.
-options has the arguments: each is typed, documented and checked once. _tools is the command line: ``scan`` finds every
-sample that can't be read, ``tune`` says how many workers to use, ``pack`` makes one file of many.
+Each folder is a place where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory,
+and how much there is. _sources are bound to the ids in the main process, and read in workers. _worker holds both ends of a
+worker: its loop, its instructions (pickling, context), and its messages (log_forwarding). _engine is the main process's side.
+options has the arguments: each is typed, documented and checked once. Before there is a loader, _samples.split holds ids out for
+validation, and _samples.image_folder lists images. _tools is the command line: ``scan`` finds every sample that can't be read,
+``tune`` says how many workers to use, ``pack`` makes one file of many.
 
 Examples in docstrings find the files ``data/id-0.npy`` to ``data/id-15.npy`` of shape (4, 3), the same rows in ``all.npy``, with
 their ids in ``all.ids``, in the dataset ``images`` of ``all.h5``, and in the datasets ``samples/id-0/image`` and so on of
