@@ -92,7 +92,7 @@ def pack(
     report = looked.report()
     damaged = {one.id: one for one in report.damaged}
     row, rows = report.expected, 0
-    remarks = [remark for remark in report.remarks if skip_damaged or "expected" in remark]
+    remarks = list(report.remarks)
     if row is not None and (skip_damaged or not damaged):
         readable, good = looked.readable()
         rows = _write(target, readable, good, damaged, skip_damaged, workers, progress)
