@@ -7,6 +7,8 @@ import sys
 from functools import lru_cache
 from typing import Any, cast
 
+from shmgen._urls import shown_in
+
 
 class ShmgenError(Exception):
     """Base of all errors that shmgen raises on its own account.
@@ -18,6 +20,9 @@ class ShmgenError(Exception):
         ...     print(type(error).__name__)
         SampleError
     """
+
+    def __str__(self) -> str:
+        return shown_in(super().__str__())
 
 
 class InputError(ShmgenError, ValueError):
@@ -53,7 +58,9 @@ class SampleError(ShmgenError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return printable(f"sample {self.id!r}, {'file ' if self.path.startswith('/') else ''}{self.path}: {self.reason}")
+        return shown_in(
+            printable(f"sample {self.id!r}, {'file ' if self.path.startswith('/') else ''}{self.path}: {self.reason}")
+        )
 
 
 class FunctionError(SampleError):

@@ -28,7 +28,7 @@ from shmgen._sources.function import Function
 from shmgen._sources.npy import Npy
 from shmgen._sources.numbers import numbers_of
 from shmgen._sources.values import Ones, Values
-from shmgen._storage.urls import is_url
+from shmgen._urls import is_url
 from shmgen._worker.transform import Transform
 from shmgen.errors import InputError
 

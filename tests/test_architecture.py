@@ -11,10 +11,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "shmgen"
 
-BASE = {"errors", "_checks"}
+BASE = {"errors", "_checks", "_urls"}
 
 MAY_IMPORT = {
-    "errors": set(),
+    "_urls": set(),
+    "errors": {"_urls"},
     "_checks": {"errors"},
     "_plan": BASE,
     "_memory": BASE,

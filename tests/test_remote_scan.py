@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from servers import Proxy
 from test_npy import KINDS
-from test_remote import IDS, N
+from test_remote import IDS, SECRET, N
 
 
 def scan(*arguments: str, stdin: str = "") -> tuple[int, Any, str]:
@@ -56,6 +56,32 @@ def test_a_scan_of_a_url(root: Path, proxy: Proxy, full: bool) -> None:
     )  # once more if a neighbour is damaged, or after a fault
     whole = {request.target for request in proxy.requests if "range" not in request.headers}
     assert whole == ({f"/{id}.npy" for id in IDS if id not in set(damaged) - {"id-5"}} if full else set())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "scan URL --ids IDS --json -",
+        "scan URL --ids URL",
+        "scan DEAD --ids IDS",
+        "pack URL OUT --ids IDS",
+    ],
+)
+def test_no_command_shows_what_is_secret(root: Path, proxy: Proxy, tmp_path: Path, command: str) -> None:
+    """Neither in its tables nor in its JSON, nor in its errors: who asks, and what is asked."""
+    (tmp_path / "ids").write_text("\n".join([*IDS, "none"]))
+    url = proxy.url.replace("//", f"//me:{SECRET}@") + f"/?sig={SECRET}"
+    words = {"URL": url, "DEAD": url.replace(str(proxy.port), "1"), "IDS": str(tmp_path / "ids"), "OUT": str(tmp_path / "o.npy")}
+    arguments = [words.get(word, word) for word in command.split()]
+    run = subprocess.run(
+        [sys.executable, "-m", "shmgen", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert proxy.url in run.stdout + run.stderr or "http://127.0.0.1:1/" in run.stdout + run.stderr or "pack" in command
+    assert SECRET not in run.stdout + run.stderr
 
 
 def test_a_scan_needs_ids_where_nothing_can_be_listed(proxy: Proxy) -> None:

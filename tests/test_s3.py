@@ -233,7 +233,7 @@ def test_a_scan_of_a_bucket(proxy: Proxy) -> None:
     """It is listed once; then each object is one request. Of given ids, those that are not there are damaged."""
     status, found, err = scan(URL)
     assert (status, err) == (1, ""), found
-    assert (found["files"], [one["id"] for one in found["damaged"]]) == (N + 1, ["all"])
+    assert (found["samples"], [one["id"] for one in found["damaged"]]) == (N + 1, ["all"])
     asked = [request for request in proxy.requests if urlsplit(request.target).path.endswith(".npy")]
     assert len(asked) == N + 1
     assert len(proxy.requests) - len(asked) == 1

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from shmgen._checks import check_float, check_int
 from shmgen._samples.split import split
 from shmgen._samples.suggest import IMAGES, for_missing_folder
-from shmgen._storage.urls import is_url
+from shmgen._urls import is_url
 from shmgen.errors import InputError, printable
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})

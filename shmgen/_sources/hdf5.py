@@ -13,6 +13,7 @@ from shmgen._samples.ids import first_outside
 from shmgen._samples.sample_spec import dtype_text
 from shmgen._sources.base import BuiltinSource
 from shmgen._sources.row_file import RowFileReader
+from shmgen._urls import is_url
 from shmgen.errors import FormatError, InputError, SampleError
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Hdf5(BuiltinSource):
             import h5py  # noqa: F401
         except ImportError as error:
             raise InputError(f"Hdf5 needs h5py: pip install 'shmgen[hdf5]' ({error})") from None
+        if is_url(file):
+            raise InputError(f"expected the path of an HDF5 file, found a URL, {file!r}: download it")
         self.file = os.path.abspath(file)
         self.dataset = dataset
         self._swmr = swmr

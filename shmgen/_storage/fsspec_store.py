@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import Any, TypeVar
 
 from shmgen._storage.store import EXTRA, Body, Store, Transient
-from shmgen._storage.urls import shown
+from shmgen._urls import shown, shown_in
 from shmgen.errors import FormatError, InputError
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class FsspecStore(Store):
         return self._opened
 
     def _said(self, error: Exception) -> str:
-        return f"{type(error).__name__}: {shown(str(error).replace(self._url, self.place('')))}"
+        return f"{type(error).__name__}: {shown_in(str(error).replace(self._url, self.place('')))}"
 
     def _get(self, name: str, take: Callable[[Body], T], start: int, stop: int | None, patience: float) -> T:
         system, root = self._open()

@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from shmgen._storage.store import MAX_ASKED_WAIT, NO_PARTS, TIMEOUT, Body, Store, Transient
-from shmgen._storage.urls import shown
+from shmgen._urls import shown
 from shmgen.errors import FormatError, InputError
 
 T = TypeVar("T")

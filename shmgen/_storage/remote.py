@@ -11,7 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from shmgen._checks import check_int
-from shmgen._storage.urls import is_url, shown
+from shmgen._urls import is_url, shown
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def local_or_remote(place: str | os.PathLike[str] | Remote) -> Place:
 
 
 def _store(url: str, options: dict[str, Any]) -> Store:
-    scheme = url.partition("://")[0]
+    scheme = url.partition("://")[0].lower()
     if scheme in ("http", "https"):
         from shmgen._storage.http_store import HttpStore
 

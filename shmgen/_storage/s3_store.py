@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from shmgen._storage.http_store import HttpStore
 from shmgen._storage.store import EXTRA, TIMEOUT, Body
-from shmgen._storage.urls import shown
+from shmgen._urls import shown, shown_in
 from shmgen.errors import FormatError, InputError
 
 T = TypeVar("T")
@@ -117,7 +117,7 @@ class S3Store(HttpStore):
                 keys = (found["Key"] for found in page.get("Contents", ()))
                 yield from (key.removeprefix(prefix) for key in keys if key.endswith(".npy"))
         except Exception as error:  # botocore's have no class of their own
-            raise InputError(f"{self.place('')}: expected a folder that can be listed, found: {shown(error)}") from None
+            raise InputError(f"{self.place('')}: expected a folder that can be listed, found: {shown_in(error)}") from None
 
     def _key(self, name: str) -> str:
         return "/".join(part for part in (self._prefix.rstrip("/") if name else self._prefix, name) if part)
@@ -151,7 +151,7 @@ class S3Store(HttpStore):
         except InputError:
             raise
         except Exception as error:  # botocore's have no class of their own
-            raise InputError(f"{self.place('')}: expected the address of a bucket, found: {shown(error)}") from None
+            raise InputError(f"{self.place('')}: expected the address of a bucket, found: {shown_in(error)}") from None
         self._region = client.meta.region_name
         parts = urlsplit(url)
         self._parts = parts._replace(path=parts.path.removesuffix("/-"), query="")
@@ -243,7 +243,7 @@ def _found(profile: str | None) -> Keys:
     except InputError:
         raise
     except Exception as error:  # botocore's have no class of their own
-        raise FormatError(f"expected credentials, found: {shown(error)}") from None
+        raise FormatError(f"expected credentials, found: {shown_in(error)}") from None
     if not frozen:
         raise FormatError(
             "expected credentials in the environment, a profile, or of the machine, found none; for a public bucket pass "

@@ -17,6 +17,7 @@ from typing import IO, Any, Literal
 from shmgen import __version__
 from shmgen._checks import check_int
 from shmgen._samples.sample_spec import SampleSpec, check_dtype, check_shape
+from shmgen._urls import shown
 from shmgen.errors import InputError, ShmgenError
 
 GOOD, DAMAGED, UNABLE, INTERRUPTED = 0, 1, 2, 130
@@ -127,9 +128,9 @@ def _scan(arguments: argparse.Namespace) -> int:
         if good and not interrupted:
             good.writelines(f"{id}\n" for id in report.good)
         if file:
-            write_json(scan_json(report, arguments.data, arguments.full), file)
+            write_json(scan_json(report, shown(arguments.data), arguments.full), file)
         if file is not sys.stdout:
-            print_scan(report, arguments.data, arguments.full)
+            print_scan(report, shown(arguments.data), arguments.full)
     if interrupted:
         return INTERRUPTED
     return DAMAGED if report.damaged else GOOD
@@ -265,9 +266,9 @@ def _tune(arguments: argparse.Namespace) -> int:
         if plot:
             write_plot(tuning, plot, format)
         if file:
-            write_json({"data_dir": arguments.folder, **asdict(tuning)}, file)
+            write_json({"data_dir": shown(arguments.folder), **asdict(tuning)}, file)
         if file is not sys.stdout:
-            print_tuning(tuning, arguments.folder)
+            print_tuning(tuning, shown(arguments.folder))
     return GOOD
 
 

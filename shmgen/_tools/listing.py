@@ -19,7 +19,7 @@ from shmgen._sources.npy_format import explain, read_header_of
 from shmgen._sources.npy_rows import NpyRows
 from shmgen._sources.npz import Npz
 from shmgen._storage.remote import Remote
-from shmgen._storage.urls import is_url, shown
+from shmgen._urls import is_url, shown
 from shmgen.errors import FormatError, InputError
 
 if TYPE_CHECKING:

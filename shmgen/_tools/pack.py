@@ -22,9 +22,9 @@ import numpy as np
 from shmgen._plan.damage import Damaged
 from shmgen._samples.ids import read_ids
 from shmgen._sources.npy import Npy
-from shmgen._storage.urls import is_url
 from shmgen._tools.progress import Progress
 from shmgen._tools.scan import Scan, read_all
+from shmgen._urls import is_url
 from shmgen.errors import InputError
 
 REMEDIES = {
