@@ -10,10 +10,10 @@ import pytest
 from benchmarks.contest import FULL, OURS, QUICK, Plan, Result, contests, hold, is_bound
 from benchmarks.machine import UnavailableError
 from benchmarks.matrix import CONTESTS, Contest
-from benchmarks.report import Ratio, Report
+from benchmarks.report import Beside, Report
 
 RESULTS = pytest.StashKey[dict[Contest, Result | str]]()
-RATIOS = pytest.StashKey[list[Ratio]]()
+BESIDE = pytest.StashKey[list[Beside]]()
 PLAN = pytest.StashKey[Plan]()
 
 
@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RESULTS] = {}
-    config.stash[RATIOS] = []
+    config.stash[BESIDE] = []
     plan = QUICK if config.getoption("quick") else FULL
     config.stash[PLAN] = replace(plan, root=config.getoption("data") or plan.root)
 
@@ -43,10 +43,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     found = config.stash[RESULTS]
     results = [result for result in found.values() if isinstance(result, Result)]
-    if not results and not config.stash[RATIOS]:
+    if not results and not config.stash[BESIDE]:
         return
     left_out = {contest.name: why for contest, why in found.items() if isinstance(why, str)}
-    report = Report(results, config.stash[RATIOS], config.stash[PLAN], left_out)
+    report = Report(results, config.stash[BESIDE], config.stash[PLAN], left_out)
     terminalreporter.section("shmgen and the others")
     for line in report.lines():
         terminalreporter.write_line(line)
@@ -86,6 +86,6 @@ def result(pytestconfig: pytest.Config, plan: Plan, contest: Contest, contestant
 
 
 @pytest.fixture(scope="session")
-def ratios(pytestconfig: pytest.Config) -> list[Ratio]:
+def beside(pytestconfig: pytest.Config) -> list[Beside]:
     """What goes into the table's last part."""
-    return pytestconfig.stash[RATIOS]
+    return pytestconfig.stash[BESIDE]

@@ -48,7 +48,7 @@ class Plan:
     def contestants(self, contest: Contest) -> list[str]:
         """That take part, because the plan wants them and they are installed."""
         wanted = contest.quick if self.quick else contest.contestants
-        return [contestant for contestant in wanted if base(contestant) not in missing()]
+        return [contestant for contestant in wanted if contestant not in missing()]
 
     def case(self, contest: Contest) -> Case:
         """The data set, as large as the plan wants it."""
@@ -61,11 +61,6 @@ class Plan:
         return found[:1] if self.quick else found
 
 
-def base(contestant: str) -> str:
-    """The peer, however it reads a file: ``torch`` of ``torch+np.load``."""
-    return contestant.partition("+")[0]
-
-
 def is_peer(contestant: str) -> bool:
     """Whether others wrote ``contestant``; the blog's own is no peer."""
     return contestant not in (*OURS, "naive") and not is_bound(contestant)
@@ -73,7 +68,7 @@ def is_peer(contestant: str) -> bool:
 
 def is_bound(contestant: str) -> bool:
     """Whether nobody can be better than ``contestant``, which does only what must be done."""
-    return contestant == "memory" or PEERS[base(contestant)].limit
+    return contestant == "memory" or PEERS[contestant].limit
 
 
 FULL = Plan(rounds=5, few=3, seconds=0.5, cut=1)
@@ -273,4 +268,4 @@ def contests(plan: Plan) -> Iterator[tuple[Contest, str]]:
     """Every contestant's part in every contest of the plan."""
     for contest in CONTESTS:
         known = FEEDS if contest.what == "fit" else PEERS
-        yield from ((contest, contestant) for contestant in plan.contestants(contest) if base(contestant) in known)
+        yield from ((contest, contestant) for contestant in plan.contestants(contest) if contestant in known)

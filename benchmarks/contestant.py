@@ -164,7 +164,6 @@ def main() -> None:
     parser.add_argument("--files", type=int, help="how many there are")
     parser.add_argument("--repeats", type=int, default=1, help="of each file in an epoch")
     parser.add_argument("--seen", default="", help="mount or URL of the case's folder")
-    parser.add_argument("--how", default="fast", help="a file is read: fast, or np.load")
     parser.add_argument("--seconds", type=float, default=1.0, help="that a turn lasts, or more")
     parser.add_argument("--settle", type=float, default=0.0, help="seconds in place of a whole epoch before each turn")
     parser.add_argument("--workers", type=int, default=2, help="that read")
@@ -179,7 +178,7 @@ def main() -> None:
     )
     case.make()
     name = options.contestant
-    job = Job(case, options.workers, options.share, options.cold, options.reads, options.how)
+    job = Job(case, options.workers, options.share, options.cold, options.reads)
     for module in modules(name) if options.what == "fit" else PEERS[name].modules:
         import_module(module)
     if "tensorflow" in sys.modules:

@@ -25,7 +25,6 @@ class Job:
         share: of every batch, from 0 to ``workers - 1``, for the limit.
         cold: the files are not in the page cache.
         reads: that are to be in flight, for whoever lets one choose; 0 where that is left to it, or to ``workers``.
-        how: a file is read, for whoever leaves that to its user: see `readers.Reader`.
     """
 
     case: Case
@@ -33,7 +32,6 @@ class Job:
     share: int = 0
     cold: bool = False
     reads: int = 0
-    how: str = "fast"
 
     @property
     def threads(self) -> int:

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FAST = ("keras-threads", "torch", "tf.data", "grain", "spdl")
-"""The peers, with the fastest way to read a file."""
-LOAD = tuple(f"{peer}+np.load" for peer in FAST)
-"""The same as their users write them."""
-ALL = ("naive", "keras-processes", *LOAD, *FAST, "shmgen", "shmgen-auto")
+"""The peers, each with the fastest way to read a file."""
+ALL = ("naive", "keras-processes", *FAST, "shmgen", "shmgen-auto")
 """In the order of the tables."""
 LIMITS = ("limit", "limit-held")
 """Bare reads into one batch, which stays in the processor's cache; and into as many as a loader that reads ahead must have."""
@@ -98,10 +96,9 @@ class Contest:
         return self.storage in ("mount", "server")
 
 
-CACHED, BUSY, WORKERS, SLOW, OTHER = (
+CACHED, BUSY, SLOW, OTHER = (
     "Batches from the page cache, 2 workers, samples/s",
     "The same beside 4 busy processes, samples/s",
-    "The same with fewer and more workers, 32³ float32, samples/s",
     "From storage that takes its time, 32³ float32, samples/s",
     "Training, and starting, 32³ float32",
 )
@@ -121,14 +118,14 @@ SETTINGS = {
 """For storage with latency."""
 
 CONTESTS = (
-    Contest("28", CACHED, "28² uint8", "load", "digit-28", ("naive", *LOAD, *FAST, "shmgen", *LIMITS), LIGHT),
+    Contest("28", CACHED, "28² uint8", "load", "digit-28", ("naive", *FAST, "shmgen", *LIMITS), LIGHT),
     Contest(
         "32",
         CACHED,
         "32³ float32",
         "load",
         "volume-32",
-        ("naive", "keras-processes", *LOAD, *FAST, "shmgen", "shmgen-tensors", *LIMITS),
+        ("naive", "keras-processes", *FAST, "shmgen", "shmgen-tensors", *LIMITS),
         ("naive", *FAST, "shmgen", "shmgen-tensors", *LIMITS),
         figures=("rate", "memory", "cpu", "own"),
         length=2,
@@ -146,10 +143,6 @@ CONTESTS = (
         ("spdl", "shmgen", "limit-held"),
         beside=4,
     ),
-    Contest("busy-224", BUSY, "224²x3 uint8", "load", "image-224", ("spdl", "shmgen", "limit-held"), beside=4),
-    Contest("busy-128", BUSY, "128³ float32", "load", "volume-128", ("spdl", "shmgen", "limit-held"), beside=4),
-    Contest("1-worker", WORKERS, "1 worker", "load", "volume-32", LIGHT, workers=1),
-    Contest("4-workers", WORKERS, "4 workers", "load", "volume-32", LIGHT, workers=4),
     Contest(
         "latency",
         SLOW,
@@ -248,16 +241,8 @@ CONTESTS = (
 )
 
 MAIN = (
-    *(("of bare readers into three batches", contest, "rate", "limit-held") for contest in ("32", "224", "128", "28")),
-    *(("the same beside 4 busy processes", f"busy-{case}", "rate", "limit-held") for case in ("32", "224", "128", "28")),
-    ("of a plain pool of 64 threads", "latency", "rate", "pool"),
-    ("of 64 bare requests in flight", "http", "rate", "requests"),
-    ("of fio at its best depth", "cold", "cold", "fio"),
-    ("first batch, ms", "start", "first", ""),
-    ("processor time a GB, of the same bare readers", "32", "cpu", "limit-held"),
     ("`fit`, of the same batch from memory", "fit", "fit", "memory"),
-    *((f"the same on {title}", f"fit-{backend}", "fit", "memory") for backend, title in BACKENDS.items()),
-    ("a trainer whose step is 1.3 x the bare readers' batch waits, % of its time", "trainer", "wait", ""),
-    ("processor time of the trainer's own thread, us a batch of 64", "32", "own", ""),
+    ("batches alone, of bare readers into three batches", "32", "rate", "limit-held"),
+    ("HTTP, 30 ms a request, of 64 bare requests in flight", "http", "rate", "requests"),
 )
-"""What the README shows: title, contest, figure, and whose figure shmgen's is divided by; empty for the figure itself."""
+"""What the README shows: title, contest, figure, and whose figure shmgen's is divided by."""

@@ -1,9 +1,8 @@
 """The contestants that only deliver batches: shmgen, its peers, and the limit.
 
 Each is written as its own documentation recommends, at the settings that were fastest for it here. What a peer leaves to its
-user, the reading of a file, is done in two ways (`readers`). *fast* is the limit's own `open`, `preadv`, `close`, into the place
-in the batch where the peer lets one write: what differs then is how batches get from whoever reads to whoever trains.
-*np.load* is how its users write it. *naive* is the blog's generator as everybody has it.
+user, the reading of a file, is the limit's own `open`, `preadv`, `close` (`readers`), into the place in the batch where the peer
+lets one write: what differs is how batches get from the reader to the trainer. *naive* is the blog's generator.
 
 A contestant is a generator that makes its loader and then yields one epoch after another, each of which gives its batches once:
 ``X`` of (batch, *dim, channels) and int ``y``, shuffled anew, every sample once.
@@ -116,7 +115,7 @@ def keras_dataset(job: Job, **options: Any) -> PyDataset:
     class DataGenerator(PyDataset):
         def __init__(self) -> None:
             super().__init__(**options)
-            self.files = Reader(job.case, job.how)
+            self.files = Reader(job.case)
             self.on_epoch_end()
 
         def __len__(self) -> int:
@@ -155,7 +154,7 @@ def torch_loader(job: Job) -> DataLoader:
 
     class NpyFiles(Dataset):
         def __init__(self) -> None:
-            self.files = Reader(job.case, job.how)
+            self.files = Reader(job.case)
 
         def __len__(self) -> int:
             return job.case.samples
@@ -183,11 +182,11 @@ def tf_dataset(job: Job) -> tf.data.Dataset:
 
     It chooses its number of threads itself, unless ``job`` does. Where samples are small, whole batches are mapped, as the guide
     says: faster by half. The header is cut off behind ``decode_raw``, which takes no copy; ``tf.strings.substr`` would. What
-    TensorFlow can't read itself (`np.load`, a URL) a Python function does.
+    TensorFlow can't read itself (a URL) a Python function does.
     """
     import tensorflow as tf
 
-    case, files, calls = job.case, Reader(job.case, job.how), job.reads or tf.data.AUTOTUNE
+    case, files, calls = job.case, Reader(job.case), job.reads or tf.data.AUTOTUNE
     dtype = tf.as_dtype(case.dtype)
     header = files.header // dtype.size
 
@@ -232,7 +231,7 @@ def grain_dataset(job: Job) -> grain.IterDataset:
     from grain.multiprocessing import SharedMemoryArray
 
     flags.FLAGS.mark_as_parsed()  # where JAX is installed, Grain asks for flags of its own
-    files = Reader(job.case, job.how)
+    files = Reader(job.case)
 
     def read(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         X = SharedMemoryArray((len(numbers), *files.shape), np.dtype(files.dtype))
@@ -260,7 +259,7 @@ def load_spdl(job: Job) -> Iterator[Batches]:
     """SPDL's threads, one pipeline for all epochs, each stage item a whole batch: samples one by one were five times slower."""
     from spdl.pipeline import PipelineBuilder
 
-    files = Reader(job.case, job.how)
+    files = Reader(job.case)
 
     class Shuffled:
         def __iter__(self) -> Iterator[np.ndarray]:

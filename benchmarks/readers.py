@@ -1,12 +1,10 @@
-"""From files to a batch, where that is left to the user of a loader: the fastest way there is, and the one that users write."""
+"""From files to a batch, where that is left to the user of a loader: the fastest way there is."""
 
 from __future__ import annotations
 
 import http.client
-import io
 import os
 import threading
-import urllib.request
 from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
@@ -29,19 +27,18 @@ class Reader:
 
     Args:
         case: whose files they are.
-        how: "fast" or "np.load".
     """
 
-    def __init__(self, case: Case, how: str = "fast") -> None:
+    def __init__(self, case: Case) -> None:
         self.paths = [case.path(id) for id in case.ids]
         self.labels = np.array([case.labels[id] for id in case.ids])
         self.shape = case.shape
         self.dtype = case.dtype
         self.header = case.header_bytes
         """Bytes of every file in front of its sample."""
-        self.opens_files = how == "fast" and not case.url
+        self.opens_files = not case.url
         """Whether a file is opened and read whole, without Python's doing more."""
-        self._read: Callable[[str, bytearray, np.ndarray], None] = READS[how, bool(case.url)]
+        self._read: Callable[[str, bytearray, np.ndarray], None] = _request if case.url else _preadv
 
     def batch(self, numbers: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
         """In memory of its own."""
@@ -69,10 +66,6 @@ def _preadv(path: str, header: bytearray, row: np.ndarray) -> None:
     os.close(fd)
 
 
-def _load(path: str, header: bytearray, row: np.ndarray) -> None:
-    row[:] = np.load(path)
-
-
 def request(url: str, *parts: bytearray | memoryview) -> None:
     """Into ``parts``, over a connection of this thread that is kept.
 
@@ -97,17 +90,3 @@ def request(url: str, *parts: bytearray | memoryview) -> None:
 
 def _request(url: str, header: bytearray, row: np.ndarray) -> None:
     request(url, header, row.data.cast("B"))
-
-
-def _load_url(url: str, header: bytearray, row: np.ndarray) -> None:
-    with urllib.request.urlopen(url) as response:
-        row[:] = np.load(io.BytesIO(response.read()))
-
-
-READS: dict[tuple[str, bool], Callable[[str, bytearray, np.ndarray], None]] = {
-    ("fast", False): _preadv,
-    ("np.load", False): _load,
-    ("fast", True): _request,
-    ("np.load", True): _load_url,
-}
-"""By the way it is done, and whether files have URLs."""

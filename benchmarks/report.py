@@ -21,18 +21,24 @@ PACKAGES = ("numpy", "tensorflow", "keras", "torch", "grain", "spdl-core", "shmg
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """Something measured that is no contest.
+class Beside:
+    """What `beside.hold` gave for one kind of data.
 
     Attributes:
-        title: what it is.
-        unit: behind each value.
-        values: round by round.
+        title: of the kind.
+        values: samples a second by contestant, round by round.
     """
 
     title: str
-    unit: str
-    values: list[float]
+    values: dict[str, list[float]]
+
+    def lines(self) -> Iterator[list[str]]:
+        """Of the table: the kind, a contestant, its figure, shmgen's, and the ratio of the two in each round."""
+        ours = self.values["shmgen"]
+        for name, theirs in self.values.items():
+            if name != "shmgen":
+                ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+                yield [self.title, name, f"{median(theirs):,.0f}", f"{median(ours):,.0f}", _spread(ratios)]
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class Row:
         name = self.result.best_peer(self.figure)
         if not name or "shmgen" not in self.values:
             return ""
-        return f"{_named(name)}: {self.ratio(name) if FIGURES[self.figure].has_ratio else self.median(name)}"
+        return f"{name}: {self.ratio(name) if FIGURES[self.figure].has_ratio else self.median(name)}"
 
 
 @dataclass(frozen=True)
@@ -106,13 +112,13 @@ class Report:
 
     Attributes:
         results: of the contests.
-        others: what was measured besides.
+        beside: shmgen beside the line that users write.
         plan: how much was.
         left_out: contests that could not be held, and why.
     """
 
     results: list[Result]
-    others: list[Ratio]
+    beside: list[Beside]
     plan: Plan
     left_out: dict[str, str]
 
@@ -138,8 +144,7 @@ class Report:
                 continue
             row = Row(results[contest], figure)
             if "shmgen" in row.values:
-                ours = row.median("shmgen") if other else _spread(row.values["shmgen"], FIGURES[figure].digits)
-                table.append([f"{row.arrow} {title}", row.case, ours, row.ratio(other), row.best_peer()])
+                table.append([title, row.case, row.median("shmgen"), row.ratio(other), row.best_peer()])
         yield from _markdown(table)
         yield ""
         yield from self._notes()
@@ -159,12 +164,12 @@ class Report:
             yield f"**{title}**"
             yield ""
             yield from _markdown(_table(columns))
-        if self.others:
+        if self.beside:
             yield ""
-            yield "**Sources and functions**"
+            yield "**Beside the line that users write, 2 workers, samples/s**"
             yield ""
-            rows = [[other.title, _spread(other.values) + other.unit] for other in self.others]
-            yield from _markdown([["", "median (lowest to highest)"], *rows])
+            lines = [line for kind in self.beside for line in kind.lines()]
+            yield from _markdown([["", "the line", "its figure", "shmgen", "shmgen / it"], *lines])
         yield ""
         yield from self._notes()
 
@@ -179,7 +184,7 @@ class Report:
             yield f"Left out: {name}: {why}."
         for result in self.results:
             for name, why in result.failed.items():
-                yield f"Left out of {result.contest.name}: {_named(name)}, which failed: {why.splitlines()[-1]}"
+                yield f"Left out of {result.contest.name}: {name}, which failed: {why.splitlines()[-1]}"
 
     def put_into(self, file: Path) -> None:
         """Renew what stands in a Markdown file between ``<!-- bench: main -->`` (or ``all``) and ``<!-- end -->``."""
@@ -228,7 +233,7 @@ class Report:
                 }
                 for row in self.rows
             ],
-            "others": [{"title": other.title, "unit": other.unit, "rounds": other.values} for other in self.others],
+            "beside": [{"title": kind.title, "rounds": kind.values} for kind in self.beside],
         }
 
     def _circumstances(self) -> str:
@@ -243,16 +248,11 @@ def _table(rows: list[Row]) -> list[list[str]]:
     bounds = list(dict.fromkeys(name for row in rows for name in row.result.bounds(row.figure)))
     table = [["", *(f"{row.arrow} {row.column}" for row in rows)]]
     for name in (*(name for name in ALL if name in there), *bounds):
-        table.append([_named(name), *(row.median(name) for row in rows)])
+        table.append([name, *(row.median(name) for row in rows)])
     for name in bounds:
         table.append([f"**shmgen / {name}**", *(row.ratio(name) for row in rows)])
     table.append(["**shmgen / best peer**", *(row.best_peer() for row in rows)])
     return table
-
-
-def _named(contestant: str) -> str:
-    """As it is called in a table."""
-    return contestant.replace("+", ", ")
 
 
 def _spread(values: list[float], digits: int = 2) -> str:

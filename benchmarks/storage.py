@@ -30,17 +30,17 @@ def storage(kind: str, case: Case) -> Iterator[str]:
     if kind == "mount":
         if why := why_not():
             raise UnavailableError(why)
-        with tempfile.TemporaryDirectory(prefix="shmgen-bench-") as place, _serving("slow_files", folder, place, str(FILE_MS)):
+        with tempfile.TemporaryDirectory(prefix="shmgen-bench-") as place, serving("slow_files", folder, place, str(FILE_MS)):
             yield place
     elif kind == "server":
-        with _serving("slow_server", folder, str(ANSWER_MS)) as url:
+        with serving("slow_server", folder, str(ANSWER_MS)) as url:
             yield url
     else:
         yield ""
 
 
 @contextmanager
-def _serving(module: str, *args: str) -> Iterator[str]:
+def serving(module: str, *args: str) -> Iterator[str]:
     """Yields the line that it says when it is there. It ends with its standard input, so also with this process."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *args]
     process = subprocess.Popen(

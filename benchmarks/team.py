@@ -36,10 +36,9 @@ class Team:
     """A contestant's processes, fresh for this contest and kept through its rounds: one, or as many as share the limit."""
 
     def __init__(self, contest: Contest, case: Case, contestant: str, *, seconds: float, step: float, reads: int) -> None:
-        name, _, how = contestant.partition("+")
-        peer = PEERS.get(name)
+        peer = PEERS.get(contestant)
         workers = 1 if peer and peer.alone else contest.workers
-        command = [sys.executable, "-m", "benchmarks.contestant", contest.what, name, case.name, "--how", how or "fast"]
+        command = [sys.executable, "-m", "benchmarks.contestant", contest.what, contestant, case.name]
         command += ["--data", str(case.root.absolute()), "--files", str(case.files), "--repeats", str(case.repeats)]
         command += ["--seen", case.seen, "--seconds", str(seconds), "--settle", str(seconds / 2 if contest.is_slow else 0)]
         command += ["--workers", str(workers), "--reads", str(reads), "--step", str(step)]

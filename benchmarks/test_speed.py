@@ -1,4 +1,4 @@
-"""The contests, and every contestant's part in them as a benchmark of its own.
+"""The contests, with every contestant's part in them as a benchmark of its own; and shmgen beside the line that users write.
 
 pytest-benchmark times one function after another, but contestants that are to be compared must take turns. So a contest is held
 as a whole, before the first benchmark of it, and each benchmark replays what its contestant's processes measured.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.contest import Result
+from benchmarks.beside import KINDS, hold
+from benchmarks.contest import Plan, Result
 from benchmarks.matrix import FIGURES, Contest
+from benchmarks.report import Beside
 
 
 class Replay:
@@ -40,3 +42,12 @@ def test_contest(result: Result, benchmark: BenchmarkFixture, contest: Contest, 
     benchmark.group = f"{figure.title}: {result.case.title}, {contest.workers} workers: {what}"
     benchmark.extra_info.update({name: result.values[name][contestant] for name in result.contest.figures})
     benchmark.pedantic(lambda: REPLAY.pass_by(next(seconds)), rounds=len(values))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_beside(kind: str, plan: Plan, beside: list[Beside], benchmark: BenchmarkFixture) -> None:
+    """shmgen and what users write for this kind of data, in turn."""
+    values = hold(kind, plan.root, plan.few, plan.seconds, plan.cut)
+    beside.append(Beside(KINDS[kind].title, values))
+    benchmark.extra_info.update(values)
+    benchmark.pedantic(lambda: None)  # type: ignore[no-untyped-call]

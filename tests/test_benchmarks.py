@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.beside import KINDS
 from benchmarks.cases import CASES, Case
 from benchmarks.contest import QUICK, Result
 from benchmarks.machine import UnavailableError
 from benchmarks.matrix import CONTESTS
 from benchmarks.readers import Reader
-from benchmarks.report import Report
-from benchmarks.storage import ANSWER_MS, FILE_MS, storage
+from benchmarks.report import Beside, Report
+from benchmarks.storage import ANSWER_MS, FILE_MS, serving, storage
 
 slow_kinds = pytest.mark.parametrize("kind", ["server", "mount"])
 
@@ -45,17 +46,16 @@ def slow(kind: str, case: Case) -> Iterator[str]:
 
 @slow_kinds
 def test_slow_storage_shows_the_same_files(kind: str, case: Case) -> None:
-    """Each of the ways to read a file finds what is in it, and what is not there is an error."""
+    """A read of a file finds what is in it, and what is not there is an error."""
     expected, labels = Reader(case).batch(range(64))
     with slow(kind, case) as seen, ThreadPoolExecutor(8) as pool:
         there = replace(case, seen=seen)
-        for how in ("fast", "np.load"):
-            reader = Reader(there, how)
-            batches = list(pool.map(reader.batch, np.arange(64).reshape(8, 8)))
-            assert np.array_equal(np.concatenate([X for X, _ in batches]), expected)
-            assert np.array_equal(np.concatenate([y for _, y in batches]), labels)
-            missing = pool.submit(reader.sample, there.path("none").encode())
-            assert isinstance(missing.exception(), OSError)
+        reader = Reader(there)
+        batches = list(pool.map(reader.batch, np.arange(64).reshape(8, 8)))
+        assert np.array_equal(np.concatenate([X for X, _ in batches]), expected)
+        assert np.array_equal(np.concatenate([y for _, y in batches]), labels)
+        missing = pool.submit(reader.sample, there.path("none").encode())
+        assert isinstance(missing.exception(), OSError)
 
 
 @slow_kinds
@@ -83,9 +83,10 @@ def test_a_label_of_another_sample_is_found(case: Case) -> None:
 
 def test_tables_are_renewed_between_their_marks(case: Case, tmp_path: Path) -> None:
     """A run puts its tables where they are shown, and leaves the rest alone."""
-    contest = next(contest for contest in CONTESTS if contest.name == "28")
+    contest = next(contest for contest in CONTESTS if contest.name == "32")
     values = {"rate": {"naive": [1.0, 2.0], "spdl": [2.0, 4.0], "shmgen": [6.0, 8.0], "limit-held": [8.0, 16.0]}}
-    report = Report([Result(contest, case, values)], [], QUICK, {"latency": "no fusermount3"})
+    beside = [Beside("JPEG", {"tf.data": [4.0, 2.0], "shmgen": [6.0, 6.0]})]
+    report = Report([Result(contest, case, values)], beside, QUICK, {"latency": "no fusermount3"})
     file = tmp_path / "README.md"
     file.write_text("before\n<!-- bench: main -->\nold\n<!-- end -->\nbetween\n<!-- bench: all -->\nold\n<!-- end -->\nafter\n")
     report.put_into(file)
@@ -99,3 +100,17 @@ def test_tables_are_renewed_between_their_marks(case: Case, tmp_path: Path) -> N
     assert re.search(r"0\.62 \(0\.50 to 0\.75\) \| +spdl: 2\.50 \(2\.00 to 3\.00\)", main)
     assert "Left out: latency: no fusermount3." in main
     assert "| naive" in all
+    assert re.search(r"JPEG +\| +tf\.data \| +3 \| +6 \| 2\.25 \(1\.50 to 3\.00\)", all)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_beside_delivers_batches(name: str, tmp_path: Path, signing: None) -> None:
+    """shmgen's part reads each kind of data, made small; what users write needs packages that tests do without."""
+    kind = KINDS[name]
+    if kind.server == "slow_s3":
+        pytest.importorskip("moto")
+    kind.make(tmp_path, 256)
+    with ExitStack() as stack:
+        place = stack.enter_context(serving(kind.server, str(tmp_path), "1")) if kind.server else str(tmp_path)
+        batches = kind.contestants["shmgen"](place)
+        assert [next(batches), next(batches)] == [64, 64]
