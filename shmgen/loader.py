@@ -6,10 +6,9 @@ import math
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
-from itertools import takewhile
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -148,7 +147,9 @@ class Loader:
         arrays = [Field(field.name, field.shape, dtype_of(field.dtype)) for field in fields]
         self._layout = Layout(tuple(arrays), self._sampler.size(BatchId(0, 0)))
         filler, tables = _filler(options, fields, self._layout)
-        self._passes = Passes(self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch)
+        self._passes = Passes(
+            self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch, is_one=options.on_error == "collect"
+        )
         self._damage = Damage(len(self._ids), options.on_error, max_fraction=options.max_damaged)
         with ExitStack() as undo:
             self._ring = Ring(self._layout, options.slots or defaults.slots(self._layout.slot_bytes))
@@ -163,7 +164,9 @@ class Loader:
             undo.callback(self._workers.stop)
             in_flight = defaults.in_flight(self._layout.slot_bytes)
             count = max(1, workers)
-            self._schedule = Schedule(self._ring.slots, workers * reads, self._sampler.size, in_flight=in_flight)
+            self._schedule = Schedule(
+                self._ring.slots, workers * reads, self._sampler.size, in_flight=in_flight, is_read=self._ring.is_read
+            )
             builder = BatchBuilder(
                 self._ids,
                 self._sampler,
@@ -181,21 +184,15 @@ class Loader:
                 Supervisor(self._workers, count, reads, self._schedule, builder, self._ring, patience),
                 self._schedule,
                 builder,
-                # Without workers nothing is read ahead.
-                upcoming=self._upcoming(options) if workers else _nothing,
+                self._passes,
                 autoscaler=_autoscaler(options, filler, self._layout, workers, reads),
                 front_end=front_end,
+                reads_ahead=workers > 0,
             )
             self._prefetcher.read_ahead()
             # Nothing that the prefetcher holds leads back to the loader.
             self._stop = weakref.finalize(self, self._prefetcher.close, ClosedError("nobody held it any more"))
             undo.pop_all()
-
-    def _upcoming(self, options: Options) -> Callable[[], Iterator[BatchId]]:
-        """The batches to be read ahead: those of one epoch alone, where errors are collected for one pass."""
-        if options.on_error != "collect":
-            return self._passes.upcoming
-        return lambda: takewhile(lambda batch: batch.epoch == options.epoch, self._passes.upcoming())
 
     def _padding(self) -> Padding:
         """What rows weigh, where the last batch is filled up."""
@@ -379,38 +376,20 @@ class Loader:
             IndexError: there is no batch of this index, or it is not among those that are left of a resumed epoch.
             TypeError: it is no int.
         """
-        number = check_index(index, len(self))
-        with self._prefetcher.entered():
-            batch = self._passes.deal(number, of)
-            last = self._passes.last
-            warned = self._warned_of_misses
-            self._warned_of_misses = warned or (last is not None and last.misses >= MISSES_BEFORE_WARNING)
-        if self._warned_of_misses and not warned:
+        arrays = self._prefetcher.fetch(check_index(index, len(self)), of)
+        last = self._passes.last
+        if last is not None and last.misses >= MISSES_BEFORE_WARNING and not self._warned_of_misses:
+            self._warned_of_misses = True
             warnings.warn(
                 "batches of a loader with shuffle=False are requested in an unknown order, so none are read ahead: request "
                 "them in the order of their indexes, or pass shuffle=True to the loader",
                 stacklevel=3,
             )
-        return self._fetch(batch, of)
-
-    def _fetch(self, batch: BatchId, of: Pass | None) -> tuple[Any, ...]:
-        if of is None:
-            return self._handed_over(batch)
-        of.awaits(batch)
-        try:
-            fetched = self._handed_over(batch)
-        except BaseException:
-            of.failed(batch)
-            raise
-        of.got(batch)
-        return fetched
-
-    def _handed_over(self, batch: BatchId) -> tuple[Any, ...]:
-        return self._spec.unflatten(self._prefetcher.fetch(batch))
+        return self._spec.unflatten(arrays)
 
 
 class _Epoch(Iterator[tuple[Any, ...]]):
-    """One epoch's batches. Several threads may share it. It keeps the loader alive: nobody else may hold that."""
+    """One epoch's batches. Several threads may share it. It keeps the loader alive, which may be held nowhere else."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
@@ -418,13 +397,17 @@ class _Epoch(Iterator[tuple[Any, ...]]):
         self._indexes: Iterator[int] | None = None
 
     def __next__(self) -> tuple[Any, ...]:
+        indexes = self._indexes or self._begin()
+        arrays = self._loader._prefetcher.fetch(next(indexes), self._pass)
+        return self._loader._spec.unflatten(arrays)
+
+    def _begin(self) -> Iterator[int]:
         loader = self._loader
         with loader._prefetcher.entered():
             if self._indexes is None:
                 self._pass = loader._passes.open()
                 self._indexes = iter(range(len(loader) - self._pass.first))
-            batch = loader._passes.deal(next(self._indexes), self._pass)
-        return loader._fetch(batch, self._pass)
+            return self._indexes
 
     def __len__(self) -> int:
         """Batches that are still to come: less than an epoch's, if that was resumed. Progress bars ask for it."""
@@ -459,8 +442,3 @@ def _autoscaler(options: Options, filler: TicketFiller, layout: Layout, workers:
         limits=defaults.limits(concurrent=filler.concurrent),
         batch_rows=layout.batch_size,
     )
-
-
-def _nothing() -> Iterator[BatchId]:
-    """No batches, to be read ahead."""
-    return iter(())

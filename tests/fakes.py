@@ -24,6 +24,7 @@ from shmgen._engine.prefetcher import Prefetcher
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import Event, EventKind, Use
 from shmgen._memory.layout import Field, Layout
+from shmgen._memory.records import EPOCH, POSITION, ROWS, SAMPLES, WAITED_FOR
 from shmgen._memory.ring import Ring
 from shmgen._plan.damage import Damage, OnError
 from shmgen._plan.passes import Passes
@@ -32,7 +33,6 @@ from shmgen._plan.schedule import Schedule, State, Ticket
 from shmgen._sources.base import IDLE, UNKNOWN, row_of
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._sources.field_spec import readings_of
-from shmgen._worker.readers import EPOCH, POSITION, ROWS, SAMPLES
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import ClosedError, SampleError, WorkerDied
 
@@ -219,6 +219,11 @@ class FakeWorkers:
         events, self._events = self._events, []
         return events
 
+    def poll_reports(self) -> list[Event]:
+        done = [event for event in self._events if event.what is EventKind.DONE]
+        self._events = [event for event in self._events if event.what is not EventKind.DONE]
+        return done
+
     def claims(self, worker: int) -> dict[int, tuple[int, int]]:
         return {number: (reader.last, reader.at) for number, reader in enumerate(self.workers[worker].readers)}
 
@@ -359,11 +364,10 @@ class FakeWorkers:
         """It reads the rows of its ticket: each becomes the sample's id."""
         ticket = self._end(worker, reader)
         self._ring.arrays(ticket.slot)[0][ticket.start : ticket.stop] = np.array(self.ids(ticket))[:, None]
-        self._mark(ticket)
         sheet = self._ring.sheet(ticket.slot)
         sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop] = NO_SAMPLE
-        self._say(worker, EventKind.DONE, (ticket.id, waited))
-        if self._eager or (sheet[SAMPLES : SAMPLES + sheet[ROWS]] == NO_SAMPLE).all():
+        self._say(worker, EventKind.DONE, [(ticket.id, worker, waited)])
+        if self._eager or (sheet[WAITED_FOR] and (sheet[SAMPLES : SAMPLES + sheet[ROWS]] == NO_SAMPLE).all()):
             self._woken.set()
         self._go_on(worker, reader)
 
@@ -372,7 +376,6 @@ class FakeWorkers:
         ticket = self._end(worker, reader)
         sample = self.ids(ticket)[row]
         self._scribble(ticket)
-        self._mark(ticket)
         error = SampleError(sample, f"row {sample}", "expected a file, found none")
         self._say(worker, EventKind.FAILED, (ticket.id, row if known else None, error))
         self._go_on(worker, reader)
@@ -391,6 +394,12 @@ class FakeWorkers:
                 if reader.ticket is not None and reader.at != IDLE:
                     self._scribble(reader.ticket)
             self._say(worker, EventKind.DIED, WorkerDied(worker, mortal.pid, exitcode))
+
+    def sleep(self, worker: int) -> None:
+        """It ends, since it has had nothing to do; though a reader may just have taken a ticket."""
+        if self.workers[worker].lives:
+            self._say(worker, EventKind.ENDS)
+            self.die(worker, exitcode=0)
 
     def hang(self, worker: int, reader: int, *, immortal: bool = False) -> None:
         """A reader does nothing any more; the others of its worker go on."""
@@ -417,10 +426,6 @@ class FakeWorkers:
         for worker in self.left:
             for ticket in worker.tickets:
                 self._scribble(ticket)
-
-    def _mark(self, ticket: Ticket) -> None:
-        """Its rows have been read: who is to read them again must be told anew which samples they are."""
-        self._ring.sheet(ticket.slot)[SAMPLES + ticket.start : SAMPLES + ticket.stop] = -1
 
     def _scribble(self, ticket: Ticket) -> None:
         self._ring.arrays(ticket.slot)[0][ticket.start : ticket.stop] = GARBAGE
@@ -468,11 +473,10 @@ class Engine:
         self._pass = self.passes.open()
         self.damage = Damage(samples, on_error, max_fraction=most)
         self.builder = BatchBuilder(ids, self.sampler, spec, self.ring, assembler, self.damage)
-        self.schedule = Schedule(slots, workers * reads, self.sampler.size, in_flight=slots)
+        self.schedule = Schedule(slots, workers * reads, self.sampler.size, in_flight=slots, is_read=self.ring.is_read)
         self.supervisor = Supervisor(self.workers, workers, reads, self.schedule, self.builder, self.ring, timeout)
-        upcoming = self.passes.upcoming if ahead else _nothing
         self.prefetcher = Prefetcher(
-            self.ring, self.workers, self.supervisor, self.schedule, self.builder, upcoming, autoscaler=None
+            self.ring, self.workers, self.supervisor, self.schedule, self.builder, self.passes, autoscaler=None, reads_ahead=ahead
         )
 
     def fetch(self, number: int) -> list[int]:
@@ -481,9 +485,7 @@ class Engine:
 
     def lease(self, number: int) -> np.ndarray:
         """A batch as it is delivered."""
-        with self.prefetcher.lock:
-            batch = self.passes.deal(number, self._pass)
-        [array] = self.prefetcher.fetch(batch)
+        [array] = self.prefetcher.fetch(number, self._pass)
         return array
 
     def expected(self, number: int) -> list[int]:
@@ -556,7 +558,3 @@ def engine_of(**options: Any) -> Iterator[Engine]:
             yield made
         finally:
             made.prefetcher.close(ClosedError("the test is over"))
-
-
-def _nothing() -> Iterator[BatchId]:
-    return iter(())

@@ -2,13 +2,15 @@
 
 Loaders of random shape, with one read in flight or many, are read, held on to, and closed early, while another thread kills,
 stops and delays their workers, one by one or all at once, and truncates, deletes, garbles, reshapes and blocks files. Every row
-delivered is compared with what its sample should be; at the end nothing may have grown. The seed that is printed repeats the
+delivered is compared with what its sample should be; at the end nothing may have grown. Now and then a signal's handler raises an
+error while a batch is asked for: the loader then goes on, or is closed, and never hangs. The seed that is printed repeats the
 choices, though not what the machine makes of their timing.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
 import io
 import logging
@@ -20,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from shmgen import Function, Loader, Npy
+from shmgen import ClosedError, Function, Loader, Npy
 from shmgen._plan.order import Order
 
 SAMPLES = 600
@@ -43,6 +46,14 @@ SLOWLY = 0.003
 
 MAX_DAMAGED = 12
 """Files that are damaged at one time."""
+
+
+HANGS = 90.0
+"""Seconds; a request that takes longer is a hang, and ends the run with all tracebacks."""
+
+
+class Struck(Exception):
+    """What a signal's handler raises."""
 
 
 class Files:
@@ -105,8 +116,8 @@ class Faults(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(self._chance.expovariate(FAULTS)):
-            acts = [self._kill, self._kill_all, self._halt, self._delay, self._damage, self._mend]
-            self._chance.choices(acts, [4, 0.2, 0.2, 1, 5, 5])[0]()
+            acts = [self._kill, self._kill_all, self._halt, self._delay, self._damage, self._mend, self._strike]
+            self._chance.choices(acts, [4, 0.2, 0.2, 1, 5, 5, 1])[0]()
 
     def end(self) -> None:
         self._ended.set()
@@ -152,6 +163,10 @@ class Faults(threading.Thread):
             self._ended.wait(TIMEOUT / 5)
             self._signal("SIGCONT", worker)
 
+    def _strike(self) -> None:
+        """A signal's handler raises an error in the consumer, wherever that is while it asks for a batch."""
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
     def _damage(self) -> None:
         # Not the first, without which no loader can be made.
         whole = [number for number in range(1, SAMPLES) if self.files.mended[number] != float("inf")]
@@ -183,6 +198,7 @@ class Consumer:
     def __init__(self, files: Files, seed: int) -> None:
         self.count: Counter[str] = Counter()
         self.loader: Loader | None = None
+        self.asks = False
         self._files = files
         self._chance = random.Random(seed)
         self._contents = [files.content(number) for number in range(SAMPLES)]
@@ -220,10 +236,26 @@ class Consumer:
             for epoch in range(chance.randint(1, 12)):
                 order = Order(SAMPLES, seed, epoch).part(0, SAMPLES) if shuffle else np.arange(SAMPLES)
                 stop = chance.randrange(len(loader)) if chance.random() < 0.15 else len(loader)
-                for number, (X, y) in enumerate(loader):
-                    self._check(X if transform is None else ~X, y, order[number * batch_size :], began)
-                    if number == stop or time.monotonic() > until:
+                batches, number, struck = iter(loader), 0, False
+                while (batch := self._asked_for(batches)) is not None:
+                    if isinstance(batch, BaseException):
+                        # The batch that was asked for is lost, and which it was is not known; the loader goes on, or is closed.
+                        if isinstance(batch, ClosedError):
+                            assert struck, batch
+                            self.count["closed"] += 1
+                            return
+                        struck = True
+                        self.count["struck"] += 1
+                        continue
+                    X, y = batch
+                    del batch
+                    wanted = None if struck else order[number * batch_size :]
+                    self._check(X if transform is None else ~X, y, wanted, began)
+                    number += 1
+                    if number > stop or time.monotonic() > until:
                         return
+                if struck:
+                    return
         finally:
             for name in ("restarts", "replaced", "grown"):
                 self.count[name] += getattr(loader.stats, name)
@@ -233,11 +265,29 @@ class Consumer:
             while self._held:
                 self._let_go()
 
-    def _check(self, X: np.ndarray, y: np.ndarray, order: np.ndarray, began: float) -> None:
+    def _asked_for(self, batches: Iterator[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...] | BaseException | None:
+        """The next batch, None behind the last; or what a signal's handler raised meanwhile, or a loader that this closed."""
+        faulthandler.dump_traceback_later(HANGS, exit=True)
+        try:
+            self.asks = True
+            return next(batches, None)
+        except (Struck, KeyboardInterrupt, TimeoutError, ClosedError) as error:
+            return error.with_traceback(None)
+        finally:
+            self.asks = False
+
+    def strike(self, *_: object) -> None:
+        """The handler of a signal: raises any error, if a batch is asked for."""
+        if self.asks:
+            self.asks = False
+            raise random.choice((Struck, KeyboardInterrupt, TimeoutError))
+
+    def _check(self, X: np.ndarray, y: np.ndarray, order: np.ndarray | None, began: float) -> None:
         self.count["batches"] += 1
         self.count["samples"] += len(y)
         assert self.loader is not None
-        for row, label, expected in zip(X, y.tolist(), order.tolist(), strict=False):
+        labels = y.tolist()
+        for row, label, expected in zip(X, labels, labels if order is None else order.tolist(), strict=False):
             found = "other data than its label's" if not np.array_equal(row, self._contents[label]) else ""
             # Another sample may stand in only for one that was damaged since the loader was made.
             if not found and label != expected and self._files.mended[expected] < began:
@@ -279,6 +329,7 @@ def soak(minutes: float, seed: int) -> int:
         files = Files(Path(folder))
         consumer = Consumer(files, seed)
         consumer.run_one(until)
+        signal.signal(signal.SIGUSR1, consumer.strike)
         faults = Faults(files, consumer, seed + 1)
         faults.start()
         before = None

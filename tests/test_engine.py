@@ -30,7 +30,7 @@ def test_work_is_delivered(workers: int, reads: int, slots: int) -> None:
             engine.prefetcher.read_ahead()
         engine.supervisor.handle(engine.workers.poll_events())
         done = sum(ticket.stop - ticket.start for tickets in engine.workers.given for ticket in tickets)
-        assert engine.supervisor.rows == done - sum(ticket.stop - ticket.start for ticket in engine.workers.queue)
+        assert engine.schedule.rows_done == done - sum(ticket.stop - ticket.start for ticket in engine.workers.queue)
 
 
 @reads

@@ -252,10 +252,10 @@ def test_errors_that_are_not_ours_are_kept_too(
         def __init__(self, one: int, two: int) -> None:
             super().__init__(f"{one} and {two}")
 
-    def moody(self: BatchBuilder, slot: int, batch: Any) -> None:
+    def moody(self: BatchBuilder, slots: Any) -> None:
         if moods.pop():
             raise Odd(1, 2)
-        prepare(self, slot, batch)
+        prepare(self, slots)
 
     data, moods, prepare = folder(8), [True, False], BatchBuilder.prepare
     with Loader(data.ids, None, 4, data_dir=data.path, workers=0, shuffle=False) as loader:

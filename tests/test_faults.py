@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import suppress
-from itertools import cycle
+from contextlib import ExitStack, suppress
+from itertools import chain, cycle, repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pace import Deadline
 from ways import BATCH, KINDS, as_bytes, filling, flat, kill, made, mend, reader, run, stop, who_reads
 
 from shmgen import Loader, SampleError, Source, StartError, WorkerDied
-from shmgen._engine import supervisor
+from shmgen._engine import pool, prefetcher, supervisor
 from shmgen._worker import launch
 
 # Functions and sources stand inside of functions: ones of the module itself would have workers import pytest.
@@ -357,7 +357,7 @@ def ended_by(loader: Loader, error: type[Exception], match: str, workers: Callab
     """Assert that the loader ends promptly by this error, and is closed then."""
     promptly = Deadline(PROMPTLY)
     with pytest.raises(error, match=match):
-        next(iter(loader))
+        deque(chain.from_iterable(repeat(loader, 20)), maxlen=0)  # what had been read ahead is handed out first
     assert not promptly.passed
     assert not workers()
     assert "ended: " in repr(loader)
@@ -439,3 +439,36 @@ def test_no_process_for_another_ends_the_run(folder: Callable, workers: Callable
         monkeypatch.setattr(subprocess, "Popen", no_process)
         kill(workers()[0])
         ended_by(loader, StartError, "can't be replaced: .*Resource temporarily unavailable", workers)
+
+
+def test_workers_with_nothing_to_do_end_and_come_back(
+    folder: Callable[..., DataSet], until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that was read ahead is lost, order and state stay, and no worker counts as replaced."""
+    monkeypatch.setattr(pool, "IDLE_AFTER", 0.2)
+    data = folder(48)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=4, seed=3) as loader:
+        batches, labels = iter(loader), []
+        for _ in range(3):
+            for _ in range(4):
+                labels += data.check(*next(batches))
+            state = loader.state_dict()
+            until(lambda: not any(child.status() != "zombie" for child in psutil.Process().children()), "the workers have ended")
+            assert loader.state_dict() == state
+        assert sorted(labels) == list(range(48))
+        assert loader.stats.restarts == 0
+        for X, y in loader:
+            data.check(X, y)
+        assert len(loader.state.workers) == 2
+
+
+def test_loaders_that_are_forgotten_are_told_of(
+    folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When a fifth is made while four are idle; once."""
+    monkeypatch.setattr(prefetcher, "IDLE", 0.0)
+    data = folder(4)
+    with ExitStack() as loaders:
+        for number in range(7):
+            assert caplog.text.count("4 loaders are open that have given no batch") == (number > 4)
+            loaders.enter_context(Loader(data.ids, None, 4, data_dir=data.path, workers=0))

@@ -66,7 +66,19 @@ class History:
         immortal: whether a worker can't be killed, which may cost its batch an error, since each of its rows might cost a slot.
     """
 
-    FAULTS = ("fail", "fail-somewhere", "die", "die-somewhere", "die-idle", "die-after", "hang", "stop", "immortal", "drop")
+    FAULTS = (
+        "fail",
+        "fail-somewhere",
+        "die",
+        "die-somewhere",
+        "die-idle",
+        "die-after",
+        "hang",
+        "stop",
+        "immortal",
+        "drop",
+        "sleep",
+    )
 
     def __init__(self, engine: Engine, chance: Chance, *, faults: int) -> None:
         self.engine = engine
@@ -110,6 +122,10 @@ class History:
         worker, reader = place
         if what == "resize":
             self.engine.resize(self.chance.choose((1, 2, 3, 4)), self.chance.choose((1, 2, 3)))
+            return
+        if what == "sleep":
+            if all(one.at == IDLE and not one.hangs for one in workers.workers[worker].readers):
+                workers.sleep(worker)
             return
         if what == "die-idle" or workers.workers[worker].readers[reader].ticket is None:
             self._die(worker)
@@ -204,7 +220,7 @@ def live(chance: Chance) -> None:
         assert all(history.may_blame(sample) for sample, _ in named)
         assert tolerates or all(sample in engine.expected(number) for sample, number in named)
         assert all(history.may_blame(damaged.id) for damaged in engine.damage.found.values())
-        assert engine.supervisor.rows >= engine.sampler.samples - engine.sampler.batch_size * len(named)
+        assert engine.schedule.rows_done >= engine.sampler.samples - engine.sampler.batch_size * len(named)
 
 
 def check(engine: Engine, history: History, number: int, found: Sequence[int]) -> int:

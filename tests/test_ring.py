@@ -43,7 +43,7 @@ def test_arrays_are_aligned_contiguous_and_apart() -> None:
     for array, field in zip(arrays, (*FIELDS, SHEET) * 3, strict=True):
         assert array.ctypes.data % ALIGNMENT == 0
         assert array.flags.c_contiguous
-        assert (array.dtype, array.shape) == (field.dtype, (7 if field is SHEET else 4, *field.shape))
+        assert (array.dtype, array.shape) == (field.dtype, (8 if field is SHEET else 4, *field.shape))
     spans = sorted((array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays)
     assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(spans))
     del arrays, array
@@ -166,14 +166,15 @@ def test_pages_are_reserved() -> None:
 def test_a_sheet_lies_where_workers_look() -> None:
     """A slot's bytes at ``sheet_offset`` are the words that were written."""
     ring = make_ring(slots=3)
-    ring.sheet(1)[:] = [2, 3, 4, 10, 20, 30, 40]
+    ring.sheet(1)[:] = [2, 3, 4, 1, 10, 20, 30, 40]
     ring.arrays(1)[0][:] = 1.5
-    end = ring.layout.sheet_offset + 7 * 8
+    end = ring.layout.sheet_offset + 8 * 8
     assert end <= ring.layout.slot_bytes
     assert Segments(ring.fd, ring.layout.slot_bytes)[1][ring.layout.sheet_offset : end].cast("q").tolist() == [
         2,
         3,
         4,
+        1,
         10,
         20,
         30,

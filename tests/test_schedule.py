@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 
 from shmgen._plan.sampler import BatchId
-from shmgen._plan.schedule import FIRST_ROWS, FIRST_TICKETS, MAX_OUT, Schedule, Ticket
+from shmgen._plan.schedule import FIRST_ROWS, FIRST_TICKETS, MAX_OUT, Schedule, State, Ticket
 
 
 def batches(first: int = 0) -> list[BatchId]:
@@ -30,7 +30,21 @@ def begin(plan: Schedule, demanded: Sequence[BatchId], upcoming: Sequence[BatchI
 def read(plan: Schedule, tickets: Sequence[Ticket]) -> None:
     """All of these are done."""
     for ticket in tickets:
-        plan.done(ticket.id)
+        plan.done([ticket.id])
+
+
+def ready(plan: Schedule, batch: BatchId) -> int | None:
+    """The slot in which a batch is ready."""
+    return next((slot.number for slot in plan.slots if slot.batch == batch and slot.state is State.READY), None)
+
+
+def lease(plan: Schedule, number: int) -> None:
+    """The batch in a slot is handed out."""
+    batch = plan.slots[number].batch
+    assert batch is not None
+    slot = plan.hand_out(batch)
+    assert slot is not None
+    assert slot.number == number
 
 
 def spans(tickets: Sequence[Ticket]) -> list[tuple[int, int, int]]:
@@ -83,7 +97,7 @@ def test_first_batches_are_cut_fine() -> None:
     assert len(begin(plan, [BatchId(0, 0)])) == FIRST_TICKETS
     tickets = begin(plan, [BatchId(0, 1)])
     assert len(tickets) == FIRST_TICKETS
-    plan.done(tickets[0].id)
+    plan.done([tickets[0].id])
     assert len(begin(plan, [BatchId(0, 2)])) < 10
     [first, *_] = begin(schedule(slots=1, readers=1, rows=40), batches()[:1])
     assert first.stop - first.start == FIRST_ROWS
@@ -106,14 +120,14 @@ def test_a_batch_is_ready_when_its_last_ticket_is() -> None:
     plan = schedule(rows=8)
     tickets = [ticket for ticket in begin(plan, [], batches()) if ticket.batch.number == 0]
     for ticket in tickets[:0:-1]:
-        assert plan.ready(BatchId(0, 0)) is None
-        plan.done(ticket.id)
-        plan.done(ticket.id)
-        plan.done(10_000)
-    assert plan.ready(BatchId(0, 0)) is None
+        assert ready(plan, BatchId(0, 0)) is None
+        plan.done([ticket.id])
+        plan.done([ticket.id])
+        plan.done([10_000])
+    assert ready(plan, BatchId(0, 0)) is None
     assert plan.ticket(tickets[0].id) == tickets[0]
-    plan.done(tickets[0].id)
-    assert plan.ready(BatchId(0, 0)) == tickets[0].slot
+    plan.done([tickets[0].id])
+    assert ready(plan, BatchId(0, 0)) == tickets[0].slot
     assert plan.ticket(tickets[0].id) is None
 
 
@@ -128,10 +142,9 @@ def test_assign_says_which_slot_each_batch_got() -> None:
     """In the order in which they are wanted, each once."""
     plan = schedule(slots=4)
     given = plan.assign([BatchId(0, 3), BatchId(0, 3)], batches())
-    assert [batch.number for _, batch in given] == [3, 0, 1, 2]
-    assert {slot for slot, _ in given} == {0, 1, 2, 3}
-    assert all(plan.slots[slot].batch == batch for slot, batch in given)
-    assert {(ticket.slot, ticket.batch) for ticket in plan.take()} == set(given)
+    assert [slot.batch for slot in given] == [BatchId(0, number) for number in (3, 0, 1, 2)]
+    assert {slot.number for slot in given} == {0, 1, 2, 3}
+    assert {(ticket.slot, ticket.batch) for ticket in plan.take()} == {(slot.number, slot.batch) for slot in given}
 
 
 def test_all_slots_are_in_flight_while_readers_wait() -> None:
@@ -142,9 +155,9 @@ def test_all_slots_are_in_flight_while_readers_wait() -> None:
     tickets += begin(plan, [], batches())
     assert numbers(tickets) == [0, 1, 2, 3, 4]
     read(plan, [ticket for ticket in tickets if ticket.batch.number < 2])
-    for slot in [plan.ready(batch) for batch in batches()[:2]]:
+    for slot in [ready(plan, batch) for batch in batches()[:2]]:
         assert slot is not None
-        plan.lease(slot)
+        lease(plan, slot)
         plan.free(slot)
     plan.waits = False
     assert begin(plan, [], batches()[2:]) == []
@@ -155,8 +168,8 @@ def test_what_was_read_in_vain_gives_way() -> None:
     plan = schedule(slots=2)
     read(plan, begin(plan, [], batches()))
     assert numbers(begin(plan, [BatchId(0, 7)], [BatchId(0, 1)])) == [7]
-    assert plan.ready(BatchId(0, 1)) is not None
-    assert plan.ready(BatchId(0, 0)) is None
+    assert ready(plan, BatchId(0, 1)) is not None
+    assert ready(plan, BatchId(0, 0)) is None
 
 
 def test_no_more_gives_way_than_is_needed() -> None:
@@ -164,10 +177,10 @@ def test_no_more_gives_way_than_is_needed() -> None:
     plan = schedule(slots=4, in_flight=2)
     read(plan, begin(plan, [], batches()))
     assert numbers(begin(plan, [BatchId(0, 7), BatchId(0, 8)])) == [7, 8]
-    assert plan.ready(BatchId(0, 0)) is not None
-    assert plan.ready(BatchId(0, 1)) is not None
+    assert ready(plan, BatchId(0, 0)) is not None
+    assert ready(plan, BatchId(0, 1)) is not None
     assert numbers(begin(plan, [BatchId(0, 9)])) == [9]
-    assert sum(plan.ready(BatchId(0, number)) is not None for number in (0, 1)) == 1
+    assert sum(ready(plan, BatchId(0, number)) is not None for number in (0, 1)) == 1
 
 
 def test_a_slot_being_read_into_is_never_given_away() -> None:
@@ -176,7 +189,7 @@ def test_a_slot_being_read_into_is_never_given_away() -> None:
     tickets = begin(plan, [], batches())
     for ticket in tickets:
         assert begin(plan, [BatchId(0, 5)]) == []
-        plan.done(ticket.id)
+        plan.done([ticket.id])
     assert numbers(begin(plan, [BatchId(0, 5)])) == [5]
 
 
@@ -184,9 +197,9 @@ def test_a_leased_batch_asked_for_again_is_read_again() -> None:
     """What was handed out belongs to whom it was handed; the next request gets a slot of its own."""
     plan = schedule(slots=2)
     read(plan, begin(plan, [], [BatchId(0, 0)]))
-    slot = plan.ready(BatchId(0, 0))
+    slot = ready(plan, BatchId(0, 0))
     assert slot is not None
-    plan.lease(slot)
+    lease(plan, slot)
     assert sorted(map(repr, plan.slots)) == ["free", "leased 0:0"]
     assert {ticket.slot for ticket in begin(plan, [BatchId(0, 0)])} == {1 - slot}
 
@@ -199,13 +212,13 @@ def test_what_is_discarded_is_read_again() -> None:
     plan.discard(BatchId(0, 0))
     plan.discard(BatchId(0, 1))
     plan.discard(BatchId(0, 2))
-    assert plan.ready(BatchId(0, 0)) is None
+    assert ready(plan, BatchId(0, 0)) is None
     again = begin(plan, [BatchId(0, 1)])
     read(plan, [ticket for ticket in tickets if ticket.batch.number == 1])
-    assert plan.ready(BatchId(0, 1)) is None
+    assert ready(plan, BatchId(0, 1)) is None
     assert repr(plan).count("free") == 1
     read(plan, again)
-    assert plan.ready(BatchId(0, 1)) == again[0].slot
+    assert ready(plan, BatchId(0, 1)) == again[0].slot
 
 
 def test_a_failed_ticket_fails_its_batch_once() -> None:
@@ -213,26 +226,26 @@ def test_a_failed_ticket_fails_its_batch_once() -> None:
     plan = schedule(slots=1, rows=9)
     one, *others = begin(plan, [], batches())
     first = ValueError("first")
-    plan.done(one.id, first)
+    plan.done([one.id], first)
     for ticket in others:
-        plan.done(ticket.id, ValueError("second"))
-    slot = plan.ready(BatchId(0, 0))
+        plan.done([ticket.id], ValueError("second"))
+    slot = ready(plan, BatchId(0, 0))
     assert slot is not None
-    assert plan.error(slot) is first
+    assert plan.slots[slot].error is first
     plan.free(slot)
     read(plan, begin(plan, [BatchId(0, 0)]))
-    assert plan.ready(BatchId(0, 0)) == slot
-    assert plan.error(slot) is None
+    assert ready(plan, BatchId(0, 0)) == slot
+    assert plan.slots[slot].error is None
 
 
 def test_more_slots() -> None:
     """Where all are leased, none can be, until there are more; these are numbered on."""
     plan = schedule(slots=1)
     read(plan, begin(plan, [], [BatchId(0, 0)]))
-    slot = plan.ready(BatchId(0, 0))
+    slot = ready(plan, BatchId(0, 0))
     assert slot is not None
     assert plan.can_lease
-    plan.lease(slot)
+    lease(plan, slot)
     assert not plan.can_lease
     assert begin(plan, [BatchId(0, 1)]) == []
     plan.add_slots(2)
@@ -257,7 +270,7 @@ def test_work_is_given_out_in_portions() -> None:
     plan = schedule(slots=8, readers=1, in_flight=4, rows=1)
     tickets = begin(plan, [], batches())
     assert len(tickets) == 4
-    plan.done(tickets[0].id)
+    plan.done([tickets[0].id])
     assert begin(plan, [], batches()) == []
     assert numbers(begin(plan, [BatchId(0, 15)], batches())) == [15]
     read(plan, tickets[1:3])
@@ -275,12 +288,12 @@ def test_no_more_tickets_are_out_than_fit_into_the_queue() -> None:
         assert plan.out <= MAX_OUT
         assert plan.take() == []
         given += more
-        plan.done(more[0].id)
+        plan.done([more[0].id])
         given += (two := plan.take())
         assert len(two) <= 1
         read(plan, [*more[1:], *two])
     assert sorted(ticket.start for ticket in given) == list(range(3 * MAX_OUT))
-    assert plan.ready(BatchId(0, 0)) == 0
+    assert ready(plan, BatchId(0, 0)) == 0
 
 
 @pytest.mark.parametrize("singly", [False, True])
@@ -294,13 +307,13 @@ def test_a_ticket_is_read_once_more(singly: bool, alone: bool) -> None:
     assert plan.ticket(one.id) is None
     again = []
     while more := plan.take():
-        plan.done(one.id)
-        assert plan.ready(BatchId(0, 0)) is None
+        plan.done([one.id])
+        assert ready(plan, BatchId(0, 0)) is None
         read(plan, more)
         again += more
     rows = range(one.start, one.stop)
     assert spans(again) == ([(0, row, row + 1) for row in rows] if singly else [(0, one.start, one.stop)])
-    assert plan.ready(BatchId(0, 0)) == 0
+    assert ready(plan, BatchId(0, 0)) == 0
 
 
 def test_what_is_read_once_more_comes_before_what_was_not_given_out_yet() -> None:
@@ -320,7 +333,7 @@ def test_a_suspect_is_given_out_while_nothing_else_is() -> None:
     plan.retry(two, alone=True)
     for ticket in others:
         assert plan.take() == []
-        plan.done(ticket.id)
+        plan.done([ticket.id])
     plan.assign([BatchId(0, 5)], [])
     seen = []
     for _ in range(2):
@@ -328,7 +341,7 @@ def test_a_suspect_is_given_out_while_nothing_else_is() -> None:
         seen.append(suspect)
         assert plan.out == 1
         assert plan.take() == []
-        plan.done(suspect.id)
+        plan.done([suspect.id])
     assert spans(seen) == spans([one, two])
 
 
@@ -347,12 +360,12 @@ def test_after_a_suspect_all_goes_on(end: str) -> None:
     elif end.startswith("retried"):
         plan.retry(suspect, alone=end == "retried-alone")
     else:
-        plan.done(suspect.id, ValueError() if end == "failed" else None)
+        plan.done([suspect.id], ValueError() if end == "failed" else None)
     given = []
     while more := plan.take():
         given += more
         read(plan, more)
-    assert plan.ready(BatchId(0, 9)) is not None
+    assert ready(plan, BatchId(0, 9)) is not None
     assert (spans([suspect])[0] in spans(given)) == end.startswith("retried")
 
 
@@ -372,12 +385,12 @@ def test_a_ticket_that_was_interrupted_is_read_anew_with_its_batch() -> None:
     """What others have read of the batch is not delivered."""
     plan = schedule(slots=2, rows=2)
     one, two = begin(plan, [], [BatchId(0, 0)])
-    plan.done(two.id)
+    plan.done([two.id])
     plan.drop(one.id)
     assert not plan.holds(BatchId(0, 0))
     assert repr(plan) == "slots [free, free]"
     read(plan, begin(plan, [BatchId(0, 0)]))
-    assert plan.ready(BatchId(0, 0)) is not None
+    assert ready(plan, BatchId(0, 0)) is not None
 
 
 def test_a_slot_that_may_yet_be_written_to_is_lost() -> None:
@@ -390,10 +403,10 @@ def test_a_slot_that_may_yet_be_written_to_is_lost() -> None:
     assert repr(plan) == "slots [free, lost]"
     again = begin(plan, [BatchId(0, 0)])
     assert {ticket.slot for ticket in again} == {0}
-    plan.done(two.id)
+    plan.done([two.id])
     assert repr(plan) == "slots [filling 0:0, lost]"
     read(plan, again)
-    assert plan.ready(BatchId(0, 0)) == 0
+    assert ready(plan, BatchId(0, 0)) == 0
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -428,7 +441,7 @@ def test_a_batch_that_was_discarded_may_lose_its_slot() -> None:
     plan.lose(ticket)
     assert plan.holds(BatchId(0, 0))
     read(plan, again)
-    assert plan.ready(BatchId(0, 0)) is not None
+    assert ready(plan, BatchId(0, 0)) is not None
 
 
 def test_a_batch_without_a_slot_fails() -> None:
@@ -439,9 +452,9 @@ def test_a_batch_without_a_slot_fails() -> None:
     plan.add_slots(1)
     error = ValueError("no answer")
     plan.fail(BatchId(0, 0), error)
-    slot = plan.ready(BatchId(0, 0))
+    slot = ready(plan, BatchId(0, 0))
     assert slot == 1
-    assert plan.error(slot) is error
+    assert plan.slots[slot].error is error
     plan.free(slot)
     assert [ticket.slot for ticket in begin(plan, [BatchId(0, 0)])] == [1]
 
@@ -501,14 +514,14 @@ class Random:
         for _ in count():
             plan.assign([batch], batches(batch.number + 1))
             self.give_out()
-            slot = plan.ready(batch)
-            if slot is not None and plan.error(slot):
+            slot = ready(plan, batch)
+            if slot is not None and plan.slots[slot].error:
                 self.failed.remove(batch)
                 plan.free(slot)
                 continue
             if slot is not None:
                 assert all(ticket.slot != slot for ticket in self.held)
-                plan.lease(slot)
+                lease(plan, slot)
                 self.leased.append(slot)
                 return
             if self.held and (not self.leased or chance.random() < 0.7):
@@ -516,7 +529,7 @@ class Random:
                 if chance.random() < self.fault_rate:
                     self.strike(ticket)
                 else:
-                    plan.done(ticket.id)
+                    plan.done([ticket.id])
             elif self.leased:
                 plan.free(self.leased.pop(chance.randrange(len(self.leased))))
             if chance.random() < 0.1:
@@ -542,7 +555,7 @@ class Random:
             if ticket.slot in self.hung:
                 self.failed.discard(ticket.batch)
         elif event == "discard" or not wanted:
-            plan.done(ticket.id)
+            plan.done([ticket.id])
             plan.discard(ticket.batch)
             self.failed.discard(ticket.batch)
         else:
@@ -561,10 +574,35 @@ def test_any_order_of_events_delivers_every_batch(seed: int) -> None:
     for number in range(150):
         events.demand(BatchId(0, number if events.chance.random() < 0.8 else events.chance.randrange(1000)))
     while events.held:
-        events.plan.done(events.held.pop().id)
+        events.plan.done([events.held.pop().id])
         events.give_out()
     for slot in events.leased:
         events.plan.free(slot)
     assert repr(events.plan).count("lost") == len(events.hung)
     assert not re.search("filling|leased", repr(events.plan))
     assert len(events.plan.slots) == events.slots + len(events.hung)
+
+
+def test_a_batch_that_says_itself_that_it_is_read() -> None:
+    """It is handed out before its reports are heard of, which change nothing afterwards; nor does a death of who read it."""
+    read_in: set[int] = set()
+    plan = Schedule(2, 2, lambda _: 4, in_flight=8, is_read=lambda slot, rows: slot in read_in and rows == 4)
+    tickets = begin(plan, [], batches())
+    first = [ticket for ticket in tickets if ticket.batch.number == 0]
+    plan.done([first[0].id])
+    assert plan.hand_out(BatchId(0, 0)) is None
+    read_in.add(first[0].slot)
+    slot = plan.hand_out(BatchId(0, 0))
+    assert slot is not None
+    assert slot.state is State.LEASED
+    assert plan.rows_done == 4
+    assert all(plan.ticket(ticket.id) is None for ticket in first)
+    plan.done([ticket.id for ticket in first])
+    assert slot.state is State.LEASED
+    assert plan.rows_done == 4
+    read_in.clear()
+    plan.free(slot.number)
+    again = begin(plan, [BatchId(0, 5)])
+    plan.done([ticket.id for ticket in first])
+    assert {ticket.slot for ticket in again} == {slot.number}
+    assert plan.hand_out(BatchId(0, 5)) is None

@@ -119,9 +119,9 @@ class Worker:
         """How many readers there are."""
         return len(set(threading.enumerate()) - self._others)
 
-    def sheet(self, slot: int, samples: Sequence[int], *, epoch: int = 0) -> None:
+    def sheet(self, slot: int, samples: Sequence[int], *, epoch: int = 0, waits: bool = True) -> None:
         """Say which samples a slot holds."""
-        words = np.array([epoch, samples[0], len(samples), *samples], np.int64)
+        words = np.array([epoch, samples[0], len(samples), waits, *samples], np.int64)
         self.segments[slot][SHEET : SHEET + words.nbytes] = words.view(np.uint8).data
 
     def put(self, slot: int, start: int, stop: int) -> int:
@@ -460,7 +460,7 @@ def test_slots_that_the_ring_has_grown_by_are_mapped(worker: Callable[..., Worke
     os.ftruncate(one.ring, 4 * SLOTS * mmap.PAGESIZE)
     other = Segments(one.ring, mmap.PAGESIZE)
     for slot in range(SLOTS, SLOTS + 8):
-        words = np.array([0, 0, 8, *range(10 * slot, 10 * slot + 8)], np.int64)
+        words = np.array([0, 0, 8, 0, *range(10 * slot, 10 * slot + 8)], np.int64)
         other[slot][SHEET : SHEET + words.nbytes] = words.view(np.uint8).data
     one.until_done([one.put(slot, 0, 1) for slot in range(SLOTS, SLOTS + 8)])
     assert [one.rows(slot)[0] for slot in range(SLOTS, SLOTS + 8)] == [10 * slot for slot in range(SLOTS, SLOTS + 8)]
@@ -489,24 +489,22 @@ def test_readers_end_when_nobody_hears_them(worker: Callable[..., Worker]) -> No
     other.reports = os.open(os.devnull, os.O_RDONLY)
 
 
-@pytest.mark.parametrize("failing", [False, True])
-def test_the_bell_rings_when_a_batch_has_been_read(worker: Callable[..., Worker], failing: bool) -> None:
-    """By the reader that is last, once; not for the tickets before, however many there are; also where one of them failed."""
-
-    def function(id: int) -> None:
-        if failing and id == 5:
-            raise ValueError
-
+@pytest.mark.parametrize("waits", [False, True])
+def test_the_bell_rings_when_a_batch_has_been_read(worker: Callable[..., Worker], waits: bool) -> None:
+    """By the reader that is last, once, if the batch is waited for; not for the tickets before, however many there are."""
     for reads in (1, 4):
-        one = worker(Called(function), reads)
+        one = worker(Called(lambda id: None), reads)
         for slot in range(SLOTS):
-            one.sheet(slot, range(20))
-            one.until_done([one.put(slot, row, row + 1) for row in range(18) if row != 5])
-            id = one.put(slot, 5, 6)
-            wait_until(lambda id=id, one=one, slot=slot: id in one.done or len(one.messages) > slot, "it was read")  # type: ignore[misc]
+            one.sheet(slot, range(20), waits=waits)
+            one.until_done([one.put(slot, row, row + 1) for row in range(18)])
             assert one.rings == 0
             one.until_done([one.put(slot, 18, 20)])
-            wait_until(lambda one=one: one.rings == 1, "it rings")  # type: ignore[misc]
+            if waits:
+                wait_until(lambda one=one: one.rings == 1, "it rings")  # type: ignore[misc]
+        if not waits:
+            one.sheet(0, range(20), waits=True)
+            one.until_done([one.put(0, 0, 20)])
+            wait_until(lambda one=one: one.rings == 1, "it rings for this one alone")  # type: ignore[misc]
 
 
 def test_the_bell_rings_for_a_ticket(worker: Callable[..., Worker]) -> None:
@@ -539,7 +537,8 @@ from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.field_spec import FieldSpec, readings_of
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen._worker.protocol import REPORT, TICKET as RECORD
-from shmgen._worker.readers import SAMPLES, Descriptors, Readers
+from shmgen._memory.records import SAMPLES
+from shmgen._worker.readers import Descriptors, Readers
 
 SHEET, MOST, SLOT = 1024, 500, 8192
 

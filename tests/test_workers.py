@@ -261,7 +261,7 @@ def test_no_wake_up_is_lost(folder: Callable, monkeypatch: pytest.MonkeyPatch) -
         for X, y in loader:
             data.check(X, y)
         pool: Any = loader._workers
-        reported = pool._reported
+        reported = pool.poll_reports
 
         def late() -> list[Any]:
             events: list[Any] = reported()
@@ -270,10 +270,10 @@ def test_no_wake_up_is_lost(folder: Callable, monkeypatch: pytest.MonkeyPatch) -
             return events
 
         pool.wake()
-        monkeypatch.setattr(pool, "_reported", late)
+        monkeypatch.setattr(pool, "poll_reports", late)
         pool.poll_events()
-        monkeypatch.setattr(pool, "_reported", reported)
+        monkeypatch.setattr(pool, "poll_reports", reported)
         at_once = Deadline(AT_ONCE)
         pool.wait(10 * AT_ONCE)
         assert not at_once.passed
-        assert [event.detail for event in pool.poll_events()] == [(1 << 40, False)]
+        assert [event.detail for event in pool.poll_events()] == [[(1 << 40, 0, 0)]]

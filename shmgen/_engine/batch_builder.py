@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from shmgen._memory.layout import Arrays
+from shmgen._memory.records import SAMPLES
 from shmgen._memory.ring import Ring
 from shmgen._plan.damage import Damage, OnError
 from shmgen._plan.padding import Padding
 from shmgen._plan.sampler import BatchId, Sampler
-from shmgen._plan.schedule import Ticket
+from shmgen._plan.schedule import Slot, Ticket
 from shmgen._samples.ids import take
 from shmgen._sources.batch_spec import BatchSpec
-from shmgen._worker.readers import SAMPLES
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import SampleError, printable
 
@@ -58,29 +58,63 @@ class BatchBuilder:
         self._replacements: dict[BatchId, dict[int, tuple[int, int]]] = {}
 
     @property
+    def touches_delivered(self) -> bool:
+        """Whether `delivered` has anything to do."""
+        return bool(self._replacements) or self._padding is not None
+
+    @property
     def on_error(self) -> OnError:
         """What becomes of samples that can't be read."""
         return self._damage.on_error
 
-    def prepare(self, slot: int, batch: BatchId) -> None:
-        """Prepare ``slot`` for ``batch``: fill in what workers don't."""
-        self._replacements.pop(batch, None)
-        if self._damage.unreadable:
-            for row, sample in enumerate(self._sampler[batch].tolist()):
-                if sample in self._damage.unreadable:
-                    self._replace(batch, row)
-        numbers = self._numbers(batch)
-        sheet = self._ring.sheet(slot)
-        sheet[:SAMPLES] = batch.epoch, self._sampler.first(batch), len(numbers)
-        self._fill(slot, 0, numbers)
+    def prepare(self, slots: Sequence[Slot]) -> None:
+        """Prepare slots for the batches that they were given: fill in what workers don't."""
+        batches: list[BatchId] = [slot.batch for slot in slots]  # type: ignore[misc]
+        samples = self._sampler.samples_of(batches)
+        sizes = [len(numbers) for numbers in samples]
+        values = self._values(samples)
+        begin = 0
+        for slot, batch, numbers, size in zip(slots, batches, samples, sizes, strict=True):
+            sheet = self._ring.sheet(slot.number)
+            sheet[0] = batch[0]
+            sheet[1] = batch[1] * self._sampler.batch_size + self._sampler.offset
+            sheet[2] = size
+            sheet[3] = False
+            sheet[SAMPLES : SAMPLES + size] = numbers
+            if values:
+                arrays = self._ring.arrays(slot.number)
+                for field, rows in values:
+                    arrays[field][:size] = rows[begin : begin + size]
+                begin += size
+            if self._replacements:
+                self._replacements.pop(batch, None)
+            if self._damage.unreadable:
+                self._replace_unreadable(batch, 0, numbers)
+                self._fill(slot.number, 0, self._numbers(batch))
+
+    def _values(self, samples: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:
+        """The values that are filled in here, of these samples one after the other: by position of the field."""
+        if not self._filled_here:
+            return []
+        numbers = samples[0] if len(samples) == 1 else np.concatenate(samples)
+        found = []
+        for field, reader in self._filled_here:
+            rows = np.empty((len(numbers), *self._ring.layout.fields[field].shape), self._ring.layout.fields[field].dtype)
+            reader.fill(numbers, rows, None)
+            found.append((field, rows))
+        return found
+
+    def _replace_unreadable(self, batch: BatchId, start: int, samples: np.ndarray) -> None:
+        """Replace those of the samples in ``batch`` from row ``start`` on that are known to be unreadable."""
+        for row, sample in enumerate(samples.tolist(), start):
+            if sample in self._damage.unreadable:
+                self._replace(batch, row)
 
     def refill(self, ticket: Ticket) -> None:
         """Prepare ``ticket`` to be read again: fill in what a transform may have changed, and replace what is unreadable."""
         _, slot, batch, start, stop = ticket
         if self._damage.unreadable:
-            for row, sample in enumerate(self._numbers(batch)[start:stop].tolist(), start):
-                if sample in self._damage.unreadable:
-                    self._replace(batch, row)
+            self._replace_unreadable(batch, start, self._numbers(batch)[start:stop])
         self._fill(slot, start, self._numbers(batch)[start:stop])
 
     def give_up(self, ticket: Ticket) -> None:
@@ -98,7 +132,7 @@ class BatchBuilder:
         if self._padding is not None:
             for field in self._weights:
                 self._padding.weigh(arrays[field], self._sampler.first(batch))
-        return len(self._replacements.pop(batch, ()))
+        return len(self._replacements.pop(batch, ())) if self._replacements else 0
 
     def id(self, batch: BatchId, row: int) -> Any:
         """The id of the sample in ``row`` of ``batch``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import select
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -12,13 +11,13 @@ from typing import Any
 
 from shmgen._engine.workers import Event, EventKind, Use, Wakeup
 from shmgen._memory.limit_errors import FILES, named
+from shmgen._memory.records import EPOCH, POSITION, SAMPLES
 from shmgen._memory.ring import Ring
 from shmgen._memory.status_page import BUSY, FUNCTION, ROW, TURN
 from shmgen._plan.schedule import Ticket
 from shmgen._samples.ids import take
 from shmgen._sources.base import IDLE, row_of
 from shmgen._worker.protocol import thread_time
-from shmgen._worker.readers import EPOCH, POSITION, SAMPLES
 from shmgen._worker.rng import own_random_state
 from shmgen._worker.task import Task
 from shmgen._worker.ticket_filler import TicketFiller
@@ -45,7 +44,7 @@ class InProcess:
             self._wakeup = Wakeup()
         self._ring = ring
         self._tables = [partial(take, table) for table in tables]
-        self._tickets: deque[Ticket] = deque()
+        self._tickets: list[Ticket] = []
         self._events: list[Event] = []
 
     def __repr__(self) -> str:
@@ -56,7 +55,7 @@ class InProcess:
         return {}
 
     def put(self, tickets: Sequence[Ticket]) -> None:
-        self._tickets.extend(tickets)
+        self._tickets += tickets
 
     def wait(self, timeout: float | None) -> None:
         if self._events:  # an earlier caller was interrupted before it could handle them
@@ -68,14 +67,14 @@ class InProcess:
             try:
                 with own_random_state() if self._filler.calls_functions else nullcontext():
                     self._fill(ticket)
-                event = Event(0, EventKind.DONE, (ticket.id, False))
+                event = Event(0, EventKind.DONE, [(ticket.id, 0, 0)])
             except Exception as error:
                 event = Event(0, EventKind.FAILED, (ticket.id, row_of(self._at[0]), error))
             finally:
-                self._events.append(event)
-                self._tickets.popleft()
                 self._at[BUSY - ROW] += time.monotonic_ns() - began
                 self._cpu += thread_time("thread-self") - used
+                # At once: if the handler of a signal raises before, the ticket is done again; after, all is in order.
+                self._tickets, self._events = self._tickets[1:], [*self._events, event]
         else:
             select.select([self._wakeup.fd], [], [], timeout)
             self._wakeup.clear()
@@ -92,6 +91,9 @@ class InProcess:
     def poll_events(self) -> list[Event]:
         events, self._events = self._events, []
         return events
+
+    def poll_reports(self) -> list[Event]:
+        return []
 
     def claims(self, worker: int) -> Mapping[int, tuple[int, int]]:
         return {0: (self._tickets[0].id, self._at[0])} if self._tickets else {}

@@ -38,6 +38,10 @@ GRACE = 0.2
 """Seconds that workers have to end by themselves at a stop, before they are killed."""
 
 
+IDLE_AFTER = 60.0
+"""Seconds without work after which a worker ends. It is started again when there is some."""
+
+
 class Pool:
     """Worker processes that fill a ring.
 
@@ -139,14 +143,16 @@ class Pool:
             pickle.dumps(self._tables),
             self._filler,
             self._context,
+            IDLE_AFTER / 2,  # it ends when it looks for the second time and has had nothing to do
         )
         child.send(pickle.dumps(tuple(start)))
         if child.has_unsent:
             self._poll.modify(child.stream, child.events[child.stream])
 
     def put(self, tickets: Sequence[Ticket]) -> None:
-        pack = protocol.TICKET.pack
-        self._unput += b"".join([pack(id, slot, start, stop, 0) for id, slot, _, start, stop in tickets])
+        pack, unput = protocol.TICKET.pack, self._unput
+        for id, slot, _, start, stop in tickets:
+            unput += pack(id, slot, start, stop, 0)
         self._flush()
 
     def _flush(self) -> None:
@@ -186,11 +192,12 @@ class Pool:
 
     def poll_events(self) -> list[Event]:
         ready, self._ready = self._ready or self._poll.poll(0), []
-        # Who rings has reported before, so what is read after the bell was silenced is all that it rang for.
-        if any(fd == self._wakeup.fd for fd, _ in ready):
-            self._wakeup.clear()
+        # A worker writes its report before it rings; so clear the bell first, then read.
+        for fd, _ in ready:
+            if fd == self._wakeup.fd:
+                self._wakeup.clear()
         # What a worker has reported before its death is heard of first.
-        events = self._reported()
+        events = self.poll_reports()
         for fd, what in ready:
             if fd in self._by_fd:
                 events += self._heard(fd, what)
@@ -198,17 +205,17 @@ class Pool:
             self._flush()
         return events
 
-    def _reported(self) -> list[Event]:
-        """What workers have written into the pipe of reports."""
-        events: list[Event] = []
+    def poll_reports(self) -> list[Event]:
+        reports: list[tuple[Any, ...]] = []
         while True:
             try:
                 data = os.read(self._reports_out, 1 << 16)
             except BlockingIOError:
-                return events
-            events += [Event(worker, EventKind.DONE, (id, waits > 0)) for id, worker, waits in REPORT.iter_unpack(data)]
+                break
+            reports += REPORT.iter_unpack(data)
             if len(data) < 1 << 16:
-                return events
+                break
+        return [Event(-1, EventKind.DONE, reports)] if reports else []
 
     def _heard(self, fd: int, what: int) -> list[Event]:
         """What has come through a descriptor of a worker's."""
@@ -227,7 +234,7 @@ class Pool:
         if ended:
             self._forget(number)
             death = WorkerDied(number, child.pid, child.join(GRACE))
-            events = [*self._reported(), *events, Event(number, EventKind.DIED, death)]
+            events = [*self.poll_reports(), *events, Event(number, EventKind.DIED, death)]
         return events
 
     def claims(self, worker: int) -> Mapping[int, tuple[int, int]]:
@@ -347,6 +354,8 @@ def _event(worker: int, message: bytes) -> Event:
     word, rest = message[:1], message[1:]
     if word == protocol.READY:
         return Event(worker, EventKind.READY)
+    if word == protocol.ENDS:
+        return Event(worker, EventKind.ENDS)
     if word == protocol.INTERRUPTED:
         return Event(worker, EventKind.INTERRUPTED, float(rest))
     return Event(worker, EventKind.FAILED if word == protocol.FAILED else EventKind.UNABLE, pickle.loads(rest))

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import copy
 from typing import TypeVar
 
@@ -25,11 +25,14 @@ from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import EventKind, Workers
 from shmgen._memory.layout import Arrays
 from shmgen._memory.limit_errors import open_loaders
+from shmgen._memory.records import WAITED_FOR
 from shmgen._memory.ring import Ring
 from shmgen._plan.autoscaler import Autoscaler, Progress
+from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId
-from shmgen._plan.schedule import Schedule, State
+from shmgen._plan.schedule import Schedule, Slot, State
 from shmgen._plan.stats import Stats
+from shmgen._worker.signals import deferred_signals
 from shmgen.errors import ClosedError, ShmgenError, StartError, TooManyDamaged, WorkerDied
 
 GROW_AFTER = 1.0
@@ -56,10 +59,14 @@ LONGEST_WAIT = 86_400.0
 OVERSLEPT = 0.2
 """Seconds by which a wait may be late. If it is later, this process was stopped itself, and perhaps the workers with it."""
 
+IDLE, MANY_IDLE = 10.0, 4
+"""Seconds after which a loader that gives no batch counts as idle; and the number of such loaders that is told of."""
+
 MAX_SAID = 1000
 """How many logged errors are remembered."""
 
 ErrorT = TypeVar("ErrorT", bound=Exception)
+RaisedT = TypeVar("RaisedT", bound=BaseException)
 
 log = logging.getLogger("shmgen")
 
@@ -73,12 +80,13 @@ class Prefetcher:
         supervisor: supervises the workers.
         schedule: which slot holds which batch.
         builder: knows what batches consist of.
-        upcoming: the batches that will be asked for next, as far as that is known.
+        passes: which batch an index means, and which will be asked for next.
         autoscaler: decides on the numbers of workers and reads; None if both are fixed.
         front_end: knows the framework; it is asked to release batches while all slots are held.
+        reads_ahead: whether batches are read before they are asked for.
 
     Attributes:
-        lock: guards this object and what ``upcoming`` reads.
+        lock: guards this object and ``passes``.
         ended: why there are no more batches; None while there are.
         error: the last error that a request ended in, without its traceback; None if there was none. A plain close is none.
     """
@@ -90,21 +98,25 @@ class Prefetcher:
         supervisor: Supervisor,
         schedule: Schedule,
         builder: BatchBuilder,
-        upcoming: Callable[[], Iterator[BatchId]],
+        passes: Passes,
         autoscaler: Autoscaler | None,
         front_end: FrontEnd = NO_FRAMEWORK,
+        *,
+        reads_ahead: bool = True,
     ) -> None:
         self._ring = ring
         self._workers = workers
         self._supervisor = supervisor
         self._schedule = schedule
         self._builder = builder
-        self._upcoming = upcoming
+        self._passes = passes
+        self._reads_ahead = reads_ahead
         self._autoscaler = autoscaler
         self._decisions = [] if autoscaler is None else autoscaler.decisions
         self._front_end = front_end
         self._owner = os.getpid()
-        self._meter = Meter(time.monotonic(), 0 if workers.are_processes else 1)
+        self._made = time.monotonic()
+        self._meter = Meter(time.monotonic(), 0 if workers.are_processes else 1, ring.layout.sample_bytes)
         self.ended: ShmgenError | None = None
         self.error: Exception | None = None
         self._said: set[tuple[BatchId | None, str]] = set()
@@ -114,8 +126,15 @@ class Prefetcher:
         # Requests that wait, the oldest first: since when, and for which batch.
         self._waiting: list[tuple[float, BatchId]] = []
         self._patience = GROW_AFTER
-        self._harmless: BaseException | None = None
+        self._expected: BaseException | None = None
+        self._look_at = 0.0 if autoscaler is not None else math.inf
+        _warn_of_idle()
         open_loaders.add(self)
+
+    @property
+    def last_used(self) -> float:
+        """When it was made, or gave its last batch; of `time.monotonic`."""
+        return self._meter.last or self._made
 
     @property
     def stats(self) -> Stats:
@@ -159,76 +178,120 @@ class Prefetcher:
             raise ClosedError(f"it belongs to process {self._owner}: make another in process {os.getpid()}")
         return self.lock
 
-    def fetch(self, batch: BatchId) -> Arrays:
-        """The arrays of ``batch``, as soon as it has been read.
+    def fetch(self, index: int, of: Pass | None = None) -> Arrays:
+        """The arrays of the batch that ``index`` means in a pass, as soon as it has been read.
+
+        A batch that is there is handed out before anything else is done.
 
         Args:
-            batch: which one.
+            index: which one.
+            of: the pass; None for what is asked for by hand.
 
         Raises:
+            IndexError: there is no such batch in this pass.
             SampleError: a file of the batch can't be read; the batch may be asked for again.
             TooManyDamaged: more samples are damaged than are tolerated.
             WorkerDied: workers can't start, or die again and again.
             ClosedError: `close` was called.
         """
         called = time.monotonic()
-        with self.lock:
-            if self._meter.begins(batch.epoch):
-                self._meter.begin(batch.epoch, called, self.stats)
-            self._waiting.append((called, batch))
+        with self.lock if os.getpid() == self._owner else self.entered():
+            batch = None
             try:
-                arrays = self._fetch(batch, called)
-                now = time.monotonic()
-                if self._meter.delivered(now):
-                    self._meter.start(self._workers.use())
-                self._steer(batch.epoch, now)
-                return arrays
-            except (TooManyDamaged, WorkerDied, StartError) as end:
-                self.close(_bare(end))
-                self._record_error(batch, end)
-                # In the traceback there may be a frame that holds the error: a cycle, with the ring in it.
-                raise end.with_traceback(None) from end.__cause__
-            except BaseException as error:
-                if isinstance(error, Exception) or error is self._harmless:
-                    # It was read for this request alone: a later request wants what the files hold by then.
-                    self._schedule.discard(batch)
-                    if isinstance(error, Exception):
-                        self._record_error(batch, error)
-                    if isinstance(error, ShmgenError):
-                        raise error.with_traceback(None) from error.__cause__
+                batch = self._passes.deal(index, of)
+                if self._meter.epoch != batch.epoch:
+                    self._meter.begin_epoch(batch.epoch, called, self.stats)
+                slot = None if self.ended is not None else self._schedule.hand_out(batch)
+                if slot is None or slot.error is not None:
+                    slot = self._wait_for(batch, called, of, slot)
                 else:
-                    # An interrupt outside of a wait may have left inconsistent state.
-                    self.close(
-                        ClosedError(f"{type(error).__name__} interrupted it while its state was inconsistent: make another")
-                    )
+                    if of is not None:
+                        of.got(batch)
+                    self._wake_listener()
+                arrays = self._ring.lease(slot.number, slot.rows)
+                replaced = self._builder.delivered(batch, arrays) if self._builder.touches_delivered else 0
+                if self._supervisor.deaths:
+                    self._supervisor.deaths.forget(batch)
+                now = time.monotonic()
+                if self._meter.count(slot.rows, replaced, now):
+                    self._meter.start(self._workers.use())
+                if self._schedule.runs_low:
+                    self._refill()
+                if now >= self._look_at:
+                    self._steer(batch.epoch, now)
+                return arrays
+            except BaseException as error:
+                self._on_error(error, batch, of)
+                if isinstance(error, ShmgenError):
+                    # In the traceback there may be a frame that holds the error: a cycle, with the ring in it.
+                    raise error.with_traceback(None) from error.__cause__
                 raise
-            finally:
-                self._waiting.remove((called, batch))
-                if self._waiting and self._listener is not None:
-                    self._workers.wake()  # what others wait for may depend on the slot that this one took, or freed
 
-    def _fetch(self, batch: BatchId, called: float) -> Arrays:
-        starved_from: float | None = None
-        collected = grown = late = False
-        if self._schedule.ready(batch) is not None:
-            self._handle_events()  # a request that need not wait would not notice a worker's death
+    def _on_error(self, error: BaseException, batch: BatchId | None, of: Pass | None) -> None:
+        """A request ends in ``error``.
+
+        What the request itself refused, and what an interrupt of a wait raised, has left all in order. Anything else struck at a
+        moment that nobody could foresee, such as an exception out of a signal's handler: then it is over.
+        """
+        if batch is None:
+            if type(error) is IndexError:  # there is none; nothing has been dealt
+                return
         else:
-            late = self._is_late(batch)
+            if of is not None:
+                of.failed(batch)
+            # It was read for this request alone: a later request wants what the files hold by then.
+            self._schedule.discard(batch)
+        if isinstance(error, TooManyDamaged | WorkerDied | StartError):
+            self.close(_bare(error))
+        elif error is not self._expected:
+            self.close(ClosedError(f"{type(error).__name__} interrupted it while its state was inconsistent: make another"))
+        if batch is not None and isinstance(error, Exception):
+            self._record_error(batch, error)
+        self._expected = None
+
+    def _refuse(self, error: RaisedT) -> RaisedT:
+        """``error``, which is raised where the state is in order."""
+        self._expected = error
+        return error
+
+    def _wait_for(self, batch: BatchId, called: float, of: Pass | None, slot: Slot | None) -> Slot:
+        """The slot of ``batch``, once that has been read; ``slot`` if that is known to hold an error."""
+        self._waiting.append((called, batch))
+        if of is not None:
+            of.awaits(batch)
+        try:
+            slot = slot or self._read(batch, called)
+            if slot.error is not None:
+                raise self._refuse(slot.error)
+            if of is not None:
+                of.got(batch)
+            return slot
+        finally:
+            self._waiting.remove((called, batch))
+            self._wake_listener()
+
+    def _wake_listener(self) -> None:
+        """What other requests wait for may depend on the slot that this one took or freed, or on what it has heard of workers."""
+        if self._waiting and self._listener is not None:
+            self._workers.wake()
+
+    def _read(self, batch: BatchId, called: float) -> Slot:
+        starved_from: float | None = None
+        collected = grown = False
+        self._check(called)
+        late = self._is_late(batch)
         if self._ring.held > self._ring.slots // 2:
             self._push(0)  # once all were held, none would have been filled ahead
-        self._check(called)
+            self._check(called)
         self._dispatch()
-        while (arrays := self._hand_out(batch)) is None:
+        while (slot := self._schedule.hand_out(batch)) is None:
             if not self._schedule.holds(batch):
                 self._dispatch()
             now = time.monotonic()
             if self._schedule.can_lease:
-                self._wait(math.inf, now)
-                waited = time.monotonic() - now
-                self._meter.batch_wait += waited
-                self._meter.late_wait += waited * late
+                self._wait_for_workers(batch, now, late=late)
             else:
-                # Whoever holds all the slots may only need a push to let go of some; if that does not help, there must be more.
+                # What holds all the slots may only need a push to let go of some; if that does not help, there must be more.
                 starved_from = starved_from or now
                 if now > starved_from + self._patience:
                     self._grow()
@@ -243,13 +306,39 @@ class Prefetcher:
             self._check(called)
             if starved_from is not None:
                 self._dispatch()
-            self._steer(batch.epoch, time.monotonic())
+            if (now := time.monotonic()) >= self._look_at:
+                self._steer(batch.epoch, now)
         if starved_from is not None and not grown:
             self._patience = min(GROW_AFTER, 2 * self._patience)
-        return arrays
+        return slot
+
+    def _wait_for_workers(self, batch: BatchId, now: float, *, late: bool) -> None:
+        """Wait until workers have read more, from ``now`` on."""
+        for slot in self._schedule.waited_for(batch):
+            self._ring.sheet(slot.number)[WAITED_FOR] = True
+        # What was done before that rang no bell.
+        if reports := self._workers.poll_reports():
+            self._wake_listener()
+            self._supervisor.handle(reports)
+            return
+        self._wait(math.inf, now)
+        waited = time.monotonic() - now
+        self._meter.batch_wait += waited
+        self._meter.late_wait += waited * late
+
+    def _refill(self) -> None:
+        """Have free slots filled, after a batch was handed out. An error that ends everything is for the next request."""
+        if self._ring.held > self._ring.slots // 2:
+            self._push(0)
+        try:
+            self._handle_events()
+            if self.ended is None:
+                self._dispatch()
+        except (TooManyDamaged, WorkerDied, StartError) as end:
+            self.close(_bare(end))
 
     def _is_late(self, batch: BatchId) -> bool:
-        """Whether there was room to read ``batch`` ahead, but nobody knew that it would be asked for."""
+        """Whether there was room to read ``batch`` ahead, but it could not be known that it would be asked for."""
         return self._workers.are_processes and not self._schedule.holds(batch) and self._schedule.can_lease
 
     def _record_error(self, batch: BatchId, error: Exception) -> None:
@@ -293,28 +382,19 @@ class Prefetcher:
         for slot in self._ring.released():
             self._schedule.free(slot)
         demanded = [batch for _, batch in self._waiting]
-        for slot, batch in self._schedule.assign(demanded, self._upcoming()):
-            self._builder.prepare(slot, batch)
+        upcoming = self._passes.upcoming() if self._reads_ahead else ()
+        if slots := self._schedule.assign(demanded, upcoming):
+            self._builder.prepare(slots)
         self._supervisor.give_out()
-
-    def _hand_out(self, batch: BatchId) -> Arrays | None:
-        """The arrays of ``batch``; None if it is not ready."""
-        schedule = self._schedule
-        slot = schedule.ready(batch)
-        if slot is None:
-            return None
-        if error := schedule.error(slot):
-            schedule.free(slot)
-            raise error
-        rows = schedule.lease(slot)
-        arrays = self._ring.lease(slot, rows)
-        self._meter.deliver(rows, rows * self._ring.layout.sample_bytes, self._builder.delivered(batch, arrays))
-        self._supervisor.delivered(batch)
-        return arrays
 
     def _grow(self) -> None:
         """All slots seem to be held for good: have more."""
-        added = self._ring.grow(max(1, self._ring.slots // GROW_BY))
+        try:
+            added = self._ring.grow(max(1, self._ring.slots // GROW_BY))
+        except OSError as error:
+            if type(error) is OSError:  # no memory, and all is as it was; the other kinds are what handlers of signals raise
+                self._expected = error
+            raise
         self._schedule.add_slots(added)
         if not self._meter.grown:
             log.info(
@@ -334,7 +414,10 @@ class Prefetcher:
 
         def push() -> None:
             self._front_end.release()
-            gc.collect(generation)
+            # An error that a signal's handler raises inside another library's callback of the collector would be lost: Python
+            # prints and ignores it. So handlers run when the collection is over.
+            with deferred_signals():
+                gc.collect(generation)
 
         self._unlocked(push)
 
@@ -344,7 +427,7 @@ class Prefetcher:
             try:
                 self._changed.wait(min(timeout, LONGEST_WAIT))
             except BaseException as error:
-                self._harmless = error
+                self._expected = error
                 raise
             return
         until = max(now, min(now + timeout, self._supervisor.next_deadline))
@@ -363,15 +446,17 @@ class Prefetcher:
 
     def _steer(self, epoch: int, now: float) -> None:
         """Have as many workers, with as many reads in flight, as the autoscaler asks for."""
-        scaler, supervisor = self._autoscaler, self._supervisor
-        if scaler is None or self.ended is not None or not scaler.is_due(now, supervisor.rows):
+        scaler, supervisor, rows = self._autoscaler, self._supervisor, self._schedule.rows_done
+        if scaler is None or self.ended is not None or not scaler.is_due(now, rows):
             return
         busy, cpu, *_ = self._workers.use()
         waited, crew = self._meter.batch_wait, (supervisor.workers, supervisor.ready, supervisor.reads)
-        target = scaler.see(epoch, Progress(now, supervisor.rows, waited, busy, cpu, *crew))
-        if not supervisor.resize(*target):
-            self._autoscaler = None
-        self._meter.resized(now, supervisor.ready if self._workers.are_processes else 1)
+        target = scaler.see(epoch, Progress(now, rows, waited, busy, cpu, *crew))
+        self._look_at = now + scaler.pause
+        if target != (supervisor.workers, supervisor.reads):
+            if not supervisor.resize(*target):
+                self._autoscaler, self._look_at = None, math.inf
+            self._meter.resized(now, supervisor.ready if self._workers.are_processes else 1)
 
     def _unlocked(self, act: Callable[[], None]) -> None:
         """Call ``act`` while the lock is free; an interrupt does no harm there."""
@@ -379,7 +464,7 @@ class Prefetcher:
             self.lock.release()
             act()
         except BaseException as error:
-            self._harmless = error
+            self._expected = error
             raise
         finally:
             if not self.lock._is_owned():  # type: ignore[attr-defined] # an interrupt may strike on either side of the release
@@ -390,9 +475,9 @@ class Prefetcher:
         if self.ended is not None:
             return
         events = self._workers.poll_events()
+        if self._listener is not None:
+            self._workers.wake()  # it may have been waiting for just this, and the bell that was rung for it has been cleared
         if events:
-            if self._listener is not None:
-                self._workers.wake()  # it may have been waiting for just this
             self._supervisor.handle(events)
             if any(event.what in (EventKind.READY, EventKind.DIED) for event in events):
                 self._meter.resized(time.monotonic(), self._supervisor.ready)
@@ -400,14 +485,30 @@ class Prefetcher:
     def _check(self, called: float) -> None:
         """Raise if a request made at ``called`` must not go on."""
         if self.ended is not None:
-            raise type(self.ended)(*self.ended.args)
+            raise self._refuse(type(self.ended)(*self.ended.args))
+        if (failure := self._supervisor.failure) is not None:
+            self._supervisor.failure = None
+            raise self._refuse(failure)
         # Ctrl-C interrupts the main thread, but that may be waiting inside a framework for this batch.
         if (
             self._supervisor.interrupted > called
             and threading.current_thread() is not threading.main_thread()
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         ):
-            raise KeyboardInterrupt
+            raise self._refuse(KeyboardInterrupt())
+
+
+def _warn_of_idle() -> None:
+    """Say so where several loaders are open that have not been used for a while; called when another is made."""
+    now = time.monotonic()
+    idle = [loader for loader in open_loaders if isinstance(loader, Prefetcher) and now > loader.last_used + IDLE]
+    if len(idle) == MANY_IDLE:
+        log.warning(
+            "%d loaders are open that have given no batch for %g seconds or more, and hold shared memory and descriptors: "
+            "close() those that are no longer needed, or use them in a with statement",
+            len(idle),
+            IDLE,
+        )
 
 
 def _bare(error: ErrorT) -> ErrorT | ShmgenError:

@@ -10,12 +10,12 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from shmgen._engine.batch_builder import BatchBuilder
 from shmgen._engine.workers import Event, EventKind, Workers
 from shmgen._memory.ring import Ring
 from shmgen._plan.faults import Claim, Deaths, Exit, Fate, Verdict, Watch, after_exit, after_failure
-from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import Schedule, Ticket
 from shmgen._sources.base import IDLE, row_of
 from shmgen._worker.launch import KILL_GRACE
@@ -51,6 +51,7 @@ class WorkerRecord:
         stopped: whether it was killed because it had been stopped (SIGSTOP).
         given: how many seconds it was given before it was killed.
         retires: whether it is to end.
+        ends: whether it ends by itself, since it has had nothing to do.
         deaths_before_work: how many workers with this number have died one after the other without finishing anything.
     """
 
@@ -63,6 +64,7 @@ class WorkerRecord:
     stopped: bool = False
     given: float = 0.0
     retires: bool = False
+    ends: bool = False
     deaths_before_work: int = 0
 
 
@@ -83,7 +85,8 @@ class Supervisor:
         next_deadline: when to call `check_deadlines` next, while somebody waits for a batch.
         interrupted: when Ctrl-C last reached a worker.
         restarts: how many workers have been replaced.
-        rows: how many rows have been read, those included that were read in vain.
+        deaths: the rows of batches not yet handed out at which workers have died.
+        failure: why a slot that was lost has no successor: there is no memory for one. The next request is to raise it, once.
     """
 
     def __init__(
@@ -104,21 +107,23 @@ class Supervisor:
         self._patience = max(timeout, START_WITHIN)
         now = time.monotonic()
         self._records = {number: WorkerRecord(Watch(now)) for number in range(count)}
-        self._deaths = Deaths()
+        self.deaths = Deaths()
         self._is_eager = False
+        # Workers that ended since they had nothing to do, and are started again when there is something.
+        self._asleep = 0
         self.reads = reads
         self.next_deadline = now + timeout / LOOKS
         self.interrupted = 0.0
         self.restarts = 0
-        self.rows = 0
+        self.failure: OSError | None = None
 
     def __repr__(self) -> str:
         return f"{len(self._records)} workers, {self.restarts} replaced"
 
     @property
     def workers(self) -> int:
-        """How many workers there are, without those that are to end."""
-        return sum(not record.retires for record in self._records.values())
+        """How many workers there are: without those that are to end, and with those that will be started again when needed."""
+        return self._asleep + sum(not record.retires for record in self._records.values())
 
     @property
     def ready(self) -> int:
@@ -127,6 +132,8 @@ class Supervisor:
 
     def give_out(self) -> None:
         """Give out the tickets that can be."""
+        if self._asleep and (self._schedule.has_tickets or self._schedule.out):
+            self._wake_up()
         if not self._schedule.has_tickets and not self._is_eager:
             return
         if tickets := self._schedule.take():
@@ -134,6 +141,16 @@ class Supervisor:
         if self._schedule.holds_back != self._is_eager:
             self._is_eager = self._schedule.holds_back
             self._workers.set_eager(self._is_eager)
+
+    def _wake_up(self) -> None:
+        """Start the workers again that ended since they had nothing to do."""
+        while self._asleep:
+            try:
+                number = self._workers.add()
+            except OSError as failure:
+                raise StartError(f"a worker that had nothing to do and ended can't be started again: {failure}") from failure
+            self._asleep -= 1
+            self._records[number] = WorkerRecord(Watch(time.monotonic()))
 
     def resize(self, workers: int, reads: int) -> bool:
         """From now on there are so many workers with so many readers each; False if more workers could not be started."""
@@ -149,6 +166,7 @@ class Supervisor:
                 enough = False
             else:
                 self._records[number] = WorkerRecord(Watch(time.monotonic()))
+        self._asleep -= min(self._asleep, max(0, self.workers - workers))
         for number in sorted(self._records, reverse=True):
             if self.workers > workers and not self._records[number].retires:
                 self._records[number].retires = True
@@ -166,30 +184,35 @@ class Supervisor:
         """
         for worker, what, detail in events:
             if what is EventKind.DONE:
-                id, self._schedule.waits = detail
-                self.rows += self._schedule.done(id)
-                if worker in self._records:  # what it did before it was replaced, or retired, may be heard of later
-                    self._records[worker].has_done = True
+                self._schedule.done([report[0] for report in detail])
+                self._schedule.waits = bool(detail[-1][2])
+                for report in detail:
+                    record = self._records.get(report[1])
+                    if record is not None:  # what it did before it was replaced, or retired, may be heard of later
+                        record.has_done = True
             elif what is EventKind.FAILED:
                 self._failed(worker, *detail)
             elif what is EventKind.DROPPED:
                 self._schedule.drop(detail)
             elif what is EventKind.DIED:
                 self._on_exit(worker, detail)
-            elif what is EventKind.INTERRUPTED:
-                self.interrupted = detail
             elif what is EventKind.UNABLE:
                 raise detail
             else:
-                self._records[worker].begun = True
-                if not self._schedule.out:  # there is nothing for it to do
-                    self._records[worker].deaths_before_work = 0
+                self._note(self._records[worker], what, detail)
         if events:
             self.give_out()
 
-    def delivered(self, batch: BatchId) -> None:
-        """``batch`` has been handed out."""
-        self._deaths.forget(batch)
+    def _note(self, record: WorkerRecord, what: EventKind, detail: Any) -> None:
+        """Keep in mind what a worker has said of itself."""
+        if what is EventKind.ENDS:
+            record.ends = True
+        elif what is EventKind.INTERRUPTED:
+            self.interrupted = detail
+        else:
+            record.begun = True
+            if not self._schedule.out:  # there is nothing for it to do
+                record.deaths_before_work = 0
 
     def _failed(self, worker: int, id: int, row: int | None, error: Exception) -> None:
         """A ticket has failed: at the sample in ``row``, if that is known."""
@@ -197,9 +220,8 @@ class Supervisor:
         ticket = self._schedule.ticket(id)
         if ticket is None:
             return
-        self.rows += ticket.stop - ticket.start
         if self._builder.on_error == "raise" or not isinstance(error, SampleError) or not self._schedule.wants(ticket):
-            self._schedule.done(id, error)
+            self._give_up(ticket, error)
         else:
             self._carry_out(after_failure(_claim(ticket, row, begun=True)), error)
 
@@ -268,14 +290,14 @@ class Supervisor:
         claims = list(self.claims(worker).values())
         if death is None:
             how = Exit.ABANDONED
-        elif record.kill_deadline is None and not record.retires:
+        elif record.kill_deadline is None and not record.retires and not record.ends:
             how = Exit.CRASHED
         else:
             how = Exit.KILLED
         verdicts = after_exit(
-            claims, record.stuck, how, self._deaths, timeout=self._timeout, death=str(death), unsure=record.unsure
+            claims, record.stuck, how, self.deaths, timeout=self._timeout, death=str(death), unsure=record.unsure
         )
-        if not record.retires:
+        if not record.retires and not record.ends:
             log.warning("%s", self._death_message(worker, death, verdicts))
         deaths_before_work = 0 if record.has_done else record.deaths_before_work
         # Who has started, and holds nothing, died of nothing that it did.
@@ -287,9 +309,10 @@ class Supervisor:
         self._schedule.take_back(self._workers.take_back())
         for verdict in verdicts:
             self._carry_out(verdict, unreadable=True, lost=how is Exit.ABANDONED)
-        if record.retires:
+        if record.retires or record.ends:
             self._workers.remove(worker)
             del self._records[worker]
+            self._asleep += not record.retires
             self.give_out()
             return
         try:
@@ -325,19 +348,30 @@ class Supervisor:
                 failure = None
         if lost:
             if schedule.lose(ticket):
-                schedule.add_slots(self._ring.grow())
+                try:
+                    schedule.add_slots(self._ring.grow())
+                except OSError as refused:
+                    self.failure = refused
             if failure is not None:
                 schedule.fail(ticket.batch, failure)
         elif failure is not None or not schedule.wants(ticket) or (skipped is not None and ticket.stop - ticket.start == 1):
-            self._builder.give_up(ticket)
-            schedule.done(ticket.id, failure)
-            self._workers.wake()  # another may have read the batch's last row before this one was given up, and not have rung
+            self._give_up(ticket, failure)
         else:
             self._builder.refill(ticket)
             if skipped is not None:
                 self._builder.give_up(ticket._replace(start=skipped, stop=skipped + 1))
             singly = verdict.fate is Fate.RETRY_SINGLY or skipped is not None
             schedule.retry(ticket, singly=singly, alone=verdict.fate is Fate.RETRY_ALONE, without=skipped)
+
+    def _give_up(self, ticket: Ticket, failure: Exception | None) -> None:
+        """What is left of a ticket that is out is not read: its batch is not wanted, or can't be delivered because of a failure.
+
+        Another reader may have read the batch's last row before this one was given up. It has not rung then, so the main process
+        must look at the reports by itself.
+        """
+        self._builder.give_up(ticket)
+        self._schedule.done([ticket.id], failure)
+        self._workers.wake()
 
     def _death_message(self, worker: int, death: WorkerDied | None, verdicts: Sequence[Verdict]) -> str:
         """The log message about a worker that is replaced."""

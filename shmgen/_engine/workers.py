@@ -15,10 +15,11 @@ class EventKind(Enum):
     """What can happen; the event's detail is what follows a colon."""
 
     READY = "a worker has started"
-    DONE = "a ticket is done: its number, and whether reads had to wait lately, for a disk or a network"
+    DONE = "tickets are done, by any workers: for each its number, the worker, and whether reads had to wait for I/O lately"
     FAILED = "a ticket failed: its number, the number of the row, None if not known, and the error"
     DROPPED = "a ticket was interrupted, and must be done again: its number"
     UNABLE = "a worker can't start, or can't go on: the error"
+    ENDS = "a worker ends, since it has had nothing to do; its death follows"
     INTERRUPTED = "Ctrl-C reached a worker: the time, of time.monotonic"
     DIED = "a worker has died: the error to raise"
 
@@ -77,6 +78,9 @@ class Workers(Protocol):
 
     def poll_events(self) -> list[Event]:
         """What has happened since the last call."""
+
+    def poll_reports(self) -> list[Event]:
+        """Which tickets have been done since the last call, and nothing else that has happened."""
 
     def claims(self, worker: int) -> Mapping[int, tuple[int, int]]:
         """By reader of ``worker``: the ticket that it took last, and the row that it is at, as a source says it."""

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shmgen._memory.records import SAMPLES
+
 ALIGNMENT = 64
 """Bytes. TensorFlow and JAX alias an array that begins at a multiple of this, and copy any other."""
 
 PAGE = mmap.ALLOCATIONGRANULARITY
 """Bytes. A mapping of a file must begin at a multiple of this."""
-
-SHEET_WORDS = 3
-"""So many words of a sheet come before the sample numbers."""
 
 Arrays = tuple[np.ndarray, ...]
 """The arrays of a batch, one for each field."""
@@ -61,7 +60,7 @@ class Layout:
             end += _round_up(batch_size * field.row_bytes, ALIGNMENT)
         self.offsets = tuple(offsets)
         self.sheet_offset = end
-        self.slot_bytes = _round_up(end + (SHEET_WORDS + batch_size) * 8, PAGE)
+        self.slot_bytes = _round_up(end + (SAMPLES + batch_size) * 8, PAGE)
         self.sample_bytes = sum(field.row_bytes for field in fields)
         self._arrays = [(field.shape, field.dtype, offset) for field, offset in zip(fields, offsets, strict=True)]
 
@@ -70,16 +69,17 @@ class Layout:
 
         They keep ``buffer`` itself alive, through slices and views of them too.
         """
-        return tuple(
-            [np.ndarray((rows, *shape), dtype, buffer, offset) for shape, dtype, offset in self._arrays]  # type: ignore[arg-type]
-        )
+        arrays = []
+        for shape, dtype, offset in self._arrays:
+            arrays.append(np.ndarray((rows, *shape), dtype, buffer, offset))  # type: ignore[arg-type]
+        return tuple(arrays)
 
     def sheet(self, buffer: object) -> np.ndarray:
         """The sheet of the slot ``buffer``, of dtype int64 and shape ``(3 + batch_size,)``.
 
         It holds the epoch, the position of the first row in the epoch, the number of rows, and the sample number of each row.
         """
-        return np.ndarray(SHEET_WORDS + self.batch_size, np.int64, buffer, self.sheet_offset)  # type: ignore[arg-type]
+        return np.ndarray(SAMPLES + self.batch_size, np.int64, buffer, self.sheet_offset)  # type: ignore[arg-type]
 
 
 def _round_up(size: int, multiple: int) -> int:

@@ -22,6 +22,7 @@ from shmgen._memory import nameless
 from shmgen._memory.layout import Arrays, Layout
 from shmgen._memory.limit_errors import FILES, most_file_bytes, named, on_file_bytes
 from shmgen._memory.limits import available
+from shmgen._memory.records import READ, SAMPLES
 from shmgen._memory.segments import Segments
 
 MIN_SLOTS = 2
@@ -29,6 +30,10 @@ MIN_SLOTS = 2
 
 OTHERS_NEED = 32 << 20
 """Bytes of memory that are left to workers and the trainer. Without them, the kernel would kill one of these."""
+
+IS_ORDERED = os.uname().machine in ("x86_64", "i686")
+"""Whether what a process writes is seen by others in the same order, so that a mark means that the row is there. Elsewhere the
+reports in the pipe, which comes with a barrier, say what is read."""
 
 log = logging.getLogger("shmgen")
 
@@ -53,6 +58,7 @@ class Ring:
         self._slot_type = ctypes.c_char * layout.slot_bytes
         self._arrays: dict[int, Arrays] = {}
         self._sheets: dict[int, np.ndarray] = {}
+        self._marks: dict[int, memoryview] = {}
         self._leases: dict[int, _Lease] = {}
         self._released: deque[_Lease] = deque()
         with named(FILES):
@@ -125,9 +131,17 @@ class Ring:
             self._sheets[slot] = self.layout.sheet(self._owner(slot))
         return self._sheets[slot]
 
+    def is_read(self, slot: int, rows: int) -> bool:
+        """Whether this number of rows of the slot, which are all, are marked as read in its sheet."""
+        marks = self._marks.get(slot)
+        if marks is None:
+            first = self.layout.sheet_offset + 8 * SAMPLES
+            marks = self._marks[slot] = self._segments[slot][first:]
+        return IS_ORDERED and marks[: 8 * rows].tobytes() == READ * rows
+
     def lease(self, slot: int, rows: int) -> Arrays:
         """The slot's arrays as a lease: `released` returns the slot once the last view of them is gone."""
-        owner = self._owner(slot)
+        owner = self._slot_type.from_buffer(self._segments.mapped[slot])
         # The callback runs on any thread, inside any allocation, even while that thread holds a lock of ours. So it only appends.
         # It is not Python code: an interrupt that is raised inside a callback would be lost.
         lease = self._leases[slot] = _Lease(owner, self._released.append)
@@ -141,8 +155,8 @@ class Ring:
 
     @property
     def held(self) -> int:
-        """How many slots are leased, as far as `released` has returned them."""
-        return len(self._leases)
+        """How many slots are leased, and have not been released."""
+        return len(self._leases) - len(self._released)
 
     @property
     def has_released(self) -> bool:
@@ -167,6 +181,7 @@ class Ring:
         """Release the descriptor and the memory. What views still show stays mapped until they are gone."""
         self._arrays.clear()
         self._sheets.clear()
+        self._marks.clear()
         self._segments.close()
         if self.fd >= 0:
             os.close(self.fd)

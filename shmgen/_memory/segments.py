@@ -19,6 +19,9 @@ class Segments:
         fd: descriptor of the file, which stays the caller's. Must be open until `close`.
         slot_bytes: size of a slot, a multiple of `mmap.ALLOCATIONGRANULARITY`.
 
+    Attributes:
+        mapped: the bytes of each slot that is mapped.
+
     Raises:
         OSError: the file can't be mapped; likewise from `map_new`, and from taking a slot that is not mapped yet.
     """
@@ -26,30 +29,30 @@ class Segments:
     def __init__(self, fd: int, slot_bytes: int) -> None:
         self._fd = fd
         self._slot_bytes = slot_bytes
-        self._slots: list[memoryview] = []
+        self.mapped: list[memoryview] = []
         self._mapping = threading.Lock()
         self.map_new()
 
     def __len__(self) -> int:
         """How many slots are mapped."""
-        return len(self._slots)
+        return len(self.mapped)
 
     def __getitem__(self, slot: int) -> memoryview:
         """The bytes of a slot, to be read and written. What the file has grown by is mapped first, if the slot lies there."""
-        if slot >= len(self._slots):
+        if slot >= len(self.mapped):
             self.map_new()
-        return self._slots[slot]
+        return self.mapped[slot]
 
     def map_new(self) -> None:
         """Map what the file has grown by."""
         with self._mapping, named(MAPPING):  # of two threads that did it at once, each would add the same slots
-            begin = len(self._slots) * self._slot_bytes
+            begin = len(self.mapped) * self._slot_bytes
             length = os.fstat(self._fd).st_size - begin
             if length > 0:
                 segment = memoryview(mmap.mmap(self._fd, length, offset=begin))
-                self._slots += [segment[start : start + self._slot_bytes] for start in range(0, length, self._slot_bytes)]
+                self.mapped += [segment[start : start + self._slot_bytes] for start in range(0, length, self._slot_bytes)]
 
     def close(self) -> None:
         """Let go of the memory. What views of a slot still show stays mapped until they are gone."""
         self._fd = -1
-        self._slots.clear()
+        self.mapped.clear()

@@ -47,6 +47,9 @@ SPARE, CALM = 0.8, 3
 LOOK, SHORT, LONG = 0.025, 0.15, 1.0
 """Seconds between two looks; of a window after a change; and of one where nothing changes: at least."""
 
+PAUSE = 0.2
+"""Seconds between two looks where nothing changes: a look costs some hundred microseconds."""
+
 COVERS, ROUNDS = 1.25, 4
 """A window ends when its tickets make up the readers' time to this factor, when so many batches are read, or nobody waits."""
 
@@ -112,6 +115,11 @@ class Autoscaler:
     def scaled(self) -> tuple[str, ...]:
         """Which of the numbers are steered."""
         return tuple(number for number, scales in self._scales.items() if scales)
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next look is worth its while: few while a change is judged, more where nothing changes."""
+        return LOOK if self._length < LONG or self._settling or self._at_first else PAUSE
 
     def is_due(self, time: float, rows: int) -> bool:
         """Whether it is time for another look, at ``time`` seconds, with so many rows finished."""

@@ -73,26 +73,23 @@ class Verdict(NamedTuple):
     reason: str = ""
 
 
-class Deaths:
+class Deaths(Counter[tuple[BatchId, int]]):
     """Counts at which rows workers have died.
 
     With many reads in flight, which of them was deadly is not known. So a row at which two have died is read by itself: if that
     is deadly again, it was this one.
     """
 
-    def __init__(self) -> None:
-        self._count: Counter[tuple[BatchId, int]] = Counter()
-
     def verdict(self, claim: Claim, death: str, *, alone: bool) -> Verdict:
         """What becomes of a claim that a worker had begun when it died by itself; ``alone`` if it had begun no other."""
         if claim.place is None:
             return Verdict(claim, Fate.RETRY_SINGLY)
-        self._count[claim.place] += 1
-        if self._count[claim.place] < DEATHS - 1:
+        self[claim.place] += 1
+        if self[claim.place] < DEATHS - 1:
             return Verdict(claim, Fate.RETRY)
-        if self._count[claim.place] < DEATHS or not alone:
+        if self[claim.place] < DEATHS or not alone:
             return Verdict(claim, Fate.RETRY_ALONE)
-        del self._count[claim.place]  # if it is asked for again, it gets as many tries again
+        del self[claim.place]  # if it is asked for again, it gets as many tries again
         assert claim.row is not None
         return Verdict(
             claim, Fate.BLAME, claim.row, f"expected a readable sample, found that {DEATHS} workers died at it: {death}"
@@ -100,8 +97,8 @@ class Deaths:
 
     def forget(self, batch: BatchId) -> None:
         """``batch`` has been read, so none of its rows was deadly."""
-        for place in [place for place in self._count if place[0] == batch]:
-            del self._count[place]
+        for place in [place for place in self if place[0] == batch]:
+            del self[place]
 
 
 def after_exit(

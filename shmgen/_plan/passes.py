@@ -13,10 +13,15 @@ interrupted, in another process, deals no more than what that one had left.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, repeat, takewhile
 from typing import NamedTuple
 
 from shmgen._plan.sampler import BatchId
+
+_batch: Callable[[tuple[int, int]], BatchId] = partial(tuple.__new__, BatchId)
+"""The name of a batch, without a call of Python's."""
 
 PAGE = 256
 """Indexes, one after the other, for which memory is taken together."""
@@ -74,14 +79,21 @@ class Pass:
         """
         self.is_begun = True
         if self._shuffle:
-            number = self._bound[index]
-            if number is None:
-                self._check(self._dealt, index)
-                number = self._bound[index] = self._dealt
+            number = self.first + index
+            if self._dealt == number == self.first + self._bound.in_order and number < self._batches:
+                # As in a plain loop: each index before it was bound in its own order.
+                self._bound.in_order += 1
                 self._next = self._dealt = number + 1
-            return BatchId(self.epoch, number)
+                return _batch((self.epoch, number))
+            bound = self._bound[index]
+            if bound is None:
+                self._check(self._dealt, index)
+                bound = self._bound[index] = self._dealt
+                self._next = self._dealt = bound + 1
+            return BatchId(self.epoch, bound)
         number = self.first + index
-        self._check(number, index)
+        if number >= self._batches:
+            self._check(number, index)
         if number == self._last + 1 or (index == 0 and self._last + 1 == self._batches):
             self._next = number + 1
         else:
@@ -89,8 +101,9 @@ class Pass:
             self._next = None
             self.misses += 1
         self._last = number
-        self._dealt = max(self._dealt, number + 1)
-        return BatchId(self.epoch, number)
+        if number >= self._dealt:
+            self._dealt = number + 1
+        return _batch((self.epoch, number))
 
     def _check(self, number: int, index: int) -> None:
         if number >= self._batches:
@@ -120,11 +133,9 @@ class Pass:
     def upcoming(self) -> Iterator[BatchId]:
         """The batches that will be dealt next, this epoch's and then the next one's; none if that can't be foreseen."""
         if self._next is None:
-            return
-        for number in range(self._next, self._batches):
-            yield BatchId(self.epoch, number)
-        for number in range(self._batches):
-            yield BatchId(self.epoch + 1, number)
+            return iter(())
+        ahead = zip(repeat(self.epoch), range(self._next, self._batches)), zip(repeat(self.epoch + 1), range(self._batches))
+        return map(_batch, chain(*ahead))
 
 
 class Passes:
@@ -136,10 +147,12 @@ class Passes:
         batches: in an epoch.
         shuffle: whether an index means the next batch in the epoch's order; else the batch of this number.
         epoch: of the first pass.
+        is_one: whether there is to be one pass alone, so that nothing of the next epoch is foreseen.
     """
 
-    def __init__(self, batches: int, *, shuffle: bool, epoch: int) -> None:
+    def __init__(self, batches: int, *, shuffle: bool, epoch: int, is_one: bool = False) -> None:
         self._batches = batches
+        self._only = epoch if is_one else None
         self._shuffle = shuffle
         self._next = Position(epoch, 0)
         # The last iteration that has begun, as long as nothing has been set or used since.
@@ -215,7 +228,9 @@ class Passes:
     def upcoming(self) -> Iterator[BatchId]:
         """The batches that will be dealt next, as far as can be foreseen."""
         last = self._last or Pass(self._next, self._batches, shuffle=self._shuffle)
-        return last.upcoming()
+        if self._only is None:
+            return last.upcoming()
+        return takewhile(lambda batch: batch.epoch == self._only, last.upcoming())
 
     def _look(self) -> Pass:
         """A pass for what is asked for by hand. Without shuffling, an index is then a batch's number."""
@@ -232,19 +247,19 @@ class _Numbers:
 
     def __init__(self, first: int) -> None:
         self._first = first
-        self._in_order = 0
+        self.in_order = 0
         self._pages: dict[int, array[int]] = {}
 
     def __getitem__(self, index: int) -> int | None:
-        if index < self._in_order:
+        if index < self.in_order:
             return self._first + index
         page = self._pages.get(index // PAGE)
         number = -1 if page is None else page[index % PAGE]
         return None if number < 0 else number
 
     def __setitem__(self, index: int, number: int) -> None:
-        if index == number - self._first == self._in_order:
-            self._in_order += 1
+        if index == number - self._first == self.in_order:
+            self.in_order += 1
             return
         page = self._pages.get(index // PAGE)
         if page is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -57,6 +58,7 @@ class Sampler:
     Attributes:
         shard: as given.
         rows: in a batch of this rank.
+        offset: the first of them, from the first row of the batch of all ranks.
         batches: in an epoch; the same for all ranks.
         weights, lengths: as given.
     """
@@ -81,18 +83,27 @@ class Sampler:
         self.rows = batch_size // shard.world
         self.batches = samples // batch_size if tail == "drop" else -(-samples // batch_size)
         self.weights, self.lengths = weights, lengths
-        self._offset = shard.rank * self.rows
+        self.offset = shard.rank * self.rows
+        self._is_sharded = shard.world > 1
         self.tail = tail
         # Two, because the next epoch's first batches are read while this one's last are delivered.
         self._order = lru_cache(maxsize=2)(partial(_order, samples, seed, weights, lengths))
 
     def first(self, batch: BatchId) -> int:
         """The position in the epoch of the first of this rank's rows. Positions behind the last sample begin anew."""
-        return batch.number * self.batch_size + self._offset
+        return batch.number * self.batch_size + self.offset
 
     def size(self, batch: BatchId) -> int:
         """How many rows ``batch`` has."""
         return min(self.rows, self.samples - self.first(batch)) if self.tail == "keep" else self.rows
+
+    def samples_of(self, batches: Sequence[BatchId]) -> list[np.ndarray]:
+        """As ``[sampler[batch] for batch in batches]``; of batches of one epoch that follow each other by one computation."""
+        (epoch, first), (last_epoch, last) = batches[0], batches[-1]
+        end = (last + 1) * self.batch_size
+        if epoch != last_epoch or last - first != len(batches) - 1 or end > self.samples or self._is_sharded:
+            return [self[batch] for batch in batches]
+        return list(self._at(epoch, first * self.batch_size, end).reshape(len(batches), self.batch_size))
 
     def __getitem__(self, batch: BatchId) -> np.ndarray:
         """Numbers of the samples in ``batch``: positions in the list of ids."""

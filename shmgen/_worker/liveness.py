@@ -6,6 +6,7 @@ import fcntl
 import os
 import select
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 
 F_SETSIG = 10
@@ -52,15 +53,22 @@ def begin(liveness: int, *fds: int) -> None:
         fcntl.fcntl(liveness, fcntl.F_SETFL, os.O_ASYNC)
 
 
-def end_with_parent(stream: int, parent: int) -> None:
+def end_in_time(stream: int, parent: int, idle: float, ends: Callable[[], bool]) -> None:
     """End this process, in whatever call it is stuck, once the main process closes ``stream`` or dies; to be run in a thread.
 
     A process forked from the main process may keep the other end of ``stream`` open, so the main process itself is watched too.
+
+    Args:
+        stream: descriptor of the socket between this process and the main one.
+        parent: process id of the main process.
+        idle: seconds after which ``ends`` is called, again and again.
+        ends: whether this process ends, since it has had nothing to do; it has told the main process then.
     """
     poll = select.poll()
     poll.register(stream, 0)  # a hang-up is reported unasked
     with suppress(OSError):  # it has gone already, or the kernel is older than 5.3
         poll.register(pidfd_open(parent), select.POLLIN)
     if os.getppid() == parent:
-        poll.poll()
+        while not poll.poll(1000 * idle) and not ends():
+            pass
     os._exit(0)

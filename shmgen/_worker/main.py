@@ -20,8 +20,8 @@ from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import READERS, USED, StatusPage
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import error_text
-from shmgen._worker.liveness import begin, end_with_parent
-from shmgen._worker.protocol import INTERRUPTED, LOGGED, READY, UNABLE, Unframer, frame, processor_time
+from shmgen._worker.liveness import begin, end_in_time
+from shmgen._worker.protocol import ENDS, INTERRUPTED, LOGGED, READY, UNABLE, Unframer, frame, processor_time
 from shmgen._worker.readers import Descriptors, Readers
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import StartError
@@ -43,6 +43,7 @@ class Start(NamedTuple):
             may be needed.
         filler: fills the rows of a ticket; pickled.
         context: what the user's code has to find here, the fields of a `Context`; None if there is no such code.
+        idle: seconds without a ticket after which the worker ends.
     """
 
     parent: int
@@ -53,6 +54,7 @@ class Start(NamedTuple):
     keys: bytes
     filler: bytes
     context: tuple[Any, ...] | None
+    idle: float
 
 
 def main(stream: int, liveness: int, *inherited: int) -> None:
@@ -70,7 +72,13 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
     if first is None:
         return
     start = Start(*first)
-    threading.Thread(target=end_with_parent, args=(stream, start.parent), daemon=True).start()
+    readers: Readers | None = None
+
+    def ends() -> bool:
+        # If a ticket is taken at this very moment, the main process finds it among those that an ended worker held.
+        return readers is not None and readers.were_idle() and _send(stream, ENDS)
+
+    threading.Thread(target=end_in_time, args=(stream, start.parent, start.idle, ends), daemon=True).start()
     # The main process has blocked Ctrl-C while it started this one. It handles Ctrl-C itself; but if its main thread waits inside
     # a framework for a batch, and the read of that batch hangs, only a message from a worker can end the wait.
     signal.signal(signal.SIGINT, lambda *_: _send_from_handler(stream, INTERRUPTED + repr(time.monotonic()).encode()))

@@ -30,6 +30,9 @@ FAILED = b"f"
 UNABLE = b"u"
 """The worker can't start, or can't go on; the pickled error follows."""
 
+ENDS = b"e"
+"""The worker ends, since it has had nothing to do for a while."""
+
 LOGGED = b"l"
 """The user's code has logged something, or warned; what `shmgen._worker.log_forwarding` has pickled follows."""
 

@@ -16,8 +16,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from shmgen._memory.records import EPOCH, POSITION, READ, ROWS, SAMPLES, WAITED_FOR
 from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import BUSY, EAGER, READERS, READS, ROW, StatusPage
+from shmgen._memory.status_page import TICKET as LAST_TICKET
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import IDLE, row_of
 from shmgen._worker.main_thread import MainThread
@@ -28,13 +30,6 @@ from shmgen.errors import StartError
 
 WAITING_TICKETS = 8
 """After a read that had to wait, so many tickets more are read as if they had to wait as well."""
-
-EPOCH, POSITION, ROWS, SAMPLES = range(4)
-"""The words of a sheet: the epoch, the position of the batch's first row in it, how many rows it has; then the sample of each row
-that is yet to be read."""
-
-READ = b"\xff" * 8
-"""In place of a sample: the row has been read."""
 
 LONG = 5_000_000
 """Nanoseconds; the main process is woken for a ticket that took longer, to see what reading takes."""
@@ -100,6 +95,9 @@ class Readers:
         self._ended = False
         # How often each thread has waited for its turn to call functions, which is no wait for a disk.
         self._turns = threading.local()
+        # The readers that have a ticket; and the last tickets of all, when `were_idle` was called last.
+        self._at_work: set[int] = set()
+        self._seen: list[int] | None = None
         self._rang = 0
 
     def run(self, first: TicketFiller) -> None:
@@ -192,6 +190,11 @@ class Readers:
         self._failed.add(number)
         self._warn(reason)
 
+    def were_idle(self) -> bool:
+        """Whether no reader has had a ticket since the last call of this."""
+        seen, self._seen = self._seen, [record[LAST_TICKET] for record in self._page.records]
+        return seen == self._seen and not self._at_work
+
     def _warn(self, reason: str) -> None:
         text = f"worker {self._number} has fewer reads in flight than are wanted: {reason}"
         self._send(LOGGED + pickle.dumps({"name": "shmgen", "levelno": 30, "levelname": "WARNING", "msg": text}))
@@ -208,6 +211,7 @@ class Readers:
             if not os.readv(queue, buffers):
                 self._ended = True
                 return
+            self._at_work.add(number)
             id, slot, start, stop, _ = TICKET.unpack(ticket)
             waits, began = self._disk_waits(), now()
             failed = b""
@@ -225,6 +229,7 @@ class Readers:
             waiting = WAITING_TICKETS if self._disk_waits() > waits else max(0, waiting - 1)
             took = now() - began
             record[BUSY] += took
+            self._at_work.discard(number)
             if failed:
                 if not self._send(failed):
                     self._ended = True
@@ -232,8 +237,10 @@ class Readers:
                 continue
             try:
                 os.write(self._fds.reports, REPORT.pack(id, self._number, waiting > 0))
-                # Who writes last sees what the others have marked: the pipe's lock is between.
-                if wanted[EAGER] or _is_read(sheet) or (took > LONG and began + took > self._rang + SELDOM):
+                # The reader that writes last sees what the others have marked, and that the batch is waited for: the main process
+                # says so before it looks at the reports for the last time and sleeps, and the pipe's lock is between.
+                rings = wanted[EAGER] or (sheet[8 * WAITED_FOR] and _is_read(sheet))
+                if rings or (took > LONG and began + took > self._rang + SELDOM):
                     self._rang = began + took
                     os.eventfd_write(self._fds.bell, 1)
             except BrokenPipeError:
@@ -253,16 +260,15 @@ class Readers:
         sheet = memory[filler.sheet_offset :]
         words = sheet.cast("q")
         samples = words[SAMPLES + start : SAMPLES + stop].tolist()
-        try:
-            filler.fill(memory, Task(start, words[EPOCH], words[POSITION] + start, samples, self._tables), io_waits=io_waits)
-        finally:  # also if it failed: whoever reads the last rows of the batch is to wake the main process
-            sheet[8 * (SAMPLES + start) : 8 * (SAMPLES + stop)] = READ * (stop - start)
+        filler.fill(memory, Task(start, words[EPOCH], words[POSITION] + start, samples, self._tables), io_waits=io_waits)
+        # The main process hands a batch out as soon as all of its rows are marked, so no row is marked before all is written.
+        sheet[8 * (SAMPLES + start) : 8 * (SAMPLES + stop)] = READ * (stop - start)
         return sheet
 
 
 def _is_read(sheet: memoryview) -> bool:
     """Whether all rows of a batch have been read."""
-    size = 8 * int.from_bytes(sheet[8 * ROWS : 8 * SAMPLES], sys.byteorder)
+    size = 8 * int.from_bytes(sheet[8 * ROWS : 8 * (ROWS + 1)], sys.byteorder)
     return sheet[8 * SAMPLES : 8 * SAMPLES + size].tobytes() == b"\xff" * size
 
 
