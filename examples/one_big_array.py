@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from sklearn.datasets import load_digits
 
-from shmgen import NpyRows, Sequence
+from shmgen import NpyRows, Sequence, Values
 
 
 def write_digits(file: Path, count: int) -> np.ndarray:
@@ -52,9 +52,10 @@ def main() -> None:
     file = arguments.folder / "all_digits.npy"
     labels = write_digits(file, arguments.samples)
     rows = np.random.default_rng(0).permutation(len(labels))
+    by_row = Values(labels, by="id")  # a label for each row of the file, not for each of the ids in their order
     cut = len(rows) * 4 // 5
-    training = Sequence(rows[:cut], labels, source=NpyRows(file))
-    validation = Sequence(rows[cut:], labels, source=NpyRows(file), shuffle=False, tail="keep")
+    training = Sequence(rows[:cut], by_row, source=NpyRows(file))
+    validation = Sequence(rows[cut:], by_row, source=NpyRows(file), shuffle=False, tail="keep")
 
     with training, validation:
         model = make_model()

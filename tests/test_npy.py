@@ -108,12 +108,12 @@ def test_all_dtypes_are_taken_from_the_first_file(tmp_path: Path, dtype: str, by
 
 @pytest.mark.parametrize("found", DTYPES)
 def test_every_same_kind_cast_gives_what_numpy_gives(tmp_path: Path, found: str) -> None:
-    """A file is cast where NumPy calls the cast "same_kind", to the values of ``astype``; any other cast is refused."""
+    """A file is cast where NumPy calls the cast "same_kind", or both are ints, to the values of ``astype``."""
     array = number_up((3, 2), found)
     np.save(tmp_path / "0.npy", array)
 
     for wanted in DTYPES:
-        if np.can_cast(found, wanted, "same_kind"):
+        if np.can_cast(found, wanted, "same_kind") or (np.dtype(found).kind in "iu" and np.dtype(wanted).kind in "iu"):
             X = rows_of(tmp_path, [0], dtype=wanted)
             assert X.dtype == np.dtype(wanted)
             np.testing.assert_array_equal(X[0], array.astype(wanted))
@@ -234,7 +234,6 @@ def test_any_id_whose_text_makes_a_path(tmp_path: Path, id: object) -> None:
         pytest.param(np.array([3, 1, 2, 0]), id="int-array"),
         pytest.param(np.array(["3", "1", "2", "0"]), id="str-array"),
         pytest.param(iter(["3", "1", "2", "0"]), id="iterator"),
-        pytest.param({"3": 0, "1": 0, "2": 0, "0": 0}, id="dict"),
     ],
 )
 def test_any_iterable_of_ids(tmp_path: Path, ids: Any) -> None:
