@@ -1,85 +1,117 @@
-"""Windows of a long file: which rows they are, what follows them, and how few reads they take."""
+"""Rows and windows of a long file: which they are, what follows them, and how few reads they take."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_readers import reader
 
-from shmgen import InputError, Loader, NpyRows, Remote, SampleError
+from shmgen import InputError, Loader, NpyRows, Remote, SampleError, WorkerDied
 from shmgen._sources.row_file import Windows
 
-SERIES = np.arange(300, dtype=np.int32).reshape(100, 3)
+ROOT = Path(__file__).parents[1]
+
+SERIES = np.arange(400, dtype=np.int32).reshape(100, 4)
 
 
 @pytest.fixture
 def series(tmp_path: Path) -> Path:
-    """A file of 100 rows of 3 numbers, which tell where they stand."""
+    """A file of 100 rows of 4 numbers, which tell where they stand."""
     np.save(tmp_path / "series.npy", SERIES)
     return tmp_path / "series.npy"
 
 
-def expected(ids: Any, window: int | None, stride: int, offset: int) -> np.ndarray:
-    """The samples, by NumPy."""
-    starts = [offset + id * stride for id in ids]
-    return np.stack([SERIES[start] if window is None else SERIES[start : start + window] for start in starts])
+WAYS = {"read": {}, "hinted": {"io_waits": True}, "mapped": {"in_worker": True}}
+"""How a reader may come by rows."""
 
 
-@given(st.integers(0, 300), st.none() | st.integers(1, 40), st.integers(1, 40), st.integers(0, 40))
-def test_how_many_there_are(rows: int, window: int | None, stride: int, offset: int) -> None:
-    """As many as begin, and end, within the file."""
-    starts = range(offset, rows, stride)
-    assert Windows(window, stride, offset).count(rows) == sum(start + (window or 1) <= rows for start in starts)
+def filled(source: NpyRows, ids: Any, *, io_waits: bool = False, in_worker: bool = False) -> np.ndarray:
+    """The samples, as a thread of this process or of a worker reads them."""
+    bound = source.bind(ids).opened(in_worker=in_worker)
+    rows = np.empty((len(ids), *bound.shape), bound.dtype)
+    bound.fill(list(ids), rows.data.cast("B"), [0], io_waits=io_waits)
+    assert (bound._open._mapped is not None) == (in_worker and not io_waits)  # type: ignore[union-attr]
+    return rows
 
 
-CASES = [
-    (8, 3, 0),  # overlapping
-    (8, 8, 4),  # side by side
-    (4, 9, 1),  # apart
-    (1, 1, 0),
-    (None, 5, 2),
-    (100, 1, 0),
-]
+def windows_of(lengths: list[int], window: int | None, stride: int, offset: int, step: int) -> list[Any]:
+    """Which rows each sample has, by counting."""
+    found: list[Any] = []
+    begin = 0
+    for length in lengths:
+        for first in range(begin + offset, begin + length, stride):
+            rows = [first + step * number for number in range(window or 1)]
+            if rows[-1] < begin + length:
+                found.append(rows[0] if window is None else rows)
+        begin += length
+    return found
 
 
-@pytest.mark.parametrize("shuffle", [False, True], ids=["in-order", "shuffled"])
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("window", "stride", "offset"), CASES)
-def test_windows_are_those_of_the_array(
-    series: Path, window: int | None, stride: int, offset: int, workers: int, shuffle: bool
+@pytest.mark.parametrize("dtype", ["<i4", ">i4"])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_samples_are_those_that_numpy_indexes(
+    tmp_path_factory: pytest.TempPathFactory, way: dict[str, Any], dtype: str, data: st.DataObject
 ) -> None:
-    """Every window once, each the rows of its number, whether neighbours are read together or not."""
-    source = NpyRows(series, window=window, stride=stride, offset=offset)
-    ids = range(len(source))
-    assert offset + ids[-1] * stride + (window or 1) <= 100 < offset + len(ids) * stride + (window or 1)
-    options: dict[str, Any] = {"shuffle": shuffle, "workers": workers, "tail": "keep"}
-    seen = []
-    with Loader(ids, np.array(ids), 5, source=source, **options) as loader:
-        for X, y in loader:
-            np.testing.assert_array_equal(X, expected(y.tolist(), window, stride, offset))
-            seen += y.tolist()
-    assert sorted(seen) == list(ids)
+    """Rows and windows, overlapping or apart, with steps, columns and several series, in any order, however they are read."""
+    path = tmp_path_factory.mktemp("rows") / "series.npy"
+    np.save(path, SERIES.astype(dtype))
+    window = data.draw(st.none() | st.integers(1, 12))
+    stride, offset = data.draw(st.integers(1, 12)), data.draw(st.integers(0, 10))
+    step = 1 if window is None else data.draw(st.integers(1, 4))
+    cuts = sorted(data.draw(st.lists(st.integers(0, 100), max_size=4)))
+    lengths = data.draw(st.sampled_from([None, np.diff([0, *cuts, 100]).tolist()]))
+    columns = data.draw(st.none() | st.integers(0, 3) | st.lists(st.integers(0, 3), min_size=1, max_size=3))
+    source = NpyRows(path, columns=columns, window=window, stride=stride, offset=offset, step=step, series=lengths)
+    expected = windows_of(lengths or [100], window, stride, offset, step)
+    assert len(source) == len(expected)
+    if expected:
+        begin = data.draw(st.integers(0, len(expected) - 1))
+        neighbours = list(range(begin, min(begin + 9, len(expected))))
+        ids = data.draw(st.permutations(neighbours) | st.just(neighbours))
+        rows = np.stack([SERIES[expected[id]] for id in ids])
+        np.testing.assert_array_equal(filled(source, ids, **way), rows if columns is None else rows[..., columns])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 7), st.integers(1, 3), st.none() | st.integers(1, 4), st.integers(1, 9), st.booleans())
+def test_forecasts_are_of_windows_that_have_both(
+    window: int, stride: int, step: int, ahead: int | None, rows: int, several: bool
+) -> None:
+    """What follows a window lies in its series, and sample k of one is what follows sample k of the other."""
+    lengths = [40, 0, 13, 47] if several else [100]
+    past, future = Windows(window, stride, 0, step, series=lengths if several else None).after(rows, ahead)
+    assert past.count(100) == future.count(100)
+    ends = np.cumsum(lengths)
+    for id in range(past.count(100)):
+        last, first = past.first(id) + past.span - 1, future.first(id)
+        assert first == last + rows
+        assert np.searchsorted(ends, past.first(id), side="right") == np.searchsorted(ends, first + future.span - 1, side="right")
+    # One more would not fit.
+    starts = range(0, 40 if several else 100, stride)
+    fits = sum(start + past.span - 1 + rows + future.span <= (40 if several else 100) for start in starts)
+    assert fits == (past._samples[1] if several else past.count(100))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_follows_is_forecast(series: Path, workers: int) -> None:
-    """A target at an offset, of several rows or one: the rows behind each window, from the same file."""
-    past = NpyRows(series, window=10, stride=4)
-    future, after = NpyRows(series, window=3, stride=4, offset=10), NpyRows(series, stride=4, offset=13)
-    ids = range(min(len(future), len(after)))
-    targets = {"future": future, "after": after}
-    with Loader(ids, inputs=past, targets=targets, batch_size=4, workers=workers, tail="keep") as loader:
-        for X, y in loader:
-            np.testing.assert_array_equal(X[:, -1] + 3, y["future"][:, 0])
-            np.testing.assert_array_equal(y["future"][:, -1] + 3, y["after"])
-            assert X.shape[1:] == (10, 3)
-            assert y["after"].shape[1:] == (3,)
+    """One line makes both sources: a row, one of its columns, or a window after each, for whole epochs."""
+    past, future = NpyRows(series, window=10, stride=3).forecast(2, window=3, columns=1)
+    with Loader(range(len(past)), future, batch_size=4, source=past, workers=workers, tail="keep") as loader:
+        for _ in range(3):
+            for X, y in loader:
+                np.testing.assert_array_equal(X[:, -1, 1, None] + [8, 12, 16], y)
+                assert X.shape[1:] == (10, 4)
 
 
 def test_neighbouring_windows_are_read_in_one_call(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,78 +123,118 @@ def test_neighbouring_windows_are_read_in_one_call(series: Path, monkeypatch: py
         read.append(sum(map(len, buffers)))
         return preadv(fd, buffers, offset)
 
+    monkeypatch.setattr(os, "preadv", watched)
     for (window, stride), ids, sizes in [
-        ((8, 2), range(5, 15), [(8 + 9 * 2) * 12]),
-        ((8, 8), range(2, 8), [8 * 6 * 12]),
-        ((8, 2), [5, 7, 6], [8 * 12] * 3),
-        ((2, 8), range(5), [2 * 12] * 5),
+        ((8, 2), range(5, 15), [(8 + 9 * 2) * 16]),
+        ((8, 8), range(2, 8), [8 * 6 * 16]),
+        ((8, 2), [5, 7, 6], [8 * 16] * 3),
+        ((2, 8), range(5), [2 * 16] * 5),
     ]:
-        source = reader(NpyRows(series, window=window, stride=stride), ids)
-        rows = np.empty((len(ids), window, 3), np.int32)
-        source.reader.fill(ids, rows.data.cast("B"), [0])  # opens the file
         read.clear()
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "preadv", watched)
-            source.reader.fill(ids, rows.data.cast("B"), [0])
+        filled(NpyRows(series, window=window, stride=stride), ids)
         assert read == sizes
-        np.testing.assert_array_equal(rows, expected(ids, window, stride, 0))
 
 
-@pytest.mark.parametrize(("window", "stride", "offset"), CASES)
+@pytest.mark.parametrize(("window", "stride", "offset"), [(8, 3, 0), (8, 8, 4), (4, 9, 1), (None, 5, 2), (100, 1, 0)])
 def test_windows_are_asked_for_ahead(
     series: Path, monkeypatch: pytest.MonkeyPatch, window: int | None, stride: int, offset: int
 ) -> None:
     """Where reading waits, the system is told of all windows before one is read, and of nothing but what lies between."""
     ids = [0] if window == 100 else [0, 1, 2, 5, 4]
-    source = reader(NpyRows(series, window=window, stride=stride, offset=offset), ids)
-    rows = np.empty((len(ids), *source.reader.shape), np.int32)
     asked: set[int] = set()
     monkeypatch.setattr(os, "posix_fadvise", lambda fd, first, size, advice: asked.update(range(first, first + size)))
-    source.reader.fill(ids, rows.data.cast("B"), [0], io_waits=True)
-    np.testing.assert_array_equal(rows, expected(ids, window, stride, offset))
-    needed = {byte for id in ids for row in range(window or 1) for byte in _bytes_of(offset + id * stride + row)}
+    filled(NpyRows(series, window=window, stride=stride, offset=offset), ids, io_waits=True)
+    rows = {row for id in ids for row in range(offset + id * stride, offset + id * stride + (window or 1))}
+    needed = {byte for row in rows for byte in range(128 + row * 16, 144 + row * 16)}
     assert asked >= needed
     if stride <= (window or 1):
         assert asked == needed
 
 
-def _bytes_of(row: int) -> range:
-    return range(128 + row * 12, 128 + row * 12 + 12)
-
-
-def test_a_window_behind_the_end_is_the_one_named(series: Path) -> None:
-    """Where the file was cut meanwhile, the first window that is no longer there."""
-    with Loader(range(23), None, 23, source=NpyRows(series, window=12, stride=4), shuffle=False, workers=0) as loader:
-        loader.batch(0)
-        os.truncate(series, 128 + 60 * 12)
-        with pytest.raises(SampleError, match=r"the file is truncated") as caught:
-            loader.batch(0)
-        assert caught.value.id == 13
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_window_behind_the_end_is_the_one_named(series: Path, way: dict[str, Any]) -> None:
+    """Where the file was cut meanwhile, the first window that is no longer there, also where it is mapped; others are read."""
+    source = NpyRows(series, window=12, stride=4)
+    bound = source.bind(range(23)).opened(in_worker="in_worker" in way)
+    rows, begun = np.empty((23, 12, 4), np.int32), [0]
+    io_waits = "io_waits" in way
+    bound.fill(list(range(23)), rows.data.cast("B"), begun, io_waits=io_waits)
+    os.truncate(series, 128 + 60 * 16)
+    with pytest.raises(SampleError, match=r"series.npy: expected .* bytes, found .*: the file is truncated") as caught:
+        bound.fill(list(range(23)), rows.data.cast("B"), begun, io_waits=io_waits)
+    assert caught.value.id == 13
+    bound.fill([3, 1], rows[:2].data.cast("B"), begun, io_waits=io_waits)
+    np.testing.assert_array_equal(rows[:2], np.stack([SERIES[12:24], SERIES[4:16]]))
     with pytest.raises(InputError, match="the file is truncated"):
-        len(NpyRows(series, window=12))
+        len(source)
 
 
-def test_other_byte_orders(tmp_path: Path) -> None:
-    """Overlapping windows of a file of the other byte order are turned once each."""
-    np.save(tmp_path / "big.npy", SERIES.astype(">i4"))
-    with Loader(range(20), None, 20, source=NpyRows(tmp_path / "big.npy", window=5), shuffle=False, workers=0) as loader:
-        np.testing.assert_array_equal(loader.batch(0)[0], expected(range(20), 5, 1, 0))
+def test_a_file_that_is_written_meanwhile_is_named(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that may be torn are not handed out."""
+    bound = reader(NpyRows(series), range(100))
+    preadv = os.preadv
+
+    def written(fd: int, buffers: Any, offset: int) -> int:
+        with series.open("r+b") as file:
+            file.write(b"\x93")
+        os.utime(series, ns=(1, 1))
+        return preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", written)
+    with pytest.raises(SampleError, match="found one that was written to meanwhile"):
+        bound.filled([1, 5, 3])
+
+
+TRUNCATES = """
+import os, sys
+from shmgen import NpyRows
+reader = NpyRows(sys.argv[1]).bind(range(2048)).opened(in_worker=True)
+rows = bytearray(2 * 4096)
+reader.fill([0, 2047], memoryview(rows), [0])
+fstat, cut = os.fstat, []
+def late(fd):
+    status = fstat(fd)
+    os.truncate(sys.argv[1], 8192)  # after the look at the size
+    return status
+os.fstat = late
+reader.fill([0, 2047], memoryview(rows), [0])
+"""
+
+
+def test_a_file_that_is_truncated_while_it_is_copied(tmp_path: Path) -> None:
+    """The worker ends by SIGBUS; its error says what that means, and the next worker sees that the file is truncated."""
+    np.save(tmp_path / "all.npy", np.zeros((2048, 4096), "u1"))
+    run = subprocess.run([sys.executable, "-c", "import numpy" + TRUNCATES, tmp_path / "all.npy"], check=False, cwd=ROOT)
+    assert run.returncode == -signal.SIGBUS
+    assert "a file that it has mapped was truncated while it was read" in str(WorkerDied(0, 1, -signal.SIGBUS))
+    np.save(tmp_path / "all.npy", np.zeros((2048, 4096), "u1"))
+    with Loader(range(2048), None, 32, source=NpyRows(tmp_path / "all.npy"), workers=1, shuffle=False, slots=2) as loader:
+        epoch = iter(loader)
+        for _ in range(10):
+            next(epoch)
+        os.truncate(tmp_path / "all.npy", 128 + 1024 * 4096)
+        os.kill(loader.state.workers[0].pid, signal.SIGBUS)
+        with pytest.raises(SampleError, match="the file is truncated") as caught:
+            list(epoch)
+        assert int(str(caught.value.id)) >= 1024
 
 
 def test_windows_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
     """One request for neighbours, overlapping or side by side; one each for others; none for what is kept."""
     np.save(root / "series.npy", SERIES)
     url = f"{proxy.url}/series.npy"
-    for window, stride, requests in ((8, 2, 1), (8, 8, 1), (2, 8, 6)):
-        source = NpyRows(Remote(url, cache=tmp_path / f"{window}-{stride}"), window=window, stride=stride)
+    for window, stride, step, requests in ((8, 2, 1, 1), (8, 8, 1, 1), (2, 8, 1, 6), (3, 2, 2, 1)):
+        source = NpyRows(
+            Remote(url, cache=tmp_path / f"{window}-{stride}"), window=window, stride=stride, step=step, columns=[2, 0]
+        )
         for asked in (requests, 0):
             bound = reader(source, range(6))
-            rows = np.empty((6, window, 3), np.int32)
+            rows = np.empty((6, window, 2), np.int32)
             proxy.requests.clear()
             bound.reader.fill(range(6), rows.data.cast("B"), [0])
-            np.testing.assert_array_equal(rows, expected(range(6), window, stride, 0))
+            expected = windows_of([100], window, stride, 0, step)[:6]
+            np.testing.assert_array_equal(rows, SERIES[expected][..., [2, 0]])
             assert len(proxy.requests) == asked
-    assert len(NpyRows(url, window=8, stride=2)) == 47
 
 
 @pytest.mark.parametrize(
@@ -171,10 +243,19 @@ def test_windows_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
         ({"window": 0}, [0], "window: expected an int from 1, found 0"),
         ({"stride": 0}, [0], "stride: expected an int from 1, found 0"),
         ({"offset": -1}, [0], "offset: expected an int from 0, found -1"),
+        ({"step": 2}, [0], "step: expected with window"),
+        ({"series": [60, 41]}, [0], r"series\.npy: expected series of 100 rows together, found 101"),
+        ({"columns": [1, 4]}, [0], r"series\.npy: expected columns from 0 to 4, found 4 in each row"),
+        ({"columns": []}, [0], "columns: expected numbers of columns, found none"),
         (
             {"window": 8, "stride": 4},
             range(25),
             r"id 24: expected a window's number from 0 to 23: the 100 rows of .*series\.npy have 24 windows of 8 rows, 4 apart",
+        ),
+        (
+            {"window": 8, "series": [10, 90]},
+            [86],
+            r"id 86: expected a window's number from 0 to 85: .* from row 0 on, in 2 series",
         ),
         (
             {"window": 90, "offset": 11},
@@ -188,4 +269,4 @@ def test_windows_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
 def test_windows_that_are_not_there(series: Path, options: dict[str, Any], ids: Any, text: str) -> None:
     """The error says how many there are, and why."""
     with pytest.raises(InputError, match=text):
-        Loader(ids, None, 1, source=NpyRows(series, **options))
+        NpyRows(series, **options).bind(ids)
