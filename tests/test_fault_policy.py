@@ -28,7 +28,7 @@ SOMEWHERE = claim(row=None)
 
 def exit_of(claims: Sequence[Claim], how: Exit, *, stuck: Sequence[Claim] = (), deaths: Deaths | None = None) -> list[Verdict]:
     """What becomes of ``claims``."""
-    return after_exit(claims, stuck, how, deaths or Deaths(), timeout=TIMEOUT, death="it died")
+    return after_exit(claims, stuck, how, Deaths() if deaths is None else deaths, timeout=TIMEOUT, death="it died")
 
 
 def fates(verdicts: Sequence[Verdict]) -> list[Fate]:

@@ -441,6 +441,14 @@ def test_no_process_for_another_ends_the_run(folder: Callable, workers: Callable
         ended_by(loader, StartError, "can't be replaced: .*Resource temporarily unavailable", workers)
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_workers_with_nothing_to_do_end_and_come_back(
     folder: Callable[..., DataSet], until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,7 +461,8 @@ def test_workers_with_nothing_to_do_end_and_come_back(
             for _ in range(4):
                 labels += data.check(*next(batches))
             state = loader.state_dict()
-            until(lambda: not any(child.status() != "zombie" for child in psutil.Process().children()), "the workers have ended")
+            pids = [worker.pid for worker in loader.state.workers]
+            until(lambda pids=pids: not any(map(is_running, pids)), "the workers have ended")
             assert loader.state_dict() == state
         assert sorted(labels) == list(range(48))
         assert loader.stats.restarts == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing.spawn
 import os
 import resource
 import signal
@@ -496,7 +497,7 @@ FAILURES = {
     "no-interpreter": (OSError, {}),
     "no-process": (OSError, {}),
     "no-second-process": (OSError, {}),
-    "no-descriptor": (OSError, {"workers": 40}),
+    "no-descriptor": (OSError, {"workers": 16}),
     "interrupt": (KeyboardInterrupt, {}),
 }
 
@@ -520,7 +521,7 @@ def test_a_constructor_that_fails_leaves_nothing(folder: Callable, monkeypatch: 
         return started[0]
 
     if failure == "no-interpreter":
-        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+        monkeypatch.setattr(multiprocessing.spawn, "_python_exe", b"/nowhere/python")
     elif failure == "no-memory":
         monkeypatch.setattr(shmgen._memory.ring, "available", lambda: 4096)
     elif failure == "no-process":

@@ -47,22 +47,24 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def computes() -> Callable[..., None]:
+def computes() -> Callable[..., np.ndarray]:
     """A transform that takes a processor for 4 ms."""
 
-    def compute(x: np.ndarray, rng: np.random.Generator) -> None:
+    def compute(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         end = time.thread_time() + 0.004
         while time.thread_time() < end:
             pass
+        return x
 
     return compute
 
 
-def blocks(seconds: float = 0.02) -> Callable[..., None]:
+def blocks(seconds: float = 0.02) -> Callable[..., np.ndarray]:
     """A transform that waits, as for a disk, and takes no processor: long beside what a worker waits for one."""
 
-    def block(x: np.ndarray, rng: np.random.Generator) -> None:
+    def block(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         time.sleep(seconds)
+        return x
 
     return block
 

@@ -380,8 +380,8 @@ def test_functions_are_called_in_the_main_thread_however_many_read(worker: Calla
             raise ValueError("the last")
 
     one = worker(Called(lambda id: callers.discard(None)), 1, transform)
-    one.sheet(0, range(64))
     for reads in (1, 4, 1, 3, 1):
+        one.sheet(0, range(64))
         one.page.words[READS] = reads
         one.until_done([one.put(0, n, n + 1) for n in range(60)])
     one.put(0, 60, 64)
