@@ -374,10 +374,11 @@ def test_functions_are_called_in_the_main_thread_however_many_read(worker: Calla
     """Also while the number of readers goes up, to one, and up again; an error in one is the ticket's."""
     callers: set[int | None] = set()
 
-    def transform(sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+    def transform(sample: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
         callers.add(threading.get_ident())
         if sample["X"][0] == 63:
             raise ValueError("the last")
+        return sample
 
     one = worker(Called(lambda id: callers.discard(None)), 1, transform)
     for reads in (1, 4, 1, 3, 1):
