@@ -74,10 +74,10 @@ class Loader:
         list_IDs: the ids. This and the other arguments here can be read, but not set.
         labels: as given.
         batch_size: as given.
-        dim: shape of the only input without its channels, as given or as found in the first sample. If neither ``dim`` nor
-            ``n_channels`` was given, the sample's whole shape. None if there are several inputs.
+        dim: shape of the only input without its channels, as given or as found in the first sample. The whole shape if
+            ``n_channels`` is None. None if there are several inputs.
         n_channels: size of the only input's last axis, as given or as found. None if neither ``dim`` nor ``n_channels`` was
-            given, or if there are several inputs.
+            given, if ``dim`` was given as the whole shape, or if there are several inputs.
         n_classes: as given.
         classes: names of the classes, in the order of their numbers, or None. If several targets have classes, a dict by field.
         shuffle: as given.
@@ -131,7 +131,7 @@ class Loader:
         hold_standard_streams()
         self._ids, self._spec = options.ids, options.spec
         self._labels, self._n_classes = options.labels, options.n_classes
-        self._has_channels = options.dim is not None or options.n_channels is not None
+        self._described = options.dim, options.n_channels
         workers = defaults.workers_at_first() if options.workers == "auto" else defaults.at_most(options.workers)
         self._sampler = Sampler(
             len(self._ids),
@@ -236,7 +236,7 @@ class Loader:
         if not self._spec.has_one_input:
             return None, None
         shape = self._layout.fields[0].shape
-        return (shape[:-1], shape[-1]) if self._has_channels else (shape, None)
+        return (shape, None) if self._described in ((None, None), (shape, None)) else (shape[:-1], shape[-1])
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -98,9 +98,10 @@ class DataOptions:
             a pandas column, as `Values` takes them. Or `Values`, or a function of the id, or whatever else ``targets`` may be.
             None for no labels.
         batch_size: samples in a batch; of all ranks together, if there are several.
-        dim: shape of a sample without its channels. By default that of the first sample.
-        n_channels: size of the last axis. By default that of the first sample. If it is 1, samples of shape ``dim`` are accepted
-            too. If neither ``dim`` nor ``n_channels`` is given, a row has the sample's own shape.
+        dim: shape of a sample without its channels; or its whole shape, where ``n_channels`` is left out. By default that of the
+            first sample.
+        n_channels: size of the last axis. By default that of the first sample, if ``dim`` leaves it out. If it is 1, samples of
+            shape ``dim`` are accepted too, and get that axis.
         n_classes: labels, of whatever source, become one-hot rows of this length; or they are such rows already.
         shuffle: a new order for each epoch, which depends on ``seed`` and the epoch alone; else the order of ``list_IDs``.
         classes: labels are names, and become their positions in this list. ``"sorted"``: the list of all names that there are.

@@ -90,7 +90,12 @@ def test_arguments_can_be_read_and_not_set(folder: Folder) -> None:
             with pytest.raises(AttributeError, match=rf"^{name} can't be changed.* make another: Loader\(\.\.\., {name}="):
                 setattr(loader, name, found.get(name))
         assert [y.shape for _, y in loader] == [(4, 9)] * 2
-    for given, dim, n_channels in [({}, (4, 3, 2), None), ({"n_channels": 2}, (4, 3), 2), ({"n_channels": 1}, (4, 3, 2), 1)]:
+    for given, dim, n_channels in [
+        ({}, (4, 3, 2), None),
+        ({"dim": (4, 3, 2)}, (4, 3, 2), None),
+        ({"n_channels": 2}, (4, 3), 2),
+        ({"n_channels": 1}, (4, 3, 2), 1),
+    ]:
         with Loader(data.ids, None, 4, data_dir=data.path, **given) as loader:  # type: ignore[arg-type]
             assert (loader.dim, loader.n_channels, loader.labels) == (dim, n_channels, None)
     with Loader(data.ids, None, 4, inputs={"a": Npy(data.path)}) as loader:
@@ -143,7 +148,8 @@ def test_threads_share_a_loop(folder: Folder) -> None:
     (None, 3, (4, 3), (4, 3)),
     (None, 1, (4, 3), (4, 3, 1)),
     (None, 1, (4, 1), (4, 1)),
-    ((4, 3), None, (4, 3), (4, 3, 1)),
+    ((4, 3), None, (4, 3), (4, 3)),
+    ((4, 3, 1), None, (4, 3, 1), (4, 3, 1)),
     ((4,), None, (4, 3), (4, 3)),
     ((4, 3), 1, (4, 3), (4, 3, 1)),
     ((4, 3), 1, (4, 3, 1), (4, 3, 1)),

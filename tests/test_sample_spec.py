@@ -20,7 +20,9 @@ ROWS = [
     # what is given, the first sample's shape, the shapes that fit: a row's, and another
     pytest.param({}, (4, 3), (4, 3), (4, 3), id="nothing"),
     pytest.param({}, (), (), (), id="a-number"),
-    pytest.param({"dim": (4, 3)}, (4, 3), (4, 3, 1), (4, 3), id="dim"),
+    pytest.param({"dim": (4, 3)}, (4, 3), (4, 3), (4, 3), id="dim"),
+    pytest.param({"dim": (4, 3, 1)}, (4, 3, 1), (4, 3, 1), (4, 3), id="dim-with-its-only-channel"),
+    pytest.param({"dim": (4, 3), "n_channels": 1}, (4, 3), (4, 3, 1), (4, 3), id="one-channel-missing"),
     pytest.param({"dim": (4,)}, (4, 3), (4, 3), (4, 3), id="dim-with-channels"),
     pytest.param({"dim": (4,)}, (4, 1), (4, 1), (4,), id="dim-with-one-channel"),
     pytest.param({"n_channels": 1}, (4, 3), (4, 3, 1), (4, 3), id="one-channel-added"),

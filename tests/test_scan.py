@@ -191,7 +191,7 @@ def kind(shape: tuple[int, ...], files: int, dtype: str = "f4") -> Kind:
 JUDGED = [
     # kinds, what is given, the shapes and dtype expected, and the kinds that are refused
     pytest.param([kind((4,), 2), kind((5,), 3)], SampleSpec(), ((5,), (5,)), "f4", {(4,)}, id="most-decide"),
-    pytest.param([kind((4,), 2), kind((5,), 3)], SampleSpec((4,)), ((4, 1), (4,)), "f4", {(5,)}, id="dim"),
+    pytest.param([kind((4,), 2), kind((5,), 3)], SampleSpec((4,)), ((4,), (4,)), "f4", {(5,)}, id="dim"),
     pytest.param([kind((4,), 2), kind((4, 1), 2)], SampleSpec(), ((4,), (4,)), "f4", {(4, 1)}, id="tie"),
     pytest.param([kind((4,), 2), kind((4, 1), 2)], SampleSpec(n_channels=1), ((4, 1), (4,)), "f4", set(), id="one-channel"),
     pytest.param([kind((4, 3), 2), kind((4,), 9)], SampleSpec(n_channels=3), ((4, 3),) * 2, "f4", {(4,)}, id="channels"),

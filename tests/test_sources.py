@@ -342,7 +342,7 @@ def filled(id: int, row: Any) -> None:
         pytest.param(lambda n: np.full((2, 3), n, ">f4"), {}, "float32", (2, 3), id="big-endian"),
         pytest.param(lambda n: np.full((2, 3), n), {"n_channels": 1}, "int64", (2, 3, 1), id="channels-added"),
         pytest.param(lambda n: np.full((2, 3), n), {"n_channels": 3}, "int64", (2, 3), id="channels-named"),
-        pytest.param(lambda n: np.full((2, 3), n), {"dim": (2, 3)}, "int64", (2, 3, 1), id="dim"),
+        pytest.param(lambda n: np.full((2, 3), n), {"dim": (2, 3)}, "int64", (2, 3), id="dim"),
         pytest.param(lambda n: np.full((2, 3), n), {"dim": (2,)}, "int64", (2, 3), id="dim-learned-channels"),
         pytest.param(lambda n: np.full((2, 3), n), {"dtype": "f4"}, "float32", (2, 3), id="dtype"),
         pytest.param(lambda n: np.full(2, n), {"dim": (2,), "n_channels": 1, "dtype": "f4"}, "float32", (2, 1), id="given"),
@@ -372,10 +372,10 @@ def test_a_function_that_fills_must_be_told_its_row(options: dict[str, Any]) -> 
 def test_dim_may_be_an_int_wherever_it_is_said(folder: Callable) -> None:
     """``dim=3`` of a Function and of an Npy is the Loader's ``dim=3``."""
     data = folder(4, (3,))
-    inputs = {"a": Function(lambda n: np.zeros(3), dim=3), "b": Npy(data.path, dim=3, n_channels=1)}
+    inputs = {"a": Function(lambda n: np.zeros(3), dim=3), "b": Npy(data.path, dim=3)}
     with Loader(data.ids, None, 2, inputs=inputs, workers=0) as loader:
         (batch,) = loader.batch(0)
-    assert batch["a"].shape == batch["b"].shape == (2, 3, 1)
+    assert batch["a"].shape == batch["b"].shape == (2, 3)
 
 
 def test_a_function_is_called_once_in_the_calling_process_to_learn() -> None:

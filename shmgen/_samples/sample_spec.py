@@ -27,7 +27,7 @@ class SampleSpec(NamedTuple):
     """What the user says about samples; what is None is taken from the first sample.
 
     Attributes:
-        dim: shape of a sample without its channels.
+        dim: shape of a sample, without its channels if ``n_channels`` is given, or if the first sample has one axis more.
         n_channels: size of the last axis. Where it is 1, a sample of shape ``dim`` fits, too.
         dtype: of a row, as text: see `dtype_text`. Samples are cast to it where NumPy calls that "same_kind".
         pad_value: what fills the rest of a row where a sample is smaller. None: such a sample does not fit. Otherwise ``dim`` is
@@ -81,24 +81,19 @@ class SampleSpec(NamedTuple):
         varies = varies and dim is not None
         if 0 in shape and not varies:
             raise FormatError(f"expected a sample of at least one element, found shape {shape}")
-        if dim is not None and varies:
-            row_shape = bare_shape = self._varied(dim, shape)
-            if row_shape[-1:] == (1,) and pad_value is None:
-                bare_shape = row_shape[:-1]
-        elif dim is None and n_channels is None:
-            row_shape = bare_shape = shape
-        else:
-            if dim is None:
-                if shape[-1:] != (n_channels,) and n_channels != 1:
-                    raise FormatError(f"expected a last axis of n_channels={n_channels}, found shape {shape}")
-                dim = shape[:-1] if shape[-1:] == (n_channels,) else shape
-            elif n_channels is None:
-                if dim not in (shape, shape[:-1]):
-                    raise FormatError(f"expected shape {dim}, with or without an axis of channels after it, found {shape}")
-                n_channels = 1 if dim == shape else shape[-1]
-            assert n_channels is not None
+        row_shape = shape
+        if dim is not None and n_channels is not None:
             row_shape = (*dim, n_channels)
-            bare_shape = dim if n_channels == 1 else row_shape
+        elif dim is not None and varies:
+            row_shape = self._varied(dim, shape)
+        elif dim is not None and dim not in (shape, shape[:-1]):
+            raise FormatError(f"expected shape {dim}, with or without an axis of channels after it, found {shape}")
+        elif n_channels is not None and shape[-1:] != (n_channels,):
+            if n_channels != 1:
+                raise FormatError(f"expected a last axis of n_channels={n_channels}, found shape {shape}")
+            row_shape = (*shape, 1)
+        has_channel = row_shape[-1:] == (1,) and pad_value is None and (dim, n_channels) != (None, None)
+        bare_shape = row_shape[:-1] if has_channel else row_shape
         if not axes_fit(1 + len(row_shape)):
             raise FormatError(f"expected axes few enough for a batch to have one more, found {len(row_shape)}")
         if row_dtype is None:
@@ -108,13 +103,11 @@ class SampleSpec(NamedTuple):
 
     def _varied(self, dim: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a row, where the first sample, of this shape, need not have it."""
-        if self.n_channels is not None:
-            return (*dim, self.n_channels)
-        if self.pad_value is not None:
+        if self.pad_value is not None or len(shape) == len(dim):
             return dim
-        if len(shape) not in (len(dim), len(dim) + 1):
+        if len(shape) != len(dim) + 1:
             raise FormatError(f"expected n_channels beside dim={dim}, since a sample has another number of axes: shape {shape}")
-        return (*dim, shape[-1] if len(shape) > len(dim) else 1)
+        return (*dim, shape[-1])
 
 
 ANY = SampleSpec()

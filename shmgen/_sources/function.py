@@ -24,8 +24,8 @@ class Function(BuiltinSource):
 
     Args:
         function: the function; it is called in the workers.
-        dim: shape of a sample without its channels.
-        n_channels: size of the last axis.
+        dim: shape of a sample without its channels; or its whole shape, where ``n_channels`` is left out.
+        n_channels: size of the last axis. Where it is 1, an array of shape ``dim`` is taken, too, and gets that axis.
         dtype: of a row.
         pad_value: what fills the rest of a row where a sample is smaller; see `Npy`.
         concurrent: whether the function may be called in several threads of a process at once, so that as many calls are in

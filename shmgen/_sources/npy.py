@@ -69,8 +69,8 @@ class Npy(FolderSource):
     Args:
         folder: where the files are, and beyond which no id may lead; or a URL, ``https://``, ``s3://``, ``gs://``, or any other
             that fsspec knows, or `Remote` of one. None where ids are paths, with or without ``.npy``.
-        dim: shape of a sample without its channels.
-        n_channels: size of the last axis. Where it is 1, a file of shape ``dim`` is taken, too.
+        dim: shape of a sample without its channels; or its whole shape, where ``n_channels`` is left out.
+        n_channels: size of the last axis. Where it is 1, a file of shape ``dim`` is taken, too, and gets that axis.
         dtype: of a row; files are cast to it where NumPy calls that "same_kind". It must be given if it is one of ml_dtypes, such
             as bfloat16: a file only says how many bytes these have.
         pad_value: what fills the rest of a row where a file's array is smaller along any axis: sequences of several lengths, for
