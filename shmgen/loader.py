@@ -38,7 +38,7 @@ from shmgen._plan.stats import Stats
 from shmgen._samples.ids import fingerprint
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._samples.sample_spec import dtype_of
-from shmgen._sources.field_spec import FieldSpec, key_tables, readings_of
+from shmgen._sources.fields import FieldSpec, key_tables, readings_of
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import ClosedError, InputError
 from shmgen.options import Options, init_from

@@ -19,11 +19,11 @@ from shmgen._plan.by_length import Lengths
 from shmgen._plan.damage import OnError
 from shmgen._plan.sampler import ALONE, Shard, Tail
 from shmgen._plan.weighted import WeightTable
+from shmgen._samples.dataset import Sample, is_dataset
 from shmgen._samples.ids import kept
 from shmgen._samples.sample_spec import check_dtype, check_shape
 from shmgen._sources.base import Source, SourceField
 from shmgen._sources.batch_spec import BatchSpec, target
-from shmgen._sources.dataset import Sample, is_dataset
 from shmgen._sources.function import Function
 from shmgen._sources.npy import Npy
 from shmgen._sources.numbers import numbers_of
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
     from numpy.typing import DTypeLike
 
-    from shmgen._sources.dataset import Dataset
+    from shmgen._samples.dataset import Dataset
     from shmgen._storage.remote import Remote
 
     Part: TypeAlias = (

@@ -32,7 +32,7 @@ from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.schedule import Schedule, State, Ticket
 from shmgen._sources.base import IDLE, UNKNOWN, row_of
 from shmgen._sources.batch_spec import BatchSpec
-from shmgen._sources.field_spec import readings_of
+from shmgen._sources.fields import readings_of
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import ClosedError, SampleError, WorkerDied
 

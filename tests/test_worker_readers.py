@@ -24,7 +24,7 @@ from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import BUSY, EAGER, MAX_READERS, READERS, READS, ROW, TICKET, StatusPage
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import IDLE, UNKNOWN
-from shmgen._sources.field_spec import FieldSpec, readings_of
+from shmgen._sources.fields import FieldSpec, readings_of
 from shmgen._worker import protocol
 from shmgen._worker.protocol import FAILED, LOGGED, REPORT, UNABLE
 from shmgen._worker.readers import LONG, SELDOM, Descriptors, Readers
@@ -535,7 +535,7 @@ from shmgen import Source
 from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import READERS, READS, ROW, TICKET, StatusPage
 from shmgen._samples.packed_ids import PackedIds
-from shmgen._sources.field_spec import FieldSpec, readings_of
+from shmgen._sources.fields import FieldSpec, readings_of
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen._worker.protocol import REPORT, TICKET as RECORD
 from shmgen._memory.records import SAMPLES

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from shmgen._samples.ids import take
-from shmgen._sources.npy_format import OPEN_FLAGS, explain
+from shmgen._samples.npy_format import OPEN_FLAGS, explain
 from shmgen._storage.remote import Place, Remote
 from shmgen._storage.store import Body
 from shmgen.errors import FormatError, InputError, printable

@@ -16,9 +16,8 @@ from shmgen._samples.ids import int_array, is_frame
 from shmgen._samples.lookup import is_column, is_mapping
 from shmgen._samples.sample_spec import ANY, are_numbers, dtype_of, dtype_text
 from shmgen._sources.base import BuiltinSource, Reader, Source, SourceField
-from shmgen._sources.field_spec import FieldSpec
+from shmgen._sources.fields import FieldSpec, OneHotKey, OneHotReader
 from shmgen._sources.function import Function
-from shmgen._sources.one_hot import OneHotKey, OneHotReader
 from shmgen._sources.values import Labels, Values, Weights
 from shmgen.errors import FormatError, InputError
 

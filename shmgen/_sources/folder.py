@@ -10,8 +10,8 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from shmgen._samples.npy_format import OPEN_FLAGS, explain
 from shmgen._sources.base import BuiltinSource, Reader
-from shmgen._sources.npy_format import OPEN_FLAGS, explain
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
@@ -156,12 +156,12 @@ class FolderSource(BuiltinSource):
     """
 
     def __init__(self, files: Files) -> None:
-        self._files = files
+        self.files = files
         self.folder = files.folder
 
     def path(self, id: object) -> str:
         """The file of sample ``id``: its path, or its URL."""
-        return self._files.path(id)
+        return self.files.path(id)
 
 
 class FolderReader(Reader):

@@ -120,7 +120,7 @@ class Images(FolderSource):
         """
         from shmgen._sources import image_decoder
 
-        files, first = copy(self._files), ids[0]
+        files, first = copy(self.files), ids[0]
         assert isinstance(files, ImageFiles)
         files.prepare(ids, "Images")
         image_decoder.say_once_if_slow()

@@ -17,10 +17,7 @@ from threading import Semaphore
 from typing import TYPE_CHECKING, Any
 
 from shmgen._samples.casting import cast_into
-from shmgen._samples.sample_spec import RowSpec, SampleSpec
-from shmgen._sources.base import row_of
-from shmgen._sources.folder import Files, FolderReader, FolderSource
-from shmgen._sources.npy_format import (
+from shmgen._samples.npy_format import (
     CHANGED,
     LONGEST,
     OPEN_FLAGS,
@@ -32,6 +29,9 @@ from shmgen._sources.npy_format import (
     remote_header,
     require_data,
 )
+from shmgen._samples.sample_spec import RowSpec, SampleSpec
+from shmgen._sources.base import row_of
+from shmgen._sources.folder import Files, FolderReader, FolderSource
 from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import DTypeLike
 
-    from shmgen._sources.npy_headers import NpyHeaders
     from shmgen._storage.remote import Remote
     from shmgen._storage.store import Body
 
@@ -118,7 +117,7 @@ class Npy(FolderSource):
             InputError: an id leads out of the folder.
             SampleError: it can't be read, or contradicts what was given.
         """
-        files, first = copy(self._files), ids[0]
+        files, first = copy(self.files), ids[0]
         files.prepare(ids, "Npy")
         files.scan_options = self._scan_options(varies)
         try:
@@ -132,12 +131,6 @@ class Npy(FolderSource):
             raise files.unreadable_first(first, error) from None
         finally:
             files.disconnect()
-
-    def headers(self) -> NpyHeaders:
-        """A source of the files' headers."""
-        from shmgen._sources.npy_headers import NpyHeaders  # late: only a scan needs it
-
-        return NpyHeaders(self._files)
 
     def _scan_options(self, varies: bool) -> list[str]:
         dim, n_channels, dtype, pad_value = self.given

@@ -13,9 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shmgen._checks import check_int
+from shmgen._samples.npy_format import Header, explain, read_header, read_header_of, read_whole, remote_header
 from shmgen._samples.sample_spec import check_dtype, check_numbers, dtype_of, dtype_text
 from shmgen._sources.base import BuiltinSource, Reader, row_of
-from shmgen._sources.npy_format import Header, explain, read_header, read_header_of, read_whole, remote_header
 from shmgen._sources.row_file import RowFile, RowLayout, Windows, runs, spread
 from shmgen.errors import FormatError, InputError, SampleError
 

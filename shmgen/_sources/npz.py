@@ -10,8 +10,8 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 
+from shmgen._samples.npy_format import LONGEST, OPEN_FLAGS, read_header, require_data
 from shmgen._sources.folder import Files, FolderReader, FolderSource
-from shmgen._sources.npy_format import LONGEST, OPEN_FLAGS, read_header, require_data
 from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Npz(FolderSource):
         super().__init__(Files(folder, ".npz"))
 
     def bind(self, ids: Sequence[object], *, field: str = "X", varies: bool = False) -> NpzReader:
-        files, first = self._files, ids[0]
+        files, first = self.files, ids[0]
         files.prepare(ids, "Npz")
         try:
             fields = files.load(first, _kinds, may_wait=False)

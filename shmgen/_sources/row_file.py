@@ -15,9 +15,9 @@ from copy import copy
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shmgen._samples.npy_format import CHANGED, OPEN_FLAGS, explain, read_whole
 from shmgen._samples.sample_spec import dtype_of
 from shmgen._sources.base import Reader, row_of
-from shmgen._sources.npy_format import CHANGED, OPEN_FLAGS, explain, read_whole
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:

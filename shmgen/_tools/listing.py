@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._plan.damage import Damaged
 from shmgen._samples.ids import read_ids
+from shmgen._samples.npy_format import explain, read_header_of
 from shmgen._samples.sample_spec import ANY, SampleSpec
 from shmgen._samples.suggest import IMAGES
 from shmgen._sources.hdf5 import Hdf5
 from shmgen._sources.images import Images
 from shmgen._sources.npy import Npy
-from shmgen._sources.npy_format import explain, read_header_of
 from shmgen._sources.npy_rows import NpyRows
 from shmgen._sources.npz import Npz
 from shmgen._storage.remote import Remote

@@ -23,7 +23,7 @@ from shmgen._samples.remedies import without_scan
 from shmgen._samples.sample_spec import RowSpec, SampleSpec
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._sources.npy import Npy
-from shmgen._sources.npy_headers import TEXT, shape_and_dtype
+from shmgen._tools.npy_headers import TEXT, NpyHeaders, shape_and_dtype
 from shmgen._tools.progress import Progress
 from shmgen.errors import FormatError, InputError, SampleError
 from shmgen.loader import Loader
@@ -164,7 +164,7 @@ class Scan:
 
         try:
             if looks:
-                for batch in told(read_all(source.headers(), ids, self._damaged, self._workers, self._timeout)):
+                for batch in told(read_all(NpyHeaders(source.files), ids, self._damaged, self._workers, self._timeout)):
                     text = batch.arrays[0].tobytes()
                     for row, id in enumerate(batch.ids):
                         if id not in self._damaged:

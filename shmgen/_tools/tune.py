@@ -24,7 +24,7 @@ from shmgen._memory.limits import available, processors
 from shmgen._plan.sampler import BatchId, Sampler
 from shmgen._plan.stats import Stats
 from shmgen._samples.ids import take
-from shmgen._sources.npy_format import OPEN_FLAGS
+from shmgen._samples.npy_format import OPEN_FLAGS
 from shmgen._tools.progress import Progress
 from shmgen._tools.recommend import Measurement, counted, is_settled, medians, recommend
 from shmgen.errors import InputError

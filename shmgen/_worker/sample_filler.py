@@ -10,7 +10,7 @@ from shmgen._memory.limit_errors import note
 from shmgen._memory.status_page import FUNCTION, TURN
 from shmgen._samples.sample_spec import ShapeError, dtype_for, dtype_of, sample_for, write_row
 from shmgen._sources.base import IDLE, Reader, function_error
-from shmgen._sources.field_spec import FieldSpec, Reading
+from shmgen._sources.fields import FieldSpec, Reading
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from shmgen._memory.limit_errors import note
 from shmgen._memory.status_page import FUNCTION, ROW, TURN
 from shmgen._samples.sample_spec import dtype_of
 from shmgen._sources.base import IDLE, UNKNOWN, error_text, function_error, row_of
-from shmgen._sources.field_spec import FieldSpec, Reading
+from shmgen._sources.fields import FieldSpec, Reading
 from shmgen._worker.task import Task
 from shmgen._worker.transform import Transform
 from shmgen.errors import SampleError, StartError

@@ -9,8 +9,8 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from shmgen._samples.npy_format import LONGEST, OPEN_FLAGS, Header, explain, read_header, require_data
 from shmgen._sources.folder import Files, FolderReader, FolderSource
-from shmgen._sources.npy_format import LONGEST, OPEN_FLAGS, Header, explain, read_header, require_data
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
@@ -45,12 +45,12 @@ class NpyHeaders(FolderSource):
         Raises:
             InputError: an id leads out of the folder.
         """
-        self._files.prepare(ids, "Npy")
-        reader = NpyHeadersReader(self._files)
-        for id in ids[: FIRST if self._files.remote is None else 0]:
+        self.files.prepare(ids, "Npy")
+        reader = NpyHeadersReader(self.files)
+        for id in ids[: FIRST if self.files.remote is None else 0]:
             with suppress(OSError, ValueError, FormatError):
                 reader.row(id)
-        self._files.disconnect()
+        self.files.disconnect()
         return reader
 
 

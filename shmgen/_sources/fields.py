@@ -1,16 +1,99 @@
-"""One-hot rows of ints that another reader reads."""
+"""The fields of a batch, as a worker knows them: where their rows are, which reader fills them, and one-hot rows of their ints.
+
+A worker imports this module, so NumPy is imported only where there are one-hot rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from copy import copy
-from typing import Any, NamedTuple, Self
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._samples.sample_spec import dtype_of, write_row
-from shmgen._sources.base import Reader
+from shmgen._sources.base import Measure, Reader
 from shmgen.errors import FormatError, InputError, SampleError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    import numpy as np
+
+
+class FieldSpec(NamedTuple):
+    """Where the rows of one field are, what they are, and how they come from their reader.
+
+    Attributes:
+        name: of the field.
+        shape: of a row.
+        dtype: of a row, as text, since most workers need no NumPy.
+        offset: where the field begins in a slot, in bytes.
+        row_bytes: bytes of a row.
+        key: of the field in its reader; None if that has only one.
+        measure: what is measured of the rows of another field; None for a field that is no such measure.
+        varies: whether samples may have other shapes than a row.
+        pad_value: what fills the rest of a row where a sample is smaller; None if that is an error.
+        of: the name of the field that this one measures, or has a copy of; None for a field that is read.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+    row_bytes: int
+    key: Hashable | None = None
+    measure: Measure | None = None
+    varies: bool = False
+    pad_value: float | None = None
+    of: str | None = None
+
+
+class Reading(NamedTuple):
+    """A reader, and what it fills when it reads.
+
+    Attributes:
+        reader: which reads.
+        fields: that it fills.
+        named: what errors call it.
+        table: the number of the table in which its keys are; 0, that of the ids, if it has no keys of its own.
+    """
+
+    reader: Reader
+    fields: tuple[FieldSpec, ...]
+    named: str
+    table: int = 0
+
+    @property
+    def varies(self) -> bool:
+        """Whether samples may have other shapes than their rows."""
+        return any(field.varies for field in self.fields)
+
+
+def readings_of(fields: Sequence[FieldSpec], readers: Mapping[str, Reader]) -> list[Reading]:
+    """What is read to fill ``fields``, each reader once; without what the main process fills.
+
+    Args:
+        fields: of a batch.
+        readers: by name of the field.
+    """
+    read: dict[int, list[FieldSpec]] = {}
+    for field in fields:
+        if field.of is None and not readers[field.name].in_main_process:
+            read.setdefault(id(readers[field.name]), []).append(field)
+    readings: list[Reading] = []
+    table = 0
+    for own in read.values():
+        reader = readers[own[0].name]
+        named = f"source of field{'s' if len(own) > 1 else ''} {', '.join(repr(field.name) for field in own)}"
+        table += reader.keys is not None
+        readings.append(Reading(reader, tuple(own), named, table if reader.keys is not None else 0))
+    return readings
+
+
+def key_tables(ids: Sequence[Any], readings: Sequence[Reading]) -> list[Sequence[Any]]:
+    """What samples are called where rows are filled: their ids first, then the keys of readers that have keys of their own."""
+    from shmgen._samples.ids import kept
+
+    return [ids, *(kept(keys) for reading in readings if (keys := reading.reader.keys) is not None)]
 
 
 class OneHotKey(NamedTuple):
@@ -65,6 +148,8 @@ class OneHotReader(Reader):
         return reader
 
     def fill(self, keys: Any, rows: Any, begun: Any, *, io_waits: bool = False) -> list[int] | None:
+        import numpy as np
+
         wanted, read = self._split(rows)
         if self._reader.fields is not None:
             self._reader.fill(keys, read, begun, io_waits=io_waits)
@@ -82,6 +167,8 @@ class OneHotReader(Reader):
         return None
 
     def read(self, key: Any, row: Any, rng: np.random.Generator | None = None) -> Any:
+        import numpy as np
+
         wanted, read = self._split(row)
         if self._reader.fields is None:
             result = self._reader.read(key, read[None], rng)
@@ -120,6 +207,8 @@ class OneHotReader(Reader):
 
 def _expand(ints: np.ndarray, rows: np.ndarray) -> None:
     """Set 1 where the class of each of ``ints`` is, and 0 elsewhere."""
+    import numpy as np
+
     rows[...] = 0
     np.put_along_axis(rows, ints.reshape((*rows.shape[:-1], 1)).astype(np.intp), 1, axis=-1)
 
