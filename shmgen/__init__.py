@@ -4,7 +4,7 @@ The way of the data, and the module that holds each step::
 
     ids, seed, epoch, the index of a batch
       │  _plan.passes        which epoch an iteration gets, and which batch an index means (_plan.checkpoint: saved states)
-      │  _plan.sampler       which samples that batch holds (_plan.order; weighted, by_length), and a rank's part (_engine.ranks)
+      │  _plan.sampler       which samples that batch holds (_plan.order; weighted, by_length), and a rank's part (_ranks)
       ▼
     _plan.schedule           which slot gets which batch, cut into tickets: a slot and some of its rows
       │  _engine.batch_builder   labels, replacements of damaged samples (_plan.damage), and the sheet that tells workers

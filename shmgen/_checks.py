@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Generic, SupportsIndex, TypeVar, overload
 
@@ -76,6 +76,13 @@ def check_int(value: SupportsIndex, name: str, least: int, most: int | None = No
     if number < least or (most is not None and number > most):
         raise InputError(f"{name}: expected {expected}, found {number}")
     return number
+
+
+def check_choice(value: T, name: str, known: Sequence[object]) -> T:
+    """``value``, if it is one of the ``known`` ones."""
+    if value not in known:
+        raise InputError(f"{name}: expected {' or '.join(map(repr, known))}, found {value!r}")
+    return value
 
 
 def check_float(value: object, name: str, expected: str, fits: Callable[[float], bool]) -> float:

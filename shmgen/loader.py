@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
+from shmgen._arguments import init_from
 from shmgen._checks import Fixed, check_index
 from shmgen._engine import defaults
 from shmgen._engine.batch_builder import BatchBuilder
@@ -32,7 +33,7 @@ from shmgen._plan.checkpoint import Identity, loaded, saved
 from shmgen._plan.damage import Damage, Damaged
 from shmgen._plan.padding import Padding
 from shmgen._plan.passes import Pass, Passes, Position
-from shmgen._plan.sampler import BatchId, Sampler
+from shmgen._plan.sampler import BatchId, Tail
 from shmgen._plan.schedule import Schedule
 from shmgen._plan.stats import Stats
 from shmgen._samples.ids import fingerprint
@@ -41,7 +42,7 @@ from shmgen._samples.sample_spec import dtype_of
 from shmgen._sources.fields import FieldSpec, key_tables, readings_of
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import ClosedError, InputError
-from shmgen.options import Options, init_from
+from shmgen.options import Options
 
 if TYPE_CHECKING:
     from typing import Self
@@ -133,16 +134,7 @@ class Loader:
         self._labels, self._n_classes = options.labels, options.n_classes
         self._described = options.dim, options.n_channels
         workers = defaults.workers_at_first() if options.workers == "auto" else defaults.at_most(options.workers)
-        self._sampler = Sampler(
-            len(self._ids),
-            options.batch_size,
-            shuffle=options.shuffle,
-            seed=options.seed,
-            tail=options.tail,
-            shard=options.part,
-            weights=options.draws,
-            lengths=options.batch_lengths,
-        )
+        self._sampler = options.sampler
         fields = self._spec.bind(options.transformed)
         arrays = [Field(field.name, field.shape, dtype_of(field.dtype)) for field in fields]
         self._layout = Layout(tuple(arrays), self._sampler.size(BatchId(0, 0)))
@@ -174,7 +166,7 @@ class Loader:
                 self._ring,
                 filler,
                 self._damage,
-                self._padding() if options.tail == "pad" else None,
+                self._padding() if self._sampler.tail is Tail.PAD else None,
             )
             # What runs in the main process can't be given up.
             patience = options.timeout if options.timeout is not None and workers else math.inf
@@ -219,7 +211,7 @@ class Loader:
     @property
     def fills_up(self) -> bool:
         """Whether the last batch is filled up with samples that the epoch has had."""
-        return self._sampler.tail in ("wrap", "pad")
+        return self._sampler.tail.fills_up
 
     @property
     def replaces(self) -> bool:
@@ -340,7 +332,7 @@ class Loader:
             ids=fingerprint(self._ids),
             seed=sampler.seed,
             shuffle=sampler.shuffle,
-            tail=sampler.tail,
+            tail=sampler.tail.value,
             sampling_weights=sampler.weights.fingerprint() if sampler.weights is not None else "",
             lengths=sampler.lengths.fingerprint() if sampler.lengths is not None else "",
             batch_size=sampler.batch_size,

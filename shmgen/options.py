@@ -9,16 +9,15 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from shmgen._checks import check_float, check_int
-from shmgen._engine.ranks import find_shard
+from shmgen._checks import check_choice, check_float, check_int
 from shmgen._memory.status_page import MAX_READERS
 from shmgen._plan.by_length import Lengths
 from shmgen._plan.damage import OnError
-from shmgen._plan.sampler import ALONE, Shard, Tail
+from shmgen._plan.sampler import ALONE, Sampler, Shard, Tail
 from shmgen._plan.weighted import WeightTable
+from shmgen._ranks import find_shard
 from shmgen._samples.dataset import Sample, is_dataset
 from shmgen._samples.ids import kept
 from shmgen._samples.sample_spec import check_dtype, check_shape
@@ -47,111 +46,80 @@ if TYPE_CHECKING:
     """A field of a batch: a source, one of its fields, values as `Values` takes them, or a function; or a dict, tuple or list of
     these."""
 
-ELSEWHERE = {
-    # what other libraries call an argument -> what to pass here
-    **dict.fromkeys(["num_workers", "n_workers", "worker_count", "num_parallel_calls", "use_multiprocessing"], "workers"),
-    **dict.fromkeys(
-        ["prefetch_factor", "prefetch", "prefetch_size", "max_queue_size", "buffer_size"], "slots, a number of batches"
-    ),
-    **dict.fromkeys(["drop_last", "drop_remainder"], "tail='drop', the default, or tail='keep'"),
-    **dict.fromkeys(["collate_fn", "map_fn", "transforms", "augment", "preprocessing_function", "preprocess"], "transform"),
-    **dict.fromkeys(["generator", "random_state", "rng", "shuffle_seed"], "seed"),
-    **dict.fromkeys(["sampler", "batch_sampler"], "shuffle, or sampling_weights"),
-    **dict.fromkeys(
-        ["sample_weight", "sample_weights"], "weights, for the loss, or sampling_weights, for how often each is drawn"
-    ),
-    **dict.fromkeys(["pin_memory", "persistent_workers", "multiprocessing_context"], "nothing: leave it out"),
-    **dict.fromkeys(["dataset", "reader", "loader"], "source"),
-    **dict.fromkeys(["ids", "indices", "filenames", "file_paths", "paths"], "list_IDs"),
-    **dict.fromkeys(["x", "X"], "inputs"),
-    **dict.fromkeys(["y", "target"], "labels, or targets"),
-    **dict.fromkeys(["directory", "root", "folder", "path", "data_path", "base_dir"], "data_dir"),
-    **dict.fromkeys(["target_size", "image_size", "input_shape", "shape"], "dim; of images, source=Images(folder, size=...)"),
-    **dict.fromkeys(["color_mode", "interpolation"], "source=Images(folder, mode=..., resize=...)"),
-    **dict.fromkeys(["class_mode", "label_mode"], "n_classes, for one-hot rows"),
-    **dict.fromkeys(["num_classes", "nb_classes"], "n_classes"),
-    **dict.fromkeys(["channels", "num_channels"], "n_channels"),
-    **dict.fromkeys(["validation_split", "subset"], "ids of one part: train, validation = shmgen.split(ids, labels, 0.2)"),
-    "worker_init_fn": "setup",
-    "steps_per_epoch": "steps_per_epoch to fit",
-}
+    PerId: TypeAlias = Values | Mapping[Any, float] | Iterable[float] | Callable[[Any], float]
+    """A number for each id."""
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""What `Images` calls a number of channels."""
-
-P = ParamSpec("P")
-OptionsT = TypeVar("OptionsT")
-ResultT = TypeVar("ResultT")
-SelfT = TypeVar("SelfT")
+"""The modes of `Images`, by the number of channels."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DataOptions:
-    """What is read, and how: all arguments of a loader but the number of its workers.
+    """All arguments of a loader except the numbers of its workers and reads.
 
     Args:
-        list_IDs: the samples' ids. An id that is in it twice is two samples. Or a `pathlib.Path`: the text file that has them, a
-            line each, such as ``scan --good`` writes. Or a data set, torch's or any object that has ``__len__`` and
-            ``__getitem__`` and can't be iterated over: its numbers are the ids, and it has the samples, ``x``, ``(x, y)``, ``(x,
-            y, weight)`` or a dict of inputs.
+        list_IDs: the samples' ids. An id that occurs twice is two samples. Or the `pathlib.Path` of a text file with one id a
+            line, such as ``scan --good`` writes. Or a data set: torch's, or any object that has ``__len__`` and
+            ``__getitem__`` and cannot be iterated over. Then the ids are 0, 1, 2, ..., and the data set returns the samples:
+            ``x``, ``(x, y)``, ``(x, y, weight)`` or a dict of inputs.
         labels: an int for each id, or the name of one of ``classes``, or a row: a mapping from id to them, or a list, an array or
-            a pandas column, as `Values` takes them. Or `Values`, or a function of the id, or whatever else ``targets`` may be.
-            None for no labels.
+            a pandas column, as `Values` takes them. Or `Values`, or a function of the id, or anything else that ``targets`` may
+            be. None for no labels.
         batch_size: samples in a batch; of all ranks together, if there are several.
-        dim: shape of a sample without its channels; or its whole shape, where ``n_channels`` is left out. By default that of the
+        dim: shape of a sample without its channels; or its whole shape, if ``n_channels`` is left out. By default that of the
             first sample.
         n_channels: size of the last axis. By default that of the first sample, if ``dim`` leaves it out. If it is 1, samples of
             shape ``dim`` are accepted too, and get that axis.
-        n_classes: labels, of whatever source, become one-hot rows of this length; or they are such rows already.
+        n_classes: labels, from any source, become one-hot rows of this length, unless they are such rows already.
         shuffle: a new order for each epoch, which depends on ``seed`` and the epoch alone; else the order of ``list_IDs``.
-        classes: labels are names, and become their positions in this list. ``"sorted"``: the list of all names that there are.
+        classes: labels are names, and become their positions in this list. ``"sorted"``: in the sorted list of all names.
             See `Values`, and the attribute ``classes``.
         data_dir: the folder of the files, or its URL, or `Remote`, as `Npy` takes it; ids may not lead out of it. None if ids are
             paths.
-        cache: of a URL: a folder on a local disk, in which files are kept; see `Remote`.
+        cache: for a URL: a folder on a local disk that keeps the files; see `Remote`.
         dtype: of ``X``. By default that of the first sample. Files are cast to it if NumPy calls that cast "same_kind".
-        pad_value: what fills the rest of a row of ``X`` where a sample is smaller than ``dim`` says, along any axis; see `Npy`.
-        source: in place of files: a `Source`, one of its fields, or a function as `Function` takes it. Where it has several
+        pad_value: fills the rest of a row of ``X`` if a sample is smaller than ``dim`` along any axis; see `Npy`.
+        source: in place of files: a `Source`, one of its fields, or a function as `Function` takes it. If it has several
             fields, they are the inputs, a dict; or, if it is a tuple, and there are no labels and targets, ``(x, y)`` or ``(x, y,
             weight)``.
         inputs: in place of everything that describes ``X``: a source, or a dict, tuple or list of sources. A mapping or array of
             values is taken as `Values` of it, and a function of the id as `Function` of it.
         targets: in place of ``labels``; the same kinds as for ``inputs``.
         weights: of samples, for the loss; the same kinds as for ``inputs``.
-        sampling_weights: how often each sample is drawn, beside the others: a number from 0 for each id, as `Values` takes them.
-            An epoch has as many samples as there are ids, and each comes as often as its weight says, rounded up or down by
+        sampling_weights: how often each sample is drawn, relative to the others: a number from 0 for each id, as `Values` takes
+            them. An epoch has as many samples as there are ids, and each comes as often as its weight says, rounded up or down by
             chance, so some come several times, and others not at all. By default, each comes exactly once.
-        lengths: how long each sample is, in any unit: a number from 0 for each id, as `Values` takes them. Batches are then of
-            samples of similar length: sorted within fifty batches of the epoch's order; then these are shuffled. Each sample
+        lengths: how long each sample is, in any unit: a number from 0 for each id, as `Values` takes them. Batches then hold
+            samples of similar length: fifty batches of the epoch's order are sorted together, and then shuffled. Each sample
             comes as often as without.
-        trim: ``"longest"``: padded fields, and their masks, are cut along their first axis, after the longest sample of a batch.
+        trim: ``"longest"``: padded fields, and their masks, are cut along their first axis to the longest sample of the batch.
             They are views, which a framework that needs contiguous memory copies. None: all batches have the shape of a row.
         transform: changes samples in the workers. With one unnamed input it is ``transform(x, rng)``: it changes ``x``, the
             input's row, in place, or returns a new one. With several inputs, or named ones, it is ``transform(sample, rng)``:
             ``sample`` is a dict of all rows by field, with the keys of ``inputs``, ``targets`` and ``weights``. Fields of a tuple
             are ``"X[0]"`` and so on, single ones ``"X"``, ``"y"``, ``"weights"``; a name used twice is ``"targets.mask"``, for
             example. Or a dict from field to a function of its row and ``rng``. ``rng`` is a `numpy.random.Generator` that depends
-            on ``seed``, the epoch, and the sample's position in the epoch. Where ``dim`` says how large a row is, samples may be
-            larger, or vary in size: a transform gets them as they are, and returns a row, a random crop for instance. A function
-            with a parameter called ``epoch`` gets the epoch, an int from 0: ``transform(x, rng, epoch)``.
+            on ``seed``, the epoch, and the sample's position in the epoch. If ``dim`` is given, samples may be larger than a row,
+            or vary in size: a transform gets them as they are, and returns a row, a random crop for instance. A function with a
+            parameter called ``epoch`` gets the epoch, an int from 0: ``transform(x, rng, epoch)``.
         setup: a function without arguments that each worker calls once, before it reads: it may register openers, set module
             variables, or open connections, since workers import modules afresh. With ``workers=0`` the main process calls it.
         slots: batches that shared memory has room for, at least 2. By default 4, and up to 16 if batches are small. If shared
             memory is short there are fewer, which is logged.
         seed: of orders and random numbers, an int from 0.
         epoch: the first epoch, an int from 0.
-        tail: what becomes of the last batch if the samples don't fill it. ``"drop"``: it is left out. ``"keep"``: it is shorter,
-            which several ranks can't have. ``"wrap"``: the epoch's first samples fill it up. ``"pad"``: likewise, and there are
-            weights, those given or else ones: the filled up rows weigh 0, and all others the more for it, so that losses and
-            weighted metrics are those of the samples.
+        tail: what becomes of the last batch if the samples do not fill it. ``"drop"``: it is left out. ``"keep"``: it is shorter,
+            which is not possible with several ranks. ``"wrap"``: the epoch's first samples fill it up. ``"pad"``: likewise, and
+            there are weights, those given or else ones: the rows that fill it up weigh 0, and all others accordingly more, so
+            that losses and weighted metrics are those of the samples.
         shard: (rank, world): this process is one of several that train together, and gets its part of each batch, ``batch_size /
-            world`` rows. ``"auto"``: as the framework, or the launcher, that runs says. None: this process gets all.
-        on_error: what to do about a sample that can't be read. ``"raise"``: its batch is an error. ``"replace"``: another sample
-            of the epoch replaces it, with all its fields: the same one in every run. That is logged, counted, and in ``damaged``.
-            ``"collect"``: it is in ``damaged``, and nothing is said of its row, which may hold anything: for one pass over all
+            world`` rows. ``"auto"``: as the framework or launcher that runs says. None: this process gets all.
+        on_error: what happens if a sample can't be read. ``"raise"``: its batch is an error. ``"replace"``: another sample
+            of the epoch replaces it, with all its fields: the same one in every run. That is logged, counted, and listed in
+            ``damaged``. ``"collect"``: it is only listed in ``damaged``, and its row may hold anything: for one pass over all
             samples, as `scan` makes it.
-        max_damaged: the fraction of the samples that may be unreadable, where that is no error. With more, the run ends.
-        timeout: seconds after which a read, or a function, that has not ended is given up and its worker replaced; None for
+        max_damaged: the fraction of the samples that may be unreadable if that is no error. With more, the run ends.
+        timeout: seconds after which a read or a function that has not ended is given up and its worker replaced; None for
             never.
     """
 
@@ -172,15 +140,15 @@ class DataOptions:
     inputs: Part | None = None
     targets: Part | None = None
     weights: Part | None = None
-    sampling_weights: Values | Mapping[Any, float] | Iterable[float] | Callable[[Any], float] | None = None
-    lengths: Values | Mapping[Any, float] | Iterable[float] | Callable[[Any], float] | None = None
+    sampling_weights: PerId | None = None
+    lengths: PerId | None = None
     trim: Literal["longest"] | None = None
     transform: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None
     setup: Callable[[], object] | None = None
     slots: int | None = None
     seed: int = 0
     epoch: int = 0
-    tail: Tail = "drop"
+    tail: Literal["drop", "keep", "wrap", "pad"] = "drop"
     shard: tuple[int, int] | Literal["auto"] | None = None
     on_error: OnError = "raise"
     max_damaged: float = 0.01
@@ -189,23 +157,17 @@ class DataOptions:
     ids: Sequence[Any] = field(init=False)
     """``list_IDs``, out of reach of later changes."""
 
-    draws: WeightTable | None = field(init=False)
-    """``sampling_weights``, ready to draw by."""
-
-    batch_lengths: Lengths | None = field(init=False)
-    """``lengths``, ready to make batches by."""
-
-    part: Shard = field(init=False)
-    """Which part of each batch this process gets."""
+    sampler: Sampler = field(init=False)
+    """Which samples each batch holds."""
 
     spec: BatchSpec = field(init=False)
     """The fields of a batch. Their sources are copies, for one loader to bind."""
 
     transforms: dict[str, Transform] = field(init=False)
-    """By field: what changes its rows."""
+    """By field: the function that changes its rows."""
 
     sample_transform: Transform | None = field(init=False)
-    """What changes whole samples, dicts of rows by field."""
+    """The function that changes whole samples, dicts of rows by field."""
 
     def __post_init__(self) -> None:
         self._keep(
@@ -222,13 +184,12 @@ class DataOptions:
             if self.timeout is None
             else check_float(self.timeout, "timeout", "seconds above 0, or None", lambda number: number > 0),
         )
-        if self.tail not in get_args(Tail):
-            raise InputError(f"tail: expected {' or '.join(map(repr, get_args(Tail)))}, found {self.tail!r}")
-        if self.trim not in ("longest", None):
-            raise InputError(f"trim: expected 'longest' or None, found {self.trim!r}")
-        self._check_shard()
-        if self.on_error not in get_args(OnError):
-            raise InputError(f"on_error: expected {' or '.join(map(repr, get_args(OnError)))}, found {self.on_error!r}")
+        tail = Tail(check_choice(self.tail, "tail", [tail.value for tail in Tail]))
+        check_choice(self.trim, "trim", ["longest", None])
+        shard = self._shard(tail)
+        check_choice(self.on_error, "on_error", get_args(OnError))
+        if self.setup is not None and not callable(self.setup):
+            raise InputError(f"setup: expected a function without arguments, found {self.setup!r}")
         if is_dataset(self.list_IDs):
             if self.source is not None or self.inputs is not None:
                 raise InputError(
@@ -236,27 +197,18 @@ class DataOptions:
                 )
             self._keep(source=Sample(self.list_IDs), list_IDs=range(len(self.list_IDs)))
         ids = kept(self.list_IDs)
-        fewest = self.batch_size if self.tail == "drop" else 1
-        if len(ids) < fewest:
-            other = "keep" if self.part.world == 1 else "wrap"
-            raise InputError(
-                f"expected at least {fewest} ids, found {len(ids)}; give more, a smaller batch_size, or tail={other!r}"
-            )
-        self._keep(list_IDs=ids, ids=ids, draws=self._draws(ids), batch_lengths=self._batch_lengths(ids))
-        rest = Ones() if self.tail == "pad" else None
+        self._keep(list_IDs=ids, ids=ids, sampler=self._sampler(ids, tail, shard))
         spec = BatchSpec(
             self._inputs(),
             self._targets(),
             self.weights,
             ids,
             is_sample=self.source is not None,
-            default_weights=rest,
+            default_weights=Ones() if tail is Tail.PAD else None,
             n_classes=self.n_classes,
             trims=self.trim is not None,
         )
         self._keep(spec=spec)
-        if self.setup is not None and not callable(self.setup):
-            raise InputError(f"setup: expected a function without arguments, found {self.setup!r}")
         transforms, sample_transform = self._split_transform()
         self._keep(transforms=transforms, sample_transform=sample_transform)
 
@@ -266,12 +218,13 @@ class DataOptions:
         return frozenset(self.spec.names if self.sample_transform is not None else self.transforms)
 
     def _keep(self, **checked: Any) -> None:
-        """Put what was checked in the place of what was given: frozen is for everybody else."""
+        """Replace arguments by what was made of them; no other code sets an attribute, since this is frozen."""
         vars(self).update(checked)
 
-    def _check_shard(self) -> None:
-        self._keep(part=ALONE if self.shard is None else find_shard() if self.shard == "auto" else _pair(self.shard))
-        rank, world = self.part
+    def _shard(self, tail: Tail) -> Shard:
+        """``shard``, checked and found."""
+        shard = ALONE if self.shard is None else find_shard() if self.shard == "auto" else _pair(self.shard)
+        rank, world = shard
         if not 0 <= rank < world:
             raise InputError(f"shard: expected a rank from 0 to {world - 1}, found {rank} of {world}")
         if self.batch_size % world:
@@ -279,31 +232,38 @@ class DataOptions:
                 f"batch_size: expected a multiple of the {world} ranks, since it counts samples of all together, "
                 f"found {self.batch_size}"
             )
-        if self.tail == "keep" and world > 1:
+        if tail is Tail.KEEP and world > 1:
             raise InputError(
                 f"tail='keep': the last batch would have other rows on each of the {world} ranks; give 'drop', 'wrap' or 'pad'"
             )
+        return shard
 
-    def _draws(self, ids: Sequence[Any]) -> WeightTable | None:
-        """``sampling_weights``, checked."""
-        if self.sampling_weights is None:
-            return None
-        if not self.shuffle:
-            raise InputError("sampling_weights: expected with shuffle=True, since samples are drawn by chance, found False")
-        return WeightTable(numbers_of(self.sampling_weights, ids, "sampling_weights"))
-
-    def _batch_lengths(self, ids: Sequence[Any]) -> Lengths | None:
-        """``lengths``, checked."""
-        if self.lengths is None:
-            return None
-        if not self.shuffle:
+    def _sampler(self, ids: Sequence[Any], tail: Tail, shard: Shard) -> Sampler:
+        """All arguments that say which samples a batch holds, checked."""
+        if tail.batches(len(ids), self.batch_size) == 0:
+            fewest = self.batch_size if tail is Tail.DROP else 1
+            other = "keep" if shard.world == 1 else "wrap"
             raise InputError(
-                "lengths: expected with shuffle=True, since batches are made of samples of similar length, found False"
+                f"expected at least {fewest} ids, found {len(ids)}; give more, a smaller batch_size, or tail={other!r}"
             )
-        return Lengths(numbers_of(self.lengths, ids, "lengths"), self.batch_size)
+        if self.sampling_weights is not None and not self.shuffle:
+            raise InputError("sampling_weights: expected with shuffle=True, since samples are drawn by chance, found False")
+        if self.lengths is not None and not self.shuffle:
+            raise InputError("lengths: expected with shuffle=True, since they decide which samples make a batch, found False")
+        weights = self.sampling_weights
+        return Sampler(
+            len(ids),
+            self.batch_size,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            tail=tail,
+            shard=shard,
+            weights=None if weights is None else WeightTable(numbers_of(weights, ids, "sampling_weights")),
+            lengths=None if self.lengths is None else Lengths(numbers_of(self.lengths, ids, "lengths"), self.batch_size),
+        )
 
     def _inputs(self) -> Any:
-        """``inputs``, or the only input, which the blog's terms describe."""
+        """``inputs``, or the only input, which ``dim``, ``n_channels``, ``dtype`` and ``pad_value`` describe."""
         described = any(one is not None for one in (self.dim, self.n_channels, self.dtype, self.pad_value))
         if self.cache is not None and (self.inputs is not None or self.source is not None):
             raise InputError("cache: expected with data_dir; give that of a source to Remote: Npy(Remote(url, cache=...))")
@@ -323,11 +283,11 @@ class DataOptions:
         if not isinstance(self.source, Source | SourceField):
             return Function(self.source, self.dim, self.n_channels, self.dtype, pad_value=self.pad_value)
         if described:
-            raise InputError(self._describe_there())
+            raise InputError(self._misplaced())
         return self.source
 
     def _folder(self) -> str | os.PathLike[str] | Remote | None:
-        """``data_dir``, with the ``cache`` that belongs to it."""
+        """``data_dir`` and ``cache``."""
         if self.cache is None:
             return self.data_dir
         if not is_url(self.data_dir):
@@ -339,8 +299,8 @@ class DataOptions:
 
         return Remote(str(self.data_dir), cache=self.cache)
 
-    def _describe_there(self) -> str:
-        """What to do where arguments that describe rows were given beside a source."""
+    def _misplaced(self) -> str:
+        """An error text for arguments that describe rows beside a source: where to pass each of them."""
         source = self.source.source if isinstance(self.source, SourceField) else self.source
         name = type(source).__name__
         takes = inspect.signature(type(source)).parameters
@@ -365,7 +325,7 @@ class DataOptions:
         )
 
     def _targets(self) -> Any:
-        """``targets``, or the only target, which the blog's terms describe."""
+        """``targets``, or the only target, which ``labels``, ``n_classes`` and ``classes`` describe."""
         if self.targets is not None and (self.n_classes is not None or self.classes is not None):
             raise InputError("n_classes and classes are for labels; give them to the Values among targets")
         if self.labels is None:
@@ -375,7 +335,7 @@ class DataOptions:
         return target(self.labels, self.n_classes, self.classes, self.ids)
 
     def _split_transform(self) -> tuple[dict[str, Transform], Transform | None]:
-        """The functions of a field's row, by field, and that of a whole sample."""
+        """The functions that change a field's rows, by field, and the one that changes whole samples."""
         names = [name for name in self.spec.names if not self.spec.measured(name)]
         if self.transform is None:
             return {}, None
@@ -400,10 +360,10 @@ class Options(DataOptions):
     """The arguments of a loader.
 
     Args:
-        workers: processes that read; with 0, the main process reads. More than 32, or 8 for each processor, are not
-            started. ``"auto"`` begins with one for each processor that is free,
-            at most 8, and has more or fewer as the trainer waits for data or not: `Stats.decisions` says when and why.
-        reads: reads in flight in each worker, from 1 to 128. ``"auto"`` has more than one where reading waits for a disk or a
+        workers: processes that read; with 0, the main process reads. At most 32 are started, or 8 for each processor if that is
+            more. ``"auto"`` begins with one for each processor that is free, at most 8, and has more or fewer as the trainer
+            waits for data or not: `Stats.decisions` says when and why.
+        reads: reads in flight in each worker, from 1 to 128. ``"auto"`` has more than one if reading waits for a disk or a
             network, as long as that pays. Whatever is given, it is 1 with ``workers=0``, and if any source is not ``concurrent``:
             a function is only as ``Function(f, concurrent=True)``.
     """
@@ -424,72 +384,3 @@ class Options(DataOptions):
         else:
             self._keep(reads=check_int(self.reads, "reads", 1, MAX_READERS))
         super().__post_init__()
-
-
-def init_from(
-    options: Callable[P, OptionsT],
-) -> Callable[[Callable[[SelfT, OptionsT], None]], Callable[Concatenate[SelfT, P], None]]:
-    """Make of an ``__init__`` that takes checked options one that takes the arguments which these ``options`` are made from.
-
-    So there is one list of arguments for callers, ``help``, editors and type checkers.
-    """
-
-    def decorate(init: Callable[[SelfT, OptionsT], None]) -> Callable[Concatenate[SelfT, P], None]:
-        signature = inspect.signature(options)
-
-        @wraps(init)
-        def call(self: SelfT, /, *args: P.args, **kwargs: P.kwargs) -> None:
-            _check_names(type(self).__name__, signature, args, kwargs)
-            init(self, options(*args, **kwargs))
-
-        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-        _describe(call, options, [own, *signature.parameters.values()])
-        return call
-
-    return decorate
-
-
-def call_from(options: Callable[P, OptionsT]) -> Callable[[Callable[[OptionsT], ResultT]], Callable[P, ResultT]]:
-    """As `init_from`, for a function of checked options."""
-
-    def decorate(function: Callable[[OptionsT], ResultT]) -> Callable[P, ResultT]:
-        signature = inspect.signature(options)
-
-        @wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> ResultT:
-            _check_names(function.__name__, signature, args, kwargs)
-            return function(options(*args, **kwargs))
-
-        _describe(call, options, list(signature.parameters.values()))
-        return call
-
-    return decorate
-
-
-def _check_names(name: str, signature: inspect.Signature, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-    """Raise a `TypeError` that names what was called, and not the class of its options, where the arguments don't match it."""
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        unknown = next((given for given in kwargs if given not in signature.parameters), None)
-        raise TypeError(f"{name}: {error}{_meant(unknown, signature) if unknown else ''}") from None
-
-
-def _meant(unknown: str, signature: inspect.Signature) -> str:
-    """What an argument that there is not was probably meant as."""
-    from difflib import get_close_matches
-
-    if unknown in ELSEWHERE:
-        return f"; pass {ELSEWHERE[unknown]}"
-    by_lower_case = {known.lower(): known for known in signature.parameters}
-    close = get_close_matches(unknown.lower(), by_lower_case, 1, 0.6)
-    return f"; did you mean {by_lower_case[close[0]]}?" if close else ""
-
-
-def _describe(call: Any, options: Any, parameters: list[inspect.Parameter]) -> None:
-    """Give a function the signature, and the description of its arguments, that callers see."""
-    call.__signature__ = inspect.signature(call.__wrapped__).replace(parameters=parameters)
-    described = [inspect.cleandoc(cls.__doc__ or "").partition("Args:\n") for cls in reversed(options.__mro__)]
-    arguments = "\n".join(text for _, found, text in described if found)
-    summary, raises, errors = inspect.cleandoc(call.__doc__ or "").partition("\n\nRaises:")
-    call.__doc__ = f"{summary}\n\nArgs:\n{arguments}{raises}{errors}"

@@ -28,7 +28,7 @@ from shmgen._memory.records import EPOCH, POSITION, ROWS, SAMPLES, WAITED_FOR
 from shmgen._memory.ring import Ring
 from shmgen._plan.damage import Damage, OnError
 from shmgen._plan.passes import Passes
-from shmgen._plan.sampler import BatchId, Sampler
+from shmgen._plan.sampler import BatchId, Sampler, Tail
 from shmgen._plan.schedule import Schedule, State, Ticket
 from shmgen._sources.base import IDLE, UNKNOWN, row_of
 from shmgen._sources.batch_spec import BatchSpec
@@ -461,7 +461,7 @@ class Engine:
         ahead: bool = True,
     ) -> None:
         self.clock = clock
-        self.sampler = Sampler(samples, batch_size, shuffle=shuffle, seed=0, tail="drop")
+        self.sampler = Sampler(samples, batch_size, shuffle=shuffle, seed=0, tail=Tail.DROP)
         ids = range(samples)
         spec = BatchSpec(Rows(), None, None, ids)
         fields = spec.bind()

@@ -12,7 +12,7 @@ import pytest
 
 from shmgen import Function, InputError, Loader, Sequence, Values
 from shmgen._plan.by_length import WINDOW, Lengths
-from shmgen._plan.sampler import BatchId, Sampler, Shard
+from shmgen._plan.sampler import BatchId, Sampler, Shard, Tail
 from shmgen._plan.weighted import WeightTable
 
 N, B = 1003, 8
@@ -23,7 +23,7 @@ LENGTHS = np.random.default_rng(0).integers(1, 200, N)
 def sampler(samples: int = N, batch_size: int = B, **options: Any) -> Sampler:
     """Of batches by length."""
     lengths = Lengths(np.resize(LENGTHS, samples).astype(float), batch_size)
-    return Sampler(samples, batch_size, **{"shuffle": True, "seed": 1, "tail": "keep", "lengths": lengths, **options})
+    return Sampler(samples, batch_size, **{"shuffle": True, "seed": 1, "tail": Tail.KEEP, "lengths": lengths, **options})
 
 
 def epoch(one: Sampler, number: int = 0) -> list[np.ndarray]:
@@ -70,8 +70,8 @@ def test_the_batches_are_remembered_across_versions() -> None:
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_share_each_batch(world: int) -> None:
     """Together they have the batches of one process, and none of them has the shorter samples always."""
-    parts = [epoch(sampler(tail="drop", shard=Shard(rank, world))) for rank in range(world)]
-    for rows in zip(epoch(sampler(tail="drop")), *parts, strict=True):
+    parts = [epoch(sampler(tail=Tail.DROP, shard=Shard(rank, world))) for rank in range(world)]
+    for rows in zip(epoch(sampler(tail=Tail.DROP)), *parts, strict=True):
         np.testing.assert_array_equal(rows[0], np.concatenate(rows[1:]))
     means = [LENGTHS[np.concatenate(part)].mean() for part in parts]
     assert max(means) - min(means) < 1.5

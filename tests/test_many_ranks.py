@@ -114,7 +114,7 @@ if WORLD > 1:
 import keras
 from keras.distribution import DataParallel, DeviceMesh, LayoutMap, ModelParallel, set_distribution
 from shmgen import Sequence
-from shmgen._engine.ranks import find_shard
+from shmgen._ranks import find_shard
 
 def make(ids, **options):
     return Sequence(ids, LABELS, 8, data_dir=DATA, shard="auto", tail="pad", seed=3, workers=1, **options)

@@ -12,9 +12,9 @@ import pytest
 from launched import free_port, needs
 
 from shmgen import InputError
-from shmgen._engine import ranks
-from shmgen._engine.ranks import find_shard, local_ranks
+from shmgen import _ranks as ranks
 from shmgen._memory import limits
+from shmgen._ranks import find_shard, local_ranks
 
 VARIABLES = {name for launcher in (ranks.TORCHRUN, *ranks.MPI, ranks.SLURM) for name in launcher}
 
@@ -126,7 +126,7 @@ def test_nothing_is_imported_to_ask(environment: Callable[..., None]) -> None:
 
 RUNTIMES = """
 import os
-from shmgen._engine.ranks import find_shard
+from shmgen._ranks import find_shard
 {setup}
 say(*find_shard())
 """

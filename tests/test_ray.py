@@ -66,7 +66,7 @@ def train(config):
     import numpy as np
     import ray.train
     import train_on_ray
-    from shmgen._engine import ranks
+    from shmgen import _ranks as ranks
 
     name = config["name"]
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()

@@ -6,10 +6,10 @@ import os
 import warnings
 from collections.abc import Callable
 
-from shmgen._engine.ranks import local_ranks
 from shmgen._memory.limits import available, processors
 from shmgen._memory.status_page import MAX_READERS
 from shmgen._plan.autoscaler import Limits
+from shmgen._ranks import local_ranks
 
 MAX_AT_FIRST = 8
 """Workers that ``workers="auto"`` begins with, at most."""

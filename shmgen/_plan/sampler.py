@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from functools import lru_cache, partial
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,9 +13,30 @@ from shmgen._plan.by_length import Lengths
 from shmgen._plan.order import Order, Positions, hash_of
 from shmgen._plan.weighted import WeightedOrder, WeightTable
 
-Tail: TypeAlias = Literal["drop", "keep", "wrap", "pad"]
-"""What becomes of an epoch's last batch where the samples don't fill it: it is left out; or shorter than the others; or filled up
-with the epoch's first samples, which count; or with the same, which weigh nothing."""
+
+class Tail(Enum):
+    """What becomes of an epoch's last batch if the samples do not fill it.
+
+    Attributes:
+        DROP: it is left out.
+        KEEP: it is shorter than the others.
+        WRAP: the epoch's first samples fill it up.
+        PAD: likewise, but the rows that they fill weigh 0.
+    """
+
+    DROP = "drop"
+    KEEP = "keep"
+    WRAP = "wrap"
+    PAD = "pad"
+
+    @property
+    def fills_up(self) -> bool:
+        """Whether the last batch is as long as the others because some samples come twice."""
+        return self in (Tail.WRAP, Tail.PAD)
+
+    def batches(self, samples: int, batch_size: int) -> int:
+        """Batches in an epoch."""
+        return samples // batch_size if self is Tail.DROP else -(-samples // batch_size)
 
 
 class BatchId(NamedTuple):
@@ -50,7 +72,7 @@ class Sampler:
         batch_size: samples in a batch, of all ranks together; a multiple of their number.
         shuffle: a new order for each epoch; else the order of the ids for all.
         seed: of the orders, together with the epoch.
-        tail: what becomes of the last batch where the samples don't fill it. Several ranks can't ``"keep"`` it.
+        tail: what becomes of the last batch if the samples do not fill it; of several ranks, not ``KEEP``.
         shard: this rank's part.
         weights: with which samples are drawn, by chance, so that a sample may come several times in an epoch; None for each once.
         lengths: of the samples, where those of a batch are to be of similar length.
@@ -81,7 +103,7 @@ class Sampler:
         self.seed = seed
         self.shard = shard
         self.rows = batch_size // shard.world
-        self.batches = samples // batch_size if tail == "drop" else -(-samples // batch_size)
+        self.batches = tail.batches(samples, batch_size)
         self.weights, self.lengths = weights, lengths
         self.offset = shard.rank * self.rows
         self._is_sharded = shard.world > 1
@@ -95,7 +117,7 @@ class Sampler:
 
     def size(self, batch: BatchId) -> int:
         """How many rows ``batch`` has."""
-        return min(self.rows, self.samples - self.first(batch)) if self.tail == "keep" else self.rows
+        return min(self.rows, self.samples - self.first(batch)) if self.tail is Tail.KEEP else self.rows
 
     def samples_of(self, batches: Sequence[BatchId]) -> list[np.ndarray]:
         """As ``[sampler[batch] for batch in batches]``; of batches of one epoch that follow each other by one computation."""

@@ -19,9 +19,10 @@ from typing import Any
 
 import psutil
 
+from shmgen._arguments import call_from
 from shmgen._checks import check_float, check_int
 from shmgen._memory.limits import available, processors
-from shmgen._plan.sampler import BatchId, Sampler
+from shmgen._plan.sampler import BatchId
 from shmgen._plan.stats import Stats
 from shmgen._samples.ids import take
 from shmgen._samples.npy_format import OPEN_FLAGS
@@ -29,7 +30,7 @@ from shmgen._tools.progress import Progress
 from shmgen._tools.recommend import Measurement, counted, is_settled, medians, recommend
 from shmgen.errors import InputError
 from shmgen.loader import Loader
-from shmgen.options import DataOptions, call_from
+from shmgen.options import DataOptions
 
 WORKERS = range(9)
 """The numbers of workers that are measured by default."""
@@ -282,7 +283,7 @@ def _measure(options: TuneOptions, workers: int, batches: int, seconds: float, *
             slots,
             cold,
             first_batch,
-            seen.samples_per_second * options.part.world / options.batch_size,
+            seen.samples_per_second * options.sampler.shard.world / options.batch_size,
             seen.samples_per_second,
             seen.bytes_per_second,
             used / (seen.bytes / 1e9),
@@ -300,16 +301,8 @@ def _endless(loader: Loader) -> Iterator[object]:
 
 def _first_ids(options: TuneOptions, batches: int) -> list[Any]:
     """The ids of the first ``batches`` of the epoch."""
-    sampler = Sampler(
-        len(options.ids),
-        options.batch_size,
-        shuffle=options.shuffle,
-        seed=options.seed,
-        tail=options.tail,
-        shard=options.part,
-        weights=options.draws,
-    )
-    return [id for number in range(batches) for id in take(options.ids, sampler[BatchId(options.epoch, number)])]
+    batches_ids = (take(options.ids, options.sampler[BatchId(options.epoch, number)]) for number in range(batches))
+    return [id for ids in batches_ids for id in ids]
 
 
 def _files(options: TuneOptions, ids: Sequence[Any]) -> list[str]:

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from shmgen._checks import check_float, check_int
-from shmgen._engine.ranks import find_shard
+from shmgen._ranks import find_shard
 from shmgen.errors import InputError
 from shmgen.keras.callback_state import Counters
 from shmgen.keras.model_state import METRICS, RANDOM, Cell, find, match, random_states, set_random_states

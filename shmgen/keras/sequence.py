@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import keras
 
+from shmgen._arguments import init_from
 from shmgen._checks import Fixed, check_index, check_int
 from shmgen._engine.state import LoaderState
 from shmgen._plan.damage import Damaged
@@ -20,7 +21,7 @@ from shmgen.keras.adapter import attach
 from shmgen.keras.backends import FRONT_END
 from shmgen.keras.iterations import Iterations
 from shmgen.loader import NO_COPY, Loader
-from shmgen.options import Options, init_from
+from shmgen.options import Options
 
 if TYPE_CHECKING:
     from typing import Self

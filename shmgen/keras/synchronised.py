@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
-from shmgen._engine.ranks import find_shard, launched_ranks
 from shmgen._plan.sampler import Shard
+from shmgen._ranks import find_shard, launched_ranks
 from shmgen.errors import InputError
 
 PARALLEL = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}

@@ -1,0 +1,111 @@
+"""Gives functions and constructors the arguments of an options class, so that each argument is named and described once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+ELSEWHERE = {
+    # what other libraries call an argument -> what to pass here
+    **dict.fromkeys(["num_workers", "n_workers", "worker_count", "num_parallel_calls", "use_multiprocessing"], "workers"),
+    **dict.fromkeys(
+        ["prefetch_factor", "prefetch", "prefetch_size", "max_queue_size", "buffer_size"], "slots, a number of batches"
+    ),
+    **dict.fromkeys(["drop_last", "drop_remainder"], "tail='drop', the default, or tail='keep'"),
+    **dict.fromkeys(["collate_fn", "map_fn", "transforms", "augment", "preprocessing_function", "preprocess"], "transform"),
+    **dict.fromkeys(["generator", "random_state", "rng", "shuffle_seed"], "seed"),
+    **dict.fromkeys(["sampler", "batch_sampler"], "shuffle, or sampling_weights"),
+    **dict.fromkeys(
+        ["sample_weight", "sample_weights"], "weights, for the loss, or sampling_weights, for how often each is drawn"
+    ),
+    **dict.fromkeys(["pin_memory", "persistent_workers", "multiprocessing_context"], "nothing: leave it out"),
+    **dict.fromkeys(["dataset", "reader", "loader"], "source"),
+    **dict.fromkeys(["ids", "indices", "filenames", "file_paths", "paths"], "list_IDs"),
+    **dict.fromkeys(["x", "X"], "inputs"),
+    **dict.fromkeys(["y", "target"], "labels, or targets"),
+    **dict.fromkeys(["directory", "root", "folder", "path", "data_path", "base_dir"], "data_dir"),
+    **dict.fromkeys(["target_size", "image_size", "input_shape", "shape"], "dim; of images, source=Images(folder, size=...)"),
+    **dict.fromkeys(["color_mode", "interpolation"], "source=Images(folder, mode=..., resize=...)"),
+    **dict.fromkeys(["class_mode", "label_mode"], "n_classes, for one-hot rows"),
+    **dict.fromkeys(["num_classes", "nb_classes"], "n_classes"),
+    **dict.fromkeys(["channels", "num_channels"], "n_channels"),
+    **dict.fromkeys(["validation_split", "subset"], "ids of one part: train, validation = shmgen.split(ids, labels, 0.2)"),
+    "worker_init_fn": "setup",
+    "steps_per_epoch": "steps_per_epoch to fit",
+}
+
+P = ParamSpec("P")
+OptionsT = TypeVar("OptionsT")
+ResultT = TypeVar("ResultT")
+SelfT = TypeVar("SelfT")
+
+
+def init_from(
+    options: Callable[P, OptionsT],
+) -> Callable[[Callable[[SelfT, OptionsT], None]], Callable[Concatenate[SelfT, P], None]]:
+    """Make of an ``__init__`` that takes checked options one that takes the arguments of ``options``.
+
+    Callers, ``help``, editors and type checkers see these arguments, and their description.
+    """
+
+    def decorate(init: Callable[[SelfT, OptionsT], None]) -> Callable[Concatenate[SelfT, P], None]:
+        signature = inspect.signature(options)
+
+        @wraps(init)
+        def call(self: SelfT, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            _check_names(type(self).__name__, signature, args, kwargs)
+            init(self, options(*args, **kwargs))
+
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        _describe(call, options, [own, *signature.parameters.values()])
+        return call
+
+    return decorate
+
+
+def call_from(options: Callable[P, OptionsT]) -> Callable[[Callable[[OptionsT], ResultT]], Callable[P, ResultT]]:
+    """As `init_from`, for a function of checked options."""
+
+    def decorate(function: Callable[[OptionsT], ResultT]) -> Callable[P, ResultT]:
+        signature = inspect.signature(options)
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> ResultT:
+            _check_names(function.__name__, signature, args, kwargs)
+            return function(options(*args, **kwargs))
+
+        _describe(call, options, list(signature.parameters.values()))
+        return call
+
+    return decorate
+
+
+def _check_names(name: str, signature: inspect.Signature, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+    """Raise a `TypeError` that names the function or class that was called, not its options, if the arguments do not match."""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        unknown = next((given for given in kwargs if given not in signature.parameters), None)
+        raise TypeError(f"{name}: {error}{_meant(unknown, signature) if unknown else ''}") from None
+
+
+def _meant(unknown: str, signature: inspect.Signature) -> str:
+    """Advice on an unknown argument: the one that was probably meant."""
+    from difflib import get_close_matches
+
+    if unknown in ELSEWHERE:
+        return f"; pass {ELSEWHERE[unknown]}"
+    by_lower_case = {known.lower(): known for known in signature.parameters}
+    close = get_close_matches(unknown.lower(), by_lower_case, 1, 0.6)
+    return f"; did you mean {by_lower_case[close[0]]}?" if close else ""
+
+
+def _describe(call: Any, options: Any, parameters: list[inspect.Parameter]) -> None:
+    """Give a function the signature and the description of its arguments that callers see."""
+    call.__signature__ = inspect.signature(call.__wrapped__).replace(parameters=parameters)
+    described = [inspect.cleandoc(cls.__doc__ or "").partition("Args:\n") for cls in reversed(options.__mro__)]
+    arguments = "\n".join(text for _, found, text in described if found)
+    summary, raises, errors = inspect.cleandoc(call.__doc__ or "").partition("\n\nRaises:")
+    call.__doc__ = f"{summary}\n\nArgs:\n{arguments}{raises}{errors}"
