@@ -7,7 +7,7 @@ The way of the data, and the module that holds each step::
       │  _plan.sampler       which samples that batch holds (_plan.order; weighted, by_length), and a rank's part (_ranks)
       ▼
     _plan.schedule           which slot gets which batch, cut into tickets: a slot and some of its rows
-      │  _engine.batch_builder   labels, replacements of damaged samples (_plan.damage), and the sheet that tells workers
+      │  _engine.batch_planner   labels, replacements of damaged samples (_plan.damage), and the sheet that tells workers
       │  _engine.supervisor      gives out tickets, and does what _plan.faults decides on workers that die, hang, or fail at a row
       │  _engine.pool            the worker processes, and the queue of tickets that they share (_worker.protocol)
       ▼
@@ -25,9 +25,8 @@ The way of the data, and the module that holds each step::
       │                      a slot is free again when the last view of it is gone; where all are held, the ring grows
       ▼
     _engine.prefetcher       waits, and hands out leases
-      │  _plan.autoscaler    how many workers and reads there should be (_engine.defaults: at first, and at most)
-      │  _plan.padding       the weights of rows that fill up the last batch
-      │  _plan.stats         counts and times (_engine.meter takes them); _plan.verdict: what limits the rate
+      │  _plan.autoscaler    how many workers and reads there should be, seen in windows (_engine.defaults: at first, at most)
+      │  _plan.stats         counts and times (meter takes them), and the verdict: what limits the rate
       │  _engine.state       slots, workers and requests at this moment
       ▼
     loader                   Loader: an epoch's iteration, its batches nested, and trimmed, by _sources.batch_spec

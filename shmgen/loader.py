@@ -17,7 +17,7 @@ import numpy as np
 from shmgen._arguments import init_from
 from shmgen._checks import Fixed, check_index
 from shmgen._engine import defaults
-from shmgen._engine.batch_builder import BatchBuilder
+from shmgen._engine.batch_planner import BatchPlanner
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.in_process import InProcess
 from shmgen._engine.pool import Pool
@@ -28,10 +28,9 @@ from shmgen._engine.workers import Workers
 from shmgen._memory.layout import Field, Layout
 from shmgen._memory.nameless import hold_standard_streams
 from shmgen._memory.ring import Ring
-from shmgen._plan.autoscaler import Autoscaler, Target
+from shmgen._plan.autoscaler import Autoscaler
 from shmgen._plan.checkpoint import Identity, loaded, saved
-from shmgen._plan.damage import Damage, Damaged
-from shmgen._plan.padding import Padding
+from shmgen._plan.damage import Damaged, DamageLog
 from shmgen._plan.passes import Pass, Passes, Position
 from shmgen._plan.sampler import BatchId, Tail
 from shmgen._plan.schedule import Schedule
@@ -138,11 +137,13 @@ class Loader:
         fields = self._spec.bind(options.transformed)
         arrays = [Field(field.name, field.shape, dtype_of(field.dtype)) for field in fields]
         self._layout = Layout(tuple(arrays), self._sampler.size(BatchId(0, 0)))
+        if self._sampler.tail is Tail.PAD:
+            self._check_weights()
         filler, tables = _filler(options, fields, self._layout)
         self._passes = Passes(
             self._sampler.batches, shuffle=options.shuffle, epoch=options.epoch, is_one=options.on_error == "collect"
         )
-        self._damage = Damage(len(self._ids), options.on_error, max_fraction=options.max_damaged)
+        self._damage = DamageLog(len(self._ids), options.on_error, max_fraction=options.max_damaged)
         with ExitStack() as undo:
             self._ring = Ring(self._layout, options.slots or defaults.slots(self._layout.slot_bytes))
             undo.callback(self._ring.close)
@@ -159,25 +160,24 @@ class Loader:
             self._schedule = Schedule(
                 self._ring.slots, workers * reads, self._sampler.size, in_flight=in_flight, is_read=self._ring.is_read
             )
-            builder = BatchBuilder(
+            planner = BatchPlanner(
                 self._ids,
                 self._sampler,
                 self._spec,
                 self._ring,
                 filler,
                 self._damage,
-                self._padding() if self._sampler.tail is Tail.PAD else None,
             )
             # What runs in the main process can't be given up.
             patience = options.timeout if options.timeout is not None and workers else math.inf
             self._prefetcher = Prefetcher(
                 self._ring,
                 self._workers,
-                Supervisor(self._workers, count, reads, self._schedule, builder, self._ring, patience),
+                Supervisor(self._workers, count, reads, self._schedule, planner, self._ring, patience),
                 self._schedule,
-                builder,
+                planner,
                 self._passes,
-                autoscaler=_autoscaler(options, filler, self._layout, workers, reads),
+                autoscaler=_autoscaler(options, filler, self._layout, workers),
                 front_end=front_end,
                 reads_ahead=workers > 0,
             )
@@ -186,15 +186,14 @@ class Loader:
             self._stop = weakref.finalize(self, self._prefetcher.close, ClosedError("nobody held it any more"))
             undo.pop_all()
 
-    def _padding(self) -> Padding:
-        """What rows weigh, where the last batch is filled up."""
+    def _check_weights(self) -> None:
+        """With ``tail="pad"`` weights are multiplied."""
         for position in self._spec.weights:
             field = self._layout.fields[position]
             if field.dtype.kind != "f":
                 raise InputError(
                     f"field {field.name!r}: with tail='pad', weights are multiplied: expected floats, found dtype {field.dtype}"
                 )
-        return Padding(len(self._ids), self._sampler.batches * self._sampler.batch_size)
 
     _warned_of_misses = False
 
@@ -421,14 +420,13 @@ def _filler(options: Options, fields: Sequence[FieldSpec], layout: Layout) -> tu
     return filler, key_tables(options.ids, readings)
 
 
-def _autoscaler(options: Options, filler: TicketFiller, layout: Layout, workers: int, reads: int) -> Autoscaler | None:
+def _autoscaler(options: Options, filler: TicketFiller, layout: Layout, workers: int) -> Autoscaler | None:
     """What decides on the numbers of workers and reads; None if both are fixed."""
     scales_workers = options.workers == "auto"
     scales_reads = bool(workers) and options.reads == "auto" and filler.concurrent
     if not scales_workers and not scales_reads:
         return None
     return Autoscaler(
-        Target(workers, reads),
         scales_workers=scales_workers,
         scales_reads=scales_reads,
         limits=defaults.limits(concurrent=filler.concurrent),

@@ -19,14 +19,15 @@ import pytest
 
 from shmgen import Source
 from shmgen._engine import prefetcher, supervisor
-from shmgen._engine.batch_builder import BatchBuilder
+from shmgen._engine.batch_planner import BatchPlanner
 from shmgen._engine.prefetcher import Prefetcher
 from shmgen._engine.supervisor import Supervisor
-from shmgen._engine.workers import Event, EventKind, Use
+from shmgen._engine.workers import Event, EventKind
 from shmgen._memory.layout import Field, Layout
 from shmgen._memory.records import EPOCH, POSITION, ROWS, SAMPLES, WAITED_FOR
 from shmgen._memory.ring import Ring
-from shmgen._plan.damage import Damage, OnError
+from shmgen._plan.damage import DamageLog, OnError
+from shmgen._plan.meter import Use
 from shmgen._plan.passes import Passes
 from shmgen._plan.sampler import BatchId, Sampler, Tail
 from shmgen._plan.schedule import Schedule, State, Ticket
@@ -471,12 +472,12 @@ class Engine:
         self.workers = FakeWorkers(workers, reads, self.ring, self.clock)
         self.passes = Passes(self.sampler.batches, shuffle=shuffle, epoch=0)
         self._pass = self.passes.open()
-        self.damage = Damage(samples, on_error, max_fraction=most)
-        self.builder = BatchBuilder(ids, self.sampler, spec, self.ring, assembler, self.damage)
+        self.damage = DamageLog(samples, on_error, max_fraction=most)
+        self.planner = BatchPlanner(ids, self.sampler, spec, self.ring, assembler, self.damage)
         self.schedule = Schedule(slots, workers * reads, self.sampler.size, in_flight=slots, is_read=self.ring.is_read)
-        self.supervisor = Supervisor(self.workers, workers, reads, self.schedule, self.builder, self.ring, timeout)
+        self.supervisor = Supervisor(self.workers, workers, reads, self.schedule, self.planner, self.ring, timeout)
         self.prefetcher = Prefetcher(
-            self.ring, self.workers, self.supervisor, self.schedule, self.builder, self.passes, autoscaler=None, reads_ahead=ahead
+            self.ring, self.workers, self.supervisor, self.schedule, self.planner, self.passes, autoscaler=None, reads_ahead=ahead
         )
 
     def fetch(self, number: int) -> list[int]:

@@ -6,7 +6,8 @@ import random
 from collections import deque
 from dataclasses import dataclass, field, replace
 
-from shmgen._plan.autoscaler import Autoscaler, Progress, Target
+from shmgen._plan.autoscaler import Autoscaler
+from shmgen._plan.windows import Counters, Target
 
 STEP = 0.002
 """Seconds of a time step."""
@@ -147,9 +148,8 @@ class Run:
 
     def _steer(self, autoscaler: Autoscaler) -> None:
         if autoscaler.is_due(self.time, self.rows):
-            workers, reads = len(self._started), self.target.reads
-            progress = Progress(self.time, self.rows, self.waited, self.busy, self.cpu, workers, self._ready(), reads)
-            self._resize(autoscaler.see(self._epoch, progress))
+            counters = Counters(self.time, self.rows, self.waited, self.busy, self.cpu, self.target, self._ready())
+            self._resize(autoscaler.see(self._epoch, counters))
 
     def _ready(self) -> int:
         """How many workers have started."""

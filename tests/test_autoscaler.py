@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import pytest
 from machine import Machine, Run
 
-from shmgen._plan.autoscaler import Autoscaler, Limits, Progress, Target
+from shmgen._plan.autoscaler import Autoscaler
 from shmgen._plan.stats import Decision
+from shmgen._plan.windows import Counters, Limits, Target
 
 
 def limits_of(processors: int) -> Callable[[int, float], Limits]:
@@ -27,7 +28,6 @@ def limits_of(processors: int) -> Callable[[int, float], Limits]:
 def run(machine: Machine, target: Target, seconds: float, *, workers: bool = True, reads: bool = True, seed: int = 1) -> Run:
     """What an autoscaler makes of a machine in so many seconds, if it may change workers, and reads."""
     autoscaler = Autoscaler(
-        target,
         scales_workers=workers,
         scales_reads=reads,
         limits=limits_of(machine.processors),
@@ -116,19 +116,17 @@ def look(
     ready: int = 100,
 ) -> Target:
     """Let so many seconds pass, in which the trainer waits, and readers are busy and compute, for these fractions of the time."""
-    last = autoscaler._last or Progress(100.0, 0, 0.0, 0.0, 0.0, 0, 0, 0)
-    workers, reads = autoscaler.target
+    last = autoscaler._last or Counters(100.0, 0, 0.0, 0.0, 0.0, autoscaler.target, 0)
     return autoscaler.see(
         epoch,
-        Progress(
+        Counters(
             last.time + seconds,
             last.rows + round(rate * seconds),
             last.waited + wait * seconds,
             last.busy + busy * seconds,
             last.cpu + cpu * seconds,
-            workers,
-            min(workers, ready),
-            reads,
+            autoscaler.target,
+            min(autoscaler.target.workers, ready),
         ),
     )
 
@@ -138,7 +136,8 @@ def look(
 def test_noise_decides_nothing(scales_workers: bool, wait: float) -> None:
     """On a warm machine whose figures vary by 10 %, nothing is changed in more than 1,000 windows, however the trainer waits."""
     dice = random.Random(1)
-    autoscaler = Autoscaler(Target(2, 1), scales_workers=scales_workers, scales_reads=True, limits=limits_of(2))
+    autoscaler = Autoscaler(scales_workers=scales_workers, scales_reads=True, limits=limits_of(2))
+    autoscaler.target = Target(2, 1)
     for _ in range(1100):
         noise = [dice.gauss(1, 0.1) for _ in range(4)]
         busy = 1.9 * noise[2]
@@ -203,7 +202,7 @@ def test_it_comes_to_rest(machine: Machine, step: float) -> None:
 
 def test_what_was_refused_is_tried_ever_more_seldom() -> None:
     """Workers for which there is no processor are taken back, and tried again after twice as long each time."""
-    autoscaler = Autoscaler(Target(2, 1), scales_workers=True, scales_reads=True, limits=lambda workers, blocked: Limits(4, 1))
+    autoscaler = Autoscaler(scales_workers=True, scales_reads=True, limits=lambda workers, blocked: Limits(4, 1))
     seen = Run(COMPUTES, autoscaler, Target(2, 1)).run(120.0)
     tried = [decision.at for decision in decisions(seen) if decision.workers > 2]
     gaps = [later - earlier for earlier, later in itertools.pairwise(tried)]
@@ -227,7 +226,7 @@ def test_it_follows_the_trainer() -> None:
 def test_there_is_room() -> None:
     """Never more than there may be, also when that becomes less, and never fewer than one of each."""
     room = Limits(5, 7)
-    autoscaler = Autoscaler(Target(2, 1), scales_workers=True, scales_reads=True, limits=lambda workers, blocked: room)
+    autoscaler = Autoscaler(scales_workers=True, scales_reads=True, limits=lambda workers, blocked: room)
     seen = Run(SLOW, autoscaler, Target(2, 1)).run(10.0)
     assert seen.target == Target(5, 7), seen.decisions
     assert max(target.workers for _, _, target in seen.history) <= 5
@@ -241,14 +240,14 @@ def test_there_is_room() -> None:
 def test_what_is_fixed_stays(room: Limits) -> None:
     """Numbers that the user gave are kept, whatever there is room for, and whatever would be better."""
     for machine in (SLOW, SLEEPS, COMPUTES, replace(WARM, step=0.3)):
-        autoscaler = Autoscaler(Target(3, 2), scales_workers=False, scales_reads=False, limits=lambda workers, blocked: room)
+        autoscaler = Autoscaler(scales_workers=False, scales_reads=False, limits=lambda workers, blocked: room)
         seen = Run(machine, autoscaler, Target(3, 2)).run(10.0)
         assert (seen.target, seen.decisions) == (Target(3, 2), "")
 
 
 def starved(limits: Limits) -> Autoscaler:
     """One that has taken a first look, and may have so many workers."""
-    autoscaler = Autoscaler(Target(1, 1), scales_workers=True, scales_reads=True, limits=lambda workers, blocked: limits)
+    autoscaler = Autoscaler(scales_workers=True, scales_reads=True, limits=lambda workers, blocked: limits)
     look(autoscaler, 0.0, 0.0, wait=0.0, busy=0.0, cpu=0.0)
     return autoscaler
 
@@ -304,9 +303,9 @@ def test_decisions_say_why(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_looks_are_cheap() -> None:
     """Nobody need look while no row has ended, nor twice within a few milliseconds."""
-    autoscaler = Autoscaler(Target(1, 1), scales_workers=True, scales_reads=True, limits=lambda workers, blocked: Limits(4, 4))
+    autoscaler = Autoscaler(scales_workers=True, scales_reads=True, limits=lambda workers, blocked: Limits(4, 4))
     assert autoscaler.is_due(100.0, 0)
-    autoscaler.see(0, Progress(100.0, 0, 0.0, 0.0, 0.0, 1, 1, 1))
+    autoscaler.see(0, Counters(100.0, 0, 0.0, 0.0, 0.0, Target(1, 1), 1))
     assert not autoscaler.is_due(200.0, 0)
     assert not autoscaler.is_due(100.01, 10)
     assert autoscaler.is_due(100.1, 10)

@@ -27,7 +27,7 @@ from shmgen import (
     TooManyDamaged,
     WorkerDied,
 )
-from shmgen._engine.batch_builder import BatchBuilder
+from shmgen._engine.batch_planner import BatchPlanner
 from shmgen._engine.front_end import FrontEnd
 
 WORKERS = [pytest.param(0, id="in-process"), pytest.param(1, id="1-worker")]
@@ -252,14 +252,14 @@ def test_errors_that_are_not_ours_are_kept_too(
         def __init__(self, one: int, two: int) -> None:
             super().__init__(f"{one} and {two}")
 
-    def moody(self: BatchBuilder, slots: Any) -> None:
+    def moody(self: BatchPlanner, slots: Any) -> None:
         if moods.pop():
             raise Odd(1, 2)
         prepare(self, slots)
 
-    data, moods, prepare = folder(8), [True, False], BatchBuilder.prepare
+    data, moods, prepare = folder(8), [True, False], BatchPlanner.prepare
     with Loader(data.ids, None, 4, data_dir=data.path, workers=0, shuffle=False) as loader:
-        monkeypatch.setattr(BatchBuilder, "prepare", moody)
+        monkeypatch.setattr(BatchPlanner, "prepare", moody)
         with pytest.raises(Odd):
             list(loader)
         assert said(caplog) == ["Odd: 1 and 2"]

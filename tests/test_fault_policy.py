@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from shmgen._plan.faults import DEATHS, Claim, Deaths, Exit, Fate, Verdict, Watch, after_exit, after_failure
+from shmgen._plan.faults import DEATHS, Claim, Deaths, Exit, Fate, Outcome, Watch, after_exit, after_failure
 from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import Ticket
 
@@ -26,14 +26,14 @@ SOMEWHERE = claim(row=None)
 """It has been begun, and nobody knows where it is."""
 
 
-def exit_of(claims: Sequence[Claim], how: Exit, *, stuck: Sequence[Claim] = (), deaths: Deaths | None = None) -> list[Verdict]:
+def exit_of(claims: Sequence[Claim], how: Exit, *, stuck: Sequence[Claim] = (), deaths: Deaths | None = None) -> list[Outcome]:
     """What becomes of ``claims``."""
     return after_exit(claims, stuck, how, Deaths() if deaths is None else deaths, timeout=TIMEOUT, death="it died")
 
 
-def fates(verdicts: Sequence[Verdict]) -> list[Fate]:
+def fates(outcomes: Sequence[Outcome]) -> list[Fate]:
     """What becomes of each."""
-    return [verdict.fate for verdict in verdicts]
+    return [outcome.fate for outcome in outcomes]
 
 
 def test_a_place_is_known_where_the_row_is() -> None:
@@ -65,22 +65,22 @@ def test_a_place_is_known_where_the_row_is() -> None:
 def test_what_becomes_of_a_ticket(one: Claim, how: Exit, stuck: bool, fate: Fate, row: int, others: int) -> None:
     """By how its worker ended, whether it was killed for it, and how far it was; others that had not begun are read again."""
     beside = [claim(number, None, begun=False) for number in range(5, 5 + others)]
-    verdict, *rest = exit_of([one, *beside], how, stuck=[one] if stuck else [])
-    assert (verdict.claim, verdict.fate, verdict.row) == (one, fate, row)
-    assert rest == [Verdict(other, Fate.RETRY) for other in beside]
-    assert bool(verdict.reason) == (fate is Fate.BLAME)
+    outcome, *rest = exit_of([one, *beside], how, stuck=[one] if stuck else [])
+    assert (outcome.claim, outcome.fate, outcome.row) == (one, fate, row)
+    assert rest == [Outcome(other, Fate.RETRY) for other in beside]
+    assert bool(outcome.reason) == (fate is Fate.BLAME)
     if fate is Fate.BLAME:
-        assert "none for 100 seconds (timeout)" in verdict.reason
-        assert verdict.reason.endswith("here or behind it") == (one.row is None)
+        assert "none for 100 seconds (timeout)" in outcome.reason
+        assert outcome.reason.endswith("here or behind it") == (one.row is None)
 
 
 def test_of_a_killed_worker_only_what_hung_is_blamed() -> None:
     """All of it, at once; what has come further since it was seen to hang is read again."""
     hung = [claim(0, 4), claim(1, 5)]
     moved = claim(2, 7)
-    verdicts = exit_of([*hung, moved, claim(3, 1), WAITS], Exit.KILLED, stuck=[*hung, claim(2, 6)])
-    assert fates(verdicts) == [Fate.BLAME, Fate.BLAME, Fate.RETRY, Fate.RETRY, Fate.RETRY]
-    assert [verdict.row for verdict in verdicts[:2]] == [4, 5]
+    outcomes = exit_of([*hung, moved, claim(3, 1), WAITS], Exit.KILLED, stuck=[*hung, claim(2, 6)])
+    assert fates(outcomes) == [Fate.BLAME, Fate.BLAME, Fate.RETRY, Fate.RETRY, Fate.RETRY]
+    assert [outcome.row for outcome in outcomes[:2]] == [4, 5]
 
 
 def test_a_worker_that_held_nothing() -> None:
@@ -160,8 +160,8 @@ def test_a_batch_that_has_been_read_is_forgotten() -> None:
 
 def test_what_becomes_of_a_failure() -> None:
     """The row is to blame if it is known; else the rows are tried one by one."""
-    assert after_failure(claim(2, 3)) == Verdict(claim(2, 3), Fate.BLAME, 3)
-    assert after_failure(SOMEWHERE) == Verdict(SOMEWHERE, Fate.RETRY_SINGLY)
+    assert after_failure(claim(2, 3)) == Outcome(claim(2, 3), Fate.BLAME, 3)
+    assert after_failure(SOMEWHERE) == Outcome(SOMEWHERE, Fate.RETRY_SINGLY)
 
 
 # How long a worker may stay where it is.

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from shmgen._plan import order
-from shmgen._plan.order import BLOCK, MAX_SORTED, Order, hash_of
+from shmgen._plan.order import BLOCK_POSITIONS, MAX_SORTED, Order, hash_of
 
 Made = Callable[[int, int, int], np.ndarray]
 """Makes all of an order of so many samples, of a seed, and an epoch."""
@@ -104,7 +104,7 @@ def reference(samples: int, seed: int, epoch: int, position: int) -> int:
 def test_what_is_computed_in_blocks_is_what_the_rules_say(samples: int) -> None:
     """Also at the borders of blocks, where pairs stand for no sample, and for numbers that fill a word."""
     chance = random.Random(samples)
-    around = [place + step for place in (0, BLOCK, samples // 2, samples) for step in (-1, 0, 1)]
+    around = [place + step for place in (0, BLOCK_POSITIONS, samples // 2, samples) for step in (-1, 0, 1)]
     for position in around + [chance.randrange(samples) for _ in range(20)]:
         if 0 <= position < samples:
             seed, epoch = chance.randrange(2**70), chance.randrange(1000)
@@ -112,11 +112,11 @@ def test_what_is_computed_in_blocks_is_what_the_rules_say(samples: int) -> None:
             assert found.tolist() == [reference(samples, seed, epoch, position)]
 
 
-@pytest.mark.parametrize("samples", [1000, MAX_SORTED, MAX_SORTED + 1, 5 * BLOCK * BLOCK])
+@pytest.mark.parametrize("samples", [1000, MAX_SORTED, MAX_SORTED + 1, 5 * BLOCK_POSITIONS * BLOCK_POSITIONS])
 def test_any_part_in_any_sequence(samples: int) -> None:
     """A part is the same whatever was asked for before, whether it lies in one block or several, or holds nothing."""
     chance = random.Random(1)
-    last = min(samples, 6 * BLOCK)
+    last = min(samples, 6 * BLOCK_POSITIONS)
     expected = Order(samples, 1, 2).part(0, last)
     asked = Order(samples, 1, 2)
     for _ in range(200):
@@ -174,7 +174,7 @@ def test_any_number_of_samples_takes_the_same_time() -> None:
         for samples in best:
             made = Order(samples, 0, 0)
             start = time.perf_counter()
-            for first in range(0, BLOCK, 64):
+            for first in range(0, BLOCK_POSITIONS, 64):
                 made.part(first, first + 64)
             best[samples] = min(best[samples], time.perf_counter() - start)
     assert best[10**9] < 1.5 * best[10**6]

@@ -9,7 +9,6 @@ import pytest
 from ways import as_bytes, computed
 
 from shmgen import Function, InputError, Loader
-from shmgen._plan.padding import Padding
 from shmgen._plan.sampler import BatchId, Sampler, Shard, Tail
 
 N = 46
@@ -77,7 +76,7 @@ def test_a_whole_last_batch_needs_no_padding() -> None:
     """Then weights are what they were, to the bit."""
     weights = np.array([0.1, 0.7, 3], np.float32)
     before = weights.copy()
-    Padding(24, 24).weigh(weights, 21)
+    Sampler(24, 3, shuffle=False, seed=0, tail=Tail.PAD).weigh(weights, BatchId(0, 7))
     assert (weights == before).all()
 
 

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from shmgen._engine.workers import Event, EventKind, Use, Wakeup
+from shmgen._engine.workers import Event, EventKind, Wakeup
 from shmgen._memory.limit_errors import FILES, MAPPING, named
 from shmgen._memory.ring import Ring
 from shmgen._memory.status_page import EAGER, FUNCTION, READERS, READS, ROW, TICKET, TURN, USED, StatusPage
+from shmgen._plan.meter import Use
 from shmgen._plan.schedule import MAX_OUT, Ticket
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._worker import protocol

@@ -17,21 +17,22 @@ from collections.abc import Callable
 from copy import copy
 from typing import TypeVar
 
-from shmgen._engine.batch_builder import BatchBuilder
+from shmgen._engine.batch_planner import BatchPlanner
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
-from shmgen._engine.meter import Meter
 from shmgen._engine.state import LoaderState, SlotState, WorkerState
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import EventKind, Workers
-from shmgen._memory.layout import Arrays
+from shmgen._memory.layout import BatchArrays
 from shmgen._memory.limit_errors import open_loaders
 from shmgen._memory.records import WAITED_FOR
 from shmgen._memory.ring import Ring
-from shmgen._plan.autoscaler import Autoscaler, Progress
+from shmgen._plan.autoscaler import Autoscaler
+from shmgen._plan.meter import Meter
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import Schedule, Slot, State
 from shmgen._plan.stats import Stats
+from shmgen._plan.windows import Counters, Target
 from shmgen._worker.signals import deferred_signals
 from shmgen.errors import ClosedError, ShmgenError, StartError, TooManyDamaged, WorkerDied
 
@@ -79,7 +80,7 @@ class Prefetcher:
         workers: the workers that read them.
         supervisor: supervises the workers.
         schedule: which slot holds which batch.
-        builder: knows what batches consist of.
+        planner: knows what batches consist of.
         passes: which batch an index means, and which will be asked for next.
         autoscaler: decides on the numbers of workers and reads; None if both are fixed.
         front_end: knows the framework; it is asked to release batches while all slots are held.
@@ -97,7 +98,7 @@ class Prefetcher:
         workers: Workers,
         supervisor: Supervisor,
         schedule: Schedule,
-        builder: BatchBuilder,
+        planner: BatchPlanner,
         passes: Passes,
         autoscaler: Autoscaler | None,
         front_end: FrontEnd = NO_FRAMEWORK,
@@ -108,7 +109,7 @@ class Prefetcher:
         self._workers = workers
         self._supervisor = supervisor
         self._schedule = schedule
-        self._builder = builder
+        self._planner = planner
         self._passes = passes
         self._reads_ahead = reads_ahead
         self._autoscaler = autoscaler
@@ -163,7 +164,7 @@ class Prefetcher:
                     slots.append(SlotState(slot.state.value, epoch_of, batch))
             for worker, pid in self._workers.pids.items():
                 begun = [claim for claim in self._supervisor.claims(worker).values() if claim.begun]
-                reading = [self._builder.id(claim.ticket.batch, claim.ticket.start + (claim.row or 0)) for claim in begun]
+                reading = [self._planner.id(claim.ticket.batch, claim.ticket.start + (claim.row or 0)) for claim in begun]
                 workers.append(WorkerState(pid, tuple(reading)))
         return LoaderState(epoch, tuple(slots), tuple(workers), len(self._waiting), closed)
 
@@ -178,7 +179,7 @@ class Prefetcher:
             raise ClosedError(f"it belongs to process {self._owner}: make another in process {os.getpid()}")
         return self.lock
 
-    def fetch(self, index: int, of: Pass | None = None) -> Arrays:
+    def fetch(self, index: int, of: Pass | None = None) -> BatchArrays:
         """The arrays of the batch that ``index`` means in a pass, as soon as it has been read.
 
         A batch that is there is handed out before anything else is done.
@@ -209,12 +210,12 @@ class Prefetcher:
                         of.got(batch)
                     self._wake_listener()
                 arrays = self._ring.lease(slot.number, slot.rows)
-                replaced = self._builder.delivered(batch, arrays) if self._builder.touches_delivered else 0
+                replaced = self._planner.delivered(batch, arrays) if self._planner.touches_delivered else 0
                 if self._supervisor.deaths:
                     self._supervisor.deaths.forget(batch)
                 now = time.monotonic()
-                if self._meter.count(slot.rows, replaced, now):
-                    self._meter.start(self._workers.use())
+                if self._meter.count_batch(slot.rows, replaced, now):
+                    self._meter.end_startup(self._workers.use())
                 if self._schedule.runs_low:
                     self._refill()
                 if now >= self._look_at:
@@ -384,7 +385,7 @@ class Prefetcher:
         demanded = [batch for _, batch in self._waiting]
         upcoming = self._passes.upcoming() if self._reads_ahead else ()
         if slots := self._schedule.assign(demanded, upcoming):
-            self._builder.prepare(slots)
+            self._planner.prepare(slots)
         self._supervisor.give_out()
 
     def _grow(self) -> None:
@@ -450,13 +451,13 @@ class Prefetcher:
         if scaler is None or self.ended is not None or not scaler.is_due(now, rows):
             return
         busy, cpu, *_ = self._workers.use()
-        waited, crew = self._meter.batch_wait, (supervisor.workers, supervisor.ready, supervisor.reads)
-        target = scaler.see(epoch, Progress(now, rows, waited, busy, cpu, *crew))
+        there = Target(supervisor.workers, supervisor.reads)
+        target = scaler.see(epoch, Counters(now, rows, self._meter.batch_wait, busy, cpu, there, supervisor.ready))
         self._look_at = now + scaler.pause
-        if target != (supervisor.workers, supervisor.reads):
+        if target != there:
             if not supervisor.resize(*target):
                 self._autoscaler, self._look_at = None, math.inf
-            self._meter.resized(now, supervisor.ready if self._workers.are_processes else 1)
+            self._meter.set_workers(now, supervisor.ready if self._workers.are_processes else 1)
 
     def _unlocked(self, act: Callable[[], None]) -> None:
         """Call ``act`` while the lock is free; an interrupt does no harm there."""
@@ -480,7 +481,7 @@ class Prefetcher:
         if events:
             self._supervisor.handle(events)
             if any(event.what in (EventKind.READY, EventKind.DIED) for event in events):
-                self._meter.resized(time.monotonic(), self._supervisor.ready)
+                self._meter.set_workers(time.monotonic(), self._supervisor.ready)
 
     def _check(self, called: float) -> None:
         """Raise if a request made at ``called`` must not go on."""

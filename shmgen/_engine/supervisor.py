@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shmgen._engine.batch_builder import BatchBuilder
+from shmgen._engine.batch_planner import BatchPlanner
 from shmgen._engine.workers import Event, EventKind, Workers
 from shmgen._memory.ring import Ring
-from shmgen._plan.faults import Claim, Deaths, Exit, Fate, Verdict, Watch, after_exit, after_failure
+from shmgen._plan.faults import Claim, Deaths, Exit, Fate, Outcome, Watch, after_exit, after_failure
 from shmgen._plan.schedule import Schedule, Ticket
 from shmgen._sources.base import IDLE, row_of
 from shmgen._worker.launch import KILL_GRACE
@@ -76,7 +76,7 @@ class Supervisor:
         count: how many there are.
         reads: readers of each.
         schedule: which tickets there are.
-        builder: what there is to read.
+        planner: what there is to read.
         ring: where to read it; grows by a slot when one can't be used any more.
         timeout: seconds after which a read that has not ended is given up, together with its worker.
 
@@ -95,13 +95,13 @@ class Supervisor:
         count: int,
         reads: int,
         schedule: Schedule,
-        builder: BatchBuilder,
+        planner: BatchPlanner,
         ring: Ring,
         timeout: float,
     ) -> None:
         self._workers = workers
         self._schedule = schedule
-        self._builder = builder
+        self._planner = planner
         self._ring = ring
         self._timeout = timeout
         self._patience = max(timeout, START_WITHIN)
@@ -220,7 +220,7 @@ class Supervisor:
         ticket = self._schedule.ticket(id)
         if ticket is None:
             return
-        if self._builder.on_error == "raise" or not isinstance(error, SampleError) or not self._schedule.wants(ticket):
+        if self._planner.on_error == "raise" or not isinstance(error, SampleError) or not self._schedule.wants(ticket):
             self._give_up(ticket, error)
         else:
             self._carry_out(after_failure(_claim(ticket, row, begun=True)), error)
@@ -294,11 +294,11 @@ class Supervisor:
             how = Exit.CRASHED
         else:
             how = Exit.KILLED
-        verdicts = after_exit(
+        outcomes = after_exit(
             claims, record.stuck, how, self.deaths, timeout=self._timeout, death=str(death), unsure=record.unsure
         )
         if not record.retires and not record.ends:
-            log.warning("%s", self._death_message(worker, death, verdicts))
+            log.warning("%s", self._death_message(worker, death, outcomes))
         deaths_before_work = 0 if record.has_done else record.deaths_before_work
         # Who has started, and holds nothing, died of nothing that it did.
         if how is Exit.CRASHED and (claims or not record.begun) and not any(claim.begun for claim in claims):
@@ -307,8 +307,8 @@ class Supervisor:
                 raise death
         # What is read again goes first: others of its batch have been read already, and the batch may be waited for.
         self._schedule.take_back(self._workers.take_back())
-        for verdict in verdicts:
-            self._carry_out(verdict, unreadable=True, lost=how is Exit.ABANDONED)
+        for outcome in outcomes:
+            self._carry_out(outcome, unreadable=True, lost=how is Exit.ABANDONED)
         if record.retires or record.ends:
             self._workers.remove(worker)
             del self._records[worker]
@@ -324,26 +324,26 @@ class Supervisor:
         self.give_out()
 
     def _carry_out(
-        self, verdict: Verdict, error: SampleError | None = None, *, unreadable: bool = False, lost: bool = False
+        self, outcome: Outcome, error: SampleError | None = None, *, unreadable: bool = False, lost: bool = False
     ) -> None:
         """Do what was decided on a ticket that is out.
 
         Args:
-            verdict: what was decided.
-            error: of the sample that is to blame; where it is left out, it is made from the verdict's reason.
+            outcome: what was decided.
+            error: of the sample that is to blame; where it is left out, it is made from the outcome's reason.
             unreadable: the sample that is to blame is not to be tried again.
             lost: who has the ticket may yet write into its slot.
         """
-        ticket, schedule = verdict.claim.ticket, self._schedule
+        ticket, schedule = outcome.claim.ticket, self._schedule
         failure = skipped = None
-        if verdict.fate is Fate.BLAME and schedule.wants(ticket):
-            row = ticket.start + verdict.row
-            failure = error or self._builder.error(ticket.batch, row, verdict.reason)
-            on_error = self._builder.on_error
+        if outcome.fate is Fate.BLAME and schedule.wants(ticket):
+            row = ticket.start + outcome.row
+            failure = error or self._planner.error(ticket.batch, row, outcome.reason)
+            on_error = self._planner.on_error
             # A row that is left out is no longer read; but one whose reader can't be killed is read again, with its whole batch.
             goes_on = on_error == "replace" or (on_error == "collect" and not lost)
-            if goes_on and verdict.claim.row is not None:
-                self._builder.record(ticket.batch, row, failure, unreadable=unreadable)
+            if goes_on and outcome.claim.row is not None:
+                self._planner.record(ticket.batch, row, failure, unreadable=unreadable)
                 skipped = row if on_error == "collect" else None
                 failure = None
         if lost:
@@ -357,11 +357,11 @@ class Supervisor:
         elif failure is not None or not schedule.wants(ticket) or (skipped is not None and ticket.stop - ticket.start == 1):
             self._give_up(ticket, failure)
         else:
-            self._builder.refill(ticket)
+            self._planner.refill(ticket)
             if skipped is not None:
-                self._builder.give_up(ticket._replace(start=skipped, stop=skipped + 1))
-            singly = verdict.fate is Fate.RETRY_SINGLY or skipped is not None
-            schedule.retry(ticket, singly=singly, alone=verdict.fate is Fate.RETRY_ALONE, without=skipped)
+                self._planner.give_up(ticket._replace(start=skipped, stop=skipped + 1))
+            singly = outcome.fate is Fate.RETRY_SINGLY or skipped is not None
+            schedule.retry(ticket, singly=singly, alone=outcome.fate is Fate.RETRY_ALONE, without=skipped)
 
     def _give_up(self, ticket: Ticket, failure: Exception | None) -> None:
         """What is left of a ticket that is out is not read: its batch is not wanted, or can't be delivered because of a failure.
@@ -369,11 +369,11 @@ class Supervisor:
         Another reader may have read the batch's last row before this one was given up. It has not rung then, so the main process
         must look at the reports by itself.
         """
-        self._builder.give_up(ticket)
+        self._planner.give_up(ticket)
         self._schedule.done([ticket.id], failure)
         self._workers.wake()
 
-    def _death_message(self, worker: int, death: WorkerDied | None, verdicts: Sequence[Verdict]) -> str:
+    def _death_message(self, worker: int, death: WorkerDied | None, outcomes: Sequence[Outcome]) -> str:
         """The log message about a worker that is replaced."""
         record = self._records[worker]
         said = []
@@ -383,20 +383,20 @@ class Supervisor:
             who = f"worker {worker} (pid {death.pid})" if death else f"worker {worker}"
             why = "had been stopped" if record.stopped else "gave no answer"
             said.append(f"{who} {why} for {record.given:g} seconds, and {'was' if death else 'can not be'} killed")
-        claims = record.stuck or [claim for claim, *_ in verdicts]
+        claims = record.stuck or [claim for claim, *_ in outcomes]
         places = [claim.place for claim in claims if claim.place is not None]
         if places:
-            named = ", ".join(self._builder.named(*place) for place in places[:MAX_NAMED])
+            named = ", ".join(self._planner.named(*place) for place in places[:MAX_NAMED])
             more = f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
             said.append(f"it was at {named}{more}")
-        again = [claim.ticket for claim, fate, *_ in verdicts if fate is not Fate.BLAME or self._builder.on_error == "replace"]
+        again = [claim.ticket for claim, fate, *_ in outcomes if fate is not Fate.BLAME or self._planner.on_error == "replace"]
         if again:
             rows = sum(ticket.stop - ticket.start for ticket in again)
-            files = self._builder.listed(again, MAX_NAMED)
+            files = self._planner.listed(again, MAX_NAMED)
             held = "row that it held is" if rows == 1 else f"{rows} rows that it held are"
             said.append(f"another takes its place, and the {held} read again: {files}")
         else:
-            said.append(f"it held nothing{' else' if verdicts else ''}; another takes its place")
+            said.append(f"it held nothing{' else' if outcomes else ''}; another takes its place")
         return "; ".join(said)
 
 

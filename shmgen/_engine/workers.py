@@ -8,6 +8,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
+from shmgen._plan.meter import Use
 from shmgen._plan.schedule import Ticket
 
 
@@ -30,22 +31,6 @@ class Event(NamedTuple):
     worker: int
     what: EventKind
     detail: Any = None
-
-
-class Use(NamedTuple):
-    """What workers have done with their time, in seconds, summed over all that there have been.
-
-    Attributes:
-        busy: in which readers had tickets.
-        cpu: in which they ran or were ready to run.
-        function: in which functions and sources of the user's own ran.
-        function_wait: in which readers waited for their turn to call them.
-    """
-
-    busy: float = 0.0
-    cpu: float = 0.0
-    function: float = 0.0
-    function_wait: float = 0.0
 
 
 class Workers(Protocol):

@@ -16,7 +16,7 @@ ALIGNMENT = 64
 PAGE = mmap.ALLOCATIONGRANULARITY
 """Bytes. A mapping of a file must begin at a multiple of this."""
 
-Arrays = tuple[np.ndarray, ...]
+BatchArrays = tuple[np.ndarray, ...]
 """The arrays of a batch, one for each field."""
 
 
@@ -64,7 +64,7 @@ class Layout:
         self.sample_bytes = sum(field.row_bytes for field in fields)
         self._arrays = [(field.shape, field.dtype, offset) for field, offset in zip(fields, offsets, strict=True)]
 
-    def arrays(self, buffer: object, rows: int) -> Arrays:
+    def arrays(self, buffer: object, rows: int) -> BatchArrays:
         """The first ``rows`` rows of every field, as views of ``buffer``, which is one slot.
 
         They keep ``buffer`` itself alive, through slices and views of them too.

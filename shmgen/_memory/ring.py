@@ -19,7 +19,7 @@ from collections import deque
 import numpy as np
 
 from shmgen._memory import nameless
-from shmgen._memory.layout import Arrays, Layout
+from shmgen._memory.layout import BatchArrays, Layout
 from shmgen._memory.limit_errors import FILES, most_file_bytes, named, on_file_bytes
 from shmgen._memory.limits import available
 from shmgen._memory.records import READ, SAMPLES
@@ -56,7 +56,7 @@ class Ring:
         self.layout = layout
         self.fd = -1
         self._slot_type = ctypes.c_char * layout.slot_bytes
-        self._arrays: dict[int, Arrays] = {}
+        self._arrays: dict[int, BatchArrays] = {}
         self._sheets: dict[int, np.ndarray] = {}
         self._marks: dict[int, memoryview] = {}
         self._leases: dict[int, _Lease] = {}
@@ -119,7 +119,7 @@ class Ring:
         """The slot's bytes, for the main process to fill; no lease."""
         return self._segments[slot]
 
-    def arrays(self, slot: int) -> Arrays:
+    def arrays(self, slot: int) -> BatchArrays:
         """The slot's whole arrays, likewise."""
         if slot not in self._arrays:
             self._arrays[slot] = self.layout.arrays(self._owner(slot), self.layout.batch_size)
@@ -139,7 +139,7 @@ class Ring:
             marks = self._marks[slot] = self._segments[slot][first:]
         return IS_ORDERED and marks[: 8 * rows].tobytes() == READ * rows
 
-    def lease(self, slot: int, rows: int) -> Arrays:
+    def lease(self, slot: int, rows: int) -> BatchArrays:
         """The slot's arrays as a lease: `released` returns the slot once the last view of them is gone."""
         owner = self._slot_type.from_buffer(self._segments.mapped[slot])
         # The callback runs on any thread, inside any allocation, even while that thread holds a lock of ours. So it only appends.

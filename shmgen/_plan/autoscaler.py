@@ -1,11 +1,9 @@
-"""How many workers there should be, and how many reads each should have in flight: given what was seen, it answers with both.
+"""How many workers there should be, and how many reads each should have in flight.
 
-Pure: no process and no clock, so that each decision is a plain unit test.
-
-Whether more is worth while, only the trainer can tell: one that does not wait changes nothing. How many more, the readers tell.
-Of the time that they need for a row they compute for a part, and are blocked for the rest. So ``busy / cpu`` readers keep a
-processor busy (Little's law). That many are tried at once, and judged by the rate of rows that follows. What was too much for the
-storage is cut back to as many as the gain was worth.
+Only the trainer can tell whether more would help: where it does not wait, nothing is changed. How many more would help, the
+readers tell. They compute for a part of the time that a row takes, and are blocked for the rest, so ``busy / cpu`` readers keep a
+processor busy (Little's law). The autoscaler tries that many at once, and judges them by the rate of rows that follows. Where
+they were too many for the storage, it cuts them back to the number that the gain was worth.
 """
 
 from __future__ import annotations
@@ -15,25 +13,22 @@ import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from shmgen._plan.backoff import PATIENCE, Backoff
-from shmgen._plan.progress import Limits, Progress, Target, Window
-from shmgen._plan.stats import Decision
-from shmgen._plan.verdict import WAITING
-
-__all__ = ["Autoscaler", "Limits", "Progress", "Target"]
+from shmgen._plan.stats import WAITING, Decision
+from shmgen._plan.windows import Counters, Limits, Target, Window
 
 WAITS = 0.05
 """A trainer that waits for more than this fraction of its time is worth another reader."""
 
 PAYS, LOSES = 0.1, 0.05
-"""More is kept if rows a second grow by the first, or half of what they could; less, if they fall by less than the second."""
+"""More readers are kept if rows a second grow by the first fraction, or by half of what they could; fewer are kept if rows
+a second fall by less than the second fraction."""
 
 WORTH, UNLIKELY = 0.5, 1.5
-"""Where more have gained less than the first part of what they could, as many as the gain was worth are tried. Where they have
-gained more than the second, something else was slow before them, and it proves nothing."""
+"""Where more readers gained less than the first fraction of what they could, as many as the gain was worth are tried. Where they
+gained more than the second, something else was slow before the change, and the gain proves nothing."""
 
 HARDLY_BUSY = 0.9
-"""Readers that are blocked for more than this fraction of their time may be twice as many."""
+"""Readers that are blocked for more than this fraction of their time may be doubled."""
 
 CONTENDED = 0.5
 """Readers of a worker that computes for more than this fraction of the time may wait for each other."""
@@ -42,23 +37,60 @@ SATURATED = 0.8
 """A worker that computes for more than this fraction of the time gains nothing by more readers."""
 
 SPARE, CALM = 0.8, 3
-"""A worker is retired if the others would be busy for less than this part of the time, seen in so many windows in a row."""
+"""A worker is retired if the others would be busy for less than the first, a fraction of their time, in as many windows in a row
+as the second says."""
 
 LOOK, SHORT, LONG = 0.025, 0.15, 1.0
-"""Seconds between two looks; of a window after a change; and of one where nothing changes: at least."""
+"""Least seconds between two looks; least seconds of a window after a change; and of one where nothing changes."""
 
 PAUSE = 0.2
 """Seconds between two looks where nothing changes: a look costs some hundred microseconds."""
 
 COVERS, ROUNDS = 1.25, 4
-"""A window ends when its tickets make up the readers' time to this factor, when so many batches are read, or nobody waits."""
+"""A window ends when its tickets make up the readers' time to within the first, a factor; when this number of batches has been
+read; or when it is long and the trainer does not wait."""
 
 SETTLES = 2
-"""Batches that were cut into tickets before a change are read after it, so many in all."""
+"""Batches, in all, that were cut into tickets before a change and are read after it."""
+
+PATIENCE = 4.0
+"""Seconds until a change that did not help is tried again; doubled each time."""
+
+CHANGED = 1.4
+"""A refused change is tried again at once where the rate of rows has changed by this factor."""
 
 log = logging.getLogger("shmgen")
 
 Number = Literal["workers", "reads"]
+
+
+class Backoff:
+    """Whether one kind of change may be tried.
+
+    Attributes:
+        left: seconds until it may be.
+        cost: seconds that the next refusal costs.
+        rate: rows a second when it was refused.
+    """
+
+    def __init__(self) -> None:
+        self.left, self.cost, self.rate = 0.0, PATIENCE, 0.0
+
+    def refuse(self, rate: float, times: float = 1.0) -> None:
+        """Do not try it for ``times`` as long as the last refusal set."""
+        self.left, self.rate = times * self.cost, rate
+        self.cost = 2 * self.left
+
+    def forgive(self) -> None:
+        """It has helped: the next refusal costs what the first one did."""
+        self.cost = PATIENCE
+
+    def elapse(self, seconds: float) -> None:
+        self.left = max(0.0, self.left - seconds)
+
+    def allows(self, rate: float) -> bool:
+        """Whether it may be tried at this rate."""
+        return not self.left or not self.rate / CHANGED < rate < self.rate * CHANGED
 
 
 class Trial(NamedTuple):
@@ -71,41 +103,33 @@ class Trial(NamedTuple):
 
 
 class Autoscaler:
-    """Steers workers and reads in flight together: reads first, since they are cheap.
+    """Steers the numbers of workers and of reads in flight together: reads first, since they are cheap.
 
     Args:
-        target: what there is at first.
         scales_workers: whether the number of workers may be changed.
-        scales_reads: whether that of the readers of each may be.
-        limits: the largest numbers, given how many workers there would be and the fraction of their busy time in which readers
-            are blocked, from 0 to 1.
+        scales_reads: whether the number of each worker's readers may be changed.
+        limits: the largest numbers, given the number of workers and the fraction of their busy time in which readers are blocked.
         batch_rows: rows of a batch; each reader has a ticket in it.
 
     Attributes:
-        target: what there should be now.
+        target: what the last look answered.
         decisions: the changes so far.
     """
 
     def __init__(
-        self,
-        target: Target,
-        *,
-        scales_workers: bool,
-        scales_reads: bool,
-        limits: Callable[[int, float], Limits],
-        batch_rows: int = 64,
+        self, *, scales_workers: bool, scales_reads: bool, limits: Callable[[int, float], Limits], batch_rows: int = 64
     ) -> None:
-        self.target = target
+        self.target = Target(1, 1)
         self.decisions: list[Decision] = []
         self._scales: dict[Number, bool] = {"workers": scales_workers, "reads": scales_reads}
         self._limits = limits
         self._batch_rows = batch_rows
-        self._last: Progress | None = None
+        self._last: Counters | None = None
         self._time = 0.0  # since the first look
         self._epoch = -1
         self._window = Window()
         self._length = SHORT
-        self._settling = 0  # rows that have yet to end before a change shows
+        self._settling = 0  # rows that have yet to be read before a change shows
         self._at_first = True
         self._trial: Trial | None = None
         self._backoffs = {(number, sign): Backoff() for number in self._scales for sign in (1, -1)}
@@ -118,35 +142,36 @@ class Autoscaler:
 
     @property
     def pause(self) -> float:
-        """Seconds until the next look is worth its while: few while a change is judged, more where nothing changes."""
+        """Seconds until the next look: few while a change is judged, more where nothing changes."""
         return LOOK if self._length < LONG or self._settling or self._at_first else PAUSE
 
     def is_due(self, time: float, rows: int) -> bool:
-        """Whether it is time for another look, at ``time`` seconds, with so many rows finished."""
+        """Whether it is time for another look, at ``time`` seconds, with ``rows`` read."""
         return self._last is None or (rows > self._last.rows and time >= self._last.time + LOOK)
 
-    def see(self, epoch: int, progress: Progress) -> Target:
-        """Take a look: what there should be from now on.
+    def see(self, epoch: int, counters: Counters) -> Target:
+        """Take a look; what there should be from now on.
 
-        What lies between looks in two epochs is ignored: nobody knows what the caller does there. So is what is seen while a
-        worker starts.
+        Time between looks in two epochs is ignored, since the caller may have done anything meanwhile. So is the time in which
+        a worker starts.
 
         Args:
             epoch: whose batches are asked for.
-            progress: what has been done so far.
+            counters: what has been done so far.
         """
-        last, self._last = self._last, progress
-        self._time += progress.time - last.time if last is not None else 0.0
+        last, self._last = self._last, counters
+        self.target = counters.target
+        self._time += counters.time - last.time if last is not None else 0.0
         same_epoch, self._epoch = epoch == self._epoch, epoch
-        if progress.ready < progress.workers:
+        if counters.started < counters.target.workers:
             self._window = Window()
-        elif self._at_first and progress.busy >= SHORT:
+        elif self._at_first and counters.busy >= SHORT:
             self._at_first = False
-            # The first tickets show whether readers are blocked. A trainer that waits so early waits for them alone.
-            (_, rows, waited, busy, cpu, *_), readers = progress, self.target.readers
+            # The first tickets show whether readers are blocked. A trainer that waits this early waits for them alone.
+            (_, rows, waited, busy, cpu, *_), readers = counters, self.target.readers
             self._more_reads(Window(busy / readers, rows, min(busy / readers, waited), busy, cpu, readers))
         elif last is not None and same_epoch:
-            self._see_window(self._window.plus(last, progress))
+            self._see_window(self._window.plus(last, counters))
         return self.target
 
     def _see_window(self, window: Window) -> None:
@@ -171,9 +196,9 @@ class Autoscaler:
             self._fewer_workers(window)
 
     def _fits(self) -> bool:
-        """Whether there is room for what there is; else there is less from now on."""
+        """Whether there is room for the present target; if not, it is reduced."""
         workers, reads = self.target
-        # Even if readers wait all the time: that they wait less may come of the workers that were started for it.
+        # 1.0: readers that wait less now may do so because of the workers that were started for their waiting.
         fitting = self._with_room(Target(min(workers, self._limits(workers, 1.0).workers), reads), 1.0)
         if fitting == self.target:
             return True
@@ -181,9 +206,9 @@ class Autoscaler:
         return False
 
     def _more_reads(self, window: Window) -> bool:
-        """Try as many readers as keep a processor busy; twice as many as there are where it is hardly busy at all."""
+        """Try as many readers as keep a processor busy, or twice the present number where it is hardly busy at all."""
         workers, reads = self.target
-        # What readers compute is overestimated where they wait for each other, or for processors that others have.
+        # `fill` is too low where readers wait for each other, or for processors that other processes have.
         wanted = max(round(window.fill), 2 * reads if window.blocked > HARDLY_BUSY else 0)
         wanted = min(self._limits(workers, window.blocked).reads, wanted)
         if window.wait <= WAITS or window.blocked <= WAITING or wanted < reads * 5 / 4:
@@ -191,7 +216,7 @@ class Autoscaler:
         return self._try("reads", 1, Target(workers, wanted), window, f"readers were blocked for {window.blocked:.0%} of theirs")
 
     def _fewer_reads(self, window: Window) -> bool:
-        """Try a quarter of the readers, if they compute much: they may be in each other's way, for their interpreter."""
+        """Try a quarter of the readers if they compute much: they may be waiting for their worker's interpreter."""
         workers, reads = self.target
         if reads == 1 or window.cpu < CONTENDED * window.seconds * workers:
             return False
@@ -199,14 +224,14 @@ class Autoscaler:
         return self._try("reads", -1, fewer, window, f"{reads} readers of a worker may be in each other's way")
 
     def _more_workers(self, window: Window) -> bool:
-        """Try as many workers as the trainer needs at this rate, but no more than would find something to do."""
+        """Try as many workers as the trainer needs at this rate, but no more than would find work."""
         target, room = self.target, self._limits(self.target.workers, window.blocked)
         wanted = target.workers / max(1e-6, 1 - window.wait)
         blocked = window.blocked > WAITING and window.cpu < SATURATED * window.seconds * target.workers
         if blocked:
             wanted = min(wanted, target.workers * (2 if self._scales["reads"] else window.fill))
         more = self._with_room(Target(min(room.workers, math.ceil(wanted)), target.reads), window.blocked)
-        # Where readers wait, only more of them help, and more of each worker are cheaper.
+        # Where readers wait, only more readers help, and more of them in each worker are cheaper.
         useless = blocked and (more.readers <= target.readers or (self._scales["reads"] and target.reads < room.reads))
         if useless or more.workers <= target.workers:
             return False
@@ -222,7 +247,7 @@ class Autoscaler:
             self._try("workers", -1, Target(workers - 1, reads), window, f"{load:.1f} of {workers * reads} readers had work")
 
     def _judge(self, trial: Trial, window: Window) -> bool:
-        """Whether the change is kept as it is: if it helped, or did no harm if it was for less. Else it is undone, or refined."""
+        """Whether the change stays as it is: it helped or, if it was for less, did no harm. If not, it is undone or refined."""
         self._trial = None
         number, sign, before, seen = trial
         gain = window.pace / seen.pace if seen.pace else 1.0
@@ -238,9 +263,9 @@ class Autoscaler:
         self._length = SHORT
         self._backoffs[number, sign].forgive()
         for backoff in self._backoffs.values():
-            backoff.rate *= gain  # that is no other case
+            backoff.rate *= gain  # the change itself is no reason to try again what was refused
         if window.wait > WAITS and gain < UNLIKELY * max(1.0, ratio):
-            # The more it gained, the longer nobody need ask whether the opposite would.
+            # The more it gained, the longer the opposite change is not tried.
             self._backoffs[number, -sign].refuse(window.pace, max(1.0, gain))
         if sign > 0 and window.wait > WAITS and gain < WORTH * ratio:
             worth = math.ceil(count * max(1.0, gain) / ratio)
@@ -248,7 +273,7 @@ class Autoscaler:
         return self._trial is None
 
     def _try(self, number: Number, sign: int, target: Target, window: Window, reason: str) -> bool:
-        """Change to ``target`` on trial, unless that is fixed, or was refused lately."""
+        """Change to ``target`` on trial, unless the number is fixed or the change was refused lately."""
         allowed = self._scales[number] and self._backoffs[number, sign].allows(window.pace)
         if allowed:
             self._begin(number, sign, target, window, f"the trainer waited {window.wait:.0%} of the time, {reason}")
@@ -258,7 +283,7 @@ class Autoscaler:
         self._trial = Trial(number, sign, self.target, window)
         self._change(target, reason)
         if sign > 0:
-            # What was refused before is watched for longer.
+            # A change that was refused before is watched for longer.
             self._length = min(LONG, SHORT * self._backoffs[number, sign].cost / PATIENCE)
 
     def _change(self, target: Target, reason: str) -> None:

@@ -34,7 +34,7 @@ class Damaged(NamedTuple):
     reason: str
 
 
-class Damage:
+class DamageLog:
     """The damaged samples of a data set.
 
     Args:

@@ -57,7 +57,7 @@ class Fate(Enum):
     BLAME = "its row is unreadable: it is replaced, or else the batch's error"
 
 
-class Verdict(NamedTuple):
+class Outcome(NamedTuple):
     """What becomes of a ticket, and why.
 
     Attributes:
@@ -80,18 +80,18 @@ class Deaths(Counter[tuple[BatchId, int]]):
     is deadly again, it was this one.
     """
 
-    def verdict(self, claim: Claim, death: str, *, alone: bool) -> Verdict:
+    def outcome(self, claim: Claim, death: str, *, alone: bool) -> Outcome:
         """What becomes of a claim that a worker had begun when it died by itself; ``alone`` if it had begun no other."""
         if claim.place is None:
-            return Verdict(claim, Fate.RETRY_SINGLY)
+            return Outcome(claim, Fate.RETRY_SINGLY)
         self[claim.place] += 1
         if self[claim.place] < DEATHS - 1:
-            return Verdict(claim, Fate.RETRY)
+            return Outcome(claim, Fate.RETRY)
         if self[claim.place] < DEATHS or not alone:
-            return Verdict(claim, Fate.RETRY_ALONE)
+            return Outcome(claim, Fate.RETRY_ALONE)
         del self[claim.place]  # if it is asked for again, it gets as many tries again
         assert claim.row is not None
-        return Verdict(
+        return Outcome(
             claim, Fate.BLAME, claim.row, f"expected a readable sample, found that {DEATHS} workers died at it: {death}"
         )
 
@@ -110,7 +110,7 @@ def after_exit(
     timeout: float,
     death: str,
     unsure: Collection[Claim] = (),
-) -> list[Verdict]:
+) -> list[Outcome]:
     """What becomes of the tickets of a worker that has come to its end.
 
     Args:
@@ -122,29 +122,29 @@ def after_exit(
         death: the death, as an error says it.
         unsure: those that may only have waited for another, as `Watch.unsure` says.
     """
-    verdicts = []
+    outcomes = []
     alone = sum(claim.begun for claim in claims) == 1
     for claim in claims:
         if how is Exit.CRASHED and claim.begun:
-            verdicts.append(deaths.verdict(claim, death, alone=alone))
+            outcomes.append(deaths.outcome(claim, death, alone=alone))
         elif claim in stuck and how is Exit.ABANDONED and claim.row is None:  # tried one by one, each row might cost a slot
             reason = f"expected an answer, found none for {timeout:g} seconds (timeout), here or behind it"
-            verdicts.append(Verdict(claim, Fate.BLAME, 0, reason))
+            outcomes.append(Outcome(claim, Fate.BLAME, 0, reason))
         elif claim in stuck and claim.row is None:
-            verdicts.append(Verdict(claim, Fate.RETRY_SINGLY))
+            outcomes.append(Outcome(claim, Fate.RETRY_SINGLY))
         elif claim in unsure and how is not Exit.ABANDONED:
-            verdicts.append(Verdict(claim, Fate.RETRY_ALONE))
+            outcomes.append(Outcome(claim, Fate.RETRY_ALONE))
         elif claim in stuck:
             reason = f"expected an answer, found none for {timeout:g} seconds (timeout)"
-            verdicts.append(Verdict(claim, Fate.BLAME, claim.row or 0, reason))
+            outcomes.append(Outcome(claim, Fate.BLAME, claim.row or 0, reason))
         else:
-            verdicts.append(Verdict(claim, Fate.RETRY))
-    return verdicts
+            outcomes.append(Outcome(claim, Fate.RETRY))
+    return outcomes
 
 
-def after_failure(claim: Claim) -> Verdict:
+def after_failure(claim: Claim) -> Outcome:
     """What becomes of a ticket of which a sample could not be read: the one in its row, if that is known."""
-    return Verdict(claim, Fate.RETRY_SINGLY) if claim.row is None else Verdict(claim, Fate.BLAME, claim.row)
+    return Outcome(claim, Fate.RETRY_SINGLY) if claim.row is None else Outcome(claim, Fate.BLAME, claim.row)
 
 
 class Watch:

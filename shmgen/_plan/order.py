@@ -12,7 +12,7 @@ import numpy as np
 MAX_SORTED = 1 << 16
 """Up to so many samples are sorted by their hashes, which takes some milliseconds. So few pass for shuffled only that way."""
 
-BLOCK = 1 << 12
+BLOCK_POSITIONS = 1 << 12
 """Positions that are computed at once: enough for NumPy's overhead to be little, and all of it fits a processor's cache."""
 
 MAX_BLOCKS = 4
@@ -81,7 +81,7 @@ class Order(Positions):
     def __init__(self, samples: int, seed: int, epoch: int) -> None:
         self._key = hash_of(seed, epoch)
         self._network = None if samples <= MAX_SORTED else _Network(samples, seed, epoch)
-        super().__init__(samples, samples if self._network is None else BLOCK)
+        super().__init__(samples, samples if self._network is None else BLOCK_POSITIONS)
 
     def _computed(self, first: int, last: int) -> np.ndarray:
         positions = np.arange(first, last, dtype=np.uint64)

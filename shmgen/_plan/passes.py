@@ -23,7 +23,7 @@ from shmgen._plan.sampler import BatchId
 _batch: Callable[[tuple[int, int]], BatchId] = partial(tuple.__new__, BatchId)
 """The name of a batch, without a call of Python's."""
 
-PAGE = 256
+INDEXES_AT_ONCE = 256
 """Indexes, one after the other, for which memory is taken together."""
 
 
@@ -253,15 +253,15 @@ class _Numbers:
     def __getitem__(self, index: int) -> int | None:
         if index < self.in_order:
             return self._first + index
-        page = self._pages.get(index // PAGE)
-        number = -1 if page is None else page[index % PAGE]
+        page = self._pages.get(index // INDEXES_AT_ONCE)
+        number = -1 if page is None else page[index % INDEXES_AT_ONCE]
         return None if number < 0 else number
 
     def __setitem__(self, index: int, number: int) -> None:
         if index == number - self._first == self.in_order:
             self.in_order += 1
             return
-        page = self._pages.get(index // PAGE)
+        page = self._pages.get(index // INDEXES_AT_ONCE)
         if page is None:
-            page = self._pages[index // PAGE] = array("q", [-1]) * PAGE
-        page[index % PAGE] = number
+            page = self._pages[index // INDEXES_AT_ONCE] = array("q", [-1]) * INDEXES_AT_ONCE
+        page[index % INDEXES_AT_ONCE] = number

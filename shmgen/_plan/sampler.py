@@ -142,6 +142,16 @@ class Sampler:
             return np.arange(first, last)
         return self._order(epoch).part(first, last)
 
+    def weigh(self, weights: np.ndarray, batch: BatchId) -> None:
+        """With ``tail="pad"``, change the ``weights`` of the rows of ``batch`` in place: rows behind the last sample weigh 0.
+
+        Keras divides a batch's loss by its number of rows, whatever they weigh. So the weights of the other rows are raised until
+        all add up to the number of rows: the mean over an epoch is then that over its samples.
+        """
+        if self.samples % self.batch_size:
+            weights *= self.batches * self.batch_size / self.samples
+            weights[max(0, self.samples - self.first(batch)) :] = 0
+
     def replacement(self, batch: BatchId, row: int, tried: int) -> int:
         """The number of the sample that replaces the damaged one in ``row`` of ``batch``: another sample of the same epoch.
 

@@ -1,14 +1,28 @@
-"""What a loader has done, in all or in a stretch of time, and what that says of who waits for whom.
-
-Pure: whoever has the counters makes `Stats` of them, and `Stats.since` is the one place where two are subtracted.
-"""
+"""What a loader has done, in all or in a stretch of time, and the verdict: what limits the rate, and what to do about it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Literal, NamedTuple
 
-from shmgen._plan.verdict import Verdict, advise, judge
+LITTLE = 0.05
+"""A trainer that waits for less than this fraction of its time would gain nothing by faster data."""
+
+WAITING = 0.5
+"""Workers that wait for a disk or a network for more than this fraction of their work are limited by it."""
+
+MOST = 0.5
+"""What makes up more than this fraction of a time is taken to be its cause."""
+
+MIN_BATCHES = 3
+"""Fewer batches, after the first, say nothing."""
+
+MIN_SECONDS = 0.1
+"""In a shorter time it is chance who waits."""
+
+Verdict = Literal[
+    "unknown", "trainer-bound", "consumer-held", "no-workers", "order-bound", "function-bound", "io-bound", "worker-bound"
+]
 
 
 class Decision(NamedTuple):
@@ -31,32 +45,32 @@ class Decision(NamedTuple):
 class Stats:
     """What a loader has done so far; or, by `since`, in a stretch of time.
 
-    The start stands apart: times are counted from the moment at which the first batch was handed out.
+    The start stands apart: times are counted from the moment the first batch was handed out.
 
     Attributes:
         batches: batches delivered.
         samples: samples in them.
         bytes: bytes in them.
         elapsed: seconds from the first delivery to the last.
-        batch_wait: seconds of them in which a batch that was asked for had not been read yet.
-        slot_wait: seconds of them in which no batch could be read or handed out, because all slots were held.
+        batch_wait: seconds of these in which a requested batch had not been read yet.
+        slot_wait: seconds of these in which no batch could be read or handed out, because all slots were held.
         grown: slots that were added, because all were held.
         restarts: workers that were replaced.
         replaced: rows in which another sample replaces an unreadable one.
         workers: how many workers there are, at the end.
         reads: how many reads each of them has in flight, at the end.
         busy: seconds in which workers had something to read, summed over all reads in flight.
-        cpu: seconds in which they had a processor or wanted one. In the rest of ``busy`` they waited.
+        cpu: seconds of ``busy`` in which they ran, or were ready to run. In the rest they waited.
         decisions: how the numbers of workers and of reads in flight have been changed, when, and why.
         startup: seconds from the first request for a batch to its delivery; 0 where that lies before the stretch of time.
-        function: seconds of ``busy`` in which functions and sources of the user's own ran.
+        function: seconds of ``busy`` in which your own functions and sources ran.
         function_wait: seconds of ``busy`` in which reads waited for their turn: a process calls one function at a time.
-        late_wait: seconds of ``batch_wait`` for batches that could not be read ahead, since nobody could know that they would be
-            asked for.
+        late_wait: seconds of ``batch_wait`` for batches that could not be read ahead, since the order of requests could not be
+            foreseen.
         capacity: seconds in which there were workers, summed over them.
         slots: how many slots there are, at the end.
-        auto: which of the numbers of ``"workers"`` and ``"reads"`` are chosen by the loader itself.
-        epoch: the same for the last epoch, from its first request on; None in the first, which is all there is.
+        auto: which of the numbers of ``"workers"`` and ``"reads"`` the loader chooses itself.
+        epoch: the same for the last epoch, from its first request on; None in the first epoch, which is all there is.
 
     Examples:
         >>> loader = Loader(ids, labels, batch_size=4)
@@ -107,9 +121,7 @@ class Stats:
     epoch: Stats | None = None
 
     def since(self, earlier: Stats) -> Stats:
-        """What was done between ``earlier``, stats of the same loader, and now.
-
-        All is counted from there on: ``elapsed`` is the time between the last delivery then and the last one now.
+        """What was done after ``earlier``, stats of the same loader; ``elapsed`` is the time between its last delivery and ours.
 
         Args:
             earlier: such as ``loader.stats`` before an epoch; ``Stats()`` stands for the start.
@@ -120,34 +132,26 @@ class Stats:
             if field.name not in ("workers", "reads", "slots", "auto", "decisions", "epoch")
         }
         epoch = self.epoch if self.epoch is not None and self.epoch.batches <= counts["batches"] else None
-        return Stats(
-            **counts,
-            workers=self.workers,
-            reads=self.reads,
-            slots=self.slots,
-            auto=self.auto,
-            decisions=self.decisions[len(earlier.decisions) :],
-            epoch=epoch,
-        )
+        return replace(self, **counts, decisions=self.decisions[len(earlier.decisions) :], epoch=epoch)
 
     @property
     def rate(self) -> float:
-        """Batches a second. The first batch of all belongs to the start, and does not count."""
+        """Batches a second. The loader's first batch belongs to the start, and does not count."""
         return (self.batches - (self.startup > 0)) / self.elapsed if self.elapsed else 0.0
 
     @property
     def samples_per_second(self) -> float:
-        """Samples a second, likewise."""
+        """Samples a second."""
         return self.rate * self.samples / self.batches if self.batches else 0.0
 
     @property
     def bytes_per_second(self) -> float:
-        """Bytes a second, likewise."""
+        """Bytes a second."""
         return self.rate * self.bytes / self.batches if self.batches else 0.0
 
     @property
     def data_wait(self) -> float:
-        """The fraction of the time in which the trainer waited for data, from 0 to 1."""
+        """The fraction of the time the trainer waited for data, from 0 to 1."""
         return _part(self.batch_wait + self.slot_wait, self.elapsed)
 
     @property
@@ -157,37 +161,37 @@ class Stats:
 
     @property
     def load(self) -> float:
-        """The fraction of the time in which workers had something to do, from 0 to 1."""
+        """The fraction of the time workers had something to do, from 0 to 1."""
         return _part(self.busy, self.capacity)
 
     @property
     def io_wait(self) -> float:
-        """The fraction of their work in which workers waited for what they read, or a function did, from 0 to 1."""
+        """The fraction of their work workers, or functions, waited for a disk, a network or a lock, from 0 to 1."""
         busy = self.busy - self.function_wait
         return max(0.0, 1 - self.cpu / busy) if busy > 0 else 0.0
 
     @property
     def function_part(self) -> float:
-        """The fraction of their work that functions of the user's take, or that they are waited for, from 0 to 1."""
+        """The fraction of their work workers spent in your functions, or waiting for their turn to call them, from 0 to 1."""
         return _part(self.function + self.function_wait, self.busy)
 
     @property
     def verdict(self) -> Verdict:
-        """Who waits for whom: in the last epoch if that is long enough to tell, else in all.
+        """What limits the rate: in the last epoch if that is long enough to tell, else in all.
 
         ``"unknown"``
             Too little was delivered to tell.
         ``"trainer-bound"``
-            Data are there in time. The trainer may compute in the background, as JAX does: it then waits for slots that its own
+            Data are there in time. A trainer that computes in the background, as JAX does, may wait for slots that its own
             computation holds.
         ``"consumer-held"``
-            Batches that are kept leave no slot to read into.
+            The consumer keeps batches, and leaves no slot to read into.
         ``"no-workers"``
             With ``workers=0`` the trainer's own process reads, and the trainer waits meanwhile.
         ``"order-bound"``
-            Workers have time, but the order in which batches are asked for can't be foreseen.
+            Workers have time, but the order of requests can't be foreseen.
         ``"function-bound"``
-            Functions, or sources, of the user's own take most of the workers' time.
+            Your own functions or sources take most of the workers' time.
         ``"io-bound"``
             Workers wait for a disk or a network.
         ``"worker-bound"``
@@ -197,16 +201,16 @@ class Stats:
 
     @property
     def advice(self) -> str:
-        """What to do, where anything can be done."""
+        """What to do about the verdict."""
         return advise(self._judged)
 
     @property
     def _judged(self) -> Stats:
-        """What the verdict is about."""
+        """The stretch of time that the verdict is about."""
         return self.epoch if self.epoch is not None and judge(self.epoch) != "unknown" else self
 
     def report(self) -> str:
-        """The same as a diagnosis, in a few lines: all, the last epoch beside it, and the verdict."""
+        """A diagnosis in a few lines: all, the last epoch beside it, and the verdict."""
         lines = [f"first batch after {self.startup:,.1f} s"] if self.startup else []
         if self.batches:
             lines += _table([("all", self), *([] if self.epoch is None else [("last epoch", self.epoch)])])
@@ -228,7 +232,7 @@ class Stats:
 
     @property
     def _rows(self) -> list[tuple[str, str]]:
-        """What a report tells of a stretch of time: a title, and a figure."""
+        """The lines of a report: titles and figures."""
         elapsed, busy = self.elapsed, self.busy
         return [
             ("batches", f"{self.batches:,}"),
@@ -251,7 +255,7 @@ def _part(some: float, whole: float) -> float:
 
 
 def _table(columns: list[tuple[str, Stats]]) -> list[str]:
-    """A line for each figure, with a column for each of these stretches of time; without parts that are nothing in any."""
+    """A line for each figure, with a column for each stretch of time; indented lines that are 0 % everywhere are left out."""
     lines = [("", *(title for title, _ in columns))] if len(columns) > 1 else []
     for cells in zip(*(stats._rows for _, stats in columns), strict=True):
         (title, _), figures = cells[0], [figure for _, figure in cells]
@@ -259,3 +263,54 @@ def _table(columns: list[tuple[str, Stats]]) -> list[str]:
             lines.append((title, *figures))
     width = max(len(line[0]) for line in lines)
     return ["".join([line[0].ljust(width), *(cell.rjust(14) for cell in line[1:])]) for line in lines]
+
+
+def judge(stats: Stats) -> Verdict:
+    """The verdict on a stretch of time; see `Stats.verdict`."""
+    verdict: Verdict
+    # The first batches of a stretch were read before it, so that they were ready proves nothing.
+    only_read_ahead = stats.workers > 0 and stats.batches <= stats.slots
+    if stats.batches - (stats.startup > 0) < MIN_BATCHES or stats.elapsed < MIN_SECONDS:
+        verdict = "unknown"
+    elif stats.data_wait < LITTLE:
+        verdict = "unknown" if only_read_ahead else "trainer-bound"
+    elif stats.slot_wait > stats.batch_wait:
+        # A consumer that keeps batches makes the ring grow. If it has not grown, the trainer gives them back in time.
+        verdict = "consumer-held" if stats.grown else "trainer-bound"
+    elif not stats.workers:
+        verdict = "no-workers"
+    elif stats.late_wait > MOST * stats.batch_wait or stats.load < 1 - MOST:
+        verdict = "order-bound"
+    elif stats.function_part > MOST:
+        verdict = "function-bound"
+    else:
+        verdict = "io-bound" if stats.io_wait > WAITING else "worker-bound"
+    return verdict
+
+
+def advise(stats: Stats) -> str:
+    """What to do about the verdict. What the loader does by itself is not advised."""
+    more = "" if "workers" in stats.auto else "give more workers while there are processors for them, or "
+    least = max(stats.slots, MIN_BATCHES)
+    if not stats.batches:
+        return "no batch was delivered"
+    advice: dict[Verdict, str] = {
+        "unknown": f"too little was delivered to tell: ask again after more than {least} batches and {MIN_SECONDS} s",
+        "trainer-bound": "data are there in time; nothing to gain",
+        "consumer-held": "batches are held for long: give more slots, or let go of batches earlier",
+        "no-workers": "the trainer's own process reads while the trainer waits: workers=1, or 'auto', would read ahead",
+        "order-bound": "workers had time, but batches were asked for in an order that can't be foreseen: iterate over "
+        "whole epochs, in the order of the loader",
+        "function-bound": f"your functions compute: {more}have them do less for each sample, or do it once for all beforehand",
+        "io-bound": "the disk, or network, is the limit: "
+        + ("" if "reads" in stats.auto else "reads='auto' has as many reads in flight as pay; else ")
+        + "smaller files, a faster disk, or data that fit in memory",
+        "worker-bound": f"reading computes: {more}have less to read for each sample",
+    }
+    verdict = judge(stats)
+    if verdict == "function-bound" and stats.io_wait > WAITING:
+        return (
+            "your functions wait, for a disk, a network, a lock or a clock: where they may run in threads, "
+            "Function(f, concurrent=True) has many of them wait at once"
+        ) + ("" if "workers" in stats.auto else "; or give more workers")
+    return advice[verdict]

@@ -15,7 +15,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from shmgen._plan.order import BLOCK, Order, Positions, hash_of, hashes
+from shmgen._plan.order import BLOCK_POSITIONS, Order, Positions, hash_of, hashes
 
 BITS = 61
 """All weights together are an integer below 2 to this power."""
@@ -65,7 +65,7 @@ class WeightedOrder(Positions):
     """
 
     def __init__(self, table: WeightTable, seed: int, epoch: int) -> None:
-        super().__init__(table.samples, BLOCK)
+        super().__init__(table.samples, BLOCK_POSITIONS)
         self._table = table
         self._order = Order(table.samples, seed, epoch)
         self._key = hash_of(seed, epoch, JITTER)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shmgen._memory.layout import Arrays
+from shmgen._memory.layout import BatchArrays
 from shmgen._samples.casting import holds
 from shmgen._samples.ids import int_array, is_frame
 from shmgen._samples.lookup import is_column, is_mapping
@@ -91,7 +91,7 @@ class BatchSpec:
         self._weights = {name for name, (role, _, _) in zip(names, self._found, strict=True) if role == "weights"}
         self.names = tuple(names)
 
-    def _add(self, role: str, name: str, part: Any) -> Callable[[Arrays], Any]:
+    def _add(self, role: str, name: str, part: Any) -> Callable[[BatchArrays], Any]:
         """Add the fields in ``part``, as `_expanded` gives it. Returns a function that picks their arrays out of a batch's, and
         nests them alike."""
         if isinstance(part, SourceField):
@@ -140,18 +140,18 @@ class BatchSpec:
             self._readers[id(source)] = source, reader
         return self._readers[id(source)][1]
 
-    def unflatten(self, arrays: Arrays) -> tuple[Any, ...]:
+    def unflatten(self, arrays: BatchArrays) -> tuple[Any, ...]:
         """``(inputs,)``, ``(inputs, targets)`` or ``(inputs, targets, weights)``, each nested as it was given."""
         if self._trimmed:
             arrays = self._cut(arrays)
         return arrays if self._is_flat else tuple([pick(arrays) for pick in self._parts])
 
-    def examples(self, arrays: Arrays) -> list[tuple[Any, ...]]:
-        """Arrays without rows as a batch, whole; and, where batches are trimmed, as one that is."""
+    def examples(self, arrays: BatchArrays) -> list[tuple[Any, ...]]:
+        """BatchArrays without rows as a batch, whole; and, where batches are trimmed, as one that is."""
         whole = tuple([pick(arrays) for pick in self._parts])
         return [whole, self.unflatten(arrays)] if self._trimmed else [whole]
 
-    def _cut(self, arrays: Arrays) -> Arrays:
+    def _cut(self, arrays: BatchArrays) -> BatchArrays:
         """The arrays that are handed out, after the longest sample of each field that is padded."""
         cut = list(arrays[: len(self.names)])
         for position, lengths in self._trimmed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from shmgen._plan.verdict import LITTLE, WAITING
+from shmgen._plan.stats import LITTLE, WAITING
 
 MARGIN = 1.2
 """A rate is enough if it is so many times what the trainer needs: in training, others use the processors too."""

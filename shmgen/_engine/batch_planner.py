@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from shmgen._memory.layout import Arrays
+from shmgen._memory.layout import BatchArrays
 from shmgen._memory.records import SAMPLES
 from shmgen._memory.ring import Ring
-from shmgen._plan.damage import Damage, OnError
-from shmgen._plan.padding import Padding
-from shmgen._plan.sampler import BatchId, Sampler
+from shmgen._plan.damage import DamageLog, OnError
+from shmgen._plan.sampler import BatchId, Sampler, Tail
 from shmgen._plan.schedule import Slot, Ticket
 from shmgen._samples.ids import take
 from shmgen._sources.batch_spec import BatchSpec
@@ -23,7 +22,7 @@ MAX_ATTEMPTS = 100
 """So many replacements are tried for a sample. If all of them are damaged, hardly any sample is not."""
 
 
-class BatchBuilder:
+class BatchPlanner:
     """Builds batches: knows the samples of each, tells workers by the slot's sheet, and fills in what they don't.
 
     Args:
@@ -33,7 +32,6 @@ class BatchBuilder:
         ring: where values are filled in.
         filler: fills the rest, in the workers.
         damage: records samples that can't be read.
-        padding: weighs the rows of batches; None where all weigh the same.
     """
 
     def __init__(
@@ -43,16 +41,14 @@ class BatchBuilder:
         spec: BatchSpec,
         ring: Ring,
         filler: TicketFiller,
-        damage: Damage,
-        padding: Padding | None = None,
+        damage: DamageLog,
     ) -> None:
         self._ids = ids
         self._sampler = sampler
         self._ring = ring
         self._filler = filler
         self._damage = damage
-        self._padding = padding
-        self._weights = spec.weights
+        self._weights = spec.weights if sampler.tail is Tail.PAD else ()
         self._filled_here = [(n, reader) for n, reader in enumerate(spec.readers.values()) if reader.in_main_process]
         # For batches in the ring: by row, the sample that replaces another, and how many have been tried.
         self._replacements: dict[BatchId, dict[int, tuple[int, int]]] = {}
@@ -60,7 +56,7 @@ class BatchBuilder:
     @property
     def touches_delivered(self) -> bool:
         """Whether `delivered` has anything to do."""
-        return bool(self._replacements) or self._padding is not None
+        return bool(self._replacements) or bool(self._weights)
 
     @property
     def on_error(self) -> OnError:
@@ -127,11 +123,10 @@ class BatchBuilder:
         for field, reader in self._filled_here:
             reader.fill(numbers, self._ring.arrays(slot)[field][start : start + len(numbers)], None)
 
-    def delivered(self, batch: BatchId, arrays: Arrays) -> int:
+    def delivered(self, batch: BatchId, arrays: BatchArrays) -> int:
         """``batch`` is handed out as ``arrays``. Returns in how many rows a sample was replaced."""
-        if self._padding is not None:
-            for field in self._weights:
-                self._padding.weigh(arrays[field], self._sampler.first(batch))
+        for field in self._weights:
+            self._sampler.weigh(arrays[field], batch)
         return len(self._replacements.pop(batch, ())) if self._replacements else 0
 
     def id(self, batch: BatchId, row: int) -> Any:

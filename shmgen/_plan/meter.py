@@ -1,0 +1,107 @@
+"""Counts the batches of one loader, and what it waits for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from shmgen._plan.stats import Stats
+
+
+class Use(NamedTuple):
+    """What workers have done with their time: seconds, summed over all workers that there have been.
+
+    Attributes:
+        busy: readers had tickets.
+        cpu: they ran, or were ready to run.
+        function: functions and sources of the user's own ran.
+        function_wait: readers waited for their turn to call these.
+    """
+
+    busy: float = 0.0
+    cpu: float = 0.0
+    function: float = 0.0
+    function_wait: float = 0.0
+
+
+class Meter:
+    """Counts what one prefetcher delivers.
+
+    Args:
+        now: the time, in seconds.
+        workers: how many workers have started; 1 if the main process reads.
+        sample_bytes: bytes of a sample in all arrays.
+
+    Attributes:
+        batch_wait, slot_wait, late_wait, grown: as in `Stats`; to be added to.
+        epoch: of the batch that was requested last.
+        last: when the last batch was delivered; 0 before the first.
+    """
+
+    def __init__(self, now: float, workers: int, sample_bytes: int) -> None:
+        self.batch_wait = self.slot_wait = self.late_wait = 0.0
+        self.grown = 0
+        self.epoch: int | None = None
+        self._batches = self._samples = self._replaced = 0
+        # When the first batch was requested, and delivered, and when the last was; 0 until then.
+        self._requested = self._first = self.last = 0.0
+        # What had been waited for and done at the first delivery: it belongs to the start.
+        self._at_first = Stats()
+        # All, as it was when the present epoch began; None in the first epoch.
+        self._before_epoch: Stats | None = None
+        self._workers = workers
+        self._sample_bytes = sample_bytes
+        # Worker-seconds until the number of workers changed last, and when that was.
+        self._capacity_until, self._changed = 0.0, now
+
+    def set_workers(self, now: float, workers: int) -> None:
+        """From now on there are this many workers that have started and not ended."""
+        self._capacity_until, self._changed, self._workers = self._capacity(now), now, workers
+
+    def _capacity(self, now: float) -> float:
+        """Seconds in which there have been workers, summed over them."""
+        return self._capacity_until + self._workers * max(0.0, now - self._changed)
+
+    def begin_epoch(self, epoch: int, now: float, stats: Stats) -> None:
+        """The first batch of another epoch is requested; ``stats`` is what has been done so far."""
+        self.epoch = epoch
+        if not self._requested:
+            self._requested = now
+        elif self._first:
+            capacity = self._capacity(now) - self._at_first.capacity
+            self._before_epoch = replace(stats, elapsed=now - self._first, capacity=capacity, epoch=None)
+
+    def count_batch(self, rows: int, replaced: int, now: float) -> bool:
+        """Count a batch that is handed out, ``replaced`` of whose rows hold a replacement; True if `end_startup` is due."""
+        self._batches += 1
+        self._samples += rows
+        self._replaced += replaced
+        self.last = now
+        return not self._first
+
+    def end_startup(self, use: Use) -> None:
+        """The first batch has been counted: waits and work from here on count."""
+        self._first = self.last
+        self._at_first = self._totals(use)
+
+    def _totals(self, use: Use) -> Stats:
+        waits: dict[str, Any] = {"batch_wait": self.batch_wait, "slot_wait": self.slot_wait, "late_wait": self.late_wait}
+        return Stats(**waits, capacity=self._capacity(self.last), **use._asdict())
+
+    def stats(self, use: Use, **known: Any) -> Stats:
+        """What has been done so far; ``known`` are the fields of `Stats` that are counted elsewhere."""
+        if not self._first:
+            return Stats(grown=self.grown, **known)
+        stats = replace(
+            self._totals(use).since(self._at_first),
+            batches=self._batches,
+            samples=self._samples,
+            bytes=self._samples * self._sample_bytes,
+            elapsed=self.last - self._first,
+            startup=self._first - self._requested,
+            grown=self.grown,
+            replaced=self._replaced,
+            **known,
+        )
+        before = self._before_epoch
+        return stats if before is None else replace(stats, epoch=stats.since(before))
