@@ -29,7 +29,9 @@ The way of the data, and the module that holds each step::
       │  _plan.stats         counts and times (meter takes them), and the verdict: what limits the rate
       │  _engine.state       slots, workers and requests at this moment
       ▼
-    loader                   Loader: an epoch's iteration, its batches nested, and trimmed, by _sources.batch_spec
+    _engine.feed             assembles all of it, and nests and trims the batches of a pass (by _sources.batch_spec)
+      ▼
+    loader                   Loader, a thin face of the feed, as is keras.Sequence
       ▼
     keras                    sequence: what ``fit`` takes; adapter: what Keras takes its batches from, each of its iterations
                              a pass (iterations); checks: errors and warnings before it begins; backends: tensors without a

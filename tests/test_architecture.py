@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "_worker": {*BASE, "_memory", "_samples", "_sources"},
     "options": {*BASE, "_ranks", "_plan", "_memory", "_samples", "_sources", "_storage", "_worker"},
     "_engine": {*BASE, "_ranks", "_plan", "_memory", "_samples", "_sources", "_worker", "options"},
-    "loader": {*BASE, "_arguments", "_plan", "_memory", "_samples", "_sources", "_worker", "_engine", "options"},
+    "loader": {*BASE, "_arguments", "_plan", "_engine", "options"},
     "torch": {*BASE, "_engine", "loader"},
     "jax": {*BASE, "_engine", "loader"},
     "keras": {*BASE, "_arguments", "_ranks", "_plan", "_engine", "options", "loader", "torch"},

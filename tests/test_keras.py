@@ -7,7 +7,7 @@ import random
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +18,9 @@ import tensorflow as tf
 from ways import assert_grown
 
 from shmgen import InputError, Loader, Sequence
+from shmgen._engine.feed import Feed
 from shmgen.keras.checks import Use, check
+from shmgen.options import Options
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -296,13 +298,13 @@ def test_the_blogs_class_with_another_base(data: Any) -> None:
 def test_a_distribution_that_shards_once_more(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Keras does after 3.15, by default, on several processes: an error names the argument."""
     use = Use("fit", model(), None, shuffles=True, steps=None, no_rows=None)
-    with Sequence(data.ids, data.labels, 5, data_dir=data.path, workers=0) as sequence:
+    with closing(Feed(Options(data.ids, data.labels, 5, data_dir=data.path, workers=0))) as feed:
         for shards, processes in itertools.product([True, False], repeat=2):
             distribution = SimpleNamespace(auto_shard_dataset=shards, _is_multi_process=processes)
             monkeypatch.setattr(keras.distribution, "distribution", lambda distribution=distribution: distribution)
             refused = pytest.raises(InputError, match=r"pass auto_shard_dataset=False to DataParallel")
             with refused if shards and processes else nullcontext():
-                check(sequence._loader, use)
+                check(feed, use)
 
 
 def model() -> keras.Model:

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import DataSet, until_waiting
+from ways import part_of
 
 import shmgen._engine.prefetcher
 from shmgen import InputError, Loader, Npy
 from shmgen._engine import defaults
 from shmgen._memory.layout import ALIGNMENT
+from shmgen._memory.ring import Ring
 
 Folder = Callable[..., DataSet]
 
@@ -258,7 +260,7 @@ def test_batches_larger_than_the_data_set(folder: Folder) -> None:
     data = folder(3)
     with Loader(data.ids, data.labels, 1000, data_dir=data.path, tail="keep") as loader:
         assert [len(y) for _, y in loader] == [3]
-        assert os.fstat(loader._ring.fd).st_size < len(loader.state.slots) * 1000 * data.sample(0).nbytes / 10
+        assert os.fstat(part_of(loader, Ring).fd).st_size < len(loader.state.slots) * 1000 * data.sample(0).nbytes / 10
 
 
 def test_stats_count_what_was_delivered(folder: Folder) -> None:

@@ -129,7 +129,7 @@ FORKS = {
 def test_children_forked_while_a_loader_lives(folder: Callable, script: Callable, workers: int) -> None:
     """However a fork of the process ends, or if it lives on: the loader works on, and its workers end by themselves."""
     code = f"""
-import gc, multiprocessing, warnings
+import gc, multiprocessing, subprocess, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 has one for every fork
 context = multiprocessing.get_context("fork")
 
@@ -164,7 +164,7 @@ for does in {[*FORKS.items()]!r}:
     assert labels == list(range(24)), does
 assert loader.stats.restarts == 0
 shmgen._engine.pool.GRACE = 1000  # for workers to end by themselves, though the child that lives on keeps their sockets open
-processes = [worker.child.process for worker in loader._workers._workers.values()] if {workers} else []
+processes = [part for part in gc.get_objects() if type(part) is subprocess.Popen]
 loader.close()
 assert [process.returncode for process in processes] == [0] * {workers}
 os.kill(living, signal.SIGKILL)

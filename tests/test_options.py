@@ -14,6 +14,7 @@ import pytest
 
 import shmgen._engine.prefetcher
 from shmgen import InputError, Loader, Sequence, tune
+from shmgen._engine.feed import Feed
 from shmgen._engine.front_end import FrontEnd
 from shmgen.options import Options
 
@@ -140,10 +141,11 @@ def test_the_front_end_is_asked_to_release(folder: Callable[..., Any], workers: 
     data = folder(20, (4, 3))
     front_end = Hoarding()
     options = Options(data.ids, {"label": data.labels}, 2, data_dir=data.path, workers=workers, slots=2)
-    with Loader.from_options(options, front_end) as loader:
-        for X, y in loader:
-            front_end.held.append((X, y["label"]))
-        assert loader.stats.grown == 0
+    feed = Feed(options, front_end)
+    for X, y in feed:
+        front_end.held.append((X, y["label"]))
+    assert feed.stats.grown == 0
+    feed.close()
     assert front_end.releases > 0
 
 

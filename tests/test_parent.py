@@ -59,7 +59,7 @@ MOMENTS = {
     "first-worker-started": AT_WORKER.format(number=1) + LOADER,
     "last-worker-started": AT_WORKER.format(number=2) + LOADER,
     "amid-the-memory": "from shmgen._memory import ring\nring._reserve = lambda *_: strike()\n" + LOADER,
-    "amid-the-constructor": "from shmgen import loader\nloader.Prefetcher = lambda *_, **__: strike()\n" + LOADER,
+    "amid-the-constructor": "from shmgen._engine import feed\nfeed.Prefetcher = lambda *_, **__: strike()\n" + LOADER,
     "before-the-workers-are-ready": f"loader = {LOADER}\nstrike()",
     "idle": f"loader = {LOADER}\nfor epoch in range(2): list(loader)\nstrike()",
     "batches-in-hand": f"loader = {LOADER}\nepoch = iter(loader)\nheld = [next(epoch), next(epoch)[0][1:]]\nstrike()",
@@ -72,7 +72,9 @@ strike()
 """,
     "a-worker-stopped": f"""
 loader = {LOADER}
-while loader._prefetcher._supervisor.ready < 2: list(loader)
+import gc
+[supervisor] = [part for part in gc.get_objects() if type(part).__name__ == "Supervisor"]
+while supervisor.ready < 2: list(loader)
 from pathlib import Path
 pid = loader.state.workers[1].pid
 os.kill(pid, signal.SIGSTOP)

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ways import part_of
 
 from shmgen import InputError, Loader, Npy, NpyRows, SampleError, Values
+from shmgen._engine.pool import Pool
 from shmgen._samples.ids import kept
 from shmgen._samples.row_ids import RowIds
 from shmgen._storage.remote import local_or_remote
@@ -228,7 +230,7 @@ def test_memory_of_texts(many: tuple[Path, list[str], list[str]]) -> None:
     file, _, shuffled = many
     with Loader(shuffled, None, 64, source=source(file), workers=2) as loader:
         next(iter(loader))
-        pool: Any = loader._workers
+        pool: Any = part_of(loader, Pool)
         tables = pool._tables
         shared = sum(os.fstat(table.fd).st_size for table in tables)
         assert shared <= sum(map(len, shuffled)) + 16 * MANY

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from conftest import wait_until
 from pace import Deadline
+from ways import part_of
 
 from shmgen import Loader
+from shmgen._engine.pool import Pool
 from shmgen._worker.protocol import REPORT
 
 AT_ONCE = 2.0
@@ -260,7 +262,7 @@ def test_no_wake_up_is_lost(folder: Callable, monkeypatch: pytest.MonkeyPatch) -
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:
         for X, y in loader:
             data.check(X, y)
-        pool: Any = loader._workers
+        pool: Any = part_of(loader, Pool)
         reported = pool.poll_reports
 
         def late() -> list[Any]:

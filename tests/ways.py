@@ -5,13 +5,15 @@ What travels to workers stands inside of functions: of the module itself they wo
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -26,6 +28,23 @@ N = 24
 
 KINDS = ["files", "function", "own-fill", "one-file", "transform"]
 """What `made` makes: ``transform`` has two sources, and changes the rows of all fields at random."""
+
+
+T = TypeVar("T")
+
+
+def part_of(whole: object, kind: type[T]) -> T:
+    """The first object of a class that ``whole`` leads to, through attributes of whatever name."""
+    seen: set[int] = set()
+    ahead = [whole]
+    while ahead:
+        one = ahead.pop()
+        if isinstance(one, kind):
+            return one
+        if id(one) not in seen and not isinstance(one, type | ModuleType | FunctionType):
+            seen.add(id(one))
+            ahead += gc.get_referents(one)
+    raise LookupError(f"{whole!r} has no {kind.__name__}")
 
 
 def flat(batch: Any) -> list[np.ndarray]:

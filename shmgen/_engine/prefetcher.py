@@ -132,6 +132,9 @@ class Prefetcher:
         _warn_of_idle()
         open_loaders.add(self)
 
+    def __repr__(self) -> str:
+        return f"{self._workers!r}, {f'ended: {self.ended}' if self.ended else repr(self._schedule)}"
+
     @property
     def last_used(self) -> float:
         """When it was made, or gave its last batch; of `time.monotonic`."""

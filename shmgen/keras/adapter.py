@@ -20,7 +20,7 @@ from keras.src.trainers.epoch_iterator import EpochIterator
 from shmgen._plan.passes import Pass
 from shmgen.keras.backends import FRONT_END
 from shmgen.keras.checks import Use, check, warnings_of
-from shmgen.keras.frames import is_keras, stack, variable
+from shmgen.keras.frames import stack, variable
 from shmgen.keras.iterations import Iterations
 
 METHODS = ("fit", "evaluate", "predict")
@@ -34,22 +34,16 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
         replaced: Keras's own.
 
     Attributes:
-        no_rows: batches without rows, whose shapes differ where those of batches do; none where these are not known.
+        over: the iterations of each `Sequence`.
+        no_rows: batches without rows, one for each shape that batches have; none if these are not known.
     """
 
     def __init__(self, replaced: PyDatasetAdapter) -> None:
         super().__init__(replaced.py_dataset, replaced.class_weight, replaced.shuffle)
         self.no_rows: list[tuple[Any, ...]] = []
-        self._over: list[Iterations] = []
+        self.over: list[Iterations] = []
         # Passes that began before the iterator was reset; None once it was.
         self._looks: list[tuple[Iterations, Pass]] | None = []
-
-    def add(self, iterations: Iterations) -> bool:
-        """Have each iteration be a pass over this loader; whether it was not before."""
-        if iterations in self._over:
-            return False
-        self._over.append(iterations)
-        return True
 
     @property
     def num_batches(self) -> int | None:
@@ -75,7 +69,7 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
 
     def _iterate(self, batches: int) -> Iterator[Any]:
         """The batches of a pass, which begins with the first request."""
-        begun = [(iterations, iterations.begin()) for iterations in self._over]
+        begun = [(iterations, iterations.begin()) for iterations in self.over]
         if self._looks is not None:
             self._looks += begun
         for index in range(batches - max(one.first for _, one in begun)):
@@ -91,8 +85,8 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
 
     def on_epoch_end(self) -> None:
         """Call the data's own, for which no pass of Keras's counts as one by hand."""
-        for iterations in self._over:
-            iterations.forget()
+        for iterations in self.over:
+            iterations.end(used=False)
         super().on_epoch_end()
 
 
@@ -112,27 +106,27 @@ def attach(data: Any, iterations: Iterations, no_rows: Callable[[], list[tuple[A
     # With threads or processes of Keras's own, batches come by index.
     if type(adapter) is PyDatasetAdapter and adapter.enqueuer is None:
         adapter = iterator.data_adapter = Adapter(adapter)
-    if isinstance(adapter, Adapter) and adapter.add(iterations):
+    if isinstance(adapter, Adapter) and iterations not in adapter.over:
+        adapter.over.append(iterations)
         if adapter.py_dataset is data:
             adapter.no_rows = no_rows()
         if (use := _use(maker, adapter)) is not None:
-            check(iterations.loader, use)
-            for text in warnings_of(iterations.loader, use):
+            check(iterations.feed, use)
+            for text in warnings_of(iterations.feed, use):
                 iterations.warn(text)
 
 
 def _use(maker: FrameType, adapter: Adapter) -> Use | None:
-    """What the `EpochIterator` is for, which the function with this frame makes; None if no method of a model's needs it."""
+    """What the `EpochIterator` is for, whose constructor has this frame; None if no method of a model makes it."""
     for frame in stack(maker):
         method = frame.f_code.co_name
-        if is_keras(frame) and method in METHODS:
+        if method in METHODS and str(frame.f_globals.get("__name__")).startswith("keras."):
             if method == "fit" and variable(frame, "x") is not adapter.py_dataset:
                 method = "evaluate"
-            model, validation = variable(frame, "self"), variable(frame, "validation_data")
             return Use(
                 method,
-                model,
-                validation,
+                variable(frame, "self"),
+                variable(frame, "validation_data"),
                 adapter.shuffle,
                 variable(maker, "steps_per_epoch"),
                 adapter.no_rows[0] if adapter.no_rows else None,

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from shmgen._plan.sampler import Shard
+from shmgen._engine.feed import Feed
 from shmgen.errors import InputError
 from shmgen.keras.synchronised import is_keras_own, unsynchronised
-from shmgen.loader import Loader
 
 MAX_SHOWN = 80
 """Characters of a list of classes that a warning shows."""
@@ -39,7 +38,7 @@ class Use(NamedTuple):
     no_rows: tuple[Any, ...] | None
 
 
-def check(loader: Loader, use: Use) -> None:
+def check(feed: Feed, use: Use) -> None:
     """Raise an InputError, with the remedy, for what would be a long error of Keras's, or wrong.
 
     A model with a ``train_step`` or ``compute_loss`` of its own is taken to know what it does.
@@ -66,21 +65,21 @@ def check(loader: Loader, use: Use) -> None:
             "loss='categorical_crossentropy' expects one-hot rows, found labels that are numbers: pass n_classes= to the "
             "Sequence, or loss='sparse_categorical_crossentropy' to compile()"
         )
-    if loader.n_classes is not None and _name(loss) == "sparse_categorical_crossentropy":
+    if feed.n_classes is not None and _name(loss) == "sparse_categorical_crossentropy":
         raise InputError(
-            f"loss='sparse_categorical_crossentropy' expects labels that are numbers, found rows of {loader.n_classes}: leave "
+            f"loss='sparse_categorical_crossentropy' expects labels that are numbers, found rows of {feed.n_classes}: leave "
             "n_classes out of the Sequence, or pass loss='categorical_crossentropy' to compile()"
         )
 
 
-def warnings_of(loader: Loader, use: Use) -> Iterator[str]:
+def warnings_of(feed: Feed, use: Use) -> Iterator[str]:
     """What the user should know, each with its remedy."""
     if use.method == "fit":
-        yield from _of_fit(loader, use)
+        yield from _of_fit(feed, use)
     elif use.method == "predict":
-        yield from _of_predict(loader)
+        yield from _of_predict(feed)
     if use.method != "fit" and use.steps is None:
-        yield from _of_samples_left_out(loader, use.method)
+        yield from _of_samples_left_out(feed, use.method)
 
 
 def _name(loss: Any) -> str:
@@ -91,15 +90,15 @@ def _name(loss: Any) -> str:
     return loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
 
 
-def _of_fit(loader: Loader, use: Use) -> Iterator[str]:
-    if (text := unsynchronised(use.model, Shard(*loader.shard))) is not None:
+def _of_fit(feed: Feed, use: Use) -> Iterator[str]:
+    if (text := unsynchronised(use.model, feed.sampler.shard)) is not None:
         yield text
-    if use.shuffles and not loader.shuffle:
+    if use.shuffles and not feed.sampler.shuffle:
         yield (
             "fit(shuffle=True), its default, changes nothing: a Sequence with shuffle=False has the order of list_IDs in every "
             "epoch; pass shuffle=True to the Sequence, or, if that order is wanted, shuffle=False to fit() as well"
         )
-    classes, others = loader.classes, getattr(use.validation, "classes", None)
+    classes, others = feed.spec.classes, getattr(use.validation, "classes", None)
     if None not in (classes, others) and classes != others:
         yield (
             f"the classes of the training data are {_shortened(classes)}, and those of the validation data {_shortened(others)}, "
@@ -107,39 +106,39 @@ def _of_fit(loader: Loader, use: Use) -> Iterator[str]:
         )
 
 
-def _of_predict(loader: Loader) -> Iterator[str]:
-    if loader.shuffle:
+def _of_predict(feed: Feed) -> Iterator[str]:
+    if feed.sampler.shuffle:
         yield (
             "predict over a Sequence with shuffle=True returns rows in the order of that pass, not in that of list_IDs: "
             "make a Sequence with shuffle=False for it"
         )
-    rank, world = loader.shard
+    rank, world = feed.sampler.shard
     if world > 1:
         yield (
             f"predict over a Sequence with shard=({rank}, {world}) returns the rows of this rank alone: predict in one process, "
             "over a Sequence without shard"
         )
-    more = loader.batch_size * len(loader) - len(loader.list_IDs)
-    if more > 0 and loader.fills_up:
+    more = feed.sampler.batch_size * len(feed) - len(feed.ids)
+    if more > 0 and feed.sampler.tail.fills_up:
         yield (
             f"predict returns {more:,} rows more than there are ids, which fill up the last batch: leave the last {more:,} out, "
             "or make a Sequence with tail='keep' for it"
         )
-    if loader.replaces:
+    if feed.damage.on_error == "replace":
         yield (
             "predict over a Sequence with on_error='replace' returns rows of other samples in place of those that can't be read, "
             "which `damaged` lists: make a Sequence with on_error='raise' for it"
         )
 
 
-def _of_samples_left_out(loader: Loader, method: str) -> Iterator[str]:
-    lost = len(loader.list_IDs) - loader.batch_size * len(loader)
+def _of_samples_left_out(feed: Feed, method: str) -> Iterator[str]:
+    lost = len(feed.ids) - feed.sampler.batch_size * len(feed)
     if lost > 0:
-        others = " (others in each pass)" if loader.shuffle else ""
-        remedy = "shuffle=False, tail='keep'" if loader.shuffle else "tail='keep'"
+        others = " (others in each pass)" if feed.sampler.shuffle else ""
+        remedy = "shuffle=False, tail='keep'" if feed.sampler.shuffle else "tail='keep'"
         yield (
-            f"{method} leaves out {lost:,} of {len(loader.list_IDs):,} samples{others}, which fill no batch of "
-            f"{loader.batch_size}: make a Sequence with {remedy} for it"
+            f"{method} leaves out {lost:,} of {len(feed.ids):,} samples{others}, which fill no batch of "
+            f"{feed.sampler.batch_size}: make a Sequence with {remedy} for it"
         )
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import keras
 
+from shmgen._engine.feed import Feed
 from shmgen._plan.stats import Stats
-from shmgen.keras.frames import is_keras, stack, variable
-from shmgen.keras.running_fit import calling_list
-from shmgen.keras.sequence import Sequence, in_use
+from shmgen.keras.frames import calling_list, running
+from shmgen.keras.iterations import Iterations, in_use
 
 log = logging.getLogger("shmgen")
 
@@ -48,43 +48,42 @@ class DataWait(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._warn_above = warn_above
         self._warned = False
-        self._given: weakref.WeakSet[Sequence] = weakref.WeakSet()
-        self._train = self._validation = _WaitTimer()
+        self._train = self._validation = _WaitTimer(())
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._given = weakref.WeakSet(_given_to("fit"))
-        _move_to_front(self)
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self._given = weakref.WeakSet()
+        # Before the callbacks that were given in front of it, so that these find the wait in the logs.
+        callbacks = calling_list(sys._getframe())
+        if callbacks is not None and self in callbacks.callbacks:
+            # A new list, since the caller iterates over the old one.
+            callbacks.callbacks = [self, *(other for other in callbacks.callbacks if other is not self)]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._train = _WaitTimer(self._given)
-        self._validation = _WaitTimer()
+        self._train = _WaitTimer(_given())
+        self._validation = _WaitTimer(())
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._train.stop()
-        self._validation = _WaitTimer(_given_to("evaluate"))
+        self._validation = _WaitTimer(_given())
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        self._validation.stop()
+        fraction = self._validation.stop()
         if logs is not None:
-            logs["data_wait"] = self._validation.fraction
+            logs["data_wait"] = fraction
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._train.stop()
+        fraction = self._train.stop()
         if logs is not None:
-            logs["data_wait"] = self._train.fraction
-            if self._validation.is_stopped:
+            logs["data_wait"] = fraction
+            if self._validation.fraction is not None:
                 logs["val_data_wait"] = self._validation.fraction
-        if self._train.fraction > self._warn_above and not self._warned:
+        if fraction > self._warn_above and not self._warned:
             self._warned = True
             # Keras shows epochs counted from 1.
             log.warning(
                 "%.0f %% of epoch %d was spent waiting for data\n%s",
-                100 * self._train.fraction,
+                100 * fraction,
                 epoch + 1,
-                "\n".join(f"{sequence!r}\n{sequence.stats.report()}" for sequence in self._train.waited_for()),
+                "\n".join(f"{feed!r}\n{feed.stats.report()}" for feed in self._train.waited_for()),
             )
 
 
@@ -92,49 +91,34 @@ class _WaitTimer:
     """Measures, from now until `stop`, for which fraction of the time callers waited for batches.
 
     Args:
-        sequences: whose batches; where there are none, those of any.
+        given: whose batches; all that there are if it is empty.
     """
 
-    def __init__(self, sequences: Iterable[Sequence] = ()) -> None:
-        self.is_stopped = False
-        self.fraction = 0.0
+    def __init__(self, given: Iterable[Iterations]) -> None:
+        self.fraction: float | None = None
+        self._measured = weakref.WeakSet(given) or in_use
+        self._before = weakref.WeakKeyDictionary({one: one.feed.stats for one in list(self._measured)})
         self._start = time.monotonic()
-        given = list(sequences)
-        self._only = bool(given)
-        self._before = weakref.WeakKeyDictionary((sequence, sequence.stats) for sequence in given or list(in_use))
 
-    def _seen(self) -> list[tuple[Sequence, Stats]]:
-        """What each sequence has done since then; also those that were made meanwhile."""
-        measured = list(self._before) if self._only else list(in_use)
-        return [(sequence, sequence.stats.since(self._before.get(sequence, Stats()))) for sequence in measured]
+    def _seen(self) -> list[tuple[Feed, Stats]]:
+        """What each has done since then; also those that were made meanwhile."""
+        return [(one.feed, one.feed.stats.since(self._before.get(one, Stats()))) for one in list(self._measured)]
 
-    def stop(self) -> None:
-        """Stop measuring; later calls change nothing."""
-        if not self.is_stopped:
-            self.is_stopped = True
+    def stop(self) -> float:
+        """Stop measuring, unless it has been stopped, and return the fraction."""
+        if self.fraction is None:
             seen = [stats for _, stats in self._seen()]
             wait = sum(stats.batch_wait + stats.slot_wait for stats in seen)
             elapsed = time.monotonic() - self._start - max((stats.startup for stats in seen), default=0.0)
             self.fraction = min(1.0, wait / elapsed) if elapsed > 0 else 0.0
+        return self.fraction
 
-    def waited_for(self) -> list[Sequence]:
-        """The sequences that have delivered anything since then."""
-        return [sequence for sequence, stats in self._seen() if stats.batches]
-
-
-def _given_to(method: str) -> list[Sequence]:
-    """The sequence that Keras's ``method``, which calls this, was given as ``x``, or those that are attributes of what it was."""
-    for frame in stack(sys._getframe(1)):
-        if frame.f_code.co_name == method and is_keras(frame):
-            x = variable(frame, "x")
-            parts = [x] if isinstance(x, Sequence) else getattr(x, "__dict__", {}).values()
-            return [part for part in parts if isinstance(part, Sequence)]
-    return []
+    def waited_for(self) -> list[Feed]:
+        """Those that have delivered anything since then."""
+        return [feed for feed, stats in self._seen() if stats.batches]
 
 
-def _move_to_front(callback: keras.callbacks.Callback) -> None:
-    """Have ``callback`` called before those that were given in front of it, so that these find what it puts into the logs."""
-    callbacks = calling_list(sys._getframe(1))
-    if callbacks is not None and callback in callbacks.callbacks:
-        # A new list, since the caller iterates over the old one.
-        callbacks.callbacks = [callback, *(other for other in callbacks.callbacks if other is not callback)]
+def _given() -> list[Iterations]:
+    """Of the sequences that the method of a model's was given that has led to this call, directly or in a data set around."""
+    iterator, _ = running(sys._getframe(1))
+    return list(getattr(getattr(iterator, "data_adapter", None), "over", ()))

@@ -1,11 +1,16 @@
-"""A look at the functions that led to a call, and their variables: what Keras knows in ``fit`` and passes on to no callback."""
+"""A look at the functions that led to a call, and their variables: what Keras passes on to no data set and no callback."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+import keras
+from keras.src.trainers.epoch_iterator import EpochIterator
+
+T = TypeVar("T")
 
 
 def stack(frame: FrameType | None) -> Iterator[FrameType]:
@@ -27,6 +32,16 @@ def variable(frame: FrameType, name: str) -> Any:
     return value
 
 
-def is_keras(frame: FrameType) -> bool:
-    """Whether the function with this frame belongs to Keras."""
-    return str(frame.f_globals.get("__name__")).partition(".")[0] == "keras"
+def running(frame: FrameType) -> tuple[Any, FrameType] | tuple[None, None]:
+    """The `EpochIterator` of the innermost ``fit``, ``evaluate`` or ``predict`` that led to a call, and that method's frame."""
+    for caller in stack(frame):
+        iterator = variable(caller, "epoch_iterator")
+        if isinstance(iterator, EpochIterator):
+            return iterator, caller
+    return None, None
+
+
+def calling_list(frame: FrameType) -> Any:
+    """The innermost `keras.callbacks.CallbackList` that led to a call; None if there is none."""
+    owners = (variable(caller, "self") for caller in stack(frame))
+    return next((owner for owner in owners if isinstance(owner, keras.callbacks.CallbackList)), None)

@@ -9,10 +9,7 @@ from typing import Any
 import keras
 
 from shmgen.errors import InputError
-from shmgen.keras.frames import stack, variable
-
-ITERATOR = "epoch_iterator"
-"""The variable in Keras's ``fit``, of each backend, that holds the `EpochIterator`."""
+from shmgen.keras.frames import calling_list, running, variable
 
 
 class RunningFit:
@@ -40,11 +37,9 @@ class RunningFit:
         Raises:
             InputError: it was called by something else.
         """
-        callbacks = calling_list(frame)
-        for caller in stack(frame):
-            iterator = variable(caller, ITERATOR)
-            if callbacks is not None and all(hasattr(iterator, name) for name in ("_enumerate_iterator", "_steps_seen")):
-                return cls(callbacks, iterator, variable(caller, "validation_data"))
+        callbacks, (iterator, caller) = calling_list(frame), running(frame)
+        if callbacks is not None and caller is not None and hasattr(iterator, "_enumerate_iterator"):
+            return cls(callbacks, iterator, variable(caller, "validation_data"))
         raise InputError(
             f"Resume: expected to be called by fit() of Keras 3.8 to 3.15, found Keras {keras.__version__} or a loop of yours; "
             "there, save Sequence.state_dict() beside the weights"
@@ -103,9 +98,3 @@ class RunningFit:
                 yield (*(number + step for number in numbers), data)
 
         iterator._enumerate_iterator = enumerate_rest
-
-
-def calling_list(frame: FrameType) -> Any:
-    """The innermost `keras.callbacks.CallbackList` that has led to the call with this frame; None if there is none."""
-    owners = (variable(caller, "self") for caller in stack(frame))
-    return next((owner for owner in owners if isinstance(owner, keras.callbacks.CallbackList)), None)

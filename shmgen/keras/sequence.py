@@ -2,59 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import keras
 
 from shmgen._arguments import init_from
 from shmgen._checks import Fixed, check_index, check_int
-from shmgen._engine.state import LoaderState
-from shmgen._plan.damage import Damaged
-from shmgen._plan.passes import Pass
-from shmgen._plan.stats import Stats
+from shmgen._engine.feed import Feed
+from shmgen._plan.passes import Pass, Position
 from shmgen.errors import InputError
 from shmgen.keras.adapter import attach
 from shmgen.keras.backends import FRONT_END
 from shmgen.keras.iterations import Iterations
-from shmgen.loader import NO_COPY, Loader
+from shmgen.loader import BaseLoader
 from shmgen.options import Options
-
-if TYPE_CHECKING:
-    from typing import Self
 
 KERAS_QUEUE = 10
 """Keras's default for ``max_queue_size``."""
-
-in_use: weakref.WeakSet[Sequence] = weakref.WeakSet()
-"""The sequences of this process that are alive."""
-
-log = logging.getLogger("shmgen")
-
-
-class _KerasOption:
-    """An attribute that Keras's users set on the object. Here it changes nothing, which is logged once."""
-
-    def __init__(self, value: int) -> None:
-        self._value = value
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: object, owner: type) -> int:
-        return self._value
-
-    def __set__(self, instance: Sequence, value: object) -> None:
-        if value != self._value and self._name not in instance._warned:
-            instance._warned.add(self._name)
-            log.warning(
-                "%s = %r changes nothing, since batches are read by shmgen's own workers; pass workers= to the constructor",
-                self._name,
-                value,
-            )
 
 
 class _NotMade:
@@ -95,7 +61,7 @@ class SequenceOptions(Options):
         super().__post_init__()
 
 
-class Sequence(keras.utils.Sequence):  # type: ignore[misc]
+class Sequence(BaseLoader, keras.utils.Sequence):  # type: ignore[misc]
     """A `shmgen.Loader` that ``fit``, ``evaluate`` and ``predict`` take.
 
     Each iteration, Keras's or a ``for`` loop, is a pass of its own. It gets the next epoch, even if the last pass was left early.
@@ -117,9 +83,13 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         2
     """
 
-    _loader: Loader = cast(Loader, _NotMade())
+    _feed: Feed = cast(Feed, _NotMade())
     _iterations: Iterations = cast(Iterations, _NotMade())
-    _warned: set[str] = cast("set[str]", _NotMade())
+
+    # With other values, Keras would copy every batch through a pool of its own.
+    workers = Fixed[int](lambda sequence: 1)
+    use_multiprocessing = Fixed[bool](lambda sequence: False)
+    max_queue_size = Fixed[int](lambda sequence: KERAS_QUEUE)
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a method that nothing would call.
@@ -140,25 +110,13 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
     def __init__(self, options: SequenceOptions) -> None:
         """Start the workers, and begin to read ahead."""
         super().__init__()
-        self._warned = set()
-        self._loader = Loader.from_options(options, FRONT_END)
-        self._iterations = Iterations(self._loader)
-        in_use.add(self)
-
-    list_IDs = Fixed[Any](lambda sequence: sequence._loader.list_IDs)
-    labels = Fixed[Any](lambda sequence: sequence._loader.labels)
-    batch_size = Fixed[int](lambda sequence: sequence._loader.batch_size)
-    dim = Fixed["tuple[int, ...] | None"](lambda sequence: sequence._loader.dim)
-    n_channels = Fixed["int | None"](lambda sequence: sequence._loader.n_channels)
-    n_classes = Fixed["int | None"](lambda sequence: sequence._loader.n_classes)
-    classes = Fixed[Any](lambda sequence: sequence._loader.classes)
-    shuffle = Fixed[bool](lambda sequence: sequence._loader.shuffle)
-    shard = Fixed["tuple[int, int]"](lambda sequence: sequence._loader.shard)
+        self._feed = Feed(options, FRONT_END)
+        self._iterations = Iterations(self._feed)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         attach(self, self._iterations, self._no_rows)
-        return len(self._loader)
+        return len(self._feed)
 
     @property
     def num_batches(self) -> int:
@@ -191,11 +149,11 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
 
     def _batches(self) -> int:
         """As ``len``, without a look for a Keras iterator that is being made."""
-        return len(self._loader) if type(self).__len__ is Sequence.__len__ else len(self)
+        return len(self._feed) if type(self).__len__ is Sequence.__len__ else len(self)
 
     def _no_rows(self) -> list[tuple[Any, ...]]:
         """Batches without rows, one for each shape a batch may have; none if a subclass makes its own batches."""
-        return self._loader.no_rows if type(self).__getitem__ is Sequence.__getitem__ else []
+        return self._feed.no_rows() if type(self).__getitem__ is Sequence.__getitem__ else []
 
     def on_epoch_begin(self) -> None:
         """Does nothing: an epoch begins when its first batch is requested."""
@@ -204,36 +162,11 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         """The batches from ``sequence[i]`` were used: the next one belongs to the next epoch. Keras may call this at any time."""
         self._iterations.end()
 
-    # With other values, Keras would copy every batch through a pool of its own.
-    workers = _KerasOption(1)
-    use_multiprocessing = _KerasOption(False)
-    max_queue_size = _KerasOption(KERAS_QUEUE)
-
-    @property
-    def stats(self) -> Stats:
-        """What has been done so far."""
-        return self._loader.stats
-
-    @property
-    def state(self) -> LoaderState:
-        """What it is doing at this moment; see `shmgen.Loader.state`."""
-        return self._loader.state
-
-    @property
-    def damaged(self) -> tuple[Damaged, ...]:
-        """The samples that could not be read and were replaced by others; see `shmgen.Loader.damaged`."""
-        return self._loader.damaged
-
-    @property
-    def error(self) -> Exception | None:
-        """The last error of a request for a batch, whatever the backend made of it; None if there was none."""
-        return self._loader.error
-
     def state_dict(self, trained: int | None = None) -> dict[str, int | str | bool]:
-        """Where another run would go on; see `shmgen.Loader.state_dict`.
+        """The place from which another run goes on; see `shmgen.Loader.state_dict`.
 
         Args:
-            trained: how many batches of its present iteration Keras has trained on, ``batch + 1`` in ``on_train_batch_end``: it
+            trained: batches of its present iteration that Keras has trained on, ``batch + 1`` in ``on_train_batch_end``: it
                 asks for batches long before it trains on them. If left out, an iteration of Keras's counts as over, and of a
                 ``for`` loop counts what ``next`` returned. `shmgen.keras.Resume` does all that.
 
@@ -241,11 +174,11 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
             InputError: ``trained`` is given, and Keras has not begun to iterate.
         """
         if trained is None:
-            return self._whole(self._loader.state_dict())
+            return self._whole(self._feed.state_dict())
         begun = self._iterations.of_keras
         if begun is None:
             raise InputError(f"trained: expected None before the first iteration of Keras's, found {trained!r}")
-        return self._whole(self._loader.state_at(begun.epoch, begun.first + check_int(trained, "trained", 0)))
+        return self._whole(self._feed.state_dict(Position(begun.epoch, begun.first + check_int(trained, "trained", 0))))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another run was; see `shmgen.Loader.load_state_dict`.
@@ -253,26 +186,10 @@ class Sequence(keras.utils.Sequence):  # type: ignore[misc]
         Raises:
             InputError: it does not fit; the sequence is as before.
         """
-        self._loader.load_state_dict(self._whole(state))
+        super().load_state_dict(self._whole(state))
 
     def _whole(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """``state``, but at the next epoch if a subclass whose ``__len__`` is shorter has no batch left in this one."""
         if state["consumed"] < len(self) * self.batch_size:
             return dict(state)
         return {**state, "epoch": state["epoch"] + 1, "consumed": 0}
-
-    def close(self) -> None:
-        """End the workers and release the memory; see `shmgen.Loader.close`."""
-        self._loader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError(NO_COPY.format(type(self).__name__))
-
-    def __repr__(self) -> str:
-        return repr(self._loader).replace("Loader", type(self).__name__, 1)

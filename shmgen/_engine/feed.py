@@ -1,0 +1,291 @@
+"""`Feed`: assembles a loader from its options, deals and fetches its batches, and knows its state.
+
+`shmgen.Loader` and `shmgen.Sequence` are thin faces of a feed.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import cached_property
+from operator import length_hint
+from typing import Any, NoReturn, SupportsIndex
+
+import numpy as np
+
+from shmgen._checks import check_index
+from shmgen._engine import defaults
+from shmgen._engine.batch_planner import BatchPlanner
+from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
+from shmgen._engine.in_process import InProcess
+from shmgen._engine.pool import Pool
+from shmgen._engine.prefetcher import Prefetcher
+from shmgen._engine.state import LoaderState
+from shmgen._engine.supervisor import Supervisor
+from shmgen._engine.workers import Workers
+from shmgen._memory.layout import Field, Layout
+from shmgen._memory.nameless import hold_standard_streams
+from shmgen._memory.ring import Ring
+from shmgen._plan.autoscaler import Autoscaler
+from shmgen._plan.checkpoint import Identity, loaded, saved
+from shmgen._plan.damage import DamageLog
+from shmgen._plan.passes import Pass, Passes, Position
+from shmgen._plan.sampler import BatchId, Tail
+from shmgen._plan.schedule import Schedule
+from shmgen._plan.stats import Stats
+from shmgen._samples.ids import fingerprint
+from shmgen._samples.packed_ids import PackedIds
+from shmgen._samples.sample_spec import dtype_of
+from shmgen._sources.fields import FieldSpec, key_tables, readings_of
+from shmgen._worker.ticket_filler import TicketFiller
+from shmgen.errors import ClosedError, InputError
+from shmgen.options import Options
+
+MISSES_BEFORE_WARNING = 3
+"""Unexpected requests in one iteration before the user is warned. A look at a batch or two is no mistake."""
+
+
+class NotCopied:
+    """An object that can't be copied or pickled."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} can't be copied or pickled, since it has processes and memory of its own: make another "
+            "with the same arguments, in the process that is to use it"
+        )
+
+
+class Feed:
+    """The batches of a loader.
+
+    Args:
+        options: the arguments of the loader. Their sources are bound, so no other feed may use them.
+        front_end: knows the framework that gets the batches.
+
+    Attributes:
+        ids, labels, n_classes: as given.
+        sampler: which samples each batch holds.
+        spec: how the arrays of a batch are nested.
+        damage: the samples that could not be read.
+        row: ``dim`` and ``n_channels`` of the only input, as given or as found; both None if there are several inputs.
+    """
+
+    def __init__(self, options: Options, front_end: FrontEnd = NO_FRAMEWORK) -> None:
+        if not sys.platform.startswith("linux"):
+            raise OSError(f"shmgen runs on Linux only so far, found {sys.platform}")
+        hold_standard_streams()
+        workers = defaults.workers_at_first() if options.workers == "auto" else defaults.at_most(options.workers)
+        self.ids, self.labels, self.n_classes = options.ids, options.labels, options.n_classes
+        self.sampler, self.spec = options.sampler, options.spec
+        fields = self.spec.bind(options.transformed)
+        arrays = [Field(field.name, field.shape, dtype_of(field.dtype)) for field in fields]
+        self._layout = Layout(tuple(arrays), self.sampler.size(BatchId(0, 0)))
+        if self.sampler.tail is Tail.PAD:
+            _check_weights([arrays[position] for position in self.spec.weights])
+        self.row = _row(options, arrays[0].shape)
+        self.damage = DamageLog(len(self.ids), options.on_error, max_fraction=options.max_damaged)
+        self._passes = Passes(len(self), shuffle=self.sampler.shuffle, epoch=options.epoch, is_one=options.on_error == "collect")
+        self._warned_of_misses = False
+        with ExitStack() as undo:
+            self._prefetcher = self._assemble(options, fields, workers, front_end, undo)
+            self._prefetcher.read_ahead()
+            # Nothing that the prefetcher holds leads back to the feed.
+            self._stop = weakref.finalize(self, self._prefetcher.close, ClosedError("nobody held it any more"))
+            undo.pop_all()
+
+    def _assemble(
+        self, options: Options, fields: Sequence[FieldSpec], count: int, front_end: FrontEnd, undo: ExitStack
+    ) -> Prefetcher:
+        """Take memory and start workers; ``undo`` gives up both."""
+        layout = self._layout
+        ring = Ring(layout, options.slots or defaults.slots(layout.slot_bytes))
+        undo.callback(ring.close)
+        filler, tables = _filler(options, fields, layout)
+        reads = 1 if options.reads == "auto" or not (filler.concurrent and count) else options.reads
+        workers: Workers
+        if count:
+            workers = Pool(count, reads, ring, [undo.enter_context(closing(PackedIds.pack(table))) for table in tables], filler)
+        else:
+            workers = InProcess(ring, tables, filler)
+        undo.callback(workers.stop)
+        in_flight = defaults.in_flight(layout.slot_bytes)
+        schedule = Schedule(ring.slots, count * reads, self.sampler.size, in_flight=in_flight, is_read=ring.is_read)
+        planner = BatchPlanner(self.ids, self.sampler, self.spec, ring, filler, self.damage)
+        # What runs in the main process can't be given up.
+        timeout = options.timeout if options.timeout is not None and count else math.inf
+        return Prefetcher(
+            ring,
+            workers,
+            Supervisor(workers, max(1, count), reads, schedule, planner, ring, timeout),
+            schedule,
+            planner,
+            self._passes,
+            autoscaler=_autoscaler(options, filler, layout, count),
+            front_end=front_end,
+            reads_ahead=count > 0,
+        )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self.sampler.batches
+
+    def __iter__(self) -> LoaderIterator:
+        return LoaderIterator(self)
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{field.name} {field.dtype}{list(field.shape)}" for field in self._layout.fields)
+        return f"{len(self.ids):,} samples in {len(self):,} batches of {self.sampler.batch_size} ({fields}), {self._prefetcher!r}"
+
+    @property
+    def stats(self) -> Stats:
+        """What has been done so far."""
+        return self._prefetcher.stats
+
+    @property
+    def state(self) -> LoaderState:
+        """What it is doing at this moment."""
+        with self._prefetcher.entered():
+            return self._prefetcher.state(self._passes.epoch)
+
+    @property
+    def error(self) -> Exception | None:
+        """The last error of a request for a batch; None if there was none."""
+        return self._prefetcher.error
+
+    def no_rows(self) -> list[tuple[Any, ...]]:
+        """A batch without rows: nested, and with the shapes and dtypes, as all batches; and another if they are trimmed."""
+        return self.spec.examples(tuple(np.empty((0, *field.shape), field.dtype) for field in self._layout.fields))
+
+    def close(self) -> None:
+        """End the workers and release the memory, except that of batches that are still held."""
+        self._prefetcher.close(ClosedError("it was closed: make another"))
+        self._stop.detach()
+
+    @contextmanager
+    def passes(self) -> Iterator[Passes]:
+        """The passes, to begin and end them while no other thread does."""
+        with self._prefetcher.entered():
+            yield self._passes
+
+    def batch(self, index: SupportsIndex, of: Pass | None = None) -> tuple[Any, ...]:
+        """The batch that ``index`` means in a pass; see `shmgen.Loader.batch`.
+
+        Args:
+            index: from ``-len(feed)`` to ``len(feed) - 1``.
+            of: the pass. Without it, the batch is a look at the next epoch.
+        """
+        arrays = self._prefetcher.fetch(check_index(index, len(self)), of)
+        last = self._passes.last
+        if last is not None and last.misses >= MISSES_BEFORE_WARNING and not self._warned_of_misses:
+            self._warned_of_misses = True
+            warnings.warn(
+                "batches of a loader with shuffle=False are requested in an unknown order, so none are read ahead: request "
+                "them in the order of their indexes, or pass shuffle=True to the loader",
+                stacklevel=3,
+            )
+        return self.spec.unflatten(arrays)
+
+    def state_dict(self, position: Position | None = None) -> dict[str, int | str | bool]:
+        """The state of a run that has got to ``position``; by default, behind the last batch that was handed out."""
+        with self._prefetcher.entered():
+            return saved(self._identity, position or self._passes.position)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Have the next iteration begin where a state was saved.
+
+        Raises:
+            InputError: it does not fit; nothing is changed.
+        """
+        position = loaded(self._identity, state)
+        with self._prefetcher.entered():
+            self._passes.go_to(position)
+            self._prefetcher.read_ahead()
+
+    @cached_property
+    def _identity(self) -> Identity:
+        sampler = self.sampler
+        return Identity(
+            samples=sampler.samples,
+            ids=fingerprint(self.ids),
+            seed=sampler.seed,
+            shuffle=sampler.shuffle,
+            tail=sampler.tail.value,
+            sampling_weights=sampler.weights.fingerprint() if sampler.weights is not None else "",
+            lengths=sampler.lengths.fingerprint() if sampler.lengths is not None else "",
+            batch_size=sampler.batch_size,
+            batches=sampler.batches,
+        )
+
+
+class LoaderIterator(NotCopied, Iterator[tuple[Any, ...]]):
+    """One epoch's batches, which begins with the first request. Several threads may share it.
+
+    It keeps the feed alive, even if nothing else does.
+    """
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._pass: Pass | None = None
+        self._indexes: Iterator[int] | None = None
+
+    def __next__(self) -> tuple[Any, ...]:
+        indexes = self._indexes or self._begin()
+        feed = self._feed
+        return feed.spec.unflatten(feed._prefetcher.fetch(next(indexes), self._pass))
+
+    def _begin(self) -> Iterator[int]:
+        with self._feed.passes() as passes:
+            if self._indexes is None:
+                self._pass = passes.open()
+                self._indexes = iter(range(len(self._feed) - self._pass.first))
+            return self._indexes
+
+    def __len__(self) -> int:
+        """Batches that are still to come: less than an epoch's if that was resumed. Progress bars ask for it."""
+        with self._feed.passes() as passes:
+            return len(self._feed) - passes.next.batch if self._indexes is None else length_hint(self._indexes)
+
+
+def _row(options: Options, shape: tuple[int, ...]) -> tuple[tuple[int, ...] | None, int | None]:
+    """``dim`` and ``n_channels`` of the only input, whose rows have this shape."""
+    if not options.spec.has_one_input:
+        return None, None
+    given = options.dim, options.n_channels
+    return (shape, None) if given in ((None, None), (shape, None)) else (shape[:-1], shape[-1])
+
+
+def _filler(options: Options, fields: Sequence[FieldSpec], layout: Layout) -> tuple[TicketFiller, list[Sequence[Any]]]:
+    """What workers do for each batch, and what they call the samples: see `key_tables`."""
+    fields = [field._replace(offset=offset) for field, offset in zip(fields, layout.offsets, strict=True)]
+    readings = readings_of(fields, options.spec.readers)
+    filler = TicketFiller(
+        fields, readings, layout.sheet_offset, options.seed, options.transforms, options.sample_transform, options.setup
+    )
+    return filler, key_tables(options.ids, readings)
+
+
+def _check_weights(fields: Sequence[Field]) -> None:
+    """Raise an InputError if a field of weights can't be multiplied, as ``tail="pad"`` does."""
+    for field in fields:
+        if field.dtype.kind != "f":
+            raise InputError(
+                f"field {field.name!r}: with tail='pad', weights are multiplied: expected floats, found dtype {field.dtype}"
+            )
+
+
+def _autoscaler(options: Options, filler: TicketFiller, layout: Layout, workers: int) -> Autoscaler | None:
+    """What decides on the numbers of workers and reads; None if both are fixed."""
+    scales_workers = options.workers == "auto"
+    scales_reads = bool(workers) and options.reads == "auto" and filler.concurrent
+    if not scales_workers and not scales_reads:
+        return None
+    return Autoscaler(
+        scales_workers=scales_workers,
+        scales_reads=scales_reads,
+        limits=defaults.limits(concurrent=filler.concurrent),
+        batch_rows=layout.batch_size,
+    )
