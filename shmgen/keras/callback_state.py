@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,57 +17,33 @@ COUNTED: dict[type, tuple[str, ...]] = {
     keras.callbacks.ModelCheckpoint: ("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
     keras.callbacks.History: ("epoch", "history"),
 }
-"""Attributes in which Keras's callbacks count. In ``on_train_begin`` most begin anew, so these are restored after it."""
+"""Attributes in which Keras's callbacks count. Most are reset in ``on_train_begin``, so these are restored after it."""
 
 SWAPPED: dict[type, tuple[str, ...]] = {keras.callbacks.SwapEMAWeights: ("_ema_weights_in_model",)}
-"""Attributes that ``on_epoch_begin`` reads, so that they are restored before it."""
+"""Attributes that ``on_epoch_begin`` reads, so these are restored before it."""
 
 
-class Counters(NamedTuple):
-    """What callbacks have counted.
+def counted(callbacks: Iterable[Any]) -> tuple[dict[str, dict[str, Any]], list[tuple[str, np.ndarray]]]:
+    """What callbacks have counted: numbers, by callback and attribute, as JSON; and arrays, each with a name of its own."""
+    numbers: dict[str, dict[str, Any]] = {}
+    arrays = []
+    for key, callback, names in _counting(callbacks, COUNTED | SWAPPED):
+        values = {name: getattr(callback, name) for name in names if hasattr(callback, name)}
+        weights = values.pop("best_weights", None) or []
+        arrays += [(f"callbacks/{key}/best_weights/{number:05}", array) for number, array in enumerate(weights)]
+        numbers[key] = _plain(values)
+    return numbers, arrays
 
-    Attributes:
-        numbers: by callback and attribute, as JSON.
-        arrays: likewise, of lists of arrays, each array with a number of its own.
-    """
 
-    numbers: dict[str, dict[str, Any]]
-    arrays: list[tuple[str, np.ndarray]]
-
-    @classmethod
-    def of(cls, callbacks: Iterable[Any]) -> Counters:
-        """What these callbacks have counted."""
-        numbers: dict[str, dict[str, Any]] = {}
-        arrays = []
-        for key, callback, names in _counting(callbacks, COUNTED | SWAPPED):
-            values = {name: getattr(callback, name) for name in names if hasattr(callback, name)}
-            weights = values.pop("best_weights", None) or []
-            arrays += [(f"callbacks/{key}/best_weights/{number:05}", array) for number, array in enumerate(weights)]
-            numbers[key] = _plain(values)
-        return cls(numbers, arrays)
-
-    @classmethod
-    def saved(cls, saved: Saved) -> Counters:
-        """What callbacks had counted when a state was saved."""
-        names = [name for name in saved.arrays if name.startswith("callbacks/")]
-        return cls(saved.state["callbacks"], [(name, saved.arrays[name]) for name in names])
-
-    def restore_swapped(self, callbacks: Iterable[Any]) -> None:
-        """Have callbacks know which weights are in the model."""
-        self._restore(callbacks, SWAPPED)
-
-    def restore(self, callbacks: Iterable[Any]) -> None:
-        """Have callbacks go on counting: those that were there before, known by their class and order."""
-        self._restore(callbacks, COUNTED)
-
-    def _restore(self, callbacks: Iterable[Any], attributes: dict[type, tuple[str, ...]]) -> None:
-        for key, callback, names in _counting(callbacks, attributes):
-            for name, value in self.numbers.get(key, {}).items():
-                if name in names:
-                    setattr(callback, name, value)
-            weights = [array for name, array in self.arrays if name.startswith(f"callbacks/{key}/best_weights/")]
-            if weights:
-                callback.best_weights = weights
+def restore(callbacks: Iterable[Any], saved: Saved, attributes: dict[type, tuple[str, ...]]) -> None:
+    """Have callbacks go on counting in these attributes: those that were there before, known by their class and order."""
+    for key, callback, names in _counting(callbacks, attributes):
+        for name, value in saved.state["callbacks"].get(key, {}).items():
+            if name in names:
+                setattr(callback, name, value)
+        weights = [array for name, array in saved.arrays.items() if name.startswith(f"callbacks/{key}/best_weights/")]
+        if weights:
+            callback.best_weights = weights
 
 
 def _counting(callbacks: Iterable[Any], attributes: dict[type, tuple[str, ...]]) -> Iterator[tuple[str, Any, tuple[str, ...]]]:

@@ -14,7 +14,7 @@ from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_g
 from keras.src.saving.keras_saveable import KerasSaveable
 
 from shmgen.errors import InputError
-from shmgen.keras.state_folder import Kind, Saved
+from shmgen.keras.state_folder import Kind, Saved, kind_of
 
 log = logging.getLogger("shmgen")
 
@@ -202,7 +202,7 @@ def match(model: Any, data: Any, saved: Saved) -> list[tuple[Cell, str]]:
     """
     failure = _build(model, data, saved)
     cells, optimizers = find(model)
-    kinds = {name: kind for name, kind in saved.arrays.kinds.items() if not name.startswith(("callbacks/", f"{RANDOM}/"))}
+    kinds = {name: kind_of(one) for name, one in saved.arrays.items() if not name.startswith(("callbacks/", f"{RANDOM}/"))}
     # What had not been built then had nothing but its first values.
     later = tuple(f"optimizers/{path}/" for path in optimizers if path not in saved.state["optimizers"])
     for name in sorted({*kinds, *cells}):
@@ -243,6 +243,6 @@ def _build(model: Any, data: Any, saved: Saved) -> Exception | None:
             optimizer.build([variables[number] for number in numbers])
         elif path == "optimizer":
             optimizer.build(model.trainable_variables)
-    if GLOBAL_SEED in saved.arrays.kinds:
+    if GLOBAL_SEED in saved.arrays:
         global_seed_generator()
     return failure

@@ -18,11 +18,11 @@ import numpy as np
 from shmgen._checks import check_float, check_int
 from shmgen._ranks import find_shard
 from shmgen.errors import InputError
-from shmgen.keras.callback_state import Counters
+from shmgen.keras.callback_state import COUNTED, SWAPPED, counted, restore
 from shmgen.keras.model_state import METRICS, RANDOM, Cell, find, match, random_states, set_random_states
 from shmgen.keras.running_fit import RunningFit
 from shmgen.keras.sequence import Sequence
-from shmgen.keras.state_folder import Saved, StateFolder
+from shmgen.keras.state_folder import Saved, StateFolder, read
 
 log = logging.getLogger("shmgen")
 
@@ -66,19 +66,19 @@ class Loaded(NamedTuple):
     """What is left to do once a state has been loaded.
 
     Attributes:
+        saved: the state.
         place: where the run goes on.
         first: batches of the pass that were trained on before.
         changed: what the beginning of an epoch may change, metrics and the learning rate, and its values.
         random: see `random_states`.
-        counters: what callbacks had counted.
         initial_epoch: of the model, to be put back.
     """
 
+    saved: Saved
     place: Place
     first: int
     changed: list[tuple[Cell, np.ndarray]]
     random: list[np.ndarray]
-    counters: Counters
     initial_epoch: int | None
 
 
@@ -178,8 +178,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         newest = self._folder.newest()
         if newest is not None:
             try:
-                with self._folder.read(newest, FIELDS) as saved:
-                    self._load(saved)
+                self._load(read(newest, FIELDS))
             except BaseException:
                 self._folder.release()
                 raise
@@ -265,7 +264,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _save(self, place: Place, *, finished: bool = False) -> None:
         """Save the state of a run that has got to ``place``."""
-        fit, counters = self._fit, Counters.of(self._fit.callbacks.callbacks)
+        fit, (numbers, counts) = self._fit, counted(self._fit.callbacks.callbacks)
         # On JAX the getter of `model` brings its variables up to date. All ranks must take part in that, and in reading them.
         model = self.model
         found = find(model)
@@ -278,9 +277,9 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             "steps_per_epoch": fit.steps_per_epoch,
             "finished": finished,
             "optimizers": found.trained(model),
-            "callbacks": counters.numbers,
+            "callbacks": numbers,
         }
-        arrays = chain(found.arrays(), random_states(), counters.arrays)
+        arrays = chain(found.arrays(), random_states(), counts)
         try:
             if self._writes:
                 self._folder.write(state, arrays)
@@ -310,7 +309,6 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 "give Resume another folder, to begin anew"
             )
         matched = match(model, self._sequence, saved)
-        saved.arrays.check()
         first = self._load_sequences(saved)
         # From here on nothing is refused.
         changed = []
@@ -334,9 +332,8 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 "delete the folder to begin anew",
                 *(self._folder.path, state["epochs"]),
             )
-        counters = Counters.saved(saved)
-        counters.restore_swapped(fit.callbacks.callbacks)
-        self._loaded = Loaded(Place(epoch, step, state["sequence"]), first, changed, random, counters, model._initial_epoch)
+        restore(fit.callbacks.callbacks, saved, SWAPPED)
+        self._loaded = Loaded(saved, Place(epoch, step, state["sequence"]), first, changed, random, model._initial_epoch)
         self._batches = state["batches"]
         model._initial_epoch = self.params["epochs"] if self._finished else epoch
 
@@ -372,5 +369,5 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
             self.model._initial_epoch = loaded.initial_epoch
-            loaded.counters.restore(self._fit.callbacks.callbacks)
+            restore(self._fit.callbacks.callbacks, loaded.saved, COUNTED)
         return loaded

@@ -9,8 +9,8 @@ import os
 import re
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,8 +25,7 @@ STATE = "state.json"
 """The member of a file that holds all that is no array."""
 
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-"""Errors of file systems that know no locks."""
-
+"""Errors of file systems without locks."""
 
 MAX_LOCK_WAIT = 10.0
 """Seconds in which another process may let go of a folder: one that is being killed takes a while."""
@@ -40,13 +39,13 @@ class Saved(NamedTuple):
 
     Attributes:
         path: its file.
-        state: what was given to `StateFolder.write`.
-        arrays: the arrays by their names; each is read when it is asked for.
+        state: as given to `StateFolder.write`.
+        arrays: likewise, by their names.
     """
 
     path: Path
     state: dict[str, Any]
-    arrays: Arrays
+    arrays: dict[str, np.ndarray]
 
 
 class StateFolder:
@@ -96,27 +95,6 @@ class StateFolder:
     def newest(self) -> Path | None:
         """The file of the state; None if there is none."""
         return max(self._files(hidden=False), key=_number, default=None)
-
-    @contextmanager
-    def read(self, path: Path, fields: Mapping[str, tuple[type, ...]]) -> Iterator[Saved]:
-        """The state in a file.
-
-        Args:
-            path: the file.
-            fields: what a state has, and of which types.
-
-        Raises:
-            InputError: the file is damaged; also when an array of it is asked for.
-        """
-        with ExitStack() as opened:
-            # NumPy leaves a damaged file open that it has opened.
-            file = opened.enter_context(path.open("rb"))
-            with _readable(path):
-                archive = opened.enter_context(np.load(file, allow_pickle=False))
-                content = json.loads(archive[STATE])
-                _check(content["state"], fields)
-                saved = Saved(path, content["state"], Arrays(path, archive, content["arrays"]))
-            yield saved
 
     def write(self, state: Mapping[str, Any], arrays: Iterable[tuple[str, np.ndarray]]) -> Path:
         """Save a state.
@@ -172,42 +150,29 @@ class StateFolder:
                 path.unlink()
 
 
-class Arrays(Mapping[str, np.ndarray]):
-    """The arrays in a file.
+def read(path: Path, fields: Mapping[str, tuple[type, ...]]) -> Saved:
+    """The state in a file.
 
     Args:
         path: the file.
-        archive: its content.
-        kinds: of each array, its dtype and shape.
+        fields: the fields of a state, with their types.
+
+    Raises:
+        InputError: the file is damaged.
     """
-
-    def __init__(self, path: Path, archive: Mapping[str, np.ndarray], kinds: dict[str, Kind]) -> None:
-        self._path = path
-        self._archive = archive
-        self.kinds = kinds
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        dtype, _ = self.kinds[name]
-        with _readable(self._path):
-            return self._archive[name].view(np.dtype(dtype))
-
-    def check(self) -> None:
-        """Read each array once.
-
-        Raises:
-            InputError: one is damaged.
-        """
-        for name, kind in self.kinds.items():
-            array = self[name]
-            with _readable(self._path):
-                if kind != [str(array.dtype), list(array.shape)]:
-                    raise ValueError(f"expected {name} to be {kind}, found {array.dtype}{list(array.shape)}")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.kinds)
-
-    def __len__(self) -> int:
-        return len(self.kinds)
+    with path.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                content = json.loads(archive[STATE])
+                _check(content["state"], fields)
+                arrays = {name: _array(archive[name], kind) for name, kind in content["arrays"].items()}
+        except Exception as error:
+            # A flipped bit may also look like an encrypted member, an unknown compression, or an array of 10 ** 18 elements.
+            raise InputError(
+                f"{path}: expected a state that Resume saved, found a damaged file: {type(error).__name__}: {error}; delete it, "
+                "to go on from the state before it, if that was kept, or else from the beginning"
+            ) from error
+    return Saved(path, content["state"], arrays)
 
 
 def _locked(lock: int) -> bool:
@@ -219,22 +184,6 @@ def _locked(lock: int) -> bool:
     return True
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Say of a file that can't be read what can be done."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        # A flipped bit may also look like an encrypted member, an unknown compression, or an array of 10 ** 18 elements.
-        what = f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"{path}: expected a state that Resume saved, found a damaged file: {what}; delete it, to go on from the state "
-            "before it, if that was kept, or else from the beginning"
-        ) from error
-
-
 def _check(state: Any, fields: Mapping[str, tuple[type, ...]]) -> None:
     """Raise a ValueError if a state lacks a field, or has one of another type."""
     for name, types in fields.items():
@@ -242,14 +191,26 @@ def _check(state: Any, fields: Mapping[str, tuple[type, ...]]) -> None:
             raise ValueError(f"expected {name} to be {' or '.join(kind.__name__ for kind in types)}, found {state[name]!r}")
 
 
+def kind_of(array: np.ndarray) -> Kind:
+    """An array's dtype and shape."""
+    return [str(array.dtype), list(array.shape)]
+
+
 def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> Kind:
     """Write an array; returns its dtype and shape."""
-    kind = [str(array.dtype), list(array.shape)]
     # NumPy's format does not know bfloat16 and the like: their bytes are saved.
     plain = array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
         np.lib.format.write_array(member, plain, allow_pickle=False)
-    return kind
+    return kind_of(array)
+
+
+def _array(plain: np.ndarray, kind: Kind) -> np.ndarray:
+    """The array that `_add` was given, of what it has written."""
+    array = plain.view(np.dtype(kind[0]))
+    if kind != kind_of(array):
+        raise ValueError(f"expected an array of {kind}, found {kind_of(array)}")
+    return array
 
 
 def _number(path: Path) -> int:
