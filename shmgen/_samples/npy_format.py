@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._memory.limit_errors import FILES, reached
 from shmgen._samples.sample_spec import axes_fit, dtype_of, reinterpreted
+from shmgen._storage.local import again, refuse_pointer
 from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ UNREADABLE = {"<f1": "|V1", "<W4": "|V4"}
 
 LONGEST = 12 + 4 * MAX_HEADER
 """Bytes of the longest header: so many are the most that characters take."""
+
+LARGEST_ELEMENT = 32
+"""Bytes of the largest number that NumPy knows."""
 
 File = int | memoryview
 """A file: its descriptor, or all its bytes."""
@@ -86,6 +90,7 @@ def read_header(file: File) -> tuple[Header, bytes]:
     if not start:
         raise FormatError("expected an .npy file, found an empty one (0 bytes)")
     if start[:6] != MAGIC:
+        refuse_pointer(start)
         raise FormatError(f"expected an .npy file, found one that begins with {start[:6]!r}")
     if len(start) < 10:
         raise FormatError(f"expected an .npy header, found the end of the file after {len(start)} bytes")
@@ -166,6 +171,10 @@ def _without_long_suffixes(text: str) -> str:
 
 def read_header_of(path: str) -> tuple[Header, bytes]:
     """As `read_header`, of the file at ``path``. Checks that the file has all the data that its header promises."""
+    return again(lambda: _read_header_of(path))
+
+
+def _read_header_of(path: str) -> tuple[Header, bytes]:
     # An ordinary open of a FIFO would wait for ever.
     fd = os.open(path, OPEN_FLAGS | os.O_NONBLOCK)
     try:

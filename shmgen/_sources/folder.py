@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from shmgen._samples.npy_format import OPEN_FLAGS, explain
-from shmgen._sources.base import BuiltinSource, Reader
+from shmgen._sources.base import BuiltinSource, Reader, row_of
+from shmgen._storage.local import again
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
@@ -164,23 +165,62 @@ class FolderSource(BuiltinSource):
         return self.files.path(id)
 
 
-class FolderReader(Reader):
+class FileReader(Reader):
+    """Reads files. Errors of a mount that may pass are tried again; any other is damage of the sample that was being read.
+
+    A subclass has `_fill` or `_read` in place of `fill` and `read`.
+    """
+
+    concurrent = True
+    damage: ClassVar[tuple[type[Exception], ...]] = (OSError, ValueError, FormatError)
+    """What reading a damaged file may raise."""
+
+    def fill(self, keys: Sequence[Any], rows: Any, begun: Any, *, io_waits: bool = False) -> list[int] | None:
+        """As `Reader.fill`.
+
+        Raises:
+            SampleError: a sample can't be read; it names the file, what was expected and what was found.
+        """
+        try:
+            return again(lambda: self._fill(keys, rows, begun, io_waits), self._forget)
+        except self.damage as error:
+            raise self._damaged(keys[row_of(begun[0]) or 0], error) from None
+
+    def read(self, key: Any, row: Any, rng: object = None) -> Any:
+        """As `Reader.read`; raises as `fill`."""
+        try:
+            return again(lambda: self._read(key, row), self._forget)
+        except self.damage as error:
+            raise self._damaged(key, error) from None
+
+    def _fill(self, keys: Sequence[Any], rows: Any, begun: Any, io_waits: bool) -> list[int] | None:
+        raise NotImplementedError
+
+    def _read(self, key: Any, row: Any) -> Any:
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        """Close what is open."""
+
+    def _damaged(self, key: Any, error: Exception) -> SampleError:
+        raise NotImplementedError
+
+
+class FolderReader(FileReader):
     """Reads the files of samples.
 
     Args:
         files: where they are.
-
-    Attributes:
-        files: see above.
     """
-
-    concurrent = True
 
     def __init__(self, files: Files) -> None:
         self.files = files
 
     def place(self, id: object) -> str:
         return self.files.path(id)
+
+    def _damaged(self, key: Any, error: Exception) -> SampleError:
+        return self.files.unreadable(key, error)
 
 
 def _all_of(fd: int) -> bytes:

@@ -12,12 +12,42 @@ from typing import TYPE_CHECKING, Any
 from shmgen._samples.ids import first_outside
 from shmgen._samples.sample_spec import dtype_text
 from shmgen._sources.base import BuiltinSource
-from shmgen._sources.row_file import RowFileReader
+from shmgen._sources.row_file import RowFile, RowLayout, RowsReader, Windows
+from shmgen._storage.local import again
 from shmgen._urls import is_url
 from shmgen.errors import FormatError, InputError, SampleError
 
 if TYPE_CHECKING:
     from shmgen._sources.hdf5_reader import Hdf5Reader
+
+
+class FlatReader(RowsReader):
+    """Reads the rows of a dataset that lie in the file as they are.
+
+    Args:
+        file: the path of the file.
+        name: of the dataset.
+        layout: where its rows lie.
+        dtype: of a row in a batch.
+    """
+
+    def __init__(self, file: str, name: str, layout: RowLayout, dtype: str) -> None:
+        super().__init__(file, layout, Windows())
+        self.shape, self.dtype = layout.shape, dtype
+        self._name = name
+        self._seen = _identity(os.stat(file))
+
+    def _checked(self, file: RowFile) -> RowFile:
+        if _identity(os.fstat(file.fd)) != self._seen:
+            raise FormatError("expected the file as it was when the loader was made, found another; make another loader")
+        return file
+
+    def place(self, id: Any) -> str:
+        return f"row {id} of dataset {self._name!r} of file {self.file}"
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class Hdf5(BuiltinSource):
@@ -62,12 +92,12 @@ class Hdf5(BuiltinSource):
         self.dataset = dataset
         self._swmr = swmr
 
-    def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> Hdf5Reader | RowFileReader:
+    def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> Hdf5Reader | FlatReader:
         from shmgen._sources.hdf5_reader import ID, Hdf5Reader, agrees, checked, flat_layout, is_group, opened, unreadable
 
         first, name = ids[0], self.dataset
         try:
-            with opened(self.file, swmr=self._swmr) as file:
+            with again(lambda: opened(self.file, swmr=self._swmr)) as file:
                 if ID not in name and is_group(file, name):
                     name = f"{name.rstrip('/')}/{ID}"
                 found = checked(file, name, first)
@@ -76,9 +106,9 @@ class Hdf5(BuiltinSource):
                 if not found.shape:
                     raise FormatError("expected rows, found a single number; where each sample has one, put '{id}' into the name")
                 count, shape = found.shape[0], found.shape[1:]
-                reader: Hdf5Reader | RowFileReader = Hdf5Reader(self.file, name, shape, found.dtype, swmr=self._swmr)
+                reader: Hdf5Reader | FlatReader = Hdf5Reader(self.file, name, shape, found.dtype, swmr=self._swmr)
                 if not self._swmr and (layout := flat_layout(found)) is not None:
-                    flat = RowFileReader(self.file, f"dataset {name!r} of ", layout, dtype_text(found.dtype.newbyteorder("=")))
+                    flat = FlatReader(self.file, name, layout, dtype_text(found.dtype.newbyteorder("=")))
                     reader = flat if agrees(flat, found) else reader
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"file {self.file}: {unreadable(error)}") from None

@@ -10,6 +10,7 @@ import math
 import os
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import groupby, islice, product
 from operator import itemgetter
 from typing import Any
@@ -19,8 +20,10 @@ import numpy as np
 
 from shmgen._samples.casting import cast_into
 from shmgen._samples.sample_spec import are_numbers, can_cast
-from shmgen._sources.base import Reader, row_of
-from shmgen._sources.row_file import RowFileReader, RowLayout
+from shmgen._sources.base import Reader
+from shmgen._sources.folder import FileReader
+from shmgen._sources.row_file import RowLayout
+from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError, SampleError
 
 SHOWN = 5
@@ -36,7 +39,7 @@ ZLIB = 1
 """The number that HDF5 has for the filter of zlib (H5Z_FILTER_DEFLATE), which h5py calls gzip."""
 
 
-class Hdf5Reader(Reader):
+class Hdf5Reader(FileReader):
     """Reads the rows of a dataset, or a dataset for each sample, by h5py.
 
     Args:
@@ -45,10 +48,10 @@ class Hdf5Reader(Reader):
         shape: of a row.
         dtype: of a row.
         swmr: whether another process writes to the file meanwhile.
-
-    Attributes:
-        file: see above.
     """
+
+    concurrent = False
+    damage = (OSError, ValueError, RuntimeError, FormatError, zlib.error)
 
     def __init__(self, file: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, swmr: bool) -> None:
         self.file = file
@@ -57,29 +60,27 @@ class Hdf5Reader(Reader):
         self._file: Any = None
         self._rows: Any = None
 
-    def fill(self, keys: Sequence[Any], rows: np.ndarray, begun: Any, *, io_waits: bool = False) -> None:
-        """Read the samples ``keys`` into ``rows``.
-
-        Raises:
-            SampleError: one can't be read, or does not fit.
-        """
+    def _fill(self, keys: Sequence[Any], rows: np.ndarray, begun: Any, io_waits: bool) -> None:
         begun[0] = 1
-        try:
-            if self._file is None:
-                self._file = opened(self.file, swmr=self._swmr)
-                self._rows = None if ID in self._name else _Rows(self._file, self._name, self.shape, self.dtype)
-            if self._rows is not None:
-                self._rows.read(keys, rows, begun)
-                return
-            for number, key in enumerate(keys):
-                begun[0] = number + 1
-                found = self._sample(key)
-                if found.dtype == rows.dtype:
-                    found.read_direct(rows, None, np.s_[number])
-                else:  # HDF5 itself clips numbers that do not fit
-                    cast_into(rows[number, ...], found[()])
-        except (OSError, ValueError, RuntimeError, FormatError, zlib.error) as error:
-            raise SampleError(keys[row_of(begun[0]) or 0], self.file, unreadable(error)) from None
+        if self._file is None:
+            self._file = opened(self.file, swmr=self._swmr)
+            self._rows = None if ID in self._name else _Rows(self._file, self._name, self.shape, self.dtype)
+        if self._rows is not None:
+            self._rows.read(keys, rows, begun)
+            return
+        for number, key in enumerate(keys):
+            begun[0] = number + 1
+            found = self._sample(key)
+            if found.dtype == rows.dtype:
+                found.read_direct(rows, None, np.s_[number])
+            else:  # HDF5 itself clips numbers that do not fit
+                cast_into(rows[number, ...], found[()])
+
+    def _forget(self) -> None:
+        self._file = self._rows = None
+
+    def _damaged(self, key: Any, error: Exception) -> SampleError:
+        return SampleError(key, self.file, unreadable(error))
 
     def _sample(self, id: Any) -> Any:
         """The dataset of sample ``id``."""
@@ -164,7 +165,12 @@ class _Rows:
 
 
 def opened(path: str, *, swmr: bool) -> Any:
-    return h5py.File(path, "r", swmr=swmr, libver="latest" if swmr else None)
+    try:
+        return h5py.File(path, "r", swmr=swmr, libver="latest" if swmr else None)
+    except OSError:
+        with suppress(OSError), open(path, "rb") as file:
+            refuse_pointer(file.read(16))
+        raise
 
 
 def unreadable(error: Exception) -> str:
@@ -181,11 +187,7 @@ def unreadable(error: Exception) -> str:
     return f"expected an HDF5 file that can be read, found: {error}"
 
 
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def agrees(reader: RowFileReader, dataset: Any) -> bool:
+def agrees(reader: Reader, dataset: Any) -> bool:
     """Whether a reader reads the first row of a dataset and the last as h5py does."""
     numbers = [0, len(dataset) - 1]
     found = np.empty((2, *reader.shape), reader.dtype)

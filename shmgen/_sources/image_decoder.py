@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
+from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError
 
 try:
@@ -135,6 +136,7 @@ class ImageDecoder(NamedTuple):
         except (FormatError, MemoryError):
             raise
         except Image.UnidentifiedImageError:
+            refuse_pointer(data)
             if data.startswith(APPLE_DOUBLE):
                 raise FormatError("expected an image, found what macOS notes of one; leave ids that begin with ._ out") from None
             raise FormatError(f"expected an image that Pillow reads, found one that begins with {data[:8]!r}{IF_WHOLE}") from None

@@ -12,6 +12,7 @@ import numpy as np
 from shmgen._samples.sample_spec import RowSpec, SampleSpec, check_shape
 from shmgen._samples.suggest import IMAGES, FileKind
 from shmgen._sources.folder import Files, FolderReader, FolderSource
+from shmgen._storage.local import again
 from shmgen.errors import FormatError, InputError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class Images(FolderSource):
         image_decoder.say_once_if_slow()
         try:
             files.learn(first)
-            array = files.load(first, self._decoder.decode, may_wait=False)
+            array = again(lambda: files.load(first, self._decoder.decode, may_wait=False))
             reader = ImagesReader(files, self._decoder, self.given, self.given.row(array.shape, array.dtype, varies=varies))
             reader.check(array)
             return reader
@@ -154,20 +155,13 @@ class ImagesReader(FolderReader):
         self.shape, self.dtype, self.varies = row.shape, row.dtype, row.varies
         self._decoder = decoder
 
-    def read(self, key: object, row: Any, rng: object = None) -> np.ndarray:
-        """The image of sample ``key``, which need not be of a row's shape if rows are made of such.
-
-        Raises:
-            SampleError: it can't be decoded, or is no row; it names the file, what was expected and what was found.
-        """
+    def _read(self, key: object, row: Any) -> np.ndarray:
+        """The image of sample ``key``, which need not be of a row's shape if rows are made of such."""
         files = self.files
         assert isinstance(files, ImageFiles)
-        try:
-            files.name(key)  # says what is wrong where there are none, or several
-            array: np.ndarray = files.load(key, lambda data: self._decoder.decode(data, row))
-            self.check(array)
-        except (OSError, ValueError, FormatError) as error:
-            raise files.unreadable(key, error) from None
+        files.name(key)  # says what is wrong where there are none, or several
+        array: np.ndarray = files.load(key, lambda data: self._decoder.decode(data, row))
+        self.check(array)
         return array
 
     def check(self, array: np.ndarray) -> None:

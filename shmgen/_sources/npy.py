@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from shmgen._samples.casting import cast_into
 from shmgen._samples.npy_format import (
     CHANGED,
+    LARGEST_ELEMENT,
     LONGEST,
     OPEN_FLAGS,
     File,
@@ -30,7 +31,6 @@ from shmgen._samples.npy_format import (
     require_data,
 )
 from shmgen._samples.sample_spec import RowSpec, SampleSpec
-from shmgen._sources.base import row_of
 from shmgen._sources.folder import Files, FolderReader, FolderSource
 from shmgen.errors import FormatError
 
@@ -49,9 +49,6 @@ FILES_AHEAD = 16
 
 ONE_BY_ONE = 64
 """So many files are read one by one after one that did not have the shape of its row."""
-
-LARGEST_ELEMENT = 32
-"""Bytes of the largest number that NumPy knows."""
 
 OF_ANOTHER_SHAPE = (
     "; dim and n_channels say what is expected, and left out they are the first file's. Where files vary in size, give dim, and "
@@ -175,46 +172,31 @@ class NpyReader(FolderReader):
         # After a file that did not fit its row there will be more: each is read once then, and one is held in memory at a time.
         return self._singly > 0
 
-    def read(self, key: object, row: np.ndarray, rng: object = None) -> np.ndarray:
-        """The array of sample ``key``, of its own shape and dtype.
-
-        Raises:
-            SampleError: it can't be read; it names the file, what was expected and what was found.
-        """
+    def _read(self, key: object, row: np.ndarray) -> np.ndarray:
+        """The array of sample ``key``, of its own shape and dtype."""
+        if self.files.remote is not None:
+            return self.files.load(key, lambda data: self._array(memoryview(data)))
+        fd = os.open(self.files.path(key), OPEN_FLAGS)
         try:
-            if self.files.remote is not None:
-                return self.files.load(key, lambda data: self._array(memoryview(data)))
-            fd = os.open(self.files.path(key), OPEN_FLAGS)
-            try:
-                return self._array(fd)
-            finally:
-                os.close(fd)
-        except (OSError, ValueError, FormatError) as error:
-            raise self.files.unreadable(key, error) from None
+            return self._array(fd)
+        finally:
+            os.close(fd)
 
-    def fill(self, keys: Sequence[object], rows: memoryview, begun: Any, *, io_waits: bool = False) -> list[int] | None:
-        """Read the files of ``keys`` into ``rows``, which are their rows' bytes; returns the numbers of those of other shapes.
-
-        Raises:
-            SampleError: one can't be read; it names the file, what was expected and what was found.
-        """
-        folder = -1
+    def _fill(self, keys: Sequence[object], rows: memoryview, begun: Any, io_waits: bool) -> list[int] | None:
+        """Read the files of ``keys`` into ``rows``, which are their rows' bytes; returns the numbers of those of other shapes."""
         self._left: list[int] = []
         self._begun = begun
         files = self.files
-        try:
-            if files.remote is not None:
-                self._fetch(files.remote, files.names(keys), rows)
-                return self._left
-            # With its descriptor the kernel need not look up the folder for every file.
-            folder = os.open(files.folder, os.O_PATH | os.O_CLOEXEC)
-            (self._read_ahead if io_waits else self._read_in_turn)(files.names(keys), folder, rows)
+        if files.remote is not None:
+            self._fetch(files.remote, files.names(keys), rows)
             return self._left
-        except (OSError, ValueError, FormatError) as error:
-            raise files.unreadable(keys[row_of(begun[0]) or 0], error) from None
+        # With its descriptor the kernel need not look up the folder for every file.
+        folder = os.open(files.folder, os.O_PATH | os.O_CLOEXEC)
+        try:
+            (self._read_ahead if io_waits else self._read_in_turn)(files.names(keys), folder, rows)
         finally:
-            if folder >= 0:
-                os.close(folder)
+            os.close(folder)
+        return self._left
 
     def _read_in_turn(self, names: list[str], folder: int, rows: memoryview) -> None:
         # One open, one preadv, one close and one comparison a sample. The speed of the whole package depends on this loop.
@@ -228,7 +210,7 @@ class NpyReader(FolderReader):
             fd = opened(name, flags, dir_fd=folder)
             try:
                 if preadv(fd, (found, row), 0) != expected_bytes or found != plain:
-                    self._read(fd, row)
+                    self._read_file(fd, row)
                     plain, found, expected_bytes = self._expected()
             finally:
                 close(fd)
@@ -252,7 +234,7 @@ class NpyReader(FolderReader):
                 try:
                     row = rows[number * row_bytes : (number + 1) * row_bytes]
                     if preadv(fd, (found, row), 0) != expected_bytes or found != plain:
-                        self._read(fd, row)
+                        self._read_file(fd, row)
                         plain, found, expected_bytes = self._expected()
                 finally:
                     close(fd)
@@ -277,13 +259,13 @@ class NpyReader(FolderReader):
         plain, found, _ = self._expected()
         size = body.readinto(found)
         if not found or found != plain or body.readinto(row) != self.row_bytes:
-            self._read(memoryview(found[:size] + body.read(self._most())), row)
+            self._read_file(memoryview(found[:size] + body.read(self._most())), row)
 
     def _read_got(self, data: memoryview, row: memoryview) -> None:
         """Read a file from all of its bytes."""
         plain, _, expected_bytes = self._expected()
         if len(data) < expected_bytes or not plain or data[: len(plain)] != plain:
-            self._read(data, row)
+            self._read_file(data, row)
         else:
             row[:] = data[len(plain) : expected_bytes]
 
@@ -291,7 +273,7 @@ class NpyReader(FolderReader):
         """Read a file that is kept on a local disk."""
         plain, found, expected_bytes = self._expected()
         if os.preadv(fd, (found, row), 0) != expected_bytes or found != plain:
-            self._read(fd, row)
+            self._read_file(fd, row)
 
     def _most(self) -> int:
         """More bytes than any file has whose array is a row."""
@@ -303,7 +285,7 @@ class NpyReader(FolderReader):
             return b"", bytearray(), -1
         return self._plain, bytearray(len(self._plain)), len(self._plain) + self.row_bytes
 
-    def _read(self, file: File, row: memoryview) -> None:
+    def _read_file(self, file: File, row: memoryview) -> None:
         """Read a file whose header is not that of the last plain file, or that one call did not read whole."""
         before = _written(file)
         header, raw = read_header(file)

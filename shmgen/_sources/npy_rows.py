@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 from shmgen._checks import check_int
 from shmgen._samples.npy_format import Header, explain, read_header, read_header_of, read_whole, remote_header
 from shmgen._samples.sample_spec import check_dtype, check_numbers, dtype_of, dtype_text
-from shmgen._sources.base import BuiltinSource, Reader, row_of
-from shmgen._sources.row_file import RowFile, RowLayout, Windows, runs, spread
-from shmgen.errors import FormatError, InputError, SampleError
+from shmgen._sources.base import BuiltinSource
+from shmgen._sources.row_file import RowFile, RowLayout, RowsReader, Windows, runs, spread
+from shmgen.errors import FormatError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Self
 
     from numpy.typing import DTypeLike
 
@@ -190,8 +189,8 @@ class NpyRows(BuiltinSource):
             raise InputError(f"id {id}: expected {self._windows.expected(self.file, rows)}")
 
 
-class NpyRowsReader(Reader):
-    """Reads rows of one file.
+class NpyRowsReader(RowsReader):
+    """Reads rows of one ``.npy`` file.
 
     Args:
         file: its path, or its URL.
@@ -204,12 +203,9 @@ class NpyRowsReader(Reader):
         columns: which elements of a row's last axis are, or which one is.
 
     Attributes:
-        file: see above.
         ids: the file of the rows' ids; None where ids are numbers.
     """
 
-    takes_bytes = True
-    concurrent = True
     ids: Place | None = None
 
     def __init__(
@@ -223,11 +219,7 @@ class NpyRowsReader(Reader):
         windows: Windows,
         columns: int | tuple[int, ...] | None,
     ) -> None:
-        self.file = file
-        self.dtype = dtype_text(header.dtype.newbyteorder("="))
-        shape = windows.shape(header.shape)
-        self.shape = shape if columns is None else shape[:-1] if isinstance(columns, int) else (*shape[:-1], len(columns))
-        self._layout = RowLayout(
+        layout = RowLayout(
             header.size,
             header.shape[0],
             header.shape[1:],
@@ -238,33 +230,21 @@ class NpyRowsReader(Reader):
             windows.stride,
             columns,
         )
-        self._remote, self._raw, self._version, self._given, self._windows = remote, raw, version, given, windows
-        self._in_worker = False
-        self._open: RowFile | None = None
+        super().__init__(file, layout, windows)
+        self.dtype = dtype_text(header.dtype.newbyteorder("="))
+        shape = windows.shape(header.shape)
+        self.shape = shape if columns is None else shape[:-1] if isinstance(columns, int) else (*shape[:-1], len(columns))
+        self._remote, self._raw, self._version, self._given = remote, raw, version, given
 
-    def opened(self, *, in_worker: bool = False) -> Self:
-        reader = copy(self)
-        reader._open, reader._in_worker = None, in_worker
-        return reader
-
-    def fill(self, keys: Sequence[int], rows: memoryview, begun: Any, *, io_waits: bool = False) -> None:
-        """Read the samples ``keys`` into ``rows``, which are their bytes.
-
-        Raises:
-            SampleError: the file can't be read, or is not the one that `NpyRows.bind` saw.
-        """
-        try:
-            firsts = self._windows.firsts(keys)
-            if self._remote is None:
-                (self._open or self._opened()).fill(firsts, rows, begun, io_waits=io_waits)
-            elif self._layout.is_whole:
-                self._fetch(self._remote, firsts, rows, begun)
-            else:
-                spans = memoryview(bytearray(len(keys) * self._layout.span * self._layout.row_bytes))
-                self._fetch(self._remote, firsts, spans, begun)
-                self._layout.pick(spans, rows)
-        except (OSError, ValueError, FormatError) as error:
-            raise SampleError(keys[row_of(begun[0]) or 0], self.file, explain(error)) from None
+    def _fill(self, keys: Sequence[int], rows: memoryview, begun: Any, io_waits: bool) -> None:
+        if self._remote is None:
+            super()._fill(keys, rows, begun, io_waits)
+        elif self._layout.is_whole:
+            self._fetch(self._remote, self._windows.firsts(keys), rows, begun)
+        else:
+            spans = memoryview(bytearray(len(keys) * self._layout.span * self._layout.row_bytes))
+            self._fetch(self._remote, self._windows.firsts(keys), spans, begun)
+            self._layout.pick(spans, rows)
 
     def place(self, id: Any) -> str:
         row = id
@@ -274,20 +254,17 @@ class NpyRowsReader(Reader):
             row = row_of_id(self.ids, id)
         return f"{self._windows.named(row)} of {'file ' if self._remote is None else ''}{self.file}"
 
-    def _opened(self) -> RowFile:
-        """The file. It is opened once, and must still be of the form that was seen when the loader was made."""
-        file = RowFile(self.file, self._layout, may_map=self._in_worker)
-        if os.pread(file.fd, len(self._raw), 0) != self._raw:
-            found, layout = _checked(read_header(file.fd)[0], self._given), self._layout
-            if found.shape[1:] != layout.shape or dtype_text(found.dtype) != layout.dtype:
-                raise FormatError(
-                    f"expected rows of shape {layout.shape} and dtype {layout.dtype}, found {found.shape[1:]}, {found.dtype}"
-                )
-            if found.shape[0] < layout.rows:
-                raise FormatError(f"expected {layout.rows:,} rows, found {found.shape[0]:,}")
-            file = RowFile(self.file, layout._replace(begin=found.size), may_map=self._in_worker)
-        self._open = file
-        return file
+    def _checked(self, file: RowFile) -> RowFile:
+        if os.pread(file.fd, len(self._raw), 0) == self._raw:
+            return file
+        found, layout = _checked(read_header(file.fd)[0], self._given), self._layout
+        if found.shape[1:] != layout.shape or dtype_text(found.dtype) != layout.dtype:
+            raise FormatError(
+                f"expected rows of shape {layout.shape} and dtype {layout.dtype}, found {found.shape[1:]}, {found.dtype}"
+            )
+        if found.shape[0] < layout.rows:
+            raise FormatError(f"expected {layout.rows:,} rows, found {found.shape[0]:,}")
+        return RowFile(self.file, layout._replace(begin=found.size), may_map=self._in_worker)
 
     def _fetch(self, remote: Remote, firsts: Sequence[int], data: memoryview, begun: Any) -> None:
         """Get the rows that samples span, or what is kept of them: by one request those that are neighbours."""

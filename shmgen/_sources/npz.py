@@ -10,16 +10,18 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 
-from shmgen._samples.npy_format import LONGEST, OPEN_FLAGS, read_header, require_data
+from shmgen._samples.npy_format import LARGEST_ELEMENT, LONGEST, OPEN_FLAGS, read_header, require_data
 from shmgen._sources.folder import Files, FolderReader, FolderSource
-from shmgen.errors import FormatError
+from shmgen._storage.local import again, refuse_pointer
+from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import DTypeLike
 
     from shmgen._storage.remote import Remote
+    from shmgen._worker.sample_filler import RowsByKey
 
 DAMAGED = (OSError, ValueError, FormatError, BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 """What reading a file may raise that is no whole ``.npz`` file."""
@@ -51,17 +53,14 @@ class Npz(FolderSource):
 
     finds_fields = True
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str] | Remote | None,
-    ) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | Remote | None) -> None:
         super().__init__(Files(folder, ".npz"))
 
     def bind(self, ids: Sequence[object], *, field: str = "X", varies: bool = False) -> NpzReader:
         files, first = self.files, ids[0]
         files.prepare(ids, "Npz")
         try:
-            fields = files.load(first, _kinds, may_wait=False)
+            fields = again(lambda: files.load(first, _kinds, may_wait=False))
             if not fields:
                 raise FormatError("expected arrays, found an .npz file without any")
         except DAMAGED as error:
@@ -80,43 +79,49 @@ class NpzReader(FolderReader):
     """
 
     reads_one_by_one = True
+    damage = DAMAGED
 
     def __init__(self, files: Files, fields: dict[str, tuple[tuple[int, ...], DTypeLike]]) -> None:
         super().__init__(files)
         self.fields = fields
 
-    def read(self, key: object, row: Mapping[str, np.ndarray], rng: object = None) -> dict[str, np.ndarray]:
-        """The arrays of sample ``key`` that ``row`` has room for.
+    def _read(self, key: object, row: RowsByKey) -> dict[str, np.ndarray]:
+        """The arrays of sample ``key`` that ``row`` has room for."""
+        if self.files.remote is not None:
+            return self.files.load(key, lambda data: _arrays(io.BytesIO(data), row))
+        fd = os.open(self.files.path(key), OPEN_FLAGS)
+        with open(fd, "rb") as file:
+            return _arrays(file, row)
 
-        Raises:
-            SampleError: they can't be read; it names the file, what was expected and what was found.
-        """
-        try:
-            if self.files.remote is not None:
-                return self.files.load(key, lambda data: _arrays(io.BytesIO(data), row))
-            fd = os.open(self.files.path(key), OPEN_FLAGS)
-            with open(fd, "rb") as file:
-                return _arrays(file, row)
-        except DAMAGED as error:
-            raise self.files.unreadable(key, _explained(error)) from None
+    def _damaged(self, key: object, error: Exception) -> SampleError:
+        return self.files.unreadable(key, _explained(error))
 
 
 def _kinds(data: bytes) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
     """The shape and dtype of each array in an ``.npz`` file, by name."""
-    with ZipFile(io.BytesIO(data)) as archive:
+    with _opened(io.BytesIO(data)) as archive:
         return {key: _kind(archive, info) for key, info in _members(archive).items()}
 
 
-def _arrays(file: Any, wanted: Mapping[str, object]) -> dict[str, np.ndarray]:
-    """The arrays of these names in an ``.npz`` file."""
-    with ZipFile(file) as archive:
+def _arrays(file: Any, rows: RowsByKey) -> dict[str, np.ndarray]:
+    """The arrays in an ``.npz`` file that there are rows for."""
+    with _opened(file) as archive:
         members = _members(archive)
         arrays = {}
-        for key in wanted:
+        for key, row in rows.items():
             if key not in members:
                 raise FormatError(f"expected an array {key!r}, found {', '.join(map(repr, members)) or 'none'}")
-            arrays[key] = _array(archive, members[key])
+            arrays[key] = _array(archive, members[key], None if key in rows.varied else row)
     return arrays
+
+
+def _opened(file: Any) -> ZipFile:
+    try:
+        return ZipFile(file)
+    except BadZipFile:
+        file.seek(0)
+        refuse_pointer(file.read(16))
+        raise
 
 
 def _members(archive: ZipFile) -> dict[str, ZipInfo]:
@@ -135,9 +140,16 @@ def _kind(archive: ZipFile, info: ZipInfo) -> tuple[tuple[int, ...], DTypeLike]:
     return header.shape, header.dtype.newbyteorder("=")
 
 
-def _array(archive: ZipFile, info: ZipInfo) -> np.ndarray:
-    data = archive.read(info)  # which checks the checksum
+def _array(archive: ZipFile, info: ZipInfo, row: np.ndarray | None) -> np.ndarray:
+    """The array of a member; of one that is too large for ``row``, an array of its shape that takes no memory."""
     try:
+        if row is not None and info.file_size > LONGEST + LARGEST_ELEMENT * row.size:
+            with archive.open(info) as member:
+                header, _ = read_header(memoryview(member.read(LONGEST)))
+            if header.size + header.data_bytes < info.file_size:
+                raise FormatError(f"expected {header.size + header.data_bytes:,} bytes, found {info.file_size:,}")
+            return np.broadcast_to(np.empty((), header.dtype), header.shape)
+        data = archive.read(info)  # which checks the checksum
         header, _ = read_header(memoryview(data))
         require_data(len(data), header.size + header.data_bytes)
     except FormatError as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._samples.npy_format import CHANGED, OPEN_FLAGS, explain, read_whole
 from shmgen._samples.sample_spec import dtype_of
-from shmgen._sources.base import Reader, row_of
+from shmgen._sources.folder import FileReader
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
@@ -310,27 +310,20 @@ class RowFile:
         return True
 
 
-class RowFileReader(Reader):
-    """Reads rows of a file that has been looked at already.
+class RowsReader(FileReader):
+    """Reads samples from the rows of one file, which each thread opens for itself.
 
     Args:
-        file: the path of the file.
-        what: of the file the rows are, for errors: ``"dataset 'x' of "``.
-        layout: where the rows lie.
-        dtype: of a row in a batch.
-
-    Attributes:
-        file: see above.
+        file: its path, or its URL.
+        layout: where its rows lie.
+        windows: which of its rows are a sample.
     """
 
     takes_bytes = True
-    concurrent = True
 
-    def __init__(self, file: str, what: str, layout: RowLayout, dtype: str) -> None:
+    def __init__(self, file: str, layout: RowLayout, windows: Windows) -> None:
         self.file = file
-        self.shape, self.dtype = layout.shape, dtype
-        self._what, self._layout = what, layout
-        self._seen = _identity(os.stat(file))
+        self._layout, self._windows = layout, windows
         self._in_worker = False
         self._open: RowFile | None = None
 
@@ -339,28 +332,24 @@ class RowFileReader(Reader):
         reader._open, reader._in_worker = None, in_worker
         return reader
 
-    def fill(self, keys: Sequence[int], rows: memoryview, begun: Any, *, io_waits: bool = False) -> None:
-        """Read the rows of these numbers.
+    def _fill(self, keys: Sequence[int], rows: memoryview, begun: Any, io_waits: bool) -> None:
+        if self._open is None:
+            self._open = self._checked(RowFile(self.file, self._layout, may_map=self._in_worker))
+        self._open.fill(self._windows.firsts(keys), rows, begun, io_waits=io_waits)
+
+    def _checked(self, file: RowFile) -> RowFile:
+        """The file that was opened, or another that reads it, if it is still of the form that `Source.bind` saw.
 
         Raises:
-            SampleError: one can't be read, or the file is another than when the loader was made.
+            FormatError: it is not.
         """
-        try:
-            if self._open is None:
-                file = RowFile(self.file, self._layout, may_map=self._in_worker)
-                if _identity(os.fstat(file.fd)) != self._seen:
-                    raise FormatError("expected the file as it was when the loader was made, found another; make another loader")
-                self._open = file
-            self._open.fill(keys, rows, begun, io_waits=io_waits)
-        except (OSError, FormatError) as error:
-            raise SampleError(keys[row_of(begun[0]) or 0], self.file, explain(error)) from None
+        raise NotImplementedError
 
-    def place(self, id: Any) -> str:
-        return f"row {id} of {self._what}file {self.file}"
+    def _forget(self) -> None:
+        self._open = None
 
-
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    def _damaged(self, key: int, error: Exception) -> SampleError:
+        return SampleError(key, self.file, explain(error))
 
 
 def are_neighbours(firsts: Sequence[int], distance: int) -> bool:

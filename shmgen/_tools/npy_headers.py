@@ -64,17 +64,12 @@ class NpyHeadersReader(FolderReader):
         # By header: how many bytes such a file has, and its row.
         self._known: dict[bytes, tuple[int, bytes]] = {}
 
-    def fill(self, keys: Sequence[Any], rows: memoryview, begun: Any, *, io_waits: bool = False) -> None:
-        """Read the headers of the files of ``keys``.
-
-        Raises:
-            SampleError: a file can't be read, or is no whole ``.npy`` file.
-        """
+    def _fill(self, keys: Sequence[Any], rows: memoryview, begun: Any, io_waits: bool) -> None:
         for begun[0], id in enumerate(keys, 1):
-            try:
-                rows[(begun[0] - 1) * TEXT : begun[0] * TEXT] = self.row(id)
-            except (OSError, ValueError, FormatError) as error:
-                raise SampleError(id, path := self.files.path(id), explain(error, path)) from None
+            rows[(begun[0] - 1) * TEXT : begun[0] * TEXT] = self.row(id)
+
+    def _damaged(self, key: Any, error: Exception) -> SampleError:
+        return SampleError(key, path := self.files.path(key), explain(error, path))
 
     def row(self, id: Any) -> bytes:
         """The row of one file."""

@@ -234,6 +234,7 @@ class SampleFiller:
             return
         rows = {field.name: sample.row(field.name) for field in fields}
         by_key = RowsByKey(reader, [(field.key, rows[field.name]) for field in fields])
+        by_key.varied = frozenset(field.key for field in fields if field.varies)
         result = reader.read(key, by_key, rng)
         for field in fields:
             row = rows[field.name]
@@ -354,7 +355,12 @@ class RowsByKey(dict[Any, Any]):
         reader: which fills them.
         rows: those that were asked for, each with its key; of a key that is there twice, the first counts.
         count: ``(n,)`` for n rows of each; ``()`` for one.
+
+    Attributes:
+        varied: keys of which samples may have other shapes than their rows.
     """
+
+    varied: frozenset[Any] = frozenset()
 
     def __init__(self, reader: Reader, rows: Iterable[tuple[Any, np.ndarray]], count: tuple[int, ...] = ()) -> None:
         super().__init__()

@@ -1,0 +1,61 @@
+"""Local files, on disks and mounts: errors that may pass, and files that stand for others."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from shmgen.errors import FormatError
+
+T = TypeVar("T")
+
+PASSING = errno.EIO, errno.ESTALE, errno.ETIMEDOUT
+"""Errors of network mounts that are often gone a moment later."""
+
+PAUSES = 0.05, 0.2, 0.8
+"""Seconds before each further try."""
+
+POINTER = b"version http"
+"""How a file begins that Git LFS puts in place of one that it has not fetched."""
+
+_logged: set[int] = set()
+
+
+def again(read: Callable[[], T], forget: Callable[[], object] | None = None) -> T:
+    """What ``read`` returns. Where it ends in an error that may pass, it is called again, three times at most.
+
+    Args:
+        read: opens and reads a file.
+        forget: called before each further try: closes what is open, since a descriptor may be stale.
+    """
+    for pause in PAUSES:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            if error.errno not in _logged:
+                from logging import getLogger  # late: few workers need it
+
+                _logged.add(error.errno)
+                # As text: the error itself would keep the rows that were being filled.
+                getLogger("shmgen").warning("a read failed, and is tried again: %s", str(error))
+        if forget is not None:
+            forget()
+        time.sleep(pause)
+    return read()
+
+
+def refuse_pointer(start: bytes) -> None:
+    """Make sure that a file is no pointer of Git LFS.
+
+    Args:
+        start: the first bytes of the file, at least 12.
+
+    Raises:
+        FormatError: it is one.
+    """
+    if start.startswith(POINTER):
+        raise FormatError("expected data, found a pointer file of Git LFS in their place; run `git lfs pull` in the repository")

@@ -1,0 +1,168 @@
+"""Local files of all sources: errors of a mount that pass, pointers of Git LFS, and archives that unpack to more than fits."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from shmgen import Hdf5, Images, InputError, Loader, Npy, NpyRows, Npz, SampleError
+from shmgen._samples.npy_format import MAGIC
+from shmgen._storage import local
+
+N = 4
+
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
+)
+
+
+def write_npy(folder: Path) -> Any:
+    for number in range(N):
+        np.save(folder / f"{number}.npy", np.full((4, 3), number, "f4"))
+    return Npy(folder)
+
+
+def write_npz(folder: Path) -> Any:
+    for number in range(N):
+        np.savez_compressed(folder / f"{number}.npz", x=np.full((4, 3), number, "f4"))
+    return Npz(folder)["x"]
+
+
+def write_images(folder: Path) -> Any:
+    for number in range(N):
+        Image.fromarray(np.full((4, 3), number, "u1")).save(folder / f"{number}.png")
+    return Images(folder, mode="L")
+
+
+def write_rows(folder: Path) -> Any:
+    np.save(folder / "all.npy", np.arange(N, dtype="f4")[:, None])
+    return NpyRows(folder / "all.npy")
+
+
+def write_flat(folder: Path) -> Any:
+    with h5py.File(folder / "all.h5", "w") as file:
+        file["x"] = np.arange(N, dtype="f4")[:, None]
+    return Hdf5(folder / "all.h5", "x")
+
+
+def write_chunks(folder: Path) -> Any:
+    with h5py.File(folder / "all.h5", "w") as file:
+        file.create_dataset("x", data=np.arange(N, dtype="f4")[:, None], chunks=(2, 1), compression="gzip")
+    return Hdf5(folder / "all.h5", "x")
+
+
+SOURCES = [write_npy, write_npz, write_images, write_rows, write_flat, write_chunks]
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int, times: int) -> list[str]:
+    """Have the opens of files in a folder fail with an error of this number, some times; returns the files of failed opens."""
+    failed: list[str] = []
+
+    def guarded(real: Callable[..., Any]) -> Callable[..., Any]:
+        def opened(path: Any, *args: Any, **options: Any) -> Any:
+            if len(failed) < times and os.path.basename(path) in names:
+                failed.append(str(path))
+                raise OSError(number, os.strerror(number), path)
+            return real(path, *args, **options)
+
+        return opened
+
+    names = {path.name for path in folder.iterdir()}
+    monkeypatch.setattr(os, "open", guarded(os.open))
+    monkeypatch.setattr(h5py, "File", guarded(h5py.File))
+    return failed
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE], ids=["EIO", "ESTALE"])
+@pytest.mark.parametrize("write", SOURCES)
+def test_an_error_that_passes_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, write: Callable[[Path], Any], number: int
+) -> None:
+    """Where a sample is read, and where the source is bound: the read is tried again, and the log says so once."""
+    monkeypatch.setattr(local, "PAUSES", (0, 0, 0))
+    monkeypatch.setattr(local, "_logged", set())
+    source = write(tmp_path)
+    with monkeypatch.context() as patch:
+        failed = failing(patch, tmp_path, number, times=3)
+        loader = Loader(range(N), source=source, batch_size=N, shuffle=False, workers=0)
+        assert len(failed) == 3
+    failed = failing(monkeypatch, tmp_path, number, times=3)
+    with loader:
+        (X,) = loader.batch(0)
+    assert X.reshape(N, -1)[:, 0].tolist() == list(range(N))
+    assert len(failed) == 3
+    assert caplog.text.count("a read failed, and is tried again") == 1
+
+
+@pytest.mark.parametrize("write", SOURCES)
+def test_an_error_that_does_not_pass_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], Any]
+) -> None:
+    """After three more tries; any other error at once."""
+    monkeypatch.setattr(local, "PAUSES", (0, 0, 0))
+    for number, tries in ((errno.EIO, 4), (errno.EACCES, 1)):
+        with Loader(range(N), source=write(tmp_path), batch_size=N, shuffle=False, workers=0) as loader:
+            with monkeypatch.context() as patch:
+                failed = failing(patch, tmp_path, number, times=99)
+                with pytest.raises(SampleError, match=os.strerror(number)):
+                    loader.batch(0)
+            assert len(failed) == tries
+
+
+@pytest.mark.parametrize("write", SOURCES)
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, write: Callable[[Path], Any]) -> None:
+    """In place of the data: with the command that fetches them."""
+    source = write(tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(POINTER)
+    with pytest.raises((InputError, SampleError), match=r"found a pointer file of Git LFS .*; run `git lfs pull`"):
+        Loader(range(N), source=source, batch_size=N, workers=0)
+
+
+def archive(path: Path, shape: str, size: int) -> None:
+    """Write an archive whose only member is an array of zeros of ``size`` bytes, said to be of this shape."""
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x.npy", MAGIC + b"\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(size))
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        pytest.param("(33554432,)", r"expected shape \(4, 3\), found \(33554432,\)", id="shape"),
+        pytest.param("(4, 3)", r"array 'x': expected 140 bytes, found 33,554,560", id="more-than-it-says"),
+    ],
+)
+def test_an_archive_that_would_unpack_to_more_than_fits(tmp_path: Path, shape: str, text: str) -> None:
+    """Its header is read, and no more."""
+    for number in range(N):
+        np.savez_compressed(tmp_path / f"{number}.npz", x=np.zeros((4, 3), "u1"))
+    archive(tmp_path / "2.npz", shape, 1 << 25)
+    with Loader(range(N), source=Npz(tmp_path)["x"], batch_size=N, workers=0) as loader:
+        tracemalloc.start()
+        try:
+            with pytest.raises(SampleError, match=text):
+                loader.batch(0)
+            assert tracemalloc.get_traced_memory()[1] < 1 << 22
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_large_array_is_read_where_a_transform_makes_rows_of_it(tmp_path: Path) -> None:
+    """It need not have the shape of a row then."""
+    for number in range(N):
+        np.savez_compressed(tmp_path / f"{number}.npz", x=np.full((100_000, 3), number, "u1"))
+    source = Npz(tmp_path)["x"].shaped((4, 3))
+    with Loader(range(N), source=source, transform=lambda x, rng: x[:4], batch_size=N, shuffle=False, workers=0) as loader:
+        (X,) = loader.batch(0)
+    assert X[:, 0, 0].tolist() == list(range(N))
