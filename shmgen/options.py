@@ -25,8 +25,7 @@ from shmgen._sources.base import Source, SourceField
 from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
 from shmgen._sources.npy import Npy
-from shmgen._sources.numbers import numbers_of
-from shmgen._sources.values import Ones, Values
+from shmgen._sources.values import Ones, Values, numbers_of
 from shmgen._urls import is_url
 from shmgen._worker.transform import Transform
 from shmgen.errors import InputError

@@ -305,6 +305,40 @@ def test_a_tuple_that_is_no_sample_is_refused() -> None:
         Loader(range(4), source=lambda id: (id, id, id, id), batch_size=2)
 
 
+@pytest.mark.parametrize(
+    ("first", "text"),
+    [
+        pytest.param(None, "expected an array, found None; let the function return one, or fill the row", id="nothing"),
+        pytest.param(({"a": 1}, 2), "field 0: expected an array, found a dict: return one dict of all arrays", id="nested"),
+        pytest.param([np.zeros(3), 1], "found a list of parts of several shapes; where each is a field, return", id="list"),
+        pytest.param({"x": [[1], [2, 3]]}, "field 'x': expected an array, found a list of parts of several shapes", id="ragged"),
+        pytest.param({"x": None}, "field 'x': expected an array, found None", id="nothing-in-a-field"),
+        pytest.param("text", "expected numbers, found dtype <U4; leave texts out, or pass names of classes", id="text"),
+        pytest.param({"x": "text"}, "field 'x': .* dtype <U4; leave texts out, or pass names of classes", id="text-in-a-field"),
+    ],
+)
+def test_what_a_function_returns_for_the_first_sample_is_checked(first: object, text: str) -> None:
+    """What was found, and what to return in its place."""
+    with pytest.raises((FunctionError, InputError), match=text):
+        Loader(range(4), source=lambda id: first, batch_size=2, workers=0)
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        pytest.param(np.array("cat"), "field 'x': .* dtype <U3; leave texts out, or pass names of classes", id="text"),
+        pytest.param(np.array([{}]), "field 'x': .* dtype object; make them an array of numbers", id="objects"),
+    ],
+)
+def test_an_archives_member_that_is_no_numbers(tmp_path: Path, array: np.ndarray, text: str) -> None:
+    """It is refused with what to do, and may be left out."""
+    np.savez(tmp_path / "a.npz", x=array, y=np.zeros(2))
+    with pytest.raises(InputError, match=text):
+        Loader(["a"], source=Npz(tmp_path), batch_size=1, workers=0)
+    with Loader(["a"], source=Npz(tmp_path)["y"], batch_size=1, workers=0) as loader:
+        assert loader.batch(0)[0].shape == (1, 2)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("odd", "text"),
@@ -313,7 +347,7 @@ def test_a_tuple_that_is_no_sample_is_refused() -> None:
             lambda: {"x": np.zeros(3)}, "expected 'x', 'y', as of the first sample, found a dict of 'x'", id="a-key-less"
         ),
         pytest.param(lambda: np.zeros((2, 3)), "expected 'x', 'y', as of the first sample, found ndarray", id="array"),
-        pytest.param(lambda: None, "expected 'x', 'y', as of the first sample, found a dict of nothing", id="nothing"),
+        pytest.param(lambda: None, "expected an array, found None; let the function return one", id="nothing"),
         pytest.param(
             lambda: {"x": np.zeros(4), "y": 1},
             "source of field 'X': expected shape (3,), found (4,); dim and n_channels say what shape a row has.",

@@ -184,6 +184,16 @@ def test_numbers_that_are_not_finite_are_damage_in_a_full_scan(tmp_path: Path) -
     assert rows.keys() == {3}
 
 
+def test_a_scan_of_all_data_finds_casts_that_lose(tmp_path: Path) -> None:
+    """300 in a file of uint16 beside files of uint8; a function's 1e300, where its first array is float32."""
+    for number in range(8):
+        np.save(tmp_path / f"{number}.npy", np.full(3, 300 if number == 5 else 1, "u2" if number == 5 else "u1"))
+    for source in (Npy(tmp_path), lambda id: np.full(3, 1e300 if id == 5 else 1, "f8" if id == 5 else "f4")):
+        found = reasons(scan(source, range(8), full=True, workers=0))
+        assert found.keys() == {5}
+        assert re.search("expected numbers that dtype (uint8|float32) holds, found (300|1e[+]300) and 2 more of 3", found[5])
+
+
 def kind(shape: tuple[int, ...], files: int, dtype: str = "f4") -> Kind:
     return Kind(shape, np.dtype(dtype), files, files)
 

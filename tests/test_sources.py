@@ -290,12 +290,18 @@ def test_values_rows(values: Any, options: dict[str, Any], dtype: str, shape: tu
         pytest.param([1, 2, 256, 4], {"dtype": "u1"}, "id 'c', .*expected an int from 0 to 255, found 256", id="too-large"),
         pytest.param([1, 2, -1, 4], {"dtype": "u1"}, "id 'c', .*expected an int from 0 to 255, found -1", id="too-small"),
         pytest.param(
-            [[1], [2], [300], [4]], {"dtype": "i1"}, "id 'c', .*expected a number that int8 holds", id="large-in-a-vector"
+            [[1], [2], [300], [4]], {"dtype": "i1"}, "id 'c', .*expected numbers that dtype int8 holds", id="large-in-a-vector"
         ),
         pytest.param([1, 2, 2**63, 4], {}, f"id 'c', field 'age': expected an int .*found {2**63}", id="beyond-int64"),
         pytest.param([1, 2, 2**70, 4], {}, "id 'c', field 'age': expected ", id="beyond-uint64"),
         pytest.param([1.0, 2, 1e300, 4], {}, r"id 'c', field 'age': expected .*found 1e\+300", id="beyond-float32"),
         pytest.param([1, 2, "3", 4], {}, "id 'c', field 'age': expected .*found '3'", id="text"),
+        pytest.param(
+            np.ma.masked_equal([1, 2, 3, 4], 3), {}, "field 'age': expected .* found 1 masked of 4: fill it", id="masked"
+        ),
+        pytest.param(
+            [np.ma.masked_equal([n, 0], 3) for n in (1, 2, 3, 4)], {}, "id 'c', .* found 1 masked of 2: fill it", id="masked-rows"
+        ),
         pytest.param([1, 2, None, 4], {}, "id 'c', field 'age': expected .*found None", id="none"),
         pytest.param([1, 2, 5, 4], {"n_classes": 5}, "id 'c', field 'age': expected an int from 0 to 4, found 5", id="class"),
         pytest.param(

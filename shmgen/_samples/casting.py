@@ -13,10 +13,18 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def cast_into(rows: np.ndarray, found: np.ndarray) -> None:
+REMEDY = "; pass dtype={found!r}"
+
+
+def cast_into(rows: np.ndarray, found: np.ndarray, remedy: str = REMEDY) -> None:
     """Write ``found`` into ``rows``, which has the same shape, and a dtype that NumPy casts it to as "same_kind", or ints both.
 
     Numbers are looked at only where the dtypes leave open whether they fit: not from uint8 to float32, but from float64 to it.
+
+    Args:
+        rows: what is written to.
+        found: the numbers.
+        remedy: what an error ends in, with ``{found}`` in place of the dtype that was found.
 
     Raises:
         FormatError: a number does not fit: 300 and -1 not into uint8, 1e300 not into float32. What is in the rows is undefined.
@@ -30,15 +38,15 @@ def cast_into(rows: np.ndarray, found: np.ndarray) -> None:
         rows[...] = found
         misfits = _misfits(rows, found)
     if misfits is not None and misfits.any():
-        raise FormatError(_text(rows.dtype, found, misfits))
+        raise FormatError(_text(rows.dtype, found, misfits) + remedy.format(found=found.dtype.name))
 
 
-def cast(found: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def cast(found: np.ndarray, dtype: np.dtype[Any], remedy: str = REMEDY) -> np.ndarray:
     """A copy of ``found`` of another dtype; as `cast_into`."""
     import numpy as np
 
     rows = np.empty(found.shape, dtype)
-    cast_into(rows, found)
+    cast_into(rows, found, remedy)
     return rows
 
 
@@ -63,7 +71,7 @@ def unmasked(value: Any) -> Any:
 
         if np.ma.is_masked(value):
             found = f"{np.count_nonzero(value.mask):,} masked of {value.size:,}"
-            remedy = "return array.filled(number), or the mask as a field of its own"
+            remedy = "fill it, array.filled(number), and give the mask as a field of its own where it matters"
             raise FormatError(f"expected an array without masked elements, found {found}: {remedy}")
     return value
 
@@ -88,5 +96,4 @@ def _text(dtype: np.dtype[Any], found: np.ndarray, misfits: np.ndarray) -> str:
     first = found[misfits].flat[0].item()
     others = int(misfits.sum()) - 1
     more = f" and {others:,} more of {found.size:,}" if others else ""
-    what = f"expected numbers that dtype {dtype} holds, found {first}{more} in dtype {found.dtype}"
-    return f"{what}; pass dtype={found.dtype.name!r}"
+    return f"expected numbers that dtype {dtype} holds, found {first}{more} in dtype {found.dtype}"

@@ -209,7 +209,7 @@ def sample_for(row: np.ndarray, value: Any, *, own: bool, dtype_remedy: str = ""
     Args:
         row: what it is for.
         value: an array.
-        own: whether nobody else holds it, so that it need not be copied.
+        own: whether nothing else holds it, so that it need not be copied.
         dtype_remedy: what an error of its dtype ends in, with ``{found}`` in place of the dtype that was found.
 
     Raises:
@@ -223,10 +223,29 @@ def _array(row: np.ndarray, value: Any) -> np.ndarray:
     """``value`` as an array; with an axis of one channel if ``row`` has it."""
     import numpy as np
 
-    array = np.asarray(unmasked(value))
+    array = as_array(value)
     if not isinstance(value, np.ndarray | np.generic) and array.dtype.kind in "iu" and row.dtype.kind in "iu":
         array = cast(array, row.dtype)  # Python's own numbers have no dtype: what counts is whether they fit
     return array[..., None] if array.ndim == row.ndim - 1 and row.shape[-1] == 1 else array
+
+
+def as_array(value: Any) -> np.ndarray:
+    """What the user's code gives as a sample, as an array.
+
+    Raises:
+        FormatError: it is none, or has masked elements.
+    """
+    import numpy as np
+
+    if value is None:
+        raise FormatError("expected an array, found None")
+    try:
+        return np.asarray(unmasked(value))
+    except ValueError:  # NumPy's, of parts of several shapes
+        raise FormatError(
+            f"expected an array, found a {type(value).__name__} of parts of several shapes; where each is a field, return them as "
+            "a dict or a tuple, without dim, n_channels and dtype"
+        ) from None
 
 
 def _castable(row: np.ndarray, array: np.ndarray, dtype_remedy: str) -> np.ndarray:
@@ -277,7 +296,7 @@ def check_dtype(dtype: DTypeLike | None) -> np.dtype[np.generic] | None:
     except TypeError:
         raise InputError(f"dtype: expected one of numbers, found {dtype!r}") from None
     if not are_numbers(native):
-        raise InputError(f"dtype: expected one of numbers, found {native}{_bytes_remedy(native)}")
+        raise InputError(f"dtype: expected one of numbers, found {native}")
     return native
 
 
@@ -288,7 +307,7 @@ def check_numbers(dtype: np.dtype[np.generic]) -> None:
         FormatError: they are not.
     """
     if not are_numbers(dtype):
-        raise FormatError(f"expected numbers, found dtype {dtype}{_bytes_remedy(dtype)}")
+        raise FormatError(f"expected numbers, found dtype {dtype}{numbers_remedy(dtype)}")
 
 
 def dtype_of(dtype: DTypeLike) -> np.dtype[np.generic]:
@@ -349,9 +368,13 @@ def axes_fit(number: int) -> bool:
     return True
 
 
-def _bytes_remedy(dtype: np.dtype[np.generic]) -> str:
-    """A remedy, if ``dtype`` is raw bytes, as which numbers of ml_dtypes may be stored; else an empty text."""
-    if not _is_bytes(dtype) or dtype.itemsize > 2:
+def numbers_remedy(dtype: np.dtype[np.generic]) -> str:
+    """What to do about elements that are no numbers; an empty text if that is not known."""
+    if dtype.kind in "US":
+        return "; leave texts out, or pass names of classes as labels, with classes='sorted'"
+    if dtype.hasobject:
+        return "; make them an array of numbers, all samples of one shape, or leave them out"
+    if not _is_bytes(dtype) or dtype.itemsize > 2:  # numbers of ml_dtypes are stored as raw bytes
         return ""
     name = "bfloat16" if dtype.itemsize == 2 else "float8_e4m3fn"
     return f", as {name}, for one, is stored: if it is that, pass dtype={name!r}"

@@ -14,7 +14,7 @@ from shmgen._memory.layout import BatchArrays
 from shmgen._samples.casting import holds
 from shmgen._samples.ids import int_array, is_frame
 from shmgen._samples.lookup import is_column, is_mapping
-from shmgen._samples.sample_spec import ANY, are_numbers, dtype_of, dtype_text
+from shmgen._samples.sample_spec import ANY, are_numbers, dtype_of, dtype_text, numbers_remedy
 from shmgen._sources.base import BuiltinSource, Reader, Source, SourceField
 from shmgen._sources.fields import FieldSpec, OneHotKey, OneHotReader
 from shmgen._sources.function import Function
@@ -254,7 +254,8 @@ class BatchSpec:
             shape = () if measure == "length" else shape[: len(given.dim)]
             dtype = np.dtype(np.int64 if measure == "length" else np.float32 if name in self._weights else np.bool_)
         if not are_numbers(dtype) or 0 in shape:
-            raise InputError(f"field {name!r}: expected rows of numbers, found shape {shape} and dtype {dtype}")
+            found = f"shape {shape} and dtype {dtype}{numbers_remedy(dtype)}"
+            raise InputError(f"field {name!r}: expected rows of numbers, found {found}")
         if measure is None:
             _check_padding(name, given.pad_value, dtype)
         row_bytes = math.prod(shape) * dtype.itemsize

@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shmgen._samples.sample_spec import ANY, SampleSpec
+from shmgen._samples.sample_spec import ANY, SampleSpec, as_array
 from shmgen._sources.base import BuiltinSource, Reader, function_error
-from shmgen.errors import InputError
+from shmgen.errors import FormatError, InputError
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
+
+
+NOTHING = (
+    "expected an array, found None; let the function return one, or fill the row that it is given: function(id, row), with dim "
+    "and dtype"
+)
 
 
 class Function(BuiltinSource):
@@ -73,13 +79,14 @@ class Function(BuiltinSource):
         where = f"source of field {field!r}"
         first = _call(self._function, ids[0], where, draws=self._draws)
         try:
+            if first is None:
+                raise FormatError(NOTHING)
             if self.finds_fields and isinstance(first, Mapping | tuple):
-                parts = first if isinstance(first, Mapping) else dict(enumerate(first))
-                arrays = {key: np.asarray(value) for key, value in parts.items()}
                 # Without dim, samples are as the first.
-                reader.fields = {key: (array.shape, array.dtype) for key, array in arrays.items()}
+                parts = first.items() if isinstance(first, Mapping) else enumerate(first)
+                reader.fields = {key: _shape_and_dtype(key, part) for key, part in parts}
             else:
-                array = np.asarray(first)
+                array = as_array(first)
                 row = self.given.row(array.shape, array.dtype, varies=varies)
                 reader.shape, reader.dtype, reader.varies = row.shape, row.dtype, row.varies
         except Exception as error:
@@ -109,11 +116,25 @@ class FunctionReader(Reader):
             return self.user_code(key, row, **drawn)
         result = self.user_code(key, **drawn)
         if result is None:  # which would say that the row is filled
-            return np.array(None) if self.fields is None else {}
+            raise FormatError(NOTHING)
         return result
 
     def place(self, id: Any) -> str:
         return _name(self.user_code)
+
+
+def _shape_and_dtype(key: object, part: Any) -> tuple[tuple[int, ...], DTypeLike]:
+    """Of the rows of a field that a function returns."""
+    if isinstance(part, Mapping):
+        raise FormatError(
+            f"field {key!r}: expected an array, found a dict: return one dict of all arrays, and choose of it: "
+            "inputs={'a': source['a']}, targets=source['y'], where source is Function(...)"
+        )
+    try:
+        array = as_array(part)
+    except FormatError as error:
+        raise FormatError(f"field {key!r}: {error}") from None
+    return array.shape, array.dtype
 
 
 def _call(function: Callable[..., Any], id: Any, where: str, *, draws: bool) -> Any:

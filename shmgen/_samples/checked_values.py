@@ -1,0 +1,277 @@
+"""The values that a user has for the samples, checked one and all before they become rows, and names of classes."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+
+from shmgen._samples.casting import cast, unmasked
+from shmgen._samples.lookup import all_of, as_list_or_array, is_column, objects
+from shmgen._samples.sample_spec import LOSSY_CAST, can_cast
+from shmgen.errors import FormatError, InputError
+
+NAMES_SHOWN = 20
+
+REMEDY = "; pass Values(..., dtype={found!r})"
+
+NAN_REMEDY = (
+    "; leave such ids out; or, of targets, pass Values(..., dtype='float32') where it is meant, as by a loss that masks it"
+)
+
+BLOCK = 1 << 16
+"""Numbers that are checked at once."""
+
+Rows: TypeAlias = "tuple[np.ndarray, np.dtype[Any]]"
+"""A row for each id, and the dtype that rows are to have. They may be kept in the smaller one that their values came in."""
+
+
+class CheckedValues:
+    """The values of all ids. Each is checked before it is made a row.
+
+    Attributes:
+        axes: how many axes the values have as one array, that of the ids included; 0 if their shapes differ.
+    """
+
+    def __init__(self, ids: Sequence[Any], column: Sequence[Any] | np.ndarray, field: str, *, may_be_nan: bool = False) -> None:
+        self._ids = ids
+        self._may_be_nan = may_be_nan
+        self._column = column
+        self._field = field
+        self._array: np.ndarray | None = None
+
+    @property
+    def axes(self) -> int:
+        return self._together.ndim
+
+    @property
+    def _together(self) -> np.ndarray:
+        if self._array is None:
+            column = self._column
+            if not isinstance(column, np.ndarray) and any(issubclass(kind, np.ma.MaskedArray) for kind in set(map(type, column))):
+                for id, value in zip(self._ids, column, strict=True):
+                    with self._of(id):
+                        unmasked(value)
+            self._array = _together(column)
+        return self._array
+
+    def whole(self, lowest: int, highest: int, remedy: str = "") -> Rows:
+        """The values as an array of ints, where all are whole numbers within these bounds."""
+        together, dtype = self._together, np.dtype(_ints(highest))
+        are_ints = together.ndim == 1 and together.dtype.kind in "biu"
+        if are_ints and lowest <= int(together.min()) and int(together.max()) <= highest:
+            return _kept(together, dtype), dtype
+        if together.ndim == 1 and together.dtype.kind == "f" and (missing := np.isnan(together)).any():
+            raise self._missing(int(missing.argmax()))
+        found = []
+        for id, value in zip(self._ids, objects(self._column), strict=True):
+            try:
+                number = int(value) if isinstance(value, np.bool_) else operator.index(value)
+            except TypeError:
+                raise self._refused(id, "an int", f"{value!r} of type {type(value).__name__}{_remedy(value)}") from None
+            if not lowest <= number <= highest:
+                raise self._refused(id, f"an int from {lowest} to {highest}", f"{number}{remedy}")
+            found.append(number)
+        return np.array(found, dtype), dtype
+
+    def rows(self, given: np.dtype[Any] | None) -> Rows:
+        """The values as one array, a row each, of dtype ``given``, or of the one that they call for."""
+        together = self._together
+        if given is None:
+            # Ints too large for int64 come out as floats.
+            are_whole = together.dtype.kind in "biu" or all(isinstance(value, int) for value in objects(self._column))
+            given = np.dtype(np.int64) if are_whole else np.dtype(np.float32)
+        if together.dtype.kind == "O" and given.kind not in "biu" and all(isinstance(value, int) for value in together.flat):
+            together = together.astype(given)  # ints beyond NumPy's own
+        if together.dtype.kind in "biufc" and can_cast(together.dtype, given):
+            try:
+                for some in _blocks(together):
+                    self._cast(some, given)
+            except FormatError:
+                pass
+            else:
+                return _kept(together, given), given
+        return self._one_by_one(given), given
+
+    def _one_by_one(self, dtype: np.dtype[Any]) -> np.ndarray:
+        """As `rows`, for one value after the other; says which is wrong."""
+        if dtype.kind in "iu" and np.ndim(next(objects(self._column))) == 0:
+            bounds = np.iinfo(dtype)
+            lowest, highest = int(bounds.min), int(bounds.max)
+            return self.whole(lowest, highest, "; pass Values(..., dtype=...) with one that holds it")[0].astype(dtype)
+        rows: list[np.ndarray] = []
+        for id, value in zip(self._ids, objects(self._column), strict=True):
+            try:
+                array = np.asarray(value)
+            except ValueError:  # lists of several lengths
+                raise self._refused(id, "an array", repr(value)) from None
+            if rows and array.shape != rows[0].shape:
+                raise self._refused(id, f"shape {rows[0].shape}, as the first has", str(array.shape))
+            if not can_cast(array.dtype, dtype):
+                wider = REMEDY.format(found=array.dtype.name) if array.dtype.kind in "biufc" else _remedy(value)
+                raise self._refused(id, f"dtype {dtype}", f"{value!r} of dtype {array.dtype}, {LOSSY_CAST}{wider}")
+            with self._of(id):
+                rows.append(self._cast(array, dtype))
+        return np.stack(rows)
+
+    def _cast(self, values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+        """Values as ``dtype``.
+
+        Raises:
+            FormatError: the cast would lose more than precision, or one is NaN and must not be.
+        """
+        rows = cast(values, dtype, REMEDY)
+        if not self._may_be_nan and (values != values).any():  # noqa: PLR0124 # NaN
+            raise FormatError(f"expected a number, found {values.tolist()}{NAN_REMEDY}")
+        return rows
+
+    @contextmanager
+    def _of(self, id: object) -> Iterator[None]:
+        """Say of an error that it is of the value of ``id``."""
+        try:
+            yield
+        except FormatError as error:
+            raise InputError(f"id {id!r}, field {self._field!r}: {error}") from None
+
+    def positions_in(self, names: tuple[Any, ...], dtype: np.dtype[Any] | None) -> Rows:
+        """The values, which are among ``names``, as their positions there, of ``dtype``, or of int64."""
+        position = {name: number for number, name in enumerate(names)}
+        rows = np.empty(len(self._ids), np.min_scalar_type(len(names)))
+        first = 0
+        try:
+            for some in _blocks(self._column):
+                rows[first : first + len(some)] = _positions(some, position)
+                first += len(some)
+        except (KeyError, TypeError):
+            pass
+        else:
+            return CheckedValues(self._ids, rows, self._field).rows(dtype or np.dtype(np.int64))
+        for id, value in zip(self._ids, objects(self._column), strict=True):
+            try:
+                position[value]
+            except (KeyError, TypeError):
+                found = f"{value!r}{_class_remedy(value, names)}"
+                raise self._refused(id, f"one of the classes {_shown(names)}", found) from None
+        raise AssertionError("values changed while they were checked")
+
+    def refuse_names(self) -> NoReturn:
+        """Raise the error that the values are no names."""
+        id, value = self._ids[0], next(objects(self._column))
+        raise self._refused(id, "the name of a class, a text or an int", f"{value!r} of type {type(value).__name__}")
+
+    def refused(self, expected: str, found: str) -> InputError:
+        """That the values together are not what is expected."""
+        return InputError(f"field {self._field!r}: expected {expected}, found {found}")
+
+    def _missing(self, position: int) -> InputError:
+        return self._refused(self._ids[position], "an int", f"nan: its value is missing{_remedy(math.nan)}")
+
+    def _refused(self, id: object, expected: str, found: str) -> InputError:
+        return InputError(f"id {id!r}, field {self._field!r}: expected {expected}, found {found}")
+
+
+def _together(column: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """A column as one array; an array without axes, of dtype object, if the shapes of its values differ."""
+    try:
+        if not isinstance(column, np.ndarray):
+            return np.asarray(column)
+        return column if column.dtype.kind != "O" else np.asarray(column.tolist())
+    except ValueError:
+        return np.asarray(None)
+
+
+def _kept(rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """A copy of ``rows``, as ``dtype`` unless they take less memory as they are."""
+    return rows.astype(dtype if rows.dtype.itemsize >= dtype.itemsize or rows.dtype.kind == "b" else rows.dtype)
+
+
+def _blocks(column: Sequence[Any] | np.ndarray) -> Iterator[Any]:
+    """Some values after the other, so that what is made of them takes little memory."""
+    step = max(1, BLOCK // max(1, column[:1].size)) if isinstance(column, np.ndarray) else BLOCK
+    for first in range(0, len(column), step):
+        yield column[first : first + step]
+
+
+def _positions(values: Sequence[Any] | np.ndarray, position: dict[Any, int]) -> np.ndarray:
+    """The positions of values.
+
+    Raises:
+        KeyError: one has none.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+        distinct, at = np.unique(values, return_inverse=True)
+        return np.array([position[value] for value in distinct.tolist()])[at.reshape(-1)]
+    return np.fromiter(map(position.__getitem__, objects(values)), np.int64, len(values))
+
+
+def _ints(highest: int) -> type[np.signedinteger[Any] | np.unsignedinteger[Any]]:
+    return np.int64 if highest < 1 << 63 else np.uint64
+
+
+def _remedy(value: object) -> str:
+    """What to do about a value that is no int."""
+    if isinstance(value, str | bytes):
+        return "; where these are names of classes, pass classes=[...], all of them in order, or classes='sorted'"
+    if isinstance(value, float | np.floating):
+        if math.isnan(value):
+            return "; leave such ids out, or give them a value"
+        return "; if it is meant, pass Values(..., dtype='float32'), and no n_classes"
+    return ""
+
+
+def check_number(classes: tuple[Any, ...], n_classes: int | None) -> None:
+    if n_classes not in (None, len(classes)):
+        raise InputError(f"n_classes: expected {len(classes)}, the number of classes, found {n_classes}; leave it as None")
+
+
+def names_of(classes: Any) -> tuple[Any, ...]:
+    """The names of classes, each once."""
+    if isinstance(classes, Mapping):
+        raise InputError("classes: expected a list of names in order, found a mapping; pass sorted(classes, key=classes.get)")
+    if isinstance(classes, str | bytes | set | frozenset) or not isinstance(classes, Iterable):
+        remedy = "; pass sorted(classes)" if isinstance(classes, set | frozenset) else ""
+        raise InputError(f"classes: expected a list of names in order, or 'sorted', found {classes!r}{remedy}")
+    names = tuple(name.item() if isinstance(name, np.generic) else name for name in classes)
+    if wrong := [name for name in names if not isinstance(name, str | int)]:
+        raise InputError(f"classes: expected names, texts or ints, found {wrong[0]!r}")
+    if not names or len(set(names)) < len(names):
+        twice = [name for name in set(names) if names.count(name) > 1]
+        raise InputError(f"classes: expected each name once, found {f'{twice[0]!r} twice' if twice else 'none'}")
+    return names
+
+
+def sorted_names(values: Any) -> tuple[Any, ...]:
+    """The texts among ``values``, or else the ints, each once, sorted."""
+    column = as_list_or_array(values) if is_column(values) else None
+    try:
+        if isinstance(column, np.ndarray) and column.dtype.kind in "iu" and column.ndim == 1:
+            found = {name for some in _blocks(column) for name in _distinct(some)}
+        else:
+            found = set(all_of(values))
+    except TypeError:  # one that is no name
+        return ()
+    texts = sorted(str(name) for name in found if isinstance(name, str))
+    return tuple(texts) or tuple(sorted(int(name) for name in found if isinstance(name, int | np.integer)))
+
+
+def _distinct(values: np.ndarray) -> list[Any]:
+    ordered = np.sort(values)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])].tolist()  # type: ignore[no-any-return]
+
+
+def _shown(names: tuple[Any, ...]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN:,} others" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(map(repr, names[:NAMES_SHOWN])) + more
+
+
+def _class_remedy(value: object, names: tuple[Any, ...]) -> str:
+    """What to do about a value that is none of the classes."""
+    if isinstance(value, int | np.integer) and 0 <= value < len(names):
+        return "; leave classes out where values are the numbers of classes already"
+    if isinstance(value, str):
+        return "; add it to the classes, in the same order for training and validation, or pass classes='sorted'"
+    return "; leave such ids out, or give them one" if value is None or isinstance(value, float) else ""
