@@ -183,7 +183,7 @@ def test_rows_that_lie_in_the_file_need_no_h5py_in_a_worker(tmp_path: Path) -> N
     for name, is_flat in (("flat", True), ("packed", False)):
         reader = Hdf5(tmp_path / "all.h5", name).bind(range(60))
         assert (reader.takes_bytes, reader.concurrent) == (is_flat, is_flat)
-        assert (b"hdf5" in pickle.dumps(reader)) != is_flat
+        assert (b"hdf5_reader" in pickle.dumps(reader)) != is_flat
 
 
 def test_a_chunk_is_decoded_once_for_a_ticket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,9 +284,35 @@ def test_a_row_that_was_never_written_is_named(tmp_path: Path, workers: int) -> 
     source = Hdf5(tmp_path / "all.h5", "x")
     with Loader(range(60), None, 5, source=source, shuffle=False, workers=workers) as loader:
         np.testing.assert_array_equal(np.concatenate([loader.batch(number)[0] for number in range(6)]), ROWS[:30])
-        with pytest.raises(SampleError, match="expected a row that was written, found that nothing was") as caught:
+        with pytest.raises(SampleError, match=r"expected a row that was written, found .* pass allow_unwritten=True") as caught:
             loader.batch(6)
         assert caught.value.id == 30
+
+
+@pytest.mark.parametrize("fill", [None, -1], ids=["allowed", "fill-value"])
+@pytest.mark.parametrize("options", [{"chunks": (6, 2)}, {"chunks": (6, 4), "compression": "gzip"}], ids=["plain", "gzip"])
+def test_rows_that_were_meant_to_be_left_out(tmp_path: Path, fill: int | None, options: dict[str, Any]) -> None:
+    """They are the fill value, where the file has one, or 0, where the user says so; in chunks and in datasets of samples."""
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file.create_dataset("x", (60, 4), "i4", fillvalue=fill, **options)[12:30] = ROWS[12:30]
+        file.create_dataset("empty", (60, 4), "i4", fillvalue=fill)
+        for id in range(3):
+            sample = file.create_dataset(f"samples/{id}", (12, 4), "i4", fillvalue=fill, **options)
+            if id:
+                sample[:6] = ROWS[:6]
+    expected = np.full((60, 4), fill or 0, "i4")
+    np.testing.assert_array_equal(rows_of(tmp_path / "data.h5", "empty", 60, allow_unwritten=fill is None), expected)
+    expected[12:30] = ROWS[12:30]
+    np.testing.assert_array_equal(rows_of(tmp_path / "data.h5", "x", 60, allow_unwritten=fill is None), expected)
+    found = rows_of(tmp_path / "data.h5", "samples", 3, allow_unwritten=fill is None)
+    assert (found[0] == (fill or 0)).all()
+    np.testing.assert_array_equal(found[1:, :6], [ROWS[:6]] * 2)
+
+
+def rows_of(path: Path, dataset: str, count: int, **options: Any) -> np.ndarray:
+    """All samples, in order."""
+    with Loader(range(count), batch_size=count, source=Hdf5(path, dataset, **options), shuffle=False, workers=0) as loader:
+        return np.array(loader.batch(0)[0])
 
 
 @pytest.mark.parametrize(

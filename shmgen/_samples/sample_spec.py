@@ -243,8 +243,8 @@ def as_array(value: Any) -> np.ndarray:
         return np.asarray(unmasked(value))
     except ValueError:  # NumPy's, of parts of several shapes
         raise FormatError(
-            f"expected an array, found a {type(value).__name__} of parts of several shapes; where each is a field, return them as "
-            "a dict or a tuple, without dim, n_channels and dtype"
+            f"expected an array, found a {type(value).__name__} of parts of several shapes; where each is a field, return them "
+            "as a dict or a tuple, without dim, n_channels and dtype"
         ) from None
 
 

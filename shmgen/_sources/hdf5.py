@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from shmgen._samples.ids import first_outside
 from shmgen._samples.sample_spec import dtype_text
 from shmgen._sources.base import BuiltinSource
 from shmgen._sources.row_file import RowFile, RowLayout, RowsReader, Windows
@@ -60,6 +59,8 @@ class Hdf5(BuiltinSource):
             which the dataset of each sample is found. By default, the group of all that is in the file.
         swmr: whether another process writes to the file meanwhile, in h5py's mode for a single writer and multiple readers.
             Samples are those that are there when the loader is made.
+        allow_unwritten: whether chunks that were never written are read as 0. They are damage otherwise, of a file that was not
+            written to its end, unless the dataset was created with a ``fillvalue``, which stands for them then.
 
     The datasets of samples have the shape of the first, and are cast to its dtype where NumPy calls that "same_kind".
 
@@ -81,7 +82,9 @@ class Hdf5(BuiltinSource):
         ((4, 4, 3), array([0., 1., 2., 3.], dtype=float32))
     """
 
-    def __init__(self, file: str | os.PathLike[str], dataset: str = "/", *, swmr: bool = False) -> None:
+    def __init__(
+        self, file: str | os.PathLike[str], dataset: str = "/", *, swmr: bool = False, allow_unwritten: bool = False
+    ) -> None:
         try:
             import h5py  # noqa: F401
         except ImportError as error:
@@ -91,8 +94,10 @@ class Hdf5(BuiltinSource):
         self.file = os.path.abspath(file)
         self.dataset = dataset
         self._swmr = swmr
+        self._allow_unwritten = allow_unwritten
 
     def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> Hdf5Reader | FlatReader:
+        from shmgen._samples.ids import first_outside  # late: workers need neither
         from shmgen._sources.hdf5_reader import ID, Hdf5Reader, agrees, checked, flat_layout, is_group, opened, unreadable
 
         first, name = ids[0], self.dataset
@@ -100,13 +105,14 @@ class Hdf5(BuiltinSource):
             with again(lambda: opened(self.file, swmr=self._swmr)) as file:
                 if ID not in name and is_group(file, name):
                     name = f"{name.rstrip('/')}/{ID}"
-                found = checked(file, name, first)
+                found = checked(file, name, first, allow_unwritten=self._allow_unwritten)
+                options = {"swmr": self._swmr, "allow_unwritten": self._allow_unwritten}
                 if ID in name:
-                    return Hdf5Reader(self.file, name, found.shape, found.dtype, swmr=self._swmr)
+                    return Hdf5Reader(self.file, name, found.shape, found.dtype, **options)
                 if not found.shape:
                     raise FormatError("expected rows, found a single number; where each sample has one, put '{id}' into the name")
                 count, shape = found.shape[0], found.shape[1:]
-                reader: Hdf5Reader | FlatReader = Hdf5Reader(self.file, name, shape, found.dtype, swmr=self._swmr)
+                reader: Hdf5Reader | FlatReader = Hdf5Reader(self.file, name, shape, found.dtype, **options)
                 if not self._swmr and (layout := flat_layout(found)) is not None:
                     flat = FlatReader(self.file, name, layout, dtype_text(found.dtype.newbyteorder("=")))
                     reader = flat if agrees(flat, found) else reader

@@ -35,6 +35,8 @@ ID = "{id}"
 UNLIMITED = (1 << 64) - 1
 """Bytes of raw data in a file that holds all that is left (H5F_UNLIMITED)."""
 
+MEANT = "; where what is missing is meant to be 0, pass allow_unwritten=True"
+
 ZLIB = 1
 """The number that HDF5 has for the filter of zlib (H5Z_FILTER_DEFLATE), which h5py calls gzip."""
 
@@ -48,15 +50,18 @@ class Hdf5Reader(FileReader):
         shape: of a row.
         dtype: of a row.
         swmr: whether another process writes to the file meanwhile.
+        allow_unwritten: see `Hdf5`.
     """
 
     concurrent = False
     damage = (OSError, ValueError, RuntimeError, FormatError, zlib.error)
 
-    def __init__(self, file: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, swmr: bool) -> None:
+    def __init__(
+        self, file: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, swmr: bool, allow_unwritten: bool
+    ) -> None:
         self.file = file
         self.shape, self.dtype = shape, dtype
-        self._name, self._swmr = name, swmr
+        self._name, self._swmr, self._allow_unwritten = name, swmr, allow_unwritten
         self._file: Any = None
         self._rows: Any = None
 
@@ -64,7 +69,9 @@ class Hdf5Reader(FileReader):
         begun[0] = 1
         if self._file is None:
             self._file = opened(self.file, swmr=self._swmr)
-            self._rows = None if ID in self._name else _Rows(self._file, self._name, self.shape, self.dtype)
+            if ID not in self._name:
+                found = checked(self._file, self._name, allow_unwritten=self._allow_unwritten)
+                self._rows = _Rows(found, self.shape, self.dtype, may_lack=self._allow_unwritten or has_fill_value(found))
         if self._rows is not None:
             self._rows.read(keys, rows, begun)
             return
@@ -84,7 +91,7 @@ class Hdf5Reader(FileReader):
 
     def _sample(self, id: Any) -> Any:
         """The dataset of sample ``id``."""
-        found = checked(self._file, self._name, id)
+        found = checked(self._file, self._name, id, allow_unwritten=self._allow_unwritten)
         if found.shape != self.shape or not can_cast(found.dtype, np.dtype(self.dtype)):
             raise FormatError(
                 f"dataset {name_of(self._name, id)!r}: expected shape {self.shape} and dtype {self.dtype}, as the first has, "
@@ -102,17 +109,18 @@ class _Rows:
     """A dataset of rows, as one thread reads it: by chunk, so that none is decoded twice for a ticket.
 
     Args:
-        file: that it is in, open.
-        name: its own.
+        dataset: of an open file.
         shape: of a row.
         dtype: of a row.
+        may_lack: whether chunks that were never written are rows of the fill value, and no damage.
 
     Raises:
         FormatError: it is not as it was.
     """
 
-    def __init__(self, file: Any, name: str, shape: tuple[int, ...], dtype: Any) -> None:
-        self._dataset = found = checked(file, name)
+    def __init__(self, dataset: Any, shape: tuple[int, ...], dtype: Any, *, may_lack: bool) -> None:
+        self._dataset = found = dataset
+        self._may_lack = may_lack
         if found.shape[1:] != shape or found.dtype != dtype:
             raise FormatError(f"expected rows of shape {shape} and dtype {dtype}, found {found.shape[1:]}, {found.dtype}")
         self._length = found.chunks[0] if found.chunks else 0
@@ -131,9 +139,10 @@ class _Rows:
             numbers = [number for _, number in members]
             begun[0] = numbers[0] + 1
             first, last = keys[numbers[0]], keys[numbers[-1]]
-            if self._has_holes:
-                self._require_chunk(group * self._length)
-            if self._zlib and (block := self._unpacked(group * self._length, last)) is not None:
+            unwritten = self._unwritten(group * self._length) if self._has_holes else None
+            if unwritten is not None and not self._may_lack:
+                raise FormatError(f"expected a row that was written, found that nothing was, to the chunk at {unwritten}{MEANT}")
+            if self._zlib and unwritten is None and (block := self._unpacked(group * self._length, last)) is not None:
                 first = group * self._length
             elif len(numbers) == 1:
                 self._dataset.read_direct(rows, np.s_[first], np.s_[numbers[0]])
@@ -155,13 +164,12 @@ class _Rows:
             raise FormatError(f"expected {size:,} bytes in the chunk of row {last}, found {len(data):,}: it is damaged")
         return np.frombuffer(data, self._dataset.dtype).reshape(-1, *self._dataset.shape[1:])
 
-    def _require_chunk(self, begin: int) -> None:
-        """Make sure that the chunks that begin at a row were written: of others HDF5 makes up numbers."""
+    def _unwritten(self, begin: int) -> tuple[int, ...] | None:
+        """The first corner of a chunk that begins at a row and was never written; None if all were."""
         dataset = self._dataset
         others = [range(0, size, chunk) for size, chunk in zip(dataset.shape[1:], dataset.chunks[1:], strict=True)]
-        for corner in product([begin], *others):
-            if dataset.id.get_chunk_info_by_coord(corner).byte_offset is None:
-                raise FormatError(f"expected a row that was written, found that nothing was, to the chunk at {corner}")
+        corners = product([begin], *others)
+        return next((corner for corner in corners if dataset.id.get_chunk_info_by_coord(corner).byte_offset is None), None)
 
 
 def opened(path: str, *, swmr: bool) -> Any:
@@ -229,8 +237,19 @@ def name_of(name: str, id: Any) -> str:
     return name.replace(ID, str(id))
 
 
-def checked(file: Any, pattern: str, id: Any = "") -> Any:
+def has_fill_value(dataset: Any) -> bool:
+    """Whether a dataset says itself what there is where nothing was written, as those of sparse data do."""
+    return bool(dataset.id.get_create_plist().fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED)
+
+
+def checked(file: Any, pattern: str, id: Any = "", *, allow_unwritten: bool) -> Any:
     """The dataset of this name, or that of sample ``id``.
+
+    Args:
+        file: that it is in.
+        pattern: its name, with ``{id}`` where it is that of a sample.
+        id: of the sample.
+        allow_unwritten: see `Hdf5`.
 
     Raises:
         FormatError: there is none, or its elements are no numbers, or a part of it is missing.
@@ -248,35 +267,38 @@ def checked(file: Any, pattern: str, id: Any = "") -> Any:
     if not are_numbers(found.dtype):
         by_function = "read it by a function as source, or write it as numbers"
         raise FormatError(f"expected numbers, found dtype {found.dtype} in dataset {name!r}; {by_function}")
-    if missing := _missing_part(found):
+    if missing := _missing_part(found, allow_unwritten):
         raise FormatError(f"dataset {name!r}: expected all of its data, found that {missing}")
-    if ID in pattern and found.chunks and (written := found.id.get_num_chunks()) < count_chunks(found):
-        raise FormatError(f"dataset {name!r}: expected {count_chunks(found):,} chunks, found that {written:,} were written")
+    may_lack = allow_unwritten or has_fill_value(found)
+    if ID in pattern and not may_lack and found.chunks and (written := found.id.get_num_chunks()) < count_chunks(found):
+        found_chunks = f"{count_chunks(found):,} chunks, found that {written:,} were written{MEANT}"
+        raise FormatError(f"dataset {name!r}: expected {found_chunks}")
     return found
 
 
-def _missing_part(dataset: Any) -> str:
+def _missing_part(dataset: Any, allow_unwritten: bool) -> str:
     """Which part of a dataset's data is missing, in place of which HDF5 would read zeros; empty if none is known to be."""
     if dataset.id.get_offset() is not None:  # it lies in the file
         return ""
     if dataset.is_virtual:
-        return next(filter(None, (_missing_source(dataset, source) for source in dataset.virtual_sources())), "")
+        return next(filter(None, (_missing_source(dataset, source, allow_unwritten) for source in dataset.virtual_sources())), "")
     for name, offset, size in dataset.external or ():
         path = os.path.abspath(os.path.join(os.environ.get("HDF5_EXTFILE_PREFIX", ""), os.fsdecode(name)))
         if not os.path.exists(path):
             return f"the file of its raw data, {path}, is missing"
         if size < UNLIMITED and (there := os.path.getsize(path)) < offset + size:
             return f"the file of its raw data, {path}, has {there:,} bytes, not {offset + size:,}"
-    return "nothing was ever written to it" if dataset.size and not dataset.id.get_storage_size() else ""
+    is_empty = dataset.size and not dataset.id.get_storage_size()
+    return f"nothing was ever written to it{MEANT}" if is_empty and not allow_unwritten and not has_fill_value(dataset) else ""
 
 
-def _missing_source(dataset: Any, source: Any) -> str:
+def _missing_source(dataset: Any, source: Any, allow_unwritten: bool) -> str:
     """What is missing of a source of a virtual dataset."""
     if "%" in source.file_name or "%" in source.dset_name:  # a pattern, of as many as there are
         return ""
     own = dataset.file.filename
     if source.file_name == ".":
-        return _missing_in(dataset.file, source)
+        return _missing_in(dataset.file, source, allow_unwritten)
     prefix = os.environ.get("HDF5_VDS_PREFIX", "").replace("${ORIGIN}", os.path.dirname(own))
     paths = [os.path.join(folder, source.file_name) for folder in (prefix, os.path.dirname(own), "")]
     path = next(filter(os.path.exists, paths), None)
@@ -284,19 +306,19 @@ def _missing_source(dataset: Any, source: Any) -> str:
         return f"its part {paths[1]} is missing"
     try:
         with h5py.File(path, "r") as file:
-            return _missing_in(file, source)
+            return _missing_in(file, source, allow_unwritten)
     except OSError as error:
         return f"its part {path} can't be read: {error}"
 
 
-def _missing_in(file: Any, source: Any) -> str:
+def _missing_in(file: Any, source: Any, allow_unwritten: bool) -> str:
     """What a file lacks that is a source of a virtual dataset."""
     part = file.get(source.dset_name)
     if part is None or not hasattr(part, "chunks"):
         return f"its part {file.filename} has no dataset {source.dset_name!r}"
     if source.vspace.get_select_npoints() > part.size:
         return f"its part {source.dset_name!r} of {file.filename} has shape {part.shape}"
-    missing = _missing_part(part)
+    missing = _missing_part(part, allow_unwritten)
     return missing and f"of its part {source.dset_name!r} of {file.filename}, {missing}"
 
 
