@@ -437,6 +437,18 @@ def test_axes_of_channels_are_not_masked(tmp_path: Path, workers: int) -> None:
         np.testing.assert_array_equal(mask, X[..., 0] != 0)
 
 
+@pytest.mark.parametrize("axes", [1, 2])
+def test_a_mask_along_the_first_axes(tmp_path: Path, axes: int) -> None:
+    """Of rows of time and features a layer takes a mask of times."""
+    ids = sequences(tmp_path, "f4", features=3)
+    padded = Npy(tmp_path, dim=(8, 3), pad_value=0)
+    inputs = {"x": padded, "mask": padded.mask_along(axes), "whole": padded.mask}
+    with Loader(ids, inputs=inputs, batch_size=N, shuffle=False, workers=0) as loader:
+        ((X,),) = loader
+        np.testing.assert_array_equal(X["mask"], X["x"][..., 0] != 0 if axes == 1 else X["x"] != 0)
+        np.testing.assert_array_equal(X["whole"], X["x"] != 0)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_padding_along_two_axes(tmp_path: Path, workers: int) -> None:
     """Pictures of several sizes, in the corner of a larger row."""
@@ -595,6 +607,11 @@ def test_padding_in_any_dtype(tmp_path: Path, dtype: str) -> None:
             lambda folder: Loader(["id-0"], inputs=Npy(folder), targets=Npy(folder).mask, batch_size=1),
             "field 'y': expected the mask of a source that has a pad_value, found one without",
             id="mask-of-no-padding",
+        ),
+        pytest.param(
+            lambda folder: Loader(["id-0"], inputs=(x := Npy(folder, 8, pad_value=0)), targets=x.mask_along(2), batch_size=1),
+            "field 'y': expected a mask along at most 1 axes, those of dim, found 2",
+            id="mask-along-too-many-axes",
         ),
         pytest.param(
             lambda folder: Loader(["id-0"], inputs=Npy(folder), targets=Npy(folder, 8, pad_value=0).length, batch_size=1),

@@ -100,7 +100,14 @@ def loader(count: int = 200, **options: Any) -> Loader:
 def test_batches_are_cut_after_their_longest_row(workers: int) -> None:
     """Rows and masks; lengths and other fields are as they were; each sample is there once."""
     x = ragged()
-    inputs = {"x": x, "again": x, "mask": x.mask, "length": x.length, "other": Function(lambda id: np.zeros(3))}
+    inputs = {
+        "x": x,
+        "again": x,
+        "mask": x.mask,
+        "times": x.mask_along(),
+        "length": x.length,
+        "other": Function(lambda id: np.zeros(3)),
+    }
     found = []
     with loader(inputs=inputs, lengths=LENGTHS[:200].tolist(), workers=workers) as batches:
         for X, y in batches:
@@ -108,6 +115,7 @@ def test_batches_are_cut_after_their_longest_row(workers: int) -> None:
             assert X["x"].shape == X["again"].shape == (B, longest, 2)
             assert (X["mask"].shape, X["other"].shape) == ((B, longest, 2), (B, 3))
             assert (X["length"] == LENGTHS[y]).all()
+            np.testing.assert_array_equal(X["times"], X["mask"][..., 0])
             np.testing.assert_array_equal(X["x"], X["mask"] * (y[:, None, None] + 1))
             found += y.tolist()
     assert sorted(found) == list(range(200))

@@ -241,9 +241,10 @@ class SourceField:
         given: what the user says of its rows.
         measure: what is measured of the field's rows, in place of these; None for the rows themselves.
         n_classes: how long the one-hot rows are that are made of the field's ints; None for the ints themselves.
+        axes: how many axes a mask has; None for all of ``dim``.
 
     Attributes:
-        source, key, given, measure, n_classes: see above.
+        source, key, given, measure, n_classes, axes: see above.
 
     Examples:
         >>> pairs = Function(lambda id: {"x": np.full(3, id), "y": id % 2})
@@ -262,12 +263,14 @@ class SourceField:
         given: SampleSpec = ANY,
         measure: Measure | None = None,
         n_classes: int | None = None,
+        axes: int | None = None,
     ) -> None:
         self.source = source
         self.key = key
         self.given = given
         self.measure = measure
         self.n_classes = n_classes
+        self.axes = axes
 
     def shaped(
         self,
@@ -293,6 +296,14 @@ class SourceField:
     def mask(self) -> SourceField:
         """The field that is true where a padded row is the sample's; of shape ``dim``; bool, and as weights float32."""
         return SourceField(self.source, self.key, self.given, "mask")
+
+    def mask_along(self, axes: int = 1) -> SourceField:
+        """As `mask`, along the first axes of a row alone: of shape ``(time,)`` for rows ``(time, features)``, as layers take it.
+
+        Raises:
+            InputError: ``axes`` is no int from 1.
+        """
+        return SourceField(self.source, self.key, self.given, "mask", axes=check_int(axes, "axes", 1))
 
     def one_hot(self, n_classes: int) -> SourceField:
         """The field's ints, from 0 to ``n_classes - 1``, as one-hot rows: float32, with one more axis of ``n_classes``.
@@ -345,6 +356,10 @@ class BuiltinSource(Source):
     def mask(self) -> SourceField:
         """`SourceField.mask` of the only field."""
         return SourceField(self).mask
+
+    def mask_along(self, axes: int = 1) -> SourceField:
+        """`SourceField.mask_along` of the only field."""
+        return SourceField(self).mask_along(axes)
 
     def one_hot(self, n_classes: int) -> SourceField:
         """`SourceField.one_hot` of the only field."""

@@ -251,7 +251,11 @@ class BatchSpec:
             if of is None:
                 raise InputError(f"field {name!r}: expected the padded field, too, whose {measure} it is")
             varies = False
-            shape = () if measure == "length" else shape[: len(given.dim)]
+            if (field.axes or 0) > len(given.dim):
+                raise InputError(
+                    f"field {name!r}: expected a mask along at most {len(given.dim)} axes, those of dim, found {field.axes}"
+                )
+            shape = () if measure == "length" else shape[: field.axes or len(given.dim)]
             dtype = np.dtype(np.int64 if measure == "length" else np.float32 if name in self._weights else np.bool_)
         if not are_numbers(dtype) or 0 in shape:
             found = f"shape {shape} and dtype {dtype}{numbers_remedy(dtype)}"
