@@ -9,9 +9,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from shmgen._samples.sample_spec import dtype_text
 from shmgen._sources.base import BuiltinSource
-from shmgen._sources.row_file import RowFile, RowLayout, RowsReader, Windows
+from shmgen._sources.row_file import RowFile, RowLayout, RowsReader
 from shmgen._storage.local import again
 from shmgen._urls import is_url
 from shmgen.errors import FormatError, InputError, SampleError
@@ -27,12 +26,10 @@ class FlatReader(RowsReader):
         file: the path of the file.
         name: of the dataset.
         layout: where its rows lie.
-        dtype: of a row in a batch.
     """
 
-    def __init__(self, file: str, name: str, layout: RowLayout, dtype: str) -> None:
-        super().__init__(file, layout, Windows())
-        self.shape, self.dtype = layout.shape, dtype
+    def __init__(self, file: str, name: str, layout: RowLayout) -> None:
+        super().__init__(file, layout)
         self._name = name
         self._seen = _identity(os.stat(file))
 
@@ -114,7 +111,7 @@ class Hdf5(BuiltinSource):
                 count, shape = found.shape[0], found.shape[1:]
                 reader: Hdf5Reader | FlatReader = Hdf5Reader(self.file, name, shape, found.dtype, **options)
                 if not self._swmr and (layout := flat_layout(found)) is not None:
-                    flat = FlatReader(self.file, name, layout, dtype_text(found.dtype.newbyteorder("=")))
+                    flat = FlatReader(self.file, name, layout)
                     reader = flat if agrees(flat, found) else reader
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"file {self.file}: {unreadable(error)}") from None

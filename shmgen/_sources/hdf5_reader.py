@@ -22,7 +22,7 @@ from shmgen._samples.casting import cast_into
 from shmgen._samples.sample_spec import are_numbers, can_cast
 from shmgen._sources.base import Reader
 from shmgen._sources.folder import FileReader
-from shmgen._sources.row_file import RowLayout
+from shmgen._sources.row_file import RowLayout, Windows
 from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError, SampleError
 
@@ -210,7 +210,7 @@ def flat_layout(dataset: Any) -> RowLayout | None:
         return None
     count, *shape = dataset.shape
     row_bytes = int(np.prod(shape, dtype=np.int64)) * dataset.dtype.itemsize
-    return RowLayout(offset, count, tuple(shape), dataset.dtype.str, row_bytes)
+    return RowLayout(offset, count, tuple(shape), dataset.dtype.str, row_bytes, Windows())
 
 
 def is_native(dataset: Any) -> bool:

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
     from shmgen._storage.remote import Remote
-    from shmgen._storage.store import Body
 
 
 FILES_AHEAD = 16
@@ -247,37 +246,22 @@ class NpyReader(FolderReader):
         row_bytes = self.row_bytes
         for self._begun[0], name in enumerate(names, 1):
             row = rows[(self._begun[0] - 1) * row_bytes : self._begun[0] * row_bytes]
-            if not remote.keeps:
-                remote.get(name, lambda body, row=row: self._take(body, row))  # type: ignore[misc]
-            elif not remote.read_kept(name, partial(self._read_kept, row=row)):
-                data = memoryview(remote.get(name, lambda body: body.read(self._most())))
+            if not remote.read_kept(name, partial(self._read_got, row=row)):
+                # More bytes than any file has whose array is a row.
+                most = LONGEST + LARGEST_ELEMENT * math.prod(self.shape)
+                data = memoryview(remote.get(name, lambda body, most=most: body.read(most)))  # type: ignore[misc]
                 self._read_got(data, row)
                 remote.keep(name, data)
 
-    def _take(self, body: Body, row: memoryview) -> None:
-        """Read a file from the answer to a request for it."""
-        plain, found, _ = self._expected()
-        size = body.readinto(found)
-        if not found or found != plain or body.readinto(row) != self.row_bytes:
-            self._read_file(memoryview(found[:size] + body.read(self._most())), row)
-
-    def _read_got(self, data: memoryview, row: memoryview) -> None:
-        """Read a file from all of its bytes."""
-        plain, _, expected_bytes = self._expected()
-        if len(data) < expected_bytes or not plain or data[: len(plain)] != plain:
-            self._read_file(data, row)
-        else:
-            row[:] = data[len(plain) : expected_bytes]
-
-    def _read_kept(self, fd: int, row: memoryview) -> None:
-        """Read a file that is kept on a local disk."""
-        plain, found, expected_bytes = self._expected()
-        if os.preadv(fd, (found, row), 0) != expected_bytes or found != plain:
-            self._read_file(fd, row)
-
-    def _most(self) -> int:
-        """More bytes than any file has whose array is a row."""
-        return LONGEST + LARGEST_ELEMENT * math.prod(self.shape)
+    def _read_got(self, file: File, row: memoryview) -> None:
+        """Read a file from its bytes, or from what is kept of it on a local disk."""
+        plain, found, size = self._expected()
+        if isinstance(file, int):
+            is_plain = os.preadv(file, (found, row), 0) == size and found == plain
+        elif is_plain := bool(plain) and len(file) >= size and file[: len(plain)] == plain:
+            row[:] = file[len(plain) : size]
+        if not is_plain:
+            self._read_file(file, row)
 
     def _expected(self) -> tuple[bytes, bytearray, int]:
         """The header of a plain file, room for the header that is found, and the bytes of header and row; -1 if not known."""

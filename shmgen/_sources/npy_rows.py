@@ -127,17 +127,14 @@ class NpyRows(BuiltinSource):
         Raises:
             InputError: the file can't be read, or is of another format, or has no row of an id's number.
         """
-        header, raw, version = self._header()
-        keys = None
+        reader = NpyRowsReader(self.file, *self._header(), self._remote, self._given)
+        reader.ids = self._ids
         if self._ids is None:
-            self._check_numbers(ids, header.shape[0])
+            self._check_numbers(ids, reader.layout.rows)
         else:
             from shmgen._samples.row_ids import RowIds  # late: workers look up no ids
 
-            keys = RowIds(self._ids).rows(ids, header.shape[0])
-        reader = NpyRowsReader(self.file, self._remote, raw, version, header, self._given, self._windows, self._columns)
-        reader.keys = keys
-        reader.ids = self._ids
+            reader.keys = RowIds(self._ids).rows(ids, reader.layout.rows)
         return reader
 
     def __len__(self) -> int:
@@ -146,24 +143,18 @@ class NpyRows(BuiltinSource):
         Raises:
             InputError: as `bind`.
         """
-        return self._windows.count(self._header()[0].shape[0])
+        return self._windows.count(self._header()[0].rows)
 
-    def _header(self) -> tuple[Header, bytes, object]:
-        """The header, read by the main process, its bytes, and the version of a remote file."""
+    def _header(self) -> tuple[RowLayout, bytes, object]:
+        """What the header says, read by the main process, its bytes, and the version of a remote file."""
         version: object = None
-        windows = self._windows
         try:
             if self._remote is None:
                 header, raw = read_header_of(self.file)
             else:
                 self._remote.prepare()
                 header, raw, version = remote_header(self._remote, "", in_parts=True)
-            header = _checked(header, self._given)
-            if windows.series is not None and sum(windows.series) != header.shape[0]:
-                raise FormatError(f"expected series of {header.shape[0]:,} rows together, found {sum(windows.series):,}")
-            if self._columns is not None:
-                _check_columns(self._columns, header.shape)
-            return header, raw, version
+            return _layout(header, self._given, self._windows, self._columns), raw, version
         except (OSError, ValueError, FormatError) as error:
             raise InputError(f"{'file ' if self._remote is None else ''}{self.file}: {explain(error, self.file)}") from None
         finally:
@@ -194,13 +185,11 @@ class NpyRowsReader(RowsReader):
 
     Args:
         file: its path, or its URL.
-        remote: what it is read from, if it is behind a URL.
+        layout: where its rows lie.
         raw: the bytes of its header.
         version: of a remote file.
-        header: its own.
+        remote: what it is read from, if it is behind a URL.
         given: the dtype of its elements, as given.
-        windows: which of its rows are a sample.
-        columns: which elements of a row's last axis are, or which one is.
 
     Attributes:
         ids: the file of the rows' ids; None where ids are numbers.
@@ -209,42 +198,20 @@ class NpyRowsReader(RowsReader):
     ids: Place | None = None
 
     def __init__(
-        self,
-        file: str,
-        remote: Remote | None,
-        raw: bytes,
-        version: object,
-        header: Header,
-        given: str | None,
-        windows: Windows,
-        columns: int | tuple[int, ...] | None,
+        self, file: str, layout: RowLayout, raw: bytes, version: object, remote: Remote | None, given: str | None
     ) -> None:
-        layout = RowLayout(
-            header.size,
-            header.shape[0],
-            header.shape[1:],
-            dtype_text(header.dtype),
-            header.data_bytes // header.shape[0],
-            windows.length,
-            windows.step,
-            windows.stride,
-            columns,
-        )
-        super().__init__(file, layout, windows)
-        self.dtype = dtype_text(header.dtype.newbyteorder("="))
-        shape = windows.shape(header.shape)
-        self.shape = shape if columns is None else shape[:-1] if isinstance(columns, int) else (*shape[:-1], len(columns))
+        super().__init__(file, layout)
         self._remote, self._raw, self._version, self._given = remote, raw, version, given
 
     def _fill(self, keys: Sequence[int], rows: memoryview, begun: Any, io_waits: bool) -> None:
         if self._remote is None:
             super()._fill(keys, rows, begun, io_waits)
-        elif self._layout.is_whole:
-            self._fetch(self._remote, self._windows.firsts(keys), rows, begun)
+        elif self.layout.is_whole:
+            self._fetch(self._remote, self.layout.windows.firsts(keys), rows, begun)
         else:
-            spans = memoryview(bytearray(len(keys) * self._layout.span * self._layout.row_bytes))
-            self._fetch(self._remote, self._windows.firsts(keys), spans, begun)
-            self._layout.pick(spans, rows)
+            spans = memoryview(bytearray(len(keys) * self.layout.windows.span * self.layout.row_bytes))
+            self._fetch(self._remote, self.layout.windows.firsts(keys), spans, begun)
+            self.layout.pick(spans, rows)
 
     def place(self, id: Any) -> str:
         row = id
@@ -252,24 +219,25 @@ class NpyRowsReader(RowsReader):
             from shmgen._samples.row_ids import row_of_id
 
             row = row_of_id(self.ids, id)
-        return f"{self._windows.named(row)} of {'file ' if self._remote is None else ''}{self.file}"
+        return f"{self.layout.windows.named(row)} of {'file ' if self._remote is None else ''}{self.file}"
 
     def _checked(self, file: RowFile) -> RowFile:
         if os.pread(file.fd, len(self._raw), 0) == self._raw:
             return file
-        found, layout = _checked(read_header(file.fd)[0], self._given), self._layout
-        if found.shape[1:] != layout.shape or dtype_text(found.dtype) != layout.dtype:
+        layout = self.layout
+        found = _layout(read_header(file.fd)[0], self._given, layout.windows, layout.columns)
+        if (found.shape, found.dtype) != (layout.shape, layout.dtype):
             raise FormatError(
-                f"expected rows of shape {layout.shape} and dtype {layout.dtype}, found {found.shape[1:]}, {found.dtype}"
+                f"expected rows of shape {layout.shape} and dtype {layout.dtype}, found {found.shape}, {found.dtype}"
             )
-        if found.shape[0] < layout.rows:
-            raise FormatError(f"expected {layout.rows:,} rows, found {found.shape[0]:,}")
-        return RowFile(self.file, layout._replace(begin=found.size), may_map=self._in_worker)
+        if found.rows < layout.rows:
+            raise FormatError(f"expected {layout.rows:,} rows, found {found.rows:,}")
+        return RowFile(self.file, layout._replace(begin=found.begin), may_map=self._in_worker)
 
     def _fetch(self, remote: Remote, firsts: Sequence[int], data: memoryview, begun: Any) -> None:
         """Get the rows that samples span, or what is kept of them: by one request those that are neighbours."""
-        layout = self._layout
-        size, apart = layout.span * layout.row_bytes, layout.distance * layout.row_bytes
+        layout = self.layout
+        size, apart = layout.windows.span * layout.row_bytes, layout.windows.stride * layout.row_bytes
         missing: Iterable[int] = range(len(firsts))
         if remote.keeps:
             missing = [
@@ -279,7 +247,7 @@ class NpyRowsReader(RowsReader):
                     "", partial(read_whole, data=data[number * size :][:size], offset=0), self._part(firsts[number])
                 )
             ]
-        together = runs(firsts, missing, layout.distance) if apart <= size else ((number, number + 1) for number in missing)
+        together = runs(firsts, missing, layout.windows.stride) if apart <= size else ((number, number + 1) for number in missing)
         for start, stop in together:
             begun[0] = start + 1
             run = data[start * size : stop * size]
@@ -302,12 +270,12 @@ class NpyRowsReader(RowsReader):
             if (size := body.readinto(data)) != len(data):
                 raise FormatError(f"expected {len(data):,} bytes, found {size:,}: the file is truncated")
 
-        begin = self._layout.begin + first * self._layout.row_bytes
+        begin = self.layout.begin + first * self.layout.row_bytes
         remote.get("", take, begin, begin + len(data))
 
     def _part(self, first: int) -> tuple[object, ...]:
         """All that says which bytes of the file are a sample."""
-        return self._version, self._layout.begin, self._layout.span * self._layout.row_bytes, first
+        return self._version, self.layout.begin, self.layout.windows.span * self.layout.row_bytes, first
 
 
 def _checked_columns(columns: int | Iterable[int] | None) -> int | tuple[int, ...] | None:
@@ -321,20 +289,17 @@ def _checked_columns(columns: int | Iterable[int] | None) -> int | tuple[int, ..
     return found
 
 
-def _check_columns(columns: int | tuple[int, ...], shape: tuple[int, ...]) -> None:
-    """Make sure that the rows of an array of this shape have these columns."""
-    most = max([columns] if isinstance(columns, int) else columns)
-    if len(shape) < 2 or most >= shape[-1]:
-        found = f"{shape[-1]} in each row" if len(shape) > 1 else "rows of a single number"
-        raise FormatError(f"expected columns from 0 to {most}, found {found}")
+def _layout(header: Header, given: str | None, windows: Windows, columns: int | tuple[int, ...] | None) -> RowLayout:
+    """Where the rows of a file lie that has this header.
 
-
-def _checked(header: Header, given: str | None) -> Header:
-    """The header, with the dtype that was given, if rows can be read from the file."""
+    Raises:
+        FormatError: they can't be read, or are not of the dtype, the series or the columns that were given.
+    """
     header = header.reinterpreted(given)
-    if not header.shape or 0 in header.shape:
+    count, *shape = header.shape or (0,)
+    if 0 in header.shape or not count:
         raise FormatError(f"expected an array of rows, found shape {header.shape}")
-    if header.fortran and len(header.shape) > 1:
+    if header.fortran and shape:
         raise FormatError(
             "expected C order, found Fortran order, in which a row's elements are not next to each other; "
             "write it again as np.save(file, np.ascontiguousarray(array))"
@@ -344,4 +309,11 @@ def _checked(header: Header, given: str | None) -> Header:
         raise FormatError(
             f"expected dtype {dtype_of(given)}, found {header.dtype}, and rows are not cast: leave dtype out, or use a transform"
         )
-    return header
+    if windows.series is not None and sum(windows.series) != count:
+        raise FormatError(f"expected series of {count:,} rows together, found {sum(windows.series):,}")
+    if columns is not None:
+        most = max([columns] if isinstance(columns, int) else columns)
+        if not shape or most >= shape[-1]:
+            found = f"{shape[-1]} in each row" if shape else "rows of a single number"
+            raise FormatError(f"expected columns from 0 to {most}, found {found}")
+    return RowLayout(header.size, count, tuple(shape), dtype_text(header.dtype), header.data_bytes // count, windows, columns)

@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._samples.npy_format import CHANGED, OPEN_FLAGS, explain, read_whole
-from shmgen._samples.sample_spec import dtype_of
+from shmgen._samples.sample_spec import dtype_of, dtype_text
 from shmgen._sources.folder import FileReader
 from shmgen.errors import FormatError, SampleError
 
@@ -99,10 +99,6 @@ class Windows:
         later = Windows(length, self.stride, self.offset + begin, self.step, reach=reach - begin, series=self.series)
         return own, later
 
-    def shape(self, file: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of a sample, where that of the file's array is ``file``."""
-        return file[1:] if self.length is None else (self.length, *file[1:])
-
     def named(self, id: object) -> str:
         """What errors call sample ``id``."""
         if self.is_plain or not isinstance(id, int):
@@ -133,9 +129,7 @@ class RowLayout(NamedTuple):
         shape: of a row in the file.
         dtype: of a row in the file, as text, byte order included.
         row_bytes: bytes of a row in the file.
-        length: rows of a sample; None for one row, without an axis for them.
-        step: rows from one row of a sample to the next.
-        distance: rows from one sample to its neighbour.
+        windows: which rows are a sample.
         columns: which elements of a row's last axis a sample takes, or which one; None for all.
     """
 
@@ -144,9 +138,7 @@ class RowLayout(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     row_bytes: int
-    length: int | None = None
-    step: int = 1
-    distance: int = 1
+    windows: Windows
     columns: int | tuple[int, ...] | None = None
 
     @property
@@ -155,14 +147,17 @@ class RowLayout(NamedTuple):
         return self.begin + self.rows * self.row_bytes
 
     @property
-    def span(self) -> int:
-        """Rows from the first of a sample to its last, both counted."""
-        return ((self.length or 1) - 1) * self.step + 1
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of a sample."""
+        shape = self.shape if self.windows.length is None else (self.windows.length, *self.shape)
+        if self.columns is None:
+            return shape
+        return shape[:-1] if isinstance(self.columns, int) else (*shape[:-1], len(self.columns))
 
     @property
     def is_whole(self) -> bool:
         """Whether the bytes of a sample are those that lie in the file, from its first row to its last."""
-        return self.step == 1 and self.columns is None and self.dtype[:1] != FOREIGN
+        return self.windows.step == 1 and self.columns is None and self.dtype[:1] != FOREIGN
 
     @property
     def numpy_dtype(self) -> np.dtype[np.generic]:
@@ -175,9 +170,9 @@ class RowLayout(NamedTuple):
         """Write what samples take of the rows that they span, which lie side by side in ``spans``, into ``data``."""
         import numpy as np
 
-        count = len(spans) // (self.span * self.row_bytes)
-        rows = np.ndarray((count, self.span, *self.shape), self.numpy_dtype, spans)
-        self.write(rows[:, 0] if self.length is None else rows[:, :: self.step], data)
+        count = len(spans) // (self.windows.span * self.row_bytes)
+        rows = np.ndarray((count, self.windows.span, *self.shape), self.numpy_dtype, spans)
+        self.write(rows[:, 0] if self.windows.length is None else rows[:, :: self.windows.step], data)
 
     def write(self, samples: np.ndarray, data: memoryview) -> None:
         """Write the columns of samples that are wanted into ``data``, in native byte order."""
@@ -235,7 +230,7 @@ class RowFile:
         elif layout.is_whole:
             self._read(firsts, data, begun, io_waits)
         else:
-            spans = memoryview(bytearray(len(firsts) * layout.span * layout.row_bytes))
+            spans = memoryview(bytearray(len(firsts) * layout.windows.span * layout.row_bytes))
             self._read(firsts, spans, begun, io_waits)
             layout.pick(spans, data)
         after = os.fstat(self.fd)
@@ -254,14 +249,14 @@ class RowFile:
         except (OSError, ValueError):  # too little address space
             self._may_map = False
             return False
-        if layout.is_whole and layout.length is None:
+        if layout.is_whole and layout.windows.length is None:
             self._mapped = np.ndarray((layout.rows, layout.row_bytes), np.uint8, memory, layout.begin)
-        elif layout.length is None:
+        elif layout.windows.length is None:
             self._mapped = np.ndarray((layout.rows, *layout.shape), layout.numpy_dtype, memory, layout.begin)
         else:
             dtype = layout.numpy_dtype
-            shape = layout.rows - layout.span + 1, layout.length, *layout.shape
-            strides = layout.row_bytes, layout.step * layout.row_bytes, *np.empty(layout.shape, dtype).strides
+            shape = layout.rows - layout.windows.span + 1, layout.windows.length, *layout.shape
+            strides = layout.row_bytes, layout.windows.step * layout.row_bytes, *np.empty(layout.shape, dtype).strides
             self._mapped = np.ndarray(shape, dtype, memory, layout.begin, strides)
         return True
 
@@ -271,7 +266,7 @@ class RowFile:
 
         mapped, layout = self._mapped, self._layout
         assert mapped is not None
-        if layout.is_whole and layout.length is None:
+        if layout.is_whole and layout.windows.length is None:
             rows = np.frombuffer(data, np.uint8).reshape(len(firsts), layout.row_bytes)
             mapped.take(firsts, axis=0, out=rows, mode="clip")  # none is out of bounds, and "raise" would copy
         else:
@@ -280,8 +275,8 @@ class RowFile:
 
     def _read(self, firsts: Sequence[int], data: memoryview, begun: Any, io_waits: bool) -> None:
         """Read the rows that samples span into ``data``."""
-        begin, row_bytes, distance = self._layout.begin, self._layout.row_bytes, self._layout.distance
-        size = self._layout.span * row_bytes
+        begin, row_bytes, distance = self._layout.begin, self._layout.row_bytes, self._layout.windows.stride
+        size = self._layout.windows.span * row_bytes
         if io_waits:
             for start, stop in runs(firsts, range(len(firsts)), distance):
                 length = (stop - start - 1) * distance * row_bytes + size
@@ -316,14 +311,17 @@ class RowsReader(FileReader):
     Args:
         file: its path, or its URL.
         layout: where its rows lie.
-        windows: which of its rows are a sample.
+
+    Attributes:
+        file, layout: see above.
     """
 
     takes_bytes = True
 
-    def __init__(self, file: str, layout: RowLayout, windows: Windows) -> None:
+    def __init__(self, file: str, layout: RowLayout) -> None:
         self.file = file
-        self._layout, self._windows = layout, windows
+        self.layout = layout
+        self.shape, self.dtype = layout.sample_shape, dtype_text(dtype_of(layout.dtype))
         self._in_worker = False
         self._open: RowFile | None = None
 
@@ -334,8 +332,8 @@ class RowsReader(FileReader):
 
     def _fill(self, keys: Sequence[int], rows: memoryview, begun: Any, io_waits: bool) -> None:
         if self._open is None:
-            self._open = self._checked(RowFile(self.file, self._layout, may_map=self._in_worker))
-        self._open.fill(self._windows.firsts(keys), rows, begun, io_waits=io_waits)
+            self._open = self._checked(RowFile(self.file, self.layout, may_map=self._in_worker))
+        self._open.fill(self.layout.windows.firsts(keys), rows, begun, io_waits=io_waits)
 
     def _checked(self, file: RowFile) -> RowFile:
         """The file that was opened, or another that reads it, if it is still of the form that `Source.bind` saw.
