@@ -213,7 +213,7 @@ def _ints(highest: int) -> type[np.signedinteger[Any] | np.unsignedinteger[Any]]
 
 
 def _remedy(value: object) -> str:
-    """What to do about a value that is no int."""
+    """The remedy for a value that is no int."""
     if isinstance(value, str | bytes):
         return "; where these are names of classes, pass classes=[...], all of them in order, or classes='sorted'"
     if isinstance(value, float | np.floating):
@@ -269,7 +269,7 @@ def _shown(names: tuple[Any, ...]) -> str:
 
 
 def _class_remedy(value: object, names: tuple[Any, ...]) -> str:
-    """What to do about a value that is none of the classes."""
+    """The remedy for a value that is not among the classes."""
     if isinstance(value, int | np.integer) and 0 <= value < len(names):
         return "; leave classes out where values are the numbers of classes already"
     if isinstance(value, str):

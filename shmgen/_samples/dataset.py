@@ -1,4 +1,4 @@
-"""A data set of torch's, or any object with ``__len__`` and ``__getitem__``, as ids and a function of them."""
+"""A data set of torch, or any object with ``__len__`` and ``__getitem__``, as ids and a function of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REFUSED = {
 
 
 class Dataset(Protocol):
-    """What is asked of a data set; it may have anything beside this, but no ``__iter__``, if it isn't torch's."""
+    """What a data set must have; and no ``__iter__``, unless it is one of torch."""
 
     def __len__(self) -> int: ...
 

@@ -41,7 +41,7 @@ UNREADABLE = {"<f1": "|V1", "<W4": "|V4"}
 """How NumPy writes float8_e5m2 and complex32 of ml_dtypes, which it can't read; and bare bytes of the same size, which it can."""
 
 LONGEST = 12 + 4 * MAX_HEADER
-"""Bytes of the longest header: so many are the most that characters take."""
+"""Bytes of the longest header: a character takes up to four."""
 
 LARGEST_ELEMENT = 32
 """Bytes of the largest number that NumPy knows."""
@@ -84,7 +84,7 @@ def read_header(file: File) -> tuple[Header, bytes]:
     Accepts format versions 1 to 3, as `numpy.load` with ``allow_pickle=False`` does. Whether the data is there is not checked.
 
     Raises:
-        FormatError: it is no ``.npy`` file, or one whose elements are Python objects.
+        FormatError: it is no ``.npy`` file, or its elements are Python objects.
     """
     start = _pread(file, 12, 0)
     if not start:
@@ -186,15 +186,15 @@ def _read_header_of(path: str) -> tuple[Header, bytes]:
 
 
 def remote_header(remote: Remote, name: str, *, in_parts: bool = False) -> tuple[Header, bytes, object]:
-    """The header of a remote file, its bytes, and the version of the file, of which no more is read.
+    """The header of a remote file, its bytes, and the version of the file. The data is not read.
 
     Args:
         remote: where it is.
         name: of the file in the folder; empty for the URL itself.
-        in_parts: whether parts of the file will be asked for, as here for its first one.
+        in_parts: whether the server must answer requests for parts of the file.
 
     Raises:
-        FormatError: it can't be had, or is none, or the file is not as long as it says.
+        FormatError: the file can't be read, is no ``.npy`` file, or is shorter than its header says.
     """
 
     from shmgen._storage.store import NO_PARTS  # late: only few workers know a network

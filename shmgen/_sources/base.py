@@ -36,7 +36,7 @@ def row_of(begun: int) -> int | None:
 class Reader:
     """Fills the rows of one source for one loader. `Source.bind` makes it, in the main process; every worker gets a pickled copy.
 
-    What it says of itself does not change once it is made. Open files and the like are in the copies that `opened` makes.
+    Its attributes do not change once it is made. Open files are kept by the copies that `opened` makes.
 
     Attributes:
         shape: of one sample's row.
@@ -83,7 +83,7 @@ class Reader:
         """A copy for one thread of the process that reads, ready to read.
 
         Args:
-            in_worker: whether that is a worker, and not the main process, in which nothing may be done that could end it.
+            in_worker: whether it reads in a worker. In the main process nothing may be done that could end the process.
         """
         return copy(self)
 
@@ -124,8 +124,8 @@ class Source:
         shape: of one sample's row; set by `bind` at the latest.
         dtype: of a row; set by `bind` at the latest.
         fields: shape and dtype by key, in place of these two, where there are several fields; set by `bind` at the latest.
-        concurrent: whether several copies of it may read at once, in threads of one process. As many reads are then in flight as
-            pay where reading waits for a disk or a network.
+        concurrent: whether several copies of it may read at once, in threads of one process. Where reading waits for a disk or a
+            network, many reads are then in flight.
 
     Examples:
         >>> class Noise(Source):
@@ -171,7 +171,7 @@ class Source:
     def open(self) -> None:
         """Get ready to read: open the file, connect to the database. Called once by each thread that reads, on a copy of its own.
 
-        Loaders pickle the source, without what this has opened, to send it to workers.
+        A source is pickled and sent to the workers before it is opened.
         """
 
     def read(self, id: Any, row: Any, /) -> Any:
@@ -236,10 +236,10 @@ class SourceField:
     """One of the fields that a source fills: what ``source["image"]`` is. However many are used, a sample is read once.
 
     Args:
-        source: which fills it.
-        key: of the field in the source; None if that has only one.
+        source: that fills it.
+        key: of the field in the source; None if the source has only one field.
         given: what the user says of its rows.
-        measure: what is measured of the field's rows, in place of these; None for the rows themselves.
+        measure: what is measured of the field's rows; None for the rows themselves.
         n_classes: how long the one-hot rows are that are made of the field's ints; None for the ints themselves.
         axes: how many axes a mask has; None for all of ``dim``.
 

@@ -37,7 +37,7 @@ class BatchSpec:
         inputs: a source, or a dict, tuple or list of sources.
         targets: likewise, or None for none.
         weights: likewise, or None for none.
-        ids: of all samples. By them a mapping from id to value is distinguished from a dict of fields.
+        ids: of all samples. They tell a mapping from id to value from a dict of fields.
         is_sample: whether ``inputs``, where that is a source of a tuple, and there are no targets, are ``(inputs, targets)`` or
             ``(inputs, targets, weights)``.
         default_weights: where there are targets, and no weights.
@@ -66,7 +66,7 @@ class BatchSpec:
         self._trims = trims
         # What is cut: the positions of fields, and of the lengths of their samples.
         self._trimmed: list[tuple[int, int]] = []
-        # By the id of what was given, which is kept, so that no other object gets that id.
+        # By `id()` of what was given. That is kept, so that no other object gets the same `id()`.
         self._functions: dict[int, tuple[object, Source]] = {}
         self._readers: dict[int, tuple[Source, Reader]] = {}
         self._found: list[tuple[str, str, SourceField]] = []
@@ -121,7 +121,7 @@ class BatchSpec:
         return tuple(members.values()) if all(isinstance(key, int) for key in members) else members
 
     def _source(self, part: Any, name: str, *, weighs: bool) -> Source:
-        """``part`` as a source: of a function that is given twice the same, since a sample is read once."""
+        """``part`` as a source. A function that is given twice is one source, so that a sample is read once."""
         source = _as_source(part, name, weighs=weighs)
         return self._functions.setdefault(id(part), (part, source))[1] if isinstance(source, Function) else source
 
@@ -191,7 +191,7 @@ class BatchSpec:
             self._bound(source, name, varies=is_padded or id(source) in varying)
         self._add_one_hot()
         specs: dict[str, FieldSpec] = {}
-        for name in sorted(self.names, key=self.measured):  # those that are read first
+        for name in sorted(self.names, key=self.measured):  # measures last, since they need what they measure
             specs[name] = self._spec(name, specs.values(), is_transformed=name in transformed)
         return [*(specs[name] for name in self.names), *(self._lengths(specs) if self._trims else ())]
 
@@ -211,7 +211,7 @@ class BatchSpec:
         return list(found.values())
 
     def _add_one_hot(self) -> None:
-        """Have the readers of fields that are to be one-hot fill such rows, too."""
+        """Wrap the readers of fields that are wanted as one-hot rows."""
         wanted: dict[int, dict[OneHotKey, str]] = {}
         for name, field in self._fields.items():
             if field.n_classes is not None:
@@ -300,7 +300,7 @@ def _check_padding(name: str, pad_value: float | None, dtype: np.dtype[np.generi
 
 
 def target(labels: Any, n_classes: int | None, classes: Any, ids: Sequence[Any]) -> Any:
-    """``labels`` as targets: values that must be ints, or whatever else targets may be.
+    """``labels`` as targets: values become `Labels`, which must be ints; all else stays as it is.
 
     Raises:
         InputError: ``n_classes`` or ``classes`` are given, and the labels are no values.
@@ -341,7 +341,7 @@ def _holds_columns(part: dict[Any, Any] | Sequence[Any], ids: Sequence[Any]) -> 
     if isinstance(part, dict):
         if not all(isinstance(key, str) for key in part):
             return False  # its keys are ids
-        # No int is a text: then there is no need to look at all ids.
+        # Ints are never among keys that are texts, so not every id need be looked up.
         if not isinstance(ids, range) and int_array(ids) is None and any(_has(part, id) for id in ids):
             return False
     return any(len(member) == len(ids) or (isinstance(member, Mapping) and _has(member, ids[0])) for member in members)

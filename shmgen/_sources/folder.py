@@ -82,13 +82,13 @@ class Files:
             self.remote.close()
 
     def unreadable_first(self, id: object, error: Exception) -> SampleError:
-        """What to raise where the first sample can't be read: with a guess at what was meant."""
+        """The error for a first sample that can't be read, with a guess at what was meant."""
         if not isinstance(error, FileNotFoundError):
             return self.unreadable(id, error)
         return SampleError(id, path := self.path(id), explain(error, path) + self._meant(id))
 
     def unreadable(self, id: object, error: Exception) -> SampleError:
-        """What to raise where a sample can't be read: with what to do."""
+        """The error for a sample that can't be read, with its remedy."""
         path, remedy = self.path(id), ""
         with suppress(OSError):  # this process can open no more files
             from shmgen._samples.remedies import for_unreadable_file
@@ -116,11 +116,11 @@ class Files:
         Args:
             id: of the sample.
             parse: is given all bytes of the file.
-            may_wait: whether a file may be waited for that does not answer at once, as a FIFO does.
+            may_wait: whether to wait for a file that has no data yet, as a FIFO may.
 
         Raises:
             OSError: it can't be read.
-            FormatError: it can't be had from where it is.
+            FormatError: the server does not give it.
         """
         [name] = self.names([id])
         if self.remote is None:
@@ -136,7 +136,7 @@ class Files:
                 found.append(parse(_all_of(fd)))
             except MemoryError:
                 raise
-            except Exception as error:  # whatever it is that tells a damaged file: it is removed, and got again
+            except Exception as error:  # of any kind: the kept file is damaged, and is fetched again
                 raise FormatError(str(error)) from error
 
         if not self.remote.read_kept(name, parse_kept):

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from shmgen._storage.remote import Remote
 
 FOUND = ("", *(suffix for lower in IMAGES.suffixes for suffix in (lower, lower.upper())))
-"""Suffixes that are tried where an id ends in none of an image's."""
+"""Suffixes that are tried where an id does not end in that of an image."""
 
 
 class Images(FolderSource):
-    """The image files ``<folder>/<id>``, one a sample: JPEG, PNG, WebP, TIFF, and what else Pillow reads.
+    """The image files ``<folder>/<id>``, one a sample: JPEG, PNG, WebP, TIFF, and other formats of Pillow's.
 
     Rows have the shape ``(height, width, channels)``; their numbers go from 0 to 255, or to 65,535 with 16 bits. Images are
     turned as the camera has noted in them (EXIF). Of several frames it is the first.
@@ -35,7 +35,7 @@ class Images(FolderSource):
     twice the size of a row. A number then differs from what the whole image would give by 10 of 255 at most on photographs, and
     by 15 on text and noise (measured on Pillow's test images). With ``interpolation="nearest"`` it is always decoded whole.
 
-    What you told Pillow before the loader is made holds in workers, too: `PIL.Image.MAX_IMAGE_PIXELS`,
+    Pillow's settings, as they are when the loader is made, hold in workers, too: `PIL.Image.MAX_IMAGE_PIXELS`,
     `PIL.ImageFile.LOAD_TRUNCATED_IMAGES`, ``MAX_TEXT_CHUNK`` and ``MAX_TEXT_MEMORY`` of `PIL.PngImagePlugin`, and formats that
     other packages have registered, such as HEIC by ``pillow_heif.register_heif_opener()``.
 

@@ -47,7 +47,7 @@ FILES_AHEAD = 16
 """Files that a reader opens ahead, at most."""
 
 ONE_BY_ONE = 64
-"""So many files are read one by one after one that did not have the shape of its row."""
+"""After a file of another shape than its row, this number of files is read one by one."""
 
 OF_ANOTHER_SHAPE = (
     "; dim and n_channels say what is expected, and left out they are the first file's. Where files vary in size, give dim, and "
@@ -55,7 +55,7 @@ OF_ANOTHER_SHAPE = (
 )
 
 _spare = Semaphore(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-"""How many files all readers of this process may open ahead: so none of them lacks a descriptor for the file that it is at."""
+"""Files that all readers of this process may hold open ahead; descriptors are left for the files that are being read."""
 
 
 class Npy(FolderSource):
@@ -168,7 +168,7 @@ class NpyReader(FolderReader):
 
     @property
     def reads_one_by_one(self) -> bool:
-        # After a file that did not fit its row there will be more: each is read once then, and one is held in memory at a time.
+        # Where one file did not fit its row, others will not. One by one, each is opened once, and one is in memory at a time.
         return self._singly > 0
 
     def _read(self, key: object, row: np.ndarray) -> np.ndarray:
@@ -223,7 +223,7 @@ class NpyReader(FolderReader):
         until = len(names)
         try:
             for number, name in enumerate(names):
-                # An open may hang: whoever looks must see of which file.
+                # An open may hang; the supervisor must see at which file.
                 for begun[0] in range(number + len(ahead) + 1, min(number + FILES_AHEAD, until) + 1):
                     if not _open_ahead(names[begun[0] - 1], folder, ahead):
                         until = 0
@@ -346,7 +346,7 @@ def _next(ahead: deque[int]) -> int:
 
 
 def _written(file: File) -> object:
-    """Anything that is different of an open file once it has been written to."""
+    """Values that change once an open file has been written to."""
     if not isinstance(file, int):
         return None
     status = os.fstat(file)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shmgen._worker.sample_filler import RowsByKey
 
 DAMAGED = (OSError, ValueError, FormatError, BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
-"""What reading a file may raise that is no whole ``.npz`` file."""
+"""Errors of reading a file that is no whole ``.npz`` file."""
 
 
 class Npz(FolderSource):
@@ -130,7 +130,7 @@ def _members(archive: ZipFile) -> dict[str, ZipInfo]:
 
 
 def _kind(archive: ZipFile, info: ZipInfo) -> tuple[tuple[int, ...], DTypeLike]:
-    """Shape and dtype of an array; of one that can't be read, a dtype that is no number's."""
+    """Shape and dtype of an array; dtype object of one that can't be read."""
     with archive.open(info) as member:
         start = member.read(LONGEST)
     try:

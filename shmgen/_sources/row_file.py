@@ -92,7 +92,7 @@ class Windows:
         return list(map(self.first, ids))
 
     def after(self, rows: int, length: int | None) -> tuple[Windows, Windows]:
-        """These windows, and what lies ``rows`` rows after the last row of each: one row, or as many as ``length`` says."""
+        """These windows, and others of ``length`` rows (None: one row), which begin ``rows`` rows after the last row of each."""
         begin = self.span - 1 + rows
         reach = max(self._reach, begin + ((length or 1) - 1) * self.step + 1)
         own = Windows(self.length, self.stride, self.offset, self.step, reach=reach, series=self.series)
@@ -193,8 +193,8 @@ class RowFile:
     Args:
         path: of the file.
         layout: where its rows lie.
-        may_map: whether the process may end at a file that is truncated while it is read: it gets SIGBUS where the mapping has no
-            file any more, and between the look at the size and the copy the file may be truncated.
+        may_map: whether to copy from a mapping. A file that is truncated after its size was checked ends the process by SIGBUS,
+            which only a worker may risk.
     """
 
     def __init__(self, path: str, layout: RowLayout, *, may_map: bool) -> None:
@@ -268,7 +268,7 @@ class RowFile:
         assert mapped is not None
         if layout.is_whole and layout.windows.length is None:
             rows = np.frombuffer(data, np.uint8).reshape(len(firsts), layout.row_bytes)
-            mapped.take(firsts, axis=0, out=rows, mode="clip")  # none is out of bounds, and "raise" would copy
+            mapped.take(firsts, axis=0, out=rows, mode="clip")  # no number is out of bounds; "raise" would copy first
         else:
             # `take` would copy the whole of a view whose samples overlap.
             layout.write(mapped[np.array(firsts)], data)

@@ -193,7 +193,7 @@ class ValuesReader(Reader):
             rows[...] = 0
             rows[np.arange(len(keys)), self._rows[keys]] = 1
         elif self._rows.dtype == rows.dtype:
-            self._rows.take(keys, axis=0, out=rows, mode="clip")  # none is out of bounds, and "raise" would copy
+            self._rows.take(keys, axis=0, out=rows, mode="clip")  # no number is out of bounds; "raise" would copy first
         else:
             rows[...] = self._rows[keys]
 
