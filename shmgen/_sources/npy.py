@@ -69,8 +69,8 @@ class Npy(FolderSource):
         dtype: of a row; files are cast to it where NumPy calls that "same_kind". It must be given if it is one of ml_dtypes, such
             as bfloat16: a file only says how many bytes these have.
         pad_value: what fills the rest of a row where a file's array is smaller along any axis: sequences of several lengths, for
-            example. ``dim`` must be given, and is the whole shape of a row if ``n_channels`` is left out. ``length`` and ``mask``
-            are then fields that say how much of a row is the file's.
+            example. ``dim`` must be given, and is the whole shape of a row if ``n_channels`` is left out. ``length``, ``mask``
+            and ``mask_along`` are then fields that say how much of a row is the file's.
 
     Files may have other shapes than ``dim`` says if the field has a transform that makes rows of them, by a random crop, say.
 
