@@ -83,6 +83,8 @@ class Images(FolderSource):
         (4, 24, 24, 3)
     """
 
+    files: ImageFiles
+
     def __init__(
         self,
         folder: str | os.PathLike[str] | Remote | None,
@@ -122,7 +124,6 @@ class Images(FolderSource):
         from shmgen._sources import image_decoder
 
         files, first = copy(self.files), ids[0]
-        assert isinstance(files, ImageFiles)
         files.prepare(ids, "Images")
         image_decoder.say_once_if_slow()
         try:
@@ -148,6 +149,7 @@ class ImagesReader(FolderReader):
     """
 
     reads_one_by_one = True
+    files: ImageFiles
 
     def __init__(self, files: ImageFiles, decoder: ImageDecoder, given: SampleSpec, row: RowSpec) -> None:
         super().__init__(files)
@@ -157,10 +159,8 @@ class ImagesReader(FolderReader):
 
     def _read(self, key: object, row: Any) -> np.ndarray:
         """The image of sample ``key``, which need not be of a row's shape if rows are made of such."""
-        files = self.files
-        assert isinstance(files, ImageFiles)
-        files.name(key)  # says what is wrong where there are none, or several
-        array: np.ndarray = files.load(key, lambda data: self._decoder.decode(data, row))
+        self.files.name(key)  # says what is wrong where there are none, or several
+        array: np.ndarray = self.files.load(key, lambda data: self._decoder.decode(data, row))
         self.check(array)
         return array
 
