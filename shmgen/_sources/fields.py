@@ -51,7 +51,7 @@ class Reading(NamedTuple):
     """A reader, and what it fills when it reads.
 
     Attributes:
-        reader: which reads.
+        reader: fills rows.
         fields: that it fills.
         named: what errors call it.
         table: the number of the table in which its keys are; 0, that of the ids, if it has no keys of its own.
@@ -112,8 +112,8 @@ class OneHotReader(Reader):
     """Fills what another reader fills, and one-hot rows of some of its fields: see `SourceField.one_hot`.
 
     Args:
-        reader: which reads the ints; a sample is read once.
-        wanted: of the one-hot rows.
+        reader: that reads the ints; a sample is read once.
+        wanted: the fields of one-hot rows.
 
     Raises:
         InputError: one of the fields has no ints, or their number varies.

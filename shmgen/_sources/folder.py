@@ -36,7 +36,7 @@ class Files:
         suffix: see above.
         ids_are_paths: whether no folder was given.
         remote: what files are read from, if they are behind a URL.
-        scan_options: options with which ``shmgen scan`` expects of files what is expected here.
+        scan_options: options of ``shmgen scan`` that say what is expected of the files.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | Remote | None, suffix: str) -> None:

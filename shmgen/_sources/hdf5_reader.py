@@ -1,7 +1,7 @@
-"""How samples are read from an HDF5 file, which datasets serve as such, and which of their data are missing.
+"""Reads samples from an HDF5 file, and finds out which of their data are missing.
 
-HDF5 itself reads zeros, or a fill value, where a part of a dataset is missing, and says nothing. Of rows in chunks, a chunk is
-decoded once for all rows of a ticket that are in it.
+Where a part of a dataset is missing, HDF5 itself reads zeros, or a fill value, without an error. A chunk is decoded once for all
+its rows that are in a ticket.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ SWAPPED = (5, 6, 7, 8)
 """Values with which an upright image is as wide as the stored one is high."""
 
 SCALED = re.compile(r"(?:1|L);([24]?)(I?)R?")
-"""How Pillow calls grey that it scales from 2 or 4 bits to 8, or inverts, since the file says that 0 is white."""
+"""Pillow's names for grey that it scales from 2 or 4 bits to 8, or inverts because 0 is white in the file."""
 
 SETTINGS = (
     ("PIL.Image", "MAX_IMAGE_PIXELS"),
@@ -81,7 +81,7 @@ SETTINGS = (
 """Variables of Pillow's that its documentation says to set: modules and names."""
 
 APPLE_DOUBLE = b"\x00\x05\x16\x07"
-"""How a file ``._NAME`` begins, in which macOS keeps what other file systems have no room for."""
+"""The first bytes of a file ``._NAME``, in which macOS keeps what it knows of a file NAME on another file system."""
 
 AGAIN = "; write or copy it again, or leave its id out (on_error='replace' puts another in its place)"
 
@@ -93,7 +93,7 @@ IF_WHOLE = "; if it is whole, convert it to JPEG or PNG, or read it by a functio
 class ImageDecoder(NamedTuple):
     """Makes rows of image files.
 
-    Pickled, it takes along what the main process has told Pillow: `SETTINGS`, and openers of other packages, such as HEIC's.
+    Pickled, it carries along how Pillow is set in the main process: `SETTINGS`, and openers of other packages, such as HEIC's.
 
     Attributes:
         size: height and width of a row in pixels; None for those of the image.
@@ -123,7 +123,7 @@ class ImageDecoder(NamedTuple):
 
         Args:
             data: all bytes of the file.
-            row: where it may be put; it is only if the image has its shape and need not be copied. Then it is what is returned.
+            row: is filled and returned if the image has its shape and can be decoded straight into it.
 
         Raises:
             FormatError: it is no image, a broken one, or one that does not become one of this mode without loss.
@@ -274,7 +274,7 @@ def say_once_if_slow() -> None:
 
 
 def _restored(fields: tuple[Any, ...], settings: dict[tuple[str, str], Any], openers: bytes) -> ImageDecoder:
-    """A decoder that was sent to this process, in which Pillow is now as it was in the one that it came from."""
+    """A decoder that was pickled in another process. Pillow is set here as it was there."""
     import importlib
     import pickle
 
