@@ -545,7 +545,9 @@ def test_who_reads_a_folder_imports_nothing_of_this() -> None:
     """A worker of local files knows no network."""
     code = "import sys, shmgen._sources.npy, shmgen._sources.npy_rows, shmgen._worker.main\nprint(*sys.modules)"
     found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not [name for name in found if name in ("http.client", "ssl") or name.startswith("shmgen._storage.")]
+    of_storage = [name for name in found if name.startswith("shmgen._storage.")]
+    assert of_storage == ["shmgen._storage.local"]
+    assert not {"http.client", "ssl"} & set(found)
 
 
 def test_a_cache_beside_data_dir(root: Path, proxy: Proxy, tmp_path: Path) -> None:
