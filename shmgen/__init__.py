@@ -24,7 +24,7 @@ The way of the data, and the module that holds each step::
     _memory.ring             slots of shared memory (_memory.segments), cut into arrays by _memory.layout
       │                      a slot is free again when the last view of it is gone; where all are held, the ring grows
       ▼
-    _engine.prefetcher       waits, and hands out leases
+    _engine.prefetcher       waits, and hands out leases (held_slots: while all are held; error_log: errors of requests)
       │  _plan.autoscaler    how many workers and reads there should be, seen in windows (_engine.defaults: at first, at most)
       │  _plan.stats         counts and times (meter takes them), and the verdict: what limits the rate
       │  _engine.state       slots, workers and requests at this moment

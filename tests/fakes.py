@@ -31,6 +31,7 @@ from shmgen._plan.meter import Use
 from shmgen._plan.passes import Passes
 from shmgen._plan.sampler import BatchId, Sampler, Tail
 from shmgen._plan.schedule import Schedule, State, Ticket
+from shmgen._plan.windows import Target
 from shmgen._sources.base import IDLE, UNKNOWN, row_of
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._sources.fields import readings_of
@@ -149,12 +150,9 @@ class FakeWorkers:
         takes: whether readers that have nothing to do take tickets by themselves, and not when `take` says so.
     """
 
-    are_processes = True
-
     def __init__(self, count: int, reads: int, ring: Ring, clock: Clock) -> None:
         self._ring = ring
         self._clock = clock
-        self._reads = reads
         self._pid = 100
         self._events: list[Event] = []
         self._eager = False
@@ -171,13 +169,13 @@ class FakeWorkers:
         self.begins = True
         self.takes = True
         for number in range(count):
-            self._start(number)
+            self._start(number, reads)
 
-    def _start(self, number: int) -> None:
+    def _start(self, number: int, reads: int) -> None:
         if self.cannot_start is not None:
             raise self.cannot_start
         self._pid += 1
-        self.workers[number] = FakeWorker(self._pid, self._reads)
+        self.workers[number] = FakeWorker(self._pid, reads)
         if self.begins:
             self.begin(number)
 
@@ -241,14 +239,14 @@ class FakeWorkers:
         else:
             self.die(worker)
 
-    def restart(self, worker: int) -> None:
+    def restart(self, worker: int, reads: int) -> None:
         self.log.append(f"restart {worker}")
         self._let_go(worker)
-        self._start(worker)
+        self._start(worker, reads)
 
-    def add(self) -> int:
+    def add(self, reads: int) -> int:
         number = next(number for number in range(len(self.workers) + 1) if number not in self.workers)
-        self._start(number)
+        self._start(number, reads)
         self.log.append(f"add {number}")
         return number
 
@@ -262,7 +260,6 @@ class FakeWorkers:
         del self.workers[worker]
 
     def set_reads(self, count: int) -> None:
-        self._reads = count
         for worker in self.workers.values():
             if worker.reads:
                 worker.reads = count
@@ -413,13 +410,13 @@ class FakeWorkers:
 
     def interrupt(self, worker: int) -> None:
         """Ctrl-C reaches it."""
-        self._say(worker, EventKind.INTERRUPTED, self._clock.now)
+        self._say(worker, EventKind.CTRL_C, self._clock.now)
 
     def drop(self, worker: int, reader: int = 0) -> None:
         """Its ticket is interrupted."""
         ticket = self._end(worker, reader)
         self._scribble(ticket)
-        self._say(worker, EventKind.DROPPED, ticket.id)
+        self._say(worker, EventKind.ABORTED, ticket.id)
         self._go_on(worker, reader)
 
     def scribble(self) -> None:
@@ -473,9 +470,9 @@ class Engine:
         self.passes = Passes(self.sampler.batches, shuffle=shuffle, epoch=0)
         self._pass = self.passes.open()
         self.damage = DamageLog(samples, on_error, max_fraction=most)
-        self.planner = BatchPlanner(ids, self.sampler, spec, self.ring, assembler, self.damage)
-        self.schedule = Schedule(slots, workers * reads, self.sampler.size, in_flight=slots, is_read=self.ring.is_read)
-        self.supervisor = Supervisor(self.workers, workers, reads, self.schedule, self.planner, self.ring, timeout)
+        self.schedule = Schedule(slots, self.sampler.size, in_flight=slots, is_read=self.ring.is_read)
+        self.planner = BatchPlanner(ids, self.sampler, spec, self.ring, self.schedule, assembler, self.damage)
+        self.supervisor = Supervisor(self.workers, Target(workers, reads), self.schedule, self.planner, self.ring, timeout)
         self.prefetcher = Prefetcher(
             self.ring, self.workers, self.supervisor, self.schedule, self.planner, self.passes, autoscaler=None, reads_ahead=ahead
         )
@@ -496,7 +493,7 @@ class Engine:
     def resize(self, workers: int, reads: int | None = None) -> bool:
         """Have so many workers, with so many readers each, as the autoscaler does."""
         with self.prefetcher.lock:
-            return self.supervisor.resize(workers, self.supervisor.reads if reads is None else reads)
+            return self.supervisor.resize(Target(workers, self.supervisor.target.reads if reads is None else reads))
 
     def reader_of(self, sample: int) -> tuple[int, int, int] | None:
         """The worker and the reader of it that can go on and has a sample, and the row of its ticket; None if there is none."""

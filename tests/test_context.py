@@ -245,7 +245,7 @@ for worker in loader.state.workers:
 until(4)
 import gc
 parts = {type(part).__name__: part for part in gc.get_objects()}
-with parts["Prefetcher"].lock: parts["Supervisor"].resize(3, 1)  # as "auto" does
+with parts["Prefetcher"].lock: parts["Supervisor"].resize(type(parts["Supervisor"].target)(3, 1))  # as "auto" does
 until(5)
 loader.close()
 """

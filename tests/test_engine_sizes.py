@@ -37,11 +37,9 @@ def test_other_numbers_of_reads_amid_work(counts: tuple[int, ...]) -> None:
                 engine.workers.script.append(partial(engine.resize, 2, counts[number]))
             assert engine.fetch(number) == engine.expected(number)
         assert engine.prefetcher.stats.reads == counts[-1]
-        assert engine.schedule.readers == 2 * counts[-1]
         for worker in engine.workers.workers.values():
             assert sum(not reader.gone for reader in worker.readers) == counts[-1]
         engine.resize(3)
-        assert engine.schedule.readers == 3 * counts[-1]
         assert engine.workers.workers[2].reads == counts[-1]
         assert engine.workers.log == ["add 2"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import until_waiting
 
-import shmgen._engine.prefetcher
+import shmgen._engine.error_log
 from shmgen import (
     ClosedError,
     FunctionError,
@@ -269,7 +269,7 @@ def test_errors_that_are_not_ours_are_kept_too(
 @pytest.mark.usefixtures("hidden")
 def test_what_is_remembered_has_bounds(folder: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
     """However many batches fail, no more texts than so many are kept."""
-    monkeypatch.setattr(shmgen._engine.prefetcher, "MAX_SAID", 3)
+    monkeypatch.setattr(shmgen._engine.error_log, "MAX_LOGGED", 3)
     data = folder(8)
     with Loader(data.ids, data.labels, 1, data_dir=data.path, shuffle=False, workers=0) as loader:
         missing(data, *range(1, 8))

@@ -13,8 +13,7 @@ from pace import Deadline
 
 from shmgen._worker import launch
 from shmgen._worker.context import environment
-from shmgen._worker.launch import Child, Launcher, end
-from shmgen._worker.signals import deferred_signals
+from shmgen._worker.launch import Child, command, deferred_signals, end
 
 BOOT = """if True:
     import os, sys, time
@@ -38,7 +37,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Child]]:
 
     def start(code: str, *fds: int) -> Child:
         with deferred_signals():
-            children.append(Launcher(code, environment()).start(*fds))
+            children.append(Child(command(code), environment(), fds))
         return children[-1]
 
     yield start

@@ -16,8 +16,8 @@ from shmgen._memory.limit_errors import START, reached
 
 LIMITS = """
 import contextlib, logging, resource
-import shmgen._engine.prefetcher
-shmgen._engine.prefetcher.GROW_AFTER = 0.05
+import shmgen._engine.held_slots
+shmgen._engine.held_slots.GROW_AFTER = 0.05
 logging.basicConfig(format="%(levelname)s %(message)s")
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import pytest
 from conftest import DataSet, until_waiting
 from ways import part_of
 
-import shmgen._engine.prefetcher
+import shmgen._engine.held_slots
 from shmgen import InputError, Loader, Npy
 from shmgen._engine import defaults
 from shmgen._memory.layout import ALIGNMENT
@@ -280,7 +280,7 @@ def test_stats_count_what_was_delivered(folder: Folder) -> None:
 
 def test_time_waited_is_for_data_alone(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time in which all slots were held by the user is not time waited for data."""
-    monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.3)
+    monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.3)
     data = folder(12)
     with Loader(data.ids, data.labels, 2, data_dir=data.path, slots=2, workers=1) as loader:
         held = list(loader)
@@ -327,7 +327,7 @@ def test_more_workers_than_make_sense_are_not_started(folder: Folder, monkeypatc
 
 def test_threads_that_ask_at_once_never_wait_for_ever(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """More threads than slots ask at once, and keep what they get: each is served, whoever took the slot that it waited for."""
-    monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.1)
+    monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.1)
     data = folder(56)
     for _ in range(20):
         with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=3) as loader:

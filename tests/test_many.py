@@ -218,8 +218,8 @@ def test_a_thousand_loaders_in_turn(folder: Callable, workers: int) -> None:
 def test_few_open_files_suffice(folder: Callable, script: Callable) -> None:
     """With a limit of 256 open files: 8 loaders of 2 workers each, all batches of an epoch of 600 held, and both at once."""
     code = """
-import resource, shmgen._engine.prefetcher
-shmgen._engine.prefetcher.GROW_AFTER = 0.05
+import resource, shmgen._engine.held_slots
+shmgen._engine.held_slots.GROW_AFTER = 0.05
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 
 def check(batches):

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-import shmgen._engine.prefetcher
+import shmgen._engine.held_slots
 import shmgen._memory.limits
 import shmgen._memory.ring
 from shmgen import Loader
@@ -23,8 +23,8 @@ from shmgen._memory.layout import PAGE, Field, Layout
 from shmgen._memory.ring import OTHERS_NEED, Ring
 
 PRIVATE = """
-import ctypes, logging, shutil, shmgen._engine.prefetcher
-shmgen._engine.prefetcher.GROW_AFTER = 0.05
+import ctypes, logging, shutil, shmgen._engine.held_slots
+shmgen._engine.held_slots.GROW_AFTER = 0.05
 logging.basicConfig(format="%(name)s %(levelname)s %(message)s")
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -192,7 +192,7 @@ def test_slots_are_as_many_as_memory_has_room_for(
 @pytest.mark.parametrize("workers", [0, 1])
 def test_no_memory_for_another_slot(folder: Callable, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     """The kernel would kill somebody rather than refuse, so it is not asked for more than there is; the loader goes on."""
-    monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.05)
+    monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.05)
     data = folder(8, (ROW // 4,))
     with Loader(data.ids, data.labels, 1, data_dir=data.path, workers=workers, slots=2) as loader:
         with monkeypatch.context() as patch:

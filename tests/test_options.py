@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import shmgen._engine.prefetcher
+import shmgen._engine.held_slots
 from shmgen import InputError, Loader, Sequence, tune
 from shmgen._engine.feed import Feed
 from shmgen._engine.front_end import FrontEnd
@@ -178,7 +178,7 @@ def test_batches_in_young_garbage_are_let_go_of(folder: Callable[..., Any], slot
 
 def test_without_a_framework_the_ring_grows(folder: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is there to be asked to let go of slots: a loader that stands alone adds some, as it should."""
-    monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.05)
+    monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.05)
     data = folder(12, (4, 3))
     with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=1, slots=2) as loader:
         held = list(loader)

@@ -74,7 +74,7 @@ strike()
 loader = {LOADER}
 import gc
 [supervisor] = [part for part in gc.get_objects() if type(part).__name__ == "Supervisor"]
-while supervisor.ready < 2: list(loader)
+while supervisor.started < 2: list(loader)
 from pathlib import Path
 pid = loader.state.workers[1].pid
 os.kill(pid, signal.SIGSTOP)

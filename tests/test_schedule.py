@@ -4,41 +4,53 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count
+from typing import Any
 
 import pytest
 
 from shmgen._plan.sampler import BatchId
-from shmgen._plan.schedule import FIRST_ROWS, FIRST_TICKETS, MAX_OUT, Schedule, State, Ticket
+from shmgen._plan.schedule import FIRST_ROWS, FIRST_TICKETS, MAX_OUT, Schedule, Slot, State, Ticket
 
 
 def batches(first: int = 0) -> list[BatchId]:
     return [BatchId(0, number) for number in range(first, first + 20)]
 
 
-def schedule(slots: int = 3, readers: int = 2, rows: int = 4, in_flight: int = 8) -> Schedule:
-    return Schedule(slots, readers, lambda _: rows, in_flight=in_flight)
+class Plan(Schedule):
+    """A schedule of slots for a number of readers."""
+
+    def __init__(self, slots: int, readers: int, *args: Any, **options: Any) -> None:
+        super().__init__(slots, *args, **options)
+        self.readers = readers
+
+    def assign(self, demanded: Sequence[BatchId], upcoming: Iterable[BatchId], readers: int | None = None) -> list[Slot]:
+        return super().assign(demanded, upcoming, self.readers if readers is None else readers)
 
 
-def begin(plan: Schedule, demanded: Sequence[BatchId], upcoming: Sequence[BatchId] = ()) -> list[Ticket]:
+def schedule(slots: int = 3, readers: int = 2, rows: int = 4, in_flight: int = 8) -> Plan:
+    return Plan(slots, readers, lambda _: rows, in_flight=in_flight)
+
+
+def begin(plan: Plan, demanded: Sequence[BatchId], upcoming: Sequence[BatchId] = ()) -> list[Ticket]:
     """Give slots to batches; the tickets that are given out then."""
     plan.assign(demanded, upcoming)
     return plan.take()
 
 
-def read(plan: Schedule, tickets: Sequence[Ticket]) -> None:
+def read(plan: Plan, tickets: Sequence[Ticket]) -> None:
     """All of these are done."""
     for ticket in tickets:
         plan.done([ticket.id])
 
 
-def ready(plan: Schedule, batch: BatchId) -> int | None:
+def ready(plan: Plan, batch: BatchId) -> int | None:
     """The slot in which a batch is ready."""
     return next((slot.number for slot in plan.slots if slot.batch == batch and slot.state is State.READY), None)
 
 
-def lease(plan: Schedule, number: int) -> None:
+def lease(plan: Plan, number: int) -> None:
     """The batch in a slot is handed out."""
     batch = plan.slots[number].batch
     assert batch is not None
@@ -72,7 +84,7 @@ def test_tickets_cover_a_batch_once(rows: int, readers: int, later: bool) -> Non
     tickets = begin(plan, [], batches())
     if later:
         read(plan, tickets)
-        plan.discard(BatchId(0, 0))
+        plan.cancel(BatchId(0, 0))
         tickets = begin(plan, [], batches())
     assert [row for ticket in tickets for row in range(ticket.start, ticket.stop)] == list(range(rows))
     sizes = [ticket.stop - ticket.start for ticket in tickets]
@@ -113,6 +125,16 @@ def test_no_two_tickets_have_the_same_number() -> None:
     ids += [ticket.id for ticket in plan.take()]
     assert len(set(ids)) == len(ids) > 5
     assert 0 not in ids  # a status page that was never written says 0
+
+
+def test_a_row_that_is_left_out_counts_as_read() -> None:
+    """It has been tried, and nothing more comes of it: all rows of the batch are done in the end."""
+    plan = schedule(slots=4, readers=1, rows=4)
+    [ticket] = begin(plan, [BatchId(0, 0)])
+    plan.retry(ticket, singly=True, without=2)
+    read(plan, plan.take())
+    assert ready(plan, BatchId(0, 0)) == ticket.slot
+    assert plan.rows_done == 4
 
 
 def test_a_batch_is_ready_when_its_last_ticket_is() -> None:
@@ -158,7 +180,7 @@ def test_all_slots_are_in_flight_while_readers_wait() -> None:
     for slot in [ready(plan, batch) for batch in batches()[:2]]:
         assert slot is not None
         lease(plan, slot)
-        plan.free(slot)
+        plan.release([slot])
     plan.waits = False
     assert begin(plan, [], batches()[2:]) == []
 
@@ -209,9 +231,9 @@ def test_what_is_discarded_is_read_again() -> None:
     plan = schedule(slots=2)
     tickets = begin(plan, [], [BatchId(0, 0), BatchId(0, 1)])
     read(plan, [ticket for ticket in tickets if ticket.batch.number == 0])
-    plan.discard(BatchId(0, 0))
-    plan.discard(BatchId(0, 1))
-    plan.discard(BatchId(0, 2))
+    plan.cancel(BatchId(0, 0))
+    plan.cancel(BatchId(0, 1))
+    plan.cancel(BatchId(0, 2))
     assert ready(plan, BatchId(0, 0)) is None
     again = begin(plan, [BatchId(0, 1)])
     read(plan, [ticket for ticket in tickets if ticket.batch.number == 1])
@@ -232,7 +254,7 @@ def test_a_failed_ticket_fails_its_batch_once() -> None:
     slot = ready(plan, BatchId(0, 0))
     assert slot is not None
     assert plan.slots[slot].error is first
-    plan.free(slot)
+    plan.release([slot])
     read(plan, begin(plan, [BatchId(0, 0)]))
     assert ready(plan, BatchId(0, 0)) == slot
     assert plan.slots[slot].error is None
@@ -251,7 +273,7 @@ def test_more_slots() -> None:
     plan.add_slots(2)
     assert plan.can_lease
     assert {ticket.slot for ticket in begin(plan, [BatchId(0, 1), BatchId(0, 2)])} == {1, 2}
-    plan.free(slot)
+    plan.release([slot])
     assert repr(plan) == "slots [free, filling 0:2, filling 0:1]"
 
 
@@ -259,7 +281,7 @@ def test_a_slot_that_is_read_in_vain_can_be_leased_soon() -> None:
     """A wait for it is a wait for readers, and not for whoever holds the others."""
     plan = schedule(slots=1)
     tickets = begin(plan, [], [BatchId(0, 0)])
-    plan.discard(BatchId(0, 0))
+    plan.cancel(BatchId(0, 0))
     assert plan.can_lease
     read(plan, tickets)
     assert plan.can_lease
@@ -356,7 +378,7 @@ def test_after_a_suspect_all_goes_on(end: str) -> None:
     plan.add_slots(1)
     plan.assign([BatchId(0, 9)], [])
     if end == "lost":
-        plan.lose(suspect)
+        plan.lose_slot(suspect)
     elif end.startswith("retried"):
         plan.retry(suspect, alone=end == "retried-alone")
     else:
@@ -374,7 +396,7 @@ def test_a_ticket_is_wanted_while_its_batch_is_in_its_slot() -> None:
     plan = schedule(slots=2, rows=1)
     [ticket] = begin(plan, [], [BatchId(0, 0)])
     assert plan.wants(ticket)
-    plan.discard(BatchId(0, 0))
+    plan.cancel(BatchId(0, 0))
     assert not plan.wants(ticket)
     [other] = begin(plan, [BatchId(0, 0)])
     assert not plan.wants(ticket)
@@ -386,7 +408,7 @@ def test_a_ticket_that_was_interrupted_is_read_anew_with_its_batch() -> None:
     plan = schedule(slots=2, rows=2)
     one, two = begin(plan, [], [BatchId(0, 0)])
     plan.done([two.id])
-    plan.drop(one.id)
+    plan.aborted(one.id)
     assert not plan.holds(BatchId(0, 0))
     assert repr(plan) == "slots [free, free]"
     read(plan, begin(plan, [BatchId(0, 0)]))
@@ -397,7 +419,7 @@ def test_a_slot_that_may_yet_be_written_to_is_lost() -> None:
     """The batch is read anew elsewhere; what other readers still read into the slot changes nothing."""
     plan = schedule(slots=2, rows=2)
     one, two = begin(plan, [], [BatchId(0, 0)])
-    assert plan.lose(one)
+    assert plan.lose_slot(one)
     assert not plan.holds(BatchId(0, 0))
     assert not plan.wants(one)
     assert repr(plan) == "slots [free, lost]"
@@ -415,7 +437,7 @@ def test_what_was_to_be_read_into_a_lost_slot_is_not_given_out(alone: bool) -> N
     plan = schedule(slots=1, readers=3, rows=3)
     one, two, three = begin(plan, [], [BatchId(0, 0)])
     plan.retry(one, alone=alone)
-    plan.lose(two)
+    plan.lose_slot(two)
     plan.retry(three, alone=alone)
     assert plan.take() == []
     assert plan.out == 0
@@ -425,9 +447,9 @@ def test_two_workers_may_lose_the_same_slot() -> None:
     """It counts once: as many batches as before are in flight then, in the slots that are left and the one that is new."""
     plan = schedule(slots=3, in_flight=2, rows=2)
     one, two, *_ = begin(plan, [], batches())
-    assert plan.lose(one)
+    assert plan.lose_slot(one)
     plan.add_slots(1)
-    assert not plan.lose(two)
+    assert not plan.lose_slot(two)
     assert repr(plan).count("lost") == 1
     assert numbers(begin(plan, [], batches())) == [0]
 
@@ -436,9 +458,9 @@ def test_a_batch_that_was_discarded_may_lose_its_slot() -> None:
     """The batch is being read elsewhere by then, and stays there."""
     plan = schedule(slots=3, rows=1)
     [ticket] = begin(plan, [], [BatchId(0, 0)])
-    plan.discard(BatchId(0, 0))
+    plan.cancel(BatchId(0, 0))
     again = begin(plan, [BatchId(0, 0)])
-    plan.lose(ticket)
+    plan.lose_slot(ticket)
     assert plan.holds(BatchId(0, 0))
     read(plan, again)
     assert ready(plan, BatchId(0, 0)) is not None
@@ -448,14 +470,14 @@ def test_a_batch_without_a_slot_fails() -> None:
     """It takes a free slot for its error, and can be asked for again once that was told."""
     plan = schedule(slots=1, rows=1)
     [ticket] = begin(plan, [], [BatchId(0, 0)])
-    plan.lose(ticket)
+    plan.lose_slot(ticket)
     plan.add_slots(1)
     error = ValueError("no answer")
-    plan.fail(BatchId(0, 0), error)
+    plan.deliver_error(BatchId(0, 0), error)
     slot = ready(plan, BatchId(0, 0))
     assert slot == 1
     assert plan.slots[slot].error is error
-    plan.free(slot)
+    plan.release([slot])
     assert [ticket.slot for ticket in begin(plan, [BatchId(0, 0)])] == [1]
 
 
@@ -473,7 +495,7 @@ class Random:
         self.chance = random.Random(seed)
         self.slots = self.chance.randint(2, 6)
         self.fault_rate = self.chance.choice([0, 0.3])
-        self.plan = Schedule(
+        self.plan = Plan(
             self.slots,
             self.chance.randint(1, 8),
             lambda batch: 1 + batch.number % 5,
@@ -517,7 +539,7 @@ class Random:
             slot = ready(plan, batch)
             if slot is not None and plan.slots[slot].error:
                 self.failed.remove(batch)
-                plan.free(slot)
+                plan.release([slot])
                 continue
             if slot is not None:
                 assert all(ticket.slot != slot for ticket in self.held)
@@ -531,7 +553,7 @@ class Random:
                 else:
                     plan.done([ticket.id])
             elif self.leased:
-                plan.free(self.leased.pop(chance.randrange(len(self.leased))))
+                plan.release([self.leased.pop(chance.randrange(len(self.leased)))])
             if chance.random() < 0.1:
                 plan.readers = chance.randint(1, 8)
                 plan.waits = not plan.waits
@@ -542,21 +564,21 @@ class Random:
         wanted = plan.wants(ticket)
         event = chance.choice(["retry", "discard", "drop", "hang"])
         if event == "hang":
-            assert plan.lose(ticket) == (ticket.slot not in self.hung)
+            assert plan.lose_slot(ticket) == (ticket.slot not in self.hung)
             self.suspects = [suspect for suspect in self.suspects if suspect.slot != ticket.slot]
             if ticket.slot not in self.hung:
                 self.hung.add(ticket.slot)
                 plan.add_slots(1)
             if wanted and chance.random() < 0.5:
-                plan.fail(ticket.batch, ValueError("hangs"))
+                plan.deliver_error(ticket.batch, ValueError("hangs"))
                 self.failed.add(ticket.batch)
         elif event == "drop":
-            plan.drop(ticket.id)
+            plan.aborted(ticket.id)
             if ticket.slot in self.hung:
                 self.failed.discard(ticket.batch)
         elif event == "discard" or not wanted:
             plan.done([ticket.id])
-            plan.discard(ticket.batch)
+            plan.cancel(ticket.batch)
             self.failed.discard(ticket.batch)
         else:
             singly, alone = chance.random() < 0.5, chance.random() < 0.5
@@ -577,7 +599,7 @@ def test_any_order_of_events_delivers_every_batch(seed: int) -> None:
         events.plan.done([events.held.pop().id])
         events.give_out()
     for slot in events.leased:
-        events.plan.free(slot)
+        events.plan.release([slot])
     assert repr(events.plan).count("lost") == len(events.hung)
     assert not re.search("filling|leased", repr(events.plan))
     assert len(events.plan.slots) == events.slots + len(events.hung)
@@ -586,7 +608,7 @@ def test_any_order_of_events_delivers_every_batch(seed: int) -> None:
 def test_a_batch_that_says_itself_that_it_is_read() -> None:
     """It is handed out before its reports are heard of, which change nothing afterwards; nor does a death of who read it."""
     read_in: set[int] = set()
-    plan = Schedule(2, 2, lambda _: 4, in_flight=8, is_read=lambda slot, rows: slot in read_in and rows == 4)
+    plan = Plan(2, 2, lambda _: 4, in_flight=8, is_read=lambda slot, rows: slot in read_in and rows == 4)
     tickets = begin(plan, [], batches())
     first = [ticket for ticket in tickets if ticket.batch.number == 0]
     plan.done([first[0].id])
@@ -601,7 +623,7 @@ def test_a_batch_that_says_itself_that_it_is_read() -> None:
     assert slot.state is State.LEASED
     assert plan.rows_done == 4
     read_in.clear()
-    plan.free(slot.number)
+    plan.release([slot.number])
     again = begin(plan, [BatchId(0, 5)])
     plan.done([ticket.id for ticket in first])
     assert {ticket.slot for ticket in again} == {slot.number}

@@ -19,6 +19,7 @@ import pytest
 from pace import slowness
 from ways import part_of
 
+import shmgen._engine.held_slots
 import shmgen._engine.prefetcher
 from shmgen import Function, Loader, Source, Stats
 from shmgen._engine.pool import Pool
@@ -182,7 +183,7 @@ class Situations:
         return epochs(made(source=slow_to_open()), step=lambda: setattr(clock, "worked", clock.worked + 100))
 
     def batches_held(self, monkeypatch: pytest.MonkeyPatch, **rest: Any) -> Stats:
-        monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.5)
+        monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.5)
         with made(slots=2) as loader:
             held = list(loader)
             assert len(held) == N // BATCH

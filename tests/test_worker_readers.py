@@ -317,7 +317,7 @@ def test_the_record_says_where_a_reader_is(worker: Callable[..., Worker]) -> Non
         wait_until(lambda: at() == rows, f"they are at {rows}")
     one.until_done([first, second])
     assert all(record[BUSY] > 0 for record in one.page.records[:2])
-    assert one.page.busy == sum(record[BUSY] for record in one.page.records)
+    assert one.page.total(BUSY) == sum(record[BUSY] for record in one.page.records)
 
 
 def test_who_fills_many_rows_at_once_is_somewhere(worker: Callable[..., Worker]) -> None:

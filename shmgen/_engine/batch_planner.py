@@ -1,4 +1,4 @@
-"""What the main process knows of a batch: its ids, the values that it fills in itself, and which samples are replaced."""
+"""What the main process knows of a batch: its samples, the values that it fills in itself, and which samples are replaced."""
 
 from __future__ import annotations
 
@@ -8,30 +8,34 @@ from typing import Any
 import numpy as np
 
 from shmgen._memory.layout import BatchArrays
-from shmgen._memory.records import SAMPLES
+from shmgen._memory.records import EPOCH, POSITION, ROWS, SAMPLES, WAITED_FOR
 from shmgen._memory.ring import Ring
 from shmgen._plan.damage import DamageLog, OnError
 from shmgen._plan.sampler import BatchId, Sampler, Tail
-from shmgen._plan.schedule import Slot, Ticket
+from shmgen._plan.schedule import Schedule, Slot, Ticket
 from shmgen._samples.ids import take
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import SampleError, printable
 
 MAX_ATTEMPTS = 100
-"""So many replacements are tried for a sample. If all of them are damaged, hardly any sample is not."""
+"""Replacements that are tried for a sample. If all are damaged, hardly any sample is not."""
 
 
 class BatchPlanner:
-    """Builds batches: knows the samples of each, tells workers by the slot's sheet, and fills in what they don't.
+    """Tells workers, by a slot's sheet, which samples to read, and fills in the values that they don't.
 
     Args:
         ids: of all samples.
         sampler: which of them a batch holds.
         spec: where a batch's arrays come from.
         ring: where values are filled in.
-        filler: fills the rest, in the workers.
+        schedule: which slot holds which batch.
+        filler: fills in the rest, in the workers.
         damage: records samples that can't be read.
+
+    Attributes:
+        weights: the fields that `weigh` changes, by position; none unless ``tail="pad"``.
     """
 
     def __init__(
@@ -40,23 +44,18 @@ class BatchPlanner:
         sampler: Sampler,
         spec: BatchSpec,
         ring: Ring,
+        schedule: Schedule,
         filler: TicketFiller,
         damage: DamageLog,
     ) -> None:
         self._ids = ids
         self._sampler = sampler
         self._ring = ring
+        self._schedule = schedule
         self._filler = filler
         self._damage = damage
-        self._weights = spec.weights if sampler.tail is Tail.PAD else ()
+        self.weights = spec.weights if sampler.tail is Tail.PAD else ()
         self._filled_here = [(n, reader) for n, reader in enumerate(spec.readers.values()) if reader.in_main_process]
-        # For batches in the ring: by row, the sample that replaces another, and how many have been tried.
-        self._replacements: dict[BatchId, dict[int, tuple[int, int]]] = {}
-
-    @property
-    def touches_delivered(self) -> bool:
-        """Whether `delivered` has anything to do."""
-        return bool(self._replacements) or bool(self._weights)
 
     @property
     def on_error(self) -> OnError:
@@ -64,32 +63,30 @@ class BatchPlanner:
         return self._damage.on_error
 
     def prepare(self, slots: Sequence[Slot]) -> None:
-        """Prepare slots for the batches that they were given: fill in what workers don't."""
+        """Write the sheets of slots that were given batches, and fill in what workers don't."""
         batches: list[BatchId] = [slot.batch for slot in slots]  # type: ignore[misc]
         samples = self._sampler.samples_of(batches)
-        sizes = [len(numbers) for numbers in samples]
         values = self._values(samples)
         begin = 0
-        for slot, batch, numbers, size in zip(slots, batches, samples, sizes, strict=True):
+        for slot, batch, numbers in zip(slots, batches, samples, strict=True):
+            size = len(numbers)
             sheet = self._ring.sheet(slot.number)
-            sheet[0] = batch[0]
-            sheet[1] = batch[1] * self._sampler.batch_size + self._sampler.offset
-            sheet[2] = size
-            sheet[3] = False
+            sheet[EPOCH] = batch[0]
+            sheet[POSITION] = batch[1] * self._sampler.batch_size + self._sampler.offset
+            sheet[ROWS] = size
+            sheet[WAITED_FOR] = False
             sheet[SAMPLES : SAMPLES + size] = numbers
             if values:
                 arrays = self._ring.arrays(slot.number)
                 for field, rows in values:
                     arrays[field][:size] = rows[begin : begin + size]
                 begin += size
-            if self._replacements:
-                self._replacements.pop(batch, None)
             if self._damage.unreadable:
-                self._replace_unreadable(batch, 0, numbers)
-                self._fill(slot.number, 0, self._numbers(batch))
+                self._replace_unreadable(slot, batch, range(size))
+                self._fill(slot.number, 0, self._numbers(slot, batch))
 
     def _values(self, samples: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:
-        """The values that are filled in here, of these samples one after the other: by position of the field."""
+        """The values of these samples, one after the other, that are filled in here: by position of the field."""
         if not self._filled_here:
             return []
         numbers = samples[0] if len(samples) == 1 else np.concatenate(samples)
@@ -100,22 +97,23 @@ class BatchPlanner:
             found.append((field, rows))
         return found
 
-    def _replace_unreadable(self, batch: BatchId, start: int, samples: np.ndarray) -> None:
-        """Replace those of the samples in ``batch`` from row ``start`` on that are known to be unreadable."""
-        for row, sample in enumerate(samples.tolist(), start):
+    def _replace_unreadable(self, slot: Slot, batch: BatchId, rows: range) -> None:
+        """Replace the samples in these rows that are known to be unreadable."""
+        for row, sample in zip(rows, self._numbers(slot, batch)[rows.start : rows.stop].tolist(), strict=True):
             if sample in self._damage.unreadable:
-                self._replace(batch, row)
+                self._replace(slot, batch, row)
 
     def refill(self, ticket: Ticket) -> None:
         """Prepare ``ticket`` to be read again: fill in what a transform may have changed, and replace what is unreadable."""
-        _, slot, batch, start, stop = ticket
+        _, number, batch, start, stop = ticket
+        slot = self._schedule.slot_of(ticket)
         if self._damage.unreadable:
-            self._replace_unreadable(batch, start, self._numbers(batch)[start:stop])
-        self._fill(slot, start, self._numbers(batch)[start:stop])
+            self._replace_unreadable(slot, batch, range(start, stop))
+        self._fill(number, start, self._numbers(slot, batch)[start:stop])
 
-    def give_up(self, ticket: Ticket) -> None:
-        """The rows of ``ticket`` will not be read: whoever reads the others of its batch is not to wait for them."""
-        self._ring.sheet(ticket.slot)[SAMPLES + ticket.start : SAMPLES + ticket.stop] = -1
+    def mark_as_read(self, slot: int, start: int, stop: int) -> None:
+        """These rows will not be read: the reader of the batch's last row is not to wait for them."""
+        self._ring.sheet(slot)[SAMPLES + start : SAMPLES + stop] = -1
 
     def _fill(self, slot: int, start: int, numbers: np.ndarray) -> None:
         """Tell workers of the samples ``numbers``, and fill in their values, in ``slot`` from row ``start`` on."""
@@ -123,42 +121,39 @@ class BatchPlanner:
         for field, reader in self._filled_here:
             reader.fill(numbers, self._ring.arrays(slot)[field][start : start + len(numbers)], None)
 
-    def delivered(self, batch: BatchId, arrays: BatchArrays) -> int:
-        """``batch`` is handed out as ``arrays``. Returns in how many rows a sample was replaced."""
-        for field in self._weights:
+    def weigh(self, batch: BatchId, arrays: BatchArrays) -> None:
+        """Weigh the rows of a batch that is handed out, with ``tail="pad"``."""
+        for field in self.weights:
             self._sampler.weigh(arrays[field], batch)
-        return len(self._replacements.pop(batch, ())) if self._replacements else 0
 
-    def id(self, batch: BatchId, row: int) -> Any:
-        """The id of the sample in ``row`` of ``batch``."""
-        [id] = self._ids_of(batch, row, row + 1)
-        return id
+    def ids(self, ticket: Ticket) -> list[Any]:
+        """The ids of the rows of ``ticket``."""
+        slot, batch = self._schedule.slot_of(ticket), ticket.batch
+        numbers = self._numbers(slot, batch) if ticket.id in slot.tickets else self._sampler[batch]
+        return take(self._ids, numbers[ticket.start : ticket.stop])
 
-    def named(self, batch: BatchId, row: int) -> str:
-        """The sample in ``row`` of ``batch``."""
-        id = self.id(batch, row)
+    def named(self, ticket: Ticket, row: int) -> str:
+        """The sample in ``row`` of ``ticket``."""
+        id = self.ids(ticket)[row]
         return printable(f"sample {id!r}, {self._filler.places(id)}")
 
     def listed(self, tickets: Sequence[Ticket], most: int) -> str:
         """What is read for ``tickets``; no more than ``most`` samples are named."""
-        ids = [id for _, _, batch, start, stop in tickets for id in self._ids_of(batch, start, stop)]
+        ids = [id for ticket in tickets for id in self.ids(ticket)]
         places = [self._filler.places(id) for id in ids[:most]]
         named = printable(", ".join(place if place.startswith("/") else repr(id) for id, place in zip(ids, places, strict=False)))
         return named if len(ids) <= most else f"{named} and {len(ids) - most} more"
 
-    def _ids_of(self, batch: BatchId, start: int, stop: int) -> list[Any]:
-        return take(self._ids, self._numbers(batch)[start:stop])
-
-    def error(self, batch: BatchId, row: int, reason: str) -> SampleError:
-        """An error for the sample in ``row`` of ``batch``, for a ``reason`` other than its data."""
-        id = self.id(batch, row)
+    def error(self, ticket: Ticket, row: int, reason: str) -> SampleError:
+        """An error for the sample in ``row`` of ``ticket``, for a ``reason`` other than its data."""
+        id = self.ids(ticket)[row]
         return SampleError(id, self._filler.places(id), reason)
 
-    def record(self, batch: BatchId, row: int, error: SampleError, *, unreadable: bool = False) -> None:
-        """The sample in ``row`` of ``batch`` can't be read because of ``error``: where samples are replaced, it is.
+    def record(self, ticket: Ticket, row: int, error: SampleError, *, unreadable: bool = False) -> None:
+        """The sample in ``row`` of ``ticket`` can't be read because of ``error``: where samples are replaced, it is.
 
         Args:
-            batch: in which batch.
+            ticket: in which ticket.
             row: in which row of it.
             error: why.
             unreadable: the sample is not to be tried again.
@@ -166,26 +161,27 @@ class BatchPlanner:
         Raises:
             TooManyDamaged: more are damaged than are tolerated.
         """
+        slot, row = self._schedule.slot_of(ticket), ticket.start + row
         replaces = self.on_error == "replace"
-        self._damage.record(int(self._numbers(batch)[row]), error, unreadable=unreadable and replaces)
+        sample = int(self._numbers(slot, ticket.batch)[row])
+        self._damage.record(sample, error, unreadable=unreadable and replaces)
         if replaces:
-            self._replace(batch, row)
+            self._replace(slot, ticket.batch, row)
 
-    def _replace(self, batch: BatchId, row: int) -> None:
-        rows = self._replacements.setdefault(batch, {})
-        _, tried = rows.get(row, (0, 0))
+    def _replace(self, slot: Slot, batch: BatchId, row: int) -> None:
+        _, tried = slot.replaced.get(row, (0, 0))
         for attempt in range(tried, MAX_ATTEMPTS):
             sample = self._sampler.replacement(batch, row, attempt)
             if sample not in self._damage.unreadable:
-                rows[row] = sample, attempt + 1
+                slot.replaced[row] = sample, attempt + 1
                 return
         raise self._damage.too_many()
 
-    def _numbers(self, batch: BatchId) -> np.ndarray:
-        """The samples of ``batch``: positions in the list of ids."""
+    def _numbers(self, slot: Slot, batch: BatchId) -> np.ndarray:
+        """The samples of ``batch``, which is in ``slot``: positions in the list of ids."""
         numbers = self._sampler[batch]
-        if batch in self._replacements:
+        if slot.replaced:
             numbers = numbers.copy()
-            for row, (sample, _) in self._replacements[batch].items():
+            for row, (sample, _) in slot.replaced.items():
                 numbers[row] = sample
         return numbers

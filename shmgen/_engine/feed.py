@@ -37,6 +37,7 @@ from shmgen._plan.passes import Pass, Passes, Position
 from shmgen._plan.sampler import BatchId, Tail
 from shmgen._plan.schedule import Schedule
 from shmgen._plan.stats import Stats
+from shmgen._plan.windows import Target
 from shmgen._samples.ids import fingerprint
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._samples.sample_spec import dtype_of
@@ -113,14 +114,14 @@ class Feed:
             workers = InProcess(ring, tables, filler)
         undo.callback(workers.stop)
         in_flight = defaults.in_flight(layout.slot_bytes)
-        schedule = Schedule(ring.slots, count * reads, self.sampler.size, in_flight=in_flight, is_read=ring.is_read)
-        planner = BatchPlanner(self.ids, self.sampler, self.spec, ring, filler, self.damage)
+        schedule = Schedule(ring.slots, self.sampler.size, in_flight=in_flight, is_read=ring.is_read)
+        planner = BatchPlanner(self.ids, self.sampler, self.spec, ring, schedule, filler, self.damage)
         # What runs in the main process can't be given up.
         timeout = options.timeout if options.timeout is not None and count else math.inf
         return Prefetcher(
             ring,
             workers,
-            Supervisor(workers, max(1, count), reads, schedule, planner, ring, timeout),
+            Supervisor(workers, Target(count, reads), schedule, planner, ring, timeout),
             schedule,
             planner,
             self._passes,

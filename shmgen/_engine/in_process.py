@@ -1,4 +1,4 @@
-"""Workers that are none: everything is done in the main process, where a debugger can stop in it."""
+"""Runs tickets in the main process, where a debugger can stop in the user's code."""
 
 from __future__ import annotations
 
@@ -25,15 +25,13 @@ from shmgen._worker.ticket_filler import TicketFiller
 
 
 class InProcess:
-    """Does tickets in the main process, one while somebody waits for a batch.
+    """Runs tickets in the main process, one at each `wait`.
 
     Args:
         ring: what is filled.
         tables: of keys of all samples, their ids first; see `key_tables`.
         filler: how it is filled.
     """
-
-    are_processes = False
 
     def __init__(self, ring: Ring, tables: Sequence[Sequence[Any]], filler: TicketFiller) -> None:
         # The words of a record on a worker's status page, from `ROW` on.
@@ -59,11 +57,11 @@ class InProcess:
         self._tickets += tickets
 
     def wait(self, timeout: float | None) -> None:
-        if self._events:  # an earlier caller was interrupted before it could handle them
+        if self._events:  # an earlier caller was interrupted before it handled them
             return
         if self._tickets:
             ticket = self._tickets[0]
-            event = Event(0, EventKind.DROPPED, ticket.id)
+            event = Event(0, EventKind.ABORTED, ticket.id)
             began, used = time.monotonic_ns(), thread_time("thread-self")
             try:
                 with own_random_state() if self._filler.calls_functions else nullcontext():
@@ -74,7 +72,7 @@ class InProcess:
             finally:
                 self._at[BUSY - ROW] += time.monotonic_ns() - began
                 self._cpu += thread_time("thread-self") - used
-                # At once: if the handler of a signal raises before, the ticket is done again; after, all is in order.
+                # In one statement: if a signal's handler raises before it, the ticket is done again; after it, all is in order.
                 self._tickets, self._events = self._tickets[1:], [*self._events, event]
         else:
             select.select([self._wakeup.fd], [], [], timeout)
@@ -106,19 +104,10 @@ class InProcess:
     def is_stopped(self, worker: int) -> bool:
         return False
 
-    def take_back(self) -> list[int]:
-        raise NotImplementedError
+    def _never(self, *_: object) -> Any:
+        raise NotImplementedError("there are no processes")
 
-    def kill(self, worker: int) -> None:
-        raise NotImplementedError
-
-    restart = retire = remove = kill
-
-    def add(self) -> int:
-        raise NotImplementedError
-
-    def set_reads(self, count: int) -> None:
-        raise NotImplementedError
+    take_back = kill = restart = retire = remove = add = set_reads = _never
 
     def set_eager(self, eager: bool) -> None:
         pass

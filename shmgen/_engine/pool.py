@@ -1,8 +1,7 @@
 """The worker processes: how they are started, given tickets, listened to, and stopped.
 
-All workers share two pipes: the queue that tickets go through, and that of the reports. Else each has a socket and a status page
-of its own, and shares nothing with the others but the ring: a worker that dies holds no lock, and it is known which tickets it
-had.
+All workers share the ring and two pipes, one for tickets and one for reports. Each has a socket and a status page of its own. A
+worker that dies holds no lock, and its status page says which tickets it had.
 """
 
 from __future__ import annotations
@@ -19,28 +18,26 @@ from typing import Any
 from shmgen._engine.workers import Event, EventKind, Wakeup
 from shmgen._memory.limit_errors import FILES, MAPPING, named
 from shmgen._memory.ring import Ring
-from shmgen._memory.status_page import EAGER, FUNCTION, READERS, READS, ROW, TICKET, TURN, USED, StatusPage
+from shmgen._memory.status_page import BUSY, EAGER, FUNCTION, READERS, READS, ROW, TICKET, TURN, USED, StatusPage
 from shmgen._plan.meter import Use
 from shmgen._plan.schedule import MAX_OUT, Ticket
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._worker import protocol
 from shmgen._worker.context import Context, environment, search_path
-from shmgen._worker.launch import Child, Launcher, end
+from shmgen._worker.launch import Child, command, deferred_signals, end
 from shmgen._worker.log_forwarding import ForwardedLogs
 from shmgen._worker.main import Start
 from shmgen._worker.pickling import dumps
 from shmgen._worker.protocol import ATOMIC, REPORT, processor_time
 from shmgen._worker.readers import Descriptors
-from shmgen._worker.signals import deferred_signals
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import WorkerDied
 
 GRACE = 0.2
 """Seconds that workers have to end by themselves at a stop, before they are killed."""
 
-
 IDLE_AFTER = 60.0
-"""Seconds without work after which a worker ends. It is started again when there is some."""
+"""Seconds without work after which a worker ends. It is started again when there is work."""
 
 
 class Pool:
@@ -57,15 +54,13 @@ class Pool:
         InputError: something in ``filler`` can't be sent to workers, or this program can't start any.
     """
 
-    are_processes = True
-
     def __init__(self, workers: int, reads: int, ring: Ring, tables: Sequence[PackedIds], filler: TicketFiller) -> None:
         self._ring = ring
         self._tables = tables
-        self._reads = reads
         self._eager = False
         self._draws = filler.calls_functions
-        self._launcher = Launcher("shmgen._worker.main", environment(), site=not filler.is_ours)
+        self._command = command("shmgen._worker.main", site=not filler.is_ours)
+        self._environment = environment()
         self._path = search_path()
         self._context: tuple[Any, ...] | None = None
         if filler.is_ours:
@@ -79,7 +74,7 @@ class Pool:
             undo.callback(self._wakeup.close)
             self._poll = select.epoll()
             undo.callback(self._poll.close)
-            # Both ends of both: a worker that is started later needs those that this process does not use.
+            # Both ends of both pipes are kept: a worker that is started later needs those that this process does not use.
             self._tickets_out, self._tickets_in = os.pipe()
             undo.callback(os.close, self._tickets_out)
             undo.callback(os.close, self._tickets_in)
@@ -89,20 +84,19 @@ class Pool:
             self._open.callback(os.close, self._reports_in)
         os.set_blocking(self._tickets_in, False)
         os.set_blocking(self._reports_out, False)
-        # Tickets for which the queue had no room yet.
-        self._unput = bytearray()
+        # Packed tickets for which the queue has no room yet.
+        self._overflow = bytearray()
         self._ready: list[tuple[int, int]] = []
         self._workers: dict[int, _Worker] = {}
-        self._left: list[_Worker] = []
-        # Of workers that have ended.
-        self._used: list[list[int]] = []
+        self._left: list[_Worker] = []  # they have been replaced, or retired, and may still live
+        self._use_of_ended = [0] * len(Use._fields)
         self._by_fd: dict[int, int] = {}
         self._poll.register(self._wakeup.fd, select.EPOLLIN)
         try:
-            # All are started before the first is told what to do, so that they start at once. Ctrl-C is heard between two.
+            # All are started before the first is told what to do, so that they start at once. Ctrl-C takes effect between two.
             for number in range(workers):
                 with deferred_signals():
-                    self._workers[number] = self._start()
+                    self._workers[number] = self._start(reads)
             for number in range(workers):
                 with deferred_signals():
                     self._set_up(number)
@@ -115,22 +109,21 @@ class Pool:
 
     @property
     def pids(self) -> Mapping[int, int]:
-        """Process ids of the workers."""
         return {number: worker.child.pid for number, worker in self._workers.items()}
 
-    def _start(self) -> _Worker:
+    def _start(self, reads: int) -> _Worker:
         with named(MAPPING):
             fd = StatusPage.create()
             try:
                 page = StatusPage(fd)
-                page.words[READS], page.words[EAGER] = self._reads, self._eager
+                page.words[READS], page.words[EAGER] = reads, self._eager
                 fds = Descriptors(self._ring.fd, fd, self._tickets_out, self._reports_in, self._wakeup.fd)
-                return _Worker(self._launcher.start(*fds, *(table.fd for table in self._tables)), page)
+                return _Worker(Child(self._command, self._environment, [*fds, *(table.fd for table in self._tables)]), page)
             finally:
                 os.close(fd)
 
     def _set_up(self, number: int) -> None:
-        """Send its setup to a worker that has been started, and listen to it."""
+        """Tell a worker that has been started what to do, and listen to it."""
         child = self._workers[number].child
         for fd, events in child.events.items():
             self._by_fd[fd] = number
@@ -144,31 +137,31 @@ class Pool:
             pickle.dumps(self._tables),
             self._filler,
             self._context,
-            IDLE_AFTER / 2,  # it ends when it looks for the second time and has had nothing to do
+            IDLE_AFTER / 2,  # it ends if it has had nothing to do between two looks
         )
         child.send(pickle.dumps(tuple(start)))
         if child.has_unsent:
             self._poll.modify(child.stream, child.events[child.stream])
 
     def put(self, tickets: Sequence[Ticket]) -> None:
-        pack, unput = protocol.TICKET.pack, self._unput
+        pack, packed = protocol.TICKET.pack, self._overflow
         for id, slot, _, start, stop in tickets:
-            unput += pack(id, slot, start, stop, 0)
+            packed += pack(id, slot, start, stop, 0)
         self._flush()
 
     def _flush(self) -> None:
-        """Write as many tickets into the queue as it has room for."""
+        """Write as many tickets as the queue has room for."""
         most = ATOMIC - ATOMIC % protocol.TICKET.size
-        while self._unput:
+        while self._overflow:
             try:
-                written = os.write(self._tickets_in, self._unput[:most])
+                written = os.write(self._tickets_in, self._overflow[:most])
             except BlockingIOError:
                 return
-            del self._unput[:written]
+            del self._overflow[:written]
 
     def take_back(self) -> list[int]:
         tickets = bytearray()
-        # The queue's own descriptor must go on to wait, since workers share it: this one is not theirs.
+        # A descriptor of its own: the queue's blocks, and has to for the workers, which share it.
         with suppress(OSError):  # this process can open no more files
             fd = os.open(f"/proc/self/fd/{self._tickets_out}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
@@ -177,15 +170,15 @@ class Pool:
                         tickets += os.read(fd, protocol.TICKET.size * MAX_OUT)
             finally:
                 os.close(fd)
-        tickets += self._unput
-        self._unput.clear()
+        tickets += self._overflow
+        self._overflow.clear()
         return [id for id, *_ in protocol.TICKET.iter_unpack(tickets)]
 
     def wait(self, timeout: float | None) -> None:
         try:
             self._ready = self._poll.poll(timeout)
         except (OSError, ValueError):
-            if not self._poll.closed:  # by a signal handler amid the wait
+            if not self._poll.closed:  # by a signal's handler during the wait
                 raise
 
     def wake(self) -> None:
@@ -197,12 +190,12 @@ class Pool:
         for fd, _ in ready:
             if fd == self._wakeup.fd:
                 self._wakeup.clear()
-        # What a worker has reported before its death is heard of first.
+        # Reports that a worker wrote before its death are handled before its death.
         events = self.poll_reports()
         for fd, what in ready:
             if fd in self._by_fd:
-                events += self._heard(fd, what)
-        if self._unput:
+                events += self._receive(fd, what)
+        if self._overflow:
             self._flush()
         return events
 
@@ -218,8 +211,8 @@ class Pool:
                 break
         return [Event(-1, EventKind.DONE, reports)] if reports else []
 
-    def _heard(self, fd: int, what: int) -> list[Event]:
-        """What has come through a descriptor of a worker's."""
+    def _receive(self, fd: int, what: int) -> list[Event]:
+        """The events behind a descriptor of a worker's."""
         number = self._by_fd[fd]
         child = self._workers[number].child
         if what & select.EPOLLOUT:
@@ -233,7 +226,7 @@ class Pool:
             else:
                 events.append(_event(number, message))
         if ended:
-            self._forget(number)
+            self._unlisten(number)
             death = WorkerDied(number, child.pid, child.join(GRACE))
             events = [*self.poll_reports(), *events, Event(number, EventKind.DIED, death)]
         return events
@@ -244,8 +237,7 @@ class Pool:
         return {reader: (record[TICKET], record[ROW]) for reader, record in enumerate(records)}
 
     def use(self) -> Use:
-        used = [*self._used, *(worker.use() for worker in self._workers.values())]
-        return Use(*(sum(times) / 1e9 for times in zip(*used, strict=True)))
+        return Use(*(time / 1e9 for time in _sum(self._use_of_ended, *(worker.use() for worker in self._workers.values()))))
 
     def is_stopped(self, worker: int) -> bool:
         try:
@@ -261,16 +253,16 @@ class Pool:
     def kill(self, worker: int) -> None:
         self._workers[worker].child.kill()
 
-    def restart(self, worker: int) -> None:
+    def restart(self, worker: int, reads: int) -> None:
         self._let_go(worker)
         with deferred_signals():
-            self._workers[worker] = self._start()
+            self._workers[worker] = self._start(reads)
             self._set_up(worker)
 
-    def add(self) -> int:
+    def add(self, reads: int) -> int:
         number = next(number for number in count() if number not in self._workers)
         with deferred_signals():
-            self._workers[number] = self._start()
+            self._workers[number] = self._start(reads)
             self._set_up(number)
         return number
 
@@ -282,7 +274,6 @@ class Pool:
         del self._workers[worker]
 
     def set_reads(self, count: int) -> None:
-        self._reads = count
         for worker in self._workers.values():
             if worker.page.words[READS]:  # it does not retire
                 worker.page.words[READS] = count
@@ -291,14 +282,14 @@ class Pool:
         self._eager = eager
         for worker in self._workers.values():
             worker.page.words[EAGER] = eager
-        self.wake()  # for what was reported before
+        self.wake()  # for reports that were written before
 
     def _let_go(self, number: int) -> None:
         """Give up a worker: it has died, or hangs."""
-        self._forget(number)
+        self._unlisten(number)
         worker = self._workers[number]
         worker.page.words[READS] = 0  # if it hangs, it takes no ticket when it goes on
-        self._add_up(worker)
+        self._use_of_ended = _sum(self._use_of_ended, worker.use())
         worker.child.shutdown()
         self._left.append(worker)
         for left in self._left:
@@ -306,19 +297,13 @@ class Pool:
                 left.child.close()
         self._left = [left for left in self._left if left.child.process.returncode is None]
 
-    def _add_up(self, worker: _Worker) -> None:
-        """Keep what a worker that ends has done with its time."""
-        self._used = [[sum(times) for times in zip(worker.use(), *self._used, strict=True)]]
-
-    def _forget(self, number: int) -> None:
-        """Stop listening to a worker."""
+    def _unlisten(self, number: int) -> None:
         for fd in self._workers[number].child.events:
             if self._by_fd.pop(fd, None) is not None:
                 self._poll.unregister(fd)
 
     def stop(self) -> None:
-        for worker in self._workers.values():
-            self._add_up(worker)
+        self._use_of_ended = _sum(self._use_of_ended, *(worker.use() for worker in self._workers.values()))
         self._left += self._workers.values()
         self._workers = {}
         end([worker.child for worker in self._left], GRACE)
@@ -344,11 +329,15 @@ class _Worker:
 
     def use(self) -> list[int]:
         """Nanoseconds, in the order of `Use`."""
-        busy = self.page.busy
-        # The kernel no longer knows it of a worker that has died.
+        busy = self.page.total(BUSY)
+        # Of a worker that has died the kernel no longer knows it.
         if busy and (used := processor_time(self.child.pid)):
             self.cpu = max(self.cpu, used - self.page.words[USED])
         return [busy, self.cpu, self.page.total(FUNCTION), self.page.total(TURN)]
+
+
+def _sum(*uses: list[int]) -> list[int]:
+    return [sum(times) for times in zip(*uses, strict=True)]
 
 
 def _event(worker: int, message: bytes) -> Event:
@@ -357,6 +346,6 @@ def _event(worker: int, message: bytes) -> Event:
         return Event(worker, EventKind.READY)
     if word == protocol.ENDS:
         return Event(worker, EventKind.ENDS)
-    if word == protocol.INTERRUPTED:
-        return Event(worker, EventKind.INTERRUPTED, float(rest))
+    if word == protocol.CTRL_C:
+        return Event(worker, EventKind.CTRL_C, float(rest))
     return Event(worker, EventKind.FAILED if word == protocol.FAILED else EventKind.UNABLE, pickle.loads(rest))

@@ -6,7 +6,6 @@ waits if need be. If several threads wait, one of them listens to the workers an
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import os
@@ -14,11 +13,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from copy import copy
 from typing import TypeVar
 
 from shmgen._engine.batch_planner import BatchPlanner
+from shmgen._engine.error_log import ErrorLog, without_traceback
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
+from shmgen._engine.held_slots import HeldSlots, SlotWait
 from shmgen._engine.state import LoaderState, SlotState, WorkerState
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import EventKind, Workers
@@ -32,27 +32,14 @@ from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import Schedule, Slot, State
 from shmgen._plan.stats import Stats
-from shmgen._plan.windows import Counters, Target
-from shmgen._worker.signals import deferred_signals
+from shmgen._plan.windows import Counters
 from shmgen.errors import ClosedError, ShmgenError, StartError, TooManyDamaged, WorkerDied
-
-GROW_AFTER = 1.0
-"""Seconds that a batch waits for a slot to be released before the ring grows; half of that after each vain wait."""
-
-GROW_AFTER_LEAST = 0.02
-"""The least number of seconds that it waits."""
-
-GROW_BY = 4
-"""The ring grows by one slot for every so many that it has. So even who holds a whole epoch waits only a few times."""
-
-COLLECT_AFTER = 0.25
-"""Seconds after which garbage is collected, in case it holds the slots."""
 
 LEAVE_WITHIN = 1.0
 """Seconds that waiting threads have to leave when the prefetcher is closed."""
 
 DRAIN_EVERY = 0.001
-"""Seconds between two looks at what has been released, while a batch waits for a slot."""
+"""Seconds between two looks at what has been released, while a request waits for a slot."""
 
 LONGEST_WAIT = 86_400.0
 """Seconds; the kernel counts milliseconds in 31 bits."""
@@ -61,12 +48,8 @@ OVERSLEPT = 0.2
 """Seconds by which a wait may be late. If it is later, this process was stopped itself, and perhaps the workers with it."""
 
 IDLE, MANY_IDLE = 10.0, 4
-"""Seconds after which a loader that gives no batch counts as idle; and the number of such loaders that is told of."""
+"""Seconds without a batch after which a loader counts as idle; and the number of idle loaders that gives a warning."""
 
-MAX_SAID = 1000
-"""How many logged errors are remembered."""
-
-ErrorT = TypeVar("ErrorT", bound=Exception)
 RaisedT = TypeVar("RaisedT", bound=BaseException)
 
 log = logging.getLogger("shmgen")
@@ -81,15 +64,14 @@ class Prefetcher:
         supervisor: supervises the workers.
         schedule: which slot holds which batch.
         planner: knows what batches consist of.
-        passes: which batch an index means, and which will be asked for next.
+        passes: which batch an index means, and which will be requested next.
         autoscaler: decides on the numbers of workers and reads; None if both are fixed.
         front_end: knows the framework; it is asked to release batches while all slots are held.
-        reads_ahead: whether batches are read before they are asked for.
+        reads_ahead: whether batches are read before they are requested.
 
     Attributes:
         lock: guards this object and ``passes``.
         ended: why there are no more batches; None while there are.
-        error: the last error that a request ended in, without its traceback; None if there was none. A plain close is none.
     """
 
     def __init__(
@@ -113,21 +95,19 @@ class Prefetcher:
         self._passes = passes
         self._reads_ahead = reads_ahead
         self._autoscaler = autoscaler
-        self._decisions = [] if autoscaler is None else autoscaler.decisions
-        self._front_end = front_end
+        self._held = HeldSlots(ring, schedule, front_end)
+        self._errors = ErrorLog(logs=front_end.hides_errors)
         self._owner = os.getpid()
         self._made = time.monotonic()
-        self._meter = Meter(time.monotonic(), 0 if workers.are_processes else 1, ring.layout.sample_bytes)
+        self._meter = Meter(self._made, 0 if supervisor.target.workers else 1, ring.layout.sample_bytes)
         self.ended: ShmgenError | None = None
-        self.error: Exception | None = None
-        self._said: set[tuple[BatchId | None, str]] = set()
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
         self._listener: int | None = None
         # Requests that wait, the oldest first: since when, and for which batch.
         self._waiting: list[tuple[float, BatchId]] = []
-        self._patience = GROW_AFTER
-        self._expected: BaseException | None = None
+        # An exception that was raised where all is in order.
+        self._harmless: BaseException | None = None
         self._look_at = 0.0 if autoscaler is not None else math.inf
         _warn_of_idle()
         open_loaders.add(self)
@@ -141,38 +121,45 @@ class Prefetcher:
         return self._meter.last or self._made
 
     @property
+    def error(self) -> Exception | None:
+        """The last error that a request ended in, without its traceback; None if there was none. A plain close is none."""
+        return self._errors.last
+
+    @property
     def stats(self) -> Stats:
         """What has been done so far."""
         with self.lock:
+            workers, reads = self._supervisor.target
+            scaler = self._autoscaler
             return self._meter.stats(
                 self._workers.use(),
+                grown=self._held.grown,
                 restarts=self._supervisor.restarts,
-                workers=self._supervisor.workers if self._workers.are_processes else 0,
-                reads=self._supervisor.reads,
+                workers=workers,
+                reads=reads,
                 slots=len(self._schedule.slots),
-                auto=() if self._autoscaler is None else self._autoscaler.scaled,
-                decisions=tuple(self._decisions),
+                auto=() if scaler is None else scaler.scaled,
+                decisions=() if scaler is None else tuple(scaler.decisions),
             )
 
     def state(self, epoch: int) -> LoaderState:
-        """What is done at this moment; ``epoch`` is that of the iteration. To be called with the lock held."""
+        """What is being done, in an iteration of ``epoch``. To be called with the lock held."""
         closed = self.ended is not None
         slots, workers = [], []
         if not closed:
             for number, slot in enumerate(self._schedule.slots):
                 if slot.state is State.LEASED and not self._ring.is_held(number):
-                    slots.append(SlotState("free"))  # which the next request takes note of
+                    slots.append(SlotState("free"))  # the next request will release it
                 else:
                     epoch_of, batch = slot.batch or (None, None)
                     slots.append(SlotState(slot.state.value, epoch_of, batch))
             for worker, pid in self._workers.pids.items():
                 begun = [claim for claim in self._supervisor.claims(worker).values() if claim.begun]
-                reading = [self._planner.id(claim.ticket.batch, claim.ticket.start + (claim.row or 0)) for claim in begun]
-                workers.append(WorkerState(pid, tuple(reading)))
+                workers.append(WorkerState(pid, tuple(self._planner.ids(claim.ticket)[claim.row or 0] for claim in begun)))
         return LoaderState(epoch, tuple(slots), tuple(workers), len(self._waiting), closed)
 
     def read_ahead(self) -> None:
-        """Have workers read the batches that will be asked for next."""
+        """Have workers read the batches that will be requested next."""
         with self.lock:
             self._dispatch()
 
@@ -189,11 +176,11 @@ class Prefetcher:
 
         Args:
             index: which one.
-            of: the pass; None for what is asked for by hand.
+            of: the pass; None for a request by hand.
 
         Raises:
             IndexError: there is no such batch in this pass.
-            SampleError: a file of the batch can't be read; the batch may be asked for again.
+            SampleError: a sample of the batch can't be read; the batch may be requested again.
             TooManyDamaged: more samples are damaged than are tolerated.
             WorkerDied: workers can't start, or die again and again.
             ClosedError: `close` was called.
@@ -213,11 +200,12 @@ class Prefetcher:
                         of.got(batch)
                     self._wake_listener()
                 arrays = self._ring.lease(slot.number, slot.rows)
-                replaced = self._planner.delivered(batch, arrays) if self._planner.touches_delivered else 0
+                if self._planner.weights:
+                    self._planner.weigh(batch, arrays)
                 if self._supervisor.deaths:
                     self._supervisor.deaths.forget(batch)
                 now = time.monotonic()
-                if self._meter.count_batch(slot.rows, replaced, now):
+                if self._meter.count_batch(slot.rows, len(slot.replaced), now):
                     self._meter.end_startup(self._workers.use())
                 if self._schedule.runs_low:
                     self._refill()
@@ -234,39 +222,40 @@ class Prefetcher:
     def _on_error(self, error: BaseException, batch: BatchId | None, of: Pass | None) -> None:
         """A request ends in ``error``.
 
-        What the request itself refused, and what an interrupt of a wait raised, has left all in order. Anything else struck at a
-        moment that nobody could foresee, such as an exception out of a signal's handler: then it is over.
+        What the request itself raised, and what interrupted one of its waits, has left all in order. Anything else, such as an
+        exception out of a signal's handler, may have struck at any moment: then all is closed.
         """
         if batch is None:
-            if type(error) is IndexError:  # there is none; nothing has been dealt
+            if type(error) is IndexError:  # there is no such batch, and none has been dealt
                 return
         else:
             if of is not None:
                 of.failed(batch)
-            # It was read for this request alone: a later request wants what the files hold by then.
-            self._schedule.discard(batch)
+            # It was read for this request alone: a later request gets what the files hold by then.
+            self._schedule.cancel(batch)
         if isinstance(error, TooManyDamaged | WorkerDied | StartError):
-            self.close(_bare(error))
-        elif error is not self._expected:
+            self.close(without_traceback(error))
+        elif error is not self._harmless:
             self.close(ClosedError(f"{type(error).__name__} interrupted it while its state was inconsistent: make another"))
-        if batch is not None and isinstance(error, Exception):
-            self._record_error(batch, error)
-        self._expected = None
+        if batch is not None and isinstance(error, Exception) and not isinstance(error, ClosedError):
+            # After the end, every request fails for the same reason, which is logged once.
+            self._errors.record(batch if self.ended is None else None, error)
+        self._harmless = None
 
-    def _refuse(self, error: RaisedT) -> RaisedT:
-        """``error``, which is raised where the state is in order."""
-        self._expected = error
+    def _as_harmless(self, error: RaisedT) -> RaisedT:
+        """``error``, which is raised where all is in order."""
+        self._harmless = error
         return error
 
     def _wait_for(self, batch: BatchId, called: float, of: Pass | None, slot: Slot | None) -> Slot:
-        """The slot of ``batch``, once that has been read; ``slot`` if that is known to hold an error."""
+        """The slot of ``batch``, once it has been read; ``slot`` if that is known to hold an error."""
         self._waiting.append((called, batch))
         if of is not None:
             of.awaits(batch)
         try:
             slot = slot or self._read(batch, called)
             if slot.error is not None:
-                raise self._refuse(slot.error)
+                raise self._as_harmless(slot.error)
             if of is not None:
                 of.got(batch)
             return slot
@@ -275,17 +264,16 @@ class Prefetcher:
             self._wake_listener()
 
     def _wake_listener(self) -> None:
-        """What other requests wait for may depend on the slot that this one took or freed, or on what it has heard of workers."""
+        """Wake other requests: they may wait for the slot that this one took or released, or for an event that it has handled."""
         if self._waiting and self._listener is not None:
             self._workers.wake()
 
     def _read(self, batch: BatchId, called: float) -> Slot:
-        starved_from: float | None = None
-        collected = grown = False
+        slot_wait = SlotWait(self._held)
         self._check(called)
         late = self._is_late(batch)
-        if self._ring.held > self._ring.slots // 2:
-            self._push(0)  # once all were held, none would have been filled ahead
+        if self._held.are_many():
+            self._push(0)  # before all are held, so that some are filled ahead
             self._check(called)
         self._dispatch()
         while (slot := self._schedule.hand_out(batch)) is None:
@@ -294,33 +282,26 @@ class Prefetcher:
             now = time.monotonic()
             if self._schedule.can_lease:
                 self._wait_for_workers(batch, now, late=late)
+            elif (generation := slot_wait.next_push(now)) is None:
+                self._grow()
             else:
-                # What holds all the slots may only need a push to let go of some; if that does not help, there must be more.
-                starved_from = starved_from or now
-                if now > starved_from + self._patience:
-                    self._grow()
-                    grown = True
-                else:
-                    due = not collected and now > starved_from + COLLECT_AFTER
-                    collected = collected or due
-                    self._push(2 if due else 0)
-                    if not self._ring.has_released:
-                        self._wait(DRAIN_EVERY, now)
-                    self._meter.slot_wait += time.monotonic() - now
+                self._push(generation)
+                if not self._ring.has_released:
+                    self._wait(DRAIN_EVERY, now)
+                self._meter.slot_wait += time.monotonic() - now
             self._check(called)
-            if starved_from is not None:
+            if slot_wait.has_begun:
                 self._dispatch()
             if (now := time.monotonic()) >= self._look_at:
                 self._steer(batch.epoch, now)
-        if starved_from is not None and not grown:
-            self._patience = min(GROW_AFTER, 2 * self._patience)
+        slot_wait.end()
         return slot
 
     def _wait_for_workers(self, batch: BatchId, now: float, *, late: bool) -> None:
         """Wait until workers have read more, from ``now`` on."""
         for slot in self._schedule.waited_for(batch):
             self._ring.sheet(slot.number)[WAITED_FOR] = True
-        # What was done before that rang no bell.
+        # Tickets that were done before that did not end a wait.
         if reports := self._workers.poll_reports():
             self._wake_listener()
             self._supervisor.handle(reports)
@@ -332,34 +313,18 @@ class Prefetcher:
 
     def _refill(self) -> None:
         """Have free slots filled, after a batch was handed out. An error that ends everything is for the next request."""
-        if self._ring.held > self._ring.slots // 2:
+        if self._held.are_many(needed=1):
             self._push(0)
         try:
             self._handle_events()
             if self.ended is None:
                 self._dispatch()
         except (TooManyDamaged, WorkerDied, StartError) as end:
-            self.close(_bare(end))
+            self.close(without_traceback(end))
 
     def _is_late(self, batch: BatchId) -> bool:
-        """Whether there was room to read ``batch`` ahead, but it could not be known that it would be asked for."""
-        return self._workers.are_processes and not self._schedule.holds(batch) and self._schedule.can_lease
-
-    def _record_error(self, batch: BatchId, error: Exception) -> None:
-        """Keep ``error``, in which a request for ``batch`` ends; log it where a framework hides it in a traceback of its own."""
-        if isinstance(error, ClosedError):
-            return
-        self.error = _bare(error)
-        if not self._front_end.hides_errors:
-            return
-        text = _text(error)
-        # The same failure of the same batch is logged once; after the end, every request fails for the same reason.
-        said = (batch if self.ended is None else None, text)
-        if said not in self._said:
-            if len(self._said) == MAX_SAID:
-                self._said.clear()
-            self._said.add(said)
-            log.error("%s", text)
+        """Whether there was room to read ``batch`` ahead, but its request could not be foreseen."""
+        return self._supervisor.target.workers > 0 and not self._schedule.holds(batch) and self._schedule.can_lease
 
     def close(self, reason: ShmgenError) -> None:
         """End the workers; requests that wait, and later ones, raise ``reason``."""
@@ -383,47 +348,23 @@ class Prefetcher:
 
     def _dispatch(self) -> None:
         """Take back released slots, and have the next batches read."""
-        for slot in self._ring.released():
-            self._schedule.free(slot)
+        self._schedule.release(self._ring.released())
         demanded = [batch for _, batch in self._waiting]
         upcoming = self._passes.upcoming() if self._reads_ahead else ()
-        if slots := self._schedule.assign(demanded, upcoming):
+        if slots := self._schedule.assign(demanded, upcoming, self._supervisor.target.readers):
             self._planner.prepare(slots)
         self._supervisor.give_out()
 
     def _grow(self) -> None:
-        """All slots seem to be held for good: have more."""
         try:
-            added = self._ring.grow(max(1, self._ring.slots // GROW_BY))
+            self._held.grow()
         except OSError as error:
-            if type(error) is OSError:  # no memory, and all is as it was; the other kinds are what handlers of signals raise
-                self._expected = error
+            if type(error) is OSError:  # no memory; a subclass may come from a signal's handler
+                self._harmless = error
             raise
-        self._schedule.add_slots(added)
-        if not self._meter.grown:
-            log.info(
-                "all %d slots are held, by batches that were handed out: there are more from now on, of %s bytes each",
-                self._ring.slots - added,
-                f"{self._ring.layout.slot_bytes:,}",
-            )
-        self._meter.grown += added
-        self._patience = max(GROW_AFTER_LEAST, self._patience / 2)
 
     def _push(self, generation: int) -> None:
-        """Make the framework, and the garbage of so many generations, let go of batches that nobody needs.
-
-        JAX lets go of what it has done with whenever garbage is collected: of the youngest generation alone, that takes
-        microseconds. An older one may hold the cycle in which ``fit`` leaves its batches when it is left early.
-        """
-
-        def push() -> None:
-            self._front_end.release()
-            # An error that a signal's handler raises inside another library's callback of the collector would be lost: Python
-            # prints and ignores it. So handlers run when the collection is over.
-            with deferred_signals():
-                gc.collect(generation)
-
-        self._unlocked(push)
+        self._unlocked(lambda: self._held.push(generation))
 
     def _wait(self, timeout: float, now: float) -> None:
         """Wait for something to happen, at most ``timeout`` seconds, with the lock free."""
@@ -431,7 +372,7 @@ class Prefetcher:
             try:
                 self._changed.wait(min(timeout, LONGEST_WAIT))
             except BaseException as error:
-                self._expected = error
+                self._harmless = error
                 raise
             return
         until = max(now, min(now + timeout, self._supervisor.next_deadline))
@@ -454,21 +395,21 @@ class Prefetcher:
         if scaler is None or self.ended is not None or not scaler.is_due(now, rows):
             return
         busy, cpu, *_ = self._workers.use()
-        there = Target(supervisor.workers, supervisor.reads)
-        target = scaler.see(epoch, Counters(now, rows, self._meter.batch_wait, busy, cpu, there, supervisor.ready))
+        counters = Counters(now, rows, self._meter.batch_wait, busy, cpu, supervisor.target, supervisor.started)
+        target = scaler.see(epoch, counters)
         self._look_at = now + scaler.pause
-        if target != there:
-            if not supervisor.resize(*target):
-                self._autoscaler, self._look_at = None, math.inf
-            self._meter.set_workers(now, supervisor.ready if self._workers.are_processes else 1)
+        if target != supervisor.target:
+            if not supervisor.resize(target):
+                self._look_at = math.inf
+            self._meter.set_workers(now, supervisor.started)
 
     def _unlocked(self, act: Callable[[], None]) -> None:
-        """Call ``act`` while the lock is free; an interrupt does no harm there."""
+        """Call ``act`` with the lock free. An exception from there does no harm."""
         try:
             self.lock.release()
             act()
         except BaseException as error:
-            self._expected = error
+            self._harmless = error
             raise
         finally:
             if not self.lock._is_owned():  # type: ignore[attr-defined] # an interrupt may strike on either side of the release
@@ -480,30 +421,30 @@ class Prefetcher:
             return
         events = self._workers.poll_events()
         if self._listener is not None:
-            self._workers.wake()  # it may have been waiting for just this, and the bell that was rung for it has been cleared
+            self._workers.wake()  # it may have been waiting for one of these events, and polling has cleared the bell
         if events:
             self._supervisor.handle(events)
             if any(event.what in (EventKind.READY, EventKind.DIED) for event in events):
-                self._meter.set_workers(time.monotonic(), self._supervisor.ready)
+                self._meter.set_workers(time.monotonic(), self._supervisor.started)
 
     def _check(self, called: float) -> None:
         """Raise if a request made at ``called`` must not go on."""
         if self.ended is not None:
-            raise self._refuse(type(self.ended)(*self.ended.args))
+            raise self._as_harmless(type(self.ended)(*self.ended.args))
         if (failure := self._supervisor.failure) is not None:
             self._supervisor.failure = None
-            raise self._refuse(failure)
+            raise self._as_harmless(failure)
         # Ctrl-C interrupts the main thread, but that may be waiting inside a framework for this batch.
         if (
-            self._supervisor.interrupted > called
+            self._supervisor.interrupted_at > called
             and threading.current_thread() is not threading.main_thread()
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         ):
-            raise self._refuse(KeyboardInterrupt())
+            raise self._as_harmless(KeyboardInterrupt())
 
 
 def _warn_of_idle() -> None:
-    """Say so where several loaders are open that have not been used for a while; called when another is made."""
+    """Warn if several open loaders have not been used for a while; called when another is made."""
     now = time.monotonic()
     idle = [loader for loader in open_loaders if isinstance(loader, Prefetcher) and now > loader.last_used + IDLE]
     if len(idle) == MANY_IDLE:
@@ -513,15 +454,3 @@ def _warn_of_idle() -> None:
             len(idle),
             IDLE,
         )
-
-
-def _bare(error: ErrorT) -> ErrorT | ShmgenError:
-    """``error`` without traceback and cause: if it is kept, their frames, and the ring with them, must not be."""
-    try:
-        return copy(error)
-    except Exception:  # a class of the user's may not take the arguments that it passed on
-        return ShmgenError(_text(error))
-
-
-def _text(error: Exception) -> str:
-    return str(error) if isinstance(error, ShmgenError | OSError) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""What the engine asks of workers, and what it hears of them; `Pool` has processes, `InProcess` does all in the main process."""
+"""What the engine asks of workers, and the events that they report. `Pool` has processes, `InProcess` has none."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from shmgen._plan.schedule import Ticket
 
 
 class EventKind(Enum):
-    """What can happen; the event's detail is what follows a colon."""
+    """What can happen. The event's detail is what stands after the colon."""
 
     READY = "a worker has started"
-    DONE = "tickets are done, by any workers: for each its number, the worker, and whether reads had to wait for I/O lately"
-    FAILED = "a ticket failed: its number, the number of the row, None if not known, and the error"
-    DROPPED = "a ticket was interrupted, and must be done again: its number"
+    DONE = "tickets are done, by any workers: for each its number, the worker, and whether reads have waited for I/O lately"
+    FAILED = "a ticket failed: its number, the number of the row (None if not known), and the error"
+    ABORTED = "a ticket was interrupted, and its batch must be read anew: its number"
     UNABLE = "a worker can't start, or can't go on: the error"
     ENDS = "a worker ends, since it has had nothing to do; its death follows"
-    INTERRUPTED = "Ctrl-C reached a worker: the time, of time.monotonic"
+    CTRL_C = "Ctrl-C reached a worker: the time, of time.monotonic"
     DIED = "a worker has died: the error to raise"
 
 
@@ -34,26 +34,20 @@ class Event(NamedTuple):
 
 
 class Workers(Protocol):
-    """Workers, each of which has a number; their readers take tickets in the order in which these were put.
-
-    Attributes:
-        are_processes: whether they are; else all is done in the main process.
-    """
-
-    are_processes: bool
+    """Workers by number; their readers take tickets in the order in which these were put."""
 
     @property
     def pids(self) -> Mapping[int, int]:
-        """Process ids, by worker; none if the tickets are done in the main process."""
+        """Process ids, by worker; none if the main process reads."""
 
     def put(self, tickets: Sequence[Ticket]) -> None:
         """Have ``tickets`` done, without waiting."""
 
     def take_back(self) -> list[int]:
-        """Take back the tickets that nobody has taken yet; their numbers, in the order in which they were put."""
+        """Empty the queue of tickets; the numbers of those that were in it, in order."""
 
     def wait(self, timeout: float | None) -> None:
-        """Wait until something happens, `wake` is called, or ``timeout`` seconds have passed; None waits for ever.
+        """Wait until something happens, `wake` is called, or ``timeout`` seconds have passed; None: without limit.
 
         Nothing is received here, so that an interrupt loses nothing.
         """
@@ -65,25 +59,25 @@ class Workers(Protocol):
         """What has happened since the last call."""
 
     def poll_reports(self) -> list[Event]:
-        """Which tickets have been done since the last call, and nothing else that has happened."""
+        """The `EventKind.DONE` events since the last call; others are left to `poll_events`."""
 
     def claims(self, worker: int) -> Mapping[int, tuple[int, int]]:
-        """By reader of ``worker``: the ticket that it took last, and the row that it is at, as a source says it."""
+        """By reader of ``worker``: the ticket that it took last, and the row that it is at, as a source marks it."""
 
     def use(self) -> Use:
-        """What they have done with their time."""
+        """What workers have done with their time."""
 
     def is_stopped(self, worker: int) -> bool:
         """Whether ``worker`` has been stopped, as by SIGSTOP."""
 
     def kill(self, worker: int) -> None:
-        """Kill ``worker``, whatever it is doing; its death is an event."""
+        """Kill ``worker``; its death is an event."""
 
-    def restart(self, worker: int) -> None:
-        """Start a replacement for ``worker``, which has died, or can't be killed and is left alone."""
+    def restart(self, worker: int, reads: int) -> None:
+        """Start a replacement, with ``reads`` readers, for ``worker``, which has died or can't be killed."""
 
-    def add(self) -> int:
-        """Start one more worker; its number."""
+    def add(self, reads: int) -> int:
+        """Start one more worker, with ``reads`` readers; its number."""
 
     def retire(self, worker: int) -> None:
         """Have ``worker`` end when it has done the next ticket; its death is an event."""
@@ -92,17 +86,17 @@ class Workers(Protocol):
         """Forget ``worker``, which has died."""
 
     def set_reads(self, count: int) -> None:
-        """From now on each worker has so many readers."""
+        """From now on each worker has ``count`` readers."""
 
     def set_eager(self, eager: bool) -> None:
-        """Whether each ticket that is done ends a `wait`, and not only the last of a batch, or one that took long."""
+        """Whether each ticket that is done ends a `wait`, or only the last of a batch, and one that took long."""
 
     def stop(self) -> None:
         """End all workers; may be called again."""
 
 
 class Wakeup:
-    """Ends a wait from another thread or process: makes a descriptor readable."""
+    """A descriptor that any thread or process makes readable, to end a wait."""
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

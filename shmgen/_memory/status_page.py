@@ -64,11 +64,6 @@ class StatusPage:
             raise
         return fd
 
-    @property
-    def busy(self) -> int:
-        """Nanoseconds in which readers have had a ticket, summed over them."""
-        return self.total(BUSY)
-
     def total(self, word: int) -> int:
         """A word of the records, such as `FUNCTION`, summed over the readers."""
         return sum(record[word] for record in self.records[: self.words[READERS]])

@@ -17,16 +17,11 @@ WINDOW = 50
 """Batches whose samples are sorted together: a batch then has a fiftieth of the range of lengths, and epochs still differ."""
 
 BATCHES, ROWS = 1 << 33, 1 << 34
-"""Told to the hash beside seed and epoch: the numbers are others than those that shuffle samples, and than each other."""
+"""Hashed beside seed and epoch, so that batches, rows and samples are shuffled by different random numbers."""
 
 
 class Lengths:
-    """How long samples are, for batches of a size.
-
-    Args:
-        lengths: of all samples.
-        batch_size: of all ranks together.
-    """
+    """The lengths of all samples, for batches of ``batch_size``, of all ranks together."""
 
     def __init__(self, lengths: np.ndarray, batch_size: int) -> None:
         self._lengths = lengths
@@ -46,14 +41,12 @@ class Lengths:
 class _ByLength(Positions):
     def __init__(self, order: Positions, lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
         super().__init__(order.samples, WINDOW * batch_size)
-        self._order = order
-        self._lengths = lengths
-        self._batch_size = batch_size
+        self._order, self._lengths, self._batch_size = order, lengths, batch_size
         self._seed, self._epoch = seed, epoch
 
     def _computed(self, first: int, last: int) -> np.ndarray:
         samples = self._order.part(first, last)
-        # An epoch's last batch, if samples don't fill it, has any lengths: sorted, it would have the longest in every epoch.
+        # A last batch that samples do not fill is left unsorted: else it would have the longest samples in every epoch.
         whole = len(samples) // self._batch_size * self._batch_size
         by_length = samples[:whole][np.argsort(self._lengths[samples[:whole]], kind="stable")]
         batches = by_length.reshape(-1, self._batch_size)

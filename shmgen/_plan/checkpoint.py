@@ -1,4 +1,4 @@
-"""The state that a run can be gone on with: what is saved, and whether it fits the loader that it is given to."""
+"""The state that a run resumes from: what is saved, and whether it fits the loader that loads it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from shmgen._plan.passes import Position
 from shmgen.errors import InputError
 
 VERSION = 1
-"""Of the state's form."""
+"""Version of the state's form."""
 
 ORDER = 1
-"""Of the rules by which orders are computed: see `shmgen._plan.order`."""
+"""Version of the rules by which orders are computed; see `shmgen._plan.order`."""
 
 MUST_BE_SAME = {
     "version": "it was saved by another version of shmgen, which can load it",
-    "order": "it was saved by another version of shmgen, whose orders are others; go on with that",
+    "order": "it was saved by another version of shmgen, which computes other orders; resume with that version",
     "samples": "give the ids that it was saved with",
     "ids": "give the ids that it was saved with, in the same order",
     "seed": "give the seed that it was saved with",
@@ -26,20 +26,20 @@ MUST_BE_SAME = {
     "sampling_weights": "give the sampling_weights that it was saved with",
     "lengths": "give the lengths and the batch_size that it was saved with",
 }
-"""What a state and the loader that takes it must agree in, and what to do where they don't."""
+"""What a state and its loader must have in common, with the remedy where they don't."""
 
 
 class Identity(NamedTuple):
-    """What a state is of. Another loader can go on with it only if it has the same, but for ``batch_size``.
+    """What a state is of. Only a loader with the same values, ``batch_size`` aside, can resume from it.
 
     Attributes:
-        samples: how many there are.
+        samples: their number.
         ids: a hash of the ids.
         seed: of the order.
         shuffle: whether each epoch has an order of its own.
         tail: what becomes of the last batch.
-        sampling_weights: a hash of the weights with which samples are drawn; empty where there are none.
-        lengths: a hash of the lengths by which batches are made, and of the batch size; empty where there are none.
+        sampling_weights: a hash of the weights with which samples are drawn; empty without weights.
+        lengths: a hash of the lengths by which batches are made, and of the batch size; empty without lengths.
         batch_size: of all ranks together.
         batches: in an epoch.
     """
@@ -56,32 +56,20 @@ class Identity(NamedTuple):
 
 
 def saved(mine: Identity, position: Position) -> dict[str, int | str | bool]:
-    """The state of a loader at ``position``: flat, of what JSON knows.
+    """The state of a loader at ``position``: a flat dict of JSON's types.
 
     ``consumed`` counts samples of the epoch, of all ranks together. At the end of an epoch it is 0, and the epoch the next one.
     """
     epoch, batch = position if position.batch < mine.batches else Position(position.epoch + 1, 0)
-    return {
-        "version": VERSION,
-        "order": ORDER,
-        "seed": mine.seed,
-        "epoch": epoch,
-        "consumed": batch * mine.batch_size,
-        "samples": mine.samples,
-        "ids": mine.ids,
-        "batch_size": mine.batch_size,
-        "shuffle": mine.shuffle,
-        "tail": mine.tail,
-        "sampling_weights": mine.sampling_weights,
-        "lengths": mine.lengths,
-    }
+    own = {key: value for key, value in mine._asdict().items() if key != "batches"}
+    return {"version": VERSION, "order": ORDER, "epoch": epoch, "consumed": batch * mine.batch_size, **own}
 
 
 def loaded(mine: Identity, state: Mapping[str, Any]) -> Position:
-    """Where a loader goes on with ``state``.
+    """Where a loader resumes from ``state``.
 
     Raises:
-        InputError: it is no state, or one of other data, of another order, or between two batches of this size.
+        InputError: it is no state, or is of other data, of another order, or not between two batches of this size.
     """
     own = saved(mine, Position(0, 0))
     if not isinstance(state, Mapping) or (missing := own.keys() - state.keys()):

@@ -9,17 +9,16 @@ from shmgen.errors import SampleError, TooManyDamaged
 
 log = logging.getLogger("shmgen")
 
-
 OnError = Literal["raise", "replace", "collect"]
-"""What becomes of a sample that can't be read: its batch is an error; or another takes its place; or it is only listed."""
+"""What becomes of a sample that can't be read: its batch is an error, another sample takes its place, or it is only listed."""
 
 
 class Damaged(NamedTuple):
     """A sample that could not be read.
 
     Attributes:
-        id: the sample's id, as it stands in the list of ids.
-        path: what was to be read.
+        id: the sample's id.
+        path: the file, or other place, that was to be read.
         reason: what was expected and what was found.
 
     Examples:
@@ -43,9 +42,8 @@ class DamageLog:
         max_fraction: the fraction of the data set that may be damaged.
 
     Attributes:
-        on_error: see above.
-        found: those found so far, by the sample's number.
-        unreadable: numbers of those that are not tried again, since each try would cost a worker.
+        found: the damaged samples found so far, by the sample's number.
+        unreadable: numbers of samples that are not tried again, since each try would cost a worker.
     """
 
     def __init__(self, samples: int, on_error: OnError, *, max_fraction: float) -> None:
@@ -68,7 +66,7 @@ class DamageLog:
         self.found[sample] = Damaged(error.id, error.path, error.reason)
         replaces = self.on_error == "replace"
         if replaces:
-            # As text: a handler that keeps log records must not keep the error's frames, and the ring with them.
+            # As text: a handler that keeps log records would keep the error's frames, and the ring with them.
             log.warning("%s\nit is replaced by another sample", str(error))
         if len(self.found) > self._max_fraction * self._samples or (replaces and len(self.found) == self._samples):
             raise self.too_many()

@@ -1,7 +1,4 @@
-"""What follows from a worker's death, a read that does not end, and a sample that can't be read.
-
-Pure: told what has happened, it answers what is to be done, so every case is a plain unit test. The supervisor does it.
-"""
+"""Decides what follows from a worker's death, a read that does not end, and a sample that can't be read."""
 
 from __future__ import annotations
 
@@ -15,10 +12,10 @@ from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import Ticket
 
 DEATHS = 3
-"""A row at which so many workers died is unreadable."""
+"""A row at which this number of workers died is unreadable."""
 
 STAYS = 0.5
-"""A reader that has been at a row for this part of ``timeout`` stays there, as it seems."""
+"""A reader that has been at a row for this fraction of ``timeout`` seems to stay there."""
 
 
 class Claim(NamedTuple):
@@ -27,7 +24,7 @@ class Claim(NamedTuple):
     Attributes:
         ticket: the ticket.
         begun: whether it has begun to read. A ticket that was not begun had no part in what has happened.
-        row: the row that it is at, from the ticket's first; None if it is at none, or its source does not say at which.
+        row: the row that it is at, from the ticket's first; None if it is at none, or its source does not mark rows.
     """
 
     ticket: Ticket
@@ -41,7 +38,7 @@ class Claim(NamedTuple):
 
 
 class Exit(Enum):
-    """How a worker has come to its end."""
+    """How a worker ended."""
 
     CRASHED = "it died by itself"
     KILLED = "it was killed, since it gave no answer or had been stopped"
@@ -61,10 +58,10 @@ class Outcome(NamedTuple):
     """What becomes of a ticket, and why.
 
     Attributes:
-        claim: who had it, and how far that was.
+        claim: the ticket, and how far its reader was.
         fate: what becomes of it.
-        row: the row that is unreadable, from the ticket's first, if one is.
-        reason: why it is, as an error says it.
+        row: with `Fate.BLAME`, the unreadable row, from the ticket's first.
+        reason: why it is unreadable, in an error's words.
     """
 
     claim: Claim
@@ -74,14 +71,14 @@ class Outcome(NamedTuple):
 
 
 class Deaths(Counter[tuple[BatchId, int]]):
-    """Counts at which rows workers have died.
+    """How many workers have died at each row.
 
-    With many reads in flight, which of them was deadly is not known. So a row at which two have died is read by itself: if that
-    is deadly again, it was this one.
+    With many reads in flight it is not known which was deadly. So a row at which two workers have died is read alone: if a third
+    dies, it is this row.
     """
 
     def outcome(self, claim: Claim, death: str, *, alone: bool) -> Outcome:
-        """What becomes of a claim that a worker had begun when it died by itself; ``alone`` if it had begun no other."""
+        """What becomes of a claim that a worker had begun when it crashed; ``alone`` if it had begun no other."""
         if claim.place is None:
             return Outcome(claim, Fate.RETRY_SINGLY)
         self[claim.place] += 1
@@ -89,7 +86,7 @@ class Deaths(Counter[tuple[BatchId, int]]):
             return Outcome(claim, Fate.RETRY)
         if self[claim.place] < DEATHS or not alone:
             return Outcome(claim, Fate.RETRY_ALONE)
-        del self[claim.place]  # if it is asked for again, it gets as many tries again
+        del self[claim.place]  # if the batch is requested again, the row gets as many tries again
         assert claim.row is not None
         return Outcome(
             claim, Fate.BLAME, claim.row, f"expected a readable sample, found that {DEATHS} workers died at it: {death}"
@@ -111,16 +108,16 @@ def after_exit(
     death: str,
     unsure: Collection[Claim] = (),
 ) -> list[Outcome]:
-    """What becomes of the tickets of a worker that has come to its end.
+    """What becomes of the tickets of a worker that has ended.
 
     Args:
         claims: what its readers had taken and not done.
-        stuck: those for which it was killed: they did not come further for ``timeout`` seconds.
+        stuck: the claims for which it was killed: they did not move for ``timeout`` seconds.
         how: how it ended.
-        deaths: the deaths so far, which are counted up.
+        deaths: the deaths so far; this one is added.
         timeout: in seconds.
-        death: the death, as an error says it.
-        unsure: those that may only have waited for another, as `Watch.unsure` says.
+        death: the death, in an error's words.
+        unsure: the claims that may only have waited for another; see `Watch.unsure`.
     """
     outcomes = []
     alone = sum(claim.begun for claim in claims) == 1
@@ -143,7 +140,7 @@ def after_exit(
 
 
 def after_failure(claim: Claim) -> Outcome:
-    """What becomes of a ticket of which a sample could not be read: the one in its row, if that is known."""
+    """What becomes of a ticket whose sample in the claim's row, if that is known, could not be read."""
     return Outcome(claim, Fate.RETRY_SINGLY) if claim.row is None else Outcome(claim, Fate.BLAME, claim.row)
 
 
@@ -166,8 +163,8 @@ class Watch:
         Args:
             claims: what each reader has taken, by its number.
             now: the time.
-            waiting: whether there are tickets that nobody has taken.
-            overslept: whether this process was stopped itself: it can't tell then how long a reader has been at its row.
+            waiting: whether there are tickets that no reader has taken.
+            overslept: whether this process was stopped itself: then it can't tell how long a reader has been at its row.
         """
         has_work = waiting or bool(claims)
         moved = overslept or claims != self._claims or not (has_work and self._has_work)
@@ -180,12 +177,12 @@ class Watch:
             self._moved = now
 
     def deadline(self, asked: float, timeout: float, patience: float | None = None) -> float:
-        """When it is late: it should have come further, or have taken a ticket, by then.
+        """When the worker should have come further, or have taken a ticket.
 
         Args:
-            asked: since when somebody has waited for a batch. Between two requests no worker is late.
-            timeout: seconds that it is given for a row.
-            patience: seconds that it is given while it is at none, and waits for its process to be run; by default as many.
+            asked: since when a request has waited. Between two requests no worker is late.
+            timeout: seconds that it has for a row.
+            patience: seconds that it has to take a ticket, while its process may not be running; by default ``timeout``.
         """
         if not self._has_work:
             return math.inf
@@ -196,17 +193,17 @@ class Watch:
         return max(asked, self._moved) + patience
 
     def stuck(self, now: float, asked: float, timeout: float) -> list[Claim]:
-        """The claims for which it is late at the time ``now``."""
+        """The claims that have not moved for ``timeout`` seconds."""
         return [claim for claim, since in self._at_rows(asked) if now >= since + timeout]
 
     def unsure(self, now: float, asked: float, timeout: float) -> list[Claim]:
-        """The claims that stay where they are, but perhaps only because another holds the interpreter, and never lets go of it.
+        """The claims that do not move, but perhaps only because another reader holds the interpreter and never releases it.
 
-        They may have come there before it. Who stayed while others came further is sure to hang by itself, as is who stays alone.
+        A claim that stayed while others moved hangs by itself, and so does one that stays alone.
         """
         stay = [(claim, since + STAYS * timeout) for claim, since in self._at_rows(asked) if now >= since + STAYS * timeout]
         return [claim for claim, time in stay if self._moved < time] if len(stay) > 1 else []
 
     def _at_rows(self, asked: float) -> list[tuple[Claim, float]]:
-        """The claims that have begun, and from when on each one's time counts."""
+        """The claims that have begun, and when the time of each began to count."""
         return [(self._claims[reader], max(asked, since)) for reader, since in self._since.items() if self._claims[reader].begun]

@@ -33,14 +33,13 @@ class Meter:
         sample_bytes: bytes of a sample in all arrays.
 
     Attributes:
-        batch_wait, slot_wait, late_wait, grown: as in `Stats`; to be added to.
+        batch_wait, slot_wait, late_wait: as in `Stats`; to be added to.
         epoch: of the batch that was requested last.
         last: when the last batch was delivered; 0 before the first.
     """
 
     def __init__(self, now: float, workers: int, sample_bytes: int) -> None:
         self.batch_wait = self.slot_wait = self.late_wait = 0.0
-        self.grown = 0
         self.epoch: int | None = None
         self._batches = self._samples = self._replaced = 0
         # When the first batch was requested, and delivered, and when the last was; 0 until then.
@@ -91,7 +90,7 @@ class Meter:
     def stats(self, use: Use, **known: Any) -> Stats:
         """What has been done so far; ``known`` are the fields of `Stats` that are counted elsewhere."""
         if not self._first:
-            return Stats(grown=self.grown, **known)
+            return Stats(**known)
         stats = replace(
             self._totals(use).since(self._at_first),
             batches=self._batches,
@@ -99,7 +98,6 @@ class Meter:
             bytes=self._samples * self._sample_bytes,
             elapsed=self.last - self._first,
             startup=self._first - self._requested,
-            grown=self.grown,
             replaced=self._replaced,
             **known,
         )

@@ -1,6 +1,6 @@
-"""The order of an epoch, computed: any part of it, of any number of samples, at the same small cost, and the same for ever.
+"""The order of an epoch: any part of it is computed at the same small cost, for any number of samples.
 
-It is made of 64-bit integers by the rules below, and of nothing that another version of Python or NumPy may change.
+It is computed with 64-bit integers alone, by the rules below. So it never changes with the version of Python or NumPy.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import math
 import numpy as np
 
 MAX_SORTED = 1 << 16
-"""Up to so many samples are sorted by their hashes, which takes some milliseconds. So few pass for shuffled only that way."""
+"""Up to this number of samples are sorted by their hashes, in some milliseconds: so few, the network would not shuffle well."""
 
 BLOCK_POSITIONS = 1 << 12
-"""Positions that are computed at once: enough for NumPy's overhead to be little, and all of it fits a processor's cache."""
+"""Positions computed at once: enough to make NumPy's overhead small, few enough to fit a processor's cache."""
 
 MAX_BLOCKS = 4
 """Blocks that are kept: a batch may lie in two of them, and its replacements in others."""
 
 ROUNDS = 8
-"""Of the network. Tests of chance tell fewer than 6 from shuffling."""
+"""Rounds of the network; with fewer than 6, statistical tests fail."""
 
 GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 """The constants of splitmix64 (Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014)."""
@@ -28,12 +28,7 @@ WORD = (1 << 64) - 1
 
 
 class Positions:
-    """A sample for each position of an epoch, computed where they are needed, some at a time.
-
-    Args:
-        samples: how many positions there are; fewer than 2⁶³.
-        block_size: how many are computed at once.
-    """
+    """A sample for each of ``samples`` positions, computed when needed, ``block_size`` of them at once."""
 
     def __init__(self, samples: int, block_size: int) -> None:
         self.samples = samples
@@ -41,7 +36,7 @@ class Positions:
         self._blocks: dict[int, np.ndarray] = {}
 
     def _computed(self, first: int, last: int) -> np.ndarray:
-        """The samples at these positions, which are those of a block, as a new array."""
+        """The samples at the positions of a block, ``first`` to ``last - 1``, as a new array."""
         raise NotImplementedError
 
     def part(self, first: int, last: int) -> np.ndarray:
@@ -86,7 +81,7 @@ class Order(Positions):
     def _computed(self, first: int, last: int) -> np.ndarray:
         positions = np.arange(first, last, dtype=np.uint64)
         if self._network is None:
-            # No two hashes are equal, so there is only one way to sort them.
+            # No two hashes are equal, so there is one way to sort them.
             return np.argsort(hashes(positions, self._key), kind="stable").astype(np.int64, copy=False)
         return self._network.permuted(positions).view(np.int64)
 
@@ -94,9 +89,9 @@ class Order(Positions):
 class _Network:
     """A generalised Feistel network (Black and Rogaway, Ciphers with arbitrary finite domains, 2002).
 
-    A position is written as a pair of two numbers, below a = ⌈√samples⌉ and b = ⌈samples / a⌉. A round changes one of the pair by
-    a hash of the other, so that it could be undone: no two positions come out as the same. Of the a·b pairs less than 1 in 256
-    stand for no sample; one that comes out as such a pair goes through again.
+    A position is written as a pair of numbers, below a = ⌈√samples⌉ and b = ⌈samples / a⌉. A round adds a hash of one number to
+    the other, which can be undone, so no two positions give the same pair. Of the a·b pairs fewer than 1 in 256 stand for no
+    sample; a position that gives such a pair goes through the network again.
     """
 
     def __init__(self, samples: int, seed: int, epoch: int) -> None:
@@ -106,7 +101,7 @@ class _Network:
         self._keys = [hash_of(seed, epoch, number) for number in range(ROUNDS)]
 
     def permuted(self, positions: np.ndarray) -> np.ndarray:
-        """The samples at these positions."""
+        """The samples at these positions, as uint64."""
         samples = self._once(positions)
         while (left := np.flatnonzero(samples >= self._samples)).size:
             samples[left] = self._once(samples[left])
@@ -118,7 +113,7 @@ class _Network:
         for key in self._keys:
             change = _below(size, hashes(right, key))
             change += left
-            # Less `size`, but for what is below it: that would come out larger than all.
+            # Modulo `size`: where `change` is below it, the difference wraps around, and is the larger one.
             left, right = right, np.minimum(change, change - size)
             size, other_size = other_size, size
         right *= size
@@ -137,7 +132,7 @@ def hash_of(*numbers: int) -> int:
 
 
 def _finalised(word: int) -> int:
-    """splitmix64's finaliser: each bit of the result depends on each bit of ``word``, and no two words have the same."""
+    """splitmix64's finaliser: each bit of the result depends on each bit of ``word``; no two words give the same."""
     word = (word ^ word >> 30) * FIRST & WORD
     word = (word ^ word >> 27) * SECOND & WORD
     return word ^ word >> 31

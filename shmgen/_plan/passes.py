@@ -1,13 +1,13 @@
-"""Which batch an index asked for means, which epoch an iteration gets, and which batches will be asked for next.
+"""Which batch an index means, which epoch an iteration gets, and which batches will be requested next.
 
-Keras asks for indexes in an order of its own, for some twice, and throws some away. So batches are dealt: with shuffling,
-an index asked for the first time in a pass is bound to the next batch of the epoch's order, and keeps it for that pass.
-Whatever order the indexes come in, batches go out in the order in which they are read ahead, each once a pass. Without
-shuffling, index i is batch i.
+Keras asks for indexes in an order of its own, for some twice, and throws some away. So batches are dealt. With shuffling, an
+index that is requested for the first time in a pass is bound to the next batch of the epoch's order, and keeps it for that pass:
+whatever the order of the indexes, batches go out in the order in which they are read ahead, each once a pass. Without shuffling,
+index i is batch i.
 
-Each iteration is a pass of its own, and gets the next epoch: also when the one before was left early. So which samples it
-gets never depends on how many batches of another a framework had asked for ahead. Only a pass that goes on where another was
-interrupted, in another process, deals no more than what that one had left.
+Each iteration is a pass of its own, over the next epoch, also when the one before was left early. So its samples never depend on
+how many batches of another pass a framework had asked for ahead. Only a pass that resumes where another process was interrupted
+deals no more than the batches that were left.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import NamedTuple
 from shmgen._plan.sampler import BatchId
 
 _batch: Callable[[tuple[int, int]], BatchId] = partial(tuple.__new__, BatchId)
-"""The name of a batch, without a call of Python's."""
+"""Makes a `BatchId` without a Python call."""
 
 INDEXES_AT_ONCE = 256
-"""Indexes, one after the other, for which memory is taken together."""
+"""Successive indexes for which memory is taken together."""
 
 
 class Position(NamedTuple):
@@ -32,7 +32,7 @@ class Position(NamedTuple):
 
     Attributes:
         epoch: which one.
-        batch: how many of its batches lie before.
+        batch: the number of its batches before that place.
     """
 
     epoch: int
@@ -46,14 +46,13 @@ class Pass:
         start: where it begins. Index 0 means the batch there.
         batches: in a whole epoch.
         shuffle: whether an index means the next batch in the epoch's order.
-        asks_ahead: whether whoever iterates asks for batches long before they are used.
+        asks_ahead: whether the consumer requests batches long before it uses them.
 
     Attributes:
         epoch: whose batches are dealt.
         first: the first of them.
-        asks_ahead: see above.
-        is_begun: whether any index has been asked for.
-        misses: how many requests were not the one expected; with shuffling, none ever is.
+        is_begun: whether any index has been requested.
+        misses: requests other than the one expected; with shuffling, always 0.
     """
 
     def __init__(self, start: Position, batches: int, *, shuffle: bool, asks_ahead: bool = False) -> None:
@@ -67,7 +66,7 @@ class Pass:
         self._dealt = self.first
         self._next: int | None = self.first
         self._last = self.first - 1
-        # Of batches that were dealt: those that are still waited for, and the last one if that ended in an error.
+        # Of the batches that were dealt, by number: those that are waited for, and the last one if it ended in an error.
         self._awaited: set[int] = set()
         self._failed: int | None = None
 
@@ -75,13 +74,13 @@ class Pass:
         """The batch that ``index`` means in this pass.
 
         Raises:
-            IndexError: the pass was resumed, and has not so many batches.
+            IndexError: the pass was resumed, and has fewer batches left.
         """
         self.is_begun = True
         if self._shuffle:
             number = self.first + index
             if self._dealt == number == self.first + self._bound.in_order and number < self._batches:
-                # As in a plain loop: each index before it was bound in its own order.
+                # As in a plain loop: indexes have been bound in their own order so far.
                 self._bound.in_order += 1
                 self._next = self._dealt = number + 1
                 return _batch((self.epoch, number))
@@ -97,7 +96,7 @@ class Pass:
         if number == self._last + 1 or (index == 0 and self._last + 1 == self._batches):
             self._next = number + 1
         else:
-            # Two in sequence again, and reading ahead is worth its while again.
+            # Not in sequence: nothing is read ahead until two requests are in sequence again.
             self._next = None
             self.misses += 1
         self._last = number
@@ -111,27 +110,27 @@ class Pass:
             raise IndexError(f"expected an index below {left}, the batches that are left in epoch {self.epoch}, found {index}")
 
     def awaits(self, batch: BatchId) -> None:
-        """Somebody begins to wait for ``batch``, which was dealt."""
+        """A request begins to wait for ``batch``, which was dealt."""
         self._awaited.add(batch.number)
 
     def got(self, batch: BatchId) -> None:
-        """``batch`` has been handed to the one who asked for it."""
+        """``batch`` has been handed out."""
         self._failed = None
         self._awaited.discard(batch.number)
 
     def failed(self, batch: BatchId) -> None:
-        """The request for ``batch`` ended in an error. If none is handed out after it, it is still to come."""
+        """The request for ``batch`` ended in an error. Unless another is handed out after it, it counts as still to come."""
         self._failed = batch.number
         self._awaited.discard(batch.number)
 
     @property
     def done(self) -> Position:
-        """Where another run would go on: behind the batches that have been handed out."""
-        waits_for = [*list(self._awaited), *([] if self._failed is None else [self._failed])]
+        """Where another run resumes: after the batches that have been handed out."""
+        waits_for = [*self._awaited, *([] if self._failed is None else [self._failed])]
         return Position(self.epoch, min(waits_for, default=self._dealt))
 
     def upcoming(self) -> Iterator[BatchId]:
-        """The batches that will be dealt next, this epoch's and then the next one's; none if that can't be foreseen."""
+        """The batches that will be dealt next, of this epoch and the next one; none if that can't be foreseen."""
         if self._next is None:
             return iter(())
         ahead = zip(repeat(self.epoch), range(self._next, self._batches)), zip(repeat(self.epoch + 1), range(self._batches))
@@ -139,15 +138,15 @@ class Pass:
 
 
 class Passes:
-    """The passes over a data set: iterations, and what is asked for by hand, outside of any.
+    """The passes over a data set: iterations, and requests by hand, outside of any.
 
-    What is asked for by hand is a look at the next epoch, and costs nothing until `end` says that it was used.
+    A request by hand is a look at the next epoch, which is not used up until `end` says so.
 
     Args:
         batches: in an epoch.
         shuffle: whether an index means the next batch in the epoch's order; else the batch of this number.
         epoch: of the first pass.
-        is_one: whether there is to be one pass alone, so that nothing of the next epoch is foreseen.
+        is_one: whether there is one pass alone, so that nothing of the next epoch is read ahead.
     """
 
     def __init__(self, batches: int, *, shuffle: bool, epoch: int, is_one: bool = False) -> None:
@@ -155,7 +154,7 @@ class Passes:
         self._only = epoch if is_one else None
         self._shuffle = shuffle
         self._next = Position(epoch, 0)
-        # The last iteration that has begun, as long as nothing has been set or used since.
+        # The last iteration that has begun, unless a position has been set since.
         self._opened: Pass | None = None
         self._last: Pass | None = None
         self._by_hand: Pass | None = None
@@ -164,8 +163,8 @@ class Passes:
         """Begin an iteration over the next epoch.
 
         Args:
-            by_hand: what is asked for by hand meanwhile, and until `end`, belongs to it.
-            asks_ahead: whoever iterates asks for batches long before they are used.
+            by_hand: whether requests by hand belong to it, until `end`.
+            asks_ahead: whether the consumer requests batches long before it uses them.
         """
         opened = Pass(self._next, self._batches, shuffle=self._shuffle, asks_ahead=asks_ahead)
         self._next = Position(opened.epoch + 1, 0)
@@ -174,13 +173,13 @@ class Passes:
         return opened
 
     def go_to(self, position: Position) -> None:
-        """The next iteration begins at ``position``. Those under way are not changed."""
+        """Have the next iteration begin at ``position``. Those that have begun are not changed."""
         self._next = position
         self._last = self._opened = self._by_hand = None
 
     @property
     def position(self) -> Position:
-        """Where another run would go on: in the last iteration, if what was asked for in it has been used, else with the next."""
+        """Where another run resumes: in the last iteration, if what it requested has been used, else with the next."""
         opened = self._opened
         if opened is None or opened.asks_ahead or self._next != (opened.epoch + 1, 0):
             return self._next
@@ -192,7 +191,7 @@ class Passes:
         return self._next
 
     def take_back(self, opened: Pass) -> None:
-        """The iteration was only a look: if it was the last to begin, the next one gets its epoch again."""
+        """The iteration was only a look: if it began last, the next one gets its epoch again."""
         if self._next == (opened.epoch + 1, 0):
             self.go_to(Position(opened.epoch, opened.first))
 
@@ -204,25 +203,25 @@ class Passes:
         return of.deal(index)
 
     def end(self) -> None:
-        """What was asked for by hand has been used: what is asked for from now on belongs to the next epoch."""
+        """Requests by hand have been used: later ones belong to the next epoch."""
         if self._by_hand is not None and self._by_hand.is_begun:
             self._next = max(self._next, Position(self._by_hand.epoch + 1, 0))
         self.forget()
 
     def forget(self) -> None:
-        """What was asked for by hand was only a look."""
+        """Requests by hand were only a look."""
         if self._last is self._by_hand:
             self._last = None
         self._by_hand = None
 
     @property
     def last(self) -> Pass | None:
-        """The pass that was asked last, or began since; None before the first, and where that was by hand and is over."""
+        """The pass that dealt, or began, last; None before the first, and where that was by hand and has ended."""
         return self._last
 
     @property
     def epoch(self) -> int:
-        """The epoch of the pass that was asked last; where there is none, that of the next."""
+        """The epoch of `last`; without one, of the next pass."""
         return self._next.epoch if self._last is None else self._last.epoch
 
     def upcoming(self) -> Iterator[BatchId]:
@@ -233,7 +232,7 @@ class Passes:
         return takewhile(lambda batch: batch.epoch == self._only, last.upcoming())
 
     def _look(self) -> Pass:
-        """A pass for what is asked for by hand. Without shuffling, an index is then a batch's number."""
+        """A pass for requests by hand. Without shuffling, an index is a batch's number."""
         start = self._next if self._shuffle else Position(self._next.epoch, 0)
         return Pass(start, self._batches, shuffle=self._shuffle)
 
@@ -241,8 +240,8 @@ class Passes:
 class _Numbers:
     """The numbers of batches by the indexes that they are bound to.
 
-    Of indexes that are bound in their own order, from ``first`` on, as a plain loop does, only the count is kept; of others 8
-    bytes, and of those around them. So a pass over any number of batches costs nothing at its start.
+    For indexes that are bound in their own order, as a plain loop does, only the count is kept; for others, pages of 8 bytes an
+    index. So a pass over any number of batches costs nothing at its start.
     """
 
     def __init__(self, first: int) -> None:

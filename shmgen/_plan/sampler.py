@@ -64,25 +64,23 @@ ALONE = Shard(0, 1)
 class Sampler:
     """The samples of any batch.
 
-    A batch of all ranks holds the samples at ``batch_size`` positions of the epoch's order, one after the other, and each rank
-    has its part of them. So what a batch of all ranks holds is the same at any number of ranks.
+    A batch of all ranks holds the samples at ``batch_size`` successive positions of the epoch's order, and each rank has its part
+    of them. So a batch of all ranks is the same at any number of ranks.
 
     Args:
         samples: how many there are.
-        batch_size: samples in a batch, of all ranks together; a multiple of their number.
-        shuffle: a new order for each epoch; else the order of the ids for all.
+        batch_size: samples in a batch of all ranks together; a multiple of their number.
+        shuffle: whether each epoch has an order of its own; else all have that of the ids.
         seed: of the orders, together with the epoch.
         tail: what becomes of the last batch if the samples do not fill it; of several ranks, not ``KEEP``.
         shard: this rank's part.
-        weights: with which samples are drawn, by chance, so that a sample may come several times in an epoch; None for each once.
-        lengths: of the samples, where those of a batch are to be of similar length.
+        weights: samples are drawn with these, by chance, so that one may come several times in an epoch; None: each comes once.
+        lengths: of the samples, where a batch is to hold samples of similar length.
 
     Attributes:
-        shard: as given.
         rows: in a batch of this rank.
         offset: the first of them, from the first row of the batch of all ranks.
         batches: in an epoch; the same for all ranks.
-        weights, lengths: as given.
     """
 
     def __init__(
@@ -112,7 +110,7 @@ class Sampler:
         self._order = lru_cache(maxsize=2)(partial(_order, samples, seed, weights, lengths))
 
     def first(self, batch: BatchId) -> int:
-        """The position in the epoch of the first of this rank's rows. Positions behind the last sample begin anew."""
+        """The position in the epoch of this rank's first row. Positions after the last sample begin again at the first."""
         return batch.number * self.batch_size + self.offset
 
     def size(self, batch: BatchId) -> int:
@@ -120,7 +118,7 @@ class Sampler:
         return min(self.rows, self.samples - self.first(batch)) if self.tail is Tail.KEEP else self.rows
 
     def samples_of(self, batches: Sequence[BatchId]) -> list[np.ndarray]:
-        """As ``[sampler[batch] for batch in batches]``; of batches of one epoch that follow each other by one computation."""
+        """As ``[sampler[batch] for batch in batches]``; successive batches of one epoch by one computation."""
         (epoch, first), (last_epoch, last) = batches[0], batches[-1]
         end = (last + 1) * self.batch_size
         if epoch != last_epoch or last - first != len(batches) - 1 or end > self.samples or self._is_sharded:
@@ -155,12 +153,12 @@ class Sampler:
     def replacement(self, batch: BatchId, row: int, tried: int) -> int:
         """The number of the sample that replaces the damaged one in ``row`` of ``batch``: another sample of the same epoch.
 
-        Computed from (seed, epoch, position in the epoch, ``tried``): the same in every run, at any number of ranks.
+        It follows from (seed, epoch, position in the epoch, ``tried``): the same in every run, at any number of ranks.
 
         Args:
-            batch: in which batch.
-            row: in which row of it.
-            tried: how many replacements have turned out to be damaged themselves.
+            batch: the batch of the damaged sample.
+            row: its row there.
+            tried: how many replacements have been damaged themselves.
         """
         position = self.first(batch) + row
         dealt = min(self.samples, self.batches * self.batch_size)

@@ -1,12 +1,10 @@
-"""Which slot holds which batch, and which tickets are out. Given an event, it answers what to do.
-
-Pure: no process, no clock, no memory but its own, so every order of events is a plain unit test.
-"""
+"""Which slot holds which batch, and which tickets are out. Told of an event, it answers what to do."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from itertools import chain, islice
@@ -15,19 +13,19 @@ from typing import NamedTuple
 from shmgen._plan.sampler import BatchId
 
 PORTIONS = 2
-"""The batches in flight are given out in this number of portions."""
+"""Portions in which the batches in flight are given out."""
 
 TICKETS_EACH = 4
-"""Tickets of the batches in flight for each reader: with fewer, readers idle behind slower ones."""
+"""Tickets of the batches in flight for each reader. With fewer, fast readers idle while a slow one finishes."""
 
 FIRST_TICKETS = 64
-"""Tickets that a batch is cut into, at most, until the first one is done: so it is known soon what reading takes."""
+"""Tickets that a batch is cut into, at most, until the first is done, so that it is soon known what reading takes."""
 
 FIRST_ROWS = 4
-"""But not into tickets of fewer rows than these."""
+"""Rows of such a ticket, at least."""
 
 MAX_OUT = 1024
-"""Tickets that are out at one time, at most: this number fits into the queue."""
+"""Tickets that are out at a time, at most: the queue has room for them."""
 
 
 class State(Enum):
@@ -40,41 +38,35 @@ class State(Enum):
     LOST = "lost"
 
 
+@dataclass(eq=False)
 class Slot:
-    """One slot of the ring, as the schedule sees it: all that is known of the batch in it.
+    """One slot of the ring, and all that is known of the batch in it.
 
     Attributes:
         number: its number in the ring.
-        batch: what it holds; None where it is free, or what it holds will not be delivered.
-        rows: the batch's number of rows.
+        batch: what it holds; None where it is free, or its batch will not be delivered.
+        rows: rows of the batch.
         missing: tickets that have yet to be done.
         tickets: the numbers of all tickets that the batch was cut into.
-        error: why the batch can't be delivered, if it can't.
+        error: why the batch can't be delivered.
+        replaced: by row, the sample that replaces a damaged one, and how many have been tried.
     """
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.state = State.FREE
-        self.batch: BatchId | None = None
-        self.rows = 0
-        self.missing = 0
-        self.tickets: list[int] = []
-        self.error: Exception | None = None
+    number: int
+    state: State = State.FREE
+    batch: BatchId | None = None
+    rows: int = 0
+    missing: int = 0
+    tickets: list[int] = field(default_factory=list)
+    error: Exception | None = None
+    replaced: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return self.state.value if self.batch is None else f"{self.state.value} {self.batch.epoch}:{self.batch.number}"
 
 
 class Ticket(NamedTuple):
-    """Rows ``start`` to ``stop`` of a batch, to be read into a slot by the reader that takes the ticket.
-
-    Attributes:
-        id: its number; none is given twice.
-        slot: where the batch is.
-        batch: which it is.
-        start: the first row.
-        stop: one past the last row.
-    """
+    """Rows ``start`` to ``stop - 1`` of a batch, to be read into a slot. No number ``id`` is given twice."""
 
     id: int
     slot: int
@@ -84,7 +76,7 @@ class Ticket(NamedTuple):
 
 
 _ticket: Callable[[tuple[int, int, BatchId, int, int]], Ticket] = partial(tuple.__new__, Ticket)
-"""A ticket of its fields, without a call of Python's."""
+"""Makes a ticket of its fields without a Python call."""
 
 
 class Schedule:
@@ -92,31 +84,26 @@ class Schedule:
 
     Args:
         slots: the number of slots of the ring.
-        readers: how many readers take tickets at once; 0 where the main process does the tickets, each of which is then a batch.
         rows: the number of rows of a batch.
-        in_flight: how many batches are read at once, at most, while readers do not wait for I/O. More than keep the readers busy
-            would spread over more memory than the processor's cache holds. That costs a quarter of the speed where the trainer
-            waits for every batch.
-        is_read: whether the slot of this number says itself that this number of its rows, which are all, have been read. It may,
-            before the reports of its last tickets are heard of.
+        in_flight: batches that are read at once, at most, while readers do not wait for I/O. More than keep the readers busy
+            would not fit the processor's cache, and a trainer that waits for every batch would lose a quarter of its speed.
+        is_read: whether the sheet of a slot says that all of this number of rows have been read. It may say so before the reports
+            of the last tickets are received.
 
     Attributes:
-        readers: see above; may be set.
-        waits: whether readers wait for a disk or a network. These do more when they are asked for more at once, so as many
-            batches are read then as there are slots.
-        rows_done: rows that have been read, those included that were read in vain.
+        waits: whether readers wait for a disk or a network. Then as many batches are read at once as there are slots, since
+            storage serves more requests at once faster.
+        rows_done: rows that have been read, including those read in vain.
     """
 
     def __init__(
         self,
         slots: int,
-        readers: int,
         rows: Callable[[BatchId], int],
         *,
         in_flight: int,
         is_read: Callable[[int, int], bool] = lambda slot, rows: False,
     ) -> None:
-        self.readers = readers
         self.waits = False
         self.rows_done = 0
         self._rows = rows
@@ -128,7 +115,7 @@ class Schedule:
         # The slots that are neither free nor leased.
         self._slot_of: dict[BatchId, Slot] = {}
         self._last_id = 0
-        # Tickets that can be given out; those that are out, by id; and those that are given out only while no other is.
+        # Tickets to give out; those that are out, by id; and those to give out only while no other is out.
         self._pending: deque[Ticket] = deque()
         self._out: dict[int, Ticket] = {}
         self._suspects: deque[Ticket] = deque()
@@ -141,21 +128,20 @@ class Schedule:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """The slots, to be looked at."""
         return tuple(self._slots)
 
     @property
     def out(self) -> int:
-        """How many tickets are out: in the queue, or taken by a reader."""
+        """Tickets in the queue, or taken by a reader."""
         return len(self._out)
 
     @property
     def can_lease(self) -> bool:
-        """Whether there is a slot that is not leased for good: one that is free, or filled, or being filled."""
+        """Whether any slot is free, filled, or being filled."""
         return bool(self._free or self._slot_of or self._filling)
 
     def add_slots(self, count: int) -> None:
-        """The ring has ``count`` slots more."""
+        """The ring has grown by ``count`` slots."""
         for _ in range(count):
             self._free.append(len(self._slots))
             self._slots.append(Slot(len(self._slots)))
@@ -165,14 +151,14 @@ class Schedule:
         return batch in self._slot_of
 
     def hand_out(self, batch: BatchId) -> Slot | None:
-        """The slot of ``batch``, if that has been read: from now on it is leased. Or it has an error, and is free."""
+        """The slot of ``batch``, leased from now on, if the batch has been read; a slot with an error is released at once."""
         slot = self._slot_of.get(batch)
         if slot is None:
             return None
         if slot.missing:
             if not self._is_read(slot.number, slot.rows):
                 return None
-            # Its last tickets were done, and will be reported. They are not out any more.
+            # Reports of its last tickets are still to come; the tickets are no longer out.
             for id in slot.tickets:
                 ticket = self._out.pop(id, None)
                 if ticket is not None:
@@ -181,26 +167,31 @@ class Schedule:
             self._filling -= 1
             self._any_done = True
         if slot.error is not None:
-            self.free(slot.number)
+            self.release([slot.number])
             return slot
         del self._slot_of[batch]
         slot.state = State.LEASED
         return slot
 
     def waited_for(self, batch: BatchId) -> list[Slot]:
-        """The slots whose batches, once read, end a wait for ``batch``: its own; or any, since it has none."""
+        """The slots whose batches, once read, end a wait for ``batch``: its own or, if it has none yet, any."""
         slot = self._slot_of.get(batch)
         return [slot] if slot is not None else [slot for slot in self._slots if slot.state is State.FILLING]
 
     @property
     def runs_low(self) -> bool:
-        """Whether fewer than half of the slots hold a batch that is to be handed out."""
+        """Whether fewer than half of the slots hold a batch to hand out."""
         return 2 * len(self._slot_of) < len(self._slots)
 
-    def assign(self, demanded: Sequence[BatchId], upcoming: Iterable[BatchId]) -> list[Slot]:
-        """Give slots to the batches ``demanded`` now, and to those ``upcoming`` next as far as they reach.
+    def assign(self, demanded: Sequence[BatchId], upcoming: Iterable[BatchId], readers: int) -> list[Slot]:
+        """Give slots to the batches ``demanded`` now and, as far as slots are left, to those ``upcoming`` next.
 
         A batch that has been read keeps its slot until one that is wanted more needs it.
+
+        Args:
+            demanded: batches that are waited for.
+            upcoming: batches that will be requested next.
+            readers: how many readers take tickets; 0 where the main process reads, whole batches.
 
         Returns:
             The slots that were given a batch, in the order in which they will be read.
@@ -209,9 +200,9 @@ class Schedule:
         missing = False
         for batch in demanded:
             missing = missing or batch not in slot_of
-        # If a demanded batch was not read ahead, other batches may have been read in vain.
+        # Where a demanded batch was not read ahead, others may have been read in vain.
         self._read_in_vain = self._read_in_vain or missing
-        # Work is given out in portions: where workers share a processor with the main process, its time is lost to them.
+        # Work is given out in portions, since giving out costs time, which workers lose that share the main process's processor.
         most = len(self._slots) if self.waits else min(self._in_flight, len(self._slots))
         has_room = most - self._filling >= max(1, most // PORTIONS)
         if not missing and not (has_room and (free or self._read_in_vain)):
@@ -221,19 +212,19 @@ class Schedule:
             usable = len(free) + len(slot_of)
             wanted = list(islice(dict.fromkeys(islice(wanted, usable + len(demanded))), usable))
             self._make_room(wanted)
-        # All readers share a batch, so that it is there soon; and each has several tickets ahead of it.
-        tickets = max(1, self.readers, -(-TICKETS_EACH * self.readers // most))
+        # All readers share a batch, so that it is ready soon, and each has several tickets to come.
+        tickets = max(1, readers, -(-TICKETS_EACH * readers // most))
         given = []
         for batch in wanted:
             if batch in slot_of:
                 continue
             if not free or (self._filling >= most and batch not in demanded):
                 break
-            given.append(self._start(self._slots[free.pop()], batch, tickets))
+            given.append(self._start(self._slots[free.pop()], batch, tickets, is_cut=readers > 0))
         return given
 
     def take(self) -> list[Ticket]:
-        """The tickets that are to be given out now."""
+        """The tickets to give out now."""
         out, pending = self._out, self._pending
         if self._alone in out:
             return []
@@ -252,7 +243,7 @@ class Schedule:
         return tickets
 
     def take_back(self, ids: Sequence[int]) -> None:
-        """The tickets of these numbers were taken by no reader, and have been taken back."""
+        """These tickets, which no reader has taken, are no longer in the queue."""
         for id in reversed(ids):
             ticket = self._out.pop(id)
             if self._slots[ticket.slot].state is not State.LOST:
@@ -260,24 +251,27 @@ class Schedule:
 
     @property
     def holds_back(self) -> bool:
-        """Whether there are tickets that will be given out only when others are done."""
+        """Whether tickets wait for others to be done before they are given out."""
         return self.has_tickets or self._alone in self._out
 
     @property
     def has_tickets(self) -> bool:
-        """Whether there are tickets that are not out."""
+        """Whether there are tickets to give out."""
         return bool(self._pending or self._suspects)
 
     def ticket(self, id: int) -> Ticket | None:
         """The ticket of this number, if it is out."""
         return self._out.get(id)
 
+    def slot_of(self, ticket: Ticket) -> Slot:
+        return self._slots[ticket.slot]
+
     def wants(self, ticket: Ticket) -> bool:
-        """Whether what is read for ``ticket`` will be delivered: its batch has not been discarded, nor given another slot."""
+        """Whether the batch of ``ticket`` will be delivered from its slot."""
         return self._slots[ticket.slot].batch == ticket.batch
 
     def done(self, ids: Iterable[int], error: Exception | None = None) -> None:
-        """Tickets have been done, or have failed. Those that are not out are of no interest any more."""
+        """These tickets have been done or, with ``error``, have failed. Those that are not out are ignored."""
         self._any_done = True
         for id in ids:
             ticket = self._out.pop(id, None)
@@ -293,16 +287,16 @@ class Schedule:
                     slot.state = State.READY
                     self._filling -= 1
                     if slot.batch is None:
-                        self.free(number)
+                        self.release([number])
 
     def retry(self, ticket: Ticket, *, singly: bool = False, alone: bool = False, without: int | None = None) -> None:
-        """``ticket``, which is out, is to be read once more, under other numbers.
+        """Have ``ticket``, which is out, read once more, under other numbers.
 
         Args:
             ticket: which one.
             singly: cut it into tickets of one row each.
             alone: give it out only while no other ticket is out.
-            without: a row that is left out; others must be left.
+            without: a row to leave out; with ``singly``, and where there are others.
         """
         del self._out[ticket.id]
         slot = self._slots[ticket.slot]
@@ -311,28 +305,33 @@ class Schedule:
         _, _, batch, start, stop = ticket
         rows = [(row, row + 1) for row in range(start, stop) if row != without] if singly else [(start, stop)]
         slot.missing += len(rows) - 1
-        tickets = [self._ticket(slot, batch, first, last) for first, last in rows]
+        self.rows_done += without is not None
+        tickets = []
+        for first, last in rows:
+            self._last_id += 1
+            slot.tickets.append(self._last_id)
+            tickets.append(Ticket(self._last_id, slot.number, batch, first, last))
         if alone:
             self._suspects.extend(tickets)
         else:
-            self._pending.extendleft(reversed(tickets))  # others of its batch have been read already
+            self._pending.extendleft(reversed(tickets))  # first, since others of the batch have been read already
 
-    def drop(self, id: int) -> None:
-        """A ticket was interrupted: its batch is to be read anew, from the start."""
+    def aborted(self, id: int) -> None:
+        """A ticket was interrupted: its batch is read again from the start."""
         batch = self._out[id].batch
         self.done([id])
-        self.discard(batch)
+        self.cancel(batch)
 
-    def discard(self, batch: BatchId) -> None:
-        """What has been read of ``batch`` ahead, or is being read, is not to be delivered."""
+    def cancel(self, batch: BatchId) -> None:
+        """Do not deliver what has been read ahead of ``batch``, or is being read."""
         slot = self._slot_of.pop(batch, None)
         if slot is not None:
             slot.batch = None
             if slot.state is State.READY:
-                self.free(slot.number)
+                self.release([slot.number])
 
-    def lose(self, ticket: Ticket) -> bool:
-        """The reader of ``ticket``, which is out, can't be killed, and may yet write: its slot is never used again.
+    def lose_slot(self, ticket: Ticket) -> bool:
+        """Never use the slot of ``ticket``, which is out, again: its reader can't be killed, and may yet write there.
 
         Returns:
             Whether there is a slot less; False where it was lost already.
@@ -350,39 +349,38 @@ class Schedule:
         self._suspects = deque(other for other in self._suspects if other.slot != ticket.slot)
         return True
 
-    def fail(self, batch: BatchId, error: Exception) -> None:
-        """``batch``, which no slot has been given to, can't be delivered. If no slot is free, it is tried again."""
-        if not self._free:
-            return
-        slot = self._slots[self._free.pop()]
-        slot.state, slot.batch, slot.error = State.READY, batch, error
-        self._slot_of[batch] = slot
+    def deliver_error(self, batch: BatchId, error: Exception) -> None:
+        """Have a request for ``batch``, which has no slot, raise ``error``. If no slot is free, the batch is read again."""
+        if self._free:
+            slot = self._slots[self._free.pop()]
+            slot.state, slot.batch, slot.error = State.READY, batch, error
+            self._slot_of[batch] = slot
 
-    def free(self, number: int) -> None:
-        """What is in the slot of this number, which was ready or leased, is no longer needed."""
-        slot = self._slots[number]
-        if slot.batch is not None and self._slot_of.get(slot.batch) is slot:
-            del self._slot_of[slot.batch]
-        self._slots[number] = Slot(number)
-        self._free.append(number)
+    def release(self, numbers: Iterable[int]) -> None:
+        """Make these slots, which were ready or leased, free."""
+        for number in numbers:
+            slot = self._slots[number]
+            if slot.batch is not None and self._slot_of.get(slot.batch) is slot:
+                del self._slot_of[slot.batch]
+            self._slots[number] = Slot(number)
+            self._free.append(number)
 
     def _make_room(self, wanted: Sequence[BatchId]) -> None:
-        """Free slots that hold batches not ``wanted``, as many as are needed."""
+        """Release slots whose batches are not ``wanted``, as many as are needed."""
         lacking = sum(batch not in self._slot_of for batch in wanted) - len(self._free)
         in_vain = [slot for batch, slot in self._slot_of.items() if batch not in wanted]
         ready = [slot for slot in in_vain if slot.state is State.READY][: max(0, lacking)]
-        for slot in ready:
-            self.free(slot.number)
+        self.release([slot.number for slot in ready])
         self._read_in_vain = len(in_vain) > len(ready)
 
-    def _start(self, slot: Slot, batch: BatchId, tickets: int) -> Slot:
-        """Have ``batch`` read into a slot, in about this number of tickets, of about the same size."""
+    def _start(self, slot: Slot, batch: BatchId, tickets: int, *, is_cut: bool) -> Slot:
+        """Have ``batch`` read into a slot, in about this number of tickets of about the same size."""
         slot.state = State.FILLING
         slot.batch = batch
         self._slot_of[batch] = slot
         self._filling += 1
         rows = slot.rows = self._rows(batch)
-        if self.readers and not self._any_done:
+        if is_cut and not self._any_done:
             tickets = max(tickets, min(FIRST_TICKETS, rows // FIRST_ROWS))
         slot.missing = tickets = min(rows, tickets)
         number, id, start = slot.number, self._last_id, 0
@@ -393,8 +391,3 @@ class Schedule:
         self._last_id += tickets
         slot.tickets = list(range(id + 1, id + 1 + tickets))
         return slot
-
-    def _ticket(self, slot: Slot, batch: BatchId, start: int, stop: int) -> Ticket:
-        self._last_id += 1
-        slot.tickets.append(self._last_id)
-        return Ticket(self._last_id, slot.number, batch, start, stop)

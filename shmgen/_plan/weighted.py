@@ -1,12 +1,12 @@
-"""Which samples an epoch draws where some are to be drawn more often than others: a pure function of weights, seed and epoch.
+"""Which samples an epoch draws where some are drawn more often than others: a pure function of weights, seed and epoch.
 
-All weights, side by side, are cut into as many equal parts as the epoch has samples, and a random point of each part says which
-sample is drawn for it; then the parts are shuffled. So in every epoch each sample comes as often as its weight says, but for
-chance at the edges of parts, and samples of one weight, such as those of a class, lie together, and come as often as all their
-weights say. With equal weights, each sample is a part: that is the order without weights. (Stratified sampling, as in Douc, Cappé
-and Moulines, Comparison of resampling schemes for particle filtering, 2005.)
+All weights are laid side by side and cut into as many equal parts as the epoch has samples. A random point of each part says
+which sample is drawn for it; then the parts are shuffled. So each sample comes as often as its weight says, apart from chance at
+the edges of parts. Samples of equal weight, such as those of a class, lie together, and come as often as their summed weights
+say. With equal weights each sample is a part, and the order is that without weights. (Stratified sampling, as in Douc, Cappé and
+Moulines, Comparison of resampling schemes for particle filtering, 2005.)
 
-All is computed in 64-bit integers, as `order` is, and is the same for ever.
+As in `order`, all is computed with 64-bit integers, and never changes.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ BITS = 61
 """All weights together are an integer below 2 to this power."""
 
 JITTER = 1 << 32
-"""Told to the hash beside seed and epoch: the numbers are others than those that shuffle."""
+"""Hashed beside seed and epoch, so that points and shuffling use different random numbers."""
 
 HALF, LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 
 class WeightTable:
-    """The weights of all samples, for draws of any epoch, in 16 bytes a sample.
+    """The weights of all samples, in 16 bytes a sample.
 
     Args:
-        weights: of each sample, finite floats from 0, not all 0; fewer than 2³² of them. They are rounded to about one part in
-            10¹² of the largest, for a million samples; but none that is above 0 becomes 0.
+        weights: of each sample, finite floats from 0, not all 0; fewer than 2³² of them. For a million samples they are rounded
+            to about one part in 10¹² of the largest; none above 0 becomes 0.
     """
 
     def __init__(self, weights: np.ndarray) -> None:
@@ -45,24 +45,18 @@ class WeightTable:
         self.total = int(ends[-1])
 
     def fingerprint(self) -> str:
-        """A hash of all weights, of 32 hexadecimal digits: with the same, the same is drawn."""
+        """A hash of all weights, of 32 hexadecimal digits: with the same, the same samples are drawn."""
         hashed = blake2b(self._by_weight.astype("<i8").data, digest_size=16)
         hashed.update(self._ends.astype("<u8").data)
         return hashed.hexdigest()
 
     def at(self, points: np.ndarray) -> np.ndarray:
-        """The samples that have these points of all weights, side by side: ints from 0 to `total` - 1, as uint64."""
+        """The samples at these points of all weights, laid side by side: ints from 0 to `total` - 1, as uint64."""
         return self._by_weight[np.searchsorted(self._ends, points, side="right")]
 
 
 class WeightedOrder(Positions):
-    """The samples that one epoch draws.
-
-    Args:
-        table: the weights.
-        seed: of the draws, together with the epoch; an int from 0, of any size.
-        epoch: which one.
-    """
+    """The samples that one epoch draws, by the weights in ``table``; ``seed`` is an int from 0, of any size."""
 
     def __init__(self, table: WeightTable, seed: int, epoch: int) -> None:
         super().__init__(table.samples, BLOCK_POSITIONS)
@@ -77,7 +71,7 @@ class WeightedOrder(Positions):
         return self._table.at(point)
 
     def _start(self, numbers: np.ndarray) -> np.ndarray:
-        """Where these parts begin, exactly: the product itself would not fit in 64 bits."""
+        """Where these parts begin: ``numbers * total // samples``, of which the product would not fit in 64 bits."""
         samples = self._table.samples
         whole, rest = divmod(self._table.total, samples)
         start: np.ndarray = numbers * np.uint64(whole) + numbers * np.uint64(rest) // np.uint64(samples)
@@ -85,7 +79,7 @@ class WeightedOrder(Positions):
 
 
 def _scaled(words: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """The upper half of the product of ``words`` and ``below``: of random words of 64 bits, random ints from 0 to below - 1."""
+    """The upper 64 bits of ``words * below``: random words give random ints from 0 to below - 1."""
     high, low = words >> HALF, words & LOW
     other_high, other_low = below >> HALF, below & LOW
     middle = high * other_low + (low * other_low >> HALF)

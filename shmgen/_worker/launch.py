@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from _signal import getsignal  # type: ignore[import-not-found] # faster than signal's, which makes an enum of each number
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from shmgen._memory.limit_errors import START, named
@@ -28,41 +32,58 @@ KILL_GRACE = 1.0
 """Seconds that a killed child has to be gone. One that hangs in the kernel is not waited for any longer."""
 
 
-class Launcher:
-    """Starts children of one kind, all with the command line and the environment of the first.
+@contextmanager
+def deferred_signals() -> Iterator[None]:
+    """Handlers of signals run at the end: while children are started and remembered, and while garbage is collected.
+
+    A handler that raises, as that of Ctrl-C does, would leave a child behind that no list has. Python runs handlers in the
+    main thread, whichever thread a signal reaches. The children inherit the blocked SIGINT: Ctrl-C reaches the whole process
+    group, and would end them with a traceback before they have a handler of their own.
+    """
+    deferred: list[Callable[[], object]] = []
+    here = os.getpid()
+
+    def defer(handler: Callable[..., object]) -> Callable[..., object]:
+        # A fork that another thread makes meanwhile keeps this handler.
+        return lambda *args: deferred.append(partial(handler, *args)) if os.getpid() == here else handler(*args)
+
+    with ExitStack() as after:
+        after.callback(lambda: [handle() for handle in deferred])
+        after.callback(signal.pthread_sigmask, signal.SIG_SETMASK, signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        if threading.current_thread() is threading.main_thread():
+            for number in range(1, signal.NSIG):
+                handler = getsignal(number)
+                if callable(handler):
+                    after.callback(signal.signal, number, handler)
+                    signal.signal(number, defer(handler))
+        yield
+
+
+def command(module: str, *, site: bool = False) -> list[str]:
+    """The command line of children that call ``main`` of ``module``, with the numbers of the descriptors that they are given.
 
     Args:
-        module: whose ``main`` a child calls. It is given descriptors: of the child's end of the socket, of the liveness pipe, and
-            those that `start` was given.
-        environment: of the children.
+        module: its ``main`` is given the descriptors of the child's end of the socket, of the liveness pipe, and those that
+            `Child` was given.
         site: whether children import `site`, as any Python does; without it they start faster and take less memory.
 
     Raises:
         InputError: this program can't start a Python interpreter.
     """
-
-    def __init__(self, module: str, environment: dict[str, str], *, site: bool = False) -> None:
-        self._command = [*interpreter(site=site), "-c", BOOT % module, str(Path(__file__).parents[2])]
-        self._environment = environment
-
-    def start(self, *fds: int) -> Child:
-        """Start a child; to be called, and the child remembered, within `shmgen._worker.signals.deferred_signals`.
-
-        Args:
-            fds: descriptors that the child inherits; -1 stands for one that there is not.
-
-        Raises:
-            OSError: it can't be started; the error names the limit that was reached, if one was.
-        """
-        with named(START):
-            return Child(self._command, self._environment, fds)
+    return [*interpreter(site=site), "-c", BOOT % module, str(Path(__file__).parents[2])]
 
 
 class Child:
-    """The main process's side of a child. Nothing but `join` waits.
+    """The main process's side of a child; to be made, and remembered, within `deferred_signals`. Nothing but `join` waits.
 
-    Attributes:
-        process: the child.
+    Args:
+        command: see `command`.
+        environment: of the child.
+        fds: descriptors that it inherits; -1 stands for one that there is not.
+
+    Raises:
+        OSError: it can't be started; the error names the limit that was reached, if one was.
     """
 
     def __init__(self, command: Sequence[str], environment: dict[str, str], fds: Sequence[int]) -> None:
@@ -70,7 +91,7 @@ class Child:
         self._pidfd = self._liveness = -1
         self._unframer = Unframer()
         self._unsent = bytearray()
-        with ExitStack() as theirs:
+        with named(START), ExitStack() as theirs:
             self._socket, stream = socket.socketpair()
             theirs.callback(stream.close)
             try:

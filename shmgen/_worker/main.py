@@ -21,7 +21,7 @@ from shmgen._memory.status_page import READERS, USED, StatusPage
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import error_text
 from shmgen._worker.liveness import begin, end_in_time
-from shmgen._worker.protocol import ENDS, INTERRUPTED, LOGGED, READY, UNABLE, Unframer, frame, processor_time
+from shmgen._worker.protocol import CTRL_C, ENDS, LOGGED, READY, UNABLE, Unframer, frame, processor_time
 from shmgen._worker.readers import Descriptors, Readers
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import StartError
@@ -81,7 +81,7 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
     threading.Thread(target=end_in_time, args=(stream, start.parent, start.idle, ends), daemon=True).start()
     # The main process has blocked Ctrl-C while it started this one. It handles Ctrl-C itself; but if its main thread waits inside
     # a framework for a batch, and the read of that batch hangs, only a message from a worker can end the wait.
-    signal.signal(signal.SIGINT, lambda *_: _send_from_handler(stream, INTERRUPTED + repr(time.monotonic()).encode()))
+    signal.signal(signal.SIGINT, lambda *_: _send_from_handler(stream, CTRL_C + repr(time.monotonic()).encode()))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     sys.path[:] = start.path
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -36,7 +36,7 @@ ENDS = b"e"
 LOGGED = b"l"
 """The user's code has logged something, or warned; what `shmgen._worker.log_forwarding` has pickled follows."""
 
-INTERRUPTED = b"i"
+CTRL_C = b"i"
 """Ctrl-C reached the worker; the time of that follows, of `time.monotonic`, as text."""
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shmgen import InputError, Loader, Values
-from shmgen._engine.prefetcher import Prefetcher
+from shmgen._engine.held_slots import HeldSlots
 from shmgen.jax import Arrays
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -149,9 +149,9 @@ def test_a_step_that_reads_its_batch_late(slots: int | None, as_arrays: bool, mo
     """
     wrong = late(jnp.float32(0), np.zeros((4, 16, 16), np.float32), np.zeros(4, np.int32))
     pushes: list[int] = []
-    push = Prefetcher._push
+    push = HeldSlots.push
 
-    def after_all_is_done(self: Prefetcher, generation: int) -> None:
+    def after_all_is_done(self: HeldSlots, generation: int) -> None:
         """Once JAX has done all that it was told, pushes free every slot but that of the batch in the loop's hands."""
         jax.block_until_ready(wrong)
         pushes.append(generation)
@@ -166,10 +166,10 @@ def test_a_step_that_reads_its_batch_late(slots: int | None, as_arrays: bool, mo
     gc.disable()
     try:
         with made(8000, slots=slots, workers=2, source=lambda id: np.full((16, 16), id, np.float32)) as loader:
-            monkeypatch.setattr(Prefetcher, "_push", after_all_is_done)
+            monkeypatch.setattr(HeldSlots, "push", after_all_is_done)
             for count, (x, y) in enumerate(Arrays(loader) if as_arrays else loader):
                 if count == 300:
-                    monkeypatch.setattr(Prefetcher, "_push", push)
+                    monkeypatch.setattr(HeldSlots, "push", push)
                 wrong = late(wrong, x, y)
             del x, y
             stats = loader.stats

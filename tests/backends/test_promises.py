@@ -23,7 +23,7 @@ from leftovers import workers_of
 from pace import Deadline
 from recorder import BATCH, SHAPE, Data, Recorder, Stop, address
 
-import shmgen._engine.prefetcher
+import shmgen._engine.held_slots
 from shmgen import FunctionError, Loader, Sequence, Values
 from shmgen._memory.ring import Ring
 from shmgen.keras import DataWait, Resume
@@ -163,7 +163,7 @@ def test_compiled_steps_see_the_right_bytes(folder: Callable[..., Any], handed_o
 
 def test_outputs_that_are_the_inputs(data: Data, handed_out: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that only reshapes may keep every batch, since its outputs alias them: right, in more slots if need be."""
-    monkeypatch.setattr(shmgen._engine.prefetcher, "GROW_AFTER", 0.1)
+    monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.1)
     model = keras.Sequential([keras.Input(SHAPE), keras.layers.Reshape((6,))])
     with data.sequence(slots=2, shuffle=False) as sequence:
         predicted = model.predict(sequence, verbose=0)
