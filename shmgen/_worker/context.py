@@ -1,7 +1,7 @@
-"""What a worker takes over from the main process, so that the user's functions find there what they find here.
+"""What a worker takes over from the main process, so that the user's functions find the same in both.
 
-Every worker, whenever it is started, gets all of it as it was when the loader was made. A worker that calls no function of the
-user's takes over `sys.path` alone, and does not import this module.
+Every worker, whenever it is started, gets it as it was when the loader was made. A worker that calls no function of the user's
+takes over `sys.path` alone, and does not import this module.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ ONE_PROCESSOR = dict.fromkeys(
     ],
     "1",
 )
-"""Environment of a worker, unless the user's says otherwise: workers that each used all processors would slow each other down.
+"""Variables of a worker's environment: workers that each used all processors would slow each other down.
 
-Most libraries look at their own variable first, and then at OMP_NUM_THREADS: if the user sets that, none of these may be set.
+Most libraries look at their own variable first and then at OMP_NUM_THREADS. So where the user sets that, none of these are set.
 """
 
 
@@ -42,13 +42,13 @@ def interpreter(*, site: bool) -> list[str]:
     """The command that starts Python as it was started here.
 
     Args:
-        site: whether it imports `site`, which runs what packages that are installed in place, and virtual environments, need.
-            Without it, a worker starts faster and takes less memory.
+        site: whether it imports `site`, which virtual environments and packages that are installed in place need. Without it, a
+            worker starts faster and takes less memory.
 
     Raises:
         InputError: this program can't start a Python interpreter.
     """
-    spawn = sys.modules.get("multiprocessing.spawn")  # a program that embeds Python names one by multiprocessing.set_executable
+    spawn = sys.modules.get("multiprocessing.spawn")  # a program that embeds Python calls multiprocessing.set_executable
     named = os.fsdecode(spawn.get_executable() or "") if spawn is not None else sys.executable
     if not named or (getattr(sys, "frozen", False) and named == sys.executable):
         why = "it is frozen, so that would start the program itself" if named else "sys.executable does not name one"
@@ -71,12 +71,12 @@ def environment() -> dict[str, str]:
 
 
 def search_path() -> list[str]:
-    """`sys.path`, its relative entries made absolute, so that they mean the same for a worker that is started later."""
+    """`sys.path` with absolute entries, which mean the same for a worker that is started later."""
     try:
         folder = os.getcwd()
     except OSError:
         return list(sys.path)
-    # Some entries are not paths, but names that a finder understands.
+    # Some entries are no paths, but names that a finder understands.
     return [
         os.path.normpath(os.path.join(folder, entry)) if isinstance(entry, str) and os.path.exists(entry or folder) else entry
         for entry in sys.path
@@ -84,13 +84,13 @@ def search_path() -> list[str]:
 
 
 class Context(NamedTuple):
-    """What is taken over. All values are of builtin types, since others might have to be imported first.
+    """What a worker takes over, in builtin types, since others might have to be imported first.
 
     Attributes:
         folder: the working folder; None if it was gone.
         argv: `sys.argv`.
         sources: the lines of files that no worker can read, such as cells of a notebook.
-        filters: of warnings; each category is given by its module and its name.
+        filters: of warnings, each category as its module and its name.
         levels: of loggers, by name; ``""`` is the root.
         disabled: the level up to which all loggers are silent.
     """
@@ -144,7 +144,7 @@ class Context(NamedTuple):
 
         sys.argv[:] = self.argv
         try:
-            # A process may be in a folder that it may not enter: it is not left if it is the right one.
+            # A process may be in a folder that it may not enter: if it is the right one, stay there.
             if self.folder is not None and os.getcwd() != self.folder:
                 os.chdir(self.folder)
         except OSError as error:
@@ -154,12 +154,12 @@ class Context(NamedTuple):
             ) from error
         for file, lines in self.sources.items():
             linecache.cache[file] = sum(map(len, lines)), None, lines, file
-        # When the main process imported these modules, their warnings were shown there.
+        # The main process has shown the warnings that importing these modules gives.
         warnings.simplefilter("ignore")
         forward(send, self.levels, self.disabled)
 
     def filter_warnings(self) -> None:
-        """Filter warnings as in the main process; to be called when the modules that define them have been imported."""
+        """Filter warnings as in the main process, once the modules that define their categories have been imported."""
         import warnings
 
         warnings.resetwarnings()
@@ -172,7 +172,7 @@ class Context(NamedTuple):
 
 
 def importable(name: str) -> bool:
-    """Whether a worker that imports ``name`` gets the module that is in `sys.modules` here, and not another, or none."""
+    """Whether a worker that imports ``name`` gets the module that is in `sys.modules` here."""
     package = name.rpartition(".")[0]
     if package and not importable(package):
         return False
@@ -191,27 +191,27 @@ def _file(spec: ModuleSpec) -> str | None:
 
 
 def _spec(module: object) -> ModuleSpec | None:
-    # Some modules are loaded, or raise an error, when an attribute is looked up.
+    # Looking up an attribute of some modules loads them, or raises an error.
     return ModuleType.__getattribute__(module, "__dict__").get("__spec__") if issubclass(type(module), ModuleType) else None
 
 
 class Frameworks:
-    """Says once which large frameworks the user's functions bring into a worker, in how many seconds and megabytes."""
+    """Warns of large frameworks that the user's functions import after this is made."""
 
     def __init__(self) -> None:
-        self._begin = time.monotonic(), _resident()
+        self._begin, self._resident = time.monotonic(), _resident()
 
     def warn(self) -> None:
-        """To be called when the functions are there."""
         found = [name for name in FRAMEWORKS if name in sys.modules]
         if found:
             import logging
 
-            seconds, size = time.monotonic() - self._begin[0], _resident() - self._begin[1]
             logging.getLogger("shmgen").warning(
                 "functions that workers call import %s: %.1f s and %.0f MB in each worker; what computes with it there is often "
                 "many times slower than with NumPy, Pillow or OpenCV",
-                *(" and ".join(found), seconds, size / 1e6),
+                " and ".join(found),
+                time.monotonic() - self._begin,
+                (_resident() - self._resident) / 1e6,
             )
 
 

@@ -1,8 +1,7 @@
 """How the main process starts a child, talks to it, and ends it.
 
-A child is a Python process that does not import the caller's ``__main__``. Each has a socket of its own to the main process, and
-the reading end of a pipe by which the kernel ends it when the main process is gone; see `shmgen._worker.liveness` for the child's
-side.
+A child is a Python process that does not import the caller's ``__main__``. It has a socket to the main process, and the reading
+end of a pipe by which the kernel ends it when the main process is gone. `shmgen._worker.liveness` is the child's side.
 """
 
 from __future__ import annotations
@@ -29,22 +28,22 @@ BOOT = "import sys; sys.path.append(sys.argv[1]); from %s import main; main(*map
 """What a child runs, with the name of a module. Its arguments are the folder of this package, and descriptors."""
 
 KILL_GRACE = 1.0
-"""Seconds that a killed child has to be gone. One that hangs in the kernel is not waited for any longer."""
+"""Seconds to wait for a killed child, which may hang in the kernel."""
 
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Handlers of signals run at the end: while children are started and remembered, and while garbage is collected.
+    """Run handlers of signals at the end: while a child is started and remembered, and while garbage is collected.
 
-    A handler that raises, as that of Ctrl-C does, would leave a child behind that no list has. Python runs handlers in the
-    main thread, whichever thread a signal reaches. The children inherit the blocked SIGINT: Ctrl-C reaches the whole process
-    group, and would end them with a traceback before they have a handler of their own.
+    A handler that raises, as that of Ctrl-C does, would leave a child behind that is in no list. Python runs handlers in the main
+    thread, whichever thread a signal reaches. Children inherit the blocked SIGINT: Ctrl-C reaches the whole process group, and
+    would end them with a traceback before they have a handler of their own.
     """
     deferred: list[Callable[[], object]] = []
     here = os.getpid()
 
     def defer(handler: Callable[..., object]) -> Callable[..., object]:
-        # A fork that another thread makes meanwhile keeps this handler.
+        # A fork that another thread makes meanwhile keeps this handler, and calls the original at once.
         return lambda *args: deferred.append(partial(handler, *args)) if os.getpid() == here else handler(*args)
 
     with ExitStack() as after:
@@ -95,7 +94,7 @@ class Child:
             self._socket, stream = socket.socketpair()
             theirs.callback(stream.close)
             try:
-                # The kernel ends the child when nobody holds our end of the pipe any more.
+                # The kernel ends the child when no process holds our end of the pipe any more.
                 liveness, self._liveness = os.pipe()
                 theirs.callback(os.close, liveness)
                 inherited = stream.fileno(), liveness, *fds
@@ -123,22 +122,22 @@ class Child:
 
     @property
     def events(self) -> dict[int, int]:
-        """What to poll for, by descriptor: ready once the child has sent something, has died, or takes what is unsent."""
+        """What to poll for, by descriptor: the child has sent something, has died, or takes what is unsent."""
         wanted = {self.stream: select.POLLIN | (select.POLLOUT if self._unsent else 0), self._pidfd: select.POLLIN}
         return {fd: events for fd, events in wanted.items() if fd >= 0}
 
     @property
     def has_unsent(self) -> bool:
-        """Whether there is something to send for which the socket had no room yet."""
+        """Whether there is data for which the socket had no room yet."""
         return bool(self._unsent)
 
     def send(self, message: bytes) -> None:
-        """Send ``message`` behind what is still unsent. What the socket has no room for, `flush` sends later."""
+        """Send ``message``. What the socket has no room for, `flush` sends later."""
         self._unsent += frame(message)
         self.flush()
 
     def flush(self) -> None:
-        """Send as much as the socket has room for; to be called when it has become writable."""
+        """Send what is unsent, as far as the socket has room."""
         if not self._unsent:
             return
         try:
@@ -146,14 +145,14 @@ class Child:
         except BlockingIOError:
             return
         except (BrokenPipeError, ConnectionResetError):
-            sent = len(self._unsent)  # it has died, which `receive` will tell
+            sent = len(self._unsent)  # it has died, as `receive` will say
         del self._unsent[:sent]
 
     def receive(self, fd: int) -> tuple[list[bytes], bool]:
         """The messages that have come, and whether the child has ended.
 
         Args:
-            fd: which of the descriptors in `events` is ready. Whichever tells of a death, what was sent before it is returned.
+            fd: which of the descriptors in `events` is ready. Messages that were sent before a death are returned with it.
         """
         messages: list[bytes] = []
         ended = fd != self.stream
@@ -171,23 +170,22 @@ class Child:
                 return messages, False
 
     def kill(self) -> None:
-        """End the child, whatever it is doing."""
         self.process.kill()
 
     def shutdown(self) -> None:
-        """Tell the child to end: end the stream, also where a fork of this process keeps it open."""
+        """Tell the child to end, by the end of the stream, even if a fork of this process keeps it open."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def join(self, grace: float) -> int | None:
-        """Wait ``grace`` seconds until the child has ended, then kill it; its exit code, None if that does not end it either."""
+        """Wait ``grace`` seconds until the child has ended, then kill it; its exit code, None if it lives even then."""
         _join([self], grace)
         return self.process.returncode
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process started the child, and not one that it was forked from."""
+        """Whether this process started the child; else it is a fork of the one that did."""
         return os.getpid() == self._owner
 
     def close(self) -> None:
@@ -205,9 +203,9 @@ class Child:
 
 
 def end(children: Sequence[Child], grace: float) -> None:
-    """End all ``children``: tell them, wait ``grace`` seconds, kill those that are left, and give up their descriptors.
+    """End all ``children``: tell them, wait ``grace`` seconds, kill those that are left, and close their descriptors.
 
-    In a fork of the process that started them, only the descriptors are given up. May be called again.
+    In a fork of the process that started them, only the descriptors are closed. May be called again.
     """
     ours = [child for child in children if child.is_ours]
     for child in ours:

@@ -1,4 +1,4 @@
-"""How a child makes sure that it ends with the main process, which may end in any way and at any moment."""
+"""How a child ends with the main process, which may end in any way and at any moment."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from contextlib import suppress
 F_SETSIG = 10
 """Of fcntl(2); Python has no name for it."""
 
-
 SYS_PIDFD_OPEN = 434
 """The number of pidfd_open(2), on every machine."""
 
 
 def pidfd_open(pid: int) -> int:
-    """A descriptor that becomes readable when the process ends. `os.pidfd_open` is missing where Python was built long ago.
+    """A descriptor that becomes readable when the process ends. Older builds of Python lack `os.pidfd_open`.
 
     Raises:
         OSError: there is no such process, or the kernel is older than 5.3.
@@ -36,33 +35,33 @@ def pidfd_open(pid: int) -> int:
 
 
 def begin(liveness: int, *fds: int) -> None:
-    """What a child does first: it keeps its descriptors to itself, and has the kernel end it with the main process.
+    """Keep the descriptors from this child's own children, and have the kernel end it with the main process.
 
     Args:
         liveness: reading end of a pipe that the main process holds open as long as it lives.
-        fds: the other descriptors that the child was given; -1 stands for one that there is not.
+        fds: the other descriptors that the child inherited; -1 stands for none.
     """
     for fd in (liveness, *fds):
         if fd >= 0:
             os.set_inheritable(fd, False)
-    # The kernel kills this process when nobody holds the other end of the pipe any more. That needs no turn of ours: a process
-    # that has been stopped never gets one, nor does a thread beside a function that keeps the interpreter to itself.
-    with suppress(OSError):  # some systems that pass for Linux can't
+    # The kernel kills this process when no process holds the other end of the pipe any more. No code of ours has to run for that:
+    # none would in a process that has been stopped, nor beside a function that keeps the interpreter to itself.
+    with suppress(OSError):  # some sandboxes do not offer it
         fcntl.fcntl(liveness, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(liveness, F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(liveness, fcntl.F_SETFL, os.O_ASYNC)
 
 
 def end_in_time(stream: int, parent: int, idle: float, ends: Callable[[], bool]) -> None:
-    """End this process, in whatever call it is stuck, once the main process closes ``stream`` or dies; to be run in a thread.
+    """End this process, whatever it is doing, once the main process closes ``stream`` or dies; to be run in a thread.
 
-    A process forked from the main process may keep the other end of ``stream`` open, so the main process itself is watched too.
+    A fork of the main process may keep the other end of ``stream`` open, so the main process itself is watched too.
 
     Args:
         stream: descriptor of the socket between this process and the main one.
         parent: process id of the main process.
-        idle: seconds after which ``ends`` is called, again and again.
-        ends: whether this process ends, since it has had nothing to do; it has told the main process then.
+        idle: seconds between two calls of ``ends``.
+        ends: whether to end now, since there has been nothing to do; called again and again.
     """
     poll = select.poll()
     poll.register(stream, 0)  # a hang-up is reported unasked

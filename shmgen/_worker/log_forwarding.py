@@ -1,4 +1,4 @@
-"""Log records and warnings of the user's functions: a worker sends them, and the main process gives them to its handlers."""
+"""Log records and warnings in workers: they are sent to the main process, which gives them to its handlers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def forward(send: Callable[[bytes], object], levels: dict[str, int], disabled: i
 
     Args:
         send: sends a message.
-        levels: of the loggers of the main process, by name, so that nothing is sent that it would not handle.
+        levels: of the main process's loggers, by name, so that nothing is sent that it would not handle.
         disabled: the level up to which all loggers are silent.
     """
     logging.root.addHandler(_ForwardingHandler(send))
@@ -60,10 +60,10 @@ def _sendable(value: Any) -> Any:
 
 
 class ForwardedLogs:
-    """Gives what workers have forwarded to the handlers of the main process."""
+    """Gives what workers forward to the handlers of the main process."""
 
     def __init__(self) -> None:
-        # Which worker sent a warning first: each sends one that is to be shown once.
+        # The worker that sent a warning first: each worker sends a warning that is to be shown once.
         self._first: dict[object, int] = {}
 
     def handle(self, worker: int, message: bytes) -> None:

@@ -21,13 +21,13 @@ from shmgen._memory.status_page import READERS, USED, StatusPage
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import error_text
 from shmgen._worker.liveness import begin, end_in_time
-from shmgen._worker.protocol import CTRL_C, ENDS, LOGGED, READY, UNABLE, Unframer, frame, processor_time
+from shmgen._worker.protocol import CTRL_C, ENDS, LENGTH_BYTES, LOGGED, READY, UNABLE, frame, processor_time
 from shmgen._worker.readers import Descriptors, Readers
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import StartError
 
 _sending = threading.RLock()
-"""Held while a message is sent: readers send, and the user's functions may have threads of their own, which log."""
+"""Held while a message is sent: readers send, and threads of the user's functions log."""
 
 
 class Start(NamedTuple):
@@ -39,11 +39,10 @@ class Start(NamedTuple):
         path: ``sys.path`` of the main process.
         draws: whether functions of the user's are called, which may draw random numbers.
         slot_bytes: bytes of a slot.
-        keys: the pickled `PackedIds` of each table of keys. This and the filler are pickled apart from the rest because ``path``
-            may be needed.
+        keys: the `PackedIds` of each table of keys; pickled, as the filler is, since unpickling may need ``path``.
         filler: fills the rows of a ticket; pickled.
-        context: what the user's code has to find here, the fields of a `Context`; None if there is no such code.
-        idle: seconds without a ticket after which the worker ends.
+        context: what the user's code is to find here, the fields of a `Context`; None if there is no such code.
+        idle: seconds between two looks at whether the worker has had nothing to do in between, and ends.
     """
 
     parent: int
@@ -63,24 +62,23 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
     Args:
         stream: descriptor of a connected socket.
         liveness: descriptor of a pipe that the main process holds open as long as it lives.
-        inherited: the fields of `Descriptors`; then, for each table of keys, that of its memory, -1 where it has none.
+        inherited: the fields of `Descriptors`; then, for each table of keys, the descriptor of its memory, -1 without one.
     """
     count = len(Descriptors._fields)
     fds, stored = Descriptors(*inherited[:count]), inherited[count:]
     begin(liveness, stream, *inherited)
-    first = _receive(stream)
-    if first is None:
+    start = _receive(stream)
+    if start is None:
         return
-    start = Start(*first)
     readers: Readers | None = None
 
     def ends() -> bool:
-        # If a ticket is taken at this very moment, the main process finds it among those that an ended worker held.
+        # A ticket that is taken at this moment is not lost: the main process finds it on the status page of the ended worker.
         return readers is not None and readers.were_idle() and _send(stream, ENDS)
 
     threading.Thread(target=end_in_time, args=(stream, start.parent, start.idle, ends), daemon=True).start()
-    # The main process has blocked Ctrl-C while it started this one. It handles Ctrl-C itself; but if its main thread waits inside
-    # a framework for a batch, and the read of that batch hangs, only a message from a worker can end the wait.
+    # The main process blocked Ctrl-C while it started this one. It handles Ctrl-C itself, except while its main thread waits
+    # inside a framework for a batch whose read hangs: then only a message from a worker can end the wait.
     signal.signal(signal.SIGINT, lambda *_: _send_from_handler(stream, CTRL_C + repr(time.monotonic()).encode()))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     sys.path[:] = start.path
@@ -140,19 +138,14 @@ def _filler(stream: int, start: Start) -> TicketFiller:
     return filler
 
 
-def _receive(stream: int) -> tuple[Any, ...] | None:
-    """Wait for the fields of `Start`; None if the main process has gone."""
-    unframer = Unframer()
-    while True:
-        try:
-            data = os.read(stream, 1 << 16)
-        except ConnectionResetError:
-            return None
-        if not data:
-            return None
-        for message in unframer.feed(data):
-            start: tuple[Any, ...] = pickle.loads(message)
-            return start
+def _receive(stream: int) -> Start | None:
+    """Wait for the `Start`; None if the main process has gone."""
+    try:
+        with open(stream, "rb", closefd=False) as file:
+            file.read(LENGTH_BYTES)
+            return Start(*pickle.load(file))
+    except (ConnectionResetError, EOFError, pickle.UnpicklingError):
+        return None
 
 
 def _send(stream: int, message: bytes) -> bool:
@@ -168,5 +161,5 @@ def _send(stream: int, message: bytes) -> bool:
 
 
 def _send_from_handler(stream: int, message: bytes) -> None:
-    """Send ``message`` from a signal handler, which may have interrupted `_send` itself."""
+    """Send ``message`` from a signal's handler, which may have interrupted `_send` itself."""
     threading.Thread(target=_send, args=(stream, message), daemon=True).start()

@@ -1,4 +1,4 @@
-"""How a filler, with the user's functions in it, is sent to a worker: by value if no worker can import it (cloudpickle)."""
+"""Pickles a filler, and the user's functions in it, for workers: by value what no worker can import (cloudpickle)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LARGE = 10_000_000
 
 
 def dumps(filler: TicketFiller) -> tuple[bytes, dict[str, list[str]]]:
-    """``filler``, pickled, and the lines of the files of its functions that workers can't read.
+    """``filler``, pickled, and the lines of those files of its functions that workers can't read.
 
     Raises:
         InputError: something in it can't be sent; the error says what.
@@ -70,7 +70,7 @@ def _called(part: Any) -> str:
 
 
 def loads(data: bytes) -> Any:
-    """What `dumps` has pickled; to be called in a worker.
+    """Unpickle, in a worker, what `dumps` has pickled.
 
     Raises:
         StartError: something can't be imported here; the error says what.

@@ -1,8 +1,8 @@
-"""What the main process and the workers tell each other.
+"""The messages between the main process and the workers.
 
-Work goes through two pipes that all workers share, as records of fixed size, which are written and read whole: tickets one way,
-and reports of what is done the other. All else goes through a socket that each worker has of its own, as messages of bytes, each
-after its length: a worker is sent a pickled `Start`, and sends one of the words below, some with data after them.
+Tickets, and reports of done tickets, go through two pipes that all workers share, as records of fixed size that are written and
+read whole. All else goes through each worker's own socket, as messages of bytes, each after its length: a worker is sent a
+pickled `Start`, and sends one of the words below, some with data after them.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import struct
 
-_LENGTH = 4
+LENGTH_BYTES = 4
+"""Bytes of a message's length, before it in the stream."""
 
 TICKET = struct.Struct("<QIIII")
-"""A ticket: its number, the slot, the first row, one past the last, and nothing."""
+"""A ticket: its number, the slot, the first row, one past the last row, and padding."""
 
 REPORT = struct.Struct("<QII")
-"""A ticket that is done: its number, that of the worker, and 1 if reads had to wait lately for a disk or a network, else 0."""
+"""A done ticket: its number, that of the worker, and 1 if reads have lately had to wait for a disk or a network, else 0."""
 
 ATOMIC = 4096
 """Bytes that are written to a pipe whole, or not at all (PIPE_BUF)."""
@@ -25,7 +26,7 @@ READY = b"r"
 """The worker has started, and takes tickets."""
 
 FAILED = b"f"
-"""A ticket has failed; a pickled triple follows: its number, that of the row, None if not known, and the error."""
+"""A ticket has failed; a pickled triple follows: its number, that of the row (None if not known), and the error."""
 
 UNABLE = b"u"
 """The worker can't start, or can't go on; the pickled error follows."""
@@ -34,21 +35,19 @@ ENDS = b"e"
 """The worker ends, since it has had nothing to do for a while."""
 
 LOGGED = b"l"
-"""The user's code has logged something, or warned; what `shmgen._worker.log_forwarding` has pickled follows."""
+"""The user's code has logged something, or warned; a pickle by `shmgen._worker.log_forwarding` follows."""
 
 CTRL_C = b"i"
-"""Ctrl-C reached the worker; the time of that follows, of `time.monotonic`, as text."""
+"""Ctrl-C reached the worker; the time follows, of `time.monotonic`, as text."""
 
 
 def frame(message: bytes) -> bytes:
     """``message`` as it is written to the stream."""
-    return len(message).to_bytes(_LENGTH, "little") + message
+    return len(message).to_bytes(LENGTH_BYTES, "little") + message
 
 
 def processor_time(process: int | str) -> int:
-    """Nanoseconds in which a process's threads ran, or were ready to run; 0 if the kernel does not say.
-
-    The time of threads that have ended is not in it.
+    """Nanoseconds in which a process's threads, without those that have ended, ran or were ready to run; 0 if unknown.
 
     Args:
         process: its process id, or ``self``.
@@ -60,12 +59,9 @@ def processor_time(process: int | str) -> int:
 
 
 def thread_time(thread: str) -> int:
-    """As `processor_time`, for one thread.
+    """As `processor_time`, for one thread, by its name under ``/proc``, such as ``thread-self``.
 
-    The time in which it waited for a processor is not among what psutil knows, and a worker does without psutil.
-
-    Args:
-        thread: its name under ``/proc``, such as ``thread-self``.
+    psutil does not know the time for which it was ready to run, and a worker does without psutil.
     """
     try:
         with open(f"/proc/{thread}/schedstat") as file:
@@ -89,7 +85,7 @@ class Unframer:
             stream = self._unfinished
         messages = []
         start = 0
-        while (first := start + _LENGTH) <= len(stream):
+        while (first := start + LENGTH_BYTES) <= len(stream):
             stop = first + int.from_bytes(stream[start:first], "little")
             if stop > len(stream):
                 break

@@ -1,8 +1,8 @@
 """The readers of a worker: threads, each of which takes tickets from the queue and fills their rows.
 
-The first is the main thread. Where reading waits for a disk or a network the main process asks for more, so that many reads are
-in flight; where it does not, more than one would only fight for the interpreter. While there are more, and the user's functions
-are called, the main thread takes no tickets: it calls the functions for all of them.
+The first reader is the main thread. Where reading waits for a disk or a network the main process asks for more readers, so that
+many reads are in flight; elsewhere they would only compete for the interpreter. While there are several, and the user's functions
+are called, the main thread takes no tickets: it calls the functions for all readers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import NamedTuple
 
 from shmgen._memory.records import EPOCH, POSITION, READ, ROWS, SAMPLES, WAITED_FOR
@@ -22,30 +23,29 @@ from shmgen._memory.status_page import BUSY, EAGER, READERS, READS, ROW, StatusP
 from shmgen._memory.status_page import TICKET as LAST_TICKET
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import IDLE, row_of
-from shmgen._worker.main_thread import MainThread
 from shmgen._worker.protocol import FAILED, LOGGED, REPORT, TICKET, UNABLE
 from shmgen._worker.task import Task
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import StartError
 
 WAITING_TICKETS = 8
-"""After a read that had to wait, so many tickets more are read as if they had to wait as well."""
+"""After a read that had to wait, this number of tickets are read as if they had to wait as well."""
 
 LONG = 5_000_000
-"""Nanoseconds; the main process is woken for a ticket that took longer, to see what reading takes."""
+"""Nanoseconds; a ticket that took longer wakes the main process, which then sees what reading takes."""
 
 SELDOM = 4 * LONG
-"""But not again within so many nanoseconds: with many reads in flight there are thousands of such tickets a second."""
+"""Nanoseconds until another one does: with many reads in flight there are thousands a second."""
 
 
 class Descriptors(NamedTuple):
-    """What a worker inherits, beside the stream and the pipe that end it: descriptors.
+    """The descriptors that a worker inherits, beside those by which it is ended.
 
     Attributes:
         segment: of the ring's memory.
         page: of its own status page.
         queue: of the pipe that tickets come from.
-        reports: of the pipe that tells which are done.
+        reports: of the pipe that done tickets are reported to.
         bell: of the eventfd that wakes the main process.
     """
 
@@ -54,6 +54,38 @@ class Descriptors(NamedTuple):
     queue: int
     reports: int
     bell: int
+
+
+class MainThread:
+    """Calls the user's functions for all readers, one at a time, in the thread that runs `serve`.
+
+    Connections to databases, `signal.alarm` and `numpy.seterr` belong to a thread; so functions find the same one at each call.
+    """
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Callable[[], None], SimpleQueue[Exception | None]] | None] = SimpleQueue()
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Have ``function`` called there, wait until it has returned, and raise what it raised; for other threads."""
+        answer: SimpleQueue[Exception | None] = SimpleQueue()
+        self._calls.put((function, answer))
+        if (error := answer.get()) is not None:
+            raise error
+
+    def wake(self) -> None:
+        """Have `serve` return."""
+        self._calls.put(None)
+
+    def serve(self) -> None:
+        """Call functions until `wake`. What is no Exception, such as SystemExit, is raised here."""
+        while (call := self._calls.get()) is not None:
+            function, answer = call
+            try:
+                function()
+            except Exception as error:
+                answer.put(error)
+            else:
+                answer.put(None)
 
 
 class Readers:
@@ -89,19 +121,19 @@ class Readers:
         self._prints = not filler.is_ours
         self._main = MainThread()
         self._changing = threading.Lock()
-        # Numbers of readers: those that take tickets, or are about to, and those that could not be started.
+        # The numbers of readers that take tickets, or are about to; and of those that could not be started.
         self._running: set[int] = set()
         self._failed: set[int] = set()
         self._ended = False
-        # How often each thread has waited for its turn to call functions, which is no wait for a disk.
+        # The number of each thread's waits for its turn to call functions, which are no waits for a disk.
         self._turns = threading.local()
-        # The readers that have a ticket; and the last tickets of all, when `were_idle` was called last.
+        # The readers that have a ticket; and the last ticket of each reader at the last call of `were_idle`.
         self._at_work: set[int] = set()
         self._seen: list[int] | None = None
         self._rang = 0
 
     def run(self, first: TicketFiller) -> None:
-        """Take tickets until the main process ends; with as many readers as it asks for. To be called in the main thread."""
+        """Take tickets until the main process ends, with as many readers as it asks for; in the main thread."""
         while self._start_others() and not self._ended:
             if self._begins(0):
                 self._run(0, first)
@@ -109,11 +141,7 @@ class Readers:
                 self._main.serve()
 
     def opened(self, number: int) -> TicketFiller:
-        """What the reader of this number fills rows with.
-
-        Raises:
-            StartError: a source can't be opened.
-        """
+        """What the reader of this number fills rows with; see `TicketFiller.opened`."""
         return self._filler.opened(self._page.records[number][ROW:], self._in_turn if number else None, in_worker=True)
 
     def _in_turn(self, function: Callable[[], None]) -> None:
@@ -132,15 +160,15 @@ class Readers:
         return {*range(count)} - self._failed
 
     def _start_others(self) -> bool:
-        """Start the readers that are wanted and not there, but the main thread; whether there are any, or should be."""
+        """Start the readers that are wanted and missing, the main thread aside; whether any are left or wanted."""
         with self._changing:
             wanted = self._wanted()
             for number in sorted(wanted - self._running - {0}):
                 self._running.add(number)
-                # At once, since a ticket on a record that nobody looks at would be lost at a death.
+                # Before it takes a ticket: one on a record that the main process does not look at would be lost at a death.
                 self._page.words[READERS] = max(self._page.words[READERS], number + 1)
                 try:
-                    threading.Thread(target=self._run_further, args=(number,), daemon=True).start()
+                    threading.Thread(target=self._run_in_thread, args=(number,), daemon=True).start()
                 except RuntimeError as error:
                     self._fail(number, str(error))
             return bool(wanted or (self._filler.calls_functions and self._running))
@@ -165,8 +193,8 @@ class Readers:
                 self._running.discard(number)
             return number in self._running
 
-    def _run_further(self, number: int) -> None:
-        """Be a further reader, in a thread of its own. If it can't be, the others do the work."""
+    def _run_in_thread(self, number: int) -> None:
+        """Run a reader other than the main thread. If it can't be opened, the others do the work."""
         try:
             try:
                 opened = self.opened(number)
@@ -176,7 +204,7 @@ class Readers:
             else:
                 self._run(number, opened)
         except BaseException as end:
-            # It ends the process, as in the main thread: else this thread alone would end, and its ticket be waited for in vain.
+            # End the process, as in the main thread. If this thread alone ended, its ticket would be waited for in vain.
             if isinstance(end, SystemExit):
                 os._exit(end.code if isinstance(end.code, int) else 1)
             sys.excepthook(type(end), end, end.__traceback__)
@@ -237,8 +265,9 @@ class Readers:
                 continue
             try:
                 os.write(self._fds.reports, REPORT.pack(id, self._number, waiting > 0))
-                # The reader that writes last sees what the others have marked, and that the batch is waited for: the main process
-                # says so before it looks at the reports for the last time and sleeps, and the pipe's lock is between.
+                # The main process sets WAITED_FOR, reads the reports, and sleeps. A reader marks its rows, writes its report, and
+                # looks at WAITED_FOR and all marks. The pipe's lock orders the two: either the main process reads the last
+                # report, or the reader that wrote it sees WAITED_FOR and all marks, and rings.
                 rings = wanted[EAGER] or (sheet[8 * WAITED_FOR] and _is_read(sheet))
                 if rings or (took > LONG and began + took > self._rang + SELDOM):
                     self._rang = began + took
@@ -248,11 +277,11 @@ class Readers:
                 return
 
     def _disk_waits(self) -> int:
-        """How often this thread has had to wait, but not for its turn to call functions."""
+        """The number of this thread's waits, those for its turn to call functions aside."""
         return _waits() - getattr(self._turns, "waits", 0)
 
     def _fill(self, filler: TicketFiller, slot: int, start: int, stop: int, *, io_waits: bool) -> memoryview:
-        """Fill the rows of a ticket, and mark them as read; the slot's sheet."""
+        """Fill the rows of a ticket, and mark them as read. Returns the slot's sheet."""
         try:
             memory = self._segments[slot]
         except OSError as error:  # the ring has grown
@@ -261,7 +290,7 @@ class Readers:
         words = sheet.cast("q")
         samples = words[SAMPLES + start : SAMPLES + stop].tolist()
         filler.fill(memory, Task(start, words[EPOCH], words[POSITION] + start, samples, self._tables), io_waits=io_waits)
-        # The main process hands a batch out as soon as all of its rows are marked, so no row is marked before all is written.
+        # The main process hands out a batch as soon as all of its rows are marked, so mark them after all is written.
         sheet[8 * (SAMPLES + start) : 8 * (SAMPLES + stop)] = READ * (stop - start)
         return sheet
 
@@ -273,5 +302,5 @@ def _is_read(sheet: memoryview) -> bool:
 
 
 def _waits() -> int:
-    """How often this thread has had to wait for something, such as a disk, since it started."""
+    """The number of this thread's waits for something, such as a disk, since it started."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw

@@ -14,14 +14,14 @@ from numpy.random.bit_generator import ISpawnableSeedSequence
 
 
 class SampleRng:
-    """Random numbers that depend on the seed, the epoch and a sample's position in it; not on which worker draws them, or when.
+    """Random numbers that depend on the seed, the epoch and a sample's position in it; not on which worker draws, or when.
 
-    The global generators of `random`, `numpy.random` and, once that is imported, torch (of the CPU) are seeded for each sample
-    too, so this also holds for what they draw.
+    For each sample the global generators of `random`, `numpy.random` and, once it is imported, torch (on the CPU) are seeded too.
 
     Args:
         seed: of all of them.
-        outside: whether it is for what many do at once: these numbers are others, and the global generators are left alone.
+        outside: whether it is for functions that several threads call at once: it draws other numbers, and leaves the global
+            generators alone.
     """
 
     def __init__(self, seed: int, *, outside: bool = False) -> None:
@@ -32,10 +32,10 @@ class SampleRng:
         self._key: tuple[int, np.ndarray] = (-1, np.zeros(2, np.uint64))
 
     def for_samples(self, epoch: int, position: int, count: int) -> Iterator[np.random.Generator]:
-        """A generator for each of ``count`` samples, the first at ``position`` in the epoch; valid until the next is taken."""
+        """A generator for each of ``count`` samples, from ``position`` in the epoch on; valid until the next is taken."""
         if self._key[0] != epoch:
             self._key = epoch, np.random.SeedSequence([self._seed, epoch, *[1] * self._outside]).generate_state(2, np.uint64)
-        # Philox is a counter: its words for a position do not depend on where it begins. Each sample gets four.
+        # Philox is counter-based: its words for a position do not depend on where it begins. Each sample gets four.
         words = np.random.Philox(key=self._key[1], counter=position).random_raw(4 * count).tolist()
         bits, seed_sequence = self._rng.bit_generator, self._seed_sequence
         seed_python, seed_numpy = random.seed, np.random.seed
@@ -55,7 +55,7 @@ class SampleRng:
 
 
 class SampleSeedSequence(ISpawnableSeedSequence):
-    """The seeds of the generators that a sample's generator spawns: they, too, depend on the sample alone."""
+    """Seeds the generators that a sample's generator spawns, so that they, too, depend on the sample alone."""
 
     words: tuple[int, ...] = (0,)
     children = 0
@@ -70,13 +70,13 @@ class SampleSeedSequence(ISpawnableSeedSequence):
 
 
 class LateSeeded(random.Random):
-    """A generator that is seeded only once it is drawn from. Most functions draw nothing, and take less time than seeding."""
+    """A generator that is seeded when first drawn from. Most functions draw nothing, and take less time than seeding."""
 
     _pending_seed: tuple[Any, int] | None = None
 
     def seed(self, a: Any = None, version: int = 2) -> None:
         self._pending_seed = a, version
-        self.gauss_next = None  # `gauss` draws two numbers at once; the second would come from the seed before
+        self.gauss_next = None  # `gauss` draws two numbers at once and keeps the second, which is of the last seed
 
     def random(self) -> float:
         self._seed_now()
@@ -101,7 +101,7 @@ class LateSeeded(random.Random):
 
 
 def seed_late() -> None:
-    """Have a worker's global generators seeded when they are drawn from; to be called before one is imported by name."""
+    """Replace `random`'s global generator by a `LateSeeded` one; to be called before a function of it is imported by name."""
     late = LateSeeded()
     for name in random.__all__:
         if getattr(getattr(random, name), "__self__", None) is random._inst:
@@ -111,7 +111,7 @@ def seed_late() -> None:
 
 
 class _TorchFinder:
-    """Seeds torch for the sample for which a function of the user's imports it."""
+    """Seeds torch for the sample during which a function of the user's imports it."""
 
     seed = 0
 
@@ -133,7 +133,7 @@ class _TorchFinder:
 
 @contextmanager
 def own_random_state() -> Iterator[None]:
-    """The caller's global random states are the same afterwards, whatever was drawn in here."""
+    """Restore the caller's global random states at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     torch = sys.modules.get("torch")
     of_torch = None if torch is None else torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""What is done sample by sample: reading what is not read at once, the user's transforms, padding."""
+"""Fills rows sample by sample: reads what is not read at once, calls the user's transforms, pads."""
 
 from __future__ import annotations
 
@@ -38,30 +38,28 @@ ONE_ROW = (
 NO_ROW = "; return an array of a row's shape, or say by dim and n_channels what shape rows have"
 
 FIRST_ROWS = 64
-"""Rows after which a transform that has returned None for each, and changed none, is taken for one that forgets its return."""
+"""Rows after which a transform that has returned None, and changed nothing, is taken to have forgotten its return."""
 
 SINGLE = "; where a function returns several arrays, leave its dim, n_channels and dtype out"
 
-
 Step: TypeAlias = "tuple[Reading, Sequence[Any], frozenset[int] | None]"
-"""What is read one by one: the reading, what it calls the samples, and the numbers of the rows that it reads, None for all."""
+"""What is read one by one: the reading, the samples' keys in its table, and the numbers of the rows to read, None for all."""
 
 
 class Sample:
-    """The sample that is on its way into its rows.
+    """The sample that is being written into its rows.
 
     Args:
         arrays: the rows of all samples, by the field's name.
         epoch: of the batch.
 
     Attributes:
-        epoch: see above.
         number: of its row.
-        loaded: what was read and does not have the shape of its row, by the field's name.
-        varied: the shapes of what was read and does not have that of its row, by name.
-        written: how much of a row is the sample's, along each axis, by name; all of it where nothing is said.
-        where: what is being done, as errors call it.
-        reading: of what is being done; None if that is a transform.
+        loaded: by field, what was read and has not the shape of its row.
+        varied: by field, the shape of what was read, if it is not that of its row.
+        written: by field, how much of the row is the sample's, along each axis; all of it unless set.
+        where: what is being done, in errors' words.
+        reading: the reading that is being done; None in a transform.
     """
 
     __slots__ = ("_arrays", "epoch", "loaded", "number", "reading", "varied", "where", "written")
@@ -83,15 +81,7 @@ class Sample:
 
 
 class SampleFiller:
-    """Fills the rows of one sample after the other.
-
-    Args:
-        fields: of a batch.
-        readings: what fills them, as they were opened.
-        transforms: of rows, by name of the field.
-        sample_transform: of the sample, a dict of its rows by name of the field.
-        calls_functions: whether there is code of the user's that is called in one thread only.
-    """
+    """Fills the rows of one sample after the other; its arguments are those of `TicketFiller`, readings opened."""
 
     def __init__(
         self,
@@ -110,7 +100,7 @@ class SampleFiller:
         self._transforms = transforms
         self._sample_transform = sample_transform
         self._calls_functions = calls_functions
-        # Transforms without an effect so far, and for how many rows.
+        # The transforms that have had no effect so far, and on how many rows.
         self._without_effect = dict.fromkeys([*transforms, *([""] if sample_transform is not None else [])], 0)
 
     def fill(
@@ -127,14 +117,14 @@ class SampleFiller:
         """Fill the rows of a task.
 
         Args:
-            task: whose rows.
-            rows: of all fields, by name.
-            before: what is read one by one while others may do so, too.
+            task: says which.
+            rows: the rows, by the field's name.
+            before: what is read first, while other readers may do the same.
             within: what is read in the thread of the user's functions.
-            rngs: generators, one a sample: those for what is read before, and those for all else.
-            in_turn: calls what it is given in the thread of the user's functions.
+            rngs: generators, one a sample, for ``before``; and for all else.
+            in_turn: calls its argument in the thread of the user's functions.
             rows_begun: ``rows_begun[0]`` will say how many samples have been begun.
-            count: adds the time since another to a word of the reader's record, and returns the time.
+            count: adds the time since its second argument to a word of the reader's record, and returns the time.
         """
         reading_rngs, function_rngs = rngs
         sample = Sample(rows, task.epoch)
@@ -156,7 +146,7 @@ class SampleFiller:
                 in_turn(call)
                 return
             for number in range(len(task)):
-                # Others are to read while functions are called for this sample.
+                # Sample by sample, so that other readers read while functions are called for this sample.
                 sample.number, rows_begun[0] = number, number + 1
                 self._read_all(sample, before, next(reading_rngs), count)
                 rows_begun[0] = IDLE  # no hang is blamed on a sample that waits for its turn
@@ -186,7 +176,7 @@ class SampleFiller:
         return function_error(id, sample.where, error)
 
     def _read_all(self, sample: Sample, steps: Sequence[Step], rng: Rng | None, count: Callable[[int, int], int]) -> None:
-        """Read what may be read while others do so, too."""
+        """Read what other readers may read at the same time."""
         for reading, keys, numbers in steps:
             if numbers is None or sample.number in numbers:
                 began = time.monotonic_ns()
@@ -195,7 +185,7 @@ class SampleFiller:
                     count(FUNCTION, began)
 
     def _call(self, sample: Sample, within: Sequence[Step], rng: Rng | None) -> None:
-        """Do what only one does at a time."""
+        """Do what only one reader does at a time: read, and call the transforms."""
         for reading, keys, numbers in within:
             if numbers is None or sample.number in numbers:
                 self._read(sample, reading, keys, rng)
@@ -245,7 +235,7 @@ class SampleFiller:
 
     @staticmethod
     def _take(sample: Sample, reading: Reading, field: FieldSpec, row: np.ndarray, value: Any) -> None:
-        """Write a sample that was read into its row; or keep it, if it has another shape."""
+        """Write what was read into its row, or keep it in ``loaded`` if it has another shape."""
         import numpy as np
 
         if len(reading.fields) > 1:
@@ -287,7 +277,7 @@ class SampleFiller:
         for name, row in given.items():
             value = result.get(name, row)
             if value is not rows[name]:
-                # Fields may be swapped: what is a view of another's row must be read before that is written.
+                # A transform may swap fields: copy what is a view of another field's row before that is written.
                 shared = any(np.may_share_memory(value, of_other) for other, of_other in rows.items() if other != name)
                 to_write[name] = np.array(value) if shared else value
         sample.loaded.clear()
@@ -298,7 +288,7 @@ class SampleFiller:
                 raise FormatError(f"field {name!r}: {error}" if sample.reading is None else str(error)) from None
 
     def _watch(self, name: str, where: str, *, has_effect: bool) -> None:
-        """Warn, once, of a transform that has had no effect on its first rows."""
+        """Warn, once, if a transform has had no effect on its first rows."""
         rows = self._without_effect.pop(name) + 1
         if has_effect:
             return
@@ -323,12 +313,12 @@ class SampleFiller:
         except ShapeError as error:
             if given is row or np.shape(value) != given.shape:
                 raise ShapeError(f"{error}{NO_ROW}") from None
-            # It left the shape as it was: what is wrong is the sample.
+            # The transform left the shape as it was, so the sample has the wrong one.
             sample.where, sample.reading = f"source of field {name!r}", self._readings[name]
             raise ShapeError(f"{error}, of which the transform has made no row of another shape") from None
 
     def _pad(self, sample: Sample) -> None:
-        """Write what was read and not changed."""
+        """Write what was read and no transform has changed."""
         for name, value in sample.loaded.items():
             sample.where, sample.reading = f"source of field {name!r}", self._readings[name]
             pad_value = self._fields[name].pad_value
@@ -349,11 +339,11 @@ class SampleFiller:
 
 
 class RowsByKey(dict[Any, Any]):
-    """Rows by key; of a key that nobody asked for, some that are thrown away.
+    """The rows that a reader fills, by its keys; for a key that no field asks for, rows that are thrown away.
 
     Args:
-        reader: which fills them.
-        rows: those that were asked for, each with its key; of a key that is there twice, the first counts.
+        reader: fills them.
+        rows: the rows of fields, each with its key; if a key is there twice, the first counts.
         count: ``(n,)`` for n rows of each; ``()`` for one.
 
     Attributes:
@@ -374,8 +364,8 @@ class RowsByKey(dict[Any, Any]):
 
         assert self._reader.fields is not None
         shape, dtype = self._reader.fields[key]
-        self[key] = np.zeros((*self._count, *shape), dtype_of(dtype))
-        row: np.ndarray = self[key]
+        row: np.ndarray = np.zeros((*self._count, *shape), dtype_of(dtype))
+        self[key] = row
         return row
 
 

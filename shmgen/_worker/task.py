@@ -1,4 +1,4 @@
-"""What a ticket stands for in a worker: rows of the batch in a slot, and the samples that belong there."""
+"""A ticket as its reader sees it: rows of the batch in a slot, and the samples that belong there."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ class Task:
     Args:
         start: the first row.
         epoch: of the batch.
-        position: of the first row in the epoch's data.
+        position: of the first row in the epoch.
         samples: of the rows: positions in the list of ids.
         tables: for each of `key_tables`, a function that looks samples up in it.
-
-    Attributes:
-        start, epoch, position: see above.
     """
 
     __slots__ = "_found", "_samples", "_tables", "epoch", "position", "start"
@@ -39,7 +36,7 @@ class Task:
         return self.keys(0)
 
     def keys(self, table: int) -> list[Any]:
-        """What the rows are called in a table. It is looked up when it is first asked for: texts take their time."""
+        """The keys of the rows in a table. They are looked up when first asked for, since making texts takes time."""
         if table not in self._found:
             self._found[table] = self._tables[table](self._samples)
         return self._found[table]

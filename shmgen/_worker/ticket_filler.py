@@ -1,4 +1,4 @@
-"""What a reader does with a ticket: fills the rows of every field from its source, and has the user's functions change them."""
+"""Fills the rows of a ticket, of every field from its source, and has the user's functions change them."""
 
 from __future__ import annotations
 
@@ -32,17 +32,16 @@ class TicketFiller:
     Args:
         fields: of a batch, in the order of its arrays.
         readings: what fills them, without what the main process fills.
-        sheet_offset: where the sheet begins in a slot, in bytes: see `Layout.sheet`.
+        sheet_offset: where the sheet begins in a slot, in bytes.
         seed: of random numbers, together with the epoch and the sample's position in it.
         transforms: of rows, by name of the field.
         sample_transform: of the sample, a dict of its rows by name of the field.
         setup: a function of the user's that each worker calls once, before anything else.
 
     Attributes:
-        sheet_offset, seed, setup: see above.
-        calls_functions: whether anything is done sample by sample, which may draw random numbers.
-        concurrent: whether several readers of a process may read at once. Functions that the user did not call concurrent are
-            called in one thread even so; see `shmgen._worker.main_thread`.
+        calls_functions: whether functions are called one at a time, which may draw random numbers.
+        concurrent: whether several readers of a process may read at once. Functions that are not marked concurrent are called in
+            the main thread even then.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class TicketFiller:
         self._in_turn: InTurn = _at_once
 
     def named(self) -> Iterator[tuple[str, object]]:
-        """Sources and functions, each with what errors call it."""
+        """Sources and functions, each with its name in errors."""
         for reading in self._readings:
             yield reading.named, reading.reader if reading.reader.user_code is None else reading.reader.user_code
         for name, transform in self._transforms.items():
@@ -88,12 +87,12 @@ class TicketFiller:
 
     @property
     def is_ours(self) -> bool:
-        """Whether none of the user's code is in it: no function, and no source of a class of theirs."""
+        """Whether it contains no code of the user's: no function, and no source of their own class."""
         calls = bool(self._transforms) or self._sample_transform is not None or self.setup is not None
         return not calls and all(reading.reader.user_code is None for reading in self._readings)
 
     def set_up(self) -> None:
-        """Call the user's function that sets a worker up, if there is one.
+        """Call ``setup``, if there is one.
 
         Raises:
             StartError: it raised an exception.
@@ -106,12 +105,12 @@ class TicketFiller:
                 raise StartError(f"setup failed: {error_text(error)}") from error
 
     def opened(self, rows_begun: Any, in_turn: InTurn | None = None, *, in_worker: bool = False) -> TicketFiller:
-        """A copy for a reader, in the process that will fill, whose sources are ready to read.
+        """A copy for a reader of this process, with its sources opened.
 
         Args:
             rows_begun: the words of a record on the status page, from `ROW` on: ``rows_begun[0]`` will say how many rows of the
                 task have been begun, or `IDLE`, or `UNKNOWN`.
-            in_turn: calls what it is given where the user's functions are called; by default, it is called at once.
+            in_turn: calls its argument in the thread of the user's functions; by default, at once.
             in_worker: see `Reader.opened`.
 
         Raises:
@@ -140,12 +139,7 @@ class TicketFiller:
         return ", ".join(reading.reader.place(id) for reading in self._readings)
 
     def fill(self, slot: memoryview, task: Task, *, io_waits: bool = False) -> None:
-        """Do ``task`` in a slot of the ring.
-
-        Args:
-            slot: the slot's memory.
-            task: what is to be done.
-            io_waits: whether reads have had to wait lately.
+        """Fill the rows of ``task`` in ``slot``, the memory of a slot; ``io_waits`` if reads have had to wait lately.
 
         Raises:
             SampleError: a sample can't be read; ``rows_begun`` says which.
@@ -214,7 +208,7 @@ class TicketFiller:
         return now
 
     def _rows_by_key(self, slot: memoryview, task: Task, reading: Reading) -> dict[Any, np.ndarray]:
-        """What a source fills at once, if it has several fields."""
+        """The rows that a source of several fields fills at once."""
         from shmgen._worker.sample_filler import RowsByKey
 
         rows = [(field.key, self._rows(slot, task, field)) for field in reading.fields]

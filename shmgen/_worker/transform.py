@@ -14,26 +14,21 @@ NAME_THE_INPUTS = (
 
 
 class Transform(NamedTuple):
-    """A function that changes a row, or a whole sample.
-
-    Attributes:
-        function: the user's.
-        takes_epoch: whether one of its parameters is called ``epoch``.
-    """
+    """A function of the user's that changes a row or a whole sample, and whether it takes an ``epoch``."""
 
     function: Callable[..., Any]
     takes_epoch: bool = False
 
     def __call__(self, given: Any, rng: Any, epoch: int) -> Any:
-        """What the function returns for a row, or for a dict of rows."""
+        """Call the function on a row, or on a dict of rows."""
         return self.function(given, rng, epoch=epoch) if self.takes_epoch else self.function(given, rng)
 
     @classmethod
     def checked(cls, function: Any) -> Transform:
-        """The transform that this function is.
+        """``function`` as a transform.
 
         Raises:
-            InputError: it is none, or can't be called as a transform is.
+            InputError: it is no function, or can't be called as a transform is.
         """
         import inspect
 
