@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import random
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from launched import needs
 from ways import N, computed, rows
 
 from shmgen import Loader, Values
@@ -200,3 +204,45 @@ def test_the_callers_random_states_are_left_alone(dim: object, workers: int) -> 
     rows(computed(draw, seed, dim=dim, n_channels=None if dim is None else 1, workers=workers))
     assert random.getstate() == before[0]
     np.testing.assert_equal(np.random.get_state(legacy=False), before[1])
+
+
+STAND_IN = """
+import random
+class Generator(random.Random): manual_seed = random.Random.seed
+default_generator = Generator()
+def rand(count): return [default_generator.random() for _ in range(count)]
+"""
+"""A module in place of torch: what it draws depends on the seed of its global generator alone."""
+
+
+@pytest.mark.parametrize(
+    "real", [False, pytest.param(True, marks=[pytest.mark.torch, needs("torch")])], ids=["stand-in", "torch"]
+)
+def test_torch_draws_the_same(real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a transform draws from torch's global generator is the sample's: after a resume, and after a worker's death."""
+    if not real:
+        (tmp_path / "torch.py").write_text(STAND_IN)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    def draw(x: np.ndarray, rng: object) -> None:
+        import torch
+
+        x[:, 0] = np.asarray(torch.rand(3))
+
+    def loader(workers: int) -> Loader:
+        return computed(transform=draw, workers=workers, slots=2)
+
+    whole = rows(loader(1))
+    assert len(np.unique(whole)) == whole.size
+    with loader(2) as first:
+        next(iter(first))
+        state = first.state_dict()
+    resumed = loader(2)
+    resumed.load_state_dict(state)
+    assert (rows(resumed) == whole[5:]).all()
+    with loader(1) as dying:
+        batches = iter(dying)
+        next(batches)
+        os.kill(dying.state.workers[0].pid, signal.SIGKILL)
+        assert all((X[:, :, 0] == whole[start : start + 5]).all() for start, (X,) in zip((5, 10, 15), batches, strict=True))
+        assert dying.stats.restarts == 1

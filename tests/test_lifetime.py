@@ -167,6 +167,34 @@ def test_letting_go_of_a_batch_runs_no_code_of_ours(folder: Callable) -> None:
         assert loader.stats.grown == 0
 
 
+def test_ctrl_c_in_a_callback_of_the_garbage_collectors(folder: Callable) -> None:
+    """Another library's, as JAX has one: while all slots are held, it runs again and again, and Python prints what it raises."""
+    data = folder(24)
+    struck: list[str] = []
+
+    def strike(phase: str, info: object) -> None:
+        if not struck:
+            struck.append(phase)
+            signal.raise_signal(signal.SIGINT)
+
+    gc.disable()  # so that nothing but the loader collects garbage
+    try:
+        with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1, slots=2, shuffle=False) as loader:
+            batches = iter(loader)
+            held = [next(batches), next(batches)]
+            gc.callbacks.append(strike)
+            try:
+                with pytest.raises(KeyboardInterrupt):
+                    next(batches)
+            finally:
+                gc.callbacks.remove(strike)
+            assert struck
+            held.clear()
+            assert [data.check(*batch)[0] for batch in batches] == [8, 12, 16, 20]
+    finally:
+        gc.enable()
+
+
 FITTING = """
 import keras
 keras.utils.disable_interactive_logging()
