@@ -1,7 +1,7 @@
-"""Which of how many ranks this process is, for ``shard="auto"``, and how many of them share this machine.
+"""The rank of this process and the number of ranks, for ``shard="auto"``, and the number of ranks on this machine.
 
-A rank is a process that trains on a part of each batch. Whoever has started the ranks knows: the runtime through which they
-speak to each other, or else the launcher, in environment variables. Nothing is imported or initialised to find out.
+A rank is a process that trains on a part of each batch. Two things may know of the others: the runtime that connects the ranks,
+and the launcher that has started them, by environment variables. Nothing is imported or initialised to find out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REMEDY = 'say it: shard=(rank, world) in place of shard="auto"'
 
 
 class Launcher(NamedTuple):
-    """The environment variables in which a launcher tells each process its rank, and the numbers of ranks, in all and here."""
+    """The environment variables of a launcher: the process's rank, the number of ranks, and the number on this machine."""
 
     rank: str
     world: str
@@ -28,7 +28,7 @@ class Launcher(NamedTuple):
 
 
 TORCHRUN = Launcher("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-"""Also what many set by hand."""
+"""Some users set these by hand."""
 
 MPI = (
     Launcher("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
@@ -40,13 +40,13 @@ SLURM = Launcher("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_TASKS_PER_NODE")
 
 
 def find_shard() -> Shard:
-    """The part of each batch that belongs to this process; all of it, if no launcher or runtime says that there are others.
+    """The part of each batch that belongs to this process; all of it if no launcher or runtime knows of other ranks.
 
-    The runtimes that are live in this process are asked: jax.distributed, torch.distributed, ray.train. If none is, the
-    environment is. Ranks between which keras.distribution splits one replica of a model have the same part.
+    Asks the runtimes that are live in this process: jax.distributed, torch.distributed, ray.train. If none is, reads the
+    environment. Ranks that share one replica of a model under keras.distribution have the same part.
 
     Raises:
-        InputError: two of them say different things, or a launcher's variables are incomplete or contradict each other.
+        InputError: two runtimes or launchers disagree, or a launcher's variables are incomplete or contradict each other.
     """
     live = live_runtimes()
     rank, world = _agreed(live or _launchers(os.environ))
@@ -60,13 +60,13 @@ def find_shard() -> Shard:
 
 
 def live_runtimes() -> dict[str, Shard]:
-    """What the runtimes that are live in this process say, by their names."""
+    """The ranks that the runtimes know that are live in this process, by their names."""
     asked = {name: ask(sys.modules[name]) for name, ask in RUNTIMES.items() if name in sys.modules}
     return {name.replace("jax", "jax.distributed"): shard for name, shard in asked.items() if shard is not None}
 
 
 def launched_ranks() -> int:
-    """How many processes train together, by the runtimes that are live in this one, or by torchrun; 1 if neither says."""
+    """The number of ranks that a live runtime or torchrun knows of; else 1."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         with suppress(KeyError, ValueError):
             return int(os.environ[TORCHRUN.world])
@@ -74,14 +74,14 @@ def launched_ranks() -> int:
 
 
 def local_ranks() -> int:
-    """How many ranks run on this machine, this one among them; 1 if no launcher says."""
+    """The number of ranks on this machine, this one included; 1 if no launcher says."""
     if (context := _ray_context(sys.modules.get("ray.train"))) is not None:
         return int(context.get_local_world_size())
     for launcher in (TORCHRUN, *MPI):
         with suppress(KeyError, ValueError):
             return max(1, int(os.environ[launcher.local]))
     with suppress(KeyError, ValueError, IndexError):
-        # "2(x3),1": two tasks on each of three nodes, one on the fourth.
+        # "2(x3),1" means two tasks on each of three nodes, and one on the fourth.
         counts = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ[SLURM.local])
         tasks = [int(count) for count, nodes in counts for _ in range(int(nodes or 1))]
         return tasks[int(os.environ["SLURM_NODEID"])]
@@ -117,20 +117,20 @@ RUNTIMES: dict[str, Callable[[Any], Shard | None]] = {
     "torch.distributed": _ask_torch,
     "ray.train": _ask_ray,
 }
-"""Who to ask, by the module that is imported where it may be live."""
+"""How to ask each runtime, by its module, which is imported if the runtime may be live."""
 
 
 def _launchers(environment: Mapping[str, str]) -> dict[str, Shard]:
-    """What the innermost launcher says, by the names of its variables: torchrun may run under MPI, and both under Slurm."""
+    """The rank that the innermost launcher says, by its variables: torchrun may run under MPI, and both under Slurm."""
     if "TORCHELASTIC_RUN_ID" in environment:
         return dict(_pairs(environment, TORCHRUN))
-    # Who sets the first by hand may have forgotten that MPI knows better.
+    # torchrun's variables may have been set by hand, so MPI's must agree.
     if found := dict(_pairs(environment, TORCHRUN, *MPI)):
         return found
     in_step = "SLURM_STEP_NODELIST" in environment or environment.get(SLURM.rank, "0") != "0"
     if in_step:
         return dict(_pairs(environment, SLURM))
-    # In a batch script, or the shell of an allocation, Slurm speaks of tasks that srun has yet to start.
+    # In a batch script, or the shell of an allocation, the variables are of tasks that srun has yet to start.
     if environment.get(SLURM.world, "1") != "1":
         raise InputError(
             f"shard: {SLURM.world}={environment[SLURM.world]}, but this process was not started by srun, so nothing says "
@@ -140,7 +140,7 @@ def _launchers(environment: Mapping[str, str]) -> dict[str, Shard]:
 
 
 def _pairs(environment: Mapping[str, str], *launchers: Launcher) -> Iterator[tuple[str, Shard]]:
-    """The pairs of these launchers that are set, by their names."""
+    """The ranks that these launchers' variables say, by the names of the variables."""
     for rank, world, _ in launchers:
         found = {name: environment[name] for name in (rank, world) if name in environment}
         said = ", ".join(f"{name}={value}" for name, value in found.items())
@@ -157,7 +157,7 @@ def _pairs(environment: Mapping[str, str], *launchers: Launcher) -> Iterator[tup
 
 
 def _agreed(said: Mapping[str, Shard]) -> Shard:
-    """What all of them say."""
+    """The one rank that all of them say."""
     if len(set(said.values())) > 1:
         each = ", ".join(f"{rank} of {world} by {name}" for name, (rank, world) in said.items())
         raise InputError(f"shard: expected one rank that all agree on, found {each}; {REMEDY}")

@@ -17,25 +17,26 @@ from shmgen.loader import Loader
 __all__ = ["Arrays"]
 
 SLOTS_AHEAD = 3
-"""Slots that it takes to send one batch ahead: for that one, the one in use, and the one that is read."""
+"""Slots that are needed to send one batch ahead: one for it, one for the batch in use, one for the batch that is read."""
 
 
 class Arrays:
     """The batches of a `shmgen.Loader` as arrays of JAX, nested as the loader's are.
 
-    On the CPU they lie in the loader's shared memory, without a copy, unless JAX has no such dtype: without
-    ``jax_enable_x64``, it makes int32 of int64, and float32 of float64. To any other device, or one that is named, each batch is
+    On the CPU they lie in the loader's shared memory, without a copy, unless JAX converts their dtype: without
+    ``jax_enable_x64``, int64 becomes int32, and float64 becomes float32. To any other device, or one that is given, each batch is
     sent while the one before it is in use, if the loader has 3 slots or more.
 
-    Each iteration is the next epoch of the loader. A batch is not overwritten while JAX, or anyone else, needs it.
+    Each iteration is the next epoch of the loader. A batch's memory is not reused as long as JAX needs it, or an array or a view
+    of it exists.
 
     Args:
-        loader: whose batches these are.
-        to_device: where they go: a device, or a sharding of the batch axis, of which each process has its own rows. By default,
-            JAX's own default.
+        loader: has the batches.
+        to_device: a device, or a sharding of the batch axis: each process sends its own rows to its devices. By default,
+            JAX's default device.
 
     Raises:
-        InputError: it is no `shmgen.Loader`.
+        InputError: ``loader`` is no `shmgen.Loader`.
 
     Examples:
         >>> loader = Loader(ids, labels, batch_size=4, shuffle=False)
@@ -77,10 +78,10 @@ class Arrays:
             yield sent.popleft()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader was when it had handed out the last batch that was returned here; see `shmgen.Loader.state_dict`."""
+        """The state behind the last batch that was returned, not behind one sent ahead; see `shmgen.Loader.state_dict`."""
         return self._loader.state_dict() if self._state is None else self._state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Have the next iteration go on there; see `shmgen.Loader.load_state_dict`."""
+        """Have the next iteration resume there; see `shmgen.Loader.load_state_dict`."""
         self._loader.load_state_dict(state)
         self._state = None

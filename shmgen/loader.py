@@ -48,7 +48,7 @@ class BaseLoader(NotCopied):
 
     @property
     def state(self) -> LoaderState:
-        """What it is doing at this moment: its slots, workers, and requests that wait; from any thread."""
+        """A snapshot of its slots, its workers, and the requests that wait. Any thread may take one."""
         return self._feed.state
 
     @property
@@ -58,7 +58,7 @@ class BaseLoader(NotCopied):
 
     @property
     def error(self) -> Exception | None:
-        """The last error of a request for a batch, whatever a framework made of it; None if there was none."""
+        """The last error of a request for a batch, whatever a framework has made of it; None if there was none."""
         return self._feed.error
 
     def close(self) -> None:
@@ -69,13 +69,13 @@ class BaseLoader(NotCopied):
         self._feed.close()
 
     def state_dict(self) -> dict[str, int | str | bool]:
-        """The place from which another run goes on: behind the last batch that ``next`` returned.
+        """The state another run resumes from: behind the last batch that ``next`` returned.
 
-        After the last batch of an epoch that is the beginning of the next one.
+        After the last batch of an epoch, that is the beginning of the next one.
 
-        Flat, of what JSON knows: ``version``, ``order``, ``seed``, ``epoch``, ``consumed`` (samples of the epoch, of all ranks
-        together), ``samples``, ``ids`` (a hash), ``batch_size`` (of all ranks), ``shuffle``, ``tail``, ``sampling_weights`` and
-        ``lengths`` (hashes; empty if there are none). Each rank has the same.
+        A flat dict of numbers, texts and bools: ``version``, ``order``, ``seed``, ``epoch``, ``consumed`` (samples of the epoch,
+        of all ranks together), ``samples``, ``ids`` (a hash), ``batch_size`` (of all ranks), ``shuffle``, ``tail``,
+        ``sampling_weights`` and ``lengths`` (hashes; empty if there are none). Each rank has the same.
 
         Examples:
             >>> loader = Loader(ids, labels, batch_size=4)
@@ -92,14 +92,14 @@ class BaseLoader(NotCopied):
         return self._feed.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another run was: the next iteration has the batches that were left.
+        """Resume from a saved state: the next iteration has the batches that were left.
 
         Args:
             state: from `state_dict` of a loader with the same ids, seed, shuffle and tail. The numbers of workers and of ranks
                 may be others, and the batch size, if it divides ``state["consumed"]``.
 
         Raises:
-            InputError: it does not fit; the loader is as before.
+            InputError: the state is of other data or another order; nothing has changed.
         """
         self._feed.load_state_dict(state)
 
@@ -108,8 +108,8 @@ class Loader(BaseLoader):
     """Batches of samples that worker processes make in shared memory: from a folder of ``ID.npy`` files, or from other sources.
 
     ``for X, y in loader`` is one epoch. The next loop is the next epoch, even if this one was left early. Without ``labels`` and
-    ``targets`` a batch is ``(X,)``. The arrays are views of shared memory. It is not written again while anyone holds them, or
-    views of them. They stay readable after `close`. Any thread may use a loader.
+    ``targets`` a batch is ``(X,)``. The arrays are views of shared memory, which is not reused as long as they, or views of them,
+    exist. They stay readable after `close`. Any thread may use a loader.
 
     The arguments are described at ``__init__``. Only ``list_IDs`` is required.
 
@@ -140,7 +140,7 @@ class Loader(BaseLoader):
             closed.
         WorkerDied: likewise: workers die one after the other before they have done anything. Otherwise a worker that dies is
             replaced, and its rows are read again. A sample at which three workers have died is damaged.
-        StartError: likewise: a worker can't start.
+        StartError: likewise: no worker can start.
         ClosedError: a batch is requested after `close`.
         OSError: there is not enough shared memory.
 
@@ -165,24 +165,25 @@ class Loader(BaseLoader):
         return len(self._feed)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """The batches of the next epoch, or those that are left of a resumed one. It begins with the first request."""
+        """The batches of the next epoch, or the rest of a resumed one. It begins with the first request."""
         return iter(self._feed)
 
     def batch(self, index: SupportsIndex) -> tuple[Any, ...]:
-        """The batch that ``index`` means: a look at the next epoch, until `on_epoch_end`.
+        """A batch of the next epoch, which only begins with an iteration or `on_epoch_end`.
 
-        With ``shuffle``, an index that is new means the next batch of the epoch's order. Without, it is the batch's number.
+        With ``shuffle``, an index that is used for the first time means the next batch of the epoch's order, and the same batch
+        when it is used again. Without ``shuffle``, it is the batch's number.
 
         Args:
             index: from ``-len(loader)`` to ``len(loader) - 1``.
 
         Raises:
-            IndexError: there is no batch of this index, or it is not among those that are left of a resumed epoch.
+            IndexError: there is no batch of this index, or no batch is left for it in a resumed epoch.
             TypeError: it is no int.
         """
         return self._feed.batch(index)
 
     def on_epoch_end(self) -> None:
-        """The batches that were requested by index were used: the next request belongs to the next epoch."""
+        """End the epoch of the batches that were requested by index: the next request belongs to the next epoch."""
         with self._feed.passes() as passes:
             passes.end()

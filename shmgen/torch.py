@@ -29,14 +29,15 @@ class Tensors(IterableDataset[Any]):  # type: ignore[misc]
     For a ``for`` loop as it is, or ``DataLoader(Tensors(loader), batch_size=None)``. Each iteration is the next epoch of the
     loader, and batches are nested as the loader's are.
 
-    A batch is not overwritten while anyone holds one of its tensors, or a view of it. That memory is pageable, so
+    A batch's memory is not reused as long as one of its tensors, or a view of one, exists. It is pageable, so
     ``tensor.to(device, non_blocking=True)`` has read it when it returns.
 
     Args:
-        loader: whose batches these are. Its workers read ahead, so a DataLoader needs none: leave ``num_workers`` at 0.
+        loader: has the batches. Its workers read ahead, so a DataLoader needs none: leave ``num_workers`` at 0.
 
     Raises:
-        InputError: it is no `shmgen.Loader`. From an iteration: torch has no such dtype, or a DataLoader iterates in workers.
+        InputError: ``loader`` is no `shmgen.Loader`. From an iteration: torch does not have the dtype of a batch, or a DataLoader
+            iterates in workers.
 
     Examples:
         >>> from torch.utils.data import DataLoader
@@ -67,11 +68,11 @@ class Tensors(IterableDataset[Any]):  # type: ignore[misc]
         return map(_tensors, self._loader)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader is; see `shmgen.Loader.state_dict`."""
+        """The loader's state; see `shmgen.Loader.state_dict`."""
         return self._loader.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Have the next iteration go on there; see `shmgen.Loader.load_state_dict`."""
+        """Have the next iteration resume there; see `shmgen.Loader.load_state_dict`."""
         self._loader.load_state_dict(state)
 
 
@@ -79,7 +80,7 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
     """A tensor on the memory of ``array``, which is writeable and contiguous, with its dtype.
 
     Raises:
-        InputError: torch has no such dtype.
+        InputError: torch does not have this dtype.
     """
     if array.dtype.name in ML_DTYPES:
         return torch.from_numpy(array.view(f"u{array.itemsize}")).view(ML_DTYPES[array.dtype.name])

@@ -1,4 +1,4 @@
-"""How many workers, reads in flight, and slots there are where the user leaves it to the loader."""
+"""The numbers of workers, reads in flight, and slots that a loader chooses if the user does not."""
 
 from __future__ import annotations
 
@@ -12,39 +12,40 @@ from shmgen._plan.windows import Limits
 from shmgen._ranks import local_ranks
 
 MAX_AT_FIRST = 8
-"""Workers that ``workers="auto"`` begins with, at most."""
+"""The most workers that ``workers="auto"`` begins with."""
 
 MAX_WORKERS = 32
-"""Workers that ``workers="auto"`` ends up with, at most."""
+"""The most workers that ``workers="auto"`` ever has."""
 
 CEILING, FOR_EACH_PROCESSOR = 32, 8
-"""Workers that are started whatever is asked for, at most: the first number, or so many for each processor where that is more."""
+"""The most workers that are started, whatever ``workers`` says: the first number, or the second for each processor if that is
+more."""
 
 WORKER_BYTES = 1 << 26
 """Bytes of memory that must be free for one more worker."""
 
 WAITING_WORKERS = 4
-"""Workers for each processor, at most, if they wait for a disk or a network, and have one read in flight each."""
+"""The most workers for each processor if they wait for a disk or a network, and have one read in flight each."""
 
 MAX_READS = 256
-"""Reads in flight that ``reads="auto"`` ends up with, at most, in all workers together."""
+"""The most reads in flight that ``reads="auto"`` ever has, in all workers together."""
 
 MIN_SLOTS, MAX_SLOTS, SLOTS_BYTES = 4, 16, 1 << 26
-"""The default number of slots: as many as fit in so many bytes, but no fewer and no more than these."""
+"""The default number of slots: as many as fit in ``SLOTS_BYTES``, but at least ``MIN_SLOTS`` and at most ``MAX_SLOTS``."""
 
 MIN_IN_FLIGHT, IN_FLIGHT_BYTES = 4, 1 << 23
-"""Batches that are read at once: as many as fit in so many bytes, but enough to keep the workers busy."""
+"""Batches that are read at once: as many as fit in ``IN_FLIGHT_BYTES``, but at least ``MIN_IN_FLIGHT``."""
 
 
 def workers_at_first() -> int:
-    """One for each processor that other processes leave idle; of several ranks on this machine, each takes its share of them."""
+    """One for each processor that other processes leave idle; several ranks on this machine share the processors."""
     ranks = local_ranks()
     others = os.getloadavg()[0] / ranks
     return max(1, min(MAX_AT_FIRST, round(processors(ranks) - others)))
 
 
 def at_most(workers: int) -> int:
-    """``workers`` as given by the user, or as many of them as make sense here, with a warning."""
+    """``workers`` as given by the user, or the most that this machine can use, with a warning."""
     count = os.cpu_count() or 1
     most = max(CEILING, FOR_EACH_PROCESSOR * count)
     if workers <= most:
@@ -58,7 +59,7 @@ def at_most(workers: int) -> int:
 
 
 def limits(*, concurrent: bool) -> Callable[[int, float], Limits]:
-    """The most workers and reads in flight, as a function of the number of workers, and of the part of their time they wait.
+    """The most workers and reads in flight, as a function of the number of workers and of the fraction of time that they wait.
 
     Args:
         concurrent: whether a worker may have several reads in flight, which are cheaper than workers.
@@ -74,10 +75,10 @@ def limits(*, concurrent: bool) -> Callable[[int, float], Limits]:
 
 
 def slots(slot_bytes: int) -> int:
-    """How many slots of this size there are."""
+    """The default number of slots of this size."""
     return min(MAX_SLOTS, max(MIN_SLOTS, SLOTS_BYTES // slot_bytes))
 
 
 def in_flight(slot_bytes: int) -> int:
-    """How many batches of this size are read at once."""
+    """The number of batches of this size that are read at once."""
     return max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // slot_bytes)

@@ -95,7 +95,7 @@ class Feed:
             self._prefetcher = self._assemble(options, fields, workers, front_end, undo)
             self._prefetcher.read_ahead()
             # Nothing that the prefetcher holds leads back to the feed.
-            self._stop = weakref.finalize(self, self._prefetcher.close, ClosedError("nobody held it any more"))
+            self._stop = weakref.finalize(self, self._prefetcher.close, ClosedError("its last reference was gone"))
             undo.pop_all()
 
     def _assemble(
@@ -148,7 +148,7 @@ class Feed:
 
     @property
     def state(self) -> LoaderState:
-        """What it is doing at this moment."""
+        """A snapshot of its slots, its workers, and the requests that wait."""
         with self._prefetcher.entered():
             return self._prefetcher.state(self._passes.epoch)
 
@@ -158,7 +158,7 @@ class Feed:
         return self._prefetcher.error
 
     def no_rows(self) -> list[tuple[Any, ...]]:
-        """A batch without rows: nested, and with the shapes and dtypes, as all batches; and another if they are trimmed."""
+        """A batch without rows, with nesting, shapes and dtypes as of all batches; and a trimmed one if batches are trimmed."""
         return self.spec.examples(tuple(np.empty((0, *field.shape), field.dtype) for field in self._layout.fields))
 
     def close(self) -> None:
@@ -223,7 +223,7 @@ class Feed:
 
 
 class LoaderIterator(NotCopied, Iterator[tuple[Any, ...]]):
-    """One epoch's batches, which begins with the first request. Several threads may share it.
+    """One epoch's batches. The epoch begins with the first request. Several threads may share an iterator.
 
     It keeps the feed alive, even if nothing else does.
     """
@@ -246,7 +246,7 @@ class LoaderIterator(NotCopied, Iterator[tuple[Any, ...]]):
             return self._indexes
 
     def __len__(self) -> int:
-        """Batches that are still to come: less than an epoch's if that was resumed. Progress bars ask for it."""
+        """Batches that are left, which are fewer in a resumed epoch. Progress bars ask for it."""
         with self._feed.passes() as passes:
             return len(self._feed) - passes.next.batch if self._indexes is None else length_hint(self._indexes)
 
@@ -260,7 +260,7 @@ def _row(options: Options, shape: tuple[int, ...]) -> tuple[tuple[int, ...] | No
 
 
 def _filler(options: Options, fields: Sequence[FieldSpec], layout: Layout) -> tuple[TicketFiller, list[Sequence[Any]]]:
-    """What workers do for each batch, and what they call the samples: see `key_tables`."""
+    """The part that fills tickets in workers, and the tables of what it calls the samples: see `key_tables`."""
     fields = [field._replace(offset=offset) for field, offset in zip(fields, layout.offsets, strict=True)]
     readings = readings_of(fields, options.spec.readers)
     filler = TicketFiller(
@@ -279,7 +279,7 @@ def _check_weights(fields: Sequence[Field]) -> None:
 
 
 def _autoscaler(options: Options, filler: TicketFiller, layout: Layout, workers: int) -> Autoscaler | None:
-    """What decides on the numbers of workers and reads; None if both are fixed."""
+    """Decides on the numbers of workers and reads; None if both are fixed."""
     scales_workers = options.workers == "auto"
     scales_reads = bool(workers) and options.reads == "auto" and filler.concurrent
     if not scales_workers and not scales_reads:

@@ -1,4 +1,4 @@
-"""What a framework that batches go to has to be told, and to be given."""
+"""`FrontEnd`: what the engine needs to know of the framework that gets the batches."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ import numpy as np
 
 
 class FrontEnd:
-    """Knows a framework; this one knows none. To be subclassed beside the framework's import.
+    """Knows a framework. This class is for loops without one; a subclass stands beside the framework's import.
 
     Attributes:
-        hides_errors: whether an exception that a request for a batch raises does not reach the user as it is.
+        hides_errors: whether the framework raises another exception in place of one that a request for a batch raises.
     """
 
     hides_errors = False
 
     def release(self) -> None:
-        """Make the framework let go of batches that it no longer needs; called again and again while all slots are held.
+        """Make the framework release batches that it no longer needs; called again and again while all slots are held.
 
-        What is let go of when garbage is collected needs nothing here, as JAX does: that is done anyway.
+        A framework that releases them at a garbage collection, as JAX does, needs nothing here: one follows.
         """
 
     def hand_over(self, batch: Any) -> Any:
-        """A ``batch``, nested in any way, with each array as the framework takes it without a copy."""
+        """``batch``, however nested, with each array in the form that the framework takes without a copy."""
         return batch
 
 
 NO_FRAMEWORK = FrontEnd()
-"""For whoever uses batches without any."""
+"""For loops without a framework."""
 
 
 def map_arrays(convert: Callable[[np.ndarray], Any], batch: Any) -> Any:
-    """``batch`` with each array in it converted; dicts, tuples and lists stay what they are, and so does all else."""
+    """``batch`` with each array in it converted; dicts, tuples, lists and everything else stay what they are."""
     if isinstance(batch, np.ndarray):
         return convert(batch)
     if type(batch) is dict:

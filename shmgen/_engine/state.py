@@ -1,4 +1,4 @@
-"""What a loader is doing at this moment, as a snapshot that nothing changes."""
+"""`LoaderState`: a frozen snapshot of what a loader is doing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class SlotState:
-    """What a slot of shared memory is doing.
+    """A slot of shared memory.
 
     Attributes:
         status: ``"free"``; ``"filling"``, while workers read into it; ``"ready"`` to be handed out; ``"leased"``, while views of
-            it live; or ``"lost"``, since a worker that can't be killed may still write into it.
-        epoch: of the batch that it holds; None where it holds none that will be delivered.
+            it exist; or ``"lost"``, since a worker that can't be killed may still write into it.
+        epoch: of the batch that it holds; None if it holds no batch that will be handed out.
         batch: the number of that batch in the epoch's order, from 0; None likewise.
 
     Examples:
@@ -30,12 +30,12 @@ class SlotState:
 
 @dataclass(frozen=True)
 class WorkerState:
-    """What a worker process is doing.
+    """A worker process.
 
     Attributes:
         pid: its process id.
-        reading: ids of the samples that its readers are at, or whose functions they call. Of a source that does not say which
-            sample it is at, the first of those that it reads at once.
+        reading: ids of the samples that its readers read, or call functions for. If a source does not say which sample it has
+            got to, the id of the first one that it reads at once.
 
     Examples:
         >>> loader = Loader(ids, labels, batch_size=4, workers=2)
@@ -48,7 +48,7 @@ class WorkerState:
 
     @property
     def busy(self) -> bool:
-        """Whether it is reading, or calls a function."""
+        """Whether it reads, or calls a function."""
         return bool(self.reading)
 
 
@@ -56,14 +56,13 @@ class WorkerState:
 class LoaderState:
     """What a loader is doing at this moment.
 
-    It can be asked for from any thread, also while another waits for a batch: `waiting`, `slots` and `workers` then show what
-    that one waits for.
+    Any thread may ask for it, also while another waits for a batch: `slots` and `workers` then show what that one waits for.
 
     Attributes:
-        epoch: the epoch of the iteration that last asked for a batch; where there is none, that of the next.
+        epoch: of the iteration that last requested a batch; if there is none, of the next iteration.
         slots: the slots of shared memory; none once the loader is closed.
         workers: the worker processes; none with ``workers=0``, and once the loader is closed.
-        waiting: how many requests for a batch wait: for workers, or for a slot.
+        waiting: the number of requests for a batch that wait: for workers, or for a slot.
         closed: whether there are no more batches: the loader was closed, or an error has ended it.
 
     Examples:
@@ -82,5 +81,5 @@ class LoaderState:
 
     @property
     def leased(self) -> int:
-        """How many slots are held, by views of batches that were handed out."""
+        """The number of slots that are held by views of batches that were handed out."""
         return sum(slot.status == "leased" for slot in self.slots)

@@ -1,9 +1,9 @@
 """`Adapter`: what Keras's iterators take batches from, so that each iteration is a pass over a `Sequence`.
 
 For each ``fit``, ``evaluate`` and ``predict`` Keras makes an `EpochIterator`, and for that an adapter of the data, with the
-arguments that change batches, such as ``class_weight``. It knows nothing of passes: it takes batches by index, some twice, looks
-at two beforehand on TensorFlow, and shuffles indexes that mean no more than "the next batch". So `attach` puts an adapter of ours
-in the place of Keras's when the `EpochIterator` first asks for the number of batches.
+arguments that change batches, such as ``class_weight``. Keras's adapter knows nothing of passes: it takes batches by index, some
+twice, looks at two beforehand on TensorFlow, and shuffles indexes that mean no more than "the next batch". So `attach` replaces
+it by ours when the `EpochIterator` first asks for the number of batches.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from shmgen.keras.frames import stack, variable
 from shmgen.keras.iterations import Iterations
 
 METHODS = ("fit", "evaluate", "predict")
-"""Of a Keras model, that take a `Sequence`."""
+"""The methods of a Keras model that take a `Sequence`."""
 
 
 class Adapter(PyDatasetAdapter):  # type: ignore[misc]
     """Gives one `EpochIterator` the batches of a `Sequence`, or of a `keras.utils.PyDataset` around one or several.
 
     Args:
-        replaced: Keras's own.
+        replaced: Keras's own adapter.
 
     Attributes:
-        over: the iterations of each `Sequence`.
+        over: the iterations over each `Sequence`.
         no_rows: batches without rows, one for each shape that batches have; none if these are not known.
     """
 
@@ -42,14 +42,14 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
         super().__init__(replaced.py_dataset, replaced.class_weight, replaced.shuffle)
         self.no_rows: list[tuple[Any, ...]] = []
         self.over: list[Iterations] = []
-        # Passes that began before the iterator was reset; None once it was.
+        # Passes that began before Keras reset its iterator; None afterwards.
         self._looks: list[tuple[Iterations, Pass]] | None = []
 
     @property
     def num_batches(self) -> int | None:
-        """Batches in an epoch. Keras reads it when it resets its iterator.
+        """Batches in an epoch. Keras reads it when it resets its iterator, which it does before it trains or evaluates.
 
-        It does so before it trains or evaluates. If it has iterated by then, it has looked at a batch to build the model.
+        If it has iterated by then, that was a look at a batch, to build the model.
         """
         looks, self._looks = self._looks, None
         for iterations, begun in looks or ():
@@ -58,7 +58,7 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
         return count
 
     def get_tf_dataset(self) -> Any:
-        """As Keras makes it, which looks at two batches to know their shapes and dtypes, unless these are known beforehand."""
+        """Keras's, which takes two batches to find their shapes and dtypes, unless these are known beforehand."""
         if self.no_rows:
             self._output_signature = get_tensor_spec(list(map(self._standardize_batch, self.no_rows)))
         return super().get_tf_dataset()
@@ -68,7 +68,7 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
         return super()._get_iterator() if batches is None else self._iterate(batches)
 
     def _iterate(self, batches: int) -> Iterator[Any]:
-        """The batches of a pass, which begins with the first request."""
+        """The batches of a pass. It begins with the first request."""
         begun = [(iterations, iterations.begin()) for iterations in self.over]
         if self._looks is not None:
             self._looks += begun
@@ -84,26 +84,27 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
                 iterations.enter(one)
 
     def on_epoch_end(self) -> None:
-        """Call the data's own, for which no pass of Keras's counts as one by hand."""
+        """Call the data set's hook, which must not end the pass that Keras has made."""
         for iterations in self.over:
             iterations.end(used=False)
         super().on_epoch_end()
 
 
 def attach(data: Any, iterations: Iterations, no_rows: Callable[[], list[tuple[Any, ...]]]) -> None:
-    """If an `EpochIterator` that is being made asks for the number of batches, put an `Adapter` into it.
+    """Called when a `Sequence` is asked for its number of batches: if an `EpochIterator` asks that is being made, give it an
+    `Adapter`.
 
     Args:
-        data: a `Sequence`, which is asked.
-        iterations: its own.
-        no_rows: returns batches of its own without rows; none if a subclass makes its own batches.
+        data: the `Sequence`.
+        iterations: over it.
+        no_rows: returns batches of it without rows; none if a subclass makes its own batches.
     """
     maker = next((frame for frame in stack(sys._getframe(2)) if frame.f_code is EpochIterator.__init__.__code__), None)
     if maker is None:
         return
     iterator = variable(maker, "self")
     adapter: Any = getattr(iterator, "data_adapter", None)
-    # With threads or processes of Keras's own, batches come by index.
+    # Threads or processes of Keras's own request batches by index.
     if type(adapter) is PyDatasetAdapter and adapter.enqueuer is None:
         adapter = iterator.data_adapter = Adapter(adapter)
     if isinstance(adapter, Adapter) and iterations not in adapter.over:
@@ -117,7 +118,7 @@ def attach(data: Any, iterations: Iterations, no_rows: Callable[[], list[tuple[A
 
 
 def _use(maker: FrameType, adapter: Adapter) -> Use | None:
-    """What the `EpochIterator` is for, whose constructor has this frame; None if no method of a model makes it."""
+    """How the `EpochIterator` will be used whose constructor has the frame ``maker``; None if no method of a model makes it."""
     for frame in stack(maker):
         method = frame.f_code.co_name
         if method in METHODS and str(frame.f_globals.get("__name__")).startswith("keras."):

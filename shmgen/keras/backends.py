@@ -1,4 +1,4 @@
-"""The front end for Keras's backend: how it takes batches without a copy, and lets go of them."""
+"""The front end for Keras's backend, which takes batches without a copy, and releases them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SAME_IN_TORCH = {
     *("bool", "uint8", "int8", "int16", "int32", "int64"),
     *("bfloat16", "float16", "float32", "float64", "complex64", "complex128"),
 }
-"""Dtypes of arrays that Keras makes tensors of the same dtype of. It has others for the rest, as int32 for uint16."""
+"""Dtypes that Keras keeps when it makes tensors of arrays. It converts others, such as uint16 to int32."""
 
 
 class _TensorFlow(FrontEnd):
-    """TensorFlow aliases a batch's arrays as they are, since they are aligned. It makes text of an UnknownError of exceptions."""
+    """TensorFlow aliases a batch's arrays, since they are aligned. It turns an exception into the text of an UnknownError."""
 
     hides_errors = True
 
@@ -27,7 +27,7 @@ class _TensorFlow(FrontEnd):
         self._constant = tf.constant
 
     def release(self) -> None:
-        # When a tensor that aliases a batch dies, its release is only queued. The death of an eager tensor empties the queue.
+        # When a tensor that aliases a batch is deleted, its release is only queued. Deleting an eager tensor empties the queue.
         self._constant(0)
 
 
@@ -43,16 +43,16 @@ class _Torch(FrontEnd):
         return map_arrays(self._convert, batch)
 
     def _convert(self, array: np.ndarray) -> Any:
-        # A subclass may return any array, also one that torch can't share.
+        # A subclass of Sequence may return any array, also one that torch can't share.
         flags = array.flags
         is_shared = array.dtype.name in SAME_IN_TORCH and array.dtype.isnative and flags.c_contiguous and flags.writeable
         return self._as_tensor(array) if is_shared else array
 
 
 def _front_end() -> FrontEnd:
-    # JAX, on the CPU, reads arrays where they are, and lets go of them when garbage is collected.
+    # JAX, on the CPU, reads arrays where they are, and releases them when garbage is collected.
     return {"tensorflow": _TensorFlow, "torch": _Torch}.get(keras.backend.backend(), lambda: NO_FRAMEWORK)()
 
 
 FRONT_END = _front_end()
-"""For the backend that Keras has in this process."""
+"""For the backend of Keras in this process."""

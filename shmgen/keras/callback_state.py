@@ -1,4 +1,4 @@
-"""What callbacks count in the course of a run, so that a saved state holds it."""
+"""The counters of callbacks, which belong to a saved state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SWAPPED: dict[type, tuple[str, ...]] = {keras.callbacks.SwapEMAWeights: ("_ema_w
 
 
 def counted(callbacks: Iterable[Any]) -> tuple[dict[str, dict[str, Any]], list[tuple[str, np.ndarray]]]:
-    """What callbacks have counted: numbers, by callback and attribute, as JSON; and arrays, each with a name of its own."""
+    """The counters of callbacks: numbers, by callback and attribute, as JSON; and arrays, each with a name of its own."""
     numbers: dict[str, dict[str, Any]] = {}
     arrays = []
     for key, callback, names in _counting(callbacks, COUNTED | SWAPPED):
@@ -36,7 +36,7 @@ def counted(callbacks: Iterable[Any]) -> tuple[dict[str, dict[str, Any]], list[t
 
 
 def restore(callbacks: Iterable[Any], saved: Saved, attributes: dict[type, tuple[str, ...]]) -> None:
-    """Have callbacks go on counting in these attributes: those that were there before, known by their class and order."""
+    """Give these attributes of callbacks their saved values. A callback is known by its class and its number in the class."""
     for key, callback, names in _counting(callbacks, attributes):
         for name, value in saved.state["callbacks"].get(key, {}).items():
             if name in names:
@@ -47,7 +47,7 @@ def restore(callbacks: Iterable[Any], saved: Saved, attributes: dict[type, tuple
 
 
 def _counting(callbacks: Iterable[Any], attributes: dict[type, tuple[str, ...]]) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
-    """A name for each callback of Keras's that counts, itself, and the attributes in which it does."""
+    """Each callback of Keras's that counts: a name for it, itself, and the attributes in which it counts."""
     seen: Counter[str] = Counter()
     for callback in callbacks:
         for kind, names in attributes.items():
@@ -57,7 +57,7 @@ def _counting(callbacks: Iterable[Any], attributes: dict[type, tuple[str, ...]])
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has for a value: a number or list for an array, a tensor or a variable; its text for what is none of these."""
+    """A value for JSON: a number or list for an array, a tensor or a variable; for anything unknown, its text."""
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

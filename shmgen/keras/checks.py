@@ -1,4 +1,4 @@
-"""What is wrong with the data that ``fit``, ``evaluate`` or ``predict`` is given, as far as can be known before it begins."""
+"""Errors and warnings on the data of ``fit``, ``evaluate`` or ``predict`` that can be given before the method begins."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ MAX_SHOWN = 80
 
 
 class Use(NamedTuple):
-    """What a loader's batches are used for.
+    """How a feed's batches will be used.
 
     Attributes:
-        method: of the model, that is called with them: ``fit``, ``evaluate`` or ``predict``; ``evaluate`` if ``fit`` validates on
-            them.
-        model: whose method it is.
-        validation: what ``fit`` was given as ``validation_data``.
-        shuffles: whether ``fit`` was told to shuffle, as it is by default.
-        steps: of an epoch, if the method was given a number.
-        no_rows: a batch without rows, as the model gets them; None where that is not known.
+        method: the model's method: ``fit``, ``evaluate`` or ``predict``; ``evaluate`` for ``validation_data`` of ``fit``.
+        model: the model.
+        validation: ``validation_data`` of ``fit``.
+        shuffles: whether ``fit`` is to shuffle, as it is by default.
+        steps: the number of steps, if the method was given one.
+        no_rows: a batch without rows, as the model gets them; None if that is not known.
     """
 
     method: str
@@ -39,15 +38,15 @@ class Use(NamedTuple):
 
 
 def check(feed: Feed, use: Use) -> None:
-    """Raise an InputError, with the remedy, for what would be a long error of Keras's, or wrong.
+    """Raise an InputError, with the remedy, for data that Keras would refuse in many words, or train on wrongly.
 
-    A model with a ``train_step`` or ``compute_loss`` of its own is taken to know what it does.
+    The loss of a model with a ``train_step`` or ``compute_loss`` of its own is not checked.
     """
     distribution = keras.distribution.distribution()
     if getattr(distribution, "auto_shard_dataset", False) and getattr(distribution, "_is_multi_process", False):
         raise InputError(
-            f"{use.method} under DataParallel(auto_shard_dataset=True) cuts the data once more, and most samples are never seen: "
-            "pass auto_shard_dataset=False to DataParallel, and shard='auto' to the Sequence"
+            f"{use.method} under DataParallel(auto_shard_dataset=True) shards the data once more, so that most samples are never "
+            "seen: pass auto_shard_dataset=False to DataParallel, and shard='auto' to the Sequence"
         )
     if use.method == "predict" or use.no_rows is None or not is_keras_own(use.model, "train_step", "compute_loss"):
         return
@@ -55,7 +54,7 @@ def check(feed: Feed, use: Use) -> None:
     targets = use.no_rows[1:2]
     if loss and not targets:
         raise InputError(
-            f"{use.method} with loss={_name(loss)!r} needs targets, which this Sequence has not: pass labels= or targets= to it"
+            f"{use.method} with loss={_name(loss)!r} needs targets, and this Sequence has none: pass labels= or targets= to it"
         )
     if not targets or not isinstance(targets[0], np.ndarray):
         return
@@ -73,7 +72,7 @@ def check(feed: Feed, use: Use) -> None:
 
 
 def warnings_of(feed: Feed, use: Use) -> Iterator[str]:
-    """What the user should know, each with its remedy."""
+    """Warnings for the user, each with a remedy."""
     if use.method == "fit":
         yield from _of_fit(feed, use)
     elif use.method == "predict":
@@ -83,7 +82,7 @@ def warnings_of(feed: Feed, use: Use) -> Iterator[str]:
 
 
 def _name(loss: Any) -> str:
-    """Of a loss, as ``compile`` takes it: a name, a function, a `keras.losses.Loss`, or several."""
+    """The name of a loss, as ``compile`` takes it: a name, a function, a `keras.losses.Loss`, or several losses."""
     if isinstance(loss, keras.losses.Loss):
         loss = type(loss).__name__
         return re.sub("(?<!^)(?=[A-Z])", "_", loss).lower()

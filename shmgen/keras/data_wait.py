@@ -22,17 +22,16 @@ log = logging.getLogger("shmgen")
 class DataWait(keras.callbacks.Callback):  # type: ignore[misc]
     """Puts ``data_wait`` into the logs of every epoch, and ``val_data_wait`` if there is a validation.
 
-    It is the fraction of the time in which a batch was requested and not yet ready, from 0 to 1: of the `Sequence` that ``fit``
-    trains on, and of that which it validates on. The start of workers does not count. TensorFlow requests batches ahead, so the
-    trainer itself may have waited less. ``History``, the progress bar, and other callbacks, such as ``CSVLogger``, show it,
-    wherever in the list they are.
+    It is a fraction of the epoch's time, from 0 to 1, in which a batch was requested and not yet ready: of the `Sequence` that
+    ``fit`` trains on, or of the one that it validates on. The start of workers does not count. TensorFlow requests batches ahead,
+    so the trainer itself may have waited less. ``History``, the progress bar and other callbacks, such as ``CSVLogger``, show it,
+    wherever they are in the list.
 
-    If ``fit`` is given something that leads to no `Sequence`, such as a ``tf.data.Dataset`` that is made of one, all sequences
-    count that are asked for batches meanwhile.
+    If ``fit`` is given neither a `Sequence` nor a data set around one, but for example a ``tf.data.Dataset`` made of one, all
+    sequences count that deliver batches meanwhile.
 
     Args:
-        warn_above: a fraction from 0 to 1. The log says once that the trainer waited for more than this part of
-            an epoch, and why.
+        warn_above: a fraction from 0 to 1. If training waits for more than this part of an epoch, the log says so and why, once.
 
     Examples:
         >>> import keras
@@ -91,7 +90,7 @@ class _WaitTimer:
     """Measures, from now until `stop`, for which fraction of the time callers waited for batches.
 
     Args:
-        given: whose batches; all that there are if it is empty.
+        given: the iterations that count; if there are none, those of all sequences.
     """
 
     def __init__(self, given: Iterable[Iterations]) -> None:
@@ -101,7 +100,7 @@ class _WaitTimer:
         self._start = time.monotonic()
 
     def _seen(self) -> list[tuple[Feed, Stats]]:
-        """What each has done since then; also those that were made meanwhile."""
+        """Each feed with its stats since then; also feeds that were made meanwhile."""
         return [(one.feed, one.feed.stats.since(self._before.get(one, Stats()))) for one in list(self._measured)]
 
     def stop(self) -> float:
@@ -114,11 +113,11 @@ class _WaitTimer:
         return self.fraction
 
     def waited_for(self) -> list[Feed]:
-        """Those that have delivered anything since then."""
+        """The feeds that have delivered anything since then."""
         return [feed for feed, stats in self._seen() if stats.batches]
 
 
 def _given() -> list[Iterations]:
-    """Of the sequences that the method of a model's was given that has led to this call, directly or in a data set around."""
+    """The iterations over the sequences that the running ``fit`` or ``evaluate`` was given, directly or in a data set around."""
     iterator, _ = running(sys._getframe(1))
     return list(getattr(getattr(iterator, "data_adapter", None), "over", ()))

@@ -1,4 +1,4 @@
-"""A look at the functions that led to a call, and their variables: what Keras passes on to no data set and no callback."""
+"""Looks at the variables of the functions that led to a call, for what Keras passes to no data set and no callback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def variable(frame: FrameType, name: str) -> Any:
     local = frame.f_locals
     value = local.get(name)
     if isinstance(local, dict):
-        # Up to Python 3.12 this is a copy, which the frame keeps: with the batch that ``fit`` had then, long after.
+        # Up to Python 3.12 this is a copy that the frame keeps: it would hold the batch that ``fit`` had then, long after.
         local.clear()
     return value
 

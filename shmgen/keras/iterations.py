@@ -16,15 +16,15 @@ REPEATED = (
 )
 
 in_use: weakref.WeakSet[Iterations] = weakref.WeakSet()
-"""Of all sequences of this process that are alive."""
+"""Those of all sequences of this process that are alive."""
 
 
 class Iterations:
     """The iterations over a feed. Each is a pass of its own; a batch that is requested outside of any is a look.
 
     Attributes:
-        feed: what is iterated over.
-        of_keras: the pass of the iteration of Keras's that began last; None before the first.
+        feed: has the batches.
+        of_keras: the pass of Keras's last iteration; None before the first.
     """
 
     def __init__(self, feed: Feed) -> None:
@@ -32,13 +32,13 @@ class Iterations:
         self.of_keras: Pass | None = None
         self._under_way = _UnderWay()
         self._warned: set[str] = set()
-        # Batches that were requested outside of an iteration, and how often all of them were.
+        # Batches that were requested outside of an iteration, and how often all of them have been.
         self._requested: set[int] = set()
         self._rounds = 0
         in_use.add(self)
 
     def begin(self, *, by_hand: bool = False) -> Pass:
-        """Begin an iteration over the next epoch; `by_hand` if it is a loop's and not Keras's."""
+        """Begin an iteration over the next epoch: Keras's, or ``by_hand``, a loop's."""
         with self.feed.passes() as passes:
             begun = passes.open(by_hand=by_hand, asks_ahead=not by_hand)
         if not by_hand:
@@ -46,17 +46,17 @@ class Iterations:
         return begun
 
     def take_back(self, begun: Pass) -> None:
-        """The iteration was only a look: the next one gets its epoch again."""
+        """Undo the beginning of an iteration that was only a look: the next one gets its epoch again."""
         with self.feed.passes() as passes:
             passes.take_back(begun)
 
     def enter(self, begun: Pass | None) -> Pass | None:
-        """What this thread requests from now on belongs to this iteration, or with None to none; returns the one before."""
+        """Have this thread's requests belong to an iteration from now on, or with None to none; returns the one before."""
         before, self._under_way.of = self._under_way.of, begun
         return before
 
     def end(self, *, used: bool = True) -> None:
-        """The batches that were requested outside of iterations have been used, or were only looks."""
+        """End the epoch of the batches that were requested outside of iterations, if they were used and not only looked at."""
         with self.feed.passes() as passes:
             passes.end() if used else passes.forget()
         self._requested, self._rounds = set(), 0
@@ -77,7 +77,7 @@ class Iterations:
                 self.warn(REPEATED)
 
     def warn(self, text: str) -> None:
-        """Warn of something, once."""
+        """Give a warning, once."""
         if text not in self._warned:
             self._warned.add(text)
             warnings.warn(text, stacklevel=3)

@@ -1,4 +1,4 @@
-"""What of a model training changes, so that a saved state holds all of it: variables, buffers, optimizers, random numbers."""
+"""Everything that training changes in a model, for a saved state: variables, buffers, optimizers, random numbers."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from shmgen.keras.state_folder import Kind, Saved, kind_of
 log = logging.getLogger("shmgen")
 
 RANDOM = "random"
-"""Begins the names of states of random numbers that belong to no model."""
+"""The first part of the names of random states that belong to no model."""
 
 METRICS = "metrics/"
-"""Begins the names of metrics' variables."""
+"""The first part of the names of metrics' variables."""
 
 GLOBAL_SEED = "other/keras.random"
-"""The name of the state of `keras.random` where no seed is given."""
+"""The name of the state of `keras.random` without a seed."""
 
 BACKEND = keras.backend.backend()
 
 PARTS: tuple[type, ...] = (KerasSaveable, keras.random.SeedGenerator, keras.optimizers.schedules.LearningRateSchedule)
-"""Objects whose attributes are searched for what training changes: layers, losses, metrics, optimizers and the like."""
+"""Objects whose attributes are searched: layers, losses, metrics, optimizers and the like."""
 
 NATIVE: tuple[type, ...] = ()
-"""The backend's own variables, which Keras knows nothing of."""
+"""Classes of the backend's own variables, which Keras does not list."""
 
 UNKNOWN: tuple[type, ...] = ()
-"""Objects whose state can't be saved."""
+"""Classes of objects whose state can't be saved."""
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
@@ -51,12 +51,12 @@ elif BACKEND == "torch":
 
 
 class Cell(NamedTuple):
-    """Something that has a value, which training changes.
+    """Something in a model whose value training changes.
 
     Attributes:
-        path: where it belongs, for errors.
-        value: what has the value: a variable of Keras's or of the backend's, or a tensor.
-        assign: gives it another.
+        path: its place in the model, for errors.
+        value: a variable of Keras's or of the backend's, or a tensor.
+        assign: gives it another value.
     """
 
     path: str
@@ -75,11 +75,11 @@ class Cell(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What there is in a model.
+    """The cells and optimizers of a model.
 
     Attributes:
-        cells: by a name that says whose each is.
-        optimizers: by the path at which each is an attribute. The model's own is ``"optimizer"``.
+        cells: by names that begin with the kind of the owner.
+        optimizers: by their paths as attributes. The model's own is ``"optimizer"``.
     """
 
     cells: dict[str, Cell]
@@ -91,7 +91,7 @@ class Found(NamedTuple):
             yield name, cell.read()
 
     def trained(self, model: Any) -> dict[str, list[int] | None]:
-        """For each optimizer that is built, which variables of the model it trains; None if some are not the model's."""
+        """For each optimizer that is built, the variables of the model that it trains; None if some are not the model's."""
         numbers = {id(variable): number for number, variable in enumerate(model.variables)}
         trains: dict[str, list[int] | None] = {}
         for path, optimizer in self.optimizers.items():
@@ -105,7 +105,7 @@ def find(model: Any) -> Found:
     """Search a model, its layers, its losses and its optimizers.
 
     Raises:
-        InputError: there is something whose state can't be saved.
+        InputError: the state of something in it can't be saved.
     """
     leaves = list(_search(model, "", set()))
     optimizers = {path: leaf for path, leaf in leaves if isinstance(leaf, keras.optimizers.Optimizer)}
@@ -116,14 +116,14 @@ def find(model: Any) -> Found:
     known: set[int] = set()
     for group, variables in groups.items():
         for number, variable in enumerate(variables):
-            # An optimizer around another has the variables of that.
+            # An optimizer that wraps another has the other's variables.
             if id(variable) not in known or group == METRICS[:-1]:
                 cells[f"{group}/{number:05}"] = Cell(variable.path, variable, variable.assign)
                 known.add(id(variable))
     for path, leaf in leaves:
         if isinstance(leaf, UNKNOWN):
             raise InputError(
-                f"Resume: the model has a {type(leaf).__name__}, as attribute {path}, whose state it can't save: "
+                f"Resume: the model has a {type(leaf).__name__}, as attribute {path}, whose state can't be saved: "
                 "train with an optimizer of Keras's, or save the state of the run in a loop of your own"
             )
         if id(leaf) not in known and path not in optimizers:
@@ -137,7 +137,7 @@ def find(model: Any) -> Found:
 
 
 def _search(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """All variables, buffers, optimizers, and what can't be saved, that attributes lead to, each once, with its path."""
+    """All variables, buffers, optimizers and unknown objects that attributes lead to, each once, with its path."""
     if id(value) in seen:
         return
     seen.add(id(value))
@@ -157,7 +157,7 @@ def _search(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
     else:
         return
     for name, part in list(parts):
-        # TensorFlow notes in attributes of these names what others hold already.
+        # TensorFlow's attributes of these names repeat others.
         if isinstance(name, str | int) and not str(name).startswith("_self_"):
             yield from _search(part, _join(path, name), seen)
 
@@ -173,7 +173,7 @@ def _copy_into(tensor: Any, value: np.ndarray) -> None:
 
 
 def random_states() -> list[tuple[str, np.ndarray]]:
-    """The states of the random numbers that Keras's layers draw from the backend, where those aren't variables: on torch."""
+    """The states of the backend's random generators that Keras's layers draw from, if they are not variables: torch's."""
     if BACKEND != "torch":
         return []
     states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
@@ -181,7 +181,7 @@ def random_states() -> list[tuple[str, np.ndarray]]:
 
 
 def set_random_states(states: list[np.ndarray]) -> None:
-    """Put back what `random_states` gave. Devices that there were not then are left as they are."""
+    """Restore what `random_states` returned. Additional devices are left as they are."""
     if states and BACKEND == "torch":
         cpu, *devices = map(torch.from_numpy, states)
         torch.set_rng_state(cpu)
@@ -190,11 +190,11 @@ def set_random_states(states: list[np.ndarray]) -> None:
 
 
 def match(model: Any, data: Any, saved: Saved) -> list[tuple[Cell, str]]:
-    """The cells of a model, and the names of the arrays in ``saved`` that are their values. Nothing is assigned yet.
+    """The cells of a model, each with the name of its value among the arrays of ``saved``. Nothing is assigned yet.
 
     Args:
-        model: that was compiled.
-        data: what it trains on; its first batch tells shapes and dtypes.
+        model: compiled.
+        data: what it trains on; the first batch shows shapes and dtypes.
         saved: the state.
 
     Raises:
@@ -203,7 +203,7 @@ def match(model: Any, data: Any, saved: Saved) -> list[tuple[Cell, str]]:
     failure = _build(model, data, saved)
     cells, optimizers = find(model)
     kinds = {name: kind_of(one) for name, one in saved.arrays.items() if not name.startswith(("callbacks/", f"{RANDOM}/"))}
-    # What had not been built then had nothing but its first values.
+    # An optimizer that had not been built then had only its first values.
     later = tuple(f"optimizers/{path}/" for path in optimizers if path not in saved.state["optimizers"])
     for name in sorted({*kinds, *cells}):
         expected, found = kinds.get(name), cells[name].kind if name in cells else None
@@ -225,7 +225,7 @@ def _build(model: Any, data: Any, saved: Saved) -> Exception | None:
     """Make what the first step of ``fit`` would make: variables, optimizers, metrics, the generator of `keras.random`.
 
     Returns:
-        Why not all could be made, if so.
+        The error if not all could be made.
     """
     failure = None
     try:

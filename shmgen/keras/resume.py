@@ -1,4 +1,4 @@
-"""`Resume`: a run that was interrupted goes on where it was."""
+"""`Resume`: an interrupted run goes on where it was."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from shmgen.keras.state_folder import Saved, StateFolder, read
 log = logging.getLogger("shmgen")
 
 VERSION = 2
-"""Of what is saved."""
+"""The version of the saved state."""
 
 FIELDS: dict[str, tuple[type, ...]] = {
     "version": (int,),
@@ -42,19 +42,19 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "optimizers": (dict,),
     "callbacks": (dict,),
 }
-"""What a state holds beside arrays."""
+"""The fields of a state beside its arrays, with their types."""
 
 EVERY = 500
-"""Batches between two states, where nothing else is given."""
+"""The default number of batches between two states."""
 
 
 class Place(NamedTuple):
-    """Where a run is.
+    """The place at which a run goes on.
 
     Attributes:
-        epoch: Keras's, which goes on there.
-        step: the steps of it that were made.
-        sequence: the state of what is trained on.
+        epoch: Keras's epoch.
+        step: the number of its steps that were made.
+        sequence: the state of the `Sequence` that is trained on.
     """
 
     epoch: int
@@ -63,15 +63,15 @@ class Place(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What is left to do once a state has been loaded.
+    """A state that was loaded, for the beginning of the first epoch, which restores the rest.
 
     Attributes:
         saved: the state.
         place: where the run goes on.
         first: batches of the pass that were trained on before.
-        changed: what the beginning of an epoch may change, metrics and the learning rate, and its values.
+        changed: metrics and the learning rate, which the beginning of an epoch may change, and their values.
         random: see `random_states`.
-        initial_epoch: of the model, to be put back.
+        initial_epoch: the model's own, to be restored.
     """
 
     saved: Saved
@@ -86,35 +86,37 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     """Saves the state of a run while it trains. After an interruption, the same script, run again, goes on from there.
 
     It goes on in the middle of an epoch, with the batches that were left: every sample is trained on exactly as often as without
-    the interruption, by the same weights. A process may be killed at any moment, also while a state is written.
+    the interruption, with the same weights. A process may be killed at any moment, also while a state is written.
 
-    The state holds all variables of the model, of its layers, losses, metrics and optimizers, also where an optimizer is an
-    attribute of the model; states of stateful layers, buffers of torch's modules, and random numbers of Keras and of torch; the
-    place in the data, and in ``validation_data`` if that is a `Sequence`; ``History``; and what ``EarlyStopping``,
-    ``ReduceLROnPlateau``, ``ModelCheckpoint`` and ``SwapEMAWeights`` keep. Batches and epochs keep their numbers, in the progress
-    bar as for every callback. Other callbacks' attributes are not saved, nor are `random` and `numpy.random`.
+    The state holds all variables of the model and of its layers, losses, metrics and optimizers, also of an optimizer that is an
+    attribute of the model; states of stateful layers, buffers of torch's modules, and random states of Keras and of torch; the
+    place in the data, and in ``validation_data`` if that is a `Sequence`; ``History``; and the counters of ``EarlyStopping``,
+    ``ReduceLROnPlateau``, ``ModelCheckpoint`` and ``SwapEMAWeights``. Batches and epochs keep their numbers, in the progress
+    bar and for every callback. Attributes of other callbacks are not saved, nor are `random` and `numpy.random`.
 
-    A state is read and checked as a whole before anything is assigned: one that is refused changes nothing.
+    A state is read and checked as a whole before anything is assigned: if it is refused, nothing has changed. For a moment it
+    needs its size in memory.
 
-    ``fit`` that has come to its end, or to that of ``EarlyStopping``, saves its state, too: run again, it trains nothing, or with
-    larger ``epochs`` those that are missing. So each ``fit`` of a script needs a folder of its own; to begin anew, delete that.
-    Where another callback sets ``stop_training``, as before a machine is taken away, that is an interruption like others, and the
-    state is saved at that batch.
+    When ``fit`` ends, also by ``EarlyStopping``, it saves its state too: run again, it trains nothing, or with larger ``epochs``
+    only those that are missing. So each ``fit`` of a script needs a folder of its own; to begin anew, delete the folder. If
+    another callback sets ``stop_training``, for instance before a machine is taken away, that is an interruption like others,
+    and the state is saved at that batch.
 
-    If a state can't be written, as where the disk is full, the log says so once, the last state stays, and training goes on.
+    If a state can't be written, for instance because the disk is full, the log says so once, the last state stays, and training
+    goes on.
 
     Args:
-        folder: where the states are, as files ``state-000001.npz``, ...: readable with `numpy.load`. If several ranks train
-            together, it must be one that all of them see; rank 0 writes.
-        sequence: what ``fit`` trains on.
-        every: how many batches lie between two states; 500, unless ``every_minutes`` is given.
-        every_minutes: minutes between two states, in place of ``every``; not for several ranks, whose clocks differ.
-        keep: how many states stay in the folder. To go back to an older one, delete those after it.
+        folder: has the states, files ``state-000001.npz``, ..., which `numpy.load` can read. If several ranks train together,
+            all of them must see the folder; rank 0 writes.
+        sequence: the `Sequence` that ``fit`` trains on.
+        every: batches between two states; 500, unless ``every_minutes`` is given.
+        every_minutes: minutes between two states, in place of ``every``; not for several ranks, since their clocks differ.
+        keep: the number of states that stay in the folder. To go back to an older one, delete those after it.
 
     Raises:
-        InputError: an argument can't be used. From ``fit``, before it trains: the state is not one of this run, or is damaged;
-            another process uses the folder; ``BackupAndRestore`` is there as well; the model has an optimizer of torch's own,
-            whose state can't be saved.
+        InputError: an argument can't be used. From ``fit``, before it trains: the state is of another run, or damaged; another
+            process uses the folder; ``BackupAndRestore`` is there as well; the model has an optimizer of torch's own, whose state
+            can't be saved.
         OSError: from ``fit``, before it trains: the folder can't be written to.
 
     Examples:
@@ -152,7 +154,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._folder = StateFolder(Path(folder).absolute(), check_int(keep, "keep", 1))
 
     def set_model(self, model: Any) -> None:
-        """Keras's: what is trained."""
+        """Remember the model that is trained."""
         super().set_model(model)
         # On JAX the getter of `model` copies all variables.
         self._trained = model
@@ -162,9 +164,9 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._fit = RunningFit.find(sys._getframe())
         rank, world = self._rank()
         self._check(world)
-        # What others do in the same call, such as to change the learning rate, belongs to the state.
+        # Changes that other callbacks make in the same call, for instance of the learning rate, belong to the state.
         self._fit.put_last(self)
-        find(self._trained)  # raises for what can't be saved
+        find(self._trained)  # raises if something can't be saved
         self._writes = rank == 0
         if self._writes:
             self._folder.claim()
@@ -184,7 +186,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 raise
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Restore what the beginning of an epoch has changed."""
+        """Restore what the beginning of the epoch has changed."""
         self._epoch, self._step = epoch, 0
         if self._fit.steps_per_epoch is None:
             self._first = self._position = 0
@@ -196,26 +198,26 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 for cell, value in loaded.changed:
                     cell.assign(value)
             if self._step or self._fit.steps_per_epoch is not None:
-                # Keras is about to make an iterator that was there when they were saved, and which draws random numbers, too.
+                # Keras is about to make an iterator, which may draw random numbers. When they were saved, it had been made.
                 self._random = loaded.random
             else:
                 set_random_states(loaded.random)
         self._place = None
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Restore what the beginning of an iteration has changed."""
+        """Restore the random states that the beginning of an iteration has changed."""
         set_random_states(self._random)
         self._random = []
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Count what was trained on, and save the state if it is time to."""
+        """Count the batches that were trained on, and save the state if it is due."""
         fit = self._fit
         trained, self._position = fit.position - self._position, fit.position
         self._unsaved += trained
         self._batches += trained
         self._step += fit.steps_per_execution
         if self._step >= fit.steps or self._position >= fit.batches:
-            # The epoch ends here, but for its validation and callbacks, and Keras may begin the next pass before those.
+            # Only validation and callbacks are left of this epoch, and Keras may begin the next pass before them.
             self._place = Place(self._epoch + 1, 0, self._sequence.state_dict(self._position - self._first))
             if self._position >= fit.batches:
                 self._first = self._position = 0
@@ -223,7 +225,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             self._save(Place(self._epoch, self._step, self._sequence.state_dict(self._position - self._first)))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save the state if it is time to, and the epoch was not stopped in its middle."""
+        """Save the state if it is due, and the epoch was not stopped in its middle."""
         if self._place is not None and self._is_time():
             self._save(self._place)
 
@@ -242,7 +244,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         return (rank, world) if world > 1 else find_shard()
 
     def _check(self, world: int) -> None:
-        """That this callback can do what it promises in this ``fit``."""
+        """Raise an InputError if this callback can't keep its promises in this ``fit``."""
         fit, others = self._fit, self._fit.callbacks.callbacks
         if fit.data is not self._sequence:
             raise InputError(
@@ -263,9 +265,9 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         return self._unsaved >= self._every or time.monotonic() - self._last_saved >= self._every_seconds
 
     def _save(self, place: Place, *, finished: bool = False) -> None:
-        """Save the state of a run that has got to ``place``."""
+        """Save the state of a run that is at ``place``."""
         fit, (numbers, counts) = self._fit, counted(self._fit.callbacks.callbacks)
-        # On JAX the getter of `model` brings its variables up to date. All ranks must take part in that, and in reading them.
+        # On JAX the getter of `model` updates its variables. All ranks must take part in that, and in reading them.
         model = self.model
         found = find(model)
         state = {
@@ -301,7 +303,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._last_saved = time.monotonic()
 
     def _load(self, saved: Saved) -> None:
-        """Bring the model, the data and ``fit`` to where ``saved`` was saved."""
+        """Bring the model, the data and ``fit`` to the place at which ``saved`` was saved."""
         state, fit, model = saved.state, self._fit, self.model
         if state["version"] != VERSION:
             raise InputError(
@@ -310,7 +312,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             )
         matched = match(model, self._sequence, saved)
         first = self._load_sequences(saved)
-        # From here on nothing is refused.
+        # Nothing is refused from here on.
         changed = []
         for cell, name in matched:
             value = saved.arrays[name]
@@ -338,7 +340,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         model._initial_epoch = self.params["epochs"] if self._finished else epoch
 
     def _load_sequences(self, saved: Saved) -> int:
-        """Bring the data to where they were, or leave all as it is; returns the batches of the pass that were trained on."""
+        """Load the states of the data, or change nothing; returns the batches of the pass that were trained on."""
         state, validation, before = saved.state, self._fit.validation, self._sequence.state_dict()
         try:
             self._sequence.load_state_dict(state["sequence"])
@@ -353,7 +355,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         return first
 
     def _check_steps(self, saved: Saved) -> None:
-        """That an epoch of Keras's has as many samples as the one that was interrupted."""
+        """Raise an InputError if an epoch of Keras's has other samples than the one that was interrupted."""
         found, expected = self._fit.steps_per_epoch, saved.state["steps_per_epoch"]
         if found != expected:
             raise InputError(f"expected steps_per_epoch={expected}, with which it was saved, found {found}; give fit() the same")
@@ -365,7 +367,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             )
 
     def _take_loaded(self) -> Loaded | None:
-        """What was loaded, once, after the ``on_train_begin`` of all callbacks, which have begun to count anew."""
+        """The loaded state, once. All callbacks have reset their counters in ``on_train_begin`` by now: restore them."""
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
             self.model._initial_epoch = loaded.initial_epoch

@@ -1,4 +1,4 @@
-"""`RunningFit`: what a callback needs to know, and to change, of the ``fit`` that calls it."""
+"""`RunningFit`: the ``fit`` that calls a callback, for the callback to look at and to change."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class RunningFit:
     """The ``fit`` that is under way.
 
     Keras gives callbacks no way to begin in the middle of an epoch, or to see each other. So this looks at the variables of
-    ``fit``, and at what its `EpochIterator` counts.
+    ``fit``, and at the counters of its `EpochIterator`.
 
     Attributes:
-        callbacks: all of its callbacks, and `keras.callbacks.CallbackList` that calls them.
-        data: what it trains on.
-        validation: what was given as ``validation_data``, or None.
+        callbacks: the `keras.callbacks.CallbackList` that calls all of its callbacks.
+        data: the `keras.utils.PyDataset` that it trains on; None for other data.
+        validation: its ``validation_data``, or None.
     """
 
     def __init__(self, callbacks: Any, iterator: Any, validation: Any) -> None:
@@ -35,7 +35,7 @@ class RunningFit:
         """The ``fit`` that has called the function with this frame, ``on_train_begin`` of a callback.
 
         Raises:
-            InputError: it was called by something else.
+            InputError: no ``fit`` has called it.
         """
         callbacks, (iterator, caller) = calling_list(frame), running(frame)
         if callbacks is not None and caller is not None and hasattr(iterator, "_enumerate_iterator"):
@@ -52,7 +52,7 @@ class RunningFit:
 
     @property
     def position(self) -> int:
-        """Batches of the present pass that were trained on, in ``on_train_batch_end``; with those before it was resumed."""
+        """In ``on_train_batch_end``: batches of the present pass that were trained on, also before it was resumed."""
         return min(int(self._iterator._steps_seen), self.batches)
 
     @property
@@ -72,7 +72,7 @@ class RunningFit:
         return int(self._iterator.steps_per_execution)
 
     def put_last(self, callback: Any) -> None:
-        """Have ``callback`` called after all others. In the call that is under way, each is still called once."""
+        """Have ``callback`` called after all others. In the round of calls that is under way, each is still called once."""
         others = [other for other in self.callbacks.callbacks if other is not callback]
         self.callbacks.callbacks = [*others, callback]
 
@@ -89,7 +89,7 @@ class RunningFit:
         def enumerate_rest() -> Iterator[tuple[Any, ...]]:
             del iterator._enumerate_iterator
             given = iterator.steps_per_epoch
-            # How many there are is read once, at the beginning.
+            # The generator reads the number of steps once, at its beginning.
             iterator.steps_per_epoch = self.steps - step
             for count, (*numbers, data) in enumerate(enumerate_epoch()):
                 if count == 0:

@@ -24,7 +24,7 @@ KERAS_QUEUE = 10
 
 
 class _NotMade:
-    """An attribute that ``__init__`` sets, and which says of an object without it that it was never called."""
+    """An attribute that ``__init__`` sets. Until then, using it is an error that says so."""
 
     def __get__(self, instance: object, owner: type) -> Any:
         if instance is None:
@@ -32,8 +32,8 @@ class _NotMade:
         name = owner.__name__
         raise InputError(
             f"{name}.__init__ did not call super().__init__() before this: call super().__init__(list_IDs, labels, batch_size, "
-            "...) first; it sets the attributes of these names, and starts workers that read the batches, so that __getitem__, "
-            "__len__ and on_epoch_end need not be written"
+            "...) first; it sets the attributes of these names, and starts workers that read the batches, so you need not write "
+            "__getitem__, __len__ and on_epoch_end"
         )
 
 
@@ -42,8 +42,8 @@ class SequenceOptions(Options):
     """The arguments of a `Sequence`.
 
     Args:
-        use_multiprocessing: accepted for Keras's sake: True if ``workers`` are processes, as they are here; or left out.
-        max_queue_size: accepted for Keras's sake: the batches that may be read ahead, no more than ``slots``; or left out.
+        use_multiprocessing: Keras's argument. It changes nothing, since workers are processes anyway.
+        max_queue_size: Keras's argument. It changes nothing, and must be ``slots`` or 10, Keras's default.
     """
 
     _: KW_ONLY
@@ -65,10 +65,10 @@ class Sequence(BaseLoader, keras.utils.Sequence):  # type: ignore[misc]
     """A `shmgen.Loader` that ``fit``, ``evaluate`` and ``predict`` take.
 
     Each iteration, Keras's or a ``for`` loop, is a pass of its own. It gets the next epoch, even if the last pass was left early.
-    With ``shuffle=True`` a pass deals every sample exactly once, in an order that depends on ``seed`` and the epoch alone,
-    whatever order Keras requests its batches in. With ``shuffle=False``, ``sequence[i]`` is batch i.
+    With ``shuffle=True`` a pass has every sample exactly once, in an order that depends on ``seed`` and the epoch alone,
+    in whatever order Keras requests the batches. With ``shuffle=False``, ``sequence[i]`` is batch i.
 
-    ``sequence[i]`` outside of an iteration is a look at the next epoch, until `on_epoch_end` says that it was used.
+    ``sequence[i]`` outside of an iteration is a look at the next epoch, until `on_epoch_end` says that the batches were used.
 
     The arguments are described at ``__init__``. ``workers`` is the loader's, not Keras's. A subclass may override ``__len__``,
     for shorter passes, and ``__getitem__``.
@@ -92,10 +92,10 @@ class Sequence(BaseLoader, keras.utils.Sequence):  # type: ignore[misc]
     max_queue_size = Fixed[int](lambda sequence: KERAS_QUEUE)
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Refuse a method that nothing would call.
+        """Refuse a subclass with a method that is never called.
 
         Raises:
-            InputError: the subclass overrides ``__data_generation`` of the blog's class, but not ``__getitem__``, which calls it.
+            InputError: it has ``__data_generation``, as the blog's class, but not ``__getitem__``, which calls it.
         """
         super().__init_subclass__(**options)
         unused = [name for name in vars(cls) if name.endswith("data_generation")]
@@ -135,7 +135,7 @@ class Sequence(BaseLoader, keras.utils.Sequence):  # type: ignore[misc]
         return self._iterations.request(check_index(index, self._batches()))
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """The batches of the next epoch. The epoch begins with the first request."""
+        """The batches of the next epoch, or the rest of a resumed one. It begins with the first request."""
         begun = self._iterations.begin(by_hand=True)
         for index in range(self._batches() - begun.first):
             yield self._at(index, begun)
@@ -148,27 +148,27 @@ class Sequence(BaseLoader, keras.utils.Sequence):  # type: ignore[misc]
             self._iterations.enter(before)
 
     def _batches(self) -> int:
-        """As ``len``, without a look for a Keras iterator that is being made."""
+        """As ``len``, but not for Keras's iterator, so `attach` has nothing to do."""
         return len(self._feed) if type(self).__len__ is Sequence.__len__ else len(self)
 
     def _no_rows(self) -> list[tuple[Any, ...]]:
-        """Batches without rows, one for each shape a batch may have; none if a subclass makes its own batches."""
+        """Batches without rows, one for each shape that batches may have; none if a subclass makes its own batches."""
         return self._feed.no_rows() if type(self).__getitem__ is Sequence.__getitem__ else []
 
     def on_epoch_begin(self) -> None:
         """Does nothing: an epoch begins when its first batch is requested."""
 
     def on_epoch_end(self) -> None:
-        """The batches from ``sequence[i]`` were used: the next one belongs to the next epoch. Keras may call this at any time."""
+        """End the epoch of the batches from ``sequence[i]``: the next one is the next epoch's. Keras may call this any time."""
         self._iterations.end()
 
     def state_dict(self, trained: int | None = None) -> dict[str, int | str | bool]:
-        """The place from which another run goes on; see `shmgen.Loader.state_dict`.
+        """The state another run resumes from; see `shmgen.Loader.state_dict`. `shmgen.keras.Resume` saves it by itself.
 
         Args:
-            trained: batches of its present iteration that Keras has trained on, ``batch + 1`` in ``on_train_batch_end``: it
-                asks for batches long before it trains on them. If left out, an iteration of Keras's counts as over, and of a
-                ``for`` loop counts what ``next`` returned. `shmgen.keras.Resume` does all that.
+            trained: batches of its present iteration that Keras has trained on, ``batch + 1`` in ``on_train_batch_end``. Keras
+                requests batches long before it trains on them, so they can't be counted here. If left out, an iteration of
+                Keras's counts as finished, and a ``for`` loop as far as ``next`` has got.
 
         Raises:
             InputError: ``trained`` is given, and Keras has not begun to iterate.
@@ -181,15 +181,15 @@ class Sequence(BaseLoader, keras.utils.Sequence):  # type: ignore[misc]
         return self._whole(self._feed.state_dict(Position(begun.epoch, begun.first + check_int(trained, "trained", 0))))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another run was; see `shmgen.Loader.load_state_dict`.
+        """Resume from a saved state; see `shmgen.Loader.load_state_dict`.
 
         Raises:
-            InputError: it does not fit; the sequence is as before.
+            InputError: the state is of other data or another order; nothing has changed.
         """
         super().load_state_dict(self._whole(state))
 
     def _whole(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """``state``, but at the next epoch if a subclass whose ``__len__`` is shorter has no batch left in this one."""
+        """``state``, or the next epoch's beginning if a subclass has a shorter ``__len__`` and no batch left in this one."""
         if state["consumed"] < len(self) * self.batch_size:
             return dict(state)
         return {**state, "epoch": state["epoch"] + 1, "consumed": 0}

@@ -1,4 +1,4 @@
-"""A folder of saved states: each is one file, there whole or not at all, whenever the process or the machine dies."""
+"""A folder of saved states: each is one file, which is complete or does not exist, whenever the process or the machine dies."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ import numpy as np
 from shmgen.errors import InputError
 
 NAME = re.compile(r"(\.?)state-(\d{6,})\.npz")
-"""Of a state's file, and with a dot, of one that is being written."""
+"""The name of a state's file; with a dot, of one that is being written."""
 
 STATE = "state.json"
-"""The member of a file that holds all that is no array."""
+"""The member of a file with everything but the arrays."""
 
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors of file systems without locks."""
 
 MAX_LOCK_WAIT = 10.0
-"""Seconds in which another process may let go of a folder: one that is being killed takes a while."""
+"""Seconds that another process has to release a folder: one that was killed takes a while to end."""
 
 Kind: TypeAlias = list[Any]
 """An array's dtype, as a text, and its shape, as a list."""
@@ -51,12 +51,12 @@ class Saved(NamedTuple):
 class StateFolder:
     """Files ``state-000001.npz``, ``state-000002.npz``, ...: the one with the highest number is the state.
 
-    A file is written under a name with a dot before it, and made durable; then it gets its name, in one step, and older ones are
-    deleted. So a process that is killed leaves the new state or the old one, and nothing in between.
+    A file is first written, and made durable, under a name that begins with a dot. Then it is renamed, in one step, and older
+    files are deleted. So a process that is killed leaves the new state or the old one, and nothing in between.
 
     Args:
-        path: the folder. It is made when the first state is written, or `claim` is called.
-        keep: how many states stay, the newest included.
+        path: the folder. It is made when the first state is written, or by `claim`.
+        keep: the number of states that stay, the newest included.
     """
 
     def __init__(self, path: Path, keep: int) -> None:
@@ -65,10 +65,10 @@ class StateFolder:
         self._lock: int | None = None
 
     def claim(self) -> None:
-        """Make the folder, and keep other processes from claiming it, until `release` or the end of this one.
+        """Make the folder, and lock it until `release` or the end of this process.
 
         Raises:
-            InputError: another process has claimed it.
+            InputError: another process has locked it.
             OSError: nothing can be written there.
         """
         if self._lock is not None:
@@ -87,24 +87,24 @@ class StateFolder:
         self._lock = lock
 
     def release(self) -> None:
-        """Let other processes claim the folder."""
+        """Unlock the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def newest(self) -> Path | None:
-        """The file of the state; None if there is none."""
+        """The file of the newest state; None if there is none."""
         return max(self._files(hidden=False), key=_number, default=None)
 
     def write(self, state: Mapping[str, Any], arrays: Iterable[tuple[str, np.ndarray]]) -> Path:
         """Save a state.
 
         Args:
-            state: what JSON knows.
-            arrays: each with a name of its own; none is held after the next was taken.
+            state: anything that JSON can hold.
+            arrays: each with a name of its own; an array is released before the next one is taken.
 
         Raises:
-            OSError: it could not be written; the state before it stays.
+            OSError: the file could not be written; the last state stays.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         newest = self.newest()
@@ -135,7 +135,7 @@ class StateFolder:
         return [self.path / name for name in names if (found := NAME.fullmatch(name)) and bool(found[1]) == hidden]
 
     def _sync(self) -> None:
-        """Make the names in the folder durable."""
+        """Make renaming in the folder durable."""
         folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -143,7 +143,7 @@ class StateFolder:
             os.close(folder)
 
     def _clean(self) -> None:
-        """Delete the states that are not kept, and what processes that were killed left unfinished."""
+        """Delete old states, and unfinished files of processes that were killed."""
         old = sorted(self._files(hidden=False), key=_number)[: -self._keep]
         for path in [*old, *self._files(hidden=True)]:
             with suppress(OSError):
@@ -176,7 +176,7 @@ def read(path: Path, fields: Mapping[str, tuple[type, ...]]) -> Saved:
 
 
 def _locked(lock: int) -> bool:
-    """Whether this process has locked an open file, now or before; True as well if the file system has no locks."""
+    """Whether this process has locked an open file, now or before; also True if the file system has no locks."""
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -206,7 +206,7 @@ def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> Kind:
 
 
 def _array(plain: np.ndarray, kind: Kind) -> np.ndarray:
-    """The array that `_add` was given, of what it has written."""
+    """Undo what `_add` does to an array of an unknown dtype, and check it."""
     array = plain.view(np.dtype(kind[0]))
     if kind != kind_of(array):
         raise ValueError(f"expected an array of {kind}, found {kind_of(array)}")

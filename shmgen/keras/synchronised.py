@@ -1,4 +1,4 @@
-"""Whether ``fit`` on several ranks trains one model: where nothing keeps their weights the same, each rank trains another."""
+"""Whether ``fit`` on several ranks trains one model: unless something synchronises their weights, each rank trains its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shmgen._ranks import find_shard, launched_ranks
 from shmgen.errors import InputError
 
 PARALLEL = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
-"""torch's modules that keep the weights of ranks the same."""
+"""torch's modules that synchronise the weights of ranks."""
 
 REMEDIES = {
     "jax": "call keras.distribution.initialize() and set_distribution(DataParallel(auto_shard_dataset=False)) before the model "
@@ -21,13 +21,13 @@ REMEDIES = {
     "tensorflow": "with TensorFlow, Keras 3 does not train on several processes: take its backend jax, as "
     "examples/train_on_ray.py does",
 }
-"""By Keras's backend: what keeps the weights the same."""
+"""By Keras's backend: how to synchronise the weights."""
 
 
 def unsynchronised(model: keras.Model, shard: Shard) -> str | None:
-    """What is wrong with a ``fit`` of ``model`` on ranks that get such parts of batches; None where nothing is known to be.
+    """A warning if ``fit`` of ``model``, on ranks that get these parts of batches, does not train one model; else None.
 
-    A ``train_step`` of the user's own is taken to know what it does.
+    A ``train_step`` of the user's own is not doubted.
     """
     if keras.distribution.distribution() is not None:
         return _wrong_part(shard)
@@ -41,7 +41,7 @@ def unsynchronised(model: keras.Model, shard: Shard) -> str | None:
 
 
 def _wrong_part(shard: Shard) -> str | None:
-    """What is wrong with this part of batches under keras.distribution, which makes a batch of what all processes give it."""
+    """A warning if keras.distribution, which makes a batch of the parts of all processes, expects another part; else None."""
     try:
         expected = find_shard()
     except InputError:
@@ -49,7 +49,7 @@ def _wrong_part(shard: Shard) -> str | None:
     if shard == expected:
         return None
     return (
-        f"fit under keras.distribution makes each batch of what all processes give it: expected a Sequence with shard="
+        f"fit under keras.distribution makes each batch of the parts of all processes: expected a Sequence with shard="
         f"{tuple(expected)} on this one, found shard={tuple(shard)}; give that, or shard='auto' once the distribution is set"
     )
 
@@ -60,7 +60,7 @@ def is_keras_own(model: keras.Model, *names: str) -> bool:
 
 
 def _is_parallel(model: keras.Model) -> bool:
-    """Whether a part of the model is one of torch's modules that keep weights the same."""
+    """Whether a part of the model is one of torch's modules that synchronise weights."""
     modules = _modules(model) if keras.backend.backend() == "torch" else ()
     return any(cls.__name__ in PARALLEL for module in modules for cls in type(module).__mro__)
 

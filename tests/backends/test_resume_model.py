@@ -201,5 +201,5 @@ def test_an_optimizer_of_torchs_own_is_refused(data: Callable[[], Sequence], tmp
     model = stateful()
     model.mine = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
     sequence = data()
-    with pytest.raises(InputError, match="the model has a Adam, as attribute mine, whose state it can't save"):
+    with pytest.raises(InputError, match="the model has a Adam, as attribute mine, whose state can't be saved"):
         model.fit(sequence, verbose=0, callbacks=[Resume(tmp_path, sequence), Interrupt(0)])
