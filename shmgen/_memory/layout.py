@@ -1,4 +1,4 @@
-"""What lies where in a slot: the arrays of a batch, and the sheet that tells workers which samples it holds."""
+"""What a slot holds where: the arrays of a batch, and the sheet that tells workers its samples."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Field:
     """One array of a batch.
 
     Attributes:
-        name: what the field is called in errors.
-        shape: shape of one sample's row, without the batch axis.
-        dtype: native byte order; no objects.
+        name: in errors.
+        shape: of one sample's row, without the batch axis.
+        dtype: in native byte order; no objects.
     """
 
     name: str
@@ -44,8 +44,8 @@ class Layout:
 
     Attributes:
         fields: the arrays, in the order in which a batch holds them.
-        offsets: where each begins in its slot, in bytes; multiples of `ALIGNMENT`.
-        sheet_offset: where the sheet begins; likewise.
+        offsets: where each array begins in its slot, in bytes; multiples of `ALIGNMENT`.
+        sheet_offset: where the sheet begins; a multiple of `ALIGNMENT`, too.
         slot_bytes: size of a slot, a multiple of `PAGE`.
         sample_bytes: bytes of a sample in all arrays.
     """
@@ -65,20 +65,14 @@ class Layout:
         self._arrays = [(field.shape, field.dtype, offset) for field, offset in zip(fields, offsets, strict=True)]
 
     def arrays(self, buffer: object, rows: int) -> BatchArrays:
-        """The first ``rows`` rows of every field, as views of ``buffer``, which is one slot.
-
-        They keep ``buffer`` itself alive, through slices and views of them too.
-        """
+        """The first ``rows`` rows of every field, as views of ``buffer``, a slot, which all views of them keep alive."""
         arrays = []
         for shape, dtype, offset in self._arrays:
             arrays.append(np.ndarray((rows, *shape), dtype, buffer, offset))  # type: ignore[arg-type]
         return tuple(arrays)
 
     def sheet(self, buffer: object) -> np.ndarray:
-        """The sheet of the slot ``buffer``, of dtype int64 and shape ``(3 + batch_size,)``.
-
-        It holds the epoch, the position of the first row in the epoch, the number of rows, and the sample number of each row.
-        """
+        """The sheet of the slot ``buffer``, of dtype int64; its words are those of `shmgen._memory.records`."""
         return np.ndarray(SAMPLES + self.batch_size, np.int64, buffer, self.sheet_offset)  # type: ignore[arg-type]
 
 

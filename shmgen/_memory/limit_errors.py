@@ -1,6 +1,6 @@
 """Limits of the process: which limit an error is about, how much it allows, and what to do.
 
-A worker imports this module at its start: once it can open no more files, it could not import it.
+A worker imports this module at its start, since it could not once it can open no more files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FILES = errno.EMFILE, errno.ENFILE
 """Errors of opening a file."""
 
 MAPPING = *FILES, errno.ENOMEM
-"""Errors of mapping memory, for which Python opens a file once more."""
+"""Errors of mapping memory, for which Python duplicates a descriptor."""
 
 START = *MAPPING, errno.EAGAIN
 """Errors of starting a process."""
@@ -30,20 +30,20 @@ def most_file_bytes() -> int | None:
 
 
 def on_file_bytes() -> str:
-    """The message if a file would have more; empty if there is no limit."""
+    """The message where a file would have more; empty if there is no limit."""
     soft = most_file_bytes()
     return "" if soft is None else f"files may have {soft:,} bytes (ulimit -f), and shared memory counts as one: {_LESS}"
 
 
 def reached(error: Exception, errors: tuple[int, ...]) -> str:
-    """The limit that ``error`` is about, and the remedy; empty if it is about none, or is none of ``errors``."""
+    """The limit that ``error`` is about, and the remedy; empty if there is none, or its number is not among ``errors``."""
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     return _TOLD[number]() if number in errors else ""
 
 
 @contextmanager
 def named(errors: tuple[int, ...]) -> Iterator[None]:
-    """Add the limit that an OSError is about to its text, unless it is there already."""
+    """Add to an OSError's text the limit that it is about, unless it is there."""
     try:
         yield
     except OSError as error:
@@ -54,7 +54,7 @@ def named(errors: tuple[int, ...]) -> Iterator[None]:
 
 
 def note(error: Exception) -> None:
-    """Add the limit that ``error``, which comes from the user's code, is about to its notes, if any."""
+    """Add to the notes of ``error``, which comes from the user's code, the limit that it is about, if any."""
     if limit := reached(error, MAPPING):
         error.add_note(limit)
 

@@ -1,4 +1,4 @@
-"""What there is left to take of the machine, or the container: memory, processors, processes."""
+"""How much memory, and how many processors and processes, the machine and its container leave to this process."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available() -> int:
-    """Bytes that this process may take before the machine or its container runs out; page cache that can be dropped included."""
-    # psutil says the same, but every loader calls this when it is made, and would wait 10 to 20 ms for the import.
+    """Bytes of memory that this process may take, droppable page cache included, before the machine or its container runs out."""
+    # Not by psutil: every loader calls this when it is made, and would wait 10 to 20 ms for the import.
     left = [kib << 10 for name, kib in _table(PROC / "meminfo") if name == "MemAvailable:"]
     for folder, version in _groups("memory"):
         limit, usage, cache = {
@@ -30,13 +30,13 @@ def processors(ranks: int = 1) -> float:
     """How many processors this process may use: those it is bound to, and no more than its container's share of their time.
 
     Args:
-        ranks: processes that share them, this one included. Of what its launcher may use, each has an equal part, unless the
+        ranks: processes that share them, this one included. Each has an equal part of what its launcher may use, unless the
             launcher has bound it to fewer.
     """
     own = float(len(os.sched_getaffinity(0)))
     shared = [own]
     if ranks > 1:
-        with suppress(OSError):  # the launcher has ended, or may not be asked
+        with suppress(OSError):  # the launcher has ended, or belongs to another user
             shared = [float(len(os.sched_getaffinity(os.getppid())))]
     for folder, version in _groups("cpu"):
         names = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}[version]
@@ -56,7 +56,7 @@ def most_processes() -> int | None:
 
 
 def _groups(controller: str) -> Iterator[tuple[Path, int]]:
-    """The cgroups that this process is in for a controller, those above them included, and whether of version 1 or 2."""
+    """The cgroups of this process for a controller, those above them included, each with its version, 1 or 2."""
     try:
         lines = (PROC / "self/cgroup").read_text().splitlines()
     except OSError:
@@ -76,7 +76,7 @@ def _groups(controller: str) -> Iterator[tuple[Path, int]]:
 
 
 def _table(path: Path) -> list[tuple[str, int]]:
-    """Names and numbers, one of each a line."""
+    """The name and the number on each line."""
     try:
         words = [line.split() for line in path.read_text().splitlines()]
     except OSError:

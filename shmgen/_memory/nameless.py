@@ -1,6 +1,6 @@
-"""Memory that processes share by its descriptor. It has no name at any time, so no death of any process can leave it behind.
+"""Memory that processes share by its descriptor. It never has a name, so no death of a process can leave it behind.
 
-A worker imports this module at its start, so it needs no NumPy.
+A worker imports this module at its start, so it does without NumPy.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from contextlib import suppress
 from functools import cache
 
 MFD_CLOEXEC, MFD_ALLOW_SEALING = 1, 2
-"""Of memfd_create(2). A Python built against glibc 2.17, such as conda-forge's, has neither these names nor the function."""
+"""Of memfd_create(2). Pythons built against glibc 2.17, such as conda-forge's, lack these names and the function."""
 
 F_ADD_SEALS, ALL_SEALS = 1033, 0b1111
 """Of fcntl(2): the memory can't be written to, made larger or smaller, or be unsealed."""
 
 REFUSED = errno.EPERM, errno.EACCES, errno.ENOSYS
-"""Errors of memfd_create in a sandbox, or on a kernel, that does not offer it."""
+"""Errors of memfd_create where a sandbox forbids it, or the kernel lacks it."""
 
 TMPFS = "/dev/shm"  # noqa: S108 # nothing there is given a name
-"""Where the memory is where memfd_create is missing. Unlike a memfd's, its size has a limit: 64 MB in most containers."""
+"""Where the memory is without memfd_create. Unlike a memfd, it has a size limit: 64 MB in most containers."""
 
 
 def create(name: str, *, sealable: bool = False) -> int:
@@ -28,7 +28,7 @@ def create(name: str, *, sealable: bool = False) -> int:
 
     Args:
         name: that tools such as lsof show.
-        sealable: whether `seal` is to work, which it does only where the memory is a memfd.
+        sealable: whether `seal` is to work, which only a memfd supports.
 
     Raises:
         OSError: there is neither memfd_create nor a `TMPFS` that can be written to, or too many files are open.
@@ -49,12 +49,12 @@ def seal(fd: int) -> None:
     """Have the kernel refuse all changes of the memory, if it can."""
     import fcntl
 
-    with suppress(OSError):  # some kernels that pass for Linux can't, and what is no memfd can't be sealed
+    with suppress(OSError):  # a sandbox may not offer it, and only a memfd can be sealed
         fcntl.fcntl(fd, F_ADD_SEALS, ALL_SEALS)
 
 
 def most_bytes(fd: int) -> int | None:
-    """How many bytes the memory of descriptor ``fd`` may still grow by; None for a memfd, which has no limit of its own."""
+    """How many bytes the memory of descriptor ``fd`` may still grow by; None without a limit, as for a memfd."""
     system = os.fstatvfs(fd)
     return system.f_bavail * system.f_frsize if system.f_blocks else None
 
@@ -91,7 +91,7 @@ def _memfd(name: str, flags: int) -> int:
 
 
 def _file() -> int:
-    # Not multiprocessing's SharedMemory: it would have a name for a while, and a process that watches over that.
+    # Not multiprocessing's SharedMemory: it has a name for a while, and a process that watches over names.
     from tempfile import TemporaryFile
 
     with TemporaryFile(dir=TMPFS, buffering=0) as file:

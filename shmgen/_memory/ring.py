@@ -3,7 +3,7 @@
 The main process creates the memory and owns it; see `shmgen._memory.nameless`. Workers map it through the descriptor that they
 inherit. The ring grows at its end; what is mapped stays where it is.
 
-The trainer gets leases: arrays with a common owner, which dies with the last view of them, whoever holds that. The memory is
+The trainer gets leases: arrays with a common owner, which dies with the last view of them, wherever that is held. The memory is
 unmapped when the ring and all views are gone, so views outlive `Ring.close`.
 """
 
@@ -29,11 +29,11 @@ MIN_SLOTS = 2
 """With a single slot, nothing could be read while a batch is held."""
 
 OTHERS_NEED = 32 << 20
-"""Bytes of memory that are left to workers and the trainer. Without them, the kernel would kill one of these."""
+"""Bytes of memory left to workers and the trainer, lest the kernel kill one of them."""
 
 IS_ORDERED = os.uname().machine in ("x86_64", "i686")
-"""Whether what a process writes is seen by others in the same order, so that a mark means that the row is there. Elsewhere the
-reports in the pipe, which comes with a barrier, say what is read."""
+"""Whether other processes see what a process writes in the same order, so that a mark means that its row is there. Elsewhere only
+the reports say what has been read: writing to a pipe is a memory barrier."""
 
 log = logging.getLogger("shmgen")
 

@@ -1,6 +1,6 @@
-"""The ring's memory as a process sees it: slots of a file, in mappings each of which is made once and stays where it is.
+"""The ring's memory as a process maps it: slots of a file, in mappings that are made once and stay where they are.
 
-The main process and the workers use it alike. A worker imports it at its start, so it needs no NumPy.
+The main process and the workers use it alike. A worker imports it at its start, so it does without NumPy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Segments:
     """The slots of a file of shared memory, which may grow.
 
     Args:
-        fd: descriptor of the file, which stays the caller's. Must be open until `close`.
+        fd: descriptor of the file, which its owner keeps open until `close`.
         slot_bytes: size of a slot, a multiple of `mmap.ALLOCATIONGRANULARITY`.
 
     Attributes:
@@ -38,14 +38,14 @@ class Segments:
         return len(self.mapped)
 
     def __getitem__(self, slot: int) -> memoryview:
-        """The bytes of a slot, to be read and written. What the file has grown by is mapped first, if the slot lies there."""
+        """The bytes of a slot, to read and write. If the slot lies in what the file has grown by, that is mapped first."""
         if slot >= len(self.mapped):
             self.map_new()
         return self.mapped[slot]
 
     def map_new(self) -> None:
         """Map what the file has grown by."""
-        with self._mapping, named(MAPPING):  # of two threads that did it at once, each would add the same slots
+        with self._mapping, named(MAPPING):  # two threads at once would both add the same slots
             begin = len(self.mapped) * self._slot_bytes
             length = os.fstat(self._fd).st_size - begin
             if length > 0:

@@ -1,7 +1,7 @@
 """A worker's status page: shared memory in which it records what it is doing, for the main process to see, also after its death.
 
 Each of the worker's readers has a record on it. A reader takes a ticket by reading it from the queue straight into its record, in
-one system call: so at any moment a ticket is in the queue, or in the record of the reader that has it. No death can lose one.
+one system call. So a ticket is always in the queue or in the record of a reader, and no death can lose it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import os
 from shmgen._memory import nameless
 
 MAX_READERS = 128
-"""How many readers a worker may have. There is one record more: the main thread's, which takes no tickets while others do."""
+"""The most readers a worker may have. There is one record more, for the main thread, which takes no tickets beside others."""
 
 READS, EAGER, READERS, USED = range(4)
-"""The page's first words, of 8 bytes each. The main process sets how many readers there should be, and whether it is to be woken
-for each ticket that is done. The worker sets how many records have been used, and the nanoseconds in which it had or wanted a
-processor before its first ticket."""
+"""The page's first words, of 8 bytes each. The main process sets how many readers there should be, and whether each ticket that
+is done wakes it. The worker sets how many records have been used, and for how many nanoseconds it ran, or was ready to run, before
+its first ticket."""
 
 TICKET_BYTES = 24
 
 ROW, BUSY, FUNCTION, TURN = range(3, 7)
-"""The words of a record behind its ticket: the row that the reader is at, as a source says it; nanoseconds in which it has had a
-ticket, in which functions and sources of the user's own ran, and in which it waited for its turn to call them."""
+"""The words of a record after its ticket: the row that the reader is at, as a source marks it; nanoseconds in which it has had a
+ticket, in which the user's own functions and sources ran, and in which it waited for its turn to call them."""
 
 TICKET = 0
 """The first word of a ticket is its number."""
@@ -37,14 +37,7 @@ PAGE_BYTES = _HEADER_BYTES + RECORDS * _RECORD_BYTES
 
 
 class StatusPage:
-    """A worker's page, in the worker or in the main process.
-
-    Args:
-        fd: descriptor of the page's memory.
-
-    Attributes:
-        words: the page's first words.
-    """
+    """A worker's page, in the worker or in the main process; ``fd`` is the descriptor of its memory."""
 
     def __init__(self, fd: int) -> None:
         self._bytes = memoryview(mmap.mmap(fd, PAGE_BYTES))
@@ -65,5 +58,5 @@ class StatusPage:
         return fd
 
     def total(self, word: int) -> int:
-        """A word of the records, such as `FUNCTION`, summed over the readers."""
+        """A word of the records, such as `BUSY`, summed over the readers."""
         return sum(record[word] for record in self.records[: self.words[READERS]])
