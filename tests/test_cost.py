@@ -6,30 +6,49 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import DataSet, wait_until
 
 from shmgen import Loader, Sequence
+from shmgen._plan import schedule
 
-MOST = 45
-"""Calls for each batch, planning and reports of workers included."""
+MOST, MOST_ENTRIES, MOST_FILES = 45, 5, 20
+"""Calls for each batch, planning and reports of workers included; of these, calls of the schedule from outside; and files of the
+package whose code runs."""
 
 BATCHES = 200
+
+SCHEDULE = schedule.__file__
+
+PACKAGE = SCHEDULE.removesuffix("_plan/schedule.py")
 
 Folder = Callable[..., DataSet]
 
 
-def calls(batches: Iterator[Any], until_ready: Callable[[], object]) -> float:
-    """Calls of Python functions for each batch, in steady state, once `until_ready` has returned."""
+class Cost(NamedTuple):
+    """What a batch costs in steady state: calls of Python functions, those of the schedule from outside, and files that run."""
+
+    calls: float
+    entries: float
+    files: int
+
+
+def cost(batches: Iterator[Any], until_ready: Callable[[], object]) -> Cost:
+    """The cost of a batch that is asked for once `until_ready` has returned."""
     for _ in islice(batches, BATCHES // 4):
         until_ready()
-    count = 0
+    calls = entries = 0
+    files = set()
 
     def called(frame: FrameType, event: str, _: object) -> None:
-        nonlocal count
-        count += event == "call"
+        nonlocal calls, entries
+        if event == "call":
+            calls += 1
+            file, caller = frame.f_code.co_filename, frame.f_back
+            files.add(file)
+            entries += file == SCHEDULE and caller is not None and caller.f_code.co_filename != SCHEDULE
 
     for _ in range(BATCHES):
         until_ready()
@@ -39,25 +58,28 @@ def calls(batches: Iterator[Any], until_ready: Callable[[], object]) -> float:
             next(batches)
         finally:
             sys.setprofile(before)
-    return count / BATCHES
+    return Cost(calls / BATCHES, entries / BATCHES, sum(file.startswith(PACKAGE) for file in files))
 
 
 @pytest.mark.parametrize("ready", [True, False], ids=["ready", "waited-for"])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_calls_of_a_loader(folder: Folder, shuffle: bool, ready: bool) -> None:
+def test_cost_of_a_loader(folder: Folder, shuffle: bool, ready: bool) -> None:
     """Whether the batch has been read when it is asked for, or is waited for."""
     data = folder(24)
     ids = data.ids * 60
     with Loader(ids, data.labels, 4, data_dir=data.path, shuffle=shuffle, workers=2, reads=1) as loader:
-        assert calls(iter(loader), lambda: until_one_is_ready(loader) if ready else None) <= MOST
+        found = cost(iter(loader), lambda: until_one_is_ready(loader) if ready else None)
+        assert found.calls <= MOST
+        assert found.entries <= MOST_ENTRIES
+        assert found.files <= MOST_FILES
 
 
-def test_calls_of_a_sequence(folder: Folder) -> None:
+def test_cost_of_a_sequence(folder: Folder) -> None:
     """The same, where Keras iterates."""
     data = folder(24)
     with Sequence(data.ids * 60, data.labels, 4, data_dir=data.path, workers=2, reads=1) as sequence:
         batches = iter(sequence)
-        assert calls(batches, lambda: until_one_is_ready(sequence)) <= MOST
+        assert cost(batches, lambda: until_one_is_ready(sequence)).calls <= MOST
 
 
 def until_one_is_ready(loader: Loader | Sequence) -> None:

@@ -16,8 +16,8 @@ MAX_READERS = 128
 
 READS, EAGER, READERS, USED = range(4)
 """The page's first words, of 8 bytes each. The main process sets how many readers there should be, and whether each ticket that
-is done wakes it. The worker sets how many records have been used, and for how many nanoseconds it ran, or was ready to run, before
-its first ticket."""
+is done wakes it. The worker sets how many records have been used, and for how many nanoseconds it ran, or was ready to run,
+before its first ticket."""
 
 TICKET_BYTES = 24
 
