@@ -25,15 +25,6 @@ MAX_ATTEMPTS = 100
 class BatchPlanner:
     """Tells workers, by a slot's sheet, which samples to read, and fills in the values that they don't.
 
-    Args:
-        ids: of all samples.
-        sampler: which of them a batch holds.
-        spec: where a batch's arrays come from.
-        ring: where values are filled in.
-        schedule: which slot holds which batch.
-        filler: fills in the rest, in the workers.
-        damage: records samples that can't be read.
-
     Attributes:
         weights: the fields that `weigh` changes, by position; none unless ``tail="pad"``.
     """
@@ -152,11 +143,7 @@ class BatchPlanner:
     def record(self, ticket: Ticket, row: int, error: SampleError, *, unreadable: bool = False) -> None:
         """The sample in ``row`` of ``ticket`` can't be read because of ``error``: where samples are replaced, it is.
 
-        Args:
-            ticket: in which ticket.
-            row: in which row of it.
-            error: why.
-            unreadable: the sample is not to be tried again.
+        With ``unreadable``, the sample is not tried again.
 
         Raises:
             TooManyDamaged: more are damaged than are tolerated.

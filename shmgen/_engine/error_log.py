@@ -18,10 +18,7 @@ log = logging.getLogger("shmgen")
 
 
 class ErrorLog:
-    """The errors of a loader's requests.
-
-    Args:
-        logs: whether they are logged, too.
+    """The errors of a loader's requests; with ``logs``, they are logged, too.
 
     Attributes:
         last: the last one, without its traceback; None if there was none.

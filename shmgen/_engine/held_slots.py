@@ -26,11 +26,6 @@ log = logging.getLogger("shmgen")
 class HeldSlots:
     """Gets slots back from batches that were handed out.
 
-    Args:
-        ring: whose slots these are.
-        schedule: which is told of new slots.
-        front_end: releases batches that its framework no longer needs.
-
     Attributes:
         grown: slots that were added.
     """
@@ -77,11 +72,7 @@ class HeldSlots:
 
 
 class SlotWait:
-    """One request's wait while all slots are held.
-
-    Args:
-        held: gets them back.
-    """
+    """One request's wait while all slots are held."""
 
     def __init__(self, held: HeldSlots) -> None:
         self._held = held

@@ -25,13 +25,7 @@ from shmgen._worker.ticket_filler import TicketFiller
 
 
 class InProcess:
-    """Runs tickets in the main process, one at each `wait`.
-
-    Args:
-        ring: what is filled.
-        tables: of keys of all samples, their ids first; see `key_tables`.
-        filler: how it is filled.
-    """
+    """Runs tickets in the main process, one at each `wait`; ``tables`` are those of `key_tables`."""
 
     def __init__(self, ring: Ring, tables: Sequence[Sequence[Any]], filler: TicketFiller) -> None:
         # The words of a record on a worker's status page, from `ROW` on.

@@ -41,14 +41,7 @@ IDLE_AFTER = 60.0
 
 
 class Pool:
-    """Worker processes that fill a ring.
-
-    Args:
-        workers: how many.
-        reads: readers of each.
-        ring: what they fill.
-        tables: of keys of all samples, their ids first; closed with the pool. See `key_tables`.
-        filler: how they fill it.
+    """Worker processes, each with ``reads`` readers, that fill a ring; ``tables`` are those of `key_tables`, and closed with it.
 
     Raises:
         InputError: something in ``filler`` can't be sent to workers, or this program can't start any.

@@ -73,15 +73,15 @@ class Supervisor:
 
     Args:
         workers: the workers; they have the numbers from 0.
-        target: how many there are, and readers of each; no workers if the main process reads.
+        target: how many there are; 0 workers if the main process reads.
         schedule: which tickets there are.
         planner: what there is to read.
         ring: where to read it; grows by a slot when one can't be used any more.
         timeout: seconds after which a read that has not ended is given up, together with its worker.
 
     Attributes:
-        target: how many workers and readers are wanted. Of the workers, those that ended since they had nothing to do are started
-            when there is something.
+        target: how many workers and readers there should be. A worker that has ended, since it had nothing to do, is started when
+            there is work.
         next_deadline: when to call `check_deadlines` next, while a request waits.
         interrupted_at: when Ctrl-C last reached a worker.
         restarts: how many workers have been replaced.

@@ -34,12 +34,7 @@ class Damaged(NamedTuple):
 
 
 class DamageLog:
-    """The damaged samples of a data set.
-
-    Args:
-        samples: how many the data set has.
-        on_error: what becomes of them.
-        max_fraction: the fraction of the data set that may be damaged.
+    """The damaged samples of a data set, of which a fraction of at most ``max_fraction`` may be damaged.
 
     Attributes:
         found: the damaged samples found so far, by the sample's number.

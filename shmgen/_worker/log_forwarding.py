@@ -18,10 +18,8 @@ log = logging.getLogger("shmgen")
 def forward(send: Callable[[bytes], object], levels: dict[str, int], disabled: int) -> None:
     """Send the log records and warnings of this process, a worker, to the main process.
 
-    Args:
-        send: sends a message.
-        levels: of the main process's loggers, by name, so that nothing is sent that it would not handle.
-        disabled: the level up to which all loggers are silent.
+    What the main process would not handle is not sent: ``levels`` are those of its loggers, by name, and up to the level
+    ``disabled`` all are silent.
     """
     logging.root.addHandler(_ForwardingHandler(send))
     logging.disable(disabled)

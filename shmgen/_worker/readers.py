@@ -89,17 +89,7 @@ class MainThread:
 
 
 class Readers:
-    """The readers of this process.
-
-    Args:
-        number: of the worker.
-        fds: what it has inherited.
-        segments: the ring.
-        tables: of keys of all samples, their ids first; see `key_tables`.
-        page: this worker's status page.
-        filler: fills the rows of a ticket.
-        send: sends the main process a message; False if that has gone.
-    """
+    """The readers of worker ``number``; ``send`` sends the main process a message, and returns False if that has gone."""
 
     def __init__(
         self,
