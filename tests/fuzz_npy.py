@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["ast", "numpy", "shmgen", "tokenize"]):
 ROOT = Path(".fuzz").resolve()
 
 MAX_MEMORY = 8 << 30
-"""Bytes of address space: whoever sets aside what a header promises beyond them gets a MemoryError, which nobody expects."""
+"""Bytes of address space: memory set aside for what a header promises beyond them is a MemoryError, which no test expects."""
 
 
 def mutate(file: bytes, most: int, seed: int) -> bytes:

@@ -27,7 +27,7 @@ slow_kinds = pytest.mark.parametrize("kind", ["server", "mount"])
 
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
-    """A small one."""
+    """A small case."""
     case = replace(CASES["digit-28"], files=64, batch_size=16, root=tmp_path)
     case.make()
     return case
@@ -35,7 +35,7 @@ def case(tmp_path: Path) -> Case:
 
 @contextmanager
 def slow(kind: str, case: Case) -> Iterator[str]:
-    """`storage`, where it can be had."""
+    """`storage`, or a skip where the machine lacks it."""
     with ExitStack() as stack:
         try:
             seen = stack.enter_context(storage(kind, case))
@@ -46,7 +46,7 @@ def slow(kind: str, case: Case) -> Iterator[str]:
 
 @slow_kinds
 def test_slow_storage_shows_the_same_files(kind: str, case: Case) -> None:
-    """A read of a file finds what is in it, and what is not there is an error."""
+    """Slow storage has the same files, and a missing one is an error."""
     expected, labels = Reader(case).batch(range(64))
     with slow(kind, case) as seen, ThreadPoolExecutor(8) as pool:
         there = replace(case, seen=seen)
@@ -60,7 +60,7 @@ def test_slow_storage_shows_the_same_files(kind: str, case: Case) -> None:
 
 @slow_kinds
 def test_slow_storage_serves_many_at_once(kind: str, case: Case) -> None:
-    """One read takes the time that it is said to take; many at once take less than half of what they take after each other."""
+    """One read takes the delay; many at once take less than half of the sum."""
     delay = (2 * FILE_MS if kind == "mount" else ANSWER_MS) / 1e3
     with slow(kind, case) as seen, ThreadPoolExecutor(32) as pool:
         reader = Reader(replace(case, seen=seen))
@@ -75,14 +75,14 @@ def test_slow_storage_serves_many_at_once(kind: str, case: Case) -> None:
 
 
 def test_a_label_of_another_sample_is_found(case: Case) -> None:
-    """Batches of storage that is too slow for whole epochs are checked sample by sample."""
+    """A batch with shifted labels is found, sample by sample."""
     X, y = Reader(case).batch(range(64))
     assert case.mislabelled(X, y) == 0
     assert case.mislabelled(X, np.roll(y, 1)) == 64
 
 
 def test_tables_are_renewed_between_their_marks(case: Case, tmp_path: Path) -> None:
-    """A run puts its tables where they are shown, and leaves the rest alone."""
+    """A run replaces the tables between their marks, and nothing else."""
     contest = next(contest for contest in CONTESTS if contest.name == "32")
     values = {"rate": {"naive": [1.0, 2.0], "spdl": [2.0, 4.0], "shmgen": [6.0, 8.0], "limit-held": [8.0, 16.0]}}
     beside = [Beside("JPEG", {"tf.data": [4.0, 2.0], "shmgen": [6.0, 6.0]})]
@@ -103,9 +103,9 @@ def test_tables_are_renewed_between_their_marks(case: Case, tmp_path: Path) -> N
     assert re.search(r"JPEG +\| +tf\.data \| +3 \| +6 \| 2\.25 \(1\.50 to 3\.00\)", all)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", sorted({*KINDS} - {"png"}))  # which differs from jpg in the files alone
 def test_what_is_beside_delivers_batches(name: str, tmp_path: Path, signing: None) -> None:
-    """shmgen's part reads each kind of data, made small; what users write needs packages that tests do without."""
+    """shmgen reads each kind of data of the tables beside."""
     kind = KINDS[name]
     if kind.server == "slow_s3":
         pytest.importorskip("moto")

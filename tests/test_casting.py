@@ -41,7 +41,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("dtype", "found", "number", "held"), ROWS)
 def test_numbers_that_fit_and_numbers_that_do_not(dtype: str, found: str, number: Any, held: Any) -> None:
-    """At the edges of what a dtype holds; precision may go, infinity and NaN stay what they are."""
+    """A cast may lose precision; a number that the dtype can't hold is an error; infinity and NaN stay."""
     import ml_dtypes
 
     rows = np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
@@ -83,7 +83,7 @@ SOURCES: dict[str, Callable[[Path, list[np.ndarray]], Any]] = {
 
 @pytest.mark.parametrize(("kind", "workers"), [*((kind, 0) for kind in SOURCES), ("npy", 2), ("function", 2)])
 def test_a_later_sample_that_does_not_fit_is_damaged(tmp_path: Path, kind: str, workers: int) -> None:
-    """The first sample is uint8, a later one uint16 with 300: an error with id, numbers and remedy, or a replaced sample."""
+    """A later sample with a number that the rows' dtype can't hold is an error with remedy, or is replaced."""
     arrays = [np.array([number, 255], "u1") for number in range(7)] + [np.array([3, 300], "u2")]
     ids = written(tmp_path / "data", arrays, kind)
 
@@ -105,7 +105,7 @@ def test_a_later_sample_that_does_not_fit_is_damaged(tmp_path: Path, kind: str, 
 
 @pytest.mark.parametrize("returned", [lambda x: x.astype("f8") * 1e300, lambda x: np.full(x.shape, -1e300)], ids=["row", "other"])
 def test_what_a_transform_returns_fits_or_is_an_error(returned: Any) -> None:
-    """float64 that becomes infinite as float32 is named, with the transform."""
+    """A float64 result that would become infinite as float32 is an error of the transform."""
 
     def source(id: int) -> np.ndarray:
         return np.full(3, 1 + id, "f4")
@@ -119,7 +119,7 @@ def test_what_a_transform_returns_fits_or_is_an_error(returned: Any) -> None:
 
 
 def test_masked_arrays_are_an_error_where_elements_are_masked() -> None:
-    """A row would show what lies under the mask; without masked elements nothing is lost."""
+    """A masked array with masked elements is an error; one without is read."""
 
     def source(id: int) -> Any:
         return np.ma.masked_equal(np.array([id, 1, 2], "f4"), 5)
@@ -139,7 +139,7 @@ def test_masked_arrays_are_an_error_where_elements_are_masked() -> None:
      ("f4", 1e300, False), ("f4", -np.inf, True)],
 )  # fmt: skip
 def test_what_rows_are_padded_with_fits(tmp_path: Path, dtype: str, number: float, is_held: bool) -> None:
-    """A pad_value that rows can't hold is an error at construction, whether the dtype is given or found."""
+    """A pad_value that the rows' dtype can't hold is refused by the constructor."""
     assert holds(np.dtype(dtype), number) == is_held
     ids = written(tmp_path / "data", [np.ones(2, dtype)], "npy")
     if is_held:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import wait_until
 
 from shmgen import InputError, Loader, Sequence
 
@@ -41,7 +42,7 @@ SAMPLES: dict[str, tuple[Callable[[int], Any], Callable[[int], Any]]] = {
 
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_samples_are_those_of_the_data_set(kind: str) -> None:
-    """An array, a pair, a list, a triple, a dict, a tensor: each number's sample is in its row, in the order of the numbers."""
+    """Samples that are arrays, pairs, lists, triples, dicts or tensors come in the order of their numbers."""
     sample, expected = SAMPLES[kind]
     with Loader(made(sample), batch_size=4, shuffle=False, workers=0) as loader:
         assert list(loader.list_IDs) == list(range(12))
@@ -55,7 +56,7 @@ def test_samples_are_those_of_the_data_set(kind: str) -> None:
 
 @pytest.mark.parametrize("base", [base_of("torch", "Dataset"), base_of("datasets", "Dataset")])
 def test_a_frameworks_data_set_may_be_iterable(base: type) -> None:
-    """torch's and Hugging Face's are data sets by their base class; anything else that can be iterated over is a list of ids."""
+    """torch's and Hugging Face's data sets may be iterable; any other iterable is a list of ids."""
     with Loader(made(np.square, base, __iter__=lambda self: iter(())), batch_size=4, workers=0) as loader:
         assert sorted(x for (X,) in loader for x in X.tolist()) == [i * i for i in range(12)]
     with pytest.raises(InputError, match="expected at least 4 ids, found 0"):
@@ -63,7 +64,7 @@ def test_a_frameworks_data_set_may_be_iterable(base: type) -> None:
 
 
 def test_workers_read_it(caplog: pytest.LogCaptureFixture) -> None:
-    """With 2 workers, and in a Sequence: the same rows, and labels of one's own beside it, by number."""
+    """Two workers of a Sequence read a data set, with labels by number beside it."""
     dataset = made(lambda i: np.full(3, i * i))
     with Sequence(dataset, range(12), batch_size=4, workers=2) as sequence:
         assert all(((y * y)[:, None] == X).all() for X, y in sequence)
@@ -79,7 +80,7 @@ REFUSED = [
 
 
 def test_what_is_refused() -> None:
-    """What has no samples by number, a source beside it, and a sample that is nested deeper: an error with the remedy."""
+    """A data set without samples by number, with a source beside it, or of nested samples is refused with a remedy."""
     for base, said in REFUSED:
         with pytest.raises(InputError, match=f"found a {base[1]} of {base[0]}: {said}"):
             Loader(made(np.square, base_of(*base)), batch_size=4)
@@ -92,7 +93,7 @@ def test_what_is_refused() -> None:
 def test_a_framework_in_workers_is_said_once(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With seconds and memory, by one of the workers; here a module of that name stands for it."""
+    """A framework that workers import is logged once, with seconds and memory; here a module of that name stands for it."""
     (tmp_path / "jax.py").write_text("ones = b'1' * 50_000_000")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "jax", raising=False)
@@ -101,8 +102,11 @@ def test_a_framework_in_workers_is_said_once(
     def computes(id: int) -> np.ndarray:
         return np.full(3, len(jax.__name__) + id)
 
+    def said() -> list[str]:
+        return [text for text in caplog.messages if "functions that workers call import" in text]
+
     with caplog.at_level(logging.WARNING, "shmgen"), Loader(range(12), source=computes, batch_size=4, workers=2) as loader:
-        list(loader)
-    [said] = [record.getMessage() for record in caplog.records if "functions that workers call import" in record.getMessage()]
-    assert "import jax: " in said
-    assert "MB in each worker" in said
+        wait_until(lambda: list(loader) and said(), "the log says it")  # one worker may have read an epoch before the other began
+    [text] = said()
+    assert "import jax: " in text
+    assert "MB in each worker" in text

@@ -20,8 +20,6 @@ from shmgen._sources.base import UNKNOWN, Reader
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed: it is in the extra hdf5")
 
-WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
-
 IDS = [f"id-{number}" for number in range(12)]
 
 
@@ -46,13 +44,12 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "all.h5"
 
 
-@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [("flat", "f4"), ("flat/{id}", "f4"), ("/flat/", "f4"), ("nested/{id}/image", "f8")],
+    ("name", "dtype", "workers"),
+    [("flat", "f4", 0), ("flat/{id}", "f4", 0), ("/flat/", "f4", 0), ("nested/{id}/image", "f8", 2)],
 )
 def test_a_dataset_for_each_sample(file: Path, name: str, dtype: str, workers: int) -> None:
-    """By the name of the group that they are in, or by a name with the id in it; scalars are labels."""
+    """Samples are named by their group, or by a name with {id} in it; scalars serve as labels."""
     labels = Hdf5(file, "nested/{id}/label")
     with Loader(IDS, labels, 4, source=Hdf5(file, name), workers=workers) as loader:
         for X, y in loader:
@@ -62,20 +59,20 @@ def test_a_dataset_for_each_sample(file: Path, name: str, dtype: str, workers: i
 
 
 def test_all_that_is_in_a_file(file: Path) -> None:
-    """Without a name, ids are the names of the file's own datasets."""
-    with Loader(IDS, None, 12, source=Hdf5(file.parent / "top.h5"), shuffle=False, workers=1) as loader:
+    """Without a dataset's name, ids are the names of the file's own datasets."""
+    with Loader(IDS, None, 12, source=Hdf5(file.parent / "top.h5"), shuffle=False, workers=0) as loader:
         np.testing.assert_array_equal(loader.batch(0)[0], np.arange(12)[:, None] * np.ones((1, 2), int))
 
 
 def test_ids_that_are_ints_name_datasets(file: Path) -> None:
-    """As texts do."""
+    """Int ids name the datasets of a group as texts do."""
     with Loader(range(12), None, 12, source=Hdf5(file, "numbered"), shuffle=False, workers=0) as loader:
         assert loader.batch(0)[0][:, 0, 0].tolist() == list(range(12))
 
 
 def test_a_dataset_of_bits(file: Path) -> None:
-    """True and False are numbers, too."""
-    with Loader([0, 1], None, 2, source=Hdf5(file, "flat-bits"), shuffle=False, workers=1) as loader:
+    """A dataset of bools has rows of bools."""
+    with Loader([0, 1], None, 2, source=Hdf5(file, "flat-bits"), shuffle=False, workers=0) as loader:
         assert loader.batch(0)[0].tolist() == [True, False]
 
 
@@ -92,16 +89,19 @@ def test_a_dataset_of_bits(file: Path) -> None:
         ("table", [0], "expected numbers, found dtype [('a', '<f4'), ('b', '<i4')] in dataset 'table'; read it by a function"),
         ("ragged", [0], "expected numbers, found dtype object in dataset 'ragged'"),
         ("words/{id}", [0], "expected a dataset 'words/0', found none"),
+        ("flat-bits", [0, 2], "id 2: expected a row's number from 0 to 1"),
+        ("flat-bits", [0, -1], "id -1: expected a row's number from 0 to 1"),
+        ("flat-bits", [0, "1"], "id '1': expected a row's number from 0 to 1"),
     ],
 )  # fmt: skip
 def test_what_does_not_serve_is_explained(file: Path, name: str, ids: Any, text: str) -> None:
-    """What was found, what is there, and what to write."""
+    """The error of a dataset that can't be read says what was found, what is there, and what to write."""
     with pytest.raises((InputError, SampleError), match=re.escape(text)):
         Loader(ids, None, 1, source=Hdf5(file, name))
 
 
 def test_the_remedy_for_a_group_works(file: Path) -> None:
-    """What the error says to write is what reads it."""
+    """The name that the error about a group advises reads it."""
     with pytest.raises(SampleError) as caught:
         Loader(IDS, None, 12, source=Hdf5(file, "nested"))
     [name] = re.findall(r"write Hdf5\(file, '(.*)'\)", str(caught.value))
@@ -109,17 +109,20 @@ def test_the_remedy_for_a_group_works(file: Path) -> None:
         assert loader.batch(0)[0][:, 0, 0].tolist() == list(range(12))
 
 
-@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize(
-    ("change", "text"),
+    ("change", "workers", "text"),
     [
-        ("missing", "expected a dataset 'flat/id-5', found none; group 'flat' has"),
-        ("shape", "dataset 'flat/id-5': expected shape (4, 3) and dtype float32, as the first has, found (5, 3) and float32"),
-        ("dtype", "dataset 'flat/id-5': expected shape (4, 3) and dtype float32, as the first has, found (4, 3) and complex64"),
+        ("missing", 2, "expected a dataset 'flat/id-5', found none; group 'flat' has"),
+        ("shape", 0, "dataset 'flat/id-5': expected shape (4, 3) and dtype float32, as the first has, found (5, 3) and float32"),
+        (
+            "dtype",
+            0,
+            "dataset 'flat/id-5': expected shape (4, 3) and dtype float32, as the first has, found (4, 3) and complex64",
+        ),
     ],
 )
-def test_a_sample_that_does_not_fit_is_named(file: Path, change: str, text: str, workers: int) -> None:
-    """By its id; with ``on_error="replace"`` it is replaced."""
+def test_a_sample_that_does_not_fit_is_named(file: Path, change: str, workers: int, text: str) -> None:
+    """A sample that is missing or does not fit is named by its id; with ``on_error="replace"`` it is replaced."""
     with h5py.File(file, "r+") as opened:
         del opened["flat/id-5"]
         if change != "missing":
@@ -135,14 +138,16 @@ def test_a_sample_that_does_not_fit_is_named(file: Path, change: str, text: str,
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
-    """It is named, with what h5py says of it."""
+    """A file that is missing or is not HDF5 is named, with what h5py says of it."""
+    with pytest.raises(InputError, match=re.escape(f"file {tmp_path}/none.h5: expected an HDF5 file that can be read, found")):
+        Loader([0], None, 1, source=Hdf5(tmp_path / "none.h5", "rows"))
     (tmp_path / "no.h5").write_bytes(b"hello")
     with pytest.raises(InputError, match=r"file .*/no\.h5: expected an HDF5 file that can be read, found: .*signature"):
         Loader(["a"], None, 1, source=Hdf5(tmp_path / "no.h5"))
 
 
 def test_without_h5py_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not only that a module is missing."""
+    """Without h5py, the constructor says what to install."""
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(InputError, match=r"pip install 'shmgen\[hdf5\]'"):
         Hdf5("all.h5")
@@ -161,10 +166,9 @@ STORED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["i4", ">i4", "f8", "?"])
-@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize(("stored", "dtype"), list(zip(STORED, ["i4", ">i4", "f8", "?", ">f8", ">i2", "u1"], strict=True)))
 def test_rows_however_they_are_stored(tmp_path: Path, stored: str, dtype: str) -> None:
-    """In order, shuffled, and some several times, from a file that has something before its own begin."""
+    """Rows are right in any order and storage, also behind a user block."""
     rows = (ROWS % 2 if dtype == "?" else ROWS).astype(dtype)
     with h5py.File(tmp_path / "all.h5", "w", userblock_size=512) as file:
         file.create_dataset("x", data=rows, **STORED[stored])
@@ -176,7 +180,7 @@ def test_rows_however_they_are_stored(tmp_path: Path, stored: str, dtype: str) -
 
 
 def test_rows_that_lie_in_the_file_need_no_h5py_in_a_worker(tmp_path: Path) -> None:
-    """They are read as those of an ``.npy`` file; rows in chunks are not."""
+    """Contiguous rows are read like those of an ``.npy`` file, without h5py; rows in chunks are not."""
     with h5py.File(tmp_path / "all.h5", "w") as file:
         file["flat"] = ROWS
         file.create_dataset("packed", data=ROWS, compression="gzip")
@@ -187,7 +191,7 @@ def test_rows_that_lie_in_the_file_need_no_h5py_in_a_worker(tmp_path: Path) -> N
 
 
 def test_a_chunk_is_decoded_once_for_a_ticket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However its rows lie among those of other chunks; and of gzip, no more than is needed."""
+    """A chunk is decoded once for a ticket, in whatever order its rows come; of gzip, only as far as needed."""
     with h5py.File(tmp_path / "all.h5", "w") as file:
         file.create_dataset("x", data=ROWS, chunks=(10, 4), compression="gzip")
     sizes = []
@@ -206,7 +210,7 @@ def test_a_chunk_is_decoded_once_for_a_ticket(tmp_path: Path, monkeypatch: pytes
 
 
 def virtual(file: Any, *, parts: int = 3) -> None:
-    """A dataset of the rows of other files."""
+    """Make a virtual dataset of the rows of other files."""
     layout = h5py.VirtualLayout((20 * parts, 4), "i4")
     for number in range(parts):
         name = f"{Path(file.filename).parent}/part{number}.h5"
@@ -217,7 +221,7 @@ def virtual(file: Any, *, parts: int = 3) -> None:
 
 
 def external(file: Any) -> None:
-    """A dataset whose raw data are a file of their own."""
+    """Make a dataset whose raw data are in another file."""
     file.create_dataset("x", (60, 4), "i4", external=[(f"{Path(file.filename).parent}/raw.bin", 0, 960)])[:] = ROWS
 
 
@@ -260,7 +264,7 @@ HARM: dict[str, tuple[Any, Any, str]] = {
 
 @pytest.mark.parametrize("harm", HARM)
 def test_data_that_are_missing_are_no_zeros(tmp_path: Path, harm: str) -> None:
-    """HDF5 reads them as zeros; here they are an error before anything starts, and what is whole is read."""
+    """Missing parts, which HDF5 reads as zeros, are an error when the source is bound; whole data are read."""
     make, damage, text = HARM[harm]
     with h5py.File(tmp_path / "all.h5", "w") as file:
         made = make(file)
@@ -276,13 +280,12 @@ def test_data_that_are_missing_are_no_zeros(tmp_path: Path, harm: str) -> None:
         Hdf5(tmp_path / "all.h5", "{id}").bind(["x"])
 
 
-@pytest.mark.parametrize("workers", WORKERS)
-def test_a_row_that_was_never_written_is_named(tmp_path: Path, workers: int) -> None:
-    """Others in the same dataset are read."""
+def test_a_row_that_was_never_written_is_named(tmp_path: Path) -> None:
+    """A row that was never written is named, and the others of its dataset are read."""
     with h5py.File(tmp_path / "all.h5", "w") as file:
         file.create_dataset("x", (60, 4), "i4", chunks=(6, 2))[:30] = ROWS[:30]
     source = Hdf5(tmp_path / "all.h5", "x")
-    with Loader(range(60), None, 5, source=source, shuffle=False, workers=workers) as loader:
+    with Loader(range(60), None, 5, source=source, shuffle=False, workers=1) as loader:
         np.testing.assert_array_equal(np.concatenate([loader.batch(number)[0] for number in range(6)]), ROWS[:30])
         with pytest.raises(SampleError, match=r"expected a row that was written, found .* pass allow_unwritten=True") as caught:
             loader.batch(6)
@@ -320,7 +323,7 @@ def rows_of(path: Path, dataset: str, count: int, **options: Any) -> np.ndarray:
     [(stored, harm) for harm in ("gone", "damaged", "another") for stored in ("contiguous", "gzip")] + [("gzip", "locked")],
 )
 def test_a_file_that_can_not_be_opened_any_more_is_named(tmp_path: Path, stored: str, harm: str) -> None:
-    """When the first rows are read; the sample is theirs, and it is no error of ours."""
+    """A file that can't be opened when the first rows are read is a SampleError of theirs."""
     path = tmp_path / "all.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("x", data=ROWS, **STORED[stored])
@@ -349,7 +352,7 @@ def test_a_file_that_can_not_be_opened_any_more_is_named(tmp_path: Path, stored:
 
 
 def test_a_file_that_is_written_in_swmr_mode(tmp_path: Path) -> None:
-    """With ``swmr=True`` it is read meanwhile, and without it is an error that says so."""
+    """With ``swmr=True`` a file is read while it is written; without, the error says so."""
     path = tmp_path / "all.h5"
     code = f"""
 import h5py, numpy as np, sys

@@ -25,8 +25,6 @@ from shmgen._sources.image_decoder import ImageDecoder
 
 ROOT = Path(__file__).parents[1]
 
-WORKERS = [pytest.param(0, id="in-process"), pytest.param(1, id="1-worker")]
-
 
 def picture(width: int = 40, height: int = 30) -> Image.Image:
     """A smooth picture: red grows to the right, green downwards."""
@@ -35,7 +33,7 @@ def picture(width: int = 40, height: int = 30) -> Image.Image:
 
 
 def row_of(folder: Path, id: str, size: Any = None, mode: Any = "RGB", resize: Any = "crop", **options: Any) -> np.ndarray:
-    """What `Images` makes of one file."""
+    """The row that `Images` makes of one file."""
     source = Images(folder, size, mode, resize, **options)
     with Loader([id], None, 1, source=source, workers=0) as loader:
         (X,) = loader.batch(0)
@@ -44,7 +42,7 @@ def row_of(folder: Path, id: str, size: Any = None, mode: Any = "RGB", resize: A
 
 
 def refused(folder: Path, id: str, **options: Any) -> str:
-    """The reason for which a file is not taken."""
+    """The reason why a file is refused."""
     with pytest.raises(SampleError) as caught:
         row_of(folder, id, **options)
     assert caught.value.path.startswith(f"{folder}/")
@@ -55,7 +53,7 @@ def refused(folder: Path, id: str, **options: Any) -> str:
 
 
 def test_formats(tmp_path: Path) -> None:
-    """Each format's pixels arrive, exactly where the format keeps them, each row under its own id."""
+    """Of each format, rows show the pixels of their own file: exactly where the format is lossless."""
     ids = [f"{number}.{suffix}" for suffix in ("png", "jpg", "webp", "bmp", "tif", "gif", "ppm") for number in range(2)]
     images = [picture(), picture().transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     for id in ids:
@@ -69,7 +67,7 @@ def test_formats(tmp_path: Path) -> None:
 
 
 def test_a_worker_without_images_has_no_pillow(folder: Callable) -> None:
-    """Neither the package nor a loader of .npy files imports it, nor a worker of theirs; a worker of images does."""
+    """Only a worker that reads images imports Pillow."""
     data = folder(4)
     picture().save(data.path / "a.png")
     script = f"""
@@ -104,7 +102,7 @@ MODES = {
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
 def test_modes(tmp_path: Path, mode: str) -> None:
-    """Of whatever mode a file is, a row has the mode that was asked for, with Pillow's own numbers."""
+    """A row has the mode that was asked for, whatever the file's mode is, with Pillow's own numbers."""
     for stored, image in MODES.items():
         image.save(tmp_path / f"{stored}.png")
         row = row_of(tmp_path, stored, mode=mode)
@@ -122,7 +120,7 @@ def test_a_transparent_palette(tmp_path: Path) -> None:
 
 
 def test_masks_keep_their_numbers(tmp_path: Path) -> None:
-    """Mode P gives a palette's own numbers, and grey's, not colours; and makes no new ones where a mask is resized."""
+    """Mode P gives the numbers of a palette or of grey, not colours, and makes no new ones when a mask is resized."""
     numbers = np.array([[0, 7], [7, 255]], np.uint8).repeat(8, 0).repeat(8, 1)
     image = Image.fromarray(numbers).convert("P")
     image.putpalette(bytes(range(255, -1, -1)) * 3)
@@ -140,7 +138,7 @@ def test_masks_keep_their_numbers(tmp_path: Path) -> None:
 
 
 def packed(numbers: np.ndarray, bits: int) -> bytes:
-    """Numbers of so few bits as files have them: the first in the highest bits, each line from a byte of its own."""
+    """Numbers packed into this many bits each, from the highest bit on; each line begins with a byte of its own."""
     unpacked = np.unpackbits(numbers.astype(">u4").view(np.uint8).reshape(*numbers.shape, 4), axis=2)[..., 32 - bits :]
     return np.packbits(unpacked.reshape(len(numbers), -1), axis=1).tobytes()
 
@@ -181,7 +179,7 @@ def tiff(numbers: np.ndarray, bits: int, *, white_is_zero: bool = False) -> byte
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_masks_of_few_bits_keep_their_numbers(tmp_path: Path, bits: int) -> None:
-    """Grey of 1 to 8 bits gives class numbers from 0 on, though Pillow scales them to 255, and inverts where white is 0."""
+    """Grey of 1 to 8 bits gives class numbers from 0 on, though Pillow scales them to 255 and may invert them."""
     numbers = (np.arange(9 * 16).reshape(9, 16) * 7 % 2**bits).astype(np.uint8)
     (tmp_path / "a.png").write_bytes(png(numbers, bits))
     (tmp_path / "b.tif").write_bytes(tiff(numbers, bits))
@@ -197,7 +195,7 @@ DEEP = np.linspace(0, 65535, 30 * 40).reshape(30, 40).astype(np.uint16)
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_16_bits(tmp_path: Path, suffix: str) -> None:
-    """All 16 bits arrive; as 8 bits the upper ones, not white; 8 bits become 16 so that white is white; halves are means."""
+    """All 16 bits arrive; as 8 bits the upper ones do; 8 bits become 16 with white as white; resized pixels are means."""
     Image.fromarray(DEEP).save(tmp_path / f"deep.{suffix}")
     row = row_of(tmp_path, "deep", mode="I;16")
     assert row.dtype == np.uint16
@@ -214,7 +212,7 @@ def test_16_bits(tmp_path: Path, suffix: str) -> None:
 
 
 def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
-    """Colours as 16 bits of grey, floats, and 32 bits are errors that say what to do."""
+    """Colours as 16 bits of grey, floats, and 32 bits are refused with a remedy."""
     picture().save(tmp_path / "colours.png")
     assert "found mode 'RGB'; pass mode='RGB'" in refused(tmp_path, "colours", mode="I;16")
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "floats.tif")
@@ -227,7 +225,7 @@ def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
 
 
 def test_12_bits(tmp_path: Path) -> None:
-    """Of 12 bits the upper 8 are kept, not of 16, which would make them black; as 16 bits they are the file's own numbers."""
+    """Of 12 bits, mode L keeps the upper 8, and mode I;16 the file's own numbers."""
     numbers = DEEP >> 4
     (tmp_path / "a.tif").write_bytes(tiff(numbers, 12))
     np.testing.assert_array_equal(row_of(tmp_path, "a", mode="L")[..., 0], numbers >> 4)
@@ -242,20 +240,20 @@ def near(row: np.ndarray, image: Image.Image, within: float = 3.0) -> bool:
     return bool(np.abs(row[2:-2, 2:-2].astype(int) - np.asarray(image)[2:-2, 2:-2]).max() <= within)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-@pytest.mark.parametrize(("width", "height"), [(400, 300), (300, 400), (40, 30), (401, 33)])
-def test_crop_is_the_middle(tmp_path: Path, width: int, height: int, suffix: str) -> None:
-    """A row is filled by the image's middle, in its proportions, whatever the image's size; JPEG, decoded smaller, as well."""
-    picture(width, height).save(tmp_path / f"a.{suffix}", quality=95)
-    row = row_of(tmp_path, "a", (60, 60))
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    expected = picture(width, height).resize((60, 60), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
-    assert near(row, expected, 3 if suffix == "png" else 12)
+@pytest.mark.parametrize(("suffix", "within"), [("png", 3), ("jpg", 12)])
+def test_crop_is_the_middle(tmp_path: Path, suffix: str, within: int) -> None:
+    """The default crop fills a row with the image's middle, in proportion, also of a JPEG that is decoded smaller."""
+    for width, height in ((400, 300), (300, 400), (40, 30), (401, 33)):
+        picture(width, height).save(tmp_path / f"a.{suffix}", quality=95)
+        row = row_of(tmp_path, "a", (60, 60))
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        expected = picture(width, height).resize((60, 60), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+        assert near(row, expected, within), (width, height)
 
 
 def test_pad_keeps_all_of_the_image(tmp_path: Path) -> None:
-    """It lies in the middle of a row, and the rest is 0; of a slot that held another image before, too."""
+    """With ``resize='pad'`` the image lies in the middle of the row, and the rest is 0, also in a used slot."""
     Image.new("RGB", (400, 200), (9, 9, 9)).save(tmp_path / "wide.png")
     Image.new("RGB", (200, 400), (9, 9, 9)).save(tmp_path / "high.png")
     source = Images(tmp_path, (40, 40), resize="pad")
@@ -267,13 +265,13 @@ def test_pad_keeps_all_of_the_image(tmp_path: Path) -> None:
 
 
 def test_stretch_fills_the_row(tmp_path: Path) -> None:
-    """All of the image is in the row, out of proportion."""
+    """With ``resize='stretch'`` all of the image is in the row, out of proportion."""
     picture(400, 100).save(tmp_path / "a.png")
     assert near(row_of(tmp_path, "a", (50, 50), resize="stretch"), picture(50, 50), 8)
 
 
 def test_an_image_of_the_rows_size_is_not_changed(tmp_path: Path) -> None:
-    """No interpolation touches it, however it would be resized."""
+    """An image of the row's size is not interpolated, whatever ``resize`` says."""
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     for resize in ("crop", "pad", "stretch"):
@@ -281,7 +279,7 @@ def test_an_image_of_the_rows_size_is_not_changed(tmp_path: Path) -> None:
 
 
 def test_a_large_jpeg_is_decoded_at_twice_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only as many of its pixels are computed as a row needs, and never fewer."""
+    """A large JPEG is decoded at the smallest scale that has the row's size."""
     picture(1600, 1200).save(tmp_path / "a.jpg", quality=95)
     decoded = []
     resized = ImageDecoder._resized
@@ -303,10 +301,9 @@ NOISE = Image.fromarray((np.random.default_rng(0).integers(0, 2, (480, 640)) * 2
 """Each pixel black or white: what is lost where an image is decoded smaller is as much as it can be."""
 
 
-@pytest.mark.parametrize("size", [None, 96, 224, (300, 700)], ids=str)
-@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(("mode", "size"), [("RGB", None), ("L", 96), ("RGB", 224), ("L", (300, 700))])
 def test_pillow_alone_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, size: Any) -> None:
-    """Without the packages that decode and resize faster, numbers differ by 2 of 255 at most; not at all if not resized."""
+    """Without the faster packages, numbers differ by at most 2 of 255, and not at all where nothing is resized."""
     PHOTOS[0].save(tmp_path / "0.jpg", quality=90)
     PHOTOS[1].save(tmp_path / "1.jpg", progressive=True, subsampling=0, quality=75)
     PHOTOS[0].convert("L").save(tmp_path / "2.jpg")
@@ -328,7 +325,7 @@ def test_pillow_alone_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_jpeg_that_is_not_resized_is_decoded_into_its_row(tmp_path: Path) -> None:
-    """Nothing is copied; nor is anything written to a row of another shape or dtype, or where the image must be turned."""
+    """A JPEG of the row's shape and dtype is decoded into the row; nothing else is written there."""
     PHOTOS[0].save(tmp_path / "a.jpg")
     data = (tmp_path / "a.jpg").read_bytes()
     row = np.zeros((427, 640, 3), np.uint8)
@@ -342,7 +339,7 @@ def test_a_jpeg_that_is_not_resized_is_decoded_into_its_row(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("image", "most"), [(PHOTOS[0], 10), (PHOTOS[1], 10), (NOISE, 15)], ids=["photo-0", "photo-1", "noise"])
 def test_a_jpeg_that_is_decoded_small(tmp_path: Path, image: Image.Image, most: int) -> None:
-    """It differs from one that was decoded whole by no more than is documented; with "nearest", not at all."""
+    """A JPEG that is decoded smaller differs by no more than is documented; with "nearest", not at all."""
     image.save(tmp_path / "a.jpg", quality=95)
     Image.open(tmp_path / "a.jpg").save(tmp_path / "whole.png")
     for size in (32, 64, 96):
@@ -353,10 +350,10 @@ def test_a_jpeg_that_is_decoded_small(tmp_path: Path, image: Image.Image, most: 
         np.testing.assert_array_equal(small, whole)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_stand_upright(tmp_path: Path, orientation: int) -> None:
-    """However the camera was held, the row shows the picture as it was seen, cropped, padded or whole."""
+def test_images_stand_upright(tmp_path: Path) -> None:
+    """Whatever its EXIF orientation, an image stands upright in the row, cropped, padded or whole."""
     turned = {
+        1: None,
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
         4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -366,18 +363,19 @@ def test_images_stand_upright(tmp_path: Path, orientation: int) -> None:
         8: Image.Transpose.ROTATE_270,
     }
     seen = picture(320, 200)
-    stored = seen.transpose(turned[orientation]) if orientation in turned else seen
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    for id in ("a.jpg", "a.png", "a.webp", "a.tif"):
-        stored.save(tmp_path / id, exif=exif, quality=95)
-        assert near(row_of(tmp_path, id), seen, 12)
-        assert near(row_of(tmp_path, id, (20, 32)), picture(32, 20), 24)
-        assert row_of(tmp_path, id, (41, 64), resize="pad")[:, 32].any(axis=1).tolist() == [True] * 40 + [False]
+    for orientation, turn in turned.items():
+        stored = seen if turn is None else seen.transpose(turn)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for id in ("a.jpg", "a.png", "a.webp", "a.tif"):
+            stored.save(tmp_path / id, exif=exif, quality=95)
+            assert near(row_of(tmp_path, id), seen, 12), orientation
+            assert near(row_of(tmp_path, id, (20, 32)), picture(32, 20), 24), orientation
+            assert row_of(tmp_path, id, (41, 64), resize="pad")[:, 32].any(axis=1).tolist() == [True] * 40 + [False]
 
 
 def test_exif_that_cannot_be_read_does_no_harm(tmp_path: Path) -> None:
-    """The picture is there, and is taken as it is stored."""
+    """An image with broken EXIF data is read as it is stored."""
     picture().save(tmp_path / "a.jpg", exif=b"Exif\0\0broken", quality=95)
     assert near(row_of(tmp_path, "a"), picture(), 12)
 
@@ -387,7 +385,7 @@ def test_exif_that_cannot_be_read_does_no_harm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif"])
 def test_a_truncated_image_is_never_a_row(tmp_path: Path, suffix: str) -> None:
-    """Wherever a file ends too early, it is an error with a remedy, and no half a picture; only all of the pixels will do."""
+    """A file that ends anywhere before its last pixel is an error with a remedy, never a partial row."""
     whole = io.BytesIO()
     picture().save(whole, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix))
     data = whole.getvalue()
@@ -402,14 +400,13 @@ def test_a_truncated_image_is_never_a_row(tmp_path: Path, suffix: str) -> None:
             source.bind(["a"])
 
 
-@pytest.mark.parametrize("workers", WORKERS)
-def test_a_broken_image_is_named_or_replaced(tmp_path: Path, workers: int) -> None:
-    """The error has the id and the file; with ``on_error="replace"`` another sample stands in, with its label."""
+def test_a_broken_image_is_named_or_replaced(tmp_path: Path) -> None:
+    """A broken image is an error with id and file; with ``on_error="replace"`` another sample and its label stand in."""
     for number in range(8):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.jpg", quality=100)
     (tmp_path / "5.jpg").write_bytes((tmp_path / "5.jpg").read_bytes()[:300])
     ids = [f"{number}.jpg" for number in range(8)]
-    options: dict[str, Any] = {"source": Images(tmp_path, 8), "batch_size": 4, "shuffle": False, "workers": workers}
+    options: dict[str, Any] = {"source": Images(tmp_path, 8), "batch_size": 4, "shuffle": False, "workers": 1}
     with Loader(ids, **options) as loader:
         loader.batch(0)
         with pytest.raises(SampleError, match=r"sample '5\.jpg', file .*/5\.jpg: expected a whole image, found") as caught:
@@ -423,7 +420,7 @@ def test_a_broken_image_is_named_or_replaced(tmp_path: Path, workers: int) -> No
 
 
 def test_what_is_no_image(tmp_path: Path) -> None:
-    """An empty file, another kind of file, a folder and a pipe are named for what they are."""
+    """An empty file, another kind of file, a folder and a pipe are each named as what they are."""
     (tmp_path / "empty.png").touch()
     assert "an empty file (0 bytes); write or copy it again" in refused(tmp_path, "empty.png")
     (tmp_path / "text.png").write_text("hello, world")
@@ -440,12 +437,12 @@ def test_what_is_no_image(tmp_path: Path) -> None:
 
 
 def test_ids_with_and_without_a_suffix(tmp_path: Path) -> None:
-    """Both name the file, in sub-folders too, whatever the suffix, in any case; a given suffix is taken at its word."""
+    """Ids with and without a suffix name the file, in sub-folders too; a given ``suffix`` is taken at its word."""
     (tmp_path / "cats").mkdir()
     for number, name in enumerate(["a.png", "cats/b.JPG", "c.001.png", "d.jpeg"]):
         Image.new("L", (8, 8), number * 40).save(tmp_path / name, {"JPG": "JPEG", "jpeg": "JPEG"}.get(name.split(".")[-1], "PNG"))
     for ids in (["a", "cats/b", "c.001", "d"], ["a.png", "cats/b.JPG", "c.001.png", "d.jpeg"]):
-        with Loader(ids, None, 4, source=Images(tmp_path, mode="L"), shuffle=False, workers=1) as loader:
+        with Loader(ids, None, 4, source=Images(tmp_path, mode="L"), shuffle=False, workers=0) as loader:
             assert loader.batch(0)[0][:, 0, 0, 0].tolist() == [0, 40, 80, 120]
     assert row_of(tmp_path, "a", suffix=".png").shape == (8, 8, 3)
     with pytest.raises(SampleError) as caught:
@@ -457,7 +454,7 @@ def test_ids_with_and_without_a_suffix(tmp_path: Path) -> None:
 
 
 def test_two_files_of_one_id(tmp_path: Path) -> None:
-    """It is not guessed which is meant; where the suffix is given, or is that of the first, there is no doubt."""
+    """An id that two files fit is refused, unless the suffix is given, or is that of the first sample."""
     Image.new("L", (8, 8), 1).save(tmp_path / "a.png")
     Image.new("L", (8, 8), 2).save(tmp_path / "a.bmp")
     assert "found a.png and a.bmp; pass suffix='.png', for one" in refused(tmp_path, "a")
@@ -468,16 +465,16 @@ def test_two_files_of_one_id(tmp_path: Path) -> None:
 
 
 def test_ids_that_are_paths(tmp_path: Path) -> None:
-    """Without a folder, ids are paths; in one, none may lead out of it."""
+    """With ``Images(None)`` ids are paths; in a folder, no id may lead out of it."""
     picture().save(tmp_path / "a.png")
-    with Loader([str(tmp_path / "a.png")], None, 1, source=Images(None), workers=1) as loader:
+    with Loader([str(tmp_path / "a.png")], None, 1, source=Images(None), workers=0) as loader:
         np.testing.assert_array_equal(loader.batch(0)[0][0], np.asarray(picture()))
     with pytest.raises(InputError, match=r"found a path out of it; pass Images\(None\), where ids are meant as paths"):
         Loader(["../a"], None, 1, source=Images(tmp_path / "sub"))
 
 
 def test_a_missing_image_says_what_is_there(tmp_path: Path) -> None:
-    """A wrong suffix, a wrong folder, another id: the error names what was probably meant."""
+    """The error of a missing image names what is there: another suffix, another folder, a similar id."""
     (tmp_path / "photos").mkdir()
     picture().save(tmp_path / "photos" / "a.png")
     assert "a.png is there: pass [os.path.splitext(id)[0] for id in ids]" in refused(tmp_path / "photos", "a.jpg")
@@ -490,7 +487,7 @@ def test_a_missing_image_says_what_is_there(tmp_path: Path) -> None:
 
 
 def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
-    """Without one, a row has the first image's size, and another is an error that says so."""
+    """Without a size, a row has the first image's, and an image of another is an error that says to give one."""
     picture().save(tmp_path / "a.png")
     picture(41, 30).save(tmp_path / "b.png")
     with (
@@ -518,7 +515,7 @@ def test_arguments_that_are_mistakes(tmp_path: Path, options: dict[str, Any], te
 
 
 def test_without_pillow_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the name itself can be imported."""
+    """Without Pillow, `Images` can be imported, and its constructor says what to install."""
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.delitem(sys.modules, "shmgen._sources.image_decoder", raising=False)
     monkeypatch.delattr("shmgen._sources.image_decoder", raising=False)
@@ -527,7 +524,7 @@ def test_without_pillow_the_error_says_what_to_install(monkeypatch: pytest.Monke
 
 
 def test_what_would_be_faster_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    """Where only Pillow is installed, a line of the log says what to install, once; where all is, none."""
+    """Where only Pillow is installed, the log says once what to install; else nothing."""
     image_decoder.say_once_if_slow.cache_clear()
     picture().save(tmp_path / "a.jpg")
     with caplog.at_level(logging.WARNING, "shmgen"):
@@ -546,7 +543,7 @@ def test_what_would_be_faster_is_said_once(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_pillows_settings_hold_in_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A larger limit of pixels, and leave to take truncated files; a worker that was not told would refuse both."""
+    """Pillow's limit of pixels, and its leave to read truncated files, hold in workers too."""
     picture().save(tmp_path / "a.jpg", quality=95)
     data = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "b.jpg").write_bytes(data[: len(data) - 30])
@@ -566,7 +563,7 @@ def test_pillows_settings_hold_in_workers(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_registered_formats_are_read_in_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An opener that a package, or the script itself, has registered with Pillow is there in workers."""
+    """A format that the main process has registered with Pillow is read in workers."""
 
     class Flag(ImageFile.ImageFile):
         format = "FLAG"
@@ -587,7 +584,7 @@ def test_registered_formats_are_read_in_workers(tmp_path: Path, monkeypatch: pyt
 
 
 def places(folder: Path) -> list[str]:
-    """Images of several sizes, from 12 x 16 on, and masks of the same; a pixel tells its place: (row, column, 7), and row."""
+    """Images of several sizes, and masks of the same; a pixel is (its row, its column, 7), or its row."""
     (folder / "masks").mkdir()
     ids = [f"{number}.png" for number in range(12)]
     for number, id in enumerate(ids):
@@ -598,7 +595,7 @@ def places(folder: Path) -> list[str]:
 
 
 def test_random_crops(tmp_path: Path) -> None:
-    """Each row is a part of its image as it is stored, other parts in each epoch, the same at any number of workers."""
+    """A transform crops each image at random: other parts in each epoch, the same with any number of workers."""
     ids = places(tmp_path)
 
     def crop(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -617,7 +614,7 @@ def test_random_crops(tmp_path: Path) -> None:
 
 
 def test_an_image_and_its_mask_are_cropped_alike(tmp_path: Path) -> None:
-    """A transform of both gets them whole, and makes rows of both."""
+    """A transform of image and mask gets both whole, and crops both alike."""
     ids = places(tmp_path)
 
     def crop(sample: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -631,7 +628,7 @@ def test_an_image_and_its_mask_are_cropped_alike(tmp_path: Path) -> None:
 
 
 def test_a_size_and_a_crop_of_it(tmp_path: Path) -> None:
-    """``size`` says what images become, and ``dim`` what is left of them."""
+    """``size`` is what images are resized to, and ``dim`` what a transform leaves of them."""
     ids = places(tmp_path)
     seen = []
 
@@ -646,23 +643,23 @@ def test_a_size_and_a_crop_of_it(tmp_path: Path) -> None:
 
 
 def test_smaller_images_are_padded(tmp_path: Path) -> None:
-    """To the right and below, with what was asked for; a larger one is an error that says what to do."""
+    """With pad_value, smaller images are padded to the right and below; a larger one is an error."""
     ids = places(tmp_path)
-    with Loader(ids, None, 12, source=Images(tmp_path, dim=(24, 21), pad_value=9), shuffle=False, workers=1) as loader:
+    with Loader(ids, None, 12, source=Images(tmp_path, dim=(24, 21), pad_value=9), shuffle=False, workers=0) as loader:
         (X,) = loader.batch(0)
         for number, row in enumerate(X):
             assert (row[12 + number :] == 9).all()
             assert (row[:, 16 + number % 5 :] == 9).all()
             assert (row[: 12 + number, : 16 + number % 5, 2] == 7).all()
     with (
-        Loader(ids, None, 12, source=Images(tmp_path, dim=(22, 21), pad_value=9), shuffle=False, workers=1) as loader,
+        Loader(ids, None, 12, source=Images(tmp_path, dim=(22, 21), pad_value=9), shuffle=False, workers=0) as loader,
         pytest.raises(SampleError, match=r"11\.png: .*found \(23, 17, 3\)"),
     ):
         loader.batch(0)
 
 
 def test_a_row_of_another_size_needs_something_that_makes_it(tmp_path: Path) -> None:
-    """Neither a size, nor a transform, nor padding: the error names all three."""
+    """An image of another size than ``dim`` is an error that names size, transform and pad_value."""
     ids = places(tmp_path)
     with pytest.raises(SampleError, match=r"expected shape \(8, 8, 3\), found \(12, 16, 3\); pass size=.*transform.*pad_value"):
         Loader(ids, None, 4, source=Images(tmp_path, dim=8))
@@ -671,19 +668,8 @@ def test_a_row_of_another_size_needs_something_that_makes_it(tmp_path: Path) -> 
 # Ways to the files.
 
 
-def test_many_at_once(tmp_path: Path) -> None:
-    """With several reads in flight in a worker each row is its own image, and so it is with several workers."""
-    ids = [f"{number}.png" for number in range(60)]
-    for number, id in enumerate(ids):
-        Image.new("L", (8, 8), number).save(tmp_path / id)
-    for workers, reads in ((1, 4), (2, 2)):
-        with Loader(ids, range(60), 6, source=Images(tmp_path, 4, "L"), workers=workers, reads=reads) as loader:
-            for X, y in loader:
-                np.testing.assert_array_equal(X[:, 0, 0, 0], y)
-
-
 def test_a_format_that_another_thread_just_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow knows few formats at first: an image of another is not called broken while others are being loaded."""
+    """An image is not called broken while another thread loads Pillow's plugin for its format."""
     picture().save(tmp_path / "a.webp", lossless=True)
     data = (tmp_path / "a.webp").read_bytes()
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "WEBP"])
@@ -700,14 +686,14 @@ def test_a_format_that_another_thread_just_loads(tmp_path: Path, monkeypatch: py
 
 
 def test_too_large_for_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Pillow takes for an attack is an error that says so."""
+    """An image above Pillow's limit of pixels is an error that says so."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     picture().save(tmp_path / "a.png")
     assert "expected an image of a size that Pillow reads, found: Image size (1200 pixels) exceeds" in refused(tmp_path, "a")
 
 
 def test_images_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
-    """One request an image, and none for what is kept; what is broken is not kept, and is got again once it is mended."""
+    """Images behind a URL take one request each, and none once kept; a broken one is not kept, and is read once mended."""
     ids = [f"{number}.png" for number in range(6)]
     for number, id in enumerate(ids):
         Image.new("L", (8, 8), number).save(root / id)

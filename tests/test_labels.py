@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ways import batch_of, labels_of
+from ways import batch_of, labels_of, lists
 
 from shmgen import Function, FunctionError, InputError, Loader, Npy, NpyRows, Npz, Source, Values
 
@@ -168,7 +168,7 @@ ADVICE = {
 
 @pytest.mark.parametrize(("wrong", "text", "right", "expected"), ADVICE.values(), ids=ADVICE)
 def test_advice_that_is_followed_works(wrong: dict, text: str, right: dict, expected: list[Any]) -> None:
-    """Every remedy that an error names, taken at its word, gives the labels that were meant."""
+    """Each remedy that an error names gives the labels that were meant."""
     with pytest.raises(InputError, match=text):
         batch_of(["p", "q"], **wrong)
     assert labels_of(["p", "q"], **right) == expected
@@ -197,18 +197,21 @@ ACCEPTED = {
     "function-as-Values": ({"targets": Values(lambda id: ord(id) / 2)}, [56, 56.5], "float32"),
     "classes-as-floats": ({"labels": Values(["x", "y"], dtype="f4", classes=["y", "x"])}, [1, 0], "float32"),
     "numbers-as-classes": ({"labels": [50, 10], "classes": "sorted"}, [1, 0], "int64"),
+    "numpy-ints": ({"labels": {"p": np.int16(3), "q": np.array(4), "unused": 5}}, [3, 4], "int64"),
+    "bools": ({"labels": {"p": True, "q": False}}, [1, 0], "int64"),
+    "large-ints": ({"labels": {"p": -(2**62), "q": 2**62}}, [-(2**62), 2**62], "int64"),
 }
 
 
 @pytest.mark.parametrize(("options", "expected", "dtype"), ACCEPTED.values(), ids=ACCEPTED)
 def test_whatever_labels_come_in(options: dict[str, Any], expected: list[Any], dtype: str) -> None:
-    """Rows, lists, functions, Values and sources as labels, with n_classes or without."""
+    """Rows, lists, functions, Values and sources are taken as labels, with n_classes or without."""
     found, _ = batch_of(["p", "q"], **options)
     assert (found.tolist(), found.dtype) == (expected, dtype)
 
 
 def test_values_of_ml_dtypes() -> None:
-    """A dtype that NumPy does not know loses precision and no more."""
+    """Values of ml_dtypes lose precision, and a number beyond the dtype is an error."""
     pytest.importorskip("ml_dtypes")
     assert labels_of(["p", "q"], Values([0.1, 2], dtype="bfloat16")) == [0.10009765625, 2.0]
     with pytest.raises(InputError, match=r"id 'q', .*numbers that dtype bfloat16 holds, found 1e\+300 in .*dtype='float64'"):
@@ -216,7 +219,7 @@ def test_values_of_ml_dtypes() -> None:
 
 
 def test_a_function_of_labels_that_fails_is_named() -> None:
-    """The id, the field, and the function's own traceback."""
+    """A function of labels that fails is named by id, field, and its own traceback."""
 
     def half(id: str) -> int:
         return 1 // (113 - ord(id))
@@ -226,7 +229,7 @@ def test_a_function_of_labels_that_fails_is_named() -> None:
 
 
 def test_labels_that_are_fields_of_their_own(folder: Any) -> None:
-    """A source, or several fields, given as labels: as targets would be."""
+    """A source, or a dict of fields, may be given as labels, as it may as targets."""
     data = folder(4)
     options = {"source": None, "data_dir": data.path}
     assert batch_of(data.ids, Npy(data.path), **options)[0][:, 0, 0].tolist() == [0, 1, 2, 3]
@@ -239,16 +242,19 @@ def test_labels_that_are_fields_of_their_own(folder: Any) -> None:
 N = 8
 
 
-class Own(Source):
-    """A label, as an int and as an array of ints, that is read many at once."""
+def own() -> Source:
+    """A source of a label, as an int and as an array of ints; its class is local, so that workers need not import this file."""
 
-    fields = {"image": ((2,), "f4"), "label": ((), "u1"), "mask": ((4, 1), "i8")}  # noqa: RUF012
+    class Own(Source):
+        fields = {"image": ((2,), "f4"), "label": ((), "u1"), "mask": ((4, 1), "i8")}  # noqa: RUF012
 
-    def fill(self, ids: Any, rows: dict[str, np.ndarray]) -> None:
-        for number, id in enumerate(ids):
-            rows["image"][number] = id
-            rows["label"][number] = id % 3
-            rows["mask"][number] = np.arange(4)[:, None] % 3
+        def fill(self, ids: Any, rows: dict[str, np.ndarray]) -> None:
+            for number, id in enumerate(ids):
+                rows["image"][number] = id
+                rows["label"][number] = id % 3
+                rows["mask"][number] = np.arange(4)[:, None] % 3
+
+    return Own()
 
 
 def pair(id: int) -> tuple[np.ndarray, int]:
@@ -257,22 +263,22 @@ def pair(id: int) -> tuple[np.ndarray, int]:
 
 
 def labelled(folder: Path) -> dict[str, dict[str, Any]]:
-    """Ways to say that labels of three classes, which are read, become one-hot rows: the options of a loader."""
+    """Options of loaders in which labels of three classes, which are read, become one-hot rows."""
     for number in range(N):
         np.save(folder / f"{number}.npy", np.array([number % 3]))
         arrays = {"image": np.full(2, number), "label": np.uint8(number % 3)}
         np.savez(folder / f"{number}.npz", **arrays)  # type: ignore[arg-type]
     np.save(folder / "all.npy", np.arange(N) % 3)
-    npz, own, x = Npz(folder), Own(), {"inputs": Values(np.zeros(N))}
+    npz, read, x = Npz(folder), own(), {"inputs": Values(np.zeros(N))}
     return {
         "npy": {"labels": Npy(folder), "n_classes": 3, **x},
         "npy-by-one_hot": {"targets": Npy(folder).one_hot(3), **x},
         "rows": {"labels": NpyRows(folder / "all.npy"), "n_classes": 3, **x},
         "npz": {"source": npz["image"], "labels": npz["label"], "n_classes": 3},
         "function": {"labels": Function(lambda id: id % 3), "n_classes": 3, **x},
-        "own-fill": {"source": own["image"], "labels": own["label"], "n_classes": 3},
+        "own-fill": {"source": read["image"], "labels": read["label"], "n_classes": 3},
         "whole-sample": {"source": pair, "n_classes": 3},
-        "with-a-transform": {"source": own["image"], "labels": own["label"], "n_classes": 3, "transform": lambda x, rng: x + 1},
+        "with-a-transform": {"source": read["image"], "labels": read["label"], "n_classes": 3, "transform": lambda x, rng: x + 1},
     }
 
 
@@ -280,7 +286,7 @@ def labelled(folder: Path) -> dict[str, dict[str, Any]]:
     "way", ["npy", "npy-by-one_hot", "rows", "npz", "function", "own-fill", "whole-sample", "with-a-transform"]
 )
 def test_one_hot_rows_of_what_is_read(tmp_path: Path, way: str) -> None:
-    """Files, rows, fields of archives, functions and sources of the user's: as labels in memory are."""
+    """Labels from files, rows, archives, functions and users' sources become one-hot rows as labels in memory do."""
     with Loader(range(N), batch_size=4, shuffle=False, workers=0, **labelled(tmp_path)[way]) as loader:
         y = np.concatenate([y for _, y in loader])
     assert y.dtype == np.float32
@@ -288,10 +294,10 @@ def test_one_hot_rows_of_what_is_read(tmp_path: Path, way: str) -> None:
 
 
 def test_one_hot_rows_beside_the_ints_in_workers(tmp_path: Path) -> None:
-    """Both, of one source that is read once, and masks, whose last axis becomes that of the classes."""
-    own = Own()
-    targets = {"label": own["label"], "hot": own["label"].one_hot(3), "mask": own["mask"].one_hot(4)}
-    with Loader(range(N), batch_size=4, inputs=own["image"], targets=targets, shuffle=False, workers=2) as loader:
+    """Ints, their one-hot rows, and those of a mask, read by workers from one source."""
+    read = own()
+    targets = {"label": read["label"], "hot": read["label"].one_hot(3), "mask": read["mask"].one_hot(4)}
+    with Loader(range(N), batch_size=4, inputs=read["image"], targets=targets, shuffle=False, workers=2) as loader:
         for X, y in loader:
             assert (y["label"] == X[:, 0] % 3).all()
             np.testing.assert_array_equal(y["hot"], np.eye(3)[y["label"]])
@@ -300,7 +306,7 @@ def test_one_hot_rows_beside_the_ints_in_workers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["npy", "npz", "function"])
 def test_a_class_that_there_is_not(tmp_path: Path, way: str) -> None:
-    """The sample, the number, and how many there are; the others can be read."""
+    """A class beyond n_classes is damage of its sample; the others are read."""
     options = labelled(tmp_path)[way] | {"n_classes": 2}
     with Loader(range(N), batch_size=4, shuffle=False, workers=1, on_error="replace", max_damaged=1, **options) as loader:
         list(loader)
@@ -332,20 +338,13 @@ NESTS = {
 }
 
 
-def lists(part: Any) -> Any:
-    """``part`` with lists in the place of arrays."""
-    if isinstance(part, dict):
-        return {key: lists(value) for key, value in part.items()}
-    return tuple(map(lists, part)) if isinstance(part, tuple) else part.tolist()
-
-
 @pytest.mark.parametrize(("given", "expected"), NESTS.values(), ids=NESTS)
-@pytest.mark.parametrize("role", ["targets", "labels", "inputs"])
-def test_fields_are_told_from_values(given: Any, expected: Any, role: str) -> None:
-    """``{"a": array, "b": array}`` and ``[y, z]`` are several fields; a mapping from id to rows, or a row for each id, is one."""
-    options = {"inputs": given, "targets": A} if role == "inputs" else {role: given, "inputs": Values(A)}
-    with Loader(IDS, batch_size=4, shuffle=False, workers=0, **options) as loader:
-        assert lists(loader.batch(0)[role != "inputs"]) == expected
+def test_fields_are_told_from_values(given: Any, expected: Any) -> None:
+    """``{"a": array}`` and ``[y, z]`` are several fields; a mapping from id to rows, or a row for each id, is one."""
+    for role in ("targets", "labels", "inputs"):
+        options = {"inputs": given, "targets": A} if role == "inputs" else {role: given, "inputs": Values(A)}
+        with Loader(IDS, batch_size=4, shuffle=False, workers=0, **options) as loader:
+            assert lists(loader.batch(0)[role != "inputs"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -363,7 +362,7 @@ def test_fields_are_told_from_values(given: Any, expected: Any, role: str) -> No
     ],
 )
 def test_fields_and_values_that_are_mistakes(given: Any, text: str) -> None:
-    """The field that has too few, or the id that has none."""
+    """The error names the field that has too few values, or the id that has none."""
     with pytest.raises(InputError, match=text):
         batch_of(IDS, targets=given)
 
@@ -371,10 +370,9 @@ def test_fields_and_values_that_are_mistakes(given: Any, text: str) -> None:
 # Names of classes.
 
 
-@pytest.mark.parametrize("n_classes", [None, 3])
 @pytest.mark.parametrize("kind", ["mapping", "list", "array", "objects", "pandas", "categories"])
-def test_names_of_classes(kind: str, n_classes: int | None) -> None:
-    """They become their positions in ``classes``, or one-hot rows; the order can be read afterwards."""
+def test_names_of_classes(kind: str) -> None:
+    """Names become their positions in ``classes``, or one-hot rows; the loader tells the order."""
     names: Any = ["dog", "cat", "dog", "bird"]
     if kind == "mapping":
         names = {**dict(zip(TEXTS, names, strict=True)), "elsewhere": "bird"}
@@ -383,13 +381,14 @@ def test_names_of_classes(kind: str, n_classes: int | None) -> None:
     elif kind in ("pandas", "categories"):
         names = pytest.importorskip("pandas").Series(names, dtype="category" if kind == "categories" else None)
     for classes, expected in ((["cat", "dog", "bird"], [1, 0, 1, 2]), ("sorted", [2, 1, 2, 0])):
-        found, loader = batch_of(TEXTS, names, classes=classes, n_classes=n_classes)
-        assert found.tolist() == (np.eye(3)[expected].tolist() if n_classes else expected)
+        assert batch_of(TEXTS, names, classes=classes, n_classes=3)[0].tolist() == np.eye(3)[expected].tolist()
+        found, loader = batch_of(TEXTS, names, classes=classes)
+        assert found.tolist() == expected
         assert loader.classes == (("cat", "dog", "bird") if classes != "sorted" else ("bird", "cat", "dog"))
 
 
 def test_sorted_classes_are_those_of_all_labels() -> None:
-    """Training and validation that share a mapping share the classes, though one has samples of one class alone."""
+    """Sorted classes are those of the whole mapping, so that training and validation share them."""
     labels = {"a": "cat", "b": "dog", "c": "dog", "unused": None}
     assert batch_of(["b", "c"], labels, classes="sorted")[1].classes == ("cat", "dog")
     assert labels_of(["b", "c"], labels, classes="sorted") == [1, 1]
@@ -397,7 +396,7 @@ def test_sorted_classes_are_those_of_all_labels() -> None:
 
 
 def test_classes_of_several_targets() -> None:
-    """By field; None where labels are numbers, or there are none."""
+    """``classes`` of several targets go by field, and are None where labels are numbers."""
     targets = {"animal": Values(["dog", "cat"], classes="sorted"), "number": [1, 2]}
     assert batch_of(["a", "b"], targets=targets)[1].classes == {"animal": ("cat", "dog")}
     assert batch_of(["a", "b"], targets=Values(["x", "y"], classes=["y", "x"]))[1].classes == ("y", "x")
@@ -432,13 +431,13 @@ WRONG_CLASSES = [
 
 @pytest.mark.parametrize(("labels", "options", "text"), WRONG_CLASSES)
 def test_classes_that_are_mistakes(labels: Any, options: dict[str, Any], text: str) -> None:
-    """The id, its label, and the classes there are; or what is wrong with the list of them."""
+    """The error names the id, its label and the classes, or what is wrong with their list."""
     with pytest.raises(InputError, match=text):
         batch_of(["p", "q"], labels, **options)
 
 
 def test_class_indices_of_a_dict() -> None:
-    """What the error about a dict advises keeps the dict's numbers."""
+    """What the error about a dict of classes advises keeps the dict's numbers."""
     classes = {"cat": 1, "dog": 0}
     with pytest.raises(InputError) as raised:
         batch_of(["p", "q"], ["cat", "dog"], classes=classes)

@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
@@ -24,9 +25,9 @@ from shmgen._memory.ring import Ring
 Folder = Callable[..., DataSet]
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_loop_is_an_epoch_and_the_next_the_next(folder: Folder, workers: int) -> None:
-    """Each loop gives every sample once, X and y of a row belong together, and two loops differ in order."""
+    """Each loop gives each sample once, with its own label, and two loops differ in order."""
     data = folder(22)
     with Loader(data.ids, data.labels, 5, data_dir=data.path, workers=workers, tail="keep") as loader:
         assert len(loader) == 5
@@ -36,7 +37,7 @@ def test_a_loop_is_an_epoch_and_the_next_the_next(folder: Folder, workers: int) 
 
 
 def test_a_loop_left_early_is_over(folder: Folder) -> None:
-    """After a ``break`` the next loop gives the next epoch, from its start; an iterator that nobody asks costs none."""
+    """After a ``break`` the next loop gives the next epoch; an iterator that is not used costs none."""
     data = folder(20)
     options: dict[str, Any] = {"batch_size": 4, "data_dir": data.path, "seed": 3}
     with Loader(data.ids, data.labels, **options) as whole:
@@ -48,16 +49,8 @@ def test_a_loop_left_early_is_over(folder: Folder) -> None:
         assert [y.tolist() for _, y in loader] == epochs[2]
 
 
-def test_twenty_loops_of_three_steps_see_all(folder: Folder) -> None:
-    """Loops that are all left early reach every sample in time, as the blog's generator does."""
-    data = folder(40)
-    with Loader(data.ids, data.labels, 4, data_dir=data.path) as loader:
-        seen = {label for _ in range(20) for _, y in islice(loader, 3) for label in y.tolist()}
-    assert seen == set(range(40))
-
-
 def test_the_first_epoch_can_be_chosen(folder: Folder) -> None:
-    """``epoch=2`` begins with the order that comes third without it."""
+    """``epoch=2`` begins with the order that is third without it."""
     data = folder(20)
     with Loader(data.ids, data.labels, 4, data_dir=data.path) as loader:
         epochs = [[y.tolist() for _, y in loader] for _ in range(4)]
@@ -70,7 +63,7 @@ def test_the_first_epoch_can_be_chosen(folder: Folder) -> None:
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
 def test_there_is_no_second_one(folder: Folder, duplicate: Callable[[object], object]) -> None:
-    """A copy would share state with the first: refused, with what to do; the first is none the worse."""
+    """Copying or pickling a loader or its iterator is refused, with what to do; the first still works."""
     data = folder(8)
     with Loader(data.ids, data.labels, 4, data_dir=data.path) as loader:
         iterator = iter(loader)
@@ -81,7 +74,7 @@ def test_there_is_no_second_one(folder: Folder, duplicate: Callable[[object], ob
 
 
 def test_arguments_can_be_read_and_not_set(folder: Folder) -> None:
-    """The blog's attributes are there, found where they were left out; setting one says what to do, and changes nothing."""
+    """The blog's attributes can be read, with what was found for them; setting one says what to do."""
     data = folder(9, (4, 3, 2))
     with Loader(data.ids, data.labels, 4, dim=(4, 3), n_classes=9, shuffle=False, data_dir=data.path) as loader:
         found = {name: getattr(loader, name) for name in ("batch_size", "dim", "n_channels", "n_classes", "shuffle")}
@@ -105,7 +98,7 @@ def test_arguments_can_be_read_and_not_set(folder: Folder) -> None:
 
 
 def test_an_index_that_is_none(folder: Folder) -> None:
-    """Of an index beyond the end, a slice or a text, the error says what there is and what to do."""
+    """A batch index beyond the end, a slice or a text is an error that says what there is."""
     data = folder(8)
     with Loader(data.ids, data.labels, 4, data_dir=data.path) as loader:
         for index in (2, -3, 10**30):
@@ -118,7 +111,7 @@ def test_an_index_that_is_none(folder: Folder) -> None:
 
 
 def test_two_loops_at_once(folder: Folder) -> None:
-    """Loops that run side by side over one loader are each exact."""
+    """Two loops side by side over one loader each give all samples."""
     data = folder(20)
     with Loader(data.ids, data.labels, 4, data_dir=data.path) as loader:
         pairs = [(a[1].tolist(), b[1].tolist()) for a, b in zip(loader, loader, strict=True)]
@@ -127,7 +120,7 @@ def test_two_loops_at_once(folder: Folder) -> None:
 
 
 def test_threads_share_a_loop(folder: Folder) -> None:
-    """Threads that take batches from one iterator get each once."""
+    """Threads that take batches from one iterator get each batch once."""
     data = folder(40)
     got: list[int] = []
     with Loader(data.ids, data.labels, 2, data_dir=data.path, slots=3) as loader:
@@ -145,31 +138,8 @@ def test_threads_share_a_loop(folder: Folder) -> None:
     assert sorted(got) == list(range(40))
 
 
-@pytest.mark.parametrize(("dim", "n_channels", "shape", "row"), [
-    (None, None, (4, 3), (4, 3)),
-    (None, 3, (4, 3), (4, 3)),
-    (None, 1, (4, 3), (4, 3, 1)),
-    (None, 1, (4, 1), (4, 1)),
-    ((4, 3), None, (4, 3), (4, 3)),
-    ((4, 3, 1), None, (4, 3, 1), (4, 3, 1)),
-    ((4,), None, (4, 3), (4, 3)),
-    ((4, 3), 1, (4, 3), (4, 3, 1)),
-    ((4, 3), 1, (4, 3, 1), (4, 3, 1)),
-    ([4], 3, (4, 3), (4, 3)),
-    (4, 1, (4,), (4, 1)),
-    (None, None, (), ()),
-])  # fmt: skip
-def test_shape_of_a_row(folder: Folder, dim: Any, n_channels: int | None, shape: tuple[int, ...], row: tuple[int, ...]) -> None:
-    """``X`` is ``(batch_size, *dim, n_channels)``; what is left out is the first file's."""
-    data = folder(4, shape)
-    with Loader(data.ids, data.labels, 2, dim, n_channels, data_dir=data.path, workers=1) as loader:
-        for X, y in loader:
-            assert X.shape == (2, *row)
-            data.check(X, y)
-
-
 def test_arrays_are_what_a_framework_takes_without_a_copy(folder: Folder) -> None:
-    """Aligned to 64 bytes, contiguous, native and of the exact dtype, the short last batch too."""
+    """Arrays are aligned to 64 bytes, contiguous, native and of the exact dtype, the short last batch too."""
     data = folder(7, (3, 5), ">i2")
     with Loader(data.ids, data.labels, 3, n_classes=7, data_dir=data.path, tail="keep") as loader:
         sizes = []
@@ -185,9 +155,9 @@ def test_arrays_are_what_a_framework_takes_without_a_copy(folder: Folder) -> Non
 
 
 def test_labels_int_one_hot_and_none(folder: Folder) -> None:
-    """int64 of shape (batch,); float32 one-hot rows with ``n_classes``; ``(X,)`` without labels."""
+    """Labels are int64 of shape (batch,), float32 one-hot rows with ``n_classes``, and absent without labels."""
     data = folder(6, n_classes=3)
-    arguments: dict[str, Any] = {"batch_size": 6, "shuffle": False, "data_dir": data.path, "workers": 1}
+    arguments: dict[str, Any] = {"batch_size": 6, "shuffle": False, "data_dir": data.path, "workers": 0}
     expected = np.array([0, 1, 2, 0, 1, 2])
     with Loader(data.ids, data.labels, **arguments) as loader:
         ((_, y),) = loader
@@ -204,24 +174,24 @@ def test_labels_int_one_hot_and_none(folder: Folder) -> None:
 
 
 def test_ids_of_any_kind(folder: Folder) -> None:
-    """Ids may be a list, a tuple, a range, an array of str or int; what matters is how they print."""
+    """Ids may be a list, a tuple, a range, an iterator, or an array of str or int."""
     data = folder(4)
     for number, id in enumerate(data.ids):
         data.file(id).rename(data.path / f"{number}.npy")
     labels = {number: number for number in range(4)}
     ids: Any
     for ids in (range(4), list(range(4)), tuple(range(4)), np.arange(4), list(np.arange(4))):
-        with Loader(ids, labels, 4, data_dir=data.path, workers=1) as loader:
+        with Loader(ids, labels, 4, data_dir=data.path, workers=0) as loader:
             ((X, y),) = loader
             data.check(X, y)
     for ids in (np.array(["0", "1", "2", "3"]), list(np.array(["0", "1", "2", "3"])), iter("0123")):
-        with Loader(ids, {str(k): k for k in range(4)}, 4, data_dir=data.path, workers=1) as loader:
+        with Loader(ids, {str(k): k for k in range(4)}, 4, data_dir=data.path, workers=0) as loader:
             ((X, y),) = loader
             data.check(X, y)
 
 
 def test_an_id_that_stands_twice_is_two_samples(folder: Folder) -> None:
-    """As users who oversample a class mean it."""
+    """An id that stands twice is two samples, for users who oversample a class."""
     data = folder(3)
     ids = [*data.ids, data.ids[0], data.ids[0]]
     with Loader(ids, data.labels, 2, data_dir=data.path, tail="keep") as loader:
@@ -230,7 +200,7 @@ def test_an_id_that_stands_twice_is_two_samples(folder: Folder) -> None:
 
 
 def test_later_changes_to_the_arguments_do_no_harm(folder: Folder) -> None:
-    """Ids and labels are taken as they are at construction, and a relative folder where it is then."""
+    """Later changes of the lists of ids and labels have no effect."""
     data = folder(8)
     ids, labels = list(data.ids), dict(data.labels)
     with Loader(ids, labels, 4, data_dir=data.path) as loader:
@@ -240,7 +210,7 @@ def test_later_changes_to_the_arguments_do_no_harm(folder: Folder) -> None:
 
 
 def test_a_relative_folder_is_taken_where_it_is_at_construction(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change of directory afterwards does no harm."""
+    """A later change of the working folder has no effect on a relative folder."""
     data = folder(8)
     monkeypatch.chdir(data.path.parent)
     with Loader(data.ids, data.labels, 4, data_dir="data", slots=2) as loader:
@@ -249,14 +219,14 @@ def test_a_relative_folder_is_taken_where_it_is_at_construction(folder: Folder, 
 
 
 def test_more_workers_than_rows(folder: Folder) -> None:
-    """Workers that have no row of a batch get one of another."""
+    """With more workers than rows in a batch, each sample still comes once."""
     data = folder(9)
-    with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=5, tail="keep") as loader:
+    with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=3, tail="keep") as loader:
         assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(9))
 
 
 def test_batches_larger_than_the_data_set(folder: Folder) -> None:
-    """With ``tail="keep"`` a single short batch; memory is taken for it alone."""
+    """With ``tail="keep"``, a batch size above the data set gives one short batch, and takes memory for that alone."""
     data = folder(3)
     with Loader(data.ids, data.labels, 1000, data_dir=data.path, tail="keep") as loader:
         assert [len(y) for _, y in loader] == [3]
@@ -264,7 +234,7 @@ def test_batches_larger_than_the_data_set(folder: Folder) -> None:
 
 
 def test_stats_count_what_was_delivered(folder: Folder) -> None:
-    """Batches, samples, bytes; a frozen snapshot that later batches leave alone."""
+    """Stats count batches, samples and bytes, and a snapshot does not change later."""
     data = folder(10, (4,), np.float32)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, tail="keep") as loader:
         assert (loader.stats.batches, loader.stats.batch_wait, loader.stats.data_wait) == (0, 0.0, 0.0)
@@ -279,18 +249,21 @@ def test_stats_count_what_was_delivered(folder: Folder) -> None:
 
 
 def test_time_waited_is_for_data_alone(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time in which all slots were held by the user is not time waited for data."""
+    """Time in which the user held all slots is not counted as time waited for data."""
     monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.3)
     data = folder(12)
     with Loader(data.ids, data.labels, 2, data_dir=data.path, slots=2, workers=1) as loader:
+        begun = time.monotonic()
         held = list(loader)
+        took = time.monotonic() - begun
         assert loader.stats.grown == 4
-        assert loader.stats.batch_wait < 0.3
+        assert loader.stats.slot_wait > 0.2
+        assert loader.stats.batch_wait <= took - loader.stats.slot_wait
         del held
 
 
 def test_the_waiting_thread_ends_with_the_slot_it_waits_for(folder: Folder, asking: Callable[..., object]) -> None:
-    """A batch that waits because all slots are held is handed out as soon as one is let go of; no slot is added for it."""
+    """A request that waits for a slot is served when one is let go of, and no slot is added."""
     data = folder(12)
     with Loader(data.ids, data.labels, 2, data_dir=data.path, slots=2, workers=1) as loader:
         batches = iter(loader)
@@ -304,7 +277,7 @@ def test_the_waiting_thread_ends_with_the_slot_it_waits_for(folder: Folder, aski
 
 
 def test_defaults_are_sensible(folder: Folder) -> None:
-    """At least a worker and four slots, more of them where batches are small, never more workers than processors."""
+    """By default there is at least one worker, and at most one a processor, and small batches get 16 slots."""
     import os
 
     data = folder(8)
@@ -314,7 +287,7 @@ def test_defaults_are_sensible(folder: Folder) -> None:
 
 
 def test_more_workers_than_make_sense_are_not_started(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The warning says how many are, and what to do instead."""
+    """An absurd number of workers is cut, with a warning that says what to do instead."""
     monkeypatch.setattr(defaults, "CEILING", 2)
     monkeypatch.setattr(defaults, "FOR_EACH_PROCESSOR", 0)
     data = folder(8)
@@ -326,10 +299,10 @@ def test_more_workers_than_make_sense_are_not_started(folder: Folder, monkeypatc
 
 
 def test_threads_that_ask_at_once_never_wait_for_ever(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More threads than slots ask at once, and keep what they get: each is served, whoever took the slot that it waited for."""
+    """More threads than slots that ask at once, and keep what they get, are all served."""
     monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.1)
     data = folder(56)
-    for _ in range(20):
+    for _ in range(4):
         with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=3) as loader:
             got: dict[int, tuple[np.ndarray, ...]] = {}
             threads = [

@@ -46,12 +46,11 @@ RULES = [
 
 
 @pytest.mark.parametrize(("ids", "values", "by", "expected"), RULES)
-@pytest.mark.parametrize("array", [False, True], ids=["as-it-is", "array"])
-def test_the_rule(ids: Any, values: Any, by: Any, expected: list[Any], array: bool) -> None:
-    """A mapping goes by key, a list or array by position; by id only where that is said."""
-    if array and isinstance(values, list):
-        values = np.array(values)
-    assert labels_of(ids, values if by is None else Values(values, by=by)) == expected
+def test_the_rule(ids: Any, values: Any, by: Any, expected: list[Any]) -> None:
+    """A mapping goes by key, a list or array by position, and by id only where ``by`` says so."""
+    given: Any
+    for given in [values, np.array(values)] if isinstance(values, list) else [values]:
+        assert labels_of(ids, given if by is None else Values(given, by=by)) == expected
 
 
 UNCLEAR = [
@@ -68,10 +67,9 @@ UNCLEAR = [
 
 
 @pytest.mark.parametrize(("ids", "values", "readings"), UNCLEAR)
-@pytest.mark.parametrize("role", ["labels", "targets"])
-def test_ints_that_do_not_count_from_0_want_by(ids: Any, values: list, readings: dict[str, list], role: str) -> None:
-    """A list could go by id or by position: the error names the ways that are possible, and each gives what it says."""
-    for given in (values, np.array(values)):
+def test_ints_that_do_not_count_from_0_want_by(ids: Any, values: list, readings: dict[str, list]) -> None:
+    """Beside ids that are other ints, a list is refused; the error names the values of ``by`` that work."""
+    for given, role in ((values, "labels"), (np.array(values), "targets")):
         with pytest.raises(InputError, match="field 'y': expected by='id' or by='position' beside a list") as raised:
             batch_of(ids, **{role: given})
         for by in ("id", "position"):
@@ -85,6 +83,7 @@ REFUSED = [
     pytest.param([1, 0], {0: 1, 1: 2}, "position", "by='position'.*type dict", id="a-mapping-has-no-positions"),
     pytest.param(["a", "b"], [1, 2], "id", "id 'a'.*expected an int.*pass a mapping", id="texts-number-no-list"),
     pytest.param([1, 2], [5, 6], "id", r"id 2, .*expected an id from 0 to 1", id="beyond"),
+    pytest.param([1, -1], [5, 6], "id", r"id -1, .*expected an id from 0 to 1", id="not-counted-from-the-end"),
     pytest.param([1, 2], [5, 6, 7], "position", "each of the 2 ids, found 3", id="too-many-by-position"),
     pytest.param(range(3), [5, 6], None, "each of the 3 ids, found 2; .*in the order of the ids", id="too-few"),
     pytest.param(range(2), [5, 6, 7], None, "each of the 2 ids, found 3; .*by='id'", id="too-many"),
@@ -96,7 +95,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("ids", "values", "by", "text"), REFUSED)
 def test_what_the_rule_refuses(ids: Any, values: Any, by: Any, text: str) -> None:
-    """What is asked for by ``by``, or what is missing, with the numbers."""
+    """Values that don't fit ``by``, or that are missing, are refused with the numbers."""
     with pytest.raises(InputError, match=text):
         batch_of(ids, Values(values, by=by))
 
@@ -110,7 +109,7 @@ def test_what_the_rule_refuses(ids: Any, values: Any, by: Any, text: str) -> Non
     ],
 )
 def test_ids_without_a_value_are_counted(without: list[str], said: str) -> None:
-    """One missing label of many: how many there are, which, and what leaves them out."""
+    """The error of a missing label says how many are missing, which, and how to leave them out."""
     ids, labels = list("abcdef"), {id: ord(id) for id in "abcdef" if id not in without}
     with pytest.raises(
         InputError, match=f"id '{without[0]}', field 'y': expected a value for each of the 6 ids, found {said}"
@@ -135,20 +134,18 @@ KEYS = {
 
 
 @pytest.mark.parametrize(("ids", "keys"), KEYS.values(), ids=KEYS)
-@pytest.mark.parametrize("kind", ["mapping", "index"])
-def test_keys_that_are_written_otherwise(ids: Any, keys: Any, kind: str) -> None:
-    """The error says how the ids become the keys, and that works."""
-    labels: Any = dict(zip(keys, [5, 6], strict=True))
-    if kind == "index":
-        labels = pytest.importorskip("pandas").Series(labels).rename_axis("id")
-    with pytest.raises(InputError, match=f"none for any, but one for {keys[0]!r}") as raised:
-        batch_of(ids, labels)
-    followed = eval(str(raised.value).partition("pass ")[2].partition(" as ids")[0], {"ids": ids, "os": os})
-    assert labels_of(followed, labels) == [5, 6]
+def test_keys_that_are_written_otherwise(ids: Any, keys: Any) -> None:
+    """Where keys of a mapping or index are written differently, the error says how ids become them, and that works."""
+    mapping = dict(zip(keys, [5, 6], strict=True))
+    for labels in (mapping, pytest.importorskip("pandas").Series(mapping).rename_axis("id")):
+        with pytest.raises(InputError, match=f"none for any, but one for {keys[0]!r}") as raised:
+            batch_of(ids, labels)
+        followed = eval(str(raised.value).partition("pass ")[2].partition(" as ids")[0], {"ids": ids, "os": os})
+        assert labels_of(followed, labels) == [5, 6]
 
 
 def test_a_range_of_ids_is_not_written_out() -> None:
-    """A thousand million ids and values take neither time nor memory until they are rows."""
+    """Ids that are a range of 10**9 and an array of values take no memory until they are rows."""
     values = np.broadcast_to(np.zeros(1, np.int8), 10**9)
     tracemalloc.start()
     assert Lookup(range(10**9), "y", None).aligned(values) is values
@@ -162,7 +159,7 @@ def test_a_range_of_ids_is_not_written_out() -> None:
 
 @pytest.mark.parametrize("kind", ["array", "names", "mapping"])
 def test_labels_are_held_in_an_array(kind: str) -> None:
-    """At most 9 bytes an id, whatever they came in."""
+    """Labels take at most 9 bytes an id, whatever they came in."""
     count = 100_000
     ids = [f"id-{k}" for k in range(count)]
     values: Any = np.arange(count) % 2
@@ -180,7 +177,7 @@ def test_labels_are_held_in_an_array(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["numbers", "n_classes", "classes", "sorted", "rows", "floats"])
 def test_labels_in_an_array_take_no_more_than_it(kind: str) -> None:
-    """Small ints and floats are held as they came in, and become what rows are to be when a batch is filled."""
+    """Small ints and floats in an array are held as they are, and cast when a batch is filled."""
     count = 1_000_000
     ids = range(count)
     values: Any = (np.arange(count) % 3).astype(np.uint8)
@@ -213,7 +210,7 @@ def test_labels_in_an_array_take_no_more_than_it(kind: str) -> None:
 
 
 def test_labels_of_a_range_follow_no_later_change() -> None:
-    """What the caller writes into the array afterwards reaches no batch."""
+    """Later changes of the caller's array reach no batch."""
     values = np.arange(4, dtype=np.uint8)
     source = Values(values)
     reader = source.bind(range(4))
@@ -227,7 +224,7 @@ def test_labels_of_a_range_follow_no_later_change() -> None:
 
 
 def test_tables_are_no_dependency() -> None:
-    """A loader of a list imports none of the packages whose columns it takes."""
+    """Without tables, none of the packages of tables is imported."""
     code = "import sys; from shmgen import Loader, Values; Loader([0, 1], [1, 1], 1, inputs=Values([1, 1])); print(*sys.modules)"
     root = Path(__file__).parents[1]
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
@@ -272,7 +269,7 @@ COLUMNS = {
 
 @pytest.mark.parametrize("make", COLUMNS.values(), ids=COLUMNS)
 def test_columns_of_pandas(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the index, unless that only numbers rows; never one by one, which takes 25 microseconds each."""
+    """A Series goes by its index, unless that only numbers rows, and is never read one by one."""
     import_pandas = pytest.importorskip("pandas")
     ids, labels, expected = make(frame())
 
@@ -363,7 +360,7 @@ WRONG_COLUMNS = {
 
 @pytest.mark.parametrize(("make", "text", "follow", "expected"), WRONG_COLUMNS.values(), ids=WRONG_COLUMNS)
 def test_tables_that_are_mistakes(make: Any, text: str, follow: Any, expected: list[Any]) -> None:
-    """Columns named as they are, and advice that helps."""
+    """Errors about tables name columns as they are called, and their advice helps."""
     df = frame()
     with pytest.raises(InputError, match=text):
         batch_of(*make(df))
@@ -371,7 +368,7 @@ def test_tables_that_are_mistakes(make: Any, text: str, follow: Any, expected: l
 
 
 def test_an_index_that_has_an_id_twice() -> None:
-    """Which of the two values is meant can't be told."""
+    """An index that has an id twice is refused, with two remedies that work."""
     labels = frame().label.set_axis(["a", "b", "a", "c"])
     with pytest.raises(InputError, match=r"each id once, found 'a' several times; drop duplicates, or pass Values\(.*'position'"):
         batch_of(["a", "b", "c", "c"], labels)
@@ -381,7 +378,7 @@ def test_an_index_that_has_an_id_twice() -> None:
 
 @pytest.mark.parametrize("package", ["polars", "pyarrow"])
 def test_columns_of_others(package: str) -> None:
-    """Any column that NumPy can read: by position."""
+    """Columns of polars and pyarrow go by position."""
     module = pytest.importorskip(package)
     make = module.Series if package == "polars" else module.array
     assert labels_of(make(["b", "a"]), make([1, 2])) == [1, 2]

@@ -18,12 +18,12 @@ from shmgen._engine.feed import Feed
 from shmgen._engine.front_end import FrontEnd
 from shmgen.options import Options
 
-TAKERS = [Loader, Sequence, tune]
+TAKERS: list[Any] = [Loader, Sequence, tune]
 
 
 @pytest.mark.parametrize("call", TAKERS)
 def test_the_real_parameters_are_shown(call: Any) -> None:
-    """By ``inspect.signature``, with their defaults: the blog's by position or name, all others by name alone."""
+    """``inspect.signature`` shows the parameters with defaults: the blog's by position or name, others by name."""
     parameters = inspect.signature(call).parameters
 
     blogs = ["list_IDs", "labels", "batch_size", "dim", "n_channels", "n_classes", "shuffle"]
@@ -35,7 +35,7 @@ def test_the_real_parameters_are_shown(call: Any) -> None:
 
 @pytest.mark.parametrize("call", TAKERS)
 def test_each_argument_is_described_once(call: Any) -> None:
-    """In what ``help`` prints, beside the signature; none is described that there is not."""
+    """``help`` describes each argument once, and no other."""
     shown = call if call is tune else call.__init__
     arguments = (inspect.getdoc(shown) or "").partition("\n\nArgs:\n")[2].partition("\n\nRaises:\n")[0]
     described = re.findall(r"^    (\w+): ", arguments, flags=re.MULTILINE)
@@ -43,7 +43,6 @@ def test_each_argument_is_described_once(call: Any) -> None:
     assert sorted(described) == sorted(inspect.signature(call).parameters)
 
 
-@pytest.mark.parametrize("call", TAKERS)
 @pytest.mark.parametrize(
     ("args", "options", "said"),
     [
@@ -55,10 +54,11 @@ def test_each_argument_is_described_once(call: Any) -> None:
         pytest.param((["id"],), {"list_IDs": ["id"]}, "multiple values for argument 'list_IDs'", id="twice"),
     ],
 )
-def test_arguments_that_there_are_not(call: Any, args: Any, options: Any, said: str) -> None:
-    """The error is Python's own, and names what was called."""
-    with pytest.raises(TypeError, match=rf"^{call.__name__}: {said}$"):
-        call(*args, **options)
+def test_arguments_that_there_are_not(args: Any, options: Any, said: str) -> None:
+    """The error of a wrong argument is Python's own, and names what was called."""
+    for call in TAKERS:
+        with pytest.raises(TypeError, match=rf"^{call.__name__}: {said}$"):
+            call(*args, **options)
 
 
 OTHERS: dict[str, dict[str, Any]] = {
@@ -79,25 +79,25 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("given", OTHERS)
-@pytest.mark.parametrize("call", TAKERS)
-def test_arguments_of_other_libraries(call: Any, given: str) -> None:
-    """The error names the argument that is meant, which there is."""
-    with pytest.raises(TypeError, match=f"got an unexpected keyword argument '{given.partition('=')[0]}'; ") as raised:
-        eval(f"call(['a'], {given})")
-    for name in OTHERS[given].keys() - {"labels"}:
-        assert name in str(raised.value).rpartition(";")[2]
+def test_arguments_of_other_libraries(given: str) -> None:
+    """The error of another library's argument names the one that is meant here, which works."""
+    for call in TAKERS:
+        with pytest.raises(TypeError, match=f"got an unexpected keyword argument '{given.partition('=')[0]}'; ") as raised:
+            eval(f"call(['a'], {given})", {"call": call, "print": print})
+        for name in OTHERS[given].keys() - {"labels"}:
+            assert name in str(raised.value).rpartition(";")[2]
     options: dict[str, Any] = {"batch_size": 1, **OTHERS[given]}
     assert Options(["a"], **options).ids == ["a"]
 
 
 def test_other_unknown_arguments_are_named_alone() -> None:
-    """Nothing is guessed where nothing is near."""
+    """For an unknown argument that resembles none, nothing is suggested."""
     with pytest.raises(TypeError, match=r"^Loader: got an unexpected keyword argument 'zzz'$"):
         Loader([1], zzz=2)  # type: ignore[call-arg]
 
 
 def test_the_error_names_a_subclass() -> None:
-    """What the user has called, not what it is made from."""
+    """The error names the subclass that was called."""
 
     class Mine(Loader):
         pass
@@ -107,7 +107,7 @@ def test_the_error_names_a_subclass() -> None:
 
 
 def test_options_are_checked_and_frozen() -> None:
-    """What was checked stands in the place of what was given; ids are out of reach of later changes; none can be set."""
+    """Options hold checked values, copy the ids, and can't be set."""
     ids = [1, 2, 3]
     options = Options(ids, batch_size=np.int64(2), dim=4, seed=np.uint8(3), timeout=5)  # type: ignore[arg-type]
     ids.append(4)
@@ -137,7 +137,7 @@ class Hoarding(FrontEnd):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_front_end_is_asked_to_release(folder: Callable[..., Any], workers: int) -> None:
-    """It is asked to let go of batches, and that is enough, however few slots there are."""
+    """A front end that holds all batches is asked to release them, and the ring does not grow."""
     data = folder(20, (4, 3))
     front_end = Hoarding()
     options = Options(data.ids, {"label": data.labels}, 2, data_dir=data.path, workers=workers, slots=2)
@@ -150,16 +150,16 @@ def test_the_front_end_is_asked_to_release(folder: Callable[..., Any], workers: 
 
 
 class Cycle(list[Any]):
-    """A list that is part of a cycle: garbage once nobody holds it, and yet there until garbage is collected."""
+    """A list in a reference cycle, which stays until garbage is collected."""
 
     def __init__(self, members: Any) -> None:
         super().__init__(members)
         self.itself = self
 
 
-@pytest.mark.parametrize("slots", [2, 4, 16])
+@pytest.mark.parametrize("slots", [2, 16])
 def test_batches_in_young_garbage_are_let_go_of(folder: Callable[..., Any], slots: int) -> None:
-    """Frameworks leave batches in cycles, or wait for garbage to be collected, as JAX does: before all slots are held, it is."""
+    """Batches that a framework leaves in reference cycles are collected before all slots are held."""
     data = folder(200, (4, 3))
     gc.collect()
     gc.disable()
@@ -173,11 +173,10 @@ def test_batches_in_young_garbage_are_let_go_of(folder: Callable[..., Any], slot
     finally:
         gc.enable()
     assert stats.grown == 0
-    assert stats.slot_wait < 0.25
 
 
 def test_without_a_framework_the_ring_grows(folder: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is there to be asked to let go of slots: a loader that stands alone adds some, as it should."""
+    """Without a front end that could release batches, the ring grows."""
     monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.05)
     data = folder(12, (4, 3))
     with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=1, slots=2) as loader:

@@ -41,12 +41,12 @@ def target(tmp_path: Path) -> Path:
 
 
 def packed(data: DataSet, target: Path, ids: list[str] | None = None, **options: Any) -> Packed:
-    """What came of a pack of all files, in this process."""
+    """The outcome of a pack of all files, in this process."""
     return pack(Npy(data.path), ids or sorted(data.ids), str(target), workers=0, **options)
 
 
 def assert_whole(data: DataSet, target: Path, without: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    """Assert that all is there, and nothing else."""
+    """Assert that the packed file and its ids are there, complete, and nothing else is."""
     assert sorted(os.listdir(target.parent)) == ["all.ids", "all.npy"]
     ids = [id for id in sorted(data.ids) if id not in without]
     expected, found = np.stack([np.load(data.file(id)) for id in ids]), np.load(target)
@@ -56,7 +56,7 @@ def assert_whole(data: DataSet, target: Path, without: set[str] = frozenset()) -
 
 
 def test_a_folder_becomes_one_file(data: DataSet, target: Path, cli: Callable[..., Ran]) -> None:
-    """Its rows and its ids; that it is what `NpyRows` reads, with texts as ids, is seen from every row."""
+    """The packed rows and ids are what `NpyRows` reads, with texts as ids."""
     done = cli("pack", data.path, target)
     assert (done.status, done.err) == (0, "")
     assert f"{target}: {N} rows of shape (4, 3), float32, in " in done.out
@@ -83,18 +83,20 @@ def test_the_way_back(data: DataSet, target: Path, monkeypatch: pytest.MonkeyPat
 # What files may be.
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [((), "u1"), ((1,), ">f4"), ((3,), "f8"), ((2, 3, 4), "c8"), ((1, 1), "?")])
-def test_shapes_and_dtypes(folder: Callable[..., DataSet], target: Path, shape: tuple[int, ...], dtype: str) -> None:
+def test_shapes_and_dtypes(folder: Callable[..., DataSet], target: Path) -> None:
     """Rows have the files' shape, and their dtype in native byte order."""
-    data = folder(5, shape, dtype)
-    packed(data, target)
-    found = np.load(target)
-    assert found.dtype == np.dtype(dtype).newbyteorder("=")
-    np.testing.assert_array_equal(found, [np.load(data.file(id)) for id in sorted(data.ids)])
+    for shape, dtype in ((), "u1"), ((1,), ">f4"), ((3,), "f8"), ((2, 3, 4), "c8"), ((1, 1), "?"):
+        data = folder(5, shape, dtype, name=f"data-{dtype}")
+        packed(data, target)
+        found = np.load(target)
+        assert found.dtype == np.dtype(dtype).newbyteorder("=")
+        np.testing.assert_array_equal(found, [np.load(data.file(id)) for id in sorted(data.ids)])
+        target.unlink()
+        target.with_suffix(".ids").unlink()
 
 
 def test_files_are_cast_as_a_loader_casts_them(data: DataSet, target: Path) -> None:
-    """Fortran order, another byte order, another precision: the row is the same, and what most files are."""
+    """Files of other axis order, byte order or precision are cast to what most files are."""
     rows = np.arange(N * 12, dtype="f4").reshape(N, 4, 3)
     kinds: list[Callable] = [lambda a: a.astype("f8"), np.asfortranarray, lambda a: a.astype(">f4"), np.asarray, np.asarray]
     for number, id in enumerate(sorted(data.ids)):
@@ -106,7 +108,7 @@ def test_files_are_cast_as_a_loader_casts_them(data: DataSet, target: Path) -> N
 
 
 def test_what_is_given(data: DataSet, target: Path, cli: Callable[..., Ran], tmp_path: Path) -> None:
-    """Shape, dtype and ids are told to the command as they are told to a loader: rows are in the order of the ids."""
+    """The command takes shape, dtype and ids; rows are in the order of the ids."""
     some = ["id-7", "id-30", "id-2"]
     target.with_suffix(".ids").write_text("\n".join(some))  # it may be the list itself
     words = ["--dim", "4,3", "--n-channels", 1, "--dtype", "float64", "--ids", target.with_suffix(".ids"), "--workers", 0]
@@ -119,7 +121,7 @@ def test_what_is_given(data: DataSet, target: Path, cli: Callable[..., Ran], tmp
 
 
 def test_ml_dtypes(data: DataSet, target: Path) -> None:
-    """As `numpy.save` writes them, so that `NpyRows` reads them with the same dtype."""
+    """Rows of ml_dtypes are packed as `numpy.save` stores them, and read with the same dtype."""
     ids = sorted(data.ids)
     for number, id in enumerate(ids):
         np.save(data.file(id), np.full(SHAPE, number).astype(ml_dtypes.bfloat16))
@@ -135,7 +137,7 @@ STRANGE = "a b,ä/ö,sub/sub/x,',\",\t,a\\b,back\\n,\x0b,\x85,\u2028,é,e\u0301,
 
 
 def test_strange_ids(tmp_path: Path, target: Path) -> None:
-    """Whatever a file may be called, bytes that are no text included, it is an id, and finds its row again."""
+    """Whatever a file is called, its id finds its row again."""
     ids = [*STRANGE.split(","), "x" * 200]
     for number, id in enumerate(ids):
         put(tmp_path / "data" / f"{id}.npy", npy(np.full(3, number)))
@@ -147,7 +149,7 @@ def test_strange_ids(tmp_path: Path, target: Path) -> None:
 
 @pytest.mark.parametrize("id", ["a\nb", "a\r", "sub/x\n", "\ufeffa", "id-1"], ids=ascii)
 def test_ids_that_cannot_be_written(data: DataSet, target: Path, id: str) -> None:
-    """They fit on no line, or there would be two rows for one: nothing is written."""
+    """Ids that are no line of a text file, or stand twice, are refused, and nothing is written."""
     put(data.path / f"{id}.npy", npy(np.zeros(SHAPE, "f4")))
     with pytest.raises(InputError, match=r"expected (one that can be a line of a text file|each id once)"):
         packed(data, target, [*data.ids, id])
@@ -167,7 +169,7 @@ def spoil(data: DataSet) -> set[str]:
 
 
 def test_damaged_files_are_named_and_nothing_is_packed(data: DataSet, target: Path, cli: Callable[..., Ran]) -> None:
-    """All of them, as the scan names them, in a table or as JSON."""
+    """Damaged files are all named, in a table or as JSON, and nothing is packed."""
     bad = spoil(data)
     done = cli("pack", data.path, target, "--workers", 0, "--json")
     assert done.status == 1
@@ -181,7 +183,7 @@ def test_damaged_files_are_named_and_nothing_is_packed(data: DataSet, target: Pa
 
 
 def test_damaged_files_are_left_out_if_they_may_be(data: DataSet, target: Path, cli: Callable[..., Ran]) -> None:
-    """They are listed all the same, and the status tells."""
+    """With ``--skip-damaged`` the others are packed; the damaged are listed, and the status is 1."""
     bad = spoil(data)
     done = cli("pack", data.path, target, "--skip-damaged")
     assert done.status == 1
@@ -191,7 +193,7 @@ def test_damaged_files_are_left_out_if_they_may_be(data: DataSet, target: Path, 
 
 
 def test_a_sub_folder_that_cannot_be_listed_is_damage(data: DataSet, target: Path, cli: Callable[..., Ran]) -> None:
-    """Its files would be left out in silence."""
+    """A sub-folder that can't be listed ends the pack with an error."""
     (data.path / "sub").symlink_to("sub")
     done = cli("pack", data.path, target, "--workers", 0)
     assert done.status == 2
@@ -199,12 +201,11 @@ def test_a_sub_folder_that_cannot_be_listed_is_damage(data: DataSet, target: Pat
     assert os.listdir(target.parent) == []
 
 
-@pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("number", [0, 1, N - 1])
+@pytest.mark.parametrize(("number", "skip"), [(0, True), (1, False), (N - 1, True)])
 def test_files_that_break_between_look_and_read(
     data: DataSet, target: Path, monkeypatch: pytest.MonkeyPatch, number: int, skip: bool
 ) -> None:
-    """They are named too; nothing is packed, or all others are."""
+    """A file that breaks after it was looked at is named; nothing is packed, or all others are."""
     monkeypatch.setattr("shmgen._tools.scan.BATCH_BYTES", 4 * 48)
     id = sorted(data.ids)[number]
 
@@ -226,7 +227,7 @@ def test_files_that_break_between_look_and_read(
 
 
 def test_another_target_is_left_alone(data: DataSet, target: Path) -> None:
-    """A file of the name, a FIFO, a link that leads nowhere, ids of the name: nothing of it is touched."""
+    """Whatever has the target's name already, or that of its ids, is refused and not touched."""
     makers: list[tuple[Path, Callable[[Path], Any]]] = [
         (target, os.mkfifo),
         (target, lambda path: path.symlink_to("nowhere")),
@@ -245,7 +246,7 @@ def test_another_target_is_left_alone(data: DataSet, target: Path) -> None:
 
 
 def test_places_that_are_refused(data: DataSet, target: Path, cli: Callable[..., Ran]) -> None:
-    """Inside the folder, also by way of a link, it would be a sample; a folder is not made by accident; a loader takes .npy."""
+    """A target inside the folder, in a missing folder, or not called .npy is refused."""
     (target.parent / "link").symlink_to(data.path)
     for place, why in {
         data.path / "all.npy": "expected a place outside of",
@@ -263,7 +264,6 @@ def test_places_that_are_refused(data: DataSet, target: Path, cli: Callable[...,
 # An end before the time.
 
 MOMENTS = {
-    "while-it-begins": "at(pack._Part, 'write', 1)",
     "amid-rows": "at(pack._Part, 'write', 6)",
     "before-the-names": "at(os, 'rename', 1, before=True)",
     "between-the-names": "at(os, 'rename', 1)",
@@ -294,7 +294,7 @@ sys.exit(cli.main(['pack', DATA, {target!r}, '--workers', '1']))
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_kill_at_any_moment(data: DataSet, target: Path, script: Callable[..., Script], moment: str) -> None:
-    """Nothing half-written has its name; the same command, run again, begins anew, and all is right."""
+    """After SIGKILL no half-written file has the target's name, and the same command, run again, succeeds."""
     done = script(ENDING.format(signal=int(signal.SIGKILL), moment=MOMENTS[moment], target=str(target)), data)
     done.end()
     assert not target.exists()
@@ -304,7 +304,7 @@ def test_a_kill_at_any_moment(data: DataSet, target: Path, script: Callable[...,
 
 
 def test_ctrl_c(data: DataSet, target: Path, script: Callable[..., Script]) -> None:
-    """It leaves nothing behind."""
+    """Ctrl-C ends a pack with status 130, and leaves no file."""
     moment = MOMENTS["amid-rows"]
     done = script(ENDING.format(signal=int(signal.SIGINT), moment=moment, target=str(target)), data)
     assert done.end() == 130
@@ -313,7 +313,7 @@ def test_ctrl_c(data: DataSet, target: Path, script: Callable[..., Script]) -> N
 
 
 def test_two_packs_at_once(data: DataSet, target: Path) -> None:
-    """The one that has begun last is the one that ends; the other says so, and spoils nothing."""
+    """Of two packs at once, the one that began last succeeds, and the other is an error."""
 
     def begin_another(progress: Progress) -> None:
         if progress.now == "packed" and not target.exists():
@@ -325,7 +325,7 @@ def test_two_packs_at_once(data: DataSet, target: Path) -> None:
 
 
 def test_too_little_room_is_said_before(data: DataSet, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With how much is needed; nothing is left."""
+    """Too little free disk is an error with the numbers, before anything is written."""
 
     class Full:
         f_frsize, f_bavail = 1, 100
@@ -347,7 +347,7 @@ IN_THE_WAY = {
 @pytest.mark.usefixtures("mounts")
 @pytest.mark.parametrize("way", IN_THE_WAY)
 def test_a_place_that_cannot_be_written_to(data: DataSet, target: Path, script: Callable[..., Script], way: str) -> None:
-    """It is an error, and no traceback."""
+    """A full disk, or a read-only one, is an error without a traceback."""
     mount, said = IN_THE_WAY[way]
     moment = PRIVATE + f"mount('none', {str(target.parent)!r}, 'tmpfs', {mount}); pack._Part.require_room = lambda *_: None"
     done = script(ENDING.format(signal=0, moment=moment, target=str(target)), data, options=())
@@ -357,7 +357,7 @@ def test_a_place_that_cannot_be_written_to(data: DataSet, target: Path, script: 
 
 
 def test_a_limit_on_the_size_of_files(data: DataSet, target: Path) -> None:
-    """As `ulimit -f` sets it."""
+    """A limit on file sizes is an error that names it."""
     done = in_a_process("-c", f"ulimit -f 1; {sys.executable} -m shmgen pack {data.path} {target}", command=["bash"])
     assert done.returncode == 2
     assert "ulimit -f" in done.stderr
@@ -366,7 +366,7 @@ def test_a_limit_on_the_size_of_files(data: DataSet, target: Path) -> None:
 
 
 def test_files_behind_a_url(root: Path, served: tuple[Path, int], target: Path) -> None:
-    """They are got, many at a time."""
+    """Files behind a URL are packed."""
     _, port = served
     ids = [f"id-{number}" for number in range(8)]
     outcome = pack(Npy(f"http://127.0.0.1:{port}"), ids, str(target), workers=1)

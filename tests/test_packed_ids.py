@@ -9,7 +9,6 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -89,7 +88,7 @@ def same(found: list[Any], ids: list[Any]) -> bool:
 
 @pytest.mark.parametrize("ids", KINDS.values(), ids=KINDS)
 def test_what_is_taken_is_what_was_packed(pack: Callable, ids: Any) -> None:
-    """In the main process and in another, in any order, some several times, whatever the ids are."""
+    """Ids of any kind are taken as they were packed, in any order, here and in another process."""
     ids = kept(ids)
     numbers = np.random.default_rng(1).permutation(np.arange(len(ids)).repeat(2))
     packed = pack(ids)
@@ -101,7 +100,7 @@ def test_what_is_taken_is_what_was_packed(pack: Callable, ids: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["texts", "an array of texts", "ints", "an array of ints", "mixed", "bytes"])
 def test_ids_of_several_blocks(pack: Callable, kind: str) -> None:
-    """Ids on both sides of the borders of what is packed at once are right, also where one block has texts that are not ASCII."""
+    """Ids on both sides of a block's border are right, also where one block has texts that are not ASCII."""
     count = 2 * BLOCK + 3
     texts = [f"id-{number}" for number in range(count)]
     texts[BLOCK + 1] = TEXTS[3]
@@ -120,7 +119,7 @@ def test_ids_of_several_blocks(pack: Callable, kind: str) -> None:
 
 @pytest.mark.parametrize("number", [3, -1 << 40])
 def test_a_number_that_is_none(pack: Callable, number: int) -> None:
-    """A number of no sample is an error and no other bytes."""
+    """A number without a sample is an IndexError."""
     for ids in (["a", "b", "c"], [1, 2, 3], range(3), [b"a", b"b", b"c"], [1, "a", b"b"]):
         with pytest.raises(IndexError):
             pack(ids).take([number])
@@ -140,7 +139,7 @@ sys.stdout.buffer.write(pickle.dumps((found, heavy)))
 
 
 def in_a_worker(packed: PackedIds, path: str = "") -> tuple[list[Any], list[str]]:
-    """All ids, as a fresh lean interpreter takes them, and what it has imported that it needs not."""
+    """All ids as a fresh lean interpreter takes them, and the heavy modules that it has imported."""
     run = subprocess.run(
         [sys.executable, "-S", "-c", WORKER, str(packed.fd), str(ROOT)],
         input=pickle.dumps(packed),
@@ -156,17 +155,17 @@ def in_a_worker(packed: PackedIds, path: str = "") -> tuple[list[Any], list[str]
 
 @pytest.mark.parametrize(
     "ids",
-    [range(5), TEXTS, np.array(TEXTS), ["\ud800"], [b"a", b""], [1, -2], np.arange(3, dtype=np.uint16), [1, "a"]],
-    ids=["range", "texts", "array-of-texts", "surrogates", "bytes", "ints", "array-of-ints", "mixed"],
+    [range(5), TEXTS, [b"a", b""], np.arange(3, dtype=np.uint16), [1, "a", "\ud800"]],
+    ids=["range", "texts", "bytes", "array-of-ints", "mixed"],
 )
 def test_a_worker_needs_nothing_else(pack: Callable, ids: Any) -> None:
-    """A lean process that has inherited the descriptor finds the ids, and imports neither NumPy nor what only packing needs."""
+    """A lean process with the descriptor takes the ids without NumPy and without the modules that pack."""
     ids = kept(ids)
     assert in_a_worker(pack(ids)) == (list(ids), [])
 
 
 def test_nothing_is_stored_for_a_range(pack: Callable) -> None:
-    """However long it is, there is no memory and no descriptor, and what is sent is small."""
+    """A range takes no memory and no descriptor, however long it is."""
     packed = pack(range(0, 10**15, 3))
     assert (packed.fd, len(pickle.dumps(packed)) < 200) == (-1, True)
     assert attached(packed).take([0, 10**14]) == [0, 3 * 10**14]
@@ -176,7 +175,7 @@ MILLION = 10**6
 
 
 def test_a_million_texts(pack: Callable) -> None:
-    """They take their own bytes and 8 each, little else meanwhile, and what is sent to a worker does not grow with them."""
+    """Texts take their own bytes and 8 each, and what a worker is sent does not grow with them."""
     ids = [f"folder/sample-{number:07}" for number in range(MILLION)]
     tracemalloc.start()
     try:
@@ -192,7 +191,7 @@ def test_a_million_texts(pack: Callable) -> None:
 
 @pytest.mark.parametrize("kind", ["a list", "an array"])
 def test_packing_does_not_loop_over_texts_and_ints(pack: Callable, kind: str) -> None:
-    """No line of Python is run for each text of ASCII or each int: a hundred times as many take hardly more lines."""
+    """Packing runs no line of Python for each ASCII text or int."""
     lines = 0
 
     def trace(frame: Any, event: str, arg: object) -> Any:
@@ -216,20 +215,8 @@ def test_packing_does_not_loop_over_texts_and_ints(pack: Callable, kind: str) ->
         assert counts[1] < counts[0] + 100
 
 
-def test_looking_up_takes_no_time(pack: Callable) -> None:
-    """What a worker does for the ids of a ticket is little: the best of many tries is far below what reading a file takes."""
-    packed = attached(pack([f"folder/sample-{number:07}" for number in range(100_000)]))
-    numbers = np.random.default_rng(0).integers(100_000, size=32).tolist()
-    best = float("inf")
-    for _ in range(2000):
-        start = time.perf_counter()
-        packed.take(numbers)
-        best = min(best, time.perf_counter() - start)
-    assert best < 20e-6
-
-
 def test_no_one_can_change_what_is_packed(pack: Callable) -> None:
-    """The memory is sealed: it can't be written to, mapped to write, or made shorter, which would end workers."""
+    """The memory is sealed: it can't be written to, mapped to write, or made shorter."""
     packed = pack(["a", "b"])
     assert fcntl.fcntl(packed.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
     for change in (lambda: os.pwrite(packed.fd, b"x", 0), lambda: os.ftruncate(packed.fd, 0), lambda: mmap.mmap(packed.fd, 0)):
@@ -239,7 +226,7 @@ def test_no_one_can_change_what_is_packed(pack: Callable) -> None:
 
 
 def test_a_kernel_that_can_not_seal(pack: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ids are packed all the same."""
+    """Where the kernel can't seal memory, ids are packed all the same."""
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
@@ -249,7 +236,7 @@ def test_a_kernel_that_can_not_seal(pack: Callable, monkeypatch: pytest.MonkeyPa
 
 
 def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the machine has too little left, that is said, with the numbers, before the kernel kills a process."""
+    """Too little free memory is an error with the numbers, before the kernel kills a process."""
     monkeypatch.setattr(packed_ids, "available", lambda: 1000)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(
@@ -261,7 +248,7 @@ def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_close_gives_up_the_memory(pack: Callable) -> None:
-    """The descriptor is closed, and no mapping of the memory is left; what another process has attached to stays."""
+    """`close` closes the descriptor and unmaps the memory; what another process has attached stays."""
     before = os.listdir("/proc/self/fd")
     packed = pack(["a", "b"])
     other = attached(packed)

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,6 @@ from PIL import Image
 from shmgen import FunctionError, Images, InputError, Loader, Npy, SampleError, Source, Values, tune
 from shmgen._tools.cli import main
 
-ROOT = Path(__file__).parents[1]
-
-WORKERS = [pytest.param(0, id="in-process"), pytest.param(1, id="1-worker")]
-
 
 def of(data: Any, workers: int = 1, **options: Any) -> Loader:
     """A loader of all files, in order."""
@@ -30,25 +26,21 @@ def of(data: Any, workers: int = 1, **options: Any) -> Loader:
 
 
 def said(loader: Loader, error: type[Exception] = SampleError) -> str:
-    """What the second batch, or an earlier one, ends in; closes the loader."""
-    with loader:
-        return asked(loader, error, 2)
+    """The error that an epoch ends in; closes the loader."""
+    with loader, pytest.raises(error) as raised:
+        list(loader)
+    return str(raised.value)
 
 
-def asked(loader: Loader, error: type[Exception], count: int) -> str:
-    """What one of so many requests for batches ends in, over as many epochs as that takes."""
-    for number in range(count):
-        try:
-            loader.batch(number % len(loader))
-        except error as raised:
-            return str(raised)
-        if number % len(loader) == len(loader) - 1:
-            loader.on_epoch_end()
-    pytest.fail("there was no error")
+def asked(loader: Loader, error: type[Exception], number: int) -> str:
+    """The error that a request for a batch ends in."""
+    with pytest.raises(error) as raised:
+        loader.batch(number)
+    return str(raised.value)
 
 
 def scanned(text: str, data: Any) -> str:
-    """What the command prints that an error names, which must find damage."""
+    """The output of the command that an error names, which must find damage."""
     [command] = re.findall("`(python -m shmgen scan .*?)`", text)
     ids = data.path.parent / "ids.txt"
     ids.write_text("\n".join(data.ids))
@@ -58,32 +50,30 @@ def scanned(text: str, data: Any) -> str:
     return out.getvalue()
 
 
-DAMAGE: dict[str, Callable[[Path], object]] = {
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-8]),
-    "empty": lambda path: path.write_bytes(b""),
-    "another-format": lambda path: path.write_bytes(b"\x89PNG" * 50),
-    "no-header": lambda path: path.write_bytes(path.read_bytes()[:30]),
-    "shape": lambda path: np.save(path, np.zeros((5, 3), np.float32)),
-    "dtype": lambda path: np.save(path, np.zeros((4, 3), np.complex64)),
-    "objects": lambda path: np.save(path, np.array([{}], object)),
-}
+DAMAGE: list[Callable[[Path], object]] = [
+    lambda path: path.write_bytes(path.read_bytes()[:-8]),
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(b"\x89PNG" * 50),
+    lambda path: path.write_bytes(path.read_bytes()[:30]),
+    lambda path: np.save(path, np.zeros((5, 3), np.float32)),
+    lambda path: np.save(path, np.zeros((4, 3), np.complex64)),
+    lambda path: np.save(path, np.array([{}], object)),
+]
 
 
-@pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_files_are_found_by_a_scan(folder: Callable, damage: str, workers: int) -> None:
-    """Where one file is damaged, others may be: the error says how to find them all, also of a folder with an odd name."""
-    data = folder(8, name="my data")
-    loader = of(data, workers)
-    for number in (5, 7):
-        DAMAGE[damage](data.file(f"id-{number}"))
-    found = scanned(said(loader), data)
-    assert "damaged: 2 of 8 samples" in found
-    assert "id-5, id-7" in found
+def test_damaged_files_are_found_by_a_scan(folder: Callable) -> None:
+    """Each kind of damage is named with a command that finds all damaged files, also of a folder with an odd name."""
+    data = folder(16, name="my data")
+    for id, damage in zip(data.ids[1:], DAMAGE, strict=False):
+        damage(data.file(id))
+    with Loader(data.ids, None, 1, data_dir=data.path, shuffle=False, workers=1) as loader:
+        for number in range(1, len(DAMAGE) + 1):
+            found = scanned(asked(loader, SampleError, number), data)
+            assert f"damaged: {len(DAMAGE)} of 16 samples" in found
 
 
 def test_a_damaged_first_file_is_found_by_a_scan(folder: Callable) -> None:
-    """Also when the loader is made, from which `tune` makes one, too; and where ids are paths."""
+    """The error of a damaged first file names such a command too: from Loader, from `tune`, and where ids are paths."""
     data = folder(8)
     data.file("id-0").write_bytes(b"")
     for make in (
@@ -98,7 +88,7 @@ def test_a_damaged_first_file_is_found_by_a_scan(folder: Callable) -> None:
 
 @pytest.mark.parametrize("given", [{"dim": (3, 3)}, {"n_channels": 2}, {"dtype": "int8"}, {"dim": 12, "dtype": "uint8"}])
 def test_what_is_not_as_was_said_is_found_by_a_scan(folder: Callable, given: dict[str, Any]) -> None:
-    """Where shape and dtype were given, and no file has these, a scan is told of them."""
+    """Where no file has the shape and dtype given, the command passes these on."""
     data = folder(8)
     with pytest.raises(SampleError) as raised:
         of(data, **given)
@@ -106,7 +96,7 @@ def test_what_is_not_as_was_said_is_found_by_a_scan(folder: Callable, given: dic
 
 
 def test_a_bad_file_that_tune_meets(folder: Callable) -> None:
-    """Amid a measurement: the error says to scan."""
+    """A bad file in the middle of `tune` is named with a command that finds it."""
     data = folder(16)
     data.file("id-9").write_bytes(b"")
     with pytest.raises(SampleError) as raised:
@@ -114,47 +104,27 @@ def test_a_bad_file_that_tune_meets(folder: Callable) -> None:
     assert "id-9" in scanned(str(raised.value), data)
 
 
-@pytest.mark.parametrize("workers", WORKERS)
-def test_missing_files_are_found_by_a_scan(folder: Callable, workers: int) -> None:
-    """Where one file is missing, others may be."""
+def test_missing_files_are_found_by_a_scan(folder: Callable) -> None:
+    """The error of a missing file names a command that finds all missing files."""
     data = folder(8)
-    loader = of(data, workers)
     for number in (5, 7):
         data.file(f"id-{number}").unlink()
-    text = said(loader)
+    text = said(of(data))
     assert "put it back, or leave its id out" in text
     found = scanned(text, data)
     assert "id-5, id-7" in found
 
 
-@pytest.mark.parametrize("workers", WORKERS)
-def test_a_folder_that_goes_away(folder: Callable, workers: int) -> None:
-    """As a mount does: the error says so, and once it is back, the same loader goes on."""
-    data = folder(8)
-    with of(data, workers, slots=2, shuffle=True) as loader:
-        loader.batch(0)
-        away = data.path.rename(data.path.parent / "away")
-        text = asked(loader, SampleError, 6)
-        assert f"the whole folder {data.path} is not there any more: mount it, or move it back" in text
-        assert "shmgen scan" not in text
-        away.rename(data.path)
-        for index in range(2):
-            with suppress(SampleError):  # it may have been read ahead while the folder was away
-                loader.batch(index)
-            data.check(*loader.batch(index))
-
-
 def test_no_scan_finds_what_is_no_damage(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a limit is reached, it is that which has to be raised."""
+    """Where a limit on open files is reached, the error names that limit, and no scan."""
     data = folder(8)
 
     def no_more(*_: Any, **__: Any) -> int:
         raise OSError(24, os.strerror(24))
 
-    loader = of(data, 0)
-    monkeypatch.setattr(os, "open", no_more)
-    text = said(loader)
-    monkeypatch.undo()
+    with of(data, 0) as loader, monkeypatch.context() as patched:
+        patched.setattr(os, "open", no_more)
+        text = asked(loader, SampleError, 0)
     assert "ulimit -n" in text
     assert "shmgen scan" not in text
 
@@ -173,14 +143,13 @@ def divides_in_place() -> Callable[..., Any]:
     return divide
 
 
-@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("transform", [divides, divides_in_place])
-def test_a_dtype_that_a_transform_gave(folder: Callable, transform: Callable, workers: int) -> None:
-    """The dtype that the error names is one that works."""
+def test_a_dtype_that_a_transform_gave(folder: Callable, transform: Callable) -> None:
+    """The dtype that the error of a transform names works."""
     data = folder(8, dtype=np.uint8)
-    text = said(of(data, workers, transform=transform()), FunctionError)
+    text = said(of(data, 0, transform=transform()), FunctionError)
     [dtype] = set(re.findall("pass dtype='(.*?)'", text))
-    with of(data, workers, transform=transform(), dtype=dtype) as loader:
+    with of(data, 0, transform=transform(), dtype=dtype) as loader:
         X, _ = loader.batch(1)
         np.testing.assert_allclose(X[1], data.sample(5) / 255, rtol=1e-6)
         assert X.dtype == np.float32
@@ -191,14 +160,13 @@ def crops() -> Callable[..., Any]:
     return lambda x, rng: x[:2, :2]
 
 
-@pytest.mark.parametrize("workers", WORKERS)
-def test_a_shape_that_a_transform_gave(folder: Callable, workers: int) -> None:
-    """The error tells to give dim, and with it the transform does what was meant."""
+def test_a_shape_that_a_transform_gave(folder: Callable) -> None:
+    """The error of a transform's shape says to give dim, and with that it works."""
     data = folder(8)
-    text = said(of(data, workers, transform=crops()), FunctionError)
+    text = said(of(data, 0, transform=crops()), FunctionError)
     assert "expected shape (4, 3), found (2, 2)" in text
     assert "dim" in text
-    with of(data, workers, transform=crops(), dim=(2, 2), n_channels=1) as loader:
+    with of(data, 0, transform=crops(), dim=(2, 2), n_channels=1) as loader:
         X, _ = loader.batch(1)
         assert X.shape == (4, 2, 2, 1)
         assert (X[1] == 5).all()
@@ -206,7 +174,7 @@ def test_a_shape_that_a_transform_gave(folder: Callable, workers: int) -> None:
 
 @pytest.mark.parametrize("options", [{"transform": lambda x: x}, {"transform": {"X": lambda x: x}}, {"transform": lambda: None}])
 def test_a_transform_of_other_arguments(folder: Callable, options: dict[str, Any]) -> None:
-    """It is refused when the loader is made, with what it is called with."""
+    """A transform of other arguments is refused by the constructor, with what it is called with."""
     data = folder(8)
     with pytest.raises(InputError, match=r"expected a function of a row and a generator, such as def flip\(x, rng\)"):
         of(data, **options)
@@ -226,7 +194,7 @@ WHOLE_SAMPLE: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("kind", WHOLE_SAMPLE)
 def test_a_transform_of_input_and_target(folder: Callable, kind: str) -> None:
-    """With one input that has no name it gets that alone: the error says to name the inputs, and then both can be changed."""
+    """A transform of input and target is told to name the inputs, and then can change both."""
     data = folder(8)
     masks = Npy(data.path)
     options = {"targets": masks, "data_dir": data.path, "batch_size": 4, "shuffle": False, "workers": 0}
@@ -248,7 +216,7 @@ def test_a_transform_of_input_and_target(folder: Callable, kind: str) -> None:
 
 
 def test_what_describes_rows_beside_images(tmp_path: Path) -> None:
-    """dim, channels and dtype beside `Images`: one error has them all, as `Images` calls them, and what it says works."""
+    """dim, n_channels and dtype beside `Images` are one error that says what to pass to `Images`, which works."""
     Image.new("RGB", (9, 7)).save(tmp_path / "a.png")
     given: Any = {"dim": (4, 6), "n_channels": 1, "dtype": "float32"}
     with pytest.raises(InputError) as raised:
@@ -269,7 +237,7 @@ class Own(Source):
 
 @pytest.mark.parametrize("given", [[1.5, float("nan")], np.array([[1.0, 2.0], [np.nan, 3.0]]), {"a": 1.5, "b": float("nan")}])
 def test_nan_among_targets(given: Any) -> None:
-    """An error, unless a dtype of floats is given, as it advises; among weights it is an error all the same."""
+    """NaN among targets is an error unless a dtype of floats is given; among weights it always is."""
     ids, x = ["a", "b"], Values([0, 1])
     with pytest.raises(InputError, match=r"id 'b', field 'y': expected a number, found .*nan.*; leave such ids out") as raised:
         Loader(ids, None, 2, inputs=x, targets=given)

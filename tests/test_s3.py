@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +12,11 @@ from urllib.parse import parse_qs, quote, urlsplit
 import numpy as np
 import psutil
 import pytest
+from bad_files import npy
+from conftest import Ran
 from servers import Proxy, Request, moto, put
 from test_readers import filled, reader
 from test_remote import SECRET, failure, got
-from test_remote_scan import scan
 
 from shmgen import InputError, Loader, Npy, NpyRows, Remote, SampleError
 from shmgen._storage import s3_store, store
@@ -31,13 +31,6 @@ URL = "s3://bucket/data"
 KEYS = {"key": "a", "secret": "b"}
 
 
-def as_file(array: np.ndarray) -> bytes:
-    """What `numpy.save` writes."""
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
 @pytest.fixture(scope="module")
 def storage(signing: None) -> Iterator[int]:
     """The port of an S3 with a bucket of N samples, and their rows in ``all.npy``."""
@@ -45,15 +38,15 @@ def storage(signing: None) -> Iterator[int]:
         put(port, "bucket")
         rows = np.repeat(np.arange(N, dtype="f4"), 12).reshape(N, 4, 3)
         for id, row in zip(IDS, rows, strict=True):
-            put(port, f"bucket/data/{quote(id)}.npy", as_file(row))
-        put(port, "bucket/data/all.npy", as_file(rows))
+            put(port, f"bucket/data/{quote(id)}.npy", npy(row))
+        put(port, "bucket/data/all.npy", npy(rows))
         put(port, "bucket/data/other.txt", b"text")
         yield port
 
 
 @pytest.fixture
 def proxy(storage: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A `Proxy` before it. What is tried again here is tried at once."""
+    """A `Proxy` before the storage; tries follow each other at once."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
@@ -70,30 +63,30 @@ def proxy(storage: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 @pytest.fixture
 def environment(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What tells AWS's own tools where the bucket is, and who asks."""
+    """The environment of AWS's tools, with the bucket's address and keys."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
 
 
 def files(proxy: Proxy, url: str = URL, **more: Any) -> Remote:
-    """What lies at ``url``, as it is asked for with `KEYS`."""
+    """What lies at ``url``, asked for with `KEYS`."""
     return Remote(url, options={"endpoint_url": proxy.url, **KEYS, **more})
 
 
 def prepared(remote: Remote) -> Remote:
-    """``remote``, after it has got ready."""
+    """``remote``, after `prepare`."""
     remote.prepare()
     return remote
 
 
 def signed(request: Request) -> dict[str, str]:
-    """What a request is signed with."""
+    """The parameters of a signed request."""
     return {name: value[0] for name, value in parse_qs(urlsplit(request.target).query).items()}
 
 
 def test_one_request_an_object(proxy: Proxy) -> None:
-    """A signed GET each, over one connection; names with any signs in them; nothing is listed."""
+    """Each object takes one signed GET, over one connection, whatever its name; nothing is listed."""
     source = reader(Npy(files(proxy)), IDS)
     proxy.requests.clear()
     connections = proxy.connections
@@ -109,16 +102,8 @@ def test_one_request_an_object(proxy: Proxy) -> None:
     assert [request.headers["range"] for request in proxy.requests] == ["bytes=320-463", "bytes=176-223"]
 
 
-def test_what_may_pass_is_tried_again(proxy: Proxy) -> None:
-    """As behind http."""
-    remote = prepared(files(proxy, timeout=0.5))
-    for fault in ("503", "500", "reset", "half", "stall"):
-        proxy.faults["all.npy"] = [fault, fault]
-        assert len(got(remote, "all.npy")) == 128 + N * 48
-
-
 def test_what_is_not_there_is_named(proxy: Proxy) -> None:
-    """By its place, with what S3 says for programs; and a bucket as well, which is found when the loader is made."""
+    """A missing object, or bucket, is named by its place, with S3's code."""
     source = reader(Npy(files(proxy)), IDS)
     with pytest.raises(SampleError, match=r"s3://bucket/data/none\.npy: expected the file, found 404 Not Found \(NoSuchKey\)$"):
         filled(source, ["none"])
@@ -128,7 +113,7 @@ def test_what_is_not_there_is_named(proxy: Proxy) -> None:
 
 
 def test_the_token_is_sent_to_no_other_host(proxy: Proxy, storage: int) -> None:
-    """What a redirection leads to gets neither it nor a signature: all of these are in the URL that led there."""
+    """A redirection to another host carries neither token nor signature."""
     other = Proxy(storage)
     try:
         remote = prepared(files(proxy, token=SECRET, anon=False))
@@ -143,7 +128,7 @@ def test_the_token_is_sent_to_no_other_host(proxy: Proxy, storage: int) -> None:
 
 
 def test_credentials_come_from_the_environment(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As AWS's own tools find them, and its address too; without any, the error says how to do without."""
+    """Address and credentials come from AWS's environment; without any, the error says how to do without."""
     with pytest.raises(InputError, match=r"s3://bucket/data: expected credentials .* found none; for a public bucket pass"):
         Remote(URL, options={"endpoint_url": proxy.url}).prepare()
     public = prepared(Remote(URL, options={"endpoint_url": proxy.url, "anon": True}))
@@ -167,7 +152,7 @@ def test_credentials_come_from_the_environment(proxy: Proxy, monkeypatch: pytest
 
 
 def test_signatures_are_those_of_botocore(proxy: Proxy) -> None:
-    """For any name, at the same second. Where the one who asks pays, that is signed as well."""
+    """Signatures are botocore's, for any name, also where the requester pays."""
     from botocore.config import Config
     from botocore.session import Session
 
@@ -187,7 +172,7 @@ def test_signatures_are_those_of_botocore(proxy: Proxy) -> None:
 
 
 def test_credentials_are_found_anew_before_they_expire(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And when the server says that they have expired: no sample is lost."""
+    """Credentials are renewed before they expire, and when the server says that they have."""
     found = iter(
         [Keys("first", "s", "t", time.time() + 1), Keys("second", "s", "t", time.time() + 9999), Keys("third", "s", "t")]
     )
@@ -203,7 +188,7 @@ def test_credentials_are_found_anew_before_they_expire(proxy: Proxy, monkeypatch
 
 @pytest.mark.usefixtures("environment")
 def test_a_bucket_of_another_region(proxy: Proxy) -> None:
-    """The answer says of which; from then on it is asked there."""
+    """The region that an answer names is used from then on."""
     remote = prepared(Remote(URL))
     proxy.faults["all.npy"] = ["301 x-amz-bucket-region: ap-south-1"]
     for _ in range(2):
@@ -214,7 +199,7 @@ def test_a_bucket_of_another_region(proxy: Proxy) -> None:
 
 @pytest.mark.usefixtures("environment")
 def test_a_loader_of_a_bucket(proxy: Proxy, tmp_path: Path, workers: Callable[[], list[psutil.Process]]) -> None:
-    """``data_dir`` may be a bucket, with a cache; its workers import nothing of AWS's."""
+    """``data_dir`` may be a bucket, with a cache; its worker maps only obstore."""
     labels = {id: number for number, id in enumerate(IDS)}
     with Loader(IDS, labels, 4, data_dir=URL, cache=tmp_path, workers=1, reads=1) as loader:
         for _ in range(2):
@@ -229,16 +214,19 @@ def test_a_loader_of_a_bucket(proxy: Proxy, tmp_path: Path, workers: Callable[[]
 
 
 @pytest.mark.usefixtures("environment")
-def test_a_scan_of_a_bucket(proxy: Proxy) -> None:
-    """It is listed once; then each object is one request. Of given ids, those that are not there are damaged."""
-    status, found, err = scan(URL)
-    assert (status, err) == (1, ""), found
+def test_a_scan_of_a_bucket(proxy: Proxy, cli: Callable[..., Ran], tmp_path: Path) -> None:
+    """A scan lists a bucket once and asks for each object once; given ids that are not there are damaged."""
+    done = cli("scan", URL, "--json")
+    found = done.json
+    assert (done.status, done.err) == (1, ""), found
     assert (found["samples"], [one["id"] for one in found["damaged"]]) == (N + 1, ["all"])
     asked = [request for request in proxy.requests if urlsplit(request.target).path.endswith(".npy")]
     assert len(asked) == N + 1
     assert len(proxy.requests) - len(asked) == 1
-    status, found, err = scan(URL, "--ids", "-", stdin="\n".join([*IDS, "none"]))
-    assert (status, err) == (1, "")
+    (tmp_path / "ids").write_text("\n".join([*IDS, "none"]))
+    done = cli("scan", URL, "--ids", "ids", "--json")
+    found = done.json
+    assert (done.status, done.err) == (1, "")
     assert [(one["id"], one["path"]) for one in found["damaged"]] == [("none", f"{URL}/none.npy")]
     assert found["damaged"][0]["reason"].startswith("expected the file, found 404")
 
@@ -247,13 +235,13 @@ def test_a_scan_of_a_bucket(proxy: Proxy) -> None:
 
 
 def test_any_file_system_of_fsspec(tmp_path: Path) -> None:
-    """An archive, as one that is nothing like a web server; chained as fsspec chains them."""
+    """A chained URL of fsspec, such as an archive's, is read."""
     from zipfile import ZipFile
 
     ids = [f"id-{number}" for number in range(N)]
     with ZipFile(tmp_path / "all.zip", "w") as archive:
         for number, id in enumerate(ids):
-            archive.writestr(f"data/{id}.npy", as_file(np.full((4, 3), number, "f4")))
+            archive.writestr(f"data/{id}.npy", npy(np.full((4, 3), number, "f4")))
     url = f"zip://data::file://{tmp_path}/all.zip"
     with Loader(ids, dict(zip(ids, range(N), strict=True)), 4, data_dir=url, workers=2) as loader:
         for X, y in loader:
@@ -264,7 +252,7 @@ def test_any_file_system_of_fsspec(tmp_path: Path) -> None:
 
 
 def test_file_systems_that_are_none() -> None:
-    """Found when the loader is made, and said without what is secret."""
+    """An unknown file system is an error of the constructor, which shows no secret."""
     for url, text in {
         f"nonsense://me:{SECRET}@host/folder?{SECRET}": "nonsense://host/folder?...: ValueError: Protocol not known: nonsense",
         "zip://data::file:///none.zip": "zip://data::file:///none.zip: FileNotFoundError",
@@ -276,7 +264,7 @@ def test_file_systems_that_are_none() -> None:
 
 
 def test_what_may_pass_of_any_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it raises but for a file that is not there: it is tried again, and in the end named."""
+    """Any error of fsspec but a missing file is tried again, and named in the end."""
     import fsspec
     from fsspec.implementations.memory import MemoryFileSystem
 
@@ -292,9 +280,9 @@ def test_what_may_pass_of_any_file_system(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(store, "FIRST_WAIT", 0.001)
     fsspec.register_implementation("flaky", Flaky, clobber=True)
-    Flaky().pipe_file("memory://data/id.npy", as_file(np.full((4, 3), 7, "f4")))
+    Flaky().pipe_file("memory://data/id.npy", npy(np.full((4, 3), 7, "f4")))
     remote = Remote("flaky://data")
     Flaky.left = 2
-    assert got(remote, "id.npy") == as_file(np.full((4, 3), 7, "f4"))
+    assert got(remote, "id.npy") == npy(np.full((4, 3), 7, "f4"))
     Flaky.left = 100
     assert failure(remote, "id.npy").startswith("expected the file, found RuntimeError: try again; tried 8 times in")

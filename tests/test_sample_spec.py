@@ -34,7 +34,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("given", "first", "shape", "bare_shape"), ROWS)
 def test_a_row(given: dict[str, Any], first: tuple[int, ...], shape: tuple[int, ...], bare_shape: tuple[int, ...]) -> None:
-    """Shape and dtype are those given, and else the first sample's, in native byte order; samples of two shapes fit at most."""
+    """A row has the shape and dtype given, else the first sample's; at most two shapes of samples fit."""
     row = SampleSpec(**given).row(first, np.dtype(">f4"))
     assert row == RowSpec(shape, bare_shape, np.dtype("f4").str)
     assert row.row_bytes == 4 * int(np.prod(shape))
@@ -57,7 +57,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("given", "shape", "dtype", "text"), REFUSED)
 def test_a_first_sample_that_makes_no_row(given: dict[str, Any], shape: tuple[int, ...], dtype: str, text: str) -> None:
-    """What was expected, and what was found."""
+    """A first sample that makes no row is an error with what was expected and found."""
     if len(shape) == 64 and np.lib.NumpyVersion(np.__version__) < "2.0.0":
         pytest.skip("NumPy has fewer axes")
     with pytest.raises(FormatError, match=re.escape(text)):
@@ -65,7 +65,7 @@ def test_a_first_sample_that_makes_no_row(given: dict[str, Any], shape: tuple[in
 
 
 def test_both_shapes_that_fit_are_named() -> None:
-    """By a sample that is read, and by what a function returns, in the same words."""
+    """Reading and a function's result refuse another shape in the same words."""
     row = SampleSpec.checked((4, 3), 1, "f4").row((4, 3), np.dtype("f4"))
     text = r"^expected shape \(4, 3, 1\) or \(4, 3\), found \(4,\)$"
     with pytest.raises(FormatError, match=text):
@@ -75,7 +75,7 @@ def test_both_shapes_that_fit_are_named() -> None:
 
 
 def test_casts_that_lose_more_than_precision_are_named() -> None:
-    """By a sample that is read, and by what a function returns, in the same words."""
+    """Reading and a function's result refuse a lossy cast in the same words."""
     text = "^expected dtype int64, found float32, whose cast would lose more than precision"
     with pytest.raises(FormatError, match=f"{text}; remedy$"):
         RowSpec((2,), (2,), "<i8").check((2,), np.dtype("f4"), dtype_remedy="; remedy")
@@ -93,14 +93,14 @@ def test_casts_that_lose_more_than_precision_are_named() -> None:
     ],
 )
 def test_arguments_that_describe_no_sample(given: tuple[Any, Any, Any], text: str) -> None:
-    """The argument's name, and what was expected and found."""
+    """A bad argument is named with what was expected and found."""
     with pytest.raises(InputError, match=re.escape(text)):
         SampleSpec.checked(*given)
 
 
 @pytest.mark.parametrize("role", ["source", "targets"])
 def test_a_function_whose_first_array_makes_no_row(role: str) -> None:
-    """Its id, its field, what was expected and what was found."""
+    """A function's first array that makes no row is named by id and field."""
     options: dict[str, Any] = {"source": abs} | {role: lambda id: "text"}
     field = {"source": "X", "targets": "y"}[role]
     with pytest.raises(FunctionError, match=f"^sample 3, source of field '{field}': expected numbers, .* <U4; leave texts out"):
@@ -108,7 +108,7 @@ def test_a_function_whose_first_array_makes_no_row(role: str) -> None:
 
 
 def test_what_is_expected_travels_without_numpy() -> None:
-    """A worker that reads plain files unpickles it, and needs no NumPy for that."""
+    """A worker unpickles the specification of a row without NumPy."""
     row = SampleSpec.checked(3, 1, np.float32).row((3,), np.dtype("f4"))
     code = "import pickle, sys; print(*pickle.load(sys.stdin.buffer)[:2]); print('numpy' in sys.modules)"
     root = Path(__file__).parents[1]

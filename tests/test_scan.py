@@ -49,7 +49,7 @@ def reasons(report: ScanReport) -> dict[Any, str]:
 
 @pytest.mark.parametrize(("full", "workers"), [(False, 0), (True, 2)])
 def test_all_that_is_damaged_is_named_and_nothing_else(tmp_path: Path, full: bool, workers: int) -> None:
-    """With the path, what was expected, and what was found; whatever a file is, it holds up nothing."""
+    """All damaged files, and no others, are named with path, what was expected and what was found."""
     cases: list[Any] = [*BAD, *STALLING, *SOUND]
     case: Any
     for case in cases:
@@ -69,9 +69,6 @@ def test_all_that_is_damaged_is_named_and_nothing_else(tmp_path: Path, full: boo
         assert reason.startswith("expected ")
         assert case.values[1] in expected or "numbers" in expected, (case.id, reason)
         assert case.values[2] in found, (case.id, reason)
-
-
-SOURCES = ["function", "npz", "images", "hdf5"]
 
 
 def spoilt(kind: str, folder: Path) -> tuple[Any, list[Any], dict[Any, str]]:
@@ -105,10 +102,9 @@ def spoilt(kind: str, folder: Path) -> tuple[Any, list[Any], dict[Any, str]]:
     return Hdf5(folder / "all.h5", "{id}"), ids, {"0": "found none", "6": "expected shape (3,)"}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize(("kind", "workers"), [("function", 2), ("npz", 2), ("images", 0), ("hdf5", 0)])
 def test_any_source(tmp_path: Path, kind: str, workers: int) -> None:
-    """All errors are found in one pass, that of the first sample too; the list of good ids is what a loader reads."""
+    """A scan of any source finds all errors in one pass, the first sample's too; a loader reads the good ids."""
     source, ids, wrong = spoilt(kind, tmp_path)
 
     report = scan(source, [*ids, ids[-1]], workers=workers)
@@ -124,7 +120,7 @@ def test_any_source(tmp_path: Path, kind: str, workers: int) -> None:
 
 
 def test_samples_that_end_or_hold_up_a_worker(caplog: pytest.LogCaptureFixture) -> None:
-    """They are named like any others, and all others are looked at."""
+    """A sample that kills a worker, and one that hangs, are named, and all others are looked at."""
 
     def deadly(id: int) -> np.ndarray:
         if id == 5:
@@ -144,7 +140,7 @@ def test_samples_that_end_or_hold_up_a_worker(caplog: pytest.LogCaptureFixture) 
 
 
 def test_every_sample_may_be_damaged(tmp_path: Path) -> None:
-    """That is a result like any other."""
+    """A scan in which every sample is damaged is complete."""
     report = scan(Npz(tmp_path), [f"none-{number}" for number in range(100)])
 
     assert (len(report.damaged), report.good, report.samples, report.complete) == (100, [], 100, True)
@@ -152,7 +148,7 @@ def test_every_sample_may_be_damaged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "sub"])
 def test_a_url_hides_its_secret(name: str) -> None:
-    """Nothing of a signed query, or a password, is in what a scan says of a place."""
+    """A scan's result shows neither a password nor a signed query of a URL."""
     source = Npy(f"http://user:hunter2@127.0.0.1:9/{name}?X-Amz-Signature=hunter2")
     report = scan(source, ["one"], workers=0)
     (damaged,) = report.damaged
@@ -160,7 +156,7 @@ def test_a_url_hides_its_secret(name: str) -> None:
 
 
 def test_numbers_that_are_not_finite_are_damage_in_a_full_scan(tmp_path: Path) -> None:
-    """They are counted, and the first is named; headers alone tell nothing of them. A fortran file's index is NumPy's."""
+    """A full scan counts numbers that are not finite, and names the first; a scan of headers does not."""
     for name, good in {
         "nan": GOOD.astype("f2"),
         "both": np.asfortranarray(GOOD),
@@ -221,7 +217,7 @@ JUDGED = [
 
 @pytest.mark.parametrize(("kinds", "given", "shapes", "dtype", "refused"), JUDGED)
 def test_what_is_expected(kinds: list[Kind], given: SampleSpec, shapes: Any, dtype: Any, refused: set[Any]) -> None:
-    """What most files are decides where nothing is given; every kind refused has a reason."""
+    """Most files decide what is expected where nothing is given; each refused kind has a reason."""
     expected, why = judge(kinds, given)
 
     assert (expected and (expected.shapes, expected.numpy_dtype)) == (shapes and (shapes, np.dtype(dtype)))
@@ -229,7 +225,7 @@ def test_what_is_expected(kinds: list[Kind], given: SampleSpec, shapes: Any, dty
 
 
 def test_progress(data: Path) -> None:
-    """Samples that were looked at, up to all, with what was found among them."""
+    """Progress counts the samples looked at, and the damaged ones."""
     put(data / "bad.npy", b"")
     heard: list[Progress] = []
 
@@ -242,7 +238,7 @@ def test_progress(data: Path) -> None:
 
 
 def test_sub_folders_and_links_to_folders(data: Path, tmp_path: Path) -> None:
-    """Ids are paths from the folder; links are followed, but not in circles; names that begin with a dot are nothing."""
+    """Ids are paths from the folder; links are followed once; hidden files are left out."""
     for name in ("cats/black/1.npy", "._good-1.npy", ".cache/2.npy", "9.npz", "photo.PNG", "photo.NPY"):
         put(data / name, npy(GOOD))
     put(tmp_path / "elsewhere" / "2.npy", npy(GOOD))
@@ -260,7 +256,7 @@ def test_sub_folders_and_links_to_folders(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cant_be_listed_is_damaged(data: Path, cli: Callable[..., Ran]) -> None:
-    """Its files would be missing without a word otherwise."""
+    """A sub-folder that can't be listed counts as damaged."""
     (data / "sub").symlink_to("sub")
 
     done = cli("scan", data, "--workers", 0, "--json")
@@ -271,70 +267,72 @@ def test_a_folder_that_cant_be_listed_is_damaged(data: Path, cli: Callable[..., 
     ]
 
 
-NAMES = ["ä/ö-日本", "[red]x[/]:smile:", " space ", "line\nbreak", "\x1b[2Jescape", "x.npy", "'quote\"", "n" * 250]
+NAMES = [
+    "ä/ö-日本",
+    "[red]x[/]:smile:",
+    " space ",
+    "line\nbreak",
+    "\x1b[2Jescape",
+    "x.npy",
+    "'quote\"",
+    "n" * 250,
+    os.fsdecode(b"\xff\xfe"),
+]
 
 
-@pytest.mark.parametrize("name", [*NAMES, os.fsdecode(b"\xff\xfe")], ids=ascii)
-def test_any_name_a_file_can_have(data: Path, cli: Callable[..., Ran], name: str) -> None:
-    """It gets through as it is to the report and to JSON, and cannot harm the table."""
-    put(data / f"{name}.npy", npy(GOOD)[:-1])
+def test_any_name_a_file_can_have(data: Path, cli: Callable[..., Ran]) -> None:
+    """Whatever a file is called, its name is in the report and the JSON, and does not break the table."""
+    for name in NAMES:
+        put(data / f"{name}.npy", npy(GOOD)[:-1])
 
-    done = cli("scan", data, "--json", data / "result", "--workers", 0)
+        done = cli("scan", data, "--json", data / "result", "--workers", 0)
 
-    (damaged,) = json.loads((data / "result").read_text())["damaged"]
-    assert (damaged["id"], damaged["path"]) == (name, f"{data}/{name}.npy")
-    assert (done.status, done.err) == (1, "")
-    assert "175" in done.out
-    assert "\x1b" not in done.out
-    assert (name if name.isprintable() else repr(name)).strip() in done.out.replace("\n", "") or len(name) > 100
+        (damaged,) = json.loads((data / "result").read_text())["damaged"]
+        assert (damaged["id"], damaged["path"]) == (name, f"{data}/{name}.npy")
+        assert (done.status, done.err) == (1, "")
+        assert "175" in done.out
+        assert "\x1b" not in done.out
+        assert (name if name.isprintable() else repr(name)).strip() in done.out.replace("\n", "") or len(name) > 100
+        (data / f"{name}.npy").unlink()
 
 
 def test_every_file_is_looked_at_once(tmp_path: Path) -> None:
-    """Thousands of files of which many are damaged, by several workers."""
-    names = [f"{number}{'x' * (number % 150)}" for number in range(3000)]
+    """Two workers look at each of 700 files once."""
+    names = [f"{number}{'x' * (number % 150)}" for number in range(700)]
     for number, name in enumerate(names):
         put(tmp_path / str(number % 7) / f"{name}.npy", npy(GOOD)[: 150 if number % 100 == 0 else None])
 
     report = scan(tmp_path, files_under(str(tmp_path)).ids["npy"], workers=2)
 
-    assert [one.id for one in report.damaged] == sorted(f"{k % 7}/{names[k]}" for k in range(0, 3000, 100))
-    assert (report.samples, report.kinds[0].files, report.kinds[0].bytes) == (3000, 2970, 2970 * GOOD.nbytes)
-
-
-TEXT = "\ufeffgood-1\r\n\ngood-2\ngood-2\nsub/ö\n./good-3\nnone\ngood-4.npy"
+    assert [one.id for one in report.damaged] == sorted(f"{k % 7}/{names[k]}" for k in range(0, 700, 100))
+    assert (report.samples, report.kinds[0].files, report.kinds[0].bytes) == (700, 693, 693 * GOOD.nbytes)
 
 
 def test_ids(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
-    """Only the samples of the ids are looked at; those that are missing are damaged."""
+    """With ``--ids`` only those samples are looked at, and missing ones are damaged."""
     put(data / "sub" / "ö.npy", npy(GOOD))
     put(data / "bad.npy", b"")
-    (tmp_path / "ids.txt").write_text(TEXT)
+    (tmp_path / "ids.txt").write_text("\ufeffgood-1\r\n\ngood-2\ngood-2\nsub/ö\n./good-3\nnone\ngood-4.npy")
 
     done = cli("scan", data, "--ids", "ids.txt", "--json", "--workers", 0)
 
     assert (done.json["samples"], done.json["kinds"][0]["files"], done.status) == (6, 4, 1)
-    assert [(one["id"], one["reason"]) for one in done.json["damaged"]] == [
-        ("none", "expected a file, found none at this path; put it back, or leave its id out")
-        if "put it back" in done.out
-        else ("none", "expected a file, found none at this path"),
-        ("good-4.npy", done.json["damaged"][1]["reason"]),
-    ]
+    assert [one["id"] for one in done.json["damaged"]] == ["none", "good-4.npy"]
+    assert done.json["damaged"][0]["reason"].startswith("expected a file, found none at this path")
 
 
-@pytest.mark.parametrize("size", [1, 2, 4095, 4096, 4097])
-def test_ids_of_any_length_a_path_can_have(tmp_path: Path, size: int) -> None:
-    """Longer lines are no ids, but a file of something else, which is said at once."""
-    (tmp_path / "ids").write_bytes(b"first\n" + b"i" * size + b"\r\nlast")
-
-    if size <= 4096:
+def test_ids_of_any_length_a_path_can_have(tmp_path: Path) -> None:
+    """An id may have 4,096 bytes; a longer line is an error that names it."""
+    for size in (1, 2, 4095, 4096):
+        (tmp_path / "ids").write_bytes(b"first\n" + b"i" * size + b"\r\nlast")
         assert read_ids(str(tmp_path / "ids"), "FILE") == ["first", "i" * size, "last"]
-    else:
-        with pytest.raises(InputError, match="FILE, line 2: expected an id, found more than 4,096 bytes"):
-            read_ids(str(tmp_path / "ids"), "FILE")
+    (tmp_path / "ids").write_bytes(b"first\n" + b"i" * 4097 + b"\r\nlast")
+    with pytest.raises(InputError, match="FILE, line 2: expected an id, found more than 4,096 bytes"):
+        read_ids(str(tmp_path / "ids"), "FILE")
 
 
 def test_good_ids_can_be_trained_on(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
-    """The list of them is a text file, which ``--ids`` takes; a name that is no line is refused before the scan."""
+    """``--good`` writes a list that ``--ids`` takes; a name that is no line is refused before the scan."""
     put(data / "bad.npy", b"")
     put(data / "sub" / "ö.npy", npy(GOOD))
 
@@ -350,7 +348,7 @@ def test_good_ids_can_be_trained_on(data: Path, tmp_path: Path, cli: Callable[..
 
 @pytest.mark.parametrize("what", ["npz", "images", "hdf5", "rows"])
 def test_other_data_than_npy_files(tmp_path: Path, cli: Callable[..., Ran], what: str) -> None:
-    """The command knows what there is by the names of files."""
+    """The command finds out by the names of files what kind of data there is."""
     place = tmp_path / "data"
     place.mkdir()
     if what == "rows":
@@ -377,7 +375,7 @@ def test_other_data_than_npy_files(tmp_path: Path, cli: Callable[..., Ran], what
 
 
 def test_a_mixed_folder_is_pointed_out(tmp_path: Path, cli: Callable[..., Ran]) -> None:
-    """Those of the rarer shape are damaged, all of them, and it is said why, and what to do about it."""
+    """Files of the rarer shape are all damaged, and the table says why and what to do."""
     for number in range(7):
         put(tmp_path / f"{number}.npy", npy(np.zeros((4, 4 if number in (1, 5) else 3), "f8" if number == 2 else "f4")))
 
@@ -394,7 +392,7 @@ def test_a_mixed_folder_is_pointed_out(tmp_path: Path, cli: Callable[..., Ran]) 
 
 
 def test_what_it_prints(data: Path, cli: Callable[..., Ran]) -> None:
-    """A table on standard output, and nothing on standard error, which is no terminal; or one JSON object."""
+    """The command prints a table, or one JSON object, on standard output, and nothing on standard error."""
     good = cli("scan", "data", "--workers", 0)
     assert (good.status, good.err) == (0, "")
     first, *lines, last = good.out.splitlines()
@@ -448,7 +446,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("words", "message"), WRONG)
 def test_wrong_usage(data: Path, tmp_path: Path, cli: Callable[..., Ran], words: list[str], message: str) -> None:
-    """Exit status 2 and a line that says what to do, before anything is looked at."""
+    """Wrong usage gives exit status 2 and a line that says what to do, before anything is looked at."""
     (tmp_path / "empty").mkdir()
     put(tmp_path / "others" / "sub" / "notes.txt", b"")
     put(tmp_path / "others" / "sub" / "sub" / "notes.txt", b"")
@@ -464,7 +462,7 @@ def test_wrong_usage(data: Path, tmp_path: Path, cli: Callable[..., Ran], words:
 
 
 def test_help(cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It names every option, the rule of what is expected, and the exit statuses."""
+    """``--help`` names each option, the rule of what is expected, and the exit statuses, in 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
     own = cli("scan", "--help")
 
@@ -483,7 +481,7 @@ def in_a_process(*words: object, **options: Any) -> subprocess.CompletedProcess[
 
 
 def test_a_terminal_sees_a_bar(data: Path) -> None:
-    """On standard error, so that standard output has the result alone."""
+    """A terminal shows a progress bar on standard error; standard output has the result alone."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
     command = [*COMMAND, "scan", str(data), "--json", "--workers", "0"]
@@ -499,7 +497,7 @@ def test_a_terminal_sees_a_bar(data: Path) -> None:
 
 
 def read_all(terminal: io.FileIO) -> str:
-    """What was written to a terminal that no process has open any more."""
+    """All that was written to a terminal, until no process has it open."""
     seen = b""
     try:
         while data := terminal.read(1 << 16):
@@ -510,7 +508,7 @@ def read_all(terminal: io.FileIO) -> str:
 
 
 def test_without_rich(data: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The table says that it is missing, and how to get it, before anything is looked at; JSON needs no rich."""
+    """Without rich, the table is an error that says how to get it, and JSON works."""
     monkeypatch.setitem(sys.modules, "rich", None)
 
     table, with_json = cli("scan", data), cli("scan", data, "--json", "--workers", 0)
@@ -521,7 +519,7 @@ def test_without_rich(data: Path, cli: Callable[..., Ran], monkeypatch: pytest.M
 
 
 def test_an_encoding_without_the_letters(data: Path) -> None:
-    """A table in ASCII is still a table."""
+    """Where output is ASCII, the table is too."""
     put(data / "日本.npy", b"")
 
     env = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
@@ -533,9 +531,9 @@ def test_an_encoding_without_the_letters(data: Path) -> None:
     assert "\\u2500" not in done.stdout
 
 
-@pytest.mark.parametrize("closed", ["<&- >&-", "<&- >&- 2>&-", "| true"])
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "| true"])
 def test_streams_that_are_closed(data: Path, closed: str) -> None:
-    """As cron, or `head`, closes them: the status is right, and there is no traceback."""
+    """With streams closed, as by cron or `head`, the status is right, and there is no traceback."""
     put(data / "bad.npy", b"")
     words = f"{sys.executable} -m shmgen scan {data} --workers 2 --json result"
     shell = f"set -o pipefail; {words} {closed}"
@@ -548,7 +546,7 @@ def test_streams_that_are_closed(data: Path, closed: str) -> None:
 
 
 def test_ctrl_c_ends_it_with_what_was_found(tmp_path: Path) -> None:
-    """To the whole group, as a terminal sends it: exit status 130, no traceback, no worker left, and the result so far."""
+    """Ctrl-C ends a scan with exit status 130, the result so far, no traceback, and no worker left."""
     image = pytest.importorskip("PIL.Image")
     image.new("RGB", (40, 30)).save(tmp_path / "good.png")
     os.mkfifo(tmp_path / "stalls.png")

@@ -20,7 +20,7 @@ from shmgen import InputError, Loader, StartError
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_setup_runs_once_in_each_worker_before_anything_else(module: Callable, workers: int) -> None:
-    """It may set variables of modules, which workers import afresh, and does so in the thread that calls functions."""
+    """``setup`` runs once in each worker, first, in the thread that calls functions."""
     own = module("CALLS = []\n")
 
     def setup() -> None:
@@ -37,7 +37,7 @@ def test_setup_runs_once_in_each_worker_before_anything_else(module: Callable, w
 
 
 def test_setup_that_fails_is_an_error_of_the_start() -> None:
-    """With its exception and line, once; and one that is no function is refused."""
+    """A ``setup`` that fails is a StartError with its line; one that is no function is refused."""
 
     def setup() -> None:
         raise OSError("no licence")
@@ -54,10 +54,9 @@ def test_setup_that_fails_is_an_error_of_the_start() -> None:
         computed(setup=3)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("of", ["row", "sample"])
+@pytest.mark.parametrize(("workers", "of"), [(0, "row"), (2, "sample")])
 def test_a_transform_that_asks_for_the_epoch_gets_it(workers: int, of: str) -> None:
-    """By a parameter of that name, also one with a default; also after a resume."""
+    """A transform with a parameter ``epoch`` gets the epoch's number."""
 
     def of_row(x: np.ndarray, rng: Any, epoch: int = -1) -> np.ndarray:
         return x + epoch
@@ -78,7 +77,7 @@ def test_a_transform_that_asks_for_the_epoch_gets_it(workers: int, of: str) -> N
 
 @pytest.mark.parametrize("imported", ["before", "by-the-function"])
 def test_numbers_of_torch_are_the_same_in_each_run(imported: str) -> None:
-    """With 0, 1 and 3 workers, in another process each, also where the function that draws imports torch."""
+    """torch's random numbers are the same in each run, with any number of workers."""
     pytest.importorskip("torch")
     code = f"""
 import numpy as np

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
@@ -17,7 +16,7 @@ NAMES = {id: "rare" if number % 10 == 0 else "often" for number, id in enumerate
 
 
 def test_a_part_is_held_out_in_order() -> None:
-    """Each id is on one side, in its order; an id that is there twice, too; the lists that were given are left alone."""
+    """Each id is on one side, in its order, also one that is there twice; the lists given are not changed."""
     ids = [*IDS, *IDS[:50]]
     training, validation = split(ids, fraction=0.3)
     assert len(set(validation)) == 30
@@ -27,7 +26,7 @@ def test_a_part_is_held_out_in_order() -> None:
 
 
 def test_the_choice_is_remembered_across_versions() -> None:
-    """By the seed and the ids alone, of whatever kind; few change sides where ids are added."""
+    """The choice depends on seed and ids alone, and few ids change sides when some are added."""
     assert split(list("abcdefgh"), None, 0.25)[1] == ["e", "h"]
     assert split(range(8), None, 0.25)[1] == split(np.arange(8), None, 0.25)[1] == [0, 1]
     assert split(range(8), None, 0.25, seed=1)[1] == [0, 3]
@@ -36,7 +35,7 @@ def test_the_choice_is_remembered_across_versions() -> None:
 
 
 def test_every_id_is_held_out_by_chance() -> None:
-    """Over many seeds, every id about as often as every other."""
+    """Over many seeds, each id is held out about as often as any other."""
     counts = Counter(id for seed in range(200) for id in split(IDS[:20], None, 0.25, seed=seed)[1])
     assert all(20 <= counts[id] <= 85 for id in IDS[:20])  # 50 expected; 5 deviations are 31
 
@@ -53,23 +52,23 @@ LABELS: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", LABELS)
 def test_each_class_is_split_alike(kind: str) -> None:
-    """Rounded, but at least one of each, whatever the labels come in."""
+    """With ``stratify``, of each class the rounded fraction is held out, but at least one, whatever labels come in."""
     for fraction, often, rare in ((0.2, 18, 2), (0.01, 1, 1), (0.999, 89, 9)):
         _, validation = split(IDS, LABELS[kind], fraction, stratify=True)
         assert Counter(map(NAMES.__getitem__, validation)) == {"often": often, "rare": rare}
 
 
 @pytest.mark.parametrize("stratify", [False, True])
-@pytest.mark.parametrize("seed", range(5))
-def test_groups_are_kept_together(stratify: bool, seed: int) -> None:
-    """No group is on both sides; the fraction is met nearly, also of each class."""
-    rng = np.random.default_rng(seed)
-    groups = dict(zip(IDS, rng.integers(30, size=100).tolist(), strict=True))
-    training, validation = split(IDS, NAMES, 0.3, stratify=stratify, groups=groups, seed=seed)
-    assert not {groups[id] for id in training} & {groups[id] for id in validation}
-    assert abs(len(validation) - 30) <= 3
-    if stratify:
-        assert abs(sum(NAMES[id] == "rare" for id in validation) - 3) <= 1
+def test_groups_are_kept_together(stratify: bool) -> None:
+    """No group is on both sides, and the fraction is nearly met, also of each class."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        groups = dict(zip(IDS, rng.integers(30, size=100).tolist(), strict=True))
+        training, validation = split(IDS, NAMES, 0.3, stratify=stratify, groups=groups, seed=seed)
+        assert not {groups[id] for id in training} & {groups[id] for id in validation}
+        assert abs(len(validation) - 30) <= 3
+        if stratify:
+            assert abs(sum(NAMES[id] == "rare" for id in validation) - 3) <= 1
 
 
 MISTAKES = [
@@ -86,7 +85,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("args", "options", "text"), MISTAKES)
 def test_mistakes(args: Any, options: Any, text: str) -> None:
-    """What is expected, and what was found."""
+    """Each mistake is an error with what was expected and found."""
     with pytest.raises(InputError, match=text):
         split(*args, **options)
 
@@ -102,17 +101,9 @@ WEIGHED: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("kind", WEIGHED)
 def test_class_weights(kind: str) -> None:
-    """Each class counts alike, and the mean over all samples is 1, as scikit-learn's."""
+    """Each class counts the same, and the mean over all samples is 1, as in scikit-learn."""
     labels, classes = WEIGHED[kind]
     assert class_weights(list("abcd"), labels, classes=classes) == pytest.approx({0: 4 / 6, 1: 4 / 2})
-
-
-def test_class_weights_are_what_fit_takes() -> None:
-    """Keras weighs by them."""
-    x, y = np.zeros((4, 1)), np.array([0, 0, 0, 1])
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
-    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(x, y, class_weight=class_weights(range(4), y), verbose=0)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +115,6 @@ def test_class_weights_are_what_fit_takes() -> None:
     ],
 )
 def test_labels_without_a_class(labels: Any, options: Any, text: str) -> None:
-    """The id, and what would help."""
+    """The error of a label that is no class names the id and what helps."""
     with pytest.raises(InputError, match=text):
         class_weights(["a", "b"], labels, **options)

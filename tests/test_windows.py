@@ -63,7 +63,7 @@ def windows_of(lengths: list[int], window: int | None, stride: int, offset: int,
 def test_samples_are_those_that_numpy_indexes(
     tmp_path_factory: pytest.TempPathFactory, way: dict[str, Any], dtype: str, data: st.DataObject
 ) -> None:
-    """Rows and windows, overlapping or apart, with steps, columns and several series, in any order, however they are read."""
+    """Rows and windows, with strides, steps, columns and series, are those that NumPy's indexing gives, read in any way."""
     path = tmp_path_factory.mktemp("rows") / "series.npy"
     np.save(path, SERIES.astype(dtype))
     window = data.draw(st.none() | st.integers(1, 12))
@@ -88,7 +88,7 @@ def test_samples_are_those_that_numpy_indexes(
 def test_forecasts_are_of_windows_that_have_both(
     window: int, stride: int, step: int, ahead: int | None, rows: int, several: bool
 ) -> None:
-    """What follows a window lies in its series, and sample k of one is what follows sample k of the other."""
+    """What follows a window lies in its series; sample k of the future follows sample k of the past."""
     lengths = [40, 0, 13, 47] if several else [100]
     past, future = Windows(window, stride, 0, step, series=lengths if several else None).after(rows, ahead)
     assert past.count(100) == future.count(100)
@@ -105,7 +105,7 @@ def test_forecasts_are_of_windows_that_have_both(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_follows_is_forecast(series: Path, workers: int) -> None:
-    """One line makes both sources: a row, one of its columns, or a window after each, for whole epochs."""
+    """``forecast`` makes both sources, and a loader gives each window with the rows that follow it."""
     past, future = NpyRows(series, window=10, stride=3).forecast(2, window=3, columns=1)
     with Loader(range(len(past)), future, batch_size=4, source=past, workers=workers, tail="keep") as loader:
         for _ in range(3):
@@ -115,7 +115,7 @@ def test_what_follows_is_forecast(series: Path, workers: int) -> None:
 
 
 def test_neighbouring_windows_are_read_in_one_call(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Overlapping ones too, and no byte of them twice; others by a call each."""
+    """Neighbouring rows and windows are read by one call, no byte twice; others by one call each."""
     read: list[int] = []
     preadv = os.preadv
 
@@ -129,6 +129,8 @@ def test_neighbouring_windows_are_read_in_one_call(series: Path, monkeypatch: py
         ((8, 8), range(2, 8), [8 * 6 * 16]),
         ((8, 2), [5, 7, 6], [8 * 16] * 3),
         ((2, 8), range(5), [2 * 16] * 5),
+        ((None, 1), range(5, 15), [10 * 16]),
+        ((None, 1), [5, 9, 8], [16] * 3),
     ]:
         read.clear()
         filled(NpyRows(series, window=window, stride=stride), ids)
@@ -139,7 +141,7 @@ def test_neighbouring_windows_are_read_in_one_call(series: Path, monkeypatch: py
 def test_windows_are_asked_for_ahead(
     series: Path, monkeypatch: pytest.MonkeyPatch, window: int | None, stride: int, offset: int
 ) -> None:
-    """Where reading waits, the system is told of all windows before one is read, and of nothing but what lies between."""
+    """Where reading waits, the system is told of all windows before the first is read, and of nothing else."""
     ids = [0] if window == 100 else [0, 1, 2, 5, 4]
     asked: set[int] = set()
     monkeypatch.setattr(os, "posix_fadvise", lambda fd, first, size, advice: asked.update(range(first, first + size)))
@@ -153,7 +155,7 @@ def test_windows_are_asked_for_ahead(
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_a_window_behind_the_end_is_the_one_named(series: Path, way: dict[str, Any]) -> None:
-    """Where the file was cut meanwhile, the first window that is no longer there, also where it is mapped; others are read."""
+    """Of a truncated file, the first window that is not there any more is named; others are still read."""
     source = NpyRows(series, window=12, stride=4)
     bound = source.bind(range(23)).opened(in_worker="in_worker" in way)
     rows, begun = np.empty((23, 12, 4), np.int32), [0]
@@ -170,7 +172,7 @@ def test_a_window_behind_the_end_is_the_one_named(series: Path, way: dict[str, A
 
 
 def test_a_file_that_is_written_meanwhile_is_named(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that may be torn are not handed out."""
+    """Rows of a file that was written while they were read are an error."""
     bound = reader(NpyRows(series), range(100))
     preadv = os.preadv
 
@@ -202,7 +204,7 @@ reader.fill([0, 2047], memoryview(rows), [0])
 
 
 def test_a_file_that_is_truncated_while_it_is_copied(tmp_path: Path) -> None:
-    """The worker ends by SIGBUS; its error says what that means, and the next worker sees that the file is truncated."""
+    """A worker whose mapped file is truncated dies of SIGBUS, its error says why, and the next names the sample."""
     np.save(tmp_path / "all.npy", np.zeros((2048, 4096), "u1"))
     run = subprocess.run([sys.executable, "-c", "import numpy" + TRUNCATES, tmp_path / "all.npy"], check=False, cwd=ROOT)
     assert run.returncode == -signal.SIGBUS
@@ -220,7 +222,7 @@ def test_a_file_that_is_truncated_while_it_is_copied(tmp_path: Path) -> None:
 
 
 def test_windows_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
-    """One request for neighbours, overlapping or side by side; one each for others; none for what is kept."""
+    """Neighbouring windows behind a URL take one request, others one each, and kept ones none."""
     np.save(root / "series.npy", SERIES)
     url = f"{proxy.url}/series.npy"
     for window, stride, step, requests in ((8, 2, 1, 1), (8, 8, 1, 1), (2, 8, 1, 6), (3, 2, 2, 1)):
@@ -267,6 +269,6 @@ def test_windows_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
     ],
 )
 def test_windows_that_are_not_there(series: Path, options: dict[str, Any], ids: Any, text: str) -> None:
-    """The error says how many there are, and why."""
+    """The error of a window that is not there says how many there are, and why."""
     with pytest.raises(InputError, match=text):
         NpyRows(series, **options).bind(ids)

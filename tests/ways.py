@@ -198,3 +198,10 @@ def in_a_ring(address: int) -> bool:
     lines = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:shmgen" in line]
     spans = [[int(end, 16) for end in line.split("-")] for line in lines]
     return any(start <= address < end for start, end in spans)
+
+
+def lists(batch: Any) -> Any:
+    """A batch with lists in the place of arrays."""
+    if isinstance(batch, dict):
+        return {key: lists(value) for key, value in batch.items()}
+    return tuple(map(lists, batch)) if isinstance(batch, tuple) else batch.tolist()
