@@ -23,7 +23,8 @@ from pace import Deadline
 from ways import BATCH, KINDS, as_bytes, filling, flat, kill, made, mend, reader, run, stop, who_reads
 
 from shmgen import Loader, SampleError, Source, StartError, WorkerDied
-from shmgen._engine import pool, prefetcher, supervisor
+from shmgen._engine import pool, supervisor
+from shmgen._memory import limit_errors
 from shmgen._worker import launch
 
 # Functions and sources stand inside of functions: ones of the module itself would have workers import pytest.
@@ -475,7 +476,7 @@ def test_loaders_that_are_forgotten_are_told_of(
     folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """When a fifth is made while four are idle; once."""
-    monkeypatch.setattr(prefetcher, "IDLE", 0.0)
+    monkeypatch.setattr(limit_errors, "IDLE", 0.0)
     data = folder(4)
     with ExitStack() as loaders:
         for number in range(7):

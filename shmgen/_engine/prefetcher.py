@@ -6,7 +6,6 @@ waits if need be. If several threads wait, one of them listens to the workers an
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import signal
@@ -23,7 +22,7 @@ from shmgen._engine.state import LoaderState, SlotState, WorkerState
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import EventKind, Workers
 from shmgen._memory.layout import BatchArrays
-from shmgen._memory.limit_errors import open_loaders
+from shmgen._memory.limit_errors import add_open_loader, open_loaders
 from shmgen._memory.records import WAITED_FOR
 from shmgen._memory.ring import Ring
 from shmgen._plan.autoscaler import Autoscaler
@@ -47,24 +46,13 @@ LONGEST_WAIT = 86_400.0
 OVERSLEPT = 0.2
 """Seconds by which a wait may be late. If it is later, this process was stopped itself, and perhaps the workers with it."""
 
-IDLE, MANY_IDLE = 10.0, 4
-"""Seconds without a batch after which a loader counts as idle; and the number of idle loaders that gives a warning."""
-
 RaisedT = TypeVar("RaisedT", bound=BaseException)
-
-log = logging.getLogger("shmgen")
 
 
 class Prefetcher:
     """Delivers batches.
 
     Args:
-        ring: where they are read into.
-        workers: the workers that read them.
-        supervisor: supervises the workers.
-        schedule: which slot holds which batch.
-        planner: knows what batches consist of.
-        passes: which batch an index means, and which will be requested next.
         autoscaler: decides on the numbers of workers and reads; None if both are fixed.
         front_end: knows the framework; it is asked to release batches while all slots are held.
         reads_ahead: whether batches are read before they are requested.
@@ -106,11 +94,10 @@ class Prefetcher:
         self._listener: int | None = None
         # Requests that wait, the oldest first: since when, and for which batch.
         self._waiting: list[tuple[float, BatchId]] = []
-        # An exception that was raised where all is in order.
-        self._harmless: BaseException | None = None
+        # The last exception that was raised where all is in order.
+        self._clean_error: BaseException | None = None
         self._look_at = 0.0 if autoscaler is not None else math.inf
-        _warn_of_idle()
-        open_loaders.add(self)
+        add_open_loader(self, self._made)
 
     def __repr__(self) -> str:
         return f"{self._workers!r}, {f'ended: {self.ended}' if self.ended else repr(self._schedule)}"
@@ -235,16 +222,16 @@ class Prefetcher:
             self._schedule.cancel(batch)
         if isinstance(error, TooManyDamaged | WorkerDied | StartError):
             self.close(without_traceback(error))
-        elif error is not self._harmless:
+        elif error is not self._clean_error:
             self.close(ClosedError(f"{type(error).__name__} interrupted it while its state was inconsistent: make another"))
         if batch is not None and isinstance(error, Exception) and not isinstance(error, ClosedError):
             # After the end, every request fails for the same reason, which is logged once.
             self._errors.record(batch if self.ended is None else None, error)
-        self._harmless = None
+        self._clean_error = None
 
-    def _as_harmless(self, error: RaisedT) -> RaisedT:
+    def _as_clean(self, error: RaisedT) -> RaisedT:
         """``error``, which is raised where all is in order."""
-        self._harmless = error
+        self._clean_error = error
         return error
 
     def _wait_for(self, batch: BatchId, called: float, of: Pass | None, slot: Slot | None) -> Slot:
@@ -255,7 +242,7 @@ class Prefetcher:
         try:
             slot = slot or self._read(batch, called)
             if slot.error is not None:
-                raise self._as_harmless(slot.error)
+                raise self._as_clean(slot.error)
             if of is not None:
                 of.got(batch)
             return slot
@@ -360,7 +347,7 @@ class Prefetcher:
             self._held.grow()
         except OSError as error:
             if type(error) is OSError:  # no memory; a subclass may come from a signal's handler
-                self._harmless = error
+                self._clean_error = error
             raise
 
     def _push(self, generation: int) -> None:
@@ -372,7 +359,7 @@ class Prefetcher:
             try:
                 self._changed.wait(min(timeout, LONGEST_WAIT))
             except BaseException as error:
-                self._harmless = error
+                self._clean_error = error
                 raise
             return
         until = max(now, min(now + timeout, self._supervisor.next_deadline))
@@ -409,7 +396,7 @@ class Prefetcher:
             self.lock.release()
             act()
         except BaseException as error:
-            self._harmless = error
+            self._clean_error = error
             raise
         finally:
             if not self.lock._is_owned():  # type: ignore[attr-defined] # an interrupt may strike on either side of the release
@@ -430,27 +417,14 @@ class Prefetcher:
     def _check(self, called: float) -> None:
         """Raise if a request made at ``called`` must not go on."""
         if self.ended is not None:
-            raise self._as_harmless(type(self.ended)(*self.ended.args))
+            raise self._as_clean(type(self.ended)(*self.ended.args))
         if (failure := self._supervisor.failure) is not None:
             self._supervisor.failure = None
-            raise self._as_harmless(failure)
+            raise self._as_clean(failure)
         # Ctrl-C interrupts the main thread, but that may be waiting inside a framework for this batch.
         if (
             self._supervisor.interrupted_at > called
             and threading.current_thread() is not threading.main_thread()
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         ):
-            raise self._as_harmless(KeyboardInterrupt())
-
-
-def _warn_of_idle() -> None:
-    """Warn if several open loaders have not been used for a while; called when another is made."""
-    now = time.monotonic()
-    idle = [loader for loader in open_loaders if isinstance(loader, Prefetcher) and now > loader.last_used + IDLE]
-    if len(idle) == MANY_IDLE:
-        log.warning(
-            "%d loaders are open that have given no batch for %g seconds or more, and hold shared memory and descriptors: "
-            "close() those that are no longer needed, or use them in a with statement",
-            len(idle),
-            IDLE,
-        )
+            raise self._as_clean(KeyboardInterrupt())

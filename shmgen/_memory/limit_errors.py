@@ -9,6 +9,7 @@ import errno
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 from weakref import WeakSet
 
 FILES = errno.EMFILE, errno.ENFILE
@@ -20,8 +21,34 @@ MAPPING = *FILES, errno.ENOMEM
 START = *MAPPING, errno.EAGAIN
 """Errors of starting a process."""
 
-open_loaders: WeakSet[object] = WeakSet()
-"""The prefetchers of all loaders that are open in this process."""
+IDLE, MANY_IDLE = 10.0, 4
+"""Seconds without a batch after which a loader counts as idle; and the number of idle loaders that gives a warning."""
+
+
+class OpenLoader(Protocol):
+    """What is open of a loader."""
+
+    @property
+    def last_used(self) -> float:
+        """When it was made, or gave its last batch; of `time.monotonic`."""
+
+
+open_loaders: WeakSet[OpenLoader] = WeakSet()
+"""All loaders that are open in this process."""
+
+
+def add_open_loader(loader: OpenLoader, now: float) -> None:
+    """Remember that ``loader`` is open; warn if several others have not been used for a while."""
+    if sum(now > other.last_used + IDLE for other in open_loaders) == MANY_IDLE:
+        import logging  # late, since workers import this module
+
+        logging.getLogger("shmgen").warning(
+            "%d loaders are open that have given no batch for %g seconds or more, and hold shared memory and descriptors: "
+            "close() those that are no longer needed, or use them in a with statement",
+            MANY_IDLE,
+            IDLE,
+        )
+    open_loaders.add(loader)
 
 
 def most_file_bytes() -> int | None:
