@@ -206,7 +206,7 @@ def test_an_exception_that_cannot_be_pickled(module: Callable, role: str) -> Non
         pytest.param("source", np.zeros((2, 2)), "shape (3, 1) or (3,)", "(2, 2)", id="source-shape"),
         pytest.param("source", np.zeros(3, complex), "dtype float64", "complex128", id="source-dtype"),
         pytest.param("source", "text", "shape (3, 1) or (3,)", "()", id="source-text"),
-        pytest.param("source", None, "shape (3, 1) or (3,)", "()", id="source-nothing"),
+        pytest.param("source", None, "an array", "None", id="source-nothing"),
         pytest.param("transform", np.zeros(4), "shape (3, 1) or (3,)", "(4,)", id="transform-shape"),
         pytest.param("transform", np.zeros((3, 1), complex), "dtype float64", "complex128", id="transform-dtype"),
         pytest.param("transform", 1.0, "shape (3, 1) or (3,)", "()", id="transform-scalar"),

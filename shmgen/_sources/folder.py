@@ -33,7 +33,6 @@ class Files:
 
     Attributes:
         folder: its URL, without what may be secret; or its absolute path, so that a later change of directory does no harm.
-        suffix: see above.
         ids_are_paths: whether no folder was given.
         remote: what files are read from, if they are behind a URL.
         scan_options: options of ``shmgen scan`` that say what is expected of the files.

@@ -41,7 +41,6 @@ class Windows:
         series: how many rows each series has, of which there are several in the file. None: all rows are one series.
 
     Attributes:
-        length, stride, offset, step, series: see above.
         span: rows from the first of a sample to its last, both counted.
     """
 
@@ -311,9 +310,6 @@ class RowsReader(FileReader):
     Args:
         file: its path, or its URL.
         layout: where its rows lie.
-
-    Attributes:
-        file, layout: see above.
     """
 
     takes_bytes = True
