@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "_ranks": {"errors", "_plan"},
     "_memory": BASE,
     "_storage": BASE,
-    "_samples": {*BASE, "_memory", "_storage", "_sources", "_worker"},
+    "_samples": {*BASE, "_memory", "_storage"},
     "_sources": {*BASE, "_memory", "_samples", "_storage", "_worker"},
     "_worker": {*BASE, "_memory", "_samples", "_sources"},
     "options": {*BASE, "_ranks", "_plan", "_memory", "_samples", "_sources", "_storage", "_worker"},

@@ -96,6 +96,38 @@ def key_tables(ids: Sequence[Any], readings: Sequence[Reading]) -> list[Sequence
     return [ids, *(kept(keys) for reading in readings if (keys := reading.reader.keys) is not None)]
 
 
+class RowsByKey(dict[Any, Any]):
+    """The rows that a reader fills, by its keys; for a key that no field asks for, rows that are thrown away.
+
+    Args:
+        reader: fills them.
+        rows: each field's; where two fields have the same key, the first counts.
+        count: ``(n,)`` for n rows of each; ``()`` for one.
+
+    Attributes:
+        varied: keys of which samples may have other shapes than their rows.
+    """
+
+    def __init__(self, reader: Reader, rows: Iterable[tuple[FieldSpec, np.ndarray]], count: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.varied = set()
+        for field, row in rows:
+            self.setdefault(field.key, row)
+            if field.varies:
+                self.varied.add(field.key)
+        self._reader = reader
+        self._count = count
+
+    def __missing__(self, key: Any) -> np.ndarray:
+        import numpy as np
+
+        assert self._reader.fields is not None
+        shape, dtype = self._reader.fields[key]
+        row: np.ndarray = np.zeros((*self._count, *shape), dtype_of(dtype))
+        self[key] = row
+        return row
+
+
 class OneHotKey(NamedTuple):
     """Stands for the one-hot rows of a field.
 

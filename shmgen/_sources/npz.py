@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike
 
+    from shmgen._sources.fields import RowsByKey
     from shmgen._storage.remote import Remote
-    from shmgen._worker.sample_filler import RowsByKey
 
 DAMAGED = (OSError, ValueError, FormatError, BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 """Errors of reading a file that is no whole ``.npz`` file."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shmgen._memory.limit_errors import note
 from shmgen._memory.status_page import FUNCTION, TURN
-from shmgen._samples.sample_spec import ShapeError, dtype_for, dtype_of, sample_for, write_row
+from shmgen._samples.sample_spec import ShapeError, dtype_for, sample_for, write_row
 from shmgen._sources.base import IDLE, Reader, function_error
-from shmgen._sources.fields import FieldSpec, Reading
+from shmgen._sources.fields import FieldSpec, Reading, RowsByKey
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
@@ -223,8 +223,7 @@ class SampleFiller:
                 self._take(sample, reading, fields[0], row, result)
             return
         rows = {field.name: sample.row(field.name) for field in fields}
-        by_key = RowsByKey(reader, [(field.key, rows[field.name]) for field in fields])
-        by_key.varied = frozenset(field.key for field in fields if field.varies)
+        by_key = RowsByKey(reader, [(field, rows[field.name]) for field in fields])
         result = reader.read(key, by_key, rng)
         for field in fields:
             row = rows[field.name]
@@ -336,37 +335,6 @@ class SampleFiller:
                 row[...] = 0
                 row[tuple(map(slice, shape[: row.ndim]))] = 1
         sample.written.clear()
-
-
-class RowsByKey(dict[Any, Any]):
-    """The rows that a reader fills, by its keys; for a key that no field asks for, rows that are thrown away.
-
-    Args:
-        reader: fills them.
-        rows: the rows of fields, each with its key; if a key is there twice, the first counts.
-        count: ``(n,)`` for n rows of each; ``()`` for one.
-
-    Attributes:
-        varied: keys of which samples may have other shapes than their rows.
-    """
-
-    varied: frozenset[Any] = frozenset()
-
-    def __init__(self, reader: Reader, rows: Iterable[tuple[Any, np.ndarray]], count: tuple[int, ...] = ()) -> None:
-        super().__init__()
-        for key, row in rows:
-            self.setdefault(key, row)
-        self._reader = reader
-        self._count = count
-
-    def __missing__(self, key: Any) -> np.ndarray:
-        import numpy as np
-
-        assert self._reader.fields is not None
-        shape, dtype = self._reader.fields[key]
-        row: np.ndarray = np.zeros((*self._count, *shape), dtype_of(dtype))
-        self[key] = row
-        return row
 
 
 def _part(result: Any, key: Any, reader: Reader) -> Any:

@@ -12,7 +12,7 @@ from shmgen._memory.limit_errors import note
 from shmgen._memory.status_page import FUNCTION, ROW, TURN
 from shmgen._samples.sample_spec import dtype_of
 from shmgen._sources.base import IDLE, UNKNOWN, error_text, function_error, row_of
-from shmgen._sources.fields import FieldSpec, Reading
+from shmgen._sources.fields import FieldSpec, Reading, RowsByKey
 from shmgen._worker.task import Task
 from shmgen._worker.transform import Transform
 from shmgen.errors import SampleError, StartError
@@ -209,9 +209,7 @@ class TicketFiller:
 
     def _rows_by_key(self, slot: memoryview, task: Task, reading: Reading) -> dict[Any, np.ndarray]:
         """The rows that a source of several fields fills at once."""
-        from shmgen._worker.sample_filler import RowsByKey
-
-        rows = [(field.key, self._rows(slot, task, field)) for field in reading.fields]
+        rows = [(field, self._rows(slot, task, field)) for field in reading.fields]
         return RowsByKey(reading.reader, rows, (len(task),))
 
     def _bytes(self, slot: memoryview, task: Task, field: FieldSpec) -> memoryview:
