@@ -185,6 +185,28 @@ def test_all_slots_are_in_flight_while_readers_wait() -> None:
     assert begin(plan, [], batches()[2:]) == []
 
 
+def test_all_slots_are_filled_while_no_batch_is_waited_for() -> None:
+    """Once more batches than there are slots were handed out without a wait; until the next wait."""
+    plan = schedule(slots=4, in_flight=1)
+    in_flight = []
+    for number in range(8):
+        in_flight.append(len(begin_and_read(plan, number)))
+        slot = plan.hand_out(BatchId(0, number))
+        assert slot is not None
+        plan.release([slot.number])
+    assert in_flight == [1, 1, 1, 1, 1, 4, 1, 1]
+    assert plan.is_unhurried
+    plan.assign([BatchId(0, 19)], [])
+    assert not plan.is_unhurried
+
+
+def begin_and_read(plan: Plan, first: int) -> list[int]:
+    """The batches that are read ahead together from ``first`` on."""
+    tickets = begin(plan, [], batches(first))
+    read(plan, tickets)
+    return numbers(tickets)
+
+
 def test_what_was_read_in_vain_gives_way() -> None:
     """When others are wanted, slots that hold batches nobody wants are read into again; those still wanted are kept."""
     plan = schedule(slots=2)

@@ -1,7 +1,8 @@
 """Delivers batches: keeps the slots filled, waits for workers, and hands out leases.
 
-No thread runs in the background. A request for a batch handles the events since the last one, gives free slots new work, and
-waits if need be. If several threads wait, one of them listens to the workers and wakes the others.
+A request for a batch handles the events since the last one, gives free slots new work, and waits if need be. If several threads
+wait, one of them listens to the workers and wakes the others. While the trainer waits for no batch, requests only hand out, and a
+thread in the background does the rest.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from shmgen._engine.background import Background
 from shmgen._engine.batch_planner import BatchPlanner
 from shmgen._engine.error_log import ErrorLog, without_traceback
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
@@ -97,6 +99,7 @@ class Prefetcher:
         # The last exception that was raised where all is in order.
         self._clean_error: BaseException | None = None
         self._look_at = 0.0 if autoscaler is not None else math.inf
+        self._background = Background(self._keep_up_in_background)
         add_open_loader(self, self._made)
 
     def __repr__(self) -> str:
@@ -194,10 +197,11 @@ class Prefetcher:
                 now = time.monotonic()
                 if self._meter.count_batch(slot.rows, len(slot.replaced), now):
                     self._meter.end_startup(self._workers.use())
-                if self._schedule.runs_low:
-                    self._refill()
-                if now >= self._look_at:
-                    self._steer(batch.epoch, now)
+                if self._schedule.runs_low or now >= self._look_at:
+                    if self._schedule.is_unhurried:
+                        self._background.request()
+                    else:
+                        self._keep_up()
                 return arrays
             except BaseException as error:
                 self._on_error(error, batch, of)
@@ -279,8 +283,7 @@ class Prefetcher:
             self._check(called)
             if slot_wait.has_begun:
                 self._dispatch()
-            if (now := time.monotonic()) >= self._look_at:
-                self._steer(batch.epoch, now)
+            self._steer(time.monotonic())
         slot_wait.end()
         return slot
 
@@ -298,16 +301,32 @@ class Prefetcher:
         self._meter.batch_wait += waited
         self._meter.late_wait += waited * late
 
-    def _refill(self) -> None:
-        """Have free slots filled, after a batch was handed out. An error that ends everything is for the next request."""
-        if self._held.are_many(needed=1):
-            self._push(0)
+    def _keep_up(self) -> None:
+        """What is due after a batch was handed out: more is read, and the autoscaler looks.
+
+        An error that ends everything is for the next request.
+        """
         try:
-            self._handle_events()
-            if self.ended is None:
-                self._dispatch()
+            if self._schedule.runs_low:
+                if self._held.are_many(needed=1):
+                    self._push(0)
+                self._handle_events()
+                if self.ended is None:
+                    self._dispatch()
+            self._steer(time.monotonic())
         except (TooManyDamaged, WorkerDied, StartError) as end:
             self.close(without_traceback(end))
+
+    def _keep_up_in_background(self) -> bool:
+        """As `_keep_up`, in a thread that nothing interrupts; whether there may be more to do."""
+        with self.lock:
+            try:
+                if self.ended is None:
+                    self._keep_up()
+            except Exception as error:
+                log.exception("reading ahead failed")
+                self.close(ClosedError(f"reading ahead failed: {type(error).__name__}: {error}"))
+            return self.ended is None
 
     def _is_late(self, batch: BatchId) -> bool:
         """Whether there was room to read ``batch`` ahead, but its request could not be foreseen."""
@@ -324,6 +343,7 @@ class Prefetcher:
             return
         with self.lock:
             self.ended = self.ended or reason
+            self._background.end()
             self._changed.notify_all()
             self._workers.wake()
             # The listening thread must have left before descriptors are closed. It is this thread if a signal handler calls.
@@ -340,6 +360,8 @@ class Prefetcher:
         upcoming = self._passes.upcoming() if self._reads_ahead else ()
         if slots := self._schedule.assign(demanded, upcoming, self._supervisor.target.readers):
             self._planner.prepare(slots)
+            for slot in slots:
+                self._ring.prepare_lease(slot.number, slot.rows)
         self._supervisor.give_out()
 
     def _grow(self) -> None:
@@ -376,10 +398,10 @@ class Prefetcher:
         if self.ended is None and (overslept or late >= self._supervisor.next_deadline):
             self._supervisor.check_deadlines(late, self._waiting[0][0], overslept=overslept)
 
-    def _steer(self, epoch: int, now: float) -> None:
-        """Have as many workers, with as many reads in flight, as the autoscaler asks for."""
-        scaler, supervisor, rows = self._autoscaler, self._supervisor, self._schedule.rows_done
-        if scaler is None or self.ended is not None or not scaler.is_due(now, rows):
+    def _steer(self, now: float) -> None:
+        """Have as many workers, with as many reads in flight, as the autoscaler asks for, if it is time to ask it."""
+        scaler, supervisor, rows, epoch = self._autoscaler, self._supervisor, self._schedule.rows_done, self._meter.epoch
+        if now < self._look_at or scaler is None or epoch is None or self.ended is not None or not scaler.is_due(now, rows):
             return
         busy, cpu, *_ = self._workers.use()
         counters = Counters(now, rows, self._meter.batch_wait, busy, cpu, supervisor.target, supervisor.started)

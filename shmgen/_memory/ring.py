@@ -59,6 +59,8 @@ class Ring:
         self._arrays: dict[int, BatchArrays] = {}
         self._sheets: dict[int, np.ndarray] = {}
         self._marks: dict[int, memoryview] = {}
+        # Of slots that are not leased: what will be; the number of rows, the arrays, and the lease.
+        self._prepared: dict[int, tuple[int, BatchArrays, _Lease]] = {}
         self._leases: dict[int, _Lease] = {}
         self._released: deque[_Lease] = deque()
         with named(FILES):
@@ -139,14 +141,37 @@ class Ring:
             marks = self._marks[slot] = self._segments[slot][first:]
         return IS_ORDERED and marks[: 8 * rows].tobytes() == READ * rows
 
-    def lease(self, slot: int, rows: int) -> BatchArrays:
-        """The slot's arrays as a lease: `released` returns the slot once the last view of them is gone."""
+    def prepare_lease(self, slot: int, rows: int) -> None:
+        """Make what `lease` of this slot and number of rows returns.
+
+        The code that makes it is slow where the trainer's work has emptied the processor's caches, and fast for several slots one
+        after the other.
+        """
+        if slot in self._prepared:
+            if self._prepared[slot][0] == rows:
+                return
+            self._drop_prepared(slot)
         owner = self._slot_type.from_buffer(self._segments.mapped[slot])
         # The callback runs on any thread, inside any allocation, even while that thread holds a lock of ours. So it only appends.
         # It is not Python code: an interrupt that is raised inside a callback would be lost.
-        lease = self._leases[slot] = _Lease(owner, self._released.append)
+        lease = _Lease(owner, self._released.append)
         lease.slot = slot
-        return self.layout.arrays(owner, rows)
+        self._prepared[slot] = rows, self.layout.arrays(owner, rows), lease
+
+    def _drop_prepared(self, slot: int) -> None:
+        _, arrays, lease = self._prepared.pop(slot)
+        del lease  # first, so that it does not call back
+        del arrays
+
+    def lease(self, slot: int, rows: int) -> BatchArrays:
+        """The slot's arrays as a lease: `released` returns the slot once the last view of them is gone."""
+        prepared = self._prepared.get(slot)
+        if prepared is None or prepared[0] != rows:
+            self.prepare_lease(slot, rows)
+            prepared = self._prepared[slot]
+        del self._prepared[slot]
+        _, arrays, self._leases[slot] = prepared
+        return arrays
 
     def is_held(self, slot: int) -> bool:
         """Whether there is still a view of the slot's leased arrays."""
@@ -179,6 +204,8 @@ class Ring:
 
     def close(self) -> None:
         """Release the descriptor and the memory. What views still show stays mapped until they are gone."""
+        for slot in list(self._prepared):
+            self._drop_prepared(slot)
         self._arrays.clear()
         self._sheets.clear()
         self._marks.clear()

@@ -125,6 +125,7 @@ class Autoscaler:
         self._limits = limits
         self._batch_rows = batch_rows
         self._last: Counters | None = None
+        self._trainer_waits = True
         self._time = 0.0  # since the first look
         self._epoch = -1
         self._window = Window()
@@ -142,7 +143,9 @@ class Autoscaler:
 
     @property
     def pause(self) -> float:
-        """Seconds until the next look: few while a change is judged, more where nothing changes."""
+        """Seconds until the next look: few while a change is judged, more where nothing changes or the trainer does not wait."""
+        if not self._trainer_waits:
+            return LONG
         return LOOK if self._length < LONG or self._settling or self._at_first else PAUSE
 
     def is_due(self, time: float, rows: int) -> bool:
@@ -160,6 +163,7 @@ class Autoscaler:
             counters: what has been done so far.
         """
         last, self._last = self._last, counters
+        self._trainer_waits = last is None or counters.waited > last.waited
         self.target = counters.target
         self._time += counters.time - last.time if last is not None else 0.0
         same_epoch, self._epoch = epoch == self._epoch, epoch

@@ -110,6 +110,7 @@ class Schedule:
         self._is_read = is_read
         self._in_flight = in_flight
         self._filling = 0
+        self._unhurried = 0  # batches that were handed out since one was demanded that had not been read
         self._slots = [Slot(number) for number in range(slots)]
         self._free = list(range(slots))
         # The slots that are neither free nor leased.
@@ -171,12 +172,18 @@ class Schedule:
             return slot
         del self._slot_of[batch]
         slot.state = State.LEASED
+        self._unhurried += 1
         return slot
 
     def waited_for(self, batch: BatchId) -> list[Slot]:
         """The slots whose batches, once read, end a wait for ``batch``: its own or, if it has none yet, any."""
         slot = self._slot_of.get(batch)
         return [slot] if slot is not None else [slot for slot in self._slots if slot.state is State.FILLING]
+
+    @property
+    def is_unhurried(self) -> bool:
+        """Whether no batch of the last ones, as many as there are slots, had to be waited for."""
+        return self._unhurried > len(self._slots)
 
     @property
     def runs_low(self) -> bool:
@@ -202,8 +209,11 @@ class Schedule:
             missing = missing or batch not in slot_of
         # Where a demanded batch was not read ahead, others may have been read in vain.
         self._read_in_vain = self._read_in_vain or missing
+        if demanded:
+            self._unhurried = 0
         # Work is given out in portions, since giving out costs time, which workers lose that share the main process's processor.
-        most = len(self._slots) if self.waits else min(self._in_flight, len(self._slots))
+        fills_all = self.waits or self.is_unhurried
+        most = len(self._slots) if fills_all else min(self._in_flight, len(self._slots))
         has_room = most - self._filling >= max(1, most // PORTIONS)
         if not missing and not (has_room and (free or self._read_in_vain)):
             return []

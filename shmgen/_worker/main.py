@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from shmgen._memory.limit_errors import MAPPING, named, note
@@ -67,6 +68,11 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
     count = len(Descriptors._fields)
     fds, stored = Descriptors(*inherited[:count]), inherited[count:]
     begin(liveness, stream, *inherited)
+    if os.sched_getscheduler(0) == os.SCHED_OTHER:
+        # A worker that gets a ticket waits for its turn. Otherwise it may take the processor from the trainer's thread, which has
+        # just put the ticket and is about to go on: that doubled the time until a trainer had a batch that was ready.
+        with suppress(OSError):  # a sandbox may forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     start = _receive(stream)
     if start is None:
         return

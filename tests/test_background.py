@@ -1,0 +1,147 @@
+"""While a trainer waits for no batch, a thread in the background has more read; nothing else is different then."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+
+import pytest
+from conftest import DEADLINE, DataSet, Script, wait_until
+
+from shmgen import Loader, TooManyDamaged
+from shmgen._engine import background
+from shmgen._engine.background import Background
+from shmgen._plan.schedule import Schedule
+
+LOADER = """
+from shmgen._plan.schedule import Schedule
+Schedule.is_unhurried = Schedule.runs_low = True
+loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2)
+batches = iter(loader)
+assert any(thread.name == "shmgen" for _ in batches for thread in threading.enumerate())
+left = len(batches)
+"""
+"""A script in which the thread runs, amid an epoch."""
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every batch counts as one that was not waited for, and after which more is to be read."""
+    monkeypatch.setattr(Schedule, "is_unhurried", True)
+    monkeypatch.setattr(Schedule, "runs_low", True)
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "shmgen"]
+
+
+def until_none_is_left() -> None:
+    wait_until(lambda: not threads(), "the thread has ended")
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.usefixtures("unhurried")
+def test_batches_are_the_same(folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch, shuffle: bool) -> None:
+    """In every epoch the same samples in the same order, each once; also where the loop leaves an epoch early."""
+    data = folder(60)
+
+    def epochs() -> list[list[int]]:
+        with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, shuffle=shuffle) as loader:
+            found = []
+            for last in (15, 7, 15):
+                rows: list[int] = []
+                for (X, y), _ in zip(loader, range(last), strict=False):
+                    rows += data.check(X, y)
+                found.append(rows)
+            return found
+
+    here = epochs()
+    assert sorted(here[0]) == sorted(here[2]) == list(range(60))
+    monkeypatch.setattr(Schedule, "is_unhurried", False)
+    assert epochs() == here
+    until_none_is_left()
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_the_thread_ends_with_the_loader(folder: Callable[..., DataSet]) -> None:
+    """When it is closed, and when it is forgotten, which the thread does not prevent."""
+    data = folder(60)
+    loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2)
+    assert any(threads() for _ in loader)
+    loader.close()
+    until_none_is_left()
+    loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2)
+    assert any(threads() for _ in loader)
+    forgotten = weakref.ref(loader)
+    del loader
+    gc.collect()
+    assert forgotten() is None
+    until_none_is_left()
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_what_ends_the_run_is_raised_by_the_next_request(folder: Callable[..., DataSet]) -> None:
+    """The thread finds too many damaged samples; the trainer hears of it."""
+    data = folder(400)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, on_error="replace", max_damaged=0.01) as loader:
+        batches = iter(loader)
+        next(batches)
+        for id in data.ids:
+            data.file(id).unlink()
+        with pytest.raises(TooManyDamaged, match="of 400 samples are damaged"):
+            list(batches)
+    until_none_is_left()
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_an_error_of_ours_ends_the_run(
+    folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What must not happen is logged with its traceback, and the next request says so; it does not wait for ever."""
+    data = folder(400)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2) as loader:
+        batches = iter(loader)
+        next(batches)
+        monkeypatch.setattr(Schedule, "runs_low", property(lambda _: 1 / 0 if threading.current_thread() in threads() else True))
+        with pytest.raises(Exception, match=r"reading ahead failed: .*division by zero"):
+            list(batches)
+    assert "reading ahead failed" in caplog.text
+    until_none_is_left()
+
+
+@pytest.mark.parametrize(
+    ("then", "code"),
+    {
+        "ends": ("", 0),
+        "raises": ("raise RuntimeError\n", 1),
+        "forks": ("pid = os.fork()\nif not pid: os._exit(0)\nos.waitpid(pid, 0)\nassert len(list(batches)) == left\n", 0),
+    }.values(),
+    ids=["ends", "raises", "forks"],
+)
+def test_a_process_with_the_thread(folder: Callable[..., DataSet], script: Callable[..., Script], then: str, code: int) -> None:
+    """It ends as promptly as any other, with nothing left, and may fork."""
+    process = script(LOADER + then, folder(60), options=())
+    assert process.end() == code, process.err
+    assert ("RuntimeError" in process.err) == bool(code)
+
+
+def test_the_thread_ends_when_it_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second after the last request; the next one starts another."""
+    monkeypatch.setattr(background, "IDLE", 0.001)
+
+    class Worker:
+        def __init__(self) -> None:
+            self.called = threading.Semaphore(0)
+
+        def work(self) -> bool:
+            self.called.release()
+            return True
+
+    worker = Worker()
+    thread = Background(worker.work)
+    for _ in range(3):
+        thread.request()
+        assert worker.called.acquire(timeout=DEADLINE)
+        until_none_is_left()
