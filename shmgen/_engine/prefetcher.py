@@ -7,6 +7,7 @@ thread in the background does the rest.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -49,6 +50,8 @@ OVERSLEPT = 0.2
 """Seconds by which a wait may be late. If it is later, this process was stopped itself, and perhaps the workers with it."""
 
 RaisedT = TypeVar("RaisedT", bound=BaseException)
+
+log = logging.getLogger("shmgen")
 
 
 class Prefetcher:
