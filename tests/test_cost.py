@@ -71,7 +71,7 @@ def test_cost_of_a_loader(folder: Folder, shuffle: bool, ready: bool) -> None:
         found = cost(iter(loader), lambda: until_one_is_ready(loader) if ready else None)
         assert found.calls <= MOST
         assert found.entries <= MOST_ENTRIES
-        assert found.files <= MOST_FILES
+        assert found.files <= MOST_FILES or not ready
 
 
 def test_cost_of_a_sequence(folder: Folder) -> None:

@@ -20,13 +20,13 @@ import pytest
 from conftest import ROOT, wait_until
 
 from shmgen import SampleError, Source
+from shmgen._memory.records import BUSY, EAGER, LAST_TICKET, READERS, READS, REPORT, ROW, TICKET
 from shmgen._memory.segments import Segments
-from shmgen._memory.status_page import BUSY, EAGER, MAX_READERS, READERS, READS, ROW, TICKET, StatusPage
+from shmgen._memory.status_page import MAX_READERS, StatusPage
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import IDLE, UNKNOWN
 from shmgen._sources.fields import FieldSpec, readings_of
-from shmgen._worker import protocol
-from shmgen._worker.protocol import FAILED, LOGGED, REPORT, UNABLE
+from shmgen._worker.protocol import FAILED, LOGGED, UNABLE
 from shmgen._worker.readers import LONG, SELDOM, Descriptors, Readers
 from shmgen._worker.rng import own_random_state
 from shmgen._worker.ticket_filler import TicketFiller
@@ -127,7 +127,7 @@ class Worker:
     def put(self, slot: int, start: int, stop: int) -> int:
         """Put a ticket into the queue; its number."""
         self._last_id += 1
-        os.write(self.queue, protocol.TICKET.pack(self._last_id, slot, start, stop, 0))
+        os.write(self.queue, TICKET.pack(self._last_id, slot, start, stop, 0))
         return self._last_id
 
     def rows(self, slot: int) -> list[float]:
@@ -306,7 +306,7 @@ def test_the_record_says_where_a_reader_is(worker: Callable[..., Worker]) -> Non
     first, second = one.put(0, 0, 3), one.put(0, 3, 8)
 
     def at() -> dict[int, int]:
-        return {record[TICKET]: record[ROW] for record in one.page.records[: one.page.words[READERS]]}
+        return {record[LAST_TICKET]: record[ROW] for record in one.page.records[: one.page.words[READERS]]}
 
     rows = {first: 1, second: 1}
     wait_until(lambda: at() == rows, "both are at their first row")
@@ -334,7 +334,7 @@ def test_who_fills_many_rows_at_once_is_somewhere(worker: Callable[..., Worker])
     one.sheet(0, range(8))
     id = one.put(0, 0, 8)
     assert there.acquire(timeout=WITHIN)
-    assert one.page.records[0][TICKET] == id
+    assert one.page.records[0][LAST_TICKET] == id
     assert one.page.records[0][ROW] == UNKNOWN
     go.release()
     one.until_done([id])
@@ -359,7 +359,7 @@ def test_functions_are_called_one_at_a_time(worker: Callable[..., Worker]) -> No
     ids = [one.put(0, n, n + 1) for n in range(4)]
     for waiting in (3, 2, 1, 0):
         assert there.acquire(timeout=WITHIN)
-        undone = [record for record in one.page.records[1:5] if record[TICKET] not in one.done]
+        undone = [record for record in one.page.records[1:5] if record[LAST_TICKET] not in one.done]
         wait_until(
             lambda waiting=waiting, undone=undone: [record[ROW] for record in undone].count(IDLE) >= waiting,  # type: ignore[misc]
             "the others wait",
@@ -533,12 +533,11 @@ PROCESSES = """\
 import json, mmap, os, random, signal, sys, threading
 from shmgen import Source
 from shmgen._memory.segments import Segments
-from shmgen._memory.status_page import READERS, READS, ROW, TICKET, StatusPage
+from shmgen._memory.status_page import StatusPage
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.fields import FieldSpec, readings_of
 from shmgen._worker.ticket_filler import TicketFiller
-from shmgen._worker.protocol import REPORT, TICKET as RECORD
-from shmgen._memory.records import SAMPLES
+from shmgen._memory.records import LAST_TICKET, READERS, READS, REPORT, ROW, SAMPLES, TICKET
 from shmgen._worker.readers import Descriptors, Readers
 
 SHEET, MOST, SLOT = 1024, 500, 8192
@@ -623,7 +622,7 @@ def put():
         last += 1
         row = last % MOST
         sheet[SAMPLES + row] = 1
-        os.write(queue, RECORD.pack(last, 0, row, row + 1, 0))
+        os.write(queue, TICKET.pack(last, 0, row, row + 1, 0))
         out.add(last)
 
 
@@ -647,7 +646,7 @@ while kills < int(sys.argv[2]):
     os.waitpid(pid, 0)
     kills += 1
     hear()
-    held = {record[TICKET] for record in page.records[: page.words[READERS]]} & out
+    held = {record[LAST_TICKET] for record in page.records[: page.words[READERS]]} & out
     held_by_dead += len(held)
     out -= held
     processes[dead] = start(Quick(), 3)
@@ -659,11 +658,11 @@ for pid, page in processes:
     os.waitpid(pid, 0)
 hear()
 for pid, page in processes:
-    out -= {record[TICKET] for record in page.records[: page.words[READERS]]}
+    out -= {record[LAST_TICKET] for record in page.records[: page.words[READERS]]}
 os.close(queue)
 queued = []
 while data := os.read(queue_out, 24 * 100):
-    queued += [id for id, *_ in RECORD.iter_unpack(data)]
+    queued += [id for id, *_ in TICKET.iter_unpack(data)]
 twice = len(queued) - len(set(queued) & out)
 print(json.dumps({"lost": sorted(out - set(queued)), "twice": twice, "done": done, "held": held_by_dead}))
 """
@@ -695,9 +694,9 @@ class Ends(Source):
 barrier = threading.Barrier(2)
 pid, page = start(Ends(), 2)
 for id in (1, 2):
-    os.write(queue, RECORD.pack(id, 0, id, id + 1, 0))
+    os.write(queue, TICKET.pack(id, 0, id, id + 1, 0))
 _, status = os.waitpid(pid, 0)
-print(json.dumps([os.waitstatus_to_exitcode(status), sorted([record[TICKET], record[ROW]] for record in page.records[:2])]))
+print(json.dumps([os.waitstatus_to_exitcode(status), sorted([record[LAST_TICKET], record[ROW]] for record in page.records[:2])]))
 """
 
 

@@ -17,7 +17,7 @@ from ways import part_of
 
 from shmgen import Loader
 from shmgen._engine.pool import Pool
-from shmgen._worker.protocol import REPORT
+from shmgen._memory.records import REPORT
 
 AT_ONCE = 2.0
 """Seconds in which what is promised "at once" must have happened."""

@@ -11,9 +11,8 @@ from typing import Any
 
 from shmgen._engine.workers import Event, EventKind, Wakeup
 from shmgen._memory.limit_errors import FILES, named
-from shmgen._memory.records import EPOCH, POSITION, SAMPLES
+from shmgen._memory.records import BUSY, EPOCH, FUNCTION, POSITION, ROW, SAMPLES, TURN
 from shmgen._memory.ring import Ring
-from shmgen._memory.status_page import BUSY, FUNCTION, ROW, TURN
 from shmgen._plan.meter import Use
 from shmgen._plan.schedule import Ticket
 from shmgen._samples.ids import take

@@ -17,8 +17,9 @@ from typing import Any
 
 from shmgen._engine.workers import Event, EventKind, Wakeup
 from shmgen._memory.limit_errors import FILES, MAPPING, named
+from shmgen._memory.records import BUSY, EAGER, FUNCTION, LAST_TICKET, READERS, READS, REPORT, ROW, TICKET, TURN, USED
 from shmgen._memory.ring import Ring
-from shmgen._memory.status_page import BUSY, EAGER, FUNCTION, READERS, READS, ROW, TICKET, TURN, USED, StatusPage
+from shmgen._memory.status_page import StatusPage
 from shmgen._plan.meter import Use
 from shmgen._plan.schedule import MAX_OUT, Ticket
 from shmgen._samples.packed_ids import PackedIds
@@ -28,7 +29,7 @@ from shmgen._worker.launch import Child, command, deferred_signals, end
 from shmgen._worker.log_forwarding import ForwardedLogs
 from shmgen._worker.main import Start
 from shmgen._worker.pickling import dumps
-from shmgen._worker.protocol import ATOMIC, REPORT, processor_time
+from shmgen._worker.protocol import ATOMIC, processor_time
 from shmgen._worker.readers import Descriptors
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import WorkerDied
@@ -137,14 +138,14 @@ class Pool:
             self._poll.modify(child.stream, child.events[child.stream])
 
     def put(self, tickets: Sequence[Ticket]) -> None:
-        pack, packed = protocol.TICKET.pack, self._overflow
+        pack, packed = TICKET.pack, self._overflow
         for id, slot, _, start, stop in tickets:
             packed += pack(id, slot, start, stop, 0)
         self._flush()
 
     def _flush(self) -> None:
         """Write as many tickets as the queue has room for."""
-        most = ATOMIC - ATOMIC % protocol.TICKET.size
+        most = ATOMIC - ATOMIC % TICKET.size
         while self._overflow:
             try:
                 written = os.write(self._tickets_in, self._overflow[:most])
@@ -160,12 +161,12 @@ class Pool:
             try:
                 with suppress(BlockingIOError):
                     while True:
-                        tickets += os.read(fd, protocol.TICKET.size * MAX_OUT)
+                        tickets += os.read(fd, TICKET.size * MAX_OUT)
             finally:
                 os.close(fd)
         tickets += self._overflow
         self._overflow.clear()
-        return [id for id, *_ in protocol.TICKET.iter_unpack(tickets)]
+        return [id for id, *_ in TICKET.iter_unpack(tickets)]
 
     def wait(self, timeout: float | None) -> None:
         try:
@@ -227,7 +228,7 @@ class Pool:
     def claims(self, worker: int) -> Mapping[int, tuple[int, int]]:
         page = self._workers[worker].page
         records = page.records[: page.words[READERS]]
-        return {reader: (record[TICKET], record[ROW]) for reader, record in enumerate(records)}
+        return {reader: (record[LAST_TICKET], record[ROW]) for reader, record in enumerate(records)}
 
     def use(self) -> Use:
         return Use(*(time / 1e9 for time in _sum(self._use_of_ended, *(worker.use() for worker in self._workers.values()))))

@@ -22,7 +22,7 @@ from shmgen._memory import nameless
 from shmgen._memory.layout import BatchArrays, Layout
 from shmgen._memory.limit_errors import FILES, most_file_bytes, named, on_file_bytes
 from shmgen._memory.limits import available
-from shmgen._memory.records import READ, SAMPLES
+from shmgen._memory.records import READ_MARK, SAMPLES
 from shmgen._memory.segments import Segments
 
 MIN_SLOTS = 2
@@ -139,7 +139,7 @@ class Ring:
         if marks is None:
             first = self.layout.sheet_offset + 8 * SAMPLES
             marks = self._marks[slot] = self._segments[slot][first:]
-        return IS_ORDERED and marks[: 8 * rows].tobytes() == READ * rows
+        return IS_ORDERED and marks[: 8 * rows].tobytes() == READ_MARK * rows
 
     def prepare_lease(self, slot: int, rows: int) -> None:
         """Make what `lease` of this slot and number of rows returns.

@@ -10,23 +10,10 @@ import mmap
 import os
 
 from shmgen._memory import nameless
+from shmgen._memory.records import READERS, TICKET
 
 MAX_READERS = 128
 """The most readers a worker may have. There is one record more, for the main thread, which takes no tickets beside others."""
-
-READS, EAGER, READERS, USED = range(4)
-"""The page's first words, of 8 bytes each. The main process sets how many readers there should be, and whether each ticket that
-is done wakes it. The worker sets how many records have been used, and for how many nanoseconds it ran, or was ready to run,
-before its first ticket."""
-
-TICKET_BYTES = 24
-
-ROW, BUSY, FUNCTION, TURN = range(3, 7)
-"""The words of a record after its ticket: the row that the reader is at, as a source marks it; nanoseconds in which it has had a
-ticket, in which the user's own functions and sources ran, and in which it waited for its turn to call them."""
-
-TICKET = 0
-"""The first word of a ticket is its number."""
 
 _HEADER_BYTES = 64
 _RECORD_BYTES = 64
@@ -43,7 +30,7 @@ class StatusPage:
         self._bytes = memoryview(mmap.mmap(fd, PAGE_BYTES))
         self.words = self._bytes[:_HEADER_BYTES].cast("Q")
         records = [self._bytes[_HEADER_BYTES + n * _RECORD_BYTES :][:_RECORD_BYTES] for n in range(RECORDS)]
-        self.tickets = [record[:TICKET_BYTES] for record in records]
+        self.tickets = [record[: TICKET.size] for record in records]
         self.records = [record.cast("Q") for record in records]
 
     @staticmethod

@@ -18,7 +18,7 @@ MIN_BATCHES = 3
 """Fewer batches, after the first, say nothing."""
 
 MIN_SECONDS = 0.1
-"""In a shorter time it is chance who waits."""
+"""In a shorter time it is chance which side waits."""
 
 Verdict = Literal[
     "unknown", "trainer-bound", "consumer-held", "no-workers", "order-bound", "function-bound", "io-bound", "worker-bound"

@@ -17,8 +17,9 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from shmgen._memory.limit_errors import MAPPING, named, note
+from shmgen._memory.records import READERS, USED
 from shmgen._memory.segments import Segments
-from shmgen._memory.status_page import READERS, USED, StatusPage
+from shmgen._memory.status_page import StatusPage
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import error_text
 from shmgen._worker.liveness import begin, end_in_time

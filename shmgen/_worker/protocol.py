@@ -8,16 +8,9 @@ pickled `Start`, and sends one of the words below, some with data after them.
 from __future__ import annotations
 
 import os
-import struct
 
 LENGTH_BYTES = 4
 """Bytes of a message's length, before it in the stream."""
-
-TICKET = struct.Struct("<QIIII")
-"""A ticket: its number, the slot, the first row, one past the last row, and padding."""
-
-REPORT = struct.Struct("<QII")
-"""A done ticket: its number, that of the worker, and 1 if reads have lately had to wait for a disk or a network, else 0."""
 
 ATOMIC = 4096
 """Bytes that are written to a pipe whole, or not at all (PIPE_BUF)."""

@@ -17,13 +17,27 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from shmgen._memory.records import EPOCH, POSITION, READ, ROWS, SAMPLES, WAITED_FOR
+from shmgen._memory.records import (
+    BUSY,
+    EAGER,
+    EPOCH,
+    LAST_TICKET,
+    POSITION,
+    READ_MARK,
+    READERS,
+    READS,
+    REPORT,
+    ROW,
+    ROWS,
+    SAMPLES,
+    TICKET,
+    WAITED_FOR,
+)
 from shmgen._memory.segments import Segments
-from shmgen._memory.status_page import BUSY, EAGER, READERS, READS, ROW, StatusPage
-from shmgen._memory.status_page import TICKET as LAST_TICKET
+from shmgen._memory.status_page import StatusPage
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import IDLE, row_of
-from shmgen._worker.protocol import FAILED, LOGGED, REPORT, TICKET, UNABLE
+from shmgen._worker.protocol import FAILED, LOGGED, UNABLE
 from shmgen._worker.task import Task
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import StartError
@@ -281,7 +295,7 @@ class Readers:
         samples = words[SAMPLES + start : SAMPLES + stop].tolist()
         filler.fill(memory, Task(start, words[EPOCH], words[POSITION] + start, samples, self._tables), io_waits=io_waits)
         # The main process hands out a batch as soon as all of its rows are marked, so mark them after all is written.
-        sheet[8 * (SAMPLES + start) : 8 * (SAMPLES + stop)] = READ * (stop - start)
+        sheet[8 * (SAMPLES + start) : 8 * (SAMPLES + stop)] = READ_MARK * (stop - start)
         return sheet
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shmgen._memory.limit_errors import note
-from shmgen._memory.status_page import FUNCTION, TURN
+from shmgen._memory.records import FUNCTION, TURN
 from shmgen._samples.sample_spec import ShapeError, dtype_for, sample_for, write_row
 from shmgen._sources.base import IDLE, Reader, function_error
 from shmgen._sources.fields import FieldSpec, Reading, RowsByKey

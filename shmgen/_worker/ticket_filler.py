@@ -9,7 +9,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shmgen._memory.limit_errors import note
-from shmgen._memory.status_page import FUNCTION, ROW, TURN
+from shmgen._memory.records import FUNCTION, ROW, TURN
 from shmgen._samples.sample_spec import dtype_of
 from shmgen._sources.base import IDLE, UNKNOWN, error_text, function_error, row_of
 from shmgen._sources.fields import FieldSpec, Reading, RowsByKey
