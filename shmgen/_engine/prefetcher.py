@@ -54,6 +54,9 @@ RaisedT = TypeVar("RaisedT", bound=BaseException)
 log = logging.getLogger("shmgen")
 
 
+log = logging.getLogger("shmgen")
+
+
 class Prefetcher:
     """Delivers batches.
 

@@ -27,5 +27,5 @@ ready to run, before its first ticket."""
 
 LAST_TICKET, _, _, ROW, BUSY, FUNCTION, TURN = range(7)
 """The words of a reader's record on the page: first the `TICKET` that it took last, so its number; then the row that it is at,
-as a source marks it; and nanoseconds in which it has had a ticket, in which the user's own functions and sources ran, and in which
-it waited for its turn to call them."""
+as a source marks it; and nanoseconds in which it has had a ticket, in which the user's own functions and sources ran, and in
+which it waited for its turn to call them."""
