@@ -116,7 +116,7 @@ def folder(tmp_path: Path) -> Callable[..., DataSet]:
 
 
 def wait_until(condition: Callable[[], object], what: str, within: float = DEADLINE) -> None:
-    """Return once ``condition`` holds; fail if it does not within so many seconds; see `Deadline`."""
+    """Return once ``condition`` holds; fail if it does not in ``within`` seconds; see `Deadline`."""
     deadline = Deadline(within)
     while not condition():
         if deadline.passed:
@@ -131,7 +131,7 @@ def _until() -> Callable[..., None]:
 
 
 def until_waiting(loader: Any, requests: int = 1) -> None:
-    """Return once so many requests for a batch of ``loader`` wait."""
+    """Return once ``requests`` requests for a batch of ``loader`` wait."""
     wait_until(lambda: loader.state.waiting >= requests, f"{requests} requests wait for a batch")
 
 
@@ -254,7 +254,7 @@ class Script:
         (os.killpg if group else os.kill)(self.process.pid, number)
 
     def left(self, within: float) -> set[int]:
-        """Process ids of the script and its children that live on after so many seconds."""
+        """Process ids of the script and its children that live on after ``within`` seconds."""
         return self._gone.wait(within)
 
     def end(self, within: float = 60.0) -> int:
@@ -327,7 +327,7 @@ def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slots are filled with 0xA5 the moment they are free again: whoever still reads one, sees it."""
+    """Slots are filled with 0xA5 the moment they are free again, which a late reader of one would see."""
     released = Ring.released
 
     def released_and_poisoned(self: Ring) -> list[int]:

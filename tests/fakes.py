@@ -42,7 +42,7 @@ TIMEOUT = 100.0
 """Seconds of a `Clock`."""
 
 GARBAGE = -1.0
-"""What is in a row that nobody has read yet, or that somebody writes who should have been gone."""
+"""What is in a row that has not been read yet, and what a worker writes that should have been gone."""
 
 Place = tuple[int, int]
 """A reader: the number of its worker, and its own."""
@@ -133,7 +133,7 @@ class FakeWorkers:
         count: how many.
         reads: readers of each.
         ring: what they fill.
-        clock: whose time passes while somebody waits and nothing happens.
+        clock: its time passes while a request waits and nothing happens.
 
     Attributes:
         workers: the workers, by number.
@@ -275,7 +275,7 @@ class FakeWorkers:
         self.queue.clear()
 
     def _let_go(self, number: int) -> None:
-        # What it said by itself and nobody has heard yet is heard of no more; all report what is done in one place.
+        # What it sent itself and has not been received is lost; what is done is reported in one place for all.
         self._events = [event for event in self._events if event.worker != number or event.what is EventKind.DONE]
         if self.workers[number].lives:
             self.left.append(self.workers[number])
@@ -491,7 +491,7 @@ class Engine:
         return [int(sample) for sample in self.sampler[BatchId(0, number)]]
 
     def resize(self, workers: int, reads: int | None = None) -> bool:
-        """Have so many workers, with so many readers each, as the autoscaler does."""
+        """Have ``workers`` workers of ``reads`` readers each, as the autoscaler does."""
         with self.prefetcher.lock:
             return self.supervisor.resize(Target(workers, self.supervisor.target.reads if reads is None else reads))
 
@@ -517,12 +517,12 @@ class Engine:
         self.workers.otherwise = step
 
     def pass_time(self, seconds: float) -> None:
-        """Time passes while somebody waits, who looks how far the workers are if it is due."""
+        """Time passes while a request waits; if it is due, the request looks how far the workers are."""
         self.clock.now += seconds
         self.workers.wake()
 
     def check(self) -> None:
-        """Assert what holds between any two events: a slot is written to for the batch that it was given to, and nobody else."""
+        """Assert what holds between any two events: a slot is written to for the batch that it was given to, and for no other."""
         workers, schedule = self.workers, self.schedule
         taken = [ticket for worker in workers.workers.values() for ticket in worker.tickets]
         for ticket in [*workers.queue, *taken]:

@@ -20,7 +20,7 @@ def needs(*packages: str) -> pytest.MarkDecorator:
 
 
 def free_port() -> int:
-    """A port of loopback on which nobody listens."""
+    """A free port of loopback."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -87,7 +87,7 @@ class Gone:
         self.fds[pid] = os.pidfd_open(pid)
 
     def wait(self, within: float) -> set[int]:
-        """Process ids of those that live on after so many seconds; see `Deadline`."""
+        """Process ids of those that live on after ``within`` seconds; see `Deadline`."""
         deadline = Deadline(within)
         poll = select.poll()
         left = {fd: pid for pid, fd in self.fds.items()}

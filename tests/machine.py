@@ -33,7 +33,7 @@ class Machine:
         noise: relative spread of the speed, which changes every 50 ms.
         spread: relative spread of the time that tickets take.
         epoch: batches of an epoch.
-        pause: seconds in which nobody asks for a batch, after each epoch.
+        pause: seconds after each epoch in which no batch is requested.
     """
 
     latency: float = 0.0
@@ -54,7 +54,7 @@ class Machine:
     pause: float = 0.0
 
     def share(self, workers: int) -> float:
-        """The fraction of a processor that each of so many workers gets."""
+        """The fraction of a processor that each of ``workers`` workers gets."""
         return min(1.0, self.processors / (workers + self.others))
 
     def speed(self, workers: int, busy: int) -> float:
@@ -141,7 +141,7 @@ class Run:
             self._noise = max(0.2, self._random.gauss(1, machine.noise))
         self._train()
         self._read()
-        # Nobody hears of what workers have done while nobody asks for a batch.
+        # What workers have done is read only while a batch is requested.
         if self.autoscaler is not None and self.rows > before and self.time >= self._asleep_until:
             self._steer(self.autoscaler)
         self.history.append((self.time, self.rows, Target(self._ready(), self.target.reads)))

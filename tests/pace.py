@@ -9,7 +9,7 @@ PROBE = 0.05
 
 
 def slowness() -> float:
-    """Seconds that pass here while a process gets a second of a processor: 1 where nobody else wants one."""
+    """Seconds that pass here while a process gets a second of a processor: 1 on an idle machine."""
     begun, used = time.monotonic(), time.thread_time()
     while (took := time.thread_time() - used) < PROBE:
         pass

@@ -157,7 +157,7 @@ class Faults(threading.Thread):
             self._signal("SIGSTOP", worker)
 
     def _delay(self) -> None:
-        """For less than a read may take: nobody is to blame for that."""
+        """For less than a read may take, so no sample is to blame."""
         for worker in self._chance.sample(workers := self._workers(), min(1, len(workers))):
             self._signal("SIGSTOP", worker)
             self._ended.wait(TIMEOUT / 5)
@@ -321,7 +321,7 @@ def usage() -> dict[str, int]:
 
 
 def soak(minutes: float, seed: int) -> int:
-    """Run for so many minutes; the exit status."""
+    """Run for ``minutes`` minutes; the exit status."""
     start = time.monotonic()
     until = start + 60 * minutes
     logging.getLogger("shmgen").setLevel(logging.ERROR)

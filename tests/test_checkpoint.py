@@ -23,8 +23,6 @@ from shmgen._plan.passes import Passes, Position
 from shmgen._plan.sampler import BatchId
 from shmgen._samples.ids import fingerprint, kept
 
-TAILS = ["drop", "keep", "wrap", "pad"]
-
 
 def labelled(**options: Any) -> Loader:
     return computed(labels=range(N), **options)
@@ -163,13 +161,15 @@ def test_indexes_in_any_order_resume() -> None:
     assert [passes.deal(index, resumed).number for index in reversed(indexes)] == found[::-1]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize(
+    ("tail", "shuffle", "workers"),
+    [("drop", True, 2), ("drop", False, 0), ("keep", True, 0), ("wrap", True, 0), ("wrap", False, 0), ("pad", False, 2)],
+)
 def test_another_loader_goes_on(tail: Any, shuffle: bool, workers: int) -> None:
     """After each batch of two epochs: the same batches as without the interruption, random numbers included."""
     options: dict[str, Any] = {"shuffle": shuffle, "tail": tail, "transform": lambda x, rng: x + rng.random()}
     with labelled(workers=0, **options) as loader:
+        assert N % loader.batch_size, "else the four kinds of tail would be one"
         whole = [as_bytes(batch) for _ in range(2) for batch in loader]
     for taken in (0, 1, 3, len(whole) // 2, len(whole) // 2 + 1, len(whole)):
         with labelled(workers=0, **options) as loader:
@@ -306,7 +306,7 @@ def test_after_a_kill_nothing_is_read_twice(folder: Callable[..., DataSet], scri
     whole = (place / "log").read_text().splitlines()
     for name in ("log", "state.json"):
         (place / name).unlink()
-    for lines in (2, 6, 9):
+    for lines in (2, 9):
         run = script(KILLED.format(stands_still=f"state['epoch'] * 6 + state['consumed'] // 4 == {lines}"), data)
         wait_until(partial(has_lines, place / "log", lines), "it stands still")
         run.signal(signal.SIGKILL, group=True)
@@ -315,9 +315,3 @@ def test_after_a_kill_nothing_is_read_twice(folder: Callable[..., DataSet], scri
     assert last.end() == 0, last.err
     assert (place / "log").read_text().splitlines() == whole
     assert len(whole) == 12
-
-
-def test_the_data_set_of_the_tests_has_a_tail() -> None:
-    """Else the four kinds of tail would be one."""
-    with computed(workers=0) as loader:
-        assert N % loader.batch_size

@@ -37,7 +37,7 @@ def expected() -> np.ndarray:
 
 def read(source: Any, **options: Any) -> np.ndarray:
     """All rows in the order of the ids."""
-    return rows(computed(source, shuffle=False, tail="keep", **{"workers": 2, **options}))
+    return rows(computed(source, shuffle=False, tail="keep", **{"workers": 1, **options}))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 def loaded(name: str, path: Path) -> ModuleType:
-    """The module in this file, in `sys.modules` under a name by which nobody would find it."""
+    """The module in this file, in `sys.modules` under a name by which an import does not find it."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -148,9 +148,11 @@ def install():
 """What setuptools writes for a package that is installed in place, in short."""
 
 
-@pytest.mark.parametrize("where", ["by-reference", "imported-in-the-worker-alone"])
-def test_a_package_that_is_installed_in_place(tmp_path: Path, where: str) -> None:
-    """By a finder that a ``.pth`` file of a virtual environment installs; `sys.prefix` is that of the environment, too."""
+def test_a_package_that_is_installed_in_place(tmp_path: Path) -> None:
+    """By a finder that a ``.pth`` file of a virtual environment installs; `sys.prefix` is that of the environment, too.
+
+    It is imported in the workers of a first loader alone, and sent by reference to those of a second.
+    """
     venv.create(tmp_path / "venv", symlinks=True)
     (site,) = (tmp_path / "venv/lib").glob("python*/site-packages")
     package = tmp_path / "elsewhere/inplace.py"
@@ -160,7 +162,7 @@ def test_a_package_that_is_installed_in_place(tmp_path: Path, where: str) -> Non
     (site / "__editable__.inplace.pth").write_text("import __editable___inplace_finder; __editable___inplace_finder.install()\n")
     mine = next(entry for entry in sys.path if entry.endswith("site-packages"))
     (site / "mine.pth").write_text(f"{mine}\n")
-    code = f"""
+    code = """
 import sys
 import numpy as np
 from shmgen import Loader
@@ -171,10 +173,13 @@ def alone(id):
     assert inplace.HERE == (sys.prefix, sys.exec_prefix) == (sys.argv[1], sys.argv[1])
     return inplace.fill(id)
 
-if {where == "by-reference"}:
-    from inplace import fill as alone
-with Loader(range(8), None, 4, source=alone, dim=3, n_channels=1, dtype="f8", workers=2, shuffle=False) as loader:
-    assert [row for X, in loader for row in X[:, 0, 0].tolist()] == [10 * k for k in range(8)]
+def check(source):
+    with Loader(range(8), None, 4, source=source, dim=3, n_channels=1, dtype="f8", workers=1, shuffle=False) as loader:
+        assert [row for X, in loader for row in X[:, 0, 0].tolist()] == [10 * k for k in range(8)]
+
+check(alone)
+from inplace import fill
+check(fill)
 print("right")
 """
     script = tmp_path / "script.py"

@@ -9,16 +9,14 @@ from typing import Any
 import pytest
 from conftest import Asking, wait_until
 from fakes import Engine, engine_of, values
-from moments import hang, reads, whole_epoch
+from moments import reads, whole_epoch
 
 from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import MAX_OUT
 from shmgen.errors import ClosedError, SampleError, TooManyDamaged
 
 
-@reads
-@pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize("slots", [2, 5])
+@pytest.mark.parametrize(("workers", "reads", "slots"), [(1, 1, 5), (1, 3, 2), (2, 3, 5), (3, 1, 2)])
 def test_work_is_delivered(workers: int, reads: int, slots: int) -> None:
     """Every sample once, with no worker replaced."""
     with engine_of(workers=workers, reads=reads, slots=slots) as engine:
@@ -48,7 +46,7 @@ def test_readers_may_be_done_in_any_order(reads: int) -> None:
         whole_epoch(engine)
 
 
-def test_a_slow_reader_holds_up_nobody() -> None:
+def test_a_slow_reader_holds_up_no_other() -> None:
     """One reader of one worker does nothing for a while: the others do all tickets but its own."""
     with engine_of(workers=2, reads=2, slots=4) as engine:
         [slow] = [place for place in engine.workers.able() if place == (1, 1)]
@@ -70,9 +68,11 @@ def test_a_slow_reader_holds_up_nobody() -> None:
 
 # Failures.
 
+WHERE = [(True, 1, 1), (True, 2, 3), (False, 1, 3), (False, 2, 1)]
+"""Whether the row is known, the workers, and the readers of each."""
 
-@reads
-@pytest.mark.parametrize("known", [True, False], ids=["row-known", "row-unknown"])
+
+@pytest.mark.parametrize(("known", "reads"), [(True, 3), (False, 1), (False, 3)])
 def test_a_failure_is_the_error_of_its_batch(known: bool, reads: int) -> None:
     """That names the sample; the batch may be asked for again, and others are not touched."""
     with engine_of(workers=2, reads=reads) as engine:
@@ -84,9 +84,7 @@ def test_a_failure_is_the_error_of_its_batch(known: bool, reads: int) -> None:
         assert engine.workers.log == []
 
 
-@reads
-@pytest.mark.parametrize("known", [True, False], ids=["row-known", "row-unknown"])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("known", "workers", "reads"), WHERE)
 def test_a_failure_is_replaced(known: bool, workers: int, reads: int) -> None:
     """Always by the same sample; where the row is not known, its rows are tried one by one. It is counted."""
     with engine_of(workers=workers, reads=reads, on_error="replace") as engine:
@@ -99,9 +97,7 @@ def test_a_failure_is_replaced(known: bool, workers: int, reads: int) -> None:
         assert engine.damage.found.keys() == {6}
 
 
-@reads
-@pytest.mark.parametrize("known", [True, False], ids=["row-known", "row-unknown"])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("known", "workers", "reads"), WHERE)
 def test_failures_are_collected(known: bool, workers: int, reads: int, caplog: pytest.LogCaptureFixture) -> None:
     """All of a batch's failures are found in one request for it, in silence, and all other rows are right; so where all fail."""
     with engine_of(workers=workers, reads=reads, on_error="collect") as engine:
@@ -139,24 +135,17 @@ def test_an_interrupted_ticket_is_read_anew(reads: int) -> None:
         whole_epoch(engine)
 
 
-@pytest.mark.parametrize("fault", ["fail", "hang"])
-def test_no_more_tickets_are_out_than_the_queue_holds(fault: str) -> None:
+def test_no_more_tickets_are_out_than_the_queue_holds() -> None:
     """Also where batches of thousands of rows are tried row by row, each row in a ticket of its own."""
     with engine_of(workers=1, reads=3, samples=24_000, batch_size=8_000, slots=2, on_error="replace") as engine:
         most = 0
-
-        def befall(worker: int, reader: int, row: int) -> None:
-            if fault == "fail":
-                engine.workers.fail(worker, reader, row, known=False)
-            else:
-                hang(engine, worker, reader, None)
 
         def look(step: Callable[[], bool]) -> bool:
             nonlocal most
             most = max(most, engine.schedule.out)
             return step()
 
-        engine.strike(17_234, befall, times=2)
+        engine.strike(17_234, partial(engine.workers.fail, known=False), times=2)
         engine.workers.otherwise = partial(look, engine.workers.otherwise)
         for number in (0, 1):
             assert engine.fetch(number) == engine.expected(number)
@@ -168,10 +157,9 @@ def test_no_more_tickets_are_out_than_the_queue_holds(fault: str) -> None:
 # Slots.
 
 
-@reads
-def test_all_slots_are_held(reads: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_slots_are_held(caplog: pytest.LogCaptureFixture) -> None:
     """The ring grows after a while, which is told once; what is held stays right; once it is let go of, no slot is added."""
-    with engine_of(slots=2, samples=80, reads=reads) as engine, caplog.at_level("INFO", "shmgen"):
+    with engine_of(slots=2, samples=80) as engine, caplog.at_level("INFO", "shmgen"):
         held = [engine.lease(number) for number in range(12)]
         grown = engine.prefetcher.stats.grown
         assert 10 <= grown == engine.ring.slots - 2
@@ -185,10 +173,10 @@ def test_all_slots_are_held(reads: int, caplog: pytest.LogCaptureFixture) -> Non
 
 def test_who_holds_all_slots_waits_ever_less() -> None:
     """For the first slot a second or so; soon hardly at all."""
-    with engine_of(slots=2, samples=400) as engine:
+    with engine_of(slots=2, samples=200) as engine:
         held = []
         waits = []
-        for number in range(100):
+        for number in range(50):
             began = engine.clock.now
             held.append(engine.lease(number))
             waits.append(engine.clock.now - began)

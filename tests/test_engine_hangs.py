@@ -127,7 +127,7 @@ def test_a_reader_that_waits_for_one_that_hangs_is_not_blamed() -> None:
         assert engine.workers.log == ["kill 0", "restart 0"]
 
 
-def test_readers_that_never_begin_blame_nobody() -> None:
+def test_readers_that_never_begin_blame_no_sample() -> None:
     """They have taken tickets, and their worker does nothing more: it is killed, and others read these."""
     with engine_of(workers=2, reads=3) as engine:
         began = engine.clock.now
@@ -139,8 +139,8 @@ def test_readers_that_never_begin_blame_nobody() -> None:
 
 
 @reads
-def test_time_between_requests_is_nobodys_fault(reads: int) -> None:
-    """A worker that is slow while nobody waits is given its whole time once somebody does."""
+def test_time_between_requests_does_not_count(reads: int) -> None:
+    """A worker that is slow while no request waits is given its whole time once one does."""
     with engine_of(workers=1, reads=reads) as engine:
         engine.strike(5, partial(hang, engine))
         assert engine.fetch(0) == engine.expected(0)
@@ -191,7 +191,7 @@ def test_a_stopped_worker_blames_no_sample(reads: int) -> None:
 
 @reads
 def test_stopped_workers_that_hold_nothing_are_found(reads: int) -> None:
-    """All of them, while tickets wait in the queue: somebody must take these."""
+    """All of them, while tickets wait in the queue, which a worker has to take."""
     with engine_of(workers=2, reads=reads) as engine:
         assert engine.fetch(0) == engine.expected(0)
         while engine.workers.work():
@@ -228,7 +228,7 @@ def test_an_idle_worker_is_no_stopped_one() -> None:
         assert engine.workers.log == []
 
 
-def test_a_process_that_was_stopped_itself_blames_nobody() -> None:
+def test_a_process_that_was_stopped_itself_blames_no_sample() -> None:
     """It wakes long after it should have: its workers may have been stopped with it, and are given their whole time anew."""
     with engine_of(workers=1, reads=3) as engine:
 
@@ -264,7 +264,7 @@ def test_a_kill_is_given_its_time_anew_after_a_sleep() -> None:
 @reads
 @pytest.mark.parametrize("known", [True, False], ids=["row-known", "row-unknown"])
 def test_a_kill_that_does_not_work(known: bool, reads: int) -> None:
-    """The worker is left to itself, and its slots are never used again, so that what it writes later harms nobody."""
+    """The worker is left to itself, and its slots are never used again, so that what it writes later does no harm."""
     with engine_of(workers=1, reads=reads, slots=2, samples=120, batch_size=24) as engine:
         engine.strike(1, lambda worker, reader, row: hang(engine, worker, reader, row if known else None, immortal=True))
         with pytest.raises(SampleError, match=f"sample {1 if known else 0}, .*expected an answer"):

@@ -12,8 +12,7 @@ from moments import after, amid, amid_unknown, before, hang, reads, whole_epoch
 from shmgen.errors import SampleError
 
 
-@reads
-@pytest.mark.parametrize("counts", [(3, 1), (1, 4), (2, 3, 1, 2)], ids=str)
+@pytest.mark.parametrize(("counts", "reads"), [((3, 1), 3), ((1, 4), 1), ((2, 3, 1, 2), 3)], ids=str)
 def test_resizes_amid_work(counts: tuple[int, ...], reads: int) -> None:
     """More get work at once; fewer end once they have done a ticket more; every row is right throughout."""
     with engine_of(workers=2, reads=reads, samples=80) as engine:
@@ -57,7 +56,7 @@ def test_a_replacement_has_as_many_readers() -> None:
 @reads
 @pytest.mark.parametrize("moment", [before, amid, amid_unknown, after])
 def test_who_is_to_go_dies_first(moment: Callable[..., None], reads: int, caplog: pytest.LogCaptureFixture) -> None:
-    """A worker that is to end, and dies of what it still holds, leaves nothing unread, is not replaced, and worries nobody."""
+    """A worker that is to end, and dies of what it still holds, leaves nothing unread, is not replaced, and not logged."""
     with engine_of(workers=2, reads=reads) as engine:
         engine.workers.script += [lambda: engine.resize(1), lambda: moment(engine, 1, 0, 0)]
         whole_epoch(engine)
@@ -68,7 +67,7 @@ def test_who_is_to_go_dies_first(moment: Callable[..., None], reads: int, caplog
 
 
 def test_who_is_to_go_ends_while_its_other_readers_are_at_work() -> None:
-    """The main thread's end is the process's: what the others had is read by other workers, and nobody is blamed."""
+    """The main thread's end is the process's: what the others had is read by other workers, and no sample is blamed."""
     with engine_of(workers=2, reads=3) as engine:
 
         def end() -> None:

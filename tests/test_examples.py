@@ -19,7 +19,7 @@ from launched import needs
 ROOT = Path(__file__).parents[1]
 
 CHANCE = 0.1
-"""Accuracy of whoever guesses among ten digits."""
+"""Accuracy of a guess among ten digits."""
 
 
 @pytest.fixture

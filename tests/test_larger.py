@@ -15,8 +15,6 @@ from shmgen._sources.npy import NpyReader
 
 # What travels to workers stands inside of functions: of the module itself they would have to import it, and pytest with it.
 
-WORKERS = [pytest.param(0, id="in-process"), pytest.param(1, id="1-worker"), pytest.param(2, id="2-workers")]
-
 N = 24
 
 TEXT: Any = "0"
@@ -60,14 +58,13 @@ def check_crops(X: np.ndarray, numbers: list[int]) -> set[tuple[int, int]]:
 # Crops.
 
 
-@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("first", [0, 1], ids=["first-fits", "first-is-larger"])
-def test_random_crops_of_files_of_several_sizes(tmp_path: Path, first: int, workers: int) -> None:
+def test_random_crops_of_files_of_several_sizes(tmp_path: Path, first: int) -> None:
     """``dim`` says how large a row is; each row is a part of its file; other parts in each epoch, the same at any number of
     workers."""
     ids = pictures(tmp_path, np.int32)[first:]
     found = []
-    for count in (workers, 0):
+    for count in (2, 0):
         with Loader(
             ids, range(first, N), 4, (5, 6), 1, data_dir=tmp_path, transform=cropping(), workers=count, tail="keep"
         ) as loader:
@@ -84,9 +81,8 @@ def test_random_crops_of_files_of_several_sizes(tmp_path: Path, first: int, work
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", ["function", "npz", "source"])
-def test_crops_of_whatever_is_read(tmp_path: Path, kind: str, workers: int) -> None:
+def test_crops_of_whatever_is_read(tmp_path: Path, kind: str) -> None:
     """A function, an array of an archive, a source of the user's own."""
     folder = str(tmp_path / "data")
     ids = pictures(Path(folder), "i4")
@@ -110,7 +106,7 @@ def test_crops_of_whatever_is_read(tmp_path: Path, kind: str, workers: int) -> N
                 return np.load(f"{folder}/{id}.npy")
 
         options = {"source": Pictures()}
-    with Loader(ids, range(N), batch_size=8, transform=cropping(), workers=workers, **options) as loader:
+    with Loader(ids, range(N), batch_size=8, transform=cropping(), workers=0, **options) as loader:
         for _ in range(2):
             for X, y in loader:
                 check_crops(X, y.tolist())
@@ -127,8 +123,7 @@ def test_crops_of_files_behind_a_url(root: Path, proxy: Any) -> None:
         assert len(proxy.requests) == asked + N - 1
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_picture_and_mask_are_cropped_alike(tmp_path: Path, workers: int) -> None:
+def test_picture_and_mask_are_cropped_alike(tmp_path: Path) -> None:
     """A transform of the sample gets all fields as they were read, each of a size of its own; labels are beside them."""
     ids = pictures(tmp_path / "a", "i4")
     pictures(tmp_path / "b", "i8")
@@ -144,15 +139,14 @@ def test_picture_and_mask_are_cropped_alike(tmp_path: Path, workers: int) -> Non
 
     inputs = {"scan": Npy(tmp_path / "a", dim=(5, 6), n_channels=1)}
     targets = {"mask": Npy(tmp_path / "b", dim=(5, 6), n_channels=1), "number": Values(np.arange(N))}
-    with Loader(ids, inputs=inputs, targets=targets, batch_size=8, transform=both, workers=workers) as loader:
+    with Loader(ids, inputs=inputs, targets=targets, batch_size=8, transform=both, workers=2) as loader:
         for X, y in loader:
             assert X["scan"].shape == y["mask"].shape == (8, 5, 6, 1)
             np.testing.assert_array_equal(X["scan"], y["mask"])
             check_crops(X["scan"], (y["number"] - 1).tolist())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_row_of_fewer_axes(tmp_path: Path, workers: int) -> None:
+def test_a_row_of_fewer_axes(tmp_path: Path) -> None:
     """A random slice of a volume."""
     ids = [f"id-{number}" for number in range(N)]
     for number, id in enumerate(ids):
@@ -161,7 +155,7 @@ def test_a_row_of_fewer_axes(tmp_path: Path, workers: int) -> None:
     def slice(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return x[rng.integers(len(x))]
 
-    options: dict[str, Any] = {"data_dir": tmp_path, "transform": slice, "workers": workers}
+    options: dict[str, Any] = {"data_dir": tmp_path, "transform": slice, "workers": 0}
     with Loader(ids, range(N), 8, (5, 6), 1, **options) as loader:
         for X, y in loader:
             assert X.shape == (8, 5, 6, 1)
@@ -185,8 +179,7 @@ def test_what_a_transform_changes_is_its_own(tmp_path: Path) -> None:
             check_crops(X - 1, list(range(N)))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_samples_are_cast_before_they_are_changed(tmp_path: Path, workers: int) -> None:
+def test_samples_are_cast_before_they_are_changed(tmp_path: Path) -> None:
     """To the rows' dtype, whether they fit or not: so a transform computes alike with all of them."""
     ids = pictures(tmp_path, "u2")
     crop = cropping()
@@ -196,7 +189,7 @@ def test_samples_are_cast_before_they_are_changed(tmp_path: Path, workers: int) 
         x /= 2
         return crop(x, rng)
 
-    with Loader(ids, range(N), 8, (5, 6), 1, data_dir=tmp_path, dtype="f4", transform=half, workers=workers) as loader:
+    with Loader(ids, range(N), 8, (5, 6), 1, data_dir=tmp_path, dtype="f4", transform=half, workers=0) as loader:
         for X, y in loader:
             check_crops(X * 2, y.tolist())
 
@@ -239,9 +232,8 @@ def test_files_are_read_at_once_again_after_the_last_that_varies(tmp_path: Path,
     assert 40 < len(singly) < 120
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("returns", ["numbers", "rows", "count"])
-def test_a_source_that_fills_at_once_leaves_some_to_be_read(returns: str, workers: int) -> None:
+def test_a_source_that_fills_at_once_leaves_some_to_be_read(returns: str) -> None:
     """``fill`` returns the numbers of the rows that it left out; anything else that it returns means nothing."""
 
     class Most(Source):
@@ -257,7 +249,7 @@ def test_a_source_that_fills_at_once_leaves_some_to_be_read(returns: str, worker
                     rows[number] = id
             return {"numbers": left, "rows": rows, "count": len(ids)}[returns]
 
-    options: dict[str, Any] = {"transform": lambda x, rng: x[-4:], "workers": workers}
+    options: dict[str, Any] = {"transform": lambda x, rng: x[-4:], "workers": 0}
     with Loader(range(N), range(N), source=Most(), batch_size=8, **options) as loader:
         for X, y in loader:
             assert not (X - y[:, None]).any()
@@ -266,8 +258,7 @@ def test_a_source_that_fills_at_once_leaves_some_to_be_read(returns: str, worker
 # What is wrong is named.
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_file_of_another_shape_is_named_though_there_is_a_transform(tmp_path: Path, workers: int) -> None:
+def test_a_file_of_another_shape_is_named_though_there_is_a_transform(tmp_path: Path) -> None:
     """One that makes no rows: the file, what was expected and what was found; or it is replaced."""
     ids = [f"id-{number}" for number in range(N)]
     for number, id in enumerate(ids):
@@ -282,7 +273,7 @@ def test_a_file_of_another_shape_is_named_though_there_is_a_transform(tmp_path: 
     for transform in (flip, flipped, {"X": flip}, lambda sample, rng: None):
         single = not callable(transform) or transform in (flip, flipped)
         options: dict[str, Any] = {"inputs": Npy(tmp_path, (5, 6), 1)} if single else {"inputs": {"X": Npy(tmp_path, (5, 6), 1)}}
-        options |= {"batch_size": 8, "transform": transform, "workers": workers}
+        options |= {"batch_size": 8, "transform": transform, "workers": 0}
         with Loader(ids, **options) as loader, pytest.raises(SampleError) as caught:
             list(loader)
         assert (type(caught.value), caught.value.path) == (SampleError, f"{tmp_path}/id-7.npy")
@@ -294,12 +285,11 @@ def test_a_file_of_another_shape_is_named_though_there_is_a_transform(tmp_path: 
             assert [one.id for one in loader.damaged] == ["id-7"]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_without_dim_rows_are_as_the_first_file(tmp_path: Path, workers: int) -> None:
+def test_without_dim_rows_are_as_the_first_file(tmp_path: Path) -> None:
     """A transform then gets no other: the error says how it would."""
     ids = pictures(tmp_path, "i4")
     with (
-        Loader(ids, None, 8, data_dir=tmp_path, transform=cropping(), workers=workers) as loader,
+        Loader(ids, None, 8, data_dir=tmp_path, transform=cropping(), workers=0) as loader,
         pytest.raises(SampleError) as caught,
     ):
         list(loader)
@@ -308,7 +298,6 @@ def test_without_dim_rows_are_as_the_first_file(tmp_path: Path, workers: int) ->
     assert "Where files vary in size, give dim, and a transform that makes rows of them, or a pad_value" in caught.value.reason
 
 
-@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("made", "text"),
     [
@@ -325,12 +314,10 @@ def test_without_dim_rows_are_as_the_first_file(tmp_path: Path, workers: int) ->
         ),
     ],
 )
-def test_what_a_transform_gives_is_said_with_the_remedy(
-    folder: Callable, made: Callable[..., Any], text: str, workers: int
-) -> None:
+def test_what_a_transform_gives_is_said_with_the_remedy(folder: Callable, made: Callable[..., Any], text: str) -> None:
     """A shape or dtype that rows don't have; and the remedy works."""
     data = folder(8, (4, 3), np.uint8)
-    options: dict[str, Any] = {"data_dir": data.path, "transform": lambda x, rng: made(x), "workers": workers}
+    options: dict[str, Any] = {"data_dir": data.path, "transform": lambda x, rng: made(x), "workers": 1}
     with Loader(data.ids, None, 8, **options) as loader, pytest.raises(FunctionError) as caught:
         list(loader)
     assert str(caught.value).startswith(f"sample '{caught.value.id}', transform of field 'X': {text}")
@@ -340,13 +327,12 @@ def test_what_a_transform_gives_is_said_with_the_remedy(
         assert X.shape[1:] == ((2, 3) if "shape" in text else (4, 3))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_transform_that_fails_at_a_size_tells_it(tmp_path: Path, workers: int) -> None:
+def test_a_transform_that_fails_at_a_size_tells_it(tmp_path: Path) -> None:
     """A crop of a sample that is too small: the error has the sample's shape, and its file."""
     ids = pictures(tmp_path, "i4")
     np.save(tmp_path / "id-7.npy", np.zeros((3, 9), "i4"))
     with (
-        Loader(ids, None, 8, (5, 6), 1, data_dir=tmp_path, transform=cropping(), workers=workers) as loader,
+        Loader(ids, None, 8, (5, 6), 1, data_dir=tmp_path, transform=cropping(), workers=0) as loader,
         pytest.raises(FunctionError) as caught,
     ):
         list(loader)
@@ -355,8 +341,7 @@ def test_a_transform_that_fails_at_a_size_tells_it(tmp_path: Path, workers: int)
     assert f"(the sample has shape (3, 9) in field 'X', {tmp_path}/id-7.npy)" in caught.value.reason
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_huge_header_is_refused_before_memory_is_taken(tmp_path: Path, workers: int) -> None:
+def test_a_huge_header_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
     """A file of any size is taken, but it must have what its header promises."""
     ids = pictures(tmp_path, "i4")
     whole = np.zeros((2, 2), "i4")
@@ -364,7 +349,7 @@ def test_a_huge_header_is_refused_before_memory_is_taken(tmp_path: Path, workers
     raw = (tmp_path / "id-7.npy").read_bytes()
     (tmp_path / "id-7.npy").write_bytes(raw.replace(b"(2, 2), }              ", b"(2000000, 2000000), }  "))
     with (
-        Loader(ids, None, 8, (5, 6), 1, data_dir=tmp_path, transform=cropping(), workers=workers) as loader,
+        Loader(ids, None, 8, (5, 6), 1, data_dir=tmp_path, transform=cropping(), workers=0) as loader,
         pytest.raises(SampleError) as caught,
     ):
         list(loader)
@@ -392,13 +377,12 @@ def check_padded(X: np.ndarray, numbers: Any, pad_value: float) -> None:
         assert (row[length:] == pad_value).all()
 
 
-@pytest.mark.parametrize("workers", WORKERS)
-def test_sequences_of_several_lengths_are_padded(tmp_path: Path, workers: int) -> None:
+def test_sequences_of_several_lengths_are_padded(tmp_path: Path) -> None:
     """Rows have ``dim`` as their whole shape; length and mask say how much of each is its file's, in every epoch."""
     ids = sequences(tmp_path)
     tokens = Npy(tmp_path, dim=8, pad_value=-1)
     inputs = {"tokens": tokens, "length": tokens.length, "mask": tokens.mask}
-    with Loader(ids, range(N), inputs=inputs, weights=tokens.mask, batch_size=8, workers=workers) as loader:
+    with Loader(ids, range(N), inputs=inputs, weights=tokens.mask, batch_size=8, workers=2) as loader:
         for _ in range(2):
             for X, y, weights in loader:
                 assert (X["tokens"].shape, X["tokens"].dtype) == ((8, 8), np.int64)
@@ -409,12 +393,11 @@ def test_sequences_of_several_lengths_are_padded(tmp_path: Path, workers: int) -
                 np.testing.assert_array_equal(weights, X["mask"])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_padding_by_the_loaders_own_arguments(tmp_path: Path, workers: int) -> None:
+def test_padding_by_the_loaders_own_arguments(tmp_path: Path) -> None:
     """``Sequence(ids, labels, dim=..., pad_value=...)``, of files and of a function."""
     ids = sequences(tmp_path, "f4", features=3)
     folder = str(tmp_path)
-    options: dict[str, Any] = {"dim": 8, "n_channels": 3, "pad_value": np.float32(0.5), "batch_size": 8, "workers": workers}
+    options: dict[str, Any] = {"dim": 8, "n_channels": 3, "pad_value": np.float32(0.5), "batch_size": 8, "workers": 0}
 
     def load(id: str) -> Any:
         return np.load(f"{folder}/{id}.npy")
@@ -427,12 +410,11 @@ def test_padding_by_the_loaders_own_arguments(tmp_path: Path, workers: int) -> N
                 check_padded(X, y, 0.5)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_axes_of_channels_are_not_masked(tmp_path: Path, workers: int) -> None:
+def test_axes_of_channels_are_not_masked(tmp_path: Path) -> None:
     """A mask has the shape of ``dim``."""
     ids = sequences(tmp_path, "f4", features=3)
     padded = Npy(tmp_path, dim=8, n_channels=3, pad_value=0)
-    with Loader(ids, inputs=padded, targets=padded.mask, batch_size=N, shuffle=False, workers=workers) as loader:
+    with Loader(ids, inputs=padded, targets=padded.mask, batch_size=N, shuffle=False, workers=0) as loader:
         ((X, mask),) = loader
         np.testing.assert_array_equal(mask, X[..., 0] != 0)
 
@@ -449,13 +431,12 @@ def test_a_mask_along_the_first_axes(tmp_path: Path, axes: int) -> None:
         np.testing.assert_array_equal(X["whole"], X["x"] != 0)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_padding_along_two_axes(tmp_path: Path, workers: int) -> None:
+def test_padding_along_two_axes(tmp_path: Path) -> None:
     """Pictures of several sizes, in the corner of a larger row."""
     ids = pictures(tmp_path, "i4")
     padded = Npy(tmp_path, dim=(12, 12), pad_value=-1)
     fields = {"inputs": {"x": padded, "length": padded.length}, "targets": padded.mask}
-    options: dict[str, Any] = {"batch_size": N, "shuffle": False, "workers": workers}
+    options: dict[str, Any] = {"batch_size": N, "shuffle": False, "workers": 0}
     with Loader(ids, **fields, **options) as loader:  # type: ignore[arg-type]
         ((X, mask),) = loader
         for number in range(N):
@@ -465,9 +446,8 @@ def test_padding_along_two_axes(tmp_path: Path, workers: int) -> None:
             assert X["length"][number] == rows
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", ["npz", "function", "dict"])
-def test_padding_of_whatever_is_read(tmp_path: Path, kind: str, workers: int) -> None:
+def test_padding_of_whatever_is_read(tmp_path: Path, kind: str) -> None:
     """An array of an archive, a function's, and one of several; with their lengths."""
     ids = sequences(tmp_path)
     folder = str(tmp_path)
@@ -488,15 +468,14 @@ def test_padding_of_whatever_is_read(tmp_path: Path, kind: str, workers: int) ->
             single: Any = Function(load, dim=8, pad_value=0, concurrent=True)
             tokens, label = single, Values(np.arange(N))  # type: ignore[assignment]
     inputs = {"tokens": tokens, "length": tokens.length}
-    with Loader(ids, inputs=inputs, targets=label, batch_size=8, workers=workers) as loader:
+    with Loader(ids, inputs=inputs, targets=label, batch_size=8, workers=0) as loader:
         for _ in range(2):
             for X, y in loader:
                 check_padded(X["tokens"], y, 0)
                 assert X["length"].tolist() == (1 + y % 8).tolist()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_transform_then_padding(tmp_path: Path, workers: int) -> None:
+def test_a_transform_then_padding(tmp_path: Path) -> None:
     """It gets the sequence as it is, and returns one that still need not fill the row; lengths are those of what it returned."""
     ids = sequences(tmp_path)
 
@@ -511,26 +490,24 @@ def test_a_transform_then_padding(tmp_path: Path, workers: int) -> None:
     inputs = {"tokens": tokens, "length": tokens.length}
     transforms: list[Any] = [{"tokens": cut}, reverse]
     for transform in transforms:
-        with Loader(ids, range(N), inputs=inputs, batch_size=8, transform=transform, workers=workers) as loader:
+        with Loader(ids, range(N), inputs=inputs, batch_size=8, transform=transform, workers=2) as loader:
             for X, y in loader:
                 lengths = np.minimum(1 + y % 8, 4)
                 assert X["length"].tolist() == lengths.tolist()
                 np.testing.assert_array_equal(X["tokens"], (y[:, None] + 1) * (np.arange(5) < lengths[:, None]))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_part_of_a_row_that_a_transform_returns_is_padded(folder: Callable, workers: int) -> None:
+def test_a_part_of_a_row_that_a_transform_returns_is_padded(folder: Callable) -> None:
     """It is a view of the very row that it is written to."""
     data = folder(8, (6,), np.int64)
     padded = Npy(data.path, dim=6, pad_value=-1)
     fields: dict[str, Any] = {"inputs": {"x": padded, "n": padded.length}, "transform": {"x": lambda x, rng: x[2:5]}}
-    with Loader(data.ids, batch_size=8, shuffle=False, workers=workers, **fields) as loader:
+    with Loader(data.ids, batch_size=8, shuffle=False, workers=0, **fields) as loader:
         (([X],),) = [[(batch["x"],) for (batch,) in loader]]
         np.testing.assert_array_equal(X[:, :3], np.arange(8)[:, None].repeat(3, axis=1))
         assert (X[:, 3:] == -1).all()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     ("array", "text"),
     [
@@ -542,7 +519,7 @@ def test_a_part_of_a_row_that_a_transform_returns_is_padded(folder: Callable, wo
         pytest.param(None, "expected an .npy file", id="no-file"),
     ],
 )
-def test_a_sequence_that_does_not_fit_is_named(tmp_path: Path, array: np.ndarray | None, text: str, workers: int) -> None:
+def test_a_sequence_that_does_not_fit_is_named(tmp_path: Path, array: np.ndarray | None, text: str) -> None:
     """The file, what was expected and what was found; and it is replaced, with its length."""
     ids = sequences(tmp_path)
     if array is None:
@@ -551,7 +528,7 @@ def test_a_sequence_that_does_not_fit_is_named(tmp_path: Path, array: np.ndarray
         np.save(tmp_path / "id-7.npy", array)
     tokens = Npy(tmp_path, dim=8, pad_value=0)
     inputs = {"tokens": tokens, "length": tokens.length}
-    options: dict[str, Any] = {"inputs": inputs, "batch_size": 8, "workers": workers}
+    options: dict[str, Any] = {"inputs": inputs, "batch_size": 8, "workers": 0}
     with Loader(ids, range(N), **options) as loader, pytest.raises(SampleError) as caught:
         list(loader)
     assert (type(caught.value), caught.value.path) == (SampleError, f"{tmp_path}/id-7.npy")
@@ -563,14 +540,13 @@ def test_a_sequence_that_does_not_fit_is_named(tmp_path: Path, array: np.ndarray
         assert [one.id for one in loader.damaged] == ["id-7"]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_empty_sequence_is_all_padding(tmp_path: Path, workers: int) -> None:
+def test_an_empty_sequence_is_all_padding(tmp_path: Path) -> None:
     """Its length is 0, also if it is the first."""
     ids = sequences(tmp_path)
     for id in ("id-0", "id-7"):
         np.save(tmp_path / f"{id}.npy", np.zeros(0, "i8"))
     tokens = Npy(tmp_path, dim=8, pad_value=-1)
-    with Loader(ids, inputs=tokens, targets=tokens.length, batch_size=N, shuffle=False, workers=workers) as loader:
+    with Loader(ids, inputs=tokens, targets=tokens.length, batch_size=N, shuffle=False, workers=0) as loader:
         ((X, length),) = loader
         assert length.tolist() == [0 if n in (0, 7) else 1 + n % 8 for n in range(N)]
         assert (X[7] == -1).all()

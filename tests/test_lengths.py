@@ -96,8 +96,7 @@ def loader(count: int = 200, **options: Any) -> Loader:
     return Loader(range(count), **options)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_cut_after_their_longest_row(workers: int) -> None:
+def test_batches_are_cut_after_their_longest_row() -> None:
     """Rows and masks; lengths and other fields are as they were; each sample is there once."""
     x = ragged()
     inputs = {
@@ -109,7 +108,7 @@ def test_batches_are_cut_after_their_longest_row(workers: int) -> None:
         "other": Function(lambda id: np.zeros(3)),
     }
     found = []
-    with loader(inputs=inputs, lengths=LENGTHS[:200].tolist(), workers=workers) as batches:
+    with loader(inputs=inputs, lengths=LENGTHS[:200].tolist(), workers=2) as batches:
         for X, y in batches:
             longest = LENGTHS[y].max()
             assert X["x"].shape == X["again"].shape == (B, longest, 2)

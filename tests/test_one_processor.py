@@ -40,7 +40,7 @@ def test_a_worker_uses_one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"])
 def test_the_users_number_of_threads_wins(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Whoever sets either variable gets the threads that NumPy would have without us."""
+    """Where either variable is set, NumPy has the threads that it would have without us."""
     threads, _, _ = measured(monkeypatch, {name: "2"}).T
     assert threads.min() == 3
 

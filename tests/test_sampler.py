@@ -92,9 +92,9 @@ def replacements(sampler: Sampler, batch: BatchId, row: int, count: int) -> list
     return [sampler.replacement(batch, row, tried) for tried in range(count)]
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(
-    ("samples", "batch_size", "tail"), [(10, 4, "drop"), (10, 4, "keep"), (2, 1, "drop"), (70_000, 64, "drop")]
+    ("samples", "batch_size", "tail", "shuffle"),
+    [(10, 4, "drop", True), (10, 4, "drop", False), (10, 4, "keep", True), (2, 1, "drop", False), (70_000, 64, "drop", True)],
 )
 def test_a_replacement_is_another_sample_of_the_epoch(samples: int, batch_size: int, tail: str, shuffle: bool) -> None:
     """Never the sample itself, never one that ``tail="drop"`` leaves out, and in time each of the others."""

@@ -77,20 +77,18 @@ def test_all_readers_share_the_same_next_batch() -> None:
 
 
 @pytest.mark.parametrize(("rows", "readers"), [(1, 3), (7, 3), (5, 5), (64, 7), (1000, 3)])
-@pytest.mark.parametrize("later", [False, True])
-def test_tickets_cover_a_batch_once(rows: int, readers: int, later: bool) -> None:
+def test_tickets_cover_a_batch_once(rows: int, readers: int) -> None:
     """However rows and readers divide, each row is in one ticket, and tickets differ by a row at most; none is empty."""
     plan = schedule(slots=1, readers=readers, rows=rows)
-    tickets = begin(plan, [], batches())
-    if later:
+    for _ in range(2):  # the first batch, and a later one
+        tickets = begin(plan, [], batches())
+        assert [row for ticket in tickets for row in range(ticket.start, ticket.stop)] == list(range(rows))
+        sizes = [ticket.stop - ticket.start for ticket in tickets]
+        assert min(sizes) > 0
+        assert max(sizes) - min(sizes) <= 1
+        assert len(tickets) >= min(rows, readers)
         read(plan, tickets)
         plan.cancel(BatchId(0, 0))
-        tickets = begin(plan, [], batches())
-    assert [row for ticket in tickets for row in range(ticket.start, ticket.stop)] == list(range(rows))
-    sizes = [ticket.stop - ticket.start for ticket in tickets]
-    assert min(sizes) > 0
-    assert max(sizes) - min(sizes) <= 1
-    assert len(tickets) >= min(rows, readers)
 
 
 def test_readers_have_several_tickets_ahead() -> None:
@@ -116,7 +114,7 @@ def test_first_batches_are_cut_fine() -> None:
 
 
 def test_no_two_tickets_have_the_same_number() -> None:
-    """Not those that are tried again either: whoever still has the old one is not heard."""
+    """Not those that are tried again either: a report of the old one is ignored."""
     plan = schedule(slots=4)
     tickets = begin(plan, [], batches())
     ids = [ticket.id for ticket in tickets]
@@ -208,7 +206,7 @@ def begin_and_read(plan: Plan, first: int) -> list[int]:
 
 
 def test_what_was_read_in_vain_gives_way() -> None:
-    """When others are wanted, slots that hold batches nobody wants are read into again; those still wanted are kept."""
+    """When others are wanted, slots of batches that are not wanted any more are read into again; those still wanted are kept."""
     plan = schedule(slots=2)
     read(plan, begin(plan, [], batches()))
     assert numbers(begin(plan, [BatchId(0, 7)], [BatchId(0, 1)])) == [7]
@@ -249,7 +247,7 @@ def test_a_leased_batch_asked_for_again_is_read_again() -> None:
 
 
 def test_what_is_discarded_is_read_again() -> None:
-    """A batch discarded once read, or while it is read, is not delivered; its slot is free when nobody writes to it."""
+    """A batch discarded once read, or while it is read, is not delivered; its slot is free when its last ticket is done."""
     plan = schedule(slots=2)
     tickets = begin(plan, [], [BatchId(0, 0), BatchId(0, 1)])
     read(plan, [ticket for ticket in tickets if ticket.batch.number == 0])
@@ -300,7 +298,7 @@ def test_more_slots() -> None:
 
 
 def test_a_slot_that_is_read_in_vain_can_be_leased_soon() -> None:
-    """A wait for it is a wait for readers, and not for whoever holds the others."""
+    """A wait for it is a wait for readers, and not for the trainer, which holds the others."""
     plan = schedule(slots=1)
     tickets = begin(plan, [], [BatchId(0, 0)])
     plan.cancel(BatchId(0, 0))
@@ -611,7 +609,7 @@ class Random:
                 self.suspects += [ticket._replace(start=start, stop=stop) for start, stop in again]
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", range(20))
 def test_any_order_of_events_delivers_every_batch(seed: int) -> None:
     """Random events, faults among them: no slot is given twice, nothing is lost, and what is demanded is delivered, or fails."""
     events = Random(seed)

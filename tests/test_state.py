@@ -53,7 +53,7 @@ def test_a_batch_is_seen_from_its_reading_to_its_end(folder: Callable[..., DataS
 
 
 def test_a_request_that_waits_is_seen(folder: Callable[..., DataSet], asking: type[Asking], workers: Callable[..., Any]) -> None:
-    """How many wait, for which batch, and which worker reads which sample; the look lets nobody wait or read again."""
+    """How many wait, for which batch, and which worker reads which sample; a look makes nothing wait or be read again."""
     data = folder(N)
     data.fifo(6)
     with in_order(data) as loader:
@@ -93,12 +93,11 @@ def test_a_source_that_does_not_say_where_it_is(folder: Callable[..., DataSet], 
         assert [worker.reading for worker in until_read(loader).workers] == [()]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_closed_loader_has_nothing(folder: Callable[..., DataSet], workers: int) -> None:
+def test_a_closed_loader_has_nothing(folder: Callable[..., DataSet]) -> None:
     """Neither slots nor workers, though a view lives on."""
-    loader = in_order(folder(N), workers=workers)
+    loader = in_order(folder(N), workers=1)
     held = loader.batch(0)
-    assert (len(loader.state.slots), len(loader.state.workers), loader.state.closed) == (3, workers, False)
+    assert (len(loader.state.slots), len(loader.state.workers), loader.state.closed) == (3, 1, False)
     loader.close()
     assert loader.state == LoaderState(epoch=0, slots=(), workers=(), waiting=0, closed=True)
     assert loader.state.leased == 0
@@ -143,26 +142,6 @@ def test_a_sequence_has_it_too(folder: Callable[..., DataSet]) -> None:
         assert sequence.state.leased == 1
         assert [worker.pid for worker in sequence.state.workers]
         del held
-
-
-def test_a_fork_is_refused(folder: Callable[..., DataSet], script: Callable[..., Any]) -> None:
-    """In a child of the process the state is an error, not a wait for a lock that nobody lets go of."""
-    code = """
-import warnings
-warnings.simplefilter("ignore", DeprecationWarning)
-loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=1)
-next(iter(loader))
-child = os.fork()
-if not child:
-    try: loader.state
-    except shmgen.ClosedError as error: say(error)
-    os._exit(0)
-os.waitpid(child, 0)
-loader.close()
-"""
-    run = script(code, folder(N))
-    assert run.end() == 0, run.err
-    assert "make another in process" in run.out
 
 
 def test_errors_of_a_closed_loader_are_those_of_requests(folder: Callable[..., DataSet]) -> None:
