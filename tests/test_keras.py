@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
@@ -15,7 +14,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from ways import assert_grown
 
 from shmgen import InputError, Loader, Sequence
 from shmgen._engine.feed import Feed
@@ -115,19 +113,6 @@ def test_fit_shuffles_nothing_that_has_an_order(data: Any) -> None:
     assert sum("pass shuffle=True to the Sequence" in str(w.message) for w in caught) == 1
 
 
-def test_held_arrays_keep_their_values(data: Any) -> None:
-    """More batches than slots in hand, whole and sliced: all keep their values, and the added slots are counted."""
-    with Sequence(data.ids, data.labels, 4, data_dir=data.path, slots=3) as sequence:
-        batches = list(sequence)
-        slices = [(X[1:3, 1], y[2:]) for X, y in sequence]
-        assert len(batches) == len(slices) == len(sequence)
-        for X, y in batches:
-            assert (X.reshape(4, -1) == y[:, None]).all()
-        assert exact([label for _, y in batches for label in y.tolist()], 52)
-        assert all((X >= 0).all() and (y >= 0).all() and (X < N).all() for X, y in slices)
-        assert_grown(sequence, slots=3, held=2 * len(sequence))
-
-
 def test_a_pass_by_hand(data: Any) -> None:
     """The blog's own loop: indexes in turn, ``on_epoch_end`` between epochs; an index asked for twice is the same batch."""
     with Sequence(data.ids, data.labels, 8, tail="keep", data_dir=data.path) as sequence:
@@ -143,24 +128,6 @@ def test_a_pass_by_hand(data: Any) -> None:
     assert exact(sum(first, []))
     assert exact(sum(second, []))
     assert first != second
-
-
-def test_requests_from_many_threads(data: Any) -> None:
-    """Threads that ask one object for different indexes each get theirs, and all batches are dealt once."""
-    with Sequence(data.ids, data.labels, 4, tail="keep", data_dir=data.path, slots=3) as sequence:
-        got: dict[int, list[int]] = {}
-
-        def ask(index: int) -> None:
-            X, y = sequence[index]
-            assert (X.reshape(len(X), -1) == y[:, None]).all()
-            got[index] = y.tolist()
-
-        threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(sequence))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert exact(sum(got.values(), []))
 
 
 def test_mirrored_strategy(data: Any) -> None:

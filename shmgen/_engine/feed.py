@@ -103,9 +103,9 @@ class Feed:
     ) -> Prefetcher:
         """Take memory and start workers; ``undo`` gives up both."""
         layout = self._layout
+        filler, tables = _filler(options, fields, layout)
         ring = Ring(layout, options.slots or defaults.slots(layout.slot_bytes))
         undo.callback(ring.close)
-        filler, tables = _filler(options, fields, layout)
         reads = 1 if options.reads == "auto" or not (filler.concurrent and count) else options.reads
         workers: Workers
         if count:
