@@ -22,7 +22,7 @@ import psutil
 import pytest
 from conftest import ROOT, Ran, wait_until, workers_of
 
-from shmgen import InputError, Measurement, Source, tune
+from shmgen import InputError, Loader, Measurement, Source, tune
 from shmgen._memory.limits import processors
 from shmgen._tools.progress import Progress
 from shmgen._tools.recommend import AS_GOOD, medians, recommend
@@ -224,6 +224,22 @@ def test_cold_files(folder: Callable, monkeypatch: pytest.MonkeyPatch, why: str 
 
     assert [one.cold for one in tuning.measurements] == ([False] if why else [False, True])
     assert any(remark.startswith("cold not measured" if why else "the samples fit in memory") for remark in tuning.remarks)
+
+
+def test_cold_files_are_those_of_the_first_batches(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only files that a loader with the same arguments reads first leave the page cache, also with batches by length."""
+    dropped: list[str] = []
+    monkeypatch.setattr("shmgen._tools.tune.forget", lambda paths: dropped.extend(paths) or "it is kept")  # type: ignore[func-returns-value]
+    monkeypatch.setattr("shmgen._tools.tune.WARM_UP", 0.0)
+    data = folder(BATCH * 40)
+    options: dict[str, Any] = {"batch_size": BATCH, "data_dir": data.path, "lengths": [len(id) + 1 for id in data.ids], "seed": 3}
+
+    tune(data.ids, workers=[0], seconds=0.01, cold=True, **options)
+
+    with Loader(data.ids, data.labels, workers=0, **options) as loader:
+        read = [str(data.file(data.ids[label])) for _, y in loader for label in y.tolist()]
+    assert 0 < len(dropped) < BATCH * 40
+    assert set(dropped) == set(read[: len(dropped)])
 
 
 def test_files_in_memory_alone_are_never_cold() -> None:
