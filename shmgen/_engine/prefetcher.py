@@ -54,9 +54,6 @@ RaisedT = TypeVar("RaisedT", bound=BaseException)
 log = logging.getLogger("shmgen")
 
 
-log = logging.getLogger("shmgen")
-
-
 class Prefetcher:
     """Delivers batches.
 
