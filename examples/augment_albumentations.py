@@ -1,7 +1,7 @@
 """Train with augmentations of a library, albumentations (``pip install albumentations``), seeded for each sample.
 
-They run in the workers, and draw what the sample's own generator says: so a run is the same at any number of workers, and goes on
-the same after an interruption. The photos are those of ``train_photos.py``.
+They run in the workers, and their random numbers come from the sample's own generator: a run is the same at any number of
+workers, and after an interruption. The photos are those of ``train_photos.py``.
 """
 
 from __future__ import annotations

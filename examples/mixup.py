@@ -1,6 +1,6 @@
 """Train with MixUp (Zhang et al., mixup: beyond empirical risk minimization, 2018): batches of pairs of photos, mixed.
 
-What changes a batch as a whole is a subclass of `shmgen.Sequence`: it takes the batch that the workers made, and returns another.
+A subclass of `shmgen.Sequence` changes whole batches: it takes the batch that the workers made, and returns another.
 The photos are those of ``train_photos.py``.
 """
 
@@ -18,7 +18,7 @@ from shmgen import Images, Sequence
 
 
 class MixUp(Sequence):
-    """Each photo of a batch is mixed with another one of it, and so are their one-hot labels."""
+    """Mixes each photo of a batch with another one, and their one-hot labels too."""
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         X, y = super().__getitem__(index)

@@ -1,7 +1,7 @@
 """Learn to segment noisy volumes: a scan and its mask are read, and flipped alike, by the workers of `shmgen.Sequence`.
 
-The volumes are made here and written to ``.demo/``: bright ellipsoids under so much noise that a threshold won't do. Inputs and
-targets have names, by which the transform and the network know them, too.
+The volumes are made here and written to ``.demo/``: bright ellipsoids under so much noise that a threshold is not enough. Inputs
+and targets have names, which the transform and the network use too.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def make_model() -> keras.Model:
 
 
 def dice(mask: keras.KerasTensor, found: keras.KerasTensor) -> keras.KerasTensor:
-    """Twice what both share over what both have, for each sample: 1 where they agree in every voxel, 0 where in none."""
+    """The Dice coefficient of each sample: 1 if mask and prediction agree in every voxel, 0 if in none."""
     mask, found = ops.cast(mask, "float32"), ops.cast(found > 0.5, "float32")
     axes = (1, 2, 3, 4)
     return 2 * ops.sum(mask * found, axes) / (ops.sum(mask, axes) + ops.sum(found, axes))

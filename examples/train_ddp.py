@@ -1,6 +1,6 @@
 """Train on several processes with torch: ``torchrun --nproc-per-node 2 examples/train_ddp.py``.
 
-Keras's own ``fit`` on torch keeps nothing the same between processes. Here a ``train_step`` goes through torch's
+Keras's own ``fit`` on torch does not keep the processes' weights the same. Here ``train_step`` goes through torch's
 DistributedDataParallel, which averages the gradients of all ranks. ``shard="auto"`` gives each rank its part of every batch, so
 the model is the one that a single process would have trained, up to rounding.
 """
@@ -45,7 +45,7 @@ class Synchronised(keras.Sequential):
 
     @property
     def _ddp(self) -> DistributedDataParallel:
-        # Not as an attribute: the model would then be a part of its own part.
+        # Not an attribute: the model would then contain itself.
         if "ddp" not in vars(self):
             vars(self)["ddp"] = DistributedDataParallel(self)
         return vars(self)["ddp"]
@@ -106,7 +106,7 @@ def main() -> None:
     labels = {f"id-{number}": int(label) for number, label in enumerate(load_digits().target)}
     ids = list(labels)
     params = {"dim": (8, 8), "n_channels": 1, "data_dir": arguments.folder, "batch_size": 64}
-    # batch_size is that of all ranks together. With tail="pad", what fills up the last batch weighs nothing.
+    # batch_size is that of all ranks together. With tail="pad", the rows that fill the last batch weigh nothing.
     with Sequence(ids[:1400], labels, tail="pad", shard="auto", **params) as training:
         model = make_model()
         model.fit(training, epochs=arguments.epochs, verbose=2 if rank == 0 else 0)

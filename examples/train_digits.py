@@ -1,7 +1,7 @@
 """Train on real handwritten digits, one ``ID.npy`` a sample, through `shmgen.Sequence`.
 
-The 1,797 digits that ship inside scikit-learn are written to ``.demo/`` as the blog's folder of files, with its ``partition`` and
-``labels``; a small convolutional network learns them, and names a few that it has not seen.
+The 1,797 digits that ship with scikit-learn are written to ``.demo/`` as a folder of files, as in the blog, with its
+``partition`` and ``labels``. A small convolutional network learns them, and predicts a few that it has not seen.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Train on real handwritten digits in PNG files, decoded and shifted about by functions of one's own, in the workers.
+"""Train on real handwritten digits in PNG files, decoded and shifted by functions of your own, in the workers.
 
-The 1,797 digits that ship inside scikit-learn are written to ``.demo/`` as pictures. What reads one is an ordinary function of
-its id, and what varies it an ordinary function of its row; the workers of `shmgen.Sequence` call both.
+The 1,797 digits that ship with scikit-learn are written to ``.demo/`` as pictures. An ordinary function of an id reads a picture,
+and another one varies its row; the workers of `shmgen.Sequence` call both.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def decode(id: str, folder: Path) -> np.ndarray:
 
 
 def shift(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """``x``, of shape (8, 8, 1), moved by up to one pixel up or down and left or right; what comes in is black."""
+    """``x``, of shape (8, 8, 1), moved by up to one pixel up or down and left or right; new pixels are black."""
     top, left = rng.integers(3, size=2)
     return np.pad(x, ((1, 1), (1, 1), (0, 0)))[top : top + 8, left : left + 8]
 

@@ -1,11 +1,11 @@
 """Train on the machines of a Ray cluster, with JAX: ``python examples/train_on_ray.py --ranks 2``.
 
-Ray Train starts one process, a *rank*, on each machine. ``keras.distribution`` makes one model of theirs, and ``shard="auto"``
-gives each its part of every batch, so the model is the one that a single process would have trained, up to rounding. `Resume`
-saves the state of the model and of the data; when a machine is lost, Ray starts again with those that are left, and training
-goes on in the middle of the epoch.
+Ray Train starts one process, a *rank*, on each machine. ``keras.distribution`` keeps their weights the same, and ``shard="auto"``
+gives each rank its part of every batch, so the model is the one that a single process would have trained, up to rounding.
+`Resume` saves the state of the model and of the data. When a machine is lost, Ray starts again with the remaining ones, and
+training continues in the middle of the epoch.
 
-``--folder`` must be one that all machines see. Without a cluster, Ray makes one of this machine.
+``--folder`` must be visible to all machines. Without a cluster, Ray makes one of this machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ray.train.v2.jax import JaxTrainer
 from sklearn.datasets import load_digits
 
 BATCH = 64
-"""Samples in a batch, of all ranks together: a multiple of any number of ranks that there may be."""
+"""Samples in a batch, of all ranks together: a multiple of every possible number of ranks."""
 
 
 def write_digits(folder: Path) -> None:
@@ -35,7 +35,7 @@ def write_digits(folder: Path) -> None:
 
 
 def connect() -> None:
-    """Let the ranks know each other. Ray does that itself for GPUs and TPUs, and not for processors."""
+    """Connect the ranks. Ray itself does that for GPUs and TPUs, but not for CPUs."""
     import jax
 
     context = ray.train.get_context()
@@ -73,22 +73,22 @@ def make_model() -> Any:
 
 
 def train(config: dict[str, Any]) -> float:
-    """What each rank does, in a process, and a working folder, of Ray's; returns the validation accuracy."""
+    """Train one rank, in a process and working folder that Ray made; returns the validation accuracy."""
     connect()
-    # Keras makes JAX's devices, which must not be before the ranks are connected.
+    # Importing Keras initialises JAX's devices, so the ranks must be connected first.
     import keras
 
     from shmgen import Sequence
     from shmgen.keras import Resume
 
-    # Sequences give each rank its part; Keras is not to take a part of it.
+    # Sequences give each rank its part; Keras must not divide that once more.
     keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
     keras.utils.set_random_seed(0)
     labels = {f"id-{number}": int(label) for number, label in enumerate(load_digits().target)}
     ids = list(labels)
     params = {"dim": (8, 8), "n_channels": 1, "data_dir": config["data"], "batch_size": BATCH, "shard": "auto"}
     training = Sequence(ids[: 22 * BATCH], labels, **params)
-    # What fills up the last batch weighs nothing, so the accuracy is that of all samples.
+    # The rows that fill the last batch weigh nothing, so the accuracy is that of all samples.
     validation = Sequence(ids[22 * BATCH :], labels, shuffle=False, tail="pad", **params)
     with training, validation:
         model = make_model()
@@ -102,7 +102,7 @@ def train(config: dict[str, Any]) -> float:
 
 
 def fit(folder: Path, ranks: int, loop: Callable[[dict[str, Any]], float] = train, **config: Any) -> float:
-    """Train on so many ranks, or on fewer if there are not so many; what ``loop`` returns."""
+    """Train on this number of ranks, or on fewer if the cluster has fewer; returns what ``loop`` returns."""
     trainer = JaxTrainer(
         loop,
         train_loop_config={"data": folder / "digits", "states": folder / "states", **config},
@@ -119,9 +119,9 @@ def fit(folder: Path, ranks: int, loop: Callable[[dict[str, Any]], float] = trai
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path(".demo/ray"), help="what all see (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path(".demo/ray"), help="for files and states (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--ranks", type=int, default=2, help="at most; it goes on with fewer (default: %(default)s)")
+    parser.add_argument("--ranks", type=int, default=2, help="at most; training continues with fewer (default: %(default)s)")
     arguments = parser.parse_args()
 
     folder = arguments.folder.absolute()

@@ -1,7 +1,7 @@
-"""Train on a folder of JPEGs and a table that says what each of them shows: file names, and names of classes.
+"""Train on a folder of JPEGs and a table of their file names and classes.
 
-Pieces of the two photographs that ship inside scikit-learn stand in for photos of one's own; each is a JPEG of another size, and
-``.demo/photos/photos.csv`` has a line for each. The workers of `shmgen.Sequence` decode them, make them all of one size, and flip
+Pieces of the two photographs that ship with scikit-learn stand in for your own; each is a JPEG of another size, and
+``.demo/photos/photos.csv`` has a line for each. The workers of `shmgen.Sequence` decode them, make them all one size, and flip
 some, while the network trains.
 """
 
@@ -22,7 +22,7 @@ SIZE = (64, 64)
 
 
 def write_photos(folder: Path, count: int) -> None:
-    """Write ``count`` JPEGs, of some 100 to 200 pixels each way, and the table of them."""
+    """Write ``count`` JPEGs, of 100 to 200 pixels each way, and their table."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
@@ -44,7 +44,7 @@ def read_table(folder: Path) -> dict[str, str]:
 
 
 def flip(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """``x``, of shape (height, width, 3), as in a mirror, half of the times."""
+    """``x``, of shape (height, width, 3), mirrored half of the time."""
     return x[:, ::-1] if rng.random() < 0.5 else x
 
 

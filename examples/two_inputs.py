@@ -1,7 +1,7 @@
 """Two inputs, two outputs and weights: a picture from a file and a number from a table, through `shmgen.Sequence`.
 
-The picture shows one of the digits that ship inside scikit-learn, and the table gives a number to add to it: the network learns
-to name the digit and the sum. A third of the labels is anybody's guess, as it happens; it is known which, so they weigh little.
+The picture shows one of the digits that ship with scikit-learn, and the table gives a number to add to it: the network learns the
+digit and the sum. A third of the labels are random; the weights of these samples are small.
 """
 
 from __future__ import annotations

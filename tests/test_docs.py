@@ -1,11 +1,13 @@
-"""The examples in the docstrings of public names run, and each public name has one."""
+"""The examples in the docstrings of public names run, each public name has one, and the reference names them all."""
 
 from __future__ import annotations
 
+import ast
 import doctest
 import gc
+import re
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -13,50 +15,78 @@ import pytest
 from PIL import Image
 
 import shmgen
-import shmgen.keras
+import shmgen.errors
+
+ROOT = Path(__file__).parents[1]
+
+
+def exported(module: str) -> list[str]:
+    """``__all__`` of a module, which may need a framework that is not installed."""
+    [names] = re.findall(r"^__all__ = (\[.*?\])", (ROOT / module).read_text(), re.MULTILINE | re.DOTALL)
+    return list(ast.literal_eval(names))
+
 
 PUBLIC = {
-    **{name: getattr(shmgen, name) for name in shmgen.__all__},
-    **{name: getattr(shmgen.keras, name) for name in shmgen.keras.__all__},
+    **dict.fromkeys(exported("shmgen/keras/__init__.py"), "shmgen.keras"),
+    **dict.fromkeys(exported("shmgen/torch.py"), "shmgen.torch"),
+    **dict.fromkeys(exported("shmgen/jax.py"), "shmgen.jax"),
+    **dict.fromkeys(shmgen.__all__, "shmgen"),
 }
+"""The module that each public name is imported from."""
 
 
-@pytest.fixture
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `shmgen`'s own docstring says that examples have: files, and names."""
-    ids = [f"id-{number}" for number in range(16)]
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that `shmgen`'s own docstring promises to examples."""
+    home = tmp_path_factory.mktemp("home")
     rows = np.arange(16, dtype=np.float32)[:, None, None] * np.ones((4, 3), np.float32)
-    (tmp_path / "data").mkdir()
-    for id, row in zip(ids, rows, strict=True):
-        np.save(tmp_path / "data" / f"{id}.npy", row)
-    np.save(tmp_path / "all.npy", rows)
-    (tmp_path / "all.ids").write_text("".join(f"{id}\n" for id in ids))
-    with h5py.File(tmp_path / "all.h5", "w") as file:
+    (home / "data").mkdir()
+    for id, row in zip(IDS, rows, strict=True):
+        np.save(home / "data" / f"{id}.npy", row)
+    np.save(home / "all.npy", rows)
+    (home / "all.ids").write_text("".join(f"{id}\n" for id in IDS))
+    with h5py.File(home / "all.h5", "w") as file:
         file["images"] = rows
-    with h5py.File(tmp_path / "each.h5", "w") as file:
-        for id, row in zip(ids, rows, strict=True):
+    with h5py.File(home / "each.h5", "w") as file:
+        for id, row in zip(IDS, rows, strict=True):
             file[f"samples/{id}/image"] = row
-    pictures = [f"photos/{id}" for id in ids] + [f"pets/{kind}/{number}" for kind in ("cats", "dogs") for number in range(8)]
+    pictures = [f"photos/{id}" for id in IDS] + [f"pets/{kind}/{number}" for kind in ("cats", "dogs") for number in range(8)]
     for picture in pictures:
-        (tmp_path / picture).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (64, 48)).save(tmp_path / f"{picture}.png")
-    monkeypatch.chdir(tmp_path)
-    labels = {id: number % 4 for number, id in enumerate(ids)}
-    return {**PUBLIC, "np": np, "ids": ids, "labels": labels, "__name__": "__main__"}
+        (home / picture).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48)).save(home / f"{picture}.png")
+    return home
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_the_example_of_a_public_name_runs(surroundings: dict[str, Any], name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """As it stands there, in its folder; there is one, and it uses what it is an example of, or shows its text."""
-    text = PUBLIC[name].__doc__
-    example = doctest.DocTestParser().get_doctest(text, surroundings, name, None, None)
+IDS = [f"id-{number}" for number in range(16)]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.torch if name == "Tensors" else ()) for name in PUBLIC])
+def test_the_example_of_a_public_name_runs(
+    home: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands there; there is one, and it uses what it is an example of, or shows its text."""
+    if PUBLIC[name] in ("shmgen.torch", "shmgen.jax"):
+        pytest.importorskip(PUBLIC[name].removeprefix("shmgen."))
+    monkeypatch.chdir(home)
+    names = {known: getattr(import_module(PUBLIC[known]), known) for known in {*PUBLIC} - {"Arrays", "Tensors"} | {name}}
+    text = names[name].__doc__
+    names |= {"np": np, "ids": IDS, "labels": {id: number % 4 for number, id in enumerate(IDS)}, "__name__": "__main__"}
+    example = doctest.DocTestParser().get_doctest(text, names, name, None, None)
     assert example.examples, f"the docstring of {name} has no example"
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    failed, _ = doctest.DocTestRunner(optionflags=options).run(example)
+    failed, _ = doctest.DocTestRunner(optionflags=options).run(example, clear_globs=False)
     assert not failed, capsys.readouterr().out
-    for value in list(surroundings.values()):
+    for value in example.globs.values():
         if isinstance(value, shmgen.Loader | shmgen.Sequence):
             value.close()
-    surroundings.clear()
     example.globs.clear()
     gc.collect()
+
+
+def test_the_reference_names_every_public_name() -> None:
+    """Each under the module that it is imported from; errors as the module that holds them, and options, which users pass."""
+    errors = {f"shmgen.{name}" for name in shmgen.__all__ if hasattr(shmgen.errors, name)}
+    shown = {f"{module}.{name}" for name, module in PUBLIC.items()} - errors
+    shown |= {"shmgen.errors", "shmgen.options.DataOptions", "shmgen.options.Options"}
+    listed = re.findall(r"^::: (.+)$", (ROOT / "docs/reference.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(shown)
