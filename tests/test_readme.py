@@ -29,7 +29,7 @@ def blocks(name: str) -> tuple[str, list[str]]:
     return "".join(imports), [block for block in found if block not in imports]
 
 
-PAGES = {name: blocks(f"docs/{name}.md") for name in ("guide", "recipes", "commands", "training")}
+PAGES = {page.stem: found for page in sorted((ROOT / "docs").glob("*.md")) if (found := blocks(f"docs/{page.name}"))[1]}
 ELSEWHERE = r"https://host|shmgen\.torch"
 """What needs a server, or torch."""
 
