@@ -162,22 +162,16 @@ class NpyRows(BuiltinSource):
                 self._remote.close()
 
     def _check_numbers(self, ids: Sequence[Any], rows: int) -> None:
-        import numpy as np
+        from shmgen._samples.ids import first_outside  # late: workers look up no ids
 
-        from shmgen._samples.ids import as_ints
-
-        numbers, count = as_ints(ids), self._windows.count(rows)
-        if numbers is None:
-            id = next(id for id in ids if not isinstance(id, int))
+        wrong = first_outside(ids, self._windows.count(rows))
+        if wrong is None:
+            return
+        if not isinstance(id := ids[wrong], int):
             raise InputError(
                 f"id {id!r}: expected the number of a row of {self.file}; where rows have ids, pass the file of these as ids="
             )
-        if isinstance(numbers, range):  # its ends say it all, however long it is
-            numbers = np.array(numbers[:: max(1, len(numbers) - 1)], object)
-        wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
-        if wrong.size:
-            id = numbers[wrong[0]]
-            raise InputError(f"id {id}: expected {self._windows.expected(self.file, rows)}")
+        raise InputError(f"id {id}: expected {self._windows.expected(self.file, rows)}")
 
 
 class NpyRowsReader(RowsReader):
