@@ -13,14 +13,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from typing import TypeVar
 
 from shmgen._engine.background import Background
 from shmgen._engine.batch_planner import BatchPlanner
 from shmgen._engine.error_log import ErrorLog, without_traceback
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.held_slots import HeldSlots, SlotWait
+from shmgen._engine.listening import Listening
 from shmgen._engine.state import LoaderState, SlotState, WorkerState
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import EventKind, Workers
@@ -37,19 +36,11 @@ from shmgen._plan.stats import Stats
 from shmgen._plan.windows import Counters
 from shmgen.errors import ClosedError, ShmgenError, StartError, TooManyDamaged, WorkerDied
 
-LEAVE_WITHIN = 1.0
-"""Seconds that waiting threads have to leave when the prefetcher is closed."""
-
 DRAIN_EVERY = 0.001
 """Seconds between two looks at what has been released, while a request waits for a slot."""
 
-LONGEST_WAIT = 86_400.0
-"""Seconds; the kernel counts milliseconds in 31 bits."""
-
 OVERSLEPT = 0.2
 """Seconds by which a wait may be late. If it is later, this process was stopped itself, and perhaps the workers with it."""
-
-RaisedT = TypeVar("RaisedT", bound=BaseException)
 
 log = logging.getLogger("shmgen")
 
@@ -94,13 +85,10 @@ class Prefetcher:
         self._made = time.monotonic()
         self._meter = Meter(self._made, 0 if supervisor.target.workers else 1, ring.layout.sample_bytes)
         self.ended: ShmgenError | None = None
-        self.lock = threading.RLock()
-        self._changed = threading.Condition(self.lock)
-        self._listener: int | None = None
+        self._listening = Listening(workers)
+        self.lock = self._listening.lock
         # Requests that wait, the oldest first: since when, and for which batch.
         self._waiting: list[tuple[float, BatchId]] = []
-        # The last exception that was raised where all is in order.
-        self._clean_error: BaseException | None = None
         self._look_at = 0.0 if autoscaler is not None else math.inf
         self._background = Background(self._keep_up_in_background)
         add_open_loader(self, self._made)
@@ -191,7 +179,7 @@ class Prefetcher:
                 else:
                     if of is not None:
                         of.got(batch)
-                    self._wake_listener()
+                    self._listening.wake()  # another request may wait for this slot
                 arrays = self._ring.lease(slot.number, slot.rows)
                 if self._planner.weights:
                     self._planner.weigh(batch, arrays)
@@ -229,17 +217,12 @@ class Prefetcher:
             self._schedule.cancel(batch)
         if isinstance(error, TooManyDamaged | WorkerDied | StartError):
             self.close(without_traceback(error))
-        elif error is not self._clean_error:
+        elif error is not self._listening.clean_error:
             self.close(ClosedError(f"{type(error).__name__} interrupted it while its state was inconsistent: make another"))
         if batch is not None and isinstance(error, Exception) and not isinstance(error, ClosedError):
             # After the end, every request fails for the same reason, which is logged once.
             self._errors.record(batch if self.ended is None else None, error)
-        self._clean_error = None
-
-    def _as_clean(self, error: RaisedT) -> RaisedT:
-        """``error``, which is raised where all is in order."""
-        self._clean_error = error
-        return error
+        self._listening.clean_error = None
 
     def _wait_for(self, batch: BatchId, called: float, of: Pass | None, slot: Slot | None) -> Slot:
         """The slot of ``batch``, once it has been read; ``slot`` if that is known to hold an error."""
@@ -249,18 +232,13 @@ class Prefetcher:
         try:
             slot = slot or self._read(batch, called)
             if slot.error is not None:
-                raise self._as_clean(slot.error)
+                raise self._listening.clean(slot.error)
             if of is not None:
                 of.got(batch)
             return slot
         finally:
             self._waiting.remove((called, batch))
-            self._wake_listener()
-
-    def _wake_listener(self) -> None:
-        """Wake other requests: they may wait for the slot that this one took or released, or for an event that it has handled."""
-        if self._waiting and self._listener is not None:
-            self._workers.wake()
+            self._listening.wake()  # another request may wait for a slot or an event that this one has taken
 
     def _read(self, batch: BatchId, called: float) -> Slot:
         slot_wait = SlotWait(self._held)
@@ -296,7 +274,7 @@ class Prefetcher:
             self._ring.sheet(slot.number)[WAITED_FOR] = True
         # Tickets that were done before that did not end a wait.
         if reports := self._workers.poll_reports():
-            self._wake_listener()
+            self._listening.wake()  # it may wait for one of these reports
             self._supervisor.handle(reports)
             return
         self._wait(math.inf, now)
@@ -347,12 +325,7 @@ class Prefetcher:
         with self.lock:
             self.ended = self.ended or reason
             self._background.end()
-            self._changed.notify_all()
-            self._workers.wake()
-            # The listening thread must have left before descriptors are closed. It is this thread if a signal handler calls.
-            deadline = time.monotonic() + LEAVE_WITHIN
-            while self._listener not in (None, threading.get_ident()) and time.monotonic() < deadline:
-                self._changed.wait(deadline - time.monotonic())
+            self._listening.end()  # before descriptors are closed
             self._workers.stop()
             self._ring.close()
 
@@ -361,7 +334,8 @@ class Prefetcher:
         self._schedule.release(self._ring.released())
         demanded = [batch for _, batch in self._waiting]
         upcoming = self._passes.upcoming() if self._reads_ahead else ()
-        if slots := self._schedule.assign(demanded, upcoming, self._supervisor.target.readers):
+        workers, reads = self._supervisor.target
+        if slots := self._schedule.assign(demanded, upcoming, workers * reads):
             self._planner.prepare(slots)
             for slot in slots:
                 self._ring.prepare_lease(slot.number, slot.rows)
@@ -372,29 +346,19 @@ class Prefetcher:
             self._held.grow()
         except OSError as error:
             if type(error) is OSError:  # no memory; a subclass may come from a signal's handler
-                self._clean_error = error
+                self._listening.clean(error)
             raise
 
     def _push(self, generation: int) -> None:
-        self._unlocked(lambda: self._held.push(generation))
+        self._listening.unlocked(lambda: self._held.push(generation))
 
     def _wait(self, timeout: float, now: float) -> None:
         """Wait for something to happen, at most ``timeout`` seconds, with the lock free."""
-        if self._listener is not None:
-            try:
-                self._changed.wait(min(timeout, LONGEST_WAIT))
-            except BaseException as error:
-                self._clean_error = error
-                raise
+        if self._listening.has_listener:
+            self._listening.sleep(timeout)
             return
         until = max(now, min(now + timeout, self._supervisor.next_deadline))
-        limit = None if until == math.inf else min(until - now, LONGEST_WAIT)
-        try:
-            self._listener = threading.get_ident()
-            self._unlocked(lambda: self._workers.wait(limit))
-        finally:
-            self._listener = None
-            self._changed.notify_all()
+        self._listening.listen(until - now)
         self._handle_events()
         late = time.monotonic()
         overslept = late > until + OVERSLEPT
@@ -415,25 +379,12 @@ class Prefetcher:
                 self._look_at = math.inf
             self._meter.set_workers(now, supervisor.started)
 
-    def _unlocked(self, act: Callable[[], None]) -> None:
-        """Call ``act`` with the lock free. An exception from there does no harm."""
-        try:
-            self.lock.release()
-            act()
-        except BaseException as error:
-            self._clean_error = error
-            raise
-        finally:
-            if not self.lock._is_owned():  # type: ignore[attr-defined] # an interrupt may strike on either side of the release
-                self.lock.acquire()
-
     def _handle_events(self) -> None:
         """Handle what workers have reported."""
         if self.ended is not None:
             return
         events = self._workers.poll_events()
-        if self._listener is not None:
-            self._workers.wake()  # it may have been waiting for one of these events, and polling has cleared the bell
+        self._listening.wake()  # it may wait for one of these events, and polling has cleared the bell
         if events:
             self._supervisor.handle(events)
             if any(event.what in (EventKind.READY, EventKind.DIED) for event in events):
@@ -442,14 +393,14 @@ class Prefetcher:
     def _check(self, called: float) -> None:
         """Raise if a request made at ``called`` must not go on."""
         if self.ended is not None:
-            raise self._as_clean(type(self.ended)(*self.ended.args))
+            raise self._listening.clean(type(self.ended)(*self.ended.args))
         if (failure := self._supervisor.failure) is not None:
             self._supervisor.failure = None
-            raise self._as_clean(failure)
+            raise self._listening.clean(failure)
         # Ctrl-C interrupts the main thread, but that may be waiting inside a framework for this batch.
         if (
             self._supervisor.interrupted_at > called
             and threading.current_thread() is not threading.main_thread()
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         ):
-            raise self._as_clean(KeyboardInterrupt())
+            raise self._listening.clean(KeyboardInterrupt())
