@@ -17,7 +17,7 @@ The way of the data, and the module that holds each step::
       │  _sources            readers: npy, npz, npy_rows, images, hdf5, function, dataset; the main process fills values. base is
       │                      their contract, one_hot wraps another, field_spec is a field as a worker knows it
       │  _samples            what a sample is (sample_spec, casting), which id is which (ids, lookup, row_ids; packed_ids in
-      │                      workers), and what errors advise (suggest, remedies)
+      │                      workers), files by their names (files), and what errors advise (remedies)
       ▼
     _storage.remote          files behind a URL: http_store, s3_store, fsspec_store get them, cache keeps them on a disk
       ▼

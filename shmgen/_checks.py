@@ -39,7 +39,7 @@ class Fixed(Generic[T]):
         return self if instance is None else self._read(instance)
 
     def __set__(self, instance: object, value: Never) -> NoReturn:
-        self._read(instance)  # says so if the object has yet to be made
+        self._read(instance)  # raises its own error if the object is not initialised yet
         kind = type(instance).__name__
         raise AttributeError(
             f"{self._name} can't be changed: the workers of this {kind} were started with it; close() it and make another: "
@@ -86,7 +86,7 @@ def check_choice(value: T, name: str, known: Sequence[object]) -> T:
 
 
 def check_float(value: object, name: str, expected: str, fits: Callable[[float], bool]) -> float:
-    """``value`` as a float, if ``fits`` returns True for it; ``expected`` says that in words."""
+    """``value`` as a float, if ``fits`` returns True for it; ``expected`` describes such numbers."""
     if not isinstance(value, Real) or not fits(float(value)):
         raise InputError(f"{name}: expected {expected}, found {value!r}")
     return float(value)

@@ -1,4 +1,4 @@
-"""URLs: what is one, and how one is written where people read it."""
+"""URLs: what is one, and how errors show one."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _NO_PORT = re.compile(r"(://[^\[/?#:@]*):(?!\d*(?:[/?#:]|$))[^/?#]*")
 
 
 def is_url(place: object) -> bool:
-    """Whether ``place`` is the URL of something that is not a file of this machine."""
+    """Whether ``place`` is a URL, and not a path."""
     return isinstance(place, str) and _SCHEME.match(place) is not None
 
 
 def shown(url: object) -> str:
-    """``url`` without what may be secret: who asks, with a password, what stands for a port, and all behind a ``?``."""
+    """``url`` without possible secrets: user and password, a port that is no number, and the query."""
     parts = [_NO_PORT.sub(r"\1:...", _USER.sub(r"\1", part)).partition("?") for part in _CHAIN.split(str(url))]
     return "::".join(f"{start}?..." if mark else start for start, mark, _ in parts)
 
 
 def shown_in(text: object) -> str:
-    """``text`` with all URLs in it as they are `shown`; those that are already stay as they are."""
+    """``text`` with all of its URLs as `shown` writes them, which changes none that was written so before."""
     return _IN_TEXT.sub(lambda url: "?...".join(map(shown, url[0].split("?...", 1))), str(text))

@@ -11,7 +11,7 @@ from shmgen._urls import shown_in
 
 
 class ShmgenError(Exception):
-    """Base of all errors that shmgen raises on its own account.
+    """Base of the errors of shmgen.
 
     Examples:
         >>> try:
@@ -36,11 +36,11 @@ class InputError(ShmgenError, ValueError):
 
 
 class SampleError(ShmgenError):
-    """A sample that can't be read.
+    """A sample can't be read.
 
     Attributes:
         id: the sample's id, as in ``list_IDs``.
-        path: what was read: the absolute path of a file, or a description of another source.
+        path: the absolute path of the file, or a description of another source.
         reason: what was expected and what was found.
 
     Examples:
@@ -52,7 +52,7 @@ class SampleError(ShmgenError):
     """
 
     def __init__(self, id: object, path: str, reason: str) -> None:
-        Exception.__init__(self, id, path, reason)  # not super(): a FunctionError may be of a user's class, too
+        Exception.__init__(self, id, path, reason)  # not super(): a FunctionError may also be of a user's class
         self.id = id
         self.path = path
         self.reason = reason
@@ -68,10 +68,10 @@ class FunctionError(SampleError):
 
     Attributes:
         id: the sample's id, as in ``list_IDs``.
-        path: which function was called, and for which field.
+        path: the function, and its field.
         reason: what was expected and what was found, or the exception with its traceback.
 
-    Of an exception that the function raised, it is an instance as well, if the class is known in the main process.
+    It is also an instance of the exception's class, if the main process has imported that.
 
     Examples:
         >>> loader = Loader(range(8), batch_size=4, source=lambda id: [60 / (id - 5)], shuffle=False)
@@ -86,16 +86,16 @@ class FunctionError(SampleError):
 
     @classmethod
     def of(cls, id: object, path: str, reason: str, kinds: tuple[tuple[str, str], ...] = ()) -> FunctionError:
-        """An error that is an instance of the first of ``kinds`` that is known here, too: modules and names of exceptions."""
+        """An error that is also an instance of the first of ``kinds``, modules and names of classes, that is imported here."""
         for module, name in kinds:
             kind = getattr(sys.modules.get(module), name, None)
-            # Where these are raised, Python ends an iteration in silence.
+            # Python takes these for the end of an iteration.
             if kind in (StopIteration, StopAsyncIteration, IndexError, Exception):
                 continue
             if isinstance(kind, type) and issubclass(kind, Exception):
                 try:
                     error = _as_both(cast("Any", kind))(id, path, reason)
-                except TypeError:  # it can't be made so, or not together with ours
+                except TypeError:  # its constructor takes other arguments, or the classes can't be combined
                     continue
                 error.kinds = kinds
                 return error
@@ -117,10 +117,10 @@ class TooManyDamaged(ShmgenError):
     """More samples are damaged than ``max_damaged`` allows.
 
     Attributes:
-        damaged: how many samples are damaged.
-        samples: how many samples the data set has.
+        damaged: number of damaged samples.
+        samples: number of all samples.
         most: the fraction of the samples that may be damaged, from 0 to 1.
-        last: the error of the damaged sample that was found last.
+        last: the last damaged sample's error.
 
     Examples:
         >>> loader = Loader(range(8), batch_size=4, source=lambda id: [60 / (id - 5)], on_error="replace", max_damaged=0.1)
@@ -148,17 +148,17 @@ class TooManyDamaged(ShmgenError):
 
 
 class StartError(ShmgenError):
-    """A worker can't start: it can't open a source, or can't import a function. The text says which, and why.
+    """A worker can't start, since it can't open a source or import a function; the text says which, and why.
 
     Examples:
         >>> class Database(Source):
         ...     shape, dtype = (3,), "float32"
         ...
         ...     def open(self):
-        ...         raise ConnectionError("nobody answers")
+        ...         raise ConnectionError("no answer")
         >>> Loader(range(8), batch_size=4, source=Database(), workers=1).batch(0)
         Traceback (most recent call last):
-        shmgen.errors.StartError: source of field 'X' can't be opened: ConnectionError: nobody answers...
+        shmgen.errors.StartError: source of field 'X' can't be opened: ConnectionError: no answer...
     """
 
 
@@ -182,21 +182,21 @@ class WorkerDied(ShmgenError):
         self.exitcode = exitcode
 
     def __str__(self) -> str:
-        who = f"worker {self.worker} (pid {self.pid})"
+        name = f"worker {self.worker} (pid {self.pid})"
         if self.exitcode is None:
-            return f"{who} can't be killed"
+            return f"{name} can't be killed"
         if self.exitcode >= 0:
-            return f"{who} ended with exit code {self.exitcode}"
+            return f"{name} ended with exit code {self.exitcode}"
         hint = ""
         if self.exitcode == -signal.SIGKILL:
             hint = "; the kernel does that when memory runs out: try a smaller batch_size, fewer slots or fewer workers"
         elif self.exitcode == -signal.SIGBUS:
             hint = ": a file that it has mapped was truncated while it was read, or the memory of the ring is gone"
-        return f"{who} was killed by {_signal_name(-self.exitcode)}{hint}"
+        return f"{name} was killed by {_signal_name(-self.exitcode)}{hint}"
 
 
 class FormatError(Exception):
-    """What was found is not what was expected; the text says both. The caller makes a `SampleError` of it."""
+    """Something was found that was not expected; the text says both. The caller makes a `SampleError` of it."""
 
 
 class ClosedError(ShmgenError):
@@ -212,7 +212,7 @@ class ClosedError(ShmgenError):
 
 
 def printable(text: str) -> str:
-    """``text`` so that any stream can encode it: bytes of a path that are no valid text are escaped."""
+    """``text`` as any stream can encode it: bytes of a path that are not valid UTF-8 are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

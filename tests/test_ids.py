@@ -327,7 +327,7 @@ def test_nothing_is_looked_for_on_the_good_path(tmp_path: Path, monkeypatch: pyt
 
     for function in ("scandir", "listdir", "stat", "lstat", "readlink"):
         monkeypatch.setattr(os, function, refuse)
-    monkeypatch.setitem(sys.modules, "shmgen._samples.suggest", None)
+    monkeypatch.setitem(sys.modules, "shmgen._samples.remedies", None)
     Npy(tmp_path).bind(["a", "b"])
 
 

@@ -248,8 +248,8 @@ def test_what_will_not_pass_is_not_tried_again(root: Path, proxy: Proxy) -> None
         found[status] = failure(files, "id-2.npy")
     assert found == {
         "404": "expected the file, found 404 Not Found",
-        "403": "expected the file, found 403 Forbidden; say in the options who asks",
-        "401": "expected the file, found 401 Unauthorized; say in the options who asks",
+        "403": "expected the file, found 403 Forbidden; pass credentials in the options",
+        "401": "expected the file, found 401 Unauthorized; pass credentials in the options",
         "410": "expected the file, found 410 Gone",
         "400": "expected the file, found 400 Bad Request",
         "418": "expected the file, found 418 I'm a Teapot",
@@ -273,7 +273,7 @@ def test_an_answer_to_something_else(root: Path, proxy: Proxy) -> None:
         proxy.faults["all.npy"] = [header]
         assert failure(files, "all.npy", 272, 320) == text
     assert failure(files, "all.npy", 5000, 5001) == "expected bytes from 5,000 on, found a file of 1280 bytes: it is truncated"
-    assert "found the whole: the server gives nothing else" in failure(files, "whole/all.npy", 272, 320)
+    assert "found the whole: the server has no ranges" in failure(files, "whole/all.npy", 272, 320)
     (root / "id-0.npy").write_text("<html>please log in</html>")
     with pytest.raises(SampleError, match=r"id-0\.npy: expected an \.npy file, found one that begins with b'<html>'"):
         reader(Npy(proxy.url), IDS)
@@ -492,7 +492,7 @@ def test_a_file_of_rows_that_is_replaced(root: Path, proxy: Proxy) -> None:
         ("none.npy", "none.npy: expected the file, found 404 Not Found"),
         ("short.npy", "short.npy: expected 1,280 bytes, found 500: the file is truncated"),
         ("empty.npy", r"empty.npy: expected an .npy file, found an empty one \(0 bytes\)"),
-        ("whole/large.npy", "large.npy: expected a part of the file, found the whole"),
+        ("whole/large.npy", "large.npy: expected a range of the file, found the whole"),
     ],
 )
 def test_a_file_of_rows_that_can_not_be_used(root: Path, proxy: Proxy, path: str, text: str) -> None:

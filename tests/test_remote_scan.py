@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ def ids_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_scan_of_a_url(root: Path, proxy: Proxy, cli: Cli, ids_file: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+def test_a_scan_of_a_url(root: Path, proxy: Proxy, cli: Cli, ids_file: Path, full: bool) -> None:
     """A scan of a URL asks for the first bytes of each file, and with ``--full`` for whole files; it names bad ones."""
     (root / "id-3.npy").write_bytes((root / "id-3.npy").read_bytes()[:150])
     (root / "id-4.npy").write_bytes(b"")
@@ -34,9 +33,7 @@ def test_a_scan_of_a_url(root: Path, proxy: Proxy, cli: Cli, ids_file: Path, mon
     (root / "id-7.npy").write_bytes(KINDS["version-3-by-hand"](np.zeros((4, 3), "f4")))
     np.save(root / "id-8.npy", np.zeros((500, 500), "f4"))
     proxy.faults["id-9.npy"] = ["503", "half"]
-    with ids_file.open() as stdin:
-        monkeypatch.setattr(sys, "stdin", stdin)
-        done = cli("scan", proxy.url, "--ids", "-", "--json", *["--full"] * full)
+    done = cli("scan", proxy.url, "--ids", ids_file, "--json", *["--full"] * full)
     found = done.json
     assert (done.status, done.err) == (1, "")
     assert found["samples"] == N + 1

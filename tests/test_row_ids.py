@@ -124,12 +124,15 @@ def in_its_place_a_fifo(path: Path) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "gone": (os.unlink, "expected a file, found none"),
-    "empty": (lambda ids: ids.write_bytes(b""), "expected ids, a line each, found none"),
-    "only-newlines": (lambda ids: ids.write_bytes(b"\n\r\n"), "expected ids, a line each, found none"),
+    "empty": (lambda ids: ids.write_bytes(b""), "expected ids, an id a line, found none"),
+    "only-newlines": (lambda ids: ids.write_bytes(b"\n\r\n"), "expected ids, an id a line, found none"),
     "too-few": (lambda ids: ids.write_text("\n".join(IDS[1:])), "expected 50, a line for each row, found 49"),
     "too-many": (lambda ids: ids.write_text("\n".join([*IDS, "more"])), "expected 50, a line for each row, found 51"),
     "twice": (lambda ids: ids.write_text("\n".join([*IDS[1:], IDS[30]])), "each id once, found 'cats/030' several times"),
-    "long": (lambda ids: ids.write_text("\n".join([*IDS[1:], "x" * 5000])), "line 50: expected an id of at most 4,096 bytes"),
+    "long": (
+        lambda ids: ids.write_text("\n".join([*IDS[1:], "x" * 5000])),
+        "line 50: expected an id, found more than 4,096 bytes",
+    ),
     "fifo": (in_its_place_a_fifo, "expected a file, found something else"),
 }
 

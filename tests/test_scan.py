@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -24,8 +25,7 @@ from conftest import ROOT, Ran, wait_until, workers_of
 from shmgen import Hdf5, Images, InputError, Loader, Npy, Npz, ScanReport, scan
 from shmgen._samples.ids import read_ids
 from shmgen._samples.sample_spec import SampleSpec
-from shmgen._tools.listing import files_under
-from shmgen._tools.progress import Progress
+from shmgen._tools.listing import list_folder
 from shmgen._tools.scan import Kind, judge
 
 COMMAND = [sys.executable, "-W", "error", "-m", "shmgen"]
@@ -191,6 +191,25 @@ def test_a_scan_of_all_data_finds_casts_that_lose(tmp_path: Path) -> None:
         assert re.search("expected numbers that dtype (uint8|float32) holds, found (300|1e[+]300) and 2 more of 3", found[5])
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_lengths_of_padded_files(tmp_path: Path, full: bool) -> None:
+    """Headers tell how long each sequence is, and which are too long; a loader takes them as they are found."""
+    lengths = {str(number): 3 + number for number in range(9)}
+    for id, length in lengths.items():
+        np.save(tmp_path / id, np.zeros(length if id != "8" else (3, 2), "f8" if id == "1" else "f4"))
+    source = Npy(tmp_path, dim=9, pad_value=0)
+
+    report = scan(source, list(lengths), full=full, workers=0)
+
+    assert report.lengths == {str(number): 3 + number for number in range(7)}
+    assert reasons(report) == {
+        "7": "expected shape (9,), or a smaller one of 1 axis, found (10,)",
+        "8": "expected shape (9,), or a smaller one of 1 axis, found (3, 2)",
+    }
+    with Loader(report.good, None, 2, source=source, lengths=report.lengths, trim="longest", tail="keep", workers=0) as loader:
+        assert sum(len(X) for (X,) in loader) == 7
+
+
 def kind(shape: tuple[int, ...], files: int, dtype: str = "f4") -> Kind:
     return Kind(shape, np.dtype(dtype), files, files)
 
@@ -227,11 +246,11 @@ def test_what_is_expected(kinds: list[Kind], given: SampleSpec, shapes: Any, dty
 def test_progress(data: Path) -> None:
     """Progress counts the samples looked at, and the damaged ones."""
     put(data / "bad.npy", b"")
-    heard: list[Progress] = []
+    heard: list[tuple[int, int, str]] = []
 
-    scan(data, [f"good-{number}" for number in range(5)] + ["bad"], workers=0, progress=heard.append)
+    scan(data, [f"good-{number}" for number in range(5)] + ["bad"], workers=0, progress=lambda *now: heard.append(now))
 
-    assert heard[-1] == Progress(6, 6, "1 damaged")
+    assert heard[-1] == (6, 6, "1 damaged")
 
 
 # Which files there are.
@@ -245,25 +264,39 @@ def test_sub_folders_and_links_to_folders(data: Path, tmp_path: Path) -> None:
     put(tmp_path / "elsewhere" / "notes.txt", b"")
     (data / "linked").symlink_to(tmp_path / "elsewhere")
     (data / "cats" / "up").symlink_to("..")
-    (data / "cats" / "loop").symlink_to("loop")
+    (data / "cats" / "linked").symlink_to("../linked")
+    (tmp_path / "elsewhere" / "back").symlink_to(data / "cats")
 
-    listing = files_under(str(data))
+    listing = list_folder(str(data))
 
-    npys = ["cats/black/1", *(f"good-{number}" for number in range(5)), "linked/2"]
+    cats = ["cats/black/1", "cats/linked/2"]
+    npys = [*cats, *(f"good-{number}" for number in range(5)), "linked/2", "linked/back/black/1"]
     assert listing.ids == {"npy": npys, "npz": ["9"], "images": ["photo.PNG"]}
-    assert [one.id for one in listing.unreadable] == ["cats/loop"]
-    assert listing.others == 2
+    assert (listing.unreadable, listing.others) == ([], ["cats/linked/notes.txt", "linked/notes.txt", "photo.NPY"])
 
 
-def test_a_folder_that_cant_be_listed_is_damaged(data: Path, cli: Callable[..., Ran]) -> None:
+def forbid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a folder that can't be listed, as no folder is for root."""
+    folder.mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+
+def test_a_folder_that_cant_be_listed_is_damaged(data: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     """A sub-folder that can't be listed counts as damaged."""
-    (data / "sub").symlink_to("sub")
+    forbid(data / "sub", monkeypatch)
 
     done = cli("scan", data, "--workers", 0, "--json")
 
     assert done.status == 1
     assert [(one["id"], one["reason"]) for one in done.json["damaged"]] == [
-        ("sub", "expected a readable folder, found: Too many levels of symbolic links (errno 40)")
+        ("sub", "expected a readable folder, found: Permission denied (errno 13)")
     ]
 
 
@@ -285,10 +318,9 @@ def test_any_name_a_file_can_have(data: Path, cli: Callable[..., Ran]) -> None:
     for name in NAMES:
         put(data / f"{name}.npy", npy(GOOD)[:-1])
 
-        done = cli("scan", data, "--json", data / "result", "--workers", 0)
-
-        (damaged,) = json.loads((data / "result").read_text())["damaged"]
+        (damaged,) = cli("scan", data, "--json", "--workers", 0).json["damaged"]
         assert (damaged["id"], damaged["path"]) == (name, f"{data}/{name}.npy")
+        done = cli("scan", data, "--workers", 0)
         assert (done.status, done.err) == (1, "")
         assert "175" in done.out
         assert "\x1b" not in done.out
@@ -302,7 +334,7 @@ def test_every_file_is_looked_at_once(tmp_path: Path) -> None:
     for number, name in enumerate(names):
         put(tmp_path / str(number % 7) / f"{name}.npy", npy(GOOD)[: 150 if number % 100 == 0 else None])
 
-    report = scan(tmp_path, files_under(str(tmp_path)).ids["npy"], workers=2)
+    report = scan(tmp_path, list_folder(str(tmp_path)).ids["npy"], workers=2)
 
     assert [one.id for one in report.damaged] == sorted(f"{k % 7}/{names[k]}" for k in range(0, 700, 100))
     assert (report.samples, report.kinds[0].files, report.kinds[0].bytes) == (700, 693, 693 * GOOD.nbytes)
@@ -327,7 +359,7 @@ def test_ids_of_any_length_a_path_can_have(tmp_path: Path) -> None:
         (tmp_path / "ids").write_bytes(b"first\n" + b"i" * size + b"\r\nlast")
         assert read_ids(str(tmp_path / "ids"), "FILE") == ["first", "i" * size, "last"]
     (tmp_path / "ids").write_bytes(b"first\n" + b"i" * 4097 + b"\r\nlast")
-    with pytest.raises(InputError, match="FILE, line 2: expected an id, found more than 4,096 bytes"):
+    with pytest.raises(InputError, match="FILE: line 2: expected an id, found more than 4,096 bytes"):
         read_ids(str(tmp_path / "ids"), "FILE")
 
 
@@ -430,14 +462,13 @@ WRONG = [
     pytest.param(["scan", "ids"], "ids: expected an HDF5 file that can be read", id="a-file"),
     pytest.param(["scan", "data", "--ids", "none"], "--ids none: No such file or directory", id="no-ids-file"),
     pytest.param(["scan", "data", "--ids", "no-ids"], "expected ids, an id a line, found none", id="no-ids"),
-    pytest.param(["scan", "data", "--ids", "utf-16"], "utf-16, line 1: expected an id, found a NUL byte; write", id="utf-16"),
-    pytest.param(["scan", "data", "--json", "no/file"], "--json no/file: No such file or directory", id="json-nowhere"),
+    pytest.param(["scan", "data", "--ids", "utf-16"], "utf-16: line 1: expected an id, found a NUL byte; write", id="utf-16"),
     pytest.param(["scan", "data", "--good", "no/file"], "--good no/file: No such file or directory", id="good-nowhere"),
     pytest.param(["scan", "data", "--dim", "3,x"], "expected ints from 1, separated by commas, found '3,x'", id="dim"),
     pytest.param(["scan", "data", "--kind", "npz", "--dim", "3"], "expected .npz files, found none", id="other-kind"),
     pytest.param(["scan", "data", "--n-channels", "0"], "expected an int from 1, found '0'", id="channels"),
     pytest.param(["scan", "data", "--workers", "two"], "expected an int from 0, found 'two'", id="workers"),
-    pytest.param(["scan", "data", "--dtype", "float33"], "expected one of numbers, found 'float33'", id="dtype"),
+    pytest.param(["scan", "data", "--dtype", "float33"], "expected a dtype of numbers, found 'float33'", id="dtype"),
     pytest.param(["scan", "data", "--timeout", "0"], "expected a number above 0, found '0'", id="timeout"),
     pytest.param(["scan", "rows.npy", "--ids", "ids"], "id 'good-0': expected the number of a row of rows.npy", id="no-row"),
     pytest.param(["scan", "rows.npy", "--dim", "3"], "describe the files of a folder", id="described-rows"),
@@ -467,7 +498,7 @@ def test_help(cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     own = cli("scan", "--help")
 
     words = " ".join(own.out.split())
-    options = "--ids FILE,--dim 32,32,32,--n-channels N,--dtype D,--full,--workers N,--json [FILE],--good FILE,--kind,--dataset"
+    options = "--ids FILE,--dim 32,32,32,--n-channels N,--dtype D,--full,--workers N,--json,--good FILE,--kind,--dataset"
     for said in ("DATA", *options.split(",--"), "expected shape and dtype are those of most files", "exit status: 0 if all is"):
         assert said in words
     assert max(map(len, own.out.splitlines())) <= 80
@@ -514,7 +545,7 @@ def test_without_rich(data: Path, cli: Callable[..., Ran], monkeypatch: pytest.M
     table, with_json = cli("scan", data), cli("scan", data, "--json", "--workers", 0)
 
     assert (table.status, table.out) == (2, "")
-    assert table.err.strip().endswith("the table needs rich: pip install rich; or use --json without FILE in place of the table")
+    assert table.err.strip().endswith("the table needs rich: pip install rich; or use --json in place of the table")
     assert (with_json.status, with_json.json["samples"]) == (0, 5)
 
 
@@ -535,14 +566,14 @@ def test_an_encoding_without_the_letters(data: Path) -> None:
 def test_streams_that_are_closed(data: Path, closed: str) -> None:
     """With streams closed, as by cron or `head`, the status is right, and there is no traceback."""
     put(data / "bad.npy", b"")
-    words = f"{sys.executable} -m shmgen scan {data} --workers 2 --json result"
+    words = f"{sys.executable} -m shmgen scan {data} --workers 2 --good good"
     shell = f"set -o pipefail; {words} {closed}"
 
     done = in_a_process("-c", shell, command=["bash"], cwd=data.parent, stdout=subprocess.DEVNULL)
 
     assert done.returncode == 1 or (closed == "| true" and done.returncode == 2)
     assert done.stderr == ""
-    assert json.loads((data.parent / "result").read_text())["samples"] == 6
+    assert (data.parent / "good").read_text().splitlines() == [f"good-{number}" for number in range(5)]
 
 
 def test_ctrl_c_ends_it_with_what_was_found(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The one rule for casts, wherever numbers get into rows: a row may hold a number less precisely, but never another number.
+"""The rule for all casts of samples to rows: a row may hold a number less precisely, but never another number.
 
 A worker imports this module, so NumPy is imported only where something is cast.
 """
@@ -17,17 +17,17 @@ REMEDY = "; pass dtype={found!r}"
 
 
 def cast_into(rows: np.ndarray, found: np.ndarray, remedy: str = REMEDY) -> None:
-    """Write ``found`` into ``rows``, which has the same shape, and a dtype that NumPy casts it to as "same_kind", or ints both.
+    """Write ``found`` into ``rows`` of the same shape. Both are ints, or NumPy calls the cast "same_kind".
 
-    Numbers are looked at only where the dtypes leave open whether they fit: not from uint8 to float32, but from float64 to it.
+    Numbers are checked only where the dtypes don't guarantee that they fit: from float64 to float32, but not from uint8.
 
     Args:
-        rows: what is written to.
+        rows: written to.
         found: the numbers.
-        remedy: what an error ends in, with ``{found}`` in place of the dtype that was found.
+        remedy: the end of an error, with ``{found}`` in place of the dtype that was found.
 
     Raises:
-        FormatError: a number does not fit: 300 and -1 not into uint8, 1e300 not into float32. What is in the rows is undefined.
+        FormatError: a number does not fit, as 300 and -1 in uint8, or 1e300 in float32. The rows are then undefined.
     """
     import numpy as np
 
@@ -51,7 +51,7 @@ def cast(found: np.ndarray, dtype: np.dtype[Any], remedy: str = REMEDY) -> np.nd
 
 
 def holds(dtype: np.dtype[Any], number: float) -> bool:
-    """Whether rows of ``dtype`` can hold a number: ints only whole ones in their range."""
+    """Whether rows of ``dtype`` can hold a number; those of ints hold whole numbers in their range."""
     import numpy as np
 
     given = np.asarray(number)
@@ -61,10 +61,10 @@ def holds(dtype: np.dtype[Any], number: float) -> bool:
 
 
 def unmasked(value: Any) -> Any:
-    """``value``, which must not be a masked array with elements that are masked: a row would show what lies under the mask.
+    """``value``, which must have no masked elements, since a row would show the numbers under the mask.
 
     Raises:
-        FormatError: it is.
+        FormatError: it has masked elements.
     """
     if hasattr(value, "mask") and hasattr(value, "filled"):
         import numpy as np
@@ -82,7 +82,7 @@ def _misfits(rows: np.ndarray, found: np.ndarray) -> Any:
 
     if rows.dtype.kind in "iu":
         bounds = np.iinfo(rows.dtype)
-        # As Python's ints: NumPy compares an int64 with a uint64 as floats.
+        # Compared as Python's ints: NumPy compares an int64 with a uint64 as floats.
         if not found.size or bounds.min <= int(found.min()) <= int(found.max()) <= bounds.max:
             return None
         return rows != found

@@ -1,4 +1,4 @@
-"""The ids of all samples, in no more memory than they came in."""
+"""The ids of all samples, in no more memory than the caller's, and texts that list them."""
 
 from __future__ import annotations
 
@@ -7,33 +7,30 @@ import math
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import count
 from typing import Any
 
 import numpy as np
 
-from shmgen.errors import InputError
+from shmgen.errors import FormatError, InputError
 
 BLOCK = 10_000
-"""How many elements of an array are made Python objects at once."""
+"""Elements of an array that are made Python objects at once."""
 
 COLUMNS_SHOWN = 8
+"""The most columns of a table that an error names."""
 
 LONGEST_ID = 4096
-"""Bytes of an id in a file. Linux allows no longer path."""
-
-IDS_AT_ONCE = 10_000
-"""How many ids are searched at once for ways out of a folder."""
+"""The most bytes of an id in a file; Linux has no longer paths."""
 
 
 def kept(ids: Any) -> Sequence[Any]:
-    """``ids`` as a sequence of texts, bytes or ints, which later changes by the caller do not reach.
+    """``ids`` as a sequence of texts, bytes or ints, which the caller can't change later, but for an array of texts.
 
-    An array of texts is not copied. Paths become texts; a path in place of the sequence is that of a text file, an id a line.
+    Paths become texts; a path in place of the sequence is that of a text file, an id a line.
 
     Raises:
-        InputError: they are no sequence of ids: a data frame, an array that has not one axis, a single text, a set, a dict; or
-            one is of another type.
+        InputError: they are no sequence of ids, but a data frame, an array of several axes, a single text, a set, or a dict; or
+            an id is of another type.
     """
     if isinstance(ids, range):
         return ids
@@ -75,12 +72,12 @@ def _plain(id: Any, position: int) -> str | bytes | int:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether this is what a table has in place of a value: None, NaN, or pandas's own."""
+    """Whether this is a missing value: None, NaN, or one of pandas."""
     return value is None or (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _id_remedy(id: Any) -> str:
-    """What to do about something that is no id."""
+    """The remedy for something that is no id."""
     if is_missing(id):
         return "; such an id is a missing value: leave it out, as df.dropna() does"
     if isinstance(id, bool | np.bool_):
@@ -93,7 +90,7 @@ def _id_remedy(id: Any) -> str:
 
 
 def _no_list(ids: Any) -> str:
-    """What was found in place of a list of ids, and the remedy."""
+    """Something that is no list of ids, and the remedy."""
     if isinstance(ids, set | frozenset):
         return f"a {type(ids).__name__}; pass sorted(ids)"
     if isinstance(ids, Mapping):
@@ -115,7 +112,7 @@ def take(ids: Sequence[Any], samples: np.ndarray) -> list[Any]:
 
 
 def int_array(ids: Sequence[Any]) -> np.ndarray | None:
-    """The array of ints that ``ids`` are, if they came in one; else None."""
+    """The array of ints that the caller gave as ids; else None."""
     return ids.array if isinstance(ids, _ArrayIds) and ids.array.dtype.kind in "iu" else None
 
 
@@ -134,7 +131,7 @@ def as_ints(ids: Sequence[Any]) -> range | np.ndarray | None:
 
 
 def first_outside(ids: Sequence[Any], count: int) -> int | None:
-    """The position of the first id that is no int from 0 to ``count - 1``, the number of a row say; None if each is one."""
+    """The position of the first id that is no int from 0 to ``count - 1``; None if all are."""
     numbers = as_ints(ids)
     if numbers is None:
         return next(position for position, id in enumerate(ids) if not isinstance(id, int) or not 0 <= id < count)
@@ -149,7 +146,7 @@ def first_outside(ids: Sequence[Any], count: int) -> int | None:
 
 def as_array(values: Any) -> np.ndarray:
     """``values``, an array or a column of pandas, polars or pyarrow, as an array."""
-    # `np.asarray` asks a column for attributes that pandas searches in the index, for which it makes a table that it keeps.
+    # Not `np.asarray` of a column of pandas: it looks up attributes in the index, for which pandas makes a table and keeps it.
     return np.asarray(values if index_of(values) is None else values.to_numpy())
 
 
@@ -172,10 +169,7 @@ def columns_of(frame: Any) -> str:
 
 
 def fingerprint(ids: Sequence[Any]) -> str:
-    """A hash of ``ids`` and their order, of 32 hexadecimal digits: the same for equal ids, whatever they come in.
-
-    Of bytes, and where not all ids are ints, the ``repr`` of those that are no texts is hashed.
-    """
+    """A hash of ``ids`` and their order, of 32 hexadecimal digits. Equal ids in a list, array or range have the same."""
     hashed = hashlib.blake2b(digest_size=16)
     numbers = as_ints(ids)
     if numbers is None or (isinstance(numbers, np.ndarray) and numbers.dtype.kind == "O"):
@@ -194,7 +188,7 @@ def fingerprint(ids: Sequence[Any]) -> str:
 
 
 def _as_range(numbers: range | np.ndarray) -> range | None:
-    """``numbers`` as a range, if all steps between them are the same; ranges of the same numbers are made equal in all parts."""
+    """``numbers`` as a range, if all steps between them are equal; the range of equal numbers has equal parts."""
     if len(numbers) < 2:
         return range(int(numbers[0]), int(numbers[0]) + 1) if len(numbers) else range(0)
     first, step = int(numbers[0]), int(numbers[1]) - int(numbers[0])
@@ -212,11 +206,7 @@ def _as_range(numbers: range | np.ndarray) -> range | None:
 
 
 class _ArrayIds(Sequence[Any]):
-    """Ids in an array. They are made Python objects only when needed, since these would take more memory than the array.
-
-    Attributes:
-        array: the ids.
-    """
+    """Ids in an array. As Python objects they would take more memory, so these are made only when they are needed."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -237,25 +227,20 @@ class _ArrayIds(Sequence[Any]):
 
 
 def elements(array: np.ndarray) -> Iterator[Any]:
-    """The elements of an array along its first axis, as Python objects, made a few at a time."""
+    """The elements of an array along its first axis, made Python objects a block at a time."""
     for first in range(0, len(array), BLOCK):
         yield from array[first : first + BLOCK].tolist()
 
 
 def refuse_ways_out(ids: Sequence[object], folder: str, remedy: str) -> None:
-    """Refuse ids that lead out of ``folder``.
-
-    Args:
-        ids: of all samples.
-        folder: that the files are in.
-        remedy: what to pass where ids are meant as paths.
+    """Refuse ids that lead out of ``folder``; ``remedy`` says what to pass where ids are paths.
 
     Raises:
-        InputError: one does.
+        InputError: an id leads out of it.
     """
-    for first in range(0, len(ids), IDS_AT_ONCE):
-        some = list(map(str, take(ids, np.arange(first, min(first + IDS_AT_ONCE, len(ids))))))
-        # They are searched all at once: one by one, a million ids would take a second.
+    for first in range(0, len(ids), BLOCK):
+        some = list(map(str, take(ids, np.arange(first, min(first + BLOCK, len(ids))))))
+        # A block is searched as one text: one by one, a million ids would take a second.
         together = "\0".join(some)
         if ".." not in together and "\0/" not in f"\0{together}":
             continue
@@ -267,35 +252,32 @@ def refuse_ways_out(ids: Sequence[object], folder: str, remedy: str) -> None:
                 )
 
 
-def read_ids(file: str | int, named: str) -> list[str]:
-    """The ids in a text file in UTF-8, a line each; empty lines are left out.
-
-    Args:
-        file: its path, or a descriptor.
-        named: what errors call it.
+def read_ids(file: str, named: str) -> list[str]:
+    """The ids in a text file; see `id_lines`. Errors call the file ``named``.
 
     Raises:
         InputError: it can't be read, or is no such text.
     """
-    ids = []
     try:
-        with open(file, "rb", closefd=not isinstance(file, int)) as lines:
-            for number in count(1):
-                line = lines.readline(LONGEST_ID + 2)
-                id = line.removesuffix(b"\n").removesuffix(b"\r")
-                if number == 1:
-                    id = id.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which some editors put before UTF-8
-                if len(id) > LONGEST_ID or b"\0" in id:
-                    found = "a NUL byte" if b"\0" in id else f"more than {LONGEST_ID:,} bytes"
-                    raise InputError(
-                        f"{named}, line {number:,}: expected an id, found {found}; write an id a line, as text in UTF-8"
-                    )
-                if id:
-                    ids.append(os.fsdecode(id))
-                if not line:
-                    break
+        with open(file, "rb") as opened:
+            return list(map(os.fsdecode, id_lines(opened.read())))
     except OSError as error:
         raise InputError(f"{named}: {error.strerror} (errno {error.errno}); give a file that can be opened") from None
-    if not ids:
-        raise InputError(f"{named}: expected ids, an id a line, found none")
-    return ids
+    except FormatError as error:
+        raise InputError(f"{named}: {error}") from None
+
+
+def id_lines(data: bytes) -> list[bytes]:
+    """The lines of a text file in UTF-8, an id each, without a byte order mark, carriage returns, and empty lines.
+
+    Raises:
+        FormatError: it is no such text.
+    """
+    lines = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").removesuffix(b"\r").split(b"\n")
+    if b"\0" in data or max(map(len, lines)) > LONGEST_ID:
+        number, line = next((number, line) for number, line in enumerate(lines, 1) if b"\0" in line or len(line) > LONGEST_ID)
+        found = "a NUL byte" if b"\0" in line else f"more than {LONGEST_ID:,} bytes"
+        raise FormatError(f"line {number:,}: expected an id, found {found}; write an id a line, as text in UTF-8")
+    if ids := [line for line in lines if line]:
+        return ids
+    raise FormatError("expected ids, an id a line, found none")

@@ -1,4 +1,4 @@
-"""`image_folder`: the ids of a folder of images, and the labels and class names where it has a folder for each class."""
+"""`image_folder`: ids of a folder of images; with labels and class names if it has a folder for each class."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from shmgen._checks import check_float, check_int
+from shmgen._samples.files import IMAGES, files_below, some_of
+from shmgen._samples.remedies import for_missing_folder
 from shmgen._samples.split import split
-from shmgen._samples.suggest import IMAGES, for_missing_folder
 from shmgen._urls import is_url
 from shmgen.errors import InputError, printable
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
-"""Names of folders that hold parts of the data, and not classes, where there are no others."""
-
-SHOWN = 5
+"""Names of folders of parts of the data; where there are no others, they are not taken for classes."""
 
 
 class ImageFolder(NamedTuple):
     """What `image_folder` found.
 
     Attributes:
-        partition: the ids by ``"train"`` and ``"validation"``, in the order of their names; each is the path of an image from the
-            folder on, as ``"cats/001.jpg"`` is.
+        partition: the ids by ``"train"`` and ``"validation"``, sorted; each is the path of an image from the folder on, such as
+            ``"cats/001.jpg"``.
         labels: the number of the class of each id; empty where images have none.
         classes: the names of the classes, in the order of their numbers.
 
@@ -40,7 +39,7 @@ class ImageFolder(NamedTuple):
 
     @property
     def ids(self) -> list[str]:
-        """All ids, by folders and names: first all of the first class."""
+        """All ids, class by class."""
         return list(self.labels) or sorted(self.partition["train"] + self.partition["validation"])
 
 
@@ -62,7 +61,7 @@ def image_folder(
         validation_split: the fraction of the images that become ``partition["validation"]``, from 0 to below 1.
         seed: of the choice, an int from 0.
         classes: the folders that are classes, in the order of their numbers. By default all, sorted by name.
-        labels: False for images without classes, to predict for instance: all in the folder and below it are its ``ids``.
+        labels: False for images without classes, to predict for instance: then all images in and below the folder are ``ids``.
 
     Returns:
         The partition, the labels, and the names of the classes, as a named tuple.
@@ -90,20 +89,11 @@ def image_folder(
             f"{folder}: expected a folder, found a URL, which can't be listed; keep a table of ids and classes there"
         )
     if not labels:
-        ids = _images(path, "", frozenset())
-        if not ids:
-            raise InputError(f"folder {path}: expected images, {', '.join(IMAGES.suffixes)}, found {_shown(os.listdir(path))}")
-        return ImageFolder(_partition(ids, {}, fraction, seed), {}, [])
+        return ImageFolder(_partition(_images(path), {}, fraction, seed), {}, [])
     names = _class_folders(folder, path) if classes is None else _checked(classes, path)
     numbers: dict[str, int] = {}
     for number, name in enumerate(names):
-        ids = _images(path, name, frozenset())
-        if not ids:
-            raise InputError(
-                f"class folder {os.path.join(path, name)}: expected images, {', '.join(IMAGES.suffixes)}, found "
-                f"{_shown(os.listdir(os.path.join(path, name)))}; delete it, or name the folders that are classes: classes=[...]"
-            )
-        numbers |= dict.fromkeys(ids, number)
+        numbers |= dict.fromkeys(_images(path, name), number)
     return ImageFolder(_partition(list(numbers), numbers, fraction, seed), numbers, names)
 
 
@@ -125,17 +115,18 @@ def _class_folders(folder: str | os.PathLike[str], path: str) -> list[str]:
     names = [entry.name for entry in entries if entry.is_dir()]
     images = [entry.name for entry in entries if IMAGES.has(entry.name) and entry.name not in names]
     if not names:
+        found = some_of([entry.name for entry in entries])
         raise InputError(
-            f"folder {path}: expected a folder of images for each class, found {_shown([entry.name for entry in entries])}; give "
+            f"folder {path}: expected a folder of images for each class, found {found}; give "
             "the folder that has them, take ids and labels from a table, or, without labels, pass labels=False"
         )
     if SPLITS.issuperset(names):
         raise InputError(
-            f"folder {path}: expected a folder for each class, found {_shown(names)}, which are parts of the data; call "
+            f"folder {path}: expected a folder for each class, found {some_of(names)}, which are parts of the data; call "
             f"image_folder({os.path.join(folder, names[0])!r}), and so on; or, if these are classes, pass classes={names}"
         )
     if images:
-        warnings.warn(f"images in {path} itself have no class, and are left out: {_shown(images)}", stacklevel=3)
+        warnings.warn(f"images in {path} itself have no class, and are left out: {some_of(images)}", stacklevel=3)
     return names
 
 
@@ -153,32 +144,23 @@ def _checked(classes: Iterable[str], path: str) -> list[str]:
     return names
 
 
-def _images(folder: str, name: str, above: frozenset[tuple[int, int]]) -> list[str]:
-    """All images in the folder of this name, and in those below it, sorted; ``above`` are those that it lies in."""
+def _images(folder: str, name: str = "") -> list[str]:
+    """The paths, from ``folder`` on, of all images in the folder of this name, sorted."""
+
+    def fail(error: OSError) -> None:
+        raise _not_there(error.filename, error)
+
     path = os.path.join(folder, name)
-    try:
-        status = os.stat(path)
-        with os.scandir(path) as scanned:
-            entries = [(entry.name, entry.is_dir()) for entry in scanned if not entry.name.startswith(".")]
-    except OSError as error:
-        raise _not_there(path, error) from None
-    if (this := (status.st_dev, status.st_ino)) in above:
-        return []  # a link that leads to where it lies
-    found = []
-    for entry, is_folder in sorted(entries):
-        if is_folder:
-            found += _images(folder, os.path.join(name, entry), above | {this})
-        elif IMAGES.has(entry):
-            found.append(os.path.join(name, entry))
+    found = [os.path.join(name, file) for file in files_below(path, fail) if IMAGES.has(file)]
+    if not found:
+        remedy = "; delete it, or name the folders that are classes: classes=[...]" if name else ""
+        raise InputError(
+            f"{'class ' if name else ''}folder {path}: expected images, {', '.join(IMAGES.suffixes)}, found "
+            f"{some_of(os.listdir(path))}{remedy}"
+        )
     return found
 
 
 def _not_there(path: str, error: OSError) -> InputError:
     remedy = for_missing_folder(path, IMAGES) if isinstance(error, FileNotFoundError) else ""
     return InputError(printable(f"folder {path}: expected a folder that can be read, found: {error.strerror}{remedy}"))
-
-
-def _shown(names: list[str]) -> str:
-    if not names:
-        return "nothing"
-    return ", ".join(map(repr, names[:SHOWN])) + (f" and {len(names) - SHOWN:,} others" if len(names) > SHOWN else "")

@@ -1,4 +1,4 @@
-"""Which value belongs to which id: a mapping goes by key, a column of pandas by its index, a list or array by position."""
+"""Finds the value of each id: in a mapping by key, in a column of pandas by its index, in a list or array by position."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from shmgen._samples.ids import as_array, as_ints, columns_of, elements, first_outside, index_of, is_frame
-from shmgen._samples.suggest import variants
+from shmgen._samples.remedies import variants
 from shmgen.errors import InputError
 
 By = Literal["id", "position"]
 
 SHOWN = 3
-"""Keys or ids that an error shows."""
+"""The most keys or ids that an error names."""
 
 BY_POSITION = "pass Values(values, by='position') where they are in the order of the ids"
 
@@ -46,17 +46,17 @@ def objects(values: Sequence[Any] | np.ndarray) -> Iterator[Any]:
 
 
 def as_list_or_array(values: Any) -> Sequence[Any] | np.ndarray:
-    """A column as a list or an array, whichever takes no further memory."""
+    """A column as a list or an array, without a copy where that is possible."""
     return as_array(values) if hasattr(values, "__array__") or isinstance(values, range) else values
 
 
 def values_of(values: Any, ids: Sequence[Any], field: str, by: By | None = None) -> Sequence[Any] | np.ndarray:
-    """A value for each id, in the order of the ids: see `Lookup.aligned`. A function is called for each id.
+    """A value for each id, in the order of the ids; see `Lookup.aligned`.
 
     Args:
-        values: values, or a function of the id; or an object that has them, and looks them up by its method ``aligned``.
+        values: values; or a function of the id; or an object with a method ``aligned(ids, field)``.
         ids: of all samples.
-        field: what errors call the values.
+        field: the name of the values in errors.
         by: see `Lookup`.
     """
     if hasattr(values, "aligned"):
@@ -72,8 +72,8 @@ class Lookup:
 
     Args:
         ids: of all samples.
-        field: what errors call the values.
-        by: whether a column goes by id or by position. None: as a rule says that looks at ids and index, never at the values.
+        field: the name of the values in errors.
+        by: whether a column goes by id or by position. None: as follows from ids and index, never from the values.
     """
 
     def __init__(self, ids: Sequence[Any], field: str, by: By | None) -> None:
@@ -85,7 +85,7 @@ class Lookup:
         """A value for each id, in the order of the ids: a list or an array, possibly the one that was given, or a view of it.
 
         Raises:
-            InputError: an id has no value, or the rule does not say which; or these are no values.
+            InputError: an id has no value, or it is ambiguous which; or ``values`` is something else.
         """
         if is_frame(values):
             raise InputError(
@@ -116,11 +116,11 @@ class Lookup:
         except LookupError:
             missing = [id for id in self._ids if not _has(values, id)]
             if not missing:
-                raise  # from within a mapping of the user's own
+                raise  # from within the user's own mapping
             raise self._missing(missing, values.keys(), lambda id: _has(values, id), "keys") from None
 
     def _of_column(self, column: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray:
-        """From a list or an array, whose elements have nothing but a position."""
+        """From a list or an array."""
         numbers = as_ints(self._ids)
         if self._by == "position" or (self._by is None and (numbers is None or _counts(numbers))):
             if len(column) == len(self._ids):
@@ -154,10 +154,10 @@ class Lookup:
         return _picked(column, numbers)
 
     def _numbers_rows(self, index: Any) -> bool:
-        """Whether the labels of an index are no ids, but numbers of rows, as pandas gives them by itself.
+        """Whether the labels of an index are not ids, but the numbers of rows that pandas makes by default.
 
-        They are if it has no name, and they are the ints from 0 on, in any order; or any ints, beside ids that are texts, but not
-        of digits.
+        They are if the index has no name, and holds the ints from 0 on, in any order; or any ints, where ids are texts that are
+        no numbers.
         """
         if index.name is not None or getattr(index.dtype, "kind", "O") not in "iu":
             return False
@@ -166,12 +166,12 @@ class Lookup:
         return np.array_equal(np.sort(np.asarray(index)), np.arange(len(index)))
 
     def _of_labelled(self, column: np.ndarray, labels: np.ndarray) -> Sequence[Any] | np.ndarray:
-        """From a column whose elements have labels, those of an index of pandas."""
+        """From a column of pandas with these labels in its index."""
         from pandas import Index
 
         numbers = as_ints(self._ids)
         ids = Index(list(self._ids) if numbers is None else numbers)
-        index = Index(labels)  # another than the user's, which would keep the tables that are made for this
+        index = Index(labels)  # not the user's, which would keep the tables that a search makes
         if index.equals(ids):
             return column
         in_order = f", or {BY_POSITION}" if len(column) == len(self._ids) else ""
@@ -190,7 +190,7 @@ class Lookup:
     def _missing(
         self, ids: Sequence[Any], keys: Iterable[Any], has: Callable[[Any], bool], called: str, in_order: str = ""
     ) -> InputError:
-        """The error for ``ids`` that are not among the keys of a mapping, or the labels of an index."""
+        """The error for ``ids`` that are not among ``keys``, of a mapping or an index."""
         text = f"id {ids[0]!r}, field {self._field!r}: expected a value for each of the {len(self._ids):,} ids, found none for "
         if len(ids) < len(self._ids):
             which = "this one" if len(ids) == 1 else f"{len(ids):,} of them, {_some(ids)}"
@@ -216,7 +216,7 @@ def _has(values: Any, id: object) -> bool:
 
 
 def _counts(numbers: range | np.ndarray) -> bool:
-    """Whether ids are 0, 1, 2 and so on, so that by id and by position are the same."""
+    """Whether ids are 0, 1, 2 and so on: by id and by position are then the same."""
     count = len(numbers)
     return numbers == range(count) if isinstance(numbers, range) else bool((numbers == np.arange(count)).all())
 

@@ -1,6 +1,6 @@
-"""The ids of all samples in shared memory: the main process packs them once, and workers look up those that they need.
+"""The ids of all samples in shared memory: the main process packs them once, and workers look up those of their rows.
 
-Workers import this module, attach to what was packed, and take ids of it; for none of this they need NumPy.
+Workers import this module, so NumPy is imported only where ids are packed.
 """
 
 from __future__ import annotations
@@ -21,28 +21,27 @@ if TYPE_CHECKING:
     import numpy as np
 
 BLOCK = 1 << 16
-"""How many ids are packed at once: more would take more memory meanwhile, and be no faster."""
+"""Ids that are packed at once: more would take more memory, and no less time."""
 
 WORD_BYTES = 8
 
 RANGE, TEXTS, BYTES, MIXED = "range", "texts", "bytes", "mixed"
-"""How ids are kept; ints that are no range are kept as words of a type that `memoryview.cast` knows by a letter."""
+"""Formats of ids; that of ints that are no range is the letter that `memoryview.cast` has for their type."""
 
 JOINED = TEXTS, BYTES, MIXED
-"""Those that differ in length."""
+"""Formats of ids that differ in length."""
 
 
 class PackedIds:
     """The ids of all samples, to be looked up by the number of the sample.
 
-    A range takes no memory; ints take 8 bytes each, or what they take in the array that they came in; texts and bytes their own
-    bytes and 8 each. Where ids are of several types, or ints of more than 64 bits, each has a byte more that says its type.
+    A range takes no memory; ints take 8 bytes each, or the bytes of their array's dtype; texts and bytes 8 bytes more than their
+    own. Ids of several types, and ints of more than 64 bits, take one more byte each, for their type.
 
-    Made by `pack` in the main process. Pickled, it holds all that another process needs but the memory, to which that process
-    attaches by an inherited descriptor.
+    Made by `pack` in the main process. A worker gets it pickled, and attaches to the memory by an inherited descriptor.
 
     Attributes:
-        fd: descriptor of the memory, which is sealed against writing, to be inherited by workers; -1 where none is needed.
+        fd: descriptor of the memory, which is sealed against writing; -1 if there is none.
     """
 
     def __init__(self, kind: str, count: int, numbers: range = range(0)) -> None:
@@ -50,7 +49,7 @@ class PackedIds:
         self._kind = kind
         self._count = count
         self._range = numbers
-        # For texts and the like: the position of each one's first byte in the memory, and of the byte behind the last.
+        # Of ids that differ in length: the position of the first byte of each, and of the byte behind the last.
         self._words: memoryview | range = numbers
         self._memory: mmap.mmap | bytes = b""
 
@@ -106,15 +105,11 @@ class PackedIds:
         return packed
 
     def attach(self, fd: int) -> None:
-        """Map the memory of the one that was pickled; ``fd``, its descriptor, is needed no longer afterwards.
-
-        Args:
-            fd: ignored where there is no memory.
-        """
+        """Map the memory behind the descriptor ``fd``, which may be closed afterwards."""
         if self._kind == RANGE:
             return
         with named(MAPPING):
-            # Shared all the same, as long as nobody writes. Before Linux 6.7, what is sealed could not be mapped as MAP_SHARED.
+            # Pages are shared as long as they are not written. Before Linux 6.7, sealed memory could not be mapped as MAP_SHARED.
             self._memory = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
         if self._kind in JOINED:
             self._words = memoryview(self._memory)[: (self._count + 1) * WORD_BYTES].cast("q")
@@ -122,7 +117,7 @@ class PackedIds:
             self._words = memoryview(self._memory).cast(self._kind)  # type: ignore[call-overload]
 
     def take(self, numbers: Iterable[int]) -> list[Any]:
-        """The ids of the samples of these numbers, as they were before they were packed."""
+        """The ids of the samples of these numbers."""
         words, memory = self._words, self._memory
         if self._kind not in JOINED:
             return list(map(words.__getitem__, numbers))
@@ -133,7 +128,7 @@ class PackedIds:
             return list(map(_untagged, found))
         try:
             return list(map(bytes.decode, found))
-        except UnicodeDecodeError:  # surrogates, as `os.fsdecode` makes them; to allow for them always would take twice the time
+        except UnicodeDecodeError:  # surrogates, such as `os.fsdecode` makes; always allowing them would take twice the time
             return [data.decode("utf-8", "surrogatepass") for data in found]
 
     def close(self) -> None:
@@ -145,17 +140,17 @@ class PackedIds:
 
 
 _Block: TypeAlias = "tuple[bytes, bytes | memoryview]"
-"""The bytes of some ids, and their words; of ints, all is in the words."""
+"""The bytes of some ids, and their words; ints have words only."""
 
 _Packer: TypeAlias = Callable[[list[Any]], "tuple[bytes, np.ndarray]"]
-"""Joins ids into one run of bytes, and says how many each has."""
+"""Joins ids into one run of bytes, and returns the length of each."""
 
 
 def _write(fd: int, data: bytes | memoryview, place: int) -> int:
-    """Write all of ``data``, and return how much it is."""
+    """Write all of ``data``, and return its length."""
     if not data:
         return 0
-    if len(data) > available():  # the kernel would kill a process rather than refuse
+    if len(data) > available():  # the kernel would not refuse, but kill a process later
         raise OSError(
             errno.ENOMEM,
             f"{place + len(data):,} bytes of shared memory are needed for the ids, or more, and {available():,} bytes of memory "

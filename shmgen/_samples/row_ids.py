@@ -1,4 +1,4 @@
-"""The ids of the rows of one file: a text file, an id a line. They are looked up once, in the main process, in a sorted array."""
+"""Ids of the rows of one file, in a text file beside it. The main process looks them up, once, in a sorted array."""
 
 from __future__ import annotations
 
@@ -9,43 +9,34 @@ from typing import Any
 
 import numpy as np
 
-from shmgen._samples.ids import take
+from shmgen._samples.ids import id_lines, take
 from shmgen._samples.npy_format import OPEN_FLAGS, explain
 from shmgen._storage.remote import Place, Remote
 from shmgen._storage.store import Body
 from shmgen.errors import FormatError, InputError, printable
 
-LONGEST = 4096
-"""Bytes of an id. Linux allows no longer path."""
-
-SPREAD = 4
-"""How many times the bytes of all ids their array may take, in which each takes as many as the longest."""
-
-SMALL = 1 << 28
-"""Bytes; an array of no more is never too large."""
+SPREAD, SMALL = 4, 1 << 28
+"""All ids take the bytes of the longest in their array. It may be this many times as large as the file; or of this many bytes."""
 
 READ = 1 << 20
 """Bytes of a remote file that are read at once."""
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-"""Which some editors put before UTF-8."""
 
 
 class RowIds:
     """The ids of rows, in the order of the rows.
 
-    Args:
-        place: of the file.
-
     Raises:
-        InputError: it can't be read, or is empty, or an id is too long.
+        InputError: the file at ``place`` can't be read, or has no ids, or one is too long.
     """
 
     def __init__(self, place: Place) -> None:
         self._path = path = place.path
         try:
             data = _contents(path) if place.remote is None else _got(place.remote)
-            self._table = _table(_lines(data))
+            ids, most = id_lines(data), max(SMALL, SPREAD * len(data))
+            if (longest := max(map(len, ids))) * len(ids) > most:
+                raise FormatError(f"expected {len(ids):,} ids of at most {most // len(ids):,} bytes, found one of {longest:,}")
+            self._table = _table(ids)
         except (OSError, ValueError, FormatError) as error:
             raise InputError(f"ids {path}: {explain(error, path)}") from None
 
@@ -59,10 +50,10 @@ class RowIds:
 
         Args:
             ids: of samples, as `shmgen._samples.ids.kept` makes them.
-            rows: how many there are.
+            rows: the number of rows.
 
         Raises:
-            InputError: there is not an id for each row, or one is there twice, or one of ``ids`` is not there.
+            InputError: the file has not an id for each row, has one twice, or lacks one of ``ids``.
         """
         table, count = self._table, len(self._table)
         if count != rows:
@@ -77,7 +68,7 @@ class RowIds:
         if (twice := ordered[1:] == ordered[:-1]).any():
             id = os.fsdecode(ordered[int(twice.argmax())])
             raise InputError(printable(f"ids {self._path}: expected each id once, found {id!r} several times; leave it out"))
-        by_name = np.argsort(wanted, kind="stable")  # names in order are found several times as fast
+        by_name = np.argsort(wanted, kind="stable")  # sorted names are found several times as fast
         places = np.empty(len(wanted), np.int64)
         places[by_name] = np.minimum(np.searchsorted(ordered, wanted[by_name]), count - 1)
         missing = ordered[places] != wanted
@@ -87,7 +78,7 @@ class RowIds:
 
     def _missing(self, id: str) -> InputError:
         """The error for an id that has no line."""
-        from shmgen._samples.suggest import variants
+        from shmgen._samples.remedies import variants
 
         near = next((f", but {o!r}: pass [{how} for id in ids]" for o, how in variants(id) if self.row(o) is not None), "")
         return InputError(
@@ -125,27 +116,13 @@ def _got(remote: Remote) -> bytes:
         remote.close()
 
 
-def _lines(data: bytes) -> list[bytes]:
-    """The ids in a file: without a byte order mark, carriage returns, and empty lines."""
-    lines = data.removeprefix(BYTE_ORDER_MARK).replace(b"\r\n", b"\n").split(b"\n")
-    found = [line for line in lines if line]
-    if not found:
-        raise FormatError("expected ids, a line each, found none")
-    longest = max(map(len, found))
-    if longest > LONGEST or longest * len(found) > max(SMALL, SPREAD * len(data)):
-        line = next(number for number, line in enumerate(lines, 1) if len(line) == longest)
-        most = min(LONGEST, max(SMALL, SPREAD * len(data)) // len(found))
-        raise FormatError(f"line {line:,}: expected an id of at most {most:,} bytes, found {longest:,}")
-    return found
-
-
 def _table(ids: list[bytes]) -> np.ndarray:
     """Ids as an array of fixed width."""
     return np.array(ids, np.bytes_)
 
 
 def _encoded(names: list[str]) -> np.ndarray:
-    """Names as such an array; what is in no file, a line break or a lone surrogate say, becomes an empty one."""
+    """Names as such an array; one that can't be a line of a file, because of a line break for instance, becomes empty."""
     together = "\n".join(names)
     try:
         lines = together.encode("utf-8", "surrogateescape").split(b"\n")

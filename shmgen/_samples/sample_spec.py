@@ -1,4 +1,4 @@
-"""The shape and dtype of samples: what is expected, what the first sample adds to it, and whether what is found fits.
+"""The shape and dtype of samples: those that are given, those of the first sample, and whether another sample fits.
 
 A worker imports this module, so NumPy is imported only where a dtype or an array is looked at.
 """
@@ -24,14 +24,14 @@ LOSSY_CAST = "whose cast would lose more than precision"
 
 
 class SampleSpec(NamedTuple):
-    """What the user says about samples; what is None is taken from the first sample.
+    """What the user gives about samples; None stands for what the first sample has.
 
     Attributes:
         dim: shape of a sample, without its channels if ``n_channels`` is given, or if the first sample has one axis more.
-        n_channels: size of the last axis. Where it is 1, a sample of shape ``dim`` fits, too.
+        n_channels: size of the last axis. If it is 1, a sample of shape ``dim`` fits, too.
         dtype: of a row, as text: see `dtype_text`. Samples are cast to it where NumPy calls that "same_kind".
-        pad_value: what fills the rest of a row where a sample is smaller. None: such a sample does not fit. Otherwise ``dim`` is
-            given, and where ``n_channels`` is not, it is the whole shape of a row.
+        pad_value: fills the rest of a row where a sample is smaller; None if a smaller sample does not fit. With it, ``dim`` is
+            given, and is the whole shape of a row unless ``n_channels`` is given, too.
     """
 
     dim: tuple[int, ...] | None = None
@@ -62,20 +62,20 @@ class SampleSpec(NamedTuple):
 
     @property
     def is_complete(self) -> bool:
-        """Whether it says all of a row, so that no sample has to be looked at."""
+        """Whether shape and dtype of a row follow from it, so that no sample has to be looked at."""
         has_shape = self.dim is not None and (self.n_channels is not None or self.pad_value is not None)
         return has_shape and self.dtype is not None
 
     def row(self, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, varies: bool = False) -> RowSpec:
-        """What a row is, where the first sample has this shape and dtype. Whether that sample fits is not checked.
+        """The row for a first sample of this shape and dtype. Whether that sample fits is not checked.
 
         Args:
             shape: of the first sample.
             dtype: of the first sample.
-            varies: whether something makes rows of samples of other shapes: then ``dim`` alone says how large a row is.
+            varies: whether samples may have other shapes than a row, which is then as large as ``dim`` says.
 
         Raises:
-            FormatError: no row can be made of such a sample, or its number of channels contradicts what is given.
+            FormatError: no row can be made of such a sample, or its number of channels contradicts the given one.
         """
         dim, n_channels, row_dtype, pad_value = self
         varies = varies and dim is not None
@@ -102,7 +102,7 @@ class SampleSpec(NamedTuple):
         return RowSpec(row_shape, bare_shape, row_dtype, varies)
 
     def _varied(self, dim: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of a row, where the first sample, of this shape, need not have it."""
+        """The shape of a row where samples vary, and the first one has this shape."""
         if self.pad_value is not None or len(shape) == len(dim):
             return dim
         if len(shape) != len(dim) + 1:
@@ -111,17 +111,17 @@ class SampleSpec(NamedTuple):
 
 
 ANY = SampleSpec()
-"""Nothing is said: all is as in the first sample."""
+"""Nothing is given: all is as in the first sample."""
 
 
 class RowSpec(NamedTuple):
-    """What a row of a batch is, and which samples fit in it.
+    """A row of a batch, and which samples fit in it.
 
     Attributes:
         shape: of a row.
-        bare_shape: of another sample that fits: the shape of a row without its only channel, or the same.
+        bare_shape: the shape of a row without its only channel, which fits, too; or the same as ``shape``.
         dtype: of a row, in native byte order, as text: see `dtype_text`.
-        varies: whether samples of other shapes may be found, of which something makes rows.
+        varies: whether samples may have other shapes, because they are padded or a transform makes rows of them.
     """
 
     shape: tuple[int, ...]
@@ -131,7 +131,7 @@ class RowSpec(NamedTuple):
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shapes of samples that fit, that of a row first."""
+        """The shapes that fit, that of a row first."""
         return self.shape, self.bare_shape
 
     @property
@@ -145,7 +145,7 @@ class RowSpec(NamedTuple):
     def check(
         self, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, shape_remedy: str = "", dtype_remedy: str = ""
     ) -> None:
-        """Make sure that a sample of this shape and dtype fits; of whatever shape, if samples vary.
+        """Make sure that a sample of this shape and dtype fits; the shape is not checked if samples vary.
 
         Raises:
             FormatError: it does not; the text ends in the remedy.
@@ -157,23 +157,23 @@ class RowSpec(NamedTuple):
 
 
 class ShapeError(FormatError):
-    """Something does not have the shape that was expected."""
+    """An array has another shape than was expected."""
 
 
 def write_row(
     row: np.ndarray, value: Any, *, pad_value: float | None = None, shape_remedy: str = "", dtype_remedy: str = ""
 ) -> tuple[int, ...]:
-    """Write into ``row`` what a function returned for it.
+    """Write an array that a function returned into ``row``.
 
     Args:
-        row: what is written to.
+        row: an array to write to.
         value: an array of the row's shape, or of that without a last axis of size 1; a smaller one, if there is a ``pad_value``.
-        pad_value: what fills the rest of the row.
-        shape_remedy: what an error of its shape ends in.
-        dtype_remedy: what an error of its dtype ends in, with ``{found}`` in place of the dtype that was found.
+        pad_value: fills the rest of the row.
+        shape_remedy: the end of an error about the shape.
+        dtype_remedy: the end of an error about the dtype, with ``{found}`` in place of the one that was found.
 
     Returns:
-        How much of the row is the value's, along each axis.
+        The shape of the part of the row that the value fills.
 
     Raises:
         ShapeError: it has another shape.
@@ -181,18 +181,15 @@ def write_row(
     """
     import numpy as np
 
-    if type(value) is np.ndarray and value.shape == row.shape and value.dtype == row.dtype:  # which costs least
+    if type(value) is np.ndarray and value.shape == row.shape and value.dtype == row.dtype:  # the usual case, made fast
         row[...] = value
         return row.shape
     array = _array(row, value)
     if array.shape != row.shape:
-        is_smaller = array.ndim == row.ndim and all(map(operator.le, array.shape, row.shape))
         if pad_value is None:
             bare_shape = row.shape[:-1] if row.shape[-1:] == (1,) else row.shape
             raise ShapeError(_wrong_shape((row.shape, bare_shape), np.shape(value)) + shape_remedy)
-        if not is_smaller:
-            axes = f"{row.ndim} {'axis' if row.ndim == 1 else 'axes'}"
-            raise ShapeError(f"expected shape {row.shape}, or a smaller one of {axes}, found {array.shape}{shape_remedy}")
+        check_smaller(array.shape, row.shape, shape_remedy)
     array = _castable(row, array, dtype_remedy)
     if array.shape != row.shape:
         if np.may_share_memory(array, row):
@@ -203,14 +200,26 @@ def write_row(
     return array.shape
 
 
+def check_smaller(shape: tuple[int, ...], row: tuple[int, ...], remedy: str = "") -> None:
+    """Make sure that a sample of this shape can be padded to the shape of a row.
+
+    Raises:
+        ShapeError: it can't; the text ends in the remedy.
+    """
+    full = (*shape, 1) if len(shape) == len(row) - 1 and row[-1] == 1 else shape
+    if len(full) != len(row) or not all(map(operator.le, full, row)):
+        axes = f"{len(row)} {'axis' if len(row) == 1 else 'axes'}"
+        raise ShapeError(f"expected shape {row}, or a smaller one of {axes}, found {shape}{remedy}")
+
+
 def sample_for(row: np.ndarray, value: Any, *, own: bool, dtype_remedy: str = "") -> np.ndarray:
-    """``value``, a sample that does not have the shape of ``row``, as an array of its dtype that a function may change.
+    """``value``, a sample of another shape than ``row``, as an array of the row's dtype that a function may change.
 
     Args:
-        row: what it is for.
+        row: the row that the function is to make of it.
         value: an array.
-        own: whether nothing else holds it, so that it need not be copied.
-        dtype_remedy: what an error of its dtype ends in, with ``{found}`` in place of the dtype that was found.
+        own: whether it may be changed itself, so that it need not be copied.
+        dtype_remedy: the end of an error about the dtype, with ``{found}`` in place of the one that was found.
 
     Raises:
         FormatError: it has a dtype whose cast would lose more than precision.
@@ -220,12 +229,12 @@ def sample_for(row: np.ndarray, value: Any, *, own: bool, dtype_remedy: str = ""
 
 
 def _array(row: np.ndarray, value: Any) -> np.ndarray:
-    """``value`` as an array; with an axis of one channel if ``row`` has it."""
+    """``value`` as an array; with an axis of one channel if ``row`` has one."""
     import numpy as np
 
     array = as_array(value)
     if not isinstance(value, np.ndarray | np.generic) and array.dtype.kind in "iu" and row.dtype.kind in "iu":
-        array = cast(array, row.dtype)  # Python's own numbers have no dtype: what counts is whether they fit
+        array = cast(array, row.dtype)  # Python's ints have no dtype, so it only matters whether they fit
     return array[..., None] if array.ndim == row.ndim - 1 and row.shape[-1] == 1 else array
 
 
@@ -256,7 +265,7 @@ def _castable(row: np.ndarray, array: np.ndarray, dtype_remedy: str) -> np.ndarr
 
 
 def dtype_for(found: np.dtype[np.generic]) -> str:
-    """The dtype to advise for rows where a function computes in ``found``. NumPy does so in float64 without being asked."""
+    """The dtype to advise for rows where a function computes in ``found``; float64 is mostly NumPy's default, not intended."""
     return "float32" if found == "float64" else found.name
 
 
@@ -288,7 +297,7 @@ def check_pad_value(pad_value: float | None, dim: object) -> float | None:
 
 
 def check_dtype(dtype: DTypeLike | None) -> np.dtype[np.generic] | None:
-    """``dtype`` in native byte order, or None. It must be a dtype of numbers, of NumPy or of ml_dtypes."""
+    """``dtype`` in native byte order, or None. It must be one of numbers, of NumPy or of ml_dtypes."""
     if dtype is None:
         return None
     try:
@@ -350,15 +359,15 @@ def can_cast(found: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> bool:
 
 
 def reinterpreted(found: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
-    """What elements of dtype ``found`` mean if ``dtype`` is expected.
+    """The dtype that elements of dtype ``found`` have if ``dtype`` is expected.
 
-    Of a dtype of ml_dtypes `numpy.save` keeps only the size, so `numpy.load` finds raw bytes.
+    `numpy.save` stores only the size of a dtype of ml_dtypes, so `numpy.load` finds raw bytes.
     """
     return dtype if _is_bytes(found) and _is_extended(dtype) and found.itemsize == dtype.itemsize else found
 
 
 def axes_fit(number: int) -> bool:
-    """Whether NumPy has arrays of so many axes: 64 of them at most, and 32 before NumPy 2."""
+    """Whether NumPy has arrays of this number of axes: at most 64, and 32 before NumPy 2."""
     import numpy as np
 
     try:
@@ -369,7 +378,7 @@ def axes_fit(number: int) -> bool:
 
 
 def numbers_remedy(dtype: np.dtype[np.generic]) -> str:
-    """What to do about elements that are no numbers; an empty text if that is not known."""
+    """The remedy for elements that are no numbers; an empty text if there is none."""
     if dtype.kind in "US":
         return "; leave texts out, or pass names of classes as labels, with classes='sorted'"
     if dtype.hasobject:
@@ -381,7 +390,7 @@ def numbers_remedy(dtype: np.dtype[np.generic]) -> str:
 
 
 def _is_extended(dtype: np.dtype[np.generic]) -> bool:
-    """Whether ``dtype`` is one of ml_dtypes. NumPy says of most of these that they are raw bytes."""
+    """Whether ``dtype`` is one of ml_dtypes, whose kind NumPy gives as raw bytes for most."""
     return dtype.type.__module__ == "ml_dtypes"
 
 

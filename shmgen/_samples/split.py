@@ -1,4 +1,4 @@
-"""What is done with ids and labels before there is a loader: samples are held out for validation, and classes weighed."""
+"""Ids and labels before there is a loader: `split` holds out ids for validation, `class_weights` weighs rare classes."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def split(
 ) -> tuple[list[Any], list[Any]]:
     """Ids to train on, and ids to validate on, each in the order of ``ids``.
 
-    Which they are depends on ``seed`` and the ids (or groups) alone: on any machine, and with any version of Python and NumPy,
-    they are the same, and few change sides where ids are added. An id that is there twice is on one side.
+    The choice depends on ``seed`` and the ids (or groups) alone: it is the same on any machine, with any version of Python and
+    NumPy, and few ids change sides when others are added. An id that is there twice is on one side.
 
     Args:
         ids: of all samples, as a loader takes them.
-        labels: for ``stratify``: a class for each id, as `Values` takes them; a row is a class, too, such as a one-hot one.
-        fraction: of the ids that are held out, above 0 and below 1; rounded, but at least one id, and not all.
+        labels: for ``stratify``: a class for each id, as `Values` takes them; a class may be a row, such as a one-hot one.
+        fraction: of the ids to hold out, above 0 and below 1; rounded, but at least one id, and not all.
         stratify: whether the fraction is the same for each class; a class of a single id is trained on.
-        groups: what belongs together, of a patient for instance: the group of each id, in the same kinds as labels. A group is on
-            one side. The fraction, of each class with ``stratify``, is then met as well as whole groups allow.
+        groups: the group of each id, its patient for instance, in the same kinds as labels. A group is on one side. The fraction,
+            of each class with ``stratify``, is then met as well as whole groups allow.
         seed: of the choice, an int from 0.
 
     Returns:
@@ -87,16 +87,16 @@ def _held_out(order: Sequence[Any], class_of: Mapping[Any, Any], fraction: float
 
 
 def number_of(count: int, fraction: float) -> int:
-    """How many of ``count`` samples are held out: a fraction, rounded, but at least one, and not all."""
+    """The number of samples to hold out of ``count``: a fraction, rounded, but at least one, and not all."""
     return min(max(int(count * fraction + 0.5), 1), count - 1) if fraction else 0
 
 
 def _groups_held_out(order: Sequence[Any], members: Mapping[Any, Counter[Any]], fraction: float) -> set[Any]:
-    """Groups that together have about the fraction of each class: a group is taken if that brings them nearer to it."""
+    """Groups that together have about the fraction of each class: a group is taken if it brings them nearer to that."""
     total: Counter[Any] = sum(members.values(), Counter())
     missing = {name: count * fraction for name, count in total.items()}
     found: set[Any] = set()
-    # Large ones first: what they leave can be made up for by small ones.
+    # Large ones first: small ones fill up the rest.
     for group in sorted(order, key=lambda group: -members[group].total()):
         own = members[group]
         # |missing - own|^2 < |missing|^2, over the classes that the group has
@@ -108,13 +108,13 @@ def _groups_held_out(order: Sequence[Any], members: Mapping[Any, Counter[Any]], 
 
 
 def _hash(id: Any, seed: int) -> bytes:
-    """Orders ids at random, but the same everywhere."""
+    """A key that sorts ids in random order, the same on all machines."""
     name = id if isinstance(id, bytes) else os.fsencode(id) if isinstance(id, str) else repr(id).encode()
     return blake2b(b"%d/%s" % (seed, name), digest_size=16).digest()
 
 
 def _keys(values: Any, ids: Sequence[Any], field: str) -> list[Any]:
-    """A class, or a group, for each id, to be compared: a row is a tuple."""
+    """A class, or a group, for each id; a row becomes a tuple, so that it can be compared."""
     found = [_key(value) for value in objects(values_of(values, ids, field))]
     for id, value in zip(ids, found, strict=True):
         if is_missing(value):
@@ -134,12 +134,12 @@ def class_weights(
     *,
     classes: Iterable[Any] | Literal["sorted"] | None = None,
 ) -> dict[int, float]:
-    """Weights that make rare classes count as much as others do: for ``fit(..., class_weight=class_weights(ids, labels))``.
+    """Weights with which each class counts the same: for ``fit(..., class_weight=class_weights(ids, labels))``.
 
-    A class has the weight ``len(ids) / (classes * its ids)``, as scikit-learn's ``"balanced"``: over all ids their mean is 1.
+    A class has the weight ``len(ids) / (classes * its ids)``, as scikit-learn's ``"balanced"``; their mean over all ids is 1.
 
     Args:
-        ids: of the samples that are trained on.
+        ids: of the samples to train on.
         labels: an int for each id, or a one-hot row, or a name of ``classes``, as a loader takes them.
         classes: the names of classes, as a loader takes them.
 
@@ -156,7 +156,7 @@ def class_weights(
     every = kept(ids)
     found = _keys(labels, every, "labels")
     if classes is not None:
-        # As `Values`: of all labels that there are, so that training and validation have the same.
+        # From the labels of all ids, as in `Values`, so that training and validation have the same.
         is_whole = not callable(labels) or is_mapping(labels)
         names = sorted(set(map(_key, all_of(labels) if is_whole else found))) if classes == "sorted" else list(classes)
         numbers = {name: number for number, name in enumerate(names)}

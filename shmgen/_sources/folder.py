@@ -18,7 +18,7 @@ from shmgen.errors import FormatError, SampleError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from shmgen._samples.suggest import FileKind
+    from shmgen._samples.files import FileKind
     from shmgen._storage.remote import Remote
 
 T = TypeVar("T")
@@ -99,13 +99,13 @@ class Files:
         """A guess at what was meant by an id whose file is not there."""
         if self.ids_are_paths and "://" in str(id):
             return "; ids are no URLs: pass the URL of the folder as data_dir, and what follows it as ids"
-        from shmgen._samples.suggest import for_missing_file
+        from shmgen._samples.remedies import for_missing_file
 
         return for_missing_file(id, self.path, None if self.ids_are_paths else self.folder, self._kind())
 
     def _kind(self) -> FileKind:
         """What files there should be, for errors."""
-        from shmgen._samples.suggest import FileKind
+        from shmgen._samples.files import FileKind
 
         return FileKind((self.suffix,), f"{self.suffix} files")
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from shmgen._samples.files import IMAGES, FileKind
 from shmgen._samples.sample_spec import RowSpec, SampleSpec, check_shape
-from shmgen._samples.suggest import IMAGES, FileKind
 from shmgen._sources.folder import Files, FolderReader, FolderSource
 from shmgen._storage.local import again
 from shmgen.errors import FormatError, InputError

@@ -1,15 +1,16 @@
-"""A folder on a local disk that keeps what was got from afar, up to a number of bytes; for any number of processes at once.
+"""A folder on a local disk that caches remote files, up to a number of bytes; any number of processes may share it.
 
-A file is written under a temporary name and then renamed: no process reads a part of it, whenever another is killed. The kernel
-drops the locks of a process that ends. A process that is stopped while it holds one only keeps others from adding to the cache:
-they wait for `PATIENCE`, and go on. On a file system without locks, of two processes that add at once one may go uncounted until
-files are next counted.
+A file is written under a temporary name and then renamed, so that no process ever reads a part of it. The kernel drops the locks
+of a process that ends. While a process is stopped with the lock, others can't add files: each waits for `PATIENCE`, and goes on
+without. On a file system without locks, two processes that add at the same moment may count one file only, until all files are
+counted again.
 
 Layout of the folder::
 
-    ab/cdef...     what is kept, named after the hash of its key; the time of modification is that of its last use
-    new/...        what is being written
-    bytes          how many bytes there may be, at most: what was written since files were last counted is added
+    ab/cdef...     cached files, named after the hash of their key; a file's time of modification is that of its last use
+    new/...        files being written
+    bytes          an upper bound of the bytes in the folder: the last count of all files, and what was written since
+    full           there if a worker has already logged that nothing can be cached
 """
 
 from __future__ import annotations
@@ -31,32 +32,23 @@ from shmgen.errors import FormatError, InputError
 log = logging.getLogger("shmgen")
 
 COUNT = 8
-"""Bytes of the number that says how many bytes are kept."""
+"""Bytes of the number in the file ``bytes``."""
 
 PATIENCE = 0.1
-"""Seconds to wait for another process to leave the count of bytes."""
+"""Seconds to wait for the lock on the file ``bytes``."""
 
 ABANDONED = 3600.0
-"""Seconds after which a file that is still being written is taken for that of a process which was killed."""
+"""Seconds without a write after which a file in ``new`` is taken for that of a killed process."""
 
 LEFT_AFTER_REMOVAL = 15 / 16
-"""The part of the bytes that is left once files are removed, which takes a look at all of them."""
+"""The fraction of the limit that a removal leaves: it looks at all files, so it should be rare."""
 
 _one_at_a_time = threading.Lock()
 _numbers = count()
 
 
 class Cache:
-    """Files that are kept in a folder.
-
-    Args:
-        folder: where; made if it is not there.
-        most: how many bytes, at most; None for as many as the disk has room for.
-
-    Attributes:
-        folder: as an absolute path.
-        most: how many bytes, at most.
-    """
+    """Files cached in ``folder``, of ``most`` bytes together; None for as many as the disk has room for."""
 
     def __init__(self, folder: str | os.PathLike[str], most: int | None) -> None:
         self.folder = os.path.abspath(folder)
@@ -66,17 +58,17 @@ class Cache:
         """Make the folder, remove what killed processes left in it, and count its bytes; once, in the main process.
 
         Raises:
-            InputError: there can't be such a folder.
+            InputError: the folder can't be made, or not written to.
         """
         try:
             os.makedirs(f"{self.folder}/new", exist_ok=True)
             with suppress(FileNotFoundError):
-                os.unlink(f"{self.folder}/full")  # what was said may be said again
+                os.unlink(f"{self.folder}/full")
             for path, status in _files(f"{self.folder}/new"):
                 if time.time() - status.st_mtime > ABANDONED:
                     with suppress(FileNotFoundError):
                         os.unlink(path)
-            with self._counted() as fd:
+            with self._locked_count() as fd:
                 if fd is not None and os.fstat(fd).st_size < COUNT:
                     self._remove(fd, 0)
         except OSError as error:
@@ -85,7 +77,7 @@ class Cache:
             ) from None
 
     def read(self, key: str, read: Callable[[int], object]) -> bool:
-        """Have ``read`` read what is kept of ``key``, from a descriptor; False if nothing is, or it was damaged, and removed."""
+        """Call ``read`` with a descriptor of the file of ``key``; False if there is none, or it was damaged and removed."""
         path = self._path(key)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -104,24 +96,26 @@ class Cache:
         return True
 
     def keep(self, key: str, data: bytes | memoryview) -> None:
-        """Keep ``data``. If that can't be done, it is said once, and nothing is kept."""
+        """Add a file. If that is impossible, nothing is added, and one process logs the reason, once."""
         temporary = f"{self.folder}/new/{os.uname().nodename}-{os.getpid()}-{time.time_ns()}-{next(_numbers)}"
         path = self._path(key)
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
-                os.ftruncate(fd, len(data))  # so that it is counted
+                os.ftruncate(fd, len(data))  # before the count, which includes files being written
                 if not self._has_room(len(data)):
                     return
-                _write(fd, data)
+                left = memoryview(data)
+                while left:
+                    left = left[os.write(fd, left) :]
             finally:
                 os.close(fd)
             os.makedirs(os.path.dirname(path), exist_ok=True)
             os.rename(temporary, path)
         except FileNotFoundError:
-            pass  # this process was stopped for so long that another took the file for abandoned
+            pass  # this process was stopped for longer than `ABANDONED`, and another removed the file
         except OSError as error:
-            self._say(len(data), error)
+            self._log_once(len(data), error)
         finally:
             with suppress(OSError):
                 os.unlink(temporary)
@@ -131,10 +125,10 @@ class Cache:
         return f"{self.folder}/{name[:2]}/{name[2:]}"
 
     def _has_room(self, size: int) -> bool:
-        """Whether a new file of ``size`` bytes may be kept: files that were not used for the longest time make room for it."""
+        """Whether there is room for a new file of ``size`` bytes; the least recently used files are removed to make it."""
         if size > self.most:
             raise OSError(errno.EFBIG, f"cache_bytes allows {self.most:,} bytes")
-        with self._counted() as fd:
+        with self._locked_count() as fd:
             if fd is None:
                 return False
             number = os.pread(fd, COUNT, 0)
@@ -145,13 +139,13 @@ class Cache:
             return self._remove(fd, size) <= self.most
 
     def _remove(self, fd: int, size: int) -> int:
-        """Count all files, and remove the oldest if they are too many; returns the bytes that are left.
+        """Count all files, and remove the oldest if they are too large together; returns the bytes that are left.
 
         Args:
-            fd: of the count.
-            size: of what is about to be kept, which is among the files being written.
+            fd: of the file ``bytes``.
+            size: of the file being added, which lies in ``new``.
         """
-        # A file that is renamed meanwhile is counted twice, not left out.
+        # ``new`` comes first: a file that is renamed meanwhile is counted twice, not left out.
         total = sum(status.st_size for _, status in _files(f"{self.folder}/new"))
         with os.scandir(self.folder) as entries:
             folders = [entry.path for entry in entries if len(entry.name) == 2]
@@ -170,8 +164,8 @@ class Cache:
         return total
 
     @contextmanager
-    def _counted(self) -> Iterator[int | None]:
-        """The descriptor of the count of bytes, locked; None if another process does not unlock it."""
+    def _locked_count(self) -> Iterator[int | None]:
+        """The descriptor of the file ``bytes``, locked; None if another process holds the lock."""
         with _one_at_a_time:
             fd = os.open(f"{self.folder}/bytes", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
@@ -179,14 +173,14 @@ class Cache:
             finally:
                 os.close(fd)
 
-    def _say(self, size: int, error: OSError) -> None:
-        """Say that nothing is kept, if no process has said so since the cache was made ready."""
+    def _log_once(self, size: int, error: OSError) -> None:
+        """Log that nothing is cached, unless a process has logged it since `prepare`."""
         try:
             os.close(os.open(f"{self.folder}/full", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         except FileExistsError:
             return
         except OSError:
-            pass  # rather twice than not at all
+            pass  # better logged twice than not at all
         log.warning(
             "cache %s: expected room for %s bytes, found: %s; samples are read all the same, and not kept: make room, or pass "
             "another cache or cache_bytes",
@@ -197,7 +191,7 @@ class Cache:
 
 
 def _locked(fd: int) -> bool:
-    """Whether a file could be locked within `PATIENCE`, or can't be at all."""
+    """Whether a file could be locked within `PATIENCE`, or its file system has no locks."""
     until = time.monotonic() + PATIENCE
     wait = 0.0002
     while True:
@@ -209,15 +203,9 @@ def _locked(fd: int) -> bool:
             time.sleep(wait)
             wait *= 1.5
         except OSError:
-            return True  # a file system without locks, such as Lustre
+            return True  # such as ENOSYS from Lustre
         else:
             return True
-
-
-def _write(fd: int, data: bytes | memoryview) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(fd, left) :]
 
 
 def _files(folder: str) -> Iterator[tuple[str, os.stat_result]]:

@@ -1,4 +1,4 @@
-"""Files of any other file system that fsspec knows."""
+"""Files behind any other URL that fsspec knows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FsspecStore(Store):
 
     Args:
         url: of the folder, or of a file.
-        options: of the file system.
+        options: what the file system takes.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
@@ -68,11 +68,12 @@ class FsspecStore(Store):
         system, root = self._open()
         path = f"{root.rstrip('/')}/{name}" if name else root
         try:
-            total = system.info(path)["size"] if start == 0 and stop is not None else None  # only while a loader is made
+            # Asked for only while a loader is made.
+            total = system.info(path)["size"] if start == 0 and stop is not None else None
             data = system.cat_file(path, start=start or None, end=stop if total is None else min(stop or total, total))
         except (FileNotFoundError, IsADirectoryError, KeyError, PermissionError, NotImplementedError) as error:
             raise FormatError(f"expected the file, found: {self._said(error)}") from None
-        except Exception as error:  # each file system has its own
+        except Exception as error:  # each file system raises exceptions of its own
             raise Transient(self._said(error)) from None
         return take(Body(BytesIO(data), len(data) if stop is None else total))
 

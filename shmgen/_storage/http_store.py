@@ -1,9 +1,8 @@
-"""Files behind http and https, each by one GET over a connection that is kept.
+"""Files behind http and https: one GET a file, over connections that are kept open.
 
-This is the standard library's client, since no other carries what is promised here. obstore's (object_store 0.14) ignores
-``Retry-After``, refuses answers without a length and redirections to unquoted paths, sends S3's token on to wherever the server
-redirects, and is deaf to Ctrl-C for as long as a request takes. urllib3 would replace the few lines on proxies; its requests take
-half again the processor time, and its import 0.13 s and 4 MB in each worker.
+The client is the standard library's. obstore's (object_store 0.14) ignores ``Retry-After``, refuses answers without a length and
+redirections to unquoted paths, sends S3's token on to other hosts, and does not heed Ctrl-C during a request. urllib3 would only
+replace the lines on proxies; its requests take 1.5 times the processor time, and its import 0.13 s and 4 MB in each worker.
 """
 
 from __future__ import annotations
@@ -30,39 +29,39 @@ from shmgen.errors import FormatError, InputError
 T = TypeVar("T")
 
 SLOWEST = 10 << 10
-"""Bytes that an answer needs to bring to be waited for one more second, once the time-out is used up."""
+"""Bytes a second: an answer that comes more slowly uses up its time-out."""
 
 MAX_REDIRECTS = 5
 
 REDIRECTS = 301, 302, 303, 307, 308
 
 MAX_DRAINED = 64 << 10
-"""Bytes left of an answer that are read and thrown away, rather than make another connection."""
+"""The rest of an answer is read, so that its connection can be used again, if it is shorter than this many bytes."""
 
 MAY_PASS = {408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524, 529, 530}
-"""Statuses of a server, or of a proxy before it, that is busy or broken for a moment."""
+"""Statuses of temporary failures, of a server or of a proxy in front of it."""
 
 IN_URL = "/:?#[]@!$&'()*+,;=%~"
-"""Characters that stand in a URL as they are; ``%`` is one, since a URL may be quoted already."""
+"""Characters that are not quoted in a URL; ``%`` is one, since the URL may be quoted already."""
 
 OWN = {"user-agent": "shmgen", "accept-encoding": "identity"}
-"""Headers of every request. Compressed, a part of a file would be one of the compressed file."""
+"""Headers of every request. A range of a compressed answer would be a range of the compressed bytes."""
 
 HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[^\r\n\0]*")
-"""A header's name, and its text."""
+"""What a header's name, and its value, may be."""
 
 CODE = re.compile(rb"<Code>(\w+)</Code>")
 
 
 class _NoRange(Exception):
-    """The file does not have the bytes that were asked for, though they are its first."""
+    """The server refuses a range that begins at byte 0: the file is empty, or shorter than the range."""
 
 
 class _Paced(io.RawIOBase):
-    """What a socket receives of one answer. The socket's time-out is a stock of seconds that waiting uses up; bytes refill it."""
+    """The bytes of one answer. Waiting uses up the socket's time-out, and bytes that arrive refill it, up to the whole."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock, self._file = sock, sock.makefile("rb", buffering=0)  # which keeps the socket open as long as it is
+        self._sock, self._file = sock, sock.makefile("rb", buffering=0)  # an open file keeps the socket open
         self._patience = self._set = sock.gettimeout() or TIMEOUT
         self._end = time.monotonic() + self._patience
 
@@ -77,7 +76,7 @@ class _Paced(io.RawIOBase):
         left = self._end - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        if abs(left - self._set) > self._patience / 10:  # nearly never: it takes a system call
+        if abs(left - self._set) > self._patience / 10:  # seldom, since `settimeout` is a system call
             self._sock.settimeout(left)
             self._set = left
         count = self._sock.recv_into(data)
@@ -95,12 +94,7 @@ class _Response(http.client.HTTPResponse):
 
 
 class _Connection(NamedTuple):
-    """A connection that is kept.
-
-    Attributes:
-        http: the connection.
-        proxy: headers for a proxy that forwards requests; None if they go straight to the server, or through a tunnel.
-    """
+    """A connection; and the headers for a proxy that forwards its requests, None if there is no proxy, or it is a tunnel."""
 
     http: http.client.HTTPConnection
     proxy: dict[str, str] | None
@@ -110,9 +104,9 @@ class HttpStore(Store):
     """Files behind http and https.
 
     Args:
-        url: of the folder, or of a file. What follows a ``?`` in it is asked with every file.
-        headers: of every request, such as ``{"Authorization": "Bearer ..."}``. Another host, to which a redirection leads, gets
-            none of them.
+        url: of the folder, or of a file. Its query, after a ``?``, is sent with every request.
+        headers: of every request, such as ``{"Authorization": "Bearer ..."}``. They are not sent to another host, after a
+            redirection.
         timeout: seconds without a byte after which a request is given up, and tried again.
     """
 
@@ -126,7 +120,7 @@ class HttpStore(Store):
             self._headers[name.lower()] = value
         try:
             self._parts = urlsplit(quote(url, safe=IN_URL))._replace(fragment="")
-        except ValueError:  # of brackets that are not those of an address
+        except ValueError:  # such as for brackets without an IPv6 address
             self._parts = SplitResult("", "", "", "", "")
         if not _is_usable(self._parts):
             raise InputError(f"expected a URL such as https://host/folder, found {shown(url)!r}")
@@ -138,7 +132,7 @@ class HttpStore(Store):
 
     def _forget(self) -> None:
         self._free: dict[tuple[str, str], list[_Connection]] = {}
-        # Not by `__del__`: in a circle of garbage that might come after the sockets' own.
+        # Not by `__del__`: in a cycle of garbage, that of the sockets might be called first.
         weakref.finalize(self, _close, self._free).atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -165,7 +159,7 @@ class HttpStore(Store):
         return self._parts._replace(path=f"{path}/{quote(name, errors='surrogateescape')}")
 
     def _request(self, name: str) -> tuple[str, dict[str, str]]:
-        """The URL to ask for a file, and the headers that are for its host alone."""
+        """The URL of a file, and headers for its host only."""
         return self._at(name).geturl(), self._headers
 
     def _get(self, name: str, take: Callable[[Body], T], start: int, stop: int | None, patience: float) -> T:
@@ -191,7 +185,7 @@ class HttpStore(Store):
             finally:
                 if response.isclosed() and not response.length:
                     self._free.setdefault(parts[:2], []).append(connection)
-                else:  # what was not read would be taken for the next answer
+                else:  # unread bytes would be taken for the next answer
                     response.close()
                     connection.http.close()
             there = urlsplit(url := urljoin(parts.geturl(), quote(to.encode("latin-1"), safe=IN_URL)))
@@ -250,16 +244,17 @@ class HttpStore(Store):
             if start == 0:
                 raise _NoRange
             raise FormatError(f"expected bytes from {start:,} on, found a file of {total} bytes: it is truncated")
-        # What it says to people is a page of HTML; what it says to programs, as S3 does, is a code.
+        # The body is a page of HTML, but for S3: its errors have a code.
         found = f"{status} {http.client.responses.get(status, '')}".strip()
         if code := CODE.search(response.read(MAX_DRAINED)):
             found += f" ({code[1].decode()})"
         if status in MAY_PASS:
             raise Transient(found, _asked_wait(headers.get("Retry-After", "")))
-        raise FormatError(f"expected the file, found {found}{'; say in the options who asks' if status in (401, 403) else ''}")
+        remedy = "; pass credentials in the options" if status in (401, 403) else ""
+        raise FormatError(f"expected the file, found {found}{remedy}")
 
     def _look_at(self, response: http.client.HTTPResponse) -> None:
-        """What a store has to know of each answer, redirections included."""
+        """Called with each answer, redirections included; for subclasses."""
 
 
 def _is_usable(parts: SplitResult) -> bool:
@@ -296,13 +291,13 @@ def _close(free: dict[tuple[str, str], list[_Connection]]) -> None:
 
 
 def _is_same_host(one: SplitResult, other: SplitResult) -> bool:
-    """Whether a redirection stays at a host, which may ask for https where http was used."""
+    """Whether a redirection stays on its host; it may lead from http to https."""
     upgraded = (one.scheme, other.scheme) == ("http", "https") and one.port in (None, 80) and other.port in (None, 443)
     return one.hostname == other.hostname and (upgraded or (one.scheme, one.port) == (other.scheme, other.port))
 
 
 def _what(error: Exception) -> str:
-    """What an attempt has ended with, as what was found."""
+    """An error of a request, in the words of "found ..."."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, http.client.IncompleteRead):
@@ -317,7 +312,7 @@ def _what(error: Exception) -> str:
 
 
 def _asked_wait(text: str) -> float:
-    """Seconds that ``Retry-After`` asks for: a number of them, or a date."""
+    """Seconds to wait by ``Retry-After``, which is a number of seconds or a date."""
     if text.isdecimal():
         return min(float(text), MAX_ASKED_WAIT)
     try:
@@ -334,5 +329,5 @@ def _basic(user: str) -> str:
 
 @cache
 def _context() -> ssl.SSLContext:
-    """What certificates are trusted: one for all connections of a process, since it takes tens of milliseconds to make."""
+    """The trusted certificates; one context for all connections of a process, since making it takes tens of milliseconds."""
     return ssl.create_default_context()

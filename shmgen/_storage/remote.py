@@ -1,7 +1,4 @@
-"""Remote files: a store gets them, a cache keeps them.
-
-A worker imports this module only if a source is remote.
-"""
+"""Remote files: a store fetches them, and a cache keeps copies. Workers import this module only if a source is remote."""
 
 from __future__ import annotations
 
@@ -24,18 +21,18 @@ class Remote:
     """Files behind a URL: a folder of them, or one. A source takes it in place of a path, as it takes the URL itself.
 
     Args:
-        url: ``https://host/folder``, ``s3://bucket/folder``, or any other that fsspec knows, such as ``gs://``. What follows a
-            ``?`` is asked with every file.
-        cache: a folder on a local disk, in which files, or rows of one, are kept, for any number of loaders and processes. They
-            are taken to be the same for ever.
-        cache_bytes: that files take there, at most; those that were not used for the longest time go first.
-        options: what the server has to be told. For https: ``headers``, as a mapping, which are for this host alone, and
-            ``timeout``, in seconds without a byte. For s3: ``key``, ``secret`` and ``token``, or ``anon`` for a public bucket, or
-            a ``profile`` (by default credentials are those that AWS's own tools find), ``endpoint_url``, ``region``,
-            ``requester_pays``, ``timeout``. For others, what their file systems take.
+        url: ``https://host/folder``, ``s3://bucket/folder``, or any other that fsspec knows, such as ``gs://``. A query, after a
+            ``?``, is sent with every request.
+        cache: a folder on a local disk for copies of files, or of rows of one. Any number of loaders and processes may share it.
+            Remote files are assumed never to change.
+        cache_bytes: the most bytes of the copies; those that were not used for the longest time are removed first.
+        options: of the requests. For https: ``headers``, a mapping, which are not sent to other hosts, and ``timeout``, in
+            seconds without a byte. For s3: ``key``, ``secret`` and ``token``, or ``anon`` for a public bucket, or a ``profile``
+            (by default the credentials that AWS's own tools find), ``endpoint_url``, ``region``, ``requester_pays``,
+            ``timeout``. For others, what their file systems take.
 
     Raises:
-        InputError: the URL or an option is of no use.
+        InputError: the URL or an option is wrong.
 
     Examples:
         >>> files = Remote("s3://bucket/data", cache="/scratch/cache", cache_bytes=200 * 10**9, options={"anon": True})
@@ -67,14 +64,14 @@ class Remote:
         return f"Remote({self.place('')!r})"
 
     def place(self, name: str) -> str:
-        """The URL of a file in the folder, for people: without what is secret. An empty name stands for the URL itself."""
+        """The URL of a file in the folder, without secrets. An empty name stands for the URL itself."""
         return self._store.place(name)
 
     def prepare(self) -> None:
         """Get ready, once, in the main process.
 
         Raises:
-            InputError: there are no credentials, or there is no folder to keep files in.
+            InputError: there are no credentials, or the cache's folder can't be used.
         """
         self._store.prepare()
         if self._cache is not None:
@@ -93,14 +90,14 @@ class Remote:
         return self._store.get(name, take, start, stop)
 
     def read_kept(self, name: str, read: Callable[[int], object], part: object = "") -> bool:
-        """Have ``read`` read what is kept of a file, or of a part of it, from a descriptor; False if nothing is.
+        """Call ``read`` with a descriptor of the cached copy of a file, or of a part of it; False if there is none.
 
-        What ``read`` finds to be damaged, by a FormatError, is kept no more.
+        A copy for which ``read`` raises a FormatError is removed.
         """
         return self._cache is not None and self._cache.read(self._key(name, part), read)
 
     def keep(self, name: str, data: bytes | memoryview, part: object = "") -> None:
-        """Keep a file, or a part of it, if there is a cache."""
+        """Add a file, or a part of it, to the cache, if there is one."""
         if self._cache is not None:
             self._cache.keep(self._key(name, part), data)
 
@@ -114,19 +111,14 @@ class Remote:
 
 
 class Place(NamedTuple):
-    """Where files are, or one.
-
-    Attributes:
-        path: absolute; or the URL, without what may be secret.
-        remote: what gets them, if they are behind a URL.
-    """
+    """Where files are, or one: the absolute path, or the URL without secrets and what fetches the files."""
 
     path: str
     remote: Remote | None
 
 
 def local_or_remote(place: str | os.PathLike[str] | Remote) -> Place:
-    """The place that a user has given: a path, a URL, or `Remote`."""
+    """The place that a path, a URL, or `Remote` names."""
     if is_url(place):
         place = Remote(str(place))
     if isinstance(place, Remote):
@@ -152,7 +144,7 @@ def _store(url: str, options: dict[str, Any]) -> Store:
 
 
 def _check(options: dict[str, Any], store: type[Store], scheme: str) -> None:
-    from inspect import signature  # late: workers need it not
+    from inspect import signature  # late: workers don't need it
 
     known = list(signature(store).parameters)[1:]
     types: dict[str, Any] = {"headers": Mapping, "timeout": (int, float), "anon": bool, "requester_pays": bool}

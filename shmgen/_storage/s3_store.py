@@ -1,7 +1,7 @@
-"""Files in S3-compatible storage: obstore signs the URL of a file, which is then got as any other.
+"""Files on S3-compatible servers: obstore signs the URL of a file, which is then fetched like any other.
 
-botocore finds the bucket's address and the credentials, once, in the main process. It would take tens of MB and most of a
-request's time in a worker, which imports it only where credentials have expired.
+botocore finds the bucket's address and the credentials, once, in the main process. In a worker it would take tens of MB, and most
+of the time of a request: a worker imports it only once its credentials have expired.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from shmgen.errors import FormatError, InputError
 T = TypeVar("T")
 
 EARLY = 600
-"""Seconds before credentials expire in which others are used."""
+"""Seconds before they expire at which credentials are replaced."""
 
 THREADS = "TOKIO_WORKER_THREADS"
-"""What tells obstore how many threads it may have."""
+"""The environment variable for the number of obstore's threads."""
 
 SIGNED_FOR = timedelta(hours=1)
 """How long the URL of a file is valid."""
@@ -55,18 +55,7 @@ class _Elsewhere(FormatError):
 
 
 class S3Store(HttpStore):
-    """Files in S3-compatible storage.
-
-    Args:
-        url: ``s3://bucket/folder``, or that of a file.
-        key, secret, token: credentials; by default those that AWS's own tools find.
-        anon: whether to ask without any, as for a public bucket.
-        profile: of AWS's configuration.
-        endpoint_url: of the storage, if it is not AWS's.
-        region: of the bucket; by default that of AWS's configuration, or the one that the storage says.
-        requester_pays: whether who asks agrees to pay for it.
-        timeout: seconds without a byte after which a request is given up, and tried again.
-    """
+    """Files in a bucket; the options are described by `shmgen.Remote`."""
 
     def __init__(
         self,
@@ -82,7 +71,7 @@ class S3Store(HttpStore):
         requester_pays: bool = False,
         timeout: float = TIMEOUT,
     ) -> None:
-        super().__init__("https://s3.amazonaws.com", timeout=timeout)  # until it is known where the bucket is
+        super().__init__("https://s3.amazonaws.com", timeout=timeout)  # until `_find` knows the bucket's address
         self._bucket, _, self._prefix = url.partition("://")[2].partition("/")
         if not BUCKET.fullmatch(self._bucket):
             raise InputError(f"expected a URL such as s3://bucket/folder, found {shown(url)!r}")
@@ -180,7 +169,7 @@ class S3Store(HttpStore):
             region=self._region or "us-east-1",
             request_payer=self._pays,
             client_options={"allow_http": True},
-            # Not as options: what these lack would be taken from the environment.
+            # Not as options: those that are missing would be taken from the environment.
             credential_provider=lambda: {
                 "access_key_id": keys.access,
                 "secret_access_key": keys.secret,
@@ -209,7 +198,7 @@ class S3Store(HttpStore):
 
 @cache
 def _obstore() -> Any:
-    """obstore, with one thread: on its own it starts one for each processor, in each worker, as soon as it signs."""
+    """obstore with one thread. By itself it starts a thread for each processor, in each worker, when it first signs."""
     import obstore
     from obstore.store import MemoryStore
 
@@ -228,7 +217,7 @@ def _obstore() -> Any:
 @cache
 def _session(profile: str | None) -> Any:
     try:
-        import obstore  # noqa: F401 # both are needed, and the main process is where to say so
+        import obstore  # noqa: F401 # needed by workers; the main process raises the error if it is missing
         from botocore.session import Session
     except ImportError as error:
         raise InputError(f"s3:// needs {error.name}: {EXTRA}") from None

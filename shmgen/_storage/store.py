@@ -1,13 +1,17 @@
-"""Stores: each gets files that lie under one URL, and tries again where an error may pass."""
+"""The base of stores, which fetch the files under one URL: what a request is answered with, and when it is tried again."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from random import SystemRandom
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from shmgen.errors import FormatError, InputError
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+    from io import BytesIO
 
 T = TypeVar("T")
 
@@ -15,34 +19,34 @@ TIMEOUT = 20.0
 """Seconds without a byte after which a request is given up, and tried again."""
 
 TRIES, PATIENCE = 8, 60.0
-"""How often a file is asked for, at most, and for how many seconds if the server says nothing."""
+"""The most requests for a file, and the most seconds of all requests without an answer."""
 
 FIRST_TRIES, FIRST_PATIENCE = 4, 30.0
-"""The same for a server that has not answered yet: the URL may be mistyped."""
+"""The same before the server's first answer: the URL may be mistyped."""
 
 FIRST_WAIT, MAX_WAIT = 0.1, 10.0
-"""Seconds before the second try, after which they double; and the most before any."""
+"""Seconds before the second try, which double for each further one; and the most."""
 
 MAX_ASKED_WAIT = 60.0
-"""Seconds that a server may ask for before the next try."""
+"""The most seconds before the next try that a server may ask for."""
 
 NO_PARTS = (
-    "expected a part of the file, found the whole: the server gives nothing else; download the file, and pass its path, or write "
+    "expected a range of the file, found the whole: the server has no ranges; download the file, and pass its path, or write "
     "a file for each sample"
 )
 
 EXTRA = "pip install 'shmgen[remote]'"
 
-_dice = SystemRandom()  # the user's generators are left alone
+_random = SystemRandom()  # `random` itself is the user's
 
 
 class Transient(Exception):
-    """An error that may pass, after which the file is asked for again.
+    """A temporary failure, after which the file is asked for again.
 
     Args:
         found: what was found in place of the file.
-        wait: seconds that the server asks for.
-        answered: whether a part of the file had come, so that the server is there.
+        wait: seconds that the server asks to wait.
+        answered: whether a part of the file had arrived.
     """
 
     def __init__(self, found: str, wait: float = 0.0, *, answered: bool = False) -> None:
@@ -51,27 +55,19 @@ class Transient(Exception):
         self.answered = answered
 
 
-class Stream(Protocol):
-    """What bytes are read from: an `http.client.HTTPResponse`, for example, or an `io.BytesIO`."""
-
-    def readinto(self, data: memoryview, /) -> int:
-        """Fill ``data``, or a part of it; returns the number of bytes, 0 at the end."""
-
-    def read(self, most: int, /) -> bytes:
-        """The next bytes, at most so many; none at the end."""
-
-
 class Body:
-    """The bytes that a request is answered with.
+    """The bytes of an answer.
 
     Args:
-        stream: of the bytes. If it has a ``length``, that is the number of bytes which are still to come.
+        stream: an `http.client.HTTPResponse`, whose ``length`` is the number of bytes still to come; or an `io.BytesIO`.
         total: bytes of the whole file; None if not known.
-        version: anything that differs once the file has been replaced; None if not known.
-        is_whole: whether it is the whole file, though a part was asked for.
+        version: a value that differs once the file has been replaced; None if not known.
+        is_whole: whether it is the whole file, though a range was asked for.
     """
 
-    def __init__(self, stream: Stream, total: int | None, version: object = None, *, is_whole: bool = False) -> None:
+    def __init__(
+        self, stream: HTTPResponse | BytesIO, total: int | None, version: object = None, *, is_whole: bool = False
+    ) -> None:
         self._stream = stream
         self.total = total
         self.version = version
@@ -111,12 +107,12 @@ class Store:
 
         Args:
             name: of the file in the folder; empty for the URL itself.
-            take: is given the answer, of which it may read as much as it needs. It is called again where the answer broke off.
+            take: called with the answer, of which it reads as much as it needs; and again if the answer breaks off.
             start: the first byte to get.
             stop: one past the last; None for the end of the file.
 
         Raises:
-            FormatError: it can't be had; the text says what was answered, and how often it was tried.
+            FormatError: it can't be fetched; the text says what was answered, and how often it was tried.
         """
         begun = began = time.monotonic()
         most, patience = (TRIES, PATIENCE) if self._has_answered else (FIRST_TRIES, FIRST_PATIENCE)
@@ -130,9 +126,9 @@ class Store:
                 now = time.monotonic()
                 if error.answered:
                     began = now
-                # Readers that failed together should not come back together.
-                pause = min(max(error.wait, _dice.uniform(wait / 2, wait)), MAX_ASKED_WAIT)
-                began += min(error.wait, MAX_ASKED_WAIT)  # the server is there, and is obeyed
+                # By chance, so that readers that failed at the same moment don't come back at the same moment.
+                pause = min(max(error.wait, _random.uniform(wait / 2, wait)), MAX_ASKED_WAIT)
+                began += min(error.wait, MAX_ASKED_WAIT)  # a wait that the server asks for does not count as silence
                 if tries == most or now + pause - began >= patience:
                     times = "once" if tries == 1 else f"{tries} times"
                     raise FormatError(f"expected the file, found {error}; tried {times} in {now - begun:.1f} s") from None
@@ -143,23 +139,23 @@ class Store:
                 return taken
 
     def _get(self, name: str, take: Callable[[Body], T], start: int, stop: int | None, patience: float) -> T:
-        """As `get`, once, for ``patience`` seconds at most if the server says nothing.
+        """As `get`, once; a silent server is given up after ``patience`` seconds.
 
         Raises:
-            Transient: it may be different the next time.
+            Transient: the failure may be temporary.
         """
         raise NotImplementedError
 
     def place(self, name: str) -> str:
-        """The file's URL, for people: without what is secret."""
+        """The file's URL, without secrets."""
         raise NotImplementedError
 
     def key(self, name: str) -> str:
-        """All that says where the file is and which it is: two that are equal are the same file."""
+        """What identifies the file: the whole URL, user and query included, and options that select it."""
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """Find out what all readers need, once, in the main process: credentials for instance.
+        """Find out what all readers need, such as credentials; once, in the main process.
 
         Raises:
             InputError: that can't be done.

@@ -10,12 +10,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, replace
-from typing import IO, Any, Literal
+from math import inf
+from typing import IO, Any, TypeVar
 
 from shmgen import __version__
-from shmgen._checks import check_int
+from shmgen._checks import check_float, check_int
 from shmgen._samples.sample_spec import SampleSpec, check_dtype, check_shape
 from shmgen._urls import shown
 from shmgen.errors import InputError, ShmgenError
@@ -25,6 +26,8 @@ GOOD, DAMAGED, UNABLE, INTERRUPTED = 0, 1, 2, 130
 
 MAX_WORKERS = 256
 """A larger number of workers is taken for a typing error."""
+
+T = TypeVar("T")
 
 
 def main(words: Sequence[str] | None = None, prog: str = "shmgen") -> int:
@@ -44,6 +47,7 @@ def main(words: Sequence[str] | None = None, prog: str = "shmgen") -> int:
         add(commands)
     arguments = parser.parse_args(words)
     try:
+        _check_rich(arguments)
         status: int = arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -78,24 +82,23 @@ NumPy calls that "same_kind", such as float64 to float32.""",
 exit status: 0 if all is good, 1 if anything is damaged, 2 if the scan can't be
 done, 130 after Ctrl-C, which ends it with what has been found so far""",
     )
-    scan.add_argument("data", metavar="DATA", help="what is to be scanned")
+    option = scan.add_argument
+    option("data", metavar="DATA", help="what is to be scanned")
     _describe_samples(scan)
-    scan.add_argument("--kind", choices=["npy", "npz", "images"], help="of the files; by default, the kind of most files")
-    scan.add_argument(
-        "--dataset", metavar="NAME", default="/", help="of an HDF5 file: as Hdf5 takes it; by default, all datasets"
-    )
-    scan.add_argument(
+    option("--kind", choices=["npy", "npz", "images"], help="of the files; by default, the kind of most files")
+    option("--dataset", metavar="NAME", default="/", help="of an HDF5 file: as Hdf5 takes it; by default, all datasets")
+    option(
         "--full",
         action="store_true",
         help="read all data, which finds what the disk can't read; NaN and infinite numbers are damage then",
     )
-    scan.add_argument("--good", metavar="FILE", help="write the ids of all other samples into FILE, a line each, for --ids")
-    scan.add_argument(
+    option("--good", metavar="FILE", help="write the ids of all other samples into FILE, a line each, for --ids")
+    option(
         "--timeout",
         type=_above_zero,
         default=60.0,
         metavar="S",
-        help="seconds after which a sample is given up that can't be read; %(default)g by default",
+        help="seconds after which a sample that can't be read is given up; %(default)g by default",
     )
     _add_workers(scan)
 
@@ -106,17 +109,16 @@ def _scan(arguments: argparse.Namespace) -> int:
     from shmgen._tools.scan import Scan
     from shmgen._tools.tables import print_scan, progress_bar, scan_json, write_json
 
-    _check_rich(arguments)
+    given = SampleSpec.checked(arguments.dim, arguments.n_channels, arguments.dtype)
+    source, ids, unreadable, remarks = samples_in(
+        arguments.data, ids=arguments.ids, kind=arguments.kind, dataset=arguments.dataset, given=given
+    )
+    scan = Scan(source, ids, full=arguments.full, workers=arguments.workers, timeout=arguments.timeout)
     with ExitStack() as stack:
-        source, ids, unreadable, remarks = samples_in(
-            arguments.data, ids=arguments.ids, kind=arguments.kind, dataset=arguments.dataset, given=_given(arguments)
-        )
-        scan = Scan(source, ids, full=arguments.full, workers=arguments.workers, timeout=arguments.timeout)
         if arguments.good:
             require_lines(ids)
-        # Opened once the arguments are known to be good, but before the scan: an error after hours would lose the result.
-        file = stack.enter_context(_opened(arguments.json, "--json")) if arguments.json else None
-        good = stack.enter_context(_opened(arguments.good, "--good")) if arguments.good else None
+            # Opened before the scan: an error after hours would lose the result.
+            good = stack.enter_context(_opened(arguments.good))
         interrupted = False
         try:
             with progress_bar("samples") as progress:
@@ -125,15 +127,22 @@ def _scan(arguments: argparse.Namespace) -> int:
             interrupted = True
         report = scan.report()
         report = replace(report, damaged=(*unreadable, *report.damaged), remarks=(*remarks, *report.remarks))
-        if good and not interrupted:
+        if arguments.good and not interrupted:
             good.writelines(f"{id}\n" for id in report.good)
-        if file:
-            write_json(scan_json(report, shown(arguments.data), arguments.full), file)
-        if file is not sys.stdout:
-            print_scan(report, shown(arguments.data), arguments.full)
+    if arguments.json:
+        write_json(scan_json(report, shown(arguments.data), arguments.full))
+    else:
+        print_scan(report, shown(arguments.data), arguments.full)
     if interrupted:
         return INTERRUPTED
     return DAMAGED if report.damaged else GOOD
+
+
+def _opened(name: str) -> IO[str]:
+    try:
+        return open(name, "w", encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise InputError(f"--good {name}: {error.strerror} (errno {error.errno}); give a file that can be opened") from None
 
 
 def _add_pack(commands: Any) -> None:
@@ -169,26 +178,17 @@ def _pack(arguments: argparse.Namespace) -> int:
     from shmgen._tools.pack import check_target, pack
     from shmgen._tools.tables import print_packed, progress_bar, write_json
 
-    _check_rich(arguments)
-    with ExitStack() as stack:
-        check_target(arguments.folder, arguments.target)
-        ids = npy_ids(arguments.folder, arguments.ids)
-        source = Npy(arguments.folder, arguments.dim, arguments.n_channels, arguments.dtype)
-        file = stack.enter_context(_opened(arguments.json, "--json")) if arguments.json else None
-        with progress_bar("samples") as progress:
-            packed = pack(
-                source,
-                ids,
-                arguments.target,
-                skip_damaged=arguments.skip_damaged,
-                workers=arguments.workers,
-                progress=progress,
-            )
-        if file:
-            content = {"target": arguments.target, **packed._asdict(), "damaged": [one._asdict() for one in packed.damaged]}
-            write_json(content, file)
-        if file is not sys.stdout:
-            print_packed(packed, arguments.target)
+    check_target(arguments.folder, arguments.target)
+    ids = npy_ids(arguments.folder, arguments.ids)
+    source = Npy(arguments.folder, arguments.dim, arguments.n_channels, arguments.dtype)
+    skip, workers = arguments.skip_damaged, arguments.workers
+    with progress_bar("samples") as progress:
+        packed = pack(source, ids, arguments.target, skip_damaged=skip, workers=workers, progress=progress)
+    if arguments.json:
+        damaged = [one._asdict() for one in packed.damaged]
+        write_json({"target": arguments.target, **packed._asdict(), "damaged": damaged})
+    else:
+        print_packed(packed, arguments.target)
     return DAMAGED if packed.damaged else GOOD
 
 
@@ -213,62 +213,45 @@ can't be used, 130 after Ctrl-C""",
     )
     _add_folder(tune)
     _describe_samples(tune)
-    tune.add_argument(
-        "--batch-size", type=_int_from(1), default=32, metavar="N", help="samples in a batch; %(default)s by default"
-    )
-    tune.add_argument("--step-ms", type=_above_zero, metavar="MS", help="milliseconds that the trainer takes for a batch")
-    tune.add_argument(
+    option = tune.add_argument
+    option("--batch-size", type=_int_from(1), default=32, metavar="N", help="samples in a batch; %(default)s by default")
+    option("--step-ms", type=_above_zero, metavar="MS", help="milliseconds that the trainer takes for a batch")
+    option(
         "--workers",
         type=_counts,
         metavar="0-8",
         help="numbers of workers to measure, 0-8 by default: numbers, or ranges of numbers, separated by commas",
     )
-    tune.add_argument("--slots", type=_int_from(2), metavar="N", help="batches that shared memory has room for")
-    tune.add_argument(
+    option("--slots", type=_int_from(2), metavar="N", help="batches that shared memory has room for")
+    option(
         "--seconds",
         type=_above_zero,
         default=2.0,
         metavar="S",
         help="how long each number of workers is measured; %(default)g by default",
     )
-    tune.add_argument("--cold", action="store_true", help="also measure files that are not in the page cache: twice as long")
-    tune.add_argument("--plot", metavar="FILE", help="draw the rates into FILE: .png, .svg, .pdf; needs matplotlib")
+    option("--cold", action="store_true", help="also measure files that are not in the page cache: twice as long")
+    option("--plot", metavar="FILE", help="draw the rates into FILE: .png, .svg, .pdf; needs matplotlib")
 
 
 def _tune(arguments: argparse.Namespace) -> int:
     from shmgen._tools.listing import npy_ids
-    from shmgen._tools.tables import figure_format, print_tuning, progress_bar, write_json, write_plot
-    from shmgen._tools.tune import WORKERS, tune
+    from shmgen._tools.tables import check_plot, print_tuning, progress_bar, write_json, write_plot
+    from shmgen._tools.tune import tune
 
-    _check_rich(arguments)
-    with ExitStack() as stack:
-        ids = npy_ids(arguments.folder, arguments.ids)
-        file = stack.enter_context(_opened(arguments.json, "--json")) if arguments.json else None
-        plot = None
-        if arguments.plot:
-            format = figure_format(arguments.plot)
-            plot = stack.enter_context(_opened(arguments.plot, "--plot", "wb"))
-        with progress_bar("measurements") as progress:
-            tuning = tune(
-                ids,
-                batch_size=arguments.batch_size,
-                data_dir=arguments.folder,
-                dim=arguments.dim,
-                n_channels=arguments.n_channels,
-                dtype=arguments.dtype,
-                slots=arguments.slots,
-                workers=arguments.workers or WORKERS,
-                step_ms=arguments.step_ms,
-                seconds=arguments.seconds,
-                cold=arguments.cold,
-                progress=progress,
-            )
-        if plot:
-            write_plot(tuning, plot, format)
-        if file:
-            write_json({"data_dir": shown(arguments.folder), **asdict(tuning)}, file)
-        if file is not sys.stdout:
-            print_tuning(tuning, shown(arguments.folder))
+    ids = npy_ids(arguments.folder, arguments.ids)
+    if arguments.plot:
+        check_plot(arguments.plot)
+    names = {"dim", "n_channels", "dtype", "batch_size", "step_ms", "workers", "slots", "seconds", "cold"}
+    options = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+    with progress_bar("measurements") as progress:
+        tuning = tune(ids, data_dir=arguments.folder, progress=progress, **options)
+    if arguments.json:
+        write_json({"data_dir": shown(arguments.folder), **asdict(tuning)})
+    else:
+        print_tuning(tuning, shown(arguments.folder))
+    if arguments.plot:
+        write_plot(tuning, arguments.plot)
     return GOOD
 
 
@@ -277,13 +260,7 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int],
     parser: argparse.ArgumentParser = commands.add_parser(
         name, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **texts
     )
-    parser.add_argument(
-        "--json",
-        nargs="?",
-        const="-",
-        metavar="FILE",
-        help="write the whole result as JSON into FILE; without FILE to standard output, in place of the table",
-    )
+    parser.add_argument("--json", action="store_true", help="print the whole result as JSON, in place of the table")
     parser.set_defaults(run=run, prog=parser.prog)
     return parser
 
@@ -293,17 +270,18 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def _describe_samples(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    option = parser.add_argument
+    option(
         "--ids",
         metavar="FILE",
         help="only the samples of these ids, all of which must exist: a text file, an id a line, such as cats/001 for "
-        "cats/001.npy; - for standard input",
+        "cats/001.npy",
     )
-    parser.add_argument("--dim", type=_dim, metavar="32,32,32", help="shape of a sample without its channels")
-    parser.add_argument(
+    option("--dim", type=_dim, metavar="32,32,32", help="shape of a sample without its channels")
+    option(
         "--n-channels", type=_int_from(1), metavar="N", help="size of the last axis; if it is 1, files of shape DIM are good too"
     )
-    parser.add_argument("--dtype", type=_dtype, metavar="D", help="dtype of a sample, such as float32")
+    option("--dtype", type=_dtype, metavar="D", help="dtype of a sample, such as float32")
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
@@ -312,78 +290,41 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _given(arguments: argparse.Namespace) -> SampleSpec:
-    return SampleSpec.checked(arguments.dim, arguments.n_channels, arguments.dtype)
-
-
 def _check_rich(arguments: argparse.Namespace) -> None:
     """Refuse to begin if the table can't be shown at the end."""
     from shmgen._tools.tables import has_rich
 
-    if arguments.json != "-" and not has_rich():
-        raise InputError("the table needs rich: pip install rich; or use --json without FILE in place of the table")
+    if not arguments.json and not has_rich():
+        raise InputError("the table needs rich: pip install rich; or use --json in place of the table")
 
 
-def _opened(name: str, option: str, mode: Literal["w", "wb"] = "w") -> AbstractContextManager[IO[Any]]:
-    """The file that ``option`` names, opened to be written to; ``-`` is standard output.
+def _argument(expected: str, parse: Callable[[str], T]) -> Callable[[str], T]:
+    """``parse``, whose errors say what was ``expected``."""
 
-    `argparse.FileType` would open it while the command line is parsed, and empty it though another argument is wrong.
-    """
-    if name == "-":
-        return nullcontext(sys.stdout)
-    try:
-        return open(name, mode) if mode == "wb" else open(name, mode, encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise InputError(f"{option} {name}: {error.strerror} (errno {error.errno}); give a file that can be opened") from None
+    def checked(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}") from None
 
-
-def _dim(text: str) -> tuple[int, ...]:
-    try:
-        return check_shape([int(size) for size in text.split(",")]) or ()
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected ints from 1, separated by commas, found {text!r}") from None
+    return checked
 
 
 def _int_from(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            return check_int(int(text), "", least)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected an int from {least}, found {text!r}") from None
-
-    return parse
+    return _argument(f"an int from {least}", lambda text: check_int(int(text), "", least))
 
 
-def _workers(text: str) -> int | str:
-    return text if text == "auto" else _int_from(0)(text)
-
-
-def _dtype(text: str) -> object:
-    try:
-        return check_dtype(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("dtype: ")) from None
-
-
-def _above_zero(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
-    return number
-
-
-def _counts(text: str) -> list[int]:
+def _numbers(text: str) -> list[int]:
     counts: list[int] = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            span = range(check_int(int(first), "", 0), int(last or first) + 1)
-            counts += span
-            if not span or span[-1] > MAX_WORKERS:
-                raise ValueError
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected ints from 0 to {MAX_WORKERS}, such as 0-8 or 1,2,4, found {text!r}") from None
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        span = range(int(first), check_int(int(last or first), "", int(first), MAX_WORKERS) + 1)
+        counts += span
     return counts
+
+
+_dim = _argument("ints from 1, separated by commas", lambda text: check_shape(map(int, text.split(","))))
+_dtype = _argument("a dtype of numbers", check_dtype)
+_above_zero = _argument("a number above 0", lambda text: check_float(float(text), "", "", lambda number: 0 < number < inf))
+_counts = _argument(f"ints from 0 to {MAX_WORKERS}, such as 0-8 or 1,2,4", _numbers)
+_workers = _argument("an int from 0", lambda text: "auto" if text == "auto" else check_int(int(text), "", 0))

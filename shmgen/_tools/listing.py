@@ -1,18 +1,17 @@
-"""Which samples a command looks at: the files under a folder, or behind a URL, or the ids in a text file."""
+"""Lists the samples of a command: the files below a folder, or behind a URL, or the ids in a text file."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._plan.damage import Damaged
+from shmgen._samples.files import IMAGES, files_below
 from shmgen._samples.ids import read_ids
 from shmgen._samples.npy_format import explain, read_header_of
 from shmgen._samples.sample_spec import ANY, SampleSpec
-from shmgen._samples.suggest import IMAGES
 from shmgen._sources.hdf5 import Hdf5
 from shmgen._sources.images import Images
 from shmgen._sources.npy import Npy
@@ -26,84 +25,58 @@ if TYPE_CHECKING:
     from shmgen._sources.base import Source
 
 SIZE = 32
-"""Pixels that images are made as high and wide as, to be scanned: a smaller row is read faster."""
-
-KIND_OF = {".npy": "npy", ".npz": "npz", **dict.fromkeys(IMAGES.suffixes, "images")}
-"""The kind of a sample's file, by the end of its name."""
+"""Height and width, in pixels, of the rows that images are scanned in: a small row is read faster."""
 
 
 @dataclass
 class Listing:
-    """The files under a folder, those in sub-folders too.
+    """The files below a folder.
 
     Attributes:
         ids: by kind of file: paths from the folder; of ``.npy`` and ``.npz`` files without that ending. Sorted.
         unreadable: sub-folders that can't be listed.
-        others: number of files of no such kind.
-        other: the name of one of them.
+        others: files of no such kind.
     """
 
     ids: dict[str, list[str]] = field(default_factory=dict)
     unreadable: list[Damaged] = field(default_factory=list)
-    others: int = 0
-    other: str = ""
+    others: list[str] = field(default_factory=list)
 
 
-def files_under(folder: str) -> Listing:
-    """List a folder. Names that begin with a dot are left out: macOS writes ``._x.npy`` beside ``x.npy``, for instance.
-
-    Links to folders are followed, but not to a folder that the link is in.
+def list_folder(folder: str) -> Listing:
+    """List a folder, as `files_below` does.
 
     Raises:
         InputError: it can't be listed.
     """
     listing = Listing()
-    left: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while left:
-        prefix, above = left.pop()
-        path = f"{folder}/{prefix}"
-        try:
-            status = os.stat(path)
-            if (here := (status.st_dev, status.st_ino)) in above:
-                continue
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    name = entry.name
-                    if name.startswith("."):
-                        continue
-                    end = name[name.rfind(".") :]
-                    kind = KIND_OF.get(end) or (KIND_OF.get(end.lower()) if end.lower() in IMAGES.suffixes else None)
-                    if kind is not None:
-                        listing.ids.setdefault(kind, []).append(prefix + (name if kind == "images" else name.removesuffix(end)))
-                    elif _is_folder(entry):
-                        left.append((f"{prefix}{name}/", above | {here}))
-                    else:
-                        listing.others += 1
-                        listing.other = listing.other or prefix + name
-        except (OSError, ValueError) as error:
-            if not prefix:
-                raise _no_folder(folder, error) from None
-            listing.unreadable.append(Damaged(prefix[:-1], path[:-1], _explained(error)))
+
+    def fail(error: OSError) -> None:
+        if error.filename == folder:
+            raise _no_folder(folder, error)
+        listing.unreadable.append(Damaged(os.path.relpath(error.filename, folder), error.filename, _explained(error)))
+
+    for name in files_below(folder, fail):
+        stem, end = os.path.splitext(name)
+        if end in (".npy", ".npz"):
+            listing.ids.setdefault(end[1:], []).append(stem)
+        elif IMAGES.has(name):
+            listing.ids.setdefault("images", []).append(name)
+        else:
+            listing.others.append(name)
     for ids in listing.ids.values():
-        ids.sort()
+        ids.sort()  # without their endings, ids are in another order than names
     return listing
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # it is not known where a link leads: listing it says why
-        return True
-
-
 def npy_ids(folder: str, file: str | None = None) -> list[str]:
-    """The ids of the ``.npy`` files of a folder, or behind a URL; those in ``file``, as `ids_in` takes it, if it is given.
+    """The ids of the ``.npy`` files of a folder, or behind a URL; or those in the text file ``file``, an id a line.
 
     Raises:
         InputError: there are none, or they can't be listed.
     """
     if file is not None:
-        return ids_in(file)
+        return read_ids(file, f"--ids {file}")
     listing = _listed(folder, "npy")
     for one in listing.unreadable:
         raise InputError(f"{one.path}: {one.reason}; mend it, or give the ids of the other files, with --ids FILE")
@@ -117,9 +90,9 @@ def _listed(folder: str, kind: str | None) -> Listing:
         remote.prepare()
         listing = Listing({"npy": sorted(name.removesuffix(".npy") for name in remote.names())})
     else:
-        listing = files_under(folder)
+        listing = list_folder(folder)
     if not (listing.ids.get(kind) if kind else any(listing.ids.values())):
-        found = f"none among {listing.others:,} others, such as {listing.other!r}" if listing.others else "none"
+        found = f"none among {len(listing.others):,} others, such as {listing.others[0]!r}" if listing.others else "none"
         found += "".join(f"; sub-folder {one.id!r}: {one.reason}" for one in listing.unreadable[:1])
         what = {"images": "images", None: ".npy, .npz or image files"}.get(kind, f".{kind} files")
         raise InputError(f"{shown(folder)}: expected {what}, found {found}; give the folder of the samples' files")
@@ -127,14 +100,7 @@ def _listed(folder: str, kind: str | None) -> Listing:
 
 
 class Samples(NamedTuple):
-    """What is to be scanned.
-
-    Attributes:
-        source: of the samples.
-        ids: of the samples.
-        unreadable: sub-folders that can't be listed.
-        remarks: what was left out.
-    """
+    """The samples to scan, sub-folders that can't be listed, and remarks on files that were left out."""
 
     source: Source
     ids: Sequence[Any]
@@ -152,12 +118,12 @@ def samples_in(
         ids: the file of their ids; None for all that are there.
         kind: of a folder's files; by default that of most.
         dataset: of an HDF5 file, as `Hdf5` takes it.
-        given: what the user says of ``.npy`` files.
+        given: by the user, of ``.npy`` files.
 
     Raises:
         InputError: there are none, or they can't be listed.
     """
-    chosen = None if ids is None else ids_in(ids)
+    chosen = None if ids is None else read_ids(ids, f"--ids {ids}")
     if os.path.isfile(data):
         if given != ANY:
             raise InputError(f"{data}: --dim, --n-channels and --dtype describe the files of a folder; leave them out")
@@ -172,14 +138,14 @@ def samples_in(
             os.stat(f"{data}/.")
         except (OSError, ValueError) as error:
             raise _no_folder(data, error) from None
-        kind = kind or KIND_OF.get(os.path.splitext(chosen[0])[1].lower())
-        kind = kind or ("npz" if os.path.exists(f"{data}/{chosen[0]}.npz") else "npy")
+        is_npz = os.path.exists(f"{data}/{chosen[0]}.npz")
+        kind = kind or ("images" if IMAGES.has(chosen[0]) else "npz" if is_npz else "npy")
     if kind in (None, "npy"):
         source: Source = Npy(data, given.dim, given.n_channels, given.dtype)
     elif given != ANY:
         raise InputError(f"{data}: --dim, --n-channels and --dtype describe .npy files, found {kind}; leave them out")
     else:
-        # Every image can be made one of this size.
+        # Any image can be resized to these rows.
         source = Npz(data) if kind == "npz" else Images(data, size=SIZE)
     others = {other: names for other, names in listing.ids.items() if other != kind and names}
     remarks = [
@@ -211,7 +177,7 @@ def _in_file(path: str, dataset: str, chosen: list[str] | None) -> tuple[Source,
 
 
 def _hdf5_ids(path: str, dataset: str) -> Sequence[Any]:
-    """The ids of what `Hdf5` takes for samples; one, which `Hdf5` refuses, where there are none."""
+    """The ids of the samples of `Hdf5`; if there are none, an id that it refuses with an explanation."""
     import h5py
 
     try:
@@ -222,19 +188,6 @@ def _hdf5_ids(path: str, dataset: str) -> Sequence[Any]:
             return range(len(found) if isinstance(found, h5py.Dataset) and found.shape else 1)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected an HDF5 file that can be read, found: {error}") from None
-
-
-def ids_in(name: str) -> list[str]:
-    """The ids in a text file, a line each; ``-`` is standard input.
-
-    Raises:
-        InputError: it can't be read, or holds no ids.
-    """
-    if name != "-":
-        return read_ids(name, f"--ids {name}")
-    if sys.stdin is None:
-        raise InputError("--ids -: expected ids on standard input, found it closed")
-    return read_ids(sys.stdin.fileno(), "--ids -")
 
 
 def _no_folder(folder: str, error: OSError | ValueError) -> InputError:

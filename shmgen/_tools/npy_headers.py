@@ -1,6 +1,6 @@
-"""What the headers of ``.npy`` files say, and whether the files are as long as that: all that a look at a folder needs.
+"""Reads the headers of ``.npy`` files, and checks the sizes of the files against them, for `scan`.
 
-A worker imports this module, so NumPy is imported only where a header is not among those that the main process has met.
+A worker imports this module, so NumPy is imported only for a header that is not among those that the main process has read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shmgen._storage.store import Body
 
 START = 512
-"""Bytes that are got of a file for its header; nearly all headers have fewer."""
+"""Bytes to read of a file for its header; nearly all headers have fewer."""
 
 FIRST = 8
 """Files whose headers the main process reads."""
@@ -40,7 +40,7 @@ class NpyHeaders(FolderSource):
     """
 
     def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> NpyHeadersReader:
-        """Reads the headers of some files, which others are likely to have too.
+        """Reads the headers of the first files, which others are likely to have too.
 
         Raises:
             InputError: an id leads out of the folder.

@@ -1,9 +1,9 @@
-"""One file in place of many, which is read several times as fast where samples are small::
+"""Packs many small files into one, which is read several times as fast::
 
     all.npy     the rows: an ordinary ``.npy`` file
     all.ids     their ids, in the order of the rows: a line each
 
-While they are written their names end in ``.part``. ``all.npy`` gets its own name last: where it is, all is whole.
+While they are written their names end in ``.part``. ``all.npy`` gets its name last: where it exists, both files are whole.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -22,7 +23,6 @@ import numpy as np
 from shmgen._plan.damage import Damaged
 from shmgen._samples.ids import read_ids
 from shmgen._sources.npy import Npy
-from shmgen._tools.progress import Progress
 from shmgen._tools.scan import Scan, read_all
 from shmgen._urls import is_url
 from shmgen.errors import InputError
@@ -34,11 +34,11 @@ REMEDIES = {
     errno.EROFS: "give a place that can be written to",
     errno.EACCES: "give a place that you may write to",
 }
-"""What to do where something can't be written."""
+"""What to do about an error of a write."""
 
 
 class Packed(NamedTuple):
-    """What a pack has done.
+    """The result of a pack.
 
     Attributes:
         samples: number of samples that were to be packed.
@@ -46,8 +46,8 @@ class Packed(NamedTuple):
         shape: of a row; None if no sample shows it.
         dtype: of a row, as text.
         seconds: duration.
-        damaged: the samples that can't be read, which were left out; or because of which nothing was packed.
-        remarks: what else is worth saying.
+        damaged: the samples that can't be read: they were left out, or nothing was packed because of them.
+        remarks: further remarks, such as on dtypes.
     """
 
     samples: int
@@ -66,7 +66,7 @@ def pack(
     *,
     skip_damaged: bool = False,
     workers: int | Literal["auto"] = "auto",
-    progress: Callable[[Progress], object] = lambda _: None,
+    progress: Callable[[int, int, str], object] = lambda *_: None,
 ) -> Packed:
     """Write the samples ``ids``, in their order, as the rows of one file, and the ids beside it.
 
@@ -76,9 +76,9 @@ def pack(
         source: of the samples.
         ids: of the samples.
         target: the ``.npy`` file to be made.
-        skip_damaged: leave out what can't be read.
+        skip_damaged: leave out samples that can't be read.
         workers: processes that read, as for a `Loader`.
-        progress: called whenever there is progress.
+        progress: called again and again with the number of samples that are done, that of all, and what is being done.
 
     Raises:
         InputError: it can't be done: the target is there, its folder is not, the disk is full, an id fits on no line.
@@ -146,8 +146,7 @@ def require_lines(ids: Sequence[str]) -> None:
 
 
 def _check_ids(path: str, ids: Sequence[str], target: str) -> None:
-    """Make sure that ids can be written at ``path``: no others are there. A pack that was killed while it gave files their names
-    may have left some."""
+    """Make sure that no other ids are at ``path``. A pack that was killed between its two renames has left the same ones."""
     if os.path.lexists(path) and not os.path.lexists(f"{target}.part") and read_ids(path, path) != list(ids):
         raise InputError(f"{path}: expected no file there, or these ids, found others; remove it, or give another name")
 
@@ -163,36 +162,37 @@ def _write(
     damaged: dict[Any, Damaged],
     skip_damaged: bool,
     workers: int | Literal["auto"],
-    progress: Callable[[Progress], object],
+    progress: Callable[[int, int, str], object],
 ) -> int:
-    """Write rows and ids; returns how many, which is 0 if nothing was packed because of damage that was found only now."""
-    known, written = len(damaged), 0
-    with _Part(target) as rows, _Part(_ids_beside(target)) as lines:
-        kind: tuple[tuple[int, ...], np.dtype[np.generic]] | None = None
+    """Write rows and ids; returns the number of rows: 0 if nothing was packed, because of damage that was found only now."""
+    known = len(damaged)
+    written: list[str] = []
+    header: Callable[[int], bytes] | None = None
+    with _Part(_ids_beside(target)) as lines, _Part(target) as rows:
         for batch in read_all(source, ids, damaged, workers, 60.0):
             if not batch.arrays:
                 continue
             [array] = batch.arrays
-            if kind is None:
-                kind = array.shape[1:], array.dtype
-                rows.write(_header(len(ids), *kind))
+            if header is None:
+                header = partial(_header, shape=array.shape[1:], dtype=array.dtype)
+                rows.write(header(len(ids)))
                 rows.require_room(len(ids) * array[0].nbytes)
             good = [row for row, id in enumerate(batch.ids) if id not in damaged]
             if len(damaged) == known or skip_damaged:
                 rows.write((array if len(good) == len(array) else array[good]).reshape(-1).view(np.uint8))
-                lines.write("".join(f"{batch.ids[row]}\n" for row in good).encode("utf-8", "surrogateescape"))
-            written += len(good)
-            progress(Progress(written, len(ids), "packed"))
-        if kind is None or not written or (len(damaged) > known and not skip_damaged):
+            written += [batch.ids[row] for row in good]
+            progress(len(written), len(ids), "packed")
+        if header is None or not written or (len(damaged) > known and not skip_damaged):
             return 0
-        rows.write(_header(written, *kind), at=0)
+        lines.write("".join(f"{id}\n" for id in written).encode("utf-8", "surrogateescape"))
+        rows.write(header(len(written)), at=0)
         lines.finish()
         rows.finish()
-    return written
+    return len(written)
 
 
 def _header(rows: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> bytes:
-    """The header of an ``.npy`` file, as `numpy.save` writes it: as long for any number of rows."""
+    """The header of an ``.npy`` file, as `numpy.save` writes it; its length does not depend on the number of rows."""
     file = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(dtype)
     np.lib.format.write_array_header_1_0(file, {"shape": (rows, *shape), "fortran_order": False, "descr": descr})
@@ -200,40 +200,33 @@ def _header(rows: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> b
 
 
 class _Part:
-    """A file that has ``.part`` behind its name until it is whole; to be used within ``with``.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        InputError: by all methods, it can't be written.
-    """
+    """A file whose name ends in ``.part`` until it is finished; to be used within ``with``. Errors are an `InputError`."""
 
     def __init__(self, path: str) -> None:
         self._path, self._part = path, f"{path}.part"
 
     def __enter__(self) -> Self:
         with self._explained():
-            # What a pack that was killed has left is not written to: another pack may be at it.
+            # Another pack may still write to a file of that name, so it is not reused.
             with suppress(FileNotFoundError):
                 os.unlink(self._part)
-            self._file = open(os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb")
+            self._file = open(self._part, "xb")  # closed by __exit__
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._is_ours():
             os.unlink(self._part)
-        with suppress(OSError):  # what is not written yet is not wanted any more
+        with suppress(OSError):  # bytes that are still in the buffer are of a file that is deleted
             self._file.close()
 
     def _is_ours(self) -> bool:
-        """Whether the name is still that of this file, and not of another pack's."""
+        """Whether the name still belongs to this file, and not to another pack's."""
         with suppress(FileNotFoundError):
             return os.path.samestat(os.stat(self._part), os.fstat(self._file.fileno()))
         return False
 
     def require_room(self, size: int) -> None:
-        """Make sure that there is room for ``size`` bytes."""
+        """Make sure that the disk has room for ``size`` bytes."""
         system = os.fstatvfs(self._file.fileno())
         free = system.f_bavail * system.f_frsize
         if free < size:
@@ -257,18 +250,13 @@ class _Part:
             if not self._is_ours():
                 raise InputError(f"{self._path}: another pack is writing it; wait for that, or give another target")
             os.rename(self._part, self._path)
-            folder = os.open(os.path.dirname(os.path.abspath(self._path)), os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            remedy = REMEDIES.get(error.errno or 0, "see to it")
+            remedy = REMEDIES.get(error.errno or 0, "make it possible")
             raise InputError(
                 f"{self._part}: expected to write, found: {error.strerror} (errno {error.errno}); {remedy}"
             ) from None

@@ -1,23 +1,20 @@
-"""What measurements with several numbers of workers say of the number to use.
-
-Pure, so that each answer is a plain unit test.
-"""
+"""Recommends a number of workers from measurements with several. Pure, so that each answer is a plain unit test."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from shmgen._plan.stats import LITTLE, WAITING
 
 MARGIN = 1.2
-"""A rate is enough if it is so many times what the trainer needs: in training, others use the processors too."""
+"""A rate is enough if it is this many times what the trainer needs: in training, the trainer uses the processors too."""
 
 AS_GOOD = 0.9
-"""A rate of at least this fraction of the best one is as good as the best: a worker that pays gains more, and chance less."""
+"""A rate of at least this fraction of the best is as good as the best: noise differs by less, and a useful worker adds more."""
 
 BUSY = 0.8
-"""If workers have something to read for less than this fraction of the time, they wait for the main process to take batches."""
+"""Workers that read for less than this fraction of the time wait for the main process to take batches."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +24,17 @@ class Measurement:
     Attributes:
         workers: number of workers.
         slots: batches that shared memory had room for.
-        cold: whether the files had been dropped from the page cache.
+        cold: whether the files had been dropped from the page cache before.
         first_batch: seconds until the first batch was ready, including the start of the workers.
-        rate: batches a second, each taken as soon as it was ready. This and all that follows are of the
-            round with the median rate.
+        rate: batches a second, each taken as soon as it was ready. This and what follows are those of the round with the median
+            rate.
         samples: samples a second.
         bytes: bytes a second.
         cpu: processor seconds for 1e9 bytes, including those of the main process.
-        processors: number of processors in use, on average.
-        memory: bytes of the workers, in which what they share counts once, and of the slots.
+        processors: average number of processors in use.
+        memory: bytes of the slots and of the workers; memory that workers share counts once.
         load: the fraction of the time in which workers had something to read, from 0 to 1.
         io_wait: the fraction of that time in which they waited for a disk or network, from 0 to 1.
-        rounds: how often it was measured.
-        spread: by how much the rates of the rounds differ: the largest less the smallest, as a fraction of the median.
 
     Examples:
         >>> tuning = tune(ids, labels, batch_size=4, workers=[0, 1], seconds=0.01)
@@ -59,20 +54,11 @@ class Measurement:
     memory: int
     load: float
     io_wait: float
-    rounds: int = 1
-    spread: float = 0.0
-
-
-def median(rounds: Sequence[Measurement]) -> Measurement:
-    """The round in the middle of several with the same number of workers, by rate."""
-    ranked = sorted(rounds, key=lambda one: one.rate)
-    middle = ranked[(len(ranked) - 1) // 2]
-    return replace(middle, rounds=len(ranked), spread=(ranked[-1].rate - ranked[0].rate) / middle.rate)
 
 
 def medians(rounds: Sequence[Sequence[Measurement]]) -> list[Measurement]:
-    """The median for each number of workers; each round has them in the same order."""
-    return [median(measured) for measured in zip(*rounds, strict=True)]
+    """For each number of workers the measurement with the median rate; each round has them in the same order."""
+    return [sorted(measured, key=lambda one: one.rate)[(len(measured) - 1) // 2] for measured in zip(*rounds, strict=True)]
 
 
 def is_settled(rounds: Sequence[Sequence[Measurement]], step_ms: float | None, processors: float) -> bool:
@@ -85,7 +71,7 @@ def recommend(measurements: Sequence[Measurement], step_ms: float | None, proces
     """The number of workers to use, and why.
 
     It is the smallest number that is enough for the trainer. If none is enough, or no step is given, it is the smallest that is
-    as good as the best. With 0 workers the trainer waits while a batch is read: that is enough only if it hardly slows it down.
+    as good as the best. With 0 workers the trainer waits for each batch: these are enough only if that hardly slows it down.
 
     Args:
         measurements: of different numbers of workers, at least one.
@@ -93,32 +79,35 @@ def recommend(measurements: Sequence[Measurement], step_ms: float | None, proces
         processors: number of available processors.
     """
     ranked = sorted(measurements, key=lambda one: one.workers)
-    if step_ms is not None:
-        for one in ranked:
-            spare = one.rate * step_ms / 1000
-            if spare >= (MARGIN if one.workers else 1 / LITTLE):
-                return one.workers, f"{_feeds(one, step_ms, spare)}; {_beyond(one, ranked, processors)}"
     with_workers = [one for one in ranked if one.workers] or ranked
-    best = max(one.rate for one in with_workers)
-    chosen = next(one for one in with_workers if one.rate >= AS_GOOD * best)
+    fastest = max(one.rate for one in with_workers)
+    enough = (one for one in ranked if step_ms is not None and _spare(one, step_ms) >= (MARGIN if one.workers else 1 / LITTLE))
+    as_good = (one for one in with_workers if one.rate >= AS_GOOD * fastest)
+    chosen = next(enough, None) or next(as_good)
+    return chosen.workers, f"{_does(chosen, step_ms)}; {_beyond(chosen, ranked, processors)}"
+
+
+def _spare(one: Measurement, step_ms: float) -> float:
+    """How many times the rate that the trainer needs."""
+    return one.rate * step_ms / 1000
+
+
+def _does(one: Measurement, step_ms: float | None) -> str:
+    s = "s" if one.workers == 1 else ""
     if step_ms is None:
-        words = f"{counted(chosen.workers)} {_verb(chosen, 'read')} {chosen.rate:,.1f} batches a second"
-    else:
-        words = _feeds(chosen, step_ms, chosen.rate * step_ms / 1000)
-    return chosen.workers, f"{words}; {_beyond(chosen, ranked, processors)}"
-
-
-def _feeds(one: Measurement, step_ms: float, spare: float) -> str:
+        return f"{counted(one.workers)} read{s} {one.rate:,.1f} batches a second"
+    spare = _spare(one, step_ms)
     if not one.workers:
         return f"without workers, reading adds {1 / spare:.0%} to a {step_ms:g} ms step"
     if spare < 1:
         return f"a {step_ms:g} ms step can't be fed: with {counted(one.workers)} a batch takes {1000 / one.rate:,.1f} ms"
-    enough = "" if spare >= MARGIN else " only"
-    return f"{counted(one.workers)} {_verb(one, 'feed')} a {step_ms:g} ms step with {spare:,.1f} x to spare{enough}"
+    return (
+        f"{counted(one.workers)} feed{s} a {step_ms:g} ms step with {spare:,.1f} x to spare{'' if spare >= MARGIN else ' only'}"
+    )
 
 
 def _beyond(chosen: Measurement, ranked: Sequence[Measurement], processors: float) -> str:
-    """What more workers than ``chosen`` would gain, or why they would gain nothing."""
+    """The gain of more workers than ``chosen``, or why there is none."""
     more = [one for one in ranked if one.workers > chosen.workers]
     if not more:
         return "more were not measured"
@@ -134,7 +123,3 @@ def _beyond(chosen: Measurement, ranked: Sequence[Measurement], processors: floa
 
 def counted(workers: int) -> str:
     return f"{workers} {'worker' if workers == 1 else 'workers'}"
-
-
-def _verb(one: Measurement, verb: str) -> str:
-    return f"{verb}s" if one.workers == 1 else verb

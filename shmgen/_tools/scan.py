@@ -1,7 +1,7 @@
 """Finds every sample that a loader could not read, before days of training.
 
-A scan is an epoch of a `Loader` that goes on where a sample can't be read. Of ``.npy`` files it first reads the headers alone:
-these are many times as fast, and show which of several shapes most files have.
+A scan is an epoch of a `Loader` that goes on after a sample that can't be read. Of ``.npy`` files it reads headers first, which
+takes a fraction of the time, and shows which shape most files have.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ import numpy as np
 from shmgen._plan.damage import Damaged
 from shmgen._samples.ids import kept
 from shmgen._samples.remedies import without_scan
-from shmgen._samples.sample_spec import RowSpec, SampleSpec
+from shmgen._samples.sample_spec import RowSpec, SampleSpec, check_smaller
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._sources.npy import Npy
 from shmgen._tools.npy_headers import TEXT, NpyHeaders, shape_and_dtype
-from shmgen._tools.progress import Progress
 from shmgen.errors import FormatError, InputError, SampleError
 from shmgen.loader import Loader
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from shmgen._sources.base import Source, SourceField
 
 BATCH_BYTES, MAX_BATCH = 4 << 20, 1024
-"""Samples of a batch: as many as take this many bytes, but no more than these."""
+"""The most bytes, and the most samples, of a batch."""
 
 
 class Kind(NamedTuple):
@@ -45,7 +44,7 @@ class Kind(NamedTuple):
         dtype: of each, byte order included.
         files: number of files.
         bytes: of their data.
-        reason: why a loader would not take them: what was expected, and what was found. None if it would.
+        reason: why a loader would refuse them: what was expected, and what was found. None if it would not.
     """
 
     shape: tuple[int, ...]
@@ -57,16 +56,18 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class ScanReport:
-    """What a scan has found.
+    """The result of a scan.
 
     Attributes:
         samples: number of samples that were looked at.
         seconds: duration of the scan.
         damaged: the samples that a loader can't read, with the reasons, in the order of the ids.
-        good: the ids of all others, in their order: what ``list_IDs`` takes.
+        good: the ids of all others, in their order, as ``list_IDs`` takes them.
         kinds: of ``.npy`` files: shapes and dtypes, the most frequent first; of other sources, none.
         expected: of ``.npy`` files: the shapes of files that fit, and the dtype that they are cast to; else None.
-        remarks: what is no damage, but may come as a surprise.
+        lengths: of a folder of ``.npy`` files: the size of the first axis by id, of all good ids, as ``lengths=`` of a loader
+            takes them; empty for other sources, and for files without axes.
+        remarks: surprises that are no damage.
         complete: whether all samples were looked at: false where the command was interrupted.
 
     Examples:
@@ -81,6 +82,7 @@ class ScanReport:
     good: list[Any] = field(repr=False)
     kinds: tuple[Kind, ...] = ()
     expected: RowSpec | None = None
+    lengths: dict[Any, int] = field(default_factory=dict, repr=False)
     remarks: tuple[str, ...] = ()
     complete: bool = True
 
@@ -92,21 +94,21 @@ def scan(
     full: bool = False,
     workers: int | Literal["auto"] = "auto",
     timeout: float | None = 60.0,
-    progress: Callable[[Progress], object] = lambda _: None,
+    progress: Callable[[int, int, str], object] = lambda *_: None,
 ) -> ScanReport:
-    """Find every sample that a `Loader` could not read: with one look at each, in worker processes, whatever happens there.
+    """Find every sample that a `Loader` could not read: in worker processes, whatever happens to these.
 
-    Of ``.npy`` files the headers and sizes are looked at; the expected shape and dtype are those of most files, where `Npy` is
-    not given any. All other samples are read, and must be as the first one that can be read. A sample that ends a worker, or
-    does not end within ``timeout``, is named too.
+    Of ``.npy`` files, headers and sizes are checked; the expected shape and dtype are those of most files, unless `Npy` is given
+    others. All other samples are read, and must have shape and dtype of the first one that can be read. A sample that ends a
+    worker, or is not read within ``timeout``, is named too.
 
     Args:
         source: as for a `Loader`; or the folder of ``.npy`` files, or its URL.
-        ids: of all samples. One that is there twice is looked at once.
+        ids: of all samples. One that is there twice is checked once.
         full: read all data of ``.npy`` files too. Of any source, NaN and infinite numbers are damage then.
         workers: processes that read, as for a `Loader`.
-        timeout: seconds after which a read that has not ended is given up, as for a `Loader`.
-        progress: called whenever there is progress.
+        timeout: seconds after which a read is given up, as for a `Loader`.
+        progress: called again and again with the number of samples that are done, that of all, and what was found among them.
 
     Raises:
         InputError: an argument is wrong, or the source can't be used for these ids. All errors of `Loader` but `SampleError` may
@@ -124,7 +126,7 @@ def scan(
 
 
 class Scan:
-    """A scan that can be asked what it has found so far. Its arguments are those of `scan`."""
+    """A scan whose results so far can be read at any time. Its arguments are those of `scan`."""
 
     def __init__(
         self,
@@ -143,24 +145,24 @@ class Scan:
         self._workers = workers
         self._timeout = timeout
         self._damaged: dict[Any, Damaged] = {}
-        # What `NpyHeaders` say, and the ids of the files that say it.
+        # By row of `NpyHeaders`: the ids of the files with such a header.
         self._headers: dict[bytes, list[Any]] = {}
         self._samples = 0
         self._seconds = 0.0
         self._complete = False
 
-    def run(self, progress: Callable[[Progress], object] = lambda _: None) -> None:
+    def run(self, progress: Callable[[int, int, str], object] = lambda *_: None) -> None:
         """Look at all samples. May be called once."""
         begun = time.monotonic()
         source, ids = self._source, self._ids
-        looks = isinstance(source, Npy) and source.given.pad_value is None  # rows of padded files may have any shape
+        looks = isinstance(source, Npy)
         total = len(ids) * (1 + (looks and self._full))
 
         def told(passed: Iterator[Batch]) -> Iterator[Batch]:
             for batch in passed:
                 yield batch
                 self._samples += len(batch.ids)
-                progress(Progress(self._samples, total, f"{len(self._damaged):,} damaged" if self._damaged else ""))
+                progress(self._samples, total, f"{len(self._damaged):,} damaged" if self._damaged else "")
 
         try:
             if looks:
@@ -180,25 +182,30 @@ class Scan:
             self._seconds = time.monotonic() - begun
 
     def readable(self) -> tuple[Any, list[Any]]:
-        """The source, with the dtype of most files, and the ids of the files that it can read, as far as headers tell."""
+        """The source, with the dtype of most files, and the ids of the files that it can read, by their headers."""
         report, source = self.report(), copy(self._source)
         if report.expected is not None:
             source.given = source.given._replace(dtype=report.expected.dtype)
         return source, report.good
 
     def report(self) -> ScanReport:
-        """What has been found so far."""
+        """The result so far."""
         damaged = dict(self._damaged)
-        kinds, expected, remarks = [], None, []
+        kinds: list[Kind] = []
+        expected, remarks = None, list[str]()
+        lengths: dict[Any, int] = {}
         if self._headers:
             given = self._source.given
-            headers = [(shape_and_dtype(text), ids) for text, ids in self._headers.items()]
-            kinds = [Kind(shape, dtype, len(ids), _bytes(shape, dtype, len(ids))) for (shape, dtype), ids in headers]
+            for text, ids in self._headers.items():
+                shape, dtype = shape_and_dtype(text)
+                kinds.append(Kind(shape, dtype, len(ids), math.prod(shape) * dtype.itemsize * len(ids)))
             expected, reasons = judge(kinds, given)
-            for place, (_, ids) in enumerate(headers):
-                if (reason := reasons[place]) is not None:
-                    kinds[place] = kinds[place]._replace(reason=reason)
-                    damaged |= {id: Damaged(id, self._source.path(id), reason) for id in ids}
+            kinds = [kind._replace(reason=reason) for kind, reason in zip(kinds, reasons, strict=True)]
+            for kind, ids in zip(kinds, self._headers.values(), strict=True):
+                if kind.reason is not None:
+                    damaged |= {id: Damaged(id, self._source.path(id), kind.reason) for id in ids}
+                elif kind.shape:
+                    lengths |= dict.fromkeys((id for id in ids if id not in damaged), kind.shape[0])
             remarks = _remarks(kinds, expected, given)
         return ScanReport(
             samples=self._samples,
@@ -207,6 +214,7 @@ class Scan:
             good=[id for id in self._ids if id not in damaged],
             kinds=tuple(sorted(kinds, key=lambda kind: -kind.files)),
             expected=expected,
+            lengths=lengths,
             remarks=tuple(remarks),
             complete=self._complete,
         )
@@ -226,11 +234,9 @@ class Scan:
 
 
 class Batch(NamedTuple):
-    """Some samples as they were read.
+    """Some samples: their ids, and the arrays of all fields, in which rows of damaged samples hold any numbers.
 
-    Attributes:
-        ids: of the samples.
-        arrays: of all fields; the rows of damaged samples may hold anything. None where no sample could be read.
+    There are no arrays if no sample could be read.
     """
 
     ids: list[Any]
@@ -240,12 +246,12 @@ class Batch(NamedTuple):
 def read_all(
     source: Any, ids: Sequence[Any], damaged: dict[Any, Damaged], workers: int | Literal["auto"], timeout: float | None
 ) -> Iterator[Batch]:
-    """Read all samples, in their order, and go on where one can't be read: each is in one of the batches.
+    """Read all samples in their order; those that can't be read are in batches, too.
 
     Args:
         source: as for a `Loader`.
-        ids: of the samples; each is there once.
-        damaged: by id: samples that can't be read are added to it before the batch that they are in is returned.
+        ids: of the samples, each once.
+        damaged: by id. Samples that can't be read are added to it before their batch is yielded.
         workers: as for a `Loader`.
         timeout: as for a `Loader`.
     """
@@ -254,7 +260,7 @@ def read_all(
         try:
             spec = BatchSpec(source, None, None, [ids[start]], is_sample=True)
             row_bytes = sum(field.row_bytes for field in spec.bind())
-        except SampleError as error:  # shape and dtype are those of the first that can be read
+        except SampleError as error:  # the first sample that can be read decides shape and dtype
             damaged[error.id] = _found(error)
             start += 1
             yield Batch([error.id], [])
@@ -279,7 +285,7 @@ def read_all(
             some = list(ids[first : first + size])
             try:
                 batch = next(batches)
-            except SampleError as error:  # what reads it can't be killed: the others are read again
+            except SampleError as error:  # its worker can't be killed, which ends the loader: the others are read again
                 damaged[error.id] = _found(error)
                 yield Batch([error.id], [])
                 rest = [id for id in some if id != error.id]
@@ -305,12 +311,8 @@ def _found(error: SampleError | Damaged) -> Damaged:
     return Damaged(error.id, error.path, without_scan(error.reason))
 
 
-def _bytes(shape: tuple[int, ...], dtype: np.dtype[np.generic], files: int) -> int:
-    return math.prod(shape) * dtype.itemsize * files
-
-
 def _not_finite(row: np.ndarray) -> str:
-    """What is wrong with a row that holds NaN or infinite numbers; empty where it holds none."""
+    """The error of a row with NaN or infinite numbers; empty if it has none."""
     finite = np.isfinite(row)
     if finite.all():
         return ""
@@ -322,14 +324,14 @@ def _not_finite(row: np.ndarray) -> str:
 
 
 def judge(kinds: Sequence[Kind], given: SampleSpec) -> tuple[RowSpec | None, list[str | None]]:
-    """What a loader for most of the files expects; and for each kind why it would not take it, None if it would.
+    """The row that a loader for most of the files expects; and for each kind the reason why it is refused, or None.
 
     The answer is that of `Npy` with ``given`` if its first file is of the most frequent kind that ``given`` allows.
     """
     rows = Counter[RowSpec]()
     for kind in sorted(kinds, key=lambda kind: (-kind.files, kind.shape, kind.dtype.str)):
         with suppress(FormatError):
-            rows[_row(kind, given)] += kind.files
+            rows[_checked(kind, given, None)] += kind.files
     shapes = Counter[tuple[tuple[int, ...], ...]]()
     for row, files in rows.items():
         shapes[row.shapes] += files
@@ -339,21 +341,24 @@ def judge(kinds: Sequence[Kind], given: SampleSpec) -> tuple[RowSpec | None, lis
 
 def _reason(kind: Kind, expected: RowSpec | None, given: SampleSpec) -> str | None:
     try:
-        row = _row(kind, given) if expected is None or 0 in kind.shape else expected
-        row.check(kind.shape, kind.dtype)
+        _checked(kind, given, expected)
     except FormatError as error:
         return str(error)
     return None
 
 
-def _row(kind: Kind, given: SampleSpec) -> RowSpec:
-    """The row of a loader with ``given`` whose first file is of ``kind``.
+def _checked(kind: Kind, given: SampleSpec, row: RowSpec | None) -> RowSpec:
+    """``row``; by default that of a loader with ``given`` whose first file is of ``kind``.
 
     Raises:
-        FormatError: it does not take such a first file.
+        FormatError: a file of ``kind`` does not fit.
     """
-    row = given.row(kind.shape, kind.dtype)
+    is_padded = given.pad_value is not None
+    if row is None or (0 in kind.shape and not is_padded):
+        row = given.row(kind.shape, kind.dtype, varies=is_padded)
     row.check(kind.shape, kind.dtype)
+    if is_padded:
+        check_smaller(kind.shape, row.shape)
     return row
 
 

@@ -1,6 +1,7 @@
-"""How the command line shows what it has done: a progress bar, tables, JSON, a plot.
+"""The output of the command line: a progress bar, tables, JSON, a plot.
 
-A name may be anything: it is no markup, letters that the stream's encoding lacks are escaped, and `shown` escapes controls.
+A file's name may hold any characters: they are not markup, those that the stream can't encode are escaped, and `shown` escapes
+control characters.
 """
 
 from __future__ import annotations
@@ -8,13 +9,12 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
-from shmgen._tools.progress import Progress
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ MAX_ROWS = 20
 """The most rows of a table: a folder may have as many shapes, or reasons, as files."""
 
 MAX_NAMED = 3
-"""The most ids that are named for one reason."""
+"""The most ids that a row names."""
 
 WIDTH = 120
 """Columns of a table if standard output is no terminal."""
@@ -44,34 +44,29 @@ def has_rich() -> bool:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[Progress], None]]:
-    """Show a bar on standard error, if that is a terminal; gives the function to call with the progress.
-
-    Args:
-        what: is counted.
-    """
+def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show a bar on standard error, if that is a terminal; gives the function to call with the progress in counting ``what``."""
     if not (sys.stderr.isatty() and has_rich()):
-        yield lambda _: None
+        yield lambda *_: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (BarColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), TimeRemainingColumn())
     # A thread that draws more often would disturb a measurement.
-    with Bar(*columns, console=Console(stderr=True), refresh_per_second=2, transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2, transient=True) as bar:
         task = bar.add_task("", total=None)
 
-        def show(progress: Progress) -> None:
-            words = f"{progress.done:,} of {progress.total:,} {what}{progress.now and f', {progress.now}'}"
-            bar.update(task, completed=progress.done, total=progress.total, description=words)
+        def show(done: int, total: int, now: str) -> None:
+            words = f"{done:,} of {total:,} {what}{now and f', {now}'}"
+            bar.update(task, completed=done, total=total, description=words)
 
         yield show
 
 
 @contextmanager
 def printed() -> Iterator[Any]:
-    """A console, all that is printed on which goes to standard output at the end."""
+    """A console whose output goes to standard output at the end."""
     from rich.console import Console
 
     console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
@@ -83,35 +78,33 @@ def printed() -> Iterator[Any]:
         sys.stdout.write(line.rstrip() + "\n")
 
 
-def table(titles: Iterable[tuple[str, str]], rows: Iterable[Sequence[str]]) -> Any:
-    """A table.
-
-    Args:
-        titles: of its columns, each with "left" or "right".
-        rows: of cells.
-    """
+def table(titles: Iterable[tuple[str, str]], rows: Sequence[Sequence[str]]) -> Any:
+    """A table with columns of these titles, each with "left" or "right", and these rows of cells."""
     from rich import box
     from rich.table import Table
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title, side in titles:
-        made.add_column(title, justify=side, no_wrap=side == "right", overflow="fold")  # type: ignore[arg-type]
+    for place, (title, side) in enumerate(titles):
+        # Titles may be broken into lines, but not numbers.
+        widest = max(len(row[place]) for row in rows) if side == "right" else None
+        made.add_column(title, justify=side, min_width=widest, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         made.add_row(*row)
     return made
 
 
 def damaged_table(damaged: Iterable[Damaged]) -> Any:
-    """What is damaged, and why: a row for each reason, with some ids."""
-    by_reason = sorted(damaged, key=lambda one: one.reason)
-    groups = sorted((list(group) for _, group in groupby(by_reason, lambda one: one.reason)), key=lambda group: -len(group))
+    """A row for each reason of damage, the most frequent first, with some ids."""
+    by_reason = defaultdict(list)
+    for one in damaged:
+        by_reason[one.reason].append(shown(str(one.id)))
+    groups = sorted(by_reason.items(), key=lambda group: -len(group[1]))
     rows = []
-    for group in groups[:MAX_ROWS]:
-        more = f" and {len(group) - MAX_NAMED:,} more" if len(group) > MAX_NAMED else ""
-        named = ", ".join(shown(str(one.id)) for one in group[:MAX_NAMED])
-        rows.append([f"{len(group):,}", shown(group[0].reason), named + more])
+    for reason, ids in groups[:MAX_ROWS]:
+        more = f" and {len(ids) - MAX_NAMED:,} more" if len(ids) > MAX_NAMED else ""
+        rows.append([f"{len(ids):,}", shown(reason), ", ".join(ids[:MAX_NAMED]) + more])
     if rest := groups[MAX_ROWS:]:
-        rows.append([f"{sum(map(len, rest)):,}", f"{len(rest):,} other reasons", "--json names all"])
+        rows.append([f"{sum(len(ids) for _, ids in rest):,}", f"{len(rest):,} other reasons", "--json names all"])
     return table([("samples", "right"), ("damaged", "left"), ("ids", "left")], rows)
 
 
@@ -123,18 +116,17 @@ def size(count: int) -> str:
 
 
 def shown(name: str) -> str:
-    """``name``, or its `repr` if it holds what can't be printed."""
+    """``name``, or its `repr` if it has control characters."""
     return name if name.isprintable() else repr(name)
 
 
-def write_json(content: dict[str, Any], file: IO[str]) -> None:
-    """Write a JSON object on one line."""
-    json.dump(content, file)
-    file.write("\n")
+def write_json(content: dict[str, Any]) -> None:
+    """Print a JSON object on one line."""
+    sys.stdout.write(f"{json.dumps(content)}\n")
 
 
 def print_scan(report: ScanReport, data: str, full: bool) -> None:
-    """Print what a scan of ``data`` has found."""
+    """Print the result of a scan of ``data``."""
     what = "headers and sizes" if report.kinds and not full else "all data"
     kinds = [
         [str(kind.shape), str(kind.dtype), f"{kind.files:,}", size(kind.bytes), "damaged" if kind.reason else "good"]
@@ -158,7 +150,7 @@ def print_scan(report: ScanReport, data: str, full: bool) -> None:
 
 
 def scan_json(report: ScanReport, data: str, full: bool) -> dict[str, Any]:
-    """The same, for scripts."""
+    """The same for scripts."""
     expected = report.expected
     return {
         "data": data,
@@ -174,7 +166,7 @@ def scan_json(report: ScanReport, data: str, full: bool) -> dict[str, Any]:
 
 
 def print_packed(packed: Packed, target: str) -> None:
-    """Print what a pack has done."""
+    """Print the result of a pack."""
     with printed() as console:
         if packed.damaged:
             console.print(damaged_table(packed.damaged))
@@ -193,7 +185,7 @@ def counted(samples: int) -> str:
 
 
 def print_tuning(tuning: Tuning, folder: str) -> None:
-    """Print what `tune` has found."""
+    """Print the result of `tune`."""
     warm, cold = _by_warmth(tuning)
     titles = ["workers", "samples/s", "MB/s", "ms/batch", "first batch", "CPU s/GB", "memory", "I/O wait"]
     titles += ["cold samples/s", "first batch"] if cold else []
@@ -218,15 +210,15 @@ def print_tuning(tuning: Tuning, folder: str) -> None:
             f"{shown(folder)}: {tuning.samples:,}{part} samples in batches of {tuning.batch_size}, {warm[0].slots} slots, "
             "read again and again"
         )
-        console.print(table([*((title, "right") for title in titles), ("", "left")], rows))
+        console.print(table([(title, "right") for title in (*titles, "")], rows))
         console.print("I/O wait: the part of the time with something to read in which workers waited for a disk or network")
         for remark in tuning.remarks:
             console.print(remark)
         console.print(f"workers={tuning.workers}: {tuning.reason}")
 
 
-def figure_format(name: str) -> str:
-    """The format that the name of a plot asks for.
+def check_plot(name: str) -> None:
+    """Make sure that a plot can be drawn into a file of this name.
 
     Raises:
         InputError: there is no matplotlib, or it has no such format.
@@ -235,14 +227,12 @@ def figure_format(name: str) -> str:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
         raise InputError("--plot needs matplotlib: pip install matplotlib") from None
-    formats: dict[str, str] = FigureCanvasBase.get_supported_filetypes()
-    format = Path(name).suffix.removeprefix(".").lower()
-    if format not in formats:
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if PurePath(name).suffix[1:].lower() not in formats:
         raise InputError(f"--plot {name}: expected a name that ends in one of .{', .'.join(sorted(formats))}")
-    return format
 
 
-def write_plot(tuning: Tuning, file: IO[bytes], format: str) -> None:
+def write_plot(tuning: Tuning, name: str) -> None:
     """Draw the rates by workers, and the rate that the trainer needs."""
     # Without pyplot, a figure needs no display, and nothing stays open.
     from matplotlib.figure import Figure
@@ -264,7 +254,7 @@ def write_plot(tuning: Tuning, file: IO[bytes], format: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(tuning.reason, fontsize="medium", wrap=True)
     figure.legend(loc="outside lower center", ncols=3)  # within the axes it would hide lines
-    figure.savefig(file, format=format)
+    figure.savefig(name)
 
 
 def _by_warmth(tuning: Tuning) -> tuple[list[Measurement], list[Measurement]]:

@@ -1,21 +1,20 @@
 """Measures how fast batches come with several numbers of workers, and says which number to use.
 
-Each measurement reads the first batches of the same epoch, which have been read once before: so none finds more of them in the
-page cache than another. All numbers are measured in turn, in several rounds, so that no number alone suffers from what else the
-machine does. There are more rounds as long as leaving one out would change the answer.
+Each measurement reads the first batches of the same epoch, which have been read once before, so that all find the same files in
+the page cache. All numbers are measured in turn, in several rounds, so that what else the machine does favours none of them.
+There are more rounds as long as leaving one out would change the answer.
 """
 
 from __future__ import annotations
 
-import errno
+import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, fields, replace
-from itertools import islice
-from typing import Any
+from itertools import count, islice
 
 import psutil
 
@@ -25,8 +24,6 @@ from shmgen._memory.limits import available, processors
 from shmgen._plan.sampler import BatchId
 from shmgen._plan.stats import Stats
 from shmgen._samples.ids import take
-from shmgen._samples.npy_format import OPEN_FLAGS
-from shmgen._tools.progress import Progress
 from shmgen._tools.recommend import Measurement, counted, is_settled, medians, recommend
 from shmgen.errors import InputError
 from shmgen.loader import Loader
@@ -50,11 +47,8 @@ CACHED = 0.5
 PROBES = 32
 """Files that are looked at to find out whether the page cache has dropped them."""
 
-SPREAD = 0.25
-"""A fraction by which the rates of rounds differ; above it, a remark says so."""
-
 IDLE = 0.25
-"""Load average, for each processor, above which a remark says that others use the processors."""
+"""Load average, for each processor, above which a remark says that other programs use the processors."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ class Tuning:
         of: number of all samples.
         processors: number of available processors.
         measurements: those with files in the page cache, by workers, then those with cold files.
-        remarks: what could not be measured, and what the choice is based on.
+        remarks: warnings of the loader, what could not be measured, and what the choice is based on.
 
     Examples:
         >>> tuning = tune(ids, labels, batch_size=4, workers=[1], seconds=0.01)
@@ -98,7 +92,7 @@ class TuneOptions(DataOptions):
         step_ms: milliseconds that the trainer takes for a batch; without it, the highest rate is aimed at.
         seconds: how long each number is measured, at least, in all rounds together.
         cold: also measure each number with files that are not in the page cache.
-        progress: called before each measurement.
+        progress: called before each measurement with the number of measurements done, that of all, and what is measured.
     """
 
     _: KW_ONLY
@@ -106,7 +100,7 @@ class TuneOptions(DataOptions):
     step_ms: float | None = None
     seconds: float = 2.0
     cold: bool = False
-    progress: Callable[[Progress], object] = lambda _: None
+    progress: Callable[[int, int, str], object] = lambda *_: None
 
     def __post_init__(self) -> None:
         if self.step_ms is not None:
@@ -140,38 +134,48 @@ def tune(options: TuneOptions) -> Tuning:
         >>> tuning.workers
         1
     """
-    remarks = []
-    if (load := os.getloadavg()[0]) > IDLE * processors():
-        remarks.append(f"others may have taken part of the {processors():g} processors: the load was {load:.1f} before it began")
-    rounds = Rounds(list(options.workers), options.step_ms, options.progress)
-    rounds.tell("reading")
-    batches, samples, sample_bytes = _read_once(options, rounds.counts[-1])
-    files = _files(options, _first_ids(options, batches)) if options.cold else []
-    why = ("not asked for" if not options.cold else "it is not known which files are read") if not files else forget(files)
-    if options.cold and why:
-        remarks.append(f"cold not measured: {why}")
-    size, room = len(options.ids) * sample_bytes, available()
-    too_large = size > room and bool(_files(options, [options.ids[0]]))
-    cold_rounds = 0 if why else ROUNDS if too_large else 1
-    rounds.total += cold_rounds * len(rounds.counts)
+    counts, cpus, done = list(options.workers), processors(), count()
 
-    def measure(count: int, *, cold: bool) -> Measurement:
-        if cold:
-            forget(files)
-        return _measure(options, count, batches, options.seconds / (cold_rounds if cold else ROUNDS), cold=cold)
+    def tell(now: str) -> None:
+        at = next(done)
+        options.progress(at, max(at, 1 + ROUNDS * len(counts) * (1 + with_cold)), now)
 
-    warm = rounds.measure(measure, decides=not (too_large and cold_rounds))
-    colds = rounds.measure(measure, cold=True, least=cold_rounds, decides=too_large) if cold_rounds else []
-    rounds.tell("")
+    def settled(rounds: Rounds) -> bool:
+        return is_settled(rounds, options.step_ms, cpus)
+
+    def rounds(*, cold: bool, decide: bool) -> Rounds:
+        def measure(workers: int) -> Measurement:
+            tell(counted(workers) + ", cold" * cold)
+            if cold:
+                forget(files)
+            return _measure(options, workers, batches, cold=cold)
+
+        return in_rounds(measure, counts, settled if decide else lambda _: True)
+
+    remarks, with_cold = [], options.cold
+    if (load := os.getloadavg()[0]) > IDLE * cpus:
+        remarks.append(f"other programs may have used the {cpus:g} processors: the load was {load:.1f} before it began")
+    with _warnings() as said:
+        tell("reading")
+        batches, samples, sample_bytes = _read_once(options, counts[-1])
+        files = _files(options, batches)
+        if with_cold and (why := forget(files) if files else "it is not known which files are read"):
+            remarks.append(f"cold not measured: {why}")
+            with_cold = False
+        size, room = len(options.ids) * sample_bytes, available()
+        too_large = bool(files) and size > room
+        deciding = warm = rounds(cold=False, decide=not (with_cold and too_large))
+        colds = rounds(cold=True, decide=too_large) if with_cold else []
+        if colds and too_large:
+            deciding = colds
+        tell("")
     if too_large:
         rates = "the cold rates count" if colds else "the rates of cold files would tell more"
         remarks.append(f"{size / 1e9:,.1f} GB of samples do not fit in {room / 1e9:,.1f} GB of memory: {rates}")
     elif colds:
         remarks.append("the samples fit in memory: the warm rates count, the cold ones are the first epoch's")
-    best, reason = recommend(colds if too_large and colds else warm, options.step_ms, processors())
-    if (spread := max(one.spread for one in (*warm, *colds))) > SPREAD:
-        remarks.append(f"the rates of a number differ by up to {spread:.0%} from round to round: others may use the machine")
-    if not rounds.settled:
+    best, reason = recommend(medians(deciding), options.step_ms, cpus)
+    if not settled(deciding):
         remarks.append(f"after {MAX_ROUNDS} rounds the answer still depends on which of them is left out: it is a close one")
     return Tuning(
         workers=best,
@@ -180,60 +184,42 @@ def tune(options: TuneOptions) -> Tuning:
         batch_size=options.batch_size,
         samples=samples,
         of=len(options.ids),
-        processors=processors(),
-        measurements=(*warm, *colds),
-        remarks=tuple(remarks),
+        processors=cpus,
+        measurements=(*medians(warm), *medians(colds)),
+        remarks=(*said.values(), *remarks),
     )
 
 
-class Rounds:
-    """Measures all numbers of workers in turn, in as many rounds as it takes.
+Rounds = list[list[Measurement]]
+"""Rounds of measurements, each of which has one for each number of workers, in the same order."""
 
-    Args:
-        counts: the numbers of workers.
-        step_ms: milliseconds that the trainer takes for a batch.
-        progress: called before each measurement.
 
-    Attributes:
-        counts: see above.
-        total: how many measurements there will be, as far as is known.
-        settled: whether the answer no longer depends on which round is left out.
-    """
+def in_rounds(measure: Callable[[int], Measurement], counts: Sequence[int], settled: Callable[[Rounds], bool]) -> Rounds:
+    """Measure each number of workers in `ROUNDS` rounds, and in more until they are ``settled``."""
+    rounds: Rounds = []
+    while len(rounds) < ROUNDS or (len(rounds) < MAX_ROUNDS and not settled(rounds)):
+        # To and fro: what changes while a round lasts favours neither few workers nor many.
+        measured = {workers: measure(workers) for workers in counts[:: -1 if len(rounds) % 2 else 1]}
+        rounds.append([measured[workers] for workers in counts])
+    return rounds
 
-    def __init__(self, counts: list[int], step_ms: float | None, progress: Callable[[Progress], object]) -> None:
-        self.counts = counts
-        self.total = 1 + ROUNDS * len(counts)
-        self.settled = True
-        self._step_ms = step_ms
-        self._progress = progress
-        self._done = -1
 
-    def tell(self, now: str) -> None:
-        """Say what is measured now; empty for the end."""
-        self._done = self._done + 1 if now else self.total
-        self._progress(Progress(self._done, self.total, now))
+@contextmanager
+def _warnings() -> Iterator[dict[object, str]]:
+    """The first warning of each kind that loaders log, which would otherwise be shown for each of dozens of loaders."""
+    said: dict[object, str] = {}
 
-    def measure(
-        self, measure: Callable[..., Measurement], *, cold: bool = False, least: int = ROUNDS, decides: bool = True
-    ) -> list[Measurement]:
-        """The median measurement with each number of workers, of ``least`` rounds, or of more if these decide the answer."""
-        rounds: list[list[Measurement]] = []
-        while len(rounds) < least or (decides and len(rounds) < MAX_ROUNDS and not self._is_settled(rounds)):
-            if len(rounds) >= least:
-                self.total += len(self.counts)
-            measured = {}
-            # To and fro: what changes while a round lasts is to favour neither few workers nor many.
-            for count in self.counts[:: -1 if len(rounds) % 2 else 1]:
-                self.tell(counted(count) + ", cold" * cold)
-                measured[count] = measure(count, cold=cold)
-            rounds.append([measured[count] for count in self.counts])
-        if decides:
-            self._is_settled(rounds)
-        return medians(rounds)
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.setdefault((record.pathname, record.lineno), record.getMessage())
 
-    def _is_settled(self, rounds: list[list[Measurement]]) -> bool:
-        self.settled = is_settled(rounds, self._step_ms, processors())
-        return self.settled
+    handler = Handler(logging.WARNING)
+    logger = logging.getLogger("shmgen")
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
 
 
 def _read_once(options: TuneOptions, workers: int) -> tuple[int, int, float]:
@@ -254,24 +240,23 @@ def _read_once(options: TuneOptions, workers: int) -> tuple[int, int, float]:
         return stats.batches, stats.samples, stats.bytes / stats.samples
 
 
-def _measure(options: TuneOptions, workers: int, batches: int, seconds: float, *, cold: bool) -> Measurement:
-    """Read the first ``batches`` for ``seconds``; again and again if they are all, and not to be ``cold``."""
-    begun, used = time.monotonic(), _used([])
+def _measure(options: TuneOptions, workers: int, batches: int, *, cold: bool) -> Measurement:
+    """Read the first ``batches`` for a round's part of the time; all batches of an epoch again and again, unless ``cold``."""
+    seconds, begun = options.seconds / ROUNDS, time.monotonic()
     with options.loader(workers) as loader:
         again = not cold and batches == len(loader)
-        taken = _endless(loader) if again else islice(loader, batches)
+        taken = (batch for _ in (count() if again else range(1)) for batch in islice(loader, batches))
         next(taken)
-        start = time.monotonic()
+        start, before = time.monotonic(), Stats()
         first_batch = start - begun
-        state, before = loader.state, Stats()
-        pids, slots = [worker.pid for worker in state.workers], len(state.slots)
-        if again or batches > slots + MIN_BATCHES:
-            if not cold:  # batches that were read ahead say nothing about the rate
-                for _ in islice(taken, slots):
-                    if time.monotonic() > start + seconds:
-                        break
-                start = time.monotonic()
-            before, used = loader.stats, _used(pids)
+        pids, slots = [worker.pid for worker in loader.state.workers], len(loader.state.slots)
+        if not cold and (again or batches > slots + MIN_BATCHES):
+            # Batches that were read ahead say nothing about the rate.
+            for _ in islice(taken, slots):
+                if time.monotonic() > start + seconds:
+                    break
+            start, before = time.monotonic(), loader.stats
+        used = _used(pids)
         for _ in taken:
             if time.monotonic() > start + seconds and loader.stats.since(before).batches >= MIN_BATCHES:
                 break
@@ -283,7 +268,7 @@ def _measure(options: TuneOptions, workers: int, batches: int, seconds: float, *
             slots,
             cold,
             first_batch,
-            seen.samples_per_second * options.sampler.shard.world / options.batch_size,
+            seen.rate,
             seen.samples_per_second,
             seen.bytes_per_second,
             used / (seen.bytes / 1e9),
@@ -294,19 +279,10 @@ def _measure(options: TuneOptions, workers: int, batches: int, seconds: float, *
         )
 
 
-def _endless(loader: Loader) -> Iterator[object]:
-    while True:
-        yield from loader
-
-
-def _first_ids(options: TuneOptions, batches: int) -> list[Any]:
-    """The ids of the first ``batches`` of the epoch."""
-    batches_ids = (take(options.ids, options.sampler[BatchId(options.epoch, number)]) for number in range(batches))
-    return [id for ids in batches_ids for id in ids]
-
-
-def _files(options: TuneOptions, ids: Sequence[Any]) -> list[str]:
-    """The files that these samples are read from; none if that is not known."""
+def _files(options: TuneOptions, batches: int) -> list[str]:
+    """The files that the epoch's first ``batches`` are read from; none if that is not known."""
+    samples = (options.sampler[BatchId(options.epoch, batch)] for batch in range(batches))
+    ids = [id for batch in samples for id in take(options.ids, batch)]
     options.spec.bind(options.transformed)
     readers = [reader for reader in options.spec.readers.values() if not reader.in_main_process]
     places = list(dict.fromkeys(getattr(reader, "file", None) or reader.place(id) for reader in readers for id in ids))
@@ -331,22 +307,17 @@ def _memory(pid: int) -> int:
 
 
 def forget(files: Sequence[str]) -> str | None:
-    """Drop ``files`` from the page cache; the reason if it still has them."""
+    """Drop ``files`` from the page cache; returns why that can't be done, or None."""
     os.sync()  # data that are not on the disk yet can't be dropped
+    probes = frozenset(files[:: max(1, len(files) // PROBES)])
     held = 0
-    probes = frozenset(range(0, len(files), max(1, len(files) // PROBES)))
-    for number, name in enumerate(files):
-        try:
-            fd = os.open(name, OPEN_FLAGS | os.O_NONBLOCK)
-        except OSError as error:
-            return f"{name}: {error.strerror}"
-        try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            held += number in probes and _is_held(fd)
-        except OSError as error:
-            return "this file system can't tell what is in memory" if error.errno == errno.EOPNOTSUPP else str(error)
-        finally:
-            os.close(fd)
+    try:
+        for name in files:
+            with open(name, "rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                held += name in probes and _is_held(file.fileno())
+    except OSError as error:
+        return str(error)
     return "this file system keeps its files in memory" if 2 * held > len(probes) else None
 
 

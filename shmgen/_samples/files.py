@@ -1,0 +1,65 @@
+"""Files by their names: which a source reads, and which lie below a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+from typing import NamedTuple
+
+SHOWN = 3
+"""Names that an error shows."""
+
+
+class FileKind(NamedTuple):
+    """The files that a source reads.
+
+    Attributes:
+        suffixes: that their names end in, in lower case.
+        plural: what they are called.
+    """
+
+    suffixes: tuple[str, ...]
+    plural: str
+
+    def has(self, name: str) -> bool:
+        """Whether a file of this name is one."""
+        return name.lower().endswith(self.suffixes)
+
+    def stem(self, name: str) -> str:
+        """A file's name without the suffix."""
+        return name[: name.rindex(".")] if self.has(name) else name
+
+
+NPY = FileKind((".npy",), ".npy files")
+
+NPZ = FileKind((".npz",), ".npz files")
+
+IMAGES = FileKind((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"), "images")
+
+
+def files_below(folder: str, unreadable: Callable[[OSError], object]) -> list[str]:
+    """The paths, from ``folder`` on, of all files in it and in its sub-folders, sorted.
+
+    Names that begin with a dot are left out: macOS writes ``._x.npy`` beside ``x.npy``, for instance. Links to folders are
+    followed, but not to a folder that the link is in.
+
+    Args:
+        folder: its path.
+        unreadable: called with the error of each folder that can't be listed.
+    """
+    found = []
+    for path, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(os.path.join(path, name))]
+        prefix = os.path.join(path[len(folder) :].lstrip("/"), "")
+        found += [prefix + name for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+def _leads_back(path: str) -> bool:
+    return os.path.islink(path) and any(os.path.samefile(path, above) for above in PurePath(path).parents)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first of these names, for an error."""
+    return (", ".join(map(repr, names[:SHOWN])) or "nothing") + (" and others" if len(names) > SHOWN else "")
