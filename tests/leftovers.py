@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import shared_memory
 
@@ -42,12 +43,22 @@ def workers_of(process: psutil.Process) -> list[psutil.Process]:
     return [child for child in process.children() if any("shmgen" in word for word in command(child))]
 
 
-def children() -> set[str]:
-    """The processes that this one has started, and those that they have."""
-    # multiprocessing's resource tracker, which the first segment starts, serves the whole process until its end.
-    found = psutil.Process().children(recursive=True)
-    words = {child.pid: command(child) for child in found}
-    return {f"{pid} {' '.join(said)}" for pid, said in words.items() if not any("resource_tracker" in word for word in said)}
+def pids() -> set[str]:
+    """The ids of all processes of the machine."""
+    return set(filter(str.isdigit, os.listdir("/proc")))
+
+
+def started_since(before: set[str]) -> list[str]:
+    """Processes that have begun since there were these ids, if this one, or one of its children, has started them."""
+    found = []
+    for pid in pids() - before:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(int(pid))
+            words = command(process) if os.getpid() in {parent.pid for parent in process.parents()} else []
+            # multiprocessing's resource tracker, which the first segment starts, serves the whole process until its end.
+            if words and not any("resource_tracker" in word for word in words):
+                found.append(f"{pid} {' '.join(words)}")
+    return sorted(found)
 
 
 def descriptors() -> Counter[str]:
@@ -66,12 +77,12 @@ class Before:
     """What there was when this was made."""
 
     def __init__(self) -> None:
-        self._children, self._descriptors, self._names = children(), descriptors(), names()
+        self._pids, self._descriptors, self._names = pids(), descriptors(), names()
 
     def left(self) -> list[str]:
         """What has come since, and is still there."""
         return [
-            *(f"process {child}" for child in sorted(children() - self._children)),
+            *(f"process {process}" for process in started_since(self._pids)),
             *(f"{number} more descriptors of kind {kind}" for kind, number in (descriptors() - self._descriptors).items()),
             *(f"/dev/shm/{name}" for name in sorted(names() - self._names)),
         ]

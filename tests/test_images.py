@@ -301,7 +301,7 @@ NOISE = Image.fromarray((np.random.default_rng(0).integers(0, 2, (480, 640)) * 2
 """Each pixel black or white: what is lost where an image is decoded smaller is as much as it can be."""
 
 
-@pytest.mark.parametrize(("mode", "size"), [("RGB", None), ("L", 96), ("RGB", 224), ("L", (300, 700))])
+@pytest.mark.parametrize(("mode", "size"), [("RGB", None), ("L", 96), ("RGB", (300, 700))])
 def test_pillow_alone_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, size: Any) -> None:
     """Without the faster packages, numbers differ by at most 2 of 255, and not at all where nothing is resized."""
     PHOTOS[0].save(tmp_path / "0.jpg", quality=90)
@@ -337,7 +337,7 @@ def test_a_jpeg_that_is_not_resized_is_decoded_into_its_row(tmp_path: Path) -> N
         assert not other.any()
 
 
-@pytest.mark.parametrize(("image", "most"), [(PHOTOS[0], 10), (PHOTOS[1], 10), (NOISE, 15)], ids=["photo-0", "photo-1", "noise"])
+@pytest.mark.parametrize(("image", "most"), [(PHOTOS[0], 10), (NOISE, 15)], ids=["photo", "noise"])
 def test_a_jpeg_that_is_decoded_small(tmp_path: Path, image: Image.Image, most: int) -> None:
     """A JPEG that is decoded smaller differs by no more than is documented; with "nearest", not at all."""
     image.save(tmp_path / "a.jpg", quality=95)
@@ -367,7 +367,7 @@ def test_images_stand_upright(tmp_path: Path) -> None:
         stored = seen if turn is None else seen.transpose(turn)
         exif = Image.Exif()
         exif[0x0112] = orientation
-        for id in ("a.jpg", "a.png", "a.webp", "a.tif"):
+        for id in ("a.jpg", ("a.png", "a.webp", "a.tif")[orientation % 3]):
             stored.save(tmp_path / id, exif=exif, quality=95)
             assert near(row_of(tmp_path, id), seen, 12), orientation
             assert near(row_of(tmp_path, id, (20, 32)), picture(32, 20), 24), orientation

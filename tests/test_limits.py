@@ -148,69 +148,37 @@ for options in (dict(), dict(source=read), dict(source=Own())):
         )
 
 
-FILES = {
-    # the limit, in bytes -> slots, of 6 wanted, and what is said
-    "enough": (room(6), 6, None),
-    "less-than-wanted": (
-        room(6) - PAGE,
-        5,
-        rf"for 6 slots of {SLOT:,} bytes each, and there are 5 slots, because files may have {room(6) - PAGE:,} bytes",
-    ),
-}
-
-
-@pytest.mark.parametrize(("limit", "slots", "warned"), FILES.values(), ids=FILES)
-def test_a_limit_on_the_size_of_files(folder: Callable, script: Callable, limit: int, slots: int, warned: str | None) -> None:
-    """A limit on file sizes gives as many slots as fit, with a warning; holding more batches is an error."""
+def test_a_limit_on_the_size_of_files(folder: Callable, script: Callable) -> None:
+    """It gives fewer slots, with a warning; holding more batches, two slots that do not fit, and too many ids are errors."""
     code = f"""
-with limited(resource.RLIMIT_FSIZE, {limit}):
-    with loader(slots=6, workers=2) as one:
-        assert len(one.state.slots) == {slots}
+with limited(resource.RLIMIT_FSIZE, {room(2) - 1}):
+    say(tried(loader))
+with limited(resource.RLIMIT_FSIZE, {room(2)}):
+    loader(slots=2).close()
+    before = taken()
+    ids = [*IDS, *(f"none-{{number:06}}" for number in range(50_000))]
+    say(tried(lambda: Loader(ids, None, 1, data_dir=DATA, workers=1, slots=2)))
+    assert taken() == before
+for limit, slots in (({room(6)}, 6), ({room(6) - PAGE}, 5)):
+    with limited(resource.RLIMIT_FSIZE, limit), loader(slots=6, workers=2) as one:
+        assert len(one.state.slots) == slots
         assert sorted(int(y[0]) for X, y in one if (X == y[0]).all()) == list(range(12))
         say(tried(lambda: list(one)))
 """
     run = script(LIMITS + code, folder(12, (ROW // 4,)))
 
     assert run.end() == 0, run.err
-    assert re.match(
-        rf"OSError: \[Errno 27\] {SLOT:,} bytes of shared memory are needed, for another slot: files may have {limit:,} "
-        r"bytes \(ulimit -f\), and shared memory counts as one: raise the limit, hold fewer batches, ",
-        run.out,
+    small, ids, *held = run.out.splitlines()
+    needed = r"OSError: \[Errno 27\] {:,} bytes of shared memory are needed, for {}: files may have {:,} bytes \(ulimit -f\), "
+    counts = "and shared memory counts as one: raise the limit, "
+    assert re.match(needed.format(room(2), f"2 slots of {SLOT:,} bytes each", room(2) - 1) + counts, small), small
+    assert re.match(rf"OSError: .*[Ff]ile.*may have {room(2):,} bytes \(ulimit -f\)", ids), ids
+    for line, limit in zip(held, (room(6), room(6) - PAGE), strict=True):
+        assert re.match(needed.format(SLOT, "another slot", limit) + counts + "hold fewer batches, ", line), line
+    assert run.err.count(" are wanted") == 1
+    assert re.search(
+        rf"for 6 slots of {SLOT:,} bytes each, and there are 5 slots, because files may have {room(6) - PAGE:,} bytes", run.err
     )
-    assert re.search(warned, run.err) if warned else " are wanted" not in run.err
-
-
-def test_too_small_a_limit_on_the_size_of_files(folder: Callable, script: Callable) -> None:
-    """A limit below two slots is an error that says how much is needed, and that works."""
-    code = f"""
-with limited(resource.RLIMIT_FSIZE, {room(2) - 1}):
-    say(tried(loader))
-with limited(resource.RLIMIT_FSIZE, {room(2)}):
-    loader(slots=2).close()
-"""
-    run = script(LIMITS + code, folder(4, (ROW // 4,)))
-
-    assert run.end() == 0, run.err
-    assert run.out.startswith(
-        f"OSError: [Errno 27] {room(2):,} bytes of shared memory are needed, for 2 slots of {SLOT:,} bytes each: "
-        f"files may have {room(2) - 1:,} bytes (ulimit -f), and shared memory counts as one: raise the limit, "
-    )
-
-
-def test_ids_that_are_more_than_a_file_may_hold(folder: Callable, script: Callable) -> None:
-    """Ids that are larger than the limit on file sizes are an error that names it."""
-    code = f"""
-loader(slots=2).close()
-before = taken()
-ids = [*IDS, *(f"none-{{number:06}}" for number in range(50_000))]
-with limited(resource.RLIMIT_FSIZE, {room(2)}):
-    say(tried(lambda: Loader(ids, None, 1, data_dir=DATA, workers=1, slots=2)))
-assert taken() == before
-"""
-    run = script(LIMITS + code, folder(4, (ROW // 4,)))
-
-    assert run.end() == 0, run.err
-    assert re.match(rf"OSError: .*[Ff]ile.*may have {room(2):,} bytes \(ulimit -f\)", run.out), run.out
 
 
 def test_a_limit_on_address_space(folder: Callable, script: Callable) -> None:
