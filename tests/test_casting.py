@@ -14,7 +14,7 @@ from shmgen import Function, Hdf5, InputError, Loader, Npy, Npz, SampleError
 from shmgen._samples.casting import cast, holds
 from shmgen.errors import FormatError
 
-ROWS = [
+ROWS: list[tuple[str, str, Any, Any]] = [
     # dtype of the rows, of what is found, the number, and what a row then holds; None for an error
     ("u1", "u2", 255, 255),
     ("u1", "u2", 256, None),
@@ -39,21 +39,21 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("dtype", "found", "number", "held"), ROWS)
-def test_numbers_that_fit_and_numbers_that_do_not(dtype: str, found: str, number: Any, held: Any) -> None:
+def test_numbers_that_fit_and_numbers_that_do_not() -> None:
     """A cast may lose precision; a number that the dtype can't hold is an error; infinity and NaN stay."""
     import ml_dtypes
 
-    rows = np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
-    given = np.zeros((3, 4), found)
-    given[1, 2] = number
-    if held is None:
-        with pytest.raises(FormatError, match=rf"numbers that dtype {rows} holds, found .* in dtype {np.dtype(found)}"):
-            cast(given, rows)
-        return
-    result = cast(given, rows)
-    np.testing.assert_array_equal(result[1, 2], np.array(held, rows))
-    assert np.count_nonzero(result) == 1
+    for dtype, found, number, held in ROWS:
+        rows = np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
+        given = np.zeros((3, 4), found)
+        given[1, 2] = number
+        if held is None:
+            with pytest.raises(FormatError, match=rf"numbers that dtype {rows} holds, found .* in dtype {np.dtype(found)}"):
+                cast(given, rows)
+        else:
+            result = cast(given, rows)
+            np.testing.assert_array_equal(result[1, 2], np.array(held, rows))
+            assert np.count_nonzero(result) == 1
 
 
 def written(folder: Path, arrays: list[np.ndarray], kind: str) -> list[str]:

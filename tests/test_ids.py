@@ -378,33 +378,33 @@ def test_what_is_no_list_of_ids(tmp_path: Path, ids: Any, text: str, followed: A
             assert [int(X[0, 0, 0]) for (X,) in loader] == list(range(len(followed)))
 
 
-@pytest.mark.parametrize(
-    ("ids", "count", "place"),
-    [
-        (range(5), 5, None),
-        (range(6), 5, 5),
-        (range(3, 3), 2, None),
-        (range(0, 100, 7), 21, 3),
-        (range(-1, 5), 5, 0),
-        (range(7, 9), 5, 0),
-        (range(4, -1, -1), 5, None),
-        (range(5, -1, -1), 5, 0),
-        (range(4, -3, -3), 5, 2),
-        (range(4, -2, -2), 5, None),
-        (range(5), 0, 0),
-        (range(10**15), 10**12, 10**12),
-        ([4, 0, 2], 5, None),
-        ([4, 5, -1], 5, 1),
-        ([0, 10**30], 5, 1),
-        (["0", 1], 2, 0),
-        ([1, "1"], 2, 1),
-        (np.array([3, 1, 9], np.uint8), 9, 2),
-        (np.array([3, -1]), 9, 1),
-        (np.array([1 << 63, 1], np.uint64), 9, 0),
-        (np.array(["0"]), 1, 0),
-    ],
-)
-def test_the_first_id_that_numbers_no_row(ids: Any, count: int, place: int | None) -> None:
+OUTSIDE: list[tuple[Any, int, int | None]] = [
+    # ids, rows, and the place of the first id that numbers none of them
+    (range(5), 5, None),
+    (range(6), 5, 5),
+    (range(3, 3), 2, None),
+    (range(0, 100, 7), 21, 3),
+    (range(-1, 5), 5, 0),
+    (range(7, 9), 5, 0),
+    (range(4, -1, -1), 5, None),
+    (range(5, -1, -1), 5, 0),
+    (range(4, -3, -3), 5, 2),
+    (range(4, -2, -2), 5, None),
+    (range(5), 0, 0),
+    (range(10**15), 10**12, 10**12),
+    ([4, 0, 2], 5, None),
+    ([4, 5, -1], 5, 1),
+    ([0, 10**30], 5, 1),
+    (["0", 1], 2, 0),
+    ([1, "1"], 2, 1),
+    (np.array([3, 1, 9], np.uint8), 9, 2),
+    (np.array([3, -1]), 9, 1),
+    (np.array([1 << 63, 1], np.uint64), 9, 0),
+    (np.array(["0"]), 1, 0),
+]
+
+
+def test_the_first_id_that_numbers_no_row() -> None:
     """In a range, an array or a list, the first id that is no row's number is found."""
-    ids = kept(ids)
-    assert first_outside(ids, count) == place
+    for ids, count, place in OUTSIDE:
+        assert first_outside(kept(ids), count) == place, ids
