@@ -69,8 +69,7 @@ def cost(batches: Iterator[Any], until_ready: Callable[[], object]) -> Cost:
     return Cost(calls / BATCHES, entries / BATCHES, len(often))
 
 
-@pytest.mark.parametrize("ready", [True, False], ids=["ready", "waited-for"])
-@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("shuffle", "ready"), [(True, True), (False, False)], ids=["ready", "waited-for"])
 def test_cost_of_a_loader(folder: Folder, shuffle: bool, ready: bool) -> None:
     """Whether the batch has been read when it is asked for, or is waited for."""
     data = folder(24)

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from conftest import DataSet, until_waiting, wait_until
 from pace import Deadline
-from ways import BATCH, KINDS, as_bytes, filling, flat, kill, made, mend, reader, run, stop, who_reads
+from ways import BATCH, as_bytes, filling, flat, kill, made, mend, reader, run, stop, who_reads
 
 from shmgen import Loader, SampleError, Source, StartError, WorkerDied
 from shmgen._engine import pool, supervisor
@@ -38,11 +38,9 @@ PROMPTLY = 6.0
 # Workers that die.
 
 
-@pytest.mark.parametrize(
-    ("kind", "count"), [*((kind, 2) for kind in KINDS), ("files", 1), ("files", 5), ("transform", 1), ("transform", 5)]
-)
+@pytest.mark.parametrize(("kind", "count"), [("files", 5), ("function", 2), ("own-fill", 2), ("one-file", 2), ("transform", 1)])
 def test_deaths_change_no_byte(folder: Callable, workers: Callable, kind: str, count: int) -> None:
-    """Whoever dies of whatever signal while nobody waits: two epochs hold what they hold in process, batch by batch."""
+    """Whichever worker dies, of whatever signal, while no request waits: two epochs hold what they hold in process."""
     data = folder(N)
     expected = run(made(kind, data, workers=0, seed=count))
     signals = cycle([signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
@@ -73,11 +71,8 @@ CAUSES: dict[int, str] = {
     ("kind", "count", "number"),
     [
         pytest.param("files", 1, signal.SIGKILL, id="files-1-SIGKILL"),
-        pytest.param("files", 1, signal.SIGTERM, id="files-1-SIGTERM"),
         pytest.param("files", 2, signal.SIGSEGV, id="files-2-SIGSEGV"),
-        pytest.param("function", 1, signal.SIGSEGV, id="function-1-SIGSEGV"),
         pytest.param("function", 2, signal.SIGTERM, id="function-2-SIGTERM"),
-        pytest.param("own-fill", 1, signal.SIGTERM, id="own-fill-1-SIGTERM"),
         pytest.param("own-fill", 2, signal.SIGKILL, id="own-fill-2-SIGKILL"),
     ],
 )
@@ -187,7 +182,7 @@ def deadly(role: str, data: DataSet, ends: Callable[[], object], once: Path | No
 
 @pytest.mark.parametrize(
     ("how", "role"),
-    [*((how, "source") for how in ENDS), ("exit-3", "own-fill"), ("SIGKILL", "own-fill"), ("exit-0", "transform")],
+    [("exit-0", "transform"), ("exit-3", "source"), ("sys.exit-7", "source"), ("SIGKILL", "own-fill")],
 )
 def test_a_function_that_ends_its_worker_once(
     folder: Callable, caplog: pytest.LogCaptureFixture, tmp_path: Path, how: str, role: str
@@ -254,11 +249,10 @@ def test_all_who_wait_get_their_batches(folder: Callable, asking: Callable, work
     assert labels == [[0, 1, 2, 3], [8, 9, 10, 11], [0, 1, 2, 3]]
 
 
-@pytest.mark.parametrize("kind", ["files", "transform"])
-def test_killed_again_and_again(folder: Callable, asking: Callable, workers: Callable, kind: str) -> None:
+def test_killed_again_and_again(folder: Callable, asking: Callable, workers: Callable) -> None:
     """A worker killed after every few batches, at any moment of its life: each epoch holds what it should."""
     data = folder(100)
-    with made(kind, data, workers=2) as loader, made(kind, data, workers=0) as reference:
+    with made("transform", data, workers=2) as loader, made("transform", data, workers=0) as reference:
 
         def kill_on() -> None:
             for number in range(8):
@@ -275,7 +269,7 @@ def test_killed_again_and_again(folder: Callable, asking: Callable, workers: Cal
             for batch, expected in zip(loader, reference, strict=True):
                 assert as_bytes(batch) == as_bytes(expected)
         assert killing.outcome() is None
-        assert loader.stats.restarts >= 7  # of the last nobody may have heard
+        assert loader.stats.restarts >= 7  # the last may not have been noticed yet
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:keras")
@@ -312,10 +306,10 @@ def test_fit_goes_on(folder: Callable, workers: Callable) -> None:
     assert [sorted(seen[first : first + N]) for first in range(0, 3 * N, N)] == [list(range(N))] * 3
 
 
-# Samples that kill whoever reads them.
+# Samples that kill the worker that reads them.
 
 
-@pytest.mark.parametrize("role", ["source", "own-fill", "transform"])
+@pytest.mark.parametrize("role", ["source", "own-fill"])
 def test_a_sample_that_kills_is_an_error_by_name(folder: Callable, role: str) -> None:
     """Three workers die of it, then the batch is an error that names id, place and signal; so it is when asked for again."""
     data = folder(24)
@@ -331,7 +325,7 @@ def test_a_sample_that_kills_is_an_error_by_name(folder: Callable, role: str) ->
             assert data.check(X, y - 1000) == [8, 9, 10, 11]
 
 
-@pytest.mark.parametrize("role", ["source", "own-fill", "transform"])
+@pytest.mark.parametrize("role", ["own-fill", "transform"])
 def test_a_sample_that_kills_stands_aside(folder: Callable, caplog: pytest.LogCaptureFixture, role: str) -> None:
     """With ``on_error="replace"`` it is replaced, in later epochs too, which cost no worker any more."""
     data = folder(24)

@@ -71,7 +71,7 @@ def test_a_name_that_a_loader_leaves_is_found(folder: Callable, monkeypatch: pyt
 
 @pytest.mark.usefixtures("tidy")
 def test_a_name_that_a_killed_script_leaves_is_found(folder: Callable, script: Callable) -> None:
-    """As it stays, when nobody who could take it away is left."""
+    """As it stays: no process is left that could take it away."""
     before = Before()
     run = script(
         f"{LEAVES_A_NAME}\nos.memfd_create = named\n"
@@ -89,7 +89,7 @@ def test_a_name_that_a_killed_script_leaves_is_found(folder: Callable, script: C
 
 
 def test_what_others_make_is_not_found() -> None:
-    """Whoever else uses shared memory is none of ours, even by the same means."""
+    """Shared memory of other programs is not ours, even if made by the same means."""
     before = Before()
     code = """
 from multiprocessing.shared_memory import SharedMemory
@@ -127,25 +127,25 @@ def test_a_deadline_is_as_much_later_as_the_machine_is_slower(
     monkeypatch: pytest.MonkeyPatch, slow: float, after: float, passed: bool
 ) -> None:
     """A second on a quiet machine is a second."""
-    deadline = Deadline(1.0)
+    clock = {"now": 100.0}
+    monkeypatch.setattr(pace.time, "monotonic", lambda: clock["now"])
     monkeypatch.setattr(pace, "slowness", lambda: slow)
-    now = time.monotonic() + after
-    monkeypatch.setattr(pace.time, "monotonic", lambda: now)
-
+    deadline = Deadline(1.0)
+    clock["now"] += after
     assert deadline.passed is passed
 
 
 def test_a_deadline_follows_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was granted while others ran is over when it is, and more is granted only to who still needs it."""
-    deadline = Deadline(1.0)
-    begun = time.monotonic()
+    begun = 100.0
     clock = {"now": begun}
     monkeypatch.setattr(pace.time, "monotonic", lambda: clock["now"])
+    deadline = Deadline(1.0)
     for after, slow, passed, left in [(1.5, 3, False, 1.5), (2.5, 1, False, 0.5), (3.5, 4, False, 0.5), (4.5, 1, True, 0.0)]:
         clock["now"] = begun + after
         monkeypatch.setattr(pace, "slowness", lambda slow=slow: slow)
         assert deadline.passed is passed
-        assert deadline.left == pytest.approx(left, abs=0.05)
+        assert deadline.left == pytest.approx(left)
 
 
 @pytest.mark.timeout(0.2)

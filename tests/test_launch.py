@@ -123,7 +123,7 @@ def test_the_end_of_the_stream_is_the_end(start: Callable[..., Child]) -> None:
     listening.send(b"here")
     talk(listening, lambda heard: heard == [b"here"])
 
-    end([hanging, listening], 0.2)
+    end([hanging, listening], 1.0)
 
     assert (listening.process.returncode, hanging.process.returncode) == (5, -signal.SIGKILL)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,7 @@ from shmgen._plan import order
 from shmgen._plan.order import BLOCK_POSITIONS, MAX_SORTED, Order, hash_of
 
 Made = Callable[[int, int, int], np.ndarray]
-"""Makes all of an order of so many samples, of a seed, and an epoch."""
+"""Makes all of an order, from the number of samples, a seed and an epoch."""
 
 
 def whole(samples: int, seed: int, epoch: int) -> np.ndarray:
@@ -58,13 +57,12 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("samples", GOLDEN)
-def test_an_order_is_the_same_for_ever(samples: int) -> None:
+def test_an_order_is_the_same_for_ever() -> None:
     """A run that is repeated in a year, on other versions and another machine, sees the samples in the same order."""
-    (seed, epoch), first, last = GOLDEN[samples]
-    found = Order(samples, seed, epoch)
-    assert found.part(0, len(first)).tolist() == first
-    assert found.part(samples - len(last), samples).tolist() == last
+    for samples, ((seed, epoch), first, last) in GOLDEN.items():
+        found = Order(samples, seed, epoch)
+        assert found.part(0, len(first)).tolist() == first
+        assert found.part(samples - len(last), samples).tolist() == last
 
 
 def test_hashes_are_those_of_splitmix64() -> None:
@@ -100,16 +98,16 @@ def reference(samples: int, seed: int, epoch: int, position: int) -> int:
             return found
 
 
-@pytest.mark.parametrize("samples", [1, 2, 7, 1000, 65_537, 65_791, 65_793, 10**6 + 1, 10**9, 10**12 + 39, 2**62 + 1])
-def test_what_is_computed_in_blocks_is_what_the_rules_say(samples: int) -> None:
+def test_what_is_computed_in_blocks_is_what_the_rules_say() -> None:
     """Also at the borders of blocks, where pairs stand for no sample, and for numbers that fill a word."""
-    chance = random.Random(samples)
-    around = [place + step for place in (0, BLOCK_POSITIONS, samples // 2, samples) for step in (-1, 0, 1)]
-    for position in around + [chance.randrange(samples) for _ in range(20)]:
-        if 0 <= position < samples:
-            seed, epoch = chance.randrange(2**70), chance.randrange(1000)
-            found = Order(samples, seed, epoch).part(position, position + 1)
-            assert found.tolist() == [reference(samples, seed, epoch, position)]
+    for samples in (1, 2, 7, 1000, 65_537, 65_791, 65_793, 10**6 + 1, 10**9, 10**12 + 39, 2**62 + 1):
+        chance = random.Random(samples)
+        around = [place + step for place in (0, BLOCK_POSITIONS, samples // 2, samples) for step in (-1, 0, 1)]
+        for position in around + [chance.randrange(samples) for _ in range(20)]:
+            if 0 <= position < samples:
+                seed, epoch = chance.randrange(2**70), chance.randrange(1000)
+                found = Order(samples, seed, epoch).part(position, position + 1)
+                assert found.tolist() == [reference(samples, seed, epoch, position)]
 
 
 @pytest.mark.parametrize("samples", [1000, MAX_SORTED, MAX_SORTED + 1, 5 * BLOCK_POSITIONS * BLOCK_POSITIONS])
@@ -130,7 +128,7 @@ def test_any_part_in_any_sequence(samples: int) -> None:
 
 @pytest.mark.parametrize("samples", [1000, MAX_SORTED + 1])
 def test_what_is_handed_out_can_not_be_changed(samples: int) -> None:
-    """Nobody can change the order for those who ask for it after them."""
+    """One caller can't change the order for the next."""
     made = Order(samples, 0, 0)
     for part in (made.part(0, 10), made.part(0, samples)):
         assert part.dtype == np.int64
@@ -165,19 +163,6 @@ def test_any_number_of_samples_takes_the_same_memory() -> None:
             tracemalloc.stop()
 
     assert most(10**9) < 1.1 * most(10**5) < 1_000_000
-
-
-def test_any_number_of_samples_takes_the_same_time() -> None:
-    """The best time of many for a block of batches of a billion samples is about that of a million."""
-    best = dict.fromkeys((10**6, 10**9), float("inf"))
-    for _ in range(40):
-        for samples in best:
-            made = Order(samples, 0, 0)
-            start = time.perf_counter()
-            for first in range(0, BLOCK_POSITIONS, 64):
-                made.part(first, first + 64)
-            best[samples] = min(best[samples], time.perf_counter() - start)
-    assert best[10**9] < 1.5 * best[10**6]
 
 
 # Whether orders look as if shuffled. Each figure has a mean of 0 and a deviation of 1 if they do.
@@ -272,11 +257,10 @@ FAR = 4.0
 """Deviations from the mean. By chance one in 16,000 figures lies farther; there are about a hundred, always the same."""
 
 
-@pytest.mark.parametrize("figures", QUALITY)
 @pytest.mark.parametrize(("samples", "epochs"), [(64, 4000), (1000, 300), (MAX_SORTED, 8), (MAX_SORTED + 1, 40), (10**6 + 3, 3)])
-def test_orders_look_shuffled(figures: Callable[..., Iterator[tuple[str, float]]], samples: int, epochs: int) -> None:
+def test_orders_look_shuffled(samples: int, epochs: int) -> None:
     """No figure of places, neighbours and epochs is farther from what chance would give than chance explains."""
-    found = dict(figures(whole, samples, epochs))
+    found = dict(figure for figures in QUALITY for figure in figures(whole, samples, epochs))
     assert {name: figure for name, figure in found.items() if abs(figure) > FAR} == {}
 
 
@@ -308,7 +292,7 @@ def test_figures_tell_a_network_of_few_rounds(monkeypatch: pytest.MonkeyPatch, r
     assert any(abs(figure) > FAR for figures in QUALITY for _, figure in figures(whole, MAX_SORTED + 1, 40))
 
 
-@pytest.mark.parametrize("samples", [2, 3, 4, 5])
+@pytest.mark.parametrize("samples", [2, 5])
 def test_of_few_samples_all_orders_come_equally_often(samples: int) -> None:
     """Over many epochs, and over many seeds, each of the n! orders comes about as often as any other."""
     for orders in (

@@ -22,9 +22,6 @@ BATCHES = 10
 """In an epoch of a run; there are 3 epochs."""
 
 
-QUICKEST = "what a backend does makes no difference here, and runs on torch take the least time"
-
-
 class Runs:
     """Runs of ``resume_runs.py``, one after the other, on a backend of Keras's."""
 
@@ -62,7 +59,7 @@ class Runs:
         self._process.stdout.close()
 
 
-@pytest.fixture(scope="module", params=["tensorflow", "jax", "torch"])
+@pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest) -> Iterator[Runs]:
     """Runs on a backend of Keras's."""
     if importlib.util.find_spec(request.param) is None:
@@ -96,6 +93,11 @@ def torn(runs: Runs, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     return tear
 
 
+on_jax = pytest.mark.parametrize("runs", ["jax"], indirect=True)
+"""What a backend does makes no difference here, and runs on JAX take the least time."""
+
+
+@pytest.mark.parametrize("runs", ["tensorflow", "jax", pytest.param("torch", marks=pytest.mark.torch)], indirect=True)
 def test_killed_at_any_moment(torn: Callable[..., Any]) -> None:
     """In mid-step, while a state is written, before and after it gets its name, while the old one is deleted, in a validation."""
     kills = [
@@ -111,26 +113,23 @@ def test_killed_at_any_moment(torn: Callable[..., Any]) -> None:
     assert result["iterations"] == 3 * BATCHES
 
 
-def test_several_steps_per_execution(runs: Runs, torn: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("runs", ["tensorflow"], indirect=True)
+def test_several_steps_per_execution(torn: Callable[..., Any]) -> None:
     """4, which do not divide the 10 batches of an epoch; in half precision, and with weights of which the best are put back."""
-    if runs.backend == "torch":
-        pytest.skip("Keras on torch knows only one step per execution")
     torn({"where": "on_train_batch_begin", "count": 5}, steps_per_execution=4, policy="mixed_float16", best=True)
 
 
 @pytest.mark.parametrize("samples", [48, 40])
-def test_a_pass_over_several_short_epochs(runs: Runs, torn: Callable[..., Any], samples: int) -> None:
+@on_jax
+def test_a_pass_over_several_short_epochs(torn: Callable[..., Any], samples: int) -> None:
     """4 steps in an epoch of Keras's, and 12 or 10 batches in a pass: with 10, the third epoch ends after two."""
-    if samples == 40 and runs.backend != "torch":
-        pytest.skip(QUICKEST)
     result = torn({"where": "on_train_batch_begin", "count": 8}, steps_per_epoch=4, epochs=6, samples=samples)
     assert set(result["counts"]) == {2}
 
 
+@on_jax
 def test_another_batch_size(runs: Runs, tmp_path: Path) -> None:
     """Half of what it was: each sample is trained on as often as it should be; without shuffling, here."""
-    if runs.backend != "torch":
-        pytest.skip(QUICKEST)
     kill = {"where": "on_train_batch_begin", "count": 15}
     assert runs(tmp_path, resume={"every": 1}, kill=kill, shuffle=False) == -signal.SIGKILL
     assert runs(tmp_path, resume={"every": 3}, batch_size=2, shuffle=False) == 0

@@ -130,7 +130,7 @@ def slow_storage(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def epochs(loader: Loader, count: int = 2, step: Callable[[], object] = lambda: None) -> Stats:
-    """The stats after so many epochs, of a trainer that does this in each step; closes the loader."""
+    """The stats after ``count`` epochs of a trainer that calls ``step`` in each step; closes the loader."""
     with loader:
         for _ in range(count):
             for _ in loader:
@@ -145,7 +145,7 @@ def made(**options: Any) -> Loader:
 
 
 def of_files(data: Any, times: int = 1, **options: Any) -> Loader:
-    """A loader of files, each of which is in an epoch so many times."""
+    """A loader of files, each of which is in an epoch ``times`` times."""
     arguments: dict[str, Any] = {"workers": 2, "slots": 4, **options}
     return Loader(times * data.ids, None, BATCH, data_dir=data.path, **arguments)
 
@@ -176,12 +176,6 @@ class Situations:
     def slow_trainer(self, clock: Clock, **rest: Any) -> Stats:
         return epochs(made(), step=lambda: setattr(clock, "worked", clock.worked + 100))
 
-    def slow_trainer_without_workers(self, clock: Clock, **rest: Any) -> Stats:
-        return epochs(made(workers=0), step=lambda: setattr(clock, "worked", clock.worked + 100))
-
-    def slow_start(self, clock: Clock, **rest: Any) -> Stats:
-        return epochs(made(source=slow_to_open()), step=lambda: setattr(clock, "worked", clock.worked + 100))
-
     def batches_held(self, monkeypatch: pytest.MonkeyPatch, **rest: Any) -> Stats:
         monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.5)
         with made(slots=2) as loader:
@@ -210,28 +204,14 @@ class Situations:
     def waiting_transform(self, **rest: Any) -> Stats:
         return epochs(made(transform=blocks()))
 
-    def waiting_transform_of_files(self, folder: Callable, **rest: Any) -> Stats:
-        return epochs(of_files(folder(N), transform=blocks(), reads=4))
-
     def waiting_function(self, **rest: Any) -> Stats:
         return epochs(made(source=waiting_source()))
-
-    def waiting_function_in_threads(self, **rest: Any) -> Stats:
-        return epochs(made(source=Function(waiting_source(), concurrent=True), reads=2))
 
     def waiting_source(self, **rest: Any) -> Stats:
         return epochs(made(source=own_fill()))
 
     def computing_transform(self, **rest: Any) -> Stats:
         return epochs(made(transform=computes()))
-
-    def computing_transform_of_files(self, folder: Callable, **rest: Any) -> Stats:
-        return epochs(of_files(folder(N), transform=computes(), reads=4))
-
-    def damaged_files(self, folder: Callable, **rest: Any) -> Stats:
-        data = folder(N)
-        data.file("id-7").write_bytes(b"")
-        return epochs(of_files(data, transform=blocks(), on_error="replace", max_damaged=1.0))
 
     def slow_storage(self, slow_storage: str, **rest: Any) -> Stats:
         return epochs(Loader([f"id-{n}" for n in range(N)], None, BATCH, data_dir=slow_storage, workers=1, reads=2, slots=4))
@@ -254,20 +234,14 @@ VERDICTS = {
     "start_up_only": ("unknown", "too little was delivered to tell", "worker"),
     "only_what_was_read_ahead": ("unknown", "ask again after more than 4 batches", "nothing to gain"),
     "slow_trainer": ("trainer-bound", "nothing to gain", "more workers"),
-    "slow_trainer_without_workers": ("trainer-bound", "nothing to gain", "workers=1"),
-    "slow_start": ("trainer-bound", "nothing to gain", "more workers"),
     "batches_held": ("consumer-held", "give more slots", "more workers"),
     "computed_in_the_background": ("trainer-bound", "nothing to gain", "more slots"),
     "no_workers": ("no-workers", "workers=1, or 'auto', would read ahead", "disk"),
     "any_order": ("order-bound", "can't be foreseen", "more workers"),
     "waiting_transform": ("function-bound", "your functions wait", "compute"),
-    "waiting_transform_of_files": ("function-bound", "your functions wait", "compute"),
     "waiting_function": ("function-bound", "Function(f, concurrent=True)", "compute"),
-    "waiting_function_in_threads": ("function-bound", "your functions wait", "compute"),
     "waiting_source": ("function-bound", "your functions wait", "compute"),
     "computing_transform": ("function-bound", "your functions compute: give more workers", "wait"),
-    "computing_transform_of_files": ("function-bound", "your functions compute: give more workers", "wait"),
-    "damaged_files": ("function-bound", "your functions wait", "compute"),
     "slow_storage": ("io-bound", "the disk, or network, is the limit: reads='auto' has", "your functions"),
     "files_that_are_cast": ("worker-bound", "reading computes: give more workers", "disk"),
     "a_slow_epoch_among_long_gaps": ("function-bound", "your functions wait", "nothing to gain"),
@@ -290,7 +264,7 @@ def test_the_verdict_of_a_situation(situation: str, request: pytest.FixtureReque
 
 @pytest.mark.parametrize("situation", ["computing_transform", "waiting_function", "files_that_are_cast"])
 def test_no_advice_that_auto_follows_already(situation: str, request: pytest.FixtureRequest) -> None:
-    """Where the loader chooses the number of workers, nobody is told to."""
+    """Where the loader chooses the number of workers, it does not advise to change it."""
     make = getattr(Situations(), situation)
     stats = make(**{name: request.getfixturevalue(name) for name in inspect.signature(make).parameters if name != "rest"})
     assert "more workers" in stats.advice

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import GONE_WITHIN, DataSet, Gone, until_waiting
 from pace import Deadline, slowness
-from ways import KINDS, answer, as_bytes, filling, made, mend, reader, run, stop, who_reads
+from ways import answer, as_bytes, made, mend, reader, run, stop, who_reads
 
 from shmgen import ClosedError, Loader, SampleError
 from shmgen._engine import pool, prefetcher, supervisor
@@ -21,13 +21,13 @@ from shmgen._engine import pool, prefetcher, supervisor
 N = 24
 BATCH = 4
 
-SOON = 0.3
-"""A ``timeout`` for what never ends."""
+SOON = 0.8
+"""A ``timeout`` for what never ends: much more than any other read takes here, also on a busy machine."""
 
 PROMPTLY = 6.0
 """Seconds in which what is promised "promptly" must have happened: a few starts of workers."""
 
-BLAME = r"expected an answer, found none for 0\.3 seconds \(timeout\)"
+BLAME = r"expected an answer, found none for 0\.8 seconds \(timeout\)"
 
 
 def in_order(kind: str, data: DataSet, **options: Any) -> Loader:
@@ -48,26 +48,22 @@ def all_but(number: int, loader: Loader, data: DataSet, match: str) -> list[int]
     return labels
 
 
-@pytest.mark.parametrize("kind", ["files", "function", "own-fill"])
-def test_a_read_that_never_ends_is_an_error_by_name(folder: Callable, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+def test_a_read_that_never_ends_is_an_error_by_name(folder: Callable, caplog: pytest.LogCaptureFixture) -> None:
     """After ``timeout`` the batch is an error that names the sample; the worker is replaced, the others' batches come."""
     data = folder(N)
     fifo = data.fifo(9)
-    with in_order(kind, data, workers=2) as loader:
-        for epoch in (1, 2):
-            promptly, called = Deadline(PROMPTLY), time.monotonic()
-            place = str(fifo) if kind == "files" else ""
-            assert all_but(2, loader, data, f"id-9'.*{place}: {BLAME}$") == [*range(8), *range(12, N)]
-            assert time.monotonic() - called >= SOON
-            assert not promptly.passed
-            # A source that does not say which row it is at has them tried one by one. With two workers a ticket has one row.
-            assert loader.stats.restarts == epoch
+    with in_order("files", data, workers=2) as loader:
+        promptly, called = Deadline(PROMPTLY), time.monotonic()
+        assert all_but(2, loader, data, f"id-9'.*{fifo}: {BLAME}$") == [*range(8), *range(12, N)]
+        assert time.monotonic() - called >= SOON
+        assert not promptly.passed
+        assert loader.stats.restarts == 1
         assert loader.damaged == ()
-    assert re.search(r"worker \d \(pid \d+\) gave no answer for 0\.3 seconds, and was killed; ", caplog.text)
+    assert re.search(r"worker \d \(pid \d+\) gave no answer for 0\.8 seconds, and was killed; ", caplog.text)
     assert "memory" not in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["files", "function", "own-fill", "transform"])
+@pytest.mark.parametrize("kind", ["own-fill", "transform"])
 def test_a_read_that_never_ends_stands_aside(folder: Callable, kind: str) -> None:
     """With ``on_error="replace"`` it is replaced, in later epochs too, which do not wait for it any more."""
     data = folder(N)
@@ -86,35 +82,22 @@ def test_a_read_that_never_ends_stands_aside(folder: Callable, kind: str) -> Non
     assert [number for number in range(18) if found[number] != expected[number]] == [2, 8, 14]
 
 
-@pytest.mark.parametrize("how", ["spins", "sleeps", "holds-the-interpreter"])
-def test_a_function_that_never_ends(folder: Callable, how: str) -> None:
-    """Whatever it does meanwhile."""
+def test_a_function_that_holds_the_interpreter(folder: Callable) -> None:
+    """It is named as any that never ends, though no other thread of its process runs meanwhile."""
     data = folder(N)
 
-    def spins() -> None:
-        while True:
-            pass
-
-    def sleeps() -> None:
-        time.sleep(1e6)
-
-    def holds_the_interpreter() -> None:
+    def transform(x: np.ndarray, rng: object) -> None:
         import ctypes
 
-        ctypes.PyDLL(None).sleep(1_000_000)  # a call into C, during which no other thread of the process runs
-
-    never_ends = {"spins": spins, "sleeps": sleeps, "holds-the-interpreter": holds_the_interpreter}[how]
-
-    def transform(x: np.ndarray, rng: object) -> None:
         if x[0, 0] == 9:
-            never_ends()
+            ctypes.PyDLL(None).sleep(1_000_000)
 
     with in_order("files", data, workers=2, transform=transform) as loader:
         assert all_but(2, loader, data, f"^sample 'id-9', .*: {BLAME}$") == [*range(8), *range(12, N)]
         assert loader.stats.restarts == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["files", "own-fill"])
 def test_a_stopped_worker_changes_no_byte(
     folder: Callable, workers: Callable, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
@@ -132,7 +115,7 @@ def test_a_stopped_worker_changes_no_byte(
         assert restarts <= 2  # another does the work of one that was stopped while it had none
         assert loader.damaged == ()
     assert found == expected
-    said = re.findall(r"worker \d \(pid \d+\) had been stopped for 0\.3 seconds, and was killed; ", caplog.text)
+    said = re.findall(r"worker \d \(pid \d+\) had been stopped for 0\.8 seconds, and was killed; ", caplog.text)
     assert len(said) == restarts
 
 
@@ -147,7 +130,7 @@ def test_all_are_stopped_at_their_start(folder: Callable, workers: Callable, mon
         assert loader.stats.restarts == 2
 
 
-@pytest.mark.parametrize("timeout", [None, 1e9, float("inf")])
+@pytest.mark.parametrize("timeout", [None, float("inf")])
 def test_without_a_timeout_who_waits_waits(folder: Callable, asking: Callable, timeout: float | None) -> None:
     """For an answer, which may come late, or for another thread that closes the loader."""
     data = folder(N)
@@ -162,8 +145,8 @@ def test_without_a_timeout_who_waits_waits(folder: Callable, asking: Callable, t
             assert isinstance(thread.outcome(), outcome)
 
 
-def test_a_slow_trainer_blames_nobody(folder: Callable, asking: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time in which nobody waited for a read does not count."""
+def test_a_slow_trainer_blames_no_sample(folder: Callable, asking: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time in which no request waited for a read does not count."""
 
     class Clock:
         ahead = 0.0
@@ -188,24 +171,22 @@ def test_a_slow_trainer_blames_nobody(folder: Callable, asking: Callable, monkey
         assert loader.stats.restarts == 0
 
 
-@pytest.mark.parametrize("kind", ["function", "own-fill"])
-def test_many_slow_samples_blame_nobody(folder: Callable, kind: str) -> None:
-    """Each sample has ``timeout``, not a worker's share of a batch; those that are filled at once are tried one by one then."""
+def test_many_slow_samples_blame_none(folder: Callable) -> None:
+    """Each sample has ``timeout``, not a worker's share of a batch."""
     data = folder(2 * BATCH)
     read = reader(data)
 
     def slow(id: str) -> np.ndarray:
-        time.sleep(0.35)
+        time.sleep(SOON / 3)
         return read(id)
 
-    source = filling(slow) if kind == "own-fill" else slow
-    size: dict[str, Any] = {} if kind == "own-fill" else {"dim": (4, 3), "n_channels": 1, "dtype": "f4"}
-    with Loader(data.ids, data.labels, BATCH, source=source, shuffle=False, workers=1, timeout=1.0, **size) as loader:
+    options: dict[str, Any] = {"dim": (4, 3), "n_channels": 1, "dtype": "f4", "timeout": SOON, "workers": 1}
+    with Loader(data.ids, data.labels, BATCH, source=slow, shuffle=False, **options) as loader:
         assert data.check(*loader.batch(0)) == [0, 1, 2, 3]
-        assert loader.stats.restarts == (kind == "own-fill")
+        assert loader.stats.restarts == 0
 
 
-def test_a_slow_start_blames_nobody(folder: Callable) -> None:
+def test_a_slow_start_blames_no_sample(folder: Callable) -> None:
     """What a worker imports and opens at its start is no read."""
     from shmgen import Source
 
@@ -227,7 +208,7 @@ def test_a_slow_start_blames_nobody(folder: Callable) -> None:
 
 
 def test_in_process_there_is_no_timeout(folder: Callable) -> None:
-    """Nobody could give up what the calling process does itself."""
+    """The calling process can't give up what it does itself."""
     data = folder(N)
     with in_order("function", data, workers=0, timeout=1e-9) as loader:
         assert [label for X, y in loader for label in data.check(X, y)] == list(range(N))
@@ -262,22 +243,19 @@ loader.close()
 """
 
 
-@pytest.mark.parametrize("group", [True, False], ids=["with-its-workers", "alone"])
-def test_a_parent_that_was_stopped_blames_nobody(
-    folder: Callable, asking: Callable, script: Callable, until: Callable, group: bool
-) -> None:
-    """As by Ctrl-Z, for longer than ``timeout``, while it waited for a read: when it is continued, the read may end."""
+def test_a_parent_that_was_stopped_blames_none(folder: Callable, asking: Callable, script: Callable, until: Callable) -> None:
+    """As by Ctrl-Z, for longer than ``timeout``, while it waited for a read: once continued, the read may end."""
     data = folder(N)
     data.fifo(9)
-    run = script(PARENT.replace("TIMEOUT", "0.8"), data)
+    run = script(PARENT.replace("TIMEOUT", "1.5"), data)
     run.until("waiting")
     worker = who_reads(data, 9)
 
-    run.signal(signal.SIGSTOP, group=group)
+    run.signal(signal.SIGSTOP, group=True)
     until(lambda: psutil.Process(run.process.pid).status() == psutil.STATUS_STOPPED, "the script is stopped")
-    assert worker.pid in run.left(within=1.5)
+    assert worker.pid in run.left(within=2.0)
     answering = asking(lambda: answer(data, 9))  # who is stopped is at no FIFO's other end
-    run.signal(signal.SIGCONT, group=group)
+    run.signal(signal.SIGCONT, group=True)
 
     assert run.end() == 0, run.err
     assert answering.outcome() is None
@@ -312,14 +290,12 @@ def unkillable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unkillable")
-@pytest.mark.parametrize("kind", ["function", "own-fill"])
-def test_who_can_not_be_killed_is_left_alone(folder: Callable, asking: Callable, kind: str) -> None:
-    """The batch is an error, and the run goes on without that slot; where samples are filled at once, the first is named."""
+def test_a_worker_that_can_not_be_killed_is_left_alone(folder: Callable, asking: Callable) -> None:
+    """The batch is an error, and the run goes on without that slot."""
     data = folder(N)
     data.fifo(9)
-    with in_order(kind, data, workers=1) as loader:
-        blame = "'id-8', .* here or behind it" if kind == "own-fill" else f"'id-9', .*{BLAME}"
-        thread = asking(lambda: all_but(2, loader, data, blame))
+    with in_order("function", data, workers=1) as loader:
+        thread = asking(lambda: all_but(2, loader, data, f"'id-9', .*{BLAME}"))
         worker = who_reads(data, 9)
         stop(worker)
         assert thread.outcome() == [*range(8), *range(12, N)]

@@ -26,9 +26,6 @@ BATCH = 5
 N = 24
 """Samples of `computed`."""
 
-KINDS = ["files", "function", "own-fill", "one-file", "transform"]
-"""What `made` makes: ``transform`` has two sources, and changes the rows of all fields at random."""
-
 
 T = TypeVar("T")
 
@@ -59,7 +56,7 @@ def as_bytes(batch: Any) -> list[bytes]:
 
 
 def run(loader: Loader, epochs: int = 2) -> list[list[bytes]]:
-    """What so many epochs hold; closes the loader."""
+    """What ``epochs`` epochs hold; closes the loader."""
     with loader:
         return [as_bytes(batch) for _ in range(epochs) for batch in loader]
 
@@ -103,7 +100,7 @@ def shaking() -> Callable[..., None]:
 
 
 def made(kind: str, data: DataSet, **options: Any) -> Loader:
-    """A loader that reads ``data`` in one of the ways that there are."""
+    """A loader of ``data``: of files, function, own-fill, one-file; transform has two sources, and changes all rows at random."""
     options = {"batch_size": BATCH, "slots": 2, **options}
     if kind == "files":
         return Loader(data.ids, data.labels, data_dir=data.path, **options)
@@ -167,7 +164,7 @@ def computed(source: Any = None, transform: Any = None, **options: Any) -> Loade
 
 
 def rows(loader: Loader, epochs: int = 1) -> np.ndarray:
-    """All rows of so many epochs; closes the loader."""
+    """All rows of ``epochs`` epochs; closes the loader."""
     with loader:
         return np.concatenate([X.reshape(len(X), -1) for _ in range(epochs) for (X,) in loader])
 
