@@ -26,7 +26,7 @@ LEARNS: dict[str, tuple[int, int, dict[str, Callable[..., bool]]]] = {
     "one_big_array.py": (1000, 3, {ACCURACY: lambda reached: reached > 0.4}),
     # The sums of a digit and a number from -9 to 9 lie 5 apart from their mean on average.
     "two_inputs.py": (1000, 4, {f"{ACCURACY}, sum off by # on average": lambda reached, off: reached > 0.3 and off < 4.5}),
-    "segment_volumes.py": (60, 4, {"validation dice #, by a threshold alone #": lambda reached, alone: 0.2 < alone < reached}),
+    "segment_volumes.py": (30, 2, {"validation dice #, by a threshold alone #": lambda reached, alone: 0.2 < alone < reached}),
     "train_photos.py": (400, 6, {ACCURACY: lambda reached: reached > 0.7}),
     "mixup.py": (
         400,
