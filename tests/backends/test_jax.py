@@ -179,4 +179,4 @@ def test_a_step_that_reads_its_batch_late(slots: int | None, as_arrays: bool, mo
     assert stats.batches == 2000
     assert stats.grown == 0
     assert slots is None or len(pushes) > 10  # with more slots, JAX may be done with a batch before it takes a push
-    assert set(pushes) == {0}
+    assert set(pushes) <= {0}
