@@ -502,7 +502,7 @@ class TestDataWait:
             fit([DataWait(warn_above=0.01)])
             fit([DataWait(warn_above=1.0)])
         [message] = [record.message for record in caplog.records if "waiting for data" in record.message]
-        assert "of epoch 1 was" in message
+        assert any(f"of epoch {epoch} was" in message for epoch in (1, 2, 3))  # the first ones may have been read ahead
         assert message.count("verdict:") == 1
 
     def test_a_sequence_that_is_gone_takes_nothing_back(self, folder: Callable) -> None:
