@@ -36,7 +36,7 @@ from shmgen._sources.base import IDLE, UNKNOWN, row_of
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._sources.fields import readings_of
 from shmgen._worker.ticket_filler import TicketFiller
-from shmgen.errors import ClosedError, SampleError, WorkerDied
+from shmgen.errors import ClosedError, SampleError, StartError, WorkerDied
 
 TIMEOUT = 100.0
 """Seconds of a `Clock`."""
@@ -164,7 +164,7 @@ class FakeWorkers:
         self.otherwise: Callable[[], bool] = self.work
         self.log: list[str] = []
         self.given: list[list[Ticket]] = []
-        self.cannot_start: OSError | None = None
+        self.cannot_start: StartError | None = None
         self.blocks = False
         self.begins = True
         self.takes = True

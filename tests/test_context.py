@@ -194,6 +194,31 @@ print("right")
     assert (done.stdout, done.returncode) == ("right\n", 0), done.stderr
 
 
+def test_workers_run_this_package_and_not_another_that_is_installed(tmp_path: Path) -> None:
+    """Where several can be found, it is the one that the main process runs."""
+    (tmp_path / "other/shmgen").mkdir(parents=True)
+    (tmp_path / "other/shmgen/__init__.py").write_text("raise RuntimeError('another version')")
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "checkout/shmgen").symlink_to(ROOT / "shmgen")
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(tmp_path / "checkout")!r})
+from shmgen import Loader
+
+with Loader(range(8), batch_size=4, source=lambda id: [id], workers=1) as loader:
+    assert len(list(loader)) == 2
+""")
+    done = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "other")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("entry", ["", "sub/.."], ids=["empty", "relative"])
 def test_a_relative_entry_of_the_path_and_a_later_chdir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: Callable, entry: str

@@ -227,7 +227,7 @@ def test_deaths_of_workers_that_have_done_something_do_not_end_the_run() -> None
 def test_a_worker_that_can_not_be_replaced_ends_the_run() -> None:
     """The error says why."""
     with engine_of() as engine:
-        engine.workers.cannot_start = OSError("no more processes")
+        engine.workers.cannot_start = StartError("no more processes")
         engine.workers.script.append(lambda: engine.workers.die(0))
         with pytest.raises(StartError, match=r"a worker that has died can't be replaced: no more processes"):
             engine.fetch(0)

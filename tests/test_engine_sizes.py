@@ -9,7 +9,7 @@ import pytest
 from fakes import TIMEOUT, engine_of, values
 from moments import after, amid, amid_unknown, before, hang, reads, whole_epoch
 
-from shmgen.errors import SampleError
+from shmgen.errors import SampleError, StartError
 
 
 @pytest.mark.parametrize(("counts", "reads"), [((3, 1), 3), ((1, 4), 1), ((2, 3, 1, 2), 3)], ids=str)
@@ -118,7 +118,7 @@ def test_who_is_to_go_can_not_be_killed() -> None:
 def test_one_more_can_not_be_started(caplog: pytest.LogCaptureFixture) -> None:
     """It goes on with those that there are, which is said."""
     with engine_of(workers=1) as engine:
-        engine.workers.cannot_start = OSError("no more processes")
+        engine.workers.cannot_start = StartError("no more processes")
         assert not engine.resize(3)
         whole_epoch(engine)
         assert engine.prefetcher.stats.workers == 1

@@ -436,6 +436,33 @@ def test_no_process_for_another_ends_the_run(folder: Callable, workers: Callable
         ended_by(loader, StartError, "can't be replaced: .*Resource temporarily unavailable", workers)
 
 
+def test_what_a_handler_raises_while_a_worker_is_replaced_stays_what_it_is(
+    folder: Callable, workers: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time limit set by an alarm is an OSError, too, but no failure to start a worker."""
+    data = folder(N)
+
+    def time_is_up(*_: object) -> None:
+        raise TimeoutError("time is up")
+
+    start = pool.Pool._start
+
+    def start_at_the_alarm(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGALRM)
+        return start(*args)
+
+    before = signal.signal(signal.SIGALRM, time_is_up)
+    try:
+        with made("files", data, workers=2) as loader:
+            next(iter(loader))
+            monkeypatch.setattr(pool.Pool, "_start", start_at_the_alarm)
+            kill(workers()[0])
+            with pytest.raises(TimeoutError, match="time is up"):
+                list(chain.from_iterable(repeat(loader)))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 def is_running(pid: int) -> bool:
     """Whether there is such a process, and it has not ended."""
     try:

@@ -32,7 +32,7 @@ from shmgen._worker.pickling import dumps
 from shmgen._worker.protocol import ATOMIC, processor_time
 from shmgen._worker.readers import Descriptors
 from shmgen._worker.ticket_filler import TicketFiller
-from shmgen.errors import WorkerDied
+from shmgen.errors import StartError, WorkerDied
 
 GRACE = 0.2
 """Seconds that workers have to end by themselves at a stop, before they are killed."""
@@ -249,16 +249,21 @@ class Pool:
 
     def restart(self, worker: int, reads: int) -> None:
         self._let_go(worker)
-        with deferred_signals():
-            self._workers[worker] = self._start(reads)
-            self._set_up(worker)
+        self._start_one(worker, reads)
 
     def add(self, reads: int) -> int:
         number = next(number for number in count() if number not in self._workers)
-        with deferred_signals():
-            self._workers[number] = self._start(reads)
-            self._set_up(number)
+        self._start_one(number, reads)
         return number
+
+    def _start_one(self, number: int, reads: int) -> None:
+        with deferred_signals():
+            # What a signal's handler raises may be an OSError, too, and is no failure to start.
+            try:
+                self._workers[number] = self._start(reads)
+                self._set_up(number)
+            except OSError as failure:
+                raise StartError(str(failure)) from failure
 
     def retire(self, worker: int) -> None:
         self._workers[worker].page.words[READS] = 0

@@ -119,7 +119,7 @@ class Supervisor:
         if len(self._records) != self.target.workers and (has_tickets or self._schedule.out):
             try:
                 self._start_missing()
-            except OSError as failure:
+            except StartError as failure:
                 raise StartError(f"a worker that had nothing to do and ended can't be started again: {failure}") from failure
         if not has_tickets and not self._is_eager:
             return
@@ -145,7 +145,7 @@ class Supervisor:
         self.target = target
         try:
             self._start_missing()
-        except OSError as error:
+        except StartError as error:
             self.target = Target(len(self._staying()), target.reads)
             log.warning("there are %d workers, since another can't be started: %s", self.target.workers, error)
             return False
@@ -290,7 +290,7 @@ class Supervisor:
         else:
             try:
                 self._workers.restart(worker, self.target.reads)
-            except OSError as failure:
+            except StartError as failure:
                 raise StartError(f"a worker that has died can't be replaced: {failure}") from failure
             self.restarts += 1
             self._records[worker] = WorkerRecord(Watch(time.monotonic()), deaths_before_work=deaths_before_work)

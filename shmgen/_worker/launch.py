@@ -24,8 +24,16 @@ from shmgen._worker.context import interpreter
 from shmgen._worker.liveness import pidfd_open
 from shmgen._worker.protocol import Unframer, frame
 
-BOOT = "import sys; sys.path.append(sys.argv[1]); from %s import main; main(*map(int, sys.argv[2:]))"
-"""What a child runs, with the name of a module. Its arguments are the folder of this package, and descriptors."""
+BOOT = """if True:
+    import sys
+    sys.path.insert(0, sys.argv[1])
+    import shmgen
+    del sys.path[0]
+    from %s import main
+    main(*map(int, sys.argv[2:]))
+"""
+"""What a child runs, with the name of a module. Its arguments are the folder that this package is in, and descriptors. The folder
+comes first for the package, of which another version may be installed, and for nothing else that lies beside it."""
 
 KILL_GRACE = 1.0
 """Seconds to wait for a killed child, which may hang in the kernel."""
