@@ -68,7 +68,7 @@ def test_a_folder_becomes_one_file(data: DataSet, target: Path, cli: Callable[..
 def test_the_way_back(data: DataSet, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lines in the guide make the folder again, byte for byte."""
     guide = (ROOT / "docs" / "commands.md").read_text()
-    [code] = re.findall(r"three lines of NumPy:\n\n((?:    .*\n)+)", guide)
+    [code] = re.findall(r"Three lines of NumPy unpack:\n\n((?:    .*\n)+)", guide)
     before = {path.name: path.read_bytes() for path in data.path.iterdir()}
     packed(data, target)
     for path in data.path.iterdir():
@@ -339,9 +339,9 @@ def test_too_little_room_is_said_before(data: DataSet, target: Path, monkeypatch
 
 
 IN_THE_WAY = {
-    # what keeps it from writing, and what is said
+    # what keeps it from writing (MS_RDONLY of mount(2) is 1), and what is said
     "full": ("options='size=4k'", "No space left on device (errno 28); the disk is full: make room"),
-    "read-only": ("flags=READ_ONLY", "Read-only file system (errno 30); give a place that can be written to"),
+    "read-only": ("flags=1", "Read-only file system (errno 30); give a place that can be written to"),
 }
 
 
@@ -352,7 +352,7 @@ def test_a_place_that_cannot_be_written_to(data: DataSet, target: Path, script: 
     mount, said = IN_THE_WAY[way]
     moment = PRIVATE + f"mount('none', {str(target.parent)!r}, 'tmpfs', {mount}); pack._Part.require_room = lambda *_: None"
     done = script(ENDING.format(signal=0, moment=moment, target=str(target)), data, options=())
-    assert done.end() == 2
+    assert done.end() == 2, done.err
     assert f".part: expected to write, found: {said}" in done.err
     assert "Traceback" not in done.err
 
