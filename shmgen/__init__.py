@@ -14,8 +14,8 @@ The way of the data, and the module that holds each step::
     _worker.main             a lean process, whose status page (_memory.status_page) shows which tickets it has
       │  _worker.readers     threads that take tickets, as many as there are reads in flight
       │  _worker.ticket_filler   fills a ticket (task): a reader for each field, then the transform (sample_filler)
-      │  _sources            readers: npy, npz, npy_rows, images, hdf5, function, dataset; the main process fills values. base is
-      │                      their contract, one_hot wraps another, field_spec is a field as a worker knows it
+      │  _sources            readers: npy, npz, npy_rows, images, hdf5, function; the main process fills values. base is
+      │                      their contract, fields what a worker knows of a field, one-hot rows included
       │  _samples            what a sample is (sample_spec, casting), which id is which (ids, lookup, row_ids; packed_ids in
       │                      workers), files by their names (files), and what errors advise (remedies)
       ▼

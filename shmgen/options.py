@@ -112,7 +112,7 @@ class DataOptions:
             there are weights, those given or else ones: the rows that fill it up weigh 0, and all others accordingly more, so
             that losses and weighted metrics are those of the samples.
         shard: (rank, world): this process is one of several that train together, and gets its part of each batch, ``batch_size /
-            world`` rows. ``"auto"``: as the framework or launcher that runs says. None: this process gets all.
+            world`` rows. ``"auto"``: as reported by the framework or launcher in use. None: this process gets all.
         on_error: what happens if a sample can't be read. ``"raise"``: its batch is an error. ``"replace"``: another sample
             of the epoch replaces it, with all its fields: the same one in every run. That is logged, counted, and listed in
             ``damaged``. ``"collect"``: it is only listed in ``damaged``, and its row may hold anything: for one pass over all

@@ -41,7 +41,8 @@ class ErrorLog:
 
 
 def without_traceback(error: ErrorT) -> ErrorT | ShmgenError:
-    """A copy of ``error`` without traceback and cause, whose frames, and with them the ring, would live as long as it does."""
+    """A copy of ``error`` without its traceback and cause: their frames, and the ring that these refer to, would live as long as
+    the error."""
     try:
         return copy(error)
     except Exception:  # a class of the user's whose constructor does not take what it passed on

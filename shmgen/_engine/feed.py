@@ -260,7 +260,7 @@ def _row(options: Options, shape: tuple[int, ...]) -> tuple[tuple[int, ...] | No
 
 
 def _filler(options: Options, fields: Sequence[FieldSpec], layout: Layout) -> tuple[TicketFiller, list[Sequence[Any]]]:
-    """The part that fills tickets in workers, and the tables of what it calls the samples: see `key_tables`."""
+    """The part that fills tickets in workers, and the tables of the keys by which it knows the samples; see `key_tables`."""
     fields = [field._replace(offset=offset) for field, offset in zip(fields, layout.offsets, strict=True)]
     readings = readings_of(fields, options.spec.readers)
     filler = TicketFiller(

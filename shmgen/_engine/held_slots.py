@@ -1,4 +1,5 @@
-"""Gets slots back from batches that were handed out: asks the framework, collects garbage, and at last grows the ring."""
+"""What is done while all slots are held by batches that were handed out: the framework is asked to let go, garbage is collected,
+and at last the ring grows."""
 
 from __future__ import annotations
 
@@ -84,7 +85,7 @@ class SlotWait:
         return self._since is not None
 
     def next_push(self, now: float) -> int | None:
-        """The generation to `HeldSlots.push` now; None if the ring is to grow, since pushing has been in vain for long."""
+        """The generation to `HeldSlots.push` now; None if pushing has long been in vain, so that the ring should grow."""
         if self._since is None:
             self._since = now
         if now > self._since + self._held._patience:

@@ -65,7 +65,8 @@ class InProcess:
             finally:
                 self._at[BUSY - ROW] += time.monotonic_ns() - began
                 self._cpu += thread_time("thread-self") - used
-                # In one statement: if a signal's handler raises before it, the ticket is done again; after it, all is in order.
+                # One statement, so that a signal's handler can't raise halfway: if it raises before, the ticket is done again; if
+                # after, the event is recorded.
                 self._tickets, self._events = self._tickets[1:], [*self._events, event]
         else:
             select.select([self._wakeup.fd], [], [], timeout)

@@ -35,12 +35,12 @@ class Listening:
         self._listener: int | None = None
 
     def clean(self, error: RaisedT) -> RaisedT:
-        """``error``, which is raised where all is in order."""
+        """Mark ``error``, which the caller raises, as one that leaves the state consistent; returns it."""
         self.clean_error = error
         return error
 
     def unlocked(self, act: Callable[[], None]) -> None:
-        """Call ``act`` with the lock free. An exception from there does no harm."""
+        """Call ``act`` with the lock released. What it raises counts as clean, since nothing is half done then."""
         try:
             self.lock.release()
             act()

@@ -155,7 +155,7 @@ class Pool:
 
     def take_back(self) -> list[int]:
         tickets = bytearray()
-        # A descriptor of its own: the queue's blocks, and has to for the workers, which share it.
+        # A separate descriptor, which does not block: the queue's own must block for the workers, which share it.
         with suppress(OSError):  # this process can open no more files
             fd = os.open(f"/proc/self/fd/{self._tickets_out}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:

@@ -204,8 +204,8 @@ class Prefetcher:
     def _on_error(self, error: BaseException, batch: BatchId | None, of: Pass | None) -> None:
         """A request ends in ``error``.
 
-        What the request itself raised, and what interrupted one of its waits, has left all in order. Anything else, such as an
-        exception out of a signal's handler, may have struck at any moment: then all is closed.
+        An error that the request itself raised, or that interrupted one of its waits, leaves the state consistent. Anything else,
+        such as an exception from a signal's handler, may have struck at any point, so the loader is closed.
         """
         if batch is None:
             if type(error) is IndexError:  # there is no such batch, and none has been dealt
@@ -272,7 +272,7 @@ class Prefetcher:
         """Wait until workers have read more, from ``now`` on."""
         for slot in self._schedule.waited_for(batch):
             self._ring.sheet(slot.number)[WAITED_FOR] = True
-        # Tickets that were done before that did not end a wait.
+        # A ticket that was done before this mark was set did not ring, so its report is fetched now.
         if reports := self._workers.poll_reports():
             self._listening.wake()  # it may wait for one of these reports
             self._supervisor.handle(reports)

@@ -275,7 +275,7 @@ class Supervisor:
         if not was_expected:
             log.warning("%s", self._death_message(worker, death, outcomes))
         deaths_before_work = 0 if record.has_done else record.deaths_before_work
-        # A worker that has started, and holds nothing, died of nothing that it did.
+        # A started worker that held no ticket was not killed by its work, so its death does not count here.
         if how is Exit.CRASHED and (claims or not record.started) and not any(claim.begun for claim in claims):
             deaths_before_work += 1
             if death is not None and deaths_before_work == STARTS:
@@ -338,8 +338,8 @@ class Supervisor:
     def _give_up(self, ticket: Ticket, failure: Exception | None) -> None:
         """What is left of a ticket that is out is not read: its batch is not wanted, or can't be delivered because of a failure.
 
-        Another reader may have read the batch's last row just before. It did not ring, since this ticket's rows were missing, so
-        the main process must look at the reports unasked.
+        Another reader may just have read the batch's other rows. It did not ring, since this ticket's rows were still missing, so
+        the main process must look at the reports by itself.
         """
         self._planner.mark_as_read(ticket.slot, ticket.start, ticket.stop)
         self._schedule.done([ticket.id], failure)

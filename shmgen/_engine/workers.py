@@ -89,7 +89,8 @@ class Workers(Protocol):
         """From now on each worker has ``count`` readers."""
 
     def set_eager(self, eager: bool) -> None:
-        """Whether each ticket that is done ends a `wait`, or only the last of a batch, and one that took long."""
+        """Set what ends a `wait`: with ``eager``, every ticket that is done; without, a batch's last ticket, or one that took
+        long."""
 
     def stop(self) -> None:
         """End all workers; may be called again."""

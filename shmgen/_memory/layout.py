@@ -65,7 +65,8 @@ class Layout:
         self._arrays = [(field.shape, field.dtype, offset) for field, offset in zip(fields, offsets, strict=True)]
 
     def arrays(self, buffer: object, rows: int) -> BatchArrays:
-        """The first ``rows`` rows of every field, as views of ``buffer``, a slot, which all views of them keep alive."""
+        """The first ``rows`` rows of every field, as views of ``buffer``, the memory of a slot. Every view of them keeps
+        ``buffer`` alive."""
         arrays = []
         for shape, dtype, offset in self._arrays:
             arrays.append(np.ndarray((rows, *shape), dtype, buffer, offset))  # type: ignore[arg-type]

@@ -91,7 +91,8 @@ def _memfd(name: str, flags: int) -> int:
 
 
 def _file() -> int:
-    # Not multiprocessing's SharedMemory: it has a name for a while, and a process that watches over names.
+    # Not multiprocessing's SharedMemory: that has a name for a while, and starts a process, the resource tracker, to clean up
+    # names.
     from tempfile import TemporaryFile
 
     with TemporaryFile(dir=TMPFS, buffering=0) as file:

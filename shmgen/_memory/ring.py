@@ -134,7 +134,7 @@ class Ring:
         return self._sheets[slot]
 
     def is_read(self, slot: int, rows: int) -> bool:
-        """Whether this number of rows of the slot, which are all, are marked as read in its sheet."""
+        """Whether all ``rows`` rows of the batch in the slot are marked as read in its sheet."""
         marks = self._marks.get(slot)
         if marks is None:
             first = self.layout.sheet_offset + 8 * SAMPLES
@@ -144,8 +144,8 @@ class Ring:
     def prepare_lease(self, slot: int, rows: int) -> None:
         """Make what `lease` of this slot and number of rows returns.
 
-        The code that makes it is slow where the trainer's work has emptied the processor's caches, and fast for several slots one
-        after the other.
+        This is slow just after the trainer's own work, which evicts it from the processor's caches, and fast for several slots in
+        a row, so it is done in advance.
         """
         if slot in self._prepared:
             if self._prepared[slot][0] == rows:

@@ -1,9 +1,9 @@
 """How many workers there should be, and how many reads each should have in flight.
 
-Only the trainer can tell whether more would help: where it does not wait, nothing is changed. How many more would help, the
-readers tell. They compute for a part of the time that a row takes, and are blocked for the rest, so ``busy / cpu`` readers keep a
-processor busy (Little's law). The autoscaler tries that many at once, and judges them by the rate of rows that follows. Where
-they were too many for the storage, it cuts them back to the number that the gain was worth.
+Only the trainer can tell whether more would help: where it does not wait, nothing is changed. The readers tell how many more
+would help: they compute for a part of the time of each row and are blocked for the rest, so it takes ``busy / cpu`` readers to
+keep one processor busy (Little's law). The autoscaler tries that many at once, and judges them by the rate of rows that follows.
+Where they were too many for the storage, it cuts them back to the number that the gain was worth.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Backoff:
         self.left, self.cost, self.rate = 0.0, PATIENCE, 0.0
 
     def refuse(self, rate: float, times: float = 1.0) -> None:
-        """Do not try it for ``times`` as long as the last refusal set."""
+        """Refuse it for ``times * cost`` seconds; the next refusal costs twice that."""
         self.left, self.rate = times * self.cost, rate
         self.cost = 2 * self.left
 
@@ -202,7 +202,8 @@ class Autoscaler:
     def _fits(self) -> bool:
         """Whether there is room for the present target; if not, it is reduced."""
         workers, reads = self.target
-        # 1.0: readers that wait less now may do so because of the workers that were started for their waiting.
+        # 1.0, as if readers were always blocked: if they are blocked less now, the workers that were added for it may be the
+        # cause.
         fitting = self._with_room(Target(min(workers, self._limits(workers, 1.0).workers), reads), 1.0)
         if fitting == self.target:
             return True

@@ -1,7 +1,8 @@
 """Orders whose batches hold samples of similar length: a pure function of lengths, batch size, seed and epoch.
 
 The epoch's order is cut into windows of fifty batches. The samples of a window are sorted by length and cut into batches. Then
-the batches of the window are shuffled, and the rows of each batch, so that ranks, which have a part of each, have equal work.
+the batches of the window are shuffled. The rows within each batch are shuffled too, so that ranks, each of which gets a part of
+every batch, have equal work.
 Every sample comes as often as without lengths, and in the same window.
 """
 

@@ -124,7 +124,8 @@ def after_exit(
     for claim in claims:
         if how is Exit.CRASHED and claim.begun:
             outcomes.append(deaths.outcome(claim, death, alone=alone))
-        elif claim in stuck and how is Exit.ABANDONED and claim.row is None:  # tried one by one, each row might cost a slot
+        elif claim in stuck and how is Exit.ABANDONED and claim.row is None:
+            # If its rows were tried one by one, each might cost a slot.
             reason = f"expected an answer, found none for {timeout:g} seconds (timeout), here or behind it"
             outcomes.append(Outcome(claim, Fate.BLAME, 0, reason))
         elif claim in stuck and claim.row is None:
@@ -197,9 +198,9 @@ class Watch:
         return [claim for claim, since in self._at_rows(asked) if now >= since + timeout]
 
     def unsure(self, now: float, asked: float, timeout: float) -> list[Claim]:
-        """The claims that do not move, but perhaps only because another reader holds the interpreter and never releases it.
+        """The stuck claims that may be innocent: another reader may hold the interpreter and never release it.
 
-        A claim that stayed while others moved hangs by itself, and so does one that stays alone.
+        A claim is not innocent if others moved while it was stuck, or if it is the only stuck one.
         """
         stay = [(claim, since + STAYS * timeout) for claim, since in self._at_rows(asked) if now >= since + STAYS * timeout]
         return [claim for claim, time in stay if self._moved < time] if len(stay) > 1 else []

@@ -90,8 +90,8 @@ class _Network:
     """A generalised Feistel network (Black and Rogaway, Ciphers with arbitrary finite domains, 2002).
 
     A position is written as a pair of numbers, below a = ⌈√samples⌉ and b = ⌈samples / a⌉. A round adds a hash of one number to
-    the other, which can be undone, so no two positions give the same pair. Of the a·b pairs fewer than 1 in 256 stand for no
-    sample; a position that gives such a pair goes through the network again.
+    the other, which can be undone, so no two positions give the same pair. Fewer than 1 in 256 of the a·b pairs stand for no
+    sample; a position that lands on one goes through the network again.
     """
 
     def __init__(self, samples: int, seed: int, epoch: int) -> None:

@@ -5,8 +5,8 @@ index that is requested for the first time in a pass is bound to the next batch 
 whatever the order of the indexes, batches go out in the order in which they are read ahead, each once a pass. Without shuffling,
 index i is batch i.
 
-Each iteration is a pass of its own, over the next epoch, also when the one before was left early. So its samples never depend on
-how many batches of another pass a framework had asked for ahead. Only a pass that resumes where another process was interrupted
+Each iteration is a pass of its own over the next epoch, even if the previous one was left early. So its samples never depend on
+how far ahead a framework had asked in an earlier pass. Only a pass that resumes where another process was interrupted
 deals no more than the batches that were left.
 """
 
@@ -66,7 +66,8 @@ class Pass:
         self._dealt = self.first
         self._next: int | None = self.first
         self._last = self.first - 1
-        # Of the batches that were dealt, by number: those that are waited for, and the last one if it ended in an error.
+        # Numbers of dealt batches: those that are waited for, and the last whose request failed, if none has been handed out
+        # since.
         self._awaited: set[int] = set()
         self._failed: int | None = None
 
@@ -80,7 +81,7 @@ class Pass:
         if self._shuffle:
             number = self.first + index
             if self._dealt == number == self.first + self._bound.in_order and number < self._batches:
-                # As in a plain loop: indexes have been bound in their own order so far.
+                # As in a plain loop, all indexes so far were requested in ascending order.
                 self._bound.in_order += 1
                 self._next = self._dealt = number + 1
                 return _batch((self.epoch, number))

@@ -110,7 +110,7 @@ class Sampler:
         self._order = lru_cache(maxsize=2)(partial(_order, samples, seed, weights, lengths))
 
     def first(self, batch: BatchId) -> int:
-        """The position in the epoch of this rank's first row. Positions after the last sample begin again at the first."""
+        """The position in the epoch of this rank's first row. Positions past the last sample wrap around to the first."""
         return batch.number * self.batch_size + self.offset
 
     def size(self, batch: BatchId) -> int:

@@ -110,7 +110,7 @@ class Schedule:
         self._is_read = is_read
         self._in_flight = in_flight
         self._filling = 0
-        self._unhurried = 0  # batches that were handed out since one was demanded that had not been read
+        self._unhurried = 0  # batches handed out since the trainer last had to wait for one
         self._slots = [Slot(number) for number in range(slots)]
         self._free = list(range(slots))
         # The slots that are neither free nor leased.
@@ -182,7 +182,7 @@ class Schedule:
 
     @property
     def is_unhurried(self) -> bool:
-        """Whether no batch of the last ones, as many as there are slots, had to be waited for."""
+        """Whether more batches than there are slots have been handed out since one had to be waited for."""
         return self._unhurried > len(self._slots)
 
     @property
@@ -211,7 +211,7 @@ class Schedule:
         self._read_in_vain = self._read_in_vain or missing
         if demanded:
             self._unhurried = 0
-        # Work is given out in portions, since giving out costs time, which workers lose that share the main process's processor.
+        # Work is given out in portions: giving it out takes processor time, which workers on the main process's processor lose.
         fills_all = self.waits or self.is_unhurried
         most = len(self._slots) if fills_all else min(self._in_flight, len(self._slots))
         has_room = most - self._filling >= max(1, most // PORTIONS)
@@ -222,7 +222,8 @@ class Schedule:
             usable = len(free) + len(slot_of)
             wanted = list(islice(dict.fromkeys(islice(wanted, usable + len(demanded))), usable))
             self._make_room(wanted)
-        # All readers share a batch, so that it is ready soon, and each has several tickets to come.
+        # Each batch is cut so that all readers share it, since it is then ready soon, and so that each reader has several tickets
+        # to come.
         tickets = max(1, readers, -(-TICKETS_EACH * readers // most))
         given = []
         for batch in wanted:

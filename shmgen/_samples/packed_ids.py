@@ -49,7 +49,7 @@ class PackedIds:
         self._kind = kind
         self._count = count
         self._range = numbers
-        # Of ids that differ in length: the position of the first byte of each, and of the byte behind the last.
+        # If ids differ in length: the position of the first byte of each, and of the byte behind the last.
         self._words: memoryview | range = numbers
         self._memory: mmap.mmap | bytes = b""
 

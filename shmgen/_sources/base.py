@@ -53,7 +53,7 @@ class Reader:
         concurrent: whether several threads of a process may read at once, each from a copy that `opened` makes.
         draws: whether `read` needs a generator of random numbers.
         reads_one_by_one: whether the next rows should be read by `read`, one by one, rather than by `fill`.
-        leaves_out: whether it may fill only a part of a row, so that rows must be set to 0 before.
+        leaves_out: whether it may fill only a part of a row; rows must then be set to 0 beforehand.
 
     Examples:
         >>> reader = Npy("data").bind(ids)
@@ -94,7 +94,7 @@ class Reader:
             keys: of the samples; see the attribute.
             rows: an array; bytes where it `takes_bytes`; a dict of arrays by key where there are several fields.
             begun: ``begun[0] = n`` says that row n, counted from 1, is being read. A sample that fails, hangs or ends the worker
-                is then known at once; of a reader that does not say it, the rows are tried one by one.
+                is then known at once; if a reader does not set it, the rows are tried one by one to find the sample.
             io_waits: whether reads have had to wait lately; the system may then be asked to read ahead.
 
         Returns:

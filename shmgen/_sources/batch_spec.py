@@ -38,8 +38,8 @@ class BatchSpec:
         targets: likewise, or None for none.
         weights: likewise, or None for none.
         ids: of all samples. They tell a mapping from id to value from a dict of fields.
-        is_sample: whether ``inputs``, where that is a source of a tuple, and there are no targets, are ``(inputs, targets)`` or
-            ``(inputs, targets, weights)``.
+        is_sample: whether a source whose fields form a tuple is the whole sample, ``(inputs, targets)`` or ``(inputs, targets,
+            weights)``, where it is given as ``inputs`` without targets.
         default_weights: where there are targets, and no weights.
         n_classes: how long the one-hot rows are that are made of the target's ints, where that is part of the whole sample.
         trims: whether padded fields are cut after the longest sample of a batch.
@@ -152,7 +152,7 @@ class BatchSpec:
         return [whole, self.unflatten(arrays)] if self._trimmed else [whole]
 
     def _cut(self, arrays: BatchArrays) -> BatchArrays:
-        """The arrays that are handed out, after the longest sample of each field that is padded."""
+        """The arrays that are handed out; each padded field is cut to the length of its longest sample."""
         cut = list(arrays[: len(self.names)])
         for position, lengths in self._trimmed:
             cut[position] = cut[position][:, : max(1, arrays[lengths].max(initial=0))]

@@ -34,8 +34,9 @@ class Function(BuiltinSource):
         n_channels: size of the last axis. Where it is 1, an array of shape ``dim`` is taken, too, and gets that axis.
         dtype: of a row.
         pad_value: what fills the rest of a row where a sample is smaller; see `Npy`.
-        concurrent: whether the function may be called in several threads of a process at once, so that as many calls are in
-            flight as pay where it waits for something. It must then not draw from the global generators of `random` and NumPy.
+        concurrent: whether the function may be called in several threads of a process at once, so that, where it waits for
+            something, as many calls as pay off run at once. It must then not draw from the global generators of `random` and
+            NumPy.
 
     What is left out is taken from the array of the first id, for which the function is called once in the main process. For a
     function that fills a row, ``dim`` and ``dtype`` must be given. Where a transform makes rows of samples that are larger, or of

@@ -125,7 +125,7 @@ class _Rows:
             raise FormatError(f"expected rows of shape {shape} and dtype {dtype}, found {found.shape[1:]}, {found.dtype}")
         self._length = found.chunks[0] if found.chunks else 0
         whole_rows = bool(found.chunks) and found.chunks[1:] == shape
-        # Of a chunk that zlib alone has packed only the part up to the last row is unpacked that is wanted.
+        # If zlib is a chunk's only filter, the chunk is unpacked only up to the last row that is wanted.
         self._zlib = whole_rows and found.dtype.isnative and is_native(found) and filters(found) == [ZLIB]
         self._has_holes = bool(found.chunks) and found.id.get_num_chunks() < count_chunks(found)
         self._row_bytes = int(np.prod(shape, dtype=np.int64)) * found.dtype.itemsize

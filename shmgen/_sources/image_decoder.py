@@ -152,7 +152,7 @@ class ImageDecoder(NamedTuple):
         is_drafted = image.format in DRAFTED
         if not is_drafted:
             stored = _stored(image)
-            image.load()  # only then some formats know how they are to be turned, and TIFF is turned
+            image.load()  # some formats know their orientation only once they are loaded, and loading turns a TIFF
         orientation = _orientation(image)
         fitted, box = self._fitted(image.size, swapped=orientation in SWAPPED)
         if is_drafted:
@@ -171,7 +171,8 @@ class ImageDecoder(NamedTuple):
         return pixels if self.size is None or pixels.shape[:2] == self.size else _padded(pixels, self.size)
 
     def _fitted(self, size: tuple[int, int], *, swapped: bool) -> tuple[tuple[int, int] | None, Box]:
-        """The width and height that an image of ``size`` is resized to before it is turned, and the part of it that is.
+        """The width and height that an image of ``size`` is resized to, and the part of it that is resized; both before it is
+        turned.
 
         Args:
             size: width and height as they are stored.
@@ -192,7 +193,8 @@ class ImageDecoder(NamedTuple):
         return wanted, (left, top, size[0] - left, size[1] - top)
 
     def _draft(self, image: Any, fitted: tuple[int, int] | None, box: Box) -> Box:
-        """Have an image decoded as grey if grey is wanted, and smaller if it becomes much smaller; where ``box`` is then."""
+        """Have an image decoded as grey if grey is wanted, and at a smaller size if its row is much smaller. Returns where
+        ``box`` is then."""
         wanted = None
         if fitted is not None and self.interpolation != "nearest":
             left, top, right, bottom = box
@@ -246,7 +248,7 @@ class ImageDecoder(NamedTuple):
         if self.mode == "P":
             raise FormatError("expected an image of 8 bits, found one of 16; pass mode='I;16'")
         deep = np.asarray(image)
-        if image.mode == "I" and image.format != "PPM":  # that of more than 8 bits is scaled to 16
+        if image.mode == "I" and image.format != "PPM":  # grey of more than 8 bits is scaled to 16 bits
             if self.mode != "I;16":
                 raise FormatError(
                     "expected an image of 8 or 16 bits, found one of 32, which does not say what is white; pass mode='I;16' if "
@@ -306,7 +308,8 @@ def _orientation(image: Any) -> int:
 
 
 def _stored(image: Any) -> tuple[str, int]:
-    """How pixels lie in the file of an image that is not decoded yet: Pillow's word for it, and the number that is white."""
+    """How the file of an image that is not decoded yet stores its pixels: Pillow's name for that raw mode, and the number that
+    stands for white."""
     arguments = image.tile[0].args if image.tile else None
     raw, *others = arguments if isinstance(arguments, tuple) and arguments else (arguments,)
     if not isinstance(raw, str):

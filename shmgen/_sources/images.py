@@ -44,15 +44,15 @@ class Images(FolderSource):
         size: height and width in pixels of what an image becomes; an int for both. By default, images keep their sizes.
         mode: ``"RGB"``; ``"L"`` for grey; ``"RGBA"``; ``"I;16"`` for grey of 16 bits, dtype uint16; or ``"P"`` for the numbers in
             the file themselves, those of a palette's colours or of grey of 1 to 8 bits, as masks have them. Images of another
-            mode are converted: colours become grey by their brightness, transparency is left out, of 12 or 16 bits the upper 8
-            are kept, and 8 bits become 16 so that white is white. Grey of 32 bits is taken only by ``"I;16"``, if its numbers
+            mode are converted: colours become grey by their brightness, transparency is dropped, 12 or 16 bits keep their upper
+            8, and 8 bits are scaled to 16 so that white stays white. Grey of 32 bits is taken only by ``"I;16"``, if its numbers
             fit.
         resize: what becomes of an image of another size. ``"crop"``: its middle, as large as its proportions allow, fills the
             size. ``"pad"``: all of it is in the middle, and the rest is 0. ``"stretch"``: its proportions are not kept.
         interpolation: between pixels: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``. By default ``"bilinear"``,
             and ``"nearest"`` for ``"P"``, which allows no other.
-        dim: height and width of a row, where a transform makes it of an image that is larger, or ``pad_value`` of one that is
-            smaller. By default, ``size``, or else the size of the first image, which all must have.
+        dim: height and width of a row, if images differ from it in size: a transform cuts larger ones, or ``pad_value`` fills up
+            smaller ones. By default, ``size``, or else the size of the first image, which all must have.
         dtype: of a row, such as ``"float32"`` for a transform that scales; by default uint8, from 0 to 255, or uint16.
         pad_value: what fills the rest of a row to the right of a smaller image, and below.
         suffix: what follows an id in its file's name. By default, an id is the name of a file if it ends as one of an image does;
@@ -232,7 +232,7 @@ class ImageFiles(Files):
         return self._finds and not IMAGES.has(str(id))
 
     def _found(self, id: object) -> str:
-        """The only file that the name of ``id`` is of but for its suffix; raises as `name`."""
+        """The only file whose name is ``id`` plus a suffix; raises as `name`."""
         names = [name for suffix in FOUND if os.path.isfile(self._path(name := f"{id}{suffix}"))]
         # A file system that does not tell upper from lower case shows one file under two names.
         found = list({_identity(self._path(name)): name for name in reversed(names)}.values())[::-1]

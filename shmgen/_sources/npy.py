@@ -168,7 +168,8 @@ class NpyReader(FolderReader):
 
     @property
     def reads_one_by_one(self) -> bool:
-        # Where one file did not fit its row, others will not. One by one, each is opened once, and one is in memory at a time.
+        # If one file did not fit its row, others probably won't either. Read one by one, each is opened once, and one is in
+        # memory at a time.
         return self._singly > 0
 
     def _read(self, key: object, row: np.ndarray) -> np.ndarray:
@@ -247,7 +248,7 @@ class NpyReader(FolderReader):
         for self._begun[0], name in enumerate(names, 1):
             row = rows[(self._begun[0] - 1) * row_bytes : self._begun[0] * row_bytes]
             if not remote.read_kept(name, partial(self._read_got, row=row)):
-                # More bytes than any file has whose array is a row.
+                # More bytes than any file can have whose array fits a row.
                 most = LONGEST + LARGEST_ELEMENT * math.prod(self.shape)
                 data = memoryview(remote.get(name, lambda body, most=most: body.read(most)))  # type: ignore[misc]
                 self._read_got(data, row)

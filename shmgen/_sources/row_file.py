@@ -1,7 +1,8 @@
 """Rows of one file: which of them are a sample, and how they get from the file into a batch.
 
-What lies in memory is copied from a mapping, by one call of NumPy for all samples of a ticket. What has to be waited for is read,
-and the system is told of all of it before. A worker imports this module, so NumPy is imported only once a mapping is worth it.
+What lies in memory is copied from a mapping, by one call of NumPy for all samples of a ticket. What is not in memory yet is read,
+after the system has been told of all the reads. A worker imports this module, so NumPy is imported only once a mapping is worth
+it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Windows:
         stride: rows from the begin of one sample to that of the next.
         offset: the row of the file, or of each series, at which the first sample begins.
         step: rows from one row of a window to the next.
-        reach: rows that the file, or a series, must have from the begin of a sample on; at least those that the sample spans.
+        reach: how many rows must follow in the file, or series, from the start of a sample on; at least as many as the sample
+            spans.
         series: how many rows each series has, of which there are several in the file. None: all rows are one series.
 
     Attributes:

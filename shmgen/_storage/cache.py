@@ -1,9 +1,9 @@
 """A folder on a local disk that caches remote files, up to a number of bytes; any number of processes may share it.
 
-A file is written under a temporary name and then renamed, so that no process ever reads a part of it. The kernel drops the locks
-of a process that ends. While a process is stopped with the lock, others can't add files: each waits for `PATIENCE`, and goes on
-without. On a file system without locks, two processes that add at the same moment may count one file only, until all files are
-counted again.
+A file is written under a temporary name and then renamed, so that no process ever reads a part of it. When a process ends, the
+kernel releases its locks. While a process is suspended with the lock, no other can add files: each waits `PATIENCE` seconds, then
+goes on without keeping its file. On a file system without locks, two processes that add at the same moment may count one file
+only, until all files are counted again.
 
 Layout of the folder::
 

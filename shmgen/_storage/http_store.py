@@ -58,7 +58,8 @@ class _NoRange(Exception):
 
 
 class _Paced(io.RawIOBase):
-    """The bytes of one answer. Waiting uses up the socket's time-out, and bytes that arrive refill it, up to the whole."""
+    """The bytes of one answer, with a time budget: waiting uses it up, and bytes that arrive refill it, but never beyond the full
+    time-out."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock, self._file = sock, sock.makefile("rb", buffering=0)  # an open file keeps the socket open
@@ -132,7 +133,7 @@ class HttpStore(Store):
 
     def _forget(self) -> None:
         self._free: dict[tuple[str, str], list[_Connection]] = {}
-        # Not by `__del__`: in a cycle of garbage, that of the sockets might be called first.
+        # Not `__del__`: if the store is part of a garbage cycle, the sockets' own `__del__` might run first.
         weakref.finalize(self, _close, self._free).atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -244,7 +245,7 @@ class HttpStore(Store):
             if start == 0:
                 raise _NoRange
             raise FormatError(f"expected bytes from {start:,} on, found a file of {total} bytes: it is truncated")
-        # The body is a page of HTML, but for S3: its errors have a code.
+        # The body is usually an HTML page, of no use here. S3 is the exception: its errors contain a code.
         found = f"{status} {http.client.responses.get(status, '')}".strip()
         if code := CODE.search(response.read(MAX_DRAINED)):
             found += f" ({code[1].decode()})"
@@ -297,7 +298,7 @@ def _is_same_host(one: SplitResult, other: SplitResult) -> bool:
 
 
 def _what(error: Exception) -> str:
-    """An error of a request, in the words of "found ..."."""
+    """An error of a request, as a phrase to follow "found" in a message."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, http.client.IncompleteRead):

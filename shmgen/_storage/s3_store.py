@@ -1,7 +1,7 @@
 """Files on S3-compatible servers: obstore signs the URL of a file, which is then fetched like any other.
 
-botocore finds the bucket's address and the credentials, once, in the main process. In a worker it would take tens of MB, and most
-of the time of a request: a worker imports it only once its credentials have expired.
+botocore finds the bucket's address and the credentials, once, in the main process. In a worker it would take tens of MB and most
+of the time of each request. So a worker imports it only after its credentials have expired.
 """
 
 from __future__ import annotations

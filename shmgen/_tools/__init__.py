@@ -1,1 +1,1 @@
-"""The command line: ``shmgen scan`` and ``shmgen tune``."""
+"""The command line: ``shmgen scan``, ``pack`` and ``tune``."""

@@ -33,7 +33,8 @@ BOOT = """if True:
     main(*map(int, sys.argv[2:]))
 """
 """What a child runs, with the name of a module. Its arguments are the folder that this package is in, and descriptors. The folder
-comes first for the package, of which another version may be installed, and for nothing else that lies beside it."""
+is first on ``sys.path`` only while the package is imported, of which another version may be installed; it is then removed, so
+that nothing else in it hides other modules."""
 
 KILL_GRACE = 1.0
 """Seconds to wait for a killed child, which may hang in the kernel."""
@@ -51,7 +52,7 @@ def deferred_signals() -> Iterator[None]:
     here = os.getpid()
 
     def defer(handler: Callable[..., object]) -> Callable[..., object]:
-        # A fork that another thread makes meanwhile keeps this handler, and calls the original at once.
+        # If another thread forks now, the child keeps this handler, which calls the original at once there.
         return lambda *args: deferred.append(partial(handler, *args)) if os.getpid() == here else handler(*args)
 
     with ExitStack() as after:
@@ -115,7 +116,8 @@ class Child:
             except BaseException:
                 self._close_fds()
                 raise
-        with suppress(OSError):  # a kernel older than 5.3: the end of the stream tells of a death, unless a fork keeps it open
+        # Before Linux 5.3 a death shows only as the end of the stream, and not even so if a fork holds it open.
+        with suppress(OSError):
             self._pidfd = pidfd_open(self.process.pid)
 
     @property

@@ -61,7 +61,7 @@ def end_in_time(stream: int, parent: int, idle: float, ends: Callable[[], bool])
         stream: descriptor of the socket between this process and the main one.
         parent: process id of the main process.
         idle: seconds between two calls of ``ends``.
-        ends: whether to end now, since there has been nothing to do; called again and again.
+        ends: called every ``idle`` seconds; returns whether the process has been idle and should end.
     """
     poll = select.poll()
     poll.register(stream, 0)  # a hang-up is reported unasked

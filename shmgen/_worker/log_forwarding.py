@@ -61,7 +61,8 @@ class ForwardedLogs:
     """Gives what workers forward to the handlers of the main process."""
 
     def __init__(self) -> None:
-        # The worker that sent a warning first: each worker sends a warning that is to be shown once.
+        # For each warning, the worker that sent it first. Every worker sends a warning that should be shown once, so those of the
+        # other workers are dropped.
         self._first: dict[object, int] = {}
 
     def handle(self, worker: int, message: bytes) -> None:

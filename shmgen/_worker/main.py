@@ -44,7 +44,7 @@ class Start(NamedTuple):
         keys: the `PackedIds` of each table of keys; pickled, as the filler is, since unpickling may need ``path``.
         filler: fills the rows of a ticket; pickled.
         context: what the user's code is to find here, the fields of a `Context`; None if there is no such code.
-        idle: seconds between two looks at whether the worker has had nothing to do in between, and ends.
+        idle: seconds between checks; a worker that has had nothing to do since the last check ends.
     """
 
     parent: int

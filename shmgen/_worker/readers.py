@@ -164,12 +164,13 @@ class Readers:
         return {*range(count)} - self._failed
 
     def _start_others(self) -> bool:
-        """Start the readers that are wanted and missing, the main thread aside; whether any are left or wanted."""
+        """Start the missing readers, except the main thread. Returns whether readers are wanted, or some are still running."""
         with self._changing:
             wanted = self._wanted()
             for number in sorted(wanted - self._running - {0}):
                 self._running.add(number)
-                # Before it takes a ticket: one on a record that the main process does not look at would be lost at a death.
+                # Set before the reader takes a ticket: if the worker died, a ticket in a record that the main process does not
+                # look at would be lost.
                 self._page.words[READERS] = max(self._page.words[READERS], number + 1)
                 try:
                     threading.Thread(target=self._run_in_thread, args=(number,), daemon=True).start()
@@ -217,7 +218,7 @@ class Readers:
             self._main.wake()
 
     def _fail(self, number: int, reason: str) -> None:
-        """A reader can't be started: it is not tried again."""
+        """Record that a reader could not be started; no further attempt is made."""
         self._running.discard(number)
         self._failed.add(number)
         self._warn(reason)

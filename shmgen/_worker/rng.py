@@ -76,7 +76,7 @@ class LateSeeded(random.Random):
 
     def seed(self, a: Any = None, version: int = 2) -> None:
         self._pending_seed = a, version
-        self.gauss_next = None  # `gauss` draws two numbers at once and keeps the second, which is of the last seed
+        self.gauss_next = None  # `gauss` makes two numbers at a time and keeps the second, which comes from the previous seed
 
     def random(self) -> float:
         self._seed_now()

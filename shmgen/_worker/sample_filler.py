@@ -43,7 +43,7 @@ FIRST_ROWS = 64
 SINGLE = "; where a function returns several arrays, leave its dim, n_channels and dtype out"
 
 Step: TypeAlias = "tuple[Reading, Sequence[Any], frozenset[int] | None]"
-"""What is read one by one: the reading, the samples' keys in its table, and the numbers of the rows to read, None for all."""
+"""What is read sample by sample: a reading, the samples' keys in its table, and the row numbers to read (None for all)."""
 
 
 class Sample:
@@ -124,7 +124,8 @@ class SampleFiller:
             rngs: generators, one a sample, for ``before``; and for all else.
             in_turn: calls its argument in the thread of the user's functions.
             rows_begun: ``rows_begun[0]`` will say how many samples have been begun.
-            count: adds the time since its second argument to a word of the reader's record, and returns the time.
+            count: called with a word of the reader's record and a start time: adds the time since then to the word, and returns
+                the current time.
         """
         reading_rngs, function_rngs = rngs
         sample = Sample(rows, task.epoch)

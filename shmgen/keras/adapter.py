@@ -91,8 +91,8 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
 
 
 def attach(data: Any, iterations: Iterations, no_rows: Callable[[], list[tuple[Any, ...]]]) -> None:
-    """Called when a `Sequence` is asked for its number of batches: if an `EpochIterator` asks that is being made, give it an
-    `Adapter`.
+    """Called when a `Sequence` is asked for its number of batches: if the caller is an `EpochIterator` that is being made, give
+    it an `Adapter`.
 
     Args:
         data: the `Sequence`.

@@ -27,8 +27,8 @@ class DataWait(keras.callbacks.Callback):  # type: ignore[misc]
     so the trainer itself may have waited less. ``History``, the progress bar and other callbacks, such as ``CSVLogger``, show it,
     wherever they are in the list.
 
-    If ``fit`` is given neither a `Sequence` nor a data set around one, but for example a ``tf.data.Dataset`` made of one, all
-    sequences count that deliver batches meanwhile.
+    If ``fit`` is given neither a `Sequence` nor a data set around one, but for example a ``tf.data.Dataset`` made of one, every
+    sequence that delivers batches meanwhile counts.
 
     Args:
         warn_above: a fraction from 0 to 1. If training waits for more than this part of an epoch, the log says so and why, once.

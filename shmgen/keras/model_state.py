@@ -203,7 +203,7 @@ def match(model: Any, data: Any, saved: Saved) -> list[tuple[Cell, str]]:
     failure = _build(model, data, saved)
     cells, optimizers = find(model)
     kinds = {name: kind_of(one) for name, one in saved.arrays.items() if not name.startswith(("callbacks/", f"{RANDOM}/"))}
-    # An optimizer that had not been built then had only its first values.
+    # An optimizer that was not yet built when the state was saved still had its initial values.
     later = tuple(f"optimizers/{path}/" for path in optimizers if path not in saved.state["optimizers"])
     for name in sorted({*kinds, *cells}):
         expected, found = kinds.get(name), cells[name].kind if name in cells else None

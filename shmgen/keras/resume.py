@@ -217,7 +217,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._batches += trained
         self._step += fit.steps_per_execution
         if self._step >= fit.steps or self._position >= fit.batches:
-            # Only validation and callbacks are left of this epoch, and Keras may begin the next pass before them.
+            # Only validation and callbacks are left in this epoch, and Keras may begin the next pass before they run.
             self._place = Place(self._epoch + 1, 0, self._sequence.state_dict(self._position - self._first))
             if self._position >= fit.batches:
                 self._first = self._position = 0
