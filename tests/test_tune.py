@@ -168,9 +168,10 @@ def test_what_computes_takes_processors() -> None:
     tuning = tune(range(64), batch_size=2, source=costly(compute), slots=4, workers=[1, 2], seconds=SECONDS)
 
     for one in tuning.measurements:
-        # Workers may be amid a sample when it begins, and when it ends. What is used is counted in hundredths of a second.
+        # Workers may be amid a sample, and up to 4 batches of 2 read ahead, when it begins, and when it ends. What is used is
+        # counted in hundredths of a second.
         whole = one.processors - one.samples * COST
-        assert abs(whole) < (one.workers * COST + 0.06) / SECONDS + 0.1 * one.processors, one
+        assert abs(whole) < ((one.workers + 4 * 2) * COST + 0.06) / SECONDS + 0.1 * one.processors, one
         assert one.io_wait < 0.2
     rates = {one.workers: one.rate for one in tuning.measurements}
     assert tuning.workers == min(count for count, rate in rates.items() if rate >= AS_GOOD * max(rates.values()))
