@@ -216,7 +216,7 @@ def test_a_file_that_is_truncated_while_it_is_copied(tmp_path: Path) -> None:
             next(epoch)
         os.truncate(tmp_path / "all.npy", 128 + 1024 * 4096)
         os.kill(loader.state.workers[0].pid, signal.SIGBUS)
-        with pytest.raises(SampleError, match="the file is truncated|written to meanwhile") as caught:
+        with pytest.raises(SampleError, match=r"the file is truncated|written to meanwhile") as caught:
             list(epoch)
         assert int(str(caught.value.id)) >= 1024
 
