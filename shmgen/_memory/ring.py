@@ -165,12 +165,8 @@ class Ring:
 
     def lease(self, slot: int, rows: int) -> BatchArrays:
         """The slot's arrays as a lease: `released` returns the slot once the last view of them is gone."""
-        prepared = self._prepared.get(slot)
-        if prepared is None or prepared[0] != rows:
-            self.prepare_lease(slot, rows)
-            prepared = self._prepared[slot]
-        del self._prepared[slot]
-        _, arrays, self._leases[slot] = prepared
+        self.prepare_lease(slot, rows)
+        _, arrays, self._leases[slot] = self._prepared.pop(slot)
         return arrays
 
     def is_held(self, slot: int) -> bool:
