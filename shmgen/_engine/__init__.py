@@ -1,1 +1,1 @@
-"""The calling process's side: who keeps the workers at work, and hands out what they have read."""
+"""The main process's side: it keeps the workers at work, and hands out what they have read."""

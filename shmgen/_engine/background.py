@@ -35,7 +35,7 @@ class Background:
             threading.Thread(target=self._run, name="shmgen", daemon=True).start()
 
     def end(self) -> None:
-        """Have the thread call the method at once, which is to say that there will be no more requests."""
+        """Wake the thread, if there is one, so that it calls the method once more and ends if that returns False."""
         if self._runs:
             self._requests.put(None)
 

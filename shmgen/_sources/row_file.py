@@ -1,8 +1,7 @@
 """Rows of one file: which of them are a sample, and how they get from the file into a batch.
 
 What lies in memory is copied from a mapping, by one call of NumPy for all samples of a ticket. What is not in memory yet is read,
-after the system has been told of all the reads. A worker imports this module, so NumPy is imported only once a mapping is worth
-it.
+after the system has been told of all the reads. Workers import this module, so NumPy is imported only once a mapping pays.
 """
 
 from __future__ import annotations
