@@ -46,8 +46,7 @@ shmgen._worker.launch.BOOT = f'''if True:
 
     atexit.register(report)
     os._exit = end
-    {shmgen._worker.launch.BOOT}
-'''
+''' + shmgen._worker.launch.BOOT
 """
 """Makes workers tell at their end what they had imported, without a hook in the product."""
 
