@@ -61,11 +61,7 @@ def holds(dtype: np.dtype[Any], number: float) -> bool:
 
 
 def unmasked(value: Any) -> Any:
-    """``value``, which must have no masked elements, since a row would show the numbers under the mask.
-
-    Raises:
-        FormatError: it has masked elements.
-    """
+    """``value``; refused if it has masked elements, since a row would show the numbers under the mask."""
     if hasattr(value, "mask") and hasattr(value, "filled"):
         import numpy as np
 

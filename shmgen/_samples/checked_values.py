@@ -31,11 +31,7 @@ Rows: TypeAlias = "tuple[np.ndarray, np.dtype[Any]]"
 
 
 class CheckedValues:
-    """The values of all ids. Each is checked before it is made a row.
-
-    Attributes:
-        axes: how many axes the values have as one array, that of the ids included; 0 if their shapes differ.
-    """
+    """The values of all ids. Each is checked before it is made a row."""
 
     def __init__(self, ids: Sequence[Any], column: Sequence[Any] | np.ndarray, field: str, *, may_be_nan: bool = False) -> None:
         self._ids = ids
@@ -119,11 +115,7 @@ class CheckedValues:
         return np.stack(rows)
 
     def _cast(self, values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-        """Values as ``dtype``.
-
-        Raises:
-            FormatError: the cast would lose more than precision, or one is NaN and must not be.
-        """
+        """Values as ``dtype``; refused if that loses more than precision, or if one is NaN and must not be."""
         rows = cast(values, dtype, REMEDY)
         if not self._may_be_nan and (values != values).any():  # noqa: PLR0124 # NaN
             raise FormatError(f"expected a number, found {values.tolist()}{NAN_REMEDY}")
@@ -197,11 +189,7 @@ def _blocks(column: Sequence[Any] | np.ndarray) -> Iterator[Any]:
 
 
 def _positions(values: Sequence[Any] | np.ndarray, position: dict[Any, int]) -> np.ndarray:
-    """The positions of values.
-
-    Raises:
-        KeyError: one has none.
-    """
+    """The positions of values; raises KeyError if one has none."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
         distinct, at = np.unique(values, return_inverse=True)
         return np.array([position[value] for value in distinct.tolist()])[at.reshape(-1)]

@@ -36,11 +36,7 @@ class Dataset(Protocol):
 
 
 def is_dataset(value: object) -> TypeGuard[Dataset]:
-    """Whether ``value`` is a data set, and not a list of ids.
-
-    Raises:
-        InputError: it is one whose samples can't be read one by one.
-    """
+    """Whether ``value`` is a data set, and not a list of ids. One whose samples can't be read one by one is refused."""
     kind = type(value)
     if isinstance(value, OWN_TYPES) or hasattr(kind, "__array__"):
         return False
@@ -52,11 +48,7 @@ def is_dataset(value: object) -> TypeGuard[Dataset]:
 
 
 class Sample:
-    """Reads the sample of a number from a data set; a function for `Function`.
-
-    Args:
-        dataset: with ``__len__`` and ``__getitem__``.
-    """
+    """Reads the sample of a number from a data set; a function for `Function`."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset

@@ -42,11 +42,7 @@ def files_below(folder: str, unreadable: Callable[[OSError], object]) -> list[st
     """The paths, from ``folder`` on, of all files in it and in its sub-folders, sorted.
 
     Names that begin with a dot are left out: macOS writes ``._x.npy`` beside ``x.npy``, for instance. Links to folders are
-    followed, but not to a folder that the link is in.
-
-    Args:
-        folder: its path.
-        unreadable: called with the error of each folder that can't be listed.
+    followed, but not to a folder that the link is in. ``unreadable`` is called with the error of a folder that can't be listed.
     """
     found = []
     for path, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):

@@ -26,11 +26,7 @@ LONGEST_ID = 4096
 def kept(ids: Any) -> Sequence[Any]:
     """``ids`` as a sequence of texts, bytes or ints, which the caller can't change later, but for an array of texts.
 
-    Paths become texts; a path in place of the sequence is that of a text file, an id a line.
-
-    Raises:
-        InputError: they are no sequence of ids, but a data frame, an array of several axes, a single text, a set, or a dict; or
-            an id is of another type.
+    Paths become texts; a path in place of the sequence is that of a text file, an id a line. All else is an InputError.
     """
     if isinstance(ids, range):
         return ids
@@ -233,11 +229,7 @@ def elements(array: np.ndarray) -> Iterator[Any]:
 
 
 def refuse_ways_out(ids: Sequence[object], folder: str, remedy: str) -> None:
-    """Refuse ids that lead out of ``folder``; ``remedy`` says what to pass where ids are paths.
-
-    Raises:
-        InputError: an id leads out of it.
-    """
+    """Refuse ids that lead out of ``folder``; ``remedy`` says what to pass where ids are paths."""
     for first in range(0, len(ids), BLOCK):
         some = list(map(str, take(ids, np.arange(first, min(first + BLOCK, len(ids))))))
         # A block is searched as one text: one by one, a million ids would take a second.
@@ -253,11 +245,7 @@ def refuse_ways_out(ids: Sequence[object], folder: str, remedy: str) -> None:
 
 
 def read_ids(file: str, named: str) -> list[str]:
-    """The ids in a text file; see `id_lines`. Errors call the file ``named``.
-
-    Raises:
-        InputError: it can't be read, or is no such text.
-    """
+    """The ids in a text file, which errors call ``named``; see `id_lines`."""
     try:
         with open(file, "rb") as opened:
             return list(map(os.fsdecode, id_lines(opened.read())))
@@ -268,11 +256,7 @@ def read_ids(file: str, named: str) -> list[str]:
 
 
 def id_lines(data: bytes) -> list[bytes]:
-    """The lines of a text file in UTF-8, an id each, without a byte order mark, carriage returns, and empty lines.
-
-    Raises:
-        FormatError: it is no such text.
-    """
+    """The lines of a text file in UTF-8, an id each, without a byte order mark, carriage returns, and empty lines."""
     lines = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").removesuffix(b"\r").split(b"\n")
     if b"\0" in data or max(map(len, lines)) > LONGEST_ID:
         number, line = next((number, line) for number, line in enumerate(lines, 1) if b"\0" in line or len(line) > LONGEST_ID)

@@ -51,14 +51,7 @@ def as_list_or_array(values: Any) -> Sequence[Any] | np.ndarray:
 
 
 def values_of(values: Any, ids: Sequence[Any], field: str, by: By | None = None) -> Sequence[Any] | np.ndarray:
-    """A value for each id, in the order of the ids; see `Lookup.aligned`.
-
-    Args:
-        values: values; or a function of the id; or an object with a method ``aligned(ids, field)``.
-        ids: of all samples.
-        field: the name of the values in errors.
-        by: see `Lookup`.
-    """
+    """A value for each id, in their order. ``values`` may be a function of the id, or have a method ``aligned(ids, field)``."""
     if hasattr(values, "aligned"):
         found: Sequence[Any] | np.ndarray = values.aligned(ids, field)
         return found
@@ -82,11 +75,7 @@ class Lookup:
         self._by = by
 
     def aligned(self, values: Any) -> Sequence[Any] | np.ndarray:
-        """A value for each id, in the order of the ids: a list or an array, possibly the one that was given, or a view of it.
-
-        Raises:
-            InputError: an id has no value, or it is ambiguous which; or ``values`` is something else.
-        """
+        """A value for each id, in the order of the ids: a list or an array, possibly the one that was given, or a view of it."""
         if is_frame(values):
             raise InputError(
                 f"field {self._field!r}: expected a value for each id, found a {type(values).__name__}; pass a column of it, "

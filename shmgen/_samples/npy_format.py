@@ -13,9 +13,10 @@ import math
 import os
 import stat
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from shmgen._memory.limit_errors import FILES, reached
 from shmgen._samples.sample_spec import axes_fit, dtype_of, reinterpreted
@@ -51,8 +52,6 @@ File = int | memoryview
 
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
-CHANGED = "expected a file that does not change while it is read, found one that was written to meanwhile"
-
 
 class Header(NamedTuple):
     """What the header of an ``.npy`` file says.
@@ -79,12 +78,9 @@ class Header(NamedTuple):
 
 
 def read_header(file: File) -> tuple[Header, bytes]:
-    """The header of an ``.npy`` file, parsed, and its bytes.
+    """The header of an ``.npy`` file, parsed, and its bytes. Whether the data is there is not checked.
 
-    Accepts format versions 1 to 3, as `numpy.load` with ``allow_pickle=False`` does. Whether the data is there is not checked.
-
-    Raises:
-        FormatError: it is no ``.npy`` file, or its elements are Python objects.
+    Accepts format versions 1 to 3, as `numpy.load` with ``allow_pickle=False`` does. All else is a FormatError.
     """
     start = _pread(file, 12, 0)
     if not start:
@@ -112,13 +108,21 @@ def read_header(file: File) -> tuple[Header, bytes]:
 
 @lru_cache(maxsize=256)  # files of one size have one header, and parsing is most of what a small file costs
 def _parse(raw: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    import re
+    from ast import literal_eval
+
     import numpy as np
 
     try:
         text = raw.decode(encoding)
         if len(text) > MAX_HEADER:
             raise _too_long(len(text))
-        header = _literal(text, from_python_2=encoding == "latin-1")
+        try:
+            header = literal_eval(text)
+        except SyntaxError:
+            if encoding == "utf-8":
+                raise
+            header = literal_eval(re.sub(r"(?<=\d)\s*L\b", "", text))  # Python 2 wrote an L behind long integers
         if header.keys() != {"descr", "fortran_order", "shape"}:
             raise ValueError
         shape, fortran = header["shape"], header["fortran_order"]
@@ -144,45 +148,19 @@ def _too_long(length: int) -> FormatError:
     return FormatError(f"expected an .npy header of at most {MAX_HEADER:,} characters, found one of {length:,}")
 
 
-def _literal(text: str, *, from_python_2: bool) -> Any:
-    from ast import literal_eval
-
-    try:
-        return literal_eval(text)
-    except SyntaxError:
-        if not from_python_2:
-            raise
-        return literal_eval(_without_long_suffixes(text))
-
-
-def _without_long_suffixes(text: str) -> str:
-    """``text`` without the L that Python 2 wrote behind long integers; removed exactly where `numpy.load` removes it."""
-    from io import StringIO
-    from tokenize import NAME, NUMBER, generate_tokens, untokenize
-
-    kept = []
-    behind_number = False
-    for token in generate_tokens(StringIO(text).readline):
-        if not (behind_number and token.type == NAME and token.string == "L"):
-            kept.append(token)
-            behind_number = token.type == NUMBER
-    return untokenize(kept)
-
-
 def read_header_of(path: str) -> tuple[Header, bytes]:
     """As `read_header`, of the file at ``path``. Checks that the file has all the data that its header promises."""
-    return again(lambda: _read_header_of(path))
 
+    def read() -> tuple[Header, bytes]:
+        fd = os.open(path, OPEN_FLAGS | os.O_NONBLOCK)  # an ordinary open of a FIFO would wait for ever
+        try:
+            header, raw = read_header(fd)
+            require_data(os.fstat(fd).st_size, header.size + header.data_bytes)
+            return header, raw
+        finally:
+            os.close(fd)
 
-def _read_header_of(path: str) -> tuple[Header, bytes]:
-    # An ordinary open of a FIFO would wait for ever.
-    fd = os.open(path, OPEN_FLAGS | os.O_NONBLOCK)
-    try:
-        header, raw = read_header(fd)
-        require_data(os.fstat(fd).st_size, header.size + header.data_bytes)
-        return header, raw
-    finally:
-        os.close(fd)
+    return again(read)
 
 
 def remote_header(remote: Remote, name: str, *, in_parts: bool = False) -> tuple[Header, bytes, object]:
@@ -192,11 +170,7 @@ def remote_header(remote: Remote, name: str, *, in_parts: bool = False) -> tuple
         remote: where it is.
         name: of the file in the folder; empty for the URL itself.
         in_parts: whether the server must answer requests for parts of the file.
-
-    Raises:
-        FormatError: the file can't be read, is no ``.npy`` file, or is shorter than its header says.
     """
-
     from shmgen._storage.store import NO_PARTS  # late: only few workers know a network
 
     def take(body: Body) -> tuple[Header, bytes, object]:
@@ -211,11 +185,7 @@ def remote_header(remote: Remote, name: str, *, in_parts: bool = False) -> tuple
 
 
 def require_data(size: int, expected: int) -> None:
-    """Make sure that a file of ``size`` bytes has what its header promises, perhaps terabytes, before memory is allocated.
-
-    Raises:
-        FormatError: it is too short.
-    """
+    """Make sure that a file of ``size`` bytes has what its header promises, perhaps terabytes, before memory is allocated."""
     if size < expected:
         raise _truncated(size, expected)
 
@@ -246,6 +216,19 @@ def read_whole(file: File, data: memoryview, offset: int) -> None:
         if not size:
             raise _truncated(os.fstat(file).st_size, offset + len(data))
         filled += size
+
+
+@contextmanager
+def unchanged(file: File) -> Iterator[int]:
+    """Make sure that an open file is not written to meanwhile. Gives its size."""
+    if not isinstance(file, int):
+        yield len(file)
+        return
+    before = os.fstat(file)
+    yield before.st_size
+    after = os.fstat(file)
+    if (after.st_mtime_ns, after.st_size) != (before.st_mtime_ns, before.st_size):
+        raise FormatError("expected a file that does not change while it is read, found one that was written to meanwhile")
 
 
 def _truncated(size: int, expected: int) -> FormatError:

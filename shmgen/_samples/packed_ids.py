@@ -64,11 +64,7 @@ class PackedIds:
 
     @classmethod
     def pack(cls, ids: Sequence[Any]) -> Self:
-        """Pack ``ids``, as `shmgen._samples.ids.kept` makes them.
-
-        Raises:
-            OSError: there is not enough memory.
-        """
+        """Pack ``ids``, as `shmgen._samples.ids.kept` makes them; raises OSError if there is not enough memory."""
         import numpy as np
 
         from shmgen._samples.ids import int_array

@@ -28,10 +28,8 @@ SCAN = "python", "-m", "shmgen", "scan"
 
 
 def variants(id: object) -> Iterator[tuple[Any, str]]:
-    """Ids similar to ``id``: of another type, without blanks, suffix or folder, with a suffix, or with leading zeros.
-
-    Yields:
-        The similar id, and the Python expression that makes it from ``id``.
+    """Ids similar to ``id``: of another type, without blanks, suffix or folder, with a suffix, or with leading zeros; and of each
+    the Python expression that makes it.
     """
     text, how = (id, "id") if isinstance(id, str) else (str(id), "str(id)")
     if isinstance(id, bytes):
@@ -56,11 +54,7 @@ def variants(id: object) -> Iterator[tuple[Any, str]]:
 def for_missing_file(id: object, path_of: Callable[[object], str], folder: str | None, kind: FileKind = NPY) -> str:
     """The end of an error for an ``id`` without a file: a file that there is, and the remedy.
 
-    Args:
-        id: of the sample.
-        path_of: returns the path of an id's file.
-        folder: of the files; None if ids are paths.
-        kind: of the files.
+    ``folder`` is None if ids are paths.
     """
     path, name = path_of(id), str(id)
     if folder is None and (expanded := _expanded(name)):

@@ -23,11 +23,7 @@ READ = 1 << 20
 
 
 class RowIds:
-    """The ids of rows, in the order of the rows.
-
-    Raises:
-        InputError: the file at ``place`` can't be read, or has no ids, or one is too long.
-    """
+    """The ids of rows, in the order of the rows. A file that can't be read, or has no ids, is an InputError."""
 
     def __init__(self, place: Place) -> None:
         self._path = path = place.path
@@ -48,12 +44,7 @@ class RowIds:
     def rows(self, ids: Sequence[Any], rows: int) -> range | np.ndarray:
         """The numbers of the rows of ``ids``: a range where they are neighbours, else an array of 4 bytes a row, or 8.
 
-        Args:
-            ids: of samples, as `shmgen._samples.ids.kept` makes them.
-            rows: the number of rows.
-
-        Raises:
-            InputError: the file has not an id for each row, has one twice, or lacks one of ``ids``.
+        Refused is a file that has not an id for each of the ``rows``, or has one twice, or lacks one of ``ids``.
         """
         table, count = self._table, len(self._table)
         if count != rows:

@@ -47,11 +47,7 @@ class SampleSpec(NamedTuple):
         dtype: DTypeLike | None,
         pad_value: float | None = None,
     ) -> Self:
-        """The arguments of these names.
-
-        Raises:
-            InputError: one is no shape, no size from 1, no dtype of numbers, or no number.
-        """
+        """The arguments of these names; an InputError says which describes no rows."""
         checked_dtype = check_dtype(dtype)
         return cls(
             check_shape(dim),
@@ -69,13 +65,7 @@ class SampleSpec(NamedTuple):
     def row(self, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, varies: bool = False) -> RowSpec:
         """The row for a first sample of this shape and dtype. Whether that sample fits is not checked.
 
-        Args:
-            shape: of the first sample.
-            dtype: of the first sample.
-            varies: whether samples may have other shapes than a row, which is then as large as ``dim`` says.
-
-        Raises:
-            FormatError: no row can be made of such a sample, or its number of channels contradicts the given one.
+        If samples vary, they may have other shapes than a row, which is then as large as ``dim`` says.
         """
         dim, n_channels, row_dtype, pad_value = self
         varies = varies and dim is not None
@@ -145,11 +135,7 @@ class RowSpec(NamedTuple):
     def check(
         self, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, shape_remedy: str = "", dtype_remedy: str = ""
     ) -> None:
-        """Make sure that a sample of this shape and dtype fits; the shape is not checked if samples vary.
-
-        Raises:
-            FormatError: it does not; the text ends in the remedy.
-        """
+        """Make sure that a sample of this shape and dtype fits; the shape is not checked if samples vary."""
         if shape not in self.shapes and not self.varies:
             raise FormatError(_wrong_shape(self.shapes, shape) + shape_remedy)
         if not can_cast(dtype, self.numpy_dtype):
@@ -163,21 +149,14 @@ class ShapeError(FormatError):
 def write_row(
     row: np.ndarray, value: Any, *, pad_value: float | None = None, shape_remedy: str = "", dtype_remedy: str = ""
 ) -> tuple[int, ...]:
-    """Write an array that a function returned into ``row``.
+    """Write an array that a function returned into ``row``. Returns the shape of the part of the row that it fills.
 
     Args:
         row: an array to write to.
         value: an array of the row's shape, or of that without a last axis of size 1; a smaller one, if there is a ``pad_value``.
         pad_value: fills the rest of the row.
-        shape_remedy: the end of an error about the shape.
+        shape_remedy: the end of an error about the shape, which is a `ShapeError`.
         dtype_remedy: the end of an error about the dtype, with ``{found}`` in place of the one that was found.
-
-    Returns:
-        The shape of the part of the row that the value fills.
-
-    Raises:
-        ShapeError: it has another shape.
-        FormatError: a cast to the row's dtype would lose more than precision; or elements are masked.
     """
     import numpy as np
 
@@ -201,11 +180,7 @@ def write_row(
 
 
 def check_smaller(shape: tuple[int, ...], row: tuple[int, ...], remedy: str = "") -> None:
-    """Make sure that a sample of this shape can be padded to the shape of a row.
-
-    Raises:
-        ShapeError: it can't; the text ends in the remedy.
-    """
+    """Make sure that a sample of this shape can be padded to the shape of a row."""
     full = (*shape, 1) if len(shape) == len(row) - 1 and row[-1] == 1 else shape
     if len(full) != len(row) or not all(map(operator.le, full, row)):
         axes = f"{len(row)} {'axis' if len(row) == 1 else 'axes'}"
@@ -215,14 +190,7 @@ def check_smaller(shape: tuple[int, ...], row: tuple[int, ...], remedy: str = ""
 def sample_for(row: np.ndarray, value: Any, *, own: bool, dtype_remedy: str = "") -> np.ndarray:
     """``value``, a sample of another shape than ``row``, as an array of the row's dtype that a function may change.
 
-    Args:
-        row: the row that the function is to make of it.
-        value: an array.
-        own: whether it may be changed itself, so that it need not be copied.
-        dtype_remedy: the end of an error about the dtype, with ``{found}`` in place of the one that was found.
-
-    Raises:
-        FormatError: it has a dtype whose cast would lose more than precision.
+    If it is the loader's ``own``, it may be changed itself, and is not copied.
     """
     array = _castable(row, _array(row, value), dtype_remedy)
     return array if own and array.flags.writeable and array.dtype == row.dtype else cast(array, row.dtype)
@@ -239,11 +207,7 @@ def _array(row: np.ndarray, value: Any) -> np.ndarray:
 
 
 def as_array(value: Any) -> np.ndarray:
-    """What the user's code gives as a sample, as an array.
-
-    Raises:
-        FormatError: it is none, or has masked elements.
-    """
+    """What the user's code gives as a sample, as an array."""
     import numpy as np
 
     if value is None:
@@ -310,21 +274,13 @@ def check_dtype(dtype: DTypeLike | None) -> np.dtype[np.generic] | None:
 
 
 def check_numbers(dtype: np.dtype[np.generic]) -> None:
-    """Make sure that elements of ``dtype`` are numbers.
-
-    Raises:
-        FormatError: they are not.
-    """
+    """Make sure that elements of ``dtype`` are numbers."""
     if not are_numbers(dtype):
         raise FormatError(f"expected numbers, found dtype {dtype}{numbers_remedy(dtype)}")
 
 
 def dtype_of(dtype: DTypeLike) -> np.dtype[np.generic]:
-    """``dtype`` in native byte order. A name that NumPy does not know is looked up in ml_dtypes.
-
-    Raises:
-        TypeError: there is no such dtype.
-    """
+    """``dtype`` in native byte order. A name that NumPy does not know is looked up in ml_dtypes."""
     import numpy as np
 
     try:

@@ -47,7 +47,6 @@ class BatchSpec:
     Attributes:
         names: of the fields, in the order of a batch's arrays. Where two have the same name, the role comes before it:
             ``targets.mask``.
-        has_one_input: whether there is a single input, which has no name of its own.
     """
 
     def __init__(
@@ -181,8 +180,7 @@ class BatchSpec:
     def bind(self, transformed: Collection[str] = ()) -> list[FieldSpec]:
         """Bind every source to the ids. Returns what the fields are, in the order of a batch's arrays.
 
-        Args:
-            transformed: the fields whose rows a transform may make of samples of other shapes.
+        Of the ``transformed`` fields a transform may make rows of samples of other shapes.
         """
         varying = {id(field.source) for name, field in self._fields.items() if name in transformed and field.n_classes is None}
         for name, field in self._fields.items():
@@ -300,11 +298,7 @@ def _check_padding(name: str, pad_value: float | None, dtype: np.dtype[np.generi
 
 
 def target(labels: Any, n_classes: int | None, classes: Any, ids: Sequence[Any]) -> Any:
-    """``labels`` as targets: values become `Labels`, which must be ints; all else stays as it is.
-
-    Raises:
-        InputError: ``n_classes`` or ``classes`` are given, and the labels are no values.
-    """
+    """``labels`` as targets: values become `Labels`, which must be ints; all else stays as it is, and has no ``classes``."""
     has_classes = n_classes is not None or classes is not None
     if isinstance(labels, Values) and has_classes:
         return labels.with_classes(n_classes, classes)

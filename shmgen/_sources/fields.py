@@ -69,12 +69,7 @@ class Reading(NamedTuple):
 
 
 def readings_of(fields: Sequence[FieldSpec], readers: Mapping[str, Reader]) -> list[Reading]:
-    """What is read to fill ``fields``, each reader once; without what the main process fills.
-
-    Args:
-        fields: of a batch.
-        readers: by name of the field.
-    """
+    """What is read to fill ``fields``, each reader once; without what the main process fills. ``readers`` are by field."""
     read: dict[int, list[FieldSpec]] = {}
     for field in fields:
         if field.of is None and not readers[field.name].in_main_process:
@@ -103,9 +98,6 @@ class RowsByKey(dict[Any, Any]):
         reader: fills them.
         rows: each field's; where two fields have the same key, the first counts.
         count: ``(n,)`` for n rows of each; ``()`` for one.
-
-    Attributes:
-        varied: keys of which samples may have other shapes than their rows.
     """
 
     def __init__(self, reader: Reader, rows: Iterable[tuple[FieldSpec, np.ndarray]], count: tuple[int, ...] = ()) -> None:
@@ -129,27 +121,14 @@ class RowsByKey(dict[Any, Any]):
 
 
 class OneHotKey(NamedTuple):
-    """Stands for the one-hot rows of a field.
-
-    Attributes:
-        key: of the field of ints in its reader; None if that has only one.
-        n_classes: how many numbers a row has for each int.
-    """
+    """Stands for one-hot rows, of ``n_classes`` numbers, of the field of ints that has this key in its reader."""
 
     key: Hashable | None
     n_classes: int
 
 
 class OneHotReader(Reader):
-    """Fills what another reader fills, and one-hot rows of some of its fields: see `SourceField.one_hot`.
-
-    Args:
-        reader: that reads the ints; a sample is read once.
-        wanted: the fields of one-hot rows.
-
-    Raises:
-        InputError: one of the fields has no ints, or their number varies.
-    """
+    """Fills what another reader fills, and one-hot rows of the fields that are wanted so: see `SourceField.one_hot`."""
 
     def __init__(self, reader: Reader, wanted: Iterable[OneHotKey]) -> None:
         self._reader = reader

@@ -25,15 +25,10 @@ T = TypeVar("T")
 
 
 class Files:
-    """Where the files of samples are: ``<folder>/<id><suffix>``.
-
-    Args:
-        folder: where the files are; None where ids are paths, with or without the suffix.
-        suffix: of the files' names.
+    """Where the files of samples are: ``<folder>/<id><suffix>``; or ``<id><suffix>``, where ids are paths, if the folder is None.
 
     Attributes:
         folder: its URL, without what may be secret; or its absolute path, so that a later change of directory does no harm.
-        ids_are_paths: whether no folder was given.
         remote: what files are read from, if they are behind a URL.
         scan_options: options of ``shmgen scan`` that say what is expected of the files.
     """
@@ -59,15 +54,7 @@ class Files:
         return [f"{id}{suffix}" for id in ids]
 
     def prepare(self, ids: Sequence[object], source: str) -> None:
-        """Refuse ids that lead out of the folder, and get ready for the first request.
-
-        Args:
-            ids: of all samples.
-            source: the name of its class, for errors.
-
-        Raises:
-            InputError: an id leads out of the folder, or nothing can be asked for.
-        """
+        """Refuse ids that lead out of the folder of this ``source``, and get ready for the first request."""
         from shmgen._samples.ids import as_ints, refuse_ways_out  # late: workers don't need it
 
         if not self.ids_are_paths and as_ints(ids) is None:  # the text of an int leads nowhere
@@ -110,16 +97,9 @@ class Files:
         return FileKind((self.suffix,), f"{self.suffix} files")
 
     def load(self, id: object, parse: Callable[[bytes], T], *, may_wait: bool = True) -> T:
-        """What ``parse`` makes of the file of sample ``id``. A file is kept in the cache only if it can be parsed.
+        """What ``parse`` makes of the bytes of sample ``id``'s file. It is kept in the cache only if it can be parsed.
 
-        Args:
-            id: of the sample.
-            parse: is given all bytes of the file.
-            may_wait: whether to wait for a file that has no data yet, as a FIFO may.
-
-        Raises:
-            OSError: it can't be read.
-            FormatError: the server does not give it.
+        A file that has no data yet, as a FIFO, is waited for unless ``may_wait`` is False.
         """
         [name] = self.names([id])
         if self.remote is None:
@@ -146,14 +126,7 @@ class Files:
 
 
 class FolderSource(BuiltinSource):
-    """The files ``<folder>/<id><suffix>``, one a sample.
-
-    Args:
-        files: where they are.
-
-    Attributes:
-        folder: see `Files`.
-    """
+    """The files ``<folder>/<id><suffix>``, one a sample."""
 
     def __init__(self, files: Files) -> None:
         self.files = files
@@ -175,11 +148,7 @@ class FileReader(Reader):
     """What reading a damaged file may raise."""
 
     def fill(self, keys: Sequence[Any], rows: Any, begun: Any, *, io_waits: bool = False) -> list[int] | None:
-        """As `Reader.fill`.
-
-        Raises:
-            SampleError: a sample can't be read; it names the file, what was expected and what was found.
-        """
+        """As `Reader.fill`. A sample that can't be read is a `SampleError`, which names the file."""
         try:
             return again(lambda: self._fill(keys, rows, begun, io_waits), self._forget)
         except self.damage as error:
@@ -206,11 +175,7 @@ class FileReader(Reader):
 
 
 class FolderReader(FileReader):
-    """Reads the files of samples.
-
-    Args:
-        files: where they are.
-    """
+    """Reads the files of samples."""
 
     def __init__(self, files: Files) -> None:
         self.files = files

@@ -96,13 +96,7 @@ class Function(BuiltinSource):
 
 
 class FunctionReader(Reader):
-    """Calls a function of the user's for each sample.
-
-    Args:
-        function: which is called.
-        fills: whether it is given a row to fill.
-        draws: whether it is given a generator.
-    """
+    """Calls a function of the user's for each sample."""
 
     reads_one_by_one = True
 

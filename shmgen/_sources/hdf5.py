@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 
 
 class FlatReader(RowsReader):
-    """Reads the rows of a dataset that lie in the file as they are.
-
-    Args:
-        file: the path of the file.
-        name: of the dataset.
-        layout: where its rows lie.
-    """
+    """Reads the rows of a dataset that lie in the file as they are."""
 
     def __init__(self, file: str, name: str, layout: RowLayout) -> None:
         super().__init__(file, layout)

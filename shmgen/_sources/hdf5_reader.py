@@ -42,16 +42,7 @@ ZLIB = 1
 
 
 class Hdf5Reader(FileReader):
-    """Reads the rows of a dataset, or a dataset for each sample, by h5py.
-
-    Args:
-        file: the path of the file.
-        name: of the dataset; with ``{id}`` in it, of the dataset for each sample.
-        shape: of a row.
-        dtype: of a row.
-        swmr: whether another process writes to the file meanwhile.
-        allow_unwritten: see `Hdf5`.
-    """
+    """Reads the rows of a dataset, or, where its name has ``{id}`` in it, a dataset for each sample, by h5py."""
 
     concurrent = False
     damage = (OSError, ValueError, RuntimeError, FormatError, zlib.error)
@@ -108,14 +99,7 @@ class Hdf5Reader(FileReader):
 class _Rows:
     """A dataset of rows, as one thread reads it: by chunk, so that none is decoded twice for a ticket.
 
-    Args:
-        dataset: of an open file.
-        shape: of a row.
-        dtype: of a row.
-        may_lack: whether chunks that were never written are rows of the fill value, and no damage.
-
-    Raises:
-        FormatError: it is not as it was.
+    If it ``may_lack`` chunks that were never written, they are rows of the fill value, and no damage.
     """
 
     def __init__(self, dataset: Any, shape: tuple[int, ...], dtype: Any, *, may_lack: bool) -> None:
@@ -243,13 +227,7 @@ def has_fill_value(dataset: Any) -> bool:
 
 
 def checked(file: Any, pattern: str, id: Any = "", *, allow_unwritten: bool) -> Any:
-    """The dataset of this name, or that of sample ``id``.
-
-    Args:
-        file: that it is in.
-        pattern: its name, with ``{id}`` where it is that of a sample.
-        id: of the sample.
-        allow_unwritten: see `Hdf5`.
+    """The dataset of this name, or, where the name has ``{id}`` in it, that of sample ``id``.
 
     Raises:
         FormatError: there is none, or its elements are no numbers, or a part of it is missing.

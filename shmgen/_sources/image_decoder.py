@@ -119,14 +119,10 @@ class ImageDecoder(NamedTuple):
         return "<u2" if self.mode == "I;16" else "|u1"
 
     def decode(self, data: bytes, row: np.ndarray | None = None) -> np.ndarray:
-        """An image file's array, of shape ``(height, width, channels)``.
+        """An image file's array, of shape ``(height, width, channels)``, made of the file's bytes.
 
-        Args:
-            data: all bytes of the file.
-            row: is filled and returned if the image has its shape and can be decoded straight into it.
-
-        Raises:
-            FormatError: it is no image, a broken one, or one that does not become one of this mode without loss.
+        It is ``row``, filled, if the image has its shape and can be decoded straight into it. What is no image, is broken, or
+        would lose something as one of this mode, is a FormatError.
         """
         if not data:
             raise FormatError("expected an image, found an empty file (0 bytes)" + AGAIN)
@@ -172,11 +168,7 @@ class ImageDecoder(NamedTuple):
 
     def _fitted(self, size: tuple[int, int], *, swapped: bool) -> tuple[tuple[int, int] | None, Box]:
         """The width and height that an image of ``size`` is resized to, and the part of it that is resized; both before it is
-        turned.
-
-        Args:
-            size: width and height as they are stored.
-            swapped: whether they change places when the image is turned.
+        turned, which may swap width and height.
         """
         whole = (0.0, 0.0, float(size[0]), float(size[1]))
         if self.size is None:

@@ -139,14 +139,7 @@ class Images(FolderSource):
 
 
 class ImagesReader(FolderReader):
-    """Decodes image files.
-
-    Args:
-        files: where they are.
-        decoder: what makes arrays of them.
-        given: what the user says of a row.
-        row: what a row is.
-    """
+    """Decodes image files."""
 
     reads_one_by_one = True
     files: ImageFiles
@@ -165,11 +158,7 @@ class ImagesReader(FolderReader):
         return array
 
     def check(self, array: np.ndarray) -> None:
-        """Make sure that an image fits its row.
-
-        Raises:
-            FormatError: it does not.
-        """
+        """Make sure that an image fits its row."""
         if array.shape != self.shape and not self.varies:
             raise FormatError(
                 f"expected shape {self.shape}, found {array.shape}; pass size={self.shape[:2]}, and images are resized to it; or "
@@ -178,12 +167,7 @@ class ImagesReader(FolderReader):
 
 
 class ImageFiles(Files):
-    """Where images are: their suffixes may have to be found out.
-
-    Args:
-        folder: as for `Files`, also the others.
-        suffix: what follows an id in its file's name; None for any of an image's.
-    """
+    """Where images are: their suffixes may have to be found out."""
 
     def __init__(self, folder: Any, suffix: str | None) -> None:
         super().__init__(folder, ".jpg" if suffix is None else suffix)
@@ -213,12 +197,7 @@ class ImageFiles(Files):
         return names
 
     def name(self, id: object) -> str:
-        """The file of ``id``, as a path from the folder; one that is there, if any is.
-
-        Raises:
-            FileNotFoundError: there is none.
-            FormatError: there are several.
-        """
+        """The file of ``id``, as a path from the folder; one that is there, if any is. Several are a FormatError."""
         if not self._is_open(id):
             return str(id) if self._finds or str(id).endswith(self.suffix) else f"{id}{self.suffix}"
         usual = f"{id}{self.suffix}"

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from shmgen._samples.casting import cast_into
 from shmgen._samples.npy_format import (
-    CHANGED,
     LARGEST_ELEMENT,
     LONGEST,
     OPEN_FLAGS,
@@ -29,6 +28,7 @@ from shmgen._samples.npy_format import (
     read_whole,
     remote_header,
     require_data,
+    unchanged,
 )
 from shmgen._samples.sample_spec import RowSpec, SampleSpec
 from shmgen._sources.folder import Files, FolderReader, FolderSource
@@ -138,21 +138,7 @@ class Npy(FolderSource):
 
 
 class NpyReader(FolderReader):
-    """Reads ``.npy`` files.
-
-    Args:
-        files: where they are.
-        given: what the user says of a row.
-        row: what a row is.
-        header: of the first file.
-        raw: its bytes.
-
-    Attributes:
-        row_bytes: bytes of a row.
-
-    Raises:
-        FormatError: the first file does not fit.
-    """
+    """Reads ``.npy`` files; ``header`` and ``raw`` are those of the first, which must fit."""
 
     takes_bytes = True
 
@@ -175,10 +161,10 @@ class NpyReader(FolderReader):
     def _read(self, key: object, row: np.ndarray) -> np.ndarray:
         """The array of sample ``key``, of its own shape and dtype."""
         if self.files.remote is not None:
-            return self.files.load(key, lambda data: self._array(memoryview(data)))
+            return self.files.load(key, lambda data: self._sample(memoryview(data)))
         fd = os.open(self.files.path(key), OPEN_FLAGS)
         try:
-            return self._array(fd)
+            return self._sample(fd)
         finally:
             os.close(fd)
 
@@ -272,42 +258,33 @@ class NpyReader(FolderReader):
 
     def _read_file(self, file: File, row: memoryview) -> None:
         """Read a file whose header is not that of the last plain file, or that one call did not read whole."""
-        before = _written(file)
+        with unchanged(file):
+            header, raw = self._header(file)
+            if not self._fits(header):
+                self._left.append(self._begun[0] - 1)
+                self._singly = ONE_BY_ONE
+            elif self._is_plain(header):
+                read_whole(file, row, header.size)
+                self._plain = raw
+            else:
+                import numpy as np
+
+                array = _array(file, header)
+                cast_into(np.ndarray(self.shape, self._row.numpy_dtype, row), array.reshape(self.shape))
+
+    def _sample(self, file: File) -> np.ndarray:
+        """The array of a file, of its own shape and dtype."""
+        with unchanged(file):
+            header, _ = self._header(file)
+            self._singly = self._singly - 1 if self._fits(header) else ONE_BY_ONE
+            return _array(file, header)
+
+    def _header(self, file: File) -> tuple[Header, bytes]:
+        """The header of a file, whose array may become a row, and its bytes."""
         header, raw = read_header(file)
         header = header.reinterpreted(self._row.dtype)
         self._check(header)
-        if not self._fits(header):
-            self._left.append(self._begun[0] - 1)
-            self._singly = ONE_BY_ONE
-            return
-        is_plain = self._is_plain(header)
-        data = row if is_plain else memoryview(bytearray(header.data_bytes))
-        read_whole(file, data, header.size)
-        if _written(file) != before:
-            raise FormatError(CHANGED)
-        if is_plain:
-            self._plain = raw
-            return
-        import numpy as np
-
-        array = np.ndarray(header.shape, header.dtype, data, order="F" if header.fortran else "C")
-        cast_into(np.ndarray(self.shape, self._row.numpy_dtype, row), array.reshape(self.shape))
-
-    def _array(self, file: File) -> np.ndarray:
-        """The array of a file."""
-        import numpy as np
-
-        before = _written(file)
-        header, _ = read_header(file)
-        header = header.reinterpreted(self._row.dtype)
-        self._check(header)
-        self._singly = self._singly - 1 if self._fits(header) else ONE_BY_ONE
-        require_data(os.fstat(file).st_size if isinstance(file, int) else len(file), header.size + header.data_bytes)
-        data = np.empty(header.data_bytes, np.uint8)
-        read_whole(file, data.data, header.size)
-        if _written(file) != before:
-            raise FormatError(CHANGED)
-        return np.ndarray(header.shape, header.dtype, data, order="F" if header.fortran else "C")
+        return header, raw
 
     def _fits(self, header: Header) -> bool:
         """Whether the file's array has the shape of a row."""
@@ -346,9 +323,11 @@ def _next(ahead: deque[int]) -> int:
     return ahead.popleft()
 
 
-def _written(file: File) -> object:
-    """Values that change once an open file has been written to."""
-    if not isinstance(file, int):
-        return None
-    status = os.fstat(file)
-    return status.st_mtime_ns, status.st_size
+def _array(file: File, header: Header) -> np.ndarray:
+    """The array of a file that has this header."""
+    import numpy as np
+
+    require_data(os.fstat(file).st_size if isinstance(file, int) else len(file), header.size + header.data_bytes)
+    data = np.empty(header.data_bytes, np.uint8)
+    read_whole(file, data.data, header.size)
+    return np.ndarray(header.shape, header.dtype, data, order="F" if header.fortran else "C")

@@ -184,9 +184,6 @@ class NpyRowsReader(RowsReader):
         version: of a remote file.
         remote: what it is read from, if it is behind a URL.
         given: the dtype of its elements, as given.
-
-    Attributes:
-        ids: the file of the rows' ids; None where ids are numbers.
     """
 
     ids: Place | None = None
@@ -284,11 +281,7 @@ def _checked_columns(columns: int | Iterable[int] | None) -> int | tuple[int, ..
 
 
 def _layout(header: Header, given: str | None, windows: Windows, columns: int | tuple[int, ...] | None) -> RowLayout:
-    """Where the rows of a file lie that has this header.
-
-    Raises:
-        FormatError: they can't be read, or are not of the dtype, the series or the columns that were given.
-    """
+    """Where the rows of a file lie that has this header; a FormatError, if they are not as they were described."""
     header = header.reinterpreted(given)
     count, *shape = header.shape or (0,)
     if 0 in header.shape or not count:

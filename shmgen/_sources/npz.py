@@ -71,12 +71,7 @@ class Npz(FolderSource):
 
 
 class NpzReader(FolderReader):
-    """Reads ``.npz`` files.
-
-    Args:
-        files: where they are.
-        fields: shape and dtype of the arrays in the first file, by name.
-    """
+    """Reads ``.npz`` files; ``fields`` are the arrays in the first."""
 
     reads_one_by_one = True
     damage = DAMAGED

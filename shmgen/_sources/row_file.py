@@ -15,10 +15,10 @@ from copy import copy
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shmgen._samples.npy_format import CHANGED, OPEN_FLAGS, explain, read_whole
+from shmgen._samples.npy_format import OPEN_FLAGS, explain, read_whole, unchanged
 from shmgen._samples.sample_spec import dtype_of, dtype_text
 from shmgen._sources.folder import FileReader
-from shmgen.errors import FormatError, SampleError
+from shmgen.errors import SampleError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -190,11 +190,8 @@ FOREIGN = ">" if sys.byteorder == "little" else "<"
 class RowFile:
     """A file of rows, open for one thread.
 
-    Args:
-        path: of the file.
-        layout: where its rows lie.
-        may_map: whether to copy from a mapping. A file that is truncated after its size was checked ends the process by SIGBUS,
-            which only a worker may risk.
+    Copied from a mapping, which only a worker may do: a file that is truncated after its size was checked ends the process by
+    SIGBUS.
     """
 
     def __init__(self, path: str, layout: RowLayout, *, may_map: bool) -> None:
@@ -210,32 +207,18 @@ class RowFile:
             os.close(self.fd)
 
     def fill(self, firsts: Sequence[int], data: memoryview, begun: Any, *, io_waits: bool) -> None:
-        """Fill ``data`` with the samples that begin at these rows.
-
-        Args:
-            firsts: the first row of each sample.
-            data: the bytes of their rows in a batch.
-            begun: see `Reader.fill`.
-            io_waits: see `Reader.fill`.
-
-        Raises:
-            FormatError: the file is truncated, or was written to meanwhile.
-            OSError: it can't be read.
-        """
+        """Fill ``data``, the bytes of samples' rows in a batch, with the samples that begin at these rows."""
         self._filled += 1
-        layout, before = self._layout, os.fstat(self.fd)
-        is_there = before.st_size >= layout.end
-        if self._may_map and not io_waits and is_there and (self._mapped is not None or self._maps()):
-            self._copy(firsts, data)
-        elif layout.is_whole:
-            self._read(firsts, data, begun, io_waits)
-        else:
-            spans = memoryview(bytearray(len(firsts) * layout.windows.span * layout.row_bytes))
-            self._read(firsts, spans, begun, io_waits)
-            layout.pick(spans, data)
-        after = os.fstat(self.fd)
-        if (after.st_mtime_ns, after.st_size) != (before.st_mtime_ns, before.st_size):
-            raise FormatError(CHANGED)
+        layout = self._layout
+        with unchanged(self.fd) as size:
+            if self._may_map and not io_waits and size >= layout.end and (self._mapped is not None or self._maps()):
+                self._copy(firsts, data)
+            elif layout.is_whole:
+                self._read(firsts, data, begun, io_waits)
+            else:
+                spans = memoryview(bytearray(len(firsts) * layout.windows.span * layout.row_bytes))
+                self._read(firsts, spans, begun, io_waits)
+                layout.pick(spans, data)
 
     def _maps(self) -> bool:
         """Map the file, if that is worth it by now; False if not, or if it can't be mapped."""
@@ -306,12 +289,7 @@ class RowFile:
 
 
 class RowsReader(FileReader):
-    """Reads samples from the rows of one file, which each thread opens for itself.
-
-    Args:
-        file: its path, or its URL.
-        layout: where its rows lie.
-    """
+    """Reads samples from the rows of one file, which each thread opens for itself."""
 
     takes_bytes = True
 
@@ -333,11 +311,7 @@ class RowsReader(FileReader):
         self._open.fill(self.layout.windows.firsts(keys), rows, begun, io_waits=io_waits)
 
     def _checked(self, file: RowFile) -> RowFile:
-        """The file that was opened, or another that reads it, if it is still of the form that `Source.bind` saw.
-
-        Raises:
-            FormatError: it is not.
-        """
+        """The file that was opened, or another that reads it; a FormatError, if it is not of the form that `Source.bind` saw."""
         raise NotImplementedError
 
     def _forget(self) -> None:

@@ -167,14 +167,7 @@ class Labels(Values):
 
 
 class ValuesReader(Reader):
-    """Fills rows from an array in the main process.
-
-    Args:
-        rows: one for each id; or the number of its class.
-        dtype: that rows are to have.
-        classes: names of classes, in the order of their numbers.
-        n_classes: where rows are one-hot: how many numbers they have.
-    """
+    """Fills rows from an array in the main process, which has a row for each id; or the number of its class, for one-hot rows."""
 
     in_main_process = True  # workers hold no list of labels
 
@@ -214,16 +207,7 @@ class _OnesReader(Reader):
 
 
 def numbers_of(given: Any, ids: Sequence[Any], name: str) -> np.ndarray:
-    """A number from 0 for each id, as float64; not all are 0.
-
-    Args:
-        given: what `Values` takes, or such; it is looked up in the same way.
-        ids: of all samples.
-        name: what errors call the numbers.
-
-    Raises:
-        InputError: an id has none, or one that is no number from 0 on; or all are 0.
-    """
+    """A number from 0 for each id, as float64; not all are 0. They are looked up as `Values` are; errors call them ``name``."""
     values = given if isinstance(given, Values) else Values(given, dtype=np.float64)
     reader = values.bind(ids, field=name)
     if reader.shape:

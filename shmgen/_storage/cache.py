@@ -55,11 +55,7 @@ class Cache:
         self.most = sys.maxsize if most is None else most
 
     def prepare(self) -> None:
-        """Make the folder, remove what killed processes left in it, and count its bytes; once, in the main process.
-
-        Raises:
-            InputError: the folder can't be made, or not written to.
-        """
+        """Make the folder, remove what killed processes left in it, and count its bytes; once, in the main process."""
         try:
             os.makedirs(f"{self.folder}/new", exist_ok=True)
             with suppress(FileNotFoundError):
@@ -141,9 +137,7 @@ class Cache:
     def _remove(self, fd: int, size: int) -> int:
         """Count all files, and remove the oldest if they are too large together; returns the bytes that are left.
 
-        Args:
-            fd: of the file ``bytes``.
-            size: of the file being added, which lies in ``new``.
+        ``fd`` is that of the file ``bytes``; ``size`` that of the file being added, which lies in ``new``.
         """
         # ``new`` comes first: a file that is renamed meanwhile is counted twice, not left out.
         total = sum(status.st_size for _, status in _files(f"{self.folder}/new"))

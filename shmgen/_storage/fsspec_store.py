@@ -14,12 +14,7 @@ T = TypeVar("T")
 
 
 class FsspecStore(Store):
-    """Files of a file system that fsspec knows.
-
-    Args:
-        url: of the folder, or of a file.
-        options: what the file system takes.
-    """
+    """Files of a file system that fsspec knows; the options are what it takes."""
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         self._url = url
@@ -45,11 +40,7 @@ class FsspecStore(Store):
         self._open()
 
     def _open(self) -> tuple[Any, str]:
-        """The file system, and the path in it.
-
-        Raises:
-            InputError: a package is missing, or an option is wrong.
-        """
+        """The file system, and the path in it. A missing package or a wrong option is an InputError."""
         if self._opened is None:
             try:
                 from fsspec.core import url_to_fs

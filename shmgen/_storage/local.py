@@ -26,9 +26,7 @@ _logged: set[int] = set()
 def again(read: Callable[[], T], forget: Callable[[], object] | None = None) -> T:
     """What ``read`` returns. Where it ends in an error that may pass, it is called again, three times at most.
 
-    Args:
-        read: opens and reads a file.
-        forget: called before each further try: closes what is open, since a descriptor may be stale.
+    Before each further try, ``forget`` closes what is open, since a descriptor may be stale.
     """
     for pause in PAUSES:
         try:
@@ -49,13 +47,6 @@ def again(read: Callable[[], T], forget: Callable[[], object] | None = None) -> 
 
 
 def refuse_pointer(start: bytes) -> None:
-    """Make sure that a file is no pointer of Git LFS.
-
-    Args:
-        start: the first bytes of the file, at least 12.
-
-    Raises:
-        FormatError: it is one.
-    """
+    """Make sure that a file, which begins with these 12 bytes or more, is no pointer of Git LFS."""
     if start.startswith(POINTER):
         raise FormatError("expected data, found a pointer file of Git LFS in their place; run `git lfs pull` in the repository")

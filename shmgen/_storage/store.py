@@ -139,11 +139,7 @@ class Store:
                 return taken
 
     def _get(self, name: str, take: Callable[[Body], T], start: int, stop: int | None, patience: float) -> T:
-        """As `get`, once; a silent server is given up after ``patience`` seconds.
-
-        Raises:
-            Transient: the failure may be temporary.
-        """
+        """As `get`, once; a silent server is given up after ``patience`` seconds. `Transient` says that a failure may pass."""
         raise NotImplementedError
 
     def place(self, name: str) -> str:
@@ -155,18 +151,10 @@ class Store:
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """Find out what all readers need, such as credentials; once, in the main process.
-
-        Raises:
-            InputError: that can't be done.
-        """
+        """Find out what all readers need, such as credentials; once, in the main process. An InputError says what is missing."""
 
     def names(self) -> Iterator[str]:
-        """All ``.npy`` files, by their paths from the folder.
-
-        Raises:
-            InputError: they can't be listed.
-        """
+        """All ``.npy`` files, by their paths from the folder; an InputError, if they can't be listed."""
         raise InputError(
             f"{self.place('')}: expected a folder that can be listed, found one that can't be; give the ids, with --ids FILE"
         )
