@@ -340,8 +340,11 @@ def test_too_little_room_is_said_before(data: DataSet, target: Path, monkeypatch
 
 IN_THE_WAY = {
     # what keeps it from writing (MS_RDONLY of mount(2) is 1), and what is said
-    "full": ("options='size=4k'", "No space left on device (errno 28); the disk is full: make room"),
-    "read-only": ("flags=1", "Read-only file system (errno 30); give a place that can be written to"),
+    "full": ("options='size=4k'", "No space left on device (errno 28); make room on the disk"),
+    "read-only": (
+        "flags=1",
+        "Read-only file system (errno 30); make room on the disk, raise ulimit -f, or give a place that can be written to",
+    ),
 }
 
 

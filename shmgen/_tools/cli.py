@@ -10,24 +10,17 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, replace
-from math import inf
-from typing import IO, Any, TypeVar
+from importlib.util import find_spec
+from typing import Any, Literal
 
 from shmgen import __version__
-from shmgen._checks import check_float, check_int
-from shmgen._samples.sample_spec import SampleSpec, check_dtype, check_shape
+from shmgen._samples.sample_spec import SampleSpec
 from shmgen._urls import shown
 from shmgen.errors import InputError, ShmgenError
 
 GOOD, DAMAGED, UNABLE, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
-
-MAX_WORKERS = 256
-"""A larger number of workers is taken for a typing error."""
-
-T = TypeVar("T")
 
 
 def main(words: Sequence[str] | None = None, prog: str = "shmgen") -> int:
@@ -47,7 +40,9 @@ def main(words: Sequence[str] | None = None, prog: str = "shmgen") -> int:
         add(commands)
     arguments = parser.parse_args(words)
     try:
-        _check_rich(arguments)
+        # Without it the table could not be shown at the end.
+        if not arguments.json and find_spec("rich") is None:
+            raise InputError("the table needs rich: pip install rich; or use --json in place of the table")
         status: int = arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -93,13 +88,7 @@ done, 130 after Ctrl-C, which ends it with what has been found so far""",
         help="read all data, which finds what the disk can't read; NaN and infinite numbers are damage then",
     )
     option("--good", metavar="FILE", help="write the ids of all other samples into FILE, a line each, for --ids")
-    option(
-        "--timeout",
-        type=_above_zero,
-        default=60.0,
-        metavar="S",
-        help="seconds after which a sample that can't be read is given up; %(default)g by default",
-    )
+    option("--timeout", type=float, default=60.0, metavar="S", help="seconds after which a sample is given up; 60 by default")
     _add_workers(scan)
 
 
@@ -114,20 +103,19 @@ def _scan(arguments: argparse.Namespace) -> int:
         arguments.data, ids=arguments.ids, kind=arguments.kind, dataset=arguments.dataset, given=given
     )
     scan = Scan(source, ids, full=arguments.full, workers=arguments.workers, timeout=arguments.timeout)
-    with ExitStack() as stack:
-        if arguments.good:
-            require_lines(ids)
-            # Opened before the scan: an error after hours would lose the result.
-            good = stack.enter_context(_opened(arguments.good))
-        interrupted = False
-        try:
-            with progress_bar("samples") as progress:
-                scan.run(progress)
-        except KeyboardInterrupt:
-            interrupted = True
-        report = scan.report()
-        report = replace(report, damaged=(*unreadable, *report.damaged), remarks=(*remarks, *report.remarks))
-        if arguments.good and not interrupted:
+    if arguments.good:
+        require_lines(ids)
+        open(arguments.good, "a").close()  # an error after hours would lose the result
+    interrupted = False
+    try:
+        with progress_bar("samples") as progress:
+            scan.run(progress)
+    except KeyboardInterrupt:
+        interrupted = True
+    report = scan.report()
+    report = replace(report, damaged=(*unreadable, *report.damaged), remarks=(*remarks, *report.remarks))
+    if arguments.good and not interrupted:
+        with open(arguments.good, "w", encoding="utf-8", errors="surrogateescape") as good:
             good.writelines(f"{id}\n" for id in report.good)
     if arguments.json:
         write_json(scan_json(report, shown(arguments.data), arguments.full))
@@ -136,13 +124,6 @@ def _scan(arguments: argparse.Namespace) -> int:
     if interrupted:
         return INTERRUPTED
     return DAMAGED if report.damaged else GOOD
-
-
-def _opened(name: str) -> IO[str]:
-    try:
-        return open(name, "w", encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise InputError(f"--good {name}: {error.strerror} (errno {error.errno}); give a file that can be opened") from None
 
 
 def _add_pack(commands: Any) -> None:
@@ -214,22 +195,11 @@ can't be used, 130 after Ctrl-C""",
     _add_folder(tune)
     _describe_samples(tune)
     option = tune.add_argument
-    option("--batch-size", type=_int_from(1), default=32, metavar="N", help="samples in a batch; %(default)s by default")
-    option("--step-ms", type=_above_zero, metavar="MS", help="milliseconds that the trainer takes for a batch")
-    option(
-        "--workers",
-        type=_counts,
-        metavar="0-8",
-        help="numbers of workers to measure, 0-8 by default: numbers, or ranges of numbers, separated by commas",
-    )
-    option("--slots", type=_int_from(2), metavar="N", help="batches that shared memory has room for")
-    option(
-        "--seconds",
-        type=_above_zero,
-        default=2.0,
-        metavar="S",
-        help="how long each number of workers is measured; %(default)g by default",
-    )
+    option("--batch-size", type=int, default=32, metavar="N", help="samples in a batch; 32 by default")
+    option("--step-ms", type=float, metavar="MS", help="milliseconds that the trainer takes for a batch")
+    option("--workers", type=numbers, metavar="0-8", help="numbers of workers to measure, such as 0-4 or 1,2,4; 0-8 by default")
+    option("--slots", type=int, metavar="N", help="batches that shared memory has room for")
+    option("--seconds", type=float, default=2.0, metavar="S", help="how long each number is measured; 2 by default")
     option("--cold", action="store_true", help="also measure files that are not in the page cache: twice as long")
     option("--plot", metavar="FILE", help="draw the rates into FILE: .png, .svg, .pdf; needs matplotlib")
 
@@ -277,54 +247,29 @@ def _describe_samples(parser: argparse.ArgumentParser) -> None:
         help="only the samples of these ids, all of which must exist: a text file, an id a line, such as cats/001 for "
         "cats/001.npy",
     )
-    option("--dim", type=_dim, metavar="32,32,32", help="shape of a sample without its channels")
-    option(
-        "--n-channels", type=_int_from(1), metavar="N", help="size of the last axis; if it is 1, files of shape DIM are good too"
-    )
-    option("--dtype", type=_dtype, metavar="D", help="dtype of a sample, such as float32")
+    option("--dim", type=shape, metavar="32,32,32", help="shape of a sample without its channels")
+    option("--n-channels", type=int, metavar="N", help="size of the last axis; if it is 1, files of shape DIM are good too")
+    option("--dtype", metavar="D", help="dtype of a sample, such as float32")
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workers", type=_workers, default="auto", metavar="N", help="processes that read; by default as many as pay"
+        "--workers", type=count, default="auto", metavar="N", help="processes that read; by default as many as pay"
     )
 
 
-def _check_rich(arguments: argparse.Namespace) -> None:
-    """Refuse to begin if the table can't be shown at the end."""
-    from shmgen._tools.tables import has_rich
-
-    if not arguments.json and not has_rich():
-        raise InputError("the table needs rich: pip install rich; or use --json in place of the table")
+def shape(text: str) -> list[int]:
+    return list(map(int, text.split(",")))
 
 
-def _argument(expected: str, parse: Callable[[str], T]) -> Callable[[str], T]:
-    """``parse``, whose errors say what was ``expected``."""
-
-    def checked(text: str) -> T:
-        try:
-            return parse(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}") from None
-
-    return checked
+def count(text: str) -> int | Literal["auto"]:
+    return "auto" if text == "auto" else int(text)
 
 
-def _int_from(least: int) -> Callable[[str], int]:
-    return _argument(f"an int from {least}", lambda text: check_int(int(text), "", least))
-
-
-def _numbers(text: str) -> list[int]:
-    counts: list[int] = []
+def numbers(text: str) -> list[int]:
+    """Numbers, or ranges of numbers, separated by commas."""
+    found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        span = range(int(first), check_int(int(last or first), "", int(first), MAX_WORKERS) + 1)
-        counts += span
-    return counts
-
-
-_dim = _argument("ints from 1, separated by commas", lambda text: check_shape(map(int, text.split(","))))
-_dtype = _argument("a dtype of numbers", check_dtype)
-_above_zero = _argument("a number above 0", lambda text: check_float(float(text), "", "", lambda number: 0 < number < inf))
-_counts = _argument(f"ints from 0 to {MAX_WORKERS}, such as 0-8 or 1,2,4", _numbers)
-_workers = _argument("an int from 0", lambda text: "auto" if text == "auto" else check_int(int(text), "", 0))
+        found += range(int(first), int(last or first) + 1)
+    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmgen._plan.damage import Damaged
@@ -28,32 +27,22 @@ SIZE = 32
 """Height and width, in pixels, of the rows that images are scanned in: a small row is read faster."""
 
 
-@dataclass
-class Listing:
-    """The files below a folder.
+class Listing(NamedTuple):
+    """The files below a folder: ids by kind of file, sub-folders that can't be listed, and names of other files.
 
-    Attributes:
-        ids: by kind of file: paths from the folder; of ``.npy`` and ``.npz`` files without that ending. Sorted.
-        unreadable: sub-folders that can't be listed.
-        others: files of no such kind.
+    Ids are sorted paths from the folder; those of ``.npy`` and ``.npz`` files are without that ending.
     """
 
-    ids: dict[str, list[str]] = field(default_factory=dict)
-    unreadable: list[Damaged] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
+    ids: dict[str, list[str]]
+    unreadable: list[Damaged]
+    others: list[str]
 
 
 def list_folder(folder: str) -> Listing:
-    """List a folder, as `files_below` does.
-
-    Raises:
-        InputError: it can't be listed.
-    """
-    listing = Listing()
+    """List a folder, as `files_below` does."""
+    listing = Listing({}, [], [])
 
     def fail(error: OSError) -> None:
-        if error.filename == folder:
-            raise _no_folder(folder, error)
         listing.unreadable.append(Damaged(os.path.relpath(error.filename, folder), error.filename, _explained(error)))
 
     for name in files_below(folder, fail):
@@ -88,8 +77,9 @@ def _listed(folder: str, kind: str | None) -> Listing:
     if is_url(folder):
         remote = Remote(folder)
         remote.prepare()
-        listing = Listing({"npy": sorted(name.removesuffix(".npy") for name in remote.names())})
+        listing = Listing({"npy": sorted(name.removesuffix(".npy") for name in remote.names())}, [], [])
     else:
+        _require_folder(folder)
         listing = list_folder(folder)
     if not (listing.ids.get(kind) if kind else any(listing.ids.values())):
         found = f"none among {len(listing.others):,} others, such as {listing.others[0]!r}" if listing.others else "none"
@@ -111,14 +101,7 @@ class Samples(NamedTuple):
 def samples_in(
     data: str, *, ids: str | None = None, kind: str | None = None, dataset: str = "/", given: SampleSpec = ANY
 ) -> Samples:
-    """The samples in a folder, an HDF5 file, or an ``.npy`` file of rows.
-
-    Args:
-        data: the folder or its URL, or the file.
-        ids: the file of their ids; None for all that are there.
-        kind: of a folder's files; by default that of most.
-        dataset: of an HDF5 file, as `Hdf5` takes it.
-        given: by the user, of ``.npy`` files.
+    """The samples in a folder, behind its URL, in an HDF5 file, or in an ``.npy`` file of rows; see ``scan --help``.
 
     Raises:
         InputError: there are none, or they can't be listed.
@@ -128,16 +111,13 @@ def samples_in(
         if given != ANY:
             raise InputError(f"{data}: --dim, --n-channels and --dtype describe the files of a folder; leave them out")
         return Samples(*_in_file(data, dataset, chosen), [], [])
-    listing = Listing()
+    listing = Listing({}, [], [])
     if chosen is None:
         listing = _listed(data, kind)
         kind = kind or max(listing.ids, key=lambda kind: len(listing.ids[kind]))
         chosen = listing.ids[kind]
     elif not is_url(data):
-        try:
-            os.stat(f"{data}/.")
-        except (OSError, ValueError) as error:
-            raise _no_folder(data, error) from None
+        _require_folder(data)
         is_npz = os.path.exists(f"{data}/{chosen[0]}.npz")
         kind = kind or ("images" if IMAGES.has(chosen[0]) else "npz" if is_npz else "npy")
     if kind in (None, "npy"):
@@ -190,8 +170,11 @@ def _hdf5_ids(path: str, dataset: str) -> Sequence[Any]:
         raise InputError(f"{path}: expected an HDF5 file that can be read, found: {error}") from None
 
 
-def _no_folder(folder: str, error: OSError | ValueError) -> InputError:
-    return InputError(f"{folder}: {_explained(error)}; give the folder of the samples' files")
+def _require_folder(folder: str) -> None:
+    try:
+        os.stat(f"{folder}/.")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: {_explained(error)}; give the folder of the samples' files") from None
 
 
 def _explained(error: OSError | ValueError) -> str:

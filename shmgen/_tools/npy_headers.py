@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from shmgen._samples.npy_format import LONGEST, OPEN_FLAGS, explain, read_header, require_data
-from shmgen._sources.folder import Files, FolderReader, FolderSource
+from shmgen._sources.folder import FolderReader, FolderSource
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:

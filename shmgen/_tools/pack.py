@@ -8,7 +8,6 @@ While they are written their names end in ``.part``. ``all.npy`` gets its name l
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import time
@@ -27,27 +26,12 @@ from shmgen._tools.scan import Scan, read_all
 from shmgen._urls import is_url
 from shmgen.errors import InputError
 
-REMEDIES = {
-    errno.ENOSPC: "the disk is full: make room",
-    errno.EDQUOT: "your share of the disk is full: make room",
-    errno.EFBIG: "files may not be so large (ulimit -f)",
-    errno.EROFS: "give a place that can be written to",
-    errno.EACCES: "give a place that you may write to",
-}
-"""What to do about an error of a write."""
-
 
 class Packed(NamedTuple):
-    """The result of a pack.
+    """The result of a pack: the number of samples that were to be packed, that of the rows that were written, a row's shape and
+    dtype, the duration in seconds, the samples that can't be read, and remarks.
 
-    Attributes:
-        samples: number of samples that were to be packed.
-        rows: number of rows that were written; 0 if nothing was packed.
-        shape: of a row; None if no sample shows it.
-        dtype: of a row, as text.
-        seconds: duration.
-        damaged: the samples that can't be read: they were left out, or nothing was packed because of them.
-        remarks: further remarks, such as on dtypes.
+    No row is written, and the shape is None, if no sample can be read.
     """
 
     samples: int
@@ -68,20 +52,12 @@ def pack(
     workers: int | Literal["auto"] = "auto",
     progress: Callable[[int, int, str], object] = lambda *_: None,
 ) -> Packed:
-    """Write the samples ``ids``, in their order, as the rows of one file, and the ids beside it.
+    """Write the samples ``ids``, in their order, as the rows of one ``.npy`` file, and the ids beside it.
 
     Headers are looked at first, as `scan` does. Where anything is damaged nothing is packed, unless it is to be left out.
 
-    Args:
-        source: of the samples.
-        ids: of the samples.
-        target: the ``.npy`` file to be made.
-        skip_damaged: leave out samples that can't be read.
-        workers: processes that read, as for a `Loader`.
-        progress: called again and again with the number of samples that are done, that of all, and what is being done.
-
     Raises:
-        InputError: it can't be done: the target is there, its folder is not, the disk is full, an id fits on no line.
+        InputError: the target is there, its folder is not, the disk is full, or an id is no line of a text file.
     """
     begun = time.monotonic()
     check_target(source.folder, target)
@@ -91,13 +67,12 @@ def pack(
     looked.run(progress)
     report = looked.report()
     damaged = {one.id: one for one in report.damaged}
-    row, rows = report.expected, 0
-    remarks = list(report.remarks)
+    row, rows, remarks = report.expected, 0, report.remarks
     if row is not None and (skip_damaged or not damaged):
         readable, good = looked.readable()
         rows = _write(target, readable, good, damaged, skip_damaged, workers, progress)
         if len({kind.dtype for kind in report.kinds if kind.reason is None}) > 1 and source.given.dtype is None:
-            remarks = [f"files of other dtypes were cast to {row.numpy_dtype}: --dtype says to which"]
+            remarks = (f"files of other dtypes were cast to {row.numpy_dtype}: --dtype says to which",)
     return Packed(
         samples=report.samples,
         rows=rows,
@@ -105,16 +80,12 @@ def pack(
         dtype=row and str(row.numpy_dtype),
         seconds=time.monotonic() - begun,
         damaged=tuple(damaged[id] for id in dict.fromkeys(ids) if id in damaged),
-        remarks=tuple(remarks),
+        remarks=remarks,
     )
 
 
 def check_target(folder: str, target: str) -> None:
-    """Make sure that a pack of the files of ``folder`` can be made at ``target``.
-
-    Raises:
-        InputError: it can't.
-    """
+    """Raise an InputError if no pack of the files of ``folder`` can be made at ``target``."""
     name, within = os.path.basename(target), os.path.dirname(os.path.abspath(target))
     if not name.endswith(".npy") or name == ".npy":
         raise InputError(f"{target}: expected the name of a file that ends in .npy; give one such as all.npy")
@@ -130,11 +101,7 @@ def check_target(folder: str, target: str) -> None:
 
 
 def require_lines(ids: Sequence[str]) -> None:
-    """Make sure that ids are lines of a text file, and are read from there as they are.
-
-    Raises:
-        InputError: one is not.
-    """
+    """Raise an InputError unless ids are lines of a text file, and are read from there as they are."""
     if twice := [id for id, times in Counter(ids).items() if times > 1]:
         raise InputError(f"id {twice[0]!r}: expected each id once, found it several times")
     for id in ids:
@@ -146,7 +113,7 @@ def require_lines(ids: Sequence[str]) -> None:
 
 
 def _check_ids(path: str, ids: Sequence[str], target: str) -> None:
-    """Make sure that no other ids are at ``path``. A pack that was killed between its two renames has left the same ones."""
+    """Refuse a target beside which other ids are. A pack that was killed between its two renames has left the same ones."""
     if os.path.lexists(path) and not os.path.lexists(f"{target}.part") and read_ids(path, path) != list(ids):
         raise InputError(f"{path}: expected no file there, or these ids, found others; remove it, or give another name")
 
@@ -256,7 +223,7 @@ class _Part:
         try:
             yield
         except OSError as error:
-            remedy = REMEDIES.get(error.errno or 0, "make it possible")
             raise InputError(
-                f"{self._part}: expected to write, found: {error.strerror} (errno {error.errno}); {remedy}"
+                f"{self._part}: expected to write, found: {error.strerror} (errno {error.errno}); make room on the disk, raise "
+                "ulimit -f, or give a place that can be written to"
             ) from None

@@ -121,5 +121,5 @@ def _beyond(chosen: Measurement, ranked: Sequence[Measurement], processors: floa
     return f"more gain nothing: {'the processor is' if processors == 1 else f'the {processors:g} processors are'} the limit"
 
 
-def counted(workers: int) -> str:
-    return f"{workers} {'worker' if workers == 1 else 'workers'}"
+def counted(number: int, what: str = "worker") -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

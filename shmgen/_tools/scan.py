@@ -7,16 +7,18 @@ takes a fraction of the time, and shows which shape most files have.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from shmgen._engine.front_end import map_arrays
 from shmgen._plan.damage import Damaged
 from shmgen._samples.ids import kept
 from shmgen._samples.remedies import without_scan
@@ -28,8 +30,6 @@ from shmgen.errors import FormatError, InputError, SampleError
 from shmgen.loader import Loader
 
 if TYPE_CHECKING:
-    import os
-
     from shmgen._sources.base import Source, SourceField
 
 BATCH_BYTES, MAX_BATCH = 4 << 20, 1024
@@ -125,25 +125,22 @@ def scan(
     return work.report()
 
 
+@dataclass
 class Scan:
     """A scan whose results so far can be read at any time. Its arguments are those of `scan`."""
 
-    def __init__(
-        self,
-        source: Any,
-        ids: Iterable[object],
-        *,
-        full: bool = False,
-        workers: int | Literal["auto"] = "auto",
-        timeout: float | None = 60.0,
-    ) -> None:
-        self._source = Npy(source) if isinstance(source, str) or hasattr(source, "__fspath__") else source
-        self._ids = list(dict.fromkeys(kept(ids)))
+    source: Any
+    ids: Iterable[object]
+    _: KW_ONLY
+    full: bool = False
+    workers: int | Literal["auto"] = "auto"
+    timeout: float | None = 60.0
+
+    def __post_init__(self) -> None:
+        self._source = Npy(self.source) if isinstance(self.source, str | os.PathLike) else self.source
+        self._ids = list(dict.fromkeys(kept(self.ids)))
         if not self._ids:
             raise InputError("expected ids, found none")
-        self._full = full
-        self._workers = workers
-        self._timeout = timeout
         self._damaged: dict[Any, Damaged] = {}
         # By row of `NpyHeaders`: the ids of the files with such a header.
         self._headers: dict[bytes, list[Any]] = {}
@@ -154,27 +151,25 @@ class Scan:
     def run(self, progress: Callable[[int, int, str], object] = lambda *_: None) -> None:
         """Look at all samples. May be called once."""
         begun = time.monotonic()
-        source, ids = self._source, self._ids
-        looks = isinstance(source, Npy)
-        total = len(ids) * (1 + (looks and self._full))
+        looks = isinstance(self._source, Npy)
+        total = len(self._ids) * (1 + (looks and self.full))
 
-        def told(passed: Iterator[Batch]) -> Iterator[Batch]:
-            for batch in passed:
+        def read(source: Any, ids: list[Any]) -> Iterator[Batch]:
+            for batch in read_all(source, ids, self._damaged, self.workers, self.timeout):
                 yield batch
                 self._samples += len(batch.ids)
                 progress(self._samples, total, f"{len(self._damaged):,} damaged" if self._damaged else "")
 
         try:
             if looks:
-                for batch in told(read_all(NpyHeaders(source.files), ids, self._damaged, self._workers, self._timeout)):
+                for batch in read(NpyHeaders(self._source.files), self._ids):
                     text = batch.arrays[0].tobytes()
                     for row, id in enumerate(batch.ids):
                         if id not in self._damaged:
                             self._headers.setdefault(text[row * TEXT : (row + 1) * TEXT], []).append(id)
-                source, ids = self.readable()
-            if self._full or not looks:
-                for batch in told(read_all(source, ids, self._damaged, self._workers, self._timeout)):
-                    if self._full:
+            if self.full or not looks:
+                for batch in read(*self.readable() if looks else (self._source, self._ids)):
+                    if self.full:
                         self._refuse_not_finite(batch)
             self._complete = True
         finally:
@@ -249,11 +244,9 @@ def read_all(
     """Read all samples in their order; those that can't be read are in batches, too.
 
     Args:
-        source: as for a `Loader`.
+        source: as for a `Loader`, as are workers and timeout.
         ids: of the samples, each once.
         damaged: by id. Samples that can't be read are added to it before their batch is yielded.
-        workers: as for a `Loader`.
-        timeout: as for a `Loader`.
     """
     start = row_bytes = 0
     while start < len(ids) and not row_bytes:
@@ -295,16 +288,9 @@ def read_all(
                 found = loader.damaged[seen:]
                 seen += len(found)
                 damaged |= {one.id: _found(one) for one in found}
-            yield Batch(some, list(_leaves(batch)))
-
-
-def _leaves(nest: Any) -> Iterator[np.ndarray]:
-    """The arrays of a batch."""
-    if isinstance(nest, np.ndarray):
-        yield nest
-    else:
-        for member in nest.values() if isinstance(nest, Mapping) else nest:
-            yield from _leaves(member)
+            arrays: list[np.ndarray] = []
+            map_arrays(arrays.append, batch)
+            yield Batch(some, arrays)
 
 
 def _found(error: SampleError | Damaged) -> Damaged:
@@ -348,11 +334,7 @@ def _reason(kind: Kind, expected: RowSpec | None, given: SampleSpec) -> str | No
 
 
 def _checked(kind: Kind, given: SampleSpec, row: RowSpec | None) -> RowSpec:
-    """``row``; by default that of a loader with ``given`` whose first file is of ``kind``.
-
-    Raises:
-        FormatError: a file of ``kind`` does not fit.
-    """
+    """``row``; by default that of a loader with ``given`` whose first file is of ``kind``; a FormatError if that does not fit."""
     is_padded = given.pad_value is not None
     if row is None or (0 in kind.shape and not is_padded):
         row = given.row(kind.shape, kind.dtype, varies=is_padded)

@@ -12,9 +12,11 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from shmgen._tools.recommend import MARGIN, counted
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,19 +36,10 @@ WIDTH = 120
 """Columns of a table if standard output is no terminal."""
 
 
-def has_rich() -> bool:
-    """Whether rich is installed, which shows bars and tables."""
-    try:
-        import rich  # noqa: F401  # only to know whether it is installed
-    except ImportError:
-        return False
-    return True
-
-
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """Show a bar on standard error, if that is a terminal; gives the function to call with the progress in counting ``what``."""
-    if not (sys.stderr.isatty() and has_rich()):
+    if not (sys.stderr.isatty() and find_spec("rich")):
         yield lambda *_: None
         return
     from rich.console import Console
@@ -108,13 +101,6 @@ def damaged_table(damaged: Iterable[Damaged]) -> Any:
     return table([("samples", "right"), ("damaged", "left"), ("ids", "left")], rows)
 
 
-def size(count: int) -> str:
-    """A number of bytes."""
-    from rich.filesize import decimal
-
-    return decimal(count)
-
-
 def shown(name: str) -> str:
     """``name``, or its `repr` if it has control characters."""
     return name if name.isprintable() else repr(name)
@@ -127,6 +113,8 @@ def write_json(content: dict[str, Any]) -> None:
 
 def print_scan(report: ScanReport, data: str, full: bool) -> None:
     """Print the result of a scan of ``data``."""
+    from rich.filesize import decimal as size
+
     what = "headers and sizes" if report.kinds and not full else "all data"
     kinds = [
         [str(kind.shape), str(kind.dtype), f"{kind.files:,}", size(kind.bytes), "damaged" if kind.reason else "good"]
@@ -136,7 +124,7 @@ def print_scan(report: ScanReport, data: str, full: bool) -> None:
         files, total = sum(kind.files for kind in rest), sum(kind.bytes for kind in rest)
         kinds.append([f"and {len(rest):,} others", "", f"{files:,}", size(total), ""])
     with printed() as console:
-        console.print(f"{shown(data)}: {what} of {counted(report.samples)} checked in {report.seconds:,.1f} s")
+        console.print(f"{shown(data)}: {what} of {counted(report.samples, 'sample')} checked in {report.seconds:,.1f} s")
         if kinds:
             titles = [("shape", "left"), ("dtype", "left"), ("files", "right"), ("bytes", "right"), ("", "left")]
             console.print(table(titles, kinds))
@@ -146,7 +134,7 @@ def print_scan(report: ScanReport, data: str, full: bool) -> None:
             console.print(remark)
         if not report.complete:
             console.print("interrupted: not all samples were checked")
-        console.print(f"damaged: {len(report.damaged):,} of {counted(report.samples)}")
+        console.print(f"damaged: {len(report.damaged):,} of {counted(report.samples, 'sample')}")
 
 
 def scan_json(report: ScanReport, data: str, full: bool) -> dict[str, Any]:
@@ -170,7 +158,7 @@ def print_packed(packed: Packed, target: str) -> None:
     with printed() as console:
         if packed.damaged:
             console.print(damaged_table(packed.damaged))
-            console.print(f"damaged: {len(packed.damaged):,} of {counted(packed.samples)}")
+            console.print(f"damaged: {len(packed.damaged):,} of {counted(packed.samples, 'sample')}")
         if packed.rows:
             words = f"{packed.rows:,} rows of shape {packed.shape}, {packed.dtype}, in {packed.seconds:,.1f} s"
         else:
@@ -180,12 +168,10 @@ def print_packed(packed: Packed, target: str) -> None:
             console.print(remark, soft_wrap=True)
 
 
-def counted(samples: int) -> str:
-    return f"{samples:,} {'sample' if samples == 1 else 'samples'}"
-
-
 def print_tuning(tuning: Tuning, folder: str) -> None:
     """Print the result of `tune`."""
+    from rich.filesize import decimal as size
+
     warm, cold = _by_warmth(tuning)
     titles = ["workers", "samples/s", "MB/s", "ms/batch", "first batch", "CPU s/GB", "memory", "I/O wait"]
     titles += ["cold samples/s", "first batch"] if cold else []
@@ -218,11 +204,7 @@ def print_tuning(tuning: Tuning, folder: str) -> None:
 
 
 def check_plot(name: str) -> None:
-    """Make sure that a plot can be drawn into a file of this name.
-
-    Raises:
-        InputError: there is no matplotlib, or it has no such format.
-    """
+    """Raise an InputError if no plot can be drawn into a file of this name: there is no matplotlib, or it has no such format."""
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
@@ -237,8 +219,6 @@ def write_plot(tuning: Tuning, name: str) -> None:
     # Without pyplot, a figure needs no display, and nothing stays open.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
-
-    from shmgen._tools.recommend import MARGIN
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
