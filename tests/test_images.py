@@ -429,8 +429,6 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     assert "found a directory" in refused(tmp_path, "folder.png")
     os.mkfifo(tmp_path / "pipe.png")
     assert "an empty file" in refused(tmp_path, "pipe.png")
-    (tmp_path / "._a.png").write_bytes(b"\0\5\x16\7" + bytes(100))
-    assert "what macOS notes of one; leave ids that begin with ._ out" in refused(tmp_path, "._a.png")
 
 
 # Ids.

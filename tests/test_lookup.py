@@ -89,7 +89,7 @@ REFUSED = [
     pytest.param(range(2), [5, 6, 7], None, "each of the 2 ids, found 3; .*by='id'", id="too-many"),
     pytest.param([1, 0], [1, 2], "row", "by: expected 'id' or 'position', found 'row'", id="unknown"),
     pytest.param(["a", "b"], {"c": 1}, None, "ids, found none for any among the keys, 'c'", id="no-id-has-one"),
-    pytest.param(["a", "b"], {}, None, "ids, found none for any among the keys, which are none", id="nothing"),
+    pytest.param(["a", "b"], {}, None, "ids, found none for any among the keys, nothing; these must be", id="nothing"),
 ]
 
 
@@ -105,7 +105,7 @@ def test_what_the_rule_refuses(ids: Any, values: Any, by: Any, text: str) -> Non
     [
         (["b"], "none for this one"),
         (["b", "d"], "none for 2 of them, 'b', 'd'"),
-        (list("abcd"), "none for 4 of them, .*and others"),
+        (list("abcd"), "none for 4 of them, .*and 1 more"),
     ],
 )
 def test_ids_without_a_value_are_counted(without: list[str], said: str) -> None:

@@ -198,7 +198,7 @@ def test_what_there_is_in_place_of_a_missing_archive(tmp_path: Path) -> None:
     ids = archives(tmp_path)
     with pytest.raises(SampleError, match=r"id-0.npz is there: of .npz files the source is Npz\(folder\)"):
         Loader(ids, batch_size=8, data_dir=tmp_path)
-    with pytest.raises(SampleError, match=r"'id-0.npz', .* and others"):
+    with pytest.raises(SampleError, match=r"'id-0.npz', .* and .* more"):
         Loader(["other"], inputs=Npz(tmp_path), batch_size=1)
 
 

@@ -133,7 +133,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda ids: ids.write_text("\n".join([*IDS[1:], "x" * 5000])),
         "line 50: expected an id, found more than 4,096 bytes",
     ),
-    "fifo": (in_its_place_a_fifo, "expected a file, found something else"),
+    "fifo": (in_its_place_a_fifo, "expected ids, an id a line, found none"),
 }
 
 

@@ -109,9 +109,9 @@ def test_class_weights(kind: str) -> None:
 @pytest.mark.parametrize(
     ("labels", "options", "text"),
     [
-        (["x", "y"], {}, "id 'a', labels: expected an int, or a one-hot row, found 'x'; pass classes"),
-        (["x", "y"], {"classes": ["x"]}, "id 'b', labels: expected one of the classes 'x', found 'y'"),
-        ([0.5, 1], {}, "id 'a', labels: expected an int, or a one-hot row, found 0.5"),
+        (["x", "y"], {}, "id 'a', field 'labels': expected an int, found 'x' of type str; .*pass classes"),
+        (["x", "y"], {"classes": ["x"]}, "id 'b', field 'labels': expected one of the classes 'x', found 'y'"),
+        ([0.5, 1], {}, "id 'a', field 'labels': expected an int, found 0.5"),
     ],
 )
 def test_labels_without_a_class(labels: Any, options: Any, text: str) -> None:

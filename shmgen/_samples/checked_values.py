@@ -11,7 +11,8 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 
 from shmgen._samples.casting import cast, unmasked
-from shmgen._samples.lookup import all_of, as_list_or_array, is_column, objects
+from shmgen._samples.files import some_of
+from shmgen._samples.lookup import all_of, objects
 from shmgen._samples.sample_spec import LOSSY_CAST, can_cast
 from shmgen.errors import FormatError, InputError
 
@@ -62,7 +63,8 @@ class CheckedValues:
         if are_ints and lowest <= int(together.min()) and int(together.max()) <= highest:
             return _kept(together, dtype), dtype
         if together.ndim == 1 and together.dtype.kind == "f" and (missing := np.isnan(together)).any():
-            raise self._missing(int(missing.argmax()))
+            id = self._ids[int(missing.argmax())]
+            raise self._refused(id, "an int", f"nan: its value is missing{_remedy(math.nan)}")
         found = []
         for id, value in zip(self._ids, objects(self._column), strict=True):
             try:
@@ -131,24 +133,18 @@ class CheckedValues:
 
     def positions_in(self, names: tuple[Any, ...], dtype: np.dtype[Any] | None) -> Rows:
         """The values, which are among ``names``, as their positions there, of ``dtype``, or of int64."""
-        position = {name: number for number, name in enumerate(names)}
-        rows = np.empty(len(self._ids), np.min_scalar_type(len(names)))
-        first = 0
-        try:
-            for some in _blocks(self._column):
-                rows[first : first + len(some)] = _positions(some, position)
-                first += len(some)
-        except (KeyError, TypeError):
-            pass
-        else:
-            return CheckedValues(self._ids, rows, self._field).rows(dtype or np.dtype(np.int64))
-        for id, value in zip(self._ids, objects(self._column), strict=True):
-            try:
-                position[value]
-            except (KeyError, TypeError):
-                found = f"{value!r}{_class_remedy(value, names)}"
-                raise self._refused(id, f"one of the classes {_shown(names)}", found) from None
-        raise AssertionError("values changed while they were checked")
+        numbers = {name: number for number, name in enumerate(names)}
+
+        def positions() -> Iterator[int]:
+            for id, value in zip(self._ids, objects(self._column), strict=True):
+                try:
+                    yield numbers[value]
+                except (KeyError, TypeError):
+                    found = f"{value!r}{_class_remedy(value, names)}"
+                    raise self._refused(id, f"one of the classes {some_of(names, NAMES_SHOWN)}", found) from None
+
+        rows = np.fromiter(positions(), np.min_scalar_type(len(names)), len(self._ids))
+        return CheckedValues(self._ids, rows, self._field).rows(dtype or np.dtype(np.int64))
 
     def refuse_names(self) -> NoReturn:
         """Raise the error that the values are no names."""
@@ -158,9 +154,6 @@ class CheckedValues:
     def refused(self, expected: str, found: str) -> InputError:
         """That the values together are not what is expected."""
         return InputError(f"field {self._field!r}: expected {expected}, found {found}")
-
-    def _missing(self, position: int) -> InputError:
-        return self._refused(self._ids[position], "an int", f"nan: its value is missing{_remedy(math.nan)}")
 
     def _refused(self, id: object, expected: str, found: str) -> InputError:
         return InputError(f"id {id!r}, field {self._field!r}: expected {expected}, found {found}")
@@ -181,19 +174,11 @@ def _kept(rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     return rows.astype(dtype if rows.dtype.itemsize >= dtype.itemsize or rows.dtype.kind == "b" else rows.dtype)
 
 
-def _blocks(column: Sequence[Any] | np.ndarray) -> Iterator[Any]:
+def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
     """Some values after the other, so that what is made of them takes little memory."""
-    step = max(1, BLOCK // max(1, column[:1].size)) if isinstance(column, np.ndarray) else BLOCK
-    for first in range(0, len(column), step):
-        yield column[first : first + step]
-
-
-def _positions(values: Sequence[Any] | np.ndarray, position: dict[Any, int]) -> np.ndarray:
-    """The positions of values; raises KeyError if one has none."""
-    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
-        distinct, at = np.unique(values, return_inverse=True)
-        return np.array([position[value] for value in distinct.tolist()])[at.reshape(-1)]
-    return np.fromiter(map(position.__getitem__, objects(values)), np.int64, len(values))
+    step = max(1, BLOCK // max(1, values[:1].size))
+    for first in range(0, len(values), step):
+        yield values[first : first + step]
 
 
 def _ints(highest: int) -> type[np.signedinteger[Any] | np.unsignedinteger[Any]]:
@@ -234,26 +219,12 @@ def names_of(classes: Any) -> tuple[Any, ...]:
 
 def sorted_names(values: Any) -> tuple[Any, ...]:
     """The texts among ``values``, or else the ints, each once, sorted."""
-    column = as_list_or_array(values) if is_column(values) else None
     try:
-        if isinstance(column, np.ndarray) and column.dtype.kind in "iu" and column.ndim == 1:
-            found = {name for some in _blocks(column) for name in _distinct(some)}
-        else:
-            found = set(all_of(values))
+        found = set(all_of(values))
     except TypeError:  # one that is no name
         return ()
     texts = sorted(str(name) for name in found if isinstance(name, str))
     return tuple(texts) or tuple(sorted(int(name) for name in found if isinstance(name, int | np.integer)))
-
-
-def _distinct(values: np.ndarray) -> list[Any]:
-    ordered = np.sort(values)
-    return ordered[np.append(True, ordered[1:] != ordered[:-1])].tolist()  # type: ignore[no-any-return]
-
-
-def _shown(names: tuple[Any, ...]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN:,} others" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(map(repr, names[:NAMES_SHOWN])) + more
 
 
 def _class_remedy(value: object, names: tuple[Any, ...]) -> str:

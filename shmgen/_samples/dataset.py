@@ -16,10 +16,7 @@ DATASETS = {("torch", "Dataset"), ("datasets", "Dataset")}
 """Base classes of data sets: the package, and the name."""
 
 REFUSED = {
-    (
-        "torch",
-        "IterableDataset",
-    ): "it has no samples by number; give the ids of its files or rows, and a function of them as source=",
+    ("torch", "IterableDataset"): "it has no samples by number; pass ids of its files or rows, and a function of them as source=",
     ("torch", "DataLoader"): "pass its data set, loader.dataset, and batch_size",
     ("tensorflow", "DatasetV2"): "pass the ids or file names that it was made of, and a function of them as source=",
     ("keras", "PyDataset"): "it makes batches; pass the ids that it was made of, and a function that reads one sample as source=",

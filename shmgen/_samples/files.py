@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
+from itertools import islice
 from pathlib import PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SHOWN = 3
 """Names that an error shows."""
@@ -56,6 +57,7 @@ def _leads_back(path: str) -> bool:
     return os.path.islink(path) and any(os.path.samefile(path, above) for above in PurePath(path).parents)
 
 
-def some_of(names: Sequence[str]) -> str:
-    """The first of these names, for an error."""
-    return (", ".join(map(repr, names[:SHOWN])) or "nothing") + (" and others" if len(names) > SHOWN else "")
+def some_of(names: Collection[Any], most: int = SHOWN) -> str:
+    """The first of these names, for an error, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return (", ".join(map(repr, islice(names, most))) or "nothing") + more

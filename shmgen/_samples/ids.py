@@ -127,15 +127,12 @@ def as_ints(ids: Sequence[Any]) -> range | np.ndarray | None:
 
 
 def first_outside(ids: Sequence[Any], count: int) -> int | None:
-    """The position of the first id that is no int from 0 to ``count - 1``; None if all are."""
+    """The position of an id that is no int from 0 to ``count - 1``; None if all are."""
     numbers = as_ints(ids)
     if numbers is None:
         return next(position for position, id in enumerate(ids) if not isinstance(id, int) or not 0 <= id < count)
     if isinstance(numbers, range):
-        if not numbers or 0 <= min(numbers[0], numbers[-1]) <= max(numbers[0], numbers[-1]) < count:
-            return None
-        edge = count - 1 if numbers.step > 0 else 0
-        return (edge - numbers[0]) // numbers.step + 1 if 0 <= numbers[0] < count else 0
+        return next((position for position in (0, len(ids) - 1) if ids and not 0 <= ids[position] < count), None)
     outside = (numbers < 0) | (numbers >= count)
     return int(outside.argmax()) if outside.any() else None
 
@@ -190,15 +187,9 @@ def _as_range(numbers: range | np.ndarray) -> range | None:
     first, step = int(numbers[0]), int(numbers[1]) - int(numbers[0])
     if step == 0:
         return None
-    steps = range(first, first + len(numbers) * step, step)
-    if isinstance(numbers, range):
-        return steps
-    for start in range(0, len(numbers), BLOCK):
-        block = numbers[start : start + BLOCK]
-        last = min(len(numbers), start + BLOCK) - 1
-        if int(block[0]) != steps[start] or int(block[-1]) != steps[last] or (np.diff(block) != np.diff(block[:2])[:1]).any():
-            return None
-    return steps
+    if not isinstance(numbers, range) and (np.diff(numbers.astype(np.int64)) != step).any():
+        return None
+    return range(first, first + len(numbers) * step, step)
 
 
 class _ArrayIds(Sequence[Any]):

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from shmgen._checks import check_float, check_int
+from shmgen._samples.checked_values import names_of
 from shmgen._samples.files import IMAGES, files_below, some_of
 from shmgen._samples.remedies import for_missing_folder
 from shmgen._samples.split import split
@@ -90,7 +91,7 @@ def image_folder(
         )
     if not labels:
         return ImageFolder(_partition(_images(path), {}, fraction, seed), {}, [])
-    names = _class_folders(folder, path) if classes is None else _checked(classes, path)
+    names = _class_folders(folder, path) if classes is None else list(map(str, names_of(classes)))
     numbers: dict[str, int] = {}
     for number, name in enumerate(names):
         numbers |= dict.fromkeys(_images(path, name), number)
@@ -127,20 +128,6 @@ def _class_folders(folder: str | os.PathLike[str], path: str) -> list[str]:
         )
     if images:
         warnings.warn(f"images in {path} itself have no class, and are left out: {some_of(images)}", stacklevel=3)
-    return names
-
-
-def _checked(classes: Iterable[str], path: str) -> list[str]:
-    """The names of these folders, each of which is there."""
-    names = [classes] if isinstance(classes, str) else list(classes)
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"classes: expected each name once, found {name!r} {names.count(name)} times")
-        if not isinstance(name, str) or not os.path.isdir(os.path.join(path, name)):
-            missing = for_missing_folder(os.path.join(path, str(name)), IMAGES)
-            raise InputError(f"classes: expected names of folders in {path}, found {name!r}{missing}")
-    if not names:
-        raise InputError("classes: expected names of folders, found none")
     return names
 
 

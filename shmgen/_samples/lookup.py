@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from shmgen._samples.files import some_of
 from shmgen._samples.ids import as_array, as_ints, columns_of, elements, first_outside, index_of, is_frame
 from shmgen._samples.remedies import variants
 from shmgen.errors import InputError
 
 By = Literal["id", "position"]
-
-SHOWN = 3
-"""The most keys or ids that an error names."""
 
 BY_POSITION = "pass Values(values, by='position') where they are in the order of the ids"
 
@@ -48,16 +45,6 @@ def objects(values: Sequence[Any] | np.ndarray) -> Iterator[Any]:
 def as_list_or_array(values: Any) -> Sequence[Any] | np.ndarray:
     """A column as a list or an array, without a copy where that is possible."""
     return as_array(values) if hasattr(values, "__array__") or isinstance(values, range) else values
-
-
-def values_of(values: Any, ids: Sequence[Any], field: str, by: By | None = None) -> Sequence[Any] | np.ndarray:
-    """A value for each id, in their order. ``values`` may be a function of the id, or have a method ``aligned(ids, field)``."""
-    if hasattr(values, "aligned"):
-        found: Sequence[Any] | np.ndarray = values.aligned(ids, field)
-        return found
-    if callable(values) and not is_mapping(values):
-        return list(map(values, ids))
-    return Lookup(ids, field, by).aligned(values)
 
 
 class Lookup:
@@ -177,12 +164,12 @@ class Lookup:
         return picked
 
     def _missing(
-        self, ids: Sequence[Any], keys: Iterable[Any], has: Callable[[Any], bool], called: str, in_order: str = ""
+        self, ids: Sequence[Any], keys: Collection[Any], has: Callable[[Any], bool], called: str, in_order: str = ""
     ) -> InputError:
         """The error for ``ids`` that are not among ``keys``, of a mapping or an index."""
         text = f"id {ids[0]!r}, field {self._field!r}: expected a value for each of the {len(self._ids):,} ids, found none for "
         if len(ids) < len(self._ids):
-            which = "this one" if len(ids) == 1 else f"{len(ids):,} of them, {_some(ids)}"
+            which = "this one" if len(ids) == 1 else f"{len(ids):,} of them, {some_of(ids)}"
             remedy = "leave them out, as [id for id in ids if id in labels] does, or give them values"
             return InputError(f"{text}{which}; {remedy}{in_order}")
         for other, how in variants(ids[0]):
@@ -190,7 +177,7 @@ class Lookup:
                 return InputError(
                     f"{text}any, but one for {other!r}; the {called} must be the ids: pass [{how} for id in ids] as ids{in_order}"
                 )
-        return InputError(f"{text}any among the {called}, {_some(keys)}; these must be the ids{in_order}")
+        return InputError(f"{text}any among the {called}, {some_of(keys)}; these must be the ids{in_order}")
 
     def _refused(self, id: object, expected: str, found: str, remedy: str) -> InputError:
         return InputError(f"id {id!r}, field {self._field!r}: expected {expected}, found {found}; {remedy}")
@@ -219,12 +206,6 @@ def _picked(column: Sequence[Any] | np.ndarray, numbers: range | np.ndarray) -> 
 
 def _slice(numbers: range) -> slice:
     return slice(numbers.start, numbers.stop if numbers.stop >= 0 else None, numbers.step)
-
-
-def _some(keys: Iterable[Any]) -> str:
-    """The first of these, for an error."""
-    first = list(islice(keys, SHOWN + 1))
-    return (", ".join(map(repr, first[:SHOWN])) or "which are none") + (" and others" if first[SHOWN:] else "")
 
 
 def _short(value: object) -> str:

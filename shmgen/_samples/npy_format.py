@@ -13,13 +13,12 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmgen._memory.limit_errors import FILES, reached
-from shmgen._samples.sample_spec import axes_fit, dtype_of, reinterpreted
+from shmgen._samples.sample_spec import dtype_of, reinterpreted
 from shmgen._storage.local import again, refuse_pointer
 from shmgen.errors import FormatError
 
@@ -34,6 +33,9 @@ KINDS_OF_FILE = {stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK:
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000
 """Characters. `numpy.load` refuses longer headers, too, since parsing them can exhaust memory."""
+
+MOST_AXES = 31
+"""Of an array. NumPy 1 has arrays of 32 axes at most, and a batch has one axis more."""
 
 ENCODINGS = {1: "latin-1", 2: "latin-1", 3: "utf-8"}
 """Of a header's text, by the format's major version."""
@@ -129,7 +131,7 @@ def _parse(raw: bytes, encoding: str) -> tuple[tuple[int, ...], bool, np.dtype[n
         # No bools, and no number that has more digits than Python prints.
         if not isinstance(shape, tuple) or not all(type(n) is int and n.bit_length() < 64 for n in shape):
             raise ValueError
-        if not isinstance(fortran, bool) or not axes_fit(len(shape)):
+        if not isinstance(fortran, bool) or len(shape) > MOST_AXES:
             raise ValueError
         descr = header["descr"]
         dtype = np.lib.format.descr_to_dtype(UNREADABLE.get(descr, descr) if isinstance(descr, str) else descr)  # type: ignore[arg-type]
@@ -218,16 +220,17 @@ def read_whole(file: File, data: memoryview, offset: int) -> None:
         filled += size
 
 
-@contextmanager
-def unchanged(file: File) -> Iterator[int]:
-    """Make sure that an open file is not written to meanwhile. Gives its size."""
+def written(file: File) -> tuple[int, int]:
+    """When a file was last written to, in nanoseconds, and its size: what differs once it is written to again."""
     if not isinstance(file, int):
-        yield len(file)
-        return
-    before = os.fstat(file)
-    yield before.st_size
-    after = os.fstat(file)
-    if (after.st_mtime_ns, after.st_size) != (before.st_mtime_ns, before.st_size):
+        return 0, len(file)
+    status = os.fstat(file)
+    return status.st_mtime_ns, status.st_size
+
+
+def refuse_change(file: File, before: tuple[int, int]) -> None:
+    """Make sure that a file has not been written to since `written` gave ``before``."""
+    if written(file) != before:
         raise FormatError("expected a file that does not change while it is read, found one that was written to meanwhile")
 
 

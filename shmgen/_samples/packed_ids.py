@@ -11,32 +11,27 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from operator import methodcaller
+from typing import Any, Self, TypeAlias
 
 from shmgen._memory import nameless
 from shmgen._memory.limit_errors import FILES, MAPPING, named
 from shmgen._memory.limits import available
-
-if TYPE_CHECKING:
-    import numpy as np
 
 BLOCK = 1 << 16
 """Ids that are packed at once: more would take more memory, and no less time."""
 
 WORD_BYTES = 8
 
-RANGE, TEXTS, BYTES, MIXED = "range", "texts", "bytes", "mixed"
+RANGE, TEXTS, MIXED = "range", "texts", "mixed"
 """Formats of ids; that of ints that are no range is the letter that `memoryview.cast` has for their type."""
-
-JOINED = TEXTS, BYTES, MIXED
-"""Formats of ids that differ in length."""
 
 
 class PackedIds:
     """The ids of all samples, to be looked up by the number of the sample.
 
-    A range takes no memory; ints take 8 bytes each, or the bytes of their array's dtype; texts and bytes 8 bytes more than their
-    own. Ids of several types, and ints of more than 64 bits, take one more byte each, for their type.
+    A range takes no memory; ints take 8 bytes each, or the bytes of their array's dtype; texts 8 bytes more than their own.
+    Bytes, ids of several types, and ints of more than 64 bits, take one more byte each, for their type.
 
     Made by `pack` in the main process. A worker gets it pickled, and attaches to the memory by an inherited descriptor.
 
@@ -80,8 +75,9 @@ class PackedIds:
             for letter in "qQ":
                 with suppress(OverflowError):
                     return cls._written(letter, len(ids), _words(ids, letter))
-        kind = TEXTS if kinds == {str} else BYTES if kinds == {bytes} else MIXED
-        return cls._written(kind, len(ids), _joined(ids, _PACKERS[kind]))
+        if kinds == {str}:
+            return cls._written(TEXTS, len(ids), _joined(ids, _encoded))
+        return cls._written(MIXED, len(ids), _joined(ids, _tagged))
 
     @classmethod
     def _written(cls, kind: str, count: int, blocks: Iterable[_Block]) -> Self:
@@ -107,7 +103,7 @@ class PackedIds:
         with named(MAPPING):
             # Pages are shared as long as they are not written. Before Linux 6.7, sealed memory could not be mapped as MAP_SHARED.
             self._memory = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
-        if self._kind in JOINED:
+        if self._kind in (TEXTS, MIXED):
             self._words = memoryview(self._memory)[: (self._count + 1) * WORD_BYTES].cast("q")
         else:
             self._words = memoryview(self._memory).cast(self._kind)  # type: ignore[call-overload]
@@ -115,11 +111,9 @@ class PackedIds:
     def take(self, numbers: Iterable[int]) -> list[Any]:
         """The ids of the samples of these numbers."""
         words, memory = self._words, self._memory
-        if self._kind not in JOINED:
+        if self._kind not in (TEXTS, MIXED):
             return list(map(words.__getitem__, numbers))
         found = [memory[words[number] : words[number + 1]] for number in numbers]
-        if self._kind == BYTES:
-            return found
         if self._kind == MIXED:
             return list(map(_untagged, found))
         try:
@@ -137,9 +131,6 @@ class PackedIds:
 
 _Block: TypeAlias = "tuple[bytes, bytes | memoryview]"
 """The bytes of some ids, and their words; ints have words only."""
-
-_Packer: TypeAlias = Callable[[list[Any]], "tuple[bytes, np.ndarray]"]
-"""Joins ids into one run of bytes, and returns the length of each."""
 
 
 def _write(fd: int, data: bytes | memoryview, place: int) -> int:
@@ -167,15 +158,16 @@ def _words(ids: Sequence[int], letter: str) -> Iterator[_Block]:
         yield b"", array(letter, block).tobytes()
 
 
-def _joined(ids: Sequence[Any], pack: _Packer) -> Iterator[_Block]:
+def _joined(ids: Sequence[Any], encoded: Callable[[Any], bytes]) -> Iterator[_Block]:
     import numpy as np
 
     place = (len(ids) + 1) * WORD_BYTES
     yield b"", place.to_bytes(WORD_BYTES, "little")
     for block in _blocks(ids):
-        data, sizes = pack(block)
-        yield data, (place + np.cumsum(sizes)).tobytes()
-        place += len(data)
+        parts = list(map(encoded, block))
+        ends = place + np.cumsum(list(map(len, parts)))
+        yield b"".join(parts), ends.tobytes()
+        place = int(ends[-1])
 
 
 def _blocks(ids: Sequence[Any]) -> Iterator[list[Any]]:
@@ -189,28 +181,7 @@ def _blocks(ids: Sequence[Any]) -> Iterator[list[Any]]:
         yield ids[first:last] if isinstance(ids, list) else take(ids, np.arange(first, last))
 
 
-def _sizes(things: list[Any]) -> np.ndarray:
-    import numpy as np
-
-    return np.fromiter(map(len, things), np.int64, len(things))
-
-
-def _texts(ids: list[str]) -> tuple[bytes, np.ndarray]:
-    together = "".join(ids)
-    if together.isascii():
-        return together.encode(), _sizes(ids)
-    return _bytes([id.encode("utf-8", "surrogatepass") for id in ids])
-
-
-def _bytes(ids: list[bytes]) -> tuple[bytes, np.ndarray]:
-    return b"".join(ids), _sizes(ids)
-
-
-def _mixed(ids: list[str | bytes | int]) -> tuple[bytes, np.ndarray]:
-    return _bytes(list(map(_tagged, ids)))
-
-
-_PACKERS: dict[str, _Packer] = {TEXTS: _texts, BYTES: _bytes, MIXED: _mixed}
+_encoded = methodcaller("encode", "utf-8", "surrogatepass")
 
 
 def _tagged(id: str | bytes | int) -> bytes:

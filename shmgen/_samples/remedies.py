@@ -148,13 +148,9 @@ def without_scan(reason: str) -> str:
 
 
 def for_unreadable_file(error: Exception, path: str, folder: str | None, options: Sequence[str]) -> str:
-    """The end of an error for a file that can't be read.
+    """The end of an error for a file, or a URL, that can't be read. ``folder`` is None if ids are paths.
 
-    Args:
-        error: of the read.
-        path: of the file, or its URL.
-        folder: of the files; None if ids are paths.
-        options: of ``shmgen scan``, with which it expects the same samples.
+    With these options, ``shmgen scan`` expects the same samples.
     """
     if "://" in path:
         return ""  # the server's answer names the cause

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import stat
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,15 +11,8 @@ import numpy as np
 
 from shmgen._samples.ids import id_lines, take
 from shmgen._samples.npy_format import OPEN_FLAGS, explain
-from shmgen._storage.remote import Place, Remote
-from shmgen._storage.store import Body
+from shmgen._storage.remote import Place
 from shmgen.errors import FormatError, InputError, printable
-
-SPREAD, SMALL = 4, 1 << 28
-"""All ids take the bytes of the longest in their array. It may be this many times as large as the file; or of this many bytes."""
-
-READ = 1 << 20
-"""Bytes of a remote file that are read at once."""
 
 
 class RowIds:
@@ -28,17 +21,13 @@ class RowIds:
     def __init__(self, place: Place) -> None:
         self._path = path = place.path
         try:
-            data = _contents(path) if place.remote is None else _got(place.remote)
-            ids, most = id_lines(data), max(SMALL, SPREAD * len(data))
-            if (longest := max(map(len, ids))) * len(ids) > most:
-                raise FormatError(f"expected {len(ids):,} ids of at most {most // len(ids):,} bytes, found one of {longest:,}")
-            self._table = _table(ids)
+            self._table = np.array(id_lines(_contents(place)), np.bytes_)
         except (OSError, ValueError, FormatError) as error:
             raise InputError(f"ids {path}: {explain(error, path)}") from None
 
     def row(self, id: object) -> int | None:
         """The number of the row of ``id``; None if it has none."""
-        found = np.flatnonzero(self._table == _encoded([str(id)]))
+        found = np.flatnonzero(self._table == _line(str(id)))
         return int(found[0]) if found.size else None
 
     def rows(self, ids: Sequence[Any], rows: int) -> range | np.ndarray:
@@ -50,7 +39,7 @@ class RowIds:
         if count != rows:
             raise InputError(f"ids {self._path}: expected {rows:,}, a line for each row, found {count:,}")
         names = list(map(str, take(ids, np.arange(len(ids)))))
-        wanted = _encoded(names)
+        wanted = np.array(list(map(_line, names)), np.bytes_)
         first = self.row(names[0])
         if first is not None and np.array_equal(table[first : first + len(wanted)], wanted):
             return range(first, first + len(wanted))
@@ -85,48 +74,22 @@ def row_of_id(place: Place, id: object) -> int | None:
         return None
 
 
-def _contents(path: str) -> bytes:
-    fd = os.open(path, OPEN_FLAGS | os.O_NONBLOCK)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise FormatError("expected a file, found something else")
-        return file.read()
-
-
-def _got(remote: Remote) -> bytes:
-    def take(body: Body) -> bytes:
-        parts: list[bytes] = []
-        while not parts or len(parts[-1]) == READ:
-            parts.append(body.read(READ))
-        return b"".join(parts)
-
-    remote.prepare()
+def _contents(place: Place) -> bytes:
+    if place.remote is None:
+        fd = os.open(place.path, OPEN_FLAGS | os.O_NONBLOCK)  # an ordinary open of a FIFO would wait for ever
+        with open(fd, "rb") as file:
+            return file.read()
+    place.remote.prepare()
     try:
-        return remote.get("", take)
+        return place.remote.get("", lambda body: body.read(sys.maxsize))
     finally:
-        remote.close()
+        place.remote.close()
 
 
-def _table(ids: list[bytes]) -> np.ndarray:
-    """Ids as an array of fixed width."""
-    return np.array(ids, np.bytes_)
-
-
-def _encoded(names: list[str]) -> np.ndarray:
-    """Names as such an array; one that can't be a line of a file, because of a line break for instance, becomes empty."""
-    together = "\n".join(names)
+def _line(name: str) -> bytes:
+    """An id as in a file; empty if it can't be a line of one."""
     try:
-        lines = together.encode("utf-8", "surrogateescape").split(b"\n")
-        if len(lines) == len(names) and "\0" not in together:
-            return _table(lines)
+        line = os.fsencode(name)
     except UnicodeEncodeError:
-        pass
-    return _table([b"" if _is_no_line(name) else os.fsencode(name) for name in names])
-
-
-def _is_no_line(name: str) -> bool:
-    try:
-        name.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return True
-    return "\n" in name or "\0" in name
+        return b""
+    return b"" if b"\0" in line else line  # an array drops these at the end

@@ -56,12 +56,6 @@ class SampleSpec(NamedTuple):
             check_pad_value(pad_value, dim),
         )
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether shape and dtype of a row follow from it, so that no sample has to be looked at."""
-        has_shape = self.dim is not None and (self.n_channels is not None or self.pad_value is not None)
-        return has_shape and self.dtype is not None
-
     def row(self, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, varies: bool = False) -> RowSpec:
         """The row for a first sample of this shape and dtype. Whether that sample fits is not checked.
 
@@ -84,8 +78,6 @@ class SampleSpec(NamedTuple):
             row_shape = (*shape, 1)
         has_channel = row_shape[-1:] == (1,) and pad_value is None and (dim, n_channels) != (None, None)
         bare_shape = row_shape[:-1] if has_channel else row_shape
-        if not axes_fit(1 + len(row_shape)):
-            raise FormatError(f"expected axes few enough for a batch to have one more, found {len(row_shape)}")
         if row_dtype is None:
             check_numbers(dtype)
             row_dtype = dtype_text(dtype.newbyteorder("="))
@@ -198,11 +190,7 @@ def sample_for(row: np.ndarray, value: Any, *, own: bool, dtype_remedy: str = ""
 
 def _array(row: np.ndarray, value: Any) -> np.ndarray:
     """``value`` as an array; with an axis of one channel if ``row`` has one."""
-    import numpy as np
-
     array = as_array(value)
-    if not isinstance(value, np.ndarray | np.generic) and array.dtype.kind in "iu" and row.dtype.kind in "iu":
-        array = cast(array, row.dtype)  # Python's ints have no dtype, so it only matters whether they fit
     return array[..., None] if array.ndim == row.ndim - 1 and row.shape[-1] == 1 else array
 
 
@@ -320,17 +308,6 @@ def reinterpreted(found: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> n
     `numpy.save` stores only the size of a dtype of ml_dtypes, so `numpy.load` finds raw bytes.
     """
     return dtype if _is_bytes(found) and _is_extended(dtype) and found.itemsize == dtype.itemsize else found
-
-
-def axes_fit(number: int) -> bool:
-    """Whether NumPy has arrays of this number of axes: at most 64, and 32 before NumPy 2."""
-    import numpy as np
-
-    try:
-        np.empty((0,) * number)
-    except ValueError:
-        return False
-    return True
 
 
 def numbers_remedy(dtype: np.dtype[np.generic]) -> str:

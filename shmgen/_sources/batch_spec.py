@@ -71,7 +71,10 @@ class BatchSpec:
         self._found: list[tuple[str, str, SourceField]] = []
         given = {"inputs": inputs, "targets": targets, "weights": weights}
         if is_sample and targets is None and isinstance(nest := self._expanded("inputs", "X", inputs), tuple):
-            given |= dict(zip(given, _roles(nest), strict=False))
+            if len(nest) not in (2, 3):
+                expected = "an array, a dict, (x, y) or (x, y, weight) for each id"
+                raise InputError(f"source: expected {expected}, found a tuple of {len(nest)}")
+            given |= dict(zip(given, nest, strict=False))
             if n_classes is not None:
                 given["targets"] = given["targets"].one_hot(n_classes)
         if given["targets"] is None and given["weights"] is not None:
@@ -258,8 +261,8 @@ class BatchSpec:
         if not are_numbers(dtype) or 0 in shape:
             found = f"shape {shape} and dtype {dtype}{numbers_remedy(dtype)}"
             raise InputError(f"field {name!r}: expected rows of numbers, found {found}")
-        if measure is None:
-            _check_padding(name, given.pad_value, dtype)
+        if measure is None and given.pad_value is not None and not holds(dtype, given.pad_value):
+            raise InputError(f"field {name!r}: expected a pad_value that {dtype} holds, found {given.pad_value}")
         row_bytes = math.prod(shape) * dtype.itemsize
         return FieldSpec(name, shape, dtype_text(dtype), 0, row_bytes, _key(field), measure, varies, given.pad_value, of)
 
@@ -282,19 +285,6 @@ class BatchSpec:
 def _key(field: SourceField) -> Hashable | None:
     """Of a field in its reader."""
     return field.key if field.n_classes is None else OneHotKey(field.key, field.n_classes)
-
-
-def _roles(nest: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Inputs, targets and weights of a source that is the whole sample."""
-    if len(nest) not in (2, 3):
-        raise InputError(f"source: expected an array, a dict, (x, y) or (x, y, weight) for each id, found a tuple of {len(nest)}")
-    return nest
-
-
-def _check_padding(name: str, pad_value: float | None, dtype: np.dtype[np.generic]) -> None:
-    """Make sure that rows can hold what they are padded with."""
-    if pad_value is not None and not holds(dtype, pad_value):
-        raise InputError(f"field {name!r}: expected a pad_value that {dtype} holds, found {pad_value}")
 
 
 def target(labels: Any, n_classes: int | None, classes: Any, ids: Sequence[Any]) -> Any:

@@ -6,8 +6,8 @@ A worker imports this module, so NumPy is imported only in the main process.
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import suppress
+from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from shmgen._samples.npy_format import OPEN_FLAGS, explain
@@ -68,10 +68,16 @@ class Files:
             self.remote.close()
 
     def unreadable_first(self, id: object, error: Exception) -> SampleError:
-        """The error for a first sample that can't be read, with a guess at what was meant."""
+        """The error for a first sample that can't be read, with a guess at what was meant by an id without a file."""
         if not isinstance(error, FileNotFoundError):
             return self.unreadable(id, error)
-        return SampleError(id, path := self.path(id), explain(error, path) + self._meant(id))
+        from shmgen._samples.remedies import for_missing_file
+
+        if self.ids_are_paths and "://" in str(id):
+            remedy = "; ids are no URLs: pass the URL of the folder as data_dir, and what follows it as ids"
+        else:
+            remedy = for_missing_file(id, self.path, None if self.ids_are_paths else self.folder, self._kind())
+        return SampleError(id, path := self.path(id), explain(error, path) + remedy)
 
     def unreadable(self, id: object, error: Exception) -> SampleError:
         """The error for a sample that can't be read, with its remedy."""
@@ -81,14 +87,6 @@ class Files:
 
             remedy = for_unreadable_file(error, path, None if self.ids_are_paths else self.folder, self.scan_options)
         return SampleError(id, path, explain(error, path) + remedy)
-
-    def _meant(self, id: object) -> str:
-        """A guess at what was meant by an id whose file is not there."""
-        if self.ids_are_paths and "://" in str(id):
-            return "; ids are no URLs: pass the URL of the folder as data_dir, and what follows it as ids"
-        from shmgen._samples.remedies import for_missing_file
-
-        return for_missing_file(id, self.path, None if self.ids_are_paths else self.folder, self._kind())
 
     def _kind(self) -> FileKind:
         """What files there should be, for errors."""
@@ -102,27 +100,13 @@ class Files:
         A file that has no data yet, as a FIFO, is waited for unless ``may_wait`` is False.
         """
         [name] = self.names([id])
-        if self.remote is None:
-            fd = os.open(os.path.join(self.folder, name), OPEN_FLAGS if may_wait else OPEN_FLAGS | os.O_NONBLOCK)
-            try:
-                return parse(_all_of(fd))
-            finally:
-                os.close(fd)
-        found: list[T] = []
-
-        def parse_kept(fd: int) -> None:
-            try:
-                found.append(parse(_all_of(fd)))
-            except MemoryError:
-                raise
-            except Exception as error:  # of any kind: the kept file is damaged, and is fetched again
-                raise FormatError(str(error)) from error
-
-        if not self.remote.read_kept(name, parse_kept):
-            data = self.remote.get(name, lambda body: body.read(sys.maxsize))
-            found.append(parse(data))
-            self.remote.keep(name, data)
-        return found[0]
+        if self.remote is not None:
+            return self.remote.load(name, lambda file: parse(_all_of(file) if isinstance(file, int) else file))
+        fd = os.open(os.path.join(self.folder, name), OPEN_FLAGS if may_wait else OPEN_FLAGS | os.O_NONBLOCK)
+        try:
+            return parse(_all_of(fd))
+        finally:
+            os.close(fd)
 
 
 class FolderSource(BuiltinSource):
@@ -131,6 +115,26 @@ class FolderSource(BuiltinSource):
     def __init__(self, files: Files) -> None:
         self.files = files
         self.folder = files.folder
+
+    def bind(self, ids: Sequence[object], *, field: str = "X", varies: bool = False) -> Any:
+        """As `Source.bind`. The first file is read: it says what was left out, and whether the folder is the right one.
+
+        Raises:
+            InputError: an id leads out of the folder, or the suffixes of files at a URL would have to be found out.
+            SampleError: the first file can't be read, or contradicts what was given.
+        """
+        files, first = copy(self.files), ids[0]
+        files.prepare(ids, type(self).__name__)
+        try:
+            return self._reader(files, first, varies)
+        except FileReader.damage as error:
+            raise files.unreadable_first(first, error) from None
+        finally:
+            files.disconnect()
+
+    def _reader(self, files: Files, first: object, varies: bool) -> FileReader:
+        """What reads these files. `OSError`, `ValueError` and `FormatError` are damage of the first."""
+        raise NotImplementedError
 
     def path(self, id: object) -> str:
         """The file of sample ``id``: its path, or its URL."""

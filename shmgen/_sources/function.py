@@ -66,14 +66,12 @@ class Function(BuiltinSource):
         self.finds_fields = not self._fills and self.given == ANY
 
     def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> FunctionReader:
-        dim, n_channels, dtype, _ = self.given
+        dim, n_channels, dtype, pad_value = self.given
         reader = FunctionReader(self._function, fills=self._fills, draws=self._draws)
         reader.concurrent, reader.given = self.concurrent, self.given
         if self._fills and (dim is None or dtype is None):
             raise InputError(f"{_name(self._function)} fills a row that it is given: say its dim and dtype")
-        if self._fills or self.given.is_complete:
-            assert dim is not None
-            assert dtype is not None
+        if dim is not None and dtype is not None and (self._fills or n_channels is not None or pad_value is not None):
             reader.shape, reader.dtype = (*dim, *([] if n_channels is None else [n_channels])), dtype
             reader.varies = varies
             return reader

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shmgen._sources.base import BuiltinSource
-from shmgen._sources.row_file import RowFile, RowLayout, RowsReader
+from shmgen._sources.row_file import RowLayout, RowsReader
 from shmgen._storage.local import again
 from shmgen._urls import is_url
 from shmgen.errors import FormatError, InputError, SampleError
@@ -27,10 +27,8 @@ class FlatReader(RowsReader):
         self._name = name
         self._seen = _identity(os.stat(file))
 
-    def _checked(self, file: RowFile) -> RowFile:
-        if _identity(os.fstat(file.fd)) != self._seen:
-            raise FormatError("expected the file as it was when the loader was made, found another; make another loader")
-        return file
+    def _is_the_same(self, fd: int) -> bool:
+        return _identity(os.fstat(fd)) == self._seen
 
     def place(self, id: Any) -> str:
         return f"row {id} of dataset {self._name!r} of file {self.file}"
@@ -88,13 +86,15 @@ class Hdf5(BuiltinSource):
         self._allow_unwritten = allow_unwritten
 
     def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> Hdf5Reader | FlatReader:
-        from shmgen._samples.ids import first_outside  # late: workers need neither
-        from shmgen._sources.hdf5_reader import ID, Hdf5Reader, agrees, checked, flat_layout, is_group, opened, unreadable
+        from h5py import Group  # late: workers need none of these
+
+        from shmgen._samples.ids import first_outside
+        from shmgen._sources.hdf5_reader import ID, Hdf5Reader, agrees, checked, flat_layout, opened, unreadable
 
         first, name = ids[0], self.dataset
         try:
             with again(lambda: opened(self.file, swmr=self._swmr)) as file:
-                if ID not in name and is_group(file, name):
+                if ID not in name and isinstance(file.get(name), Group):
                     name = f"{name.rstrip('/')}/{ID}"
                 found = checked(file, name, first, allow_unwritten=self._allow_unwritten)
                 options = {"swmr": self._swmr, "allow_unwritten": self._allow_unwritten}

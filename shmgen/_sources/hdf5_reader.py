@@ -11,7 +11,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import groupby, islice, product
+from itertools import groupby, product
 from operator import itemgetter
 from typing import Any
 
@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from shmgen._samples.casting import cast_into
+from shmgen._samples.files import some_of
 from shmgen._samples.sample_spec import are_numbers, can_cast
 from shmgen._sources.base import Reader
 from shmgen._sources.folder import FileReader
@@ -213,10 +214,6 @@ def count_chunks(dataset: Any) -> int:
     return math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
 
 
-def is_group(file: Any, name: str) -> bool:
-    return isinstance(file.get(name), h5py.Group)
-
-
 def name_of(name: str, id: Any) -> str:
     return name.replace(ID, str(id))
 
@@ -237,7 +234,7 @@ def checked(file: Any, pattern: str, id: Any = "", *, allow_unwritten: bool) -> 
     if isinstance(found, h5py.Group):
         member = next(iter(found), None)
         remedy = "" if member is None else f"; write Hdf5(file, {f'{pattern}/{member}'!r})"
-        raise FormatError(f"expected a dataset {name!r}, found a group with {_shown(found)}{remedy}")
+        raise FormatError(f"expected a dataset {name!r}, found a group with {some_of(found, SHOWN)}{remedy}")
     if found is None:
         raise FormatError(f"expected a dataset {name!r}, found {_dangling(file, name) or f'none{_beside(file, name)}'}")
     if not isinstance(found, h5py.Dataset) or found.shape is None:
@@ -274,19 +271,17 @@ def _missing_source(dataset: Any, source: Any, allow_unwritten: bool) -> str:
     """What is missing of a source of a virtual dataset."""
     if "%" in source.file_name or "%" in source.dset_name:  # a pattern, of as many as there are
         return ""
-    own = dataset.file.filename
     if source.file_name == ".":
         return _missing_in(dataset.file, source, allow_unwritten)
-    prefix = os.environ.get("HDF5_VDS_PREFIX", "").replace("${ORIGIN}", os.path.dirname(own))
-    paths = [os.path.join(folder, source.file_name) for folder in (prefix, os.path.dirname(own), "")]
-    path = next(filter(os.path.exists, paths), None)
-    if path is None:
-        return f"its part {paths[1]} is missing"
+    own = os.path.dirname(dataset.file.filename)
+    prefix = os.environ.get("HDF5_VDS_PREFIX", "").replace("${ORIGIN}", own)
+    paths = [os.path.join(folder, source.file_name) for folder in (prefix, own, "")]
+    path = next(filter(os.path.exists, paths), paths[1])
     try:
         with h5py.File(path, "r") as file:
             return _missing_in(file, source, allow_unwritten)
     except OSError as error:
-        return f"its part {path} can't be read: {error}"
+        return f"its part {path} {'can not be read' if os.path.exists(path) else 'is missing'}: {error}"
 
 
 def _missing_in(file: Any, source: Any, allow_unwritten: bool) -> str:
@@ -301,20 +296,13 @@ def _missing_in(file: Any, source: Any, allow_unwritten: bool) -> str:
 
 
 def _dangling(file: Any, name: str) -> str:
-    """What is said of a link that leads nowhere, where that is why there is no dataset of this name; else an empty text."""
-    parts = name.strip("/").split("/")
-    for count in range(1, len(parts) + 1):
-        above = "/".join(parts[:count])
-        try:
-            link = file.get(above, getlink=True)
-        except KeyError:
-            return ""
-        if isinstance(link, h5py.ExternalLink) and file.get(above) is None:
-            return f"a link at {above!r} to {link.path!r} in file {link.filename!r}, where that is not"
-        if isinstance(link, h5py.SoftLink) and file.get(above) is None:
-            return f"a link at {above!r} to {link.path!r}, where nothing is"
-        if not isinstance(file.get(above), h5py.Group):
-            return ""
+    """What is said of a name that is a link to what is not there; else an empty text."""
+    with suppress(KeyError):
+        link = file.get(name, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            return f"a link to {link.path!r} in file {link.filename!r}, where that is not"
+        if isinstance(link, h5py.SoftLink):
+            return f"a link to {link.path!r}, where nothing is"
     return ""
 
 
@@ -325,11 +313,5 @@ def _beside(file: Any, name: str) -> str:
         above = above.rpartition("/")[0]
         group = file.get(above or "/")
         if group is not None and hasattr(group, "keys"):
-            return f"; {'the file' if not above else f'group {above!r}'} has {_shown(group)}"
+            return f"; {'the file' if not above else f'group {above!r}'} has {some_of(group, SHOWN)}"
     return ""
-
-
-def _shown(group: Any) -> str:
-    names = [repr(name) for name in islice(group, SHOWN)]
-    more = len(group) - len(names)
-    return (", ".join(names) + (f" and {more:,} others" if more > 0 else "")) or "nothing in it"

@@ -80,9 +80,6 @@ SETTINGS = (
 )
 """Variables of Pillow's that its documentation says to set: modules and names."""
 
-APPLE_DOUBLE = b"\x00\x05\x16\x07"
-"""The first bytes of a file ``._NAME``, in which macOS keeps what it knows of a file NAME on another file system."""
-
 AGAIN = "; write or copy it again, or leave its id out (on_error='replace' puts another in its place)"
 
 OTHERWISE = "; convert it to JPEG or PNG, or read it by a function as source"
@@ -133,8 +130,6 @@ class ImageDecoder(NamedTuple):
             raise
         except Image.UnidentifiedImageError:
             refuse_pointer(data)
-            if data.startswith(APPLE_DOUBLE):
-                raise FormatError("expected an image, found what macOS notes of one; leave ids that begin with ._ out") from None
             raise FormatError(f"expected an image that Pillow reads, found one that begins with {data[:8]!r}{IF_WHOLE}") from None
         except Image.DecompressionBombError as error:
             raise FormatError(

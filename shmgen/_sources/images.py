@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from copy import copy
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -21,8 +20,9 @@ if TYPE_CHECKING:
     from shmgen._sources.image_decoder import ImageDecoder, Interpolation, Mode, Resize
     from shmgen._storage.remote import Remote
 
-FOUND = ("", *(suffix for lower in IMAGES.suffixes for suffix in (lower, lower.upper())))
-"""Suffixes that are tried where an id does not end in that of an image."""
+FOUND = ("", *IMAGES.suffixes), tuple(map(str.upper, IMAGES.suffixes))
+"""Suffixes that are tried where an id does not end in that of an image: the second ones only where no file has one of the first,
+since a file system that does not tell upper from lower case has each under both."""
 
 
 class Images(FolderSource):
@@ -83,8 +83,6 @@ class Images(FolderSource):
         (4, 24, 24, 3)
     """
 
-    files: ImageFiles
-
     def __init__(
         self,
         folder: str | os.PathLike[str] | Remote | None,
@@ -114,28 +112,15 @@ class Images(FolderSource):
         self._decoder = image_decoder.ImageDecoder(_pair(size, "size"), mode, resize, interpolation)
         self.given = SampleSpec.checked(_pair(dim, "dim"), image_decoder.CHANNELS[mode], dtype or self._decoder.dtype, pad_value)
 
-    def bind(self, ids: Sequence[object], *, field: str = "X", varies: bool = False) -> ImagesReader:
-        """Decode the first image: a wrong folder shows, and the size, where it was left out.
-
-        Raises:
-            InputError: an id leads out of the folder; or it ends in no suffix, and the files at a URL can't be looked for.
-            SampleError: the image can't be decoded, or is no row.
-        """
+    def _reader(self, files: Any, first: object, varies: bool) -> ImagesReader:
         from shmgen._sources import image_decoder
 
-        files, first = copy(self.files), ids[0]
-        files.prepare(ids, "Images")
         image_decoder.say_once_if_slow()
-        try:
-            files.learn(first)
-            array = again(lambda: files.load(first, self._decoder.decode, may_wait=False))
-            reader = ImagesReader(files, self._decoder, self.given, self.given.row(array.shape, array.dtype, varies=varies))
-            reader.check(array)
-            return reader
-        except (OSError, ValueError, FormatError) as error:
-            raise files.unreadable_first(first, error) from None
-        finally:
-            files.disconnect()
+        files.learn(first)
+        array = again(lambda: files.load(first, self._decoder.decode, may_wait=False))
+        reader = ImagesReader(files, self._decoder, self.given, self.given.row(array.shape, array.dtype, varies=varies))
+        reader.check(array)
+        return reader
 
 
 class ImagesReader(FolderReader):
@@ -212,16 +197,14 @@ class ImageFiles(Files):
 
     def _found(self, id: object) -> str:
         """The only file whose name is ``id`` plus a suffix; raises as `name`."""
-        names = [name for suffix in FOUND if os.path.isfile(self._path(name := f"{id}{suffix}"))]
-        # A file system that does not tell upper from lower case shows one file under two names.
-        found = list({_identity(self._path(name)): name for name in reversed(names)}.values())[::-1]
-        if not found:
-            raise FileNotFoundError
-        if len(found) > 1:
-            raise FormatError(
-                f"expected one image, found {' and '.join(found)}; pass suffix={found[0][len(str(id)) :]!r}, for one"
-            )
-        return found[0]
+        for suffixes in FOUND:
+            found = [name for suffix in suffixes if os.path.isfile(self._path(name := f"{id}{suffix}"))]
+            if len(found) > 1:
+                remedy = f"pass suffix={found[0][len(str(id)) :]!r}, for one"
+                raise FormatError(f"expected one image, found {' and '.join(found)}; {remedy}")
+            if found:
+                return found[0]
+        raise FileNotFoundError
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -240,9 +223,3 @@ def _pair(size: int | Iterable[int] | None, name: str) -> tuple[int, int] | None
     if len(sizes) not in (1, 2):
         raise InputError(f"{name}: expected (height, width) in pixels, found {sizes}")
     return sizes[0], sizes[-1]
-
-
-def _identity(path: str) -> tuple[int, int]:
-    """What two names of one file have in common."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino

@@ -11,7 +11,6 @@ import os
 import resource
 from collections import deque
 from contextlib import suppress
-from copy import copy
 from functools import partial
 from threading import Semaphore
 from typing import TYPE_CHECKING, Any
@@ -26,13 +25,13 @@ from shmgen._samples.npy_format import (
     read_header,
     read_header_of,
     read_whole,
+    refuse_change,
     remote_header,
     require_data,
-    unchanged,
+    written,
 )
 from shmgen._samples.sample_spec import RowSpec, SampleSpec
 from shmgen._sources.folder import Files, FolderReader, FolderSource
-from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -106,27 +105,14 @@ class Npy(FolderSource):
         super().__init__(Files(folder, ".npy"))
         self.given = SampleSpec.checked(dim, n_channels, dtype, pad_value)
 
-    def bind(self, ids: Sequence[object], *, field: str = "X", varies: bool = False) -> NpyReader:
-        """Read the first file's header: it says what was left out.
-
-        Raises:
-            InputError: an id leads out of the folder.
-            SampleError: it can't be read, or contradicts what was given.
-        """
-        files, first = copy(self.files), ids[0]
-        files.prepare(ids, "Npy")
+    def _reader(self, files: Files, first: object, varies: bool) -> NpyReader:
         files.scan_options = self._scan_options(varies)
-        try:
-            if files.remote is None:
-                header, raw = read_header_of(files.path(first))
-            else:
-                header, raw, _ = remote_header(files.remote, *files.names([first]))
-            header = header.reinterpreted(self.given.dtype)
-            return NpyReader(files, self.given, self.given.row(header.shape, header.dtype, varies=varies), header, raw)
-        except (OSError, ValueError, FormatError) as error:
-            raise files.unreadable_first(first, error) from None
-        finally:
-            files.disconnect()
+        if files.remote is None:
+            header, raw = read_header_of(files.path(first))
+        else:
+            header, raw, _ = remote_header(files.remote, *files.names([first]))
+        header = header.reinterpreted(self.given.dtype)
+        return NpyReader(files, self.given, self.given.row(header.shape, header.dtype, varies=varies), header, raw)
 
     def _scan_options(self, varies: bool) -> list[str]:
         dim, n_channels, dtype, pad_value = self.given
@@ -230,25 +216,21 @@ class NpyReader(FolderReader):
 
     def _fetch(self, remote: Remote, names: list[str], rows: memoryview) -> None:
         """As `_read_in_turn`, of remote files, or of what is kept of them."""
-        row_bytes = self.row_bytes
+        most = LONGEST + LARGEST_ELEMENT * math.prod(self.shape)  # no file is larger whose array fits a row
+        start = 0
         for self._begun[0], name in enumerate(names, 1):
-            row = rows[(self._begun[0] - 1) * row_bytes : self._begun[0] * row_bytes]
-            if not remote.read_kept(name, partial(self._read_got, row=row)):
-                # More bytes than any file can have whose array fits a row.
-                most = LONGEST + LARGEST_ELEMENT * math.prod(self.shape)
-                data = memoryview(remote.get(name, lambda body, most=most: body.read(most)))  # type: ignore[misc]
-                self._read_got(data, row)
-                remote.keep(name, data)
+            remote.load(name, partial(self._read_got, row=rows[start : start + self.row_bytes]), most)
+            start += self.row_bytes
 
-    def _read_got(self, file: File, row: memoryview) -> None:
+    def _read_got(self, file: int | bytes, row: memoryview) -> None:
         """Read a file from its bytes, or from what is kept of it on a local disk."""
         plain, found, size = self._expected()
         if isinstance(file, int):
             is_plain = os.preadv(file, (found, row), 0) == size and found == plain
-        elif is_plain := bool(plain) and len(file) >= size and file[: len(plain)] == plain:
-            row[:] = file[len(plain) : size]
+        elif is_plain := bool(plain) and len(file) >= size and file.startswith(plain):
+            row[:] = memoryview(file)[len(plain) : size]
         if not is_plain:
-            self._read_file(file, row)
+            self._read_file(file if isinstance(file, int) else memoryview(file), row)
 
     def _expected(self) -> tuple[bytes, bytearray, int]:
         """The header of a plain file, room for the header that is found, and the bytes of header and row; -1 if not known."""
@@ -258,26 +240,30 @@ class NpyReader(FolderReader):
 
     def _read_file(self, file: File, row: memoryview) -> None:
         """Read a file whose header is not that of the last plain file, or that one call did not read whole."""
-        with unchanged(file):
-            header, raw = self._header(file)
-            if not self._fits(header):
-                self._left.append(self._begun[0] - 1)
-                self._singly = ONE_BY_ONE
-            elif self._is_plain(header):
-                read_whole(file, row, header.size)
-                self._plain = raw
-            else:
-                import numpy as np
+        before = written(file)
+        header, raw = self._header(file)
+        if not self._fits(header):
+            self._left.append(self._begun[0] - 1)
+            self._singly = ONE_BY_ONE
+            return
+        if self._is_plain(header):
+            read_whole(file, row, header.size)
+            self._plain = raw
+        else:
+            import numpy as np
 
-                array = _array(file, header)
-                cast_into(np.ndarray(self.shape, self._row.numpy_dtype, row), array.reshape(self.shape))
+            array = _array(file, header)
+            cast_into(np.ndarray(self.shape, self._row.numpy_dtype, row), array.reshape(self.shape))
+        refuse_change(file, before)
 
     def _sample(self, file: File) -> np.ndarray:
         """The array of a file, of its own shape and dtype."""
-        with unchanged(file):
-            header, _ = self._header(file)
-            self._singly = self._singly - 1 if self._fits(header) else ONE_BY_ONE
-            return _array(file, header)
+        before = written(file)
+        header, _ = self._header(file)
+        self._singly = self._singly - 1 if self._fits(header) else ONE_BY_ONE
+        array = _array(file, header)
+        refuse_change(file, before)
+        return array
 
     def _header(self, file: File) -> tuple[Header, bytes]:
         """The header of a file, whose array may become a row, and its bytes."""
@@ -327,7 +313,7 @@ def _array(file: File, header: Header) -> np.ndarray:
     """The array of a file that has this header."""
     import numpy as np
 
-    require_data(os.fstat(file).st_size if isinstance(file, int) else len(file), header.size + header.data_bytes)
+    require_data(written(file)[1], header.size + header.data_bytes)
     data = np.empty(header.data_bytes, np.uint8)
     read_whole(file, data.data, header.size)
     return np.ndarray(header.shape, header.dtype, data, order="F" if header.fortran else "C")

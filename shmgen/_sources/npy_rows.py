@@ -13,10 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shmgen._checks import check_int
-from shmgen._samples.npy_format import Header, explain, read_header, read_header_of, read_whole, remote_header
+from shmgen._samples.npy_format import Header, explain, read_header_of, read_whole, remote_header
 from shmgen._samples.sample_spec import check_dtype, check_numbers, dtype_of, dtype_text
 from shmgen._sources.base import BuiltinSource
-from shmgen._sources.row_file import RowFile, RowLayout, RowsReader, Windows, runs, spread
+from shmgen._sources.row_file import REPLACED, RowLayout, RowsReader, Windows, runs, spread
 from shmgen.errors import FormatError, InputError
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class NpyRows(BuiltinSource):
         Raises:
             InputError: the file can't be read, or is of another format, or has no row of an id's number.
         """
-        reader = NpyRowsReader(self.file, *self._header(), self._remote, self._given)
+        reader = NpyRowsReader(self.file, *self._header(), self._remote)
         reader.ids = self._ids
         if self._ids is None:
             self._check_numbers(ids, reader.layout.rows)
@@ -183,26 +183,20 @@ class NpyRowsReader(RowsReader):
         raw: the bytes of its header.
         version: of a remote file.
         remote: what it is read from, if it is behind a URL.
-        given: the dtype of its elements, as given.
     """
 
     ids: Place | None = None
 
-    def __init__(
-        self, file: str, layout: RowLayout, raw: bytes, version: object, remote: Remote | None, given: str | None
-    ) -> None:
+    def __init__(self, file: str, layout: RowLayout, raw: bytes, version: object, remote: Remote | None) -> None:
         super().__init__(file, layout)
-        self._remote, self._raw, self._version, self._given = remote, raw, version, given
+        self._remote, self._raw, self._version = remote, raw, version
 
     def _fill(self, keys: Sequence[int], rows: memoryview, begun: Any, io_waits: bool) -> None:
-        if self._remote is None:
+        if (remote := self._remote) is None:
             super()._fill(keys, rows, begun, io_waits)
-        elif self.layout.is_whole:
-            self._fetch(self._remote, self.layout.windows.firsts(keys), rows, begun)
         else:
-            spans = memoryview(bytearray(len(keys) * self.layout.windows.span * self.layout.row_bytes))
-            self._fetch(self._remote, self.layout.windows.firsts(keys), spans, begun)
-            self.layout.pick(spans, rows)
+            firsts = self.layout.windows.firsts(keys)
+            self.layout.fill(lambda data: self._fetch(remote, firsts, data, begun), len(firsts), rows)
 
     def place(self, id: Any) -> str:
         row = id
@@ -212,18 +206,8 @@ class NpyRowsReader(RowsReader):
             row = row_of_id(self.ids, id)
         return f"{self.layout.windows.named(row)} of {'file ' if self._remote is None else ''}{self.file}"
 
-    def _checked(self, file: RowFile) -> RowFile:
-        if os.pread(file.fd, len(self._raw), 0) == self._raw:
-            return file
-        layout = self.layout
-        found = _layout(read_header(file.fd)[0], self._given, layout.windows, layout.columns)
-        if (found.shape, found.dtype) != (layout.shape, layout.dtype):
-            raise FormatError(
-                f"expected rows of shape {layout.shape} and dtype {layout.dtype}, found {found.shape}, {found.dtype}"
-            )
-        if found.rows < layout.rows:
-            raise FormatError(f"expected {layout.rows:,} rows, found {found.rows:,}")
-        return RowFile(self.file, layout._replace(begin=found.begin), may_map=self._in_worker)
+    def _is_the_same(self, fd: int) -> bool:
+        return os.pread(fd, len(self._raw), 0) == self._raw
 
     def _fetch(self, remote: Remote, firsts: Sequence[int], data: memoryview, begun: Any) -> None:
         """Get the rows that samples span, or what is kept of them: by one request those that are neighbours."""
@@ -257,7 +241,7 @@ class NpyRowsReader(RowsReader):
 
         def take(body: Body) -> None:
             if body.version != self._version:
-                raise FormatError("expected the file that was there when the loader was made, found another; make another loader")
+                raise FormatError(REPLACED)
             if (size := body.readinto(data)) != len(data):
                 raise FormatError(f"expected {len(data):,} bytes, found {size:,}: the file is truncated")
 

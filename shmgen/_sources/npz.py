@@ -16,8 +16,6 @@ from shmgen._storage.local import again, refuse_pointer
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import DTypeLike
 
     from shmgen._sources.fields import RowsByKey
@@ -56,17 +54,13 @@ class Npz(FolderSource):
     def __init__(self, folder: str | os.PathLike[str] | Remote | None) -> None:
         super().__init__(Files(folder, ".npz"))
 
-    def bind(self, ids: Sequence[object], *, field: str = "X", varies: bool = False) -> NpzReader:
-        files, first = self.files, ids[0]
-        files.prepare(ids, "Npz")
+    def _reader(self, files: Files, first: object, varies: bool) -> NpzReader:
         try:
             fields = again(lambda: files.load(first, _kinds, may_wait=False))
-            if not fields:
-                raise FormatError("expected arrays, found an .npz file without any")
         except DAMAGED as error:
-            raise files.unreadable_first(first, _explained(error)) from None
-        finally:
-            files.disconnect()
+            raise _explained(error) from None
+        if not fields:
+            raise FormatError("expected arrays, found an .npz file without any")
         return NpzReader(files, fields)
 
 

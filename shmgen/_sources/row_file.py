@@ -10,20 +10,22 @@ import mmap
 import os
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shmgen._samples.npy_format import OPEN_FLAGS, explain, read_whole, unchanged
+from shmgen._samples.npy_format import OPEN_FLAGS, explain, read_whole, refuse_change, written
 from shmgen._samples.sample_spec import dtype_of, dtype_text
 from shmgen._sources.folder import FileReader
-from shmgen.errors import SampleError
+from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
     from typing import Self
 
     import numpy as np
+
+REPLACED = "expected the file that was there when the loader was made, found another; make another loader"
 
 UNMAPPED = 8
 """Tickets that are read without NumPy, which takes a worker longer to import than to read these."""
@@ -166,11 +168,16 @@ class RowLayout(NamedTuple):
 
         return np.dtype(self.dtype) if self.dtype[:1] == FOREIGN else dtype_of(self.dtype)
 
-    def pick(self, spans: memoryview, data: memoryview) -> None:
-        """Write what samples take of the rows that they span, which lie side by side in ``spans``, into ``data``."""
+    def fill(self, read: Callable[[memoryview], None], count: int, data: memoryview) -> None:
+        """Have ``read`` read the rows that samples span, side by side, and write what ``count`` samples take of them into
+        ``data``."""
+        if self.is_whole:
+            read(data)
+            return
         import numpy as np
 
-        count = len(spans) // (self.windows.span * self.row_bytes)
+        spans = memoryview(bytearray(count * self.windows.span * self.row_bytes))
+        read(spans)
         rows = np.ndarray((count, self.windows.span, *self.shape), self.numpy_dtype, spans)
         self.write(rows[:, 0] if self.windows.length is None else rows[:, :: self.windows.step], data)
 
@@ -210,15 +217,13 @@ class RowFile:
         """Fill ``data``, the bytes of samples' rows in a batch, with the samples that begin at these rows."""
         self._filled += 1
         layout = self._layout
-        with unchanged(self.fd) as size:
-            if self._may_map and not io_waits and size >= layout.end and (self._mapped is not None or self._maps()):
-                self._copy(firsts, data)
-            elif layout.is_whole:
-                self._read(firsts, data, begun, io_waits)
-            else:
-                spans = memoryview(bytearray(len(firsts) * layout.windows.span * layout.row_bytes))
-                self._read(firsts, spans, begun, io_waits)
-                layout.pick(spans, data)
+        before = written(self.fd)
+        is_there = before[1] >= layout.end
+        if self._may_map and not io_waits and is_there and (self._mapped is not None or self._maps()):
+            self._copy(firsts, data)
+        else:
+            layout.fill(lambda rows: self._read(firsts, rows, begun, io_waits), len(firsts), data)
+        refuse_change(self.fd, before)
 
     def _maps(self) -> bool:
         """Map the file, if that is worth it by now; False if not, or if it can't be mapped."""
@@ -307,11 +312,14 @@ class RowsReader(FileReader):
 
     def _fill(self, keys: Sequence[int], rows: memoryview, begun: Any, io_waits: bool) -> None:
         if self._open is None:
-            self._open = self._checked(RowFile(self.file, self.layout, may_map=self._in_worker))
+            opened = RowFile(self.file, self.layout, may_map=self._in_worker)
+            if not self._is_the_same(opened.fd):
+                raise FormatError(REPLACED)
+            self._open = opened
         self._open.fill(self.layout.windows.firsts(keys), rows, begun, io_waits=io_waits)
 
-    def _checked(self, file: RowFile) -> RowFile:
-        """The file that was opened, or another that reads it; a FormatError, if it is not of the form that `Source.bind` saw."""
+    def _is_the_same(self, fd: int) -> bool:
+        """Whether the file that was opened has the form that `Source.bind` saw."""
         raise NotImplementedError
 
     def _forget(self) -> None:

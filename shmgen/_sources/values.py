@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from numpy.typing import DTypeLike
 from shmgen._checks import check_int
 from shmgen._samples.casting import unmasked
 from shmgen._samples.checked_values import CheckedValues, Rows, check_number, names_of, sorted_names
+from shmgen._samples.ids import kept
 from shmgen._samples.lookup import By, Lookup, is_mapping
 from shmgen._samples.sample_spec import check_dtype
 from shmgen._sources.base import BuiltinSource, Reader, function_error
@@ -190,6 +192,12 @@ class ValuesReader(Reader):
         else:
             rows[...] = self._rows[keys]
 
+    def all_rows(self) -> np.ndarray:
+        """The rows of all ids."""
+        rows = np.empty((len(self._rows), *self.shape), self.dtype)
+        self.fill(np.arange(len(rows)), rows, None)
+        return rows
+
 
 class Ones(BuiltinSource):
     """Weighs every sample 1: samples that were given no weight, where others weigh 0."""
@@ -212,9 +220,7 @@ def numbers_of(given: Any, ids: Sequence[Any], name: str) -> np.ndarray:
     reader = values.bind(ids, field=name)
     if reader.shape:
         raise InputError(f"{name}: expected a number for each id, found rows of shape {reader.shape}")
-    numbers = np.empty(len(ids), reader.dtype)
-    reader.fill(np.arange(len(ids)), numbers, None)
-    numbers = numbers.astype(np.float64)
+    numbers = reader.all_rows().astype(np.float64)
     wrong = ~((numbers >= 0) & np.isfinite(numbers))
     if wrong.any():
         position = int(wrong.argmax())
@@ -222,3 +228,40 @@ def numbers_of(given: Any, ids: Sequence[Any], name: str) -> np.ndarray:
     if not numbers.any():
         raise InputError(f"{name}: expected some above 0, found none")
     return numbers
+
+
+def class_weights(
+    ids: Iterable[Any],
+    labels: Mapping[Any, Any] | Iterable[Any] | Callable[[Any], Any],
+    *,
+    classes: Iterable[Any] | Literal["sorted"] | None = None,
+) -> dict[int, float]:
+    """Weights with which each class counts the same: for ``fit(..., class_weight=class_weights(ids, labels))``.
+
+    A class has the weight ``len(ids) / (classes * its ids)``, as scikit-learn's ``"balanced"``; their mean over all ids is 1.
+
+    Args:
+        ids: of the samples to train on.
+        labels: an int for each id, or a one-hot row, or a name of ``classes``, as a loader takes them.
+        classes: the names of classes, as a loader takes them.
+
+    Returns:
+        The weight of each class that has ids, by the class's number.
+
+    Raises:
+        InputError: an id has no label, or one that is no int and none of ``classes``.
+
+    Examples:
+        >>> class_weights(["a", "b", "c", "d"], ["cat", "cat", "cat", "dog"], classes="sorted")
+        {0: 0.6666666666666666, 1: 2.0}
+    """
+    every = kept(ids)
+    values = labels if isinstance(labels, Values) else Labels(labels)
+    reader = values.with_classes(None, classes).bind(every, field="labels")
+    numbers = reader.all_rows()
+    if numbers.ndim == 2 and ((numbers == 0) | (numbers == 1)).all() and (numbers.sum(axis=1) == 1).all():
+        numbers = numbers.argmax(axis=1)
+    if numbers.ndim > 1 or numbers.dtype.kind not in "biu":
+        raise InputError(f"labels: expected ints, or one-hot rows, found rows of shape {reader.shape} and dtype {reader.dtype}")
+    counts = Counter(numbers.tolist())
+    return {number: len(every) / (len(counts) * count) for number, count in sorted(counts.items())}

@@ -10,7 +10,6 @@ Layout of the folder::
     ab/cdef...     cached files, named after the hash of their key; a file's time of modification is that of its last use
     new/...        files being written
     bytes          an upper bound of the bytes in the folder: the last count of all files, and what was written since
-    full           there if a worker has already logged that nothing can be cached
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from itertools import count
 
-from shmgen.errors import FormatError, InputError
+from shmgen.errors import InputError
 
 log = logging.getLogger("shmgen")
 
@@ -53,13 +52,12 @@ class Cache:
     def __init__(self, folder: str | os.PathLike[str], most: int | None) -> None:
         self.folder = os.path.abspath(folder)
         self.most = sys.maxsize if most is None else most
+        self._has_logged = False
 
     def prepare(self) -> None:
         """Make the folder, remove what killed processes left in it, and count its bytes; once, in the main process."""
         try:
             os.makedirs(f"{self.folder}/new", exist_ok=True)
-            with suppress(FileNotFoundError):
-                os.unlink(f"{self.folder}/full")
             for path, status in _files(f"{self.folder}/new"):
                 if time.time() - status.st_mtime > ABANDONED:
                     with suppress(FileNotFoundError):
@@ -83,7 +81,9 @@ class Cache:
             with suppress(OSError):
                 os.utime(fd)
             read(fd)
-        except (OSError, FormatError):
+        except MemoryError:
+            raise
+        except Exception:  # of any kind: each format has a decoder of its own
             with suppress(OSError):
                 os.unlink(path)
             return False
@@ -92,7 +92,7 @@ class Cache:
         return True
 
     def keep(self, key: str, data: bytes | memoryview) -> None:
-        """Add a file. If that is impossible, nothing is added, and one process logs the reason, once."""
+        """Add a file. If that is impossible, nothing is added, and each process logs a reason once."""
         temporary = f"{self.folder}/new/{os.uname().nodename}-{os.getpid()}-{time.time_ns()}-{next(_numbers)}"
         path = self._path(key)
         try:
@@ -168,38 +168,31 @@ class Cache:
                 os.close(fd)
 
     def _log_once(self, size: int, error: OSError) -> None:
-        """Log that nothing is cached, unless a process has logged it since `prepare`."""
-        try:
-            os.close(os.open(f"{self.folder}/full", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-        except FileExistsError:
-            return
-        except OSError:
-            pass  # better logged twice than not at all
-        log.warning(
-            "cache %s: expected room for %s bytes, found: %s; samples are read all the same, and not kept: make room, or pass "
-            "another cache or cache_bytes",
-            self.folder,
-            f"{size:,}",
-            error.strerror,
-        )
+        """Log that a file is not cached."""
+        if not self._has_logged:
+            self._has_logged = True
+            log.warning(
+                "cache %s: expected room for %s bytes, found: %s; samples are read all the same, and not kept: make room, or "
+                "pass another cache or cache_bytes",
+                self.folder,
+                f"{size:,}",
+                error.strerror,
+            )
 
 
 def _locked(fd: int) -> bool:
     """Whether a file could be locked within `PATIENCE`, or its file system has no locks."""
     until = time.monotonic() + PATIENCE
-    wait = 0.0002
-    while True:
+    while time.monotonic() < until:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > until:
-                return False
-            time.sleep(wait)
-            wait *= 1.5
+            time.sleep(0.001)
         except OSError:
             return True  # such as ENOSYS from Lustre
         else:
             return True
+    return False
 
 
 def _files(folder: str) -> Iterator[tuple[str, os.stat_result]]:

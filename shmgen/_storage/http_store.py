@@ -53,10 +53,6 @@ HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[^\r\n\0]*")
 CODE = re.compile(rb"<Code>(\w+)</Code>")
 
 
-class _NoRange(Exception):
-    """The server refuses a range that begins at byte 0: the file is empty, or shorter than the range."""
-
-
 class _Paced(io.RawIOBase):
     """The bytes of one answer, with a time budget: waiting uses it up, and bytes that arrive refill it, but never beyond the full
     time-out."""
@@ -164,12 +160,6 @@ class HttpStore(Store):
         return self._at(name).geturl(), self._headers
 
     def _get(self, name: str, take: Callable[[Body], T], start: int, stop: int | None, patience: float) -> T:
-        try:
-            return self._follow(name, take, start, stop, patience)
-        except _NoRange:  # the file is empty, or shorter
-            return self._follow(name, take, 0, None, patience)
-
-    def _follow(self, name: str, take: Callable[[Body], T], start: int, stop: int | None, patience: float) -> T:
         end = time.monotonic() + patience
         part = {"range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start > 0 or stop is not None else {}
         url, headers = self._request(name)
@@ -242,8 +232,6 @@ class HttpStore(Store):
         if status == 200:
             raise FormatError(NO_PARTS)
         if status == 416:
-            if start == 0:
-                raise _NoRange
             raise FormatError(f"expected bytes from {start:,} on, found a file of {total} bytes: it is truncated")
         # The body is usually an HTML page, of no use here. S3 is the exception: its errors contain a code.
         found = f"{status} {http.client.responses.get(status, '')}".strip()

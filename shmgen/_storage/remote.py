@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -89,10 +90,19 @@ class Remote:
         """`Store.get`."""
         return self._store.get(name, take, start, stop)
 
+    def load(self, name: str, read: Callable[[int | bytes], T], most: int = sys.maxsize) -> T:
+        """What ``read`` makes of a file: of a descriptor of its cached copy, or of its first ``most`` bytes, which are cached."""
+        found: list[T] = []
+        if not self.read_kept(name, lambda fd: found.append(read(fd))):
+            data = self.get(name, lambda body: body.read(most))
+            found.append(read(data))
+            self.keep(name, data)
+        return found[0]
+
     def read_kept(self, name: str, read: Callable[[int], object], part: object = "") -> bool:
         """Call ``read`` with a descriptor of the cached copy of a file, or of a part of it; False if there is none.
 
-        A copy for which ``read`` raises a FormatError is removed.
+        A copy that ``read`` can't read is removed.
         """
         return self._cache is not None and self._cache.read(self._key(name, part), read)
 

@@ -178,9 +178,9 @@ class S3Store(HttpStore):
             },
         )
 
-    def _follow(self, name: str, take: Callable[[Body], T], start: int, stop: int | None, patience: float) -> T:
+    def _get(self, name: str, take: Callable[[Body], T], start: int, stop: int | None, patience: float) -> T:
         try:
-            return super()._follow(name, take, start, stop, patience)
+            return super()._get(name, take, start, stop, patience)
         except _Elsewhere as error:
             self._region = error.region
             self._find()
@@ -188,7 +188,7 @@ class S3Store(HttpStore):
             if self._given is not None or not EXPIRED.search(str(error)):
                 raise
             self._keys = None
-        return super()._follow(name, take, start, stop, patience)
+        return super()._get(name, take, start, stop, patience)
 
     def _look_at(self, response: HTTPResponse) -> None:
         region = response.headers.get("x-amz-bucket-region")
