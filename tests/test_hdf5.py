@@ -80,9 +80,9 @@ def test_a_dataset_of_bits(file: Path) -> None:
     ("name", "ids", "text"),
     [
         ("nested", IDS, "'nested/id-0', found a group with 'image', 'label'; write Hdf5(file, 'nested/{id}/image')"),
-        ("flat", ["id-99"], "'flat/id-99', found none; group 'flat' has 'id-0', 'id-1', 'id-10', 'id-11', 'id-2' and 7 more"),
+        ("flat", ["id-99"], "'flat/id-99', found none; group 'flat' has 'id-0', 'id-1', 'id-10' and 9 more"),
         ("nested/{id}/pixels", IDS, "'nested/id-0/pixels', found none; group 'nested/id-0' has 'image', 'label'"),
-        ("flt/{id}", IDS, "'flt/id-0', found none; the file has 'flat', 'flat-bits', 'nested', 'nothing', 'number' and 4 more"),
+        ("flt/{id}", IDS, "'flt/id-0', found none; the file has 'flat', 'flat-bits', 'nested' and 6 more"),
         ("number", [0], "expected rows, found a single number; where each sample has one, put '{id}' into the name"),
         ("nothing", [0], "expected a dataset 'nothing' of numbers, found one without any"),
         ("words", [0], "expected numbers, found dtype object in dataset 'words'; read it by a function as source"),

@@ -39,7 +39,7 @@ IDS = [f"id-{number}" for number in range(N)]
 
 def got(files: Remote, name: str, start: int = 0, stop: int | None = None) -> bytes:
     """The bytes of a file, or of a part of it."""
-    return files.get(name, lambda body: body.read(sys.maxsize), start, stop)
+    return files.store.get(name, lambda body: body.read(sys.maxsize), start, stop)
 
 
 def failure(files: Remote, name: str, start: int = 0, stop: int | None = None) -> str:
@@ -215,7 +215,7 @@ def test_a_dead_server_is_given_up_in_the_time_that_is_said(
     proxy.always = fault
     files = Remote(proxy.url, options={"timeout": 0.4})
     for known, patience in ((False, 0.5), (True, 1.0)):
-        files._store._has_answered = known
+        files.store._has_answered = known
         begun = time.thread_time(), time.monotonic()
         text = failure(files, "id-7.npy")
         took = time.monotonic() - begun[1]
@@ -285,7 +285,7 @@ def test_a_server_says_how_long_to_wait(file: bytes, proxy: Proxy, monkeypatch: 
     monkeypatch.setattr(time, "sleep", waits.append)
     monkeypatch.setattr(store, "FIRST_WAIT", 0.1)
     files = Remote(proxy.url)
-    files._store._has_answered = True
+    files.store._has_answered = True
     date = formatdate(time.time() + 20, usegmt=True)
     asked = ["429 Retry-After: 7", "503 Retry-After: 100000", f"503 Retry-After: {date}", "503 Retry-After: soon"]
     proxy.faults["id-7.npy"] = [*asked, *["503"] * 3]
@@ -360,10 +360,10 @@ def test_a_user_in_the_url_and_what_follows_a_question_mark(root: Path, proxy: P
     """User and query of a URL are sent, and not shown."""
     private = Remote(proxy.url.replace("//", "//user:pass%20word@") + "/private")
     assert got(private, "id-7.npy") == file
-    assert private.place("id-7.npy") == f"{proxy.url}/private/id-7.npy"
+    assert private.store.place("id-7.npy") == f"{proxy.url}/private/id-7.npy"
     asks = Remote(f"{proxy.url}/asks?key=secret#part")
     assert got(asks, "id-7.npy") == file
-    assert asks.place("id-7.npy") == f"{proxy.url}/asks/id-7.npy?..."
+    assert asks.store.place("id-7.npy") == f"{proxy.url}/asks/id-7.npy?..."
 
 
 SECRET = "s3cr3t"

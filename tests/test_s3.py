@@ -134,7 +134,7 @@ def test_credentials_come_from_the_environment(proxy: Proxy, monkeypatch: pytest
     public = prepared(Remote(URL, options={"endpoint_url": proxy.url, "anon": True}))
     assert len(got(public, "all.npy")) == 128 + N * 48
     assert proxy.requests[-1].target == "/bucket/data/all.npy"
-    assert sorted(public.names()) == sorted(["all.npy", *[f"{id}.npy" for id in IDS]])
+    assert sorted(public.store.names()) == sorted(["all.npy", *[f"{id}.npy" for id in IDS]])
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
@@ -248,7 +248,7 @@ def test_any_file_system_of_fsspec(tmp_path: Path) -> None:
             assert X[:, 0, 0].tolist() == y.tolist()
     with pytest.raises(SampleError, match=r"zip://data/none\.npy::file://.*/all\.zip: expected the file, found: "):
         Npy(url).bind(["none"])
-    assert sorted(Remote(url).names()) == sorted(f"{id}.npy" for id in ids)
+    assert sorted(Remote(url).store.names()) == sorted(f"{id}.npy" for id in ids)
 
 
 def test_file_systems_that_are_none() -> None:

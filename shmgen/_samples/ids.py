@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from shmgen._samples.files import some_of
 from shmgen.errors import FormatError, InputError
 
 BLOCK = 10_000
@@ -92,8 +93,7 @@ def _no_list(ids: Any) -> str:
     if isinstance(ids, Mapping):
         keys = list(ids)
         if keys and isinstance(ids[keys[0]], Sequence | np.ndarray) and not isinstance(ids[keys[0]], str | bytes):
-            shown = ", ".join(map(repr, keys[:COLUMNS_SHOWN]))
-            return f"a {type(ids).__name__} of lists, {shown}; pass one of them: partition[{keys[0]!r}]"
+            return f"a {type(ids).__name__} of lists, {some_of(keys)}; pass one of them: partition[{keys[0]!r}]"
         return f"a {type(ids).__name__}; pass list(ids) where its keys are the ids"
     if fields := getattr(ids, "_fields", None):  # of a named tuple, such as `ImageFolder`
         return f"a whole {type(ids).__name__} of {', '.join(fields)}; pass the ids in it, as found.partition['train'] are"

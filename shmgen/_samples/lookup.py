@@ -48,12 +48,8 @@ def as_list_or_array(values: Any) -> Sequence[Any] | np.ndarray:
 
 
 class Lookup:
-    """Finds the value of each id.
-
-    Args:
-        ids: of all samples.
-        field: the name of the values in errors.
-        by: whether a column goes by id or by position. None: as follows from ids and index, never from the values.
+    """Finds the value of each id. A column goes ``by`` id or position; if that is None, ids and index decide, and never the
+    values.
     """
 
     def __init__(self, ids: Sequence[Any], field: str, by: By | None) -> None:

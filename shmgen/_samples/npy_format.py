@@ -168,10 +168,7 @@ def read_header_of(path: str) -> tuple[Header, bytes]:
 def remote_header(remote: Remote, name: str, *, in_parts: bool = False) -> tuple[Header, bytes, object]:
     """The header of a remote file, its bytes, and the version of the file. The data is not read.
 
-    Args:
-        remote: where it is.
-        name: of the file in the folder; empty for the URL itself.
-        in_parts: whether the server must answer requests for parts of the file.
+    An empty name stands for the URL itself. The server must answer requests for parts of the file, if these are needed.
     """
     from shmgen._storage.store import NO_PARTS  # late: only few workers know a network
 
@@ -183,7 +180,7 @@ def remote_header(remote: Remote, name: str, *, in_parts: bool = False) -> tuple
             require_data(body.total, header.size + header.data_bytes)
         return header, raw, body.version
 
-    return remote.get(name, take, 0, LONGEST if in_parts else None)
+    return remote.store.get(name, take, 0, LONGEST if in_parts else None)
 
 
 def require_data(size: int, expected: int) -> None:

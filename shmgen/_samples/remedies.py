@@ -57,6 +57,8 @@ def for_missing_file(id: object, path_of: Callable[[object], str], folder: str |
     ``folder`` is None if ids are paths.
     """
     path, name = path_of(id), str(id)
+    if folder is None and "://" in name:
+        return "; ids are no URLs: pass the URL of the folder as data_dir, and what follows it as ids"
     if folder is None and (expanded := _expanded(name)):
         return expanded
     if folder is not None:

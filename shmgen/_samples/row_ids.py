@@ -81,9 +81,9 @@ def _contents(place: Place) -> bytes:
             return file.read()
     place.remote.prepare()
     try:
-        return place.remote.get("", lambda body: body.read(sys.maxsize))
+        return place.remote.store.get("", lambda body: body.read(sys.maxsize))
     finally:
-        place.remote.close()
+        place.remote.store.close()
 
 
 def _line(name: str) -> bytes:

@@ -94,10 +94,7 @@ def key_tables(ids: Sequence[Any], readings: Sequence[Reading]) -> list[Sequence
 class RowsByKey(dict[Any, Any]):
     """The rows that a reader fills, by its keys; for a key that no field asks for, rows that are thrown away.
 
-    Args:
-        reader: fills them.
-        rows: each field's; where two fields have the same key, the first counts.
-        count: ``(n,)`` for n rows of each; ``()`` for one.
+    Where two fields have the same key, the first counts. ``count`` is ``(n,)`` for n rows of each; ``()`` for one.
     """
 
     def __init__(self, reader: Reader, rows: Iterable[tuple[FieldSpec, np.ndarray]], count: tuple[int, ...] = ()) -> None:

@@ -43,8 +43,16 @@ class Files:
 
     def path(self, id: object) -> str:
         """The file of sample ``id``: its path, or its URL."""
+        return self.place(self.name(id))
+
+    def place(self, name: str) -> str:
+        """The path of a file in the folder, or its URL."""
+        return os.path.join(self.folder, name) if self.remote is None else self.remote.store.place(name)
+
+    def name(self, id: object) -> str:
+        """The file of ``id``, as a path from the folder."""
         [name] = self.names([id])
-        return os.path.join(self.folder, name) if self.remote is None else self.remote.place(name)
+        return name
 
     def names(self, ids: Sequence[object]) -> list[str]:
         """The files of ``ids``, as paths from the folder."""
@@ -65,7 +73,7 @@ class Files:
     def disconnect(self) -> None:
         """Close the connections that the main process had."""
         if self.remote is not None:
-            self.remote.close()
+            self.remote.store.close()
 
     def unreadable_first(self, id: object, error: Exception) -> SampleError:
         """The error for a first sample that can't be read, with a guess at what was meant by an id without a file."""
@@ -73,10 +81,7 @@ class Files:
             return self.unreadable(id, error)
         from shmgen._samples.remedies import for_missing_file
 
-        if self.ids_are_paths and "://" in str(id):
-            remedy = "; ids are no URLs: pass the URL of the folder as data_dir, and what follows it as ids"
-        else:
-            remedy = for_missing_file(id, self.path, None if self.ids_are_paths else self.folder, self._kind())
+        remedy = for_missing_file(id, self.path, None if self.ids_are_paths else self.folder, self._kind())
         return SampleError(id, path := self.path(id), explain(error, path) + remedy)
 
     def unreadable(self, id: object, error: Exception) -> SampleError:
@@ -94,15 +99,13 @@ class Files:
 
         return FileKind((self.suffix,), f"{self.suffix} files")
 
-    def load(self, id: object, parse: Callable[[bytes], T], *, may_wait: bool = True) -> T:
-        """What ``parse`` makes of the bytes of sample ``id``'s file. It is kept in the cache only if it can be parsed.
-
-        A file that has no data yet, as a FIFO, is waited for unless ``may_wait`` is False.
-        """
-        [name] = self.names([id])
+    def load(self, id: object, parse: Callable[[bytes], T]) -> T:
+        """What ``parse`` makes of the bytes of sample ``id``'s file. It is kept in the cache only if it can be parsed."""
+        name = self.name(id)
         if self.remote is not None:
             return self.remote.load(name, lambda file: parse(_all_of(file) if isinstance(file, int) else file))
-        fd = os.open(os.path.join(self.folder, name), OPEN_FLAGS if may_wait else OPEN_FLAGS | os.O_NONBLOCK)
+        # An ordinary open of a FIFO would wait for ever.
+        fd = os.open(os.path.join(self.folder, name), OPEN_FLAGS | os.O_NONBLOCK)
         try:
             return parse(_all_of(fd))
         finally:

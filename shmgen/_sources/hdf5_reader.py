@@ -10,7 +10,7 @@ import math
 import os
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import groupby, product
 from operator import itemgetter
 from typing import Any
@@ -26,9 +26,6 @@ from shmgen._sources.folder import FileReader
 from shmgen._sources.row_file import RowLayout, Windows
 from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError, SampleError
-
-SHOWN = 5
-"""Names of datasets that an error shows."""
 
 ID = "{id}"
 """In the name of a dataset, in place of the id of the sample that it holds."""
@@ -234,7 +231,7 @@ def checked(file: Any, pattern: str, id: Any = "", *, allow_unwritten: bool) -> 
     if isinstance(found, h5py.Group):
         member = next(iter(found), None)
         remedy = "" if member is None else f"; write Hdf5(file, {f'{pattern}/{member}'!r})"
-        raise FormatError(f"expected a dataset {name!r}, found a group with {some_of(found, SHOWN)}{remedy}")
+        raise FormatError(f"expected a dataset {name!r}, found a group with {some_of(found)}{remedy}")
     if found is None:
         raise FormatError(f"expected a dataset {name!r}, found {_dangling(file, name) or f'none{_beside(file, name)}'}")
     if not isinstance(found, h5py.Dataset) or found.shape is None:
@@ -242,57 +239,52 @@ def checked(file: Any, pattern: str, id: Any = "", *, allow_unwritten: bool) -> 
     if not are_numbers(found.dtype):
         by_function = "read it by a function as source, or write it as numbers"
         raise FormatError(f"expected numbers, found dtype {found.dtype} in dataset {name!r}; {by_function}")
-    if missing := _missing_part(found, allow_unwritten):
-        raise FormatError(f"dataset {name!r}: expected all of its data, found that {missing}")
     may_lack = allow_unwritten or has_fill_value(found)
+    _require_data(found, may_lack=may_lack)
     if ID in pattern and not may_lack and found.chunks and (written := found.id.get_num_chunks()) < count_chunks(found):
         found_chunks = f"{count_chunks(found):,} chunks, found that {written:,} were written{MEANT}"
         raise FormatError(f"dataset {name!r}: expected {found_chunks}")
     return found
 
 
-def _missing_part(dataset: Any, allow_unwritten: bool) -> str:
-    """Which part of a dataset's data is missing, in place of which HDF5 would read zeros; empty if none is known to be."""
+def _require_data(dataset: Any, *, may_lack: bool) -> None:
+    """Refuse a dataset if a part of its data is known to be missing, in place of which HDF5 would read zeros."""
     if dataset.id.get_offset() is not None:  # it lies in the file
-        return ""
+        return
+    found = f"dataset {dataset.name!r} of {dataset.file.filename}: expected all of its data, found that"
     if dataset.is_virtual:
-        return next(filter(None, (_missing_source(dataset, source, allow_unwritten) for source in dataset.virtual_sources())), "")
+        for source in dataset.virtual_sources():
+            _require_source(dataset, source, found, may_lack=may_lack)
+        return
     for name, offset, size in dataset.external or ():
         path = os.path.abspath(os.path.join(os.environ.get("HDF5_EXTFILE_PREFIX", ""), os.fsdecode(name)))
         if not os.path.exists(path):
-            return f"the file of its raw data, {path}, is missing"
+            raise FormatError(f"{found} the file of its raw data, {path}, is missing")
         if size < UNLIMITED and (there := os.path.getsize(path)) < offset + size:
-            return f"the file of its raw data, {path}, has {there:,} bytes, not {offset + size:,}"
-    is_empty = dataset.size and not dataset.id.get_storage_size()
-    return f"nothing was ever written to it{MEANT}" if is_empty and not allow_unwritten and not has_fill_value(dataset) else ""
+            raise FormatError(f"{found} the file of its raw data, {path}, has {there:,} bytes, not {offset + size:,}")
+    if dataset.size and not dataset.id.get_storage_size() and not may_lack:
+        raise FormatError(f"{found} nothing was ever written to it{MEANT}")
 
 
-def _missing_source(dataset: Any, source: Any, allow_unwritten: bool) -> str:
-    """What is missing of a source of a virtual dataset."""
+def _require_source(dataset: Any, source: Any, found: str, *, may_lack: bool) -> None:
+    """As `_require_data`, of a source of a virtual dataset."""
     if "%" in source.file_name or "%" in source.dset_name:  # a pattern, of as many as there are
-        return ""
-    if source.file_name == ".":
-        return _missing_in(dataset.file, source, allow_unwritten)
+        return
     own = os.path.dirname(dataset.file.filename)
     prefix = os.environ.get("HDF5_VDS_PREFIX", "").replace("${ORIGIN}", own)
     paths = [os.path.join(folder, source.file_name) for folder in (prefix, own, "")]
     path = next(filter(os.path.exists, paths), paths[1])
     try:
-        with h5py.File(path, "r") as file:
-            return _missing_in(file, source, allow_unwritten)
+        with nullcontext(dataset.file) if source.file_name == "." else h5py.File(path, "r") as file:
+            part = file.get(source.dset_name)
+            if not isinstance(part, h5py.Dataset):
+                raise FormatError(f"{found} its part {file.filename} has no dataset {source.dset_name!r}")
+            if source.vspace.get_select_npoints() > part.size:
+                raise FormatError(f"{found} its part {source.dset_name!r} of {file.filename} has shape {part.shape}")
+            _require_data(part, may_lack=may_lack or has_fill_value(part))
     except OSError as error:
-        return f"its part {path} {'can not be read' if os.path.exists(path) else 'is missing'}: {error}"
-
-
-def _missing_in(file: Any, source: Any, allow_unwritten: bool) -> str:
-    """What a file lacks that is a source of a virtual dataset."""
-    part = file.get(source.dset_name)
-    if part is None or not hasattr(part, "chunks"):
-        return f"its part {file.filename} has no dataset {source.dset_name!r}"
-    if source.vspace.get_select_npoints() > part.size:
-        return f"its part {source.dset_name!r} of {file.filename} has shape {part.shape}"
-    missing = _missing_part(part, allow_unwritten)
-    return missing and f"of its part {source.dset_name!r} of {file.filename}, {missing}"
+        what = "can't be read" if os.path.exists(path) else "is missing"
+        raise FormatError(f"{found} its part {path} {what}: {error}") from None
 
 
 def _dangling(file: Any, name: str) -> str:
@@ -313,5 +305,5 @@ def _beside(file: Any, name: str) -> str:
         above = above.rpartition("/")[0]
         group = file.get(above or "/")
         if group is not None and hasattr(group, "keys"):
-            return f"; {'the file' if not above else f'group {above!r}'} has {some_of(group, SHOWN)}"
+            return f"; {'the file' if not above else f'group {above!r}'} has {some_of(group)}"
     return ""

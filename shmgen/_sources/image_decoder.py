@@ -82,21 +82,13 @@ SETTINGS = (
 
 AGAIN = "; write or copy it again, or leave its id out (on_error='replace' puts another in its place)"
 
-OTHERWISE = "; convert it to JPEG or PNG, or read it by a function as source"
-
-IF_WHOLE = "; if it is whole, convert it to JPEG or PNG, or read it by a function as source"
+REMEDY = "; convert it to JPEG or PNG, or read it by a function as source"
 
 
 class ImageDecoder(NamedTuple):
-    """Makes rows of image files.
+    """Makes rows of image files, as the arguments of `Images` say.
 
     Pickled, it carries along how Pillow is set in the main process: `SETTINGS`, and openers of other packages, such as HEIC's.
-
-    Attributes:
-        size: height and width of a row in pixels; None for those of the image.
-        mode: of a row, as Pillow calls it.
-        resize: how an image of other proportions is made to fit.
-        interpolation: between pixels.
     """
 
     size: tuple[int, int] | None
@@ -130,7 +122,7 @@ class ImageDecoder(NamedTuple):
             raise
         except Image.UnidentifiedImageError:
             refuse_pointer(data)
-            raise FormatError(f"expected an image that Pillow reads, found one that begins with {data[:8]!r}{IF_WHOLE}") from None
+            raise FormatError(f"expected an image that Pillow reads, found one that begins with {data[:8]!r}{REMEDY}") from None
         except Image.DecompressionBombError as error:
             raise FormatError(
                 f"expected an image of a size that Pillow reads, found: {error}; make it smaller, or set "
@@ -225,7 +217,7 @@ class ImageDecoder(NamedTuple):
                 raise FormatError(f"expected an image with a palette, or a grey one, found mode {found!r}; pass mode='RGB'")
             return _numbers(image, raw, white)
         if found == "F":
-            raise FormatError(f"expected an image of 8 or 16 bits, found floats{OTHERWISE}")
+            raise FormatError(f"expected an image of 8 or 16 bits, found floats{REMEDY}")
         if found == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         return np.asarray(image if image.mode == self.mode and "transparency" not in image.info else image.convert(self.mode))
@@ -239,10 +231,10 @@ class ImageDecoder(NamedTuple):
             if self.mode != "I;16":
                 raise FormatError(
                     "expected an image of 8 or 16 bits, found one of 32, which does not say what is white; pass mode='I;16' if "
-                    f"its numbers go from 0 to 65,535{OTHERWISE}"
+                    f"its numbers go from 0 to 65,535{REMEDY}"
                 )
             if deep.min() < 0 or deep.max() >= 1 << 16:
-                raise FormatError(f"expected numbers from 0 to 65,535, found {deep.min():,} to {deep.max():,}{OTHERWISE}")
+                raise FormatError(f"expected numbers from 0 to 65,535, found {deep.min():,} to {deep.max():,}{REMEDY}")
         if self.mode == "I;16":
             return deep.astype("<u2")
         grey = (deep >> (4 if raw == "I;12" else 8)).astype(np.uint8)

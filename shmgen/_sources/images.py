@@ -117,7 +117,7 @@ class Images(FolderSource):
 
         image_decoder.say_once_if_slow()
         files.learn(first)
-        array = again(lambda: files.load(first, self._decoder.decode, may_wait=False))
+        array = again(lambda: files.load(first, self._decoder.decode))
         reader = ImagesReader(files, self._decoder, self.given, self.given.row(array.shape, array.dtype, varies=varies))
         reader.check(array)
         return reader
@@ -127,9 +127,8 @@ class ImagesReader(FolderReader):
     """Decodes image files."""
 
     reads_one_by_one = True
-    files: ImageFiles
 
-    def __init__(self, files: ImageFiles, decoder: ImageDecoder, given: SampleSpec, row: RowSpec) -> None:
+    def __init__(self, files: Files, decoder: ImageDecoder, given: SampleSpec, row: RowSpec) -> None:
         super().__init__(files)
         self.given = given
         self.shape, self.dtype, self.varies = row.shape, row.dtype, row.varies
@@ -137,7 +136,6 @@ class ImagesReader(FolderReader):
 
     def _read(self, key: object, row: Any) -> np.ndarray:
         """The image of sample ``key``, which need not be of a row's shape if rows are made of such."""
-        self.files.name(key)  # says what is wrong where there are none, or several
         array: np.ndarray = self.files.load(key, lambda data: self._decoder.decode(data, row))
         self.check(array)
         return array
@@ -172,21 +170,18 @@ class ImageFiles(Files):
         if self._is_open(first):
             self.suffix = self._found(first)[len(str(first)) :]
 
-    def names(self, ids: Sequence[object]) -> list[str]:
-        names = []
-        for id in ids:
-            try:
-                names.append(self.name(id))
-            except (OSError, ValueError, FormatError):
-                names.append(f"{id}{self.suffix}")
-        return names
+    def path(self, id: object) -> str:
+        try:
+            return super().path(id)
+        except (OSError, ValueError, FormatError):
+            return self.place(f"{id}{self.suffix}")
 
     def name(self, id: object) -> str:
         """The file of ``id``, as a path from the folder; one that is there, if any is. Several are a FormatError."""
         if not self._is_open(id):
             return str(id) if self._finds or str(id).endswith(self.suffix) else f"{id}{self.suffix}"
         usual = f"{id}{self.suffix}"
-        return usual if self.remote is not None or os.path.exists(self._path(usual)) else self._found(id)
+        return usual if os.path.exists(self.place(usual)) else self._found(id)
 
     def _kind(self) -> FileKind:
         return IMAGES
@@ -198,16 +193,13 @@ class ImageFiles(Files):
     def _found(self, id: object) -> str:
         """The only file whose name is ``id`` plus a suffix; raises as `name`."""
         for suffixes in FOUND:
-            found = [name for suffix in suffixes if os.path.isfile(self._path(name := f"{id}{suffix}"))]
+            found = [name for suffix in suffixes if os.path.isfile(self.place(name := f"{id}{suffix}"))]
             if len(found) > 1:
                 remedy = f"pass suffix={found[0][len(str(id)) :]!r}, for one"
                 raise FormatError(f"expected one image, found {' and '.join(found)}; {remedy}")
             if found:
                 return found[0]
         raise FileNotFoundError
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self.folder, name)
 
 
 def _check(value: str, name: str, known: Any) -> None:

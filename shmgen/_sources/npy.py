@@ -110,7 +110,7 @@ class Npy(FolderSource):
         if files.remote is None:
             header, raw = read_header_of(files.path(first))
         else:
-            header, raw, _ = remote_header(files.remote, *files.names([first]))
+            header, raw, _ = remote_header(files.remote, files.name(first))
         header = header.reinterpreted(self.given.dtype)
         return NpyReader(files, self.given, self.given.row(header.shape, header.dtype, varies=varies), header, raw)
 

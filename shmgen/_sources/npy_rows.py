@@ -159,7 +159,7 @@ class NpyRows(BuiltinSource):
             raise InputError(f"{'file ' if self._remote is None else ''}{self.file}: {explain(error, self.file)}") from None
         finally:
             if self._remote is not None:
-                self._remote.close()
+                self._remote.store.close()
 
     def _check_numbers(self, ids: Sequence[Any], rows: int) -> None:
         from shmgen._samples.ids import first_outside  # late: workers look up no ids
@@ -175,15 +175,7 @@ class NpyRows(BuiltinSource):
 
 
 class NpyRowsReader(RowsReader):
-    """Reads rows of one ``.npy`` file.
-
-    Args:
-        file: its path, or its URL.
-        layout: where its rows lie.
-        raw: the bytes of its header.
-        version: of a remote file.
-        remote: what it is read from, if it is behind a URL.
-    """
+    """Reads rows of one ``.npy`` file: ``raw`` are the bytes of its header; a remote file has a version."""
 
     ids: Place | None = None
 
@@ -213,15 +205,11 @@ class NpyRowsReader(RowsReader):
         """Get the rows that samples span, or what is kept of them: by one request those that are neighbours."""
         layout = self.layout
         size, apart = layout.windows.span * layout.row_bytes, layout.windows.stride * layout.row_bytes
-        missing: Iterable[int] = range(len(firsts))
-        if remote.keeps:
-            missing = [
-                number
-                for number in missing
-                if not remote.read_kept(
-                    "", partial(read_whole, data=data[number * size :][:size], offset=0), self._part(firsts[number])
-                )
-            ]
+        missing = [
+            number
+            for number, first in enumerate(firsts)
+            if not remote.read_kept("", partial(read_whole, data=data[number * size :][:size], offset=0), self._part(first))
+        ]
         together = runs(firsts, missing, layout.windows.stride) if apart <= size else ((number, number + 1) for number in missing)
         for start, stop in together:
             begun[0] = start + 1
@@ -232,9 +220,8 @@ class NpyRowsReader(RowsReader):
                 span = memoryview(bytearray((stop - start - 1) * apart + size))
                 self._get(remote, firsts[start], span)
                 spread(span, apart, run, size)
-            if remote.keeps:
-                for number in range(start, stop):
-                    remote.keep("", data[number * size :][:size], self._part(firsts[number]))
+            for number in range(start, stop):
+                remote.keep("", data[number * size :][:size], self._part(firsts[number]))
 
     def _get(self, remote: Remote, first: int, data: memoryview) -> None:
         """Get the bytes from a row on."""
@@ -246,7 +233,7 @@ class NpyRowsReader(RowsReader):
                 raise FormatError(f"expected {len(data):,} bytes, found {size:,}: the file is truncated")
 
         begin = self.layout.begin + first * self.layout.row_bytes
-        remote.get("", take, begin, begin + len(data))
+        remote.store.get("", take, begin, begin + len(data))
 
     def _part(self, first: int) -> tuple[object, ...]:
         """All that says which bytes of the file are a sample."""

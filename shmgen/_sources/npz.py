@@ -56,7 +56,7 @@ class Npz(FolderSource):
 
     def _reader(self, files: Files, first: object, varies: bool) -> NpzReader:
         try:
-            fields = again(lambda: files.load(first, _kinds, may_wait=False))
+            fields = again(lambda: files.load(first, _kinds))
         except DAMAGED as error:
             raise _explained(error) from None
         if not fields:

@@ -98,14 +98,7 @@ class _Connection(NamedTuple):
 
 
 class HttpStore(Store):
-    """Files behind http and https.
-
-    Args:
-        url: of the folder, or of a file. Its query, after a ``?``, is sent with every request.
-        headers: of every request, such as ``{"Authorization": "Bearer ..."}``. They are not sent to another host, after a
-            redirection.
-        timeout: seconds without a byte after which a request is given up, and tried again.
-    """
+    """Files behind http and https; the options are described by `shmgen.Remote`."""
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None, timeout: float = TIMEOUT) -> None:
         self._forget()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -13,7 +13,7 @@ from shmgen._urls import is_url, shown
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
-    from shmgen._storage.store import Body, Store
+    from shmgen._storage.store import Store
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class Remote:
     ) -> None:
         if not is_url(url):
             raise InputError(f"expected a URL, such as 's3://bucket/folder', found {shown(url)!r}")
-        self._store = _store(url, dict(options or {}))
+        self.store = _store(url, dict(options or {}))
         if cache is None and cache_bytes is not None:
             raise InputError("cache_bytes: expected with cache, the folder to keep files in")
         self._cache = None
@@ -62,11 +62,7 @@ class Remote:
             self._cache = Cache(cache, None if cache_bytes is None else check_int(cache_bytes, "cache_bytes", 1))
 
     def __repr__(self) -> str:
-        return f"Remote({self.place('')!r})"
-
-    def place(self, name: str) -> str:
-        """The URL of a file in the folder, without secrets. An empty name stands for the URL itself."""
-        return self._store.place(name)
+        return f"Remote({self.store.place('')!r})"
 
     def prepare(self) -> None:
         """Get ready, once, in the main process.
@@ -74,27 +70,15 @@ class Remote:
         Raises:
             InputError: there are no credentials, or the cache's folder can't be used.
         """
-        self._store.prepare()
+        self.store.prepare()
         if self._cache is not None:
             self._cache.prepare()
-
-    def names(self) -> Iterator[str]:
-        """`Store.names`."""
-        return self._store.names()
-
-    def close(self) -> None:
-        """Close the connections; the next request makes another."""
-        self._store.close()
-
-    def get(self, name: str, take: Callable[[Body], T], start: int = 0, stop: int | None = None) -> T:
-        """`Store.get`."""
-        return self._store.get(name, take, start, stop)
 
     def load(self, name: str, read: Callable[[int | bytes], T], most: int = sys.maxsize) -> T:
         """What ``read`` makes of a file: of a descriptor of its cached copy, or of its first ``most`` bytes, which are cached."""
         found: list[T] = []
         if not self.read_kept(name, lambda fd: found.append(read(fd))):
-            data = self.get(name, lambda body: body.read(most))
+            data = self.store.get(name, lambda body: body.read(most))
             found.append(read(data))
             self.keep(name, data)
         return found[0]
@@ -111,13 +95,8 @@ class Remote:
         if self._cache is not None:
             self._cache.keep(self._key(name, part), data)
 
-    @property
-    def keeps(self) -> bool:
-        """Whether there is a cache."""
-        return self._cache is not None
-
     def _key(self, name: str, part: object) -> str:
-        return f"{self._store.key(name)} {part}"
+        return f"{self.store.key(name)} {part}"
 
 
 class Place(NamedTuple):
@@ -132,7 +111,7 @@ def local_or_remote(place: str | os.PathLike[str] | Remote) -> Place:
     if is_url(place):
         place = Remote(str(place))
     if isinstance(place, Remote):
-        return Place(place.place(""), place)
+        return Place(place.store.place(""), place)
     return Place(os.path.abspath(place), None)
 
 

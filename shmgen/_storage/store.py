@@ -41,13 +41,7 @@ _random = SystemRandom()  # `random` itself is the user's
 
 
 class Transient(Exception):
-    """A temporary failure, after which the file is asked for again.
-
-    Args:
-        found: what was found in place of the file.
-        wait: seconds that the server asks to wait.
-        answered: whether a part of the file had arrived.
-    """
+    """A temporary failure, after which the file is asked for again; of an answer of which a part had arrived, if ``answered``."""
 
     def __init__(self, found: str, wait: float = 0.0, *, answered: bool = False) -> None:
         super().__init__(found)

@@ -77,7 +77,7 @@ def _listed(folder: str, kind: str | None) -> Listing:
     if is_url(folder):
         remote = Remote(folder)
         remote.prepare()
-        listing = Listing({"npy": sorted(name.removesuffix(".npy") for name in remote.names())}, [], [])
+        listing = Listing({"npy": sorted(name.removesuffix(".npy") for name in remote.store.names())}, [], [])
     else:
         _require_folder(folder)
         listing = list_folder(folder)

@@ -68,7 +68,7 @@ class NpyHeadersReader(FolderReader):
         """The first bytes of a file, and its size, if that is known."""
         if self.files.remote is not None:
             [name] = self.files.names([id])
-            return self.files.remote.get(name, lambda body: (body.read(LONGEST), body.total), 0, most)
+            return self.files.remote.store.get(name, lambda body: (body.read(LONGEST), body.total), 0, most)
         fd = os.open(self.files.path(id), OPEN_FLAGS | os.O_NONBLOCK)  # an ordinary open of a FIFO would wait for ever
         try:
             return os.pread(fd, most, 0), os.lseek(fd, 0, os.SEEK_END)
