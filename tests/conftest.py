@@ -210,7 +210,7 @@ class Script:
         out, err: what it has written, once `end` has returned.
     """
 
-    def __init__(self, path: Path, code: str, data: DataSet, *, options: Sequence[str] = ("-W", "error", "-X", "dev")) -> None:
+    def __init__(self, path: Path, code: str, data: DataSet, *, options: Sequence[str] = ("-W", "error")) -> None:
         path.write_text(MARKED + PREAMBLE + code)
         self.process = subprocess.Popen(
             [sys.executable, *options, str(path), str(data.path), str(len(data.ids))],

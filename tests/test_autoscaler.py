@@ -72,13 +72,11 @@ COMPUTES = Machine(cost=0.005)
 
 CASES = [
     Case("10 ms a file, 2 workers", SLOW, Target(2, 1), Target(2, 32), 1.0, workers=False),
-    Case("10 ms a file, auto", SLOW, Target(2, 1), Target(2, 32), 1.0),
     Case("10 ms a file, auto, others were busy", SLOW, Target(1, 1), Target(2, 32)),
     Case("HTTP", HTTP, Target(2, 1), Target(2, 32), 1.0, workers=False),
     Case("a server for 8 at once", FEW_AT_ONCE, Target(2, 1), Target(2, 4), 1.0, workers=False),
     Case("warm", WARM, Target(2, 1), Target(2, 1), 0.1),
     Case("cold disk", COLD, Target(2, 1), Target(2, 4), 1.0),
-    Case("a transform that sleeps", SLEEPS, Target(2, 1), Target(8, 1), reads=False),
     Case(
         "a transform that sleeps, slow start",
         Machine(latency=0.02, concurrent=False, start=1.0),
@@ -87,7 +85,6 @@ CASES = [
         reads=False,
     ),
     Case("computes, 2 processors", COMPUTES, Target(1, 1), Target(2, 1)),
-    Case("computes, 8 processors", Machine(cost=0.005, processors=8), Target(1, 1), Target(8, 1)),
     Case("computes, 8 processors, slow start", Machine(cost=0.005, processors=8, start=1.0), Target(1, 1), Target(8, 1)),
 ]
 
@@ -186,16 +183,16 @@ def test_a_busy_machine_needs_no_more_reads() -> None:
 
 @pytest.mark.parametrize(
     ("machine", "step"),
-    [(SLOW, 0.02), (SLOW, 0.3), (SLEEPS, 0.02), (SLEEPS, 0.1), (replace(COMPUTES, processors=8), 0.1)],
-    ids=["slow", "slow-and-a-slow-trainer", "sleeps", "sleeps-less", "computes"],
+    [(SLOW, 0.3), (SLEEPS, 0.02), (replace(COMPUTES, processors=8), 0.1)],
+    ids=["slow-and-a-slow-trainer", "sleeps", "computes"],
 )
 def test_it_comes_to_rest(machine: Machine, step: float) -> None:
     """The trainer gets what it can use, or the best there is, and after half a minute nothing is changed any more."""
     machine = replace(machine, step=step)
     reads = machine is not SLEEPS and machine.concurrent
-    seen = run(machine, Target(2, 1), 60.0, reads=reads)
+    seen = run(machine, Target(2, 1), 45.0, reads=reads)
     most = Target(8, 1) if machine.cost == COMPUTES.cost or not reads else Target(2, 32)
-    assert seen.rate(30.0, 60.0) >= 0.93 * machine.steady(most), seen.decisions
+    assert seen.rate(30.0, 45.0) >= 0.93 * machine.steady(most), seen.decisions
     assert len(decisions(seen)) <= 8, seen.decisions
     assert all(decision.at < 30.0 for decision in decisions(seen)), seen.decisions
 

@@ -114,11 +114,10 @@ def test_an_error_of_ours_ends_the_run(
 @pytest.mark.parametrize(
     ("then", "code"),
     {
-        "ends": ("", 0),
         "raises": ("raise RuntimeError\n", 1),
         "forks": ("pid = os.fork()\nif not pid: os._exit(0)\nos.waitpid(pid, 0)\nassert len(list(batches)) == left\n", 0),
     }.values(),
-    ids=["ends", "raises", "forks"],
+    ids=["raises", "forks"],
 )
 def test_a_process_with_the_thread(folder: Callable[..., DataSet], script: Callable[..., Script], then: str, code: int) -> None:
     """It ends as promptly as any other, with nothing left, and may fork."""

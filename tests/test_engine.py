@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,6 @@ from fakes import Engine, engine_of, values
 from moments import reads, whole_epoch
 
 from shmgen._plan.sampler import BatchId
-from shmgen._plan.schedule import MAX_OUT
 from shmgen.errors import ClosedError, SampleError, TooManyDamaged
 
 
@@ -133,25 +131,6 @@ def test_an_interrupted_ticket_is_read_anew(reads: int) -> None:
     with engine_of(workers=2, reads=reads) as engine:
         engine.workers.script.append(lambda: engine.workers.drop(0))
         whole_epoch(engine)
-
-
-def test_no_more_tickets_are_out_than_the_queue_holds() -> None:
-    """Also where batches of thousands of rows are tried row by row, each row in a ticket of its own."""
-    with engine_of(workers=1, reads=3, samples=24_000, batch_size=8_000, slots=2, on_error="replace") as engine:
-        most = 0
-
-        def look(step: Callable[[], bool]) -> bool:
-            nonlocal most
-            most = max(most, engine.schedule.out)
-            return step()
-
-        engine.strike(17_234, partial(engine.workers.fail, known=False), times=2)
-        engine.workers.otherwise = partial(look, engine.workers.otherwise)
-        for number in (0, 1):
-            assert engine.fetch(number) == engine.expected(number)
-        found = engine.fetch(2)
-        assert [sample for sample, read in zip(engine.expected(2), found, strict=True) if sample != read] == [17_234]
-        assert most == MAX_OUT
 
 
 # Slots.

@@ -58,29 +58,6 @@ def missing(data: Any, *numbers: int) -> None:
         data.file(data.ids[number]).unlink()
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:keras")
-def test_what_fit_ends_in_can_be_asked_for(folder: Callable, caplog: pytest.LogCaptureFixture) -> None:
-    """``fit`` on TensorFlow ends in an UnknownError with path and reason; the log has one line, and ``error`` the SampleError."""
-    import keras
-
-    data = folder(40)
-    model = keras.Sequential([keras.layers.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
-    model.compile(loss="mse")
-    path = data.file("id-30")
-    with Sequence(data.ids, data.labels, 4, data_dir=data.path, workers=2, shuffle=False) as sequence:
-        path.unlink()
-        with pytest.raises(Exception, match=f"id-30', file {path}: expected a file, found none at this path") as raised:
-            model.fit(sequence, verbose=0, shuffle=False)
-        assert type(raised.value).__name__ == "UnknownError"
-        assert isinstance(sequence.error, SampleError)
-    reason = (
-        f"expected a file, found none at this path; put it back, or leave its id out; `python -m shmgen scan {data.path} "
-        "--ids FILE` names all that are missing of the ids in FILE, one on a line"
-    )
-    assert repr(sequence.error) == f"SampleError('id-30', '{path}', '{reason}')"
-    assert said(caplog) == [str(sequence.error)] == [f"sample 'id-30', file {path}: {reason}"]
-
-
 def opening(act: Callable[[], object]) -> Source:
     """A source of the user's own that does something when it is opened; its class travels by value."""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from shmgen._plan.faults import DEATHS, Claim, Deaths, Exit, Fate, Outcome, Watch, after_exit, after_failure
+from shmgen._plan.faults import DEATHS, Claim, Deaths, Exit, Fate, Outcome, Watch, after_exit
 from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import Ticket
 
@@ -73,21 +73,6 @@ def test_what_becomes_of_a_ticket(one: Claim, how: Exit, stuck: bool, fate: Fate
         assert outcome.reason.endswith("here or behind it") == (one.row is None)
 
 
-def test_of_a_killed_worker_only_what_hung_is_blamed() -> None:
-    """All of it, at once; what has come further since it was seen to hang is read again."""
-    hung = [claim(0, 4), claim(1, 5)]
-    moved = claim(2, 7)
-    outcomes = exit_of([*hung, moved, claim(3, 1), WAITS], Exit.KILLED, stuck=[*hung, claim(2, 6)])
-    assert fates(outcomes) == [Fate.BLAME, Fate.BLAME, Fate.RETRY, Fate.RETRY, Fate.RETRY]
-    assert [outcome.row for outcome in outcomes[:2]] == [4, 5]
-
-
-def test_a_worker_that_held_nothing() -> None:
-    """There is nothing to be done."""
-    for how in Exit:
-        assert exit_of([], how) == []
-
-
 def test_a_row_that_kills_is_blamed_in_the_end() -> None:
     """It is read again, then alone; the death is told. It is not remembered after that."""
     deaths = Deaths()
@@ -144,24 +129,6 @@ def test_a_worker_that_was_killed_counts_for_nothing(how: Exit) -> None:
     assert fates(exit_of([claim()], Exit.CRASHED, deaths=deaths)) == [Fate.RETRY]
 
 
-def test_a_batch_that_has_been_read_is_forgotten() -> None:
-    """None of its rows was deadly; those of other batches still may be."""
-    deaths = Deaths()
-    for batch in (0, 1):
-        for row in (2, 3):
-            exit_of([claim(0, row, batch=batch)], Exit.CRASHED, deaths=deaths)
-    deaths.forget(BatchId(0, 0))
-    deaths.forget(BatchId(0, 5))
-    assert fates(exit_of([claim(0, 2, batch=0)], Exit.CRASHED, deaths=deaths)) == [Fate.RETRY]
-    assert fates(exit_of([claim(0, 3, batch=1)], Exit.CRASHED, deaths=deaths)) == [Fate.RETRY_ALONE]
-
-
-def test_what_becomes_of_a_failure() -> None:
-    """The row is to blame if it is known; else the rows are tried one by one."""
-    assert after_failure(claim(2, 3)) == Outcome(claim(2, 3), Fate.BLAME, 3)
-    assert after_failure(SOMEWHERE) == Outcome(SOMEWHERE, Fate.RETRY_SINGLY)
-
-
 # How long a worker may stay where it is.
 
 
@@ -189,14 +156,6 @@ def test_a_row_has_its_time_from_when_it_was_first_seen() -> None:
     assert watched((10, [claim(0)]), (40, []), (70, [claim(0)])).deadline(0, TIMEOUT) == 170
 
 
-def test_time_counts_while_a_request_waits() -> None:
-    """Between two requests no worker is late."""
-    watch = watched((10, [claim()]))
-    assert watch.deadline(500, TIMEOUT) == 600
-    assert watch.stuck(599, 500, TIMEOUT) == []
-    assert watch.stuck(600, 500, TIMEOUT) == [claim()]
-
-
 def test_the_reader_that_has_been_at_its_row_for_longest_counts() -> None:
     """Others may come further all the time; and only those that are late are stuck, at their time and not before."""
     slow, quick = claim(0, 3), claim(1, 1)
@@ -206,40 +165,3 @@ def test_the_reader_that_has_been_at_its_row_for_longest_counts() -> None:
     assert watch.stuck(100, 0, TIMEOUT) == [slow]
     assert watch.stuck(179, 0, TIMEOUT) == [slow]
     assert watch.stuck(180, 0, TIMEOUT) == [slow, claim(2, 0)]
-
-
-def test_a_reader_that_has_not_begun_waits_for_the_others() -> None:
-    """It is not what is late, however long it waits, and it is never stuck."""
-    waits = claim(1, None, begun=False)
-    watch = watched((0, [claim(0, 0), waits]), (90, [claim(0, 1), waits]))
-    assert watch.deadline(0, TIMEOUT) == 190
-    assert watch.stuck(1000, 0, TIMEOUT) == [claim(0, 1)]
-
-
-def test_a_worker_whose_readers_do_not_begin_is_late() -> None:
-    """It was stopped, or can't go on; no read is to blame."""
-    waits = [claim(number, None, begun=False) for number in range(2)]
-    watch = watched((0, waits), (50, waits))
-    assert watch.deadline(0, TIMEOUT) == 100
-    assert watch.stuck(1000, 0, TIMEOUT) == []
-    assert watched((0, waits), (50, waits[:1])).deadline(0, TIMEOUT) == 150
-
-
-def test_a_worker_that_takes_nothing_of_what_waits_is_late() -> None:
-    """From when it was first seen to wait; what it takes, it has time for anew."""
-    assert watched((10, []), (60, []), waiting=True).deadline(0, TIMEOUT) == 110
-    assert watched((10, []), (60, [claim()]), (90, []), waiting=True).deadline(0, TIMEOUT) == 190
-    watch = Watch(0)
-    watch.look({}, 10, waiting=False, overslept=False)
-    watch.look({}, 60, waiting=True, overslept=False)
-    assert watch.deadline(0, TIMEOUT) == 160
-
-
-def test_who_overslept_knows_nothing() -> None:
-    """All have their whole time anew."""
-    watch = watched((0, [claim(), WAITS]))
-    watch.look({0: claim(), 1: WAITS}, 90, waiting=False, overslept=True)
-    assert watch.deadline(0, TIMEOUT) == 190
-    watch = watched((0, []), waiting=True)
-    watch.look({}, 90, waiting=True, overslept=True)
-    assert watch.deadline(0, TIMEOUT) == 190

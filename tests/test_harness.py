@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import pace
 import pytest
 from conftest import wait_until
 from leftovers import MARK, Before, names
-from pace import Deadline, slowness
+from pace import Deadline
 
 from shmgen import Loader
 
@@ -67,59 +66,6 @@ def test_a_name_that_a_loader_leaves_is_found(folder: Callable, monkeypatch: pyt
 
     [name] = names()
     assert before.left() == [f"/dev/shm/{name}"]
-
-
-@pytest.mark.usefixtures("tidy")
-def test_a_name_that_a_killed_script_leaves_is_found(folder: Callable, script: Callable) -> None:
-    """As it stays: no process is left that could take it away."""
-    before = Before()
-    run = script(
-        f"{LEAVES_A_NAME}\nos.memfd_create = named\n"
-        "loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=1)\n"
-        "say('ready')\nsignal.pause()\n",
-        folder(8),
-    )
-    run.until("ready")
-
-    run.signal(signal.SIGKILL, group=True)
-
-    assert run.end() == -signal.SIGKILL
-    [name] = names()
-    assert f"/dev/shm/{name}" in before.left()
-
-
-def test_what_others_make_is_not_found() -> None:
-    """Shared memory of other programs is not ours, even if made by the same means."""
-    before = Before()
-    code = """
-from multiprocessing.shared_memory import SharedMemory
-segment = SharedMemory(create=True, size=1)
-print(segment.name, flush=True)
-input()
-segment.unlink()
-"""
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        name = other.stdout.readline().strip()
-        assert name in os.listdir(SHM)
-        assert not [line for line in before.left() if "/dev/shm" in line]
-        other.communicate("\n")
-
-
-def test_a_processor_that_is_shared_is_slower() -> None:
-    """Beside another process on the same processor, a second of it takes two, or more."""
-    allowed = os.sched_getaffinity(0)
-    one = {min(allowed)}
-    with subprocess.Popen([sys.executable, "-c", "print(1, flush=True)\nwhile True: pass"], stdout=subprocess.PIPE) as other:
-        try:
-            os.sched_setaffinity(other.pid, one)
-            assert other.stdout is not None
-            other.stdout.readline()
-            os.sched_setaffinity(0, one)
-            assert slowness() > 1.4
-        finally:
-            os.sched_setaffinity(0, allowed)
-            other.kill()
 
 
 @pytest.mark.parametrize(("slow", "after", "passed"), [(1, 0.9, False), (1, 1.1, True), (5, 4.9, False), (5, 5.1, True)])

@@ -36,7 +36,8 @@ def taken():
 
 def room_for(more):
     '''The limit with which this number of descriptors is available.'''
-    return [fd for fd in range(5000) if fd not in taken()][more]
+    busy = taken()
+    return [fd for fd in range(5000) if fd not in busy][more]
 
 def loader(**options):
     return Loader(IDS, LABELS, 1, **{"data_dir": DATA, "workers": 1, "shuffle": False, **options})
@@ -66,7 +67,7 @@ before, more = taken(), 0
 while isinstance(found := with_room(more, loader), str):
     assert taken() == before, (more, taken(), before)
     say(found)
-    more += 2
+    more += 3
 found.close()
 assert more > 8, more
 three = loader()

@@ -38,10 +38,9 @@ def test_a_worker_uses_one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu.sum() <= 1.2 * wall.sum()
 
 
-@pytest.mark.parametrize("name", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"])
-def test_the_users_number_of_threads_wins(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Where either variable is set, NumPy has the threads that it would have without us."""
-    threads, _, _ = measured(monkeypatch, {name: "2"}).T
+def test_the_users_number_of_threads_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a variable is set, NumPy has the threads that it would have without us."""
+    threads, _, _ = measured(monkeypatch, {"OMP_NUM_THREADS": "2"}).T
     assert threads.min() == 3
 
 

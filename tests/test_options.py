@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import shmgen._engine.held_slots
 from shmgen import InputError, Loader, Sequence, tune
 from shmgen._engine.feed import Feed
 from shmgen._engine.front_end import FrontEnd
@@ -171,13 +170,3 @@ def test_batches_in_young_garbage_are_let_go_of(folder: Callable[..., Any], slot
     finally:
         gc.enable()
     assert stats.grown == 0
-
-
-def test_without_a_framework_the_ring_grows(folder: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a front end that could release batches, the ring grows."""
-    monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.05)
-    data = folder(12, (4, 3))
-    with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=1, slots=2) as loader:
-        held = list(loader)
-        assert sorted(label for X, y in held for label in data.check(X, y)) == list(range(12))
-        assert loader.stats.grown == 4

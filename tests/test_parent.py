@@ -14,6 +14,7 @@ STRIKES = {
     # how the calling process ends -> code that does it, its exit code, what its own traceback ends with
     "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, None),
     "SIGKILL": ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, None),
+    "SIGHUP-to-the-group": ("os.killpg(0, signal.SIGHUP)", -signal.SIGHUP, None),
     "SIGKILL-to-the-group": ("os.killpg(0, signal.SIGKILL)", -signal.SIGKILL, None),
     "SIGINT": ("os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT, "KeyboardInterrupt"),
     "SIGINT-to-the-group": ("os.killpg(0, signal.SIGINT)", -signal.SIGINT, "KeyboardInterrupt"),
@@ -56,12 +57,10 @@ launch.subprocess.Popen = Popen
 MOMENTS = {
     # when it ends -> the script, which calls strike()
     "first-worker-started": AT_WORKER.format(number=1) + LOADER,
-    "last-worker-started": AT_WORKER.format(number=2) + LOADER,
     "amid-the-memory": "from shmgen._memory import ring\nring._reserve = lambda *_: strike()\n" + LOADER,
     "amid-the-constructor": "from shmgen._engine import feed\nfeed.Prefetcher = lambda *_, **__: strike()\n" + LOADER,
     "before-the-workers-are-ready": f"loader = {LOADER}\nstrike()",
     "idle": f"loader = {LOADER}\nfor epoch in range(2): list(loader)\nstrike()",
-    "batches-in-hand": f"loader = {LOADER}\nepoch = iter(loader)\nheld = [next(epoch), next(epoch)[0][1:]]\nstrike()",
     "a-reader-stuck": f"""
 os.unlink(f"{{DATA}}/id-9.npy"); os.mkfifo(f"{{DATA}}/id-9.npy")
 loader = {LOADER}
@@ -121,17 +120,16 @@ list(loader)
 """,
 }
 
-ELSEWHERE = {"first-worker-started", "last-worker-started", "replacing-a-worker", "amid-close", "waiting"}
+ELSEWHERE = {"first-worker-started", "replacing-a-worker", "amid-close", "waiting"}
 """Where no exception of the caller's own can strike, unless it comes from a signal's handler."""
 
 
-ALWAYS = ("SIGKILL", "SIGINT-to-the-group")
-
-
 def strikes(moment: str) -> list[str]:
-    """Ends to try at a moment: two always, and one of the others, which changes from moment to moment."""
-    others = [name for name in STRIKES if name not in ALWAYS and (name != "exception" or moment not in ELSEWHERE)]
-    return [*ALWAYS, others[[*MOMENTS].index(moment) % len(others)]]
+    """Ends to try at a moment: SIGKILL or Ctrl-C, and one of the others, both in turn from moment to moment."""
+    number = [*MOMENTS].index(moment)
+    first = ["SIGKILL", "SIGINT-to-the-group"]
+    others = [name for name in STRIKES if name not in first and (name != "exception" or moment not in ELSEWHERE)]
+    return [first[number % 2], others[number % len(others)]]
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -102,21 +102,6 @@ def test_a_view_in_a_cycle_keeps_its_slot_until_collected() -> None:
     ring.close()
 
 
-def test_views_outlive_the_ring() -> None:
-    """What was handed out stays readable and writable after `close`, and after the ring itself is gone."""
-    ring = make_ring()
-    x, y, w = ring.lease(0, 4)
-    x[:], y[:], w[:] = 1.5, 7, 3
-    ring.close()
-    del ring
-    gc.collect()
-    assert (x == 1.5).all()
-    assert (y == 7).all()
-    x[0] = 2
-    del x, y
-    assert (w == 3).all()
-
-
 def test_memory_is_unmapped_with_the_last_view() -> None:
     """Closed and let go of, the segment takes no memory."""
     ring = make_ring()
@@ -327,20 +312,6 @@ def test_a_ring_grows_by_as_much_as_there_is_memory_for(monkeypatch: pytest.Monk
     ring.close()
 
 
-def test_a_ring_that_cant_grow_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel would kill a process rather than refuse, so it is not asked for more than there is."""
-    ring = make_ring(slots=2)
-    size = ring.layout.slot_bytes
-    monkeypatch.setattr(shmgen._memory.ring, "available", lambda: OTHERS_NEED + size - 1)
-    with pytest.raises(OSError, match="are available") as raised:
-        ring.grow(4)
-    assert str(raised.value) == (
-        f"[Errno 12] {size:,} bytes of shared memory are needed, for another slot, and {size - 1:,} bytes of memory are "
-        "available: hold fewer batches, or choose a smaller batch_size"
-    )
-    ring.close()
-
-
 def test_what_the_kernel_refuses_is_tried_in_smaller_parts(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -389,30 +360,6 @@ except OSError as error: print(error, ring.slots)
     grown, refused = run.stdout.splitlines()
     assert grown == "8 10"
     assert re.fullmatch(r".* Cannot allocate memory: this process may have .* of address space \(ulimit -v\), .* 10", refused)
-
-
-def test_a_worker_sees_what_a_ring_has_grown_by() -> None:
-    """A process that was started before gets at the new slots by the descriptor that it inherited, and needs no NumPy for it."""
-    code = """
-import sys
-from shmgen._memory.segments import Segments
-segments = Segments(int(sys.argv[1]), int(sys.argv[2]))
-print(len(segments), flush=True)
-input()
-segments[5][:3] = bytes(segments[4][:3])
-print(len(segments), {"numpy", "ctypes", "multiprocessing"} & sys.modules.keys())
-"""
-    ring = make_ring(slots=2)
-    words = [sys.executable, "-c", code, str(ring.fd), str(ring.layout.slot_bytes)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(words, pass_fds=[ring.fd], stdin=pipe, stdout=pipe, text=True) as worker:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "2\n"
-        ring.grow(4)
-        ring.bytes(4)[:3] = b"abc"
-        assert worker.communicate("\n")[0] == "6 set()\n"
-    assert bytes(ring.bytes(5)[:3]) == b"abc"
-    ring.close()
 
 
 def test_close_may_be_called_again() -> None:

@@ -13,7 +13,7 @@ import pytest
 from conftest import Asking, DataSet, wait_until
 from ways import answer, computed, reader, who_reads
 
-from shmgen import ClosedError, Loader, LoaderState, Sequence, SlotState, Source
+from shmgen import Loader, LoaderState, SlotState, Source
 
 N = 24
 
@@ -86,8 +86,7 @@ def test_a_source_that_does_not_say_where_it_is(folder: Callable[..., DataSet], 
 
     with Loader(range(8), None, 8, source=Slow(), workers=1, slots=2, shuffle=False) as loader:
         thread = asking(lambda: len(list(loader)))
-        wait_until(lambda: loader.state.workers[0].busy, "the worker has begun")
-        assert loader.state.workers[0].reading == (0,)
+        wait_until(lambda: loader.state.workers[0].reading == (0,), "the worker has begun")
         open(flag, "w").close()
         assert thread.outcome() == 1
         assert [worker.reading for worker in until_read(loader).workers] == [()]
@@ -132,22 +131,3 @@ def test_a_look_changes_nothing() -> None:
             np.testing.assert_array_equal(a, b)
         with pytest.raises(dataclasses.FrozenInstanceError):
             other.state.waiting = 3  # type: ignore[misc]
-
-
-def test_a_sequence_has_it_too(folder: Callable[..., DataSet]) -> None:
-    """`Sequence.state` is its loader's."""
-    data = folder(N)
-    with Sequence(data.ids, data.labels, 4, data_dir=data.path, slots=2, workers=1) as sequence:
-        held = sequence[0]
-        assert sequence.state.leased == 1
-        assert [worker.pid for worker in sequence.state.workers]
-        del held
-
-
-def test_errors_of_a_closed_loader_are_those_of_requests(folder: Callable[..., DataSet]) -> None:
-    """The state can be asked for where a batch can't be any more."""
-    loader = in_order(folder(N))
-    loader.close()
-    with pytest.raises(ClosedError):
-        loader.batch(0)
-    assert loader.state.waiting == 0

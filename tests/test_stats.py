@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -201,9 +202,6 @@ class Situations:
                 loader.batch(index)
             return loader.stats
 
-    def waiting_transform(self, **rest: Any) -> Stats:
-        return epochs(made(transform=blocks()))
-
     def waiting_function(self, **rest: Any) -> Stats:
         return epochs(made(source=waiting_source()))
 
@@ -211,13 +209,13 @@ class Situations:
         return epochs(made(source=own_fill()))
 
     def computing_transform(self, **rest: Any) -> Stats:
-        return epochs(made(transform=computes()))
+        return epochs(made(transform=computes(), workers=1))
 
     def slow_storage(self, slow_storage: str, **rest: Any) -> Stats:
         return epochs(Loader([f"id-{n}" for n in range(N)], None, BATCH, data_dir=slow_storage, workers=1, reads=2, slots=4))
 
     def files_that_are_cast(self, folder: Callable, **rest: Any) -> Stats:
-        return epochs(of_files(folder(N, (512, 512), np.float64), 20, dtype="float32", workers=1), 1)
+        return epochs(of_files(folder(8, (512, 512), np.float64), 60, dtype="float32", workers=1), 1)
 
     def a_slow_epoch_among_long_gaps(self, clock: Clock, **rest: Any) -> Stats:
         with made(transform=blocks()) as loader:
@@ -238,7 +236,6 @@ VERDICTS = {
     "computed_in_the_background": ("trainer-bound", "nothing to gain", "more slots"),
     "no_workers": ("no-workers", "workers=1, or 'auto', would read ahead", "disk"),
     "any_order": ("order-bound", "can't be foreseen", "more workers"),
-    "waiting_transform": ("function-bound", "your functions wait", "compute"),
     "waiting_function": ("function-bound", "Function(f, concurrent=True)", "compute"),
     "waiting_source": ("function-bound", "your functions wait", "compute"),
     "computing_transform": ("function-bound", "your functions compute: give more workers", "wait"),
@@ -260,16 +257,9 @@ def test_the_verdict_of_a_situation(situation: str, request: pytest.FixtureReque
     assert stats.report().splitlines()[-1] == f"verdict: {verdict}: {stats.advice}"
     assert says in stats.advice
     assert not_says not in stats.advice
-
-
-@pytest.mark.parametrize("situation", ["computing_transform", "waiting_function", "files_that_are_cast"])
-def test_no_advice_that_auto_follows_already(situation: str, request: pytest.FixtureRequest) -> None:
-    """Where the loader chooses the number of workers, it does not advise to change it."""
-    make = getattr(Situations(), situation)
-    stats = make(**{name: request.getfixturevalue(name) for name in inspect.signature(make).parameters if name != "rest"})
-    assert "more workers" in stats.advice
+    # Where the loader chooses the number of workers, it does not advise to change it.
     auto = replace(stats, auto=("workers",), epoch=stats.epoch and replace(stats.epoch, auto=("workers",)))
-    assert auto.verdict == stats.verdict
+    assert auto.verdict == verdict
     assert "more workers" not in auto.advice
 
 
@@ -381,18 +371,6 @@ def test_no_time_at_all() -> None:
     assert "verdict: unknown: no batch was delivered" in seen.report()
 
 
-def test_an_epoch_by_itself(folder: Callable) -> None:
-    """The stats of a loader since the end of an epoch are those of the next."""
-    data = folder(16)
-    with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=1) as loader:
-        list(loader)
-        before = loader.stats
-        list(loader)
-        seen = loader.stats.since(before)
-        assert (seen.batches, seen.samples, 2 * seen.bytes) == (2, 16, loader.stats.bytes)
-        assert seen.elapsed == pytest.approx(loader.stats.elapsed - before.elapsed)
-
-
 def test_a_report_tells_of_what_went_wrong() -> None:
     """Restarts, replaced samples and added slots stand in the report where there were any."""
     report = replace(IDLE, restarts=2, replaced=3, grown=4).report()
@@ -405,56 +383,58 @@ def test_a_report_tells_of_what_went_wrong() -> None:
 class TestDataWait:
     """``shmgen.keras.DataWait``."""
 
-    @pytest.fixture
-    def fit(self, folder: Callable) -> Callable[..., Any]:
-        """Trains on data that ``transform`` makes slow, and on ones that are there; returns the history."""
+    def fit(self, training: Any, callbacks: list[Any], epochs: int = 3, **options: Any) -> dict[str, list[float]]:
+        """The history of a training on rows of 4 by 3."""
         import keras
 
-        from shmgen.keras import Sequence
+        model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+        model.compile(loss="mse", run_eagerly=True)
+        history: dict[str, list[float]] = model.fit(training, epochs=epochs, verbose=0, callbacks=callbacks, **options).history
+        return history
+
+    def test_of_slow_training_and_quick_validation(
+        self, folder: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A fraction an epoch in the history, in CSVLogger's columns, and in the logs of callbacks before and after it.
+
+        Without validation there is no ``val_data_wait``. A trainer above the limit is warned once, one below not.
+        """
+        import keras
+
+        from shmgen.keras import DataWait, Sequence
 
         data = folder(32)
-        model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
-        model.compile(loss="mse")
-
-        def fit(callbacks: list[Any], **options: Any) -> dict[str, list[float]]:
-            with (
-                Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks()) as slow,
-                Sequence(data.ids, data.labels, 8, data_dir=data.path) as fast,
-            ):
-                validation = {"validation_data": fast} if options.pop("validated", True) else {}
-                return model.fit(slow, epochs=3, verbose=0, callbacks=callbacks, **validation, **options).history
-
-        return fit
-
-    def test_stands_in_history(self, fit: Callable) -> None:
-        """Slow data make training wait, and quick ones no validation: fractions, one an epoch."""
-        from shmgen.keras import DataWait
-
-        history = fit([DataWait()])
-        assert len(history["data_wait"]) == len(history["val_data_wait"]) == 3
-        assert all(0 <= fraction <= 1 for fraction in history["data_wait"] + history["val_data_wait"])
-        # Where others want the processors, a step takes longer, but its data do not.
-        assert max(history["data_wait"][1:]) > 0.3 / slowness()
-        assert max(history["data_wait"][1:]) > min(history["val_data_wait"][1:])
-
-    @pytest.mark.parametrize("first", [True, False])
-    def test_stands_in_the_other_callbacks(self, fit: Callable, tmp_path: Any, first: bool) -> None:
-        """CSVLogger has a column for each, whether it comes before or after; each callback is called as often as before."""
-        import keras
-
-        from shmgen.keras import DataWait
-
-        called: list[Any] = []
-        told = keras.callbacks.LambdaCallback(
-            on_train_begin=lambda logs: called.append("train"), on_epoch_end=lambda epoch, logs: called.append(sorted(logs))
-        )
-        callbacks = [told, keras.callbacks.CSVLogger(tmp_path / "log.csv")]
-        fit([DataWait(), *callbacks] if first else [*callbacks, DataWait()])
-        titles, *lines = (tmp_path / "log.csv").read_text().splitlines()
-        assert {"data_wait", "val_data_wait"} <= set(titles.split(","))
-        assert len(lines) == 3
-        assert "NA" not in "".join(lines)
-        assert called == ["train", *[["data_wait", "loss", "val_data_wait", "val_loss"]] * 3]
+        with (
+            Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(), workers=1, slots=2) as slow,
+            Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=1) as fast,
+            caplog.at_level(logging.WARNING, "shmgen"),
+        ):
+            for wait_is_first in (True, False):
+                called: list[Any] = []
+                told = keras.callbacks.LambdaCallback(
+                    on_train_begin=lambda logs, called=called: called.append("train"),
+                    on_epoch_end=lambda epoch, logs, called=called: called.append(sorted(logs)),
+                )
+                others = [told, keras.callbacks.CSVLogger(tmp_path / "log.csv")]
+                callbacks = [DataWait(warn_above=0.01), *others] if wait_is_first else [*others, DataWait(warn_above=1.0)]
+                history = self.fit(slow, callbacks, **{"validation_data": fast} if wait_is_first else {})
+                names = ["data_wait", "loss", *(["val_data_wait", "val_loss"] if wait_is_first else [])]
+                titles, *lines = (tmp_path / "log.csv").read_text().splitlines()
+                assert {*names} <= {*titles.split(",")}
+                assert len(lines) == 3
+                assert "NA" not in "".join(lines) or not wait_is_first
+                assert called == ["train", *[names] * 3]
+                assert sorted(history) == names
+                waits = history["data_wait"]
+                assert len(waits) == 3
+                # Where others want the processors, a step takes longer, but its data do not.
+                assert max(waits[1:]) > 0.3 / slowness()
+                if wait_is_first:
+                    assert max(waits[1:]) > min(history["val_data_wait"][1:])
+                assert all(0 <= fraction <= 1 for name in names if "wait" in name for fraction in history[name])
+        [message] = [record.message for record in caplog.records if "waiting for data" in record.message]
+        assert any(f"of epoch {epoch} was" in message for epoch in (1, 2, 3))  # the first ones may have been read ahead
+        assert message.count("verdict:") == 1
 
     @pytest.mark.parametrize("wrapped", [False, True])
     def test_is_of_the_sequences_that_fit_was_given(
@@ -466,8 +446,6 @@ class TestDataWait:
         from shmgen.keras import DataWait, Sequence
 
         data = folder(32)
-        model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
-        model.compile(loss="mse")
 
         class Wrapper(keras.utils.PyDataset):
             """What a user puts around a sequence."""
@@ -483,27 +461,16 @@ class TestDataWait:
                 return self.inner[index]
 
         with (
-            Sequence(data.ids, data.labels, 8, data_dir=data.path) as training,
-            Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(0.05), workers=1) as other,
+            Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=1) as training,
+            Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(0.03), workers=1) as other,
         ):
             x = Wrapper(training) if wrapped else training
             look = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: list(other))
-            history = model.fit(x, epochs=2, verbose=0, callbacks=[DataWait(warn_above=0.0), look]).history
+            history = self.fit(x, [DataWait(warn_above=0.0), look], epochs=2)
             assert other.stats.batch_wait > 1
             # The whole epoch took longer than these lists did, whose waiting would be nearly all of it.
             assert max(history["data_wait"]) < 0.5
         assert all(record.message.count("verdict:") <= 1 for record in caplog.records)
-
-    def test_warns_once(self, fit: Callable, caplog: pytest.LogCaptureFixture) -> None:
-        """A trainer that waits for much of every epoch is told so once, with the diagnosis; one that does not, is not."""
-        from shmgen.keras import DataWait
-
-        with caplog.at_level(logging.WARNING, "shmgen"):
-            fit([DataWait(warn_above=0.01)])
-            fit([DataWait(warn_above=1.0)])
-        [message] = [record.message for record in caplog.records if "waiting for data" in record.message]
-        assert any(f"of epoch {epoch} was" in message for epoch in (1, 2, 3))  # the first ones may have been read ahead
-        assert message.count("verdict:") == 1
 
     def test_a_sequence_that_is_gone_takes_nothing_back(self, folder: Callable) -> None:
         """What others wait for counts, though one that was waited for before has gone, and its waiting with it."""
@@ -523,9 +490,3 @@ class TestDataWait:
                 pass
             callback.on_epoch_end(0, logs)
         assert logs["data_wait"] > 0.3 / slowness()
-
-    def test_without_validation(self, fit: Callable) -> None:
-        """There is no ``val_data_wait`` where nothing is validated."""
-        from shmgen.keras import DataWait
-
-        assert "val_data_wait" not in fit([DataWait()], validated=False)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import GONE_WITHIN, DataSet, Gone, until_waiting
+from conftest import DataSet, Gone, until_waiting
 from pace import Deadline, slowness
 from ways import answer, as_bytes, made, mend, reader, run, stop, who_reads
 
 from shmgen import ClosedError, Loader, SampleError
-from shmgen._engine import pool, prefetcher, supervisor
+from shmgen._engine import pool, supervisor
 
 N = 24
 BATCH = 4
@@ -63,12 +63,11 @@ def test_a_read_that_never_ends_is_an_error_by_name(folder: Callable, caplog: py
     assert "memory" not in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["own-fill", "transform"])
-def test_a_read_that_never_ends_stands_aside(folder: Callable, kind: str) -> None:
+def test_a_read_that_never_ends_stands_aside(folder: Callable) -> None:
     """With ``on_error="replace"`` it is replaced, in later epochs too, which do not wait for it any more."""
     data = folder(N)
     data.fifo(9)
-    with in_order(kind, data, workers=2, on_error="replace", max_damaged=0.1) as loader:
+    with in_order("own-fill", data, workers=2, on_error="replace", max_damaged=0.1) as loader:
         found = []
         for epoch in range(1, 4):
             found += [as_bytes(batch) for batch in loader]
@@ -78,34 +77,16 @@ def test_a_read_that_never_ends_stands_aside(folder: Callable, kind: str) -> Non
     assert damaged.id == "id-9"
     assert re.fullmatch(BLAME, damaged.reason)
     mend(data, 9)
-    expected = run(in_order(kind, data, workers=0), epochs=3)
+    expected = run(in_order("own-fill", data, workers=0), epochs=3)
     assert [number for number in range(18) if found[number] != expected[number]] == [2, 8, 14]
 
 
-def test_a_function_that_holds_the_interpreter(folder: Callable) -> None:
-    """It is named as any that never ends, though no other thread of its process runs meanwhile."""
-    data = folder(N)
-
-    def transform(x: np.ndarray, rng: object) -> None:
-        import ctypes
-
-        if x[0, 0] == 9:
-            ctypes.PyDLL(None).sleep(1_000_000)
-
-    with in_order("files", data, workers=2, transform=transform) as loader:
-        assert all_but(2, loader, data, f"^sample 'id-9', .*: {BLAME}$") == [*range(8), *range(12, N)]
-        assert loader.stats.restarts == 1
-
-
-@pytest.mark.parametrize("kind", ["files", "own-fill"])
-def test_a_stopped_worker_changes_no_byte(
-    folder: Callable, workers: Callable, caplog: pytest.LogCaptureFixture, kind: str
-) -> None:
+def test_a_stopped_worker_changes_no_byte(folder: Callable, workers: Callable, caplog: pytest.LogCaptureFixture) -> None:
     """One that was stopped is replaced if anything waits for it; what it held is read again, and no sample is blamed."""
     data = folder(N)
-    expected = run(made(kind, data, workers=0))
+    expected = run(made("files", data, workers=0))
     found = []
-    with made(kind, data, workers=2, timeout=SOON, on_error="replace", max_damaged=0.0) as loader:
+    with made("files", data, workers=2, timeout=SOON, on_error="replace", max_damaged=0.0) as loader:
         for epoch in range(2):
             for number, batch in enumerate(loader):
                 found.append(as_bytes(batch))
@@ -143,47 +124,6 @@ def test_without_a_timeout_who_waits_waits(folder: Callable, asking: Callable, t
             until_waiting(loader)
             ends()
             assert isinstance(thread.outcome(), outcome)
-
-
-def test_a_slow_trainer_blames_no_sample(folder: Callable, asking: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time in which no request waited for a read does not count."""
-
-    class Clock:
-        ahead = 0.0
-
-        def monotonic(self) -> float:
-            return time.monotonic() + self.ahead
-
-    clock = Clock()
-    monkeypatch.setattr(prefetcher, "time", clock)
-    data = folder(N)
-    data.fifo(9)
-    with in_order("function", data, workers=1, slots=4, timeout=60) as loader:
-        data.check(*loader.batch(0))
-        who_reads(data, 9)
-        clock.ahead += 1000
-        data.check(*loader.batch(1))
-        clock.ahead += 1000
-        thread = asking(lambda: loader.batch(2))
-        until_waiting(loader)
-        answer(data, 9)
-        assert data.check(*thread.outcome()) == [8, 9, 10, 11]
-        assert loader.stats.restarts == 0
-
-
-def test_many_slow_samples_blame_none(folder: Callable) -> None:
-    """Each sample has ``timeout``, not a worker's share of a batch."""
-    data = folder(2 * BATCH)
-    read = reader(data)
-
-    def slow(id: str) -> np.ndarray:
-        time.sleep(SOON / 3)
-        return read(id)
-
-    options: dict[str, Any] = {"dim": (4, 3), "n_channels": 1, "dtype": "f4", "timeout": SOON, "workers": 1}
-    with Loader(data.ids, data.labels, BATCH, source=slow, shuffle=False, **options) as loader:
-        assert data.check(*loader.batch(0)) == [0, 1, 2, 3]
-        assert loader.stats.restarts == 0
 
 
 def test_a_slow_start_blames_no_sample(folder: Callable) -> None:
@@ -235,7 +175,7 @@ def read(id):
         with open(f"{DATA}/{id}.npy.reader", "w") as file: file.write(f"{os.getpid()} ")
     with open(f"{DATA}/{id}.npy", "rb") as file: return np.frombuffer(file.read()[128:], np.float32).reshape(4, 3)
 
-loader = Loader(IDS, LABELS, 4, (4, 3), 1, source=read, shuffle=False, workers=1, on_error="replace", timeout=TIMEOUT)
+loader = Loader(IDS, LABELS, 4, (4, 3), 1, source=read, shuffle=False, workers=1, on_error="replace", timeout=1.5)
 say_when_waiting("waiting", loader)
 labels = [label for X, y in loader for label in y.tolist() if (X[y == label] == label).all()]
 say(labels == list(range(24)), loader.stats.restarts)
@@ -247,7 +187,7 @@ def test_a_parent_that_was_stopped_blames_none(folder: Callable, asking: Callabl
     """As by Ctrl-Z, for longer than ``timeout``, while it waited for a read: once continued, the read may end."""
     data = folder(N)
     data.fifo(9)
-    run = script(PARENT.replace("TIMEOUT", "1.5"), data)
+    run = script(PARENT, data)
     run.until("waiting")
     worker = who_reads(data, 9)
 
@@ -261,21 +201,6 @@ def test_a_parent_that_was_stopped_blames_none(folder: Callable, asking: Callabl
     assert answering.outcome() is None
     assert run.out.split() == ["waiting", "True", "0"]
     assert run.err == ""
-
-
-def test_ctrl_c_ends_a_wait_without_a_timeout(folder: Callable, script: Callable) -> None:
-    """With the user's own traceback alone, and nothing left."""
-    data = folder(N)
-    data.fifo(9)
-    run = script(PARENT.replace("TIMEOUT", "None"), data)
-    run.until("waiting")
-    who_reads(data, 9)
-
-    run.signal(signal.SIGINT, group=True)
-
-    assert not run.left(GONE_WITHIN)
-    assert run.end() == -signal.SIGINT, run.err
-    assert run.err.count("Traceback") == 1, run.err
 
 
 # Workers that can't be killed.
@@ -311,23 +236,3 @@ def test_a_worker_that_can_not_be_killed_is_left_alone(folder: Callable, asking:
         mend(data, 9)
         for _ in range(2):
             assert [label for X, y in loader for label in data.check(X, y)] == list(range(N))
-
-
-@pytest.mark.usefixtures("unkillable")
-def test_who_can_not_be_killed_stands_aside(folder: Callable, asking: Callable) -> None:
-    """As do those who can, at the price of a slot; what still hangs when the loader is closed goes with it."""
-    data = folder(N)
-    data.fifo(9)
-    with in_order("function", data, workers=2, on_error="replace", max_damaged=0.1) as loader:
-        thread = asking(lambda: [label for X, y in loader for label in data.check(X, y)])
-        worker = who_reads(data, 9)
-        stop(worker)
-        labels = thread.outcome()
-        assert labels[:9] + labels[10:] == [*range(9), *range(10, N)]
-        assert labels[9] != 9
-        assert loader.stats.restarts == 1
-        assert loader.stats.grown == 0
-        assert [damaged.id for damaged in loader.damaged] == ["id-9"]
-        assert repr(loader).count("lost") == 1
-        assert worker.is_running()
-    assert not worker.is_running()

@@ -111,9 +111,10 @@ def test_the_median_of_rounds() -> None:
 
 
 @pytest.fixture
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A close answer takes no more rounds than a clear one."""
-    monkeypatch.setattr("shmgen._tools.tune.MAX_ROUNDS", ROUNDS)
+def two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any answer takes two rounds: each starts the workers of each number anew."""
+    monkeypatch.setattr("shmgen._tools.tune.ROUNDS", 2)
+    monkeypatch.setattr("shmgen._tools.tune.MAX_ROUNDS", 2)
 
 
 SECONDS = 0.4
@@ -152,7 +153,7 @@ def costly(cost: Callable[[], None]) -> Source:
     return Costly()
 
 
-@pytest.mark.usefixtures("few_rounds")
+@pytest.mark.usefixtures("two_rounds")
 def test_the_number_is_recommended_from_what_was_measured() -> None:
     """Of samples that each take their time, no worker reads more than that allows; the number follows from the rates."""
     tuning = tune(range(64), batch_size=2, source=costly(sleep), slots=4, workers=[1, 2], step_ms=40.0, seconds=SECONDS)
@@ -162,7 +163,7 @@ def test_the_number_is_recommended_from_what_was_measured() -> None:
     assert tuning.workers == recommend(tuning.measurements, 40.0, tuning.processors)[0]
 
 
-@pytest.mark.usefixtures("few_rounds")
+@pytest.mark.usefixtures("two_rounds")
 def test_what_computes_takes_processors() -> None:
     """Samples that compute take as many processors as their time adds up to, and little I/O wait."""
     tuning = tune(range(64), batch_size=2, source=costly(compute), slots=4, workers=[1, 2], seconds=SECONDS)
@@ -177,6 +178,7 @@ def test_what_computes_takes_processors() -> None:
     assert tuning.workers == min(count for count, rate in rates.items() if rate >= AS_GOOD * max(rates.values()))
 
 
+@pytest.mark.usefixtures("two_rounds")
 def test_what_a_measurement_holds(folder: Callable) -> None:
     """The numbers of a measurement agree with each other; rounds go to and fro, and progress counts them."""
     data = folder(BATCH * 10, (64, 64))
@@ -205,33 +207,35 @@ def test_what_a_measurement_holds(folder: Callable) -> None:
     assert with_two.memory > without.memory + 2 * 2e6
     # To and fro.
     there, back = ["0 workers", "2 workers"], ["2 workers", "0 workers"]
-    assert [now for _, _, now in told[: 1 + 2 * ROUNDS]] == ["reading", *there, *back, *there, *back, *there]
-    assert [done for done, _, _ in told] == list(range(len(told)))
-    assert (told[0][1], told[-1]) == (1 + 2 * ROUNDS, (len(told) - 1, len(told) - 1, ""))
-    assert ROUNDS <= (len(told) - 2) / 2 <= MAX_ROUNDS
+    assert told == [(done, 5, now) for done, now in enumerate(["reading", *there, *back, ""])]
 
 
+@pytest.mark.usefixtures("two_rounds")
 def test_only_what_can_be_read_soon_is_measured() -> None:
-    """Of a data set that takes long, a random part in whole batches is measured."""
-    tuning = tune(range(400), batch_size=2, source=costly(sleep), workers=[1], seconds=0.05)
+    """Of a data set that takes long, a random part in whole batches; cold only where it is known which files are read."""
+    tuning = tune(range(400), batch_size=2, source=costly(sleep), workers=[1], seconds=0.05, cold=True)
 
     assert tuning.of == 400
     assert 6 <= tuning.samples < 200
     assert tuning.samples % 2 == 0
+    assert "cold not measured: it is not known which files are read" in tuning.remarks
+    assert not any(one.cold for one in tuning.measurements)
 
 
+@pytest.mark.usefixtures("two_rounds")
 @pytest.mark.parametrize("why", [None, "a tmpfs keeps them"])
 def test_cold_files(folder: Callable, monkeypatch: pytest.MonkeyPatch, why: str | None) -> None:
     """With ``cold``, files are measured after they left the page cache; where that is not possible, a remark says so."""
     monkeypatch.setattr("shmgen._tools.tune.forget", lambda paths: why)
     data = folder(BATCH * 4, (64, 64))
 
-    tuning = tune(data.ids, batch_size=BATCH, data_dir=data.path, workers=[1], seconds=0.05, cold=True)
+    tuning = tune(data.ids, batch_size=BATCH, data_dir=data.path, workers=[0], seconds=0.05, cold=True)
 
     assert [one.cold for one in tuning.measurements] == ([False] if why else [False, True])
     assert any(remark.startswith("cold not measured" if why else "the samples fit in memory") for remark in tuning.remarks)
 
 
+@pytest.mark.usefixtures("two_rounds")
 def test_cold_files_are_those_of_the_first_batches(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only files that a loader with the same arguments reads first leave the page cache, also with batches by length."""
     dropped: list[str] = []
@@ -259,6 +263,7 @@ def test_files_in_memory_alone_are_never_cold() -> None:
             os.unlink(file.name)
 
 
+@pytest.mark.usefixtures("two_rounds")
 def test_a_single_batch(folder: Callable) -> None:
     """A data set of one batch has rates too, with ``cold`` as well."""
     data = folder(BATCH)
@@ -268,14 +273,7 @@ def test_a_single_batch(folder: Callable) -> None:
     assert all(one.rate > 0 for one in tuning.measurements)
 
 
-def test_what_is_no_file_is_never_cold() -> None:
-    """For a user's source, a remark says that its files are unknown, so nothing is measured cold."""
-    tuning = tune(range(32), source=costly(sleep), batch_size=BATCH, workers=[1], seconds=0.05, cold=True)
-
-    assert "cold not measured: it is not known which files are read" in tuning.remarks
-    assert not any(one.cold for one in tuning.measurements)
-
-
+@pytest.mark.usefixtures("two_rounds")
 def test_a_framework_that_workers_import_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,7 +312,7 @@ def test_wrong_arguments(folder: Callable, arguments: dict[str, Any], said: str)
     assert said in str(raised.value)
 
 
-@pytest.mark.usefixtures("few_rounds")
+@pytest.mark.usefixtures("two_rounds")
 def test_the_command_line(folder: Callable, tmp_path: Path, cli: Callable[..., Ran]) -> None:
     """The command prints a table that ends in the answer, the same as JSON, and a plot without a display."""
     pytest.importorskip("matplotlib")
@@ -405,6 +403,7 @@ def test_ctrl_c(folder: Callable, tmp_path: Path) -> None:
     assert (process.returncode, out, err) == (130, b"", b"python -m shmgen tune: interrupted\n")
 
 
+@pytest.mark.usefixtures("two_rounds")
 def test_any_number_of_ids_is_measured() -> None:
     """Of 10**9 ids, only those that are read take memory and time."""
     for shuffle in (True, False):

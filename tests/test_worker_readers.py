@@ -491,8 +491,11 @@ def test_readers_end_when_they_are_not_heard(worker: Callable[..., Worker]) -> N
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_the_bell_rings_when_a_batch_has_been_read(worker: Callable[..., Worker], waits: bool) -> None:
+def test_the_bell_rings_when_a_batch_has_been_read(
+    worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
     """By the reader that is last, once, if the batch is waited for; not for the tickets before, however many there are."""
+    monkeypatch.setattr("shmgen._worker.readers.LONG", 1 << 60)  # a ticket may take long where others want the processors
     for reads in (1, 4):
         one = worker(Called(lambda id: None), reads)
         for slot in range(SLOTS):
@@ -670,7 +673,7 @@ print(json.dumps({"lost": sorted(out - set(queued)), "twice": twice, "done": don
 
 def test_no_death_loses_a_ticket() -> None:
     """Processes that share a queue are killed at any moment: each ticket is done, still in the queue, or a dead one's record."""
-    kills = 100
+    kills = 30
     found = processes(KILLS, 0, kills)
     assert found["lost"] == []
     assert found["twice"] == 0
