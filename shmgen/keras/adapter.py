@@ -30,9 +30,6 @@ METHODS = ("fit", "evaluate", "predict")
 class Adapter(PyDatasetAdapter):  # type: ignore[misc]
     """Gives one `EpochIterator` the batches of a `Sequence`, or of a `keras.utils.PyDataset` around one or several.
 
-    Args:
-        replaced: Keras's own adapter.
-
     Attributes:
         over: the iterations over each `Sequence`.
         no_rows: batches without rows, one for each shape that batches have; none if these are not known.
@@ -92,12 +89,7 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
 
 def attach(data: Any, iterations: Iterations, no_rows: Callable[[], list[tuple[Any, ...]]]) -> None:
     """Called when a `Sequence` is asked for its number of batches: if the caller is an `EpochIterator` that is being made, give
-    it an `Adapter`.
-
-    Args:
-        data: the `Sequence`.
-        iterations: over it.
-        no_rows: returns batches of it without rows; none if a subclass makes its own batches.
+    it an `Adapter`. ``no_rows`` returns batches without rows; none if a subclass of `Sequence` makes its own batches.
     """
     maker = next((frame for frame in stack(sys._getframe(2)) if frame.f_code is EpochIterator.__init__.__code__), None)
     if maker is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import reprlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,18 +13,12 @@ from shmgen._engine.feed import Feed
 from shmgen.errors import InputError
 from shmgen.keras.synchronised import is_keras_own, unsynchronised
 
-MAX_SHOWN = 80
-"""Characters of a list of classes that a warning shows."""
-
 
 class Use(NamedTuple):
     """How a feed's batches will be used.
 
     Attributes:
-        method: the model's method: ``fit``, ``evaluate`` or ``predict``; ``evaluate`` for ``validation_data`` of ``fit``.
-        model: the model.
-        validation: ``validation_data`` of ``fit``.
-        shuffles: whether ``fit`` is to shuffle, as it is by default.
+        method: ``fit``, ``evaluate`` or ``predict``; ``evaluate`` for ``validation_data`` of ``fit``.
         steps: the number of steps, if the method was given one.
         no_rows: a batch without rows, as the model gets them; None if that is not known.
     """
@@ -83,10 +77,7 @@ def warnings_of(feed: Feed, use: Use) -> Iterator[str]:
 
 def _name(loss: Any) -> str:
     """The name of a loss, as ``compile`` takes it: a name, a function, a `keras.losses.Loss`, or several losses."""
-    if isinstance(loss, keras.losses.Loss):
-        loss = type(loss).__name__
-        return re.sub("(?<!^)(?=[A-Z])", "_", loss).lower()
-    return loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
+    return loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", repr(loss)))
 
 
 def _of_fit(feed: Feed, use: Use) -> Iterator[str]:
@@ -100,8 +91,8 @@ def _of_fit(feed: Feed, use: Use) -> Iterator[str]:
     classes, others = feed.spec.classes, getattr(use.validation, "classes", None)
     if None not in (classes, others) and classes != others:
         yield (
-            f"the classes of the training data are {_shortened(classes)}, and those of the validation data {_shortened(others)}, "
-            "so that the same number means another class: pass classes=training.classes to the validation data"
+            f"the classes of the training data are {reprlib.repr(classes)}, and those of the validation data "
+            f"{reprlib.repr(others)}, so that the same number means another class: pass classes=training.classes to the validation data"
         )
 
 
@@ -139,8 +130,3 @@ def _of_samples_left_out(feed: Feed, method: str) -> Iterator[str]:
             f"{method} leaves out {lost:,} of {len(feed.ids):,} samples{others}, which fill no batch of "
             f"{feed.sampler.batch_size}: make a Sequence with {remedy} for it"
         )
-
-
-def _shortened(classes: object) -> str:
-    text = repr(classes)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

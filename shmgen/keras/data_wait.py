@@ -13,7 +13,7 @@ import keras
 
 from shmgen._engine.feed import Feed
 from shmgen._plan.stats import Stats
-from shmgen.keras.frames import calling_list, running
+from shmgen.keras.frames import running, variable
 from shmgen.keras.iterations import Iterations, in_use
 
 log = logging.getLogger("shmgen")
@@ -51,7 +51,8 @@ class DataWait(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         # Before the callbacks that were given in front of it, so that these find the wait in the logs.
-        callbacks = calling_list(sys._getframe())
+        _, fit = running(sys._getframe())
+        callbacks = None if fit is None else variable(fit, "callbacks")
         if callbacks is not None and self in callbacks.callbacks:
             # A new list, since the caller iterates over the old one.
             callbacks.callbacks = [self, *(other for other in callbacks.callbacks if other is not self)]

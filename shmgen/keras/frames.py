@@ -5,12 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
-import keras
 from keras.src.trainers.epoch_iterator import EpochIterator
-
-T = TypeVar("T")
 
 
 def stack(frame: FrameType | None) -> Iterator[FrameType]:
@@ -39,9 +36,3 @@ def running(frame: FrameType) -> tuple[Any, FrameType] | tuple[None, None]:
         if isinstance(iterator, EpochIterator):
             return iterator, caller
     return None, None
-
-
-def calling_list(frame: FrameType) -> Any:
-    """The innermost `keras.callbacks.CallbackList` that led to a call; None if there is none."""
-    owners = (variable(caller, "self") for caller in stack(frame))
-    return next((owner for owner in owners if isinstance(owner, keras.callbacks.CallbackList)), None)

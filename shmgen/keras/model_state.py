@@ -51,13 +51,8 @@ elif BACKEND == "torch":
 
 
 class Cell(NamedTuple):
-    """Something in a model whose value training changes.
-
-    Attributes:
-        path: its place in the model, for errors.
-        value: a variable of Keras's or of the backend's, or a tensor.
-        assign: gives it another value.
-    """
+    """Something in a model whose value training changes: a variable of Keras's or of the backend's, or a tensor; at its place in
+    the model, for errors, and with the function that gives it another value."""
 
     path: str
     value: Any
@@ -75,12 +70,7 @@ class Cell(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The cells and optimizers of a model.
-
-    Attributes:
-        cells: by names that begin with the kind of the owner.
-        optimizers: by their paths as attributes. The model's own is ``"optimizer"``.
-    """
+    """The cells of a model, by names that begin with the kind of the owner; and its optimizers, by their paths as attributes."""
 
     cells: dict[str, Cell]
     optimizers: dict[str, Any]
@@ -190,12 +180,7 @@ def set_random_states(states: list[np.ndarray]) -> None:
 
 
 def match(model: Any, data: Any, saved: Saved) -> list[tuple[Cell, str]]:
-    """The cells of a model, each with the name of its value among the arrays of ``saved``. Nothing is assigned yet.
-
-    Args:
-        model: compiled.
-        data: what it trains on; the first batch shows shapes and dtypes.
-        saved: the state.
+    """The cells of a compiled model, each with the name of its value among the arrays of ``saved``. Nothing is assigned yet.
 
     Raises:
         InputError: the model has other cells than it had when the state was saved.
@@ -224,8 +209,7 @@ def match(model: Any, data: Any, saved: Saved) -> list[tuple[Cell, str]]:
 def _build(model: Any, data: Any, saved: Saved) -> Exception | None:
     """Make what the first step of ``fit`` would make: variables, optimizers, metrics, the generator of `keras.random`.
 
-    Returns:
-        The error if not all could be made.
+    Returns the error if not all could be made.
     """
     failure = None
     try:

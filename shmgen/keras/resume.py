@@ -29,33 +29,12 @@ log = logging.getLogger("shmgen")
 VERSION = 2
 """The version of the saved state."""
 
-FIELDS: dict[str, tuple[type, ...]] = {
-    "version": (int,),
-    "epoch": (int,),
-    "step": (int,),
-    "sequence": (dict,),
-    "validation": (dict, type(None)),
-    "batches": (int,),
-    "epochs": (int,),
-    "steps_per_epoch": (int, type(None)),
-    "finished": (bool,),
-    "optimizers": (dict,),
-    "callbacks": (dict,),
-}
-"""The fields of a state beside its arrays, with their types."""
-
 EVERY = 500
 """The default number of batches between two states."""
 
 
 class Place(NamedTuple):
-    """The place at which a run goes on.
-
-    Attributes:
-        epoch: Keras's epoch.
-        step: the number of its steps that were made.
-        sequence: the state of the `Sequence` that is trained on.
-    """
+    """The place at which a run goes on: Keras's epoch, the number of its steps that were made, the state of the `Sequence`."""
 
     epoch: int
     step: int
@@ -66,8 +45,6 @@ class Loaded(NamedTuple):
     """A state that was loaded, for the beginning of the first epoch, which restores the rest.
 
     Attributes:
-        saved: the state.
-        place: where the run goes on.
         first: batches of the pass that were trained on before.
         changed: metrics and the learning rate, which the beginning of an epoch may change, and their values.
         random: see `random_states`.
@@ -162,7 +139,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Load the state, if there is one."""
         self._fit = RunningFit.find(sys._getframe())
-        rank, world = self._rank()
+        rank, world = self._sequence.shard if self._sequence.shard[1] > 1 else find_shard()
         self._check(world)
         # Changes that other callbacks make in the same call, for instance of the learning rate, belong to the state.
         self._fit.put_last(self)
@@ -170,8 +147,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._writes = rank == 0
         if self._writes:
             self._folder.claim()
-        self._position = self._first = self._unsaved = 0
-        self._batches = 0
+        self._position = self._first = self._unsaved = self._batches = 0
         self._failed = self._finished = False
         self._last_saved = time.monotonic()
         self._place: Place | None = None
@@ -180,7 +156,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         newest = self._folder.newest()
         if newest is not None:
             try:
-                self._load(read(newest, FIELDS))
+                self._load(read(newest))
             except BaseException:
                 self._folder.release()
                 raise
@@ -237,11 +213,6 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             stopped = [getattr(callback, "stopped_epoch", 0) for callback in self._fit.callbacks.callbacks]
             self._save(place, finished=place.epoch >= self.params["epochs"] or any(stopped))
         self._folder.release()
-
-    def _rank(self) -> tuple[int, int]:
-        """(rank, world) of this process."""
-        rank, world = self._sequence.shard
-        return (rank, world) if world > 1 else find_shard()
 
     def _check(self, world: int) -> None:
         """Raise an InputError if this callback can't keep its promises in this ``fit``."""

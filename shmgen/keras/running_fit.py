@@ -9,19 +9,14 @@ from typing import Any
 import keras
 
 from shmgen.errors import InputError
-from shmgen.keras.frames import calling_list, running, variable
+from shmgen.keras.frames import running, variable
 
 
 class RunningFit:
-    """The ``fit`` that is under way.
+    """The ``fit`` that is under way, its callbacks, the `keras.utils.PyDataset` that it trains on, and its ``validation_data``.
 
     Keras gives callbacks no way to begin in the middle of an epoch, or to see each other. So this looks at the variables of
     ``fit``, and at the counters of its `EpochIterator`.
-
-    Attributes:
-        callbacks: the `keras.callbacks.CallbackList` that calls all of its callbacks.
-        data: the `keras.utils.PyDataset` that it trains on; None for other data.
-        validation: its ``validation_data``, or None.
     """
 
     def __init__(self, callbacks: Any, iterator: Any, validation: Any) -> None:
@@ -37,9 +32,9 @@ class RunningFit:
         Raises:
             InputError: no ``fit`` has called it.
         """
-        callbacks, (iterator, caller) = calling_list(frame), running(frame)
-        if callbacks is not None and caller is not None and hasattr(iterator, "_enumerate_iterator"):
-            return cls(callbacks, iterator, variable(caller, "validation_data"))
+        iterator, caller = running(frame)
+        if caller is not None and hasattr(iterator, "_enumerate_iterator"):
+            return cls(variable(caller, "callbacks"), iterator, variable(caller, "validation_data"))
         raise InputError(
             f"Resume: expected to be called by fit() of Keras 3.8 to 3.15, found Keras {keras.__version__} or a loop of yours; "
             "there, save Sequence.state_dict() beside the weights"
@@ -77,11 +72,9 @@ class RunningFit:
         self.callbacks.callbacks = [*others, callback]
 
     def begin_at(self, step: int, position: int) -> None:
-        """Let the first epoch begin in its middle. Steps keep their numbers, for all callbacks.
+        """Let the first epoch begin with this step, behind ``position`` batches of the pass that were trained on before.
 
-        Args:
-            step: of Keras's epoch, with which it begins.
-            position: batches of the pass that were trained on before.
+        Steps keep their numbers, for all callbacks.
         """
         iterator = self._iterator
         enumerate_epoch = iterator._enumerate_iterator

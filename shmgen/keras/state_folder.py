@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,18 +30,12 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 MAX_LOCK_WAIT = 10.0
 """Seconds that another process has to release a folder: one that was killed takes a while to end."""
 
-Kind: TypeAlias = list[Any]
+Kind = list[Any]
 """An array's dtype, as a text, and its shape, as a list."""
 
 
 class Saved(NamedTuple):
-    """A state that was read.
-
-    Attributes:
-        path: its file.
-        state: as given to `StateFolder.write`.
-        arrays: likewise, by their names.
-    """
+    """A state that was read: its file, and what `StateFolder.write` was given, the arrays by their names."""
 
     path: Path
     state: dict[str, Any]
@@ -96,12 +90,8 @@ class StateFolder:
         """The file of the newest state; None if there is none."""
         return max(self._files(hidden=False), key=_number, default=None)
 
-    def write(self, state: Mapping[str, Any], arrays: Iterable[tuple[str, np.ndarray]]) -> Path:
-        """Save a state.
-
-        Args:
-            state: anything that JSON can hold.
-            arrays: each with a name of its own; an array is released before the next one is taken.
+    def write(self, state: Mapping[str, Any], arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+        """Save a state, anything that JSON can hold, and named arrays, each of which is released before the next one is taken.
 
         Raises:
             OSError: the file could not be written; the last state stays.
@@ -114,8 +104,7 @@ class StateFolder:
             with unfinished.open("wb") as file:
                 with zipfile.ZipFile(file, "w") as archive:
                     kinds = {name: _add(archive, name, array) for name, array in arrays}
-                    content = json.dumps({"state": state, "arrays": kinds}, indent=1)
-                    archive.writestr(STATE, content)
+                    archive.writestr(STATE, json.dumps({"state": state, "arrays": kinds}, indent=1))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
@@ -123,9 +112,16 @@ class StateFolder:
             with suppress(OSError):
                 unfinished.unlink(missing_ok=True)
             raise
-        self._sync()
-        self._clean()
-        return path
+        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)  # makes the new name durable
+        finally:
+            os.close(folder)
+        # Old states, and unfinished files of processes that were killed.
+        old = sorted(self._files(hidden=False), key=_number)[: -self._keep]
+        for path in [*old, *self._files(hidden=True)]:
+            with suppress(OSError):
+                path.unlink()
 
     def _files(self, *, hidden: bool) -> list[Path]:
         try:
@@ -134,28 +130,9 @@ class StateFolder:
             return []
         return [self.path / name for name in names if (found := NAME.fullmatch(name)) and bool(found[1]) == hidden]
 
-    def _sync(self) -> None:
-        """Make renaming in the folder durable."""
-        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
-    def _clean(self) -> None:
-        """Delete old states, and unfinished files of processes that were killed."""
-        old = sorted(self._files(hidden=False), key=_number)[: -self._keep]
-        for path in [*old, *self._files(hidden=True)]:
-            with suppress(OSError):
-                path.unlink()
-
-
-def read(path: Path, fields: Mapping[str, tuple[type, ...]]) -> Saved:
+def read(path: Path) -> Saved:
     """The state in a file.
-
-    Args:
-        path: the file.
-        fields: the fields of a state, with their types.
 
     Raises:
         InputError: the file is damaged.
@@ -164,8 +141,8 @@ def read(path: Path, fields: Mapping[str, tuple[type, ...]]) -> Saved:
         try:
             with np.load(file, allow_pickle=False) as archive:
                 content = json.loads(archive[STATE])
-                _check(content["state"], fields)
-                arrays = {name: _array(archive[name], kind) for name, kind in content["arrays"].items()}
+                # An array of a dtype that NumPy's format does not know was saved as bytes.
+                arrays = {name: archive[name].view(np.dtype(dtype)) for name, (dtype, _) in content["arrays"].items()}
         except Exception as error:
             # A flipped bit may also look like an encrypted member, an unknown compression, or an array of 10 ** 18 elements.
             raise InputError(
@@ -184,13 +161,6 @@ def _locked(lock: int) -> bool:
     return True
 
 
-def _check(state: Any, fields: Mapping[str, tuple[type, ...]]) -> None:
-    """Raise a ValueError if a state lacks a field, or has one of another type."""
-    for name, types in fields.items():
-        if not isinstance(state[name], types):
-            raise ValueError(f"expected {name} to be {' or '.join(kind.__name__ for kind in types)}, found {state[name]!r}")
-
-
 def kind_of(array: np.ndarray) -> Kind:
     """An array's dtype and shape."""
     return [str(array.dtype), list(array.shape)]
@@ -203,14 +173,6 @@ def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> Kind:
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
         np.lib.format.write_array(member, plain, allow_pickle=False)
     return kind_of(array)
-
-
-def _array(plain: np.ndarray, kind: Kind) -> np.ndarray:
-    """Undo what `_add` does to an array of an unknown dtype, and check it."""
-    array = plain.view(np.dtype(kind[0]))
-    if kind != kind_of(array):
-        raise ValueError(f"expected an array of {kind}, found {kind_of(array)}")
-    return array
 
 
 def _number(path: Path) -> int:
