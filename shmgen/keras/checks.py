@@ -90,9 +90,10 @@ def _of_fit(feed: Feed, use: Use) -> Iterator[str]:
         )
     classes, others = feed.spec.classes, getattr(use.validation, "classes", None)
     if None not in (classes, others) and classes != others:
+        ours, theirs = reprlib.repr(classes), reprlib.repr(others)
         yield (
-            f"the classes of the training data are {reprlib.repr(classes)}, and those of the validation data "
-            f"{reprlib.repr(others)}, so that the same number means another class: pass classes=training.classes to the validation data"
+            f"the classes of the training data are {ours}, and those of the validation data {theirs}, so that the same number "
+            "means another class: pass classes=training.classes to the validation data"
         )
 
 
