@@ -61,106 +61,80 @@ if TYPE_CHECKING:
     from shmgen import jax as jax
     from shmgen import keras as keras
     from shmgen import torch as torch
-    from shmgen._engine.state import LoaderState, SlotState, WorkerState
-    from shmgen._plan.damage import Damaged
-    from shmgen._plan.stats import Stats
-    from shmgen._samples.image_folder import ImageFolder, image_folder
-    from shmgen._samples.split import split
-    from shmgen._sources.base import Reader, Source, SourceField
-    from shmgen._sources.function import Function
-    from shmgen._sources.hdf5 import Hdf5
-    from shmgen._sources.images import Images
-    from shmgen._sources.npy import Npy
-    from shmgen._sources.npy_rows import NpyRows
-    from shmgen._sources.npz import Npz
-    from shmgen._sources.values import Values, class_weights
-    from shmgen._storage.remote import Remote
-    from shmgen._tools.recommend import Measurement
-    from shmgen._tools.scan import ScanReport, scan
-    from shmgen._tools.tune import Tuning, tune
-    from shmgen.errors import (
-        ClosedError,
-        FunctionError,
-        InputError,
-        SampleError,
-        ShmgenError,
-        StartError,
-        TooManyDamaged,
-        WorkerDied,
-    )
-    from shmgen.keras import Sequence
-    from shmgen.loader import Loader
+    from shmgen._engine.state import LoaderState as LoaderState
+    from shmgen._engine.state import SlotState as SlotState
+    from shmgen._engine.state import WorkerState as WorkerState
+    from shmgen._plan.damage import Damaged as Damaged
+    from shmgen._plan.stats import Stats as Stats
+    from shmgen._samples.image_folder import ImageFolder as ImageFolder
+    from shmgen._samples.image_folder import image_folder as image_folder
+    from shmgen._samples.split import split as split
+    from shmgen._sources.base import Reader as Reader
+    from shmgen._sources.base import Source as Source
+    from shmgen._sources.base import SourceField as SourceField
+    from shmgen._sources.function import Function as Function
+    from shmgen._sources.hdf5 import Hdf5 as Hdf5
+    from shmgen._sources.images import Images as Images
+    from shmgen._sources.npy import Npy as Npy
+    from shmgen._sources.npy_rows import NpyRows as NpyRows
+    from shmgen._sources.npz import Npz as Npz
+    from shmgen._sources.values import Values as Values
+    from shmgen._sources.values import class_weights as class_weights
+    from shmgen._storage.remote import Remote as Remote
+    from shmgen._tools.recommend import Measurement as Measurement
+    from shmgen._tools.scan import ScanReport as ScanReport
+    from shmgen._tools.scan import scan as scan
+    from shmgen._tools.tune import Tuning as Tuning
+    from shmgen._tools.tune import tune as tune
+    from shmgen.errors import ClosedError as ClosedError
+    from shmgen.errors import FunctionError as FunctionError
+    from shmgen.errors import InputError as InputError
+    from shmgen.errors import SampleError as SampleError
+    from shmgen.errors import ShmgenError as ShmgenError
+    from shmgen.errors import StartError as StartError
+    from shmgen.errors import TooManyDamaged as TooManyDamaged
+    from shmgen.errors import WorkerDied as WorkerDied
+    from shmgen.keras import Sequence as Sequence
+    from shmgen.loader import Loader as Loader
 
 __version__ = "0.2.0"
 
-__all__ = [
-    "ClosedError",
-    "Damaged",
-    "Function",
-    "FunctionError",
-    "Hdf5",
-    "ImageFolder",
-    "Images",
-    "InputError",
-    "Loader",
-    "LoaderState",
-    "Measurement",
-    "Npy",
-    "NpyRows",
-    "Npz",
-    "Reader",
-    "Remote",
-    "SampleError",
-    "ScanReport",
-    "Sequence",
-    "ShmgenError",
-    "SlotState",
-    "Source",
-    "SourceField",
-    "StartError",
-    "Stats",
-    "TooManyDamaged",
-    "Tuning",
-    "Values",
-    "WorkerDied",
-    "WorkerState",
-    "class_weights",
-    "image_folder",
-    "scan",
-    "split",
-    "tune",
-]
-
-_HOMES = {
-    "Damaged": "_plan.damage",
-    "Function": "_sources.function",
-    "Hdf5": "_sources.hdf5",
-    "ImageFolder": "_samples.image_folder",
-    "Images": "_sources.images",
-    "Loader": "loader",
-    "LoaderState": "_engine.state",
-    "Measurement": "_tools.recommend",
-    "Npy": "_sources.npy",
-    "NpyRows": "_sources.npy_rows",
-    "Npz": "_sources.npz",
-    "Reader": "_sources.base",
-    "Remote": "_storage.remote",
-    "ScanReport": "_tools.scan",
-    "Sequence": "keras",
-    "SlotState": "_engine.state",
-    "Source": "_sources.base",
-    "SourceField": "_sources.base",
-    "Stats": "_plan.stats",
-    "Tuning": "_tools.tune",
-    "Values": "_sources.values",
-    "WorkerState": "_engine.state",
-    "class_weights": "_sources.values",
-    "image_folder": "_samples.image_folder",
-    "scan": "_tools.scan",
-    "split": "_samples.split",
-    "tune": "_tools.tune",
+_NAMES = {
+    # module -> its public names, each of which is imported when it is asked for
+    "_engine.state": ["LoaderState", "SlotState", "WorkerState"],
+    "_plan.damage": ["Damaged"],
+    "_plan.stats": ["Stats"],
+    "_samples.image_folder": ["ImageFolder", "image_folder"],
+    "_samples.split": ["split"],
+    "_sources.base": ["Reader", "Source", "SourceField"],
+    "_sources.function": ["Function"],
+    "_sources.hdf5": ["Hdf5"],
+    "_sources.images": ["Images"],
+    "_sources.npy": ["Npy"],
+    "_sources.npy_rows": ["NpyRows"],
+    "_sources.npz": ["Npz"],
+    "_sources.values": ["Values", "class_weights"],
+    "_storage.remote": ["Remote"],
+    "_tools.recommend": ["Measurement"],
+    "_tools.scan": ["ScanReport", "scan"],
+    "_tools.tune": ["Tuning", "tune"],
+    "errors": [
+        "ClosedError",
+        "FunctionError",
+        "InputError",
+        "SampleError",
+        "ShmgenError",
+        "StartError",
+        "TooManyDamaged",
+        "WorkerDied",
+    ],
+    "keras": ["Sequence"],
+    "loader": ["Loader"],
 }
 
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
 
 _FRONT_ENDS = {
     # front end -> how to get what it needs
@@ -176,7 +150,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    home = name if name in _FRONT_ENDS else _HOMES.get(name, "errors")
+    home = name if name in _FRONT_ENDS else _HOMES[name]
     try:
         module = import_module(f"{__name__}.{home}")
     except ModuleNotFoundError as error:

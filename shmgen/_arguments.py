@@ -51,15 +51,11 @@ def init_from(
     """
 
     def decorate(init: Callable[[SelfT, OptionsT], None]) -> Callable[Concatenate[SelfT, P], None]:
-        signature = inspect.signature(options)
-
         @wraps(init)
         def call(self: SelfT, /, *args: P.args, **kwargs: P.kwargs) -> None:
-            _check_names(type(self).__name__, signature, args, kwargs)
-            init(self, options(*args, **kwargs))
+            init(self, _checked(type(self).__name__, options, *args, **kwargs))
 
-        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-        _describe(call, options, [own, *signature.parameters.values()])
+        _describe(call, options, inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY))
         return call
 
     return decorate
@@ -69,26 +65,25 @@ def call_from(options: Callable[P, OptionsT]) -> Callable[[Callable[[OptionsT], 
     """As `init_from`, for a function of checked options."""
 
     def decorate(function: Callable[[OptionsT], ResultT]) -> Callable[P, ResultT]:
-        signature = inspect.signature(options)
-
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> ResultT:
-            _check_names(function.__name__, signature, args, kwargs)
-            return function(options(*args, **kwargs))
+            return function(_checked(function.__name__, options, *args, **kwargs))
 
-        _describe(call, options, list(signature.parameters.values()))
+        _describe(call, options)
         return call
 
     return decorate
 
 
-def _check_names(name: str, signature: inspect.Signature, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-    """Raise a `TypeError` that names the function or class that was called, not its options, if the arguments do not match."""
+def _checked(name: str, options: Callable[P, OptionsT], *args: P.args, **kwargs: P.kwargs) -> OptionsT:
+    """The options. A `TypeError` names the function or class that was called, ``name``, and what may be meant."""
+    signature = inspect.signature(options)
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
         unknown = next((given for given in kwargs if given not in signature.parameters), None)
         raise TypeError(f"{name}: {error}{_meant(unknown, signature) if unknown else ''}") from None
+    return options(*args, **kwargs)
 
 
 def _meant(unknown: str, signature: inspect.Signature) -> str:
@@ -102,8 +97,9 @@ def _meant(unknown: str, signature: inspect.Signature) -> str:
     return f"; did you mean {by_lower_case[close[0]]}?" if close else ""
 
 
-def _describe(call: Any, options: Any, parameters: list[inspect.Parameter]) -> None:
+def _describe(call: Any, options: Any, *first: inspect.Parameter) -> None:
     """Give a function the signature and the description of its arguments that callers see."""
+    parameters = [*first, *inspect.signature(options).parameters.values()]
     call.__signature__ = inspect.signature(call.__wrapped__).replace(parameters=parameters)
     described = [inspect.cleandoc(cls.__doc__ or "").partition("Args:\n") for cls in reversed(options.__mro__)]
     arguments = "\n".join(text for _, found, text in described if found)

@@ -5,23 +5,19 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Generic, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, SupportsIndex, TypeVar
 
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
-    from typing import Never, NoReturn, Self
+    from typing import Never, NoReturn
 
 
 T = TypeVar("T")
 
 
 class Fixed(Generic[T]):
-    """A read-only attribute for an argument of a constructor.
-
-    Args:
-        read: gets the value from an object.
-    """
+    """A read-only attribute for an argument of a constructor, which ``read`` gets from an object."""
 
     def __init__(self, read: Callable[[Any], T]) -> None:
         self._read = read
@@ -29,14 +25,8 @@ class Fixed(Generic[T]):
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    @overload
-    def __get__(self, instance: None, owner: type) -> Self: ...
-
-    @overload
-    def __get__(self, instance: object, owner: type) -> T: ...
-
-    def __get__(self, instance: object | None, owner: type) -> Self | T:
-        return self if instance is None else self._read(instance)
+    def __get__(self, instance: object | None, owner: type) -> T:
+        return self if instance is None else self._read(instance)  # type: ignore[return-value]
 
     def __set__(self, instance: object, value: Never) -> NoReturn:
         self._read(instance)  # raises its own error if the object is not initialised yet

@@ -48,9 +48,6 @@ if TYPE_CHECKING:
     PerId: TypeAlias = Values | Mapping[Any, float] | Iterable[float] | Callable[[Any], float]
     """A number for each id."""
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""The modes of `Images`, by the number of channels."""
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DataOptions:
@@ -299,28 +296,13 @@ class DataOptions:
         return Remote(str(self.data_dir), cache=self.cache)
 
     def _misplaced(self) -> str:
-        """An error text for arguments that describe rows beside a source: where to pass each of them."""
+        """An error text for arguments that describe rows beside a source: what the source itself takes."""
         source = self.source.source if isinstance(self.source, SourceField) else self.source
-        name = type(source).__name__
-        takes = inspect.signature(type(source)).parameters
-        given = {name: getattr(self, name) for name in ("dim", "n_channels", "dtype", "pad_value")}
-        given = {name: value for name, value in given.items() if value is not None}
-        there, left_out = [], []
-        for argument, value in given.items():
-            text = repr(str(value) if argument == "dtype" else value)
-            if argument == "dim" and "size" in takes:
-                there.append(f"size={text}")
-            elif argument in takes:
-                there.append(f"{argument}={text}")
-            elif argument == "n_channels" and "mode" in takes and value in MODES:
-                there.append(f"mode={MODES[value]!r}")
-            else:
-                left_out.append(argument)
-        remedy = f"pass {' and '.join(there)} to {name} itself: source={name}(..., {', '.join(there)})" if there else ""
-        if left_out:
-            remedy += f"{'; ' if there else ''}leave {' and '.join(left_out)} out, which {name} finds itself"
+        given = [name for name in ("dim", "n_channels", "dtype", "pad_value") if getattr(self, name) is not None]
+        name, takes = type(source).__name__, ", ".join(inspect.signature(type(source)).parameters)
         return (
-            f"{', '.join(given)}: expected where the only input is a folder of .npy files or a function, found a {name}; {remedy}"
+            f"{', '.join(given)}: expected where the only input is a folder of .npy files or a function, found a {name}; leave "
+            f"{' and '.join(given)} out: {name} takes {takes or 'no arguments'}"
         )
 
     def _targets(self) -> Any:

@@ -44,9 +44,6 @@ MIN_BATCHES = 3
 CACHED = 0.5
 """The batches may take this fraction of the free memory, so that they stay in the page cache."""
 
-PROBES = 32
-"""Files that are looked at to find out whether the page cache has dropped them."""
-
 IDLE = 0.25
 """Load average, for each processor, above which a remark says that other programs use the processors."""
 
@@ -209,17 +206,17 @@ def _warnings() -> Iterator[dict[object, str]]:
     """The first warning of each kind that loaders log, which would otherwise be shown for each of dozens of loaders."""
     said: dict[object, str] = {}
 
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
+    def note(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
             said.setdefault((record.pathname, record.lineno), record.getMessage())
+        return record.levelno < logging.WARNING
 
-    handler = Handler(logging.WARNING)
     logger = logging.getLogger("shmgen")
-    logger.addHandler(handler)
+    logger.addFilter(note)
     try:
         yield said
     finally:
-        logger.removeHandler(handler)
+        logger.removeFilter(note)
 
 
 def _read_once(options: TuneOptions, workers: int) -> tuple[int, int, float]:
@@ -309,16 +306,15 @@ def _memory(pid: int) -> int:
 def forget(files: Sequence[str]) -> str | None:
     """Drop ``files`` from the page cache; returns why that can't be done, or None."""
     os.sync()  # data that are not on the disk yet can't be dropped
-    probes = frozenset(files[:: max(1, len(files) // PROBES)])
     held = 0
     try:
         for name in files:
             with open(name, "rb", buffering=0) as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                held += name in probes and _is_held(file.fileno())
+                held += _is_held(file.fileno())
     except OSError as error:
         return str(error)
-    return "this file system keeps its files in memory" if 2 * held > len(probes) else None
+    return "this file system keeps its files in memory" if 2 * held > len(files) else None
 
 
 def _is_held(fd: int) -> bool:
