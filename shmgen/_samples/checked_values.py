@@ -12,7 +12,7 @@ import numpy as np
 
 from shmgen._samples.casting import cast, unmasked
 from shmgen._samples.files import some_of
-from shmgen._samples.lookup import all_of, objects
+from shmgen._samples.lookup import all_of, as_list_or_array, is_column, objects
 from shmgen._samples.sample_spec import LOSSY_CAST, can_cast
 from shmgen.errors import FormatError, InputError
 
@@ -143,7 +143,15 @@ class CheckedValues:
                     found = f"{value!r}{_class_remedy(value, names)}"
                     raise self._refused(id, f"one of the classes {some_of(names, NAMES_SHOWN)}", found) from None
 
-        rows = np.fromiter(positions(), np.min_scalar_type(len(names)), len(self._ids))
+        rows = np.empty(len(self._ids), np.min_scalar_type(len(names)))
+        if (found := _distinct_ints(self._column)) <= numbers.keys() and found:
+            # A million ints take no loop over them.
+            distinct = sorted(found)
+            table = np.array([numbers[name] for name in distinct], rows.dtype)
+            for some, block in zip(_blocks(np.asarray(self._column)), _blocks(rows), strict=True):
+                block[...] = table[np.searchsorted(distinct, some)]
+        else:
+            rows[...] = np.fromiter(positions(), rows.dtype, len(rows))
         return CheckedValues(self._ids, rows, self._field).rows(dtype or np.dtype(np.int64))
 
     def refuse_names(self) -> NoReturn:
@@ -179,6 +187,13 @@ def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
     step = max(1, BLOCK // max(1, values[:1].size))
     for first in range(0, len(values), step):
         yield values[first : first + step]
+
+
+def _distinct_ints(column: Any) -> set[int]:
+    """The ints in an array of them; none if it is something else."""
+    if not (isinstance(column, np.ndarray) and column.dtype.kind in "iu" and column.ndim == 1):
+        return set()
+    return {name for some in _blocks(column) for name in np.unique(some).tolist()}
 
 
 def _ints(highest: int) -> type[np.signedinteger[Any] | np.unsignedinteger[Any]]:
@@ -219,8 +234,9 @@ def names_of(classes: Any) -> tuple[Any, ...]:
 
 def sorted_names(values: Any) -> tuple[Any, ...]:
     """The texts among ``values``, or else the ints, each once, sorted."""
+    column = as_list_or_array(values) if is_column(values) else None
     try:
-        found = set(all_of(values))
+        found = _distinct_ints(column) or set(all_of(values))
     except TypeError:  # one that is no name
         return ()
     texts = sorted(str(name) for name in found if isinstance(name, str))

@@ -107,17 +107,12 @@ def take(ids: Sequence[Any], samples: np.ndarray) -> list[Any]:
     return list(map(ids.__getitem__, samples.tolist()))
 
 
-def int_array(ids: Sequence[Any]) -> np.ndarray | None:
-    """The array of ints that the caller gave as ids; else None."""
-    return ids.array if isinstance(ids, _ArrayIds) and ids.array.dtype.kind in "iu" else None
-
-
 def as_ints(ids: Sequence[Any]) -> range | np.ndarray | None:
     """``ids`` as a range or an array if all are ints, else None. The array holds Python's ints if one is too large for int64."""
     if isinstance(ids, range):
         return ids
     if isinstance(ids, _ArrayIds):
-        return int_array(ids)
+        return ids.array if ids.array.dtype.kind in "iu" else None
     if not set(map(type, ids)) <= {int}:
         return None
     try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shmgen._memory.limit_errors import FILES, reached
 from shmgen._samples.sample_spec import dtype_of, reinterpreted
-from shmgen._storage.local import again, refuse_pointer
+from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
@@ -152,17 +152,13 @@ def _too_long(length: int) -> FormatError:
 
 def read_header_of(path: str) -> tuple[Header, bytes]:
     """As `read_header`, of the file at ``path``. Checks that the file has all the data that its header promises."""
-
-    def read() -> tuple[Header, bytes]:
-        fd = os.open(path, OPEN_FLAGS | os.O_NONBLOCK)  # an ordinary open of a FIFO would wait for ever
-        try:
-            header, raw = read_header(fd)
-            require_data(os.fstat(fd).st_size, header.size + header.data_bytes)
-            return header, raw
-        finally:
-            os.close(fd)
-
-    return again(read)
+    fd = os.open(path, OPEN_FLAGS | os.O_NONBLOCK)  # an ordinary open of a FIFO would wait for ever
+    try:
+        header, raw = read_header(fd)
+        require_data(os.fstat(fd).st_size, header.size + header.data_bytes)
+        return header, raw
+    finally:
+        os.close(fd)
 
 
 def remote_header(remote: Remote, name: str, *, in_parts: bool = False) -> tuple[Header, bytes, object]:

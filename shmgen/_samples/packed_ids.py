@@ -9,7 +9,6 @@ import errno
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import chain
 from operator import methodcaller
 from typing import Any, Self, TypeAlias
@@ -31,7 +30,7 @@ class PackedIds:
     """The ids of all samples, to be looked up by the number of the sample.
 
     A range takes no memory; ints take 8 bytes each, or the bytes of their array's dtype; texts 8 bytes more than their own.
-    Bytes, ids of several types, and ints of more than 64 bits, take one more byte each, for their type.
+    Bytes, ids of several types, and ints beyond int64, take one more byte each, for their type.
 
     Made by `pack` in the main process. A worker gets it pickled, and attaches to the memory by an inherited descriptor.
 
@@ -62,20 +61,15 @@ class PackedIds:
         """Pack ``ids``, as `shmgen._samples.ids.kept` makes them; raises OSError if there is not enough memory."""
         import numpy as np
 
-        from shmgen._samples.ids import int_array
+        from shmgen._samples.ids import as_ints
 
         if isinstance(ids, range) or not len(ids):
             return cls(RANGE, len(ids), ids if isinstance(ids, range) else range(0))
-        array = int_array(ids)
-        if array is not None:
-            native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        numbers = as_ints(ids)
+        if isinstance(numbers, np.ndarray) and numbers.dtype.kind != "O":
+            native = np.ascontiguousarray(numbers, numbers.dtype.newbyteorder("="))
             return cls._written(native.dtype.char, len(ids), [(b"", native.data.cast("B"))])
-        kinds = set(map(type, chain.from_iterable(_blocks(ids))))
-        if kinds == {int}:
-            for letter in "qQ":
-                with suppress(OverflowError):
-                    return cls._written(letter, len(ids), _words(ids, letter))
-        if kinds == {str}:
+        if set(map(type, chain.from_iterable(_blocks(ids)))) == {str}:
             return cls._written(TEXTS, len(ids), _joined(ids, _encoded))
         return cls._written(MIXED, len(ids), _joined(ids, _tagged))
 
@@ -149,13 +143,6 @@ def _write(fd: int, data: bytes | memoryview, place: int) -> int:
             written = os.pwrite(fd, left, place)
             left, place = left[written:], place + written
     return len(data)
-
-
-def _words(ids: Sequence[int], letter: str) -> Iterator[_Block]:
-    from array import array
-
-    for block in _blocks(ids):
-        yield b"", array(letter, block).tobytes()
 
 
 def _joined(ids: Sequence[Any], encoded: Callable[[Any], bytes]) -> Iterator[_Block]:

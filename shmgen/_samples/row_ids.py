@@ -33,7 +33,7 @@ class RowIds:
     def rows(self, ids: Sequence[Any], rows: int) -> range | np.ndarray:
         """The numbers of the rows of ``ids``: a range where they are neighbours, else an array of 4 bytes a row, or 8.
 
-        Refused is a file that has not an id for each of the ``rows``, or has one twice, or lacks one of ``ids``.
+        A file that has not one id for each of the ``rows``, has an id twice, or lacks one of ``ids``, is an InputError.
         """
         table, count = self._table, len(self._table)
         if count != rows:

@@ -12,7 +12,7 @@ import numpy as np
 
 from shmgen._memory.layout import BatchArrays
 from shmgen._samples.casting import holds
-from shmgen._samples.ids import int_array, is_frame
+from shmgen._samples.ids import as_ints, is_frame
 from shmgen._samples.lookup import is_column, is_mapping
 from shmgen._samples.sample_spec import ANY, are_numbers, dtype_of, dtype_text, numbers_remedy
 from shmgen._sources.base import BuiltinSource, Reader, Source, SourceField
@@ -326,7 +326,7 @@ def _holds_columns(part: dict[Any, Any] | Sequence[Any], ids: Sequence[Any]) -> 
         if not all(isinstance(key, str) for key in part):
             return False  # its keys are ids
         # Ints are never among keys that are texts, so not every id need be looked up.
-        if not isinstance(ids, range) and int_array(ids) is None and any(_has(part, id) for id in ids):
+        if as_ints(ids) is None and any(_has(part, id) for id in ids):
             return False
     return any(len(member) == len(ids) or (isinstance(member, Mapping) and _has(member, ids[0])) for member in members)
 

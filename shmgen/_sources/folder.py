@@ -129,7 +129,7 @@ class FolderSource(BuiltinSource):
         files, first = copy(self.files), ids[0]
         files.prepare(ids, type(self).__name__)
         try:
-            return self._reader(files, first, varies)
+            return again(lambda: self._reader(files, first, varies))
         except FileReader.damage as error:
             raise files.unreadable_first(first, error) from None
         finally:

@@ -11,7 +11,6 @@ import numpy as np
 from shmgen._samples.files import IMAGES, FileKind
 from shmgen._samples.sample_spec import RowSpec, SampleSpec, check_shape
 from shmgen._sources.folder import Files, FolderReader, FolderSource
-from shmgen._storage.local import again
 from shmgen.errors import FormatError, InputError
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ class Images(FolderSource):
 
         image_decoder.say_once_if_slow()
         files.learn(first)
-        array = again(lambda: files.load(first, self._decoder.decode))
+        array = files.load(first, self._decoder.decode)
         reader = ImagesReader(files, self._decoder, self.given, self.given.row(array.shape, array.dtype, varies=varies))
         reader.check(array)
         return reader

@@ -17,6 +17,7 @@ from shmgen._samples.npy_format import Header, explain, read_header_of, read_who
 from shmgen._samples.sample_spec import check_dtype, check_numbers, dtype_of, dtype_text
 from shmgen._sources.base import BuiltinSource
 from shmgen._sources.row_file import REPLACED, RowLayout, RowsReader, Windows, runs, spread
+from shmgen._storage.local import again
 from shmgen.errors import FormatError, InputError
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class NpyRows(BuiltinSource):
         version: object = None
         try:
             if self._remote is None:
-                header, raw = read_header_of(self.file)
+                header, raw = again(lambda: read_header_of(self.file))
             else:
                 self._remote.prepare()
                 header, raw, version = remote_header(self._remote, "", in_parts=True)
@@ -252,7 +253,7 @@ def _checked_columns(columns: int | Iterable[int] | None) -> int | tuple[int, ..
 
 
 def _layout(header: Header, given: str | None, windows: Windows, columns: int | tuple[int, ...] | None) -> RowLayout:
-    """Where the rows of a file lie that has this header; a FormatError, if they are not as they were described."""
+    """Where the rows of a file with this header lie. If they are not as the source describes them, that is a FormatError."""
     header = header.reinterpreted(given)
     count, *shape = header.shape or (0,)
     if 0 in header.shape or not count:

@@ -12,7 +12,7 @@ import numpy as np
 
 from shmgen._samples.npy_format import LARGEST_ELEMENT, LONGEST, OPEN_FLAGS, read_header, require_data
 from shmgen._sources.folder import Files, FolderReader, FolderSource
-from shmgen._storage.local import again, refuse_pointer
+from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Npz(FolderSource):
 
     def _reader(self, files: Files, first: object, varies: bool) -> NpzReader:
         try:
-            fields = again(lambda: files.load(first, _kinds))
+            fields = files.load(first, _kinds)
         except DAMAGED as error:
             raise _explained(error) from None
         if not fields:

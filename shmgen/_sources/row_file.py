@@ -197,8 +197,7 @@ FOREIGN = ">" if sys.byteorder == "little" else "<"
 class RowFile:
     """A file of rows, open for one thread.
 
-    Copied from a mapping, which only a worker may do: a file that is truncated after its size was checked ends the process by
-    SIGBUS.
+    Only a worker may copy from a mapping: a file that is truncated after its size was checked ends the process by SIGBUS.
     """
 
     def __init__(self, path: str, layout: RowLayout, *, may_map: bool) -> None:

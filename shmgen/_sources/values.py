@@ -96,12 +96,7 @@ class Values(BuiltinSource):
         return ValuesReader(rows, dtype, classes, self._n_classes if is_one_hot else None)
 
     def aligned(self, ids: Sequence[Any], field: str) -> Sequence[Any] | np.ndarray:
-        """A value for each id, as it was given, in the order of the ids.
-
-        Raises:
-            InputError: an id has no value, or it is not clear which.
-            FunctionError: a function failed.
-        """
+        """A value for each id, as it was given, in the order of the ids."""
         function = self._values
         if not callable(function) or is_mapping(function):
             return Lookup(ids, field, self._by).aligned(function)
@@ -131,11 +126,7 @@ class Values(BuiltinSource):
         return rows, dtype
 
     def with_classes(self, n_classes: int | None, classes: Iterable[Any] | str | None) -> Values:
-        """The values as labels of these classes, as far as they are not None.
-
-        Raises:
-            InputError: they have others of their own.
-        """
+        """The values as labels of these classes, as far as they are not None, and the values have none of their own."""
         if n_classes is not None and self._n_classes not in (None, n_classes):
             raise InputError(f"n_classes: expected {self._n_classes}, as the Values given as labels say, found {n_classes}")
         own_classes = "sorted" if self._sorts_classes else self.classes

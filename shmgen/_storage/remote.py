@@ -65,11 +65,7 @@ class Remote:
         return f"Remote({self.store.place('')!r})"
 
     def prepare(self) -> None:
-        """Get ready, once, in the main process.
-
-        Raises:
-            InputError: there are no credentials, or the cache's folder can't be used.
-        """
+        """Get ready, once, in the main process. Missing credentials, or a cache that can't be used, are an InputError."""
         self.store.prepare()
         if self._cache is not None:
             self._cache.prepare()

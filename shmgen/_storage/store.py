@@ -41,7 +41,7 @@ _random = SystemRandom()  # `random` itself is the user's
 
 
 class Transient(Exception):
-    """A temporary failure, after which the file is asked for again; of an answer of which a part had arrived, if ``answered``."""
+    """A temporary failure, after which the file is requested again; if ``answered``, a part of it had arrived."""
 
     def __init__(self, found: str, wait: float = 0.0, *, answered: bool = False) -> None:
         super().__init__(found)
@@ -148,7 +148,7 @@ class Store:
         """Find out what all readers need, such as credentials; once, in the main process. An InputError says what is missing."""
 
     def names(self) -> Iterator[str]:
-        """All ``.npy`` files, by their paths from the folder; an InputError, if they can't be listed."""
+        """All ``.npy`` files, by their paths from the folder. A folder that can't be listed is an InputError."""
         raise InputError(
             f"{self.place('')}: expected a folder that can be listed, found one that can't be; give the ids, with --ids FILE"
         )
