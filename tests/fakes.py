@@ -364,7 +364,7 @@ class FakeWorkers:
         self._ring.arrays(ticket.slot)[0][ticket.start : ticket.stop] = np.array(self.ids(ticket))[:, None]
         sheet = self._ring.sheet(ticket.slot)
         sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop] = NO_SAMPLE
-        self._say(worker, EventKind.DONE, [(ticket.id, worker, waited)])
+        self._say(worker, EventKind.DONE, [(ticket.id, worker, waited, 0)])
         if self._eager or (sheet[WAITED_FOR] and (sheet[SAMPLES : SAMPLES + sheet[ROWS]] == NO_SAMPLE).all()):
             self._woken.set()
         self._go_on(worker, reader)

@@ -530,6 +530,17 @@ def test_any_order_of_events_delivers_every_batch(seed: int) -> None:
     assert len(events.plan.slots) == events.slots + len(events.hung)
 
 
+def test_batches_are_cut_by_the_time_that_rows_take() -> None:
+    """One ticket a batch where it is read sooner than a ticket is handed over; one for each reader again once rows are slow."""
+    plan = schedule(slots=4, readers=2, rows=64, in_flight=4)
+    counts = []
+    for number, row_time in enumerate((1, 1, 100, 1)):
+        tickets = begin(plan, [BatchId(0, number)])
+        counts.append(len(tickets))
+        plan.done([ticket.id for ticket in tickets], times=[(ticket.stop - ticket.start) * row_time for ticket in tickets])
+    assert counts == [64 // FIRST_ROWS, 1, 1, 2]
+
+
 def test_a_batch_that_says_itself_that_it_is_read() -> None:
     """It is handed out before its reports are heard of, which change nothing afterwards; nor does a death of who read it."""
     read_in: set[int] = set()

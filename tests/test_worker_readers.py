@@ -150,7 +150,7 @@ class Worker:
         try:
             while data := os.read(self.reports, 1 << 16):
                 assert len(data) % REPORT.size == 0
-                for id, worker, waits in REPORT.iter_unpack(data):
+                for id, worker, waits, _ in REPORT.iter_unpack(data):
                     assert worker == 7
                     assert waits in (0, 1)
                     self._done.append(id)

@@ -212,7 +212,7 @@ def test_no_wake_up_is_lost(folder: Callable, monkeypatch: pytest.MonkeyPatch) -
 
         def late() -> list[Any]:
             events: list[Any] = reported()
-            os.write(pool._reports_in, REPORT.pack(1 << 40, 0, 0))
+            os.write(pool._reports_in, REPORT.pack(1 << 40, 0, 0, 0))
             pool.wake()
             return events
 
@@ -223,4 +223,4 @@ def test_no_wake_up_is_lost(folder: Callable, monkeypatch: pytest.MonkeyPatch) -
         at_once = Deadline(AT_ONCE)
         pool.wait(10 * AT_ONCE)
         assert not at_once.passed
-        assert [event.detail for event in pool.poll_events()] == [[(1 << 40, 0, 0)]]
+        assert [event.detail for event in pool.poll_events()] == [[(1 << 40, 0, 0, 0)]]

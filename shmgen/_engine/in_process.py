@@ -17,7 +17,6 @@ from shmgen._plan.meter import Use
 from shmgen._plan.schedule import Ticket
 from shmgen._samples.ids import take
 from shmgen._sources.base import IDLE, row_of
-from shmgen._worker.protocol import thread_time
 from shmgen._worker.rng import own_random_state
 from shmgen._worker.task import Task
 from shmgen._worker.ticket_filler import TicketFiller
@@ -55,16 +54,16 @@ class InProcess:
         if self._tickets:
             ticket = self._tickets[0]
             event = Event(0, EventKind.ABORTED, ticket.id)
-            began, used = time.monotonic_ns(), thread_time("thread-self")
+            began, used = time.monotonic_ns(), time.thread_time_ns()
             try:
                 with own_random_state() if self._filler.calls_functions else nullcontext():
                     self._fill(ticket)
-                event = Event(0, EventKind.DONE, [(ticket.id, 0, 0)])
+                event = Event(0, EventKind.DONE, [(ticket.id, 0, 0, 0)])
             except Exception as error:
                 event = Event(0, EventKind.FAILED, (ticket.id, row_of(self._at[0]), error))
             finally:
                 self._at[BUSY - ROW] += time.monotonic_ns() - began
-                self._cpu += thread_time("thread-self") - used
+                self._cpu += time.thread_time_ns() - used
                 # One statement, so that a signal's handler can't raise halfway: if it raises before, the ticket is done again; if
                 # after, the event is recorded.
                 self._tickets, self._events = self._tickets[1:], [*self._events, event]

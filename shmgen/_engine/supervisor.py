@@ -164,7 +164,7 @@ class Supervisor:
         """
         for number, what, detail in events:
             if what is EventKind.DONE:
-                self._schedule.done([report[0] for report in detail])
+                self._schedule.done([report[0] for report in detail], times=[report[3] for report in detail])
                 self._schedule.waits = bool(detail[-1][2])
                 for worker in {report[1] for report in detail} & self._records.keys():  # one that has retired may report late
                     self._records[worker].has_done = True

@@ -16,7 +16,10 @@ class EventKind(Enum):
     """What can happen. The event's detail is what stands after the colon."""
 
     READY = "a worker has started"
-    DONE = "tickets are done, by any workers: for each its number, the worker, and whether reads have waited for I/O lately"
+    DONE = (
+        "tickets are done, by any workers: for each its number, the worker, whether reads have waited for I/O lately, and the "
+        "microseconds it took"
+    )
     FAILED = "a ticket failed: its number, the number of the row (None if not known), and the error"
     ABORTED = "a ticket was interrupted, and its batch must be read anew: its number"
     UNABLE = "a worker can't start, or can't go on: the error"

@@ -17,8 +17,11 @@ READ_MARK = b"\xff" * 8
 TICKET = struct.Struct("<QIIII")
 """A ticket: its number, the slot, the first row, one past the last row, and padding."""
 
-REPORT = struct.Struct("<QII")
-"""A done ticket: its number, that of the worker, and 1 if reads have lately had to wait for a disk or a network, else 0."""
+REPORT = struct.Struct("<QIHH")
+"""A done ticket: its number, that of the worker, 1 if reads have lately had to wait for a disk or a network, else 0, and the
+microseconds it took, at most `MOST_MICROSECONDS`."""
+
+MOST_MICROSECONDS = 0xFFFF
 
 READS, EAGER, READERS, USED = range(4)
 """The first words of a worker's status page, of 8 bytes each. The main process sets how many readers there should be, and whether

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from typing import NamedTuple
 
 from shmgen._plan.sampler import BatchId
@@ -23,6 +23,12 @@ FIRST_TICKETS = 64
 
 FIRST_ROWS = 4
 """Rows of such a ticket, at least."""
+
+LEAST_MICROSECONDS = 200
+"""A ticket takes at least this long, as far as batches are cut: taking and reporting one costs a reader some 60 microseconds."""
+
+RECENT = 1 / 8
+"""The weight of the last ticket in the mean time of a row."""
 
 MAX_OUT = 1024
 """Tickets that are out at a time, at most: the queue has room for them."""
@@ -123,6 +129,7 @@ class Schedule:
         self._alone = 0  # the number of the suspect given out last
         self._read_in_vain = False
         self._any_done = False
+        self._row_time = 0.0  # microseconds
 
     def __repr__(self) -> str:
         return f"slots {self._slots}"
@@ -281,15 +288,23 @@ class Schedule:
         """Whether the batch of ``ticket`` will be delivered from its slot."""
         return self._slots[ticket.slot].batch == ticket.batch
 
-    def done(self, ids: Iterable[int], error: Exception | None = None) -> None:
-        """These tickets have been done or, with ``error``, have failed. Those that are not out are ignored."""
+    def done(self, ids: Iterable[int], error: Exception | None = None, *, times: Iterable[int] = repeat(0)) -> None:
+        """These tickets have been done or, with ``error``, have failed. Those that are not out are ignored.
+
+        Args:
+            ids: their numbers.
+            error: why they have failed.
+            times: microseconds that each took; 0 if not known.
+        """
         self._any_done = True
-        for id in ids:
+        for id, time in zip(ids, times, strict=False):
             ticket = self._out.pop(id, None)
             if ticket is None:
                 continue
             _, number, _, start, stop = ticket
             self.rows_done += stop - start
+            if time:
+                self._row_time += RECENT * (time / (stop - start) - self._row_time)
             slot = self._slots[number]
             if slot.state is not State.LOST:
                 slot.missing -= 1
@@ -393,6 +408,8 @@ class Schedule:
         rows = slot.rows = self._rows(batch)
         if is_cut and not self._any_done:
             tickets = max(tickets, min(FIRST_TICKETS, rows // FIRST_ROWS))
+        elif self._row_time:
+            tickets = min(tickets, max(1, int(rows * self._row_time / LEAST_MICROSECONDS)))
         slot.missing = tickets = min(rows, tickets)
         number, id, start = slot.number, self._last_id, 0
         for part in range(1, tickets + 1):

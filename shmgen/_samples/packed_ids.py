@@ -102,9 +102,11 @@ class PackedIds:
         else:
             self._words = memoryview(self._memory).cast(self._kind)  # type: ignore[call-overload]
 
-    def take(self, numbers: Iterable[int]) -> list[Any]:
-        """The ids of the samples of these numbers."""
+    def take(self, numbers: Sequence[int]) -> Sequence[Any]:
+        """The ids of the samples of these numbers; where ids are 0, 1, 2, and so on, these are ``numbers`` as they are."""
         words, memory = self._words, self._memory
+        if isinstance(words, range):
+            return numbers if (words.start, words.step) == (0, 1) else [words[number] for number in numbers]
         if self._kind not in (TEXTS, MIXED):
             return list(map(words.__getitem__, numbers))
         found = [memory[words[number] : words[number + 1]] for number in numbers]

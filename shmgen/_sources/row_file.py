@@ -89,9 +89,9 @@ class Windows:
 
     def firsts(self, ids: Sequence[int]) -> Sequence[int]:
         """The first row of each sample."""
-        if self.series is None and self.stride == 1:
-            return [self.offset + id for id in ids] if self.offset else ids
-        return list(map(self.first, ids))
+        if self.series is not None:
+            return list(map(self.first, ids))
+        return ids if (self.offset, self.stride) == (0, 1) else [self.offset + id * self.stride for id in ids]
 
     def after(self, rows: int, length: int | None) -> tuple[Windows, Windows]:
         """These windows, and others of ``length`` rows (None: one row), which begin ``rows`` rows after the last row of each."""
@@ -258,7 +258,7 @@ class RowFile:
             mapped.take(firsts, axis=0, out=rows, mode="clip")  # no number is out of bounds; "raise" would copy first
         else:
             # `take` would copy the whole of a view whose samples overlap.
-            layout.write(mapped[np.array(firsts)], data)
+            layout.write(mapped[np.asarray(firsts)], data)
 
     def _read(self, firsts: Sequence[int], data: memoryview, begun: Any, io_waits: bool) -> None:
         """Read the rows that samples span into ``data``."""

@@ -22,6 +22,7 @@ from shmgen._memory.records import (
     EAGER,
     EPOCH,
     LAST_TICKET,
+    MOST_MICROSECONDS,
     POSITION,
     READ_MARK,
     READERS,
@@ -269,7 +270,7 @@ class Readers:
                     return
                 continue
             try:
-                os.write(self._fds.reports, REPORT.pack(id, self._number, waiting > 0))
+                os.write(self._fds.reports, REPORT.pack(id, self._number, waiting > 0, min(took // 1000, MOST_MICROSECONDS)))
                 # The main process sets WAITED_FOR, reads the reports, and sleeps. A reader marks its rows, writes its report, and
                 # looks at WAITED_FOR and all marks. The pipe's lock orders the two: either the main process reads the last
                 # report, or the reader that wrote it sees WAITED_FOR and all marks, and rings.
@@ -293,7 +294,7 @@ class Readers:
             raise StartError(f"the ring can't be mapped: {error}") from None
         sheet = memory[filler.sheet_offset :]
         words = sheet.cast("q")
-        samples = words[SAMPLES + start : SAMPLES + stop].tolist()
+        samples = words[SAMPLES + start : SAMPLES + stop]
         filler.fill(memory, Task(start, words[EPOCH], words[POSITION] + start, samples, self._tables), io_waits=io_waits)
         # The main process hands out a batch as soon as all of its rows are marked, so mark them after all is written.
         sheet[8 * (SAMPLES + start) : 8 * (SAMPLES + stop)] = READ_MARK * (stop - start)

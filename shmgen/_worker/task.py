@@ -13,29 +13,31 @@ class Task:
         start: the first row.
         epoch: of the batch.
         position: of the first row in the epoch.
-        samples: of the rows: positions in the list of ids.
+        samples: of the rows: positions in the list of ids; where they lie in a slot's sheet, as long as the rows are not marked.
         tables: for each of `key_tables`, a function that looks samples up in it.
     """
 
     __slots__ = "_found", "_samples", "_tables", "epoch", "position", "start"
 
-    def __init__(self, start: int, epoch: int, position: int, samples: Any, tables: Sequence[Callable[[Any], list[Any]]]) -> None:
+    def __init__(
+        self, start: int, epoch: int, position: int, samples: Any, tables: Sequence[Callable[[Any], Sequence[Any]]]
+    ) -> None:
         self.start = start
         self.epoch = epoch
         self.position = position
         self._samples = samples
         self._tables = tables
-        self._found: dict[int, list[Any]] = {}
+        self._found: dict[int, Sequence[Any]] = {}
 
     def __len__(self) -> int:
         return len(self._samples)
 
     @property
-    def ids(self) -> list[Any]:
+    def ids(self) -> Sequence[Any]:
         """The ids of the rows."""
         return self.keys(0)
 
-    def keys(self, table: int) -> list[Any]:
+    def keys(self, table: int) -> Sequence[Any]:
         """The keys of the rows in a table. They are looked up when first asked for, since making texts takes time."""
         if table not in self._found:
             self._found[table] = self._tables[table](self._samples)

@@ -157,6 +157,8 @@ class TicketFiller:
             try:
                 keys = task.keys(table)
                 rows: Any
+                if reader.user_code is not None:
+                    keys = list(keys)
                 if reader.takes_bytes:
                     rows = self._bytes(slot, task, fields[0])
                 elif reader.fields is None:
