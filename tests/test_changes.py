@@ -174,9 +174,6 @@ def test_a_file_that_changes_between_two_reads_is_an_error(
         assert (loader.batch(0)[0][1] == 1 + NEW).all()
 
 
-# Rows of one file.
-
-
 def rows(by: int = 0, count: int = N) -> np.ndarray:
     """Rows of three elements: their number and ``by``."""
     return np.repeat(np.arange(count, dtype=np.float32) + by, 3).reshape(count, 3)
@@ -212,7 +209,7 @@ def test_rows_cut_off_amid_an_epoch(big: Path) -> None:
             assert next(batches)[0][:, 0].tolist() == [*range(4 * number, 4 * number + 4)]
         with pytest.raises(SampleError, match=r"big\.npy: expected \d+ bytes, found 344: the file is truncated") as raised:
             next(batches)
-        assert raised.value.id == 18
+        assert raised.value.id in (18, 19)  # which of them a worker comes to first is not said
         with pytest.raises(SampleError):
             next(batches)
         overwrite(big, rows())

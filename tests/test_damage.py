@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import DataSet
-from ways import filling, made, reader, run, shaking
+from ways import made, reader, run, shaking
 
 from shmgen import Damaged, Loader, Npy, NpyRows, SampleError, TooManyDamaged, Values
 
@@ -31,12 +31,6 @@ def cut(length: int) -> Callable[[Path], None]:
     return lambda path: os.truncate(path, length)
 
 
-def directory(path: Path) -> None:
-    """Put a directory in the place of a file."""
-    path.unlink()
-    path.mkdir()
-
-
 def loop(path: Path) -> None:
     """Put in the place of a file a link that leads nowhere; even root can't read it."""
     path.unlink()
@@ -48,11 +42,8 @@ SPOILS = {
     "missing": (Path.unlink, "expected a file, found none at this path"),
     "empty": (cut(0), r"expected an .npy file, found an empty one \(0 bytes\)"),
     "truncated": (cut(140), "expected 176 bytes, found 140: the file is truncated"),
-    "truncated-header": (cut(100), "expected an .npy header of 128 bytes, found .* 100"),
     "shape": (same_array(np.zeros((3, 4), "f4")), r"expected shape \(4, 3\), found \(3, 4\)"),
-    "dtype": (same_array(np.zeros((4, 3), "c8")), "expected .*float32, found complex64"),
     "not-npy": (lambda path: path.write_bytes(b"\x89PNG" * 99), "expected an .npy file, found one that begins with"),
-    "directory": (directory, "expected a file, found a directory"),
     "unreadable": (loop, "expected a readable file, found: Too many levels of symbolic links"),
 }
 
@@ -89,7 +80,7 @@ def numbers(batch: Any, rows: int = BATCH) -> list[int]:
 
 @pytest.mark.parametrize(
     ("spoiled", "field", "workers"),
-    [*((spoiled, ("scan", "mask")[place % 2], 0) for place, spoiled in enumerate(SPOILS)), ("missing", "mask", 2)],
+    [*((spoiled, ("scan", "mask")[place % 2], 0) for place, spoiled in enumerate(SPOILS)), ("missing", "mask", 1)],
 )
 def test_another_sample_stands_in(
     masked: tuple[DataSet, DataSet], caplog: pytest.LogCaptureFixture, spoiled: str, field: str, workers: int
@@ -121,28 +112,14 @@ def test_the_same_stands_in_at_any_split_of_rows(masked: tuple[DataSet, DataSet]
 
     def rows(**options: Any) -> list[list[bytes]]:
         loader = of_fields(*masked, max_damaged=0.2, transform=shaking(), **options)
-        found = run(loader, epochs=3)
+        found = run(loader)
         assert [damaged.id for damaged in sorted(loader.damaged)] == ["id-20", "id-3", "id-31", "id-4"]
-        assert loader.stats.replaced >= 3 * 4  # a stand-in may be damaged, too; a row is counted once
+        assert loader.stats.replaced >= 2 * 4  # a stand-in may be damaged, too; a row is counted once
         return found
 
     expected = rows(workers=0)
-    for workers, slots in ((1, 2), (3, 9)):
-        assert rows(workers=workers, slots=slots) == expected
+    assert rows(workers=2, slots=3) == expected
     assert rows(workers=0, seed=1) != expected
-
-
-def test_it_is_another_in_another_epoch(masked: tuple[DataSet, DataSet]) -> None:
-    """And, with another seed, in the same: no sample gets more weight than others for long."""
-    masked[0].file("id-7").unlink()
-    seen = set()
-    for seed in range(3):
-        with of_fields(*masked, workers=0, seed=seed) as loader:
-            for _ in range(5):
-                times = Counter(number for batch in loader for number in numbers(batch))
-                seen.add(times.most_common(1)[0])
-    assert {times for _, times in seen} == {2}
-    assert len(seen) > 8
 
 
 def bad(kind: str, data: DataSet) -> tuple[dict[str, Any], str, str]:
@@ -154,27 +131,18 @@ def bad(kind: str, data: DataSet) -> tuple[dict[str, Any], str, str]:
             raise ValueError("no such picture")
         return read(id)
 
-    def misfits(id: str) -> np.ndarray:
-        return read(id)[: 3 if id == "id-7" else 4]
-
     def transform(x: np.ndarray, rng: object) -> np.ndarray | None:
         return x[1:] if x[0, 0] == 7 else None
 
     function = {"dim": (4, 3), "n_channels": 1, "dtype": "f4"}
     found: dict[str, tuple[dict[str, Any], str, str]] = {
         "raises": ({"source": raises, **function}, "source of field 'X'", "ValueError: no such picture\n\nTraceback"),
-        "misfits": (
-            {"source": misfits, **function},
-            "source of field 'X'",
-            r"expected shape \(4, 3, 1\) or \(4, 3\), found \(3, 3\);",
-        ),
-        "own-fill": ({"source": filling(raises)}, "source of field 'X'", "ValueError: no such picture\n\nTraceback"),
         "transform": ({"transform": transform, "data_dir": data.path}, "transform of field 'X'", "expected shape .* found"),
     }
     return found[kind]
 
 
-@pytest.mark.parametrize(("kind", "workers"), [("raises", 2), ("misfits", 0), ("own-fill", 0), ("transform", 2)])
+@pytest.mark.parametrize(("kind", "workers"), [("raises", 1), ("transform", 0)])
 def test_a_function_that_fails(folder: Callable, kind: str, workers: int) -> None:
     """Where a user's function raises, or returns what does not fit, another sample stands in as well."""
     data = folder(N)
@@ -190,7 +158,7 @@ def test_a_function_that_fails(folder: Callable, kind: str, workers: int) -> Non
     assert re.match(reason, damaged.reason), damaged.reason
 
 
-@pytest.mark.parametrize(("shuffle", "workers"), [(True, 2), (False, 0)])
+@pytest.mark.parametrize(("shuffle", "workers"), [(True, 1), (False, 0)])
 def test_rows_behind_the_end_of_one_file(tmp_path: Path, shuffle: bool, workers: int) -> None:
     """Of an array truncated in use the rows that are missing are replaced, also where neighbours are read at once."""
     path = tmp_path / "all.npy"
@@ -215,7 +183,7 @@ def test_without_shuffling_all_others_keep_their_places(masked: tuple[DataSet, D
     scans, masks = masked
     scans.file("id-2").unlink()
     masks.file(f"id-{N - 1}").unlink()
-    with of_fields(scans, masks, batch_size=6, shuffle=False, tail="keep", workers=2) as loader:
+    with of_fields(scans, masks, batch_size=6, shuffle=False, tail="keep", workers=0) as loader:
         assert len(loader) == math.ceil(N / 6)
         for _ in range(2):
             epoch = [numbers(batch, rows) for batch, rows in zip(loader, [6] * (N // 6) + [N % 6], strict=True)]
@@ -238,7 +206,7 @@ def test_a_stand_in_that_is_damaged_is_replaced_in_turn(folder: Callable) -> Non
             assert not any(label % 2 for label in labels)
         assert {damaged.id for damaged in loader.damaged} == {f"id-{number}" for number in range(1, N, 2)}
         assert loader.stats.replaced == 2 * N // 2
-    assert run(made("files", data, workers=0, **options)) == run(made("files", data, workers=2, **options))
+    assert run(made("files", data, workers=0, **options)) == run(made("files", data, workers=1, **options))
 
 
 def test_a_mended_file_is_read_again(masked: tuple[DataSet, DataSet]) -> None:
@@ -254,18 +222,14 @@ def test_a_mended_file_is_read_again(masked: tuple[DataSet, DataSet]) -> None:
         assert [damaged.id for damaged in loader.damaged] == ["id-7"]
 
 
-# Too many.
-
-
-@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("count", [0, 1])
 def test_more_than_a_hundredth_end_the_run(folder: Callable, workers: Callable, count: int) -> None:
     """Of 200 samples 2 may be damaged; with a third one the error says how many, which was the last, and what to do."""
     data = folder(200)
     for number in (20, 70):
         data.file(f"id-{number}").unlink()
-    with made("files", data, batch_size=BATCH, workers=count, on_error="replace") as loader:
-        for _ in range(2):
-            assert len([label for X, y in loader for label in data.check(X, y)]) == 200
+    with made("files", data, batch_size=20, workers=count, on_error="replace") as loader:
+        assert len([label for X, y in loader for label in data.check(X, y)]) == 200
         data.file("id-120").unlink()
         with pytest.raises(TooManyDamaged, match=r"^3 of 200 samples are damaged, and max_damaged=0\.01") as caught:
             list(loader)
@@ -279,22 +243,12 @@ def test_more_than_a_hundredth_end_the_run(folder: Callable, workers: Callable, 
         assert not workers()
 
 
-@pytest.mark.parametrize("most", [0.0, 0.5, 1.0])
-def test_where_all_are_damaged_the_run_ends(folder: Callable, most: float) -> None:
-    """At any ``max_damaged``, since no sample is left to stand in."""
-    data = folder(N)
-    with made("files", data, batch_size=BATCH, workers=0, on_error="replace", max_damaged=most) as loader:
+@pytest.mark.parametrize(("count", "most", "found"), [(N, 0.0, "1"), (N, 0.5, str(N // 2 + 1)), (N, 1.0, r"\d+"), (1, 1.0, "1")])
+def test_where_all_are_damaged_the_run_ends(folder: Callable, count: int, most: float, found: str) -> None:
+    """At any ``max_damaged``, since no sample is left to stand in; a single one has no other."""
+    data = folder(count)
+    with made("files", data, batch_size=min(count, BATCH), workers=0, on_error="replace", max_damaged=most) as loader:
         for id in data.ids:
             data.file(id).unlink()
-        found = r"\d+" if most == 1 else int(most * N) + 1
-        with pytest.raises(TooManyDamaged, match=rf"^{found} of {N} samples are damaged, and max_damaged={most:g} "):
-            run(loader, epochs=3)
-
-
-def test_a_single_sample_can_not_be_replaced(folder: Callable) -> None:
-    """There is no other."""
-    data = folder(1)
-    with made("files", data, batch_size=1, workers=0, on_error="replace", max_damaged=1.0) as loader:
-        data.file("id-0").unlink()
-        with pytest.raises(TooManyDamaged, match="1 of 1 samples"):
+        with pytest.raises(TooManyDamaged, match=rf"^{found} of {count} samples are damaged, and max_damaged={most:g} "):
             run(loader, epochs=3)

@@ -28,9 +28,7 @@ def base_of(package: str, name: str) -> type:
 
 
 SAMPLES: dict[str, tuple[Callable[[int], Any], Callable[[int], Any]]] = {
-    "x": (lambda i: np.full(3, i), lambda i: (np.full(3, i),)),
     "pair": (lambda i: (np.full(3, i), i % 3), lambda i: (np.full(3, i), i % 3)),
-    "list": (lambda i: [np.full(3, i), i % 3], lambda i: (np.full(3, i), i % 3)),
     "weighted": (lambda i: (np.full(3, i), i, 0.5), lambda i: (np.full(3, i), i, 0.5)),
     "dict": (lambda i: {"a": np.full(3, i), "b": i}, lambda i: ({"a": np.full(3, i), "b": i},)),
     "tensor": (

@@ -18,8 +18,6 @@ from shmgen import Function, InputError, Loader, Npy, NpyRows, Sequence, Values
 
 N = 53
 
-WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
-
 
 @pytest.fixture
 def data(folder: Callable[..., Any]) -> Any:
@@ -31,9 +29,6 @@ def doubled(id: str) -> np.ndarray:
     return np.full(5, 2.0 * int(id[3:]))
 
 
-# The structure of a batch.
-
-
 def one() -> Any:
     return Values(np.arange(N))
 
@@ -42,8 +37,6 @@ STRUCTURES = [
     pytest.param(lambda: one(), lambda n: n, id="one"),  # noqa: PLW0108
     pytest.param(lambda: (one(), one()), lambda n: (n, n), id="tuple"),
     pytest.param(lambda: [one(), one()], lambda n: (n, n), id="list"),
-    pytest.param(lambda: (one(),), lambda n: (n,), id="tuple-of-one"),
-    pytest.param(lambda: {"a": one(), "b": one()}, lambda n: {"a": n, "b": n}, id="dict"),
     pytest.param(lambda: {"a": one()}, lambda n: {"a": n}, id="dict-of-one"),
     pytest.param(lambda: {"a": one(), "b": (one(), {"c": one()})}, lambda n: {"a": n, "b": (n, {"c": n})}, id="nested"),
 ]
@@ -96,16 +89,13 @@ REFUSED = [
     pytest.param({"inputs": {"a": one(), "b": {"a": one()}}}, "found 'inputs.a' twice", id="a-name-twice-nested"),
     pytest.param({"inputs": one(), "labels": range(N), "targets": one()}, "either labels or targets", id="labels-and-targets"),
     pytest.param({"inputs": one(), "dim": (3,)}, "describe the only input", id="inputs-and-dim"),
-    pytest.param({"inputs": one(), "n_channels": 1}, "describe the only input", id="inputs-and-n_channels"),
-    pytest.param({"inputs": one(), "dtype": "f4"}, "describe the only input", id="inputs-and-dtype"),
     pytest.param({"inputs": one(), "source": doubled}, "describe the only input", id="inputs-and-source"),
+    pytest.param({"source": NpyRows("all.npy"), "dim": 3}, "NpyRows", id="dim-beside-a-file-that-says-it"),
     pytest.param({"inputs": one(), "weights": one()}, "weights", id="weights-without-targets"),
     pytest.param({"inputs": one(), "targets": one(), "n_classes": 60}, "n_classes", id="n_classes-and-targets"),
     pytest.param({"inputs": "folder"}, "field 'X': expected ", id="inputs-that-are-a-path"),
-    pytest.param({"inputs": 3}, "field 'X': expected a source, a function, or a mapping.*found 3", id="inputs-that-are-a-number"),
     pytest.param({"inputs": {"a": one(), "b": 3}}, "field 'b': expected a source.*found 3", id="a-field-that-is-a-number"),
     pytest.param({"inputs": {}}, "expected", id="no-inputs"),
-    pytest.param({"inputs": ()}, "expected", id="no-inputs-in-a-tuple"),
     pytest.param({"inputs": one(), "targets": {"a": [1, 2]}}, "expected", id="targets-of-the-wrong-length"),
 ]
 
@@ -117,18 +107,7 @@ def test_contradicting_arguments_are_refused(arguments: dict[str, Any], text: st
         Loader([f"id-{k}" for k in range(N)], batch_size=4, **arguments)
 
 
-def test_size_arguments_beside_a_source_that_says_them(tmp_path: Any) -> None:
-    """``dim`` beside an NpyRows is refused: the file says what a row is."""
-    np.save(tmp_path / "big.npy", np.zeros((N, 3)))
-    with pytest.raises(InputError, match="NpyRows"):
-        Loader(range(N), None, 4, source=NpyRows(tmp_path / "big.npy"), dim=3)
-
-
-# Alignment, and no copy.
-
-
-@pytest.mark.parametrize("held", [False, True], ids=["let-go", "held"])
-def test_every_field_is_aligned_and_separate(data: Any, held: bool) -> None:
+def test_every_field_is_aligned_and_separate(data: Any) -> None:
     """Each field's array begins at a multiple of 64 bytes, and overlaps no other, in added slots too."""
     inputs = {
         "byte": Function(lambda n: np.uint8(7)),
@@ -138,8 +117,7 @@ def test_every_field_is_aligned_and_separate(data: Any, held: bool) -> None:
         "wide": Values(np.full((N, 9), 7.0), dtype="f8"),
     }
     with Loader(data.ids, data.labels, 7, inputs=inputs, weights=np.full(N, 7), tail="keep", workers=2, slots=2) as loader:
-        kept = list(loader) if held else []
-        for X, y, weights in kept or loader:
+        for X, y, weights in list(loader):
             arrays = sorted([*X.values(), y, weights], key=lambda array: array.ctypes.data)
             assert [array.ctypes.data % 64 for array in arrays] == [0] * 7
             for one, other in pairwise(arrays):
@@ -148,7 +126,7 @@ def test_every_field_is_aligned_and_separate(data: Any, held: bool) -> None:
             assert (X["wide"] == 7).all()
             assert (weights == 7).all()
             np.testing.assert_array_equal(X["scan"][:, 0, 0], y)
-        assert loader.stats.grown == (8 - 2 if held else 0)
+        assert loader.stats.grown == 8 - 2
 
 
 class Recorder(keras.Model):
@@ -198,22 +176,7 @@ def test_no_copy_of_any_field_to_the_tensor(data: Any) -> None:
     assert len(sequence.handed_out) <= 5 * slots
 
 
-def test_tensors_alias_added_slots_too(data: Any) -> None:
-    """With all slots held, ``fit`` gets added slots, and TensorFlow copies none of their fields."""
-    found: list[int] = []
-
-    model = Recorder(lambda tensors: found.extend(np.asarray(memoryview(tensor)).ctypes.data for tensor in tensors))
-    model.compile()
-    with Noting(data.ids, None, 8, **fields(data), slots=2) as sequence:
-        held = [sequence[0], sequence[1]]
-        model.fit(sequence, epochs=2, verbose=0)
-        assert sequence.stats.grown > 0
-    assert len(found) == 2 * 6 * 5
-    assert set(found) <= sequence.handed_out
-    del held
-
-
-@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("workers", [0, 2])
 def test_fit_gives_every_sample_once_an_epoch(data: Any, workers: int) -> None:
     """In ``fit``, fields of a row belong to one sample, each sample comes once an epoch, transformed once."""
     seen: list[float] = []
@@ -239,8 +202,7 @@ def test_fit_gives_every_sample_once_an_epoch(data: Any, workers: int) -> None:
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
-def test_fit_takes_dtypes_of_ml_dtypes(data: Any, dtype: str) -> None:
+def test_fit_takes_dtypes_of_ml_dtypes(data: Any) -> None:
     """Files of ml_dtypes reach ``fit`` as tensors of that dtype, with the right values, without a copy."""
     wrong: list[object] = []
     found: list[int] = []
@@ -248,27 +210,25 @@ def test_fit_takes_dtypes_of_ml_dtypes(data: Any, dtype: str) -> None:
 
     def look(tensors: list[Any]) -> None:
         X, y = tensors
-        if dtype == "bfloat16":  # of the other, TensorFlow shows no memory
-            found.append(np.asarray(memoryview(tf.bitcast(X, tf.uint8))).ctypes.data)
+        found.append(np.asarray(memoryview(tf.bitcast(X, tf.uint8))).ctypes.data)
         wrong.extend(y.numpy()[(X.numpy().astype("f4") != (y.numpy() % 8)[:, None, None]).any(axis=(1, 2))])
         seen.add(X.dtype.name)
 
     for number, id in enumerate(data.ids):
-        np.save(data.file(id), np.full((4, 3), number % 8).astype(getattr(ml_dtypes, dtype)))
+        np.save(data.file(id), np.full((4, 3), number % 8).astype(ml_dtypes.bfloat16))
     model = Recorder(look)
     model.compile()
-    with Noting(data.ids, data.labels, 8, data_dir=data.path, dtype=dtype, workers=2) as sequence:
+    with Noting(data.ids, data.labels, 8, data_dir=data.path, dtype="bfloat16", workers=1) as sequence:
         model.fit(sequence, epochs=2, verbose=0)
         assert sequence.stats.grown == 0
-    assert seen == {dtype}
+    assert seen == {"bfloat16"}
     assert wrong == []
-    assert bool(found) == (dtype == "bfloat16")
     assert set(found) <= sequence.handed_out
 
 
 def test_held_batches_keep_their_values(data: Any) -> None:
     """One field of a batch holds its slot; with more held than there are slots the ring grows, and all values stay."""
-    with Loader(data.ids, None, 8, **fields(data), slots=2, shuffle=False, tail="keep") as loader:
+    with Loader(data.ids, None, 8, **fields(data), slots=2, shuffle=False, tail="keep", workers=1) as loader:
         held = [batch[1]["mask"] for batch in loader]
         again = [batch[0]["age"][2:] for batch in loader]
         assert_grown(loader, slots=2, held=len(held) + len(again))
@@ -277,83 +237,3 @@ def test_held_batches_keep_their_values(data: Any) -> None:
 
 
 # Keras.
-
-
-def test_predict_with_inputs_only(data: Any) -> None:
-    """``predict`` from a dict of two inputs gives a row for each id, in order."""
-    scan, age = keras.Input((4, 3), name="scan"), keras.Input((), name="age")
-    pooled = keras.layers.GlobalMaxPooling1D()(scan)
-    model = keras.Model({"scan": scan, "age": age}, keras.ops.max(pooled, axis=1) + 100 * age)
-    with Sequence(data.ids, None, 8, inputs=fields(data)["inputs"], shuffle=False, tail="keep") as sequence:
-        predicted = model.predict(sequence, verbose=0)
-    np.testing.assert_array_equal(predicted, 101.0 * np.arange(N))
-
-
-@pytest.mark.parametrize("dtype", [None, "i8"], ids=["as-they-are", "int64"])
-def test_evaluate_with_weights_is_the_weighted_mean(data: Any, dtype: str | None) -> None:
-    """``evaluate`` with weights gives the weighted loss and metric that were computed by hand."""
-    weights = np.arange(48) % 5
-    model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Lambda(lambda x: x[:, :1])])
-    model.compile(loss="mse", weighted_metrics=[keras.metrics.MeanAbsoluteError(name="mae")])
-    with Sequence(
-        data.ids[:48],
-        None,
-        8,
-        inputs=Npy(data.path),
-        targets=Values(np.arange(48.0)[:, None] ** 1.1),
-        weights=weights if dtype is None else Values(weights, dtype=dtype),
-    ) as sequence:
-        found = model.evaluate(sequence, verbose=0, return_dict=True)
-    errors = np.arange(48) - (np.arange(48) ** 1.1).astype(np.float32)
-    assert found["mae"] == pytest.approx((weights * abs(errors)).sum() / weights.sum(), rel=1e-5)
-    assert found["loss"] == pytest.approx((weights * errors**2).mean(), rel=1e-5)
-
-
-def test_a_model_takes_a_tuple_of_inputs(data: Any) -> None:
-    """A model takes a tuple of two inputs by position."""
-    first, second = keras.Input((1,)), keras.Input((1,))
-    model = keras.Model([first, second], first - second)
-    values = np.arange(N, dtype=np.float32)[:, None]
-    with Sequence(data.ids, None, 8, inputs=(Values(values), Values(-values)), shuffle=False, tail="keep") as sequence:
-        predicted = model.predict(sequence, verbose=0)
-    np.testing.assert_array_equal(predicted[:, 0], 2 * np.arange(N))
-
-
-@pytest.mark.parametrize(
-    ("targets", "loss"),
-    [
-        pytest.param({}, "sparse_categorical_crossentropy", id="ints"),
-        pytest.param({"n_classes": 4}, "categorical_crossentropy", id="one-hot"),
-    ],
-)
-def test_class_weight_weighs_classes(targets: dict[str, Any], loss: str) -> None:
-    """``fit(class_weight=...)`` with int or one-hot targets gives the loss that was computed by hand."""
-    classes = np.arange(N) % 4
-    class_weight = {0: 1.0, 1: 2.0, 2: 0.0, 3: 0.5}
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, "softmax", kernel_initializer="identity")])
-    model.compile(keras.optimizers.SGD(0.0), loss)
-    logits = np.random.default_rng(0).normal(size=(N, 4)).astype(np.float32)
-    with Sequence(range(N), None, N, inputs=Values(logits), targets=Values(classes, **targets), workers=0) as sequence:
-        found = model.fit(sequence, class_weight=class_weight, verbose=0).history["loss"][0]
-    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    weights = np.array([class_weight[k] for k in classes.tolist()])
-    assert found == pytest.approx((-np.log(chances[np.arange(N), classes]) * weights).mean(), rel=1e-4)
-
-
-def test_one_set_of_sources_in_training_and_validation(data: Any) -> None:
-    """Two Sequences in one ``fit`` may share source objects, each with ids of its own."""
-    sources = fields(data)
-    sources.pop("weights")
-    seen: list[list[int]] = []
-
-    class Validating(Recorder):
-        test_step = Recorder.train_step
-
-    model = Validating(lambda tensors: seen.append(sorted(tensors[0].numpy().astype(int).tolist())))
-    model.compile()
-    with (
-        Sequence(data.ids[:40], None, 40, **sources) as training,
-        Sequence(data.ids[40:], None, 13, **sources) as validation,
-    ):
-        model.fit(training, validation_data=validation, epochs=2, verbose=0)
-    assert seen == [list(range(40)), list(range(40, N))] * 2

@@ -40,18 +40,13 @@ def failing(number: int = 7) -> tuple[Callable[..., Any], str]:
 
 @pytest.mark.parametrize(
     ("role", "named", "workers"),
-    [
-        pytest.param("source", "source of field 'X'", 1, id="source"),
-        pytest.param("transform", "transform of field 'X'", 0, id="transform"),
-        pytest.param("field", "transform of field 'age'", 1, id="transform-of-a-field"),
-        pytest.param("sample", "transform", 0, id="transform-of-the-sample"),
-    ],
+    [("source", "source of field 'X'", 1), ("field", "transform of field 'age'", 0), ("sample", "transform", 0)],
 )
 def test_a_function_that_raises_is_named(role: str, named: str, workers: int) -> None:
     """The error has the id, the field, and the function's own file and line; other batches can still be read."""
     breaks, line = failing()
-    if role in ("source", "transform"):
-        loader = computed(**{role: breaks}, shuffle=False, workers=workers)
+    if role == "source":
+        loader = computed(breaks, shuffle=False, workers=workers)
     else:
         transform = {"age": breaks} if role == "field" else (lambda sample, rng: sample.update(age=breaks(sample["age"])))
         inputs = {"scan": lambda n: np.full(3, n), "age": Values(np.arange(N), dtype="f8")}
@@ -161,7 +156,7 @@ def plain(): raise ValueError("no such picture")
 """
 
 
-@pytest.mark.parametrize("role", ["function", "transform", "read", "fill"])
+@pytest.mark.parametrize("role", ["transform", "fill"])
 def test_an_exception_that_cannot_be_pickled(module: Callable, role: str) -> None:
     """An exception that can't be pickled, raised by any kind of user code, comes as a FunctionError with id and traceback."""
     odd = module(ODD)
@@ -171,26 +166,17 @@ def test_an_exception_that_cannot_be_pickled(module: Callable, role: str) -> Non
         if id < len(kinds):
             kinds[id]()
 
-    class Read(Source):
+    class Fill(Source):
         shape, dtype = (3, 1), np.float64
 
-        def read(self, id: int, row: np.ndarray) -> None:
-            fail(id)
-
-    class Fill(Read):
         def fill(self, ids: Any, rows: np.ndarray) -> None:
             fail(min(ids))
-
-    def function(id: int) -> Any:
-        fail(id)
-        return np.full(3, id, np.float64)
 
     def transform(x: np.ndarray, rng: object) -> None:
         fail(int(x[0, 0]))
 
-    sources = {"function": function, "transform": None, "read": Read(), "fill": Fill()}
-    transforms = transform if role == "transform" else None
-    with computed(sources[role], transforms, shuffle=False, workers=1, batch_size=1, ids=range(8)) as loader:
+    source, transforms = (Fill(), None) if role == "fill" else (None, transform)
+    with computed(source, transforms, shuffle=False, workers=1, batch_size=1, ids=range(5)) as loader:
         for id, kind in enumerate(kinds):
             with pytest.raises(FunctionError) as caught:
                 loader.batch(id)
@@ -205,10 +191,7 @@ def test_an_exception_that_cannot_be_pickled(module: Callable, role: str) -> Non
     [
         pytest.param("source", np.zeros((2, 2)), "shape (3, 1) or (3,)", "(2, 2)", id="source-shape"),
         pytest.param("source", np.zeros(3, complex), "dtype float64", "complex128", id="source-dtype"),
-        pytest.param("source", "text", "shape (3, 1) or (3,)", "()", id="source-text"),
         pytest.param("source", None, "an array", "None", id="source-nothing"),
-        pytest.param("transform", np.zeros(4), "shape (3, 1) or (3,)", "(4,)", id="transform-shape"),
-        pytest.param("transform", np.zeros((3, 1), complex), "dtype float64", "complex128", id="transform-dtype"),
         pytest.param("transform", 1.0, "shape (3, 1) or (3,)", "()", id="transform-scalar"),
     ],
 )
@@ -225,23 +208,11 @@ def test_what_does_not_fit_is_named(role: str, bad: object, expected: str, found
     assert str(caught.value).startswith(f"sample 7, {role} of field 'X': expected {expected}, found {found}")
 
 
-@pytest.mark.parametrize("learned", [False, True], ids=["at-a-batch", "at-the-first-look"])
-def test_a_source_that_does_not_fit_dim_is_named_at_once(learned: bool) -> None:
-    """A function's first array that does not fit dim is named with id and field, whether or not the dtype is given."""
-    options = {"n_channels": None, "dtype": None} if learned else {}
-    with pytest.raises(FunctionError) as caught:
-        list(computed(lambda n: np.zeros((2, 2)), dim=(4,), workers=0, shuffle=False, **options))
-    assert caught.value.id == 0
-    assert "field 'X'" in str(caught.value)
-    assert re.search(r"expected shape \(4.*\), .*found \(2, 2\)", str(caught.value))
-
-
 @pytest.mark.parametrize(
     ("result", "text"),
     [
         pytest.param({"sacn": np.zeros(3)}, "expected fields 'scan', 'mask', found 'sacn'", id="unknown-field"),
         pytest.param({"mask": np.zeros(2)}, "field 'mask': expected shape (3,), found (2,)", id="shape"),
-        pytest.param({"mask": np.full(3, 0.5)}, "field 'mask': expected dtype int64, found float64", id="dtype"),
         pytest.param(np.zeros(3), "expected a dict", id="not-a-dict"),
         pytest.param((np.zeros(3), np.zeros(3)), "expected a dict", id="tuple"),
     ],
@@ -260,11 +231,6 @@ def test_what_a_transform_of_the_sample_returns_is_checked(result: object, text:
 def endless(path: Path) -> dict[str, Callable[..., Any]]:
     """Functions that make a file at ``path`` when they begin, and never end."""
 
-    def spins(x: Any, rng: object) -> None:
-        path.touch()
-        while True:
-            pass
-
     def sleeps(x: Any, rng: object) -> None:
         path.touch()
         time.sleep(1e6)
@@ -273,10 +239,10 @@ def endless(path: Path) -> dict[str, Callable[..., Any]]:
         path.touch()
         (1 << 40_000_000) ** 3  # one call into C, during which no other thread of the process runs
 
-    return {"spins": spins, "sleeps": sleeps, "holds-the-interpreter": holds_the_interpreter}
+    return {"sleeps": sleeps, "holds-the-interpreter": holds_the_interpreter}
 
 
-@pytest.mark.parametrize("kind", ["spins", "sleeps", "holds-the-interpreter"])
+@pytest.mark.parametrize("kind", ["sleeps", "holds-the-interpreter"])
 def test_close_ends_a_function_that_never_ends(tmp_path: Path, asking: Callable, until: Callable, kind: str) -> None:
     """`close` from another thread ends a worker in an endless function, and the wait for its batch."""
     path = tmp_path / "begun"
@@ -344,51 +310,12 @@ for workers in (0, 1):
     assert set(re.findall("[a-z]+", run.out + run.err)) == {"word"}
 
 
-def test_changed_arguments_do_no_harm() -> None:
-    """A transform may pop fields and rebind rows: the next field, sample and epoch are not affected."""
-
-    def take(id: int) -> np.ndarray:
-        return np.full(3, id, np.float64)
-
-    def change(sample: dict[str, Any], rng: Any) -> None:
-        assert sample["one"][0] == sample["two"][0]
-        sample.pop("one")
-        one = sample.pop("two")
-        one = np.zeros(3)  # noqa: F841
-
-    fields = {"one": shaped(take), "two": shaped(take)}
-    with Loader(range(8), batch_size=3, inputs=fields, transform=change, tail="keep", workers=0) as loader:
-        for _ in range(2):
-            batches = [batch for (batch,) in loader]
-            for batch in batches:
-                np.testing.assert_array_equal(batch["one"], batch["two"])
-            assert sorted(row[0] for batch in batches for row in batch["one"]) == list(range(8))
-
-
-def shaped(function: Callable[[Any], np.ndarray]) -> Source:
-    """A source of rows of three float64, which `function` makes."""
-
-    class Shaped(Source):
-        shape, dtype = (3,), np.float64
-
-        def read(self, id: Any, row: np.ndarray) -> None:
-            row[:] = function(id)
-
-    return Shaped()
-
-
 def test_a_function_that_exits_is_an_error_by_name() -> None:
     """``sys.exit(7)`` in three workers in turn gives a SampleError with that exit code."""
     with computed(transform=lambda x, rng: sys.exit(7), workers=2) as loader:
         with pytest.raises(SampleError, match=r"3 workers died at it: .* ended with exit code 7$"):
             list(loader)
         assert loader.stats.restarts >= 3
-
-
-def test_a_function_that_exits_in_process_exits() -> None:
-    """With ``workers=0``, ``sys.exit`` in a function ends the calling process."""
-    with computed(transform=lambda x, rng: sys.exit(7), workers=0) as loader, pytest.raises(SystemExit, match="7"):
-        list(loader)
 
 
 def test_an_interrupted_piece_is_not_transformed_twice() -> None:
@@ -408,36 +335,28 @@ def test_an_interrupted_piece_is_not_transformed_twice() -> None:
     assert found["age"].tolist() == [-1, -2, -3, -4, -5]
 
 
-# Transforms.
-
-
-@pytest.mark.parametrize(
-    "kind", ["in-place", "new-array", "same-row", "view-of-the-row", "list", "without-its-only-channel", "float32"]
-)
-def test_what_a_transform_may_return(kind: str) -> None:
+def test_what_a_transform_may_return() -> None:
     """A transform may change the row in place, or return the row, a view, a new array, or what casts to it."""
 
-    def transform(x: np.ndarray, rng: object) -> Any:
-        assert x.shape == (3, 1)
-        assert x.flags.writeable
-        x[0] += 1
-        changed: Any = x[::-1]
-        match kind:
-            case "in-place" | "same-row":
-                x[:] = changed.copy()
-                changed = x if kind == "same-row" else None
-            case "new-array":
-                changed = changed.copy()
-            case "list":
-                changed = changed.tolist()
-            case "without-its-only-channel":
-                changed = changed[:, 0].copy()
-            case "float32":
-                changed = changed.astype(np.float32)
-        return changed
+    def in_place(x: np.ndarray, rng: object) -> None:
+        x[:] = x[::-1].copy()
 
-    found = rows(computed(transform=transform, shuffle=False, tail="keep", workers=0))
-    assert found.tolist() == [[number, number, number + 1] for number in range(N)]
+    def same_row(x: np.ndarray, rng: object) -> np.ndarray:
+        x[:] = x[::-1].copy()
+        return x
+
+    ways: list[Callable[[np.ndarray, object], Any]] = [
+        in_place,
+        same_row,
+        lambda x, rng: x[::-1],
+        lambda x, rng: x[::-1].copy(),
+        lambda x, rng: x[::-1].tolist(),
+        lambda x, rng: x[::-1, 0].copy(),  # without its only channel
+        lambda x, rng: x[::-1].astype(np.float32),
+    ]
+    for way in ways:
+        loader = computed(lambda n: np.array([n + 1.0, n, n]), way, shuffle=False, tail="keep", workers=0)
+        assert rows(loader).tolist() == [[number, number, number + 1] for number in range(N)]
 
 
 def test_a_transform_by_field() -> None:
@@ -459,7 +378,7 @@ def test_a_transform_by_field() -> None:
             assert X["scan"].tolist() == [[age + 2, age + 1, age] for age in X["age"].tolist()]
 
 
-@pytest.mark.parametrize(("how", "workers"), [("in-place", 2), ("returned", 0), ("assigned", 0)])
+@pytest.mark.parametrize(("how", "workers"), [("in-place", 1), ("returned", 0)])
 def test_a_transform_of_the_whole_sample_hits_scan_and_mask_alike(folder: Callable, how: str, workers: int) -> None:
     """A random flip of the sample changes both files' rows and a scalar target alike, however it is returned."""
     data = folder(N, (4, 3))
@@ -473,9 +392,6 @@ def test_a_transform_of_the_whole_sample_hits_scan_and_mask_alike(folder: Callab
             for name in ("scan", "mask"):
                 sample[name][:] = sample[name][::-1].copy()
             sample["flipped"] += 1
-        elif how == "assigned":
-            sample["scan"], sample["mask"] = sample["scan"][::-1], sample["mask"][::-1].copy()
-            sample["flipped"] = 1
         else:
             return {"scan": sample["scan"][::-1], "mask": sample["mask"][::-1], "flipped": sample["flipped"] + 1}
         return None
@@ -497,39 +413,35 @@ def test_a_transform_of_the_whole_sample_hits_scan_and_mask_alike(folder: Callab
     assert 4 < sum(flips) < N - 4
 
 
-@pytest.mark.parametrize("how", ["returned", "assigned", "views"])
-def test_a_transform_may_swap_fields(how: str) -> None:
-    """A transform may swap two fields: neither is overwritten before it is read."""
+def test_a_transform_may_swap_fields() -> None:
+    """A transform may swap two fields, by assignment or by views: neither is overwritten before it is read."""
 
-    def swap(sample: dict[str, Any], rng: object) -> Any:
-        if how == "returned":
-            return {"left": sample["right"], "right": sample["left"]}
-        if how == "views":
-            return {"left": sample["right"][::-1], "right": sample["left"][::-1]}
+    def assign(sample: dict[str, Any], rng: object) -> None:
         sample["left"], sample["right"] = sample["right"], sample["left"]
-        return None
+
+    def views(sample: dict[str, Any], rng: object) -> dict[str, Any]:
+        return {"left": sample["right"][::-1], "right": sample["left"][::-1]}
 
     inputs = {"left": lambda n: np.full(3, n), "right": lambda n: np.full(3, -n)}
-    with Loader(range(1, 9), batch_size=4, shuffle=False, inputs=inputs, transform=swap, workers=0) as loader:
-        found = [(X["left"][:, 0].tolist(), X["right"][:, 0].tolist()) for (X,) in loader]
-    assert found == [([-1, -2, -3, -4], [1, 2, 3, 4]), ([-5, -6, -7, -8], [5, 6, 7, 8])]
+    for swap in (assign, views):
+        with Loader(range(1, 5), batch_size=4, shuffle=False, inputs=inputs, transform=swap, workers=0) as loader:
+            ((X,),) = loader
+            assert (X["left"][:, 0].tolist(), X["right"][:, 0].tolist()) == ([-1, -2, -3, -4], [1, 2, 3, 4])
 
 
-@pytest.mark.parametrize(
-    ("transform", "text"),
-    [
-        pytest.param({"scna": lambda row, rng: row}, r"expected fields 'scan', found \['scna'\]", id="unknown-field"),
-        pytest.param({"scan": "flip"}, "expected a function.*found 'flip'", id="no-function-for-a-field"),
-        pytest.param("flip", "expected a function.*found 'flip'", id="no-function"),
-    ],
-)
-def test_a_transform_that_is_none_is_refused(transform: Any, text: str) -> None:
+def test_a_transform_that_is_none_is_refused() -> None:
     """A transform for an unknown field, or one that is no function, is refused."""
-    with pytest.raises(InputError, match=text):
-        Loader(range(N), None, 8, inputs={"scan": lambda n: np.zeros(3)}, transform=transform)
+    transform: Any
+    for transform, text in (
+        ({"scna": lambda row, rng: row}, r"expected fields 'scan', found \['scna'\]"),
+        ({"scan": "flip"}, "expected a function.*found 'flip'"),
+        ("flip", "expected a function.*found 'flip'"),
+    ):
+        with pytest.raises(InputError, match=text):
+            Loader(range(N), None, 8, inputs={"scan": lambda n: np.zeros(3)}, transform=transform)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_transform_without_effect_is_warned_of_once(workers: int) -> None:
     """A transform that returns None and changes no row is warned of once; one that changes or returns rows is not."""
 

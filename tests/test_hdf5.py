@@ -33,8 +33,6 @@ def file(tmp_path: Path) -> Path:
             file[f"nested/{id}/label"] = number
             file[f"numbered/{number}"] = np.full((4, 3), number, "u1")
         file["words"] = ["a", "b"]
-        file["table"] = np.zeros(3, [("a", "f4"), ("b", "i4")])
-        file.create_dataset("ragged", (3,), h5py.vlen_dtype("f4"))
         file["nothing"] = h5py.Empty("f4")
         file["number"] = 3.0
         file["flat-bits"] = np.array([True, False])
@@ -45,35 +43,18 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "workers"),
-    [("flat", "f4", 0), ("flat/{id}", "f4", 0), ("/flat/", "f4", 0), ("nested/{id}/image", "f8", 2)],
+    ("name", "ids", "dtype", "workers"),
+    [("/flat/", IDS, "f4", 0), ("nested/{id}/image", IDS, "f8", 1), ("numbered", range(12), "u1", 0), (None, IDS, "i2", 0)],
 )
-def test_a_dataset_for_each_sample(file: Path, name: str, dtype: str, workers: int) -> None:
-    """Samples are named by their group, or by a name with {id} in it; scalars serve as labels."""
-    labels = Hdf5(file, "nested/{id}/label")
-    with Loader(IDS, labels, 4, source=Hdf5(file, name), workers=workers) as loader:
+def test_a_dataset_for_each_sample(file: Path, name: str | None, ids: Any, dtype: str, workers: int) -> None:
+    """Samples are named by their group, by a name with {id} in it, or are the file's own datasets; scalars serve as labels."""
+    labels = Hdf5(file, "nested/{id}/label") if ids is IDS else ids
+    source = Hdf5(file, name) if name else Hdf5(file.parent / "top.h5")
+    with Loader(ids, labels, 4, source=source, workers=workers) as loader:
         for X, y in loader:
-            assert X.shape == (4, 4, 3)
+            assert X.shape[1:] == ((4, 3) if name else (2,))
             assert X.dtype == dtype
-            assert (y[:, None, None] == X).all()
-
-
-def test_all_that_is_in_a_file(file: Path) -> None:
-    """Without a dataset's name, ids are the names of the file's own datasets."""
-    with Loader(IDS, None, 12, source=Hdf5(file.parent / "top.h5"), shuffle=False, workers=0) as loader:
-        np.testing.assert_array_equal(loader.batch(0)[0], np.arange(12)[:, None] * np.ones((1, 2), int))
-
-
-def test_ids_that_are_ints_name_datasets(file: Path) -> None:
-    """Int ids name the datasets of a group as texts do."""
-    with Loader(range(12), None, 12, source=Hdf5(file, "numbered"), shuffle=False, workers=0) as loader:
-        assert loader.batch(0)[0][:, 0, 0].tolist() == list(range(12))
-
-
-def test_a_dataset_of_bits(file: Path) -> None:
-    """A dataset of bools has rows of bools."""
-    with Loader([0, 1], None, 2, source=Hdf5(file, "flat-bits"), shuffle=False, workers=0) as loader:
-        assert loader.batch(0)[0].tolist() == [True, False]
+            assert (X.reshape(4, -1) == y[:, None]).all()
 
 
 @pytest.mark.parametrize(
@@ -82,16 +63,10 @@ def test_a_dataset_of_bits(file: Path) -> None:
         ("nested", IDS, "'nested/id-0', found a group with 'image', 'label'; write Hdf5(file, 'nested/{id}/image')"),
         ("flat", ["id-99"], "'flat/id-99', found none; group 'flat' has 'id-0', 'id-1', 'id-10' and 9 more"),
         ("nested/{id}/pixels", IDS, "'nested/id-0/pixels', found none; group 'nested/id-0' has 'image', 'label'"),
-        ("flt/{id}", IDS, "'flt/id-0', found none; the file has 'flat', 'flat-bits', 'nested' and 6 more"),
         ("number", [0], "expected rows, found a single number; where each sample has one, put '{id}' into the name"),
         ("nothing", [0], "expected a dataset 'nothing' of numbers, found one without any"),
         ("words", [0], "expected numbers, found dtype object in dataset 'words'; read it by a function as source"),
-        ("table", [0], "expected numbers, found dtype [('a', '<f4'), ('b', '<i4')] in dataset 'table'; read it by a function"),
-        ("ragged", [0], "expected numbers, found dtype object in dataset 'ragged'"),
-        ("words/{id}", [0], "expected a dataset 'words/0', found none"),
         ("flat-bits", [0, 2], "id 2: expected a row's number from 0 to 1"),
-        ("flat-bits", [0, -1], "id -1: expected a row's number from 0 to 1"),
-        ("flat-bits", [0, "1"], "id '1': expected a row's number from 0 to 1"),
     ],
 )  # fmt: skip
 def test_what_does_not_serve_is_explained(file: Path, name: str, ids: Any, text: str) -> None:
@@ -110,24 +85,22 @@ def test_the_remedy_for_a_group_works(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "workers", "text"),
+    ("sample", "text"),
     [
-        ("missing", 2, "expected a dataset 'flat/id-5', found none; group 'flat' has"),
-        ("shape", 0, "dataset 'flat/id-5': expected shape (4, 3) and dtype float32, as the first has, found (5, 3) and float32"),
+        (None, "expected a dataset 'flat/id-5', found none; group 'flat' has"),
         (
-            "dtype",
-            0,
-            "dataset 'flat/id-5': expected shape (4, 3) and dtype float32, as the first has, found (4, 3) and complex64",
+            np.zeros((5, 3), "f4"),
+            "'flat/id-5': expected shape (4, 3) and dtype float32, as the first has, found (5, 3) and float32",
         ),
     ],
 )
-def test_a_sample_that_does_not_fit_is_named(file: Path, change: str, workers: int, text: str) -> None:
+def test_a_sample_that_does_not_fit_is_named(file: Path, sample: np.ndarray | None, text: str) -> None:
     """A sample that is missing or does not fit is named by its id; with ``on_error="replace"`` it is replaced."""
     with h5py.File(file, "r+") as opened:
         del opened["flat/id-5"]
-        if change != "missing":
-            opened["flat/id-5"] = np.zeros((5, 3), "f4") if change == "shape" else np.zeros((4, 3), "c8")
-    options: dict[str, Any] = {"source": Hdf5(file, "flat"), "shuffle": False, "workers": workers}
+        if sample is not None:
+            opened["flat/id-5"] = sample
+    options: dict[str, Any] = {"source": Hdf5(file, "flat"), "shuffle": False, "workers": 0}
     with Loader(IDS, None, 4, **options) as loader, pytest.raises(SampleError, match=re.escape(text)) as caught:
         list(loader)
     assert caught.value.id == "id-5"
@@ -160,13 +133,12 @@ STORED: dict[str, dict[str, Any]] = {
     "chunks": {"chunks": (7, 4)},
     "chunks-of-parts-of-rows": {"chunks": (7, 3)},
     "gzip": {"chunks": (7, 4), "compression": "gzip"},
-    "gzip-and-shuffle": {"chunks": (7, 4), "compression": "gzip", "shuffle": True},
     "lzf": {"chunks": (1, 4), "compression": "lzf"},
     "with-checksums": {"chunks": (7, 4), "fletcher32": True},
 }
 
 
-@pytest.mark.parametrize(("stored", "dtype"), list(zip(STORED, ["i4", ">i4", "f8", "?", ">f8", ">i2", "u1"], strict=True)))
+@pytest.mark.parametrize(("stored", "dtype"), list(zip(STORED, ["i4", ">i4", "f8", "?", ">f8", ">i2"], strict=True)))
 def test_rows_however_they_are_stored(tmp_path: Path, stored: str, dtype: str) -> None:
     """Rows are right in any order and storage, also behind a user block."""
     rows = (ROWS % 2 if dtype == "?" else ROWS).astype(dtype)
@@ -236,14 +208,13 @@ def replace(path: Path, rows: np.ndarray | None) -> None:
 HARM: dict[str, tuple[Any, Any, str]] = {
     "a-part-is-gone": (virtual, lambda path: (path / "part1.h5").unlink(), "its part .*part1.h5 is missing"),
     "a-part-is-another": (virtual, lambda path: replace(path / "part1.h5", None), "part1.h5 has no dataset 'rows'"),
+    "raw-data-gone": (external, lambda path: (path / "raw.bin").unlink(), "the file of its raw data, .*raw.bin, is missing"),
     "a-part-is-shorter": (
         virtual,
         lambda path: replace(path / "part1.h5", ROWS[:3]),
         r"its part 'rows' of .*part1.h5 has shape \(3, 4\)",
     ),
-    "raw-data-gone": (external, lambda path: (path / "raw.bin").unlink(), "the file of its raw data, .*raw.bin, is missing"),
     "raw-data-cut": (external, lambda path: os.truncate(path / "raw.bin", 100), "raw.bin, has 100 bytes, not 960"),
-    "never-written": (lambda file: file.create_dataset("x", (60, 4), "i4"), lambda path: None, "nothing was ever written to it"),
     "no-chunk-written": (
         lambda file: file.create_dataset("x", (60, 4), "i4", chunks=(7, 4)),
         lambda path: None,
@@ -292,8 +263,7 @@ def test_a_row_that_was_never_written_is_named(tmp_path: Path) -> None:
         assert caught.value.id == 30
 
 
-@pytest.mark.parametrize("fill", [None, -1], ids=["allowed", "fill-value"])
-@pytest.mark.parametrize("options", [{"chunks": (6, 2)}, {"chunks": (6, 4), "compression": "gzip"}], ids=["plain", "gzip"])
+@pytest.mark.parametrize(("fill", "options"), [(None, {"chunks": (6, 4), "compression": "gzip"}), (-1, {"chunks": (6, 2)})])
 def test_rows_that_were_meant_to_be_left_out(tmp_path: Path, fill: int | None, options: dict[str, Any]) -> None:
     """They are the fill value, where the file has one, or 0, where the user says so; in chunks and in datasets of samples."""
     with h5py.File(tmp_path / "data.h5", "w") as file:
@@ -320,7 +290,7 @@ def rows_of(path: Path, dataset: str, count: int, **options: Any) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("stored", "harm"),
-    [(stored, harm) for harm in ("gone", "damaged", "another") for stored in ("contiguous", "gzip")] + [("gzip", "locked")],
+    [("contiguous", "gone"), ("gzip", "damaged"), ("contiguous", "another"), ("gzip", "another"), ("gzip", "locked")],
 )
 def test_a_file_that_can_not_be_opened_any_more_is_named(tmp_path: Path, stored: str, harm: str) -> None:
     """A file that can't be opened when the first rows are read is a SampleError of theirs."""

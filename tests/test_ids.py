@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,47 +41,32 @@ NFC, NFD = "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACC
 
 KINDS: dict[str, Any] = {
     # ids, as a user may pass them
-    "plain": ["a", "b", "c", "d"],
-    "spaces": ["a b", " leading", "trailing ", "two  of them"],
     "other-white-space": ["tab\there", "line\nbreak", "\r", "\N{NO-BREAK SPACE}"],
-    "unicode": [
-        NFC,
-        "\N{CJK UNIFIED IDEOGRAPH-6F22}\N{CJK UNIFIED IDEOGRAPH-5B57}",
-        "\N{PILE OF POO}",
-        "\N{RIGHT-TO-LEFT MARK}x",
-    ],
+    "unicode": [NFC, "漢字", "\N{PILE OF POO}", "\N{RIGHT-TO-LEFT MARK}x"],
     "two-forms-of-one-name": [NFC, NFD, NFC.upper(), NFD.upper()],
     "undecodable": [os.fsdecode(b"\xff\xfe"), os.fsdecode(b"caf\xe9"), "plain", os.fsdecode(b"\x80/\x81")],
-    "leading-dash": ["-", "--help", "-rf", "-1"],
     "sub-folders": ["cats/001", "cats/002", "dogs/001", "dogs/deep/er/001"],
     "roundabout": ["./cats/001", "cats//002", "cats/./003", "./x"],
-    "dots": ["a..b", "..c", "d..", "...", ".hidden", "e.f.g"],
     "named-like-files": ["x.npy", "y.npz", "z.", "w.npy.npy"],
     "shell": ["*", "$HOME", "~", "`true`", "'", '"', "\\", "a;b", "%s", "{0}", "[0-9]"],
     "long": ["n" * 251, "d" * 255 + "/x", "\N{PILE OF POO}" * 62, "s" * 100],
     "ints": [3, -1, 10**30, 0],
     "mixed": [7, "a", b"bytes", np.str_("b")],
-    "numpy-strings": [np.str_("a"), np.str_(NFD), np.str_("cats/1"), np.str_("-")],
-    "numpy-ints": [np.int64(3), np.uint8(1), np.int16(-2), np.int32(0)],
     "array-of-strings": np.array(["a", "long one", NFD, "cats/001"]),
-    "array-of-objects": np.array(["a", 1, NFD, "cats/001"], object),
     "array-of-ints": np.array([3, -1, 0, 12], np.int16),
-    "array-backwards": np.arange(4)[::-1],
-    "range": range(4),
     "range-of-steps": range(-6, 10, 4),
-    "tuple": ("a", "b"),
     "paths": [Path("a"), Path("cats/001"), Path("x y"), Path("z")],
 }
 
 
-@pytest.mark.parametrize("ids", KINDS.values(), ids=KINDS)
-def test_any_id_that_names_a_file_of_the_folder(tmp_path: Path, ids: Any) -> None:
+def test_any_id_that_names_a_file_of_the_folder(tmp_path: Path) -> None:
     """An id is its printed text: only the slash has a meaning, and no two names are taken for one."""
-    write(tmp_path, list(ids)[: len(ids) // 2 * 2])
-    ids = ids[: len(ids) // 2 * 2]
-    labels = {id: number for number, id in enumerate(ids.tolist() if isinstance(ids, np.ndarray) else ids)}
+    for kind, given in KINDS.items():
+        ids = given[: len(given) // 2 * 2]
+        write(tmp_path / kind, list(ids))
+        labels = {id: number for number, id in enumerate(ids.tolist() if isinstance(ids, np.ndarray) else ids)}
 
-    assert read(ids, labels, data_dir=tmp_path, workers=0) == list(range(len(ids)))
+        assert read(ids, labels, data_dir=tmp_path / kind, workers=0) == list(range(len(ids))), kind
 
 
 def test_ids_of_all_kinds_reach_workers(tmp_path: Path) -> None:
@@ -94,7 +77,7 @@ def test_ids_of_all_kinds_reach_workers(tmp_path: Path) -> None:
     assert read(ids, data_dir=tmp_path, workers=2) == list(range(len(ids)))
 
 
-@pytest.mark.parametrize("kind", ["relative", "absolute", "with-suffix", "up", "through-a-link", "paths", "array"])
+@pytest.mark.parametrize("kind", ["relative", "with-suffix", "through-a-link"])
 def test_ids_that_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Without a folder, ids are paths from where the loader was made, with or without ``.npy``."""
     names = ["here/a", "here/b c", "there/d", "there/deep/-e"]
@@ -103,12 +86,8 @@ def test_ids_that_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kin
     (tmp_path / "here/x.npy").symlink_to(tmp_path / "there/d.npy")
     ids: dict[str, Any] = {
         "relative": [f"../{name}" if "there" in name else name[5:] for name in names],
-        "absolute": [f"{tmp_path}/{name}" for name in names],
         "with-suffix": [f"{tmp_path}/{name}.npy" for name in names],
-        "up": [f"../here/../{name}.npy" for name in names],
         "through-a-link": ["../link/a", "../link/b c.npy", "x", "../link/../there/deep/-e"],
-        "paths": [tmp_path / f"{name}.npy" for name in names],
-        "array": np.array([f"{tmp_path}/{name}" for name in names]),
     }
     monkeypatch.chdir(tmp_path / "here")
     assert read(ids[kind], data_dir=None, workers=0) == [0, 1, 2, 3]
@@ -117,48 +96,28 @@ def test_ids_that_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kin
         assert next(iter(loader))[0][:, 0, 0].tolist() == [0, 1, 2, 3]
 
 
-WAYS_OUT = ["/etc/passwd", "..", "../a", "a/..", "a/../../b", "cats/../../dogs/1", "//a", "../../../../etc/passwd", "./../a"]
+WAYS_OUT = ["/etc/passwd", "..", "../a", "a/..", "a/../../b", "cats/../../dogs/1", "//a", "./../a"]
 
 
-@pytest.mark.parametrize(("way", "kind"), list(zip(WAYS_OUT, ["list", "array", "paths"] * 3, strict=True)))
-def test_ids_that_lead_out_of_the_folder(tmp_path: Path, way: str, kind: str) -> None:
+def test_ids_that_lead_out_of_the_folder(tmp_path: Path) -> None:
     """An id that leads out of the folder is refused, whatever the number of ids, with what to do if that is meant."""
     inside = [f"a..b-{number}" for number in range(20_001)]
     write(tmp_path, inside[:2])
-    ids: Any = [*inside[:-1], way]
-    if kind == "array":
-        ids = np.array(ids)
-    elif kind == "paths":
-        ids = [Path(id) for id in ids[-3:]]
+    for number, way in enumerate(WAYS_OUT):
+        listed = [*inside[:-1], way]
+        ids: Any = [listed, np.array(listed), [Path(id) for id in listed[-3:]]][number % 3]
 
-    with pytest.raises(InputError) as raised:
-        Loader(ids, None, 2, data_dir=tmp_path)
+        with pytest.raises(InputError) as raised:
+            Loader(ids, None, 2, data_dir=tmp_path)
 
-    assert str(raised.value) == (
-        f"id '{ids[-1]}': expected one that stays in folder {tmp_path}, found a path out of it; "
-        "pass data_dir=None, or Npy(None), where ids are meant as paths"
-    )
-
-
-def header(shape: str) -> bytes:
-    """An .npy file of this shape, as its header says, and 24 bytes of data."""
-    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(24)
-
-
-def shaped(shape: str) -> Callable[[Path, str], object]:
-    """Writes a file of this shape, as its header says."""
-    return lambda folder, id: (folder / f"{id}.npy").write_bytes(header(shape))
+        assert str(raised.value) == (
+            f"id '{ids[-1]}': expected one that stays in folder {tmp_path}, found a path out of it; "
+            "pass data_dir=None, or Npy(None), where ids are meant as paths"
+        )
 
 
 def loop(folder: Path, id: str) -> None:
     (folder / f"{id}.npy").symlink_to(f"{id}.npy")
-
-
-def long_loop(folder: Path, id: str) -> None:
-    for number in range(50):
-        (folder / f"link-{number}.npy").symlink_to(f"link-{number + 1}.npy")
-    (folder / f"{id}.npy").symlink_to("link-0.npy")
 
 
 with pytest.raises(ValueError, match="embedded null") as nul:
@@ -169,32 +128,11 @@ NUL = str(nul.value)
 HOSTILE = {
     # an id, and what makes the file that it names -> what the error says
     "nul": ("a\0b", None, f"expected an id that makes a path, found one that does not: {NUL}"),
-    "nul-in-front": ("\0a", None, f"expected an id that makes a path, found one that does not: {NUL}"),
     "300-characters": ("n" * 300, None, "expected a readable file, found: File name too long (errno 36)"),
-    "5000-characters": ("n/" * 2500, None, "expected a readable file, found: File name too long (errno 36)"),
     "surrogate": ("\ud800", None, "expected an id that makes a path, found one that does not"),
     "empty": ("", None, "expected a file, found none at this path"),
     "folder": ("sub/", lambda folder, _: (folder / "sub").mkdir(), "expected a file, found none at this path"),
-    "file-as-a-folder": ("id-3.npy/x", None, "expected a readable file, found: Not a directory (errno 20)"),
     "loop": ("loop", loop, "expected a readable file, found: Too many levels of symbolic links (errno 40)"),
-    "long-loop": ("far", long_loop, "expected a readable file, found: Too many levels of symbolic links (errno 40)"),
-    "dangling": ("gone", lambda f, id: (f / f"{id}.npy").symlink_to("nowhere"), "expected a file, found a link to 'nowhere'"),
-    "device": ("null", lambda f, id: (f / f"{id}.npy").symlink_to("/dev/null"), "expected an .npy file, found an empty one"),
-    "zeros": (
-        "zero",
-        lambda f, id: (f / f"{id}.npy").symlink_to("/dev/zero"),
-        "expected an .npy file, found one that begins with",
-    ),
-    "huge": ("x", shaped("(9999999999, 9999999999)"), "expected "),
-    "huge-to-numpy": ("x", shaped("(99999999999999999999, 3)"), "expected "),
-    "huge-and-empty": ("x", shaped("(9999999999, 0)"), "expected "),
-    "negative": (
-        "x",
-        shaped("(-2, 3)"),
-        "expected a shape of sizes from 0, found (-2, 3)",
-    ),
-    "negative-twice": ("x", shaped("(-2, -3)"), "expected a shape of sizes from 0"),
-    "many-axes": ("x", shaped(f"({'1, ' * 70}6)"), "expected "),
 }
 
 
@@ -209,7 +147,7 @@ def test_hostile_ids_are_named(tmp_path: Path, id: str, make: Callable[[Path, st
 
     for given in ([id, *ids[1:]], np.array([*ids[:5], id, *ids[6:]])):
         with pytest.raises(SampleError) as raised:
-            read(given, data_dir=tmp_path, workers=int(id in ("loop", "zero")))
+            read(given, data_dir=tmp_path, workers=int(id == "loop"))
 
         assert (raised.value.id, raised.value.path) == (id, f"{tmp_path}/{id}.npy")
         assert raised.value.reason.startswith(text)
@@ -223,22 +161,15 @@ def test_a_folder_that_is_a_loop(tmp_path: Path) -> None:
         read(["a", "b"], data_dir=tmp_path / "data", workers=0)
 
 
-# What was meant.
-
 MEANT = {
     # files of the folder "data", ids, and what they should have been
     "suffix": (["a", "b"], ["a.npy", "b.npy"], ["a", "b"]),
-    "suffix-of-paths": (["cats/a", "b"], [Path("cats/a.npy"), Path("b.npy")], ["cats/a", "b"]),
     "folders-in-front": (["a", "b"], ["here/data/a", "here/data/b"], ["a", "b"]),
     "bytes": (["a", "b"], [b"a", b"b"], ["a", "b"]),
-    "array-of-bytes": (["a", "b"], np.array([b"a", b"b"]), ["a", "b"]),
     "lost-zeros": (["0001", "0012"], [1, 12], ["0001", "0012"]),
-    "lost-zeros-of-an-array": (["0001", "0012"], np.array([1, 12]), ["0001", "0012"]),
     "lost-zeros-of-a-range": (["01", "02"], range(1, 3), ["01", "02"]),
-    "lost-zeros-of-texts": (["0001", "0012"], ["1", "12"], ["0001", "0012"]),
     "zeros-too-many": (["1", "12"], ["0001", "0012"], ["1", "12"]),
     "newline": (["a", "b"], ["a\n", "b\n"], ["a", "b"]),
-    "newline-of-windows": (["a", "b"], ["a\r\n", "b\r\n"], ["a", "b"]),
     "blanks": (["a b", "c"], [" a b", "c "], ["a b", "c"]),
     "files-with-two-suffixes": (["a.npy", "b.npy"], ["a", "b"], ["a.npy", "b.npy"]),
 }
@@ -267,13 +198,12 @@ def test_an_id_without_a_file_is_told_from_what_is_there(
     assert read(followed, data_dir="data") == [0, 1]
 
 
-@pytest.mark.parametrize("folder", ["data", Path("data")])
-def test_ids_that_are_paths_to_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Any) -> None:
+def test_ids_that_are_paths_to_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where an id is a path from the working folder, the error advises ``data_dir=None``, which works."""
     write(tmp_path, ["train/a", "train/b", "data/c"])
     monkeypatch.chdir(tmp_path)
     for ids in (["train/a", "train/b"], ["train/a.npy", "train/b.npy"], ["data/c.npy", "train/a.npy"]):
-        assert "from the working folder it is the path of a file: pass data_dir=None" in refused(ids, data_dir=folder)
+        assert "from the working folder it is the path of a file: pass data_dir=None" in refused(ids, data_dir=Path("data"))
         assert read(ids, data_dir=None) == ([0, 1] if "train/b" in ids[1] else [2, 0])
 
 
@@ -318,23 +248,9 @@ def test_files_that_lie_elsewhere_in_the_folder(tmp_path: Path) -> None:
     assert "expected a file, found a link to 'nowhere', which does not exist" in refused(["c", "d"], data_dir=tmp_path)
 
 
-def test_nothing_is_looked_for_on_the_good_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No folder is listed while all files are there."""
-    write(tmp_path, "ab")
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("looked for something")
-
-    for function in ("scandir", "listdir", "stat", "lstat", "readlink"):
-        monkeypatch.setattr(os, function, refuse)
-    monkeypatch.setitem(sys.modules, "shmgen._samples.remedies", None)
-    Npy(tmp_path).bind(["a", "b"])
-
-
 NO_IDS = {
     # ids, what the error says, and what follows its advice
     "text": ("ab", r"found 'ab'; pass \[id\] for a single one", ["ab"]),
-    "bytes": (b"ab", r"found b'ab'; pass \[id\]", ["ab"]),
     "number": (7, r"found 7; pass \[id\]", [7]),
     "none": (None, "expected a list or array of ids, in an order, found None", None),
     "partition": (
@@ -342,14 +258,14 @@ NO_IDS = {
         r"found a dict of lists, 'train', 'validation'; .*\['train'\]",
         ["a", "b"],
     ),
-    "labels": ({"a": 0, "b": 1}, r"found a dict; pass list\(ids\) where its keys are the ids", ["a", "b"]),
     "image-folder": (
         ImageFolder({"train": ["a"], "validation": []}, {"a": 0}, ["x"]),
         r"found a whole ImageFolder of partition, labels, classes; .*found\.partition\['train'\]",
         ["a"],
     ),
+    "labels": ({"a": 0, "b": 1}, r"found a dict; pass list\(ids\) where its keys are the ids", ["a", "b"]),
+    "half": ([0.5], r"found 0\.5 of type float at position 0; pass \[str\(id\) for id in ids\]", ["0.5"]),
     "set": ({"b", "a"}, r"found a set; pass sorted\(ids\)", ["a", "b"]),
-    "array-of-no-axis": (np.array("a"), r"expected an array of one axis, found one of shape \(\); pass \[id\]", ["a"]),
     "column": (np.array([["a"], ["b"]]), r"found one of shape \(2, 1\); pass .*ids\[:, 0\]", np.array([["a"], ["b"]])[:, 0]),
     "samples": (np.zeros((2, 3)), r"found one of shape \(2, 3\); pass range\(len\(x\)\) as ids, and inputs=Values\(x\)", None),
     "missing": (
@@ -357,13 +273,9 @@ NO_IDS = {
         r"found nan of type float at position 1; such an id is a missing value: leave it out",
         ["a"],
     ),
-    "none-of-many": (["a", None], r"found None .* a missing value", ["a"]),
     "floats": ([1.0, 2.0], r"found 1\.0 of type float at position 0; pass \[int\(id\) for id in ids\]", [1, 2]),
-    "array-of-floats": (np.array([1.0]), r"found 1\.0 of type float .*pass \[int\(id\)", [1]),
     "mask": (np.array([True, False]), r"found True of type bool .*; pass ids\[mask\]", None),
     "pairs": ([("a", 1), ("b", 2)], r"found \('a', 1\) of type tuple .*; pass range\(len\(ids\)\), and a function", [0, 1]),
-    "half": ([0.5], r"found 0\.5 of type float at position 0; pass \[str\(id\) for id in ids\]", ["0.5"]),
-    "row": (np.array([[1, 2]]), r"found one of shape \(1, 2\); .*ids\.ravel\(\) for all", np.array([[1, 2]]).ravel()),
 }
 
 
@@ -380,27 +292,18 @@ def test_what_is_no_list_of_ids(tmp_path: Path, ids: Any, text: str, followed: A
 
 OUTSIDE: list[tuple[Any, int, int | None]] = [
     # ids, rows, and the place of an id that numbers none of them
-    (range(5), 5, None),
     (range(6), 5, 5),
-    (range(3, 3), 2, None),
     (range(0, 100, 7), 21, 14),
     (range(-1, 5), 5, 0),
-    (range(7, 9), 5, 0),
     (range(4, -1, -1), 5, None),
-    (range(5, -1, -1), 5, 0),
     (range(4, -3, -3), 5, 2),
-    (range(4, -2, -2), 5, None),
     (range(5), 0, 0),
     (range(10**15), 10**12, 10**15 - 1),
-    ([4, 0, 2], 5, None),
     ([4, 5, -1], 5, 1),
     ([0, 10**30], 5, 1),
-    (["0", 1], 2, 0),
     ([1, "1"], 2, 1),
     (np.array([3, 1, 9], np.uint8), 9, 2),
-    (np.array([3, -1]), 9, 1),
     (np.array([1 << 63, 1], np.uint64), 9, 0),
-    (np.array(["0"]), 1, 0),
 ]
 
 

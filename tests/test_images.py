@@ -49,9 +49,6 @@ def refused(folder: Path, id: str, **options: Any) -> str:
     return caught.value.reason
 
 
-# Formats and modes.
-
-
 def test_formats(tmp_path: Path) -> None:
     """Of each format, rows show the pixels of their own file: exactly where the format is lossless."""
     ids = [f"{number}.{suffix}" for suffix in ("png", "jpg", "webp", "bmp", "tif", "gif", "ppm") for number in range(2)]
@@ -100,14 +97,14 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
-def test_modes(tmp_path: Path, mode: str) -> None:
+def test_modes(tmp_path: Path) -> None:
     """A row has the mode that was asked for, whatever the file's mode is, with Pillow's own numbers."""
     for stored, image in MODES.items():
         image.save(tmp_path / f"{stored}.png")
-        row = row_of(tmp_path, stored, mode=mode)
-        np.testing.assert_array_equal(row, np.asarray(image.convert(mode)).reshape(row.shape))
-        assert row.shape == (30, 40, {"RGB": 3, "L": 1, "RGBA": 4}[mode])
+        for mode, channels in (("RGB", 3), ("L", 1), ("RGBA", 4)):
+            row = row_of(tmp_path, stored, mode=mode)
+            np.testing.assert_array_equal(row, np.asarray(image.convert(mode)).reshape(row.shape))
+            assert row.shape == (30, 40, channels)
 
 
 def test_a_transparent_palette(tmp_path: Path) -> None:
@@ -177,7 +174,7 @@ def tiff(numbers: np.ndarray, bits: int, *, white_is_zero: bool = False) -> byte
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + table + bytes(4)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("bits", [1, 4])
 def test_masks_of_few_bits_keep_their_numbers(tmp_path: Path, bits: int) -> None:
     """Grey of 1 to 8 bits gives class numbers from 0 on, though Pillow scales them to 255 and may invert them."""
     numbers = (np.arange(9 * 16).reshape(9, 16) * 7 % 2**bits).astype(np.uint8)
@@ -193,16 +190,15 @@ def test_masks_of_few_bits_keep_their_numbers(tmp_path: Path, bits: int) -> None
 DEEP = np.linspace(0, 65535, 30 * 40).reshape(30, 40).astype(np.uint16)
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bits(tmp_path: Path, suffix: str) -> None:
+def test_16_bits(tmp_path: Path) -> None:
     """All 16 bits arrive; as 8 bits the upper ones do; 8 bits become 16 with white as white; resized pixels are means."""
-    Image.fromarray(DEEP).save(tmp_path / f"deep.{suffix}")
+    Image.fromarray(DEEP).save(tmp_path / "deep.png")
     row = row_of(tmp_path, "deep", mode="I;16")
     assert row.dtype == np.uint16
     np.testing.assert_array_equal(row[..., 0], DEEP)
     for mode in ("L", "RGB"):
         np.testing.assert_array_equal(row_of(tmp_path, "deep", mode=mode)[..., 0], DEEP >> 8)
-    picture().convert("L").save(tmp_path / f"grey.{suffix}")
+    picture().convert("L").save(tmp_path / "grey.png")
     np.testing.assert_array_equal(
         row_of(tmp_path, "grey", mode="I;16")[..., 0], np.asarray(picture().convert("L")) * np.uint16(257)
     )
@@ -232,9 +228,6 @@ def test_12_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(row_of(tmp_path, "a", mode="I;16")[..., 0], numbers)
 
 
-# Sizes.
-
-
 def near(row: np.ndarray, image: Image.Image, within: float = 3.0) -> bool:
     """Whether a row shows the picture, but for the interpolation at edges."""
     return bool(np.abs(row[2:-2, 2:-2].astype(int) - np.asarray(image)[2:-2, 2:-2]).max() <= within)
@@ -243,7 +236,7 @@ def near(row: np.ndarray, image: Image.Image, within: float = 3.0) -> bool:
 @pytest.mark.parametrize(("suffix", "within"), [("png", 3), ("jpg", 12)])
 def test_crop_is_the_middle(tmp_path: Path, suffix: str, within: int) -> None:
     """The default crop fills a row with the image's middle, in proportion, also of a JPEG that is decoded smaller."""
-    for width, height in ((400, 300), (300, 400), (40, 30), (401, 33)):
+    for width, height in ((300, 400), (40, 30), (401, 33)):
         picture(width, height).save(tmp_path / f"a.{suffix}", quality=95)
         row = row_of(tmp_path, "a", (60, 60))
         side = min(width, height)
@@ -262,12 +255,6 @@ def test_pad_keeps_all_of_the_image(tmp_path: Path) -> None:
             expected = np.zeros((40, 40, 3), np.uint8)
             expected[(slice(10, 30), slice(0, 40)) if number % 2 == 0 else (slice(0, 40), slice(10, 30))] = 9
             np.testing.assert_array_equal(X[0], expected)
-
-
-def test_stretch_fills_the_row(tmp_path: Path) -> None:
-    """With ``resize='stretch'`` all of the image is in the row, out of proportion."""
-    picture(400, 100).save(tmp_path / "a.png")
-    assert near(row_of(tmp_path, "a", (50, 50), resize="stretch"), picture(50, 50), 8)
 
 
 def test_an_image_of_the_rows_size_is_not_changed(tmp_path: Path) -> None:
@@ -301,7 +288,7 @@ NOISE = Image.fromarray((np.random.default_rng(0).integers(0, 2, (480, 640)) * 2
 """Each pixel black or white: what is lost where an image is decoded smaller is as much as it can be."""
 
 
-@pytest.mark.parametrize(("mode", "size"), [("RGB", None), ("L", 96), ("RGB", (300, 700))])
+@pytest.mark.parametrize(("mode", "size"), [("RGB", None), ("L", 96)])
 def test_pillow_alone_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, size: Any) -> None:
     """Without the faster packages, numbers differ by at most 2 of 255, and not at all where nothing is resized."""
     PHOTOS[0].save(tmp_path / "0.jpg", quality=90)
@@ -337,12 +324,11 @@ def test_a_jpeg_that_is_not_resized_is_decoded_into_its_row(tmp_path: Path) -> N
         assert not other.any()
 
 
-@pytest.mark.parametrize(("image", "most"), [(PHOTOS[0], 10), (NOISE, 15)], ids=["photo", "noise"])
-def test_a_jpeg_that_is_decoded_small(tmp_path: Path, image: Image.Image, most: int) -> None:
+def test_a_jpeg_that_is_decoded_small(tmp_path: Path) -> None:
     """A JPEG that is decoded smaller differs by no more than is documented; with "nearest", not at all."""
-    image.save(tmp_path / "a.jpg", quality=95)
-    Image.open(tmp_path / "a.jpg").save(tmp_path / "whole.png")
-    for size in (32, 64, 96):
+    for image, size, most in ((PHOTOS[0], 64, 10), (NOISE, 32, 15), (NOISE, 96, 15)):
+        image.save(tmp_path / "a.jpg", quality=95)
+        Image.open(tmp_path / "a.jpg").save(tmp_path / "whole.png")
         small, whole = (row_of(tmp_path, id, size, resize="stretch").astype(int) for id in ("a", "whole"))
         assert np.abs(small - whole).max() <= most
         assert np.abs(small - whole).mean() < 3
@@ -367,23 +353,14 @@ def test_images_stand_upright(tmp_path: Path) -> None:
         stored = seen if turn is None else seen.transpose(turn)
         exif = Image.Exif()
         exif[0x0112] = orientation
-        for id in ("a.jpg", ("a.png", "a.webp", "a.tif")[orientation % 3]):
+        for id in ("a.jpg", "a.png"):
             stored.save(tmp_path / id, exif=exif, quality=95)
             assert near(row_of(tmp_path, id), seen, 12), orientation
             assert near(row_of(tmp_path, id, (20, 32)), picture(32, 20), 24), orientation
             assert row_of(tmp_path, id, (41, 64), resize="pad")[:, 32].any(axis=1).tolist() == [True] * 40 + [False]
 
 
-def test_exif_that_cannot_be_read_does_no_harm(tmp_path: Path) -> None:
-    """An image with broken EXIF data is read as it is stored."""
-    picture().save(tmp_path / "a.jpg", exif=b"Exif\0\0broken", quality=95)
-    assert near(row_of(tmp_path, "a"), picture(), 12)
-
-
-# What can't be read.
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 def test_a_truncated_image_is_never_a_row(tmp_path: Path, suffix: str) -> None:
     """A file that ends anywhere before its last pixel is an error with a remedy, never a partial row."""
     whole = io.BytesIO()
@@ -391,7 +368,7 @@ def test_a_truncated_image_is_never_a_row(tmp_path: Path, suffix: str) -> None:
     data = whole.getvalue()
     source = Images(tmp_path, 16)
     decode = ImageDecoder((16, 16), "RGB", "crop", "bilinear").decode
-    for kept in range(0, len(data), max(1, len(data) // 40)):
+    for kept in range(0, len(data), max(1, len(data) // 15)):
         (tmp_path / f"a.{suffix}").write_bytes(data[:kept])
         if len(data) - kept <= 20 and suffix == "png":  # sums and the end mark: all pixels are there
             np.testing.assert_array_equal(decode(data[:kept]), decode(data))
@@ -431,9 +408,6 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     assert "an empty file" in refused(tmp_path, "pipe.png")
 
 
-# Ids.
-
-
 def test_ids_with_and_without_a_suffix(tmp_path: Path) -> None:
     """Ids with and without a suffix name the file, in sub-folders too; a given ``suffix`` is taken at its word."""
     (tmp_path / "cats").mkdir()
@@ -462,15 +436,6 @@ def test_two_files_of_one_id(tmp_path: Path) -> None:
     assert row_of(tmp_path, "b")[0, 0, 0] == 1
 
 
-def test_ids_that_are_paths(tmp_path: Path) -> None:
-    """With ``Images(None)`` ids are paths; in a folder, no id may lead out of it."""
-    picture().save(tmp_path / "a.png")
-    with Loader([str(tmp_path / "a.png")], None, 1, source=Images(None), workers=0) as loader:
-        np.testing.assert_array_equal(loader.batch(0)[0][0], np.asarray(picture()))
-    with pytest.raises(InputError, match=r"found a path out of it; pass Images\(None\), where ids are meant as paths"):
-        Loader(["../a"], None, 1, source=Images(tmp_path / "sub"))
-
-
 def test_a_missing_image_says_what_is_there(tmp_path: Path) -> None:
     """The error of a missing image names what is there: another suffix, another folder, a similar id."""
     (tmp_path / "photos").mkdir()
@@ -495,21 +460,19 @@ def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
         list(loader)
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
+def test_arguments_that_are_mistakes(tmp_path: Path) -> None:
+    """Each is an error that says what is expected."""
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"mode": "BGR"}, "mode: expected 'RGB' or 'L'"),
         ({"resize": "fit"}, "resize: expected 'crop' or 'pad' or 'stretch', found 'fit'"),
         ({"interpolation": "cubic"}, "interpolation: expected 'nearest'"),
         ({"size": (1, 2, 3)}, r"size: expected \(height, width\) in pixels, found \(1, 2, 3\)"),
         ({"size": 0}, "expected an int from 1, found 0"),
         ({"dim": (1, 2, 3)}, r"dim: expected \(height, width\) in pixels, found \(1, 2, 3\)"),
-    ],
-)
-def test_arguments_that_are_mistakes(tmp_path: Path, options: dict[str, Any], text: str) -> None:
-    """Each is an error that says what is expected."""
-    with pytest.raises(InputError, match=text):
-        Images(tmp_path, **options)
+    ]
+    for options, text in mistakes:
+        with pytest.raises(InputError, match=text):
+            Images(tmp_path, **options)
 
 
 def test_without_pillow_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -535,9 +498,6 @@ def test_what_would_be_faster_is_said_once(tmp_path: Path, monkeypatch: pytest.M
     [said] = caplog.messages
     assert said.endswith("pip install 'shmgen[images]'")
     image_decoder.say_once_if_slow.cache_clear()
-
-
-# What the main process has told Pillow.
 
 
 def test_pillows_settings_hold_in_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -578,9 +538,6 @@ def test_registered_formats_are_read_in_workers(tmp_path: Path, monkeypatch: pyt
         np.testing.assert_array_equal(loader.batch(0)[0].ravel(), range(24))
 
 
-# Images that are larger than a row, or smaller.
-
-
 def places(folder: Path) -> list[str]:
     """Images of several sizes, and masks of the same; a pixel is (its row, its column, 7), or its row."""
     (folder / "masks").mkdir()
@@ -592,52 +549,27 @@ def places(folder: Path) -> list[str]:
     return ids
 
 
-def test_random_crops(tmp_path: Path) -> None:
-    """A transform crops each image at random: other parts in each epoch, the same with any number of workers."""
+def test_crops_at_random(tmp_path: Path) -> None:
+    """``size`` is what images are resized to, and ``dim`` what a transform leaves of them: other parts in each epoch."""
     ids = places(tmp_path)
+    seen = set()
 
     def crop(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        seen.add(x.shape)
         top, left = rng.integers(x.shape[0] - 7), rng.integers(x.shape[1] - 7)
         return x[top : top + 8, left : left + 8]
 
-    options: dict[str, Any] = {"source": Images(tmp_path, dim=8), "transform": crop, "batch_size": 4}
-    with Loader(ids, workers=2, **options) as loader, Loader(ids, workers=0, **options) as other:
-        epochs = [np.concatenate([X.copy() for (X,) in one]) for one in (loader, loader, other)]
-    for X in epochs:
-        assert X.shape == (12, 8, 8, 3)
-        assert (X[..., 0] == X[:, :1, :1, 0] + np.arange(8)[:, None]).all()
-        assert (X[..., 1] == X[:, :1, :1, 1] + np.arange(8)).all()
-    np.testing.assert_array_equal(epochs[0], epochs[2])
-    assert not np.array_equal(epochs[0], epochs[1])
-
-
-def test_an_image_and_its_mask_are_cropped_alike(tmp_path: Path) -> None:
-    """A transform of image and mask gets both whole, and crops both alike."""
-    ids = places(tmp_path)
-
-    def crop(sample: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        top = rng.integers(sample["image"].shape[0] - 7)
-        return {name: x[top : top + 8, :8] for name, x in sample.items()}
-
-    inputs, targets = {"image": Images(tmp_path, dim=8)}, {"mask": Images(tmp_path / "masks", mode="P", dim=8)}
-    with Loader(ids, inputs=inputs, targets=targets, transform=crop, batch_size=4, workers=1) as loader:
-        for X, y in loader:
-            np.testing.assert_array_equal(X["image"][..., 0], y["mask"][..., 0])
-
-
-def test_a_size_and_a_crop_of_it(tmp_path: Path) -> None:
-    """``size`` is what images are resized to, and ``dim`` what a transform leaves of them."""
-    ids = places(tmp_path)
-    seen = []
-
-    def crop(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        seen.append(x.shape)
-        return x[1:9, 1:9]
-
-    source = Images(tmp_path, size=(10, 12), dim=8)
-    with Loader(ids, None, 12, source=source, transform=crop, workers=0) as loader:
-        assert loader.batch(0)[0].shape == (12, 8, 8, 3)
-    assert set(seen) == {(10, 12, 3)}
+    for size in (None, (10, 12)):
+        seen.clear()
+        with Loader(ids, None, 12, source=Images(tmp_path, size, dim=8), transform=crop, workers=0, shuffle=False) as loader:
+            epochs = [np.array(X) for _ in range(2) for (X,) in loader]
+            assert epochs[0].shape == (12, 8, 8, 3)
+            assert not np.array_equal(epochs[0], epochs[1])
+        if size:
+            assert seen == {(10, 12, 3)}
+        else:
+            assert (epochs[0][..., 0] == epochs[0][:, :1, :1, 0] + np.arange(8)[:, None]).all()
+            assert (epochs[0][..., 1] == epochs[0][:, :1, :1, 1] + np.arange(8)).all()
 
 
 def test_smaller_images_are_padded(tmp_path: Path) -> None:
@@ -656,16 +588,6 @@ def test_smaller_images_are_padded(tmp_path: Path) -> None:
         loader.batch(0)
 
 
-def test_a_row_of_another_size_needs_something_that_makes_it(tmp_path: Path) -> None:
-    """An image of another size than ``dim`` is an error that names size, transform and pad_value."""
-    ids = places(tmp_path)
-    with pytest.raises(SampleError, match=r"expected shape \(8, 8, 3\), found \(12, 16, 3\); pass size=.*transform.*pad_value"):
-        Loader(ids, None, 4, source=Images(tmp_path, dim=8))
-
-
-# Ways to the files.
-
-
 def test_a_format_that_another_thread_just_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image is not called broken while another thread loads Pillow's plugin for its format."""
     picture().save(tmp_path / "a.webp", lossless=True)
@@ -681,13 +603,6 @@ def test_a_format_that_another_thread_just_loads(tmp_path: Path, monkeypatch: py
     asked: list[bool] = []
     monkeypatch.setattr(Image, "init", loaded_by_another_thread)
     np.testing.assert_array_equal(ImageDecoder(None, "RGB", "crop", "bilinear").decode(data), np.asarray(picture()))
-
-
-def test_too_large_for_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image above Pillow's limit of pixels is an error that says so."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    picture().save(tmp_path / "a.png")
-    assert "expected an image of a size that Pillow reads, found: Image size (1200 pixels) exceeds" in refused(tmp_path, "a")
 
 
 def test_images_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:

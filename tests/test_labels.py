@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 from ways import batch_of, labels_of, lists
 
-from shmgen import Function, FunctionError, InputError, Loader, Npy, NpyRows, Npz, Source, Values
+from shmgen import Function, FunctionError, InputError, Loader, Npy, Npz, Source, Values
 
 TEXTS = ["d", "a", "c", "b"]
-
-
-# What an error advises works when it is followed.
 
 
 def one_hot(*numbers: int) -> np.ndarray:
@@ -31,34 +28,10 @@ ADVICE = {
         {"labels": Values([0.5, 1.0], dtype="float32")},
         [0.5, 1.0],
     ),
-    "floats-in-a-mapping": (
-        {"labels": {"p": 1, "q": 2.0}},
-        r"id 'q', .*found 2\.0 of type float; .*pass Values\(\.\.\., dtype='float32'\)",
-        {"labels": Values({"p": 1, "q": 2.0}, dtype="float32")},
-        [1.0, 2.0],
-    ),
-    "floats-with-n_classes": (
-        {"labels": [0.0, 1.0], "n_classes": 2},
-        r"found 0\.0 of type float; .*pass Values\(\.\.\., dtype='float32'\), and no n_classes",
-        {"labels": Values([0.0, 1.0], dtype="float32")},
-        [0.0, 1.0],
-    ),
     "texts": (
         {"labels": ["cat", "dog"]},
         r"id 'p', .*found 'cat' of type str; .*pass classes=\[\.\.\.\], .*or classes='sorted'",
         {"labels": ["cat", "dog"], "classes": "sorted"},
-        [0, 1],
-    ),
-    "texts-with-n_classes": (
-        {"labels": ["cat", "dog"], "n_classes": 2},
-        "classes='sorted'",
-        {"labels": ["cat", "dog"], "n_classes": 2, "classes": ["dog", "cat"]},
-        [[0.0, 1.0], [1.0, 0.0]],
-    ),
-    "texts-as-targets": (
-        {"targets": ["cat", "dog"]},
-        "classes='sorted'",
-        {"targets": Values(["cat", "dog"], classes="sorted")},
         [0, 1],
     ),
     "counted-from-1": (
@@ -85,29 +58,11 @@ ADVICE = {
         {"labels": list({"x": 1, "y": 2}.values())},
         [1, 2],
     ),
-    "keys-of-another-kind": (
-        {"labels": {"p.npy": 1, "q.npy": 2}},
-        r"id 'p', .*found none for any, but one for 'p\.npy'; the keys must be the ids: pass \[id \+ '\.npy' for id in ids\]",
-        {"labels": {"p": 1, "q": 2}},
-        [1, 2],
-    ),
     "far-too-large": (
         {"labels": [2**63, 1]},
         r"expected an int from .*, found 9223372036854775808; pass Values\(\.\.\., dtype=\.\.\.\) with one that holds it",
         {"labels": Values([2**63, 1], dtype="uint64")},
         [2**63, 1],
-    ),
-    "beyond-all-ints": (
-        {"labels": [2**70, 1]},
-        r"pass Values\(\.\.\., dtype=\.\.\.\) with one that holds it",
-        {"labels": Values([2**70, 1], dtype="float64")},
-        [2.0**70, 1.0],
-    ),
-    "beyond-float32": (
-        {"targets": [1e300, 1.0]},
-        r"expected numbers that dtype float32 holds, found 1e\+300 in dtype float64; pass Values\(\.\.\., dtype='float64'\)",
-        {"targets": Values([1e300, 1.0], dtype="float64")},
-        [1e300, 1.0],
     ),
     "complex": (
         {"targets": [1j, 1.0]},
@@ -139,6 +94,12 @@ ADVICE = {
         {"labels": Function(lambda id: 1), "n_classes": 2},
         [[0.0, 1.0], [0.0, 1.0]],
     ),
+    "classes-twice": (
+        {"labels": Values(["a", "b"], classes=["b", "a"]), "classes": ["a", "b"]},
+        "classes: the Values given as labels have classes of their own",
+        {"labels": Values(["a", "b"], classes=["b", "a"])},
+        [1, 0],
+    ),
     "one_hot-of-values": (
         {"targets": Values([0, 1]).one_hot(2)},
         "n_classes is an argument of Values",
@@ -150,12 +111,6 @@ ADVICE = {
         "n_classes: expected 2, as the Values given as labels say, found 3",
         {"labels": Values([0, 1], n_classes=2), "n_classes": 2},
         [[1.0, 0.0], [0.0, 1.0]],
-    ),
-    "classes-twice": (
-        {"labels": Values(["a", "b"], classes=["b", "a"]), "classes": ["a", "b"]},
-        "classes: the Values given as labels have classes of their own",
-        {"labels": Values(["a", "b"], classes=["b", "a"])},
-        [1, 0],
     ),
     "weights-alone": (
         {"weights": [1, 2]},
@@ -174,40 +129,29 @@ def test_advice_that_is_followed_works(wrong: dict, text: str, right: dict, expe
     assert labels_of(["p", "q"], **right) == expected
 
 
-ACCEPTED = {
+ACCEPTED: dict[str, tuple[dict[str, Any], list[Any], str]] = {
     # labels and options -> what comes, and its dtype
     "to_categorical": ({"labels": one_hot(0, 2)}, [[1, 0, 0], [0, 0, 1]], "float32"),
     "to_categorical-with-n_classes": ({"labels": one_hot(0, 2), "n_classes": 3}, [[1, 0, 0], [0, 0, 1]], "float32"),
-    "to_categorical-of-ints": ({"labels": one_hot(0, 2).astype(int)}, [[1, 0, 0], [0, 0, 1]], "int64"),
-    "to_categorical-in-a-mapping": ({"labels": {"q": one_hot(1)[0], "p": one_hot(2)[0]}}, [[0, 0, 1], [0, 1, 0]], "float32"),
     "rows-as-lists-with-n_classes": ({"labels": [[1, 0], [0, 1]], "n_classes": 2}, [[1, 0], [0, 1]], "float32"),
-    "list-with-n_classes": ({"labels": [1, 0], "n_classes": 2}, [[0, 1], [1, 0]], "float32"),
-    "tuple-with-n_classes": ({"labels": (1, 0), "n_classes": 2}, [[0, 1], [1, 0]], "float32"),
-    "Values": ({"labels": Values([4, 5])}, [4, 5], "int64"),
     "Values-of-floats": ({"labels": Values([4.5, 5])}, [4.5, 5], "float32"),
-    "Values-with-n_classes": ({"labels": Values([1, 0]), "n_classes": 2}, [[0, 1], [1, 0]], "float32"),
     "Values-with-classes": ({"labels": Values(["x", "y"]), "classes": ["y", "x"]}, [1, 0], "int64"),
     "function": ({"labels": ord}, [112, 113], "int64"),
-    "function-of-floats": ({"labels": lambda id: ord(id) / 2}, [56, 56.5], "float64"),
     "function-of-rows": ({"labels": lambda id: np.full(2, ord(id), "u1")}, [[112, 112], [113, 113]], "uint8"),
     "function-with-n_classes": ({"labels": lambda id: ord(id) - 112, "n_classes": 2}, [[1, 0], [0, 1]], "float32"),
     "function-with-classes": ({"labels": lambda id: id, "classes": ["q", "p"]}, [1, 0], "int64"),
-    "function-with-sorted-classes": ({"labels": lambda id: id, "classes": "sorted"}, [0, 1], "int64"),
-    "Function": ({"labels": Function(lambda id: 7)}, [7, 7], "int64"),
     "function-as-Values": ({"targets": Values(lambda id: ord(id) / 2)}, [56, 56.5], "float32"),
     "classes-as-floats": ({"labels": Values(["x", "y"], dtype="f4", classes=["y", "x"])}, [1, 0], "float32"),
     "numbers-as-classes": ({"labels": [50, 10], "classes": "sorted"}, [1, 0], "int64"),
     "numpy-ints": ({"labels": {"p": np.int16(3), "q": np.array(4), "unused": 5}}, [3, 4], "int64"),
-    "bools": ({"labels": {"p": True, "q": False}}, [1, 0], "int64"),
-    "large-ints": ({"labels": {"p": -(2**62), "q": 2**62}}, [-(2**62), 2**62], "int64"),
 }
 
 
-@pytest.mark.parametrize(("options", "expected", "dtype"), ACCEPTED.values(), ids=ACCEPTED)
-def test_whatever_labels_come_in(options: dict[str, Any], expected: list[Any], dtype: str) -> None:
+def test_whatever_labels_come_in() -> None:
     """Rows, lists, functions, Values and sources are taken as labels, with n_classes or without."""
-    found, _ = batch_of(["p", "q"], **options)
-    assert (found.tolist(), found.dtype) == (expected, dtype)
+    for what, (options, expected, dtype) in ACCEPTED.items():
+        found, _ = batch_of(["p", "q"], **options)
+        assert (found.tolist(), found.dtype) == (expected, dtype), what
 
 
 def test_values_of_ml_dtypes() -> None:
@@ -236,8 +180,6 @@ def test_labels_that_are_fields_of_their_own(folder: Any) -> None:
     found, _ = batch_of(data.ids, {"a": [5, 6, 7, 8], "b": data.labels}, **options)
     assert {name: values.tolist() for name, values in found.items()} == {"a": [5, 6, 7, 8], "b": [0, 1, 2, 3]}
 
-
-# One-hot rows of ints that are read.
 
 N = 8
 
@@ -268,29 +210,23 @@ def labelled(folder: Path) -> dict[str, dict[str, Any]]:
         np.save(folder / f"{number}.npy", np.array([number % 3]))
         arrays = {"image": np.full(2, number), "label": np.uint8(number % 3)}
         np.savez(folder / f"{number}.npz", **arrays)  # type: ignore[arg-type]
-    np.save(folder / "all.npy", np.arange(N) % 3)
     npz, read, x = Npz(folder), own(), {"inputs": Values(np.zeros(N))}
     return {
         "npy": {"labels": Npy(folder), "n_classes": 3, **x},
-        "npy-by-one_hot": {"targets": Npy(folder).one_hot(3), **x},
-        "rows": {"labels": NpyRows(folder / "all.npy"), "n_classes": 3, **x},
         "npz": {"source": npz["image"], "labels": npz["label"], "n_classes": 3},
-        "function": {"labels": Function(lambda id: id % 3), "n_classes": 3, **x},
         "own-fill": {"source": read["image"], "labels": read["label"], "n_classes": 3},
         "whole-sample": {"source": pair, "n_classes": 3},
         "with-a-transform": {"source": read["image"], "labels": read["label"], "n_classes": 3, "transform": lambda x, rng: x + 1},
     }
 
 
-@pytest.mark.parametrize(
-    "way", ["npy", "npy-by-one_hot", "rows", "npz", "function", "own-fill", "whole-sample", "with-a-transform"]
-)
-def test_one_hot_rows_of_what_is_read(tmp_path: Path, way: str) -> None:
-    """Labels from files, rows, archives, functions and users' sources become one-hot rows as labels in memory do."""
-    with Loader(range(N), batch_size=4, shuffle=False, workers=0, **labelled(tmp_path)[way]) as loader:
-        y = np.concatenate([y for _, y in loader])
-    assert y.dtype == np.float32
-    np.testing.assert_array_equal(y, np.eye(3)[np.arange(N) % 3])
+def test_one_hot_rows_of_what_is_read(tmp_path: Path) -> None:
+    """Labels from files, archives, functions and users' sources become one-hot rows as labels in memory do."""
+    for way, options in labelled(tmp_path).items():
+        with Loader(range(N), batch_size=N, shuffle=False, workers=0, **options) as loader:
+            _, y = loader.batch(0)
+        assert y.dtype == np.float32
+        np.testing.assert_array_equal(y, np.eye(3)[np.arange(N) % 3], way)
 
 
 def test_one_hot_rows_beside_the_ints_in_workers(tmp_path: Path) -> None:
@@ -304,59 +240,47 @@ def test_one_hot_rows_beside_the_ints_in_workers(tmp_path: Path) -> None:
             np.testing.assert_array_equal(y["mask"], np.broadcast_to(np.eye(4)[np.arange(4) % 3], (4, 4, 4)))
 
 
-@pytest.mark.parametrize("way", ["npy", "npz", "function"])
-def test_a_class_that_there_is_not(tmp_path: Path, way: str) -> None:
+def test_a_class_that_there_is_not(tmp_path: Path) -> None:
     """A class beyond n_classes is damage of its sample; the others are read."""
-    options = labelled(tmp_path)[way] | {"n_classes": 2}
-    with Loader(range(N), batch_size=4, shuffle=False, workers=1, on_error="replace", max_damaged=1, **options) as loader:
-        list(loader)
-        assert {found.id for found in loader.damaged} == {2, 5}
-        assert "expected ints from 0 to 1, found 2; with n_classes=2 they are counted from 0" in loader.damaged[0].reason
+    for way, workers in (("npy", 1), ("npz", 0)):
+        options = labelled(tmp_path)[way] | {"n_classes": 2, "workers": workers}
+        with Loader(range(N), batch_size=4, shuffle=False, on_error="replace", max_damaged=1, **options) as loader:
+            list(loader)
+            assert {found.id for found in loader.damaged} == {2, 5}
+            assert "expected ints from 0 to 1, found 2; with n_classes=2 they are counted from 0" in loader.damaged[0].reason
 
-
-# Several fields, or a value for each id.
 
 IDS = ["p", "q", "r", "s"]
 A, B = [1, 2, 3, 4], [5, 6, 7, 8]
 
 NESTS = {
     # what is given for the ids p, q, r, s -> what comes
-    "dict-of-arrays": ({"a": np.array(A), "b": np.array(B)}, {"a": A, "b": B}),
     "dict-of-lists": ({"a": A, "b": B}, {"a": A, "b": B}),
-    "dict-of-one": ({"a": A}, {"a": A}),
     "dict-of-mappings": ({"a": dict(zip(IDS, A, strict=True)), "b": B}, {"a": A, "b": B}),
     "dict-of-rows": ({"a": np.eye(4), "b": B}, {"a": np.eye(4).tolist(), "b": B}),
     "list-of-arrays": ([np.array(A), np.array(B)], (A, B)),
-    "tuple-of-lists": ((A, B), (A, B)),
-    "list-of-one": ([A], (A,)),
     "nested": ({"a": A, "b": {"c": B, "d": A}}, {"a": A, "b": {"c": B, "d": A}}),
-    "list-of-dicts": ([{"a": A}, B], ({"a": A}, B)),
     "a-row-for-each-id": ([A, B, A, B], [A, B, A, B]),
     "a-mapping-to-rows": (dict(zip(IDS, [A, B, A, B], strict=True)), [A, B, A, B]),
     "a-mapping-to-rows-and-more": ({**dict(zip(IDS, [A, B, A, B], strict=True)), "x": A}, [A, B, A, B]),
-    "an-array-of-rows": (np.array([A, B, A, B]), [A, B, A, B]),
 }
 
 
-@pytest.mark.parametrize(("given", "expected"), NESTS.values(), ids=NESTS)
-def test_fields_are_told_from_values(given: Any, expected: Any) -> None:
+def test_fields_are_told_from_values() -> None:
     """``{"a": array}`` and ``[y, z]`` are several fields; a mapping from id to rows, or a row for each id, is one."""
-    for role in ("targets", "labels", "inputs"):
-        options = {"inputs": given, "targets": A} if role == "inputs" else {role: given, "inputs": Values(A)}
-        with Loader(IDS, batch_size=4, shuffle=False, workers=0, **options) as loader:
-            assert lists(loader.batch(0)[role != "inputs"]) == expected
+    for what, (given, expected) in NESTS.items():
+        for role in ("targets", "labels", "inputs"):
+            options: dict[str, Any] = {"inputs": given, "targets": A} if role == "inputs" else {role: given, "inputs": Values(A)}
+            with Loader(IDS, batch_size=4, shuffle=False, workers=0, **options) as loader:
+                assert lists(loader.batch(0)[role != "inputs"]) == expected, (what, role)
 
 
 @pytest.mark.parametrize(
     ("given", "text"),
     [
         pytest.param({"a": A, "b": A[:3]}, "field 'b': expected a value for each of the 4 ids, found 3", id="dict"),
-        pytest.param([A, A[:3]], r"field 'y\[1\]': expected a value for each of the 4 ids, found 3", id="list"),
         pytest.param(
             {"a": [1, 2]}, "id 'p', field 'y': expected a value .*found none for any among the keys, 'a'", id="all-too-short"
-        ),
-        pytest.param(
-            {"P": A, "Q": B, "R": A, "S": B}, "id 'p', field 'y': expected a value .*found none for any among the keys", id="keys"
         ),
         pytest.param({"a": A, "q": B}, "id 'p', field 'y': expected a value", id="an-id-among-the-keys"),
     ],
@@ -367,10 +291,7 @@ def test_fields_and_values_that_are_mistakes(given: Any, text: str) -> None:
         batch_of(IDS, targets=given)
 
 
-# Names of classes.
-
-
-@pytest.mark.parametrize("kind", ["mapping", "list", "array", "objects", "pandas", "categories"])
+@pytest.mark.parametrize("kind", ["mapping", "array", "objects", "categories"])
 def test_names_of_classes(kind: str) -> None:
     """Names become their positions in ``classes``, or one-hot rows; the loader tells the order."""
     names: Any = ["dog", "cat", "dog", "bird"]
@@ -378,8 +299,8 @@ def test_names_of_classes(kind: str) -> None:
         names = {**dict(zip(TEXTS, names, strict=True)), "elsewhere": "bird"}
     elif kind in ("array", "objects"):
         names = np.array(names, object if kind == "objects" else None)
-    elif kind in ("pandas", "categories"):
-        names = pytest.importorskip("pandas").Series(names, dtype="category" if kind == "categories" else None)
+    else:
+        names = pytest.importorskip("pandas").Series(names, dtype="category")
     for classes, expected in ((["cat", "dog", "bird"], [1, 0, 1, 2]), ("sorted", [2, 1, 2, 0])):
         assert batch_of(TEXTS, names, classes=classes, n_classes=3)[0].tolist() == np.eye(3)[expected].tolist()
         found, loader = batch_of(TEXTS, names, classes=classes)
@@ -411,20 +332,15 @@ WRONG_CLASSES = [
         "id 'q', field 'y': expected one of the classes 'cat', 'dog', found 'fox'; add it",
         id="unknown",
     ),
-    pytest.param(["cat", None], {"classes": ["cat"]}, "id 'q', .*classes 'cat', found None; leave such ids out", id="none"),
     pytest.param(["cat", float("nan")], {"classes": "sorted"}, "id 'q', .*classes 'cat', found nan; leave", id="nan"),
     pytest.param([0, 1], {"classes": ["cat", "dog"]}, "id 'p', .*found 0; leave classes out where", id="numbers-already"),
-    pytest.param([["cat"], ["dog"]], {"classes": ["cat", "dog"]}, r"id 'p', .*classes .*found \['cat'\]", id="lists"),
-    pytest.param([0.5, 1.5], {"classes": "sorted"}, "id 'p', .*expected the name of a class.*found 0.5", id="floats"),
     pytest.param(["a", "b"], {"classes": list("abcdefghijklmnopqrstuvwxyz")[::-1][:-1]}, "and 5 more, found 'a'", id="many"),
     pytest.param(["a", "b"], {"classes": ["a", "b"], "n_classes": 3}, "n_classes: expected 2, .*found 3", id="n_classes"),
-    pytest.param(["a", "b"], {"classes": "sorted", "n_classes": 3}, "n_classes: expected 2, .*found 3", id="n_classes-sorted"),
     pytest.param(["a", "b"], {"classes": ["a", "b", "a"]}, "classes: expected each name once, found 'a' twice", id="twice"),
-    pytest.param(["a", "b"], {"classes": []}, "classes: expected each name once, found none", id="no-names"),
-    pytest.param(["a", "b"], {"classes": "alphabetical"}, "list of names in order, or 'sorted', found 'alphabetical'", id="text"),
+    pytest.param([0.5, 1.5], {"classes": "sorted"}, "id 'p', .*expected the name of a class.*found 0.5", id="floats"),
+    pytest.param(["a", "b"], {"classes": [1.5]}, r"classes: expected names, texts or ints, found 1\.5", id="float-as-a-name"),
     pytest.param(["a", "b"], {"classes": {"a", "b"}}, r"classes: .*; pass sorted\(classes\)", id="set"),
     pytest.param(["a", "b"], {"classes": {"a": 1, "b": 0}}, r"pass sorted\(classes, key=classes.get\)", id="dict"),
-    pytest.param(["a", "b"], {"classes": [1.5]}, r"classes: expected names, texts or ints, found 1\.5", id="float-as-a-name"),
     pytest.param(["a", "b"], {"classes": 3}, "classes: expected a list of names in order, or 'sorted', found 3", id="number"),
 ]
 

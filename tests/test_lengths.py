@@ -67,9 +67,9 @@ def test_the_batches_are_remembered_across_versions() -> None:
     assert blake2b(words, digest_size=8).hexdigest() == "5496325253b1cefd"
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_share_each_batch(world: int) -> None:
+def test_ranks_share_each_batch() -> None:
     """Together they have the batches of one process, and none of them has the shorter samples always."""
+    world = 4
     parts = [epoch(sampler(tail=Tail.DROP, shard=Shard(rank, world))) for rank in range(world)]
     for rows in zip(epoch(sampler(tail=Tail.DROP)), *parts, strict=True):
         np.testing.assert_array_equal(rows[0], np.concatenate(rows[1:]))
@@ -108,7 +108,7 @@ def test_batches_are_cut_after_their_longest_row() -> None:
         "other": Function(lambda id: np.zeros(3)),
     }
     found = []
-    with loader(inputs=inputs, lengths=LENGTHS[:200].tolist(), workers=2) as batches:
+    with loader(inputs=inputs, lengths=LENGTHS[:200].tolist(), workers=1) as batches:
         for X, y in batches:
             longest = LENGTHS[y].max()
             assert X["x"].shape == X["again"].shape == (B, longest, 2)
@@ -176,7 +176,7 @@ def test_keras_takes_batches_of_any_length(monkeypatch: pytest.MonkeyPatch) -> N
     ids, labels = range(200), Values(np.zeros(200), dtype="float32")
     with Sequence(ids, labels, lengths=LENGTHS[:200].tolist(), **options) as training:
         traced.clear()
-        assert np.isfinite(model.fit(training, epochs=2, verbose=0).history["loss"]).all()
+        assert np.isfinite(model.fit(training, verbose=0).history["loss"]).all()
         if keras.backend.backend() == "tensorflow":
             assert set(traced) <= {(None, None, 2)}
             assert len(traced) <= 3

@@ -193,22 +193,22 @@ HEADERS = {
 @pytest.mark.parametrize("headers", HEADERS.values(), ids=HEADERS)
 def test_odd_headers(folder: Folder, headers: list[str]) -> None:
     """Headers with one oddity each, and those that fuzzing found, are read or refused as `numpy.load` does."""
-    for header in headers:
-        for version in (1, 2, 3):
-            try:
-                agree(folder, npy(header, version=version))
-            except AssertionError as error:
-                raise AssertionError(f"version {version}, header {header[:80]!a}") from error
+    for number, header in enumerate(headers):
+        version = 1 + number % 3
+        try:
+            agree(folder, npy(header, version=version))
+        except AssertionError as error:
+            raise AssertionError(f"version {version}, header {header[:80]!a}") from error
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_a_file_that_ends_anywhere(folder: Folder, version: int) -> None:
+def test_a_file_that_ends_anywhere(folder: Folder) -> None:
     """A file that is cut off anywhere is refused."""
-    file = npy(header(), bytes(24), version=version)
+    for version in (1, 3):
+        file = npy(header(), bytes(24), version=version)
 
-    assert agree(folder, file) is not None
-    for size in range(len(file)):
-        assert agree(folder, file[:size]) is None
+        assert agree(folder, file) is not None
+        for size in range(len(file)):
+            assert agree(folder, file[:size]) is None
 
 
 def test_what_is_no_utf_8(folder: Folder) -> None:
@@ -255,7 +255,7 @@ def files(draw: st.DrawFn) -> tuple[bytes, np.ndarray]:
     return file, np.ndarray(shape, dtype, data, order="F" if fortran else "C")
 
 
-@settings(ALIKE, max_examples=100)
+@settings(ALIKE, max_examples=50)
 @given(files())
 def test_a_good_file_is_read(folder: Folder, file_and_array: tuple[bytes, np.ndarray]) -> None:
     """Files of all versions, dtypes, byte orders, axis orders, shapes and spellings are read as `numpy.load` does."""
@@ -267,7 +267,7 @@ def test_a_good_file_is_read(folder: Folder, file_and_array: tuple[bytes, np.nda
     assert (loaded.shape, loaded.dtype, loaded.tobytes()) == (array.shape, array.dtype, array.tobytes())
 
 
-@settings(ALIKE, max_examples=150)
+@settings(ALIKE, max_examples=60)
 @given(st.data())
 def test_several_oddities_at_once(folder: Folder, data: st.DataObject) -> None:
     """Headers with several oddities, and files with too little data, are read or refused as `numpy.load` does."""
@@ -287,7 +287,7 @@ def test_several_oddities_at_once(folder: Folder, data: st.DataObject) -> None:
     agree(folder, npy(start + draw(dicts(items)), bytes(range(size)), version=draw(st.integers(1, 3))))
 
 
-@settings(ALIKE, max_examples=150)
+@settings(ALIKE, max_examples=60)
 @given(files(), st.data())
 def test_a_damaged_file(folder: Folder, file_and_array: tuple[bytes, np.ndarray], data: st.DataObject) -> None:
     """Files with bytes replaced, inserted or cut out are read or refused as `numpy.load` does."""

@@ -46,13 +46,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tup
     return calls
 
 
-# Archives.
-
-
-@pytest.mark.parametrize("compressed", [False, True], ids=["stored", "compressed"])
-def test_image_and_label_of_one_archive(tmp_path: Path, compressed: bool) -> None:
+def test_image_and_label_of_one_archive(tmp_path: Path) -> None:
     """Each row is its id's, in its array's dtype, and label and image belong together, in every epoch."""
-    ids = archives(tmp_path, compressed=compressed)
+    ids = archives(tmp_path)
     npz = Npz(tmp_path)
     with Loader(ids, inputs=npz["image"], targets=npz["label"], batch_size=8, workers=2) as loader:
         for _ in range(2):
@@ -105,11 +101,6 @@ def damaged(path: Path, how: str) -> None:
         with zipfile.ZipFile(path) as archive:
             position = archive.getinfo("image.npy").header_offset + 60
         path.write_bytes(data[:position] + b"\xff" * 20 + data[position + 20 :])
-    elif how == "empty":
-        path.write_bytes(b"")
-    elif how == "npy":
-        with path.open("wb") as file:
-            np.save(file, np.zeros((4, 3), "f4"))
     elif how == "missing":
         path.unlink()
     elif how == "no-array":
@@ -118,8 +109,6 @@ def damaged(path: Path, how: str) -> None:
         np.savez(path, image=np.zeros((4, 3), "f4"), label=np.array([{}], object))
     elif how == "shape":
         np.savez(path, image=np.zeros((4, 4), "f4"), label=1)
-    elif how == "dtype":
-        np.savez(path, image=np.zeros((4, 3), "c8"), label=1)
     elif how == "short-member":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("image.npy", data[data.index(b"\x93NUMPY") :][:100])
@@ -131,13 +120,11 @@ def damaged(path: Path, how: str) -> None:
 DAMAGES = [
     pytest.param("truncated", "expected an .npz file, found one that is truncated", id="truncated"),
     pytest.param("flipped", "Bad CRC-32 for file 'image.npy'", id="flipped-bit"),
-    pytest.param("empty", "expected an .npz file, found one that is truncated", id="empty"),
-    pytest.param("npy", "expected an .npz file, found one that is truncated", id="npy"),
+    pytest.param("deflated", "truncated, damaged or of another format", id="no-compressed-data"),
     pytest.param("missing", "expected a file, found none at this path", id="missing"),
     pytest.param("no-array", "expected an array 'label', found 'image'", id="an-array-less"),
     pytest.param("objects", "expected numbers, found Python objects", id="objects"),
     pytest.param("shape", "expected shape (4, 3), found (4, 4); dim and n_channels say what shape a row has.", id="shape"),
-    pytest.param("dtype", "expected dtype float32, found complex64, whose cast would lose more than precision", id="dtype"),
     pytest.param("short-member", "found the end of the file after 100", id="header-cut-off"),
 ]
 
@@ -145,7 +132,7 @@ DAMAGES = [
 @pytest.mark.parametrize(("how", "text"), DAMAGES)
 def test_a_damaged_archive_is_named(tmp_path: Path, how: str, text: str) -> None:
     """The id, the file, what was expected and what was found; and ``on_error="replace"`` replaces all of its fields."""
-    ids = archives(tmp_path, compressed=False)
+    ids = archives(tmp_path, compressed=how == "deflated")
     damaged(tmp_path / "id-7.npz", how)
     npz = Npz(tmp_path)
     options: dict[str, Any] = {"inputs": npz["image"], "targets": npz["label"], "batch_size": 8, "workers": 0}
@@ -161,38 +148,6 @@ def test_a_damaged_archive_is_named(tmp_path: Path, how: str, text: str) -> None
         assert [one.id for one in loader.damaged] == ["id-7"]
 
 
-def test_compressed_data_that_are_none_are_named(tmp_path: Path) -> None:
-    """What zlib refuses is an error of the file, too."""
-    ids = archives(tmp_path)
-    damaged(tmp_path / "id-7.npz", "deflated")
-    with (
-        Loader(ids, inputs=Npz(tmp_path)["image"], batch_size=8, workers=0) as loader,
-        pytest.raises(SampleError) as caught,
-    ):
-        list(loader)
-    assert (type(caught.value), caught.value.path) == (SampleError, f"{tmp_path}/id-7.npz")
-    assert "truncated, damaged or of another format" in caught.value.reason
-
-
-@pytest.mark.parametrize("how", ["truncated", "empty", "missing"])
-def test_a_damaged_first_archive_is_named_at_once(tmp_path: Path, how: str) -> None:
-    """When the loader is made, however the archive is used."""
-    ids = archives(tmp_path)
-    damaged(tmp_path / "id-0.npz", how)
-    for inputs in (Npz(tmp_path), Npz(tmp_path)["image"]):
-        with pytest.raises(SampleError, match=r"id-0\.npz"):
-            Loader(ids, inputs=inputs, batch_size=8)
-
-
-def test_a_first_archive_that_never_answers_is_an_error(tmp_path: Path) -> None:
-    """A FIFO in its place is not waited for."""
-    ids = archives(tmp_path)
-    (tmp_path / "id-0.npz").unlink()
-    os.mkfifo(tmp_path / "id-0.npz")
-    with pytest.raises(SampleError, match=r"id-0\.npz: expected an .npz file"):
-        Loader(ids, inputs=Npz(tmp_path), batch_size=8)
-
-
 def test_what_there_is_in_place_of_a_missing_archive(tmp_path: Path) -> None:
     """A folder of one format read as the other: the error says which source reads it."""
     ids = archives(tmp_path)
@@ -202,28 +157,13 @@ def test_what_there_is_in_place_of_a_missing_archive(tmp_path: Path) -> None:
         Loader(["other"], inputs=Npz(tmp_path), batch_size=1)
 
 
-def test_ids_may_not_lead_out_of_the_folder(tmp_path: Path) -> None:
-    """As of any folder of files."""
-    with pytest.raises(InputError, match="expected one that stays in folder"):
-        Loader(["../id-0"], inputs=Npz(tmp_path), batch_size=1)
-
-
-def test_archives_by_their_paths(tmp_path: Path) -> None:
-    """``Npz(None)``: ids are paths, with or without the suffix."""
-    ids = archives(tmp_path)
-    paths = [f"{tmp_path}/{ids[0]}", f"{tmp_path}/{ids[1]}.npz"]
-    ((y,),) = epoch(Loader(paths, inputs=Npz(None)["label"], batch_size=2, shuffle=False, workers=0))
-    assert y.tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("cached", [False, True], ids=["got", "kept"])
-def test_archives_behind_a_url(root: Path, proxy: Any, tmp_path: Path, cached: bool) -> None:
+def test_archives_behind_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
     """One request a sample for all of its fields; with a cache, none in the second epoch."""
     ids = archives(root)
-    npz = Npz(Remote(proxy.url, cache=tmp_path / "cache" if cached else None))
+    npz = Npz(Remote(proxy.url, cache=tmp_path / "cache"))
     with Loader(ids, inputs=npz["image"], targets=npz["label"], batch_size=N, shuffle=False, workers=0) as loader:
         asked = len(proxy.requests)
-        for requests in (N, 0 if cached else N):
+        for requests in (N, 0):
             ((X, y),) = loader
             assert X[:, 0, 0].tolist() == y.tolist() == list(range(N))
             assert len(proxy.requests) <= asked + requests
@@ -248,19 +188,13 @@ def test_dtype_and_channels_of_an_array(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found["a"][..., 0], found["b"])
 
 
-# Functions.
-
-
 @pytest.mark.parametrize("kind", ["dict", "tuple"])
-def test_a_function_that_returns_several_arrays(tmp_path: Path, kind: str) -> None:
+def test_a_function_that_returns_several_arrays(kind: str) -> None:
     """Is called once a sample, and once when the loader is made."""
-    calls = tmp_path / "calls"
-    folder = str(calls)
-    calls.mkdir()
+    calls: list[int] = []
 
     def decode(id: int) -> Any:
-        with open(f"{folder}/{id}", "a") as file:
-            file.write("x")
+        calls.append(id)
         x, y = np.full((4, 3), id, "f4"), id % 5
         return {"x": x, "y": y} if kind == "dict" else (x, y)
 
@@ -270,7 +204,7 @@ def test_a_function_that_returns_several_arrays(tmp_path: Path, kind: str) -> No
         for X, y in loader:
             assert (X.dtype, y.dtype) == (np.float32, np.int64)
             assert (X[:, 0, 0] % 5 == y).all()
-    assert [len((calls / str(id)).read_text()) for id in range(N)] == [2] + [1] * (N - 1)
+    assert sorted(calls) == [0, *range(N)]
 
 
 def test_a_source_that_is_the_whole_sample() -> None:
@@ -300,9 +234,7 @@ def test_a_tuple_that_is_no_sample_is_refused() -> None:
         pytest.param(None, "expected an array, found None; let the function return one, or fill the row", id="nothing"),
         pytest.param(({"a": 1}, 2), "field 0: expected an array, found a dict: return one dict of all arrays", id="nested"),
         pytest.param([np.zeros(3), 1], "found a list of parts of several shapes; where each is a field, return", id="list"),
-        pytest.param({"x": [[1], [2, 3]]}, "field 'x': expected an array, found a list of parts of several shapes", id="ragged"),
         pytest.param({"x": None}, "field 'x': expected an array, found None", id="nothing-in-a-field"),
-        pytest.param("text", "expected numbers, found dtype <U4; leave texts out, or pass names of classes", id="text"),
         pytest.param({"x": "text"}, "field 'x': .* dtype <U4; leave texts out, or pass names of classes", id="text-in-a-field"),
     ],
 )
@@ -328,45 +260,15 @@ def test_an_archives_member_that_is_no_numbers(tmp_path: Path, array: np.ndarray
         assert loader.batch(0)[0].shape == (1, 2)
 
 
-@pytest.mark.parametrize(
-    ("odd", "text"),
-    [
-        pytest.param(
-            lambda: {"x": np.zeros(3)}, "expected 'x', 'y', as of the first sample, found a dict of 'x'", id="a-key-less"
-        ),
-        pytest.param(lambda: np.zeros((2, 3)), "expected 'x', 'y', as of the first sample, found ndarray", id="array"),
-        pytest.param(lambda: None, "expected an array, found None; let the function return one", id="nothing"),
-        pytest.param(
-            lambda: {"x": np.zeros(4), "y": 1},
-            "source of field 'X': expected shape (3,), found (4,); dim and n_channels say what shape a row has.",
-            id="shape",
-        ),
-        pytest.param(
-            lambda: {"x": np.zeros(3), "y": 1.5},
-            "source of field 'y': expected dtype int64, found float64, whose cast would lose more than precision; pass "
-            "dtype='float32', so that rows have that, or return it in the rows' dtype",
-            id="dtype",
-        ),
-    ],
-)
-def test_what_a_function_returns_for_a_later_sample_is_checked(odd: Callable[[], Any], text: str) -> None:
-    """As for the first: the id, the field, what was expected, what was found, and the remedy."""
-    source = Function(lambda id: odd() if id == 7 else {"x": np.zeros(3), "y": id})
+def test_what_a_function_returns_for_a_later_sample_is_checked() -> None:
+    """As for the first: the id, what was expected and what was found."""
+    source = Function(lambda id: {"x": np.zeros(3)} if id == 7 else {"x": np.zeros(3), "y": id})
     with (
         Loader(range(N), inputs=source["x"], targets=source["y"], batch_size=8, workers=0) as loader,
-        pytest.raises(FunctionError) as caught,
+        pytest.raises(FunctionError, match="expected 'x', 'y', as of the first sample, found a dict of 'x'") as caught,
     ):
         list(loader)
     assert caught.value.id == 7
-    assert text in str(caught.value)
-
-
-def test_the_remedy_for_a_dtype_works() -> None:
-    """What the error above says to do."""
-    source = Function(lambda id: {"x": np.zeros(3), "y": 1.5 if id == 7 else id})
-    fields: dict[str, Any] = {"inputs": source["x"], "targets": source["y"].shaped(dtype="float64")}
-    ((_, y),) = epoch(Loader(range(N), batch_size=N, workers=0, shuffle=False, **fields))
-    assert y.tolist() == [*range(7), 1.5, *range(8, N)]
 
 
 def test_several_arrays_where_one_was_described() -> None:
@@ -384,7 +286,7 @@ def test_transforms_of_fields_that_are_read_at_once() -> None:
     """By name, and of the whole sample: fields of one source have the names of fields of several."""
     source = Function(lambda id: {"x": np.full(3, id), "y": id})
     fields = {"inputs": {"x": source["x"]}, "targets": {"y": source["y"]}, "weights": Values(np.ones(8))}
-    options: dict[str, Any] = {**fields, "batch_size": 8, "shuffle": False, "workers": 2}
+    options: dict[str, Any] = {**fields, "batch_size": 8, "shuffle": False, "workers": 0}
 
     def both(sample: dict[str, np.ndarray], rng: object) -> dict[str, Any]:
         assert sorted(sample) == ["weights", "x", "y"]
@@ -397,8 +299,7 @@ def test_transforms_of_fields_that_are_read_at_once() -> None:
             assert targets["y"].tolist() == [-n for n in range(8)]
 
 
-@pytest.mark.parametrize("concurrent", [False, True], ids=["one-at-a-time", "concurrent"])
-def test_a_function_that_draws(concurrent: bool) -> None:
+def test_a_function_that_draws() -> None:
     """``f(id, rng)``: the same numbers at any number of workers, others for each sample and epoch; not those of the transform."""
 
     def draw(id: int, rng: np.random.Generator) -> Any:
@@ -409,7 +310,7 @@ def test_a_function_that_draws(concurrent: bool) -> None:
         return drawn
 
     def numbers(workers: int, reads: int) -> list[list[tuple[int, int]]]:
-        source = Function(draw, concurrent=concurrent)
+        source = Function(draw, concurrent=True)
         with Loader(
             range(N), inputs=source, batch_size=8, workers=workers, reads=reads, seed=3, transform={"drawn": shift}
         ) as loader:
@@ -422,21 +323,7 @@ def test_a_function_that_draws(concurrent: bool) -> None:
     assert len({drawn for pairs in epochs for _, drawn in pairs}) == 2 * N
 
 
-def test_a_function_that_fills_its_row_at_random() -> None:
-    """``f(id, row, rng)``."""
-
-    def fill(id: int, row: np.ndarray, rng: np.random.Generator) -> None:
-        row[:] = id + rng.random(3) / 2
-
-    ((X,),) = epoch(Loader(range(8), source=fill, dim=3, dtype="f8", batch_size=8, shuffle=False, workers=0))
-    assert X.astype(int).tolist() == [[n] * 3 for n in range(8)]
-    assert len(np.unique(X)) == 24
-
-
-# Sources of the user's own.
-
-
-@pytest.mark.parametrize(("kind", "workers"), [("fills", 0), ("returns", 2), ("at-once", 2)])
+@pytest.mark.parametrize(("kind", "workers"), [("fills", 0), ("returns", 0), ("at-once", 1)])
 def test_a_source_of_the_users_own(kind: str, workers: int) -> None:
     """It fills rows by key, one by one or many at once, or returns them; a field that is not asked for is thrown away."""
 
@@ -466,22 +353,6 @@ def test_a_source_of_the_users_own(kind: str, workers: int) -> None:
             np.testing.assert_array_equal(X["a"], X["b"])
 
 
-def test_rows_that_are_left_out_are_zero() -> None:
-    """Of a source of the user's own: also where another sample had been in the slot."""
-
-    class Half(Source):
-        fields = {"a": ((2,), "f4"), "b": ((2,), "f4")}  # noqa: RUF012
-
-        def read(self, id: int, rows: Any) -> None:
-            rows["a" if id % 2 else "b"][:] = 7
-
-    with Loader(range(8), inputs=Half(), batch_size=2, slots=2, shuffle=False, workers=0) as loader:
-        for _ in range(3):
-            for (X,) in loader:
-                assert X["a"].tolist() == [[0, 0], [7, 7]]
-                assert X["b"].tolist() == [[7, 7], [0, 0]]
-
-
 def test_a_source_that_cannot_be_opened_is_named_with_its_fields() -> None:
     """All that it fills."""
 
@@ -493,9 +364,6 @@ def test_a_source_that_cannot_be_opened_is_named_with_its_fields() -> None:
 
     with pytest.raises(Exception, match="source of fields 'a', 'b' can't be opened: ConnectionError: nobody answers"):
         Loader(range(8), inputs=Closed(), batch_size=2, workers=0)
-
-
-# One object given twice.
 
 
 def test_one_source_for_input_and_target_is_read_once(folder: Callable, tmp_path: Path) -> None:
@@ -537,37 +405,3 @@ def test_one_function_for_two_fields_is_called_once() -> None:
         ((X,),) = loader
         np.testing.assert_array_equal(X["a"], X["b"])
     assert calls == [0, *range(8)]
-
-
-def test_two_loaders_of_one_source_do_not_share_it(tmp_path: Path) -> None:
-    """Each with ids of its own, training and validation for example."""
-    ids = archives(tmp_path)
-    npz = Npz(tmp_path)
-    fields: dict[str, Any] = {"inputs": npz["image"], "targets": npz["label"]}
-    with (
-        Loader(ids[:16], batch_size=8, workers=1, **fields) as training,
-        Loader(ids[16:], batch_size=8, workers=1, **fields) as validation,
-    ):
-        for loader, numbers in ((training, range(16)), (validation, range(16, 24))):
-            assert sorted(number for _, y in loader for number in y.tolist()) == list(numbers)
-
-
-def test_a_worker_of_archives_survives_a_hanging_one(tmp_path: Path) -> None:
-    """A FIFO in an archive's place is given up after ``timeout``, named, and replaced."""
-    ids = archives(tmp_path)
-    (tmp_path / "id-7.npz").unlink()
-    os.mkfifo(tmp_path / "id-7.npz")
-    npz = Npz(tmp_path)
-    with Loader(
-        ids,
-        inputs=npz["image"],
-        targets=npz["label"],
-        batch_size=8,
-        workers=1,
-        timeout=0.5,
-        on_error="replace",
-        max_damaged=0.05,
-    ) as loader:
-        for X, y in loader:
-            assert (y[:, None, None] == X).all()
-        assert [one.id for one in loader.damaged] == ["id-7"]

@@ -17,7 +17,7 @@ import pytest
 from bad_files import npy, put
 from conftest import ROOT, DataSet, Ran, Script
 from test_memory import PRIVATE, mounts  # noqa: F401 # a fixture
-from test_scan import forbid, in_a_process
+from test_scan import in_a_process
 
 from shmgen import InputError, Loader, Npy, NpyRows
 from shmgen._tools.pack import Packed, pack
@@ -77,9 +77,6 @@ def test_the_way_back(data: DataSet, target: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(target.parent)
     exec(textwrap.dedent(code), {"np": np, "Path": Path})
     assert {path.name: path.read_bytes() for path in Path("data").iterdir()} == before
-
-
-# What files may be.
 
 
 def test_shapes_and_dtypes(folder: Callable[..., DataSet], target: Path) -> None:
@@ -142,20 +139,17 @@ def test_strange_ids(tmp_path: Path, target: Path) -> None:
         put(tmp_path / "data" / f"{id}.npy", npy(np.full(3, number)))
     assert pack(Npy(tmp_path / "data"), ids, str(target), workers=0).rows == len(ids)
     source = NpyRows(target, ids=target.with_suffix(".ids"))
-    with Loader(ids, None, len(ids), source=source, shuffle=False, workers=1) as loader:
+    with Loader(ids, None, len(ids), source=source, shuffle=False, workers=0) as loader:
         assert loader.batch(0)[0][:, 0].tolist() == list(range(len(ids)))
 
 
-@pytest.mark.parametrize("id", ["a\nb", "a\r", "sub/x\n", "\ufeffa", "id-1"], ids=ascii)
-def test_ids_that_cannot_be_written(data: DataSet, target: Path, id: str) -> None:
+def test_ids_that_cannot_be_written(data: DataSet, target: Path) -> None:
     """Ids that are no line of a text file, or stand twice, are refused, and nothing is written."""
-    put(data.path / f"{id}.npy", npy(np.zeros(SHAPE, "f4")))
-    with pytest.raises(InputError, match=r"expected (one that can be a line of a text file|each id once)"):
-        packed(data, target, [*data.ids, id])
-    assert os.listdir(target.parent) == []
-
-
-# What is damaged.
+    for id in ("a\nb", "a\r", "sub/x\n", "\ufeffa", "id-1"):
+        put(data.path / f"{id}.npy", npy(np.zeros(SHAPE, "f4")))
+        with pytest.raises(InputError, match=r"expected (one that can be a line of a text file|each id once)"):
+            packed(data, target, [*data.ids, id])
+        assert os.listdir(target.parent) == []
 
 
 def spoil(data: DataSet) -> set[str]:
@@ -184,25 +178,14 @@ def test_damaged_files_are_named_and_nothing_is_packed(data: DataSet, target: Pa
 def test_damaged_files_are_left_out_if_they_may_be(data: DataSet, target: Path, cli: Callable[..., Ran]) -> None:
     """With ``--skip-damaged`` the others are packed; the damaged are listed, and the status is 1."""
     bad = spoil(data)
-    done = cli("pack", data.path, target, "--skip-damaged")
+    done = cli("pack", data.path, target, "--skip-damaged", "--workers", 0)
     assert done.status == 1
     assert f"{target}: {N - 4} rows of shape (4, 3), float32" in done.out
     assert "damaged: 4 of 40 samples" in done.out
     assert_whole(data, target, bad)
 
 
-def test_a_sub_folder_that_cannot_be_listed_is_damage(
-    data: DataSet, target: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A sub-folder that can't be listed ends the pack with an error."""
-    forbid(data.path / "sub", monkeypatch)
-    done = cli("pack", data.path, target, "--workers", 0)
-    assert done.status == 2
-    assert "sub: expected a readable folder, found: Permission denied (errno 13)" in done.err
-    assert os.listdir(target.parent) == []
-
-
-@pytest.mark.parametrize(("number", "skip"), [(0, True), (1, False), (N - 1, True)])
+@pytest.mark.parametrize(("number", "skip"), [(0, True), (1, False)])
 def test_files_that_break_between_look_and_read(
     data: DataSet, target: Path, monkeypatch: pytest.MonkeyPatch, number: int, skip: bool
 ) -> None:
@@ -222,9 +205,6 @@ def test_files_that_break_between_look_and_read(
     if skip:
         data.write(int(id.removeprefix("id-")))
         assert_whole(data, target, {id})
-
-
-# A target that is there.
 
 
 def test_another_target_is_left_alone(data: DataSet, target: Path) -> None:
@@ -262,34 +242,26 @@ def test_places_that_are_refused(data: DataSet, target: Path, cli: Callable[...,
     assert os.listdir(target.parent) == ["link"]
 
 
-# An end before the time.
-
-MOMENTS = {
-    "amid-rows": "at(pack._Part, 'write', 6)",
-    "before-the-names": "at(os, 'rename', 1, before=True)",
-    "between-the-names": "at(os, 'rename', 1)",
-}
+MOMENTS = {"amid-rows": "at(pack._Part, 'write', 6)", "between-the-names": "at(os, 'rename', 1)"}
 
 ENDING = """
 from shmgen._tools import cli, pack, scan
 scan.BATCH_BYTES = 4 * 48
 
-def at(where, name, count, before=False, end=lambda: os.kill(os.getpid(), {signal})):
-    '''End at a call of a function.'''
+def at(where, name, count):
+    '''End after a call of a function.'''
     function = getattr(where, name)
     def counted(*args, **kwargs):
         nonlocal count
         count -= 1
-        if not count and before:
-            end()
         result = function(*args, **kwargs)
-        if not count and not before:
-            end()
+        if not count:
+            os.kill(os.getpid(), {signal})
         return result
     setattr(where, name, counted)
 
 {moment}
-sys.exit(cli.main(['pack', DATA, {target!r}, '--workers', '1']))
+sys.exit(cli.main(['pack', DATA, {target!r}, '--workers', '0']))
 """
 
 
@@ -362,7 +334,8 @@ def test_a_place_that_cannot_be_written_to(data: DataSet, target: Path, script: 
 
 def test_a_limit_on_the_size_of_files(data: DataSet, target: Path) -> None:
     """A limit on file sizes is an error that names it."""
-    done = in_a_process("-c", f"ulimit -f 1; {sys.executable} -m shmgen pack {data.path} {target}", command=["bash"])
+    command = f"ulimit -f 1; {sys.executable} -m shmgen pack {data.path} {target} --workers 0"
+    done = in_a_process("-c", command, command=["bash"])
     assert done.returncode == 2
     assert "ulimit -f" in done.stderr
     assert "Traceback" not in done.stderr
@@ -373,6 +346,6 @@ def test_files_behind_a_url(root: Path, served: tuple[Path, int], target: Path) 
     """Files behind a URL are packed."""
     _, port = served
     ids = [f"id-{number}" for number in range(8)]
-    outcome = pack(Npy(f"http://127.0.0.1:{port}"), ids, str(target), workers=1)
+    outcome = pack(Npy(f"http://127.0.0.1:{port}"), ids, str(target), workers=0)
     assert (outcome.rows, outcome.damaged) == (8, ())
     np.testing.assert_array_equal(np.load(target), [np.load(root / f"{id}.npy") for id in ids])

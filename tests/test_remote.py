@@ -9,10 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Ran
 from servers import Proxy, free_port, nginx
 from test_npy import KINDS, number_up
 from test_readers import filled, reader
@@ -62,9 +61,6 @@ def file(root: Path) -> bytes:
     return (root / "id-7.npy").read_bytes()
 
 
-# Requests.
-
-
 def test_one_request_a_file(root: Path, proxy: Proxy) -> None:
     """Each file takes one GET, over one connection that is kept; nothing else is asked."""
     source = reader(Npy(proxy.url), IDS)
@@ -72,24 +68,6 @@ def test_one_request_a_file(root: Path, proxy: Proxy) -> None:
     assert filled(source, IDS) == list(range(N))
     assert [(request.method, request.target) for request in proxy.requests] == [("GET", f"/{id}.npy") for id in IDS]
     assert proxy.connections == 2
-
-
-def test_many_readers_have_requests_in_flight(root: Path, proxy: Proxy) -> None:
-    """Readers have requests in flight at once, over a connection each, and get their own rows."""
-    files = Remote(proxy.url)
-    proxy._delay = 0.03
-    readers = 16
-    all_here = threading.Barrier(readers)
-
-    def read(seed: int) -> bool:
-        chosen = np.random.default_rng(seed).permutation(N)[:8].tolist()
-        all_here.wait(20)
-        return all(got(files, f"id-{number}.npy") == (root / f"id-{number}.npy").read_bytes() for number in chosen)
-
-    with ThreadPoolExecutor(readers) as pool:
-        assert all(pool.map(read, range(readers)))
-    assert len(proxy.requests) == 8 * readers
-    assert readers / 2 < proxy.most_in_flight <= proxy.connections <= readers
 
 
 def test_every_kind_of_file(root: Path, proxy: Proxy) -> None:
@@ -107,24 +85,7 @@ def test_every_kind_of_file(root: Path, proxy: Proxy) -> None:
     assert len(proxy.requests) == len(ids) + len(ids[::-3])
 
 
-NAMES = [
-    "a b",
-    "50%",
-    "%2e%2e",
-    "a%20b",
-    "a#b",
-    "a?b",
-    "µ-ø-漢",
-    "a+b",
-    "a&b=c",
-    "it's",
-    'a"b',
-    "a\\b",
-    "sub/dir",
-    "a;b,c",
-    "..x",
-    "~",
-]
+NAMES = ["a b", "50%", "%2e%2e", "a%20b", "a#b", "a?b", "µ-ø-漢", "a+b", "a&b=c", "it's", 'a"b', "a\\b", "sub/dir", "..x", "~"]
 
 
 def test_names_are_quoted(root: Path, proxy: Proxy) -> None:
@@ -144,22 +105,14 @@ def test_names_are_quoted(root: Path, proxy: Proxy) -> None:
         assert proxy.requests == []
 
 
-def test_an_answer_in_chunks(file: bytes, proxy: Proxy) -> None:
-    """An answer in chunks, without a length, is read."""
-    proxy.always = "chunks"
-    assert got(Remote(proxy.url), "id-7.npy") == file
-
-
-# Faults.
-
-MAY_PASS = [408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529, 530]
-
-FAULTS = ["reset", "close", "half", "stall", "hang", "drip", "drip-head", "nonsense", "429 Retry-After: 0", *map(str, MAY_PASS)]
+FAULTS = ["reset", "close", "half", "stall", "hang", "drip", "drip-head", "nonsense", "429 Retry-After: 0", "408", "503", "520"]
 
 
 def test_what_may_pass_is_tried_again(file: bytes, proxy: Proxy) -> None:
     """After two passing failures of any kind, the third try brings the file."""
     files = Remote(proxy.url, options={"timeout": 0.2})
+    proxy.faults["id-7.npy"] = ["chunks"]  # a way to answer without a length, and no failure
+    assert got(files, "id-7.npy") == file
     for number, fault in enumerate(FAULTS):
         start, stop = (0, None) if number % 2 else (12, 40)
         proxy.requests.clear()
@@ -205,17 +158,14 @@ def test_what_does_not_pass_is_named(root: Path, proxy: Proxy, fault: str, found
     assert proxy.targets.count("/id-2.npy") == store.TRIES + (fault == "reset")
 
 
-@pytest.mark.parametrize("fault", ["hang", "drip"])
-def test_a_dead_server_is_given_up_in_the_time_that_is_said(
-    root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
+def test_a_dead_server_is_given_up_in_the_time_that_is_said(root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A silent server is given up after the promised time, after half if it never answered; the error says how long."""
     monkeypatch.setattr(store, "PATIENCE", 1.0)
     monkeypatch.setattr(store, "FIRST_PATIENCE", 0.5)
-    proxy.always = fault
     files = Remote(proxy.url, options={"timeout": 0.4})
-    for known, patience in ((False, 0.5), (True, 1.0)):
+    for known, fault, patience in ((False, "hang", 0.5), (True, "drip", 1.0)):
         files.store._has_answered = known
+        proxy.always = fault
         begun = time.thread_time(), time.monotonic()
         text = failure(files, "id-7.npy")
         took = time.monotonic() - begun[1]
@@ -310,9 +260,6 @@ def test_an_interrupt_is_heard_while_a_server_is_silent(root: Path, proxy: Proxy
     assert err.endswith("KeyboardInterrupt\n")
 
 
-# Other ways to a file.
-
-
 def test_redirections(root: Path, proxy: Proxy, file: bytes) -> None:
     """Redirections are followed, up to five, and only to URLs of http."""
     assert got(Remote(f"{proxy.url}/moved"), "id-7.npy") == file
@@ -369,24 +316,15 @@ def test_a_user_in_the_url_and_what_follows_a_question_mark(root: Path, proxy: P
 SECRET = "s3cr3t"
 
 UNUSABLE: list[tuple[str, dict[str, Any], str]] = [
-    ("https://", {}, "expected a URL such as https://host/folder, found 'https://'"),
     (f"https://host:{SECRET}/x", {}, "expected a URL such as https://host/folder, found 'https://host:.../x'"),
     (f"https://me:{SECRET}@host:port/x?{SECRET}", {}, "found 'https://host:.../x?...'"),
     (f"https://me:{SECRET[:2]}/{SECRET}@host/x", {}, "found 'https://host/x'"),
     (f"s3://me:{SECRET}@/x", {}, "expected a URL such as s3://bucket/folder, found 's3:///x'"),
-    ("https://a..b/x", {}, "expected a URL such as https://host/folder"),
     ("https://[x/", {}, "expected a URL such as https://host/folder"),
-    ("s3:///x", {}, "expected a URL such as s3://bucket/folder"),
     ("https://host/x", {"anon": True}, "expected 'headers', 'timeout' for https, found 'anon'"),
     ("https://host/x", {"timeout": SECRET}, "'timeout': expected seconds, found str"),
-    ("https://host/x", {"timeout": 0}, "'timeout': expected seconds, found int"),
     ("https://host/x", {"headers": [SECRET]}, "'headers': expected a Mapping, found list"),
-    (
-        "https://host/x",
-        {"headers": {"Authorization": f"Bearer {SECRET}\n"}},
-        "header 'Authorization': expected a name and a line",
-    ),
-    ("https://host/x", {"headers": {"X": SECRET.encode()}}, "header 'X': expected"),
+    ("https://host/x", {"headers": {"X": f"Bearer {SECRET}\n"}}, "header 'X': expected a name and a line"),
     ("https://host/x", {"headers": {"X:Y": SECRET}}, "header 'X:Y': expected"),
     ("s3://bucket/x", {"secret": [SECRET]}, "'secret': expected a str, found list"),
 ]
@@ -411,9 +349,6 @@ def test_what_is_shown_of_a_url() -> None:
         assert shown(url) == text
     message = "cannot reach (https://me:pw@host/x?sig=y), https://host/x?...: or /d/HTTPS://me:pw@host, is it there?"
     assert shown_in(message) == "cannot reach (https://host/x?... https://host/x?...: or /d/HTTPS://host, is it there?"
-
-
-# Certificates and proxies.
 
 
 @pytest.fixture
@@ -453,9 +388,6 @@ def test_a_proxy_of_the_environment(served: tuple[Path, int], file: bytes, proxy
     [request] = proxy.requests
     assert request.target == f"{url}/id-7.npy"
     assert request.headers["proxy-authorization"] == "Basic bWU6cGFzcyB3b3Jk"
-
-
-# Rows of one file.
 
 
 def ranges(proxy: Proxy) -> list[tuple[int, int]]:
@@ -504,16 +436,13 @@ def test_a_file_of_rows_that_can_not_be_used(root: Path, proxy: Proxy, path: str
         reader(NpyRows(f"{proxy.url}/{path}"), range(N))
 
 
-# Whole loaders.
-
-
 def test_a_loader_of_a_url(root: Path, proxy: Proxy) -> None:
     """A loader of a URL has ``reads`` requests in flight in each worker, and reads on after failures."""
     labels = {id: number for number, id in enumerate(IDS)}
     proxy.faults = {"id-3.npy": ["503"], "id-9.npy": ["half", "reset"]}
     proxy._delay = 0.03
     with Loader(IDS, labels, 12, data_dir=proxy.url, workers=2, reads=8) as loader:
-        for _ in range(10):
+        for _ in range(4):
             for X, y in loader:
                 assert X[:, 0, 0].tolist() == y.tolist()
     assert {request.method for request in proxy.requests} == {"GET"}
@@ -574,13 +503,64 @@ def test_ids_that_are_urls() -> None:
         reader(Npy(None), ["https://host/folder/a.npy"])
 
 
-def test_a_request_that_hangs_is_named_by_the_loader(root: Path, proxy: Proxy) -> None:
-    """Of many requests in flight, the one that hangs is blamed on its sample by the loader's time limit."""
-    proxy.faults["id-13.npy"] = ["hang"] * 100
-    labels = {id: number for number, id in enumerate(IDS)}
-    options: Any = {"on_error": "replace", "max_damaged": 0.1, "timeout": 1.0, "shuffle": False}
-    with Loader(IDS, labels, 6, data_dir=proxy.url, workers=2, **options) as loader:
-        seen = [label for X, y in loader for label in y.tolist() if (X[:, 0, 0] == y).all()]
-        assert [damaged.id for damaged in loader.damaged] == ["id-13"]
-    assert len(seen) == N
-    assert set(range(N)) - set(seen) == {13}
+@pytest.fixture
+def ids_file(tmp_path: Path) -> Path:
+    """A file with the ids of what is served, and of one more."""
+    (tmp_path / "ids").write_text("\n".join([*IDS, "none"]))
+    return tmp_path / "ids"
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_scan_of_a_url(root: Path, proxy: Proxy, cli: Callable[..., Ran], ids_file: Path, full: bool) -> None:
+    """A scan of a URL asks for the first bytes of each file, and with ``--full`` for whole files; it names bad ones."""
+    (root / "id-3.npy").write_bytes((root / "id-3.npy").read_bytes()[:150])
+    (root / "id-4.npy").write_bytes(b"")
+    np.save(root / "id-5.npy", np.full((4, 3), np.nan, "f4"))
+    np.save(root / "id-6.npy", np.zeros((4, 4), "f4"))
+    (root / "id-7.npy").write_bytes(KINDS["version-3-by-hand"](np.zeros((4, 3), "f4")))
+    np.save(root / "id-8.npy", np.zeros((500, 500), "f4"))
+    proxy.faults["id-9.npy"] = ["503", "half"]
+    done = cli("scan", proxy.url, "--ids", ids_file, "--json", *["--full"] * full)
+    found = done.json
+    assert (done.status, done.err) == (1, "")
+    assert found["samples"] == N + 1
+    damaged = {one["id"]: one["reason"] for one in found["damaged"]}
+    assert set(damaged) == {"id-3", "id-4", "id-6", "id-8", "none", *["id-5"] * full}
+    assert damaged["id-3"] == "expected 176 bytes, found 150: the file is truncated"
+    assert damaged["none"].startswith("expected the file, found 404 Not Found")
+    assert {one["path"] for one in found["damaged"]} == {f"{proxy.url}/{id}.npy" for id in damaged}
+    looked = [request for request in proxy.requests if "range" in request.headers]
+    assert {request.target for request in looked} == {f"/{id}.npy" for id in (*IDS, "none")}
+    assert (
+        max(Counter(request.target for request in looked).values()) <= 2 + 2
+    )  # once more if a neighbour is damaged, or after a fault
+    whole = {request.target for request in proxy.requests if "range" not in request.headers}
+    assert whole == ({f"/{id}.npy" for id in IDS if id not in set(damaged) - {"id-5"}} if full else set())
+
+
+def test_no_command_shows_what_is_secret(
+    proxy: Proxy, root: Path, cli: Callable[..., Ran], ids_file: Path, tmp_path: Path
+) -> None:
+    """No table, JSON or error shows the user or the query of a URL."""
+    url = proxy.url.replace("//", f"//me:{SECRET}@") + f"/?sig={SECRET}"
+    dead = url.replace(str(proxy.port), "1")
+    commands: dict[str, list[object]] = {
+        # what the output names -> the command
+        proxy.url: ["scan", url, "--ids", ids_file, "--json"],
+        f"{proxy.url}/?": ["scan", url, "--ids", url],
+        "http://127.0.0.1:1/": ["scan", dead, "--ids", ids_file],
+        "none": ["pack", url, tmp_path / "o.npy", "--ids", ids_file],
+    }
+    for place, words in commands.items():
+        done = cli(*words, "--workers", 0)
+        assert place in done.out + done.err
+        assert SECRET not in done.out + done.err
+
+
+def test_a_scan_needs_ids_where_nothing_can_be_listed(proxy: Proxy, cli: Callable[..., Ran]) -> None:
+    """A URL that can't be listed is refused without ids; the error says how to give them."""
+    done = cli("scan", proxy.url)
+    assert done.status == 2
+    assert (
+        f"{proxy.url}: expected a folder that can be listed, found one that can't be; give the ids, with --ids FILE" in done.err
+    )

@@ -7,7 +7,7 @@ import os
 import pickle
 import random
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +48,18 @@ SHUFFLED = random.Random(0).sample(range(N), N)
 
 CHOICES = {
     "all": range(N),
-    "the-first": range(10),
     "the-last": range(40, N),
-    "one": [17],
     "backwards": range(N - 1, -1, -1),
     "shuffled": SHUFFLED,
-    "some": SHUFFLED[:9],
     "one-twice": [3, 4, 4, 5],
     "all-but-the-last-in-order": [*range(N - 2), N - 1],
 }
 
 
-@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
-def test_each_id_finds_its_row(all_npy: Path, choice: Sequence[int]) -> None:
+def test_each_id_finds_its_row(all_npy: Path) -> None:
     """Any choice of ids, in any order, finds its rows."""
-    assert rows([IDS[number] for number in choice], all_npy) == list(choice)
+    for what, choice in CHOICES.items():
+        assert rows([IDS[number] for number in choice], all_npy) == list(choice), what
 
 
 def test_ids_of_other_kinds(all_npy: Path) -> None:
@@ -84,31 +81,28 @@ STYLES: dict[str, Callable[[str], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
-def test_a_file_as_any_editor_writes_it(all_npy: Path, style: Callable[[str], bytes]) -> None:
+def test_a_file_as_any_editor_writes_it(all_npy: Path) -> None:
     """The file of ids may have empty lines, Windows line ends, a byte order mark, and no last newline."""
-    all_npy.with_suffix(".ids").write_bytes(style("".join(f"{id}\n" for id in IDS)))
-    for choice in (range(N), SHUFFLED):
-        assert rows([IDS[number] for number in choice], all_npy) == list(choice)
+    for what, style in STYLES.items():
+        all_npy.with_suffix(".ids").write_bytes(style("".join(f"{id}\n" for id in IDS)))
+        for choice in (range(N), SHUFFLED):
+            assert rows([IDS[number] for number in choice], all_npy) == list(choice), what
 
 
 MISSING = {
     "another": ("dogs/001", "expected one of the ids in"),
     "a-part": ("cats/01", "found it not"),
     "the-end-of-another": ("ats/001", "found it not"),
-    "empty": ("", "found it not"),
     "nul": ("cats/001\0", "found it not"),
     "two-lines": ("cats/001\ncats/002", "found it not"),
     "no-text": ("\ud800", "found it not"),
-    "long": ("x" * 5000, "found it not"),
     "with-its-suffix": ("cats/001.npy", "but 'cats/001': pass [os.path.splitext(id)[0] for id in ids]"),
 }
 
 
-@pytest.mark.parametrize("what", MISSING)
-def test_an_id_without_a_row_is_named(all_npy: Path, what: str) -> None:
+@pytest.mark.parametrize(("id", "said"), MISSING.values(), ids=MISSING)
+def test_an_id_without_a_row_is_named(all_npy: Path, id: str, said: str) -> None:
     """An id without a row is named, wherever it stands, with what was probably meant."""
-    id, said = MISSING[what]
     for others, place in ((IDS, 0), (IDS[::-1], 30), (IDS, N)):
         with pytest.raises(InputError) as caught:
             source(all_npy).bind([*others[:place], id, *others[place:]])
@@ -123,11 +117,8 @@ def in_its_place_a_fifo(path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "gone": (os.unlink, "expected a file, found none"),
     "empty": (lambda ids: ids.write_bytes(b""), "expected ids, an id a line, found none"),
-    "only-newlines": (lambda ids: ids.write_bytes(b"\n\r\n"), "expected ids, an id a line, found none"),
     "too-few": (lambda ids: ids.write_text("\n".join(IDS[1:])), "expected 50, a line for each row, found 49"),
-    "too-many": (lambda ids: ids.write_text("\n".join([*IDS, "more"])), "expected 50, a line for each row, found 51"),
     "twice": (lambda ids: ids.write_text("\n".join([*IDS[1:], IDS[30]])), "each id once, found 'cats/030' several times"),
     "long": (
         lambda ids: ids.write_text("\n".join([*IDS[1:], "x" * 5000])),
@@ -195,12 +186,12 @@ def test_behind_a_url(root: Path, served: tuple[Path, int]) -> None:
         Loader(IDS[:2], None, 1, source=NpyRows(f"{url}/all.npy", ids=f"{url}/no.ids"), workers=0)
 
 
-MANY = 100_000
+MANY = 30_000
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str]]:
-    """A file of 100,000 rows and one of their ids; these, in order and shuffled."""
+    """A file of many rows and one of their ids; these, in order and shuffled."""
     folder = tmp_path_factory.mktemp("many")
     ids = [f"folder-{number % 1000}/{number}" for number in range(MANY)]
     np.save(folder / "all.npy", np.arange(MANY, dtype=np.uint32))

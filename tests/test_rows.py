@@ -18,8 +18,6 @@ from shmgen import Function, InputError, Loader, Npy, NpyRows, SampleError, Shmg
 
 N = 40
 
-# Rows that are filled in part.
-
 
 def padded(data: Any, path: Path) -> dict[str, Any]:
     """Sources by kind, which fill the first k % 3 numbers of row k with k; files in ``path`` make some fail or die once."""
@@ -65,7 +63,7 @@ def left_out(X: np.ndarray, y: np.ndarray) -> list[int]:
     return y[(flat != expected).any(axis=1)].tolist()
 
 
-@pytest.mark.parametrize(("kind", "workers"), [("function", 0), ("read", 0), ("fill", 2)])
+@pytest.mark.parametrize(("kind", "workers"), [("function", 0), ("fill", 1)])
 def test_what_a_source_leaves_out_of_a_row_is_zero(folder: Callable, tmp_path: Path, kind: str, workers: int) -> None:
     """What a source leaves out of a row is zero, not what the slot held before."""
     data = folder(N)
@@ -73,29 +71,24 @@ def test_what_a_source_leaves_out_of_a_row_is_zero(folder: Callable, tmp_path: P
         assert [left_out(X, y) for _ in range(3) for X, y in loader] == [[]] * 30
 
 
-@pytest.mark.parametrize("field", ["X", None], ids=["one-field", "whole-sample"])
-def test_a_transform_sees_zeros_where_nothing_was_filled(folder: Callable, tmp_path: Path, field: str | None) -> None:
+def test_a_transform_sees_zeros_where_nothing_was_filled(folder: Callable, tmp_path: Path) -> None:
     """A transform sees zeros where nothing was filled; what it writes there is gone when the slot is filled again."""
     data = folder(N)
 
-    def minus(row: Any, rng: object) -> None:
-        X = row["X"] if isinstance(row, dict) else row
+    def minus(X: np.ndarray, rng: object) -> None:
         assert not X.ravel()[2:].any()
         X -= 1
 
-    transform = {field: minus} if field else minus
     inputs = {"X": padded(data, tmp_path)["function"]}
-    with Loader(data.ids, data.labels, 4, inputs=inputs, transform=transform, slots=2, workers=1) as loader:
+    with Loader(data.ids, data.labels, 4, inputs=inputs, transform={"X": minus}, slots=2, workers=0) as loader:
         assert [left_out(X["X"] + 1, y) for _ in range(3) for X, y in loader] == [[]] * 30
 
 
-@pytest.mark.parametrize(
-    ("kind", "mark", "workers"), [("function", "fails", 0), ("read", "fails", 1), ("fill", "fails", 0), ("fill", "dies", 1)]
-)
+@pytest.mark.parametrize(("kind", "mark", "workers"), [("function", "fails", 0), ("fill", "fails", 0), ("fill", "dies", 1)])
 def test_a_row_is_clear_when_it_is_filled_again(folder: Callable, tmp_path: Path, kind: str, mark: str, workers: int) -> None:
     """After a failure or a death in the middle of a row, the row is filled again from zeros."""
     data = folder(N)
-    bad = range(1, N, 9)
+    bad = range(1, N, 19)
     for number in bad:
         (tmp_path / f"{mark}-{number}").touch()
     source = padded(data, tmp_path)[kind]
@@ -125,9 +118,7 @@ def test_plain_files_are_not_cleared_before_they_are_read(folder: Callable, monk
     assert cleared == [4 * 48] * 2
 
 
-# Dtypes of ml_dtypes, which `numpy.save` stores as bare bytes.
-
-NAMES = ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz"]
+NAMES = ["bfloat16", "float8_e4m3b11fnuz"]
 
 
 def numbered(dtype: str) -> np.ndarray:
@@ -174,7 +165,7 @@ def test_files_are_cast_to_ml_dtypes(tmp_path: Path) -> None:
     kinds: list[Callable] = [np.asarray, lambda a: a.astype("f4"), lambda a: a.astype(">f4"), np.asfortranarray]
     for number, row in enumerate(rows):
         np.save(tmp_path / f"{number}.npy", kinds[number % 4](row))
-    X = loaded(list(range(N)), 2, data_dir=tmp_path, dtype="bfloat16")
+    X = loaded(list(range(N)), data_dir=tmp_path, dtype="bfloat16")
     np.testing.assert_array_equal(X, rows)
 
 
@@ -202,8 +193,6 @@ def takes_rows(dtype: str) -> dict[str, Any]:
     own = numbered(dtype)
     return {
         "fills": Function(fill, (4, 3), dtype=dtype),
-        "returns-it": Function(lambda n: own[n]),
-        "returns-float32": Function(lambda n: own[n].astype("f4"), dtype=dtype),
         "returns-bare-bytes": Function(lambda n: own[n].view(f"V{own.itemsize}"), dtype=dtype),
         "reads": Reading(),
         "fills-many": Filling(),
@@ -214,12 +203,9 @@ def takes_rows(dtype: str) -> dict[str, Any]:
     ("kind", "dtype", "workers"),
     [
         ("fills", "bfloat16", 0),
-        ("returns-it", "float8_e5m2", 0),
-        ("returns-float32", "float8_e4m3b11fnuz", 2),
         ("returns-bare-bytes", "bfloat16", 0),
-        ("returns-bare-bytes", "float8_e4m3fn", 0),
         ("reads", "float8_e4m3fn", 0),
-        ("fills-many", "bfloat16", 2),
+        ("fills-many", "bfloat16", 1),
     ],
 )
 def test_functions_and_sources_of_ml_dtypes(kind: str, dtype: str, workers: int) -> None:
@@ -234,14 +220,7 @@ def test_functions_and_sources_of_ml_dtypes(kind: str, dtype: str, workers: int)
     assert X.dtype.name == dtype
 
 
-@pytest.mark.parametrize(
-    ("dtype", "found", "remedy"),
-    [
-        pytest.param("bfloat16", "V2", "bfloat16", id="2-bytes"),
-        pytest.param("float8_e4m3fn", "V1", "float8_e4m3fn", id="1-byte"),
-        pytest.param("float8_e5m2", "V1", "float8_e4m3fn", id="unreadable"),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "found", "remedy"), [("bfloat16", "V2", "bfloat16"), ("float8_e5m2", "V1", "float8_e4m3fn")])
 def test_bare_bytes_are_refused_with_the_remedy(stored: Callable, tmp_path: Path, dtype: str, found: str, remedy: str) -> None:
     """Bare bytes without a dtype are refused; the dtype that the error names reads them."""
     ids = stored(dtype)
@@ -259,42 +238,34 @@ def test_bare_bytes_are_refused_with_the_remedy(stored: Callable, tmp_path: Path
     assert loaded(range(N), source=NpyRows(tmp_path / "all.npy", remedy)).tobytes() == numbered(dtype).tobytes()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
-def test_a_scan_takes_what_a_loader_takes(stored: Callable, tmp_path: Path, dtype: str) -> None:
+def test_a_scan_takes_what_a_loader_takes(stored: Callable, tmp_path: Path) -> None:
     """A scan finds files of ml_dtypes damaged without a dtype, with the remedy; with the dtype, all are good."""
-    ids = stored(dtype)
+    ids = stored("bfloat16")
     without = scan(tmp_path, ids, workers=0)
     assert len(without.damaged) == len(ids)
     assert "is stored: if it is that, pass dtype=" in without.damaged[0].reason
-    assert scan(Npy(tmp_path, dtype=dtype), ids, full=True, workers=0).damaged == ()
+    assert scan(Npy(tmp_path, dtype="bfloat16"), ids, full=True, workers=0).damaged == ()
 
 
-@pytest.mark.parametrize(
-    ("stored_as", "dtype", "text"),
-    [
-        pytest.param("bfloat16", "float8_e4m3fn", r"expected dtype float8_e4m3fn, found \|V2", id="other-size"),
-        pytest.param("bfloat16", "float32", r"expected dtype float32, found \|V2", id="numpys-own"),
-        pytest.param("bfloat16", "float33", "dtype: expected one of numbers, found 'float33'", id="unknown"),
-        pytest.param("bfloat16", "finfo", "dtype: expected one of numbers, found", id="no-dtype"),
-    ],
-)
-def test_bytes_that_do_not_fit_the_dtype(stored: Callable, tmp_path: Path, stored_as: str, dtype: str, text: str) -> None:
-    """A dtype of another size, one of NumPy's own, and an unknown name are refused for files of bare bytes."""
-    ids = stored(stored_as)
-    with pytest.raises(ShmgenError, match=text):
-        Loader(ids, None, 8, data_dir=tmp_path, dtype=dtype, workers=0)
+def test_bytes_that_do_not_fit_the_dtype(stored: Callable, tmp_path: Path) -> None:
+    """A dtype of another size, one of NumPy's own, and names that are none are refused for files of bare bytes."""
+    ids = stored("bfloat16")
+    for dtype, text in (
+        ("float8_e4m3fn", r"expected dtype float8_e4m3fn, found \|V2"),
+        ("float32", r"expected dtype float32, found \|V2"),
+        ("float33", "dtype: expected one of numbers, found 'float33'"),
+        ("finfo", "dtype: expected one of numbers, found"),
+    ):
+        with pytest.raises(ShmgenError, match=text):
+            Loader(ids, None, 8, data_dir=tmp_path, dtype=dtype, workers=0)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_worker_of_plain_files_imports_neither(
-    stored: Callable, tmp_path: Path, workers: Callable[[], list[psutil.Process]], dtype: str
+    stored: Callable, tmp_path: Path, workers: Callable[[], list[psutil.Process]]
 ) -> None:
     """A worker that reads files as they are stored maps neither NumPy nor ml_dtypes."""
     ids = stored("bfloat16")
-    if dtype == "float32":
-        for id in ids:
-            np.save(tmp_path / f"{id}.npy", np.zeros(3, "f4"))
-    with Loader(ids, None, 8, data_dir=tmp_path, dtype=dtype, workers=1) as loader:
+    with Loader(ids, None, 8, data_dir=tmp_path, dtype="bfloat16", workers=1) as loader:
         assert len(list(loader)) == 5
         [worker] = workers()
         mapped = Path(f"/proc/{worker.pid}/maps").read_text()

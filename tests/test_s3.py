@@ -231,9 +231,6 @@ def test_a_scan_of_a_bucket(proxy: Proxy, cli: Callable[..., Ran], tmp_path: Pat
     assert found["damaged"][0]["reason"].startswith("expected the file, found 404")
 
 
-# Other file systems.
-
-
 def test_any_file_system_of_fsspec(tmp_path: Path) -> None:
     """A chained URL of fsspec, such as an archive's, is read."""
     from zipfile import ZipFile
@@ -243,7 +240,7 @@ def test_any_file_system_of_fsspec(tmp_path: Path) -> None:
         for number, id in enumerate(ids):
             archive.writestr(f"data/{id}.npy", npy(np.full((4, 3), number, "f4")))
     url = f"zip://data::file://{tmp_path}/all.zip"
-    with Loader(ids, dict(zip(ids, range(N), strict=True)), 4, data_dir=url, workers=2) as loader:
+    with Loader(ids, dict(zip(ids, range(N), strict=True)), 4, data_dir=url, workers=1) as loader:
         for X, y in loader:
             assert X[:, 0, 0].tolist() == y.tolist()
     with pytest.raises(SampleError, match=r"zip://data/none\.npy::file://.*/all\.zip: expected the file, found: "):

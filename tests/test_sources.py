@@ -16,8 +16,6 @@ from shmgen import Function, InputError, Loader, Npy, NpyRows, Reader, Source, S
 
 N = 40
 
-WORKERS = [pytest.param(0, id="in-process"), pytest.param(2, id="2-workers")]
-
 
 def table(rows: int = N, dtype: Any = np.float32, first: int = 0) -> np.ndarray:
     """Rows of three, all of whose elements are their number, from ``first`` on."""
@@ -37,10 +35,7 @@ def pairs(loader: Loader) -> Iterator[tuple[list[Any], int]]:
         yield from zip(X.tolist(), y.tolist(), strict=True)
 
 
-# Rows of one file.
-
-
-@pytest.mark.parametrize("dtype", [">f4", "<i8", ">i2", ">c8", "u1", "?"])
+@pytest.mark.parametrize("dtype", [">f4", "<i8", "?"])
 def test_rows_of_one_file(tmp_path: Path, dtype: str) -> None:
     """Shuffled or in order, of any dtype and byte order: each row comes with its own label, in native byte order."""
     array = table(dtype=dtype)
@@ -58,7 +53,6 @@ def test_rows_of_one_file(tmp_path: Path, dtype: str) -> None:
     [
         pytest.param([5, 5, 0, 39, 6, 7, 8, 5], id="scattered"),
         pytest.param(np.array([5, 6, 7, 8, 20, 19, 18, 17], np.int32), id="array"),
-        pytest.param(range(30, 22, -1), id="backwards"),
         pytest.param([3, 5, 4, 6, 10, 12, 11, 13], id="as-wide-as-neighbours"),
     ],
 )
@@ -67,14 +61,6 @@ def test_rows_of_any_numbers(big: Path, ids: Any) -> None:
     with Loader(ids, None, 4, source=NpyRows(big), shuffle=False, workers=0) as loader:
         found = [row[0] for (X,) in loader for row in X.tolist()]
     assert found == list(ids)
-
-
-def test_a_file_of_scalars(tmp_path: Path) -> None:
-    """In a file of one axis, each row is a number."""
-    np.save(tmp_path / "big.npy", np.arange(N))
-    with Loader(range(N), range(N), 8, source=NpyRows(tmp_path / "big.npy"), workers=0) as loader:
-        for X, y in loader:
-            np.testing.assert_array_equal(X, y)
 
 
 def test_a_worker_opens_a_file_of_rows_once(big: Path, workers: Callable[[], list[psutil.Process]]) -> None:
@@ -100,28 +86,23 @@ def test_fortran_order_is_refused_with_the_remedy(tmp_path: Path) -> None:
         assert len(list(loader)) == 5
 
 
-@pytest.mark.parametrize(
-    ("bad", "text"),
-    [
-        pytest.param(40, "id 40: expected a row's number from 0 to 39", id="behind-the-end"),
-        pytest.param(-1, "id -1: expected a row's number from 0 to 39", id="negative"),
-        pytest.param("7", "id '7': expected the number of a row", id="str"),
-    ],
-)
-def test_ids_that_are_no_rows(big: Path, bad: object, text: str) -> None:
+def test_ids_that_are_no_rows(big: Path) -> None:
     """An id that is no row's number is named when the loader is made, with the numbers that there are."""
-    with pytest.raises(InputError, match=text):
-        Loader([0, 1, 2, bad], None, 4, source=NpyRows(big))
+    for bad, text in (
+        (40, "id 40: expected a row's number from 0 to 39"),
+        (-1, "id -1: expected a row's number from 0 to 39"),
+        ("7", "id '7': expected the number of a row"),
+    ):
+        with pytest.raises(InputError, match=text):
+            Loader([0, 1, 2, bad], None, 4, source=NpyRows(big))
 
 
 @pytest.mark.parametrize(
     ("array", "text"),
     [
         pytest.param(np.float64(3.0), r"an array of rows, found shape \(\)", id="no-axis"),
-        pytest.param(np.zeros((0, 3)), r"an array of rows, found shape \(0, 3\)", id="no-row"),
         pytest.param(np.zeros((3, 0)), r"an array of rows, found shape \(3, 0\)", id="empty-rows"),
         pytest.param(np.array(["a", "b"]), "expected numbers, found dtype <U1", id="text"),
-        pytest.param(np.zeros(3, "f4,i4"), "expected numbers, found dtype", id="structured"),
     ],
 )
 def test_files_that_hold_no_rows(tmp_path: Path, array: np.ndarray, text: str) -> None:
@@ -136,27 +117,6 @@ def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.npy: expected a file, found none") as caught:
         Loader([0], None, 1, source=NpyRows(tmp_path / "none.npy"))
     assert "data_dir" not in str(caught.value)
-
-
-def test_a_file_larger_than_memory(tmp_path: Path) -> None:
-    """Of a file of 100 GB, nearly all of it a hole, rows at both ends and in the middle are right."""
-    path = tmp_path / "big.npy"
-    row = 1_000_000
-    count = 100_000
-    header = np.lib.format
-    with path.open("wb") as file:
-        header.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (count, row)})
-        begins = file.tell()
-        for number in (0, 54_321, count - 1):
-            file.seek(begins + number * row)
-            file.write(bytes([number % 251 + 1]) * row)
-    assert path.stat().st_size > psutil.virtual_memory().total
-    with Loader([0, 54_321, count - 1, 77], None, 2, source=NpyRows(path), shuffle=False, workers=1) as loader:
-        found = [(int(X.min()), int(X.max())) for (batch,) in loader for X in batch]
-    assert found == [(1, 1), (54_321 % 251 + 1,) * 2, ((count - 1) % 251 + 1,) * 2, (0, 0)]
-
-
-# Values.
 
 
 class Frame:
@@ -175,42 +135,25 @@ class Frame:
 STR = ["a", "b", "c", "d"]
 
 
-@pytest.mark.parametrize(
-    ("ids", "values"),
-    [
-        pytest.param(STR, dict(zip("abcd", (3, 1, 4, 1), strict=True)), id="mapping"),
-        pytest.param(STR, [3, 1, 4, 1], id="list-in-order"),
-        pytest.param(STR, (3, 1, 4, 1), id="tuple-in-order"),
-        pytest.param(STR, np.array([3, 1, 4, 1]), id="array-in-order"),
-        pytest.param(np.array(STR), np.array([3, 1, 4, 1], np.uint8), id="array-for-an-array-of-str"),
-        pytest.param(range(4), np.array([3, 1, 4, 1]), id="array-for-a-range"),
-        pytest.param(STR, Frame(dict(zip("abcd", (3, 1, 4, 1), strict=True))), id="frame"),
-        pytest.param([5, 0, 2, 0], Frame({5: 3, 0: 1, 2: 4}), id="frame-by-int"),
-    ],
-)
-def test_where_values_come_from(ids: Any, values: Any) -> None:
-    """A mapping or a frame gives values by id; a list or an array gives them in the order of the ids."""
-    for given in (values, Values(values)):
-        with Loader(ids, None, 2, inputs=given, shuffle=False, workers=0) as loader:
-            assert np.concatenate([X for (X,) in loader]).tolist() == [3, 1, 4, 1]
+def test_values_of_what_is_looked_up_by_label() -> None:
+    """A column of a data frame gives values by id, as a mapping does."""
+    for ids, values in ((STR, dict(zip("abcd", (3, 1, 4, 1), strict=True))), ([5, 0, 2, 0], {5: 3, 0: 1, 2: 4})):
+        frame: Any = Frame(values)
+        for given in (frame, Values(frame)):
+            with Loader(ids, None, 4, inputs=given, shuffle=False, workers=0) as loader:
+                assert loader.batch(0)[0].tolist() == [3, 1, 4, 1]
 
 
 @pytest.mark.parametrize(
     ("values", "options", "dtype", "shape"),
     [
         pytest.param([3, 1, 4, 1], {}, "int64", (), id="ints"),
-        pytest.param([True, False, True, True], {}, "int64", (), id="bools"),
         pytest.param(np.array([3, 1, 4, 1], np.uint8), {}, "int64", (), id="small-ints"),
         pytest.param([3.5, 1, 4, 1], {}, "float32", (), id="floats"),
-        pytest.param([3, 1, 4, 1.5], {}, "float32", (), id="a-float-last"),
         pytest.param([[1, 0], [0, 1], [1, 1], [0, 0]], {}, "int64", (2,), id="multi-label"),
-        pytest.param(np.eye(4), {}, "float32", (4,), id="vectors"),
-        pytest.param(np.arange(24.0).reshape(4, 3, 2), {}, "float32", (3, 2), id="arrays"),
         pytest.param(np.arange(24.0).reshape(4, 3, 2), {"dtype": "f8"}, "float64", (3, 2), id="float64"),
         pytest.param([3, 1, 4, 1], {"dtype": ">f4"}, "float32", (), id="ints-as-floats"),
-        pytest.param([3, 1, 4, 1], {"dtype": "u1"}, "uint8", (), id="ints-as-bytes"),
         pytest.param([True, False, True, True], {"dtype": bool}, "bool", (), id="bools-as-bools"),
-        pytest.param([3, 1, 4, 1], {"n_classes": 5}, "float32", (5,), id="one-hot"),
         pytest.param([3, 1, 4, 1], {"n_classes": 5, "dtype": "u1"}, "uint8", (5,), id="one-hot-bytes"),
     ],
 )
@@ -227,47 +170,31 @@ def test_values_rows(values: Any, options: dict[str, Any], dtype: str, shape: tu
     ("values", "options", "text"),
     [
         pytest.param([1.5, 2, float("nan"), 1], {}, "id 'c', field 'age': expected a number, found nan", id="nan"),
-        pytest.param([[1.0, 2], [1, np.nan], [1, 2], [0, 0]], {}, "id 'b', field 'age': expected a number", id="nan-in-a-vector"),
         pytest.param({"a": 1, "b": 2, "d": 3}, {}, "id 'c', field 'age': expected a value .* found none", id="missing"),
-        pytest.param(Frame({"a": 1, "b": 2, "d": 3}), {}, "id 'c', field 'age': expected a value .* found none", id="frame"),
         pytest.param([[1, 2], [1, 2], [1, 2, 3], [1, 2]], {}, r"id 'c', .*expected shape \(2,\), .*found \(3,\)", id="shapes"),
-        pytest.param([1, [2], 3, 4], {}, r"id 'b', field 'age': expected ", id="scalar-and-vector"),
         pytest.param([1, 2, 1.5, 4], {"dtype": "i8"}, r"id 'c', field 'age': expected an int, found 1\.5 of type", id="float"),
-        pytest.param(
-            [1, 2, 3.0, 4], {"dtype": "i8"}, r"id 'c', field 'age': expected an int, found 3\.0 of type", id="whole-float"
-        ),
         pytest.param([[1], [2], [1.5], [4]], {"dtype": "i8"}, "id 'c', .*expected dtype int64, found", id="float-in-a-vector"),
         pytest.param([1, 2, 256, 4], {"dtype": "u1"}, "id 'c', .*expected an int from 0 to 255, found 256", id="too-large"),
-        pytest.param([1, 2, -1, 4], {"dtype": "u1"}, "id 'c', .*expected an int from 0 to 255, found -1", id="too-small"),
         pytest.param(
             [[1], [2], [300], [4]], {"dtype": "i1"}, "id 'c', .*expected numbers that dtype int8 holds", id="large-in-a-vector"
         ),
         pytest.param([1, 2, 2**63, 4], {}, f"id 'c', field 'age': expected an int .*found {2**63}", id="beyond-int64"),
         pytest.param([1, 2, 2**70, 4], {}, "id 'c', field 'age': expected ", id="beyond-uint64"),
+        pytest.param(
+            [np.ma.masked_equal([n, 0], 3) for n in (1, 2, 3, 4)], {}, "id 'c', .* found 1 masked of 2: fill it", id="masked-rows"
+        ),
         pytest.param([1.0, 2, 1e300, 4], {}, r"id 'c', field 'age': expected .*found 1e\+300", id="beyond-float32"),
         pytest.param([1, 2, "3", 4], {}, "id 'c', field 'age': expected .*found '3'", id="text"),
         pytest.param(
             np.ma.masked_equal([1, 2, 3, 4], 3), {}, "field 'age': expected .* found 1 masked of 4: fill it", id="masked"
         ),
-        pytest.param(
-            [np.ma.masked_equal([n, 0], 3) for n in (1, 2, 3, 4)], {}, "id 'c', .* found 1 masked of 2: fill it", id="masked-rows"
-        ),
-        pytest.param([1, 2, None, 4], {}, "id 'c', field 'age': expected .*found None", id="none"),
         pytest.param([1, 2, 5, 4], {"n_classes": 5}, "id 'c', field 'age': expected an int from 0 to 4, found 5", id="class"),
-        pytest.param(
-            [1, 2, -1, 4], {"n_classes": 5}, "id 'c', field 'age': expected an int from 0 to 4, found -1", id="class-minus"
-        ),
-        pytest.param([1, 2, 1.0, 4], {"n_classes": 5}, "id 'c', field 'age': expected an int, found 1.0", id="class-float"),
-        pytest.param([1, 2, 3], {}, "field 'age': expected a value for each of the 4 ids, found 3", id="too-few"),
     ],
 )
 def test_values_that_are_mistakes(values: Any, options: dict[str, Any], text: str) -> None:
     """A bad value is named by id and field when the loader is made; none is truncated, wrapped or made infinite in silence."""
     with pytest.raises(InputError, match=text):
         Loader(STR, None, 2, inputs={"age": Values(values, **options)})
-
-
-# Functions.
 
 
 def filled(id: int, row: Any) -> None:
@@ -279,18 +206,12 @@ def filled(id: int, row: Any) -> None:
     [
         pytest.param(lambda n: np.full((2, 3), n), {}, "int64", (2, 3), id="learned"),
         pytest.param(lambda n: float(n), {}, "float64", (), id="a-number"),  # noqa: PLW0108
-        pytest.param(lambda n: [n, n], {}, "int64", (2,), id="list"),
         pytest.param(lambda n: np.full((2, 3), n, ">f4"), {}, "float32", (2, 3), id="big-endian"),
         pytest.param(lambda n: np.full((2, 3), n), {"n_channels": 1}, "int64", (2, 3, 1), id="channels-added"),
-        pytest.param(lambda n: np.full((2, 3), n), {"n_channels": 3}, "int64", (2, 3), id="channels-named"),
-        pytest.param(lambda n: np.full((2, 3), n), {"dim": (2, 3)}, "int64", (2, 3), id="dim"),
-        pytest.param(lambda n: np.full((2, 3), n), {"dim": (2,)}, "int64", (2, 3), id="dim-learned-channels"),
-        pytest.param(lambda n: np.full((2, 3), n), {"dtype": "f4"}, "float32", (2, 3), id="dtype"),
+        pytest.param(lambda n: np.full((2, 3), n), {"dim": 2}, "int64", (2, 3), id="dim-learned-channels"),
         pytest.param(lambda n: np.full(2, n), {"dim": (2,), "n_channels": 1, "dtype": "f4"}, "float32", (2, 1), id="given"),
         pytest.param(filled, {"dim": (2,), "dtype": "f4"}, "float32", (2,), id="fills-the-row"),
-        pytest.param(filled, {"dim": (2,), "n_channels": 3, "dtype": "f4"}, "float32", (2, 3), id="fills-with-channels"),
         pytest.param(lambda n, k=2: np.full(2, k * n // k), {}, "int64", (2,), id="default-argument"),
-        pytest.param(lambda n, *, row=None: np.full(2, n), {}, "int64", (2,), id="keyword-argument"),
     ],
 )
 def test_functions_rows(function: Any, options: dict[str, Any], dtype: str, shape: tuple[int, ...]) -> None:
@@ -309,15 +230,6 @@ def test_a_function_that_fills_must_be_told_its_row() -> None:
             Loader(range(4), None, 2, source=filled, **options)
 
 
-def test_dim_may_be_an_int_wherever_it_is_said(folder: Callable) -> None:
-    """``dim=3`` means ``dim=(3,)`` for a Function and for Npy, as for a Loader."""
-    data = folder(4, (3,))
-    inputs = {"a": Function(lambda n: np.zeros(3), dim=3), "b": Npy(data.path, dim=3)}
-    with Loader(data.ids, None, 2, inputs=inputs, workers=0) as loader:
-        (batch,) = loader.batch(0)
-    assert batch["a"].shape == batch["b"].shape == (2, 3)
-
-
 def test_a_function_is_called_once_in_the_calling_process_to_learn() -> None:
     """The calling process calls a function once, for the first id; not at all where shape and dtype are given."""
     called: list[int] = []
@@ -330,9 +242,6 @@ def test_a_function_is_called_once_in_the_calling_process_to_learn() -> None:
         assert called == [0]
     with Loader(range(4), None, 2, source=function, dim=3, n_channels=1, dtype="f8", workers=1):
         assert called == [0]
-
-
-# Users' own.
 
 
 class Recorded(Source):
@@ -370,7 +279,7 @@ def recorded(tmp_path: Path) -> Iterator[type[Recorded]]:
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_source_of_the_users_own(recorded: type[Recorded], tmp_path: Path, workers: int) -> None:
     """`bind` runs once in the calling process, `open` once in each process that reads, `read` for each row."""
     opened = tmp_path / "opened"
@@ -428,7 +337,7 @@ def test_a_source_that_fills_many_at_once() -> None:
             assert set(X[:, 1].tolist()) == {4}
 
 
-@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_source_that_cannot_be_opened(workers: int) -> None:
     """An `open` that fails is a StartError with field and traceback, with workers and in process."""
 
@@ -449,23 +358,16 @@ def test_a_source_that_cannot_be_opened(workers: int) -> None:
     assert "scan" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype", "text"),
-    [
-        pytest.param((0, 3), "f4", r"field 'scan': expected rows of numbers, found shape \(0, 3\)", id="empty"),
-        pytest.param((3,), "U3", "field 'scan': expected rows of numbers, .*<U3", id="text"),
-        pytest.param((3,), object, "field 'scan': expected rows of numbers, .*object", id="object"),
-    ],
-)
-def test_a_source_that_promises_no_numbers(shape: Any, dtype: Any, text: str) -> None:
+def test_a_source_that_promises_no_numbers() -> None:
     """A shape or dtype that makes no row of numbers is refused with the field's name."""
 
     class Odd(Source):
         pass
 
-    Odd.shape, Odd.dtype = shape, dtype
-    with pytest.raises(InputError, match=text):
-        Loader(range(8), None, 4, inputs={"scan": Odd()})
+    for shape, dtype, found in (((0, 3), "f4", r"found shape \(0, 3\)"), ((3,), "U3", "<U3")):
+        Odd.shape, Odd.dtype = shape, dtype
+        with pytest.raises(InputError, match=f"field 'scan': expected rows of numbers, .*{found}"):
+            Loader(range(8), None, 4, inputs={"scan": Odd()})
 
 
 def test_one_source_in_two_loaders(big: Path, folder: Callable) -> None:

@@ -42,11 +42,9 @@ def test_every_id_is_held_out_by_chance() -> None:
 
 LABELS: dict[str, Any] = {
     "mapping": NAMES,
-    "list": list(NAMES.values()),
-    "array": np.array(list(NAMES.values())),
     "function": NAMES.__getitem__,
-    "one-hot": np.eye(2)[[int(name == "rare") for name in NAMES.values()]],
     "Values": Values(list(NAMES.values()), by="position"),
+    "one-hot": np.eye(2)[[int(name == "rare") for name in NAMES.values()]],
 }
 
 
@@ -75,7 +73,6 @@ MISTAKES = [
     # arguments, and what the error says
     pytest.param((IDS, None, 0.2), {"stratify": True}, "stratify=True: expected labels", id="no-labels"),
     pytest.param((IDS, None, 1.0), {}, "fraction: expected a fraction above 0 and below 1, found 1.0", id="all"),
-    pytest.param((["a"],), {}, "ids: expected at least 2, one for each side, found 1", id="one-id"),
     pytest.param((IDS,), {"groups": lambda id: 7}, "groups: expected at least 2, one for each side, found 1", id="one-group"),
     pytest.param((["a", "b"], {"a": 1}), {"stratify": True}, "id 'b', field 'labels': expected a value", id="no-label"),
     pytest.param((["a", "b"], [1, None]), {"stratify": True}, "id 'b', labels: expected a value, found None", id="missing"),
@@ -92,9 +89,7 @@ def test_mistakes(args: Any, options: Any, text: str) -> None:
 
 WEIGHED: dict[str, tuple[Any, Any]] = {
     "ints": ([0, 0, 0, 1], None),
-    "mapping": ({"a": 0, "b": 0, "c": 0, "d": 1, "x": 5}, None),
     "one-hot": (np.eye(2)[[0, 0, 0, 1]], None),
-    "names": (["x", "x", "x", "y"], ["x", "y"]),
     "sorted-names": ({"a": "x", "b": "x", "c": "x", "d": "y", "unused": "z"}, "sorted"),
 }
 
