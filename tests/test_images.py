@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 from sklearn.datasets import load_sample_images
 
 from shmgen import Images, InputError, Loader, Remote, SampleError
@@ -358,6 +358,27 @@ def test_images_stand_upright(tmp_path: Path) -> None:
             assert near(row_of(tmp_path, id), seen, 12), orientation
             assert near(row_of(tmp_path, id, (20, 32)), picture(32, 20), 24), orientation
             assert row_of(tmp_path, id, (41, 64), resize="pad")[:, 32].any(axis=1).tolist() == [True] * 40 + [False]
+
+
+def test_how_a_camera_was_held_is_found_anywhere() -> None:
+    """In EXIF right before the pixels, behind a byte that only fills up, in the second EXIF part, or in XMP, as by Pillow."""
+    exif, image = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    picture().save(image, "JPEG", exif=exif)
+    data = image.getvalue()
+    start, scan = data.index(b"\xff\xe1"), data.index(b"\xff\xda")
+    stop = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation='6'/>"
+    told = {
+        "before the pixels": data[:start] + data[stop:scan] + data[start:stop] + data[scan:],
+        "behind a filling byte": data[:start] + b"\xff" + data[start:],
+        "second": data[:start] + b"\xff\xe1\0\x08Exif\0\0" + data[start:],
+        "XMP": data[:start] + b"\xff\xe1" + (2 + len(xmp)).to_bytes(2, "big") + xmp + data[stop:],
+    }
+    for where, file in told.items():
+        with Image.open(io.BytesIO(file)) as opened:
+            upright = ImageOps.exif_transpose(opened).convert("RGB")
+        assert np.array_equal(ImageDecoder(None, "RGB", "stretch", "bilinear").decode(file), np.asarray(upright)), where
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])

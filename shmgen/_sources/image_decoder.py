@@ -54,14 +54,11 @@ OVERSIZE = 2
 decoded whole by 10 of 255 at most on photographs, and by 15 on text and noise; without this factor, by 33 (Pillow's test images,
 resized to 32, 64 and 96)."""
 
-JPEG = b"\xff\xd8\xff"
-"""How a JPEG begins."""
+JPEG, SCAN, APP1 = b"\xff\xd8\xff", 0xDA, 0xE1
+"""How a JPEG begins, and the second bytes of two markers: of pixels, which end the header, and of EXIF, among others."""
 
-FRAMES = [bytes([marker]) for marker in (0xC0, 0xC1, 0xC2, 0xDA, 0xD9)]
-"""The second bytes of markers after which no segment tells how a photo is to be shown."""
-
-APP1, EXIF = 0xE1, b"Exif\0\0"
-"""The second byte of the marker of EXIF, among others, and how EXIF begins."""
+EXIF = b"Exif\0\0"
+"""How EXIF begins."""
 
 ORIENTATION = 0x0112
 """The number of the EXIF tag that says how the camera was held."""
@@ -307,16 +304,18 @@ def _plain_jpeg(data: bytes) -> tuple[tuple[int, int], int] | None:
 
     Pillow's own look at a header takes a third of the time in which simplejpeg decodes a photo.
     """
-    if not data.startswith(JPEG):
+    if len(data) == len(JPEG) or not data.startswith(JPEG):
         return None
-    exif, place = b"", len(JPEG) - 1
-    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in FRAMES:
-        segment = data[place + 4 : place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")]
-        if data[place + 1] == APP1:
+    exif, place = b"", len(JPEG)
+    while (marker := data[place]) != SCAN:
+        segment = data[place + 3 : place + 1 + int.from_bytes(data[place + 1 : place + 3], "big")]
+        if marker == APP1:
             if exif or not segment.startswith(EXIF):
                 return None
             exif = segment
         place += 4 + len(segment)
+        if place >= len(data) or data[place - 1] != 0xFF or marker == 0xFF:
+            return None
     try:
         height, width, color, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
