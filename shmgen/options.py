@@ -354,14 +354,13 @@ class Options(DataOptions):
     reads: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        if isinstance(self.workers, str):
-            if self.workers != "auto":
-                raise InputError(f"workers: expected a number from 0, or 'auto', found {self.workers!r}")
-        else:
-            self._keep(workers=check_int(self.workers, "workers", 0))
-        if isinstance(self.reads, str):
-            if self.reads != "auto":
-                raise InputError(f"reads: expected an int from 1 to {MAX_READERS}, or 'auto', found {self.reads!r}")
-        else:
-            self._keep(reads=check_int(self.reads, "reads", 1, MAX_READERS))
+        self._keep(workers=_int_or_auto(self.workers, "workers", 0), reads=_int_or_auto(self.reads, "reads", 1, MAX_READERS))
         super().__post_init__()
+
+
+def _int_or_auto(value: Any, name: str, least: int, most: int | None = None) -> Any:
+    if isinstance(value, str):
+        if value != "auto":
+            raise InputError(f"{name}: expected a number, or 'auto', found {value!r}")
+        return value
+    return check_int(value, name, least, most)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
@@ -73,12 +74,10 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
             yield self._request(index, begun)
 
     def _request(self, index: int, begun: list[tuple[Iterations, Pass]]) -> Any:
-        before = [(iterations, iterations.enter(one)) for iterations, one in begun]
-        try:
+        with ExitStack() as stack:
+            for iterations, one in begun:
+                stack.enter_context(iterations.under_way(one))
             return FRONT_END.hand_over(self._standardize_batch(self.py_dataset[index]))
-        finally:
-            for iterations, one in before:
-                iterations.enter(one)
 
     def on_epoch_end(self) -> None:
         """Call the data set's hook, which must not end the pass that Keras has made."""

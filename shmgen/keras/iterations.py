@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from shmgen._engine.feed import Feed
@@ -50,10 +52,14 @@ class Iterations:
         with self.feed.passes() as passes:
             passes.take_back(begun)
 
-    def enter(self, begun: Pass | None) -> Pass | None:
-        """Have this thread's requests belong to an iteration from now on, or with None to none; returns the one before."""
+    @contextmanager
+    def under_way(self, begun: Pass) -> Iterator[None]:
+        """Have this thread's requests belong to an iteration meanwhile."""
         before, self._under_way.of = self._under_way.of, begun
-        return before
+        try:
+            yield
+        finally:
+            self._under_way.of = before
 
     def end(self, *, used: bool = True) -> None:
         """End the epoch of the batches that were requested outside of iterations, if they were used and not only looked at."""

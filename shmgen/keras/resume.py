@@ -138,7 +138,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Load the state, if there is one."""
-        self._fit = RunningFit.find(sys._getframe())
+        self._fit = RunningFit(sys._getframe())
         rank, world = self._sequence.shard if self._sequence.shard[1] > 1 else find_shard()
         self._check(world)
         # Changes that other callbacks make in the same call, for instance of the learning rate, belong to the state.

@@ -13,58 +13,46 @@ from shmgen.keras.frames import running, variable
 
 
 class RunningFit:
-    """The ``fit`` that is under way, its callbacks, the `keras.utils.PyDataset` that it trains on, and its ``validation_data``.
+    """The ``fit`` that has called the function with a frame, ``on_train_begin`` of a callback.
 
     Keras gives callbacks no way to begin in the middle of an epoch, or to see each other. So this looks at the variables of
     ``fit``, and at the counters of its `EpochIterator`.
+
+    Attributes:
+        callbacks: the `keras.callbacks.CallbackList`.
+        data: the `keras.utils.PyDataset` that it trains on; None for other data.
+        validation: its ``validation_data``, or None.
+        batches: in a pass over the data.
+        steps_per_epoch: as given to ``fit``.
+        steps: in an epoch of Keras's.
+        steps_per_execution: as given to ``compile``.
+
+    Raises:
+        InputError: no ``fit`` has called it.
     """
 
-    def __init__(self, callbacks: Any, iterator: Any, validation: Any) -> None:
-        self.callbacks = callbacks
-        self.validation = validation
+    def __init__(self, frame: FrameType) -> None:
+        found: Any = running(frame)
+        iterator, caller = found
+        if caller is None or not hasattr(iterator, "_enumerate_iterator"):
+            raise InputError(
+                f"Resume: expected to be called by fit() of Keras 3.8 to 3.15, found Keras {keras.__version__} or a loop of "
+                "yours; there, save Sequence.state_dict() beside the weights"
+            )
         self._iterator = iterator
+        self.callbacks = variable(caller, "callbacks")
         self.data = getattr(iterator.data_adapter, "py_dataset", None)
-
-    @classmethod
-    def find(cls, frame: FrameType) -> RunningFit:
-        """The ``fit`` that has called the function with this frame, ``on_train_begin`` of a callback.
-
-        Raises:
-            InputError: no ``fit`` has called it.
-        """
-        iterator, caller = running(frame)
-        if caller is not None and hasattr(iterator, "_enumerate_iterator"):
-            return cls(variable(caller, "callbacks"), iterator, variable(caller, "validation_data"))
-        raise InputError(
-            f"Resume: expected to be called by fit() of Keras 3.8 to 3.15, found Keras {keras.__version__} or a loop of yours; "
-            "there, save Sequence.state_dict() beside the weights"
-        )
-
-    @property
-    def batches(self) -> int:
-        """Batches in a pass over the data."""
-        return int(self._iterator._num_batches)
+        self.validation = variable(caller, "validation_data")
+        self.batches = int(iterator._num_batches)
+        steps = iterator.steps_per_epoch
+        self.steps_per_epoch = None if steps is None else int(steps)
+        self.steps = self.steps_per_epoch or self.batches
+        self.steps_per_execution = int(iterator.steps_per_execution)
 
     @property
     def position(self) -> int:
         """In ``on_train_batch_end``: batches of the present pass that were trained on, also before it was resumed."""
         return min(int(self._iterator._steps_seen), self.batches)
-
-    @property
-    def steps_per_epoch(self) -> int | None:
-        """As given to ``fit``."""
-        steps = self._iterator.steps_per_epoch
-        return None if steps is None else int(steps)
-
-    @property
-    def steps(self) -> int:
-        """Steps in an epoch of Keras's."""
-        return self.steps_per_epoch or self.batches
-
-    @property
-    def steps_per_execution(self) -> int:
-        """As given to ``compile``."""
-        return int(self._iterator.steps_per_execution)
 
     def put_last(self, callback: Any) -> None:
         """Have ``callback`` called after all others. In the round of calls that is under way, each is still called once."""

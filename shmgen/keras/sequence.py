@@ -141,11 +141,8 @@ class Sequence(BaseLoader, keras.utils.Sequence):  # type: ignore[misc]
             yield self._at(index, begun)
 
     def _at(self, index: int, of: Pass) -> tuple[Any, ...]:
-        before = self._iterations.enter(of)
-        try:
+        with self._iterations.under_way(of):
             return self[index]
-        finally:
-            self._iterations.enter(before)
 
     def _batches(self) -> int:
         """As ``len``, but not for Keras's iterator, so `attach` has nothing to do."""
