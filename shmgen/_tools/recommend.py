@@ -72,11 +72,6 @@ def recommend(measurements: Sequence[Measurement], step_ms: float | None, proces
 
     It is the smallest number that is enough for the trainer. If none is enough, or no step is given, it is the smallest that is
     as good as the best. With 0 workers the trainer waits for each batch: these are enough only if that hardly slows it down.
-
-    Args:
-        measurements: of different numbers of workers, at least one.
-        step_ms: milliseconds that the trainer takes for a batch.
-        processors: number of available processors.
     """
     ranked = sorted(measurements, key=lambda one: one.workers)
     with_workers = [one for one in ranked if one.workers] or ranked
