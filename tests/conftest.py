@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -37,6 +38,7 @@ ROOT = Path(__file__).parents[1]
 
 # A shell has what it runs in the background ignore Ctrl-C, and what that starts does as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 DEADLINE = 20.0
 """Seconds after which an event that is waited for is given up; generous, since only a failing test waits so long."""
@@ -431,6 +433,21 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
             pytest.fail(f"left behind: {', '.join(left)}")
         gc.collect()  # which may take all the time there is, where much is loaded: hence what is left is looked for again
         select.select([], [], [], 0.01)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare what frameworks find when they are imported."""
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        sys.modules["tensorflow"] = None  # type: ignore[assignment]  # Keras imports it where it is, which takes seconds
+    if hasattr(config, "workerinput"):
+        return
+    # All processes of a run share what JAX compiles: the same model is then compiled once.
+    compiled = tempfile.TemporaryDirectory(prefix="shmgen-jax-")
+    config.add_cleanup(compiled.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
 
 
 @pytest.hookimpl(hookwrapper=True)

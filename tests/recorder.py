@@ -70,17 +70,14 @@ class Data:
     def __init__(self, folder: Callable[..., Any], batches: int) -> None:
         self.batches = batches
         self.set = folder(BATCH * batches, SHAPE)
-        self.options = {"batch_size": BATCH, "data_dir": self.set.path, "seed": 3, "workers": 2}
+        self.options = {"batch_size": BATCH, "data_dir": self.set.path, "seed": 3, "workers": 1}
 
     def sequence(self, cls: type[Sequence] = Sequence, **options: Any) -> Sequence:
         return cls(self.set.ids, self.set.labels, **{**self.options, **options})
 
-    def loader(self, **options: Any) -> Loader:
-        return Loader(self.set.ids, self.set.labels, **{**self.options, **options})
-
     def epochs(self, count: int) -> list[list[list[int]]]:
         """The labels of all batches of the first ``count`` epochs."""
-        with self.loader() as loader:
+        with Loader(self.set.ids, self.set.labels, **{**self.options, "workers": 0}) as loader:
             return [[y.tolist() for _, y in loader] for _ in range(count)]
 
 

@@ -1,11 +1,13 @@
-"""`Sequence` in ``fit``, ``evaluate`` and ``predict`` on TensorFlow: every sample once, never a copy, never overwritten."""
+"""`Sequence` with Keras, where the backend makes no difference; tests/backends has what each backend must keep to."""
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from recorder import SHAPE, Recorder
 
 from shmgen import InputError, Loader, Sequence
 from shmgen._engine.feed import Feed
@@ -23,52 +25,18 @@ from shmgen.options import Options
 pytestmark = pytest.mark.usefixtures("poison")
 
 N = 53
-SHAPE = (4, 4, 4)
 
 
 @pytest.fixture
 def data(folder: Callable[..., Any]) -> Any:
-    """53 samples of 4 x 4 x 4 float32; every element of sample k is k, and so is its label."""
+    """53 samples; every element of sample k is k, and so is its label."""
     return folder(N, SHAPE)
 
 
-class Recorder(keras.Model):
-    """A model that writes down the labels of every batch that reaches its steps, and that X says the same."""
-
-    def __init__(self, on_batch: Callable[[np.ndarray, np.ndarray], None] = lambda x, y: None) -> None:
-        super().__init__()
-        self.seen: list[list[int]] = []
-        self.on_batch = on_batch
-        self.scale = self.add_weight(shape=(), initializer="ones")
-
-    def note(self, x: Any, y: Any) -> np.int64:
-        x, y = x.numpy(), y.numpy()
-        assert (x.reshape(len(x), -1) == y[:, None]).all(), "X and y of a row belong to different samples"
-        self.seen.append(y.tolist())
-        self.on_batch(x, y)
-        return np.int64(0)
-
-    def train_step(self, data: Any) -> dict[str, Any]:
-        tf.py_function(self.note, data, tf.int64)
-        return {"loss": self.scale}
-
-    def test_step(self, data: Any) -> dict[str, Any]:
-        return self.train_step(data)
-
-    @property
-    def samples(self) -> list[int]:
-        return [sample for batch in self.seen for sample in batch]
-
-
-def recorder(**options: Any) -> Recorder:
-    model = Recorder()
-    model.compile(**options)
-    return model
-
-
-def passes(samples: list[int], length: int) -> Iterator[list[int]]:
-    for first in range(0, len(samples), length):
-        yield samples[first : first + length]
+def model() -> keras.Model:
+    made = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(1)])
+    made.compile(loss="mean_squared_error", run_eagerly=True)
+    return made
 
 
 def exact(samples: list[int], expected: int = N) -> bool:
@@ -78,46 +46,44 @@ def exact(samples: list[int], expected: int = N) -> bool:
 
 def test_the_order_is_the_seeds_alone(data: Any) -> None:
     """At 0, 1, 2 and 5 workers, whatever ``fit(shuffle=...)`` and Python's and NumPy's global states: one order."""
-    orders = []
+    with Loader(data.ids, data.labels, 8, data_dir=data.path, seed=4, workers=0) as loader:
+        expected = [y.tolist() for _ in range(2) for _, y in loader]
     for workers, shuffle in [(0, True), (1, True), (2, False), (5, True)]:
         random.seed(workers)
         np.random.seed(workers)
-        model = recorder()
+        recorder = Recorder()
         with Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=workers, seed=4) as sequence:
-            model.fit(sequence, epochs=2, verbose=0, shuffle=shuffle)
-        orders.append(model.samples)
-    with Loader(data.ids, data.labels, 8, data_dir=data.path, seed=4) as loader:
-        orders.append([sample for _ in range(2) for _, y in loader for sample in y.tolist()])
-    assert orders[0] == orders[1] == orders[2] == orders[3] == orders[4]
-
-
-def test_without_shuffling_batches_come_in_order(data: Any) -> None:
-    """``shuffle=False`` here and in ``fit``: the ids as they stand, each epoch."""
-    model = recorder()
-    with Sequence(data.ids, data.labels, 8, shuffle=False, tail="keep", data_dir=data.path) as sequence:
-        model.fit(sequence, epochs=2, verbose=0, shuffle=False)
-    assert model.samples == list(range(N)) * 2
+            recorder.fit(sequence, epochs=2, verbose=0, shuffle=shuffle)
+        assert recorder.taken() == expected
 
 
 def test_fit_shuffles_nothing_that_has_an_order(data: Any) -> None:
     """``fit`` at its default over ``shuffle=False`` trains in the order of the ids; one warning says what to change."""
-    model = recorder()
+    recorder = Recorder()
     with (
-        Sequence(data.ids, data.labels, 4, shuffle=False, tail="keep", data_dir=data.path) as sequence,
+        Sequence(data.ids, data.labels, 4, shuffle=False, tail="keep", data_dir=data.path, workers=1) as sequence,
         warnings.catch_warnings(record=True) as caught,
     ):
         warnings.simplefilter("always")
-        model.fit(sequence, epochs=2, verbose=0)
-        model.fit(sequence, epochs=1, verbose=0)
-    assert model.samples == list(range(N)) * 3
+        recorder.fit(sequence, epochs=1, verbose=0, shuffle=False)
+        assert not caught
+        recorder.fit(sequence, epochs=2, verbose=0)
+        recorder.fit(sequence, epochs=1, verbose=0)
+    assert sum(recorder.taken(), []) == list(range(N)) * 4
     assert sum("pass shuffle=True to the Sequence" in str(w.message) for w in caught) == 1
 
 
 def test_a_pass_by_hand(data: Any) -> None:
-    """The blog's own loop: indexes in turn, ``on_epoch_end`` between epochs; an index asked for twice is the same batch."""
-    with Sequence(data.ids, data.labels, 8, tail="keep", data_dir=data.path) as sequence:
+    """The blog's own loop: indexes in turn, ``on_epoch_end`` between epochs; an index asked for twice is the same batch.
+
+    Also in a ``for`` loop, and behind it until ``on_epoch_end``.
+    """
+    with Sequence(data.ids, data.labels, 8, tail="keep", data_dir=data.path, workers=1) as sequence:
         sequence.on_epoch_end()
-        first = [sequence[i][1].tolist() for i in range(len(sequence))]
+        first = []
+        for index, (_, y) in enumerate(sequence):
+            first.append(y.tolist())
+            assert sequence[index][1].tolist() == first[-1]
         assert sequence[2][1].tolist() == first[2]
         assert sequence[-1][1].tolist() == first[-1]
         sequence.on_epoch_end()
@@ -132,13 +98,14 @@ def test_a_pass_by_hand(data: Any) -> None:
 
 def test_mirrored_strategy(data: Any) -> None:
     """Under a distribution strategy Keras makes a pass that it throws away; the ones that train are exact."""
+    tf = pytest.importorskip("tensorflow")
     with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
-        model = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.GlobalAveragePooling3D(), keras.layers.Dense(1)])
-        model.compile(loss="mse")
-    with Loader(data.ids, data.labels, 8, SHAPE, 1, data_dir=data.path, epoch=2) as loader:
+        mirrored = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(1)])
+        mirrored.compile(loss="mse", jit_compile=False)
+    with Loader(data.ids, data.labels, 8, data_dir=data.path, epoch=2, workers=0) as loader:
         third = [y.tolist() for _, y in loader]
-    with Sequence(data.ids, data.labels, 8, SHAPE, 1, data_dir=data.path) as sequence:
-        history = model.fit(sequence, epochs=2, verbose=0)
+    with Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=1) as sequence:
+        history = mirrored.fit(sequence, epochs=2, verbose=0)
         assert [y.tolist() for _, y in sequence] == third
     assert np.isfinite(history.history["loss"]).all()
 
@@ -163,7 +130,7 @@ def test_an_iteration_of_keras_is_over_for_the_state(data: Any) -> None:
     with Sequence(data.ids, data.labels, 5, data_dir=data.path) as training:
         with pytest.raises(InputError, match="trained: expected None before the first iteration of Keras's, found 1"):
             training.state_dict(1)
-        recorder().fit(training, steps_per_epoch=2, verbose=0)
+        Recorder().fit(training, steps_per_epoch=2, verbose=0)
         assert (training.state_dict()["epoch"], training.state_dict()["consumed"]) == (1, 0)
         assert (training.state_dict(2)["epoch"], training.state_dict(2)["consumed"]) == (0, 10)
         for _ in training:
@@ -228,7 +195,7 @@ def test_losses_and_labels_that_do_not_fit(data: Any) -> None:
         ):
             made.fit(sequence, verbose=0)
     with Sequence(data.ids, data.labels, 5, data_dir=data.path, workers=0) as sequence:
-        recorder(loss="categorical_crossentropy").fit(sequence, verbose=0)  # its own train_step knows what it does
+        Recorder(loss="categorical_crossentropy").fit(sequence, verbose=0)  # its own train_step knows what it does
 
 
 def test_the_blogs_class_with_another_base(data: Any) -> None:
@@ -274,7 +241,37 @@ def test_a_distribution_that_shards_once_more(data: Any, monkeypatch: pytest.Mon
                 check(feed, use)
 
 
-def model() -> keras.Model:
-    made = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(1)])
-    made.compile(loss="mean_squared_error")
-    return made
+def test_arguments_can_be_read_and_not_set(data: Any) -> None:
+    """The blog's attributes tell of the arguments, Keras's what is done anyway; setting one is an error that says what to do."""
+    options: dict[str, Any] = {"use_multiprocessing": True, "max_queue_size": 10, "data_dir": data.path, "workers": 1}
+    with Sequence(data.ids, data.labels, 8, SHAPE[:1], 3, **options) as sequence:
+        found = {name: getattr(sequence, name) for name in ("batch_size", "dim", "n_channels", "n_classes", "shuffle")}
+        assert found == {"batch_size": 8, "dim": (2,), "n_channels": 3, "n_classes": None, "shuffle": True}
+        assert list(sequence.list_IDs) == data.ids
+        assert sequence.labels is data.labels
+        for name in (*found, "list_IDs", "labels", "workers", "use_multiprocessing", "max_queue_size"):
+            with pytest.raises(AttributeError, match=rf"{name} can't be changed.*make another: Sequence\(\.\.\., {name}="):
+                setattr(sequence, name, found.get(name))
+        assert (sequence.workers, sequence.use_multiprocessing) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_queue_size": 64}, "max_queue_size=64.*leave max_queue_size out, or pass slots=64"),
+        ({"workers": 0, "use_multiprocessing": True}, "workers=0.*leave"),
+        ({"slots": 6, "max_queue_size": 6, "use_multiprocessing": False}, None),
+    ],
+)
+def test_keras_own_options(data: Any, options: dict[str, Any], said: str | None) -> None:
+    """They are taken where they ask for what is done anyway, and else refused with a remedy."""
+    with nullcontext() if said is None else pytest.raises(InputError, match=said):
+        Sequence(data.ids, data.labels, data_dir=data.path, **{"workers": 1, **options}).close()
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+def test_there_is_no_second_one(data: Any, duplicate: Callable[[object], object]) -> None:
+    """A copy would share state with the first: refused, with what to do."""
+    sequence = Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=0)
+    with sequence, pytest.raises(TypeError, match=r"a Sequence can't be copied or pickled.*make another"):
+        duplicate(sequence)

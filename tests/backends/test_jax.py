@@ -14,9 +14,6 @@ from ways import in_a_ring
 if os.environ.get("KERAS_BACKEND") != "jax":
     pytest.skip("JAX has a process of its own: KERAS_BACKEND=jax", allow_module_level=True)
 
-# Two devices, if JAX has not looked for any yet.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -31,7 +28,6 @@ N = 40
 
 DEVICE = jax.devices()[0]
 SHARDING = NamedSharding(Mesh(np.array(jax.devices()), ("batch",)), PartitionSpec("batch"))
-"""Over both devices, if XLA_FLAGS makes two of the CPU."""
 
 PLACES = pytest.mark.parametrize("place", [None, DEVICE, SHARDING], ids=["default", "device", "sharding"])
 
@@ -48,10 +44,9 @@ def shares_a_ring(array: Any) -> bool:
 
 
 @PLACES
-@pytest.mark.parametrize("slots", [2, 4])
-def test_batches_are_the_rings_memory(place: Any, slots: int) -> None:
+def test_batches_are_the_rings_memory(place: Any) -> None:
     """Each array lies in the ring, on the device or the devices that were named, in the loader's order, without a vain wait."""
-    with made(slots=slots) as loader, made() as same:
+    with made(slots=2) as loader, made(workers=0) as same:
         for _ in range(2):
             expected = [y.tolist() for _, y in same]
             found = []
@@ -79,13 +74,12 @@ def test_one_batch_is_sent_ahead() -> None:
         assert (arrays.state_dict()["epoch"], arrays.state_dict()["consumed"]) == (1, 0)
 
 
-@PLACES
 @pytest.mark.parametrize("taken", [1, 7, 10])
-def test_state(place: Any, taken: int) -> None:
+def test_state(taken: int) -> None:
     """Another goes on behind the batches that were returned, however far the first was ahead."""
-    with made() as loader, made(workers=2) as other, made() as same:
+    with made() as loader, made(workers=0) as other, made(workers=0) as same:
         epochs = [[y.tolist() for _, y in same] for _ in range(2)]
-        arrays, resumed = Arrays(loader, place), Arrays(other, place)
+        arrays, resumed = Arrays(loader, SHARDING), Arrays(other)
         batches = iter(arrays)
         for _ in range(taken):
             next(batches)
@@ -109,7 +103,7 @@ def test_a_donated_batch_is_not_written_to() -> None:
     """A step that may reuse its argument's memory for its result gets memory of its own for it, and not the ring's."""
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     with made() as loader:
-        for (X, y), (same, _) in zip(Arrays(loader), [(X, y) for X, y in made(epoch=0)], strict=True):
+        for (X, y), (same, _) in zip(Arrays(loader), [(X, y) for X, y in made(workers=0)], strict=True):
             view = np.asarray(X)
             result = step(X)
             assert (view == same).all()
@@ -140,10 +134,9 @@ def count_late(wrong: Any, x: Any, y: Any) -> Any:
 late = jax.jit(count_late)
 
 
-@pytest.mark.parametrize("slots", [2, None])
 @pytest.mark.parametrize("as_arrays", [False, True])
-def test_a_step_that_reads_its_batch_late(slots: int | None, as_arrays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over 2,000 batches all are right, and what the loader does while it waits has JAX let go of all that it has done with.
+def test_a_step_that_reads_its_batch_late(as_arrays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over 500 batches all are right, and what the loader does while it waits has JAX let go of all that it has done with.
 
     That is a collection of the youngest garbage, which takes microseconds; there is no other one here.
     """
@@ -165,10 +158,10 @@ def test_a_step_that_reads_its_batch_late(slots: int | None, as_arrays: bool, mo
     gc.collect()
     gc.disable()
     try:
-        with made(8000, slots=slots, workers=2, source=lambda id: np.full((16, 16), id, np.float32)) as loader:
+        with made(2000, slots=2, workers=2, source=lambda id: np.full((16, 16), id, np.float32)) as loader:
             monkeypatch.setattr(HeldSlots, "push", after_all_is_done)
             for count, (x, y) in enumerate(Arrays(loader) if as_arrays else loader):
-                if count == 300:
+                if count == 100:
                     monkeypatch.setattr(HeldSlots, "push", push)
                 wrong = late(wrong, x, y)
             del x, y
@@ -176,7 +169,7 @@ def test_a_step_that_reads_its_batch_late(slots: int | None, as_arrays: bool, mo
     finally:
         gc.enable()
     assert float(wrong) == 0
-    assert stats.batches == 2000
+    assert stats.batches == 500
     assert stats.grown == 0
-    assert slots is None or len(pushes) > 10  # with more slots, JAX may be done with a batch before it takes a push
+    assert len(pushes) > 10
     assert set(pushes) <= {0}
