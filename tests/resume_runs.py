@@ -27,6 +27,8 @@ from shmgen.keras import Resume
 
 BATCH = 4
 
+SAMPLES = 40
+
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -78,7 +80,7 @@ def patch(owner: Any, name: str, count: int, *, after: bool) -> None:
     setattr(owner, name, counted)
 
 
-PLACES = {"replace": (os, "replace"), "write": (np.lib.format, "write_array"), "fsync": (os, "fsync"), "unlink": (Path, "unlink")}
+PLACES = {"replace": (os, "replace"), "write": (np.lib.format, "write_array"), "unlink": (Path, "unlink")}
 """Functions that a state is saved with."""
 
 
@@ -102,7 +104,6 @@ def run(
     *,
     kill: dict[str, Any] | None = None,
     resume: dict[str, Any] | None = None,
-    samples: int = 40,
     epochs: int = 3,
     batch_size: int = BATCH,
     shuffle: bool = True,
@@ -114,7 +115,7 @@ def run(
     """Train, and write into ``home`` what has come of it."""
     keras.utils.set_random_seed(1)
     keras.config.set_dtype_policy(policy)
-    layers = [Count(samples), keras.layers.Dense(8, "relu"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
+    layers = [Count(SAMPLES), keras.layers.Dense(8, "relu"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
     model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(3)])
     model.compile(
         keras.optimizers.Adam(0.05),
@@ -122,15 +123,16 @@ def run(
         metrics=["accuracy"],
         steps_per_execution=steps_per_execution,
         run_eagerly=keras.backend.backend() == "torch",
+        jit_compile=keras.backend.backend() == "jax",  # which finds in its cache what an earlier run has compiled
     )
     kill = dict(kill or {})
     traps = [f"{home}/trap-{number}" for number in range(kill["count"])] if kill.get("where") == "read" else []
     source: dict[str, Any] = {"dim": (4,), "dtype": "float32"}
     training = Sequence(
-        range(samples), lambda id: id % 3, batch_size, source=rows(samples, traps), shuffle=shuffle, workers=1, **source
+        range(SAMPLES), lambda id: id % 3, batch_size, source=rows(SAMPLES, traps), shuffle=shuffle, workers=1, **source
     )
     # What is left over of an epoch is another part of the samples in each.
-    validation = Sequence(range(10), lambda id: id % 3, BATCH, source=rows(10, []), seed=3, workers=1, **source)
+    validation = Sequence(range(10), lambda id: id % 3, BATCH, source=rows(10, []), seed=3, workers=0, **source)
     checkpoints = Path(home, "checkpoints")
     callbacks: list[Any] = []
     if resume is not None:

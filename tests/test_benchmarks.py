@@ -103,13 +103,16 @@ def test_tables_are_renewed_between_their_marks(case: Case, tmp_path: Path) -> N
     assert re.search(r"JPEG +\| +tf\.data \| +3 \| +6 \| 2\.25 \(1\.50 to 3\.00\)", all)
 
 
-@pytest.mark.parametrize("name", sorted({*KINDS} - {"png"}))  # which differs from jpg in the files alone
+@pytest.mark.parametrize(
+    "name",  # png differs from jpg in the files alone
+    [pytest.param(name, marks=pytest.mark.slow if name == "s3" else ()) for name in sorted({*KINDS} - {"png"})],
+)
 def test_what_is_beside_delivers_batches(name: str, tmp_path: Path, signing: None) -> None:
     """shmgen reads each kind of data of the tables beside."""
     kind = KINDS[name]
     if kind.server == "slow_s3":
         pytest.importorskip("moto")
-    kind.make(tmp_path, 256)
+    kind.make(tmp_path, 128)
     with ExitStack() as stack:
         place = stack.enter_context(serving(kind.server, str(tmp_path), "1")) if kind.server else str(tmp_path)
         batches = kind.contestants["shmgen"](place)

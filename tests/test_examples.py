@@ -105,6 +105,7 @@ def numbers(pattern: str, printed: str) -> list[float]:
     return [float(number) for number in (lines[0] if isinstance(lines[0], tuple) else lines)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", pytest.param("torch", marks=pytest.mark.torch)])
 def test_train_digits(fresh: Callable[..., str], backend: str) -> None:
     """The classic call learns digits: far better than chance on those it has not seen, and it names five of them."""
@@ -119,7 +120,9 @@ def test_train_digits(fresh: Callable[..., str], backend: str) -> None:
     assert len(re.findall(r"^id-\d+ shows a \d, predicted \d$", printed, re.MULTILINE)) == 5
 
 
-@pytest.mark.parametrize("name", LEARNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "one_big_array.py" else pytest.mark.slow) for name in LEARNS]
+)
 def test_an_example_learns(example: Callable[..., str], name: str) -> None:
     """A network learns from what it reads: each row came with the labels, masks and numbers that belong to it."""
     if "albumentations" in name:

@@ -122,6 +122,7 @@ def test_the_readme_runs(made: list[Any]) -> None:
     run("README", "".join(blocks("README.md")[1]), made, eagerly=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "part"), [*((page, 0) for page in PAGES), *(("recipes", part) for part in (1, 2, 3))])
 def test_the_blocks_of_a_page_run(made: list[Any], page: str, part: int) -> None:
     """Each by itself, after the imports at the top of its page; those of the longest page in four parts."""

@@ -97,7 +97,10 @@ on_jax = pytest.mark.parametrize("runs", ["jax"], indirect=True)
 """What a backend does makes no difference here, and runs on JAX take the least time."""
 
 
-@pytest.mark.parametrize("runs", ["tensorflow", "jax", pytest.param("torch", marks=pytest.mark.torch)], indirect=True)
+on_tensorflow = pytest.param("tensorflow", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("runs", [on_tensorflow, "jax", pytest.param("torch", marks=pytest.mark.torch)], indirect=True)
 def test_killed_at_any_moment(torn: Callable[..., Any]) -> None:
     """In mid-step, while a state is written, before and after it gets its name, while the old one is deleted, in a validation."""
     kills = [
@@ -113,17 +116,16 @@ def test_killed_at_any_moment(torn: Callable[..., Any]) -> None:
     assert result["iterations"] == 3 * BATCHES
 
 
-@pytest.mark.parametrize("runs", ["tensorflow"], indirect=True)
+@pytest.mark.parametrize("runs", [on_tensorflow, "jax"], indirect=True)
 def test_several_steps_per_execution(torn: Callable[..., Any]) -> None:
     """4, which do not divide the 10 batches of an epoch; in half precision, and with weights of which the best are put back."""
     torn({"where": "on_train_batch_begin", "count": 5}, steps_per_execution=4, policy="mixed_float16", best=True)
 
 
-@pytest.mark.parametrize("samples", [48, 40])
 @on_jax
-def test_a_pass_over_several_short_epochs(torn: Callable[..., Any], samples: int) -> None:
-    """4 steps in an epoch of Keras's, and 12 or 10 batches in a pass: with 10, the third epoch ends after two."""
-    result = torn({"where": "on_train_batch_begin", "count": 8}, steps_per_epoch=4, epochs=6, samples=samples)
+def test_a_pass_over_several_short_epochs(torn: Callable[..., Any]) -> None:
+    """4 steps in an epoch of Keras's, and 10 batches in a pass: the third epoch ends after two."""
+    result = torn({"where": "on_train_batch_begin", "count": 8}, steps_per_epoch=4, epochs=6)
     assert set(result["counts"]) == {2}
 
 
