@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -74,36 +73,6 @@ def test_a_batch_of_all_ranks_is_the_same(data: Any, script: Callable[..., Any])
     for epoch in one["pad"][2]:
         weights = [weight for _, _, weights in epoch for weight in weights]
         assert weights == [np.float32(48 / N)] * N + [0] * 3
-
-
-BEGIN = """
-with make(tail="wrap") as loader:
-    epoch = iter(loader)
-    found = [arrays(next(epoch)) for _ in range(3)]
-    print(json.dumps([found, loader.state_dict()]))
-"""
-
-GO_ON = """
-with make(tail="wrap", batch_size={batch_size}) as loader:
-    loader.load_state_dict(json.loads({state!r}))
-    print(json.dumps([[arrays(batch) for batch in loader] for _ in range(2)]))
-"""
-
-
-def test_a_run_goes_on_with_another_number_of_ranks(data: Any, script: Callable[..., Any]) -> None:
-    """What two processes have begun, one or four go on with, in smaller batches too: each epoch is that of one run."""
-    [[(first, state), (second, same)]] = launched(script, OPTIONS + BEGIN, data, 2)
-    assert state == same
-    rows = 3 * BATCH
-    whole = launched(script, OPTIONS + READ, data, 1)[0][0]["wrap"][2]
-    expected = [[row for batch in epoch for row in batch[1]] for epoch in whole]
-    assert [row for _, y in joined([first, second]) for row in y] == expected[0][:rows]
-    for world, batch_size in ((1, 8), (4, 12)):
-        code = GO_ON.format(state=json.dumps(state), batch_size=batch_size)
-        ranks = launched(script, OPTIONS + code, data, world)[0]
-        rest, after = [[row for _, y in joined(list(parts)) for row in y] for parts in zip(*ranks, strict=True)]
-        assert rest[: N - rows] == expected[0][rows:N]
-        assert after[:N] == expected[1][:N]
 
 
 FIT = """

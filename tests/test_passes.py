@@ -37,12 +37,6 @@ def test_indexes_in_any_order_get_the_batches_in_theirs() -> None:
         assert deal(passes, index, of=iteration) == [BatchId(0, number)]
 
 
-def test_an_index_keeps_its_batch_for_the_pass() -> None:
-    """Asked for twice, an index means the same batch, and takes none from the others."""
-    passes = made(3)
-    assert deal(passes, 1, 1, 0, 1, 2) == [BatchId(0, 0), BatchId(0, 0), BatchId(0, 1), BatchId(0, 0), BatchId(0, 2)]
-
-
 @pytest.mark.parametrize("asked", [1, 2, 3])
 def test_every_iteration_gets_the_next_epoch(asked: int) -> None:
     """Whole or left early, an iteration is followed by the next epoch, from its start."""
