@@ -338,7 +338,6 @@ def test_a_sequence_without_references_is_gone(data: Data) -> None:
 
 
 ENDS = {
-    "lean": (0, "pass"),
     "never-closed": (0, "pass"),
     "exit": (3, "sys.exit(3)"),
     "exception": (1, "raise ZeroDivisionError('in a callback')"),
@@ -368,7 +367,7 @@ for how, (code, does) in {ends}.items():
 else:
     how = "waits"
 
-if how != "lean" and keras.backend.backend() != "tensorflow":
+if how != "never-closed" and keras.backend.backend() != "tensorflow":
     sys.modules["tensorflow"] = None  # Keras imports it where it is, which takes seconds
 model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
 model.compile(loss="mse", jit_compile=keras.backend.backend() == "jax")
@@ -379,14 +378,14 @@ if how == "waits":
     say_when_waiting("ready", sequence, begun)
     try: model.fit(sequence, shuffle=False, verbose=0, callbacks=[At()])
     finally: say("", "left")
-if how == "lean":
+if how == "never-closed":
     model.fit(np.zeros((2, 4, 3)), np.zeros(2), verbose=0)
     by_itself = frameworks()
 def act(): exec(does)
 sequence = shmgen.Sequence(IDS, LABELS, 2, data_dir=DATA, workers=2, slots=3)
 say(how)
 model.fit(sequence, epochs=2, verbose=0, callbacks=[At()])
-if how == "lean": assert frameworks() == by_itself, frameworks() - by_itself
+if how == "never-closed": assert frameworks() == by_itself, frameworks() - by_itself
 """
 
 
