@@ -112,7 +112,7 @@ def test_what_is_beside_delivers_batches(name: str, tmp_path: Path, signing: Non
     kind = KINDS[name]
     if kind.server == "slow_s3":
         pytest.importorskip("moto")
-    kind.make(tmp_path, 128)
+    kind.make(tmp_path, 256)
     with ExitStack() as stack:
         place = stack.enter_context(serving(kind.server, str(tmp_path), "1")) if kind.server else str(tmp_path)
         batches = kind.contestants["shmgen"](place)

@@ -23,7 +23,7 @@ def shake(sample, rng):
 
 def make(**options):
     return Loader(
-        IDS, inputs={{"x": shmgen.Npy(DATA)}}, targets=LABELS, seed=5, shard="auto", slots=2, workers=1, transform=shake,
+        IDS, inputs={{"x": shmgen.Npy(DATA)}}, targets=LABELS, seed=5, shard="auto", slots=2, workers=0, transform=shake,
         on_error="replace", max_damaged=0.1, **{{"batch_size": {BATCH}, **options}},
     )
 
