@@ -33,7 +33,7 @@ def labels_of(batches: Any) -> list[list[int]]:
 
 
 def identity(**other: Any) -> Identity:
-    same: dict[str, Any] = {
+    same = {
         "samples": 20,
         "ids": "abc",
         "seed": 0,
@@ -44,7 +44,7 @@ def identity(**other: Any) -> Identity:
         "batch_size": 4,
         "batches": 5,
     }
-    return Identity(**{**same, **other})
+    return {**same, **other}
 
 
 def test_the_state_is_flat_and_of_what_json_knows() -> None:
@@ -63,7 +63,7 @@ def test_another_data_set_or_order_is_refused(key: str) -> None:
     others: Any = {"samples": 21, "ids": "abd", "seed": 1, "shuffle": False, "tail": "keep"}
     other = others.get(key, "abc")
     state = saved(identity(**{key: other}), Position(0, 1))
-    mine = getattr(identity(), key)
+    mine = identity()[key]
     with pytest.raises(InputError, match=rf"state: expected {key}={mine!r}, as here, found {other!r}; give the .* saved with"):
         loaded(identity(), state)
 

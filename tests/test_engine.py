@@ -213,7 +213,7 @@ def test_closed_while_it_waits() -> None:
         assert engine.workers.log == ["stop"]
         with pytest.raises(ClosedError):
             engine.fetch(1)
-        assert engine.prefetcher.error is None
+        assert engine.prefetcher.errors.last is None
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -142,25 +142,25 @@ def watched(*looks: tuple[float, Sequence[Claim]], waiting: bool = False, begun:
 
 def test_who_has_nothing_to_do_is_never_late() -> None:
     """Nothing was taken, and nothing waits to be."""
-    assert watched((0, []), (50, [])).deadline(0, TIMEOUT) == math.inf
-    assert Watch(0).deadline(0, TIMEOUT) == math.inf
-    assert watched((0, [claim()]), (50, [])).deadline(0, TIMEOUT) == math.inf
+    assert watched((0, []), (50, [])).deadline(0, TIMEOUT, TIMEOUT) == math.inf
+    assert Watch(0).deadline(0, TIMEOUT, TIMEOUT) == math.inf
+    assert watched((0, [claim()]), (50, [])).deadline(0, TIMEOUT, TIMEOUT) == math.inf
 
 
 def test_a_row_has_its_time_from_when_it_was_first_seen() -> None:
     """However often it is looked at; another row, or ticket, has its own."""
-    assert watched((10, [claim()])).deadline(0, TIMEOUT) == 110
-    assert watched((10, [claim()]), (40, [claim()]), (70, [claim()])).deadline(0, TIMEOUT) == 110
-    assert watched((10, [claim(row=0)]), (40, [claim(row=1)])).deadline(0, TIMEOUT) == 140
-    assert watched((10, [claim(0)]), (40, [claim(1)])).deadline(0, TIMEOUT) == 140
-    assert watched((10, [claim(0)]), (40, []), (70, [claim(0)])).deadline(0, TIMEOUT) == 170
+    assert watched((10, [claim()])).deadline(0, TIMEOUT, TIMEOUT) == 110
+    assert watched((10, [claim()]), (40, [claim()]), (70, [claim()])).deadline(0, TIMEOUT, TIMEOUT) == 110
+    assert watched((10, [claim(row=0)]), (40, [claim(row=1)])).deadline(0, TIMEOUT, TIMEOUT) == 140
+    assert watched((10, [claim(0)]), (40, [claim(1)])).deadline(0, TIMEOUT, TIMEOUT) == 140
+    assert watched((10, [claim(0)]), (40, []), (70, [claim(0)])).deadline(0, TIMEOUT, TIMEOUT) == 170
 
 
 def test_the_reader_that_has_been_at_its_row_for_longest_counts() -> None:
     """Others may come further all the time; and only those that are late are stuck, at their time and not before."""
     slow, quick = claim(0, 3), claim(1, 1)
     watch = watched((0, [slow, quick]), (40, [slow, claim(1, 2)]), (80, [slow, claim(2, 0)]))
-    assert watch.deadline(0, TIMEOUT) == 100
+    assert watch.deadline(0, TIMEOUT, TIMEOUT) == 100
     assert watch.stuck(99.9, 0, TIMEOUT) == []
     assert watch.stuck(100, 0, TIMEOUT) == [slow]
     assert watch.stuck(179, 0, TIMEOUT) == [slow]

@@ -23,11 +23,7 @@ MAX_ATTEMPTS = 100
 
 
 class BatchPlanner:
-    """Tells workers, by a slot's sheet, which samples to read, and fills in the values that they don't.
-
-    Attributes:
-        weights: the fields that `weigh` changes, by position; none unless ``tail="pad"``.
-    """
+    """Tells workers, by a slot's sheet, which samples to read, and fills in the values that they don't."""
 
     def __init__(
         self,
@@ -45,6 +41,7 @@ class BatchPlanner:
         self._schedule = schedule
         self._filler = filler
         self._damage = damage
+        # The fields that `weigh` changes, by position.
         self.weights = spec.weights if sampler.tail is Tail.PAD else ()
         self._filled_here = [(n, reader) for n, reader in enumerate(spec.readers.values()) if reader.in_main_process]
 
@@ -73,8 +70,7 @@ class BatchPlanner:
                     arrays[field][:size] = rows[begin : begin + size]
                 begin += size
             if self._damage.unreadable:
-                self._replace_unreadable(slot, batch, range(size))
-                self._fill(slot.number, 0, self._numbers(slot, batch))
+                self._refill(slot, batch, 0, size)
 
     def _values(self, samples: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:
         """The values of these samples, one after the other, that are filled in here: by position of the field."""
@@ -88,29 +84,23 @@ class BatchPlanner:
             found.append((field, rows))
         return found
 
-    def _replace_unreadable(self, slot: Slot, batch: BatchId, rows: range) -> None:
-        """Replace the samples in these rows that are known to be unreadable."""
-        for row, sample in zip(rows, self._numbers(slot, batch)[rows.start : rows.stop].tolist(), strict=True):
-            if sample in self._damage.unreadable:
-                self._replace(slot, batch, row)
-
     def refill(self, ticket: Ticket) -> None:
         """Prepare ``ticket`` to be read again: fill in what a transform may have changed, and replace what is unreadable."""
-        _, number, batch, start, stop = ticket
-        slot = self._schedule.slot_of(ticket)
-        if self._damage.unreadable:
-            self._replace_unreadable(slot, batch, range(start, stop))
-        self._fill(number, start, self._numbers(slot, batch)[start:stop])
+        self._refill(self._schedule.slot_of(ticket), ticket.batch, ticket.start, ticket.stop)
+
+    def _refill(self, slot: Slot, batch: BatchId, start: int, stop: int) -> None:
+        """Replace samples of these rows that are known to be unreadable, tell workers of all, and fill in their values."""
+        for row, sample in enumerate(self._numbers(slot, batch)[start:stop].tolist(), start):
+            if sample in self._damage.unreadable:
+                self._replace(slot, batch, row)
+        numbers = self._numbers(slot, batch)[start:stop]
+        self._ring.sheet(slot.number)[SAMPLES + start : SAMPLES + stop] = numbers
+        for field, reader in self._filled_here:
+            reader.fill(numbers, self._ring.arrays(slot.number)[field][start:stop], None)
 
     def mark_as_read(self, slot: int, start: int, stop: int) -> None:
         """These rows will not be read: the reader of the batch's last row is not to wait for them."""
         self._ring.sheet(slot)[SAMPLES + start : SAMPLES + stop] = -1
-
-    def _fill(self, slot: int, start: int, numbers: np.ndarray) -> None:
-        """Tell workers of the samples ``numbers``, and fill in their values, in ``slot`` from row ``start`` on."""
-        self._ring.sheet(slot)[SAMPLES + start : SAMPLES + start + len(numbers)] = numbers
-        for field, reader in self._filled_here:
-            reader.fill(numbers, self._ring.arrays(slot)[field][start : start + len(numbers)], None)
 
     def weigh(self, batch: BatchId, arrays: BatchArrays) -> None:
         """Weigh the rows of a batch that is handed out, with ``tail="pad"``."""

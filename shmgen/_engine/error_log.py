@@ -18,11 +18,7 @@ log = logging.getLogger("shmgen")
 
 
 class ErrorLog:
-    """The errors of a loader's requests; with ``logs``, they are logged, too.
-
-    Attributes:
-        last: the last one, without its traceback; None if there was none.
-    """
+    """The errors of a loader's requests: `last` is without its traceback. With ``logs``, they are logged, too."""
 
     def __init__(self, *, logs: bool) -> None:
         self.last: Exception | None = None

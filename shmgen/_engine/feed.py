@@ -31,7 +31,7 @@ from shmgen._memory.layout import Field, Layout
 from shmgen._memory.nameless import hold_standard_streams
 from shmgen._memory.ring import Ring
 from shmgen._plan.autoscaler import Autoscaler
-from shmgen._plan.checkpoint import Identity, loaded, saved
+from shmgen._plan.checkpoint import Identity, identity, loaded, saved
 from shmgen._plan.damage import DamageLog
 from shmgen._plan.passes import Pass, Passes, Position
 from shmgen._plan.sampler import BatchId, Tail
@@ -61,18 +61,9 @@ class NotCopied:
 
 
 class Feed:
-    """The batches of a loader.
+    """The batches of a loader with these options. Their sources are bound, so no other feed may use them.
 
-    Args:
-        options: the arguments of the loader. Their sources are bound, so no other feed may use them.
-        front_end: knows the framework that gets the batches.
-
-    Attributes:
-        ids, labels, n_classes: as given.
-        sampler: which samples each batch holds.
-        spec: how the arrays of a batch are nested.
-        damage: the samples that could not be read.
-        row: ``dim`` and ``n_channels`` of the only input, as given or as found; both None if there are several inputs.
+    ``row`` is ``dim`` and ``n_channels`` of the only input, as given or as found; both None if there are several inputs.
     """
 
     def __init__(self, options: Options, front_end: FrontEnd = NO_FRAMEWORK) -> None:
@@ -85,8 +76,11 @@ class Feed:
         fields = self.spec.bind(options.transformed)
         arrays = [Field(field.name, field.shape, dtype_of(field.dtype)) for field in fields]
         self._layout = Layout(tuple(arrays), self.sampler.size(BatchId(0, 0)))
-        if self.sampler.tail is Tail.PAD:
-            _check_weights([arrays[position] for position in self.spec.weights])
+        for field in [arrays[position] for position in self.spec.weights if self.sampler.tail is Tail.PAD]:
+            if field.dtype.kind != "f":
+                raise InputError(
+                    f"field {field.name!r}: with tail='pad', weights are multiplied: expected floats, found dtype {field.dtype}"
+                )
         self.row = _row(options, arrays[0].shape)
         self.damage = DamageLog(len(self.ids), options.on_error, max_fraction=options.max_damaged)
         self._passes = Passes(len(self), shuffle=self.sampler.shuffle, epoch=options.epoch, is_one=options.on_error == "collect")
@@ -155,7 +149,7 @@ class Feed:
     @property
     def error(self) -> Exception | None:
         """The last error of a request for a batch; None if there was none."""
-        return self._prefetcher.error
+        return self._prefetcher.errors.last
 
     def no_rows(self) -> list[tuple[Any, ...]]:
         """A batch without rows, with nesting, shapes and dtypes as of all batches; and a trimmed one if batches are trimmed."""
@@ -173,12 +167,7 @@ class Feed:
             yield self._passes
 
     def batch(self, index: SupportsIndex, of: Pass | None = None) -> tuple[Any, ...]:
-        """The batch that ``index`` means in a pass; see `shmgen.Loader.batch`.
-
-        Args:
-            index: from ``-len(feed)`` to ``len(feed) - 1``.
-            of: the pass. Without it, the batch is a look at the next epoch.
-        """
+        """The batch that ``index`` means in a pass; see `shmgen.Loader.batch`. Without a pass, it is a look at the next epoch."""
         arrays = self._prefetcher.fetch(check_index(index, len(self)), of)
         last = self._passes.last
         if last is not None and last.misses >= MISSES_BEFORE_WARNING and not self._warned_of_misses:
@@ -208,18 +197,7 @@ class Feed:
 
     @cached_property
     def _identity(self) -> Identity:
-        sampler = self.sampler
-        return Identity(
-            samples=sampler.samples,
-            ids=fingerprint(self.ids),
-            seed=sampler.seed,
-            shuffle=sampler.shuffle,
-            tail=sampler.tail.value,
-            sampling_weights=sampler.weights.fingerprint() if sampler.weights is not None else "",
-            lengths=sampler.lengths.fingerprint() if sampler.lengths is not None else "",
-            batch_size=sampler.batch_size,
-            batches=sampler.batches,
-        )
+        return identity(self.sampler, fingerprint(self.ids))
 
 
 class LoaderIterator(NotCopied, Iterator[tuple[Any, ...]]):
@@ -267,15 +245,6 @@ def _filler(options: Options, fields: Sequence[FieldSpec], layout: Layout) -> tu
         fields, readings, layout.sheet_offset, options.seed, options.transforms, options.sample_transform, options.setup
     )
     return filler, key_tables(options.ids, readings)
-
-
-def _check_weights(fields: Sequence[Field]) -> None:
-    """Raise an InputError if a field of weights can't be multiplied, as ``tail="pad"`` does."""
-    for field in fields:
-        if field.dtype.kind != "f":
-            raise InputError(
-                f"field {field.name!r}: with tail='pad', weights are multiplied: expected floats, found dtype {field.dtype}"
-            )
 
 
 def _autoscaler(options: Options, filler: TicketFiller, layout: Layout, workers: int) -> Autoscaler | None:

@@ -25,18 +25,14 @@ log = logging.getLogger("shmgen")
 
 
 class HeldSlots:
-    """Gets slots back from batches that were handed out.
-
-    Attributes:
-        grown: slots that were added.
-    """
+    """Gets slots back from batches that were handed out."""
 
     def __init__(self, ring: Ring, schedule: Schedule, front_end: FrontEnd) -> None:
         self._ring = ring
         self._schedule = schedule
         self._front_end = front_end
         self._patience = GROW_AFTER
-        self.grown = 0
+        self.grown = 0  # slots that were added
 
     def are_many(self, needed: int = 0) -> bool:
         """Whether more than half of all slots are held, not counting ``needed`` of them."""

@@ -20,15 +20,11 @@ RaisedT = TypeVar("RaisedT", bound=BaseException)
 
 
 class Listening:
-    """A prefetcher's lock, and waiting with the lock free. All but `lock` is used with the lock held.
-
-    Attributes:
-        lock: may be taken again by the thread that has it.
-        clean_error: the last exception that was raised where all is in order, such as an interrupt of a wait.
-    """
+    """A prefetcher's lock, and waiting with the lock free. All but `lock` is used with the lock held."""
 
     def __init__(self, workers: Workers) -> None:
         self.lock = threading.RLock()
+        # The last exception that was raised where all is in order, such as an interrupt of a wait.
         self.clean_error: BaseException | None = None
         self._workers = workers
         self._returned = threading.Condition(self.lock)

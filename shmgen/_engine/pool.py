@@ -235,14 +235,11 @@ class Pool:
 
     def is_stopped(self, worker: int) -> bool:
         try:
-            import psutil  # late, since the first batch need not wait for it
-
-            status = psutil.Process(self._workers[worker].child.pid).status()
-        except (ImportError, OSError):  # this process can open no more files
+            with open(f"/proc/{self._workers[worker].child.pid}/stat") as file:
+                state = file.read().rpartition(") ")[2][0]
+        except OSError:  # it has died, or this process can open no more files
             return False
-        except psutil.Error:  # it has died
-            return False
-        return status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+        return state in "Tt"  # stopped, or traced
 
     def kill(self, worker: int) -> None:
         self._workers[worker].child.kill()
@@ -314,17 +311,9 @@ class Pool:
 
 @dataclass
 class _Worker:
-    """A worker.
-
-    Attributes:
-        child: its process.
-        page: its status page.
-        cpu: nanoseconds in which its readers ran or were ready to run, when these were last read.
-    """
-
     child: Child
     page: StatusPage
-    cpu: int = 0
+    cpu: int = 0  # nanoseconds in which its readers ran or were ready to run, when these were last read
 
     def use(self) -> list[int]:
         """Nanoseconds, in the order of `Use`."""

@@ -46,16 +46,9 @@ log = logging.getLogger("shmgen")
 
 
 class Prefetcher:
-    """Delivers batches.
+    """Delivers batches; with ``reads_ahead``, they are read before they are requested.
 
-    Args:
-        autoscaler: decides on the numbers of workers and reads; None if both are fixed.
-        front_end: knows the framework; it is asked to release batches while all slots are held.
-        reads_ahead: whether batches are read before they are requested.
-
-    Attributes:
-        lock: guards this object and ``passes``.
-        ended: why there are no more batches; None while there are.
+    ``lock`` guards this object and ``passes``. ``ended`` says why there are no more batches.
     """
 
     def __init__(
@@ -80,7 +73,7 @@ class Prefetcher:
         self._reads_ahead = reads_ahead
         self._autoscaler = autoscaler
         self._held = HeldSlots(ring, schedule, front_end)
-        self._errors = ErrorLog(logs=front_end.hides_errors)
+        self.errors = ErrorLog(logs=front_end.hides_errors)
         self._owner = os.getpid()
         self._made = time.monotonic()
         self._meter = Meter(self._made, 0 if supervisor.target.workers else 1, ring.layout.sample_bytes)
@@ -100,11 +93,6 @@ class Prefetcher:
     def last_used(self) -> float:
         """When it was made, or gave its last batch; of `time.monotonic`."""
         return self._meter.last or self._made
-
-    @property
-    def error(self) -> Exception | None:
-        """The last error that a request ended in, without its traceback; None if there was none. A plain close is none."""
-        return self._errors.last
 
     @property
     def stats(self) -> Stats:
@@ -153,11 +141,7 @@ class Prefetcher:
     def fetch(self, index: int, of: Pass | None = None) -> BatchArrays:
         """The arrays of the batch that ``index`` means in a pass, as soon as it has been read.
 
-        A batch that is there is handed out before anything else is done.
-
-        Args:
-            index: which one.
-            of: the pass; None for a request by hand.
+        A batch that is there is handed out before anything else is done. Without a pass, the request is by hand.
 
         Raises:
             IndexError: there is no such batch in this pass.
@@ -221,7 +205,7 @@ class Prefetcher:
             self.close(ClosedError(f"{type(error).__name__} interrupted it while its state was inconsistent: make another"))
         if batch is not None and isinstance(error, Exception) and not isinstance(error, ClosedError):
             # After the end, every request fails for the same reason, which is logged once.
-            self._errors.record(batch if self.ended is None else None, error)
+            self.errors.record(batch if self.ended is None else None, error)
         self._listening.clean_error = None
 
     def _wait_for(self, batch: BatchId, called: float, of: Pass | None, slot: Slot | None) -> Slot:
@@ -243,7 +227,8 @@ class Prefetcher:
     def _read(self, batch: BatchId, called: float) -> Slot:
         slot_wait = SlotWait(self._held)
         self._check(called)
-        late = self._is_late(batch)
+        # There is room to read it ahead, but its request could not be foreseen.
+        late = self._reads_ahead and not self._schedule.holds(batch) and self._schedule.can_lease
         if self._held.are_many():
             self._push(0)  # before all are held, so that some are filled ahead
             self._check(called)
@@ -308,10 +293,6 @@ class Prefetcher:
                 log.exception("reading ahead failed")
                 self.close(ClosedError(f"reading ahead failed: {type(error).__name__}: {error}"))
             return self.ended is None
-
-    def _is_late(self, batch: BatchId) -> bool:
-        """Whether there was room to read ``batch`` ahead, but its request could not be foreseen."""
-        return self._supervisor.target.workers > 0 and not self._schedule.holds(batch) and self._schedule.can_lease
 
     def close(self, reason: ShmgenError) -> None:
         """End the workers; requests that wait, and later ones, raise ``reason``."""

@@ -39,52 +39,33 @@ log = logging.getLogger("shmgen")
 
 @dataclass
 class WorkerRecord:
-    """What is known of a worker.
-
-    Attributes:
-        watch: since when its readers have been where they are.
-        started: whether it has reported that it is ready.
-        has_done: whether it has done a ticket.
-        kill_deadline: when it should be gone after it was killed; None if it was not killed.
-        stuck: the claims that it was killed for.
-        unsure: claims that did not move, but perhaps only because of another.
-        stopped: whether it was killed because it had been stopped (SIGSTOP).
-        given: seconds it had before it was killed.
-        retires: whether it is to end, since fewer are wanted.
-        ends: whether it ends by itself, since it has had nothing to do.
-        deaths_before_work: workers with this number that have died in a row before they finished anything.
-    """
+    """What is known of a worker."""
 
     watch: Watch
-    started: bool = False
-    has_done: bool = False
-    kill_deadline: float | None = None
-    stuck: list[Claim] = field(default_factory=list)
-    unsure: list[Claim] = field(default_factory=list)
-    stopped: bool = False
-    given: float = 0.0
-    retires: bool = False
-    ends: bool = False
-    deaths_before_work: int = 0
+    started: bool = False  # it has reported that it is ready
+    has_done: bool = False  # at least one ticket
+    kill_deadline: float | None = None  # when it should be gone after it was killed; None if it was not killed
+    stuck: list[Claim] = field(default_factory=list)  # what it was killed for
+    unsure: list[Claim] = field(default_factory=list)  # what did not move, but perhaps only because of another claim
+    stopped: bool = False  # it was killed because it had been stopped (SIGSTOP)
+    given: float = 0.0  # seconds it had before it was killed
+    retires: bool = False  # it is to end, since fewer are wanted
+    ends: bool = False  # it ends by itself, since it has had nothing to do
+    deaths_before_work: int = 0  # workers with this number that have died in a row before they finished anything
 
 
 class Supervisor:
-    """Supervises workers.
+    """Supervises workers, which have the numbers from 0.
 
     Args:
-        workers: the workers; they have the numbers from 0.
-        target: how many there are; 0 workers if the main process reads.
-        schedule: which tickets there are.
-        planner: what there is to read.
-        ring: where to read it; grows by a slot when one can't be used any more.
+        target: how many workers and readers there are, and should be; 0 workers if the main process reads. A worker that has
+            ended, since it had nothing to do, is started when there is work.
+        ring: grows by a slot when one can't be used any more.
         timeout: seconds after which a read that has not ended is given up, together with its worker.
 
     Attributes:
-        target: how many workers and readers there should be. A worker that has ended, since it had nothing to do, is started when
-            there is work.
         next_deadline: when to call `check_deadlines` next, while a request waits.
         interrupted_at: when Ctrl-C last reached a worker.
-        restarts: how many workers have been replaced.
         deaths: the rows of batches not yet handed out at which workers have died.
         failure: why a lost slot has no successor: there is no memory for one. The next request is to raise it, once.
     """
@@ -130,7 +111,6 @@ class Supervisor:
             self._workers.set_eager(self._is_eager)
 
     def _staying(self) -> list[int]:
-        """The numbers of the workers that do not retire."""
         return [number for number, record in self._records.items() if not record.retires]
 
     def _start_missing(self) -> None:
@@ -181,14 +161,11 @@ class Supervisor:
             elif what is EventKind.ENDS:
                 self._records[number].ends = True
             else:
-                self._on_start(self._records[number])
+                self._records[number].started = True
+                if not self._schedule.out:  # there is nothing for it to do
+                    self._records[number].deaths_before_work = 0
         if events:
             self.give_out()
-
-    def _on_start(self, record: WorkerRecord) -> None:
-        record.started = True
-        if not self._schedule.out:  # there is nothing for it to do
-            record.deaths_before_work = 0
 
     def _on_failure(self, worker: int, id: int, row: int | None, error: Exception) -> None:
         """A ticket has failed: at the sample in ``row``, if that is known."""
@@ -213,10 +190,8 @@ class Supervisor:
     def check_deadlines(self, now: float, asked: float, *, overslept: bool) -> None:
         """See how far the workers have come, and kill those that have taken too long.
 
-        Args:
-            now: the time.
-            asked: since when a request has waited. Between two requests no worker is late.
-            overslept: whether this process was stopped itself: it can't tell then how long a worker has been at its row.
+        A request has waited since ``asked``; between two requests no worker is late. If this process ``overslept``, since it was
+        stopped itself, it can't tell how long a worker has been at its row.
 
         Raises:
             StartError: one has not started in time, or can't be replaced.
@@ -301,11 +276,8 @@ class Supervisor:
     ) -> None:
         """Do what was decided on a ticket that is out.
 
-        Args:
-            outcome: what was decided.
-            error: of the sample that is to blame; by default, it is made from the outcome's reason.
-            unreadable: the sample that is to blame is not to be tried again.
-            lost: the reader that has the ticket may yet write into its slot.
+        The sample that is to blame has this ``error``, by default one made from the outcome's reason. With ``unreadable`` it is
+        not tried again. With ``lost``, the reader that has the ticket may yet write into its slot.
         """
         ticket, schedule = outcome.claim.ticket, self._schedule
         failure = skipped = None

@@ -22,17 +22,11 @@ BatchArrays = tuple[np.ndarray, ...]
 
 @dataclass(frozen=True)
 class Field:
-    """One array of a batch.
-
-    Attributes:
-        name: in errors.
-        shape: of one sample's row, without the batch axis.
-        dtype: in native byte order; no objects.
-    """
+    """One array of a batch."""
 
     name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]  # of one sample's row, without the batch axis
+    dtype: np.dtype[np.generic]  # in native byte order; no objects
 
     @property
     def row_bytes(self) -> int:
@@ -40,14 +34,9 @@ class Field:
 
 
 class Layout:
-    """Divides a slot into the arrays of a batch of up to ``batch_size`` rows, and its sheet.
+    """Divides a slot into the arrays of a batch of up to ``batch_size`` rows, one for each field, and its sheet.
 
-    Attributes:
-        fields: the arrays, in the order in which a batch holds them.
-        offsets: where each array begins in its slot, in bytes; multiples of `ALIGNMENT`.
-        sheet_offset: where the sheet begins; a multiple of `ALIGNMENT`, too.
-        slot_bytes: size of a slot, a multiple of `PAGE`.
-        sample_bytes: bytes of a sample in all arrays.
+    Arrays and sheet begin at multiples of `ALIGNMENT`. ``sample_bytes`` are those of a sample in all arrays.
     """
 
     def __init__(self, fields: tuple[Field, ...], batch_size: int) -> None:

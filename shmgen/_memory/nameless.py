@@ -24,11 +24,7 @@ TMPFS = "/dev/shm"  # noqa: S108 # nothing there is given a name
 
 
 def create(name: str, *, sealable: bool = False) -> int:
-    """The descriptor of new, empty memory; never that of a standard stream.
-
-    Args:
-        name: that tools such as lsof show.
-        sealable: whether `seal` is to work, which only a memfd supports.
+    """The descriptor of new, empty memory; never that of a standard stream. Tools such as lsof show its ``name``.
 
     Raises:
         OSError: there is neither memfd_create nor a `TMPFS` that can be written to, or too many files are open.

@@ -39,14 +39,7 @@ log = logging.getLogger("shmgen")
 
 
 class Ring:
-    """Slots of shared memory.
-
-    Args:
-        layout: what lies in a slot.
-        slots: how many are wanted. If memory is short there are fewer, but at least 2.
-
-    Attributes:
-        fd: descriptor of the memory, to be inherited by workers; see `Segments`.
+    """Slots of shared memory. If memory is short there are fewer than ``slots``, but at least 2. Workers inherit ``fd``.
 
     Raises:
         OSError: there is no memory for 2 slots.

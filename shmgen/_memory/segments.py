@@ -13,14 +13,7 @@ from shmgen._memory.limit_errors import MAPPING, named
 
 
 class Segments:
-    """The slots of a file of shared memory, which may grow.
-
-    Args:
-        fd: descriptor of the file, which its owner keeps open until `close`.
-        slot_bytes: size of a slot, a multiple of `mmap.ALLOCATIONGRANULARITY`.
-
-    Attributes:
-        mapped: the bytes of each slot that is mapped.
+    """The slots of a file of shared memory, which may grow. The file's owner keeps ``fd`` open until `close`.
 
     Raises:
         OSError: the file can't be mapped; likewise from `map_new`, and from taking a slot that is not mapped yet.
@@ -29,7 +22,7 @@ class Segments:
     def __init__(self, fd: int, slot_bytes: int) -> None:
         self._fd = fd
         self._slot_bytes = slot_bytes
-        self.mapped: list[memoryview] = []
+        self.mapped: list[memoryview] = []  # the bytes of each slot
         self._mapping = threading.Lock()
         self.map_new()
 

@@ -65,16 +65,12 @@ Number = Literal["workers", "reads"]
 
 
 class Backoff:
-    """Whether one kind of change may be tried.
-
-    Attributes:
-        left: seconds until it may be.
-        cost: seconds that the next refusal costs.
-        rate: rows a second when it was refused.
-    """
+    """Whether one kind of change may be tried."""
 
     def __init__(self) -> None:
-        self.left, self.cost, self.rate = 0.0, PATIENCE, 0.0
+        self.left = 0.0  # seconds until it may be
+        self.cost = PATIENCE  # seconds that the next refusal costs
+        self.rate = 0.0  # rows a second when it was refused
 
     def refuse(self, rate: float, times: float = 1.0) -> None:
         """Refuse it for ``times * cost`` seconds; the next refusal costs twice that."""
@@ -106,8 +102,7 @@ class Autoscaler:
     """Steers the numbers of workers and of reads in flight together: reads first, since they are cheap.
 
     Args:
-        scales_workers: whether the number of workers may be changed.
-        scales_reads: whether the number of each worker's readers may be changed.
+        scales_workers, scales_reads: whether the number of workers, or of each worker's readers, may be changed.
         limits: the largest numbers, given the number of workers and the fraction of their busy time in which readers are blocked.
         batch_rows: rows of a batch; each reader has a ticket in it.
 
@@ -157,10 +152,6 @@ class Autoscaler:
 
         Time between looks in two epochs is ignored, since the caller may have done anything meanwhile. So is the time in which
         a worker starts.
-
-        Args:
-            epoch: whose batches are asked for.
-            counters: what has been done so far.
         """
         last, self._last = self._last, counters
         self._trainer_waits = last is None or counters.waited > last.waited

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from shmgen._plan.passes import Position
+from shmgen._plan.sampler import Sampler
 from shmgen.errors import InputError
 
 VERSION = 1
@@ -29,30 +30,24 @@ MUST_BE_SAME = {
 """What a state and its loader must have in common, with the remedy where they don't."""
 
 
-class Identity(NamedTuple):
-    """What a state is of. Only a loader with the same values, ``batch_size`` aside, can resume from it.
+Identity = dict[str, Any]
+"""What a state is of. Only a loader with the same values, those of batches aside, can resume from it."""
 
-    Attributes:
-        samples: their number.
-        ids: a hash of the ids.
-        seed: of the order.
-        shuffle: whether each epoch has an order of its own.
-        tail: what becomes of the last batch.
-        sampling_weights: a hash of the weights with which samples are drawn; empty without weights.
-        lengths: a hash of the lengths by which batches are made, and of the batch size; empty without lengths.
-        batch_size: of all ranks together.
-        batches: in an epoch.
-    """
 
-    samples: int
-    ids: str
-    seed: int
-    shuffle: bool
-    tail: str
-    sampling_weights: str
-    lengths: str
-    batch_size: int
-    batches: int
+def identity(sampler: Sampler, ids: str) -> Identity:
+    """The identity of a loader; ``ids`` is a hash of its ids."""
+    weights, lengths = sampler.weights, sampler.lengths
+    return {
+        "samples": sampler.samples,
+        "ids": ids,
+        "seed": sampler.seed,
+        "shuffle": sampler.shuffle,
+        "tail": sampler.tail.value,
+        "sampling_weights": "" if weights is None else weights.fingerprint(),
+        "lengths": "" if lengths is None else lengths.fingerprint(),
+        "batch_size": sampler.batch_size,
+        "batches": sampler.batches,
+    }
 
 
 def saved(mine: Identity, position: Position) -> dict[str, int | str | bool]:
@@ -60,9 +55,9 @@ def saved(mine: Identity, position: Position) -> dict[str, int | str | bool]:
 
     ``consumed`` counts samples of the epoch, of all ranks together. At the end of an epoch it is 0, and the epoch the next one.
     """
-    epoch, batch = position if position.batch < mine.batches else Position(position.epoch + 1, 0)
-    own = {key: value for key, value in mine._asdict().items() if key != "batches"}
-    return {"version": VERSION, "order": ORDER, "epoch": epoch, "consumed": batch * mine.batch_size, **own}
+    epoch, batch = position if position.batch < mine["batches"] else Position(position.epoch + 1, 0)
+    own = {key: value for key, value in mine.items() if key != "batches"}
+    return {"version": VERSION, "order": ORDER, "epoch": epoch, "consumed": batch * mine["batch_size"], **own}
 
 
 def loaded(mine: Identity, state: Mapping[str, Any]) -> Position:
@@ -79,13 +74,13 @@ def loaded(mine: Identity, state: Mapping[str, Any]) -> Position:
         if state[key] != own[key]:
             raise InputError(f"state: expected {key}={own[key]!r}, as here, found {state[key]!r}; {remedy}")
     epoch, consumed = _count(state, "epoch"), _count(state, "consumed")
-    if consumed % mine.batch_size:
+    batch, more = divmod(consumed, mine["batch_size"])
+    if more:
         raise InputError(
             f"state: expected a batch_size that divides the {consumed:,} samples of epoch {epoch} that were consumed, found "
-            f"{mine.batch_size}; give one that does, such as {state['batch_size']}, with which it was saved"
+            f"{mine['batch_size']}; give one that does, such as {state['batch_size']}, with which it was saved"
         )
-    batch = consumed // mine.batch_size
-    return Position(epoch, batch) if batch < mine.batches else Position(epoch + 1, 0)
+    return Position(epoch, batch) if batch < mine["batches"] else Position(epoch + 1, 0)
 
 
 def _count(state: Mapping[str, Any], key: str) -> int:

@@ -19,17 +19,11 @@ STAYS = 0.5
 
 
 class Claim(NamedTuple):
-    """A ticket that a reader has taken, and how far it is.
-
-    Attributes:
-        ticket: the ticket.
-        begun: whether it has begun to read. A ticket that was not begun had no part in what has happened.
-        row: the row that it is at, from the ticket's first; None if it is at none, or its source does not mark rows.
-    """
+    """A ticket that a reader has taken, and how far it is."""
 
     ticket: Ticket
-    begun: bool
-    row: int | None
+    begun: bool  # a ticket that was not begun had no part in what has happened
+    row: int | None  # where it is, from the ticket's first row; None if it is at none, or its source does not mark rows
 
     @property
     def place(self) -> tuple[BatchId, int] | None:
@@ -55,19 +49,12 @@ class Fate(Enum):
 
 
 class Outcome(NamedTuple):
-    """What becomes of a ticket, and why.
-
-    Attributes:
-        claim: the ticket, and how far its reader was.
-        fate: what becomes of it.
-        row: with `Fate.BLAME`, the unreadable row, from the ticket's first.
-        reason: why it is unreadable, in an error's words.
-    """
+    """What becomes of a ticket, and why."""
 
     claim: Claim
     fate: Fate
-    row: int = 0
-    reason: str = ""
+    row: int = 0  # with `Fate.BLAME`, the unreadable row, from the ticket's first
+    reason: str = ""  # why it is unreadable, in an error's words
 
 
 class Deaths(Counter[tuple[BatchId, int]]):
@@ -113,10 +100,8 @@ def after_exit(
     Args:
         claims: what its readers had taken and not done.
         stuck: the claims for which it was killed: they did not move for ``timeout`` seconds.
-        how: how it ended.
         deaths: the deaths so far; this one is added.
-        timeout: in seconds.
-        death: the death, in an error's words.
+        death: in an error's words.
         unsure: the claims that may only have waited for another; see `Watch.unsure`.
     """
     outcomes = []
@@ -146,11 +131,7 @@ def after_failure(claim: Claim) -> Outcome:
 
 
 class Watch:
-    """Since when a worker's readers have been where they are.
-
-    Args:
-        now: the time, in seconds.
-    """
+    """Since when a worker's readers have been where they are."""
 
     def __init__(self, now: float) -> None:
         self._claims: dict[int, Claim] = {}
@@ -159,13 +140,9 @@ class Watch:
         self._has_work = False
 
     def look(self, claims: Mapping[int, Claim], now: float, *, waiting: bool, overslept: bool) -> None:
-        """Take in where the readers are.
+        """Take in what each reader has taken, by its number; ``waiting`` if there are tickets that no reader has taken.
 
-        Args:
-            claims: what each reader has taken, by its number.
-            now: the time.
-            waiting: whether there are tickets that no reader has taken.
-            overslept: whether this process was stopped itself: then it can't tell how long a reader has been at its row.
+        If this process ``overslept``, since it was stopped itself, it can't tell how long a reader has been at its row.
         """
         has_work = waiting or bool(claims)
         moved = overslept or claims != self._claims or not (has_work and self._has_work)
@@ -177,21 +154,19 @@ class Watch:
         if moved:
             self._moved = now
 
-    def deadline(self, asked: float, timeout: float, patience: float | None = None) -> float:
+    def deadline(self, asked: float, timeout: float, patience: float) -> float:
         """When the worker should have come further, or have taken a ticket.
 
         Args:
             asked: since when a request has waited. Between two requests no worker is late.
             timeout: seconds that it has for a row.
-            patience: seconds that it has to take a ticket, while its process may not be running; by default ``timeout``.
+            patience: seconds that it has to take a ticket, while its process may not be running.
         """
         if not self._has_work:
             return math.inf
         # A reader that has not begun waits for the others.
         begun = [since for reader, since in self._since.items() if self._claims[reader].begun]
-        if begun or patience is None:
-            return max(asked, min(begun, default=self._moved)) + timeout
-        return max(asked, self._moved) + patience
+        return max(asked, min(begun)) + timeout if begun else max(asked, self._moved) + patience
 
     def stuck(self, now: float, asked: float, timeout: float) -> list[Claim]:
         """The claims that have not moved for ``timeout`` seconds."""

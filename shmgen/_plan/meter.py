@@ -9,37 +9,21 @@ from shmgen._plan.stats import Stats
 
 
 class Use(NamedTuple):
-    """What workers have done with their time: seconds, summed over all workers that there have been.
+    """What workers have done with their time: seconds, summed over all workers that there have been."""
 
-    Attributes:
-        busy: readers had tickets.
-        cpu: they ran, or were ready to run.
-        function: functions and sources of the user's own ran.
-        function_wait: readers waited for their turn to call these.
-    """
-
-    busy: float = 0.0
-    cpu: float = 0.0
-    function: float = 0.0
-    function_wait: float = 0.0
+    busy: float = 0.0  # readers had tickets
+    cpu: float = 0.0  # they ran, or were ready to run
+    function: float = 0.0  # functions and sources of the user's own ran
+    function_wait: float = 0.0  # readers waited for their turn to call these
 
 
 class Meter:
-    """Counts what one prefetcher delivers.
-
-    Args:
-        now: the time, in seconds.
-        workers: how many workers have started; 1 if the main process reads.
-        sample_bytes: bytes of a sample in all arrays.
-
-    Attributes:
-        batch_wait, slot_wait, late_wait: as in `Stats`; to be added to.
-        epoch: of the batch that was requested last.
-        last: when the last batch was delivered; 0 before the first.
-    """
+    """Counts what one prefetcher delivers, with this number of workers that have started, or 1 if the main process reads."""
 
     def __init__(self, now: float, workers: int, sample_bytes: int) -> None:
+        # As in `Stats`; to be added to.
         self.batch_wait = self.slot_wait = self.late_wait = 0.0
+        # Of the batch that was requested last.
         self.epoch: int | None = None
         self._batches = self._samples = self._replaced = 0
         # When the first batch was requested, and delivered, and when the last was; 0 until then.

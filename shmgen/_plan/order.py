@@ -65,13 +65,7 @@ class Positions:
 
 
 class Order(Positions):
-    """The samples of one epoch in its order: a permutation of ``range(samples)``.
-
-    Args:
-        samples: how many there are; fewer than 2⁶³.
-        seed: of the order, together with the epoch; an int from 0, of any size.
-        epoch: whose order.
-    """
+    """The samples of one epoch, fewer than 2⁶³, in its order: a permutation. ``seed`` is an int from 0, of any size."""
 
     def __init__(self, samples: int, seed: int, epoch: int) -> None:
         self._key = hash_of(seed, epoch)

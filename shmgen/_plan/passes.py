@@ -12,7 +12,6 @@ deals no more than the batches that were left.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, repeat, takewhile
@@ -23,20 +22,12 @@ from shmgen._plan.sampler import BatchId
 _batch: Callable[[tuple[int, int]], BatchId] = partial(tuple.__new__, BatchId)
 """Makes a `BatchId` without a Python call."""
 
-INDEXES_AT_ONCE = 256
-"""Successive indexes for which memory is taken together."""
-
 
 class Position(NamedTuple):
-    """Where a pass begins, or has got to.
-
-    Attributes:
-        epoch: which one.
-        batch: the number of its batches before that place.
-    """
+    """Where a pass begins, or has got to."""
 
     epoch: int
-    batch: int
+    batch: int  # the number of the epoch's batches before that place
 
 
 class Pass:
@@ -44,13 +35,9 @@ class Pass:
 
     Args:
         start: where it begins. Index 0 means the batch there.
-        batches: in a whole epoch.
-        shuffle: whether an index means the next batch in the epoch's order.
         asks_ahead: whether the consumer requests batches long before it uses them.
 
     Attributes:
-        epoch: whose batches are dealt.
-        first: the first of them.
         is_begun: whether any index has been requested.
         misses: requests other than the one expected; with shuffling, always 0.
     """
@@ -62,7 +49,10 @@ class Pass:
         self.misses = 0
         self._batches = batches
         self._shuffle = shuffle
-        self._bound = _Numbers(self.first)
+        # Indexes that were all requested in ascending order, as in a plain loop, are bound to the batches from `first` on, up to
+        # this number. Others are bound one by one.
+        self._in_order = self.first
+        self._bound: dict[int, int] = {}
         self._dealt = self.first
         self._next: int | None = self.first
         self._last = self.first - 1
@@ -80,12 +70,10 @@ class Pass:
         self.is_begun = True
         if self._shuffle:
             number = self.first + index
-            if self._dealt == number == self.first + self._bound.in_order and number < self._batches:
-                # As in a plain loop, all indexes so far were requested in ascending order.
-                self._bound.in_order += 1
-                self._next = self._dealt = number + 1
+            if self._dealt == number == self._in_order and number < self._batches:
+                self._next = self._dealt = self._in_order = number + 1
                 return _batch((self.epoch, number))
-            bound = self._bound[index]
+            bound = number if number < self._in_order else self._bound.get(index)
             if bound is None:
                 self._check(self._dealt, index)
                 bound = self._bound[index] = self._dealt
@@ -154,114 +142,72 @@ class Passes:
         self._batches = batches
         self._only = epoch if is_one else None
         self._shuffle = shuffle
-        self._next = Position(epoch, 0)
+        # Where the next iteration begins.
+        self.next = Position(epoch, 0)
         # The last iteration that has begun, unless a position has been set since.
         self._opened: Pass | None = None
-        self._last: Pass | None = None
+        # The pass that dealt, or began, last; None before the first, and where that was by hand and has ended.
+        self.last: Pass | None = None
         self._by_hand: Pass | None = None
 
     def open(self, *, by_hand: bool = False, asks_ahead: bool = False) -> Pass:
-        """Begin an iteration over the next epoch.
-
-        Args:
-            by_hand: whether requests by hand belong to it, until `end`.
-            asks_ahead: whether the consumer requests batches long before it uses them.
-        """
-        opened = Pass(self._next, self._batches, shuffle=self._shuffle, asks_ahead=asks_ahead)
-        self._next = Position(opened.epoch + 1, 0)
+        """Begin an iteration over the next epoch; ``by_hand`` if requests by hand belong to it, until `end`."""
+        opened = Pass(self.next, self._batches, shuffle=self._shuffle, asks_ahead=asks_ahead)
+        self.next = Position(opened.epoch + 1, 0)
         self._by_hand = opened if by_hand else None
-        self._last = self._opened = opened
+        self.last = self._opened = opened
         return opened
 
     def go_to(self, position: Position) -> None:
         """Have the next iteration begin at ``position``. Those that have begun are not changed."""
-        self._next = position
-        self._last = self._opened = self._by_hand = None
+        self.next = position
+        self.last = self._opened = self._by_hand = None
 
     @property
     def position(self) -> Position:
         """Where another run resumes: in the last iteration, if what it requested has been used, else with the next."""
         opened = self._opened
-        if opened is None or opened.asks_ahead or self._next != (opened.epoch + 1, 0):
-            return self._next
+        if opened is None or opened.asks_ahead or self.next != (opened.epoch + 1, 0):
+            return self.next
         return opened.done
-
-    @property
-    def next(self) -> Position:
-        """Where the next iteration begins."""
-        return self._next
 
     def take_back(self, opened: Pass) -> None:
         """The iteration was only a look: if it began last, the next one gets its epoch again."""
-        if self._next == (opened.epoch + 1, 0):
+        if self.next == (opened.epoch + 1, 0):
             self.go_to(Position(opened.epoch, opened.first))
 
     def deal(self, index: int, of: Pass | None) -> BatchId:
         """The batch that ``index`` means in an iteration, or by hand."""
         if of is None:
             of = self._by_hand = self._by_hand or self._look()
-        self._last = of
+        self.last = of
         return of.deal(index)
 
     def end(self) -> None:
         """Requests by hand have been used: later ones belong to the next epoch."""
         if self._by_hand is not None and self._by_hand.is_begun:
-            self._next = max(self._next, Position(self._by_hand.epoch + 1, 0))
+            self.next = max(self.next, Position(self._by_hand.epoch + 1, 0))
         self.forget()
 
     def forget(self) -> None:
         """Requests by hand were only a look."""
-        if self._last is self._by_hand:
-            self._last = None
+        if self.last is self._by_hand:
+            self.last = None
         self._by_hand = None
-
-    @property
-    def last(self) -> Pass | None:
-        """The pass that dealt, or began, last; None before the first, and where that was by hand and has ended."""
-        return self._last
 
     @property
     def epoch(self) -> int:
         """The epoch of `last`; without one, of the next pass."""
-        return self._next.epoch if self._last is None else self._last.epoch
+        return self.next.epoch if self.last is None else self.last.epoch
 
     def upcoming(self) -> Iterator[BatchId]:
         """The batches that will be dealt next, as far as can be foreseen."""
-        last = self._last or Pass(self._next, self._batches, shuffle=self._shuffle)
+        last = self.last or Pass(self.next, self._batches, shuffle=self._shuffle)
         if self._only is None:
             return last.upcoming()
         return takewhile(lambda batch: batch.epoch == self._only, last.upcoming())
 
     def _look(self) -> Pass:
         """A pass for requests by hand. Without shuffling, an index is a batch's number."""
-        start = self._next if self._shuffle else Position(self._next.epoch, 0)
+        start = self.next if self._shuffle else Position(self.next.epoch, 0)
         return Pass(start, self._batches, shuffle=self._shuffle)
-
-
-class _Numbers:
-    """The numbers of batches by the indexes that they are bound to.
-
-    For indexes that are bound in their own order, as a plain loop does, only the count is kept; for others, pages of 8 bytes an
-    index. So a pass over any number of batches costs nothing at its start.
-    """
-
-    def __init__(self, first: int) -> None:
-        self._first = first
-        self.in_order = 0
-        self._pages: dict[int, array[int]] = {}
-
-    def __getitem__(self, index: int) -> int | None:
-        if index < self.in_order:
-            return self._first + index
-        page = self._pages.get(index // INDEXES_AT_ONCE)
-        number = -1 if page is None else page[index % INDEXES_AT_ONCE]
-        return None if number < 0 else number
-
-    def __setitem__(self, index: int, number: int) -> None:
-        if index == number - self._first == self.in_order:
-            self.in_order += 1
-            return
-        page = self._pages.get(index // INDEXES_AT_ONCE)
-        if page is None:
-            page = self._pages[index // INDEXES_AT_ONCE] = array("q", [-1]) * INDEXES_AT_ONCE
-        page[index % INDEXES_AT_ONCE] = number

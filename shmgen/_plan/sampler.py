@@ -15,19 +15,12 @@ from shmgen._plan.weighted import WeightedOrder, WeightTable
 
 
 class Tail(Enum):
-    """What becomes of an epoch's last batch if the samples do not fill it.
+    """What becomes of an epoch's last batch if the samples do not fill it."""
 
-    Attributes:
-        DROP: it is left out.
-        KEEP: it is shorter than the others.
-        WRAP: the epoch's first samples fill it up.
-        PAD: likewise, but the rows that they fill weigh 0.
-    """
-
-    DROP = "drop"
-    KEEP = "keep"
-    WRAP = "wrap"
-    PAD = "pad"
+    DROP = "drop"  # it is left out
+    KEEP = "keep"  # it is shorter than the others
+    WRAP = "wrap"  # the epoch's first samples fill it up
+    PAD = "pad"  # likewise, but the rows that they fill weigh 0
 
     @property
     def fills_up(self) -> bool:
@@ -47,15 +40,10 @@ class BatchId(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """The part of each batch that belongs to one of several processes that train together.
+    """The part of each batch that belongs to one of several processes that train together."""
 
-    Attributes:
-        rank: of the process, from 0.
-        world: how many there are.
-    """
-
-    rank: int
-    world: int
+    rank: int  # of the process, from 0
+    world: int  # how many processes there are
 
 
 ALONE = Shard(0, 1)
@@ -68,12 +56,9 @@ class Sampler:
     of them. So a batch of all ranks is the same at any number of ranks.
 
     Args:
-        samples: how many there are.
         batch_size: samples in a batch of all ranks together; a multiple of their number.
         shuffle: whether each epoch has an order of its own; else all have that of the ids.
-        seed: of the orders, together with the epoch.
-        tail: what becomes of the last batch if the samples do not fill it; of several ranks, not ``KEEP``.
-        shard: this rank's part.
+        tail: not ``KEEP`` if there are several ranks.
         weights: samples are drawn with these, by chance, so that one may come several times in an epoch; None: each comes once.
         lengths: of the samples, where a batch is to hold samples of similar length.
 
@@ -153,12 +138,8 @@ class Sampler:
     def replacement(self, batch: BatchId, row: int, tried: int) -> int:
         """The number of the sample that replaces the damaged one in ``row`` of ``batch``: another sample of the same epoch.
 
-        It follows from (seed, epoch, position in the epoch, ``tried``): the same in every run, at any number of ranks.
-
-        Args:
-            batch: the batch of the damaged sample.
-            row: its row there.
-            tried: how many replacements have been damaged themselves.
+        It follows from (seed, epoch, position in the epoch, ``tried``): the same in every run, at any number of ranks. ``tried``
+        is how many replacements have been damaged themselves.
         """
         position = self.first(batch) + row
         dealt = min(self.samples, self.batches * self.batch_size)

@@ -46,25 +46,16 @@ class State(Enum):
 
 @dataclass(eq=False)
 class Slot:
-    """One slot of the ring, and all that is known of the batch in it.
-
-    Attributes:
-        number: its number in the ring.
-        batch: what it holds; None where it is free, or its batch will not be delivered.
-        rows: rows of the batch.
-        missing: tickets that have yet to be done.
-        tickets: the numbers of all tickets that the batch was cut into.
-        error: why the batch can't be delivered.
-        replaced: by row, the sample that replaces a damaged one, and how many have been tried.
-    """
+    """One slot of the ring, and all that is known of the batch in it."""
 
     number: int
     state: State = State.FREE
-    batch: BatchId | None = None
+    batch: BatchId | None = None  # None where it is free, or its batch will not be delivered
     rows: int = 0
-    missing: int = 0
-    tickets: list[int] = field(default_factory=list)
-    error: Exception | None = None
+    missing: int = 0  # tickets that have yet to be done
+    tickets: list[int] = field(default_factory=list)  # the numbers of all tickets that the batch was cut into
+    error: Exception | None = None  # why the batch can't be delivered
+    # By row: the sample that replaces a damaged one, and how many have been tried.
     replaced: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -89,8 +80,7 @@ class Schedule:
     """Assigns batches to slots, and cuts them into tickets.
 
     Args:
-        slots: the number of slots of the ring.
-        rows: the number of rows of a batch.
+        rows: gives the number of rows of a batch.
         in_flight: batches that are read at once, at most, while readers do not wait for I/O. More than keep the readers busy
             would not fit the processor's cache, and a trainer that waits for every batch would lose a quarter of its speed.
         is_read: whether the sheet of a slot says that all of this number of rows have been read. It may say so before the reports
@@ -200,15 +190,8 @@ class Schedule:
     def assign(self, demanded: Sequence[BatchId], upcoming: Iterable[BatchId], readers: int) -> list[Slot]:
         """Give slots to the batches ``demanded`` now and, as far as slots are left, to those ``upcoming`` next.
 
-        A batch that has been read keeps its slot until one that is wanted more needs it.
-
-        Args:
-            demanded: batches that are waited for.
-            upcoming: batches that will be requested next.
-            readers: how many readers take tickets; 0 where the main process reads, whole batches.
-
-        Returns:
-            The slots that were given a batch, in the order in which they will be read.
+        A batch that has been read keeps its slot until one that is wanted more needs it. There are 0 ``readers`` where the main
+        process reads, whole batches. Returns the slots that were given a batch, in the order in which they will be read.
         """
         slot_of, free = self._slot_of, self._free
         missing = False
@@ -291,10 +274,7 @@ class Schedule:
     def done(self, ids: Iterable[int], error: Exception | None = None, *, times: Iterable[int] = repeat(0)) -> None:
         """These tickets have been done or, with ``error``, have failed. Those that are not out are ignored.
 
-        Args:
-            ids: their numbers.
-            error: why they have failed.
-            times: microseconds that each took; 0 if not known.
+        ``times`` are the microseconds that each took; 0 if not known.
         """
         self._any_done = True
         for id, time in zip(ids, times, strict=False):
@@ -318,11 +298,8 @@ class Schedule:
     def retry(self, ticket: Ticket, *, singly: bool = False, alone: bool = False, without: int | None = None) -> None:
         """Have ``ticket``, which is out, read once more, under other numbers.
 
-        Args:
-            ticket: which one.
-            singly: cut it into tickets of one row each.
-            alone: give it out only while no other ticket is out.
-            without: a row to leave out; with ``singly``, and where there are others.
+        With ``singly``, it is cut into tickets of one row each, ``without`` a row that is left out where there are others. With
+        ``alone``, it is given out only while no other ticket is out.
         """
         del self._out[ticket.id]
         slot = self._slots[ticket.slot]
@@ -359,8 +336,7 @@ class Schedule:
     def lose_slot(self, ticket: Ticket) -> bool:
         """Never use the slot of ``ticket``, which is out, again: its reader can't be killed, and may yet write there.
 
-        Returns:
-            Whether there is a slot less; False where it was lost already.
+        False where the slot was lost already.
         """
         del self._out[ticket.id]
         slot = self._slots[ticket.slot]

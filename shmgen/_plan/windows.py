@@ -28,25 +28,15 @@ class Limits(NamedTuple):
 
 
 class Counters(NamedTuple):
-    """What has been done since the loader was made, and what there is to do it with.
+    """What has been done since the loader was made, and what there is to do it with."""
 
-    Attributes:
-        time: seconds, of a monotonic clock.
-        rows: rows that have been read.
-        waited: seconds the trainer waited for batches, up to now if it is waiting.
-        busy: seconds readers had a ticket, summed over readers; counted when a ticket ends.
-        cpu: seconds workers' threads ran or were ready to run, summed over threads.
-        target: how many workers and readers are wanted.
-        started: how many of the workers have started.
-    """
-
-    time: float
-    rows: int
-    waited: float
-    busy: float
-    cpu: float
-    target: Target
-    started: int
+    time: float  # seconds, of a monotonic clock
+    rows: int  # that have been read
+    waited: float  # seconds the trainer waited for batches, up to now if it is waiting
+    busy: float  # seconds readers had a ticket, summed over readers; counted when a ticket ends
+    cpu: float  # seconds workers' threads ran or were ready to run, summed over threads
+    target: Target  # how many workers and readers are wanted
+    started: int  # how many of the workers have started
 
 
 class Window(NamedTuple):

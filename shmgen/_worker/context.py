@@ -41,9 +41,8 @@ Most libraries look at their own variable first and then at OMP_NUM_THREADS. So 
 def interpreter(*, site: bool) -> list[str]:
     """The command that starts Python as it was started here.
 
-    Args:
-        site: whether it imports `site`, which virtual environments and packages that are installed in place need. Without it, a
-            worker starts faster and takes less memory.
+    With ``site``, it imports `site`, which virtual environments and packages that are installed in place need. Without, a worker
+    starts faster and takes less memory.
 
     Raises:
         InputError: this program can't start a Python interpreter.
@@ -84,23 +83,14 @@ def search_path() -> list[str]:
 
 
 class Context(NamedTuple):
-    """What a worker takes over, in builtin types, since others might have to be imported first.
+    """What a worker takes over, in builtin types, since others might have to be imported first."""
 
-    Attributes:
-        folder: the working folder; None if it was gone.
-        argv: `sys.argv`.
-        sources: the lines of files that no worker can read, such as cells of a notebook.
-        filters: of warnings, each category as its module and its name.
-        levels: of loggers, by name; ``""`` is the root.
-        disabled: the level up to which all loggers are silent.
-    """
-
-    folder: str | None
+    folder: str | None  # the working folder; None if it was gone
     argv: list[str]
-    sources: dict[str, list[str]]
-    filters: list[tuple[Any, ...]]
-    levels: dict[str, int]
-    disabled: int
+    sources: dict[str, list[str]]  # the lines of files that no worker can read, such as cells of a notebook
+    filters: list[tuple[Any, ...]]  # of warnings, each category as its module and its name
+    levels: dict[str, int]  # of loggers, by name; "" is the root
+    disabled: int  # the level up to which all loggers are silent
 
     @classmethod
     def capture(cls, sources: dict[str, list[str]]) -> Context:
@@ -129,10 +119,7 @@ class Context(NamedTuple):
         )
 
     def enter(self, send: Callable[[bytes], object]) -> None:
-        """Take the context over, in a worker, before any module of the user's is imported.
-
-        Args:
-            send: sends a message with a log record or a warning to the main process.
+        """Take the context over, in a worker, before any module of the user's is imported; ``send`` is as in `forward`.
 
         Raises:
             StartError: the working folder can't be entered any more.

@@ -69,12 +69,10 @@ def deferred_signals() -> Iterator[None]:
 
 
 def command(module: str, *, site: bool = False) -> list[str]:
-    """The command line of children that call ``main`` of ``module``, with the numbers of the descriptors that they are given.
+    """The command line of children that call ``main`` of ``module``; ``site`` is as in `interpreter`.
 
-    Args:
-        module: its ``main`` is given the descriptors of the child's end of the socket, of the liveness pipe, and those that
-            `Child` was given.
-        site: whether children import `site`, as any Python does; without it they start faster and take less memory.
+    That function is given the descriptors of the child's end of the socket, of the liveness pipe, and those that `Child` was
+    given.
 
     Raises:
         InputError: this program can't start a Python interpreter.
@@ -85,10 +83,7 @@ def command(module: str, *, site: bool = False) -> list[str]:
 class Child:
     """The main process's side of a child; to be made, and remembered, within `deferred_signals`. Nothing but `join` waits.
 
-    Args:
-        command: see `command`.
-        environment: of the child.
-        fds: descriptors that it inherits; -1 stands for one that there is not.
+    The child inherits the descriptors ``fds``; -1 stands for one that there is not.
 
     Raises:
         OSError: it can't be started; the error names the limit that was reached, if one was.
@@ -122,7 +117,6 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Process id."""
         return self.process.pid
 
     @property
@@ -159,10 +153,9 @@ class Child:
         del self._unsent[:sent]
 
     def receive(self, fd: int) -> tuple[list[bytes], bool]:
-        """The messages that have come, and whether the child has ended.
+        """The messages that have come, and whether the child has ended; ``fd`` is the one of `events` that is ready.
 
-        Args:
-            fd: which of the descriptors in `events` is ready. Messages that were sent before a death are returned with it.
+        Messages that were sent before a death are returned with it.
         """
         messages: list[bytes] = []
         ended = fd != self.stream

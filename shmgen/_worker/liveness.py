@@ -37,9 +37,8 @@ def pidfd_open(pid: int) -> int:
 def begin(liveness: int, *fds: int) -> None:
     """Keep the descriptors from this child's own children, and have the kernel end it with the main process.
 
-    Args:
-        liveness: reading end of a pipe that the main process holds open as long as it lives.
-        fds: the other descriptors that the child inherited; -1 stands for none.
+    ``liveness`` is the reading end of a pipe that the main process holds open as long as it lives. In ``fds``, the other
+    descriptors that the child inherited, -1 stands for none.
     """
     for fd in (liveness, *fds):
         if fd >= 0:
@@ -55,13 +54,8 @@ def begin(liveness: int, *fds: int) -> None:
 def end_in_time(stream: int, parent: int, idle: float, ends: Callable[[], bool]) -> None:
     """End this process, whatever it is doing, once the main process closes ``stream`` or dies; to be run in a thread.
 
-    A fork of the main process may keep the other end of ``stream`` open, so the main process itself is watched too.
-
-    Args:
-        stream: descriptor of the socket between this process and the main one.
-        parent: process id of the main process.
-        idle: seconds between two calls of ``ends``.
-        ends: called every ``idle`` seconds; returns whether the process has been idle and should end.
+    A fork of the main process may keep the other end of ``stream`` open, so the main process itself, ``parent``, is watched too.
+    Every ``idle`` seconds ``ends`` is called, which returns whether this process has been idle and should end.
     """
     poll = select.poll()
     poll.register(stream, 0)  # a hang-up is reported unasked

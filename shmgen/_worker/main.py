@@ -33,38 +33,23 @@ _sending = threading.RLock()
 
 
 class Start(NamedTuple):
-    """The only message to a worker.
+    """The only message to a worker. ``keys`` and ``filler`` are pickled, since unpickling may need ``path``."""
 
-    Attributes:
-        parent: process id of the main process.
-        number: of the worker.
-        path: ``sys.path`` of the main process.
-        draws: whether functions of the user's are called, which may draw random numbers.
-        slot_bytes: bytes of a slot.
-        keys: the `PackedIds` of each table of keys; pickled, as the filler is, since unpickling may need ``path``.
-        filler: fills the rows of a ticket; pickled.
-        context: what the user's code is to find here, the fields of a `Context`; None if there is no such code.
-        idle: seconds between checks; a worker that has had nothing to do since the last check ends.
-    """
-
-    parent: int
-    number: int
-    path: list[str]
-    draws: bool
+    parent: int  # process id of the main process
+    number: int  # of the worker
+    path: list[str]  # sys.path of the main process
+    draws: bool  # functions of the user's are called, which may draw random numbers
     slot_bytes: int
-    keys: bytes
-    filler: bytes
-    context: tuple[Any, ...] | None
-    idle: float
+    keys: bytes  # the `PackedIds` of each table of keys
+    filler: bytes  # the `TicketFiller`
+    context: tuple[Any, ...] | None  # what the user's code is to find here, the fields of a `Context`; None without such code
+    idle: float  # seconds between checks; a worker that has had nothing to do since the last check ends
 
 
 def main(stream: int, liveness: int, *inherited: int) -> None:
-    """Serve the main process at the other end of ``stream`` until it ends.
+    """Serve the main process at the other end of ``stream``, a connected socket, until it ends; ``liveness`` is as in `begin`.
 
-    Args:
-        stream: descriptor of a connected socket.
-        liveness: descriptor of a pipe that the main process holds open as long as it lives.
-        inherited: the fields of `Descriptors`; then, for each table of keys, the descriptor of its memory, -1 without one.
+    The descriptors ``inherited`` are those of `Descriptors`; then, for each table of keys, that of its memory, -1 without one.
     """
     count = len(Descriptors._fields)
     fds, stored = Descriptors(*inherited[:count]), inherited[count:]

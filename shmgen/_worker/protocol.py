@@ -8,6 +8,7 @@ pickled `Start`, and sends one of the words below, some with data after them.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 LENGTH_BYTES = 4
 """Bytes of a message's length, before it in the stream."""
@@ -42,40 +43,27 @@ def frame(message: bytes) -> bytes:
 def processor_time(process: int | str) -> int:
     """Nanoseconds in which a process's threads, without those that have ended, ran or were ready to run; 0 if unknown.
 
-    Args:
-        process: its process id, or ``self``.
+    ``process`` is its id, or ``self``. psutil does not know the time for which a thread was ready to run.
     """
-    try:
-        return sum(thread_time(f"{process}/task/{task}") for task in os.listdir(f"/proc/{process}/task"))
-    except OSError:
-        return 0
-
-
-def thread_time(thread: str) -> int:
-    """As `processor_time`, for one thread, by its name under ``/proc``, such as ``thread-self``.
-
-    psutil does not know the time for which it was ready to run, and a worker does without psutil.
-    """
-    try:
-        with open(f"/proc/{thread}/schedstat") as file:
-            ran, wanted, _ = file.read().split()
-    except (OSError, ValueError):
-        return 0
-    return int(ran) + int(wanted)
+    total = 0
+    with suppress(OSError):
+        for task in os.listdir(f"/proc/{process}/task"):
+            with suppress(OSError, ValueError), open(f"/proc/{process}/task/{task}/schedstat") as file:
+                ran, ready, _ = map(int, file.read().split())
+                total += ran + ready
+    return total
 
 
 class Unframer:
     """Cuts a stream, which arrives in parts of any size, into messages."""
 
     def __init__(self) -> None:
-        self._unfinished = bytearray()
+        self._stream = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
         """The messages that ``data`` completes."""
-        stream: bytes | bytearray = data
-        if self._unfinished:
-            self._unfinished += data
-            stream = self._unfinished
+        stream = self._stream
+        stream += data
         messages = []
         start = 0
         while (first := start + LENGTH_BYTES) <= len(stream):
@@ -84,6 +72,5 @@ class Unframer:
                 break
             messages.append(bytes(stream[first:stop]))
             start = stop
-        if start or stream is data:
-            self._unfinished = bytearray(stream[start:])
+        del stream[:start]
         return messages

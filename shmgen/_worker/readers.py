@@ -54,21 +54,13 @@ SELDOM = 4 * LONG
 
 
 class Descriptors(NamedTuple):
-    """The descriptors that a worker inherits, beside those by which it is ended.
+    """The descriptors that a worker inherits, beside those by which it is ended."""
 
-    Attributes:
-        segment: of the ring's memory.
-        page: of its own status page.
-        queue: of the pipe that tickets come from.
-        reports: of the pipe that done tickets are reported to.
-        bell: of the eventfd that wakes the main process.
-    """
-
-    segment: int
-    page: int
-    queue: int
-    reports: int
-    bell: int
+    segment: int  # of the ring's memory
+    page: int  # of its own status page
+    queue: int  # of the pipe that tickets come from
+    reports: int  # of the pipe that done tickets are reported to
+    bell: int  # of the eventfd that wakes the main process
 
 
 class MainThread:

@@ -47,32 +47,21 @@ Step: TypeAlias = "tuple[Reading, Sequence[Any], frozenset[int] | None]"
 
 
 class Sample:
-    """The sample that is being written into its rows.
-
-    Args:
-        arrays: the rows of all samples, by the field's name.
-        epoch: of the batch.
-
-    Attributes:
-        number: of its row.
-        loaded: by field, what was read and has not the shape of its row.
-        varied: by field, the shape of what was read, if it is not that of its row.
-        written: by field, how much of the row is the sample's, along each axis; all of it unless set.
-        where: what is being done, in errors' words.
-        reading: the reading that is being done; None in a transform.
-    """
+    """The sample that is being written into its rows; ``arrays`` are the rows of all samples, by the field's name."""
 
     __slots__ = ("_arrays", "epoch", "loaded", "number", "reading", "varied", "where", "written")
 
     def __init__(self, arrays: dict[str, np.ndarray], epoch: int) -> None:
         self._arrays = arrays
         self.epoch = epoch
-        self.number = 0
+        self.number = 0  # of its row
+        # By field: what was read and has not the shape of its row; the shape of what was read, if it is not that of its row; and
+        # how much of the row is the sample's, along each axis, all of it unless set.
         self.loaded: dict[str, np.ndarray] = {}
         self.varied: dict[str, tuple[int, ...]] = {}
         self.written: dict[str, tuple[int, ...]] = {}
-        self.where = ""
-        self.reading: Reading | None = None
+        self.where = ""  # what is being done, in errors' words
+        self.reading: Reading | None = None  # that is being done; None in a transform
 
     def row(self, name: str) -> np.ndarray:
         """Its row in a field."""
@@ -117,8 +106,7 @@ class SampleFiller:
         """Fill the rows of a task.
 
         Args:
-            task: says which.
-            rows: the rows, by the field's name.
+            rows: by the field's name.
             before: what is read first, while other readers may do the same.
             within: what is read in the thread of the user's functions.
             rngs: generators, one a sample, for ``before``; and for all else.

@@ -7,11 +7,9 @@ from typing import Any
 
 
 class Task:
-    """Rows of the batch in a slot.
+    """Rows of the batch in a slot, from row ``start`` on.
 
     Args:
-        start: the first row.
-        epoch: of the batch.
         position: of the first row in the epoch.
         samples: of the rows: positions in the list of ids; where they lie in a slot's sheet, as long as the rows are not marked.
         tables: for each of `key_tables`, a function that looks samples up in it.

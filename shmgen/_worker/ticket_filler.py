@@ -30,10 +30,8 @@ class TicketFiller:
     """Fills the rows of tasks.
 
     Args:
-        fields: of a batch, in the order of its arrays.
-        readings: what fills them, without what the main process fills.
+        readings: what fills the fields, without what the main process fills.
         sheet_offset: where the sheet begins in a slot, in bytes.
-        seed: of random numbers, together with the epoch and the sample's position in it.
         transforms: of rows, by name of the field.
         sample_transform: of the sample, a dict of its rows by name of the field.
         setup: a function of the user's that each worker calls once, before anything else.
@@ -111,7 +109,6 @@ class TicketFiller:
             rows_begun: the words of a record on the status page, from `ROW` on: ``rows_begun[0]`` will say how many rows of the
                 task have been begun, or `IDLE`, or `UNKNOWN`.
             in_turn: calls its argument in the thread of the user's functions; by default, at once.
-            in_worker: see `Reader.opened`.
 
         Raises:
             StartError: a source can't be opened.
@@ -164,7 +161,7 @@ class TicketFiller:
                 elif reader.fields is None:
                     rows = self._rows(slot, task, fields[0])
                 else:
-                    rows = self._rows_by_key(slot, task, reading)
+                    rows = RowsByKey(reader, [(field, self._rows(slot, task, field)) for field in fields], (len(task),))
                 left = reader.fill(keys, rows, self._rows_begun, io_waits=io_waits)
             except Exception as error:
                 note(error)
@@ -208,11 +205,6 @@ class TicketFiller:
         now = time.monotonic_ns()
         self._rows_begun[word - ROW] += now - began
         return now
-
-    def _rows_by_key(self, slot: memoryview, task: Task, reading: Reading) -> dict[Any, np.ndarray]:
-        """The rows that a source of several fields fills at once."""
-        rows = [(field, self._rows(slot, task, field)) for field in reading.fields]
-        return RowsByKey(reading.reader, rows, (len(task),))
 
     def _bytes(self, slot: memoryview, task: Task, field: FieldSpec) -> memoryview:
         first = field.offset + task.start * field.row_bytes
