@@ -61,8 +61,7 @@ def at_most(workers: int) -> int:
 def limits(*, concurrent: bool) -> Callable[[int, float], Limits]:
     """The most workers and reads in flight, as a function of the number of workers and of the fraction of time that they wait.
 
-    Args:
-        concurrent: whether a worker may have several reads in flight, which are cheaper than workers.
+    Where workers are ``concurrent``, each may have several reads in flight, which are cheaper than workers.
     """
     ranks = local_ranks()
 

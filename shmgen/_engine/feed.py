@@ -137,7 +137,6 @@ class Feed:
 
     @property
     def stats(self) -> Stats:
-        """What has been done so far."""
         return self._prefetcher.stats
 
     @property

@@ -9,13 +9,9 @@ import numpy as np
 
 
 class FrontEnd:
-    """Knows a framework. This class is for loops without one; a subclass stands beside the framework's import.
+    """Knows a framework. This class is for loops without one; a subclass stands beside the framework's import."""
 
-    Attributes:
-        hides_errors: whether the framework raises another exception in place of one that a request for a batch raises.
-    """
-
-    hides_errors = False
+    hides_errors = False  # whether the framework raises another exception in place of one that a request for a batch raises
 
     def release(self) -> None:
         """Make the framework release batches that it no longer needs; called again and again while all slots are held.

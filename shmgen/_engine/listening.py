@@ -49,7 +49,6 @@ class Listening:
 
     @property
     def has_listener(self) -> bool:
-        """Whether a thread listens."""
         return self._listener is not None
 
     def wake(self) -> None:

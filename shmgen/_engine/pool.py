@@ -119,9 +119,6 @@ class Pool:
     def _set_up(self, number: int) -> None:
         """Tell a worker that has been started what to do, and listen to it."""
         child = self._workers[number].child
-        for fd, events in child.events.items():
-            self._by_fd[fd] = number
-            self._poll.register(fd, events)
         start = Start(
             os.getpid(),
             number,
@@ -134,8 +131,9 @@ class Pool:
             IDLE_AFTER / 2,  # it ends if it has had nothing to do between two looks
         )
         child.send(pickle.dumps(tuple(start)))
-        if child.has_unsent:
-            self._poll.modify(child.stream, child.events[child.stream])
+        for fd, events in child.events.items():
+            self._by_fd[fd] = number
+            self._poll.register(fd, events)
 
     def put(self, tickets: Sequence[Ticket]) -> None:
         pack, packed = TICKET.pack, self._overflow

@@ -96,7 +96,6 @@ class Prefetcher:
 
     @property
     def stats(self) -> Stats:
-        """What has been done so far."""
         with self.lock:
             workers, reads = self._supervisor.target
             scaler = self._autoscaler
@@ -361,7 +360,6 @@ class Prefetcher:
             self._meter.set_workers(now, supervisor.started)
 
     def _handle_events(self) -> None:
-        """Handle what workers have reported."""
         if self.ended is not None:
             return
         events = self._workers.poll_events()

@@ -95,7 +95,6 @@ class Supervisor:
         return sum(record.started and not record.retires for record in self._records.values())
 
     def give_out(self) -> None:
-        """Give out the tickets that can be."""
         has_tickets = self._schedule.has_tickets
         if len(self._records) != self.target.workers and (has_tickets or self._schedule.out):
             try:
@@ -318,7 +317,6 @@ class Supervisor:
         self._workers.wake()
 
     def _death_message(self, worker: int, death: WorkerDied | None, outcomes: Sequence[Outcome]) -> str:
-        """The log message about a worker that is replaced."""
         record = self._records[worker]
         told = []
         if record.kill_deadline is None:

@@ -26,8 +26,6 @@ IDLE, MANY_IDLE = 10.0, 4
 
 
 class OpenLoader(Protocol):
-    """What is open of a loader."""
-
     @property
     def last_used(self) -> float:
         """When it was made, or gave its last batch; of `time.monotonic`."""

@@ -174,7 +174,6 @@ class Ring:
 
     @property
     def has_released(self) -> bool:
-        """Whether `released` would return any slot."""
         return bool(self._released)
 
     def released(self) -> list[int]:

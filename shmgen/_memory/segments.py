@@ -27,7 +27,6 @@ class Segments:
         self.map_new()
 
     def __len__(self) -> int:
-        """How many slots are mapped."""
         return len(self.mapped)
 
     def __getitem__(self, slot: int) -> memoryview:

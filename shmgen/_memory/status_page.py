@@ -35,7 +35,6 @@ class StatusPage:
 
     @staticmethod
     def create() -> int:
-        """The descriptor of a new page."""
         fd = nameless.create("shmgen-status")
         try:
             os.posix_fallocate(fd, 0, PAGE_BYTES)

@@ -85,7 +85,6 @@ class Backoff:
         self.left = max(0.0, self.left - seconds)
 
     def allows(self, rate: float) -> bool:
-        """Whether it may be tried at this rate."""
         return not self.left or not self.rate / CHANGED < rate < self.rate * CHANGED
 
 
@@ -133,7 +132,6 @@ class Autoscaler:
 
     @property
     def scaled(self) -> tuple[str, ...]:
-        """Which of the numbers are steered."""
         return tuple(number for number, scales in self._scales.items() if scales)
 
     @property

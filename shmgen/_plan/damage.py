@@ -34,17 +34,12 @@ class Damaged(NamedTuple):
 
 
 class DamageLog:
-    """The damaged samples of a data set, of which a fraction of at most ``max_fraction`` may be damaged.
-
-    Attributes:
-        found: the damaged samples found so far, by the sample's number.
-        unreadable: numbers of samples that are not tried again, since each try would cost a worker.
-    """
+    """The damaged samples of a data set, of which a fraction of at most ``max_fraction`` may be damaged."""
 
     def __init__(self, samples: int, on_error: OnError, *, max_fraction: float) -> None:
         self.on_error = on_error
-        self.found: dict[int, Damaged] = {}
-        self.unreadable: set[int] = set()
+        self.found: dict[int, Damaged] = {}  # by the sample's number
+        self.unreadable: set[int] = set()  # numbers of samples that are not tried again, since each try would cost a worker
         self._samples = samples
         self._max_fraction = max_fraction
 
@@ -67,6 +62,5 @@ class DamageLog:
             raise self.too_many()
 
     def too_many(self) -> TooManyDamaged:
-        """The error that ends the run."""
         last = list(self.found.values())[-1]
         return TooManyDamaged(len(self.found), self._samples, self._max_fraction, str(SampleError(*last)))

@@ -22,11 +22,6 @@ class Tail(Enum):
     WRAP = "wrap"  # the epoch's first samples fill it up
     PAD = "pad"  # likewise, but the rows that they fill weigh 0
 
-    @property
-    def fills_up(self) -> bool:
-        """Whether the last batch is as long as the others because some samples come twice."""
-        return self in (Tail.WRAP, Tail.PAD)
-
     def batches(self, samples: int, batch_size: int) -> int:
         """Batches in an epoch."""
         return samples // batch_size if self is Tail.DROP else -(-samples // batch_size)

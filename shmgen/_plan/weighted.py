@@ -27,11 +27,9 @@ HALF, LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 
 class WeightTable:
-    """The weights of all samples, in 16 bytes a sample.
+    """The weights of all samples, in 16 bytes a sample: finite floats from 0, not all 0; fewer than 2³² of them.
 
-    Args:
-        weights: of each sample, finite floats from 0, not all 0; fewer than 2³² of them. For a million samples they are rounded
-            to about one part in 10¹² of the largest; none above 0 becomes 0.
+    For a million samples they are rounded to about one part in 10¹² of the largest; none above 0 becomes 0.
     """
 
     def __init__(self, weights: np.ndarray) -> None:

@@ -65,7 +65,6 @@ def interpreter(*, site: bool) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The variables that workers are started with."""
     return {**({} if "OMP_NUM_THREADS" in os.environ else ONE_PROCESSOR), **os.environ}
 
 

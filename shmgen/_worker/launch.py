@@ -130,11 +130,6 @@ class Child:
         wanted = {self.stream: select.POLLIN | (select.POLLOUT if self._unsent else 0), self._pidfd: select.POLLIN}
         return {fd: events for fd, events in wanted.items() if fd >= 0}
 
-    @property
-    def has_unsent(self) -> bool:
-        """Whether there is data for which the socket had no room yet."""
-        return bool(self._unsent)
-
     def send(self, message: bytes) -> None:
         """Send ``message``. What the socket has no room for, `flush` sends later."""
         self._unsent += frame(message)
@@ -192,7 +187,6 @@ class Child:
         return os.getpid() == self._owner
 
     def close(self) -> None:
-        """Give up the descriptors."""
         if not self.is_ours:
             self.process.returncode = 0  # it is not this process's to wait for
         self._close_fds()

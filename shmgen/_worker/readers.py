@@ -150,7 +150,6 @@ class Readers:
             self._turns.waits = getattr(self._turns, "waits", 0) + _waits() - before
 
     def _wanted(self) -> set[int]:
-        """The numbers of the readers that there should be."""
         count = self._page.words[READS]
         if self._filler.calls_functions and count > 1 and (others := {*range(1, count + 1)} - self._failed):
             return others
@@ -211,19 +210,16 @@ class Readers:
             self._main.wake()
 
     def _fail(self, number: int, reason: str) -> None:
-        """Record that a reader could not be started; no further attempt is made."""
+        """Record, and warn, that a reader could not be started; no further attempt is made."""
         self._running.discard(number)
         self._failed.add(number)
-        self._warn(reason)
+        text = f"worker {self._number} has fewer reads in flight than are wanted: {reason}"
+        self._send(LOGGED + pickle.dumps({"name": "shmgen", "levelno": 30, "levelname": "WARNING", "msg": text}))
 
     def were_idle(self) -> bool:
         """Whether no reader has had a ticket since the last call of this."""
         seen, self._seen = self._seen, [record[LAST_TICKET] for record in self._page.records]
         return seen == self._seen and not self._at_work
-
-    def _warn(self, reason: str) -> None:
-        text = f"worker {self._number} has fewer reads in flight than are wanted: {reason}"
-        self._send(LOGGED + pickle.dumps({"name": "shmgen", "levelno": 30, "levelname": "WARNING", "msg": text}))
 
     def _run(self, number: int, filler: TicketFiller) -> None:
         wanted, ticket, record = self._page.words, self._page.tickets[number], self._page.records[number]
@@ -294,7 +290,6 @@ class Readers:
 
 
 def _is_read(sheet: memoryview) -> bool:
-    """Whether all rows of a batch have been read."""
     size = 8 * int.from_bytes(sheet[8 * ROWS : 8 * (ROWS + 1)], sys.byteorder)
     return sheet[8 * SAMPLES : 8 * SAMPLES + size].tobytes() == b"\xff" * size
 

@@ -64,7 +64,6 @@ class Sample:
         self.reading: Reading | None = None  # that is being done; None in a transform
 
     def row(self, name: str) -> np.ndarray:
-        """Its row in a field."""
         row: np.ndarray = self._arrays[name][self.number, ...]
         return row
 
@@ -146,7 +145,6 @@ class SampleFiller:
             raise self._error(sample, task.ids[sample.number], error) from error
 
     def _error(self, sample: Sample, id: Any, error: Exception) -> SampleError:
-        """What to raise where ``error`` was raised."""
         reading = sample.reading
         if isinstance(error, FormatError) and reading is not None and reading.reader.user_code is None:
             return SampleError(id, reading.reader.place(id), str(error))
@@ -292,7 +290,6 @@ class SampleFiller:
         )
 
     def _write(self, sample: Sample, name: str, row: np.ndarray, value: Any, given: np.ndarray) -> None:
-        """Write what a transform made of what it was ``given``."""
         import numpy as np
 
         pad_value = self._fields[name].pad_value

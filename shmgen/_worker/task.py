@@ -32,7 +32,6 @@ class Task:
 
     @property
     def ids(self) -> Sequence[Any]:
-        """The ids of the rows."""
         return self.keys(0)
 
     def keys(self, table: int) -> Sequence[Any]:

@@ -20,7 +20,6 @@ class Transform(NamedTuple):
     takes_epoch: bool = False
 
     def __call__(self, given: Any, rng: Any, epoch: int) -> Any:
-        """Call the function on a row, or on a dict of rows."""
         return self.function(given, rng, epoch=epoch) if self.takes_epoch else self.function(given, rng)
 
     @classmethod

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from shmgen._engine.feed import Feed
+from shmgen._plan.sampler import Tail
 from shmgen.errors import InputError
 from shmgen.keras.synchronised import is_keras_own, unsynchronised
 
@@ -110,7 +111,7 @@ def _of_predict(feed: Feed) -> Iterator[str]:
             "over a Sequence without shard"
         )
     more = feed.sampler.batch_size * len(feed) - len(feed.ids)
-    if more > 0 and feed.sampler.tail.fills_up:
+    if more > 0 and feed.sampler.tail in (Tail.WRAP, Tail.PAD):
         yield (
             f"predict returns {more:,} rows more than there are ids, which fill up the last batch: leave the last {more:,} out, "
             "or make a Sequence with tail='keep' for it"
