@@ -13,14 +13,14 @@ from machine import Machine, Run
 
 from shmgen._plan.autoscaler import Autoscaler
 from shmgen._plan.stats import Decision
-from shmgen._plan.windows import Counters, Limits, Target
+from shmgen._plan.windows import Counters, Target
 
 
-def limits_of(processors: int) -> Callable[[int, float], Limits]:
+def limits_of(processors: int) -> Callable[[int, float], Target]:
     """As a loader's: 64 reads in flight at most, and a worker for each processor, or four where workers wait."""
 
-    def limits(workers: int, blocked: float) -> Limits:
-        return Limits(min(32, processors * (4 if blocked > 0.5 else 1)), max(1, min(32, 64 // workers)))
+    def limits(workers: int, blocked: float) -> Target:
+        return Target(min(32, processors * (4 if blocked > 0.5 else 1)), max(1, min(32, 64 // workers)))
 
     return limits
 
@@ -199,7 +199,7 @@ def test_it_comes_to_rest(machine: Machine, step: float) -> None:
 
 def test_what_was_refused_is_tried_ever_more_seldom() -> None:
     """Workers for which there is no processor are taken back, and tried again after twice as long each time."""
-    autoscaler = Autoscaler(scales_workers=True, scales_reads=True, limits=lambda workers, blocked: Limits(4, 1))
+    autoscaler = Autoscaler(scales_workers=True, scales_reads=True, limits=lambda workers, blocked: Target(4, 1))
     seen = Run(COMPUTES, autoscaler, Target(2, 1)).run(120.0)
     tried = [decision.at for decision in decisions(seen) if decision.workers > 2]
     gaps = [later - earlier for earlier, later in itertools.pairwise(tried)]
@@ -222,19 +222,19 @@ def test_it_follows_the_trainer() -> None:
 
 def test_there_is_room() -> None:
     """Never more than there may be, also when that becomes less, and never fewer than one of each."""
-    room = Limits(5, 7)
+    room = Target(5, 7)
     autoscaler = Autoscaler(scales_workers=True, scales_reads=True, limits=lambda workers, blocked: room)
     seen = Run(SLOW, autoscaler, Target(2, 1)).run(10.0)
     assert seen.target == Target(5, 7), seen.decisions
     assert max(target.workers for _, _, target in seen.history) <= 5
-    for room in (Limits(3, 2), Limits(0, 0)):
+    for room in (Target(3, 2), Target(0, 0)):
         seen.run(3.0)
         assert seen.target == Target(max(1, room.workers), max(1, room.reads)), seen.decisions
     assert f"there is room for {seen.target} only" in seen.decisions
 
 
-@pytest.mark.parametrize("room", [Limits(1, 1), Limits(100, 100)])
-def test_what_is_fixed_stays(room: Limits) -> None:
+@pytest.mark.parametrize("room", [Target(1, 1), Target(100, 100)])
+def test_what_is_fixed_stays(room: Target) -> None:
     """Numbers that the user gave are kept, whatever there is room for, and whatever would be better."""
     for machine in (SLOW, SLEEPS, COMPUTES, replace(WARM, step=0.3)):
         autoscaler = Autoscaler(scales_workers=False, scales_reads=False, limits=lambda workers, blocked: room)
@@ -242,7 +242,7 @@ def test_what_is_fixed_stays(room: Limits) -> None:
         assert (seen.target, seen.decisions) == (Target(3, 2), "")
 
 
-def starved(limits: Limits) -> Autoscaler:
+def starved(limits: Target) -> Autoscaler:
     """One that has taken a first look, within these limits."""
     autoscaler = Autoscaler(scales_workers=True, scales_reads=True, limits=lambda workers, blocked: limits)
     look(autoscaler, 0.0, 0.0, wait=0.0, busy=0.0, cpu=0.0)
@@ -251,7 +251,7 @@ def starved(limits: Limits) -> Autoscaler:
 
 def test_a_worker_that_starts_is_not_judged() -> None:
     """What is seen before all have started says nothing; the first tickets afterwards neither."""
-    autoscaler = starved(Limits(2, 1))
+    autoscaler = starved(Target(2, 1))
     assert look(autoscaler, 1.0, 100.0, wait=1.0, busy=1.0, cpu=1.0) == Target(1, 1)
     assert look(autoscaler, 1.0, 100.0, wait=1.0, busy=1.0, cpu=1.0) == Target(2, 1)
     for _ in range(20):
@@ -263,7 +263,7 @@ def test_a_worker_that_starts_is_not_judged() -> None:
 
 def test_what_lies_between_epochs_does_not_count() -> None:
     """A long pause after each epoch neither makes the trainer look as if it waited, nor as if it did not."""
-    patient, starving = starved(Limits(4, 1)), starved(Limits(4, 1))
+    patient, starving = starved(Target(4, 1)), starved(Target(4, 1))
     for epoch in range(30):
         # Between the epochs, the one waits for long, and the other does something else.
         look(patient, 100.0, 10.0, wait=1.0, busy=1.0, cpu=1.0, epoch=epoch)
@@ -276,7 +276,7 @@ def test_what_lies_between_epochs_does_not_count() -> None:
 
 def test_a_slow_first_ticket_is_no_measure() -> None:
     """Where workers were blocked by what they had to load, not by what they read, more reads are taken back."""
-    autoscaler = starved(Limits(1, 32))
+    autoscaler = starved(Target(1, 32))
     assert look(autoscaler, 0.5, 32.0, wait=1.0, busy=1.0, cpu=0.2).reads > 1
     for _ in range(20):
         reads = autoscaler.target.reads
@@ -286,7 +286,7 @@ def test_a_slow_first_ticket_is_no_measure() -> None:
 
 def test_decisions_say_why(caplog: pytest.LogCaptureFixture) -> None:
     """When, how many of each, and the figures that it is for; each is logged once."""
-    autoscaler = starved(Limits(3, 8))
+    autoscaler = starved(Target(3, 8))
     with caplog.at_level(logging.INFO, "shmgen"):
         look(autoscaler, 2.0, 200.0, wait=0.5, busy=1.0, cpu=0.2)
         look(autoscaler, 1.0, 200.0, wait=0.5, busy=5.0, cpu=1.0)
@@ -300,7 +300,7 @@ def test_decisions_say_why(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_looks_are_cheap() -> None:
     """No look is due while no row has ended, nor twice within a few milliseconds."""
-    autoscaler = Autoscaler(scales_workers=True, scales_reads=True, limits=lambda workers, blocked: Limits(4, 4))
+    autoscaler = Autoscaler(scales_workers=True, scales_reads=True, limits=lambda workers, blocked: Target(4, 4))
     assert autoscaler.is_due(100.0, 0)
     autoscaler.see(0, Counters(100.0, 0, 0.0, 0.0, 0.0, Target(1, 1), 1))
     assert not autoscaler.is_due(200.0, 0)

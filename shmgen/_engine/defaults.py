@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from shmgen._memory.limits import available, processors
 from shmgen._memory.status_page import MAX_READERS
-from shmgen._plan.windows import Limits
+from shmgen._plan.windows import Target
 from shmgen._ranks import local_ranks
 
 MAX_AT_FIRST = 8
@@ -58,17 +58,17 @@ def at_most(workers: int) -> int:
     return most
 
 
-def limits(*, concurrent: bool) -> Callable[[int, float], Limits]:
+def limits(*, concurrent: bool) -> Callable[[int, float], Target]:
     """The most workers and reads in flight, as a function of the number of workers and of the fraction of time that they wait.
 
     Where workers are ``concurrent``, each may have several reads in flight, which are cheaper than workers.
     """
     ranks = local_ranks()
 
-    def limits(workers: int, blocked: float) -> Limits:
+    def limits(workers: int, blocked: float) -> Target:
         for_each = 1 if concurrent else min(WAITING_WORKERS, 1 / max(1e-6, 1 - blocked))
         most = min(MAX_WORKERS, int(for_each * max(1.0, processors(ranks))), workers + available() // WORKER_BYTES)
-        return Limits(most, max(1, min(MAX_READERS, MAX_READS // workers)))
+        return Target(most, max(1, min(MAX_READERS, MAX_READS // workers)))
 
     return limits
 

@@ -73,26 +73,22 @@ class SlotWait:
 
     def __init__(self, held: HeldSlots) -> None:
         self._held = held
-        self._since: float | None = None
+        self.since: float | None = None
         self._has_collected = self._has_grown = False
-
-    @property
-    def has_begun(self) -> bool:
-        return self._since is not None
 
     def next_push(self, now: float) -> int | None:
         """The generation to `HeldSlots.push` now; None if pushing has long been in vain, so that the ring should grow."""
-        if self._since is None:
-            self._since = now
-        if now > self._since + self._held._patience:
+        if self.since is None:
+            self.since = now
+        if now > self.since + self._held._patience:
             self._has_grown = True
             return None
-        if not self._has_collected and now > self._since + COLLECT_AFTER:
+        if not self._has_collected and now > self.since + COLLECT_AFTER:
             self._has_collected = True
             return 2
         return 0
 
     def end(self) -> None:
         """The request has got its batch."""
-        if self.has_begun and not self._has_grown:
+        if self.since is not None and not self._has_grown:
             self._held._patience = min(GROW_AFTER, 2 * self._held._patience)

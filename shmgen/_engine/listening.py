@@ -28,7 +28,7 @@ class Listening:
         self.clean_error: BaseException | None = None
         self._workers = workers
         self._returned = threading.Condition(self.lock)
-        self._listener: int | None = None
+        self.listener: int | None = None  # the thread that listens
 
     def clean(self, error: RaisedT) -> RaisedT:
         """Mark ``error``, which the caller raises, as one that leaves the state consistent; returns it."""
@@ -47,23 +47,19 @@ class Listening:
             if not self.lock._is_owned():  # type: ignore[attr-defined] # an interrupt may strike on either side of the release
                 self.lock.acquire()
 
-    @property
-    def has_listener(self) -> bool:
-        return self._listener is not None
-
     def wake(self) -> None:
         """Have the listening thread return."""
-        if self._listener is not None:
+        if self.listener is not None:
             self._workers.wake()
 
     def listen(self, seconds: float) -> None:
         """Wait for the workers, at most this long; then wake the threads that sleep."""
         limit = None if seconds == math.inf else min(seconds, LONGEST_WAIT)
         try:
-            self._listener = threading.get_ident()
+            self.listener = threading.get_ident()
             self.unlocked(lambda: self._workers.wait(limit))
         finally:
-            self._listener = None
+            self.listener = None
             self._returned.notify_all()
 
     def sleep(self, seconds: float) -> None:
@@ -79,5 +75,5 @@ class Listening:
         self._returned.notify_all()
         self._workers.wake()
         deadline = time.monotonic() + LEAVE_WITHIN
-        while self._listener not in (None, threading.get_ident()) and time.monotonic() < deadline:
+        while self.listener not in (None, threading.get_ident()) and time.monotonic() < deadline:
             self._returned.wait(deadline - time.monotonic())

@@ -216,7 +216,7 @@ class Pool:
             if message[:1] == protocol.LOGGED:
                 self._forwarded_logs.handle(child.pid, message[1:])
             else:
-                events.append(_event(number, message))
+                events.append(Event(number, EventKind(message[:1]), pickle.loads(message[1:]) if message[1:] else None))
         if ended:
             self._unlisten(number)
             death = WorkerDied(number, child.pid, child.join(GRACE))
@@ -324,14 +324,3 @@ class _Worker:
 
 def _sum(*uses: list[int]) -> list[int]:
     return [sum(times) for times in zip(*uses, strict=True)]
-
-
-def _event(worker: int, message: bytes) -> Event:
-    word, rest = message[:1], message[1:]
-    if word == protocol.READY:
-        return Event(worker, EventKind.READY)
-    if word == protocol.ENDS:
-        return Event(worker, EventKind.ENDS)
-    if word == protocol.CTRL_C:
-        return Event(worker, EventKind.CTRL_C, float(rest))
-    return Event(worker, EventKind.FAILED if word == protocol.FAILED else EventKind.UNABLE, pickle.loads(rest))

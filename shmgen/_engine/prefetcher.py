@@ -246,7 +246,7 @@ class Prefetcher:
                     self._wait(DRAIN_EVERY, now)
                 self._meter.slot_wait += time.monotonic() - now
             self._check(called)
-            if slot_wait.has_begun:
+            if slot_wait.since is not None:
                 self._dispatch()
             self._steer(time.monotonic())
         slot_wait.end()
@@ -334,7 +334,7 @@ class Prefetcher:
 
     def _wait(self, timeout: float, now: float) -> None:
         """Wait for something to happen, at most ``timeout`` seconds, with the lock free."""
-        if self._listening.has_listener:
+        if self._listening.listener is not None:
             self._listening.sleep(timeout)
             return
         until = max(now, min(now + timeout, self._supervisor.next_deadline))

@@ -10,21 +10,22 @@ from typing import Any, NamedTuple, Protocol
 
 from shmgen._plan.meter import Use
 from shmgen._plan.schedule import Ticket
+from shmgen._worker import protocol
 
 
 class EventKind(Enum):
-    """What can happen. The event's detail is what stands after the colon."""
+    """What can happen. The detail is what a worker's message has pickled in it; of other events, what stands after the colon."""
 
-    READY = "a worker has started"
+    READY = protocol.READY  # this and the next ones are the words that a worker's messages begin with
+    FAILED = protocol.FAILED
+    UNABLE = protocol.UNABLE
+    ENDS = protocol.ENDS
+    CTRL_C = protocol.CTRL_C
     DONE = (
         "tickets are done, by any workers: for each its number, the worker, whether reads have waited for I/O lately, and the "
         "microseconds it took"
     )
-    FAILED = "a ticket failed: its number, the number of the row (None if not known), and the error"
     ABORTED = "a ticket was interrupted, and its batch must be read anew: its number"
-    UNABLE = "a worker can't start, or can't go on: the error"
-    ENDS = "a worker ends, since it has had nothing to do; its death follows"
-    CTRL_C = "Ctrl-C reached a worker: the time, of time.monotonic"
     DIED = "a worker has died: the error to raise"
 
 

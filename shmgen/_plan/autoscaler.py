@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from shmgen._plan.stats import WAITING, Decision
-from shmgen._plan.windows import Counters, Limits, Target, Window
+from shmgen._plan.windows import Counters, Target, Window
 
 WAITS = 0.05
 """A trainer that waits for more than this fraction of its time is worth another reader."""
@@ -102,7 +102,7 @@ class Autoscaler:
 
     Args:
         scales_workers, scales_reads: whether the number of workers, or of each worker's readers, may be changed.
-        limits: the largest numbers, given the number of workers and the fraction of their busy time in which readers are blocked.
+        limits: the largest target, given the number of workers and the fraction of their busy time in which readers are blocked.
         batch_rows: rows of a batch; each reader has a ticket in it.
 
     Attributes:
@@ -111,7 +111,7 @@ class Autoscaler:
     """
 
     def __init__(
-        self, *, scales_workers: bool, scales_reads: bool, limits: Callable[[int, float], Limits], batch_rows: int = 64
+        self, *, scales_workers: bool, scales_reads: bool, limits: Callable[[int, float], Target], batch_rows: int = 64
     ) -> None:
         self.target = Target(1, 1)
         self.decisions: list[Decision] = []

@@ -107,7 +107,7 @@ class Schedule:
         self._in_flight = in_flight
         self._filling = 0
         self._unhurried = 0  # batches handed out since the trainer last had to wait for one
-        self._slots = [Slot(number) for number in range(slots)]
+        self.slots = [Slot(number) for number in range(slots)]
         self._free = list(range(slots))
         # The slots that are neither free nor leased.
         self._slot_of: dict[BatchId, Slot] = {}
@@ -122,11 +122,7 @@ class Schedule:
         self._row_time = 0.0  # microseconds
 
     def __repr__(self) -> str:
-        return f"slots {self._slots}"
-
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        return tuple(self._slots)
+        return f"slots {self.slots}"
 
     @property
     def out(self) -> int:
@@ -141,8 +137,8 @@ class Schedule:
     def add_slots(self, count: int) -> None:
         """The ring has grown by ``count`` slots."""
         for _ in range(count):
-            self._free.append(len(self._slots))
-            self._slots.append(Slot(len(self._slots)))
+            self._free.append(len(self.slots))
+            self.slots.append(Slot(len(self.slots)))
 
     def holds(self, batch: BatchId) -> bool:
         """Whether a slot has been given to ``batch``, which has not been handed out."""
@@ -175,17 +171,17 @@ class Schedule:
     def waited_for(self, batch: BatchId) -> list[Slot]:
         """The slots whose batches, once read, end a wait for ``batch``: its own or, if it has none yet, any."""
         slot = self._slot_of.get(batch)
-        return [slot] if slot is not None else [slot for slot in self._slots if slot.state is State.FILLING]
+        return [slot] if slot is not None else [slot for slot in self.slots if slot.state is State.FILLING]
 
     @property
     def is_unhurried(self) -> bool:
         """Whether more batches than there are slots have been handed out since one had to be waited for."""
-        return self._unhurried > len(self._slots)
+        return self._unhurried > len(self.slots)
 
     @property
     def runs_low(self) -> bool:
         """Whether fewer than half of the slots hold a batch to hand out."""
-        return 2 * len(self._slot_of) < len(self._slots)
+        return 2 * len(self._slot_of) < len(self.slots)
 
     def assign(self, demanded: Sequence[BatchId], upcoming: Iterable[BatchId], readers: int) -> list[Slot]:
         """Give slots to the batches ``demanded`` now and, as far as slots are left, to those ``upcoming`` next.
@@ -203,7 +199,7 @@ class Schedule:
             self._unhurried = 0
         # Work is given out in portions: giving it out takes processor time, which workers on the main process's processor lose.
         fills_all = self.waits or self.is_unhurried
-        most = len(self._slots) if fills_all else min(self._in_flight, len(self._slots))
+        most = len(self.slots) if fills_all else min(self._in_flight, len(self.slots))
         has_room = most - self._filling >= max(1, most // PORTIONS)
         if not missing and not (has_room and (free or self._read_in_vain)):
             return []
@@ -221,7 +217,7 @@ class Schedule:
                 continue
             if not free or (self._filling >= most and batch not in demanded):
                 break
-            given.append(self._start(self._slots[free.pop()], batch, tickets, is_cut=readers > 0))
+            given.append(self._start(self.slots[free.pop()], batch, tickets, is_cut=readers > 0))
         return given
 
     def take(self) -> list[Ticket]:
@@ -247,7 +243,7 @@ class Schedule:
         """These tickets, which no reader has taken, are no longer in the queue."""
         for id in reversed(ids):
             ticket = self._out.pop(id)
-            if self._slots[ticket.slot].state is not State.LOST:
+            if self.slots[ticket.slot].state is not State.LOST:
                 (self._suspects if id == self._alone else self._pending).appendleft(ticket)
 
     @property
@@ -265,11 +261,11 @@ class Schedule:
         return self._out.get(id)
 
     def slot_of(self, ticket: Ticket) -> Slot:
-        return self._slots[ticket.slot]
+        return self.slots[ticket.slot]
 
     def wants(self, ticket: Ticket) -> bool:
         """Whether the batch of ``ticket`` will be delivered from its slot."""
-        return self._slots[ticket.slot].batch == ticket.batch
+        return self.slots[ticket.slot].batch == ticket.batch
 
     def done(self, ids: Iterable[int], error: Exception | None = None, *, times: Iterable[int] = repeat(0)) -> None:
         """These tickets have been done or, with ``error``, have failed. Those that are not out are ignored.
@@ -285,7 +281,7 @@ class Schedule:
             self.rows_done += stop - start
             if time:
                 self._row_time += RECENT * (time / (stop - start) - self._row_time)
-            slot = self._slots[number]
+            slot = self.slots[number]
             if slot.state is not State.LOST:
                 slot.missing -= 1
                 slot.error = slot.error or error
@@ -302,7 +298,7 @@ class Schedule:
         ``alone``, it is given out only while no other ticket is out.
         """
         del self._out[ticket.id]
-        slot = self._slots[ticket.slot]
+        slot = self.slots[ticket.slot]
         if slot.state is State.LOST:
             return
         _, _, batch, start, stop = ticket
@@ -339,7 +335,7 @@ class Schedule:
         False where the slot was lost already.
         """
         del self._out[ticket.id]
-        slot = self._slots[ticket.slot]
+        slot = self.slots[ticket.slot]
         if slot.state is State.LOST:
             return False
         self._filling -= 1
@@ -354,17 +350,17 @@ class Schedule:
     def deliver_error(self, batch: BatchId, error: Exception) -> None:
         """Have a request for ``batch``, which has no slot, raise ``error``. If no slot is free, the batch is read again."""
         if self._free:
-            slot = self._slots[self._free.pop()]
+            slot = self.slots[self._free.pop()]
             slot.state, slot.batch, slot.error = State.READY, batch, error
             self._slot_of[batch] = slot
 
     def release(self, numbers: Iterable[int]) -> None:
         """Make these slots, which were ready or leased, free."""
         for number in numbers:
-            slot = self._slots[number]
+            slot = self.slots[number]
             if slot.batch is not None and self._slot_of.get(slot.batch) is slot:
                 del self._slot_of[slot.batch]
-            self._slots[number] = Slot(number)
+            self.slots[number] = Slot(number)
             self._free.append(number)
 
     def _make_room(self, wanted: Sequence[BatchId]) -> None:

@@ -20,13 +20,6 @@ class Target(NamedTuple):
         return f"{self.workers} workers, {self.reads} reads each"
 
 
-class Limits(NamedTuple):
-    """The most workers there may be, and the most readers each may have."""
-
-    workers: int
-    reads: int
-
-
 class Counters(NamedTuple):
     """What has been done since the loader was made, and what there is to do it with."""
 
@@ -61,18 +54,14 @@ class Window(NamedTuple):
         )
 
     @property
-    def rate(self) -> float:
-        """Rows a second."""
-        return self.rows / self.seconds if self.seconds else 0.0
-
-    @property
     def pace(self) -> float:
-        """Rows a second the readers would read if each always had a ticket; at most 1.25 times `rate`.
+        """Rows a second the readers would read if each always had a ticket; at most 1.25 times the rows a second they did read.
 
-        In a short window `rate` is off by the tickets that the window's ends cut through; this is not. It is too high where many
-        readers have no ticket, hence the bound.
+        In a short window the latter is off by the tickets that the window's ends cut through; this is not. It is too high where
+        many readers have no ticket, hence the bound.
         """
-        return min(1.25 * self.rate, self.readers * self.rows / self.busy) if self.busy else 0.0
+        did_read = self.rows / self.seconds if self.seconds else 0.0
+        return min(1.25 * did_read, self.readers * self.rows / self.busy) if self.busy else 0.0
 
     @property
     def cover(self) -> float:

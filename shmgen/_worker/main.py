@@ -71,7 +71,7 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
     threading.Thread(target=end_in_time, args=(stream, start.parent, start.idle, ends), daemon=True).start()
     # The main process blocked Ctrl-C while it started this one. It handles Ctrl-C itself, except while its main thread waits
     # inside a framework for a batch whose read hangs: then only a message from a worker can end the wait.
-    signal.signal(signal.SIGINT, lambda *_: _send_from_handler(stream, CTRL_C + repr(time.monotonic()).encode()))
+    signal.signal(signal.SIGINT, lambda *_: _send_from_handler(stream, CTRL_C + pickle.dumps(time.monotonic())))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     sys.path[:] = start.path
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -95,12 +95,10 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
         readers = Readers(start.number, fds, segments, tables, page, filler, lambda message: _send(stream, message))
         filler.set_up()
         opened = readers.opened(0)
-    except StartError as error:
-        _send(stream, UNABLE + pickle.dumps(error))
-        return
     except Exception as error:
         note(error)
-        _send(stream, UNABLE + pickle.dumps(StartError(f"a worker can't start: {error_text(error)}")))
+        failure = error if isinstance(error, StartError) else StartError(f"a worker can't start: {error_text(error)}")
+        _send(stream, UNABLE + pickle.dumps(failure))
         return
     page.words[READERS] = 1
     page.words[USED] = processor_time("self")

@@ -26,13 +26,13 @@ UNABLE = b"u"
 """The worker can't start, or can't go on; the pickled error follows."""
 
 ENDS = b"e"
-"""The worker ends, since it has had nothing to do for a while."""
+"""The worker ends, since it has had nothing to do for a while; its death follows."""
 
 LOGGED = b"l"
 """The user's code has logged something, or warned; a pickle by `shmgen._worker.log_forwarding` follows."""
 
 CTRL_C = b"i"
-"""Ctrl-C reached the worker; the time follows, of `time.monotonic`, as text."""
+"""Ctrl-C reached the worker; the pickled time follows, of `time.monotonic`."""
 
 
 def frame(message: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shmgen._memory.limit_errors import note
@@ -16,6 +17,7 @@ from shmgen.errors import FormatError, SampleError
 if TYPE_CHECKING:
     import numpy as np
 
+    from shmgen._worker.rng import SampleRng
     from shmgen._worker.task import Task
     from shmgen._worker.transform import Transform
 
@@ -69,7 +71,16 @@ class Sample:
 
 
 class SampleFiller:
-    """Fills the rows of one sample after the other; its arguments are those of `TicketFiller`, readings opened."""
+    """Fills the rows of one sample after the other.
+
+    Args:
+        fields, readings, transforms, sample_transform: those of `TicketFiller`, readings opened.
+        rngs: random numbers for what is read by several readers at once; and for all else.
+        in_turn: calls its argument in the thread of the user's functions.
+        rows_begun: ``rows_begun[0]`` will say how many samples have been begun.
+        count: called with a word of the reader's record and a start time: adds the time since then to the word, and returns the
+            current time.
+    """
 
     def __init__(
         self,
@@ -77,7 +88,10 @@ class SampleFiller:
         readings: Sequence[Reading],
         transforms: dict[str, Transform],
         sample_transform: Transform | None,
-        calls_functions: bool,
+        rngs: tuple[SampleRng | None, SampleRng | None],
+        in_turn: Callable[[Callable[[], None]], None],
+        rows_begun: Any,
+        count: Callable[[int, int], int],
     ) -> None:
         self._fields = {field.name: field for field in fields}
         self._readings = {field.name: reading for reading in readings for field in reading.fields}
@@ -87,46 +101,32 @@ class SampleFiller:
         self._measures = [field for field in derived if field.measure is not None]
         self._transforms = transforms
         self._sample_transform = sample_transform
-        self._calls_functions = calls_functions
+        self._reading_rng, self._rng = rngs
+        self._in_turn, self._rows_begun, self._count = in_turn, rows_begun, count
         # The transforms that have had no effect so far, and on how many rows.
         self._without_effect = dict.fromkeys([*transforms, *([""] if sample_transform is not None else [])], 0)
 
-    def fill(
-        self,
-        task: Task,
-        rows: dict[str, np.ndarray],
-        before: Sequence[Step],
-        within: Sequence[Step],
-        rngs: tuple[Iterator[Rng | None], Iterator[Rng | None]],
-        in_turn: Callable[[Callable[[], None]], None],
-        rows_begun: Any,
-        count: Callable[[int, int], int],
-    ) -> None:
-        """Fill the rows of a task.
-
-        Args:
-            rows: by the field's name.
-            before: what is read first, while other readers may do the same.
-            within: what is read in the thread of the user's functions.
-            rngs: generators, one a sample, for ``before``; and for all else.
-            in_turn: calls its argument in the thread of the user's functions.
-            rows_begun: ``rows_begun[0]`` will say how many samples have been begun.
-            count: called with a word of the reader's record and a start time: adds the time since then to the word, and returns
-                the current time.
-        """
-        reading_rngs, function_rngs = rngs
+    def fill(self, task: Task, rows: dict[str, np.ndarray], steps: Sequence[Step]) -> None:
+        """Fill the rows of a task, which are given by the field's name."""
+        # What is read first, while other readers may do the same; and what is read in the thread of the user's functions.
+        before = [step for step in steps if step[0].reader.concurrent]
+        within = [step for step in steps if not step[0].reader.concurrent]
+        place = task.epoch, task.position, len(task)
+        reading_rngs: Iterator[Rng | None] = self._reading_rng.for_samples(*place) if self._reading_rng else repeat(None)
+        function_rngs: Iterator[Rng | None] = self._rng.for_samples(*place) if self._rng else repeat(None)
+        rows_begun, in_turn = self._rows_begun, self._in_turn
         sample = Sample(rows, task.epoch)
         numbers, waited = range(0), 0
 
         def call() -> None:
-            began = count(TURN, waited) if self._calls_functions else 0
+            began = self._count(TURN, waited) if self._rng else 0
             for sample.number in numbers:
                 rows_begun[0] = sample.number + 1
                 self._call(sample, within, next(function_rngs))
                 sample.varied.clear()
             rows_begun[0] = IDLE  # before another reader has its turn
-            if self._calls_functions:
-                count(FUNCTION, began)
+            if self._rng:
+                self._count(FUNCTION, began)
 
         try:
             if not before:
@@ -136,7 +136,7 @@ class SampleFiller:
             for number in range(len(task)):
                 # Sample by sample, so that other readers read while functions are called for this sample.
                 sample.number, rows_begun[0] = number, number + 1
-                self._read_all(sample, before, next(reading_rngs), count)
+                self._read_all(sample, before, next(reading_rngs))
                 rows_begun[0] = IDLE  # no hang is blamed on a sample that waits for its turn
                 numbers, waited = range(number, number + 1), time.monotonic_ns()
                 in_turn(call)
@@ -162,14 +162,14 @@ class SampleFiller:
             error.add_note(f"({OF_ANOTHER_DTYPE.removeprefix('; ').format(found=dtype_for(found))})")
         return function_error(id, sample.where, error)
 
-    def _read_all(self, sample: Sample, steps: Sequence[Step], rng: Rng | None, count: Callable[[int, int], int]) -> None:
+    def _read_all(self, sample: Sample, steps: Sequence[Step], rng: Rng | None) -> None:
         """Read what other readers may read at the same time."""
         for reading, keys, numbers in steps:
             if numbers is None or sample.number in numbers:
                 began = time.monotonic_ns()
                 self._read(sample, reading, keys, rng)
                 if reading.reader.user_code is not None:
-                    count(FUNCTION, began)
+                    self._count(FUNCTION, began)
 
     def _call(self, sample: Sample, within: Sequence[Step], rng: Rng | None) -> None:
         """Do what only one reader does at a time: read, and call the transforms."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from itertools import repeat
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shmgen._memory.limit_errors import note
@@ -67,8 +66,7 @@ class TicketFiller:
         is_called = any(each.reads_one_by_one and not each.concurrent and each.user_code is not None for each in readers)
         self.calls_functions = is_called or bool(transforms) or sample_transform is not None
         self._draws_outside = any(reader.draws and reader.concurrent for reader in readers)
-        self._rng: SampleRng | None = None
-        self._reading_rng: SampleRng | None = None
+        self._rngs: tuple[SampleRng | None, SampleRng | None] = None, None
         self._rows_begun: Any = [IDLE, *[0] * (TURN - ROW)]
         self._in_turn: InTurn = _at_once
 
@@ -125,10 +123,10 @@ class TicketFiller:
         if self.calls_functions or self._draws_outside:
             from shmgen._worker.rng import SampleRng
 
-            if self.calls_functions:
-                reader._rng, reader._in_turn = SampleRng(self.seed), in_turn or _at_once
-            if self._draws_outside:
-                reader._reading_rng = SampleRng(self.seed, outside=True)
+            outside = SampleRng(self.seed, outside=True) if self._draws_outside else None
+            reader._rngs = outside, SampleRng(self.seed) if self.calls_functions else None
+            if self.calls_functions:  # else the main thread serves no calls
+                reader._in_turn = in_turn or _at_once
         return reader
 
     def places(self, id: Any) -> str:
@@ -183,22 +181,16 @@ class TicketFiller:
             from shmgen._worker.sample_filler import SampleFiller  # late: imports are most of a worker's start
 
             self._samples = SampleFiller(
-                self._fields, self._readings, self._transforms, self._sample_transform, self.calls_functions
+                self._fields,
+                self._readings,
+                self._transforms,
+                self._sample_transform,
+                self._rngs,
+                self._in_turn,
+                self._rows_begun,
+                self._count,
             )
-        place = task.epoch, task.position, len(task)
-        self._samples.fill(
-            task,
-            {field.name: self._rows(slot, task, field) for field in self._fields},
-            [step for step in one_by_one if step[0].reader.concurrent],
-            [step for step in one_by_one if not step[0].reader.concurrent],
-            (
-                repeat(None) if self._reading_rng is None else self._reading_rng.for_samples(*place),
-                repeat(None) if self._rng is None else self._rng.for_samples(*place),
-            ),
-            self._in_turn,
-            self._rows_begun,
-            self._count,
-        )
+        self._samples.fill(task, {field.name: self._rows(slot, task, field) for field in self._fields}, one_by_one)
 
     def _count(self, word: int, began: int) -> int:
         """Add the time since ``began``, in nanoseconds, to a word of the reader's record; returns the time."""
