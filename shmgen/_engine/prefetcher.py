@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 
 from shmgen._engine.background import Background
 from shmgen._engine.batch_planner import BatchPlanner
@@ -75,8 +76,8 @@ class Prefetcher:
         self._held = HeldSlots(ring, schedule, front_end)
         self.errors = ErrorLog(logs=front_end.hides_errors)
         self._owner = os.getpid()
-        self._made = time.monotonic()
-        self._meter = Meter(self._made, 0 if supervisor.target.workers else 1, ring.layout.sample_bytes)
+        made = time.monotonic()
+        self._meter = Meter(made, 0 if supervisor.target.workers else 1, ring.layout.sample_bytes)
         self.ended: ShmgenError | None = None
         self._listening = Listening(workers)
         self.lock = self._listening.lock
@@ -84,7 +85,7 @@ class Prefetcher:
         self._waiting: list[tuple[float, BatchId]] = []
         self._look_at = 0.0 if autoscaler is not None else math.inf
         self._background = Background(self._keep_up_in_background)
-        add_open_loader(self, self._made)
+        add_open_loader(self, made)
 
     def __repr__(self) -> str:
         return f"{self._workers!r}, {f'ended: {self.ended}' if self.ended else repr(self._schedule)}"
@@ -92,7 +93,7 @@ class Prefetcher:
     @property
     def last_used(self) -> float:
         """When it was made, or gave its last batch; of `time.monotonic`."""
-        return self._meter.last or self._made
+        return self._meter.last
 
     @property
     def stats(self) -> Stats:
@@ -296,16 +297,13 @@ class Prefetcher:
     def close(self, reason: ShmgenError) -> None:
         """End the workers; requests that wait, and later ones, raise ``reason``."""
         open_loaders.discard(self)
-        if os.getpid() != self._owner:
-            # A fork of the owner: its lock may be held by a thread that is not here. It gives up its copies of the descriptors.
+        is_ours = os.getpid() == self._owner
+        # A fork of the owner gives up its copies of the descriptors; its lock may be held by a thread that is not there.
+        with self.lock if is_ours else nullcontext():
             self.ended = self.ended or reason
-            self._workers.stop()
-            self._ring.close()
-            return
-        with self.lock:
-            self.ended = self.ended or reason
-            self._background.end()
-            self._listening.end()  # before descriptors are closed
+            if is_ours:
+                self._background.end()
+                self._listening.end()  # before descriptors are closed
             self._workers.stop()
             self._ring.close()
 

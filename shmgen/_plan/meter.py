@@ -26,8 +26,10 @@ class Meter:
         # Of the batch that was requested last.
         self.epoch: int | None = None
         self._batches = self._samples = self._replaced = 0
-        # When the first batch was requested, and delivered, and when the last was; 0 until then.
-        self._requested = self._first = self.last = 0.0
+        # When the first batch was requested, and delivered; 0 until then.
+        self._requested = self._first = 0.0
+        # When the last batch was delivered; until then, when the loader was made.
+        self.last = now
         # What had been waited for and done at the first delivery: it belongs to the start.
         self._at_first = Stats()
         # All, as it was when the present epoch began; None in the first epoch.

@@ -84,7 +84,6 @@ class Sampler:
         self.batches = tail.batches(samples, batch_size)
         self.weights, self.lengths = weights, lengths
         self.offset = shard.rank * self.rows
-        self._is_sharded = shard.world > 1
         self.tail = tail
         # Two, because the next epoch's first batches are read while this one's last are delivered.
         self._order = lru_cache(maxsize=2)(partial(_order, samples, seed, weights, lengths))
@@ -101,7 +100,7 @@ class Sampler:
         """As ``[sampler[batch] for batch in batches]``; successive batches of one epoch by one computation."""
         (epoch, first), (last_epoch, last) = batches[0], batches[-1]
         end = (last + 1) * self.batch_size
-        if epoch != last_epoch or last - first != len(batches) - 1 or end > self.samples or self._is_sharded:
+        if epoch != last_epoch or last - first != len(batches) - 1 or end > self.samples or self.shard.world > 1:
             return [self[batch] for batch in batches]
         return list(self._at(epoch, first * self.batch_size, end).reshape(len(batches), self.batch_size))
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from shmgen._memory.limit_errors import START, named
 from shmgen._worker.context import interpreter
 from shmgen._worker.liveness import pidfd_open
-from shmgen._worker.protocol import Unframer, frame
+from shmgen._worker.protocol import frame, take_messages
 
 BOOT = """if True:
     import sys
@@ -92,7 +92,7 @@ class Child:
     def __init__(self, command: Sequence[str], environment: dict[str, str], fds: Sequence[int]) -> None:
         self._owner = os.getpid()
         self._pidfd = self._liveness = -1
-        self._unframer = Unframer()
+        self._received = bytearray()
         self._unsent = bytearray()
         with named(START), ExitStack() as theirs:
             self._socket, stream = socket.socketpair()
@@ -161,7 +161,8 @@ class Child:
                 return messages, ended
             except ConnectionResetError:
                 return messages, True
-            messages += self._unframer.feed(data)
+            self._received += data
+            messages += take_messages(self._received)
             if not data:
                 return messages, True
             if len(data) < 1 << 16 and not ended:

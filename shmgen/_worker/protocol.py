@@ -54,23 +54,15 @@ def processor_time(process: int | str) -> int:
     return total
 
 
-class Unframer:
-    """Cuts a stream, which arrives in parts of any size, into messages."""
-
-    def __init__(self) -> None:
-        self._stream = bytearray()
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The messages that ``data`` completes."""
-        stream = self._stream
-        stream += data
-        messages = []
-        start = 0
-        while (first := start + LENGTH_BYTES) <= len(stream):
-            stop = first + int.from_bytes(stream[start:first], "little")
-            if stop > len(stream):
-                break
-            messages.append(bytes(stream[first:stop]))
-            start = stop
-        del stream[:start]
-        return messages
+def take_messages(stream: bytearray) -> list[bytes]:
+    """Take the whole messages out of the beginning of what has arrived."""
+    messages = []
+    start = 0
+    while (first := start + LENGTH_BYTES) <= len(stream):
+        stop = first + int.from_bytes(stream[start:first], "little")
+        if stop > len(stream):
+            break
+        messages.append(bytes(stream[first:stop]))
+        start = stop
+    del stream[:start]
+    return messages

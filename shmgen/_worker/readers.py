@@ -89,10 +89,9 @@ class MainThread:
             function, answer = call
             try:
                 function()
+                answer.put(None)
             except Exception as error:
                 answer.put(error)
-            else:
-                answer.put(None)
 
 
 class Readers:
