@@ -1,8 +1,8 @@
 """Image files become arrays: decoded, turned as the camera says, of the mode and size that a row has.
 
-Pillow reads the header of each file. Pixels of 8-bit JPEGs are decoded by simplejpeg, and pixels of 8 bits are resized by
-cykooz-resizer, where these two packages are installed. They compute what Pillow computes in half of its time: decoded numbers
-are the same, since both use libjpeg-turbo, and resized ones differ by 2 of 255 at most, by rounding.
+Plain 8-bit JPEGs are decoded by simplejpeg, and pixels of 8 bits are resized by cykooz-resizer, where these two packages are
+installed. They compute what Pillow computes in less than half of its time: decoded numbers are the same, since both use
+libjpeg-turbo, and resized ones differ by 2 of 255 at most, by rounding. All other images are Pillow's.
 
 Imported only where `Images` is used, in workers too.
 """
