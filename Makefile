@@ -57,7 +57,7 @@ lint: $(VENV)/.lint  ## check style and types
 docs: $(VENV)/.docs  ## build the site in .docs: guide, recipes, reference
 	$(BIN)/zensical build --config-file .mkdocs.yml --clean --strict
 
-bench: $(VENV)/.bench  ## compare with every other loader in twenty minutes; QUICK=1: in two
+bench: $(VENV)/.bench  ## compare with every other loader in half an hour; QUICK=1: in two
 	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:cacheprovider --timeout=0 \
 		$(if $(QUICK),--quick --results=.bench,--results=benchmarks/results --into=README.md --into=benchmarks/README.md) $(ARGS)
 

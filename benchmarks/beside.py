@@ -76,8 +76,7 @@ def hold(name: str, root: Path, rounds: int, seconds: float, cut: int) -> dict[s
         for contestant in kind.contestants:
             command = [sys.executable, "-m", "benchmarks.beside", name, contestant, place, str(seconds)]
             process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            processes[contestant] = process
-            stack.callback(process.wait)
+            processes[contestant] = stack.enter_context(process)
             stack.callback(process.kill)
         dice = random.Random(0)
         for _ in range(rounds):
