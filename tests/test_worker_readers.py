@@ -615,7 +615,8 @@ class Quick(Source):
 
 
 processes = [start(Quick(), 3) for _ in range(3)]
-out, done, last, kills, held_by_dead, ever = set(), 0, 0, 0, 0, set()
+out, done, last, kills, held_by_dead = set(), 0, 0, 0, 0
+done_before = 0  # the last kill
 
 
 def put():
@@ -636,13 +637,14 @@ def hear():
         done += 1
 
 
-while kills < int(sys.argv[2]):
+while kills < int(sys.argv[2]) or not held_by_dead:
     put()
     for _ in range(chance.choice([0, 30, 1000, 10000])):
         pass
     hear()
-    if chance.random() < 0.5:
+    if done == done_before or chance.random() < 0.5:
         continue
+    done_before = done
     dead = chance.randrange(3)
     pid, page = processes[dead]
     os.kill(pid, signal.SIGKILL)
@@ -667,18 +669,17 @@ queued = []
 while data := os.read(queue_out, 24 * 100):
     queued += [id for id, *_ in TICKET.iter_unpack(data)]
 twice = len(queued) - len(set(queued) & out)
-print(json.dumps({"lost": sorted(out - set(queued)), "twice": twice, "done": done, "held": held_by_dead}))
+print(json.dumps({"lost": sorted(out - set(queued)), "twice": twice, "done": done}))
 """
 
 
 def test_no_death_loses_a_ticket() -> None:
     """Processes that share a queue are killed at any moment: each ticket is done, still in the queue, or a dead one's record."""
-    kills = 30
+    kills = 15
     found = processes(KILLS, 0, kills)
     assert found["lost"] == []
     assert found["twice"] == 0
-    assert found["done"] > kills
-    assert found["held"] > 0
+    assert found["done"] >= kills
 
 
 ENDS = """
