@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+import hypothesis
 import numpy as np
 import psutil
 import pytest
@@ -115,6 +116,11 @@ def folder(tmp_path: Path) -> Callable[..., DataSet]:
         return data
 
     return write
+
+
+# The folder may belong to another user.
+hypothesis.settings.register_profile("shmgen", database=None)
+hypothesis.settings.load_profile("shmgen")
 
 
 def wait_until(condition: Callable[[], object], what: str, within: float = DEADLINE) -> None:

@@ -465,12 +465,12 @@ class TestDataWait:
 
         with (
             Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=1) as training,
-            Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(0.03), workers=1) as other,
+            Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(0.03), workers=1, slots=2) as other,
         ):
             x = Wrapper(training) if wrapped else training
             look = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: list(other))
             history = self.fit(x, [DataWait(warn_above=0.0), look], epochs=2)
-            assert other.stats.batch_wait > 1
+            assert other.stats.batch_wait > 0.4  # of each epoch's 4 batches, 2 at most were read ahead
             # The whole epoch took longer than these lists did, whose waiting would be nearly all of it.
             assert max(history["data_wait"]) < 0.5
         assert all(record.message.count("verdict:") <= 1 for record in caplog.records)
