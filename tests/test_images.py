@@ -455,6 +455,9 @@ def test_two_files_of_one_id(tmp_path: Path) -> None:
     os.link(tmp_path / "a.png", tmp_path / "b.png")
     os.link(tmp_path / "a.png", tmp_path / "b.PNG")
     assert row_of(tmp_path, "b")[0, 0, 0] == 1
+    Image.new("L", (8, 8), 1).save(tmp_path / "c.png")
+    Image.new("L", (8, 8), 2).save(tmp_path / "c.JPG", "JPEG")
+    assert "found c.JPG and c.png; pass suffix='.JPG', for one" in refused(tmp_path, "c")
 
 
 def test_a_missing_image_says_what_is_there(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -19,9 +21,8 @@ if TYPE_CHECKING:
     from shmgen._sources.image_decoder import ImageDecoder, Interpolation, Mode, Resize
     from shmgen._storage.remote import Remote
 
-FOUND = ("", *IMAGES.suffixes), tuple(map(str.upper, IMAGES.suffixes))
-"""Suffixes that are tried where an id does not end in that of an image: the second ones only where no file has one of the first,
-since a file system that does not tell upper from lower case has each under both."""
+FOUND = ("", *(suffix for lower in IMAGES.suffixes for suffix in (lower, lower.upper())))
+"""Suffixes that are tried where an id does not end in that of an image."""
 
 
 class Images(FolderSource):
@@ -191,14 +192,20 @@ class ImageFiles(Files):
 
     def _found(self, id: object) -> str:
         """The only file whose name is ``id`` plus a suffix; raises as `name`."""
-        for suffixes in FOUND:
-            found = [name for suffix in suffixes if os.path.isfile(self.place(name := f"{id}{suffix}"))]
-            if len(found) > 1:
-                remedy = f"pass suffix={found[0][len(str(id)) :]!r}, for one"
-                raise FormatError(f"expected one image, found {' and '.join(found)}; {remedy}")
-            if found:
-                return found[0]
-        raise FileNotFoundError
+        # By identity, since a file system that does not tell upper from lower case has one file under two names.
+        found: dict[tuple[int, int], str] = {}
+        for name in (f"{id}{suffix}" for suffix in FOUND):
+            with suppress(OSError, ValueError):
+                status = os.stat(self.place(name))
+                if stat.S_ISREG(status.st_mode):
+                    found.setdefault((status.st_dev, status.st_ino), name)
+        names = list(found.values())
+        if not names:
+            raise FileNotFoundError
+        if len(names) > 1:
+            remedy = f"pass suffix={names[0][len(str(id)) :]!r}, for one"
+            raise FormatError(f"expected one image, found {' and '.join(names)}; {remedy}")
+        return names[0]
 
 
 def _check(value: str, name: str, known: Any) -> None:
