@@ -36,8 +36,8 @@ demo: $(VENV)/.demo$(addprefix -,$(filter-out tensorflow,$(DEMO)))  ## train on 
 RUNS := $(if $(BACKEND),$(filter torch,$(BACKEND)) $(BACKEND)-backend,suite $(if $(ARGS),,$(if $(HAS_TENSORFLOW),tensorflow-backend) jax-backend))
 run_suite = $(PYTEST) tests --ignore tests/backends $(if $(SLOW),,-m 'not slow')
 run_torch = $(PYTEST) tests --ignore tests/backends -m torch
-run_tensorflow-backend = KERAS_BACKEND=tensorflow $(PYTEST) tests/backends $(if $(SLOW),,-m 'not slow')
-run_jax-backend = KERAS_BACKEND=jax $(PYTEST) tests/backends $(if $(SLOW),,-m 'not slow')
+run_tensorflow-backend = KERAS_BACKEND=tensorflow $(PYTEST) tests/backends
+run_jax-backend = KERAS_BACKEND=jax $(PYTEST) tests/backends
 run_torch-backend = KERAS_BACKEND=torch $(PYTEST) tests/backends
 test: $(VENV)/.$(if $(COVERAGE),coverage,test)$(addprefix -,$(filter torch,$(BACKEND)))  ## run the tests; SLOW=1: those too that train for long; ARGS are pytest's; BACKEND=torch: those that need torch; LATEST=1: with the newest of everything; COVERAGE=1: which lines they run
 	$(if $(COVERAGE),rm -rf .coverage && mkdir .coverage)

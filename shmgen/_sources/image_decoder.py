@@ -154,7 +154,6 @@ class ImageDecoder(NamedTuple):
         # What Pillow's `draft` does.
         scale = next((scale for scale in (8, 4, 2) if wanted and min(size[0] // wanted[0], size[1] // wanted[1]) >= scale), 1)
         width, height = -(-size[0] // scale), -(-size[1] // scale)
-        box = (box[0] / scale, box[1] / scale, box[2] / scale, box[3] / scale)
         shape = height, width, CHANNELS[self.mode]
         fits = (
             row is not None
@@ -171,7 +170,7 @@ class ImageDecoder(NamedTuple):
             return None
         if pixels.shape != shape:
             return None
-        return row if fits else self._finished(pixels, fitted, box, orientation)
+        return row if fits else self._finished(pixels, scale, fitted, box, orientation)
 
     def _by_pillow(self, image: Any) -> np.ndarray:
         is_drafted = image.format in DRAFTED
@@ -180,17 +179,19 @@ class ImageDecoder(NamedTuple):
             image.load()  # some formats know their orientation only once they are loaded, and loading turns a TIFF
         orientation = _orientation(image.getexif)
         fitted, box = self._fitted(image.size, swapped=orientation in SWAPPED)
+        scale = 1
         if is_drafted:
             # Grey is decoded as grey, and at a smaller size if the row is much smaller.
             image.draft(self.mode, self._draft_size(image.size, fitted, box))
             scale = image.decoderconfig[0] if image.decoderconfig else 1
-            box = (box[0] / scale, box[1] / scale, box[2] / scale, box[3] / scale)
             stored = _stored(image)
-        return self._finished(self._converted(image, *stored), fitted, box, orientation)
+        return self._finished(self._converted(image, *stored), scale, fitted, box, orientation)
 
-    def _finished(self, pixels: np.ndarray, fitted: tuple[int, int] | None, box: Box, orientation: int) -> np.ndarray:
-        """Pixels as they were decoded become a row's: resized, turned, and in the middle of zeros."""
+    def _finished(self, pixels: np.ndarray, scale: int, fitted: tuple[int, int] | None, box: Box, orientation: int) -> np.ndarray:
+        """Pixels that were decoded at 1 / ``scale`` of the image's size become a row's: resized, turned, and in the middle of
+        zeros. ``fitted`` and ``box`` are those of `_fitted`."""
         height, width = pixels.shape[:2]
+        box = (box[0] / scale, box[1] / scale, box[2] / scale, box[3] / scale)
         if fitted is not None and (fitted, box) != ((width, height), (0, 0, width, height)):
             pixels = self._resized(pixels, fitted, box)
         if pixels.ndim == 2:
