@@ -12,7 +12,7 @@ import pytest
 import shmgen._memory.limits
 from shmgen import Loader
 from shmgen._memory.layout import PAGE
-from shmgen._memory.limit_errors import START, reached
+from shmgen._memory.limit_errors import reached
 
 LIMITS = """
 import contextlib, logging, resource
@@ -246,7 +246,7 @@ def test_no_file_for_the_whole_machine(folder: Callable) -> None:
     """A limit of the whole machine is named as that."""
     data = folder(4)
     with Loader(data.ids, None, 2, data_dir=data.path, workers=0):
-        said = reached(OSError(errno.ENFILE, "Too many open files in system"), START)
+        said = reached(OSError(errno.ENFILE, "Too many open files in system"))
     assert re.match(
         r"the machine may not have more files open \(sysctl fs.file-max\), and \d+ loaders? (is|are) open: close", said
     )
@@ -261,11 +261,11 @@ def test_a_container_has_a_limit_on_processes(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "self/cgroup").write_text("0::/a/b\n")
     (tmp_path / "a/pids.max").write_text("123\n")
     (tmp_path / "a/b/pids.max").write_text("max\n")
-    said = reached(OSError(errno.EAGAIN, "Resource temporarily unavailable"), START)
+    said = reached(OSError(errno.EAGAIN, "Resource temporarily unavailable"))
     assert "this container may have 123 (pids.max): use fewer workers, " in said
 
 
 @pytest.mark.parametrize("error", [OSError("no number"), OSError(errno.EACCES, "x"), ValueError(), OSError(errno.ENOMEM, "x")])
 def test_what_tells_of_no_limit(error: Exception) -> None:
     """Other errors, and a lack of memory without a limit of the process, get no advice."""
-    assert reached(error, START) == ""
+    assert reached(error) == ""

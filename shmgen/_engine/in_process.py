@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from shmgen._engine.workers import Event, EventKind, Wakeup
-from shmgen._memory.limit_errors import FILES, named
+from shmgen._memory.limit_errors import named
 from shmgen._memory.records import BUSY, EPOCH, FUNCTION, POSITION, ROW, SAMPLES, TURN
 from shmgen._memory.ring import Ring
 from shmgen._plan.meter import Use
@@ -31,7 +31,7 @@ class InProcess:
         self._cpu = 0
         filler.set_up()
         self._filler = filler.opened(self._at)
-        with named(FILES):
+        with named():
             self._wakeup = Wakeup()
         self._ring = ring
         self._tables = [partial(take, table) for table in tables]

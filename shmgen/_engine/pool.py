@@ -16,7 +16,7 @@ from itertools import count
 from typing import Any
 
 from shmgen._engine.workers import Event, EventKind, Wakeup
-from shmgen._memory.limit_errors import FILES, MAPPING, named
+from shmgen._memory.limit_errors import named
 from shmgen._memory.records import BUSY, EAGER, FUNCTION, LAST_TICKET, READERS, READS, REPORT, ROW, TICKET, TURN, USED
 from shmgen._memory.ring import Ring
 from shmgen._memory.status_page import StatusPage
@@ -63,7 +63,7 @@ class Pool:
             self._filler, sources = dumps(filler)
             self._context = tuple(Context.capture(sources))
         self._forwarded_logs = ForwardedLogs()
-        with named(FILES), ExitStack() as undo:
+        with named(), ExitStack() as undo:
             self._wakeup = Wakeup()
             undo.callback(self._wakeup.close)
             self._poll = select.epoll()
@@ -106,7 +106,7 @@ class Pool:
         return {number: worker.child.pid for number, worker in self._workers.items()}
 
     def _start(self, reads: int) -> _Worker:
-        with named(MAPPING):
+        with named():
             fd = StatusPage.create()
             try:
                 page = StatusPage(fd)

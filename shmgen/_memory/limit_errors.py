@@ -7,19 +7,10 @@ from __future__ import annotations
 
 import errno
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 from weakref import WeakSet
-
-FILES = errno.EMFILE, errno.ENFILE
-"""Errors of opening a file."""
-
-MAPPING = *FILES, errno.ENOMEM
-"""Errors of mapping memory, for which Python duplicates a descriptor."""
-
-START = *MAPPING, errno.EAGAIN
-"""Errors of starting a process."""
 
 IDLE, MANY_IDLE = 10.0, 4
 """Seconds without a batch after which a loader counts as idle; and the number of idle loaders that gives a warning."""
@@ -60,19 +51,19 @@ def on_file_bytes() -> str:
     return "" if soft is None else f"files may have {soft:,} bytes (ulimit -f), and shared memory counts as one: {_LESS}"
 
 
-def reached(error: Exception, errors: tuple[int, ...]) -> str:
-    """The limit that ``error`` is about, and the remedy; empty if there is none, or its number is not among ``errors``."""
+def reached(error: Exception) -> str:
+    """The limit that ``error`` is about, and the remedy; empty if there is none."""
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
-    return _TOLD[number]() if number in errors else ""
+    return _TOLD[number]() if number in _TOLD else ""
 
 
 @contextmanager
-def named(errors: tuple[int, ...]) -> Iterator[None]:
+def named() -> Iterator[None]:
     """Add to an OSError's text the limit that it is about, unless it is there."""
     try:
         yield
     except OSError as error:
-        limit = reached(error, errors)
+        limit = reached(error)
         if limit and limit not in str(error):
             raise OSError(error.errno, f"{error.strerror}: {limit}") from None
         raise
@@ -80,7 +71,7 @@ def named(errors: tuple[int, ...]) -> Iterator[None]:
 
 def note(error: Exception) -> None:
     """Add to the notes of ``error``, which comes from the user's code, the limit that it is about, if any."""
-    if limit := reached(error, MAPPING):
+    if not isinstance(error, BlockingIOError) and (limit := reached(error)):  # a socket of theirs may block
         error.add_note(limit)
 
 
@@ -133,7 +124,7 @@ def _soft(limit: int) -> int | None:
 
 _LESS = "raise the limit, hold fewer batches, or use fewer slots or a smaller batch_size"
 
-_TOLD = {
+_TOLD: dict[int | None, Callable[[], str]] = {
     errno.EMFILE: _files,
     errno.ENFILE: _files_of_all,
     errno.EFBIG: on_file_bytes,

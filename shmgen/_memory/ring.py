@@ -20,7 +20,7 @@ import numpy as np
 
 from shmgen._memory import nameless
 from shmgen._memory.layout import BatchArrays, Layout
-from shmgen._memory.limit_errors import FILES, most_file_bytes, named, on_file_bytes
+from shmgen._memory.limit_errors import most_file_bytes, named, on_file_bytes
 from shmgen._memory.limits import available
 from shmgen._memory.records import READ_MARK, SAMPLES
 from shmgen._memory.segments import Segments
@@ -56,7 +56,7 @@ class Ring:
         self._prepared: dict[int, tuple[int, BatchArrays, _Lease]] = {}
         self._leases: dict[int, _Lease] = {}
         self._released: deque[_Lease] = deque()
-        with named(FILES):
+        with named():
             self.fd = nameless.create("shmgen")
         self._segments = Segments(self.fd, layout.slot_bytes)
         try:

@@ -9,7 +9,7 @@ import mmap
 import os
 import threading
 
-from shmgen._memory.limit_errors import MAPPING, named
+from shmgen._memory.limit_errors import named
 
 
 class Segments:
@@ -37,7 +37,7 @@ class Segments:
 
     def map_new(self) -> None:
         """Map what the file has grown by."""
-        with self._mapping, named(MAPPING):  # two threads at once would both add the same slots
+        with self._mapping, named():  # two threads at once would both add the same slots
             begin = len(self.mapped) * self._slot_bytes
             length = os.fstat(self._fd).st_size - begin
             if length > 0:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from shmgen._memory.limit_errors import FILES, reached
+from shmgen._memory.limit_errors import reached
 from shmgen._samples.sample_spec import dtype_of, reinterpreted
 from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError
@@ -243,6 +243,6 @@ def explain(error: Exception, path: str = "") -> str:
         with suppress(OSError):
             if not stat.S_ISREG(mode := os.stat(path).st_mode):
                 return f"expected a file, found a {KINDS_OF_FILE.get(stat.S_IFMT(mode), 'device')}"
-        limit = reached(error, FILES)
+        limit = reached(error)
         return f"expected a readable file, found: {error.strerror} (errno {error.errno}){limit and f'; {limit}'}"
     return str(error)

@@ -14,7 +14,7 @@ from operator import methodcaller
 from typing import Any, Self, TypeAlias
 
 from shmgen._memory import nameless
-from shmgen._memory.limit_errors import FILES, MAPPING, named
+from shmgen._memory.limit_errors import named
 from shmgen._memory.limits import available
 
 BLOCK = 1 << 16
@@ -76,7 +76,7 @@ class PackedIds:
     @classmethod
     def _written(cls, kind: str, count: int, blocks: Iterable[_Block]) -> Self:
         packed = cls(kind, count)
-        with named((*FILES, errno.EFBIG)):
+        with named():
             packed.fd = nameless.create("shmgen-ids", sealable=True)
         try:
             place, behind = 0, (count + 1) * WORD_BYTES
@@ -94,7 +94,7 @@ class PackedIds:
         """Map the memory behind the descriptor ``fd``, which may be closed afterwards."""
         if self._kind == RANGE:
             return
-        with named(MAPPING):
+        with named():
             # Pages are shared as long as they are not written. Before Linux 6.7, sealed memory could not be mapped as MAP_SHARED.
             self._memory = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
         if self._kind in (TEXTS, MIXED):
@@ -140,7 +140,7 @@ def _write(fd: int, data: bytes | memoryview, place: int) -> int:
             "are available: pass shorter ids, or a range or an array of ints",
         )
     left = memoryview(data)
-    with named((errno.EFBIG,)):
+    with named():
         while left:
             written = os.pwrite(fd, left, place)
             left, place = left[written:], place + written

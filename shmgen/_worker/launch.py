@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from shmgen._memory.limit_errors import START, named
+from shmgen._memory.limit_errors import named
 from shmgen._worker.context import interpreter
 from shmgen._worker.liveness import pidfd_open
 from shmgen._worker.protocol import frame, take_messages
@@ -94,7 +94,7 @@ class Child:
         self._pidfd = self._liveness = -1
         self._received = bytearray()
         self._unsent = bytearray()
-        with named(START), ExitStack() as theirs:
+        with named(), ExitStack() as theirs:
             self._socket, stream = socket.socketpair()
             theirs.callback(stream.close)
             try:

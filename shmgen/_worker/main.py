@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from shmgen._memory.limit_errors import MAPPING, named, note
+from shmgen._memory.limit_errors import named, note
 from shmgen._memory.records import READERS, USED
 from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import StatusPage
@@ -77,7 +77,7 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     try:
-        with named(MAPPING):
+        with named():
             page, segments = StatusPage(fds.page), Segments(fds.segment, start.slot_bytes)
         if start.draws:
             from shmgen._worker.rng import seed_late
