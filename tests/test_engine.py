@@ -187,7 +187,7 @@ def test_an_interrupt_amid_a_wait_ends_that_request_alone() -> None:
         engine.workers.script.append(interrupt)
         with pytest.raises(KeyboardInterrupt):
             engine.fetch(0)
-        assert engine.prefetcher.state(0).waiting == 0
+        assert engine.prefetcher.state.waiting == 0
         whole_epoch(engine)
 
 
@@ -247,5 +247,4 @@ def test_several_threads_wait(asking: type[Asking]) -> None:
 
 def state(engine: Engine) -> Any:
     """What the loader would say of itself."""
-    with engine.prefetcher.lock:
-        return engine.prefetcher.state(0)
+    return engine.prefetcher.state

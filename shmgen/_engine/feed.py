@@ -142,8 +142,7 @@ class Feed:
     @property
     def state(self) -> LoaderState:
         """A snapshot of its slots, its workers, and the requests that wait."""
-        with self._prefetcher.entered():
-            return self._prefetcher.state(self._passes.epoch)
+        return self._prefetcher.state
 
     @property
     def error(self) -> Exception | None:

@@ -111,21 +111,22 @@ class Prefetcher:
                 decisions=() if scaler is None else tuple(scaler.decisions),
             )
 
-    def state(self, epoch: int) -> LoaderState:
-        """What is being done, in an iteration of ``epoch``. To be called with the lock held."""
-        closed = self.ended is not None
-        slots, workers = [], []
-        if not closed:
+    @property
+    def state(self) -> LoaderState:
+        """What is being done at this moment."""
+        with self.entered():
+            if self.ended is not None:
+                return LoaderState(self._passes.epoch, (), (), len(self._waiting), closed=True)
+            slots, workers = [], []
             for number, slot in enumerate(self._schedule.slots):
                 if slot.state is State.LEASED and not self._ring.is_held(number):
                     slots.append(SlotState("free"))  # the next request will release it
                 else:
-                    epoch_of, batch = slot.batch or (None, None)
-                    slots.append(SlotState(slot.state.value, epoch_of, batch))
+                    slots.append(SlotState(slot.state.value, *(slot.batch or ())))
             for worker, pid in self._workers.pids.items():
                 begun = [claim for claim in self._supervisor.claims(worker).values() if claim.begun]
                 workers.append(WorkerState(pid, tuple(self._planner.ids(claim.ticket)[claim.row or 0] for claim in begun)))
-        return LoaderState(epoch, tuple(slots), tuple(workers), len(self._waiting), closed)
+            return LoaderState(self._passes.epoch, tuple(slots), tuple(workers), len(self._waiting), closed=False)
 
     def read_ahead(self) -> None:
         """Have workers read the batches that will be requested next."""

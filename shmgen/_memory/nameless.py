@@ -23,7 +23,7 @@ TMPFS = "/dev/shm"  # noqa: S108 # nothing there is given a name
 """Where the memory is without memfd_create. Unlike a memfd, it has a size limit: 64 MB in most containers."""
 
 
-def create(name: str, *, sealable: bool = False) -> int:
+def create(name: str) -> int:
     """The descriptor of new, empty memory; never that of a standard stream. Tools such as lsof show its ``name``.
 
     Raises:
@@ -31,7 +31,7 @@ def create(name: str, *, sealable: bool = False) -> int:
     """
     hold_standard_streams()
     try:
-        fd = _memfd(name, MFD_CLOEXEC | (MFD_ALLOW_SEALING if sealable else 0))
+        fd = _memfd(name)
     except OSError as error:
         if error.errno not in REFUSED:
             raise
@@ -72,7 +72,8 @@ def hold_standard_streams() -> None:
                 os.set_inheritable(fd, True)
 
 
-def _memfd(name: str, flags: int) -> int:
+def _memfd(name: str) -> int:
+    flags = MFD_CLOEXEC | MFD_ALLOW_SEALING
     if hasattr(os, "memfd_create"):
         return os.memfd_create(name, flags)
     import ctypes

@@ -77,7 +77,7 @@ class PackedIds:
     def _written(cls, kind: str, count: int, blocks: Iterable[_Block]) -> Self:
         packed = cls(kind, count)
         with named():
-            packed.fd = nameless.create("shmgen-ids", sealable=True)
+            packed.fd = nameless.create("shmgen-ids")
         try:
             place, behind = 0, (count + 1) * WORD_BYTES
             for data, words in blocks:
