@@ -25,24 +25,22 @@ class Lengths:
     """The lengths of all samples, for batches of ``batch_size``, of all ranks together."""
 
     def __init__(self, lengths: np.ndarray, batch_size: int) -> None:
-        self._lengths = lengths
-        self._batch_size = batch_size
+        self.lengths = lengths
+        self.batch_size = batch_size
 
     def fingerprint(self) -> str:
         """A hash of lengths and batch size, of 32 hexadecimal digits: with the same, batches are the same."""
-        hashed = blake2b(np.ascontiguousarray(self._lengths, "<f8").data, digest_size=16)
-        hashed.update(b"%d" % self._batch_size)
+        hashed = blake2b(np.ascontiguousarray(self.lengths, "<f8").data, digest_size=16)
+        hashed.update(b"%d" % self.batch_size)
         return hashed.hexdigest()
 
-    def sorted(self, order: Positions, seed: int, epoch: int) -> Positions:
-        """The samples of an epoch's ``order`` in batches of similar lengths."""
-        return _ByLength(order, self._lengths, self._batch_size, seed, epoch)
 
+class ByLength(Positions):
+    """The samples of an epoch's ``order`` in batches of similar lengths."""
 
-class _ByLength(Positions):
-    def __init__(self, order: Positions, lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
-        super().__init__(order.samples, WINDOW * batch_size)
-        self._order, self._lengths, self._batch_size = order, lengths, batch_size
+    def __init__(self, order: Positions, lengths: Lengths, seed: int, epoch: int) -> None:
+        super().__init__(order.samples, WINDOW * lengths.batch_size)
+        self._order, self._lengths, self._batch_size = order, lengths.lengths, lengths.batch_size
         self._seed, self._epoch = seed, epoch
 
     def _computed(self, first: int, last: int) -> np.ndarray:

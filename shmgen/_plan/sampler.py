@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shmgen._plan.by_length import Lengths
+from shmgen._plan.by_length import ByLength, Lengths
 from shmgen._plan.order import Order, Positions, hash_of
 from shmgen._plan.weighted import WeightedOrder, WeightTable
 
@@ -145,4 +145,4 @@ class Sampler:
 def _order(samples: int, seed: int, weights: WeightTable | None, lengths: Lengths | None, epoch: int) -> Positions:
     """A sample for each position of an epoch."""
     order = Order(samples, seed, epoch) if weights is None else WeightedOrder(weights, seed, epoch)
-    return order if lengths is None else lengths.sorted(order, seed, epoch)
+    return order if lengths is None else ByLength(order, lengths, seed, epoch)
