@@ -21,6 +21,8 @@ EXTRAS := $(if $(HAS_TENSORFLOW),tensorflow,jax),cli,hdf5,plot,remote
 PYTEST = $(BIN)/python -m pytest -p no:benchmark -n 2 --dist worksteal $(if $(COVERAGE),$(COVER) --cov-append)
 MINUTES ?= 10
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+# Some set this in containers; each of the workers that the tests start would then compile the whole package.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help odd demo test nightly lint docs bench soak fuzz clean always
 
