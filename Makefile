@@ -18,7 +18,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 # together that are there when it ends; there may be no others.
 COVER := --cov --cov-report=
 EXTRAS := $(if $(HAS_TENSORFLOW),tensorflow,jax),cli,hdf5,plot,remote
-PYTEST = $(BIN)/python -m pytest -p no:benchmark -n 2 --dist worksteal $(if $(COVERAGE),$(COVER) --cov-append)
+PYTEST = $(BIN)/python -m pytest -p no:benchmark -n 3 --dist worksteal $(if $(COVERAGE),$(COVER) --cov-append)
 MINUTES ?= 10
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Some set this in containers; each of the workers that the tests start would then compile the whole package.
@@ -36,10 +36,12 @@ demo: $(VENV)/.demo$(addprefix -,$(filter-out tensorflow,$(DEMO)))  ## train on 
 
 # Each run goes on to the next when it fails. Tests that need torch run with BACKEND=torch, which installs it.
 RUNS := $(if $(BACKEND),$(filter torch,$(BACKEND)) $(BACKEND)-backend,suite $(if $(ARGS),,$(if $(HAS_TENSORFLOW),tensorflow-backend) jax-backend))
-run_suite = $(PYTEST) tests --ignore tests/backends $(if $(SLOW),,-m 'not slow')
+# What imports Keras into the process of the tests takes a second or more to begin, so it is apart, and run with a backend's tests.
+FAST := $(if $(SLOW),,-m 'not slow')
+run_suite = $(PYTEST) tests --ignore tests/backends $(if $(ARGS),,--ignore tests/with_keras) $(FAST)
 run_torch = $(PYTEST) tests --ignore tests/backends -m torch
-run_tensorflow-backend = KERAS_BACKEND=tensorflow $(PYTEST) tests/backends
-run_jax-backend = KERAS_BACKEND=jax $(PYTEST) tests/backends
+run_tensorflow-backend = KERAS_BACKEND=tensorflow $(PYTEST) tests/backends tests/with_keras $(FAST)
+run_jax-backend = KERAS_BACKEND=jax $(PYTEST) tests/backends $(if $(HAS_TENSORFLOW),,tests/with_keras $(FAST))
 run_torch-backend = KERAS_BACKEND=torch $(PYTEST) tests/backends
 test: $(VENV)/.$(if $(COVERAGE),coverage,test)$(addprefix -,$(filter torch,$(BACKEND)))  ## run the tests; SLOW=1: those too that train for long; ARGS are pytest's; BACKEND=torch: those that need torch; LATEST=1: with the newest of everything; COVERAGE=1: which lines they run
 	$(if $(COVERAGE),rm -rf .coverage && mkdir .coverage)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import wait_until
 
-from shmgen import InputError, Loader, Sequence
+from shmgen import InputError, Loader
 
 
 def made(sample: Callable[[int], Any], base: type = object, **more: Any) -> Any:
@@ -62,10 +62,10 @@ def test_a_frameworks_data_set_may_be_iterable(base: type) -> None:
 
 
 def test_workers_read_it(caplog: pytest.LogCaptureFixture) -> None:
-    """Two workers of a Sequence read a data set, with labels by number beside it."""
+    """Two workers read a data set, with labels by number beside it."""
     dataset = made(lambda i: np.full(3, i * i))
-    with Sequence(dataset, range(12), batch_size=4, workers=2) as sequence:
-        assert all(((y * y)[:, None] == X).all() for X, y in sequence)
+    with Loader(dataset, range(12), batch_size=4, workers=2) as loader:
+        assert all(((y * y)[:, None] == X).all() for X, y in loader)
     assert "functions that workers call import" not in caplog.text
 
 

@@ -201,40 +201,6 @@ def test_killed_again_and_again(folder: Callable, asking: Callable, workers: Cal
         assert loader.stats.restarts >= 4  # the last may not have been noticed yet
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:keras")
-def test_fit_goes_on(folder: Callable, workers: Callable) -> None:
-    """A worker killed in each epoch of ``fit``: every sample comes once an epoch, with its own label."""
-    import keras
-    import tensorflow as tf
-
-    from shmgen import Sequence
-
-    seen: list[int] = []
-
-    class Recorder(keras.Model):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = self.add_weight(shape=(), initializer="ones")
-
-        def train_step(self, batch: Any) -> dict[str, Any]:
-            def note(X: Any, y: Any) -> np.int64:
-                seen.extend(data.check(X.numpy(), y.numpy()))
-                return np.int64(0)
-
-            tf.py_function(note, batch, tf.int64)
-            return {"loss": self.scale}
-
-    data = folder(N)
-    model = Recorder()
-    model.compile()
-    killer = keras.callbacks.LambdaCallback(on_train_batch_end=lambda number, logs: kill(workers()[0]) if number == 1 else None)
-    with Sequence(data.ids, data.labels, BATCH, data_dir=data.path, workers=2, slots=4) as sequence:
-        model.fit(sequence, epochs=3, verbose=0, callbacks=[killer])
-        assert sequence.stats.restarts == 3
-
-    assert [sorted(seen[first : first + N]) for first in range(0, 3 * N, N)] == [list(range(N))] * 3
-
-
 # Samples that kill the worker that reads them.
 
 

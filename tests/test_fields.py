@@ -1,4 +1,4 @@
-"""Fields: what a batch is made of reaches Keras in the structure it was given, every field without a copy, every sample once."""
+"""Fields: what a batch is made of has the structure that was given, aligned, and held as a whole."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-import keras
-import ml_dtypes
 import numpy as np
 import pytest
-import tensorflow as tf
-from noting import Noting
 from ways import assert_grown, lists
 
-from shmgen import Function, InputError, Loader, Npy, NpyRows, Sequence, Values
+from shmgen import Function, InputError, Loader, Npy, NpyRows, Values
 
 N = 53
 
@@ -129,23 +125,6 @@ def test_every_field_is_aligned_and_separate(data: Any) -> None:
         assert loader.stats.grown == 8 - 2
 
 
-class Recorder(keras.Model):
-    """A model that hands what reaches its steps, tensor by tensor, to a function."""
-
-    def __init__(self, on_batch: Callable[[list[Any]], None]) -> None:
-        super().__init__()
-        self.on_batch = on_batch
-        self.scale = self.add_weight(shape=(), initializer="ones")
-
-    def train_step(self, data: Any) -> dict[str, Any]:
-        def note(*tensors: Any) -> np.int64:
-            self.on_batch(list(tensors))
-            return np.int64(0)
-
-        tf.py_function(note, tf.nest.flatten(data), tf.int64)
-        return {"loss": self.scale}
-
-
 def fields(data: Any) -> dict[str, Any]:
     """Two inputs, two targets and weights; all elements of a sample's rows are its number."""
     return {
@@ -153,77 +132,6 @@ def fields(data: Any) -> dict[str, Any]:
         "targets": {"class": Values(data.labels), "mask": Function(lambda n: np.full(3, int(n[3:])))},
         "weights": data.labels,
     }
-
-
-def test_no_copy_of_any_field_to_the_tensor(data: Any) -> None:
-    """In a ``train_step``, the tensors of every batch share their memory with the arrays that were handed out."""
-    found: list[int] = []
-    batches: list[int] = []
-
-    def look(tensors: list[Any]) -> None:
-        batches.append(len(tensors))
-        # A tensor's own memory; Tensor.numpy() would copy.
-        found.extend(np.asarray(memoryview(tensor)).ctypes.data for tensor in tensors)
-
-    model = Recorder(look)
-    model.compile()
-    with Noting(data.ids, None, 8, **fields(data)) as sequence:
-        slots = len(sequence.state.slots)
-        model.fit(sequence, epochs=2, verbose=0)
-        assert sequence.stats.grown == 0
-    assert batches == [5] * 12
-    assert set(found) <= sequence.handed_out
-    assert len(sequence.handed_out) <= 5 * slots
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_fit_gives_every_sample_once_an_epoch(data: Any, workers: int) -> None:
-    """In ``fit``, fields of a row belong to one sample, each sample comes once an epoch, transformed once."""
-    seen: list[float] = []
-
-    def shift(sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-        shift = 1000 * int(rng.integers(1, 9))
-        for row in sample.values():
-            row[...] += shift
-
-    def look(tensors: list[Any]) -> None:
-        numbers = [np.reshape(tensor.numpy(), (len(tensor), -1))[:, 0] for tensor in tensors]
-        for other in numbers[1:]:
-            np.testing.assert_array_equal(numbers[0], other)
-        seen.extend(numbers[0].tolist())
-
-    model = Recorder(look)
-    model.compile()
-    with Sequence(data.ids, None, 8, **fields(data), transform=shift, tail="keep", workers=workers) as sequence:
-        model.fit(sequence, epochs=3, verbose=0)
-    epochs = [seen[first : first + N] for first in range(0, len(seen), N)]
-    assert [sorted(number % 1000 for number in epoch) for epoch in epochs] == [list(range(N))] * 3
-    assert all(1000 <= number < 9000 for number in seen)
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-
-
-def test_fit_takes_dtypes_of_ml_dtypes(data: Any) -> None:
-    """Files of ml_dtypes reach ``fit`` as tensors of that dtype, with the right values, without a copy."""
-    wrong: list[object] = []
-    found: list[int] = []
-    seen: set[str] = set()
-
-    def look(tensors: list[Any]) -> None:
-        X, y = tensors
-        found.append(np.asarray(memoryview(tf.bitcast(X, tf.uint8))).ctypes.data)
-        wrong.extend(y.numpy()[(X.numpy().astype("f4") != (y.numpy() % 8)[:, None, None]).any(axis=(1, 2))])
-        seen.add(X.dtype.name)
-
-    for number, id in enumerate(data.ids):
-        np.save(data.file(id), np.full((4, 3), number % 8).astype(ml_dtypes.bfloat16))
-    model = Recorder(look)
-    model.compile()
-    with Noting(data.ids, data.labels, 8, data_dir=data.path, dtype="bfloat16", workers=1) as sequence:
-        model.fit(sequence, epochs=2, verbose=0)
-        assert sequence.stats.grown == 0
-    assert seen == {"bfloat16"}
-    assert wrong == []
-    assert set(found) <= sequence.handed_out
 
 
 def test_held_batches_keep_their_values(data: Any) -> None:
@@ -234,6 +142,3 @@ def test_held_batches_keep_their_values(data: Any) -> None:
         assert_grown(loader, slots=2, held=len(held) + len(again))
     assert np.concatenate(held)[:, 0].tolist() == list(range(N))
     assert np.concatenate(again).tolist() == [number for number in range(N) if number % 8 > 1]
-
-
-# Keras.

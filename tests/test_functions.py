@@ -11,14 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 from conftest import until_waiting
 from pace import Deadline
 from ways import N, computed, rows
 
-from shmgen import ClosedError, FunctionError, InputError, Loader, Npy, SampleError, Sequence, Source, Values
+from shmgen import ClosedError, FunctionError, InputError, Loader, Npy, SampleError, Source, Values
 
 # Functions stand inside of tests: one of the module itself would have workers import pytest and Keras.
 
@@ -63,24 +62,6 @@ def test_a_function_that_raises_is_named(role: str, named: str, workers: int) ->
     assert line in error.reason
     assert 'raise ValueError("no such picture")' in error.reason
     assert str(error).startswith(f"sample 7, {named}: ValueError: no such picture")
-
-
-BEHIND_A_PROBE = 2
-"""A seed with which sample 7 is in none of the two batches that Keras looks at before it trains."""
-
-
-def test_fit_tells_the_functions_traceback() -> None:
-    """The error from ``fit`` on TensorFlow names the sample, the field, and the function's own file and line."""
-    breaks, line = failing()
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    model.compile(loss="mse")
-    with (
-        Sequence(range(N), np.zeros(N, int), 5, 3, source=breaks, workers=2, seed=BEHIND_A_PROBE) as sequence,
-        pytest.raises(Exception, match="no such picture") as caught,
-    ):
-        model.fit(sequence, verbose=0)
-    for word in ("FunctionError", "sample 7", "field 'X'", line):
-        assert word in str(caught.value)
 
 
 CELLS = """

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shmgen import FunctionError, InputError, Loader, Npy, SampleError, Sequence, Source, Values
+from shmgen import FunctionError, InputError, Loader, Npy, SampleError, Source, Values
 from shmgen._sources.npy import NpyReader
 
 # What travels to workers stands inside of functions: of the module itself they would have to import it, and pytest with it.
@@ -294,18 +294,12 @@ def test_sequences_of_several_lengths_are_padded(tmp_path: Path) -> None:
 
 
 def test_padding_by_the_loaders_own_arguments(tmp_path: Path) -> None:
-    """``Sequence(ids, labels, dim=..., pad_value=...)``, of files and of a function."""
+    """``Loader(ids, labels, dim=..., pad_value=...)``, of files and of a function."""
     ids = sequences(tmp_path, "f4", features=3)
-    folder = str(tmp_path)
     options: dict[str, Any] = {"dim": 8, "n_channels": 3, "pad_value": np.float32(0.5), "batch_size": 8, "workers": 0}
-
-    def load(id: str) -> Any:
-        return np.load(f"{folder}/{id}.npy")
-
-    for given in ({"data_dir": tmp_path}, {"source": load}):
-        with Sequence(ids, range(N), **given, **options) as sequence:
-            for n in range(len(sequence)):
-                X, y = sequence[n]
+    for given in ({"data_dir": tmp_path}, {"source": lambda id: np.load(tmp_path / f"{id}.npy")}):
+        with Loader(ids, range(N), **given, **options) as loader:
+            for X, y in loader:
                 assert X.shape == (8, 8, 3)
                 check_padded(X, y, 0.5)
 

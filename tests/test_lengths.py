@@ -6,11 +6,10 @@ from collections import Counter
 from hashlib import blake2b
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
-from shmgen import Function, InputError, Loader, Sequence, Values
+from shmgen import Function, InputError, Loader, Values
 from shmgen._plan.by_length import WINDOW, Lengths
 from shmgen._plan.sampler import BatchId, Sampler, Shard, Tail
 from shmgen._plan.weighted import WeightTable
@@ -158,27 +157,3 @@ def test_mistakes(options: dict[str, Any], text: str) -> None:
     """What is expected, and what was found."""
     with pytest.raises(InputError, match=text):
         loader(**options).close()
-
-
-def test_keras_takes_batches_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``fit`` and ``predict``, whose function TensorFlow traces once, not for each length."""
-    traced: list[Any] = []
-
-    class Noting(keras.layers.Layer):
-        def call(self, x: Any) -> Any:
-            traced.append(tuple(x.shape))
-            return x
-
-    pool = keras.layers.GlobalAveragePooling1D()
-    model = keras.Sequential([keras.Input((None, 2)), Noting(), pool, keras.layers.Dense(1)])
-    model.compile(loss="mse", jit_compile=False)
-    options: dict[str, Any] = {"inputs": ragged(), "batch_size": B, "trim": "longest", "workers": 1}
-    ids, labels = range(200), Values(np.zeros(200), dtype="float32")
-    with Sequence(ids, labels, lengths=LENGTHS[:200].tolist(), **options) as training:
-        traced.clear()
-        assert np.isfinite(model.fit(training, verbose=0).history["loss"]).all()
-        if keras.backend.backend() == "tensorflow":
-            assert set(traced) <= {(None, None, 2)}
-            assert len(traced) <= 3
-    with Sequence(ids, shuffle=False, tail="keep", **options) as test:
-        assert model.predict(test, verbose=0).shape == (200, 1)

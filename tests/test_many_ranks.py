@@ -6,12 +6,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 from launched import launched, needs
 
-from shmgen import Loader, Sequence
+from shmgen import Loader
 
 N, BATCH = 45, 8
 
@@ -148,49 +147,6 @@ def test_ranks_of_one_machine_share_its_processors(
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
         with Loader(data.ids, data.labels, BATCH, data_dir=data.path):
             assert len(workers()) == expected
-
-
-def model() -> keras.Model:
-    made = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    made.compile(loss="mse", run_eagerly=True)
-    return made
-
-
-class Own(keras.Model):
-    """A model whose step is the user's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.compile(loss="mse", run_eagerly=True)
-
-    def call(self, x: Any) -> Any:
-        return x
-
-    def train_step(self, *data: Any) -> Any:
-        return {"loss": 0.0}
-
-
-def test_a_fit_that_nothing_synchronises_is_warned_of(folder: Callable[..., Any]) -> None:
-    """Once for a sequence, with the number of ranks and a remedy; not where the step is the user's, nor of validation."""
-    data = folder(16, (3,))
-    options = {"data_dir": data.path, "n_channels": 3, "workers": 0}
-    with Sequence(data.ids, data.labels, 4, shard=(1, 2), **options) as part:
-        with pytest.warns(UserWarning, match="fit trains another model on each of 2 ranks.*with TensorFlow, Keras 3 does not"):
-            model().fit(part, verbose=0)
-        model().fit(part, verbose=0)
-    whole = Sequence(data.ids, data.labels, 4, **options)
-    with whole, Sequence(data.ids, data.labels, 4, shard=(1, 2), **options) as part:
-        model().fit(whole, validation_data=part, verbose=0)
-        Own().fit(part, verbose=0)
-
-
-def test_predict_on_one_of_several_ranks_is_warned_of(folder: Callable[..., Any]) -> None:
-    """It has that rank's rows alone: said once."""
-    data = folder(16, (3,))
-    with Sequence(data.ids, None, 4, shuffle=False, shard=(1, 2), data_dir=data.path, n_channels=3, workers=0) as part:
-        with pytest.warns(UserWarning, match=r"shard=\(1, 2\) returns the rows of this rank alone.*without shard"):
-            assert len(model().predict(part, verbose=0)) == 8
-        model().predict(part, verbose=0)
 
 
 TORCH = """

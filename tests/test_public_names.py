@@ -16,18 +16,6 @@ from shmgen import Loader
 
 ROOT = Path(__file__).parents[1]
 
-FRONT_ENDS = ["keras", "torch", "jax"]
-
-
-@pytest.mark.parametrize("name", FRONT_ENDS)
-def test_front_ends_need_no_import_of_their_own(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """``shmgen.keras`` and the like need no import, and are in ``dir``."""
-    pytest.importorskip(name)
-    __import__(f"shmgen.{name}")
-    monkeypatch.delattr(shmgen, name)
-    assert getattr(shmgen, name) is sys.modules[f"shmgen.{name}"]
-    assert name in dir(shmgen)
-
 
 def test_other_names_are_no_attributes() -> None:
     """Unknown names, and internal ones, are no attributes."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from launched import needs
 from ways import N, computed, rows
 
 from shmgen import InputError, Loader, StartError
@@ -75,10 +76,11 @@ def test_a_transform_that_asks_for_the_epoch_gets_it(workers: int, of: str) -> N
     assert [set(np.ravel(X).tolist()) for X in found] == [{5.0}, {6.0}, {7.0}]
 
 
+@pytest.mark.torch
+@needs("torch")
 @pytest.mark.parametrize("imported", ["before", "by-the-function"])
 def test_numbers_of_torch_are_the_same_in_each_run(imported: str) -> None:
     """torch's random numbers are the same in each run, with any number of workers."""
-    pytest.importorskip("torch")
     code = f"""
 import numpy as np
 from shmgen import Loader

@@ -1,9 +1,8 @@
-"""Who waits for whom: each verdict in a situation made for it, and the trainer's waiting in Keras's logs."""
+"""Who waits for whom: each verdict in a situation made for it."""
 
 from __future__ import annotations
 
 import inspect
-import logging
 import threading
 import time
 import warnings
@@ -12,13 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pace import slowness
-from ways import part_of
+from ways import blocks, part_of
 
 import shmgen._engine.held_slots
 import shmgen._engine.prefetcher
@@ -61,16 +58,6 @@ def computes() -> Callable[..., np.ndarray]:
         return x
 
     return compute
-
-
-def blocks(seconds: float = 0.02) -> Callable[..., np.ndarray]:
-    """A transform that waits, as for a disk, and takes no processor: long beside what a worker waits for one."""
-
-    def block(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        time.sleep(seconds)
-        return x
-
-    return block
 
 
 def waiting_source() -> Callable[[int], np.ndarray]:
@@ -381,115 +368,3 @@ def test_a_report_tells_of_what_went_wrong() -> None:
     assert "3 unreadable samples replaced by others" in report
     assert "4 slots added, since all were held" in report
     assert "added" not in IDLE.report()
-
-
-class TestDataWait:
-    """``shmgen.keras.DataWait``."""
-
-    def fit(self, training: Any, callbacks: list[Any], epochs: int = 3, **options: Any) -> dict[str, list[float]]:
-        """The history of a training on rows of 4 by 3."""
-        import keras
-
-        model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
-        model.compile(loss="mse", run_eagerly=True)
-        history: dict[str, list[float]] = model.fit(training, epochs=epochs, verbose=0, callbacks=callbacks, **options).history
-        return history
-
-    def test_of_slow_training_and_quick_validation(
-        self, folder: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """A fraction an epoch in the history, in CSVLogger's columns, and in the logs of callbacks before and after it.
-
-        Without validation there is no ``val_data_wait``. A trainer above the limit is warned once, one below not.
-        """
-        import keras
-
-        from shmgen.keras import DataWait, Sequence
-
-        data = folder(32)
-        with (
-            Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(), workers=1, slots=2) as slow,
-            Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=1) as fast,
-            caplog.at_level(logging.WARNING, "shmgen"),
-        ):
-            for wait_is_first in (True, False):
-                called: list[Any] = []
-                told = keras.callbacks.LambdaCallback(
-                    on_train_begin=lambda logs, called=called: called.append("train"),
-                    on_epoch_end=lambda epoch, logs, called=called: called.append(sorted(logs)),
-                )
-                others = [told, keras.callbacks.CSVLogger(tmp_path / "log.csv")]
-                callbacks = [DataWait(warn_above=0.01), *others] if wait_is_first else [*others, DataWait(warn_above=1.0)]
-                history = self.fit(slow, callbacks, **{"validation_data": fast} if wait_is_first else {})
-                names = ["data_wait", "loss", *(["val_data_wait", "val_loss"] if wait_is_first else [])]
-                titles, *lines = (tmp_path / "log.csv").read_text().splitlines()
-                assert {*names} <= {*titles.split(",")}
-                assert len(lines) == 3
-                assert "NA" not in "".join(lines) or not wait_is_first
-                assert called == ["train", *[names] * 3]
-                assert sorted(history) == names
-                waits = history["data_wait"]
-                assert len(waits) == 3
-                # Where others want the processors, a step takes longer, but its data do not.
-                assert max(waits[1:]) > 0.3 / slowness()
-                if wait_is_first:
-                    assert max(waits[1:]) > min(history["val_data_wait"][1:])
-                assert all(0 <= fraction <= 1 for name in names if "wait" in name for fraction in history[name])
-        [message] = [record.message for record in caplog.records if "waiting for data" in record.message]
-        assert any(f"of epoch {epoch} was" in message for epoch in (1, 2, 3))  # the first ones may have been read ahead
-        assert message.count("verdict:") == 1
-
-    @pytest.mark.parametrize("wrapped", [False, True])
-    def test_is_of_the_sequences_that_fit_was_given(
-        self, folder: Callable, caplog: pytest.LogCaptureFixture, wrapped: bool
-    ) -> None:
-        """Another sequence that is waited for meanwhile, in a callback, counts for nothing; nor is it reported."""
-        import keras
-
-        from shmgen.keras import DataWait, Sequence
-
-        data = folder(32)
-
-        class Wrapper(keras.utils.PyDataset):
-            """What a user puts around a sequence."""
-
-            def __init__(self, inner: Any) -> None:
-                super().__init__()
-                self.inner = inner
-
-            def __len__(self) -> int:
-                return len(self.inner)
-
-            def __getitem__(self, index: int) -> Any:
-                return self.inner[index]
-
-        with (
-            Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=1) as training,
-            Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(0.03), workers=1, slots=2) as other,
-        ):
-            x = Wrapper(training) if wrapped else training
-            look = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: list(other))
-            history = self.fit(x, [DataWait(warn_above=0.0), look], epochs=2)
-            assert other.stats.batch_wait > 0.4  # of each epoch's 4 batches, 2 at most were read ahead
-            # The whole epoch took longer than these lists did, whose waiting would be nearly all of it.
-            assert max(history["data_wait"]) < 0.5
-        assert all(record.message.count("verdict:") <= 1 for record in caplog.records)
-
-    def test_a_sequence_that_is_gone_takes_nothing_back(self, folder: Callable) -> None:
-        """What others wait for counts, though one that was waited for before has gone, and its waiting with it."""
-        from shmgen.keras import DataWait, Sequence
-
-        data = folder(32)
-        gone = Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(), workers=1)
-        for _ in gone:
-            pass
-        with Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(), workers=1) as slow:
-            callback = DataWait()
-            logs: dict[str, Any] = {}
-            callback.on_epoch_begin(0)
-            gone.close()
-            del gone
-            for _ in slow:
-                pass
-            callback.on_epoch_end(0, logs)
-        assert logs["data_wait"] > 0.3 / slowness()

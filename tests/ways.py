@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -97,6 +98,16 @@ def shaking() -> Callable[..., None]:
             row[...] += rng.integers(1000) + random.randrange(1000) + np.random.randint(1000)
 
     return shake
+
+
+def blocks(seconds: float = 0.02) -> Callable[..., np.ndarray]:
+    """A transform that waits, as for a disk, and takes no processor: long beside what a worker waits for one."""
+
+    def block(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        time.sleep(seconds)
+        return x
+
+    return block
 
 
 def made(kind: str, data: DataSet, **options: Any) -> Loader:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from launched import needs
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 ACCURACY = "validation accuracy #"
 

@@ -6,6 +6,7 @@ import ast
 import doctest
 import gc
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 import shmgen
 import shmgen.errors
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def exported(module: str) -> list[str]:
@@ -86,3 +87,13 @@ def test_the_reference_names_every_public_name() -> None:
     shown |= {"shmgen.errors", "shmgen.options.DataOptions", "shmgen.options.Options"}
     listed = re.findall(r"^::: (.+)$", (ROOT / "docs/reference.md").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(shown)
+
+
+@pytest.mark.parametrize("name", ["keras", pytest.param("torch", marks=pytest.mark.torch), "jax"])
+def test_front_ends_need_no_import_of_their_own(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """``shmgen.keras`` and the like need no import, and are in ``dir``."""
+    pytest.importorskip(name)
+    import_module(f"shmgen.{name}")
+    monkeypatch.delattr(shmgen, name)
+    assert getattr(shmgen, name) is sys.modules[f"shmgen.{name}"]
+    assert name in dir(shmgen)

@@ -19,7 +19,7 @@ from PIL import Image
 
 import shmgen
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def blocks(name: str) -> tuple[str, list[str]]:
