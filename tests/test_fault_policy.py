@@ -120,6 +120,14 @@ def test_a_death_beside_a_read_that_is_somewhere_is_not_alone() -> None:
         assert fates(exit_of(claims, Exit.CRASHED, deaths=deaths)) == [fate, Fate.RETRY_SINGLY]
 
 
+@pytest.mark.parametrize(("how", "fate"), [(Exit.KILLED, Fate.RETRY_ALONE), (Exit.ABANDONED, Fate.BLAME)])
+def test_what_may_only_have_waited_for_another_is_read_alone(how: Exit, fate: Fate) -> None:
+    """Unless its worker can't be killed: the next one would be lost as well."""
+    one = claim(row=3)
+    [outcome] = after_exit([one], [one], how, Deaths(), timeout=TIMEOUT, death="", unsure=[one])
+    assert outcome.fate is fate
+
+
 @pytest.mark.parametrize("how", [Exit.KILLED, Exit.ABANDONED])
 def test_a_worker_that_was_killed_counts_for_nothing(how: Exit) -> None:
     """Its death says nothing of the rows that it was at."""
@@ -165,3 +173,16 @@ def test_the_reader_that_has_been_at_its_row_for_longest_counts() -> None:
     assert watch.stuck(100, 0, TIMEOUT) == [slow]
     assert watch.stuck(179, 0, TIMEOUT) == [slow]
     assert watch.stuck(180, 0, TIMEOUT) == [slow, claim(2, 0)]
+
+
+def test_readers_that_are_stuck_together_may_wait_for_each_other() -> None:
+    """From half their time on; not if another has come further since then, and not one that is stuck by itself."""
+    one, two = claim(0), claim(1)
+    both = watched((0, [one, two]))
+    assert both.unsure(49, 0, TIMEOUT) == []
+    assert both.unsure(50, 0, TIMEOUT) == both.unsure(100, 0, TIMEOUT) == [one, two]
+    assert both.unsure(100, 60, TIMEOUT) == []
+    assert watched((0, [one])).unsure(100, 0, TIMEOUT) == []
+    assert watched((0, [one]), (60, [one, two])).unsure(100, 0, TIMEOUT) == []
+    for moved, unsure in ((49, [one, two]), (50, [])):
+        assert watched((0, [one, two]), (moved, [one, two, claim(2)])).unsure(90, 0, TIMEOUT) == unsure

@@ -64,6 +64,7 @@ def test_the_batches_are_remembered_across_versions() -> None:
     """Computed of integers by rules of our own: the same for ever, or saved states would be wrong."""
     words = np.concatenate(epoch(sampler())).astype("<i8").tobytes()
     assert blake2b(words, digest_size=8).hexdigest() == "5496325253b1cefd"
+    assert Lengths(np.arange(5.0), B).fingerprint() == "24fe421f7015a273cd34c8f9e72dc65a"
 
 
 def test_ranks_share_each_batch() -> None:

@@ -20,6 +20,7 @@ import shmgen._memory.ring
 from shmgen import Loader
 from shmgen._memory.layout import PAGE, Field, Layout
 from shmgen._memory.ring import OTHERS_NEED, Ring
+from shmgen._memory.status_page import StatusPage
 
 PRIVATE = """
 import ctypes, logging, shutil, shmgen._engine.held_slots
@@ -163,7 +164,11 @@ def test_no_memory_for_another_slot(folder: Callable, monkeypatch: pytest.Monkey
 
 
 def test_memory_that_cant_be_mapped_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error is passed on, and no descriptor of the memory is left."""
+    """Nor reserved: the error is passed on, and no descriptor of the memory is left."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", no_map)
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            StatusPage.create()
     monkeypatch.setattr(mmap, "mmap", no_map)
     with pytest.raises(OSError, match="Cannot allocate memory"):
         Ring(Layout((Field("X", (3,), np.dtype(np.float32)),), 4), 2)

@@ -141,6 +141,8 @@ def test_an_unforeseen_order_is_not_read_ahead() -> None:
     assert iteration.misses == 1
     deal(passes, 1, 2, of=iteration)
     assert ahead(passes, 1) == [BatchId(0, 3)]
+    deal(passes, 3, 4, 0, of=iteration)  # 0 follows the last
+    assert ahead(passes, 1) == [BatchId(0, 1)]
     assert iteration.misses == 2
 
 

@@ -53,7 +53,9 @@ def test_arrays_are_aligned_contiguous_and_apart() -> None:
 def test_a_shorter_batch_is_a_prefix() -> None:
     """The last batch of an epoch has fewer rows, and begins where the others do."""
     ring = make_ring()
-    whole, short = ring.lease(0, 4), ring.lease(0, 3)
+    whole = ring.lease(0, 4)
+    ring.prepare_lease(0, 4)  # a batch of another number of rows comes instead
+    short = ring.lease(0, 3)
     assert [array.shape[0] for array in short] == [3, 3, 3]
     assert [array.ctypes.data for array in short] == [array.ctypes.data for array in whole]
     del whole, short
@@ -80,9 +82,12 @@ def test_a_slot_is_free_when_the_last_view_is_gone(view: Callable[[np.ndarray], 
     for field in (0, 2):
         seen = view(ring.lease(1, 4)[field])
         assert ring.released() == []
+        assert ring.held == 1
         del seen
+        assert ring.held == 0
         assert ring.released() == [1]
         assert ring.released() == []
+        assert ring.held == 0
     ring.close()
 
 
@@ -302,11 +307,21 @@ def test_what_a_worker_mapped_of_a_growth_that_failed_serves_later() -> None:
     ring.close()
 
 
-@pytest.mark.parametrize(("left", "added"), [(100, 4), (8, 4), (7, 3), (3, 1), (1, 1)])
-def test_a_ring_grows_by_as_much_as_there_is_memory_for(monkeypatch: pytest.MonkeyPatch, left: int, added: int) -> None:
-    """Of 4 wanted slots, as many as leave others half of what is available, but one while there is memory for it."""
+@pytest.mark.parametrize(
+    ("left", "in_tmpfs", "added"),
+    [(100, None, 4), (8, None, 4), (7, None, 3), (3, None, 1), (1, None, 1), (100, 7, 3), (7, 100, 3)],
+)
+def test_a_ring_grows_by_as_much_as_there_is_memory_for(
+    monkeypatch: pytest.MonkeyPatch, left: int, in_tmpfs: int | None, added: int
+) -> None:
+    """Of 4 wanted slots, as many as leave others half of what is available, but one while there is memory for it.
+
+    Where the memory is a file of /dev/shm, what is free there is all that is available.
+    """
     ring = make_ring(slots=2)
     monkeypatch.setattr(shmgen._memory.ring, "available", lambda: OTHERS_NEED + left * ring.layout.slot_bytes)
+    free = None if in_tmpfs is None else in_tmpfs * ring.layout.slot_bytes
+    monkeypatch.setattr(shmgen._memory.nameless, "most_bytes", lambda fd: free)
     assert ring.grow(4) == added
     assert ring.slots == 2 + added
     ring.close()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shmgen._plan.order import Order
-from shmgen._plan.sampler import BatchId, Sampler, Tail
+from shmgen._plan.sampler import BatchId, Sampler, Shard, Tail
 
 
 def samples_of(order: Sampler, epoch: int) -> list[int]:
@@ -29,6 +29,18 @@ def test_sizes_of_batches(samples: int, batch_size: int, tail: str, sizes: list[
     order = Sampler(samples, batch_size, shuffle=True, seed=0, tail=Tail(tail))
     assert [order.size(BatchId(0, number)) for number in range(order.batches)] == sizes
     assert [len(order[BatchId(0, number)]) for number in range(order.batches)] == sizes
+
+
+@pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
+@pytest.mark.parametrize("tail", [Tail.DROP, Tail.KEEP, Tail.WRAP])
+def test_several_batches_at_once_are_those_one_by_one(tail: Tail, shard: tuple[int, int]) -> None:
+    """Whether they follow each other or not, of one epoch or two, the last batch among them or not."""
+    sampler = Sampler(10, 4, shuffle=True, seed=0, tail=tail, shard=Shard(*shard))
+    for numbers in ([(0, 0), (0, 1)], [(0, 1), (0, 0)], [(0, 1), (0, 2)], [(0, 0), (1, 1)], [(0, 0), (0, 0), (0, 2)]):
+        batches = [BatchId(*number) for number in numbers]
+        if tail is not Tail.KEEP or sampler.shard.world == 1:
+            for found, batch in zip(sampler.samples_of(batches), batches, strict=True):
+                np.testing.assert_array_equal(found, sampler[batch])
 
 
 def test_each_epoch_is_a_permutation_of_its_own() -> None:

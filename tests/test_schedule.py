@@ -134,8 +134,10 @@ def test_a_batch_is_ready_when_its_last_ticket_is() -> None:
 
 def test_in_flight_bounds_what_is_read_ahead_but_not_what_is_demanded() -> None:
     """No more batches are started than in flight, except those that are waited for, which come first."""
-    plan = schedule(slots=5, in_flight=2)
+    plan = schedule(slots=4, in_flight=2)
+    assert plan.runs_low
     assert numbers(begin(plan, [], batches())) == [0, 1]
+    assert not plan.runs_low
     assert numbers(begin(plan, [BatchId(0, 9), BatchId(0, 8)], batches())) == [9, 8]
 
 
@@ -199,11 +201,15 @@ def test_no_more_gives_way_than_is_needed() -> None:
     """What was read ahead may be wanted after all: it stays while there are free slots for what is wanted now."""
     plan = schedule(slots=4, in_flight=2)
     read(plan, begin(plan, [], batches()))
-    assert numbers(begin(plan, [BatchId(0, 7), BatchId(0, 8)])) == [7, 8]
+    tickets = [ticket for number in (7, 8) for ticket in begin(plan, [BatchId(0, number)])]
+    assert numbers(tickets) == [7, 8]
     assert ready(plan, BatchId(0, 0)) is not None
     assert ready(plan, BatchId(0, 1)) is not None
-    assert numbers(begin(plan, [BatchId(0, 9)])) == [9]
+    tickets += begin(plan, [BatchId(0, 9)])
+    assert numbers(tickets) == [7, 8, 9]
     assert sum(ready(plan, BatchId(0, number)) is not None for number in (0, 1)) == 1
+    read(plan, tickets)
+    assert numbers(begin(plan, [], batches(7))) == [10]
 
 
 def test_what_is_discarded_is_read_again() -> None:
@@ -377,13 +383,13 @@ def test_a_ticket_that_was_interrupted_is_read_anew_with_its_batch() -> None:
 
 def test_a_slot_that_may_yet_be_written_to_is_lost() -> None:
     """The batch is read anew elsewhere; what other readers still read into the slot changes nothing."""
-    plan = schedule(slots=2, rows=2)
+    plan = schedule(slots=2, rows=2, in_flight=1)
     one, two = begin(plan, [], [BatchId(0, 0)])
     assert plan.lose_slot(one)
     assert not plan.holds(BatchId(0, 0))
     assert not plan.wants(one)
     assert repr(plan) == "slots [free, lost]"
-    again = begin(plan, [BatchId(0, 0)])
+    again = begin(plan, [], [BatchId(0, 0)])
     assert {ticket.slot for ticket in again} == {0}
     plan.done([two.id])
     assert repr(plan) == "slots [filling 0:0, lost]"
@@ -560,7 +566,7 @@ def test_a_batch_that_says_itself_that_it_is_read() -> None:
     assert plan.rows_done == 4
     read_in.clear()
     plan.release([slot.number])
-    again = begin(plan, [BatchId(0, 5)])
+    again = begin(plan, [], [BatchId(0, 5)])
     plan.done([ticket.id for ticket in first])
     assert {ticket.slot for ticket in again} == {slot.number}
     assert plan.hand_out(BatchId(0, 5)) is None

@@ -87,6 +87,7 @@ def test_draws_are_remembered_across_versions() -> None:
     weights = np.array([1, 0, 3, 0.5, 2, 1e-30, 7, 1 / 3])
     assert drawn(weights, 0, 0).tolist() == [7, 6, 2, 6, 6, 6, 2, 0]
     assert drawn(weights, 1 << 70, 9).tolist() == [2, 6, 6, 6, 6, 4, 2, 3]
+    assert WeightTable(weights).fingerprint() == "0e5ee84d4bf1024c046f6fb8183eb757"
 
 
 def test_weights_of_all_sizes() -> None:
