@@ -45,6 +45,15 @@ def test_every_iteration_gets_the_next_epoch(asked: int) -> None:
         assert deal(passes, *range(asked), of=passes.open()) == [BatchId(epoch, number) for number in range(asked)]
 
 
+def test_a_run_resumes_after_what_has_been_used() -> None:
+    """Of a consumer that asks ahead it is not known what that is: its run resumes with the next epoch."""
+    passes = made(3)
+    deal(passes, 0, of=passes.open(asks_ahead=True))
+    assert passes.position == (1, 0)
+    deal(passes, 0, of=passes.open())
+    assert passes.position == (1, 1)
+
+
 def test_the_next_epoch_is_foreseen() -> None:
     """Its batches follow those that are left of this one."""
     passes = made(3, epoch=1)

@@ -181,4 +181,5 @@ def test_a_rank_takes_its_share_of_the_processors(
     if quota is not None:
         (tmp_path / "cpu.max").write_text(f"{quota * 100_000 if quota > 0 else 'max'} 100000")
     assert limits.processors(8) == number
+    assert limits.processors(2) == min(own, (launchers if quota in (None, -1) else quota) / 2)
     assert limits.processors() == (own if quota in (None, -1) else min(own, quota))

@@ -250,6 +250,45 @@ def test_the_verdict_of_a_situation(situation: str, request: pytest.FixtureReque
     assert "more workers" not in auto.advice
 
 
+FIGURES: list[tuple[dict[str, float], str]] = [
+    # what differs from a trainer that waits half the time for workers that compute -> verdict
+    ({}, "worker-bound"),
+    ({"batches": 3}, "worker-bound"),
+    ({"batches": 2}, "unknown"),
+    ({"batches": 3, "startup": 1.0}, "unknown"),
+    ({"elapsed": 0.1}, "worker-bound"),
+    ({"elapsed": 0.09}, "unknown"),
+    ({"batch_wait": 0.5}, "worker-bound"),
+    ({"batch_wait": 0.49}, "trainer-bound"),
+    ({"batch_wait": 0.0, "batches": 9}, "trainer-bound"),
+    ({"batch_wait": 0.0, "batches": 8}, "unknown"),
+    ({"batch_wait": 0.0, "batches": 8, "workers": 0}, "trainer-bound"),
+    ({"slot_wait": 5.0, "grown": 1}, "worker-bound"),
+    ({"slot_wait": 5.1, "grown": 1}, "consumer-held"),
+    ({"slot_wait": 5.1}, "trainer-bound"),
+    ({"workers": 0}, "no-workers"),
+    ({"late_wait": 2.5}, "worker-bound"),
+    ({"late_wait": 2.6}, "order-bound"),
+    ({"busy": 10.0}, "worker-bound"),
+    ({"busy": 9.9}, "order-bound"),
+    ({"function": 10.0}, "worker-bound"),
+    ({"function": 5.0, "function_wait": 5.1}, "function-bound"),
+    ({"cpu": 10.0}, "worker-bound"),
+    ({"cpu": 9.9}, "io-bound"),
+    ({"cpu": 7.6, "function_wait": 5.0}, "worker-bound"),
+    ({"cpu": 7.4, "function_wait": 5.0}, "io-bound"),
+]
+
+
+@pytest.mark.parametrize(("change", "verdict"), FIGURES)
+def test_the_verdict_by_its_figures(change: dict[str, Any], verdict: str) -> None:
+    """Each limit between two verdicts, from both sides; that of the last epoch, if it is long enough to tell."""
+    computes = Stats(100, workers=2, slots=8, elapsed=10.0, batch_wait=5.0, busy=20.0, cpu=20.0, capacity=20.0)
+    seen = replace(computes, **change)
+    assert seen.verdict == verdict
+    assert replace(computes, epoch=seen).verdict == (verdict if verdict != "unknown" else "worker-bound")
+
+
 def test_what_auto_chooses() -> None:
     """The stats say which numbers the loader chooses itself."""
     cases: list[tuple[dict[str, Any], tuple[str, ...]]] = [
