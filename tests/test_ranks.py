@@ -171,6 +171,7 @@ def test_real_runtimes(folder: Callable[..., Any], script: Callable[..., Any], s
 
 @pytest.mark.parametrize(("own", "launchers", "quota", "number"), [
     (64, 64, None, 8), (8, 64, None, 8), (4, 64, None, 4), (32, 64, None, 8), (16, 16, None, 2), (64, 64, 16, 2), (64, 64, -1, 8),
+    (64, 16, None, 2),
 ])  # fmt: skip
 def test_a_rank_takes_its_share_of_the_processors(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any, own: int, launchers: int, quota: int | None, number: int

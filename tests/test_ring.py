@@ -19,7 +19,7 @@ import pytest
 
 import shmgen._memory.ring
 from shmgen._memory.layout import ALIGNMENT, PAGE, Field, Layout
-from shmgen._memory.ring import OTHERS_NEED, Ring
+from shmgen._memory.ring import IS_ORDERED, OTHERS_NEED, Ring
 from shmgen._memory.segments import Segments
 
 FIELDS = (Field("X", (3, 5), np.dtype(np.float32)), Field("y", (), np.dtype(np.int64)), Field("w", (7,), np.dtype(np.uint8)))
@@ -168,6 +168,8 @@ def test_a_sheet_lies_where_workers_look() -> None:
         30,
         40,
     ]
+    ring.sheet(1)[4:7] = -1  # the mark of a row that has been read
+    assert [ring.is_read(1, rows) for rows in (3, 4)] == [IS_ORDERED, False]
     ring.close()
 
 
