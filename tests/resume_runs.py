@@ -104,11 +104,7 @@ def run(
     *,
     kill: dict[str, Any] | None = None,
     resume: dict[str, Any] | None = None,
-    epochs: int = 3,
-    batch_size: int = BATCH,
-    shuffle: bool = True,
     steps_per_execution: int = 1,
-    steps_per_epoch: int | None = None,
     policy: str = "float32",
     best: bool = False,
 ) -> None:
@@ -128,9 +124,7 @@ def run(
     kill = dict(kill or {})
     traps = [f"{home}/trap-{number}" for number in range(kill["count"])] if kill.get("where") == "read" else []
     source: dict[str, Any] = {"dim": (4,), "dtype": "float32"}
-    training = Sequence(
-        range(SAMPLES), lambda id: id % 3, batch_size, source=rows(SAMPLES, traps), shuffle=shuffle, workers=1, **source
-    )
+    training = Sequence(range(SAMPLES), lambda id: id % 3, BATCH, source=rows(SAMPLES, traps), workers=1, **source)
     # What is left over of an epoch is another part of the samples in each.
     validation = Sequence(range(10), lambda id: id % 3, BATCH, source=rows(10, []), seed=3, workers=0, **source)
     checkpoints = Path(home, "checkpoints")
@@ -153,15 +147,7 @@ def run(
         else:
             callbacks.insert(0, Killer(where, count))
     with warnings.catch_warnings(record=True) as caught:
-        history = model.fit(
-            training,
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch,
-            validation_data=validation,
-            callbacks=callbacks,
-            shuffle=shuffle,
-            verbose=0,
-        )
+        history = model.fit(training, epochs=3, validation_data=validation, callbacks=callbacks, verbose=0)
     variables = [*model.variables, *model.optimizer.variables]
     np.savez(f"{home}/variables.npz", *map(keras.ops.convert_to_numpy, variables))
     result = {

@@ -110,15 +110,6 @@ def test_an_index_that_is_none(folder: Folder) -> None:
         assert loader.batch(np.int64(1))[1].tolist() == loader.batch(-1)[1].tolist()
 
 
-def test_two_loops_at_once(folder: Folder) -> None:
-    """Two loops side by side over one loader each give all samples."""
-    data = folder(20)
-    with Loader(data.ids, data.labels, 4, data_dir=data.path) as loader:
-        pairs = [(a[1].tolist(), b[1].tolist()) for a, b in zip(loader, loader, strict=True)]
-    for side in zip(*pairs, strict=True):
-        assert sorted(sum(side, [])) == list(range(20))
-
-
 def test_threads_share_a_loop(folder: Folder) -> None:
     """Threads that take batches from one iterator get each batch once."""
     data = folder(40)
@@ -218,34 +209,12 @@ def test_a_relative_folder_is_taken_where_it_is_at_construction(folder: Folder, 
         assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(8))
 
 
-def test_more_workers_than_rows(folder: Folder) -> None:
-    """With more workers than rows in a batch, each sample still comes once."""
-    data = folder(9)
-    with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=3, tail="keep") as loader:
-        assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(9))
-
-
 def test_batches_larger_than_the_data_set(folder: Folder) -> None:
     """With ``tail="keep"``, a batch size above the data set gives one short batch, and takes memory for that alone."""
     data = folder(3)
     with Loader(data.ids, data.labels, 1000, data_dir=data.path, tail="keep", workers=0) as loader:
         assert [len(y) for _, y in loader] == [3]
         assert os.fstat(part_of(loader, Ring).fd).st_size < len(loader.state.slots) * 1000 * data.sample(0).nbytes / 10
-
-
-def test_stats_count_what_was_delivered(folder: Folder) -> None:
-    """Stats count batches, samples and bytes, and a snapshot does not change later."""
-    data = folder(10, (4,), np.float32)
-    with Loader(data.ids, data.labels, 4, data_dir=data.path, tail="keep") as loader:
-        assert (loader.stats.batches, loader.stats.batch_wait, loader.stats.data_wait) == (0, 0.0, 0.0)
-        for _ in loader:
-            pass
-        stats = loader.stats
-        assert (stats.batches, stats.samples, stats.bytes, stats.grown, stats.restarts) == (3, 10, 10 * (16 + 8), 0, 0)
-        assert stats.startup > 0
-        for _ in loader:
-            pass
-        assert (stats.batches, loader.stats.batches) == (3, 6)
 
 
 def test_time_waited_is_for_data_alone(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,14 +76,14 @@ def torn(runs: Runs, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     Returns what came of it, once it was seen to be, bit for bit, what comes of a run that is not killed and saves no state.
     """
 
-    def tear(*kills: dict[str, Any], resume: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+    def tear(*kills: dict[str, Any], **options: Any) -> dict[str, Any]:
         whole, home = tmp_path / "whole", tmp_path / "torn"
         assert runs(whole, **options) == 0
         for kill in kills:
-            assert runs(home, resume=resume or {"every": 3}, kill=kill, **options) == -signal.SIGKILL, kill
+            assert runs(home, resume={"every": 3}, kill=kill, **options) == -signal.SIGKILL, kill
             unfinished = list((home / "states").glob(".state*"))
             assert bool(unfinished) == (kill["where"] in ("write", "replace") and not kill.get("after")), kill
-        assert runs(home, resume=resume or {"every": 3}, **options) == 0
+        assert runs(home, resume={"every": 3}, **options) == 0
         expected, found = (json.loads((folder / "result.json").read_text()) for folder in (whole, home))
         assert found == expected
         with np.load(whole / "variables.npz") as wanted, np.load(home / "variables.npz") as got:
@@ -93,11 +93,7 @@ def torn(runs: Runs, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     return tear
 
 
-on_jax = pytest.mark.parametrize("runs", ["jax"], indirect=True)
-"""What a backend does makes no difference here, and runs on JAX take the least time."""
-
-
-on_tensorflow = pytest.param("tensorflow", marks=pytest.mark.slow)
+on_tensorflow, on_jax = (pytest.param(name, marks=pytest.mark.slow) for name in ("tensorflow", "jax"))
 
 
 @pytest.mark.parametrize("runs", [on_tensorflow, "jax", pytest.param("torch", marks=pytest.mark.torch)], indirect=True)
@@ -116,25 +112,7 @@ def test_killed_at_any_moment(torn: Callable[..., Any]) -> None:
     assert result["iterations"] == 3 * BATCHES
 
 
-@pytest.mark.parametrize("runs", [on_tensorflow, "jax"], indirect=True)
+@pytest.mark.parametrize("runs", [on_tensorflow, on_jax], indirect=True)
 def test_several_steps_per_execution(torn: Callable[..., Any]) -> None:
     """4, which do not divide the 10 batches of an epoch; in half precision, and with weights of which the best are put back."""
     torn({"where": "on_train_batch_begin", "count": 5}, steps_per_execution=4, policy="mixed_float16", best=True)
-
-
-@on_jax
-def test_a_pass_over_several_short_epochs(torn: Callable[..., Any]) -> None:
-    """4 steps in an epoch of Keras's, and 10 batches in a pass: the third epoch ends after two."""
-    result = torn({"where": "on_train_batch_begin", "count": 8}, steps_per_epoch=4, epochs=6)
-    assert set(result["counts"]) == {2}
-
-
-@on_jax
-def test_another_batch_size(runs: Runs, tmp_path: Path) -> None:
-    """Half of what it was: each sample is trained on as often as it should be; without shuffling, here."""
-    kill = {"where": "on_train_batch_begin", "count": 15}
-    assert runs(tmp_path, resume={"every": 1}, kill=kill, shuffle=False) == -signal.SIGKILL
-    assert runs(tmp_path, resume={"every": 3}, batch_size=2, shuffle=False) == 0
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert set(result["counts"]) == {3}
-    assert result["iterations"] == 14 + 2 * (3 * BATCHES - 14)

@@ -30,7 +30,7 @@ def test_of_slow_training_and_quick_validation(folder: Callable, tmp_path: Path,
     """
     data = folder(32)
     with (
-        Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(), workers=1, slots=2) as slow,
+        Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(0.01), workers=1, slots=2) as slow,
         Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=1) as fast,
         caplog.at_level(logging.WARNING, "shmgen"),
     ):
@@ -82,12 +82,12 @@ def test_is_of_the_sequences_that_fit_was_given(folder: Callable, caplog: pytest
 
     with (
         Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=1) as training,
-        Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(0.03), workers=1, slots=2) as other,
+        Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(), workers=1, slots=2) as other,
     ):
         x = Wrapper(training) if wrapped else training
         look = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: list(other))
         history = fit(x, [DataWait(warn_above=0.0), look], epochs=2)
-        assert other.stats.batch_wait > 0.4  # of each epoch's 4 batches, 2 at most were read ahead
+        assert other.stats.batch_wait > 0.25  # of each epoch's 4 batches, 2 at most were read ahead
         # The whole epoch took longer than these lists did, whose waiting would be nearly all of it.
         assert max(history["data_wait"]) < 0.5
     assert all(record.message.count("verdict:") <= 1 for record in caplog.records)

@@ -69,6 +69,8 @@ def test_the_example_of_a_public_name_runs(
     if PUBLIC[name] in ("shmgen.torch", "shmgen.jax"):
         pytest.importorskip(PUBLIC[name].removeprefix("shmgen."))
     monkeypatch.chdir(home)
+    for rounds in ("ROUNDS", "MAX_ROUNDS"):
+        monkeypatch.setattr(f"shmgen._tools.tune.{rounds}", 2)
     names = {known: getattr(import_module(PUBLIC[known]), known) for known in {*PUBLIC} - {"Arrays", "Tensors"} | {name}}
     text = names[name].__doc__
     names |= {"np": np, "ids": IDS, "labels": {id: number % 4 for number, id in enumerate(IDS)}, "__name__": "__main__"}

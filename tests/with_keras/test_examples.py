@@ -120,9 +120,8 @@ def test_train_digits(fresh: Callable[..., str], backend: str) -> None:
     assert len(re.findall(r"^id-\d+ shows a \d, predicted \d$", printed, re.MULTILINE)) == 5
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "one_big_array.py" else pytest.mark.slow) for name in LEARNS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEARNS)
 def test_an_example_learns(example: Callable[..., str], name: str) -> None:
     """A network learns from what it reads: each row came with the labels, masks and numbers that belong to it."""
     if "albumentations" in name:

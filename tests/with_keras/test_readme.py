@@ -98,11 +98,11 @@ def made(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     shutil.rmtree("states", ignore_errors=True)
 
 
-def run(name: str, code: str, made: list[Any], *, eagerly: bool = True) -> None:
+def run(name: str, code: str, made: list[Any]) -> None:
     """Run code, the block ``name``; each sequence and loader that it makes gives a batch, unless it has closed it."""
     model = keras.Sequential([keras.Input((32, 32, 32, 1)), keras.layers.GlobalAveragePooling3D(), keras.layers.Dense(6)])
     loss = "categorical_crossentropy" if "n_classes" in code else "sparse_categorical_crossentropy"
-    model.compile(loss=loss, run_eagerly=eagerly, jit_compile=False)
+    model.compile(loss=loss, run_eagerly=True)
     names = {
         "ids": IDS, "labels": LABELS, "partition": {"train": IDS, "validation": IDS[:64]}, "damaged_ids": [*IDS, "damaged"],
         "model": model, "animals": LABELS, "ages": dict.fromkeys(IDS, 42),
@@ -119,7 +119,7 @@ def run(name: str, code: str, made: list[Any], *, eagerly: bool = True) -> None:
 
 def test_the_readme_runs(made: list[Any]) -> None:
     """Its blocks of Python, as they stand there, train and give batches."""
-    run("README", "".join(blocks("README.md")[1]), made, eagerly=False)
+    run("README", "".join(blocks("README.md")[1]), made)
 
 
 @pytest.mark.slow

@@ -62,11 +62,11 @@ def data() -> Iterator[Callable[..., Sequence]]:
         one.close()
 
 
-def model_of(units: int = 2, metrics: Any = ("accuracy",)) -> Any:
+def model_of(units: int = 2, metrics: Any = ("accuracy",), **options: Any) -> Any:
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3, 1)), keras.layers.Flatten(), keras.layers.Dense(units)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("adam", loss, metrics=list(metrics), run_eagerly=True)
+    model.compile("adam", loss, metrics=list(metrics), run_eagerly=True, **options)
     return model
 
 
@@ -76,10 +76,10 @@ def fit(sequence: Sequence, *callbacks: Any, model: Any = None, epochs: int = 2,
     return model, history
 
 
-def interrupted(folder: Path, sequence: Sequence, step: int = 5, model: Any = None, **options: Any) -> None:
+def interrupted(folder: Path, sequence: Sequence, step: int = 5, model: Any = None, keep: int = 1, **options: Any) -> None:
     """A run that is interrupted before the step of this number, and saves a state at each."""
     with pytest.raises(Interruption):
-        fit(sequence, Resume(folder, sequence, every=1, **options), Interrupt(step), model=model)
+        fit(sequence, Resume(folder, sequence, every=1, keep=keep), Interrupt(step), model=model, **options)
 
 
 def names(folder: Path) -> list[str]:
@@ -133,6 +133,28 @@ def test_batches_keep_their_numbers(
     assert (shown[0], shown[-1]) == ("5", "6")
     assert f"{tmp_path}/state-000004.npz: going on in epoch 1, after step 4" in caplog.text
     assert history.epoch == [0, 1]
+
+
+@pytest.mark.parametrize(("step", "at_once", "options"), [(8, 1, {}), (4, 1, {"steps_per_epoch": 3}), (3, 4, {})])
+def test_an_interrupted_run_comes_to_the_same(
+    data: Callable[..., Sequence], tmp_path: Path, step: int, at_once: int, options: dict[str, Any]
+) -> None:
+    """Also over several short epochs of a pass, and with several steps per execution, which do not divide its batches."""
+    training, again, whole = data(), data(), data()
+    interrupted(tmp_path, training, step, model_of(steps_per_execution=at_once), **options)
+    model, history = fit(again, Resume(tmp_path, again), model=model_of(steps_per_execution=at_once), **options)
+    expected, whole_history = fit(whole, model=model_of(steps_per_execution=at_once), **options)
+    assert same(model, expected)
+    assert history.history == whole_history.history
+
+
+def test_another_batch_size(data: Callable[..., Sequence], tmp_path: Path) -> None:
+    """Half of what it was: the rest of the interrupted epoch is as many samples as were left of it."""
+    training, halves, after = data(), data(batch_size=2), Interrupt()
+    interrupted(tmp_path, training, 4)
+    model, _ = fit(halves, Resume(tmp_path, halves), after)
+    assert after.steps == [*range(8, 12), *range(12)]
+    assert int(model.optimizer.iterations) == 4 + 4 + 12
 
 
 def test_a_complete_run_trains_nothing(data: Callable[..., Sequence], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
