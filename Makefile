@@ -18,7 +18,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 # together that are there when it ends; there may be no others.
 COVER := --cov --cov-report=
 EXTRAS := $(if $(HAS_TENSORFLOW),tensorflow,jax),cli,hdf5,plot,remote
-PYTEST = $(BIN)/python -m pytest -p no:benchmark -n 3 --dist worksteal $(if $(COVERAGE),$(COVER) --cov-append)
+PYTEST = $(BIN)/python -m pytest -p no:benchmark -n 2 --dist worksteal $(if $(COVERAGE),$(COVER) --cov-append)
 MINUTES ?= 10
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Some set this in containers; each of the workers that the tests start would then compile the whole package.
@@ -37,8 +37,9 @@ demo: $(VENV)/.demo$(addprefix -,$(filter-out tensorflow,$(DEMO)))  ## train on 
 # Each run goes on to the next when it fails. Tests that need torch run with BACKEND=torch, which installs it.
 RUNS := $(if $(BACKEND),$(filter torch,$(BACKEND)) $(BACKEND)-backend,suite $(if $(ARGS),,$(if $(HAS_TENSORFLOW),tensorflow-backend) jax-backend))
 # What imports Keras into the process of the tests takes a second or more to begin, so it is apart, and run with a backend's tests.
+# The cases of the suite wait for a third of their time, those of a backend compute.
 FAST := $(if $(SLOW),,-m 'not slow')
-run_suite = $(PYTEST) tests --ignore tests/backends $(if $(ARGS),,--ignore tests/with_keras) $(FAST)
+run_suite = $(PYTEST) -n 3 tests --ignore tests/backends $(if $(ARGS),,--ignore tests/with_keras) $(FAST)
 run_torch = $(PYTEST) tests --ignore tests/backends -m torch
 run_tensorflow-backend = KERAS_BACKEND=tensorflow $(PYTEST) tests/backends tests/with_keras $(FAST)
 run_jax-backend = KERAS_BACKEND=jax $(PYTEST) tests/backends $(if $(HAS_TENSORFLOW),,tests/with_keras $(FAST))
