@@ -390,6 +390,9 @@ def test_a_stretch_of_time() -> None:
     assert (seen.rate, seen.data_wait, seen.busy_workers, seen.load, seen.io_wait) == (4.0, 0.4, 2.0, 0.5, 0.75)
     assert seen.verdict == "io-bound"
     assert later.since(Stats()) == later
+    for batches in (40, 41):  # an epoch that began before the stretch is not its own
+        epoch = Stats(batches)
+        assert replace(later, epoch=epoch).since(earlier).epoch == (epoch if batches == 40 else None)
     assert "after 12.0 s 3 workers, 8 reads each: why not" in seen.report()
 
 
