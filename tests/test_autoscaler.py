@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import pytest
 from machine import Machine, Run
 
-from shmgen._plan.autoscaler import Autoscaler
+from shmgen._plan.autoscaler import LONG, LOOK, Autoscaler
 from shmgen._plan.stats import Decision
 from shmgen._plan.windows import Counters, Target
 
@@ -299,13 +299,16 @@ def test_decisions_say_why(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_looks_are_cheap() -> None:
-    """No look is due while no row has ended, nor twice within a few milliseconds."""
+    """No look is due while no row has ended, nor twice within a few milliseconds; few while the trainer does not wait."""
     autoscaler = Autoscaler(scales_workers=True, scales_reads=True, limits=lambda workers, blocked: Target(4, 4))
     assert autoscaler.is_due(100.0, 0)
     autoscaler.see(0, Counters(100.0, 0, 0.0, 0.0, 0.0, Target(1, 1), 1))
     assert not autoscaler.is_due(200.0, 0)
     assert not autoscaler.is_due(100.01, 10)
     assert autoscaler.is_due(100.1, 10)
+    assert autoscaler.pause == LOOK
+    look(autoscaler, 0.1, 100.0, wait=0.0, busy=0.5, cpu=0.5)
+    assert autoscaler.pause == LONG
 
 
 def test_a_server_is_asked_for_no_more_than_it_serves() -> None:
