@@ -13,7 +13,7 @@ The way of the data, and the module that holds each step::
       ▼
     _worker.main             a lean process, whose status page (_memory.status_page) shows which tickets it has
       │  _worker.readers     threads that take tickets, as many as there are reads in flight
-      │  _worker.ticket_filler   fills a ticket (task): a reader for each field, then the transform (sample_filler)
+      │  _worker.ticket_filler   fills a ticket: a reader for each field, then the transform (sample_filler)
       │  _sources            readers: npy, npz, npy_rows, images, hdf5, function; the main process fills values. base is
       │                      their contract, fields what a worker knows of a field, one-hot rows included
       │  _samples            what a sample is (sample_spec, casting), which id is which (ids, lookup, row_ids; packed_ids in
@@ -35,13 +35,13 @@ The way of the data, and the module that holds each step::
       ▼
     keras                    sequence: what ``fit`` takes; adapter: what Keras takes its batches from, each of its iterations
                              a pass (iterations); checks: errors and warnings before it begins; backends: tensors without a
-                             copy; data_wait, resume: callbacks; running_fit, frames: the ``fit`` around them; model_state,
+                             copy; data_wait, resume: callbacks; running_fit: the ``fit`` around them; model_state,
                              callback_state, state_folder: what resume saves; synchronised: several ranks
     torch, jax               batches as tensors and arrays, for loops without Keras; all on _engine.front_end
 
 Each folder is a place where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory,
 and how much there is. _sources are bound to the ids in the main process, and read in workers. _worker holds both ends of a
-worker: its loop, its instructions (pickling, context), and its messages (log_forwarding). _engine is the main process's side.
+worker: its loop, its instructions (pickling, context), and its messages (protocol). _engine is the main process's side.
 options has the arguments: each is typed, documented and checked once, and _arguments gives them to constructors and functions.
 Before there is a loader, _samples.split holds ids out for validation, and _samples.image_folder lists images. _tools is the
 command line: ``scan`` finds every sample that can't be read, ``tune`` says how many workers to use, ``pack`` makes one file of

@@ -38,12 +38,7 @@ class Fixed(Generic[T]):
 
 
 def check_index(index: SupportsIndex, batches: int) -> int:
-    """``index`` as the number of one of ``batches`` batches. Negative indexes count from the end.
-
-    Raises:
-        IndexError: there is no such batch.
-        TypeError: ``index`` is no int.
-    """
+    """``index`` as the number of one of ``batches`` batches. Negative indexes count from the end."""
     try:
         number = operator.index(index)
     except TypeError:

@@ -44,9 +44,6 @@ def find_shard() -> Shard:
 
     Asks the runtimes that are live in this process: jax.distributed, torch.distributed, ray.train. If none is, reads the
     environment. Ranks that share one replica of a model under keras.distribution have the same part.
-
-    Raises:
-        InputError: two runtimes or launchers disagree, or a launcher's variables are incomplete or contradict each other.
     """
     live = live_runtimes()
     rank, world = _agreed(live or _launchers(os.environ))

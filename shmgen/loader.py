@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from shmgen._arguments import init_from
 from shmgen._checks import Fixed
-from shmgen._engine.feed import Feed, NotCopied
+from shmgen._engine.feed import Feed
 from shmgen._engine.state import LoaderState
 from shmgen._plan.damage import Damaged
 from shmgen._plan.stats import Stats
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class BaseLoader(NotCopied):
+class BaseLoader:
     """What `Loader` and `shmgen.Sequence` have in common: users' view of a feed."""
 
     _feed: Feed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ class Tensors(IterableDataset[Any]):  # type: ignore[misc]
         if get_worker_info() is not None:
             raise InputError("expected num_workers=0, found an iteration in a DataLoader's worker: shmgen has workers of its own")
         # No variable here may hold a batch while the next one is read.
-        return map(_tensors, self._loader)
+        return map(partial(map_arrays, as_tensor), self._loader)
 
     def state_dict(self) -> dict[str, Any]:
         """The loader's state; see `shmgen.Loader.state_dict`."""
@@ -88,7 +89,3 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array)
     except TypeError:
         raise InputError(f"expected a dtype that torch has, found {array.dtype}: pass another dtype= to the loader") from None
-
-
-def _tensors(batch: Any) -> Any:
-    return map_arrays(as_tensor, batch)

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from conftest import until_waiting
 
-import shmgen._engine.error_log
 from shmgen import (
     ClosedError,
     FunctionError,
@@ -157,7 +156,6 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hidden")
-@pytest.mark.filterwarnings("ignore:batches of a loader with shuffle=False are requested in an unknown order")
 def test_each_batch_that_fails_is_logged_in_each_epoch(folder: Callable, caplog: pytest.LogCaptureFixture) -> None:
     """Two batches that fail are logged once each, and again in the next epoch."""
     data = folder(8)
@@ -225,20 +223,3 @@ def test_errors_that_are_not_ours_are_kept_too(
             list(loader)
         assert said(caplog) == ["Odd: 1 and 2"]
         assert str(loader.error) == "Odd: 1 and 2"
-
-
-@pytest.mark.usefixtures("hidden")
-def test_what_is_remembered_has_bounds(folder: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
-    """At most MAX_LOGGED texts are remembered, however many batches fail."""
-    monkeypatch.setattr(shmgen._engine.error_log, "MAX_LOGGED", 3)
-    data = folder(8)
-    with Loader(data.ids, data.labels, 1, data_dir=data.path, shuffle=False, workers=0) as loader:
-        missing(data, *range(1, 8))
-        for index in range(8):
-            with contextlib.suppress(SampleError):
-                loader.batch(index)
-        assert len(said(caplog)) == 7
-        for index, again in ((7, 0), (1, 1)):  # the last is remembered; of the first, nothing is known any more
-            with pytest.raises(SampleError):
-                loader.batch(index)
-            assert len(said(caplog)) == 7 + again

@@ -12,8 +12,7 @@ from conftest import DEADLINE
 from pace import Deadline
 
 from shmgen._worker import launch
-from shmgen._worker.context import environment
-from shmgen._worker.launch import Child, command, deferred_signals, end
+from shmgen._worker.launch import Child, command, deferred_signals, end, environment
 
 BOOT = """if True:
     import os, sys, time

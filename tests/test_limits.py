@@ -5,12 +5,9 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-import shmgen._memory.limits
-from shmgen import Loader
 from shmgen._memory.layout import PAGE
 from shmgen._memory.limit_errors import reached
 
@@ -58,8 +55,11 @@ def room(slots: int) -> int:
     return slots * SLOT
 
 
+FILES = r"this process may have \d+ files open \(ulimit -n\): close what is no longer needed, such as loaders, or raise"
+
+
 def test_no_descriptor_for_a_loader(folder: Callable, script: Callable) -> None:
-    """Wherever in a constructor descriptors run out, the limit and open loaders are named, and nothing is left."""
+    """Wherever in a constructor descriptors run out, the limit is named, and nothing is left."""
     code = """
 one, two = loader(), loader(workers=0)
 list(one), list(two)
@@ -90,13 +90,10 @@ def with_room(more, make):
 
     assert run.end() == 0, run.err
     *lines, last = run.out.splitlines()
-    advice = (
-        r"this process may have \d+ files open \(ulimit -n\), and {} loaders are open: close\(\) those that are no longer needed"
-    )
     for line in lines:
-        assert re.search("Too many open files.*" + advice.format(2), line), line
+        assert re.search("Too many open files.*" + FILES, line), line
         assert line.count("(ulimit -n)") == 1
-    assert re.search(advice.format(3), last)
+    assert re.search(FILES, last)
     assert run.err == ""
 
 
@@ -116,9 +113,7 @@ with limited(resource.RLIMIT_NOFILE, room_for(0)):
 
     assert run.end() == 0, run.err
     grown, replaced = run.out.splitlines()
-    advice = (
-        r"\[Errno 24\] Too many open files: this process may have \d+ files open \(ulimit -n\), and 1 loader is open: close\(\)"
-    )
+    advice = rf"\[Errno 24\] Too many open files: {FILES}"
     assert re.match(f"OSError: {advice}", grown)
     assert re.match(f"StartError: a worker that has died can't be replaced: {advice}", replaced)
 
@@ -240,29 +235,6 @@ with limited(resource.RLIMIT_NPROC, 1):
     assert run.end() == 0, run.err
     text = r"\[Errno 11\] Resource temporarily unavailable: this user may have 1 processes and threads \(ulimit -u\)"
     assert re.match(rf"BlockingIOError: {text}.*: use fewer workers, ", run.out)
-
-
-def test_no_file_for_the_whole_machine(folder: Callable) -> None:
-    """A limit of the whole machine is named as that."""
-    data = folder(4)
-    with Loader(data.ids, None, 2, data_dir=data.path, workers=0):
-        said = reached(OSError(errno.ENFILE, "Too many open files in system"))
-    assert re.match(
-        r"the machine may not have more files open \(sysctl fs.file-max\), and \d+ loaders? (is|are) open: close", said
-    )
-
-
-def test_a_container_has_a_limit_on_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lowest of the containers' limits on processes is named."""
-    monkeypatch.setattr(shmgen._memory.limits, "PROC", tmp_path)
-    monkeypatch.setattr(shmgen._memory.limits, "CGROUPS", tmp_path)
-    (tmp_path / "a/b").mkdir(parents=True)
-    (tmp_path / "self").mkdir()
-    (tmp_path / "self/cgroup").write_text("0::/a/b\n")
-    (tmp_path / "a/pids.max").write_text("123\n")
-    (tmp_path / "a/b/pids.max").write_text("max\n")
-    said = reached(OSError(errno.EAGAIN, "Resource temporarily unavailable"))
-    assert "this container may have 123 (pids.max): use fewer workers, " in said
 
 
 @pytest.mark.parametrize("error", [OSError("no number"), OSError(errno.EACCES, "x"), ValueError(), OSError(errno.ENOMEM, "x")])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -59,18 +57,6 @@ def test_the_first_epoch_can_be_chosen(folder: Folder) -> None:
     for epoch in (-1, 1.5, "2", None):
         with pytest.raises(InputError, match="epoch: expected an int from 0, found"):
             Loader(data.ids, data.labels, 4, data_dir=data.path, epoch=epoch)  # type: ignore[arg-type]
-
-
-def test_there_is_no_second_one(folder: Folder) -> None:
-    """Copying or pickling a loader or its iterator is refused, with what to do; the first still works."""
-    data = folder(8)
-    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=0) as loader:
-        iterator = iter(loader)
-        for one in (loader, iterator):
-            for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
-                with pytest.raises(TypeError, match=r"can't be copied or pickled.*make another with the same arguments"):
-                    duplicate(one)
-        assert len(list(iterator)) == 2
 
 
 def test_arguments_can_be_read_and_not_set(folder: Folder) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import mmap
 import os
 import pickle
 import subprocess
@@ -207,26 +205,6 @@ def test_packing_does_not_loop_over_texts_and_ints(pack: Callable) -> None:
                 sys.settrace(before)
             counts.append(lines)
         assert counts[1] < counts[0] + 100
-
-
-def test_no_one_can_change_what_is_packed(pack: Callable) -> None:
-    """The memory is sealed: it can't be written to, mapped to write, or made shorter."""
-    packed = pack(["a", "b"])
-    assert fcntl.fcntl(packed.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
-    for change in (lambda: os.pwrite(packed.fd, b"x", 0), lambda: os.ftruncate(packed.fd, 0), lambda: mmap.mmap(packed.fd, 0)):
-        with pytest.raises(PermissionError):
-            change()
-    assert packed.take([0, 1]) == ["a", "b"]
-
-
-def test_a_kernel_that_can_not_seal(pack: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the kernel can't seal memory, ids are packed all the same."""
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EINVAL, "Invalid argument")
-
-    monkeypatch.setattr(fcntl, "fcntl", refuse)
-    assert attached(pack(["a", "b"])).take([1]) == ["b"]
 
 
 def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:

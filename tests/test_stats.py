@@ -387,7 +387,7 @@ def test_a_stretch_of_time() -> None:
     seen = later.since(earlier)
 
     assert seen == Stats(40, 320, 32000, 10.0, 3.0, 1.0, 2, 0, 4, 4, 8, 20.0, 5.0, (second,), capacity=40.0)
-    assert (seen.rate, seen.data_wait, seen.busy_workers, seen.load, seen.io_wait) == (4.0, 0.4, 2.0, 0.5, 0.75)
+    assert (seen.rate, seen.data_wait, seen.load, seen.io_wait) == (4.0, 0.4, 0.5, 0.75)
     assert seen.verdict == "io-bound"
     assert later.since(Stats()) == later
     for batches in (40, 41):  # an epoch that began before the stretch is not its own
@@ -419,7 +419,7 @@ def test_no_time_at_all() -> None:
     """Nothing was done since now: all is 0, and there is a report."""
     seen = (stats := Stats(10, 80, 8000, 5.0, 1.0, 0.5, 1, 1, 2, workers=2, busy=9.0, cpu=8.0)).since(stats)
     assert seen == IDLE
-    assert (seen.rate, seen.data_wait, seen.busy_workers, seen.load, seen.io_wait) == (0.0, 0.0, 0.0, 0.0, 0.0)
+    assert (seen.rate, seen.data_wait, seen.load, seen.io_wait) == (0.0, 0.0, 0.0, 0.0)
     assert "verdict: unknown: no batch was delivered" in seen.report()
 
 

@@ -56,7 +56,6 @@ def travellers(own: ModuleType) -> dict[str, Callable[..., Any]]:
         "partial-of-a-module-function": functools.partial(own.times, factor=10),
         "bound-method": Times(10).method,
         "callable-object": Times(10),
-        "generic": functools.singledispatch(closure),
         "cached-property": Lazy().method,
     }
 

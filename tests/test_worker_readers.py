@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
 
@@ -19,7 +21,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, wait_until
 
-from shmgen import SampleError, Source
+from shmgen import Npy, SampleError, Source
 from shmgen._memory.records import BUSY, EAGER, LAST_TICKET, READERS, READS, REPORT, ROW, TICKET
 from shmgen._memory.segments import Segments
 from shmgen._memory.status_page import MAX_READERS, StatusPage
@@ -41,6 +43,9 @@ SHEET = ROWS * 16
 """Where the sheet begins in a slot, in bytes."""
 
 SAMPLES = 1000
+
+TICKETS, MOST_FILES = 20, 6
+"""Tickets that are read, and files of the package whose code runs for each."""
 
 WITHIN = 20.0
 """Seconds after which a read that waits for others gives up."""
@@ -202,6 +207,24 @@ def test_as_many_reads_are_in_flight_as_there_are_readers(worker: Callable[..., 
     assert one.threads == one.page.words[READERS] == reads
     assert len(one.done) == 3 * reads
     assert one.messages == []
+
+
+def test_few_files_of_the_package_run_for_a_ticket(worker: Callable[..., Worker], tmp_path: Path) -> None:
+    """In steady state, to read `.npy` files: at most `MOST_FILES`."""
+    for number in range(8):
+        np.save(tmp_path / f"{number}.npy", np.full(2, number, np.float64))
+    calls: Counter[str] = Counter()
+    threading.setprofile(lambda frame, event, _: calls.update([frame.f_code.co_filename] if event == "call" else []))
+    try:
+        one = worker(Npy(tmp_path), 1)
+    finally:
+        threading.setprofile(None)
+    for _ in range(TICKETS):
+        one.sheet(0, range(8))
+        one.until_done([one.put(0, 0, 8)])
+    assert one.rows(0)[:8] == list(range(8))
+    often = [file for file, times in calls.items() if file.startswith(str(ROOT / "shmgen")) and times >= TICKETS]
+    assert 3 <= len(often) <= MOST_FILES, often
 
 
 def test_readers_take_what_is_put_in_its_order(worker: Callable[..., Worker]) -> None:

@@ -105,7 +105,6 @@ loader.close()
             "psutil",
             "shmgen._worker.context",
             "shmgen._worker.pickling",
-            "shmgen._worker.log_forwarding",
         }
 
 

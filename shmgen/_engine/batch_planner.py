@@ -131,13 +131,7 @@ class BatchPlanner:
         return SampleError(id, self._filler.places(id), reason)
 
     def record(self, ticket: Ticket, row: int, error: SampleError, *, unreadable: bool = False) -> None:
-        """The sample in ``row`` of ``ticket`` can't be read because of ``error``: where samples are replaced, it is.
-
-        With ``unreadable``, the sample is not tried again.
-
-        Raises:
-            TooManyDamaged: more are damaged than are tolerated.
-        """
+        """The sample in ``row`` of ``ticket`` can't be read, nor is it tried again if ``unreadable``: replace it if asked to."""
         slot, row = self._schedule.slot_of(ticket), ticket.start + row
         replaces = self.on_error == "replace"
         sample = int(self._numbers(slot, ticket.batch)[row])

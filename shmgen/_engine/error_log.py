@@ -9,9 +9,6 @@ from typing import TypeVar
 from shmgen._plan.sampler import BatchId
 from shmgen.errors import ShmgenError
 
-MAX_LOGGED = 1000
-"""How many logged errors are remembered."""
-
 ErrorT = TypeVar("ErrorT", bound=Exception)
 
 log = logging.getLogger("shmgen")
@@ -30,8 +27,6 @@ class ErrorLog:
         self.last = without_traceback(error)
         entry = batch, _text(error)
         if self._logs and entry not in self._logged:
-            if len(self._logged) == MAX_LOGGED:
-                self._logged.clear()
             self._logged.add(entry)
             log.error("%s", entry[1])
 

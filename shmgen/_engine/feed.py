@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 import sys
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
 from operator import length_hint
-from typing import Any, NoReturn, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -46,19 +45,6 @@ from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import ClosedError, InputError
 from shmgen.options import Options
 
-MISSES_BEFORE_WARNING = 3
-"""Unexpected requests in one iteration before the user is warned. A look at a batch or two is no mistake."""
-
-
-class NotCopied:
-    """An object that can't be copied or pickled."""
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        raise TypeError(
-            f"a {type(self).__name__} can't be copied or pickled, since it has processes and memory of its own: make another "
-            "with the same arguments, in the process that is to use it"
-        )
-
 
 class Feed:
     """The batches of a loader with these options. Their sources are bound, so no other feed may use them.
@@ -84,7 +70,6 @@ class Feed:
         self.row = _row(options, arrays[0].shape)
         self.damage = DamageLog(len(self.ids), options.on_error, max_fraction=options.max_damaged)
         self._passes = Passes(len(self), shuffle=self.sampler.shuffle, epoch=options.epoch, is_one=options.on_error == "collect")
-        self._warned_of_misses = False
         with ExitStack() as undo:
             self._prefetcher = self._assemble(options, fields, workers, front_end, undo)
             self._prefetcher.read_ahead()
@@ -166,16 +151,7 @@ class Feed:
 
     def batch(self, index: SupportsIndex, of: Pass | None = None) -> tuple[Any, ...]:
         """The batch that ``index`` means in a pass; see `shmgen.Loader.batch`. Without a pass, it is a look at the next epoch."""
-        arrays = self._prefetcher.fetch(check_index(index, len(self)), of)
-        last = self._passes.last
-        if last is not None and last.misses >= MISSES_BEFORE_WARNING and not self._warned_of_misses:
-            self._warned_of_misses = True
-            warnings.warn(
-                "batches of a loader with shuffle=False are requested in an unknown order, so none are read ahead: request "
-                "them in the order of their indexes, or pass shuffle=True to the loader",
-                stacklevel=3,
-            )
-        return self.spec.unflatten(arrays)
+        return self.spec.unflatten(self._prefetcher.fetch(check_index(index, len(self)), of))
 
     def state_dict(self, position: Position | None = None) -> dict[str, int | str | bool]:
         """The state of a run that has got to ``position``; by default, behind the last batch that was handed out."""
@@ -183,11 +159,7 @@ class Feed:
             return saved(self._identity, position or self._passes.position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Have the next iteration begin where a state was saved.
-
-        Raises:
-            InputError: it does not fit; nothing is changed.
-        """
+        """Have the next iteration begin where a state was saved; if it does not fit, nothing is changed."""
         position = loaded(self._identity, state)
         with self._prefetcher.entered():
             self._passes.go_to(position)
@@ -198,7 +170,7 @@ class Feed:
         return identity(self.sampler, fingerprint(self.ids))
 
 
-class LoaderIterator(NotCopied, Iterator[tuple[Any, ...]]):
+class LoaderIterator(Iterator[tuple[Any, ...]]):
     """One epoch's batches. The epoch begins with the first request. Several threads may share an iterator.
 
     It keeps the feed alive, even if nothing else does.

@@ -51,11 +51,7 @@ class HeldSlots:
             gc.collect(generation)
 
     def grow(self) -> None:
-        """Add slots to the ring.
-
-        Raises:
-            OSError: there is no memory for any. All is as it was.
-        """
+        """Add slots to the ring; an OSError if there is no memory for any."""
         added = self._ring.grow(max(1, self._ring.slots // GROW_BY))
         self._schedule.add_slots(added)
         if not self.grown:

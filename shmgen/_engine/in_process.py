@@ -18,8 +18,7 @@ from shmgen._plan.schedule import Ticket
 from shmgen._samples.ids import take
 from shmgen._sources.base import IDLE, row_of
 from shmgen._worker.rng import own_random_state
-from shmgen._worker.task import Task
-from shmgen._worker.ticket_filler import TicketFiller
+from shmgen._worker.ticket_filler import Task, TicketFiller
 
 
 class InProcess:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import select
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -24,9 +25,8 @@ from shmgen._plan.meter import Use
 from shmgen._plan.schedule import MAX_OUT, Ticket
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._worker import protocol
-from shmgen._worker.context import Context, environment, search_path
-from shmgen._worker.launch import Child, command, deferred_signals, end
-from shmgen._worker.log_forwarding import ForwardedLogs
+from shmgen._worker.context import Context, ForwardedLogs
+from shmgen._worker.launch import Child, command, deferred_signals, end, environment
 from shmgen._worker.main import Start
 from shmgen._worker.pickling import dumps
 from shmgen._worker.protocol import ATOMIC, processor_time
@@ -42,11 +42,7 @@ IDLE_AFTER = 60.0
 
 
 class Pool:
-    """Worker processes, each with ``reads`` readers, that fill a ring; ``tables`` are those of `key_tables`, and closed with it.
-
-    Raises:
-        InputError: something in ``filler`` can't be sent to workers, or this program can't start any.
-    """
+    """Worker processes, each with ``reads`` readers, that fill a ring; ``tables`` are those of `key_tables`, and closed here."""
 
     def __init__(self, workers: int, reads: int, ring: Ring, tables: Sequence[PackedIds], filler: TicketFiller) -> None:
         self._ring = ring
@@ -55,7 +51,7 @@ class Pool:
         self._draws = filler.calls_functions
         self._command = command("shmgen._worker.main", site=not filler.is_ours)
         self._environment = environment()
-        self._path = search_path()
+        self._path = list(sys.path)
         self._context: tuple[Any, ...] | None = None
         if filler.is_ours:
             self._filler = pickle.dumps(filler)

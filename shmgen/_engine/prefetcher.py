@@ -25,7 +25,6 @@ from shmgen._engine.state import LoaderState, SlotState, WorkerState
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import EventKind, Workers
 from shmgen._memory.layout import BatchArrays
-from shmgen._memory.limit_errors import add_open_loader, open_loaders
 from shmgen._memory.records import WAITED_FOR
 from shmgen._memory.ring import Ring
 from shmgen._plan.autoscaler import Autoscaler
@@ -76,8 +75,7 @@ class Prefetcher:
         self._held = HeldSlots(ring, schedule, front_end)
         self.errors = ErrorLog(logs=front_end.hides_errors)
         self._owner = os.getpid()
-        made = time.monotonic()
-        self._meter = Meter(made, 0 if supervisor.target.workers else 1, ring.layout.sample_bytes)
+        self._meter = Meter(time.monotonic(), 0 if supervisor.target.workers else 1, ring.layout.sample_bytes)
         self.ended: ShmgenError | None = None
         self._listening = Listening(workers)
         self.lock = self._listening.lock
@@ -85,15 +83,9 @@ class Prefetcher:
         self._waiting: list[tuple[float, BatchId]] = []
         self._look_at = 0.0 if autoscaler is not None else math.inf
         self._background = Background(self._keep_up_in_background)
-        add_open_loader(self, made)
 
     def __repr__(self) -> str:
         return f"{self._workers!r}, {f'ended: {self.ended}' if self.ended else repr(self._schedule)}"
-
-    @property
-    def last_used(self) -> float:
-        """When it was made, or gave its last batch; of `time.monotonic`."""
-        return self._meter.last
 
     @property
     def stats(self) -> Stats:
@@ -142,14 +134,8 @@ class Prefetcher:
     def fetch(self, index: int, of: Pass | None = None) -> BatchArrays:
         """The arrays of the batch that ``index`` means in a pass, as soon as it has been read.
 
-        A batch that is there is handed out before anything else is done. Without a pass, the request is by hand.
-
-        Raises:
-            IndexError: there is no such batch in this pass.
-            SampleError: a sample of the batch can't be read; the batch may be requested again.
-            TooManyDamaged: more samples are damaged than are tolerated.
-            WorkerDied: workers can't start, or die again and again.
-            ClosedError: `close` was called.
+        A batch that is there is handed out before anything else is done. Without a pass, the request is by hand. A batch whose
+        sample can't be read may be requested again.
         """
         called = time.monotonic()
         with self.lock if os.getpid() == self._owner else self.entered():
@@ -269,10 +255,7 @@ class Prefetcher:
         self._meter.late_wait += waited * late
 
     def _keep_up(self) -> None:
-        """What is due after a batch was handed out: more is read, and the autoscaler looks.
-
-        An error that ends everything is for the next request.
-        """
+        """What is due after a batch was handed out. An error that ends everything is for the next request."""
         try:
             if self._schedule.runs_low:
                 if self._held.are_many(needed=1):
@@ -297,7 +280,6 @@ class Prefetcher:
 
     def close(self, reason: ShmgenError) -> None:
         """End the workers; requests that wait, and later ones, raise ``reason``."""
-        open_loaders.discard(self)
         is_ours = os.getpid() == self._owner
         # A fork of the owner gives up its copies of the descriptors; its lock may be held by a thread that is not there.
         with self.lock if is_ours else nullcontext():

@@ -55,19 +55,10 @@ class WorkerRecord:
 
 
 class Supervisor:
-    """Supervises workers, which have the numbers from 0.
+    """Supervises workers, as many as ``target`` says; 0 if the main process reads.
 
-    Args:
-        target: how many workers and readers there are, and should be; 0 workers if the main process reads. A worker that has
-            ended, since it had nothing to do, is started when there is work.
-        ring: grows by a slot when one can't be used any more.
-        timeout: seconds after which a read that has not ended is given up, together with its worker.
-
-    Attributes:
-        next_deadline: when to call `check_deadlines` next, while a request waits.
-        interrupted_at: when Ctrl-C last reached a worker.
-        deaths: the rows of batches not yet handed out at which workers have died.
-        failure: why a lost slot has no successor: there is no memory for one. The next request is to raise it, once.
+    A worker that has ended, since it had nothing to do, is started when there is work. A read that has not ended after
+    ``timeout`` seconds is given up, together with its worker.
     """
 
     def __init__(
@@ -84,9 +75,10 @@ class Supervisor:
         self._is_eager = False
         self.target = target
         self.deaths = Deaths()
-        self.next_deadline = now + timeout / LOOKS
-        self.interrupted_at = 0.0
+        self.next_deadline = now + timeout / LOOKS  # when to call `check_deadlines` next, while a request waits
+        self.interrupted_at = 0.0  # when Ctrl-C last reached a worker
         self.restarts = 0
+        # Why a lost slot has no successor: there is no memory for one. The next request is to raise it, once.
         self.failure: OSError | None = None
 
     @property
@@ -134,13 +126,7 @@ class Supervisor:
         return True
 
     def handle(self, events: Sequence[Event]) -> None:
-        """Handle what has happened to workers.
-
-        Raises:
-            StartError: one can't start, or one that died can't be replaced.
-            WorkerDied: one died like others before it, without finishing anything.
-            TooManyDamaged: more samples are damaged than are tolerated.
-        """
+        """Handle what has happened to workers; raises a StartError, WorkerDied or TooManyDamaged that ends the loader."""
         for number, what, detail in events:
             if what is EventKind.DONE:
                 self._schedule.done([report[0] for report in detail], times=[report[3] for report in detail])
@@ -191,9 +177,6 @@ class Supervisor:
 
         A request has waited since ``asked``; between two requests no worker is late. If this process ``overslept``, since it was
         stopped itself, it can't tell how long a worker has been at its row.
-
-        Raises:
-            StartError: one has not started in time, or can't be replaced.
         """
         claims = {worker: self.claims(worker) for worker in self._records}
         waiting = self._schedule.out > sum(map(len, claims.values()))

@@ -9,35 +9,6 @@ import errno
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
-from weakref import WeakSet
-
-IDLE, MANY_IDLE = 10.0, 4
-"""Seconds without a batch after which a loader counts as idle; and the number of idle loaders that gives a warning."""
-
-
-class OpenLoader(Protocol):
-    @property
-    def last_used(self) -> float:
-        """When it was made, or gave its last batch; of `time.monotonic`."""
-
-
-open_loaders: WeakSet[OpenLoader] = WeakSet()
-"""All loaders that are open in this process."""
-
-
-def add_open_loader(loader: OpenLoader, now: float) -> None:
-    """Remember that ``loader`` is open; warn if several others have not been used for a while."""
-    if sum(now > other.last_used + IDLE for other in open_loaders) == MANY_IDLE:
-        import logging  # late, since workers import this module
-
-        logging.getLogger("shmgen").warning(
-            "%d loaders are open that have given no batch for %g seconds or more, and hold shared memory and descriptors: "
-            "close() those that are no longer needed, or use them in a with statement",
-            MANY_IDLE,
-            IDLE,
-        )
-    open_loaders.add(loader)
 
 
 def most_file_bytes() -> int | None:
@@ -78,18 +49,7 @@ def note(error: Exception) -> None:
 def _files() -> str:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     raised = f"raise the limit, up to {hard:,}" if soft < hard else "raise the limit"
-    return f"this process may have {soft:,} files open (ulimit -n){_loaders()}, or {raised}"
-
-
-def _files_of_all() -> str:
-    return f"the machine may not have more files open (sysctl fs.file-max){_loaders()}, or raise the limit"
-
-
-def _loaders() -> str:
-    count = len(open_loaders)
-    if not count:
-        return ": close what is no longer needed"
-    return f", and {count} loader{'s are' if count > 1 else ' is'} open: close() those that are no longer needed"
+    return f"this process may have {soft:,} files open (ulimit -n): close what is no longer needed, such as loaders, or {raised}"
 
 
 def _memory() -> str:
@@ -108,13 +68,13 @@ def _memory() -> str:
 
 
 def _processes() -> str:
-    from shmgen._memory.limits import most_processes
-
-    soft, most = _soft(resource.RLIMIT_NPROC), most_processes()
-    found = [] if soft is None else [f"this user may have {soft:,} processes and threads (ulimit -u)"]
-    if most is not None:
-        found.append(f"this container may have {most:,} (pids.max)")
-    return f"{', and '.join(found)}: use fewer workers, end what is no longer needed, or raise the limit" if found else ""
+    soft = _soft(resource.RLIMIT_NPROC)
+    if soft is None:
+        return ""
+    return (
+        f"this user may have {soft:,} processes and threads (ulimit -u): use fewer workers, end what is no longer needed, or "
+        "raise the limit"
+    )
 
 
 def _soft(limit: int) -> int | None:
@@ -126,7 +86,6 @@ _LESS = "raise the limit, hold fewer batches, or use fewer slots or a smaller ba
 
 _TOLD: dict[int | None, Callable[[], str]] = {
     errno.EMFILE: _files,
-    errno.ENFILE: _files_of_all,
     errno.EFBIG: on_file_bytes,
     errno.ENOMEM: _memory,
     errno.EAGAIN: _processes,

@@ -1,4 +1,4 @@
-"""How much memory, and how many processors and processes, the machine and its container leave to this process."""
+"""How much memory, and how many processors, the machine and its container leave to this process."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def available() -> int:
 def processors(ranks: int = 1) -> float:
     """How many processors this process may use: those it is bound to, and no more than its container's share of their time.
 
-    Args:
-        ranks: processes that share them, this one included. Each has an equal part of what its launcher may use, unless the
-            launcher has bound it to fewer.
+    Of the processes that share them, ``ranks``, each has an equal part of what their launcher may use.
     """
     own = float(len(os.sched_getaffinity(0)))
     shared = [own]
@@ -44,15 +42,6 @@ def processors(ranks: int = 1) -> float:
             quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
             shared += [quota / period] if quota > 0 else []
     return min(own, min(shared) / ranks)
-
-
-def most_processes() -> int | None:
-    """How many processes and threads this process's container may have; None where there is no limit."""
-    most = []
-    for folder, _ in _groups("pids"):
-        with suppress(OSError, ValueError):  # no limit is set here
-            most.append(int((folder / "pids.max").read_text()))
-    return min(most, default=None)
 
 
 def _groups(controller: str) -> Iterator[tuple[Path, int]]:

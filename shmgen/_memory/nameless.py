@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 from functools import cache
 
-MFD_CLOEXEC, MFD_ALLOW_SEALING = 1, 2
-"""Of memfd_create(2). Pythons built against glibc 2.17, such as conda-forge's, lack these names and the function."""
-
-F_ADD_SEALS, ALL_SEALS = 1033, 0b1111
-"""Of fcntl(2): the memory can't be written to, made larger or smaller, or be unsealed."""
+MFD_CLOEXEC = 1
+"""Of memfd_create(2). Pythons built against glibc 2.17, such as conda-forge's, lack this name and the function."""
 
 REFUSED = errno.EPERM, errno.EACCES, errno.ENOSYS
 """Errors of memfd_create where a sandbox forbids it, or the kernel lacks it."""
@@ -24,11 +20,7 @@ TMPFS = "/dev/shm"  # noqa: S108 # nothing there is given a name
 
 
 def create(name: str) -> int:
-    """The descriptor of new, empty memory; never that of a standard stream. Tools such as lsof show its ``name``.
-
-    Raises:
-        OSError: there is neither memfd_create nor a `TMPFS` that can be written to, or too many files are open.
-    """
+    """The descriptor of new, empty memory; never that of a standard stream. Tools such as lsof show its ``name``."""
     hold_standard_streams()
     try:
         fd = _memfd(name)
@@ -39,14 +31,6 @@ def create(name: str) -> int:
         fd = _file()
     os.fchmod(fd, 0o600)
     return fd
-
-
-def seal(fd: int) -> None:
-    """Have the kernel refuse all changes of the memory, if it can."""
-    import fcntl
-
-    with suppress(OSError):  # a sandbox may not offer it, and only a memfd can be sealed
-        fcntl.fcntl(fd, F_ADD_SEALS, ALL_SEALS)
 
 
 def most_bytes(fd: int) -> int | None:
@@ -73,15 +57,14 @@ def hold_standard_streams() -> None:
 
 
 def _memfd(name: str) -> int:
-    flags = MFD_CLOEXEC | MFD_ALLOW_SEALING
     if hasattr(os, "memfd_create"):
-        return os.memfd_create(name, flags)
+        return os.memfd_create(name)
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "memfd_create"):
         raise OSError(errno.ENOSYS, "glibc is older than 2.27")
-    fd: int = libc.memfd_create(name.encode(), flags)
+    fd: int = libc.memfd_create(name.encode(), MFD_CLOEXEC)
     if fd < 0:
         raise OSError(number := ctypes.get_errno(), os.strerror(number))
     return fd

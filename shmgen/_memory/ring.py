@@ -39,11 +39,7 @@ log = logging.getLogger("shmgen")
 
 
 class Ring:
-    """Slots of shared memory. If memory is short there are fewer than ``slots``, but at least 2. Workers inherit ``fd``.
-
-    Raises:
-        OSError: there is no memory for 2 slots.
-    """
+    """Slots of shared memory. If memory is short there are fewer than ``slots``, but at least 2. Workers inherit ``fd``."""
 
     def __init__(self, layout: Layout, slots: int) -> None:
         self.layout = layout
@@ -80,15 +76,9 @@ class Ring:
         return len(self._segments)
 
     def grow(self, count: int = 1) -> int:
-        """Add ``count`` slots, or fewer if memory is short. Workers map them when they need them.
+        """Add ``count`` slots, or fewer if memory is short; returns how many. An OSError if there is no memory for one.
 
         Each growth takes a mapping and a descriptor, here and in every worker, until `close`.
-
-        Returns:
-            How many have been added, at least 1.
-
-        Raises:
-            OSError: there is no memory for another slot. The ring is as it was.
         """
         before = self.slots
         self._add(count, 1)

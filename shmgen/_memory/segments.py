@@ -13,11 +13,7 @@ from shmgen._memory.limit_errors import named
 
 
 class Segments:
-    """The slots of a file of shared memory, which may grow. The file's owner keeps ``fd`` open until `close`.
-
-    Raises:
-        OSError: the file can't be mapped; likewise from `map_new`, and from taking a slot that is not mapped yet.
-    """
+    """The slots of a file of shared memory, which may grow. The file's owner keeps ``fd`` open until `close`."""
 
     def __init__(self, fd: int, slot_bytes: int) -> None:
         self._fd = fd

@@ -100,14 +100,8 @@ class Trial(NamedTuple):
 class Autoscaler:
     """Steers the numbers of workers and of reads in flight together: reads first, since they are cheap.
 
-    Args:
-        scales_workers, scales_reads: whether the number of workers, or of each worker's readers, may be changed.
-        limits: the largest target, given the number of workers and the fraction of their busy time in which readers are blocked.
-        batch_rows: rows of a batch; each reader has a ticket in it.
-
-    Attributes:
-        target: what the last look answered.
-        decisions: the changes so far.
+    ``limits`` gives the largest target for a number of workers, and for the fraction of their busy time in which readers are
+    blocked.
     """
 
     def __init__(

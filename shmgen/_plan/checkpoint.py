@@ -61,11 +61,7 @@ def saved(mine: Identity, position: Position) -> dict[str, int | str | bool]:
 
 
 def loaded(mine: Identity, state: Mapping[str, Any]) -> Position:
-    """Where a loader resumes from ``state``.
-
-    Raises:
-        InputError: it is no state, or is of other data, of another order, or not between two batches of this size.
-    """
+    """Where a loader resumes from ``state``; an InputError if that is of other data, or not between two batches of this size."""
     own = saved(mine, Position(0, 0))
     if not isinstance(state, Mapping) or (missing := own.keys() - state.keys()):
         found = f"a dict without {', '.join(map(repr, sorted(missing)))}" if isinstance(state, Mapping) else repr(state)

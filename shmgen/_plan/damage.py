@@ -44,11 +44,7 @@ class DamageLog:
         self._max_fraction = max_fraction
 
     def record(self, sample: int, error: SampleError, *, unreadable: bool) -> None:
-        """Record that ``sample`` can't be read because of ``error``.
-
-        Raises:
-            TooManyDamaged: with it, more are damaged than are tolerated.
-        """
+        """Record that ``sample`` can't be read; a TooManyDamaged if, with it, more are damaged than are tolerated."""
         if unreadable:
             self.unreadable.add(sample)
         if sample in self.found:

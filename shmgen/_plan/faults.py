@@ -95,14 +95,9 @@ def after_exit(
     death: str,
     unsure: Collection[Claim] = (),
 ) -> list[Outcome]:
-    """What becomes of the tickets of a worker that has ended.
+    """What becomes of the tickets of a worker that has ended, which its readers had taken and not done.
 
-    Args:
-        claims: what its readers had taken and not done.
-        stuck: the claims for which it was killed: they did not move for ``timeout`` seconds.
-        deaths: the deaths so far; this one is added.
-        death: in an error's words.
-        unsure: the claims that may only have waited for another; see `Watch.unsure`.
+    It was killed for the ``stuck`` ones, which did not move for ``timeout`` seconds. Its ``death`` is added to the ``deaths``.
     """
     outcomes = []
     alone = sum(claim.begun for claim in claims) == 1
@@ -140,10 +135,7 @@ class Watch:
         self._has_work = False
 
     def look(self, claims: Mapping[int, Claim], now: float, *, waiting: bool, overslept: bool) -> None:
-        """Take in what each reader has taken, by its number; ``waiting`` if there are tickets that no reader has taken.
-
-        If this process ``overslept``, since it was stopped itself, it can't tell how long a reader has been at its row.
-        """
+        """Take in what each reader has taken, by its number; ``waiting`` if there are tickets that no reader has taken."""
         has_work = waiting or bool(claims)
         moved = overslept or claims != self._claims or not (has_work and self._has_work)
         since = {}
@@ -155,12 +147,9 @@ class Watch:
             self._moved = now
 
     def deadline(self, asked: float, timeout: float, patience: float) -> float:
-        """When the worker should have come further, or have taken a ticket.
+        """When the worker should have come further, if a request has waited since ``asked``; between two no worker is late.
 
-        Args:
-            asked: since when a request has waited. Between two requests no worker is late.
-            timeout: seconds that it has for a row.
-            patience: seconds that it has to take a ticket, while its process may not be running.
+        It has ``timeout`` seconds for a row, and ``patience`` to take a ticket, while its process may not be running.
         """
         if not self._has_work:
             return math.inf

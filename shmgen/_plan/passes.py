@@ -31,22 +31,15 @@ class Position(NamedTuple):
 
 
 class Pass:
-    """One dealing of an epoch's batches to indexes.
+    """One dealing of an epoch's batches to indexes. Index 0 means the batch at ``start``.
 
-    Args:
-        start: where it begins. Index 0 means the batch there.
-        asks_ahead: whether the consumer requests batches long before it uses them.
-
-    Attributes:
-        is_begun: whether any index has been requested.
-        misses: requests other than the one expected; with shuffling, always 0.
+    A consumer that ``asks_ahead`` requests batches long before it uses them.
     """
 
     def __init__(self, start: Position, batches: int, *, shuffle: bool, asks_ahead: bool = False) -> None:
         self.epoch, self.first = start
         self.asks_ahead = asks_ahead
         self.is_begun = False
-        self.misses = 0
         self._batches = batches
         self._shuffle = shuffle
         # Indexes that were all requested in ascending order, as in a plain loop, are bound to the batches from `first` on, up to
@@ -62,11 +55,7 @@ class Pass:
         self._failed: int | None = None
 
     def deal(self, index: int) -> BatchId:
-        """The batch that ``index`` means in this pass.
-
-        Raises:
-            IndexError: the pass was resumed, and has fewer batches left.
-        """
+        """The batch that ``index`` means in this pass; an IndexError if it was resumed, and has fewer batches left."""
         self.is_begun = True
         if self._shuffle:
             number = self.first + index
@@ -87,7 +76,6 @@ class Pass:
         else:
             # Not in sequence: nothing is read ahead until two requests are in sequence again.
             self._next = None
-            self.misses += 1
         self._last = number
         if number >= self._dealt:
             self._dealt = number + 1
@@ -129,13 +117,8 @@ class Pass:
 class Passes:
     """The passes over a data set: iterations, and requests by hand, outside of any.
 
-    A request by hand is a look at the next epoch, which is not used up until `end` says so.
-
-    Args:
-        batches: in an epoch.
-        shuffle: whether an index means the next batch in the epoch's order; else the batch of this number.
-        epoch: of the first pass.
-        is_one: whether there is one pass alone, so that nothing of the next epoch is read ahead.
+    A request by hand is a look at the next epoch, which is not used up until `end` says so. If there ``is_one`` pass alone,
+    nothing of the next epoch is read ahead.
     """
 
     def __init__(self, batches: int, *, shuffle: bool, epoch: int, is_one: bool = False) -> None:

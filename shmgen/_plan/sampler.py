@@ -48,19 +48,7 @@ class Sampler:
     """The samples of any batch.
 
     A batch of all ranks holds the samples at ``batch_size`` successive positions of the epoch's order, and each rank has its part
-    of them. So a batch of all ranks is the same at any number of ranks.
-
-    Args:
-        batch_size: samples in a batch of all ranks together; a multiple of their number.
-        shuffle: whether each epoch has an order of its own; else all have that of the ids.
-        tail: not ``KEEP`` if there are several ranks.
-        weights: samples are drawn with these, by chance, so that one may come several times in an epoch; None: each comes once.
-        lengths: of the samples, where a batch is to hold samples of similar length.
-
-    Attributes:
-        rows: in a batch of this rank.
-        offset: the first of them, from the first row of the batch of all ranks.
-        batches: in an epoch; the same for all ranks.
+    of them, from ``offset`` on. So a batch of all ranks is the same at any number of ranks.
     """
 
     def __init__(

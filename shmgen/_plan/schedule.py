@@ -79,17 +79,9 @@ _ticket: Callable[[tuple[int, int, BatchId, int, int]], Ticket] = partial(tuple.
 class Schedule:
     """Assigns batches to slots, and cuts them into tickets.
 
-    Args:
-        rows: gives the number of rows of a batch.
-        in_flight: batches that are read at once, at most, while readers do not wait for I/O. More than keep the readers busy
-            would not fit the processor's cache, and a trainer that waits for every batch would lose a quarter of its speed.
-        is_read: whether the sheet of a slot says that all of this number of rows have been read. It may say so before the reports
-            of the last tickets are received.
-
-    Attributes:
-        waits: whether readers wait for a disk or a network. Then as many batches are read at once as there are slots, since
-            storage serves more requests at once faster.
-        rows_done: rows that have been read, including those read in vain.
+    While readers do not wait for I/O, at most ``in_flight`` batches are read at once. More than keep the readers busy would not
+    fit the processor's cache, and a trainer that waits for every batch would lose a quarter of its speed. ``is_read`` says
+    whether the sheet of a slot marks this number of rows as read; it may before the reports of the last tickets are received.
     """
 
     def __init__(
@@ -100,8 +92,10 @@ class Schedule:
         in_flight: int,
         is_read: Callable[[int, int], bool] = lambda slot, rows: False,
     ) -> None:
+        # Whether readers wait for a disk or a network. Then as many batches are read at once as there are slots, since storage
+        # serves more requests at once faster.
         self.waits = False
-        self.rows_done = 0
+        self.rows_done = 0  # those read in vain included
         self._rows = rows
         self._is_read = is_read
         self._in_flight = in_flight
@@ -268,10 +262,7 @@ class Schedule:
         return self.slots[ticket.slot].batch == ticket.batch
 
     def done(self, ids: Iterable[int], error: Exception | None = None, *, times: Iterable[int] = repeat(0)) -> None:
-        """These tickets have been done or, with ``error``, have failed. Those that are not out are ignored.
-
-        ``times`` are the microseconds that each took; 0 if not known.
-        """
+        """These tickets have been done, in these microseconds (0 if not known), or have failed. Those not out are ignored."""
         self._any_done = True
         for id, time in zip(ids, times, strict=False):
             ticket = self._out.pop(id, None)
@@ -330,10 +321,7 @@ class Schedule:
                 self.release([slot.number])
 
     def lose_slot(self, ticket: Ticket) -> bool:
-        """Never use the slot of ``ticket``, which is out, again: its reader can't be killed, and may yet write there.
-
-        False where the slot was lost already.
-        """
+        """Never use the slot of ``ticket`` again: its reader can't be killed, and may yet write there. False if lost already."""
         del self._out[ticket.id]
         slot = self.slots[ticket.slot]
         if slot.state is State.LOST:

@@ -155,11 +155,6 @@ class Stats:
         return _part(self.batch_wait + self.slot_wait, self.elapsed)
 
     @property
-    def busy_workers(self) -> float:
-        """How many reads were in flight, on average."""
-        return self.busy / self.elapsed if self.elapsed else 0.0
-
-    @property
     def load(self) -> float:
         """The fraction of the time workers had something to do, from 0 to 1."""
         return _part(self.busy, self.capacity)

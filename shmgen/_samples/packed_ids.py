@@ -35,7 +35,7 @@ class PackedIds:
     Made by `pack` in the main process. A worker gets it pickled, and attaches to the memory by an inherited descriptor.
 
     Attributes:
-        fd: descriptor of the memory, which is sealed against writing; -1 if there is none.
+        fd: descriptor of the memory; -1 if there is none.
     """
 
     def __init__(self, kind: str, count: int, numbers: range = range(0)) -> None:
@@ -83,7 +83,6 @@ class PackedIds:
             for data, words in blocks:
                 behind += _write(packed.fd, data, behind)
                 place += _write(packed.fd, words, place)
-            nameless.seal(packed.fd)
             packed.attach(packed.fd)
         except BaseException:
             packed.close()
@@ -95,8 +94,7 @@ class PackedIds:
         if self._kind == RANGE:
             return
         with named():
-            # Pages are shared as long as they are not written. Before Linux 6.7, sealed memory could not be mapped as MAP_SHARED.
-            self._memory = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+            self._memory = mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ)
         if self._kind in (TEXTS, MIXED):
             self._words = memoryview(self._memory)[: (self._count + 1) * WORD_BYTES].cast("q")
         else:

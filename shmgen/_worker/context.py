@@ -1,84 +1,25 @@
-"""What a worker takes over from the main process, so that the user's functions find the same in both.
+"""What a worker takes over from the main process, so that the user's functions find the same in both; and what it sends back: log
+records and warnings, which the main process gives to its handlers.
 
 Every worker, whenever it is started, gets it as it was when the loader was made. A worker that calls no function of the user's
-takes over `sys.path` alone, and does not import this module.
+takes over `sys.path` alone.
 """
 
 from __future__ import annotations
 
+import linecache
+import logging
 import os
+import pickle
 import sys
-import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from shmgen.errors import InputError, StartError
+from shmgen._sources.base import error_text
 
-if TYPE_CHECKING:
-    from importlib.machinery import ModuleSpec
-
-FRAMEWORKS = ("tensorflow", "torch", "jax")
-
-ONE_PROCESSOR = dict.fromkeys(
-    [
-        "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "BLIS_NUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-        "OPENCV_FOR_THREADS_NUM",
-    ],
-    "1",
-)
-"""Variables of a worker's environment: workers that each used all processors would slow each other down.
-
-Most libraries look at their own variable first and then at OMP_NUM_THREADS. So where the user sets that, none of these are set.
-"""
-
-
-def interpreter(*, site: bool) -> list[str]:
-    """The command that starts Python as it was started here.
-
-    With ``site``, it imports `site`, which virtual environments and packages that are installed in place need. Without, a worker
-    starts faster and takes less memory.
-
-    Raises:
-        InputError: this program can't start a Python interpreter.
-    """
-    spawn = sys.modules.get("multiprocessing.spawn")  # a program that embeds Python calls multiprocessing.set_executable
-    named = os.fsdecode(spawn.get_executable() or "") if spawn is not None else sys.executable
-    if not named or (getattr(sys, "frozen", False) and named == sys.executable):
-        why = "it is frozen, so that would start the program itself" if named else "sys.executable does not name one"
-        raise InputError(
-            f"workers: this program can't start a Python interpreter: {why}; name one by multiprocessing.set_executable, or use "
-            "workers=0"
-        )
-    flags = {"-B": sys.dont_write_bytecode, "-E": sys.flags.ignore_environment, "-s": sys.flags.no_user_site}
-    options = ["-X", f"utf8={sys.flags.utf8_mode}", *(flag for flag, is_set in flags.items() if is_set)]
-    if sys.flags.optimize:
-        options.append("-" + "O" * sys.flags.optimize)
-    if not site or sys.flags.no_site:
-        options.append("-S")
-    return [named, *options, "-P"]
-
-
-def environment() -> dict[str, str]:
-    return {**({} if "OMP_NUM_THREADS" in os.environ else ONE_PROCESSOR), **os.environ}
-
-
-def search_path() -> list[str]:
-    """`sys.path` with absolute entries, which mean the same for a worker that is started later."""
-    try:
-        folder = os.getcwd()
-    except OSError:
-        return list(sys.path)
-    # Some entries are no paths, but names that a finder understands.
-    return [
-        os.path.normpath(os.path.join(folder, entry)) if isinstance(entry, str) and os.path.exists(entry or folder) else entry
-        for entry in sys.path
-    ]
+log = logging.getLogger("shmgen")
 
 
 class Context(NamedTuple):
@@ -94,9 +35,6 @@ class Context(NamedTuple):
     @classmethod
     def capture(cls, sources: dict[str, list[str]]) -> Context:
         """The context of this process, the main one."""
-        import logging
-        import warnings
-
         folder = None
         with suppress(OSError):
             folder = os.getcwd()
@@ -118,26 +56,12 @@ class Context(NamedTuple):
         )
 
     def enter(self, send: Callable[[bytes], object]) -> None:
-        """Take the context over, in a worker, before any module of the user's is imported; ``send`` is as in `forward`.
-
-        Raises:
-            StartError: the working folder can't be entered any more.
-        """
-        import linecache
-        import warnings
-
-        from shmgen._worker.log_forwarding import forward
-
+        """Take the context over, in a worker, before any module of the user's is imported; ``send`` is as in `forward`."""
         sys.argv[:] = self.argv
-        try:
-            # A process may be in a folder that it may not enter: if it is the right one, stay there.
-            if self.folder is not None and os.getcwd() != self.folder:
-                os.chdir(self.folder)
-        except OSError as error:
-            raise StartError(
-                f"expected the working folder in which the loader was made, {self.folder}, found that a worker started since "
-                f"then can't enter it ({error}): bring it back, and make another loader"
-            ) from error
+        # A process may be in a folder that it may not enter: if it is the right one, stay there.
+        if self.folder is not None and os.getcwd() != self.folder:
+            os.chdir(self.folder)
+            sys.path_importer_cache.clear()  # relative entries of sys.path were looked up in another folder
         for file, lines in self.sources.items():
             linecache.cache[file] = sum(map(len, lines)), None, lines, file
         # The main process has shown the warnings that importing these modules gives.
@@ -146,8 +70,6 @@ class Context(NamedTuple):
 
     def filter_warnings(self) -> None:
         """Filter warnings as in the main process, once the modules that define their categories have been imported."""
-        import warnings
-
         warnings.resetwarnings()
         for action, text, (module, name), where, line in self.filters:
             category = sys.modules.get(module)
@@ -157,51 +79,78 @@ class Context(NamedTuple):
                 warnings.filters.append((action, text, category, where, line))  # type: ignore[attr-defined]
 
 
-def importable(name: str) -> bool:
-    """Whether a worker that imports ``name`` gets the module that is in `sys.modules` here."""
-    package = name.rpartition(".")[0]
-    if package and not importable(package):
-        return False
-    spec = _spec(sys.modules.get(name))
-    if spec is None or spec.name != name:
-        return False
-    path = sys.modules[package].__path__ if package else search_path()
-    for finder in sys.meta_path:
-        if found := finder.find_spec(name, path):
-            return _file(found) == _file(spec)
-    return False
+def forward(send: Callable[[bytes], object], levels: dict[str, int], disabled: int) -> None:
+    """Send the log records and warnings of this process, a worker, to the main process.
+
+    What the main process would not handle is not sent: ``levels`` are those of its loggers, by name, and up to the level
+    ``disabled`` all are silent.
+    """
+    logging.root.addHandler(_ForwardingHandler(send))
+    logging.disable(disabled)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+    ) -> None:
+        classes = [(kind.__module__, kind.__qualname__) for kind in category.__mro__]
+        send(pickle.dumps((str(message), classes, filename, lineno)))
+
+    warnings.showwarning = show
 
 
-def _file(spec: ModuleSpec) -> str | None:
-    return os.path.abspath(spec.origin) if spec.has_location and spec.origin else spec.origin
+class _ForwardingHandler(logging.Handler):
+    def __init__(self, send: Callable[[bytes], object]) -> None:
+        super().__init__()
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.format(record)  # puts the text of an exception into the record
+            fields = {**vars(record), "msg": record.getMessage(), "args": None, "exc_info": None}
+            self._send(pickle.dumps({name: _sendable(value) for name, value in fields.items()}))
+        except Exception:
+            self.handleError(record)
 
 
-def _spec(module: object) -> ModuleSpec | None:
-    # Looking up an attribute of some modules loads them, or raises an error.
-    return ModuleType.__getattribute__(module, "__dict__").get("__spec__") if issubclass(type(module), ModuleType) else None
+def _sendable(value: Any) -> Any:
+    try:
+        pickle.dumps(value)
+    except Exception:
+        return repr(value)
+    return value
 
 
-class Frameworks:
-    """Warns of large frameworks that the user's functions import after this is made."""
+class ForwardedLogs:
+    """Gives what workers forward to the handlers of the main process."""
 
     def __init__(self) -> None:
-        self._begin, self._resident = time.monotonic(), _resident()
+        # For each warning, the worker that sent it first. Every worker sends a warning that should be shown once, so those of the
+        # other workers are dropped.
+        self._first: dict[object, int] = {}
 
-    def warn(self) -> None:
-        found = [name for name in FRAMEWORKS if name in sys.modules]
-        if found:
-            import logging
+    def handle(self, worker: int, message: bytes) -> None:
+        """Handle what the worker with this process id has forwarded."""
+        try:
+            thing = pickle.loads(message)
+            if isinstance(thing, dict):
+                record = logging.makeLogRecord(thing)
+                logger = logging.getLogger(record.name)
+                if logger.isEnabledFor(record.levelno):
+                    logger.handle(record)
+            elif self._first.setdefault(repr(thing), worker) == worker:
+                text, classes, filename, lineno = thing
+                warning = _warning(text, classes)
+                warnings.showwarning(warning, type(warning), filename, lineno)
+        except Exception as error:  # raised by a handler or filter, or for a class that only the worker knows
+            log.error("a log record or warning of worker process %d can't be handled: %s", worker, error_text(error))
 
-            logging.getLogger("shmgen").warning(
-                "functions that workers call import %s: %.1f s and %.0f MB in each worker; what computes with it there is often "
-                "many times slower than with NumPy, Pillow or OpenCV",
-                " and ".join(found),
-                time.monotonic() - self._begin,
-                (_resident() - self._resident) / 1e6,
-            )
 
-
-def _resident() -> int:
-    """Bytes of this process that are in memory."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+def _warning(text: str, classes: list[tuple[str, str]]) -> Warning:
+    """A warning of the first of these classes that is known here."""
+    for module, name in classes:
+        kind = getattr(sys.modules.get(module), name, None)
+        if isinstance(kind, type) and issubclass(kind, Warning):
+            with suppress(Exception):  # it may need more arguments than a text
+                return kind(text)
+    return Warning(text)

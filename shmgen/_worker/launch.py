@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from _signal import getsignal  # type: ignore[import-not-found] # faster than signal's, which makes an enum of each number
@@ -20,9 +21,9 @@ from functools import partial
 from pathlib import Path
 
 from shmgen._memory.limit_errors import named
-from shmgen._worker.context import interpreter
 from shmgen._worker.liveness import pidfd_open
 from shmgen._worker.protocol import frame, take_messages
+from shmgen.errors import InputError
 
 BOOT = """if True:
     import sys
@@ -35,6 +36,22 @@ BOOT = """if True:
 """What a child runs, with the name of a module. Its arguments are the folder that this package is in, and descriptors. The folder
 is first on ``sys.path`` only while the package is imported, of which another version may be installed; it is then removed, so
 that nothing else in it hides other modules."""
+
+ONE_PROCESSOR = dict.fromkeys(
+    [
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "BLIS_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "OPENCV_FOR_THREADS_NUM",
+    ],
+    "1",
+)
+"""Variables of a worker's environment: workers that each used all processors would slow each other down.
+
+Most libraries look at their own variable first and then at OMP_NUM_THREADS. So where the user sets that, none of these are set.
+"""
 
 KILL_GRACE = 1.0
 """Seconds to wait for a killed child, which may hang in the kernel."""
@@ -69,24 +86,37 @@ def deferred_signals() -> Iterator[None]:
 
 
 def command(module: str, *, site: bool = False) -> list[str]:
-    """The command line of children that call ``main`` of ``module``; ``site`` is as in `interpreter`.
+    """The command line of children that call ``main`` of ``module``, by Python as it was started here.
 
-    That function is given the descriptors of the child's end of the socket, of the liveness pipe, and those that `Child` was
-    given.
-
-    Raises:
-        InputError: this program can't start a Python interpreter.
+    With ``site``, Python imports `site`, which virtual environments and packages that are installed in place need. Without, a
+    child starts faster and takes less memory.
     """
-    return [*interpreter(site=site), "-c", BOOT % module, str(Path(__file__).parents[2])]
+    spawn = sys.modules.get("multiprocessing.spawn")  # a program that embeds Python calls multiprocessing.set_executable
+    named = os.fsdecode(spawn.get_executable() or "") if spawn is not None else sys.executable
+    if not named or (getattr(sys, "frozen", False) and named == sys.executable):
+        why = "it is frozen, so that would start the program itself" if named else "sys.executable does not name one"
+        raise InputError(
+            f"workers: this program can't start a Python interpreter: {why}; name one by multiprocessing.set_executable, or use "
+            "workers=0"
+        )
+    flags = {"-B": sys.dont_write_bytecode, "-E": sys.flags.ignore_environment, "-s": sys.flags.no_user_site}
+    options = ["-X", f"utf8={sys.flags.utf8_mode}", *(flag for flag, is_set in flags.items() if is_set)]
+    if sys.flags.optimize:
+        options.append("-" + "O" * sys.flags.optimize)
+    if not site or sys.flags.no_site:
+        options.append("-S")
+    return [named, *options, "-P", "-c", BOOT % module, str(Path(__file__).parents[2])]
+
+
+def environment() -> dict[str, str]:
+    return {**({} if "OMP_NUM_THREADS" in os.environ else ONE_PROCESSOR), **os.environ}
 
 
 class Child:
     """The main process's side of a child; to be made, and remembered, within `deferred_signals`. Nothing but `join` waits.
 
-    The child inherits the descriptors ``fds``; -1 stands for one that there is not.
-
-    Raises:
-        OSError: it can't be started; the error names the limit that was reached, if one was.
+    The child inherits the descriptors ``fds``; -1 stands for one that there is not. Its ``main`` is given those of its end of the
+    socket and of the liveness pipe, and ``fds``.
     """
 
     def __init__(self, command: Sequence[str], environment: dict[str, str], fds: Sequence[int]) -> None:

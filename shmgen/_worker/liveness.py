@@ -17,14 +17,10 @@ SYS_PIDFD_OPEN = 434
 
 
 def pidfd_open(pid: int) -> int:
-    """A descriptor that becomes readable when the process ends. Older builds of Python lack `os.pidfd_open`.
-
-    Raises:
-        OSError: there is no such process, or the kernel is older than 5.3.
-    """
+    """A descriptor that becomes readable when the process ends; an OSError before Linux 5.3, or if there is no such process."""
     if hasattr(os, "pidfd_open"):
         return os.pidfd_open(pid)
-    import ctypes
+    import ctypes  # for builds of Python that lack `os.pidfd_open`
 
     libc = ctypes.CDLL(None, use_errno=True)
     fd: int = libc.syscall(SYS_PIDFD_OPEN, pid, 0)

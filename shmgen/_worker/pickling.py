@@ -1,4 +1,4 @@
-"""Pickles a filler, and the user's functions in it, for workers: by value what no worker can import (cloudpickle)."""
+"""Pickles a filler, and the user's functions in it, for workers: those of the script by value (cloudpickle)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ import io
 import marshal
 import mmap
 import os
-import pickle
 import sys
 import warnings
 from collections import ChainMap
 from collections.abc import Callable
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakKeyDictionary
 
-from shmgen._sources.base import error_text
-from shmgen.errors import InputError, StartError
+from shmgen.errors import InputError
 
 if TYPE_CHECKING:
     from shmgen._worker.ticket_filler import TicketFiller
@@ -27,11 +24,7 @@ LARGE = 10_000_000
 
 
 def dumps(filler: TicketFiller) -> tuple[bytes, dict[str, list[str]]]:
-    """``filler``, pickled, and the lines of those files of its functions that workers can't read.
-
-    Raises:
-        InputError: something in it can't be sent; the error says what.
-    """
+    """``filler``, pickled, and the lines of those files of its functions that workers can't read."""
     sources: dict[str, list[str]] = {}
     try:
         data = _dumps(filler, sources)
@@ -69,38 +62,6 @@ def _called(part: Any) -> str:
     return f"{thing.__qualname__!r} of module {thing.__module__!r}"
 
 
-def loads(data: bytes) -> Any:
-    """Unpickle, in a worker, what `dumps` has pickled.
-
-    Raises:
-        StartError: something can't be imported here; the error says what.
-    """
-    return _Unpickler(io.BytesIO(data)).load()
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return super().find_class(module, name)
-        except Exception as error:
-            raise _missing(f"{name!r} of module {module!r}", error) from error
-
-
-def _module(name: str) -> ModuleType:
-    try:
-        __import__(name)
-        return sys.modules[name]
-    except Exception as error:
-        raise _missing(f"module {name!r}", error) from error
-
-
-def _missing(what: str, error: Exception) -> StartError:
-    return StartError(
-        f"a worker can't import {what}, which functions of yours need: make it importable in a process that does not run your "
-        f"script, define what you need of it in the script itself, or use workers=0; {error_text(error)}"
-    )
-
-
 def _dumps(thing: object, sources: dict[str, list[str]]) -> bytes:
     # Imported late: a loader without functions need not wait for it.
     import linecache
@@ -108,21 +69,6 @@ def _dumps(thing: object, sources: dict[str, list[str]]) -> bytes:
 
     import cloudpickle
     import numpy as np
-
-    from shmgen._worker.context import importable
-
-    by_value: dict[str, bool] = {}
-
-    def is_sent_by_value(name: object) -> bool:
-        """Whether no worker can import module ``name``, so that its contents must be sent."""
-        if not isinstance(name, str) or name not in sys.modules or name == "__main__":  # cloudpickle sends that by value anyway
-            return False
-        if name not in by_value:
-            by_value[name] = not importable(name)
-            if by_value[name] and name not in cloudpickle.list_registry_pickle_by_value():
-                cloudpickle.register_pickle_by_value(sys.modules[name])
-                registered.append(sys.modules[name])
-        return by_value[name]
 
     class Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
         dispatch_table: ClassVar = ChainMap(_REDUCERS, cloudpickle.CloudPickler.dispatch_table)
@@ -138,28 +84,16 @@ def _dumps(thing: object, sources: dict[str, list[str]]) -> bytes:
                 # A whole file, as of np.load(file, mmap_mode="r"): pickled, it would be read into memory.
                 order = "C" if obj.flags.c_contiguous else "F"
                 return np.memmap, (obj.filename, obj.dtype, "r" if obj.mode == "r" else "r+", obj.offset, obj.shape, order)
-            if issubclass(kind, ModuleType):
-                name = ModuleType.__getattribute__(obj, "__name__")
-                if sys.modules.get(name) is obj and not is_sent_by_value(name):
-                    return _module, (name,)
-            elif kind is functools._lru_cache_wrapper:
-                if is_sent_by_value(obj.__module__) or not _is_found(obj):
-                    return _cached, (obj.__wrapped__, obj.cache_parameters()), vars(obj)
-            elif kind is FunctionType or issubclass(kind, type):
-                is_sent_by_value(obj.__module__)
-                if kind is FunctionType:
-                    file = obj.__code__.co_filename
-                    if not (os.path.isabs(file) and os.path.exists(file)):
-                        sources[file] = linecache.getlines(file, obj.__globals__)
+            if kind is functools._lru_cache_wrapper and not _is_found(obj):
+                return _cached, (obj.__wrapped__, obj.cache_parameters()), vars(obj)
+            if kind is FunctionType:
+                file = obj.__code__.co_filename
+                if not (os.path.isabs(file) and os.path.exists(file)):
+                    sources[file] = linecache.getlines(file, obj.__globals__)
             return super().reducer_override(obj)
 
-    registered: list[ModuleType] = []
     buffer = io.BytesIO()
-    try:
-        Pickler(buffer).dump(thing)
-    finally:
-        for module in registered:
-            cloudpickle.unregister_pickle_by_value(module)
+    Pickler(buffer).dump(thing)
     return buffer.getvalue()
 
 
@@ -190,7 +124,5 @@ _REDUCERS: dict[type, Callable[[Any], Any]] = {
     CodeType: _reduced_code,
     # It holds a lock in Python 3.11.
     functools.cached_property: lambda made: (_cached_property, (made.func, made.attrname)),
-    # functools.singledispatch holds one.
-    WeakKeyDictionary: lambda found: (WeakKeyDictionary, (dict(found),)),
 }
 """How things are pickled that cloudpickle does not pickle, or not well enough."""

@@ -29,7 +29,7 @@ ENDS = b"e"
 """The worker ends, since it has had nothing to do for a while; its death follows."""
 
 LOGGED = b"l"
-"""The user's code has logged something, or warned; a pickle by `shmgen._worker.log_forwarding` follows."""
+"""The user's code has logged something, or warned; a pickle by `shmgen._worker.context.forward` follows."""
 
 CTRL_C = b"i"
 """Ctrl-C reached the worker; the pickled time follows, of `time.monotonic`."""

@@ -39,8 +39,7 @@ from shmgen._memory.status_page import StatusPage
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import IDLE, row_of
 from shmgen._worker.protocol import FAILED, LOGGED, UNABLE
-from shmgen._worker.task import Task
-from shmgen._worker.ticket_filler import TicketFiller
+from shmgen._worker.ticket_filler import Task, TicketFiller
 from shmgen.errors import StartError
 
 WAITING_TICKETS = 8
@@ -275,10 +274,13 @@ class Readers:
 
     def _fill(self, filler: TicketFiller, slot: int, start: int, stop: int, *, io_waits: bool) -> memoryview:
         """Fill the rows of a ticket, and mark them as read. Returns the slot's sheet."""
-        try:
-            memory = self._segments[slot]
-        except OSError as error:  # the ring has grown
-            raise StartError(f"the ring can't be mapped: {error}") from None
+        mapped = self._segments.mapped
+        if slot >= len(mapped):  # the ring has grown
+            try:
+                self._segments.map_new()
+            except OSError as error:
+                raise StartError(f"the ring can't be mapped: {error}") from None
+        memory = mapped[slot]
         sheet = memory[filler.sheet_offset :]
         words = sheet.cast("q")
         samples = words[SAMPLES + start : SAMPLES + stop]

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from shmgen._worker.rng import SampleRng
-    from shmgen._worker.task import Task
     from shmgen._worker.transform import Transform
 
     Rng = np.random.Generator
@@ -38,9 +37,6 @@ ONE_ROW = (
 )
 
 NO_ROW = "; return an array of a row's shape, or say by dim and n_channels what shape rows have"
-
-FIRST_ROWS = 64
-"""Rows after which a transform that has returned None, and changed nothing, is taken to have forgotten its return."""
 
 SINGLE = "; where a function returns several arrays, leave its dim, n_channels and dtype out"
 
@@ -71,15 +67,9 @@ class Sample:
 
 
 class SampleFiller:
-    """Fills the rows of one sample after the other.
+    """Fills the rows of one sample after the other, for a `TicketFiller` whose sources are opened.
 
-    Args:
-        fields, readings, transforms, sample_transform: those of `TicketFiller`, readings opened.
-        rngs: random numbers for what is read by several readers at once; and for all else.
-        in_turn: calls its argument in the thread of the user's functions.
-        rows_begun: ``rows_begun[0]`` will say how many samples have been begun.
-        count: called with a word of the reader's record and a start time: adds the time since then to the word, and returns the
-            current time.
+    ``rngs`` are random numbers for what is read by several readers at once; and for all else. ``count`` is `TicketFiller._count`.
     """
 
     def __init__(
@@ -103,19 +93,20 @@ class SampleFiller:
         self._sample_transform = sample_transform
         self._reading_rng, self._rng = rngs
         self._in_turn, self._rows_begun, self._count = in_turn, rows_begun, count
-        # The transforms that have had no effect so far, and on how many rows.
-        self._without_effect = dict.fromkeys([*transforms, *([""] if sample_transform is not None else [])], 0)
 
-    def fill(self, task: Task, rows: dict[str, np.ndarray], steps: Sequence[Step]) -> None:
-        """Fill the rows of a task, which are given by the field's name."""
+    def fill(
+        self, epoch: int, position: int, ids: Callable[[], Sequence[Any]], rows: dict[str, np.ndarray], steps: Sequence[Step]
+    ) -> None:
+        """Fill rows, which are given by the field's name, from this position in an epoch on; ``ids`` returns their ids."""
         # What is read first, while other readers may do the same; and what is read in the thread of the user's functions.
         before = [step for step in steps if step[0].reader.concurrent]
         within = [step for step in steps if not step[0].reader.concurrent]
-        place = task.epoch, task.position, len(task)
+        count = len(next(iter(rows.values())))
+        place = epoch, position, count
         reading_rngs: Iterator[Rng | None] = self._reading_rng.for_samples(*place) if self._reading_rng else repeat(None)
         function_rngs: Iterator[Rng | None] = self._rng.for_samples(*place) if self._rng else repeat(None)
         rows_begun, in_turn = self._rows_begun, self._in_turn
-        sample = Sample(rows, task.epoch)
+        sample = Sample(rows, epoch)
         numbers, waited = range(0), 0
 
         def call() -> None:
@@ -130,10 +121,10 @@ class SampleFiller:
 
         try:
             if not before:
-                numbers, waited = range(len(task)), time.monotonic_ns()
+                numbers, waited = range(count), time.monotonic_ns()
                 in_turn(call)
                 return
-            for number in range(len(task)):
+            for number in range(count):
                 # Sample by sample, so that other readers read while functions are called for this sample.
                 sample.number, rows_begun[0] = number, number + 1
                 self._read_all(sample, before, next(reading_rngs))
@@ -142,7 +133,7 @@ class SampleFiller:
                 in_turn(call)
         except Exception as error:
             note(error)
-            raise self._error(sample, task.ids[sample.number], error) from error
+            raise self._error(sample, ids()[sample.number], error) from error
 
     def _error(self, sample: Sample, id: Any, error: Exception) -> SampleError:
         reading = sample.reading
@@ -154,8 +145,6 @@ class SampleFiller:
             for name, shape in sample.varied.items():
                 where = self._readings[name].reader.place(id)
                 error.add_note(f"(the sample has shape {shape} in field {name!r}, {where})")
-        if sample.where.startswith("transform of") and isinstance(error, IndexError) and "only integers" in str(error):
-            error.add_note(f"({ONE_ROW})")  # a row was taken for a dict
         found = getattr(error, "from_", None)
         if reading is None and found is not None and type(error).__qualname__ == "_UFuncOutputCastingError":
             # NumPy's own, as of x /= 255 where rows are ints.
@@ -182,10 +171,7 @@ class SampleFiller:
             sample.where, sample.reading = f"transform of field {name!r}", None
             row = sample.row(name)
             given = sample.loaded.pop(name, row)
-            before = given.copy() if name in self._without_effect else given
             result = transform(given, rng, sample.epoch)
-            if name in self._without_effect:
-                self._watch(name, sample.where, has_effect=result is not None or bool((before != given).any()))
             if result is None:
                 result = given
             if isinstance(result, Mapping) or (isinstance(result, tuple) and any(hasattr(part, "shape") for part in result)):
@@ -246,12 +232,7 @@ class SampleFiller:
 
         rows = {name: sample.row(name) for name, field in self._fields.items() if field.measure is None}
         given = {**rows, **sample.loaded}
-        was = {name: row.copy() for name, row in given.items()} if self._without_effect else {}
         result = transform(changed := dict(given), rng, sample.epoch)
-        if self._without_effect:
-            replaced = any(changed.get(name) is not row for name, row in given.items())
-            altered = replaced or any((was[name] != row).any() for name, row in given.items())
-            self._watch("", sample.where, has_effect=result is not None or altered)
         if result is None:
             result = changed
         if not isinstance(result, Mapping):
@@ -272,22 +253,6 @@ class SampleFiller:
                 self._write(sample, name, rows[name], value, given[name])
             except FormatError as error:
                 raise FormatError(f"field {name!r}: {error}" if sample.reading is None else str(error)) from None
-
-    def _watch(self, name: str, where: str, *, has_effect: bool) -> None:
-        """Warn, once, if a transform has had no effect on its first rows."""
-        rows = self._without_effect.pop(name) + 1
-        if has_effect:
-            return
-        if rows < FIRST_ROWS:
-            self._without_effect[name] = rows
-            return
-        import warnings
-
-        warnings.warn(
-            f"the {where} has returned None for its first {rows} rows, and changed nothing in place: it may have forgotten to "
-            "return what it made; if it only looks at rows, let it return them",
-            stacklevel=1,
-        )
 
     def _write(self, sample: Sample, name: str, row: np.ndarray, value: Any, given: np.ndarray) -> None:
         import numpy as np

@@ -12,7 +12,6 @@ from shmgen._memory.records import FUNCTION, ROW, TURN
 from shmgen._samples.sample_spec import dtype_of
 from shmgen._sources.base import IDLE, UNKNOWN, error_text, function_error, row_of
 from shmgen._sources.fields import FieldSpec, Reading, RowsByKey
-from shmgen._worker.task import Task
 from shmgen._worker.transform import Transform
 from shmgen.errors import SampleError, StartError
 
@@ -25,20 +24,42 @@ if TYPE_CHECKING:
 InTurn: TypeAlias = "Callable[[Callable[[], None]], None]"
 
 
+class Task:
+    """A ticket as its reader sees it: rows of the batch in a slot, from row ``start`` on, ``position`` in the epoch.
+
+    ``samples`` are those of a slot's sheet, as long as the rows are not marked; ``tables`` look samples up in `key_tables`.
+    """
+
+    __slots__ = "_found", "_samples", "_tables", "epoch", "position", "start"
+
+    def __init__(
+        self, start: int, epoch: int, position: int, samples: Any, tables: Sequence[Callable[[Any], Sequence[Any]]]
+    ) -> None:
+        self.start = start
+        self.epoch = epoch
+        self.position = position
+        self._samples = samples
+        self._tables = tables
+        self._found: dict[int, Sequence[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def ids(self) -> Sequence[Any]:
+        return self.keys(0)
+
+    def keys(self, table: int) -> Sequence[Any]:
+        """The keys of the rows in a table. They are looked up when first asked for, since making texts takes time."""
+        if table not in self._found:
+            self._found[table] = self._tables[table](self._samples)
+        return self._found[table]
+
+
 class TicketFiller:
-    """Fills the rows of tasks.
+    """Fills the rows of tasks: by ``readings`` all fields that the main process does not fill, then by the transforms.
 
-    Args:
-        readings: what fills the fields, without what the main process fills.
-        sheet_offset: where the sheet begins in a slot, in bytes.
-        transforms: of rows, by name of the field.
-        sample_transform: of the sample, a dict of its rows by name of the field.
-        setup: a function of the user's that each worker calls once, before anything else.
-
-    Attributes:
-        calls_functions: whether functions are called one at a time, which may draw random numbers.
-        concurrent: whether several readers of a process may read at once. Functions that are not marked concurrent are called in
-            the main thread even then.
+    ``sheet_offset`` is where the sheet begins in a slot, in bytes; ``transforms`` change rows, by name of the field.
     """
 
     def __init__(
@@ -62,6 +83,8 @@ class TicketFiller:
         self._samples: SampleFiller | None = None
         self._cleared = [field for reading in readings if reading.reader.leaves_out for field in reading.fields]
         readers = [reading.reader for reading in readings]
+        # Whether several readers of a process may read at once. Functions that are not marked concurrent are called in the main
+        # thread even then, one at a time.
         self.concurrent = all(reader.concurrent for reader in readers)
         is_called = any(each.reads_one_by_one and not each.concurrent and each.user_code is not None for each in readers)
         self.calls_functions = is_called or bool(transforms) or sample_transform is not None
@@ -88,11 +111,7 @@ class TicketFiller:
         return not calls and all(reading.reader.user_code is None for reading in self._readings)
 
     def set_up(self) -> None:
-        """Call ``setup``, if there is one.
-
-        Raises:
-            StartError: it raised an exception.
-        """
+        """Call ``setup``, if there is one; what it raises becomes a StartError."""
         if self.setup is not None:
             try:
                 self.setup()
@@ -101,15 +120,10 @@ class TicketFiller:
                 raise StartError(f"setup failed: {error_text(error)}") from error
 
     def opened(self, rows_begun: Any, in_turn: InTurn | None = None, *, in_worker: bool = False) -> TicketFiller:
-        """A copy for a reader of this process, with its sources opened.
+        """A copy for a reader of this process, with its sources opened; a StartError if one can't be.
 
-        Args:
-            rows_begun: the words of a record on the status page, from `ROW` on: ``rows_begun[0]`` will say how many rows of the
-                task have been begun, or `IDLE`, or `UNKNOWN`.
-            in_turn: calls its argument in the thread of the user's functions; by default, at once.
-
-        Raises:
-            StartError: a source can't be opened.
+        ``rows_begun`` are the words of a record on the status page, from `ROW` on: the first will say how many rows of the task
+        have been begun, or `IDLE`, or `UNKNOWN`. ``in_turn`` calls its argument in the thread of the user's functions.
         """
         reader = copy(self)
         reader._rows_begun = rows_begun
@@ -134,11 +148,7 @@ class TicketFiller:
         return ", ".join(reading.reader.place(id) for reading in self._readings)
 
     def fill(self, slot: memoryview, task: Task, *, io_waits: bool = False) -> None:
-        """Fill the rows of ``task`` in ``slot``, the memory of a slot; ``io_waits`` if reads have had to wait lately.
-
-        Raises:
-            SampleError: a sample can't be read; ``rows_begun`` says which.
-        """
+        """Fill the rows of ``task`` in the memory of a slot; ``io_waits`` if reads have had to wait lately."""
         for field in self._cleared:
             _clear(self._bytes(slot, task, field))
         one_by_one: list[Step] = []
@@ -169,7 +179,7 @@ class TicketFiller:
                 raise function_error(id, named, error) from error
             if reader.user_code is not None:
                 self._count(FUNCTION, began)
-            if reading.varies and isinstance(left, list) and left:
+            if isinstance(left, list) and left and reading.varies:
                 one_by_one.append((reading, keys, frozenset(left)))
         self._rows_begun[0] = IDLE
         if one_by_one or self._goes_by_sample:
@@ -190,7 +200,8 @@ class TicketFiller:
                 self._rows_begun,
                 self._count,
             )
-        self._samples.fill(task, {field.name: self._rows(slot, task, field) for field in self._fields}, one_by_one)
+        rows = {field.name: self._rows(slot, task, field) for field in self._fields}
+        self._samples.fill(task.epoch, task.position, lambda: task.ids, rows, one_by_one)
 
     def _count(self, word: int, began: int) -> int:
         """Add the time since ``began``, in nanoseconds, to a word of the reader's record; returns the time."""

@@ -21,25 +21,21 @@ from keras.src.trainers.epoch_iterator import EpochIterator
 from shmgen._plan.passes import Pass
 from shmgen.keras.backends import FRONT_END
 from shmgen.keras.checks import Use, check, warnings_of
-from shmgen.keras.frames import stack, variable
 from shmgen.keras.iterations import Iterations
+from shmgen.keras.running_fit import stack, variable
 
 METHODS = ("fit", "evaluate", "predict")
 """The methods of a Keras model that take a `Sequence`."""
 
 
 class Adapter(PyDatasetAdapter):  # type: ignore[misc]
-    """Gives one `EpochIterator` the batches of a `Sequence`, or of a `keras.utils.PyDataset` around one or several.
-
-    Attributes:
-        over: the iterations over each `Sequence`.
-        no_rows: batches without rows, one for each shape that batches have; none if these are not known.
-    """
+    """Gives one `EpochIterator` the batches of a `Sequence`, or of a `keras.utils.PyDataset` around one or several."""
 
     def __init__(self, replaced: PyDatasetAdapter) -> None:
         super().__init__(replaced.py_dataset, replaced.class_weight, replaced.shuffle)
+        # Batches without rows, one for each shape that batches have; none if these are not known.
         self.no_rows: list[tuple[Any, ...]] = []
-        self.over: list[Iterations] = []
+        self.over: list[Iterations] = []  # of each `Sequence`
         # Passes that began before Keras reset its iterator; None afterwards.
         self._looks: list[tuple[Iterations, Pass]] | None = []
 

@@ -10,26 +10,19 @@ import keras
 import numpy as np
 
 from shmgen._engine.feed import Feed
-from shmgen._plan.sampler import Tail
 from shmgen.errors import InputError
 from shmgen.keras.synchronised import is_keras_own, unsynchronised
 
 
 class Use(NamedTuple):
-    """How a feed's batches will be used.
+    """How a feed's batches will be used."""
 
-    Attributes:
-        method: ``fit``, ``evaluate`` or ``predict``; ``evaluate`` for ``validation_data`` of ``fit``.
-        steps: the number of steps, if the method was given one.
-        no_rows: a batch without rows, as the model gets them; None if that is not known.
-    """
-
-    method: str
+    method: str  # ``evaluate`` for ``validation_data`` of ``fit``
     model: keras.Model
     validation: Any
     shuffles: bool
-    steps: int | None
-    no_rows: tuple[Any, ...] | None
+    steps: int | None  # that the method was given
+    no_rows: tuple[Any, ...] | None  # a batch without rows, as the model gets them; None if that is not known
 
 
 def check(feed: Feed, use: Use) -> None:
@@ -103,23 +96,6 @@ def _of_predict(feed: Feed) -> Iterator[str]:
         yield (
             "predict over a Sequence with shuffle=True returns rows in the order of that pass, not in that of list_IDs: "
             "make a Sequence with shuffle=False for it"
-        )
-    rank, world = feed.sampler.shard
-    if world > 1:
-        yield (
-            f"predict over a Sequence with shard=({rank}, {world}) returns the rows of this rank alone: predict in one process, "
-            "over a Sequence without shard"
-        )
-    more = feed.sampler.batch_size * len(feed) - len(feed.ids)
-    if more > 0 and feed.sampler.tail in (Tail.WRAP, Tail.PAD):
-        yield (
-            f"predict returns {more:,} rows more than there are ids, which fill up the last batch: leave the last {more:,} out, "
-            "or make a Sequence with tail='keep' for it"
-        )
-    if feed.damage.on_error == "replace":
-        yield (
-            "predict over a Sequence with on_error='replace' returns rows of other samples in place of those that can't be read, "
-            "which `damaged` lists: make a Sequence with on_error='raise' for it"
         )
 
 

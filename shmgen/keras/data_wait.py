@@ -13,8 +13,8 @@ import keras
 
 from shmgen._engine.feed import Feed
 from shmgen._plan.stats import Stats
-from shmgen.keras.frames import running, variable
 from shmgen.keras.iterations import Iterations, in_use
+from shmgen.keras.running_fit import running, variable
 
 log = logging.getLogger("shmgen")
 

@@ -22,16 +22,11 @@ in_use: weakref.WeakSet[Iterations] = weakref.WeakSet()
 
 
 class Iterations:
-    """The iterations over a feed. Each is a pass of its own; a batch that is requested outside of any is a look.
-
-    Attributes:
-        feed: has the batches.
-        of_keras: the pass of Keras's last iteration; None before the first.
-    """
+    """The iterations over a feed. Each is a pass of its own; a batch that is requested outside of any is a look."""
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
-        self.of_keras: Pass | None = None
+        self.of_keras: Pass | None = None  # of Keras's last iteration
         self._under_way = _UnderWay()
         self._warned: set[str] = set()
         # Batches that were requested outside of an iteration, and how often all of them have been.

@@ -92,11 +92,7 @@ class Found(NamedTuple):
 
 
 def find(model: Any) -> Found:
-    """Search a model, its layers, its losses and its optimizers.
-
-    Raises:
-        InputError: the state of something in it can't be saved.
-    """
+    """Search a model, its layers, losses and optimizers; an InputError if the state of something in it can't be saved."""
     leaves = list(_search(model, "", set()))
     optimizers = {path: leaf for path, leaf in leaves if isinstance(leaf, keras.optimizers.Optimizer)}
     groups = {"model": model.variables}
@@ -180,11 +176,7 @@ def set_random_states(states: list[np.ndarray]) -> None:
 
 
 def match(model: Any, data: Any, saved: Saved) -> list[tuple[Cell, str]]:
-    """The cells of a compiled model, each with the name of its value among the arrays of ``saved``. Nothing is assigned yet.
-
-    Raises:
-        InputError: the model has other cells than it had when the state was saved.
-    """
+    """The cells of a compiled model, each with the name of its value among the arrays of ``saved``. Nothing is assigned yet."""
     failure = _build(model, data, saved)
     cells, optimizers = find(model)
     kinds = {name: kind_of(one) for name, one in saved.arrays.items() if not name.startswith(("callbacks/", f"{RANDOM}/"))}
@@ -207,10 +199,7 @@ def match(model: Any, data: Any, saved: Saved) -> list[tuple[Cell, str]]:
 
 
 def _build(model: Any, data: Any, saved: Saved) -> Exception | None:
-    """Make what the first step of ``fit`` would make: variables, optimizers, metrics, the generator of `keras.random`.
-
-    Returns the error if not all could be made.
-    """
+    """Make what the first step of ``fit`` would make: variables, optimizers, metrics, a generator; the error if it can't."""
     failure = None
     try:
         # As `fit` does on JAX and torch before it trains.

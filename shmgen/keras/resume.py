@@ -42,21 +42,14 @@ class Place(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A state that was loaded, for the beginning of the first epoch, which restores the rest.
-
-    Attributes:
-        first: batches of the pass that were trained on before.
-        changed: metrics and the learning rate, which the beginning of an epoch may change, and their values.
-        random: see `random_states`.
-        initial_epoch: the model's own, to be restored.
-    """
+    """A state that was loaded, for the beginning of the first epoch, which restores the rest."""
 
     saved: Saved
     place: Place
-    first: int
-    changed: list[tuple[Cell, np.ndarray]]
-    random: list[np.ndarray]
-    initial_epoch: int | None
+    first: int  # batches of the pass that were trained on before
+    changed: list[tuple[Cell, np.ndarray]]  # metrics and the learning rate, which the beginning of an epoch may change
+    random: list[np.ndarray]  # see `random_states`
+    initial_epoch: int | None  # the model's own, to be restored
 
 
 class Resume(keras.callbacks.Callback):  # type: ignore[misc]
@@ -91,10 +84,9 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         keep: the number of states that stay in the folder. To go back to an older one, delete those after it.
 
     Raises:
-        InputError: an argument can't be used. From ``fit``, before it trains: the state is of another run, or damaged; another
-            process uses the folder; ``BackupAndRestore`` is there as well; the model has an optimizer of torch's own, whose state
-            can't be saved.
-        OSError: from ``fit``, before it trains: the folder can't be written to.
+        InputError: an argument can't be used. From ``fit``, before it trains: the state is of another run, or damaged;
+            ``BackupAndRestore`` is there as well; the model has an optimizer of torch's own, whose state can't be saved.
+        OSError: from ``fit``, before it trains: the folder can't be made.
 
     Examples:
         >>> import keras
@@ -146,7 +138,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         find(self._trained)  # raises if something can't be saved
         self._writes = rank == 0
         if self._writes:
-            self._folder.claim()
+            self._folder.path.mkdir(parents=True, exist_ok=True)
         self._position = self._first = self._unsaved = self._batches = 0
         self._failed = self._finished = False
         self._last_saved = time.monotonic()
@@ -155,11 +147,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._random: list[np.ndarray] = []
         newest = self._folder.newest()
         if newest is not None:
-            try:
-                self._load(read(newest))
-            except BaseException:
-                self._folder.release()
-                raise
+            self._load(read(newest))
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Restore what the beginning of the epoch has changed."""
@@ -212,7 +200,6 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         if place is not None and not self._finished:
             stopped = [getattr(callback, "stopped_epoch", 0) for callback in self._fit.callbacks.callbacks]
             self._save(place, finished=place.epoch >= self.params["epochs"] or any(stopped))
-        self._folder.release()
 
     def _check(self, world: int) -> None:
         """Raise an InputError if this callback can't keep its promises in this ``fit``."""
@@ -225,8 +212,6 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             raise InputError("Resume: expected another Sequence as validation_data, found the one that fit() trains on; make two")
         if any(isinstance(other, keras.callbacks.BackupAndRestore) for other in others):
             raise InputError("Resume: found BackupAndRestore beside it, which would load another state; leave that out")
-        if sum(isinstance(other, Resume) for other in others) > 1:
-            raise InputError("Resume: expected it once among the callbacks of a fit(), found it twice; leave one of them out")
         if getattr(fit.callbacks, "_async_train", False):
             raise InputError("Resume: found it given as callbacks=Resume(...), for which Keras does not wait; give it in a list")
         if world > 1 and self._every_seconds < math.inf:

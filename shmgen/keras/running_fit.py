@@ -1,34 +1,53 @@
-"""`RunningFit`: the ``fit`` that calls a callback, for the callback to look at and to change."""
+"""The ``fit`` that led to a call: its variables, for what Keras passes to no data set and no callback; and `RunningFit`, which
+changes it."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import keras
+from keras.src.trainers.epoch_iterator import EpochIterator
 
 from shmgen.errors import InputError
-from shmgen.keras.frames import running, variable
+
+
+def stack(frame: FrameType | None) -> Iterator[FrameType]:
+    """``frame``, its caller, the caller's caller, and so on."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def variable(frame: FrameType, name: str) -> Any:
+    """The value of a local variable of the function with this frame; None if it has none of this name."""
+    if not frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        return None
+    local = frame.f_locals
+    value = local.get(name)
+    if isinstance(local, dict):
+        # Up to Python 3.12 this is a copy that the frame keeps: it would hold the batch that ``fit`` had then, long after.
+        local.clear()
+    return value
+
+
+def running(frame: FrameType) -> tuple[Any, FrameType] | tuple[None, None]:
+    """The `EpochIterator` of the innermost ``fit``, ``evaluate`` or ``predict`` that led to a call, and that method's frame."""
+    for caller in stack(frame):
+        iterator = variable(caller, "epoch_iterator")
+        if isinstance(iterator, EpochIterator):
+            return iterator, caller
+    return None, None
 
 
 class RunningFit:
     """The ``fit`` that has called the function with a frame, ``on_train_begin`` of a callback.
 
     Keras gives callbacks no way to begin in the middle of an epoch, or to see each other. So this looks at the variables of
-    ``fit``, and at the counters of its `EpochIterator`.
-
-    Attributes:
-        callbacks: the `keras.callbacks.CallbackList`.
-        data: the `keras.utils.PyDataset` that it trains on; None for other data.
-        validation: its ``validation_data``, or None.
-        batches: in a pass over the data.
-        steps_per_epoch: as given to ``fit``.
-        steps: in an epoch of Keras's.
-        steps_per_execution: as given to ``compile``.
-
-    Raises:
-        InputError: no ``fit`` has called it.
+    ``fit``, and at the counters of its `EpochIterator`. ``batches`` are those of a pass over the data, ``steps`` those of an
+    epoch of Keras's.
     """
 
     def __init__(self, frame: FrameType) -> None:
@@ -60,10 +79,7 @@ class RunningFit:
         self.callbacks.callbacks = [*others, callback]
 
     def begin_at(self, step: int, position: int) -> None:
-        """Let the first epoch begin with this step, behind ``position`` batches of the pass that were trained on before.
-
-        Steps keep their numbers, for all callbacks.
-        """
+        """Let the first epoch begin with this step, behind ``position`` batches of the pass; all steps keep their numbers."""
         iterator = self._iterator
         enumerate_epoch = iterator._enumerate_iterator
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import re
-import time
 import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -23,12 +20,6 @@ NAME = re.compile(r"(\.?)state-(\d{6,})\.npz")
 
 STATE = "state.json"
 """The member of a file with everything but the arrays."""
-
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-"""Errors of file systems without locks."""
-
-MAX_LOCK_WAIT = 10.0
-"""Seconds that another process has to release a folder: one that was killed takes a while to end."""
 
 Kind = list[Any]
 """An array's dtype, as a text, and its shape, as a list."""
@@ -46,56 +37,19 @@ class StateFolder:
     """Files ``state-000001.npz``, ``state-000002.npz``, ...: the one with the highest number is the state.
 
     A file is first written, and made durable, under a name that begins with a dot. Then it is renamed, in one step, and older
-    files are deleted. So a process that is killed leaves the new state or the old one, and nothing in between.
-
-    Args:
-        path: the folder. It is made when the first state is written, or by `claim`.
-        keep: the number of states that stay, the newest included.
+    files are deleted, but ``keep`` stay. So a process that is killed leaves the new state or the old one, and nothing in between.
     """
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path
         self._keep = keep
-        self._lock: int | None = None
-
-    def claim(self) -> None:
-        """Make the folder, and lock it until `release` or the end of this process.
-
-        Raises:
-            InputError: another process has locked it.
-            OSError: nothing can be written there.
-        """
-        if self._lock is not None:
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        give_up = time.monotonic() + MAX_LOCK_WAIT
-        while not _locked(lock):
-            if time.monotonic() > give_up:
-                os.close(lock)
-                raise InputError(
-                    f"{self.path}: expected a folder that no other run uses, found that another process saves its state there; "
-                    "end that first, or give this one another folder"
-                )
-            time.sleep(0.05)
-        self._lock = lock
-
-    def release(self) -> None:
-        """Unlock the folder."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def newest(self) -> Path | None:
         """The file of the newest state; None if there is none."""
         return max(self._files(hidden=False), key=_number, default=None)
 
     def write(self, state: Mapping[str, Any], arrays: Iterable[tuple[str, np.ndarray]]) -> None:
-        """Save a state, anything that JSON can hold, and named arrays, each of which is released before the next one is taken.
-
-        Raises:
-            OSError: the file could not be written; the last state stays.
-        """
+        """Save a state, anything that JSON can hold, and named arrays, each of which is released before the next one is taken."""
         self.path.mkdir(parents=True, exist_ok=True)
         newest = self.newest()
         path = self.path / f"state-{1 if newest is None else _number(newest) + 1:06}.npz"
@@ -132,11 +86,7 @@ class StateFolder:
 
 
 def read(path: Path) -> Saved:
-    """The state in a file.
-
-    Raises:
-        InputError: the file is damaged.
-    """
+    """The state in a file; an InputError if that is damaged."""
     with path.open("rb") as file:
         try:
             with np.load(file, allow_pickle=False) as archive:
@@ -150,15 +100,6 @@ def read(path: Path) -> Saved:
                 "to go on from the state before it, if that was kept, or else from the beginning"
             ) from error
     return Saved(path, content["state"], arrays)
-
-
-def _locked(lock: int) -> bool:
-    """Whether this process has locked an open file, now or before; also True if the file system has no locks."""
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in NO_LOCKS
-    return True
 
 
 def kind_of(array: np.ndarray) -> Kind:

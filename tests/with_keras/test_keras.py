@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-import pickle
 import random
 import warnings
 from collections.abc import Callable
@@ -162,17 +160,6 @@ def test_other_classes_in_the_validation_data_are_warned_of(data: Any) -> None:
             model().fit(training, validation_data=same, verbose=0)
 
 
-def test_rows_of_predict_that_are_no_ids_are_warned_of(data: Any) -> None:
-    """Those that fill up the last batch, how many; and that damaged samples are replaced by others."""
-    options: dict[str, Any] = {"batch_size": 8, "data_dir": data.path, "shuffle": False}
-    filled = Sequence(data.ids, tail="wrap", **options)
-    with filled, pytest.warns(UserWarning, match="predict returns 3 rows more than there are ids"):
-        assert len(model().predict(filled, verbose=0)) == N + 3
-    replaced = Sequence(data.ids, tail="keep", on_error="replace", **options)
-    with replaced, pytest.warns(UserWarning, match="rows of other samples in place of those that can't be read"):
-        model().predict(replaced, verbose=0)
-
-
 def test_losses_and_labels_that_do_not_fit(data: Any) -> None:
     """No labels, numbers for one-hot rows, or rows for numbers: an error that says which argument to change, and of which."""
     cases: list[tuple[Any, int | None, Any, str]] = [
@@ -262,11 +249,3 @@ def test_keras_own_options(data: Any, options: dict[str, Any], said: str | None)
     """They are taken where they ask for what is done anyway, and else refused with a remedy."""
     with nullcontext() if said is None else pytest.raises(InputError, match=said):
         Sequence(data.ids, data.labels, data_dir=data.path, **{"workers": 1, **options}).close()
-
-
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
-def test_there_is_no_second_one(data: Any, duplicate: Callable[[object], object]) -> None:
-    """A copy would share state with the first: refused, with what to do."""
-    sequence = Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=0)
-    with sequence, pytest.raises(TypeError, match=r"a Sequence can't be copied or pickled.*make another"):
-        duplicate(sequence)

@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -327,7 +325,6 @@ def test_what_a_fit_cannot_have_beside_it(data: Callable[..., Sequence], tmp_pat
 
     one = Resume(tmp_path / "states", training)
     refused("found BackupAndRestore beside it, .*; leave that out", one, keras.callbacks.BackupAndRestore(tmp_path / "backup"))
-    refused("expected it once among the callbacks of a fit\\(\\), found it twice", one, Resume(tmp_path / "more", training))
     refused("expected fit\\(\\) to train on .*, found .*; give both the same", one, on=other)
     refused("expected another Sequence as validation_data", one, validation_data=training)
     monkeypatch.setattr("keras.src.backend.IS_THREAD_SAFE", True)  # as on JAX and torch
@@ -357,30 +354,6 @@ def test_only_a_sequence_can_be_gone_on_with(tmp_path: Path) -> None:
     """Anything else has no state."""
     with pytest.raises(InputError, match=r"expected the shmgen.Sequence that fit\(\) trains on, found ndarray"):
         Resume(tmp_path, np.zeros(3))  # type: ignore[arg-type]
-
-
-def test_a_folder_belongs_to_one_process(data: Callable[..., Sequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While another one trains, as one that was thought to be dead, nothing is loaded or written; one that ends is waited for."""
-    code = (
-        "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print('locked', flush=True); input()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"locked\n"
-        training = data()
-        monkeypatch.setattr(state_folder, "MAX_LOCK_WAIT", 0.0)
-        with pytest.raises(InputError, match="expected a folder that no other run uses, found that another process"):
-            fit(training, Resume(tmp_path, training))
-        monkeypatch.undo()
-
-        def end_other(seconds: float) -> None:
-            other.communicate(b"\n")
-
-        monkeypatch.setattr(state_folder, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=end_other))
-        fit(training, Resume(tmp_path, training), epochs=1)
-    assert names(tmp_path) == ["state-000001.npz"]
 
 
 def test_a_folder_that_cannot_be_is_said_at_once(data: Callable[..., Sequence], tmp_path: Path) -> None:
