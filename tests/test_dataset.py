@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import wait_until
 
 from shmgen import InputError, Loader
 
@@ -57,11 +61,12 @@ def test_a_frameworks_data_set_may_be_iterable(base: type) -> None:
         Loader(made(np.square, __iter__=lambda self: iter(())), batch_size=4)
 
 
-def test_workers_read_it() -> None:
+def test_workers_read_it(caplog: pytest.LogCaptureFixture) -> None:
     """Two workers read a data set, with labels by number beside it."""
     dataset = made(lambda i: np.full(3, i * i))
     with Loader(dataset, range(12), batch_size=4, workers=2) as loader:
         assert all(((y * y)[:, None] == X).all() for X, y in loader)
+    assert "functions that workers call import" not in caplog.text
 
 
 REFUSED = [
@@ -81,3 +86,25 @@ def test_what_is_refused() -> None:
         Loader(made(np.square), batch_size=4, source=np.square)
     with pytest.raises(Exception, match="found a tuple of others: return a dict or tuple of arrays"):
         Loader(made(lambda i: ((np.zeros(2), np.zeros(2)), i)), batch_size=4)
+
+
+def test_a_framework_in_workers_is_said_once(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A framework that workers import is logged once, with seconds and memory; here a module of that name stands for it."""
+    (tmp_path / "jax.py").write_text("ones = b'1' * 50_000_000")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    monkeypatch.setitem(sys.modules, "jax", jax := importlib.import_module("jax"))
+
+    def computes(id: int) -> np.ndarray:
+        return np.full(3, len(jax.__name__) + id)
+
+    def said() -> list[str]:
+        return [text for text in caplog.messages if "functions that workers call import" in text]
+
+    with caplog.at_level(logging.WARNING, "shmgen"), Loader(range(12), source=computes, batch_size=4, workers=2) as loader:
+        wait_until(lambda: list(loader) and said(), "the log says it")  # one worker may have read an epoch before the other began
+    [text] = said()
+    assert "import jax: " in text
+    assert "MB in each worker" in text

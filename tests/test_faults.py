@@ -8,7 +8,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import chain, cycle, repeat
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pace import Deadline
 from ways import BATCH, as_bytes, filling, flat, kill, made, mend, reader, run, stop, who_reads
 
 from shmgen import Loader, SampleError, Source, StartError, WorkerDied
-from shmgen._engine import pool, supervisor
+from shmgen._engine import pool, prefetcher, supervisor
 from shmgen._worker import launch
 
 # Functions and sources stand inside of functions: ones of the module itself would have workers import pytest.
@@ -334,3 +334,15 @@ def test_workers_with_nothing_to_do_end_and_come_back(
         for X, y in loader:
             data.check(X, y)
         assert len(loader.state.workers) == 2
+
+
+def test_loaders_that_are_forgotten_are_told_of(
+    folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When a fifth is made while four are idle; once."""
+    monkeypatch.setattr(prefetcher, "IDLE", 0.0)
+    data = folder(4)
+    with ExitStack() as loaders:
+        for number in range(7):
+            assert caplog.text.count("4 loaders are open that have given no batch") == (number > 4)
+            loaders.enter_context(Loader(data.ids, None, 4, data_dir=data.path, workers=0))

@@ -423,6 +423,28 @@ def test_a_transform_that_is_none_is_refused() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+def test_a_transform_without_effect_is_warned_of_once(workers: int) -> None:
+    """A transform that returns None and changes no row is warned of once; one that changes or returns rows is not."""
+
+    def forgets(x: np.ndarray, rng: Any) -> None:
+        x = x + 1
+
+    def in_place(x: np.ndarray, rng: Any) -> None:
+        x += x[0] % 2 == 0
+
+    def read(transform: Any) -> None:
+        with computed(ids=range(200), transform=transform, workers=workers, shuffle=False) as loader:
+            for _ in loader:
+                pass
+
+    with pytest.warns(UserWarning, match=r"^the transform of field 'X' has returned None for its first 64 rows") as caught:
+        read(forgets)
+    assert len(caught) == 1
+    for transform in (in_place, lambda x, rng: x):
+        read(transform)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_an_exception_of_a_function_keeps_its_class(module: Callable, workers: int) -> None:
     """A FunctionError is also of the exception's class and bases, except IndexError and StopIteration, which end loops."""
     own = module("""

@@ -134,6 +134,8 @@ def test_a_transform_of_other_arguments(folder: Callable) -> None:
 
 
 WHOLE_SAMPLE: dict[str, Callable[..., Any]] = {
+    "three-arguments": lambda x, y, rng: None,
+    "a-dict": lambda sample, rng: sample["X"][::-1],
     "a-tuple": lambda x, rng: (x[::-1], x),
     "a-dict-that-is-returned": lambda x, rng: {"X": x, "y": x},
 }
@@ -146,7 +148,7 @@ def test_a_transform_of_input_and_target(folder: Callable, kind: str) -> None:
     masks = Npy(data.path)
     options = {"targets": masks, "data_dir": data.path, "batch_size": 4, "shuffle": False, "workers": 0}
     with (
-        pytest.raises(FunctionError, match=r"name the inputs: with inputs=\{'x': \.\.\.\}"),
+        pytest.raises((InputError, FunctionError), match=r"name the inputs: with inputs=\{'x': \.\.\.\}"),
         Loader(data.ids, transform=WHOLE_SAMPLE[kind], **options) as loader,
     ):
         loader.batch(0)

@@ -81,7 +81,7 @@ def torn(runs: Runs, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         assert runs(whole, **options) == 0
         for kill in kills:
             assert runs(home, resume={"every": 3}, kill=kill, **options) == -signal.SIGKILL, kill
-            unfinished = list((home / "states").glob(".state*"))
+            unfinished = list((home / "states").glob(".*state*"))
             assert bool(unfinished) == (kill["where"] in ("write", "replace") and not kill.get("after")), kill
         assert runs(home, resume={"every": 3}, **options) == 0
         expected, found = (json.loads((folder / "result.json").read_text()) for folder in (whole, home))

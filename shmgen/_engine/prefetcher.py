@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from contextlib import nullcontext
+from weakref import WeakSet
 
 from shmgen._engine.background import Background
 from shmgen._engine.batch_planner import BatchPlanner
@@ -42,7 +43,13 @@ DRAIN_EVERY = 0.001
 OVERSLEPT = 0.2
 """Seconds by which a wait may be late. If it is later, this process was stopped itself, and perhaps the workers with it."""
 
+IDLE, MANY_IDLE = 10.0, 4
+"""Seconds without a batch after which a loader counts as idle; and the number of idle loaders that gives a warning."""
+
 log = logging.getLogger("shmgen")
+
+_open: WeakSet[Prefetcher] = WeakSet()
+"""Those of all loaders that are open in this process."""
 
 
 class Prefetcher:
@@ -75,7 +82,8 @@ class Prefetcher:
         self._held = HeldSlots(ring, schedule, front_end)
         self.errors = ErrorLog(logs=front_end.hides_errors)
         self._owner = os.getpid()
-        self._meter = Meter(time.monotonic(), 0 if supervisor.target.workers else 1, ring.layout.sample_bytes)
+        made = time.monotonic()
+        self._meter = Meter(made, 0 if supervisor.target.workers else 1, ring.layout.sample_bytes)
         self.ended: ShmgenError | None = None
         self._listening = Listening(workers)
         self.lock = self._listening.lock
@@ -83,6 +91,14 @@ class Prefetcher:
         self._waiting: list[tuple[float, BatchId]] = []
         self._look_at = 0.0 if autoscaler is not None else math.inf
         self._background = Background(self._keep_up_in_background)
+        if sum(made > other._meter.last + IDLE for other in _open) == MANY_IDLE:
+            log.warning(
+                "%d loaders are open that have given no batch for %g seconds or more, and hold shared memory and descriptors: "
+                "close() those that are no longer needed, or use them in a with statement",
+                MANY_IDLE,
+                IDLE,
+            )
+        _open.add(self)
 
     def __repr__(self) -> str:
         return f"{self._workers!r}, {f'ended: {self.ended}' if self.ended else repr(self._schedule)}"
@@ -280,6 +296,7 @@ class Prefetcher:
 
     def close(self, reason: ShmgenError) -> None:
         """End the workers; requests that wait, and later ones, raise ``reason``."""
+        _open.discard(self)
         is_ours = os.getpid() == self._owner
         # A fork of the owner gives up its copies of the descriptors; its lock may be held by a thread that is not there.
         with self.lock if is_ours else nullcontext():

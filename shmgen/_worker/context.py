@@ -12,12 +12,15 @@ import logging
 import os
 import pickle
 import sys
+import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from shmgen._sources.base import error_text
+
+FRAMEWORKS = ("tensorflow", "torch", "jax")
 
 log = logging.getLogger("shmgen")
 
@@ -77,6 +80,27 @@ class Context(NamedTuple):
                 category = getattr(category, part, None)
             if category is not None:
                 warnings.filters.append((action, text, category, where, line))  # type: ignore[attr-defined]
+
+
+@contextmanager
+def frameworks_are_told_of() -> Iterator[None]:
+    """Warn of large frameworks that are imported in this context, since the user's functions need them."""
+    began, resident = time.monotonic(), _resident()
+    yield
+    if found := [name for name in FRAMEWORKS if name in sys.modules]:
+        log.warning(
+            "functions that workers call import %s: %.1f s and %.0f MB in each worker; what computes with it there is often many "
+            "times slower than with NumPy, Pillow or OpenCV",
+            " and ".join(found),
+            time.monotonic() - began,
+            (_resident() - resident) / 1e6,
+        )
+
+
+def _resident() -> int:
+    """Bytes of this process that are in memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def forward(send: Callable[[bytes], object], levels: dict[str, int], disabled: int) -> None:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple
 
 from shmgen._memory.limit_errors import named, note
@@ -132,12 +132,14 @@ def _filler(stream: int, start: Start) -> TicketFiller:
 
             forward(lambda message: _send(stream, LOGGED + message), {}, 0)
         return ours
-    from shmgen._worker.context import Context  # late: imports are most of a worker's start, and few workers need it
+    # Late: imports are most of a worker's start, and few workers need it.
+    from shmgen._worker.context import Context, frameworks_are_told_of
 
     context = Context(*start.context)
     context.enter(lambda message: _send(stream, LOGGED + message))
     try:
-        filler: TicketFiller = pickle.loads(start.filler)
+        with frameworks_are_told_of() if start.number == 0 else nullcontext():  # once, not by each worker
+            filler: TicketFiller = pickle.loads(start.filler)
     except Exception as error:
         raise StartError(
             "a worker can't import what functions of yours need: make it importable in a process that does not run your script, "

@@ -38,6 +38,9 @@ ONE_ROW = (
 
 NO_ROW = "; return an array of a row's shape, or say by dim and n_channels what shape rows have"
 
+FIRST_ROWS = 64
+"""Rows after which a transform that has returned None, and changed nothing, is taken to have forgotten its return."""
+
 SINGLE = "; where a function returns several arrays, leave its dim, n_channels and dtype out"
 
 Step: TypeAlias = "tuple[Reading, Sequence[Any], frozenset[int] | None]"
@@ -93,6 +96,8 @@ class SampleFiller:
         self._sample_transform = sample_transform
         self._reading_rng, self._rng = rngs
         self._in_turn, self._rows_begun, self._count = in_turn, rows_begun, count
+        # By transform, in errors' words: on how many rows it has had no effect; FIRST_ROWS once it had any, or was warned of.
+        self._without_effect: dict[str, int] = {}
 
     def fill(
         self, epoch: int, position: int, ids: Callable[[], Sequence[Any]], rows: dict[str, np.ndarray], steps: Sequence[Step]
@@ -145,6 +150,8 @@ class SampleFiller:
             for name, shape in sample.varied.items():
                 where = self._readings[name].reader.place(id)
                 error.add_note(f"(the sample has shape {shape} in field {name!r}, {where})")
+        if sample.where.startswith("transform of") and isinstance(error, IndexError) and "only integers" in str(error):
+            error.add_note(f"({ONE_ROW})")  # a row was taken for a dict
         found = getattr(error, "from_", None)
         if reading is None and found is not None and type(error).__qualname__ == "_UFuncOutputCastingError":
             # NumPy's own, as of x /= 255 where rows are ints.
@@ -171,7 +178,7 @@ class SampleFiller:
             sample.where, sample.reading = f"transform of field {name!r}", None
             row = sample.row(name)
             given = sample.loaded.pop(name, row)
-            result = transform(given, rng, sample.epoch)
+            result = self._result(sample, transform, given, rng)
             if result is None:
                 result = given
             if isinstance(result, Mapping) or (isinstance(result, tuple) and any(hasattr(part, "shape") for part in result)):
@@ -232,7 +239,7 @@ class SampleFiller:
 
         rows = {name: sample.row(name) for name, field in self._fields.items() if field.measure is None}
         given = {**rows, **sample.loaded}
-        result = transform(changed := dict(given), rng, sample.epoch)
+        result = self._result(sample, transform, changed := dict(given), rng)
         if result is None:
             result = changed
         if not isinstance(result, Mapping):
@@ -253,6 +260,30 @@ class SampleFiller:
                 self._write(sample, name, rows[name], value, given[name])
             except FormatError as error:
                 raise FormatError(f"field {name!r}: {error}" if sample.reading is None else str(error)) from None
+
+    def _result(self, sample: Sample, transform: Transform, given: Any, rng: Rng | None) -> Any:
+        """What a transform of a row, or of a dict of rows, returns. Warns, once, if it has had no effect on its first rows."""
+        without_effect = self._without_effect.get(sample.where, 0)
+        if without_effect == FIRST_ROWS:
+            return transform(given, rng, sample.epoch)
+        import numpy as np
+
+        rows = given if isinstance(given, dict) else {"": given}
+        was = {name: row.copy() for name, row in rows.items()}
+        result = transform(given, rng, sample.epoch)
+        if result is not None or not all(name in rows and np.array_equal(rows[name], row) for name, row in was.items()):
+            self._without_effect[sample.where] = FIRST_ROWS
+            return result
+        self._without_effect[sample.where] = without_effect + 1
+        if without_effect + 1 == FIRST_ROWS:
+            import warnings
+
+            warnings.warn(
+                f"the {sample.where} has returned None for its first {FIRST_ROWS} rows, and changed nothing in place: it may "
+                "have forgotten to return what it made; if it only looks at rows, let it return them",
+                stacklevel=1,
+            )
+        return None
 
     def _write(self, sample: Sample, name: str, row: np.ndarray, value: Any, given: np.ndarray) -> None:
         import numpy as np

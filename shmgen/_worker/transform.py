@@ -7,6 +7,11 @@ from typing import Any, NamedTuple
 
 from shmgen.errors import InputError
 
+NAME_THE_INPUTS = (
+    "; to change targets, too, name the inputs: with inputs={'x': ...} it is called as flip(sample, rng), sample a dict of all "
+    "rows by field"
+)
+
 
 class Transform(NamedTuple):
     """A function of the user's that changes a row or a whole sample, and whether it takes an ``epoch``."""
@@ -35,6 +40,6 @@ class Transform(NamedTuple):
             name = getattr(function, "__qualname__", repr(function))
             raise InputError(
                 "transform: expected a function of a row and a generator, such as def flip(x, rng), or flip(x, rng, epoch), "
-                f"found {name}{signature}"
+                f"found {name}{signature}{NAME_THE_INPUTS if len(signature.parameters) > 2 else ''}"
             ) from None
         return cls(function, takes_epoch)

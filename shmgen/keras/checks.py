@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from shmgen._engine.feed import Feed
+from shmgen._plan.sampler import Tail
 from shmgen.errors import InputError
 from shmgen.keras.synchronised import is_keras_own, unsynchronised
 
@@ -96,6 +97,23 @@ def _of_predict(feed: Feed) -> Iterator[str]:
         yield (
             "predict over a Sequence with shuffle=True returns rows in the order of that pass, not in that of list_IDs: "
             "make a Sequence with shuffle=False for it"
+        )
+    rank, world = feed.sampler.shard
+    if world > 1:
+        yield (
+            f"predict over a Sequence with shard=({rank}, {world}) returns the rows of this rank alone: predict in one process, "
+            "over a Sequence without shard"
+        )
+    more = feed.sampler.batch_size * len(feed) - len(feed.ids)
+    if more > 0 and feed.sampler.tail in (Tail.WRAP, Tail.PAD):
+        yield (
+            f"predict returns {more:,} rows more than there are ids, which fill up the last batch: leave the last {more:,} out, "
+            "or make a Sequence with tail='keep' for it"
+        )
+    if feed.damage.on_error == "replace":
+        yield (
+            "predict over a Sequence with on_error='replace' returns rows of other samples in place of those that can't be read, "
+            "which `damaged` lists: make a Sequence with on_error='raise' for it"
         )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from shmgen.errors import InputError
 
-NAME = re.compile(r"(\.?)state-(\d{6,})\.npz")
+NAME = re.compile(r"(\.(?:\w+-)?)?state-(\d{6,})\.npz")
 """The name of a state's file; with a dot, of one that is being written."""
 
 STATE = "state.json"
@@ -53,7 +53,8 @@ class StateFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         newest = self.newest()
         path = self.path / f"state-{1 if newest is None else _number(newest) + 1:06}.npz"
-        unfinished = self.path / f".{path.name}"
+        # Its name is its own: if two processes save their states here, neither writes into the other's file.
+        unfinished = self.path / f".{os.urandom(8).hex()}-{path.name}"
         try:
             with unfinished.open("wb") as file:
                 with zipfile.ZipFile(file, "w") as archive:

@@ -160,6 +160,17 @@ def test_other_classes_in_the_validation_data_are_warned_of(data: Any) -> None:
             model().fit(training, validation_data=same, verbose=0)
 
 
+def test_rows_of_predict_that_are_no_ids_are_warned_of(data: Any) -> None:
+    """Those that fill up the last batch, how many; and that damaged samples are replaced by others."""
+    options: dict[str, Any] = {"batch_size": 8, "data_dir": data.path, "shuffle": False}
+    filled = Sequence(data.ids, tail="wrap", **options)
+    with filled, pytest.warns(UserWarning, match="predict returns 3 rows more than there are ids"):
+        assert len(model().predict(filled, verbose=0)) == N + 3
+    replaced = Sequence(data.ids, tail="keep", on_error="replace", **options)
+    with replaced, pytest.warns(UserWarning, match="rows of other samples in place of those that can't be read"):
+        model().predict(replaced, verbose=0)
+
+
 def test_losses_and_labels_that_do_not_fit(data: Any) -> None:
     """No labels, numbers for one-hot rows, or rows for numbers: an error that says which argument to change, and of which."""
     cases: list[tuple[Any, int | None, Any, str]] = [

@@ -170,11 +170,14 @@ def test_a_complete_run_trains_nothing(data: Callable[..., Sequence], tmp_path: 
     assert int(longer.optimizer.iterations) == 3 * 6, "a later fit() begins at its own first epoch"
 
 
-def test_a_full_disk_stops_nothing(data: Callable[..., Sequence], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_stops_nothing(
+    data: Callable[..., Sequence], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The state stays that was there, which the log says once; once there is room again, the next one is saved."""
     training, again = data(), data()
     interrupted(tmp_path, training, 2)
-    full = tmp_path / ".state-000003.npz"
+    monkeypatch.setattr(os, "urandom", bytes)
+    full = tmp_path / f".{bytes(8).hex()}-state-000003.npz"
     stayed = set()
 
     def fill() -> None:
@@ -354,6 +357,22 @@ def test_only_a_sequence_can_be_gone_on_with(tmp_path: Path) -> None:
     """Anything else has no state."""
     with pytest.raises(InputError, match=r"expected the shmgen.Sequence that fit\(\) trains on, found ndarray"):
         Resume(tmp_path, np.zeros(3))  # type: ignore[arg-type]
+
+
+def test_what_two_processes_save_in_one_folder_is_whole(tmp_path: Path) -> None:
+    """One that saves while another does gets an error, after which `Resume` tries again; the state of the other is whole."""
+    one, two = (state_folder.StateFolder(tmp_path, keep=1) for _ in range(2))
+
+    def arrays() -> Iterator[tuple[str, np.ndarray]]:
+        yield "a", np.zeros(1000)
+        two.write({"of": "two"}, [("a", np.ones(1000))])
+        yield "b", np.zeros(1000)
+
+    with pytest.raises(FileNotFoundError):
+        one.write({"of": "one"}, arrays())
+    assert names(tmp_path) == ["state-000001.npz"]
+    saved = state_folder.read(tmp_path / "state-000001.npz")
+    assert (saved.state, list(saved.arrays), saved.arrays["a"].sum()) == ({"of": "two"}, ["a"], 1000)
 
 
 def test_a_folder_that_cannot_be_is_said_at_once(data: Callable[..., Sequence], tmp_path: Path) -> None:
