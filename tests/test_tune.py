@@ -26,7 +26,7 @@ from shmgen import InputError, Loader, Measurement, Source, Tuning, tune
 from shmgen._memory.limits import processors
 from shmgen._tools.recommend import AS_GOOD, is_settled, medians, recommend
 from shmgen._tools.tables import print_tuning
-from shmgen._tools.tune import MAX_ROUNDS, ROUNDS, forget, in_rounds
+from shmgen._tools.tune import MAX_ROUNDS, ROUNDS, in_rounds
 
 COMMAND = [sys.executable, "-W", "error", "-m", "shmgen"]
 BATCH = 8
@@ -250,17 +250,6 @@ def test_cold_files_are_those_of_the_first_batches(folder: Callable, monkeypatch
         read = [str(data.file(data.ids[label])) for _, y in loader for label in y.tolist()]
     assert 0 < len(dropped) < BATCH * 40
     assert set(dropped) == set(read[: len(dropped)])
-
-
-def test_files_in_memory_alone_are_never_cold() -> None:
-    """Files in a tmpfs can't leave the page cache, which is found out."""
-    with open("/dev/shm/shmgen-test-tune.npy", "xb") as file:
-        try:
-            file.write(bytes(4096))
-            file.flush()
-            assert forget([file.name]) is not None
-        finally:
-            os.unlink(file.name)
 
 
 @pytest.mark.usefixtures("two_rounds")

@@ -24,15 +24,7 @@ GOOD, DAMAGED, UNABLE, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(words: Sequence[str] | None = None, prog: str = "shmgen") -> int:
-    """Run a command, and return its exit status.
-
-    Args:
-        words: of the command line, without the program's name; by default those that the process was started with.
-        prog: the program's name, for usage and errors.
-    """
-    if sys.stdout is None or sys.stderr is None:
-        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 # as long as the process lives
-        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    """Run a command of these words, by default the process's own, and return its exit status; ``prog`` is the program's name."""
     parser = argparse.ArgumentParser(prog=prog, description="Tools beside the loader.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"shmgen {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -94,17 +86,15 @@ done, 130 after Ctrl-C, which ends it with what has been found so far""",
 
 def _scan(arguments: argparse.Namespace) -> int:
     from shmgen._tools.listing import samples_in
-    from shmgen._tools.pack import require_lines
     from shmgen._tools.scan import Scan
     from shmgen._tools.tables import print_scan, progress_bar, scan_json, write_json
 
     given = SampleSpec.checked(arguments.dim, arguments.n_channels, arguments.dtype)
-    source, ids, unreadable, remarks = samples_in(
+    source, ids, remarks = samples_in(
         arguments.data, ids=arguments.ids, kind=arguments.kind, dataset=arguments.dataset, given=given
     )
     scan = Scan(source, ids, full=arguments.full, workers=arguments.workers, timeout=arguments.timeout)
     if arguments.good:
-        require_lines(ids)
         open(arguments.good, "a").close()  # an error after hours would lose the result
     interrupted = False
     try:
@@ -113,7 +103,7 @@ def _scan(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         interrupted = True
     report = scan.report()
-    report = replace(report, damaged=(*unreadable, *report.damaged), remarks=(*remarks, *report.remarks))
+    report = replace(report, remarks=(*remarks, *report.remarks))
     if arguments.good and not interrupted:
         with open(arguments.good, "w", encoding="utf-8", errors="surrogateescape") as good:
             good.writelines(f"{id}\n" for id in report.good)
@@ -226,7 +216,6 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 
 def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], **texts: str) -> argparse.ArgumentParser:
-    """Add a command, with the arguments that all commands have."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **texts
     )

@@ -21,9 +21,9 @@ import numpy as np
 from shmgen._engine.front_end import map_arrays
 from shmgen._plan.damage import Damaged
 from shmgen._samples.ids import kept
-from shmgen._samples.remedies import without_scan
 from shmgen._samples.sample_spec import RowSpec, SampleSpec, check_smaller
 from shmgen._sources.batch_spec import BatchSpec
+from shmgen._sources.folder import SCAN
 from shmgen._sources.npy import Npy
 from shmgen._tools.npy_headers import TEXT, NpyHeaders, shape_and_dtype
 from shmgen.errors import FormatError, InputError, SampleError
@@ -37,15 +37,7 @@ BATCH_BYTES, MAX_BATCH = 4 << 20, 1024
 
 
 class Kind(NamedTuple):
-    """Whole ``.npy`` files of one shape and dtype.
-
-    Attributes:
-        shape: of each.
-        dtype: of each, byte order included.
-        files: number of files.
-        bytes: of their data.
-        reason: why a loader would refuse them: what was expected, and what was found. None if it would not.
-    """
+    """Whole ``.npy`` files of one shape and dtype: how many, bytes of data, and why a loader would refuse them, or None."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
@@ -184,7 +176,6 @@ class Scan:
         return source, report.good
 
     def report(self) -> ScanReport:
-        """The result so far."""
         damaged = dict(self._damaged)
         kinds: list[Kind] = []
         expected, remarks = None, list[str]()
@@ -198,7 +189,7 @@ class Scan:
             kinds = [kind._replace(reason=reason) for kind, reason in zip(kinds, reasons, strict=True)]
             for kind, ids in zip(kinds, self._headers.values(), strict=True):
                 if kind.reason is not None:
-                    damaged |= {id: Damaged(id, self._source.path(id), kind.reason) for id in ids}
+                    damaged |= {id: Damaged(id, self._source.files.path(id), kind.reason) for id in ids}
                 elif kind.shape:
                     lengths |= dict.fromkeys((id for id in ids if id not in damaged), kind.shape[0])
             remarks = _remarks(kinds, expected, given)
@@ -219,7 +210,8 @@ class Scan:
             if array.dtype.kind not in "fc" or np.isfinite(array).all():
                 continue
             for id, row in zip(batch.ids, array, strict=True):
-                if id not in self._damaged and (reason := _not_finite(row)):
+                if id not in self._damaged and (wrong := np.count_nonzero(~np.isfinite(row))):
+                    reason = f"expected finite numbers, found {wrong:,} that are NaN or infinite"
                     self._damaged[id] = Damaged(id, self._place(id), reason)
 
     def _place(self, id: Any) -> str:
@@ -241,13 +233,7 @@ class Batch(NamedTuple):
 def read_all(
     source: Any, ids: Sequence[Any], damaged: dict[Any, Damaged], workers: int | Literal["auto"], timeout: float | None
 ) -> Iterator[Batch]:
-    """Read all samples in their order; those that can't be read are in batches, too.
-
-    Args:
-        source: as for a `Loader`, as are workers and timeout.
-        ids: of the samples, each once.
-        damaged: by id. Samples that can't be read are added to it before their batch is yielded.
-    """
+    """Read all samples in their order. Those that can't be read are added to ``damaged`` before their batch comes."""
     start = row_bytes = 0
     while start < len(ids) and not row_bytes:
         try:
@@ -294,19 +280,7 @@ def read_all(
 
 
 def _found(error: SampleError | Damaged) -> Damaged:
-    return Damaged(error.id, error.path, without_scan(error.reason))
-
-
-def _not_finite(row: np.ndarray) -> str:
-    """The error of a row with NaN or infinite numbers; empty if it has none."""
-    finite = np.isfinite(row)
-    if finite.all():
-        return ""
-    nan = int(np.count_nonzero(np.isnan(row)))
-    infinite = int(finite.size - np.count_nonzero(finite)) - nan
-    counts = " and ".join(f"{count:,} {what}" for count, what in ((nan, "NaN"), (infinite, "infinite")) if count)
-    index = tuple(map(int, np.unravel_index(int(finite.argmin()), finite.shape)))
-    return f"expected finite numbers, found {counts}, the first at index {index}"
+    return Damaged(error.id, error.path, error.reason.removesuffix(SCAN))
 
 
 def judge(kinds: Sequence[Kind], given: SampleSpec) -> tuple[RowSpec | None, list[str | None]]:
@@ -318,19 +292,15 @@ def judge(kinds: Sequence[Kind], given: SampleSpec) -> tuple[RowSpec | None, lis
     for kind in sorted(kinds, key=lambda kind: (-kind.files, kind.shape, kind.dtype.str)):
         with suppress(FormatError):
             rows[_checked(kind, given, None)] += kind.files
-    shapes = Counter[tuple[tuple[int, ...], ...]]()
-    for row, files in rows.items():
-        shapes[row.shapes] += files
-    expected = max((row for row in rows if row.shapes == shapes.most_common(1)[0][0]), key=rows.__getitem__, default=None)
-    return expected, [_reason(kind, expected, given) for kind in kinds]
-
-
-def _reason(kind: Kind, expected: RowSpec | None, given: SampleSpec) -> str | None:
-    try:
-        _checked(kind, given, expected)
-    except FormatError as error:
-        return str(error)
-    return None
+    expected = max(rows, key=rows.__getitem__, default=None)
+    reasons: list[str | None] = []
+    for kind in kinds:
+        try:
+            _checked(kind, given, expected)
+            reasons.append(None)
+        except FormatError as error:
+            reasons.append(str(error))
+    return expected, reasons
 
 
 def _checked(kind: Kind, given: SampleSpec, row: RowSpec | None) -> RowSpec:

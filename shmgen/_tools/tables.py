@@ -59,7 +59,6 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
 
 @contextmanager
 def printed() -> Iterator[Any]:
-    """A console whose output goes to standard output at the end."""
     from rich.console import Console
 
     console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
@@ -72,7 +71,6 @@ def printed() -> Iterator[Any]:
 
 
 def table(titles: Iterable[tuple[str, str]], rows: Sequence[Sequence[str]]) -> Any:
-    """A table with columns of these titles, each with "left" or "right", and these rows of cells."""
     from rich import box
     from rich.table import Table
 
@@ -87,7 +85,6 @@ def table(titles: Iterable[tuple[str, str]], rows: Sequence[Sequence[str]]) -> A
 
 
 def damaged_table(damaged: Iterable[Damaged]) -> Any:
-    """A row for each reason of damage, the most frequent first, with some ids."""
     by_reason = defaultdict(list)
     for one in damaged:
         by_reason[one.reason].append(shown(str(one.id)))
@@ -107,12 +104,10 @@ def shown(name: str) -> str:
 
 
 def write_json(content: dict[str, Any]) -> None:
-    """Print a JSON object on one line."""
     sys.stdout.write(f"{json.dumps(content)}\n")
 
 
 def print_scan(report: ScanReport, data: str, full: bool) -> None:
-    """Print the result of a scan of ``data``."""
     from rich.filesize import decimal as size
 
     what = "headers and sizes" if report.kinds and not full else "all data"
@@ -138,7 +133,6 @@ def print_scan(report: ScanReport, data: str, full: bool) -> None:
 
 
 def scan_json(report: ScanReport, data: str, full: bool) -> dict[str, Any]:
-    """The same for scripts."""
     expected = report.expected
     return {
         "data": data,
@@ -154,7 +148,6 @@ def scan_json(report: ScanReport, data: str, full: bool) -> dict[str, Any]:
 
 
 def print_packed(packed: Packed, target: str) -> None:
-    """Print the result of a pack."""
     with printed() as console:
         if packed.damaged:
             console.print(damaged_table(packed.damaged))
@@ -169,7 +162,6 @@ def print_packed(packed: Packed, target: str) -> None:
 
 
 def print_tuning(tuning: Tuning, folder: str) -> None:
-    """Print the result of `tune`."""
     from rich.filesize import decimal as size
 
     warm, cold = _by_warmth(tuning)
@@ -204,7 +196,6 @@ def print_tuning(tuning: Tuning, folder: str) -> None:
 
 
 def check_plot(name: str) -> None:
-    """Raise an InputError if no plot can be drawn into a file of this name: there is no matplotlib, or it has no such format."""
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
@@ -215,7 +206,6 @@ def check_plot(name: str) -> None:
 
 
 def write_plot(tuning: Tuning, name: str) -> None:
-    """Draw the rates by workers, and the rate that the trainer needs."""
     # Without pyplot, a figure needs no display, and nothing stays open.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -111,7 +111,6 @@ class TuneOptions(DataOptions):
         super().__post_init__()
 
     def loader(self, workers: int) -> Loader:
-        """A loader with this number of workers."""
         arguments = {field.name: getattr(self, field.name) for field in fields(DataOptions) if field.init}
         return Loader(**arguments, workers=workers)
 
@@ -220,11 +219,7 @@ def _warnings() -> Iterator[dict[object, str]]:
 
 
 def _read_once(options: TuneOptions, workers: int) -> tuple[int, int, float]:
-    """Read as many batches as can be read soon, and will stay in memory.
-
-    Returns:
-        Their number, that of their samples, and bytes of a sample.
-    """
+    """Read as many batches as can be read soon and stay in memory; returns their number, that of samples, and bytes a sample."""
     with options.loader(workers) as loader:
         deadline = math.inf
         for _ in loader:
@@ -306,21 +301,10 @@ def _memory(pid: int) -> int:
 def forget(files: Sequence[str]) -> str | None:
     """Drop ``files`` from the page cache; returns why that can't be done, or None."""
     os.sync()  # data that are not on the disk yet can't be dropped
-    held = 0
     try:
         for name in files:
             with open(name, "rb", buffering=0) as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                held += _is_held(file.fileno())
     except OSError as error:
         return str(error)
-    return "this file system keeps its files in memory" if 2 * held > len(files) else None
-
-
-def _is_held(fd: int) -> bool:
-    """Whether the beginning of a file is in the page cache."""
-    try:
-        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return False
-    return True
+    return None
