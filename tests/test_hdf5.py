@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import subprocess
@@ -60,9 +59,9 @@ def test_a_dataset_for_each_sample(file: Path, name: str | None, ids: Any, dtype
 @pytest.mark.parametrize(
     ("name", "ids", "text"),
     [
-        ("nested", IDS, "'nested/id-0', found a group with 'image', 'label'; write Hdf5(file, 'nested/{id}/image')"),
-        ("flat", ["id-99"], "'flat/id-99', found none; group 'flat' has 'id-0', 'id-1', 'id-10' and 9 more"),
-        ("nested/{id}/pixels", IDS, "'nested/id-0/pixels', found none; group 'nested/id-0' has 'image', 'label'"),
+        ("nested", IDS, "'nested/id-0', found a group with 'image', 'label'; add the name of one"),
+        ("flat", ["id-99"], "'flat/id-99', found none; the file has '"),
+        ("nested/{id}/pixels", IDS, "'nested/id-0/pixels', found none; the file has '"),
         ("number", [0], "expected rows, found a single number; where each sample has one, put '{id}' into the name"),
         ("nothing", [0], "expected a dataset 'nothing' of numbers, found one without any"),
         ("words", [0], "expected numbers, found dtype object in dataset 'words'; read it by a function as source"),
@@ -75,19 +74,10 @@ def test_what_does_not_serve_is_explained(file: Path, name: str, ids: Any, text:
         Loader(ids, None, 1, source=Hdf5(file, name))
 
 
-def test_the_remedy_for_a_group_works(file: Path) -> None:
-    """The name that the error about a group advises reads it."""
-    with pytest.raises(SampleError) as caught:
-        Loader(IDS, None, 12, source=Hdf5(file, "nested"))
-    [name] = re.findall(r"write Hdf5\(file, '(.*)'\)", str(caught.value))
-    with Loader(IDS, None, 12, source=Hdf5(file, name), shuffle=False, workers=0) as loader:
-        assert loader.batch(0)[0][:, 0, 0].tolist() == list(range(12))
-
-
 @pytest.mark.parametrize(
     ("sample", "text"),
     [
-        (None, "expected a dataset 'flat/id-5', found none; group 'flat' has"),
+        (None, "expected a dataset 'flat/id-5', found none; the file has"),
         (
             np.zeros((5, 3), "f4"),
             "'flat/id-5': expected shape (4, 3) and dtype float32, as the first has, found (5, 3) and float32",
@@ -197,39 +187,15 @@ def external(file: Any) -> None:
     file.create_dataset("x", (60, 4), "i4", external=[(f"{Path(file.filename).parent}/raw.bin", 0, 960)])[:] = ROWS
 
 
-def replace(path: Path, rows: np.ndarray | None) -> None:
-    """Put another file in the place of one, with these rows, or none."""
-    with h5py.File(path.with_suffix(".new"), "w") as file:
-        if rows is not None:
-            file["rows"] = rows
-    path.with_suffix(".new").replace(path)
-
-
 HARM: dict[str, tuple[Any, Any, str]] = {
-    "a-part-is-gone": (virtual, lambda path: (path / "part1.h5").unlink(), "its part .*part1.h5 is missing"),
-    "a-part-is-another": (virtual, lambda path: replace(path / "part1.h5", None), "part1.h5 has no dataset 'rows'"),
-    "raw-data-gone": (external, lambda path: (path / "raw.bin").unlink(), "the file of its raw data, .*raw.bin, is missing"),
-    "a-part-is-shorter": (
-        virtual,
-        lambda path: replace(path / "part1.h5", ROWS[:3]),
-        r"its part 'rows' of .*part1.h5 has shape \(3, 4\)",
-    ),
-    "raw-data-cut": (external, lambda path: os.truncate(path / "raw.bin", 100), "raw.bin, has 100 bytes, not 960"),
+    "a-part-is-gone": (virtual, lambda path: (path / "part1.h5").unlink(), "the file part1.h5, .* is missing"),
+    "raw-data-gone": (external, lambda path: (path / "raw.bin").unlink(), "the file .*raw.bin, .* is missing"),
     "no-chunk-written": (
         lambda file: file.create_dataset("x", (60, 4), "i4", chunks=(7, 4)),
         lambda path: None,
         "nothing was ever written to it",
     ),
-    "a-link-to-nowhere": (
-        lambda file: file.__setitem__("x", h5py.SoftLink("/gone")),
-        lambda path: None,
-        "a link to '/gone', where nothing is",
-    ),
-    "a-link-to-a-file-that-is-gone": (
-        lambda file: file.__setitem__("x", h5py.ExternalLink("gone.h5", "/rows")),
-        lambda path: None,
-        "a link to '/rows' in file 'gone.h5', where that is not",
-    ),
+    "a-link-to-nowhere": (lambda file: file.__setitem__("x", h5py.SoftLink("/gone")), lambda path: None, "'x', found none"),
 }
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from shmgen._sources.base import BuiltinSource
 from shmgen._sources.row_file import RowLayout, RowsReader
 from shmgen._storage.local import again
-from shmgen._urls import is_url
 from shmgen.errors import FormatError, InputError, SampleError
 
 if TYPE_CHECKING:
@@ -78,8 +77,6 @@ class Hdf5(BuiltinSource):
             import h5py  # noqa: F401
         except ImportError as error:
             raise InputError(f"Hdf5 needs h5py: pip install 'shmgen[hdf5]' ({error})") from None
-        if is_url(file):
-            raise InputError(f"expected the path of an HDF5 file, found a URL, {file!r}: download it")
         self.file = os.path.abspath(file)
         self.dataset = dataset
         self._swmr = swmr

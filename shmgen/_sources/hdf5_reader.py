@@ -10,7 +10,6 @@ import math
 import os
 import zlib
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
 from itertools import groupby, product
 from operator import itemgetter
 from typing import Any
@@ -24,14 +23,10 @@ from shmgen._samples.sample_spec import are_numbers, can_cast
 from shmgen._sources.base import Reader
 from shmgen._sources.folder import FileReader
 from shmgen._sources.row_file import RowLayout, Windows
-from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError, SampleError
 
 ID = "{id}"
 """In the name of a dataset, in place of the id of the sample that it holds."""
-
-UNLIMITED = (1 << 64) - 1
-"""Bytes of raw data in a file that holds all that is left (H5F_UNLIMITED)."""
 
 MEANT = "; where what is missing is meant to be 0, pass allow_unwritten=True"
 
@@ -155,12 +150,7 @@ class _Rows:
 
 
 def opened(path: str, *, swmr: bool) -> Any:
-    try:
-        return h5py.File(path, "r", swmr=swmr, libver="latest" if swmr else None)
-    except OSError:
-        with suppress(OSError), open(path, "rb") as file:
-            refuse_pointer(file.read(16))
-        raise
+    return h5py.File(path, "r", swmr=swmr, libver="latest" if swmr else None)
 
 
 def unreadable(error: Exception) -> str:
@@ -229,11 +219,9 @@ def checked(file: Any, pattern: str, id: Any = "", *, allow_unwritten: bool) -> 
     name = name_of(pattern, id)
     found = file.get(name)
     if isinstance(found, h5py.Group):
-        member = next(iter(found), None)
-        remedy = "" if member is None else f"; write Hdf5(file, {f'{pattern}/{member}'!r})"
-        raise FormatError(f"expected a dataset {name!r}, found a group with {some_of(found)}{remedy}")
+        raise FormatError(f"expected a dataset {name!r}, found a group with {some_of(found)}; add the name of one")
     if found is None:
-        raise FormatError(f"expected a dataset {name!r}, found {_dangling(file, name) or f'none{_beside(file, name)}'}")
+        raise FormatError(f"expected a dataset {name!r}, found none; the file has {some_of(file)}")
     if not isinstance(found, h5py.Dataset) or found.shape is None:
         raise FormatError(f"expected a dataset {name!r} of numbers, found one without any")
     if not are_numbers(found.dtype):
@@ -252,58 +240,16 @@ def _require_data(dataset: Any, *, may_lack: bool) -> None:
     if dataset.id.get_offset() is not None:  # it lies in the file
         return
     found = f"dataset {dataset.name!r} of {dataset.file.filename}: expected all of its data, found that"
-    if dataset.is_virtual:
-        for source in dataset.virtual_sources():
-            _require_source(dataset, source, found, may_lack=may_lack)
-        return
-    for name, offset, size in dataset.external or ():
-        path = os.path.abspath(os.path.join(os.environ.get("HDF5_EXTFILE_PREFIX", ""), os.fsdecode(name)))
-        if not os.path.exists(path):
-            raise FormatError(f"{found} the file of its raw data, {path}, is missing")
-        if size < UNLIMITED and (there := os.path.getsize(path)) < offset + size:
-            raise FormatError(f"{found} the file of its raw data, {path}, has {there:,} bytes, not {offset + size:,}")
-    if dataset.size and not dataset.id.get_storage_size() and not may_lack:
-        raise FormatError(f"{found} nothing was ever written to it{MEANT}")
-
-
-def _require_source(dataset: Any, source: Any, found: str, *, may_lack: bool) -> None:
-    """As `_require_data`, of a source of a virtual dataset."""
-    if "%" in source.file_name or "%" in source.dset_name:  # a pattern, of as many as there are
-        return
     own = os.path.dirname(dataset.file.filename)
-    prefix = os.environ.get("HDF5_VDS_PREFIX", "").replace("${ORIGIN}", own)
-    paths = [os.path.join(folder, source.file_name) for folder in (prefix, own, "")]
-    path = next(filter(os.path.exists, paths), paths[1])
-    try:
-        with nullcontext(dataset.file) if source.file_name == "." else h5py.File(path, "r") as file:
-            part = file.get(source.dset_name)
-            if not isinstance(part, h5py.Dataset):
-                raise FormatError(f"{found} its part {file.filename} has no dataset {source.dset_name!r}")
-            if source.vspace.get_select_npoints() > part.size:
-                raise FormatError(f"{found} its part {source.dset_name!r} of {file.filename} has shape {part.shape}")
-            _require_data(part, may_lack=may_lack or has_fill_value(part))
-    except OSError as error:
-        what = "can't be read" if os.path.exists(path) else "is missing"
-        raise FormatError(f"{found} its part {path} {what}: {error}") from None
-
-
-def _dangling(file: Any, name: str) -> str:
-    """What is said of a name that is a link to what is not there; else an empty text."""
-    with suppress(KeyError):
-        link = file.get(name, getlink=True)
-        if isinstance(link, h5py.ExternalLink):
-            return f"a link to {link.path!r} in file {link.filename!r}, where that is not"
-        if isinstance(link, h5py.SoftLink):
-            return f"a link to {link.path!r}, where nothing is"
-    return ""
-
-
-def _beside(file: Any, name: str) -> str:
-    """What is there in place of a dataset: the members of the nearest group above it that there is."""
-    above = name.strip("/")
-    while above:
-        above = above.rpartition("/")[0]
-        group = file.get(above or "/")
-        if group is not None and hasattr(group, "keys"):
-            return f"; {'the file' if not above else f'group {above!r}'} has {some_of(group)}"
-    return ""
+    if dataset.is_virtual:
+        names = [source.file_name for source in dataset.virtual_sources()]
+        folders = [os.environ.get("HDF5_VDS_PREFIX", "").replace("${ORIGIN}", own), own, ""]
+    else:
+        names = [os.fsdecode(name) for name, _, _ in dataset.external or ()]
+        folders = [os.environ.get("HDF5_EXTFILE_PREFIX", "")]
+    for name in names:
+        # "." is the file itself, and "%" stands for numbers.
+        if "%" not in name and not any(os.path.exists(os.path.join(folder, name)) for folder in folders):
+            raise FormatError(f"{found} the file {name}, which has a part of them, is missing")
+    if dataset.size and not dataset.is_virtual and not dataset.id.get_storage_size() and not may_lack:
+        raise FormatError(f"{found} nothing was ever written to it{MEANT}")
