@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +21,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
-from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError
 
 try:
@@ -43,11 +41,6 @@ Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels."""
 
 CHANNELS = {"RGB": 3, "L": 1, "RGBA": 4, "P": 1, "I;16": 1}
-
-GREY = ("1", "L", "LA")
-
-DRAFTED = ("JPEG", "MPO")
-"""Formats that can be decoded at an eighth, a quarter or a half of their size."""
 
 OVERSIZE = 2
 """How many times the size that a row needs a JPEG is decoded at, at least. Once it is resized, it differs from one that was
@@ -77,15 +70,10 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 SWAPPED = (5, 6, 7, 8)
 """Values with which an upright image is as wide as the stored one is high."""
 
-SCALED = re.compile(r"(?:1|L);([24]?)(I?)R?")
-"""Pillow's names for grey that it scales from 2 or 4 bits to 8, or inverts because 0 is white in the file."""
+BITS = 258
+"""The number of the TIFF tag that says how many bits a number has."""
 
-SETTINGS = (
-    ("PIL.Image", "MAX_IMAGE_PIXELS"),
-    ("PIL.ImageFile", "LOAD_TRUNCATED_IMAGES"),
-    ("PIL.PngImagePlugin", "MAX_TEXT_CHUNK"),
-    ("PIL.PngImagePlugin", "MAX_TEXT_MEMORY"),
-)
+SETTINGS = ("PIL.Image", "MAX_IMAGE_PIXELS"), ("PIL.ImageFile", "LOAD_TRUNCATED_IMAGES")
 """Variables of Pillow's that its documentation says to set: modules and names."""
 
 AGAIN = "; write or copy it again, or leave its id out (on_error='replace' puts another in its place)"
@@ -132,8 +120,7 @@ class ImageDecoder(NamedTuple):
         except (FormatError, MemoryError):
             raise
         except Image.UnidentifiedImageError:
-            refuse_pointer(data)
-            raise FormatError(f"expected an image that Pillow reads, found one that begins with {data[:8]!r}{REMEDY}") from None
+            raise FormatError(f"expected an image that Pillow reads, found one that begins with {data[:12]!r}{REMEDY}") from None
         except Image.DecompressionBombError as error:
             raise FormatError(
                 f"expected an image of a size that Pillow reads, found: {error}; make it smaller, or set "
@@ -143,8 +130,7 @@ class ImageDecoder(NamedTuple):
             raise FormatError(f"expected a whole image, found: {str(error) or type(error).__name__}{AGAIN}") from None
 
     def _by_simplejpeg(self, data: bytes, row: np.ndarray | None) -> np.ndarray | None:
-        """The array of a plain JPEG, which is ``row`` if it was decoded into it; None of all else, and of what only Pillow can
-        judge."""
+        """The array of a plain JPEG, ``row`` if it was decoded into it; None of all that is left to Pillow."""
         header = _plain_jpeg(data) if IS_FAST and self.mode in ("RGB", "L") else None
         if header is None:
             return None
@@ -173,9 +159,8 @@ class ImageDecoder(NamedTuple):
         return row if fits else self._finished(pixels, scale, fitted, box, orientation)
 
     def _by_pillow(self, image: Any) -> np.ndarray:
-        is_drafted = image.format in DRAFTED
+        is_drafted = image.format in ("JPEG", "MPO")  # can be decoded at an eighth, a quarter or a half of their size
         if not is_drafted:
-            stored = _stored(image)
             image.load()  # some formats know their orientation only once they are loaded, and loading turns a TIFF
         orientation = _orientation(image.getexif)
         fitted, box = self._fitted(image.size, swapped=orientation in SWAPPED)
@@ -184,12 +169,10 @@ class ImageDecoder(NamedTuple):
             # Grey is decoded as grey, and at a smaller size if the row is much smaller.
             image.draft(self.mode, self._draft_size(image.size, fitted, box))
             scale = image.decoderconfig[0] if image.decoderconfig else 1
-            stored = _stored(image)
-        return self._finished(self._converted(image, *stored), scale, fitted, box, orientation)
+        return self._finished(self._converted(image), scale, fitted, box, orientation)
 
     def _finished(self, pixels: np.ndarray, scale: int, fitted: tuple[int, int] | None, box: Box, orientation: int) -> np.ndarray:
-        """Pixels that were decoded at 1 / ``scale`` of the image's size become a row's: resized, turned, and in the middle of
-        zeros. ``fitted`` and ``box`` are those of `_fitted`."""
+        """Resize, turn and pad pixels that were decoded at 1 / ``scale`` of the image's size; for the others, see `_fitted`."""
         height, width = pixels.shape[:2]
         box = (box[0] / scale, box[1] / scale, box[2] / scale, box[3] / scale)
         if fitted is not None and (fitted, box) != ((width, height), (0, 0, width, height)):
@@ -201,9 +184,7 @@ class ImageDecoder(NamedTuple):
         return pixels if self.size is None or pixels.shape[:2] == self.size else _padded(pixels, self.size)
 
     def _fitted(self, size: tuple[int, int], *, swapped: bool) -> tuple[tuple[int, int] | None, Box]:
-        """The width and height that an image of ``size`` is resized to, and the part of it that is resized; both before it is
-        turned, which may swap width and height.
-        """
+        """The width and height that an image is resized to, and the part of it that is; both before it is turned."""
         whole = (0.0, 0.0, float(size[0]), float(size[1]))
         if self.size is None:
             return None, whole
@@ -226,26 +207,26 @@ class ImageDecoder(NamedTuple):
         across, down = fitted[0] / (right - left), fitted[1] / (bottom - top)
         return max(1, round(OVERSIZE * across * size[0])), max(1, round(OVERSIZE * down * size[1]))
 
-    def _converted(self, image: Any, raw: str, white: int) -> np.ndarray:
-        """The pixels that Pillow decodes, in the mode of a row; ``raw`` and ``white`` are those of `_stored`."""
+    def _converted(self, image: Any) -> np.ndarray:
+        """The pixels that Pillow decodes, in the mode of a row."""
         found = image.mode
         if found == "I" or found.startswith("I;16"):
-            return self._from_deep(image, raw)
+            return self._from_deep(image)
         if self.mode == "I;16":
-            if found not in GREY:
+            if found not in ("1", "L", "LA"):
                 raise FormatError(f"expected a grey image of 16 bits, found mode {found!r}; pass mode='RGB'")
             return np.asarray(image.convert("L")).astype("<u2") * 257
         if self.mode == "P":
             if found not in ("P", "L", "1"):
                 raise FormatError(f"expected an image with a palette, or a grey one, found mode {found!r}; pass mode='RGB'")
-            return _numbers(image, raw, white)
+            return np.asarray(image).astype(np.uint8)
         if found == "F":
             raise FormatError(f"expected an image of 8 or 16 bits, found floats{REMEDY}")
         if found == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         return np.asarray(image if image.mode == self.mode and "transparency" not in image.info else image.convert(self.mode))
 
-    def _from_deep(self, image: Any, raw: str) -> np.ndarray:
+    def _from_deep(self, image: Any) -> np.ndarray:
         """As `_converted`, of a grey image of more than 8 bits; Pillow itself would make white of all that is above 255."""
         if self.mode == "P":
             raise FormatError("expected an image of 8 bits, found one of 16; pass mode='I;16'")
@@ -260,7 +241,8 @@ class ImageDecoder(NamedTuple):
                 raise FormatError(f"expected numbers from 0 to 65,535, found {deep.min():,} to {deep.max():,}{REMEDY}")
         if self.mode == "I;16":
             return deep.astype("<u2")
-        grey = (deep >> (4 if raw == "I;12" else 8)).astype(np.uint8)
+        has_12_bits = image.format == "TIFF" and image.tag_v2.get(BITS) == (12,)
+        grey = (deep >> (4 if has_12_bits else 8)).astype(np.uint8)
         return np.asarray(Image.fromarray(grey).convert(self.mode))
 
     def _resized(self, pixels: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
@@ -339,30 +321,6 @@ def _orientation(exif: Callable[[], Any]) -> int:
     except Exception:  # of all kinds; pixels are not in doubt
         return 1
     return found if isinstance(found, int) else 1
-
-
-def _stored(image: Any) -> tuple[str, int]:
-    """How the file of an image that is not decoded yet stores its pixels: Pillow's name for that raw mode, and the number that
-    stands for white."""
-    arguments = image.tile[0].args if image.tile else None
-    raw, *others = arguments if isinstance(arguments, tuple) and arguments else (arguments,)
-    if not isinstance(raw, str):
-        return "", 255
-    if image.format == "PPM" and others:
-        return raw, others[-1]
-    scaled = SCALED.fullmatch(raw)
-    return raw, 2 ** int(scaled[1]) - 1 if scaled and scaled[1] else 255
-
-
-def _numbers(image: Any, raw: str, white: int) -> np.ndarray:
-    """The numbers in the file of an image with a palette or a grey one, as they were before Pillow scaled and inverted them."""
-    numbers = np.asarray(image).astype(np.uint8)
-    if image.mode == "P":
-        return numbers
-    scaled = SCALED.fullmatch(raw)
-    if scaled and scaled[2]:
-        numbers = (1 if image.mode == "1" else 255) - numbers
-    return numbers if white == 255 else np.rint(numbers * (white / 255)).astype(np.uint8)
 
 
 def _by_cykooz(pixels: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:

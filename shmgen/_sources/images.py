@@ -36,21 +36,21 @@ class Images(FolderSource):
     by 15 on text and noise (measured on Pillow's test images). With ``interpolation="nearest"`` it is always decoded whole.
 
     Pillow's settings, as they are when the loader is made, hold in workers, too: `PIL.Image.MAX_IMAGE_PIXELS`,
-    `PIL.ImageFile.LOAD_TRUNCATED_IMAGES`, ``MAX_TEXT_CHUNK`` and ``MAX_TEXT_MEMORY`` of `PIL.PngImagePlugin`, and formats that
-    other packages have registered, such as HEIC by ``pillow_heif.register_heif_opener()``.
+    `PIL.ImageFile.LOAD_TRUNCATED_IMAGES`, and formats that other packages have registered, such as HEIC by
+    ``pillow_heif.register_heif_opener()``.
 
     Args:
         folder: where the files are, and beyond which no id may lead; or a URL, as for `Npy`. None where ids are paths.
         size: height and width in pixels of what an image becomes; an int for both. By default, images keep their sizes.
         mode: ``"RGB"``; ``"L"`` for grey; ``"RGBA"``; ``"I;16"`` for grey of 16 bits, dtype uint16; or ``"P"`` for the numbers in
-            the file themselves, those of a palette's colours or of grey of 1 to 8 bits, as masks have them. Images of another
+            the file themselves, those of a palette's colours or of grey of 1 or 8 bits, as masks have them. Images of another
             mode are converted: colours become grey by their brightness, transparency is dropped, 12 or 16 bits keep their upper
             8, and 8 bits are scaled to 16 so that white stays white. Grey of 32 bits is taken only by ``"I;16"``, if its numbers
             fit.
         resize: what becomes of an image of another size. ``"crop"``: its middle, as large as its proportions allow, fills the
             size. ``"pad"``: all of it is in the middle, and the rest is 0. ``"stretch"``: its proportions are not kept.
         interpolation: between pixels: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``. By default ``"bilinear"``,
-            and ``"nearest"`` for ``"P"``, which allows no other.
+            and always ``"nearest"`` for ``"P"``, whose numbers have no middle.
         dim: height and width of a row, if images differ from it in size: a transform cuts larger ones, or ``pad_value`` fills up
             smaller ones. By default, ``size``, or else the size of the first image, which all must have.
         dtype: of a row, such as ``"float32"`` for a transform that scales; by default uint8, from 0 to 255, or uint16.
@@ -100,14 +100,10 @@ class Images(FolderSource):
             from shmgen._sources import image_decoder
         except ImportError as error:
             raise InputError(f"Images needs Pillow: pip install 'shmgen[images]' ({error})") from None
-        interpolation = interpolation or ("nearest" if mode == "P" else "bilinear")
+        interpolation = "nearest" if mode == "P" else interpolation or "bilinear"
         _check(mode, "mode", image_decoder.Mode)
         _check(resize, "resize", image_decoder.Resize)
         _check(interpolation, "interpolation", image_decoder.Interpolation)
-        if mode == "P" and interpolation != "nearest":
-            raise InputError(
-                f"interpolation: expected 'nearest' with mode 'P', whose numbers have no middle, found {interpolation!r}"
-            )
         super().__init__(ImageFiles(folder, suffix))
         self._decoder = image_decoder.ImageDecoder(_pair(size, "size"), mode, resize, interpolation)
         self.given = SampleSpec.checked(_pair(dim, "dim"), image_decoder.CHANNELS[mode], dtype or self._decoder.dtype, pad_value)
