@@ -5,8 +5,8 @@ A worker imports this module, so NumPy is imported only in the main process.
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import suppress
 from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+FOUND_BY_SCAN = errno.ENOENT, errno.EACCES, errno.EIO
+"""Errors, of paths, of rights or of the disk, that other files are likely to have too."""
+
+SCAN = "; `python -m shmgen scan` finds all such files: repair them, or leave their ids out"
+
 
 class Files:
     """Where the files of samples are: ``<folder>/<id><suffix>``; or ``<id><suffix>``, where ids are paths, if the folder is None.
 
-    Attributes:
-        folder: its URL, without what may be secret; or its absolute path, so that a later change of directory does no harm.
-        remote: what files are read from, if they are behind a URL.
-        scan_options: options of ``shmgen scan`` that say what is expected of the files.
+    ``folder`` becomes its URL without secrets, or its absolute path, so that a later change of directory does no harm.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | Remote | None, suffix: str) -> None:
@@ -39,7 +41,6 @@ class Files:
         self.folder, self.remote = local_or_remote(folder or "")
         self.suffix = suffix
         self.ids_are_paths = folder is None
-        self.scan_options: list[str] = []
 
     def path(self, id: object) -> str:
         """The file of sample ``id``: its path, or its URL."""
@@ -86,15 +87,11 @@ class Files:
 
     def unreadable(self, id: object, error: Exception) -> SampleError:
         """The error for a sample that can't be read, with its remedy."""
-        path, remedy = self.path(id), ""
-        with suppress(OSError):  # this process can open no more files
-            from shmgen._samples.remedies import for_unreadable_file
-
-            remedy = for_unreadable_file(error, path, None if self.ids_are_paths else self.folder, self.scan_options)
-        return SampleError(id, path, explain(error, path) + remedy)
+        path = self.path(id)
+        has_scan = isinstance(error, FormatError) or getattr(error, "errno", None) in FOUND_BY_SCAN
+        return SampleError(id, path, explain(error, path) + (SCAN if has_scan and self.remote is None else ""))
 
     def _kind(self) -> FileKind:
-        """What files there should be, for errors."""
         from shmgen._samples.files import FileKind
 
         return FileKind((self.suffix,), f"{self.suffix} files")
@@ -120,12 +117,7 @@ class FolderSource(BuiltinSource):
         self.folder = files.folder
 
     def bind(self, ids: Sequence[object], *, field: str = "X", varies: bool = False) -> Any:
-        """As `Source.bind`. The first file is read: it says what was left out, and whether the folder is the right one.
-
-        Raises:
-            InputError: an id leads out of the folder, or the suffixes of files at a URL would have to be found out.
-            SampleError: the first file can't be read, or contradicts what was given.
-        """
+        """As `Source.bind`. The first file is read: it says what was left out, and whether the folder is the right one."""
         files, first = copy(self.files), ids[0]
         files.prepare(ids, type(self).__name__)
         try:
@@ -138,10 +130,6 @@ class FolderSource(BuiltinSource):
     def _reader(self, files: Files, first: object, varies: bool) -> FileReader:
         """What reads these files. `OSError`, `ValueError` and `FormatError` are damage of the first."""
         raise NotImplementedError
-
-    def path(self, id: object) -> str:
-        """The file of sample ``id``: its path, or its URL."""
-        return self.files.path(id)
 
 
 class FileReader(Reader):

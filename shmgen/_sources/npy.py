@@ -1,7 +1,6 @@
 """`Npy`: ``.npy`` files, one a sample.
 
-A worker imports this module, so NumPy is imported only where a file needs more than a plain read: most never do, and a worker
-without NumPy starts three times sooner.
+A worker imports this module, so NumPy is imported only where a file needs more than a plain read.
 """
 
 from __future__ import annotations
@@ -106,21 +105,12 @@ class Npy(FolderSource):
         self.given = SampleSpec.checked(dim, n_channels, dtype, pad_value)
 
     def _reader(self, files: Files, first: object, varies: bool) -> NpyReader:
-        files.scan_options = self._scan_options(varies)
         if files.remote is None:
             header, raw = read_header_of(files.path(first))
         else:
             header, raw, _ = remote_header(files.remote, files.name(first))
         header = header.reinterpreted(self.given.dtype)
         return NpyReader(files, self.given, self.given.row(header.shape, header.dtype, varies=varies), header, raw)
-
-    def _scan_options(self, varies: bool) -> list[str]:
-        dim, n_channels, dtype, pad_value = self.given
-        options = [] if dtype is None else ["--dtype", dtype]
-        if pad_value is None and not varies:  # else it is rows that have this shape, and not files
-            options += [] if dim is None else ["--dim", ",".join(map(str, dim))]
-            options += [] if n_channels is None else ["--n-channels", str(n_channels)]
-        return options
 
 
 class NpyReader(FolderReader):
@@ -310,7 +300,6 @@ def _next(ahead: deque[int]) -> int:
 
 
 def _array(file: File, header: Header) -> np.ndarray:
-    """The array of a file that has this header."""
     import numpy as np
 
     require_data(written(file)[1], header.size + header.data_bytes)

@@ -10,9 +10,8 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 
-from shmgen._samples.npy_format import LARGEST_ELEMENT, LONGEST, OPEN_FLAGS, read_header, require_data
+from shmgen._samples.npy_format import LONGEST, OPEN_FLAGS, read_header, require_data
 from shmgen._sources.folder import Files, FolderReader, FolderSource
-from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
@@ -75,7 +74,6 @@ class NpzReader(FolderReader):
         self.fields = fields
 
     def _read(self, key: object, row: RowsByKey) -> dict[str, np.ndarray]:
-        """The arrays of sample ``key`` that ``row`` has room for."""
         if self.files.remote is not None:
             return self.files.load(key, lambda data: _arrays(io.BytesIO(data), row))
         fd = os.open(self.files.path(key), OPEN_FLAGS)
@@ -87,34 +85,22 @@ class NpzReader(FolderReader):
 
 
 def _kinds(data: bytes) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
-    """The shape and dtype of each array in an ``.npz`` file, by name."""
-    with _opened(io.BytesIO(data)) as archive:
+    with ZipFile(io.BytesIO(data)) as archive:
         return {key: _kind(archive, info) for key, info in _members(archive).items()}
 
 
 def _arrays(file: Any, rows: RowsByKey) -> dict[str, np.ndarray]:
-    """The arrays in an ``.npz`` file that there are rows for."""
-    with _opened(file) as archive:
+    with ZipFile(file) as archive:
         members = _members(archive)
         arrays = {}
-        for key, row in rows.items():
+        for key in rows:
             if key not in members:
                 raise FormatError(f"expected an array {key!r}, found {', '.join(map(repr, members)) or 'none'}")
-            arrays[key] = _array(archive, members[key], None if key in rows.varied else row)
+            arrays[key] = _array(archive, members[key])
     return arrays
 
 
-def _opened(file: Any) -> ZipFile:
-    try:
-        return ZipFile(file)
-    except BadZipFile:
-        file.seek(0)
-        refuse_pointer(file.read(16))
-        raise
-
-
 def _members(archive: ZipFile) -> dict[str, ZipInfo]:
-    """The members of an archive that are arrays, by the arrays' names."""
     return {info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")}
 
 
@@ -129,15 +115,8 @@ def _kind(archive: ZipFile, info: ZipInfo) -> tuple[tuple[int, ...], DTypeLike]:
     return header.shape, header.dtype.newbyteorder("=")
 
 
-def _array(archive: ZipFile, info: ZipInfo, row: np.ndarray | None) -> np.ndarray:
-    """The array of a member; of one that is too large for ``row``, an array of its shape that takes no memory."""
+def _array(archive: ZipFile, info: ZipInfo) -> np.ndarray:
     try:
-        if row is not None and info.file_size > LONGEST + LARGEST_ELEMENT * row.size:
-            with archive.open(info) as member:
-                header, _ = read_header(memoryview(member.read(LONGEST)))
-            if header.size + header.data_bytes < info.file_size:
-                raise FormatError(f"expected {header.size + header.data_bytes:,} bytes, found {info.file_size:,}")
-            return np.broadcast_to(np.empty((), header.dtype), header.shape)
         data = archive.read(info)  # which checks the checksum
         header, _ = read_header(memoryview(data))
         require_data(len(data), header.size + header.data_bytes)

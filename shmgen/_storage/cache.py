@@ -108,8 +108,6 @@ class Cache:
                 os.close(fd)
             os.makedirs(os.path.dirname(path), exist_ok=True)
             os.rename(temporary, path)
-        except FileNotFoundError:
-            pass  # this process was stopped for longer than `ABANDONED`, and another removed the file
         except OSError as error:
             self._log_once(len(data), error)
         finally:
@@ -168,7 +166,6 @@ class Cache:
                 os.close(fd)
 
     def _log_once(self, size: int, error: OSError) -> None:
-        """Log that a file is not cached."""
         if not self._has_logged:
             self._has_logged = True
             log.warning(

@@ -16,13 +16,12 @@ import time
 import weakref
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from shmgen._storage.store import MAX_ASKED_WAIT, NO_PARTS, TIMEOUT, Body, Store, Transient
+from shmgen._storage.store import NO_PARTS, TIMEOUT, Body, Store, Transient
 from shmgen._urls import shown
 from shmgen.errors import FormatError, InputError
 
@@ -231,7 +230,8 @@ class HttpStore(Store):
         if code := CODE.search(response.read(MAX_DRAINED)):
             found += f" ({code[1].decode()})"
         if status in MAY_PASS:
-            raise Transient(found, _asked_wait(headers.get("Retry-After", "")))
+            wait = headers.get("Retry-After", "")
+            raise Transient(found, float(wait) if wait.isdecimal() else 0.0)
         remedy = "; pass credentials in the options" if status in (401, 403) else ""
         raise FormatError(f"expected the file, found {found}{remedy}")
 
@@ -240,7 +240,6 @@ class HttpStore(Store):
 
 
 def _is_usable(parts: SplitResult) -> bool:
-    """Whether a URL names a host and port to connect to."""
     try:
         return parts.scheme in ("http", "https") and parts.port != 0 and bool((parts.hostname or "").encode("idna"))
     except ValueError:  # of the port, or of the host
@@ -282,25 +281,7 @@ def _what(error: Exception) -> str:
     """An error of a request, as a phrase to follow "found" in a message."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    if isinstance(error, http.client.IncompleteRead):
-        return "an answer that broke off"
-    if isinstance(error, socket.gaierror):
-        return f"no such host ({error.strerror})"
-    if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
-        return "an answer that is not HTTP"
-    if isinstance(error, OSError):
-        return str(error.strerror or error)
-    return type(error).__name__
-
-
-def _asked_wait(text: str) -> float:
-    """Seconds to wait by ``Retry-After``, which is a number of seconds or a date."""
-    if text.isdecimal():
-        return min(float(text), MAX_ASKED_WAIT)
-    try:
-        return min(max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0), MAX_ASKED_WAIT)
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
 def _basic(user: str) -> str:

@@ -1,4 +1,4 @@
-"""Local files, on disks and mounts: errors that may pass, and files that stand for others."""
+"""Local files, on disks and mounts: errors that may pass."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from shmgen.errors import FormatError
-
 T = TypeVar("T")
 
 PASSING = errno.EIO, errno.ESTALE, errno.ETIMEDOUT
@@ -16,9 +14,6 @@ PASSING = errno.EIO, errno.ESTALE, errno.ETIMEDOUT
 
 PAUSES = 0.05, 0.2, 0.8
 """Seconds before each further try."""
-
-POINTER = b"version http"
-"""How a file begins that Git LFS puts in place of one that it has not fetched."""
 
 _logged: set[int] = set()
 
@@ -44,9 +39,3 @@ def again(read: Callable[[], T], forget: Callable[[], object] | None = None) -> 
             forget()
         time.sleep(pause)
     return read()
-
-
-def refuse_pointer(start: bytes) -> None:
-    """Make sure that a file, which begins with these 12 bytes or more, is no pointer of Git LFS."""
-    if start.startswith(POINTER):
-        raise FormatError("expected data, found a pointer file of Git LFS in their place; run `git lfs pull` in the repository")

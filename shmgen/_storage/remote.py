@@ -103,7 +103,6 @@ class Place(NamedTuple):
 
 
 def local_or_remote(place: str | os.PathLike[str] | Remote) -> Place:
-    """The place that a path, a URL, or `Remote` names."""
     if is_url(place):
         place = Remote(str(place))
     if isinstance(place, Remote):

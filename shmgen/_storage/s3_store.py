@@ -47,8 +47,6 @@ class Keys(NamedTuple):
 
 
 class _Elsewhere(FormatError):
-    """The bucket is in another region."""
-
     def __init__(self, region: str) -> None:
         super().__init__(f"expected the bucket where S3 said that it is, found it in region {region}")
         self.region = region
@@ -133,7 +131,6 @@ class S3Store(HttpStore):
         )
 
     def _find(self) -> None:
-        """Find the bucket's address."""
         try:
             client = self._client()
             url = client.generate_presigned_url("get_object", Params={"Bucket": self._bucket, "Key": "-"})

@@ -50,13 +50,9 @@ class Transient(Exception):
 
 
 class Body:
-    """The bytes of an answer.
+    """The bytes of an answer, and what is known of the file: its size, and a value that differs once it was replaced.
 
-    Args:
-        stream: an `http.client.HTTPResponse`, whose ``length`` is the number of bytes still to come; or an `io.BytesIO`.
-        total: bytes of the whole file; None if not known.
-        version: a value that differs once the file has been replaced; None if not known.
-        is_whole: whether it is the whole file, though a range was asked for.
+    ``is_whole`` says that it is the whole file, though a range was asked for.
     """
 
     def __init__(
@@ -97,16 +93,10 @@ class Store:
     _has_answered = False
 
     def get(self, name: str, take: Callable[[Body], T], start: int = 0, stop: int | None = None) -> T:
-        """What ``take`` makes of a file's bytes.
+        """What ``take`` makes of a file's bytes, from ``start`` to before ``stop`` or the end. An empty name is the URL itself.
 
-        Args:
-            name: of the file in the folder; empty for the URL itself.
-            take: called with the answer, of which it reads as much as it needs; and again if the answer breaks off.
-            start: the first byte to get.
-            stop: one past the last; None for the end of the file.
-
-        Raises:
-            FormatError: it can't be fetched; the text says what was answered, and how often it was tried.
+        ``take`` is called again if the answer breaks off. If the file can't be fetched, a FormatError says what was answered,
+        and how often it was tried.
         """
         begun = began = time.monotonic()
         most, patience = (TRIES, PATIENCE) if self._has_answered else (FIRST_TRIES, FIRST_PATIENCE)
@@ -121,8 +111,9 @@ class Store:
                 if error.answered:
                     began = now
                 # By chance, so that readers that failed at the same moment don't come back at the same moment.
-                pause = min(max(error.wait, _random.uniform(wait / 2, wait)), MAX_ASKED_WAIT)
-                began += min(error.wait, MAX_ASKED_WAIT)  # a wait that the server asks for does not count as silence
+                asked = min(error.wait, MAX_ASKED_WAIT)
+                pause = max(asked, _random.uniform(wait / 2, wait))
+                began += asked  # a wait that the server asks for does not count as silence
                 if tries == most or now + pause - began >= patience:
                     times = "once" if tries == 1 else f"{tries} times"
                     raise FormatError(f"expected the file, found {error}; tried {times} in {now - begun:.1f} s") from None
