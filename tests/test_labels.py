@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +47,13 @@ ADVICE = {
     ),
     "a-single-number": (
         {"labels": 3},
-        "expected a mapping from id to value, a function of the id, or a list or array of values, found 3 of type int",
+        "expected a mapping from id to value, a function of the id, or a list or array of values, found one of type int",
         {"labels": [3, 3]},
         [3, 3],
     ),
     "a-view-of-a-dict": (
         {"labels": {"x": 1, "y": 2}.values()},
-        r"found dict_values\(\[1, 2\]\) of type dict_values; pass list\(values\)",
+        "found one of type dict_values",
         {"labels": list({"x": 1, "y": 2}.values())},
         [1, 2],
     ),
@@ -66,7 +65,7 @@ ADVICE = {
     ),
     "complex": (
         {"targets": [1j, 1.0]},
-        r"found 1j of dtype complex128, .*; pass Values\(\.\.\., dtype='complex128'\)",
+        "found 1j of dtype complex128, .*; pass dtype='complex128'",
         {"targets": Values([1j, 1.0], dtype="complex128")},
         [1j, 1.0],
     ),
@@ -329,18 +328,18 @@ WRONG_CLASSES = [
     pytest.param(
         ["cat", "fox"],
         {"classes": ["cat", "dog"]},
-        "id 'q', field 'y': expected one of the classes 'cat', 'dog', found 'fox'; add it",
+        "id 'q', field 'y': expected one of the classes 'cat', 'dog', found 'fox'; leave",
         id="unknown",
     ),
     pytest.param(["cat", float("nan")], {"classes": "sorted"}, "id 'q', .*classes 'cat', found nan; leave", id="nan"),
-    pytest.param([0, 1], {"classes": ["cat", "dog"]}, "id 'p', .*found 0; leave classes out where", id="numbers-already"),
+    pytest.param([0, 1], {"classes": ["cat", "dog"]}, "id 'p', .*found 0; leave", id="numbers-already"),
     pytest.param(["a", "b"], {"classes": list("abcdefghijklmnopqrstuvwxyz")[::-1][:-1]}, "and 5 more, found 'a'", id="many"),
     pytest.param(["a", "b"], {"classes": ["a", "b"], "n_classes": 3}, "n_classes: expected 2, .*found 3", id="n_classes"),
     pytest.param(["a", "b"], {"classes": ["a", "b", "a"]}, "classes: expected each name once, found 'a' twice", id="twice"),
-    pytest.param([0.5, 1.5], {"classes": "sorted"}, "id 'p', .*expected the name of a class.*found 0.5", id="floats"),
+    pytest.param([0.5, 1.5], {"classes": "sorted"}, "'y': expected names of classes, .*found others", id="floats"),
     pytest.param(["a", "b"], {"classes": [1.5]}, r"classes: expected names, texts or ints, found 1\.5", id="float-as-a-name"),
-    pytest.param(["a", "b"], {"classes": {"a", "b"}}, r"classes: .*; pass sorted\(classes\)", id="set"),
-    pytest.param(["a", "b"], {"classes": {"a": 1, "b": 0}}, r"pass sorted\(classes, key=classes.get\)", id="dict"),
+    pytest.param(["a", "b"], {"classes": {"a", "b"}}, "classes: expected a list of names in order", id="set"),
+    pytest.param(["a", "b"], {"classes": {"a": 1, "b": 0}}, "classes: expected a list of names in order", id="dict"),
     pytest.param(["a", "b"], {"classes": 3}, "classes: expected a list of names in order, or 'sorted', found 3", id="number"),
 ]
 
@@ -350,12 +349,3 @@ def test_classes_that_are_mistakes(labels: Any, options: dict[str, Any], text: s
     """The error names the id, its label and the classes, or what is wrong with their list."""
     with pytest.raises(InputError, match=text):
         batch_of(["p", "q"], labels, **options)
-
-
-def test_class_indices_of_a_dict() -> None:
-    """What the error about a dict of classes advises keeps the dict's numbers."""
-    classes = {"cat": 1, "dog": 0}
-    with pytest.raises(InputError) as raised:
-        batch_of(["p", "q"], ["cat", "dog"], classes=classes)
-    [advice] = re.findall(r"pass (.*)$", str(raised.value))
-    assert labels_of(["p", "q"], ["cat", "dog"], classes=eval(advice)) == [1, 0]

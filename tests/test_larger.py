@@ -415,11 +415,6 @@ def test_padding_in_any_dtype(tmp_path: Path, dtype: str) -> None:
         pytest.param(lambda folder: Npy(folder, pad_value=0), "pad_value: expected with dim", id="no-dim"),
         pytest.param(lambda folder: Npy(folder, dim=8, pad_value=TEXT), "pad_value: expected a number, found '0'", id="text"),
         pytest.param(
-            lambda folder: Loader(["id-0"], None, 1, 8, data_dir=folder, pad_value=0.5),
-            "field 'X': expected a pad_value that int64 holds, found 0.5",
-            id="fraction",
-        ),
-        pytest.param(
             lambda folder: Loader(["id-0"], inputs=Npy(folder), targets=Npy(folder).mask, batch_size=1),
             "field 'y': expected the mask of a source that has a pad_value, found one without",
             id="mask-of-no-padding",

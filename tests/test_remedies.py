@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import shlex
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from shmgen import FunctionError, Images, InputError, Loader, Npy, SampleError, Source, Values, tune
-from shmgen._tools.cli import main
+from shmgen import FunctionError, Images, InputError, Loader, Npy, SampleError, Source, Values
 
 
 def of(data: Any, workers: int = 1, **options: Any) -> Loader:
@@ -38,73 +34,16 @@ def asked(loader: Loader, error: type[Exception], number: int) -> str:
     return str(raised.value)
 
 
-def scanned(text: str, data: Any) -> str:
-    """The output of the command that an error names, which must find damage."""
-    [command] = re.findall("`(python -m shmgen scan .*?)`", text)
-    ids = data.path.parent / "ids.txt"
-    ids.write_text("\n".join(data.ids))
-    words = [str(ids) if word == "FILE" else word for word in shlex.split(command)]
-    with redirect_stdout(io.StringIO()) as out:
-        assert main([*words[3:], "--workers", "0"]) == 1, command
-    return out.getvalue()
-
-
-DAMAGE: list[Callable[[Path], object]] = [
-    lambda path: path.write_bytes(path.read_bytes()[:-8]),
-    lambda path: path.write_bytes(b""),
-    lambda path: path.write_bytes(b"\x89PNG" * 50),
-    lambda path: path.write_bytes(path.read_bytes()[:30]),
-    lambda path: np.save(path, np.zeros((5, 3), np.float32)),
-    lambda path: np.save(path, np.zeros((4, 3), np.complex64)),
-    lambda path: np.save(path, np.array([{}], object)),
-]
-
-
-def test_damaged_files_are_found_by_a_scan(folder: Callable) -> None:
-    """Each kind of damage is named with a command that finds all damaged files, also of a folder with an odd name."""
-    data = folder(16, name="my data")
-    for id, damage in zip(data.ids[1:], DAMAGE, strict=False):
-        damage(data.file(id))
-    with Loader(data.ids, None, 1, data_dir=data.path, shuffle=False, workers=1) as loader:
-        for number in range(1, len(DAMAGE) + 1):
-            found = scanned(asked(loader, SampleError, number), data)
-            assert f"damaged: {len(DAMAGE)} of 16 samples" in found
-
-
-def test_a_first_file_that_is_damaged_or_missing_or_not_as_was_said(folder: Callable) -> None:
-    """Its error names such a command too, from Loader, from `tune`, and where ids are paths; shape and dtype are passed on."""
-    data = folder(8)
-    paths = [str(data.file(id)) for id in data.ids]
-    given: Any
-    for given in ({"dim": (3, 3), "n_channels": 2}, {"dim": 12, "dtype": "uint8"}):
-        with pytest.raises(SampleError) as raised:
-            of(data, **given)
-        assert "damaged: 8 of 8 samples" in scanned(str(raised.value), data)
-    data.file("id-0").write_bytes(b"")
-    for make in (
-        lambda: of(data),
-        lambda: tune(data.ids, batch_size=4, data_dir=data.path, workers=[1]),
-        lambda: Loader(paths, None, 4, data_dir=None),
-    ):
-        with pytest.raises(SampleError) as raised:
-            make()
-        assert "damaged: 1 of 8 samples" in scanned(str(raised.value), data)
-    data.write(0)
-    for number in (5, 7):
-        data.file(f"id-{number}").unlink()
-    text = said(of(data))
-    assert "put it back, or leave its id out" in text
-    assert "id-5, id-7" in scanned(text, data)
-
-
 def test_no_scan_finds_what_is_no_damage(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a limit on open files is reached, the error names that limit, and no scan."""
+    """A damaged file's error names the scan; where a limit on open files is reached, it names that limit, and no scan."""
     data = folder(8)
 
     def no_more(*_: Any, **__: Any) -> int:
         raise OSError(24, os.strerror(24))
 
+    os.truncate(data.file("id-4"), 150)
     with of(data, 0) as loader, monkeypatch.context() as patched:
+        assert "`python -m shmgen scan` finds all such files" in asked(loader, SampleError, 1)
         patched.setattr(os, "open", no_more)
         text = asked(loader, SampleError, 0)
     assert "ulimit -n" in text

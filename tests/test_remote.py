@@ -223,7 +223,7 @@ def test_an_answer_to_something_else(root: Path, proxy: Proxy) -> None:
     assert failure(files, "all.npy", 5000, 5001) == "expected bytes from 5,000 on, found a file of 1280 bytes: it is truncated"
     assert "found the whole: the server has no ranges" in failure(files, "whole/all.npy", 272, 320)
     (root / "id-0.npy").write_text("<html>please log in</html>")
-    with pytest.raises(SampleError, match=r"id-0\.npy: expected an \.npy file, found one that begins with b'<html>"):
+    with pytest.raises(SampleError, match=r"id-0\.npy: expected an \.npy file, found one that begins with b'<html>'"):
         reader(Npy(proxy.url), IDS)
 
 

@@ -57,7 +57,7 @@ def test_a_first_sample_that_makes_no_row(given: dict[str, Any], shape: tuple[in
 
 def test_a_function_whose_first_array_makes_no_row() -> None:
     """A function's first array that makes no row is named by id and field."""
-    with pytest.raises(FunctionError, match=r"^sample 3, source of field 'y': expected numbers, .* <U4; leave texts out"):
+    with pytest.raises(FunctionError, match=r"^sample 3, source of field 'y': expected numbers, .* <U4; make them numbers"):
         Loader([3, 4], None, 2, workers=0, source=abs, targets=lambda id: "text")
 
 

@@ -470,11 +470,12 @@ def test_an_encoding_without_the_letters(data: Path) -> None:
     assert "\\u2500" not in done.stdout
 
 
-def test_output_that_nobody_reads(data: Path) -> None:
-    """With standard output closed, as by `head`, there is no traceback."""
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "| true"])
+def test_streams_that_are_closed(data: Path, closed: str) -> None:
+    """With streams closed, as by cron or `head`, there is no traceback."""
     put(data / "bad.npy", b"")
     words = f"{sys.executable} -m shmgen scan {data} --workers 0 --good good"
-    shell = f"set -o pipefail; {words} | true"
+    shell = f"set -o pipefail; {words} {closed}"
 
     done = in_a_process("-c", shell, command=["bash"], cwd=data.parent, stdout=subprocess.DEVNULL)
 

@@ -180,14 +180,9 @@ def test_values_rows(values: Any, options: dict[str, Any], dtype: str, shape: tu
         ),
         pytest.param([1, 2, 2**63, 4], {}, f"id 'c', field 'age': expected an int .*found {2**63}", id="beyond-int64"),
         pytest.param([1, 2, 2**70, 4], {}, "id 'c', field 'age': expected ", id="beyond-uint64"),
-        pytest.param(
-            [np.ma.masked_equal([n, 0], 3) for n in (1, 2, 3, 4)], {}, "id 'c', .* found 1 masked of 2: fill it", id="masked-rows"
-        ),
         pytest.param([1.0, 2, 1e300, 4], {}, r"id 'c', field 'age': expected .*found 1e\+300", id="beyond-float32"),
         pytest.param([1, 2, "3", 4], {}, "id 'c', field 'age': expected .*found '3'", id="text"),
-        pytest.param(
-            np.ma.masked_equal([1, 2, 3, 4], 3), {}, "field 'age': expected .* found 1 masked of 4: fill it", id="masked"
-        ),
+        pytest.param(np.ma.masked_equal([1, 2, 3, 4], 3), {}, "field 'age': expected .* found some; fill it", id="masked"),
         pytest.param([1, 2, 5, 4], {"n_classes": 5}, "id 'c', field 'age': expected an int from 0 to 4, found 5", id="class"),
     ],
 )
@@ -300,21 +295,6 @@ def test_a_source_of_the_users_own(recorded: type[Recorded], tmp_path: Path, wor
     assert [file.read_text() for file in opened.iterdir()] == ["opened\n"] * max(1, workers), "once each"
     assert source.handle is None, "the user's own object is not opened"
     assert (str(os.getpid()) in os.listdir(opened)) == (workers == 0)
-
-
-def test_a_source_of_ours_is_not_read_by_methods_of_a_subclass() -> None:
-    """A subclass of Npy that defines `read` is refused, and so is a `bind` that returns nothing: the errors say why."""
-    with pytest.raises(TypeError, match=r"Scaled\.read would never be called, since Npy reads by itself: subclass Source"):
-
-        class Scaled(Npy):
-            def read(self, id: Any, row: Any, /) -> None: ...
-
-    class Forgets(Source):
-        def bind(self, ids: Any) -> Any:
-            self.shape, self.dtype = (3,), "f4"
-
-    with pytest.raises(InputError, match=r"field 'X': expected Forgets\.bind to return a reader, found None: end it in return"):
-        Loader(range(4), None, 2, source=Forgets())
 
 
 def test_a_source_that_fills_many_at_once() -> None:

@@ -13,21 +13,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-REMEDY = "; pass dtype={found!r}"
-
-
-def cast_into(rows: np.ndarray, found: np.ndarray, remedy: str = REMEDY) -> None:
+def cast_into(rows: np.ndarray, found: np.ndarray) -> None:
     """Write ``found`` into ``rows`` of the same shape. Both are ints, or NumPy calls the cast "same_kind".
 
-    Numbers are checked only where the dtypes don't guarantee that they fit: from float64 to float32, but not from uint8.
-
-    Args:
-        rows: written to.
-        found: the numbers.
-        remedy: the end of an error, with ``{found}`` in place of the dtype that was found.
-
-    Raises:
-        FormatError: a number does not fit, as 300 and -1 in uint8, or 1e300 in float32. The rows are then undefined.
+    A number that does not fit, as 300 in uint8, or 1e300 in float32, is a FormatError; the rows are then undefined. Numbers are
+    checked only where the dtypes don't guarantee that they fit.
     """
     import numpy as np
 
@@ -38,37 +28,22 @@ def cast_into(rows: np.ndarray, found: np.ndarray, remedy: str = REMEDY) -> None
         rows[...] = found
         misfits = _misfits(rows, found)
     if misfits is not None and misfits.any():
-        raise FormatError(_text(rows.dtype, found, misfits) + remedy.format(found=found.dtype.name))
+        raise FormatError(_text(rows.dtype, found, misfits) + f"; pass dtype={found.dtype.name!r}")
 
 
-def cast(found: np.ndarray, dtype: np.dtype[Any], remedy: str = REMEDY) -> np.ndarray:
+def cast(found: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """A copy of ``found`` of another dtype; as `cast_into`."""
     import numpy as np
 
     rows = np.empty(found.shape, dtype)
-    cast_into(rows, found, remedy)
+    cast_into(rows, found)
     return rows
-
-
-def holds(dtype: np.dtype[Any], number: float) -> bool:
-    """Whether rows of ``dtype`` can hold a number; those of ints hold whole numbers in their range."""
-    import numpy as np
-
-    given = np.asarray(number)
-    with np.errstate(over="ignore", invalid="ignore"):
-        stored = given.astype(dtype).astype(given.dtype)
-    return bool(stored == given) or bool(dtype.kind not in "iub" and (given != given or np.isfinite(stored)))  # noqa: PLR0124 # NaN
 
 
 def unmasked(value: Any) -> Any:
     """``value``; refused if it has masked elements, since a row would show the numbers under the mask."""
-    if hasattr(value, "mask") and hasattr(value, "filled"):
-        import numpy as np
-
-        if np.ma.is_masked(value):
-            found = f"{np.count_nonzero(value.mask):,} masked of {value.size:,}"
-            remedy = "fill it, array.filled(number), and give the mask as a field of its own where it matters"
-            raise FormatError(f"expected an array without masked elements, found {found}: {remedy}")
+    if hasattr(value, "mask") and hasattr(value, "filled") and value.mask.any():
+        raise FormatError("expected an array without masked elements, found some; fill it: array.filled(number)")
     return value
 
 

@@ -5,24 +5,15 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from shmgen._samples.casting import cast, unmasked
+from shmgen._samples.casting import cast
 from shmgen._samples.files import some_of
 from shmgen._samples.lookup import all_of, as_list_or_array, is_column, objects
 from shmgen._samples.sample_spec import LOSSY_CAST, can_cast
 from shmgen.errors import FormatError, InputError
-
-NAMES_SHOWN = 20
-
-REMEDY = "; pass Values(..., dtype={found!r})"
-
-NAN_REMEDY = (
-    "; leave such ids out; or, of targets, pass Values(..., dtype='float32') where it is meant, as by a loss that masks it"
-)
 
 BLOCK = 1 << 16
 """Numbers that are checked at once."""
@@ -48,17 +39,12 @@ class CheckedValues:
     @property
     def _together(self) -> np.ndarray:
         if self._array is None:
-            column = self._column
-            if not isinstance(column, np.ndarray) and any(issubclass(kind, np.ma.MaskedArray) for kind in set(map(type, column))):
-                for id, value in zip(self._ids, column, strict=True):
-                    with self._of(id):
-                        unmasked(value)
-            self._array = _together(column)
+            self._array = _together(self._column)
         return self._array
 
     def whole(self, lowest: int, highest: int, remedy: str = "") -> Rows:
         """The values as an array of ints, where all are whole numbers within these bounds."""
-        together, dtype = self._together, np.dtype(_ints(highest))
+        together, dtype = self._together, np.dtype(np.int64 if highest < 1 << 63 else np.uint64)
         are_ints = together.ndim == 1 and together.dtype.kind in "biu"
         if are_ints and lowest <= int(together.min()) and int(together.max()) <= highest:
             return _kept(together, dtype), dtype
@@ -110,29 +96,23 @@ class CheckedValues:
             if rows and array.shape != rows[0].shape:
                 raise self._refused(id, f"shape {rows[0].shape}, as the first has", str(array.shape))
             if not can_cast(array.dtype, dtype):
-                wider = REMEDY.format(found=array.dtype.name) if array.dtype.kind in "biufc" else _remedy(value)
+                wider = f"; pass dtype={array.dtype.name!r}" if array.dtype.kind in "biufc" else _remedy(value)
                 raise self._refused(id, f"dtype {dtype}", f"{value!r} of dtype {array.dtype}, {LOSSY_CAST}{wider}")
-            with self._of(id):
+            try:
                 rows.append(self._cast(array, dtype))
+            except FormatError as error:
+                raise InputError(f"id {id!r}, field {self._field!r}: {error}") from None
         return np.stack(rows)
 
     def _cast(self, values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
         """Values as ``dtype``; refused if that loses more than precision, or if one is NaN and must not be."""
-        rows = cast(values, dtype, REMEDY)
+        rows = cast(values, dtype)
         if not self._may_be_nan and (values != values).any():  # noqa: PLR0124 # NaN
-            raise FormatError(f"expected a number, found {values.tolist()}{NAN_REMEDY}")
+            remedy = "leave such ids out, or, where a loss masks them, pass Values(..., dtype='float32')"
+            raise FormatError(f"expected a number, found {values.tolist()}; {remedy}")
         return rows
 
-    @contextmanager
-    def _of(self, id: object) -> Iterator[None]:
-        """Say of an error that it is of the value of ``id``."""
-        try:
-            yield
-        except FormatError as error:
-            raise InputError(f"id {id!r}, field {self._field!r}: {error}") from None
-
     def positions_in(self, names: tuple[Any, ...], dtype: np.dtype[Any] | None) -> Rows:
-        """The values, which are among ``names``, as their positions there, of ``dtype``, or of int64."""
         numbers = {name: number for number, name in enumerate(names)}
 
         def positions() -> Iterator[int]:
@@ -140,27 +120,18 @@ class CheckedValues:
                 try:
                     yield numbers[value]
                 except (KeyError, TypeError):
-                    found = f"{value!r}{_class_remedy(value, names)}"
-                    raise self._refused(id, f"one of the classes {some_of(names, NAMES_SHOWN)}", found) from None
+                    found = f"{value!r}; leave such ids out, or pass all names, in order, or classes='sorted'"
+                    raise self._refused(id, f"one of the classes {some_of(names, 20)}", found) from None
 
-        rows = np.empty(len(self._ids), np.min_scalar_type(len(names)))
-        if (found := _distinct_ints(self._column)) <= numbers.keys() and found:
-            # A million ints take no loop over them.
-            distinct = sorted(found)
-            table = np.array([numbers[name] for name in distinct], rows.dtype)
-            for some, block in zip(_blocks(np.asarray(self._column)), _blocks(rows), strict=True):
-                block[...] = table[np.searchsorted(distinct, some)]
+        small, distinct = np.min_scalar_type(len(names)), _distinct_ints(self._column)
+        if distinct.size and set(distinct.tolist()) <= numbers.keys():  # a million ints take no loop over them
+            table = np.array([numbers[name] for name in distinct.tolist()], small)
+            rows = table[np.searchsorted(distinct, self._column)]
         else:
-            rows[...] = np.fromiter(positions(), rows.dtype, len(rows))
+            rows = np.fromiter(positions(), small, len(self._ids))
         return CheckedValues(self._ids, rows, self._field).rows(dtype or np.dtype(np.int64))
 
-    def refuse_names(self) -> NoReturn:
-        """Raise the error that the values are no names."""
-        id, value = self._ids[0], next(objects(self._column))
-        raise self._refused(id, "the name of a class, a text or an int", f"{value!r} of type {type(value).__name__}")
-
     def refused(self, expected: str, found: str) -> InputError:
-        """That the values together are not what is expected."""
         return InputError(f"field {self._field!r}: expected {expected}, found {found}")
 
     def _refused(self, id: object, expected: str, found: str) -> InputError:
@@ -189,19 +160,13 @@ def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
         yield values[first : first + step]
 
 
-def _distinct_ints(column: Any) -> set[int]:
-    """The ints in an array of them; none if it is something else."""
-    if not (isinstance(column, np.ndarray) and column.dtype.kind in "iu" and column.ndim == 1):
-        return set()
-    return {name for some in _blocks(column) for name in np.unique(some).tolist()}
-
-
-def _ints(highest: int) -> type[np.signedinteger[Any] | np.unsignedinteger[Any]]:
-    return np.int64 if highest < 1 << 63 else np.uint64
+def _distinct_ints(column: Any) -> np.ndarray:
+    """The ints in an array of them, sorted; none if it is something else."""
+    are_ints = isinstance(column, np.ndarray) and column.dtype.kind in "iu" and column.ndim == 1
+    return np.unique(column) if are_ints else np.empty(0, np.int64)
 
 
 def _remedy(value: object) -> str:
-    """The remedy for a value that is no int."""
     if isinstance(value, str | bytes):
         return "; where these are names of classes, pass classes=[...], all of them in order, or classes='sorted'"
     if isinstance(value, float | np.floating):
@@ -217,12 +182,8 @@ def check_number(classes: tuple[Any, ...], n_classes: int | None) -> None:
 
 
 def names_of(classes: Any) -> tuple[Any, ...]:
-    """The names of classes, each once."""
-    if isinstance(classes, Mapping):
-        raise InputError("classes: expected a list of names in order, found a mapping; pass sorted(classes, key=classes.get)")
-    if isinstance(classes, str | bytes | set | frozenset) or not isinstance(classes, Iterable):
-        remedy = "; pass sorted(classes)" if isinstance(classes, set | frozenset) else ""
-        raise InputError(f"classes: expected a list of names in order, or 'sorted', found {classes!r}{remedy}")
+    if isinstance(classes, str | bytes | set | frozenset | Mapping) or not isinstance(classes, Iterable):
+        raise InputError(f"classes: expected a list of names in order, or 'sorted', found {classes!r}")
     names = tuple(name.item() if isinstance(name, np.generic) else name for name in classes)
     if wrong := [name for name in names if not isinstance(name, str | int)]:
         raise InputError(f"classes: expected names, texts or ints, found {wrong[0]!r}")
@@ -234,19 +195,9 @@ def names_of(classes: Any) -> tuple[Any, ...]:
 
 def sorted_names(values: Any) -> tuple[Any, ...]:
     """The texts among ``values``, or else the ints, each once, sorted."""
-    column = as_list_or_array(values) if is_column(values) else None
     try:
-        found = _distinct_ints(column) or set(all_of(values))
+        found = set(_distinct_ints(as_list_or_array(values)).tolist() if is_column(values) else ()) or set(all_of(values))
     except TypeError:  # one that is no name
         return ()
     texts = sorted(str(name) for name in found if isinstance(name, str))
     return tuple(texts) or tuple(sorted(int(name) for name in found if isinstance(name, int | np.integer)))
-
-
-def _class_remedy(value: object, names: tuple[Any, ...]) -> str:
-    """The remedy for a value that is not among the classes."""
-    if isinstance(value, int | np.integer) and 0 <= value < len(names):
-        return "; leave classes out where values are the numbers of classes already"
-    if isinstance(value, str):
-        return "; add it to the classes, in the same order for training and validation, or pass classes='sorted'"
-    return "; leave such ids out, or give them one" if value is None or isinstance(value, float) else ""

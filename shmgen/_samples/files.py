@@ -8,33 +8,21 @@ from itertools import islice
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-SHOWN = 3
-"""Names that an error shows."""
-
 
 class FileKind(NamedTuple):
-    """The files that a source reads.
-
-    Attributes:
-        suffixes: that their names end in, in lower case.
-        plural: what they are called.
-    """
+    """The files that a source reads: the suffixes that their names end in, in lower case, and what they are called."""
 
     suffixes: tuple[str, ...]
     plural: str
 
     def has(self, name: str) -> bool:
-        """Whether a file of this name is one."""
         return name.lower().endswith(self.suffixes)
 
     def stem(self, name: str) -> str:
-        """A file's name without the suffix."""
         return name[: name.rindex(".")] if self.has(name) else name
 
 
 NPY = FileKind((".npy",), ".npy files")
-
-NPZ = FileKind((".npz",), ".npz files")
 
 IMAGES = FileKind((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"), "images")
 
@@ -57,7 +45,7 @@ def _leads_back(path: str) -> bool:
     return os.path.islink(path) and any(os.path.samefile(path, above) for above in PurePath(path).parents)
 
 
-def some_of(names: Collection[Any], most: int = SHOWN) -> str:
+def some_of(names: Collection[Any], most: int = 3) -> str:
     """The first of these names, for an error, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return (", ".join(map(repr, islice(names, most))) or "nothing") + more

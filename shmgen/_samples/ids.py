@@ -17,9 +17,6 @@ from shmgen.errors import FormatError, InputError
 BLOCK = 10_000
 """Elements of an array that are made Python objects at once."""
 
-COLUMNS_SHOWN = 8
-"""The most columns of a table that an error names."""
-
 LONGEST_ID = 4096
 """The most bytes of an id in a file; Linux has no longer paths."""
 
@@ -34,16 +31,14 @@ def kept(ids: Any) -> Sequence[Any]:
     if isinstance(ids, os.PathLike):
         return read_ids(os.fspath(ids), f"list_IDs: {os.fspath(ids)}")
     if is_frame(ids):
-        raise InputError(f"list_IDs: expected ids, found a {type(ids).__name__}; pass its column of ids: {columns_of(ids)}")
+        raise InputError(f"list_IDs: expected ids, found a {type(ids).__name__}; pass its column of ids, as df['id']")
     if isinstance(ids, str | bytes | set | frozenset | Mapping) or hasattr(ids, "_fields") or not isinstance(ids, Iterable):
         raise InputError(f"list_IDs: expected a list or array of ids, in an order, found {_no_list(ids)}")
     if hasattr(ids, "__array__"):  # arrays, and columns of pandas, polars, pyarrow
         array = as_array(ids)
         if array.ndim != 1:
-            remedy = "[id] for a single one" if array.ndim == 0 else "one axis of it, ids[:, 0] say, or ids.ravel() for all"
-            if array.ndim > 1 and array.dtype.kind == "f":
-                remedy = "range(len(x)) as ids, and inputs=Values(x), where these are samples in memory"
-            raise InputError(f"list_IDs: expected an array of one axis, found one of shape {array.shape}; pass {remedy}")
+            remedy = "pass ids[:, 0], or, where these are samples in memory, range(len(x)) as ids, and inputs=Values(x)"
+            raise InputError(f"list_IDs: expected an array of one axis, found one of shape {array.shape}; {remedy}")
         if array.dtype.kind in "USiu":
             return _ArrayIds(array if array.dtype.kind in "US" else array.copy())
         ids = array.tolist()
@@ -62,10 +57,9 @@ def _plain(id: Any, position: int) -> str | bytes | int:
         return bytes(id)
     if hasattr(id, "__index__") and not isinstance(id, bool | np.bool_):
         return operator.index(id)
-    raise InputError(
-        f"list_IDs: expected texts, bytes or ints, found {id!r} of type {type(id).__name__} at position {position:,}"
-        + _id_remedy(id)
-    )
+    remedy = "leave it out, as df.dropna() does" if is_missing(id) else "pass [str(id) for id in ids] where these are the ids"
+    found = f"{id!r} of type {type(id).__name__} at position {position:,}"
+    raise InputError(f"list_IDs: expected texts, bytes or ints, found {found}; {remedy}")
 
 
 def is_missing(value: Any) -> bool:
@@ -73,31 +67,12 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in ("NAType", "NaTType")
 
 
-def _id_remedy(id: Any) -> str:
-    """The remedy for something that is no id."""
-    if is_missing(id):
-        return "; such an id is a missing value: leave it out, as df.dropna() does"
-    if isinstance(id, bool | np.bool_):
-        return "; pass ids[mask] where this is a mask of those that are meant"
-    if isinstance(id, float) and id.is_integer():
-        return "; pass [int(id) for id in ids]"
-    if isinstance(id, tuple | list):
-        return "; pass range(len(ids)), and a function as the source that looks them up: source=lambda number: read(ids[number])"
-    return "; pass [str(id) for id in ids] where their texts are the ids"
-
-
 def _no_list(ids: Any) -> str:
-    """Something that is no list of ids, and the remedy."""
-    if isinstance(ids, set | frozenset):
-        return f"a {type(ids).__name__}; pass sorted(ids)"
     if isinstance(ids, Mapping):
-        keys = list(ids)
-        if keys and isinstance(ids[keys[0]], Sequence | np.ndarray) and not isinstance(ids[keys[0]], str | bytes):
-            return f"a {type(ids).__name__} of lists, {some_of(keys)}; pass one of them: partition[{keys[0]!r}]"
-        return f"a {type(ids).__name__}; pass list(ids) where its keys are the ids"
-    if fields := getattr(ids, "_fields", None):  # of a named tuple, such as `ImageFolder`
-        return f"a whole {type(ids).__name__} of {', '.join(fields)}; pass the ids in it, as found.partition['train'] are"
-    return f"{ids!r}; pass [id] for a single one, or Path({str(ids)!r}) for a text file of ids, a line each"
+        return f"a {type(ids).__name__} with {some_of(ids)}; pass one of its lists, as partition['train'], or list(ids)"
+    if isinstance(ids, str | bytes):
+        return f"{ids!r}; pass [id] for a single one, or Path({str(ids)!r}) for a text file of ids, a line each"
+    return f"one of type {type(ids).__name__}; pass a list of the ids"
 
 
 def take(ids: Sequence[Any], samples: np.ndarray) -> list[Any]:
@@ -149,13 +124,6 @@ def is_frame(value: object) -> bool:
     return hasattr(type(value), "columns") and len(getattr(value, "shape", ())) == 2
 
 
-def columns_of(frame: Any) -> str:
-    """The columns of a table as a user would write them, for a remedy."""
-    names = list(getattr(frame, "column_names", frame.columns))
-    more = f" or one of {len(names) - COLUMNS_SHOWN} others" if len(names) > COLUMNS_SHOWN else ""
-    return (" or ".join(f"df[{name!r}]" for name in names[:COLUMNS_SHOWN]) or "it has none") + more
-
-
 def fingerprint(ids: Sequence[Any]) -> str:
     """A hash of ``ids`` and their order, of 32 hexadecimal digits. Equal ids in a list, array or range have the same."""
     hashed = hashlib.blake2b(digest_size=16)
@@ -203,7 +171,6 @@ class _ArrayIds(Sequence[Any]):
         return elements(self.array)
 
     def take(self, samples: np.ndarray) -> list[Any]:
-        """The ids at these positions."""
         taken: list[Any] = self.array[samples].tolist()
         return taken
 

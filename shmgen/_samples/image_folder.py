@@ -12,7 +12,6 @@ from shmgen._samples.checked_values import names_of
 from shmgen._samples.files import IMAGES, files_below, some_of
 from shmgen._samples.remedies import for_missing_folder
 from shmgen._samples.split import split
-from shmgen._urls import is_url
 from shmgen.errors import InputError, printable
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
@@ -85,10 +84,6 @@ def image_folder(
     fraction = check_float(validation_split, "validation_split", expected, lambda number: 0 <= number < 1)
     check_int(seed, "seed", 0)
     path = os.path.abspath(folder)
-    if is_url(folder):
-        raise InputError(
-            f"{folder}: expected a folder, found a URL, which can't be listed; keep a table of ids and classes there"
-        )
     if not labels:
         return ImageFolder(_partition(_images(path), {}, fraction, seed), {}, [])
     names = _class_folders(folder, path) if classes is None else list(map(str, names_of(classes)))
@@ -107,7 +102,6 @@ def _partition(ids: list[str], labels: dict[str, int], fraction: float, seed: in
 
 
 def _class_folders(folder: str | os.PathLike[str], path: str) -> list[str]:
-    """The names of all folders in ``path``, sorted."""
     try:
         with os.scandir(path) as scanned:
             entries = sorted((entry for entry in scanned if not entry.name.startswith(".")), key=lambda entry: entry.name)

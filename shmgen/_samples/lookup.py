@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from shmgen._samples.files import some_of
-from shmgen._samples.ids import as_array, as_ints, columns_of, elements, first_outside, index_of, is_frame
+from shmgen._samples.ids import as_array, as_ints, elements, first_outside, index_of, is_frame
 from shmgen._samples.remedies import variants
 from shmgen.errors import InputError
 
 By = Literal["id", "position"]
-
-BY_POSITION = "pass Values(values, by='position') where they are in the order of the ids"
 
 
 def is_column(values: object) -> bool:
@@ -26,12 +24,10 @@ def is_column(values: object) -> bool:
 
 
 def is_mapping(values: object) -> bool:
-    """Whether ``values`` are looked up by key."""
     return isinstance(values, Mapping) or (hasattr(values, "keys") and hasattr(values, "__getitem__") and not is_column(values))
 
 
 def all_of(values: Any) -> Iterator[Any]:
-    """All values, also those of other ids."""
     if is_column(values):
         return objects(as_list_or_array(values))
     return iter(values.values()) if isinstance(values, Mapping) else (values[key] for key in values.keys())  # noqa: SIM118
@@ -48,9 +44,7 @@ def as_list_or_array(values: Any) -> Sequence[Any] | np.ndarray:
 
 
 class Lookup:
-    """Finds the value of each id. A column goes ``by`` id or position; if that is None, ids and index decide, and never the
-    values.
-    """
+    """Finds the value of each id. A column goes ``by`` id or position; if that is None, ids and index decide."""
 
     def __init__(self, ids: Sequence[Any], field: str, by: By | None) -> None:
         self._ids = ids
@@ -61,8 +55,8 @@ class Lookup:
         """A value for each id, in the order of the ids: a list or an array, possibly the one that was given, or a view of it."""
         if is_frame(values):
             raise InputError(
-                f"field {self._field!r}: expected a value for each id, found a {type(values).__name__}; pass a column of it, "
-                f"{columns_of(values)}, or some as rows: df[[...]].to_numpy()"
+                f"field {self._field!r}: expected a value for each id, found a {type(values).__name__}; pass a column of it, as "
+                "df['label'], or some as rows: df[['a', 'b']].to_numpy()"
             )
         if is_column(values):
             index = index_of(values)
@@ -74,11 +68,7 @@ class Lookup:
         expected = "a mapping from id to value, a function of the id, or a list or array of values"
         if self._by == "position":
             expected = "a list or array of values, as by='position' asks for"
-        in_order = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | set | frozenset)
-        raise InputError(
-            f"field {self._field!r}: expected {expected}, found {_short(values)} of type {type(values).__name__}"
-            + ("; pass list(values)" if in_order else "")
-        )
+        raise InputError(f"field {self._field!r}: expected {expected}, found one of type {type(values).__name__}")
 
     def _of_mapping(self, values: Any) -> list[Any]:
         if isinstance(values, Mapping) and isinstance(next(iter(values), None), os.PathLike):
@@ -92,44 +82,32 @@ class Lookup:
             raise self._missing(missing, values.keys(), lambda id: _has(values, id), "keys") from None
 
     def _of_column(self, column: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray:
-        """From a list or an array."""
         numbers = as_ints(self._ids)
         if self._by == "position" or (self._by is None and (numbers is None or _counts(numbers))):
             if len(column) == len(self._ids):
                 return column
-            by_id = "Values(values, by='id') where ids number them, " if numbers is not None and self._by is None else ""
             raise InputError(
                 f"field {self._field!r}: expected a value for each of the {len(self._ids):,} ids, found {len(column):,}; pass "
-                f"as many, in the order of the ids, {by_id}or a mapping from id to value"
+                "as many, in the order of the ids, Values(values, by='id') where ids number them, or a mapping from id to value"
             )
-        if numbers is None:
-            id = next(id for id in self._ids if not isinstance(id, int))
-            raise self._refused(
-                id, "an int, which by='id' looks up in a list or array", repr(id), "pass a mapping from id to value"
-            )
-        outside = first_outside(self._ids, len(column))
         if self._by is None:
-            remedies = ["Values(values, by='id')"] if outside is None else []
-            remedies += ["Values(values, by='position')"] if len(column) == len(self._ids) else []
-            remedy = " or ".join(remedies) or "a value for each id, or a mapping from id to value"
             raise InputError(
                 f"field {self._field!r}: expected by='id' or by='position' beside a list or array, since ids are ints, but not "
-                f"0, 1, 2 and so on, found neither; pass {remedy}"
+                "0, 1, 2 and so on, found neither; pass Values(values, by='id') or Values(values, by='position')"
             )
-        if outside is not None:
-            raise self._refused(
-                self._ids[outside],
-                f"an id from 0 to {len(column) - 1:,}, since by='id' looks it up in {len(column):,} values",
-                repr(self._ids[outside]),
-                "pass more values, or a mapping from id to value",
+        outside = first_outside(self._ids, len(column))
+        if numbers is None or outside is not None:
+            raise InputError(
+                f"id {self._ids[outside or 0]!r}, field {self._field!r}: expected an int from 0 to {len(column) - 1:,}, since "
+                f"by='id' looks it up in {len(column):,} values; pass more values, or a mapping from id to value"
             )
-        return _picked(column, numbers)
+        if isinstance(column, np.ndarray):
+            return column[_slice(numbers) if isinstance(numbers, range) else numbers.astype(np.int64)]
+        return [column[number] for number in (numbers if isinstance(numbers, range) else numbers.tolist())]
 
     def _numbers_rows(self, index: Any) -> bool:
-        """Whether the labels of an index are not ids, but the numbers of rows that pandas makes by default.
-
-        They are if the index has no name, and holds the ints from 0 on, in any order; or any ints, where ids are texts that are
-        no numbers.
+        """Whether the labels of an index only number rows: it has no name, and holds the ints from 0 on, in any order; or any
+        ints, where ids are texts that are no numbers.
         """
         if index.name is not None or getattr(index.dtype, "kind", "O") not in "iu":
             return False
@@ -138,7 +116,6 @@ class Lookup:
         return np.array_equal(np.sort(np.asarray(index)), np.arange(len(index)))
 
     def _of_labelled(self, column: np.ndarray, labels: np.ndarray) -> Sequence[Any] | np.ndarray:
-        """From a column of pandas with these labels in its index."""
         from pandas import Index
 
         numbers = as_ints(self._ids)
@@ -146,7 +123,7 @@ class Lookup:
         index = Index(labels)  # not the user's, which would keep the tables that a search makes
         if index.equals(ids):
             return column
-        in_order = f", or {BY_POSITION}" if len(column) == len(self._ids) else ""
+        in_order = ", or pass Values(values, by='position')" if len(column) == len(self._ids) else ""
         if not index.is_unique:
             raise InputError(
                 f"field {self._field!r}: expected an index that has each id once, found {index[index.duplicated()][0]!r} several "
@@ -175,9 +152,6 @@ class Lookup:
                 )
         return InputError(f"{text}any among the {called}, {some_of(keys)}; these must be the ids{in_order}")
 
-    def _refused(self, id: object, expected: str, found: str, remedy: str) -> InputError:
-        return InputError(f"id {id!r}, field {self._field!r}: expected {expected}, found {found}; {remedy}")
-
 
 def _has(values: Any, id: object) -> bool:
     try:
@@ -193,17 +167,5 @@ def _counts(numbers: range | np.ndarray) -> bool:
     return numbers == range(count) if isinstance(numbers, range) else bool((numbers == np.arange(count)).all())
 
 
-def _picked(column: Sequence[Any] | np.ndarray, numbers: range | np.ndarray) -> Sequence[Any] | np.ndarray:
-    """The elements of these numbers."""
-    if isinstance(column, np.ndarray):
-        return column[_slice(numbers) if isinstance(numbers, range) else numbers.astype(np.int64)]
-    return [column[number] for number in (numbers if isinstance(numbers, range) else numbers.tolist())]
-
-
 def _slice(numbers: range) -> slice:
     return slice(numbers.start, numbers.stop if numbers.stop >= 0 else None, numbers.step)
-
-
-def _short(value: object) -> str:
-    text = repr(value.item() if isinstance(value, np.generic) else value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shmgen._memory.limit_errors import reached
 from shmgen._samples.sample_spec import dtype_of, reinterpreted
-from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
@@ -56,17 +55,10 @@ OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
 
 class Header(NamedTuple):
-    """What the header of an ``.npy`` file says.
-
-    Attributes:
-        shape: of the array.
-        fortran: whether its first axis varies fastest.
-        dtype: of its elements, byte order included.
-        size: bytes before the data.
-    """
+    """What the header of an ``.npy`` file says; ``size`` is the number of bytes before the data."""
 
     shape: tuple[int, ...]
-    fortran: bool
+    fortran: bool  # the first axis varies fastest
     dtype: np.dtype[np.generic]
     size: int
 
@@ -88,7 +80,6 @@ def read_header(file: File) -> tuple[Header, bytes]:
     if not start:
         raise FormatError("expected an .npy file, found an empty one (0 bytes)")
     if start[:6] != MAGIC:
-        refuse_pointer(start)
         raise FormatError(f"expected an .npy file, found one that begins with {start[:6]!r}")
     if len(start) < 10:
         raise FormatError(f"expected an .npy header, found the end of the file after {len(start)} bytes")
@@ -161,15 +152,16 @@ def read_header_of(path: str) -> tuple[Header, bytes]:
         os.close(fd)
 
 
-def remote_header(remote: Remote, name: str, *, in_parts: bool = False) -> tuple[Header, bytes, object]:
+def remote_header(remote: Remote, name: str, *, in_parts: bool = False, must: bool = False) -> tuple[Header, bytes, object]:
     """The header of a remote file, its bytes, and the version of the file. The data is not read.
 
-    An empty name stands for the URL itself. The server must answer requests for parts of the file, if these are needed.
+    An empty name stands for the URL itself. ``in_parts`` asks for no more of the file; a server that has no ranges is refused if
+    it ``must`` have them.
     """
     from shmgen._storage.store import NO_PARTS  # late: only few workers know a network
 
     def take(body: Body) -> tuple[Header, bytes, object]:
-        if in_parts and body.is_whole and (body.total is None or body.total > LONGEST):
+        if must and body.is_whole and (body.total is None or body.total > LONGEST):
             raise FormatError(NO_PARTS)
         header, raw = read_header(memoryview(body.read(LONGEST)))
         if body.total is not None:

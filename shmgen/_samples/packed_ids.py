@@ -6,11 +6,12 @@ Workers import this module, so NumPy is imported only where ids are packed.
 from __future__ import annotations
 
 import errno
+import marshal
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
-from operator import methodcaller
 from typing import Any, Self, TypeAlias
 
 from shmgen._memory import nameless
@@ -30,16 +31,13 @@ class PackedIds:
     """The ids of all samples, to be looked up by the number of the sample.
 
     A range takes no memory; ints take 8 bytes each, or the bytes of their array's dtype; texts 8 bytes more than their own.
-    Bytes, ids of several types, and ints beyond int64, take one more byte each, for their type.
+    Others, such as bytes, ids of several types, and ints beyond int64, are marshalled, which takes up to 5 bytes more.
 
     Made by `pack` in the main process. A worker gets it pickled, and attaches to the memory by an inherited descriptor.
-
-    Attributes:
-        fd: descriptor of the memory; -1 if there is none.
     """
 
     def __init__(self, kind: str, count: int, numbers: range = range(0)) -> None:
-        self.fd = -1
+        self.fd = -1  # descriptor of the memory; -1 if there is none
         self._kind = kind
         self._count = count
         self._range = numbers
@@ -49,9 +47,6 @@ class PackedIds:
 
     def __len__(self) -> int:
         return self._count
-
-    def __repr__(self) -> str:
-        return f"{self._count:,} ids, kept as {self._kind}"
 
     def __reduce__(self) -> Any:
         return type(self), (self._kind, self._count, self._range)
@@ -70,8 +65,9 @@ class PackedIds:
             native = np.ascontiguousarray(numbers, numbers.dtype.newbyteorder("="))
             return cls._written(native.dtype.char, len(ids), [(b"", native.data.cast("B"))])
         if set(map(type, chain.from_iterable(_blocks(ids)))) == {str}:
-            return cls._written(TEXTS, len(ids), _joined(ids, _encoded))
-        return cls._written(MIXED, len(ids), _joined(ids, _tagged))
+            with suppress(UnicodeEncodeError):  # of surrogates, such as `os.fsdecode` makes
+                return cls._written(TEXTS, len(ids), _joined(ids, str.encode))
+        return cls._written(MIXED, len(ids), _joined(ids, marshal.dumps))
 
     @classmethod
     def _written(cls, kind: str, count: int, blocks: Iterable[_Block]) -> Self:
@@ -109,11 +105,8 @@ class PackedIds:
             return list(map(words.__getitem__, numbers))
         found = [memory[words[number] : words[number + 1]] for number in numbers]
         if self._kind == MIXED:
-            return list(map(_untagged, found))
-        try:
-            return list(map(bytes.decode, found))
-        except UnicodeDecodeError:  # surrogates, such as `os.fsdecode` makes; always allowing them would take twice the time
-            return [data.decode("utf-8", "surrogatepass") for data in found]
+            return list(map(marshal.loads, found))
+        return list(map(bytes.decode, found))
 
     def close(self) -> None:
         """Release the descriptor and the memory; may be called again."""
@@ -158,7 +151,6 @@ def _joined(ids: Sequence[Any], encoded: Callable[[Any], bytes]) -> Iterator[_Bl
 
 
 def _blocks(ids: Sequence[Any]) -> Iterator[list[Any]]:
-    """All ids, a block at a time."""
     import numpy as np
 
     from shmgen._samples.ids import take
@@ -166,19 +158,3 @@ def _blocks(ids: Sequence[Any]) -> Iterator[list[Any]]:
     for first in range(0, len(ids), BLOCK):
         last = min(first + BLOCK, len(ids))
         yield ids[first:last] if isinstance(ids, list) else take(ids, np.arange(first, last))
-
-
-_encoded = methodcaller("encode", "utf-8", "surrogatepass")
-
-
-def _tagged(id: str | bytes | int) -> bytes:
-    """An id as bytes, the first of which says its type."""
-    if isinstance(id, str):
-        return b"s" + id.encode("utf-8", "surrogatepass")
-    return b"b" + id if isinstance(id, bytes) else b"i%x" % id
-
-
-def _untagged(data: bytes) -> str | bytes | int:
-    if data[:1] == b"s":
-        return data[1:].decode("utf-8", "surrogatepass")
-    return data[1:] if data[:1] == b"b" else int(data[1:], 16)

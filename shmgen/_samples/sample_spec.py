@@ -20,18 +20,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import DTypeLike
 
+NO_NUMBERS = "; make them numbers, or leave them out; where they are of ml_dtypes, such as bfloat16, pass that as dtype"
+
 LOSSY_CAST = "whose cast would lose more than precision"
 
 
 class SampleSpec(NamedTuple):
-    """What the user gives about samples; None stands for what the first sample has.
+    """What the user gives about samples, as `Npy` takes it; None stands for what the first sample has.
 
-    Attributes:
-        dim: shape of a sample, without its channels if ``n_channels`` is given, or if the first sample has one axis more.
-        n_channels: size of the last axis. If it is 1, a sample of shape ``dim`` fits, too.
-        dtype: of a row, as text: see `dtype_text`. Samples are cast to it where NumPy calls that "same_kind".
-        pad_value: fills the rest of a row where a sample is smaller; None if a smaller sample does not fit. With it, ``dim`` is
-            given, and is the whole shape of a row unless ``n_channels`` is given, too.
+    ``dtype`` is text: see `dtype_text`. With a ``pad_value``, ``dim`` is the whole shape of a row unless ``n_channels`` is given.
     """
 
     dim: tuple[int, ...] | None = None
@@ -97,13 +94,9 @@ ANY = SampleSpec()
 
 
 class RowSpec(NamedTuple):
-    """A row of a batch, and which samples fit in it.
+    """A row of a batch, and which samples fit in it: those of its ``shape`` or, without its only channel, ``bare_shape``.
 
-    Attributes:
-        shape: of a row.
-        bare_shape: the shape of a row without its only channel, which fits, too; or the same as ``shape``.
-        dtype: of a row, in native byte order, as text: see `dtype_text`.
-        varies: whether samples may have other shapes, because they are padded or a transform makes rows of them.
+    If it ``varies``, samples may have other shapes, because they are padded or a transform makes rows of them.
     """
 
     shape: tuple[int, ...]
@@ -127,7 +120,6 @@ class RowSpec(NamedTuple):
     def check(
         self, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, shape_remedy: str = "", dtype_remedy: str = ""
     ) -> None:
-        """Make sure that a sample of this shape and dtype fits; the shape is not checked if samples vary."""
         if shape not in self.shapes and not self.varies:
             raise FormatError(_wrong_shape(self.shapes, shape) + shape_remedy)
         if not can_cast(dtype, self.numpy_dtype):
@@ -143,12 +135,7 @@ def write_row(
 ) -> tuple[int, ...]:
     """Write an array that a function returned into ``row``. Returns the shape of the part of the row that it fills.
 
-    Args:
-        row: an array to write to.
-        value: an array of the row's shape, or of that without a last axis of size 1; a smaller one, if there is a ``pad_value``.
-        pad_value: fills the rest of the row.
-        shape_remedy: the end of an error about the shape, which is a `ShapeError`.
-        dtype_remedy: the end of an error about the dtype, with ``{found}`` in place of the one that was found.
+    A smaller one needs a ``pad_value``, which fills the rest. The remedies end errors about shape, a `ShapeError`, and dtype.
     """
     import numpy as np
 
@@ -172,7 +159,6 @@ def write_row(
 
 
 def check_smaller(shape: tuple[int, ...], row: tuple[int, ...], remedy: str = "") -> None:
-    """Make sure that a sample of this shape can be padded to the shape of a row."""
     full = (*shape, 1) if len(shape) == len(row) - 1 and row[-1] == 1 else shape
     if len(full) != len(row) or not all(map(operator.le, full, row)):
         axes = f"{len(row)} {'axis' if len(row) == 1 else 'axes'}"
@@ -182,7 +168,7 @@ def check_smaller(shape: tuple[int, ...], row: tuple[int, ...], remedy: str = ""
 def sample_for(row: np.ndarray, value: Any, *, own: bool, dtype_remedy: str = "") -> np.ndarray:
     """``value``, a sample of another shape than ``row``, as an array of the row's dtype that a function may change.
 
-    If it is the loader's ``own``, it may be changed itself, and is not copied.
+    It is a copy unless it is the loader's ``own``.
     """
     array = _castable(row, _array(row, value), dtype_remedy)
     return array if own and array.flags.writeable and array.dtype == row.dtype else cast(array, row.dtype)
@@ -195,7 +181,6 @@ def _array(row: np.ndarray, value: Any) -> np.ndarray:
 
 
 def as_array(value: Any) -> np.ndarray:
-    """What the user's code gives as a sample, as an array."""
     import numpy as np
 
     if value is None:
@@ -203,10 +188,8 @@ def as_array(value: Any) -> np.ndarray:
     try:
         return np.asarray(unmasked(value))
     except ValueError:  # NumPy's, of parts of several shapes
-        raise FormatError(
-            f"expected an array, found a {type(value).__name__} of parts of several shapes; where each is a field, return them "
-            "as a dict or a tuple, without dim, n_channels and dtype"
-        ) from None
+        found = f"found a {type(value).__name__} of parts of several shapes; return fields as a dict or a tuple"
+        raise FormatError(f"expected an array, {found}") from None
 
 
 def _castable(row: np.ndarray, array: np.ndarray, dtype_remedy: str) -> np.ndarray:
@@ -230,14 +213,12 @@ def _wrong_dtype(dtype: np.dtype[np.generic], found: np.dtype[np.generic]) -> st
 
 
 def check_shape(dim: int | Iterable[int] | None) -> tuple[int, ...] | None:
-    """``dim`` as a shape, or None."""
     if dim is None:
         return None
     return tuple(check_int(size, "dim", 1) for size in (dim if isinstance(dim, Iterable) else (dim,)))
 
 
 def check_pad_value(pad_value: float | None, dim: object) -> float | None:
-    """``pad_value``, a number, or None."""
     if pad_value is None:
         return None
     if dim is None:
@@ -262,9 +243,8 @@ def check_dtype(dtype: DTypeLike | None) -> np.dtype[np.generic] | None:
 
 
 def check_numbers(dtype: np.dtype[np.generic]) -> None:
-    """Make sure that elements of ``dtype`` are numbers."""
     if not are_numbers(dtype):
-        raise FormatError(f"expected numbers, found dtype {dtype}{numbers_remedy(dtype)}")
+        raise FormatError(f"expected numbers, found dtype {dtype}{NO_NUMBERS}")
 
 
 def dtype_of(dtype: DTypeLike) -> np.dtype[np.generic]:
@@ -291,7 +271,6 @@ def dtype_text(dtype: np.dtype[np.generic]) -> str:
 
 
 def are_numbers(dtype: np.dtype[np.generic]) -> bool:
-    """Whether elements of ``dtype`` are numbers."""
     return dtype.kind in "biufc" or _is_extended(dtype)
 
 
@@ -303,29 +282,11 @@ def can_cast(found: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> bool:
 
 
 def reinterpreted(found: np.dtype[np.generic], dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
-    """The dtype that elements of dtype ``found`` have if ``dtype`` is expected.
-
-    `numpy.save` stores only the size of a dtype of ml_dtypes, so `numpy.load` finds raw bytes.
-    """
-    return dtype if _is_bytes(found) and _is_extended(dtype) and found.itemsize == dtype.itemsize else found
-
-
-def numbers_remedy(dtype: np.dtype[np.generic]) -> str:
-    """The remedy for elements that are no numbers; an empty text if there is none."""
-    if dtype.kind in "US":
-        return "; leave texts out, or pass names of classes as labels, with classes='sorted'"
-    if dtype.hasobject:
-        return "; make them an array of numbers, all samples of one shape, or leave them out"
-    if not _is_bytes(dtype) or dtype.itemsize > 2:  # numbers of ml_dtypes are stored as raw bytes
-        return ""
-    name = "bfloat16" if dtype.itemsize == 2 else "float8_e4m3fn"
-    return f", as {name}, for one, is stored: if it is that, pass dtype={name!r}"
+    """The dtype of elements stored as ``found`` if ``dtype`` is expected: of ml_dtypes, `numpy.save` stores only the size."""
+    is_bytes = found.char == "V" and found.fields is None and found.subdtype is None
+    return dtype if is_bytes and _is_extended(dtype) and found.itemsize == dtype.itemsize else found
 
 
 def _is_extended(dtype: np.dtype[np.generic]) -> bool:
     """Whether ``dtype`` is one of ml_dtypes, whose kind NumPy gives as raw bytes for most."""
     return dtype.type.__module__ == "ml_dtypes"
-
-
-def _is_bytes(dtype: np.dtype[np.generic]) -> bool:
-    return dtype.char == "V" and dtype.fields is None and dtype.subdtype is None

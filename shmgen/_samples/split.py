@@ -63,8 +63,7 @@ def split(
     for owner, name in dict(pairs).items() if groups is None else pairs:
         members[owner][name] += 1
     if len(members) < 2:
-        what = "ids" if groups is None else "groups"
-        raise InputError(f"{what}: expected at least 2, one for each side, found {len(members)}")
+        raise InputError(f"{'ids' if groups is None else 'groups'}: expected at least 2, one for each side, found {len(members)}")
     held_out = _held_out(sorted(members, key=lambda owner: _hash(owner, seed)), members, fraction)
     sides: tuple[list[Any], list[Any]] = [], []
     for id, owner in zip(every, owners, strict=True):
@@ -75,10 +74,7 @@ def split(
 def _held_out(order: Sequence[Any], members: Mapping[Any, Counter[Any]], fraction: float) -> set[Any]:
     """Groups that together have about the fraction of each class: a group is taken if it brings them nearer to that.
 
-    Args:
-        order: of the groups, by chance; an id without a group is one by itself.
-        members: how many ids of each class a group has.
-        fraction: of each class to hold out; rounded, but at least one id, and not all.
+    ``order`` is by chance; ``members`` counts the ids of each class in a group. At least one group is held out, and not all.
     """
     total: Counter[Any] = Counter()
     for own in members.values():

@@ -200,8 +200,6 @@ class Source:
 
 
 class SourceReader(Reader):
-    """Reads by the methods of a source of the user's own."""
-
     def __init__(self, source: Source) -> None:
         self.user_code = source
         self.fields, self.concurrent = source.fields, source.concurrent
@@ -234,17 +232,6 @@ class SourceReader(Reader):
 
 class SourceField:
     """One of the fields that a source fills: what ``source["image"]`` is. However many are used, a sample is read once.
-
-    Args:
-        source: that fills it.
-        key: of the field in the source; None if the source has only one field.
-        given: what the user says of its rows.
-        measure: what is measured of the field's rows; None for the rows themselves.
-        n_classes: how long the one-hot rows are that are made of the field's ints; None for the ints themselves.
-        axes: how many axes a mask has; None for all of ``dim``.
-
-    Attributes:
-        source, key, given, measure, n_classes, axes: see above.
 
     Examples:
         >>> pairs = Function(lambda id: {"x": np.full(3, id), "y": id % 2})
@@ -319,23 +306,10 @@ class SourceField:
 
 
 class BuiltinSource(Source):
-    """A source of shmgen's own. Its reader does what `Source.open`, `read`, `fill` and `place` do for a source of the user's.
+    """A source of shmgen's own. Its reader does what `Source.open`, `read`, `fill` and `place` do for a source of the user's."""
 
-    Attributes:
-        given: what the user says of a row, and with it what rows are padded with.
-        finds_fields: whether only `bind` says whether it has several fields.
-    """
-
-    given: SampleSpec = ANY
-    finds_fields: bool = False
-
-    def __init_subclass__(cls) -> None:
-        if not cls.__module__.startswith("shmgen.") and (own := {"open", "read", "fill", "place"} & vars(cls).keys()):
-            base = next(base.__name__ for base in cls.__mro__[1:] if base.__module__.startswith("shmgen."))
-            raise TypeError(
-                f"{cls.__name__}.{sorted(own)[0]} would never be called, since {base} reads by itself: subclass Source, or use a "
-                "transform"
-            )
+    given: SampleSpec = ANY  # what the user says of a row
+    finds_fields: bool = False  # only `bind` says whether it has several
 
     def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> Reader:
         """As `Source.bind`.

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from shmgen._memory.layout import BatchArrays
-from shmgen._samples.casting import holds
 from shmgen._samples.ids import as_ints, is_frame
 from shmgen._samples.lookup import is_column, is_mapping
-from shmgen._samples.sample_spec import ANY, are_numbers, dtype_of, dtype_text, numbers_remedy
+from shmgen._samples.sample_spec import ANY, NO_NUMBERS, are_numbers, dtype_of, dtype_text
 from shmgen._sources.base import BuiltinSource, Reader, Source, SourceField
 from shmgen._sources.fields import FieldSpec, OneHotKey, OneHotReader
 from shmgen._sources.function import Function
@@ -31,22 +30,11 @@ NAMES = {"inputs": "X", "targets": "y", "weights": "weights"}
 
 
 class BatchSpec:
-    """The fields of a batch.
+    """The fields of a batch: ``inputs``, ``targets`` and ``weights``, each a source, or a dict, tuple or list of sources.
 
-    Args:
-        inputs: a source, or a dict, tuple or list of sources.
-        targets: likewise, or None for none.
-        weights: likewise, or None for none.
-        ids: of all samples. They tell a mapping from id to value from a dict of fields.
-        is_sample: whether a source whose fields form a tuple is the whole sample, ``(inputs, targets)`` or ``(inputs, targets,
-            weights)``, where it is given as ``inputs`` without targets.
-        default_weights: where there are targets, and no weights.
-        n_classes: how long the one-hot rows are that are made of the target's ints, where that is part of the whole sample.
-        trims: whether padded fields are cut after the longest sample of a batch.
-
-    Attributes:
-        names: of the fields, in the order of a batch's arrays. Where two have the same name, the role comes before it:
-            ``targets.mask``.
+    If it ``is_sample``, a source of a tuple of fields, given as inputs, is the whole sample: ``(inputs, targets[, weights])``, of
+    whose target's ints ``n_classes`` makes one-hot rows. Where two fields have the same name, the role comes before it in
+    ``names``: ``targets.mask``.
     """
 
     def __init__(
@@ -94,8 +82,7 @@ class BatchSpec:
         self.names = tuple(names)
 
     def _add(self, role: str, name: str, part: Any) -> Callable[[BatchArrays], Any]:
-        """Add the fields in ``part``, as `_expanded` gives it. Returns a function that picks their arrays out of a batch's, and
-        nests them alike."""
+        """Add the fields in ``part``. Returns a function that picks their arrays out of a batch's, and nests them alike."""
         if isinstance(part, SourceField):
             position = len(self._found)
             self._found.append((role, name, part))
@@ -108,7 +95,6 @@ class BatchSpec:
         return lambda arrays: tuple([pick(arrays) for pick in picks])
 
     def _expanded(self, role: str, name: str, part: Any) -> Any:
-        """``part`` as a field, or as a dict or tuple of parts."""
         if not isinstance(part, SourceField) and _is_nest(part, self._ids):
             return part
         field = part if isinstance(part, SourceField) else SourceField(self._source(part, name, weighs=role == "weights"))
@@ -134,11 +120,6 @@ class BatchSpec:
                 reader = source.bind(self._ids, field=name, varies=varies)
             else:
                 reader = copy(source).bind(self._ids)
-                if not isinstance(reader, Reader):
-                    raise InputError(
-                        f"field {name!r}: expected {type(source).__name__}.bind to return a reader, found {reader!r}: end it in "
-                        "return super().bind(ids)"
-                    )
             self._readers[id(source)] = source, reader
         return self._readers[id(source)][1]
 
@@ -212,7 +193,6 @@ class BatchSpec:
         return list(found.values())
 
     def _add_one_hot(self) -> None:
-        """Wrap the readers of fields that are wanted as one-hot rows."""
         wanted: dict[int, dict[OneHotKey, str]] = {}
         for name, field in self._fields.items():
             if field.n_classes is not None:
@@ -259,15 +239,12 @@ class BatchSpec:
             shape = () if measure == "length" else shape[: field.axes or len(given.dim)]
             dtype = np.dtype(np.int64 if measure == "length" else np.float32 if name in self._weights else np.bool_)
         if not are_numbers(dtype) or 0 in shape:
-            found = f"shape {shape} and dtype {dtype}{numbers_remedy(dtype)}"
+            found = f"shape {shape} and dtype {dtype}{NO_NUMBERS}"
             raise InputError(f"field {name!r}: expected rows of numbers, found {found}")
-        if measure is None and given.pad_value is not None and not holds(dtype, given.pad_value):
-            raise InputError(f"field {name!r}: expected a pad_value that {dtype} holds, found {given.pad_value}")
         row_bytes = math.prod(shape) * dtype.itemsize
         return FieldSpec(name, shape, dtype_text(dtype), 0, row_bytes, _key(field), measure, varies, given.pad_value, of)
 
     def _kind(self, name: str, field: SourceField) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-        """Shape and dtype of a field's rows, as its source says."""
         reader, key, called = self._readers[id(field.source)][1], _key(field), type(field.source).__name__
         if reader.fields is None:
             if key is not None:
@@ -283,7 +260,6 @@ class BatchSpec:
 
 
 def _key(field: SourceField) -> Hashable | None:
-    """Of a field in its reader."""
     return field.key if field.n_classes is None else OneHotKey(field.key, field.n_classes)
 
 

@@ -22,17 +22,8 @@ if TYPE_CHECKING:
 class FieldSpec(NamedTuple):
     """Where the rows of one field are, what they are, and how they come from their reader.
 
-    Attributes:
-        name: of the field.
-        shape: of a row.
-        dtype: of a row, as text, since most workers need no NumPy.
-        offset: where the field begins in a slot, in bytes.
-        row_bytes: bytes of a row.
-        key: of the field in its reader; None if that has only one.
-        measure: what is measured of the rows of another field; None for a field that is no such measure.
-        varies: whether samples may have other shapes than a row.
-        pad_value: what fills the rest of a row where a sample is smaller; None if that is an error.
-        of: the name of the field that this one measures, or has a copy of; None for a field that is read.
+    ``offset`` is that of the field in a slot, in bytes. If it ``varies``, samples may have other shapes than a row. ``of`` names
+    the field that this one measures, or has a copy of; it is None for a field that is read.
     """
 
     name: str
@@ -48,14 +39,7 @@ class FieldSpec(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A reader, and what it fills when it reads.
-
-    Attributes:
-        reader: fills rows.
-        fields: that it fills.
-        named: what errors call it.
-        table: the number of the table in which its keys are; 0, that of the ids, if it has no keys of its own.
-    """
+    """A reader, the fields that it fills, what errors call it, and the number of the table of its keys; 0 is that of the ids."""
 
     reader: Reader
     fields: tuple[FieldSpec, ...]
@@ -92,18 +76,15 @@ def key_tables(ids: Sequence[Any], readings: Sequence[Reading]) -> list[Sequence
 
 
 class RowsByKey(dict[Any, Any]):
-    """The rows that a reader fills, by its keys; for a key that no field asks for, rows that are thrown away.
+    """The rows that a reader fills, by its keys; rows that are thrown away for a key that no field asks for.
 
     Where two fields have the same key, the first counts. ``count`` is ``(n,)`` for n rows of each; ``()`` for one.
     """
 
     def __init__(self, reader: Reader, rows: Iterable[tuple[FieldSpec, np.ndarray]], count: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.varied = set()
         for field, row in rows:
             self.setdefault(field.key, row)
-            if field.varies:
-                self.varied.add(field.key)
         self._reader = reader
         self._count = count
 

@@ -157,8 +157,6 @@ def unreadable(error: Exception) -> str:
     """Why a file, or a row of it, can't be read."""
     if isinstance(error, FormatError):
         return str(error)
-    if isinstance(error, FileNotFoundError):
-        return "expected an HDF5 file that can be read, found none at this path"
     if isinstance(error, BlockingIOError) or "already open for write" in str(error):
         return (
             f"expected an HDF5 file that can be read, found one that a process has open to write ({error}); close it there, or, "

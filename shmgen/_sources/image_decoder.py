@@ -70,8 +70,8 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 SWAPPED = (5, 6, 7, 8)
 """Values with which an upright image is as wide as the stored one is high."""
 
-BITS = 258
-"""The number of the TIFF tag that says how many bits a number has."""
+SCALED = {"L;2": 85, "L;4": 17}
+"""By how much Pillow multiplies grey of 2 and 4 bits, by its names for them."""
 
 SETTINGS = ("PIL.Image", "MAX_IMAGE_PIXELS"), ("PIL.ImageFile", "LOAD_TRUNCATED_IMAGES")
 """Variables of Pillow's that its documentation says to set: modules and names."""
@@ -120,7 +120,7 @@ class ImageDecoder(NamedTuple):
         except (FormatError, MemoryError):
             raise
         except Image.UnidentifiedImageError:
-            raise FormatError(f"expected an image that Pillow reads, found one that begins with {data[:12]!r}{REMEDY}") from None
+            raise FormatError(f"expected an image that Pillow reads, found one that begins with {data[:8]!r}{REMEDY}") from None
         except Image.DecompressionBombError as error:
             raise FormatError(
                 f"expected an image of a size that Pillow reads, found: {error}; make it smaller, or set "
@@ -159,6 +159,8 @@ class ImageDecoder(NamedTuple):
         return row if fits else self._finished(pixels, scale, fitted, box, orientation)
 
     def _by_pillow(self, image: Any) -> np.ndarray:
+        stored = image.tile[0].args if image.tile else ""
+        raw = str(stored[0] if isinstance(stored, tuple) else stored)  # Pillow's name for how the file stores pixels
         is_drafted = image.format in ("JPEG", "MPO")  # can be decoded at an eighth, a quarter or a half of their size
         if not is_drafted:
             image.load()  # some formats know their orientation only once they are loaded, and loading turns a TIFF
@@ -169,7 +171,7 @@ class ImageDecoder(NamedTuple):
             # Grey is decoded as grey, and at a smaller size if the row is much smaller.
             image.draft(self.mode, self._draft_size(image.size, fitted, box))
             scale = image.decoderconfig[0] if image.decoderconfig else 1
-        return self._finished(self._converted(image), scale, fitted, box, orientation)
+        return self._finished(self._converted(image, raw), scale, fitted, box, orientation)
 
     def _finished(self, pixels: np.ndarray, scale: int, fitted: tuple[int, int] | None, box: Box, orientation: int) -> np.ndarray:
         """Resize, turn and pad pixels that were decoded at 1 / ``scale`` of the image's size; for the others, see `_fitted`."""
@@ -207,11 +209,11 @@ class ImageDecoder(NamedTuple):
         across, down = fitted[0] / (right - left), fitted[1] / (bottom - top)
         return max(1, round(OVERSIZE * across * size[0])), max(1, round(OVERSIZE * down * size[1]))
 
-    def _converted(self, image: Any) -> np.ndarray:
+    def _converted(self, image: Any, raw: str) -> np.ndarray:
         """The pixels that Pillow decodes, in the mode of a row."""
         found = image.mode
         if found == "I" or found.startswith("I;16"):
-            return self._from_deep(image)
+            return self._from_deep(image, raw)
         if self.mode == "I;16":
             if found not in ("1", "L", "LA"):
                 raise FormatError(f"expected a grey image of 16 bits, found mode {found!r}; pass mode='RGB'")
@@ -219,14 +221,14 @@ class ImageDecoder(NamedTuple):
         if self.mode == "P":
             if found not in ("P", "L", "1"):
                 raise FormatError(f"expected an image with a palette, or a grey one, found mode {found!r}; pass mode='RGB'")
-            return np.asarray(image).astype(np.uint8)
+            return np.asarray(image).astype(np.uint8) // SCALED.get(raw, 1)
         if found == "F":
             raise FormatError(f"expected an image of 8 or 16 bits, found floats{REMEDY}")
         if found == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         return np.asarray(image if image.mode == self.mode and "transparency" not in image.info else image.convert(self.mode))
 
-    def _from_deep(self, image: Any) -> np.ndarray:
+    def _from_deep(self, image: Any, raw: str) -> np.ndarray:
         """As `_converted`, of a grey image of more than 8 bits; Pillow itself would make white of all that is above 255."""
         if self.mode == "P":
             raise FormatError("expected an image of 8 bits, found one of 16; pass mode='I;16'")
@@ -241,8 +243,7 @@ class ImageDecoder(NamedTuple):
                 raise FormatError(f"expected numbers from 0 to 65,535, found {deep.min():,} to {deep.max():,}{REMEDY}")
         if self.mode == "I;16":
             return deep.astype("<u2")
-        has_12_bits = image.format == "TIFF" and image.tag_v2.get(BITS) == (12,)
-        grey = (deep >> (4 if has_12_bits else 8)).astype(np.uint8)
+        grey = (deep >> (4 if raw == "I;12" else 8)).astype(np.uint8)
         return np.asarray(Image.fromarray(grey).convert(self.mode))
 
     def _resized(self, pixels: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:

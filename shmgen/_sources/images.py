@@ -43,7 +43,7 @@ class Images(FolderSource):
         folder: where the files are, and beyond which no id may lead; or a URL, as for `Npy`. None where ids are paths.
         size: height and width in pixels of what an image becomes; an int for both. By default, images keep their sizes.
         mode: ``"RGB"``; ``"L"`` for grey; ``"RGBA"``; ``"I;16"`` for grey of 16 bits, dtype uint16; or ``"P"`` for the numbers in
-            the file themselves, those of a palette's colours or of grey of 1 or 8 bits, as masks have them. Images of another
+            the file themselves, those of a palette's colours or of grey of 1 to 8 bits, as masks have them. Images of another
             mode are converted: colours become grey by their brightness, transparency is dropped, 12 or 16 bits keep their upper
             8, and 8 bits are scaled to 16 so that white stays white. Grey of 32 bits is taken only by ``"I;16"``, if its numbers
             fit.

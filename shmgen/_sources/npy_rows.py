@@ -1,7 +1,6 @@
 """`NpyRows`: one ``.npy`` file of all samples.
 
-A worker imports this module, so NumPy is imported only where a file needs more than a plain read: most never do, and a worker
-without NumPy starts three times sooner.
+A worker imports this module, so NumPy is imported only where a file needs more than a plain read.
 """
 
 from __future__ import annotations
@@ -109,11 +108,6 @@ class NpyRows(BuiltinSource):
             rows: how far ahead: from the last row of a window to the first that is forecast.
             window: rows that are forecast of each; None for one, without an axis for it.
             columns: of these rows; None for all.
-
-        Examples:
-            >>> past, future = NpyRows("all.npy", window=10).forecast(2, columns=0)
-            >>> len(past), len(future)
-            (5, 5)
         """
         past, future = copy(self), copy(self)
         past._windows, future._windows = self._windows.after(
@@ -129,13 +123,12 @@ class NpyRows(BuiltinSource):
             InputError: the file can't be read, or is of another format, or has no row of an id's number.
         """
         reader = NpyRowsReader(self.file, *self._header(), self._remote)
-        reader.ids = self._ids
         if self._ids is None:
             self._check_numbers(ids, reader.layout.rows)
         else:
-            from shmgen._samples.row_ids import RowIds  # late: workers look up no ids
+            from shmgen._samples.row_ids import rows_of  # late: workers look up no ids
 
-            reader.keys = RowIds(self._ids).rows(ids, reader.layout.rows)
+            reader.keys = rows_of(ids, self._ids, reader.layout.rows)
         return reader
 
     def __len__(self) -> int:
@@ -154,7 +147,7 @@ class NpyRows(BuiltinSource):
                 header, raw = again(lambda: read_header_of(self.file))
             else:
                 self._remote.prepare()
-                header, raw, version = remote_header(self._remote, "", in_parts=True)
+                header, raw, version = remote_header(self._remote, "", in_parts=True, must=True)
             return _layout(header, self._given, self._windows, self._columns), raw, version
         except (OSError, ValueError, FormatError) as error:
             raise InputError(f"{'file ' if self._remote is None else ''}{self.file}: {explain(error, self.file)}") from None
@@ -172,13 +165,11 @@ class NpyRows(BuiltinSource):
             raise InputError(
                 f"id {id!r}: expected the number of a row of {self.file}; where rows have ids, pass the file of these as ids="
             )
-        raise InputError(f"id {id}: expected {self._windows.expected(self.file, rows)}")
+        raise InputError(f"id {id}: expected {self._windows.expected(rows)}, in {self.file}")
 
 
 class NpyRowsReader(RowsReader):
     """Reads rows of one ``.npy`` file: ``raw`` are the bytes of its header; a remote file has a version."""
-
-    ids: Place | None = None
 
     def __init__(self, file: str, layout: RowLayout, raw: bytes, version: object, remote: Remote | None) -> None:
         super().__init__(file, layout)
@@ -192,12 +183,8 @@ class NpyRowsReader(RowsReader):
             self.layout.fill(lambda data: self._fetch(remote, firsts, data, begun), len(firsts), rows)
 
     def place(self, id: Any) -> str:
-        row = id
-        if self.ids is not None:
-            from shmgen._samples.row_ids import row_of_id
-
-            row = row_of_id(self.ids, id)
-        return f"{self.layout.windows.named(row)} of {'file ' if self._remote is None else ''}{self.file}"
+        what = "row" if self.layout.windows.is_plain else "window"
+        return f"{what} {id} of {'file ' if self._remote is None else ''}{self.file}"
 
     def _is_the_same(self, fd: int) -> bool:
         return os.pread(fd, len(self._raw), 0) == self._raw
@@ -225,8 +212,6 @@ class NpyRowsReader(RowsReader):
                 remote.keep("", data[number * size :][:size], self._part(firsts[number]))
 
     def _get(self, remote: Remote, first: int, data: memoryview) -> None:
-        """Get the bytes from a row on."""
-
         def take(body: Body) -> None:
             if body.version != self._version:
                 raise FormatError(REPLACED)

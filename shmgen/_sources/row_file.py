@@ -32,19 +32,9 @@ UNMAPPED = 8
 
 
 class Windows:
-    """Which rows are a sample: one, or a window of several.
+    """Which rows are a sample: one, or a window of ``length``; the other arguments are those of `NpyRows`.
 
-    Args:
-        length: rows of a sample; None for one row, without an axis for them.
-        stride: rows from the begin of one sample to that of the next.
-        offset: the row of the file, or of each series, at which the first sample begins.
-        step: rows from one row of a window to the next.
-        reach: how many rows must follow in the file, or series, from the start of a sample on; at least as many as the sample
-            spans.
-        series: how many rows each series has, of which there are several in the file. None: all rows are one series.
-
-    Attributes:
-        span: rows from the first of a sample to its last, both counted.
+    ``reach`` rows must follow from the start of a sample on, in the file or series: at least its ``span``.
     """
 
     def __init__(
@@ -70,25 +60,21 @@ class Windows:
 
     @property
     def is_plain(self) -> bool:
-        """Whether samples are simply the rows."""
         return (self.length, self.stride, self.offset, self._reach, self.series) == (None, 1, 0, 1, None)
 
     def count(self, rows: int) -> int:
-        """How many samples a file of this number of rows has."""
         return self._in_one(rows) if self.series is None else self._samples[-1]
 
     def _in_one(self, rows: int) -> int:
         return max(0, (rows - self.offset - self._reach) // self.stride + 1)
 
     def first(self, id: int) -> int:
-        """The first row of sample ``id``."""
         if self.series is None:
             return self.offset + id * self.stride
         number = bisect_right(self._samples, id) - 1
         return self._rows[number] + self.offset + (id - self._samples[number]) * self.stride
 
     def firsts(self, ids: Sequence[int]) -> Sequence[int]:
-        """The first row of each sample."""
         if self.series is not None:
             return list(map(self.first, ids))
         return ids if (self.offset, self.stride) == (0, 1) else [self.offset + id * self.stride for id in ids]
@@ -101,38 +87,17 @@ class Windows:
         later = Windows(length, self.stride, self.offset + begin, self.step, reach=reach - begin, series=self.series)
         return own, later
 
-    def named(self, id: object) -> str:
-        """What errors call sample ``id``."""
-        if self.is_plain or not isinstance(id, int):
-            return f"row {id}"
-        first = self.first(id)
-        every = "" if self.step == 1 else f", every {self.step} of them"
-        return f"row {first}" if self.length is None else f"rows {first} to {first + self.span - 1}{every}"
-
-    def expected(self, file: str, rows: int) -> str:
-        """What an id should be, for errors."""
-        count = self.count(rows)
-        if self.is_plain:
-            return f"a row's number from 0 to {count - 1}, which {file} has"
-        what = f"windows of {self.span} rows, {self.stride} apart, from row {self.offset} on"
-        if self.series is not None:
-            what += f", in {len(self.series)} series"
-        if not count:
-            return f"at least {self.offset + self._reach:,} rows in {file}, for {what}, found {rows:,}"
-        return f"a window's number from 0 to {count - 1}: the {rows:,} rows of {file} have {count:,} {what}"
+    def expected(self, rows: int) -> str:
+        """What an id should be, for errors, where a file has this number of rows."""
+        if count := self.count(rows):
+            return f"a {'row' if self.is_plain else 'window'}'s number from 0 to {count - 1}, of {rows:,} rows"
+        return f"at least {self.offset + self._reach:,} rows for a window of {self.span}, found {rows:,}"
 
 
 class RowLayout(NamedTuple):
     """Where the rows of a file lie, and what a sample takes of them.
 
-    Attributes:
-        begin: the byte at which the first row begins.
-        rows: how many there are.
-        shape: of a row in the file.
-        dtype: of a row in the file, as text, byte order included.
-        row_bytes: bytes of a row in the file.
-        windows: which rows are a sample.
-        columns: which elements of a row's last axis a sample takes, or which one; None for all.
+    The first row begins at byte ``begin``; ``shape``, ``dtype`` and ``row_bytes`` are those of a row in the file.
     """
 
     begin: int
@@ -145,12 +110,10 @@ class RowLayout(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The bytes that the file has at least."""
         return self.begin + self.rows * self.row_bytes
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """The shape of a sample."""
         shape = self.shape if self.windows.length is None else (self.windows.length, *self.shape)
         if self.columns is None:
             return shape
@@ -163,14 +126,12 @@ class RowLayout(NamedTuple):
 
     @property
     def numpy_dtype(self) -> np.dtype[np.generic]:
-        """Of a row in the file."""
         import numpy as np
 
         return np.dtype(self.dtype) if self.dtype[:1] == FOREIGN else dtype_of(self.dtype)
 
     def fill(self, read: Callable[[memoryview], None], count: int, data: memoryview) -> None:
-        """Have ``read`` read the rows that samples span, side by side, and write what ``count`` samples take of them into
-        ``data``."""
+        """Have ``read`` read the rows that samples span, side by side, and write what samples take of them into ``data``."""
         if self.is_whole:
             read(data)
             return
@@ -225,7 +186,6 @@ class RowFile:
         refuse_change(self.fd, before)
 
     def _maps(self) -> bool:
-        """Map the file, if that is worth it by now; False if not, or if it can't be mapped."""
         if self._filled <= UNMAPPED and "numpy" not in sys.modules:
             return False
         import numpy as np
@@ -248,7 +208,6 @@ class RowFile:
         return True
 
     def _copy(self, firsts: Sequence[int], data: memoryview) -> None:
-        """Copy samples from the mapping."""
         import numpy as np
 
         mapped, layout = self._mapped, self._layout
@@ -261,7 +220,6 @@ class RowFile:
             layout.write(mapped[np.asarray(firsts)], data)
 
     def _read(self, firsts: Sequence[int], data: memoryview, begun: Any, io_waits: bool) -> None:
-        """Read the rows that samples span into ``data``."""
         begin, row_bytes, distance = self._layout.begin, self._layout.row_bytes, self._layout.windows.stride
         size = self._layout.windows.span * row_bytes
         if io_waits:
@@ -329,7 +287,6 @@ class RowsReader(FileReader):
 
 
 def are_neighbours(firsts: Sequence[int], distance: int) -> bool:
-    """Whether samples follow one another."""
     last = firsts[0] + (len(firsts) - 1) * distance
     return firsts[-1] == last and list(firsts) == list(range(firsts[0], last + 1, distance))
 

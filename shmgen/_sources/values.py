@@ -88,7 +88,9 @@ class Values(BuiltinSource):
         checked = CheckedValues(ids, column, field, may_be_nan=self._may_be_nan and self._given_dtype is not None)
         classes = self.classes
         if self._sorts_classes:
-            classes = sorted_names(column if callable(self._values) else self._values) or checked.refuse_names()
+            classes = sorted_names(column if callable(self._values) else self._values)
+            if not classes:
+                raise checked.refused("names of classes, texts or ints", "others")
             check_number(classes, self._n_classes)
         rows, dtype = self._checked_rows(checked, classes)
         is_one_hot = self._n_classes is not None and rows.ndim == 1
@@ -184,7 +186,6 @@ class ValuesReader(Reader):
             rows[...] = self._rows[keys]
 
     def all_rows(self) -> np.ndarray:
-        """The rows of all ids."""
         rows = np.empty((len(self._rows), *self.shape), self.dtype)
         self.fill(np.arange(len(rows)), rows, None)
         return rows

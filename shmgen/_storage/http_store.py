@@ -32,8 +32,6 @@ SLOWEST = 10 << 10
 
 MAX_REDIRECTS = 5
 
-REDIRECTS = 301, 302, 303, 307, 308
-
 MAX_DRAINED = 64 << 10
 """The rest of an answer is read, so that its connection can be used again, if it is shorter than this many bytes."""
 
@@ -160,7 +158,7 @@ class HttpStore(Store):
             connection, response = self._ask(parts, {**OWN, **headers, **part}, end - time.monotonic())
             try:
                 self._look_at(response)
-                to = response.headers.get("Location") if response.status in REDIRECTS else None
+                to = response.headers.get("Location") if response.status in (301, 302, 303, 307, 308) else None
                 if to is None:
                     return self._answered(response, take, start)
             except (OSError, http.client.HTTPException) as error:

@@ -25,6 +25,9 @@ GOOD, DAMAGED, UNABLE, INTERRUPTED = 0, 1, 2, 130
 
 def main(words: Sequence[str] | None = None, prog: str = "shmgen") -> int:
     """Run a command of these words, by default the process's own, and return its exit status; ``prog`` is the program's name."""
+    if sys.stdout is None or sys.stderr is None:
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 # as long as the process lives
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     parser = argparse.ArgumentParser(prog=prog, description="Tools beside the loader.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"shmgen {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -22,10 +22,7 @@ TEXT = 256
 
 
 class NpyHeaders(FolderSource):
-    """The headers of ``.npy`` files, a row each: shape and dtype as text, filled up with spaces; see `shape_and_dtype`.
-
-    A file that is shorter than its header says is damaged. No more than the header is read.
-    """
+    """The headers of ``.npy`` files, a row each: shape and dtype as text, filled up with spaces. Truncated files are damaged."""
 
     def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> NpyHeadersReader:
         self.files.prepare(ids, "Npy")

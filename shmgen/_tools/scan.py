@@ -221,10 +221,7 @@ class Scan:
 
 
 class Batch(NamedTuple):
-    """Some samples: their ids, and the arrays of all fields, in which rows of damaged samples hold any numbers.
-
-    There are no arrays if no sample could be read.
-    """
+    """Some samples: their ids, and the arrays of all fields, whose rows of damaged samples hold any numbers; none if all are."""
 
     ids: list[Any]
     arrays: list[np.ndarray]

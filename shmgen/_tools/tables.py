@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 MAX_ROWS = 20
 """The most rows of a table: a folder may have as many shapes, or reasons, as files."""
 
-MAX_NAMED = 3
-"""The most ids that a row names."""
-
 WIDTH = 120
 """Columns of a table if standard output is no terminal."""
 
@@ -91,8 +88,8 @@ def damaged_table(damaged: Iterable[Damaged]) -> Any:
     groups = sorted(by_reason.items(), key=lambda group: -len(group[1]))
     rows = []
     for reason, ids in groups[:MAX_ROWS]:
-        more = f" and {len(ids) - MAX_NAMED:,} more" if len(ids) > MAX_NAMED else ""
-        rows.append([f"{len(ids):,}", shown(reason), ", ".join(ids[:MAX_NAMED]) + more])
+        more = f" and {len(ids) - 3:,} more" if len(ids) > 3 else ""
+        rows.append([f"{len(ids):,}", shown(reason), ", ".join(ids[:3]) + more])
     if rest := groups[MAX_ROWS:]:
         rows.append([f"{sum(len(ids) for _, ids in rest):,}", f"{len(rest):,} other reasons", "--json names all"])
     return table([("samples", "right"), ("damaged", "left"), ("ids", "left")], rows)
