@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import subprocess
@@ -182,20 +183,63 @@ def virtual(file: Any, *, parts: int = 3) -> None:
     file.create_virtual_dataset("x", layout)
 
 
+def virtual_slice(file: Any) -> None:
+    """Make a virtual dataset of the last rows of another file."""
+    with h5py.File(f"{Path(file.filename).parent}/part1.h5", "w") as part:
+        part["rows"] = np.concatenate([ROWS, ROWS])
+    layout = h5py.VirtualLayout((60, 4), "i4")
+    layout[:] = h5py.VirtualSource("part1.h5", "rows", (120, 4))[60:]
+    file.create_virtual_dataset("x", layout)
+
+
 def external(file: Any) -> None:
     """Make a dataset whose raw data are in another file."""
     file.create_dataset("x", (60, 4), "i4", external=[(f"{Path(file.filename).parent}/raw.bin", 0, 960)])[:] = ROWS
 
 
+def unlimited(file: Any) -> None:
+    file.create_dataset("x", (60, 4), "i4", external=f"{Path(file.filename).parent}/raw.bin")[:] = ROWS
+
+
+def replace(path: Path, rows: np.ndarray | None) -> None:
+    """Put another file in the place of one, with these rows, or none."""
+    with h5py.File(path.with_suffix(".new"), "w") as file:
+        if rows is not None:
+            file["rows"] = rows
+    path.with_suffix(".new").replace(path)
+
+
 HARM: dict[str, tuple[Any, Any, str]] = {
-    "a-part-is-gone": (virtual, lambda path: (path / "part1.h5").unlink(), "the file part1.h5, .* is missing"),
-    "raw-data-gone": (external, lambda path: (path / "raw.bin").unlink(), "the file .*raw.bin, .* is missing"),
+    "a-part-is-gone": (virtual, lambda path: (path / "part1.h5").unlink(), "its part .*part1.h5 can't be read: .*No such file"),
+    "a-part-is-another": (virtual, lambda path: replace(path / "part1.h5", None), "part1.h5 has no dataset 'rows'"),
+    "a-part-is-shorter": (
+        virtual,
+        lambda path: replace(path / "part1.h5", ROWS[:3]),
+        r"its part 'rows' of .*part1.h5 has only shape \(3, 4\)",
+    ),
+    "a-slice-is-shorter": (
+        virtual_slice,
+        lambda path: replace(path / "part1.h5", np.concatenate([ROWS, ROWS])[:90]),
+        r"its part 'rows' of .*part1.h5 has only shape \(90, 4\)",
+    ),
+    "raw-data-gone": (external, lambda path: (path / "raw.bin").unlink(), "raw.bin, is missing or shorter than 960 bytes"),
+    "raw-data-cut": (external, lambda path: os.truncate(path / "raw.bin", 100), "raw.bin, is missing or shorter than 960 bytes"),
+    "unlimited-raw-data-cut": (unlimited, lambda path: os.truncate(path / "raw.bin", 100), "shorter than 960 bytes"),
     "no-chunk-written": (
         lambda file: file.create_dataset("x", (60, 4), "i4", chunks=(7, 4)),
         lambda path: None,
         "nothing was ever written to it",
     ),
-    "a-link-to-nowhere": (lambda file: file.__setitem__("x", h5py.SoftLink("/gone")), lambda path: None, "'x', found none"),
+    "a-link-to-nowhere": (
+        lambda file: file.__setitem__("x", h5py.SoftLink("/gone")),
+        lambda path: None,
+        "a dangling link, to '/gone' in this file",
+    ),
+    "a-link-to-a-file-that-is-gone": (
+        lambda file: file.__setitem__("x", h5py.ExternalLink("gone.h5", "/rows")),
+        lambda path: None,
+        "a dangling link, to '/rows' in gone.h5",
+    ),
 }
 
 

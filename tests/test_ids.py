@@ -256,13 +256,11 @@ NO_IDS = {
         r"found a dict with 'train', 'validation'; .*\['train'\]",
         ["a", "b"],
     ),
-    "image-folder": (ImageFolder({"train": ["a"], "validation": []}, {"a": 0}, ["x"]), "found one of type ImageFolder", ["a"]),
-    "labels": ({"a": 0, "b": 1}, r"found a dict .*list\(ids\)", ["a", "b"]),
-    "half": ([0.5], r"found 0\.5 of type float at position 0; pass \[str\(id\) for id in ids\]", ["0.5"]),
-    "set": ({"b", "a"}, "found one of type set", ["a", "b"]),
-    "column": (np.array([["a"], ["b"]]), r"found one of shape \(2, 1\); pass .*ids\[:, 0\]", np.array([["a"], ["b"]])[:, 0]),
-    "samples": (np.zeros((2, 3)), r"found one of shape \(2, 3\); .*range\(len\(x\)\) as ids, and inputs=Values\(x\)", None),
-    "missing": (["a", float("nan")], r"found nan of type float at position 1; leave it out", ["a"]),
+    "image-folder": (
+        ImageFolder({"train": ["a"], "validation": []}, {"a": 0}, ["x"]),
+        r"found a whole ImageFolder of partition, .*found\.partition\['train'\]",
+        ["a"],
+    ),
     "mask": (np.array([True, False]), "found True of type bool", None),
     "pairs": ([("a", 1), ("b", 2)], r"found \('a', 1\) of type tuple", None),
 }

@@ -153,7 +153,7 @@ def png(numbers: np.ndarray, bits: int) -> bytes:
     )
 
 
-def tiff(numbers: np.ndarray, bits: int) -> bytes:
+def tiff(numbers: np.ndarray, bits: int, *, white_is_zero: bool = False) -> bytes:
     """A grey TIFF that is not compressed, with its pixels from byte 8 on."""
     data = packed(numbers, bits)
     height, width = numbers.shape
@@ -162,7 +162,7 @@ def tiff(numbers: np.ndarray, bits: int) -> bytes:
         257: height,
         258: bits,
         259: 1,
-        262: 1,
+        262: 0 if white_is_zero else 1,
         273: 8,
         277: 1,
         278: height,
@@ -172,13 +172,15 @@ def tiff(numbers: np.ndarray, bits: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + table + bytes(4)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_masks_of_few_bits_keep_their_numbers(tmp_path: Path, bits: int) -> None:
-    """Grey of 1 to 8 bits gives class numbers from 0 on, though Pillow scales them to 255."""
+    """Grey of 1 to 8 bits gives class numbers from 0 on, though Pillow scales them to 255 and may invert them."""
     numbers = (np.arange(9 * 16).reshape(9, 16) * 7 % 2**bits).astype(np.uint8)
     (tmp_path / "a.png").write_bytes(png(numbers, bits))
     (tmp_path / "b.tif").write_bytes(tiff(numbers, bits))
-    for id in ("a.png", "b.tif"):
+    (tmp_path / "c.tif").write_bytes(tiff(numbers, bits, white_is_zero=True))
+    (tmp_path / "d.pgm").write_bytes(b"P5 16 9 %d\n" % (2**bits - 1) + numbers.tobytes())
+    for id in ("a.png", "b.tif", "c.tif", "d.pgm"):
         np.testing.assert_array_equal(row_of(tmp_path, id, mode="P")[..., 0], numbers, id)
         assert set(np.unique(row_of(tmp_path, id, (3, 7), "P"))) <= set(range(2**bits))
 

@@ -414,6 +414,16 @@ def test_padding_in_any_dtype(tmp_path: Path, dtype: str) -> None:
     [
         pytest.param(lambda folder: Npy(folder, pad_value=0), "pad_value: expected with dim", id="no-dim"),
         pytest.param(lambda folder: Npy(folder, dim=8, pad_value=TEXT), "pad_value: expected a number, found '0'", id="text"),
+        *(
+            pytest.param(
+                lambda folder, dtype=dtype, value=value: Loader(
+                    ["id-0"], inputs=Npy(folder, dim=8, dtype=dtype, pad_value=value), batch_size=1
+                ),
+                f"field 'X': expected a pad_value that {dtype or 'int64'} holds, found {value}",
+                id=f"{value}",
+            )
+            for dtype, value in ((None, 0.5), (None, float("nan")), ("int8", 300), ("int8", -129))
+        ),
         pytest.param(
             lambda folder: Loader(["id-0"], inputs=Npy(folder), targets=Npy(folder).mask, batch_size=1),
             "field 'y': expected the mask of a source that has a pad_value, found one without",

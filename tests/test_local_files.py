@@ -1,9 +1,11 @@
-"""Local files of all sources: errors of a mount that pass."""
+"""Local files of all sources: errors of a mount that pass, pointers of Git LFS, and archives that unpack to more than fits."""
 
 from __future__ import annotations
 
 import errno
 import os
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shmgen import Hdf5, Images, Loader, Npy, NpyRows, Npz, SampleError
+from shmgen import Hdf5, Images, InputError, Loader, Npy, NpyRows, Npz, SampleError
+from shmgen._samples.npy_format import MAGIC
 from shmgen._storage import local
 
 N = 4
+
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
+)
 
 
 def write_npy(folder: Path) -> Any:
@@ -102,3 +109,43 @@ def test_an_error_that_passes_is_no_damage(
     assert X.reshape(N, -1)[:, 0].tolist() == list(range(N))
     assert len(failed) == 3
     assert caplog.text.count("a read failed, and is tried again") == 2, "once for each error"
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    """In place of the data: with the command that fetches them."""
+    for write in SOURCES:
+        (tmp_path / write.__name__).mkdir()
+        source = write(tmp_path / write.__name__)
+        for path in (tmp_path / write.__name__).iterdir():
+            path.write_bytes(POINTER)
+        with pytest.raises((InputError, SampleError), match=r"found a pointer file of Git LFS .*; run `git lfs pull`"):
+            Loader(range(N), source=source, batch_size=N, workers=0)
+
+
+def archive(path: Path, shape: str, size: int) -> None:
+    """Write an archive whose only member is an array of zeros of ``size`` bytes, said to be of this shape."""
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x.npy", MAGIC + b"\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(size))
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        pytest.param("(33554432,)", r"expected shape \(4, 3\), found \(33554432,\)", id="shape"),
+        pytest.param("(4, 3)", r"array 'x': expected 140 bytes, found 33,554,560", id="more-than-it-says"),
+    ],
+)
+def test_an_archive_that_would_unpack_to_more_than_fits(tmp_path: Path, shape: str, text: str) -> None:
+    """Its header is read, and no more."""
+    for number in range(N):
+        np.savez_compressed(tmp_path / f"{number}.npz", x=np.zeros((4, 3), "u1"))
+    archive(tmp_path / "2.npz", shape, 1 << 25)
+    with Loader(range(N), source=Npz(tmp_path)["x"], batch_size=N, workers=0) as loader:
+        tracemalloc.start()
+        try:
+            with pytest.raises(SampleError, match=text):
+                loader.batch(0)
+            assert tracemalloc.get_traced_memory()[1] < 1 << 22
+        finally:
+            tracemalloc.stop()

@@ -232,6 +232,7 @@ def test_a_tuple_that_is_no_sample_is_refused() -> None:
     ("first", "text"),
     [
         pytest.param(None, "expected an array, found None; let the function return one, or fill the row", id="nothing"),
+        pytest.param(({"a": 1}, 2), "field 0: expected an array, found a dict: return one dict of all arrays", id="nested"),
         pytest.param([np.zeros(3), 1], "found a list of parts of several shapes; return fields as a dict", id="list"),
         pytest.param({"x": None}, "field 'x': expected an array, found None", id="nothing-in-a-field"),
         pytest.param({"x": "text"}, "field 'x': .* dtype <U4; make them numbers", id="text-in-a-field"),

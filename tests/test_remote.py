@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -228,18 +229,20 @@ def test_an_answer_to_something_else(root: Path, proxy: Proxy) -> None:
 
 
 def test_a_server_says_how_long_to_wait(file: bytes, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retry-After, in seconds, is obeyed up to a minute; else waits double, with random jitter."""
+    """Retry-After, in seconds or as a date, is obeyed up to a minute; else waits double, with random jitter."""
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     monkeypatch.setattr(store, "FIRST_WAIT", 0.1)
     files = Remote(proxy.url)
     files.store._has_answered = True
-    asked = ["429 Retry-After: 7", "503 Retry-After: 100000", "503 Retry-After: soon"]
+    date = formatdate(time.time() + 20, usegmt=True)
+    asked = ["429 Retry-After: 7", "503 Retry-After: 100000", f"503 Retry-After: {date}", "503 Retry-After: soon"]
     proxy.faults["id-7.npy"] = [*asked, *["503"] * 3]
     assert got(files, "id-7.npy") == file
     assert waits[:2] == [7, 60]
-    assert all(0.2 * 2**n <= wait <= 0.4 * 2**n for n, wait in enumerate(waits[2:]))
-    assert len({wait / 2**n for n, wait in enumerate(waits[2:])}) == 4
+    assert 15 < waits[2] <= 20
+    assert all(0.4 * 2**n <= wait <= 0.8 * 2**n for n, wait in enumerate(waits[3:]))
+    assert len({wait / 2**n for n, wait in enumerate(waits[3:])}) == 4
 
 
 def test_an_interrupt_is_heard_while_a_server_is_silent(root: Path, proxy: Proxy, until: Callable) -> None:

@@ -180,6 +180,9 @@ def test_values_rows(values: Any, options: dict[str, Any], dtype: str, shape: tu
         ),
         pytest.param([1, 2, 2**63, 4], {}, f"id 'c', field 'age': expected an int .*found {2**63}", id="beyond-int64"),
         pytest.param([1, 2, 2**70, 4], {}, "id 'c', field 'age': expected ", id="beyond-uint64"),
+        pytest.param(
+            [np.ma.masked_equal([n, 0], 3) for n in (1, 2, 3, 4)], {}, "id 'c', .* found some; fill it", id="masked-rows"
+        ),
         pytest.param([1.0, 2, 1e300, 4], {}, r"id 'c', field 'age': expected .*found 1e\+300", id="beyond-float32"),
         pytest.param([1, 2, "3", 4], {}, "id 'c', field 'age': expected .*found '3'", id="text"),
         pytest.param(np.ma.masked_equal([1, 2, 3, 4], 3), {}, "field 'age': expected .* found some; fill it", id="masked"),

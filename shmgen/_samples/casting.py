@@ -40,6 +40,16 @@ def cast(found: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     return rows
 
 
+def holds(dtype: np.dtype[Any], number: float) -> bool:
+    """Whether rows of ``dtype`` can hold a number; those of ints hold whole numbers in their range."""
+    import numpy as np
+
+    given = np.asarray(number)
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = given.astype(dtype).astype(given.dtype)
+    return bool(stored == given) or bool(dtype.kind not in "iub" and (given != given or np.isfinite(stored)))  # noqa: PLR0124 # NaN
+
+
 def unmasked(value: Any) -> Any:
     """``value``; refused if it has masked elements, since a row would show the numbers under the mask."""
     if hasattr(value, "mask") and hasattr(value, "filled") and value.mask.any():

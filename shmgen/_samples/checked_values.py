@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from shmgen._samples.casting import cast
+from shmgen._samples.casting import cast, unmasked
 from shmgen._samples.files import some_of
 from shmgen._samples.lookup import all_of, as_list_or_array, is_column, objects
 from shmgen._samples.sample_spec import LOSSY_CAST, can_cast
@@ -39,6 +40,11 @@ class CheckedValues:
     @property
     def _together(self) -> np.ndarray:
         if self._array is None:
+            # NumPy would drop the masks of a list of arrays.
+            is_masked = not isinstance(self._column, np.ndarray) and np.ma.MaskedArray in set(map(type, self._column))
+            for id, value in zip(self._ids, self._column, strict=True) if is_masked else ():
+                with self._of(id):
+                    unmasked(value)
             self._array = _together(self._column)
         return self._array
 
@@ -98,10 +104,8 @@ class CheckedValues:
             if not can_cast(array.dtype, dtype):
                 wider = f"; pass dtype={array.dtype.name!r}" if array.dtype.kind in "biufc" else _remedy(value)
                 raise self._refused(id, f"dtype {dtype}", f"{value!r} of dtype {array.dtype}, {LOSSY_CAST}{wider}")
-            try:
+            with self._of(id):
                 rows.append(self._cast(array, dtype))
-            except FormatError as error:
-                raise InputError(f"id {id!r}, field {self._field!r}: {error}") from None
         return np.stack(rows)
 
     def _cast(self, values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
@@ -111,6 +115,14 @@ class CheckedValues:
             remedy = "leave such ids out, or, where a loss masks them, pass Values(..., dtype='float32')"
             raise FormatError(f"expected a number, found {values.tolist()}; {remedy}")
         return rows
+
+    @contextmanager
+    def _of(self, id: object) -> Iterator[None]:
+        """Say of an error that it is of the value of ``id``."""
+        try:
+            yield
+        except FormatError as error:
+            raise InputError(f"id {id!r}, field {self._field!r}: {error}") from None
 
     def positions_in(self, names: tuple[Any, ...], dtype: np.dtype[Any] | None) -> Rows:
         numbers = {name: number for number, name in enumerate(names)}

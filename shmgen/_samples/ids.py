@@ -72,6 +72,8 @@ def _no_list(ids: Any) -> str:
         return f"a {type(ids).__name__} with {some_of(ids)}; pass one of its lists, as partition['train'], or list(ids)"
     if isinstance(ids, str | bytes):
         return f"{ids!r}; pass [id] for a single one, or Path({str(ids)!r}) for a text file of ids, a line each"
+    if fields := getattr(ids, "_fields", None):  # of a named tuple, such as `ImageFolder`
+        return f"a whole {type(ids).__name__} of {', '.join(fields)}; pass the ids in it, as found.partition['train'] are"
     return f"one of type {type(ids).__name__}; pass a list of the ids"
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shmgen._memory.limit_errors import reached
 from shmgen._samples.sample_spec import dtype_of, reinterpreted
+from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def read_header(file: File) -> tuple[Header, bytes]:
     if not start:
         raise FormatError("expected an .npy file, found an empty one (0 bytes)")
     if start[:6] != MAGIC:
+        refuse_pointer(start)
         raise FormatError(f"expected an .npy file, found one that begins with {start[:6]!r}")
     if len(start) < 10:
         raise FormatError(f"expected an .npy header, found the end of the file after {len(start)} bytes")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from shmgen._memory.layout import BatchArrays
+from shmgen._samples.casting import holds
 from shmgen._samples.ids import as_ints, is_frame
 from shmgen._samples.lookup import is_column, is_mapping
 from shmgen._samples.sample_spec import ANY, NO_NUMBERS, are_numbers, dtype_of, dtype_text
@@ -241,6 +242,8 @@ class BatchSpec:
         if not are_numbers(dtype) or 0 in shape:
             found = f"shape {shape} and dtype {dtype}{NO_NUMBERS}"
             raise InputError(f"field {name!r}: expected rows of numbers, found {found}")
+        if measure is None and given.pad_value is not None and not holds(dtype, given.pad_value):
+            raise InputError(f"field {name!r}: expected a pad_value that {dtype} holds, found {given.pad_value}")
         row_bytes = math.prod(shape) * dtype.itemsize
         return FieldSpec(name, shape, dtype_text(dtype), 0, row_bytes, _key(field), measure, varies, given.pad_value, of)
 

@@ -83,8 +83,11 @@ class RowsByKey(dict[Any, Any]):
 
     def __init__(self, reader: Reader, rows: Iterable[tuple[FieldSpec, np.ndarray]], count: tuple[int, ...] = ()) -> None:
         super().__init__()
+        self.varied = set()  # keys of fields whose samples may be larger than a row
         for field, row in rows:
             self.setdefault(field.key, row)
+            if field.varies:
+                self.varied.add(field.key)
         self._reader = reader
         self._count = count
 

@@ -118,6 +118,11 @@ class FunctionReader(Reader):
 
 def _shape_and_dtype(key: object, part: Any) -> tuple[tuple[int, ...], DTypeLike]:
     """Of the rows of a field that a function returns."""
+    if isinstance(part, Mapping):
+        raise FormatError(
+            f"field {key!r}: expected an array, found a dict: return one dict of all arrays, and choose of it: "
+            "inputs={'a': source['a']}, targets=source['y'], where source is Function(...)"
+        )
     try:
         array = as_array(part)
     except FormatError as error:

@@ -7,11 +7,12 @@ its rows that are in a ticket.
 from __future__ import annotations
 
 import math
+import operator
 import os
 import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from itertools import groupby, product
-from operator import itemgetter
 from typing import Any
 
 import h5py
@@ -23,6 +24,7 @@ from shmgen._samples.sample_spec import are_numbers, can_cast
 from shmgen._sources.base import Reader
 from shmgen._sources.folder import FileReader
 from shmgen._sources.row_file import RowLayout, Windows
+from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError, SampleError
 
 ID = "{id}"
@@ -112,7 +114,7 @@ class _Rows:
         order = sorted(range(len(keys)), key=keys.__getitem__)
         # Without chunks, neighbours are read together.
         groups = [keys[number] // self._length if self._length else keys[number] - place for place, number in enumerate(order)]
-        for group, members in groupby(zip(groups, order, strict=True), key=itemgetter(0)):
+        for group, members in groupby(zip(groups, order, strict=True), key=operator.itemgetter(0)):
             numbers = [number for _, number in members]
             begun[0] = numbers[0] + 1
             first, last = keys[numbers[0]], keys[numbers[-1]]
@@ -150,7 +152,12 @@ class _Rows:
 
 
 def opened(path: str, *, swmr: bool) -> Any:
-    return h5py.File(path, "r", swmr=swmr, libver="latest" if swmr else None)
+    try:
+        return h5py.File(path, "r", swmr=swmr, libver="latest" if swmr else None)
+    except OSError:
+        with suppress(OSError), open(path, "rb") as file:
+            refuse_pointer(file.read(16))
+        raise
 
 
 def unreadable(error: Exception) -> str:
@@ -219,7 +226,7 @@ def checked(file: Any, pattern: str, id: Any = "", *, allow_unwritten: bool) -> 
     if isinstance(found, h5py.Group):
         raise FormatError(f"expected a dataset {name!r}, found a group with {some_of(found)}; add the name of one")
     if found is None:
-        raise FormatError(f"expected a dataset {name!r}, found none; the file has {some_of(file)}")
+        raise FormatError(f"expected a dataset {name!r}, found {_dangling(file, name) or f'none; the file has {some_of(file)}'}")
     if not isinstance(found, h5py.Dataset) or found.shape is None:
         raise FormatError(f"expected a dataset {name!r} of numbers, found one without any")
     if not are_numbers(found.dtype):
@@ -238,16 +245,54 @@ def _require_data(dataset: Any, *, may_lack: bool) -> None:
     if dataset.id.get_offset() is not None:  # it lies in the file
         return
     found = f"dataset {dataset.name!r} of {dataset.file.filename}: expected all of its data, found that"
-    own = os.path.dirname(dataset.file.filename)
     if dataset.is_virtual:
-        names = [source.file_name for source in dataset.virtual_sources()]
-        folders = [os.environ.get("HDF5_VDS_PREFIX", "").replace("${ORIGIN}", own), own, ""]
-    else:
-        names = [os.fsdecode(name) for name, _, _ in dataset.external or ()]
-        folders = [os.environ.get("HDF5_EXTFILE_PREFIX", "")]
-    for name in names:
-        # "." is the file itself, and "%" stands for numbers.
-        if "%" not in name and not any(os.path.exists(os.path.join(folder, name)) for folder in folders):
-            raise FormatError(f"{found} the file {name}, which has a part of them, is missing")
-    if dataset.size and not dataset.is_virtual and not dataset.id.get_storage_size() and not may_lack:
+        for part in dataset.virtual_sources():
+            if "%" not in part.file_name + part.dset_name:  # that stands for numbers, of as many parts as there are
+                _require_part(dataset, part, found, may_lack=may_lack)
+        return
+    missing = dataset.size * dataset.dtype.itemsize
+    for name, offset, most in dataset.external or ():
+        path = os.path.join(os.environ.get("HDF5_EXTFILE_PREFIX", ""), os.fsdecode(name))
+        size = min(most, missing)
+        missing -= size
+        if not os.path.exists(path) or os.path.getsize(path) < offset + size:
+            raise FormatError(f"{found} the file of its raw data, {path}, is missing or shorter than {offset + size:,} bytes")
+    if dataset.size and not dataset.id.get_storage_size() and not may_lack:
         raise FormatError(f"{found} nothing was ever written to it{MEANT}")
+
+
+def _require_part(dataset: Any, part: Any, found: str, *, may_lack: bool) -> None:
+    """As `_require_data`, of a part of a virtual dataset."""
+    own = os.path.dirname(dataset.file.filename)
+    prefix = os.environ.get("HDF5_VDS_PREFIX", "").replace("${ORIGIN}", own)
+    paths = [os.path.join(folder, part.file_name) for folder in (prefix, own, "")]
+    path = next(filter(os.path.exists, paths), paths[1])
+    try:
+        with nullcontext(dataset.file) if part.file_name == "." else h5py.File(path, "r") as file:
+            there = file.get(part.dset_name)
+            if not isinstance(there, h5py.Dataset):
+                raise FormatError(f"{found} its part {file.filename} has no dataset {part.dset_name!r}")
+            if _is_short(there, part):
+                raise FormatError(f"{found} its part {part.dset_name!r} of {file.filename} has only shape {there.shape}")
+            _require_data(there, may_lack=may_lack or has_fill_value(there))
+    except OSError as error:
+        raise FormatError(f"{found} its part {path} can't be read: {error}") from None
+
+
+def _is_short(there: Any, part: Any) -> bool:
+    """Whether a dataset has fewer elements than it had when a virtual dataset was made of it."""
+    space = part.src_space
+    try:
+        last = space.get_select_bounds()[1] if space.shape else ()  # without a shape it is all of the dataset
+        return bool(part.vspace.get_select_npoints() > (there.size or 0) or any(map(operator.ge, last, there.shape)))
+    except RuntimeError:  # the part is unlimited: as many rows as there are
+        return False
+
+
+def _dangling(file: Any, name: str) -> str:
+    """What is said of a name that is a link to what is not there; else an empty text."""
+    with suppress(KeyError):
+        link = file.get(name, getlink=True)
+        if isinstance(link, h5py.SoftLink | h5py.ExternalLink):
+            return f"a dangling link, to {link.path!r} in {getattr(link, 'filename', 'this file')}"
+    return ""

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
+from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError
 
 try:
@@ -70,8 +71,8 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 SWAPPED = (5, 6, 7, 8)
 """Values with which an upright image is as wide as the stored one is high."""
 
-SCALED = {"L;2": 85, "L;4": 17}
-"""By how much Pillow multiplies grey of 2 and 4 bits, by its names for them."""
+WHITE = {"L;2": 3, "L;4": 15}
+"""What stands for white in grey of 2 and 4 bits, by how Pillow's names for them begin; it makes 255 of it."""
 
 SETTINGS = ("PIL.Image", "MAX_IMAGE_PIXELS"), ("PIL.ImageFile", "LOAD_TRUNCATED_IMAGES")
 """Variables of Pillow's that its documentation says to set: modules and names."""
@@ -120,6 +121,7 @@ class ImageDecoder(NamedTuple):
         except (FormatError, MemoryError):
             raise
         except Image.UnidentifiedImageError:
+            refuse_pointer(data)
             raise FormatError(f"expected an image that Pillow reads, found one that begins with {data[:8]!r}{REMEDY}") from None
         except Image.DecompressionBombError as error:
             raise FormatError(
@@ -160,7 +162,9 @@ class ImageDecoder(NamedTuple):
 
     def _by_pillow(self, image: Any) -> np.ndarray:
         stored = image.tile[0].args if image.tile else ""
-        raw = str(stored[0] if isinstance(stored, tuple) else stored)  # Pillow's name for how the file stores pixels
+        raw, *others = stored if isinstance(stored, tuple) and stored else (stored,)
+        raw = str(raw)  # Pillow's name for how the file stores pixels
+        white = others[0] if image.format == "PPM" and others else WHITE.get(raw[:3], 255)
         is_drafted = image.format in ("JPEG", "MPO")  # can be decoded at an eighth, a quarter or a half of their size
         if not is_drafted:
             image.load()  # some formats know their orientation only once they are loaded, and loading turns a TIFF
@@ -171,7 +175,7 @@ class ImageDecoder(NamedTuple):
             # Grey is decoded as grey, and at a smaller size if the row is much smaller.
             image.draft(self.mode, self._draft_size(image.size, fitted, box))
             scale = image.decoderconfig[0] if image.decoderconfig else 1
-        return self._finished(self._converted(image, raw), scale, fitted, box, orientation)
+        return self._finished(self._converted(image, raw, white), scale, fitted, box, orientation)
 
     def _finished(self, pixels: np.ndarray, scale: int, fitted: tuple[int, int] | None, box: Box, orientation: int) -> np.ndarray:
         """Resize, turn and pad pixels that were decoded at 1 / ``scale`` of the image's size; for the others, see `_fitted`."""
@@ -209,8 +213,8 @@ class ImageDecoder(NamedTuple):
         across, down = fitted[0] / (right - left), fitted[1] / (bottom - top)
         return max(1, round(OVERSIZE * across * size[0])), max(1, round(OVERSIZE * down * size[1]))
 
-    def _converted(self, image: Any, raw: str) -> np.ndarray:
-        """The pixels that Pillow decodes, in the mode of a row."""
+    def _converted(self, image: Any, raw: str, white: int) -> np.ndarray:
+        """The pixels that Pillow decodes, in the mode of a row. For "P", these are the numbers in the file of a grey image."""
         found = image.mode
         if found == "I" or found.startswith("I;16"):
             return self._from_deep(image, raw)
@@ -221,7 +225,10 @@ class ImageDecoder(NamedTuple):
         if self.mode == "P":
             if found not in ("P", "L", "1"):
                 raise FormatError(f"expected an image with a palette, or a grey one, found mode {found!r}; pass mode='RGB'")
-            return np.asarray(image).astype(np.uint8) // SCALED.get(raw, 1)
+            numbers = np.asarray(image).astype(np.uint8)
+            if found != "P" and "I" in raw:  # 0 is white in the file, so Pillow has inverted the numbers
+                numbers = (1 if found == "1" else 255) - numbers
+            return numbers if white == 255 else np.rint(numbers * (white / 255)).astype(np.uint8)
         if found == "F":
             raise FormatError(f"expected an image of 8 or 16 bits, found floats{REMEDY}")
         if found == "P" and "transparency" in image.info:

@@ -10,8 +10,9 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 
-from shmgen._samples.npy_format import LONGEST, OPEN_FLAGS, read_header, require_data
+from shmgen._samples.npy_format import LARGEST_ELEMENT, LONGEST, OPEN_FLAGS, read_header
 from shmgen._sources.folder import Files, FolderReader, FolderSource
+from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
@@ -85,18 +86,20 @@ class NpzReader(FolderReader):
 
 
 def _kinds(data: bytes) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
+    refuse_pointer(data)
     with ZipFile(io.BytesIO(data)) as archive:
         return {key: _kind(archive, info) for key, info in _members(archive).items()}
 
 
 def _arrays(file: Any, rows: RowsByKey) -> dict[str, np.ndarray]:
+    refuse_pointer(file.read(16))
     with ZipFile(file) as archive:
         members = _members(archive)
         arrays = {}
-        for key in rows:
+        for key, row in rows.items():
             if key not in members:
                 raise FormatError(f"expected an array {key!r}, found {', '.join(map(repr, members)) or 'none'}")
-            arrays[key] = _array(archive, members[key])
+            arrays[key] = _array(archive, members[key], None if key in rows.varied else row)
     return arrays
 
 
@@ -115,11 +118,17 @@ def _kind(archive: ZipFile, info: ZipInfo) -> tuple[tuple[int, ...], DTypeLike]:
     return header.shape, header.dtype.newbyteorder("=")
 
 
-def _array(archive: ZipFile, info: ZipInfo) -> np.ndarray:
+def _array(archive: ZipFile, info: ZipInfo, row: np.ndarray | None) -> np.ndarray:
+    """The array of a member; of one that is too large for ``row``, an array of its shape that takes no memory."""
     try:
-        data = archive.read(info)  # which checks the checksum
-        header, _ = read_header(memoryview(data))
-        require_data(len(data), header.size + header.data_bytes)
+        with archive.open(info) as member:
+            data = member.read(LONGEST)
+            header, _ = read_header(memoryview(data))
+            if header.size + header.data_bytes != info.file_size:
+                raise FormatError(f"expected {header.size + header.data_bytes:,} bytes, found {info.file_size:,}")
+            if row is not None and header.data_bytes > LARGEST_ELEMENT * row.size:
+                return np.broadcast_to(np.empty((), header.dtype), header.shape)
+            data += member.read()  # which checks the checksum
     except FormatError as error:
         raise FormatError(f"array {info.filename.removesuffix('.npy')!r}: {error}") from None
     return np.ndarray(header.shape, header.dtype, data, header.size, order="F" if header.fortran else "C")

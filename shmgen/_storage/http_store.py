@@ -16,6 +16,8 @@ import time
 import weakref
 from base64 import b64encode
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
@@ -228,8 +230,7 @@ class HttpStore(Store):
         if code := CODE.search(response.read(MAX_DRAINED)):
             found += f" ({code[1].decode()})"
         if status in MAY_PASS:
-            wait = headers.get("Retry-After", "")
-            raise Transient(found, float(wait) if wait.isdecimal() else 0.0)
+            raise Transient(found, _asked_wait(headers.get("Retry-After", "")))
         remedy = "; pass credentials in the options" if status in (401, 403) else ""
         raise FormatError(f"expected the file, found {found}{remedy}")
 
@@ -280,6 +281,13 @@ def _what(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
+def _asked_wait(text: str) -> float:
+    """Seconds to wait by ``Retry-After``, which is a number of seconds or a date; 0 if it is neither."""
+    with suppress(ValueError, OverflowError):
+        return float(text) if text.isdecimal() else max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    return 0.0
 
 
 def _basic(user: str) -> str:

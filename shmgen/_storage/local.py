@@ -1,4 +1,4 @@
-"""Local files, on disks and mounts: errors that may pass."""
+"""Local files, on disks and mounts: errors that may pass, and files that stand for others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import time
 from collections.abc import Callable
 from typing import TypeVar
+
+from shmgen.errors import FormatError
 
 T = TypeVar("T")
 
@@ -39,3 +41,9 @@ def again(read: Callable[[], T], forget: Callable[[], object] | None = None) -> 
             forget()
         time.sleep(pause)
     return read()
+
+
+def refuse_pointer(start: bytes) -> None:
+    """Make sure that the file that begins so is no pointer, which Git LFS puts in place of a file that it has not fetched."""
+    if start.startswith(b"version http"):
+        raise FormatError("expected data, found a pointer file of Git LFS in their place; run `git lfs pull` in the repository")
