@@ -138,7 +138,9 @@ class CheckedValues:
         small, distinct = np.min_scalar_type(len(names)), _distinct_ints(self._column)
         if distinct.size and set(distinct.tolist()) <= numbers.keys():  # a million ints take no loop over them
             table = np.array([numbers[name] for name in distinct.tolist()], small)
-            rows = table[np.searchsorted(distinct, self._column)]
+            rows = np.empty(len(self._ids), small)
+            for some, block in zip(_blocks(np.asarray(self._column)), _blocks(rows), strict=True):
+                block[...] = table[np.searchsorted(distinct, some)]
         else:
             rows = np.fromiter(positions(), small, len(self._ids))
         return CheckedValues(self._ids, rows, self._field).rows(dtype or np.dtype(np.int64))
@@ -175,7 +177,7 @@ def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
 def _distinct_ints(column: Any) -> np.ndarray:
     """The ints in an array of them, sorted; none if it is something else."""
     are_ints = isinstance(column, np.ndarray) and column.dtype.kind in "iu" and column.ndim == 1
-    return np.unique(column) if are_ints else np.empty(0, np.int64)
+    return np.unique(np.concatenate([np.unique(some) for some in _blocks(column)])) if are_ints else np.empty(0, np.int64)
 
 
 def _remedy(value: object) -> str:
