@@ -69,8 +69,19 @@ def test_workers_read_it(caplog: pytest.LogCaptureFixture) -> None:
     assert "functions that workers call import" not in caplog.text
 
 
+REFUSED = [
+    (("torch", "IterableDataset"), "it has no samples by number"),
+    (("torch", "DataLoader"), "pass its data set, loader.dataset"),
+    (("tensorflow", "DatasetV2"), "pass the ids or file names that it was made of"),
+    (("keras", "PyDataset"), "it makes batches"),
+]
+
+
 def test_what_is_refused() -> None:
-    """A data set with a source beside it is refused with a remedy."""
+    """A data set without samples by number, or with a source beside it, is refused with a remedy."""
+    for base, said in REFUSED:
+        with pytest.raises(InputError, match=f"found a {base[1]} of {base[0]}: {said}"):
+            Loader(made(np.square, base_of(*base)), batch_size=4)
     with pytest.raises(InputError, match="found a data set, which has the samples; give one"):
         Loader(made(np.square), batch_size=4, source=np.square)
 

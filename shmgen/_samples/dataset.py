@@ -7,11 +7,22 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
+from shmgen.errors import InputError
+
 OWN_TYPES = (str, bytes, list, tuple, range, set, frozenset, Mapping)
 """Never data sets, also where something else is wrong with them as ids."""
 
 DATASETS = {("torch", "Dataset"), ("datasets", "Dataset")}
 """Base classes of data sets: the package, and the name."""
+
+
+REFUSED = {
+    ("torch", "IterableDataset"): "it has no samples by number; pass ids of its files or rows, and a function of them as source=",
+    ("torch", "DataLoader"): "pass its data set, loader.dataset, and batch_size",
+    ("tensorflow", "DatasetV2"): "pass the ids or file names that it was made of, and a function of them as source=",
+    ("keras", "PyDataset"): "it makes batches; pass the ids that it was made of, and a function that reads one sample as source=",
+}
+"""Other base classes, and what to do in place of passing such an object."""
 
 
 class Dataset(Protocol):
@@ -23,10 +34,13 @@ class Dataset(Protocol):
 
 
 def is_dataset(value: object) -> TypeGuard[Dataset]:
+    """Whether ``value`` is a data set, and not a list of ids. One whose samples can't be read one by one is refused."""
     kind = type(value)
     if isinstance(value, OWN_TYPES) or hasattr(kind, "__array__"):
         return False
     bases = {(base.__module__.partition(".")[0], base.__name__) for base in kind.__mro__}
+    for base in REFUSED.keys() & bases:
+        raise InputError(f"list_IDs: expected ids, or a data set, found a {base[1]} of {base[0]}: {REFUSED[base]}")
     is_map = hasattr(kind, "__len__") and hasattr(kind, "__getitem__")
     return is_map and (bool(DATASETS & bases) or not hasattr(kind, "__iter__"))
 
