@@ -309,10 +309,3 @@ def test_looks_are_cheap() -> None:
     assert autoscaler.pause == LOOK
     look(autoscaler, 0.1, 100.0, wait=0.0, busy=0.5, cpu=0.5)
     assert autoscaler.pause == LONG
-
-
-def test_a_server_is_asked_for_no_more_than_it_serves() -> None:
-    """Where 64 requests in flight are answered no faster than 8, there are soon not many more than 8."""
-    seen = run(FEW_AT_ONCE, Target(2, 1), 3.0, workers=False)
-    assert max(decision.reads for decision in decisions(seen)) == 32
-    assert 4 <= seen.target.reads <= 8, seen.decisions

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -267,48 +264,3 @@ def test_a_batch_that_another_thread_waits_for_is_still_to_come(folder: Callable
         answer(data, 5)
         late.outcome()
         assert loader.state_dict()["consumed"] == 12
-
-
-KILLED = """
-import json
-from pathlib import Path
-
-def main():
-    place, log = Path("state.json"), open("log", "a")
-    with Loader(IDS, LABELS, 4, data_dir=DATA, workers=2, seed=3) as loader:
-        if place.exists():
-            loader.load_state_dict(json.loads(place.read_text()))
-        while loader.state_dict()["epoch"] < 2:
-            for X, y in loader:
-                state = loader.state_dict()
-                Path("new").write_text(json.dumps(state))
-                os.rename("new", place)
-                log.write(f"{{state['epoch']}} {{state['consumed']}} {{y.tolist()}}\\n")
-                log.flush()
-                say("batch")
-                if {stands_still}: time.sleep(1000)
-    say("done")
-
-main()
-"""
-
-
-def has_lines(path: Path, count: int) -> bool:
-    return path.exists() and path.read_text().count("\n") == count
-
-
-def test_after_a_kill_nothing_is_read_twice(folder: Callable[..., DataSet], script: Callable) -> None:
-    """A script that is killed at any batch, and run again, gets each batch of two epochs once, as one that was not killed."""
-    data = folder(24)
-    place = data.path.parent
-    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=0, seed=3) as loader:
-        labels = [y.tolist() for _ in range(2) for _, y in loader]
-    whole = [f"{number // 6} {4 * (number % 6)} {batch}" for number, batch in enumerate(labels, 1)]
-    for lines in (2, 9):
-        run = script(KILLED.format(stands_still=f"state['epoch'] * 6 + state['consumed'] // 4 == {lines}"), data)
-        wait_until(partial(has_lines, place / "log", lines), "it stands still")
-        run.signal(signal.SIGKILL, group=True)
-        run.kill()
-    last = script(KILLED.format(stands_still=False), data)
-    assert last.end() == 0, last.err
-    assert (place / "log").read_text().splitlines() == whole

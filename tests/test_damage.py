@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import DataSet
-from ways import made, reader, run, shaking
+from ways import made, run, shaking
 
 from shmgen import Damaged, Loader, Npy, NpyRows, SampleError, TooManyDamaged, Values
 
@@ -120,42 +120,6 @@ def test_the_same_stands_in_at_any_split_of_rows(masked: tuple[DataSet, DataSet]
     expected = rows(workers=0)
     assert rows(workers=2, slots=3) == expected
     assert rows(workers=0, seed=1) != expected
-
-
-def bad(kind: str, data: DataSet) -> tuple[dict[str, Any], str, str]:
-    """A source of ``data``, or a transform, that fails for sample 7; and where, and why."""
-    read = reader(data)
-
-    def raises(id: str) -> np.ndarray:
-        if id == "id-7":
-            raise ValueError("no such picture")
-        return read(id)
-
-    def transform(x: np.ndarray, rng: object) -> np.ndarray | None:
-        return x[1:] if x[0, 0] == 7 else None
-
-    function = {"dim": (4, 3), "n_channels": 1, "dtype": "f4"}
-    found: dict[str, tuple[dict[str, Any], str, str]] = {
-        "raises": ({"source": raises, **function}, "source of field 'X'", "ValueError: no such picture\n\nTraceback"),
-        "transform": ({"transform": transform, "data_dir": data.path}, "transform of field 'X'", "expected shape .* found"),
-    }
-    return found[kind]
-
-
-@pytest.mark.parametrize(("kind", "workers"), [("raises", 1), ("transform", 0)])
-def test_a_function_that_fails(folder: Callable, kind: str, workers: int) -> None:
-    """Where a user's function raises, or returns what does not fit, another sample stands in as well."""
-    data = folder(N)
-    options, path, reason = bad(kind, data)
-    with Loader(data.ids, data.labels, BATCH, workers=workers, on_error="replace", max_damaged=0.1, **options) as loader:
-        for epoch in (1, 2):
-            labels = [label for X, y in loader for label in data.check(X, y)]
-            assert sorted(Counter(labels).values()) == [1] * (N - 2) + [2]
-            assert 7 not in labels
-            assert loader.stats.replaced == epoch
-        [damaged] = loader.damaged
-    assert (damaged.id, damaged.path) == ("id-7", path)
-    assert re.match(reason, damaged.reason), damaged.reason
 
 
 @pytest.mark.parametrize(("shuffle", "workers"), [(True, 1), (False, 0)])

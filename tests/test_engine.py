@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from conftest import Asking, wait_until
+from conftest import Asking
 from fakes import Engine, engine_of, values
-from moments import reads, whole_epoch
+from moments import whole_epoch
 
 from shmgen._plan.sampler import BatchId
 from shmgen.errors import ClosedError, SampleError, TooManyDamaged
@@ -27,21 +27,6 @@ def test_work_is_delivered(workers: int, reads: int, slots: int) -> None:
         engine.supervisor.handle(engine.workers.poll_events())
         done = sum(ticket.stop - ticket.start for tickets in engine.workers.given for ticket in tickets)
         assert engine.schedule.rows_done == done - sum(ticket.stop - ticket.start for ticket in engine.workers.queue)
-
-
-@reads
-def test_readers_may_be_done_in_any_order(reads: int) -> None:
-    """The last reader first: what is asked for comes as soon as its last ticket does."""
-    with engine_of(workers=3, reads=reads) as engine:
-
-        def last_first() -> bool:
-            able = engine.workers.able()
-            if able:
-                engine.workers.done(*able[-1])
-            return bool(able)
-
-        engine.workers.otherwise = last_first
-        whole_epoch(engine)
 
 
 def test_a_slow_reader_holds_up_no_other() -> None:
@@ -125,14 +110,6 @@ def test_too_many_failures_end_the_run() -> None:
         assert engine.workers.log == ["stop"]
 
 
-@reads
-def test_an_interrupted_ticket_is_read_anew(reads: int) -> None:
-    """Its whole batch, since what was read of it is not to be trusted."""
-    with engine_of(workers=2, reads=reads) as engine:
-        engine.workers.script.append(lambda: engine.workers.drop(0))
-        whole_epoch(engine)
-
-
 # Slots.
 
 
@@ -214,35 +191,6 @@ def test_closed_while_it_waits() -> None:
         with pytest.raises(ClosedError):
             engine.fetch(1)
         assert engine.prefetcher.errors.last is None
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_closed_while_other_threads_wait(asking: type[Asking], threads: int) -> None:
-    """All that wait are woken, and get ClosedError."""
-    with engine_of(ahead=False) as engine:
-        engine.workers.blocks = True
-        waiting = [asking(partial(engine.fetch, number)) for number in range(threads)]
-        wait_until(lambda: state(engine).waiting == threads, "all wait")
-        engine.prefetcher.close(ClosedError("closed"))
-        assert [type(thread.outcome()) for thread in waiting] == [ClosedError] * threads
-        assert engine.workers.log == ["stop"]
-
-
-def test_several_threads_wait(asking: type[Asking]) -> None:
-    """For the same batch and for others: each gets its own when the workers have answered, in whatever order."""
-    with engine_of(slots=4, ahead=False) as engine:
-        engine.workers.blocks = True
-        threads = [asking(partial(engine.fetch, number)) for number in (0, 1, 0)]
-        wait_until(lambda: state(engine).waiting == 3, "all wait")
-
-        def progress() -> bool:
-            with engine.prefetcher.lock:
-                engine.workers.work()
-            engine.workers.wake()
-            return not any(thread.is_alive() for thread in threads)
-
-        wait_until(progress, "all are served")
-        assert [thread.outcome() for thread in threads] == [engine.expected(number) for number in (0, 1, 0)]
 
 
 def state(engine: Engine) -> Any:

@@ -94,6 +94,24 @@ def test_all_that_hung_is_blamed_at_once() -> None:
         assert engine.workers.log == ["kill 0", "restart 0"]
 
 
+def test_who_holds_the_interpreter_is_blamed_alone() -> None:
+    """No other reader of its worker comes further either: all have hung for as long, so each is tried again by itself."""
+    with engine_of(workers=1, reads=3, on_error="replace") as engine:
+
+        def hold(worker: int, reader: int, row: int) -> None:
+            for other, one in enumerate(engine.workers.workers[worker].readers):
+                if one.ticket is not None:
+                    hang(engine, worker, other, row if other == reader else 0)
+
+        engine.strike(2, hold, times=2)
+        found = engine.fetch(0)
+        assert found[:2] + found[3:] == [0, 1, 3]
+        assert engine.damage.found.keys() == {2}
+        assert engine.workers.log == ["kill 0", "restart 0"] * 2
+        for number in range(1, 6):
+            assert engine.fetch(number) == engine.expected(number)
+
+
 def test_a_reader_that_waits_for_another_is_given_time() -> None:
     """It has taken a ticket and not begun, as while functions are called one at a time: no limit of its own is set to that."""
     with engine_of(workers=1, reads=3) as engine:

@@ -177,29 +177,6 @@ def test_all_die_right_after_construction(folder: Callable, workers: Callable) -
             assert loader.stats.restarts == 2
 
 
-def test_killed_again_and_again(folder: Callable, asking: Callable, workers: Callable) -> None:
-    """A worker killed after every few batches, at any moment of its life: each epoch holds what it should."""
-    data = folder(100)
-    with made("transform", data, workers=2) as loader, made("transform", data, workers=0) as reference:
-
-        def kill_on() -> None:
-            for number in range(5):
-                # A worker that is never left the time to do anything is no fault to survive.
-                least = loader.stats.batches + 5
-                wait_until(lambda: loader.stats.batches > least, "batches are delivered")  # noqa: B023
-                count: list[psutil.Process] = []
-                while len(count) < 2:  # one is just being replaced
-                    count = workers()
-                count[number % 2].kill()
-
-        killing = asking(kill_on)
-        while killing.is_alive():
-            for batch, expected in zip(loader, reference, strict=True):
-                assert as_bytes(batch) == as_bytes(expected)
-        assert killing.outcome() is None
-        assert loader.stats.restarts >= 4  # the last may not have been noticed yet
-
-
 # Samples that kill the worker that reads them.
 
 
@@ -214,24 +191,6 @@ def test_a_sample_that_kills_is_an_error_by_name(folder: Callable) -> None:
         assert loader.stats.restarts in (3, 4)  # one more where its ticket had other rows: these are tried one by one first
         X, y = flat(loader.batch(2))
         assert data.check(X, y - 1000) == [8, 9, 10, 11]
-
-
-def test_a_sample_that_kills_stands_aside(folder: Callable, caplog: pytest.LogCaptureFixture) -> None:
-    """With ``on_error="replace"`` it is replaced, in later epochs too, which cost no worker any more."""
-    data = folder(24)
-    with deadly("transform", data, ENDS["SIGSEGV"][0], None, workers=2, on_error="replace", max_damaged=0.1) as loader:
-        for epoch in range(1, 4):
-            labels = []
-            for X, y in map(flat, loader):
-                labels += data.check(X, y - 1000)
-            assert labels[:7] + labels[8:] == [*range(7), *range(8, 24)]
-            assert labels[7] != 7
-            assert loader.stats.restarts in (3, 4)  # one more where its ticket had other rows: these are tried one by one first
-            assert loader.stats.replaced == epoch
-        [damaged] = loader.damaged
-    assert damaged.id == "id-7"
-    assert damaged.reason.endswith("was killed by SIGSEGV")
-    assert caplog.text.count("it is replaced by another sample") == 1
 
 
 # Workers that can't start.

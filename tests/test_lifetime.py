@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from conftest import GONE_WITHIN, Script, until_waiting
 from leftovers import Gone, names
@@ -28,9 +27,6 @@ AT_ONCE = 2.0
 
 CTRL_C_WITHIN = 0.5
 """Seconds after Ctrl-C in which all must be gone."""
-
-TENSORFLOW_LEAVES_WITHIN = 6.0
-"""Seconds in which TensorFlow leaves a process, unless it waits for ever."""
 
 TRIES = 3
 """How often a time limit that a moment of load may miss is tried before the promise counts as broken."""
@@ -162,54 +158,6 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collectors(folder: Callable) -> Non
             assert [data.check(*batch)[0] for batch in batches] == [12, 16, 20]
     finally:
         gc.enable()
-
-
-FITTING = """
-import keras
-keras.utils.disable_interactive_logging()
-model = keras.Sequential([keras.layers.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
-model.compile(loss="mse")
-def main():
-    global other, held
-    other = shmgen.Sequence(IDS[:8], LABELS, 4, data_dir=DATA, workers=1)
-    held = other[0], [keras.ops.convert_to_tensor(array) for array in other[1]]  # until the process ends
-    sequence = shmgen.Sequence(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)
-    begun = threading.Event()
-    class Begun(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch, logs):
-            if batch == 2: begun.set()  # the next that this thread does is to wait, in TensorFlow, for what the file holds up
-    say_when_waiting("ready", sequence, begun)
-    try: model.fit(sequence, shuffle=False, verbose=0, callbacks=[Begun()])
-    finally: say("left")
-
-main()
-"""
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_a_fit_that_waits_for_a_file(folder: Callable, script: Callable, until: Callable) -> None:
-    """Ctrl-C ends ``fit`` too while TensorFlow waits for a batch that a file holds up that never answers.
-
-    TensorFlow itself takes a second to leave the process, whatever it was fed with, so the time limit is for ``fit``; and once in
-    ten times it waits for ever in its own code then, with all of Python's and ours gone.
-    """
-    for attempt in range(TRIES):
-        run = ready(folder, script, FITTING, True, f"try-{attempt}", options=("-W", "error::ResourceWarning"))
-        in_time = Deadline(CTRL_C_WITHIN)
-        run.signal(signal.SIGINT, group=True)
-        run.until("left")
-        late = in_time.passed
-        until(lambda run=run: not psutil.pid_exists(run.process.pid) or not run.workers, "the workers have gone")
-        if run.left(within=TENSORFLOW_LEAVES_WITHIN):
-            run.kill()
-        else:
-            assert run.end() != 0
-        assert "KeyboardInterrupt" in run.err
-        for complaint in ("ResourceWarning", "leaked", "Exception ignored", "in _stop"):
-            assert complaint not in run.err, run.err
-        if not late:
-            break
-    assert not late
 
 
 def test_workers_end_with_a_parent_whose_forked_child_lives_on(folder: Callable, script: Callable) -> None:
@@ -484,18 +432,3 @@ def test_a_constructor_that_fails_leaves_nothing(folder: Callable, monkeypatch: 
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     for process in started:
         assert process.returncode is not None
-
-
-def test_a_loader_made_in_a_thread_outlives_it(folder: Callable) -> None:
-    """A worker does not end with the thread that started it."""
-    data = folder(24)
-    made: list[Loader] = []
-    thread = threading.Thread(
-        target=lambda: made.append(Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, shuffle=False))
-    )
-    thread.start()
-    thread.join()
-
-    with made[0] as loader:
-        for _ in range(2):
-            assert [label for X, y in loader for label in data.check(X, y)] == list(range(24))

@@ -225,12 +225,6 @@ def test_orders_look_shuffled(samples: int, epochs: int) -> None:
     assert {name: figure for name, figure in found.items() if abs(figure) > FAR} == {}
 
 
-def test_figures_tell_a_network_of_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a few rounds less the network's orders would be told from shuffled ones."""
-    monkeypatch.setattr(order, "ROUNDS", 4)
-    assert any(abs(figure) > FAR for figures in QUALITY for _, figure in figures(whole, MAX_SORTED + 1, 40))
-
-
 def test_of_few_samples_all_orders_come_equally_often() -> None:
     """Over many epochs, and over many seeds, each of the n! orders comes about as often as any other."""
     for orders in (

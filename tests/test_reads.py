@@ -111,43 +111,6 @@ def test_a_death_amid_many_reads(
         assert set(files.split(", ")) == {str(data.file(id)) for id in held}
 
 
-TIMEOUT = 1.5
-"""Seconds: much more than a read takes that ends, also on a busy machine."""
-
-
-def test_who_holds_the_interpreter_is_blamed_alone(folder: Callable) -> None:
-    """The reads beside it can't go on either: they are not to blame."""
-    data = folder(64)
-    read = reader(data)
-
-    def hang(id: str) -> np.ndarray:
-        if id == "id-9":
-            import ctypes
-
-            ctypes.PyDLL(None).sleep(1_000_000)  # a call into C, during which no other thread of the process runs
-        time.sleep(0.05)
-        return read(id)
-
-    options: dict[str, Any] = {**LOADS, "slots": 4, "timeout": TIMEOUT, "on_error": "replace", "max_damaged": 0.02}
-    with Loader(data.ids, data.labels, source=Function(hang, (4, 3), 1, "f4", concurrent=True), **options) as loader:
-        found = labels(loader, data)
-        assert found[:9] + found[10:] == [*range(9), *range(10, 64)]
-        assert [damaged.id for damaged in loader.damaged] == ["id-9"]
-        assert loader.stats.restarts == 2
-
-
-def test_many_that_are_damaged_are_each_named(folder: Callable) -> None:
-    """Failures of several reads in flight, each with its own file and reason."""
-    data = folder(N)
-    missing = {f"id-{number}" for number in range(1, N, 3)}
-    for id in missing:
-        data.file(id).unlink()
-    with Loader(data.ids, data.labels, data_dir=data.path, on_error="replace", max_damaged=0.5, **LOADS) as loader:
-        assert len(labels(loader, data)) == N
-        assert {damaged.id for damaged in loader.damaged} == missing
-        assert all(damaged.path == str(data.file(damaged.id)) for damaged in loader.damaged)
-
-
 @pytest.mark.parametrize(("how", "times"), [("fails", 10), ("hangs", 1), ("dies", 1)])
 def test_a_batch_is_an_error_once_its_last_row_is_read(folder: Callable, how: str, times: int) -> None:
     """Whether that is read before or after another of its rows is given up, the request for the batch ends."""

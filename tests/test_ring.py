@@ -154,20 +154,11 @@ def test_pages_are_reserved() -> None:
 def test_a_sheet_lies_where_workers_look() -> None:
     """A slot's bytes at ``sheet_offset`` are the words that were written."""
     ring = make_ring(slots=3)
-    ring.sheet(1)[:] = [2, 3, 4, 1, 10, 20, 30, 40]
+    ring.sheet(1)[:] = words = [2, 3, 4, 1, 10, 20, 30, 40]
     ring.arrays(1)[0][:] = 1.5
     end = ring.layout.sheet_offset + 8 * 8
     assert end <= ring.layout.slot_bytes
-    assert Segments(ring.fd, ring.layout.slot_bytes)[1][ring.layout.sheet_offset : end].cast("q").tolist() == [
-        2,
-        3,
-        4,
-        1,
-        10,
-        20,
-        30,
-        40,
-    ]
+    assert Segments(ring.fd, ring.layout.slot_bytes)[1][ring.layout.sheet_offset : end].cast("q").tolist() == words
     ring.sheet(1)[4:7] = -1  # the mark of a row that has been read
     assert [ring.is_read(1, rows) for rows in (3, 4)] == [IS_ORDERED, False]
     ring.close()

@@ -333,30 +333,6 @@ def test_what_is_read_once_more_comes_before_what_was_not_given_out_yet() -> Non
     assert spans(plan.take())[0] == (0, first.start, first.stop)
 
 
-@pytest.mark.parametrize("end", ["done", "failed", "retried", "retried-alone", "lost"])
-def test_after_a_suspect_all_goes_on(end: str) -> None:
-    """Whatever has become of it."""
-    plan = schedule(slots=2, readers=2, rows=2)
-    one, *others = begin(plan, [], batches())
-    read(plan, others)
-    plan.retry(one, alone=True)
-    [suspect] = plan.take()
-    plan.add_slots(1)
-    plan.assign([BatchId(0, 9)], [])
-    if end == "lost":
-        plan.lose_slot(suspect)
-    elif end.startswith("retried"):
-        plan.retry(suspect, alone=end == "retried-alone")
-    else:
-        plan.done([suspect.id], ValueError() if end == "failed" else None)
-    given = []
-    while more := plan.take():
-        given += more
-        read(plan, more)
-    assert ready(plan, BatchId(0, 9)) is not None
-    assert (spans([suspect])[0] in spans(given)) == end.startswith("retried")
-
-
 def test_a_ticket_is_wanted_while_its_batch_is_in_its_slot() -> None:
     """Not once the batch has been discarded, also while it is read anew in another slot."""
     plan = schedule(slots=2, rows=1)

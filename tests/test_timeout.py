@@ -63,24 +63,6 @@ def test_a_read_that_never_ends_is_an_error_by_name(folder: Callable, caplog: py
     assert "memory" not in caplog.text
 
 
-def test_a_read_that_never_ends_stands_aside(folder: Callable) -> None:
-    """With ``on_error="replace"`` it is replaced, in later epochs too, which do not wait for it any more."""
-    data = folder(N)
-    data.fifo(9)
-    with in_order("function", data, workers=2, on_error="replace", max_damaged=0.1) as loader:
-        found = []
-        for epoch in range(1, 4):
-            found += [as_bytes(batch) for batch in loader]
-            assert loader.stats.replaced == epoch
-            assert loader.stats.restarts == 1
-        [damaged] = loader.damaged
-    assert damaged.id == "id-9"
-    assert re.fullmatch(BLAME, damaged.reason)
-    mend(data, 9)
-    expected = run(in_order("function", data, workers=0), epochs=3)
-    assert [number for number in range(18) if found[number] != expected[number]] == [2, 8, 14]
-
-
 def test_a_stopped_worker_changes_no_byte(folder: Callable, workers: Callable, caplog: pytest.LogCaptureFixture) -> None:
     """One that was stopped is replaced if anything waits for it; what it held is read again, and no sample is blamed."""
     data = folder(N)

@@ -154,16 +154,6 @@ def costly(cost: Callable[[], None]) -> Source:
 
 
 @pytest.mark.usefixtures("two_rounds")
-def test_the_number_is_recommended_from_what_was_measured() -> None:
-    """Of samples that each take their time, no worker reads more than that allows; the number follows from the rates."""
-    tuning = tune(range(64), batch_size=2, source=costly(sleep), slots=4, workers=[1, 2], step_ms=40.0, seconds=SECONDS)
-
-    for one in tuning.measurements:
-        assert one.samples * COST / one.workers < 1.2, one
-    assert tuning.workers == recommend(tuning.measurements, 40.0, tuning.processors)[0]
-
-
-@pytest.mark.usefixtures("two_rounds")
 def test_what_computes_takes_processors() -> None:
     """Samples that compute take as many processors as their time adds up to, and little I/O wait."""
     tuning = tune(range(64), batch_size=2, source=costly(compute), slots=4, workers=[1, 2], seconds=SECONDS)

@@ -14,7 +14,7 @@ from ways import computed, rows
 
 from shmgen import InputError, Loader, TooManyDamaged, Values
 from shmgen._plan.order import Order
-from shmgen._plan.weighted import WeightedOrder, WeightTable, _scaled
+from shmgen._plan.weighted import WeightedOrder, WeightTable
 
 
 def drawn(weights: Any, seed: int = 0, epoch: int = 0) -> np.ndarray:
@@ -98,12 +98,6 @@ def test_weights_of_all_sizes() -> None:
     assert sorted(drawn([np.finfo(float).max] * 3).tolist()) == [0, 1, 2]
     assert drawn([0.0, 0.0, 5.0]).tolist() == [2, 2, 2]
     assert WeightTable(np.array([1.0, tiny])).total > WeightTable(np.array([1.0, 0.0])).total
-
-
-@given(st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 62) - 1))
-def test_products_of_128_bits(word: int, below: int) -> None:
-    """Their upper halves are those of Python's own ints."""
-    assert _scaled(np.array([word], np.uint64), np.array([below], np.uint64)).tolist() == [word * below >> 64]
 
 
 # In a loader.

@@ -227,16 +227,6 @@ def test_few_files_of_the_package_run_for_a_ticket(worker: Callable[..., Worker]
     assert 3 <= len(often) <= MOST_FILES, often
 
 
-def test_readers_take_what_is_put_in_its_order(worker: Callable[..., Worker]) -> None:
-    """One reader does the tickets as they come; each fills its own rows and nothing else."""
-    one = worker(Called(), 1)
-    one.sheet(0, range(50, 58))
-    ids = [one.put(0, start, start + 2) for start in (4, 0, 2)]
-    one.until_done(ids)
-    assert one.done == ids
-    assert one.rows(0)[:8] == [50, 51, 52, 53, 54, 55, 0, 0]
-
-
 def test_other_numbers_of_readers(worker: Callable[..., Worker]) -> None:
     """More begin when a reader looks the next time; what is too many ends after a ticket more; the last one stays."""
     flight = threading.Semaphore(0)
@@ -478,20 +468,6 @@ def test_a_slot_that_can_not_be_mapped_is_told(worker: Callable[..., Worker]) ->
     assert one.done == []
 
 
-def test_slots_that_the_ring_has_grown_by_are_mapped(worker: Callable[..., Worker]) -> None:
-    """By the reader that is first to need one, however many do at once."""
-    one = worker(Called(met(8)), 8)
-    os.ftruncate(one.ring, 4 * SLOTS * mmap.PAGESIZE)
-    other = Segments(one.ring, mmap.PAGESIZE)
-    for slot in range(SLOTS, SLOTS + 8):
-        words = np.array([0, 0, 8, 0, *range(10 * slot, 10 * slot + 8)], np.int64)
-        other[slot][SHEET : SHEET + words.nbytes] = words.view(np.uint8).data
-    one.until_done([one.put(slot, 0, 1) for slot in range(SLOTS, SLOTS + 8)])
-    assert [one.rows(slot)[0] for slot in range(SLOTS, SLOTS + 8)] == [10 * slot for slot in range(SLOTS, SLOTS + 8)]
-    assert len(one.segments) == 4 * SLOTS
-    other.close()
-
-
 def test_readers_end_when_they_are_not_heard(worker: Callable[..., Worker]) -> None:
     """The main process has gone: the first report or failure that can't be told is the last."""
 
@@ -701,7 +677,7 @@ print(json.dumps({"lost": sorted(out - set(queued)), "twice": twice, "done": don
 
 def test_no_death_loses_a_ticket() -> None:
     """Processes that share a queue are killed at any moment: each ticket is done, still in the queue, or a dead one's record."""
-    kills = 15
+    kills = 8
     found = processes(KILLS, 0, kills)
     assert found["lost"] == []
     assert found["twice"] == 0

@@ -93,15 +93,6 @@ def test_one_fit_over_short_epochs_goes_through_one_pass(data: Data) -> None:
         assert model.taken() == first + second
 
 
-def test_epochs_of_one_fit(data: Data) -> None:
-    """The first `fit` trains on epoch 0's order, and every epoch on the next."""
-    model = Recorder()
-    with data.sequence() as sequence:
-        model.fit(sequence, epochs=3, verbose=0)
-        model.fit(sequence, epochs=1, verbose=0)
-    assert model.taken() == sum(data.epochs(4), [])
-
-
 def test_a_fit_that_begins_later(data: Data) -> None:
     """``fit(initial_epoch=2)`` with ``epoch=2`` trains on the orders that it would have had."""
     model = Recorder()

@@ -11,10 +11,10 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
-from recorder import SHAPE, Recorder, address
-from ways import in_a_ring, kill
+from recorder import SHAPE, address
+from ways import in_a_ring
 
-from shmgen import Function, Loader, Npy, Sequence, Values
+from shmgen import Function, Npy, Sequence, Values
 
 N = 53
 
@@ -78,18 +78,6 @@ def test_dtypes_of_ml_dtypes(data: Any) -> None:
         Own(look).fit(sequence, verbose=0)
         assert all(map(in_a_ring, set(found)))
     assert len(found) == 6
-
-
-def test_workers_that_die_are_replaced(data: Any, workers: Callable) -> None:
-    """A worker killed in each epoch of ``fit``: the order is the loader's."""
-    with Loader(data.ids, data.labels, 5, data_dir=data.path, workers=0) as loader:
-        expected = [y.tolist() for _ in range(3) for _, y in loader]
-    recorder = Recorder()
-    killer = keras.callbacks.LambdaCallback(on_train_batch_end=lambda number, logs: kill(workers()[0]) if number == 1 else None)
-    with Sequence(data.ids, data.labels, 5, data_dir=data.path, workers=2, slots=4) as sequence:
-        recorder.fit(sequence, epochs=3, verbose=0, callbacks=[killer])
-        assert sequence.stats.restarts == 3
-    assert recorder.taken() == expected
 
 
 BEHIND_A_PROBE = 2
