@@ -136,18 +136,6 @@ def test_bad_arguments_are_named(folder: Callable) -> None:
             assert isinstance(raised.value, ValueError)
 
 
-def test_bad_labels_are_named(folder: Callable) -> None:
-    """A label that is no class is named with its id, what was expected and what was found."""
-    data = folder(8)
-    for label, n_classes, message in (
-        (None, None, "expected an int, found None"),
-        ([0, 1], None, r"expected an int, found \[0, 1\]"),
-        (-1, 8, "expected an int from 0 to 7, found -1"),
-    ):
-        with pytest.raises(InputError, match=rf"id 'id-3', field 'y': {message}"):
-            Loader(data.ids, {**data.labels, "id-3": label}, 2, data_dir=data.path, n_classes=n_classes)
-
-
 def test_too_few_ids(folder: Callable) -> None:
     """Too few ids for a batch are an error with their number."""
     data = folder(1)

@@ -110,7 +110,14 @@ def test_loaders_of_a_billion_samples(files: Path) -> None:
 
 def test_an_id_beyond_a_billion_rows(files: Path) -> None:
     """It is named at once, from the ends of the range."""
-    for ids, id in ((range(SAMPLES + 1), SAMPLES), (range(-1, SAMPLES), -1), (range(SAMPLES, 0, -1), SAMPLES)):
+    bad: list[tuple[Any, int]] = [
+        (range(SAMPLES + 1), SAMPLES),
+        (range(-1, SAMPLES), -1),
+        (range(SAMPLES, 0, -1), SAMPLES),
+        (range(0, 1 << 80, 1 << 70), (1 << 80) - (1 << 70)),
+        ([3, -2, SAMPLES], -2),
+    ]
+    for ids, id in bad:
         for source in (NpyRows(files / "all.npy"), Hdf5(files / "all.h5", "rows")):
             with pytest.raises(InputError, match=f"id {id}: expected a row's number from 0 to {SAMPLES - 1}"):
                 Loader(ids, None, 64, source=source, workers=0)

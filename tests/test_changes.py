@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DataSet, until_waiting
+from conftest import DataSet
 
 from shmgen import Loader, NpyRows, SampleError
 
@@ -49,36 +48,6 @@ def test_files_replaced_between_epochs(folder: Callable[..., DataSet]) -> None:
         replaced(data, NEW)
         assert set(news(data, loader)) <= {0, NEW}
         assert news(data, loader) == [NEW] * N
-
-
-def test_a_file_mended_after_an_interrupt(folder: Callable[..., DataSet], until: Callable[..., None]) -> None:
-    """A batch that failed after its wait was interrupted is read again when asked for again."""
-    data = folder(N)
-    fifo = data.fifo(9)
-
-    def interrupt(main: int = threading.get_ident()) -> None:
-        until_waiting(loader)
-        signal.pthread_kill(main, signal.SIGUSR1)
-
-    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=4, shuffle=False) as loader:
-        batches = iter(loader)
-        for _ in range(2):
-            next(batches)
-        before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
-        try:
-            struck = threading.Thread(target=interrupt)
-            struck.start()
-            with pytest.raises(KeyboardInterrupt):
-                next(batches)
-            struck.join()
-        finally:
-            signal.signal(signal.SIGUSR1, before)
-        with open(fifo, "wb"):  # which lets the worker go on, and is no file to read from
-            pass
-        until(lambda: not any(worker.busy for worker in loader.state.workers), "both workers are done")
-        fifo.unlink()
-        data.write(9)
-        assert news(data, loader) == [0] * N
 
 
 def test_a_folder_deleted_amid_an_epoch(folder: Callable[..., DataSet]) -> None:

@@ -128,7 +128,7 @@ say("done")
     assert not names()
 
 
-IN_TURN = {0: 230, 1: 10}
+IN_TURN = {0: 230, 1: 6}
 """How many loaders are made in turn, by their number of workers."""
 
 LEAST_LEFT = 2 << 20
@@ -165,7 +165,7 @@ def test_many_loaders_in_turn(folder: Callable, workers: int) -> None:
 
 
 def test_few_open_files_suffice(folder: Callable, script: Callable) -> None:
-    """With a limit of 256 open files: 8 loaders of 2 workers each, all batches of an epoch of 200 held, and both at once."""
+    """With a limit of 256 open files: 8 loaders of 2 workers each, all batches of an epoch of 100 held, and both at once."""
     code = """
 import resource, shmgen._engine.held_slots
 shmgen._engine.held_slots.GROW_AFTER = 0.05
@@ -173,20 +173,20 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 
 def check(batches):
     assert all((X == y[:, None, None] % 97).all() for X, y in batches)
-    assert sorted(label for X, y in batches for label in y.tolist()) == list(range(200))
+    assert sorted(label for X, y in batches for label in y.tolist()) == list(range(100))
 
 loaders = [Loader(IDS, LABELS, 1, data_dir=DATA, workers=2) for _ in range(8)]
 held = [list(loader) for loader in loaders[:2]]
 for batches in held: check(batches)
-for loader in loaders: assert sum(len(y) for X, y in loader) == 200
+for loader in loaders: assert sum(len(y) for X, y in loader) == 100
 say(len(os.listdir("/proc/self/fd")))
 for loader in loaders: loader.close()
 for batches in held: check(batches)
 """
-    run = script(code, folder(200))
+    run = script(code, folder(100))
 
     assert run.end() == 0, run.err
     assert run.err == ""
     # Four a worker: socket, process, life, status page. Ten a loader: memory and ids, each mapped as well, two pipes, and what is
-    # waited on. And a mapping each time that one of two grew by a quarter, from 16 slots to 200.
+    # waited on. And a mapping each time that one of two grew by a quarter, from 16 slots to 100.
     assert int(run.out) <= 8 * (4 * 2 + 10) + 2 * 12 + 8

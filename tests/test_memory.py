@@ -186,27 +186,6 @@ def target_of(fd: str) -> str:
         return ""
 
 
-def test_a_worker_that_cant_map_the_ring_says_so(folder: Callable, script: Callable) -> None:
-    """Under a limit on its address space, the error is one that can be caught, and names the limit; no traceback is printed."""
-    code = """
-from shmgen._worker import launch
-popen = launch.subprocess.Popen
-def start(*args, **kwargs):
-    return popen(*args, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (200 << 20,) * 2), **kwargs)
-import resource
-launch.subprocess.Popen = start
-with Loader(IDS, LABELS, 1, data_dir=DATA, workers=1, slots=400) as loader:
-    try: list(loader)
-    except shmgen.StartError as error: say(error)
-"""
-    run = script(code, folder(4, (ROW,)))
-
-    assert run.end() == 0, run.err
-    assert run.out.startswith("a worker can't start: OSError: [Errno 12] Cannot allocate memory: ")
-    assert "this process may have 209,715,200 bytes of address space (ulimit -v)" in run.out
-    assert not run.err
-
-
 TREES = {
     # /proc/meminfo, /proc/self/cgroup, files among the cgroups -> bytes
     "nothing-known": (None, None, {}, 1 << 62),

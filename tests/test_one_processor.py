@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
 
@@ -11,37 +10,22 @@ import pytest
 from ways import computed, rows
 
 
-def usage(id: int) -> tuple[int, float, float]:
-    """Threads of this process, and seconds of processor and clock that products of matrices took."""
-    square = np.ones((400, 400))
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(6):
-        square @ square
-    return len(os.listdir("/proc/self/task")), time.process_time() - cpu, time.perf_counter() - wall
-
-
-def measured(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> np.ndarray:
+def test_a_worker_uses_one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of matrices take no more processor time than clock time, and make no threads."""
     for name in list(os.environ):
         if name.endswith(("_NUM_THREADS", "_FOR_THREADS_NUM")):
             monkeypatch.delenv(name)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    here = {"np": np, "time": time, "os": os}
-    exec(inspect.getsource(usage), here)  # by value: a worker must not import this module
-    return rows(computed(here["usage"], workers=1, ids=range(8), shuffle=False, batch_size=4))
 
+    def usage(id: int) -> tuple[int, float, float]:
+        square = np.ones((400, 400))
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(6):
+            square @ square
+        return len(os.listdir("/proc/self/task")), time.process_time() - cpu, time.perf_counter() - wall
 
-def test_a_worker_uses_one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products of matrices take no more processor time than clock time, and make no threads."""
-    threads, cpu, wall = measured(monkeypatch, {}).T
+    threads, cpu, wall = rows(computed(usage, workers=1, ids=range(8), shuffle=False, batch_size=4)).T
     assert threads.max() <= 2, "its own, and the one that ends it with its parent"
     assert cpu.sum() <= 1.2 * wall.sum()
-
-
-def test_the_users_number_of_threads_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a variable is set, NumPy has the threads that it would have without us."""
-    threads, _, _ = measured(monkeypatch, {"OMP_NUM_THREADS": "2"}).T
-    assert threads.min() == 1 + min(2, len(os.sched_getaffinity(0)))  # OpenBLAS makes no more than there are processors
 
 
 def test_thread_pools_are_told_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:

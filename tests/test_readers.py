@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmgen import InputError, Npy, NpyRows, SampleError
+from shmgen import Npy, NpyRows, SampleError
 from shmgen._sources import npy
 from shmgen._sources.base import BuiltinSource, Source
 
@@ -233,24 +233,3 @@ def test_rows_that_are_neighbours_are_asked_for_at_once(folder: Callable, calls:
     calls.clear()
     assert Bound(source.reader).filled(ids) == ids
     assert [call for call, _ in calls] == ["open", *["read"] * 8]
-
-
-@pytest.mark.timeout(20)
-def test_numbers_of_rows_are_checked_all_at_once(tmp_path: Path) -> None:
-    """A thousand million rows take no loop over them; and a number that is no row's is named."""
-    path = tmp_path / "all.npy"
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (10**9,)})
-        file.truncate(128 + 10**9)
-    NpyRows(path).bind(range(10**9))
-    NpyRows(path).bind(range(10**9 - 1, -1, -1))
-    bad: tuple[tuple[Any, int], ...] = (
-        (range(10**9 + 1), 10**9),
-        (range(5, -2, -1), -1),
-        (range(0, 1 << 80, 1 << 70), (1 << 80) - (1 << 70)),
-        ([3, 1 << 70, -2], 1 << 70),
-        ([3, -2, 10**9], -2),
-    )
-    for ids, id in bad:
-        with pytest.raises(InputError, match=rf"id {id}: expected a row's number from 0 to 999999999, of .* rows, in {path}"):
-            NpyRows(path).bind(ids)
