@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +21,6 @@ from benchmarks.readers import Reader
 from benchmarks.report import Beside, Report
 from benchmarks.storage import ANSWER_MS, FILE_MS, serving, storage
 
-slow_kinds = pytest.mark.parametrize("kind", ["server", "mount"])
-
 
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
@@ -33,22 +30,17 @@ def case(tmp_path: Path) -> Case:
     return case
 
 
-@contextmanager
-def slow(kind: str, case: Case) -> Iterator[str]:
-    """`storage`, or a skip where the machine lacks it."""
+@pytest.mark.parametrize("kind", ["server", "mount"])
+def test_slow_storage(kind: str, case: Case) -> None:
+    """It has the same files; one read takes the delay, many at once less than half of the sum; a missing file is an error."""
+    expected, labels = Reader(case).batch(range(64))
+    delay = (2 * FILE_MS if kind == "mount" else ANSWER_MS) / 1e3
     with ExitStack() as stack:
         try:
             seen = stack.enter_context(storage(kind, case))
         except UnavailableError as error:
             pytest.skip(str(error))
-        yield seen
-
-
-@slow_kinds
-def test_slow_storage_shows_the_same_files(kind: str, case: Case) -> None:
-    """Slow storage has the same files, and a missing one is an error."""
-    expected, labels = Reader(case).batch(range(64))
-    with slow(kind, case) as seen, ThreadPoolExecutor(8) as pool:
+        pool = stack.enter_context(ThreadPoolExecutor(32))
         there = replace(case, seen=seen)
         reader = Reader(there)
         batches = list(pool.map(reader.batch, np.arange(64).reshape(8, 8)))
@@ -56,14 +48,6 @@ def test_slow_storage_shows_the_same_files(kind: str, case: Case) -> None:
         assert np.array_equal(np.concatenate([y for _, y in batches]), labels)
         missing = pool.submit(reader.sample, there.path("none").encode())
         assert isinstance(missing.exception(), OSError)
-
-
-@slow_kinds
-def test_slow_storage_serves_many_at_once(kind: str, case: Case) -> None:
-    """One read takes the delay; many at once take less than half of the sum."""
-    delay = (2 * FILE_MS if kind == "mount" else ANSWER_MS) / 1e3
-    with slow(kind, case) as seen, ThreadPoolExecutor(32) as pool:
-        reader = Reader(replace(case, seen=seen))
 
         def seconds(of: int) -> float:
             begin = time.perf_counter()

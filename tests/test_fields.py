@@ -87,12 +87,9 @@ REFUSED = [
     pytest.param({"inputs": one(), "dim": (3,)}, "describe the only input", id="inputs-and-dim"),
     pytest.param({"inputs": one(), "source": doubled}, "describe the only input", id="inputs-and-source"),
     pytest.param({"source": NpyRows("all.npy"), "dim": 3}, "NpyRows", id="dim-beside-a-file-that-says-it"),
-    pytest.param({"inputs": one(), "weights": one()}, "weights", id="weights-without-targets"),
-    pytest.param({"inputs": one(), "targets": one(), "n_classes": 60}, "n_classes", id="n_classes-and-targets"),
     pytest.param({"inputs": "folder"}, "field 'X': expected ", id="inputs-that-are-a-path"),
     pytest.param({"inputs": {"a": one(), "b": 3}}, "field 'b': expected a source.*found 3", id="a-field-that-is-a-number"),
     pytest.param({"inputs": {}}, "expected", id="no-inputs"),
-    pytest.param({"inputs": one(), "targets": {"a": [1, 2]}}, "expected", id="targets-of-the-wrong-length"),
 ]
 
 

@@ -257,24 +257,6 @@ def test_a_wrapper_has_the_passes_of_what_it_wraps(data: Data, wrapper: type[Aro
     assert model.taken() == epochs[0][:8] + epochs[1][:8] + epochs[2] + epochs[3] + epochs[4]
 
 
-def test_a_wrapper_around_two(data: Data) -> None:
-    """Each has a pass of its own, of which the wrapper makes pairs."""
-
-    class Pairs(keras.utils.PyDataset):
-        def __len__(self) -> int:
-            return min(len(one), len(other))
-
-        def __getitem__(self, index: int) -> Any:
-            (x, y), (X, _) = one[index], other[index]
-            assert (x == X).all()
-            return x, y
-
-    model = Recorder()
-    with data.sequence() as one, data.sequence() as other:
-        model.fit(Pairs(), epochs=3, verbose=0)
-    assert model.taken() == sum(data.epochs(3), [])
-
-
 def test_a_wrapper_that_keras_gives_threads(data: Data) -> None:
     """Then batches come by index alone: where ``on_epoch_end`` is not handed on, one warning says that epochs are the same."""
     for wrapper in (Around, AroundAll):
