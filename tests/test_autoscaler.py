@@ -150,10 +150,9 @@ def test_a_trainer_that_does_not_wait_needs_no_more(step: float) -> None:
         assert seen.rate(20.0, 30.0) >= 0.9 * machine.batch / step
 
 
-@pytest.mark.parametrize("convoy", [0.0, 0.5])
-def test_it_follows_a_storage_that_changes(convoy: float) -> None:
+def test_it_follows_a_storage_that_changes() -> None:
     """Where files take 10 ms from a moment on, many are read at once within two seconds; one again, when they do not."""
-    seen = run(Machine(convoy=convoy, slots=32), Target(2, 1), 10.0)
+    seen = run(Machine(convoy=0.5, slots=32), Target(2, 1), 10.0)
     assert seen.target == Target(2, 1)
     seen.becomes(latency=0.01)
     seen.run(2.0)

@@ -218,7 +218,7 @@ FAR = 4.0
 """Deviations from the mean. By chance one in 16,000 figures lies farther; there are about a hundred, always the same."""
 
 
-@pytest.mark.parametrize(("samples", "epochs"), [(64, 600), (1000, 60), (MAX_SORTED + 1, 10), (10**6 + 3, 1)])
+@pytest.mark.parametrize(("samples", "epochs"), [(64, 600), (1000, 60), (MAX_SORTED + 1, 10)])
 def test_orders_look_shuffled(samples: int, epochs: int) -> None:
     """No figure of places, neighbours and epochs is farther from what chance would give than chance explains."""
     found = dict(figure for figures in QUALITY for figure in figures(whole, samples, epochs))

@@ -247,7 +247,7 @@ def test_a_single_batch(folder: Callable) -> None:
     """A data set of one batch has rates too, with ``cold`` as well."""
     data = folder(BATCH)
 
-    tuning = tune(data.ids, batch_size=BATCH, data_dir=data.path, workers=[1], seconds=0.05, cold=True)
+    tuning = tune(data.ids, batch_size=BATCH, data_dir=data.path, workers=[0], seconds=0.05, cold=True)
 
     assert all(one.rate > 0 for one in tuning.measurements)
 
@@ -266,7 +266,7 @@ def test_a_framework_that_workers_import_is_said_once(
     def function(id: int) -> np.ndarray:
         return np.zeros(3) if framework else np.ones(3)
 
-    tuning = tune(range(8), source=function, batch_size=2, workers=[1, 2], seconds=0.01)
+    tuning = tune(range(8), source=function, batch_size=2, workers=[1], seconds=0.01)
 
     sys.modules.pop("tensorflow")
     assert [remark for remark in tuning.remarks if "import tensorflow: " in remark] == [tuning.remarks[0]]
@@ -303,12 +303,12 @@ def test_the_command_line(folder: Callable, tmp_path: Path, cli: Callable[..., R
     assert [one["workers"] for one in result["measurements"]] == [0, 1, 3]
     assert (result["data_dir"], result["batch_size"], result["step_ms"], result["of"]) == ("data", 8, 25.0, 32)
 
-    done = cli("tune", "data", *words, "--plot", "plot.svg")
+    done = cli("tune", "data", *words, "--workers", "0,1", "--plot", "plot.svg")
     assert (done.status, done.err) == (0, "")
     assert (tmp_path / "plot.svg").read_bytes().startswith(b"<?xml")
     lines = done.out.splitlines()
     assert lines[0].endswith("samples in batches of 8, 16 slots, read again and again")
-    assert [line.split()[0] for line in lines if line.split()[:1] in (["0"], ["1"], ["3"])] == ["0", "1", "3"]
+    assert [line.split()[0] for line in lines if line.split()[:1] in (["0"], ["1"])] == ["0", "1"]
     [chosen] = [line.split()[0] for line in lines if line.endswith("use this")]
     assert f" workers={chosen}: " in " ".join(done.out.split())
 
