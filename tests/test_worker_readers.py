@@ -405,6 +405,35 @@ def test_functions_are_called_in_the_main_thread_however_many_read(worker: Calla
     assert callers == {one.main}
 
 
+@pytest.mark.parametrize("kind", ["transform", "source"])
+def test_numbers_drawn_are_the_same_with_any_number_of_readers(worker: Callable[..., Worker], kind: str) -> None:
+    """Also from the global generators, which are seeded for each sample."""
+
+    def draw(row: np.ndarray) -> None:
+        row[:] = random.random() + np.random.random()
+
+    def transform(sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        draw(sample["X"])
+        sample["X"] += rng.random()
+
+    class Drawing(Called):
+        concurrent = False
+
+        def read(self, id: Any, row: np.ndarray) -> None:
+            draw(row)
+
+    found = []
+    for reads in (1, 6):
+        one = worker(Called(), reads, transform) if kind == "transform" else worker(Drawing(), reads)
+        for slot in range(SLOTS):
+            one.sheet(slot, range(8 * slot, 8 * slot + 8), epoch=3)
+        spans = [(0, 1), (1, 3), (3, 4), (4, 5), (5, 7), (7, 8)]
+        one.until_done([one.put(slot, *span) for slot in range(SLOTS) for span in spans])
+        found.append([one.rows(slot) for slot in range(SLOTS)])
+    assert found[0] == found[1]
+    assert len({row for rows in found[0] for row in rows[:8]}) == 8 * SLOTS
+
+
 def test_a_failure_is_told_and_the_reader_goes_on(worker: Callable[..., Worker]) -> None:
     """With the ticket, the row and the error, in place of a report."""
 
