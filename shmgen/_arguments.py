@@ -8,32 +8,28 @@ from functools import cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 ELSEWHERE = {
-    # what other libraries call an argument -> what to pass here
-    **dict.fromkeys(["num_workers", "n_workers", "worker_count", "num_parallel_calls", "use_multiprocessing"], "workers"),
-    **dict.fromkeys(
-        ["prefetch_factor", "prefetch", "prefetch_size", "max_queue_size", "buffer_size"], "slots, a number of batches"
-    ),
-    **dict.fromkeys(["drop_last", "drop_remainder"], "tail='drop', the default, or tail='keep'"),
-    **dict.fromkeys(["collate_fn", "map_fn", "transforms", "augment", "preprocessing_function", "preprocess"], "transform"),
-    **dict.fromkeys(["generator", "random_state", "rng", "shuffle_seed"], "seed"),
-    **dict.fromkeys(["sampler", "batch_sampler"], "shuffle, or sampling_weights"),
-    **dict.fromkeys(
-        ["sample_weight", "sample_weights"], "weights, for the loss, or sampling_weights, for how often each is drawn"
-    ),
-    **dict.fromkeys(["pin_memory", "persistent_workers", "multiprocessing_context"], "nothing: leave it out"),
-    **dict.fromkeys(["dataset", "reader", "loader"], "source"),
-    **dict.fromkeys(["ids", "indices", "filenames", "file_paths", "paths"], "list_IDs"),
-    **dict.fromkeys(["x", "X"], "inputs"),
-    **dict.fromkeys(["y", "target"], "labels, or targets"),
-    **dict.fromkeys(["directory", "root", "folder", "path", "data_path", "base_dir"], "data_dir"),
-    **dict.fromkeys(["target_size", "image_size", "input_shape", "shape"], "dim; of images, source=Images(folder, size=...)"),
-    **dict.fromkeys(["color_mode", "interpolation"], "source=Images(folder, mode=..., resize=...)"),
-    **dict.fromkeys(["class_mode", "label_mode"], "n_classes, for one-hot rows"),
-    **dict.fromkeys(["num_classes", "nb_classes"], "n_classes"),
-    **dict.fromkeys(["channels", "num_channels"], "n_channels"),
-    **dict.fromkeys(["validation_split", "subset"], "ids of one part: train, validation = shmgen.split(ids, labels, 0.2)"),
-    "worker_init_fn": "setup",
-    "steps_per_epoch": "steps_per_epoch to fit",
+    # what to pass here -> what other libraries call it
+    "workers": "num_workers n_workers worker_count num_parallel_calls use_multiprocessing",
+    "slots, a number of batches": "prefetch_factor prefetch prefetch_size max_queue_size buffer_size",
+    "tail='drop', the default, or tail='keep'": "drop_last drop_remainder",
+    "transform": "collate_fn map_fn transforms augment preprocessing_function preprocess",
+    "seed": "generator random_state rng shuffle_seed",
+    "shuffle, or sampling_weights": "sampler batch_sampler",
+    "weights, for the loss, or sampling_weights, for how often each is drawn": "sample_weight sample_weights",
+    "nothing: leave it out": "pin_memory persistent_workers multiprocessing_context",
+    "source": "dataset reader loader",
+    "list_IDs": "ids indices filenames file_paths paths",
+    "inputs": "x X",
+    "labels, or targets": "y target",
+    "data_dir": "directory root folder path data_path base_dir",
+    "dim; of images, source=Images(folder, size=...)": "target_size image_size input_shape shape",
+    "source=Images(folder, mode=..., resize=...)": "color_mode interpolation",
+    "n_classes, for one-hot rows": "class_mode label_mode",
+    "n_classes": "num_classes nb_classes",
+    "n_channels": "channels num_channels",
+    "ids of one part: train, validation = shmgen.split(ids, labels, 0.2)": "validation_split subset",
+    "setup": "worker_init_fn",
+    "steps_per_epoch to fit": "steps_per_epoch",
 }
 
 P = ParamSpec("P")
@@ -92,8 +88,9 @@ def _meant(unknown: str, signature: inspect.Signature) -> str:
     """Advice on an unknown argument: the one that was probably meant."""
     from difflib import get_close_matches
 
-    if unknown in ELSEWHERE:
-        return f"; pass {ELSEWHERE[unknown]}"
+    for here, names in ELSEWHERE.items():
+        if unknown in names.split():
+            return f"; pass {here}"
     by_lower_case = {known.lower(): known for known in signature.parameters}
     close = get_close_matches(unknown.lower(), by_lower_case, 1, 0.6)
     return f"; did you mean {by_lower_case[close[0]]}?" if close else ""

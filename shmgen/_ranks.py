@@ -45,8 +45,11 @@ def find_shard() -> Shard:
     Asks the runtimes that are live in this process: jax.distributed, torch.distributed, ray.train. If none is, reads the
     environment. Ranks that share one replica of a model under keras.distribution have the same part.
     """
-    live = live_runtimes()
-    rank, world = _agreed(live or _launchers(os.environ))
+    said = live_runtimes() or _launchers(os.environ)
+    if len(set(said.values())) > 1:
+        each = ", ".join(f"{rank} of {world} by {name}" for name, (rank, world) in said.items())
+        raise InputError(f"shard: expected one rank that all agree on, found {each}; {REMEDY}")
+    rank, world = next(iter(said.values()), ALONE)
     keras = sys.modules.get("keras")
     distribution = None if keras is None else keras.distribution.distribution()
     if distribution is None:
@@ -124,8 +127,7 @@ def _launchers(environment: Mapping[str, str]) -> dict[str, Shard]:
     # torchrun's variables may have been set by hand, so MPI's must agree.
     if found := dict(_pairs(environment, TORCHRUN, *MPI)):
         return found
-    in_step = "SLURM_STEP_NODELIST" in environment or environment.get(SLURM.rank, "0") != "0"
-    if in_step:
+    if "SLURM_STEP_NODELIST" in environment or environment.get(SLURM.rank, "0") != "0":
         return dict(_pairs(environment, SLURM))
     # In a batch script, or the shell of an allocation, the variables are of tasks that srun has yet to start.
     if environment.get(SLURM.world, "1") != "1":
@@ -151,11 +153,3 @@ def _pairs(environment: Mapping[str, str], *launchers: Launcher) -> Iterator[tup
             if not 0 <= shard.rank < shard.world:
                 raise InputError(f"shard: expected 0 <= {rank} < {world}, found {said}; {REMEDY}")
             yield f"{rank} and {world}", shard
-
-
-def _agreed(said: Mapping[str, Shard]) -> Shard:
-    """The one rank that all of them say."""
-    if len(set(said.values())) > 1:
-        each = ", ".join(f"{rank} of {world} by {name}" for name, (rank, world) in said.items())
-        raise InputError(f"shard: expected one rank that all agree on, found {each}; {REMEDY}")
-    return next(iter(said.values()), ALONE)

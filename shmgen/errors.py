@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, cast
 
 from shmgen._urls import shown_in
+
+HINTS: dict[int, str] = {
+    signal.SIGKILL: "; the kernel does that when memory runs out: try a smaller batch_size, fewer slots or fewer workers",
+    signal.SIGBUS: ": a file that it has mapped was truncated while it was read, or the memory of the ring is gone",
+}
+"""By the signal that killed a worker: its probable cause."""
 
 
 class ShmgenError(Exception):
@@ -58,9 +65,8 @@ class SampleError(ShmgenError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return shown_in(
-            printable(f"sample {self.id!r}, {'file ' if self.path.startswith('/') else ''}{self.path}: {self.reason}")
-        )
+        file = "file " if self.path.startswith("/") else ""
+        return shown_in(printable(f"sample {self.id!r}, {file}{self.path}: {self.reason}"))
 
 
 class FunctionError(SampleError):
@@ -87,19 +93,16 @@ class FunctionError(SampleError):
     @classmethod
     def of(cls, id: object, path: str, reason: str, kinds: tuple[tuple[str, str], ...] = ()) -> FunctionError:
         """An error that is also an instance of the first of ``kinds``, modules and names of classes, that is imported here."""
+        error = cls(id, path, reason)
         for module, name in kinds:
             kind = getattr(sys.modules.get(module), name, None)
-            # Python takes these for the end of an iteration.
-            if kind in (StopIteration, StopAsyncIteration, IndexError, Exception):
-                continue
-            if isinstance(kind, type) and issubclass(kind, Exception):
-                try:
+            # Python takes the first three for the end of an iteration.
+            others = (StopIteration, StopAsyncIteration, IndexError, Exception)
+            if isinstance(kind, type) and issubclass(kind, Exception) and kind not in others:
+                # A TypeError: its constructor takes other arguments, or the classes can't be combined.
+                with suppress(TypeError):
                     error = _as_both(cast("Any", kind))(id, path, reason)
-                except TypeError:  # its constructor takes other arguments, or the classes can't be combined
-                    continue
-                error.kinds = kinds
-                return error
-        error = cls(id, path, reason)
+                    break
         error.kinds = kinds
         return error
 
@@ -141,8 +144,7 @@ class TooManyDamaged(ShmgenError):
     def __str__(self) -> str:
         return (
             f"{self.damaged:,} of {self.samples:,} samples are damaged, and max_damaged={self.most:g} of them may be; repair "
-            "them (`python -m shmgen scan` finds all), leave them out, or pass a larger max_damaged; "
-            "the last one was "
+            "them (`python -m shmgen scan` finds all), leave them out, or pass a larger max_damaged; the last one was "
             f"{self.last}"
         )
 
@@ -187,12 +189,9 @@ class WorkerDied(ShmgenError):
             return f"{name} can't be killed"
         if self.exitcode >= 0:
             return f"{name} ended with exit code {self.exitcode}"
-        hint = ""
-        if self.exitcode == -signal.SIGKILL:
-            hint = "; the kernel does that when memory runs out: try a smaller batch_size, fewer slots or fewer workers"
-        elif self.exitcode == -signal.SIGBUS:
-            hint = ": a file that it has mapped was truncated while it was read, or the memory of the ring is gone"
-        return f"{name} was killed by {_signal_name(-self.exitcode)}{hint}"
+        number = -self.exitcode
+        by = signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
+        return f"{name} was killed by {by}{HINTS.get(number, '')}"
 
 
 class FormatError(Exception):
@@ -214,10 +213,3 @@ class ClosedError(ShmgenError):
 def printable(text: str) -> str:
     """``text`` as any stream can encode it: bytes of a path that are not valid UTF-8 are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

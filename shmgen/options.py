@@ -260,9 +260,12 @@ class DataOptions:
 
     def _inputs(self) -> Any:
         """``inputs``, or the only input, which ``dim``, ``n_channels``, ``dtype`` and ``pad_value`` describe."""
-        described = any(one is not None for one in (self.dim, self.n_channels, self.dtype, self.pad_value))
-        if self.cache is not None and (self.inputs is not None or self.source is not None):
-            raise InputError("cache: expected with data_dir; give that of a source to Remote: Npy(Remote(url, cache=...))")
+        described = [name for name in ("dim", "n_channels", "dtype", "pad_value") if getattr(self, name) is not None]
+        if self.cache is not None and not (is_url(self.data_dir) and self.inputs is None and self.source is None):
+            raise InputError(
+                "cache: expected with the URL of a folder as data_dir, such as 's3://bucket/folder', and no other source; else "
+                "give it to Remote itself: Npy(Remote(url, cache=...))"
+            )
         if self.inputs is not None:
             if self.source is not None or described:
                 raise InputError(
@@ -270,7 +273,12 @@ class DataOptions:
                 )
             return self.inputs
         if self.source is None:
-            return Npy(self._folder(), self.dim, self.n_channels, self.dtype, pad_value=self.pad_value)
+            folder = self.data_dir
+            if self.cache is not None:
+                from shmgen._storage.remote import Remote
+
+                folder = Remote(str(folder), cache=self.cache)
+            return Npy(folder, self.dim, self.n_channels, self.dtype, pad_value=self.pad_value)
         if isinstance(self.source, str | os.PathLike):
             raise InputError(
                 f"source: expected a source or a function, found {str(self.source)!r}; of a folder of .npy files, pass data_dir="
@@ -279,31 +287,13 @@ class DataOptions:
         if not isinstance(self.source, Source | SourceField):
             return Function(self.source, self.dim, self.n_channels, self.dtype, pad_value=self.pad_value)
         if described:
-            raise InputError(self._misplaced())
-        return self.source
-
-    def _folder(self) -> str | os.PathLike[str] | Remote | None:
-        """``data_dir`` and ``cache``."""
-        if self.cache is None:
-            return self.data_dir
-        if not is_url(self.data_dir):
+            source = self.source.source if isinstance(self.source, SourceField) else self.source
+            name, takes = type(source).__name__, ", ".join(inspect.signature(type(source)).parameters)
             raise InputError(
-                f"cache: expected with the URL of a folder as data_dir, such as 's3://bucket/folder', found with "
-                f"{self.data_dir!r}; give it to Remote itself: Remote(url, cache=...)"
+                f"{', '.join(described)}: expected where the only input is a folder of .npy files or a function, found a {name}; "
+                f"leave {' and '.join(described)} out: {name} takes {takes or 'no arguments'}"
             )
-        from shmgen._storage.remote import Remote
-
-        return Remote(str(self.data_dir), cache=self.cache)
-
-    def _misplaced(self) -> str:
-        """An error text for arguments that describe rows beside a source: what the source itself takes."""
-        source = self.source.source if isinstance(self.source, SourceField) else self.source
-        given = [name for name in ("dim", "n_channels", "dtype", "pad_value") if getattr(self, name) is not None]
-        name, takes = type(source).__name__, ", ".join(inspect.signature(type(source)).parameters)
-        return (
-            f"{', '.join(given)}: expected where the only input is a folder of .npy files or a function, found a {name}; leave "
-            f"{' and '.join(given)} out: {name} takes {takes or 'no arguments'}"
-        )
+        return self.source
 
     def _targets(self) -> Any:
         """``targets``, or the only target, which ``labels``, ``n_classes`` and ``classes`` describe."""

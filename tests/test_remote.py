@@ -486,7 +486,7 @@ def test_a_cache_beside_data_dir(root: Path, proxy: Proxy, tmp_path: Path) -> No
     for options, text in (
         ({"data_dir": root}, "cache: expected with the URL of a folder as data_dir"),
         ({"data_dir": Remote(proxy.url)}, "give it to Remote itself"),
-        ({"source": Npy(proxy.url)}, r"give that of a source to Remote: Npy\(Remote"),
+        ({"source": Npy(proxy.url)}, r"give it to Remote itself: Npy\(Remote"),
     ):
         with pytest.raises(InputError, match=text):
             Loader(IDS, None, 6, cache=tmp_path, **options)

@@ -77,13 +77,6 @@ class Backoff:
         self.left, self.rate = times * self.cost, rate
         self.cost = 2 * self.left
 
-    def forgive(self) -> None:
-        """It has helped: the next refusal costs what the first one did."""
-        self.cost = PATIENCE
-
-    def elapse(self, seconds: float) -> None:
-        self.left = max(0.0, self.left - seconds)
-
     def allows(self, rate: float) -> bool:
         return not self.left or not self.rate / CHANGED < rate < self.rate * CHANGED
 
@@ -173,7 +166,7 @@ class Autoscaler:
             return
         self._window, self._length = Window(), LONG
         for backoff in self._backoffs.values():
-            backoff.elapse(window.seconds)
+            backoff.left = max(0.0, backoff.left - window.seconds)
         if (self._trial is not None and not self._judge(self._trial, window)) or not self._fits():
             return
         if window.wait > WAITS:
@@ -249,7 +242,7 @@ class Autoscaler:
             self._length = LONG
             return False
         self._length = SHORT
-        self._backoffs[number, sign].forgive()
+        self._backoffs[number, sign].cost = PATIENCE  # it has helped: the next refusal costs what the first one did
         for backoff in self._backoffs.values():
             backoff.rate *= gain  # the change itself is no reason to try again what was refused
         if window.wait > WAITS and gain < UNLIKELY * max(1.0, ratio):

@@ -43,11 +43,12 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
     def num_batches(self) -> int | None:
         """Batches in an epoch. Keras reads it when it resets its iterator, which it does before it trains or evaluates.
 
-        If it has iterated by then, that was a look at a batch, to build the model.
+        If it has iterated by then, that was a look at a batch, to build the model: the next iteration gets its epoch again.
         """
         looks, self._looks = self._looks, None
         for iterations, begun in looks or ():
-            iterations.take_back(begun)
+            with iterations.feed.passes() as passes:
+                passes.take_back(begun)
         count: int | None = self.py_dataset.num_batches
         return count
 

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd, map_arrays
+from shmgen._engine.front_end import FrontEnd, map_arrays
 
 SAME_IN_TORCH = {
     *("bool", "uint8", "int8", "int16", "int32", "int64"),
@@ -49,10 +49,6 @@ class _Torch(FrontEnd):
         return self._as_tensor(array) if is_shared else array
 
 
-def _front_end() -> FrontEnd:
-    # JAX, on the CPU, reads arrays where they are, and releases them when garbage is collected.
-    return {"tensorflow": _TensorFlow, "torch": _Torch}.get(keras.backend.backend(), lambda: NO_FRAMEWORK)()
-
-
-FRONT_END = _front_end()
+# JAX, on the CPU, reads arrays where they are, and releases them when garbage is collected.
+FRONT_END: FrontEnd = {"tensorflow": _TensorFlow, "torch": _Torch}.get(keras.backend.backend(), FrontEnd)()
 """For the backend of Keras in this process."""

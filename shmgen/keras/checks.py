@@ -66,8 +66,14 @@ def warnings_of(feed: Feed, use: Use) -> Iterator[str]:
         yield from _of_fit(feed, use)
     elif use.method == "predict":
         yield from _of_predict(feed)
-    if use.method != "fit" and use.steps is None:
-        yield from _of_samples_left_out(feed, use.method)
+    lost = len(feed.ids) - feed.sampler.batch_size * len(feed)
+    if use.method != "fit" and use.steps is None and lost > 0:
+        others = " (others in each pass)" if feed.sampler.shuffle else ""
+        remedy = "shuffle=False, tail='keep'" if feed.sampler.shuffle else "tail='keep'"
+        yield (
+            f"{use.method} leaves out {lost:,} of {len(feed.ids):,} samples{others}, which fill no batch of "
+            f"{feed.sampler.batch_size}: make a Sequence with {remedy} for it"
+        )
 
 
 def _name(loss: Any) -> str:
@@ -114,15 +120,4 @@ def _of_predict(feed: Feed) -> Iterator[str]:
         yield (
             "predict over a Sequence with on_error='replace' returns rows of other samples in place of those that can't be read, "
             "which `damaged` lists: make a Sequence with on_error='raise' for it"
-        )
-
-
-def _of_samples_left_out(feed: Feed, method: str) -> Iterator[str]:
-    lost = len(feed.ids) - feed.sampler.batch_size * len(feed)
-    if lost > 0:
-        others = " (others in each pass)" if feed.sampler.shuffle else ""
-        remedy = "shuffle=False, tail='keep'" if feed.sampler.shuffle else "tail='keep'"
-        yield (
-            f"{method} leaves out {lost:,} of {len(feed.ids):,} samples{others}, which fill no batch of "
-            f"{feed.sampler.batch_size}: make a Sequence with {remedy} for it"
         )

@@ -6,14 +6,13 @@ import logging
 import sys
 import time
 import weakref
-from collections.abc import Iterable
 from typing import Any
 
 import keras
 
 from shmgen._engine.feed import Feed
 from shmgen._plan.stats import Stats
-from shmgen.keras.iterations import Iterations, in_use
+from shmgen.keras.iterations import in_use
 from shmgen.keras.running_fit import running, variable
 
 log = logging.getLogger("shmgen")
@@ -47,7 +46,7 @@ class DataWait(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._warn_above = warn_above
         self._warned = False
-        self._train = self._validation = _WaitTimer(())
+        self._train = self._validation = _WaitTimer()
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         # Before the callbacks that were given in front of it, so that these find the wait in the logs.
@@ -58,12 +57,12 @@ class DataWait(keras.callbacks.Callback):  # type: ignore[misc]
             callbacks.callbacks = [self, *(other for other in callbacks.callbacks if other is not self)]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._train = _WaitTimer(_given())
-        self._validation = _WaitTimer(())
+        self._train = _WaitTimer()
+        self._validation = _WaitTimer()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._train.stop()
-        self._validation = _WaitTimer(_given())
+        self._validation = _WaitTimer()
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         fraction = self._validation.stop()
@@ -90,13 +89,13 @@ class DataWait(keras.callbacks.Callback):  # type: ignore[misc]
 class _WaitTimer:
     """Measures, from now until `stop`, for which fraction of the time callers waited for batches.
 
-    Args:
-        given: the iterations that count; if there are none, those of all sequences.
+    The sequences that the running ``fit`` or ``evaluate`` was given count, also in a data set around; if there are none, all.
     """
 
-    def __init__(self, given: Iterable[Iterations]) -> None:
+    def __init__(self) -> None:
         self.fraction: float | None = None
-        self._measured = weakref.WeakSet(given) or in_use
+        iterator, _ = running(sys._getframe())
+        self._measured = weakref.WeakSet(getattr(getattr(iterator, "data_adapter", None), "over", ())) or in_use
         self._before = weakref.WeakKeyDictionary({one: one.feed.stats for one in list(self._measured)})
         self._start = time.monotonic()
 
@@ -116,9 +115,3 @@ class _WaitTimer:
     def waited_for(self) -> list[Feed]:
         """The feeds that have delivered anything since then."""
         return [feed for feed, stats in self._seen() if stats.batches]
-
-
-def _given() -> list[Iterations]:
-    """The iterations over the sequences that the running ``fit`` or ``evaluate`` was given, directly or in a data set around."""
-    iterator, _ = running(sys._getframe(1))
-    return list(getattr(getattr(iterator, "data_adapter", None), "over", ()))

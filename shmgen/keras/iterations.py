@@ -42,11 +42,6 @@ class Iterations:
             self.of_keras = begun
         return begun
 
-    def take_back(self, begun: Pass) -> None:
-        """Undo the beginning of an iteration that was only a look: the next one gets its epoch again."""
-        with self.feed.passes() as passes:
-            passes.take_back(begun)
-
     @contextmanager
     def under_way(self, begun: Pass) -> Iterator[None]:
         """Have this thread's requests belong to an iteration meanwhile."""
@@ -66,16 +61,13 @@ class Iterations:
         """The batch that ``index`` means in the iteration that is under way in this thread, or outside of any."""
         of = self._under_way.of
         if of is None and self.feed.sampler.shuffle:
-            self._count(index)
+            self._requested.add(index)
+            if len(self._requested) == len(self.feed):
+                self._requested.clear()
+                self._rounds += 1
+                if self._rounds == 2:
+                    self.warn(REPEATED)
         return self.feed.batch(index, of)
-
-    def _count(self, index: int) -> None:
-        self._requested.add(index)
-        if len(self._requested) == len(self.feed):
-            self._requested.clear()
-            self._rounds += 1
-            if self._rounds == 2:
-                self.warn(REPEATED)
 
     def warn(self, text: str) -> None:
         """Give a warning, once."""

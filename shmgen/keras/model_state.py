@@ -63,10 +63,9 @@ class Cell(NamedTuple):
         """Its dtype and shape."""
         return [keras.backend.standardize_dtype(self.value.dtype), list(self.value.shape)]
 
-    def read(self) -> np.ndarray:
-        """A copy of its value."""
-        array: np.ndarray = keras.ops.convert_to_numpy(self.value)
-        return array
+    def read(self) -> Any:
+        """A copy of its value, an array."""
+        return keras.ops.convert_to_numpy(self.value)
 
 
 class Found(NamedTuple):
@@ -74,11 +73,6 @@ class Found(NamedTuple):
 
     cells: dict[str, Cell]
     optimizers: dict[str, Any]
-
-    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """The values of all cells, one after the other."""
-        for name, cell in self.cells.items():
-            yield name, cell.read()
 
     def trained(self, model: Any) -> dict[str, list[int] | None]:
         """For each optimizer that is built, the variables of the model that it trains; None if some are not the model's."""
@@ -175,8 +169,8 @@ def set_random_states(states: list[np.ndarray]) -> None:
             torch.cuda.set_rng_state(state, device)
 
 
-def match(model: Any, data: Any, saved: Saved) -> list[tuple[Cell, str]]:
-    """The cells of a compiled model, each with the name of its value among the arrays of ``saved``. Nothing is assigned yet."""
+def match(model: Any, data: Any, saved: Saved) -> list[tuple[Cell, np.ndarray]]:
+    """The cells of a compiled model, each with its value in ``saved``. Nothing is assigned yet."""
     failure = _build(model, data, saved)
     cells, optimizers = find(model)
     kinds = {name: kind_of(one) for name, one in saved.arrays.items() if not name.startswith(("callbacks/", f"{RANDOM}/"))}
@@ -195,7 +189,7 @@ def match(model: Any, data: Any, saved: Saved) -> list[tuple[Cell, str]]:
             ) from failure
     if any(name not in cells for name in kinds):
         log.info("%s: metrics of the interrupted epoch begin anew, since they could not be built: %s", saved.path, failure)
-    return [(cell, name) for name, cell in cells.items() if cell.kind == kinds.get(name)]
+    return [(cell, saved.arrays[name]) for name, cell in cells.items() if cell.kind == kinds.get(name)]
 
 
 def _build(model: Any, data: Any, saved: Saved) -> Exception | None:

@@ -19,7 +19,7 @@ from shmgen._checks import check_float, check_int
 from shmgen._ranks import find_shard
 from shmgen.errors import InputError
 from shmgen.keras.callback_state import COUNTED, SWAPPED, counted, restore
-from shmgen.keras.model_state import METRICS, RANDOM, Cell, find, match, random_states, set_random_states
+from shmgen.keras.model_state import RANDOM, Cell, find, match, random_states, set_random_states
 from shmgen.keras.running_fit import RunningFit
 from shmgen.keras.sequence import Sequence
 from shmgen.keras.state_folder import Saved, StateFolder, read
@@ -47,9 +47,13 @@ class Loaded(NamedTuple):
     saved: Saved
     place: Place
     first: int  # batches of the pass that were trained on before
-    changed: list[tuple[Cell, np.ndarray]]  # metrics and the learning rate, which the beginning of an epoch may change
-    random: list[np.ndarray]  # see `random_states`
+    values: list[tuple[Cell, np.ndarray]]
     initial_epoch: int | None  # the model's own, to be restored
+
+    def assign(self) -> None:
+        """Give everything in the model its saved value."""
+        for cell, value in self.values:
+            cell.assign(value)
 
 
 class Resume(keras.callbacks.Callback):  # type: ignore[misc]
@@ -159,13 +163,14 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             self._step, self._first = loaded.place.step, loaded.first
             self._position = self._first
             if self._step:
-                for cell, value in loaded.changed:
-                    cell.assign(value)
+                # The epoch's beginning has reset the metrics, and callbacks may have changed more, such as the learning rate.
+                loaded.assign()
+            random = [array for name, array in loaded.saved.arrays.items() if name.startswith(RANDOM)]
             if self._step or self._fit.steps_per_epoch is not None:
                 # Keras is about to make an iterator, which may draw random numbers. When they were saved, it had been made.
-                self._random = loaded.random
+                self._random = random
             else:
-                set_random_states(loaded.random)
+                set_random_states(random)
         self._place = None
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -237,7 +242,8 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             "optimizers": found.trained(model),
             "callbacks": numbers,
         }
-        arrays = chain(found.arrays(), random_states(), counts)
+        cells = ((name, cell.read()) for name, cell in found.cells.items())
+        arrays = chain(cells, random_states(), counts)
         try:
             if self._writes:
                 self._folder.write(state, arrays)
@@ -246,13 +252,11 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             self._failed = False
         except OSError as error:
             if not self._failed:
-                newest = self._folder.newest()
                 # Keras shows epochs counted from 1.
                 log.error(
-                    "%s: the state of epoch %d, step %d could not be saved: %s; training goes on, and %s; make room, and it is "
-                    "saved next time",
+                    "%s: the state of epoch %d, step %d could not be saved: %s; training goes on, and an earlier state stays; "
+                    "make room, and it is saved next time",
                     *(self._folder.path, place.epoch + 1, place.step, error),
-                    "there is none yet" if newest is None else f"{newest.name} stays",
                 )
             self._failed = True
         self._unsaved = 0
@@ -266,22 +270,15 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 f"{saved.path}: expected version {VERSION}, found {state['version']}; go on with the shmgen that saved it, or "
                 "give Resume another folder, to begin anew"
             )
-        matched = match(model, self._sequence, saved)
+        values = match(model, self._sequence, saved)
         first = self._load_sequences(saved)
         # Nothing is refused from here on.
-        changed = []
-        for cell, name in matched:
-            value = saved.arrays[name]
-            cell.assign(value)
-            if name.startswith(METRICS) or not value.shape:
-                changed.append((cell, value))
         epoch, step = state["epoch"], state["step"]
         if step or first:
             if fit.steps_per_epoch is None:
                 # With another batch size, there may be no batch left.
                 epoch, step = (epoch, first) if first else (epoch + 1, 0)
             fit.begin_at(step, first)
-        random = [saved.arrays[name] for name in saved.arrays if name.startswith(RANDOM)]
         log.info("%s: going on in epoch %d, after step %d", saved.path, epoch + 1, step)
         if state["finished"] and self.params["epochs"] <= state["epochs"]:
             self._finished = True
@@ -291,7 +288,8 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 *(self._folder.path, state["epochs"]),
             )
         restore(fit.callbacks.callbacks, saved, SWAPPED)
-        self._loaded = Loaded(saved, Place(epoch, step, state["sequence"]), first, changed, random, model._initial_epoch)
+        self._loaded = Loaded(saved, Place(epoch, step, state["sequence"]), first, values, model._initial_epoch)
+        self._loaded.assign()
         self._batches = state["batches"]
         model._initial_epoch = self.params["epochs"] if self._finished else epoch
 
@@ -301,26 +299,24 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         try:
             self._sequence.load_state_dict(state["sequence"])
             first = int(self._sequence.state_dict()["consumed"]) // self._sequence.batch_size
-            if state["step"] or first:
-                self._check_steps(saved)
+            # In its middle, an epoch of Keras's must have the samples that it would have had.
+            steps, expected = self._fit.steps_per_epoch, state["steps_per_epoch"]
+            if (state["step"] or first) and steps != expected:
+                raise InputError(
+                    f"expected steps_per_epoch={expected}, with which it was saved, found {steps}; give fit() the same"
+                )
+            batch_size = state["sequence"]["batch_size"]
+            if (state["step"] or first) and steps is not None and batch_size != self._sequence.batch_size:
+                raise InputError(
+                    f"expected batch_size={batch_size}, with which it was saved, found {self._sequence.batch_size}; "
+                    "with steps_per_epoch, it must be the same"
+                )
             if isinstance(validation, Sequence) and state["validation"] is not None:
                 validation.load_state_dict(state["validation"])
         except InputError as error:
             self._sequence.load_state_dict(before)
             raise InputError(f"{saved.path}: {error}; or give Resume another folder, to begin anew") from None
         return first
-
-    def _check_steps(self, saved: Saved) -> None:
-        """Raise an InputError if an epoch of Keras's has other samples than the one that was interrupted."""
-        found, expected = self._fit.steps_per_epoch, saved.state["steps_per_epoch"]
-        if found != expected:
-            raise InputError(f"expected steps_per_epoch={expected}, with which it was saved, found {found}; give fit() the same")
-        batch_size = saved.state["sequence"]["batch_size"]
-        if found is not None and batch_size != self._sequence.batch_size:
-            raise InputError(
-                f"expected batch_size={batch_size}, with which it was saved, found {self._sequence.batch_size}; "
-                "with steps_per_epoch, it must be the same"
-            )
 
     def _take_loaded(self) -> Loaded | None:
         """The loaded state, once. All callbacks have reset their counters in ``on_train_begin`` by now: restore them."""

@@ -152,9 +152,6 @@ class Sequence(BaseLoader, keras.utils.Sequence):  # type: ignore[misc]
         """Batches without rows, one for each shape that batches may have; none if a subclass makes its own batches."""
         return self._feed.no_rows() if type(self).__getitem__ is Sequence.__getitem__ else []
 
-    def on_epoch_begin(self) -> None:
-        """Does nothing: an epoch begins when its first batch is requested."""
-
     def on_epoch_end(self) -> None:
         """End the epoch of the batches from ``sequence[i]``: the next one is the next epoch's. Keras may call this any time."""
         self._iterations.end()

@@ -15,7 +15,7 @@ import numpy as np
 
 from shmgen.errors import InputError
 
-NAME = re.compile(r"(\.(?:\w+-)?)?state-(\d{6,})\.npz")
+NAME = re.compile(r"(\.(?:\w+-)?)?state-\d{6,}\.npz")
 """The name of a state's file; with a dot, of one that is being written."""
 
 STATE = "state.json"
@@ -118,6 +118,4 @@ def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> Kind:
 
 
 def _number(path: Path) -> int:
-    found = NAME.fullmatch(path.name)
-    assert found is not None
-    return int(found[2])
+    return int(path.stem.rpartition("-")[2])

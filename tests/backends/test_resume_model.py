@@ -153,7 +153,7 @@ def two_optimizers() -> keras.Model:
 
 
 def arrays(model: keras.Model) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in find(model).arrays()}
+    return {name: cell.read().tobytes() for name, cell in find(model).cells.items()}
 
 
 @pytest.mark.parametrize(
