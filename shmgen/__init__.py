@@ -36,7 +36,7 @@ The way of the data, and the module that holds each step::
     keras                    sequence: what ``fit`` takes; adapter: what Keras takes its batches from, each of its iterations
                              a pass (iterations); checks: errors and warnings before it begins; backends: tensors without a
                              copy; data_wait, resume: callbacks; running_fit: the ``fit`` around them; model_state,
-                             callback_state, state_folder: what resume saves; synchronised: several ranks
+                             callback_state, state_folder: what resume saves
     torch, jax               batches as tensors and arrays, for loops without Keras; all on _engine.front_end
 
 Each folder is a place where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory,

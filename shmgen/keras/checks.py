@@ -10,9 +10,21 @@ import keras
 import numpy as np
 
 from shmgen._engine.feed import Feed
-from shmgen._plan.sampler import Tail
+from shmgen._plan.sampler import Shard, Tail
+from shmgen._ranks import find_shard, launched_ranks
 from shmgen.errors import InputError
-from shmgen.keras.synchronised import is_keras_own, unsynchronised
+
+PARALLEL = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
+"""torch's modules that synchronise the weights of ranks."""
+
+REMEDIES = {
+    "jax": "call keras.distribution.initialize() and set_distribution(DataParallel(auto_shard_dataset=False)) before the model "
+    "is made",
+    "torch": "wrap the model in torch's DistributedDataParallel, in a train_step of its own, as examples/train_ddp.py does",
+    "tensorflow": "with TensorFlow, Keras 3 does not train on several processes: take its backend jax, as "
+    "examples/train_on_ray.py does",
+}
+"""By Keras's backend: how to synchronise the weights."""
 
 
 class Use(NamedTuple):
@@ -37,7 +49,7 @@ def check(feed: Feed, use: Use) -> None:
             f"{use.method} under DataParallel(auto_shard_dataset=True) shards the data once more, so that most samples are never "
             "seen: pass auto_shard_dataset=False to DataParallel, and shard='auto' to the Sequence"
         )
-    if use.method == "predict" or use.no_rows is None or not is_keras_own(use.model, "train_step", "compute_loss"):
+    if use.method == "predict" or use.no_rows is None or not _is_keras_own(use.model, "train_step", "compute_loss"):
         return
     loss = getattr(use.model, "loss", None)
     targets = use.no_rows[1:2]
@@ -82,8 +94,7 @@ def _name(loss: Any) -> str:
 
 
 def _of_fit(feed: Feed, use: Use) -> Iterator[str]:
-    if (text := unsynchronised(use.model, feed.sampler.shard)) is not None:
-        yield text
+    yield from _of_ranks(use.model, feed.sampler.shard)
     if use.shuffles and not feed.sampler.shuffle:
         yield (
             "fit(shuffle=True), its default, changes nothing: a Sequence with shuffle=False has the order of list_IDs in every "
@@ -121,3 +132,46 @@ def _of_predict(feed: Feed) -> Iterator[str]:
             "predict over a Sequence with on_error='replace' returns rows of other samples in place of those that can't be read, "
             "which `damaged` lists: make a Sequence with on_error='raise' for it"
         )
+
+
+def _of_ranks(model: keras.Model, shard: Shard) -> Iterator[str]:
+    """Unless something synchronises the weights of several ranks, each trains a model of its own.
+
+    A ``train_step`` of the user's own is not doubted.
+    """
+    if keras.distribution.distribution() is not None:
+        try:
+            expected = find_shard()
+        except InputError:
+            return
+        if shard != expected:
+            yield (
+                "fit under keras.distribution makes each batch of the parts of all processes: expected a Sequence with shard="
+                f"{tuple(expected)} on this one, found shard={tuple(shard)}; give that, or shard='auto' once the distribution is "
+                "set"
+            )
+        return
+    world = max(shard.world, launched_ranks())
+    if world > 1 and _is_keras_own(model, "train_step", "make_train_function") and not _is_parallel(model):
+        yield (
+            f"fit trains another model on each of {world} ranks, since nothing keeps their weights the same; "
+            f"{REMEDIES.get(keras.backend.backend(), 'give the model a train_step that does')}"
+        )
+
+
+def _is_keras_own(model: keras.Model, *names: str) -> bool:
+    """Whether these methods of a model are Keras's, and not the user's."""
+    return all(getattr(model, name).__module__.partition(".")[0] == "keras" for name in names)
+
+
+def _is_parallel(model: keras.Model) -> bool:
+    """Whether a part of the model is one of torch's modules that synchronise weights."""
+    modules = _modules(model) if keras.backend.backend() == "torch" else ()
+    return any(cls.__name__ in PARALLEL for module in modules for cls in type(module).__mro__)
+
+
+def _modules(layer: Any) -> Iterator[Any]:
+    """torch's modules that a layer is made of."""
+    yield from layer.modules()
+    for part in getattr(layer, "layers", ()):
+        yield from _modules(part)
