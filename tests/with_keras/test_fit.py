@@ -150,11 +150,3 @@ def test_ranks_that_nothing_synchronises_are_warned_of(data: Any) -> None:
     with whole, Sequence(ids, data.labels, shard=(1, 2), **options) as part:
         flat_model().fit(whole, validation_data=part, verbose=0)
         Own().fit(part, verbose=0)
-
-
-def test_predict_on_one_of_several_ranks_is_warned_of(data: Any) -> None:
-    """It has that rank's rows alone: said once."""
-    with Sequence(data.ids[:16], None, 4, shuffle=False, shard=(1, 2), data_dir=data.path, workers=0) as part:
-        with pytest.warns(UserWarning, match=r"shard=\(1, 2\) returns the rows of this rank alone.*without shard"):
-            assert len(flat_model().predict(part, verbose=0)) == 8
-        flat_model().predict(part, verbose=0)

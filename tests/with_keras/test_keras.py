@@ -114,8 +114,6 @@ def test_the_repr_tells_the_state(data: Any) -> None:
         assert "53 samples in 6 batches of 8" in repr(sequence)
         assert "1 worker" in repr(sequence)
     assert "closed" in repr(sequence)
-    assert sequence.workers == 1
-    assert not sequence.use_multiprocessing
 
 
 def test_an_iteration_of_keras_is_over_for_the_state(data: Any) -> None:
@@ -160,15 +158,22 @@ def test_other_classes_in_the_validation_data_are_warned_of(data: Any) -> None:
             model().fit(training, validation_data=same, verbose=0)
 
 
-def test_rows_of_predict_that_are_no_ids_are_warned_of(data: Any) -> None:
-    """Those that fill up the last batch, how many; and that damaged samples are replaced by others."""
-    options: dict[str, Any] = {"batch_size": 8, "data_dir": data.path, "shuffle": False}
-    filled = Sequence(data.ids, tail="wrap", **options)
-    with filled, pytest.warns(UserWarning, match="predict returns 3 rows more than there are ids"):
-        assert len(model().predict(filled, verbose=0)) == N + 3
-    replaced = Sequence(data.ids, tail="keep", on_error="replace", **options)
-    with replaced, pytest.warns(UserWarning, match="rows of other samples in place of those that can't be read"):
-        model().predict(replaced, verbose=0)
+@pytest.mark.parametrize(
+    ("count", "options", "rows", "said"),
+    [
+        (N, {"tail": "wrap"}, N + 3, "predict returns 3 rows more than there are ids"),
+        (N, {"tail": "keep", "on_error": "replace"}, N, "rows of other samples in place of those that can't be read"),
+        (48, {"shard": (1, 2)}, 24, r"shard=\(1, 2\) returns the rows of this rank alone.*without shard"),
+    ],
+)
+def test_rows_of_predict_that_are_no_ids_are_warned_of(
+    data: Any, count: int, options: dict[str, Any], rows: int, said: str
+) -> None:
+    """Once: those that fill up the last batch, how many; that damaged samples are replaced; that a rank has its rows alone."""
+    with Sequence(data.ids[:count], batch_size=8, data_dir=data.path, shuffle=False, workers=0, **options) as sequence:
+        with pytest.warns(UserWarning, match=said):
+            assert len(model().predict(sequence, verbose=0)) == rows
+        model().predict(sequence, verbose=0)
 
 
 def test_losses_and_labels_that_do_not_fit(data: Any) -> None:
