@@ -120,7 +120,7 @@ def test_an_id_beyond_a_billion_rows(files: Path) -> None:
     for ids, id in bad:
         for source in (NpyRows(files / "all.npy"), Hdf5(files / "all.h5", "rows")):
             with pytest.raises(InputError, match=f"id {id}: expected a row's number from 0 to {SAMPLES - 1}"):
-                Loader(ids, None, 64, source=source, workers=0)
+                source.bind(ids)
 
 
 def lines(function: Callable[[], object]) -> int:

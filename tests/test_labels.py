@@ -87,30 +87,6 @@ ADVICE = {
         {"labels": Function(lambda id: 1).one_hot(2)},
         [[0.0, 1.0], [0.0, 1.0]],
     ),
-    "n_classes-and-floats-of-a-source": (
-        {"labels": Function(lambda id: 1.0), "n_classes": 2},
-        "n_classes=2: expected ints, as many in each sample, found dtype float64",
-        {"labels": Function(lambda id: 1), "n_classes": 2},
-        [[0.0, 1.0], [0.0, 1.0]],
-    ),
-    "classes-twice": (
-        {"labels": Values(["a", "b"], classes=["b", "a"]), "classes": ["a", "b"]},
-        "classes: the Values given as labels have classes of their own",
-        {"labels": Values(["a", "b"], classes=["b", "a"])},
-        [1, 0],
-    ),
-    "one_hot-of-values": (
-        {"targets": Values([0, 1]).one_hot(2)},
-        "n_classes is an argument of Values",
-        {"targets": Values([0, 1], n_classes=2)},
-        [[1.0, 0.0], [0.0, 1.0]],
-    ),
-    "n_classes-of-two-minds": (
-        {"labels": Values([0, 1], n_classes=2), "n_classes": 3},
-        "n_classes: expected 2, as the Values given as labels say, found 3",
-        {"labels": Values([0, 1], n_classes=2), "n_classes": 2},
-        [[1.0, 0.0], [0.0, 1.0]],
-    ),
     "weights-alone": (
         {"weights": [1, 2]},
         "weights weigh the loss of targets, and there are none: give labels or targets too",
@@ -340,6 +316,16 @@ WRONG_CLASSES = [
     pytest.param(["a", "b"], {"classes": [1.5]}, r"classes: expected names, texts or ints, found 1\.5", id="float-as-a-name"),
     pytest.param(["a", "b"], {"classes": {"a", "b"}}, "classes: expected a list of names in order", id="set"),
     pytest.param(["a", "b"], {"classes": {"a": 1, "b": 0}}, "classes: expected a list of names in order", id="dict"),
+    pytest.param(
+        Values(["a", "b"], classes="sorted"), {"classes": ["a", "b"]}, "the Values .* have classes of their own", id="more"
+    ),
+    pytest.param(
+        Values([0, 1], n_classes=2), {"n_classes": 3}, "expected 2, as the Values given as labels say, found 3", id="minds"
+    ),
+    pytest.param(
+        Function(lambda id: 1.0), {"n_classes": 2}, "n_classes=2: expected ints, .* found dtype float64", id="read-floats"
+    ),
+    pytest.param(None, {"targets": Values([0, 1]).one_hot(2)}, "n_classes is an argument of Values", id="one_hot-of-values"),
     pytest.param(["a", "b"], {"classes": 3}, "classes: expected a list of names in order, or 'sorted', found 3", id="number"),
 ]
 

@@ -103,16 +103,6 @@ def test_a_closed_loader_has_nothing(folder: Callable[..., DataSet]) -> None:
     del held
 
 
-def test_an_error_that_ends_the_run_closes(folder: Callable[..., DataSet]) -> None:
-    """Not only `close` does."""
-    data = folder(N)
-    data.file("id-1").unlink()
-    loader = in_order(data, on_error="replace", max_damaged=0.0)
-    with pytest.raises(Exception, match="damaged"):
-        list(loader)
-    assert loader.state.closed
-
-
 def test_a_function_in_the_calling_process_sees_its_own_request() -> None:
     """With ``workers=0`` the request itself reads, and the lock is free meanwhile."""
     seen: list[LoaderState] = []
