@@ -82,11 +82,11 @@ class Empty(Values):
 
 
 def test_the_same_bytes_at_any_split_of_rows() -> None:
-    """At any number of workers, with few slots and many, whatever the caller's global states: the same rows."""
+    """At any number of workers and readers, with few slots and many, whatever the caller's global states: the same rows."""
     for names in TOGETHER:
         expected = drawn(names, workers=0)
-        for workers, slots in ((1, 4), (2, 2)):
-            found = drawn(names, workers=workers, slots=slots)
+        for workers, reads, slots in ((1, 4, 4), (2, 1, 2)):
+            found = drawn(names, workers=workers, reads=reads, slots=slots)
             assert [name for name in names if found[name].tobytes() != expected[name].tobytes()] == []
 
 
@@ -99,7 +99,6 @@ def test_draws_differ_for_every_sample_epoch_and_seed() -> None:
         assert counts == dict.fromkeys(names, 4 * N)
 
 
-@pytest.mark.filterwarnings("ignore:batches of a loader with shuffle=False are requested")
 def test_a_sample_asked_for_again_is_drawn_again_alike() -> None:
     """A batch asked for a second time, in another order and by itself, has the same numbers."""
     with computed(transform=draws()["random-gauss"], workers=2, slots=2, shuffle=False) as loader:

@@ -90,6 +90,7 @@ class TicketFiller:
         self.calls_functions = is_called or bool(transforms) or sample_transform is not None
         self._draws_outside = any(reader.draws and reader.concurrent for reader in readers)
         self._rngs: tuple[SampleRng | None, SampleRng | None] = None, None
+        self._function_rng: SampleRng | None = None
         self._rows_begun: Any = [IDLE, *[0] * (TURN - ROW)]
         self._in_turn: InTurn = _at_once
 
@@ -138,9 +139,11 @@ class TicketFiller:
             from shmgen._worker.rng import SampleRng
 
             outside = SampleRng(self.seed, outside=True) if self._draws_outside else None
-            reader._rngs = outside, SampleRng(self.seed) if self.calls_functions else None
             if self.calls_functions:  # else the main thread serves no calls
                 reader._in_turn = in_turn or _at_once
+                # One for all readers, whose functions are called one at a time and may keep it.
+                self._function_rng = self._function_rng or SampleRng(self.seed)
+            reader._rngs = outside, self._function_rng
         return reader
 
     def places(self, id: Any) -> str:
