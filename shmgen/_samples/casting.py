@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 def cast_into(rows: np.ndarray, found: np.ndarray) -> None:
     """Write ``found`` into ``rows`` of the same shape. Both are ints, or NumPy calls the cast "same_kind".
 
-    A number that does not fit, as 300 in uint8, or 1e300 in float32, is a FormatError; the rows are then undefined. Numbers are
-    checked only where the dtypes don't guarantee that they fit.
+    A number that does not fit, as 300 in uint8, or 1e300 in float32, is a FormatError; the rows are then undefined.
     """
     import numpy as np
 

@@ -28,11 +28,8 @@ IMAGES = FileKind((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".t
 
 
 def files_below(folder: str, unreadable: Callable[[OSError], object]) -> list[str]:
-    """The paths, from ``folder`` on, of all files in it and in its sub-folders, sorted.
-
-    Names that begin with a dot are left out: macOS writes ``._x.npy`` beside ``x.npy``, for instance. Links to folders are
-    followed, but not to a folder that the link is in. ``unreadable`` is called with the error of a folder that can't be listed.
-    """
+    """The paths, from ``folder`` on, of all files below it, sorted; ``unreadable`` gets the errors of folders."""
+    # Names that begin with a dot are left out: macOS writes ``._x.npy`` beside ``x.npy``.
     found = []
     for path, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(os.path.join(path, name))]

@@ -80,7 +80,8 @@ def _no_list(ids: Any) -> str:
 def take(ids: Sequence[Any], samples: np.ndarray) -> list[Any]:
     """The ids of ``samples``, positions in ``ids``."""
     if isinstance(ids, _ArrayIds):
-        return ids.take(samples)
+        taken: list[Any] = ids.array[samples].tolist()
+        return taken
     return list(map(ids.__getitem__, samples.tolist()))
 
 
@@ -172,10 +173,6 @@ class _ArrayIds(Sequence[Any]):
     def __iter__(self) -> Iterator[Any]:
         return elements(self.array)
 
-    def take(self, samples: np.ndarray) -> list[Any]:
-        taken: list[Any] = self.array[samples].tolist()
-        return taken
-
 
 def elements(array: np.ndarray) -> Iterator[Any]:
     """The elements of an array along its first axis, made Python objects a block at a time."""
@@ -193,10 +190,8 @@ def refuse_ways_out(ids: Sequence[object], folder: str, remedy: str) -> None:
             continue
         for id in some:
             if id.startswith("/") or ".." in id.split("/"):
-                raise InputError(
-                    f"id {id!r}: expected one that stays in folder {folder}, found a path out of it; "
-                    f"pass {remedy}, where ids are meant as paths"
-                )
+                expected = f"one that stays in folder {folder}, found a path out of it"
+                raise InputError(f"id {id!r}: expected {expected}; pass {remedy}, where ids are meant as paths")
 
 
 def read_ids(file: str, named: str) -> list[str]:

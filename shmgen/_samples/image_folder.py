@@ -111,15 +111,13 @@ def _class_folders(folder: str | os.PathLike[str], path: str) -> list[str]:
     images = [entry.name for entry in entries if IMAGES.has(entry.name) and entry.name not in names]
     if not names:
         found = some_of([entry.name for entry in entries])
-        raise InputError(
-            f"folder {path}: expected a folder of images for each class, found {found}; give "
-            "the folder that has them, take ids and labels from a table, or, without labels, pass labels=False"
-        )
+        remedy = "give the folder that has them, take ids and labels from a table, or, without labels, pass labels=False"
+        raise InputError(f"folder {path}: expected a folder of images for each class, found {found}; {remedy}")
     if SPLITS.issuperset(names):
-        raise InputError(
-            f"folder {path}: expected a folder for each class, found {some_of(names)}, which are parts of the data; call "
-            f"image_folder({os.path.join(folder, names[0])!r}), and so on; or, if these are classes, pass classes={names}"
-        )
+        first = os.path.join(folder, names[0])
+        remedy = f"call image_folder({first!r}), and so on; or, if these are classes, pass classes={names}"
+        found = f"{some_of(names)}, which are parts of the data"
+        raise InputError(f"folder {path}: expected a folder for each class, found {found}; {remedy}")
     if images:
         warnings.warn(f"images in {path} itself have no class, and are left out: {some_of(images)}", stacklevel=3)
     return names
@@ -135,10 +133,8 @@ def _images(folder: str, name: str = "") -> list[str]:
     found = [os.path.join(name, file) for file in files_below(path, fail) if IMAGES.has(file)]
     if not found:
         remedy = "; delete it, or name the folders that are classes: classes=[...]" if name else ""
-        raise InputError(
-            f"{'class ' if name else ''}folder {path}: expected images, {', '.join(IMAGES.suffixes)}, found "
-            f"{some_of(os.listdir(path))}{remedy}"
-        )
+        expected = f"images, {', '.join(IMAGES.suffixes)}, found {some_of(os.listdir(path))}"
+        raise InputError(f"{'class ' if name else ''}folder {path}: expected {expected}{remedy}")
     return found
 
 

@@ -54,10 +54,8 @@ class Lookup:
     def aligned(self, values: Any) -> Sequence[Any] | np.ndarray:
         """A value for each id, in the order of the ids: a list or an array, possibly the one that was given, or a view of it."""
         if is_frame(values):
-            raise InputError(
-                f"field {self._field!r}: expected a value for each id, found a {type(values).__name__}; pass a column of it, as "
-                "df['label'], or some as rows: df[['a', 'b']].to_numpy()"
-            )
+            remedy = "pass a column of it, as df['label'], or some as rows: df[['a', 'b']].to_numpy()"
+            raise InputError(f"field {self._field!r}: expected a value for each id, found a {type(values).__name__}; {remedy}")
         if is_column(values):
             index = index_of(values)
             if index is None or self._by == "position" or (self._by is None and self._numbers_rows(index)):
@@ -86,29 +84,24 @@ class Lookup:
         if self._by == "position" or (self._by is None and (numbers is None or _counts(numbers))):
             if len(column) == len(self._ids):
                 return column
-            raise InputError(
-                f"field {self._field!r}: expected a value for each of the {len(self._ids):,} ids, found {len(column):,}; pass "
-                "as many, in the order of the ids, Values(values, by='id') where ids number them, or a mapping from id to value"
-            )
+            expected = f"a value for each of the {len(self._ids):,} ids, found {len(column):,}"
+            remedy = "pass as many, in the order of the ids, Values(values, by='id') where ids number them, or a mapping"
+            raise InputError(f"field {self._field!r}: expected {expected}; {remedy}")
         if self._by is None:
-            raise InputError(
-                f"field {self._field!r}: expected by='id' or by='position' beside a list or array, since ids are ints, but not "
-                "0, 1, 2 and so on, found neither; pass Values(values, by='id') or Values(values, by='position')"
-            )
+            expected = "by='id' or by='position' beside a list or array, since ids are ints, but not 0, 1, 2 and so on"
+            remedy = "pass Values(values, by='id') or Values(values, by='position')"
+            raise InputError(f"field {self._field!r}: expected {expected}, found neither; {remedy}")
         outside = first_outside(self._ids, len(column))
         if numbers is None or outside is not None:
-            raise InputError(
-                f"id {self._ids[outside or 0]!r}, field {self._field!r}: expected an int from 0 to {len(column) - 1:,}, since "
-                f"by='id' looks it up in {len(column):,} values; pass more values, or a mapping from id to value"
-            )
+            expected = f"an int from 0 to {len(column) - 1:,}, since by='id' looks it up in {len(column):,} values"
+            remedy = "pass more values, or a mapping from id to value"
+            raise InputError(f"id {self._ids[outside or 0]!r}, field {self._field!r}: expected {expected}; {remedy}")
         if isinstance(column, np.ndarray):
             return column[_slice(numbers) if isinstance(numbers, range) else numbers.astype(np.int64)]
         return [column[number] for number in (numbers if isinstance(numbers, range) else numbers.tolist())]
 
     def _numbers_rows(self, index: Any) -> bool:
-        """Whether the labels of an index only number rows: it has no name, and holds the ints from 0 on, in any order; or any
-        ints, where ids are texts that are no numbers.
-        """
+        """Whether an index only numbers rows: it has no name, and all ints from 0 on; or any ints, where ids are other texts."""
         if index.name is not None or getattr(index.dtype, "kind", "O") not in "iu":
             return False
         if as_ints(self._ids) is None and not str(self._ids[0]).isdigit():
@@ -125,10 +118,8 @@ class Lookup:
             return column
         in_order = ", or pass Values(values, by='position')" if len(column) == len(self._ids) else ""
         if not index.is_unique:
-            raise InputError(
-                f"field {self._field!r}: expected an index that has each id once, found {index[index.duplicated()][0]!r} several "
-                f"times; drop duplicates{in_order}"
-            )
+            found = f"{index[index.duplicated()][0]!r} several times; drop duplicates{in_order}"
+            raise InputError(f"field {self._field!r}: expected an index that has each id once, found {found}")
         found = index.get_indexer(ids)
         if (found < 0).any():
             missing = [self._ids[position] for position in np.flatnonzero(found < 0).tolist()]
@@ -147,9 +138,8 @@ class Lookup:
             return InputError(f"{text}{which}; {remedy}{in_order}")
         for other, how in variants(ids[0]):
             if has(other):
-                return InputError(
-                    f"{text}any, but one for {other!r}; the {called} must be the ids: pass [{how} for id in ids] as ids{in_order}"
-                )
+                remedy = f"the {called} must be the ids: pass [{how} for id in ids] as ids{in_order}"
+                return InputError(f"{text}any, but one for {other!r}; {remedy}")
         return InputError(f"{text}any among the {called}, {some_of(keys)}; these must be the ids{in_order}")
 
 

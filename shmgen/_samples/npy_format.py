@@ -73,10 +73,7 @@ class Header(NamedTuple):
 
 
 def read_header(file: File) -> tuple[Header, bytes]:
-    """The header of an ``.npy`` file, parsed, and its bytes. Whether the data is there is not checked.
-
-    Accepts format versions 1 to 3, as `numpy.load` with ``allow_pickle=False`` does. All else is a FormatError.
-    """
+    """The header of an ``.npy`` file, of format version 1 to 3, parsed, and its bytes; all else is a FormatError."""
     start = _pread(file, 12, 0)
     if not start:
         raise FormatError("expected an .npy file, found an empty one (0 bytes)")
@@ -155,11 +152,7 @@ def read_header_of(path: str) -> tuple[Header, bytes]:
 
 
 def remote_header(remote: Remote, name: str, *, in_parts: bool = False, must: bool = False) -> tuple[Header, bytes, object]:
-    """The header of a remote file, its bytes, and the version of the file. The data is not read.
-
-    An empty name stands for the URL itself. ``in_parts`` asks for no more of the file; a server that has no ranges is refused if
-    it ``must`` have them.
-    """
+    """The header of a remote file, its bytes, and the file's version. No more is asked for ``in_parts``, which ``must`` work."""
     from shmgen._storage.store import NO_PARTS  # late: only few workers know a network
 
     def take(body: Body) -> tuple[Header, bytes, object]:

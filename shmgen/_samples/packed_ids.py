@@ -125,11 +125,8 @@ def _write(fd: int, data: bytes | memoryview, place: int) -> int:
     if not data:
         return 0
     if len(data) > available():  # the kernel would not refuse, but kill a process later
-        raise OSError(
-            errno.ENOMEM,
-            f"{place + len(data):,} bytes of shared memory are needed for the ids, or more, and {available():,} bytes of memory "
-            "are available: pass shorter ids, or a range or an array of ints",
-        )
+        found = f"{available():,} bytes of memory are available: pass shorter ids, or a range or an array of ints"
+        raise OSError(errno.ENOMEM, f"{place + len(data):,} bytes of shared memory are needed for the ids, or more, and {found}")
     left = memoryview(data)
     with named():
         while left:

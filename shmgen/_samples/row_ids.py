@@ -16,11 +16,7 @@ from shmgen.errors import FormatError, InputError, printable
 
 
 def rows_of(ids: Sequence[Any], place: Place, rows: int) -> range | np.ndarray:
-    """The numbers of the rows of ``ids``: a range where they are neighbours, else an array of 4 bytes a row, or 8.
-
-    The file at ``place`` has the id of each of the ``rows``, in their order. An InputError says what is wrong with it, or which
-    of ``ids`` it lacks.
-    """
+    """The numbers of the rows of ``ids``, in the order of the file at ``place``: a range, or an array of 4 or 8 bytes a row."""
     try:
         table = np.array(id_lines(_contents(place)), np.bytes_)
     except (OSError, ValueError, FormatError) as error:

@@ -54,10 +54,7 @@ class SampleSpec(NamedTuple):
         )
 
     def row(self, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, varies: bool = False) -> RowSpec:
-        """The row for a first sample of this shape and dtype. Whether that sample fits is not checked.
-
-        If samples vary, they may have other shapes than a row, which is then as large as ``dim`` says.
-        """
+        """The row for a first sample of this shape and dtype, which need not fit; as large as ``dim`` says if samples vary."""
         dim, n_channels, row_dtype, pad_value = self
         varies = varies and dim is not None
         if 0 in shape and not varies:
@@ -94,15 +91,12 @@ ANY = SampleSpec()
 
 
 class RowSpec(NamedTuple):
-    """A row of a batch, and which samples fit in it: those of its ``shape`` or, without its only channel, ``bare_shape``.
-
-    If it ``varies``, samples may have other shapes, because they are padded or a transform makes rows of them.
-    """
+    """A row of a batch, and which samples fit in it: those of its ``shape`` or, without its only channel, ``bare_shape``."""
 
     shape: tuple[int, ...]
     bare_shape: tuple[int, ...]
     dtype: str
-    varies: bool = False
+    varies: bool = False  # samples may have other shapes, because they are padded or a transform makes rows of them
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -133,10 +127,7 @@ class ShapeError(FormatError):
 def write_row(
     row: np.ndarray, value: Any, *, pad_value: float | None = None, shape_remedy: str = "", dtype_remedy: str = ""
 ) -> tuple[int, ...]:
-    """Write an array that a function returned into ``row``. Returns the shape of the part of the row that it fills.
-
-    A smaller one needs a ``pad_value``, which fills the rest. The remedies end errors about shape, a `ShapeError`, and dtype.
-    """
+    """Write what a function returned into ``row``, and ``pad_value`` into its rest; returns the shape of the written part."""
     import numpy as np
 
     if type(value) is np.ndarray and value.shape == row.shape and value.dtype == row.dtype:  # the usual case, made fast
@@ -166,10 +157,7 @@ def check_smaller(shape: tuple[int, ...], row: tuple[int, ...], remedy: str = ""
 
 
 def sample_for(row: np.ndarray, value: Any, *, own: bool, dtype_remedy: str = "") -> np.ndarray:
-    """``value``, a sample of another shape than ``row``, as an array of the row's dtype that a function may change.
-
-    It is a copy unless it is the loader's ``own``.
-    """
+    """``value``, of another shape than ``row``, as an array of its dtype to be changed: a copy, or the loader's ``own``."""
     array = _castable(row, _array(row, value), dtype_remedy)
     return array if own and array.flags.writeable and array.dtype == row.dtype else cast(array, row.dtype)
 

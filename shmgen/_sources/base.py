@@ -312,13 +312,7 @@ class BuiltinSource(Source):
     finds_fields: bool = False  # only `bind` says whether it has several
 
     def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> Reader:
-        """As `Source.bind`.
-
-        Args:
-            ids: of all samples.
-            field: what errors call the field.
-            varies: whether something makes rows of samples of other shapes.
-        """
+        """As `Source.bind`; errors name the ``field``. If it ``varies``, something makes rows of samples of other shapes."""
         raise NotImplementedError
 
     @property

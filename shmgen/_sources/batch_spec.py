@@ -34,8 +34,7 @@ class BatchSpec:
     """The fields of a batch: ``inputs``, ``targets`` and ``weights``, each a source, or a dict, tuple or list of sources.
 
     If it ``is_sample``, a source of a tuple of fields, given as inputs, is the whole sample: ``(inputs, targets[, weights])``, of
-    whose target's ints ``n_classes`` makes one-hot rows. Where two fields have the same name, the role comes before it in
-    ``names``: ``targets.mask``.
+    whose target's ints ``n_classes`` makes one-hot rows.
     """
 
     def __init__(
@@ -163,10 +162,7 @@ class BatchSpec:
         return self._fields[name].measure is not None
 
     def bind(self, transformed: Collection[str] = ()) -> list[FieldSpec]:
-        """Bind every source to the ids. Returns what the fields are, in the order of a batch's arrays.
-
-        Of the ``transformed`` fields a transform may make rows of samples of other shapes.
-        """
+        """Bind every source; returns a batch's fields, in order. Samples of ``transformed`` ones may have other shapes."""
         varying = {id(field.source) for name, field in self._fields.items() if name in transformed and field.n_classes is None}
         for name, field in self._fields.items():
             source = field.source
@@ -201,9 +197,8 @@ class BatchSpec:
         for number, names in wanted.items():
             source, reader = self._readers[number]
             if reader.in_main_process:
-                raise InputError(
-                    f"field {next(iter(names.values()))!r}: n_classes is an argument of Values: Values(..., n_classes=...)"
-                )
+                [name, *_] = names.values()
+                raise InputError(f"field {name!r}: n_classes is an argument of Values: Values(..., n_classes=...)")
             self._readers[number] = source, OneHotReader(reader, names)
 
     def _spec(self, name: str, others: Collection[FieldSpec], *, is_transformed: bool) -> FieldSpec:
@@ -234,9 +229,8 @@ class BatchSpec:
                 raise InputError(f"field {name!r}: expected the padded field, too, whose {measure} it is")
             varies = False
             if (field.axes or 0) > len(given.dim):
-                raise InputError(
-                    f"field {name!r}: expected a mask along at most {len(given.dim)} axes, those of dim, found {field.axes}"
-                )
+                expected = f"a mask along at most {len(given.dim)} axes, those of dim"
+                raise InputError(f"field {name!r}: expected {expected}, found {field.axes}")
             shape = () if measure == "length" else shape[: field.axes or len(given.dim)]
             dtype = np.dtype(np.int64 if measure == "length" else np.float32 if name in self._weights else np.bool_)
         if not are_numbers(dtype) or 0 in shape:
@@ -251,9 +245,7 @@ class BatchSpec:
         reader, key, called = self._readers[id(field.source)][1], _key(field), type(field.source).__name__
         if reader.fields is None:
             if key is not None:
-                raise InputError(
-                    f"field {name!r}: expected a source of several fields, found {called} of one; leave [{key!r}] out"
-                )
+                raise InputError(f"field {name!r}: expected several fields, found {called} of one; leave [{key!r}] out")
             return tuple(reader.shape), dtype_of(reader.dtype)
         if key not in reader.fields:
             known = ", ".join(map(repr, reader.fields))
@@ -324,7 +316,5 @@ def _as_source(part: Any, name: str, *, weighs: bool) -> Source:
         return Weights(part) if weighs else Values(part)
     if callable(part):
         return Function(part)
-    raise InputError(
-        f"field {name!r}: expected a source, a function, or a mapping or list from id to value, found {part!r}; "
-        "of a folder of .npy files the source is Npy(folder)"
-    )
+    expected = "a source, such as Npy(folder), a function, or a mapping or list from id to value"
+    raise InputError(f"field {name!r}: expected {expected}, found {part!r}")

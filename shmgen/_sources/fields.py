@@ -20,22 +20,18 @@ if TYPE_CHECKING:
 
 
 class FieldSpec(NamedTuple):
-    """Where the rows of one field are, what they are, and how they come from their reader.
-
-    ``offset`` is that of the field in a slot, in bytes. If it ``varies``, samples may have other shapes than a row. ``of`` names
-    the field that this one measures, or has a copy of; it is None for a field that is read.
-    """
+    """Where the rows of one field are, what they are, and how they come from their reader."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    offset: int
+    offset: int  # of the field in a slot, in bytes
     row_bytes: int
     key: Hashable | None = None
     measure: Measure | None = None
-    varies: bool = False
+    varies: bool = False  # samples may have other shapes than a row
     pad_value: float | None = None
-    of: str | None = None
+    of: str | None = None  # the field that this one measures, or has a copy of; None for a field that is read
 
 
 class Reading(NamedTuple):
@@ -76,10 +72,7 @@ def key_tables(ids: Sequence[Any], readings: Sequence[Reading]) -> list[Sequence
 
 
 class RowsByKey(dict[Any, Any]):
-    """The rows that a reader fills, by its keys; rows that are thrown away for a key that no field asks for.
-
-    Where two fields have the same key, the first counts. ``count`` is ``(n,)`` for n rows of each; ``()`` for one.
-    """
+    """The rows that a reader fills, by its keys, or ``count`` rows of each; thrown away for a key that no field asks for."""
 
     def __init__(self, reader: Reader, rows: Iterable[tuple[FieldSpec, np.ndarray]], count: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -121,9 +114,8 @@ class OneHotReader(Reader):
         for one in self._wanted:
             if one.key not in fields:
                 found = "none of them: say which, source['label'] for instance" if one.key is None else repr(one.key)
-                raise InputError(
-                    f"n_classes={one.n_classes}: expected one of the fields {', '.join(map(repr, fields))}, found {found}"
-                )
+                known = ", ".join(map(repr, fields))
+                raise InputError(f"n_classes={one.n_classes}: expected one of the fields {known}, found {found}")
             shape, dtype = fields[one.key]
             if reader.varies or dtype_of(dtype).kind not in "biu":
                 found = "samples of several shapes" if reader.varies else f"dtype {dtype_of(dtype)}"
@@ -143,12 +135,10 @@ class OneHotReader(Reader):
         import numpy as np
 
         wanted, read = self._split(rows)
-        if self._reader.fields is not None:
-            self._reader.fill(keys, read, begun, io_waits=io_waits)
-        elif self._reader.takes_bytes:
-            self._reader.fill(keys, memoryview(read[None].reshape(-1).view(np.uint8)), begun, io_waits=io_waits)
-        else:
-            self._reader.fill(keys, read[None], begun, io_waits=io_waits)
+        filled = read[None] if self._reader.fields is None else read
+        if self._reader.takes_bytes:
+            filled = memoryview(filled.reshape(-1).view(np.uint8))
+        self._reader.fill(keys, filled, begun, io_waits=io_waits)
         for one in wanted:
             outside = _outside(read[one.key], one.n_classes)
             if outside.any():

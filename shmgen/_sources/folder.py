@@ -30,10 +30,7 @@ SCAN = "; `python -m shmgen scan` finds all such files: repair them, or leave th
 
 
 class Files:
-    """Where the files of samples are: ``<folder>/<id><suffix>``; or ``<id><suffix>``, where ids are paths, if the folder is None.
-
-    ``folder`` becomes its URL without secrets, or its absolute path, so that a later change of directory does no harm.
-    """
+    """Where the files of samples are: ``<folder>/<id><suffix>``; or, if the folder is None, ``<id><suffix>``: ids are paths."""
 
     def __init__(self, folder: str | os.PathLike[str] | Remote | None, suffix: str) -> None:
         from shmgen._storage.remote import local_or_remote
@@ -133,10 +130,7 @@ class FolderSource(BuiltinSource):
 
 
 class FileReader(Reader):
-    """Reads files. Errors of a mount that may pass are tried again; any other is damage of the sample that was being read.
-
-    A subclass has `_fill` or `_read` in place of `fill` and `read`.
-    """
+    """Reads files. Errors of a mount that may pass are tried again; any other is damage of the sample that was being read."""
 
     concurrent = True
     damage: ClassVar[tuple[type[Exception], ...]] = (OSError, ValueError, FormatError)

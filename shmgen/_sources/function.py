@@ -75,11 +75,12 @@ class Function(BuiltinSource):
             reader.shape, reader.dtype = (*dim, *([] if n_channels is None else [n_channels])), dtype
             reader.varies = varies
             return reader
+        from shmgen._worker.rng import own_random_state
+
         where = f"source of field {field!r}"
-        first = _call(self._function, ids[0], where, draws=self._draws)
         try:
-            if first is None:
-                raise FormatError(NOTHING)
+            with own_random_state():
+                first = reader.read(ids[0], None, np.random.default_rng(0))
             if self.finds_fields and isinstance(first, Mapping | tuple):
                 # Without dim, samples are as the first.
                 parts = first.items() if isinstance(first, Mapping) else enumerate(first)
@@ -119,26 +120,13 @@ class FunctionReader(Reader):
 def _shape_and_dtype(key: object, part: Any) -> tuple[tuple[int, ...], DTypeLike]:
     """Of the rows of a field that a function returns."""
     if isinstance(part, Mapping):
-        raise FormatError(
-            f"field {key!r}: expected an array, found a dict: return one dict of all arrays, and choose of it: "
-            "inputs={'a': source['a']}, targets=source['y'], where source is Function(...)"
-        )
+        remedy = "return one dict of all arrays, and choose of it: inputs={'a': source['a']}, targets=source['y']"
+        raise FormatError(f"field {key!r}: expected an array, found a dict: {remedy}, where source is Function(...)")
     try:
         array = as_array(part)
     except FormatError as error:
         raise FormatError(f"field {key!r}: {error}") from None
     return array.shape, array.dtype
-
-
-def _call(function: Callable[..., Any], id: Any, where: str, *, draws: bool) -> Any:
-    """What a function returns for an id, here in the main process."""
-    from shmgen._worker.rng import own_random_state
-
-    try:
-        with own_random_state():
-            return function(id, rng=np.random.default_rng(0)) if draws else function(id)
-    except Exception as error:
-        raise function_error(id, where, error) from error
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[bool, bool]:

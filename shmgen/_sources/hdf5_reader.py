@@ -79,10 +79,9 @@ class Hdf5Reader(FileReader):
         """The dataset of sample ``id``."""
         found = checked(self._file, self._name, id, allow_unwritten=self._allow_unwritten)
         if found.shape != self.shape or not can_cast(found.dtype, np.dtype(self.dtype)):
-            raise FormatError(
-                f"dataset {name_of(self._name, id)!r}: expected shape {self.shape} and dtype {self.dtype}, as the first has, "
-                f"found {found.shape} and {found.dtype}; of samples of several shapes a function as source makes rows"
-            )
+            expected = f"shape {self.shape} and dtype {self.dtype}, as the first has, found {found.shape} and {found.dtype}"
+            remedy = "of samples of several shapes a function as source makes rows"
+            raise FormatError(f"dataset {name_of(self._name, id)!r}: expected {expected}; {remedy}")
         return found
 
     def place(self, id: Any) -> str:
@@ -92,14 +91,11 @@ class Hdf5Reader(FileReader):
 
 
 class _Rows:
-    """A dataset of rows, as one thread reads it: by chunk, so that none is decoded twice for a ticket.
-
-    If it ``may_lack`` chunks that were never written, they are rows of the fill value, and no damage.
-    """
+    """A dataset of rows, as one thread reads it: by chunk, so that none is decoded twice for a ticket."""
 
     def __init__(self, dataset: Any, shape: tuple[int, ...], dtype: Any, *, may_lack: bool) -> None:
         self._dataset = found = dataset
-        self._may_lack = may_lack
+        self._may_lack = may_lack  # chunks that were never written are then rows of the fill value
         if found.shape[1:] != shape or found.dtype != dtype:
             raise FormatError(f"expected rows of shape {shape} and dtype {dtype}, found {found.shape[1:]}, {found.dtype}")
         self._length = found.chunks[0] if found.chunks else 0
@@ -164,12 +160,10 @@ def unreadable(error: Exception) -> str:
     """Why a file, or a row of it, can't be read."""
     if isinstance(error, FormatError):
         return str(error)
-    if isinstance(error, BlockingIOError) or "already open for write" in str(error):
-        return (
-            f"expected an HDF5 file that can be read, found one that a process has open to write ({error}); close it there, or, "
-            "if it is written in swmr mode, pass swmr=True"
-        )
-    return f"expected an HDF5 file that can be read, found: {error}"
+    found = f": {error}"
+    if isinstance(error, BlockingIOError) or "already open for write" in found:
+        found = f" one that a process has open to write ({error}); close it there, or, if it is in swmr mode, pass swmr=True"
+    return f"expected an HDF5 file that can be read, found{found}"
 
 
 def agrees(reader: Reader, dataset: Any) -> bool:
@@ -216,11 +210,7 @@ def has_fill_value(dataset: Any) -> bool:
 
 
 def checked(file: Any, pattern: str, id: Any = "", *, allow_unwritten: bool) -> Any:
-    """The dataset of this name, or, where the name has ``{id}`` in it, that of sample ``id``.
-
-    Raises:
-        FormatError: there is none, or its elements are no numbers, or a part of it is missing.
-    """
+    """The dataset of this name, or of sample ``id``; a FormatError if it, or a part of it, is missing, or holds no numbers."""
     name = name_of(pattern, id)
     found = file.get(name)
     if isinstance(found, h5py.Group):

@@ -83,10 +83,7 @@ REMEDY = "; convert it to JPEG or PNG, or read it by a function as source"
 
 
 class ImageDecoder(NamedTuple):
-    """Makes rows of image files, as the arguments of `Images` say.
-
-    Pickled, it carries along how Pillow is set in the main process: `SETTINGS`, and openers of other packages, such as HEIC's.
-    """
+    """Makes rows of image files, as the arguments of `Images` say."""
 
     size: tuple[int, int] | None
     mode: Mode
@@ -94,6 +91,7 @@ class ImageDecoder(NamedTuple):
     interpolation: Interpolation
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """Carries along how Pillow is set in the main process: `SETTINGS`, and openers of other packages, such as HEIC's."""
         import cloudpickle  # late: workers don't need it
 
         settings = {(module, name): getattr(sys.modules[module], name) for module, name in SETTINGS if module in sys.modules}
@@ -105,11 +103,7 @@ class ImageDecoder(NamedTuple):
         return "<u2" if self.mode == "I;16" else "|u1"
 
     def decode(self, data: bytes, row: np.ndarray | None = None) -> np.ndarray:
-        """An image file's array, of shape ``(height, width, channels)``, made of the file's bytes.
-
-        It is ``row``, filled, if the image has its shape and can be decoded straight into it. What is no image, is broken, or
-        would lose something as one of this mode, is a FormatError.
-        """
+        """The array of an image file, ``(height, width, channels)``: ``row`` if it fits; a FormatError if it is damaged."""
         if not data:
             raise FormatError("expected an image, found an empty file (0 bytes)" + AGAIN)
         try:
@@ -124,10 +118,8 @@ class ImageDecoder(NamedTuple):
             refuse_pointer(data)
             raise FormatError(f"expected an image that Pillow reads, found one that begins with {data[:8]!r}{REMEDY}") from None
         except Image.DecompressionBombError as error:
-            raise FormatError(
-                f"expected an image of a size that Pillow reads, found: {error}; make it smaller, or set "
-                "PIL.Image.MAX_IMAGE_PIXELS before the loader is made"
-            ) from None
+            remedy = "make it smaller, or set PIL.Image.MAX_IMAGE_PIXELS before the loader is made"
+            raise FormatError(f"expected an image of a size that Pillow reads, found: {error}; {remedy}") from None
         except Exception as error:  # of all kinds: each format has a decoder of its own
             raise FormatError(f"expected a whole image, found: {str(error) or type(error).__name__}{AGAIN}") from None
 
@@ -242,10 +234,8 @@ class ImageDecoder(NamedTuple):
         deep = np.asarray(image)
         if image.mode == "I" and image.format != "PPM":  # grey of more than 8 bits is scaled to 16 bits
             if self.mode != "I;16":
-                raise FormatError(
-                    "expected an image of 8 or 16 bits, found one of 32, which does not say what is white; pass mode='I;16' if "
-                    f"its numbers go from 0 to 65,535{REMEDY}"
-                )
+                found = "one of 32, which does not say what is white; pass mode='I;16' if its numbers go from 0 to 65,535"
+                raise FormatError(f"expected an image of 8 or 16 bits, found {found}{REMEDY}")
             if deep.min() < 0 or deep.max() >= 1 << 16:
                 raise FormatError(f"expected numbers from 0 to 65,535, found {deep.min():,} to {deep.max():,}{REMEDY}")
         if self.mode == "I;16":
@@ -291,10 +281,8 @@ def _opened(data: bytes) -> Any:
 
 
 def _plain_jpeg(data: bytes) -> tuple[tuple[int, int], int] | None:
-    """The width and height of a JPEG, and how the camera was held; None of what Pillow is to read.
-
-    Pillow's own look at a header takes a third of the time in which simplejpeg decodes a photo.
-    """
+    """The width and height of a JPEG, and how the camera was held; None of what Pillow is to read."""
+    # Pillow's own look at a header takes a third of the time in which simplejpeg decodes a photo.
     if len(data) == len(JPEG) or not data.startswith(JPEG):
         return None
     exif, place = b"", len(JPEG)

@@ -139,10 +139,9 @@ class ImagesReader(FolderReader):
     def check(self, array: np.ndarray) -> None:
         """Make sure that an image fits its row."""
         if array.shape != self.shape and not self.varies:
-            raise FormatError(
-                f"expected shape {self.shape}, found {array.shape}; pass size={self.shape[:2]}, and images are resized to it; or "
-                f"dim={self.shape[:2]}, and a transform that makes such rows, or a pad_value"
-            )
+            size = self.shape[:2]
+            remedy = f"pass size={size} to resize images, or dim={size}, and a transform that makes such rows, or a pad_value"
+            raise FormatError(f"expected shape {self.shape}, found {array.shape}; {remedy}")
 
 
 class ImageFiles(Files):
@@ -155,10 +154,8 @@ class ImageFiles(Files):
     def prepare(self, ids: Sequence[object], source: str) -> None:
         unnamed = None if self.remote is None else next((id for id in ids if self._is_open(id)), None)
         if unnamed is not None:
-            raise InputError(
-                f"id {unnamed!r}: expected one that ends in the suffix of an image, since files at a URL can't be looked for; "
-                "pass suffix='.jpg', for example"
-            )
+            expected = "one that ends in the suffix of an image, since files at a URL can't be looked for"
+            raise InputError(f"id {unnamed!r}: expected {expected}; pass suffix='.jpg', for example")
         super().prepare(ids, source)
 
     def learn(self, first: object) -> None:

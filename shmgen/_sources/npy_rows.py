@@ -162,9 +162,8 @@ class NpyRows(BuiltinSource):
         if wrong is None:
             return
         if not isinstance(id := ids[wrong], int):
-            raise InputError(
-                f"id {id!r}: expected the number of a row of {self.file}; where rows have ids, pass the file of these as ids="
-            )
+            remedy = "where rows have ids, pass the file of these as ids="
+            raise InputError(f"id {id!r}: expected the number of a row of {self.file}; {remedy}")
         raise InputError(f"id {id}: expected {self._windows.expected(rows)}, in {self.file}")
 
 
@@ -244,15 +243,11 @@ def _layout(header: Header, given: str | None, windows: Windows, columns: int | 
     if 0 in header.shape or not count:
         raise FormatError(f"expected an array of rows, found shape {header.shape}")
     if header.fortran and shape:
-        raise FormatError(
-            "expected C order, found Fortran order, in which a row's elements are not next to each other; "
-            "write it again as np.save(file, np.ascontiguousarray(array))"
-        )
+        raise FormatError("expected C order, found Fortran order; write it by np.save(file, np.ascontiguousarray(array))")
     check_numbers(header.dtype)
     if given is not None and header.dtype.newbyteorder("=") != dtype_of(given):
-        raise FormatError(
-            f"expected dtype {dtype_of(given)}, found {header.dtype}, and rows are not cast: leave dtype out, or use a transform"
-        )
+        remedy = "rows are not cast: leave dtype out, or use a transform"
+        raise FormatError(f"expected dtype {dtype_of(given)}, found {header.dtype}; {remedy}")
     if windows.series is not None and sum(windows.series) != count:
         raise FormatError(f"expected series of {count:,} rows together, found {sum(windows.series):,}")
     if columns is not None:

@@ -32,10 +32,7 @@ UNMAPPED = 8
 
 
 class Windows:
-    """Which rows are a sample: one, or a window of ``length``; the other arguments are those of `NpyRows`.
-
-    ``reach`` rows must follow from the start of a sample on, in the file or series: at least its ``span``.
-    """
+    """Which rows are a sample: one, or a window of ``length``; the other arguments are those of `NpyRows`."""
 
     def __init__(
         self,
@@ -44,7 +41,7 @@ class Windows:
         offset: int = 0,
         step: int = 1,
         *,
-        reach: int = 1,
+        reach: int = 1,  # rows that the file, or series, must have from the start of a sample on
         series: Sequence[int] | None = None,
     ) -> None:
         self.length = length
@@ -95,14 +92,11 @@ class Windows:
 
 
 class RowLayout(NamedTuple):
-    """Where the rows of a file lie, and what a sample takes of them.
+    """Where the rows of a file lie, and what a sample takes of them."""
 
-    The first row begins at byte ``begin``; ``shape``, ``dtype`` and ``row_bytes`` are those of a row in the file.
-    """
-
-    begin: int
+    begin: int  # byte at which the first row begins
     rows: int
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of a row in the file, as are dtype and row_bytes
     dtype: str
     row_bytes: int
     windows: Windows

@@ -66,9 +66,8 @@ class Cache:
                 if fd is not None and os.fstat(fd).st_size < COUNT:
                     self._remove(fd, 0)
         except OSError as error:
-            raise InputError(
-                f"cache {self.folder}: expected a folder that can be written to, found: {error.strerror} (errno {error.errno})"
-            ) from None
+            found = f"{error.strerror} (errno {error.errno})"
+            raise InputError(f"cache {self.folder}: expected a folder that can be written to, found: {found}") from None
 
     def read(self, key: str, read: Callable[[int], object]) -> bool:
         """Call ``read`` with a descriptor of the file of ``key``; False if there is none, or it was damaged and removed."""
@@ -109,7 +108,11 @@ class Cache:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             os.rename(temporary, path)
         except OSError as error:
-            self._log_once(len(data), error)
+            if not self._has_logged:
+                self._has_logged = True
+                expected = f"expected room for {len(data):,} bytes, found: {error.strerror}"
+                remedy = "make room, or pass another cache or cache_bytes"
+                log.warning("cache %s: %s; samples are read all the same: %s", self.folder, expected, remedy)
         finally:
             with suppress(OSError):
                 os.unlink(temporary)
@@ -133,10 +136,7 @@ class Cache:
             return self._remove(fd, size) <= self.most
 
     def _remove(self, fd: int, size: int) -> int:
-        """Count all files, and remove the oldest if they are too large together; returns the bytes that are left.
-
-        ``fd`` is that of the file ``bytes``; ``size`` that of the file being added, which lies in ``new``.
-        """
+        """Count all files, one of ``size`` in ``new`` among them, and remove the oldest of too many; returns the bytes left."""
         # ``new`` comes first: a file that is renamed meanwhile is counted twice, not left out.
         total = sum(status.st_size for _, status in _files(f"{self.folder}/new"))
         with os.scandir(self.folder) as entries:
@@ -164,17 +164,6 @@ class Cache:
                 yield fd if _locked(fd) else None
             finally:
                 os.close(fd)
-
-    def _log_once(self, size: int, error: OSError) -> None:
-        if not self._has_logged:
-            self._has_logged = True
-            log.warning(
-                "cache %s: expected room for %s bytes, found: %s; samples are read all the same, and not kept: make room, or "
-                "pass another cache or cache_bytes",
-                self.folder,
-                f"{size:,}",
-                error.strerror,
-            )
 
 
 def _locked(fd: int) -> bool:

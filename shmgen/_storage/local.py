@@ -21,10 +21,7 @@ _logged: set[int] = set()
 
 
 def again(read: Callable[[], T], forget: Callable[[], object] | None = None) -> T:
-    """What ``read`` returns. Where it ends in an error that may pass, it is called again, three times at most.
-
-    Before each further try, ``forget`` closes what is open, since a descriptor may be stale.
-    """
+    """What ``read`` returns. After an error that may pass, ``forget`` closes stale descriptors, and it is called again."""
     for pause in PAUSES:
         try:
             return read()

@@ -80,10 +80,7 @@ class Remote:
         return found[0]
 
     def read_kept(self, name: str, read: Callable[[int], object], part: object = "") -> bool:
-        """Call ``read`` with a descriptor of the cached copy of a file, or of a part of it; False if there is none.
-
-        A copy that ``read`` can't read is removed.
-        """
+        """Call ``read`` with a descriptor of the cached copy of a file, or of a part of it; False if it has no good one."""
         return self._cache is not None and self._cache.read(self._key(name, part), read)
 
     def keep(self, name: str, data: bytes | memoryview, part: object = "") -> None:

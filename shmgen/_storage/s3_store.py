@@ -231,9 +231,7 @@ def _found(profile: str | None) -> Keys:
     except Exception as error:  # botocore's have no class of their own
         raise FormatError(f"expected credentials, found: {shown_in(error)}") from None
     if not frozen:
-        raise FormatError(
-            "expected credentials in the environment, a profile, or of the machine, found none; for a public bucket pass "
-            'options={"anon": True}'
-        )
+        remedy = 'for a public bucket pass options={"anon": True}'
+        raise FormatError(f"expected credentials in the environment, a profile, or of the machine, found none; {remedy}")
     expires = getattr(credentials, "_expiry_time", None)
     return Keys(frozen.access_key, frozen.secret_key, frozen.token, expires and expires.timestamp())

@@ -50,10 +50,7 @@ class Transient(Exception):
 
 
 class Body:
-    """The bytes of an answer, and what is known of the file: its size, and a value that differs once it was replaced.
-
-    ``is_whole`` says that it is the whole file, though a range was asked for.
-    """
+    """The bytes of an answer, and what is known of the file: its size, and a value that differs once it was replaced."""
 
     def __init__(
         self, stream: HTTPResponse | BytesIO, total: int | None, version: object = None, *, is_whole: bool = False
@@ -61,7 +58,7 @@ class Body:
         self._stream = stream
         self.total = total
         self.version = version
-        self.is_whole = is_whole
+        self.is_whole = is_whole  # the whole file, though a range was asked for
 
     def readinto(self, data: bytearray | memoryview) -> int:
         """Fill ``data``, and return the number of bytes: fewer only where the file ends."""
@@ -140,9 +137,7 @@ class Store:
 
     def names(self) -> Iterator[str]:
         """All ``.npy`` files, by their paths from the folder. A folder that can't be listed is an InputError."""
-        raise InputError(
-            f"{self.place('')}: expected a folder that can be listed, found one that can't be; give the ids, with --ids FILE"
-        )
+        raise InputError(f"{self.place('')}: expected a folder that can be listed, found none; give the ids, with --ids FILE")
 
     def close(self) -> None:
         """Close the connections; the next request makes another."""

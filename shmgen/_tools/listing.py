@@ -30,9 +30,8 @@ def list_folder(folder: str) -> dict[str, list[str]]:
     """The ids of the files below a folder, by kind: sorted paths, without the endings ``.npy`` and ``.npz``."""
 
     def fail(error: OSError) -> None:
-        raise InputError(
-            f"{error.filename}: {explain(error).replace(' file', ' folder', 1)}; give another, or ids, with --ids FILE"
-        )
+        found = explain(error).replace(" file", " folder", 1)
+        raise InputError(f"{error.filename}: {found}; give another, or ids, with --ids FILE")
 
     found: dict[str, list[str]] = {}
     for name in files_below(folder, fail):

@@ -47,14 +47,14 @@ def pack(
     workers: int | Literal["auto"] = "auto",
     progress: Callable[[int, int, str], object] = lambda *_: None,
 ) -> Packed:
-    """Write the samples ``ids``, in their order, as the rows of one ``.npy`` file, and the ids beside it.
-
-    Headers are looked at first, as `scan` does. Where anything is damaged nothing is packed, unless it is to be left out.
-    """
+    """Write the samples ``ids``, in their order, as the rows of one ``.npy`` file, and the ids beside it."""
     begun = time.monotonic()
     check_target(source.folder, target)
     ids = list(dict.fromkeys(ids))
-    _check_ids(_ids_beside(target), ids, target)
+    beside = _ids_beside(target)
+    # A pack that was killed between its two renames has left the same ids.
+    if os.path.lexists(beside) and not os.path.lexists(f"{target}.part") and read_ids(beside, beside) != ids:
+        raise InputError(f"{beside}: expected no file there, or these ids, found others; remove it, or give another name")
     looked = Scan(source, ids, workers=workers)
     looked.run(progress)
     report = looked.report()
@@ -84,17 +84,10 @@ def check_target(folder: str, target: str) -> None:
         raise InputError(f"{target}: expected a folder that is there, found none at {within}; make it first")
     real = os.path.realpath(folder)
     if not is_url(folder) and os.path.commonpath([os.path.realpath(within), real]) == real:
-        raise InputError(
-            f"{target}: expected a place outside of {folder}, where each .npy file is a sample, found one in it; give another"
-        )
+        found = "one in it, where each .npy file is a sample; give another"
+        raise InputError(f"{target}: expected a place outside of {folder}, found {found}")
     if os.path.lexists(target):
         raise InputError(f"{target}: expected no file there, found one; remove it, or give another name")
-
-
-def _check_ids(path: str, ids: Sequence[str], target: str) -> None:
-    """Refuse a target beside which other ids are. A pack that was killed between its two renames has left the same ones."""
-    if os.path.lexists(path) and not os.path.lexists(f"{target}.part") and read_ids(path, path) != list(ids):
-        raise InputError(f"{path}: expected no file there, or these ids, found others; remove it, or give another name")
 
 
 def _ids_beside(target: str) -> str:

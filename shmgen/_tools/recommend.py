@@ -96,9 +96,8 @@ def _does(one: Measurement, step_ms: float | None) -> str:
         return f"without workers, reading adds {1 / spare:.0%} to a {step_ms:g} ms step"
     if spare < 1:
         return f"a {step_ms:g} ms step can't be fed: with {counted(one.workers)} a batch takes {1000 / one.rate:,.1f} ms"
-    return (
-        f"{counted(one.workers)} feed{s} a {step_ms:g} ms step with {spare:,.1f} x to spare{'' if spare >= MARGIN else ' only'}"
-    )
+    only = "" if spare >= MARGIN else " only"
+    return f"{counted(one.workers)} feed{s} a {step_ms:g} ms step with {spare:,.1f} x to spare{only}"
 
 
 def _beyond(chosen: Measurement, ranked: Sequence[Measurement], processors: float) -> str:

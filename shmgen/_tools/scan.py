@@ -281,10 +281,7 @@ def _found(error: SampleError | Damaged) -> Damaged:
 
 
 def judge(kinds: Sequence[Kind], given: SampleSpec) -> tuple[RowSpec | None, list[str | None]]:
-    """The row that a loader for most of the files expects; and for each kind the reason why it is refused, or None.
-
-    The answer is that of `Npy` with ``given`` if its first file is of the most frequent kind that ``given`` allows.
-    """
+    """The row that `Npy` expects if its first file is of the most frequent kind; and for each kind why it is refused, or None."""
     rows = Counter[RowSpec]()
     for kind in sorted(kinds, key=lambda kind: (-kind.files, kind.shape, kind.dtype.str)):
         with suppress(FormatError):
