@@ -1,1 +1,4 @@
-"""What a sample is, and which id is which: shapes and dtypes, ids, values by id, and what errors advise."""
+"""What a sample is, and which id is which: shapes and dtypes, ids, values by id, and what errors advise.
+
+Modules that a worker imports (sample_spec, casting, npy_format, packed_ids) import NumPy only where it is needed.
+"""

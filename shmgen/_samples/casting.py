@@ -1,7 +1,4 @@
-"""The rule for all casts of samples to rows: a row may hold a number less precisely, but never another number.
-
-A worker imports this module, so NumPy is imported only where something is cast.
-"""
+"""The rule for all casts of samples to rows: a row may hold a number less precisely, but never another number."""
 
 from __future__ import annotations
 

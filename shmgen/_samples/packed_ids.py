@@ -1,7 +1,4 @@
-"""The ids of all samples in shared memory: the main process packs them once, and workers look up those of their rows.
-
-Workers import this module, so NumPy is imported only where ids are packed.
-"""
+"""The ids of all samples in shared memory: the main process packs them once, and workers look up those of their rows."""
 
 from __future__ import annotations
 
@@ -32,8 +29,6 @@ class PackedIds:
 
     A range takes no memory; ints take 8 bytes each, or the bytes of their array's dtype; texts 8 bytes more than their own.
     Others, such as bytes, ids of several types, and ints beyond int64, are marshalled, which takes up to 5 bytes more.
-
-    Made by `pack` in the main process. A worker gets it pickled, and attaches to the memory by an inherited descriptor.
     """
 
     def __init__(self, kind: str, count: int, numbers: range = range(0)) -> None:

@@ -1,7 +1,4 @@
-"""The shape and dtype of samples: those that are given, those of the first sample, and whether another sample fits.
-
-A worker imports this module, so NumPy is imported only where a dtype or an array is looked at.
-"""
+"""The shape and dtype of samples: those that are given, those of the first sample, and whether another sample fits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Sources and readers: what the rows of a field are filled from. A source is bound to the ids of a loader; the reader fills rows.
-
-A worker imports this module, so NumPy is imported only where a source needs it.
-"""
+"""Sources and readers, which fill the rows of fields. A source is bound to the ids of a loader; its reader fills the rows."""
 
 from __future__ import annotations
 

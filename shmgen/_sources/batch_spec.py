@@ -78,7 +78,6 @@ class BatchSpec:
         if twice := [name for name, times in Counter(names).items() if times > 1]:
             raise InputError(f"expected another name for each field, found {twice[0]!r} twice; change one of the keys")
         self._fields = {name: field for name, (_, _, field) in zip(names, self._found, strict=True)}
-        self._weights = {name for name, (role, _, _) in zip(names, self._found, strict=True) if role == "weights"}
         self.names = tuple(names)
 
     def _add(self, role: str, name: str, part: Any) -> Callable[[BatchArrays], Any]:
@@ -232,7 +231,8 @@ class BatchSpec:
                 expected = f"a mask along at most {len(given.dim)} axes, those of dim"
                 raise InputError(f"field {name!r}: expected {expected}, found {field.axes}")
             shape = () if measure == "length" else shape[: field.axes or len(given.dim)]
-            dtype = np.dtype(np.int64 if measure == "length" else np.float32 if name in self._weights else np.bool_)
+            weighs = self.names.index(name) in self.weights
+            dtype = np.dtype(np.int64 if measure == "length" else np.float32 if weighs else np.bool_)
         if not are_numbers(dtype) or 0 in shape:
             found = f"shape {shape} and dtype {dtype}{NO_NUMBERS}"
             raise InputError(f"field {name!r}: expected rows of numbers, found {found}")

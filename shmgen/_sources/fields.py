@@ -1,7 +1,4 @@
-"""The fields of a batch, as a worker knows them: where their rows are, which reader fills them, and one-hot rows of their ints.
-
-A worker imports this module, so NumPy is imported only where there are one-hot rows.
-"""
+"""The fields of a batch, as a worker knows them: where their rows are, which reader fills them, and one-hot rows of ints."""
 
 from __future__ import annotations
 
@@ -44,7 +41,6 @@ class Reading(NamedTuple):
 
     @property
     def varies(self) -> bool:
-        """Whether samples may have other shapes than their rows."""
         return any(field.varies for field in self.fields)
 
 

@@ -1,7 +1,4 @@
-"""Files of a folder, one a sample, on a disk or behind a URL.
-
-A worker imports this module, so NumPy is imported only in the main process.
-"""
+"""Files of a folder, one a sample, on a disk or behind a URL."""
 
 from __future__ import annotations
 
@@ -144,7 +141,6 @@ class FileReader(Reader):
             raise self._damaged(keys[row_of(begun[0]) or 0], error) from None
 
     def read(self, key: Any, row: Any, rng: object = None) -> Any:
-        """As `Reader.read`; raises as `fill`."""
         try:
             return again(lambda: self._read(key, row), self._forget)
         except self.damage as error:
@@ -164,8 +160,6 @@ class FileReader(Reader):
 
 
 class FolderReader(FileReader):
-    """Reads the files of samples."""
-
     def __init__(self, files: Files) -> None:
         self.files = files
 

@@ -76,7 +76,6 @@ class Hdf5Reader(FileReader):
         return SampleError(key, self.file, unreadable(error))
 
     def _sample(self, id: Any) -> Any:
-        """The dataset of sample ``id``."""
         found = checked(self._file, self._name, id, allow_unwritten=self._allow_unwritten)
         if found.shape != self.shape or not can_cast(found.dtype, np.dtype(self.dtype)):
             expected = f"shape {self.shape} and dtype {self.dtype}, as the first has, found {found.shape} and {found.dtype}"
@@ -106,7 +105,6 @@ class _Rows:
         self._row_bytes = int(np.prod(shape, dtype=np.int64)) * found.dtype.itemsize
 
     def read(self, keys: Sequence[int], rows: np.ndarray, begun: Any) -> None:
-        """Read rows; ``begun`` says which."""
         order = sorted(range(len(keys)), key=keys.__getitem__)
         # Without chunks, neighbours are read together.
         groups = [keys[number] // self._length if self._length else keys[number] - place for place, number in enumerate(order)]

@@ -120,8 +120,6 @@ class Images(FolderSource):
 
 
 class ImagesReader(FolderReader):
-    """Decodes image files."""
-
     reads_one_by_one = True
 
     def __init__(self, files: Files, decoder: ImageDecoder, given: SampleSpec, row: RowSpec) -> None:
@@ -131,13 +129,11 @@ class ImagesReader(FolderReader):
         self._decoder = decoder
 
     def _read(self, key: object, row: Any) -> np.ndarray:
-        """The image of sample ``key``, which need not be of a row's shape if rows are made of such."""
         array: np.ndarray = self.files.load(key, lambda data: self._decoder.decode(data, row))
         self.check(array)
         return array
 
     def check(self, array: np.ndarray) -> None:
-        """Make sure that an image fits its row."""
         if array.shape != self.shape and not self.varies:
             size = self.shape[:2]
             remedy = f"pass size={size} to resize images, or dim={size}, and a transform that makes such rows, or a pad_value"

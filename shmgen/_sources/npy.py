@@ -1,7 +1,4 @@
-"""`Npy`: ``.npy`` files, one a sample.
-
-A worker imports this module, so NumPy is imported only where a file needs more than a plain read.
-"""
+"""`Npy`: ``.npy`` files, one a sample."""
 
 from __future__ import annotations
 

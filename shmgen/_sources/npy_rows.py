@@ -1,7 +1,4 @@
-"""`NpyRows`: one ``.npy`` file of all samples.
-
-A worker imports this module, so NumPy is imported only where a file needs more than a plain read.
-"""
+"""`NpyRows`: one ``.npy`` file of all samples."""
 
 from __future__ import annotations
 

@@ -53,8 +53,7 @@ CODE = re.compile(rb"<Code>(\w+)</Code>")
 
 
 class _Paced(io.RawIOBase):
-    """The bytes of one answer, with a time budget: waiting uses it up, and bytes that arrive refill it, but never beyond the full
-    time-out."""
+    """The bytes of one answer, with a time budget, the time-out: waiting uses it up, and bytes that arrive refill it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock, self._file = sock, sock.makefile("rb", buffering=0)  # an open file keeps the socket open

@@ -158,11 +158,10 @@ class S3Store(HttpStore):
     def _signing(self, keys: Keys) -> Any:
         from obstore.store import S3Store as Signer
 
-        by_name = self._parts.netloc.startswith(f"{self._bucket}.")
         return Signer(
             self._bucket,
             endpoint=self._parts._replace(path=self._parts.path.removesuffix(f"/{self._bucket}")).geturl(),
-            virtual_hosted_style_request=by_name,
+            virtual_hosted_style_request=self._parts.netloc.startswith(f"{self._bucket}."),
             region=self._region or "us-east-1",
             request_payer=self._pays,
             client_options={"allow_http": True},

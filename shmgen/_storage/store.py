@@ -92,8 +92,7 @@ class Store:
     def get(self, name: str, take: Callable[[Body], T], start: int = 0, stop: int | None = None) -> T:
         """What ``take`` makes of a file's bytes, from ``start`` to before ``stop`` or the end. An empty name is the URL itself.
 
-        ``take`` is called again if the answer breaks off. If the file can't be fetched, a FormatError says what was answered,
-        and how often it was tried.
+        If the answer breaks off, ``take`` is called again. If the file can't be fetched, a FormatError says what was answered.
         """
         begun = began = time.monotonic()
         most, patience = (TRIES, PATIENCE) if self._has_answered else (FIRST_TRIES, FIRST_PATIENCE)
@@ -137,7 +136,8 @@ class Store:
 
     def names(self) -> Iterator[str]:
         """All ``.npy`` files, by their paths from the folder. A folder that can't be listed is an InputError."""
-        raise InputError(f"{self.place('')}: expected a folder that can be listed, found none; give the ids, with --ids FILE")
+        found = "one that can't be; give the ids, with --ids FILE"
+        raise InputError(f"{self.place('')}: expected a folder that can be listed, found {found}")
 
     def close(self) -> None:
         """Close the connections; the next request makes another."""

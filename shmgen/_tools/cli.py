@@ -149,10 +149,9 @@ exit status: 0 if all is packed, 1 if samples are damaged, 2 if it can't be done
 def _pack(arguments: argparse.Namespace) -> int:
     from shmgen._sources.npy import Npy
     from shmgen._tools.listing import npy_ids
-    from shmgen._tools.pack import check_target, pack
+    from shmgen._tools.pack import pack
     from shmgen._tools.tables import print_packed, progress_bar, write_json
 
-    check_target(arguments.folder, arguments.target)
     ids = npy_ids(arguments.folder, arguments.ids)
     source = Npy(arguments.folder, arguments.dim, arguments.n_channels, arguments.dtype)
     skip, workers = arguments.skip_damaged, arguments.workers

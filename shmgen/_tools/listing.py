@@ -96,17 +96,14 @@ def samples_in(
 
 
 def _in_file(path: str, dataset: str, chosen: list[str] | None) -> tuple[Source, Sequence[Any]]:
-    names: Sequence[Any]
     if path.endswith(".npy"):
-        source: Any = NpyRows(path)
-        names = range(len(source))
+        rows = NpyRows(path)
+        source: Source = rows
+        names: Sequence[Any] = range(len(rows))
     else:
-        source = Hdf5(path, dataset)
-        names = _hdf5_ids(path, dataset)
-    if chosen is None:
-        return source, names
-    if not isinstance(names, range):
-        return source, chosen
+        source, names = Hdf5(path, dataset), _hdf5_ids(path, dataset)
+    if chosen is None or not isinstance(names, range):
+        return source, chosen or names
     return source, [int(id) if id.isdecimal() else id for id in chosen]
 
 

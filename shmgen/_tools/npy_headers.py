@@ -1,7 +1,4 @@
-"""Reads the headers of ``.npy`` files, and checks the sizes of the files against them, for `scan`.
-
-A worker imports this module, so NumPy is imported only where a header is parsed.
-"""
+"""Reads the headers of ``.npy`` files, and checks the sizes of the files against them, for `scan`."""
 
 from __future__ import annotations
 
