@@ -21,11 +21,6 @@ from shmgen._sources.function import Function
 from shmgen._sources.values import Labels, Values, Weights
 from shmgen.errors import FormatError, InputError
 
-NO_CLASSES = (
-    "n_classes and classes are for labels of one field; give them to each field: Values(..., classes=..., n_classes=...), or, of "
-    "ints that are read, npz['label'].one_hot(n_classes)"
-)
-
 NAMES = {"inputs": "X", "targets": "y", "weights": "weights"}
 """What the only field of each role is called."""
 
@@ -267,7 +262,8 @@ def target(labels: Any, n_classes: int | None, classes: Any, ids: Sequence[Any])
         if not has_classes:
             return labels
         if classes is not None or not isinstance(labels, Source | SourceField):
-            raise InputError(NO_CLASSES)
+            remedy = "Values(..., classes=..., n_classes=...), or, of ints that are read, npz['label'].one_hot(n_classes)"
+            raise InputError(f"n_classes and classes are for labels of one field; give them to each field: {remedy}")
         field = labels if isinstance(labels, SourceField) else SourceField(labels)
         return field if n_classes is None else field.one_hot(n_classes)
     if callable(labels) and not is_mapping(labels) and not has_classes:

@@ -29,6 +29,8 @@ SCAN = "; `python -m shmgen scan` finds all such files: repair them, or leave th
 class Files:
     """Where the files of samples are: ``<folder>/<id><suffix>``; or, if the folder is None, ``<id><suffix>``: ids are paths."""
 
+    kind: FileKind | None = None  # where other suffixes fit too
+
     def __init__(self, folder: str | os.PathLike[str] | Remote | None, suffix: str) -> None:
         from shmgen._storage.remote import local_or_remote
 
@@ -74,9 +76,11 @@ class Files:
         """The error for a first sample that can't be read, with a guess at what was meant by an id without a file."""
         if not isinstance(error, FileNotFoundError):
             return self.unreadable(id, error)
+        from shmgen._samples.files import FileKind
         from shmgen._samples.remedies import for_missing_file
 
-        remedy = for_missing_file(id, self.path, None if self.ids_are_paths else self.folder, self._kind())
+        kind = self.kind or FileKind((self.suffix,), f"{self.suffix} files")
+        remedy = for_missing_file(id, self.path, None if self.ids_are_paths else self.folder, kind)
         return SampleError(id, path := self.path(id), explain(error, path) + remedy)
 
     def unreadable(self, id: object, error: Exception) -> SampleError:
@@ -84,11 +88,6 @@ class Files:
         path = self.path(id)
         has_scan = isinstance(error, FormatError) or getattr(error, "errno", None) in FOUND_BY_SCAN
         return SampleError(id, path, explain(error, path) + (SCAN if has_scan and self.remote is None else ""))
-
-    def _kind(self) -> FileKind:
-        from shmgen._samples.files import FileKind
-
-        return FileKind((self.suffix,), f"{self.suffix} files")
 
     def load(self, id: object, parse: Callable[[bytes], T]) -> T:
         """What ``parse`` makes of the bytes of sample ``id``'s file. It is kept in the cache only if it can be parsed."""

@@ -15,12 +15,6 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
 
-NOTHING = (
-    "expected an array, found None; let the function return one, or fill the row that it is given: function(id, row), with dim "
-    "and dtype"
-)
-
-
 class Function(BuiltinSource):
     """A function of the id: ``function(id)`` returns a sample's array, or ``function(id, row)`` fills the row that it is given.
 
@@ -110,7 +104,8 @@ class FunctionReader(Reader):
             return self.user_code(key, row, **drawn)
         result = self.user_code(key, **drawn)
         if result is None:  # which would say that the row is filled
-            raise FormatError(NOTHING)
+            remedy = "let the function return one, or fill the row that it is given: function(id, row), with dim and dtype"
+            raise FormatError(f"expected an array, found None; {remedy}")
         return result
 
     def place(self, id: Any) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from shmgen._samples.files import IMAGES, FileKind
+from shmgen._samples.files import IMAGES
 from shmgen._samples.sample_spec import RowSpec, SampleSpec, check_shape
 from shmgen._sources.folder import Files, FolderReader, FolderSource
 from shmgen.errors import FormatError, InputError
@@ -143,6 +143,8 @@ class ImagesReader(FolderReader):
 class ImageFiles(Files):
     """Where images are: their suffixes may have to be found out."""
 
+    kind = IMAGES
+
     def __init__(self, folder: Any, suffix: str | None) -> None:
         super().__init__(folder, ".jpg" if suffix is None else suffix)
         self._finds = suffix is None
@@ -171,9 +173,6 @@ class ImageFiles(Files):
             return str(id) if self._finds or str(id).endswith(self.suffix) else f"{id}{self.suffix}"
         usual = f"{id}{self.suffix}"
         return usual if os.path.exists(self.place(usual)) else self._found(id)
-
-    def _kind(self) -> FileKind:
-        return IMAGES
 
     def _is_open(self, id: object) -> bool:
         """Whether the suffix of the file of ``id`` has to be found out."""

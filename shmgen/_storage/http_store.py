@@ -209,7 +209,8 @@ class HttpStore(Store):
         total = described.rpartition("/")[2]
         if status == 206 or (status == 200 and start == 0):
             if status == 206 and not described.startswith(f"bytes {start}-"):
-                raise FormatError(f"expected the file from byte {start:,} on, found Content-Range: {described or None}")
+                expected = f"the part of the file from byte {start:,} on"
+                raise FormatError(f"expected {expected}, found Content-Range: {described or None}")
             if encoding := headers.get("Content-Encoding", "").replace("identity", ""):
                 raise FormatError(f"expected the file as it is, found it encoded as {encoding}; store it as it is")
             size = response.length if status == 200 else int(total) if total.isdecimal() else None
