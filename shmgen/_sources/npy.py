@@ -268,12 +268,8 @@ class NpyReader(FolderReader):
         return header.dtype == self._row.numpy_dtype and (not header.fortran or len(header.shape) < 2)
 
     def _check(self, header: Header) -> None:
-        self._row.check(
-            header.shape,
-            header.dtype,
-            shape_remedy=OF_ANOTHER_SHAPE,
-            dtype_remedy="; pass the dtype that the files have, or convert them",
-        )
+        dtype_remedy = "; pass the dtype that the files have, or convert them"
+        self._row.check(header.shape, header.dtype, shape_remedy=OF_ANOTHER_SHAPE, dtype_remedy=dtype_remedy)
 
 
 def _open_ahead(name: str, folder: int, ahead: deque[int]) -> bool:

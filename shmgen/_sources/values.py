@@ -176,7 +176,6 @@ class ValuesReader(Reader):
         self._is_one_hot = n_classes is not None
 
     def fill(self, keys: np.ndarray, rows: np.ndarray, begun: Any, *, io_waits: bool = False) -> None:
-        """Write the values of the samples ``keys``, positions in the list of ids, into ``rows``."""
         if self._is_one_hot:
             rows[...] = 0
             rows[np.arange(len(keys)), self._rows[keys]] = 1

@@ -77,11 +77,8 @@ done, 130 after Ctrl-C, which ends it with what has been found so far""",
     _describe_samples(scan)
     option("--kind", choices=["npy", "npz", "images"], help="of the files; by default, the kind of most files")
     option("--dataset", metavar="NAME", default="/", help="of an HDF5 file: as Hdf5 takes it; by default, all datasets")
-    option(
-        "--full",
-        action="store_true",
-        help="read all data, which finds what the disk can't read; NaN and infinite numbers are damage then",
-    )
+    full = "read all data, which finds what the disk can't read; NaN and infinite numbers are damage then"
+    option("--full", action="store_true", help=full)
     option("--good", metavar="FILE", help="write the ids of all other samples into FILE, a line each, for --ids")
     option("--timeout", type=float, default=60.0, metavar="S", help="seconds after which a sample is given up; 60 by default")
     _add_workers(scan)
@@ -232,12 +229,8 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 
 def _describe_samples(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
-    option(
-        "--ids",
-        metavar="FILE",
-        help="only the samples of these ids, all of which must exist: a text file, an id a line, such as cats/001 for "
-        "cats/001.npy",
-    )
+    chosen = "only the samples of these ids, all of which must exist: a text file, a line each, such as cats/001 for cats/001.npy"
+    option("--ids", metavar="FILE", help=chosen)
     option("--dim", type=shape, metavar="32,32,32", help="shape of a sample without its channels")
     option("--n-channels", type=int, metavar="N", help="size of the last axis; if it is 1, files of shape DIM are good too")
     option("--dtype", metavar="D", help="dtype of a sample, such as float32")
