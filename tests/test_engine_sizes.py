@@ -122,4 +122,4 @@ def test_one_more_can_not_be_started(caplog: pytest.LogCaptureFixture) -> None:
         assert not engine.resize(3)
         whole_epoch(engine)
         assert engine.prefetcher.stats.workers == 1
-    assert "there are 1 workers, since another can't be started: no more processes" in caplog.text
+    assert "there are 1 workers, not 3: no more processes" in caplog.text

@@ -12,7 +12,7 @@ from conftest import DEADLINE
 from pace import Deadline
 
 from shmgen._worker import launch
-from shmgen._worker.launch import Child, command, deferred_signals, end, environment
+from shmgen._worker.launch import Child, command, deferred_signals, end
 
 BOOT = """if True:
     import os, sys, time
@@ -36,7 +36,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Child]]:
 
     def start(code: str, *fds: int) -> Child:
         with deferred_signals():
-            children.append(Child(command(code), environment(), fds))
+            children.append(Child(command(code), dict(os.environ), fds))
         return children[-1]
 
     yield start

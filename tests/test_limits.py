@@ -115,7 +115,7 @@ with limited(resource.RLIMIT_NOFILE, room_for(0)):
     grown, replaced = run.out.splitlines()
     advice = rf"\[Errno 24\] Too many open files: {FILES}"
     assert re.match(f"OSError: {advice}", grown)
-    assert re.match(f"StartError: a worker that has died can't be replaced: {advice}", replaced)
+    assert re.match(f"StartError: a worker can't be started: {advice}", replaced)
 
 
 def test_no_descriptor_in_a_worker(folder: Callable, script: Callable) -> None:

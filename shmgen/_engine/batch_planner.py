@@ -10,7 +10,7 @@ import numpy as np
 from shmgen._memory.layout import BatchArrays
 from shmgen._memory.records import EPOCH, POSITION, ROWS, SAMPLES, WAITED_FOR
 from shmgen._memory.ring import Ring
-from shmgen._plan.damage import DamageLog, OnError
+from shmgen._plan.damage import DamageLog
 from shmgen._plan.sampler import BatchId, Sampler, Tail
 from shmgen._plan.schedule import Schedule, Slot, Ticket
 from shmgen._samples.ids import take
@@ -41,14 +41,10 @@ class BatchPlanner:
         self._schedule = schedule
         self._filler = filler
         self._damage = damage
+        self.on_error = damage.on_error
         # The fields that `weigh` changes, by position.
         self.weights = spec.weights if sampler.tail is Tail.PAD else ()
         self._filled_here = [(n, reader) for n, reader in enumerate(spec.readers.values()) if reader.in_main_process]
-
-    @property
-    def on_error(self) -> OnError:
-        """What becomes of samples that can't be read."""
-        return self._damage.on_error
 
     def prepare(self, slots: Sequence[Slot]) -> None:
         """Write the sheets of slots that were given batches, and fill in what workers don't."""
@@ -70,7 +66,7 @@ class BatchPlanner:
                     arrays[field][:size] = rows[begin : begin + size]
                 begin += size
             if self._damage.unreadable:
-                self._refill(slot, batch, 0, size)
+                self.refill(slot.number, batch, 0, size)
 
     def _values(self, samples: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:
         """The values of these samples, one after the other, that are filled in here: by position of the field."""
@@ -84,12 +80,9 @@ class BatchPlanner:
             found.append((field, rows))
         return found
 
-    def refill(self, ticket: Ticket) -> None:
-        """Prepare ``ticket`` to be read again: fill in what a transform may have changed, and replace what is unreadable."""
-        self._refill(self._schedule.slot_of(ticket), ticket.batch, ticket.start, ticket.stop)
-
-    def _refill(self, slot: Slot, batch: BatchId, start: int, stop: int) -> None:
-        """Replace samples of these rows that are known to be unreadable, tell workers of all, and fill in their values."""
+    def refill(self, number: int, batch: BatchId, start: int, stop: int) -> None:
+        """Prepare rows to be read again: replace what is unreadable, and fill in what a transform may have changed."""
+        slot = self._schedule.slots[number]
         for row, sample in enumerate(self._numbers(slot, batch)[start:stop].tolist(), start):
             if sample in self._damage.unreadable:
                 self._replace(slot, batch, row)
@@ -109,7 +102,7 @@ class BatchPlanner:
 
     def ids(self, ticket: Ticket) -> list[Any]:
         """The ids of the rows of ``ticket``."""
-        slot, batch = self._schedule.slot_of(ticket), ticket.batch
+        slot, batch = self._schedule.slots[ticket.slot], ticket.batch
         numbers = self._numbers(slot, batch) if ticket.id in slot.tickets else self._sampler[batch]
         return take(self._ids, numbers[ticket.start : ticket.stop])
 
@@ -132,7 +125,7 @@ class BatchPlanner:
 
     def record(self, ticket: Ticket, row: int, error: SampleError, *, unreadable: bool = False) -> None:
         """The sample in ``row`` of ``ticket`` can't be read, nor is it tried again if ``unreadable``: replace it if asked to."""
-        slot, row = self._schedule.slot_of(ticket), ticket.start + row
+        slot, row = self._schedule.slots[ticket.slot], ticket.start + row
         replaces = self.on_error == "replace"
         sample = int(self._numbers(slot, ticket.batch)[row])
         self._damage.record(sample, error, unreadable=unreadable and replaces)

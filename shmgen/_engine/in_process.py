@@ -25,6 +25,7 @@ class InProcess:
     """Runs tickets in the main process, one at each `wait`; ``tables`` are those of `key_tables`."""
 
     def __init__(self, ring: Ring, tables: Sequence[Sequence[Any]], filler: TicketFiller) -> None:
+        self.pids: dict[int, int] = {}
         # The words of a record on a worker's status page, from `ROW` on.
         self._at = [IDLE, *[0] * (TURN - ROW)]
         self._cpu = 0
@@ -40,10 +41,6 @@ class InProcess:
     def __repr__(self) -> str:
         return "0 workers"
 
-    @property
-    def pids(self) -> Mapping[int, int]:
-        return {}
-
     def put(self, tickets: Sequence[Ticket]) -> None:
         self._tickets += tickets
 
@@ -56,7 +53,10 @@ class InProcess:
             began, used = time.monotonic_ns(), time.thread_time_ns()
             try:
                 with own_random_state() if self._filler.calls_functions else nullcontext():
-                    self._fill(ticket)
+                    sheet = self._ring.sheet(ticket.slot)
+                    samples = sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop]
+                    task = Task(ticket.start, int(sheet[EPOCH]), int(sheet[POSITION]) + ticket.start, samples, self._tables)
+                    self._filler.fill(self._ring.bytes(ticket.slot), task)
                 event = Event(0, EventKind.DONE, [(ticket.id, 0, 0, 0)])
             except Exception as error:
                 event = Event(0, EventKind.FAILED, (ticket.id, row_of(self._at[0]), error))
@@ -69,12 +69,6 @@ class InProcess:
         else:
             select.select([self._wakeup.fd], [], [], timeout)
             self._wakeup.clear()
-
-    def _fill(self, ticket: Ticket) -> None:
-        sheet = self._ring.sheet(ticket.slot)
-        samples = sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop]
-        task = Task(ticket.start, int(sheet[EPOCH]), int(sheet[POSITION]) + ticket.start, samples, self._tables)
-        self._filler.fill(self._ring.bytes(ticket.slot), task)
 
     def wake(self) -> None:
         self._wakeup.set()
@@ -93,13 +87,10 @@ class InProcess:
         busy, function, turn = (self._at[word - ROW] / 1e9 for word in (BUSY, FUNCTION, TURN))
         return Use(busy, self._cpu / 1e9, function, turn)
 
-    def is_stopped(self, worker: int) -> bool:
-        return False
-
     def _never(self, *_: object) -> Any:
         raise NotImplementedError("there are no processes")
 
-    take_back = kill = restart = retire = remove = add = set_reads = _never
+    take_back = is_stopped = kill = restart = retire = remove = add = set_reads = _never
 
     def set_eager(self, eager: bool) -> None:
         pass

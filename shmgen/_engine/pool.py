@@ -26,7 +26,7 @@ from shmgen._plan.schedule import MAX_OUT, Ticket
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._worker import protocol
 from shmgen._worker.context import Context, ForwardedLogs
-from shmgen._worker.launch import Child, command, deferred_signals, end, environment
+from shmgen._worker.launch import ONE_PROCESSOR, Child, command, deferred_signals, end
 from shmgen._worker.main import Start
 from shmgen._worker.pickling import dumps
 from shmgen._worker.protocol import ATOMIC, processor_time
@@ -50,7 +50,7 @@ class Pool:
         self._eager = False
         self._draws = filler.calls_functions
         self._command = command("shmgen._worker.main", site=not filler.is_ours)
-        self._environment = environment()
+        self._environment = {**({} if "OMP_NUM_THREADS" in os.environ else ONE_PROCESSOR), **os.environ}
         self._path = list(sys.path)
         self._context: tuple[Any, ...] | None = None
         if filler.is_ours:
@@ -236,7 +236,7 @@ class Pool:
         return state in "Tt"  # stopped, or traced
 
     def kill(self, worker: int) -> None:
-        self._workers[worker].child.kill()
+        self._workers[worker].child.process.kill()
 
     def restart(self, worker: int, reads: int) -> None:
         self._let_go(worker)
@@ -254,7 +254,7 @@ class Pool:
                 self._workers[number] = self._start(reads)
                 self._set_up(number)
             except OSError as failure:
-                raise StartError(str(failure)) from failure
+                raise StartError(f"a worker can't be started: {failure}") from failure
 
     def retire(self, worker: int) -> None:
         self._workers[worker].page.words[READS] = 0

@@ -89,10 +89,7 @@ class Supervisor:
     def give_out(self) -> None:
         has_tickets = self._schedule.has_tickets
         if len(self._records) != self.target.workers and (has_tickets or self._schedule.out):
-            try:
-                self._start_missing()
-            except StartError as failure:
-                raise StartError(f"a worker that had nothing to do and ended can't be started again: {failure}") from failure
+            self._start_missing()
         if not has_tickets and not self._is_eager:
             return
         if tickets := self._schedule.take():
@@ -118,7 +115,7 @@ class Supervisor:
             self._start_missing()
         except StartError as error:
             self.target = Target(len(self._staying()), target.reads)
-            log.warning("there are %d workers, since another can't be started: %s", self.target.workers, error)
+            log.warning("there are %d workers, not %d: %s", self.target.workers, target.workers, error)
             return False
         for number in sorted(self._staying())[target.workers :]:
             self._records[number].retires = True
@@ -245,10 +242,7 @@ class Supervisor:
             self._workers.remove(worker)
             del self._records[worker]
         else:
-            try:
-                self._workers.restart(worker, self.target.reads)
-            except StartError as failure:
-                raise StartError(f"a worker that has died can't be replaced: {failure}") from failure
+            self._workers.restart(worker, self.target.reads)
             self.restarts += 1
             self._records[worker] = WorkerRecord(Watch(time.monotonic()), deaths_before_work=deaths_before_work)
         self.give_out()
@@ -283,7 +277,7 @@ class Supervisor:
         elif failure is not None or not schedule.wants(ticket) or (skipped is not None and ticket.stop - ticket.start == 1):
             self._give_up(ticket, failure)
         else:
-            self._planner.refill(ticket)
+            self._planner.refill(ticket.slot, ticket.batch, ticket.start, ticket.stop)
             if skipped is not None:
                 self._planner.mark_as_read(ticket.slot, skipped, skipped + 1)
             singly = outcome.fate is Fate.RETRY_SINGLY or skipped is not None

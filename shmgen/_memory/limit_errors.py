@@ -71,10 +71,7 @@ def _processes() -> str:
     soft = _soft(resource.RLIMIT_NPROC)
     if soft is None:
         return ""
-    return (
-        f"this user may have {soft:,} processes and threads (ulimit -u): use fewer workers, end what is no longer needed, or "
-        "raise the limit"
-    )
+    return f"this user may have {soft:,} processes and threads (ulimit -u): use fewer workers, end others, or raise the limit"
 
 
 def _soft(limit: int) -> int | None:

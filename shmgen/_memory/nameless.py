@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-from functools import cache
 
 MFD_CLOEXEC = 1
 """Of memfd_create(2). Pythons built against glibc 2.17, such as conda-forge's, lack this name and the function."""
@@ -27,7 +26,6 @@ def create(name: str) -> int:
     except OSError as error:
         if error.errno not in REFUSED:
             raise
-        _say_once(error.strerror)
         fd = _file()
     os.fchmod(fd, 0o600)
     return fd
@@ -48,12 +46,8 @@ def hold_standard_streams() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, fd)  # inheritable, so that children have it too
-            if null != fd:
-                os.close(null)
-            else:
-                os.set_inheritable(fd, True)
+            # The lowest number that is free is ``fd``. Children have it too.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _memfd(name: str) -> int:
@@ -77,10 +71,3 @@ def _file() -> int:
 
     with TemporaryFile(dir=TMPFS, buffering=0) as file:
         return os.dup(file.fileno())
-
-
-@cache
-def _say_once(reason: str) -> None:
-    import logging  # late, since workers import this module
-
-    logging.getLogger("shmgen").info("shared memory comes from %s, since memfd_create can't be used here: %s", TMPFS, reason)

@@ -9,6 +9,7 @@ Every sample comes as often as without lengths, and in the same window.
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,12 +22,11 @@ BATCHES, ROWS = 1 << 33, 1 << 34
 """Hashed beside seed and epoch, so that batches, rows and samples are shuffled by different random numbers."""
 
 
-class Lengths:
+class Lengths(NamedTuple):
     """The lengths of all samples, for batches of ``batch_size``, of all ranks together."""
 
-    def __init__(self, lengths: np.ndarray, batch_size: int) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
+    lengths: np.ndarray
+    batch_size: int
 
     def fingerprint(self) -> str:
         """A hash of lengths and batch size, of 32 hexadecimal digits: with the same, batches are the same."""

@@ -29,7 +29,6 @@ MUST_BE_SAME = {
 }
 """What a state and its loader must have in common, with the remedy where they don't."""
 
-
 Identity = dict[str, Any]
 """What a state is of. Only a loader with the same values, those of batches aside, can resume from it."""
 

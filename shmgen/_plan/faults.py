@@ -101,20 +101,18 @@ def after_exit(
     """
     outcomes = []
     alone = sum(claim.begun for claim in claims) == 1
+    reason = f"expected an answer, found none for {timeout:g} seconds (timeout)"
     for claim in claims:
+        # After a worker that can't be killed, a claim's rows are not tried one by one, since each might cost a slot.
         if how is Exit.CRASHED and claim.begun:
             outcomes.append(deaths.outcome(claim, death, alone=alone))
-        elif claim in stuck and how is Exit.ABANDONED and claim.row is None:
-            # If its rows were tried one by one, each might cost a slot.
-            reason = f"expected an answer, found none for {timeout:g} seconds (timeout), here or behind it"
-            outcomes.append(Outcome(claim, Fate.BLAME, 0, reason))
-        elif claim in stuck and claim.row is None:
+        elif claim in stuck and claim.row is None and how is not Exit.ABANDONED:
             outcomes.append(Outcome(claim, Fate.RETRY_SINGLY))
         elif claim in unsure and how is not Exit.ABANDONED:
             outcomes.append(Outcome(claim, Fate.RETRY_ALONE))
         elif claim in stuck:
-            reason = f"expected an answer, found none for {timeout:g} seconds (timeout)"
-            outcomes.append(Outcome(claim, Fate.BLAME, claim.row or 0, reason))
+            where = ", here or behind it" if claim.row is None else ""
+            outcomes.append(Outcome(claim, Fate.BLAME, claim.row or 0, reason + where))
         else:
             outcomes.append(Outcome(claim, Fate.RETRY))
     return outcomes

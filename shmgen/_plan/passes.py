@@ -162,7 +162,11 @@ class Passes:
     def deal(self, index: int, of: Pass | None) -> BatchId:
         """The batch that ``index`` means in an iteration, or by hand."""
         if of is None:
-            of = self._by_hand = self._by_hand or self._look()
+            if self._by_hand is None:
+                # Without shuffling, an index is a batch's number.
+                start = self.next if self._shuffle else Position(self.next.epoch, 0)
+                self._by_hand = Pass(start, self._batches, shuffle=self._shuffle)
+            of = self._by_hand
         self.last = of
         return of.deal(index)
 
@@ -189,8 +193,3 @@ class Passes:
         if self._only is None:
             return last.upcoming()
         return takewhile(lambda batch: batch.epoch == self._only, last.upcoming())
-
-    def _look(self) -> Pass:
-        """A pass for requests by hand. Without shuffling, an index is a batch's number."""
-        start = self.next if self._shuffle else Position(self.next.epoch, 0)
-        return Pass(start, self._batches, shuffle=self._shuffle)

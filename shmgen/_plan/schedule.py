@@ -129,7 +129,6 @@ class Schedule:
         return bool(self._free or self._slot_of or self._filling)
 
     def add_slots(self, count: int) -> None:
-        """The ring has grown by ``count`` slots."""
         for _ in range(count):
             self._free.append(len(self.slots))
             self.slots.append(Slot(len(self.slots)))
@@ -151,7 +150,6 @@ class Schedule:
                 ticket = self._out.pop(id, None)
                 if ticket is not None:
                     self.rows_done += ticket[4] - ticket[3]
-            slot.missing = 0
             self._filling -= 1
             self._any_done = True
         if slot.error is not None:
@@ -184,9 +182,7 @@ class Schedule:
         process reads, whole batches. Returns the slots that were given a batch, in the order in which they will be read.
         """
         slot_of, free = self._slot_of, self._free
-        missing = False
-        for batch in demanded:
-            missing = missing or batch not in slot_of
+        missing = any(batch not in slot_of for batch in demanded)
         # Where a demanded batch was not read ahead, others may have been read in vain.
         self._read_in_vain = self._read_in_vain or missing
         if demanded:
@@ -247,15 +243,11 @@ class Schedule:
 
     @property
     def has_tickets(self) -> bool:
-        """Whether there are tickets to give out."""
         return bool(self._pending or self._suspects)
 
     def ticket(self, id: int) -> Ticket | None:
         """The ticket of this number, if it is out."""
         return self._out.get(id)
-
-    def slot_of(self, ticket: Ticket) -> Slot:
-        return self.slots[ticket.slot]
 
     def wants(self, ticket: Ticket) -> bool:
         """Whether the batch of ``ticket`` will be delivered from its slot."""

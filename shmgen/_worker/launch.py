@@ -108,10 +108,6 @@ def command(module: str, *, site: bool = False) -> list[str]:
     return [named, *options, "-P", "-c", BOOT % module, str(Path(__file__).parents[2])]
 
 
-def environment() -> dict[str, str]:
-    return {**({} if "OMP_NUM_THREADS" in os.environ else ONE_PROCESSOR), **os.environ}
-
-
 class Child:
     """The main process's side of a child; to be made, and remembered, within `deferred_signals`. Nothing but `join` waits.
 
@@ -141,13 +137,10 @@ class Child:
             except BaseException:
                 self._close_fds()
                 raise
+        self.pid = self.process.pid
         # Before Linux 5.3 a death shows only as the end of the stream, and not even so if a fork holds it open.
         with suppress(OSError):
-            self._pidfd = pidfd_open(self.process.pid)
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
+            self._pidfd = pidfd_open(self.pid)
 
     @property
     def stream(self) -> int:
@@ -198,9 +191,6 @@ class Child:
             if len(data) < 1 << 16 and not ended:
                 return messages, False
 
-    def kill(self) -> None:
-        self.process.kill()
-
     def shutdown(self) -> None:
         """Tell the child to end, by the end of the stream, even if a fork of this process keeps it open."""
         with suppress(OSError):
@@ -245,19 +235,10 @@ def end(children: Sequence[Child], grace: float) -> None:
 
 def _join(children: Sequence[Child], grace: float) -> None:
     """Wait ``grace`` seconds until all have ended, then kill those that are left."""
-    left = _wait(children, grace)
-    for child in left:
-        child.kill()
-    _wait(left, KILL_GRACE)
-
-
-def _wait(children: Sequence[Child], seconds: float) -> list[Child]:
-    """Wait ``seconds`` until all have ended; those that have not."""
-    deadline = time.monotonic() + seconds
-    left = []
-    for child in children:
-        try:
-            child.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            left.append(child)
-    return left
+    for seconds in (grace, KILL_GRACE):
+        deadline = time.monotonic() + seconds
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.process.wait(max(0.0, deadline - time.monotonic()))
+        for child in children:
+            child.process.kill()  # does nothing to one that has ended

@@ -75,9 +75,14 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
         return readers is not None and readers.were_idle() and _send(stream, ENDS)
 
     threading.Thread(target=end_in_time, args=(stream, start.parent, start.idle, ends), daemon=True).start()
+
     # The main process blocked Ctrl-C while it started this one. It handles Ctrl-C itself, except while its main thread waits
     # inside a framework for a batch whose read hangs: then only a message from a worker can end the wait.
-    signal.signal(signal.SIGINT, lambda *_: _send_from_handler(stream, CTRL_C + pickle.dumps(time.monotonic())))
+    def send_ctrl_c(*_: object) -> None:
+        # In a thread, since it may have interrupted `_send` itself.
+        threading.Thread(target=_send, args=(stream, CTRL_C + pickle.dumps(time.monotonic())), daemon=True).start()
+
+    signal.signal(signal.SIGINT, send_ctrl_c)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     sys.path[:] = start.path
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -169,8 +174,3 @@ def _send(stream: int, message: bytes) -> bool:
     except (BrokenPipeError, ConnectionResetError):
         return False
     return True
-
-
-def _send_from_handler(stream: int, message: bytes) -> None:
-    """Send ``message`` from a signal's handler, which may have interrupted `_send` itself."""
-    threading.Thread(target=_send, args=(stream, message), daemon=True).start()
