@@ -74,21 +74,13 @@ class Clock:
 
 @dataclass
 class FakeReader:
-    """A reader of a worker.
+    """A reader of a worker."""
 
-    Attributes:
-        ticket: what it does now; None while it waits for a ticket.
-        last: the number of the ticket that it took last, as it would stand on the status page.
-        at: the row that it is at, likewise.
-        hangs: whether it does nothing any more.
-        gone: whether it has ended, since fewer are wanted.
-    """
-
-    ticket: Ticket | None = None
-    last: int = 0
-    at: int = IDLE
+    ticket: Ticket | None = None  # None while it waits for one
+    last: int = 0  # the number of the ticket that it took last, as it would stand on the status page
+    at: int = IDLE  # the row that it is at, likewise
     hangs: bool = False
-    gone: bool = False
+    gone: bool = False  # it has ended, since fewer are wanted
 
     @property
     def row(self) -> int | None:
@@ -98,27 +90,16 @@ class FakeReader:
 
 @dataclass
 class FakeWorker:
-    """One worker.
-
-    Attributes:
-        pid: a number of its own.
-        reads: how many readers it should have; none when it is to end.
-        readers: those that it has had.
-        begun: whether it takes tickets.
-        lives: whether it has not died.
-        hangs: whether nothing in it goes on any more.
-        stopped: whether that is because it was stopped from outside, as by SIGSTOP.
-        immortal: whether killing it does nothing.
-    """
+    """One worker."""
 
     pid: int
-    reads: int
-    readers: list[FakeReader] = field(default_factory=lambda: [FakeReader()])
-    begun: bool = False
+    reads: int  # how many readers it should have; none when it is to end
+    readers: list[FakeReader] = field(default_factory=lambda: [FakeReader()])  # those that it has had
+    begun: bool = False  # it takes tickets
     lives: bool = True
-    hangs: bool = False
-    stopped: bool = False
-    immortal: bool = False
+    hangs: bool = False  # nothing in it goes on any more
+    stopped: bool = False  # as by SIGSTOP
+    immortal: bool = False  # killing it does nothing
 
     @property
     def tickets(self) -> list[Ticket]:
@@ -129,25 +110,7 @@ class FakeWorker:
 class FakeWorkers:
     """Workers whose readers take tickets from one queue, and do what a script says.
 
-    Args:
-        count: how many.
-        reads: readers of each.
-        ring: what they fill.
-        clock: its time passes while a request waits and nothing happens.
-
-    Attributes:
-        workers: the workers, by number.
-        queue: the tickets that no reader has taken yet.
-        left: those that were replaced though they live on.
-        script: the steps that happen while a request waits, one after the other.
-        otherwise: the step that happens when there are none left; returns whether anything happened.
-        log: what was asked of the workers: ``"restart 0"``, ``"kill 1"``, ``"add 2"``, ``"retire 1"``, ``"remove 1"``,
-            ``"stop"``.
-        given: the tickets that were put, a list for each time.
-        cannot_start: the error that starting a worker raises, if any.
-        blocks: whether a wait ends by `wake` alone, from another thread.
-        begins: whether those that are started say at once that they have begun.
-        takes: whether readers that have nothing to do take tickets by themselves, and not when `take` says so.
+    While a request waits and nothing happens, time passes on ``clock``.
     """
 
     def __init__(self, count: int, reads: int, ring: Ring, clock: Clock) -> None:
@@ -159,15 +122,16 @@ class FakeWorkers:
         self._woken = threading.Event()
         self.workers: dict[int, FakeWorker] = {}
         self.queue: deque[Ticket] = deque()
-        self.left: list[FakeWorker] = []
+        self.left: list[FakeWorker] = []  # those that were replaced though they live on
+        # The steps that happen while a request waits; and the one when none is left, which returns whether anything happened.
         self.script: deque[Callable[[], object]] = deque()
         self.otherwise: Callable[[], bool] = self.work
-        self.log: list[str] = []
-        self.given: list[list[Ticket]] = []
-        self.cannot_start: StartError | None = None
-        self.blocks = False
-        self.begins = True
-        self.takes = True
+        self.log: list[str] = []  # what was asked of the workers, such as "restart 0"
+        self.given: list[list[Ticket]] = []  # the tickets that were put, a list for each time
+        self.cannot_start: StartError | None = None  # what starting a worker raises
+        self.blocks = False  # a wait ends by `wake` alone, from another thread
+        self.begins = True  # those that are started say at once that they have begun
+        self.takes = True  # readers that have nothing to do take tickets by themselves, and not when `take` says so
         for number in range(count):
             self._start(number, reads)
 
@@ -437,11 +401,7 @@ class FakeWorkers:
 
 
 class Engine:
-    """All that is above workers, on `FakeWorkers`; the ids are numbers from 0, and each row should be its id.
-
-    Attributes:
-        clock, ring, workers, schedule, supervisor, passes, sampler, damage, prefetcher: its parts.
-    """
+    """All that is above workers, on `FakeWorkers`; the ids are numbers from 0, and each row should be its id."""
 
     def __init__(
         self,

@@ -37,16 +37,7 @@ class Chance:
 
 
 class History:
-    """What happens to workers while batches are asked for.
-
-    Attributes:
-        failed: the samples at which a read failed.
-        hung: those at which a reader hung, so far as it said at which.
-        before: of tickets in which a reader hung and did not say where, the first: blamed where the worker can't be killed.
-        deaths: how often a worker died while a reader was at a sample.
-        alone: those at which a worker died while no other of its readers was at any.
-        immortal: whether a worker can't be killed, which may cost its batch an error, since each of its rows might cost a slot.
-    """
+    """What happens to workers while batches are asked for."""
 
     FAULTS = (
         "fail",
@@ -65,11 +56,13 @@ class History:
     def __init__(self, engine: Engine, chance: Chance, *, faults: int) -> None:
         self.engine = engine
         self.chance = chance
-        self.failed: set[int] = set()
-        self.hung: set[int] = set()
+        self.failed: set[int] = set()  # the samples at which a read failed
+        self.hung: set[int] = set()  # those at which a reader hung, so far as it said at which
+        # Of tickets in which a reader hung and did not say where, the first: blamed where the worker can't be killed.
         self.before: set[int] = set()
-        self.deaths: Counter[int] = Counter()
-        self.alone: set[int] = set()
+        self.deaths: Counter[int] = Counter()  # how often a worker died while a reader was at a sample
+        self.alone: set[int] = set()  # those at which a worker died while no other of its readers was at any
+        # A worker that can't be killed may cost its batch an error, since each of its rows might cost a slot.
         self.immortal = False
         self._faults = faults
         self._idle_deaths = STARTS - 1

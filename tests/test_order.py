@@ -136,10 +136,7 @@ def test_what_is_handed_out_can_not_be_changed(samples: int) -> None:
 def excess(counts: np.ndarray, weights: np.ndarray | None = None, freedom: int = 0) -> float:
     """How much more counts differ from what is expected than by chance: their chi-square, normalised.
 
-    Args:
-        counts: how often each thing was found.
-        weights: how likely each is; None if all are equally likely.
-        freedom: degrees of it; one less than there are counts where it is left out.
+    ``weights`` say how likely each is, by default equally. Degrees of ``freedom`` are by default one less than the counts.
     """
     weights = np.ones(counts.size) if weights is None else weights
     expected = counts.sum() * weights / weights.sum()
@@ -157,12 +154,9 @@ ACROSS = 16
 
 
 def of_cells(pairs: Iterable[tuple[np.ndarray, np.ndarray]], samples: int, *, differ: bool = False) -> float:
-    """How evenly pairs of numbers lie in the cells of a square.
+    """How evenly pairs of numbers below ``samples`` lie in the cells of a square.
 
-    Args:
-        pairs: arrays of firsts and seconds, each of which holds each number once, or all but a few.
-        samples: all numbers are smaller.
-        differ: the two of a pair are never equal.
+    Firsts and seconds hold each number once, or all but a few. The two of a pair are never equal if they ``differ``.
     """
     counts = np.zeros(ACROSS * ACROSS, int)
     for first, second in pairs:

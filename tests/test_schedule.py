@@ -389,14 +389,7 @@ def test_a_batch_without_a_slot_fails() -> None:
 
 
 class Random:
-    """Random events, and what those who take tickets believe.
-
-    Attributes:
-        held: the tickets that are out, as readers see it.
-        leased: slots in which batches were handed out.
-        hung: slots that a hung worker may write to.
-        failed: batches whose error is to be told.
-    """
+    """Random events, and what readers believe."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
@@ -408,12 +401,12 @@ class Random:
             lambda batch: 1 + batch.number % 5,
             in_flight=self.chance.randint(1, self.slots),
         )
-        self.held: list[Ticket] = []
+        self.held: list[Ticket] = []  # the tickets that are out
         self.alone: Ticket | None = None
         self.suspects: list[Ticket] = []
-        self.leased: list[int] = []
-        self.hung: set[int] = set()
-        self.failed: set[BatchId] = set()
+        self.leased: list[int] = []  # slots in which batches were handed out
+        self.hung: set[int] = set()  # slots that a hung worker may write to
+        self.failed: set[BatchId] = set()  # batches whose error is to be raised
         self.ids = {0}  # a status page that was never written says 0
 
     def give_out(self) -> None:

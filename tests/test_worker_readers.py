@@ -71,13 +71,7 @@ class Called(Source):
 
 
 class Worker:
-    """The readers of a worker, in threads of this process, and the other ends of its pipes.
-
-    Attributes:
-        page: its status page.
-        messages: what it has sent.
-        ended: whether its first reader has.
-    """
+    """The readers of a worker, in threads of this process, and the other ends of its pipes."""
 
     def __init__(self, source: Source, reads: int, transform: Callable[..., Any] | None = None) -> None:
         self.queue_out, self.queue = os.pipe()
@@ -112,11 +106,12 @@ class Worker:
 
     @property
     def main(self) -> int | None:
-        """What `threading.get_ident` returns in the thread of its first reader."""
+        """The `threading.get_ident` of its first reader."""
         return self._main.ident
 
     @property
     def ended(self) -> bool:
+        """Whether its first reader has ended."""
         return not self._main.is_alive()
 
     @property

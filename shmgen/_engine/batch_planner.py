@@ -101,7 +101,6 @@ class BatchPlanner:
             self._sampler.weigh(arrays[field], batch)
 
     def ids(self, ticket: Ticket) -> list[Any]:
-        """The ids of the rows of ``ticket``."""
         slot, batch = self._schedule.slots[ticket.slot], ticket.batch
         numbers = self._numbers(slot, batch) if ticket.id in slot.tickets else self._sampler[batch]
         return take(self._ids, numbers[ticket.start : ticket.stop])

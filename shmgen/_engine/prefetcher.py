@@ -121,7 +121,6 @@ class Prefetcher:
 
     @property
     def state(self) -> LoaderState:
-        """What is being done at this moment."""
         with self.entered():
             if self.ended is not None:
                 return LoaderState(self._passes.epoch, (), (), len(self._waiting), closed=True)

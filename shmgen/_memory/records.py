@@ -19,9 +19,7 @@ TICKET = struct.Struct("<QIIII")
 
 REPORT = struct.Struct("<QIHH")
 """A done ticket: its number, that of the worker, 1 if reads have lately had to wait for a disk or a network, else 0, and the
-microseconds it took, at most `MOST_MICROSECONDS`."""
-
-MOST_MICROSECONDS = 0xFFFF
+microseconds it took, at most 0xFFFF."""
 
 READS, EAGER, READERS, USED = range(4)
 """The first words of a worker's status page, of 8 bytes each. The main process sets how many readers there should be, and whether

@@ -23,7 +23,6 @@ class Tail(Enum):
     PAD = "pad"  # likewise, but the rows that they fill weigh 0
 
     def batches(self, samples: int, batch_size: int) -> int:
-        """Batches in an epoch."""
         return samples // batch_size if self is Tail.DROP else -(-samples // batch_size)
 
 

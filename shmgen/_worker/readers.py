@@ -22,7 +22,6 @@ from shmgen._memory.records import (
     EAGER,
     EPOCH,
     LAST_TICKET,
-    MOST_MICROSECONDS,
     POSITION,
     READ_MARK,
     READERS,
@@ -256,7 +255,7 @@ class Readers:
                     return
                 continue
             try:
-                os.write(self._fds.reports, REPORT.pack(id, self._number, waiting > 0, min(took // 1000, MOST_MICROSECONDS)))
+                os.write(self._fds.reports, REPORT.pack(id, self._number, waiting > 0, min(took // 1000, 0xFFFF)))
                 # The main process sets WAITED_FOR, reads the reports, and sleeps. A reader marks its rows, writes its report, and
                 # looks at WAITED_FOR and all marks. The pipe's lock orders the two: either the main process reads the last
                 # report, or the reader that wrote it sees WAITED_FOR and all marks, and rings.
