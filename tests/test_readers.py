@@ -33,10 +33,6 @@ class Bound:
         self.begun = [0]
         self._io_waits = io_waits
 
-    def again(self) -> Bound:
-        """Another thread's."""
-        return Bound(self.reader)
-
     def filled(self, ids: Sequence[Any]) -> list[float]:
         """The number that each row has in all of its elements."""
         rows = bytearray(b"\xff" * (ROW_BYTES * len(ids)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import cache
 
 MFD_CLOEXEC = 1
 """Of memfd_create(2). Pythons built against glibc 2.17, such as conda-forge's, lack this name and the function."""
@@ -26,6 +27,7 @@ def create(name: str) -> int:
     except OSError as error:
         if error.errno not in REFUSED:
             raise
+        _say_once(error.strerror)
         fd = _file()
     os.fchmod(fd, 0o600)
     return fd
@@ -71,3 +73,10 @@ def _file() -> int:
 
     with TemporaryFile(dir=TMPFS, buffering=0) as file:
         return os.dup(file.fileno())
+
+
+@cache
+def _say_once(reason: str) -> None:
+    import logging  # late, since workers import this module
+
+    logging.getLogger("shmgen").info("shared memory comes from %s, since memfd_create can't be used here: %s", TMPFS, reason)
