@@ -22,15 +22,11 @@ ROW_BYTES = 48
 
 
 class Bound:
-    """A reader of a source, as a thread of a worker has it.
-
-    Attributes:
-        begun: the number of the row that it is at, counted from 1, as on a status page.
-    """
+    """A reader of a source, as a thread of a worker has it."""
 
     def __init__(self, reader: Any, *, io_waits: bool = False) -> None:
         self.reader = reader.opened()
-        self.begun = [0]
+        self.begun = [0]  # the row that it is at, counted from 1, as on a status page
         self._io_waits = io_waits
 
     def filled(self, ids: Sequence[Any]) -> list[float]:

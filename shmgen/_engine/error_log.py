@@ -32,8 +32,7 @@ class ErrorLog:
 
 
 def without_traceback(error: ErrorT) -> ErrorT | ShmgenError:
-    """A copy of ``error`` without its traceback and cause: their frames, and the ring that these refer to, would live as long as
-    the error."""
+    """A copy of ``error`` without its traceback and cause, whose frames would keep the ring alive."""
     try:
         return copy(error)
     except Exception:  # a class of the user's whose constructor does not take what it passed on

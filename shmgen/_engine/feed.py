@@ -171,10 +171,7 @@ class Feed:
 
 
 class LoaderIterator(Iterator[tuple[Any, ...]]):
-    """One epoch's batches. The epoch begins with the first request. Several threads may share an iterator.
-
-    It keeps the feed alive, even if nothing else does.
-    """
+    """One epoch's batches, from the first request on. Several threads may share it. It keeps the feed alive."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed

@@ -295,13 +295,12 @@ class Supervisor:
 
     def _death_message(self, worker: int, death: WorkerDied | None, outcomes: Sequence[Outcome]) -> str:
         record = self._records[worker]
-        told = []
         if record.kill_deadline is None:
-            told.append(str(death))
+            told = [str(death)]
         else:
             which = f"worker {worker} (pid {death.pid})" if death else f"worker {worker}"
             why = "had been stopped" if record.stopped else "gave no answer"
-            told.append(f"{which} {why} for {record.given:g} seconds, and {'was' if death else 'can not be'} killed")
+            told = [f"{which} {why} for {record.given:g} seconds, and {'was' if death else 'can not be'} killed"]
         claims = record.stuck or [claim for claim, *_ in outcomes]
         places = [(claim.ticket, claim.row) for claim in claims if claim.row is not None]
         if places:

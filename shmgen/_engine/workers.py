@@ -93,8 +93,7 @@ class Workers(Protocol):
         """From now on each worker has ``count`` readers."""
 
     def set_eager(self, eager: bool) -> None:
-        """Set what ends a `wait`: with ``eager``, every ticket that is done; without, a batch's last ticket, or one that took
-        long."""
+        """With ``eager``, every ticket that is done ends a `wait`; without, a batch's last one, or one that took long."""
 
     def stop(self) -> None:
         """End all workers; may be called again."""

@@ -54,8 +54,7 @@ class Layout:
         self._arrays = [(field.shape, field.dtype, offset) for field, offset in zip(fields, offsets, strict=True)]
 
     def arrays(self, buffer: object, rows: int) -> BatchArrays:
-        """The first ``rows`` rows of every field, as views of ``buffer``, the memory of a slot. Every view of them keeps
-        ``buffer`` alive."""
+        """The first ``rows`` rows of every field: views of ``buffer``, the memory of a slot, which they keep alive."""
         arrays = []
         for shape, dtype, offset in self._arrays:
             arrays.append(np.ndarray((rows, *shape), dtype, buffer, offset))  # type: ignore[arg-type]

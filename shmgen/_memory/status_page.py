@@ -15,11 +15,8 @@ from shmgen._memory.records import READERS, TICKET
 MAX_READERS = 128
 """The most readers a worker may have. There is one record more, for the main thread, which takes no tickets beside others."""
 
-_HEADER_BYTES = 64
-_RECORD_BYTES = 64
-
+_HEADER_BYTES = _RECORD_BYTES = 64
 RECORDS = 1 + MAX_READERS
-
 PAGE_BYTES = _HEADER_BYTES + RECORDS * _RECORD_BYTES
 
 

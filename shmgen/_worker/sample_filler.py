@@ -12,13 +12,13 @@ from shmgen._memory.records import FUNCTION, TURN
 from shmgen._samples.sample_spec import ShapeError, dtype_for, sample_for, write_row
 from shmgen._sources.base import IDLE, Reader, function_error
 from shmgen._sources.fields import FieldSpec, Reading, RowsByKey
+from shmgen._worker.transform import NAME_THE_INPUTS, Transform
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from shmgen._worker.rng import SampleRng
-    from shmgen._worker.transform import Transform
 
     Rng = np.random.Generator
 
@@ -31,10 +31,7 @@ OF_ANOTHER_SHAPE = (
 
 OF_ANOTHER_DTYPE = "; pass dtype='{found}', so that rows have that, or return it in the rows' dtype"
 
-ONE_ROW = (
-    "with one input that has no name, a transform gets and returns its row alone; to change targets, too, name the inputs: with "
-    "inputs={'x': ...} it is called as transform(sample, rng), sample a dict of all rows by field"
-)
+ONE_ROW = f"with one input that has no name, a transform gets and returns its row alone{NAME_THE_INPUTS}"
 
 NO_ROW = "; return an array of a row's shape, or say by dim and n_channels what shape rows have"
 
