@@ -240,7 +240,8 @@ class BatchSpec:
         reader, key, called = self._readers[id(field.source)][1], _key(field), type(field.source).__name__
         if reader.fields is None:
             if key is not None:
-                raise InputError(f"field {name!r}: expected several fields, found {called} of one; leave [{key!r}] out")
+                found = f"{called} of one; leave [{key!r}] out"
+                raise InputError(f"field {name!r}: expected a source of several fields, found {found}")
             return tuple(reader.shape), dtype_of(reader.dtype)
         if key not in reader.fields:
             known = ", ".join(map(repr, reader.fields))
