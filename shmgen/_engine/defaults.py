@@ -11,11 +11,20 @@ from shmgen._memory.status_page import MAX_READERS
 from shmgen._plan.windows import Target
 from shmgen._ranks import local_ranks
 
-MAX_AT_FIRST = 8  # workers that ``workers="auto"`` begins with
-MAX_WORKERS = 32  # workers that it ever has
-WAITING_WORKERS = 4  # workers for each processor if they wait for a disk or a network, and have one read in flight each
-WORKER_BYTES = 1 << 26  # of memory that must be free for one more worker
-MAX_READS = 256  # reads in flight that ``reads="auto"`` ever has, in all workers together
+MAX_AT_FIRST = 8
+"""The most workers that ``workers="auto"`` begins with."""
+
+MAX_WORKERS = 32
+"""The most workers that ``workers="auto"`` ever has."""
+
+WAITING_WORKERS = 4
+"""The most workers for each processor if they wait for a disk or a network, and have one read in flight each."""
+
+WORKER_BYTES = 1 << 26
+"""Bytes of memory that must be free for one more worker."""
+
+MAX_READS = 256
+"""The most reads in flight that ``reads="auto"`` ever has, in all workers together."""
 
 CEILING, FOR_EACH_PROCESSOR = 32, 8
 """The most workers that are started, whatever ``workers`` says: the first number, or the second for each processor if that is

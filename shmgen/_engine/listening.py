@@ -10,8 +10,11 @@ from typing import TypeVar
 
 from shmgen._engine.workers import Workers
 
-LEAVE_WITHIN = 1.0  # seconds that a listening thread has to return at the end
-LONGEST_WAIT = 86_400.0  # seconds; the kernel counts milliseconds in 31 bits
+LEAVE_WITHIN = 1.0
+"""Seconds that a listening thread has to return at the end."""
+
+LONGEST_WAIT = 86_400.0
+"""Seconds; the kernel counts milliseconds in 31 bits."""
 
 RaisedT = TypeVar("RaisedT", bound=BaseException)
 

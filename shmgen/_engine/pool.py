@@ -34,8 +34,11 @@ from shmgen._worker.readers import Descriptors
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import StartError, WorkerDied
 
-GRACE = 0.2  # seconds that workers have to end by themselves at a stop, before they are killed
-IDLE_AFTER = 60.0  # seconds without work after which a worker ends; it is started again when there is work
+GRACE = 0.2
+"""Seconds that workers have to end by themselves at a stop, before they are killed."""
+
+IDLE_AFTER = 60.0
+"""Seconds without work after which a worker ends. It is started again when there is work."""
 
 
 class Pool:

@@ -28,8 +28,11 @@ START_WITHIN = 60.0
 """Seconds that a worker has to start, or ``timeout`` if that is longer: its imports and open files may take a while. It has as
 long to take a ticket: on a busy machine it may not run for a while, and delays no other worker."""
 
-LOOKS = 4  # looks within ``timeout`` at the row that a reader is at, to know how long it has been there
-MAX_NAMED = 8  # files that a warning names, at most
+LOOKS = 4
+"""Looks within ``timeout`` at the row that a reader is at, to know how long it has been there."""
+
+MAX_NAMED = 8
+"""A warning names at most this number of files."""
 
 log = logging.getLogger("shmgen")
 

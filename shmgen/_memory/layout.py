@@ -10,8 +10,11 @@ import numpy as np
 
 from shmgen._memory.records import SAMPLES
 
-ALIGNMENT = 64  # bytes; TensorFlow and JAX alias an array that begins at a multiple of this, and copy any other
-PAGE = mmap.ALLOCATIONGRANULARITY  # bytes; a mapping of a file must begin at a multiple of this
+ALIGNMENT = 64
+"""Bytes. TensorFlow and JAX alias an array that begins at a multiple of this, and copy any other."""
+
+PAGE = mmap.ALLOCATIONGRANULARITY
+"""Bytes. A mapping of a file must begin at a multiple of this."""
 
 BatchArrays = tuple[np.ndarray, ...]
 """The arrays of a batch, one for each field."""

@@ -10,8 +10,11 @@ from shmgen._plan.passes import Position
 from shmgen._plan.sampler import Sampler
 from shmgen.errors import InputError
 
-VERSION = 1  # of the state's form
-ORDER = 1  # version of the rules by which orders are computed; see `shmgen._plan.order`
+VERSION = 1
+"""Version of the state's form."""
+
+ORDER = 1
+"""Version of the rules by which orders are computed; see `shmgen._plan.order`."""
 
 MUST_BE_SAME = {
     "version": "it was saved by another version of shmgen, which can load it",

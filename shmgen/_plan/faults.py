@@ -11,8 +11,11 @@ from typing import NamedTuple
 from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import Ticket
 
-DEATHS = 3  # a row at which this number of workers died is unreadable
-STAYS = 0.5  # a reader that has been at a row for this fraction of ``timeout`` seems to stay there
+DEATHS = 3
+"""A row at which this number of workers died is unreadable."""
+
+STAYS = 0.5
+"""A reader that has been at a row for this fraction of ``timeout`` seems to stay there."""
 
 
 class Claim(NamedTuple):

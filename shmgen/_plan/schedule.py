@@ -12,8 +12,11 @@ from typing import NamedTuple
 
 from shmgen._plan.sampler import BatchId
 
-PORTIONS = 2  # in which the batches in flight are given out
-TICKETS_EACH = 4  # of the batches in flight, for each reader; with fewer, fast readers idle while a slow one finishes
+PORTIONS = 2
+"""Portions in which the batches in flight are given out."""
+
+TICKETS_EACH = 4
+"""Tickets of the batches in flight for each reader. With fewer, fast readers idle while a slow one finishes."""
 
 FIRST_TICKETS, FIRST_ROWS = 64, 4
 """Tickets that a batch is cut into, at most, until the first is done, and rows of each, at least: it is soon known what reading
@@ -22,8 +25,11 @@ takes."""
 LEAST_MICROSECONDS = 200
 """A ticket takes at least this long, as far as batches are cut: taking and reporting one costs a reader some 60 microseconds."""
 
-RECENT = 1 / 8  # the weight of the last ticket in the mean time of a row
-MAX_OUT = 1024  # tickets that are out at a time, at most: the queue has room for them
+RECENT = 1 / 8
+"""The weight of the last ticket in the mean time of a row."""
+
+MAX_OUT = 1024
+"""Tickets that are out at a time, at most: the queue has room for them."""
 
 
 class State(Enum):

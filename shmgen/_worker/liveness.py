@@ -9,8 +9,11 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 
-F_SETSIG = 10  # of fcntl(2); Python has no name for it
-SYS_PIDFD_OPEN = 434  # the number of pidfd_open(2), on every machine
+F_SETSIG = 10
+"""Of fcntl(2); Python has no name for it."""
+
+SYS_PIDFD_OPEN = 434
+"""The number of pidfd_open(2), on every machine."""
 
 
 def pidfd_open(pid: int) -> int:

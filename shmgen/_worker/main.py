@@ -28,7 +28,8 @@ from shmgen._worker.readers import Descriptors, Readers
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import StartError
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of mallopt(3)."""
 
 KEPT = 32 << 20
 """Bytes of free memory that a thread keeps, at most; by default 128 KiB."""

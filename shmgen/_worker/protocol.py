@@ -17,12 +17,23 @@ ATOMIC = 4096
 """Bytes that are written to a pipe whole, or not at all (PIPE_BUF)."""
 
 # What a worker's message begins with, and the pickle that follows.
-READY = b"r"  # it has started, and takes tickets; no pickle
-FAILED = b"f"  # a ticket has failed: its number, that of the row (None if not known), and the error
-UNABLE = b"u"  # it can't start, or can't go on: the error
-ENDS = b"e"  # it ends, since it has had nothing to do for a while; no pickle
-LOGGED = b"l"  # the user's code has logged something, or warned: see `shmgen._worker.context.forward`
-CTRL_C = b"i"  # Ctrl-C reached it: the time, of `time.monotonic`
+READY = b"r"
+"""The worker has started, and takes tickets."""
+
+FAILED = b"f"
+"""A ticket has failed; a pickled triple follows: its number, that of the row (None if not known), and the error."""
+
+UNABLE = b"u"
+"""The worker can't start, or can't go on; the pickled error follows."""
+
+ENDS = b"e"
+"""The worker ends, since it has had nothing to do for a while; its death follows."""
+
+LOGGED = b"l"
+"""The user's code has logged something, or warned; a pickle by `shmgen._worker.context.forward` follows."""
+
+CTRL_C = b"i"
+"""Ctrl-C reached the worker; the pickled time follows, of `time.monotonic`."""
 
 
 def frame(message: bytes) -> bytes:
