@@ -7,12 +7,12 @@ The way of the data, and the module that holds each step::
       │  _plan.sampler       which samples that batch holds (_plan.order; weighted, by_length), and a rank's part (_ranks)
       ▼
     _plan.schedule           which slot gets which batch, cut into tickets: a slot and some of its rows
-      │  _engine.batch_planner   labels, replacements of damaged samples (_plan.damage), and the sheet that tells workers
+      │  _engine.batch_planner   labels, replacements of damaged samples (_plan.damaged_samples), and the sheet that tells workers
       │  _engine.supervisor      gives out tickets, and does what _plan.faults decides on workers that die, hang, or fail at a row
       │  _engine.pool            the worker processes, and the queue of tickets that they share (_worker.protocol)
       ▼
     _worker.main             a lean process, whose status page (_memory.status_page) shows which tickets it has
-      │  _worker.readers     threads that take tickets, as many as there are reads in flight
+      │  _worker.reader_threads  threads that take tickets, as many as there are reads in flight
       │  _worker.ticket_filler   fills a ticket: a reader for each field, then the transform (sample_filler)
       │  _sources            readers: npy, npz, npy_rows, images, hdf5, function; the main process fills values. base is
       │                      their contract, fields what a worker knows of a field, one-hot rows included
@@ -25,16 +25,16 @@ The way of the data, and the module that holds each step::
       │                      a slot is free again when the last view of it is gone; where all are held, the ring grows
       ▼
     _engine.prefetcher       waits, and hands out leases (held_slots: while all are held; error_log: errors of requests)
-      │  _plan.autoscaler    how many workers and reads there should be, seen in windows (_engine.defaults: at first, at most)
+      │  _plan.autoscaler    how many workers and reads there should be (by activity; _engine.defaults: at first, at most)
       │  _plan.stats         counts and times (meter takes them), and the verdict: what limits the rate
-      │  _engine.state       slots, workers and requests at this moment
+      │  _engine.loader_state  slots, workers and requests at this moment
       ▼
     _engine.feed             assembles all of it, and nests and trims the batches of a pass (by _sources.batch_spec)
       ▼
     loader                   Loader, a thin face of the feed, as is keras.Sequence
       ▼
     keras                    sequence: what ``fit`` takes; adapter: what Keras takes its batches from, each of its iterations
-                             a pass (iterations); checks: errors and warnings before it begins; backends: tensors without a
+                             a pass (iterations); data_checks: errors and warnings before it begins; backends: tensors without a
                              copy; data_wait, resume: callbacks; running_fit: the ``fit`` around them; model_state,
                              callback_state, state_folder: what resume saves
     torch, jax               batches as tensors and arrays, for loops without Keras; all on _engine.front_end
@@ -42,10 +42,10 @@ The way of the data, and the module that holds each step::
 Each folder is a place where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory,
 and how much there is. _sources are bound to the ids in the main process, and read in workers. _worker holds both ends of a
 worker: its loop, its instructions (pickling, context), and its messages (protocol). _engine is the main process's side.
-options has the arguments: each is typed, documented and checked once, and _arguments gives them to constructors and functions.
-Before there is a loader, _samples.split holds ids out for validation, and _samples.image_folder lists images. _tools is the
-command line: ``scan`` finds every sample that can't be read, ``tune`` says how many workers to use, ``pack`` makes one file of
-many.
+options has the arguments: each is typed, documented and checked once, and _signatures gives them to constructors and functions.
+Before there is a loader, _samples.validation_split holds ids out for validation, and _samples.image_folder lists images. _tools
+is the command line: ``scan`` finds every sample that can't be read, ``tune`` says how many workers to use, ``pack`` makes one
+file of many.
 
 Examples in docstrings find the files ``data/id-0.npy`` to ``data/id-15.npy`` of shape (4, 3), the same rows in ``all.npy``, with
 their ids in ``all.ids``, in the dataset ``images`` of ``all.h5``, and in the datasets ``samples/id-0/image`` and so on of
@@ -61,14 +61,14 @@ if TYPE_CHECKING:
     from shmgen import jax as jax
     from shmgen import keras as keras
     from shmgen import torch as torch
-    from shmgen._engine.state import LoaderState as LoaderState
-    from shmgen._engine.state import SlotState as SlotState
-    from shmgen._engine.state import WorkerState as WorkerState
-    from shmgen._plan.damage import Damaged as Damaged
+    from shmgen._engine.loader_state import LoaderState as LoaderState
+    from shmgen._engine.loader_state import SlotState as SlotState
+    from shmgen._engine.loader_state import WorkerState as WorkerState
+    from shmgen._plan.damaged_samples import Damaged as Damaged
     from shmgen._plan.stats import Stats as Stats
     from shmgen._samples.image_folder import ImageFolder as ImageFolder
     from shmgen._samples.image_folder import image_folder as image_folder
-    from shmgen._samples.split import split as split
+    from shmgen._samples.validation_split import split as split
     from shmgen._sources.base import Reader as Reader
     from shmgen._sources.base import Source as Source
     from shmgen._sources.base import SourceField as SourceField
@@ -101,11 +101,11 @@ __version__ = "0.2.0"
 
 _NAMES = {
     # module -> its public names, each of which is imported when it is asked for
-    "_engine.state": ["LoaderState", "SlotState", "WorkerState"],
-    "_plan.damage": ["Damaged"],
+    "_engine.loader_state": ["LoaderState", "SlotState", "WorkerState"],
+    "_plan.damaged_samples": ["Damaged"],
     "_plan.stats": ["Stats"],
     "_samples.image_folder": ["ImageFolder", "image_folder"],
-    "_samples.split": ["split"],
+    "_samples.validation_split": ["split"],
     "_sources.base": ["Reader", "Source", "SourceField"],
     "_sources.function": ["Function"],
     "_sources.hdf5": ["Hdf5"],

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from shmgen._arguments import init_from
 from shmgen._checks import Fixed
 from shmgen._engine.feed import Feed
-from shmgen._engine.state import LoaderState
-from shmgen._plan.damage import Damaged
+from shmgen._engine.loader_state import LoaderState
+from shmgen._plan.damaged_samples import Damaged
 from shmgen._plan.stats import Stats
+from shmgen._signatures import init_from
 from shmgen.options import Options
 
 if TYPE_CHECKING:

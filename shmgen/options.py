@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from shmgen._checks import check_choice, check_float, check_int
 from shmgen._memory.status_page import MAX_READERS
 from shmgen._plan.by_length import Lengths
-from shmgen._plan.damage import OnError
+from shmgen._plan.damaged_samples import OnError
 from shmgen._plan.sampler import ALONE, Sampler, Shard, Tail
 from shmgen._plan.weighted import WeightTable
 from shmgen._ranks import find_shard

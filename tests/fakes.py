@@ -26,12 +26,12 @@ from shmgen._engine.workers import Event, EventKind
 from shmgen._memory.layout import Field, Layout
 from shmgen._memory.records import EPOCH, POSITION, ROWS, SAMPLES, WAITED_FOR
 from shmgen._memory.ring import Ring
-from shmgen._plan.damage import DamageLog, OnError
+from shmgen._plan.activity import Target
+from shmgen._plan.damaged_samples import DamageLog, OnError
 from shmgen._plan.meter import Use
 from shmgen._plan.passes import Passes
 from shmgen._plan.sampler import BatchId, Sampler, Tail
 from shmgen._plan.schedule import Schedule, State, Ticket
-from shmgen._plan.windows import Target
 from shmgen._sources.base import IDLE, UNKNOWN, row_of
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._sources.fields import readings_of

@@ -6,8 +6,8 @@ import random
 from collections import deque
 from dataclasses import dataclass, field, replace
 
+from shmgen._plan.activity import Counters, Target
 from shmgen._plan.autoscaler import Autoscaler
-from shmgen._plan.windows import Counters, Target
 
 STEP = 0.002
 """Seconds of a time step."""

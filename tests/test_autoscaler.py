@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import pytest
 from machine import Machine, Run
 
+from shmgen._plan.activity import Counters, Target
 from shmgen._plan.autoscaler import LONG, LOOK, Autoscaler
 from shmgen._plan.stats import Decision
-from shmgen._plan.windows import Counters, Target
 
 
 def limits_of(processors: int) -> Callable[[int, float], Target]:

@@ -11,8 +11,8 @@ import pytest
 from conftest import DEADLINE, DataSet, Script, wait_until
 
 from shmgen import Loader, TooManyDamaged
-from shmgen._engine import background
-from shmgen._engine.background import Background
+from shmgen._engine import background_thread
+from shmgen._engine.background_thread import Background
 from shmgen._plan.schedule import Schedule
 
 LOADER = """
@@ -128,7 +128,7 @@ def test_a_process_with_the_thread(folder: Callable[..., DataSet], script: Calla
 
 def test_the_thread_ends_when_it_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second after the last request; the next one starts another."""
-    monkeypatch.setattr(background, "IDLE", 0.001)
+    monkeypatch.setattr(background_thread, "IDLE", 0.001)
 
     class Worker:
         def __init__(self) -> None:

@@ -12,7 +12,7 @@ from fakes import engine_of
 from moments import after, all_amid, amid, amid_unknown, before, reads, whole_epoch
 
 from shmgen._engine.supervisor import MAX_NAMED, STARTS
-from shmgen._plan.damage import OnError
+from shmgen._plan.damaged_samples import OnError
 from shmgen._plan.faults import DEATHS
 from shmgen.errors import SampleError, StartError, WorkerDied
 

@@ -11,7 +11,7 @@ from fakes import TIMEOUT, engine_of, values
 from moments import hang, reads, whole_epoch
 
 from shmgen._engine.supervisor import START_WITHIN
-from shmgen._plan.damage import OnError
+from shmgen._plan.damaged_samples import OnError
 from shmgen.errors import SampleError, StartError
 
 

@@ -16,7 +16,7 @@ from conftest import Asking, wait_until
 from fakes import GARBAGE, Engine, Place, engine_of, values
 
 from shmgen._engine.supervisor import STARTS
-from shmgen._plan.damage import OnError
+from shmgen._plan.damaged_samples import OnError
 from shmgen._plan.faults import DEATHS
 from shmgen._plan.sampler import BatchId
 from shmgen._sources.base import IDLE

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from shmgen import Loader
-from shmgen._memory import nameless
+from shmgen._memory import anonymous
 
 SCRIPT = """
 import gc, logging, os, signal, sys
@@ -67,13 +67,13 @@ def run(folder: Callable, where: str = "", redirected: str = "", *, options: str
     return done
 
 
-@pytest.mark.parametrize(("where", "memory"), [("old", "/memfd:shmgen"), ("forbidden", nameless.TMPFS)])
+@pytest.mark.parametrize(("where", "memory"), [("old", "/memfd:shmgen"), ("forbidden", anonymous.TMPFS)])
 def test_without_memfd_create_of_python_or_of_the_kernel(folder: Callable, where: str, memory: str) -> None:
     """Without memfd_create a loader reads, grows and replaces a worker, by ctypes or in /dev/shm, and leaves no name."""
-    before = set(os.listdir(nameless.TMPFS))
+    before = set(os.listdir(anonymous.TMPFS))
     done = run(folder, where)
     assert (done.stdout, done.stderr) == (f"True 12 {memory}\n", "")
-    assert set(os.listdir(nameless.TMPFS)) <= before
+    assert set(os.listdir(anonymous.TMPFS)) <= before
 
 
 def test_standard_streams_that_are_closed(folder: Callable) -> None:
@@ -102,8 +102,8 @@ def test_without_docstrings(folder: Callable) -> None:
 
 def test_a_small_tmpfs_is_told_of(folder: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Where /dev/shm is small there are fewer slots, and the log names the remedy."""
-    monkeypatch.setattr(nameless, "_memfd", lambda *_: nameless._file())
-    monkeypatch.setattr(nameless, "most_bytes", lambda _: 100_000)
+    monkeypatch.setattr(anonymous, "_memfd", lambda *_: anonymous._file())
+    monkeypatch.setattr(anonymous, "most_bytes", lambda _: 100_000)
     data = folder(8)
     with (
         caplog.at_level(logging.WARNING, "shmgen"),

@@ -314,7 +314,7 @@ def test_a_ring_grows_by_as_much_as_there_is_memory_for(
     ring = make_ring(slots=2)
     monkeypatch.setattr(shmgen._memory.ring, "available", lambda: OTHERS_NEED + left * ring.layout.slot_bytes)
     free = None if in_tmpfs is None else in_tmpfs * ring.layout.slot_bytes
-    monkeypatch.setattr(shmgen._memory.nameless, "most_bytes", lambda fd: free)
+    monkeypatch.setattr(shmgen._memory.anonymous, "most_bytes", lambda fd: free)
     assert ring.grow(4) == added
     assert ring.slots == 2 + added
     ring.close()

@@ -24,8 +24,8 @@ from conftest import ROOT, Ran, wait_until, workers_of
 
 from shmgen import InputError, Loader, Measurement, Source, Tuning, tune
 from shmgen._memory.limits import processors
+from shmgen._tools.output import print_tuning
 from shmgen._tools.recommend import AS_GOOD, is_settled, medians, recommend
-from shmgen._tools.tables import print_tuning
 from shmgen._tools.tune import MAX_ROUNDS, ROUNDS, in_rounds
 
 COMMAND = [sys.executable, "-W", "error", "-m", "shmgen"]

@@ -29,7 +29,7 @@ from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import IDLE, UNKNOWN
 from shmgen._sources.fields import FieldSpec, readings_of
 from shmgen._worker.protocol import FAILED, LOGGED, UNABLE
-from shmgen._worker.readers import LONG, SELDOM, Descriptors, Readers
+from shmgen._worker.reader_threads import LONG, SELDOM, Descriptors, Readers
 from shmgen._worker.rng import own_random_state
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen._worker.transform import Transform
@@ -492,7 +492,7 @@ def test_the_bell_rings_when_a_batch_has_been_read(
 
     By one reader, once; of several, one that has reported may look only after the last has, and ring as well.
     """
-    monkeypatch.setattr("shmgen._worker.readers.LONG", 1 << 60)  # a ticket may take long where others want the processors
+    monkeypatch.setattr("shmgen._worker.reader_threads.LONG", 1 << 60)  # a ticket may take long where others want the processors
     for reads in (1, 4):
         one = worker(Called(lambda id: None), reads)
         for slot in range(SLOTS if reads == 1 else 1):
@@ -538,7 +538,7 @@ from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.fields import FieldSpec, readings_of
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen._memory.records import LAST_TICKET, READERS, READS, REPORT, ROW, SAMPLES, TICKET
-from shmgen._worker.readers import Descriptors, Readers
+from shmgen._worker.reader_threads import Descriptors, Readers
 
 SHEET, MOST, SLOT = 1024, 500, 8192
 

@@ -10,7 +10,7 @@ import numpy as np
 from shmgen._memory.layout import BatchArrays
 from shmgen._memory.records import EPOCH, POSITION, ROWS, SAMPLES, WAITED_FOR
 from shmgen._memory.ring import Ring
-from shmgen._plan.damage import DamageLog
+from shmgen._plan.damaged_samples import DamageLog
 from shmgen._plan.sampler import BatchId, Sampler, Tail
 from shmgen._plan.schedule import Schedule, Slot, Ticket
 from shmgen._samples.ids import take

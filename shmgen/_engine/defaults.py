@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from shmgen._memory.limits import available, processors
 from shmgen._memory.status_page import MAX_READERS
-from shmgen._plan.windows import Target
+from shmgen._plan.activity import Target
 from shmgen._ranks import local_ranks
 
 MAX_AT_FIRST = 8

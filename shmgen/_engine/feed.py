@@ -21,22 +21,22 @@ from shmgen._engine import defaults
 from shmgen._engine.batch_planner import BatchPlanner
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.in_process import InProcess
+from shmgen._engine.loader_state import LoaderState
 from shmgen._engine.pool import Pool
 from shmgen._engine.prefetcher import Prefetcher
-from shmgen._engine.state import LoaderState
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import Workers
+from shmgen._memory.anonymous import hold_standard_streams
 from shmgen._memory.layout import Field, Layout
-from shmgen._memory.nameless import hold_standard_streams
 from shmgen._memory.ring import Ring
+from shmgen._plan.activity import Target
 from shmgen._plan.autoscaler import Autoscaler
 from shmgen._plan.checkpoint import Identity, identity, loaded, saved
-from shmgen._plan.damage import DamageLog
+from shmgen._plan.damaged_samples import DamageLog
 from shmgen._plan.passes import Pass, Passes, Position
 from shmgen._plan.sampler import BatchId, Tail
 from shmgen._plan.schedule import Schedule
 from shmgen._plan.stats import Stats
-from shmgen._plan.windows import Target
 from shmgen._samples.ids import fingerprint
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._samples.sample_spec import dtype_of

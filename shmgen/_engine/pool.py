@@ -30,7 +30,7 @@ from shmgen._worker.launch import ONE_PROCESSOR, Child, command, deferred_signal
 from shmgen._worker.main import Start
 from shmgen._worker.pickling import dumps
 from shmgen._worker.protocol import ATOMIC, processor_time
-from shmgen._worker.readers import Descriptors
+from shmgen._worker.reader_threads import Descriptors
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import StartError, WorkerDied
 

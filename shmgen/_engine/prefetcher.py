@@ -16,25 +16,25 @@ import time
 from contextlib import nullcontext
 from weakref import WeakSet
 
-from shmgen._engine.background import Background
+from shmgen._engine.background_thread import Background
 from shmgen._engine.batch_planner import BatchPlanner
 from shmgen._engine.error_log import ErrorLog, without_traceback
 from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
 from shmgen._engine.held_slots import HeldSlots, SlotWait
 from shmgen._engine.listening import Listening
-from shmgen._engine.state import LoaderState, SlotState, WorkerState
+from shmgen._engine.loader_state import LoaderState, SlotState, WorkerState
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import EventKind, Workers
 from shmgen._memory.layout import BatchArrays
 from shmgen._memory.records import WAITED_FOR
 from shmgen._memory.ring import Ring
+from shmgen._plan.activity import Counters
 from shmgen._plan.autoscaler import Autoscaler
 from shmgen._plan.meter import Meter
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import Schedule, Slot, State
 from shmgen._plan.stats import Stats
-from shmgen._plan.windows import Counters
 from shmgen.errors import ClosedError, ShmgenError, StartError, TooManyDamaged, WorkerDied
 
 DRAIN_EVERY = 0.001

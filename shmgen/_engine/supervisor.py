@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from shmgen._engine.batch_planner import BatchPlanner
 from shmgen._engine.workers import Event, EventKind, Workers
 from shmgen._memory.ring import Ring
+from shmgen._plan.activity import Target
 from shmgen._plan.faults import Claim, Deaths, Exit, Fate, Outcome, Watch, after_exit, after_failure
 from shmgen._plan.schedule import Schedule, Ticket
-from shmgen._plan.windows import Target
 from shmgen._sources.base import IDLE, row_of
 from shmgen._worker.launch import KILL_GRACE
 from shmgen.errors import SampleError, StartError, WorkerDied

@@ -1,6 +1,6 @@
 """The ring: slots of shared memory that workers fill and the trainer reads.
 
-The main process creates the memory and owns it; see `shmgen._memory.nameless`. Workers map it through the descriptor that they
+The main process creates the memory and owns it; see `shmgen._memory.anonymous`. Workers map it through the descriptor that they
 inherit. The ring grows at its end; what is mapped stays where it is.
 
 The trainer gets leases: arrays with a common owner, which dies with the last view of them, wherever that is held. The memory is
@@ -18,7 +18,7 @@ from collections import deque
 
 import numpy as np
 
-from shmgen._memory import nameless
+from shmgen._memory import anonymous
 from shmgen._memory.layout import BatchArrays, Layout
 from shmgen._memory.limit_errors import most_file_bytes, named, on_file_bytes
 from shmgen._memory.limits import available
@@ -53,7 +53,7 @@ class Ring:
         self._leases: dict[int, _Lease] = {}
         self._released: deque[_Lease] = deque()
         with named():
-            self.fd = nameless.create("shmgen")
+            self.fd = anonymous.create("shmgen")
         self._segments = Segments(self.fd, layout.slot_bytes)
         try:
             reason = self._add(slots, MIN_SLOTS)
@@ -205,10 +205,10 @@ def _room(fd: int, held: int, slot_bytes: int, wanted: int, least: int) -> tuple
     needed = f"{least * slot_bytes:,} bytes of shared memory are needed, for {what}"
     in_memory, in_a_file = max(0, available() - OTHERS_NEED), most_file_bytes()
     left = f"{in_memory:,} bytes of memory are available"
-    in_tmpfs = nameless.most_bytes(fd)
+    in_tmpfs = anonymous.most_bytes(fd)
     if in_tmpfs is not None and in_tmpfs < in_memory:
         in_memory = in_tmpfs
-        left = f"{in_tmpfs:,} bytes of {nameless.TMPFS} are free (mount a larger one there, as docker run --shm-size does)"
+        left = f"{in_tmpfs:,} bytes of {anonymous.TMPFS} are free (mount a larger one there, as docker run --shm-size does)"
     if least * slot_bytes > in_memory:  # the kernel would kill a process rather than refuse
         raise OSError(errno.ENOMEM, f"{needed}, and {left}: {_remedy(held)}")
     for_memory = max(least, in_memory // 2 // slot_bytes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 
-from shmgen._memory import nameless
+from shmgen._memory import anonymous
 from shmgen._memory.records import READERS, TICKET
 
 MAX_READERS = 128
@@ -32,7 +32,7 @@ class StatusPage:
 
     @staticmethod
     def create() -> int:
-        fd = nameless.create("shmgen-status")
+        fd = anonymous.create("shmgen-status")
         try:
             os.posix_fallocate(fd, 0, PAGE_BYTES)
         except BaseException:

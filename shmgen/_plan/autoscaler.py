@@ -13,8 +13,8 @@ import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from shmgen._plan.activity import Counters, Target, Window
 from shmgen._plan.stats import WAITING, Decision
-from shmgen._plan.windows import Counters, Target, Window
 
 WAITS = 0.05
 """A trainer that waits for more than this fraction of its time is worth another reader."""

@@ -11,7 +11,7 @@ from shmgen._checks import check_float, check_int
 from shmgen._samples.checked_values import names_of
 from shmgen._samples.files import IMAGES, files_below, some_of
 from shmgen._samples.remedies import for_missing_folder
-from shmgen._samples.split import split
+from shmgen._samples.validation_split import split
 from shmgen.errors import InputError, printable
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})

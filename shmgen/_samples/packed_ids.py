@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any, Self, TypeAlias
 
-from shmgen._memory import nameless
+from shmgen._memory import anonymous
 from shmgen._memory.limit_errors import named
 from shmgen._memory.limits import available
 
@@ -68,7 +68,7 @@ class PackedIds:
     def _written(cls, kind: str, count: int, blocks: Iterable[_Block]) -> Self:
         packed = cls(kind, count)
         with named():
-            packed.fd = nameless.create("shmgen-ids")
+            packed.fd = anonymous.create("shmgen-ids")
         try:
             place, behind = 0, (count + 1) * WORD_BYTES
             for data, words in blocks:

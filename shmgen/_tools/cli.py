@@ -86,8 +86,8 @@ done, 130 after Ctrl-C, which ends it with what has been found so far""",
 
 def _scan(arguments: argparse.Namespace) -> int:
     from shmgen._tools.listing import samples_in
+    from shmgen._tools.output import print_scan, progress_bar, scan_json, write_json
     from shmgen._tools.scan import Scan
-    from shmgen._tools.tables import print_scan, progress_bar, scan_json, write_json
 
     given = SampleSpec.checked(arguments.dim, arguments.n_channels, arguments.dtype)
     source, ids, remarks = samples_in(
@@ -146,8 +146,8 @@ exit status: 0 if all is packed, 1 if samples are damaged, 2 if it can't be done
 def _pack(arguments: argparse.Namespace) -> int:
     from shmgen._sources.npy import Npy
     from shmgen._tools.listing import npy_ids
+    from shmgen._tools.output import print_packed, progress_bar, write_json
     from shmgen._tools.pack import pack
-    from shmgen._tools.tables import print_packed, progress_bar, write_json
 
     ids = npy_ids(arguments.folder, arguments.ids)
     source = Npy(arguments.folder, arguments.dim, arguments.n_channels, arguments.dtype)
@@ -195,7 +195,7 @@ can't be used, 130 after Ctrl-C""",
 
 def _tune(arguments: argparse.Namespace) -> int:
     from shmgen._tools.listing import npy_ids
-    from shmgen._tools.tables import check_plot, print_tuning, progress_bar, write_json, write_plot
+    from shmgen._tools.output import check_plot, print_tuning, progress_bar, write_json, write_plot
     from shmgen._tools.tune import tune
 
     ids = npy_ids(arguments.folder, arguments.ids)

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from shmgen._plan.damage import Damaged
+from shmgen._plan.damaged_samples import Damaged
 from shmgen._samples.ids import read_ids
 from shmgen._sources.npy import Npy
 from shmgen._tools.scan import Scan, read_all

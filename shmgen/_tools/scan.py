@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from shmgen._engine.front_end import map_arrays
-from shmgen._plan.damage import Damaged
+from shmgen._plan.damaged_samples import Damaged
 from shmgen._samples.ids import kept
 from shmgen._samples.sample_spec import RowSpec, SampleSpec, check_smaller
 from shmgen._sources.batch_spec import BatchSpec

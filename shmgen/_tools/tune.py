@@ -18,12 +18,12 @@ from itertools import count, islice
 
 import psutil
 
-from shmgen._arguments import call_from
 from shmgen._checks import check_float, check_int
 from shmgen._memory.limits import available, processors
 from shmgen._plan.sampler import BatchId
 from shmgen._plan.stats import Stats
 from shmgen._samples.ids import take
+from shmgen._signatures import call_from
 from shmgen._tools.recommend import Measurement, counted, is_settled, medians, recommend
 from shmgen.errors import InputError
 from shmgen.loader import Loader

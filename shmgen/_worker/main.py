@@ -24,7 +24,7 @@ from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import error_text
 from shmgen._worker.liveness import begin, end_in_time
 from shmgen._worker.protocol import CTRL_C, ENDS, LENGTH_BYTES, LOGGED, READY, UNABLE, frame, processor_time
-from shmgen._worker.readers import Descriptors, Readers
+from shmgen._worker.reader_threads import Descriptors, Readers
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import StartError
 

@@ -20,7 +20,7 @@ from keras.src.trainers.epoch_iterator import EpochIterator
 
 from shmgen._plan.passes import Pass
 from shmgen.keras.backends import FRONT_END
-from shmgen.keras.checks import Use, check, warnings_of
+from shmgen.keras.data_checks import Use, check, warnings_of
 from shmgen.keras.iterations import Iterations
 from shmgen.keras.running_fit import stack, variable
 

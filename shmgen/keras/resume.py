@@ -254,7 +254,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             if not self._failed:
                 # Keras shows epochs counted from 1.
                 log.error(
-                    "%s: the state of epoch %d, step %d could not be saved: %s; training goes on, and an earlier state stays; "
+                    "%s: the state of epoch %d, step %d could not be saved: %s; training goes on, and any earlier state stays; "
                     "make room, and it is saved next time",
                     *(self._folder.path, place.epoch + 1, place.step, error),
                 )

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import keras
 
-from shmgen._arguments import init_from
 from shmgen._checks import Fixed, check_index, check_int
 from shmgen._engine.feed import Feed
 from shmgen._plan.passes import Pass, Position
+from shmgen._signatures import init_from
 from shmgen.errors import InputError
 from shmgen.keras.adapter import attach
 from shmgen.keras.backends import FRONT_END

@@ -17,7 +17,7 @@ from recorder import SHAPE, Recorder
 
 from shmgen import InputError, Loader, Sequence
 from shmgen._engine.feed import Feed
-from shmgen.keras.checks import Use, check
+from shmgen.keras.data_checks import Use, check
 from shmgen.options import Options
 
 pytestmark = pytest.mark.usefixtures("poison")

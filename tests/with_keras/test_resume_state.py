@@ -188,7 +188,7 @@ def test_a_full_disk_stops_nothing(
     [error] = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert error == (
         f"{tmp_path}: the state of epoch 1, step 3 could not be saved: [Errno 28] No space left on device; training goes on, and "
-        "an earlier state stays; make room, and it is saved next time"
+        "any earlier state stays; make room, and it is saved next time"
     )
     assert stayed == {"state-000002.npz"}
     [path] = tmp_path.glob("*.npz")

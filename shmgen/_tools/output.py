@@ -20,7 +20,7 @@ from shmgen._tools.recommend import MARGIN, counted
 from shmgen.errors import InputError
 
 if TYPE_CHECKING:
-    from shmgen._plan.damage import Damaged
+    from shmgen._plan.damaged_samples import Damaged
     from shmgen._tools.pack import Packed
     from shmgen._tools.recommend import Measurement
     from shmgen._tools.scan import ScanReport
