@@ -39,9 +39,9 @@ def test_a_descriptor_and_a_process_are_found() -> None:
 
 
 LEAVES_A_NAME = f"""
-def named(name, flags, create=os.memfd_create):
+def named(name, create=os.memfd_create):
     if name != "shmgen":
-        return create(name, flags)
+        return create(name)
     return os.open("/dev/shm/{MARK}ring", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
 """
 """Code that gives the ring's memory a name, and keeps it."""

@@ -98,14 +98,14 @@ while True: list(loader)
 """,
     "amid-close": f"""
 from shmgen._worker import launch
-wait = launch._wait
+wait = launch._join
 def once(*args):
-    launch._wait = wait
+    launch._join = wait
     strike()
     return wait(*args)
 loader = {LOADER}
 next(iter(loader))
-launch._wait = once
+launch._join = once
 loader.close()
 """,
     "amid-with": f"with {LOADER} as loader:\n    for X, y in loader: strike()",
