@@ -42,7 +42,7 @@ FAST := $(if $(SLOW),,-m 'not slow')
 run_suite = $(PYTEST) -n 3 tests --ignore tests/backends $(if $(ARGS),,--ignore tests/with_keras) $(FAST)
 run_torch = $(PYTEST) tests --ignore tests/backends -m torch
 run_tensorflow-backend = KERAS_BACKEND=tensorflow $(PYTEST) tests/backends tests/with_keras $(FAST)
-run_jax-backend = KERAS_BACKEND=jax $(PYTEST) tests/backends $(if $(HAS_TENSORFLOW),,tests/with_keras $(FAST))
+run_jax-backend = KERAS_BACKEND=jax $(PYTEST) tests/backends $(if $(HAS_TENSORFLOW),,tests/with_keras) $(FAST)
 run_torch-backend = KERAS_BACKEND=torch $(PYTEST) tests/backends
 test: $(VENV)/.$(if $(COVERAGE),coverage,test)$(addprefix -,$(filter torch,$(BACKEND)))  ## run the tests; SLOW=1: those too that train for long; ARGS are pytest's; BACKEND=torch: those that need torch; LATEST=1: with the newest of everything; COVERAGE=1: which lines they run
 	$(if $(COVERAGE),rm -rf .coverage && mkdir .coverage)

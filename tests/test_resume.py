@@ -96,7 +96,7 @@ def torn(runs: Runs, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 on_tensorflow, on_jax = (pytest.param(name, marks=pytest.mark.slow) for name in ("tensorflow", "jax"))
 
 
-@pytest.mark.parametrize("runs", [on_tensorflow, "jax", pytest.param("torch", marks=pytest.mark.torch)], indirect=True)
+@pytest.mark.parametrize("runs", [on_tensorflow, on_jax, pytest.param("torch", marks=pytest.mark.torch)], indirect=True)
 def test_killed_at_any_moment(torn: Callable[..., Any]) -> None:
     """In mid-step, while a state is written, before and after it gets its name, while the old one is deleted, in a validation."""
     kills = [

@@ -383,6 +383,7 @@ if how == "never-closed": assert frameworks() == by_itself, frameworks() - by_it
 """
 
 
+@pytest.mark.slow
 def test_processes_that_fit(folder: Callable[..., Any], script: Callable[..., Any]) -> None:
     """A `Loader` imports no framework, and a `Sequence`, in a whole ``fit``, none that Keras has not.
 
