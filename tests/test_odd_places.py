@@ -82,11 +82,12 @@ def test_standard_streams_that_are_closed(folder: Callable) -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("True 12 /memfd:shmgen\n", "", 0)
 
 
-def test_streams_that_are_closed_later(folder: Callable) -> None:
-    """A worker started after the main process closed its streams has all three."""
+@pytest.mark.parametrize("before", ["os.kill(", "held = "], ids=["a-worker-starts", "the-ring-grows"])
+def test_streams_that_are_closed_later(folder: Callable, before: str) -> None:
+    """What the engine opens after the main process closed its streams is none of them; a worker started then has all three."""
     data = folder(8)
     script = data.path.parent / "script.py"
-    script.write_text(SCRIPT.replace("    os.kill(", "    os.closerange(0, 3)\n    os.kill("))
+    script.write_text(SCRIPT.replace(f"    {before}", f"    os.closerange(0, 3)\n    {before}"))
     done = subprocess.run(
         [sys.executable, script, ""], cwd=script.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
     )

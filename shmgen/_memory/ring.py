@@ -86,6 +86,8 @@ class Ring:
 
     def _add(self, wanted: int, least: int) -> str:
         """Add ``wanted`` slots or, if memory is short, fewer, but at least ``least``. Returns why there are fewer, if so."""
+        # The mapping takes a descriptor; where the program has closed its standard streams since, that must not be one of these.
+        anonymous.hold_standard_streams()
         slot_bytes = self.layout.slot_bytes
         held = self.slots * slot_bytes
         count, reason = _room(self.fd, held, slot_bytes, wanted, least)
