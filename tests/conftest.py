@@ -123,6 +123,24 @@ hypothesis.settings.register_profile("shmgen", database=None)
 hypothesis.settings.load_profile("shmgen")
 
 
+def lines(function: Callable[[], object]) -> int:
+    """How many lines and calls of Python a function takes."""
+    count = 0
+
+    def trace(*_: Any) -> Any:
+        nonlocal count
+        count += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return count
+
+
 def wait_until(condition: Callable[[], object], what: str, within: float = DEADLINE) -> None:
     """Return once ``condition`` holds; fail if it does not in ``within`` seconds; see `Deadline`."""
     deadline = Deadline(within)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import lines
 
 from shmgen import Hdf5, InputError, Loader, NpyRows, Values
 
@@ -121,24 +122,6 @@ def test_an_id_beyond_a_billion_rows(files: Path) -> None:
         for source in (NpyRows(files / "all.npy"), Hdf5(files / "all.h5", "rows")):
             with pytest.raises(InputError, match=f"id {id}: expected a row's number from 0 to {SAMPLES - 1}"):
                 source.bind(ids)
-
-
-def lines(function: Callable[[], object]) -> int:
-    """How many lines and calls of Python a function takes."""
-    count = 0
-
-    def trace(*_: Any) -> Any:
-        nonlocal count
-        count += 1
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        function()
-    finally:
-        sys.settrace(before)
-    return count
 
 
 def test_a_batch_costs_no_more_of_a_billion_rows(files: Path) -> None:

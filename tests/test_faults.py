@@ -298,7 +298,7 @@ def test_loaders_that_are_forgotten_are_told_of(
     folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """When a fifth is made while four are idle; once."""
-    monkeypatch.setattr(prefetcher, "IDLE", 0.0)
+    monkeypatch.setattr(prefetcher, "UNUSED_AFTER", 0.0)
     data = folder(4)
     with ExitStack() as loaders:
         for number in range(7):

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import lines
 
 from shmgen._samples import packed_ids
 from shmgen._samples.ids import kept, take
@@ -184,26 +186,12 @@ def test_many_texts(pack: Callable) -> None:
 
 def test_packing_does_not_loop_over_texts_and_ints(pack: Callable) -> None:
     """Packing runs no line of Python for each ASCII text or int."""
-    lines = 0
-
-    def trace(frame: Any, event: str, arg: object) -> Any:
-        nonlocal lines
-        lines += 1
-        return trace
-
     for values in ([f"id-{number}" for number in range(BLOCK)], list(range(5, BLOCK + 5))):
         counts = []
         for count in (BLOCK // 100, BLOCK):
             ids = kept(values[:count])
             pack(ids[:1])  # imports what it needs
-            lines = 0
-            before = sys.gettrace()
-            sys.settrace(trace)
-            try:
-                pack(ids)
-            finally:
-                sys.settrace(before)
-            counts.append(lines)
+            counts.append(lines(partial(pack, ids)))
         assert counts[1] < counts[0] + 100
 
 

@@ -43,8 +43,8 @@ DRAIN_EVERY = 0.001
 OVERSLEPT = 0.2
 """Seconds by which a wait may be late. If it is later, this process was stopped itself, and perhaps the workers with it."""
 
-IDLE, MANY_IDLE = 10.0, 4
-"""Seconds without a batch after which a loader counts as idle; and the number of idle loaders that gives a warning."""
+UNUSED_AFTER, MANY_UNUSED = 10.0, 4
+"""Seconds without a batch after which a loader counts as unused; and the number of unused loaders that gives a warning."""
 
 log = logging.getLogger("shmgen")
 
@@ -91,12 +91,12 @@ class Prefetcher:
         self._waiting: list[tuple[float, BatchId]] = []
         self._look_at = 0.0 if autoscaler is not None else math.inf
         self._background = Background(self._keep_up_in_background)
-        if sum(made > other._meter.last + IDLE for other in _open) == MANY_IDLE:
+        if sum(made > other._meter.last + UNUSED_AFTER for other in _open) == MANY_UNUSED:
             log.warning(
                 "%d loaders are open that have given no batch for %g seconds or more, and hold shared memory and descriptors: "
                 "close() those that are no longer needed, or use them in a with statement",
-                MANY_IDLE,
-                IDLE,
+                MANY_UNUSED,
+                UNUSED_AFTER,
             )
         _open.add(self)
 

@@ -80,14 +80,14 @@ class Ring:
 
         Each growth takes a mapping and a descriptor, here and in every worker, until `close`.
         """
+        # The mapping takes a descriptor; where the program has closed its standard streams since, that must not be one of these.
+        anonymous.hold_standard_streams()
         before = self.slots
         self._add(count, 1)
         return self.slots - before
 
     def _add(self, wanted: int, least: int) -> str:
         """Add ``wanted`` slots or, if memory is short, fewer, but at least ``least``. Returns why there are fewer, if so."""
-        # The mapping takes a descriptor; where the program has closed its standard streams since, that must not be one of these.
-        anonymous.hold_standard_streams()
         slot_bytes = self.layout.slot_bytes
         held = self.slots * slot_bytes
         count, reason = _room(self.fd, held, slot_bytes, wanted, least)
