@@ -27,6 +27,7 @@ from shmgen._memory.layout import Field, Layout
 from shmgen._memory.records import EPOCH, POSITION, ROWS, SAMPLES, WAITED_FOR
 from shmgen._memory.ring import Ring
 from shmgen._plan.activity import Target
+from shmgen._plan.autoscaler import Autoscaler
 from shmgen._plan.damaged_samples import DamageLog, OnError
 from shmgen._plan.meter import Use
 from shmgen._plan.passes import Passes
@@ -433,8 +434,9 @@ class Engine:
         self.schedule = Schedule(slots, self.sampler.size, in_flight=slots, is_read=self.ring.is_read)
         self.planner = BatchPlanner(ids, self.sampler, spec, self.ring, self.schedule, assembler, self.damage)
         self.supervisor = Supervisor(self.workers, Target(workers, reads), self.schedule, self.planner, self.ring, timeout)
+        scaler = Autoscaler((), lambda workers, blocked: Target(workers, reads), batch_size)
         self.prefetcher = Prefetcher(
-            self.ring, self.workers, self.supervisor, self.schedule, self.planner, self.passes, autoscaler=None, reads_ahead=ahead
+            self.ring, self.workers, self.supervisor, self.schedule, self.planner, self.passes, scaler, reads_ahead=ahead
         )
 
     def fetch(self, number: int) -> list[int]:

@@ -224,5 +224,5 @@ def test_memory_of_texts(many: tuple[Path, list[str], list[str]]) -> None:
         tables = pool._tables
         shared = sum(os.fstat(table.fd).st_size for table in tables)
         assert shared <= sum(map(len, shuffled)) + 16 * MANY
-        assert len(pickle.dumps(tables)) + len(pool._filler) < 4000
-        assert b"row_ids" not in pool._filler  # nor does it import what looks ids up
+        assert len(pickle.dumps(tables)) + len(pool._start_message.filler) < 4000
+        assert b"row_ids" not in pool._start_message.filler  # nor does it import what looks ids up

@@ -30,7 +30,7 @@ from shmgen._memory.anonymous import hold_standard_streams
 from shmgen._memory.layout import Field, Layout
 from shmgen._memory.ring import Ring
 from shmgen._plan.activity import Target
-from shmgen._plan.autoscaler import Autoscaler
+from shmgen._plan.autoscaler import Autoscaler, Number
 from shmgen._plan.checkpoint import Identity, identity, loaded, saved
 from shmgen._plan.damaged_samples import DamageLog
 from shmgen._plan.passes import Pass, Passes, Position
@@ -85,7 +85,9 @@ class Feed:
         filler, tables = _filler(options, fields, layout)
         ring = Ring(layout, options.slots or defaults.slots(layout.slot_bytes))
         undo.callback(ring.close)
-        reads = 1 if options.reads == "auto" or not (filler.concurrent and count) else options.reads
+        concurrent = filler.concurrent and count > 0
+        reads = 1 if options.reads == "auto" or not concurrent else options.reads
+        scaled: dict[Number, bool] = {"workers": options.workers == "auto", "reads": options.reads == "auto" and concurrent}
         workers: Workers
         if count:
             workers = Pool(count, reads, ring, [undo.enter_context(closing(PackedIds.pack(table))) for table in tables], filler)
@@ -104,8 +106,12 @@ class Feed:
             schedule,
             planner,
             self._passes,
-            autoscaler=_autoscaler(options, filler, layout, count),
-            front_end=front_end,
+            Autoscaler(
+                [number for number, scales in scaled.items() if scales],
+                defaults.limits(concurrent=filler.concurrent),
+                layout.batch_size,
+            ),
+            front_end,
             reads_ahead=count > 0,
         )
 
@@ -212,17 +218,3 @@ def _filler(options: Options, fields: Sequence[FieldSpec], layout: Layout) -> tu
         fields, readings, layout.sheet_offset, options.seed, options.transforms, options.sample_transform, options.setup
     )
     return filler, key_tables(options.ids, readings)
-
-
-def _autoscaler(options: Options, filler: TicketFiller, layout: Layout, workers: int) -> Autoscaler | None:
-    """Decides on the numbers of workers and reads; None if both are fixed."""
-    scales_workers = options.workers == "auto"
-    scales_reads = bool(workers) and options.reads == "auto" and filler.concurrent
-    if not scales_workers and not scales_reads:
-        return None
-    return Autoscaler(
-        scales_workers=scales_workers,
-        scales_reads=scales_reads,
-        limits=defaults.limits(concurrent=filler.concurrent),
-        batch_rows=layout.batch_size,
-    )

@@ -38,9 +38,6 @@ class InProcess:
         self._tickets: list[Ticket] = []
         self._events: list[Event] = []
 
-    def __repr__(self) -> str:
-        return "0 workers"
-
     def put(self, tickets: Sequence[Ticket]) -> None:
         self._tickets += tickets
 

@@ -48,16 +48,25 @@ class Pool:
         self._ring = ring
         self._tables = tables
         self._eager = False
-        self._draws = filler.calls_functions
         self._command = command("shmgen._worker.main", site=not filler.is_ours)
         self._environment = {**({} if "OMP_NUM_THREADS" in os.environ else ONE_PROCESSOR), **os.environ}
-        self._path = list(sys.path)
-        self._context: tuple[Any, ...] | None = None
+        context: tuple[Any, ...] | None = None
         if filler.is_ours:
-            self._filler = pickle.dumps(filler)
+            pickled = pickle.dumps(filler)
         else:
-            self._filler, sources = dumps(filler)
-            self._context = tuple(Context.capture(sources))
+            pickled, sources = dumps(filler)
+            context = tuple(Context.capture(sources))
+        self._start_message = Start(
+            os.getpid(),
+            0,
+            list(sys.path),
+            filler.calls_functions,
+            ring.layout.slot_bytes,
+            pickle.dumps(tables),
+            pickled,
+            context,
+            IDLE_AFTER / 2,  # it ends if it has had nothing to do between two looks
+        )
         self._forwarded_logs = ForwardedLogs()
         with named(), ExitStack() as undo:
             self._wakeup = Wakeup()
@@ -94,9 +103,6 @@ class Pool:
             self.stop()
             raise
 
-    def __repr__(self) -> str:
-        return f"{len(self._workers)} workers"
-
     @property
     def pids(self) -> Mapping[int, int]:
         return {number: worker.child.pid for number, worker in self._workers.items()}
@@ -115,18 +121,7 @@ class Pool:
     def _set_up(self, number: int) -> None:
         """Tell a worker that has been started what to do, and listen to it."""
         child = self._workers[number].child
-        start = Start(
-            os.getpid(),
-            number,
-            self._path,
-            self._draws,
-            self._ring.layout.slot_bytes,
-            pickle.dumps(self._tables),
-            self._filler,
-            self._context,
-            IDLE_AFTER / 2,  # it ends if it has had nothing to do between two looks
-        )
-        child.send(pickle.dumps(tuple(start)))
+        child.send(pickle.dumps(tuple(self._start_message._replace(number=number))))
         for fd, events in child.events.items():
             self._by_fd[fd] = number
             self._poll.register(fd, events)

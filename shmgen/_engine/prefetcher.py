@@ -66,7 +66,7 @@ class Prefetcher:
         schedule: Schedule,
         planner: BatchPlanner,
         passes: Passes,
-        autoscaler: Autoscaler | None,
+        autoscaler: Autoscaler,
         front_end: FrontEnd = NO_FRAMEWORK,
         *,
         reads_ahead: bool = True,
@@ -89,7 +89,6 @@ class Prefetcher:
         self.lock = self._listening.lock
         # Requests that wait, the oldest first: since when, and for which batch.
         self._waiting: list[tuple[float, BatchId]] = []
-        self._look_at = 0.0 if autoscaler is not None else math.inf
         self._background = Background(self._keep_up_in_background)
         if sum(made > other._meter.last + UNUSED_AFTER for other in _open) == MANY_UNUSED:
             log.warning(
@@ -101,13 +100,12 @@ class Prefetcher:
         _open.add(self)
 
     def __repr__(self) -> str:
-        return f"{self._workers!r}, {f'ended: {self.ended}' if self.ended else repr(self._schedule)}"
+        return f"{len(self._workers.pids)} workers, {f'ended: {self.ended}' if self.ended else repr(self._schedule)}"
 
     @property
     def stats(self) -> Stats:
         with self.lock:
             workers, reads = self._supervisor.target
-            scaler = self._autoscaler
             return self._meter.stats(
                 self._workers.use(),
                 grown=self._held.grown,
@@ -115,8 +113,8 @@ class Prefetcher:
                 workers=workers,
                 reads=reads,
                 slots=len(self._schedule.slots),
-                auto=() if scaler is None else scaler.scaled,
-                decisions=() if scaler is None else tuple(scaler.decisions),
+                auto=self._autoscaler.scaled,
+                decisions=tuple(self._autoscaler.decisions),
             )
 
     @property
@@ -134,11 +132,6 @@ class Prefetcher:
                 begun = [claim for claim in self._supervisor.claims(worker).values() if claim.begun]
                 workers.append(WorkerState(pid, tuple(self._planner.ids(claim.ticket)[claim.row or 0] for claim in begun)))
             return LoaderState(self._passes.epoch, tuple(slots), tuple(workers), len(self._waiting), closed=False)
-
-    def read_ahead(self) -> None:
-        """Have workers read the batches that will be requested next."""
-        with self.lock:
-            self._dispatch()
 
     def entered(self) -> threading.RLock:
         """The lock; refused in a fork of the process that made this."""
@@ -172,9 +165,8 @@ class Prefetcher:
                 if self._supervisor.deaths:
                     self._supervisor.deaths.forget(batch)
                 now = time.monotonic()
-                if self._meter.count_batch(slot.rows, len(slot.replaced), now):
-                    self._meter.end_startup(self._workers.use())
-                if self._schedule.runs_low or now >= self._look_at:
+                self._meter.count_batch(slot.rows, len(slot.replaced), now, self._workers.use)
+                if self._schedule.runs_low or now >= self._autoscaler.look_at:
                     if self._schedule.is_unhurried:
                         self._background.request()
                     else:
@@ -234,10 +226,10 @@ class Prefetcher:
         if self._held.are_many():
             self._push(0)  # before all are held, so that some are filled ahead
             self._check(called)
-        self._dispatch()
+        self.read_ahead()
         while (slot := self._schedule.hand_out(batch)) is None:
             if not self._schedule.holds(batch):
-                self._dispatch()
+                self.read_ahead()
             now = time.monotonic()
             if self._schedule.can_lease:
                 self._wait_for_workers(batch, now, late=late)
@@ -250,7 +242,7 @@ class Prefetcher:
                 self._meter.slot_wait += time.monotonic() - now
             self._check(called)
             if slot_wait.since is not None:
-                self._dispatch()
+                self.read_ahead()
             self._steer(time.monotonic())
         slot_wait.end()
         return slot
@@ -277,7 +269,7 @@ class Prefetcher:
                     self._push(0)
                 self._handle_events()
                 if self.ended is None:
-                    self._dispatch()
+                    self.read_ahead()
             self._steer(time.monotonic())
         except (TooManyDamaged, WorkerDied, StartError) as end:
             self.close(without_traceback(end))
@@ -306,8 +298,8 @@ class Prefetcher:
             self._workers.stop()
             self._ring.close()
 
-    def _dispatch(self) -> None:
-        """Take back released slots, and have the next batches read."""
+    def read_ahead(self) -> None:
+        """Take back released slots, and have the next batches read; with the lock held."""
         self._schedule.release(self._ring.released())
         demanded = [batch for _, batch in self._waiting]
         upcoming = self._passes.upcoming() if self._reads_ahead else ()
@@ -345,15 +337,14 @@ class Prefetcher:
     def _steer(self, now: float) -> None:
         """Have as many workers, with as many reads in flight, as the autoscaler asks for, if it is time to ask it."""
         scaler, supervisor, rows, epoch = self._autoscaler, self._supervisor, self._schedule.rows_done, self._meter.epoch
-        if now < self._look_at or scaler is None or epoch is None or self.ended is not None or not scaler.is_due(now, rows):
+        if epoch is None or self.ended is not None or not scaler.is_due(now, rows):
             return
         busy, cpu, *_ = self._workers.use()
         counters = Counters(now, rows, self._meter.batch_wait, busy, cpu, supervisor.target, supervisor.started)
         target = scaler.see(epoch, counters)
-        self._look_at = now + scaler.pause
         if target != supervisor.target:
             if not supervisor.resize(target):
-                self._look_at = math.inf
+                scaler.look_at = math.inf
             self._meter.set_workers(now, supervisor.started)
 
     def _handle_events(self) -> None:

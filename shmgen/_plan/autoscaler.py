@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from shmgen._plan.activity import Counters, Target, Window
@@ -40,11 +40,12 @@ SPARE, CALM = 0.8, 3
 """A worker is retired if the others would be busy for less than the first, a fraction of their time, in as many windows in a row
 as the second says."""
 
-LOOK, SHORT, LONG = 0.025, 0.15, 1.0
-"""Least seconds between two looks; least seconds of a window after a change; and of one where nothing changes."""
+SHORT, LONG = 0.15, 1.0
+"""Least seconds of a window after a change; and of one where nothing changes."""
 
-PAUSE = 0.2
-"""Seconds between two looks where nothing changes: a look costs some hundred microseconds."""
+LOOK, PAUSE = 0.025, 0.2
+"""Least seconds between two looks while a change is judged, and where nothing changes: a look costs some hundred microseconds. If
+the trainer does not wait, `LONG` lies between two."""
 
 COVERS, ROUNDS = 1.25, 4
 """A window ends when its tickets make up the readers' time to within the first, a factor; when this number of batches has been
@@ -91,22 +92,20 @@ class Trial(NamedTuple):
 
 
 class Autoscaler:
-    """Steers the numbers of workers and of reads in flight together: reads first, since they are cheap.
+    """Steers the numbers of workers and of reads in flight together, as far as they are ``scaled``: reads first, which are cheap.
 
     ``limits`` gives the largest target for a number of workers, and for the fraction of their busy time in which readers are
-    blocked.
+    blocked. ``look_at`` is when to take the next look.
     """
 
-    def __init__(
-        self, *, scales_workers: bool, scales_reads: bool, limits: Callable[[int, float], Target], batch_rows: int = 64
-    ) -> None:
+    def __init__(self, scaled: Sequence[Number], limits: Callable[[int, float], Target], batch_rows: int) -> None:
         self.target = Target(1, 1)
         self.decisions: list[Decision] = []
-        self._scales: dict[Number, bool] = {"workers": scales_workers, "reads": scales_reads}
+        self.scaled = tuple(scaled)
+        self.look_at = 0.0 if scaled else math.inf
         self._limits = limits
         self._batch_rows = batch_rows
         self._last: Counters | None = None
-        self._trainer_waits = True
         self._time = 0.0  # since the first look
         self._epoch = -1
         self._window = Window()
@@ -114,23 +113,12 @@ class Autoscaler:
         self._settling = 0  # rows that have yet to be read before a change shows
         self._at_first = True
         self._trial: Trial | None = None
-        self._backoffs = {(number, sign): Backoff() for number in self._scales for sign in (1, -1)}
+        self._backoffs = {(number, sign): Backoff() for number in self.scaled for sign in (1, -1)}
         self._calm = 0
 
-    @property
-    def scaled(self) -> tuple[str, ...]:
-        return tuple(number for number, scales in self._scales.items() if scales)
-
-    @property
-    def pause(self) -> float:
-        """Seconds until the next look: few while a change is judged, more where nothing changes or the trainer does not wait."""
-        if not self._trainer_waits:
-            return LONG
-        return LOOK if self._length < LONG or self._settling or self._at_first else PAUSE
-
     def is_due(self, time: float, rows: int) -> bool:
-        """Whether it is time for another look, at ``time`` seconds, with ``rows`` read."""
-        return self._last is None or (rows > self._last.rows and time >= self._last.time + LOOK)
+        """Whether it is time for another look, at ``time`` seconds, with ``rows`` read: a look without progress tells nothing."""
+        return time >= self.look_at and (self._last is None or rows > self._last.rows)
 
     def see(self, epoch: int, counters: Counters) -> Target:
         """Take a look; what there should be from now on.
@@ -139,7 +127,6 @@ class Autoscaler:
         a worker starts.
         """
         last, self._last = self._last, counters
-        self._trainer_waits = last is None or counters.waited > last.waited
         self.target = counters.target
         self._time += counters.time - last.time if last is not None else 0.0
         same_epoch, self._epoch = epoch == self._epoch, epoch
@@ -152,6 +139,11 @@ class Autoscaler:
             self._more_reads(Window(busy / readers, rows, min(busy / readers, waited), busy, cpu, readers))
         elif last is not None and same_epoch:
             self._see_window(self._window.plus(last, counters))
+        if last is not None and counters.waited <= last.waited:
+            pause = LONG
+        else:
+            pause = LOOK if self._length < LONG or self._settling or self._at_first else PAUSE
+        self.look_at = counters.time + pause
         return self.target
 
     def _see_window(self, window: Window) -> None:
@@ -210,10 +202,10 @@ class Autoscaler:
         wanted = target.workers / max(1e-6, 1 - window.wait)
         blocked = window.blocked > WAITING and window.cpu < SATURATED * window.seconds * target.workers
         if blocked:
-            wanted = min(wanted, target.workers * (2 if self._scales["reads"] else window.fill))
+            wanted = min(wanted, target.workers * (2 if "reads" in self.scaled else window.fill))
         more = self._with_room(Target(min(room.workers, math.ceil(wanted)), target.reads), window.blocked)
         # Where readers wait, only more readers help, and more of them in each worker are cheaper.
-        useless = blocked and (more.readers <= target.readers or (self._scales["reads"] and target.reads < room.reads))
+        useless = blocked and (more.readers <= target.readers or ("reads" in self.scaled and target.reads < room.reads))
         if useless or more.workers <= target.workers:
             return False
         return self._try("workers", 1, more, window, f"each worker did {window.pace / target.workers:,.0f} rows a second")
@@ -255,7 +247,7 @@ class Autoscaler:
 
     def _try(self, number: Number, sign: int, target: Target, window: Window, reason: str) -> bool:
         """Change to ``target`` on trial, unless the number is fixed or the change was refused lately."""
-        allowed = self._scales[number] and self._backoffs[number, sign].allows(window.pace)
+        allowed = number in self.scaled and self._backoffs[number, sign].allows(window.pace)
         if allowed:
             self._begin(number, sign, target, window, f"the trainer waited {window.wait:.0%} of the time, {reason}")
         return allowed
@@ -276,6 +268,6 @@ class Autoscaler:
 
     def _with_room(self, target: Target, blocked: float) -> Target:
         """As much of ``target`` as is not fixed and finds room."""
-        workers = max(1, target.workers) if self._scales["workers"] else self.target.workers
-        reads = self._limits(workers, blocked).reads if self._scales["reads"] else target.reads
+        workers = max(1, target.workers) if "workers" in self.scaled else self.target.workers
+        reads = self._limits(workers, blocked).reads if "reads" in self.scaled else target.reads
         return Target(workers, max(1, min(target.reads, reads)))

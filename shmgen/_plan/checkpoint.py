@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
+from shmgen._checks import check_int
 from shmgen._plan.passes import Position
 from shmgen._plan.sampler import Sampler
 from shmgen.errors import InputError
@@ -68,7 +68,7 @@ def loaded(mine: Identity, state: Mapping[str, Any]) -> Position:
     for key, remedy in MUST_BE_SAME.items():
         if state[key] != own[key]:
             raise InputError(f"state: expected {key}={own[key]!r}, as here, found {state[key]!r}; {remedy}")
-    epoch, consumed = _count(state, "epoch"), _count(state, "consumed")
+    epoch, consumed = (check_int(state[key], f"state: {key}", 0) for key in ("epoch", "consumed"))
     batch, more = divmod(consumed, mine["batch_size"])
     if more:
         raise InputError(
@@ -76,13 +76,3 @@ def loaded(mine: Identity, state: Mapping[str, Any]) -> Position:
             f"{mine['batch_size']}; give one that does, such as {state['batch_size']}, with which it was saved"
         )
     return Position(epoch, batch) if batch < mine["batches"] else Position(epoch + 1, 0)
-
-
-def _count(state: Mapping[str, Any], key: str) -> int:
-    try:
-        count = operator.index(state[key])
-    except TypeError:
-        count = -1
-    if count < 0:
-        raise InputError(f"state: expected {key} to be an int from 0, found {state[key]!r}")
-    return count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -56,18 +57,15 @@ class Meter:
             capacity = self._capacity(now) - self._at_first.capacity
             self._before_epoch = replace(stats, elapsed=now - self._first, capacity=capacity, epoch=None)
 
-    def count_batch(self, rows: int, replaced: int, now: float) -> bool:
-        """Count a batch that is handed out, ``replaced`` of whose rows hold a replacement; True if `end_startup` is due."""
+    def count_batch(self, rows: int, replaced: int, now: float, use: Callable[[], Use]) -> None:
+        """Count a batch that is handed out, ``replaced`` of whose rows hold a replacement; the start ends with the first one."""
         self._batches += 1
         self._samples += rows
         self._replaced += replaced
         self.last = now
-        return not self._first
-
-    def end_startup(self, use: Use) -> None:
-        """The first batch has been counted: waits and work from here on count."""
-        self._first = self.last
-        self._at_first = self._totals(use)
+        if not self._first:
+            self._first = now
+            self._at_first = self._totals(use())
 
     def _totals(self, use: Use) -> Stats:
         waits: dict[str, Any] = {"batch_wait": self.batch_wait, "slot_wait": self.slot_wait, "late_wait": self.late_wait}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -43,6 +44,7 @@ class Shard(NamedTuple):
 ALONE = Shard(0, 1)
 
 
+@dataclass(eq=False)
 class Sampler:
     """The samples of any batch.
 
@@ -50,30 +52,22 @@ class Sampler:
     of them, from ``offset`` on. So a batch of all ranks is the same at any number of ranks.
     """
 
-    def __init__(
-        self,
-        samples: int,
-        batch_size: int,
-        *,
-        shuffle: bool,
-        seed: int,
-        tail: Tail,
-        shard: Shard = ALONE,
-        weights: WeightTable | None = None,
-        lengths: Lengths | None = None,
-    ) -> None:
-        self.samples = samples
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.shard = shard
-        self.rows = batch_size // shard.world
-        self.batches = tail.batches(samples, batch_size)
-        self.weights, self.lengths = weights, lengths
-        self.offset = shard.rank * self.rows
-        self.tail = tail
+    samples: int
+    batch_size: int
+    _: KW_ONLY
+    shuffle: bool
+    seed: int
+    tail: Tail
+    shard: Shard = ALONE
+    weights: WeightTable | None = None
+    lengths: Lengths | None = None
+
+    def __post_init__(self) -> None:
+        self.batches = self.tail.batches(self.samples, self.batch_size)
+        self.rows = self.batch_size // self.shard.world
+        self.offset = self.shard.rank * self.rows
         # Two, because the next epoch's first batches are read while this one's last are delivered.
-        self._order = lru_cache(maxsize=2)(partial(_order, samples, seed, weights, lengths))
+        self._order = lru_cache(maxsize=2)(partial(_order, self.samples, self.seed, self.weights, self.lengths))
 
     def first(self, batch: BatchId) -> int:
         """The position in the epoch of this rank's first row. Positions past the last sample wrap around to the first."""
