@@ -18,8 +18,8 @@ import pytest
 from conftest import lines
 
 from shmgen._samples import packed_ids
-from shmgen._samples.ids import kept, take
-from shmgen._samples.packed_ids import BLOCK, PackedIds
+from shmgen._samples.ids import BLOCK, kept, take
+from shmgen._samples.packed_ids import PackedIds
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,12 +99,11 @@ def test_what_is_taken_is_what_was_packed(pack: Callable) -> None:
 
 
 @pytest.mark.parametrize("kind", ["texts", "ints", "mixed"])
-def test_ids_of_several_blocks(pack: Callable, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_ids_of_several_blocks(pack: Callable, kind: str) -> None:
     """Ids on both sides of a block's border are right, also where one block has texts that are not ASCII."""
-    monkeypatch.setattr(packed_ids, "BLOCK", 100)
-    count = 203
+    count = 2 * BLOCK + 3
     texts = [f"id-{number}" for number in range(count)]
-    texts[101] = TEXTS[3]
+    texts[BLOCK + 1] = TEXTS[3]
     made: dict[str, Any] = {
         "texts": texts,
         "ints": [number - 5 for number in range(count)],

@@ -6,18 +6,17 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from shmgen._samples.casting import cast, unmasked
 from shmgen._samples.files import some_of
-from shmgen._samples.lookup import all_of, as_list_or_array, is_column, objects
+from shmgen._samples.ids import BLOCK, blocks, objects
+from shmgen._samples.lookup import all_of, as_list_or_array, is_column
 from shmgen._samples.sample_spec import LOSSY_CAST, can_cast
 from shmgen.errors import FormatError, InputError
-
-BLOCK = 1 << 16
-"""Numbers that are checked at once."""
 
 Rows: TypeAlias = "tuple[np.ndarray, np.dtype[Any]]"
 """A row for each id, and the dtype that rows are to have. They may be kept in the smaller one that their values came in."""
@@ -31,22 +30,23 @@ class CheckedValues:
         self._may_be_nan = may_be_nan
         self._column = column
         self._field = field
-        self._array: np.ndarray | None = None
 
     @property
     def axes(self) -> int:
         return self._together.ndim
 
-    @property
+    @cached_property
     def _together(self) -> np.ndarray:
-        if self._array is None:
-            # NumPy would drop the masks of a list of arrays.
-            is_masked = not isinstance(self._column, np.ndarray) and np.ma.MaskedArray in set(map(type, self._column))
-            for id, value in zip(self._ids, self._column, strict=True) if is_masked else ():
+        """All values as one array; an array without axes, of dtype object, if their shapes differ."""
+        column = self._column
+        if not isinstance(column, np.ndarray) and np.ma.MaskedArray in set(map(type, column)):
+            for id, value in zip(self._ids, column, strict=True):
                 with self._of(id):
-                    unmasked(value)
-            self._array = _together(self._column)
-        return self._array
+                    unmasked(value)  # NumPy would drop the masks of a list of arrays
+        try:
+            return np.asarray(column.tolist() if isinstance(column, np.ndarray) and column.dtype.kind == "O" else column)
+        except ValueError:
+            return np.asarray(None)
 
     def whole(self, lowest: int, highest: int, remedy: str = "") -> Rows:
         """The values as an array of ints, where all are whole numbers within these bounds."""
@@ -152,26 +152,14 @@ class CheckedValues:
         return InputError(f"id {id!r}, field {self._field!r}: expected {expected}, found {found}")
 
 
-def _together(column: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """A column as one array; an array without axes, of dtype object, if the shapes of its values differ."""
-    try:
-        if not isinstance(column, np.ndarray):
-            return np.asarray(column)
-        return column if column.dtype.kind != "O" else np.asarray(column.tolist())
-    except ValueError:
-        return np.asarray(None)
-
-
 def _kept(rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """A copy of ``rows``, as ``dtype`` unless they take less memory as they are."""
     return rows.astype(dtype if rows.dtype.itemsize >= dtype.itemsize or rows.dtype.kind == "b" else rows.dtype)
 
 
 def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
-    """Some values after the other, so that what is made of them takes little memory."""
-    step = max(1, BLOCK // max(1, values[:1].size))
-    for first in range(0, len(values), step):
-        yield values[first : first + step]
+    """Slices of the values of `BLOCK` numbers each."""
+    return blocks(values, max(1, BLOCK // max(1, values[:1].size)))
 
 
 def _distinct_ints(column: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ import math
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ import numpy as np
 from shmgen._samples.files import some_of
 from shmgen.errors import FormatError, InputError
 
-BLOCK = 10_000
-"""Elements of an array that are made Python objects at once."""
+BLOCK = 1 << 16
+"""Ids or values that are handled at once: more would take more memory, and no less time."""
 
 LONGEST_ID = 4096
 """The most bytes of an id in a file; Linux has no longer paths."""
@@ -132,12 +133,8 @@ def fingerprint(ids: Sequence[Any]) -> str:
     hashed = hashlib.blake2b(digest_size=16)
     numbers = as_ints(ids)
     if numbers is None or (isinstance(numbers, np.ndarray) and numbers.dtype.kind == "O"):
-        for start in range(0, len(ids), BLOCK):
-            block = take(ids, np.arange(start, min(start + BLOCK, len(ids))))
-            texts = [id if isinstance(id, str) else f"{type(id).__name__} {id!r}" for id in block]
-            are_texts = [isinstance(id, str) for id in block]
-            hashed.update(np.array([*map(len, texts), *are_texts], "<i8").tobytes())
-            hashed.update("".join(texts).encode("utf-8", "surrogatepass"))
+        for block in blocks(ids):
+            hashed.update(ascii(block).encode())
     elif (steps := _as_range(numbers)) is not None:
         hashed.update(repr((steps.start, steps.step, len(steps))).encode())
     else:
@@ -168,22 +165,28 @@ class _ArrayIds(Sequence[Any]):
         return len(self.array)
 
     def __getitem__(self, position: Any) -> Any:
-        return self.array[position].item()
+        return self.array[position].tolist()
 
     def __iter__(self) -> Iterator[Any]:
-        return elements(self.array)
+        return objects(self.array)
 
 
-def elements(array: np.ndarray) -> Iterator[Any]:
-    """The elements of an array along its first axis, made Python objects a block at a time."""
-    for first in range(0, len(array), BLOCK):
-        yield from array[first : first + BLOCK].tolist()
+def objects(values: Sequence[Any] | np.ndarray) -> Iterator[Any]:
+    """Values as Python objects; those of an array are made a block at a time."""
+    if not isinstance(values, np.ndarray):
+        return iter(values)
+    return chain.from_iterable(block.tolist() for block in blocks(values))
+
+
+def blocks(values: Any, size: int = BLOCK) -> Iterator[Any]:
+    """Ids or values in slices of ``size`` elements, so that what is made of them takes little memory."""
+    return (values[first : first + size] for first in range(0, len(values), size))
 
 
 def refuse_ways_out(ids: Sequence[object], folder: str, remedy: str) -> None:
     """Refuse ids that lead out of ``folder``; ``remedy`` says what to pass where ids are paths."""
-    for first in range(0, len(ids), BLOCK):
-        some = list(map(str, take(ids, np.arange(first, min(first + BLOCK, len(ids))))))
+    for block in blocks(ids):
+        some = list(map(str, block))
         # A block is searched as one text: one by one, a million ids would take a second.
         together = "\0".join(some)
         if ".." not in together and "\0/" not in f"\0{together}":

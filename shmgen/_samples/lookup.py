@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shmgen._samples.files import some_of
-from shmgen._samples.ids import as_array, as_ints, elements, first_outside, index_of, is_frame
+from shmgen._samples.ids import as_array, as_ints, first_outside, index_of, is_frame, objects
 from shmgen._samples.remedies import variants
 from shmgen.errors import InputError
 
@@ -31,11 +31,6 @@ def all_of(values: Any) -> Iterator[Any]:
     if is_column(values):
         return objects(as_list_or_array(values))
     return iter(values.values()) if isinstance(values, Mapping) else (values[key] for key in values.keys())  # noqa: SIM118
-
-
-def objects(values: Sequence[Any] | np.ndarray) -> Iterator[Any]:
-    """Values as Python objects, made a few at a time."""
-    return elements(values) if isinstance(values, np.ndarray) else iter(values)
 
 
 def as_list_or_array(values: Any) -> Sequence[Any] | np.ndarray:

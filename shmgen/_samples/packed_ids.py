@@ -8,15 +8,11 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import chain
 from typing import Any, Self, TypeAlias
 
 from shmgen._memory import anonymous
 from shmgen._memory.limit_errors import named
 from shmgen._memory.limits import available
-
-BLOCK = 1 << 16
-"""Ids that are packed at once: more would take more memory, and no less time."""
 
 WORD_BYTES = 8
 
@@ -59,7 +55,7 @@ class PackedIds:
         if isinstance(numbers, np.ndarray) and numbers.dtype.kind != "O":
             native = np.ascontiguousarray(numbers, numbers.dtype.newbyteorder("="))
             return cls._written(native.dtype.char, len(ids), [(b"", native.data.cast("B"))])
-        if set(map(type, chain.from_iterable(_blocks(ids)))) == {str}:
+        if set(map(type, ids)) == {str}:
             with suppress(UnicodeEncodeError):  # of surrogates, such as `os.fsdecode` makes
                 return cls._written(TEXTS, len(ids), _joined(ids, str.encode))
         return cls._written(MIXED, len(ids), _joined(ids, marshal.dumps))
@@ -67,14 +63,14 @@ class PackedIds:
     @classmethod
     def _written(cls, kind: str, count: int, blocks: Iterable[_Block]) -> Self:
         packed = cls(kind, count)
-        with named():
-            packed.fd = anonymous.create("shmgen-ids")
         try:
-            place, behind = 0, (count + 1) * WORD_BYTES
-            for data, words in blocks:
-                behind += _write(packed.fd, data, behind)
-                place += _write(packed.fd, words, place)
-            packed.attach(packed.fd)
+            with named():
+                packed.fd = anonymous.create("shmgen-ids")
+                place, behind = 0, (count + 1) * WORD_BYTES
+                for data, words in blocks:
+                    behind += _write(packed.fd, data, behind)
+                    place += _write(packed.fd, words, place)
+                packed.attach(packed.fd)
         except BaseException:
             packed.close()
             raise
@@ -123,30 +119,21 @@ def _write(fd: int, data: bytes | memoryview, place: int) -> int:
         found = f"{available():,} bytes of memory are available: pass shorter ids, or a range or an array of ints"
         raise OSError(errno.ENOMEM, f"{place + len(data):,} bytes of shared memory are needed for the ids, or more, and {found}")
     left = memoryview(data)
-    with named():
-        while left:
-            written = os.pwrite(fd, left, place)
-            left, place = left[written:], place + written
+    while left:
+        written = os.pwrite(fd, left, place)
+        left, place = left[written:], place + written
     return len(data)
 
 
 def _joined(ids: Sequence[Any], encoded: Callable[[Any], bytes]) -> Iterator[_Block]:
     import numpy as np
 
+    from shmgen._samples.ids import blocks
+
     place = (len(ids) + 1) * WORD_BYTES
     yield b"", place.to_bytes(WORD_BYTES, "little")
-    for block in _blocks(ids):
+    for block in blocks(ids):
         parts = list(map(encoded, block))
         ends = place + np.cumsum(list(map(len, parts)))
         yield b"".join(parts), ends.tobytes()
         place = int(ends[-1])
-
-
-def _blocks(ids: Sequence[Any]) -> Iterator[list[Any]]:
-    import numpy as np
-
-    from shmgen._samples.ids import take
-
-    for first in range(0, len(ids), BLOCK):
-        last = min(first + BLOCK, len(ids))
-        yield ids[first:last] if isinstance(ids, list) else take(ids, np.arange(first, last))

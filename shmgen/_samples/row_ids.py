@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from shmgen._samples.ids import id_lines, take
+from shmgen._samples.ids import id_lines
 from shmgen._samples.npy_format import OPEN_FLAGS, explain
 from shmgen._storage.remote import Place
 from shmgen.errors import FormatError, InputError, printable
@@ -24,7 +24,7 @@ def rows_of(ids: Sequence[Any], place: Place, rows: int) -> range | np.ndarray:
     count = len(table)
     if count != rows:
         raise InputError(f"ids {place.path}: expected {rows:,}, a line for each row, found {count:,}")
-    names = list(map(str, take(ids, np.arange(len(ids)))))
+    names = list(map(str, ids))
     wanted = np.array(list(map(_line, names)), np.bytes_)
     first = np.flatnonzero(table == wanted[0])
     if first.size and np.array_equal(table[first[0] : first[0] + len(wanted)], wanted):

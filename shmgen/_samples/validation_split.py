@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from shmgen._checks import check_float, check_int
-from shmgen._samples.ids import is_missing, kept
-from shmgen._samples.lookup import Lookup, is_mapping, objects
+from shmgen._samples.ids import is_missing, kept, objects
+from shmgen._samples.lookup import Lookup, is_mapping
 from shmgen.errors import InputError
 
 
