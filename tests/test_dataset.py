@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from conftest import wait_until
+from ways import kill
 
 from shmgen import InputError, Loader
 
@@ -89,20 +92,25 @@ def test_what_is_refused() -> None:
 def test_a_framework_in_workers_is_said_once(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A framework that workers import is logged once, with seconds and memory; here a module of that name stands for it."""
+    """A framework that workers import is logged once, with seconds and memory, however many workers start, also later on.
+
+    Here a module of that name stands for it.
+    """
     (tmp_path / "jax.py").write_text("ones = b'1' * 50_000_000")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "jax", raising=False)
     monkeypatch.setitem(sys.modules, "jax", jax := importlib.import_module("jax"))
 
     def computes(id: int) -> np.ndarray:
+        logging.getLogger("shmgen").warning("called in %d", os.getpid())  # what the worker said before has then been handled
         return np.full(3, len(jax.__name__) + id)
 
-    def said() -> list[str]:
-        return [text for text in caplog.messages if "functions that workers call import" in text]
-
-    with caplog.at_level(logging.WARNING, "shmgen"), Loader(range(12), source=computes, batch_size=4, workers=2) as loader:
-        wait_until(lambda: list(loader) and said(), "the log says it")  # one worker may have read an epoch before the other began
-    [text] = said()
+    with caplog.at_level(logging.WARNING, "shmgen"), Loader(range(12), source=computes, batch_size=4, workers=1) as loader:
+        for restarts in range(2):
+            wait_until(lambda: list(loader) and loader.stats.restarts == restarts, "the worker is replaced")
+            [worker] = loader.state.workers
+            wait_until(lambda: list(loader) and f"called in {worker.pid}" in caplog.messages, "it has been heard of")
+            kill(psutil.Process(worker.pid))
+    [text] = [text for text in caplog.messages if "functions that workers call import" in text]
     assert "import jax: " in text
     assert "MB in each worker" in text

@@ -22,6 +22,9 @@ from shmgen._sources.base import error_text
 
 FRAMEWORKS = ("tensorflow", "torch", "jax")
 
+ONCE = "shmgen_once"
+"""The attribute of a log record that names what every worker logs, and users should be told once."""
+
 log = logging.getLogger("shmgen")
 
 
@@ -94,6 +97,7 @@ def frameworks_are_told_of() -> Iterator[None]:
             " and ".join(found),
             time.monotonic() - began,
             (_resident() - resident) / 1e6,
+            extra={ONCE: "frameworks"},
         )
 
 
@@ -149,20 +153,23 @@ class ForwardedLogs:
     """Gives what workers forward to the handlers of the main process."""
 
     def __init__(self) -> None:
-        # For each warning, the worker that sent it first. Every worker sends a warning that should be shown once, so those of the
-        # other workers are dropped.
+        # For what should be shown once, the worker that sent it first. Every worker sends it, so that of the others is dropped.
         self._first: dict[object, int] = {}
 
     def handle(self, worker: int, message: bytes) -> None:
         """Handle what the worker with this process id has forwarded."""
         try:
             thing = pickle.loads(message)
-            if isinstance(thing, dict):
+            is_record = isinstance(thing, dict)
+            once = thing.get(ONCE) if is_record else repr(thing)
+            if once is not None and self._first.setdefault(once, worker) != worker:
+                return
+            if is_record:
                 record = logging.makeLogRecord(thing)
                 logger = logging.getLogger(record.name)
                 if logger.isEnabledFor(record.levelno):
                     logger.handle(record)
-            elif self._first.setdefault(repr(thing), worker) == worker:
+            else:
                 text, classes, filename, lineno = thing
                 warning = _warning(text, classes)
                 warnings.showwarning(warning, type(warning), filename, lineno)

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from shmgen._memory.limit_errors import named, note
@@ -143,7 +143,7 @@ def _filler(stream: int, start: Start) -> TicketFiller:
     context = Context(*start.context)
     context.enter(lambda message: _send(stream, LOGGED + message))
     try:
-        with frameworks_are_told_of() if start.number == 0 else nullcontext():  # once, not by each worker
+        with frameworks_are_told_of():
             filler: TicketFiller = pickle.loads(start.filler)
     except Exception as error:
         raise StartError(
