@@ -159,11 +159,8 @@ class DataOptions:
     spec: BatchSpec = field(init=False)
     """The fields of a batch. Their sources are copies, for one loader to bind."""
 
-    transforms: dict[str, Transform] = field(init=False)
-    """By field: the function that changes its rows."""
-
-    sample_transform: Transform | None = field(init=False)
-    """The function that changes whole samples, dicts of rows by field."""
+    transforms: dict[str | None, Transform] = field(init=False)
+    """By field: the function that changes its rows. By None: the only function, which changes whole samples, dicts of rows."""
 
     def __post_init__(self) -> None:
         self._keep(
@@ -205,13 +202,12 @@ class DataOptions:
             trims=self.trim is not None,
         )
         self._keep(spec=spec)
-        transforms, sample_transform = self._split_transform()
-        self._keep(transforms=transforms, sample_transform=sample_transform)
+        self._keep(transforms=self._transforms())
 
     @property
     def transformed(self) -> frozenset[str]:
         """The fields that a transform changes, or may change."""
-        return frozenset(self.spec.names if self.sample_transform is not None else self.transforms)
+        return frozenset(self.spec.names if None in self.transforms else self.transforms)  # type: ignore[arg-type]
 
     def _keep(self, **checked: Any) -> None:
         """Replace arguments by what was made of them; no other code sets an attribute, since this is frozen."""
@@ -305,19 +301,18 @@ class DataOptions:
             raise InputError("labels are the only target; give either labels or targets")
         return target(self.labels, self.n_classes, self.classes, self.ids)
 
-    def _split_transform(self) -> tuple[dict[str, Transform], Transform | None]:
-        """The functions that change a field's rows, by field, and the one that changes whole samples."""
+    def _transforms(self) -> dict[str | None, Transform]:
+        """What `transforms` has, checked."""
         names = [name for name in self.spec.names if not self.spec.measured(name)]
         if self.transform is None:
-            return {}, None
+            return {}
         if not isinstance(self.transform, Mapping):
             if self.spec.has_one_input and self.spec.measured(next(iter(self.spec.names))):
                 raise InputError("transform: expected an input that is read, found one that is measured; pass a dict by field")
-            transform = Transform.checked(self.transform)
-            return ({names[0]: transform}, None) if self.spec.has_one_input else ({}, transform)
+            return {names[0] if self.spec.has_one_input else None: Transform.checked(self.transform)}
         if unknown := self.transform.keys() - set(names):
             raise InputError(f"transform: expected fields {', '.join(map(repr, names))}, found {sorted(unknown)}")
-        return {name: Transform.checked(function) for name, function in self.transform.items()}, None
+        return {name: Transform.checked(function) for name, function in self.transform.items()}
 
 
 def _pair(shard: object) -> Shard:

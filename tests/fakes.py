@@ -425,7 +425,7 @@ class Engine:
         spec = BatchSpec(Rows(), None, None, ids)
         fields = spec.bind()
         layout = Layout((Field("X", (2,), np.dtype("f8")),), batch_size)
-        assembler = TicketFiller(fields, readings_of(fields, spec.readers), layout.sheet_offset, 0, {}, None)
+        assembler = TicketFiller(fields, readings_of(fields, spec.readers), layout.sheet_offset, 0, {})
         self.ring = Ring(layout, slots)
         self.workers = FakeWorkers(workers, reads, self.ring, self.clock)
         self.passes = Passes(self.sampler.batches, shuffle=shuffle, epoch=0)

@@ -87,7 +87,7 @@ class Worker:
         self.page.words[READS], self.page.words[READERS] = reads, 1
         field = FieldSpec("X", (2,), "<f8", 0, 16)
         readings = readings_of([field], {"X": source.bind(range(SAMPLES))})
-        filler = TicketFiller([field], readings, SHEET, 0, {}, None if transform is None else Transform(transform))
+        filler = TicketFiller([field], readings, SHEET, 0, {} if transform is None else {None: Transform(transform)})
         self.messages: list[bytes] = []
         self.hears = True
         before = set(threading.enumerate())
@@ -567,7 +567,7 @@ def start(source, reads):
     os.close(queue)
     try:
         field = FieldSpec("X", (2,), "<f8", 0, 16)
-        filler = TicketFiller([field], readings_of([field], {"X": source.bind(range(SAMPLES))}), SHEET, 0, {}, None)
+        filler = TicketFiller([field], readings_of([field], {"X": source.bind(range(SAMPLES))}), SHEET, 0, {})
         fds = Descriptors(ring, -1, queue_out, reports_in, bell)
         readers = Readers(0, fds, segments, [PackedIds.pack(range(9))], page, filler, lambda _: True)
         readers.run(readers.opened(0))

@@ -214,7 +214,5 @@ def _filler(options: Options, fields: Sequence[FieldSpec], layout: Layout) -> tu
     """The part that fills tickets in workers, and the tables of the keys by which it knows the samples; see `key_tables`."""
     fields = [field._replace(offset=offset) for field, offset in zip(fields, layout.offsets, strict=True)]
     readings = readings_of(fields, options.spec.readers)
-    filler = TicketFiller(
-        fields, readings, layout.sheet_offset, options.seed, options.transforms, options.sample_transform, options.setup
-    )
+    filler = TicketFiller(fields, readings, layout.sheet_offset, options.seed, options.transforms, options.setup)
     return filler, key_tables(options.ids, readings)

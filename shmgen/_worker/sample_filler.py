@@ -12,7 +12,7 @@ from shmgen._memory.records import FUNCTION, TURN
 from shmgen._samples.sample_spec import ShapeError, dtype_for, sample_for, write_row
 from shmgen._sources.base import IDLE, Reader, function_error
 from shmgen._sources.fields import FieldSpec, Reading, RowsByKey
-from shmgen._worker.transform import NAME_THE_INPUTS, Transform
+from shmgen._worker.transform import NAME_THE_INPUTS, Transform, transform_named
 from shmgen.errors import FormatError, SampleError
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ class SampleFiller:
         self,
         fields: Sequence[FieldSpec],
         readings: Sequence[Reading],
-        transforms: dict[str, Transform],
-        sample_transform: Transform | None,
+        transforms: dict[str | None, Transform],
         rngs: tuple[SampleRng | None, SampleRng | None],
         in_turn: Callable[[Callable[[], None]], None],
         rows_begun: Any,
@@ -90,7 +89,6 @@ class SampleFiller:
         self._copies = [field for field in derived if field.measure is None]
         self._measures = [field for field in derived if field.measure is not None]
         self._transforms = transforms
-        self._sample_transform = sample_transform
         self._reading_rng, self._rng = rngs
         self._in_turn, self._rows_begun, self._count = in_turn, rows_begun, count
         # By transform, in errors' words: on how many rows it has had no effect; FIRST_ROWS once it had any, or was warned of.
@@ -172,19 +170,11 @@ class SampleFiller:
         if self._copies:
             self._copy(sample)
         for name, transform in self._transforms.items():
-            sample.where, sample.reading = f"transform of field {name!r}", None
-            row = sample.row(name)
-            given = sample.loaded.pop(name, row)
-            result = self._result(sample, transform, given, rng)
-            if result is None:
-                result = given
-            if isinstance(result, Mapping) or (isinstance(result, tuple) and any(hasattr(part, "shape") for part in result)):
-                raise FormatError(f"expected a row, found a {type(result).__name__} of {len(result)}; {ONE_ROW}")
-            if result is not row:
-                self._write(sample, name, row, result, given)
-        if self._sample_transform is not None:
-            sample.where, sample.reading = "transform", None
-            self._transform(sample, self._sample_transform, rng)
+            sample.where, sample.reading = transform_named(name), None
+            if name is None:
+                self._transform_sample(sample, transform, rng)
+            else:
+                self._transform_row(sample, name, transform, rng)
         if sample.loaded:
             self._pad(sample)
         if self._measures:
@@ -231,14 +221,21 @@ class SampleFiller:
             else:
                 sample.row(field.name)[...] = sample.row(field.of or "")
 
-    def _transform(self, sample: Sample, transform: Transform, rng: Rng | None) -> None:
+    def _transform_row(self, sample: Sample, name: str, transform: Transform, rng: Rng | None) -> None:
+        row = sample.row(name)
+        given = sample.loaded.pop(name, row)
+        result = self._result(sample, transform, given, rng)
+        if isinstance(result, Mapping) or (isinstance(result, tuple) and any(hasattr(part, "shape") for part in result)):
+            raise FormatError(f"expected a row, found a {type(result).__name__} of {len(result)}; {ONE_ROW}")
+        if result is not row:
+            self._write(sample, name, row, result, given)
+
+    def _transform_sample(self, sample: Sample, transform: Transform, rng: Rng | None) -> None:
         import numpy as np
 
         rows = {name: sample.row(name) for name, field in self._fields.items() if field.measure is None}
         given = {**rows, **sample.loaded}
-        result = self._result(sample, transform, changed := dict(given), rng)
-        if result is None:
-            result = changed
+        result = self._result(sample, transform, dict(given), rng)
         if not isinstance(result, Mapping):
             raise FormatError(f"expected a dict of rows by field, or None, found {type(result).__name__}")
         for name in result:
@@ -259,28 +256,26 @@ class SampleFiller:
                 raise FormatError(f"field {name!r}: {error}" if sample.reading is None else str(error)) from None
 
     def _result(self, sample: Sample, transform: Transform, given: Any, rng: Rng | None) -> Any:
-        """What a transform of a row, or of a dict of rows, returns. Warns, once, if it has had no effect on its first rows."""
+        """What a transform makes of a row, or of a dict of rows. Warns, once, if it has had no effect on its first rows."""
         without_effect = self._without_effect.get(sample.where, 0)
-        if without_effect == FIRST_ROWS:
-            return transform(given, rng, sample.epoch)
-        import numpy as np
-
-        rows = given if isinstance(given, dict) else {"": given}
-        was = {name: row.copy() for name, row in rows.items()}
+        if without_effect < FIRST_ROWS:
+            rows = given if isinstance(given, dict) else {"": given}
+            was = {name: row.copy() for name, row in rows.items()}
         result = transform(given, rng, sample.epoch)
-        if result is not None or not all(name in rows and np.array_equal(rows[name], row) for name, row in was.items()):
-            self._without_effect[sample.where] = FIRST_ROWS
-            return result
-        self._without_effect[sample.where] = without_effect + 1
-        if without_effect + 1 == FIRST_ROWS:
-            import warnings
+        if without_effect < FIRST_ROWS:
+            import numpy as np
 
-            warnings.warn(
-                f"the {sample.where} has returned None for its first {FIRST_ROWS} rows, and changed nothing in place: it may "
-                "have forgotten to return what it made; if it only looks at rows, let it return them",
-                stacklevel=1,
-            )
-        return None
+            has_any = result is not None or not all(name in rows and np.array_equal(rows[name], was[name]) for name in was)
+            self._without_effect[sample.where] = FIRST_ROWS if has_any else without_effect + 1
+            if not has_any and without_effect + 1 == FIRST_ROWS:
+                import warnings
+
+                warnings.warn(
+                    f"the {sample.where} has returned None for its first {FIRST_ROWS} rows, and changed nothing in place: it may "
+                    "have forgotten to return what it made; if it only looks at rows, let it return them",
+                    stacklevel=1,
+                )
+        return given if result is None else result
 
     def _write(self, sample: Sample, name: str, row: np.ndarray, value: Any, given: np.ndarray) -> None:
         import numpy as np

@@ -12,7 +12,7 @@ from shmgen._memory.records import FUNCTION, ROW, TURN
 from shmgen._samples.sample_spec import dtype_of
 from shmgen._sources.base import IDLE, UNKNOWN, error_text, function_error, row_of
 from shmgen._sources.fields import FieldSpec, Reading, RowsByKey
-from shmgen._worker.transform import Transform
+from shmgen._worker.transform import Transform, transform_named
 from shmgen.errors import SampleError, StartError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Task:
 class TicketFiller:
     """Fills the rows of tasks: by ``readings`` all fields that the main process does not fill, then by the transforms.
 
-    ``sheet_offset`` is where the sheet begins in a slot, in bytes; ``transforms`` change rows, by name of the field.
+    ``sheet_offset`` is where the sheet begins in a slot, in bytes; ``transforms`` are as in `shmgen.options.DataOptions`.
     """
 
     def __init__(
@@ -68,8 +68,7 @@ class TicketFiller:
         readings: Sequence[Reading],
         sheet_offset: int,
         seed: int,
-        transforms: dict[str, Transform],
-        sample_transform: Transform | None,
+        transforms: dict[str | None, Transform],
         setup: Callable[[], object] | None = None,
     ) -> None:
         self._fields = fields
@@ -78,8 +77,7 @@ class TicketFiller:
         self.seed = seed
         self.setup = setup
         self._transforms = transforms
-        self._sample_transform = sample_transform
-        self._goes_by_sample = any(field.of is not None for field in fields) or bool(transforms) or sample_transform is not None
+        self._goes_by_sample = any(field.of is not None for field in fields) or bool(transforms)
         self._samples: SampleFiller | None = None
         self._cleared = [field for reading in readings if reading.reader.leaves_out for field in reading.fields]
         readers = [reading.reader for reading in readings]
@@ -87,7 +85,7 @@ class TicketFiller:
         # thread even then, one at a time.
         self.concurrent = all(reader.concurrent for reader in readers)
         is_called = any(each.reads_one_by_one and not each.concurrent and each.user_code is not None for each in readers)
-        self.calls_functions = is_called or bool(transforms) or sample_transform is not None
+        self.calls_functions = is_called or bool(transforms)
         self._draws_outside = any(reader.draws and reader.concurrent for reader in readers)
         self._rngs: tuple[SampleRng | None, SampleRng | None] = None, None
         self._function_rng: SampleRng | None = None
@@ -99,16 +97,14 @@ class TicketFiller:
         for reading in self._readings:
             yield reading.named, reading.reader if reading.reader.user_code is None else reading.reader.user_code
         for name, transform in self._transforms.items():
-            yield f"transform of field {name!r}", transform.function
-        if self._sample_transform is not None:
-            yield "transform", self._sample_transform.function
+            yield transform_named(name), transform.function
         if self.setup is not None:
             yield "setup", self.setup
 
     @property
     def is_ours(self) -> bool:
         """Whether it contains no code of the user's: no function, and no source of their own class."""
-        calls = bool(self._transforms) or self._sample_transform is not None or self.setup is not None
+        calls = bool(self._transforms) or self.setup is not None
         return not calls and all(reading.reader.user_code is None for reading in self._readings)
 
     def set_up(self) -> None:
@@ -153,7 +149,7 @@ class TicketFiller:
     def fill(self, slot: memoryview, task: Task, *, io_waits: bool = False) -> None:
         """Fill the rows of ``task`` in the memory of a slot; ``io_waits`` if reads have had to wait lately."""
         for field in self._cleared:
-            _clear(self._bytes(slot, task, field))
+            self._rows(slot, task, field)[...] = 0  # the slot still holds another sample's data
         one_by_one: list[Step] = []
         for reading in self._readings:
             reader, fields, named, table = reading
@@ -197,7 +193,6 @@ class TicketFiller:
                 self._fields,
                 self._readings,
                 self._transforms,
-                self._sample_transform,
                 self._rngs,
                 self._in_turn,
                 self._rows_begun,
@@ -224,10 +219,3 @@ class TicketFiller:
 
 def _at_once(function: Callable[[], None]) -> None:
     function()
-
-
-def _clear(data: memoryview) -> None:
-    """Set rows to 0: the slot still holds another sample's data."""
-    import numpy as np
-
-    np.frombuffer(data, np.uint8)[:] = 0

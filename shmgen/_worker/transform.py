@@ -13,6 +13,11 @@ NAME_THE_INPUTS = (
 )
 
 
+def transform_named(field: str | None) -> str:
+    """What errors call the transform of a field's rows, or, for None, of whole samples."""
+    return "transform" if field is None else f"transform of field {field!r}"
+
+
 class Transform(NamedTuple):
     """A function of the user's that changes a row or a whole sample, and whether it takes an ``epoch``."""
 
