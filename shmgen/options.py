@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from shmgen._checks import check_choice, check_float, check_int
 from shmgen._memory.status_page import MAX_READERS
-from shmgen._plan.by_length import Lengths
 from shmgen._plan.damaged_samples import OnError
 from shmgen._plan.sampler import ALONE, Sampler, Shard, Tail
 from shmgen._plan.weighted import WeightTable
@@ -251,7 +250,7 @@ class DataOptions:
             tail=tail,
             shard=shard,
             weights=None if weights is None else WeightTable(numbers_of(weights, ids, "sampling_weights")),
-            lengths=None if self.lengths is None else Lengths(numbers_of(self.lengths, ids, "lengths"), self.batch_size),
+            lengths=None if self.lengths is None else numbers_of(self.lengths, ids, "lengths"),
         )
 
     def _inputs(self) -> Any:

@@ -29,7 +29,7 @@ from shmgen._memory.ring import Ring
 from shmgen._plan.activity import Target
 from shmgen._plan.autoscaler import Autoscaler
 from shmgen._plan.damaged_samples import DamageLog, OnError
-from shmgen._plan.meter import Use
+from shmgen._plan.meter import TimeSpent
 from shmgen._plan.passes import Passes
 from shmgen._plan.sampler import BatchId, Sampler, Tail
 from shmgen._plan.schedule import Schedule, State, Ticket
@@ -191,8 +191,8 @@ class FakeWorkers:
     def claims(self, worker: int) -> dict[int, tuple[int, int]]:
         return {number: (reader.last, reader.at) for number, reader in enumerate(self.workers[worker].readers)}
 
-    def use(self) -> Use:
-        return Use()
+    def time_spent(self) -> TimeSpent:
+        return TimeSpent()
 
     def is_stopped(self, worker: int) -> bool:
         return self.workers[worker].stopped

@@ -19,7 +19,7 @@ from ways import blocks
 import shmgen._engine.held_slots
 import shmgen._engine.prefetcher
 from shmgen import Function, Loader, Source, Stats
-from shmgen._plan.meter import Meter, Use
+from shmgen._plan.meter import Meter, TimeSpent
 from shmgen._plan.stats import WAITING, Decision
 
 IDLE = Stats(workers=2)
@@ -357,17 +357,17 @@ def test_what_a_meter_counts() -> None:
     meter = Meter(0.0, 2, 10)
     meter.begin_epoch(0, 1.0, Stats())
     meter.batch_wait = 3.0
-    assert meter.stats(Use(6.0, 5.0), slots=8) == Stats(slots=8)
-    meter.count_batch(4, 0, 5.0, lambda: Use(6.0, 5.0))
+    assert meter.stats(TimeSpent(6.0, 5.0), slots=8) == Stats(slots=8)
+    meter.count_batch(4, 0, 5.0, lambda: TimeSpent(6.0, 5.0))
     meter.set_workers(7.0, 3)
     meter.batch_wait = 4.0
-    meter.count_batch(4, 1, 9.0, Use)
-    seen = meter.stats(Use(8.0, 6.0))
+    meter.count_batch(4, 1, 9.0, TimeSpent)
+    seen = meter.stats(TimeSpent(8.0, 6.0))
     rest: dict[str, Any] = {"batch_wait": 1.0, "replaced": 1, "busy": 2.0, "cpu": 1.0, "startup": 4.0, "capacity": 10.0}
     assert seen == Stats(2, 8, 80, elapsed=4.0, **rest)
     meter.begin_epoch(1, 19.0, seen)
-    meter.count_batch(4, 0, 20.0, Use)
-    assert meter.stats(Use(9.0, 7.0)).epoch == Stats(1, 4, 40, elapsed=1.0, busy=1.0, cpu=1.0, capacity=3.0)
+    meter.count_batch(4, 0, 20.0, TimeSpent)
+    assert meter.stats(TimeSpent(9.0, 7.0)).epoch == Stats(1, 4, 40, elapsed=1.0, busy=1.0, cpu=1.0, capacity=3.0)
 
 
 def test_no_time_at_all() -> None:

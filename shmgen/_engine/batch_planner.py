@@ -49,36 +49,16 @@ class BatchPlanner:
     def prepare(self, slots: Sequence[Slot]) -> None:
         """Write the sheets of slots that were given batches, and fill in what workers don't."""
         batches: list[BatchId] = [slot.batch for slot in slots]  # type: ignore[misc]
-        samples = self._sampler.samples_of(batches)
-        values = self._values(samples)
-        begin = 0
-        for slot, batch, numbers in zip(slots, batches, samples, strict=True):
-            size = len(numbers)
+        for slot, batch, numbers in zip(slots, batches, self._sampler.samples_of(batches), strict=True):
             sheet = self._ring.sheet(slot.number)
-            sheet[EPOCH] = batch[0]
-            sheet[POSITION] = batch[1] * self._sampler.batch_size + self._sampler.offset
-            sheet[ROWS] = size
+            sheet[EPOCH] = batch.epoch
+            sheet[POSITION] = self._sampler.first(batch)
+            sheet[ROWS] = len(numbers)
             sheet[WAITED_FOR] = False
-            sheet[SAMPLES : SAMPLES + size] = numbers
-            if values:
-                arrays = self._ring.arrays(slot.number)
-                for field, rows in values:
-                    arrays[field][:size] = rows[begin : begin + size]
-                begin += size
             if self._damage.unreadable:
-                self.refill(slot.number, batch, 0, size)
-
-    def _values(self, samples: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:
-        """The values of these samples, one after the other, that are filled in here: by position of the field."""
-        if not self._filled_here:
-            return []
-        numbers = samples[0] if len(samples) == 1 else np.concatenate(samples)
-        found = []
-        for field, reader in self._filled_here:
-            rows = np.empty((len(numbers), *self._ring.layout.fields[field].shape), self._ring.layout.fields[field].dtype)
-            reader.fill(numbers, rows, None)
-            found.append((field, rows))
-        return found
+                self.refill(slot.number, batch, 0, len(numbers))
+            else:
+                self._fill(slot, 0, numbers)
 
     def refill(self, number: int, batch: BatchId, start: int, stop: int) -> None:
         """Prepare rows to be read again: replace what is unreadable, and fill in what a transform may have changed."""
@@ -86,7 +66,11 @@ class BatchPlanner:
         for row, sample in enumerate(self._numbers(slot, batch)[start:stop].tolist(), start):
             if sample in self._damage.unreadable:
                 self._replace(slot, batch, row)
-        numbers = self._numbers(slot, batch)[start:stop]
+        self._fill(slot, start, self._numbers(slot, batch)[start:stop])
+
+    def _fill(self, slot: Slot, start: int, numbers: np.ndarray) -> None:
+        """Have these samples read from row ``start`` on, and fill in those of their values that workers don't."""
+        stop = start + len(numbers)
         self._ring.sheet(slot.number)[SAMPLES + start : SAMPLES + stop] = numbers
         for field, reader in self._filled_here:
             reader.fill(numbers, self._ring.arrays(slot.number)[field][start:stop], None)

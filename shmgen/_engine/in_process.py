@@ -13,7 +13,7 @@ from shmgen._engine.workers import Event, EventKind, Wakeup
 from shmgen._memory.limit_errors import named
 from shmgen._memory.records import BUSY, EPOCH, FUNCTION, POSITION, ROW, SAMPLES, TURN
 from shmgen._memory.ring import Ring
-from shmgen._plan.meter import Use
+from shmgen._plan.meter import TimeSpent
 from shmgen._plan.schedule import Ticket
 from shmgen._samples.ids import take
 from shmgen._sources.base import IDLE, row_of
@@ -80,9 +80,9 @@ class InProcess:
     def claims(self, worker: int) -> Mapping[int, tuple[int, int]]:
         return {0: (self._tickets[0].id, self._at[0])} if self._tickets else {}
 
-    def use(self) -> Use:
+    def time_spent(self) -> TimeSpent:
         busy, function, turn = (self._at[word - ROW] / 1e9 for word in (BUSY, FUNCTION, TURN))
-        return Use(busy, self._cpu / 1e9, function, turn)
+        return TimeSpent(busy, self._cpu / 1e9, function, turn)
 
     def _never(self, *_: object) -> Any:
         raise NotImplementedError("there are no processes")

@@ -21,7 +21,7 @@ from shmgen._memory.limit_errors import named
 from shmgen._memory.records import BUSY, EAGER, FUNCTION, LAST_TICKET, READERS, READS, REPORT, ROW, TICKET, TURN, USED
 from shmgen._memory.ring import Ring
 from shmgen._memory.status_page import StatusPage
-from shmgen._plan.meter import Use
+from shmgen._plan.meter import TimeSpent
 from shmgen._plan.schedule import MAX_OUT, Ticket
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._worker import protocol
@@ -88,7 +88,7 @@ class Pool:
         self._ready: list[tuple[int, int]] = []
         self._workers: dict[int, _Worker] = {}
         self._left: list[_Worker] = []  # they have been replaced, or retired, and may still live
-        self._use_of_ended = [0] * len(Use._fields)
+        self._of_ended = TimeSpent()  # of workers that are no longer in use
         self._by_fd: dict[int, int] = {}
         self._poll.register(self._wakeup.fd, select.EPOLLIN)
         try:
@@ -219,8 +219,8 @@ class Pool:
         records = page.records[: page.words[READERS]]
         return {reader: (record[LAST_TICKET], record[ROW]) for reader, record in enumerate(records)}
 
-    def use(self) -> Use:
-        return Use(*(time / 1e9 for time in _sum(self._use_of_ended, *(worker.use() for worker in self._workers.values()))))
+    def time_spent(self) -> TimeSpent:
+        return _total(self._of_ended, *(worker.time_spent() for worker in self._workers.values()))
 
     def is_stopped(self, worker: int) -> bool:
         try:
@@ -274,7 +274,7 @@ class Pool:
         self._unlisten(number)
         worker = self._workers[number]
         worker.page.words[READS] = 0  # if it hangs, it takes no ticket when it goes on
-        self._use_of_ended = _sum(self._use_of_ended, worker.use())
+        self._of_ended = _total(self._of_ended, worker.time_spent())
         worker.child.shutdown()
         self._left.append(worker)
         for left in self._left:
@@ -288,7 +288,7 @@ class Pool:
                 self._poll.unregister(fd)
 
     def stop(self) -> None:
-        self._use_of_ended = _sum(self._use_of_ended, *(worker.use() for worker in self._workers.values()))
+        self._of_ended = self.time_spent()
         self._left += self._workers.values()
         self._workers = {}
         end([worker.child for worker in self._left], GRACE)
@@ -304,14 +304,13 @@ class _Worker:
     page: StatusPage
     cpu: int = 0  # nanoseconds in which its readers ran or were ready to run, when these were last read
 
-    def use(self) -> list[int]:
-        """Nanoseconds, in the order of `Use`."""
+    def time_spent(self) -> TimeSpent:
         busy = self.page.total(BUSY)
         # Of a worker that has died the kernel no longer knows it.
         if busy and (used := processor_time(self.child.pid)):
             self.cpu = max(self.cpu, used - self.page.words[USED])
-        return [busy, self.cpu, self.page.total(FUNCTION), self.page.total(TURN)]
+        return TimeSpent(*(time / 1e9 for time in (busy, self.cpu, self.page.total(FUNCTION), self.page.total(TURN))))
 
 
-def _sum(*uses: list[int]) -> list[int]:
-    return [sum(times) for times in zip(*uses, strict=True)]
+def _total(*spent: TimeSpent) -> TimeSpent:
+    return TimeSpent(*map(sum, zip(*spent, strict=True)))

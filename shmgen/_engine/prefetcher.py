@@ -33,7 +33,7 @@ from shmgen._plan.autoscaler import Autoscaler
 from shmgen._plan.meter import Meter
 from shmgen._plan.passes import Pass, Passes
 from shmgen._plan.sampler import BatchId
-from shmgen._plan.schedule import Schedule, Slot, State
+from shmgen._plan.schedule import Schedule, Slot
 from shmgen._plan.stats import Stats
 from shmgen.errors import ClosedError, ShmgenError, StartError, TooManyDamaged, WorkerDied
 
@@ -107,7 +107,7 @@ class Prefetcher:
         with self.lock:
             workers, reads = self._supervisor.target
             return self._meter.stats(
-                self._workers.use(),
+                self._workers.time_spent(),
                 grown=self._held.grown,
                 restarts=self._supervisor.restarts,
                 workers=workers,
@@ -122,12 +122,9 @@ class Prefetcher:
         with self.entered():
             if self.ended is not None:
                 return LoaderState(self._passes.epoch, (), (), len(self._waiting), closed=True)
-            slots, workers = [], []
-            for number, slot in enumerate(self._schedule.slots):
-                if slot.state is State.LEASED and not self._ring.is_held(number):
-                    slots.append(SlotState("free"))  # the next request will release it
-                else:
-                    slots.append(SlotState(slot.state.value, *(slot.batch or ())))
+            self._schedule.release(self._ring.released())
+            slots = [SlotState(slot.state.value, *(slot.batch or ())) for slot in self._schedule.slots]
+            workers = []
             for worker, pid in self._workers.pids.items():
                 begun = [claim for claim in self._supervisor.claims(worker).values() if claim.begun]
                 workers.append(WorkerState(pid, tuple(self._planner.ids(claim.ticket)[claim.row or 0] for claim in begun)))
@@ -165,7 +162,7 @@ class Prefetcher:
                 if self._supervisor.deaths:
                     self._supervisor.deaths.forget(batch)
                 now = time.monotonic()
-                self._meter.count_batch(slot.rows, len(slot.replaced), now, self._workers.use)
+                self._meter.count_batch(slot.rows, len(slot.replaced), now, self._workers.time_spent)
                 if self._schedule.runs_low or now >= self._autoscaler.look_at:
                     if self._schedule.is_unhurried:
                         self._background.request()
@@ -339,7 +336,7 @@ class Prefetcher:
         scaler, supervisor, rows, epoch = self._autoscaler, self._supervisor, self._schedule.rows_done, self._meter.epoch
         if epoch is None or self.ended is not None or not scaler.is_due(now, rows):
             return
-        busy, cpu, *_ = self._workers.use()
+        busy, cpu, *_ = self._workers.time_spent()
         counters = Counters(now, rows, self._meter.batch_wait, busy, cpu, supervisor.target, supervisor.started)
         target = scaler.see(epoch, counters)
         if target != supervisor.target:

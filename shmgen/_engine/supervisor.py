@@ -48,7 +48,6 @@ class WorkerRecord:
     stuck: list[Claim] = field(default_factory=list)  # what it was killed for
     unsure: list[Claim] = field(default_factory=list)  # what did not move, but perhaps only because of another claim
     stopped: bool = False  # it was killed because it had been stopped (SIGSTOP)
-    given: float = 0.0  # seconds it had before it was killed
     retires: bool = False  # it is to end, since fewer are wanted
     ends: bool = False  # it ends by itself, since it has had nothing to do
     deaths_before_work: int = 0  # workers with this number that have died in a row before they finished anything
@@ -210,7 +209,6 @@ class Supervisor:
                 raise StartError(f"worker {worker} has not begun within {self._patience:g} seconds")
             record.stuck = record.watch.stuck(now, asked, self._timeout)
             record.unsure = record.watch.unsure(now, asked, self._timeout)
-        record.given = self._timeout if record.started and (record.stopped or record.stuck) else self._patience
         record.kill_deadline = now + KILL_GRACE
         self._workers.kill(worker)
 
@@ -299,8 +297,9 @@ class Supervisor:
             told = [str(death)]
         else:
             which = f"worker {worker} (pid {death.pid})" if death else f"worker {worker}"
+            given = self._timeout if record.started and (record.stopped or record.stuck) else self._patience
             why = "had been stopped" if record.stopped else "gave no answer"
-            told = [f"{which} {why} for {record.given:g} seconds, and {'was' if death else 'can not be'} killed"]
+            told = [f"{which} {why} for {given:g} seconds, and {'was' if death else 'can not be'} killed"]
         claims = record.stuck or [claim for claim, *_ in outcomes]
         places = [(claim.ticket, claim.row) for claim in claims if claim.row is not None]
         if places:

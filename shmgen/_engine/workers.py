@@ -8,7 +8,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-from shmgen._plan.meter import Use
+from shmgen._plan.meter import TimeSpent
 from shmgen._plan.schedule import Ticket
 from shmgen._worker import protocol
 
@@ -68,8 +68,8 @@ class Workers(Protocol):
     def claims(self, worker: int) -> Mapping[int, tuple[int, int]]:
         """By reader of ``worker``: the ticket that it took last, and the row that it is at, as a source marks it."""
 
-    def use(self) -> Use:
-        """What workers have done with their time."""
+    def time_spent(self) -> TimeSpent:
+        """What workers have spent their time on."""
 
     def is_stopped(self, worker: int) -> bool:
         """Whether ``worker`` has been stopped, as by SIGSTOP."""

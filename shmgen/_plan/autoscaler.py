@@ -169,10 +169,9 @@ class Autoscaler:
 
     def _fits(self) -> bool:
         """Whether there is room for the present target; if not, it is reduced."""
-        workers, reads = self.target
         # 1.0, as if readers were always blocked: if they are blocked less now, the workers that were added for it may be the
         # cause.
-        fitting = self._with_room(Target(min(workers, self._limits(workers, 1.0).workers), reads), 1.0)
+        fitting = self._with_room(self.target.workers, 1.0)
         if fitting == self.target:
             return True
         self._change(fitting, f"there is room for {fitting} only")
@@ -203,7 +202,7 @@ class Autoscaler:
         blocked = window.blocked > WAITING and window.cpu < SATURATED * window.seconds * target.workers
         if blocked:
             wanted = min(wanted, target.workers * (2 if "reads" in self.scaled else window.fill))
-        more = self._with_room(Target(min(room.workers, math.ceil(wanted)), target.reads), window.blocked)
+        more = self._with_room(math.ceil(wanted), window.blocked)
         # Where readers wait, only more readers help, and more of them in each worker are cheaper.
         useless = blocked and (more.readers <= target.readers or ("reads" in self.scaled and target.reads < room.reads))
         if useless or more.workers <= target.workers:
@@ -266,8 +265,9 @@ class Autoscaler:
         self.decisions.append(Decision(self._time, *target, reason))
         log.info("%s from now on: %s", target, reason)
 
-    def _with_room(self, target: Target, blocked: float) -> Target:
-        """As much of ``target`` as is not fixed and finds room."""
-        workers = max(1, target.workers) if "workers" in self.scaled else self.target.workers
-        reads = self._limits(workers, blocked).reads if "reads" in self.scaled else target.reads
-        return Target(workers, max(1, min(target.reads, reads)))
+    def _with_room(self, workers: int, blocked: float) -> Target:
+        """``workers`` workers with as many reads each as now, as far as these numbers are not fixed and there is room."""
+        now, reads = self.target
+        workers = max(1, min(workers, self._limits(now, blocked).workers)) if "workers" in self.scaled else now
+        most = self._limits(workers, blocked).reads if "reads" in self.scaled else reads
+        return Target(workers, max(1, min(reads, most)))

@@ -9,7 +9,6 @@ Every sample comes as often as without lengths, and in the same window.
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,25 +21,19 @@ BATCHES, ROWS = 1 << 33, 1 << 34
 """Hashed beside seed and epoch, so that batches, rows and samples are shuffled by different random numbers."""
 
 
-class Lengths(NamedTuple):
-    """The lengths of all samples, for batches of ``batch_size``, of all ranks together."""
-
-    lengths: np.ndarray
-    batch_size: int
-
-    def fingerprint(self) -> str:
-        """A hash of lengths and batch size, of 32 hexadecimal digits: with the same, batches are the same."""
-        hashed = blake2b(np.ascontiguousarray(self.lengths, "<f8").data, digest_size=16)
-        hashed.update(b"%d" % self.batch_size)
-        return hashed.hexdigest()
+def fingerprint(lengths: np.ndarray, batch_size: int) -> str:
+    """A hash of lengths and batch size, of 32 hexadecimal digits: with the same, batches are the same."""
+    hashed = blake2b(np.ascontiguousarray(lengths, "<f8").data, digest_size=16)
+    hashed.update(b"%d" % batch_size)
+    return hashed.hexdigest()
 
 
 class ByLength(Positions):
-    """The samples of an epoch's ``order`` in batches of similar lengths."""
+    """The samples of an epoch's ``order`` in batches, of all ranks together, of similar ``lengths``."""
 
-    def __init__(self, order: Positions, lengths: Lengths, seed: int, epoch: int) -> None:
-        super().__init__(order.samples, WINDOW * lengths.batch_size)
-        self._order, self._lengths, self._batch_size = order, lengths.lengths, lengths.batch_size
+    def __init__(self, order: Positions, lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
+        super().__init__(order.samples, WINDOW * batch_size)
+        self._order, self._lengths, self._batch_size = order, lengths, batch_size
         self._seed, self._epoch = seed, epoch
 
     def _computed(self, first: int, last: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shmgen._checks import check_int
+from shmgen._plan.by_length import fingerprint
 from shmgen._plan.passes import Position
 from shmgen._plan.sampler import Sampler
 from shmgen.errors import InputError
@@ -43,7 +44,7 @@ def identity(sampler: Sampler, ids: str) -> Identity:
         "shuffle": sampler.shuffle,
         "tail": sampler.tail.value,
         "sampling_weights": "" if weights is None else weights.fingerprint(),
-        "lengths": "" if lengths is None else lengths.fingerprint(),
+        "lengths": "" if lengths is None else fingerprint(lengths, sampler.batch_size),
         "batch_size": sampler.batch_size,
         "batches": sampler.batches,
     }

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from shmgen._plan.stats import Stats
 
 
-class Use(NamedTuple):
-    """What workers have done with their time: seconds, summed over all workers that there have been."""
+class TimeSpent(NamedTuple):
+    """What workers have spent their time on: seconds, summed over all workers that there have been."""
 
     busy: float = 0.0  # readers had tickets
     cpu: float = 0.0  # they ran, or were ready to run
@@ -57,7 +57,7 @@ class Meter:
             capacity = self._capacity(now) - self._at_first.capacity
             self._before_epoch = replace(stats, elapsed=now - self._first, capacity=capacity, epoch=None)
 
-    def count_batch(self, rows: int, replaced: int, now: float, use: Callable[[], Use]) -> None:
+    def count_batch(self, rows: int, replaced: int, now: float, spent: Callable[[], TimeSpent]) -> None:
         """Count a batch that is handed out, ``replaced`` of whose rows hold a replacement; the start ends with the first one."""
         self._batches += 1
         self._samples += rows
@@ -65,18 +65,18 @@ class Meter:
         self.last = now
         if not self._first:
             self._first = now
-            self._at_first = self._totals(use())
+            self._at_first = self._totals(spent())
 
-    def _totals(self, use: Use) -> Stats:
+    def _totals(self, spent: TimeSpent) -> Stats:
         waits: dict[str, Any] = {"batch_wait": self.batch_wait, "slot_wait": self.slot_wait, "late_wait": self.late_wait}
-        return Stats(**waits, capacity=self._capacity(self.last), **use._asdict())
+        return Stats(**waits, capacity=self._capacity(self.last), **spent._asdict())
 
-    def stats(self, use: Use, **known: Any) -> Stats:
+    def stats(self, spent: TimeSpent, **known: Any) -> Stats:
         """What has been done so far; ``known`` are the fields of `Stats` that are counted elsewhere."""
         if not self._first:
             return Stats(**known)
         stats = replace(
-            self._totals(use).since(self._at_first),
+            self._totals(spent).since(self._at_first),
             batches=self._batches,
             samples=self._samples,
             bytes=self._samples * self._sample_bytes,

@@ -46,19 +46,19 @@ class Pass:
         # this number. Others are bound one by one.
         self._in_order = self.first
         self._bound: dict[int, int] = {}
-        self._dealt = self.first
-        self._next: int | None = self.first
-        self._last = self.first - 1
+        self._dealt = self._next = self.first
+        # Without shuffling: whether the last two requests were in sequence. If not, nothing is read ahead.
+        self._is_in_sequence = True
         # Numbers of dealt batches: those that are waited for, and the last whose request failed, if none has been handed out
         # since.
         self._awaited: set[int] = set()
-        self._failed: int | None = None
+        self._failed: set[int] = set()
 
     def deal(self, index: int) -> BatchId:
         """The batch that ``index`` means in this pass; an IndexError if it was resumed, and has fewer batches left."""
         self.is_begun = True
+        number = self.first + index
         if self._shuffle:
-            number = self.first + index
             if self._dealt == number == self._in_order and number < self._batches:
                 self._next = self._dealt = self._in_order = number + 1
                 return _batch((self.epoch, number))
@@ -68,15 +68,10 @@ class Pass:
                 bound = self._bound[index] = self._dealt
                 self._next = self._dealt = bound + 1
             return BatchId(self.epoch, bound)
-        number = self.first + index
         if number >= self._batches:
             self._check(number, index)
-        if number == self._last + 1 or (index == 0 and self._last + 1 == self._batches):
-            self._next = number + 1
-        else:
-            # Not in sequence: nothing is read ahead until two requests are in sequence again.
-            self._next = None
-        self._last = number
+        self._is_in_sequence = number == self._next or (index == 0 and self._next == self._batches)
+        self._next = number + 1
         if number >= self._dealt:
             self._dealt = number + 1
         return _batch((self.epoch, number))
@@ -92,23 +87,22 @@ class Pass:
 
     def got(self, batch: BatchId) -> None:
         """``batch`` has been handed out."""
-        self._failed = None
+        self._failed.clear()
         self._awaited.discard(batch.number)
 
     def failed(self, batch: BatchId) -> None:
         """The request for ``batch`` ended in an error. Unless another is handed out after it, it counts as still to come."""
-        self._failed = batch.number
+        self._failed = {batch.number}
         self._awaited.discard(batch.number)
 
     @property
     def done(self) -> Position:
         """Where another run resumes: after the batches that have been handed out."""
-        waits_for = [*self._awaited, *([] if self._failed is None else [self._failed])]
-        return Position(self.epoch, min(waits_for, default=self._dealt))
+        return Position(self.epoch, min(self._awaited | self._failed, default=self._dealt))
 
     def upcoming(self) -> Iterator[BatchId]:
         """The batches that will be dealt next, of this epoch and the next one; none if that can't be foreseen."""
-        if self._next is None:
+        if not self._is_in_sequence:
             return iter(())
         ahead = zip(repeat(self.epoch), range(self._next, self._batches)), zip(repeat(self.epoch + 1), range(self._batches))
         return map(_batch, chain(*ahead))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shmgen._plan.by_length import ByLength, Lengths
+from shmgen._plan.by_length import ByLength
 from shmgen._plan.order import Order, Positions, hash_of
 from shmgen._plan.weighted import WeightedOrder, WeightTable
 
@@ -60,14 +60,15 @@ class Sampler:
     tail: Tail
     shard: Shard = ALONE
     weights: WeightTable | None = None
-    lengths: Lengths | None = None
+    lengths: np.ndarray | None = None  # of all samples
 
     def __post_init__(self) -> None:
         self.batches = self.tail.batches(self.samples, self.batch_size)
         self.rows = self.batch_size // self.shard.world
         self.offset = self.shard.rank * self.rows
         # Two, because the next epoch's first batches are read while this one's last are delivered.
-        self._order = lru_cache(maxsize=2)(partial(_order, self.samples, self.seed, self.weights, self.lengths))
+        settings = self.samples, self.batch_size, self.seed, self.weights, self.lengths
+        self._order = lru_cache(maxsize=2)(partial(_order, *settings))
 
     def first(self, batch: BatchId) -> int:
         """The position in the epoch of this rank's first row. Positions past the last sample wrap around to the first."""
@@ -123,7 +124,9 @@ class Sampler:
         return int(self._at(batch.epoch, place, place + 1)[0])
 
 
-def _order(samples: int, seed: int, weights: WeightTable | None, lengths: Lengths | None, epoch: int) -> Positions:
+def _order(
+    samples: int, batch_size: int, seed: int, weights: WeightTable | None, lengths: np.ndarray | None, epoch: int
+) -> Positions:
     """A sample for each position of an epoch."""
     order = Order(samples, seed, epoch) if weights is None else WeightedOrder(weights, seed, epoch)
-    return order if lengths is None else ByLength(order, lengths, seed, epoch)
+    return order if lengths is None else ByLength(order, lengths, batch_size, seed, epoch)
