@@ -1,20 +1,19 @@
-"""How shmgen delivers batches, beside what else there is; `make bench` runs it.
+"""Benchmarks of shmgen against other loaders; `make bench` runs them.
 
-cases        the data sets, and their files; storage: where they lie when reading them takes its time (slow_files, slow_server)
-beside       shmgen beside the line that users write, for each kind of data; slow_s3: a bucket with latency
-matrix       which contests are held on them, by whom, and which figures they give
-peers        the contestants: a way each to read batches; readers: how they read a file; bounds: those that nobody can be better
-             than; feeds: to feed ``fit``
+cases        the data sets and their files; storage: the same files with latency (slow_files, slow_server)
+beside       shmgen against the code that users usually write, for each kind of data; slow_s3: a bucket with latency
+matrix       the contests: their data sets, contestants and figures
+peers        the contestants; readers: how they read files; bounds: upper bounds; feeds: their data for ``fit``; job: their task
   ▼
-contestant   a process: one of them, timed a turn at a time; machine: what Linux says of its memory and processors
+contestant   the process of one contestant, which times its own turns; machine: memory, processor time, page cache
   ▼
-team         a contestant's processes, seen from outside
+team         starts and controls a contestant's processes
   ▼
-contest      gives each its turn, round after round
+contest      gives every contestant its turn, in each round
   ▼
-test_speed   hands what was measured to pytest-benchmark
+test_speed   passes the figures on to pytest-benchmark
   ▼
-report       the tables, which conftest prints at the end and puts into the READMEs, the JSON, and the plot
+report       prints the tables and puts them into the READMEs (conftest), and writes the JSON and the plot
 
-packed       how much faster one packed file is read than the folder that it was made of, apart from all this
+packed       a separate program: how much faster one packed file is read than the folder it was made from
 """

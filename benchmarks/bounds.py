@@ -1,4 +1,4 @@
-"""The contestants that nobody can be better than: they only do what must be done, and deliver nothing."""
+"""Bounds: contestants that only do the unavoidable work and hand nothing over, so no loader can be faster."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from benchmarks.job import Batches, Job
 from benchmarks.readers import Reader, request
 
 HELD = 3
-"""Batches that a loader which reads ahead has in memory at least: one with the trainer, one being read, and the next."""
+"""The fewest batches in the memory of a loader that reads ahead: the trainer's, the next one, and one being read."""
 AHEAD = 16
-"""Files that the limit of a cold page cache keeps open, with the kernel told to read them."""
+"""Files that `load_limit` opens ahead on a cold disk, with a hint to the kernel to read them."""
 IN_FLIGHT = 64
-"""Reads of a pool, where nothing else is said."""
+"""Default number of reads in flight."""
 FIO_BYTES = 1 << 29
-"""Of the file that fio reads parts of."""
+"""Size of the file that fio reads."""
 
 
 class Read(NamedTuple):
-    """What a bound read in a while.
+    """What a bound read in one turn.
 
     Attributes:
-        samples: files, or as many bytes.
-        seconds: that it took.
+        samples: number of files, or for fio, of reads as large as a file.
+        seconds: duration of the reading, in seconds.
     """
 
     samples: int
@@ -41,31 +41,31 @@ class Read(NamedTuple):
 
 
 def load_limit(job: Job, held: int = 1) -> Iterator[Batches]:
-    """What files cost that are opened, read and closed, and nothing else: no loader with as many processes does it in less.
+    """Open, read and close files, and do nothing else: no loader with as many processes can be faster.
 
-    This process reads its share of every batch, while others read the rest for themselves. With a cold page cache it keeps the
-    next files open and has the kernel read them ahead.
+    Each process reads its share of every batch into memory of its own. On a cold disk it opens the next files ahead, and has the
+    kernel read them.
 
     Args:
-        job: what is asked.
-        held: batches in memory, which are written in turn: the more there are, the fewer stay in the processor's cache.
+        job: what to read.
+        held: number of batches in memory, filled in turn: the more there are, the less of them stays in the processor's cache.
     """
     case = job.case
     begin, end = (part * case.batch_size // job.workers for part in (job.share, job.share + 1))
-    places = []
+    held_batches = []
     for _ in range(held):
         X = np.empty((end - begin, *case.shape), case.dtype)
-        places.append((X, [memoryview(row).cast("B") for row in X]))
+        held_batches.append((X, [memoryview(row).cast("B") for row in X]))
     files = Reader(case)
     header = bytearray(files.header)
-    # Drawn beforehand and the same in every epoch, because drawing it is not reading.
+    # One order for all epochs, shuffled before the clock runs: shuffling is not reading.
     order = np.random.default_rng(0).permutation(case.samples).reshape(-1, case.batch_size)[:, begin:end]
     batches = [[files.paths[number] for number in numbers] for numbers in order]
     labels = files.labels[order]
 
     def epoch() -> Batches:
         opened, preadv, close, flags = os.open, os.preadv, os.close, os.O_RDONLY | os.O_CLOEXEC
-        for (paths, y), (X, rows) in zip(zip(batches, labels, strict=True), cycle(places), strict=False):
+        for (paths, y), (X, rows) in zip(zip(batches, labels, strict=True), cycle(held_batches), strict=False):
             for path, row in zip(paths, rows, strict=True):
                 fd = opened(path, flags)
                 preadv(fd, (header, row), 0)
@@ -74,7 +74,7 @@ def load_limit(job: Job, held: int = 1) -> Iterator[Batches]:
 
     def epoch_ahead() -> Batches:
         fds = _opened_ahead([path for paths in batches for path in paths])
-        for y, (X, rows) in zip(labels, cycle(places), strict=False):
+        for y, (X, rows) in zip(labels, cycle(held_batches), strict=False):
             for row, fd in zip(rows, fds, strict=False):  # fds goes on with the next batch
                 os.preadv(fd, (header, row), 0)
                 os.close(fd)
@@ -96,7 +96,7 @@ def _opened_ahead(paths: list[str]) -> Iterator[int]:
 
 
 def read_pool(job: Job, seconds: float) -> Read:
-    """A plain pool of `Job.reads` threads, over all processes: each reads, or requests, file after file into a row of its own."""
+    """Read with plain threads, `Job.reads` over all processes: each reads or requests file after file into a row of its own."""
     case = job.case
     paths = [case.path(id) for id in case.labels]
     np.random.default_rng(job.share).shuffle(paths)
@@ -129,7 +129,7 @@ def _read(path: str, header: bytearray, row: bytearray) -> None:
 
 
 def read_fio(job: Job, seconds: float) -> Read:
-    """fio: `Job.reads` direct reads in flight, each as large as a file's pages, at random places of one large file."""
+    """Run fio: `Job.reads` direct reads in flight, each as large as a file's pages, at random offsets of one large file."""
     case = job.case
     options = {
         "filename": _large_file(case),
@@ -149,7 +149,7 @@ def read_fio(job: Job, seconds: float) -> Read:
 
 
 def _large_file(case: Case) -> str:
-    """Of zeros nowhere: what is not written is not read from the disk."""
+    """The path of a file of random bytes: a hole would not be read from the disk."""
     file = case.root / "fio"
     if not file.exists():
         unfinished = file.with_suffix(".unfinished")
@@ -162,5 +162,5 @@ def _large_file(case: Case) -> str:
     return str(file)
 
 
-BARE: dict[str, Callable[[Job, float], Read]] = {"pool": read_pool, "requests": read_pool, "fio": read_fio}
-"""Those that make no batches."""
+BARE_READERS: dict[str, Callable[[Job, float], Read]] = {"pool": read_pool, "requests": read_pool, "fio": read_fio}
+"""Bounds that make no batches."""

@@ -1,4 +1,4 @@
-"""The data sets: what they are, where their files lie, and how what was read is told from what should have been."""
+"""The data sets: their shapes, their files, and checks that a contestant read every sample once, with its label."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ import numpy as np
 
 CLASSES = 6
 MARKS = 251
-"""Every sample begins with a mark from 1 to this, which even uint8 holds; a prime, so marks and labels do not go together."""
+"""The number of marks. A sample's first value is its mark, from 1: it fits uint8. A prime shares no period with the labels."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A folder of files, and how it is read.
+    """A data set: a folder of files.
 
     Attributes:
-        name: for the command line and the folder.
-        title: for the table.
-        shape: of a sample, channels last.
+        name: name on the command line and of the folder.
+        title: title in the table.
+        shape: shape of a sample, channels last.
+        dtype: dtype of the files.
         batch_size: samples in a batch.
-        files: how many there are; a multiple of ``batch_size``, so that an epoch is every sample once, whoever drops the rest.
-        repeats: how often each is a sample: makes an epoch longer, without more files.
-        root: the folder of all data sets.
-        seen: where readers find the files, if not in ``folder``: a mount of it, or its URL.
+        files: number of files; a multiple of ``batch_size``, so that no contestant drops any.
+        repeats: number of times each file is a sample of an epoch, to make epochs longer without more files.
+        root: parent folder of all data sets.
+        served_at: mount point or URL through which contestants read the files; empty for the folder itself.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Case:
     files: int
     repeats: int = 1
     root: Path = Path(__file__).parents[1] / ".bench"
-    seen: str = ""
+    served_at: str = ""
 
     @property
     def folder(self) -> Path:
@@ -58,7 +59,7 @@ class Case:
 
     @property
     def samples(self) -> int:
-        """In an epoch."""
+        """Number of samples in an epoch."""
         return self.files * self.repeats
 
     @property
@@ -67,43 +68,43 @@ class Case:
 
     @property
     def header_bytes(self) -> int:
-        """Of every file, in front of its sample."""
+        """Size of a file's header."""
         return os.path.getsize(self.folder / f"{self.ids[0]}.npy") - self.sample_bytes
 
     @property
     def file_pages(self) -> int:
-        """Bytes of the pages of a file."""
+        """Size of a file, rounded up to whole pages."""
         return -(-(self.header_bytes + self.sample_bytes) // PAGESIZE) * PAGESIZE
 
     @property
     def checksum(self) -> Checksum:
-        """What `checksum` gives for an epoch."""
+        """The expected `checksum` of an epoch."""
         total = sum(self._mark(number) * (number % CLASSES + 1) for number in range(self.files))
         return Checksum(self.samples, self.repeats * total)
 
     @property
     def location(self) -> str:
-        """The folder or URL that readers read from."""
-        return self.seen or str(self.folder)
+        """The folder or URL that contestants read from."""
+        return self.served_at or str(self.folder)
 
     @property
     def url(self) -> str:
-        """Of the folder, if it is behind a server; else empty."""
-        return self.seen if "://" in self.seen else ""
+        """The URL that contestants read from; empty if they read from a folder."""
+        return self.served_at if "://" in self.served_at else ""
 
     def mislabelled(self, X: np.ndarray, y: np.ndarray) -> int:
-        """How many of these have a label that no sample of their mark has. One in three of those that are wrong is found."""
+        """Count labels that no sample with the same mark has: with 1,024 files, about one in three wrong labels."""
         numbers = np.arange(self.files)
         known = np.zeros((MARKS + 1, CLASSES), bool)
         known[self._mark(numbers), numbers % CLASSES] = True
         return int(np.count_nonzero(~known[_marks(X), y]))
 
     def path(self, id: str) -> str:
-        """Or URL."""
+        """The path or URL of a file."""
         return f"{self.location}/{id}.npy"
 
     def make(self) -> None:
-        """Write the files, unless they are there."""
+        """Write the files, unless they exist."""
         if self.folder.exists():
             return
         unfinished = self.folder.with_suffix(".unfinished")
@@ -113,7 +114,7 @@ class Case:
         for number, id in enumerate(self.labels):
             sample.flat[0] = self._mark(number)
             np.save(unfinished / f"{id}.npy", sample)
-        os.sync()  # or the writing would go on behind the first contestants' backs
+        os.sync()  # else the kernel would still write while the first contestants are measured
         unfinished.rename(self.folder)
 
     @staticmethod
@@ -123,11 +124,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Checksum:
-    """Tells whether samples are missing, stand twice, or go with another's label.
+    """A checksum that shows missing, repeated and mislabelled samples.
 
     Attributes:
-        samples: how many there were.
-        total: of every sample's mark times its label, counted from 1.
+        samples: number of samples.
+        total: sum over all samples of mark times label, where labels count from 1.
     """
 
     samples: int
@@ -138,7 +139,7 @@ class Checksum:
 
 
 def checksum(batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Checksum:
-    """Of samples and labels as they were delivered."""
+    """The checksum of delivered batches."""
     found = Checksum(0, 0)
     for X, y in batches:
         found += Checksum(len(X), int(_marks(X) @ (y + 1)))

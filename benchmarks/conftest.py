@@ -1,4 +1,4 @@
-"""Options of the benchmarks, and the table at their end."""
+"""Options and fixtures of the benchmarks, and the report at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.contest import FULL, OURS, QUICK, Plan, Result, contests, hold, is_bound
+from benchmarks.contest import FULL, OURS, QUICK, Plan, Result, contests, is_bound, run_contest
 from benchmarks.machine import UnavailableError
 from benchmarks.matrix import CONTESTS, Contest
 from benchmarks.report import Beside, Report
@@ -19,10 +19,12 @@ PLAN = pytest.StashKey[Plan]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("shmgen benchmarks")
-    group.addoption("--quick", action="store_true", help="fewer files, rounds and contestants: done in two minutes")
-    group.addoption("--data", type=Path, metavar="DIR", help="folder of the data sets, about 3 GB (default: .bench)")
-    group.addoption("--into", type=Path, metavar="FILE", action="append", default=[], help="Markdown whose tables are renewed")
-    group.addoption("--results", type=Path, metavar="DIR", help="folder for the JSON and the plot (default: none is written)")
+    group.addoption("--quick", action="store_true", help="measure fewer files, rounds and contestants, in two minutes")
+    group.addoption("--data", type=Path, metavar="DIR", help="folder for the data sets, about 3 GB (default: .bench)")
+    group.addoption(
+        "--into", type=Path, metavar="FILE", action="append", default=[], help="Markdown file whose tables are replaced"
+    )
+    group.addoption("--results", type=Path, metavar="DIR", help="folder for the JSON and the plot (default: neither is written)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,13 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A benchmark for each contestant that takes part."""
+    """Make a benchmark of every contestant in every contest."""
     if "contestant" in metafunc.fixturenames:
         pairs = list(contests(metafunc.config.stash[PLAN]))
         metafunc.parametrize(("contest", "contestant"), pairs, ids=[f"{contest.name}-{name}" for contest, name in pairs])
 
 
-@pytest.hookimpl(trylast=True)  # behind pytest-benchmark's own tables
+@pytest.hookimpl(trylast=True)  # after pytest-benchmark's own tables
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     found = config.stash[RESULTS]
     results = [result for result in found.values() if isinstance(result, Result)]
@@ -58,7 +60,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             report.put_into(file)
             terminalreporter.write_line(f"Tables: {file}")
         else:
-            terminalreporter.write_line(f"{file} stays as it is: {len(found)} of {len(CONTESTS)} contests were asked for")
+            terminalreporter.write_line(f"{file} is unchanged: {len(found)} of {len(CONTESTS)} contests were run")
 
 
 @pytest.fixture(scope="session")
@@ -69,11 +71,11 @@ def plan(pytestconfig: pytest.Config) -> Plan:
 
 @pytest.fixture
 def result(pytestconfig: pytest.Config, plan: Plan, contest: Contest, contestant: str) -> Result:
-    """Of the contest, which is held when its first contestant's benchmark comes; for a contestant that did not fail."""
+    """The contest's result. The first benchmark of a contest runs it; benchmarks of failed contestants are skipped or fail."""
     results = pytestconfig.stash[RESULTS]
     if contest not in results:
         try:
-            results[contest] = hold(contest, plan)
+            results[contest] = run_contest(contest, plan)
         except UnavailableError as error:
             results[contest] = str(error)
     found = results[contest]
@@ -87,5 +89,5 @@ def result(pytestconfig: pytest.Config, plan: Plan, contest: Contest, contestant
 
 @pytest.fixture(scope="session")
 def beside(pytestconfig: pytest.Config) -> list[Beside]:
-    """What goes into the table's last part."""
+    """The results for the report's last table."""
     return pytestconfig.stash[BESIDE]

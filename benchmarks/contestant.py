@@ -1,8 +1,8 @@
-"""One contestant: a process that reads a data set in one way, and says how fast. By hand, two turns of shmgen::
+"""The process of one contestant. To run two turns of shmgen::
 
     printf '\\n\\n' | python -m benchmarks.contestant load shmgen volume-32
 
-It says "ready" when all is imported, takes a turn for each line that it reads, and prints what it measured as a line of JSON.
+It prints "ready" once everything is imported. For each line on standard input it takes a turn, and prints its figures as JSON.
 """
 
 from __future__ import annotations
@@ -18,33 +18,31 @@ from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.bounds import BARE
+from benchmarks.bounds import BARE_READERS
 from benchmarks.cases import CASES, CLASSES, Case, Checksum, checksum
 from benchmarks.feeds import FEEDS, Feed, modules
-from benchmarks.job import Batches, Job
+from benchmarks.job import TUNING, Batches, Job
 from benchmarks.machine import cpu_seconds, storage_bytes
-from benchmarks.peers import PEERS
+from benchmarks.peers import CONTESTANTS
 
 PR_SET_TIMERSLACK = 29
-STEERING = 4.0
-"""Seconds in which a loader that chooses its number of reads in flight itself has done so, where storage is slow."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a contestant did when its turn came.
+    """The figures of one turn of a contestant.
 
     Attributes:
-        samples: delivered while the clock ran.
-        seconds: that they took.
-        delivered: what was in an epoch; None where no whole epoch was looked at.
-        mislabelled: samples, of those that were looked at otherwise.
-        first: seconds from the constructor's call to the first batch, of a fresh loader.
-        batch_wait: seconds in which the trainer had no batch.
-        cpu: seconds of processors, of all processes, while the clock ran.
-        own: seconds of processors a batch, of the thread that asked for it.
-        fetched: bytes from storage, by all processes, while the clock ran: what was on its way before does not count, for that
-            would favour whoever reads many batches at once.
+        samples: number of samples delivered while the clock ran.
+        seconds: duration of the turn, in seconds.
+        delivered: checksum of an epoch off the clock; None if no whole epoch was checked.
+        mislabelled: number of wrong labels found in the batches off the clock, if there was no whole epoch.
+        first: time from the constructor's call to the first batch, in seconds.
+        batch_wait: time that the trainer waited for batches, in seconds.
+        cpu: processor time of all processes while the clock ran, in seconds.
+        trainer_cpu: processor time of the trainer's thread, in seconds a batch.
+        fetched: bytes that all processes read from storage while the clock ran; not those read before, or contestants that read
+            many batches at once would seem faster.
     """
 
     samples: int
@@ -54,65 +52,66 @@ class Turn:
     first: float = 0.0
     batch_wait: float = 0.0
     cpu: float = 0.0
-    own: float = 0.0
+    trainer_cpu: float = 0.0
     fetched: int = 0
 
 
 def turns_of_loading(
-    epochs: Iterator[Batches], case: Case, least: float, step: float, settle: float, steering: float
+    epochs: Iterator[Batches], case: Case, min_seconds: float, step: float, warmup: float, tuning: float
 ) -> Iterator[Turn]:
-    """Every turn is an epoch off the clock, then as many on it as take ``least`` seconds.
+    """Yield turns of one epoch off the clock, and then as many on the clock as take ``min_seconds``.
 
-    The first gives back what was read ahead while others had their turn, warms the caches again, and is checked.
+    The epoch off the clock is checked. It also uses up batches read ahead during other contestants' turns, and warms the caches.
 
     Args:
-        epochs: of the loader.
-        case: that is read.
-        least: seconds.
-        step: seconds that a trainer spends on a batch, on a device of its own: this process sleeps meanwhile. 0 for no trainer.
-        settle: seconds off the clock, where an epoch would take too long: then turns end with any batch. 0 for whole epochs.
-        steering: such seconds before the first turn, in which a loader finds out how many reads in flight pay.
+        epochs: epochs of the loader.
+        case: the data set.
+        min_seconds: minimum duration of a turn, in seconds.
+        step: time that a trainer spends on a batch, in seconds, while this process sleeps; 0 for no trainer.
+        warmup: seconds off the clock in place of an epoch, if epochs take too long; turns then end after any batch. 0 for epochs.
+        tuning: the first turn's warm-up, in seconds, if longer: a loader finds its best number of reads in flight meanwhile.
     """
-    now, own_now = time.perf_counter, time.thread_time
+    now, cpu_now = time.perf_counter, time.thread_time
     delivered, mislabelled = None, 0
-    if settle:
+    if warmup:
         epochs = ([batch] for epoch in epochs for batch in epoch)
     while True:
-        if settle:
-            settled = now() + max(settle, steering)
-            steering = 0.0
-            while now() < settled:
+        if warmup:
+            warm = now() + max(warmup, tuning)
+            tuning = 0.0
+            while now() < warm:
                 mislabelled += sum(case.mislabelled(X, y) for X, y in next(epochs))
         else:
             delivered = checksum(next(epochs))
-        samples, batches, batch_wait, own = 0, 0, 0.0, 0.0
+        samples, batches, batch_wait, trainer_cpu = 0, 0, 0.0, 0.0
         cpu = cpu_seconds(os.getpid())
         start = asked = now()
-        while now() - start < least:
-            own_asked = own_now()
+        while now() - start < min_seconds:
+            cpu_asked = cpu_now()
             for X, _ in next(epochs):
-                own += own_now() - own_asked
+                trainer_cpu += cpu_now() - cpu_asked
                 samples += len(X)
                 batches += 1
                 if step:
                     batch_wait += now() - asked
                     time.sleep(step)
                     asked = now()
-                own_asked = own_now()
+                cpu_asked = cpu_now()
         seconds = now() - start
         cpu = cpu_seconds(os.getpid()) - cpu
-        yield Turn(samples, seconds, delivered, mislabelled, batch_wait=batch_wait, cpu=cpu, own=own / batches)
+        trainer_cpu /= batches
+        yield Turn(samples, seconds, delivered, mislabelled, batch_wait=batch_wait, cpu=cpu, trainer_cpu=trainer_cpu)
 
 
-def turns_of_bare(name: str, job: Job, least: float) -> Iterator[Turn]:
-    """Every turn is ``least`` seconds of what nobody can be better than."""
+def turns_of_bare_reading(name: str, job: Job, seconds: float) -> Iterator[Turn]:
+    """Yield turns of a bound that makes no batches."""
     while True:
-        read = BARE[name](job, least)
+        read = BARE_READERS[name](job, seconds)
         yield Turn(read.samples, read.seconds, fetched=read.samples * job.case.file_pages)
 
 
 def turns_of_starting(epochs: Iterator[Batches]) -> Iterator[Turn]:
-    """One turn: the clock for the first batch starts at the constructor's call; that for the others when the first is there."""
+    """Yield one turn: the first batch is timed from the constructor's call, the others from the arrival of the first."""
     start = time.perf_counter()
     epoch = iter(next(epochs))
     delivered = checksum([next(epoch)])
@@ -126,13 +125,13 @@ def turns_of_starting(epochs: Iterator[Batches]) -> Iterator[Turn]:
     yield Turn(delivered.samples - samples, seconds, delivered, first=first, fetched=fetched)
 
 
-def turns_of_fit(feed: Feed, samples: int, least: float) -> Iterator[Turn]:
-    """Every turn is a ``fit`` whose clock starts when its first epoch ends, and runs for ``least`` seconds or more.
+def turns_of_fit(feed: Feed, samples: int, min_seconds: float) -> Iterator[Turn]:
+    """Yield turns of one ``fit`` each, timed from the end of its first epoch.
 
     Args:
-        feed: to be trained on.
-        samples: in an epoch.
-        least: seconds.
+        feed: data to train on.
+        samples: number of samples in an epoch.
+        min_seconds: minimum duration of a turn, in seconds.
     """
     import keras
 
@@ -142,10 +141,10 @@ def turns_of_fit(feed: Feed, samples: int, least: float) -> Iterator[Turn]:
                 self.start = time.perf_counter()
             self.epochs = epoch
             self.seconds = time.perf_counter() - self.start
-            self.model.stop_training = self.seconds >= least
+            self.model.stop_training = self.seconds >= min_seconds
 
     delivered = checksum(feed.epoch)
-    # So small that to feed it is the work.
+    # The model is so small that feeding it takes most of the time.
     model = keras.Sequential([keras.layers.GlobalAveragePooling3D(), keras.layers.Dense(CLASSES)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     while True:
@@ -155,50 +154,54 @@ def turns_of_fit(feed: Feed, samples: int, least: float) -> Iterator[Turn]:
 
 
 def main() -> None:
-    """Take a turn for every line on standard input."""
+    """Take a turn for each line on standard input."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contestant", description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["load", "start", "fit"], help="read batches, read the first ones, or train on them")
-    parser.add_argument("contestant", choices=list(PEERS | FEEDS))
+    parser.add_argument("task", choices=["load", "start", "fit"], help="read batches, read the first batches, or train")
+    parser.add_argument("contestant", choices=list(CONTESTANTS | FEEDS))
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--data", type=Path, help="folder of the data sets")
-    parser.add_argument("--files", type=int, help="how many there are")
-    parser.add_argument("--repeats", type=int, default=1, help="of each file in an epoch")
-    parser.add_argument("--seen", default="", help="mount or URL of the case's folder")
-    parser.add_argument("--seconds", type=float, default=1.0, help="that a turn lasts, or more")
-    parser.add_argument("--settle", type=float, default=0.0, help="seconds in place of a whole epoch before each turn")
-    parser.add_argument("--workers", type=int, default=2, help="that read")
-    parser.add_argument("--reads", type=int, default=0, help="in flight, in place of what the contestant likes")
-    parser.add_argument("--share", type=int, default=0, help="of every batch, from 0 to one less than workers, for the limit")
-    parser.add_argument("--step", type=float, default=0.0, help="seconds that a trainer spends on a batch")
+    parser.add_argument("--files", type=int, help="number of files")
+    parser.add_argument("--repeats", type=int, default=1, help="number of times each file is read in an epoch")
+    parser.add_argument("--served-at", default="", help="mount point or URL of the data set's folder")
+    parser.add_argument("--seconds", type=float, default=1.0, help="minimum duration of a turn")
+    parser.add_argument("--warmup", type=float, default=0.0, help="seconds before each turn in place of an epoch")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes or threads that read")
+    parser.add_argument("--reads", type=int, default=0, help="number of reads in flight; 0 for the contestant's default")
+    parser.add_argument("--share", type=int, default=0, help="index of this process's part of every batch, for the limit")
+    parser.add_argument("--step", type=float, default=0.0, help="seconds that the trainer spends on a batch")
     parser.add_argument("--cold", action="store_true", help="the files are not in the page cache")
     options = parser.parse_args()
     case = CASES[options.case]
     case = replace(
-        case, files=options.files or case.files, repeats=options.repeats, root=options.data or case.root, seen=options.seen
+        case,
+        files=options.files or case.files,
+        repeats=options.repeats,
+        root=options.data or case.root,
+        served_at=options.served_at,
     )
     case.make()
     name = options.contestant
     job = Job(case, options.workers, options.share, options.cold, options.reads)
-    for module in modules(name) if options.what == "fit" else PEERS[name].modules:
+    for module in modules(name) if options.task == "fit" else CONTESTANTS[name].modules:
         import_module(module)
     if "tensorflow" in sys.modules:
-        sys.modules["tensorflow"].constant(0)  # starts what any program that uses it has started by then
-    assert len(case.labels) == case.files  # made now, as any program has them by then
-    ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)  # or a trainer's step would last 0.05 ms longer
+        sys.modules["tensorflow"].constant(0)  # start the runtime before the clock, as any program that uses TensorFlow does
+    assert len(case.labels) == case.files  # computed before the clock, as a program knows its labels
+    ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)  # else a trainer's step would last 0.05 ms longer
     epochs: Iterator[Batches] = iter(())
-    if options.what == "fit":
+    if options.task == "fit":
         turns = turns_of_fit(FEEDS[name](job), case.samples, options.seconds)
-    elif name in BARE:
-        turns = turns_of_bare(name, job, options.seconds)
+    elif name in BARE_READERS:
+        turns = turns_of_bare_reading(name, job, options.seconds)
     else:
-        load = PEERS[name].load
+        load = CONTESTANTS[name].load
         assert load is not None
         epochs = load(job)
-        if options.what == "start":
+        if options.task == "start":
             turns = turns_of_starting(epochs)
         else:
-            steering = 0.0 if job.reads else STEERING
-            turns = turns_of_loading(epochs, case, options.seconds, options.step, options.settle, steering)
+            tuning = 0.0 if job.reads else TUNING
+            turns = turns_of_loading(epochs, case, options.seconds, options.step, options.warmup, tuning)
     print("ready", flush=True)
     for _ in sys.stdin:
         print(json.dumps(asdict(next(turns))), flush=True)

@@ -1,4 +1,4 @@
-"""What ``model.fit`` is given, by each contestant that it takes."""
+"""Feeds: each contestant's data as ``model.fit`` takes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.job import Batches, Job
 from benchmarks.peers import (
-    PEERS,
+    CONTESTANTS,
     Blog,
     arguments,
     grain_dataset,
@@ -30,15 +30,15 @@ class Feed:
     """Data for ``fit``.
 
     Attributes:
-        arguments: of ``fit``. What has no end says the steps of an epoch: started once, it is not started anew for each.
-        epoch: one, to be checked before ``fit`` begins.
+        arguments: arguments of ``fit``. Endless data come with the number of steps in an epoch, so they are started once.
+        epoch: batches of one epoch, checked before ``fit`` begins.
     """
 
     arguments: dict[str, Any]
     epoch: Batches
 
 
-def _of_dataset(dataset: PyDataset) -> Feed:
+def _from_dataset(dataset: PyDataset) -> Feed:
     return Feed({"x": dataset}, (dataset[index] for index in range(len(dataset))))
 
 
@@ -46,33 +46,33 @@ def feed_naive(job: Job) -> Feed:
     """The blog's generator."""
     from keras.utils import PyDataset
 
-    return _of_dataset(type("DataGenerator", (Blog, PyDataset), {})(**arguments(job.case)))
+    return _from_dataset(type("DataGenerator", (Blog, PyDataset), {})(**arguments(job.case)))
 
 
 def feed_keras_threads(job: Job) -> Feed:
-    """Keras's own threads."""
-    return _of_dataset(keras_dataset(job, workers=job.workers))
+    """A `PyDataset` read by Keras's threads."""
+    return _from_dataset(keras_dataset(job, workers=job.workers))
 
 
 def feed_keras_processes(job: Job) -> Feed:
-    """Keras's own processes."""
-    return _of_dataset(keras_dataset(job, workers=job.workers, use_multiprocessing=True))
+    """A `PyDataset` read by Keras's processes."""
+    return _from_dataset(keras_dataset(job, workers=job.workers, use_multiprocessing=True))
 
 
 def feed_torch(job: Job) -> Feed:
-    """The DataLoader as it is, which Keras takes."""
+    """torch's DataLoader, which Keras accepts."""
     loader = torch_loader(job)
     return Feed({"x": loader}, ((X.numpy(), y.numpy()) for X, y in loader))
 
 
 def feed_tf(job: Job) -> Feed:
-    """The tf.data.Dataset as it is."""
+    """The tf.data.Dataset, which Keras accepts."""
     dataset = tf_dataset(job)
     return Feed({"x": dataset}, dataset.as_numpy_iterator())
 
 
 def feed_grain(job: Job) -> Feed:
-    """The Grain dataset as it is, which Keras takes."""
+    """The Grain dataset, which Keras accepts."""
     dataset = grain_dataset(job)
 
     def epoch() -> Batches:
@@ -84,21 +84,21 @@ def feed_grain(job: Job) -> Feed:
 
 
 def feed_spdl(job: Job) -> Feed:
-    """A Python generator around the pipeline: Keras knows no other way to take it."""
+    """A Python generator over SPDL's pipeline, the only form that Keras accepts."""
     epochs = load_spdl(job)
     batches: Iterator[tuple[np.ndarray, np.ndarray]] = (batch for epoch in epochs for batch in epoch)
     return Feed({"x": batches, "steps_per_epoch": job.batches}, islice(batches, job.batches))
 
 
 def feed_shmgen(job: Job) -> Feed:
-    """`shmgen.Sequence` as it comes."""
+    """`shmgen.Sequence` with its defaults."""
     from shmgen import Sequence
 
-    return _of_dataset(Sequence(**arguments(job.case), workers=job.workers))
+    return _from_dataset(Sequence(**arguments(job.case), workers=job.workers))
 
 
 def feed_memory(job: Job) -> Feed:
-    """One batch again and again, which nobody reads: what ``fit`` itself costs. Aligned as TensorFlow takes it without a copy."""
+    """One batch in memory, delivered again and again, to time ``fit`` itself. It is aligned, so TensorFlow does not copy it."""
     from keras.utils import PyDataset
 
     X, y = Blog(**arguments(job.case))[0]
@@ -113,7 +113,7 @@ def feed_memory(job: Job) -> Feed:
         def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
             return aligned, y
 
-    return _of_dataset(Memory())
+    return _from_dataset(Memory())
 
 
 FEEDS: dict[str, Callable[[Job], Feed]] = {
@@ -130,5 +130,5 @@ FEEDS: dict[str, Callable[[Job], Feed]] = {
 
 
 def modules(contestant: str) -> tuple[str, ...]:
-    """Imported before any clock runs, beside Keras's backend."""
-    return ("keras", *(PEERS[contestant].modules if contestant in PEERS else ()))
+    """Modules to import before the clock starts."""
+    return ("keras", *(CONTESTANTS[contestant].modules if contestant in CONTESTANTS else ()))

@@ -11,8 +11,10 @@ from benchmarks.cases import Case
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
 
+TUNING = 4.0
+"""Seconds off the clock in which a loader on slow storage can find the best number of reads in flight."""
 COLD_THREADS = 16
-"""That read, for whoever reads with threads, which wait for the disk most of the time; of 2 to 32, 16 was best for SPDL."""
+"""Reader threads on a cold disk, for which they mostly wait; of 2 to 32, 16 was best for SPDL."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,11 @@ class Job:
     """What a contestant is asked to do.
 
     Attributes:
-        case: to be read.
-        workers: processes or threads that read, for whoever lets one choose.
-        share: of every batch, from 0 to ``workers - 1``, for the limit.
-        cold: the files are not in the page cache.
-        reads: that are to be in flight, for whoever lets one choose; 0 where that is left to it, or to ``workers``.
+        case: the data set to read.
+        workers: number of processes or threads that read.
+        share: index of the part of every batch that this process reads, from 0 to ``workers - 1``; for the limit.
+        cold: whether the files are out of the page cache.
+        reads: number of reads in flight, for contestants that have such an option; 0 for their default.
     """
 
     case: Case
@@ -35,15 +37,15 @@ class Job:
 
     @property
     def threads(self) -> int:
-        """That read, for whoever reads with threads."""
+        """Number of reader threads, for contestants with threads."""
         return self.reads or (COLD_THREADS if self.cold else self.workers)
 
     @property
     def processes(self) -> int:
-        """That read, for whoever reads with processes."""
+        """Number of worker processes, for contestants with processes."""
         return self.reads or self.workers
 
     @property
     def batches(self) -> int:
-        """In an epoch."""
+        """Number of batches in an epoch."""
         return self.case.samples // self.case.batch_size

@@ -1,4 +1,4 @@
-"""What Linux says of process trees and of the page cache; and other processes, to share the machine with."""
+"""Processor time, memory and storage of process trees; the page cache; and busy processes that compete for the processors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from pathlib import Path
 
 import psutil
 
-RESIDENT = 0.02
-"""Share of the pages that may stay in the page cache after it was dropped."""
-
+MAX_RESIDENT = 0.02
+"""Largest share of pages that may remain in the page cache after dropping them."""
 
 BUSY = """
 import os, sys
@@ -26,23 +25,23 @@ while os.getppid() == int(sys.argv[1]):
 
 
 class UnavailableError(Exception):
-    """Something that a contest needs can't be had here."""
+    """This machine lacks something that a contest needs."""
 
 
-def drop(paths: list[str]) -> None:
-    """Out of the page cache; clean pages only, so sync first.
+def drop_from_page_cache(paths: list[str]) -> None:
+    """Drop files from the page cache. The kernel drops clean pages only, so sync first.
 
     Raises:
-        UnavailableError: they are still there, whatever the kernel is told: on a tmpfs, for example.
+        UnavailableError: the kernel keeps the pages, as on a tmpfs.
     """
     for path in paths:
         fd = os.open(path, os.O_RDONLY)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(fd)
-    some = paths[:: max(1, len(paths) // 256)]
-    found = sum(map(resident, some)) / len(some)
-    if found > RESIDENT:
-        raise UnavailableError(f"expected files out of the page cache, found {found:.0%} of {Path(paths[0]).parent} still there")
+    checked = paths[:: max(1, len(paths) // 256)]
+    found = sum(map(resident, checked)) / len(checked)
+    if found > MAX_RESIDENT:
+        raise UnavailableError(f"expected no files of {Path(paths[0]).parent} in the page cache, found {found:.0%}")
 
 
 def resident(path: str) -> float:
@@ -50,9 +49,9 @@ def resident(path: str) -> float:
     with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as pages:
         count = -(-len(pages) // mmap.PAGESIZE)
         flags = (ctypes.c_ubyte * count)()
-        here = ctypes.c_char.from_buffer(pages)
-        failed = ctypes.CDLL(None, use_errno=True).mincore(ctypes.c_void_p(ctypes.addressof(here)), len(pages), flags)
-        del here  # or the map could not be closed
+        first = ctypes.c_char.from_buffer(pages)
+        failed = ctypes.CDLL(None, use_errno=True).mincore(ctypes.c_void_p(ctypes.addressof(first)), len(pages), flags)
+        del first  # else the map could not be closed
         if failed:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
         return sum(flag & 1 for flag in flags) / count
@@ -60,7 +59,7 @@ def resident(path: str) -> float:
 
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
-    """So many others compute meanwhile. They end with this process, however it ends."""
+    """Run a number of processes that compute. They end with this process, however it ends."""
     command = [sys.executable, "-IS", "-c", BUSY, str(os.getpid())]
     others = [subprocess.Popen(command) for _ in range(processes)]
     try:
@@ -72,7 +71,7 @@ def busy(processes: int) -> Iterator[None]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of a process, of all its children, and of those of them that have ended, so far."""
+    """Processor time of a process and all its descendants so far, including those that have ended, in seconds."""
     total = 0.0
     for process in _tree(pid):
         with suppress(psutil.NoSuchProcess):
@@ -82,7 +81,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def storage_bytes(pid: int) -> int:
-    """That a process and all its children have had fetched from storage, so far; of ended ones, those that were waited for."""
+    """Bytes that a process and all its descendants have read from storage so far; of ended ones, only those waited for."""
     total = 0
     for process in _tree(pid):
         with suppress(psutil.NoSuchProcess):
@@ -91,7 +90,7 @@ def storage_bytes(pid: int) -> int:
 
 
 def memory(pids: Iterable[int]) -> int:
-    """Bytes that processes and all their children hold now; what several share is counted once, by its proportions (PSS)."""
+    """Memory of processes and all their descendants, in bytes; shared pages count once in total (PSS)."""
     total = 0
     for pid in pids:
         for process in _tree(pid):

@@ -1,4 +1,4 @@
-"""Which contests are held: the cases as data. Not all combinations, but each question once, where it is asked most."""
+"""The contests, as data. They are not all combinations: each question is asked once, with the most typical data."""
 
 from __future__ import annotations
 
@@ -6,75 +6,75 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FAST = ("keras-threads", "torch", "tf.data", "grain", "spdl")
-"""The peers, each with the fastest way to read a file."""
+"""Peers that read files in the fastest way there is."""
 ALL = ("naive", "keras-processes", *FAST, "shmgen", "shmgen-auto")
-"""In the order of the tables."""
+"""Contestants in the order of the tables; bounds follow."""
 LIMITS = ("limit", "limit-held")
-"""Bare reads into one batch, which stays in the processor's cache; and into as many as a loader that reads ahead must have."""
+"""Bare reads into one batch, which stays in the processor's cache, and into `HELD` batches, which do not."""
 LIGHT = ("naive", "spdl", "shmgen", *LIMITS)
-"""Those that start without TensorFlow or torch: what a quick run has time for."""
+"""Contestants of a quick run: they start fast, without TensorFlow or torch."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A row of the table.
+    """A measured quantity.
 
     Attributes:
-        title: in the table.
-        unit: of the values.
-        more: is better.
-        digits: behind the point.
-        has_ratio: is never 0.
+        title: name in the table.
+        unit: unit of the values.
+        more_is_better: whether higher values are better.
+        digits: number of decimals.
+        has_ratio: whether ratios make sense: the values are never 0.
     """
 
     title: str
     unit: str
-    more: bool = False
+    more_is_better: bool = False
     digits: int = 0
     has_ratio: bool = True
 
 
 FIGURES = {
-    "rate": Figure("batches only", "samples/s", more=True),
-    "cold": Figure("from a cold disk", "samples/s", more=True),
-    "fit": Figure("model.fit", "samples/s", more=True),
+    "rate": Figure("batches only", "samples/s", more_is_better=True),
+    "cold": Figure("from a cold disk", "samples/s", more_is_better=True),
+    "fit": Figure("model.fit", "samples/s", more_is_better=True),
     "wait": Figure("a trainer waits", "% of its time", digits=1, has_ratio=False),
     "first": Figure("first batch", "ms"),
     "memory": Figure("peak memory", "MB"),
     "cpu": Figure("processor time", "s/GB", digits=3),
-    "own": Figure("the trainer's thread", "us/batch"),
+    "trainer_cpu": Figure("the trainer's thread", "us/batch"),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Contest:
-    """Contestants that are compared on one data set.
+    """A comparison of contestants on one data set.
 
     Attributes:
-        name: of the benchmarks.
-        table: that it is part of.
-        column: there.
-        what: they do: "load" batches, for "start" the first ones in a fresh process each time, or "fit".
-        case: that they read.
-        contestants: that take turns.
-        quick: those that do in a quick run; none leaves the contest out.
-        figures: of `FIGURES`: the first goes into the table, the others into one of their own.
-        workers: that read.
-        files: of the case's, 0 for all.
-        repeats: of the files in an epoch.
-        storage: where the files are: in the page cache, on a disk that is not, or behind latency (see `storage`).
-        backend: of Keras, where it is used.
-        beside: so many processes that compute meanwhile.
-        step: a trainer's, in times of the limit's for a batch; 0 for no trainer.
-        settings: reads in flight to be tried, by contestant; each goes on with its best. 0 leaves it to itself.
-        length: of a turn, in times of the plan's.
-        long: a turn takes so long that there are few rounds.
+        name: name in the benchmarks' names.
+        table: title of the table.
+        column: title of the table's column.
+        task: "load" reads batches, "start" reads the first batches in a fresh process each turn, and "fit" trains.
+        case: name of the data set.
+        contestants: contestants of a full run.
+        quick: contestants of a quick run; none leaves the contest out.
+        figures: names in `FIGURES`; the main figure comes first, the others have a table of their own.
+        workers: number of processes or threads that read.
+        files: number of files; 0 for all of the data set.
+        repeats: number of times each file is read in an epoch.
+        storage: "cache" is the page cache; "cold" is a disk with a cold page cache; "mount" and "server" have latency.
+        backend: Keras's backend.
+        busy_processes: number of processes that compute meanwhile.
+        step: time that a trainer spends on a batch, as a multiple of the time that the limit takes for one; 0 for no trainer.
+        settings: numbers of reads in flight to try, by contestant, which keeps its best; 0 is the contestant's default.
+        length: duration of a turn, as a multiple of the plan's.
+        long: whether turns take so long that there are few rounds.
     """
 
     name: str
     table: str
     column: str
-    what: str
+    task: str
     case: str
     contestants: tuple[str, ...]
     quick: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class Contest:
     repeats: int = 1
     storage: Literal["cache", "cold", "mount", "server"] = "cache"
     backend: Literal["tensorflow", "jax", "torch"] = "tensorflow"
-    beside: int = 0
+    busy_processes: int = 0
     step: float = 0.0
     settings: dict[str, tuple[int, ...]] = field(default_factory=dict)
     length: float = 1.0
@@ -92,7 +92,7 @@ class Contest:
 
     @property
     def is_slow(self) -> bool:
-        """Whether an epoch takes so long that turns end before it does."""
+        """Whether epochs take so long that turns end after any batch."""
         return self.storage in ("mount", "server")
 
 
@@ -103,10 +103,10 @@ CACHED, BUSY, SLOW, OTHER = (
     "Training, and starting, 32³ float32",
 )
 BACKENDS: dict[Literal["jax", "torch"], str] = {"jax": "JAX", "torch": "torch"}
-"""Of Keras, beside TensorFlow."""
+"""Keras's other backends, after TensorFlow."""
 
 COSTS = "What it takes, 32³ float32, 2 workers"
-"""Title of the table of a contest's further figures."""
+"""Title of the table for figures that are not a contest's main one."""
 
 SETTINGS = {
     "keras-threads": (64, 128),
@@ -115,7 +115,7 @@ SETTINGS = {
     "grain": (64, 128),
     "spdl": (64, 128),
 }
-"""For storage with latency."""
+"""Numbers of reads in flight to try on storage with latency."""
 
 CONTESTS = (
     Contest("28", CACHED, "28² uint8", "load", "digit-28", ("naive", *FAST, "shmgen", *LIMITS), LIGHT),
@@ -127,12 +127,12 @@ CONTESTS = (
         "volume-32",
         ("naive", "keras-processes", *FAST, "shmgen", "shmgen-tensors", *LIMITS),
         ("naive", *FAST, "shmgen", "shmgen-tensors", *LIMITS),
-        figures=("rate", "memory", "cpu", "own"),
+        figures=("rate", "memory", "cpu", "trainer_cpu"),
         length=2,
     ),
     Contest("224", CACHED, "224²x3 uint8", "load", "image-224", ("naive", *FAST, "shmgen", *LIMITS), LIGHT),
     Contest("128", CACHED, "128³ float32", "load", "volume-128", ("naive", *FAST, "shmgen", *LIMITS), LIGHT),
-    Contest("busy-28", BUSY, "28² uint8", "load", "digit-28", ("spdl", "shmgen", "limit-held"), beside=4),
+    Contest("busy-28", BUSY, "28² uint8", "load", "digit-28", ("spdl", "shmgen", "limit-held"), busy_processes=4),
     Contest(
         "busy-32",
         BUSY,
@@ -141,7 +141,7 @@ CONTESTS = (
         "volume-32",
         ("naive", *FAST, "shmgen", "limit-held"),
         ("spdl", "shmgen", "limit-held"),
-        beside=4,
+        busy_processes=4,
     ),
     Contest(
         "latency",
@@ -186,7 +186,7 @@ CONTESTS = (
         settings={"fio": (8, 16, 32, 64)},
         long=True,
     ),
-    # An epoch is long, because Keras itself takes a tenth of a second to begin one.
+    # Epochs are long, because Keras itself takes a tenth of a second to begin one.
     Contest(
         "fit",
         OTHER,
@@ -245,4 +245,4 @@ MAIN = (
     ("batches alone, of bare readers into three batches", "32", "rate", "limit-held"),
     ("HTTP, 30 ms a request, of 64 bare requests in flight", "http", "rate", "requests"),
 )
-"""What the README shows: title, contest, figure, and whose figure shmgen's is divided by."""
+"""Rows of the README's table: title, contest, figure, and the bound that shmgen is compared with."""

@@ -1,4 +1,4 @@
-"""How much faster one packed file is read than the folder that it was made of: ``python -m benchmarks.packed``."""
+"""Measures how much faster one packed file is read than the folder it was made from: ``python -m benchmarks.packed``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.machine import UnavailableError, cpu_seconds, drop
+from benchmarks.machine import UnavailableError, cpu_seconds, drop_from_page_cache
 from shmgen import Loader, Npy, NpyRows, Source
 
 WORKERS, SLOTS = 2, 3
@@ -23,11 +23,11 @@ WORKERS, SLOTS = 2, 3
 
 @dataclass(frozen=True)
 class Sizes:
-    """A folder of files of bytes.
+    """Sizes of a folder of uint8 files.
 
     Attributes:
-        row_bytes: of each.
-        files: how many there are.
+        row_bytes: bytes of data in a file.
+        files: number of files.
         batch_size: samples in a batch.
     """
 
@@ -40,11 +40,11 @@ CASES = (Sizes(784, 51_200, 256), Sizes(12_288, 25_600, 64), Sizes(131_072, 6_40
 
 
 def main() -> None:
-    """Make each folder, pack it, read both in turn, and print the rates as a table."""
+    """Make each folder, pack it, read both in turn, and print a table of the rates."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cut", type=int, default=1, help="so many times fewer files")
-    parser.add_argument("--root", help="folder on the disk to be measured")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--cut", type=int, default=1, help="divisor of the number of files")
+    parser.add_argument("--root", help="folder on the disk to measure")
     arguments = parser.parse_args()
     print(
         "| bytes | page cache | folder, samples/s | packed, samples/s | rate: packed by folder | processor time: folder by packed"
@@ -80,26 +80,26 @@ def _rows(place: Path, case: Sizes, cut: int, rounds: int) -> Iterator[str]:
             yield f"{case.row_bytes:,} | cold | {error}"
             return
         folder, packed = (statistics.median(rate for rate, _ in measured) for measured in found)
-        faster = [there[0] / here[0] for here, there in zip(*found, strict=True)]
-        cheaper = [here[1] / there[1] for here, there in zip(*found, strict=True)]
+        faster = [packed_rate / folder_rate for (folder_rate, _), (packed_rate, _) in zip(*found, strict=True)]
+        cheaper = [folder_cpu / packed_cpu for (_, folder_cpu), (_, packed_cpu) in zip(*found, strict=True)]
         ratios = " | ".join(f"{statistics.median(all):.1f} ({min(all):.1f} to {max(all):.1f})" for all in (faster, cheaper))
         yield f"{case.row_bytes:,} | {'cold' if cold else 'warm'} | {folder:,.0f} | {packed:,.0f} | {ratios}"
 
 
 def _measured(source: Source, ids: list[str], batch_size: int, cold: list[str] | None) -> tuple[float, float]:
-    """Samples a second of an epoch in random order, and processor time of all processes for it, in seconds.
+    """Samples a second of an epoch in random order, and the processor time of all processes, in seconds.
 
     Args:
-        source: what is read.
-        ids: of all samples.
+        source: the source to read.
+        ids: ids of all samples.
         batch_size: samples in a batch.
-        cold: files that are to be out of the page cache when it begins. What is known of folders and inodes stays in memory.
+        cold: files to drop from the page cache first; None for a warm epoch. Folders and inodes stay in the kernel's memory.
     """
     with Loader(ids, None, batch_size, source=source, workers=WORKERS, slots=SLOTS) as loader:
-        for _ in loader:  # the workers have started, and the pages are there
+        for _ in loader:  # a warm-up starts the workers and fills the page cache
             pass
         if cold is not None:
-            drop(cold)
+            drop_from_page_cache(cold)
         used, began = cpu_seconds(os.getpid()), time.monotonic()
         batches = sum(1 for _ in loader)
         return batches * batch_size / (time.monotonic() - began), cpu_seconds(os.getpid()) - used

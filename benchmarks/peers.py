@@ -1,11 +1,11 @@
-"""The contestants that only deliver batches: shmgen, its peers, and the limit.
+"""The contestants that deliver batches: shmgen, its peers, and the blog's generator, *naive*.
 
-Each is written as its own documentation recommends, at the settings that were fastest for it here. What a peer leaves to its
-user, the reading of a file, is the limit's own `open`, `preadv`, `close` (`readers`), into the place in the batch where the peer
-lets one write: what differs is how batches get from the reader to the trainer. *naive* is the blog's generator.
+Each peer follows its own documentation, with the settings that were fastest here. Where a peer leaves reading to its user, it
+reads files as the limit does (`readers`), into the batch's own memory if the peer allows that. So contestants differ in how
+batches get from the reader to the trainer.
 
-A contestant is a generator that makes its loader and then yields one epoch after another, each of which gives its batches once:
-``X`` of (batch, *dim, channels) and int ``y``, shuffled anew, every sample once.
+A contestant is a generator that makes its loader and yields epochs, each an iterable of batches: ``X`` of shape (batch, *dim,
+channels) and int ``y``, with every sample once, in a new random order.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 SMALL = 16 * 1024
-"""Bytes of a sample under which tf.data is faster where it maps whole batches."""
+"""Bytes of a sample below which tf.data is faster at mapping whole batches."""
 
 
 class Blog:
-    """The generator that everybody knows, as far as the files' dtype allows.
+    """The blog's generator, https://stanford.edu/~shervine/blog/keras-how-to-generate-data-on-the-fly.
 
-    Written after https://stanford.edu/~shervine/blog/keras-how-to-generate-data-on-the-fly, but ``X`` has the dtype of the files:
-    with the blog's float64 it would be slower still, and deliver something else.
+    Only the dtype of ``X`` differs, which is that of the files: the blog's float64 would be slower, and deliver other batches.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class Blog:
 
 
 def arguments(case: Case) -> dict[str, Any]:
-    """What the blog's generator and shmgen both take."""
+    """Arguments that the blog's generator and shmgen share."""
     return {
         "list_IDs": case.ids,
         "labels": case.labels,
@@ -101,7 +100,7 @@ def arguments(case: Case) -> dict[str, Any]:
 
 
 def load_naive(job: Job) -> Iterator[Batches]:
-    """The blog's generator, one batch after another."""
+    """The blog's generator, called batch by batch."""
     generator = Blog(**arguments(job.case))
     while True:
         yield (generator[index] for index in range(len(generator)))
@@ -109,7 +108,7 @@ def load_naive(job: Job) -> Iterator[Batches]:
 
 
 def keras_dataset(job: Job, **options: Any) -> PyDataset:
-    """As the documentation of ``keras.utils.PyDataset`` shows it."""
+    """A ``keras.utils.PyDataset``, as its documentation shows it."""
     from keras.utils import PyDataset
 
     class DataGenerator(PyDataset):
@@ -131,7 +130,7 @@ def keras_dataset(job: Job, **options: Any) -> PyDataset:
 
 
 def load_keras(job: Job, processes: bool) -> Iterator[Batches]:
-    """By Keras's own threads, or processes, which it starts anew every epoch; by the calls of ``fit``."""
+    """Keras's threads or processes, which it restarts every epoch, driven as ``fit`` drives them."""
     from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
     workers = job.processes if processes else job.threads
@@ -144,10 +143,10 @@ def load_keras(job: Job, processes: bool) -> Iterator[Batches]:
 
 
 def torch_loader(job: Job) -> DataLoader:
-    """The DataLoader with a sampler of batches, which its documentation offers to those who read a batch at once.
+    """A DataLoader with a batch sampler, which its documentation recommends for reading whole batches.
 
-    A worker reads into a tensor that is in shared memory already, as ``default_collate`` makes one; else torch would copy the
-    batch there. Samples one by one through ``default_collate`` were as fast with small files, and slower by a third with large.
+    A worker reads into a tensor in shared memory, as ``default_collate`` makes it, so torch need not copy the batch there.
+    Single samples through ``default_collate`` were as fast with small files, and a third slower with large ones.
     """
     import torch
     from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
@@ -171,18 +170,18 @@ def torch_loader(job: Job) -> DataLoader:
 
 
 def load_torch(job: Job) -> Iterator[Batches]:
-    """torch's DataLoader, whose tensors are NumPy arrays without a copy."""
+    """torch's DataLoader, with its tensors as NumPy arrays, without a copy."""
     loader = torch_loader(job)
     while True:
         yield ((X.numpy(), y.numpy()) for X, y in loader)
 
 
 def tf_dataset(job: Job) -> tf.data.Dataset:
-    """The pipeline of TensorFlow's guides to performance: parallel maps in any order, prefetch, all AUTOTUNE.
+    """The pipeline of TensorFlow's performance guide: nondeterministic parallel maps and prefetching, with AUTOTUNE.
 
-    It chooses its number of threads itself, unless ``job`` does. Where samples are small, whole batches are mapped, as the guide
-    says: faster by half. The header is cut off behind ``decode_raw``, which takes no copy; ``tf.strings.substr`` would. What
-    TensorFlow can't read itself (a URL) a Python function does.
+    TensorFlow chooses the number of threads, unless ``job`` gives the reads in flight. Small samples are mapped as whole batches,
+    as the guide recommends, which was faster by half. The header is cut off after ``decode_raw``, which avoids the copy of
+    ``tf.strings.substr``. URLs, which TensorFlow can't read, are read by a Python function.
     """
     import tensorflow as tf
 
@@ -208,29 +207,29 @@ def tf_dataset(job: Job) -> tf.data.Dataset:
         dataset = mapped(dataset, sample).batch(case.batch_size, drop_remainder=True)
     if job.reads:
         options = tf.data.Options()
-        options.threading.private_threadpool_size = job.reads  # or as many calls as there are processors would wait at once
+        options.threading.private_threadpool_size = job.reads  # else no more calls could wait at once than there are processors
         dataset = dataset.with_options(options)
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
 def load_tf(job: Job) -> Iterator[Batches]:
-    """tf.data, read as NumPy arrays, without a copy."""
+    """tf.data, with its tensors as NumPy arrays, without a copy."""
     dataset = tf_dataset(job)
     while True:
         yield dataset.as_numpy_iterator()
 
 
 def grain_dataset(job: Job) -> grain.IterDataset:
-    """Grain's Dataset: shuffled, repeated, so that its workers outlive epochs; batched, then read.
+    """A Grain Dataset that is repeated, so its workers are started only once.
 
-    A worker reads into one of Grain's own arrays in shared memory, which saves it a copy; two threads a worker keep reading while
-    one batch is handed over. Batches made of samples that were read one by one were slower by a third.
+    A worker reads whole batches into Grain's shared-memory arrays, which avoids a copy, and has two threads, so that one reads
+    while the other hands over a batch. Batches of samples read one by one were a third slower.
     """
     import grain
     from absl import flags
     from grain.multiprocessing import SharedMemoryArray
 
-    flags.FLAGS.mark_as_parsed()  # where JAX is installed, Grain asks for flags of its own
+    flags.FLAGS.mark_as_parsed()  # if JAX is installed, Grain uses flags that only a main function would parse
     files = Reader(job.case)
 
     def read(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -246,7 +245,7 @@ def grain_dataset(job: Job) -> grain.IterDataset:
 
 
 def load_grain(job: Job) -> Iterator[Batches]:
-    """Grain's processes."""
+    """Grain's worker processes."""
     iterator = iter(grain_dataset(job))
     try:
         while True:
@@ -256,7 +255,7 @@ def load_grain(job: Job) -> Iterator[Batches]:
 
 
 def load_spdl(job: Job) -> Iterator[Batches]:
-    """SPDL's threads, one pipeline for all epochs, each stage item a whole batch: samples one by one were five times slower."""
+    """SPDL's threads, in one pipeline for all epochs, whose items are whole batches: single samples were five times slower."""
     from spdl.pipeline import PipelineBuilder
 
     files = Reader(job.case)
@@ -273,7 +272,7 @@ def load_spdl(job: Job) -> Iterator[Batches]:
 
 
 def load_shmgen(job: Job, auto: bool = False) -> Iterator[Batches]:
-    """`shmgen.Loader` as it comes, with as many workers as are asked for, or ``auto``: as many as it likes."""
+    """`shmgen.Loader` with its defaults and the job's number of workers; ``auto`` lets it choose that number."""
     from shmgen import Loader
 
     with Loader(**arguments(job.case), workers="auto" if auto else job.workers) as loader:
@@ -282,7 +281,7 @@ def load_shmgen(job: Job, auto: bool = False) -> Iterator[Batches]:
 
 
 def load_tensors(job: Job) -> Iterator[Batches]:
-    """`shmgen.torch.Tensors`, looked at as torch's own are."""
+    """`shmgen.torch.Tensors` as NumPy arrays, without a copy."""
     from shmgen import Loader
     from shmgen.torch import Tensors
 
@@ -293,21 +292,21 @@ def load_tensors(job: Job) -> Iterator[Batches]:
 
 
 @dataclass(frozen=True)
-class Peer:
+class Contestant:
     """A way to read a data set.
 
     Attributes:
-        load: makes the loader, and gives its epochs; None for those of `BARE`.
-        modules: imported before any clock runs; without the first, the peer is not installed.
-        limit: is a bound: as many processes as there are workers share its batches.
-        alone: one process does, however many workers there are.
-        program: without which it is not installed.
+        load: generator that makes the loader and yields its epochs; None for `BARE_READERS`.
+        modules: modules to import before the clock starts; if any is missing, the contestant is not installed.
+        bound: whether it is a bound. Its work is shared by as many processes as there are workers.
+        single_process: whether one process does all the work, at any number of workers.
+        program: a program that it needs.
     """
 
     load: Callable[[Job], Iterator[Batches]] | None
     modules: tuple[str, ...] = ()
-    limit: bool = False
-    alone: bool = False
+    bound: bool = False
+    single_process: bool = False
     program: str = ""
 
     @property
@@ -318,20 +317,20 @@ class Peer:
 
 _KERAS = ("tensorflow", "keras.src.trainers.data_adapters.py_dataset_adapter")
 
-PEERS: dict[str, Peer] = {
-    "naive": Peer(load_naive),
-    "keras-threads": Peer(partial(load_keras, processes=False), _KERAS),
-    "keras-processes": Peer(partial(load_keras, processes=True), _KERAS),
-    "torch": Peer(load_torch, ("torch.utils.data",)),
-    "tf.data": Peer(load_tf, ("tensorflow",)),
-    "grain": Peer(load_grain, ("grain.multiprocessing",)),
-    "spdl": Peer(load_spdl, ("spdl.pipeline",)),
-    "shmgen": Peer(load_shmgen, ("shmgen.loader",)),
-    "shmgen-tensors": Peer(load_tensors, ("torch.utils.data", "shmgen.loader")),
-    "shmgen-auto": Peer(partial(load_shmgen, auto=True), ("shmgen.loader",)),
-    "limit": Peer(load_limit, limit=True),
-    "limit-held": Peer(partial(load_limit, held=HELD), limit=True),
-    "pool": Peer(None, limit=True, alone=True),
-    "requests": Peer(None, limit=True),
-    "fio": Peer(None, limit=True, alone=True, program="fio"),
+CONTESTANTS: dict[str, Contestant] = {
+    "naive": Contestant(load_naive),
+    "keras-threads": Contestant(partial(load_keras, processes=False), _KERAS),
+    "keras-processes": Contestant(partial(load_keras, processes=True), _KERAS),
+    "torch": Contestant(load_torch, ("torch.utils.data",)),
+    "tf.data": Contestant(load_tf, ("tensorflow",)),
+    "grain": Contestant(load_grain, ("grain.multiprocessing",)),
+    "spdl": Contestant(load_spdl, ("spdl.pipeline",)),
+    "shmgen": Contestant(load_shmgen, ("shmgen.loader",)),
+    "shmgen-tensors": Contestant(load_tensors, ("torch.utils.data", "shmgen.loader")),
+    "shmgen-auto": Contestant(partial(load_shmgen, auto=True), ("shmgen.loader",)),
+    "limit": Contestant(load_limit, bound=True),
+    "limit-held": Contestant(partial(load_limit, held=HELD), bound=True),
+    "pool": Contestant(None, bound=True, single_process=True),
+    "requests": Contestant(None, bound=True),
+    "fio": Contestant(None, bound=True, single_process=True, program="fio"),
 }

@@ -1,4 +1,4 @@
-"""The plot of a run: a panel for each row of the table."""
+"""Plots a run: a panel for each figure of each contest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from benchmarks.report import Row
 
 COLUMNS = 4
-OURS, LIMIT, THEIRS = "#d1495b", "#9aa5b1", "#30638e"
+OURS, BOUND, OTHERS = "#d1495b", "#9aa5b1", "#30638e"
 
 
 def plot(rows: list[Row], file: Path, caption: str) -> None:
@@ -35,14 +35,14 @@ def plot(rows: list[Row], file: Path, caption: str) -> None:
 
 
 def _panel(axes: Axes, row: Row) -> None:
-    """Medians as bars, from the lowest to the highest value as lines."""
+    """Draw the medians as bars, and lines from the lowest to the highest value."""
     names = list(row.values)[::-1]
     middles = [median(row.values[name]) for name in names]
     errors = [
         [middle - min(row.values[name]) for name, middle in zip(names, middles, strict=True)],
         [max(row.values[name]) - middle for name, middle in zip(names, middles, strict=True)],
     ]
-    colors = [OURS if name == "shmgen" else LIMIT if is_bound(name) else THEIRS for name in names]
+    colors = [OURS if name == "shmgen" else BOUND if is_bound(name) else OTHERS for name in names]
     axes.barh(names, middles, xerr=errors, color=colors, error_kw={"lw": 1, "alpha": 0.6})
     for place, name in enumerate(names):
         axes.annotate(f" {row.median(name)}", (max(row.values[name]), place), va="center", fontsize=7)

@@ -1,4 +1,4 @@
-"""From files to a batch, where that is left to the user of a loader: the fastest way there is."""
+"""Reads files into batches in the fastest way there is, for peers that leave reading to their users."""
 
 from __future__ import annotations
 
@@ -16,18 +16,14 @@ _local = threading.local()
 
 
 class _Connection(http.client.HTTPConnection):
-    """Closed once its thread has ended."""
+    """A connection that closes when its thread ends."""
 
     def __del__(self) -> None:
         self.close()
 
 
 class Reader:
-    """The files of a data set by number.
-
-    Args:
-        case: whose files they are.
-    """
+    """Reads the files of a data set by number."""
 
     def __init__(self, case: Case) -> None:
         self.paths = [case.path(id) for id in case.ids]
@@ -35,13 +31,13 @@ class Reader:
         self.shape = case.shape
         self.dtype = case.dtype
         self.header = case.header_bytes
-        """Bytes of every file in front of its sample."""
+        """Size of a file's header."""
         self.opens_files = not case.url
-        """Whether a file is opened and read whole, without Python's doing more."""
+        """Whether samples are files, not URLs."""
         self._read: Callable[[str, bytearray, np.ndarray], None] = _request if case.url else _preadv
 
     def batch(self, numbers: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
-        """In memory of its own."""
+        """Read samples and their labels into a new batch."""
         numbers = np.asarray(numbers)
         X = np.empty((len(numbers), *self.shape), self.dtype)
         return X, self.fill(X, numbers)
@@ -54,7 +50,7 @@ class Reader:
         return self.labels[numbers]
 
     def sample(self, path: bytes) -> np.ndarray:
-        """One, in memory of its own."""
+        """Read one sample into a new array."""
         row = np.empty(self.shape, self.dtype)
         self._read(path.decode(), bytearray(self.header), row)
         return row
@@ -67,10 +63,10 @@ def _preadv(path: str, header: bytearray, row: np.ndarray) -> None:
 
 
 def request(url: str, *parts: bytearray | memoryview) -> None:
-    """Into ``parts``, over a connection of this thread that is kept.
+    """Request a URL into ``parts``, over a connection that this thread keeps open.
 
     Raises:
-        OSError: the answer is another, or shorter.
+        OSError: the response has another status than 200, or is too short.
     """
     where = urlsplit(url)
     connections = vars(_local).setdefault("connections", {})
@@ -78,13 +74,13 @@ def request(url: str, *parts: bytearray | memoryview) -> None:
     connection.request("GET", where.path)
     with connection.getresponse() as response:
         if response.status != http.HTTPStatus.OK:
-            raise OSError(f"expected {url}, found {response.status} {response.reason}")
+            raise OSError(f"{url}: expected status 200, found {response.status} {response.reason}")
         for part in parts:
             view = memoryview(part)
             while view:
                 count = response.readinto(view)
                 if not count:
-                    raise OSError(f"expected {len(view)} bytes more of {url}, found its end")
+                    raise OSError(f"{url}: expected {len(view)} more bytes, found the end")
                 view = view[count:]
 
 

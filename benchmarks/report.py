@@ -1,4 +1,4 @@
-"""What a run ends with: tables in Markdown, which it also puts where they are shown; the JSON; the plot."""
+"""The report of a run: tables in Markdown, which also go into the READMEs; JSON; and a plot."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ PACKAGES = ("numpy", "tensorflow", "keras", "torch", "grain", "spdl-core", "shmg
 
 @dataclass(frozen=True)
 class Beside:
-    """What `beside.hold` gave for one kind of data.
+    """The result of `beside.measure` for one kind of data.
 
     Attributes:
-        title: of the kind.
-        values: samples a second by contestant, round by round.
+        title: name of the kind.
+        values: samples a second in each round, by contestant.
     """
 
     title: str
     values: dict[str, list[float]]
 
     def lines(self) -> Iterator[list[str]]:
-        """Of the table: the kind, a contestant, its figure, shmgen's, and the ratio of the two in each round."""
+        """Rows of the table: the kind, a contestant, its median, shmgen's median, and their ratios."""
         ours = self.values["shmgen"]
         for name, theirs in self.values.items():
             if name != "shmgen":
@@ -46,8 +46,8 @@ class Row:
     """One figure of one contest: a column of a table, and a panel of the plot.
 
     Attributes:
-        result: of the contest.
-        figure: of `FIGURES`.
+        result: the result of the contest.
+        figure: a name in `FIGURES`.
     """
 
     result: Result
@@ -60,12 +60,12 @@ class Row:
 
     @property
     def table(self) -> str:
-        """That it belongs to."""
+        """Title of the table."""
         return self.result.contest.table if self.figure == self.result.main else COSTS
 
     @property
     def column(self) -> str:
-        """Its head there."""
+        """Title of the column."""
         figure = FIGURES[self.figure]
         return self.result.contest.column if self.figure == self.result.main else f"{figure.title}, {figure.unit}"
 
@@ -77,15 +77,15 @@ class Row:
 
     @property
     def arrow(self) -> str:
-        """Where better is."""
-        return "↑" if FIGURES[self.figure].more else "↓"
+        """An arrow up if more is better, else down."""
+        return "↑" if FIGURES[self.figure].more_is_better else "↓"
 
     @property
     def values(self) -> dict[str, list[float]]:
         return self.result.values[self.figure]
 
     def median(self, contestant: str) -> str:
-        """With the setting that was best, if there was a choice."""
+        """A contestant's median, with its best setting if several were tried."""
         if contestant not in self.values:
             return ""
         setting = self.result.settings.get(contestant)
@@ -93,13 +93,13 @@ class Row:
         return f"{value} ({setting})" if setting else value
 
     def ratio(self, other: str) -> str:
-        """Of shmgen's figure to that of another."""
+        """The ratios of shmgen's values to another contestant's."""
         if other not in self.values or "shmgen" not in self.values:
             return ""
         return _spread(self.result.ratios(self.figure, "shmgen", other))
 
     def best_peer(self) -> str:
-        """With the ratio to it; or its own figure, where that may be 0."""
+        """The best peer's name with shmgen's ratio to it, or with its own median if the figure has no ratio."""
         name = self.result.best_peer(self.figure)
         if not name or "shmgen" not in self.values:
             return ""
@@ -108,13 +108,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Of a run.
+    """The report of a run.
 
     Attributes:
-        results: of the contests.
-        beside: shmgen beside the line that users write.
-        plan: how much was.
-        left_out: contests that could not be held, and why.
+        results: results of the contests.
+        beside: results for each kind of data, against the line that users write.
+        plan: the plan of the run.
+        left_out: contests that could not be run, with the reasons.
     """
 
     results: list[Result]
@@ -124,17 +124,17 @@ class Report:
 
     @property
     def rows(self) -> list[Row]:
-        """The figures of the contests, in their order."""
+        """All figures of all contests, in order."""
         return [Row(result, figure) for result in self.results for figure in result.values]
 
     def lines(self) -> Iterator[str]:
-        """To print: the main figures, then all."""
+        """The printed report: the main figures, then all."""
         yield from self.main()
         yield ""
         yield from self.all()
 
     def main(self) -> Iterator[str]:
-        """The figures that shmgen is judged by, for its README."""
+        """The main figures, for the project's README."""
         yield "Medians (lowest to highest) of the rounds."
         yield ""
         results = {result.contest.name: result for result in self.results}
@@ -150,12 +150,13 @@ class Report:
         yield from self._notes()
 
     def all(self) -> Iterator[str]:
-        """Every contestant's figures."""
-        yield f"Medians of {self.plan.rounds} rounds of shmgen and the limits, of {self.plan.few} of the others and where turns"
-        yield "take long, in random order. Ratios are shmgen's figure by the other's in the same round: median (lowest"
-        yield "to highest)."
-        yield "In brackets behind a figure: reads in flight, where several numbers were tried, and this was best."
-        yield "↑ more is better, ↓ less is."
+        """The figures of every contestant, for the benchmarks' README."""
+        few_rounds = self.plan.few_rounds
+        yield f"Medians of {self.plan.rounds} rounds of shmgen and the bounds, and of {few_rounds} rounds of the others;"
+        yield f"where turns take long, {few_rounds} rounds of all. Ratios are shmgen's figure divided by the other's"
+        yield "in the same round: median (lowest to highest)."
+        yield "In brackets after a figure: the number of reads in flight, where several were tried and this was best."
+        yield "↑ more is better, ↓ less is better."
         tables: dict[str, list[Row]] = {}
         for row in self.rows:
             tables.setdefault(row.table, []).append(row)
@@ -174,10 +175,10 @@ class Report:
         yield from self._notes()
 
     def _notes(self) -> Iterator[str]:
-        """Where and with what it was measured; what is not there, and why."""
-        yield self._circumstances()
+        """Machine and versions; then what is left out, and why."""
+        yield self._environment()
         if self.plan.quick:
-            yield "A quick run: fewer files, rounds and contestants."
+            yield "A quick run, with fewer files, rounds and contestants."
         if absent := missing():
             yield f"Left out, because not installed: {', '.join(absent)}."
         for name, why in self.left_out.items():
@@ -187,7 +188,7 @@ class Report:
                 yield f"Left out of {result.contest.name}: {name}, which failed: {why.splitlines()[-1]}"
 
     def put_into(self, file: Path) -> None:
-        """Renew what stands in a Markdown file between ``<!-- bench: main -->`` (or ``all``) and ``<!-- end -->``."""
+        """Replace the text between ``<!-- bench: main -->`` (or ``all``) and ``<!-- end -->`` in a Markdown file."""
         text = file.read_text()
         for which, lines in (("main", self.main), ("all", self.all)):
             begin, end = f"<!-- bench: {which} -->\n", "<!-- end -->"
@@ -197,7 +198,7 @@ class Report:
         file.write_text(text)
 
     def write(self, folder: Path) -> Iterator[str]:
-        """The JSON and the plot; says where they are."""
+        """Write the JSON and the plot, and yield a line about each."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "bench.json").write_text(json.dumps(self._json(), indent=1, ensure_ascii=False) + "\n")
         yield f"Figures of all rounds: {folder / 'bench.json'}"
@@ -207,7 +208,7 @@ class Report:
             yield f"No plot: {error}"
         else:
             if self.rows:
-                plot(self.rows, folder / "bench.png", self._circumstances())
+                plot(self.rows, folder / "bench.png", self._environment())
                 yield f"Plot: {folder / 'bench.png'}"
 
     def _json(self) -> dict[str, object]:
@@ -216,7 +217,12 @@ class Report:
             "commit": _commit(),
             "machine": _machine(),
             "versions": {"python": platform.python_version(), **_versions()},
-            "plan": {"rounds": self.plan.rounds, "few": self.plan.few, "seconds": self.plan.seconds, "quick": self.plan.quick},
+            "plan": {
+                "rounds": self.plan.rounds,
+                "few_rounds": self.plan.few_rounds,
+                "seconds": self.plan.seconds,
+                "quick": self.plan.quick,
+            },
             "not_installed": missing(),
             "failed": {result.contest.name: result.failed for result in self.results if result.failed},
             "left_out": self.left_out,
@@ -226,7 +232,7 @@ class Report:
                     "figure": row.figure,
                     "title": row.title,
                     "samples": row.case,
-                    "more_is_better": FIGURES[row.figure].more,
+                    "more_is_better": FIGURES[row.figure].more_is_better,
                     "best_peer": row.result.best_peer(row.figure),
                     "settings": row.result.settings,
                     "rounds": row.values,
@@ -236,18 +242,18 @@ class Report:
             "beside": [{"title": kind.title, "rounds": kind.values} for kind in self.beside],
         }
 
-    def _circumstances(self) -> str:
-        """Where, when and on what it was measured."""
+    def _environment(self) -> str:
+        """Machine, versions, date and commit."""
         versions = ", ".join(f"{name} {found}" for name, found in _versions().items() if name != "shmgen")
         return f"{_machine()}; Python {platform.python_version()}, {versions}; {date.today().isoformat()}; {_commit()}."
 
 
 def _table(rows: list[Row]) -> list[list[str]]:
-    """A line for each contestant, and then the ratios."""
-    there = {name for row in rows for name in row.values}
+    """A row for each contestant, followed by rows of ratios."""
+    present = {name for row in rows for name in row.values}
     bounds = list(dict.fromkeys(name for row in rows for name in row.result.bounds(row.figure)))
     table = [["", *(f"{row.arrow} {row.column}" for row in rows)]]
-    for name in (*(name for name in ALL if name in there), *bounds):
+    for name in (*(name for name in ALL if name in present), *bounds):
         table.append([name, *(row.median(name) for row in rows)])
     for name in bounds:
         table.append([f"**shmgen / {name}**", *(row.ratio(name) for row in rows)])
@@ -255,16 +261,17 @@ def _table(rows: list[Row]) -> list[list[str]]:
     return table
 
 
-def _spread(values: list[float], digits: int = 2) -> str:
+def _spread(values: list[float]) -> str:
+    """The median with the lowest and highest value."""
     if not values or any(map(math.isnan, values)):
         return ""
     if len(values) == 1:
-        return f"{values[0]:,.{digits}f}"
-    return f"{median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+        return f"{values[0]:,.2f}"
+    return f"{median(values):,.2f} ({min(values):,.2f} to {max(values):,.2f})"
 
 
 def _markdown(table: list[list[str]]) -> Iterator[str]:
-    """Without columns that are empty."""
+    """A Markdown table, without empty columns."""
     head, *body = (list(cells) for cells in zip(*(column for column in zip(*table, strict=True) if any(column)), strict=True))
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]

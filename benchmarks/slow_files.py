@@ -1,11 +1,11 @@
-"""A folder seen through a file system with latency, as a network mount has it: a file costs a wait to open and a wait to read.
+"""A file system that shows a folder with the latency of a network mount: opening a file takes a while, and so does reading it.
 
     python -m benchmarks.slow_files FOLDER MOUNT MS
 
-It speaks the kernel's FUSE protocol itself (linux/fuse.h): one loop, which answers each request when its time has come. So any
-number may wait at once, and thousands a second leave most of a processor to those who ask. It wants ``/dev/fuse`` and
-``fusermount3`` (Debian: fuse3), and no root. Files are read-only and known by name: the folder can't be listed. It says "ready"
-once it is mounted, and ends when its standard input does, or when it is unmounted.
+It implements the kernel's FUSE protocol (linux/fuse.h) in one loop that answers each request when its delay is over. So any
+number of requests can wait at once, and thousands a second leave most of a processor to the readers. It needs ``/dev/fuse`` and
+``fusermount3`` (Debian: fuse3), but not root. Files are read-only, and the folder can't be listed. It prints "ready" once
+mounted, and ends when its standard input is closed or the file system is unmounted.
 """
 
 from __future__ import annotations
@@ -41,29 +41,28 @@ LOOKUP, FORGET, GETATTR, OPEN, READING, STATFS, RELEASE, INIT, INTERRUPT, BATCH_
 UNANSWERED = (FORGET, INTERRUPT, BATCH_FORGET)
 ASYNC_READ, MAX_PAGES = 1 << 0, 1 << 22
 ROOT = 1
-"""The number of the folder itself; files count from the next."""
+"""Node number of the folder; files have the numbers after it."""
 FOREVER = 1 << 30
-"""Seconds for which the kernel may keep a name and its attributes: only opens and reads are slow."""
+"""Seconds for which the kernel may cache names and attributes, so that only opens and reads are slow."""
 IN_FLIGHT = 4096
-"""Reads ahead that the kernel may have under way; by default it is 12, which would be what is measured."""
+"""The kernel's limit of background reads; its default of 12 would limit what is measured."""
 MAX_REQUEST = 1 << 16
 
 
 class SlowFiles:
-    """The file system, mounted; to be used by ``with``.
+    """The mounted file system, as a context manager.
 
     Args:
-        folder: that is shown.
-        place: where, an empty folder.
-        delay: seconds until an open is answered, and likewise the first read of an opened file; further reads are answered with
-            the first, or at once.
+        folder: the folder to show.
+        place: the mount point, an empty folder.
+        delay: seconds until an open is answered, and the first read of an open file; its further reads wait for the first only.
     """
 
     def __init__(self, folder: str, place: str, delay: float) -> None:
         self._folder, self._place, self._delay = folder, place, delay
         self._files: list[mmap.mmap] = []
         self._numbers: dict[bytes, int] = {}
-        self._opened: dict[int, float] = {}  # when what is read from it may be answered, by handle
+        self._opened: dict[int, float] = {}  # by handle: when its reads may be answered; 0 before the first
         self._handles = 0
         self._due: list[tuple[float, int, Sequence[bytes | memoryview]]] = []
         self._device = -1
@@ -77,12 +76,11 @@ class SlowFiles:
         subprocess.run(["fusermount3", "-u", "-z", "-q", self._place], check=False)
 
     def serve(self, end: int) -> None:
-        """Answer until the file of descriptor ``end`` ends, or somebody unmounts."""
+        """Answer requests until the file of descriptor ``end`` ends, or the file system is unmounted."""
         while True:
             wait = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
-            ready, _, _ = select.select(
-                [self._device, end], [], [], wait
-            )  # to the microsecond; poll waits for whole milliseconds
+            # select waits to the microsecond, poll for whole milliseconds.
+            ready, _, _ = select.select([self._device, end], [], [], wait)
             if end in ready:
                 return
             if ready:
@@ -91,7 +89,7 @@ class SlowFiles:
                 except OSError as error:
                     if error.errno == errno.ENODEV:  # unmounted
                         return
-                    if error.errno != errno.ENOENT:  # a request that was interrupted
+                    if error.errno != errno.ENOENT:  # the request was interrupted
                         raise
                 else:
                     self._handle(request)
@@ -151,22 +149,22 @@ class SlowFiles:
         try:
             os.writev(self._device, [REPLY.pack(size, -error, unique), *parts])
         except OSError as failed:
-            if failed.errno != errno.ENOENT:  # whoever asked has been killed
+            if failed.errno != errno.ENOENT:  # the process that made the request was killed
                 raise
 
 
-def why_not() -> str:
-    """Why such a file system can't be had here; empty if it can."""
+def missing_requirement() -> str:
+    """What this machine lacks for such a file system; empty if nothing."""
     if not shutil.which("fusermount3"):
         return "no fusermount3 (Debian: fuse3)"
-    return "" if os.access("/dev/fuse", os.R_OK | os.W_OK) else "no /dev/fuse that may be opened"
+    return "" if os.access("/dev/fuse", os.R_OK | os.W_OK) else "no permission to open /dev/fuse"
 
 
 def mount(place: str) -> int:
-    """The descriptor of a new FUSE mount.
+    """Mount a FUSE file system, and return its descriptor.
 
     Raises:
-        OSError: fusermount3 could not do it.
+        OSError: fusermount3 failed.
     """
     ours, theirs = socket.socketpair()
     with ours, theirs:

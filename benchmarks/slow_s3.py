@@ -1,6 +1,6 @@
-"""A bucket of moto's whose answers begin late: ``python -m benchmarks.slow_s3 FOLDER MS``. It has all files of the folder.
+"""A moto bucket with latency that holds the files of a folder: ``python -m benchmarks.slow_s3 FOLDER MS``.
 
-It says its endpoint on a line, and ends when its standard input does. Its keys are ``test`` and ``test``.
+It prints its endpoint, and ends when its standard input is closed. Both of its keys are ``test``.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def main() -> None:
         protocol_version = "HTTP/1.1"
 
         def log(self, type: str, message: str, *args: object) -> None:
-            """Nothing."""
+            """Log nothing."""
 
-    answered = DomainDispatcherApplication(create_backend_app)
+    answer = DomainDispatcherApplication(create_backend_app)
     delay = 0.0
 
     def late(environ: Any, start: Callable[..., Any]) -> Iterable[bytes]:
         time.sleep(delay)
-        return answered(environ, start)
+        return answer(environ, start)
 
     server = make_server("127.0.0.1", 0, late, threaded=True, request_handler=Silent)
     threading.Thread(target=server.serve_forever, daemon=True).start()

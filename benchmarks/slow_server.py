@@ -1,9 +1,8 @@
-"""A folder behind an HTTP server with latency, as a bucket has it: each answer begins so much later than its request has come.
+"""An HTTP server for a folder, with the latency of a bucket: it answers each request after a delay.
 
     python -m benchmarks.slow_server FOLDER MS
 
-It says its URL on a line, keeps connections open, answers GET with the whole file, whatever stands behind a ``?``, and ends when
-its standard input does.
+It prints its URL, keeps connections open, ignores a URL's query, and ends when its standard input is closed.
 """
 
 from __future__ import annotations
@@ -17,28 +16,28 @@ from pathlib import Path
 from urllib.parse import unquote
 
 SEND_BUFFER = 1 << 21
-"""Bytes that a connection takes at once: a file, so that sending it never waits for who reads it."""
+"""Size of a connection's send buffer: it holds a whole file, so sending never waits for the client."""
 
 
 class Connection(asyncio.Protocol):
-    """With one client; its requests are answered one after the other.
+    """A connection to one client.
 
     Args:
-        folder: of the files.
-        delay: seconds from a request to its answer.
+        folder: the folder of the files.
+        delay: time from a request to its answer, in seconds.
     """
 
     def __init__(self, folder: Path, delay: float) -> None:
         self._folder, self._delay, self._received = folder, delay, b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The client is there."""
+        """Keep the connection, and enlarge its send buffer."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
     def data_received(self, data: bytes) -> None:
-        """A request, or a part of one."""
+        """Schedule answers to all requests that are complete, and keep the rest."""
         *requests, self._received = (self._received + data).split(b"\r\n\r\n")
         for request in requests:
             method, target, _ = request.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
@@ -63,7 +62,7 @@ def _file(path: Path) -> memoryview:
 
 
 async def serve(folder: Path, delay: float) -> None:
-    """Until standard input ends."""
+    """Serve the folder until standard input is closed."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(folder, delay), "127.0.0.1", 0, backlog=1024)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)

@@ -1,4 +1,4 @@
-"""Storage that takes its time, in place of the folder of a case: in a process of its own, for as long as a contest lasts."""
+"""Storage with latency for a data set, served by a process of its own for as long as a contest lasts."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 
 from benchmarks.cases import Case
 from benchmarks.machine import UnavailableError
-from benchmarks.slow_files import why_not
+from benchmarks.slow_files import missing_requirement
 
 FILE_MS = 5
-"""Of the open of a file, and of its read."""
+"""Latency of opening a file, and of reading it."""
 ANSWER_MS = 30
-"""Of a request."""
+"""Latency of a request."""
 
 
 @contextmanager
 def storage(kind: str, case: Case) -> Iterator[str]:
-    """Where the case's files are seen: ``"mount"``, with latency, ``"server"``, by URL, or else nowhere but in their folder.
+    """Serve the case's files, and yield their mount point (kind "mount") or URL ("server"); other kinds yield an empty string.
 
     Raises:
-        UnavailableError: it can't be had here.
+        UnavailableError: this machine lacks a requirement of the storage.
     """
     folder = str(case.folder.absolute())
     if kind == "mount":
-        if why := why_not():
-            raise UnavailableError(why)
+        if missing := missing_requirement():
+            raise UnavailableError(missing)
         with tempfile.TemporaryDirectory(prefix="shmgen-bench-") as place, serving("slow_files", folder, place, str(FILE_MS)):
             yield place
     elif kind == "server":
@@ -41,7 +41,7 @@ def storage(kind: str, case: Case) -> Iterator[str]:
 
 @contextmanager
 def serving(module: str, *args: str) -> Iterator[str]:
-    """Yields the line that it says when it is there. It ends with its standard input, so also with this process."""
+    """Run a module, and yield the line that it prints once it serves. It ends when this process closes its pipe, or ends."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *args]
     process = subprocess.Popen(
         command, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""A contestant's processes, as who holds a contest sees them."""
+"""The processes of one contestant, as controlled by a contest."""
 
 from __future__ import annotations
 
@@ -18,29 +18,36 @@ from benchmarks.cases import Case, Checksum
 from benchmarks.contestant import Turn
 from benchmarks.machine import memory
 from benchmarks.matrix import Contest
-from benchmarks.peers import PEERS
+from benchmarks.peers import CONTESTANTS
 
 if TYPE_CHECKING:
     from typing import Self
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = 300
-"""Seconds for a turn; whoever takes longer hangs."""
+"""Seconds within which a contestant must answer; else it counts as hanging."""
 
 
 class FailedError(RuntimeError):
-    """A contestant's process ended, hung, or delivered something else than the data set."""
+    """A contestant's process ended, hung, or delivered wrong samples or labels."""
 
 
 class Team:
-    """A contestant's processes, fresh for this contest and kept through its rounds: one, or as many as share the limit."""
+    """A contestant's processes for one contest: one process, or for a bound, as many as share its work."""
 
     def __init__(self, contest: Contest, case: Case, contestant: str, *, seconds: float, step: float, reads: int) -> None:
-        peer = PEERS.get(contestant)
-        workers = 1 if peer and peer.alone else contest.workers
-        command = [sys.executable, "-m", "benchmarks.contestant", contest.what, contestant, case.name]
+        how = CONTESTANTS.get(contestant)
+        workers = 1 if how and how.single_process else contest.workers
+        command = [sys.executable, "-m", "benchmarks.contestant", contest.task, contestant, case.name]
         command += ["--data", str(case.root.absolute()), "--files", str(case.files), "--repeats", str(case.repeats)]
-        command += ["--seen", case.seen, "--seconds", str(seconds), "--settle", str(seconds / 2 if contest.is_slow else 0)]
+        command += [
+            "--served-at",
+            case.served_at,
+            "--seconds",
+            str(seconds),
+            "--warmup",
+            str(seconds / 2 if contest.is_slow else 0),
+        ]
         command += ["--workers", str(workers), "--reads", str(reads), "--step", str(step)]
         command += ["--cold"] if contest.storage == "cold" else []
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  __exit__ closes it
@@ -52,23 +59,23 @@ class Team:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
-                start_new_session=True,  # so that what it may leave behind can be ended, too
+                start_new_session=True,  # so that processes it leaves behind can be killed with its group
             )
-            for share in range(workers if peer and peer.limit else 1)
+            for share in range(workers if how and how.bound else 1)
         ]
 
     def ready(self) -> None:
-        """Wait until all is imported."""
+        """Wait until all processes are ready."""
         for process in self._processes:
-            self._events(process)
+            self._read_line(process)
 
     def turn(self) -> list[Turn]:
-        """Let all processes read at once."""
+        """Run a turn of all processes at once, and return each one's figures."""
         self._begin()
         return [self._turn(process) for process in self._processes]
 
     def peak_memory(self) -> int:
-        """Bytes, as seen every 50 ms of a turn."""
+        """Run a turn, and return the peak of the processes' memory, sampled every 50 ms, in bytes."""
         self._begin()
         pids = [process.pid for process in self._processes]
         found = [memory(pids)]
@@ -78,31 +85,31 @@ class Team:
         while time.monotonic() < end and not select.select([last], [], [], 0.05)[0]:
             found.append(memory(pids))
         for process in self._processes:
-            self._events(process)
+            self._read_line(process)
         return max(found)
 
     def _begin(self) -> None:
         for process in self._processes:
             assert process.stdin is not None
-            with suppress(BrokenPipeError):  # _heard tells why
+            with suppress(BrokenPipeError):  # _read_line reports why the process ended
                 process.stdin.write(b"\n")
                 process.stdin.flush()
 
     def _turn(self, process: subprocess.Popen[bytes]) -> Turn:
-        turn = json.loads(self._events(process))
+        turn = json.loads(self._read_line(process))
         delivered = turn["delivered"]
         return Turn(**turn | {"delivered": delivered and Checksum(**delivered)})
 
-    def _events(self, process: subprocess.Popen[bytes]) -> bytes:
+    def _read_line(self, process: subprocess.Popen[bytes]) -> bytes:
         assert process.stdout is not None
         readable, _, _ = select.select([process.stdout], [], [], DEADLINE)
         line = process.stdout.readline() if readable else b""
         if not line:
             found = f"its end, with exit code {process.wait()}" if readable else f"nothing for {DEADLINE} seconds"
             self._stderr.seek(0)
-            said = self._stderr.read().decode(errors="replace").strip().splitlines()[-8:]
-            failure = "\n".join([f"expected a line of JSON, found {found}: {process.args!r}", *said])
-            # A report is published, and where it was made is nobody's business.
+            lines = self._stderr.read().decode(errors="replace").strip().splitlines()[-8:]
+            failure = "\n".join([f"expected a line of JSON, found {found}: {process.args!r}", *lines])
+            # Reports are published, and must not contain paths of this machine.
             raise FailedError(failure.replace(f"{ROOT}/", ""))
         return line
 
@@ -125,7 +132,7 @@ class Team:
 
     @staticmethod
     def _end_group(group: int) -> None:
-        """Whatever a contestant left behind, as its session; resource trackers first get the time to unlink what they know of."""
+        """Kill a contestant's process group, after two seconds in which resource trackers can unlink what is left."""
         with suppress(ProcessLookupError):
             for _ in range(20):
                 os.killpg(group, 0)

@@ -37,11 +37,11 @@ def test_slow_storage(kind: str, case: Case) -> None:
     delay = (2 * FILE_MS if kind == "mount" else ANSWER_MS) / 1e3
     with ExitStack() as stack:
         try:
-            seen = stack.enter_context(storage(kind, case))
+            served_at = stack.enter_context(storage(kind, case))
         except UnavailableError as error:
             pytest.skip(str(error))
         pool = stack.enter_context(ThreadPoolExecutor(32))
-        there = replace(case, seen=seen)
+        there = replace(case, served_at=served_at)
         reader = Reader(there)
         batches = list(pool.map(reader.batch, np.arange(64).reshape(8, 8)))
         assert np.array_equal(np.concatenate([X for X, _ in batches]), expected)
@@ -99,5 +99,5 @@ def test_what_is_beside_delivers_batches(name: str, tmp_path: Path, signing: Non
     kind.make(tmp_path, 256)
     with ExitStack() as stack:
         place = stack.enter_context(serving(kind.server, str(tmp_path), "1")) if kind.server else str(tmp_path)
-        batches = kind.contestants["shmgen"](place)
-        assert [next(batches), next(batches)] == [64, 64]
+        batches = kind.contestants["shmgen"](place, kind.batch_size)
+        assert [next(batches), next(batches)] == [kind.batch_size, kind.batch_size]
