@@ -39,18 +39,6 @@ class Reader:
         shape: of one sample's row.
         dtype: of a row; as text where workers are to do without NumPy.
         fields: shape and dtype by key, in place of these two, where it fills several fields.
-        given: what the user says of a row, and with it what rows are padded with.
-        varies: whether samples may have other shapes than a row, because they are padded or a transform makes rows of them.
-        keys: what `fill` and `read` get in place of ids, one for each sample: a range, or an array of ints. None for the ids
-            themselves. They are in shared memory once for all workers, so they are not pickled.
-        classes: the names of the classes that a row's numbers stand for, in the order of these numbers; None for no classes.
-        user_code: the function or source of the user's that does the reading; None where that is shmgen's own code.
-        in_main_process: whether the main process fills the rows. `fill` then gets positions in the list of ids, as an array.
-        takes_bytes: whether `fill` takes a flat `memoryview` of the rows' bytes, so that a worker need not import NumPy.
-        concurrent: whether several threads of a process may read at once, each from a copy that `opened` makes.
-        draws: whether `read` needs a generator of random numbers.
-        reads_one_by_one: whether the next rows should be read by `read`, one by one, rather than by `fill`.
-        leaves_out: whether it may fill only a part of a row; rows must then be set to 0 beforehand.
 
     Examples:
         >>> reader = Npy("data").bind(ids)
@@ -61,19 +49,22 @@ class Reader:
     shape: tuple[int, ...]
     dtype: DTypeLike
     fields: Mapping[Any, tuple[tuple[int, ...], DTypeLike]] | None = None
-    given: SampleSpec = ANY
-    varies: bool = False
+    given: SampleSpec = ANY  # what the user says of a row, and with it what rows are padded with
+    varies: bool = False  # samples may have other shapes than a row: they are padded, or a transform makes rows of them
+    # What `fill` and `read` get in place of ids, one for each sample; None for the ids themselves. They are in shared memory once
+    # for all workers, so they are not pickled.
     keys: Sequence[int] | np.ndarray | None = None
-    classes: tuple[Any, ...] | None = None
-    user_code: Any = None
-    in_main_process = False
-    takes_bytes = False
-    concurrent: bool = False
-    draws: bool = False
-    leaves_out: bool = False
+    classes: tuple[Any, ...] | None = None  # the names of the classes that a row's numbers stand for, in the order of these
+    user_code: Any = None  # the function or source of the user's that does the reading; None for shmgen's own code
+    in_main_process = False  # the main process fills the rows: `fill` gets positions in the list of ids, as an array
+    takes_bytes = False  # `fill` takes a flat `memoryview` of the rows' bytes, so that a worker need not import NumPy
+    concurrent: bool = False  # several threads of a process may read at once, each from a copy that `opened` makes
+    draws: bool = False  # `read` needs a generator of random numbers
+    leaves_out: bool = False  # it may fill only a part of a row, which must then be set to 0 beforehand
 
     @property
     def reads_one_by_one(self) -> bool:
+        """Whether the next rows should be read by `read`, one by one, rather than by `fill`."""
         return False
 
     def opened(self, *, in_worker: bool = False) -> Self:
@@ -88,7 +79,7 @@ class Reader:
         """Fill ``rows``, of shape ``(len(keys), *shape)``, with the samples of these keys.
 
         Args:
-            keys: of the samples; see the attribute.
+            keys: the samples' ids, or what the reader has in place of them.
             rows: an array; bytes where it `takes_bytes`; a dict of arrays by key where there are several fields.
             begun: ``begun[0] = n`` says that row n, counted from 1, is being read. A sample that fails, hangs or ends the worker
                 is then known at once; if a reader does not set it, the rows are tried one by one to find the sample.

@@ -145,30 +145,22 @@ class OneHotReader(Reader):
         return None
 
     def read(self, key: Any, row: Any, rng: np.random.Generator | None = None) -> Any:
-        import numpy as np
-
         wanted, read = self._split(row)
-        if self._reader.fields is None:
-            result = self._reader.read(key, read[None], rng)
-            if result is not None and result is not read[None]:
-                write_row(read[None], result)
-            result = None
-        else:
-            result = self._reader.read(key, read, rng)
-        parts = read if result is None else result
-        made: dict[Any, np.ndarray] = {}
+        is_only = self._reader.fields is None
+        result = self._reader.read(key, read[None] if is_only else read, rng)
+        if result is None:
+            result = read
+        elif is_only:
+            result = {None: result}
+        parts = dict(result if isinstance(result, Mapping) else enumerate(result))
         for one in wanted:
-            ints = np.asarray(parts[one.key])
-            if ints.dtype.kind not in "biu":
-                raise FormatError(f"expected ints, found dtype {ints.dtype}")
+            ints = read[one.key]
+            write_row(ints, parts[one.key])
             if _outside(ints, one.n_classes).any():
                 raise FormatError(_wrong(ints, one.n_classes))
-            made[one] = row[one] if parts is read else np.empty_like(row[one])
-            _expand(ints[None], made[one][None])
-        if parts is read:
-            row |= read  # a source may have put others in place of rows
-            return None
-        return {**(parts if isinstance(parts, Mapping) else dict(enumerate(parts))), **made}
+            _expand(ints[None], row[one][None])
+            parts[one] = row[one]
+        return parts
 
     def _split(self, rows: Any) -> tuple[list[OneHotKey], Any]:
         """Which one-hot rows are asked for, and the rows that the other reader fills, those of the ints among them."""

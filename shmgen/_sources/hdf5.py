@@ -86,7 +86,7 @@ class Hdf5(BuiltinSource):
         from h5py import Group  # late: workers need none of these
 
         from shmgen._samples.ids import first_outside
-        from shmgen._sources.hdf5_reader import ID, Hdf5Reader, agrees, checked, flat_layout, opened, unreadable
+        from shmgen._sources.hdf5_reader import ID, Hdf5Reader, checked, flat_layout, opened, unreadable
 
         first, name = ids[0], self.dataset
         try:
@@ -99,11 +99,13 @@ class Hdf5(BuiltinSource):
                     return Hdf5Reader(self.file, name, found.shape, found.dtype, **options)
                 if not found.shape:
                     raise FormatError("expected rows, found a single number; where each sample has one, put '{id}' into the name")
-                count, shape = found.shape[0], found.shape[1:]
-                reader: Hdf5Reader | FlatReader = Hdf5Reader(self.file, name, shape, found.dtype, **options)
-                if not self._swmr and (layout := flat_layout(found)) is not None:
-                    flat = FlatReader(self.file, name, layout)
-                    reader = flat if agrees(flat, found) else reader
+                count, *shape = found.shape
+                layout = None if self._swmr else flat_layout(found)
+                reader: Hdf5Reader | FlatReader
+                if layout is None:
+                    reader = Hdf5Reader(self.file, name, tuple(shape), found.dtype, **options)
+                else:
+                    reader = FlatReader(self.file, name, layout)
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"file {self.file}: {unreadable(error)}") from None
         except FormatError as error:

@@ -21,7 +21,6 @@ import numpy as np
 from shmgen._samples.casting import cast_into
 from shmgen._samples.files import some_of
 from shmgen._samples.sample_spec import are_numbers, can_cast
-from shmgen._sources.base import Reader
 from shmgen._sources.folder import FileReader
 from shmgen._sources.row_file import RowLayout, Windows
 from shmgen._storage.local import refuse_pointer
@@ -117,9 +116,6 @@ class _Rows:
                 raise FormatError(f"expected a row that was written, found that nothing was, to the chunk at {unwritten}{MEANT}")
             if self._zlib and unwritten is None and (block := self._unpacked(group * self._length, last)) is not None:
                 first = group * self._length
-            elif len(numbers) == 1:
-                self._dataset.read_direct(rows, np.s_[first], np.s_[numbers[0]])
-                continue
             else:
                 block = np.empty((last - first + 1, *rows.shape[1:]), rows.dtype)
                 self._dataset.read_direct(block, np.s_[first : last + 1])
@@ -162,14 +158,6 @@ def unreadable(error: Exception) -> str:
     if isinstance(error, BlockingIOError) or "already open for write" in found:
         found = f" one that a process has open to write ({error}); close it there, or, if it is in swmr mode, pass swmr=True"
     return f"expected an HDF5 file that can be read, found{found}"
-
-
-def agrees(reader: Reader, dataset: Any) -> bool:
-    """Whether a reader reads the first row of a dataset and the last as h5py does."""
-    numbers = [0, len(dataset) - 1]
-    found = np.empty((2, *reader.shape), reader.dtype)
-    reader.fill(numbers, found.data.cast("B"), [0])
-    return found.tobytes() == np.stack([dataset[number] for number in numbers]).astype(found.dtype).tobytes()
 
 
 def flat_layout(dataset: Any) -> RowLayout | None:

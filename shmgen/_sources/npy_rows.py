@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shmgen._checks import check_int
-from shmgen._samples.npy_format import Header, explain, read_header_of, read_whole, remote_header
+from shmgen._samples.npy_format import Header, explain, read_header_of, read_whole, remote_header, require_data
 from shmgen._samples.sample_spec import check_dtype, check_numbers, dtype_of, dtype_text
 from shmgen._sources.base import BuiltinSource
 from shmgen._sources.row_file import REPLACED, RowLayout, RowsReader, Windows, runs, spread
@@ -197,25 +197,23 @@ class NpyRowsReader(RowsReader):
         together = runs(firsts, missing, layout.windows.stride) if apart <= size else ((number, number + 1) for number in missing)
         for start, stop in together:
             begun[0] = start + 1
-            run = data[start * size : stop * size]
-            if apart == size or stop == start + 1:
-                self._get(remote, firsts[start], run)
-            else:
-                span = memoryview(bytearray((stop - start - 1) * apart + size))
-                self._get(remote, firsts[start], span)
-                spread(span, apart, run, size)
+            span = self._get(remote, firsts[start], (stop - start - 1) * apart + size)
+            spread(span, apart, data[start * size : stop * size], size)
             for number in range(start, stop):
                 remote.keep("", data[number * size :][:size], self._part(firsts[number]))
 
-    def _get(self, remote: Remote, first: int, data: memoryview) -> None:
-        def take(body: Body) -> None:
+    def _get(self, remote: Remote, first: int, size: int) -> bytes:
+        """The bytes from a row on."""
+
+        def take(body: Body) -> bytes:
             if body.version != self._version:
                 raise FormatError(REPLACED)
-            if (size := body.readinto(data)) != len(data):
-                raise FormatError(f"expected {len(data):,} bytes, found {size:,}: the file is truncated")
+            data = body.read(size)
+            require_data(len(data), size)
+            return data
 
         begin = self.layout.begin + first * self.layout.row_bytes
-        remote.store.get("", take, begin, begin + len(data))
+        return remote.store.get("", take, begin, begin + size)
 
     def _part(self, first: int) -> tuple[object, ...]:
         """All that says which bytes of the file are a sample."""

@@ -134,7 +134,11 @@ class RowLayout(NamedTuple):
         spans = memoryview(bytearray(count * self.windows.span * self.row_bytes))
         read(spans)
         rows = np.ndarray((count, self.windows.span, *self.shape), self.numpy_dtype, spans)
-        self.write(rows[:, 0] if self.windows.length is None else rows[:, :: self.windows.step], data)
+        self.write(self.samples_of(rows), data)
+
+    def samples_of(self, spans: np.ndarray) -> np.ndarray:
+        """The rows that are samples', of the rows that they span, ``(samples, span, *shape)``; a view."""
+        return spans[:, 0] if self.windows.length is None else spans[:, :: self.windows.step]
 
     def write(self, samples: np.ndarray, data: memoryview) -> None:
         """Write the columns of samples that are wanted into ``data``, in native byte order."""
@@ -192,13 +196,10 @@ class RowFile:
             return False
         if layout.is_whole and layout.windows.length is None:
             self._mapped = np.ndarray((layout.rows, layout.row_bytes), np.uint8, memory, layout.begin)
-        elif layout.windows.length is None:
-            self._mapped = np.ndarray((layout.rows, *layout.shape), layout.numpy_dtype, memory, layout.begin)
         else:
-            dtype = layout.numpy_dtype
-            shape = layout.rows - layout.windows.span + 1, layout.windows.length, *layout.shape
-            strides = layout.row_bytes, layout.windows.step * layout.row_bytes, *np.empty(layout.shape, dtype).strides
-            self._mapped = np.ndarray(shape, dtype, memory, layout.begin, strides)
+            rows = np.ndarray((layout.rows, *layout.shape), layout.numpy_dtype, memory, layout.begin)
+            spans = np.lib.stride_tricks.sliding_window_view(rows, layout.windows.span, axis=0)
+            self._mapped = layout.samples_of(np.moveaxis(spans, -1, 1))
         return True
 
     def _copy(self, firsts: Sequence[int], data: memoryview) -> None:
@@ -285,7 +286,7 @@ def are_neighbours(firsts: Sequence[int], distance: int) -> bool:
     return firsts[-1] == last and list(firsts) == list(range(firsts[0], last + 1, distance))
 
 
-def spread(span: memoryview | bytearray, apart: int, data: memoryview, size: int) -> None:
+def spread(span: bytes | bytearray, apart: int, data: memoryview, size: int) -> None:
     """Copy overlapping samples, which lie ``apart`` bytes apart in ``span``, into ``data``, where they lie side by side."""
     start = 0
     for first in range(0, len(data), size):

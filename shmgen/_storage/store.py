@@ -60,28 +60,15 @@ class Body:
         self.version = version
         self.is_whole = is_whole  # the whole file, though a range was asked for
 
-    def readinto(self, data: bytearray | memoryview) -> int:
-        """Fill ``data``, and return the number of bytes: fewer only where the file ends."""
-        view, filled = memoryview(data), 0
-        while filled < len(view) and (count := self._stream.readinto(view[filled:])):
-            filled += count
-        if filled < len(view):
-            self._check_end()
-        return filled
-
     def read(self, most: int) -> bytes:
         """The next bytes; fewer than ``most`` only where the file ends."""
         parts, left = [], most
         while left > 0 and (part := self._stream.read(min(left, 1 << 20))):
             parts.append(part)
             left -= len(part)
-        if left > 0:
-            self._check_end()
+        if left > 0 and (missing := getattr(self._stream, "length", None)):
+            raise Transient(f"an answer that broke off {missing:,} bytes before its end", answered=True)
         return b"".join(parts)
-
-    def _check_end(self) -> None:
-        if left := getattr(self._stream, "length", None):
-            raise Transient(f"an answer that broke off {left:,} bytes before its end", answered=True)
 
 
 class Store:
