@@ -48,8 +48,8 @@ class BatchSpec:
         self._trims = trims
         # What is cut: the positions of fields, and of the lengths of their samples.
         self._trimmed: list[tuple[int, int]] = []
-        # By `id()` of what was given. That is kept, so that no other object gets the same `id()`.
-        self._functions: dict[int, tuple[object, Source]] = {}
+        # By `id()` of what was given. The values hold that, so no other object gets the same `id()`.
+        self._functions: dict[int, Function] = {}
         self._readers: dict[int, tuple[Source, Reader]] = {}
         self._found: list[tuple[str, str, SourceField]] = []
         given = {"inputs": inputs, "targets": targets, "weights": weights}
@@ -103,9 +103,15 @@ class BatchSpec:
         return tuple(members.values()) if all(isinstance(key, int) for key in members) else members
 
     def _source(self, part: Any, name: str, *, weighs: bool) -> Source:
-        """``part`` as a source. A function that is given twice is one source, so that a sample is read once."""
-        source = _as_source(part, name, weighs=weighs)
-        return self._functions.setdefault(id(part), (part, source))[1] if isinstance(source, Function) else source
+        if isinstance(part, Source):
+            return part
+        if is_column(part) or is_mapping(part) or is_frame(part):
+            return Weights(part) if weighs else Values(part)
+        if callable(part):
+            # A function that is given twice is one source, so that a sample is read once.
+            return self._functions.setdefault(id(part), Function(part))
+        expected = "a source, such as Npy(folder), a function, or a mapping or list from id to value"
+        raise InputError(f"field {name!r}: expected {expected}, found {part!r}")
 
     def _bound(self, source: Source, name: str, *, varies: bool = False) -> Reader:
         """The reader of a source: the same wherever the source is used, since a sample is read once."""
@@ -294,24 +300,6 @@ def _holds_columns(part: dict[Any, Any] | Sequence[Any], ids: Sequence[Any]) -> 
         if not all(isinstance(key, str) for key in part):
             return False  # its keys are ids
         # Ints are never among keys that are texts, so not every id need be looked up.
-        if as_ints(ids) is None and any(_has(part, id) for id in ids):
+        if as_ints(ids) is None and any(id in part for id in ids):
             return False
-    return any(len(member) == len(ids) or (isinstance(member, Mapping) and _has(member, ids[0])) for member in members)
-
-
-def _has(mapping: Mapping[Any, Any], id: object) -> bool:
-    try:
-        return id in mapping
-    except TypeError:  # an id that can't be a key
-        return False
-
-
-def _as_source(part: Any, name: str, *, weighs: bool) -> Source:
-    if isinstance(part, Source):
-        return part
-    if is_column(part) or is_mapping(part) or is_frame(part):
-        return Weights(part) if weighs else Values(part)
-    if callable(part):
-        return Function(part)
-    expected = "a source, such as Npy(folder), a function, or a mapping or list from id to value"
-    raise InputError(f"field {name!r}: expected {expected}, found {part!r}")
+    return any(len(member) == len(ids) or (isinstance(member, Mapping) and ids[0] in member) for member in members)

@@ -48,15 +48,8 @@ class Files:
 
     def name(self, id: object) -> str:
         """The file of ``id``, as a path from the folder."""
-        [name] = self.names([id])
-        return name
-
-    def names(self, ids: Sequence[object]) -> list[str]:
-        """The files of ``ids``, as paths from the folder."""
-        suffix = self.suffix
-        if self.ids_are_paths:
-            return [path if path.endswith(suffix) else f"{path}{suffix}" for path in map(str, ids)]
-        return [f"{id}{suffix}" for id in ids]
+        name = str(id)
+        return name if self.ids_are_paths and name.endswith(self.suffix) else name + self.suffix
 
     def prepare(self, ids: Sequence[object], source: str) -> None:
         """Refuse ids that lead out of the folder of this ``source``, and get ready for the first request."""
@@ -89,17 +82,21 @@ class Files:
         has_scan = isinstance(error, FormatError) or getattr(error, "errno", None) in FOUND_BY_SCAN
         return SampleError(id, path, explain(error, path) + (SCAN if has_scan and self.remote is None else ""))
 
-    def load(self, id: object, parse: Callable[[bytes], T]) -> T:
-        """What ``parse`` makes of the bytes of sample ``id``'s file. It is kept in the cache only if it can be parsed."""
+    def read(self, id: object, take: Callable[[int | bytes], T]) -> T:
+        """What ``take`` makes of sample ``id``'s file: of a descriptor, or of all its bytes. What it refuses is not cached."""
         name = self.name(id)
         if self.remote is not None:
-            return self.remote.load(name, lambda file: parse(_all_of(file) if isinstance(file, int) else file))
+            return self.remote.load(name, take)
         # An ordinary open of a FIFO would wait for ever.
         fd = os.open(os.path.join(self.folder, name), OPEN_FLAGS | os.O_NONBLOCK)
         try:
-            return parse(_all_of(fd))
+            return take(fd)
         finally:
             os.close(fd)
+
+    def load(self, id: object, parse: Callable[[bytes], T]) -> T:
+        """As `read`; ``parse`` gets all bytes of the file."""
+        return self.read(id, lambda file: parse(_all_of(file) if isinstance(file, int) else file))
 
 
 class FolderSource(BuiltinSource):

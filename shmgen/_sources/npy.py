@@ -133,26 +133,21 @@ class NpyReader(FolderReader):
 
     def _read(self, key: object, row: np.ndarray) -> np.ndarray:
         """The array of sample ``key``, of its own shape and dtype."""
-        if self.files.remote is not None:
-            return self.files.load(key, lambda data: self._sample(memoryview(data)))
-        fd = os.open(self.files.path(key), OPEN_FLAGS)
-        try:
-            return self._sample(fd)
-        finally:
-            os.close(fd)
+        return self.files.read(key, lambda file: self._sample(file if isinstance(file, int) else memoryview(file)))
 
     def _fill(self, keys: Sequence[object], rows: memoryview, begun: Any, io_waits: bool) -> list[int] | None:
         """Read the files of ``keys`` into ``rows``, which are their rows' bytes; returns the numbers of those of other shapes."""
         self._left: list[int] = []
         self._begun = begun
         files = self.files
+        names = list(map(files.name, keys))
         if files.remote is not None:
-            self._fetch(files.remote, files.names(keys), rows)
+            self._fetch(files.remote, names, rows)
             return self._left
         # With its descriptor the kernel need not look up the folder for every file.
         folder = os.open(files.folder, os.O_PATH | os.O_CLOEXEC)
         try:
-            (self._read_ahead if io_waits else self._read_in_turn)(files.names(keys), folder, rows)
+            (self._read_ahead if io_waits else self._read_in_turn)(names, folder, rows)
         finally:
             os.close(folder)
         return self._left

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 
-from shmgen._samples.npy_format import LARGEST_ELEMENT, LONGEST, OPEN_FLAGS, read_header
+from shmgen._samples.npy_format import LARGEST_ELEMENT, LONGEST, read_header
 from shmgen._sources.folder import Files, FolderReader, FolderSource
 from shmgen._storage.local import refuse_pointer
 from shmgen.errors import FormatError, SampleError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from shmgen._sources.fields import RowsByKey
     from shmgen._storage.remote import Remote
+
+T = TypeVar("T")
 
 DAMAGED = (OSError, ValueError, FormatError, BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 """Errors of reading a file that is no whole ``.npz`` file."""
@@ -56,7 +59,7 @@ class Npz(FolderSource):
 
     def _reader(self, files: Files, first: object, varies: bool) -> NpzReader:
         try:
-            fields = files.load(first, _kinds)
+            fields = _read(files, first, _kinds)
         except DAMAGED as error:
             raise _explained(error) from None
         if not fields:
@@ -75,31 +78,35 @@ class NpzReader(FolderReader):
         self.fields = fields
 
     def _read(self, key: object, row: RowsByKey) -> dict[str, np.ndarray]:
-        if self.files.remote is not None:
-            return self.files.load(key, lambda data: _arrays(io.BytesIO(data), row))
-        fd = os.open(self.files.path(key), OPEN_FLAGS)
-        with open(fd, "rb") as file:
-            return _arrays(file, row)
+        return _read(self.files, key, lambda archive: _arrays(archive, row))
 
     def _damaged(self, key: object, error: Exception) -> SampleError:
         return self.files.unreadable(key, _explained(error))
 
 
-def _kinds(data: bytes) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
-    refuse_pointer(data)
-    with ZipFile(io.BytesIO(data)) as archive:
-        return {key: _kind(archive, info) for key, info in _members(archive).items()}
+def _read(files: Files, id: object, take: Callable[[ZipFile], T]) -> T:
+    """What ``take`` makes of the archive of sample ``id``."""
+
+    def opened(file: int | bytes) -> T:
+        with open(file, "rb", closefd=False) if isinstance(file, int) else io.BytesIO(file) as stream:
+            refuse_pointer(stream.read(16))
+            with ZipFile(stream) as archive:
+                return take(archive)
+
+    return files.read(id, opened)
 
 
-def _arrays(file: Any, rows: RowsByKey) -> dict[str, np.ndarray]:
-    refuse_pointer(file.read(16))
-    with ZipFile(file) as archive:
-        members = _members(archive)
-        arrays = {}
-        for key, row in rows.items():
-            if key not in members:
-                raise FormatError(f"expected an array {key!r}, found {', '.join(map(repr, members)) or 'none'}")
-            arrays[key] = _array(archive, members[key], None if key in rows.varied else row)
+def _kinds(archive: ZipFile) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
+    return {key: _kind(archive, info) for key, info in _members(archive).items()}
+
+
+def _arrays(archive: ZipFile, rows: RowsByKey) -> dict[str, np.ndarray]:
+    members = _members(archive)
+    arrays = {}
+    for key, row in rows.items():
+        if key not in members:
+            raise FormatError(f"expected an array {key!r}, found {', '.join(map(repr, members)) or 'none'}")
+        arrays[key] = _array(archive, members[key], None if key in rows.varied else row)
     return arrays
 
 
