@@ -49,7 +49,6 @@ class Reader:
     shape: tuple[int, ...]
     dtype: DTypeLike
     fields: Mapping[Any, tuple[tuple[int, ...], DTypeLike]] | None = None
-    given: SampleSpec = ANY  # what the user says of a row, and with it what rows are padded with
     varies: bool = False  # samples may have other shapes than a row: they are padded, or a transform makes rows of them
     # What `fill` and `read` get in place of ids, one for each sample; None for the ids themselves. They are in shared memory once
     # for all workers, so they are not pickled.
@@ -296,7 +295,7 @@ class SourceField:
 class BuiltinSource(Source):
     """A source of shmgen's own. Its reader does what `Source.open`, `read`, `fill` and `place` do for a source of the user's."""
 
-    given: SampleSpec = ANY  # what the user says of a row
+    given: SampleSpec = ANY  # what the user says of a row, and with it what rows are padded with
     finds_fields: bool = False  # only `bind` says whether it has several
 
     def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> Reader:

@@ -14,7 +14,7 @@ from shmgen._memory.layout import BatchArrays
 from shmgen._samples.casting import holds
 from shmgen._samples.ids import as_ints, is_frame
 from shmgen._samples.lookup import is_column, is_mapping
-from shmgen._samples.sample_spec import ANY, NO_NUMBERS, are_numbers, dtype_of, dtype_text
+from shmgen._samples.sample_spec import ANY, NO_NUMBERS, SampleSpec, are_numbers, dtype_of, dtype_text
 from shmgen._sources.base import BuiltinSource, Reader, Source, SourceField
 from shmgen._sources.fields import FieldSpec, OneHotKey, OneHotReader
 from shmgen._sources.function import Function
@@ -165,9 +165,8 @@ class BatchSpec:
         """Bind every source; returns a batch's fields, in order. Samples of ``transformed`` ones may have other shapes."""
         varying = {id(field.source) for name, field in self._fields.items() if name in transformed and field.n_classes is None}
         for name, field in self._fields.items():
-            source = field.source
-            is_padded = isinstance(source, BuiltinSource) and source.given.pad_value is not None
-            self._bound(source, name, varies=is_padded or id(source) in varying)
+            is_padded = _given(field.source).pad_value is not None
+            self._bound(field.source, name, varies=is_padded or id(field.source) in varying)
         self._add_one_hot()
         specs: dict[str, FieldSpec] = {}
         for name in sorted(self.names, key=self.measured):  # measures last, since they need what they measure
@@ -209,7 +208,7 @@ class BatchSpec:
         if field.n_classes is not None:
             varies = False
         elif given == ANY:
-            given = reader.given
+            given = _given(field.source)
         else:
             try:
                 row = given.row(shape, dtype, varies=is_transformed or given.pad_value is not None)
@@ -254,6 +253,10 @@ class BatchSpec:
             raise InputError(f"field {name!r}: expected one of {known}, which {called} has, found {key!r}")
         shape, dtype = reader.fields[key]
         return tuple(shape), dtype_of(dtype)
+
+
+def _given(source: Source) -> SampleSpec:
+    return source.given if isinstance(source, BuiltinSource) else ANY
 
 
 def _key(field: SourceField) -> Hashable | None:

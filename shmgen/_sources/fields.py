@@ -103,7 +103,7 @@ class OneHotReader(Reader):
     def __init__(self, reader: Reader, wanted: Iterable[OneHotKey]) -> None:
         self._reader = reader
         self._wanted = tuple(wanted)
-        self.given, self.keys, self.user_code = reader.given, reader.keys, reader.user_code
+        self.keys, self.user_code = reader.keys, reader.user_code
         self.concurrent, self.draws, self.leaves_out = reader.concurrent, reader.draws, reader.leaves_out
         fields: Mapping[Any, Any] = {None: (reader.shape, reader.dtype)} if reader.fields is None else reader.fields
         self.fields = dict(fields)

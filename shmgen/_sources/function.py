@@ -62,7 +62,7 @@ class Function(BuiltinSource):
     def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> FunctionReader:
         dim, n_channels, dtype, pad_value = self.given
         reader = FunctionReader(self._function, fills=self._fills, draws=self._draws)
-        reader.concurrent, reader.given = self.concurrent, self.given
+        reader.concurrent = self.concurrent
         if self._fills and (dim is None or dtype is None):
             raise InputError(f"{_name(self._function)} fills a row that it is given: say its dim and dtype")
         if dim is not None and dtype is not None and (self._fills or n_channels is not None or pad_value is not None):

@@ -114,7 +114,7 @@ class Images(FolderSource):
         image_decoder.say_once_if_slow()
         files.learn(first)
         array = files.load(first, self._decoder.decode)
-        reader = ImagesReader(files, self._decoder, self.given, self.given.row(array.shape, array.dtype, varies=varies))
+        reader = ImagesReader(files, self._decoder, self.given.row(array.shape, array.dtype, varies=varies))
         reader.check(array)
         return reader
 
@@ -122,9 +122,8 @@ class Images(FolderSource):
 class ImagesReader(FolderReader):
     reads_one_by_one = True
 
-    def __init__(self, files: Files, decoder: ImageDecoder, given: SampleSpec, row: RowSpec) -> None:
+    def __init__(self, files: Files, decoder: ImageDecoder, row: RowSpec) -> None:
         super().__init__(files)
-        self.given = given
         self.shape, self.dtype, self.varies = row.shape, row.dtype, row.varies
         self._decoder = decoder
 

@@ -6,7 +6,7 @@ import math
 import os
 import resource
 from collections import deque
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from threading import Semaphore
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from shmgen._samples.sample_spec import RowSpec, SampleSpec
 from shmgen._sources.folder import Files, FolderReader, FolderSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Generator, Iterable, Sequence
 
     import numpy as np
     from numpy.typing import DTypeLike
@@ -107,7 +107,7 @@ class Npy(FolderSource):
         else:
             header, raw, _ = remote_header(files.remote, files.name(first))
         header = header.reinterpreted(self.given.dtype)
-        return NpyReader(files, self.given, self.given.row(header.shape, header.dtype, varies=varies), header, raw)
+        return NpyReader(files, self.given.row(header.shape, header.dtype, varies=varies), header, raw)
 
 
 class NpyReader(FolderReader):
@@ -115,9 +115,8 @@ class NpyReader(FolderReader):
 
     takes_bytes = True
 
-    def __init__(self, files: Files, given: SampleSpec, row: RowSpec, header: Header, raw: bytes) -> None:
+    def __init__(self, files: Files, row: RowSpec, header: Header, raw: bytes) -> None:
         super().__init__(files)
-        self.given = given
         self.shape, self.dtype, self.varies, self.row_bytes = row.shape, row.dtype, row.varies, row.row_bytes
         self._row = row
         self._check(header)
@@ -147,57 +146,48 @@ class NpyReader(FolderReader):
         # With its descriptor the kernel need not look up the folder for every file.
         folder = os.open(files.folder, os.O_PATH | os.O_CLOEXEC)
         try:
-            (self._read_ahead if io_waits else self._read_in_turn)(names, folder, rows)
+            self._read_files(names, folder, rows, io_waits)
         finally:
             os.close(folder)
         return self._left
 
-    def _read_in_turn(self, names: list[str], folder: int, rows: memoryview) -> None:
+    def _read_files(self, names: list[str], folder: int, rows: memoryview, io_waits: bool) -> None:
         # One open, one preadv, one close and one comparison a sample. The speed of the whole package depends on this loop.
         row_bytes = self.row_bytes
         plain, found, expected_bytes = self._expected()
-        begun, opened, preadv, close, flags = self._begun, os.open, os.preadv, os.close, OPEN_FLAGS
+        preadv, close = os.preadv, os.close
         start = 0
-        for begun[0], name in enumerate(names, 1):
-            row = rows[start : start + row_bytes]
-            start += row_bytes
-            fd = opened(name, flags, dir_fd=folder)
-            try:
-                if preadv(fd, (found, row), 0) != expected_bytes or found != plain:
-                    self._read_file(fd, row)
-                    plain, found, expected_bytes = self._expected()
-            finally:
-                close(fd)
-
-    def _read_ahead(self, names: list[str], folder: int, rows: memoryview) -> None:
-        """As `_read_in_turn`, but the kernel is asked for the next files before one is read. None is opened twice."""
-        row_bytes = self.row_bytes
-        plain, found, expected_bytes = self._expected()
-        begun, opened, preadv, close, flags = self._begun, os.open, os.preadv, os.close, OPEN_FLAGS
-        ahead: deque[int] = deque()
-        until = len(names)
-        try:
-            for number, name in enumerate(names):
-                # An open may hang; the supervisor must see at which file.
-                for begun[0] in range(number + len(ahead) + 1, min(number + FILES_AHEAD, until) + 1):
-                    if not _open_ahead(names[begun[0] - 1], folder, ahead):
-                        until = 0
-                        break
-                begun[0] = number + 1
-                fd = _next(ahead) if ahead else opened(name, flags, dir_fd=folder)
+        with closing(self._opened(names, folder, io_waits)) as fds:
+            for fd in fds:
+                row = rows[start : start + row_bytes]
+                start += row_bytes
                 try:
-                    row = rows[number * row_bytes : (number + 1) * row_bytes]
                     if preadv(fd, (found, row), 0) != expected_bytes or found != plain:
                         self._read_file(fd, row)
                         plain, found, expected_bytes = self._expected()
                 finally:
                     close(fd)
+
+    def _opened(self, names: list[str], folder: int, io_waits: bool) -> Generator[int]:
+        """Open each file in its turn, once; if ``io_waits``, the next ones before, which the kernel is asked to read."""
+        begun, opened, flags = self._begun, os.open, OPEN_FLAGS
+        ahead: deque[int] = deque()
+        until = len(names) if io_waits else 0
+        try:
+            for number, name in enumerate(names):
+                # An open may hang; the supervisor must see at which file.
+                for begun[0] in range(number + len(ahead) + 1, min(number + FILES_AHEAD, until) + 1) if until else ():
+                    if not _open_ahead(names[begun[0] - 1], folder, ahead):
+                        until = 0
+                        break
+                begun[0] = number + 1
+                yield _next(ahead) if ahead else opened(name, flags, dir_fd=folder)
         finally:
             while ahead:
-                close(_next(ahead))
+                os.close(_next(ahead))
 
     def _fetch(self, remote: Remote, names: list[str], rows: memoryview) -> None:
-        """As `_read_in_turn`, of remote files, or of what is kept of them."""
+        """As `_read_files`, of remote files, or of what is kept of them."""
         most = LONGEST + LARGEST_ELEMENT * math.prod(self.shape)  # no file is larger whose array fits a row
         start = 0
         for self._begun[0], name in enumerate(names, 1):
