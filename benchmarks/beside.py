@@ -36,8 +36,8 @@ KEYS = {"key": "test", "secret": "test"}
 
 Counts = Iterator[int]
 """The number of samples in each batch, endlessly."""
-Contestant = Callable[[str, int], Counts]
-"""Reads batches, given the location of the data (a folder, or the URL of a server) and the batch size."""
+Load = Callable[[str, int], Counts]
+"""A function that reads batches, given the location of the data (a folder, or the URL of a server) and the batch size."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,18 @@ class Kind:
     title: str
     make: Callable[[Path, int], None]
     samples: int
-    contestants: dict[str, Contestant]
+    contestants: dict[str, Load]
     batch_size: int = 64
     server: str = ""
 
 
 def measure(name: str, root: Path, rounds: int, seconds: float, cut: int) -> dict[str, list[float]]:
-    """Measure samples a second of every contestant, in each round. Contestants run in processes of their own, and take turns.
+    """Samples a second of every contestant, in each round. Contestants run in processes of their own, and take turns.
 
     Args:
         name: a kind of data.
         root: folder for the data.
-        rounds: number of turns of each contestant.
+        rounds: number of rounds.
         seconds: duration of a turn, in seconds.
         cut: divisor of the number of samples.
 
@@ -126,9 +126,6 @@ def main() -> None:
     os._exit(0)  # without waiting for the peers' threads and processes
 
 
-# Data sets
-
-
 def rows(folder: Path, count: int, shape: tuple[int, ...]) -> None:
     """Write one ``.npy`` file of uint8 rows."""
     np.save(folder / "all.npy", np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8))
@@ -173,9 +170,6 @@ def photos(folder: Path, count: int, suffix: str) -> None:
         image.crop((left, top, left + width, top + height)).resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
-# Contestants
-
-
 def indices(count: int, batch_size: int) -> Iterator[np.ndarray]:
     """Yield the sample numbers of each batch endlessly, in a new random order every epoch."""
     rng = np.random.default_rng(0)
@@ -214,14 +208,7 @@ def h5py_rows(place: str, batch_size: int) -> Counts:
 
 
 def by_torch(place: str, batch_size: int, read: Callable[[str, int], Any], count: Callable[[str], int]) -> Counts:
-    """A `Dataset` and a `DataLoader`.
-
-    Args:
-        place: location of the data.
-        batch_size: samples in a batch.
-        read: function that reads a sample, given the location and the sample's number.
-        count: function that counts the samples at a location.
-    """
+    """A `DataLoader` and a `Dataset`, whose samples are read by location and number."""
     import torch
 
     class Samples(torch.utils.data.Dataset):
@@ -315,7 +302,7 @@ def by_fsspec(place: str, batch_size: int) -> Counts:
         yield len(np.stack([np.load(io.BytesIO(data)) for data in found.values()]))
 
 
-def shmgen(arguments: Callable[[str], dict[str, Any]]) -> Contestant:
+def shmgen(arguments: Callable[[str], dict[str, Any]]) -> Load:
     """A `Loader` with its defaults, and with the arguments that it needs for the data at a location."""
 
     def read(place: str, batch_size: int) -> Counts:
@@ -357,11 +344,8 @@ def photo_files(place: str) -> dict[str, Any]:
     from shmgen import Images, image_folder
 
     partition, labels, _ = image_folder(place)
-    return {
-        "list_IDs": partition["train"],
-        "labels": labels,
-        "source": Images(place, size=PHOTO, resize="stretch"),
-    }
+    source = Images(place, size=PHOTO, resize="stretch")
+    return {"list_IDs": partition["train"], "labels": labels, "source": source}
 
 
 def remote_files(place: str) -> dict[str, Any]:
@@ -374,9 +358,9 @@ def remote_files(place: str) -> dict[str, Any]:
     return {"list_IDs": range(REMOTE_FILES), "data_dir": remote, "workers": "auto"}
 
 
-def bucket(contestant: Contestant) -> Contestant:
+def bucket(load: Load) -> Load:
     """Let a contestant read the bucket, whose endpoint is the location of the data."""
-    return lambda place, batch_size: contestant(f"{place}#s3", batch_size)
+    return lambda place, batch_size: load(f"{place}#s3", batch_size)
 
 
 def npy_count(place: str) -> int:

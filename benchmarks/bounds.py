@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.cases import Case
 from benchmarks.job import Batches, Job
-from benchmarks.readers import Reader, request
+from benchmarks.readers import Reader, read_file, request
 
 HELD = 3
 """The fewest batches in the memory of a loader that reads ahead: the trainer's, the next one, and one being read."""
@@ -101,31 +101,21 @@ def read_pool(job: Job, seconds: float) -> Read:
     paths = [case.path(id) for id in case.labels]
     np.random.default_rng(job.share).shuffle(paths)
     threads = (job.reads or IN_FLIGHT) // job.workers
-    counts = [0] * threads
-    read = request if case.url else _read
+    read = request if case.url else read_file
 
-    def work(thread: int) -> None:
+    def count_reads(thread: int) -> int:
+        count = 0
         header, row = bytearray(case.header_bytes), bytearray(case.sample_bytes)
         for number in cycle(range(thread, len(paths), threads)):
             read(paths[number], header, row)
             if time.perf_counter() > end:
-                return
-            counts[thread] += 1
+                break
+            count += 1
+        return count
 
     end = time.perf_counter() + seconds
-    workers = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return Read(sum(counts), seconds)
-
-
-def _read(path: str, header: bytearray, row: bytearray) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    if os.preadv(fd, (header, row), 0) != len(header) + len(row):
-        raise OSError(f"expected {len(header) + len(row)} bytes, found fewer: {path}")
-    os.close(fd)
+    with ThreadPoolExecutor(threads) as pool:
+        return Read(sum(pool.map(count_reads, range(threads))), seconds)
 
 
 def read_fio(job: Job, seconds: float) -> Read:

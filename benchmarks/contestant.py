@@ -126,13 +126,7 @@ def turns_of_starting(epochs: Iterator[Batches]) -> Iterator[Turn]:
 
 
 def turns_of_fit(feed: Feed, samples: int, min_seconds: float) -> Iterator[Turn]:
-    """Yield turns of one ``fit`` each, timed from the end of its first epoch.
-
-    Args:
-        feed: data to train on.
-        samples: number of samples in an epoch.
-        min_seconds: minimum duration of a turn, in seconds.
-    """
+    """Yield turns of one ``fit`` each, timed from the end of its first epoch, for at least ``min_seconds``."""
     import keras
 
     class Clock(keras.callbacks.Callback):

@@ -10,7 +10,7 @@ FAST = ("keras-threads", "torch", "tf.data", "grain", "spdl")
 ALL = ("naive", "keras-processes", *FAST, "shmgen", "shmgen-auto")
 """Contestants in the order of the tables; bounds follow."""
 LIMITS = ("limit", "limit-held")
-"""Bare reads into one batch, which stays in the processor's cache, and into `HELD` batches, which do not."""
+"""Bare reads into one batch, which stays in the processor's cache, and into several, which do not all stay there."""
 LIGHT = ("naive", "spdl", "shmgen", *LIMITS)
 """Contestants of a quick run: they start fast, without TensorFlow or torch."""
 
@@ -51,7 +51,7 @@ class Contest:
     """A comparison of contestants on one data set.
 
     Attributes:
-        name: name in the benchmarks' names.
+        name: part of the benchmarks' names.
         table: title of the table.
         column: title of the table's column.
         task: "load" reads batches, "start" reads the first batches in a fresh process each turn, and "fit" trains.

@@ -23,13 +23,7 @@ WORKERS, SLOTS = 2, 3
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a folder of uint8 files.
-
-    Attributes:
-        row_bytes: bytes of data in a file.
-        files: number of files.
-        batch_size: samples in a batch.
-    """
+    """Sizes of a folder of ``.npy`` files, each with ``row_bytes`` bytes of data."""
 
     row_bytes: int
     files: int

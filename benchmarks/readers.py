@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -34,7 +34,7 @@ class Reader:
         """Size of a file's header."""
         self.opens_files = not case.url
         """Whether samples are files, not URLs."""
-        self._read: Callable[[str, bytearray, np.ndarray], None] = _request if case.url else _preadv
+        self._read = request if case.url else read_file
 
     def batch(self, numbers: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
         """Read samples and their labels into a new batch."""
@@ -46,19 +46,20 @@ class Reader:
         """Read samples into ``X`` and return their labels."""
         header = bytearray(self.header)
         for row, number in zip(X, numbers, strict=True):
-            self._read(self.paths[number], header, row)
+            self._read(self.paths[number], header, row.data.cast("B"))
         return self.labels[numbers]
 
     def sample(self, path: bytes) -> np.ndarray:
         """Read one sample into a new array."""
         row = np.empty(self.shape, self.dtype)
-        self._read(path.decode(), bytearray(self.header), row)
+        self._read(path.decode(), bytearray(self.header), row.data.cast("B"))
         return row
 
 
-def _preadv(path: str, header: bytearray, row: np.ndarray) -> None:
+def read_file(path: str, *parts: bytearray | memoryview) -> None:
+    """Read a file into ``parts``."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    os.preadv(fd, (header, row.data.cast("B")), 0)
+    os.preadv(fd, parts, 0)
     os.close(fd)
 
 
@@ -82,7 +83,3 @@ def request(url: str, *parts: bytearray | memoryview) -> None:
                 if not count:
                     raise OSError(f"{url}: expected {len(view)} more bytes, found the end")
                 view = view[count:]
-
-
-def _request(url: str, header: bytearray, row: np.ndarray) -> None:
-    request(url, header, row.data.cast("B"))

@@ -43,12 +43,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of one contest: a column of a table, and a panel of the plot.
-
-    Attributes:
-        result: the result of the contest.
-        figure: a name in `FIGURES`.
-    """
+    """One figure of one contest: a column of a table, and a panel of the plot."""
 
     result: Result
     figure: str

@@ -20,12 +20,7 @@ SEND_BUFFER = 1 << 21
 
 
 class Connection(asyncio.Protocol):
-    """A connection to one client.
-
-    Args:
-        folder: the folder of the files.
-        delay: time from a request to its answer, in seconds.
-    """
+    """A connection to one client, which gets each answer ``delay`` seconds after its request."""
 
     def __init__(self, folder: Path, delay: float) -> None:
         self._folder, self._delay, self._received = folder, delay, b""

@@ -14,9 +14,9 @@ from benchmarks.machine import UnavailableError
 from benchmarks.slow_files import missing_requirement
 
 FILE_MS = 5
-"""Latency of opening a file, and of reading it."""
+"""Latency of opening a file, and of reading it, in milliseconds."""
 ANSWER_MS = 30
-"""Latency of a request."""
+"""Latency of a request, in milliseconds."""
 
 
 @contextmanager
