@@ -1,4 +1,4 @@
-"""Train with augmentations of a library, albumentations (``pip install albumentations``), seeded for each sample.
+"""Train with augmentations from the albumentations library (``pip install albumentations``), seeded for each sample.
 
 They run in the workers, and their random numbers come from the sample's own generator: a run is the same at any number of
 workers, and after an interruption. The photos are those of ``train_photos.py``.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import albumentations as A  # noqa: N812 # as its own documentation has it
+import albumentations as A  # noqa: N812 # as its documentation imports it
 import keras
 import numpy as np
 from train_photos import SIZE, make_model, read_table, write_photos
@@ -20,7 +20,7 @@ AUGMENT = A.Compose([A.HorizontalFlip(p=0.5), A.RandomBrightnessContrast(p=0.5),
 
 
 def augment(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """``x``, of shape (height, width, 3) and dtype uint8, changed as ``rng`` says."""
+    """``x``, of shape (height, width, 3) and dtype uint8, augmented with random numbers from ``rng``."""
     AUGMENT.set_random_seed(int(rng.integers(1 << 32)))
     return AUGMENT(image=x)["image"]
 

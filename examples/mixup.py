@@ -18,11 +18,11 @@ from shmgen import Images, Sequence
 
 
 class MixUp(Sequence):
-    """Mixes each photo of a batch with another one, and their one-hot labels too."""
+    """Mixes each photo of a batch, and its one-hot label, with another one of the batch."""
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         X, y = super().__getitem__(index)
-        rng = np.random.default_rng(crc32(X[0]))  # a batch is mixed in the same way whenever it is asked for
+        rng = np.random.default_rng(crc32(X[0]))  # the same batch is always mixed in the same way
         other, part = rng.permutation(len(X)), np.float32(rng.beta(0.2, 0.2))
         return part * X + (1 - part) * X[other], part * y + (1 - part) * y[other]
 

@@ -1,7 +1,7 @@
-"""Train from one big ``.npy`` file that holds all samples: an id is a row's number, and the labels are an array as well.
+"""Train from one big ``.npy`` file that holds all samples: an id is a row number, and the labels are an array.
 
 The 1,797 digits that ship with scikit-learn stand in for an array that would not fit into memory, which you would write piece by
-piece with ``np.lib.format.open_memmap``. `shmgen.Sequence` reads the rows of a batch and no others.
+piece with ``np.lib.format.open_memmap``. `shmgen.Sequence` reads only the rows of each batch.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
     file = arguments.folder / "all_digits.npy"
     labels = write_digits(file, arguments.samples)
     rows = np.random.default_rng(0).permutation(len(labels))
-    by_row = Values(labels, by="id")  # labels[k] belongs to row k of the file, not to the k-th of the ids
+    by_row = Values(labels, by="id")  # labels[k] belongs to row k of the file, not to the k-th id
     cut = len(rows) * 4 // 5
     training = Sequence(rows[:cut], by_row, source=NpyRows(file))
     validation = Sequence(rows[cut:], by_row, source=NpyRows(file), shuffle=False, tail="keep")

@@ -1,6 +1,6 @@
 """Train on several processes with torch: ``torchrun --nproc-per-node 2 examples/train_ddp.py``.
 
-Keras's own ``fit`` on torch does not keep the processes' weights the same. Here ``train_step`` goes through torch's
+Keras's own ``fit`` on torch does not synchronise the processes' weights. Here ``train_step`` goes through torch's
 DistributedDataParallel, which averages the gradients of all ranks. ``shard="auto"`` gives each rank its part of every batch, so
 the model is the one that a single process would have trained, up to rounding.
 """
@@ -45,7 +45,7 @@ class Synchronised(keras.Sequential):
 
     @property
     def _ddp(self) -> DistributedDataParallel:
-        # Not an attribute: the model would then contain itself.
+        # Keras and torch track assigned attributes: assigned as one, the wrapper would make the model contain itself.
         if "ddp" not in vars(self):
             vars(self)["ddp"] = DistributedDataParallel(self)
         return vars(self)["ddp"]
@@ -79,7 +79,7 @@ def make_model() -> keras.Model:
 
 
 def largest_difference(model: keras.Model) -> float:
-    """By how much weights of the ranks differ, at most."""
+    """The largest difference between weights of the ranks."""
     mine = torch.cat([weight.value.detach().flatten() for weight in model.weights])
     first = mine.clone()
     torch.distributed.broadcast(first, src=0)
@@ -98,7 +98,7 @@ def main() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    keras.utils.set_random_seed(0)  # the same weights on all ranks, to begin with
+    keras.utils.set_random_seed(0)  # the same initial weights on all ranks
     if rank == 0:
         write_digits(arguments.folder)
     torch.distributed.barrier()

@@ -1,7 +1,7 @@
 """Train on real handwritten digits in PNG files, decoded and shifted by functions of your own, in the workers.
 
-The 1,797 digits that ship with scikit-learn are written to ``.demo/`` as pictures. An ordinary function of an id reads a picture,
-and another one varies its row; the workers of `shmgen.Sequence` call both.
+The 1,797 digits that ship with scikit-learn are written to ``.demo/`` as pictures. One function reads the picture of an id,
+and another shifts it at random; the workers of `shmgen.Sequence` call both.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ gives each rank its part of every batch, so the model is the one that a single p
 `Resume` saves the state of the model and of the data. When a machine is lost, Ray starts again with the remaining ones, and
 training continues in the middle of the epoch.
 
-``--folder`` must be visible to all machines. Without a cluster, Ray makes one of this machine.
+``--folder`` must be visible to all machines. Without a cluster, Ray starts one on this machine.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def train(config: dict[str, Any]) -> float:
     from shmgen import Sequence
     from shmgen.keras import Resume
 
-    # Sequences give each rank its part; Keras must not divide that once more.
+    # Each rank's Sequence delivers that rank's part; Keras must not divide it again.
     keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
     keras.utils.set_random_seed(0)
     labels = {f"id-{number}": int(label) for number, label in enumerate(load_digits().target)}
@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(".demo/ray"), help="for files and states (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--ranks", type=int, default=2, help="at most; training continues with fewer (default: %(default)s)")
+    parser.add_argument("--ranks", type=int, default=2, help="at most this many ranks; fewer are fine (default: %(default)s)")
     arguments = parser.parse_args()
 
     folder = arguments.folder.absolute()

@@ -1,7 +1,7 @@
 """Train on a folder of JPEGs and a table of their file names and classes.
 
-Pieces of the two photographs that ship with scikit-learn stand in for your own; each is a JPEG of another size, and
-``.demo/photos/photos.csv`` has a line for each. The workers of `shmgen.Sequence` decode them, make them all one size, and flip
+Pieces of the two photographs that ship with scikit-learn stand in for your own; they are JPEGs of different sizes, and
+``.demo/photos/photos.csv`` has a line for each. The workers of `shmgen.Sequence` decode them, resize them to one size, and flip
 some, while the network trains.
 """
 
@@ -22,7 +22,7 @@ SIZE = (64, 64)
 
 
 def write_photos(folder: Path, count: int) -> None:
-    """Write ``count`` JPEGs, of 100 to 200 pixels each way, and their table."""
+    """Write ``count`` JPEGs, with sides of 100 to 200 pixels, and their table."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
@@ -38,7 +38,7 @@ def write_photos(folder: Path, count: int) -> None:
 
 
 def read_table(folder: Path) -> dict[str, str]:
-    """What each photo shows, by the name of its file."""
+    """The label of each photo, by file name."""
     with (folder / "photos.csv").open(newline="") as file:
         return {row["file"]: row["label"] for row in csv.DictReader(file)}
 

@@ -18,7 +18,7 @@ from shmgen import Npy, Sequence, Values
 
 
 def write_digits(folder: Path, count: int) -> dict[str, int]:
-    """Write one file a digit into ``folder`` and return what each shows, in a random order."""
+    """Write one file a digit into ``folder`` and return the digit of each id, in a random order."""
     folder.mkdir(parents=True, exist_ok=True)
     digits = load_digits()
     shown = {}
@@ -29,7 +29,7 @@ def write_digits(folder: Path, count: int) -> dict[str, int]:
 
 
 def make_model() -> keras.Model:
-    """Names the digit by its picture alone, and the sum by picture and number."""
+    """A network that predicts the digit from the picture alone, and the sum from picture and number."""
     picture = keras.Input((8, 8, 1), name="picture")
     number = keras.Input((1,), name="number")
     x = layers.Conv2D(32, 3, padding="same", activation="relu")(picture)
