@@ -103,8 +103,8 @@ class Result:
         return self.contest.figures[0]
 
     def bounds(self, figure: str) -> list[str]:
-        """The bounds among the contestants."""
-        return [name for name in self.values[figure] if is_bound(name)]
+        """The bounds among the contestants, in the contest's order."""
+        return [name for name in self.contest.contestants if name in self.values[figure] and is_bound(name)]
 
     def best_peer(self, figure: str) -> str | None:
         """The peer with the best median; None if there are no peers."""
@@ -113,9 +113,9 @@ class Result:
         return choose(names, key=lambda name: median(self.values[figure][name]), default=None)
 
     def ratios(self, figure: str, contestant: str, other: str) -> list[float]:
-        """One's values divided by the other's of the same round, since a temporary slowdown of the machine affects both."""
-        both = zip(self.values[figure][contestant], self.values[figure][other], strict=False)
-        return [mine / theirs if theirs else float("nan") for mine, theirs in both]
+        """Ratios of ``contestant`` to ``other`` in the same rounds, since a temporary slowdown of the machine affects both."""
+        pairs = zip(self.values[figure][contestant], self.values[figure][other], strict=False)
+        return [mine / theirs if theirs else float("nan") for mine, theirs in pairs]
 
 
 def run_contest(contest: Contest, plan: Plan) -> Result:
@@ -261,7 +261,7 @@ MEASURES: dict[str, Callable[[list[Turn], Case], float]] = {
 
 def _limit_step(contest: Contest, plan: Plan) -> float:
     """The time that the limit takes for a batch now, in seconds."""
-    alone = replace(contest, task="load", contestants=("limit",), quick=("limit",), figures=("rate",), step=0.0)
+    alone = replace(contest, contestants=("limit",), quick=("limit",), figures=("rate",), step=0.0)
     return plan.case(contest).batch_size / median(run_contest(alone, plan).values["rate"]["limit"])
 
 

@@ -68,8 +68,8 @@ def turns_of_loading(
         case: the data set.
         min_seconds: minimum duration of a turn, in seconds.
         step: time that a trainer spends on a batch, in seconds, while this process sleeps; 0 for no trainer.
-        warmup: seconds off the clock in place of an epoch, if epochs take too long; turns then end after any batch. 0 for epochs.
-        tuning: the first turn's warm-up, in seconds, if longer: a loader finds its best number of reads in flight meanwhile.
+        warmup: time off the clock in place of a whole epoch, in seconds; turns then end after any batch. 0 for whole epochs.
+        tuning: minimum warm-up before the first turn, in seconds, in which a loader finds its best number of reads in flight.
     """
     now, cpu_now = time.perf_counter, time.thread_time
     delivered, mislabelled = None, 0

@@ -36,19 +36,21 @@ class Team:
     """A contestant's processes for one contest: one process, or for a bound, as many as share its work."""
 
     def __init__(self, contest: Contest, case: Case, contestant: str, *, seconds: float, step: float, reads: int) -> None:
-        how = CONTESTANTS.get(contestant)
-        workers = 1 if how and how.single_process else contest.workers
+        entry = CONTESTANTS.get(contestant)
+        workers = 1 if entry and entry.single_process else contest.workers
+        options = {
+            "data": case.root.absolute(),
+            "files": case.files,
+            "repeats": case.repeats,
+            "served-at": case.served_at,
+            "seconds": seconds,
+            "warmup": seconds / 2 if contest.is_slow else 0,
+            "workers": workers,
+            "reads": reads,
+            "step": step,
+        }
         command = [sys.executable, "-m", "benchmarks.contestant", contest.task, contestant, case.name]
-        command += ["--data", str(case.root.absolute()), "--files", str(case.files), "--repeats", str(case.repeats)]
-        command += [
-            "--served-at",
-            case.served_at,
-            "--seconds",
-            str(seconds),
-            "--warmup",
-            str(seconds / 2 if contest.is_slow else 0),
-        ]
-        command += ["--workers", str(workers), "--reads", str(reads), "--step", str(step)]
+        command += [f"--{name}={value}" for name, value in options.items()]
         command += ["--cold"] if contest.storage == "cold" else []
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  __exit__ closes it
         self._processes = [
@@ -61,7 +63,7 @@ class Team:
                 stderr=self._stderr,
                 start_new_session=True,  # so that processes it leaves behind can be killed with its group
             )
-            for share in range(workers if how and how.bound else 1)
+            for share in range(workers if entry and entry.bound else 1)
         ]
 
     def ready(self) -> None:

@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(".demo/ray"), help="for files and states (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--ranks", type=int, default=2, help="at most this many ranks; fewer are fine (default: %(default)s)")
+    parser.add_argument("--ranks", type=int, default=2, help="maximum; training continues with fewer (default: %(default)s)")
     arguments = parser.parse_args()
 
     folder = arguments.folder.absolute()
