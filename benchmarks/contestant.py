@@ -1,8 +1,8 @@
-"""The process of one contestant. To run two turns of shmgen::
+"""The process of one contestant, which takes a turn for each line on standard input.
+
+It prints "ready" once everything is imported, and its figures as JSON after each turn. To run two turns of shmgen::
 
     printf '\\n\\n' | python -m benchmarks.contestant load shmgen volume-32
-
-It prints "ready" once everything is imported. For each line on standard input it takes a turn, and prints its figures as JSON.
 """
 
 from __future__ import annotations

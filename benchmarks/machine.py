@@ -41,7 +41,7 @@ def drop_from_page_cache(paths: list[str]) -> None:
     checked = paths[:: max(1, len(paths) // 256)]
     found = sum(map(resident, checked)) / len(checked)
     if found > MAX_RESIDENT:
-        raise UnavailableError(f"expected no files of {Path(paths[0]).parent} in the page cache, found {found:.0%}")
+        raise UnavailableError(f"{Path(paths[0]).parent}: expected no pages in the page cache, found {found:.0%} of them")
 
 
 def resident(path: str) -> float:
