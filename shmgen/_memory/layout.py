@@ -1,10 +1,11 @@
-"""What a slot holds where: the arrays of a batch, and the sheet that tells workers its samples."""
+"""How a slot is divided: the arrays of a batch, then the sheet that tells workers its samples."""
 
 from __future__ import annotations
 
 import math
 import mmap
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -42,22 +43,16 @@ class Layout:
     def __init__(self, fields: tuple[Field, ...], batch_size: int) -> None:
         self.fields = fields
         self.batch_size = batch_size
-        offsets = []
-        end = 0
-        for field in fields:
-            offsets.append(end)
-            end += _round_up(batch_size * field.row_bytes, ALIGNMENT)
-        self.offsets = tuple(offsets)
-        self.sheet_offset = end
-        self.slot_bytes = _round_up(end + (SAMPLES + batch_size) * 8, PAGE)
+        sizes = (_round_up(batch_size * field.row_bytes, ALIGNMENT) for field in fields)
+        *self.offsets, self.sheet_offset = accumulate(sizes, initial=0)
+        self.slot_bytes = _round_up(self.sheet_offset + (SAMPLES + batch_size) * 8, PAGE)
         self.sample_bytes = sum(field.row_bytes for field in fields)
-        self._arrays = [(field.shape, field.dtype, offset) for field, offset in zip(fields, offsets, strict=True)]
 
     def arrays(self, buffer: object, rows: int) -> BatchArrays:
         """The first ``rows`` rows of every field: views of ``buffer``, the memory of a slot, which they keep alive."""
         arrays = []
-        for shape, dtype, offset in self._arrays:
-            arrays.append(np.ndarray((rows, *shape), dtype, buffer, offset))  # type: ignore[arg-type]
+        for field, offset in zip(self.fields, self.offsets, strict=True):
+            arrays.append(np.ndarray((rows, *field.shape), field.dtype, buffer, offset))  # type: ignore[arg-type]
         return tuple(arrays)
 
     def sheet(self, buffer: object) -> np.ndarray:

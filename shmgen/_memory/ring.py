@@ -29,7 +29,7 @@ MIN_SLOTS = 2
 """With a single slot, nothing could be read while a batch is held."""
 
 OTHERS_NEED = 32 << 20
-"""Bytes of memory left to workers and the trainer, lest the kernel kill one of them."""
+"""Bytes of memory left to workers and the trainer, so that the kernel kills none of them."""
 
 IS_ORDERED = os.uname().machine in ("x86_64", "i686")
 """Whether other processes see what a process writes in the same order, so that a mark means that its row is there. Elsewhere only
@@ -45,10 +45,9 @@ class Ring:
         self.layout = layout
         self.fd = -1
         self._slot_type = ctypes.c_char * layout.slot_bytes
-        self._arrays: dict[int, BatchArrays] = {}
-        self._sheets: dict[int, np.ndarray] = {}
-        self._marks: dict[int, memoryview] = {}
-        # Of slots that are not leased: what will be; the number of rows, the arrays, and the lease.
+        # By slot: its whole arrays and its sheet, for the main process to fill; no lease.
+        self._own_views: list[tuple[BatchArrays, np.ndarray]] = []
+        # By slot that has yet to be leased: the number of rows, the arrays, and the lease.
         self._prepared: dict[int, tuple[int, BatchArrays, _Lease]] = {}
         self._leases: dict[int, _Lease] = {}
         self._released: deque[_Lease] = deque()
@@ -95,12 +94,16 @@ class Ring:
             try:
                 _reserve(self.fd, held, count * slot_bytes)
                 self._segments.map_new()
-                return reason
+                break
             except BaseException as error:
                 os.ftruncate(self.fd, self.slots * slot_bytes)
                 if count == least or not isinstance(error, OSError):
                     raise
                 count, reason = max(least, count // 2), str(error.strerror)
+        for slot in range(len(self._own_views), self.slots):
+            owner = self._owner(slot)
+            self._own_views.append((self.layout.arrays(owner, self.layout.batch_size), self.layout.sheet(owner)))
+        return reason
 
     def bytes(self, slot: int) -> memoryview:
         """The slot's bytes, for the main process to fill; no lease."""
@@ -108,35 +111,27 @@ class Ring:
 
     def arrays(self, slot: int) -> BatchArrays:
         """The slot's whole arrays, likewise."""
-        if slot not in self._arrays:
-            self._arrays[slot] = self.layout.arrays(self._owner(slot), self.layout.batch_size)
-        return self._arrays[slot]
+        return self._own_views[slot][0]
 
     def sheet(self, slot: int) -> np.ndarray:
         """The slot's sheet, likewise; see `Layout.sheet`."""
-        if slot not in self._sheets:
-            self._sheets[slot] = self.layout.sheet(self._owner(slot))
-        return self._sheets[slot]
+        return self._own_views[slot][1]
 
     def is_read(self, slot: int, rows: int) -> bool:
         """Whether all ``rows`` rows of the batch in the slot are marked as read in its sheet."""
-        marks = self._marks.get(slot)
-        if marks is None:
-            first = self.layout.sheet_offset + 8 * SAMPLES
-            marks = self._marks[slot] = self._segments[slot][first:]
-        return IS_ORDERED and marks[: 8 * rows].tobytes() == READ_MARK * rows
+        return IS_ORDERED and self.sheet(slot)[SAMPLES : SAMPLES + rows].tobytes() == READ_MARK * rows
 
     def prepare_lease(self, slot: int, rows: int) -> None:
-        """Make what `lease` of this slot and number of rows returns.
+        """Make the arrays that `lease` of this slot and number of rows will return.
 
-        This is slow just after the trainer's own work, which evicts it from the processor's caches, and fast for several slots in
-        a row, so it is done in advance.
+        This is done in advance, for several slots in a row: just after the trainer's own work, which evicts this code and its
+        data from the processor's caches, it is slow.
         """
         if slot in self._prepared:
             if self._prepared[slot][0] == rows:
                 return
             self._drop_prepared(slot)
-        owner = self._slot_type.from_buffer(self._segments.mapped[slot])
+        owner = self._owner(slot)
         # The callback runs on any thread, inside any allocation, even while that thread holds a lock of ours. So it only appends.
         # It is not Python code: an interrupt that is raised inside a callback would be lost.
         lease = _Lease(owner, self._released.append)
@@ -186,9 +181,7 @@ class Ring:
         """Release the descriptor and the memory. What views still show stays mapped until they are gone."""
         for slot in list(self._prepared):
             self._drop_prepared(slot)
-        self._arrays.clear()
-        self._sheets.clear()
-        self._marks.clear()
+        self._own_views.clear()
         self._segments.close()
         if self.fd >= 0:
             os.close(self.fd)

@@ -55,7 +55,7 @@ class Lookup:
             index = index_of(values)
             if index is None or self._by == "position" or (self._by is None and self._numbers_rows(index)):
                 return self._of_column(as_list_or_array(values))
-            return self._of_labelled(as_array(values), np.asarray(index))
+            return self._of_labelled(as_array(values), index.tolist())
         if is_mapping(values) and self._by != "position":
             return self._of_mapping(values)
         expected = "a mapping from id to value, a function of the id, or a list or array of values"
@@ -103,24 +103,18 @@ class Lookup:
             return True
         return np.array_equal(np.sort(np.asarray(index)), np.arange(len(index)))
 
-    def _of_labelled(self, column: np.ndarray, labels: np.ndarray) -> Sequence[Any] | np.ndarray:
-        from pandas import Index
-
-        numbers = as_ints(self._ids)
-        ids = Index(list(self._ids) if numbers is None else numbers)
-        index = Index(labels)  # not the user's, which would keep the tables that a search makes
-        if index.equals(ids):
+    def _of_labelled(self, column: np.ndarray, labels: list[Any]) -> np.ndarray:
+        if labels == list(self._ids):
             return column
+        places = {label: place for place, label in enumerate(labels)}
         in_order = ", or pass Values(values, by='position')" if len(column) == len(self._ids) else ""
-        if not index.is_unique:
-            found = f"{index[index.duplicated()][0]!r} several times; drop duplicates{in_order}"
+        if len(places) < len(labels):
+            twice = next(label for place, label in enumerate(labels) if places[label] != place)
+            found = f"{twice!r} several times; drop duplicates{in_order}"
             raise InputError(f"field {self._field!r}: expected an index that has each id once, found {found}")
-        found = index.get_indexer(ids)
-        if (found < 0).any():
-            missing = [self._ids[position] for position in np.flatnonzero(found < 0).tolist()]
-            raise self._missing(missing, index, index.__contains__, "labels of the index", in_order)
-        picked: np.ndarray = column.take(found, axis=0)
-        return picked
+        if missing := [id for id in self._ids if id not in places]:
+            raise self._missing(missing, places, places.__contains__, "labels of the index", in_order)
+        return column[[places[id] for id in self._ids]]
 
     def _missing(
         self, ids: Sequence[Any], keys: Collection[Any], has: Callable[[Any], bool], called: str, in_order: str = ""

@@ -80,14 +80,12 @@ def read_header(file: File) -> tuple[Header, bytes]:
     if start[:6] != MAGIC:
         refuse_pointer(start)
         raise FormatError(f"expected an .npy file, found one that begins with {start[:6]!r}")
-    if len(start) < 10:
+    if len(start) < 12:
         raise FormatError(f"expected an .npy header, found the end of the file after {len(start)} bytes")
     major, minor = start[6], start[7]
     if major not in ENCODINGS or minor:
         raise FormatError(f"expected .npy format version 1.0, 2.0 or 3.0, found {major}.{minor}")
     prefix = struct.Struct("<H" if major == 1 else "<I")
-    if len(start) < 8 + prefix.size:
-        raise FormatError(f"expected an .npy header, found the end of the file after {len(start)} bytes")
     (length,) = prefix.unpack_from(start, 8)
     if 8 + prefix.size + length > LONGEST:
         raise _too_long(length)
@@ -152,7 +150,10 @@ def read_header_of(path: str) -> tuple[Header, bytes]:
 
 
 def remote_header(remote: Remote, name: str, *, in_parts: bool = False, must: bool = False) -> tuple[Header, bytes, object]:
-    """The header of a remote file, its bytes, and the file's version. No more is asked for ``in_parts``, which ``must`` work."""
+    """The header of a remote file, its bytes, and the file's version.
+
+    With ``in_parts``, only the first bytes are requested; where they ``must`` be, a server that sends a whole file is an error.
+    """
     from shmgen._storage.store import NO_PARTS  # late: only few workers know a network
 
     def take(body: Body) -> tuple[Header, bytes, object]:

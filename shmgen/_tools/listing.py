@@ -88,9 +88,10 @@ def samples_in(
     else:
         # Any image can be resized to these rows.
         source = Npz(data) if kind == "npz" else Images(data, size=SIZE)
-    others = {other: names for other, names in listed.items() if other != kind and names}
     remarks = [
-        f"left out: {len(names):,} {other}, such as {names[0]!r}; --kind {other} for these" for other, names in others.items()
+        f"left out: {len(names):,} {other}, such as {names[0]!r}; --kind {other} for these"
+        for other, names in listed.items()
+        if other != kind
     ]
     return source, chosen, remarks
 

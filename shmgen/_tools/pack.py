@@ -13,13 +13,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from shmgen._plan.damaged_samples import Damaged
 from shmgen._samples.ids import read_ids
+from shmgen._samples.sample_spec import RowSpec
 from shmgen._sources.npy import Npy
 from shmgen._tools.scan import Scan, read_all
 from shmgen._urls import is_url
@@ -62,7 +62,7 @@ def pack(
     row, rows, remarks = report.expected, 0, report.remarks
     if row is not None and (skip_damaged or not damaged):
         readable, good = looked.readable()
-        rows = _write(target, readable, good, damaged, skip_damaged, workers, progress)
+        rows = _write(target, row, readable, good, damaged, skip_damaged, workers, progress)
         if len({kind.dtype for kind in report.kinds if kind.reason is None}) > 1 and source.given.dtype is None:
             remarks = (f"files of other dtypes were cast to {row.numpy_dtype}: --dtype says to which",)
     return Packed(
@@ -96,6 +96,7 @@ def _ids_beside(target: str) -> str:
 
 def _write(
     target: str,
+    row: RowSpec,
     source: Npy,
     ids: Sequence[str],
     damaged: dict[Any, Damaged],
@@ -106,27 +107,24 @@ def _write(
     """Write rows and ids; returns the number of rows: 0 if nothing was packed, because of damage that was found only now."""
     known = len(damaged)
     written: list[str] = []
-    header: Callable[[int], bytes] | None = None
     parts = f"{_ids_beside(target)}.part", f"{target}.part"
     try:
         with open(parts[0], "wb") as lines, open(parts[1], "wb") as rows:
+            rows.write(_header(row, len(ids)))
             for batch in read_all(source, ids, damaged, workers, 60.0):
                 if not batch.arrays:
                     continue
                 [array] = batch.arrays
-                if header is None:
-                    header = partial(_header, shape=array.shape[1:], dtype=array.dtype)
-                    rows.write(header(len(ids)))
-                good = [row for row, id in enumerate(batch.ids) if id not in damaged]
+                good = [place for place, id in enumerate(batch.ids) if id not in damaged]
                 if len(damaged) == known or skip_damaged:
                     rows.write((array if len(good) == len(array) else array[good]).reshape(-1).view(np.uint8).data)
-                written += [batch.ids[row] for row in good]
+                written += [batch.ids[place] for place in good]
                 progress(len(written), len(ids), "packed")
-            if header is None or not written or (len(damaged) > known and not skip_damaged):
+            if not written or (len(damaged) > known and not skip_damaged):
                 return 0
             lines.write("".join(f"{id}\n" for id in written).encode("utf-8", "surrogateescape"))
             rows.seek(0)
-            rows.write(header(len(written)))
+            rows.write(_header(row, len(written)))
             for file in lines, rows:
                 file.flush()
                 os.fsync(file.fileno())
@@ -139,9 +137,9 @@ def _write(
                 os.unlink(part)
 
 
-def _header(rows: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> bytes:
+def _header(row: RowSpec, rows: int) -> bytes:
     """The header of an ``.npy`` file, as `numpy.save` writes it; its length does not depend on the number of rows."""
     file = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_1_0(file, {"shape": (rows, *shape), "fortran_order": False, "descr": descr})
+    descr = np.lib.format.dtype_to_descr(row.numpy_dtype)
+    np.lib.format.write_array_header_1_0(file, {"shape": (rows, *row.shape), "fortran_order": False, "descr": descr})
     return file.getvalue()

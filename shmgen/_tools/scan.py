@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import KW_ONLY, dataclass, field
@@ -30,7 +30,7 @@ from shmgen.errors import FormatError, InputError, SampleError
 from shmgen.loader import Loader
 
 if TYPE_CHECKING:
-    from shmgen._sources.base import Source, SourceField
+    from shmgen._sources.base import Reader, Source, SourceField
 
 BATCH_BYTES, MAX_BATCH = 4 << 20, 1024
 """The most bytes, and the most samples, of a batch."""
@@ -88,7 +88,7 @@ def scan(
     timeout: float | None = 60.0,
     progress: Callable[[int, int, str], object] = lambda *_: None,
 ) -> ScanReport:
-    """Find every sample that a `Loader` could not read: in worker processes, whatever happens to these.
+    """Find every sample that a `Loader` could not read, in worker processes, which may die or hang.
 
     Of ``.npy`` files, headers and sizes are checked; the expected shape and dtype are those of most files, unless `Npy` is given
     others. All other samples are read, and must have shape and dtype of the first one that can be read. A sample that ends a
@@ -212,19 +212,19 @@ class Scan:
             for id, row in zip(batch.ids, array, strict=True):
                 if id not in self._damaged and (wrong := np.count_nonzero(~np.isfinite(row))):
                     reason = f"expected finite numbers, found {wrong:,} that are NaN or infinite"
-                    self._damaged[id] = Damaged(id, self._place(id), reason)
-
-    def _place(self, id: Any) -> str:
-        spec = BatchSpec(self._source, None, None, [id], is_sample=True)
-        spec.bind()
-        return ", ".join(dict.fromkeys(reader.place(id) for reader in spec.readers.values()))
+                    places = dict.fromkeys(reader.place(id) for reader in batch.readers)
+                    self._damaged[id] = Damaged(id, ", ".join(places), reason)
 
 
 class Batch(NamedTuple):
-    """Some samples: their ids, and the arrays of all fields, whose rows of damaged samples hold any numbers; none if all are."""
+    """Samples that were read: the ids, the array of each field, in which rows of damaged samples are undefined, and the readers.
+
+    There are no arrays, and no readers, if all samples are damaged.
+    """
 
     ids: list[Any]
-    arrays: list[np.ndarray]
+    arrays: Sequence[np.ndarray] = ()
+    readers: Collection[Reader] = ()
 
 
 def read_all(
@@ -239,7 +239,7 @@ def read_all(
         except SampleError as error:  # the first sample that can be read decides shape and dtype
             damaged[error.id] = _found(error)
             start += 1
-            yield Batch([error.id], [])
+            yield Batch([error.id])
     ids = ids[start:]
     if not ids:
         return
@@ -263,7 +263,7 @@ def read_all(
                 batch = next(batches)
             except SampleError as error:  # its worker can't be killed, which ends the loader: the others are read again
                 damaged[error.id] = _found(error)
-                yield Batch([error.id], [])
+                yield Batch([error.id])
                 rest = [id for id in some if id != error.id]
                 yield from read_all(source, rest, damaged, workers, timeout)
                 continue
@@ -273,7 +273,7 @@ def read_all(
                 damaged |= {one.id: _found(one) for one in found}
             arrays: list[np.ndarray] = []
             map_arrays(arrays.append, batch)
-            yield Batch(some, arrays)
+            yield Batch(some, arrays, spec.readers.values())
 
 
 def _found(error: SampleError | Damaged) -> Damaged:
