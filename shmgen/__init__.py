@@ -101,38 +101,29 @@ __version__ = "0.2.0"
 
 _NAMES = {
     # module -> its public names, each of which is imported when it is asked for
-    "_engine.loader_state": ["LoaderState", "SlotState", "WorkerState"],
-    "_plan.damaged_samples": ["Damaged"],
-    "_plan.stats": ["Stats"],
-    "_samples.image_folder": ["ImageFolder", "image_folder"],
-    "_samples.validation_split": ["split"],
-    "_sources.base": ["Reader", "Source", "SourceField"],
-    "_sources.function": ["Function"],
-    "_sources.hdf5": ["Hdf5"],
-    "_sources.images": ["Images"],
-    "_sources.npy": ["Npy"],
-    "_sources.npy_rows": ["NpyRows"],
-    "_sources.npz": ["Npz"],
-    "_sources.values": ["Values", "class_weights"],
-    "_storage.remote": ["Remote"],
-    "_tools.recommend": ["Measurement"],
-    "_tools.scan": ["ScanReport", "scan"],
-    "_tools.tune": ["Tuning", "tune"],
-    "errors": [
-        "ClosedError",
-        "FunctionError",
-        "InputError",
-        "SampleError",
-        "ShmgenError",
-        "StartError",
-        "TooManyDamaged",
-        "WorkerDied",
-    ],
-    "keras": ["Sequence"],
-    "loader": ["Loader"],
+    "_engine.loader_state": "LoaderState SlotState WorkerState",
+    "_plan.damaged_samples": "Damaged",
+    "_plan.stats": "Stats",
+    "_samples.image_folder": "ImageFolder image_folder",
+    "_samples.validation_split": "split",
+    "_sources.base": "Reader Source SourceField",
+    "_sources.function": "Function",
+    "_sources.hdf5": "Hdf5",
+    "_sources.images": "Images",
+    "_sources.npy": "Npy",
+    "_sources.npy_rows": "NpyRows",
+    "_sources.npz": "Npz",
+    "_sources.values": "Values class_weights",
+    "_storage.remote": "Remote",
+    "_tools.recommend": "Measurement",
+    "_tools.scan": "ScanReport scan",
+    "_tools.tune": "Tuning tune",
+    "errors": "ClosedError FunctionError InputError SampleError ShmgenError StartError TooManyDamaged WorkerDied",
+    "keras": "Sequence",
+    "loader": "Loader",
 }
 
-_HOMES = {name: home for home, names in _NAMES.items() for name in names}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Generic, SupportsIndex, TypeVar
+from typing import Any, Generic, Never, NoReturn, SupportsIndex, TypeVar
 
 from shmgen.errors import InputError
-
-if TYPE_CHECKING:
-    from typing import Never, NoReturn
-
 
 T = TypeVar("T")
 

@@ -29,7 +29,7 @@ class ShmgenError(Exception):
     """
 
     def __str__(self) -> str:
-        return shown_in(super().__str__())
+        return printable(super().__str__())
 
 
 class InputError(ShmgenError, ValueError):
@@ -66,7 +66,7 @@ class SampleError(ShmgenError):
 
     def __str__(self) -> str:
         file = "file " if self.path.startswith("/") else ""
-        return shown_in(printable(f"sample {self.id!r}, {file}{self.path}: {self.reason}"))
+        return printable(f"sample {self.id!r}, {file}{self.path}: {self.reason}")
 
 
 class FunctionError(SampleError):
@@ -211,5 +211,5 @@ class ClosedError(ShmgenError):
 
 
 def printable(text: str) -> str:
-    """``text`` as any stream can encode it: bytes of a path that are not valid UTF-8 are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """``text`` as any stream can encode it: bytes of a path that are not valid UTF-8 are escaped; URLs show no secrets."""
+    return shown_in(text.encode("utf-8", "backslashreplace").decode())

@@ -219,10 +219,10 @@ JUDGED: list[tuple[list[Kind], SampleSpec, Any, Any, set[Any]]] = [
 def test_what_is_expected() -> None:
     """Most files decide what is expected where nothing is given; each refused kind has a reason."""
     for kinds, given, shapes, dtype, refused in JUDGED:
-        expected, why = judge(kinds, given)
+        expected, judged = judge(kinds, given)
 
         assert (expected and (expected.shapes, expected.numpy_dtype)) == (shapes and (shapes, np.dtype(dtype)))
-        assert {kind.shape for kind, reason in zip(kinds, why, strict=True) if reason} == refused
+        assert {kind.shape for kind in judged if kind.reason} == refused
 
 
 def test_sub_folders_and_links_to_folders(data: Path, tmp_path: Path) -> None:

@@ -1,7 +1,4 @@
-"""Memory that processes share by its descriptor. It never has a name, so no death of a process can leave it behind.
-
-A worker imports this module at its start, so it does without NumPy.
-"""
+"""Memory that processes share by its descriptor. It never has a name, so no death of a process can leave it behind."""
 
 from __future__ import annotations
 
@@ -77,6 +74,6 @@ def _file() -> int:
 
 @cache
 def _say_once(reason: str) -> None:
-    import logging  # late, since workers import this module
+    import logging  # late, for workers
 
     logging.getLogger("shmgen").info("shared memory comes from %s, since memfd_create can't be used here: %s", TMPFS, reason)

@@ -1,6 +1,6 @@
 """Limits of the process: which limit an error is about, how much it allows, and what to do.
 
-A worker imports this module at its start: once it can open no more files, it could no longer import it.
+It is never imported late: a process that can open no more files could not import it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The binary layout of all that the main process and the workers write for each other in shared memory and pipes.
-
-Workers import this at their start, so it does without NumPy.
-"""
+"""The binary layout of all that the main process and the workers write for each other in shared memory and pipes."""
 
 from __future__ import annotations
 

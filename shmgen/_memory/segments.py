@@ -1,7 +1,4 @@
-"""The ring's memory as a process maps it: slots of a file, in mappings that are made once and stay where they are.
-
-The main process and the workers use it alike. A worker imports it at its start, so it does without NumPy.
-"""
+"""The ring's memory as the main process or a worker maps it: slots of a file, in mappings that stay where they are."""
 
 from __future__ import annotations
 

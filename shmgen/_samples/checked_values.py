@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from shmgen._samples.casting import cast, unmasked
 from shmgen._samples.files import some_of
 from shmgen._samples.ids import BLOCK, blocks, objects
-from shmgen._samples.lookup import all_of, as_list_or_array, is_column
+from shmgen._samples.lookup import as_list_or_array, is_column
 from shmgen._samples.sample_spec import LOSSY_CAST, can_cast
 from shmgen.errors import FormatError, InputError
+
+T = TypeVar("T")
 
 Rows: TypeAlias = "tuple[np.ndarray, np.dtype[Any]]"
 """A row for each id, and the dtype that rows are to have. They may be kept in the smaller one that their values came in."""
@@ -40,9 +41,7 @@ class CheckedValues:
         """All values as one array; an array without axes, of dtype object, if their shapes differ."""
         column = self._column
         if not isinstance(column, np.ndarray) and np.ma.MaskedArray in set(map(type, column)):
-            for id, value in zip(self._ids, column, strict=True):
-                with self._of(id):
-                    unmasked(value)  # NumPy would drop the masks of a list of arrays
+            list(self._each(unmasked))  # NumPy would drop the masks of a list of arrays
         try:
             return np.asarray(column.tolist() if isinstance(column, np.ndarray) and column.dtype.kind == "O" else column)
         except ValueError:
@@ -56,17 +55,20 @@ class CheckedValues:
             return _kept(together, dtype), dtype
         if together.ndim == 1 and together.dtype.kind == "f" and (missing := np.isnan(together)).any():
             id = self._ids[int(missing.argmax())]
-            raise self._refused(id, "an int", f"nan: its value is missing{_remedy(math.nan)}")
-        found = []
-        for id, value in zip(self._ids, objects(self._column), strict=True):
+            found = f"nan: its value is missing{_remedy(math.nan)}"
+            raise InputError(f"id {id!r}, field {self._field!r}: expected an int, found {found}")
+
+        def number_of(value: Any) -> int:
             try:
                 number = int(value) if isinstance(value, np.bool_) else operator.index(value)
             except TypeError:
-                raise self._refused(id, "an int", f"{value!r} of type {type(value).__name__}{_remedy(value)}") from None
+                found = f"{value!r} of type {type(value).__name__}{_remedy(value)}"
+                raise FormatError(f"expected an int, found {found}") from None
             if not lowest <= number <= highest:
-                raise self._refused(id, f"an int from {lowest} to {highest}", f"{number}{remedy}")
-            found.append(number)
-        return np.array(found, dtype), dtype
+                raise FormatError(f"expected an int from {lowest} to {highest}, found {number}{remedy}")
+            return number
+
+        return np.array(list(self._each(number_of)), dtype), dtype
 
     def rows(self, given: np.dtype[Any] | None) -> Rows:
         """The values as one array, a row each, of dtype ``given``, or of the one that they call for."""
@@ -94,18 +96,21 @@ class CheckedValues:
             lowest, highest = int(bounds.min), int(bounds.max)
             return self.whole(lowest, highest, "; pass Values(..., dtype=...) with one that holds it")[0].astype(dtype)
         rows: list[np.ndarray] = []
-        for id, value in zip(self._ids, objects(self._column), strict=True):
+
+        def row_of(value: Any) -> np.ndarray:
             try:
                 array = np.asarray(value)
             except ValueError:  # lists of several lengths
-                raise self._refused(id, "an array", repr(value)) from None
+                raise FormatError(f"expected an array, found {value!r}") from None
             if rows and array.shape != rows[0].shape:
-                raise self._refused(id, f"shape {rows[0].shape}, as the first has", str(array.shape))
+                raise FormatError(f"expected shape {rows[0].shape}, as the first has, found {array.shape}")
             if not can_cast(array.dtype, dtype):
                 wider = f"; pass dtype={array.dtype.name!r}" if array.dtype.kind in "biufc" else _remedy(value)
-                raise self._refused(id, f"dtype {dtype}", f"{value!r} of dtype {array.dtype}, {LOSSY_CAST}{wider}")
-            with self._of(id):
-                rows.append(self._cast(array, dtype))
+                raise FormatError(f"expected dtype {dtype}, found {value!r} of dtype {array.dtype}, {LOSSY_CAST}{wider}")
+            return self._cast(array, dtype)
+
+        for row in self._each(row_of):
+            rows.append(row)  # each is compared with the first
         return np.stack(rows)
 
     def _cast(self, values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
@@ -116,24 +121,23 @@ class CheckedValues:
             raise FormatError(f"expected a number, found {values.tolist()}; {remedy}")
         return rows
 
-    @contextmanager
-    def _of(self, id: object) -> Iterator[None]:
-        """Say of an error that it is of the value of ``id``."""
-        try:
-            yield
-        except FormatError as error:
-            raise InputError(f"id {id!r}, field {self._field!r}: {error}") from None
+    def _each(self, convert: Callable[[Any], T]) -> Iterator[T]:
+        """What ``convert`` makes of each value; its `FormatError` becomes one that names the id."""
+        for id, value in zip(self._ids, objects(self._column), strict=True):
+            try:
+                yield convert(value)
+            except FormatError as error:
+                raise InputError(f"id {id!r}, field {self._field!r}: {error}") from None
 
     def positions_in(self, names: tuple[Any, ...], dtype: np.dtype[Any] | None) -> Rows:
         numbers = {name: number for number, name in enumerate(names)}
 
-        def positions() -> Iterator[int]:
-            for id, value in zip(self._ids, objects(self._column), strict=True):
-                try:
-                    yield numbers[value]
-                except (KeyError, TypeError):
-                    found = f"{value!r}; leave such ids out, or pass all names, in order, or classes='sorted'"
-                    raise self._refused(id, f"one of the classes {some_of(names, 20)}", found) from None
+        def position_of(value: Any) -> int:
+            try:
+                return numbers[value]
+            except (KeyError, TypeError):
+                found = f"{value!r}; leave such ids out, or pass all names, in order, or classes='sorted'"
+                raise FormatError(f"expected one of the classes {some_of(names, 20)}, found {found}") from None
 
         small, distinct = np.min_scalar_type(len(names)), _distinct_ints(self._column)
         if distinct.size and set(distinct.tolist()) <= numbers.keys():  # a million ints take no loop over them
@@ -142,14 +146,11 @@ class CheckedValues:
             for some, block in zip(_blocks(np.asarray(self._column)), _blocks(rows), strict=True):
                 block[...] = table[np.searchsorted(distinct, some)]
         else:
-            rows = np.fromiter(positions(), small, len(self._ids))
+            rows = np.fromiter(self._each(position_of), small, len(self._ids))
         return CheckedValues(self._ids, rows, self._field).rows(dtype or np.dtype(np.int64))
 
     def refused(self, expected: str, found: str) -> InputError:
         return InputError(f"field {self._field!r}: expected {expected}, found {found}")
-
-    def _refused(self, id: object, expected: str, found: str) -> InputError:
-        return InputError(f"id {id!r}, field {self._field!r}: expected {expected}, found {found}")
 
 
 def _kept(rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
@@ -197,8 +198,9 @@ def names_of(classes: Any) -> tuple[Any, ...]:
 
 def sorted_names(values: Any) -> tuple[Any, ...]:
     """The texts among ``values``, or else the ints, each once, sorted."""
+    column = as_list_or_array(values) if is_column(values) else [values[key] for key in values.keys()]  # noqa: SIM118
     try:
-        found = set(_distinct_ints(as_list_or_array(values)).tolist() if is_column(values) else ()) or set(all_of(values))
+        found = set(_distinct_ints(column).tolist()) or set(objects(column))
     except TypeError:  # one that is no name
         return ()
     texts = sorted(str(name) for name in found if isinstance(name, str))

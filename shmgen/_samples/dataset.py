@@ -15,7 +15,6 @@ OWN_TYPES = (str, bytes, list, tuple, range, set, frozenset, Mapping)
 DATASETS = {("torch", "Dataset"), ("datasets", "Dataset")}
 """Base classes of data sets: the package, and the name."""
 
-
 REFUSED = {
     ("torch", "IterableDataset"): "it has no samples by number; pass ids of its files or rows, and a function of them as source=",
     ("torch", "DataLoader"): "pass its data set, loader.dataset, and batch_size",

@@ -12,7 +12,7 @@ from shmgen._samples.checked_values import names_of
 from shmgen._samples.files import IMAGES, files_below, some_of
 from shmgen._samples.remedies import for_missing_folder
 from shmgen._samples.validation_split import split
-from shmgen.errors import InputError, printable
+from shmgen.errors import InputError
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 """Names of folders of parts of the data; where there are no others, they are not taken for classes."""
@@ -140,4 +140,4 @@ def _images(folder: str, name: str = "") -> list[str]:
 
 def _not_there(path: str, error: OSError) -> InputError:
     remedy = for_missing_folder(path, IMAGES) if isinstance(error, FileNotFoundError) else ""
-    return InputError(printable(f"folder {path}: expected a folder that can be read, found: {error.strerror}{remedy}"))
+    return InputError(f"folder {path}: expected a folder that can be read, found: {error.strerror}{remedy}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from shmgen._samples.files import some_of
-from shmgen._samples.ids import as_array, as_ints, first_outside, index_of, is_frame, objects
+from shmgen._samples.ids import as_array, as_ints, first_outside, index_of, is_frame
 from shmgen._samples.remedies import variants
 from shmgen.errors import InputError
 
@@ -25,12 +25,6 @@ def is_column(values: object) -> bool:
 
 def is_mapping(values: object) -> bool:
     return isinstance(values, Mapping) or (hasattr(values, "keys") and hasattr(values, "__getitem__") and not is_column(values))
-
-
-def all_of(values: Any) -> Iterator[Any]:
-    if is_column(values):
-        return objects(as_list_or_array(values))
-    return iter(values.values()) if isinstance(values, Mapping) else (values[key] for key in values.keys())  # noqa: SIM118
 
 
 def as_list_or_array(values: Any) -> Sequence[Any] | np.ndarray:

@@ -2,9 +2,6 @@
 
 Headers are parsed here, not by NumPy's public functions: none of them reads version 3.0, they refuse float8_e5m2, and they warn
 of what Python 2 wrote. Where warnings are errors, that would refuse the file, and threads can't silence a warning safely.
-
-A worker imports this module, so NumPy is imported only where a file needs more than a plain read: most never do, and a worker
-without NumPy starts three times sooner.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from shmgen._memory.limits import available
 
 WORD_BYTES = 8
 
-RANGE, TEXTS, MIXED = "range", "texts", "mixed"
-"""Formats of ids; that of ints that are no range is the letter that `memoryview.cast` has for their type."""
+TEXTS, MIXED = "texts", "mixed"
+"""Formats of ids; that of ints is the letter that `memoryview.cast` has for their type. A range is kept as it is."""
 
 
 class PackedIds:
@@ -27,20 +27,19 @@ class PackedIds:
     Others, such as bytes, ids of several types, and ints beyond int64, are marshalled, which takes up to 5 bytes more.
     """
 
-    def __init__(self, kind: str, count: int, numbers: range = range(0)) -> None:
+    def __init__(self, kind: str | range, count: int) -> None:
         self.fd = -1  # descriptor of the memory; -1 if there is none
         self._kind = kind
         self._count = count
-        self._range = numbers
-        # If ids differ in length: the position of the first byte of each, and of the byte behind the last.
-        self._words: memoryview | range = numbers
+        # The ids if all are ints; else the position of the first byte of each, and of the byte behind the last.
+        self._words: memoryview | range = kind if isinstance(kind, range) else range(0)
         self._memory: mmap.mmap | bytes = b""
 
     def __len__(self) -> int:
         return self._count
 
     def __reduce__(self) -> Any:
-        return type(self), (self._kind, self._count, self._range)
+        return type(self), (self._kind, self._count)
 
     @classmethod
     def pack(cls, ids: Sequence[Any]) -> Self:
@@ -50,7 +49,7 @@ class PackedIds:
         from shmgen._samples.ids import as_ints
 
         if isinstance(ids, range) or not len(ids):
-            return cls(RANGE, len(ids), ids if isinstance(ids, range) else range(0))
+            return cls(ids if isinstance(ids, range) else range(0), len(ids))
         numbers = as_ints(ids)
         if isinstance(numbers, np.ndarray) and numbers.dtype.kind != "O":
             native = np.ascontiguousarray(numbers, numbers.dtype.newbyteorder("="))
@@ -78,7 +77,7 @@ class PackedIds:
 
     def attach(self, fd: int) -> None:
         """Map the memory behind the descriptor ``fd``, which may be closed afterwards."""
-        if self._kind == RANGE:
+        if isinstance(self._kind, range):
             return
         with named():
             self._memory = mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ)

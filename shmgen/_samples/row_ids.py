@@ -12,7 +12,7 @@ import numpy as np
 from shmgen._samples.ids import id_lines
 from shmgen._samples.npy_format import OPEN_FLAGS, explain
 from shmgen._storage.remote import Place
-from shmgen.errors import FormatError, InputError, printable
+from shmgen.errors import FormatError, InputError
 
 
 def rows_of(ids: Sequence[Any], place: Place, rows: int) -> range | np.ndarray:
@@ -33,14 +33,14 @@ def rows_of(ids: Sequence[Any], place: Place, rows: int) -> range | np.ndarray:
     ordered = table[order]
     if (twice := ordered[1:] == ordered[:-1]).any():
         id = os.fsdecode(ordered[int(twice.argmax())])
-        raise InputError(printable(f"ids {place.path}: expected each id once, found {id!r} several times; leave it out"))
+        raise InputError(f"ids {place.path}: expected each id once, found {id!r} several times; leave it out")
     by_name = np.argsort(wanted, kind="stable")  # sorted names are found several times as fast
     places = np.empty(len(wanted), np.int64)
     places[by_name] = np.minimum(np.searchsorted(ordered, wanted[by_name]), count - 1)
     missing = ordered[places] != wanted
     if missing.any():
         id = names[int(missing.argmax())]
-        raise InputError(printable(f"id {id!r}: expected one of the ids in {place.path}, a line for each row, found it not"))
+        raise InputError(f"id {id!r}: expected one of the ids in {place.path}, a line for each row, found it not")
     return order[places]
 
 

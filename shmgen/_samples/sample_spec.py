@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, SupportsIndex
 
 from shmgen._checks import check_int
 from shmgen._samples.casting import cast, cast_into, unmasked
 from shmgen.errors import FormatError, InputError
 
 if TYPE_CHECKING:
-    from typing import Self
-
     import numpy as np
     from numpy.typing import DTypeLike
 

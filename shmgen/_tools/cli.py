@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -96,22 +97,18 @@ def _scan(arguments: argparse.Namespace) -> int:
     scan = Scan(source, ids, full=arguments.full, workers=arguments.workers, timeout=arguments.timeout)
     if arguments.good:
         open(arguments.good, "a").close()  # an error after hours would lose the result
-    interrupted = False
-    try:
-        with progress_bar("samples") as progress:
-            scan.run(progress)
-    except KeyboardInterrupt:
-        interrupted = True
+    with suppress(KeyboardInterrupt), progress_bar("samples") as progress:
+        scan.run(progress)
     report = scan.report()
     report = replace(report, remarks=(*remarks, *report.remarks))
-    if arguments.good and not interrupted:
+    if arguments.good and report.complete:
         with open(arguments.good, "w", encoding="utf-8", errors="surrogateescape") as good:
             good.writelines(f"{id}\n" for id in report.good)
     if arguments.json:
         write_json(scan_json(report, shown(arguments.data), arguments.full))
     else:
         print_scan(report, shown(arguments.data), arguments.full)
-    if interrupted:
+    if not report.complete:
         return INTERRUPTED
     return DAMAGED if report.damaged else GOOD
 
@@ -237,9 +234,8 @@ def _describe_samples(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers", type=count, default="auto", metavar="N", help="processes that read; by default as many as pay"
-    )
+    workers = "processes that read; by default, the number that is fastest"
+    parser.add_argument("--workers", type=count, default="auto", metavar="N", help=workers)
 
 
 def shape(text: str) -> list[int]:

@@ -98,9 +98,8 @@ def samples_in(
 
 def _in_file(path: str, dataset: str, chosen: list[str] | None) -> tuple[Source, Sequence[Any]]:
     if path.endswith(".npy"):
-        rows = NpyRows(path)
-        source: Source = rows
-        names: Sequence[Any] = range(len(rows))
+        source: Any = NpyRows(path)
+        names: Sequence[Any] = range(len(source))
     else:
         source, names = Hdf5(path, dataset), _hdf5_ids(path, dataset)
     if chosen is None or not isinstance(names, range):

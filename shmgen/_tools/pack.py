@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from shmgen._plan.damaged_samples import Damaged
 from shmgen._samples.ids import read_ids
 from shmgen._samples.sample_spec import RowSpec
 from shmgen._sources.npy import Npy
-from shmgen._tools.scan import Scan, read_all
+from shmgen._tools.scan import Scan
 from shmgen._urls import is_url
 from shmgen.errors import InputError
 
@@ -58,11 +58,10 @@ def pack(
     looked = Scan(source, ids, workers=workers)
     looked.run(progress)
     report = looked.report()
-    damaged = {one.id: one for one in report.damaged}
     row, rows, remarks = report.expected, 0, report.remarks
-    if row is not None and (skip_damaged or not damaged):
-        readable, good = looked.readable()
-        rows = _write(target, row, readable, good, damaged, skip_damaged, workers, progress)
+    if row is not None and (skip_damaged or not report.damaged):
+        total = len(report.good)
+        rows = _write(target, row, looked, lambda done: progress(done, total, "packed"), skip_damaged=skip_damaged)
         if len({kind.dtype for kind in report.kinds if kind.reason is None}) > 1 and source.given.dtype is None:
             remarks = (f"files of other dtypes were cast to {row.numpy_dtype}: --dtype says to which",)
     return Packed(
@@ -71,7 +70,7 @@ def pack(
         shape=row and row.shape,
         dtype=row and str(row.numpy_dtype),
         seconds=time.monotonic() - begun,
-        damaged=tuple(damaged[id] for id in ids if id in damaged),
+        damaged=looked.report().damaged,
         remarks=remarks,
     )
 
@@ -94,24 +93,16 @@ def _ids_beside(target: str) -> str:
     return f"{target.removesuffix('.npy')}.ids"
 
 
-def _write(
-    target: str,
-    row: RowSpec,
-    source: Npy,
-    ids: Sequence[str],
-    damaged: dict[Any, Damaged],
-    skip_damaged: bool,
-    workers: int | Literal["auto"],
-    progress: Callable[[int, int, str], object],
-) -> int:
+def _write(target: str, row: RowSpec, looked: Scan, progress: Callable[[int], object], *, skip_damaged: bool) -> int:
     """Write rows and ids; returns the number of rows: 0 if nothing was packed, because of damage that was found only now."""
+    damaged = looked.damaged
     known = len(damaged)
     written: list[str] = []
     parts = f"{_ids_beside(target)}.part", f"{target}.part"
     try:
         with open(parts[0], "wb") as lines, open(parts[1], "wb") as rows:
-            rows.write(_header(row, len(ids)))
-            for batch in read_all(source, ids, damaged, workers, 60.0):
+            rows.write(_header(row, 0))
+            for batch in looked.read_good():
                 if not batch.arrays:
                     continue
                 [array] = batch.arrays
@@ -119,7 +110,7 @@ def _write(
                 if len(damaged) == known or skip_damaged:
                     rows.write((array if len(good) == len(array) else array[good]).reshape(-1).view(np.uint8).data)
                 written += [batch.ids[place] for place in good]
-                progress(len(written), len(ids), "packed")
+                progress(len(written))
             if not written or (len(damaged) > known and not skip_damaged):
                 return 0
             lines.write("".join(f"{id}\n" for id in written).encode("utf-8", "surrogateescape"))

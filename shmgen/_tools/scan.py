@@ -1,8 +1,4 @@
-"""Finds every sample that a loader could not read, before days of training.
-
-A scan is an epoch of a `Loader` that goes on after a sample that can't be read. Of ``.npy`` files it reads headers first, which
-takes a fraction of the time, and shows which shape most files have.
-"""
+"""Finds every sample that a loader could not read: an epoch of a `Loader` that goes on after each of them."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +21,7 @@ from shmgen._samples.sample_spec import RowSpec, SampleSpec, check_smaller
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._sources.folder import SCAN
 from shmgen._sources.npy import Npy
-from shmgen._tools.npy_headers import TEXT, NpyHeaders, shape_and_dtype
+from shmgen._tools.npy_headers import NpyHeaders, shape_and_dtype
 from shmgen.errors import FormatError, InputError, SampleError
 from shmgen.loader import Loader
 
@@ -117,23 +113,24 @@ def scan(
     return work.report()
 
 
-@dataclass
 class Scan:
     """A scan whose results so far can be read at any time. Its arguments are those of `scan`."""
 
-    source: Any
-    ids: Iterable[object]
-    _: KW_ONLY
-    full: bool = False
-    workers: int | Literal["auto"] = "auto"
-    timeout: float | None = 60.0
-
-    def __post_init__(self) -> None:
-        self._source = Npy(self.source) if isinstance(self.source, str | os.PathLike) else self.source
-        self._ids = list(dict.fromkeys(kept(self.ids)))
+    def __init__(
+        self,
+        source: Any,
+        ids: Iterable[object],
+        *,
+        full: bool = False,
+        workers: int | Literal["auto"] = "auto",
+        timeout: float | None = 60.0,
+    ) -> None:
+        self._source = Npy(source) if isinstance(source, str | os.PathLike) else source
+        self._ids = list(dict.fromkeys(kept(ids)))
         if not self._ids:
             raise InputError("expected ids, found none")
-        self._damaged: dict[Any, Damaged] = {}
+        self._full, self._workers, self._timeout = full, workers, timeout
+        self.damaged: dict[Any, Damaged] = {}  # by id, without files whose headers can be read and do not fit
         # By row of `NpyHeaders`: the ids of the files with such a header.
         self._headers: dict[bytes, list[Any]] = {}
         self._samples = 0
@@ -144,39 +141,40 @@ class Scan:
         """Look at all samples. May be called once."""
         begun = time.monotonic()
         looks = isinstance(self._source, Npy)
-        total = len(self._ids) * (1 + (looks and self.full))
+        total = len(self._ids) * (1 + (looks and self._full))
 
-        def read(source: Any, ids: list[Any]) -> Iterator[Batch]:
-            for batch in read_all(source, ids, self._damaged, self.workers, self.timeout):
+        def counted(batches: Iterable[Batch]) -> Iterator[Batch]:
+            for batch in batches:
                 yield batch
                 self._samples += len(batch.ids)
-                progress(self._samples, total, f"{len(self._damaged):,} damaged" if self._damaged else "")
+                progress(self._samples, total, f"{len(self.damaged):,} damaged" if self.damaged else "")
 
         try:
             if looks:
-                for batch in read(NpyHeaders(self._source.files), self._ids):
-                    text = batch.arrays[0].tobytes()
-                    for row, id in enumerate(batch.ids):
-                        if id not in self._damaged:
-                            self._headers.setdefault(text[row * TEXT : (row + 1) * TEXT], []).append(id)
-            if self.full or not looks:
-                for batch in read(*self.readable() if looks else (self._source, self._ids)):
-                    if self.full:
+                for batch in counted(self._read(NpyHeaders(self._source.files), self._ids)):
+                    for array in batch.arrays:
+                        for id, row in zip(batch.ids, array, strict=True):
+                            if id not in self.damaged:
+                                self._headers.setdefault(row.tobytes(), []).append(id)
+            if self._full or not looks:
+                for batch in counted(self.read_good()):
+                    if self._full:
                         self._refuse_not_finite(batch)
             self._complete = True
         finally:
             self._samples = min(self._samples, len(self._ids))
             self._seconds = time.monotonic() - begun
 
-    def readable(self) -> tuple[Any, list[Any]]:
-        """The source, with the dtype of most files, and the ids of the files that it can read, by their headers."""
-        report, source = self.report(), copy(self._source)
+    def read_good(self) -> Iterator[Batch]:
+        """Read all samples that are not known to be damaged; those of ``.npy`` files in the dtype of most."""
+        report, source = self.report(), self._source
         if report.expected is not None:
+            source = copy(source)
             source.given = source.given._replace(dtype=report.expected.dtype)
-        return source, report.good
+        return self._read(source, report.good)
 
     def report(self) -> ScanReport:
-        damaged = dict(self._damaged)
+        damaged = dict(self.damaged)
         kinds: list[Kind] = []
         expected, remarks = None, list[str]()
         lengths: dict[Any, int] = {}
@@ -185,8 +183,7 @@ class Scan:
             for text, ids in self._headers.items():
                 shape, dtype = shape_and_dtype(text)
                 kinds.append(Kind(shape, dtype, len(ids), math.prod(shape) * dtype.itemsize * len(ids)))
-            expected, reasons = judge(kinds, given)
-            kinds = [kind._replace(reason=reason) for kind, reason in zip(kinds, reasons, strict=True)]
+            expected, kinds = judge(kinds, given)
             for kind, ids in zip(kinds, self._headers.values(), strict=True):
                 if kind.reason is not None:
                     damaged |= {id: Damaged(id, self._source.files.path(id), kind.reason) for id in ids}
@@ -210,10 +207,56 @@ class Scan:
             if array.dtype.kind not in "fc" or np.isfinite(array).all():
                 continue
             for id, row in zip(batch.ids, array, strict=True):
-                if id not in self._damaged and (wrong := np.count_nonzero(~np.isfinite(row))):
+                if id not in self.damaged and (wrong := np.count_nonzero(~np.isfinite(row))):
                     reason = f"expected finite numbers, found {wrong:,} that are NaN or infinite"
                     places = dict.fromkeys(reader.place(id) for reader in batch.readers)
-                    self._damaged[id] = Damaged(id, ", ".join(places), reason)
+                    self.damaged[id] = Damaged(id, ", ".join(places), reason)
+
+    def _read(self, source: Any, ids: Sequence[Any]) -> Iterator[Batch]:
+        """Read all samples in their order. Those that can't be read are added to ``damaged`` before their batch comes."""
+        start = row_bytes = 0
+        while start < len(ids) and not row_bytes:
+            try:
+                spec = BatchSpec(source, None, None, [ids[start]], is_sample=True)
+                row_bytes = sum(field.row_bytes for field in spec.bind())
+            except SampleError as error:  # the first sample that can be read decides shape and dtype
+                self.damaged[error.id] = _found(error)
+                start += 1
+                yield Batch([error.id])
+        ids = ids[start:]
+        if not ids:
+            return
+        size = max(1, min(MAX_BATCH, BATCH_BYTES // row_bytes, len(ids)))
+        with Loader(
+            ids,
+            None,
+            size,
+            shuffle=False,
+            tail="keep",
+            source=source,
+            workers=self._workers,
+            timeout=self._timeout,
+            on_error="collect",
+            max_damaged=1.0,
+        ) as loader:
+            batches, seen = iter(loader), 0
+            for first in range(0, len(ids), size):
+                some = list(ids[first : first + size])
+                try:
+                    batch = next(batches)
+                except SampleError as error:  # its worker can't be killed, which ends the loader: the others are read again
+                    self.damaged[error.id] = _found(error)
+                    yield Batch([error.id])
+                    rest = [id for id in some if id != error.id]
+                    yield from self._read(source, rest)
+                    continue
+                finally:
+                    found = loader.damaged[seen:]
+                    seen += len(found)
+                    self.damaged |= {one.id: _found(one) for one in found}
+                arrays: list[np.ndarray] = []
+                map_arrays(arrays.append, batch)
+                yield Batch(some, arrays, spec.readers.values())
 
 
 class Batch(NamedTuple):
@@ -227,74 +270,25 @@ class Batch(NamedTuple):
     readers: Collection[Reader] = ()
 
 
-def read_all(
-    source: Any, ids: Sequence[Any], damaged: dict[Any, Damaged], workers: int | Literal["auto"], timeout: float | None
-) -> Iterator[Batch]:
-    """Read all samples in their order. Those that can't be read are added to ``damaged`` before their batch comes."""
-    start = row_bytes = 0
-    while start < len(ids) and not row_bytes:
-        try:
-            spec = BatchSpec(source, None, None, [ids[start]], is_sample=True)
-            row_bytes = sum(field.row_bytes for field in spec.bind())
-        except SampleError as error:  # the first sample that can be read decides shape and dtype
-            damaged[error.id] = _found(error)
-            start += 1
-            yield Batch([error.id])
-    ids = ids[start:]
-    if not ids:
-        return
-    size = max(1, min(MAX_BATCH, BATCH_BYTES // row_bytes, len(ids)))
-    with Loader(
-        ids,
-        None,
-        size,
-        shuffle=False,
-        tail="keep",
-        source=source,
-        workers=workers,
-        timeout=timeout,
-        on_error="collect",
-        max_damaged=1.0,
-    ) as loader:
-        batches, seen = iter(loader), 0
-        for first in range(0, len(ids), size):
-            some = list(ids[first : first + size])
-            try:
-                batch = next(batches)
-            except SampleError as error:  # its worker can't be killed, which ends the loader: the others are read again
-                damaged[error.id] = _found(error)
-                yield Batch([error.id])
-                rest = [id for id in some if id != error.id]
-                yield from read_all(source, rest, damaged, workers, timeout)
-                continue
-            finally:
-                found = loader.damaged[seen:]
-                seen += len(found)
-                damaged |= {one.id: _found(one) for one in found}
-            arrays: list[np.ndarray] = []
-            map_arrays(arrays.append, batch)
-            yield Batch(some, arrays, spec.readers.values())
-
-
 def _found(error: SampleError | Damaged) -> Damaged:
     return Damaged(error.id, error.path, error.reason.removesuffix(SCAN))
 
 
-def judge(kinds: Sequence[Kind], given: SampleSpec) -> tuple[RowSpec | None, list[str | None]]:
-    """The row that `Npy` expects if its first file is of the most frequent kind; and for each kind why it is refused, or None."""
+def judge(kinds: Sequence[Kind], given: SampleSpec) -> tuple[RowSpec | None, list[Kind]]:
+    """The row that `Npy` expects if its first file is of the most frequent kind; and the kinds, with the reasons of refusals."""
     rows = Counter[RowSpec]()
     for kind in sorted(kinds, key=lambda kind: (-kind.files, kind.shape, kind.dtype.str)):
         with suppress(FormatError):
             rows[_checked(kind, given, None)] += kind.files
     expected = max(rows, key=rows.__getitem__, default=None)
-    reasons: list[str | None] = []
+    judged = []
     for kind in kinds:
         try:
             _checked(kind, given, expected)
-            reasons.append(None)
+            judged.append(kind)
         except FormatError as error:
-            reasons.append(str(error))
-    return expected, reasons
+            judged.append(kind._replace(reason=str(error)))
+    return expected, judged
 
 
 def _checked(kind: Kind, given: SampleSpec, row: RowSpec | None) -> RowSpec:

@@ -139,14 +139,14 @@ def tune(options: TuneOptions) -> Tuning:
     def settled(rounds: Rounds) -> bool:
         return is_settled(rounds, options.step_ms, cpus)
 
-    def rounds(*, cold: bool, decide: bool) -> Rounds:
+    def rounds(*, cold: bool) -> Rounds:
         def measure(workers: int) -> Measurement:
             tell(counted(workers) + ", cold" * cold)
             if cold:
                 forget(files)
             return _measure(options, workers, batches, cold=cold)
 
-        return in_rounds(measure, counts, settled if decide else lambda _: True)
+        return in_rounds(measure, counts, settled)
 
     remarks, with_cold = [], options.cold
     if (load := os.getloadavg()[0]) > IDLE * cpus:
@@ -160,11 +160,10 @@ def tune(options: TuneOptions) -> Tuning:
             with_cold = False
         size, room = len(options.ids) * sample_bytes, available()
         too_large = bool(files) and size > room
-        deciding = warm = rounds(cold=False, decide=not (with_cold and too_large))
-        colds = rounds(cold=True, decide=too_large) if with_cold else []
-        if colds and too_large:
-            deciding = colds
+        warm = rounds(cold=False)
+        colds = rounds(cold=True) if with_cold else []
         tell("")
+    deciding = colds if colds and too_large else warm
     if too_large:
         rates = "the cold rates count" if colds else "the rates of cold files would tell more"
         remarks.append(f"{size / 1e9:,.1f} GB of samples do not fit in {room / 1e9:,.1f} GB of memory: {rates}")
@@ -219,7 +218,7 @@ def _warnings() -> Iterator[dict[object, str]]:
 
 
 def _read_once(options: TuneOptions, workers: int) -> tuple[int, int, float]:
-    """Read as many batches as can be read soon and stay in memory; returns their number, that of samples, and bytes a sample."""
+    """Read the batches that are to be measured; returns their number, the number of samples, and the bytes of a sample."""
     with options.loader(workers) as loader:
         deadline = math.inf
         for _ in loader:
