@@ -1,7 +1,7 @@
 """The rank of this process and the number of ranks, for ``shard="auto"``, and the number of ranks on this machine.
 
-A rank is a process that trains on a part of each batch. Two things may know of the others: the runtime that connects the ranks,
-and the launcher that has started them, by environment variables. Nothing is imported or initialised to find out.
+A rank is a process that trains on a part of each batch. It is known to the runtime that connects the ranks, and to the launcher
+that has started them, which sets environment variables. Nothing is imported or initialised to find out.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def find_shard() -> Shard:
     Asks the runtimes that are live in this process: jax.distributed, torch.distributed, ray.train. If none is, reads the
     environment. Ranks that share one replica of a model under keras.distribution have the same part.
     """
-    said = live_runtimes() or _launchers(os.environ)
-    if len(set(said.values())) > 1:
-        each = ", ".join(f"{rank} of {world} by {name}" for name, (rank, world) in said.items())
-        raise InputError(f"shard: expected one rank that all agree on, found {each}; {REMEDY}")
-    rank, world = next(iter(said.values()), ALONE)
+    shards = live_runtimes() or _launchers(os.environ)
+    if len(set(shards.values())) > 1:
+        each = ", ".join(f"{rank} of {world} by {name}" for name, (rank, world) in shards.items())
+        raise InputError(f"shard: expected one rank on which all agree, found {each}; {REMEDY}")
+    rank, world = next(iter(shards.values()), ALONE)
     keras = sys.modules.get("keras")
     distribution = None if keras is None else keras.distribution.distribution()
     if distribution is None:
@@ -60,7 +60,7 @@ def find_shard() -> Shard:
 
 
 def live_runtimes() -> dict[str, Shard]:
-    """The ranks that the runtimes know that are live in this process, by their names."""
+    """The rank of this process in each runtime that is live in it, by the runtime's name."""
     asked = {name: ask(sys.modules[name]) for name, ask in RUNTIMES.items() if name in sys.modules}
     return {name.replace("jax", "jax.distributed"): shard for name, shard in asked.items() if shard is not None}
 
@@ -74,7 +74,7 @@ def launched_ranks() -> int:
 
 
 def local_ranks() -> int:
-    """The number of ranks on this machine, this one included; 1 if no launcher says."""
+    """The number of ranks on this machine, this one included; 1 if it is not known."""
     if (context := _ray_context(sys.modules.get("ray.train"))) is not None:
         return int(context.get_local_world_size())
     for launcher in (TORCHRUN, *MPI):
@@ -121,7 +121,7 @@ RUNTIMES: dict[str, Callable[[Any], Shard | None]] = {
 
 
 def _launchers(environment: Mapping[str, str]) -> dict[str, Shard]:
-    """The rank that the innermost launcher says, by its variables: torchrun may run under MPI, and both under Slurm."""
+    """The rank in the innermost launcher's variables, by their names: torchrun may run under MPI, and both under Slurm."""
     if "TORCHELASTIC_RUN_ID" in environment:
         return dict(_pairs(environment, TORCHRUN))
     # torchrun's variables may have been set by hand, so MPI's must agree.
@@ -139,7 +139,7 @@ def _launchers(environment: Mapping[str, str]) -> dict[str, Shard]:
 
 
 def _pairs(environment: Mapping[str, str], *launchers: Launcher) -> Iterator[tuple[str, Shard]]:
-    """The ranks that these launchers' variables say, by the names of the variables."""
+    """The rank in the variables of each of these launchers that has set them, and the names of the variables."""
     for rank, world, _ in launchers:
         found = {name: environment[name] for name in (rank, world) if name in environment}
         said = ", ".join(f"{name}={value}" for name, value in found.items())

@@ -60,14 +60,9 @@ class Ring:
             self.close()
             raise
         if reason:
-            log.warning(
-                "%s bytes of shared memory are wanted, for %s slots of %s bytes each, and there are %s slots, because %s",
-                f"{slots * layout.slot_bytes:,}",
-                slots,
-                f"{layout.slot_bytes:,}",
-                self.slots,
-                reason,
-            )
+            size = layout.slot_bytes
+            wanted = f"{slots * size:,} bytes of shared memory are wanted, for {slots} slots of {size:,} bytes each"
+            log.warning("%s, and there are %s slots, because %s", wanted, self.slots, reason)
 
     @property
     def slots(self) -> int:

@@ -13,7 +13,7 @@ from shmgen._memory import anonymous
 from shmgen._memory.records import READERS, TICKET
 
 MAX_READERS = 128
-"""The most readers a worker may have. There is one record more, for the main thread, which takes no tickets beside others."""
+"""The most readers a worker may have. There is one record more: beside other readers, the main thread takes no tickets."""
 
 _HEADER_BYTES = _RECORD_BYTES = 64
 RECORDS = 1 + MAX_READERS

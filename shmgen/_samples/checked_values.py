@@ -1,4 +1,4 @@
-"""The values that a user has for the samples, checked one and all before they become rows, and names of classes."""
+"""The user's values for all samples, checked before they become rows; and names of classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shmgen.errors import FormatError, InputError
 T = TypeVar("T")
 
 Rows: TypeAlias = "tuple[np.ndarray, np.dtype[Any]]"
-"""A row for each id, and the dtype that rows are to have. They may be kept in the smaller one that their values came in."""
+"""A row for each id, and the dtype of the rows of a batch; those here may be kept in the smaller dtype of the values."""
 
 
 class CheckedValues:

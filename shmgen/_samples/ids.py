@@ -1,4 +1,4 @@
-"""The ids of all samples, in no more memory than the caller's, and texts that list them."""
+"""The ids of all samples, in no more memory than the caller's, and text files of ids."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONGEST_ID = 4096
 
 
 def kept(ids: Any) -> Sequence[Any]:
-    """``ids`` as a sequence of texts, bytes or ints, which the caller can't change later, but for an array of texts.
+    """``ids`` as a sequence of texts, bytes or ints. It is a copy, unless they are a range or an array of texts.
 
     Paths become texts; a path in place of the sequence is that of a text file, an id a line. All else is an InputError.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -57,7 +57,8 @@ class Lookup:
             expected = "a list or array of values, as by='position' asks for"
         raise InputError(f"field {self._field!r}: expected {expected}, found one of type {type(values).__name__}")
 
-    def _of_mapping(self, values: Any) -> list[Any]:
+    def _of_mapping(self, values: Any, called: str = "keys", in_order: str = "") -> list[Any]:
+        """The value of each id; an error calls what ids are looked up in ``called``, and may end in a remedy, ``in_order``."""
         if isinstance(values, Mapping) and isinstance(next(iter(values), None), os.PathLike):
             values = {os.fspath(key): value for key, value in values.items()}  # as paths among the ids are
         try:
@@ -66,7 +67,7 @@ class Lookup:
             missing = [id for id in self._ids if not _has(values, id)]
             if not missing:
                 raise  # from within the user's own mapping
-            raise self._missing(missing, values.keys(), lambda id: _has(values, id), "keys") from None
+            raise self._missing(missing, values, called, in_order) from None
 
     def _of_column(self, column: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray:
         numbers = as_ints(self._ids)
@@ -106,24 +107,20 @@ class Lookup:
             twice = next(label for place, label in enumerate(labels) if places[label] != place)
             found = f"{twice!r} several times; drop duplicates{in_order}"
             raise InputError(f"field {self._field!r}: expected an index that has each id once, found {found}")
-        if missing := [id for id in self._ids if id not in places]:
-            raise self._missing(missing, places, places.__contains__, "labels of the index", in_order)
-        return column[[places[id] for id in self._ids]]
+        return column[self._of_mapping(places, "labels of the index", in_order)]
 
-    def _missing(
-        self, ids: Sequence[Any], keys: Collection[Any], has: Callable[[Any], bool], called: str, in_order: str = ""
-    ) -> InputError:
-        """The error for ``ids`` that are not among ``keys``, of a mapping or an index."""
+    def _missing(self, ids: Sequence[Any], values: Any, called: str, in_order: str) -> InputError:
+        """The error for ``ids`` that are no keys of ``values``."""
         text = f"id {ids[0]!r}, field {self._field!r}: expected a value for each of the {len(self._ids):,} ids, found none for "
         if len(ids) < len(self._ids):
             which = "this one" if len(ids) == 1 else f"{len(ids):,} of them, {some_of(ids)}"
             remedy = "leave them out, as [id for id in ids if id in labels] does, or give them values"
             return InputError(f"{text}{which}; {remedy}{in_order}")
         for other, how in variants(ids[0]):
-            if has(other):
+            if _has(values, other):
                 remedy = f"the {called} must be the ids: pass [{how} for id in ids] as ids{in_order}"
                 return InputError(f"{text}any, but one for {other!r}; {remedy}")
-        return InputError(f"{text}any among the {called}, {some_of(keys)}; these must be the ids{in_order}")
+        return InputError(f"{text}any among the {called}, {some_of(values.keys())}; these must be the ids{in_order}")
 
 
 def _has(values: Any, id: object) -> bool:

@@ -65,7 +65,7 @@ class Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
     def reinterpreted(self, dtype: str | None) -> Header:
-        """The same, with the dtype that its elements have where ``dtype`` is expected."""
+        """The header as it is read where ``dtype`` is expected: NumPy stores elements of ml_dtypes as bare bytes."""
         return self if dtype is None else self._replace(dtype=reinterpreted(self.dtype, dtype_of(dtype)))
 
 

@@ -40,7 +40,7 @@ def rows_of(ids: Sequence[Any], place: Place, rows: int) -> range | np.ndarray:
     missing = ordered[places] != wanted
     if missing.any():
         id = names[int(missing.argmax())]
-        raise InputError(f"id {id!r}: expected one of the ids in {place.path}, a line for each row, found it not")
+        raise InputError(f"id {id!r}: expected it among the ids in {place.path}, a line for each row, found it nowhere")
     return order[places]
 
 

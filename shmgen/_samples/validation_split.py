@@ -1,4 +1,4 @@
-"""Ids before there is a loader: `split` holds some out for validation."""
+"""`split` holds some of the ids out for validation."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def npy_ids(folder: str, file: str | None = None) -> list[str]:
 
 
 def _listed(folder: str, kind: str | None) -> dict[str, list[str]]:
-    """The ids of the files of a folder, or behind a URL, some of which are of this kind, or of any kind."""
+    """The ids of the files of a folder, or behind a URL, by kind; an error if none are of ``kind``, or of any."""
     if is_url(folder):
         remote = Remote(folder)
         remote.prepare()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from shmgen._samples.npy_format import read_header_of, remote_header
 from shmgen._sources.folder import FolderReader, FolderSource
 from shmgen.errors import FormatError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-
 TEXT = 256
-"""Bytes of a row; shape and dtype of an array of numbers take fewer."""
+"""Bytes of a row; the shape and dtype of an array of numbers take fewer."""
 
 
 class NpyHeaders(FolderSource):
@@ -44,8 +43,6 @@ class NpyHeadersReader(FolderReader):
 
 @lru_cache(maxsize=4096)
 def _text(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> bytes:
-    import numpy as np
-
     text = f"{shape} {np.lib.format.dtype_to_descr(dtype)!r}".encode().ljust(TEXT)
     if len(text) > TEXT:
         raise FormatError(f"expected numbers, found dtype {dtype}")
@@ -53,9 +50,5 @@ def _text(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> bytes:
 
 
 def shape_and_dtype(text: bytes) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    from ast import literal_eval
-
-    import numpy as np
-
     shape, _, descr = text.decode().partition(") ")
     return literal_eval(f"{shape})"), np.lib.format.descr_to_dtype(literal_eval(descr.strip()))

@@ -1,7 +1,7 @@
 """The output of the command line: a progress bar, tables, JSON, a plot.
 
-A file's name may hold any characters: they are not markup, those that the stream can't encode are escaped, and `shown` escapes
-control characters.
+A file's name may hold any characters: none is taken for markup, and those that the stream can't encode, or that control a
+terminal, are escaped.
 """
 
 from __future__ import annotations
@@ -84,18 +84,18 @@ def table(titles: Iterable[tuple[str, str]], rows: Sequence[Sequence[str]]) -> A
 def damaged_table(damaged: Iterable[Damaged]) -> Any:
     by_reason = defaultdict(list)
     for one in damaged:
-        by_reason[one.reason].append(shown(str(one.id)))
+        by_reason[one.reason].append(escaped(str(one.id)))
     groups = sorted(by_reason.items(), key=lambda group: -len(group[1]))
     rows = []
     for reason, ids in groups[:MAX_ROWS]:
         more = f" and {len(ids) - 3:,} more" if len(ids) > 3 else ""
-        rows.append([f"{len(ids):,}", shown(reason), ", ".join(ids[:3]) + more])
+        rows.append([f"{len(ids):,}", escaped(reason), ", ".join(ids[:3]) + more])
     if rest := groups[MAX_ROWS:]:
         rows.append([f"{sum(len(ids) for _, ids in rest):,}", f"{len(rest):,} other reasons", "--json names all"])
     return table([("samples", "right"), ("damaged", "left"), ("ids", "left")], rows)
 
 
-def shown(name: str) -> str:
+def escaped(name: str) -> str:
     """``name``, or its `repr` if it has control characters."""
     return name if name.isprintable() else repr(name)
 
@@ -116,7 +116,7 @@ def print_scan(report: ScanReport, data: str, full: bool) -> None:
         files, total = sum(kind.files for kind in rest), sum(kind.bytes for kind in rest)
         kinds.append([f"and {len(rest):,} others", "", f"{files:,}", size(total), ""])
     with printed() as console:
-        console.print(f"{shown(data)}: {what} of {counted(report.samples, 'sample')} checked in {report.seconds:,.1f} s")
+        console.print(f"{escaped(data)}: {what} of {counted(report.samples, 'sample')} checked in {report.seconds:,.1f} s")
         if kinds:
             titles = [("shape", "left"), ("dtype", "left"), ("files", "right"), ("bytes", "right"), ("", "left")]
             console.print(table(titles, kinds))
@@ -153,7 +153,7 @@ def print_packed(packed: Packed, target: str) -> None:
             words = f"{packed.rows:,} rows of shape {packed.shape}, {packed.dtype}, in {packed.seconds:,.1f} s"
         else:
             words = "not packed: mend the files, leave their ids out of --ids, or give --skip-damaged"
-        console.print(f"{shown(target)}: {words}", soft_wrap=True)
+        console.print(f"{escaped(target)}: {words}", soft_wrap=True)
         for remark in packed.remarks:
             console.print(remark, soft_wrap=True)
 
@@ -182,7 +182,7 @@ def print_tuning(tuning: Tuning, folder: str) -> None:
     with printed() as console:
         part = "" if tuning.samples == tuning.of else f" of {tuning.of:,}"
         console.print(
-            f"{shown(folder)}: {tuning.samples:,}{part} samples in batches of {tuning.batch_size}, {warm[0].slots} slots, "
+            f"{escaped(folder)}: {tuning.samples:,}{part} samples in batches of {tuning.batch_size}, {warm[0].slots} slots, "
             "read again and again"
         )
         console.print(table([(title, "right") for title in (*titles, "")], rows))

@@ -143,7 +143,7 @@ class Scan:
         looks = isinstance(self._source, Npy)
         total = len(self._ids) * (1 + (looks and self._full))
 
-        def counted(batches: Iterable[Batch]) -> Iterator[Batch]:
+        def with_progress(batches: Iterable[Batch]) -> Iterator[Batch]:
             for batch in batches:
                 yield batch
                 self._samples += len(batch.ids)
@@ -151,13 +151,13 @@ class Scan:
 
         try:
             if looks:
-                for batch in counted(self._read(NpyHeaders(self._source.files), self._ids)):
+                for batch in with_progress(self._read(NpyHeaders(self._source.files), self._ids)):
                     for array in batch.arrays:
                         for id, row in zip(batch.ids, array, strict=True):
                             if id not in self.damaged:
                                 self._headers.setdefault(row.tobytes(), []).append(id)
             if self._full or not looks:
-                for batch in counted(self.read_good()):
+                for batch in with_progress(self.read_good()):
                     if self._full:
                         self._refuse_not_finite(batch)
             self._complete = True
