@@ -39,13 +39,10 @@ The way of the data, and the module that holds each step::
                              callback_state, state_folder: what resume saves
     torch, jax               batches as tensors and arrays, for loops without Keras; all on _engine.front_end
 
-Each folder is a place where code runs. _plan is pure: no process, no clock, no memory but its own. _memory knows shared memory,
-and how much there is. _sources are bound to the ids in the main process, and read in workers. _worker holds both ends of a
-worker: its loop, its instructions (pickling, context), and its messages (protocol). _engine is the main process's side.
-options has the arguments: each is typed, documented and checked once, and _signatures gives them to constructors and functions.
-Before there is a loader, _samples.validation_split holds ids out for validation, and _samples.image_folder lists images. _tools
-is the command line: ``scan`` finds every sample that can't be read, ``tune`` says how many workers to use, ``pack`` makes one
-file of many.
+Each folder says in its docstring what belongs there. options has the arguments: each is typed, documented and checked once, and
+_signatures gives them to constructors and functions. Before there is a loader, _samples.validation_split holds ids out for
+validation, and _samples.image_folder lists images. _tools is the command line: ``scan`` finds every sample that can't be read,
+``tune`` says how many workers to use, ``pack`` makes one file of many.
 
 Examples in docstrings find the files ``data/id-0.npy`` to ``data/id-15.npy`` of shape (4, 3), the same rows in ``all.npy``, with
 their ids in ``all.ids``, in the dataset ``images`` of ``all.h5``, and in the datasets ``samples/id-0/image`` and so on of

@@ -1,1 +1,1 @@
-"""Both ends of a worker process: what it does, what it is told, and how it is started."""
+"""Both ends of a worker process: how it is started, its instructions (pickling, context), its messages (protocol), its loop."""

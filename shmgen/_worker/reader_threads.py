@@ -235,7 +235,7 @@ class Readers:
             waits, began = self._disk_waits(), now()
             failed = b""
             try:
-                sheet = self._fill(filler, slot, start, stop, io_waits=waiting > 0)
+                words = self._fill(filler, slot, start, stop, io_waits=waiting > 0)
             except StartError as error:
                 self._send(UNABLE + pickle.dumps(error))
                 self._ended = True
@@ -259,7 +259,7 @@ class Readers:
                 # The main process sets WAITED_FOR, reads the reports, and sleeps. A reader marks its rows, writes its report, and
                 # looks at WAITED_FOR and all marks. The pipe's lock orders the two: either the main process reads the last
                 # report, or the reader that wrote it sees WAITED_FOR and all marks, and rings.
-                rings = wanted[EAGER] or (sheet[8 * WAITED_FOR] and _is_read(sheet))
+                rings = wanted[EAGER] or (words[WAITED_FOR] and _is_read(words))
                 if rings or (took > LONG and began + took > self._rang + SELDOM):
                     self._rang = began + took
                     os.eventfd_write(self._fds.bell, 1)
@@ -272,7 +272,7 @@ class Readers:
         return _waits() - getattr(self._turns, "waits", 0)
 
     def _fill(self, filler: TicketFiller, slot: int, start: int, stop: int, *, io_waits: bool) -> memoryview:
-        """Fill the rows of a ticket, and mark them as read. Returns the slot's sheet."""
+        """Fill the rows of a ticket, and mark them as read. Returns the words of the slot's sheet."""
         mapped = self._segments.mapped
         if slot >= len(mapped):  # the ring has grown
             try:
@@ -286,12 +286,13 @@ class Readers:
         filler.fill(memory, Task(start, words[EPOCH], words[POSITION] + start, samples, self._tables), io_waits=io_waits)
         # The main process hands out a batch as soon as all of its rows are marked, so mark them after all is written.
         sheet[8 * (SAMPLES + start) : 8 * (SAMPLES + stop)] = READ_MARK * (stop - start)
-        return sheet
+        return words
 
 
-def _is_read(sheet: memoryview) -> bool:
-    size = 8 * int.from_bytes(sheet[8 * ROWS : 8 * (ROWS + 1)], sys.byteorder)
-    return sheet[8 * SAMPLES : 8 * SAMPLES + size].tobytes() == b"\xff" * size
+def _is_read(words: memoryview) -> bool:
+    """Whether all rows are marked in a sheet."""
+    rows = words[ROWS]
+    return words[SAMPLES : SAMPLES + rows].tobytes() == READ_MARK * rows
 
 
 def _waits() -> int:

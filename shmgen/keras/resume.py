@@ -143,7 +143,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._writes = rank == 0
         if self._writes:
             self._folder.path.mkdir(parents=True, exist_ok=True)
-        self._position = self._first = self._unsaved = self._batches = 0
+        self._position = self._first = self._unsaved = 0
         self._failed = self._finished = False
         self._last_saved = time.monotonic()
         self._place: Place | None = None
@@ -181,9 +181,8 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Count the batches that were trained on, and save the state if it is due."""
         fit = self._fit
-        trained, self._position = fit.position - self._position, fit.position
-        self._unsaved += trained
-        self._batches += trained
+        self._unsaved += fit.position - self._position
+        self._position = fit.position
         self._step += fit.steps_per_execution
         if self._step >= fit.steps or self._position >= fit.batches:
             # Only validation and callbacks are left in this epoch, and Keras may begin the next pass before they run.
@@ -235,7 +234,6 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             "version": VERSION,
             **place._asdict(),
             "validation": fit.validation.state_dict() if isinstance(fit.validation, Sequence) else None,
-            "batches": self._batches,
             "epochs": self.params["epochs"],
             "steps_per_epoch": fit.steps_per_epoch,
             "finished": finished,
@@ -290,7 +288,6 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         restore(fit.callbacks.callbacks, saved, SWAPPED)
         self._loaded = Loaded(saved, Place(epoch, step, state["sequence"]), first, values, model._initial_epoch)
         self._loaded.assign()
-        self._batches = state["batches"]
         model._initial_epoch = self.params["epochs"] if self._finished else epoch
 
     def _load_sequences(self, saved: Saved) -> int:
