@@ -52,7 +52,7 @@ class CheckedValues:
         together, dtype = self._together, np.dtype(np.int64 if highest < 1 << 63 else np.uint64)
         are_ints = together.ndim == 1 and together.dtype.kind in "biu"
         if are_ints and lowest <= int(together.min()) and int(together.max()) <= highest:
-            return _kept(together, dtype), dtype
+            return _stored(together, dtype), dtype
         if together.ndim == 1 and together.dtype.kind == "f" and (missing := np.isnan(together)).any():
             id = self._ids[int(missing.argmax())]
             found = f"nan: its value is missing{_remedy(math.nan)}"
@@ -86,7 +86,7 @@ class CheckedValues:
             except FormatError:
                 pass
             else:
-                return _kept(together, given), given
+                return _stored(together, given), given
         return self._one_by_one(given), given
 
     def _one_by_one(self, dtype: np.dtype[Any]) -> np.ndarray:
@@ -153,7 +153,7 @@ class CheckedValues:
         return InputError(f"field {self._field!r}: expected {expected}, found {found}")
 
 
-def _kept(rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def _stored(rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """A copy of ``rows``, as ``dtype`` unless they take less memory as they are."""
     return rows.astype(dtype if rows.dtype.itemsize >= dtype.itemsize or rows.dtype.kind == "b" else rows.dtype)
 

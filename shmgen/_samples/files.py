@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from itertools import islice
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -27,11 +27,15 @@ NPY = FileKind((".npy",), ".npy files")
 IMAGES = FileKind((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"), "images")
 
 
-def files_below(folder: str, unreadable: Callable[[OSError], object]) -> list[str]:
-    """The paths, from ``folder`` on, of all files below it, sorted; ``unreadable`` gets the errors of folders."""
+def files_below(folder: str) -> list[str]:
+    """The paths, from ``folder`` on, of all files below it, sorted; an OSError if any folder can't be listed."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     # Names that begin with a dot are left out: macOS writes ``._x.npy`` beside ``x.npy``.
     found = []
-    for path, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
+    for path, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(os.path.join(path, name))]
         prefix = os.path.join(path[len(folder) :].lstrip("/"), "")
         found += [prefix + name for name in files if not name.startswith(".")]

@@ -36,7 +36,7 @@ def kept(ids: Any) -> Sequence[Any]:
     if isinstance(ids, str | bytes | set | frozenset | Mapping) or hasattr(ids, "_fields") or not isinstance(ids, Iterable):
         raise InputError(f"list_IDs: expected a list or array of ids, in an order, found {_no_list(ids)}")
     if hasattr(ids, "__array__"):  # arrays, and columns of pandas, polars, pyarrow
-        array = as_array(ids)
+        array = column_as_array(ids)
         if array.ndim != 1:
             remedy = "pass ids[:, 0], or, where these are samples in memory, range(len(x)) as ids, and inputs=Values(x)"
             raise InputError(f"list_IDs: expected an array of one axis, found one of shape {array.shape}; {remedy}")
@@ -111,7 +111,7 @@ def first_outside(ids: Sequence[Any], count: int) -> int | None:
     return int(outside.argmax()) if outside.any() else None
 
 
-def as_array(values: Any) -> np.ndarray:
+def column_as_array(values: Any) -> np.ndarray:
     """``values``, an array or a column of pandas, polars or pyarrow, as an array."""
     # Not `np.asarray` of a column of pandas: it looks up attributes in the index, for which pandas makes a table and keeps it.
     return np.asarray(values if index_of(values) is None else values.to_numpy())

@@ -84,12 +84,17 @@ def image_folder(
     fraction = check_float(validation_split, "validation_split", expected, lambda number: 0 <= number < 1)
     check_int(seed, "seed", 0)
     path = os.path.abspath(folder)
-    if not labels:
-        return ImageFolder(_partition(_images(path), {}, fraction, seed), {}, [])
-    names = _class_folders(folder, path) if classes is None else list(map(str, names_of(classes)))
     numbers: dict[str, int] = {}
-    for number, name in enumerate(names):
-        numbers |= dict.fromkeys(_images(path, name), number)
+    try:
+        if not labels:
+            return ImageFolder(_partition(_images(path), {}, fraction, seed), {}, [])
+        names = _class_folders(folder, path) if classes is None else list(map(str, names_of(classes)))
+        for number, name in enumerate(names):
+            numbers |= dict.fromkeys(_images(path, name), number)
+    except OSError as error:
+        remedy = for_missing_folder(error.filename, IMAGES) if isinstance(error, FileNotFoundError) else ""
+        found = f"{error.strerror}{remedy}"
+        raise InputError(f"folder {error.filename}: expected a folder that can be read, found: {found}") from None
     return ImageFolder(_partition(list(numbers), numbers, fraction, seed), numbers, names)
 
 
@@ -102,11 +107,8 @@ def _partition(ids: list[str], labels: dict[str, int], fraction: float, seed: in
 
 
 def _class_folders(folder: str | os.PathLike[str], path: str) -> list[str]:
-    try:
-        with os.scandir(path) as scanned:
-            entries = sorted((entry for entry in scanned if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise _not_there(path, error) from None
+    with os.scandir(path) as scanned:
+        entries = sorted((entry for entry in scanned if not entry.name.startswith(".")), key=lambda entry: entry.name)
     names = [entry.name for entry in entries if entry.is_dir()]
     images = [entry.name for entry in entries if IMAGES.has(entry.name) and entry.name not in names]
     if not names:
@@ -125,19 +127,10 @@ def _class_folders(folder: str | os.PathLike[str], path: str) -> list[str]:
 
 def _images(folder: str, name: str = "") -> list[str]:
     """The paths, from ``folder`` on, of all images in the folder of this name, sorted."""
-
-    def fail(error: OSError) -> None:
-        raise _not_there(error.filename, error)
-
     path = os.path.join(folder, name)
-    found = [os.path.join(name, file) for file in files_below(path, fail) if IMAGES.has(file)]
+    found = [os.path.join(name, file) for file in files_below(path) if IMAGES.has(file)]
     if not found:
         remedy = "; delete it, or name the folders that are classes: classes=[...]" if name else ""
         expected = f"images, {', '.join(IMAGES.suffixes)}, found {some_of(os.listdir(path))}"
         raise InputError(f"{'class ' if name else ''}folder {path}: expected {expected}{remedy}")
     return found
-
-
-def _not_there(path: str, error: OSError) -> InputError:
-    remedy = for_missing_folder(path, IMAGES) if isinstance(error, FileNotFoundError) else ""
-    return InputError(f"folder {path}: expected a folder that can be read, found: {error.strerror}{remedy}")

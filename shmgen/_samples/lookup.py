@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shmgen._samples.files import some_of
-from shmgen._samples.ids import as_array, as_ints, first_outside, index_of, is_frame
+from shmgen._samples.ids import as_ints, column_as_array, first_outside, index_of, is_frame
 from shmgen._samples.remedies import variants
 from shmgen.errors import InputError
 
@@ -29,7 +29,7 @@ def is_mapping(values: object) -> bool:
 
 def as_list_or_array(values: Any) -> Sequence[Any] | np.ndarray:
     """A column as a list or an array, without a copy where that is possible."""
-    return as_array(values) if hasattr(values, "__array__") or isinstance(values, range) else values
+    return column_as_array(values) if hasattr(values, "__array__") or isinstance(values, range) else values
 
 
 class Lookup:
@@ -49,7 +49,7 @@ class Lookup:
             index = index_of(values)
             if index is None or self._by == "position" or (self._by is None and self._numbers_rows(index)):
                 return self._of_column(as_list_or_array(values))
-            return self._of_labelled(as_array(values), index.tolist())
+            return self._of_labelled(column_as_array(values), index.tolist())
         if is_mapping(values) and self._by != "position":
             return self._of_mapping(values)
         expected = "a mapping from id to value, a function of the id, or a list or array of values"

@@ -28,13 +28,13 @@ SIZE = 32
 
 def list_folder(folder: str) -> dict[str, list[str]]:
     """The ids of the files below a folder, by kind: sorted paths, without the endings ``.npy`` and ``.npz``."""
-
-    def fail(error: OSError) -> None:
-        found = explain(error).replace(" file", " folder", 1)
-        raise InputError(f"{error.filename}: {found}; give another, or ids, with --ids FILE")
-
+    try:
+        names = files_below(folder)
+    except OSError as error:
+        reason = explain(error).replace(" file", " folder", 1)
+        raise InputError(f"{error.filename}: {reason}; give another, or ids, with --ids FILE") from None
     found: dict[str, list[str]] = {}
-    for name in files_below(folder, fail):
+    for name in names:
         stem, end = os.path.splitext(name)
         if end in (".npy", ".npz"):
             found.setdefault(end[1:], []).append(stem)
