@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shmgen._plan.sampler import BatchId
-from shmgen._plan.schedule import FIRST_ROWS, FIRST_TICKETS, MAX_OUT, Schedule, Slot, State, Ticket
+from shmgen._plan.schedule import FIRST_ROWS, FIRST_TICKETS, Schedule, Slot, State, Ticket
 
 
 def batches(first: int = 0) -> list[BatchId]:
@@ -285,25 +285,6 @@ def test_work_is_given_out_in_portions() -> None:
     assert numbers(begin(plan, [], batches())) == [4, 5]
 
 
-def test_no_more_tickets_are_out_than_fit_into_the_queue() -> None:
-    """The rest follows as those that are out are done, in order, before any that are given out later."""
-    given: list[Ticket] = []
-    plan = schedule(slots=1, readers=1, rows=3 * MAX_OUT)
-    tickets = begin(plan, [BatchId(0, 0)])
-    for ticket in tickets:
-        plan.retry(ticket, singly=True)
-    while more := plan.take():
-        assert plan.out <= MAX_OUT
-        assert plan.take() == []
-        given += more
-        plan.done([more[0].id])
-        given += (two := plan.take())
-        assert len(two) <= 1
-        read(plan, [*more[1:], *two])
-    assert sorted(ticket.start for ticket in given) == list(range(3 * MAX_OUT))
-    assert ready(plan, BatchId(0, 0)) == 0
-
-
 @pytest.mark.parametrize("singly", [False, True])
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_ticket_is_read_once_more(singly: bool, alone: bool) -> None:
@@ -326,7 +307,7 @@ def test_a_ticket_is_read_once_more(singly: bool, alone: bool) -> None:
 
 def test_what_is_read_once_more_comes_before_what_was_not_given_out_yet() -> None:
     """Others of its batch have been read already."""
-    plan = schedule(slots=2, readers=1, rows=2 * MAX_OUT)
+    plan = schedule(slots=2, readers=1, rows=256)
     [first, *_] = begin(plan, [BatchId(0, 0)])
     plan.assign([BatchId(0, 1)], [])
     plan.retry(first)

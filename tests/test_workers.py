@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from ways import part_of
 from shmgen import Loader
 from shmgen._engine.pool import Pool
 from shmgen._memory.records import REPORT
+from shmgen._plan.sampler import BatchId
+from shmgen._plan.schedule import Ticket
 
 AT_ONCE = 2.0
 """Seconds in which what is promised "at once" must have happened."""
@@ -223,3 +226,26 @@ def test_no_wake_up_is_lost(folder: Callable, monkeypatch: pytest.MonkeyPatch) -
         pool.wait(10 * AT_ONCE)
         assert not at_once.passed
         assert [event.detail for event in pool.poll_events()] == [[(1 << 40, 0, 0, 0)]]
+
+
+def test_what_the_queue_had_no_room_for_follows(folder: Callable) -> None:
+    """Room in a queue that was full ends a wait, and the rest of the tickets is written."""
+    data = folder(8)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:
+        for X, y in loader:
+            data.check(X, y)
+        pool: Any = part_of(loader, Pool)
+        pool.poll_events()
+        [(number, pid)] = pool.pids.items()
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: pool.is_stopped(number))
+        while not pool._overflow:
+            pool.put([Ticket(1 << 40, 0, BatchId(0, 0), 0, 0)])
+        os.read(pool._tickets_out, 1 << 16)
+        at_once = Deadline(AT_ONCE)
+        pool.wait(10 * AT_ONCE)
+        assert not at_once.passed
+        pool.poll_events()
+        assert not pool._overflow
+        assert pool.take_back() == [1 << 40]
+        os.kill(pid, signal.SIGCONT)

@@ -22,7 +22,7 @@ from shmgen._memory.records import BUSY, EAGER, FUNCTION, LAST_TICKET, READERS, 
 from shmgen._memory.ring import Ring
 from shmgen._memory.status_page import StatusPage
 from shmgen._plan.meter import TimeSpent
-from shmgen._plan.schedule import MAX_OUT, Ticket
+from shmgen._plan.schedule import Ticket
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._worker import protocol
 from shmgen._worker.context import Context, ForwardedLogs
@@ -91,6 +91,8 @@ class Pool:
         self._of_ended = TimeSpent()  # of workers that are no longer in use
         self._by_fd: dict[int, int] = {}
         self._poll.register(self._wakeup.fd, select.EPOLLIN)
+        # A full queue that has room again ends a wait, so that the overflow is written.
+        self._poll.register(self._tickets_in, select.EPOLLOUT | select.EPOLLET)
         try:
             # All are started before the first is told what to do, so that they start at once. Ctrl-C takes effect between two.
             for number in range(workers):
@@ -150,7 +152,7 @@ class Pool:
             try:
                 with suppress(BlockingIOError):
                     while True:
-                        tickets += os.read(fd, TICKET.size * MAX_OUT)
+                        tickets += os.read(fd, 1 << 16)
             finally:
                 os.close(fd)
         tickets += self._overflow

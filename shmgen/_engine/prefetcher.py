@@ -152,10 +152,9 @@ class Prefetcher:
                 slot = None if self.ended is not None else self._schedule.hand_out(batch)
                 if slot is None or slot.error is not None:
                     slot = self._wait_for(batch, called, of, slot)
-                else:
-                    if of is not None:
-                        of.got(batch)
-                    self._listening.wake()  # another request may wait for this slot
+                if of is not None:
+                    of.got(batch)
+                self._listening.wake()  # another request may wait for this slot
                 arrays = self._ring.lease(slot.number, slot.rows)
                 if self._planner.weights:
                     self._planner.weigh(batch, arrays)
@@ -208,8 +207,6 @@ class Prefetcher:
             slot = slot or self._read(batch, called)
             if slot.error is not None:
                 raise self._listening.clean(slot.error)
-            if of is not None:
-                of.got(batch)
             return slot
         finally:
             self._waiting.remove((called, batch))

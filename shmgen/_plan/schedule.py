@@ -28,9 +28,6 @@ LEAST_MICROSECONDS = 200
 RECENT = 1 / 8
 """The weight of the last ticket in the mean time of a row."""
 
-MAX_OUT = 1024
-"""Tickets that are out at a time, at most: the queue has room for them."""
-
 
 class State(Enum):
     """What a slot is doing."""
@@ -218,11 +215,9 @@ class Schedule:
                 return []
             tickets = [self._suspects.popleft()]
             self._alone = tickets[0].id
-        elif len(pending) + len(out) <= MAX_OUT:
+        else:
             tickets = list(pending)
             pending.clear()
-        else:
-            tickets = [pending.popleft() for _ in range(MAX_OUT - len(out))]
         for ticket in tickets:
             out[ticket[0]] = ticket
         return tickets
