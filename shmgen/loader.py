@@ -49,7 +49,7 @@ class BaseLoader:
     @property
     def state(self) -> LoaderState:
         """A snapshot of its slots, its workers, and the requests that wait. Any thread may take one."""
-        return self._feed.state
+        return self._feed.prefetcher.state
 
     @property
     def damaged(self) -> tuple[Damaged, ...]:
@@ -59,7 +59,7 @@ class BaseLoader:
     @property
     def error(self) -> Exception | None:
         """The last error of a request for a batch, whatever a framework has made of it; None if there was none."""
-        return self._feed.error
+        return self._feed.prefetcher.errors.last
 
     def close(self) -> None:
         """End the workers and release the memory, except that of batches that are still held.

@@ -20,6 +20,7 @@ import pytest
 from shmgen import Source
 from shmgen._engine import prefetcher, supervisor
 from shmgen._engine.batch_planner import BatchPlanner
+from shmgen._engine.front_end import FrontEnd
 from shmgen._engine.prefetcher import Prefetcher
 from shmgen._engine.supervisor import Supervisor
 from shmgen._engine.workers import Event, EventKind
@@ -436,7 +437,15 @@ class Engine:
         self.supervisor = Supervisor(self.workers, Target(workers, reads), self.schedule, self.planner, self.ring, timeout)
         scaler = Autoscaler((), lambda workers, blocked: Target(workers, reads), batch_size)
         self.prefetcher = Prefetcher(
-            self.ring, self.workers, self.supervisor, self.schedule, self.planner, self.passes, scaler, reads_ahead=ahead
+            self.ring,
+            self.workers,
+            self.supervisor,
+            self.schedule,
+            self.planner,
+            self.passes,
+            scaler,
+            FrontEnd(),
+            reads_ahead=ahead,
         )
 
     def fetch(self, number: int) -> list[int]:

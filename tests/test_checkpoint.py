@@ -15,7 +15,7 @@ from conftest import Asking, DataSet, wait_until
 from ways import N, answer, as_bytes, computed, reader, who_reads
 
 from shmgen import InputError, Loader, SampleError
-from shmgen._plan.checkpoint import Identity, loaded, saved
+from shmgen._plan.checkpoint import loaded, saved
 from shmgen._plan.passes import Passes, Position
 from shmgen._plan.sampler import BatchId
 from shmgen._samples.ids import fingerprint, kept
@@ -29,7 +29,7 @@ def labels_of(batches: Any) -> list[list[int]]:
     return [y.tolist() for _, y, *_ in batches]
 
 
-def identity(**other: Any) -> Identity:
+def identity(**other: Any) -> dict[str, Any]:
     same = {
         "samples": 20,
         "ids": "abc",

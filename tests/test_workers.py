@@ -238,7 +238,7 @@ def test_what_the_queue_had_no_room_for_follows(folder: Callable) -> None:
         pool.poll_events()
         [(number, pid)] = pool.pids.items()
         os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: pool.is_stopped(number))
+        wait_until(lambda: pool.is_stopped(number), "the worker has been stopped")
         while not pool._overflow:
             pool.put([Ticket(1 << 40, 0, BatchId(0, 0), 0, 0)])
         os.read(pool._tickets_out, 1 << 16)

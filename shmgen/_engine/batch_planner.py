@@ -19,7 +19,7 @@ from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import SampleError, printable
 
 MAX_ATTEMPTS = 100
-"""Replacements that are tried for a sample. If all are damaged, hardly any sample is not."""
+"""Replacements that are tried for a sample. If all of them are damaged, nearly all samples are."""
 
 
 class BatchPlanner:

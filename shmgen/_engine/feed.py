@@ -19,9 +19,8 @@ import numpy as np
 from shmgen._checks import check_index
 from shmgen._engine import defaults
 from shmgen._engine.batch_planner import BatchPlanner
-from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
+from shmgen._engine.front_end import FrontEnd
 from shmgen._engine.in_process import InProcess
-from shmgen._engine.loader_state import LoaderState
 from shmgen._engine.pool import Pool
 from shmgen._engine.prefetcher import Prefetcher
 from shmgen._engine.supervisor import Supervisor
@@ -31,7 +30,7 @@ from shmgen._memory.layout import Field, Layout
 from shmgen._memory.ring import Ring
 from shmgen._plan.activity import Target
 from shmgen._plan.autoscaler import Autoscaler, Number
-from shmgen._plan.checkpoint import Identity, identity, loaded, saved
+from shmgen._plan.checkpoint import identity, loaded, saved
 from shmgen._plan.damaged_samples import DamageLog
 from shmgen._plan.passes import Pass, Passes, Position
 from shmgen._plan.sampler import BatchId, Tail
@@ -52,7 +51,7 @@ class Feed:
     ``row`` is ``dim`` and ``n_channels`` of the only input, as given or as found; both None if there are several inputs.
     """
 
-    def __init__(self, options: Options, front_end: FrontEnd = NO_FRAMEWORK) -> None:
+    def __init__(self, options: Options, front_end: FrontEnd | None = None) -> None:
         if not sys.platform.startswith("linux"):
             raise OSError(f"shmgen runs on Linux only so far, found {sys.platform}")
         hold_standard_streams()
@@ -71,10 +70,10 @@ class Feed:
         self.damage = DamageLog(len(self.ids), options.on_error, max_fraction=options.max_damaged)
         self._passes = Passes(len(self), shuffle=self.sampler.shuffle, epoch=options.epoch, is_one=options.on_error == "collect")
         with ExitStack() as undo:
-            self._prefetcher = self._assemble(options, fields, workers, front_end, undo)
-            self._prefetcher.read_ahead()
+            self.prefetcher = self._assemble(options, fields, workers, front_end or FrontEnd(), undo)
+            self.prefetcher.read_ahead()
             # Nothing that the prefetcher holds leads back to the feed.
-            self._stop = weakref.finalize(self, self._prefetcher.close, ClosedError("its last reference was gone"))
+            self._stop = weakref.finalize(self, self.prefetcher.close, ClosedError("its last reference was gone"))
             undo.pop_all()
 
     def _assemble(
@@ -124,21 +123,11 @@ class Feed:
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{field.name} {field.dtype}{list(field.shape)}" for field in self._layout.fields)
-        return f"{len(self.ids):,} samples in {len(self):,} batches of {self.sampler.batch_size} ({fields}), {self._prefetcher!r}"
+        return f"{len(self.ids):,} samples in {len(self):,} batches of {self.sampler.batch_size} ({fields}), {self.prefetcher!r}"
 
     @property
     def stats(self) -> Stats:
-        return self._prefetcher.stats
-
-    @property
-    def state(self) -> LoaderState:
-        """A snapshot of its slots, its workers, and the requests that wait."""
-        return self._prefetcher.state
-
-    @property
-    def error(self) -> Exception | None:
-        """The last error of a request for a batch; None if there was none."""
-        return self._prefetcher.errors.last
+        return self.prefetcher.stats
 
     def no_rows(self) -> list[tuple[Any, ...]]:
         """A batch without rows, with nesting, shapes and dtypes as of all batches; and a trimmed one if batches are trimmed."""
@@ -146,33 +135,33 @@ class Feed:
 
     def close(self) -> None:
         """End the workers and release the memory, except that of batches that are still held."""
-        self._prefetcher.close(ClosedError("it was closed: make another"))
+        self.prefetcher.close(ClosedError("it was closed: make another"))
         self._stop.detach()
 
     @contextmanager
     def passes(self) -> Iterator[Passes]:
         """The passes, to begin and end them while no other thread does."""
-        with self._prefetcher.entered():
+        with self.prefetcher.entered():
             yield self._passes
 
     def batch(self, index: SupportsIndex, of: Pass | None = None) -> tuple[Any, ...]:
         """The batch that ``index`` means in a pass; see `shmgen.Loader.batch`. Without a pass, it is a look at the next epoch."""
-        return self.spec.unflatten(self._prefetcher.fetch(check_index(index, len(self)), of))
+        return self.spec.unflatten(self.prefetcher.fetch(check_index(index, len(self)), of))
 
     def state_dict(self, position: Position | None = None) -> dict[str, int | str | bool]:
         """The state of a run that has got to ``position``; by default, behind the last batch that was handed out."""
-        with self._prefetcher.entered():
+        with self.prefetcher.entered():
             return saved(self._identity, position or self._passes.position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Have the next iteration begin where a state was saved; if it does not fit, nothing is changed."""
         position = loaded(self._identity, state)
-        with self._prefetcher.entered():
+        with self.prefetcher.entered():
             self._passes.go_to(position)
-            self._prefetcher.read_ahead()
+            self.prefetcher.read_ahead()
 
     @cached_property
-    def _identity(self) -> Identity:
+    def _identity(self) -> dict[str, Any]:
         return identity(self.sampler, fingerprint(self.ids))
 
 
@@ -187,7 +176,7 @@ class LoaderIterator(Iterator[tuple[Any, ...]]):
     def __next__(self) -> tuple[Any, ...]:
         indexes = self._indexes or self._begin()
         feed = self._feed
-        return feed.spec.unflatten(feed._prefetcher.fetch(next(indexes), self._pass))
+        return feed.spec.unflatten(feed.prefetcher.fetch(next(indexes), self._pass))
 
     def _begin(self) -> Iterator[int]:
         with self._feed.passes() as passes:

@@ -24,10 +24,6 @@ class FrontEnd:
         return batch
 
 
-NO_FRAMEWORK = FrontEnd()
-"""For loops without a framework."""
-
-
 def map_arrays(convert: Callable[[np.ndarray], Any], batch: Any) -> Any:
     """``batch`` with each array in it converted; dicts, tuples, lists and everything else stay what they are."""
     if isinstance(batch, np.ndarray):

@@ -19,7 +19,7 @@ from weakref import WeakSet
 from shmgen._engine.background_thread import Background
 from shmgen._engine.batch_planner import BatchPlanner
 from shmgen._engine.error_log import ErrorLog, without_traceback
-from shmgen._engine.front_end import NO_FRAMEWORK, FrontEnd
+from shmgen._engine.front_end import FrontEnd
 from shmgen._engine.held_slots import HeldSlots, SlotWait
 from shmgen._engine.listening import Listening
 from shmgen._engine.loader_state import LoaderState, SlotState, WorkerState
@@ -49,7 +49,7 @@ UNUSED_AFTER, MANY_UNUSED = 10.0, 4
 log = logging.getLogger("shmgen")
 
 _open: WeakSet[Prefetcher] = WeakSet()
-"""Those of all loaders that are open in this process."""
+"""The prefetchers of all loaders that are open in this process."""
 
 
 class Prefetcher:
@@ -67,9 +67,9 @@ class Prefetcher:
         planner: BatchPlanner,
         passes: Passes,
         autoscaler: Autoscaler,
-        front_end: FrontEnd = NO_FRAMEWORK,
+        front_end: FrontEnd,
         *,
-        reads_ahead: bool = True,
+        reads_ahead: bool,
     ) -> None:
         self._ring = ring
         self._workers = workers
@@ -120,15 +120,16 @@ class Prefetcher:
     @property
     def state(self) -> LoaderState:
         with self.entered():
-            if self.ended is not None:
-                return LoaderState(self._passes.epoch, (), (), len(self._waiting), closed=True)
-            self._schedule.release(self._ring.released())
-            slots = [SlotState(slot.state.value, *(slot.batch or ())) for slot in self._schedule.slots]
-            workers = []
-            for worker, pid in self._workers.pids.items():
-                begun = [claim for claim in self._supervisor.claims(worker).values() if claim.begun]
-                workers.append(WorkerState(pid, tuple(self._planner.ids(claim.ticket)[claim.row or 0] for claim in begun)))
-            return LoaderState(self._passes.epoch, tuple(slots), tuple(workers), len(self._waiting), closed=False)
+            slots, workers = [], []
+            if self.ended is None:
+                self._schedule.release(self._ring.released())
+                slots = [SlotState(slot.state.value, *(slot.batch or ())) for slot in self._schedule.slots]
+                for worker, pid in self._workers.pids.items():
+                    begun = [claim for claim in self._supervisor.claims(worker).values() if claim.begun]
+                    workers.append(WorkerState(pid, tuple(self._planner.ids(claim.ticket)[claim.row or 0] for claim in begun)))
+            return LoaderState(
+                self._passes.epoch, tuple(slots), tuple(workers), len(self._waiting), closed=self.ended is not None
+            )
 
     def entered(self) -> threading.RLock:
         """The lock; refused in a fork of the process that made this."""

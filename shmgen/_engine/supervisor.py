@@ -22,7 +22,7 @@ from shmgen._worker.launch import KILL_GRACE
 from shmgen.errors import SampleError, StartError, WorkerDied
 
 STARTS = 5
-"""If this number of workers with the same number die in a row before any has read anything, the loader ends."""
+"""The loader ends if this number of workers, each in place of the one before, have died before they read anything."""
 
 START_WITHIN = 60.0
 """Seconds that a worker has to start, or ``timeout`` if that is longer: its imports and open files may take a while. It has as
@@ -50,7 +50,7 @@ class WorkerRecord:
     stopped: bool = False  # it was killed because it had been stopped (SIGSTOP)
     retires: bool = False  # it is to end, since fewer are wanted
     ends: bool = False  # it ends by itself, since it has had nothing to do
-    deaths_before_work: int = 0  # workers with this number that have died in a row before they finished anything
+    deaths_before_work: int = 0  # workers before it in its place, in a row, that died before they finished anything
 
 
 class Supervisor:
@@ -161,12 +161,11 @@ class Supervisor:
 
     def claims(self, worker: int) -> dict[int, Claim]:
         """By reader: the tickets that ``worker`` has taken and not done."""
-        claims = {}
-        for reader, (id, at) in self._workers.claims(worker).items():
-            ticket = self._schedule.ticket(id)
-            if ticket is not None:
-                claims[reader] = _claim(ticket, row_of(at), begun=at != IDLE)
-        return claims
+        return {
+            reader: _claim(ticket, row_of(at), begun=at != IDLE)
+            for reader, (id, at) in self._workers.claims(worker).items()
+            if (ticket := self._schedule.ticket(id)) is not None
+        }
 
     def check_deadlines(self, now: float, asked: float, *, overslept: bool) -> None:
         """See how far the workers have come, and kill those that have taken too long.

@@ -30,12 +30,9 @@ MUST_BE_SAME = {
 }
 """What a state and its loader must have in common, with the remedy where they don't."""
 
-Identity = dict[str, Any]
-"""What a state is of. Only a loader with the same values, those of batches aside, can resume from it."""
 
-
-def identity(sampler: Sampler, ids: str) -> Identity:
-    """The identity of a loader; ``ids`` is a hash of its ids."""
+def identity(sampler: Sampler, ids: str) -> dict[str, Any]:
+    """What a state is of; only a loader with the same values, those of batches aside, resumes from it. ``ids`` is a hash."""
     weights, lengths = sampler.weights, sampler.lengths
     return {
         "samples": sampler.samples,
@@ -50,7 +47,7 @@ def identity(sampler: Sampler, ids: str) -> Identity:
     }
 
 
-def saved(mine: Identity, position: Position) -> dict[str, int | str | bool]:
+def saved(mine: dict[str, Any], position: Position) -> dict[str, int | str | bool]:
     """The state of a loader at ``position``: a flat dict of JSON's types.
 
     ``consumed`` counts samples of the epoch, of all ranks together. At the end of an epoch it is 0, and the epoch the next one.
@@ -60,7 +57,7 @@ def saved(mine: Identity, position: Position) -> dict[str, int | str | bool]:
     return {"version": VERSION, "order": ORDER, "epoch": epoch, "consumed": batch * mine["batch_size"], **own}
 
 
-def loaded(mine: Identity, state: Mapping[str, Any]) -> Position:
+def loaded(mine: dict[str, Any], state: Mapping[str, Any]) -> Position:
     """Where a loader resumes from ``state``; an InputError if that is of other data, or not between two batches of this size."""
     own = saved(mine, Position(0, 0))
     if not isinstance(state, Mapping) or (missing := own.keys() - state.keys()):

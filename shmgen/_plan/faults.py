@@ -136,11 +136,9 @@ class Watch:
         """Take in what each reader has taken, by its number; ``waiting`` if there are tickets that no reader has taken."""
         has_work = waiting or bool(claims)
         moved = overslept or claims != self._claims or not (has_work and self._has_work)
-        since = {}
-        for reader, claim in claims.items():
-            stays = not overslept and self._claims.get(reader) == claim
-            since[reader] = self._since[reader] if stays else now
-        self._claims, self._since, self._has_work = dict(claims), since, has_work
+        stay = set() if overslept else {reader for reader, claim in claims.items() if self._claims.get(reader) == claim}
+        self._since = {reader: self._since[reader] if reader in stay else now for reader in claims}
+        self._claims, self._has_work = dict(claims), has_work
         if moved:
             self._moved = now
 

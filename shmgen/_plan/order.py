@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 MAX_SORTED = 1 << 16
-"""Up to this number of samples are sorted by their hashes, in some milliseconds: so few, the network would not shuffle well."""
+"""Up to this number of samples are sorted by their hashes, in some milliseconds: the network would not shuffle so few well."""
 
 BLOCK_POSITIONS = 1 << 13
 """Positions computed at once: enough to make NumPy's overhead small, few enough to fit a processor's cache."""

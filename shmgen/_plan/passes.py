@@ -39,7 +39,6 @@ class Pass:
     def __init__(self, start: Position, batches: int, *, shuffle: bool, asks_ahead: bool = False) -> None:
         self.epoch, self.first = start
         self.asks_ahead = asks_ahead
-        self.is_begun = False
         self._batches = batches
         self._shuffle = shuffle
         # Indexes that were all requested in ascending order, as in a plain loop, are bound to the batches from `first` on, up to
@@ -56,7 +55,6 @@ class Pass:
 
     def deal(self, index: int) -> BatchId:
         """The batch that ``index`` means in this pass; an IndexError if it was resumed, and has fewer batches left."""
-        self.is_begun = True
         number = self.first + index
         if self._shuffle:
             if self._dealt == number == self._in_order and number < self._batches:
@@ -166,7 +164,7 @@ class Passes:
 
     def end(self) -> None:
         """Requests by hand have been used: later ones belong to the next epoch."""
-        if self._by_hand is not None and self._by_hand.is_begun:
+        if self._by_hand is not None:
             self.next = max(self.next, Position(self._by_hand.epoch + 1, 0))
         self.forget()
 

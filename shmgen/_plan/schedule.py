@@ -76,7 +76,7 @@ class Schedule:
 
     While readers do not wait for I/O, at most ``in_flight`` batches are read at once. More than keep the readers busy would not
     fit the processor's cache, and a trainer that waits for every batch would lose a quarter of its speed. ``is_read`` says
-    whether the sheet of a slot marks this number of rows as read; it may before the reports of the last tickets are received.
+    whether the sheet of a slot marks this number of rows as read, which may be before the reports of the last tickets arrive.
     """
 
     def __init__(

@@ -163,7 +163,7 @@ class Stats:
     def io_wait(self) -> float:
         """The fraction of their work workers, or functions, waited for a disk, a network or a lock, from 0 to 1."""
         busy = self.busy - self.function_wait
-        return max(0.0, 1 - self.cpu / busy) if busy > 0 else 0.0
+        return _part(busy - self.cpu, busy)
 
     @property
     def function_part(self) -> float:
@@ -240,7 +240,7 @@ class Stats:
             ("  for free slots", f"{_part(self.slot_wait, elapsed):.0%}"),
             ("workers busy" if self.workers else "busy reading", f"{self.load:.0%}"),
             ("  in your functions", f"{self.function_part:.0%}"),
-            ("  waiting, not computing", f"{_part(max(0.0, busy - self.function_wait - self.cpu), busy):.0%}"),
+            ("  waiting, not computing", f"{_part(busy - self.function_wait - self.cpu, busy):.0%}"),
         ]
 
 
