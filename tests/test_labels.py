@@ -174,6 +174,15 @@ def own() -> Source:
     return Own()
 
 
+class Replacing(Source):
+    """A source that puts others in place of the rows that it is given."""
+
+    fields = {"image": ((2,), "f4"), "label": ((), "u1")}  # noqa: RUF012
+
+    def read(self, id: int, rows: dict[str, Any]) -> None:
+        rows["image"], rows["label"] = np.full(2, id), id % 3
+
+
 def pair(id: int) -> tuple[np.ndarray, int]:
     """An input and its label."""
     return np.full(2, id, np.float32), id % 3
@@ -185,11 +194,12 @@ def labelled(folder: Path) -> dict[str, dict[str, Any]]:
         np.save(folder / f"{number}.npy", np.array([number % 3]))
         arrays = {"image": np.full(2, number), "label": np.uint8(number % 3)}
         np.savez(folder / f"{number}.npz", **arrays)  # type: ignore[arg-type]
-    npz, read, x = Npz(folder), own(), {"inputs": Values(np.zeros(N))}
+    npz, read, replacing, x = Npz(folder), own(), Replacing(), {"inputs": Values(np.zeros(N))}
     return {
         "npy": {"labels": Npy(folder), "n_classes": 3, **x},
         "npz": {"source": npz["image"], "labels": npz["label"], "n_classes": 3},
         "own-fill": {"source": read["image"], "labels": read["label"], "n_classes": 3},
+        "own-read": {"source": replacing["image"], "labels": replacing["label"], "n_classes": 3},
         "whole-sample": {"source": pair, "n_classes": 3},
         "with-a-transform": {"source": read["image"], "labels": read["label"], "n_classes": 3, "transform": lambda x, rng: x + 1},
     }

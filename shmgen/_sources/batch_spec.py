@@ -189,16 +189,13 @@ class BatchSpec:
         return list(found.values())
 
     def _add_one_hot(self) -> None:
-        wanted: dict[int, dict[OneHotKey, str]] = {}
         for name, field in self._fields.items():
-            if field.n_classes is not None:
-                wanted.setdefault(id(field.source), {})[OneHotKey(field.key, field.n_classes)] = name
-        for number, names in wanted.items():
-            source, reader = self._readers[number]
-            if reader.in_main_process:
-                [name, *_] = names.values()
-                raise InputError(f"field {name!r}: n_classes is an argument of Values: Values(..., n_classes=...)")
-            self._readers[number] = source, OneHotReader(reader, names)
+            source, reader = self._readers[id(field.source)]
+            key = _key(field)
+            if isinstance(key, OneHotKey) and key not in (reader.fields or ()):
+                if reader.in_main_process:
+                    raise InputError(f"field {name!r}: n_classes is an argument of Values: Values(..., n_classes=...)")
+                self._readers[id(source)] = source, OneHotReader(reader, key)
 
     def _spec(self, name: str, others: Collection[FieldSpec], *, is_transformed: bool) -> FieldSpec:
         field = self._fields[name]

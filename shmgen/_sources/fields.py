@@ -98,25 +98,22 @@ class OneHotKey(NamedTuple):
 
 
 class OneHotReader(Reader):
-    """Fills what another reader fills, and one-hot rows of the fields that are wanted so: see `SourceField.one_hot`."""
+    """Fills what another reader fills, and one-hot rows of one of its fields: see `SourceField.one_hot`."""
 
-    def __init__(self, reader: Reader, wanted: Iterable[OneHotKey]) -> None:
-        self._reader = reader
-        self._wanted = tuple(wanted)
+    def __init__(self, reader: Reader, wanted: OneHotKey) -> None:
+        self._reader, self._wanted = reader, wanted
         self.keys, self.user_code = reader.keys, reader.user_code
         self.concurrent, self.draws, self.leaves_out = reader.concurrent, reader.draws, reader.leaves_out
         fields: Mapping[Any, Any] = {None: (reader.shape, reader.dtype)} if reader.fields is None else reader.fields
-        self.fields = dict(fields)
-        for one in self._wanted:
-            if one.key not in fields:
-                found = "none of them: say which, source['label'] for instance" if one.key is None else repr(one.key)
-                known = ", ".join(map(repr, fields))
-                raise InputError(f"n_classes={one.n_classes}: expected one of the fields {known}, found {found}")
-            shape, dtype = fields[one.key]
-            if reader.varies or dtype_of(dtype).kind not in "biu":
-                found = "samples of several shapes" if reader.varies else f"dtype {dtype_of(dtype)}"
-                raise InputError(f"n_classes={one.n_classes}: expected ints, as many in each sample, found {found}")
-            self.fields[one] = (*(shape[:-1] if shape[-1:] == (1,) else shape), one.n_classes), "<f4"
+        key, n_classes = wanted
+        if key not in fields:
+            found = "none of them: say which, source['label'] for instance" if key is None else repr(key)
+            raise InputError(f"n_classes={n_classes}: expected one of the fields {', '.join(map(repr, fields))}, found {found}")
+        shape, dtype = fields[key]
+        if reader.varies or dtype_of(dtype).kind not in "biu":
+            found = "samples of several shapes" if reader.varies else f"dtype {dtype_of(dtype)}"
+            raise InputError(f"n_classes={n_classes}: expected ints, as many in each sample, found {found}")
+        self.fields = {**fields, wanted: ((*(shape[:-1] if shape[-1:] == (1,) else shape), n_classes), "<f4")}
 
     @property
     def reads_one_by_one(self) -> bool:
@@ -130,64 +127,51 @@ class OneHotReader(Reader):
     def fill(self, keys: Any, rows: Any, begun: Any, *, io_waits: bool = False) -> list[int] | None:
         import numpy as np
 
-        wanted, read = self._split(rows)
-        filled = read[None] if self._reader.fields is None else read
-        if self._reader.takes_bytes:
-            filled = memoryview(filled.reshape(-1).view(np.uint8))
+        read, ints, one_hot = self._split(rows)
+        filled = ints.reshape(-1).view(np.uint8).data if self._reader.takes_bytes else read
         self._reader.fill(keys, filled, begun, io_waits=io_waits)
-        for one in wanted:
-            outside = _outside(read[one.key], one.n_classes)
-            if outside.any():
-                number = int(outside.reshape(len(keys), -1).any(axis=1).argmax())
-                begun[0] = number + 1
-                raise SampleError(keys[number], self.place(keys[number]), _wrong(read[one.key][number], one.n_classes))
-            _expand(read[one.key], rows[one])
+        try:
+            self._expand(ints, one_hot)
+        except FormatError:
+            # Row by row, to find the sample that it is about.
+            for begun[0], key in enumerate(keys, 1):
+                try:
+                    self._expand(ints[begun[0] - 1], one_hot[begun[0] - 1])
+                except FormatError as error:
+                    raise SampleError(key, self.place(key), str(error)) from None
         return None
 
     def read(self, key: Any, row: Any, rng: np.random.Generator | None = None) -> Any:
-        wanted, read = self._split(row)
-        is_only = self._reader.fields is None
-        result = self._reader.read(key, read[None] if is_only else read, rng)
+        read, ints, one_hot = self._split(row)
+        result = self._reader.read(key, read, rng)
         if result is None:
             result = read
-        elif is_only:
+        if self._reader.fields is None:
             result = {None: result}
         parts = dict(result if isinstance(result, Mapping) else enumerate(result))
-        for one in wanted:
-            ints = read[one.key]
-            write_row(ints, parts[one.key])
-            if _outside(ints, one.n_classes).any():
-                raise FormatError(_wrong(ints, one.n_classes))
-            _expand(ints[None], row[one][None])
-            parts[one] = row[one]
+        write_row(ints, parts[self._wanted.key])
+        self._expand(ints, one_hot)
+        parts[self._wanted] = one_hot
         return parts
 
-    def _split(self, rows: Any) -> tuple[list[OneHotKey], Any]:
-        """Which one-hot rows are asked for, and the rows that the other reader fills, those of the ints among them."""
-        wanted = [one for one in self._wanted if one in rows]
+    def _split(self, rows: Any) -> tuple[Any, np.ndarray, np.ndarray]:
+        """What the other reader fills, the ints among it, and the one-hot rows."""
         read = copy(rows)
-        for one in wanted:
-            read[one.key] = rows[one.key]
-            del read[one]
-        return wanted, read
+        one_hot = read.pop(self._wanted)
+        ints = read[self._wanted.key]
+        return ints if self._reader.fields is None else read, ints, one_hot
+
+    def _expand(self, ints: np.ndarray, rows: np.ndarray) -> None:
+        """Set 1 where the class of each of ``ints`` is, and 0 elsewhere."""
+        import numpy as np
+
+        n_classes = self._wanted.n_classes
+        outside = (ints < 0) | (ints >= n_classes)
+        if outside.any():
+            remedy = f"with n_classes={n_classes} they are counted from 0"
+            raise FormatError(f"expected ints from 0 to {n_classes - 1}, found {ints[outside].flat[0]}; {remedy}")
+        rows[...] = 0
+        np.put_along_axis(rows, ints.reshape((*rows.shape[:-1], 1)).astype(np.intp), 1, axis=-1)
 
     def place(self, id: Any) -> str:
         return self._reader.place(id)
-
-
-def _expand(ints: np.ndarray, rows: np.ndarray) -> None:
-    """Set 1 where the class of each of ``ints`` is, and 0 elsewhere."""
-    import numpy as np
-
-    rows[...] = 0
-    np.put_along_axis(rows, ints.reshape((*rows.shape[:-1], 1)).astype(np.intp), 1, axis=-1)
-
-
-def _outside(ints: np.ndarray, n_classes: int) -> np.ndarray:
-    outside: np.ndarray = (ints < 0) | (ints >= n_classes)
-    return outside
-
-
-def _wrong(ints: np.ndarray, n_classes: int) -> str:
-    found = ints[_outside(ints, n_classes)].flat[0]
-    return f"expected ints from 0 to {n_classes - 1}, found {found}; with n_classes={n_classes} they are counted from 0"
