@@ -22,15 +22,11 @@ class FlatReader(RowsReader):
     """Reads the rows of a dataset that lie in the file as they are."""
 
     def __init__(self, file: str, name: str, layout: RowLayout) -> None:
-        super().__init__(file, layout)
-        self._name = name
+        super().__init__(file, layout, f"dataset {name!r} of file {file}")
         self._seen = _identity(os.stat(file))
 
     def _is_the_same(self, fd: int) -> bool:
         return _identity(os.fstat(fd)) == self._seen
-
-    def place(self, id: Any) -> str:
-        return f"row {id} of dataset {self._name!r} of file {self.file}"
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

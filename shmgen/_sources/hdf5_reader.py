@@ -31,9 +31,6 @@ ID = "{id}"
 
 MEANT = "; where what is missing is meant to be 0, pass allow_unwritten=True"
 
-ZLIB = 1
-"""The number that HDF5 has for the filter of zlib (H5Z_FILTER_DEFLATE), which h5py calls gzip."""
-
 
 class Hdf5Reader(FileReader):
     """Reads the rows of a dataset, or, where its name has ``{id}`` in it, a dataset for each sample, by h5py."""
@@ -79,13 +76,13 @@ class Hdf5Reader(FileReader):
         if found.shape != self.shape or not can_cast(found.dtype, np.dtype(self.dtype)):
             expected = f"shape {self.shape} and dtype {self.dtype}, as the first has, found {found.shape} and {found.dtype}"
             remedy = "of samples of several shapes a function as source makes rows"
-            raise FormatError(f"dataset {name_of(self._name, id)!r}: expected {expected}; {remedy}")
+            raise FormatError(f"dataset {self._name.replace(ID, str(id))!r}: expected {expected}; {remedy}")
         return found
 
     def place(self, id: Any) -> str:
         if ID not in self._name:
             return f"row {id} of dataset {self._name!r} of file {self.file}"
-        return f"dataset {name_of(self._name, id)!r} of file {self.file}"
+        return f"dataset {self._name.replace(ID, str(id))!r} of file {self.file}"
 
 
 class _Rows:
@@ -97,11 +94,11 @@ class _Rows:
         if found.shape[1:] != shape or found.dtype != dtype:
             raise FormatError(f"expected rows of shape {shape} and dtype {dtype}, found {found.shape[1:]}, {found.dtype}")
         self._length = found.chunks[0] if found.chunks else 0
-        whole_rows = bool(found.chunks) and found.chunks[1:] == shape
-        # If zlib is a chunk's only filter, the chunk is unpacked only up to the last row that is wanted.
-        self._zlib = whole_rows and found.dtype.isnative and is_native(found) and filters(found) == [ZLIB]
+        # Where gzip is the only filter of chunks of whole rows, these are unpacked only up to the last row that is wanted.
+        is_gzip = found.compression == "gzip" and found.id.get_create_plist().get_nfilters() == 1
+        self._zlib = is_gzip and found.chunks[1:] == shape and found.dtype.isnative and is_native(found)
         self._has_holes = bool(found.chunks) and found.id.get_num_chunks() < count_chunks(found)
-        self._row_bytes = int(np.prod(shape, dtype=np.int64)) * found.dtype.itemsize
+        self._row_bytes = math.prod(shape) * found.dtype.itemsize
 
     def read(self, keys: Sequence[int], rows: np.ndarray, begun: Any) -> None:
         order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -166,8 +163,7 @@ def flat_layout(dataset: Any) -> RowLayout | None:
     if offset is None or dataset.chunks or dataset.external or not is_native(dataset) or 0 in dataset.shape:
         return None
     count, *shape = dataset.shape
-    row_bytes = int(np.prod(shape, dtype=np.int64)) * dataset.dtype.itemsize
-    return RowLayout(offset, count, tuple(shape), dataset.dtype.str, row_bytes, Windows())
+    return RowLayout(offset, count, tuple(shape), dataset.dtype.str, math.prod(shape) * dataset.dtype.itemsize, Windows())
 
 
 def is_native(dataset: Any) -> bool:
@@ -175,19 +171,9 @@ def is_native(dataset: Any) -> bool:
     return bool(dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype)))
 
 
-def filters(dataset: Any) -> list[int]:
-    """The numbers of the filters that a dataset's chunks have gone through."""
-    properties = dataset.id.get_create_plist()
-    return [properties.get_filter(number)[0] for number in range(properties.get_nfilters())]
-
-
 def count_chunks(dataset: Any) -> int:
     """How many chunks a dataset has, written or not."""
     return math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
-
-
-def name_of(name: str, id: Any) -> str:
-    return name.replace(ID, str(id))
 
 
 def has_fill_value(dataset: Any) -> bool:
@@ -197,7 +183,7 @@ def has_fill_value(dataset: Any) -> bool:
 
 def checked(file: Any, pattern: str, id: Any = "", *, allow_unwritten: bool) -> Any:
     """The dataset of this name, or of sample ``id``; a FormatError if it, or a part of it, is missing, or holds no numbers."""
-    name = name_of(pattern, id)
+    name = pattern.replace(ID, str(id))
     found = file.get(name)
     if isinstance(found, h5py.Group):
         raise FormatError(f"expected a dataset {name!r}, found a group with {some_of(found)}; add the name of one")

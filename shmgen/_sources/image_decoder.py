@@ -44,9 +44,8 @@ Box: TypeAlias = tuple[float, float, float, float]
 CHANNELS = {"RGB": 3, "L": 1, "RGBA": 4, "P": 1, "I;16": 1}
 
 OVERSIZE = 2
-"""How many times the size that a row needs a JPEG is decoded at, at least. Once it is resized, it differs from one that was
-decoded whole by 10 of 255 at most on photographs, and by 15 on text and noise; without this factor, by 33 (Pillow's test images,
-resized to 32, 64 and 96)."""
+"""How many times the size that a row needs a JPEG is decoded at, at least. `Images` says by how much its numbers then differ from
+those of one that was decoded whole; without this factor, they do by 33 of 255 (Pillow's test images at 32, 64 and 96 pixels)."""
 
 JPEG, SCAN, APP1 = b"\xff\xd8\xff", 0xDA, 0xE1
 """How a JPEG begins, and the second bytes of two markers: of pixels, which end the header, and of EXIF, among others."""

@@ -168,7 +168,7 @@ class NpyRowsReader(RowsReader):
     """Reads rows of one ``.npy`` file: ``raw`` are the bytes of its header; a remote file has a version."""
 
     def __init__(self, file: str, layout: RowLayout, raw: bytes, version: object, remote: Remote | None) -> None:
-        super().__init__(file, layout)
+        super().__init__(file, layout, file if remote is not None else f"file {file}")
         self._remote, self._raw, self._version = remote, raw, version
 
     def _fill(self, keys: Sequence[int], rows: memoryview, begun: Any, io_waits: bool) -> None:
@@ -177,10 +177,6 @@ class NpyRowsReader(RowsReader):
         else:
             firsts = self.layout.windows.firsts(keys)
             self.layout.fill(lambda data: self._fetch(remote, firsts, data, begun), len(firsts), rows)
-
-    def place(self, id: Any) -> str:
-        what = "row" if self.layout.windows.is_plain else "window"
-        return f"{what} {id} of {'file ' if self._remote is None else ''}{self.file}"
 
     def _is_the_same(self, fd: int) -> bool:
         return os.pread(fd, len(self._raw), 0) == self._raw

@@ -222,9 +222,9 @@ class RowFile:
                 length = (stop - start - 1) * distance * row_bytes + size
                 os.posix_fadvise(self.fd, begin + firsts[start] * row_bytes, length, os.POSIX_FADV_WILLNEED)
         apart = distance * row_bytes
+        are_neighbours = list(firsts) == list(range(firsts[0], firsts[0] + len(firsts) * distance, distance))
         # If rows are missing, they are read one by one, to know which is the first.
-        together = apart <= size and are_neighbours(firsts, distance)
-        if together and self._read_together(begin + firsts[0] * row_bytes, apart, size, data):
+        if apart <= size and are_neighbours and self._read_together(begin + firsts[0] * row_bytes, apart, size, data):
             return
         preadv, fd = os.preadv, self.fd
         start = 0
@@ -250,9 +250,10 @@ class RowsReader(FileReader):
 
     takes_bytes = True
 
-    def __init__(self, file: str, layout: RowLayout) -> None:
+    def __init__(self, file: str, layout: RowLayout, called: str) -> None:
         self.file = file
         self.layout = layout
+        self._called = called  # in errors and warnings
         self.shape, self.dtype = layout.sample_shape, dtype_text(dtype_of(layout.dtype))
         self._in_worker = False
         self._open: RowFile | None = None
@@ -270,6 +271,9 @@ class RowsReader(FileReader):
             self._open = opened
         self._open.fill(self.layout.windows.firsts(keys), rows, begun, io_waits=io_waits)
 
+    def place(self, id: Any) -> str:
+        return f"{'row' if self.layout.windows.is_plain else 'window'} {id} of {self._called}"
+
     def _is_the_same(self, fd: int) -> bool:
         """Whether the file that was opened has the form that `Source.bind` saw."""
         raise NotImplementedError
@@ -279,11 +283,6 @@ class RowsReader(FileReader):
 
     def _damaged(self, key: int, error: Exception) -> SampleError:
         return SampleError(key, self.file, explain(error))
-
-
-def are_neighbours(firsts: Sequence[int], distance: int) -> bool:
-    last = firsts[0] + (len(firsts) - 1) * distance
-    return firsts[-1] == last and list(firsts) == list(range(firsts[0], last + 1, distance))
 
 
 def spread(span: bytes | bytearray, apart: int, data: memoryview, size: int) -> None:

@@ -106,17 +106,13 @@ class HttpStore(Store):
             if not (isinstance(value, str) and HEADER[0].fullmatch(name) and HEADER[1].fullmatch(value) and value.isascii()):
                 raise InputError(f"options: header {name!r}: expected a name and a line of ASCII text, found something else")
             self._headers[name.lower()] = value
-        try:
-            self._parts = urlsplit(quote(url, safe=IN_URL))._replace(fragment="")
-        except ValueError:  # such as for brackets without an IPv6 address
-            self._parts = SplitResult("", "", "", "", "")
-        if not _is_usable(self._parts):
+        parts = _usable(quote(url, safe=IN_URL))
+        if parts is None:
             raise InputError(f"expected a URL such as https://host/folder, found {shown(url)!r}")
-        user, at, host = self._parts.netloc.rpartition("@")
-        self._user = user
+        self._user, at, host = parts.netloc.rpartition("@")
+        self._parts = parts._replace(netloc=host, fragment="")
         if at:
-            self._parts = self._parts._replace(netloc=host)
-            self._headers["authorization"] = _basic(user)
+            self._headers["authorization"] = _basic(self._user)
 
     def _forget(self) -> None:
         self._free: dict[tuple[str, str], list[_Connection]] = {}
@@ -170,8 +166,9 @@ class HttpStore(Store):
                 else:  # unread bytes would be taken for the next answer
                     response.close()
                     connection.http.close()
-            there = urlsplit(url := urljoin(parts.geturl(), quote(to.encode("latin-1"), safe=IN_URL)))
-            if not _is_usable(there):
+            url = urljoin(parts.geturl(), quote(to.encode("latin-1"), safe=IN_URL))
+            there = _usable(url)
+            if there is None:
                 raise FormatError(f"expected the URL of a file, found a redirection to {shown(url)!r}")
             there = there._replace(netloc=there.netloc.rpartition("@")[2], fragment="")
             if not _is_same_host(parts, there):
@@ -236,11 +233,14 @@ class HttpStore(Store):
         """Called with each answer, redirections included; for subclasses."""
 
 
-def _is_usable(parts: SplitResult) -> bool:
+def _usable(url: str) -> SplitResult | None:
+    """The parts of a URL; None if it is not one of http or https."""
     try:
-        return parts.scheme in ("http", "https") and parts.port != 0 and bool((parts.hostname or "").encode("idna"))
-    except ValueError:  # of the port, or of the host
-        return False
+        parts = urlsplit(url)
+        is_usable = parts.scheme in ("http", "https") and parts.port != 0 and bool((parts.hostname or "").encode("idna"))
+    except ValueError:  # of brackets, the port, or the host
+        return None
+    return parts if is_usable else None
 
 
 def _connection(parts: SplitResult) -> _Connection:

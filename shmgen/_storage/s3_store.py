@@ -89,6 +89,7 @@ class S3Store(HttpStore):
         return f"{self._parts.geturl()} {self.place(name)}"
 
     def prepare(self) -> None:
+        _session(self._profile)  # first, since it says what is not installed
         try:
             if self._keys is None:
                 self._keys = _found(self._profile)
@@ -134,8 +135,6 @@ class S3Store(HttpStore):
         try:
             client = self._client()
             url = client.generate_presigned_url("get_object", Params={"Bucket": self._bucket, "Key": "-"})
-        except InputError:
-            raise
         except Exception as error:  # botocore's have no class of their own
             raise InputError(f"{self.place('')}: expected the address of a bucket, found: {shown_in(error)}") from None
         self._region = client.meta.region_name
@@ -225,8 +224,6 @@ def _found(profile: str | None) -> Keys:
     try:
         credentials = _session(profile).get_credentials()
         frozen = credentials and credentials.get_frozen_credentials()
-    except InputError:
-        raise
     except Exception as error:  # botocore's have no class of their own
         raise FormatError(f"expected credentials, found: {shown_in(error)}") from None
     if not frozen:
