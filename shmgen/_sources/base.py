@@ -38,7 +38,7 @@ class Reader:
     Attributes:
         shape: of one sample's row.
         dtype: of a row; as text where workers are to do without NumPy.
-        fields: shape and dtype by key, in place of these two, where it fills several fields.
+        fields: in place of these two, shape and dtype of each field by its key, where it fills several.
 
     Examples:
         >>> reader = Npy("data").bind(ids)
@@ -53,7 +53,7 @@ class Reader:
     # What `fill` and `read` get in place of ids, one for each sample; None for the ids themselves. They are in shared memory once
     # for all workers, so they are not pickled.
     keys: Sequence[int] | np.ndarray | None = None
-    classes: tuple[Any, ...] | None = None  # the names of the classes that a row's numbers stand for, in the order of these
+    classes: tuple[Any, ...] | None = None  # names of classes: the number k in a row stands for name k
     user_code: Any = None  # the function or source of the user's that does the reading; None for shmgen's own code
     in_main_process = False  # the main process fills the rows: `fill` gets positions in the list of ids, as an array
     takes_bytes = False  # `fill` takes a flat `memoryview` of the rows' bytes, so that a worker need not import NumPy
@@ -105,7 +105,7 @@ class Source:
     """Where the rows of a field, or of several, come from. Subclass it to read what shmgen has no source for.
 
     ``source[key]`` is one of its fields; ``source`` itself is all of them, as a dict, or as a tuple if their keys are 0, 1, ...
-    Given twice to a loader, a source reads a sample once all the same.
+    A source that a loader gets twice still reads each sample once.
 
     Attributes:
         shape: of one sample's row; set by `bind` at the latest.

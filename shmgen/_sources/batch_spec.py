@@ -28,8 +28,8 @@ NAMES = {"inputs": "X", "targets": "y", "weights": "weights"}
 class BatchSpec:
     """The fields of a batch: ``inputs``, ``targets`` and ``weights``, each a source, or a dict, tuple or list of sources.
 
-    If it ``is_sample``, a source of a tuple of fields, given as inputs, is the whole sample: ``(inputs, targets[, weights])``, of
-    whose target's ints ``n_classes`` makes one-hot rows.
+    If ``is_sample``, inputs may be a source of a tuple of fields that is the whole sample: ``(inputs, targets[, weights])``.
+    ``n_classes`` then makes one-hot rows of the targets' ints.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class BatchSpec:
         if isinstance(part, Source):
             return part
         if is_column(part) or is_mapping(part) or is_frame(part):
-            return Weights(part) if weighs else Values(part)
+            return Weights(part, np.float32) if weighs else Values(part)
         if callable(part):
             # A function that is given twice is one source, so that a sample is read once.
             return self._functions.setdefault(id(part), Function(part))
@@ -130,7 +130,7 @@ class BatchSpec:
         return arrays if self._is_flat else tuple([pick(arrays) for pick in self._parts])
 
     def examples(self, arrays: BatchArrays) -> list[tuple[Any, ...]]:
-        """BatchArrays without rows as a batch, whole; and, where batches are trimmed, as one that is."""
+        """A batch of these arrays, which have no rows; where batches are trimmed, a trimmed one as well."""
         whole = tuple([pick(arrays) for pick in self._parts])
         return [whole, self.unflatten(arrays)] if self._trimmed else [whole]
 
@@ -158,7 +158,7 @@ class BatchSpec:
         return {name: self._readers[id(field.source)][1] for name, field in self._fields.items()}
 
     def measured(self, name: str) -> bool:
-        """Whether a field says how much of another's rows is the sample's."""
+        """Whether a field is the length or the mask of another."""
         return self._fields[name].measure is not None
 
     def bind(self, transformed: Collection[str] = ()) -> list[FieldSpec]:
@@ -174,7 +174,7 @@ class BatchSpec:
         return [*(specs[name] for name in self.names), *(self._lengths(specs) if self._trims else ())]
 
     def _lengths(self, specs: Mapping[str, FieldSpec]) -> list[FieldSpec]:
-        """Fields of their own, which are not handed out: how long the samples of padded fields are."""
+        """More fields, which are not handed out: the lengths of the samples of padded fields."""
         found: dict[str, FieldSpec] = {}
         for position, name in enumerate(self.names):
             spec = specs[name]

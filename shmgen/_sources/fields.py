@@ -61,14 +61,14 @@ def readings_of(fields: Sequence[FieldSpec], readers: Mapping[str, Reader]) -> l
 
 
 def key_tables(ids: Sequence[Any], readings: Sequence[Reading]) -> list[Sequence[Any]]:
-    """What samples are called where rows are filled: their ids first, then the keys of readers that have keys of their own."""
+    """What readers get for the samples: the ids, then the keys of each reader that has keys of its own."""
     from shmgen._samples.ids import kept
 
     return [ids, *(kept(keys) for reading in readings if (keys := reading.reader.keys) is not None)]
 
 
 class RowsByKey(dict[Any, Any]):
-    """The rows that a reader fills, by its keys, or ``count`` rows of each; thrown away for a key that no field asks for."""
+    """The rows that a reader fills, by key; for a key that no field asks for, rows that are thrown away."""
 
     def __init__(self, reader: Reader, rows: Iterable[tuple[FieldSpec, np.ndarray]], count: tuple[int, ...] = ()) -> None:
         super().__init__()

@@ -90,25 +90,21 @@ class Hdf5(BuiltinSource):
                 if ID not in name and isinstance(file.get(name), Group):
                     name = f"{name.rstrip('/')}/{ID}"
                 found = checked(file, name, first, allow_unwritten=self._allow_unwritten)
-                options = {"swmr": self._swmr, "allow_unwritten": self._allow_unwritten}
-                if ID in name:
-                    return Hdf5Reader(self.file, name, found.shape, found.dtype, **options)
-                if not found.shape:
+                has_rows = ID not in name
+                if has_rows and not found.shape:
                     raise FormatError("expected rows, found a single number; where each sample has one, put '{id}' into the name")
-                count, *shape = found.shape
-                layout = None if self._swmr else flat_layout(found)
-                reader: Hdf5Reader | FlatReader
-                if layout is None:
-                    reader = Hdf5Reader(self.file, name, tuple(shape), found.dtype, **options)
+                if has_rows and not self._swmr and (layout := flat_layout(found)) is not None:
+                    reader: Hdf5Reader | FlatReader = FlatReader(self.file, name, layout)
                 else:
-                    reader = FlatReader(self.file, name, layout)
+                    reader = Hdf5Reader(self.file, name, found, swmr=self._swmr, allow_unwritten=self._allow_unwritten)
+                count = found.shape[0] if has_rows else 0
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"file {self.file}: {unreadable(error)}") from None
         except FormatError as error:
             if ID in name:
                 raise SampleError(first, self.file, str(error)) from None
             raise InputError(f"dataset {name!r} of file {self.file}: {error}") from None
-        if (wrong := first_outside(ids, count)) is not None:
+        if has_rows and (wrong := first_outside(ids, count)) is not None:
             where = f"dataset {name!r} of {self.file}"
             raise InputError(f"id {ids[wrong]!r}: expected a row's number from 0 to {count - 1}, which {where} has")
         return reader

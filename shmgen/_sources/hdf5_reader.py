@@ -38,11 +38,9 @@ class Hdf5Reader(FileReader):
     concurrent = False
     damage = (OSError, ValueError, RuntimeError, FormatError, zlib.error)
 
-    def __init__(
-        self, file: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, swmr: bool, allow_unwritten: bool
-    ) -> None:
+    def __init__(self, file: str, name: str, first: Any, *, swmr: bool, allow_unwritten: bool) -> None:
         self.file = file
-        self.shape, self.dtype = shape, dtype
+        self.shape, self.dtype = first.shape if ID in name else first.shape[1:], first.dtype
         self._name, self._swmr, self._allow_unwritten = name, swmr, allow_unwritten
         self._file: Any = None
         self._rows: Any = None
@@ -177,7 +175,7 @@ def count_chunks(dataset: Any) -> int:
 
 
 def has_fill_value(dataset: Any) -> bool:
-    """Whether a dataset says itself what there is where nothing was written, as those of sparse data do."""
+    """Whether a dataset was created with a fill value, as of sparse data, which stands for all that was never written."""
     return bool(dataset.id.get_create_plist().fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED)
 
 

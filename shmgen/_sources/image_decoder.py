@@ -71,7 +71,7 @@ SWAPPED = (5, 6, 7, 8)
 """Values with which an upright image is as wide as the stored one is high."""
 
 WHITE = {"L;2": 3, "L;4": 15}
-"""What stands for white in grey of 2 and 4 bits, by how Pillow's names for them begin; it makes 255 of it."""
+"""The number of white in grey of 2 and 4 bits, by how Pillow's names for these begin; Pillow makes 255 of it."""
 
 SETTINGS = ("PIL.Image", "MAX_IMAGE_PIXELS"), ("PIL.ImageFile", "LOAD_TRUNCATED_IMAGES")
 """Variables of Pillow's that its documentation says to set: modules and names."""
@@ -97,10 +97,6 @@ class ImageDecoder(NamedTuple):
         openers = {id: opener for id, opener in Image.OPEN.items() if not opener[0].__module__.startswith("PIL.")}
         return _restored, (tuple(self), settings, cloudpickle.dumps(openers) if openers else b"")
 
-    @property
-    def dtype(self) -> str:
-        return "<u2" if self.mode == "I;16" else "|u1"
-
     def decode(self, data: bytes, row: np.ndarray | None = None) -> np.ndarray:
         """The array of an image file, ``(height, width, channels)``: ``row`` if it fits; a FormatError if it is damaged."""
         if not data:
@@ -123,7 +119,7 @@ class ImageDecoder(NamedTuple):
             raise FormatError(f"expected a whole image, found: {str(error) or type(error).__name__}{AGAIN}") from None
 
     def _by_simplejpeg(self, data: bytes, row: np.ndarray | None) -> np.ndarray | None:
-        """The array of a plain JPEG, ``row`` if it was decoded into it; None of all that is left to Pillow."""
+        """The array of a plain JPEG, ``row`` if it was decoded into it; None for what is left to Pillow."""
         header = _plain_jpeg(data) if IS_FAST and self.mode in ("RGB", "L") else None
         if header is None:
             return None
@@ -280,7 +276,7 @@ def _opened(data: bytes) -> Any:
 
 
 def _plain_jpeg(data: bytes) -> tuple[tuple[int, int], int] | None:
-    """The width and height of a JPEG, and how the camera was held; None of what Pillow is to read."""
+    """The width and height of a JPEG, and how the camera was held; None for what is left to Pillow."""
     # Pillow's own look at a header takes a third of the time in which simplejpeg decodes a photo.
     if len(data) == len(JPEG) or not data.startswith(JPEG):
         return None

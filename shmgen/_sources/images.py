@@ -106,7 +106,8 @@ class Images(FolderSource):
         _check(interpolation, "interpolation", image_decoder.Interpolation)
         super().__init__(ImageFiles(folder, suffix))
         self._decoder = image_decoder.ImageDecoder(_pair(size, "size"), mode, resize, interpolation)
-        self.given = SampleSpec.checked(_pair(dim, "dim"), image_decoder.CHANNELS[mode], dtype or self._decoder.dtype, pad_value)
+        dtype = dtype or ("uint16" if mode == "I;16" else "uint8")
+        self.given = SampleSpec.checked(_pair(dim, "dim"), image_decoder.CHANNELS[mode], dtype, pad_value)
 
     def _reader(self, files: Any, first: object, varies: bool) -> ImagesReader:
         from shmgen._sources import image_decoder

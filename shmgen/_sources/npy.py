@@ -263,7 +263,7 @@ def _open_ahead(name: str, folder: int, ahead: deque[int]) -> bool:
         ahead.append(os.open(name, OPEN_FLAGS, dir_fd=folder))
     except (OSError, ValueError):
         _spare.release()
-        return False  # what is wrong is said when it is this file's turn
+        return False  # the error is raised when it is this file's turn
     with suppress(OSError):
         os.posix_fadvise(ahead[-1], 0, 0, os.POSIX_FADV_WILLNEED)
     return True

@@ -212,7 +212,7 @@ class NpyRowsReader(RowsReader):
         return remote.store.get("", take, begin, begin + size)
 
     def _part(self, first: int) -> tuple[object, ...]:
-        """All that says which bytes of the file are a sample."""
+        """What tells the bytes of a sample from all others in the cache."""
         return self._version, self.layout.begin, self.layout.windows.span * self.layout.row_bytes, first
 
 

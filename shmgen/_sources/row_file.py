@@ -137,7 +137,7 @@ class RowLayout(NamedTuple):
         self.write(self.samples_of(rows), data)
 
     def samples_of(self, spans: np.ndarray) -> np.ndarray:
-        """The rows that are samples', of the rows that they span, ``(samples, span, *shape)``; a view."""
+        """The samples, as a view of the rows that they span, which have the shape ``(samples, span, *shape)``."""
         return spans[:, 0] if self.windows.length is None else spans[:, :: self.windows.step]
 
     def write(self, samples: np.ndarray, data: memoryview) -> None:

@@ -128,7 +128,7 @@ class Values(BuiltinSource):
         return rows, dtype
 
     def with_classes(self, n_classes: int | None, classes: Iterable[Any] | str | None) -> Values:
-        """The values as labels of these classes, as far as they are not None, and the values have none of their own."""
+        """A copy with these classes, as far as they are given; an InputError if the values have others of their own."""
         if n_classes is not None and self._n_classes not in (None, n_classes):
             raise InputError(f"n_classes: expected {self._n_classes}, as the Values given as labels say, found {n_classes}")
         own_classes = "sorted" if self._sorts_classes else self.classes
@@ -147,12 +147,9 @@ class Values(BuiltinSource):
 
 
 class Weights(Values):
-    """Values that weigh the loss, as float32: numbers, since one that is NaN would make the whole loss NaN."""
+    """Values that weigh the loss: numbers, since one that is NaN would make the whole loss NaN."""
 
     _may_be_nan = False
-
-    def __init__(self, values: Any) -> None:
-        super().__init__(values, np.float32)
 
 
 class Labels(Values):

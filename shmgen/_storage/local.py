@@ -41,6 +41,6 @@ def again(read: Callable[[], T], forget: Callable[[], object] | None = None) -> 
 
 
 def refuse_pointer(start: bytes) -> None:
-    """Make sure that the file that begins so is no pointer, which Git LFS puts in place of a file that it has not fetched."""
+    """Refuse a file that begins as a pointer of Git LFS, which stands for a file that was not fetched."""
     if start.startswith(b"version http"):
         raise FormatError("expected data, found a pointer file of Git LFS in their place; run `git lfs pull` in the repository")
