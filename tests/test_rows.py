@@ -13,7 +13,6 @@ import numpy as np
 import psutil
 import pytest
 
-import shmgen._worker.ticket_filler
 from shmgen import Function, InputError, Loader, Npy, NpyRows, SampleError, ShmgenError, Source, scan
 
 N = 40
@@ -101,21 +100,15 @@ def test_a_row_is_clear_when_it_is_filled_again(folder: Callable, tmp_path: Path
     assert not list(tmp_path.glob(f"{mark}-*"))
 
 
-def test_plain_files_are_not_cleared_before_they_are_read(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that are overwritten whole, as those of files are, are not cleared first."""
+def test_only_rows_that_may_be_filled_in_part_are_cleared(folder: Callable) -> None:
+    """Rows that are overwritten whole, as those of files are, are not set to 0 first: their readers leave nothing out."""
     data = folder(8)
     np.save(data.path / "all.npy", np.zeros((8, 3)))
-    cleared: list[int] = []
-    monkeypatch.setattr(shmgen._worker.ticket_filler, "_clear", lambda rows: cleared.append(len(rows)))
-    for source in (Npy(data.path), Function(lambda id: np.zeros(3))):
-        with Loader(data.ids, None, 4, source=source, workers=0) as loader:
-            assert len(list(loader)) == 2
-    with Loader(range(8), None, 4, source=NpyRows(data.path / "all.npy"), workers=0) as loader:
-        assert len(list(loader)) == 2
-    assert cleared == []
-    with Loader(data.ids, None, 4, source=padded(data, data.path)["read"], workers=0) as loader:
-        assert len(list(loader)) == 2
-    assert cleared == [4 * 48] * 2
+    assert not Npy(data.path).bind(data.ids).leaves_out
+    assert not Function(lambda id: np.zeros(3)).bind(data.ids).leaves_out
+    assert not NpyRows(data.path / "all.npy").bind(range(8)).leaves_out
+    assert padded(data, data.path)["read"].bind(data.ids).leaves_out
+    assert padded(data, data.path)["function"].bind(data.ids).leaves_out
 
 
 NAMES = ["bfloat16", "float8_e4m3b11fnuz"]
