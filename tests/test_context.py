@@ -328,34 +328,9 @@ def test_warnings_of_functions_are_shown_here() -> None:
     }
 
 
-class Kept(logging.Handler):
-    """Keeps what it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
-@pytest.fixture
-def logger() -> Any:
-    """A logger of level INFO that passes nothing on, and its handler."""
-    logger = logging.getLogger("of_the_users_own")
-    handler = Kept()
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    yield logger, handler
-    logger.removeHandler(handler)
-    logger.setLevel(logging.NOTSET)
-    logger.propagate = True
-
-
-def test_log_records_of_functions_are_handled_here(logger: Any) -> None:
+def test_log_records_of_functions_are_handled_here(caplog: pytest.LogCaptureFixture) -> None:
     """Each once, by the handlers of the logger of that name, from its level on, with the text of an exception and extras."""
-    _, handler = logger
+    caplog.set_level(logging.INFO, "of_the_users_own")
 
     def logs(x: Any, rng: object) -> None:
         own = logging.getLogger("of_the_users_own")
@@ -370,20 +345,20 @@ def test_log_records_of_functions_are_handled_here(logger: Any) -> None:
 
     assert len(rows(computed(transform=logs, workers=2, tail="keep"))) == N
     # What was read ahead for the next epoch may have been heard of as well.
-    told = [record.getMessage() for record in handler.records if record.levelno == logging.INFO]
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
     assert {*told} == {f"sample {number}" for number in range(N)}
-    assert "not this" not in {record.getMessage() for record in handler.records}
-    (error, *_) = [record for record in handler.records if record.levelno == logging.ERROR]
+    assert "not this" not in {record.getMessage() for record in caplog.records}
+    (error, *_) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert "ValueError: no such picture" in logging.Formatter().format(error)
-    assert {record.process_id for record in handler.records if hasattr(record, "process_id")} == {
-        record.process for record in handler.records
+    assert {record.process_id for record in caplog.records if hasattr(record, "process_id")} == {
+        record.process for record in caplog.records
     }
-    assert os.getpid() not in {record.process for record in handler.records}
+    assert os.getpid() not in {record.process for record in caplog.records}
 
 
-def test_large_log_records_do_not_break_the_stream(logger: Any) -> None:
+def test_large_log_records_do_not_break_the_stream(caplog: pytest.LogCaptureFixture) -> None:
     """Megabytes in each, from several threads of a worker at once: records and batches are whole."""
-    _, handler = logger
+    caplog.set_level(logging.INFO, "of_the_users_own")
 
     def logs(id: int) -> np.ndarray:
         import threading
@@ -400,24 +375,18 @@ def test_large_log_records_do_not_break_the_stream(logger: Any) -> None:
 
     found = rows(computed(logs, ids=range(4), batch_size=2, shuffle=False, workers=2))
     assert found[:, 0].tolist() == [0, 1, 2, 3]
-    messages = [record.getMessage() for record in handler.records]
+    messages = [record.getMessage() for record in caplog.records]
     assert {*messages} == {str(number) * 1_000_000 for number in range(4)}
     assert len(messages) >= 16
 
 
-def test_a_handler_that_fails_costs_no_batch(logger: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_handler_that_fails_costs_no_batch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """An error out of a filter is logged, and batches are what they are."""
-    own, _ = logger
 
     def fails(record: logging.LogRecord) -> bool:
         raise RuntimeError("no words")
 
-    own.addFilter(fails)
-    try:
-        found = rows(
-            computed(transform=lambda x, rng: logging.getLogger("of_the_users_own").warning("hm"), workers=1, tail="keep")
-        )
-    finally:
-        own.removeFilter(fails)
+    monkeypatch.setattr(logging.getLogger("of_the_users_own"), "filters", [fails])
+    found = rows(computed(transform=lambda x, rng: logging.getLogger("of_the_users_own").warning("hm"), workers=1, tail="keep"))
     assert len(found) == N
     assert "no words" in caplog.text

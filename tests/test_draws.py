@@ -50,10 +50,7 @@ def draws() -> dict[str, Callable[[np.ndarray, Any], None]]:
     }
 
 
-DRAWS = [
-    "rng", "rng-half-words", "rng-spawned", "rng-of-the-first-sample", "random-gauss", "random-by-name", "numpy-normal",
-    "numpy-normal-by-name",
-]  # fmt: skip
+DRAWS = list(draws())
 
 
 @functools.cache
@@ -172,7 +169,7 @@ def rand(count): return [default_generator.random() for _ in range(count)]
     "real", [False, pytest.param(True, marks=[pytest.mark.torch, needs("torch")])], ids=["stand-in", "torch"]
 )
 def test_torch_draws_the_same(real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a transform draws from torch's global generator is the sample's: after a resume, and after a worker's death."""
+    """What a transform draws from torch's global generator is the sample's: in process, after a resume, and after a death."""
     if not real:
         (tmp_path / "torch.py").write_text(STAND_IN)
         monkeypatch.syspath_prepend(tmp_path)
@@ -187,6 +184,8 @@ def test_torch_draws_the_same(real: bool, tmp_path: Path, monkeypatch: pytest.Mo
 
     whole = rows(loader(1))
     assert len(np.unique(whole)) == whole.size
+    if real:
+        assert (rows(loader(0)) == whole).all()
     with loader(1) as first:
         next(iter(first))
         state = first.state_dict()

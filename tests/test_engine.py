@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import pytest
 from conftest import Asking
-from fakes import Engine, engine_of, values
+from fakes import engine_of, values
 from moments import whole_epoch
 
 from shmgen._plan.sampler import BatchId
@@ -191,8 +190,3 @@ def test_closed_while_it_waits() -> None:
         with pytest.raises(ClosedError):
             engine.fetch(1)
         assert engine.prefetcher.errors.last is None
-
-
-def state(engine: Engine) -> Any:
-    """What the loader would say of itself."""
-    return engine.prefetcher.state

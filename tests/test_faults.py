@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -20,7 +22,7 @@ from conftest import DataSet, until_waiting, wait_until
 from pace import Deadline
 from ways import BATCH, as_bytes, filling, flat, kill, made, mend, reader, run, stop, who_reads
 
-from shmgen import Loader, SampleError, Source, StartError, WorkerDied
+from shmgen import Function, Loader, SampleError, Source, StartError, WorkerDied
 from shmgen._engine import pool, prefetcher, supervisor
 from shmgen._worker import launch
 
@@ -56,6 +58,27 @@ def test_deaths_change_no_byte(folder: Callable, workers: Callable, kind: str, c
         assert len(workers()) == count
 
     assert found == expected
+
+
+def test_kills_amid_work_lose_no_ticket(folder: Callable, poison: None) -> None:
+    """Workers of several readers share the queue: each ticket is done once, still there, or known to be a dead one's."""
+    data, chance = folder(60), random.Random(0)
+    read = reader(data)
+
+    def slowly(id: str) -> np.ndarray:
+        time.sleep(0.002)
+        return read(id)
+
+    source = Function(slowly, (4, 3), 1, "f4", concurrent=True)
+    with Loader(data.ids, data.labels, 4, source=source, workers=2, reads=3, slots=4) as loader:
+        while loader.stats.restarts < 6:
+            labels: list[int] = []
+            for number, (X, y) in enumerate(loader):
+                labels += data.check(X, y)
+                busy = [worker.pid for worker in loader.state.workers if worker.busy]
+                if number % 5 == 0 and busy:  # more often, a sample might be met by three deaths, and blamed
+                    os.kill(chance.choice(busy), signal.SIGKILL)
+            assert sorted(labels) == list(range(60))
 
 
 CAUSES: dict[int, str] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -98,28 +97,6 @@ def test_contradicting_arguments_are_refused(arguments: dict[str, Any], text: st
     """Arguments that contradict each other are an InputError that names them."""
     with pytest.raises(InputError, match=text):
         Loader([f"id-{k}" for k in range(N)], batch_size=4, **arguments)
-
-
-def test_every_field_is_aligned_and_separate(data: Any) -> None:
-    """Each field's array begins at a multiple of 64 bytes, and overlaps no other, in added slots too."""
-    inputs = {
-        "byte": Function(lambda n: np.uint8(7)),
-        "flags": Function(lambda n: np.ones(3, bool)),
-        "scan": Npy(data.path),
-        "halves": Function(lambda n: np.full((5, 7), 7, np.float16)),
-        "wide": Values(np.full((N, 9), 7.0), dtype="f8"),
-    }
-    with Loader(data.ids, data.labels, 7, inputs=inputs, weights=np.full(N, 7), tail="keep", workers=2, slots=2) as loader:
-        for X, y, weights in list(loader):
-            arrays = sorted([*X.values(), y, weights], key=lambda array: array.ctypes.data)
-            assert [array.ctypes.data % 64 for array in arrays] == [0] * 7
-            for one, other in pairwise(arrays):
-                assert one.ctypes.data + one.nbytes <= other.ctypes.data
-            assert (X["halves"] == 7).all()
-            assert (X["wide"] == 7).all()
-            assert (weights == 7).all()
-            np.testing.assert_array_equal(X["scan"][:, 0, 0], y)
-        assert loader.stats.grown == 8 - 2
 
 
 def fields(data: Any) -> dict[str, Any]:

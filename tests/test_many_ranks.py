@@ -1,4 +1,4 @@
-"""Several real processes, one loader each: what they read together, and what they train."""
+"""Several real processes, one loader each: what they train together."""
 
 from __future__ import annotations
 
@@ -13,66 +13,6 @@ from launched import launched, needs
 from shmgen import Loader
 
 N, BATCH = 45, 8
-
-OPTIONS = f"""
-import json
-
-def shake(sample, rng):
-    sample["x"][...] += rng.integers(1000)
-
-def make(**options):
-    return Loader(
-        IDS, inputs={{"x": shmgen.Npy(DATA)}}, targets=LABELS, seed=5, shard="auto", slots=2, workers=0, transform=shake,
-        on_error="replace", max_damaged=0.1, **{{"batch_size": {BATCH}, **options}},
-    )
-
-def arrays(batch):
-    return [array.tolist() for array in (batch[0]["x"], *batch[1:])]
-"""
-
-READ = """
-found = {}
-for tail in ("drop", "wrap", "pad"):
-    with make(tail=tail) as loader:
-        epochs = [[arrays(batch) for batch in loader] for _ in range(2)]
-        found[tail] = [len(loader), loader.state_dict(), epochs]
-    assert loader.shard == (RANK, WORLD)
-print(json.dumps(found))
-"""
-
-
-@pytest.fixture
-def data(folder: Callable[..., Any]) -> Any:
-    """A data set that fills no whole number of batches, with a damaged file."""
-    data = folder(N, (3,))
-    data.file(data.ids[7]).write_bytes(b"")
-    return data
-
-
-def joined(ranks: list[Any]) -> list[Any]:
-    """The batches of all ranks together, of those of each: a list of fields of rows."""
-    return [
-        [[row for rows in fields for row in rows] for fields in zip(*parts, strict=True)] for parts in zip(*ranks, strict=True)
-    ]
-
-
-def test_a_batch_of_all_ranks_is_the_same(data: Any, script: Callable[..., Any]) -> None:
-    """With 1 and 2 processes: the same samples, weights, random numbers and replacements, in as many steps, and one state."""
-    [one], *more = launched(script, OPTIONS + READ, data, 1, 2)
-    for ranks in more:
-        for tail, (batches, state, epochs) in one.items():
-            assert all(rank[tail][:2] == [batches, state] for rank in ranks)
-            for number, expected in enumerate(epochs):
-                parts = [rank[tail][2][number] for rank in ranks]
-                assert {len(field) for part in parts for batch in part for field in batch} == {BATCH // len(ranks)}
-                assert joined(parts) == expected
-    for epoch in one["drop"][2]:
-        labels = [label for _, y in epoch for label in y]
-        assert len(set(labels) | {7}) >= len(labels) == N - N % BATCH
-    for epoch in one["pad"][2]:
-        weights = [weight for _, _, weights in epoch for weight in weights]
-        assert weights == [np.float32(48 / N)] * N + [0] * 3
-
 
 FIT = """
 os.environ.update(KERAS_BACKEND="jax", XLA_FLAGS=f"--xla_force_host_platform_device_count={2 // WORLD}")

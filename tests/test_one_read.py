@@ -353,19 +353,6 @@ def test_a_source_of_the_users_own(kind: str, workers: int) -> None:
             np.testing.assert_array_equal(X["a"], X["b"])
 
 
-def test_a_source_that_cannot_be_opened_is_named_with_its_fields() -> None:
-    """All that it fills."""
-
-    class Closed(Source):
-        fields = {"a": ((2,), "f4"), "b": ((2,), "f4")}  # noqa: RUF012
-
-        def open(self) -> None:
-            raise ConnectionError("nobody answers")
-
-    with pytest.raises(Exception, match="source of fields 'a', 'b' can't be opened: ConnectionError: nobody answers"):
-        Loader(range(8), inputs=Closed(), batch_size=2, workers=0)
-
-
 def test_one_source_for_input_and_target_is_read_once(folder: Callable, tmp_path: Path) -> None:
     """As for an autoencoder: the transform of one field leaves the other as it was read."""
     data = folder(N)

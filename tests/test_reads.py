@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -150,6 +151,25 @@ def test_a_concurrent_function_is_called_at_once() -> None:
     found = rows(computed(source, ids=range(16), batch_size=4, shuffle=False, workers=1, reads=4))
 
     assert found[:, 0].tolist() == list(range(16))
+
+
+def test_a_function_that_ends_its_process_from_a_further_reader(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """``sys.exit`` ends the process in any thread; else that reader were gone, and its ticket waited for in vain."""
+    ended, shared = str(tmp_path / "ended"), {}
+
+    def ends_once(n: int) -> np.ndarray:
+        if not os.path.exists(ended):
+            shared.setdefault("barrier", threading.Barrier(2)).wait(20)
+            if threading.current_thread() is threading.main_thread():
+                threading.Event().wait()
+            open(ended, "w").close()
+            sys.exit(3)
+        return np.full(3, n, np.float64)
+
+    source = Function(ends_once, 3, 1, np.float64, concurrent=True)
+    found = rows(computed(source, ids=range(16), batch_size=4, shuffle=False, workers=1, reads=2))
+    assert found[:, 0].tolist() == list(range(16))
+    assert caplog.text.count("ended with exit code 3") == 1
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import random
-import re
 from collections.abc import Iterable, Sequence
-from itertools import count
 from typing import Any
 
 import pytest
@@ -367,123 +364,6 @@ def test_a_batch_without_a_slot_fails() -> None:
     assert plan.slots[slot].error is error
     plan.release([slot])
     assert [ticket.slot for ticket in begin(plan, [BatchId(0, 0)])] == [1]
-
-
-class Random:
-    """Random events, and what readers believe."""
-
-    def __init__(self, seed: int) -> None:
-        self.chance = random.Random(seed)
-        self.slots = self.chance.randint(2, 6)
-        self.fault_rate = self.chance.choice([0, 0.3])
-        self.plan = Plan(
-            self.slots,
-            self.chance.randint(1, 8),
-            lambda batch: 1 + batch.number % 5,
-            in_flight=self.chance.randint(1, self.slots),
-        )
-        self.held: list[Ticket] = []  # the tickets that are out
-        self.alone: Ticket | None = None
-        self.suspects: list[Ticket] = []
-        self.leased: list[int] = []  # slots in which batches were handed out
-        self.hung: set[int] = set()  # slots that a hung worker may write to
-        self.failed: set[BatchId] = set()  # batches whose error is to be raised
-        self.ids = {0}  # a status page that was never written says 0
-
-    def give_out(self) -> None:
-        """Take what is to be given out."""
-        tickets = self.plan.take()
-        for ticket in tickets:
-            assert ticket.id not in self.ids
-            self.ids.add(ticket.id)
-            assert ticket.slot not in self.leased
-            assert ticket.slot not in self.hung
-            assert all(other.batch == ticket.batch for other in self.held if other.slot == ticket.slot)
-        if self.suspects:
-            assert len(tickets) == (0 if self.held else 1)
-            if tickets:
-                [self.alone] = tickets
-                [wanted, *_] = [suspect for suspect in self.suspects if suspect[1:] == self.alone[1:]]
-                self.suspects.remove(wanted)
-        elif self.alone in self.held:
-            assert tickets == []
-        self.held += tickets
-        assert self.plan.out == len(self.held)
-        assert all(self.plan.ticket(ticket.id) == ticket for ticket in self.held)
-
-    def demand(self, batch: BatchId) -> None:
-        """Go on until ``batch`` is handed out."""
-        plan, chance = self.plan, self.chance
-        for _ in count():
-            plan.assign([batch], batches(batch.number + 1))
-            self.give_out()
-            slot = ready(plan, batch)
-            if slot is not None and plan.slots[slot].error:
-                self.failed.remove(batch)
-                plan.release([slot])
-                continue
-            if slot is not None:
-                assert all(ticket.slot != slot for ticket in self.held)
-                lease(plan, slot)
-                self.leased.append(slot)
-                return
-            if self.held and (not self.leased or chance.random() < 0.7):
-                ticket = self.held.pop(chance.randrange(len(self.held)))
-                if chance.random() < self.fault_rate:
-                    self.strike(ticket)
-                else:
-                    plan.done([ticket.id])
-            elif self.leased:
-                plan.release([self.leased.pop(chance.randrange(len(self.leased)))])
-            if chance.random() < 0.1:
-                plan.readers = chance.randint(1, 8)
-                plan.waits = not plan.waits
-
-    def strike(self, ticket: Ticket) -> None:
-        """Have the one who has a ticket fail at, die of, hang in or forget it, as the supervisor would tell it."""
-        plan, chance = self.plan, self.chance
-        wanted = plan.wants(ticket)
-        event = chance.choice(["retry", "discard", "drop", "hang"])
-        if event == "hang":
-            assert plan.lose_slot(ticket) == (ticket.slot not in self.hung)
-            self.suspects = [suspect for suspect in self.suspects if suspect.slot != ticket.slot]
-            if ticket.slot not in self.hung:
-                self.hung.add(ticket.slot)
-                plan.add_slots(1)
-            if wanted and chance.random() < 0.5:
-                plan.deliver_error(ticket.batch, ValueError("hangs"))
-                self.failed.add(ticket.batch)
-        elif event == "drop":
-            plan.aborted(ticket.id)
-            if ticket.slot in self.hung:
-                self.failed.discard(ticket.batch)
-        elif event == "discard" or not wanted:
-            plan.done([ticket.id])
-            plan.cancel(ticket.batch)
-            self.failed.discard(ticket.batch)
-        else:
-            singly, alone = chance.random() < 0.5, chance.random() < 0.5
-            plan.retry(ticket, singly=singly, alone=alone)
-            if alone:
-                rows = [(row, row + 1) for row in range(ticket.start, ticket.stop)]
-                again = rows if singly else [(ticket.start, ticket.stop)]
-                self.suspects += [ticket._replace(start=start, stop=stop) for start, stop in again]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_any_order_of_events_delivers_every_batch(seed: int) -> None:
-    """Random events, faults among them: no slot is given twice, nothing is lost, and what is demanded is delivered, or fails."""
-    events = Random(seed)
-    for number in range(150):
-        events.demand(BatchId(0, number if events.chance.random() < 0.8 else events.chance.randrange(1000)))
-    while events.held:
-        events.plan.done([events.held.pop().id])
-        events.give_out()
-    for slot in events.leased:
-        events.plan.release([slot])
-    assert repr(events.plan).count("lost") == len(events.hung)
-    assert not re.search("filling|leased", repr(events.plan))
-    assert len(events.plan.slots) == events.slots + len(events.hung)
 
 
 def test_batches_are_cut_by_the_time_that_rows_take() -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from launched import needs
 from ways import N, computed, rows
 
 from shmgen import InputError, Loader, StartError
@@ -74,32 +71,3 @@ def test_a_transform_that_asks_for_the_epoch_gets_it(workers: int, of: str) -> N
     with loader(5) as first:
         found = [batch[0] if of == "row" else batch[0]["X"] for _ in range(3) for batch in first]
     assert [set(np.ravel(X).tolist()) for X in found] == [{5.0}, {6.0}, {7.0}]
-
-
-@pytest.mark.torch
-@needs("torch")
-@pytest.mark.parametrize("imported", ["before", "by-the-function"])
-def test_numbers_of_torch_are_the_same_in_each_run(imported: str) -> None:
-    """torch's random numbers are the same in each run, with any number of workers."""
-    code = f"""
-import numpy as np
-from shmgen import Loader
-{"import torch" if imported == "before" else ""}
-
-def transform(x, rng):
-    {"" if imported == "before" else "import torch"}
-    return torch.rand(3).numpy() + torch.randn(1).numpy()
-
-for workers in (0, 1, 3):
-    with Loader(range(24), batch_size=4, source=lambda id: np.zeros(3, "f4"), transform=transform, workers=workers) as loader:
-        print(np.concatenate([X for X, in loader]).tobytes().hex())
-"""
-    lines = []
-    for _ in range(2):
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stderr
-        lines += run.stdout.split()
-    assert len(lines) == 6
-    assert len(set(lines)) == 1
-    rows = np.frombuffer(bytes.fromhex(lines[0]), "f4").reshape(24, 3)
-    assert len(np.unique(rows)) == rows.size

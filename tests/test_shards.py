@@ -155,9 +155,12 @@ def test_what_cannot_be_shared_is_refused(options: dict[str, Any], expected: str
         computed(batch_size=BATCH, **options)
 
 
-def test_the_batch_size_is_that_of_all() -> None:
-    """As it was given; a batch has this rank's rows."""
-    with made((1, 3)) as loader:
+def test_the_batch_size_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it was given; a batch has the rows of this rank, which ``shard="auto"`` finds in the environment."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with made("auto") as loader:
+        assert loader.shard == (1, 3)
         assert loader.batch_size == BATCH
         assert len(loader) == N // BATCH
         assert len(loader.batch(0)[0]) == 4

@@ -48,21 +48,6 @@ def test_rows_of_one_file(tmp_path: Path, dtype: str) -> None:
             assert shuffle != (list(pairs(loader))[3][1] == 3)
 
 
-@pytest.mark.parametrize(
-    "ids",
-    [
-        pytest.param([5, 5, 0, 39, 6, 7, 8, 5], id="scattered"),
-        pytest.param(np.array([5, 6, 7, 8, 20, 19, 18, 17], np.int32), id="array"),
-        pytest.param([3, 5, 4, 6, 10, 12, 11, 13], id="as-wide-as-neighbours"),
-    ],
-)
-def test_rows_of_any_numbers(big: Path, ids: Any) -> None:
-    """Row numbers may repeat, go backwards, or span as many rows as neighbours would: each id gets its own row."""
-    with Loader(ids, None, 4, source=NpyRows(big), shuffle=False, workers=0) as loader:
-        found = [row[0] for (X,) in loader for row in X.tolist()]
-    assert found == list(ids)
-
-
 def test_a_worker_opens_a_file_of_rows_once(big: Path, workers: Callable[[], list[psutil.Process]]) -> None:
     """After three epochs a worker has the file open once, and once more where it is mapped; the caller has not opened it."""
     with Loader(range(N), None, 8, source=NpyRows(big), workers=2, reads=1) as loader:
@@ -84,17 +69,6 @@ def test_fortran_order_is_refused_with_the_remedy(tmp_path: Path) -> None:
     np.save(path, np.ascontiguousarray(np.load(path)))
     with Loader(range(N), None, 8, source=NpyRows(path), workers=0) as loader:
         assert len(list(loader)) == 5
-
-
-def test_ids_that_are_no_rows(big: Path) -> None:
-    """An id that is no row's number is named when the loader is made, with the numbers that there are."""
-    for bad, text in (
-        (40, "id 40: expected a row's number from 0 to 39"),
-        (-1, "id -1: expected a row's number from 0 to 39"),
-        ("7", "id '7': expected the number of a row"),
-    ):
-        with pytest.raises(InputError, match=text):
-            Loader([0, 1, 2, bad], None, 4, source=NpyRows(big))
 
 
 @pytest.mark.parametrize(
@@ -322,23 +296,20 @@ def test_a_source_that_fills_many_at_once() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_source_that_cannot_be_opened(workers: int) -> None:
-    """An `open` that fails is a StartError with field and traceback, with workers and in process."""
+    """An `open` that fails is a StartError with all its fields and the traceback, with workers and in process."""
 
     class Database(Source):
-        shape, dtype = (3,), "f4"
+        fields = {"scan": ((2,), "f4"), "mask": ((2,), "f4")}  # noqa: RUF012
 
         def open(self) -> None:
             raise OSError("no route to host")
 
-        def read(self, id: Any, row: np.ndarray) -> None: ...
-
     with (
-        pytest.raises(StartError, match="no route to host") as caught,
-        Loader(range(8), None, 4, inputs={"scan": Database()}, workers=workers) as loader,
+        pytest.raises(StartError, match="source of fields 'scan', 'mask' can't be opened: OSError: no route to host") as caught,
+        Loader(range(8), None, 4, inputs=Database(), workers=workers) as loader,
     ):
         list(loader)
     assert "in open" in str(caught.value)
-    assert "scan" in str(caught.value)
 
 
 def test_a_source_that_promises_no_numbers() -> None:

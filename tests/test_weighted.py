@@ -161,17 +161,6 @@ def test_weights_in_any_form(given: Any) -> None:
         assert labels(loader) == labels(other)
 
 
-def test_ranks_share_the_draws() -> None:
-    """Together they get the rows that one process gets, in its order."""
-    with loader_of(workers=0) as alone:
-        [whole] = labels(alone)
-    parts = []
-    for rank in range(4):
-        with loader_of(workers=0, shard=(rank, 4)) as loader:
-            parts.append([y.tolist() for _, y in loader])
-    assert [label for batch in zip(*parts, strict=True) for part in batch for label in part] == whole
-
-
 def test_a_resumed_run_draws_what_was_left() -> None:
     """Also with another batch size and number of ranks; with other weights it is refused."""
     with loader_of(workers=0) as loader:
