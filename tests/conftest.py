@@ -16,12 +16,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType, MappingProxyType, ModuleType
 from typing import Any
 
 import hypothesis
@@ -50,19 +50,11 @@ GONE_WITHIN = 2.0
 
 @dataclass(frozen=True)
 class DataSet:
-    """Files ``<path>/<id>.npy``, every element of each of which is the same, a value that its label tells.
-
-    Attributes:
-        path: the folder.
-        ids: ``id-0``, ``id-1``, ...
-        labels: the number of each id; modulo ``n_classes`` where that was given.
-        shape: of each file.
-        dtype: of each file.
-    """
+    """Files ``<path>/<id>.npy``, every element of each of which is the same, a value that its label tells."""
 
     path: Path
-    ids: list[str]
-    labels: dict[str, int]
+    ids: list[str]  # ``id-0``, ``id-1``, ...
+    labels: dict[str, int]  # the number of each id, modulo ``n_classes`` where that was given
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     n_classes: int | None = None
@@ -141,19 +133,13 @@ def lines(function: Callable[[], object]) -> int:
     return count
 
 
-def wait_until(condition: Callable[[], object], what: str, within: float = DEADLINE) -> None:
+def wait_until(condition: Callable[..., object], what: str, within: float = DEADLINE) -> None:
     """Return once ``condition`` holds; fail if it does not in ``within`` seconds; see `Deadline`."""
     deadline = Deadline(within)
     while not condition():
         if deadline.passed:
             pytest.fail(f"not within {deadline}: {what}")
         select.select([], [], [], 0.002)
-
-
-@pytest.fixture(name="until")
-def _until() -> Callable[..., None]:
-    """`wait_until`."""
-    return wait_until
 
 
 def until_waiting(loader: Any, requests: int = 1) -> None:
@@ -164,10 +150,10 @@ def until_waiting(loader: Any, requests: int = 1) -> None:
 class Asking(threading.Thread):
     """Calls ``ask`` in a thread of its own, and keeps what it returns or raises."""
 
-    def __init__(self, ask: Callable[[], object]) -> None:
+    def __init__(self, ask: Callable[..., object]) -> None:
         super().__init__(daemon=True)
         self._ask = ask
-        self.result: object = None
+        self.result: Any = None
         self.error: BaseException | None = None
         self.start()
 
@@ -177,7 +163,7 @@ class Asking(threading.Thread):
         except BaseException as error:
             self.error = error
 
-    def outcome(self, within: float = DEADLINE) -> object:
+    def outcome(self, within: float = DEADLINE) -> Any:
         """What ``ask`` returned, or else raised."""
         deadline = Deadline(within)
         while self.is_alive():
@@ -187,9 +173,20 @@ class Asking(threading.Thread):
 
 
 @pytest.fixture
-def asking() -> type[Asking]:
-    """`Asking`."""
-    return Asking
+def no_collection() -> Iterator[None]:
+    """Without garbage collection, what is in a cycle stays."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def python(
+    *words: object, env: Mapping[str, str] = MappingProxyType({}), check: bool = False, **options: Any
+) -> subprocess.CompletedProcess[Any]:
+    """A process of Python that imports this checkout, run to its end; unless ``options`` say otherwise, its output is text."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    options = {"capture_output": True, "text": True, **options}
+    return subprocess.run([sys.executable, *map(str, words)], env=environment, check=check, **options)
 
 
 PREAMBLE = """\
@@ -229,12 +226,7 @@ def say_when_waiting(word, loader, begun=None):
 
 
 class Script:
-    """A Python script that runs in a process group of its own, in an interpreter that is strict about what is left open.
-
-    Attributes:
-        process: the process.
-        out, err: what it has written, once `end` has returned.
-    """
+    """A Python script that runs in a process group of its own, in an interpreter that is strict about what is left open."""
 
     def __init__(self, path: Path, code: str, data: DataSet, *, options: Sequence[str] = ("-W", "error")) -> None:
         path.write_text(MARKED + PREAMBLE + code)
@@ -247,7 +239,7 @@ class Script:
             cwd=path.parent,
             env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
         )
-        self.out = self.err = ""
+        self.out = self.err = ""  # what it has written, once `end` has returned
         self._gone = Gone()
         self._gone.watch(self.process.pid)
 
@@ -342,6 +334,22 @@ class Ran:
     @property
     def json(self) -> Any:
         return json.loads(self.out)
+
+
+def struck_by_ctrl_c(*words: object, **options: Any) -> tuple[int, bytes, bytes]:
+    """The exit status and the output of a command that Ctrl-C ends while its two workers live; they end with it."""
+    command = [sys.executable, "-W", "error", "-m", "shmgen", *map(str, words)]
+    options = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    with subprocess.Popen(command, start_new_session=True, **options) as process:
+        try:
+            wait_until(lambda: len(workers_of(psutil.Process(process.pid))) == 2, "both workers are there")
+            workers = workers_of(psutil.Process(process.pid))
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate()
+        finally:
+            process.kill()
+    assert not any(worker.is_running() for worker in workers)
+    return process.returncode, out, err
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import socket
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from servers import free_port
 
 QUIET = "import os\nos.environ.update(TF_CPP_MIN_LOG_LEVEL='3', CUDA_VISIBLE_DEVICES='', JAX_PLATFORMS='cpu')\n"
 
@@ -17,14 +17,6 @@ def needs(*packages: str) -> pytest.MarkDecorator:
     """Skips a test where a package is not installed; nothing is imported to find out."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
-
-
-def free_port() -> int:
-    """A free port of loopback."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def launched(script: Callable[..., Any], code: str, data: Any, *worlds: int) -> list[list[Any]]:

@@ -15,43 +15,24 @@ STEP = 0.002
 
 @dataclass(frozen=True)
 class Machine:
-    """What rows cost, and who wants them.
+    """What rows cost, and what wants them."""
 
-    Attributes:
-        latency: seconds that a row waits for the storage.
-        cost: seconds that it takes a processor, and the interpreter of its worker.
-        processors: how many there are.
-        at_once: rows that the storage serves at once; others wait for their turn.
-        convoy: the fraction of its speed that a worker has lost where 32 readers wait for its interpreter.
-        others: processes of others that want a processor.
-        crowding: the fraction of its speed that the storage has lost where 64 rows wait for it.
-        concurrent: whether the readers of a worker may read at once.
-        step: seconds that the trainer takes for a batch.
-        batch: rows of a batch. It is cut into as many tickets as there are readers, or finer until the first has been done.
-        slots: batches that have been read, or are being read, at most.
-        start: seconds in which a worker starts.
-        noise: relative spread of the speed, which changes every 50 ms.
-        spread: relative spread of the time that tickets take.
-        epoch: batches of an epoch.
-        pause: seconds after each epoch in which no batch is requested.
-    """
-
-    latency: float = 0.0
-    cost: float = 1e-4
+    latency: float = 0.0  # seconds that a row waits for the storage
+    cost: float = 1e-4  # seconds that a row takes a processor, and the interpreter of its worker
     processors: int = 2
-    at_once: int = 1000
-    crowding: float = 0.0
-    convoy: float = 0.0
-    others: int = 0
-    concurrent: bool = True
-    step: float = 0.0
-    batch: int = 64
-    slots: int = 16
-    start: float = 0.05
-    noise: float = 0.02
-    spread: float = 0.1
-    epoch: int = 10**9
-    pause: float = 0.0
+    at_once: int = 1000  # rows that the storage serves at once; others wait for their turn
+    crowding: float = 0.0  # the fraction of its speed that the storage has lost where 64 rows wait for it
+    convoy: float = 0.0  # the fraction of its speed that a worker has lost where 32 readers wait for its interpreter
+    others: int = 0  # other programs' processes that want a processor
+    concurrent: bool = True  # the readers of a worker may read at once
+    step: float = 0.0  # seconds that the trainer takes for a batch
+    batch: int = 64  # rows; cut into as many tickets as there are readers, or finer until the first has been done
+    slots: int = 16  # batches that have been read, or are being read, at most
+    start: float = 0.05  # seconds in which a worker starts
+    noise: float = 0.02  # relative spread of the speed, which changes every 50 ms
+    spread: float = 0.1  # relative spread of the time that tickets take
+    epoch: int = 10**9  # batches
+    pause: float = 0.0  # seconds after each epoch in which no batch is requested
 
     def share(self, workers: int) -> float:
         """The fraction of a processor that each of ``workers`` workers gets."""

@@ -17,12 +17,9 @@ def slowness() -> float:
 
 
 class Deadline:
-    """A time limit that begins when it is made.
+    """A time limit of ``within`` seconds on a quiet machine, which begins when it is made.
 
-    Only who is late looks at the machine, so a limit that is kept costs nothing, and on a quiet machine it is what it says.
-
-    Args:
-        within: seconds, on a quiet machine.
+    The machine is looked at only once that time is over, so a limit that is kept costs nothing.
     """
 
     def __init__(self, within: float) -> None:

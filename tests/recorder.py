@@ -15,12 +15,7 @@ SHAPE = (2, 3)
 
 
 class Recorder(keras.Model):
-    """Writes down the labels of every batch that it trains on, or evaluates, and that X says the same.
-
-    Args:
-        look: called with the tensors of each batch.
-        options: of ``compile``.
-    """
+    """Writes down the labels of every batch that it trains on, or evaluates, and calls ``look`` with its tensors."""
 
     def __init__(self, look: Callable[[Any, Any], object] = lambda x, y: None, **options: Any) -> None:
         super().__init__()
@@ -62,6 +57,50 @@ class Stop(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:
         self.model.stop_training = batch + 1 == self.after
+
+
+class Interruption(Exception):
+    """Ends a ``fit``."""
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Interrupts ``fit`` when the step of this number begins, counted over all epochs, or does something else then."""
+
+    def __init__(self, step: int = -1, does: Callable[[], object] | None = None) -> None:
+        super().__init__()
+        self.left = step
+        self.does = does
+        self.steps: list[int] = []
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self.does is not None:
+            self.does()
+        if self.left == 0:
+            raise Interruption
+        self.left -= 1
+        self.steps.append(batch)
+
+
+class Around(keras.utils.PyDataset):
+    """A data set of the user's around a Sequence, which hands on no more than it must."""
+
+    def __init__(self, sequence: Sequence, **options: Any) -> None:
+        super().__init__(**options)
+        self.sequence = sequence
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+    def __getitem__(self, index: int) -> Any:
+        X, y = self.sequence[index]
+        return X + 0, y
+
+
+def flat_model() -> keras.Model:
+    """A model of one unit on rows of `SHAPE`."""
+    made = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(1)])
+    made.compile(loss="mse", run_eagerly=True)
+    return made
 
 
 class Data:

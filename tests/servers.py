@@ -117,29 +117,16 @@ class Proxy:
 
     A fault is the status of an answer, with headers behind a space if it has any; or "reset", "close", "half", "stall", "hang",
     "chunks", "drip", "drip-head", "nonsense"; or a header that replaces the answer's own; or None for no fault.
-
-    Args:
-        upstream: port of the server.
-        delay: seconds that each answer takes longer.
-
-    Attributes:
-        port: to ask.
-        requests: all that came.
-        connections, open: how many clients made, and have.
-        faults: by name of a file: what happens to the next requests for it.
-        always: what happens to all requests for which nothing else is said.
-        text: of an answer that is a fault.
-        in_flight, most_in_flight: requests that were not answered yet.
     """
 
     def __init__(self, upstream: int, delay: float = 0.0) -> None:
-        self._upstream = upstream
-        self._delay = delay
+        self._upstream = upstream  # the server's port
+        self._delay = delay  # seconds that each answer takes longer
         self.requests: list[Request] = []
-        self.connections = self.open = 0
-        self.faults: dict[str, list[str | None]] = {}
-        self.always: str | None = None
-        self.in_flight = self.most_in_flight = 0
+        self.connections = self.open = 0  # how many clients made, and have
+        self.faults: dict[str, list[str | None]] = {}  # by a file's name, for the next requests for it
+        self.always: str | None = None  # the fault of all other requests
+        self.in_flight = self.most_in_flight = 0  # requests that were not answered yet
         self.text = b"<html><title>a secret</title></html>"
         self._loop = asyncio.new_event_loop()
         self._never = asyncio.Event()

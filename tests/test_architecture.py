@@ -11,6 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "shmgen"
 
 BASE = {"errors", "_checks", "_urls"}
 
+BELOW_OPTIONS = {*BASE, "_ranks", "_plan", "_memory", "_samples", "_sources", "_storage", "_worker"}
+
 MAY_IMPORT = {
     "_urls": set(),
     "errors": {"_urls"},
@@ -23,26 +25,13 @@ MAY_IMPORT = {
     "_samples": {*BASE, "_memory", "_storage"},
     "_sources": {*BASE, "_memory", "_samples", "_storage", "_worker"},
     "_worker": {*BASE, "_memory", "_samples", "_sources"},
-    "options": {*BASE, "_ranks", "_plan", "_memory", "_samples", "_sources", "_storage", "_worker"},
-    "_engine": {*BASE, "_ranks", "_plan", "_memory", "_samples", "_sources", "_worker", "options"},
+    "options": BELOW_OPTIONS,
+    "_engine": {*BELOW_OPTIONS, "options"} - {"_storage"},
     "loader": {*BASE, "_signatures", "_plan", "_engine", "options"},
     "torch": {*BASE, "_engine", "loader"},
     "jax": {*BASE, "_engine", "loader"},
     "keras": {*BASE, "_signatures", "_ranks", "_plan", "_engine", "options", "loader", "torch"},
-    "_tools": {
-        *BASE,
-        "_signatures",
-        "_plan",
-        "_memory",
-        "_samples",
-        "_sources",
-        "_storage",
-        "_worker",
-        "_engine",
-        "options",
-        "loader",
-        "__version__",
-    },
+    "_tools": {*BELOW_OPTIONS, "_signatures", "_engine", "options", "loader", "__version__"} - {"_ranks"},
     "__main__": {"_tools"},
 }
 """For each part, a module or folder of the package, the others that it may import; it may always import itself."""

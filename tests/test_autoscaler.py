@@ -40,21 +40,15 @@ def decisions(seen: Run) -> list[Decision]:
 
 @dataclass(frozen=True)
 class Case:
-    """A machine, what there is at first, and what should come of it.
-
-    Attributes:
-        best: the numbers that are best there.
-        within: seconds from the end of the first ticket until 90 % of the best rate is reached.
-        workers, reads: whether they may be changed.
-    """
+    """A machine, what there is at first, and what should come of it."""
 
     name: str
     machine: Machine
     first: Target
     best: Target
-    within: float = 3.0
-    workers: bool = True
-    reads: bool = True
+    within: float = 3.0  # seconds from the end of the first ticket until 90 % of the best rate is reached
+    workers: bool = True  # their number may be changed
+    reads: bool = True  # likewise
 
 
 SLOW = Machine(latency=0.01, slots=32)
@@ -97,15 +91,7 @@ def test_it_is_quick(case: Case) -> None:
 
 
 def look(
-    autoscaler: Autoscaler,
-    seconds: float,
-    rate: float,
-    *,
-    wait: float,
-    busy: float,
-    cpu: float,
-    epoch: int = 0,
-    ready: int = 100,
+    autoscaler: Autoscaler, seconds: float, rate: float, *, wait: float, busy: float, cpu: float, epoch: int = 0, ready: int = 100
 ) -> Target:
     """Let ``seconds`` pass, in which the trainer waits, and readers are busy and compute, for these fractions of the time."""
     last = autoscaler._last or Counters(100.0, 0, 0.0, 0.0, 0.0, autoscaler.target, 0)

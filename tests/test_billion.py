@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import lines
+from conftest import lines, python
 
 from shmgen import Hdf5, InputError, Loader, NpyRows, Values
-
-ROOT = Path(__file__).parents[1]
 
 SAMPLES = 10**9
 
@@ -89,9 +85,7 @@ def files(tmp_path: Path) -> Path:
 
 def test_loaders_of_a_billion_samples(files: Path) -> None:
     """The first batch is there at once, in the memory that any loader takes; both ends are what they are."""
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{SCRIPT}"]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=files, timeout=100)
-    peak, results = json.loads(ended.stdout)
+    peak, results = json.loads(python("-c", SCRIPT, check=True, cwd=files, timeout=100).stdout)
     assert peak < MEMORY
     assert all(soon for soon, *_ in results.values()), results
     found = {name: result[1:] for name, result in results.items()}

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from servers import Proxy
-from test_readers import filled, reader
+from test_readers import reader
 from test_remote import IDS, N, ranges
 
 from shmgen import InputError, Loader, Npy, NpyRows, Remote
@@ -61,35 +61,35 @@ def test_what_is_kept_is_not_asked_for_again(root: Path, proxy: Proxy, folder: P
     """The second epoch makes no request; another loader of the URL makes one for the header."""
     ids: Any = range(N) if rows else IDS
     source = reader(caching(proxy.url, folder, rows=rows), ids)
-    assert filled(source, ids) == list(range(N))
+    assert source.filled(ids) == list(range(N))
     proxy.requests.clear()
     proxy.always = "404"
-    assert filled(source, ids) == list(range(N))
+    assert source.filled(ids) == list(range(N))
     assert proxy.requests == []
     proxy.always = None
     other = reader(caching(proxy.url, folder, rows=rows), ids)
     assert len(proxy.requests) == 1
-    assert filled(other, list(reversed(ids))) == list(reversed(range(N)))
+    assert other.filled(list(reversed(ids))) == list(reversed(range(N)))
     assert len(proxy.requests) == 1
 
 
 def test_rows_that_are_kept_are_left_out_of_a_request(root: Path, proxy: Proxy, folder: Path) -> None:
     """Rows on both sides of a kept one take two requests."""
     source = reader(caching(proxy.url, folder, rows=True), range(N))
-    assert filled(source, [5, 9]) == [5, 9]
+    assert source.filled([5, 9]) == [5, 9]
     proxy.requests.clear()
     ids = [3, 4, 5, 6, 7, 9, 8, 10]
-    assert filled(source, ids) == ids
+    assert source.filled(ids) == ids
     assert ranges(proxy) == [(3, 5), (6, 8), (8, 9), (10, 11)]
 
 
 def test_rows_of_another_file_are_not_mixed_up(root: Path, proxy: Proxy, folder: Path) -> None:
     """Rows of a file that was replaced are not taken from the cache."""
-    assert filled(reader(caching(proxy.url, folder, rows=True), range(N)), [5, 6]) == [5, 6]
+    assert reader(caching(proxy.url, folder, rows=True), range(N)).filled([5, 6]) == [5, 6]
     np.save(root / "new.npy", np.repeat(np.arange(100, 100 + N, dtype="f4"), 12).reshape(-1, 4, 3))
     os.replace(root / "new.npy", root / "all.npy")
     os.utime(root / "all.npy", (1, 1))
-    assert filled(reader(caching(proxy.url, folder, rows=True), range(N)), [5, 6]) == [105, 106]
+    assert reader(caching(proxy.url, folder, rows=True), range(N)).filled([5, 6]) == [105, 106]
 
 
 def test_all_that_says_where_and_which_tells_files_apart(proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,31 +128,31 @@ def test_a_file_that_is_not_whole_is_got_again(root: Path, proxy: Proxy, folder:
     """A kept file that was truncated is got again, once."""
     ids: Any = range(N) if rows else IDS
     source = reader(caching(proxy.url, folder, rows=rows), ids)
-    filled(source, ids[:3])
+    source.filled(ids[:3])
     for size in (0, 5, 40, 47, 150):
         for path in kept(folder):
             os.truncate(path, min(size, path.stat().st_size - 1))
         proxy.requests.clear()
         for _ in range(2):
-            assert filled(source, ids[:3]) == [0, 1, 2]
+            assert source.filled(ids[:3]) == [0, 1, 2]
             assert len(proxy.requests) == (1 if rows else 3)
 
 
 def test_the_oldest_goes_first(root: Path, proxy: Proxy, folder: Path) -> None:
     """The files that were used longest ago make room, and the limit is never exceeded."""
     source = reader(caching(proxy.url, folder, 10 * FILE_BYTES), IDS)
-    filled(source, IDS[:10])
+    source.filled(IDS[:10])
     assert len(kept(folder)) == 10
-    filled(source, IDS[:3])  # used again
-    filled(source, IDS[10:14])
+    source.filled(IDS[:3])  # used again
+    source.filled(IDS[10:14])
     assert total(folder) <= 10 * FILE_BYTES
     proxy.requests.clear()
-    filled(source, [*IDS[:3], *IDS[10:14]])
+    source.filled([*IDS[:3], *IDS[10:14]])
     assert proxy.requests == []
-    filled(source, IDS[3:5])
+    source.filled(IDS[3:5])
     assert len(proxy.requests) == 2
     # A smaller limit holds from the next file on.
-    filled(reader(caching(proxy.url, folder, 5 * FILE_BYTES), IDS), IDS[20:21])
+    reader(caching(proxy.url, folder, 5 * FILE_BYTES), IDS).filled(IDS[20:21])
     assert 0 < total(folder) <= 5 * FILE_BYTES
 
 
@@ -168,11 +168,11 @@ def test_a_full_disk(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, where, fails)
-        assert filled(source, IDS) == list(range(N))
+        assert source.filled(IDS) == list(range(N))
     [record] = caplog.records
     assert f"cache {folder}: expected room for 176 bytes, found: {os.strerror(errno.ENOSPC)}" in record.getMessage()
     assert kept(folder) == list(folder.glob("new/*")) == []
-    assert filled(source, IDS) == list(range(N))
+    assert source.filled(IDS) == list(range(N))
     assert len(kept(folder)) == N
 
 
@@ -280,10 +280,10 @@ def test_a_stopped_process_holds_up_nobody(root: Path, proxy: Proxy, folder: Pat
     with (folder / "bytes").open("rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         begun = time.monotonic()
-        assert filled(source, IDS[:3]) == [0, 1, 2]
+        assert source.filled(IDS[:3]) == [0, 1, 2]
         assert time.monotonic() - begun < 10
         assert kept(folder) == []
-    assert filled(source, IDS[:3]) == [0, 1, 2]
+    assert source.filled(IDS[:3]) == [0, 1, 2]
     assert len(kept(folder)) == 3
 
 

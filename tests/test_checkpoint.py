@@ -246,7 +246,7 @@ def test_a_batch_that_failed_is_still_to_come(folder: Callable[..., DataSet]) ->
         assert (loader.state_dict()["epoch"], loader.state_dict()["consumed"]) == (1, 0)
 
 
-def test_a_batch_that_another_thread_waits_for_is_still_to_come(folder: Callable[..., DataSet], asking: type[Asking]) -> None:
+def test_a_batch_that_another_thread_waits_for_is_still_to_come(folder: Callable[..., DataSet]) -> None:
     """Though a later one was handed out meanwhile."""
     data = folder(24)
     data.file("id-5").unlink()
@@ -256,7 +256,7 @@ def test_a_batch_that_another_thread_waits_for_is_still_to_come(folder: Callable
     with Loader(data.ids, data.labels, 4, shuffle=False, workers=2, source=reader(data), **row) as loader:
         epoch = iter(loader)
         next(epoch)
-        late = asking(lambda: next(epoch))
+        late = Asking(lambda: next(epoch))
         who_reads(data, 5)
         wait_until(lambda: bool(loader.state.waiting), "one waits for the second batch")
         next(epoch)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Ran
+from conftest import ROOT, Ran, python
 
 import shmgen
 from shmgen._tools.cli import main
@@ -18,22 +15,16 @@ from shmgen._tools.cli import main
 MODULE, _, FUNCTION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["shmgen"].partition(":")
 
 WAYS = {
-    # What is typed -> what that runs; of a console command, what an installer writes into its script.
-    "shmgen": [sys.executable, "-W", "error", "-c", f"import sys; from {MODULE} import {FUNCTION}; sys.exit({FUNCTION}())"],
-    "python -m shmgen": [sys.executable, "-W", "error", "-m", "shmgen"],
+    # What is typed -> what Python runs; of a console command, what an installer writes into its script.
+    "shmgen": ["-W", "error", "-c", f"import sys; from {MODULE} import {FUNCTION}; sys.exit({FUNCTION}())"],
+    "python -m shmgen": ["-W", "error", "-m", "shmgen"],
 }
-
-
-def run(way: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """The command line, run to its end in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([*WAYS[way], *words], env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_its_version(way: str) -> None:
     """``--version`` prints the package's name and version."""
-    done = run(way, "--version")
+    done = python(*WAYS[way], "--version")
 
     assert (done.returncode, done.stdout, done.stderr) == (0, f"shmgen {shmgen.__version__}\n", "")
 
@@ -56,7 +47,7 @@ def test_its_name_in_usage(way: str, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(("way", "command"), list(zip(WAYS, ["scan", "tune"], strict=True)))
 def test_its_name_in_errors(way: str, command: str) -> None:
     """An error of a command begins with what was typed, and is the exit status of the process."""
-    done = run(way, command, "nowhere")
+    done = python(*WAYS[way], command, "nowhere")
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"{way} {command}: nowhere: expected a folder")

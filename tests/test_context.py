@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, python
 from ways import N, computed, kill, rows
 
 from shmgen import InputError, Loader, StartError
@@ -61,8 +61,7 @@ def test_a_module_that_a_worker_cannot_import_is_named(module: Callable, monkeyp
     with computed(own.fill, workers=1, dtype="i8") as loader, pytest.raises(StartError) as caught:
         list(loader)
     assert re.match(
-        r"a worker can't import what functions of yours need: .*workers=0; AttributeError: .*of_this_process",
-        str(caught.value),
+        r"a worker can't import what functions of yours need: .*workers=0; AttributeError: .*of_this_process", str(caught.value)
     )
     assert "shmgen/" not in str(caught.value)
 
@@ -147,13 +146,7 @@ from shmgen import Loader
 with Loader(range(8), batch_size=4, source=lambda id: [id], workers=1) as loader:
     assert len(list(loader)) == 2
 """)
-    done = subprocess.run(
-        [sys.executable, script],
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "other")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(script, env={"PYTHONPATH": str(tmp_path / "other")})
     assert done.returncode == 0, done.stderr
 
 
@@ -234,7 +227,7 @@ def test_all_workers_are_alike(folder: Callable, script: Callable) -> None:
     assert told == [own] * 5
 
 
-def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable) -> None:
+def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that would have to work elsewhere is an error that names the folder; one that was made in such a folder works."""
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
@@ -295,9 +288,7 @@ def test_filters_of_warnings_from_outside(tmp_path: Path) -> None:
     except FunctionError as error:
         print(error)
     """)
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore::FutureWarning"}
-    command = [sys.executable, "-W", "error::UserWarning", str(script)]
-    run = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    run = python("-W", "error::UserWarning", script, env={"PYTHONWARNINGS": "ignore::FutureWarning"}, check=True)
     assert re.match(r"sample \d, source of field 'X': UserWarning: no such picture", run.stdout), run.stderr
     assert f'File "{script}", line 9, in function\n    warnings.warn("no such picture")' in run.stdout.replace("    " * 2, "    ")
     assert run.stderr == ""

@@ -167,7 +167,7 @@ def test_an_interrupt_amid_a_wait_ends_that_request_alone() -> None:
         whole_epoch(engine)
 
 
-def test_ctrl_c_that_reached_a_worker_ends_a_wait_elsewhere(asking: type[Asking]) -> None:
+def test_ctrl_c_that_reached_a_worker_ends_a_wait_elsewhere() -> None:
     """A thread other than the main one would not hear of it."""
     with engine_of() as engine:
 
@@ -177,7 +177,7 @@ def test_ctrl_c_that_reached_a_worker_ends_a_wait_elsewhere(asking: type[Asking]
                 engine.workers.interrupt(worker)
 
         engine.workers.script.append(step)
-        assert isinstance(asking(lambda: engine.fetch(0)).outcome(), KeyboardInterrupt)
+        assert isinstance(Asking(lambda: engine.fetch(0)).outcome(), KeyboardInterrupt)
 
 
 def test_closed_while_it_waits() -> None:

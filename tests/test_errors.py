@@ -8,35 +8,16 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import until_waiting
+from conftest import Asking, until_waiting
 
-from shmgen import (
-    ClosedError,
-    FunctionError,
-    Loader,
-    SampleError,
-    Source,
-    StartError,
-    TooManyDamaged,
-    WorkerDied,
-)
+from shmgen import ClosedError, FunctionError, Loader, SampleError, Source, StartError, TooManyDamaged, WorkerDied
 from shmgen._engine.batch_planner import BatchPlanner
 from shmgen._engine.front_end import FrontEnd
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """Without garbage collection, what is in a cycle stays."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def own() -> Counter[str]:
@@ -95,11 +76,7 @@ ENDS: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], str]] = {
         StartError,
         "source of field 'X' can't be opened: ZeroDivisionError: division by zero",
     ),
-    "death": (
-        lambda: {"source": opening(lambda: os._exit(7))},
-        WorkerDied,
-        r"worker 0 \(pid \d+\) ended with exit code 7",
-    ),
+    "death": (lambda: {"source": opening(lambda: os._exit(7))}, WorkerDied, r"worker 0 \(pid \d+\) ended with exit code 7"),
 }
 
 
@@ -134,19 +111,18 @@ def test_an_error_is_logged_once_and_kept(
 
 
 @pytest.mark.parametrize("kind", ["function", "damaged", "death"])
-def test_what_is_kept_of_an_error_keeps_nothing(folder: Callable, kind: str) -> None:
+def test_what_is_kept_of_an_error_keeps_nothing(folder: Callable, kind: str, no_collection: None) -> None:
     """A kept error has no traceback: without garbage collection, everything else goes with the loader."""
-    with no_collection():
-        before = own()
-        loader = failing(kind, folder)
-        assert {"Loader", "Prefetcher", "Ring"} <= (own() - before).keys()
-        with contextlib.suppress(ENDS[kind][1]):
-            loader.batch(1)
-        error = loader.error
-        assert error is not None
-        assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
-        del loader
-        assert own() == before
+    before = own()
+    loader = failing(kind, folder)
+    assert {"Loader", "Prefetcher", "Ring"} <= (own() - before).keys()
+    with contextlib.suppress(ENDS[kind][1]):
+        loader.batch(1)
+    error = loader.error
+    assert error is not None
+    assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
+    del loader
+    assert own() == before
 
 
 @pytest.fixture
@@ -186,12 +162,12 @@ def test_another_failure_of_a_batch_is_logged(folder: Callable, caplog: pytest.L
         ]
 
 
-def test_a_plain_close_is_no_error(folder: Callable, caplog: pytest.LogCaptureFixture, asking: Any) -> None:
+def test_a_plain_close_is_no_error(folder: Callable, caplog: pytest.LogCaptureFixture) -> None:
     """After `close`, a waiting and a later request get a ClosedError, and nothing is kept or logged."""
     data = folder(8)
     loader = Loader(data.ids, data.labels, 4, data_dir=data.path, shuffle=False, workers=1)
     data.fifo(0)
-    waiting = asking(lambda: [loader.batch(index) for index in (1, 0) * 10])
+    waiting = Asking(lambda: [loader.batch(index) for index in (1, 0) * 10])
     until_waiting(loader)
     loader.close()
     assert isinstance(waiting.outcome(), ClosedError)

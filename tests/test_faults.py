@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import DataSet, until_waiting, wait_until
+from conftest import Asking, DataSet, until_waiting, wait_until
 from pace import Deadline
 from ways import BATCH, as_bytes, filling, flat, kill, made, mend, reader, run, stop, who_reads
 
@@ -97,14 +97,14 @@ CAUSES: dict[int, str] = {
     ],
 )
 def test_who_dies_amid_a_wait_is_named(
-    folder: Callable, asking: Callable, workers: Callable, caplog: pytest.LogCaptureFixture, kind: str, count: int, number: int
+    folder: Callable, workers: Callable, caplog: pytest.LogCaptureFixture, kind: str, count: int, number: int
 ) -> None:
     """One or all at once, stuck in a file or idle: the batch comes; a warning says who died of what, and held which files."""
     data = folder(24)
     data.fifo(9)
     with made(kind, data, batch_size=4, workers=count, shuffle=False) as loader:
         data.check(*loader.batch(0))
-        thread = asking(lambda: loader.batch(2))
+        thread = Asking(lambda: loader.batch(2))
         until_waiting(loader)
         if kind != "files":
             who_reads(data, 9)
@@ -169,10 +169,7 @@ def deadly(role: str, data: DataSet, ends: Callable[[], object], once: Path | No
     return Loader(data.ids, inputs={"X": sources[role]}, targets=data.labels, transform=changing, **options)
 
 
-@pytest.mark.parametrize(
-    ("how", "role"),
-    [("exit-0", "transform"), ("sys.exit-7", "source"), ("SIGKILL", "own-fill")],
-)
+@pytest.mark.parametrize(("how", "role"), [("exit-0", "transform"), ("sys.exit-7", "source"), ("SIGKILL", "own-fill")])
 def test_a_function_that_ends_its_worker_once(
     folder: Callable, caplog: pytest.LogCaptureFixture, tmp_path: Path, how: str, role: str
 ) -> None:
@@ -295,9 +292,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_workers_with_nothing_to_do_end_and_come_back(
-    folder: Callable[..., DataSet], until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_with_nothing_to_do_end_and_come_back(folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that was read ahead is lost, order and state stay, and no worker counts as replaced."""
     monkeypatch.setattr(pool, "IDLE_AFTER", 0.2)
     data = folder(48)
@@ -308,7 +303,7 @@ def test_workers_with_nothing_to_do_end_and_come_back(
                 labels += data.check(*next(batches))
             state = loader.state_dict()
             pids = [worker.pid for worker in loader.state.workers]
-            until(lambda pids=pids: not any(map(is_running, pids)), "the workers have ended")
+            wait_until(lambda pids=pids: not any(map(is_running, pids)), "the workers have ended")
             assert loader.state_dict() == state
         assert sorted(labels) == list(range(48))
         assert loader.stats.restarts == 0

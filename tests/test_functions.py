@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import until_waiting
+from conftest import Asking, until_waiting, wait_until
 from pace import Deadline
 from ways import N, computed, rows
 
@@ -198,7 +198,7 @@ def test_what_a_transform_of_the_sample_returns_is_checked(result: object, text:
     assert text in str(caught.value)
 
 
-def test_close_ends_a_function_that_never_ends(tmp_path: Path, asking: Callable, until: Callable) -> None:
+def test_close_ends_a_function_that_never_ends(tmp_path: Path) -> None:
     """`close` from another thread ends a worker that no other thread of its process can interrupt, and the wait for its batch."""
     path = tmp_path / "begun"
 
@@ -207,9 +207,9 @@ def test_close_ends_a_function_that_never_ends(tmp_path: Path, asking: Callable,
         (1 << 40_000_000) ** 3  # one call into C, during which no other thread of the process runs
 
     loader = computed(transform=endless, workers=2)
-    thread = asking(lambda: list(loader))
+    thread = Asking(lambda: list(loader))
     until_waiting(loader)
-    until(path.exists, "the function has begun")
+    wait_until(path.exists, "the function has begun")
 
     promptly = Deadline(PROMPTLY)
     loader.close()
@@ -284,10 +284,7 @@ def test_what_a_transform_may_return() -> None:
 
 def test_a_transform_by_field() -> None:
     """A dict of transforms changes the fields it names, a scalar target among them, and no others."""
-    transform = {
-        "scan": lambda row, rng: row[::-1],
-        "y": lambda row, rng: row + 100,
-    }
+    transform = {"scan": lambda row, rng: row[::-1], "y": lambda row, rng: row + 100}
     with Loader(
         range(N),
         range(N),

@@ -229,7 +229,7 @@ def switching() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_threads_that_ask_at_once(asking: type[Asking], seed: int) -> None:
+def test_threads_that_ask_at_once(seed: int) -> None:
     """Each gets its own batches, all right or named, whatever happens to workers, and whichever thread listens to them."""
     chance = Chance(seed)
     with engine_by(chance, shuffles=[False]) as engine, switching():  # else what an index means depends on who asks first
@@ -257,7 +257,7 @@ def test_threads_that_ask_at_once(asking: type[Asking], seed: int) -> None:
 
         numbers = range(engine.sampler.batches)
         orders = [list(numbers), list(reversed(numbers)), [chance.choose(numbers) for _ in numbers]]
-        threads = [asking(partial(ask, order)) for order in orders]
+        threads = [Asking(partial(ask, order)) for order in orders]
         wait_until(progress, "all are served")
         assert [thread.outcome() for thread in threads] == [None] * 3
         assert all(history.may_blame(sample) for sample in named)

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import struct
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -16,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import python
 from PIL import Image, ImageFile, ImageOps
 from sklearn.datasets import load_sample_images
 
 from shmgen import Images, InputError, Loader, Remote, SampleError
 from shmgen._sources import image_decoder
 from shmgen._sources.image_decoder import ImageDecoder
-
-ROOT = Path(__file__).parents[1]
 
 
 def picture(width: int = 40, height: int = 30) -> Image.Image:
@@ -81,10 +79,7 @@ def loaded(source):
     return ended.stdout.split()
 print(json.dumps([before, *(word.decode() for source in (npy, images) for word in loaded(source))]))
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    assert json.loads(ended.stdout) == [False, "False", "False", "True", "True"]
+    assert json.loads(python("-c", script, check=True).stdout) == [False, "False", "False", "True", "True"]
 
 
 MODES = {

@@ -207,10 +207,7 @@ def test_a_file_of_another_shape_is_named_though_there_is_a_transform(tmp_path: 
 def test_without_dim_rows_are_as_the_first_file(tmp_path: Path) -> None:
     """A transform then gets no other: the error says how it would."""
     ids = pictures(tmp_path, "i4")
-    with (
-        Loader(ids, None, 8, data_dir=tmp_path, transform=cropping(), workers=0) as loader,
-        pytest.raises(SampleError) as caught,
-    ):
+    with Loader(ids, None, 8, data_dir=tmp_path, transform=cropping(), workers=0) as loader, pytest.raises(SampleError) as caught:
         list(loader)
     assert caught.value.path.endswith(".npy")
     assert "expected shape (5, 6), found" in caught.value.reason

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import GONE_WITHIN, Script, until_waiting
+from conftest import GONE_WITHIN, Asking, Script, until_waiting
 from leftovers import Gone, names
 from pace import Deadline
 from ways import answer, made, who_reads
@@ -132,7 +132,7 @@ def test_letting_go_of_a_batch_runs_no_code_of_ours(folder: Callable) -> None:
         assert loader.stats.grown == 0
 
 
-def test_ctrl_c_in_a_callback_of_the_garbage_collectors(folder: Callable) -> None:
+def test_ctrl_c_in_a_callback_of_the_garbage_collectors(folder: Callable, no_collection: None) -> None:
     """Another library's, as JAX has one: while all slots are held, it runs again and again, and Python prints what it raises."""
     data = folder(24)
     struck: list[str] = []
@@ -142,22 +142,18 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collectors(folder: Callable) -> Non
             struck.append(phase)
             signal.raise_signal(signal.SIGINT)
 
-    gc.disable()  # so that nothing but the loader collects garbage
-    try:
-        with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1, slots=2, shuffle=False) as loader:
-            batches = iter(loader)
-            held = [next(batches), next(batches)]
-            gc.callbacks.append(strike)
-            try:
-                with pytest.raises(KeyboardInterrupt):
-                    next(batches)
-            finally:
-                gc.callbacks.remove(strike)
-            assert struck
-            held.clear()
-            assert [data.check(*batch)[0] for batch in batches] == [12, 16, 20]
-    finally:
-        gc.enable()
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1, slots=2, shuffle=False) as loader:
+        batches = iter(loader)
+        held = [next(batches), next(batches)]
+        gc.callbacks.append(strike)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                next(batches)  # nothing but the loader collects garbage
+        finally:
+            gc.callbacks.remove(strike)
+        assert struck
+        held.clear()
+        assert [data.check(*batch)[0] for batch in batches] == [12, 16, 20]
 
 
 def test_workers_end_with_a_parent_whose_forked_child_lives_on(folder: Callable, script: Callable) -> None:
@@ -219,13 +215,13 @@ def test_views_stay_readable(folder: Callable, workers: int) -> None:
     sliced[:] = 5  # still mapped, and the caller's
 
 
-def test_close_ends_a_wait_of_another_thread(folder: Callable, asking: Callable) -> None:
+def test_close_ends_a_wait_of_another_thread(folder: Callable) -> None:
     """A thread that waits for a batch gets ClosedError promptly when another closes; with several who wait, all do."""
     data = folder(24)
     data.fifo(9)
     for waiting in (1, 3):
         loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, shuffle=False)
-        threads = [asking(lambda loader=loader: list(loader)) for _ in range(waiting)]
+        threads = [Asking(lambda loader=loader: list(loader)) for _ in range(waiting)]
         until_waiting(loader, waiting)
 
         promptly = Deadline(AT_ONCE)
@@ -236,7 +232,7 @@ def test_close_ends_a_wait_of_another_thread(folder: Callable, asking: Callable)
         assert not promptly.passed
 
 
-def test_an_interrupt_beside_another_thread_that_waits(folder: Callable, asking: Callable) -> None:
+def test_an_interrupt_beside_another_thread_that_waits(folder: Callable) -> None:
     """Ctrl-C while another thread listens to the workers ends one wait alone: the loader, and the other thread, go on."""
     data = folder(24)
     data.fifo(9)
@@ -246,9 +242,9 @@ def test_an_interrupt_beside_another_thread_that_waits(folder: Callable, asking:
         signal.pthread_kill(main, signal.SIGINT)
 
     with made("function", data, batch_size=4, workers=1, shuffle=False) as loader:
-        thread = asking(lambda: loader.batch(2))
+        thread = Asking(lambda: loader.batch(2))
         until_waiting(loader)
-        interrupting = asking(interrupt)
+        interrupting = Asking(interrupt)
         with pytest.raises(KeyboardInterrupt):
             loader.batch(2)
         assert interrupting.outcome() is None
@@ -258,7 +254,7 @@ def test_an_interrupt_beside_another_thread_that_waits(folder: Callable, asking:
         assert data.check(*loader.batch(3)) == [12, 13, 14, 15]
 
 
-def test_close_from_many_threads_at_once(folder: Callable, asking: Callable) -> None:
+def test_close_from_many_threads_at_once(folder: Callable) -> None:
     """Several threads that close the same loader, while others iterate, all return; the others get ClosedError."""
     data = folder(24)
     loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2)
@@ -268,15 +264,15 @@ def test_close_from_many_threads_at_once(folder: Callable, asking: Callable) -> 
             for X, y in loader:
                 data.check(X, y)
 
-    readers = [asking(for_ever) for _ in range(2)]
+    readers = [Asking(for_ever) for _ in range(2)]
     next(iter(loader))
-    closers = [asking(loader.close) for _ in range(3)]
+    closers = [Asking(loader.close) for _ in range(3)]
 
     assert [closer.outcome(AT_ONCE) for closer in closers] == [None] * 3
     assert [type(reader.outcome(AT_ONCE)) for reader in readers] == [ClosedError] * 2
 
 
-def test_a_loader_that_is_garbage_leaves_nothing(folder: Callable, workers: Callable, until: Callable) -> None:
+def test_a_loader_that_is_garbage_leaves_nothing(folder: Callable, workers: Callable) -> None:
     """Without close, the end of the last reference is the end of the workers; in a cycle, the collector's run is."""
     data = folder(8)
     loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2)
@@ -323,10 +319,8 @@ def forked(does):
 
 
 def test_a_forked_child_disturbs_no_other_process(folder: Callable, script: Callable) -> None:
-    """A forked child that asks its parent's loader gets an error, and may read what it has."""
-    code = (
-        FORKED
-        + """
+    """A child that asks its parent's loader gets an error, and may read what it has; while a thread waits, too, and it ends."""
+    code = """
 loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)
 epoch = iter(loader)
 first = next(epoch)
@@ -341,19 +335,7 @@ forked(lambda: sum(len(y) for X, y in Loader(IDS, LABELS, 4, data_dir=DATA, work
 assert sum(len(y) for X, y in epoch) == 20
 assert sum(len(y) for X, y in loader) == 24
 loader.close()
-say("done")
-"""
-    )
-    run = script(code, folder(24))
-    assert run.end() == 0, run.err
-    assert (run.out, run.err) == ("done\n", "")
 
-
-def test_a_child_forked_while_another_thread_waits(folder: Callable, script: Callable) -> None:
-    """Forked while a thread of the parent waits for a batch, a child that closes, asks or ends does not hang."""
-    code = (
-        FORKED
-        + """
 path = f"{DATA}/id-9.npy"
 os.rename(path, path + "~"); os.mkfifo(path)
 loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)
@@ -372,11 +354,11 @@ assert thread.is_alive()
 loader.close()
 thread.join(60)
 assert outcome and not thread.is_alive()
+say("done")
 """
-    )
-    run = script(code, folder(24))
+    run = script(FORKED + code, folder(24))
     assert run.end() == 0, run.err
-    assert run.err == ""
+    assert (run.out, run.err) == ("done\n", "")
 
 
 def no_process(*_: object, **__: object) -> None:

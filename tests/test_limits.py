@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 import pytest
+from test_memory import ROW, SLOT, room
 
 from shmgen._memory.layout import PAGE
 from shmgen._memory.limit_errors import reached
@@ -44,16 +45,6 @@ def tried(make):
     except (OSError, shmgen.ShmgenError) as error: return f"{type(error).__name__}: {error}".replace("\\n", " ")
 """
 """Begins a script that sets limits; ``tried`` makes a text of an error."""
-
-ROW = 1 << 18
-SLOT = ROW + PAGE
-"""Bytes of a slot: of a batch of one row, its label, and its sheet."""
-
-
-def room(slots: int) -> int:
-    """Bytes of a ring of this number of slots."""
-    return slots * SLOT
-
 
 FILES = r"this process may have \d+ files open \(ulimit -n\): close what is no longer needed, such as loaders, or raise"
 

@@ -11,15 +11,16 @@ from typing import Any
 
 import psutil
 import pytest
+from conftest import Asking
 from leftovers import names
 
 from shmgen import Loader
 
 
-def test_several_loaders_in_one_process(folder: Callable, asking: Callable) -> None:
+def test_several_loaders_in_one_process(folder: Callable) -> None:
     """Made at once by threads that end, read in turn on one thread, then each on one of its own: each gives its own files."""
     sets = [folder(12, (number + 1, 3), name=f"data-{number}") for number in range(4)]
-    makers = [asking(partial(Loader, data.ids, data.labels, 2, data_dir=data.path, workers=2, slots=3)) for data in sets]
+    makers = [Asking(partial(Loader, data.ids, data.labels, 2, data_dir=data.path, workers=2, slots=3)) for data in sets]
     loaders: list[Any] = [maker.outcome() for maker in makers]
 
     def one(number: int) -> list[int]:
@@ -30,7 +31,7 @@ def test_several_loaders_in_one_process(folder: Callable, asking: Callable) -> N
         for data, labels, (X, y) in zip(sets, taken, batches, strict=True):
             assert X.shape[1:] == data.shape
             labels.extend(data.check(X, y))
-    threads = [asking(lambda number=number: one(number) + one(number)) for number in range(4)]
+    threads = [Asking(lambda number=number: one(number) + one(number)) for number in range(4)]
 
     assert [sorted(labels) for labels in taken] == [list(range(12))] * 4
     assert [sorted(thread.outcome()) for thread in threads] == [sorted([*range(12)] * 2)] * 4
@@ -40,7 +41,7 @@ def test_several_loaders_in_one_process(folder: Callable, asking: Callable) -> N
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_threads_that_share_a_loader_iterate_each_on_its_own(folder: Callable, asking: Callable, workers: int) -> None:
+def test_threads_that_share_a_loader_iterate_each_on_its_own(folder: Callable, workers: int) -> None:
     """Each thread's loops are whole epochs, though others begin and leave theirs all the while."""
     data = folder(24)
     over = threading.Event()
@@ -53,8 +54,8 @@ def test_threads_that_share_a_loader_iterate_each_on_its_own(folder: Callable, a
             while not over.is_set():
                 data.check(*next(iter(loader)))
 
-        leaving = [asking(leave_early) for _ in range(2)]
-        threads = [asking(epochs) for _ in range(4)]
+        leaving = [Asking(leave_early) for _ in range(2)]
+        threads = [Asking(epochs) for _ in range(4)]
         outcomes = [thread.outcome() for thread in threads]
         over.set()
         for thread in leaving:

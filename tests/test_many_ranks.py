@@ -12,8 +12,6 @@ from launched import launched, needs
 
 from shmgen import Loader
 
-N, BATCH = 45, 8
-
 FIT = """
 os.environ.update(KERAS_BACKEND="jax", XLA_FLAGS=f"--xla_force_host_platform_device_count={2 // WORLD}")
 import json, jax, warnings
@@ -77,15 +75,16 @@ def test_processes_and_devices_of_jax_train_one_model(folder: Callable[..., Any]
 
 
 def test_ranks_of_one_machine_share_its_processors(
-    data: Any, workers: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
+    folder: Callable[..., Any], workers: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By default a rank has its part of the workers that a process alone would have."""
+    data = folder(8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(6))
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     monkeypatch.setattr("shmgen._memory.limits._groups", lambda controller: [])
     for ranks, expected in {1: 6, 2: 3, 100: 1}.items():
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-        with Loader(data.ids, data.labels, BATCH, data_dir=data.path):
+        with Loader(data.ids, data.labels, 8, data_dir=data.path):
             assert len(workers()) == expected
 
 

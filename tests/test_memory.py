@@ -129,12 +129,7 @@ def test_too_little_memory_is_an_error(folder: Callable, monkeypatch: pytest.Mon
     ],
 )
 def test_slots_are_as_many_as_memory_has_room_for(
-    folder: Callable,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    left: int,
-    slots: int,
-    said: str | None,
+    folder: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, left: int, slots: int, said: str | None
 ) -> None:
     """Half the memory that is available is left to others, unless 2 slots need it; what is short is what the warning names."""
     data = folder(8, (ROW // 4,))

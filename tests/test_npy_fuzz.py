@@ -26,11 +26,7 @@ MAX_AXES = 31
 
 
 class Folder:
-    """Where the file in question lies, beside a good one.
-
-    Args:
-        path: the folder.
-    """
+    """Where the file in question lies, beside a good one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

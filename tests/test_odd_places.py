@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, python
 
 from shmgen import Loader
 from shmgen._memory import anonymous
@@ -88,10 +88,7 @@ def test_streams_that_are_closed_later(folder: Callable, before: str) -> None:
     data = folder(8)
     script = data.path.parent / "script.py"
     script.write_text(SCRIPT.replace(f"    {before}", f"    os.closerange(0, 3)\n    {before}"))
-    done = subprocess.run(
-        [sys.executable, script, ""], cwd=script.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
-    )
-    assert done.returncode == 0
+    assert python(script, "", cwd=script.parent, capture_output=False).returncode == 0
     assert (script.parent / "said").read_text() == "True 12 /memfd:shmgen\n"
 
 

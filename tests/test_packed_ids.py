@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,14 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import lines
+from conftest import lines, python
 
 from shmgen._samples import packed_ids
 from shmgen._samples.ids import BLOCK, kept, take
 from shmgen._samples.packed_ids import PackedIds
-
-ROOT = Path(__file__).parents[1]
-
 
 TEXTS = ["a", "", "cats/001", "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "\N{PILE OF POO}", "two words\n"]
 
@@ -124,37 +119,22 @@ def test_a_number_that_is_none(pack: Callable) -> None:
 
 WORKER = """
 import pickle, sys
-fd, root = int(sys.argv[1]), sys.argv[2]
-sys.path.append(root)
 from shmgen._samples.packed_ids import PackedIds
 packed = pickle.loads(sys.stdin.buffer.read())
-packed.attach(fd)
+packed.attach(int(sys.argv[1]))
 found = packed.take(range(len(packed)))
 heavy = sorted({"numpy", "cloudpickle", "array", "fcntl", "shmgen._samples.ids"} & sys.modules.keys())
 sys.stdout.buffer.write(pickle.dumps((found, heavy)))
 """
 
 
-def in_a_worker(packed: PackedIds, path: str = "") -> tuple[list[Any], list[str]]:
-    """All ids as a fresh lean interpreter takes them, and the heavy modules that it has imported."""
-    run = subprocess.run(
-        [sys.executable, "-S", "-c", WORKER, str(packed.fd), str(ROOT)],
-        input=pickle.dumps(packed),
-        stdout=subprocess.PIPE,
-        pass_fds=[packed.fd] if packed.fd >= 0 else [],
-        cwd="/",
-        env={**os.environ, "PYTHONPATH": path},
-        check=True,
-    )
-    found: tuple[list[Any], list[str]] = pickle.loads(run.stdout)
-    return found
-
-
 @pytest.mark.parametrize("ids", [TEXTS, np.arange(3, dtype=np.uint16), [1, "a", "\ud800"]], ids=["texts", "ints", "mixed"])
 def test_a_worker_needs_nothing_else(pack: Callable, ids: Any) -> None:
     """A lean process with the descriptor takes the ids without NumPy and without the modules that pack."""
     ids = kept(ids)
-    found, imported = in_a_worker(pack(ids))
+    packed = pack(ids)
+    run = python("-S", "-c", WORKER, packed.fd, check=True, input=pickle.dumps(packed), pass_fds=[packed.fd], text=False)
+    found, imported = pickle.loads(run.stdout)
     assert (list(found), imported) == (list(ids), [])
 
 

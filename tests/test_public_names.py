@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 from collections.abc import Callable
 from operator import length_hint
-from pathlib import Path
 
 import pytest
+from conftest import python
 
 import shmgen
 from shmgen import Loader
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_other_names_are_no_attributes() -> None:
@@ -29,8 +25,7 @@ def test_what_is_not_installed_is_said() -> None:
     program = "import sys; sys.modules['keras'] = None; import shmgen; shmgen.Loader"
     for code in ("shmgen.Sequence", "shmgen.keras", "from shmgen import Sequence"):
         program += f"\ntry: {code}\nexcept ImportError as error: print(error)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
+    lines = python("-c", program, check=True).stdout.splitlines()
     for line, name in zip(lines, ("Sequence", "keras", "Sequence"), strict=True):
         assert line.startswith(f"shmgen.{name} needs keras, which is not installed: pip install 'shmgen[tensorflow]'")
         assert "shmgen.Loader does without" in line

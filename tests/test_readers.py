@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import wait_until
 
 from shmgen import Npy, NpyRows, SampleError
 from shmgen._sources import npy
@@ -42,11 +43,6 @@ def reader(source: Source, ids: Sequence[Any]) -> Bound:
     """A source, bound to ``ids`` and opened."""
     assert isinstance(source, BuiltinSource)
     return Bound(source.bind(ids))
-
-
-def filled(bound: Bound, ids: Sequence[Any]) -> list[float]:
-    """`Bound.filled`."""
-    return bound.filled(ids)
 
 
 def descriptors() -> list[str]:
@@ -154,7 +150,7 @@ def test_a_file_that_fails_when_it_is_opened_ahead_may_be_there_in_its_turn(
 
 
 @pytest.mark.parametrize("number", [0, 3, 15, 25, N - 1])
-def test_a_file_whose_open_hangs_is_the_row_begun(folder: Callable, until: Callable, number: int) -> None:
+def test_a_file_whose_open_hangs_is_the_row_begun(folder: Callable, number: int) -> None:
     """It is opened ahead of others, but who looks sees that the reader is at it; and it goes on once the open returns."""
     data = folder(N)
     source = Bound(Npy(data.path).bind(data.ids), io_waits=True)
@@ -170,7 +166,7 @@ def test_a_file_whose_open_hangs_is_the_row_begun(folder: Callable, until: Calla
     before = descriptors()
     thread = Thread(target=fill, daemon=True)
     thread.start()
-    until(lambda: source.begun == [number + 1], "it says that it is at the FIFO")
+    wait_until(lambda: source.begun == [number + 1], "it says that it is at the FIFO")
     os.close(os.open(fifo, os.O_WRONLY))  # waits until it is read from
     thread.join()
     assert [error.id for error in errors] == [data.ids[number]]

@@ -77,12 +77,12 @@ def labels(loader: Loader, data: DataSet) -> list[int]:
     return [label for X, y in loader for label in data.check(X, y)]
 
 
-def test_files_that_answer_in_any_order(slow_files: Callable, asking: type[Asking]) -> None:
+def test_files_that_answer_in_any_order(slow_files: Callable) -> None:
     """Eight are asked for at once, and go on whichever answers first; batches and rows are in order nevertheless."""
     data, slow = slow_files(range(1, N))
     chance = random.Random(1)
     with Loader(data.ids, data.labels, data_dir=data.path, **{**LOADS, "slots": 3}) as loader:  # one for each batch
-        thread = asking(lambda: labels(loader, data))
+        thread = Asking(lambda: labels(loader, data))
         while slow.ids:
             wait_until(lambda: len(reading(loader) & slow.ids) == min(READS, len(slow.ids)), "as many as can be are in flight")
             slow.answer(chance.choice(sorted(reading(loader) & slow.ids)))
@@ -90,14 +90,12 @@ def test_files_that_answer_in_any_order(slow_files: Callable, asking: type[Askin
         assert loader.stats.reads == READS
 
 
-def test_a_death_amid_many_reads(
-    slow_files: Callable, asking: type[Asking], workers: Callable, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_death_amid_many_reads(slow_files: Callable, workers: Callable, caplog: pytest.LogCaptureFixture) -> None:
     """What all eight held is named and read again; no sample is blamed, though it happens twice at the same files."""
     data, slow = slow_files(range(1, 1 + READS))
     held = slow.ids
     with Loader(data.ids, data.labels, data_dir=data.path, on_error="replace", max_damaged=0.0, **LOADS) as loader:
-        thread = asking(lambda: labels(loader, data))
+        thread = Asking(lambda: labels(loader, data))
         for restarts in range(2):
             wait_until(lambda: loader.stats.restarts == restarts and reading(loader) == held, "all are in flight")  # noqa: B023
             [worker] = workers()
@@ -155,7 +153,8 @@ def test_a_concurrent_function_is_called_at_once() -> None:
 
 def test_a_function_that_ends_its_process_from_a_further_reader(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """``sys.exit`` ends the process in any thread; else that reader were gone, and its ticket waited for in vain."""
-    ended, shared = str(tmp_path / "ended"), {}
+    ended = str(tmp_path / "ended")
+    shared: dict[str, Any] = {}
 
     def ends_once(n: int) -> np.ndarray:
         if not os.path.exists(ended):
@@ -172,10 +171,7 @@ def test_a_function_that_ends_its_process_from_a_further_reader(tmp_path: Path, 
     assert caplog.text.count("ended with exit code 3") == 1
 
 
-@pytest.mark.parametrize(
-    ("concurrent", "workers", "reads", "expected"),
-    [(True, 2, 4, 4), (False, 2, 4, 1), (True, 0, 4, 1)],
-)
+@pytest.mark.parametrize(("concurrent", "workers", "reads", "expected"), [(True, 2, 4, 4), (False, 2, 4, 1), (True, 0, 4, 1)])
 def test_each_reader_opens_a_copy_of_a_source(tmp_path: Path, concurrent: bool, workers: int, reads: int, expected: int) -> None:
     """Once; there are as many as ``reads`` says, or one where the source is not concurrent, or there are no workers."""
     noted = str(tmp_path / "noted")

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT, Ran
+from conftest import ROOT, Ran, python, wait_until
 from servers import Proxy, free_port, nginx
 from test_npy import KINDS, number_up
-from test_readers import filled, reader
+from test_readers import reader
 
 from shmgen import InputError, Loader, Npy, NpyRows, Remote, SampleError
 from shmgen._storage import http_store, store
@@ -65,7 +65,7 @@ def test_one_request_a_file(root: Path, proxy: Proxy) -> None:
     """Each file takes one GET, over one connection that is kept; nothing else is asked."""
     source = reader(Npy(proxy.url), IDS)
     proxy.requests.clear()
-    assert filled(source, IDS) == list(range(N))
+    assert source.filled(IDS) == list(range(N))
     assert [(request.method, request.target) for request in proxy.requests] == [("GET", f"/{id}.npy") for id in IDS]
     assert proxy.connections == 2
 
@@ -93,11 +93,11 @@ def test_names_are_quoted(root: Path, proxy: Proxy) -> None:
     for number, name in enumerate(NAMES):
         (root / f"{name}.npy").parent.mkdir(exist_ok=True)
         np.save(root / f"{name}.npy", np.full((4, 3), number, "f4"))
-    assert filled(reader(Npy(f"{proxy.url}/"), NAMES), NAMES) == list(range(len(NAMES)))
+    assert reader(Npy(f"{proxy.url}/"), NAMES).filled(NAMES) == list(range(len(NAMES)))
     (root / "in here").mkdir()
     shutil.copy(root / "id-5.npy", root / "in here" / "x.npy")
     for folder in ("in here", "in%20here"):
-        assert filled(reader(Npy(f"{proxy.url}/{folder}"), ["x"]), ["x"]) == [5]
+        assert reader(Npy(f"{proxy.url}/{folder}"), ["x"]).filled(["x"]) == [5]
     for id in ("../secret", "/secret", "a/../../secret"):
         proxy.requests.clear()
         with pytest.raises(InputError, match="expected one that stays in folder http"):
@@ -147,7 +147,7 @@ def test_what_does_not_pass_is_named(root: Path, proxy: Proxy, fault: str, found
     proxy.requests.clear()
     proxy.faults["id-2.npy"] = [fault] * 100
     with pytest.raises(SampleError) as raised:
-        filled(source, IDS)
+        source.filled(IDS)
     error = raised.value
     assert (error.id, error.path) == ("id-2", f"{proxy.url}/id-2.npy")
     assert re.fullmatch(rf"expected the file, found {found}; tried 8 times in \d+\.\d s", error.reason)
@@ -245,12 +245,12 @@ def test_a_server_says_how_long_to_wait(file: bytes, proxy: Proxy, monkeypatch: 
     assert len({wait / 2**n for n, wait in enumerate(waits[3:])}) == 4
 
 
-def test_an_interrupt_is_heard_while_a_server_is_silent(root: Path, proxy: Proxy, until: Callable) -> None:
+def test_an_interrupt_is_heard_while_a_server_is_silent(root: Path, proxy: Proxy) -> None:
     """Ctrl-C ends a constructor that waits for a silent server."""
     proxy.always = "hang"
     code = f"from shmgen import Loader\nLoader(['a'], None, 1, data_dir={proxy.url!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    until(lambda: proxy.in_flight, "it has asked", 60)
+    wait_until(lambda: proxy.in_flight, "it has asked", 60)
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
@@ -402,18 +402,18 @@ def test_rows_are_got_by_one_request_for_neighbours(root: Path, proxy: Proxy) ->
     source = reader(NpyRows(f"{proxy.url}/all.npy"), range(N))
     proxy.requests.clear()
     ids = [5, 6, 7, 3, 20, 21, 0, 1, 9]
-    assert filled(source, ids) == ids
+    assert source.filled(ids) == ids
     assert ranges(proxy) == [(5, 8), (3, 4), (20, 22), (0, 2), (9, 10)]
 
 
 def test_a_file_of_rows_that_is_replaced(root: Path, proxy: Proxy) -> None:
     """Rows of a file that was replaced since are an error."""
     source = reader(NpyRows(f"{proxy.url}/all.npy"), range(N))
-    assert filled(source, [1, 2]) == [1, 2]
+    assert source.filled([1, 2]) == [1, 2]
     np.save(root / "new.npy", np.repeat(np.arange(100, 100 + 2 * N, dtype="f4"), 12).reshape(-1, 4, 3))
     os.replace(root / "new.npy", root / "all.npy")
     with pytest.raises(SampleError, match=r"all\.npy: expected the file that was there when the loader was made") as raised:
-        filled(source, [3])
+        source.filled([3])
     assert raised.value.id == 3
 
 
@@ -449,12 +449,12 @@ def test_a_loader_of_a_url(root: Path, proxy: Proxy) -> None:
     assert proxy.connections <= 1 + 16 + 3  # those that were lost
 
 
-def test_the_main_process_keeps_no_connection(root: Path, proxy: Proxy, until: Callable) -> None:
+def test_the_main_process_keeps_no_connection(root: Path, proxy: Proxy) -> None:
     """The main process asks for one header, closes the connection, and sends none to workers."""
     sources: list[Any] = [Npy(proxy.url), NpyRows(f"{proxy.url}/all.npy")]
     bound = [sources[0].bind(IDS), sources[1].bind(range(N))]
     assert proxy.connections == 2
-    until(lambda: proxy.open == 0, "both are closed")
+    wait_until(lambda: proxy.open == 0, "both are closed")
     pickle.loads(pickle.dumps(bound))
 
 
@@ -470,7 +470,7 @@ def test_a_worker_of_remote_files_is_lean(root: Path, proxy: Proxy, workers: Cal
 def test_who_reads_a_folder_imports_nothing_of_this() -> None:
     """The code of a worker of local files imports no network."""
     code = "import sys, shmgen._sources.npy, shmgen._sources.npy_rows, shmgen._worker.main\nprint(*sys.modules)"
-    found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    found = python("-S", "-c", code, check=True).stdout.split()
     of_storage = [name for name in found if name.startswith("shmgen._storage.")]
     assert of_storage == ["shmgen._storage.local"]
     assert not {"http.client", "ssl"} & set(found)

@@ -8,14 +8,13 @@ import itertools
 import mmap
 import os
 import re
-import subprocess
-import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import numpy as np
 import pytest
+from conftest import python
 
 import shmgen._memory.ring
 from shmgen._memory.layout import ALIGNMENT, PAGE, Field, Layout
@@ -26,9 +25,21 @@ FIELDS = (Field("X", (3, 5), np.dtype(np.float32)), Field("y", (), np.dtype(np.i
 
 SHEET = Field("sheet", (), np.dtype(np.int64))
 
+Rings = Callable[..., Ring]
 
-def make_ring(slots: int = 2, rows: int = 4) -> Ring:
-    return Ring(Layout(FIELDS, rows), slots)
+
+@pytest.fixture
+def make_ring() -> Iterator[Callable[..., Ring]]:
+    """Makes rings, which are closed after the test."""
+    made: list[Ring] = []
+
+    def make(slots: int = 2) -> Ring:
+        made.append(Ring(Layout(FIELDS, 4), slots))
+        return made[-1]
+
+    yield make
+    for ring in made:
+        ring.close()
 
 
 def address(ring: Ring, slot: int) -> int:
@@ -36,7 +47,7 @@ def address(ring: Ring, slot: int) -> int:
     return int(np.frombuffer(ring.bytes(slot), np.uint8).ctypes.data)
 
 
-def test_arrays_are_aligned_contiguous_and_apart() -> None:
+def test_arrays_are_aligned_contiguous_and_apart(make_ring: Rings) -> None:
     """Every field and the sheet of every slot begin at a multiple of 64 bytes, are contiguous, and overlap no other."""
     ring = make_ring(slots=3)
     arrays = [array for slot in range(3) for array in (*ring.lease(slot, 4), ring.sheet(slot))]
@@ -46,11 +57,9 @@ def test_arrays_are_aligned_contiguous_and_apart() -> None:
         assert (array.dtype, array.shape) == (field.dtype, (8 if field is SHEET else 4, *field.shape))
     spans = sorted((array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays)
     assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(spans))
-    del arrays, array
-    ring.close()
 
 
-def test_a_shorter_batch_is_a_prefix() -> None:
+def test_a_shorter_batch_is_a_prefix(make_ring: Rings) -> None:
     """The last batch of an epoch has fewer rows, and begins where the others do."""
     ring = make_ring()
     whole = ring.lease(0, 4)
@@ -58,8 +67,6 @@ def test_a_shorter_batch_is_a_prefix() -> None:
     short = ring.lease(0, 3)
     assert [array.shape[0] for array in short] == [3, 3, 3]
     assert [array.ctypes.data for array in short] == [array.ctypes.data for array in whole]
-    del whole, short
-    ring.close()
 
 
 @pytest.mark.parametrize("view", [
@@ -76,7 +83,7 @@ def test_a_shorter_batch_is_a_prefix() -> None:
     pytest.param(lambda array: np.lib.stride_tricks.as_strided(array, (2, 2)), id="as_strided"),
     pytest.param(lambda array: array.flat, id="flatiter"),
 ])  # fmt: skip
-def test_a_slot_is_free_when_the_last_view_is_gone(view: Callable[[np.ndarray], object]) -> None:
+def test_a_slot_is_free_when_the_last_view_is_gone(view: Callable[[np.ndarray], object], make_ring: Rings) -> None:
     """Any kind of view of any field keeps the slot, and its end frees it at once."""
     ring = make_ring()
     for field in (0, 2):
@@ -88,26 +95,20 @@ def test_a_slot_is_free_when_the_last_view_is_gone(view: Callable[[np.ndarray], 
         assert ring.released() == [1]
         assert ring.released() == []
         assert ring.held == 0
-    ring.close()
 
 
-def test_a_view_in_a_cycle_keeps_its_slot_until_collected() -> None:
+def test_a_view_in_a_cycle_keeps_its_slot_until_collected(no_collection: None, make_ring: Rings) -> None:
     """A lease ends by collection, too."""
     ring = make_ring()
-    gc.disable()
-    try:
-        cycle: list[object] = [ring.lease(0, 4)]
-        cycle.append(cycle)
-        del cycle
-        assert ring.released() == []
-        gc.collect()
-        assert ring.released() == [0]
-    finally:
-        gc.enable()
-    ring.close()
+    cycle: list[object] = [ring.lease(0, 4)]
+    cycle.append(cycle)
+    del cycle
+    assert ring.released() == []
+    gc.collect()
+    assert ring.released() == [0]
 
 
-def test_memory_is_unmapped_with_the_last_view() -> None:
+def test_memory_is_unmapped_with_the_last_view(make_ring: Rings) -> None:
     """Closed and let go of, the segment takes no memory."""
     ring = make_ring()
     arrays = ring.lease(0, 4)
@@ -123,17 +124,16 @@ def is_mapped(address: int) -> bool:
         return any(line.startswith(f"{address:x}-") for line in maps)
 
 
-def test_a_ring_has_no_name() -> None:
+def test_a_ring_has_no_name(make_ring: Rings) -> None:
     """It is memory, not a file of /dev/shm, from the first moment: no death can leave anything behind."""
     ring = make_ring()
     assert os.readlink(f"/proc/self/fd/{ring.fd}").startswith(("/memfd:", "/dev/shm/#"))
     assert os.fstat(ring.fd).st_nlink == 0
     assert not os.get_inheritable(ring.fd)
-    ring.close()
 
 
 @pytest.mark.parametrize("umask", [0, 0o777])
-def test_a_ring_is_its_owners_alone(umask: int) -> None:
+def test_a_ring_is_its_owners_alone(umask: int, make_ring: Rings) -> None:
     """Whatever the umask, no other user may read the data."""
     before = os.umask(umask)
     try:
@@ -141,7 +141,6 @@ def test_a_ring_is_its_owners_alone(umask: int) -> None:
     finally:
         os.umask(before)
     assert os.fstat(ring.fd).st_mode & 0o777 == 0o600
-    ring.close()
 
 
 def test_pages_are_reserved() -> None:
@@ -151,7 +150,7 @@ def test_pages_are_reserved() -> None:
     ring.close()
 
 
-def test_a_sheet_lies_where_workers_look() -> None:
+def test_a_sheet_lies_where_workers_look(make_ring: Rings) -> None:
     """A slot's bytes at ``sheet_offset`` are the words that were written."""
     ring = make_ring(slots=3)
     ring.sheet(1)[:] = words = [2, 3, 4, 1, 10, 20, 30, 40]
@@ -161,7 +160,6 @@ def test_a_sheet_lies_where_workers_look() -> None:
     assert Segments(ring.fd, ring.layout.slot_bytes)[1][ring.layout.sheet_offset : end].cast("q").tolist() == words
     ring.sheet(1)[4:7] = -1  # the mark of a row that has been read
     assert [ring.is_read(1, rows) for rows in (3, 4)] == [IS_ORDERED, False]
-    ring.close()
 
 
 @pytest.mark.parametrize("rows", [1, 4, 62, 63, 64, 510, 511])
@@ -175,7 +173,7 @@ def test_slots_are_whole_pages_with_room_for_the_sheet(rows: int) -> None:
 
 def test_growing_keeps_what_is_there() -> None:
     """A ring that grows keeps the contents and the place of its slots, and the leases of before; workers see the same memory."""
-    ring = make_ring(slots=2)
+    ring = Ring(Layout(FIELDS, 4), 2)
     x = ring.lease(0, 4)[0]
     x[:] = 4
     others, before = Segments(ring.fd, ring.layout.slot_bytes), [address(ring, slot) for slot in range(2)]
@@ -201,7 +199,7 @@ def test_growing_keeps_what_is_there() -> None:
     assert (later[0] == 12).all()
 
 
-def test_a_slot_that_there_is_not() -> None:
+def test_a_slot_that_there_is_not(make_ring: Rings) -> None:
     """Segments say so; after `close` they map no other file that has the descriptor's number by then."""
     ring = make_ring(slots=2)
     segments = Segments(ring.fd, ring.layout.slot_bytes)
@@ -215,7 +213,7 @@ def test_a_slot_that_there_is_not() -> None:
         ring.bytes(0)
 
 
-def test_threads_that_meet_a_slot_at_once_map_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_meet_a_slot_at_once_map_it_once(monkeypatch: pytest.MonkeyPatch, make_ring: Rings) -> None:
     """Readers of a worker share its segments: however they interleave, each slot is there once, and theirs."""
     ring = make_ring(slots=2)
     segments = Segments(ring.fd, ring.layout.slot_bytes)
@@ -237,7 +235,6 @@ def test_threads_that_meet_a_slot_at_once_map_it_once(monkeypatch: pytest.Monkey
     for thread in threads:
         thread.join()
     assert len(segments) == 5
-    ring.close()
 
 
 def refuse(*_: object, **__: object) -> None:
@@ -264,7 +261,7 @@ RESERVE = os.posix_fallocate
     (mmap, "mmap", interrupt),
 ])  # fmt: skip
 def test_a_growth_that_fails_leaves_all_as_it_was(
-    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, error: Callable[..., None]
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, error: Callable[..., None], make_ring: Rings
 ) -> None:
     """Whether memory is refused, or its mapping, or Ctrl-C comes: file, slots and leases are as before, and it can grow later."""
     ring = make_ring(slots=2)
@@ -282,11 +279,9 @@ def test_a_growth_that_fails_leaves_all_as_it_was(
     ring.arrays(3)[0][:] = 5
     assert np.frombuffer(other[3], np.float32, 1)[0] == 5
     assert (x == 3).all()
-    del x
-    ring.close()
 
 
-def test_what_a_worker_mapped_of_a_growth_that_failed_serves_later() -> None:
+def test_what_a_worker_mapped_of_a_growth_that_failed_serves_later(make_ring: Rings) -> None:
     """It may have looked just before the file was cut back; when that grows again, both see the same memory."""
     ring = make_ring(slots=2)
     slot_bytes = ring.layout.slot_bytes
@@ -297,7 +292,6 @@ def test_what_a_worker_mapped_of_a_growth_that_failed_serves_later() -> None:
     for slot in range(8):
         ring.arrays(slot)[0][:] = slot
         assert np.frombuffer(other[slot], np.float32, 1)[0] == slot
-    ring.close()
 
 
 @pytest.mark.parametrize(
@@ -305,7 +299,7 @@ def test_what_a_worker_mapped_of_a_growth_that_failed_serves_later() -> None:
     [(100, None, 4), (8, None, 4), (7, None, 3), (3, None, 1), (1, None, 1), (100, 7, 3), (7, 100, 3)],
 )
 def test_a_ring_grows_by_as_much_as_there_is_memory_for(
-    monkeypatch: pytest.MonkeyPatch, left: int, in_tmpfs: int | None, added: int
+    monkeypatch: pytest.MonkeyPatch, left: int, in_tmpfs: int | None, added: int, make_ring: Rings
 ) -> None:
     """Of 4 wanted slots, as many as leave others half of what is available, but one while there is memory for it.
 
@@ -317,7 +311,6 @@ def test_a_ring_grows_by_as_much_as_there_is_memory_for(
     monkeypatch.setattr(shmgen._memory.anonymous, "most_bytes", lambda fd: free)
     assert ring.grow(4) == added
     assert ring.slots == 2 + added
-    ring.close()
 
 
 def test_what_the_kernel_refuses_is_tried_in_smaller_parts(
@@ -364,13 +357,12 @@ limit(0)
 try: ring.grow(8)
 except OSError as error: print(error, ring.slots)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    grown, refused = run.stdout.splitlines()
+    grown, refused = python("-c", code, check=True).stdout.splitlines()
     assert grown == "8 10"
     assert re.fullmatch(r".* Cannot allocate memory: this process may have .* of address space \(ulimit -v\), .* 10", refused)
 
 
-def test_close_may_be_called_again() -> None:
+def test_close_may_be_called_again(make_ring: Rings) -> None:
     """Closing twice closes no other descriptor."""
     ring = make_ring()
     ring.close()

@@ -15,7 +15,7 @@ import pytest
 from bad_files import npy
 from conftest import Ran
 from servers import Proxy, Request, moto, put
-from test_readers import filled, reader
+from test_readers import reader
 from test_remote import SECRET, failure, got
 
 from shmgen import InputError, Loader, Npy, NpyRows, Remote, SampleError
@@ -90,7 +90,7 @@ def test_one_request_an_object(proxy: Proxy) -> None:
     source = reader(Npy(files(proxy)), IDS)
     proxy.requests.clear()
     connections = proxy.connections
-    assert filled(source, IDS) == list(range(N))
+    assert source.filled(IDS) == list(range(N))
     assert [request.method for request in proxy.requests] == ["GET"] * N
     assert all(request.target.startswith("/bucket/data/a%20b/id-") for request in proxy.requests)
     assert {signed(request)["X-Amz-Credential"].partition("/")[0] for request in proxy.requests} == {"a"}
@@ -98,7 +98,7 @@ def test_one_request_an_object(proxy: Proxy) -> None:
     assert source.reader.place(IDS[3]) == "s3://bucket/data/a b/id-3-µ+%.npy"
     rows = reader(NpyRows(files(proxy, f"{URL}/all.npy")), range(N))
     proxy.requests.clear()
-    assert filled(rows, [4, 5, 6, 1]) == [4, 5, 6, 1]
+    assert rows.filled([4, 5, 6, 1]) == [4, 5, 6, 1]
     assert [request.headers["range"] for request in proxy.requests] == ["bytes=320-463", "bytes=176-223"]
 
 
@@ -106,7 +106,7 @@ def test_what_is_not_there_is_named(proxy: Proxy) -> None:
     """A missing object, or bucket, is named by its place, with S3's code."""
     source = reader(Npy(files(proxy)), IDS)
     with pytest.raises(SampleError, match=r"s3://bucket/data/none\.npy: expected the file, found 404 Not Found \(NoSuchKey\)$"):
-        filled(source, ["none"])
+        source.filled(["none"])
     with pytest.raises(SampleError, match=r"s3://other/x/id\.npy: expected the file, found 404 Not Found \(NoSuchBucket\)$"):
         Npy(files(proxy, "s3://other/x")).bind(["id"])
     assert "expected a key of UTF-8 text whose parts are none of" in failure(prepared(files(proxy)), "a//b")

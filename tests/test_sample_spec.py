@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pickle
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import python
 
 from shmgen import FunctionError, Loader
 from shmgen._samples.sample_spec import RowSpec, SampleSpec
@@ -65,6 +63,5 @@ def test_what_is_expected_travels_without_numpy() -> None:
     """A worker unpickles the specification of a row without NumPy."""
     row = SampleSpec.checked(3, 1, np.float32).row((3,), np.dtype("f4"))
     code = "import pickle, sys; print(*pickle.load(sys.stdin.buffer)[:2]); print('numpy' in sys.modules)"
-    root = Path(__file__).parents[1]
-    run = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(row), capture_output=True, check=True, cwd=root)
+    run = python("-c", code, input=pickle.dumps(row), text=False, check=True)
     assert run.stdout.decode() == "(3, 1) (3,)\nFalse\n"

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from bad_files import BAD, GOOD, SOUND, STALLING, npy, put
-from conftest import ROOT, Ran, wait_until, workers_of
+from conftest import ROOT, Ran, struck_by_ctrl_c
 
 from shmgen import Hdf5, Images, Loader, Npy, Npz, ScanReport, scan
 from shmgen._samples.sample_spec import SampleSpec
@@ -369,7 +368,7 @@ def test_what_it_prints(data: Path, cli: Callable[..., Ran]) -> None:
         "kinds": [{"shape": [4, 3], "dtype": "float32", "files": 5, "bytes": 240, "reason": None}],
         "remarks": [],
         "damaged": [
-            {"id": "short", "path": f"{data}/short.npy", "reason": "expected 176 bytes, found 175: the file is truncated"},
+            {"id": "short", "path": f"{data}/short.npy", "reason": "expected 176 bytes, found 175: the file is truncated"}
         ],
     }
     assert (done.status, done.err) == (1, "")
@@ -489,22 +488,6 @@ def test_ctrl_c_ends_it_with_what_was_found(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     image.new("RGB", (40, 30)).save(tmp_path / "good.png")
     os.mkfifo(tmp_path / "stalls.png")
-    with subprocess.Popen(
-        [*COMMAND, "scan", str(tmp_path), "--workers", "2", "--timeout", "600", "--json"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    ) as process:
-        try:
-            parent = psutil.Process(process.pid)
-            wait_until(lambda: len(workers_of(parent)) == 2, "workers are there")
-            workers = workers_of(parent)
-            os.killpg(process.pid, signal.SIGINT)
-            out, err = process.communicate()
-        finally:
-            process.kill()
-
-    assert (process.returncode, err) == (130, b"")
+    status, out, err = struck_by_ctrl_c("scan", tmp_path, "--workers", 2, "--timeout", 600, "--json")
+    assert (status, err) == (130, b"")
     assert not json.loads(out)["complete"]
-    assert not any(worker.is_running() for worker in workers)

@@ -78,7 +78,7 @@ def test_a_whole_last_batch_needs_no_padding() -> None:
     assert (weights == before).all()
 
 
-def test_a_batch_that_is_read_again_is_weighed_once(asking: Any) -> None:
+def test_a_batch_that_is_read_again_is_weighed_once() -> None:
     """Asked for twice in a pass, it weighs the same."""
     with made(tail="pad") as loader:
         assert [as_bytes(loader.batch(3)[2:]) for _ in range(3)][1:] == [as_bytes(loader.batch(3)[2:])] * 2

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, python
 from ways import N, computed
 
 from shmgen import Loader
@@ -100,9 +97,8 @@ def test_orbax(loaders: Any, tmp_path: Path) -> None:
     pytest.importorskip("tensorstore", reason="orbax-checkpoint is not installed")
     _, expected, _ = loaders
     (tmp_path / "script.py").write_text(textwrap.dedent(ORBAX))
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "states")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu"}
+    done = python(tmp_path / "script.py", tmp_path / "states", env=environment)
     assert done.returncode == 0, done.stderr
     rest = json.loads(done.stdout.splitlines()[-1])
     assert rest["orbax"] == expected

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,27 +83,6 @@ def own_fill() -> Source:
     return Slow()
 
 
-@pytest.fixture
-def slow_storage(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of files that a server answers for after a while."""
-    data = folder(N)
-
-    class Handler(SimpleHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            time.sleep(0.03)
-            super().do_GET()
-
-        def log_message(self, *_: Any) -> None: ...
-
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(data.path))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
 def epochs(loader: Loader, count: int = 1, step: Callable[[], object] = lambda: None) -> Stats:
     """The stats after ``count`` epochs of a trainer that calls ``step`` in each step; closes the loader."""
     with loader:
@@ -156,8 +133,9 @@ class Situations:
     def computing_transform(self, **rest: Any) -> Stats:
         return epochs(made(transform=computes(), workers=1))
 
-    def slow_storage(self, slow_storage: str, **rest: Any) -> Stats:
-        return epochs(Loader([f"id-{n}" for n in range(N)], None, BATCH, data_dir=slow_storage, workers=1, reads=2, slots=4))
+    def slow_storage(self, root: Path, proxy: Any, **rest: Any) -> Stats:
+        proxy._delay = 0.03
+        return epochs(Loader([f"id-{n}" for n in range(24)] * 2, None, BATCH, data_dir=proxy.url, workers=1, reads=2, slots=4))
 
     def files_that_are_cast(self, folder: Callable, **rest: Any) -> Stats:
         return epochs(of_files(folder(8, (512, 512), np.float64), 20, dtype="float32", workers=1))

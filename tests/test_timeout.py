@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import DataSet, until_waiting
+from conftest import Asking, DataSet, until_waiting, wait_until
 from pace import Deadline
 from ways import answer, as_bytes, made, reader, run, stop, who_reads
 
@@ -74,14 +74,14 @@ def test_a_stopped_worker_changes_no_byte(folder: Callable, workers: Callable, c
 
 
 @pytest.mark.parametrize("timeout", [None, float("inf")])
-def test_without_a_timeout_who_waits_waits(folder: Callable, asking: Callable, timeout: float | None) -> None:
+def test_without_a_timeout_who_waits_waits(folder: Callable, timeout: float | None) -> None:
     """For an answer, which may come late, or for another thread that closes the loader."""
     data = folder(N)
     with in_order("function", data, workers=1, timeout=timeout) as loader:
         cases: list[tuple[Callable, type]] = [(lambda: answer(data, 9), list), (loader.close, ClosedError)]
         for ends, outcome in cases:
             data.fifo(9)
-            thread = asking(lambda: [data.check(X, y) for X, y in loader])
+            thread = Asking(lambda: [data.check(X, y) for X, y in loader])
             who_reads(data, 9)
             until_waiting(loader)
             ends()
@@ -117,12 +117,12 @@ def test_in_process_there_is_no_timeout(folder: Callable) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:batches of a loader")
-def test_another_threads_batches_do_not_put_off_the_end(folder: Callable, asking: Callable) -> None:
+def test_another_threads_batches_do_not_put_off_the_end(folder: Callable) -> None:
     """Who waits in vain gets the error in time, though another thread gets batch after batch meanwhile."""
     data = folder(N)
     data.fifo(9)
     with in_order("function", data, workers=2, slots=6) as loader:
-        thread = asking(lambda: loader.batch(2))
+        thread = Asking(lambda: loader.batch(2))
         who_reads(data, 9)
         promptly = Deadline(PROMPTLY)
         while thread.is_alive() and not promptly.passed:
@@ -145,7 +145,7 @@ loader.close()
 """
 
 
-def test_a_parent_that_was_stopped_blames_none(folder: Callable, asking: Callable, script: Callable, until: Callable) -> None:
+def test_a_parent_that_was_stopped_blames_none(folder: Callable, script: Callable) -> None:
     """As by Ctrl-Z, for longer than ``timeout``, while it waited for a read: once continued, the read may end."""
     data = folder(N)
     data.fifo(9)
@@ -154,9 +154,9 @@ def test_a_parent_that_was_stopped_blames_none(folder: Callable, asking: Callabl
     worker = who_reads(data, 9)
 
     run.signal(signal.SIGSTOP, group=True)
-    until(lambda: psutil.Process(run.process.pid).status() == psutil.STATUS_STOPPED, "the script is stopped")
+    wait_until(lambda: psutil.Process(run.process.pid).status() == psutil.STATUS_STOPPED, "the script is stopped")
     assert worker.pid in run.left(within=2.0)
-    answering = asking(lambda: answer(data, 9))  # who is stopped is at no FIFO's other end
+    answering = Asking(lambda: answer(data, 9))  # who is stopped is at no FIFO's other end
     run.signal(signal.SIGCONT, group=True)
 
     assert run.end() == 0, run.err

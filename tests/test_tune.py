@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
-import subprocess
 import sys
 import time
 import tracemalloc
@@ -18,9 +16,8 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
-from conftest import ROOT, Ran, wait_until, workers_of
+from conftest import Ran, struck_by_ctrl_c
 
 from shmgen import InputError, Loader, Measurement, Source, Tuning, tune
 from shmgen._memory.limits import processors
@@ -361,25 +358,10 @@ def test_without_matplotlib(folder: Callable, cli: Callable[..., Ran], monkeypat
     assert "--plot needs matplotlib: pip install matplotlib" in done.err
 
 
-def test_ctrl_c(folder: Callable, tmp_path: Path) -> None:
+def test_ctrl_c(folder: Callable) -> None:
     """Ctrl-C ends a measurement and its workers with a line and status 130."""
-    folder(32)
-    with subprocess.Popen(
-        [*COMMAND, "tune", "data", "--workers", "2", "--seconds", "60"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    ) as process:
-        try:
-            wait_until(lambda: len(workers_of(psutil.Process(process.pid))) == 2, "both workers are there")
-            os.killpg(process.pid, signal.SIGINT)
-            out, err = process.communicate()
-        finally:
-            process.kill()
-
-    assert (process.returncode, out, err) == (130, b"", b"python -m shmgen tune: interrupted\n")
+    struck = struck_by_ctrl_c("tune", folder(32).path, "--workers", 2, "--seconds", 60)
+    assert struck == (130, b"", b"python -m shmgen tune: interrupted\n")
 
 
 @pytest.mark.usefixtures("two_rounds")

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_readers import reader
 
 from shmgen import InputError, Loader, NpyRows, Remote, SampleError, WorkerDied
 from shmgen._sources.row_file import Windows
-
-ROOT = Path(__file__).parents[1]
 
 SERIES = np.arange(400, dtype=np.int32).reshape(100, 4)
 
@@ -207,8 +204,7 @@ reader.fill([0, 2047], memoryview(rows), [0])
 def test_a_file_that_is_truncated_while_it_is_copied(tmp_path: Path) -> None:
     """A worker whose mapped file is truncated dies of SIGBUS, its error says why, and the next names the sample."""
     np.save(tmp_path / "all.npy", np.zeros((2048, 4096), "u1"))
-    run = subprocess.run([sys.executable, "-c", "import numpy" + TRUNCATES, tmp_path / "all.npy"], check=False, cwd=ROOT)
-    assert run.returncode == -signal.SIGBUS
+    assert python("-c", "import numpy" + TRUNCATES, tmp_path / "all.npy").returncode == -signal.SIGBUS
     assert "a file that it has mapped was truncated while it was read" in str(WorkerDied(0, 1, -signal.SIGBUS))
     np.save(tmp_path / "all.npy", np.zeros((2048, 4096), "u1"))
     with Loader(range(2048), None, 32, source=NpyRows(tmp_path / "all.npy"), workers=1, shuffle=False, slots=2) as loader:
@@ -250,21 +246,9 @@ def test_windows_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
         ({"series": [60, 41]}, [0], r"series\.npy: expected series of 100 rows together, found 101"),
         ({"columns": [1, 4]}, [0], r"series\.npy: expected columns from 0 to 4, found 4 in each row"),
         ({"columns": []}, [0], "columns: expected numbers of columns, found none"),
-        (
-            {"window": 8, "stride": 4},
-            range(25),
-            r"id 24: expected a window's number from 0 to 23, of 100 rows, in .*series\.npy",
-        ),
-        (
-            {"window": 8, "series": [10, 90]},
-            [86],
-            r"id 86: expected a window's number from 0 to 85, of 100 rows",
-        ),
-        (
-            {"window": 90, "offset": 11},
-            [0],
-            r"id 0: expected at least 101 rows for a window of 90, found 100, in .*series\.npy",
-        ),
+        ({"window": 8, "stride": 4}, range(25), r"id 24: expected a window's number from 0 to 23, of 100 rows, in .*series\.npy"),
+        ({"window": 8, "series": [10, 90]}, [86], r"id 86: expected a window's number from 0 to 85, of 100 rows"),
+        ({"window": 90, "offset": 11}, [0], r"id 0: expected at least 101 rows for a window of 90, found 100, in .*series\.npy"),
         ({"window": 8}, ["a"], "id 'a': expected the number"),
         ({"window": 8, "ids": "all.ids"}, [0], "ids: expected without window, stride, offset and series"),
     ],

@@ -243,9 +243,9 @@ def test_other_numbers_of_readers(worker: Callable[..., Worker]) -> None:
             wait_until(lambda: inside, "one reads")
             flight.release()
             one.until_done([id])
-        wait_until(lambda reads=reads: one.threads == reads, f"there are {reads} readers")  # type: ignore[misc]
+        wait_until(lambda reads=reads: one.threads == reads, f"there are {reads} readers")
         ids = [one.put(0, 20 + n, 21 + n) for n in range(2 * reads)]
-        wait_until(lambda reads=reads: len(inside) == reads, f"{reads} reads are in flight")  # type: ignore[misc]
+        wait_until(lambda reads=reads: len(inside) == reads, f"{reads} reads are in flight")
         for _ in ids:
             flight.release()
         one.until_done(ids)
@@ -366,8 +366,7 @@ def test_functions_are_called_one_at_a_time(worker: Callable[..., Worker]) -> No
         assert there.acquire(timeout=WITHIN)
         undone = [record for record in one.page.records[1:5] if record[LAST_TICKET] not in one.done]
         wait_until(
-            lambda waiting=waiting, undone=undone: [record[ROW] for record in undone].count(IDLE) >= waiting,  # type: ignore[misc]
-            "the others wait",
+            lambda waiting=waiting, undone=undone: [record[ROW] for record in undone].count(IDLE) >= waiting, "the others wait"
         )
         assert sum(record[ROW] == 1 for record in one.page.records[1:5]) == 1
         go.release()
@@ -498,11 +497,11 @@ def test_the_bell_rings_when_a_batch_has_been_read(
             assert one.rings == 0
             one.until_done([one.put(slot, 18, 20)])
             if waits:
-                wait_until(lambda one=one: one.rings, "it rings")  # type: ignore[misc]
+                wait_until(lambda one=one: one.rings, "it rings")
         if not waits:
             one.sheet(0, range(20), waits=True)
             one.until_done([one.put(0, 0, 20)])
-            wait_until(lambda one=one: one.rings, "it rings for this one")  # type: ignore[misc]
+            wait_until(lambda one=one: one.rings, "it rings for this one")
 
 
 def test_the_bell_rings_for_a_ticket(worker: Callable[..., Worker]) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import wait_until
+from conftest import python, wait_until
 from pace import Deadline
 from ways import part_of
 
@@ -101,27 +99,13 @@ loader.close()
         assert not top_level(modules) & {"tensorflow", "script_0", "site"}
         assert not modules & {"shmgen.loader", "shmgen.keras", "shmgen._engine.pool"}
         # What functions of the user's need, and a worker that only reads files does not.
-        assert not modules & {
-            "logging",
-            "numpy",
-            "cloudpickle",
-            "psutil",
-            "shmgen._worker.context",
-            "shmgen._worker.pickling",
-        }
+        assert not modules & {"logging", "numpy", "cloudpickle", "psutil", "shmgen._worker.context", "shmgen._worker.pickling"}
 
 
 def test_importing_the_loader_imports_no_framework() -> None:
     """Neither the package nor Loader imports Keras or TensorFlow; ``Sequence`` alone does."""
     code = "import shmgen; dir(shmgen); from shmgen import Loader, Stats, SampleError, InputError, WorkerDied, ClosedError"
-    run = subprocess.run(
-        [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
+    run = python("-c", f"{code}; import sys; print(*sys.modules)", check=True)
     assert "shmgen" in run.stdout.split()
     assert not top_level(set(run.stdout.split())) & {"keras", "tensorflow", "jax", "torch", "psutil"}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import keras
 import pytest
-from recorder import SHAPE, Data, Recorder, Stop
+from recorder import SHAPE, Around, Data, Recorder, Stop
 
 from shmgen import Sequence
 
@@ -216,21 +216,6 @@ def test_a_subclass_with_a_length_of_its_own(data: Data) -> None:
         assert sequence[-1][1].tolist() == sequence[4][1].tolist()
         with pytest.raises(IndexError, match="batch 5: expected an int from -5 to 4, since there are 5 batches"):
             sequence[5]
-
-
-class Around(keras.utils.PyDataset):
-    """A data set of the user's around a Sequence, which hands on no more than it must."""
-
-    def __init__(self, sequence: Sequence, **options: Any) -> None:
-        super().__init__(**options)
-        self.sequence = sequence
-
-    def __len__(self) -> int:
-        return len(self.sequence)
-
-    def __getitem__(self, index: int) -> Any:
-        X, y = self.sequence[index]
-        return X + 0, y
 
 
 class AroundAll(Around):

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from recorder import Interrupt, Interruption
 
 from shmgen import InputError, Sequence
 from shmgen.keras import Resume
@@ -19,23 +20,6 @@ BACKEND = keras.backend.backend()
 only_torch = pytest.mark.skipif(BACKEND != "torch", reason="torch's own modules and optimizers")
 not_torch = pytest.mark.skipif(BACKEND == "torch", reason="Keras can't train stateful layers on torch")
 not_jax = pytest.mark.skipif(BACKEND == "jax", reason="JAX's steps have no side effects: Keras changes only its own variables")
-
-
-class Interruption(Exception):
-    """Ends a ``fit``."""
-
-
-class Interrupt(keras.callbacks.Callback):
-    """Interrupts ``fit`` when the step of this number begins, counted over all epochs."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.left = step
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        if self.left == 0:
-            raise Interruption
-        self.left -= 1
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import pytest
 from pace import slowness
+from recorder import Around
 from ways import blocks
 
 from shmgen.keras import DataWait, Sequence
@@ -67,24 +68,11 @@ def test_is_of_the_sequences_that_fit_was_given(folder: Callable, caplog: pytest
     """Another sequence that is waited for meanwhile, in a callback, counts for nothing; nor is it reported."""
     data = folder(32)
 
-    class Wrapper(keras.utils.PyDataset):
-        """What a user puts around a sequence."""
-
-        def __init__(self, inner: Any) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def __len__(self) -> int:
-            return len(self.inner)
-
-        def __getitem__(self, index: int) -> Any:
-            return self.inner[index]
-
     with (
         Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=1) as training,
         Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(), workers=1, slots=2) as other,
     ):
-        x = Wrapper(training) if wrapped else training
+        x = Around(training) if wrapped else training
         look = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: list(other))
         history = fit(x, [DataWait(warn_above=0.0), look], epochs=2)
         assert other.stats.batch_wait > 0.25  # of each epoch's 4 batches, 2 at most were read ahead

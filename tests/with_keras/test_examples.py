@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from conftest import python
 from launched import needs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -75,22 +75,9 @@ def fresh(tmp_path: Path, elsewhere: Path) -> Callable[..., str]:
 
     def run(name: str, *options: str, folder: str = "data", launcher: Sequence[str] = (), **environment: str) -> str:
         # What is left open is told by a traceback on stderr; in the exit code it would not show.
-        python = [sys.executable, "-W", "error::ResourceWarning", *launcher]
-        ended = subprocess.run(
-            [*python, str(EXAMPLES / name), "--folder", str(tmp_path / folder), *options],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=elsewhere,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(EXAMPLES.parent),
-                "TF_CPP_MIN_LOG_LEVEL": "3",
-                "CUDA_VISIBLE_DEVICES": "",
-                **environment,
-            },
-        )
+        words = "-W", "error::ResourceWarning", *launcher, EXAMPLES / name, "--folder", tmp_path / folder, *options
+        quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+        ended = python(*words, env={**quiet, **environment}, stdin=subprocess.DEVNULL, cwd=elsewhere)
         assert ended.returncode == 0, ended.stderr
         assert "Traceback" not in ended.stderr, ended.stderr
         return ended.stdout

@@ -11,7 +11,7 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
-from recorder import SHAPE, address
+from recorder import SHAPE, address, flat_model
 from ways import in_a_ring
 
 from shmgen import Function, Npy, Sequence, Values
@@ -130,12 +130,6 @@ def test_batches_of_any_length() -> None:
             assert len(traced) <= 3
     with Sequence(range(200), shuffle=False, tail="keep", **options) as test:
         assert model.predict(test, verbose=0).shape == (200, 1)
-
-
-def flat_model() -> keras.Model:
-    made = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(1)])
-    made.compile(loss="mse", run_eagerly=True)
-    return made
 
 
 def test_ranks_that_nothing_synchronises_are_warned_of(data: Any) -> None:

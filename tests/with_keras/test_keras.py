@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from recorder import SHAPE, Recorder
+from recorder import SHAPE, Recorder, flat_model
 
 from shmgen import InputError, Loader, Sequence
 from shmgen._engine.feed import Feed
@@ -29,12 +29,6 @@ N = 53
 def data(folder: Callable[..., Any]) -> Any:
     """53 samples; every element of sample k is k, and so is its label."""
     return folder(N, SHAPE)
-
-
-def model() -> keras.Model:
-    made = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(1)])
-    made.compile(loss="mean_squared_error", run_eagerly=True)
-    return made
 
 
 def exact(samples: list[int], expected: int = N) -> bool:
@@ -153,9 +147,9 @@ def test_other_classes_in_the_validation_data_are_warned_of(data: Any) -> None:
     with Sequence(data.ids, names, 5, data_dir=data.path, classes="sorted") as training:
         other = Sequence(dogs, [names[id] for id in dogs], 5, data_dir=data.path, classes="sorted", tail="keep")
         with other, pytest.warns(UserWarning, match=r"\('cat', 'dog'\), and those of the validation data \('dog',\)"):
-            model().fit(training, validation_data=other, verbose=0)
+            flat_model().fit(training, validation_data=other, verbose=0)
         with Sequence(dogs, names, 5, data_dir=data.path, classes=training.classes, tail="keep") as same:
-            model().fit(training, validation_data=same, verbose=0)
+            flat_model().fit(training, validation_data=same, verbose=0)
 
 
 @pytest.mark.parametrize(
@@ -172,8 +166,8 @@ def test_rows_of_predict_that_are_no_ids_are_warned_of(
     """Once: those that fill up the last batch, how many; that damaged samples are replaced; that a rank has its rows alone."""
     with Sequence(data.ids[:count], batch_size=8, data_dir=data.path, shuffle=False, workers=0, **options) as sequence:
         with pytest.warns(UserWarning, match=said):
-            assert len(model().predict(sequence, verbose=0)) == rows
-        model().predict(sequence, verbose=0)
+            assert len(flat_model().predict(sequence, verbose=0)) == rows
+        flat_model().predict(sequence, verbose=0)
 
 
 def test_losses_and_labels_that_do_not_fit(data: Any) -> None:
@@ -217,7 +211,7 @@ def test_the_blogs_class_with_another_base(data: Any) -> None:
         InputError, match=r"Whole.__init__ did not call super\(\).__init__\(\).*call super\(\).__init__\(list_IDs"
     ):
         Whole(data.ids, data.labels)
-    for use in (len, lambda sequence: sequence[0], lambda sequence: sequence.num_batches, model().fit):
+    for use in (len, lambda sequence: sequence[0], lambda sequence: sequence.num_batches, flat_model().fit):
         with pytest.raises(InputError, match=r"Forgets.__init__ did not call super\(\).__init__\(\)"):
             use(Forgets())
     with pytest.raises(InputError, match=r"Only: __data_generation is never called.*as source=.*override __getitem__"):
@@ -229,7 +223,7 @@ def test_the_blogs_class_with_another_base(data: Any) -> None:
 
 def test_a_distribution_that_shards_once_more(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Keras does after 3.15, by default, on several processes: an error names the argument."""
-    use = Use("fit", model(), None, shuffles=True, steps=None, no_rows=None)
+    use = Use("fit", flat_model(), None, shuffles=True, steps=None, no_rows=None)
     with closing(Feed(Options(data.ids, data.labels, 5, data_dir=data.path, workers=0))) as feed:
         for shards, processes in itertools.product([True, False], repeat=2):
             distribution = SimpleNamespace(auto_shard_dataset=shards, _is_multi_process=processes)

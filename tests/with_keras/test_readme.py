@@ -70,11 +70,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 IDS = [f"id-{number}" for number in range(128)]
-LABELS: dict[Any, int] = {
-    **{id: number % 6 for number, id in enumerate(IDS)},
-    **dict.fromkeys(range(1_000_000), 0),
-    "damaged": 0,
-}
+LABELS: dict[Any, int] = {**{id: number % 6 for number, id in enumerate(IDS)}, **dict.fromkeys(range(1_000_000), 0), "damaged": 0}
 
 
 @pytest.fixture

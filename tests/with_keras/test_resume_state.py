@@ -14,34 +14,13 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from recorder import Interrupt, Interruption
 
 from shmgen import InputError, Sequence
 from shmgen.keras import Resume, state_folder
 from shmgen.keras import resume as resume_module
 
 N, BATCH = 24, 4
-
-
-class Interruption(Exception):
-    """Ends a ``fit``."""
-
-
-class Interrupt(keras.callbacks.Callback):
-    """Interrupts ``fit`` when the step of this number begins, or does something else then."""
-
-    def __init__(self, step: int = -1, does: Callable[[], object] | None = None) -> None:
-        super().__init__()
-        self.left = step
-        self.does = does
-        self.steps: list[int] = []
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        if self.does is not None:
-            self.does()
-        if self.left == 0:
-            raise Interruption
-        self.left -= 1
-        self.steps.append(batch)
 
 
 @pytest.fixture
