@@ -86,7 +86,7 @@ class Context(NamedTuple):
 
 
 @contextmanager
-def frameworks_are_told_of() -> Iterator[None]:
+def warning_of_frameworks() -> Iterator[None]:
     """Warn of large frameworks that are imported in this context, since the user's functions need them."""
     began, resident = time.monotonic(), _resident()
     yield

@@ -111,8 +111,8 @@ def command(module: str, *, site: bool = False) -> list[str]:
 class Child:
     """The main process's side of a child; to be made, and remembered, within `deferred_signals`. Nothing but `join` waits.
 
-    The child inherits the descriptors ``fds``; -1 stands for one that there is not. Its ``main`` is given those of its end of the
-    socket and of the liveness pipe, and ``fds``.
+    The child inherits the descriptors ``fds``; -1 stands for a missing one. Its ``main`` is given those of its end of the socket
+    and of the liveness pipe, and ``fds``.
     """
 
     def __init__(self, command: Sequence[str], environment: dict[str, str], fds: Sequence[int]) -> None:

@@ -138,12 +138,12 @@ def _filler(stream: int, start: Start) -> TicketFiller:
             forward(lambda message: _send(stream, LOGGED + message), {}, 0)
         return ours
     # Late: imports are most of a worker's start, and few workers need it.
-    from shmgen._worker.context import Context, frameworks_are_told_of
+    from shmgen._worker.context import Context, warning_of_frameworks
 
     context = Context(*start.context)
     context.enter(lambda message: _send(stream, LOGGED + message))
     try:
-        with frameworks_are_told_of():
+        with warning_of_frameworks():
             filler: TicketFiller = pickle.loads(start.filler)
     except Exception as error:
         raise StartError(

@@ -40,20 +40,13 @@ def dumps(filler: TicketFiller) -> tuple[bytes, dict[str, list[str]]]:
         raise
     if len(data) > LARGE:
         size, name, part = max(((len(_dumps(part, {})), name, part) for name, part in filler.named()), key=lambda found: found[0])
-        _warn(
+        warnings.warn(
             f"each worker gets {len(data) / 1e6:,.1f} MB of data along with your functions, {size / 1e6:,.1f} MB of it with the "
             f"{name}, {_called(part)}: keep what is large in a file that all share, such as np.load(file, mmap_mode='r'), or "
-            "make it in the worker, as a Source does in open()"
+            "make it in the worker, as a Source does in open()",
+            stacklevel=7,  # the line that makes the loader
         )
     return data, sources
-
-
-def _warn(text: str) -> None:
-    """Warn, at the line of the user's that calls shmgen."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("shmgen."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(text, stacklevel=level)
 
 
 def _called(part: Any) -> str:

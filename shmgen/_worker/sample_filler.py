@@ -53,8 +53,8 @@ class Sample:
         self._arrays = arrays
         self.epoch = epoch
         self.number = 0  # of its row
-        # By field: what was read and has not the shape of its row; the shape of what was read, if it is not that of its row; and
-        # how much of the row is the sample's, along each axis, all of it unless set.
+        # By field: what was read, until it is written, if its shape is not the row's; that shape; and how much of the row is the
+        # sample's, along each axis, all of it unless set.
         self.loaded: dict[str, np.ndarray] = {}
         self.varied: dict[str, tuple[int, ...]] = {}
         self.written: dict[str, tuple[int, ...]] = {}

@@ -20,7 +20,7 @@ from keras.src.trainers.epoch_iterator import EpochIterator
 
 from shmgen._plan.passes import Pass
 from shmgen.keras.backends import FRONT_END
-from shmgen.keras.data_checks import Use, check, warnings_of
+from shmgen.keras.data_checks import Call, check, warnings_of
 from shmgen.keras.iterations import Iterations
 from shmgen.keras.running_fit import stack, variable
 
@@ -35,7 +35,7 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
         super().__init__(replaced.py_dataset, replaced.class_weight, replaced.shuffle)
         # Batches without rows, one for each shape that batches have; none if these are not known.
         self.no_rows: list[tuple[Any, ...]] = []
-        self.over: list[Iterations] = []  # of each `Sequence`
+        self.over: list[Iterations] = []  # one for each `Sequence`
         # Passes that began before Keras reset its iterator; None afterwards.
         self._looks: list[tuple[Iterations, Pass]] | None = []
 
@@ -99,20 +99,20 @@ def attach(data: Any, iterations: Iterations, no_rows: Callable[[], list[tuple[A
         adapter.over.append(iterations)
         if adapter.py_dataset is data:
             adapter.no_rows = no_rows()
-        if (use := _use(maker, adapter)) is not None:
-            check(iterations.feed, use)
-            for text in warnings_of(iterations.feed, use):
+        if (call := _call(maker, adapter)) is not None:
+            check(iterations.feed, call)
+            for text in warnings_of(iterations.feed, call):
                 iterations.warn(text)
 
 
-def _use(maker: FrameType, adapter: Adapter) -> Use | None:
-    """How the `EpochIterator` will be used whose constructor has the frame ``maker``; None if no method of a model makes it."""
+def _call(maker: FrameType, adapter: Adapter) -> Call | None:
+    """The call that makes the `EpochIterator` whose constructor has the frame ``maker``; None if no method of a model does."""
     for frame in stack(maker):
         method = frame.f_code.co_name
         if method in METHODS and str(frame.f_globals.get("__name__")).startswith("keras."):
             if method == "fit" and variable(frame, "x") is not adapter.py_dataset:
                 method = "evaluate"
-            return Use(
+            return Call(
                 method,
                 variable(frame, "self"),
                 variable(frame, "validation_data"),

@@ -21,14 +21,11 @@ class _TensorFlow(FrontEnd):
 
     hides_errors = True
 
-    def __init__(self) -> None:
+    def release(self) -> None:
         import tensorflow as tf
 
-        self._constant = tf.constant
-
-    def release(self) -> None:
         # When a tensor that aliases a batch is deleted, its release is only queued. Deleting an eager tensor empties the queue.
-        self._constant(0)
+        tf.constant(0)
 
 
 class _Torch(FrontEnd):

@@ -27,8 +27,8 @@ REMEDIES = {
 """By Keras's backend: how to synchronise the weights."""
 
 
-class Use(NamedTuple):
-    """How a feed's batches will be used."""
+class Call(NamedTuple):
+    """A call of a model's method that is about to take a feed's batches."""
 
     method: str  # ``evaluate`` for ``validation_data`` of ``fit``
     model: keras.Model
@@ -38,7 +38,7 @@ class Use(NamedTuple):
     no_rows: tuple[Any, ...] | None  # a batch without rows, as the model gets them; None if that is not known
 
 
-def check(feed: Feed, use: Use) -> None:
+def check(feed: Feed, call: Call) -> None:
     """Raise an InputError, with the remedy, for data that Keras would refuse in many words, or train on wrongly.
 
     The loss of a model with a ``train_step`` or ``compute_loss`` of its own is not checked.
@@ -46,16 +46,16 @@ def check(feed: Feed, use: Use) -> None:
     distribution = keras.distribution.distribution()
     if getattr(distribution, "auto_shard_dataset", False) and getattr(distribution, "_is_multi_process", False):
         raise InputError(
-            f"{use.method} under DataParallel(auto_shard_dataset=True) shards the data once more, so that most samples are never "
-            "seen: pass auto_shard_dataset=False to DataParallel, and shard='auto' to the Sequence"
+            f"{call.method} under DataParallel(auto_shard_dataset=True) shards the data once more, so that most samples are "
+            "never seen: pass auto_shard_dataset=False to DataParallel, and shard='auto' to the Sequence"
         )
-    if use.method == "predict" or use.no_rows is None or not _is_keras_own(use.model, "train_step", "compute_loss"):
+    if call.method == "predict" or call.no_rows is None or not _is_keras_own(call.model, "train_step", "compute_loss"):
         return
-    loss = getattr(use.model, "loss", None)
-    targets = use.no_rows[1:2]
+    loss = getattr(call.model, "loss", None)
+    targets = call.no_rows[1:2]
     if loss and not targets:
         raise InputError(
-            f"{use.method} with loss={_name(loss)!r} needs targets, and this Sequence has none: pass labels= or targets= to it"
+            f"{call.method} with loss={_name(loss)!r} needs targets, and this Sequence has none: pass labels= or targets= to it"
         )
     if not targets or not isinstance(targets[0], np.ndarray):
         return
@@ -72,18 +72,18 @@ def check(feed: Feed, use: Use) -> None:
         )
 
 
-def warnings_of(feed: Feed, use: Use) -> Iterator[str]:
+def warnings_of(feed: Feed, call: Call) -> Iterator[str]:
     """Warnings for the user, each with a remedy."""
-    if use.method == "fit":
-        yield from _of_fit(feed, use)
-    elif use.method == "predict":
+    if call.method == "fit":
+        yield from _of_fit(feed, call)
+    elif call.method == "predict":
         yield from _of_predict(feed)
     lost = len(feed.ids) - feed.sampler.batch_size * len(feed)
-    if use.method != "fit" and use.steps is None and lost > 0:
+    if call.method != "fit" and call.steps is None and lost > 0:
         others = " (others in each pass)" if feed.sampler.shuffle else ""
         remedy = "shuffle=False, tail='keep'" if feed.sampler.shuffle else "tail='keep'"
         yield (
-            f"{use.method} leaves out {lost:,} of {len(feed.ids):,} samples{others}, which fill no batch of "
+            f"{call.method} leaves out {lost:,} of {len(feed.ids):,} samples{others}, which fill no batch of "
             f"{feed.sampler.batch_size}: make a Sequence with {remedy} for it"
         )
 
@@ -93,14 +93,14 @@ def _name(loss: Any) -> str:
     return loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", repr(loss)))
 
 
-def _of_fit(feed: Feed, use: Use) -> Iterator[str]:
-    yield from _of_ranks(use.model, feed.sampler.shard)
-    if use.shuffles and not feed.sampler.shuffle:
+def _of_fit(feed: Feed, call: Call) -> Iterator[str]:
+    yield from _of_ranks(call.model, feed.sampler.shard)
+    if call.shuffles and not feed.sampler.shuffle:
         yield (
             "fit(shuffle=True), its default, changes nothing: a Sequence with shuffle=False has the order of list_IDs in every "
             "epoch; pass shuffle=True to the Sequence, or, if that order is wanted, shuffle=False to fit() as well"
         )
-    classes, others = feed.spec.classes, getattr(use.validation, "classes", None)
+    classes, others = feed.spec.classes, getattr(call.validation, "classes", None)
     if None not in (classes, others) and classes != others:
         ours, theirs = reprlib.repr(classes), reprlib.repr(others)
         yield (

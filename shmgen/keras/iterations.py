@@ -18,7 +18,7 @@ REPEATED = (
 )
 
 in_use: weakref.WeakSet[Iterations] = weakref.WeakSet()
-"""Those of all sequences of this process that are alive."""
+"""The iterations of all sequences of this process that are alive."""
 
 
 class Iterations:

@@ -21,7 +21,7 @@ log = logging.getLogger("shmgen")
 RANDOM = "random"
 """The first part of the names of random states that belong to no model."""
 
-METRICS = "metrics/"
+METRICS = "metrics"
 """The first part of the names of metrics' variables."""
 
 GLOBAL_SEED = "other/keras.random"
@@ -51,8 +51,7 @@ elif BACKEND == "torch":
 
 
 class Cell(NamedTuple):
-    """Something in a model whose value training changes: a variable of Keras's or of the backend's, or a tensor; at its place in
-    the model, for errors, and with the function that gives it another value."""
+    """A variable or tensor of a model, of Keras's or the backend's; where it is, for errors; and how to give it another value."""
 
     path: str
     value: Any
@@ -91,13 +90,13 @@ def find(model: Any) -> Found:
     optimizers = {path: leaf for path, leaf in leaves if isinstance(leaf, keras.optimizers.Optimizer)}
     groups = {"model": model.variables}
     groups |= {f"optimizers/{path}": optimizer.variables for path, optimizer in optimizers.items()}
-    groups |= {METRICS[:-1]: model.metrics_variables}
+    groups |= {METRICS: model.metrics_variables}
     cells: dict[str, Cell] = {}
     known: set[int] = set()
     for group, variables in groups.items():
         for number, variable in enumerate(variables):
             # An optimizer that wraps another has the other's variables.
-            if id(variable) not in known or group == METRICS[:-1]:
+            if id(variable) not in known or group == METRICS:
                 cells[f"{group}/{number:05}"] = Cell(variable.path, variable, variable.assign)
                 known.add(id(variable))
     for path, leaf in leaves:
@@ -178,7 +177,7 @@ def match(model: Any, data: Any, saved: Saved) -> list[tuple[Cell, np.ndarray]]:
     later = tuple(f"optimizers/{path}/" for path in optimizers if path not in saved.state["optimizers"])
     for name in sorted({*kinds, *cells}):
         expected, found = kinds.get(name), cells[name].kind if name in cells else None
-        may_differ = name.startswith((METRICS, *later)) or (name == GLOBAL_SEED and expected is None)
+        may_differ = name.startswith((f"{METRICS}/", *later)) or (name == GLOBAL_SEED and expected is None)
         if found != expected and not may_differ:
             shown = ["none" if kind is None else f"{kind[0]}{kind[1]}" for kind in (expected, found)]
             path = f" ({cells[name].path})" if name in cells else ""

@@ -1,5 +1,5 @@
-"""The ``fit`` that led to a call: its variables, for what Keras passes to no data set and no callback; and `RunningFit`, which
-changes it."""
+"""The ``fit`` that led to a call: its local variables, which Keras passes to no data set and no callback; and `RunningFit`, which
+has it begin in the middle of an epoch."""
 
 from __future__ import annotations
 

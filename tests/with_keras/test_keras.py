@@ -17,7 +17,7 @@ from recorder import SHAPE, Recorder, flat_model
 
 from shmgen import InputError, Loader, Sequence
 from shmgen._engine.feed import Feed
-from shmgen.keras.data_checks import Use, check
+from shmgen.keras.data_checks import Call, check
 from shmgen.options import Options
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -223,14 +223,14 @@ def test_the_blogs_class_with_another_base(data: Any) -> None:
 
 def test_a_distribution_that_shards_once_more(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Keras does after 3.15, by default, on several processes: an error names the argument."""
-    use = Use("fit", flat_model(), None, shuffles=True, steps=None, no_rows=None)
+    call = Call("fit", flat_model(), None, shuffles=True, steps=None, no_rows=None)
     with closing(Feed(Options(data.ids, data.labels, 5, data_dir=data.path, workers=0))) as feed:
         for shards, processes in itertools.product([True, False], repeat=2):
             distribution = SimpleNamespace(auto_shard_dataset=shards, _is_multi_process=processes)
             monkeypatch.setattr(keras.distribution, "distribution", lambda distribution=distribution: distribution)
             refused = pytest.raises(InputError, match=r"pass auto_shard_dataset=False to DataParallel")
             with refused if shards and processes else nullcontext():
-                check(feed, use)
+                check(feed, call)
 
 
 def test_arguments_can_be_read_and_not_set(data: Any) -> None:
