@@ -31,12 +31,6 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if (record.name, record.levelno) == ("shmgen", logging.ERROR)]
 
 
-def missing(data: Any, *numbers: int) -> None:
-    """Delete the files of samples."""
-    for number in numbers:
-        data.file(data.ids[number]).unlink()
-
-
 def opening(act: Callable[[], object]) -> Source:
     """A source of the user's own that does something when it is opened; its class travels by value."""
 
@@ -136,7 +130,8 @@ def test_each_batch_that_fails_is_logged_in_each_epoch(folder: Callable, caplog:
     """Two batches that fail are logged once each, and again in the next epoch."""
     data = folder(8)
     with Loader(data.ids, data.labels, 2, data_dir=data.path, shuffle=False, workers=1) as loader:
-        missing(data, 1, 5)
+        for number in (1, 5):
+            data.file(data.ids[number]).unlink()
         for _ in range(2):
             for index in (0, 0, 1, 2, 2, 3):
                 with contextlib.suppress(SampleError):

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from launched import needs
-
-ROOT = Path(__file__).parents[1]
 
 ALONE = ["unshare", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 """What it runs ends with it, sees no other process and no network, and has a /dev/shm of its own."""

@@ -240,22 +240,17 @@ def test_sub_folders_and_links_to_folders(data: Path, tmp_path: Path) -> None:
     assert list_folder(str(data)) == {"npy": npys, "npz": ["9"], "images": ["photo.PNG"]}
 
 
-def forbid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a folder that can't be listed, as no folder is for root."""
-    folder.mkdir()
+def test_a_folder_that_cant_be_listed_is_named(data: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sub-folder that can't be listed, as no folder is for root, is an error."""
     scandir = os.scandir
+    (data / "sub").mkdir()
 
     def refuse(path: str) -> Any:
-        if Path(path) == folder:
+        if Path(path) == data / "sub":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-
-
-def test_a_folder_that_cant_be_listed_is_named(data: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sub-folder that can't be listed is an error."""
-    forbid(data / "sub", monkeypatch)
     for words in (["scan", data], ["pack", data, data.parent / "all.npy"]):
         done = cli(*words, "--workers", 0)
         assert done.status == 2

@@ -168,7 +168,9 @@ def test_all_slots_are_filled_while_no_batch_is_waited_for() -> None:
     plan = schedule(slots=4, in_flight=1)
     in_flight = []
     for number in range(8):
-        in_flight.append(len(begin_and_read(plan, number)))
+        tickets = begin(plan, [], batches(number))
+        in_flight.append(len(numbers(tickets)))
+        read(plan, tickets)
         slot = plan.hand_out(BatchId(0, number))
         assert slot is not None
         plan.release([slot.number])
@@ -176,13 +178,6 @@ def test_all_slots_are_filled_while_no_batch_is_waited_for() -> None:
     assert plan.is_unhurried
     plan.assign([BatchId(0, 19)], [])
     assert not plan.is_unhurried
-
-
-def begin_and_read(plan: Plan, first: int) -> list[int]:
-    """The batches that are read ahead together from ``first`` on."""
-    tickets = begin(plan, [], batches(first))
-    read(plan, tickets)
-    return numbers(tickets)
 
 
 def test_what_was_read_in_vain_gives_way() -> None:

@@ -53,11 +53,6 @@ shmgen._worker.launch.BOOT = f'''if True:
 """Makes workers tell at their end what they had imported, without a hook in the product."""
 
 
-def ask_for_modules(path: Path) -> list[set[str]]:
-    """What the workers of a script that has ended had imported."""
-    return [set(file.read_text().split()) for file in path.glob("modules-*")]
-
-
 def top_level(modules: set[str]) -> set[str]:
     return {module.partition(".")[0] for module in modules}
 
@@ -92,7 +87,7 @@ loader.close()
     assert len(sizes) == 2
     assert max(sizes) < LEANEST
     assert run.out.split() == ["imported", "ready"]  # once: no worker has run the script, or what it imports
-    reports = ask_for_modules(data.path)
+    reports = [set(file.read_text().split()) for file in data.path.glob("modules-*")]
     assert len(reports) == 2
     for modules in reports:
         assert "shmgen._worker.main" in modules

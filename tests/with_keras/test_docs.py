@@ -13,12 +13,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 import shmgen
 import shmgen.errors
-
-ROOT = Path(__file__).parents[2]
 
 
 def exported(module: str) -> list[str]:

@@ -14,12 +14,11 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 from launched import needs
 from PIL import Image
 
 import shmgen
-
-ROOT = Path(__file__).parents[2]
 
 
 def blocks(name: str) -> tuple[str, list[str]]:
