@@ -146,12 +146,6 @@ def rows(by: int = 0, count: int = N) -> np.ndarray:
     return np.repeat(np.arange(count, dtype=np.float32) + by, 3).reshape(count, 3)
 
 
-def overwrite(path: Path, array: np.ndarray) -> None:
-    """Other contents of the same file."""
-    with open(path, "r+b") as file:
-        np.save(file, array)
-
-
 @pytest.fixture
 def big(tmp_path: Path) -> Path:
     """A file of rows."""
@@ -179,5 +173,6 @@ def test_rows_cut_off_amid_an_epoch(big: Path) -> None:
         assert raised.value.id in (18, 19)  # which of them a worker comes to first is not said
         with pytest.raises(SampleError):
             next(batches)
-        overwrite(big, rows())
+        with open(big, "r+b") as file:
+            np.save(file, rows())
         assert news_of_rows(loader) == {0}

@@ -21,11 +21,6 @@ N = 32
 BATCH = 4
 
 
-def same_array(array: np.ndarray) -> Callable[[Path], None]:
-    """Puts ``array`` in the place of a file."""
-    return lambda path: np.save(path, array)
-
-
 def cut(length: int) -> Callable[[Path], None]:
     """Cuts a file to ``length`` bytes."""
     return lambda path: os.truncate(path, length)
@@ -42,7 +37,7 @@ SPOILS = {
     "missing": (Path.unlink, "expected a file, found none at this path"),
     "empty": (cut(0), r"expected an .npy file, found an empty one \(0 bytes\)"),
     "truncated": (cut(140), "expected 176 bytes, found 140: the file is truncated"),
-    "shape": (same_array(np.zeros((3, 4), "f4")), r"expected shape \(4, 3\), found \(3, 4\)"),
+    "shape": (lambda path: np.save(path, np.zeros((3, 4), "f4")), r"expected shape \(4, 3\), found \(3, 4\)"),
     "not-npy": (lambda path: path.write_bytes(b"\x89PNG" * 99), "expected an .npy file, found one that begins with"),
     "unreadable": (loop, "expected a readable file, found: Too many levels of symbolic links"),
 }

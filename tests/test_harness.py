@@ -14,15 +14,13 @@ from leftovers import MARK, Before, names
 
 from shmgen import Loader
 
-SHM = Path("/dev/shm")
-
 
 @pytest.fixture
 def tidy() -> Iterator[None]:
     """Takes away what a test has left in /dev/shm on purpose."""
     yield
     for name in names():
-        (SHM / name).unlink()
+        Path("/dev/shm", name).unlink()
 
 
 def test_a_descriptor_and_a_process_are_found() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,6 @@ def test_one_sample_at_a_time_is_held(tmp_path: Path) -> None:
     ids = [f"id-{number}" for number in range(16)]
     for number, id in enumerate(ids):
         np.save(tmp_path / f"{id}.npy", np.zeros((4 if number == 0 else 1 << 20,), "f8"))
-
-    import tracemalloc
 
     with Loader(ids, None, 16, 4, 1, data_dir=tmp_path, transform=lambda x, rng: x[:4], shuffle=False, workers=0) as loader:
         for _ in range(2):

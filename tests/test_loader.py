@@ -209,8 +209,6 @@ def test_time_waited_is_for_data_alone(folder: Folder, monkeypatch: pytest.Monke
 
 def test_defaults_are_sensible(folder: Folder) -> None:
     """By default there is at least one worker, and at most one a processor, and small batches get 16 slots."""
-    import os
-
     data = folder(8)
     with Loader(data.ids, data.labels, 2, data_dir=data.path) as loader:
         assert 1 <= len(loader.state.workers) <= min(8, len(os.sched_getaffinity(0)))

@@ -20,13 +20,6 @@ def of(data: Any, workers: int = 1, **options: Any) -> Loader:
     return Loader(data.ids, data.labels, 4, **options)
 
 
-def said(loader: Loader, error: type[Exception] = SampleError) -> str:
-    """The error that an epoch ends in; closes the loader."""
-    with loader, pytest.raises(error) as raised:
-        list(loader)
-    return str(raised.value)
-
-
 def asked(loader: Loader, error: type[Exception], number: int) -> str:
     """The error that a request for a batch ends in."""
     with pytest.raises(error) as raised:
@@ -57,8 +50,9 @@ def test_a_dtype_that_a_transform_gave(folder: Callable) -> None:
         x /= 255
 
     data = folder(8, dtype=np.uint8)
-    text = said(of(data, 0, transform=divide), FunctionError)
-    [dtype] = set(re.findall("pass dtype='(.*?)'", text))
+    with of(data, 0, transform=divide) as loader, pytest.raises(FunctionError) as raised:
+        list(loader)
+    [dtype] = set(re.findall("pass dtype='(.*?)'", str(raised.value)))
     with of(data, 0, transform=divide, dtype=dtype) as loader:
         X, _ = loader.batch(1)
         np.testing.assert_allclose(X[1], data.sample(5) / 255, rtol=1e-6)

@@ -48,11 +48,7 @@ def padded(data: Any, path: Path) -> dict[str, Any]:
             for id, row in zip(ids, rows, strict=True):
                 pad(id, row)
 
-    return {
-        "function": Function(pad, (4, 3), dtype="f4"),
-        "read": Reading(),
-        "fill": Filling(),
-    }
+    return {"function": Function(pad, (4, 3), dtype="f4"), "read": Reading(), "fill": Filling()}
 
 
 def left_out(X: np.ndarray, y: np.ndarray) -> list[int]:

@@ -173,10 +173,6 @@ class Memory(keras.utils.PyDataset):
         return self.batches[index]
 
 
-def copied(batch: Any) -> Any:
-    return keras.tree.map_structure(np.copy, batch)
-
-
 def plain() -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
     """One input, and classes that weigh differently, with one-hot rows for labels."""
     # What travels to workers stands inside of functions: for the module itself they would have to import a framework.
@@ -243,7 +239,7 @@ def test_values_are_those_from_memory(make: Callable[..., Any]) -> None:
     weights = model.get_weights()
     arguments = {"list_IDs": range(40), "batch_size": BATCH, "shuffle": False, "workers": 1, **options}
     with Loader(**{**arguments, "workers": 0}) as loader:
-        memory = Memory([copied(batch) for batch in loader])
+        memory = Memory([keras.tree.map_structure(np.copy, batch) for batch in loader])
     expected, may_be_said = _trained(model, memory, fit)
     model.set_weights(weights)  # the optimizer has no other state; what differs in structure or dtype is traced anew
     with Sequence(**arguments) as sequence:
