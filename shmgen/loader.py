@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from shmgen._checks import Fixed
 from shmgen._engine.feed import Feed
@@ -37,6 +37,10 @@ class BaseLoader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(f"a {name} can't be copied or pickled, since it has worker processes; make a {name} where it is used")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self._feed!r}>"

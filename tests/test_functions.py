@@ -168,10 +168,10 @@ def test_an_exception_that_cannot_be_pickled(module: Callable) -> None:
 def test_what_does_not_fit_is_named(role: str, bad: object, expected: str, found: str) -> None:
     """A result of another shape or dtype is named with id and field; nothing is broadcast or truncated."""
 
-    def function(x: Any, rng: object = None) -> Any:
+    def function(x: Any, *rng: object) -> Any:
         if np.ravel(x)[0] == 7:
             return bad
-        return np.full(3, np.ravel(x)[0], np.float64) if rng is None else x
+        return np.full(3, np.ravel(x)[0], np.float64) if not rng else x
 
     with computed(**{role: function}, shuffle=False, workers=0) as loader, pytest.raises(FunctionError) as caught:
         list(loader)
@@ -315,12 +315,13 @@ def test_a_transform_may_swap_fields() -> None:
 
 
 def test_a_transform_that_is_none_is_refused() -> None:
-    """A transform for an unknown field, or one that is no function, is refused."""
+    """A transform for an unknown field is refused; so is what is no function, or would take the generator for an option."""
     transform: Any
     for transform, text in (
         ({"scna": lambda row, rng: row}, r"expected fields 'scan', found \['scna'\]"),
         ({"scan": "flip"}, "expected a function.*found 'flip'"),
         ("flip", "expected a function.*found 'flip'"),
+        (lambda x, augment=False: x, r"expected a function of a row and a generator, .* found .*\(x, augment=False\)"),
     ):
         with pytest.raises(InputError, match=text):
             Loader(range(N), None, 8, inputs={"scan": lambda n: np.zeros(3)}, transform=transform)

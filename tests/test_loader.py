@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import time
 from collections.abc import Callable
 from functools import partial
@@ -81,6 +83,17 @@ def test_arguments_can_be_read_and_not_set(folder: Folder) -> None:
             assert (loader.dim, loader.n_channels, loader.labels) == (dim, n_channels, None)
     with Loader(data.ids, None, 4, inputs={"a": Npy(data.path)}, workers=0) as loader:
         assert (loader.dim, loader.n_channels) == (None, None)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_a_loader_is_not_copied(folder: Folder, copied: Callable) -> None:
+    """The error says what to do."""
+    data = folder(8)
+    with (
+        Loader(data.ids, data.labels, 4, data_dir=data.path, workers=0) as loader,
+        pytest.raises(TypeError, match="make a Loader"),
+    ):
+        copied(loader)
 
 
 def test_an_index_that_is_none(folder: Folder) -> None:

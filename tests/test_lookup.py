@@ -192,7 +192,7 @@ COLUMNS: dict[str, Any] = {
     "by-id": lambda df: (["a", "b", "c", "d"], df.set_index("path").label, [0, 1, 2, 3]),
     "by-int-id": lambda df: ([10, 11, 12, 13], df.set_index("far").label, [1, 0, 2, 3]),
     "ints-in-order-without-a-name": lambda df: (df.far.tolist(), df.label.set_axis(df.far.to_numpy()), [3, 0, 2, 1]),
-    "repeated-index": lambda df: (df.path, df.label.set_axis([0, 0, 1, 1]), [3, 0, 2, 1]),
+    "repeated-index": lambda df: (df.path.set_axis([0, 0, 1, 1]), df.label.set_axis([0, 0, 1, 1]), [3, 0, 2, 1]),
     "repeated-ids-in-order": lambda df: (["a", "a", "b", "b"], df.label.set_axis(["a", "a", "b", "b"]), [3, 0, 2, 1]),
     "bools": lambda df: (df.path, (df.label > 1).astype("boolean"), [1, 0, 1, 0]),
     "categories-as-ids": lambda df: (df.path.astype("category"), df.label, [3, 0, 2, 1]),
@@ -227,6 +227,18 @@ WRONG_COLUMNS = {
         r"none for any among the labels of the index, 0, 2, 3; .*pass Values\(values, by='position'\)",
         lambda df: (df[df.label > 0].far, Values(df[df.label > 0].label, by="position")),
         [3, 2, 1],
+    ),
+    "labels-in-another-order": (
+        lambda df: (df.path, df.label.sort_values()),
+        r"field 'y': expected rows in the order of the ids' rows, with index 0, 1, .* found 1, 3, .*values\.loc\[ids\.index\]",
+        lambda df: (df.path, df.label.sort_values().loc[df.path.index]),
+        [3, 0, 2, 1],
+    ),
+    "ids-in-another-order": (
+        lambda df: (df.id[::-1], Values(df.label[[3, 1, 0, 2]])),
+        r"with index 3, 2, .*, or values\.to_numpy\(\) to go by position",
+        lambda df: (df.path[::-1], df.label.to_numpy()),
+        [3, 0, 2, 1],
     ),
     "a-frame-as-ids": (
         lambda df: (df[["path", "label"]], df.label),

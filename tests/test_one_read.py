@@ -223,9 +223,11 @@ def test_a_source_that_is_the_whole_sample() -> None:
 
 
 def test_a_tuple_that_is_no_sample_is_refused() -> None:
-    """Neither (x, y) nor (x, y, weight)."""
+    """Neither (x, y) nor (x, y, weight); or one of these, though there are labels."""
     with pytest.raises(InputError, match=r"source: expected an array, a dict, \(x, y\) or .* found a tuple of 4"):
         Loader(range(4), source=lambda id: (id, id, id, id), batch_size=2)
+    with pytest.raises(InputError, match=r"source: expected an array or a dict, as there are labels .* found a tuple of 2"):
+        Loader(range(4), [0, 1, 2, 3], source=lambda id: (id, id), batch_size=2)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +304,7 @@ def test_transforms_of_fields_that_are_read_at_once() -> None:
 def test_a_function_that_draws() -> None:
     """``f(id, rng)``: the same numbers at any number of workers, others for each sample and epoch; not those of the transform."""
 
-    def draw(id: int, rng: np.random.Generator) -> Any:
+    def draw(id: int, rng: Any = None) -> Any:
         return {"id": id, "drawn": rng.integers(1 << 40)}
 
     def shift(drawn: np.ndarray, rng: np.random.Generator) -> Any:

@@ -41,11 +41,14 @@ def kept(ids: Any) -> Sequence[Any]:
             remedy = "pass ids[:, 0], or, where these are samples in memory, range(len(x)) as ids, and inputs=Values(x)"
             raise InputError(f"list_IDs: expected an array of one axis, found one of shape {array.shape}; {remedy}")
         if array.dtype.kind in "USiu":
-            return _ArrayIds(array if array.dtype.kind in "US" else array.copy())
-        ids = array.tolist()
-    found = list(ids)
+            return _ArrayIds(array if array.dtype.kind in "US" else array.copy(), index_of(ids))
+        return _ColumnIds(_plain_ids(array.tolist()), index_of(ids))
+    return _plain_ids(list(ids))
+
+
+def _plain_ids(ids: list[Any]) -> list[Any]:
     # With NumPy's scalars every worker would import NumPy.
-    return found if set(map(type, found)) <= {str, bytes, int} else [_plain(id, position) for position, id in enumerate(found)]
+    return ids if set(map(type, ids)) <= {str, bytes, int} else [_plain(id, position) for position, id in enumerate(ids)]
 
 
 def _plain(id: Any, position: int) -> str | bytes | int:
@@ -158,8 +161,9 @@ def _as_range(numbers: range | np.ndarray) -> range | None:
 class _ArrayIds(Sequence[Any]):
     """Ids in an array. As Python objects they would take more memory, so these are made only when they are needed."""
 
-    def __init__(self, array: np.ndarray) -> None:
+    def __init__(self, array: np.ndarray, row_index: Any) -> None:
         self.array = array
+        self.row_index = row_index  # of the column of pandas that they come from; None if they don't
 
     def __len__(self) -> int:
         return len(self.array)
@@ -169,6 +173,14 @@ class _ArrayIds(Sequence[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return objects(self.array)
+
+
+class _ColumnIds(list[Any]):
+    """Ids from a column of pandas or another library, with the index of its rows; None if it has none."""
+
+    def __init__(self, ids: list[Any], row_index: Any) -> None:
+        super().__init__(ids)
+        self.row_index = row_index
 
 
 def objects(values: Sequence[Any] | np.ndarray) -> Iterator[Any]:

@@ -48,6 +48,8 @@ class Lookup:
         if is_column(values):
             index = index_of(values)
             if index is None or self._by == "position" or (self._by is None and self._numbers_rows(index)):
+                if index is not None and self._by is None:
+                    self._check_rows(index)
                 return self._of_column(as_list_or_array(values))
             return self._of_labelled(column_as_array(values), index.tolist())
         if is_mapping(values) and self._by != "position":
@@ -97,6 +99,14 @@ class Lookup:
         if as_ints(self._ids) is None and not str(self._ids[0]).isdigit():
             return True
         return np.array_equal(np.sort(np.asarray(index)), np.arange(len(index)))
+
+    def _check_rows(self, index: Any) -> None:
+        """Refuse a column whose rows are in another order than those of the column of ids."""
+        of_ids = getattr(self._ids, "row_index", None)
+        if of_ids is not None and not index.equals(of_ids):
+            expected = f"rows in the order of the ids' rows, with index {some_of(of_ids)}, found {some_of(index)}"
+            remedy = "pass values.loc[ids.index] to match them by index, or values.to_numpy() to go by position"
+            raise InputError(f"field {self._field!r}: expected {expected}; {remedy}")
 
     def _of_labelled(self, column: np.ndarray, labels: list[Any]) -> np.ndarray:
         if labels == list(self._ids):

@@ -53,7 +53,11 @@ class BatchSpec:
         self._readers: dict[int, tuple[Source, Reader]] = {}
         self._found: list[tuple[str, str, SourceField]] = []
         given = {"inputs": inputs, "targets": targets, "weights": weights}
-        if is_sample and targets is None and isinstance(nest := self._expanded("inputs", "X", inputs), tuple):
+        if is_sample and isinstance(nest := self._expanded("inputs", "X", inputs), tuple):
+            if targets is not None:
+                found = f"a tuple of {len(nest)}, which is (x, y) or (x, y, weight)"
+                remedy = "leave the labels out, or return a dict of inputs"
+                raise InputError(f"source: expected an array or a dict, as there are labels or targets, found {found}; {remedy}")
             if len(nest) not in (2, 3):
                 expected = "an array, a dict, (x, y) or (x, y, weight) for each id"
                 raise InputError(f"source: expected {expected}, found a tuple of {len(nest)}")

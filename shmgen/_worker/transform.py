@@ -41,6 +41,9 @@ class Transform(NamedTuple):
         takes_epoch = "epoch" in signature.parameters
         try:
             signature.bind(None, None, **({"epoch": 0} if takes_epoch else {}))
+            for second in [*signature.parameters.values()][1:2]:
+                if second.default is not second.empty and second.name != "rng":
+                    raise TypeError("an option is not meant for a generator")
         except TypeError:
             name = getattr(function, "__qualname__", repr(function))
             raise InputError(
