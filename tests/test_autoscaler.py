@@ -12,7 +12,7 @@ import pytest
 from machine import Machine, Run
 
 from shmgen._plan.activity import Counters, Target
-from shmgen._plan.autoscaler import LONG, LOOK, Autoscaler
+from shmgen._plan.autoscaler import LONG, LOOK, PATIENCE, Autoscaler, Backoff
 from shmgen._plan.stats import Decision
 
 
@@ -278,6 +278,34 @@ def test_decisions_say_why(caplog: pytest.LogCaptureFixture) -> None:
     assert autoscaler.decisions[1] == Decision(4.0, 1, 1, "with 1 workers, 5 reads each, 200 rows a second became 200")
     assert len(autoscaler.decisions) == len(caplog.messages) == 2
     assert caplog.messages[0] == f"1 workers, 5 reads each from now on: {waited}"
+
+
+def test_a_change_shows_after_two_batches() -> None:
+    """What is read before, in several looks, is not taken for its effect."""
+    autoscaler = starved(Target(3, 8))
+    look(autoscaler, 2.0, 200.0, wait=0.5, busy=1.0, cpu=0.2)
+    decided = []
+    for _ in range(4):  # of 50 rows each, and 128 are two batches
+        look(autoscaler, 0.25, 200.0, wait=0.5, busy=5.0, cpu=1.0)
+        decided.append(len(autoscaler.decisions))
+    assert decided == [1, 1, 1, 2]
+
+
+def test_time_between_epochs_is_time() -> None:
+    """A decision is dated from the first look, whatever lay between epochs."""
+    autoscaler = starved(Target(3, 8))
+    look(autoscaler, 30.0, 1.0, wait=0.0, busy=0.0, cpu=0.0, epoch=1)
+    look(autoscaler, 2.0, 200.0, wait=0.5, busy=1.0, cpu=0.2, epoch=1)
+    assert [decision.at for decision in autoscaler.decisions] == [32.0]
+
+
+def test_a_refusal_ends_where_the_rate_has_changed() -> None:
+    """Until then it lasts, each time twice as long as the last time, and longer for what had gained more."""
+    backoff = Backoff()
+    assert backoff.allows(100.0)
+    backoff.refuse(100.0, 2.0)
+    assert (backoff.left, backoff.cost) == (2 * PATIENCE, 4 * PATIENCE)
+    assert [backoff.allows(rate) for rate in (60.0, 80.0, 100.0, 130.0, 150.0)] == [True, False, False, False, True]
 
 
 def test_looks_are_cheap() -> None:
