@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -361,10 +362,6 @@ say("done")
     assert (run.out, run.err) == ("done\n", "")
 
 
-def no_process(*_: object, **__: object) -> None:
-    raise OSError(11, "Resource temporarily unavailable")
-
-
 FAILURES = {
     "a-bad-first-file": (SampleError, {"list_IDs": ["nobody"], "labels": None, "batch_size": 1}),
     "no-memory": (OSError, {}),
@@ -399,7 +396,7 @@ def test_a_constructor_that_fails_leaves_nothing(folder: Callable, monkeypatch: 
     elif failure == "no-memory":
         monkeypatch.setattr(shmgen._memory.ring, "available", lambda: 4096)
     elif failure == "no-process":
-        monkeypatch.setattr(subprocess, "Popen", no_process)
+        monkeypatch.setattr(subprocess, "Popen", Mock(side_effect=OSError(11, "Resource temporarily unavailable")))
     elif failure in ("no-second-process", "interrupt"):
         monkeypatch.setattr(subprocess, "Popen", second_fails)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
