@@ -129,10 +129,11 @@ def _parameters(function: Callable[..., Any]) -> tuple[bool, bool]:
     import inspect  # imported late: workers would start slower
 
     try:
-        parameters = [*inspect.signature(function).parameters.values()]
+        every = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # some functions written in C have no signature
         return False, False
-    required = [p for p in parameters if p.default is inspect.Parameter.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    parameters = [p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    required = [p for p in parameters if p.default is p.empty]
     draws = any(p.name == "rng" for p in parameters[1:])
     return sum(p.kind is not p.KEYWORD_ONLY and p.name != "rng" for p in required) == 2, draws
 
