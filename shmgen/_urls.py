@@ -8,7 +8,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(::[^/]*)?://", re.IGNORECASE)
 
 _CHAIN = re.compile(r"::(?=[a-z])")
 
-_IN_TEXT = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]*", re.IGNORECASE)
+_IN_TEXT = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]*[^\s'\"<>,;]", re.IGNORECASE)
 
 _USER = re.compile(r"(://)(?:[^\s/?#]*|[^\s/?#:]*:(?!\d*(?:[/?#]|$))[^\s?#]*)@")
 

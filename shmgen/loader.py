@@ -137,8 +137,8 @@ class Loader(BaseLoader):
 
     Raises:
         InputError: an argument can't be used, or a function can't be sent to a worker.
-        SampleError: the first sample can't be read, or does not match the arguments. From a request for a batch: one of its
-            samples can't be read. The batch may be requested again.
+        SampleError: the first sample can't be read, or does not match the arguments; unless ``on_error`` is ``"raise"``, none of
+            the first 8. From a request for a batch: one of its samples can't be read. The batch may be requested again.
         FunctionError: as SampleError, if a function of the user's is the cause.
         TooManyDamaged: from a request for a batch: more samples are damaged than ``max_damaged`` allows. The loader is then
             closed.

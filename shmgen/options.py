@@ -199,6 +199,7 @@ class DataOptions:
             default_weights=Ones() if tail is Tail.PAD else None,
             n_classes=self.n_classes,
             trims=self.trim is not None,
+            skips_damaged=self.on_error != "raise",
         )
         self._keep(spec=spec)
         self._keep(transforms=self._transforms())

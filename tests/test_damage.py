@@ -15,7 +15,7 @@ import pytest
 from conftest import DataSet
 from ways import made, run, shaking
 
-from shmgen import Damaged, Loader, Npy, NpyRows, SampleError, TooManyDamaged, Values
+from shmgen import Damaged, FunctionError, Loader, Npy, NpyRows, SampleError, TooManyDamaged, Values
 
 N = 32
 BATCH = 4
@@ -166,6 +166,36 @@ def test_a_stand_in_that_is_damaged_is_replaced_in_turn(folder: Callable) -> Non
         assert {damaged.id for damaged in loader.damaged} == {f"id-{number}" for number in range(1, N, 2)}
         assert loader.stats.replaced == 2 * N // 2
     assert run(made("files", data, workers=0, **options)) == run(made("files", data, workers=1, **options))
+
+
+@pytest.mark.parametrize("on_error", ["replace", "collect"])
+def test_the_first_samples_may_be_damaged(masked: tuple[DataSet, DataSet], on_error: Any) -> None:
+    """The first that can be read tells shape and dtype; those before it are replaced, or listed, as any other."""
+    scans, masks = masked
+    scans.file("id-0").unlink()
+    masks.file("id-0").write_bytes(b"")
+    scans.file("id-1").unlink()
+    with of_fields(*masked, workers=0, on_error=on_error) as loader:
+        found = [X["scan"].shape if on_error == "collect" else numbers((X, *rest)) for X, *rest in loader]
+        assert {damaged.id for damaged in loader.damaged} == {"id-0", "id-1"}
+    assert on_error == "collect" or not {0, 1} & set(sum(found, []))
+
+    with pytest.raises(SampleError, match="sample 'id-0'"):
+        of_fields(*masked, on_error="raise")
+    for id in scans.ids:
+        scans.file(id).unlink(missing_ok=True)
+    with pytest.raises(SampleError, match="sample 'id-0'"):
+        of_fields(*masked, on_error=on_error)
+
+
+def test_the_first_sample_of_a_function_may_be_damaged() -> None:
+    """A function of several fields tells them by the first sample at which it does not fail; one of labels may not fail."""
+    options: Any = {"batch_size": 4, "on_error": "replace", "max_damaged": 0.5, "workers": 0}
+    with Loader(range(8), source=lambda id: {"x": [60 / id]}, **options) as loader:
+        assert all(np.isfinite(X["x"]).all() for (X,) in loader)
+        assert [damaged.id for damaged in loader.damaged] == [0]
+    with pytest.raises(FunctionError, match="sample 0, values of field 'y'"):
+        Loader(range(8), source=lambda id: [id], targets=Values(lambda id: 60 // id), **options)
 
 
 def test_a_mended_file_is_read_again(masked: tuple[DataSet, DataSet]) -> None:

@@ -484,7 +484,8 @@ def test_arguments_that_are_mistakes(tmp_path: Path) -> None:
         ({"resize": "fit"}, "resize: expected 'crop' or 'pad' or 'stretch', found 'fit'"),
         ({"interpolation": "cubic"}, "interpolation: expected 'nearest'"),
         ({"size": (1, 2, 3)}, r"size: expected \(height, width\) in pixels, found \(1, 2, 3\)"),
-        ({"size": 0}, "expected an int from 1, found 0"),
+        ({"size": (0, 5)}, "size: expected an int from 1, found 0"),
+        ({"size": "224"}, "size: expected an int from 1, found '224'"),
         ({"dim": (1, 2, 3)}, r"dim: expected \(height, width\) in pixels, found \(1, 2, 3\)"),
     ]
     for options, text in mistakes:

@@ -33,6 +33,12 @@ ADVICE = {
         {"labels": ["cat", "dog"], "classes": "sorted"},
         [0, 1],
     ),
+    "missing": (
+        {"labels": [1, None]},
+        "id 'q', .*expected an int, found None of type NoneType; leave such ids out, or give them a value",
+        {"labels": [1, 0]},
+        [1, 0],
+    ),
     "counted-from-1": (
         {"labels": [1, 2], "n_classes": 2},
         r"id 'q', .*expected an int from 0 to 1, found 2; with n_classes=2 they are counted from 0",
@@ -317,12 +323,17 @@ WRONG_CLASSES = [
         "id 'q', field 'y': expected one of the classes 'cat', 'dog', found 'fox'; leave",
         id="unknown",
     ),
-    pytest.param(["cat", float("nan")], {"classes": "sorted"}, "id 'q', .*classes 'cat', found nan; leave", id="nan"),
+    pytest.param(
+        ["cat", float("nan")], {"classes": "sorted"}, "id 'q', .*classes 'cat', found nan; .*give them a name$", id="nan"
+    ),
+    pytest.param([b"cat", b"dog"], {"classes": "sorted"}, r"'p', .*found b'cat'; decode .*name\.decode\(\)", id="bytes"),
+    pytest.param([b"cat", "dog"], {"classes": [b"cat"]}, r"classes: .*found b'cat'; decode .*name\.decode\(\)", id="bytes-given"),
+    pytest.param(["cat", ["dog"]], {"classes": "sorted"}, r"id 'q', .*classes 'cat', found \['dog'\]; leave", id="list"),
     pytest.param([0, 1], {"classes": ["cat", "dog"]}, "id 'p', .*found 0; leave", id="numbers-already"),
     pytest.param(["a", "b"], {"classes": list("abcdefghijklmnopqrstuvwxyz")[::-1][:-1]}, "and 5 more, found 'a'", id="many"),
     pytest.param(["a", "b"], {"classes": ["a", "b"], "n_classes": 3}, "n_classes: expected 2, .*found 3", id="n_classes"),
     pytest.param(["a", "b"], {"classes": ["a", "b", "a"]}, "classes: expected each name once, found 'a' twice", id="twice"),
-    pytest.param([0.5, 1.5], {"classes": "sorted"}, "'y': expected names of classes, .*found others", id="floats"),
+    pytest.param([0.5, 1.5], {"classes": "sorted"}, "'p', .*expected the name of a class, .*found 0.5; leave", id="floats"),
     pytest.param(["a", "b"], {"classes": [1.5]}, r"classes: expected names, texts or ints, found 1\.5", id="float-as-a-name"),
     pytest.param(["a", "b"], {"classes": {"a", "b"}}, "classes: expected a list of names in order", id="set"),
     pytest.param(["a", "b"], {"classes": {"a": 1, "b": 0}}, "classes: expected a list of names in order", id="dict"),

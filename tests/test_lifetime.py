@@ -289,6 +289,21 @@ def test_a_loader_that_is_garbage_leaves_nothing(folder: Callable, workers: Call
     assert not workers()
 
 
+def test_a_loader_at_the_end_of_the_program(folder: Callable, script: Callable) -> None:
+    """A loader that is still referred to is closed then; the error of a later request is true of it."""
+    code = """
+import atexit
+atexit.register(lambda: ask())  # before that of `weakref.finalize`, which is called first, then
+loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=1)
+def ask():
+    try: loader.batch(0)
+    except shmgen.ClosedError as error: print(error)
+"""
+    run = script(code, folder(8))
+    assert run.end() == 0, run.err
+    assert run.out == "its last reference is gone, or the program is ending\n"
+
+
 def test_an_iterator_keeps_its_loader_alive(folder: Callable) -> None:
     """``for X, y in Loader(...)`` works without a name for the loader."""
     data = folder(24)

@@ -100,6 +100,8 @@ def test_ids_without_a_value_are_counted(without: list[str], said: str) -> None:
     remedy = str(raised.value).partition("leave them out, as ")[2].partition(" does")[0]
     left = eval(remedy, {"ids": ids, "labels": labels})
     assert labels_of(left, labels) == list(map(ord, left))
+    with pytest.raises(InputError, match=r"as \[id for id in ids if id in weights\] does"):
+        batch_of(ids, list(range(6)), weights=labels)
 
 
 KEYS = {
@@ -107,6 +109,7 @@ KEYS = {
     "without-a-folder": (["x/a", "x/b"], ["a", "b"]),
     "ints": (["0001", "0012"], [1, 12]),
     "lost-zeros": ([1, 12], ["0001", "0012"]),
+    "bytes": ([b"a", b"b"], ["a", "b"]),
 }
 
 

@@ -99,6 +99,8 @@ def test_class_weights(kind: str) -> None:
     """Each class counts the same, and the mean over all samples is 1, as in scikit-learn."""
     labels, classes = WEIGHED[kind]
     assert class_weights(list("abcd"), labels, classes=classes) == pytest.approx({0: 4 / 6, 1: 4 / 2})
+    with pytest.raises(InputError, match="ids: expected at least one, found none"):
+        class_weights([], labels, classes=classes)
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,7 @@ def test_windows_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
         ({"offset": -1}, [0], "offset: expected an int from 0, found -1"),
         ({"step": 2}, [0], "step: expected with window"),
         ({"series": [60, 41]}, [0], r"series\.npy: expected series of 100 rows together, found 101"),
-        ({"columns": [1, 4]}, [0], r"series\.npy: expected columns from 0 to 4, found 4 in each row"),
+        ({"columns": [1, 4]}, [0], r"series\.npy: expected rows that have column 4, counted from 0, found rows of 4 columns"),
         ({"columns": []}, [0], "columns: expected numbers of columns, found none"),
         ({"window": 8, "stride": 4}, range(25), r"id 24: expected a window's number from 0 to 23, of 100 rows, in .*series\.npy"),
         ({"window": 8, "series": [10, 90]}, [86], r"id 86: expected a window's number from 0 to 85, of 100 rows"),

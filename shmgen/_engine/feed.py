@@ -72,8 +72,9 @@ class Feed:
         with ExitStack() as undo:
             self.prefetcher = self._assemble(options, fields, workers, front_end or FrontEnd(), undo)
             self.prefetcher.read_ahead()
+            gone = ClosedError("its last reference is gone, or the program is ending")
             # Nothing that the prefetcher holds leads back to the feed.
-            self._stop = weakref.finalize(self, self.prefetcher.close, ClosedError("its last reference was gone"))
+            self._stop = weakref.finalize(self, self.prefetcher.close, gone)
             undo.pop_all()
 
     def _assemble(

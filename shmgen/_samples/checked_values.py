@@ -12,7 +12,7 @@ import numpy as np
 
 from shmgen._samples.casting import cast, unmasked
 from shmgen._samples.files import some_of
-from shmgen._samples.ids import BLOCK, blocks, objects
+from shmgen._samples.ids import BLOCK, blocks, is_missing, objects
 from shmgen._samples.lookup import as_list_or_array, is_column
 from shmgen._samples.sample_spec import LOSSY_CAST, can_cast
 from shmgen.errors import FormatError, InputError
@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 Rows: TypeAlias = "tuple[np.ndarray, np.dtype[Any]]"
 """A row for each id, and the dtype of the rows of a batch; those here may be kept in the smaller dtype of the values."""
+
+DECODE = "; decode names that are bytes: [name.decode() for name in names]"
 
 
 class CheckedValues:
@@ -136,8 +138,8 @@ class CheckedValues:
             try:
                 return numbers[value]
             except (KeyError, TypeError):
-                found = f"{value!r}; leave such ids out, or pass all names, in order, or classes='sorted'"
-                raise FormatError(f"expected one of the classes {some_of(names, 20)}, found {found}") from None
+                expected = f"one of the classes {some_of(names, 20)}" if names else "the name of a class, a text or an int"
+                raise FormatError(f"expected {expected}, found {value!r}{_remedy_for_name(value)}") from None
 
         small, distinct = np.min_scalar_type(len(names)), _distinct_ints(self._column)
         if distinct.size and set(distinct.tolist()) <= numbers.keys():  # a million ints take no loop over them
@@ -172,11 +174,19 @@ def _distinct_ints(column: Any) -> np.ndarray:
 def _remedy(value: object) -> str:
     if isinstance(value, str | bytes):
         return "; where these are names of classes, pass classes=[...], all of them in order, or classes='sorted'"
+    if is_missing(value):
+        return "; leave such ids out, or give them a value"
     if isinstance(value, float | np.floating):
-        if math.isnan(value):
-            return "; leave such ids out, or give them a value"
         return "; if it is meant, pass Values(..., dtype='float32'), and no n_classes"
     return ""
+
+
+def _remedy_for_name(value: object) -> str:
+    if isinstance(value, bytes):
+        return DECODE
+    if isinstance(value, str | int):
+        return "; leave such ids out, or pass classes=[...], all of them in order"
+    return "; leave such ids out, or give them a name"
 
 
 def check_number(classes: tuple[Any, ...], n_classes: int | None) -> None:
@@ -189,7 +199,8 @@ def names_of(classes: Any) -> tuple[Any, ...]:
         raise InputError(f"classes: expected a list of names in order, or 'sorted', found {classes!r}")
     names = tuple(name.item() if isinstance(name, np.generic) else name for name in classes)
     if wrong := [name for name in names if not isinstance(name, str | int)]:
-        raise InputError(f"classes: expected names, texts or ints, found {wrong[0]!r}")
+        remedy = DECODE if isinstance(wrong[0], bytes) else ""
+        raise InputError(f"classes: expected names, texts or ints, found {wrong[0]!r}{remedy}")
     if not names or len(set(names)) < len(names):
         twice = [name for name in set(names) if names.count(name) > 1]
         raise InputError(f"classes: expected each name once, found {f'{twice[0]!r} twice' if twice else 'none'}")
@@ -199,9 +210,6 @@ def names_of(classes: Any) -> tuple[Any, ...]:
 def sorted_names(values: Any) -> tuple[Any, ...]:
     """The texts among ``values``, or else the ints, each once, sorted."""
     column = as_list_or_array(values) if is_column(values) else [values[key] for key in values.keys()]  # noqa: SIM118
-    try:
-        found = set(_distinct_ints(column).tolist()) or set(objects(column))
-    except TypeError:  # one that is no name
-        return ()
+    found = set(_distinct_ints(column).tolist()) or {one for one in objects(column) if isinstance(one, str | int | np.integer)}
     texts = sorted(str(name) for name in found if isinstance(name, str))
-    return tuple(texts) or tuple(sorted(int(name) for name in found if isinstance(name, int | np.integer)))
+    return tuple(texts) or tuple(sorted(map(int, found)))

@@ -68,7 +68,11 @@ def _plain(id: Any, position: int) -> str | bytes | int:
 
 def is_missing(value: Any) -> bool:
     """Whether this is a missing value: None, NaN, or one of pandas."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in ("NAType", "NaTType")
+    return (
+        value is None
+        or (isinstance(value, float | np.floating) and math.isnan(value))
+        or type(value).__name__ in ("NAType", "NaTType")
+    )
 
 
 def _no_list(ids: Any) -> str:
@@ -196,7 +200,7 @@ def blocks(values: Any, size: int = BLOCK) -> Iterator[Any]:
 
 
 def refuse_ways_out(ids: Sequence[object], folder: str, remedy: str) -> None:
-    """Refuse ids that lead out of ``folder``; ``remedy`` says what to pass where ids are paths."""
+    """Refuse ids that lead out of ``folder``; an error ends in ``remedy``."""
     for block in blocks(ids):
         some = list(map(str, block))
         # A block is searched as one text: one by one, a million ids would take a second.
@@ -205,8 +209,8 @@ def refuse_ways_out(ids: Sequence[object], folder: str, remedy: str) -> None:
             continue
         for id in some:
             if id.startswith("/") or ".." in id.split("/"):
-                expected = f"one that stays in folder {folder}, found a path out of it"
-                raise InputError(f"id {id!r}: expected {expected}; pass {remedy}, where ids are meant as paths")
+                expected = f"one that stays in folder {folder}, found a path out of it; {remedy}"
+                raise InputError(f"id {id!r}: expected {expected}")
 
 
 def read_ids(file: str, named: str) -> list[str]:

@@ -124,7 +124,8 @@ class Lookup:
         text = f"id {ids[0]!r}, field {self._field!r}: expected a value for each of the {len(self._ids):,} ids, found none for "
         if len(ids) < len(self._ids):
             which = "this one" if len(ids) == 1 else f"{len(ids):,} of them, {some_of(ids)}"
-            remedy = "leave them out, as [id for id in ids if id in labels] does, or give them values"
+            name = "labels" if self._field == "y" else self._field
+            remedy = f"leave them out, as [id for id in ids if id in {name}] does, or give them values"
             return InputError(f"{text}{which}; {remedy}{in_order}")
         for other, how in variants(ids[0]):
             if _has(values, other):

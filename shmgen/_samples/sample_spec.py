@@ -195,10 +195,11 @@ def _wrong_dtype(dtype: np.dtype[np.generic], found: np.dtype[np.generic]) -> st
     return f"expected dtype {dtype}, found {found}, {LOSSY_CAST}"
 
 
-def check_shape(dim: int | Iterable[int] | None) -> tuple[int, ...] | None:
+def check_shape(dim: int | Iterable[int] | None, name: str = "dim") -> tuple[int, ...] | None:
     if dim is None:
         return None
-    return tuple(check_int(size, "dim", 1) for size in (dim if isinstance(dim, Iterable) else (dim,)))
+    sizes = dim if isinstance(dim, Iterable) and not isinstance(dim, str) else (dim,)
+    return tuple(check_int(size, name, 1) for size in sizes)
 
 
 def check_pad_value(pad_value: float | None, dim: object) -> float | None:

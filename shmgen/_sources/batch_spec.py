@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from typing import Any
 
@@ -19,17 +20,21 @@ from shmgen._sources.base import BuiltinSource, Reader, Source, SourceField
 from shmgen._sources.fields import FieldSpec, OneHotKey, OneHotReader
 from shmgen._sources.function import Function
 from shmgen._sources.values import Labels, Values, Weights
-from shmgen.errors import FormatError, InputError
+from shmgen.errors import FormatError, InputError, SampleError
 
 NAMES = {"inputs": "X", "targets": "y", "weights": "weights"}
 """What the only field of each role is called."""
+
+FIRST_TRIED = 8
+"""How many samples are tried, where damaged ones are no error, until one tells shape and dtype."""
 
 
 class BatchSpec:
     """The fields of a batch: ``inputs``, ``targets`` and ``weights``, each a source, or a dict, tuple or list of sources.
 
     If ``is_sample``, inputs may be a source of a tuple of fields that is the whole sample: ``(inputs, targets[, weights])``.
-    ``n_classes`` then makes one-hot rows of the targets' ints.
+    ``n_classes`` then makes one-hot rows of the targets' ints. If it ``skips_damaged``, the first sample that can be read tells
+    shapes and dtypes.
     """
 
     def __init__(
@@ -43,9 +48,11 @@ class BatchSpec:
         default_weights: Source | None = None,
         n_classes: int | None = None,
         trims: bool = False,
+        skips_damaged: bool = False,
     ) -> None:
         self._ids = ids
         self._trims = trims
+        self._skips_damaged = skips_damaged
         # What is cut: the positions of fields, and of the lengths of their samples.
         self._trimmed: list[tuple[int, int]] = []
         # By `id()` of what was given. The values hold that, so no other object gets the same `id()`.
@@ -120,12 +127,21 @@ class BatchSpec:
     def _bound(self, source: Source, name: str, *, varies: bool = False) -> Reader:
         """The reader of a source: the same wherever the source is used, since a sample is read once."""
         if id(source) not in self._readers:
-            if isinstance(source, BuiltinSource):
-                reader = source.bind(self._ids, field=name, varies=varies)
-            else:
-                reader = copy(source).bind(self._ids)
-            self._readers[id(source)] = source, reader
+            self._readers[id(source)] = source, self._bind(source, name, varies)
         return self._readers[id(source)][1]
+
+    def _bind(self, source: Source, name: str, varies: bool) -> Reader:
+        if not isinstance(source, BuiltinSource):
+            return copy(source).bind(self._ids)
+        try:
+            return source.bind(self._ids, field=name, varies=varies)
+        except SampleError:
+            if not self._skips_damaged or isinstance(source, Values):  # which needs the values of all
+                raise
+            for id in self._ids[1:FIRST_TRIED]:
+                with suppress(SampleError):
+                    return source.bind([id], field=name, varies=varies)
+            raise
 
     def unflatten(self, arrays: BatchArrays) -> tuple[Any, ...]:
         """``(inputs,)``, ``(inputs, targets)`` or ``(inputs, targets, weights)``, each nested as it was given."""

@@ -56,7 +56,9 @@ class Files:
         from shmgen._samples.ids import as_ints, refuse_ways_out  # late: workers don't need it
 
         if not self.ids_are_paths and as_ints(ids) is None:  # the text of an int leads nowhere
-            refuse_ways_out(ids, self.folder, "data_dir=None, or Npy(None)" if source == "Npy" else f"{source}(None)")
+            none = "data_dir=None, or Npy(None)," if source == "Npy" else f"{source}(None)"
+            remedy = f"pass {none} where ids are meant as paths" if self.remote is None else "pass the URL of a folder above it"
+            refuse_ways_out(ids, self.folder, remedy)
         if self.remote is not None:
             self.remote.prepare()
 

@@ -203,7 +203,7 @@ def _check(value: str, name: str, known: Any) -> None:
 
 def _pair(size: int | Iterable[int] | None, name: str) -> tuple[int, int] | None:
     """A height and a width; one int is both."""
-    sizes = check_shape(size)
+    sizes = check_shape(size, name)
     if sizes is None:
         return None
     if len(sizes) not in (1, 2):

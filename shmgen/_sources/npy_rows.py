@@ -244,6 +244,6 @@ def _layout(header: Header, given: str | None, windows: Windows, columns: int | 
     if columns is not None:
         most = max([columns] if isinstance(columns, int) else columns)
         if not shape or most >= shape[-1]:
-            found = f"{shape[-1]} in each row" if shape else "rows of a single number"
-            raise FormatError(f"expected columns from 0 to {most}, found {found}")
+            found = f"rows of {shape[-1]} columns" if shape else "rows of a single number"
+            raise FormatError(f"expected rows that have column {most}, counted from 0, found {found}")
     return RowLayout(header.size, count, tuple(shape), dtype_text(header.dtype), header.data_bytes // count, windows, columns)

@@ -87,10 +87,7 @@ class Values(BuiltinSource):
         column = self.aligned(ids, field)
         checked = CheckedValues(ids, column, field, may_be_nan=self._may_be_nan and self._given_dtype is not None)
         classes = self.classes
-        if self._sorts_classes:
-            classes = sorted_names(column if callable(self._values) else self._values)
-            if not classes:
-                raise checked.refused("names of classes, texts or ints", "others")
+        if self._sorts_classes and (classes := sorted_names(column if callable(self._values) else self._values)):
             check_number(classes, self._n_classes)
         rows, dtype = self._checked_rows(checked, classes)
         is_one_hot = self._n_classes is not None and rows.ndim == 1
@@ -244,6 +241,8 @@ def class_weights(
         {0: 0.6666666666666666, 1: 2.0}
     """
     every = kept(ids)
+    if not every:
+        raise InputError("ids: expected at least one, found none; pass those of the samples to train on")
     values = labels if isinstance(labels, Values) else Labels(labels)
     reader = values.with_classes(None, classes).bind(every, field="labels")
     numbers = reader.all_rows()
