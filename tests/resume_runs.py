@@ -1,7 +1,7 @@
 """Runs of one training script, each in a process of its own that may be killed at a given moment; for ``test_resume.py``.
 
-Importing a framework takes seconds. So this process does that once, and nothing else with it, and forks itself for each run that
-it is asked for: a line of JSON with the arguments of `run`. It answers with the status in which the run ended.
+Importing a framework takes seconds. So this process imports it once, and forks itself for each run. A run is requested by a line
+of JSON with the arguments of `run`; the answer is the run's exit status.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def die() -> None:
 
 
 class Count(keras.layers.Layer):
-    """Counts in a weight of its own how often each id was trained on, and gives the mixed up id's digits to the layers behind."""
+    """Takes the id from the first column, counts in a weight how often each id was trained on, and passes the rest on."""
 
     def __init__(self, samples: int) -> None:
         super().__init__()
@@ -81,11 +81,11 @@ def patch(owner: Any, name: str, count: int, *, after: bool) -> None:
 
 
 PLACES = {"replace": (os, "replace"), "write": (np.lib.format, "write_array"), "unlink": (Path, "unlink")}
-"""Functions that a state is saved with."""
+"""Functions that write or delete a saved state."""
 
 
 def rows(samples: int, traps: list[str]) -> Callable[[int], np.ndarray]:
-    """A function that computes a sample. One of them springs a trap, a file, each time; with the last, it kills who trains."""
+    """A function that computes samples. The middle one deletes a trap (a file), and with the last trap kills the trainer."""
 
     def row(id: int) -> np.ndarray:
         trap = next(filter(os.path.exists, traps), None)
@@ -108,7 +108,7 @@ def run(
     policy: str = "float32",
     best: bool = False,
 ) -> None:
-    """Train, and write into ``home`` what has come of it."""
+    """Train, and write variables and results into ``home``."""
     keras.utils.set_random_seed(1)
     keras.config.set_dtype_policy(policy)
     layers = [Count(SAMPLES), keras.layers.Dense(8, "relu"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
@@ -119,13 +119,13 @@ def run(
         metrics=["accuracy"],
         steps_per_execution=steps_per_execution,
         run_eagerly=keras.backend.backend() == "torch",
-        jit_compile=keras.backend.backend() == "jax",  # which finds in its cache what an earlier run has compiled
+        jit_compile=keras.backend.backend() == "jax",  # its cache has what earlier runs compiled
     )
     kill = dict(kill or {})
     traps = [f"{home}/trap-{number}" for number in range(kill["count"])] if kill.get("where") == "read" else []
     source: dict[str, Any] = {"dim": (4,), "dtype": "float32"}
     training = Sequence(range(SAMPLES), lambda id: id % 3, BATCH, source=rows(SAMPLES, traps), workers=1, **source)
-    # What is left over of an epoch is another part of the samples in each.
+    # 10 samples leave an incomplete batch, with other samples in each epoch.
     validation = Sequence(range(10), lambda id: id % 3, BATCH, source=rows(10, []), seed=3, workers=0, **source)
     checkpoints = Path(home, "checkpoints")
     callbacks: list[Any] = []

@@ -1,4 +1,4 @@
-"""Servers on loopback: nginx, Moto's S3, and a proxy before them that is slow, keeps a record, and fails on request."""
+"""Servers on loopback: nginx, Moto's S3, and a proxy that delays answers, records requests, and fails on request."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def listens(port: int) -> bool:
 
 @contextmanager
 def running(command: list[str], port: int, **options: Any) -> Iterator[None]:
-    """A server, from when it listens to the end."""
+    """Run a server: enter when it listens, end it on exit."""
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, start_new_session=True, **options
     )
@@ -105,7 +105,7 @@ def put(port: int, path: str, data: bytes = b"") -> None:
 
 
 class Request(NamedTuple):
-    """What a client asked for; names of headers are in lower case."""
+    """A client's request; names of headers are in lower case."""
 
     method: str
     target: str
@@ -113,20 +113,20 @@ class Request(NamedTuple):
 
 
 class Proxy:
-    """Passes requests on to a server, and its answers back.
+    """Passes requests on to a server, and its answers back, except for faults.
 
-    A fault is the status of an answer, with headers behind a space if it has any; or "reset", "close", "half", "stall", "hang",
-    "chunks", "drip", "drip-head", "nonsense"; or a header that replaces the answer's own; or None for no fault.
+    A fault is the status to answer with, followed by a space and a header if there is one; or "reset", "close", "half", "stall",
+    "hang", "chunks", "drip", "drip-head", "nonsense"; or a header that replaces the answer's own; or None for no fault.
     """
 
     def __init__(self, upstream: int, delay: float = 0.0) -> None:
         self._upstream = upstream  # the server's port
-        self._delay = delay  # seconds that each answer takes longer
+        self._delay = delay  # seconds before each answer
         self.requests: list[Request] = []
-        self.connections = self.open = 0  # how many clients made, and have
-        self.faults: dict[str, list[str | None]] = {}  # by a file's name, for the next requests for it
+        self.connections = self.open = 0  # number of connections made so far, and open now
+        self.faults: dict[str, list[str | None]] = {}  # by file name: faults of the next requests for that file
         self.always: str | None = None  # the fault of all other requests
-        self.in_flight = self.most_in_flight = 0  # requests that were not answered yet
+        self.in_flight = self.most_in_flight = 0  # number of unanswered requests
         self.text = b"<html><title>a secret</title></html>"
         self._loop = asyncio.new_event_loop()
         self._never = asyncio.Event()
@@ -137,12 +137,12 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Of the proxy."""
+        """The proxy's URL."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def targets(self) -> list[str]:
-        """What was asked for, in order."""
+        """The targets of all requests, in order."""
         return [request.target for request in self.requests]
 
     def stop(self) -> None:

@@ -1,10 +1,9 @@
 """Training-like consumption under random faults, for minutes or days: ``make soak``, or ``python -m tests.soak --minutes 10``.
 
-Loaders of random shape, with one read in flight or many, are read, held on to, and closed early, while another thread kills,
-stops and delays their workers, one by one or all at once, and truncates, deletes, garbles, reshapes and blocks files. Every row
-delivered is compared with what its sample should be; at the end nothing may have grown. Now and then a signal's handler raises an
-error while a batch is asked for: the loader then goes on, or is closed, and never hangs. The seed that is printed repeats the
-choices, though not what the machine makes of their timing.
+Loaders with random options are read or closed early, and some batches are kept. Meanwhile another thread kills, stops and delays
+workers, one by one or all at once, and truncates, deletes, garbles, reshapes and blocks files. Every delivered row is compared
+with its sample; memory, descriptors, processes and threads must not grow. Now and then a signal handler raises an error while a
+batch is requested: the loader goes on or is closed, and never hangs. The printed seed repeats the choices, but not their timing.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ from shmgen._plan.order import Order
 SAMPLES = 600
 SHAPE = (24, 24, 3)
 TIMEOUT = 1.0
-"""Seconds that a read may take; so long the trainer waits for a worker that was stopped."""
+"""Seconds that a read may take, and so the longest wait for a stopped worker."""
 
 FAULTS = 16
-"""A second, on average, mendings included."""
+"""Faults and repairs a second, on average."""
 
 SLOWLY = 0.003
-"""Seconds that a read takes, on average, where it is to wait as for a network."""
+"""Seconds that a read takes, on average, in `read_slowly`."""
 
 MAX_DAMAGED = 12
-"""Files that are damaged at one time."""
+"""The most files that are damaged at one time."""
 
 
 HANGS = 90.0
@@ -53,17 +52,17 @@ HANGS = 90.0
 
 
 class Struck(Exception):
-    """What a signal's handler raises."""
+    """Raised by the signal handler."""
 
 
 class Files:
-    """The data set: sample ``number`` is filled with what `Files.content` says, unless it is damaged."""
+    """The data set: the file of sample ``number`` holds `Files.content`, unless it is damaged."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ids = [f"{number % 7}/id-{number}" for number in range(SAMPLES)]
         self.labels = {id: number for number, id in enumerate(self.ids)}
-        # When each was last found whole again; infinity while it is damaged.
+        # When each file was last repaired; infinity while it is damaged.
         self.mended = dict.fromkeys(range(SAMPLES), 0.0)
         for number in range(SAMPLES):
             self.path(number).parent.mkdir(exist_ok=True)
@@ -103,7 +102,7 @@ class Files:
 
 
 class Faults(threading.Thread):
-    """Brings faults about, until it is told to stop."""
+    """Causes faults until `end`."""
 
     def __init__(self, files: Files, consumer: Consumer, seed: int) -> None:
         super().__init__(daemon=True)
@@ -126,7 +125,7 @@ class Faults(threading.Thread):
             self.files.mend(number)
 
     def _workers(self) -> list[psutil.Process]:
-        """Those that have worked for a while: who dies as it starts, or at its first read, time and again is rightly told of."""
+        """Workers that were seen reading before: repeated deaths at the start or at the first read are rightly an error."""
         loader = self._consumer.loader
         if loader is None:
             return []
@@ -157,18 +156,18 @@ class Faults(threading.Thread):
             self._signal("SIGSTOP", worker)
 
     def _delay(self) -> None:
-        """For less than a read may take, so no sample is to blame."""
+        """Stop a worker for less time than a read may take, so that no sample is blamed."""
         for worker in self._chance.sample(workers := self._workers(), min(1, len(workers))):
             self._signal("SIGSTOP", worker)
             self._ended.wait(TIMEOUT / 5)
             self._signal("SIGCONT", worker)
 
     def _strike(self) -> None:
-        """A signal's handler raises an error in the consumer, wherever that is while it asks for a batch."""
+        """Let a signal handler raise an error in the consumer, at any point of a request for a batch."""
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     def _damage(self) -> None:
-        # Not the first, without which no loader can be made.
+        # Not the first file: without it no loader can be made.
         whole = [number for number in range(1, SAMPLES) if self.files.mended[number] != float("inf")]
         if SAMPLES - 1 - len(whole) < MAX_DAMAGED:
             how = self._chance.choices(["truncated", "garbled", "reshaped", "deleted", "blocked"], [3, 3, 3, 3, 1])[0]
@@ -181,19 +180,19 @@ class Faults(threading.Thread):
 
 
 def flip(row: np.ndarray, rng: np.random.Generator) -> None:
-    """Changes a row in place: one that was half done must be read again before it is done again."""
+    """Invert a row in place: if its worker dies meanwhile, the row must be read again before it is inverted again."""
     np.invert(row, out=row)
 
 
 def read_slowly(folder: Path, id: str) -> np.ndarray:
-    """A sample whose read waits as for a network, so that many are in flight."""
+    """Read a sample after a wait as for a network, so that many reads are in flight."""
     time.sleep(random.expovariate(1 / SLOWLY))
-    # At once: np.load itself reads header and data one after the other, and the file may be garbled between.
+    # One read of the whole file: np.load reads the header and then the data, and the file may be garbled in between.
     return np.load(io.BytesIO((folder / f"{id}.npy").read_bytes()))
 
 
 class Consumer:
-    """Reads loaders as a training would, and checks each row."""
+    """Reads loaders as training does, and checks each row."""
 
     def __init__(self, files: Files, seed: int) -> None:
         self.count: Counter[str] = Counter()
@@ -239,7 +238,7 @@ class Consumer:
                 batches, number, struck = iter(loader), 0, False
                 while (batch := self._asked_for(batches)) is not None:
                     if isinstance(batch, BaseException):
-                        # The batch that was asked for is lost, and which it was is not known; the loader goes on, or is closed.
+                        # One batch is lost, and it is unknown which; the loader goes on, or is closed.
                         if isinstance(batch, ClosedError):
                             assert struck, batch
                             self.count["closed"] += 1
@@ -266,7 +265,7 @@ class Consumer:
                 self._let_go()
 
     def _asked_for(self, batches: Iterator[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...] | BaseException | None:
-        """The next batch, None behind the last; or what a signal's handler raised meanwhile, or a loader that this closed."""
+        """The next batch, or None after the last; or the error that the signal handler raised, or ClosedError after that."""
         faulthandler.dump_traceback_later(HANGS, exit=True)
         try:
             self.asks = True
@@ -277,7 +276,7 @@ class Consumer:
             self.asks = False
 
     def strike(self, *_: object) -> None:
-        """The handler of a signal: raises any error, if a batch is asked for."""
+        """The signal handler: raise a random error if a batch is being requested."""
         if self.asks:
             self.asks = False
             raise random.choice((Struck, KeyboardInterrupt, TimeoutError))
@@ -289,7 +288,7 @@ class Consumer:
         labels = y.tolist()
         for row, label, expected in zip(X, labels, labels if order is None else order.tolist(), strict=False):
             found = "other data than its label's" if not np.array_equal(row, self._contents[label]) else ""
-            # Another sample may stand in only for one that was damaged since the loader was made.
+            # Only a sample that was damaged after the loader was made may be replaced by another.
             if not found and label != expected and self._files.mended[expected] < began:
                 found = f"sample {label} in place of {expected}, which was whole"
             if found:
@@ -308,7 +307,7 @@ class Consumer:
 
 
 def usage() -> dict[str, int]:
-    """What must not grow."""
+    """Resources whose use must not grow."""
     gc.collect()
     process = psutil.Process()
     return {
@@ -321,7 +320,7 @@ def usage() -> dict[str, int]:
 
 
 def soak(minutes: float, seed: int) -> int:
-    """Run for ``minutes`` minutes; the exit status."""
+    """Run for ``minutes`` minutes, and return the exit status."""
     start = time.monotonic()
     until = start + 60 * minutes
     logging.getLogger("shmgen").setLevel(logging.ERROR)
@@ -336,7 +335,7 @@ def soak(minutes: float, seed: int) -> int:
         try:
             while time.monotonic() < until:
                 consumer.run_one(until)
-                # What is imported and allocated at first use is there after a while.
+                # Not at once: first uses import modules and allocate memory.
                 if before is None and time.monotonic() > start + (until - start) / 5:
                     before = usage()
         finally:

@@ -1,4 +1,4 @@
-"""Many at once, and many in turn: loaders, threads, forks and processes that do not disturb each other, and do not add up."""
+"""Many loaders, threads and forks, at once and in turn, do not disturb each other, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shmgen import Loader
 
 
 def test_several_loaders_in_one_process(folder: Callable) -> None:
-    """Made at once by threads that end, read in turn on one thread, then each on one of its own: each gives its own files."""
+    """Loaders made by threads that end give their own files each, read in turn by one thread or at once by several."""
     sets = [folder(12, (number + 1, 3), name=f"data-{number}") for number in range(4)]
     makers = [Asking(partial(Loader, data.ids, data.labels, 2, data_dir=data.path, workers=2, slots=3)) for data in sets]
     loaders: list[Any] = [maker.outcome() for maker in makers]
@@ -42,7 +42,7 @@ def test_several_loaders_in_one_process(folder: Callable) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_threads_that_share_a_loader_iterate_each_on_its_own(folder: Callable, workers: int) -> None:
-    """Each thread's loops are whole epochs, though others begin and leave theirs all the while."""
+    """Every loop of a thread is a whole epoch, while other threads begin loops and leave them early."""
     data = folder(24)
     over = threading.Event()
     with Loader(data.ids, data.labels, 2, data_dir=data.path, workers=workers) as loader:
@@ -65,7 +65,7 @@ def test_threads_that_share_a_loader_iterate_each_on_its_own(folder: Callable, w
 
 
 FORKS = {
-    # what a child does that is forked while the loader lives, with and without multiprocessing's help
+    # name -> code of a child that is forked while the loader lives; None: it is started by multiprocessing
     "os._exit": "os._exit(0)",
     "end-of-the-script": "sys.exit(0)",
     "collected": "del loader, epoch; gc.collect(); sys.exit(0)",
@@ -77,7 +77,7 @@ FORKS = {
 
 
 def test_children_forked_while_a_loader_lives(folder: Callable, script: Callable) -> None:
-    """However a fork of the process ends, or if it lives on: the loader works on, and its workers end by themselves."""
+    """A loader goes on and its workers end by themselves, in whatever way forks of its process end, or if one lives on."""
     code = f"""
 import gc, multiprocessing, subprocess, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 has one for every fork
@@ -130,16 +130,16 @@ say("done")
 
 
 IN_TURN = {0: 230, 1: 6}
-"""How many loaders are made in turn, by their number of workers."""
+"""Number of loaders made in turn, by their number of workers."""
 
 LEAST_LEFT = 2 << 20
-"""Bytes: a loader over 8 ids is made of 14 kB of objects, so 230 leave 3 MB behind if nothing of them goes; and the memory of a
-process that leaves nothing behind wavers by some hundred kB."""
+"""Bytes. A loader over 8 ids has 14 kB of objects, so 230 leaked loaders leave 3 MB; without a leak, a process's memory varies by
+some hundred kB."""
 
 
 @pytest.mark.parametrize("workers", IN_TURN)
 def test_many_loaders_in_turn(folder: Callable, workers: int) -> None:
-    """Made, used and closed one after the other: descriptors, processes, mappings, objects and memory are what they were."""
+    """Loaders made, used and closed one after another leave no descriptors, processes, mappings, objects or memory."""
     data = folder(8)
     process = psutil.Process()
 
@@ -166,7 +166,7 @@ def test_many_loaders_in_turn(folder: Callable, workers: int) -> None:
 
 
 def test_few_open_files_suffice(folder: Callable, script: Callable) -> None:
-    """With a limit of 256 open files: 8 loaders of 2 workers each, all batches of an epoch of 100 held, and both at once."""
+    """A limit of 256 open files is enough for 8 loaders of 2 workers each, while all 100 batches of two of them are held."""
     code = """
 import resource, shmgen._engine.held_slots
 shmgen._engine.held_slots.GROW_AFTER = 0.05
@@ -188,6 +188,6 @@ for batches in held: check(batches)
 
     assert run.end() == 0, run.err
     assert run.err == ""
-    # Four a worker: socket, process, life, status page. Ten a loader: memory and ids, each mapped as well, two pipes, and what is
-    # waited on. And a mapping each time that one of two grew by a quarter, from 16 slots to 100.
+    # Four a worker: socket, process, life, status page. Ten a loader: memory and ids, each mapped as well, two pipes, and those
+    # to wait on. And a mapping for each quarter by which the rings of the two loaders grew, from 16 slots to 100.
     assert int(run.out) <= 8 * (4 * 2 + 10) + 2 * 12 + 8

@@ -1,4 +1,4 @@
-"""Several real processes, one loader each: what they train together."""
+"""Ranks that are real processes: how they train one model, share processors, and are warned."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ print(json.dumps([two_devices] if WORLD > 1 else [one_device, two_devices]))
 @pytest.mark.slow
 @needs("jax")
 def test_processes_and_devices_of_jax_train_one_model(folder: Callable[..., Any], script: Callable[..., Any]) -> None:
-    """Two processes, or two devices of one, train what one device does, each sample once; padded validation is exact."""
+    """Two processes, or one with two devices, train the same model as one device; metrics of padded validation are exact."""
     data = folder(41)
     [[alone, devices]], [[first], [second]] = launched(script, FIT, data, 1, 2)
     assert first == second
@@ -77,7 +77,7 @@ def test_processes_and_devices_of_jax_train_one_model(folder: Callable[..., Any]
 def test_ranks_of_one_machine_share_its_processors(
     folder: Callable[..., Any], workers: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By default a rank has its part of the workers that a process alone would have."""
+    """By default the ranks of a machine divide the workers that a single process would have."""
     data = folder(8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(6))
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
@@ -111,7 +111,7 @@ print(json.dumps([caught_of(), caught_of(keras.layers.TorchModuleWrapper(paralle
 @pytest.mark.torch
 @needs("torch")
 def test_a_plain_fit_on_torch_is_warned_of(folder: Callable[..., Any], script: Callable[..., Any]) -> None:
-    """Under torchrun, whatever part a Sequence has; not where a part of the model is one of torch's that synchronise."""
+    """Under torchrun, `fit` warns unless a part of the model is a DistributedDataParallel, which synchronises ranks."""
     [[[[warned], silent]]] = launched(script, TORCH, folder(16, (3,)), 1)
     assert warned.startswith("fit trains another model on each of 2 ranks")
     assert "DistributedDataParallel" in warned

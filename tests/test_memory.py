@@ -1,4 +1,4 @@
-"""Short memory is said before the first batch, with the numbers and what to change. How large /dev/shm is does not matter."""
+"""Too little memory is reported before the first batch, with numbers and a remedy. The size of /dev/shm does not matter."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BIND, PRIVATE = 0x1000, 0x44000  # of mount(2); the last for the whole tree
 must(libc.unshare(0x20000))  # the mounts
 mount("none", "/", flags=PRIVATE)
 """
-"""Begins a script whose mounts no other process sees."""
+"""The beginning of a script whose mounts no other process sees."""
 
 MISSING = """
 import tempfile
@@ -56,7 +56,7 @@ assert not os.path.exists("/dev/shm")
 
 @pytest.fixture(scope="module")
 def mounts() -> None:
-    """Skips where nothing may be mounted."""
+    """Skips the test where mounts are not allowed."""
     made = subprocess.run(
         [sys.executable, "-c", "import os, sys, shmgen\n" + PRIVATE], capture_output=True, text=True, check=False
     )
@@ -66,7 +66,7 @@ def mounts() -> None:
 
 ROW = 1 << 18
 SLOT = ROW + PAGE
-"""Bytes of a slot: of a batch of one row, its label, and its sheet."""
+"""Bytes of a slot for a batch of one row: the row, its label, and its sheet."""
 
 
 def room(slots: int) -> int:
@@ -76,7 +76,7 @@ def room(slots: int) -> int:
 
 @pytest.mark.usefixtures("mounts")
 def test_without_dev_shm(folder: Callable, script: Callable) -> None:
-    """Nothing is put there or said of it; there are as many slots as wanted, and all can be held."""
+    """Without /dev/shm a loader has all its slots, lets all batches be held, and warns of nothing."""
     code = """
 loader = Loader(IDS, LABELS, 1, data_dir=DATA, workers=2, slots=6)
 assert len(loader.state.slots) == 6, loader
@@ -100,12 +100,12 @@ check(held)
 
 
 def memory_left(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """From now on, ``size`` bytes seem to be left besides what others need."""
+    """Let ``size`` bytes of memory seem to be free, besides the part reserved for other programs."""
     monkeypatch.setattr(shmgen._memory.ring, "available", lambda: size + OTHERS_NEED)
 
 
 def test_too_little_memory_is_an_error(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where 2 slots are more than there is, OSError tells how much is needed and left, before a worker is started."""
+    """If memory is too small for 2 slots, OSError gives the bytes needed and left, before a worker is started."""
     data = folder(8, (ROW // 4,))
     memory_left(monkeypatch, room(2) - 1)
     started = []
@@ -132,7 +132,7 @@ def test_too_little_memory_is_an_error(folder: Callable, monkeypatch: pytest.Mon
 def test_slots_are_as_many_as_memory_has_room_for(
     folder: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, left: int, slots: int, said: str | None
 ) -> None:
-    """Half the memory that is available is left to others, unless 2 slots need it; what is short is what the warning names."""
+    """Slots take at most half of the available memory, unless 2 slots need more; a warning says so if there are fewer."""
     data = folder(8, (ROW // 4,))
     memory_left(monkeypatch, left)
 
@@ -145,7 +145,7 @@ def test_slots_are_as_many_as_memory_has_room_for(
 
 
 def test_no_memory_for_another_slot(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel would kill a process rather than refuse, so it is not asked for more than there is; the loader goes on."""
+    """Without memory for another slot the request is an OSError, before the kernel kills a process; the loader goes on."""
     monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.05)
     data = folder(8, (ROW // 4,))
     with Loader(data.ids, data.labels, 1, data_dir=data.path, workers=1, slots=2) as loader:
@@ -160,7 +160,7 @@ def test_no_memory_for_another_slot(folder: Callable, monkeypatch: pytest.Monkey
 
 
 def test_memory_that_cant_be_mapped_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor reserved: the error is passed on, and no descriptor of the memory is left."""
+    """If memory can't be reserved or mapped, the error is passed on, and no descriptor is left."""
     before = descriptors()
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", no_map)
@@ -223,7 +223,7 @@ def test_memory_that_is_available(
     files: dict[str, tuple[object, object, dict[str, int]]],
     expected: int,
 ) -> None:
-    """The least of what the machine and every cgroup around this process have left; page cache that can be dropped counts."""
+    """Available is the least that the machine and each cgroup of the process have left, with page cache that can be dropped."""
     proc, cgroups = tmp_path / "proc", tmp_path / "cgroups"
     monkeypatch.setattr(shmgen._memory.limits, "PROC", proc)
     monkeypatch.setattr(shmgen._memory.limits, "CGROUPS", cgroups)
@@ -246,5 +246,5 @@ def write(path: Path, text: str) -> None:
 
 
 def test_memory_of_this_machine() -> None:
-    """On the machine at hand: more than nothing, no more than it has."""
+    """On this machine, available memory is more than nothing, and no more than its total."""
     assert 0 < shmgen._memory.limits.available() <= psutil.virtual_memory().total

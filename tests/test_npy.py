@@ -1,4 +1,4 @@
-"""Whatever `numpy.load` reads without pickle, a loader reads into its rows, to the same values."""
+"""A loader reads all files that `numpy.load` reads without pickle, with the same values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rows_of(folder: Path, ids: list[object], **options: Any) -> np.ndarray:
 
 
 def number_up(shape: tuple[int, ...], dtype: Any, start: int = 0) -> np.ndarray:
-    """An array whose elements differ, so that a wrong order of axes or bytes shows."""
+    """An array with different elements, so that a wrong order of axes or bytes shows."""
     size = int(np.prod(shape))
     return (np.arange(size) * 7 + start).reshape(shape).astype(dtype)
 
@@ -59,7 +59,7 @@ KINDS: dict[str, Callable[[np.ndarray], bytes]] = {
 
 @pytest.mark.parametrize(("first", "workers"), [("c-order", 2), ("fortran-order", 0), ("big-endian", 0), ("float64-cast", 0)])
 def test_all_kinds_of_files_mix_in_one_folder(tmp_path: Path, first: str, workers: int) -> None:
-    """Whichever kind of file is first, all others may follow, in any order."""
+    """Files of all kinds may follow any kind of first file, in any order."""
     kinds = [first, *(kind for kind in KINDS if kind != first)]
     order = [*(kind for kind in kinds for _ in range(2)), *kinds, *reversed(kinds)]
     for id, kind in enumerate(order):
@@ -71,7 +71,7 @@ def test_all_kinds_of_files_mix_in_one_folder(tmp_path: Path, first: str, worker
 
 
 def test_every_same_kind_cast_gives_what_numpy_gives(tmp_path: Path) -> None:
-    """A file is cast as by ``astype`` where NumPy calls that "same_kind", or both are ints; else it is an error."""
+    """A file is cast as by ``astype`` if NumPy calls the cast "same_kind", or both are ints; otherwise it is an error."""
     for found, wanted in product(DTYPES, DTYPES):
         array = number_up((3, 2), found)
         np.save(tmp_path / "0.npy", array)
@@ -88,7 +88,7 @@ def test_every_same_kind_cast_gives_what_numpy_gives(tmp_path: Path) -> None:
 def test_with_one_channel_files_with_and_without_it_mix(
     tmp_path: Path, dim: object, n_channels: int | None, bare_first: bool
 ) -> None:
-    """With one channel, files of shape ``dim`` and ``(*dim, 1)`` may stand in one folder."""
+    """With one channel, files of shapes ``dim`` and ``(*dim, 1)`` may be mixed in one folder."""
     for id in range(6):
         bare = (id % 2 == 0) == bare_first
         np.save(tmp_path / f"{id}.npy", number_up((4, 5) if bare else (4, 5, 1), np.float32, id))
@@ -99,7 +99,7 @@ def test_with_one_channel_files_with_and_without_it_mix(
 
 
 def test_a_file_longer_than_one_read_of_the_kernel(tmp_path: Path) -> None:
-    """A sample of many pages, of an odd shape, is read whole."""
+    """A sample that is larger than the kernel reads in one call is read whole."""
     array = number_up((101, 103, 53), np.float32)
     np.save(tmp_path / "0.npy", np.asfortranarray(array))
 

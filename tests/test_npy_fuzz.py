@@ -1,7 +1,7 @@
-"""A loader takes exactly those ``.npy`` files that `numpy.load` takes with ``allow_pickle=False``, and reads the same array.
+"""A loader accepts the same ``.npy`` files as `numpy.load` with ``allow_pickle=False``, and reads the same array.
 
-`agree` says where "exactly" ends. It is asked here about files that hypothesis makes up, and about a list of odd ones, with which
-`fuzz_npy.py` begins and to which it has added.
+`agree` lists the exceptions. It is applied to files that hypothesis generates, and to a list of odd headers, from which
+`fuzz_npy.py` starts, and to which its findings were added.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from shmgen import Npy, SampleError
 
 GOOD = np.arange(6, dtype=np.float64).reshape(2, 3)
-"""What the folder's first file holds, where that is another than the one in question."""
+"""Content of the good file beside the tested one."""
 
 MAX_AXES = 31
-"""That an array of NumPy's can have."""
+"""The most axes of a sample: a batch has one more, and NumPy 1 allows 32."""
 
 
 class Folder:
-    """Where the file in question lies, beside a good one."""
+    """A folder with the tested file and a good one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,11 +34,11 @@ class Folder:
         np.save(path / "good.npy", GOOD)
 
     def load(self) -> np.ndarray | None:
-        """What `numpy.load` makes of the file, where that is an array of numbers, and of the same shape if it is mapped."""
+        """The array that `numpy.load` reads, or None unless it is one of numbers, with the same shape if the file is mapped."""
         if self.file.read_bytes().startswith(b"PK"):  # an archive
             return None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of headers of Python 2, of old names of dtypes
+            warnings.simplefilter("ignore")  # about headers of Python 2, and old names of dtypes
             try:
                 array = np.load(self.file, allow_pickle=False)
                 mapped = np.load(self.file, allow_pickle=False, mmap_mode="r") if array.size else array
@@ -47,7 +47,7 @@ class Folder:
         return array if array.dtype.kind in "biufc" and array.shape == mapped.shape else None
 
     def read(self, first: str, **options: Any) -> list[np.ndarray]:
-        """What a worker makes of the file, read behind the folder's ``first`` one, and once more."""
+        """The rows that a worker reads from the file, twice, with ``first`` as the id of the folder's first file."""
         source = Npy(self.path, **options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -58,7 +58,7 @@ class Folder:
         return [array[1, ...], array[2, ...]]
 
     def refusal(self, first: str, **options: object) -> SampleError:
-        """The error that `read` ends in."""
+        """The error that `read` raises."""
         try:
             self.read(first, **options)
         except SampleError as error:
@@ -67,14 +67,14 @@ class Folder:
 
 
 def agree(folder: Folder, content: bytes) -> np.ndarray | None:
-    """Assert that a loader reads a file of these bytes as `numpy.load` does; its array, or None if both refuse it.
+    """Assert that a loader reads a file of these bytes as `numpy.load` does; returns the array, or None if both refuse it.
 
-    They read the same array, bit for bit, except that a loader refuses, and names the file in a SampleError,
+    Both read the same array, bit for bit. But a loader refuses, with a SampleError that names the file,
 
-    - all but numbers (dtypes of the kinds b, i, u, f, c): no text, bytes, dates or records;
-    - an array of no elements, or of more than 31 axes;
-    - a file that NumPy itself reads in one way and maps into memory in another, or not at all: one with a negative size, which
-      it may work out, or with arrays for elements, of which it takes fewer than the header promises.
+    - dtypes other than numbers (kinds b, i, u, f, c): text, bytes, dates and records;
+    - arrays with no elements, or with more than 31 axes;
+    - files that NumPy reads in one way and maps into memory in another, or not at all: those with a negative size, which NumPy
+      may infer, or with arrays as elements, of which NumPy reads fewer than the header promises.
     """
     folder.file.write_bytes(content)
     array = folder.load()
@@ -99,12 +99,12 @@ def agree(folder: Folder, content: bytes) -> np.ndarray | None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """One folder for all the files in question."""
+    """One folder for all tested files."""
     return Folder(tmp_path_factory.mktemp("asked"))
 
 
 def npy(header: str, data: bytes = bytes(range(192)), *, version: int = 1) -> bytes:
-    """A file with this header, the characters in it that the version does not have replaced."""
+    """A file with this header, in which characters that the version can't encode are replaced."""
     text = header.encode("utf-8" if version == 3 else "latin-1", "replace")
     return b"\x93NUMPY" + struct.pack("<BBH" if version == 1 else "<BBI", version, 0, len(text)) + text + data
 
@@ -115,7 +115,7 @@ def header(descr: str = "'<f4'", order: str = "False", shape: str = "(2, 3)", mo
 
 
 def texts(several: str) -> list[str]:
-    """The texts between semicolons."""
+    """The texts between the semicolons."""
     return [text.strip() for text in several.split(";")]
 
 
@@ -152,8 +152,8 @@ OTHER_SHAPES = [
 OTHER_KEYS = texts("'Shape'; b'shape'; u'shape'; 'sha' 'pe'; 'shape '; 'descr'; shape; 1; None; ('shape',); []; **{}")
 OTHER_STARTS = [" ", "\t", "\n", "#\n", "\ufeff", "\0", "\f", "é" * 5000, "#" + "漢" * 9000 + "\n", "#" + "漢" * 9999 + "\n"]
 
-# What `fuzz_npy.py` kept, of each kind the shortest. NumPy, which has a parser of its own for dtypes like 'f4,i4', refuses each
-# for another reason.
+# Findings of `fuzz_npy.py`, the shortest of each kind. NumPy, which has a parser of its own for dtypes such as 'f4,i4', refuses
+# each for a different reason.
 FOUND = [
     "",
     "()/",
@@ -188,7 +188,7 @@ HEADERS = {
 
 @pytest.mark.parametrize("headers", HEADERS.values(), ids=HEADERS)
 def test_odd_headers(folder: Folder, headers: list[str]) -> None:
-    """Headers with one oddity each, and those that fuzzing found, are read or refused as `numpy.load` does."""
+    """Headers with one oddity each, and headers found by fuzzing, are read or refused as by `numpy.load`."""
     for number, header in enumerate(headers):
         version = 1 + number % 3
         try:
@@ -208,7 +208,7 @@ def test_a_file_that_ends_anywhere(folder: Folder) -> None:
 
 
 def test_what_is_no_utf_8(folder: Folder) -> None:
-    """A header that is not UTF-8 is refused in version 3 of the format, and read in the others."""
+    """A header that is not UTF-8 is refused in version 3 of the format, and accepted in version 1."""
     for version in (1, 3):
         file = npy(header(more="# é\n"), version=version)
         assert agree(folder, file) is not None
@@ -223,12 +223,12 @@ def test_the_most_axes(folder: Folder) -> None:
 
 
 ALIKE = settings(derandomize=True, database=None, deadline=None)
-"""The same files each time, however long one takes."""
+"""Settings that generate the same files in every run, without a time limit."""
 
 
 @st.composite
 def dicts(draw: st.DrawFn, items: list[tuple[str, str]]) -> str:
-    """The text of a dict of keys and values, one of many that mean the same."""
+    """The text of a dict of keys and values, in one of many equivalent spellings."""
     colon = draw(st.sampled_from([": ", ":", "\t:\n "]))
     comma = draw(st.sampled_from([", ", ",", ",\n ", ",  # é }\n"]))
     end = draw(st.sampled_from([", }", "}", ",}", "\n}", "} # end"]))
@@ -237,7 +237,7 @@ def dicts(draw: st.DrawFn, items: list[tuple[str, str]]) -> str:
 
 @st.composite
 def files(draw: st.DrawFn) -> tuple[bytes, np.ndarray]:
-    """A file that is as it should be, and what it holds."""
+    """A valid file, and its array."""
     dtype = np.dtype(draw(st.sampled_from(NUMBERS)))
     shape = tuple(draw(st.lists(st.integers(0, 3), max_size=4)))
     fortran = draw(st.booleans())
@@ -254,7 +254,7 @@ def files(draw: st.DrawFn) -> tuple[bytes, np.ndarray]:
 @settings(ALIKE, max_examples=50)
 @given(files())
 def test_a_good_file_is_read(folder: Folder, file_and_array: tuple[bytes, np.ndarray]) -> None:
-    """Files of all versions, dtypes, byte orders, axis orders, shapes and spellings are read as `numpy.load` does."""
+    """Files of all versions, dtypes, byte orders, axis orders, shapes and spellings are read as by `numpy.load`."""
     file, array = file_and_array
 
     loaded = agree(folder, file)
@@ -266,7 +266,7 @@ def test_a_good_file_is_read(folder: Folder, file_and_array: tuple[bytes, np.nda
 @settings(ALIKE, max_examples=60)
 @given(st.data())
 def test_several_oddities_at_once(folder: Folder, data: st.DataObject) -> None:
-    """Headers with several oddities, and files with too little data, are read or refused as `numpy.load` does."""
+    """Headers with several oddities, and files with too little data, are read or refused as by `numpy.load`."""
     draw = data.draw
     items = [
         ("'descr'", draw(st.sampled_from(["'<f4'", "'>f8'", *OTHER_DESCRS]))),
@@ -286,7 +286,7 @@ def test_several_oddities_at_once(folder: Folder, data: st.DataObject) -> None:
 @settings(ALIKE, max_examples=60)
 @given(files(), st.data())
 def test_a_damaged_file(folder: Folder, file_and_array: tuple[bytes, np.ndarray], data: st.DataObject) -> None:
-    """Files with bytes replaced, inserted or cut out are read or refused as `numpy.load` does."""
+    """Files with bytes replaced, inserted or cut out are read or refused as by `numpy.load`."""
     file = bytearray(file_and_array[0])
     for _ in range(data.draw(st.integers(1, 3))):
         start = data.draw(st.integers(0, min(len(file), 140)))  # in the header, mostly

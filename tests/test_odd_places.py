@@ -1,4 +1,4 @@
-"""Pythons that lack what others have, sandboxes that forbid memfd_create, and standard streams that are closed."""
+"""Loaders in unusual environments: a Python or kernel without memfd_create, closed standard streams, a small /dev/shm."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ with Loader(ids, range(8), 2, data_dir="data", transform=transform, workers=2, s
 
 
 def run(folder: Callable, where: str = "", redirected: str = "", *, options: str = "") -> subprocess.CompletedProcess[str]:
-    """Run `SCRIPT` in an odd place, with streams redirected as in a shell; returns what it wrote to a file as stdout."""
+    """Run `SCRIPT` in an unusual environment, with redirections of a shell; ``stdout`` is what it wrote to the file ``said``."""
     data = folder(8)
     home = data.path.parent
     (home / "script.py").write_text(SCRIPT)
@@ -69,7 +69,7 @@ def run(folder: Callable, where: str = "", redirected: str = "", *, options: str
 
 @pytest.mark.parametrize(("where", "memory"), [("old", "/memfd:shmgen"), ("forbidden", anonymous.TMPFS)])
 def test_without_memfd_create_of_python_or_of_the_kernel(folder: Callable, where: str, memory: str) -> None:
-    """Without memfd_create a loader reads, grows and replaces a worker, by ctypes or in /dev/shm, and leaves no name."""
+    """Without memfd_create a loader uses libc's, or /dev/shm: it reads, grows and replaces a worker, and leaves no file."""
     before = set(os.listdir(anonymous.TMPFS))
     done = run(folder, where)
     assert (done.stdout, done.stderr) == (f"True 12 {memory}\n", "")
@@ -77,14 +77,14 @@ def test_without_memfd_create_of_python_or_of_the_kernel(folder: Callable, where
 
 
 def test_standard_streams_that_are_closed(folder: Callable) -> None:
-    """Closed standard streams become no descriptors of ours, here or in a worker."""
+    """If standard streams are closed, a loader's memory never gets their descriptors, in the main process or a worker."""
     done = run(folder, "", "<&- >&- 2>&-")
     assert (done.stdout, done.stderr, done.returncode) == ("True 12 /memfd:shmgen\n", "", 0)
 
 
 @pytest.mark.parametrize("before", ["os.kill(", "held = "], ids=["a-worker-starts", "the-ring-grows"])
 def test_streams_that_are_closed_later(folder: Callable, before: str) -> None:
-    """What the engine opens after the main process closed its streams is none of them; a worker started then has all three."""
+    """Streams closed while a loader lives: its memory never gets their descriptors, and new workers have all three streams."""
     data = folder(8)
     script = data.path.parent / "script.py"
     script.write_text(SCRIPT.replace(f"    {before}", f"    os.closerange(0, 3)\n    {before}"))
@@ -93,13 +93,13 @@ def test_streams_that_are_closed_later(folder: Callable, before: str) -> None:
 
 
 def test_without_docstrings(folder: Callable) -> None:
-    """A loader works under ``python -OO``, and so do its workers."""
+    """A loader and its workers work under ``python -OO``."""
     done = run(folder, options="-OO")
     assert (done.stdout, done.stderr) == ("True 12 /memfd:shmgen\n", "")
 
 
 def test_a_small_tmpfs_is_told_of(folder: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Where /dev/shm is small there are fewer slots, and the log names the remedy."""
+    """In a small /dev/shm a loader has fewer slots, and the log names the remedy."""
     monkeypatch.setattr(anonymous, "_memfd", lambda *_: anonymous._file())
     monkeypatch.setattr(anonymous, "most_bytes", lambda _: 100_000)
     data = folder(8)

@@ -1,4 +1,4 @@
-"""A worker's functions take one processor each."""
+"""A worker uses one processor: libraries start no threads of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ways import computed, rows
 
 
 def test_a_worker_uses_one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products of matrices take no more processor time than clock time, and make no threads."""
+    """Matrix products in a worker take no more processor time than clock time, and start no threads."""
     for name in list(os.environ):
         if name.endswith(("_NUM_THREADS", "_FOR_THREADS_NUM")):
             monkeypatch.delenv(name)
@@ -24,12 +24,12 @@ def test_a_worker_uses_one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
         return len(os.listdir("/proc/self/task")), time.process_time() - cpu, time.perf_counter() - wall
 
     threads, cpu, wall = rows(computed(usage, workers=1, ids=range(8), shuffle=False, batch_size=4)).T
-    assert threads.max() <= 2, "its own, and the one that ends it with its parent"
+    assert threads.max() <= 2, "the main thread, and the one that ends the worker with its parent"
     assert cpu.sum() <= 1.2 * wall.sum()
 
 
 def test_thread_pools_are_told_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenMP, the BLAS libraries and OpenCV find 1, or what the user has set."""
+    """In a worker, the thread counts of OpenMP, BLAS libraries and OpenCV are 1, or what the user has set."""
     names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"]
     for name in names:
         monkeypatch.delenv(name, raising=False)

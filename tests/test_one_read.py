@@ -13,13 +13,13 @@ import pytest
 
 from shmgen import Function, FunctionError, InputError, Loader, Npy, Npz, Remote, SampleError, Source, Values
 
-# What travels to workers stands inside of functions: of the module itself they would have to import it, and pytest with it.
+# Functions for workers are defined inside functions: to load those of a module, a worker would import the module, and pytest.
 
 N = 24
 
 
 def archives(folder: Path, *, compressed: bool = True) -> list[str]:
-    """Write an archive for each of ``N`` ids, full of the id's number; returns the ids."""
+    """Write an archive for each of ``N`` ids, filled with the id's number; returns the ids."""
     ids = [f"id-{number}" for number in range(N)]
     save: Any = np.savez_compressed if compressed else np.savez
     for number, id in enumerate(ids):
@@ -28,13 +28,13 @@ def archives(folder: Path, *, compressed: bool = True) -> list[str]:
 
 
 def epoch(loader: Loader) -> list[Any]:
-    """Copies of an epoch's batches, fields by position; closes the loader."""
+    """Copies of an epoch's batches; closes the loader."""
     with loader:
         return [tuple(np.array(field) for field in batch) for batch in loader]
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[Any, ...]]:
-    """The arguments of all calls of a function from here on."""
+    """A list to which the arguments of all later calls of a function are added."""
     calls: list[tuple[Any, ...]] = []
     real = getattr(owner, name)
 
@@ -47,7 +47,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tup
 
 
 def test_image_and_label_of_one_archive(tmp_path: Path) -> None:
-    """Each row is its id's, in its array's dtype, and label and image belong together, in every epoch."""
+    """Image and label read from one archive belong together, in every epoch, and have their arrays' dtypes."""
     ids = archives(tmp_path)
     npz = Npz(tmp_path)
     with Loader(ids, inputs=npz["image"], targets=npz["label"], batch_size=8, workers=2) as loader:
@@ -61,7 +61,7 @@ def test_image_and_label_of_one_archive(tmp_path: Path) -> None:
 
 
 def test_an_archive_given_whole_is_a_dict_of_its_arrays(tmp_path: Path) -> None:
-    """As inputs, and as the only source, all its arrays by their names."""
+    """An archive given as inputs or as the only source is a dict of all its arrays by name."""
     ids = archives(tmp_path)
     givens: list[dict[str, Any]] = [{"inputs": Npz(tmp_path)}, {"source": Npz(tmp_path)}]
     for given in givens:
@@ -73,7 +73,7 @@ def test_an_archive_given_whole_is_a_dict_of_its_arrays(tmp_path: Path) -> None:
 
 
 def test_each_archive_is_opened_once_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many of its arrays are used; and of these each is unpacked once, and no other."""
+    """Each archive is opened once, and only the arrays in use are unpacked, each once."""
     ids = archives(tmp_path)
     npz = Npz(tmp_path)
     loader = Loader(
@@ -95,9 +95,9 @@ def damaged(path: Path, how: str) -> None:
     if how == "truncated":
         path.write_bytes(data[:-30])
     elif how == "flipped":
-        position = data.index(b"NUMPY") + 120  # in the array's elements, which only a checksum can tell
+        position = data.index(b"NUMPY") + 120  # in the array's elements, where only a checksum shows it
         path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
-    elif how == "deflated":  # where the compressed data are no such thing
+    elif how == "deflated":  # make the compressed data invalid
         with zipfile.ZipFile(path) as archive:
             position = archive.getinfo("image.npy").header_offset + 60
         path.write_bytes(data[:position] + b"\xff" * 20 + data[position + 20 :])
@@ -131,7 +131,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize(("how", "text"), DAMAGES)
 def test_a_damaged_archive_is_named(tmp_path: Path, how: str, text: str) -> None:
-    """The id, the file, what was expected and what was found; and ``on_error="replace"`` replaces all of its fields."""
+    """The error has the id, the file and the reason; ``on_error="replace"`` replaces all fields of the sample."""
     ids = archives(tmp_path, compressed=how == "deflated")
     damaged(tmp_path / "id-7.npz", how)
     npz = Npz(tmp_path)
@@ -149,7 +149,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path, how: str, text: str) -> None
 
 
 def test_what_there_is_in_place_of_a_missing_archive(tmp_path: Path) -> None:
-    """A folder of one format read as the other: the error says which source reads it."""
+    """The error for a missing file names files of another format, and the source to pass."""
     ids = archives(tmp_path)
     with pytest.raises(SampleError, match=r"id-0.npz is there: pass the source of such files"):
         Loader(ids, batch_size=8, data_dir=tmp_path)
@@ -158,7 +158,7 @@ def test_what_there_is_in_place_of_a_missing_archive(tmp_path: Path) -> None:
 
 
 def test_archives_behind_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
-    """One request a sample for all of its fields; with a cache, none in the second epoch."""
+    """An archive behind a URL takes one request for all of its fields; with a cache, none in the second epoch."""
     ids = archives(root)
     npz = Npz(Remote(proxy.url, cache=tmp_path / "cache"))
     with Loader(ids, inputs=npz["image"], targets=npz["label"], batch_size=N, shuffle=False, workers=0) as loader:
@@ -171,14 +171,14 @@ def test_archives_behind_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
 
 
 def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """With those that are."""
+    """An unknown field is an error that lists the archive's fields."""
     ids = archives(tmp_path)
     with pytest.raises(InputError, match="field 'X': expected one of 'image', 'label', 'large', which Npz has, found 'img'"):
         Loader(ids, inputs=Npz(tmp_path)["img"], batch_size=8)
 
 
 def test_dtype_and_channels_of_an_array(tmp_path: Path) -> None:
-    """``npz.field`` says what rows are; each of two fields of one array, which is read once."""
+    """``shaped`` sets the shape and dtype of a field, but not of another field of the same array."""
     ids = archives(tmp_path)
     npz = Npz(tmp_path)
     inputs = {"a": npz["image"].shaped(dim=(4, 3), n_channels=1, dtype="f8"), "b": npz["image"]}
@@ -190,7 +190,7 @@ def test_dtype_and_channels_of_an_array(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["dict", "tuple"])
 def test_a_function_that_returns_several_arrays(kind: str) -> None:
-    """Is called once a sample, and once when the loader is made."""
+    """A function that returns several arrays is called once a sample, and once when the loader is made."""
     calls: list[int] = []
 
     def decode(id: int) -> Any:
@@ -208,7 +208,7 @@ def test_a_function_that_returns_several_arrays(kind: str) -> None:
 
 
 def test_a_source_that_is_the_whole_sample() -> None:
-    """``source`` returns (x, y) or (x, y, weight): inputs, targets and weights, each of which may be a dict."""
+    """``source`` may return (x, y), (x, y, weight), or a dict of inputs, also beside labels."""
     options: dict[str, Any] = {"batch_size": 4, "shuffle": False, "workers": 0}
     X, y = epoch(Loader(range(4), source=lambda id: (np.full(3, id), id), **options))[0]
     assert (X[:, 0].tolist(), y.tolist()) == ([0, 1, 2, 3], [0, 1, 2, 3])
@@ -223,7 +223,7 @@ def test_a_source_that_is_the_whole_sample() -> None:
 
 
 def test_a_tuple_that_is_no_sample_is_refused() -> None:
-    """Neither (x, y) nor (x, y, weight); or one of these, though there are labels."""
+    """A tuple is refused unless it is (x, y) or (x, y, weight), and always beside labels."""
     with pytest.raises(InputError, match=r"source: expected an array, a dict, \(x, y\) or .* found a tuple of 4"):
         Loader(range(4), source=lambda id: (id, id, id, id), batch_size=2)
     with pytest.raises(InputError, match=r"source: expected an array or a dict, as there are labels .* found a tuple of 2"):
@@ -241,7 +241,7 @@ def test_a_tuple_that_is_no_sample_is_refused() -> None:
     ],
 )
 def test_what_a_function_returns_for_the_first_sample_is_checked(first: object, text: str) -> None:
-    """What was found, and what to return in its place."""
+    """An unusable result for the first sample is an error that tells what was found, and what to return instead."""
     with pytest.raises((FunctionError, InputError), match=text):
         Loader(range(4), source=lambda id: first, batch_size=2, workers=0)
 
@@ -254,7 +254,7 @@ def test_what_a_function_returns_for_the_first_sample_is_checked(first: object, 
     ],
 )
 def test_an_archives_member_that_is_no_numbers(tmp_path: Path, array: np.ndarray, text: str) -> None:
-    """It is refused with what to do, and may be left out."""
+    """An archive with an array of texts or objects is refused with a remedy; its other arrays can be read alone."""
     np.savez(tmp_path / "a.npz", x=array, y=np.zeros(2))
     with pytest.raises(InputError, match=text):
         Loader(["a"], source=Npz(tmp_path), batch_size=1, workers=0)
@@ -263,7 +263,7 @@ def test_an_archives_member_that_is_no_numbers(tmp_path: Path, array: np.ndarray
 
 
 def test_what_a_function_returns_for_a_later_sample_is_checked() -> None:
-    """As for the first: the id, what was expected and what was found."""
+    """If a later result has other fields than the first, the error has the id, and the fields expected and found."""
     source = Function(lambda id: {"x": np.zeros(3)} if id == 7 else {"x": np.zeros(3), "y": id})
     with (
         Loader(range(N), inputs=source["x"], targets=source["y"], batch_size=8, workers=0) as loader,
@@ -274,7 +274,7 @@ def test_what_a_function_returns_for_a_later_sample_is_checked() -> None:
 
 
 def test_several_arrays_where_one_was_described() -> None:
-    """``dim`` describes one array: the error says what to leave out."""
+    """A function that returns several arrays is refused beside ``dim``, and one of a single array has no fields."""
     with (
         Loader(range(4), source=lambda id: (np.zeros(3), 1), dim=3, n_channels=1, dtype="f4", batch_size=2, workers=0) as loader,
         pytest.raises(FunctionError),
@@ -285,7 +285,7 @@ def test_several_arrays_where_one_was_described() -> None:
 
 
 def test_transforms_of_fields_that_are_read_at_once() -> None:
-    """By name, and of the whole sample: fields of one source have the names of fields of several."""
+    """Transforms of single fields and of the whole sample name the fields of one source as those of several."""
     source = Function(lambda id: {"x": np.full(3, id), "y": id})
     fields = {"inputs": {"x": source["x"]}, "targets": {"y": source["y"]}, "weights": Values(np.ones(8))}
     options: dict[str, Any] = {**fields, "batch_size": 8, "shuffle": False, "workers": 0}
@@ -302,7 +302,7 @@ def test_transforms_of_fields_that_are_read_at_once() -> None:
 
 
 def test_a_function_that_draws() -> None:
-    """``f(id, rng)``: the same numbers at any number of workers, others for each sample and epoch; not those of the transform."""
+    """``f(id, rng)`` draws the same with any number of workers, but differently for each sample, each epoch and the transform."""
 
     def draw(id: int, rng: Any = None) -> Any:
         return {"id": id, "drawn": rng.integers(1 << 40)}
@@ -327,7 +327,7 @@ def test_a_function_that_draws() -> None:
 
 @pytest.mark.parametrize(("kind", "workers"), [("fills", 0), ("returns", 0), ("at-once", 1)])
 def test_a_source_of_the_users_own(kind: str, workers: int) -> None:
-    """It fills rows by key, one by one or many at once, or returns them; a field that is not asked for is thrown away."""
+    """A user's source may fill rows by key, one by one or many at once, or return them; unused fields are dropped."""
 
     class Pairs(Source):
         fields = {"image": ((4, 3), "f4"), "label": ((), "i8"), "other": ((2,), "u1")}  # noqa: RUF012
@@ -356,7 +356,7 @@ def test_a_source_of_the_users_own(kind: str, workers: int) -> None:
 
 
 def test_one_source_for_input_and_target_is_read_once(folder: Callable, tmp_path: Path) -> None:
-    """As for an autoencoder: the transform of one field leaves the other as it was read."""
+    """If one source is input and target, as in an autoencoder, a transform of the input leaves the target unchanged."""
     data = folder(N)
     files = Npy(data.path)
 
@@ -371,7 +371,7 @@ def test_one_source_for_input_and_target_is_read_once(folder: Callable, tmp_path
 
 
 def test_one_plain_source_for_two_fields_opens_each_file_once(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the loop that reads files fastest, too."""
+    """A plain source given for several fields opens each file once."""
     data = folder(N)
     files = Npy(data.path)
     with Loader(data.ids, inputs={"a": files, "b": files}, targets=files, batch_size=8, shuffle=False, workers=0) as loader:
@@ -383,7 +383,7 @@ def test_one_plain_source_for_two_fields_opens_each_file_once(folder: Callable, 
 
 
 def test_one_function_for_two_fields_is_called_once() -> None:
-    """Though the user has made no source of it."""
+    """A plain function given for two fields is called once a sample."""
     calls = []
 
     def draw(id: int) -> Any:

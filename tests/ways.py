@@ -1,6 +1,6 @@
-"""The ways to read a data set on which faults are tried, and what is done to its files and to workers.
+"""Loaders of several kinds on which faults are tried, and helpers that change files and workers.
 
-What travels to workers stands inside of functions: of the module itself they would have to import it, and pytest with it.
+Functions for workers are defined inside functions: to load those of a module, a worker would import the module, and pytest.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from shmgen import Loader, NpyRows, Source
 BATCH = 5
 
 N = 24
-"""Samples of `computed`."""
+"""Number of samples of a `computed` loader."""
 
 
 T = TypeVar("T")
 
 
 def part_of(whole: object, kind: type[T]) -> T:
-    """The first object of a class that ``whole`` leads to, through attributes of whatever name."""
+    """The first object of a class that ``whole`` refers to, directly or through other objects."""
     seen: set[int] = set()
     ahead = [whole]
     while ahead:
@@ -52,18 +52,18 @@ def flat(batch: Any) -> list[np.ndarray]:
 
 
 def as_bytes(batch: Any) -> list[bytes]:
-    """What a batch holds, without holding the batch."""
+    """Copies of a batch's bytes, which do not keep its slot."""
     return [array.tobytes() for array in flat(batch)]
 
 
 def run(loader: Loader, epochs: int = 2) -> list[list[bytes]]:
-    """What ``epochs`` epochs hold; closes the loader."""
+    """The batches of ``epochs`` epochs, as bytes; closes the loader."""
     with loader:
         return [as_bytes(batch) for _ in range(epochs) for batch in loader]
 
 
 def reader(data: DataSet) -> Callable[[str], np.ndarray]:
-    """A function that reads a sample of ``data``; if a FIFO is in its place, it says in a file beside it who reads it."""
+    """A function that reads a sample of ``data``; if its file is a FIFO, it first writes its process id into a file beside it."""
     folder = str(data.path)
 
     def read(id: str) -> np.ndarray:
@@ -78,7 +78,7 @@ def reader(data: DataSet) -> Callable[[str], np.ndarray]:
 
 
 def filling(read: Callable[[Any], Any]) -> Source:
-    """A source of the user's own that fills many rows at once, and does not say which it is at."""
+    """A source of the user's own that fills many rows in one call, without reporting the current row."""
 
     class Filling(Source):
         shape, dtype = (4, 3), "f4"
@@ -91,7 +91,7 @@ def filling(read: Callable[[Any], Any]) -> Source:
 
 
 def shaking() -> Callable[..., None]:
-    """A transform that changes all rows of a sample by numbers from each place where there are any."""
+    """A transform that adds random numbers of all three generators (its argument, ``random``, NumPy's) to a sample's rows."""
 
     def shake(sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
         for row in sample.values():
@@ -101,7 +101,7 @@ def shaking() -> Callable[..., None]:
 
 
 def blocks(seconds: float = 0.02) -> Callable[..., np.ndarray]:
-    """A transform that waits, as for a disk, and takes no processor: long beside what a worker waits for one."""
+    """A transform that sleeps, as if it waited for a disk, for longer than a worker waits for a processor."""
 
     def block(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         time.sleep(seconds)
@@ -111,7 +111,7 @@ def blocks(seconds: float = 0.02) -> Callable[..., np.ndarray]:
 
 
 def made(kind: str, data: DataSet, **options: Any) -> Loader:
-    """A loader of ``data``: of files, function, own-fill, one-file; transform has two sources, and changes all rows at random."""
+    """A loader of ``data``; ``kind`` is files, function, own-fill, one-file, or transform: two sources and random changes."""
     options = {"batch_size": BATCH, "slots": 2, **options}
     if kind == "files":
         return Loader(data.ids, data.labels, data_dir=data.path, **options)
@@ -137,33 +137,33 @@ def kill(process: psutil.Process, number: int = signal.SIGKILL) -> None:
 
 
 def who_reads(data: DataSet, number: int) -> psutil.Process:
-    """The worker in which a `reader` reads a sample from a FIFO, as soon as it does."""
+    """Wait until a `reader` reads a sample from its FIFO, and return the worker process."""
     path = Path(f"{data.file(data.ids[number])}.reader")
     wait_until(lambda: path.exists() and path.read_text().endswith(" "), f"sample {number} is being read")
     return psutil.Process(int(path.read_text()))
 
 
 def stop(process: psutil.Process) -> None:
-    """Stop a worker, wherever it is."""
+    """Stop a worker at whatever it is doing, with SIGSTOP."""
     process.suspend()
     wait_until(lambda: process.status() == psutil.STATUS_STOPPED, "the worker is stopped")
 
 
 def answer(data: DataSet, number: int) -> None:
-    """Let the `reader` of a sample, for which a FIFO stands, go on; who reads it later finds the file."""
+    """Let the `reader` that waits for a sample's FIFO go on; later reads find the file."""
     with data.file(data.ids[number]).open("wb") as fifo:
         mend(data, number)
         fifo.write(data.file(data.ids[number]).read_bytes())
 
 
 def mend(data: DataSet, number: int) -> None:
-    """Put a sample's file where a FIFO is; who reads that will never know."""
+    """Replace a sample's FIFO by its file; a reader that waits for the FIFO keeps waiting."""
     data.file(data.ids[number]).unlink()
     data.write(number)
 
 
 def computed(source: Any = None, transform: Any = None, **options: Any) -> Loader:
-    """A loader of rows of three float64; without a source they are the id."""
+    """A loader of rows of three float64, which are the id unless there is a source."""
     if not isinstance(source, Source):
         source = source or (lambda n: np.full(3, n, np.float64))
         options = {"dim": 3, "n_channels": 1, "dtype": np.float64, **options}
@@ -186,7 +186,7 @@ def assert_grown(loader: Any, slots: int, held: int) -> None:
 
 
 def batch_of(ids: Any, labels: Any = None, **options: Any) -> tuple[Any, Loader]:
-    """What comes behind the inputs in the only batch of all ids, and the loader, closed."""
+    """The targets of one batch of all ids, and the loader, which is closed."""
     options.setdefault("source", lambda id: np.zeros(2))
     if "inputs" in options:
         del options["source"]
@@ -202,7 +202,7 @@ def labels_of(ids: Any, labels: Any = None, **options: Any) -> list[Any]:
 
 
 def in_a_ring(address: int) -> bool:
-    """Whether there is a mapping of a ring's memory at an address."""
+    """Whether an address lies in a ring's mapped memory."""
     lines = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:shmgen" in line]
     spans = [[int(end, 16) for end in line.split("-")] for line in lines]
     return any(start <= address < end for start, end in spans)
