@@ -1,6 +1,6 @@
-"""What all test modules share: data sets whose rows tell whose they are, fresh processes, and a look at what a test left behind.
+"""Shared by all test modules: data sets whose rows identify their samples, scripts in new processes, and a check for leftovers.
 
-Nothing here sleeps to let something happen: `until` and `Script` wait for the event itself, up to a deadline (see `pace`).
+Nothing here sleeps for a fixed time: `wait_until` and `Script` wait for the event itself, up to a deadline (see `pace`).
 """
 
 from __future__ import annotations
@@ -37,49 +37,49 @@ from shmgen._worker import launch
 
 ROOT = Path(__file__).parents[1]
 
-# A shell has what it runs in the background ignore Ctrl-C, and what that starts does as well.
+# A shell makes its background jobs ignore Ctrl-C, and processes that they start inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 DEADLINE = 20.0
-"""Seconds after which an event that is waited for is given up; generous, since only a failing test waits so long."""
+"""Seconds to wait for an event before the test fails; generous, since only a failing test waits that long."""
 
 GONE_WITHIN = 2.0
-"""Seconds in which nothing of a process that ended, however it ended, may be left."""
+"""Seconds after the end of a process, however it ended, until nothing of it may be left."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Files ``<path>/<id>.npy``, every element of each of which is the same, a value that its label tells."""
+    """Files ``<path>/<id>.npy``; all elements of a file have one value, which follows from its label."""
 
     path: Path
     ids: list[str]  # ``id-0``, ``id-1``, ...
-    labels: dict[str, int]  # the number of each id, modulo ``n_classes`` where that was given
+    labels: dict[str, int]  # the number of each id, modulo ``n_classes`` if that was given
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     n_classes: int | None = None
 
     def file(self, id: object) -> Path:
-        """Where the sample ``id`` lies."""
+        """The path of the sample ``id``."""
         return self.path / f"{id}.npy"
 
     def sample(self, number: int) -> np.ndarray:
-        """What the file of sample ``number`` holds."""
+        """The array in the file of sample ``number``."""
         return np.full(self.shape, number % 97, self.dtype)
 
     def write(self, number: int) -> None:
-        """Write the file of sample ``number``, as it was at first."""
+        """Write the file of sample ``number`` with its original content."""
         np.save(self.file(self.ids[number]), self.sample(number))
 
     def fifo(self, number: int) -> Path:
-        """Put in the place of a sample's file one that never answers."""
+        """Replace a sample's file by a FIFO, so that reading it never ends."""
         path = self.file(self.ids[number])
         path.unlink()
         os.mkfifo(path)
         return path
 
     def check(self, X: np.ndarray, y: np.ndarray) -> list[int]:
-        """Assert that every row of ``X`` is the sample whose int label stands in ``y``; returns the labels."""
+        """Assert that every row of ``X`` is the sample that its int label in ``y`` says; return the labels."""
         assert self.n_classes is None, "with few classes a label does not tell the sample"
         assert len(X) == len(y)
         for row, label in zip(X, y.tolist(), strict=True):
@@ -89,7 +89,7 @@ class DataSet:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[..., DataSet]:
-    """Writes a data set into ``tmp_path / name``; see `DataSet`."""
+    """A function that writes a `DataSet` into ``tmp_path / name``."""
 
     def write(
         count: int = 8,
@@ -110,13 +110,13 @@ def folder(tmp_path: Path) -> Callable[..., DataSet]:
     return write
 
 
-# The folder may belong to another user.
+# Without a database of examples: the folder for it may belong to another user.
 hypothesis.settings.register_profile("shmgen", database=None)
 hypothesis.settings.load_profile("shmgen")
 
 
 def lines(function: Callable[[], object]) -> int:
-    """How many lines and calls of Python a function takes."""
+    """The number of lines and calls of Python that ``function`` executes."""
     count = 0
 
     def trace(*_: Any) -> Any:
@@ -134,7 +134,7 @@ def lines(function: Callable[[], object]) -> int:
 
 
 def wait_until(condition: Callable[..., object], what: str, within: float = DEADLINE) -> None:
-    """Return once ``condition`` holds; fail if it does not in ``within`` seconds; see `Deadline`."""
+    """Return once ``condition`` holds; fail if it does not hold within ``within`` seconds (see `Deadline`)."""
     deadline = Deadline(within)
     while not condition():
         if deadline.passed:
@@ -143,12 +143,12 @@ def wait_until(condition: Callable[..., object], what: str, within: float = DEAD
 
 
 def until_waiting(loader: Any, requests: int = 1) -> None:
-    """Return once ``requests`` requests for a batch of ``loader`` wait."""
+    """Return once ``requests`` requests are waiting for a batch of ``loader``."""
     wait_until(lambda: loader.state.waiting >= requests, f"{requests} requests wait for a batch")
 
 
 class Asking(threading.Thread):
-    """Calls ``ask`` in a thread of its own, and keeps what it returns or raises."""
+    """Calls ``ask`` in a thread of its own, and keeps the result or the error."""
 
     def __init__(self, ask: Callable[..., object]) -> None:
         super().__init__(daemon=True)
@@ -164,7 +164,7 @@ class Asking(threading.Thread):
             self.error = error
 
     def outcome(self, within: float = DEADLINE) -> Any:
-        """What ``ask`` returned, or else raised."""
+        """The value that ``ask`` returned, or the error that it raised."""
         deadline = Deadline(within)
         while self.is_alive():
             self.join(deadline.left)
@@ -174,7 +174,7 @@ class Asking(threading.Thread):
 
 @pytest.fixture
 def no_collection() -> Iterator[None]:
-    """Without garbage collection, what is in a cycle stays."""
+    """Switches garbage collection off, so that objects in reference cycles stay."""
     gc.disable()
     yield
     gc.enable()
@@ -183,7 +183,7 @@ def no_collection() -> Iterator[None]:
 def python(
     *words: object, env: Mapping[str, str] = MappingProxyType({}), check: bool = False, **options: Any
 ) -> subprocess.CompletedProcess[Any]:
-    """A process of Python that imports this checkout, run to its end; unless ``options`` say otherwise, its output is text."""
+    """Run Python with this checkout importable, and wait until it ends; its output is text unless ``options`` say otherwise."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     options = {"capture_output": True, "text": True, **options}
     return subprocess.run([sys.executable, *map(str, words)], env=environment, check=check, **options)
@@ -191,7 +191,7 @@ def python(
 
 PREAMBLE = """\
 import os, signal, sys, threading, time
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has all that it starts ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # processes started under nohup ignore it
 import numpy as np
 import shmgen
 from shmgen import Loader
@@ -211,7 +211,7 @@ def until_waiting(loader):
 
 
 def say_when_waiting(word, loader, begun=None):
-    '''Say ``word`` once a request for a batch waits, and the event ``begun`` was set, if there is one.'''
+    '''Say ``word`` once the event ``begun`` (if given) is set and a request is waiting for a batch.'''
 
     def watch():
         if begun is not None:
@@ -222,11 +222,11 @@ def say_when_waiting(word, loader, begun=None):
     threading.Thread(target=watch, daemon=True).start()
 
 """
-"""What every script begins with. It has no guard, as users' scripts have none."""
+"""The beginning of every script; without ``if __name__ == "__main__"``, since users' scripts often have none."""
 
 
 class Script:
-    """A Python script that runs in a process group of its own, in an interpreter that is strict about what is left open."""
+    """A Python script that runs in a process group of its own; ``-W error`` makes it fail when it leaves a file open."""
 
     def __init__(self, path: Path, code: str, data: DataSet, *, options: Sequence[str] = ("-W", "error")) -> None:
         path.write_text(MARKED + PREAMBLE + code)
@@ -239,12 +239,12 @@ class Script:
             cwd=path.parent,
             env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
         )
-        self.out = self.err = ""  # what it has written, once `end` has returned
+        self.out = self.err = ""  # the complete output, once `end` has returned
         self._gone = Gone()
         self._gone.watch(self.process.pid)
 
     def until(self, word: str, within: float = 60.0) -> None:
-        """Return once the script has said ``word``, and remember its children."""
+        """Return once the script has printed ``word``; watch the children that it has then."""
         assert self.process.stdout is not None
         poll = select.poll()
         fd = self.process.stdout.fileno()
@@ -257,14 +257,14 @@ class Script:
                 self.kill()
                 pytest.fail(f"the script never said {word!r}; it said {self.out!r} and {self.err!r}")
             self.out += data.decode()
-        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it may be on its way out
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # the script may be ending
             for child in psutil.Process(self.process.pid).children(recursive=True):
                 if child.pid not in self._gone.fds:
                     self._gone.watch(child.pid)
 
     @property
     def workers(self) -> list[psutil.Process]:
-        """The workers that live now."""
+        """The script's workers that are alive now."""
         return workers_of(psutil.Process(self.process.pid))
 
     def signal(self, number: int, *, group: bool) -> None:
@@ -272,15 +272,15 @@ class Script:
         (os.killpg if group else os.kill)(self.process.pid, number)
 
     def left(self, within: float) -> set[int]:
-        """Process ids of the script and its children that live on after ``within`` seconds."""
+        """The ids of those processes, of the script and its children, that are still alive after ``within`` seconds."""
         return self._gone.wait(within)
 
     def end(self, within: float = 60.0) -> int:
-        """Wait for the script to end by itself; its exit code."""
+        """Wait for the script to end by itself; return its exit code."""
         deadline = Deadline(within)
         while True:
             try:
-                # The pipes end when all who inherited them have ended: workers too.
+                # The pipes end once all processes that inherited them have ended, workers too.
                 out, err = self.process.communicate(timeout=deadline.left)
             except subprocess.TimeoutExpired:
                 if deadline.passed:
@@ -290,17 +290,17 @@ class Script:
                 self.err += err.decode()
                 return self.process.returncode
         self.kill()
-        pytest.fail(f"the script, or who inherited its pipes, lives on after {deadline}; it said {self.out!r}, {self.err!r}")
+        pytest.fail(f"the script, or a process that has its pipes, lives after {deadline}; it said {self.out!r}, {self.err!r}")
 
     def kill(self) -> None:
-        """Make sure that all of it has gone."""
+        """Kill the script and its children, if they are still alive."""
         for pid in self._gone.wait(0):
             if pid == self.process.pid or psutil.pid_exists(pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)  # what it has forked is in its group, unless it left it
+                os.killpg(self.process.pid, signal.SIGKILL)  # and its children, unless they left its process group
             out, err = self.process.communicate()
             self.out += out.decode()
             self.err += err.decode()
@@ -309,7 +309,7 @@ class Script:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Iterator[Callable[..., Script]]:
-    """Starts `Script`; called with its code, a `DataSet`, and ``options`` of the interpreter."""
+    """A function that starts a `Script` from its code, a `DataSet`, and ``options`` of the interpreter."""
     started: list[Script] = []
 
     def start(code: str, data: DataSet, **options: Any) -> Script:
@@ -322,7 +322,7 @@ def script(tmp_path: Path) -> Iterator[Callable[..., Script]]:
 
 
 class Ran:
-    """A command that was run in this process: its exit status, and what it printed."""
+    """A command that was run in this process: its exit status and its output."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
         try:
@@ -337,7 +337,7 @@ class Ran:
 
 
 def struck_by_ctrl_c(*words: object, **options: Any) -> tuple[int, bytes, bytes]:
-    """The exit status and the output of a command that Ctrl-C ends while its two workers live; they end with it."""
+    """Run a command, press Ctrl-C once its two workers are alive, and check that they end too; exit status and output."""
     command = [sys.executable, "-W", "error", "-m", "shmgen", *map(str, words)]
     options = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     with subprocess.Popen(command, start_new_session=True, **options) as process:
@@ -354,14 +354,14 @@ def struck_by_ctrl_c(*words: object, **options: Any) -> tuple[int, bytes, bytes]
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    """Runs a command in a folder of the test's own."""
+    """A function that runs a command in the test's temporary folder."""
     monkeypatch.chdir(tmp_path)
     return lambda *words: Ran(capsys, [*map(str, words)])
 
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slots are filled with 0xA5 the moment they are free again, which a late reader of one would see."""
+    """Fills every slot with 0xA5 as soon as it is released, so that reading a released slot is noticed."""
     released = Ring.released
 
     def released_and_poisoned(self: Ring) -> list[int]:
@@ -376,13 +376,13 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def workers() -> Callable[[], list[psutil.Process]]:
-    """The workers of this process that live now."""
+    """A function that returns the workers of this process that are alive now."""
     return lambda: workers_of(psutil.Process())
 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
-    """An empty folder, and the port of an nginx that serves what is in it."""
+    """An empty folder, and the port of an nginx that serves the files in it."""
     from servers import nginx
 
     home = tmp_path_factory.mktemp("nginx")
@@ -393,7 +393,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int
 
 @pytest.fixture(scope="session")
 def signing() -> None:
-    """obstore has signed something: from then on it keeps three descriptors."""
+    """Has obstore sign something first: from then on it keeps three descriptors open, which are no leftovers of a test."""
     obstore = pytest.importorskip("obstore", reason="obstore is not installed: it is in the extra remote")
     from obstore.store import S3Store
 
@@ -402,7 +402,7 @@ def signing() -> None:
 
 @pytest.fixture
 def root(served: tuple[Path, int]) -> Iterator[Path]:
-    """The folder that is served: ``id-0.npy`` to ``id-23.npy``, row n full of n, and the same rows in ``all.npy``."""
+    """The folder that is served: ``id-0.npy`` to ``id-23.npy``, where file n is full of n, and the same rows in ``all.npy``."""
     root, _ = served
     rows = np.repeat(np.arange(24, dtype="f4"), 12).reshape(24, 4, 3)
     for number, row in enumerate(rows):
@@ -415,7 +415,7 @@ def root(served: tuple[Path, int]) -> Iterator[Path]:
 
 @pytest.fixture
 def proxy(served: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A `Proxy` before the server. What is tried again here is tried at once."""
+    """A `Proxy` in front of the server; failed requests are retried at once."""
     from servers import Proxy
 
     from shmgen._storage import store
@@ -429,21 +429,21 @@ def proxy(served: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture(autouse=True)
 def _workers_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With ``make test COVERAGE=1``, workers note which lines they run; by themselves they import nothing that could."""
+    """With ``make test COVERAGE=1``, workers start coverage themselves: they import nothing that would start it for them."""
     if "COVERAGE_PROCESS_CONFIG" in os.environ:
         place = str(Path(str(sys.modules["coverage"].__file__)).parents[1])
-        measure = "try:\n import coverage; coverage.process_startup()\nexcept OSError: pass"  # it can't in a folder that is gone
+        measure = "try:\n import coverage; coverage.process_startup()\nexcept OSError: pass"  # fails if the folder is gone
         start = f"import sys; sys.path.append({place!r}); exec({measure!r}); sys.path.pop()\n"
         monkeypatch.setattr(launch, "BOOT", start + launch.BOOT)
 
 
 _imported = 0
-"""How many modules were imported when objects were last frozen."""
+"""The number of imported modules when objects were last frozen."""
 
 
 @pytest.fixture(autouse=True)
 def _modules_are_frozen() -> None:
-    """The garbage collector passes over what imports leave for good: TensorFlow's objects take it 0.4 s each time."""
+    """Excludes objects of imported modules from garbage collection: TensorFlow's would add 0.4 s to each collection."""
     global _imported  # noqa: PLW0603
     if len(sys.modules) > _imported + 100:
         _imported = len(sys.modules)
@@ -453,27 +453,27 @@ def _modules_are_frozen() -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After every test: no child process, no more descriptors of the kinds that a loader opens, no new name in /dev/shm."""
+    """Fails a test that leaves a child process, a descriptor of a kind that a loader opens, or a name in /dev/shm."""
     before = Before()
     yield
-    # The frames of a failed test hold its loaders.
+    # The traceback of a failed test keeps its loaders alive.
     if getattr(request.node, "failed", False):
         return
     deadline = Deadline(GONE_WITHIN)
     while left := before.left():
         if deadline.passed:
             pytest.fail(f"left behind: {', '.join(left)}")
-        gc.collect()  # which may take all the time there is, where much is loaded: hence what is left is looked for again
+        gc.collect()  # may take longer than the deadline if much is loaded, so `left` is called once more after it
         select.select([], [], [], 0.01)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepare what frameworks find when they are imported."""
+    """Set up the environment in which the frameworks are imported."""
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-        sys.modules["tensorflow"] = None  # type: ignore[assignment]  # Keras imports it where it is, which takes seconds
+        sys.modules["tensorflow"] = None  # type: ignore[assignment]  # if installed, Keras would import it, in seconds
     if hasattr(config, "workerinput"):
         return
-    # All processes of a run share what JAX compiles: the same model is then compiled once.
+    # All processes of a run share JAX's compilation cache, so that each model is compiled once.
     compiled = tempfile.TemporaryDirectory(prefix="shmgen-jax-")
     config.add_cleanup(compiled.cleanup)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
@@ -484,7 +484,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_timeout_set_timer(settings: Any) -> Iterator[None]:
-    """Let the time limit of a test be a `Deadline`, too."""
+    """Make the time limit of each test a `Deadline`, too."""
     deadline = Deadline(settings.timeout)
     yield
     strike: Any = signal.getsignal(signal.SIGALRM)
@@ -500,7 +500,7 @@ def pytest_timeout_set_timer(settings: Any) -> Iterator[None]:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Let `_nothing_left` know that a test failed."""
+    """Tell `_nothing_left` that a test failed."""
     yield
     if call.when == "call" and call.excinfo is not None:
         item.failed = True  # type: ignore[attr-defined]
@@ -508,7 +508,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """Makes a module of the user's own, beside which nothing stands."""
+    """A function that makes an importable module from code, as a user's own module would be."""
 
     def make(code: str) -> ModuleType:
         (tmp_path / "of_the_users_own.py").write_text(code)

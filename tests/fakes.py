@@ -1,7 +1,7 @@
-"""The workers' part played by a script, so that every order of events above them is a plain test.
+"""Fake workers that follow a script, so that a plain test can try any order of events in the engine.
 
-`FakeWorkers` is what `Supervisor` and `Prefetcher` see of a pool. It has no process and waits for nothing: while a request waits,
-the next step of the test's script happens; where a real wait would not end, it is an error at once. Time is a `Clock`'s.
+`FakeWorkers` replaces the pool of workers for `Supervisor` and `Prefetcher`. It has no processes and never waits: while a request
+waits, the next step of the test's script is run; a wait that would never end fails at once. The time is that of a `Clock`.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import ClosedError, SampleError, StartError, WorkerDied
 
 TIMEOUT = 100.0
-"""Seconds of a `Clock`."""
+"""The engine's ``timeout``, in seconds of a `Clock`."""
 
 GARBAGE = -1.0
-"""What is in a row that has not been read yet, and what a worker writes that should have been gone."""
+"""Value of a row that is half read, or written by a worker that was replaced and lives on."""
 
 Place = tuple[int, int]
-"""A reader: the number of its worker, and its own."""
+"""A reader: the number of its worker, and its own number there."""
 
 
 NO_SAMPLE = -1
-"""In a sheet, in place of the sample of a row that has been read."""
+"""Replaces a sample in the sheet once its row has been read."""
 
 
 class Rows(Source):
-    """Rows of two float64, that a fake worker fills with the id."""
+    """Rows of two float64, which a fake worker fills with the id."""
 
     shape, dtype = (2,), "f8"
     concurrent = True
@@ -65,7 +65,7 @@ class Rows(Source):
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that only the test moves on."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -79,38 +79,38 @@ class FakeReader:
     """A reader of a worker."""
 
     ticket: Ticket | None = None  # None while it waits for one
-    last: int = 0  # the number of the ticket that it took last, as it would stand on the status page
-    at: int = IDLE  # the row that it is at, likewise
+    last: int = 0  # the number of its latest ticket, as on the status page
+    at: int = IDLE  # its current row, as on the status page
     hangs: bool = False
-    gone: bool = False  # it has ended, since fewer are wanted
+    gone: bool = False  # it has ended, because fewer readers are wanted
 
     @property
     def row(self) -> int | None:
-        """The row that it is at, if that is known."""
+        """Its current row, if that is known."""
         return row_of(self.at)
 
 
 @dataclass
 class FakeWorker:
-    """One worker."""
+    """A worker."""
 
     pid: int
-    reads: int  # how many readers it should have; none when it is to end
-    readers: list[FakeReader] = field(default_factory=lambda: [FakeReader()])  # those that it has had
+    reads: int  # the number of readers that it should have; 0 if it should end
+    readers: list[FakeReader] = field(default_factory=lambda: [FakeReader()])  # including those that have ended
     begun: bool = False  # it takes tickets
     lives: bool = True
-    hangs: bool = False  # nothing in it goes on any more
-    stopped: bool = False  # as by SIGSTOP
-    immortal: bool = False  # killing it does nothing
+    hangs: bool = False  # none of its readers goes on
+    stopped: bool = False  # as if by SIGSTOP
+    immortal: bool = False  # killing it has no effect
 
     @property
     def tickets(self) -> list[Ticket]:
-        """What its readers do."""
+        """The tickets that its readers are working on."""
         return [reader.ticket for reader in self.readers if reader.ticket is not None]
 
 
 class FakeWorkers:
-    """Workers whose readers take tickets from one queue, and do what a script says.
+    """Workers whose readers take tickets from one queue and follow a script.
 
     While a request waits and nothing happens, time passes on ``clock``.
     """
@@ -124,16 +124,16 @@ class FakeWorkers:
         self._woken = threading.Event()
         self.workers: dict[int, FakeWorker] = {}
         self.queue: deque[Ticket] = deque()
-        self.left: list[FakeWorker] = []  # those that were replaced though they live on
-        # The steps that happen while a request waits; and the one when none is left, which returns whether anything happened.
+        self.left: list[FakeWorker] = []  # workers that were replaced but are still alive
+        # The steps to run while a request waits; and the step once none is left, which returns whether anything happened.
         self.script: deque[Callable[[], object]] = deque()
         self.otherwise: Callable[[], bool] = self.work
-        self.log: list[str] = []  # what was asked of the workers, such as "restart 0"
-        self.given: list[list[Ticket]] = []  # the tickets that were put, a list for each time
-        self.cannot_start: StartError | None = None  # what starting a worker raises
-        self.blocks = False  # a wait ends by `wake` alone, from another thread
-        self.begins = True  # those that are started say at once that they have begun
-        self.takes = True  # readers that have nothing to do take tickets by themselves, and not when `take` says so
+        self.log: list[str] = []  # the engine's calls, such as "restart 0"
+        self.given: list[list[Ticket]] = []  # the tickets of each call of `put`
+        self.cannot_start: StartError | None = None  # the error to raise when a worker is started
+        self.blocks = False  # `wait` returns only after another thread calls `wake`
+        self.begins = True  # a worker that is started reports at once that it is ready
+        self.takes = True  # idle readers take tickets by themselves; otherwise, a test calls `take`
         for number in range(count):
             self._start(number, reads)
 
@@ -145,7 +145,7 @@ class FakeWorkers:
         if self.begins:
             self.begin(number)
 
-    # What the engine asks of it.
+    # Called by the engine.
 
     @property
     def pids(self) -> dict[int, int]:
@@ -241,24 +241,24 @@ class FakeWorkers:
         self.queue.clear()
 
     def _let_go(self, number: int) -> None:
-        # What it sent itself and has not been received is lost; what is done is reported in one place for all.
+        # Its events that the engine has not received are lost, but not its reports: all workers share one queue for these.
         self._events = [event for event in self._events if event.worker != number or event.what is EventKind.DONE]
         if self.workers[number].lives:
             self.left.append(self.workers[number])
 
-    # What a test has them do.
+    # Called by tests.
 
     def _say(self, worker: int, what: EventKind, detail: Any = None) -> None:
         self._events.append(Event(worker, what, detail))
 
     def begin(self, worker: int) -> None:
-        """It says that it has started, and takes tickets."""
+        """The worker reports that it is ready, and takes tickets."""
         self.workers[worker].begun = True
         self._say(worker, EventKind.READY)
         self._go_on(worker, 0)
 
     def idle(self) -> list[Place]:
-        """The readers that wait for a ticket."""
+        """The readers that are waiting for a ticket."""
         return [
             (number, reader)
             for number, worker in self.workers.items()
@@ -268,7 +268,7 @@ class FakeWorkers:
         ]
 
     def able(self) -> list[Place]:
-        """The readers that have a ticket, and can go on."""
+        """The readers that have a ticket and can continue with it."""
         return [
             (number, reader)
             for number, worker in self.workers.items()
@@ -278,7 +278,7 @@ class FakeWorkers:
         ]
 
     def take(self, worker: int, reader: int) -> None:
-        """It takes the oldest ticket."""
+        """The reader takes the oldest ticket."""
         one = self.workers[worker].readers[reader]
         assert one.ticket is None
         one.ticket = self.queue.popleft()
@@ -290,16 +290,16 @@ class FakeWorkers:
                 self.take(*place)
 
     def _end(self, worker: int, reader: int) -> Ticket:
-        """It has nothing more to do with its ticket."""
+        """The reader gives up its ticket, which is returned."""
         one = self.workers[worker].readers[reader]
         assert one.ticket is not None
         ticket, one.ticket, one.at = one.ticket, None, IDLE
         return ticket
 
     def _go_on(self, worker: int, reader: int) -> None:
-        """A reader that has done its ticket sees how many there should be."""
+        """A reader that has ended a ticket starts and ends readers of its worker, until there are as many as wanted."""
         whose = self.workers[worker]
-        if not whose.reads and reader == 0:  # the main thread ends, and the process with it
+        if not whose.reads and reader == 0:  # its main thread ends, and with it the process
             self.die(worker, exitcode=0)
         whose.readers[reader].gone = reader >= whose.reads
         for number in range(whose.reads):
@@ -309,7 +309,7 @@ class FakeWorkers:
         self._take_all()
 
     def ids(self, ticket: Ticket) -> list[int]:
-        """The samples that are to be read for a ticket, as the sheet of its slot says."""
+        """The samples of a ticket that are still to be read, according to the sheet of its slot."""
         sheet = self._ring.sheet(ticket.slot)
         assert sheet[EPOCH] == ticket.batch.epoch
         assert sheet[POSITION] == ticket.batch.number * self._ring.layout.batch_size
@@ -319,13 +319,13 @@ class FakeWorkers:
         return samples
 
     def ticket(self, worker: int, reader: int = 0) -> Ticket:
-        """What a reader does."""
+        """The ticket that a reader is working on."""
         ticket = self.workers[worker].readers[reader].ticket
         assert ticket is not None
         return ticket
 
     def done(self, worker: int, reader: int = 0, *, waited: bool = False) -> None:
-        """It reads the rows of its ticket: each becomes the sample's id."""
+        """The reader reads the rows of its ticket: it fills each with the sample's id."""
         ticket = self._end(worker, reader)
         self._ring.arrays(ticket.slot)[0][ticket.start : ticket.stop] = np.array(self.ids(ticket))[:, None]
         sheet = self._ring.sheet(ticket.slot)
@@ -336,7 +336,7 @@ class FakeWorkers:
         self._go_on(worker, reader)
 
     def fail(self, worker: int, reader: int, row: int, *, known: bool = True) -> None:
-        """It fails at a row of its ticket; with ``known``, it says at which."""
+        """The reader fails at a row of its ticket; with ``known``, it reports which."""
         ticket = self._end(worker, reader)
         sample = self.ids(ticket)[row]
         self._scribble(ticket)
@@ -345,12 +345,12 @@ class FakeWorkers:
         self._go_on(worker, reader)
 
     def reach(self, worker: int, reader: int, row: int | None) -> None:
-        """It comes to a row of its ticket; None: to one that it does not name."""
+        """The reader starts to read a row of its ticket; with None, its status does not say which."""
         self.ticket(worker, reader)
         self.workers[worker].readers[reader].at = UNKNOWN if row is None else row + 1
 
     def die(self, worker: int, exitcode: int = -9) -> None:
-        """It dies where its readers are, in whatever these had half done."""
+        """The worker dies, and leaves the rows half read that its readers were reading."""
         mortal = self.workers[worker]
         if mortal.lives:
             mortal.lives = False
@@ -360,33 +360,33 @@ class FakeWorkers:
             self._say(worker, EventKind.DIED, WorkerDied(worker, mortal.pid, exitcode))
 
     def sleep(self, worker: int) -> None:
-        """It ends, since it has had nothing to do; though a reader may just have taken a ticket."""
+        """The worker ends because it was idle, although a reader may just have taken a ticket."""
         if self.workers[worker].lives:
             self._say(worker, EventKind.ENDS)
             self.die(worker, exitcode=0)
 
     def hang(self, worker: int, reader: int, *, immortal: bool = False) -> None:
-        """A reader does nothing any more; the others of its worker go on."""
+        """A reader hangs; the other readers of its worker go on."""
         self.workers[worker].readers[reader].hangs = True
         self.workers[worker].immortal |= immortal
 
     def halt(self, worker: int) -> None:
-        """It is stopped, with all of its readers."""
+        """The worker is stopped, with all its readers."""
         self.workers[worker].hangs = self.workers[worker].stopped = True
 
     def interrupt(self, worker: int) -> None:
-        """Ctrl-C reaches it."""
+        """The worker receives Ctrl-C."""
         self._say(worker, EventKind.CTRL_C, self._clock.now)
 
     def drop(self, worker: int, reader: int = 0) -> None:
-        """Its ticket is interrupted."""
+        """The reader's ticket is interrupted."""
         ticket = self._end(worker, reader)
         self._scribble(ticket)
         self._say(worker, EventKind.ABORTED, ticket.id)
         self._go_on(worker, reader)
 
     def scribble(self) -> None:
-        """Those that were left to themselves write into the slots that they were reading into."""
+        """Replaced workers that are still alive write into the slots of their tickets."""
         for worker in self.left:
             for ticket in worker.tickets:
                 self._scribble(ticket)
@@ -395,7 +395,7 @@ class FakeWorkers:
         self._ring.arrays(ticket.slot)[0][ticket.start : ticket.stop] = GARBAGE
 
     def work(self) -> bool:
-        """The first reader that can does its ticket; whether there was one."""
+        """The first reader that can continue finishes its ticket; return whether there was one."""
         able = self.able()
         if able:
             self.done(*able[0])
@@ -403,7 +403,7 @@ class FakeWorkers:
 
 
 class Engine:
-    """All that is above workers, on `FakeWorkers`; the ids are numbers from 0, and each row should be its id."""
+    """The engine on `FakeWorkers`; the ids are numbers from 0, and each row should be filled with its id."""
 
     def __init__(
         self,
@@ -449,16 +449,16 @@ class Engine:
         )
 
     def fetch(self, number: int) -> list[int]:
-        """The samples in a batch of the first epoch as it is delivered, whose slot is let go of at once."""
+        """The samples in a batch of the first epoch, as delivered; its slot is released at once."""
         return values(self.lease(number))
 
     def lease(self, number: int) -> np.ndarray:
-        """A batch as it is delivered."""
+        """A batch as delivered; its slot stays leased while the array lives."""
         [array] = self.prefetcher.fetch(number, self._pass)
         return array
 
     def expected(self, number: int) -> list[int]:
-        """The samples that should be in a batch."""
+        """The samples that belong into a batch."""
         return [int(sample) for sample in self.sampler[BatchId(0, number)]]
 
     def resize(self, workers: int, reads: int | None = None) -> bool:
@@ -467,7 +467,7 @@ class Engine:
             return self.supervisor.resize(Target(workers, self.supervisor.target.reads if reads is None else reads))
 
     def reader_of(self, sample: int) -> tuple[int, int, int] | None:
-        """The worker and the reader of it that can go on and has a sample, and the row of its ticket; None if there is none."""
+        """The worker, and its reader that can continue and has ``sample`` in its ticket, and the row there; None without one."""
         for worker, reader in self.workers.able():
             ids = self.workers.ids(self.workers.ticket(worker, reader))
             if sample in ids:
@@ -475,7 +475,7 @@ class Engine:
         return None
 
     def strike(self, sample: int, act: Callable[[int, int, int], object], *others: int, times: float = 1) -> None:
-        """Have ``act(worker, reader, row)`` befall a reader that comes to ``sample`` or ``others``, ``times`` times."""
+        """Call ``act(worker, reader, row)``, up to ``times`` times, for a reader that has ``sample`` or ``others`` to read."""
 
         def step() -> bool:
             nonlocal times
@@ -488,12 +488,12 @@ class Engine:
         self.workers.otherwise = step
 
     def pass_time(self, seconds: float) -> None:
-        """Time passes while a request waits; if it is due, the request looks how far the workers are."""
+        """Let time pass while a request waits, and wake the request, which looks at the workers if that is due."""
         self.clock.now += seconds
         self.workers.wake()
 
     def check(self) -> None:
-        """Assert what holds between any two events: a slot is written to for the batch that it was given to, and for no other."""
+        """Assert what holds between any two events: workers write into a slot only for the batch that it was given to."""
         workers, schedule = self.workers, self.schedule
         taken = [ticket for worker in workers.workers.values() for ticket in worker.tickets]
         for ticket in [*workers.queue, *taken]:
@@ -509,14 +509,14 @@ class Engine:
 
 
 def values(array: np.ndarray) -> list[int]:
-    """The ids that a batch's rows say, each of which is all of one kind."""
+    """The ids in the rows of a batch; all elements of a row must be the same."""
     assert (array == array[:, :1]).all()
     return [int(row) for row in array.reshape(len(array), -1)[:, 0]]
 
 
 @contextmanager
 def engine_of(**options: Any) -> Iterator[Engine]:
-    """An `Engine`, whose clock is the engine's modules' meanwhile."""
+    """An `Engine`; meanwhile, the engine's modules use its clock."""
     with pytest.MonkeyPatch.context() as patch:
         clock = Clock()
         for module in (prefetcher, supervisor):

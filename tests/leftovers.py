@@ -1,4 +1,4 @@
-"""What a test may leave behind: processes, descriptors and names in /dev/shm, each told from those of others on the machine."""
+"""Finds the processes, descriptors and names in /dev/shm that a test leaves behind, and no other program's."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import psutil
 from pace import Deadline
 
 KINDS = ("socket", "eventpoll", "eventfd", "pidfd", "memfd:shmgen", "/dev/shm/#")
-"""Kinds of descriptors that a loader opens; the last is its memory where memfd_create is forbidden. TensorFlow and pytest open
-others of their own at any time."""
+"""Kinds of descriptors that a loader opens; the last is its memory if memfd_create is forbidden. Other kinds are not counted,
+since TensorFlow and pytest may open them at any time."""
 
 MARK = f"t{os.getpid():07}_"
-"""Begins every name in /dev/shm that this process, or a script that it starts, makes: other programs make some at any time."""
+"""Prefix of all names in /dev/shm made by this process or its scripts: other programs may make names there at any time."""
 
 MARKED = f"from multiprocessing import shared_memory\nshared_memory._SHM_NAME_PREFIX = '/{MARK}'\n"
-"""Code that has the process that runs it make no other names."""
+"""Code that gives the names in /dev/shm this prefix in the process that executes it."""
 
 shared_memory._SHM_NAME_PREFIX = f"/{MARK}"  # type: ignore[attr-defined]
 
 
 def names() -> set[str]:
-    """What there is of ours in /dev/shm."""
+    """The names in /dev/shm that have our prefix."""
     return {name for name in os.listdir("/dev/shm") if name.startswith(MARK)}
 
 
 def command(process: psutil.Process) -> list[str]:
-    """The words of a command line."""
+    """The command line of ``process``, as a list of words."""
     try:
         return process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -44,25 +44,25 @@ def workers_of(process: psutil.Process) -> list[psutil.Process]:
 
 
 def pids() -> set[str]:
-    """The ids of all processes of the machine."""
+    """The ids of all processes on the machine."""
     return set(filter(str.isdigit, os.listdir("/proc")))
 
 
 def started_since(before: set[str]) -> list[str]:
-    """Processes that have begun since there were these ids, if this one, or one of its children, has started them."""
+    """The descendants of this process whose ids are not in ``before``."""
     found = []
     for pid in pids() - before:
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(int(pid))
             words = command(process) if os.getpid() in {parent.pid for parent in process.parents()} else []
-            # multiprocessing's resource tracker, which the first segment starts, serves the whole process until its end.
+            # multiprocessing's resource tracker is started with the first segment, and lives until this process ends.
             if words and not any("resource_tracker" in word for word in words):
                 found.append(f"{pid} {' '.join(words)}")
     return sorted(found)
 
 
 def descriptors() -> Counter[str]:
-    """How many descriptors of each of `KINDS` are open."""
+    """The number of open descriptors of each of `KINDS`."""
     found: Counter[str] = Counter()
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -74,13 +74,13 @@ def descriptors() -> Counter[str]:
 
 
 class Before:
-    """What there was when this was made."""
+    """The state of the machine when this object was made."""
 
     def __init__(self) -> None:
         self._pids, self._descriptors, self._names = pids(), descriptors(), names()
 
     def left(self) -> list[str]:
-        """What has come since, and is still there."""
+        """Descriptions of everything that was added since and is still there."""
         return [
             *(f"process {process}" for process in started_since(self._pids)),
             *(f"{number} more descriptors of kind {kind}" for kind, number in (descriptors() - self._descriptors).items()),
@@ -90,7 +90,7 @@ class Before:
 
 @dataclass
 class Gone:
-    """Processes whose end is waited for, through descriptors that no reuse of a process id can fool."""
+    """Waits for processes to end, by their pidfds: a process id could be used again for another process."""
 
     fds: dict[int, int] = field(default_factory=dict)
 
@@ -98,7 +98,7 @@ class Gone:
         self.fds[pid] = os.pidfd_open(pid)
 
     def wait(self, within: float) -> set[int]:
-        """Process ids of those that live on after ``within`` seconds; see `Deadline`."""
+        """The ids of the processes that are still alive after ``within`` seconds; see `Deadline`."""
         deadline = Deadline(within)
         poll = select.poll()
         left = {fd: pid for pid, fd in self.fds.items()}

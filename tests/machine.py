@@ -1,4 +1,4 @@
-"""A model of a machine that loads data, for tests of the autoscaler: in time steps, without any clock, the same at every run."""
+"""A simulation of a machine that loads data, for tests of the autoscaler: in time steps, without a clock, and reproducible."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ STEP = 0.002
 
 @dataclass(frozen=True)
 class Machine:
-    """What rows cost, and what wants them."""
+    """The speed of the storage, the workers and the trainer."""
 
     latency: float = 0.0  # seconds that a row waits for the storage
-    cost: float = 1e-4  # seconds that a row takes a processor, and the interpreter of its worker
+    cost: float = 1e-4  # seconds of a processor, and of its worker's interpreter, for a row
     processors: int = 2
     at_once: int = 1000  # rows that the storage serves at once; others wait for their turn
-    crowding: float = 0.0  # the fraction of its speed that the storage has lost where 64 rows wait for it
-    convoy: float = 0.0  # the fraction of its speed that a worker has lost where 32 readers wait for its interpreter
-    others: int = 0  # other programs' processes that want a processor
-    concurrent: bool = True  # the readers of a worker may read at once
+    crowding: float = 0.0  # the fraction of its speed that the storage loses when 64 rows wait for it
+    convoy: float = 0.0  # the fraction of its speed that a worker loses when 32 readers wait for its interpreter
+    others: int = 0  # processes of other programs that compete for the processors
+    concurrent: bool = True  # the readers of a worker may read at the same time
     step: float = 0.0  # seconds that the trainer takes for a batch
-    batch: int = 64  # rows; cut into as many tickets as there are readers, or finer until the first has been done
-    slots: int = 16  # batches that have been read, or are being read, at most
-    start: float = 0.05  # seconds in which a worker starts
+    batch: int = 64  # rows in a batch; cut into a ticket for each reader, or into 16 until the first ticket is done
+    slots: int = 16  # maximum number of batches that are being read, or are read and wait
+    start: float = 0.05  # seconds that a worker takes to start
     noise: float = 0.02  # relative spread of the speed, which changes every 50 ms
-    spread: float = 0.1  # relative spread of the time that tickets take
-    epoch: int = 10**9  # batches
+    spread: float = 0.1  # relative spread of the time for a ticket
+    epoch: int = 10**9  # batches in an epoch
     pause: float = 0.0  # seconds after each epoch in which no batch is requested
 
     def share(self, workers: int) -> float:
@@ -39,7 +39,7 @@ class Machine:
         return min(1.0, self.processors / (workers + self.others))
 
     def speed(self, workers: int, busy: int) -> float:
-        """Rows a second, if ``busy`` readers of all have a ticket."""
+        """Rows a second while ``busy`` readers, of all workers together, have a ticket."""
         if not busy:
             return 0.0
         share = self.share(workers)
@@ -52,14 +52,14 @@ class Machine:
         return speed
 
     def steady(self, target: Target) -> float:
-        """Rows a second that the trainer gets in the long run."""
+        """Rows a second that the trainer gets in the long run with ``target``."""
         speed = self.speed(target.workers, target.readers)
         return min(speed, self.batch / self.step) if self.step else speed
 
 
 @dataclass
 class Reader:
-    """One reader: how much of its ticket it has done, and how long it has had it."""
+    """A reader: the rows of its ticket and how many are done (-1 without a ticket), when it took it, and its relative speed."""
 
     done: float = -1.0
     rows: int = 0
@@ -70,7 +70,7 @@ class Reader:
 
 @dataclass
 class Run:
-    """A machine that runs, steered by an autoscaler if there is one."""
+    """A simulated run of a machine, with an autoscaler if there is one."""
 
     machine: Machine
     autoscaler: Autoscaler | None
@@ -80,7 +80,7 @@ class Run:
     waited: float = 0.0
     busy: float = 0.0
     cpu: float = 0.0
-    # At each time: rows finished until then, workers that have started, and readers of each.
+    # For each time step: the time, the rows finished until then, and the workers that have started with their readers.
     history: list[tuple[float, int, Target]] = field(default_factory=list)
     seed: int = 1
 
@@ -95,23 +95,23 @@ class Run:
         self._noise = 1.0
 
     def run(self, seconds: float) -> Run:
-        """Go on for so long."""
+        """Continue for ``seconds`` seconds."""
         for _ in range(round(seconds / STEP)):
             self._step()
         return self
 
     def becomes(self, **changes: float) -> None:
-        """From now on the machine is another."""
+        """Change properties of the machine from now on."""
         self.machine = replace(self.machine, **changes)  # type: ignore[arg-type]
 
     @property
     def decisions(self) -> str:
-        """What was decided, to be shown where a test fails."""
+        """The autoscaler's decisions, as text for a test that fails."""
         assert self.autoscaler is not None
         return "\n".join(map(str, self.autoscaler.decisions))
 
     def rate(self, start: float, stop: float) -> float:
-        """Rows a second that were finished between two times."""
+        """Rows finished per second between two times."""
         rows = [rows for time, rows, _ in self.history if start <= time <= stop]
         return (rows[-1] - rows[0]) / (stop - start)
 
@@ -122,7 +122,7 @@ class Run:
             self._noise = max(0.2, self._random.gauss(1, machine.noise))
         self._train()
         self._read()
-        # What workers have done is read only while a batch is requested.
+        # Reports of workers are read only while a batch is requested.
         if self.autoscaler is not None and self.rows > before and self.time >= self._asleep_until:
             self._steer(self.autoscaler)
         self.history.append((self.time, self.rows, Target(self._ready(), self.target.reads)))
@@ -133,7 +133,7 @@ class Run:
             self._resize(autoscaler.see(self._epoch, counters))
 
     def _ready(self) -> int:
-        """How many workers have started."""
+        """The number of workers that have started."""
         return sum(start <= self.time for start in self._started)
 
     def _train(self) -> None:
@@ -179,7 +179,7 @@ class Run:
         self.cpu += min(workers, speed * machine.cost / machine.share(workers)) * STEP
 
     def _take(self, reader: Reader, time: float) -> bool:
-        """Give a reader a ticket, if there is one, and it is to go on."""
+        """Give a reader a ticket, if one is left and the reader is to stay; return whether it got one."""
         machine = self.machine
         if not self._tickets and self._given - self._taken + machine.batch <= machine.slots * machine.batch:
             self._given += machine.batch

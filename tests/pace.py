@@ -1,15 +1,15 @@
-"""Deadlines in seconds of a quiet machine: where others take the processors, there is more time, and no more than they take."""
+"""Deadlines in seconds of a quiet machine: they are extended in proportion when other programs use the processors."""
 
 from __future__ import annotations
 
 import time
 
 PROBE = 0.05
-"""Seconds of a processor that are taken to see what share of one the machine gives."""
+"""Processor time, in seconds, spent on measuring the share of a processor that this process gets."""
 
 
 def slowness() -> float:
-    """Seconds that pass here while a process gets a second of a processor: 1 on an idle machine."""
+    """Elapsed seconds per second of processor time: 1 on an idle machine."""
     begun, used = time.monotonic(), time.thread_time()
     while (took := time.thread_time() - used) < PROBE:
         pass
@@ -17,9 +17,9 @@ def slowness() -> float:
 
 
 class Deadline:
-    """A time limit of ``within`` seconds on a quiet machine, which begins when it is made.
+    """A time limit of ``within`` seconds on a quiet machine, counted from when this object is made.
 
-    The machine is looked at only once that time is over, so a limit that is kept costs nothing.
+    The machine's load is measured only after that time, so a limit that is kept costs nothing.
     """
 
     def __init__(self, within: float) -> None:
@@ -32,7 +32,7 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
-        """Whether the time is over, at what the machine gives at this moment."""
+        """Whether the time is over, given the present load of the machine."""
         while (took := time.monotonic() - self._begun) > self._limit:
             limit = self.within * slowness()
             if limit <= took:
@@ -42,5 +42,5 @@ class Deadline:
 
     @property
     def left(self) -> float:
-        """Seconds to wait before `passed` is asked again."""
+        """Seconds to wait before `passed` should be asked again."""
         return max(0.0, self._begun + self._limit - time.monotonic())
