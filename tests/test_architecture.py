@@ -1,4 +1,4 @@
-"""The house: which part may import which, so that each can be read, and tested, without those above it."""
+"""Which part of the package may import which, so that each can be read and tested without the parts that use it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ MAY_IMPORT = {
     "_tools": {*BELOW_OPTIONS, "_signatures", "_engine", "options", "loader", "__version__"} - {"_ranks"},
     "__main__": {"_tools"},
 }
-"""For each part, a module or folder of the package, the others that it may import; it may always import itself."""
+"""For each part (a module or folder of the package), the parts that it may import besides itself."""
 
 FRAMEWORKS = {"keras": {"keras", "tensorflow", "torch"}, "torch": {"torch"}, "jax": {"jax"}}
-"""Who may import a framework: its front end alone."""
+"""The parts that may import a framework: only its front end may."""
 
 
 def part_of(path: Path) -> str:
@@ -45,7 +45,7 @@ def part_of(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The modules that a file imports anywhere, also late, and for type checkers only."""
+    """The modules that a file imports anywhere: also inside functions, and for type checkers only."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -57,7 +57,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__in
 
 
 def test_imports_go_one_way() -> None:
-    """A file imports only parts that its own stands on; of frameworks, only what its part is there for."""
+    """A file imports only parts that `MAY_IMPORT` allows, and only the frameworks that its part is for."""
     for part, name in [(part_of(path), name) for path in FILES for name in imports(path)]:
         top, _, rest = name.partition(".")
         if top == "shmgen":
@@ -67,7 +67,7 @@ def test_imports_go_one_way() -> None:
 
 
 def test_every_part_has_its_place() -> None:
-    """No file or folder beside those that the rules know; two levels, no deeper."""
+    """All files and folders of the package are in `MAY_IMPORT`, and folders are not nested."""
     assert {part_of(path) for path in FILES} == MAY_IMPORT.keys()
     assert all(len(path.relative_to(PACKAGE).parts) <= 2 for path in FILES)
 
@@ -77,7 +77,7 @@ def module_of(path: Path) -> str:
 
 
 def test_no_circles_between_files() -> None:
-    """No file imports, at whatever depth, itself: neither late, nor for type checkers only."""
+    """No file imports itself through others, not even inside functions or for type checkers only."""
     modules = {module_of(path) for path in FILES}
     imported: dict[str, set[str]] = {module_of(path): set() for path in FILES}
     for path in FILES:
@@ -86,4 +86,4 @@ def test_no_circles_between_files() -> None:
             target = inner if inner in modules else inner.rpartition(".")[0]
             if name.startswith("shmgen.") and target in modules and target != module_of(path):
                 imported[module_of(path)].add(target)
-    TopologicalSorter(imported).prepare()  # raises CycleError, with the files of the circle
+    TopologicalSorter(imported).prepare()  # raises CycleError with the files of the circle

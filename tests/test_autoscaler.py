@@ -1,4 +1,4 @@
-"""Workers and reads in flight follow what the trainer waits: every case is a made-up machine, and a plain unit test."""
+"""The autoscaler sets workers and reads in flight by how long the trainer waits; every case is a simulated machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shmgen._plan.stats import Decision
 
 
 def limits_of(processors: int) -> Callable[[int, float], Target]:
-    """As a loader's: 64 reads in flight at most, and a worker for each processor, or four where workers wait."""
+    """Limits like a loader's: at most 64 reads in flight, and one worker a processor, or four if workers mostly wait."""
 
     def limits(workers: int, blocked: float) -> Target:
         return Target(min(32, processors * (4 if blocked > 0.5 else 1)), max(1, min(32, 64 // workers)))
@@ -26,29 +26,29 @@ def limits_of(processors: int) -> Callable[[int, float], Target]:
 
 
 def run(machine: Machine, target: Target, seconds: float, *, workers: bool = True, reads: bool = True, seed: int = 1) -> Run:
-    """What an autoscaler makes of a machine in ``seconds`` seconds, if it may change workers, and reads."""
+    """Run a machine for ``seconds`` seconds with an autoscaler, which may change the number of workers, of reads, or both."""
     scaled = [number for number, scales in (("workers", workers), ("reads", reads)) if scales]
     autoscaler = Autoscaler(scaled, limits_of(machine.processors), machine.batch)  # type: ignore[arg-type]
     return Run(machine, autoscaler, target, seed=seed).run(seconds)
 
 
 def decisions(seen: Run) -> list[Decision]:
-    """What was decided in a run."""
+    """The autoscaler's decisions in a run."""
     assert seen.autoscaler is not None
     return seen.autoscaler.decisions
 
 
 @dataclass(frozen=True)
 class Case:
-    """A machine, what there is at first, and what should come of it."""
+    """A machine, the first numbers of workers and reads, and the best ones."""
 
     name: str
     machine: Machine
     first: Target
     best: Target
-    within: float = 3.0  # seconds from the end of the first ticket until 90 % of the best rate is reached
-    workers: bool = True  # their number may be changed
-    reads: bool = True  # likewise
+    within: float = 3.0  # seconds from the first finished row until 90 % of the best rate is reached
+    workers: bool = True  # whether the autoscaler may change the number of workers
+    reads: bool = True  # whether it may change the number of reads
 
 
 SLOW = Machine(latency=0.01, slots=32)
@@ -81,7 +81,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_it_is_quick(case: Case) -> None:
-    """What gives 90 % of the best rate is there in time, and kept."""
+    """The autoscaler reaches 90 % of the best rate in time, and keeps about that rate."""
     seen = run(case.machine, case.first, 12.0, workers=case.workers, reads=case.reads)
     began = next(time for time, rows, _ in seen.history if rows)
     best = case.machine.steady(case.best)
@@ -93,7 +93,7 @@ def test_it_is_quick(case: Case) -> None:
 def look(
     autoscaler: Autoscaler, seconds: float, rate: float, *, wait: float, busy: float, cpu: float, epoch: int = 0, ready: int = 100
 ) -> Target:
-    """Let ``seconds`` pass, in which the trainer waits, and readers are busy and compute, for these fractions of the time."""
+    """Let ``seconds`` pass; ``wait``, ``busy`` and ``cpu``: the fractions that the trainer waits, and readers work and compute."""
     last = autoscaler._last or Counters(100.0, 0, 0.0, 0.0, 0.0, autoscaler.target, 0)
     return autoscaler.see(
         epoch,
@@ -111,7 +111,7 @@ def look(
 
 @pytest.mark.parametrize(("scales_workers", "wait"), [(False, 1.0), (True, 0.0), (True, 0.05), (True, 0.3)])
 def test_noise_decides_nothing(scales_workers: bool, wait: float) -> None:
-    """On a warm machine whose figures vary by 10 %, nothing is changed in more than 1,000 windows, however the trainer waits."""
+    """On a warm machine whose figures vary by 10 %, nothing changes in 1,100 looks, however long the trainer waits."""
     dice = random.Random(1)
     autoscaler = Autoscaler(("workers", "reads") if scales_workers else ("reads",), limits_of(2), 64)
     autoscaler.target = Target(2, 1)
@@ -124,7 +124,7 @@ def test_noise_decides_nothing(scales_workers: bool, wait: float) -> None:
 
 @pytest.mark.parametrize("step", [0.05, 0.3])
 def test_a_trainer_that_does_not_wait_needs_no_more(step: float) -> None:
-    """Nothing is added for it, whatever the storage; a worker whose work the others have time for goes."""
+    """For a trainer that does not wait, nothing is added, and a worker is removed if the other can do its work."""
     for machine in (replace(WARM, step=step), replace(COMPUTES, cost=0.0004, step=step)):
         seen = run(machine, Target(2, 1), 30.0)
         assert seen.target == Target(1, 1), seen.decisions
@@ -133,7 +133,7 @@ def test_a_trainer_that_does_not_wait_needs_no_more(step: float) -> None:
 
 
 def test_it_follows_a_storage_that_changes() -> None:
-    """Where files take 10 ms from a moment on, many are read at once within two seconds; one again, when they do not."""
+    """When files begin to take 10 ms, many are read at once within two seconds; when they become fast again, few are."""
     seen = run(Machine(convoy=0.5, slots=32), Target(2, 1), 10.0)
     assert seen.target == Target(2, 1)
     seen.becomes(latency=0.01)
@@ -150,13 +150,13 @@ def test_it_follows_a_storage_that_changes() -> None:
     [(SLOW_SHORT, Target(2, 32), True, 2), (SLEEPS, Target(8, 1), False, 2), (COMPUTES, Target(2, 1), False, 10)],
 )
 def test_short_epochs(machine: Machine, best: Target, reads: bool, batches: int) -> None:
-    """What is seen of short epochs adds up, and what lies between them does not count."""
+    """Measurements of several short epochs are added up, without the pauses between them."""
     seen = run(replace(machine, epoch=batches, pause=0.01), Target(1, 1), 10.0, reads=reads)
     assert machine.steady(seen.target) >= 0.9 * machine.steady(best), seen.decisions
 
 
 def test_a_busy_machine_needs_no_more_reads() -> None:
-    """Readers that others keep from a processor are not blocked: more of them would only stand in the same line."""
+    """Readers that wait for a processor do not count as blocked: more of them would only wait, too."""
     seen = run(replace(WARM, others=8), Target(2, 1), 20.0)
     assert seen.target == Target(2, 1), seen.decisions
     assert seen.decisions == ""
@@ -168,7 +168,7 @@ def test_a_busy_machine_needs_no_more_reads() -> None:
     ids=["slow-and-a-slow-trainer", "sleeps", "computes"],
 )
 def test_it_comes_to_rest(machine: Machine, step: float) -> None:
-    """The trainer gets what it can use, or the best there is, and after half a minute nothing is changed any more."""
+    """The trainer gets the rate that it can use, or the best possible one, and after 30 seconds nothing changes."""
     machine = replace(machine, step=step)
     reads = machine is not SLEEPS and machine.concurrent
     seen = run(machine, Target(2, 1), 45.0, reads=reads)
@@ -179,7 +179,7 @@ def test_it_comes_to_rest(machine: Machine, step: float) -> None:
 
 
 def test_what_was_refused_is_tried_ever_more_seldom() -> None:
-    """Workers for which there is no processor are taken back, and tried again after twice as long each time."""
+    """Workers that no processor is left for are removed, and tried again, each time after about twice as long."""
     autoscaler = Autoscaler(("workers", "reads"), lambda workers, blocked: Target(4, 1), 64)
     seen = Run(COMPUTES, autoscaler, Target(2, 1)).run(120.0)
     tried = [decision.at for decision in decisions(seen) if decision.workers > 2]
@@ -190,7 +190,7 @@ def test_what_was_refused_is_tried_ever_more_seldom() -> None:
 
 
 def test_it_follows_the_trainer() -> None:
-    """A trainer that becomes slower needs fewer workers, and one that becomes faster more, later on too."""
+    """When the trainer becomes slower, it gets fewer workers; when it becomes faster again, more."""
     seen = run(replace(COMPUTES, processors=8, step=0.1), Target(1, 1), 30.0)
     assert 4 <= seen.target.workers <= 6, seen.decisions
     seen.becomes(step=1.0)
@@ -202,7 +202,7 @@ def test_it_follows_the_trainer() -> None:
 
 
 def test_there_is_room() -> None:
-    """Never more than there may be, also when that becomes less, and never fewer than one of each."""
+    """Workers and reads stay within the limits, also when these become lower, and there is always one of each."""
     room = Target(5, 7)
     autoscaler = Autoscaler(("workers", "reads"), lambda workers, blocked: room, 64)
     seen = Run(SLOW, autoscaler, Target(2, 1)).run(10.0)
@@ -216,23 +216,23 @@ def test_there_is_room() -> None:
 
 @pytest.mark.parametrize("room", [Target(1, 1), Target(100, 100)])
 def test_what_is_fixed_stays(room: Target) -> None:
-    """Numbers that the user gave are kept, whatever there is room for, and whatever would be better."""
+    """Numbers that the user gave are kept, whatever the limits are, and whatever would be faster."""
     for machine in (SLOW, SLEEPS, COMPUTES, replace(WARM, step=0.3)):
         autoscaler = Autoscaler((), lambda workers, blocked: room, 64)
-        autoscaler.look_at = 0.0  # as if there were anything to decide
+        autoscaler.look_at = 0.0  # as if there were something to decide
         seen = Run(machine, autoscaler, Target(3, 2)).run(10.0)
         assert (seen.target, seen.decisions) == (Target(3, 2), "")
 
 
 def starved(limits: Target) -> Autoscaler:
-    """One that has taken a first look, within these limits."""
+    """An autoscaler with these limits that has taken its first look."""
     autoscaler = Autoscaler(("workers", "reads"), lambda workers, blocked: limits, 64)
     look(autoscaler, 0.0, 0.0, wait=0.0, busy=0.0, cpu=0.0)
     return autoscaler
 
 
 def test_a_worker_that_starts_is_not_judged() -> None:
-    """What is seen before all have started says nothing; the first tickets afterwards neither."""
+    """A look before all workers have started decides nothing."""
     autoscaler = starved(Target(2, 1))
     assert look(autoscaler, 1.0, 100.0, wait=1.0, busy=1.0, cpu=1.0) == Target(1, 1)
     assert look(autoscaler, 1.0, 100.0, wait=1.0, busy=1.0, cpu=1.0) == Target(2, 1)
@@ -244,10 +244,10 @@ def test_a_worker_that_starts_is_not_judged() -> None:
 
 
 def test_what_lies_between_epochs_does_not_count() -> None:
-    """A long pause after each epoch neither makes the trainer look as if it waited, nor as if it did not."""
+    """Waits or pauses between epochs do not count, whether long waits of the trainer or none."""
     patient, starving = starved(Target(4, 1)), starved(Target(4, 1))
     for epoch in range(30):
-        # Between the epochs, the one waits for long, and the other does something else.
+        # Between epochs, the patient trainer waits all the time, and the starving one does not.
         look(patient, 100.0, 10.0, wait=1.0, busy=1.0, cpu=1.0, epoch=epoch)
         look(patient, 0.4, 100.0, wait=0.0, busy=0.9, cpu=0.9, epoch=epoch)
         look(starving, 100.0, 10.0, wait=0.0, busy=0.1, cpu=0.1, epoch=epoch)
@@ -257,7 +257,7 @@ def test_what_lies_between_epochs_does_not_count() -> None:
 
 
 def test_a_slow_first_ticket_is_no_measure() -> None:
-    """Where workers were blocked by what they had to load, not by what they read, more reads are taken back."""
+    """Reads that were added because the first ticket was slow, as while modules are imported, are taken back."""
     autoscaler = starved(Target(1, 32))
     assert look(autoscaler, 0.5, 32.0, wait=1.0, busy=1.0, cpu=0.2).reads > 1
     for _ in range(20):
@@ -267,7 +267,7 @@ def test_a_slow_first_ticket_is_no_measure() -> None:
 
 
 def test_decisions_say_why(caplog: pytest.LogCaptureFixture) -> None:
-    """When, how many of each, and the figures that it is for; each is logged once."""
+    """A decision has its time, the numbers of workers and reads, and the figures it is based on; it is logged once."""
     autoscaler = starved(Target(3, 8))
     with caplog.at_level(logging.INFO, "shmgen"):
         look(autoscaler, 2.0, 200.0, wait=0.5, busy=1.0, cpu=0.2)
@@ -281,18 +281,18 @@ def test_decisions_say_why(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_change_shows_after_two_batches() -> None:
-    """What is read before, in several looks, is not taken for its effect."""
+    """The effect of a change is judged only after two more batches have been read."""
     autoscaler = starved(Target(3, 8))
     look(autoscaler, 2.0, 200.0, wait=0.5, busy=1.0, cpu=0.2)
     decided = []
-    for _ in range(4):  # of 50 rows each, and 128 are two batches
+    for _ in range(4):  # 50 rows each; two batches are 128 rows
         look(autoscaler, 0.25, 200.0, wait=0.5, busy=5.0, cpu=1.0)
         decided.append(len(autoscaler.decisions))
     assert decided == [1, 1, 1, 2]
 
 
 def test_time_between_epochs_is_time() -> None:
-    """A decision is dated from the first look, whatever lay between epochs."""
+    """The time of a decision counts from the first look, including the time between epochs."""
     autoscaler = starved(Target(3, 8))
     look(autoscaler, 30.0, 1.0, wait=0.0, busy=0.0, cpu=0.0, epoch=1)
     look(autoscaler, 2.0, 200.0, wait=0.5, busy=1.0, cpu=0.2, epoch=1)
@@ -300,7 +300,7 @@ def test_time_between_epochs_is_time() -> None:
 
 
 def test_a_refusal_ends_where_the_rate_has_changed() -> None:
-    """Until then it lasts, each time twice as long as the last time, and longer for what had gained more."""
+    """A refusal ends early if the rate changes by half; the next refusal lasts twice as long."""
     backoff = Backoff()
     assert backoff.allows(100.0)
     backoff.refuse(100.0, 2.0)
@@ -309,7 +309,7 @@ def test_a_refusal_ends_where_the_rate_has_changed() -> None:
 
 
 def test_looks_are_cheap() -> None:
-    """No look is due while no row has ended, nor twice within a few milliseconds; few while the trainer does not wait."""
+    """No look is due without new rows, or soon after the last one; while the trainer does not wait, looks are rare."""
     autoscaler = Autoscaler(("workers", "reads"), lambda workers, blocked: Target(4, 4), 64)
     assert autoscaler.is_due(100.0, 0)
     autoscaler.see(0, Counters(100.0, 0, 0.0, 0.0, 0.0, Target(1, 1), 1))

@@ -1,4 +1,4 @@
-"""While a trainer waits for no batch, a thread in the background has more read; nothing else is different then."""
+"""While the trainer does not wait for batches, a background thread reads ahead; batches and errors stay the same."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ batches = iter(loader)
 assert any(thread.name == "shmgen" for _ in batches for thread in threading.enumerate())
 left = len(batches)
 """
-"""A script in which the thread runs, amid an epoch."""
+"""A script that is in the middle of an epoch, with the background thread running."""
 
 
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every batch counts as one that was not waited for, and after which more is to be read."""
+    """Makes every batch count as one that nothing waited for, and after which more should be read."""
     monkeypatch.setattr(Schedule, "is_unhurried", True)
     monkeypatch.setattr(Schedule, "runs_low", True)
 
@@ -44,7 +44,7 @@ def until_none_is_left() -> None:
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.usefixtures("unhurried")
 def test_batches_are_the_same(folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch, shuffle: bool) -> None:
-    """In every epoch the same samples in the same order, each once; also where the loop leaves an epoch early."""
+    """Every epoch has the same samples in the same order as without the thread, also after an epoch that was left early."""
     data = folder(60)
 
     def epochs() -> list[list[int]]:
@@ -66,7 +66,7 @@ def test_batches_are_the_same(folder: Callable[..., DataSet], monkeypatch: pytes
 
 @pytest.mark.usefixtures("unhurried")
 def test_the_thread_ends_with_the_loader(folder: Callable[..., DataSet]) -> None:
-    """When it is closed, and when it is forgotten, which the thread does not prevent."""
+    """The thread ends when its loader is closed or garbage-collected, and does not keep it alive."""
     data = folder(60)
     loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2)
     assert any(threads() for _ in loader)
@@ -83,7 +83,7 @@ def test_the_thread_ends_with_the_loader(folder: Callable[..., DataSet]) -> None
 
 @pytest.mark.usefixtures("unhurried")
 def test_what_ends_the_run_is_raised_by_the_next_request(folder: Callable[..., DataSet]) -> None:
-    """The thread finds too many damaged samples; the trainer hears of it."""
+    """When the thread finds too many damaged samples, the trainer's next request raises the error."""
     data = folder(400)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, on_error="replace", max_damaged=0.01) as loader:
         batches = iter(loader)
@@ -99,7 +99,7 @@ def test_what_ends_the_run_is_raised_by_the_next_request(folder: Callable[..., D
 def test_an_error_of_ours_ends_the_run(
     folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What must not happen is logged with its traceback, and the next request says so; it does not wait for ever."""
+    """An unexpected error in the thread is logged with its traceback, and raised by the next request, which does not hang."""
     data = folder(400)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2) as loader:
         batches = iter(loader)
@@ -120,14 +120,14 @@ def test_an_error_of_ours_ends_the_run(
     ids=["raises", "forks"],
 )
 def test_a_process_with_the_thread(folder: Callable[..., DataSet], script: Callable[..., Script], then: str, code: int) -> None:
-    """It ends as promptly as any other, with nothing left, and may fork."""
+    """A process with the thread may fork, and after an exception it ends at once and leaves nothing behind."""
     process = script(LOADER + then, folder(60), options=())
     assert process.end() == code, process.err
     assert ("RuntimeError" in process.err) == bool(code)
 
 
 def test_the_thread_ends_when_it_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second after the last request; the next one starts another."""
+    """The thread ends a while after the last request, and the next request starts a new one."""
     monkeypatch.setattr(background_thread, "IDLE", 0.001)
 
     class Worker:

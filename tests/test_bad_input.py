@@ -15,12 +15,12 @@ from bad_files import BAD, HOSTILE, of_shape, put
 from shmgen import InputError, Loader, NpyRows, SampleError
 
 WITHIN = 10.0
-"""Seconds in which an error must be there: far more than it takes, far less than an endless wait."""
+"""Seconds within which an error must be raised: much longer than it takes."""
 
 
 @pytest.mark.timeout(WITHIN)
 def test_a_bad_first_file_is_named(folder: Callable) -> None:
-    """A first file that is bad is named by the constructor, with its path, what was expected and what was found."""
+    """If the first file is bad, the constructor's error names its path, what was expected and what was found."""
     data = folder(2)
     first = data.file("id-0")
     case: Any
@@ -42,7 +42,7 @@ def test_a_bad_first_file_is_named(folder: Callable) -> None:
 
 @pytest.mark.timeout(WITHIN)
 def test_a_hostile_header_is_named_though_no_shape_was_given(folder: Callable) -> None:
-    """A first file, or a file of all rows, with such a header is refused soon, before any memory is set aside."""
+    """A file with a hostile header is refused without a given shape, too, quickly and before memory is allocated."""
     data = folder(2)
     large = [pytest.param(of_shape(shape), " bytes", "truncated") for shape in ((1 << 28,), (1 << 40,), (1 << 62, 3))]
     case: Any
@@ -58,7 +58,7 @@ def test_a_hostile_header_is_named_though_no_shape_was_given(folder: Callable) -
 
 
 def test_bad_files_are_named_when_they_are_read(folder: Callable) -> None:
-    """Each bad file that a worker reads for a batch has a SampleError of its own; the file beside it is read."""
+    """Each bad file that a worker reads raises a SampleError for its batch; the good file is read."""
     cases: list[Any] = [*BAD, *HOSTILE]
     data = folder(len(cases) + 1)
     for id, case in zip(data.ids[1:], cases, strict=True):
@@ -78,7 +78,7 @@ def test_bad_files_are_named_when_they_are_read(folder: Callable) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_rest_is_read_after_an_error_and_the_batch_once_mended(folder: Callable, workers: int) -> None:
-    """After a SampleError, by index or in a loop, all other batches come, and the bad one once its file is mended."""
+    """After a SampleError, by index or in a loop, all other batches are delivered, and the bad one once its file is repaired."""
     data = folder(24)
     data.file("id-9").write_bytes(b"")
     options = {"data_dir": data.path, "shuffle": False, "workers": workers, "slots": 3}
@@ -107,7 +107,7 @@ def test_the_rest_is_read_after_an_error_and_the_batch_once_mended(folder: Calla
 FROM_1 = (0, -4, 2.0, None)
 
 BAD_ARGUMENTS = [
-    # an argument, values of it, and what the error says
+    # an argument, bad values of it, and the error's text
     ("batch_size", FROM_1, "expected an int from 1, found "),
     ("dim", (0, (4, 0), (-4, 3), (4.0, 3)), "expected an int from 1, found "),
     ("n_channels", FROM_1[:3], "expected an int from 1, found "),
@@ -126,7 +126,7 @@ BAD_ARGUMENTS = [
 
 
 def test_bad_arguments_are_named(folder: Callable) -> None:
-    """Bad arguments are an InputError, which is a ValueError, with what was expected and found."""
+    """A bad argument raises an InputError, which is a ValueError, and says what was expected and found."""
     data = folder(8)
     arguments = {"list_IDs": data.ids, "labels": data.labels, "batch_size": 2, "data_dir": data.path}
     for name, values, message in BAD_ARGUMENTS:
@@ -137,7 +137,7 @@ def test_bad_arguments_are_named(folder: Callable) -> None:
 
 
 def test_too_few_ids(folder: Callable) -> None:
-    """Too few ids for a batch are an error with their number."""
+    """Too few ids for a batch raise an error with their number."""
     data = folder(1)
     tail: Any
     for ids, tail, message in (

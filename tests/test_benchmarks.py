@@ -1,4 +1,4 @@
-"""What `make bench` measures with: storage that takes its time, and the tables."""
+"""The parts of `make bench`: slow storage, the check of labels, the tables, and the contestants."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def case(tmp_path: Path) -> Case:
 
 @pytest.mark.parametrize("kind", ["server", "mount"])
 def test_slow_storage(kind: str, case: Case) -> None:
-    """It has the same files; one read takes the delay, many at once less than half of the sum; a missing file is an error."""
+    """Slow storage has the same files; one read takes the delay, many at once take less than half of their sum."""
     expected, labels = Reader(case).batch(range(64))
     delay = (2 * FILE_MS if kind == "mount" else ANSWER_MS) / 1e3
     with ExitStack() as stack:
@@ -59,14 +59,14 @@ def test_slow_storage(kind: str, case: Case) -> None:
 
 
 def test_a_label_of_another_sample_is_found(case: Case) -> None:
-    """A batch with shifted labels is found, sample by sample."""
+    """In a batch with shifted labels, all samples are found to be mislabelled."""
     X, y = Reader(case).batch(range(64))
     assert case.mislabelled(X, y) == 0
     assert case.mislabelled(X, np.roll(y, 1)) == 64
 
 
 def test_tables_are_renewed_between_their_marks(case: Case, tmp_path: Path) -> None:
-    """A run replaces the tables between their marks, and nothing else."""
+    """A report replaces the tables between their marks, and nothing else."""
     contest = next(contest for contest in CONTESTS if contest.name == "32")
     values = {"rate": {"naive": [1.0, 2.0], "spdl": [2.0, 4.0], "shmgen": [6.0, 8.0], "limit-held": [8.0, 16.0]}}
     beside = [Beside("JPEG", {"tf.data": [4.0, 2.0], "shmgen": [6.0, 6.0]})]
@@ -88,11 +88,11 @@ def test_tables_are_renewed_between_their_marks(case: Case, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "name",  # png differs from jpg in the files alone
+    "name",  # png differs from jpg only in the files
     [pytest.param(name, marks=pytest.mark.slow if name == "s3" else ()) for name in sorted({*KINDS} - {"png"})],
 )
 def test_what_is_beside_delivers_batches(name: str, tmp_path: Path, signing: None) -> None:
-    """shmgen reads each kind of data of the tables beside."""
+    """shmgen reads each kind of data in the comparison tables."""
     kind = KINDS[name]
     if kind.server == "slow_s3":
         pytest.importorskip("moto")

@@ -1,4 +1,4 @@
-"""A thousand million samples cost what a thousand cost: to make a loader, to get its first batch, and for each batch."""
+"""With a billion samples, a loader, its first batch and every other batch cost as little as with a thousand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shmgen import Hdf5, InputError, Loader, NpyRows, Values
 SAMPLES = 10**9
 
 MEMORY = 150e6
-"""Bytes that the main process may take, with Python, NumPy and h5py."""
+"""Maximum memory of the main process in bytes, including Python, NumPy and h5py."""
 
 LOADERS = {
     "shuffled": "Loader(range(n), None, 64, source=Function(number), workers=1)",
@@ -63,7 +63,7 @@ print(json.dumps([peak, results]))
 
 
 def sparse(file: Path) -> None:
-    """A file of SAMPLES rows of int64 that takes hardly any disk: of zeros, but for the first 128 and the last, which are 7."""
+    """Write a sparse file of SAMPLES rows of int64: 7 in the first 128 rows and the last one, and 0 in the others."""
     header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (%d, 1), }" % SAMPLES
     with file.open("wb") as out:
         out.write(b"\x93NUMPY\x01\x00v\x00" + header.ljust(117) + b"\n")
@@ -75,7 +75,7 @@ def sparse(file: Path) -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A folder of two files of SAMPLES rows each: ``all.npy``, and ``all.h5``."""
+    """A folder with two files of SAMPLES rows each: ``all.npy`` and ``all.h5``."""
     h5py = pytest.importorskip("h5py")
     sparse(tmp_path / "all.npy")
     with h5py.File(tmp_path / "all.h5", "w") as file:
@@ -84,7 +84,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def test_loaders_of_a_billion_samples(files: Path) -> None:
-    """The first batch is there at once, in the memory that any loader takes; both ends are what they are."""
+    """The first batch is soon there, memory stays small, and the first two batches and the last are right."""
     peak, results = json.loads(python("-c", SCRIPT, check=True, cwd=files, timeout=100).stdout)
     assert peak < MEMORY
     assert all(soon for soon, *_ in results.values()), results
@@ -104,7 +104,7 @@ def test_loaders_of_a_billion_samples(files: Path) -> None:
 
 
 def test_an_id_beyond_a_billion_rows(files: Path) -> None:
-    """It is named at once, from the ends of the range."""
+    """An id that is no row's number is named at once: a range is checked by its ends."""
     bad: list[tuple[Any, int]] = [
         (range(SAMPLES + 1), SAMPLES),
         (range(-1, SAMPLES), -1),
@@ -119,7 +119,7 @@ def test_an_id_beyond_a_billion_rows(files: Path) -> None:
 
 
 def test_a_batch_costs_no_more_of_a_billion_rows(files: Path) -> None:
-    """By lines of Python and by memory, which no other program disturbs, as the clock would be."""
+    """Costs are lines of Python and memory: unlike time, they do not depend on other programs."""
 
     def costs(samples: int) -> tuple[int, int]:
         with Loader(range(samples), None, 64, source=NpyRows(files / "all.npy"), workers=0) as loader:
@@ -136,7 +136,7 @@ def test_a_batch_costs_no_more_of_a_billion_rows(files: Path) -> None:
             tracemalloc.stop()
             return lines(some), peak
 
-    costs(70_000)  # what is done once in a process
+    costs(70_000)  # what is done only once in a process
     (few_lines, few_bytes), (many_lines, many_bytes) = costs(10**6), costs(SAMPLES)
     assert few_lines > 1000
     assert many_lines <= 1.1 * few_lines
@@ -157,7 +157,7 @@ LABELS: dict[str, Callable[[Any, Any], tuple[Any, Any, dict[str, Any]]]] = {
 
 @pytest.mark.parametrize("labels", LABELS)
 def test_labels_in_an_array_are_not_gone_through_one_by_one(labels: str) -> None:
-    """A hundred thousand ints as labels of ids that are ints: no line of Python is run for each of them."""
+    """With 100,000 int labels of int ids, no line of Python is executed for each label."""
 
     def costs(samples: int, ids: Any) -> int:
         arguments = LABELS[labels](ids, np.ones(samples, np.uint8))

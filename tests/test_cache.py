@@ -1,4 +1,4 @@
-"""The cache of remote files on a local disk: never a part of a file, never too much, whatever process is killed."""
+"""The disk cache of remote files: entries are whole and within the limit, whichever process is killed."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ FILE_BYTES = 176
 
 
 def kept(folder: Path) -> list[Path]:
-    """The kept files, in the order of their last use."""
+    """The files in the cache, in the order of their last use."""
     return sorted(folder.glob("??/*"), key=lambda path: path.stat().st_mtime_ns)
 
 
 def total(folder: Path) -> int:
-    """Bytes of all kept files."""
+    """Bytes of all files in the cache."""
     sizes = []
     for path in folder.glob("??/*"):
         with suppress(FileNotFoundError):
@@ -42,7 +42,7 @@ def total(folder: Path) -> int:
 
 
 def caching(url: str, folder: Path, most: int | None = None, *, rows: bool = False) -> Any:
-    """A source of the files behind ``url``, or of the rows of one."""
+    """A source of the files at ``url``, or of the rows of ``all.npy`` there, with a cache."""
     return (
         NpyRows(Remote(f"{url}/all.npy", cache=folder, cache_bytes=most))
         if rows
@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("rows", [False, True], ids=["files", "rows"])
 def test_what_is_kept_is_not_asked_for_again(root: Path, proxy: Proxy, folder: Path, rows: bool) -> None:
-    """The second epoch makes no request; another loader of the URL makes one for the header."""
+    """The second epoch makes no request; another source of the same URL makes one, for the first file or the header."""
     ids: Any = range(N) if rows else IDS
     source = reader(caching(proxy.url, folder, rows=rows), ids)
     assert source.filled(ids) == list(range(N))
@@ -74,7 +74,7 @@ def test_what_is_kept_is_not_asked_for_again(root: Path, proxy: Proxy, folder: P
 
 
 def test_rows_that_are_kept_are_left_out_of_a_request(root: Path, proxy: Proxy, folder: Path) -> None:
-    """Rows on both sides of a kept one take two requests."""
+    """Rows on both sides of a cached row take two requests."""
     source = reader(caching(proxy.url, folder, rows=True), range(N))
     assert source.filled([5, 9]) == [5, 9]
     proxy.requests.clear()
@@ -93,7 +93,7 @@ def test_rows_of_another_file_are_not_mixed_up(root: Path, proxy: Proxy, folder:
 
 
 def test_all_that_says_where_and_which_tells_files_apart(proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever selects a file (host, user, query, headers, bucket, endpoint, options) selects another entry; keys do not."""
+    """Another host, user, query, header, bucket, endpoint or option has entries of its own; other credentials have not."""
     pytest.importorskip("obstore")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     url = proxy.url.partition("://")[2]
@@ -125,7 +125,7 @@ def test_all_that_says_where_and_which_tells_files_apart(proxy: Proxy, folder: P
 
 @pytest.mark.parametrize("rows", [False, True], ids=["files", "rows"])
 def test_a_file_that_is_not_whole_is_got_again(root: Path, proxy: Proxy, folder: Path, rows: bool) -> None:
-    """A kept file that was truncated is got again, once."""
+    """A cached file that was truncated is requested again, once."""
     ids: Any = range(N) if rows else IDS
     source = reader(caching(proxy.url, folder, rows=rows), ids)
     source.filled(ids[:3])
@@ -139,11 +139,11 @@ def test_a_file_that_is_not_whole_is_got_again(root: Path, proxy: Proxy, folder:
 
 
 def test_the_oldest_goes_first(root: Path, proxy: Proxy, folder: Path) -> None:
-    """The files that were used longest ago make room, and the limit is never exceeded."""
+    """Files that were used longest ago are removed first, and the limit is never exceeded."""
     source = reader(caching(proxy.url, folder, 10 * FILE_BYTES), IDS)
     source.filled(IDS[:10])
     assert len(kept(folder)) == 10
-    source.filled(IDS[:3])  # used again
+    source.filled(IDS[:3])  # now the latest used
     source.filled(IDS[10:14])
     assert total(folder) <= 10 * FILE_BYTES
     proxy.requests.clear()
@@ -151,7 +151,7 @@ def test_the_oldest_goes_first(root: Path, proxy: Proxy, folder: Path) -> None:
     assert proxy.requests == []
     source.filled(IDS[3:5])
     assert len(proxy.requests) == 2
-    # A smaller limit holds from the next file on.
+    # A lower limit takes effect with the next file.
     reader(caching(proxy.url, folder, 5 * FILE_BYTES), IDS).filled(IDS[20:21])
     assert 0 < total(folder) <= 5 * FILE_BYTES
 
@@ -160,7 +160,7 @@ def test_the_oldest_goes_first(root: Path, proxy: Proxy, folder: Path) -> None:
 def test_a_full_disk(
     root: Path, proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
-    """On a full disk all samples are delivered, nothing half written is left, and it is logged once."""
+    """On a full disk all samples are delivered, no half-written file is left, and one warning is logged."""
     source = reader(caching(proxy.url, folder), IDS)
 
     def fails(*args: Any, **kwargs: Any) -> Any:
@@ -177,7 +177,7 @@ def test_a_full_disk(
 
 
 def test_a_folder_that_can_not_be_made(root: Path, proxy: Proxy, tmp_path: Path) -> None:
-    """A cache folder that can't be made is an error that names it."""
+    """A cache folder that can't be made raises an error that names it."""
     (tmp_path / "file").touch()
     with pytest.raises(
         InputError, match=f"cache {tmp_path}/file/kept: expected a folder that can be written to, found: Not a dir"
@@ -186,7 +186,7 @@ def test_a_folder_that_can_not_be_made(root: Path, proxy: Proxy, tmp_path: Path)
 
 
 def test_a_file_system_without_locks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a file system without locks, files are kept within the limit."""
+    """On a file system without locks, files are cached, and the limit is kept."""
 
     def fails(*_: Any) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -221,7 +221,7 @@ print("done")
 
 
 def keeper(folder: Path, most: int, seed: int, count: int) -> subprocess.Popen[str]:
-    """A process that reads from a cache, and keeps what it does not find there."""
+    """Start a process that reads from a cache, and adds what it does not find there."""
     return subprocess.Popen(
         [sys.executable, "-c", KEEPER, str(folder), str(most), str(seed), str(count)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -232,7 +232,7 @@ def keeper(folder: Path, most: int, seed: int, count: int) -> subprocess.Popen[s
 
 
 def test_many_processes_keep_within_the_limit(folder: Path) -> None:
-    """Two processes at once find whole files, and keep within the limit."""
+    """Two processes that use a cache at once find whole files, and keep within the limit."""
     most = 40_000
     cache = Cache(folder, most)
     cache.prepare()
@@ -240,7 +240,7 @@ def test_many_processes_keep_within_the_limit(folder: Path) -> None:
     largest = 0
     while any(process.poll() is None for process in processes):
         with (folder / "bytes").open("rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # else what is seen is of several moments
+            fcntl.flock(file, fcntl.LOCK_EX)  # so that nothing changes while sizes are added up
             largest = max(largest, total(folder))
         select.select([], [], [], 0.01)
     for process in processes:
@@ -251,7 +251,7 @@ def test_many_processes_keep_within_the_limit(folder: Path) -> None:
 
 
 def test_processes_that_are_killed_leave_nothing_behind(folder: Path) -> None:
-    """What killed processes were writing is never read, is removed after an hour, and the limit holds."""
+    """A file that a killed process was writing is never read, and removed after an hour; the limit is kept."""
     most = 40_000
     Cache(folder, most).prepare()
     for seed in range(2):
@@ -265,7 +265,7 @@ def test_processes_that_are_killed_leave_nothing_behind(folder: Path) -> None:
     left = folder / "new/left"
     left.write_bytes(b"x" * 100)
     Cache(folder, most).prepare()
-    assert left.exists()  # a process may be at it
+    assert left.exists()  # a process may still be writing it
     os.utime(left, (0, time.time() - ABANDONED - 1))
     Cache(folder, most).prepare()
     assert not left.exists()
@@ -275,7 +275,7 @@ def test_processes_that_are_killed_leave_nothing_behind(folder: Path) -> None:
 
 
 def test_a_stopped_process_holds_up_nobody(root: Path, proxy: Proxy, folder: Path) -> None:
-    """While a stopped process holds the cache's lock, others deliver without keeping."""
+    """While a stopped process holds the cache's lock, others deliver samples without caching them."""
     source = reader(caching(proxy.url, folder), IDS)
     with (folder / "bytes").open("rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -288,7 +288,7 @@ def test_a_stopped_process_holds_up_nobody(root: Path, proxy: Proxy, folder: Pat
 
 
 def test_a_loader_with_a_cache(root: Path, proxy: Proxy, folder: Path) -> None:
-    """From the second epoch on, workers make no request."""
+    """With a cache, workers make no more requests once all files are cached."""
     labels = {id: number for number, id in enumerate(IDS)}
     with Loader(IDS, labels, 6, source=caching(proxy.url, folder), workers=2) as loader:
         for epoch in range(3):
@@ -302,7 +302,7 @@ def test_a_loader_with_a_cache(root: Path, proxy: Proxy, folder: Path) -> None:
 def test_what_workers_say_reaches_the_main_process(
     root: Path, proxy: Proxy, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """That a file above the limit is delivered, but not kept, is logged in the main process, once for a worker that found it."""
+    """A file above the limit is delivered but not cached, which the main process logs once for the worker that found it."""
     labels = {id: number for number, id in enumerate(IDS)}
     with Loader(IDS, labels, 6, source=caching(proxy.url, folder, 100), workers=1) as loader:
         for _ in range(2):

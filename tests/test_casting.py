@@ -1,4 +1,4 @@
-"""A row may hold a number less precisely, but never another number, wherever the number comes from."""
+"""A cast to the rows' dtype may lose precision, but never changes a number otherwise, in any source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shmgen._samples.casting import cast
 from shmgen.errors import FormatError
 
 ROWS: list[tuple[str, str, Any, Any]] = [
-    # dtype of the rows, of what is found, the number, and what a row then holds; None for an error
+    # dtype of the rows, dtype found, the number found, and the number in the row, or None for an error
     ("u1", "u2", 255, 255),
     ("u1", "u2", 256, None),
     ("u1", "i8", -1, None),
@@ -40,7 +40,7 @@ ROWS: list[tuple[str, str, Any, Any]] = [
 
 
 def test_numbers_that_fit_and_numbers_that_do_not() -> None:
-    """A cast may lose precision; a number that the dtype can't hold is an error; infinity and NaN stay."""
+    """A cast may lose precision; a number that the dtype can't hold raises an error; infinity and NaN are kept."""
     import ml_dtypes
 
     for dtype, found, number, held in ROWS:
@@ -57,7 +57,7 @@ def test_numbers_that_fit_and_numbers_that_do_not() -> None:
 
 
 def written(folder: Path, arrays: list[np.ndarray], kind: str) -> list[str]:
-    """Write a file for each array; the ids."""
+    """Write the arrays, to a file each or to one HDF5 file; return their ids."""
     folder.mkdir()
     for number, array in enumerate(arrays):
         if kind == "npz":
@@ -82,7 +82,7 @@ SOURCES: dict[str, Callable[[Path, list[np.ndarray]], Any]] = {
 
 @pytest.mark.parametrize(("kind", "workers"), [*((kind, 0) for kind in SOURCES), ("npy", 1)])
 def test_a_later_sample_that_does_not_fit_is_damaged(tmp_path: Path, kind: str, workers: int) -> None:
-    """A later sample with a number that the rows' dtype can't hold is an error with remedy, or is replaced."""
+    """A later sample with a number that the rows' dtype can't hold raises an error with a remedy, or is replaced."""
     arrays = [np.array([number, 255], "u1") for number in range(7)] + [np.array([3, 300], "u2")]
     ids = written(tmp_path / "data", arrays, kind)
 
@@ -103,7 +103,7 @@ def test_a_later_sample_that_does_not_fit_is_damaged(tmp_path: Path, kind: str, 
 
 
 def test_what_a_transform_returns_fits_or_is_an_error() -> None:
-    """A float64 result that would become infinite as float32 is an error of the transform."""
+    """A transform's float64 result that would become infinite as float32 raises an error that names the transform."""
 
     def source(id: int) -> np.ndarray:
         return np.full(3, 1 + id, "f4")
@@ -117,7 +117,7 @@ def test_what_a_transform_returns_fits_or_is_an_error() -> None:
 
 
 def test_masked_arrays_are_an_error_where_elements_are_masked() -> None:
-    """A masked array with masked elements is an error; one without is read."""
+    """A masked array with masked elements raises an error; one without is read."""
 
     def source(id: int) -> Any:
         return np.ma.masked_equal(np.array([id, 1, 2], "f4"), 5)

@@ -1,4 +1,4 @@
-"""Files that change under a loader, though they should not: no row mixes old and new without an error."""
+"""Files that change while a loader reads them: a row is old or new, never a mixture, or it raises an error."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from shmgen import Loader, NpyRows, SampleError
 
 N = 24
 NEW = 1000
-"""What the elements of a sample are greater by once it has been replaced."""
+"""Difference between the elements of a new and an old version of a sample."""
 
 
 def replaced(data: DataSet, by: int) -> None:
-    """Replace each file at once by one whose elements are its number plus ``by``."""
+    """Replace each file, atomically, by one whose elements are the sample's number plus ``by``."""
     for number, id in enumerate(data.ids):
         new = data.path / "new.npy"
         np.save(new, data.sample(number) + by)
@@ -29,7 +29,7 @@ def replaced(data: DataSet, by: int) -> None:
 
 
 def news(data: DataSet, loader: Loader) -> list[int]:
-    """By how much each sample of an epoch exceeds its number; each sample is there once, each row uniform."""
+    """The differences between the samples of an epoch and their numbers; check that rows are uniform, each sample once."""
     found, labels = [], []
     for X, y in loader:
         for row, label in zip(X, y.tolist(), strict=True):
@@ -41,7 +41,7 @@ def news(data: DataSet, loader: Loader) -> list[int]:
 
 
 def test_files_replaced_between_epochs(folder: Callable[..., DataSet]) -> None:
-    """Files replaced between epochs are read as they are when read, and no row mixes both."""
+    """If files are replaced between epochs, each row is the old or the new version, and then all are new."""
     data = folder(N)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=2) as loader:
         assert news(data, loader) == [0] * N
@@ -51,7 +51,7 @@ def test_files_replaced_between_epochs(folder: Callable[..., DataSet]) -> None:
 
 
 def test_a_folder_deleted_amid_an_epoch(folder: Callable[..., DataSet]) -> None:
-    """As when a mount goes: each batch is an error; with the folder back, the same loader reads on."""
+    """If the folder disappears, as an unmounted one does, batches raise errors; once it is back, the loader reads on."""
     data = folder(N)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=2, shuffle=False) as loader:
         batches = iter(loader)
@@ -63,21 +63,21 @@ def test_a_folder_deleted_amid_an_epoch(folder: Callable[..., DataSet]) -> None:
                 if number < 4
                 else pytest.raises(SampleError, match=r"expected a file, found none") as raised
             ):
-                data.check(*next(batches))  # of the first, some have been read ahead
+                data.check(*next(batches))  # some of the first batches have been read ahead
         assert raised is not None
         assert raised.value.id in data.ids[-4:]
         assert raised.value.path == str(data.file(raised.value.id))
         away.rename(data.path)
         epoch = iter(loader)
         for _ in range(len(loader)):
-            with suppress(SampleError):  # some of this epoch may have been read ahead while the folder was away
+            with suppress(SampleError):  # some batches of this epoch may have been read ahead while the folder was away
                 next(epoch)
         assert news(data, loader) == [0] * N
 
 
 @pytest.mark.parametrize(("shape", "workers"), [((4, 3), 0), ((300, 300), 2)], ids=["a-page", "many-pages-by-workers"])
 def test_files_written_amid_an_epoch(folder: Callable[..., DataSet], shape: tuple[int, ...], workers: int) -> None:
-    """While files are truncated and rewritten, each row is one version of its sample, or its batch an error."""
+    """While files are truncated and rewritten, each row is one version of its sample, or its batch raises an error."""
     data = folder(6, shape)
     over = threading.Event()
 
@@ -111,7 +111,7 @@ def test_files_written_amid_an_epoch(folder: Callable[..., DataSet], shape: tupl
 def test_a_file_that_changes_between_two_reads_is_an_error(
     folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that is rewritten between two reads of its parts is an error, though size and header fit."""
+    """A file that is rewritten between two reads of its parts raises an error, although size and header fit."""
     data = folder(2, (300, 300))
     path = data.file("id-1")
     whole = path.read_bytes()
@@ -142,7 +142,7 @@ def test_a_file_that_changes_between_two_reads_is_an_error(
 
 
 def rows(by: int = 0, count: int = N) -> np.ndarray:
-    """Rows of three elements: their number and ``by``."""
+    """Rows of three elements, each the row's number plus ``by``."""
     return np.repeat(np.arange(count, dtype=np.float32) + by, 3).reshape(count, 3)
 
 
@@ -154,14 +154,14 @@ def big(tmp_path: Path) -> Path:
 
 
 def news_of_rows(loader: Loader) -> set[float]:
-    """By how much an epoch's rows exceed their numbers."""
+    """The differences between an epoch's rows and their numbers."""
     found = [(X[:, 0] - y).tolist() for X, y in loader if (X[:, :1] == X).all()]
     assert len(sum(found, [])) == N
     return set(sum(found, []))
 
 
 def test_rows_cut_off_amid_an_epoch(big: Path) -> None:
-    """Of a truncated file, rows behind the end are named, rows before it are right, and all once it is whole."""
+    """In a truncated file, rows beyond the end raise errors, rows before it are right; once it is whole, all are right."""
     with Loader(range(N), range(N), 4, source=NpyRows(big), workers=2, slots=2, shuffle=False) as loader:
         batches = iter(loader)
         next(batches)
@@ -170,7 +170,7 @@ def test_rows_cut_off_amid_an_epoch(big: Path) -> None:
             assert next(batches)[0][:, 0].tolist() == [*range(4 * number, 4 * number + 4)]
         with pytest.raises(SampleError, match=r"big\.npy: expected \d+ bytes, found 344: the file is truncated") as raised:
             next(batches)
-        assert raised.value.id in (18, 19)  # which of them a worker comes to first is not said
+        assert raised.value.id in (18, 19)  # whichever a worker reads first
         with pytest.raises(SampleError):
             next(batches)
         with open(big, "r+b") as file:

@@ -1,4 +1,4 @@
-"""What is saved of a run is enough to go on with it: nothing is read twice or left out, and nothing else is taken for it."""
+"""A run resumes from a saved state without repeating or omitting a batch, and refuses a state that does not fit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def identity(**other: Any) -> dict[str, Any]:
 
 
 def test_the_state_is_flat_and_of_what_json_knows() -> None:
-    """It comes back from JSON as it was; at the end of an epoch it is the start of the next one."""
+    """The state survives JSON unchanged; at the end of an epoch, it is the start of the next one."""
     state = saved(identity(), Position(2, 3))
     assert json.loads(json.dumps(state)) == state
     assert (state["epoch"], state["consumed"]) == (2, 12)
@@ -56,7 +56,7 @@ def test_the_state_is_flat_and_of_what_json_knows() -> None:
 
 @pytest.mark.parametrize("key", ["samples", "ids", "seed", "shuffle", "tail", "sampling_weights", "lengths"])
 def test_another_data_set_or_order_is_refused(key: str) -> None:
-    """With what is expected, what was found, and what to do."""
+    """A state of another data set or order is refused, with what was expected, what was found, and a remedy."""
     others: Any = {"samples": 21, "ids": "abd", "seed": 1, "shuffle": False, "tail": "keep"}
     other = others.get(key, "abc")
     state = saved(identity(**{key: other}), Position(0, 1))
@@ -76,20 +76,20 @@ def test_another_data_set_or_order_is_refused(key: str) -> None:
     ],
 )
 def test_a_state_that_cannot_be_is_refused(change: dict[str, Any], expected: str) -> None:
-    """A number of another kind, another version, a place within a batch."""
+    """A state with a wrong number, of another version, or at a position within a batch is refused."""
     with pytest.raises(InputError, match=expected):
         loaded(identity(), {**saved(identity(), Position(0, 1)), **change})
 
 
 @pytest.mark.parametrize("state", [None, [], {}, {"epoch": 0}, "state"])
 def test_what_is_no_state_is_refused(state: Any) -> None:
-    """And said to be none."""
+    """A value that `state_dict` can't have returned is refused, and the error says so."""
     with pytest.raises(InputError, match=r"state: expected what state_dict\(\) returned, found"):
         loaded(identity(), state)
 
 
 def test_behind_the_end_of_an_epoch_is_the_next() -> None:
-    """Where another batch size leaves less of the epoch than was consumed."""
+    """If another batch size leaves no batch after the consumed samples, the run resumes with the next epoch."""
     state = saved(identity(samples=22, batch_size=2, batches=11), Position(0, 10))
     assert loaded(identity(samples=22, batch_size=20, batches=1), state) == (1, 0)
 
@@ -105,12 +105,12 @@ def test_behind_the_end_of_an_epoch_is_the_next() -> None:
     ],
 )
 def test_equal_ids_have_the_same_hash(same: list[Any]) -> None:
-    """Whatever they come in."""
+    """Equal ids have the same hash, in whatever container and dtype they are given."""
     assert len({fingerprint(kept(ids)) for ids in same}) == 1
 
 
 def test_other_ids_have_another_hash() -> None:
-    """Also where they are the same in another order, or the same letters cut otherwise, or texts of the same ints."""
+    """Ids in another order, the same letters divided differently, and ints as text have different hashes."""
     several: list[Any] = [
         [1, 2, 3], [1, 2, 4], [3, 2, 1], ["1", "2", "3"], [1, 2], range(1, 5), [2**70, 1], ["ab", "c"], ["a", "bc"],
         ["a", "b\0c"], ["a\0b", "c"], ["bytes b'a'"], [b"a"], np.array([2**63, 1], "u8"), [1, 1, 1],
@@ -120,7 +120,7 @@ def test_other_ids_have_another_hash() -> None:
 
 
 def test_a_resumed_pass_deals_what_is_left() -> None:
-    """With shuffling and without, and the next one is whole; what is foreseen begins there as well."""
+    """A resumed pass deals the batches that are left, with and without shuffling, and the next pass is whole."""
     for shuffle in (True, False):
         passes = Passes(5, shuffle=shuffle, epoch=0)
         passes.go_to(Position(3, 2))
@@ -135,7 +135,7 @@ def test_a_resumed_pass_deals_what_is_left() -> None:
 
 
 def test_a_look_at_a_resumed_pass_costs_nothing() -> None:
-    """What is taken back, or asked for by hand, leaves it where it was. Without shuffling, an index by hand is the batch's."""
+    """A pass that is taken back, or a batch requested by index, does not move the position of a resumed run."""
     for shuffle in (True, False):
         passes = Passes(5, shuffle=shuffle, epoch=0)
         passes.go_to(Position(3, 2))
@@ -148,7 +148,7 @@ def test_a_look_at_a_resumed_pass_costs_nothing() -> None:
 
 
 def test_indexes_in_any_order_resume() -> None:
-    """As Keras permutes them; asked again, each means the same."""
+    """Indexes in any order, as from Keras, mean each remaining batch once, and mean the same when requested again."""
     passes = Passes(1000, shuffle=True, epoch=0)
     passes.go_to(Position(0, 300))
     resumed = passes.open()
@@ -163,7 +163,7 @@ def test_indexes_in_any_order_resume() -> None:
     [("drop", True, 1), ("drop", False, 0), ("keep", True, 0), ("wrap", True, 0), ("wrap", False, 0), ("pad", False, 0)],
 )
 def test_another_loader_goes_on(tail: Any, shuffle: bool, workers: int) -> None:
-    """After each batch of two epochs: the same batches as without the interruption, random numbers included."""
+    """Resumed within or between two epochs, another loader delivers the same batches, random numbers included."""
     options: dict[str, Any] = {"shuffle": shuffle, "tail": tail, "transform": lambda x, rng: x + rng.random()}
     with labelled(workers=0, **options) as loader:
         assert N % loader.batch_size, "else the four kinds of tail would be one"
@@ -184,7 +184,7 @@ def test_another_loader_goes_on(tail: Any, shuffle: bool, workers: int) -> None:
 
 
 def test_another_batch_size_goes_on() -> None:
-    """One that divides what was consumed; any other is refused, and changes nothing."""
+    """A batch size that divides the consumed samples is accepted; any other is refused, and changes nothing."""
 
     def made(batch_size: int) -> Loader:
         return Loader(range(24), range(24), batch_size, source=lambda id: np.array([id]), workers=0)
@@ -207,7 +207,7 @@ def test_another_batch_size_goes_on() -> None:
 
 
 def test_a_pass_that_was_left_is_gone_on_with() -> None:
-    """What ``next`` has returned counts, and not what was read ahead; a look by hand counts for nothing."""
+    """The state counts the batches that ``next`` returned, not those read ahead or requested by index."""
     with labelled(workers=1) as loader:
         whole = labels_of(loader)
     with labelled(workers=1) as loader:
@@ -222,7 +222,7 @@ def test_a_pass_that_was_left_is_gone_on_with() -> None:
 
 
 def test_loading_leaves_an_iteration_alone() -> None:
-    """One that is under way goes on as it was; the next one begins where the state says."""
+    """Loading a state does not affect an iteration in progress; the next one starts at the state's position."""
     with labelled(workers=0) as loader:
         start = loader.state_dict()
         epoch = iter(loader)
@@ -233,7 +233,7 @@ def test_loading_leaves_an_iteration_alone() -> None:
 
 
 def test_a_batch_that_failed_is_still_to_come(folder: Callable[..., DataSet]) -> None:
-    """Until a later one was handed out: who catches the error and goes on leaves it out."""
+    """A batch whose request failed counts as still to come, unless a later batch is handed out."""
     data = folder(12)
     data.file("id-5").unlink()
     with Loader(data.ids, data.labels, 4, data_dir=data.path, shuffle=False, workers=1) as loader:
@@ -247,18 +247,18 @@ def test_a_batch_that_failed_is_still_to_come(folder: Callable[..., DataSet]) ->
 
 
 def test_a_batch_that_another_thread_waits_for_is_still_to_come(folder: Callable[..., DataSet]) -> None:
-    """Though a later one was handed out meanwhile."""
+    """A batch that another thread waits for counts as still to come, even if a later batch is handed out meanwhile."""
     data = folder(24)
     data.file("id-5").unlink()
     os.mkfifo(data.file("id-5"))
-    # So few slots that the next epoch, which has the same file, is not read ahead.
+    # With 3 slots, the next epoch, which has the same file, is not read ahead.
     row: dict[str, Any] = {"slots": 3, "dim": (4, 3), "n_channels": 1, "dtype": "f4"}
     with Loader(data.ids, data.labels, 4, shuffle=False, workers=2, source=reader(data), **row) as loader:
         epoch = iter(loader)
         next(epoch)
         late = Asking(lambda: next(epoch))
         who_reads(data, 5)
-        wait_until(lambda: bool(loader.state.waiting), "one waits for the second batch")
+        wait_until(lambda: bool(loader.state.waiting), "a thread waits for the second batch")
         next(epoch)
         assert loader.state_dict()["consumed"] == 4
         answer(data, 5)

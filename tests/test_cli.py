@@ -1,4 +1,4 @@
-"""The command line is the same, and knows its own name, as ``shmgen`` and as ``python -m shmgen``."""
+"""The command line behaves the same as ``shmgen`` and as ``python -m shmgen``, and calls itself by the name typed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shmgen._tools.cli import main
 MODULE, _, FUNCTION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["shmgen"].partition(":")
 
 WAYS = {
-    # What is typed -> what Python runs; of a console command, what an installer writes into its script.
+    # Command typed -> arguments of Python; for ``shmgen``, the code that an installer writes into the command's script.
     "shmgen": ["-W", "error", "-c", f"import sys; from {MODULE} import {FUNCTION}; sys.exit({FUNCTION}())"],
     "python -m shmgen": ["-W", "error", "-m", "shmgen"],
 }
@@ -31,7 +31,7 @@ def test_its_version(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_its_name_in_usage(way: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Usage, also beside an error, begins with what was typed."""
+    """The usage text, also in an error, begins with the command that was typed."""
     for words in ([], ["scan"], ["tune"], ["pack"]):
         usage = "usage: " + " ".join([way, *words]) + " ["
         with pytest.raises(SystemExit, match="0"):
@@ -46,7 +46,7 @@ def test_its_name_in_usage(way: str, capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.parametrize(("way", "command"), list(zip(WAYS, ["scan", "tune"], strict=True)))
 def test_its_name_in_errors(way: str, command: str) -> None:
-    """An error of a command begins with what was typed, and is the exit status of the process."""
+    """A command's error begins with the command that was typed, and the process exits with status 2."""
     done = python(*WAYS[way], command, "nowhere")
 
     assert (done.returncode, done.stdout) == (2, "")
@@ -54,7 +54,7 @@ def test_its_name_in_errors(way: str, command: str) -> None:
 
 
 def test_a_wrong_argument_leaves_files_alone(tmp_path: Path, cli: Callable[..., Ran]) -> None:
-    """A command with a wrong argument does not write over its output file."""
+    """A command with a wrong argument does not overwrite its output file."""
     (tmp_path / "result").write_text("of yesterday")
     for wrong in (["nowhere"], [".", "--dim", "x"]):
         assert cli("scan", *wrong, "--good", "result").status == 2
