@@ -286,7 +286,7 @@ class DataOptions:
             source = self.source.source if isinstance(self.source, SourceField) else self.source
             name, takes = type(source).__name__, ", ".join(inspect.signature(type(source)).parameters)
             raise InputError(
-                f"{', '.join(described)}: expected where the only input is a folder of .npy files or a function, found a {name}; "
+                f"{', '.join(described)}: expected where the only input is a folder of .npy files or a function, found {name}; "
                 f"leave {' and '.join(described)} out: {name} takes {takes or 'no arguments'}"
             )
         return self.source

@@ -35,6 +35,7 @@ def file(tmp_path: Path) -> Path:
         file["words"] = ["a", "b"]
         file["nothing"] = h5py.Empty("f4")
         file["number"] = 3.0
+        file["empty"] = np.zeros((0, 3))
         file["flat-bits"] = np.array([True, False])
     with h5py.File(tmp_path / "top.h5", "w") as file:
         for number, id in enumerate(IDS):
@@ -61,8 +62,10 @@ def test_a_dataset_for_each_sample(file: Path, name: str | None, ids: Any, dtype
     ("name", "ids", "text"),
     [
         ("nested", IDS, "'nested/id-0', found a group with 'image', 'label'; add the name of one"),
-        ("flat", ["id-99"], "'flat/id-99', found none; the file has '"),
-        ("nested/{id}/pixels", IDS, "'nested/id-0/pixels', found none; the file has '"),
+        ("flat", ["id-99"], "'flat/id-99', found none; group 'flat' has 'id-0', 'id-1'"),
+        ("nested/{id}/pixels", IDS, "'nested/id-0/pixels', found none; group 'nested/id-0' has 'image', 'label'"),
+        ("no/rows", [0], "'no/rows', found none; group '/' has 'empty', 'flat'"),
+        ("empty", [0], "expected rows, found shape (0, 3); write some"),
         ("number", [0], "expected rows, found a single number; where each sample has one, put '{id}' into the name"),
         ("nothing", [0], "expected a dataset 'nothing' of numbers, found one without any"),
         ("words", [0], "expected numbers, found dtype object in dataset 'words'; read it by a function as source"),
@@ -78,7 +81,7 @@ def test_what_does_not_serve_is_explained(file: Path, name: str, ids: Any, text:
 @pytest.mark.parametrize(
     ("sample", "text"),
     [
-        (None, "expected a dataset 'flat/id-5', found none; the file has"),
+        (None, "expected a dataset 'flat/id-5', found none; group 'flat' has"),
         (
             np.zeros((5, 3), "f4"),
             "'flat/id-5': expected shape (4, 3) and dtype float32, as the first has, found (5, 3) and float32",

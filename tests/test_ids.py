@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shmgen import ImageFolder, InputError, Loader, Npy, SampleError
-from shmgen._samples.ids import first_outside, kept
+from shmgen._samples.ids import as_lines, first_outside, id_lines, kept
 
 WITHIN = 10.0
 """Seconds in which an error must be there."""
@@ -276,6 +276,16 @@ def test_what_is_no_list_of_ids(tmp_path: Path, ids: Any, text: str, followed: A
         write(tmp_path, list(followed))
         with Loader(followed, None, 1, data_dir=tmp_path, shuffle=False, workers=0) as loader:
             assert [int(X[0, 0, 0]) for (X,) in loader] == list(range(len(followed)))
+
+
+def test_ids_as_lines() -> None:
+    """What is written is what is read again; an id for which that is not so is refused, and named."""
+    ids = ["a", " b ", "c\rd", "\x85", "caf\udce9", "x" * 4096]
+    assert list(map(os.fsdecode, id_lines(as_lines(ids)))) == ids
+    assert as_lines(range(2)) == b"0\n1\n"
+    for wrong in ("a\nb", "a\r", "\r", "a\0", "", "\ufeffa", "x" * 4097):
+        with pytest.raises(InputError, match=re.escape(f"id {wrong!r}: expected 1 to 4,096 bytes")):
+            as_lines(["a", wrong])
 
 
 OUTSIDE: list[tuple[Any, int, int | None]] = [

@@ -113,6 +113,17 @@ def test_arguments_that_are_mistakes(tmp_path: Path) -> None:
             image_folder(tmp_path / "pets", wrong)  # type: ignore[arg-type]
 
 
+def test_files_that_are_no_images_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All that are images by their suffixes are taken; the log says once how many others there are, without those of Windows."""
+    images = ["a/1.jfif", "a/2.JPE", "b/3.tga", "b/4.ico"]
+    make(tmp_path, *images, "a/Thumbs.db", "a/desktop.ini", "b/.hidden")
+    assert image_folder(tmp_path).ids == image_folder(tmp_path, labels=False).ids == images
+    assert caplog.messages == []
+    make(tmp_path, "a/5.heic", "b/6.txt")
+    assert image_folder(tmp_path).ids == images
+    assert caplog.messages == [f"folder {tmp_path}: files left out, without the suffix of an image: 2, such as 'a/5.heic'"]
+
+
 def test_images_without_classes(tmp_path: Path) -> None:
     """With ``labels=False`` ids are all images in the order of their names; the error of a flat folder says so."""
     make(tmp_path, "b.png", "a.jpg", "sub/c.webp", "notes.txt", ".hidden.png")

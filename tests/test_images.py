@@ -49,11 +49,11 @@ def refused(folder: Path, id: str, **options: Any) -> str:
 
 def test_formats(tmp_path: Path) -> None:
     """Of each format, rows show the pixels of their own file: exactly where the format is lossless."""
-    ids = [f"{number}.{suffix}" for suffix in ("png", "jpg", "webp", "bmp", "tif", "gif", "ppm") for number in range(2)]
+    ids = [f"{number}.{suffix}" for suffix in ("png", "jpg", "webp", "bmp", "tif", "gif", "ppm", "tga") for number in range(2)]
     images = [picture(), picture().transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     for id in ids:
         images[int(id[0])].save(tmp_path / id, quality=95)
-    with Loader(ids, range(14), 2, source=Images(tmp_path), workers=2) as loader:
+    with Loader(ids, range(16), 2, source=Images(tmp_path), workers=2) as loader:
         for X, y in loader:
             assert X.dtype == np.uint8
             for row, number in zip(X, y.tolist(), strict=True):
@@ -451,6 +451,8 @@ def test_two_files_of_one_id(tmp_path: Path) -> None:
     Image.new("L", (8, 8), 1).save(tmp_path / "c.png")
     Image.new("L", (8, 8), 2).save(tmp_path / "c.JPG", "JPEG")
     assert "found c.JPG and c.png; pass suffix='.JPG', for one" in refused(tmp_path, "c")
+    with Loader(["a.png", "c"], None, 2, source=Images(tmp_path), shuffle=False, workers=0) as loader:
+        assert loader.batch(0)[0][:, 0, 0, 0].tolist() == [1, 1]
 
 
 def test_a_missing_image_says_what_is_there(tmp_path: Path) -> None:
@@ -459,6 +461,13 @@ def test_a_missing_image_says_what_is_there(tmp_path: Path) -> None:
     picture().save(tmp_path / "photos" / "a.png")
     assert "a.png is there: pass [os.path.splitext(id)[0] for id in ids]" in refused(tmp_path / "photos", "a.jpg")
     assert "photos has 'a.png'" in refused(tmp_path / "photos", "b")
+    picture().save(tmp_path / "photos" / "b.sgi")
+    assert "; b.sgi is there: pass suffix='.sgi' if it is an image" in refused(tmp_path / "photos", "b")
+    assert row_of(tmp_path / "photos", "b", suffix=".sgi").shape == row_of(tmp_path / "photos", "a").shape
+    assert "photos has 'b.sgi'" in refused(tmp_path / "photos", "b.png")
+    for suffix in ("jpg", "png"):
+        picture().save(tmp_path / "photos" / f"c.{suffix}")
+    assert "photos has 'c.png'" in refused(tmp_path / "photos", "c.PNG")
     assert "there is no folder" in refused(tmp_path / "photo", "a")
     remedy = r"; a\.png is there: pass the source of such files, as Images\(folder\)"
     for id in ("a", "a.png"):

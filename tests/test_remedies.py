@@ -102,7 +102,7 @@ def test_what_describes_rows_beside_images(tmp_path: Path) -> None:
     given: Any = {"dim": (4, 6), "n_channels": 1, "dtype": "float32"}
     with pytest.raises(InputError, match=r"n_channels and dtype out: Images takes folder, size, mode, .*dtype"):
         Loader(["a.png"], None, 1, source=Images(tmp_path), **given)
-    with pytest.raises(InputError, match=r"dim: expected where .* found a Own; leave dim out: Own takes no arguments"):
+    with pytest.raises(InputError, match=r"dim: expected where .* found Own; leave dim out: Own takes no arguments"):
         Loader([0], None, 1, source=Own(), dim=3)
 
 

@@ -129,9 +129,13 @@ def test_a_file_of_ids_that_is_refused(all_npy: Path, what: str) -> None:
 
 
 def test_texts_without_a_file_of_ids(all_npy: Path) -> None:
-    """Text ids without a file of ids are refused; the error names the argument ``ids``."""
-    with pytest.raises(InputError, match=r"id 'cats/000': expected the number of a row .*; where rows have ids, pass .* as ids="):
+    """Text ids without a file of ids are refused; the error names the argument ``ids``, or how to make ints of texts of ints."""
+    with pytest.raises(InputError, match=r"id 'cats/000': expected a row's number .*; where rows have ids, pass .* as ids="):
         Loader(IDS, None, 5, source=NpyRows(all_npy), workers=0)
+    with pytest.raises(
+        InputError, match=r"id '0': .*; pass \[int\(id\) for id in ids\], or, .*list_IDs=np.loadtxt\(file, int, ndmin=1"
+    ):
+        Loader(["0"], None, 1, source=NpyRows(all_npy), workers=0)
 
 
 def test_beside_a_source_that_takes_texts(all_npy: Path, folder: Callable[..., Any]) -> None:

@@ -21,7 +21,7 @@ import pytest
 from bad_files import BAD, GOOD, SOUND, STALLING, npy, put
 from conftest import ROOT, Ran, struck_by_ctrl_c
 
-from shmgen import Hdf5, Images, Loader, Npy, Npz, ScanReport, scan
+from shmgen import Hdf5, Images, InputError, Loader, Npy, NpyRows, Npz, ScanReport, scan
 from shmgen._samples.sample_spec import SampleSpec
 from shmgen._tools.listing import list_folder
 from shmgen._tools.scan import Kind, judge
@@ -299,6 +299,31 @@ def test_good_ids_can_be_trained_on(data: Path, tmp_path: Path, cli: Callable[..
     assert good == [*(f"good-{number}" for number in range(5)), "sub/ö"]
 
 
+def test_good_rows_can_be_trained_on(tmp_path: Path, cli: Callable[..., Ran]) -> None:
+    """A loader that gets the list of good rows as texts says how to read it, and that works: of an ``.npy`` file, and of HDF5."""
+    h5py = pytest.importorskip("h5py")
+    np.save(tmp_path / "all.npy", np.arange(3))
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file["x"] = np.arange(3)
+    for source, words in ((NpyRows(tmp_path / "all.npy"), []), (Hdf5(tmp_path / "all.h5", "x"), ["--dataset", "x"])):
+        assert cli("scan", source.file, "--good", "good.txt", *words, "--workers", 0).status == 0
+        with pytest.raises(InputError, match=r"list_IDs=np\.loadtxt\(file, int, ndmin=1\)"):
+            Loader(tmp_path / "good.txt", None, 3, source=source)
+        ids = np.loadtxt(tmp_path / "good.txt", int, ndmin=1)
+        with Loader(ids, None, 3, source=source, shuffle=False, workers=0) as loader:
+            assert loader.batch(0)[0].tolist() == [0, 1, 2]
+
+
+def test_ids_that_are_no_lines(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
+    """Commands that write a list of ids refuse one that would be read as another, and leave no file behind."""
+    put(data / "a\nb.npy", npy(GOOD))
+    for words in (["scan", data, "--good", "good.txt"], ["pack", data, "all.npy"]):
+        done = cli(*words, "--workers", 0)
+        assert (done.status, done.out) == (2, "")
+        assert r"id 'a\nb': expected 1 to 4,096 bytes without a line break" in done.err
+    assert os.listdir(tmp_path) == ["data"]
+
+
 @pytest.mark.parametrize("what", ["npz", "images", "hdf5", "rows"])
 def test_other_data_than_npy_files(tmp_path: Path, cli: Callable[..., Ran], what: str) -> None:
     """The command finds out by the names of files what kind of data there is."""
@@ -384,7 +409,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["scan", "data", "--kind", "npz", "--dim", "3"], "expected .npz files, found none"),
     (["scan", "data", "--dtype", "float33"], "dtype: expected one of numbers, found 'float33'"),
     (["scan", "data", "--timeout", "0"], "timeout: expected seconds above 0, or None, found 0.0"),
-    (["scan", "rows.npy", "--ids", "ids"], "id 'good-0': expected the number of a row of"),
+    (["scan", "rows.npy", "--ids", "ids"], "id 'good-0': expected a row's number from 0 to 2, of 3 rows, in"),
     (["scan", "rows.npy", "--dim", "3"], "describe the files of a folder"),
 ]
 

@@ -323,7 +323,9 @@ def test_numbers_are_never_broken_into_lines(capsys: pytest.CaptureFixture[str])
 WRONG = [
     pytest.param(["tune", "nowhere"], "nowhere: expected a folder", id="no-folder"),
     pytest.param(["tune", "empty"], "empty: expected .npy files, found none", id="no-files"),
-    pytest.param(["tune", "data"], "expected at least 32 ids, found 8", id="too-few"),
+    pytest.param(
+        ["tune", "data", "--batch-size", "33"], "--batch-size: expected at most 32, the number of samples", id="too-few"
+    ),
     pytest.param(
         ["tune", "data", "--workers", "3-1"], "workers: expected one number from 0, or several, found none", id="backwards"
     ),
@@ -338,7 +340,7 @@ WRONG = [
 def test_wrong_usage(folder: Callable, tmp_path: Path, cli: Callable[..., Ran], words: list[str], said: str) -> None:
     """Wrong usage gives exit status 2 and a line that says what to do, before anything is measured."""
     pytest.importorskip("matplotlib")
-    folder()
+    folder(32)
     (tmp_path / "empty").mkdir()
 
     done = cli(*words)

@@ -249,7 +249,7 @@ def test_windows_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
         ({"window": 8, "stride": 4}, range(25), r"id 24: expected a window's number from 0 to 23, of 100 rows, in .*series\.npy"),
         ({"window": 8, "series": [10, 90]}, [86], r"id 86: expected a window's number from 0 to 85, of 100 rows"),
         ({"window": 90, "offset": 11}, [0], r"id 0: expected at least 101 rows for a window of 90, found 100, in .*series\.npy"),
-        ({"window": 8}, ["a"], "id 'a': expected the number"),
+        ({"window": 8}, ["a"], "id 'a': expected a window's number"),
         ({"window": 8, "ids": "all.ids"}, [0], "ids: expected without window, stride, offset and series"),
     ],
 )

@@ -24,7 +24,10 @@ class FileKind(NamedTuple):
 
 NPY = FileKind((".npy",), ".npy files")
 
-IMAGES = FileKind((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"), "images")
+IMAGES = FileKind((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".ico",
+), "images")  # fmt: skip
 
 
 def files_below(folder: str) -> list[str]:

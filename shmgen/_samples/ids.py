@@ -7,6 +7,7 @@ import math
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -116,6 +117,18 @@ def first_outside(ids: Sequence[Any], count: int) -> int | None:
         return next((position for position in (0, len(ids) - 1) if ids and not 0 <= ids[position] < count), None)
     outside = (numbers < 0) | (numbers >= count)
     return int(outside.argmax()) if outside.any() else None
+
+
+def require_numbers(ids: Sequence[Any], count: int, expected: str, remedy: str = "") -> None:
+    """Refuse ids that are not ``expected``, an int from 0 to ``count - 1``; ``remedy`` is for texts other than those of ints."""
+    if (wrong := first_outside(ids, count)) is None:
+        return
+    id = ids[wrong]
+    if isinstance(id, int):
+        remedy = ""
+    elif str(id).isdecimal():
+        remedy = "; pass [int(id) for id in ids], or, where a text file has them, list_IDs=np.loadtxt(file, int, ndmin=1)"
+    raise InputError(f"id {id!r}: expected {expected}{remedy}")
 
 
 def column_as_array(values: Any) -> np.ndarray:
@@ -234,3 +247,15 @@ def id_lines(data: bytes) -> list[bytes]:
     if ids := [line for line in lines if line]:
         return ids
     raise FormatError("expected ids, an id a line, found none")
+
+
+def as_lines(ids: Iterable[object]) -> bytes:
+    """The text file of ``ids``, an id a line; an InputError names one that `id_lines` would read as another, or not at all."""
+    lines = [f"{id}\n".encode("utf-8", "surrogateescape") for id in ids]
+    for line in lines:
+        with suppress(FormatError):
+            if id_lines(line) == [line[:-1]]:
+                continue
+        expected = f"1 to {LONGEST_ID:,} bytes without a line break, NUL or byte order mark, to be a line of a text file"
+        raise InputError(f"id {os.fsdecode(line[:-1])!r}: expected {expected}; rename that sample, or leave it out")
+    return b"".join(lines)

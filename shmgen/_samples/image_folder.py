@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterable
@@ -13,6 +14,11 @@ from shmgen._samples.files import IMAGES, files_below, some_of
 from shmgen._samples.remedies import for_missing_folder
 from shmgen._samples.validation_split import split
 from shmgen.errors import InputError
+
+log = logging.getLogger("shmgen")
+
+LITTER = frozenset({"thumbs.db", "desktop.ini"})
+"""Names, in lower case, of files that Windows adds to folders of images."""
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 """Names of folders of parts of the data; where there are no others, they are not taken for classes."""
@@ -54,7 +60,8 @@ def image_folder(
     """The ids, labels and class names of a folder that has a folder of images for each class; or the ids of any folder of images.
 
     The same fraction of each class becomes ``"validation"``; see `split`. Images in sub-folders of a class's folder belong to it.
-    Names that begin with a dot are left out. Links are followed.
+    Names that begin with a dot are left out; so are other files without the suffix of an image, and the log counts these. Links
+    are followed.
 
     Args:
         folder: with a folder for each class.
@@ -62,9 +69,6 @@ def image_folder(
         seed: of the choice, an int from 0.
         classes: the folders that are classes, in the order of their numbers. By default all, sorted by name.
         labels: False for images without classes, to predict for instance: then all images in and below the folder are ``ids``.
-
-    Returns:
-        The partition, the labels, and the names of the classes, as a named tuple.
 
     Raises:
         InputError: there is no such folder, or none of a class; or a class has no images.
@@ -87,10 +91,11 @@ def image_folder(
     numbers: dict[str, int] = {}
     try:
         if not labels:
-            return ImageFolder(_partition(_images(path), {}, fraction, seed), {}, [])
+            [ids] = _images(path, [""])
+            return ImageFolder(_partition(ids, {}, fraction, seed), {}, [])
         names = _class_folders(folder, path) if classes is None else list(map(str, names_of(classes)))
-        for number, name in enumerate(names):
-            numbers |= dict.fromkeys(_images(path, name), number)
+        for number, ids in enumerate(_images(path, names)):
+            numbers |= dict.fromkeys(ids, number)
     except OSError as error:
         remedy = for_missing_folder(error.filename, IMAGES) if isinstance(error, FileNotFoundError) else ""
         found = f"{error.strerror}{remedy}"
@@ -125,12 +130,19 @@ def _class_folders(folder: str | os.PathLike[str], path: str) -> list[str]:
     return names
 
 
-def _images(folder: str, name: str = "") -> list[str]:
-    """The paths, from ``folder`` on, of all images in the folder of this name, sorted."""
-    path = os.path.join(folder, name)
-    found = [os.path.join(name, file) for file in files_below(path) if IMAGES.has(file)]
-    if not found:
-        remedy = "; delete it, or name the folders that are classes: classes=[...]" if name else ""
-        expected = f"images, {', '.join(IMAGES.suffixes)}, found {some_of(os.listdir(path))}"
-        raise InputError(f"{'class ' if name else ''}folder {path}: expected {expected}{remedy}")
-    return found
+def _images(folder: str, names: list[str]) -> list[list[str]]:
+    """The paths, from ``folder`` on, of all images in each of the folders of these names, sorted."""
+    images, others = [], list[str]()
+    for name in names:
+        path = os.path.join(folder, name)
+        files = [os.path.join(name, file) for file in files_below(path)]
+        found = [file for file in files if IMAGES.has(file)]
+        if not found:
+            remedy = "; delete it, or name the folders that are classes: classes=[...]" if name else ""
+            expected = f"images, {', '.join(IMAGES.suffixes)}, found {some_of(os.listdir(path))}"
+            raise InputError(f"{'class ' if name else ''}folder {path}: expected {expected}{remedy}")
+        images.append(found)
+        others += [file for file in files if not IMAGES.has(file) and os.path.basename(file).lower() not in LITTER]
+    if others:
+        log.warning("folder %s: files left out, without the suffix of an image: %d, such as %r", folder, len(others), others[0])
+    return images

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from shmgen._samples.files import NPY, FileKind, some_of
+from shmgen._samples.files import IMAGES, NPY, FileKind, some_of
 
 LOOKED_AT = 10_000
 """The most entries of a folder that are looked at; it may have millions."""
@@ -53,10 +53,10 @@ def for_missing_file(id: object, path_of: Callable[[object], str], folder: str |
     for other, how in variants(id):
         if (there := path_of(other)) != path and os.path.isfile(there):
             return f"; {there} is there: pass [{how} for id in ids]"
-    return _beside(path, kind)
+    return _beside(path, kind, name)
 
 
-def _beside(path: str, kind: FileKind) -> str:
+def _beside(path: str, kind: FileKind, id: str) -> str:
     from difflib import get_close_matches
 
     folder, name = os.path.split(path)
@@ -67,7 +67,12 @@ def _beside(path: str, kind: FileKind) -> str:
     # An id may be the name of the file with its suffix.
     others = [entry for entry in entries if entry.startswith(f"{stem}.") or (entry == stem and entry not in folders)]
     if stem and others:
-        return f"; {others[0]} is there: pass the source of such files, as Images(folder), or a function that reads one"
+        other = min(others, key=lambda entry: entry.lower() != name.lower())
+        if kind.has(id):
+            return f"; {folder} has {other!r}"
+        if kind is IMAGES:
+            return f"; {other} is there: pass suffix={other.removeprefix(os.path.basename(id))!r} if it is an image"
+        return f"; {other} is there: pass the source of such files, as Images(folder), or a function that reads one"
     stems = {kind.stem(entry): entry for entry in entries}
     if close := get_close_matches(stem, stems, 1):
         return f"; {folder} has {stems[close[0]]!r}"

@@ -81,7 +81,7 @@ class Hdf5(BuiltinSource):
     def bind(self, ids: Sequence[Any], *, field: str = "X", varies: bool = False) -> Hdf5Reader | FlatReader:
         from h5py import Group  # late: workers need none of these
 
-        from shmgen._samples.ids import first_outside
+        from shmgen._samples.ids import require_numbers
         from shmgen._sources.hdf5_reader import ID, Hdf5Reader, checked, flat_layout, opened, unreadable
 
         first, name = ids[0], self.dataset
@@ -91,20 +91,20 @@ class Hdf5(BuiltinSource):
                     name = f"{name.rstrip('/')}/{ID}"
                 found = checked(file, name, first, allow_unwritten=self._allow_unwritten)
                 has_rows = ID not in name
-                if has_rows and not found.shape:
-                    raise FormatError("expected rows, found a single number; where each sample has one, put '{id}' into the name")
+                count = found.shape[0] if has_rows and found.shape else 0
+                if has_rows and not count:
+                    single = "a single number; where each sample has one, put '{id}' into the name"
+                    raise FormatError(f"expected rows, found {f'shape {found.shape}; write some' if found.shape else single}")
                 if has_rows and not self._swmr and (layout := flat_layout(found)) is not None:
                     reader: Hdf5Reader | FlatReader = FlatReader(self.file, name, layout)
                 else:
                     reader = Hdf5Reader(self.file, name, found, swmr=self._swmr, allow_unwritten=self._allow_unwritten)
-                count = found.shape[0] if has_rows else 0
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"file {self.file}: {unreadable(error)}") from None
         except FormatError as error:
             if ID in name:
                 raise SampleError(first, self.file, str(error)) from None
             raise InputError(f"dataset {name!r} of file {self.file}: {error}") from None
-        if has_rows and (wrong := first_outside(ids, count)) is not None:
-            where = f"dataset {name!r} of {self.file}"
-            raise InputError(f"id {ids[wrong]!r}: expected a row's number from 0 to {count - 1}, which {where} has")
+        if has_rows:
+            require_numbers(ids, count, f"a row's number from 0 to {count - 1}, which dataset {name!r} of {self.file} has")
         return reader

@@ -186,7 +186,11 @@ def checked(file: Any, pattern: str, id: Any = "", *, allow_unwritten: bool) -> 
     if isinstance(found, h5py.Group):
         raise FormatError(f"expected a dataset {name!r}, found a group with {some_of(found)}; add the name of one")
     if found is None:
-        raise FormatError(f"expected a dataset {name!r}, found {_dangling(file, name) or f'none; the file has {some_of(file)}'}")
+        group = name
+        while not isinstance(there := file.get(group), h5py.Group):
+            group = os.path.dirname(group) or "/"
+        found = _dangling(file, name) or f"none; group {group!r} has {some_of(there)}"
+        raise FormatError(f"expected a dataset {name!r}, found {found}")
     if not isinstance(found, h5py.Dataset) or found.shape is None:
         raise FormatError(f"expected a dataset {name!r} of numbers, found one without any")
     if not are_numbers(found.dtype):

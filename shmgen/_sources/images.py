@@ -158,8 +158,9 @@ class ImageFiles(Files):
 
     def learn(self, first: object) -> None:
         """Find out the suffix that most files will have: that of the first sample's."""
-        if self._is_open(first):
-            self.suffix = self._found(first)[len(str(first)) :]
+        if self._finds:
+            name = self._found(first) if self._is_open(first) else str(first)
+            self.suffix = name.removeprefix(IMAGES.stem(name))
 
     def path(self, id: object) -> str:
         try:

@@ -121,9 +121,14 @@ class NpyRows(BuiltinSource):
         """
         reader = NpyRowsReader(self.file, *self._header(), self._remote)
         if self._ids is None:
-            self._check_numbers(ids, reader.layout.rows)
+            from shmgen._samples.ids import require_numbers  # late: workers look up no ids
+
+            rows = reader.layout.rows
+            expected = f"{self._windows.expected(rows)}, in {self.file}"
+            remedy = "; where rows have ids, pass the file of these as ids="
+            require_numbers(ids, self._windows.count(rows), expected, remedy)
         else:
-            from shmgen._samples.row_ids import rows_of  # late: workers look up no ids
+            from shmgen._samples.row_ids import rows_of
 
             reader.keys = rows_of(ids, self._ids, reader.layout.rows)
         return reader
@@ -151,17 +156,6 @@ class NpyRows(BuiltinSource):
         finally:
             if self._remote is not None:
                 self._remote.store.close()
-
-    def _check_numbers(self, ids: Sequence[Any], rows: int) -> None:
-        from shmgen._samples.ids import first_outside  # late: workers look up no ids
-
-        wrong = first_outside(ids, self._windows.count(rows))
-        if wrong is None:
-            return
-        if not isinstance(id := ids[wrong], int):
-            remedy = "where rows have ids, pass the file of these as ids="
-            raise InputError(f"id {id!r}: expected the number of a row of {self.file}; {remedy}")
-        raise InputError(f"id {id}: expected {self._windows.expected(rows)}, in {self.file}")
 
 
 class NpyRowsReader(RowsReader):

@@ -86,6 +86,7 @@ done, 130 after Ctrl-C, which ends it with what has been found so far""",
 
 
 def _scan(arguments: argparse.Namespace) -> int:
+    from shmgen._samples.ids import as_lines
     from shmgen._tools.listing import samples_in
     from shmgen._tools.output import print_scan, progress_bar, scan_json, write_json
     from shmgen._tools.scan import Scan
@@ -95,15 +96,16 @@ def _scan(arguments: argparse.Namespace) -> int:
         arguments.data, ids=arguments.ids, kind=arguments.kind, dataset=arguments.dataset, given=given
     )
     scan = Scan(source, ids, full=arguments.full, workers=arguments.workers, timeout=arguments.timeout)
-    if arguments.good:
-        open(arguments.good, "a").close()  # an error after hours would lose the result
+    if arguments.good:  # an error after hours would lose the result
+        as_lines(ids)
+        open(arguments.good, "a").close()
     with suppress(KeyboardInterrupt), progress_bar("samples") as progress:
         scan.run(progress)
     report = scan.report()
     report = replace(report, remarks=(*remarks, *report.remarks))
     if arguments.good and report.complete:
-        with open(arguments.good, "w", encoding="utf-8", errors="surrogateescape") as good:
-            good.writelines(f"{id}\n" for id in report.good)
+        with open(arguments.good, "wb") as good:
+            good.write(as_lines(report.good))
     if arguments.json:
         write_json(scan_json(report, shown(arguments.data), arguments.full))
     else:
@@ -196,6 +198,9 @@ def _tune(arguments: argparse.Namespace) -> int:
     from shmgen._tools.tune import tune
 
     ids = npy_ids(arguments.folder, arguments.ids)
+    if len(ids) < arguments.batch_size:
+        found = f"the number of samples, found {arguments.batch_size}"
+        raise InputError(f"--batch-size: expected at most {len(ids)}, {found}; give a smaller one")
     if arguments.plot:
         check_plot(arguments.plot)
     names = {"dim", "n_channels", "dtype", "batch_size", "step_ms", "workers", "slots", "seconds", "cold"}

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from shmgen._plan.damaged_samples import Damaged
-from shmgen._samples.ids import read_ids
+from shmgen._samples.ids import as_lines, read_ids
 from shmgen._samples.sample_spec import RowSpec
 from shmgen._sources.npy import Npy
 from shmgen._tools.scan import Scan
@@ -51,6 +51,7 @@ def pack(
     begun = time.monotonic()
     check_target(source.folder, target)
     ids = list(dict.fromkeys(ids))
+    as_lines(ids)  # refuses ids before hours of work
     beside = _ids_beside(target)
     # A pack that was killed between its two renames has left the same ids.
     if os.path.lexists(beside) and not os.path.lexists(f"{target}.part") and read_ids(beside, beside) != ids:
@@ -113,7 +114,7 @@ def _write(target: str, row: RowSpec, looked: Scan, progress: Callable[[int], ob
                 progress(len(written))
             if not written or (len(damaged) > known and not skip_damaged):
                 return 0
-            lines.write("".join(f"{id}\n" for id in written).encode("utf-8", "surrogateescape"))
+            lines.write(as_lines(written))
             rows.seek(0)
             rows.write(_header(row, len(written)))
             for file in lines, rows:
