@@ -1,4 +1,4 @@
-"""Users' functions find in a worker what they find in the calling process, in every worker, whenever it was started."""
+"""Users' functions find the same modules, folder, environment and logging in every worker as in the calling process."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ways import N, computed, kill, rows
 
 from shmgen import InputError, Loader, StartError
 
-# Functions stand inside of tests: one of the module itself would have workers import pytest and Keras.
+# Functions are defined inside tests: for a function of this module, workers would import pytest and Keras.
 
 TENFOLD = "import numpy as np\ndef fill(id): return np.full(3, FACTOR * id, np.float64)\nFACTOR = 10\n"
-"""A module whose function returns ten times the id."""
+"""A module with a function that returns ten times the id."""
 
 
 def read(source: Any, **options: Any) -> np.ndarray:
@@ -37,7 +37,7 @@ def read(source: Any, **options: Any) -> np.ndarray:
 
 @pytest.fixture
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Has a module taken out of `sys.modules` when the test is over."""
+    """A function that names a module to be removed from `sys.modules` after the test."""
 
     def forget(name: str) -> None:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
@@ -46,11 +46,11 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return forget
 
 
-# Modules.
+# Modules
 
 
 def test_a_module_that_a_worker_cannot_import_is_named(module: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that refuses to be imported there: its own error and the remedy, and no line of ours."""
+    """If a module can't be imported in a worker, the error has its own text and a remedy, and no lines of shmgen."""
     monkeypatch.setattr(sys, "of_this_process", True, raising=False)
     own = module("import sys\nsys.of_this_process\ndef fill(id): return [id, id, id]\n")
     with computed(own.fill, workers=1, dtype="i8") as loader, pytest.raises(StartError) as caught:
@@ -77,13 +77,13 @@ def install():
     if not any(finder == _EditableFinder for finder in sys.meta_path):
         sys.meta_path.append(_EditableFinder)
 """
-"""What setuptools writes for a package that is installed in place, in short."""
+"""The finder that setuptools writes for an editable installation, shortened."""
 
 
 def test_a_package_that_is_installed_in_place(tmp_path: Path) -> None:
-    """By a finder that a ``.pth`` file of a virtual environment installs; `sys.prefix` is that of the environment, too.
+    """Workers find a package of an editable installation in a virtual environment, and have that environment's `sys.prefix`.
 
-    It is imported in the workers of a first loader alone, and sent by reference to those of a second.
+    With the first loader, only its workers import the package; for the second, the main process imports it, too.
     """
     venv.create(tmp_path / "venv", symlinks=True)
     (site,) = (tmp_path / "venv/lib").glob("python*/site-packages")
@@ -127,7 +127,7 @@ print("right")
 
 
 def test_workers_run_this_package_and_not_another_that_is_installed(tmp_path: Path) -> None:
-    """Where several can be found, it is the one that the main process runs."""
+    """If several shmgen packages can be found, workers import the one that the main process runs."""
     (tmp_path / "other/shmgen").mkdir(parents=True)
     (tmp_path / "other/shmgen/__init__.py").write_text("raise RuntimeError('another version')")
     (tmp_path / "checkout").mkdir()
@@ -149,7 +149,7 @@ with Loader(range(8), batch_size=4, source=lambda id: [id], workers=1) as loader
 def test_a_relative_entry_of_the_path_and_a_later_chdir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: Callable, entry: str
 ) -> None:
-    """Modules found along it are those that were imported here, though the process has gone elsewhere since."""
+    """Workers import a module from the folder that a relative entry meant first, even after the process changes its folder."""
     forgotten("beside")
     for folder, code in {"here": TENFOLD, "there": "def fill(id): return [-1, -1, -1]"}.items():
         (tmp_path / folder / "sub").mkdir(parents=True)
@@ -165,7 +165,7 @@ def test_a_relative_entry_of_the_path_and_a_later_chdir(
             np.testing.assert_array_equal(np.concatenate([X[:, 0, 0] for (X,) in loader]), 10.0 * np.arange(N))
 
 
-# What surrounds a function.
+# The process around a function
 
 
 ALIKE = """
@@ -211,7 +211,7 @@ loader.close()
 
 
 def test_all_workers_are_alike(folder: Callable, script: Callable) -> None:
-    """Those at first, those that replace them or are added after a change of folder and environment, and the process itself."""
+    """The first workers, their replacements and added ones have the folder, environment and arguments as at construction."""
     data = folder(1)
     (data.path.parent / "note").write_text("here")
     run = script(ALIKE, data, options=("-X", "utf8", "-B"))
@@ -223,7 +223,7 @@ def test_all_workers_are_alike(folder: Callable, script: Callable) -> None:
 
 
 def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that would have to work elsewhere is an error that names the folder; one that was made in such a folder works."""
+    """If the working folder is deleted, new workers raise an error that names it; a loader made in a deleted folder works."""
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     with computed(workers=1) as loader:
@@ -232,7 +232,7 @@ def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path / "gone").rmdir()
         kill_all(loader)
         with pytest.raises(StartError, match=rf"a worker can't start: FileNotFoundError: .*{tmp_path}/gone"):
-            [list(loader) for _ in range(3)]  # what was read ahead before is still delivered
+            [list(loader) for _ in range(3)]  # batches that were read ahead are still delivered
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -240,7 +240,7 @@ def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def kill_all(loader: Loader) -> None:
-    """End a loader's workers."""
+    """Kill a loader's workers."""
     import psutil
 
     for worker in loader.state.workers:
@@ -249,7 +249,7 @@ def kill_all(loader: Loader) -> None:
 
 @pytest.mark.parametrize(("is_frozen", "named", "why"), [(True, "", "frozen"), (False, "", "sys.executable")])
 def test_a_program_without_an_interpreter(monkeypatch: pytest.MonkeyPatch, is_frozen: bool, named: str, why: str) -> None:
-    """Frozen, or embedded: an error at construction instead of the program started anew without end; both remedies work."""
+    """In a frozen program or an embedded Python, the constructor raises an error, and both of its remedies work."""
     python = sys.executable
     monkeypatch.setattr(sys, "frozen", is_frozen, raising=False)
     monkeypatch.setattr(sys, "executable", "/bin/false" if is_frozen else named)
@@ -261,11 +261,11 @@ def test_a_program_without_an_interpreter(monkeypatch: pytest.MonkeyPatch, is_fr
     assert len(read(None)) == N
 
 
-# Warnings and log records.
+# Warnings and log records
 
 
 def test_filters_of_warnings_from_outside(tmp_path: Path) -> None:
-    """``-W error`` and PYTHONWARNINGS make errors of a function's warnings, with id and line; what is ignored is so."""
+    """``-W error`` turns a function's warning into an error with id and line; PYTHONWARNINGS can ignore others."""
     script = tmp_path / "script.py"
     script.write_text("""if True:
     import logging, warnings
@@ -291,7 +291,7 @@ def test_filters_of_warnings_from_outside(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("default")
 def test_warnings_of_functions_are_shown_here() -> None:
-    """Once for all workers, with file and line, as a warning of the class that it was, or of the nearest that is known."""
+    """A warning in workers is shown once, with file and line, and its class or the nearest that can be sent."""
 
     class Own(UserWarning):
         def __init__(self, one: object, two: object) -> None:
@@ -315,7 +315,7 @@ def test_warnings_of_functions_are_shown_here() -> None:
 
 
 def test_log_records_of_functions_are_handled_here(caplog: pytest.LogCaptureFixture) -> None:
-    """Each once, by the handlers of the logger of that name, from its level on, with the text of an exception and extras."""
+    """A log record in a worker is handled once, by the logger of that name and its level, with exception text and extras."""
     caplog.set_level(logging.INFO, "of_the_users_own")
 
     def logs(x: Any, rng: object) -> None:
@@ -330,7 +330,7 @@ def test_log_records_of_functions_are_handled_here(caplog: pytest.LogCaptureFixt
             own.exception("sorry")
 
     assert len(rows(computed(transform=logs, workers=2, tail="keep"))) == N
-    # What was read ahead for the next epoch may have been heard of as well.
+    # There may be records of samples that were read ahead for the next epoch, too.
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
     assert {*told} == {f"sample {number}" for number in range(N)}
     assert "not this" not in {record.getMessage() for record in caplog.records}
@@ -343,7 +343,7 @@ def test_log_records_of_functions_are_handled_here(caplog: pytest.LogCaptureFixt
 
 
 def test_large_log_records_do_not_break_the_stream(caplog: pytest.LogCaptureFixture) -> None:
-    """Megabytes in each, from several threads of a worker at once: records and batches are whole."""
+    """Records of megabytes, from several threads of a worker at once, and batches arrive whole."""
     caplog.set_level(logging.INFO, "of_the_users_own")
 
     def logs(id: int) -> np.ndarray:
@@ -367,7 +367,7 @@ def test_large_log_records_do_not_break_the_stream(caplog: pytest.LogCaptureFixt
 
 
 def test_a_handler_that_fails_costs_no_batch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """An error out of a filter is logged, and batches are what they are."""
+    """An error in a logging filter is logged, and all batches are delivered."""
 
     def fails(record: logging.LogRecord) -> bool:
         raise RuntimeError("no words")

@@ -1,4 +1,4 @@
-"""``on_error="replace"``: a sample that can't be read is replaced by another, with all its fields, the same one in every run."""
+"""With ``on_error="replace"``, an unreadable sample is replaced, in all its fields, by another sample, the same in every run."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ BATCH = 4
 
 
 def cut(length: int) -> Callable[[Path], None]:
-    """Cuts a file to ``length`` bytes."""
+    """A function that truncates a file to ``length`` bytes."""
     return lambda path: os.truncate(path, length)
 
 
 def loop(path: Path) -> None:
-    """Put in the place of a file a link that leads nowhere; even root can't read it."""
+    """Replace a file by a link to itself, which even root can't read."""
     path.unlink()
     path.symlink_to(path)
 
 
 SPOILS = {
-    # what is done to a file, and what is said of it
+    # how to damage a file, and the reason in the error
     "missing": (Path.unlink, "expected a file, found none at this path"),
     "empty": (cut(0), r"expected an .npy file, found an empty one \(0 bytes\)"),
     "truncated": (cut(140), "expected 176 bytes, found 140: the file is truncated"),
@@ -45,12 +45,12 @@ SPOILS = {
 
 @pytest.fixture
 def masked(folder: Callable[..., DataSet]) -> tuple[DataSet, DataSet]:
-    """Scans, and masks of the same numbers."""
+    """A data set of scans, and one of masks with the same ids and values."""
     return folder(N), folder(N, name="masks")
 
 
 def of_fields(scans: DataSet, masks: DataSet, **options: Any) -> Loader:
-    """A loader of fields of each kind, every one of which tells whose it is."""
+    """A loader with fields of each kind, all of which have the sample's number as their value."""
     options = {"batch_size": BATCH, "on_error": "replace", "max_damaged": 0.1, **options}
     return Loader(
         scans.ids,
@@ -62,7 +62,7 @@ def of_fields(scans: DataSet, masks: DataSet, **options: Any) -> Loader:
 
 
 def numbers(batch: Any, rows: int = BATCH) -> list[int]:
-    """Whose rows a batch of `of_fields` holds; checks that all fields of a row are of one sample."""
+    """The samples in a batch of `of_fields`; check that all fields of a row are of one sample."""
     X, y, weights = batch
     found: np.ndarray = y["number"]
     assert len(found) == rows
@@ -80,7 +80,7 @@ def numbers(batch: Any, rows: int = BATCH) -> list[int]:
 def test_another_sample_stands_in(
     masked: tuple[DataSet, DataSet], caplog: pytest.LogCaptureFixture, spoiled: str, field: str, workers: int
 ) -> None:
-    """Whatever is wrong with a file: another sample of the epoch, with all its fields; told, counted and listed."""
+    """A damaged file's sample is replaced, in all fields, by another of the epoch; this is logged, counted and listed."""
     spoil, reason = SPOILS[spoiled]
     path = masked[field == "mask"].file("id-7")
     spoil(path)
@@ -101,7 +101,7 @@ def test_another_sample_stands_in(
 
 
 def test_the_same_stands_in_at_any_split_of_rows(masked: tuple[DataSet, DataSet]) -> None:
-    """At 0, 1 and 3 workers, with few slots and many, with what transforms draw: the same bytes; in another seed, others."""
+    """Replacements are the same for any number of workers and slots, random transforms included, but not with another seed."""
     for field, number, spoiled in ((0, 3, "missing"), (0, 4, "shape"), (1, 20, "truncated"), (1, 3, "empty"), (0, 31, "not-npy")):
         SPOILS[spoiled][0](masked[field].file(f"id-{number}"))
 
@@ -109,7 +109,7 @@ def test_the_same_stands_in_at_any_split_of_rows(masked: tuple[DataSet, DataSet]
         loader = of_fields(*masked, max_damaged=0.2, transform=shaking(), **options)
         found = run(loader)
         assert [damaged.id for damaged in sorted(loader.damaged)] == ["id-20", "id-3", "id-31", "id-4"]
-        assert loader.stats.replaced >= 2 * 4  # a stand-in may be damaged, too; a row is counted once
+        assert loader.stats.replaced >= 2 * 4  # a replacement may be damaged, too, but each row is counted once
         return found
 
     expected = rows(workers=0)
@@ -119,7 +119,7 @@ def test_the_same_stands_in_at_any_split_of_rows(masked: tuple[DataSet, DataSet]
 
 @pytest.mark.parametrize(("shuffle", "workers"), [(True, 1), (False, 0)])
 def test_rows_behind_the_end_of_one_file(tmp_path: Path, shuffle: bool, workers: int) -> None:
-    """Of an array truncated in use the rows that are missing are replaced, also where neighbours are read at once."""
+    """If an array is truncated while in use, its missing rows are replaced, also if neighbours are read together."""
     path = tmp_path / "all.npy"
     np.save(path, np.arange(3.0 * N).reshape(N, 3))
     with Loader(
@@ -138,7 +138,7 @@ def test_rows_behind_the_end_of_one_file(tmp_path: Path, shuffle: bool, workers:
 
 
 def test_without_shuffling_all_others_keep_their_places(masked: tuple[DataSet, DataSet]) -> None:
-    """Predictions come in the order of the ids, as many as there are; the last, shorter batch may hold a damaged sample."""
+    """Without shuffling, all other samples keep their places, also if one of the last, shorter batch is damaged."""
     scans, masks = masked
     scans.file("id-2").unlink()
     masks.file(f"id-{N - 1}").unlink()
@@ -153,7 +153,7 @@ def test_without_shuffling_all_others_keep_their_places(masked: tuple[DataSet, D
 
 
 def test_a_stand_in_that_is_damaged_is_replaced_in_turn(folder: Callable) -> None:
-    """Even where half of all samples are damaged every row is a good one, at any number of workers the same."""
+    """If half of the samples are damaged, every row is still a readable sample, the same with any number of workers."""
     data = folder(N)
     for number in range(1, N, 2):
         data.file(f"id-{number}").unlink()
@@ -199,7 +199,7 @@ def test_the_first_sample_of_a_function_may_be_damaged() -> None:
 
 
 def test_a_mended_file_is_read_again(masked: tuple[DataSet, DataSet]) -> None:
-    """In an epoch that was not read ahead while it was damaged it is as good as any."""
+    """A repaired file is read normally, from the first epoch on that is not read ahead before the repair."""
     data = masked[0]
     data.file("id-7").write_bytes(b"")
     with of_fields(*masked, workers=1, slots=2) as loader:
@@ -213,7 +213,7 @@ def test_a_mended_file_is_read_again(masked: tuple[DataSet, DataSet]) -> None:
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_more_than_a_hundredth_end_the_run(folder: Callable, workers: Callable, count: int) -> None:
-    """Of 200 samples 2 may be damaged; with a third one the error says how many, which was the last, and what to do."""
+    """Of 200 samples, 2 may be damaged; the third raises an error with the number, the last sample and a remedy."""
     data = folder(200)
     for number in (20, 70):
         data.file(f"id-{number}").unlink()
@@ -234,7 +234,7 @@ def test_more_than_a_hundredth_end_the_run(folder: Callable, workers: Callable, 
 
 @pytest.mark.parametrize(("count", "most", "found"), [(N, 0.0, "1"), (N, 0.5, str(N // 2 + 1)), (N, 1.0, r"\d+"), (1, 1.0, "1")])
 def test_where_all_are_damaged_the_run_ends(folder: Callable, count: int, most: float, found: str) -> None:
-    """At any ``max_damaged``, since no sample is left to stand in; a single one has no other."""
+    """If all samples are damaged, the run ends at any ``max_damaged``, since none is left as a replacement."""
     data = folder(count)
     with made("files", data, batch_size=min(count, BATCH), workers=0, on_error="replace", max_damaged=most) as loader:
         for id in data.ids:

@@ -1,4 +1,4 @@
-"""Data sets in place of ids: what is one, what its samples may be, and what is said of a framework in workers."""
+"""Data sets in place of ids: which objects are data sets, which samples they may have, and warnings of frameworks in workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def made(sample: Callable[[int], Any], base: type = object, **more: Any) -> Any:
 
 
 def base_of(package: str, name: str) -> type:
-    """A stand-in for a base class of a framework's."""
+    """A stand-in for a framework's base class."""
     return type(name, (), {"__module__": f"{package}.utils"})
 
 
@@ -43,7 +43,7 @@ SAMPLES: dict[str, tuple[Callable[[int], Any], Callable[[int], Any]]] = {
 
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_samples_are_those_of_the_data_set(kind: str) -> None:
-    """Samples that are arrays, pairs, lists, triples, dicts or tensors come in the order of their numbers."""
+    """Samples may be pairs, triples, dicts or tensors, and are delivered in the order of their numbers."""
     sample, expected = SAMPLES[kind]
     with Loader(made(sample), batch_size=4, shuffle=False, workers=0) as loader:
         assert list(loader.list_IDs) == list(range(12))
@@ -92,9 +92,9 @@ def test_what_is_refused() -> None:
 def test_a_framework_in_workers_is_said_once(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A framework that workers import is logged once, with seconds and memory, however many workers start, also later on.
+    """A framework that workers import is logged once, with seconds and memory, however many workers start.
 
-    Here a module of that name stands for it.
+    Here, a module of the test with the name jax replaces the framework.
     """
     (tmp_path / "jax.py").write_text("ones = b'1' * 50_000_000")
     monkeypatch.syspath_prepend(tmp_path)
@@ -102,16 +102,16 @@ def test_a_framework_in_workers_is_said_once(
     monkeypatch.setitem(sys.modules, "jax", jax := importlib.import_module("jax"))
 
     def computes(id: int) -> np.ndarray:
-        logging.getLogger("shmgen").warning("called in %d", os.getpid())  # what the worker said before has then been handled
+        logging.getLogger("shmgen").warning("called in %d", os.getpid())  # handled after the worker's earlier messages
         return np.full(3, len(jax.__name__) + id)
 
     def workers() -> set[str]:
         return {text for text in caplog.messages if text.startswith("called in")} - {f"called in {os.getpid()}"}
 
     with caplog.at_level(logging.WARNING, "shmgen"), Loader(range(12), source=computes, batch_size=4, workers=1) as loader:
-        wait_until(lambda: list(loader) and len(workers()) == 1, "a worker has been heard of")
+        wait_until(lambda: list(loader) and len(workers()) == 1, "a record of the worker has arrived")
         kill(psutil.Process(loader.state.workers[0].pid))
-        wait_until(lambda: list(loader) and len(workers()) == 2, "the worker in its place has been heard of")
+        wait_until(lambda: list(loader) and len(workers()) == 2, "a record of its replacement has arrived")
     [text] = [text for text in caplog.messages if "functions that workers call import" in text]
     assert "import jax: " in text
     assert "MB in each worker" in text

@@ -1,4 +1,4 @@
-"""What users' functions draw at random is the same wherever they run."""
+"""Random numbers in users' functions are the same wherever the functions run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ways import N, computed, rows
 
 from shmgen import Loader, Values
 
-# Functions stand inside of tests: one of the module itself would have workers import pytest and Keras.
+# Functions are defined inside tests: for a function of this module, workers would import pytest and Keras.
 
 
 def draws() -> dict[str, Callable[[np.ndarray, Any], None]]:
-    """Functions that fill a row with random numbers."""
+    """Functions that fill a row with random numbers, by the way they draw them."""
     from random import random as draw
 
     from numpy.random import normal
@@ -55,7 +55,7 @@ DRAWS = list(draws())
 
 @functools.cache
 def drawn(names: tuple[str, ...], *, workers: int, alike: bool = False, **options: Any) -> dict[str, np.ndarray]:
-    """Two epochs' rows of a loader that has a field for each of these ways to draw."""
+    """The rows of two epochs, of a loader with a field for each of these ways to draw."""
     fields = {name: Empty() for name in names}
     transform = {name: draws()[name] for name in names}
     ids = [7] * N if alike else range(N)
@@ -66,9 +66,9 @@ def drawn(names: tuple[str, ...], *, workers: int, alike: bool = False, **option
     return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
 
 
-# Of two Gaussian draws `random` keeps the second, which the next sample must not inherit; others' draws would hide that.
+# `random.gauss` makes two numbers and keeps one, which the next sample must not get; other ways to draw would hide that.
 TOGETHER = [("random-gauss",), tuple(name for name in DRAWS if name != "random-gauss")]
-"""The ways to draw that share a loader, to save time."""
+"""Groups of ways to draw that share a loader, to save time."""
 
 
 class Empty(Values):
@@ -79,7 +79,7 @@ class Empty(Values):
 
 
 def test_the_same_bytes_at_any_split_of_rows() -> None:
-    """At any number of workers and readers, with few slots and many, whatever the caller's global states: the same rows."""
+    """Rows are the same with any number of workers, readers and slots, whatever the caller's global random states are."""
     for names in TOGETHER:
         expected = drawn(names, workers=0)
         for workers, reads, slots in ((1, 4, 4), (2, 1, 2)):
@@ -88,7 +88,7 @@ def test_the_same_bytes_at_any_split_of_rows() -> None:
 
 
 def test_draws_differ_for_every_sample_epoch_and_seed() -> None:
-    """No row stands twice in two epochs, even where all ids are alike; and another seed has none of them."""
+    """All rows of two epochs and of two seeds differ, even if all ids are the same."""
     for names in TOGETHER:
         found = drawn(names, workers=0, alike=True)
         others = drawn(names, workers=0, alike=True, seed=1)
@@ -97,7 +97,7 @@ def test_draws_differ_for_every_sample_epoch_and_seed() -> None:
 
 
 def test_a_sample_asked_for_again_is_drawn_again_alike() -> None:
-    """A batch asked for a second time, in another order and by itself, has the same numbers."""
+    """A batch that is requested again, in another order, has the same random numbers."""
     with computed(transform=draws()["random-gauss"], workers=2, slots=2, shuffle=False) as loader:
         forwards = [loader.batch(index)[0].copy() for index in range(4)]
         backwards = [loader.batch(index)[0].copy() for index in reversed(range(4))]
@@ -119,7 +119,7 @@ with Loader(range(24), None, 5, dim=3, n_channels=1, dtype="f8", source=lambda n
 
 
 def test_the_same_bytes_in_every_run(folder: Callable, script: Callable) -> None:
-    """A process of its own, with 2 workers, and this one, with none: one digest."""
+    """A new process with 2 workers and this one without workers produce the same bytes."""
     from random import gauss
 
     from numpy.random import rand
@@ -135,7 +135,7 @@ def test_the_same_bytes_in_every_run(folder: Callable, script: Callable) -> None
 
 @pytest.mark.parametrize("dim", [(3,), None], ids=["dim-given", "dim-learned"])
 def test_the_callers_random_states_are_left_alone(dim: object) -> None:
-    """Functions that draw, and seed, leave the global states of the calling process as they were."""
+    """Functions that draw or set seeds do not change the global random states of the calling process."""
 
     def draw(id: int) -> np.ndarray:
         random.random()
@@ -162,14 +162,14 @@ class Generator(random.Random): manual_seed = random.Random.seed
 default_generator = Generator()
 def rand(count): return [default_generator.random() for _ in range(count)]
 """
-"""A module in place of torch: what it draws depends on the seed of its global generator alone."""
+"""A module that replaces torch: its draws depend only on the seed of its global generator."""
 
 
 @pytest.mark.parametrize(
     "real", [False, pytest.param(True, marks=[pytest.mark.torch, needs("torch")])], ids=["stand-in", "torch"]
 )
 def test_torch_draws_the_same(real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a transform draws from torch's global generator is the sample's: in process, after a resume, and after a death."""
+    """A transform draws the same from torch's global generator in process, after a resume, and after a worker's death."""
     if not real:
         (tmp_path / "torch.py").write_text(STAND_IN)
         monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""The engine above its workers, which are fakes here: every order of what can happen to workers is a plain test."""
+"""The engine with fake workers, so that a plain test can try any order of events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shmgen.errors import ClosedError, SampleError, TooManyDamaged
 
 @pytest.mark.parametrize(("workers", "reads", "slots"), [(1, 1, 5), (1, 3, 2), (2, 3, 5), (3, 1, 2)])
 def test_work_is_delivered(workers: int, reads: int, slots: int) -> None:
-    """Every sample once, with no worker replaced."""
+    """Every sample is delivered once, and no worker is replaced."""
     with engine_of(workers=workers, reads=reads, slots=slots) as engine:
         whole_epoch(engine)
         assert engine.workers.log == []
@@ -29,7 +29,7 @@ def test_work_is_delivered(workers: int, reads: int, slots: int) -> None:
 
 
 def test_a_slow_reader_holds_up_no_other() -> None:
-    """One reader of one worker does nothing for a while: the others do all tickets but its own."""
+    """While one reader is slow, the others read all tickets but its own."""
     with engine_of(workers=2, reads=2, slots=4) as engine:
         [slow] = [place for place in engine.workers.able() if place == (1, 1)]
         ticket = engine.workers.ticket(*slow)
@@ -48,15 +48,15 @@ def test_a_slow_reader_holds_up_no_other() -> None:
         assert engine.fetch(0) == engine.expected(0)
 
 
-# Failures.
+# Failures
 
 WHERE = [(True, 1, 1), (True, 2, 3), (False, 1, 3), (False, 2, 1)]
-"""Whether the row is known, the workers, and the readers of each."""
+"""Whether the failed row is known, the number of workers, and the readers of each."""
 
 
 @pytest.mark.parametrize(("known", "reads"), [(True, 3), (False, 1), (False, 3)])
 def test_a_failure_is_the_error_of_its_batch(known: bool, reads: int) -> None:
-    """That names the sample; the batch may be asked for again, and others are not touched."""
+    """A failed read raises an error that names the sample; the batch may be requested again, and others are not affected."""
     with engine_of(workers=2, reads=reads) as engine:
         engine.strike(2, partial(engine.workers.fail, known=known))
         with pytest.raises(SampleError) as caught:
@@ -68,7 +68,7 @@ def test_a_failure_is_the_error_of_its_batch(known: bool, reads: int) -> None:
 
 @pytest.mark.parametrize(("known", "workers", "reads"), WHERE)
 def test_a_failure_is_replaced(known: bool, workers: int, reads: int) -> None:
-    """Always by the same sample; where the row is not known, its rows are tried one by one. It is counted."""
+    """A failed sample is always replaced by the same one, and counted; if its row is unknown, rows are tried one by one."""
     with engine_of(workers=workers, reads=reads, on_error="replace") as engine:
         engine.strike(6, partial(engine.workers.fail, known=known), times=float("inf"))
         assert engine.fetch(0) == engine.expected(0)
@@ -81,7 +81,7 @@ def test_a_failure_is_replaced(known: bool, workers: int, reads: int) -> None:
 
 @pytest.mark.parametrize(("known", "workers", "reads"), WHERE)
 def test_failures_are_collected(known: bool, workers: int, reads: int, caplog: pytest.LogCaptureFixture) -> None:
-    """All of a batch's failures are found in one request for it, in silence, and all other rows are right; so where all fail."""
+    """One request finds all failures of a batch, even if all rows fail; nothing is logged, and all other rows are right."""
     with engine_of(workers=workers, reads=reads, on_error="collect") as engine:
         bad = [1, 4, 6, *range(12, 16)]
         engine.strike(bad[0], partial(engine.workers.fail, known=known), *bad[1:], times=float("inf"))
@@ -94,7 +94,7 @@ def test_failures_are_collected(known: bool, workers: int, reads: int, caplog: p
 
 
 def test_too_many_failures_end_the_run() -> None:
-    """Past ``max_damaged``."""
+    """More failures than ``max_damaged`` allows end the run."""
     with engine_of(workers=1, on_error="replace", most=0.1) as engine:
 
         def fail() -> bool:
@@ -109,11 +109,11 @@ def test_too_many_failures_end_the_run() -> None:
         assert engine.workers.log == ["stop"]
 
 
-# Slots.
+# Slots
 
 
 def test_all_slots_are_held(caplog: pytest.LogCaptureFixture) -> None:
-    """The ring grows after a while, which is told once; what is held stays right; once it is let go of, no slot is added."""
+    """While all slots are held, the ring grows, which is logged once; held batches stay right; once released, it stays so."""
     with engine_of(slots=2, samples=80) as engine, caplog.at_level("INFO", "shmgen"):
         held = [engine.lease(number) for number in range(12)]
         grown = engine.prefetcher.stats.grown
@@ -127,7 +127,7 @@ def test_all_slots_are_held(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_who_holds_all_slots_waits_ever_less() -> None:
-    """For the first slot a second or so; soon hardly at all."""
+    """A caller that holds all slots waits about a second for the first new slot, and hardly at all for later ones."""
     with engine_of(slots=2, samples=200) as engine:
         held = []
         waits = []
@@ -141,7 +141,7 @@ def test_who_holds_all_slots_waits_ever_less() -> None:
 
 
 def test_a_slot_that_is_let_go_of_in_time_saves_growing() -> None:
-    """A wait for a slot ends with the lease of another batch."""
+    """A wait for a slot ends when another batch is released, and the ring does not grow."""
     with engine_of(slots=2, samples=40) as engine:
         held = [engine.lease(0), engine.lease(1)]
         engine.workers.script += [lambda: None] * 2 + [lambda: held.pop(0)]
@@ -150,11 +150,11 @@ def test_a_slot_that_is_let_go_of_in_time_saves_growing() -> None:
         assert engine.prefetcher.stats.grown == 0
 
 
-# Interrupts, and ends.
+# Interrupts and ends
 
 
 def test_an_interrupt_amid_a_wait_ends_that_request_alone() -> None:
-    """KeyboardInterrupt reaches who waits; the next request is served."""
+    """KeyboardInterrupt is raised by the waiting request; the next one is served."""
     with engine_of() as engine:
 
         def interrupt() -> None:
@@ -168,7 +168,7 @@ def test_an_interrupt_amid_a_wait_ends_that_request_alone() -> None:
 
 
 def test_ctrl_c_that_reached_a_worker_ends_a_wait_elsewhere() -> None:
-    """A thread other than the main one would not hear of it."""
+    """Ctrl-C in a worker is raised by a request in another thread, which gets no signals itself."""
     with engine_of() as engine:
 
         def step() -> None:
@@ -181,7 +181,7 @@ def test_ctrl_c_that_reached_a_worker_ends_a_wait_elsewhere() -> None:
 
 
 def test_closed_while_it_waits() -> None:
-    """By who is in that wait, as a signal's handler is: ClosedError, and no event is heard of any more."""
+    """If a signal handler closes the loader during a wait, the request and all later ones raise ClosedError."""
     with engine_of() as engine:
         engine.workers.script.append(lambda: engine.prefetcher.close(ClosedError("closed")))
         with pytest.raises(ClosedError, match="closed"):

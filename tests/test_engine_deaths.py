@@ -1,4 +1,4 @@
-"""Workers die while the engine waits for them: what they held is read again, and what kills is found among what does not."""
+"""When workers die, their tickets are read again, and a sample that kills workers is found among the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shmgen.errors import SampleError, StartError, WorkerDied
 @pytest.mark.parametrize("moment", [before, amid, amid_unknown, after])
 @pytest.mark.parametrize(("workers", "reads", "sample"), [(1, 1, 4), (2, 1, 24), (1, 3, 24), (2, 3, 35)])
 def test_a_death(moment: Callable[..., None], workers: int, reads: int, sample: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Whenever it comes, all rows are right, the worker is replaced once, and the log says of what it died."""
+    """Whenever a worker dies, all rows are right, the worker is replaced once, and the log gives the cause."""
     with engine_of(workers=workers, reads=reads, samples=72, batch_size=24) as engine:
         engine.strike(sample, partial(moment, engine))
         whole_epoch(engine)
@@ -32,7 +32,7 @@ def test_a_death(moment: Callable[..., None], workers: int, reads: int, sample: 
 
 @reads
 def test_exactly_what_the_dead_worker_held_is_read_again(reads: int) -> None:
-    """The tickets that its readers had taken and not done, and those first: what no reader had taken is put behind them."""
+    """Only the tickets that the dead worker's readers had taken are read again, before those that no reader had taken."""
     with engine_of(workers=2, reads=reads, slots=5) as engine:
         held = engine.workers.workers[1].tickets
         assert len(held) == reads
@@ -48,7 +48,7 @@ def test_exactly_what_the_dead_worker_held_is_read_again(reads: int) -> None:
 
 
 def test_an_idle_worker_dies(caplog: pytest.LogCaptureFixture) -> None:
-    """It is replaced, held nothing, and nothing is read again."""
+    """A worker that dies without a ticket is replaced, and nothing is read again."""
     with engine_of(workers=2) as engine:
         assert engine.fetch(0) == engine.expected(0)
         while engine.workers.work():
@@ -64,9 +64,9 @@ def test_an_idle_worker_dies(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(("workers", "reads", "sample"), [(1, 3, 4), (2, 3, 6), (1, 3, 7), (2, 1, 6)])
 @pytest.mark.parametrize("on_error", get_args(OnError))
 def test_a_sample_that_kills(workers: int, reads: int, sample: int, on_error: OnError) -> None:
-    """It is named after `DEATHS` deaths, and after as many more when it is requested again; or replaced, and not tried again.
+    """A sample that kills is named after `DEATHS` deaths, for each request anew; or it is replaced, and not tried again.
 
-    What was read beside it each time is never blamed, however often its batch is asked for, and is read.
+    Samples read at the same time as it are never blamed, however often the batch is requested, and are delivered.
     """
     with engine_of(workers=workers, reads=reads, on_error=on_error, slots=4) as engine:
         engine.strike(sample, partial(all_amid, engine), times=float("inf"))
@@ -87,7 +87,7 @@ def test_a_sample_that_kills(workers: int, reads: int, sample: int, on_error: On
 
 
 def test_deaths_are_forgotten_once_a_batch_is_delivered() -> None:
-    """A row that was read after all was not deadly: at the next time it has as many tries as any."""
+    """Deaths at a row are no longer counted once its batch has been delivered."""
     with engine_of(workers=1) as engine:
         for _ in range(DEATHS + 1):
             engine.strike(2, partial(amid, engine), times=DEATHS - 1)
@@ -97,7 +97,7 @@ def test_deaths_are_forgotten_once_a_batch_is_delivered() -> None:
 
 @pytest.mark.parametrize("reads", [1, 8, 12])
 def test_a_warning_names_what_was_held(reads: int, caplog: pytest.LogCaptureFixture) -> None:
-    """How many rows there are, at which the readers were, and their ids: the first few, and how many more there are."""
+    """The warning of a death names the readers' current rows and the rows to read again: the first few, and how many more."""
     with engine_of(workers=1, reads=reads, samples=64, batch_size=32, slots=2, shuffle=False) as engine:
         for reader, one in enumerate(engine.workers.workers[0].readers):
             if one.ticket is not None:
@@ -119,7 +119,7 @@ def test_a_warning_names_what_was_held(reads: int, caplog: pytest.LogCaptureFixt
 
 
 def test_a_suspect_is_read_alone() -> None:
-    """After two deaths at a row, it is read while nothing else is out, whatever else happens meanwhile."""
+    """After two deaths at a row, it is read while no other ticket is out, also if another worker dies meanwhile."""
     with engine_of(workers=2, reads=3, slots=4, batch_size=6) as engine:
         engine.strike(1, partial(all_amid, engine), times=2)
         work = engine.workers.otherwise
@@ -141,7 +141,7 @@ def test_a_suspect_is_read_alone() -> None:
 
 @reads
 def test_workers_that_die_before_they_have_done_anything_end_the_run(reads: int) -> None:
-    """After `STARTS` of them in a row, the death is the error of this request and of all that follow."""
+    """After `STARTS` such deaths in a row, this request and all later ones raise the death as their error."""
     with engine_of(workers=1, reads=reads) as engine:
 
         def die() -> bool:
@@ -157,7 +157,7 @@ def test_workers_that_die_before_they_have_done_anything_end_the_run(reads: int)
 
 
 def test_deaths_of_workers_that_have_done_something_do_not_end_the_run() -> None:
-    """However many, if each has done a ticket."""
+    """Any number of workers may die, if each has finished a ticket."""
     with engine_of(workers=1, samples=80, batch_size=4) as engine:
 
         def step() -> bool:
@@ -171,7 +171,7 @@ def test_deaths_of_workers_that_have_done_something_do_not_end_the_run() -> None
 
 
 def test_a_worker_that_can_not_be_replaced_ends_the_run() -> None:
-    """The error says why."""
+    """If no replacement can be started, the run ends with an error that says why."""
     with engine_of() as engine:
         engine.workers.cannot_start = StartError("no more processes")
         engine.workers.script.append(lambda: engine.workers.die(0))

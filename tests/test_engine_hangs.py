@@ -1,4 +1,4 @@
-"""Workers hang, are stopped, or can't be killed: what hung is named, and nothing else."""
+"""Workers hang, are stopped, or can't be killed: only a sample at which a reader hung is named."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shmgen.errors import SampleError, StartError
 @reads
 @pytest.mark.parametrize("on_error", get_args(OnError))
 def test_a_hang(on_error: OnError, reads: int, caplog: pytest.LogCaptureFixture) -> None:
-    """After ``timeout`` seconds of being waited for, no less, the worker is killed, and the sample is named, or replaced."""
+    """After a request has waited ``timeout`` seconds, the worker is killed, and the sample is named or replaced."""
     with engine_of(workers=1, reads=reads, on_error=on_error) as engine:
         began = engine.clock.now
         engine.strike(2, partial(hang, engine), times=1)
@@ -38,7 +38,7 @@ def test_a_hang(on_error: OnError, reads: int, caplog: pytest.LogCaptureFixture)
 
 @reads
 def test_a_hang_at_a_row_that_is_not_known(reads: int) -> None:
-    """The rows of that ticket are tried one by one, and the one that hangs again is named."""
+    """If the row of a hang is unknown, the ticket's rows are tried one by one, and the one that hangs again is named."""
     with engine_of(workers=1, reads=reads, samples=36, batch_size=12) as engine:
         engine.strike(2, lambda worker, reader, row: hang(engine, worker, reader, None), times=2)
         with pytest.raises(SampleError, match=rf"sample 2, row 2: expected an answer, found none for {TIMEOUT:g} seconds"):
@@ -49,7 +49,7 @@ def test_a_hang_at_a_row_that_is_not_known(reads: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_only_what_hung_is_blamed(workers: int) -> None:
-    """Other readers of the same worker are at rows as well when it is killed: they have not been there for so long."""
+    """When a worker is killed for a hang, rows that its other readers have begun later are not blamed."""
     with engine_of(workers=workers, reads=3, on_error="replace", slots=4) as engine:
 
         def step() -> bool:
@@ -77,7 +77,7 @@ def test_only_what_hung_is_blamed(workers: int) -> None:
 
 
 def test_all_that_hung_is_blamed_at_once() -> None:
-    """Two readers of a worker have hung for ``timeout`` seconds: one kill names both; one that came later is tried again."""
+    """If two readers of a worker have hung for ``timeout`` seconds, one kill names both; a later hang is tried again."""
     with engine_of(workers=1, reads=3, on_error="replace") as engine:
         hung: list[int] = []
 
@@ -95,7 +95,7 @@ def test_all_that_hung_is_blamed_at_once() -> None:
 
 
 def test_who_holds_the_interpreter_is_blamed_alone() -> None:
-    """No other reader of its worker comes further either: all have hung for as long, so each is tried again by itself."""
+    """If one reader stops the others by holding the interpreter, all are tried again alone, and only its sample is blamed."""
     with engine_of(workers=1, reads=3, on_error="replace") as engine:
 
         def hold(worker: int, reader: int, row: int) -> None:
@@ -113,7 +113,7 @@ def test_who_holds_the_interpreter_is_blamed_alone() -> None:
 
 
 def test_a_reader_that_waits_for_another_is_given_time() -> None:
-    """It has taken a ticket and not begun, as while functions are called one at a time: no limit of its own is set to that."""
+    """A reader whose ticket waits for another reader, as when functions are called one at a time, has no time limit."""
     with engine_of(workers=1, reads=3) as engine:
 
         def slowly() -> bool:
@@ -133,7 +133,7 @@ def test_a_reader_that_waits_for_another_is_given_time() -> None:
 
 
 def test_a_reader_that_waits_for_one_that_hangs_is_not_blamed() -> None:
-    """Of three that have tickets for ``timeout`` seconds, one has begun."""
+    """Of three readers that hold tickets for ``timeout`` seconds, only the one that has begun is blamed."""
     with engine_of(workers=1, reads=3, on_error="replace") as engine:
         [blamed, *_] = engine.workers.ids(engine.workers.ticket(0, 1))
         for reader in range(3):
@@ -146,7 +146,7 @@ def test_a_reader_that_waits_for_one_that_hangs_is_not_blamed() -> None:
 
 
 def test_readers_that_never_begin_blame_no_sample() -> None:
-    """They have taken tickets, and their worker does nothing more: it is killed, and others read these."""
+    """If readers have taken tickets but never begin, their worker is killed, and others read the tickets."""
     with engine_of(workers=2, reads=3) as engine:
         began = engine.clock.now
         for reader in range(3):
@@ -158,7 +158,7 @@ def test_readers_that_never_begin_blame_no_sample() -> None:
 
 @reads
 def test_time_between_requests_does_not_count(reads: int) -> None:
-    """A worker that is slow while no request waits is given its whole time once one does."""
+    """The timeout of a slow worker counts only from when a request waits."""
     with engine_of(workers=1, reads=reads) as engine:
         engine.strike(5, partial(hang, engine))
         assert engine.fetch(0) == engine.expected(0)
@@ -173,7 +173,7 @@ def test_time_between_requests_does_not_count(reads: int) -> None:
 
 @reads
 def test_a_worker_that_comes_further_is_left_alone(reads: int) -> None:
-    """Each row has ``timeout`` seconds."""
+    """A worker that makes progress is left alone: each row has ``timeout`` seconds."""
     with engine_of(workers=1, reads=reads) as engine:
 
         def slowly() -> bool:
@@ -194,7 +194,7 @@ def test_a_worker_that_comes_further_is_left_alone(reads: int) -> None:
 
 @reads
 def test_a_stopped_worker_blames_no_sample(reads: int) -> None:
-    """It is killed after ``timeout``, and what it held is read again."""
+    """A stopped worker is killed after ``timeout``, and its tickets are read again."""
     with engine_of(workers=1, reads=reads) as engine:
 
         def stopped(worker: int, reader: int, row: int) -> None:
@@ -209,7 +209,7 @@ def test_a_stopped_worker_blames_no_sample(reads: int) -> None:
 
 @reads
 def test_stopped_workers_that_hold_nothing_are_found(reads: int) -> None:
-    """All of them, while tickets wait in the queue, which a worker has to take."""
+    """Stopped workers without tickets are found because the tickets in the queue are not taken."""
     with engine_of(workers=2, reads=reads) as engine:
         assert engine.fetch(0) == engine.expected(0)
         while engine.workers.work():
@@ -227,7 +227,7 @@ def test_stopped_workers_that_hold_nothing_are_found(reads: int) -> None:
 
 
 def test_an_idle_worker_is_no_stopped_one() -> None:
-    """While another is slow and nothing waits in the queue, those that hold nothing are left alone, however long."""
+    """While another worker is slow and the queue is empty, idle workers are left alone for any time."""
     with engine_of(workers=3, slots=2, samples=8, batch_size=4) as engine:
         place = engine.workers.able()[0]
 
@@ -247,7 +247,7 @@ def test_an_idle_worker_is_no_stopped_one() -> None:
 
 
 def test_a_process_that_was_stopped_itself_blames_no_sample() -> None:
-    """It wakes long after it should have: its workers may have been stopped with it, and are given their whole time anew."""
+    """If the main process was stopped, its workers may have been stopped, too, so their time starts anew."""
     with engine_of(workers=1, reads=3) as engine:
 
         def oversleep() -> None:
@@ -260,7 +260,7 @@ def test_a_process_that_was_stopped_itself_blames_no_sample() -> None:
 
 
 def test_a_kill_is_given_its_time_anew_after_a_sleep() -> None:
-    """This process was stopped right after it had killed a worker: it can't know yet that the kill does not work."""
+    """If the main process was stopped right after it killed a worker, the worker gets time anew to end."""
     with engine_of(workers=1) as engine:
         engine.strike(1, partial(hang, engine, immortal=True))
         work = engine.workers.otherwise
@@ -282,7 +282,7 @@ def test_a_kill_is_given_its_time_anew_after_a_sleep() -> None:
 @reads
 @pytest.mark.parametrize("known", [True, False], ids=["row-known", "row-unknown"])
 def test_a_kill_that_does_not_work(known: bool, reads: int) -> None:
-    """The worker is left to itself, and its slots are never used again, so that what it writes later does no harm."""
+    """A worker that can't be killed is given up, and its slots are never used again, so that its later writes do no harm."""
     with engine_of(workers=1, reads=reads, slots=2, samples=120, batch_size=24) as engine:
         engine.strike(1, lambda worker, reader, row: hang(engine, worker, reader, row if known else None, immortal=True))
         with pytest.raises(SampleError, match=f"sample {1 if known else 0}, .*expected an answer"):
@@ -301,7 +301,7 @@ def test_a_kill_that_does_not_work(known: bool, reads: int) -> None:
 
 
 def test_a_slot_is_lost_and_there_is_no_memory_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The request ends in that error; the next goes on in the slots that are left."""
+    """If a lost slot can't be replaced, the request raises that error, and later ones use the slots that are left."""
     with engine_of(workers=1, reads=3, slots=3) as engine:
         grow = engine.ring.grow
 
@@ -320,7 +320,7 @@ def test_a_slot_is_lost_and_there_is_no_memory_for_another(monkeypatch: pytest.M
 
 @reads
 def test_a_worker_that_never_begins_ends_the_run(reads: int) -> None:
-    """It has the time of a start, where ``timeout`` is shorter."""
+    """A worker that never begins ends the run after `START_WITHIN` seconds, even if ``timeout`` is shorter."""
     with engine_of(workers=1, reads=reads, timeout=1.0) as engine:
         engine.workers.begins = False
         engine.workers.script += [lambda: engine.workers.die(0)]

@@ -1,4 +1,4 @@
-"""Workers and readers come and go amid work, and die or hang meanwhile."""
+"""Workers and readers are added and removed during work, and die or hang meanwhile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shmgen.errors import SampleError, StartError
 
 @pytest.mark.parametrize(("counts", "reads"), [((3, 1), 3), ((1, 4), 1), ((2, 3, 1, 2), 3)], ids=str)
 def test_resizes_amid_work(counts: tuple[int, ...], reads: int) -> None:
-    """More get work at once; fewer end once they have done a ticket more; every row is right throughout."""
+    """Workers may be added and removed during an epoch: every row is right, and no worker is replaced."""
     with engine_of(workers=2, reads=reads, samples=80) as engine:
         for number in range(engine.sampler.batches):
             if number < len(counts):
@@ -29,7 +29,7 @@ def test_resizes_amid_work(counts: tuple[int, ...], reads: int) -> None:
 
 @pytest.mark.parametrize("counts", [(3, 1), (1, 4), (5, 2, 3)], ids=str)
 def test_other_numbers_of_reads_amid_work(counts: tuple[int, ...]) -> None:
-    """As many tickets are in flight as there are readers, in workers that come later as well; and batches are cut for them."""
+    """The number of readers may change during an epoch, and workers that are added later have the new number, too."""
     with engine_of(workers=2, reads=2, samples=160, batch_size=16, slots=4) as engine:
         for number in range(engine.sampler.batches):
             if number < len(counts):
@@ -44,7 +44,7 @@ def test_other_numbers_of_reads_amid_work(counts: tuple[int, ...]) -> None:
 
 
 def test_a_replacement_has_as_many_readers() -> None:
-    """As there should be by then."""
+    """A replacement of a dead worker has the number of readers that is wanted by then."""
     with engine_of(workers=1, reads=2) as engine:
         engine.resize(1, 5)
         engine.workers.script.append(lambda: engine.workers.die(0))
@@ -56,7 +56,7 @@ def test_a_replacement_has_as_many_readers() -> None:
 @reads
 @pytest.mark.parametrize("moment", [before, amid, amid_unknown, after])
 def test_who_is_to_go_dies_first(moment: Callable[..., None], reads: int, caplog: pytest.LogCaptureFixture) -> None:
-    """A worker that is to end, and dies of what it still holds, leaves nothing unread, is not replaced, and not logged."""
+    """If a worker that should end dies first, its tickets are read, it is not replaced, and nothing is logged."""
     with engine_of(workers=2, reads=reads) as engine:
         engine.workers.script += [lambda: engine.resize(1), lambda: moment(engine, 1, 0, 0)]
         whole_epoch(engine)
@@ -67,7 +67,7 @@ def test_who_is_to_go_dies_first(moment: Callable[..., None], reads: int, caplog
 
 
 def test_who_is_to_go_ends_while_its_other_readers_are_at_work() -> None:
-    """The main thread's end is the process's: what the others had is read by other workers, and no sample is blamed."""
+    """If a worker ends while its other readers have tickets, other workers read these, and no sample is blamed."""
     with engine_of(workers=2, reads=3) as engine:
 
         def end() -> None:
@@ -83,7 +83,7 @@ def test_who_is_to_go_ends_while_its_other_readers_are_at_work() -> None:
 
 @reads
 def test_who_is_to_go_hangs(reads: int) -> None:
-    """It is killed after ``timeout``; the sample is named as any other, and no other takes its place."""
+    """If a worker that should end hangs, it is killed after ``timeout``, the sample is blamed, and no worker replaces it."""
     with engine_of(workers=2, reads=reads, on_error="replace") as engine:
         began = engine.clock.now
         [blamed, *_] = engine.workers.ids(engine.workers.ticket(1, reads - 1))
@@ -99,7 +99,7 @@ def test_who_is_to_go_hangs(reads: int) -> None:
 
 
 def test_who_is_to_go_can_not_be_killed() -> None:
-    """It is left to itself, in slots that are never used again."""
+    """If a worker that should end can't be killed, it is given up, and its slots are never used again."""
     with engine_of(workers=2, reads=3) as engine:
         engine.resize(1)
         hang(engine, 1, 0, 0, immortal=True)
@@ -116,7 +116,7 @@ def test_who_is_to_go_can_not_be_killed() -> None:
 
 
 def test_one_more_can_not_be_started(caplog: pytest.LogCaptureFixture) -> None:
-    """It goes on with those that there are, which is said."""
+    """If a worker can't be added, the run continues with the others, which is logged."""
     with engine_of(workers=1) as engine:
         engine.workers.cannot_start = StartError("no more processes")
         assert not engine.resize(3)

@@ -1,4 +1,4 @@
-"""Errors reach the user: logged once in plain words, kept for later, and holding nothing else alive."""
+"""Errors reach the user: they are logged once, kept in ``error``, and keep nothing else alive."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from shmgen._engine.front_end import FrontEnd
 
 
 def own() -> Counter[str]:
-    """How many objects there are of each class that a loader is made of."""
+    """The number of living objects of each class that a loader consists of."""
     homes = ("shmgen.loader", "shmgen._engine", "shmgen._memory")
     return Counter(type(object).__name__ for object in gc.get_objects() if str(type(object).__module__).startswith(homes))
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """The errors in the log."""
+    """The error messages in the log."""
     return [record.getMessage() for record in caplog.records if (record.name, record.levelno) == ("shmgen", logging.ERROR)]
 
 
 def opening(act: Callable[[], object]) -> Source:
-    """A source of the user's own that does something when it is opened; its class travels by value."""
+    """A user's source that calls ``act`` when it is opened; its class is sent to workers by value."""
 
     class Own(Source):
         shape, dtype = (3,), "f4"
@@ -46,7 +46,7 @@ def opening(act: Callable[[], object]) -> Source:
 
 
 def five_is_odd() -> Callable[[str], np.ndarray]:
-    """A function that there is no sample ``id-5`` for."""
+    """A function that raises for ``id-5``."""
 
     def function(id: str) -> np.ndarray:
         if id == "id-5":
@@ -57,7 +57,7 @@ def five_is_odd() -> Callable[[str], np.ndarray]:
 
 
 ENDS: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], str]] = {
-    # what is wrong -> options, the error that the second batch of four ends in, and what it says
+    # fault -> options of the loader, error of its second batch of four, and the error's text
     "sample": (dict, SampleError, "sample 'id-5', file .*: expected a file, found none"),
     "function": (lambda: {"source": five_is_odd()}, FunctionError, "sample 'id-5', source of field 'X': ValueError: five is odd"),
     "damaged": (
@@ -75,7 +75,7 @@ ENDS: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], str]] = {
 
 
 def failing(kind: str, folder: Callable) -> Loader:
-    """A loader whose second batch ends as `ENDS` says."""
+    """A loader whose second batch raises the error of `ENDS`."""
     data = folder(8)
     loader = Loader(data.ids, data.labels, 4, data_dir=data.path, shuffle=False, workers=1, **ENDS[kind][0]())
     data.file("id-5").unlink()
@@ -86,7 +86,7 @@ def failing(kind: str, folder: Callable) -> Loader:
 def test_an_error_is_logged_once_and_kept(
     folder: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kind: str, hides: bool
 ) -> None:
-    """It is logged where a framework hides what it is given, once; ``error`` has it afterwards, also after `close`."""
+    """An error is logged once if a framework hides errors; it is in ``error`` afterwards, also after `close`."""
     monkeypatch.setattr(FrontEnd, "hides_errors", hides)
     loader = failing(kind, folder)
     assert loader.error is None
@@ -106,7 +106,7 @@ def test_an_error_is_logged_once_and_kept(
 
 @pytest.mark.parametrize("kind", ["function", "damaged", "death"])
 def test_what_is_kept_of_an_error_keeps_nothing(folder: Callable, kind: str, no_collection: None) -> None:
-    """A kept error has no traceback: without garbage collection, everything else goes with the loader."""
+    """A kept error has no traceback, so that all other objects are freed with the loader, without garbage collection."""
     before = own()
     loader = failing(kind, folder)
     assert {"Loader", "Prefetcher", "Ring"} <= (own() - before).keys()
@@ -121,13 +121,13 @@ def test_what_is_kept_of_an_error_keeps_nothing(folder: Callable, kind: str, no_
 
 @pytest.fixture
 def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loader's errors are logged, as where a framework hides them."""
+    """Has loaders log their errors, as they do if a framework hides them."""
     monkeypatch.setattr(FrontEnd, "hides_errors", True)
 
 
 @pytest.mark.usefixtures("hidden")
 def test_each_batch_that_fails_is_logged_in_each_epoch(folder: Callable, caplog: pytest.LogCaptureFixture) -> None:
-    """Two batches that fail are logged once each, and again in the next epoch."""
+    """Two failing batches are logged once each, and again in the next epoch."""
     data = folder(8)
     with Loader(data.ids, data.labels, 2, data_dir=data.path, shuffle=False, workers=1) as loader:
         for number in (1, 5):
@@ -158,7 +158,7 @@ def test_another_failure_of_a_batch_is_logged(folder: Callable, caplog: pytest.L
 
 
 def test_a_plain_close_is_no_error(folder: Callable, caplog: pytest.LogCaptureFixture) -> None:
-    """After `close`, a waiting and a later request get a ClosedError, and nothing is kept or logged."""
+    """After `close`, a waiting and a later request raise ClosedError, and no error is kept or logged."""
     data = folder(8)
     loader = Loader(data.ids, data.labels, 4, data_dir=data.path, shuffle=False, workers=1)
     data.fifo(0)
@@ -176,7 +176,7 @@ def test_a_plain_close_is_no_error(folder: Callable, caplog: pytest.LogCaptureFi
 def test_errors_that_are_not_ours_are_kept_too(
     folder: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An exception of the calling process whose class needs other arguments is logged and kept."""
+    """An exception from the main process whose class needs several arguments is logged and kept, too."""
 
     class Odd(Exception):
         def __init__(self, one: int, two: int) -> None:

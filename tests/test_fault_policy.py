@@ -1,4 +1,4 @@
-"""What follows from a death, a hang and a failure: the policy is told what has happened, and says what is to be done."""
+"""The policy for faults: which tickets are read again, and which samples are blamed, after a worker died or hung."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ TIMEOUT = 100.0
 
 
 def claim(number: int = 0, row: int | None = 0, *, begun: bool = True, batch: int = 0) -> Claim:
-    """That of rows 10 to 20, 20 to 30, ..., at a row counted from the ticket's first."""
+    """A claim of the ticket of rows ``10 * number`` to ``10 * number + 10``; ``row`` counts from the ticket's first."""
     return Claim(Ticket(number + 1, 0, BatchId(0, batch), 10 * number, 10 * number + 10), begun, row)
 
 
 WAITS = claim(row=None, begun=False)
-"""It has been taken and not begun."""
+"""A claim of a ticket that was taken, but not begun."""
 
 SOMEWHERE = claim(row=None)
-"""It has been begun, and its row is not known."""
+"""A claim of a ticket that was begun, at an unknown row."""
 
 
 def exit_of(claims: Sequence[Claim], how: Exit, *, stuck: Sequence[Claim] = (), deaths: Deaths | None = None) -> list[Outcome]:
-    """What becomes of ``claims``."""
+    """The outcomes of ``claims`` when their worker ends."""
     return after_exit(claims, stuck, how, Deaths() if deaths is None else deaths, timeout=TIMEOUT, death="it died")
 
 
 def fates(outcomes: Sequence[Outcome]) -> list[Fate]:
-    """What becomes of each."""
+    """The fate in each outcome."""
     return [outcome.fate for outcome in outcomes]
 
 
 def test_a_place_is_known_where_the_row_is() -> None:
-    """It is counted from the batch's first row."""
+    """The place of a claim counts rows from the batch's first, and is None if the row is unknown."""
     assert claim(3, 2, batch=7).place == (BatchId(0, 7), 32)
     assert SOMEWHERE.place is None
     assert WAITS.place is None
@@ -62,7 +62,7 @@ def test_a_place_is_known_where_the_row_is() -> None:
     ],
 )
 def test_what_becomes_of_a_ticket(one: Claim, how: Exit, stuck: bool, fate: Fate, row: int) -> None:
-    """By how its worker ended, whether it was killed for it, and how far it was; others that had not begun are read again."""
+    """A ticket's fate follows from how its worker ended, whether it was stuck, and its row; tickets not begun are retried."""
     beside = [claim(number, None, begun=False) for number in (5, 6)]
     outcome, *rest = exit_of([one, *beside], how, stuck=[one] if stuck else [])
     assert (outcome.claim, outcome.fate, outcome.row) == (one, fate, row)
@@ -74,7 +74,7 @@ def test_what_becomes_of_a_ticket(one: Claim, how: Exit, stuck: bool, fate: Fate
 
 
 def test_a_row_that_kills_is_blamed_in_the_end() -> None:
-    """It is read again, then alone; the death is told. It is not remembered after that."""
+    """A row at which workers die is retried, then retried alone, then blamed; after that, its deaths count from 0 again."""
     deaths = Deaths()
     one = claim(row=3)
     for _ in range(2):
@@ -85,7 +85,7 @@ def test_a_row_that_kills_is_blamed_in_the_end() -> None:
 
 
 def test_the_same_row_under_another_ticket_is_the_same() -> None:
-    """Tickets are cut anew when they are tried again: rows of the batch count."""
+    """A row is identified by its place in the batch, since tickets are cut anew for a retry."""
     deaths = Deaths()
     [first] = exit_of([claim(1, 4)], Exit.CRASHED, deaths=deaths)
     single = Claim(Ticket(99, 5, BatchId(0, 0), 14, 15), begun=True, row=0)
@@ -95,7 +95,7 @@ def test_the_same_row_under_another_ticket_is_the_same() -> None:
 
 
 def test_rows_and_batches_are_counted_apart() -> None:
-    """Deaths at other rows, or at the same row of other batches, are not this row's."""
+    """Deaths at other rows, or at the same row of other batches, do not count for a row."""
     deaths = Deaths()
     for number in range(10):
         assert fates(exit_of([claim(row=number)], Exit.CRASHED, deaths=deaths)) == [Fate.RETRY]
@@ -103,7 +103,7 @@ def test_rows_and_batches_are_counted_apart() -> None:
 
 
 def test_a_death_beside_others_blames_none() -> None:
-    """However often several readers were at rows when their worker died, the one at fault is not known: they are read alone."""
+    """If several readers were at rows when workers died, none is blamed, but the rows are read alone after two deaths."""
     deaths = Deaths()
     claims = [claim(0, 1), claim(1, 2), WAITS]
     assert fates(exit_of(claims, Exit.CRASHED, deaths=deaths)) == [Fate.RETRY] * 3
@@ -113,7 +113,7 @@ def test_a_death_beside_others_blames_none() -> None:
 
 
 def test_a_death_beside_a_read_that_is_somewhere_is_not_alone() -> None:
-    """Who does not say where it is may be to blame as well."""
+    """A row is not blamed if another reader was at an unknown row, since that one may be the cause."""
     deaths = Deaths()
     claims = [claim(0, 1), claim(1, None)]
     for fate in (Fate.RETRY, Fate.RETRY_ALONE, Fate.RETRY_ALONE):
@@ -122,7 +122,7 @@ def test_a_death_beside_a_read_that_is_somewhere_is_not_alone() -> None:
 
 @pytest.mark.parametrize(("how", "fate"), [(Exit.KILLED, Fate.RETRY_ALONE), (Exit.ABANDONED, Fate.BLAME)])
 def test_what_may_only_have_waited_for_another_is_read_alone(how: Exit, fate: Fate) -> None:
-    """Unless its worker can't be killed: the next one would be lost as well."""
+    """A stuck row that may have waited for another is read alone, but blamed if its worker can't be killed."""
     one = claim(row=3)
     [outcome] = after_exit([one], [one], how, Deaths(), timeout=TIMEOUT, death="", unsure=[one])
     assert outcome.fate is fate
@@ -130,18 +130,18 @@ def test_what_may_only_have_waited_for_another_is_read_alone(how: Exit, fate: Fa
 
 @pytest.mark.parametrize("how", [Exit.KILLED, Exit.ABANDONED])
 def test_a_worker_that_was_killed_counts_for_nothing(how: Exit) -> None:
-    """Its death says nothing of the rows that it was at."""
+    """The death of a worker that the main process killed does not count for its rows."""
     deaths = Deaths()
     for _ in range(2 * DEATHS):
         assert fates(exit_of([claim()], how, deaths=deaths)) == [Fate.RETRY]
     assert fates(exit_of([claim()], Exit.CRASHED, deaths=deaths)) == [Fate.RETRY]
 
 
-# How long a worker may stay where it is.
+# Time limits
 
 
 def watched(*looks: tuple[float, Sequence[Claim]], waiting: bool = False, begun: float = 0.0) -> Watch:
-    """A watch since ``begun`` that has seen, at each of these times, these claims of the readers 0, 1, ..."""
+    """A watch since ``begun`` that has seen, at each time in ``looks``, the claims of readers 0, 1, ..."""
     watch = Watch(begun)
     for now, claims in looks:
         watch.look(dict(enumerate(claims)), now, waiting=waiting, overslept=False)
@@ -149,14 +149,14 @@ def watched(*looks: tuple[float, Sequence[Claim]], waiting: bool = False, begun:
 
 
 def test_who_has_nothing_to_do_is_never_late() -> None:
-    """Nothing was taken, and nothing waits to be."""
+    """A worker without tickets has no deadline while none waits in the queue."""
     assert watched((0, []), (50, [])).deadline(0, TIMEOUT, TIMEOUT) == math.inf
     assert Watch(0).deadline(0, TIMEOUT, TIMEOUT) == math.inf
     assert watched((0, [claim()]), (50, [])).deadline(0, TIMEOUT, TIMEOUT) == math.inf
 
 
 def test_a_row_has_its_time_from_when_it_was_first_seen() -> None:
-    """However often it is looked at; another row, or ticket, has its own."""
+    """A row's deadline counts from the first look at it; the next row or ticket has a new deadline."""
     assert watched((10, [claim()])).deadline(0, TIMEOUT, TIMEOUT) == 110
     assert watched((10, [claim()]), (40, [claim()]), (70, [claim()])).deadline(0, TIMEOUT, TIMEOUT) == 110
     assert watched((10, [claim(row=0)]), (40, [claim(row=1)])).deadline(0, TIMEOUT, TIMEOUT) == 140
@@ -165,7 +165,7 @@ def test_a_row_has_its_time_from_when_it_was_first_seen() -> None:
 
 
 def test_the_reader_that_has_been_at_its_row_for_longest_counts() -> None:
-    """Others may come further all the time; and only those that are late are stuck, at their time and not before."""
+    """The deadline is that of the reader longest at its row, whatever others do; a reader is stuck once its time is over."""
     slow, quick = claim(0, 3), claim(1, 1)
     watch = watched((0, [slow, quick]), (40, [slow, claim(1, 2)]), (80, [slow, claim(2, 0)]))
     assert watch.deadline(0, TIMEOUT, TIMEOUT) == 100
@@ -176,7 +176,7 @@ def test_the_reader_that_has_been_at_its_row_for_longest_counts() -> None:
 
 
 def test_readers_that_are_stuck_together_may_wait_for_each_other() -> None:
-    """From half their time on; not if another has come further since then, and not one that is stuck by itself."""
+    """Two readers that are stuck for half their time may wait for each other, unless a third has got further since then."""
     one, two = claim(0), claim(1)
     both = watched((0, [one, two]))
     assert both.unsure(49, 0, TIMEOUT) == []

@@ -1,4 +1,4 @@
-"""Workers that die: others take their place, and what is delivered is what would have been."""
+"""Workers that die are replaced, and batches are the same as without deaths."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from shmgen import Function, Loader, SampleError, Source, StartError, WorkerDied
 from shmgen._engine import pool, prefetcher, supervisor
 from shmgen._worker import launch
 
-# Functions and sources stand inside of functions: ones of the module itself would have workers import pytest.
+# Functions and sources are defined inside functions: for those of this module, workers would import pytest.
 
 N = 30
 
 PROMPTLY = 6.0
-"""Seconds in which what is promised "promptly" must have happened: a few starts of workers."""
+"""Seconds that "promptly" means: the time of a few starts of workers."""
 
 
-# Workers that die.
+# Workers that die
 
 
 @pytest.mark.parametrize(("kind", "count"), [("files", 2), ("one-file", 2), ("transform", 1)])
 def test_deaths_change_no_byte(folder: Callable, workers: Callable, kind: str, count: int) -> None:
-    """Whichever worker dies, of whatever signal, while no request waits: two epochs hold what they hold in process."""
+    """Whichever worker dies between requests, by whatever signal, two epochs have the same bytes as without workers."""
     data = folder(N)
     expected = run(made(kind, data, workers=0, seed=count))
     signals = cycle([signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
@@ -51,7 +51,7 @@ def test_deaths_change_no_byte(folder: Callable, workers: Callable, kind: str, c
             for number, batch in enumerate(loader):
                 found.append(as_bytes(batch))
                 if number in (0, 3):
-                    wait_until(lambda: len(workers()) == count, "those that replace the dead have begun")
+                    wait_until(lambda: len(workers()) == count, "the replacements of dead workers have begun")
                     kill(workers()[(number + epoch) % count], next(signals))
         assert loader.stats.restarts == 4
         assert loader.stats.replaced == 0
@@ -61,7 +61,7 @@ def test_deaths_change_no_byte(folder: Callable, workers: Callable, kind: str, c
 
 
 def test_kills_amid_work_lose_no_ticket(folder: Callable, poison: None) -> None:
-    """Workers of several readers share the queue: each ticket is done once, still there, or known to be a dead one's."""
+    """If workers with several readers are killed during work, every sample is still delivered once."""
     data, chance = folder(60), random.Random(0)
     read = reader(data)
 
@@ -76,7 +76,7 @@ def test_kills_amid_work_lose_no_ticket(folder: Callable, poison: None) -> None:
             for number, (X, y) in enumerate(loader):
                 labels += data.check(X, y)
                 busy = [worker.pid for worker in loader.state.workers if worker.busy]
-                if number % 5 == 0 and busy:  # more often, a sample might be met by three deaths, and blamed
+                if number % 5 == 0 and busy:  # with more kills, a sample might see three deaths and be blamed
                     os.kill(chance.choice(busy), signal.SIGKILL)
             assert sorted(labels) == list(range(60))
 
@@ -99,7 +99,7 @@ CAUSES: dict[int, str] = {
 def test_who_dies_amid_a_wait_is_named(
     folder: Callable, workers: Callable, caplog: pytest.LogCaptureFixture, kind: str, count: int, number: int
 ) -> None:
-    """One or all at once, stuck in a file or idle: the batch comes; a warning says who died of what, and held which files."""
+    """If all workers die during a wait, the batch is delivered, and warnings name each death's cause and the rows held."""
     data = folder(24)
     data.fifo(9)
     with made(kind, data, batch_size=4, workers=count, shuffle=False) as loader:
@@ -109,14 +109,14 @@ def test_who_dies_amid_a_wait_is_named(
         if kind != "files":
             who_reads(data, 9)
         else:
-            wait_until(lambda: loader.state.workers[0].reading == ("id-9",), "the worker is at the file that does not answer")
+            wait_until(lambda: loader.state.workers[0].reading == ("id-9",), "the worker reads the file that does not answer")
         pids = [worker.pid for worker in workers()]
         for worker in workers():
             stop(worker)
         mend(data, 9)
         for worker in workers():
             worker.send_signal(number)
-            with suppress(psutil.NoSuchProcess):  # SIGKILL ends a stopped one, too
+            with suppress(psutil.NoSuchProcess):  # SIGKILL has ended it although it was stopped
                 worker.resume()
 
         assert data.check(*thread.outcome()) == [8, 9, 10, 11]
@@ -142,11 +142,11 @@ ENDS = {
     "SIGSEGV": (lambda: os.kill(os.getpid(), signal.SIGSEGV), "was killed by SIGSEGV"),
     "SIGKILL": (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed by SIGKILL; .*memory"),
 }
-"""How a function may end its worker, and what is said of it."""
+"""How a function ends its worker, and the text of the error."""
 
 
 def deadly(role: str, data: DataSet, ends: Callable[[], object], once: Path | None, **options: Any) -> Loader:
-    """A loader of ``data`` whose function ``ends`` its worker at sample 7, always or ``once``; all change the label."""
+    """A loader whose function ends its worker by ``ends`` at sample 7, always or only once; labels are raised by 1000."""
     read, ended = reader(data), once and str(once)
 
     def end(id: str) -> None:
@@ -173,7 +173,7 @@ def deadly(role: str, data: DataSet, ends: Callable[[], object], once: Path | No
 def test_a_function_that_ends_its_worker_once(
     folder: Callable, caplog: pytest.LogCaptureFixture, tmp_path: Path, how: str, role: str
 ) -> None:
-    """It is called again for the same samples; rows that the caller fills are changed once, not once for each worker."""
+    """A function that ends its worker is called again for the same samples, and each row is transformed only once."""
     data = folder(12)
     ends, said = ENDS[how]
     with deadly(role, data, ends, tmp_path / "ended", workers=2) as loader:
@@ -187,7 +187,7 @@ def test_a_function_that_ends_its_worker_once(
 
 
 def test_all_die_right_after_construction(folder: Callable, workers: Callable) -> None:
-    """Before they have said a word."""
+    """Workers that die before they have reported anything are replaced."""
     data = folder(N)
     with made("files", data, workers=2) as loader:
         for worker in workers():
@@ -196,30 +196,30 @@ def test_all_die_right_after_construction(folder: Callable, workers: Callable) -
         assert loader.stats.restarts == 2
 
 
-# Samples that kill the worker that reads them.
+# Samples that kill the worker that reads them
 
 
 def test_a_sample_that_kills_is_an_error_by_name(folder: Callable) -> None:
-    """Workers die of it, the last while it is read alone; then the batch is an error that names id, place and signal."""
+    """After three workers have died at a sample, its batch raises an error that names id, source and signal."""
     data = folder(24)
     with deadly("own-fill", data, ENDS["SIGSEGV"][0], None) as loader:
         with pytest.raises(SampleError, match=r"found that 3 workers died at it: .* was killed by SIGSEGV") as caught:
             loader.batch(1)
         assert caught.value.id == "id-7"
         assert caught.value.path.startswith("source Filling")
-        assert loader.stats.restarts in (3, 4)  # one more where its ticket had other rows: these are tried one by one first
+        assert loader.stats.restarts in (3, 4)  # one more if its ticket has other rows: rows are then tried one by one
         X, y = flat(loader.batch(2))
         assert data.check(X, y - 1000) == [8, 9, 10, 11]
 
 
-# Workers that can't start.
+# Workers that can't start
 
 
 def ended_by(loader: Loader, error: type[Exception], match: str, workers: Callable) -> None:
-    """Assert that the loader ends promptly by this error, and is closed then."""
+    """Assert that the loader ends promptly with this error, and is closed afterwards."""
     promptly = Deadline(PROMPTLY)
     with pytest.raises(error, match=match):
-        deque(chain.from_iterable(repeat(loader, 20)), maxlen=0)  # what had been read ahead is handed out first
+        deque(chain.from_iterable(repeat(loader, 20)), maxlen=0)  # batches that were read ahead are delivered first
     assert not promptly.passed
     assert not workers()
     assert "ended: " in repr(loader)
@@ -228,7 +228,7 @@ def ended_by(loader: Loader, error: type[Exception], match: str, workers: Callab
 
 
 def test_workers_that_never_start_end_the_run(folder: Callable, workers: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that end before their first word, as under a broken interpreter, are not replaced for ever."""
+    """Workers that end before their first report, as with a broken interpreter, are replaced only a few times."""
     data = folder(N)
     monkeypatch.setattr(launch, "BOOT", "raise SystemExit(7)  # %s")
     with made("files", data, workers=2) as loader:
@@ -237,7 +237,7 @@ def test_workers_that_never_start_end_the_run(folder: Callable, workers: Callabl
 
 
 def test_a_source_that_can_no_longer_be_opened_ends_the_run(tmp_path: Path, workers: Callable) -> None:
-    """The place of one that died can't be taken: StartError with the cause."""
+    """If a dead worker's replacement can't open the source, the run ends with a StartError that has the cause."""
     gone = str(tmp_path / "gone")
 
     class Database(Source):
@@ -260,7 +260,7 @@ def test_a_source_that_can_no_longer_be_opened_ends_the_run(tmp_path: Path, work
 def test_what_a_handler_raises_while_a_worker_is_replaced_stays_what_it_is(
     folder: Callable, workers: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A time limit set by an alarm is an OSError, too, but no failure to start a worker."""
+    """A TimeoutError from an alarm's handler is raised as it is, although failures to start a worker are OSErrors, too."""
     data = folder(N)
 
     def time_is_up(*_: object) -> None:
@@ -285,7 +285,7 @@ def test_what_a_handler_raises_while_a_worker_is_replaced_stays_what_it_is(
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, and it has not ended."""
+    """Whether process ``pid`` exists and has not ended."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -293,7 +293,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_workers_with_nothing_to_do_end_and_come_back(folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that was read ahead is lost, order and state stay, and no worker counts as replaced."""
+    """When idle workers end and start again, no batch is lost, order and state stay, and none counts as replaced."""
     monkeypatch.setattr(pool, "IDLE_AFTER", 0.2)
     data = folder(48)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=4, seed=3) as loader:
@@ -315,7 +315,7 @@ def test_workers_with_nothing_to_do_end_and_come_back(folder: Callable[..., Data
 def test_loaders_that_are_forgotten_are_told_of(
     folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When a fifth is made while four are idle; once."""
+    """When a fifth loader is made while four are unused, this is logged, once."""
     monkeypatch.setattr(prefetcher, "UNUSED_AFTER", 0.0)
     data = folder(4)
     with ExitStack() as loaders:

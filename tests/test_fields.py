@@ -1,4 +1,4 @@
-"""Fields: what a batch is made of has the structure that was given, aligned, and held as a whole."""
+"""Fields: a batch has the structure that was given, its rows are aligned, and its slot is held as a whole."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STRUCTURES = [
 
 @pytest.mark.parametrize(("given", "expected"), STRUCTURES)
 def test_a_batch_has_the_structure_that_was_given(given: Callable, expected: Callable) -> None:
-    """Each of ``(inputs, targets, weights)`` has the structure that was given, and a batch has no other parts."""
+    """Inputs, targets and weights have the structure that was given, and a batch has no other parts."""
     roles = ["inputs", "targets", "weights"]
     for role in roles:
         for count in range(1 + roles.index(role), 4):
@@ -94,7 +94,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("arguments", "text"), REFUSED)
 def test_contradicting_arguments_are_refused(arguments: dict[str, Any], text: str) -> None:
-    """Arguments that contradict each other are an InputError that names them."""
+    """Arguments that contradict each other raise an InputError that names them."""
     with pytest.raises(InputError, match=text):
         Loader([f"id-{k}" for k in range(N)], batch_size=4, **arguments)
 
@@ -109,7 +109,7 @@ def fields(data: Any) -> dict[str, Any]:
 
 
 def test_held_batches_keep_their_values(data: Any) -> None:
-    """One field of a batch holds its slot; with more held than there are slots the ring grows, and all values stay."""
+    """A held field keeps the slot of its batch; if more batches are held than there are slots, the ring grows."""
     with Loader(data.ids, None, 8, **fields(data), slots=2, shuffle=False, tail="keep", workers=1) as loader:
         held = [batch[1]["mask"] for batch in loader]
         again = [batch[0]["age"][2:] for batch in loader]

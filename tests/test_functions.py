@@ -1,4 +1,4 @@
-"""Users' functions: what they may return, and what becomes of those that fail."""
+"""Users' functions: what they may return, and the errors of those that fail."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ways import N, computed, rows
 
 from shmgen import ClosedError, FunctionError, InputError, Loader, Source, Values
 
-# Functions stand inside of tests: one of the module itself would have workers import pytest and Keras.
+# Functions are defined inside tests: for a function of this module, workers would import pytest and Keras.
 
 PROMPTLY = 2.0
-"""Seconds in which what is promised "promptly" must have happened."""
+"""Seconds that "promptly" means."""
 
 
 def failing(number: int = 7) -> tuple[Callable[..., Any], str]:
-    """A function that raises for one sample, and the line that does it as a traceback shows it."""
+    """A function that raises for one sample, and the line of the ``raise`` as a traceback shows it."""
 
     def breaks(x: Any, rng: object = None) -> Any:
         if np.ravel(x)[0] == number:
@@ -39,7 +39,7 @@ def failing(number: int = 7) -> tuple[Callable[..., Any], str]:
     [("source", "source of field 'X'", 1), ("field", "transform of field 'age'", 0), ("sample", "transform", 0)],
 )
 def test_a_function_that_raises_is_named(role: str, named: str, workers: int) -> None:
-    """The error has the id, the field, and the function's own file and line; other batches can still be read."""
+    """The error names the id, the field, and the function's file and line; other batches can still be read."""
     breaks, line = failing()
     if role == "source":
         loader = computed(breaks, shuffle=False, workers=workers)
@@ -86,7 +86,7 @@ with Loader(range(8), None, 4, source=in_the_script, dim=3, n_channels=1, dtype=
 
 
 def test_a_traceback_shows_the_lines_of_scripts_and_cells(folder: Callable, script: Callable) -> None:
-    """A traceback has file and line of each frame of the user's, its text where that is known, and no frame of shmgen."""
+    """A traceback has file, line and (if known) text of each frame of the user's code, and no frame of shmgen."""
     run = script(CELLS, folder(1))
 
     assert run.end() == 0, run.err
@@ -135,7 +135,7 @@ def plain(): raise ValueError("no such picture")
 
 
 def test_an_exception_that_cannot_be_pickled(module: Callable) -> None:
-    """It comes as a FunctionError with id and traceback."""
+    """An exception that can't be pickled is raised as a FunctionError with id and traceback."""
     odd = module(ODD)
     kinds = [odd.plain, odd.lock, odd.two, odd.speechless]
 
@@ -166,7 +166,7 @@ def test_an_exception_that_cannot_be_pickled(module: Callable) -> None:
     ],
 )
 def test_what_does_not_fit_is_named(role: str, bad: object, expected: str, found: str) -> None:
-    """A result of another shape or dtype is named with id and field; nothing is broadcast or truncated."""
+    """A result of a wrong shape or dtype raises an error with id and field; it is not broadcast or truncated."""
 
     def function(x: Any, *rng: object) -> Any:
         if np.ravel(x)[0] == 7:
@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_named(role: str, bad: object, expected: str, found
     ],
 )
 def test_what_a_transform_of_the_sample_returns_is_checked(result: object, text: str) -> None:
-    """What a transform of the whole sample returns must be a dict of its fields, each of the right shape and dtype."""
+    """A transform of the whole sample must return a dict of its fields with the right shapes and dtypes."""
     fields = {"scan": lambda n: np.full(3, n, np.float64), "mask": lambda n: np.full(3, n)}
     with (
         Loader(range(4), batch_size=2, inputs=fields, transform=lambda sample, rng: result, workers=0) as loader,
@@ -199,7 +199,7 @@ def test_what_a_transform_of_the_sample_returns_is_checked(result: object, text:
 
 
 def test_close_ends_a_function_that_never_ends(tmp_path: Path) -> None:
-    """`close` from another thread ends a worker that no other thread of its process can interrupt, and the wait for its batch."""
+    """`close` from another thread ends a worker that is stuck in one call into C, and the wait for its batch."""
     path = tmp_path / "begun"
 
     def endless(x: Any, rng: object) -> None:
@@ -219,7 +219,7 @@ def test_close_ends_a_function_that_never_ends(tmp_path: Path) -> None:
 
 
 def test_a_function_that_prints_prints(folder: Callable, script: Callable) -> None:
-    """What functions print, in process and in a worker, reaches the script's stdout and stderr whole."""
+    """Text that functions print, in process or in a worker, reaches the script's stdout and stderr whole."""
     code = """
 def loud(id):
     match id % 4:
@@ -242,7 +242,7 @@ for workers in (0, 1):
 
 
 def test_an_interrupted_piece_is_not_transformed_twice() -> None:
-    """After Ctrl-C in the middle of a batch in process, the same batch is transformed once, not twice."""
+    """After Ctrl-C in the middle of a batch in process, each row of that batch is still transformed only once."""
     interrupts = [KeyboardInterrupt]
 
     def negate(sample: dict[str, np.ndarray], rng: object) -> None:
@@ -259,7 +259,7 @@ def test_an_interrupted_piece_is_not_transformed_twice() -> None:
 
 
 def test_what_a_transform_may_return() -> None:
-    """A transform may change the row in place, or return the row, a view, a new array, or what casts to it."""
+    """A transform may change the row in place, or return the row, a view, a new array, or a value that casts to it."""
 
     def in_place(x: np.ndarray, rng: object) -> None:
         x[:] = x[::-1].copy()
@@ -315,7 +315,7 @@ def test_a_transform_may_swap_fields() -> None:
 
 
 def test_a_transform_that_is_none_is_refused() -> None:
-    """A transform for an unknown field is refused; so is what is no function, or would take the generator for an option."""
+    """A transform is refused if its field is unknown, if it is no function, or if the generator would become its option."""
     transform: Any
     for transform, text in (
         ({"scna": lambda row, rng: row}, r"expected fields 'scan', found \['scna'\]"),
@@ -329,7 +329,7 @@ def test_a_transform_that_is_none_is_refused() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_transform_without_effect_is_warned_of_once(workers: int) -> None:
-    """A transform that returns None and changes no row is warned of once; one that changes or returns rows is not."""
+    """A transform that returns None and changes no row causes one warning; one that changes or returns rows causes none."""
 
     def forgets(x: np.ndarray, rng: Any) -> None:
         x = x + 1
@@ -351,7 +351,7 @@ def test_a_transform_without_effect_is_warned_of_once(workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_exception_of_a_function_keeps_its_class(module: Callable, workers: int) -> None:
-    """A FunctionError is also of the exception's class and bases, except IndexError and StopIteration, which end loops."""
+    """A FunctionError is an instance of the exception's class, too, except for IndexError and StopIteration, which end loops."""
     own = module("""
 class Own(Exception):
     def __init__(self, one, two):
