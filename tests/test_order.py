@@ -1,4 +1,4 @@
-"""The order of an epoch is a permutation of any size, computed part by part, the same for ever, and looks as if shuffled."""
+"""The order of an epoch is a permutation of any size, computed in parts, the same in every version, and looks shuffled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shmgen._plan import order
 from shmgen._plan.order import BLOCK_POSITIONS, MAX_SORTED, Order, hash_of
 
 Made = Callable[[int, int, int], np.ndarray]
-"""Makes all of an order, from the number of samples, a seed and an epoch."""
+"""Makes a whole order, from the number of samples, a seed and an epoch."""
 
 
 def whole(samples: int, seed: int, epoch: int) -> np.ndarray:
@@ -22,7 +22,7 @@ def whole(samples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def test_an_order_is_a_permutation() -> None:
-    """Every sample stands in it once, also where the network has pairs that stand for none."""
+    """An order has every sample once, also where the Feistel network has more pairs than samples."""
     around_powers = [(1 << power) + more for power in (9, 12, 15, 16, 17) for more in (-1, 0, 1)]
     for count in (*range(301), *around_powers, 256**2 + 255, 256**2 + 257, 300**2 - 1, 300**2, 300**2 + 1):
         assert np.array_equal(np.sort(whole(count, 5, 3)), np.arange(count))
@@ -52,7 +52,7 @@ GOLDEN = {
 
 
 def test_an_order_is_the_same_for_ever() -> None:
-    """A run that is repeated in a year, on other versions and another machine, sees the samples in the same order."""
+    """A run that is repeated years later, with other versions on another machine, has the same order of samples."""
     for samples, ((seed, epoch), first, last) in GOLDEN.items():
         found = Order(samples, seed, epoch)
         assert found.part(0, len(first)).tolist() == first
@@ -60,7 +60,7 @@ def test_an_order_is_the_same_for_ever() -> None:
 
 
 def test_hashes_are_those_of_splitmix64() -> None:
-    """Its published sequence from 0, and no other numbers for what is hashed in another way."""
+    """Hashes are the published sequence of SplitMix64, and different tuples of numbers have different hashes."""
     published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
     assert order.hashes(np.arange(4, dtype=np.uint64), 0).tolist() == published
     hashed = [(), (0,), (0, 0), (1,), (0, 1), (1, 0), (1 << 64,), (1 << 64, 0), (0, 1 << 64), (1, 1), (2,), (1 << 128,)]
@@ -68,7 +68,7 @@ def test_hashes_are_those_of_splitmix64() -> None:
 
 
 def reference(samples: int, seed: int, epoch: int, position: int) -> int:
-    """The sample at one position, by the rules as the paper states them, in Python's ints."""
+    """The sample at one position, computed as the paper describes it, with Python's ints."""
 
     def splitmix(start: int, number: int) -> int:
         word = (start + (number + 1) * 0x9E3779B97F4A7C15) % 2**64
@@ -93,7 +93,7 @@ def reference(samples: int, seed: int, epoch: int, position: int) -> int:
 
 
 def test_what_is_computed_in_blocks_is_what_the_rules_say() -> None:
-    """Also at the borders of blocks, where pairs stand for no sample, and for numbers that fill a word."""
+    """Blocks match the reference, also at their borders, where pairs are no samples, and for numbers near 2**63."""
     for samples in (1, 2, 7, 1000, 65_537, 65_791, 65_793, 10**6 + 1, 10**9, 10**12 + 39, 2**62 + 1):
         chance = random.Random(samples)
         around = [place + step for place in (0, BLOCK_POSITIONS, samples // 2, samples) for step in (-1, 0, 1)]
@@ -106,7 +106,7 @@ def test_what_is_computed_in_blocks_is_what_the_rules_say() -> None:
 
 @pytest.mark.parametrize("samples", [1000, MAX_SORTED + 1, 5 * BLOCK_POSITIONS * BLOCK_POSITIONS])
 def test_any_part_in_any_sequence(samples: int) -> None:
-    """A part is the same whatever was asked for before, whether it lies in one block or several, or holds nothing."""
+    """A part does not depend on earlier requests, and may lie in one block or several, or be empty."""
     chance = random.Random(1)
     last = min(samples, 6 * BLOCK_POSITIONS)
     expected = Order(samples, 1, 2).part(0, last)
@@ -122,7 +122,7 @@ def test_any_part_in_any_sequence(samples: int) -> None:
 
 @pytest.mark.parametrize("samples", [1000, MAX_SORTED + 1])
 def test_what_is_handed_out_can_not_be_changed(samples: int) -> None:
-    """One caller can't change the order for the next."""
+    """Parts are read-only, so one caller can't change the order for the next."""
     made = Order(samples, 0, 0)
     for part in (made.part(0, 10), made.part(0, samples)):
         assert part.dtype == np.int64
@@ -130,13 +130,13 @@ def test_what_is_handed_out_can_not_be_changed(samples: int) -> None:
             part[0] = 1
 
 
-# Whether orders look as if shuffled. Each figure has a mean of 0 and a deviation of 1 if they do.
+# Statistical tests of orders. For random permutations, each figure has a mean of 0 and a standard deviation of 1.
 
 
 def excess(counts: np.ndarray, weights: np.ndarray | None = None, freedom: int = 0) -> float:
-    """How much more counts differ from what is expected than by chance: their chi-square, normalised.
+    """How much more counts differ from their expectation than by chance: their chi-square, normalised.
 
-    ``weights`` say how likely each is, by default equally. Degrees of ``freedom`` are by default one less than the counts.
+    ``weights`` are the relative expectations of the counts, equal by default; ``freedom`` is by default one less than the counts.
     """
     weights = np.ones(counts.size) if weights is None else weights
     expected = counts.sum() * weights / weights.sum()
@@ -154,9 +154,9 @@ ACROSS = 16
 
 
 def of_cells(pairs: Iterable[tuple[np.ndarray, np.ndarray]], samples: int, *, differ: bool = False) -> float:
-    """How evenly pairs of numbers below ``samples`` lie in the cells of a square.
+    """How evenly pairs of numbers below ``samples`` are spread over the cells of a square.
 
-    Firsts and seconds hold each number once, or all but a few. The two of a pair are never equal if they ``differ``.
+    Firsts, as seconds, are all the numbers, or almost all, once each. With ``differ`` the two numbers of a pair are never equal.
     """
     counts = np.zeros(ACROSS * ACROSS, int)
     for first, second in pairs:
@@ -167,7 +167,7 @@ def of_cells(pairs: Iterable[tuple[np.ndarray, np.ndarray]], samples: int, *, di
 
 
 def of_places(make: Made, samples: int, epochs: int) -> Iterator[tuple[str, float]]:
-    """Where samples stand."""
+    """Figures of the positions of samples."""
     orders = [make(samples, 11, epoch) for epoch in range(epochs)]
     places = np.arange(samples)
     yield "places", of_cells(((places, one) for one in orders), samples)
@@ -179,7 +179,7 @@ def of_places(make: Made, samples: int, epochs: int) -> Iterator[tuple[str, floa
 
 
 def of_neighbours(make: Made, samples: int, epochs: int) -> Iterator[tuple[str, float]]:
-    """What stands beside what."""
+    """Figures of samples at neighbouring positions."""
     orders = [make(samples, 12, epoch) for epoch in range(epochs)]
     steps = [np.diff(one) % samples for one in orders]
     sizes = np.bincount(np.arange(samples - 1) * 63 // (samples - 1))
@@ -194,7 +194,7 @@ def of_neighbours(make: Made, samples: int, epochs: int) -> Iterator[tuple[str, 
 
 
 def of_epochs(make: Made, samples: int, epochs: int) -> Iterator[tuple[str, float]]:
-    """What one order says of another: of the next epoch, and of the next seed."""
+    """Figures of the correlation between the orders of successive epochs, and of successive seeds."""
     for name, pairs in {
         "the next epoch": [(make(samples, 13, epoch), make(samples, 13, epoch + 1)) for epoch in range(epochs)],
         "the next seed": [(make(samples, seed, 4), make(samples, seed + 1, 4)) for seed in range(epochs)],
@@ -209,12 +209,12 @@ def of_epochs(make: Made, samples: int, epochs: int) -> Iterator[tuple[str, floa
 QUALITY = [of_places, of_neighbours, of_epochs]
 
 FAR = 4.0
-"""Deviations from the mean. By chance one in 16,000 figures lies farther; there are about a hundred, always the same."""
+"""Standard deviations from the mean. By chance one in 16,000 figures is beyond; there are about 100, the same in every run."""
 
 
 @pytest.mark.parametrize(("samples", "epochs"), [(64, 600), (1000, 60), (MAX_SORTED + 1, 10)])
 def test_orders_look_shuffled(samples: int, epochs: int) -> None:
-    """No figure of places, neighbours and epochs is farther from what chance would give than chance explains."""
+    """No figure of positions, neighbours or epochs is farther from its mean than chance explains."""
     found = dict(figure for figures in QUALITY for figure in figures(whole, samples, epochs))
     assert {name: figure for name, figure in found.items() if abs(figure) > FAR} == {}
 

@@ -1,4 +1,4 @@
-"""``shmgen pack``: a folder becomes one file, whole or not at all, whatever happens on the way."""
+"""``shmgen pack`` turns a folder into one file: the whole file or none, even if it is killed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def data(folder: Callable[..., DataSet]) -> DataSet:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """The file to be made, beside which nothing else is."""
+    """The file to be made, in an empty folder."""
     (tmp_path / "packed").mkdir()
     return tmp_path / "packed" / "all.npy"
 
@@ -45,7 +45,7 @@ def packed(data: DataSet, target: Path, ids: list[str] | None = None, **options:
 
 
 def assert_whole(data: DataSet, target: Path, without: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    """Assert that the packed file and its ids are there, complete, and nothing else is."""
+    """Assert that the folder has the complete packed file and its ids, and nothing else."""
     assert sorted(os.listdir(target.parent)) == ["all.ids", "all.npy"]
     ids = [id for id in sorted(data.ids) if id not in without]
     expected, found = np.stack([np.load(data.file(id)) for id in ids]), np.load(target)
@@ -55,7 +55,7 @@ def assert_whole(data: DataSet, target: Path, without: set[str] = frozenset()) -
 
 
 def test_a_folder_becomes_one_file(data: DataSet, target: Path, cli: Callable[..., Ran]) -> None:
-    """The packed rows and ids are what `NpyRows` reads, with texts as ids."""
+    """`NpyRows` reads the packed rows by their text ids."""
     done = cli("pack", data.path, target)
     assert (done.status, done.err) == (0, "")
     assert f"{target}: {N} rows of shape (4, 3), float32, in " in done.out
@@ -66,7 +66,7 @@ def test_a_folder_becomes_one_file(data: DataSet, target: Path, cli: Callable[..
 
 
 def test_the_way_back(data: DataSet, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lines in the guide make the folder again, byte for byte."""
+    """The guide's lines that unpack a file restore the folder byte for byte."""
     guide = (ROOT / "docs" / "commands.md").read_text()
     [code] = re.findall(r"Three lines of NumPy unpack:\n\n((?:    .*\n)+)", guide)
     before = {path.name: path.read_bytes() for path in data.path.iterdir()}
@@ -92,7 +92,7 @@ def test_shapes_and_dtypes(folder: Callable[..., DataSet], target: Path) -> None
 
 
 def test_files_are_cast_as_a_loader_casts_them(data: DataSet, target: Path) -> None:
-    """Files of other axis order, byte order or precision are cast to what most files are."""
+    """Files of another axis order, byte order or precision are cast to the dtype of most files."""
     rows = np.arange(N * 12, dtype="f4").reshape(N, 4, 3)
     kinds: list[Callable] = [lambda a: a.astype("f8"), np.asfortranarray, lambda a: a.astype(">f4"), np.asarray, np.asarray]
     for number, id in enumerate(sorted(data.ids)):
@@ -133,7 +133,7 @@ STRANGE = "a b,ä/ö,sub/sub/x,',\",\t,a\\b,back\\n,\x0b,\x85,\u2028,é,e\u0301,
 
 
 def test_strange_ids(tmp_path: Path, target: Path) -> None:
-    """Whatever a file is called, its id finds its row again."""
+    """Ids with unusual characters find their rows in the packed file."""
     ids = [*STRANGE.split(","), "x" * 200]
     for number, id in enumerate(ids):
         put(tmp_path / "data" / f"{id}.npy", npy(np.full(3, number)))
@@ -153,7 +153,7 @@ def spoil(data: DataSet) -> set[str]:
 
 
 def test_damaged_files_are_named_and_nothing_is_packed(data: DataSet, target: Path, cli: Callable[..., Ran]) -> None:
-    """Damaged files are all named, in a table or as JSON, and nothing is packed."""
+    """If files are damaged, all are named, in a table or as JSON, and nothing is packed."""
     bad = spoil(data)
     done = cli("pack", data.path, target, "--workers", 0, "--json")
     assert done.status == 1
@@ -167,7 +167,7 @@ def test_damaged_files_are_named_and_nothing_is_packed(data: DataSet, target: Pa
 
 
 def test_damaged_files_are_left_out_if_they_may_be(data: DataSet, target: Path, cli: Callable[..., Ran]) -> None:
-    """With ``--skip-damaged`` the others are packed; the damaged are listed, and the status is 1."""
+    """With ``--skip-damaged`` the good files are packed; the damaged ones are listed, and the status is 1."""
     bad = spoil(data)
     done = cli("pack", data.path, target, "--skip-damaged", "--workers", 0)
     assert done.status == 1
@@ -180,7 +180,7 @@ def test_damaged_files_are_left_out_if_they_may_be(data: DataSet, target: Path, 
 def test_files_that_break_between_look_and_read(
     data: DataSet, target: Path, monkeypatch: pytest.MonkeyPatch, number: int, skip: bool
 ) -> None:
-    """A file that breaks after it was looked at is named; nothing is packed, or all others are."""
+    """A file that breaks after it was checked is named; nothing is packed, or with ``skip_damaged`` all other files."""
     monkeypatch.setattr("shmgen._tools.scan.BATCH_BYTES", 4 * 48)
     id = sorted(data.ids)[number]
 
@@ -199,7 +199,7 @@ def test_files_that_break_between_look_and_read(
 
 
 def test_another_target_is_left_alone(data: DataSet, target: Path) -> None:
-    """Whatever has the target's name already, or that of its ids, is refused and not touched."""
+    """If a file with the name of the target or its ids exists, pack refuses to start, and does not touch it."""
     makers: list[tuple[Path, Callable[[Path], Any]]] = [
         (target, os.mkfifo),
         (target, lambda path: path.symlink_to("nowhere")),
@@ -258,7 +258,7 @@ sys.exit(cli.main(['pack', DATA, {target!r}, '--workers', '0']))
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_kill_at_any_moment(data: DataSet, target: Path, script: Callable[..., Script], moment: str) -> None:
-    """After SIGKILL no half-written file has the target's name, and the same command, run again, succeeds."""
+    """After SIGKILL the target does not exist, only its ``.part`` does, and the same command, run again, succeeds."""
     done = script(ENDING.format(signal=int(signal.SIGKILL), moment=MOMENTS[moment], target=str(target)), data)
     done.end()
     assert not target.exists()
@@ -277,7 +277,7 @@ def test_ctrl_c(data: DataSet, target: Path, script: Callable[..., Script]) -> N
 
 
 IN_THE_WAY = {
-    # what keeps it from writing (MS_RDONLY of mount(2) is 1), and what is said
+    # options of the mount that prevent writing (MS_RDONLY of mount(2) is 1), and the error
     "full": ("options='size=4k'", "No space left on device"),
     "read-only": ("flags=1", "Read-only file system"),
 }
@@ -286,7 +286,7 @@ IN_THE_WAY = {
 @pytest.mark.usefixtures("mounts")
 @pytest.mark.parametrize("way", IN_THE_WAY)
 def test_a_place_that_cannot_be_written_to(data: DataSet, target: Path, script: Callable[..., Script], way: str) -> None:
-    """A full disk, or a read-only one, is an error without a traceback."""
+    """A full or read-only disk is an error without a traceback."""
     mount, said = IN_THE_WAY[way]
     moment = PRIVATE + f"mount('none', {str(target.parent)!r}, 'tmpfs', {mount})"
     done = script(ENDING.format(signal=0, moment=moment, target=str(target)), data, options=())
@@ -296,7 +296,7 @@ def test_a_place_that_cannot_be_written_to(data: DataSet, target: Path, script: 
 
 
 def test_a_limit_on_the_size_of_files(data: DataSet, target: Path) -> None:
-    """A limit on file sizes is an error that names it."""
+    """If a limit on file sizes is exceeded, the error names ``ulimit -f``."""
     command = f"ulimit -f 1; {sys.executable} -m shmgen pack {data.path} {target} --workers 0"
     done = in_a_process("-c", command, command=["bash"])
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""What a worker takes of packed ids are the objects that were packed; it is quick, and done once for all."""
+"""A worker takes from packed ids the same objects that were packed; packing is fast, and done once for all processes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ KINDS: dict[str, Any] = {
 
 @pytest.fixture
 def pack() -> Iterator[Callable[[Sequence[Any]], PackedIds]]:
-    """Packs ids that are closed after the test."""
+    """A function that packs ids, which are closed after the test."""
     made: list[PackedIds] = []
 
     def pack(ids: Sequence[Any]) -> PackedIds:
@@ -67,7 +67,7 @@ def pack() -> Iterator[Callable[[Sequence[Any]], PackedIds]]:
 
 
 def attached(packed: PackedIds) -> PackedIds:
-    """What a worker has: unpickled, with a descriptor of its own, which is closed once it is attached."""
+    """The ids as a worker has them: unpickled, and attached by a descriptor of its own, which is then closed."""
     other: PackedIds = pickle.loads(pickle.dumps(packed))
     fd = -1 if packed.fd < 0 else os.dup(packed.fd)
     other.attach(fd)
@@ -77,12 +77,12 @@ def attached(packed: PackedIds) -> PackedIds:
 
 
 def same(found: Any, ids: list[Any]) -> bool:
-    """Whether these are the same ids, of the same types."""
+    """Whether ids are equal, and of equal types."""
     return found == ids and list(map(type, found)) == list(map(type, ids))
 
 
 def test_what_is_taken_is_what_was_packed(pack: Callable) -> None:
-    """Ids of any kind are taken as they were packed, in any order, here and in another process."""
+    """Ids of any kind are taken as they were packed, in any order, also after attaching as a worker does."""
     for kind, given in KINDS.items():
         ids = kept(given)
         numbers = np.random.default_rng(1).permutation(np.arange(len(ids)).repeat(2))
@@ -130,7 +130,7 @@ sys.stdout.buffer.write(pickle.dumps((found, heavy)))
 
 @pytest.mark.parametrize("ids", [TEXTS, np.arange(3, dtype=np.uint16), [1, "a", "\ud800"]], ids=["texts", "ints", "mixed"])
 def test_a_worker_needs_nothing_else(pack: Callable, ids: Any) -> None:
-    """A lean process with the descriptor takes the ids without NumPy and without the modules that pack."""
+    """A worker takes ids through the descriptor without importing NumPy or the modules that pack."""
     ids = kept(ids)
     packed = pack(ids)
     run = python("-S", "-c", WORKER, packed.fd, check=True, input=pickle.dumps(packed), pass_fds=[packed.fd], text=False)
@@ -149,7 +149,7 @@ MANY = 500_000
 
 
 def test_many_texts(pack: Callable) -> None:
-    """Texts take their own bytes and 8 each, and what a worker is sent does not grow with them."""
+    """Packed texts take 8 bytes each beside their own bytes, and the message to a worker does not grow with them."""
     ids = [f"folder/sample-{number:07}" for number in range(MANY)]
     tracemalloc.start()
     try:
@@ -169,13 +169,13 @@ def test_packing_does_not_loop_over_texts_and_ints(pack: Callable) -> None:
         counts = []
         for count in (BLOCK // 100, BLOCK):
             ids = kept(values[:count])
-            pack(ids[:1])  # imports what it needs
+            pack(ids[:1])  # imports modules
             counts.append(lines(partial(pack, ids)))
         assert counts[1] < counts[0] + 100
 
 
 def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too little free memory is an error with the numbers, before the kernel kills a process."""
+    """Too little free memory is an error with both numbers, before the kernel kills a process."""
     monkeypatch.setattr(packed_ids, "available", lambda: 1000)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(
@@ -187,7 +187,7 @@ def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_close_gives_up_the_memory(pack: Callable) -> None:
-    """`close` closes the descriptor and unmaps the memory; what another process has attached stays."""
+    """`close` closes the descriptor and unmaps the memory; attached ids can still be read."""
     before = os.listdir("/proc/self/fd")
     packed = pack(["a", "b"])
     other = attached(packed)

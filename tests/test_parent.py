@@ -1,4 +1,4 @@
-"""The calling process may end in any way and at any moment: nothing of it is left, and no other traceback covers its own."""
+"""However and whenever the calling process ends, it leaves nothing behind, and prints no traceback but its own."""
 
 from __future__ import annotations
 
@@ -121,11 +121,11 @@ list(loader)
 }
 
 ELSEWHERE = {"first-worker-started", "replacing-a-worker", "amid-close", "waiting"}
-"""Where no exception of the caller's own can strike, unless it comes from a signal's handler."""
+"""Moments at which the caller's own code does not run, so only a signal handler could raise an exception."""
 
 
 def strikes(moment: str) -> list[str]:
-    """Ends to try at a moment: SIGKILL or Ctrl-C, and one of the others, both in turn from moment to moment."""
+    """Two ways to end at a moment: SIGKILL or Ctrl-C in turn, and one of the others in turn."""
     number = [*MOMENTS].index(moment)
     first = ["SIGKILL", "SIGINT-to-the-group"]
     others = [name for name in STRIKES if name not in first and (name != "exception" or moment not in ELSEWHERE)]
@@ -134,7 +134,7 @@ def strikes(moment: str) -> list[str]:
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_nothing_is_left_of_a_process_that_ends(folder: Callable, script: Callable, moment: str) -> None:
-    """Its own exit code, no process and no name left, no line on stderr but its own traceback."""
+    """A process that ends leaves no process and no file, has its own exit code, and prints only its own traceback."""
     body = indent(MOMENTS[moment].strip(), "    ")
     runs = {
         name: script(SCRIPT.format(strike=STRIKES[name][0], moment=body), folder(24, name=name), options=("-W", "error"))
@@ -143,7 +143,7 @@ def test_nothing_is_left_of_a_process_that_ends(folder: Callable, script: Callab
     for name, run in runs.items():
         _, exitcode, own = STRIKES[name]
         assert not run.left(within=DEADLINE), name
-        # All who inherited its pipes have ended: workers too.
+        # The pipes are closed once all processes that inherited them have ended, workers too.
         assert run.end(within=GONE_WITHIN) == exitcode, (name, run.err)
         assert run.err.count("Traceback") == (own is not None), (name, run.err)
         assert run.err.rstrip().endswith(own or ""), (name, run.err)

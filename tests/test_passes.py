@@ -1,4 +1,4 @@
-"""Batches are dealt: each iteration gets the next epoch, and each batch of it once, whatever indexes are asked for."""
+"""Each iteration gets the next epoch, and each of its batches once, whatever indexes are requested."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def numbered(epoch: int, *numbers: int) -> list[BatchId]:
 
 
 def test_indexes_in_any_order_get_the_batches_in_theirs() -> None:
-    """What is read ahead in the epoch's order is what is asked for next, whatever index Keras names."""
+    """Whatever indexes Keras requests, batches are handed out in the epoch's order, in which they are read ahead."""
     passes = made(4)
     iteration = passes.open()
     for index, number in [(2, 0), (0, 1), (3, 2), (1, 3)]:
@@ -39,14 +39,14 @@ def test_indexes_in_any_order_get_the_batches_in_theirs() -> None:
 
 @pytest.mark.parametrize("asked", [1, 2, 3])
 def test_every_iteration_gets_the_next_epoch(asked: int) -> None:
-    """Whole or left early, an iteration is followed by the next epoch, from its start."""
+    """After an iteration, complete or left early, the next one gets the next epoch from its start."""
     passes = made(3, epoch=5)
     for epoch in range(5, 9):
         assert deal(passes, *range(asked), of=passes.open()) == [BatchId(epoch, number) for number in range(asked)]
 
 
 def test_a_run_resumes_after_what_has_been_used() -> None:
-    """Of a consumer that asks ahead it is not known what that is: its run resumes with the next epoch."""
+    """A run resumes after the last batch handed out; if the consumer requests batches ahead, with the next epoch."""
     passes = made(3)
     deal(passes, 0, of=passes.open(asks_ahead=True))
     assert passes.position == (1, 0)
@@ -55,7 +55,7 @@ def test_a_run_resumes_after_what_has_been_used() -> None:
 
 
 def test_the_next_epoch_is_foreseen() -> None:
-    """Its batches follow those that are left of this one."""
+    """The batches read ahead are those left of this epoch, and then those of the next."""
     passes = made(3, epoch=1)
     assert ahead(passes, 9) == numbered(1, 0, 1, 2) + numbered(2, 0, 1, 2)
     iteration = passes.open()
@@ -66,7 +66,7 @@ def test_the_next_epoch_is_foreseen() -> None:
 
 
 def test_an_iteration_asked_late_takes_none_from_the_next() -> None:
-    """One that was left early may yet be asked: it goes on where it was."""
+    """An iteration that was left early goes on where it was, beside the next one."""
     passes = made(4)
     left = passes.open()
     deal(passes, 0, of=left)
@@ -76,7 +76,7 @@ def test_an_iteration_asked_late_takes_none_from_the_next() -> None:
 
 
 def test_what_is_taken_back_costs_no_epoch() -> None:
-    """An iteration that was but a look is followed by one over the same epoch."""
+    """After an iteration that was taken back, the next one gets the same epoch."""
     passes = made(3)
     look = passes.open()
     deal(passes, 0, of=look)
@@ -87,7 +87,7 @@ def test_what_is_taken_back_costs_no_epoch() -> None:
 
 
 def test_what_is_taken_back_too_late_changes_nothing() -> None:
-    """Another has begun meanwhile, with the next epoch: no epoch is dealt twice."""
+    """If the next iteration has begun, taking back the first changes nothing: no epoch is used twice."""
     passes = made(3)
     look = passes.open()
     assert passes.open().epoch == 1
@@ -97,7 +97,7 @@ def test_what_is_taken_back_too_late_changes_nothing() -> None:
 
 @pytest.mark.parametrize("asked", [1, 2, 3])
 def test_by_hand_an_end_is_followed_by_the_next_epoch(asked: int) -> None:
-    """The blog's own loop, whole or left early: `end` says that what was asked for has been used; twice says it once."""
+    """In a loop by index, complete or left early, `end` starts the next epoch; a second `end` changes nothing."""
     passes = made(3)
     for epoch in range(3):
         assert deal(passes, *range(asked)) == [BatchId(epoch, number) for number in range(asked)]
@@ -114,7 +114,7 @@ def test_an_end_without_a_request_changes_nothing() -> None:
 
 
 def test_a_look_costs_nothing() -> None:
-    """What is asked for by hand is of the next epoch, which the next iteration gets all the same."""
+    """Batches requested by index are of the next epoch, and the next iteration gets the whole of that epoch."""
     passes = made(2)
     assert deal(passes, 0, 1) == [BatchId(0, 0), BatchId(0, 1)]
     assert passes.open().epoch == 0
@@ -125,7 +125,7 @@ def test_a_look_costs_nothing() -> None:
 
 
 def test_a_look_amid_a_loop_by_hand_is_of_its_pass() -> None:
-    """``for`` and ``[i]`` mean the same batch by the same index, until `end`."""
+    """Until `end`, ``for`` and ``[i]`` get the same batch for the same index."""
     passes = made(3)
     loop = passes.open(by_hand=True)
     assert deal(passes, 0, 1, of=loop) == deal(passes, 0, 1) == [BatchId(0, 0), BatchId(0, 1)]
@@ -135,14 +135,14 @@ def test_a_look_amid_a_loop_by_hand_is_of_its_pass() -> None:
 
 
 def test_without_shuffling_index_is_batch() -> None:
-    """Index i is batch i, and i + 1 is foreseen."""
+    """Without shuffling index i is batch i, and i + 1 is read ahead."""
     passes = made(3, shuffle=False)
     assert deal(passes, 0) == [BatchId(0, 0)]
     assert ahead(passes, 3) == [BatchId(0, 1), BatchId(0, 2), BatchId(1, 0)]
 
 
 def test_an_unforeseen_order_is_not_read_ahead() -> None:
-    """After an index out of sequence nothing is foreseen until two come in sequence again."""
+    """After an index out of sequence nothing is read ahead, until two indexes come in sequence again."""
     passes = made(5, shuffle=False)
     iteration = passes.open()
     assert deal(passes, 3, of=iteration) == [BatchId(0, 3)]
@@ -154,7 +154,7 @@ def test_an_unforeseen_order_is_not_read_ahead() -> None:
 
 
 def test_iterations_at_once_are_independent() -> None:
-    """Two that are alive at once each get every batch of their epochs once; who was asked last decides what is read ahead."""
+    """Two concurrent iterations each get every batch of their epochs once; the last one to request decides what is read ahead."""
     passes = made(2)
     first, second = passes.open(), passes.open()
     found = [passes.deal(0, first), passes.deal(1, second), passes.deal(1, first), passes.deal(0, second)]
@@ -167,7 +167,7 @@ def test_iterations_at_once_are_independent() -> None:
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_a_billion_batches_cost_nothing(shuffle: bool) -> None:
-    """Neither where a pass begins, nor where their indexes come in order; out of order, they cost what those asked for need."""
+    """A billion batches take no memory if indexes come in order, and otherwise only that for the requested ones."""
     tracemalloc.start()
     try:
         begun = made(10**9, shuffle=shuffle).open()
@@ -187,7 +187,7 @@ def test_a_billion_batches_cost_nothing(shuffle: bool) -> None:
 
 @pytest.mark.parametrize("batches", [1, 255, 256, 257, 1000])
 def test_any_order_of_indexes_is_dealt(batches: int) -> None:
-    """In an order that begins in sequence, goes on at random, and repeats: each index keeps its own batch, each once."""
+    """Indexes in sequence, then at random, with repeats: each index keeps its batch, and no batch is dealt to two."""
     chance = random.Random(batches)
     rest = list(range(batches // 3, batches))
     chance.shuffle(rest)

@@ -1,4 +1,4 @@
-"""What ``import shmgen`` alone gives, and what it says where something is not installed."""
+"""The names of the package, errors for packages that are not installed, and lengths of what is iterated over."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from shmgen import Loader
 
 
 def test_other_names_are_no_attributes() -> None:
-    """Unknown names, and internal ones, are no attributes."""
+    """Unknown names and names of other packages are not attributes of shmgen."""
     for name in ("Sequenz", "tensorflow"):
         assert not hasattr(shmgen, name)
         assert name not in dir(shmgen)
 
 
 def test_what_is_not_installed_is_said() -> None:
-    """Without Keras, the error says how to get it, and `Loader` works."""
+    """Without Keras, `Loader` can be imported, and the error for `Sequence` says how to install Keras."""
     program = "import sys; sys.modules['keras'] = None; import shmgen; shmgen.Loader"
     for code in ("shmgen.Sequence", "shmgen.keras", "from shmgen import Sequence"):
         program += f"\ntry: {code}\nexcept ImportError as error: print(error)"
@@ -32,7 +32,7 @@ def test_what_is_not_installed_is_said() -> None:
 
 
 def test_the_length_of_what_is_iterated_over(folder: Callable) -> None:
-    """A loader has the length of its batches, an iterator that of those to come, also when resumed."""
+    """A loader's length is its number of batches, and an iterator's hint the batches to come, also when resumed."""
     data = folder(16)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:
         batches = iter(loader)

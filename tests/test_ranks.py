@@ -1,4 +1,4 @@
-"""Which rank a process is, by whom it was started, and what several real processes read together."""
+"""How a process finds its rank: from launchers' variables and live runtimes; and its share of the processors."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SRUN = {
     "SLURM_STEP_NODELIST": "n[1-3]",
 }  # fmt: skip
 SBATCH = {"SLURM_PROCID": "0", "SLURM_NTASKS": "7", "SLURM_NODEID": "0"}
-"""What is set in a batch script, where srun has yet to start anything."""
+"""Variables of a batch script, before srun has started anything."""
 
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes of this process one that a launcher has started with these variables, in which no runtime is live."""
+    """Sets a launcher's variables in this process, from which others', and all runtimes, are removed."""
     for name in os.environ:
         if name in VARIABLES or name.startswith(("SLURM", "TORCHELASTIC")):
             monkeypatch.delenv(name)
@@ -70,7 +70,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_what_launchers_say(
     environment: Callable[..., None], variables: dict[str, str], shard: tuple[int, int], local: int
 ) -> None:
-    """Of launchers that nest the innermost counts; where none speaks, this process is alone."""
+    """The innermost launcher's variables count; without any, the process is the only rank."""
     environment(variables)
     assert find_shard() == shard
     assert local_ranks() == local
@@ -92,14 +92,14 @@ def test_what_launchers_say(
     ],
 )
 def test_what_launchers_leave_open(environment: Callable[..., None], variables: dict[str, str], said: str) -> None:
-    """Variables that are incomplete, impossible or at odds are an error that names them, and a remedy."""
+    """Variables that are incomplete, impossible or contradictory are an error that names them, and a remedy."""
     environment(variables)
     with pytest.raises(InputError, match=f"{said}.*shard=\\(rank, world\\)"):
         find_shard()
 
 
 def test_live_runtimes_come_first(environment: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is imported and not live says nothing; what is live is believed before the environment; two must agree."""
+    """A live runtime takes precedence over the environment, one that is only imported is ignored, and two must agree."""
     environment(MPIRUN)
     torch = SimpleNamespace(is_available=lambda: True, is_initialized=lambda: False, get_rank=lambda: 1, get_world_size=lambda: 2)
     state = SimpleNamespace(client=None, process_id=0, num_processes=1)
@@ -117,7 +117,7 @@ def test_live_runtimes_come_first(environment: Callable[..., None], monkeypatch:
 
 
 def test_nothing_is_imported_to_ask(environment: Callable[..., None]) -> None:
-    """Who asks for its rank has no more modules than before."""
+    """Finding the rank imports no modules."""
     environment({})
     before = set(sys.modules)
     find_shard(), local_ranks()
@@ -163,7 +163,7 @@ assert not ray.is_initialized()
     ],
 )
 def test_real_runtimes(folder: Callable[..., Any], script: Callable[..., Any], setup: str, shard: str) -> None:
-    """Each runtime as it is: silent while it is only imported, asked once it is live, never started."""
+    """A real runtime is ignored while it is only imported, asked once it is live, and never started."""
     ran = script(RUNTIMES.format(setup=setup.format(port=free_port())), folder(), options=())
     assert ran.end() == 0, ran.err
     assert ran.out.split("\n")[-2] == shard
@@ -176,7 +176,7 @@ def test_real_runtimes(folder: Callable[..., Any], script: Callable[..., Any], s
 def test_a_rank_takes_its_share_of_the_processors(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any, own: int, launchers: int, quota: int | None, number: int
 ) -> None:
-    """Of 8 ranks: an eighth of what their launcher may use, or what this one was bound to, if that is less."""
+    """One of 8 ranks has an eighth of the launcher's processors, or those that it was bound to, if these are fewer."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(launchers if pid else own))
     monkeypatch.setattr(limits, "_groups", lambda controller: [(tmp_path, 2)])
     if quota is not None:

@@ -1,6 +1,6 @@
-"""A Ray cluster of two nodes on this machine, of which one is lost: in namespaces of its own, with no network but loopback.
+"""A Ray cluster of two nodes on this machine loses one; it runs in namespaces of its own, with loopback as the only network.
 
-What it takes is in the extra `ray`, which `make test` does not install.
+It needs the extra `ray`, which `make test` does not install.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from conftest import ROOT
 from launched import needs
 
 ALONE = ["unshare", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-"""What it runs ends with it, sees no other process and no network, and has a /dev/shm of its own."""
+"""A command whose children end with it, see no other processes and no network, and have a /dev/shm of their own."""
 
 DRIVER = """
 import fcntl, json, os, socket, struct, subprocess, sys, threading
@@ -154,7 +154,7 @@ def allowed() -> bool:
 @pytest.mark.skipif(not allowed(), reason="unshare is not installed, or namespaces are not allowed")
 @pytest.mark.timeout(900)
 def test_a_node_is_lost_in_mid_epoch(tmp_path: Path) -> None:
-    """Ray goes on with one rank: every sample is trained on as often as it should be, and the model is that of one process."""
+    """Ray goes on with one rank: each sample is trained on once an epoch, and the model equals that of one process."""
     (tmp_path / "digits").mkdir()
     for number in range(1797):
         row = np.full((8, 8), (number % 97) / 97, np.float32)
@@ -203,7 +203,7 @@ def test_a_node_is_lost_in_mid_epoch(tmp_path: Path) -> None:
 
 
 def saved(file: Path) -> dict[str, np.ndarray]:
-    """What a rank has noted."""
+    """The variables that a rank saved."""
     with np.load(file) as found:
         return dict(found)
 

@@ -1,4 +1,4 @@
-"""Sources as a worker's readers use them: copies in threads of one process, which ask for rows ahead where reading waits."""
+"""Sources as a worker's readers use them: copies in threads of one process, which request data ahead if reads wait for I/O."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ ROW_BYTES = 48
 
 
 class Bound:
-    """A reader of a source, as a thread of a worker has it."""
+    """A reader of a source, as in a worker's thread."""
 
     def __init__(self, reader: Any, *, io_waits: bool = False) -> None:
         self.reader = reader.opened()
-        self.begun = [0]  # the row that it is at, counted from 1, as on a status page
+        self.begun = [0]  # the current row, counted from 1, as on a status page
         self._io_waits = io_waits
 
     def filled(self, ids: Sequence[Any]) -> list[float]:
-        """The number that each row has in all of its elements."""
+        """Fill rows for ``ids``, and return the number that all elements of a row have."""
         rows = bytearray(b"\xff" * (ROW_BYTES * len(ids)))
         self.reader.fill(ids, memoryview(rows), self.begun, io_waits=self._io_waits)
         array = np.frombuffer(rows, "f4").reshape(len(ids), -1)
@@ -46,14 +46,14 @@ def reader(source: Source, ids: Sequence[Any]) -> Bound:
 
 
 def descriptors() -> list[str]:
-    """What this process has open."""
+    """The paths of this process's open descriptors."""
     fds = os.listdir("/proc/self/fd")
     return sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in fds if os.path.exists(f"/proc/self/fd/{fd}"))
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """Which files are opened and read, and what is asked for ahead, in order."""
+    """A list of all opens, reads and read-ahead requests (posix_fadvise), in order."""
     noted: list[tuple[str, Any]] = []
     names: dict[int, str] = {}
     open, preadv, fadvise = os.open, os.preadv, os.posix_fadvise
@@ -82,7 +82,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize("count", [1, 16, N])
 def test_files_are_asked_for_ahead_and_opened_once(folder: Callable, calls: list, count: int) -> None:
-    """Where reading waits, 16 files are open and asked for when the first is read; each is opened once, and all are closed."""
+    """If reads wait, 16 files are opened and requested before the first is read; each is opened once, and all are closed."""
     data = folder(N)
     source = Bound(Npy(data.path).bind(data.ids), io_waits=True)
     before = descriptors()
@@ -95,7 +95,7 @@ def test_files_are_asked_for_ahead_and_opened_once(folder: Callable, calls: list
 
 
 def test_nothing_is_asked_for_where_reading_does_not_wait(folder: Callable, calls: list) -> None:
-    """One open and one read a file, and nothing else."""
+    """If reads do not wait, each file takes one open and one read, and no request ahead."""
     data = folder(N)
     source = Bound(Npy(data.path).bind(data.ids))
     calls.clear()
@@ -106,7 +106,7 @@ def test_nothing_is_asked_for_where_reading_does_not_wait(folder: Callable, call
 @pytest.mark.parametrize(("bad", "waits"), [(7, False), (0, True), (30, True)])
 @pytest.mark.parametrize("harm", ["gone", "folder", "short", "null"])
 def test_a_file_that_fails_is_named_in_its_turn(folder: Callable, harm: str, bad: int, waits: bool) -> None:
-    """However far ahead it was opened: the rows before it are there, and no descriptor is left."""
+    """A file that fails is named when its row's turn comes: earlier rows are filled, and no descriptor is left."""
     data = folder(N)
     ids = list(data.ids)
     source = Bound(Npy(data.path).bind(ids), io_waits=waits)
@@ -133,7 +133,7 @@ def test_a_file_that_fails_is_named_in_its_turn(folder: Callable, harm: str, bad
 def test_a_file_that_fails_when_it_is_opened_ahead_may_be_there_in_its_turn(
     folder: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failure ahead of time is none: only the turn of the row counts."""
+    """A file that could not be opened ahead, but can be when its row's turn comes, is no error."""
     data = folder(N)
     source = Bound(Npy(data.path).bind(data.ids), io_waits=True)
     open = os.open
@@ -151,7 +151,7 @@ def test_a_file_that_fails_when_it_is_opened_ahead_may_be_there_in_its_turn(
 
 @pytest.mark.parametrize("number", [0, 3, 15, 25, N - 1])
 def test_a_file_whose_open_hangs_is_the_row_begun(folder: Callable, number: int) -> None:
-    """It is opened ahead of others, but who looks sees that the reader is at it; and it goes on once the open returns."""
+    """While a file's open hangs, its row is the current one, though it was opened ahead; then the reader goes on."""
     data = folder(N)
     source = Bound(Npy(data.path).bind(data.ids), io_waits=True)
     fifo = data.fifo(number)
@@ -166,15 +166,15 @@ def test_a_file_whose_open_hangs_is_the_row_begun(folder: Callable, number: int)
     before = descriptors()
     thread = Thread(target=fill, daemon=True)
     thread.start()
-    wait_until(lambda: source.begun == [number + 1], "it says that it is at the FIFO")
-    os.close(os.open(fifo, os.O_WRONLY))  # waits until it is read from
+    wait_until(lambda: source.begun == [number + 1], "the FIFO's row is the current one")
+    os.close(os.open(fifo, os.O_WRONLY))  # waits for the reader
     thread.join()
     assert [error.id for error in errors] == [data.ids[number]]
     assert descriptors() == before
 
 
 def test_with_few_descriptors_fewer_files_are_ahead(folder: Callable, calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All readers of a process share what may be open ahead, so that the file whose turn it is can always be opened."""
+    """All readers of a process share a limit of files opened ahead, so that the file of the current row can be opened."""
     data = folder(N)
     monkeypatch.setattr(npy, "_spare", spare := Semaphore(3))
     source = Bound(Npy(data.path).bind(data.ids), io_waits=True)
@@ -192,7 +192,7 @@ def test_with_few_descriptors_fewer_files_are_ahead(folder: Callable, calls: lis
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("kind", ["files", "rows"])
 def test_copies_read_at_once_in_threads(folder: Callable, kind: str, waits: bool) -> None:
-    """Each copy of a reader keeps to itself what it reads from; a copy that is gone closes nothing of another's."""
+    """Copies of a reader in threads read their own rows at once, and a deleted copy closes no file of another."""
     data = folder(N)
     np.save(data.path / "all.npy", np.stack([data.sample(number) for number in range(N)]))
     ids: Any = data.ids if kind == "files" else range(N)
@@ -209,7 +209,7 @@ def test_copies_read_at_once_in_threads(folder: Callable, kind: str, waits: bool
 
 
 def test_rows_that_are_neighbours_are_asked_for_at_once(folder: Callable, calls: list) -> None:
-    """Where reading waits, all rows are asked for before the first is read, neighbours in one piece; else none is."""
+    """If reads wait, all rows are requested before the first is read, neighbours together; otherwise none is requested."""
     data = folder(N)
     np.save(data.path / "all.npy", np.stack([data.sample(number) for number in range(N)]))
     source = Bound(NpyRows(data.path / "all.npy").bind(range(N)), io_waits=True)

@@ -1,4 +1,4 @@
-"""Many reads in flight in one worker: batches are what they would be, and who hangs, fails or kills is named among them."""
+"""Many reads in flight in one worker: batches stay the same, and samples that hang, fail or kill the worker are named."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ LOADS: dict[str, Any] = {"reads": READS, "workers": 1, "batch_size": 8, "shuffle
 
 
 class SlowFiles:
-    """Files whose open waits, as on a server that takes its time, until this lets it go on.
+    """Files whose open waits until `answer`, as on a slow server.
 
-    The kernel has an open wait for the process that holds a lease of the file (fcntl(2), F_SETLEASE).
+    This process holds leases of the files (fcntl(2), F_SETLEASE), and the kernel lets an open wait until the lease ends.
     """
 
     def __init__(self, data: DataSet, numbers: range) -> None:
@@ -41,18 +41,18 @@ class SlowFiles:
 
     @property
     def ids(self) -> set[str]:
-        """Of those that wait, or would."""
+        """The ids of files that are still leased."""
         return set(self._fds)
 
     def answer(self, id: str) -> None:
-        """Let who waits for a file go on."""
+        """Let the open of a file return."""
         os.close(self._fds.pop(id))
 
 
 @pytest.fixture
 def slow_files(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[DataSet, SlowFiles]]]:
-    """Makes a data set of which some files are slow; a loader itself reads the first, so that one is not."""
-    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # the kernel tells who holds a lease of who waits
+    """Makes a data set in which some files are slow; never the first, which the main process reads."""
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # sent by the kernel when an open waits for a lease
     made: list[SlowFiles] = []
 
     def make(numbers: range, count: int = N) -> tuple[DataSet, SlowFiles]:
@@ -68,36 +68,36 @@ def slow_files(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
 
 
 def reading(loader: Loader) -> set[str]:
-    """The samples that are read at this moment."""
+    """The ids of samples that workers are reading now."""
     return {id for worker in loader.state.workers for id in worker.reading}
 
 
 def labels(loader: Loader, data: DataSet) -> list[int]:
-    """Those of an epoch, each row of which is checked."""
+    """The labels of an epoch, after a check of each row."""
     return [label for X, y in loader for label in data.check(X, y)]
 
 
 def test_files_that_answer_in_any_order(slow_files: Callable) -> None:
-    """Eight are asked for at once, and go on whichever answers first; batches and rows are in order nevertheless."""
+    """Eight files are requested at once and answer in random order; batches and rows are in order nevertheless."""
     data, slow = slow_files(range(1, N))
     chance = random.Random(1)
     with Loader(data.ids, data.labels, data_dir=data.path, **{**LOADS, "slots": 3}) as loader:  # one for each batch
         thread = Asking(lambda: labels(loader, data))
         while slow.ids:
-            wait_until(lambda: len(reading(loader) & slow.ids) == min(READS, len(slow.ids)), "as many as can be are in flight")
+            wait_until(lambda: len(reading(loader) & slow.ids) == min(READS, len(slow.ids)), "eight reads, or all, are in flight")
             slow.answer(chance.choice(sorted(reading(loader) & slow.ids)))
         assert thread.outcome() == list(range(N))
         assert loader.stats.reads == READS
 
 
 def test_a_death_amid_many_reads(slow_files: Callable, workers: Callable, caplog: pytest.LogCaptureFixture) -> None:
-    """What all eight held is named and read again; no sample is blamed, though it happens twice at the same files."""
+    """If a worker dies with eight reads in flight, the log names all and they are read again; no sample is blamed, even twice."""
     data, slow = slow_files(range(1, 1 + READS))
     held = slow.ids
     with Loader(data.ids, data.labels, data_dir=data.path, on_error="replace", max_damaged=0.0, **LOADS) as loader:
         thread = Asking(lambda: labels(loader, data))
         for restarts in range(2):
-            wait_until(lambda: loader.stats.restarts == restarts and reading(loader) == held, "all are in flight")  # noqa: B023
+            wait_until(lambda: loader.stats.restarts == restarts and reading(loader) == held, "all eight are read")  # noqa: B023
             [worker] = workers()
             kill(worker)
         for id in held:
@@ -112,7 +112,7 @@ def test_a_death_amid_many_reads(slow_files: Callable, workers: Callable, caplog
 
 @pytest.mark.parametrize(("how", "times"), [("fails", 10), ("hangs", 1), ("dies", 1)])
 def test_a_batch_is_an_error_once_its_last_row_is_read(folder: Callable, how: str, times: int) -> None:
-    """Whether that is read before or after another of its rows is given up, the request for the batch ends."""
+    """The request for a batch ends in an error once one row has failed and the others are read, in whatever order."""
     data = folder(8)
     read = reader(data)
 
@@ -134,11 +134,11 @@ def test_a_batch_is_an_error_once_its_last_row_is_read(folder: Callable, how: st
                 loader.batch(0)
 
 
-# Who may read at once.
+# Concurrent sources
 
 
 def test_a_concurrent_function_is_called_at_once() -> None:
-    """Four calls that each wait for three others end; in fewer threads they would not."""
+    """A concurrent function is called in four threads at once: each call waits for three others, and none hangs."""
     shared: dict[str, Any] = {}
 
     def meet(n: int) -> np.ndarray:
@@ -152,7 +152,7 @@ def test_a_concurrent_function_is_called_at_once() -> None:
 
 
 def test_a_function_that_ends_its_process_from_a_further_reader(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """``sys.exit`` ends the process in any thread; else that reader were gone, and its ticket waited for in vain."""
+    """``sys.exit`` in any reader's thread ends the worker, not just the thread, and its rows are read again."""
     ended = str(tmp_path / "ended")
     shared: dict[str, Any] = {}
 
@@ -173,7 +173,7 @@ def test_a_function_that_ends_its_process_from_a_further_reader(tmp_path: Path, 
 
 @pytest.mark.parametrize(("concurrent", "workers", "reads", "expected"), [(True, 2, 4, 4), (False, 2, 4, 1), (True, 0, 4, 1)])
 def test_each_reader_opens_a_copy_of_a_source(tmp_path: Path, concurrent: bool, workers: int, reads: int, expected: int) -> None:
-    """Once; there are as many as ``reads`` says, or one where the source is not concurrent, or there are no workers."""
+    """Each of ``reads`` readers opens its own copy of a source once; there is one if it is not concurrent, or without workers."""
     noted = str(tmp_path / "noted")
 
     class Noting(Source):

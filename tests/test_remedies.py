@@ -1,4 +1,4 @@
-"""What errors tell to do works when it is done: for files that are missing or damaged, and for what transforms give."""
+"""The remedies that errors name work."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from shmgen import FunctionError, Images, InputError, Loader, Npy, SampleError, 
 
 
 def of(data: Any, workers: int = 1, **options: Any) -> Loader:
-    """A loader of all files, in order."""
+    """A loader of all files of ``data``, in order."""
     options = {"data_dir": data.path, "shuffle": False, "workers": workers, **options}
     return Loader(data.ids, data.labels, 4, **options)
 
 
 def asked(loader: Loader, error: type[Exception], number: int) -> str:
-    """The error that a request for a batch ends in."""
+    """The text of the error that a request for a batch raises."""
     with pytest.raises(error) as raised:
         loader.batch(number)
     return str(raised.value)
 
 
 def test_no_scan_finds_what_is_no_damage(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A damaged file's error names the scan; where a limit on open files is reached, it names that limit, and no scan."""
+    """The error of a damaged file suggests a scan; that of too many open files names the limit instead."""
     data = folder(8)
 
     def no_more(*_: Any, **__: Any) -> int:
@@ -44,7 +44,7 @@ def test_no_scan_finds_what_is_no_damage(folder: Callable, monkeypatch: pytest.M
 
 
 def test_a_dtype_that_a_transform_gave(folder: Callable) -> None:
-    """The dtype that the error of a transform names works, for one that tries to divide the row in place."""
+    """If a transform can't divide a row in place, the error names a dtype with which it can."""
 
     def divide(x: np.ndarray, rng: object) -> None:
         x /= 255
@@ -59,7 +59,7 @@ def test_a_dtype_that_a_transform_gave(folder: Callable) -> None:
 
 
 def test_a_transform_of_other_arguments(folder: Callable) -> None:
-    """A transform of other arguments is refused by the constructor, with what it is called with."""
+    """A transform with other arguments is refused by the constructor, which names the right ones."""
     data = folder(8)
     for transform in (lambda x: x, {"X": lambda x: x}, lambda: None):
         with pytest.raises(InputError, match=r"expected a function of a row and a generator, such as def flip\(x, rng\)"):
@@ -76,7 +76,7 @@ WHOLE_SAMPLE: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("kind", WHOLE_SAMPLE)
 def test_a_transform_of_input_and_target(folder: Callable, kind: str) -> None:
-    """A transform of input and target is told to name the inputs, and then can change both."""
+    """The error of a transform of input and target says to name the inputs; then it can change both."""
     data = folder(8)
     masks = Npy(data.path)
     options = {"targets": masks, "data_dir": data.path, "batch_size": 4, "shuffle": False, "workers": 0}
@@ -98,7 +98,7 @@ def test_a_transform_of_input_and_target(folder: Callable, kind: str) -> None:
 
 
 def test_what_describes_rows_beside_images(tmp_path: Path) -> None:
-    """dim, n_channels and dtype beside another source are one error that says what that source takes."""
+    """``dim``, ``n_channels`` and ``dtype`` beside another source are one error that names the source's own arguments."""
     given: Any = {"dim": (4, 6), "n_channels": 1, "dtype": "float32"}
     with pytest.raises(InputError, match=r"n_channels and dtype out: Images takes folder, size, mode, .*dtype"):
         Loader(["a.png"], None, 1, source=Images(tmp_path), **given)
@@ -114,7 +114,7 @@ class Own(Source):
 
 @pytest.mark.parametrize("given", [[1.5, float("nan")], np.array([[1.0, 2.0], [np.nan, 3.0]]), {"a": 1.5, "b": float("nan")}])
 def test_nan_among_targets(given: Any) -> None:
-    """NaN among targets is an error unless a dtype of floats is given; among weights it always is."""
+    """NaN among targets is an error unless a float dtype is given; NaN among weights is always an error."""
     ids, x = ["a", "b"], Values([0, 1])
     with pytest.raises(InputError, match=r"id 'b', field 'y': expected a number, found .*nan.*; leave such ids out") as raised:
         Loader(ids, None, 2, inputs=x, targets=given)
