@@ -1,4 +1,4 @@
-"""Files behind http: one request each, over connections that are kept; what may pass is tried again, and the rest is named."""
+"""Files behind http: one request each, over kept connections; passing failures are retried, and others are errors by name."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def got(files: Remote, name: str, start: int = 0, stop: int | None = None) -> by
 
 
 def failure(files: Remote, name: str, start: int = 0, stop: int | None = None) -> str:
-    """The error of a file that can't be had."""
+    """The error for a file that can't be read."""
     with pytest.raises(FormatError) as raised:
         got(files, name, start, stop)
     return str(raised.value)
 
 
 def refused(url: str, **options: Any) -> str:
-    """The error of a URL, or options, that no store takes."""
+    """The error for a URL, or options, that can't be used."""
     with pytest.raises(InputError) as raised:
         Remote(url, options=options)
     return str(raised.value)
@@ -57,12 +57,12 @@ def refused(url: str, **options: Any) -> str:
 
 @pytest.fixture
 def file(root: Path) -> bytes:
-    """What is in ``id-7.npy``."""
+    """The content of ``id-7.npy``."""
     return (root / "id-7.npy").read_bytes()
 
 
 def test_one_request_a_file(root: Path, proxy: Proxy) -> None:
-    """Each file takes one GET, over one connection that is kept; nothing else is asked."""
+    """Each file takes one GET, over one kept connection, and there are no other requests."""
     source = reader(Npy(proxy.url), IDS)
     proxy.requests.clear()
     assert source.filled(IDS) == list(range(N))
@@ -89,7 +89,7 @@ NAMES = ["a b", "50%", "%2e%2e", "a%20b", "a#b", "a?b", "µ-ø-漢", "a+b", "a&b
 
 
 def test_names_are_quoted(root: Path, proxy: Proxy) -> None:
-    """Any id names the same file behind a URL as in a folder; the URL of a folder may be quoted or not."""
+    """An id names the same file behind a URL as in a folder; the URL of a folder may be quoted or not."""
     for number, name in enumerate(NAMES):
         (root / f"{name}.npy").parent.mkdir(exist_ok=True)
         np.save(root / f"{name}.npy", np.full((4, 3), number, "f4"))
@@ -109,9 +109,9 @@ FAULTS = ["reset", "close", "half", "stall", "hang", "drip", "drip-head", "nonse
 
 
 def test_what_may_pass_is_tried_again(file: bytes, proxy: Proxy) -> None:
-    """After two passing failures of any kind, the third try brings the file."""
+    """After two passing failures of any kind, the third try reads the file."""
     files = Remote(proxy.url, options={"timeout": 0.2})
-    proxy.faults["id-7.npy"] = ["chunks"]  # a way to answer without a length, and no failure
+    proxy.faults["id-7.npy"] = ["chunks"]  # an answer without a length, which is no failure
     assert got(files, "id-7.npy") == file
     for number, fault in enumerate(FAULTS):
         start, stop = (0, None) if number % 2 else (12, 40)
@@ -142,7 +142,7 @@ def test_a_connection_that_the_server_closed_meanwhile_is_no_failure(
     ],
 )
 def test_what_does_not_pass_is_named(root: Path, proxy: Proxy, fault: str, found: str) -> None:
-    """A failure that lasts is named with URL, answer, number of tries and time; the row is the one begun."""
+    """The error of a lasting failure has the URL, the answer, the number of tries and the time."""
     source = reader(Npy(Remote(proxy.url, options={"timeout": 0.1})), IDS)
     proxy.requests.clear()
     proxy.faults["id-2.npy"] = [fault] * 100
@@ -153,12 +153,12 @@ def test_what_does_not_pass_is_named(root: Path, proxy: Proxy, fault: str, found
     assert re.fullmatch(rf"expected the file, found {found}; tried 8 times in \d+\.\d s", error.reason)
     assert str(error) == f"sample 'id-2', {error.path}: {error.reason}"
     assert source.begun == [3]
-    # That a connection which was kept is lost says nothing about the server.
+    # A lost connection that had been kept does not count as a try.
     assert proxy.targets.count("/id-2.npy") == store.TRIES + (fault == "reset")
 
 
 def test_a_dead_server_is_given_up_in_the_time_that_is_said(root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A silent server is given up after the promised time, after half if it never answered; the error says how long."""
+    """A silent server is given up after the promised time, or half of it if it never answered; the error gives the time."""
     monkeypatch.setattr(store, "PATIENCE", 1.0)
     monkeypatch.setattr(store, "FIRST_PATIENCE", 0.5)
     files = Remote(proxy.url, options={"timeout": 0.4})
@@ -177,7 +177,7 @@ def test_a_dead_server_is_given_up_in_the_time_that_is_said(root: Path, proxy: P
 
 
 def test_a_server_that_goes_on_slowly_is_waited_for(root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that comes slowly, but keeps coming, is read to its end."""
+    """An answer that arrives slowly, but steadily, is read to its end."""
     (root / "id-7.npy").write_bytes(bytes(40))
     monkeypatch.setattr(http_store, "SLOWEST", 20)
     proxy.always = "drip"
@@ -188,7 +188,7 @@ def test_a_server_that_goes_on_slowly_is_waited_for(root: Path, proxy: Proxy, mo
 
 
 def test_what_will_not_pass_is_not_tried_again(root: Path, proxy: Proxy) -> None:
-    """A lasting status is an error at once, with S3's code, without the page that was sent."""
+    """A lasting status is an error at once; it shows the code of S3, but not the page that was sent."""
     files = Remote(proxy.url)
     proxy.requests.clear()
     found = {}
@@ -211,7 +211,7 @@ def test_what_will_not_pass_is_not_tried_again(root: Path, proxy: Proxy) -> None
 
 
 def test_an_answer_to_something_else(root: Path, proxy: Proxy) -> None:
-    """Bytes other than those that were asked for are refused."""
+    """An answer with other bytes than those requested is refused."""
     files = Remote(proxy.url)
     for header, text in {
         "Content-Encoding: gzip": "expected the file as it is, found it encoded as gzip; store it as it is",
@@ -229,7 +229,7 @@ def test_an_answer_to_something_else(root: Path, proxy: Proxy) -> None:
 
 
 def test_a_server_says_how_long_to_wait(file: bytes, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retry-After, in seconds or as a date, is obeyed up to a minute; else waits double, with random jitter."""
+    """Retry-After, in seconds or as a date, is obeyed up to a minute; without it, waits double each time, with random jitter."""
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     monkeypatch.setattr(store, "FIRST_WAIT", 0.1)
@@ -250,7 +250,7 @@ def test_an_interrupt_is_heard_while_a_server_is_silent(root: Path, proxy: Proxy
     proxy.always = "hang"
     code = f"from shmgen import Loader\nLoader(['a'], None, 1, data_dir={proxy.url!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    wait_until(lambda: proxy.in_flight, "it has asked", 60)
+    wait_until(lambda: proxy.in_flight, "the request is in flight", 60)
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
@@ -260,7 +260,7 @@ def test_an_interrupt_is_heard_while_a_server_is_silent(root: Path, proxy: Proxy
 
 
 def test_redirections(root: Path, proxy: Proxy, file: bytes) -> None:
-    """Redirections are followed, up to five, and only to URLs of http."""
+    """Up to five redirections are followed, and only to http URLs."""
     assert got(Remote(f"{proxy.url}/moved"), "id-7.npy") == file
     (root / "é b").mkdir()
     shutil.copy(root / "id-7.npy", root / "é b" / "x.npy")
@@ -282,7 +282,7 @@ def test_redirections(root: Path, proxy: Proxy, file: bytes) -> None:
 
 
 def test_another_host_is_told_nothing(root: Path, proxy: Proxy, served: tuple[Path, int], file: bytes) -> None:
-    """A redirection to another host carries none of the user's headers; one to the same host carries all."""
+    """A request redirected to another host has none of the user's headers; one redirected to the same host has all."""
     other = Proxy(served[1])
     headers = {"authorization": "Bearer a", "COOKIE": "b", "X-Api-Key": "c", "user-agent": "me"}
     try:
@@ -303,7 +303,7 @@ def test_another_host_is_told_nothing(root: Path, proxy: Proxy, served: tuple[Pa
 
 
 def test_a_user_in_the_url_and_what_follows_a_question_mark(root: Path, proxy: Proxy, file: bytes) -> None:
-    """User and query of a URL are sent, and not shown."""
+    """The user and the query of a URL are sent, but never shown."""
     private = Remote(proxy.url.replace("//", "//user:pass%20word@") + "/private")
     assert got(private, "id-7.npy") == file
     assert private.store.place("id-7.npy") == f"{proxy.url}/private/id-7.npy"
@@ -330,7 +330,7 @@ UNUSABLE: list[tuple[str, dict[str, Any], str]] = [
 
 
 def test_urls_and_options_that_can_not_be_used() -> None:
-    """An unusable URL or option is an error of the constructor, which shows no secret."""
+    """An unusable URL or option is an error of the constructor that shows no secret."""
     for url, options, text in UNUSABLE:
         said = refused(url, **options)
         assert text in said
@@ -338,7 +338,7 @@ def test_urls_and_options_that_can_not_be_used() -> None:
 
 
 def test_what_is_shown_of_a_url() -> None:
-    """What is shown of a URL, alone or in a message, has no user and no query."""
+    """URLs, alone or in a message, are shown without user and query."""
     for url, text in {
         "https://host/a b?sig=x": "https://host/a b?...",
         "ftp://me:p@ss@host:21/a@b": "ftp://host:21/a@b",
@@ -365,7 +365,7 @@ def secure(root: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def test_https_with_a_certificate_of_ones_own(secure: tuple[str, Path], file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A certificate that SSL_CERT_FILE names is trusted; else it is refused at once."""
+    """A self-signed certificate is refused at once, unless SSL_CERT_FILE names it."""
     url, pem = secure
     http_store._context.cache_clear()
     text = failure(Remote(url), "id-7.npy")
@@ -377,7 +377,7 @@ def test_https_with_a_certificate_of_ones_own(secure: tuple[str, Path], file: by
 
 
 def test_a_proxy_of_the_environment(served: tuple[Path, int], file: bytes, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """http_proxy is used, with its password, unless no_proxy names the host."""
+    """The proxy of the variable http_proxy is used, with its password, unless no_proxy names the host."""
     url = f"http://127.0.0.1:{served[1]}"
     monkeypatch.setenv("http_proxy", proxy.url.replace("//", "//me:pass%20word@"))
     assert got(Remote(url), "id-7.npy") == file
@@ -390,7 +390,7 @@ def test_a_proxy_of_the_environment(served: tuple[Path, int], file: bytes, proxy
 
 
 def ranges(proxy: Proxy) -> list[tuple[int, int]]:
-    """The rows that were asked for, as pairs of the first and one past the last."""
+    """The requested rows, as pairs of the first row and one past the last."""
     found = [re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers["range"]) for request in proxy.requests]
     pairs = [(int(match[1]) - 128, int(match[2]) + 1 - 128) for match in found if match]
     assert all(first % ROW_BYTES == stop % ROW_BYTES == 0 for first, stop in pairs)
@@ -407,7 +407,7 @@ def test_rows_are_got_by_one_request_for_neighbours(root: Path, proxy: Proxy) ->
 
 
 def test_a_file_of_rows_that_is_replaced(root: Path, proxy: Proxy) -> None:
-    """Rows of a file that was replaced since are an error."""
+    """Reading rows from a file that was replaced after the loader was made is an error."""
     source = reader(NpyRows(f"{proxy.url}/all.npy"), range(N))
     assert source.filled([1, 2]) == [1, 2]
     np.save(root / "new.npy", np.repeat(np.arange(100, 100 + 2 * N, dtype="f4"), 12).reshape(-1, 4, 3))
@@ -446,11 +446,11 @@ def test_a_loader_of_a_url(root: Path, proxy: Proxy) -> None:
                 assert X[:, 0, 0].tolist() == y.tolist()
     assert {request.method for request in proxy.requests} == {"GET"}
     assert 8 < proxy.most_in_flight <= 16
-    assert proxy.connections <= 1 + 16 + 3  # those that were lost
+    assert proxy.connections <= 1 + 16 + 3  # 3 replace lost ones
 
 
 def test_the_main_process_keeps_no_connection(root: Path, proxy: Proxy) -> None:
-    """The main process asks for one header, closes the connection, and sends none to workers."""
+    """The main process reads one header, then closes its connection; a bound source can be pickled."""
     sources: list[Any] = [Npy(proxy.url), NpyRows(f"{proxy.url}/all.npy")]
     bound = [sources[0].bind(IDS), sources[1].bind(range(N))]
     assert proxy.connections == 2
@@ -459,7 +459,7 @@ def test_the_main_process_keeps_no_connection(root: Path, proxy: Proxy) -> None:
 
 
 def test_a_worker_of_remote_files_is_lean(root: Path, proxy: Proxy, workers: Callable[[], list[psutil.Process]]) -> None:
-    """A worker of files behind http maps neither NumPy nor obstore."""
+    """A worker that reads files behind http loads neither NumPy nor the libraries of S3."""
     with Loader(IDS, None, 6, data_dir=proxy.url, workers=1) as loader:
         list(loader)
         [worker] = workers()
@@ -468,7 +468,7 @@ def test_a_worker_of_remote_files_is_lean(root: Path, proxy: Proxy, workers: Cal
 
 
 def test_who_reads_a_folder_imports_nothing_of_this() -> None:
-    """The code of a worker of local files imports no network."""
+    """The modules that a worker needs for local files import no network modules."""
     code = "import sys, shmgen._sources.npy, shmgen._sources.npy_rows, shmgen._worker.main\nprint(*sys.modules)"
     found = python("-S", "-c", code, check=True).stdout.split()
     of_storage = [name for name in found if name.startswith("shmgen._storage.")]
@@ -477,7 +477,7 @@ def test_who_reads_a_folder_imports_nothing_of_this() -> None:
 
 
 def test_a_cache_beside_data_dir(root: Path, proxy: Proxy, tmp_path: Path) -> None:
-    """``cache`` beside a URL works in one line; elsewhere it is refused with what to write."""
+    """``cache`` works beside a URL as ``data_dir``; elsewhere it is refused, with a remedy."""
     with Loader(IDS, None, 6, data_dir=proxy.url, cache=tmp_path, workers=0) as loader:
         list(loader)
         proxy.requests.clear()
@@ -497,21 +497,21 @@ def test_a_cache_beside_data_dir(root: Path, proxy: Proxy, tmp_path: Path) -> No
 
 
 def test_ids_that_are_urls() -> None:
-    """Ids that are URLs are refused, with what to pass instead."""
+    """Ids that are URLs are refused; the error says to pass the folder's URL as ``data_dir``."""
     with pytest.raises(SampleError, match="ids are no URLs: pass the URL of the folder as data_dir"):
         reader(Npy(None), ["https://host/folder/a.npy"])
 
 
 @pytest.fixture
 def ids_file(tmp_path: Path) -> Path:
-    """A file with the ids of what is served, and of one more."""
+    """A file with the ids of all served files, and of a missing one."""
     (tmp_path / "ids").write_text("\n".join([*IDS, "none"]))
     return tmp_path / "ids"
 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_a_scan_of_a_url(root: Path, proxy: Proxy, cli: Callable[..., Ran], ids_file: Path, full: bool) -> None:
-    """A scan of a URL asks for the first bytes of each file, and with ``--full`` for whole files; it names bad ones."""
+    """A scan of a URL reads the first bytes of each file, and with ``--full`` whole files; it names damaged ones."""
     (root / "id-3.npy").write_bytes((root / "id-3.npy").read_bytes()[:150])
     (root / "id-4.npy").write_bytes(b"")
     np.save(root / "id-5.npy", np.full((4, 3), np.nan, "f4"))
@@ -540,7 +540,7 @@ def test_a_scan_of_a_url(root: Path, proxy: Proxy, cli: Callable[..., Ran], ids_
 def test_no_command_shows_what_is_secret(
     proxy: Proxy, root: Path, cli: Callable[..., Ran], ids_file: Path, tmp_path: Path
 ) -> None:
-    """No table, JSON or error shows the user or the query of a URL."""
+    """No table, JSON output or error shows the user or the query of a URL."""
     url = proxy.url.replace("//", f"//me:{SECRET}@") + f"/?sig={SECRET}"
     dead = url.replace(str(proxy.port), "1")
     commands: dict[str, list[object]] = {
@@ -557,7 +557,7 @@ def test_no_command_shows_what_is_secret(
 
 
 def test_a_scan_needs_ids_where_nothing_can_be_listed(proxy: Proxy, cli: Callable[..., Ran]) -> None:
-    """A URL that can't be listed is refused without ids; the error says how to give them."""
+    """Without ids a URL that can't be listed is refused; the error says how to pass them."""
     done = cli("scan", proxy.url)
     assert done.status == 2
     assert (

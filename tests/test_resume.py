@@ -1,4 +1,4 @@
-"""A run of ``fit`` that is killed at any moment, and started again, comes to the very weights that it would have come to."""
+"""A run of ``fit`` that is killed at any moment, and started again, ends with the same weights as one that is not killed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from conftest import ROOT
 RUNS = Path(__file__).with_name("resume_runs.py")
 
 BATCHES = 10
-"""In an epoch of a run; there are 3 epochs."""
+"""Batches in an epoch; a run has 3 epochs."""
 
 
 class Runs:
-    """Runs of ``resume_runs.py``, one after the other, on a backend of Keras's."""
+    """Runs of ``resume_runs.py``, one after another, on one backend of Keras."""
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
@@ -38,7 +38,7 @@ class Runs:
         assert self._answer() == backend
 
     def __call__(self, home: Path, **options: Any) -> int:
-        """A run in ``home``; its exit code, or minus the number of the signal that ended it."""
+        """Run in ``home``; returns the exit code, or minus the number of the signal that ended the run."""
         home.mkdir(exist_ok=True)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"home": str(home), **options}) + "\n")
@@ -61,7 +61,7 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest) -> Iterator[Runs]:
-    """Runs on a backend of Keras's."""
+    """Runs on one backend of Keras."""
     if importlib.util.find_spec(request.param) is None:
         pytest.skip(f"{request.param} is not installed")
     runs = Runs(request.param)
@@ -71,9 +71,9 @@ def runs(request: pytest.FixtureRequest) -> Iterator[Runs]:
 
 @pytest.fixture
 def torn(runs: Runs, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Kills a run at several moments, one after the other, and lets it come to its end.
+    """A function that kills a run at several moments, one after another, and then lets it end.
 
-    Returns what came of it, once it was seen to be, bit for bit, what comes of a run that is not killed and saves no state.
+    Its result is compared, bit for bit, with that of a run that is not killed and saves no state, and returned.
     """
 
     def tear(*kills: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -98,7 +98,7 @@ on_tensorflow, on_jax = (pytest.param(name, marks=pytest.mark.slow) for name in 
 
 @pytest.mark.parametrize("runs", [on_tensorflow, on_jax, pytest.param("torch", marks=pytest.mark.torch)], indirect=True)
 def test_killed_at_any_moment(torn: Callable[..., Any]) -> None:
-    """In mid-step, while a state is written, before and after it gets its name, while the old one is deleted, in a validation."""
+    """A run resumes exactly after kills in a step, in a validation, while a state is saved, or while the old one is deleted."""
     kills = [
         {"where": "read", "count": 2},
         {"where": "write", "count": 40},
@@ -114,5 +114,5 @@ def test_killed_at_any_moment(torn: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("runs", [on_tensorflow, on_jax], indirect=True)
 def test_several_steps_per_execution(torn: Callable[..., Any]) -> None:
-    """4, which do not divide the 10 batches of an epoch; in half precision, and with weights of which the best are put back."""
+    """A run resumes exactly with 4 steps per execution in 10 batches, in half precision, and if the best weights are restored."""
     torn({"where": "on_train_batch_begin", "count": 5}, steps_per_execution=4, policy="mixed_float16", best=True)

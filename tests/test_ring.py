@@ -1,4 +1,4 @@
-"""Slots of shared memory: aligned, nameless, and leased for exactly as long as anybody sees them."""
+"""Slots of shared memory are aligned, have no file name, and are leased for exactly as long as a view of them exists."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Rings = Callable[..., Ring]
 
 @pytest.fixture
 def make_ring() -> Iterator[Callable[..., Ring]]:
-    """Makes rings, which are closed after the test."""
+    """A function that makes rings, which are closed after the test."""
     made: list[Ring] = []
 
     def make(slots: int = 2) -> Ring:
@@ -43,12 +43,12 @@ def make_ring() -> Iterator[Callable[..., Ring]]:
 
 
 def address(ring: Ring, slot: int) -> int:
-    """Where a slot lies in this process."""
+    """The address of a slot in this process."""
     return int(np.frombuffer(ring.bytes(slot), np.uint8).ctypes.data)
 
 
 def test_arrays_are_aligned_contiguous_and_apart(make_ring: Rings) -> None:
-    """Every field and the sheet of every slot begin at a multiple of 64 bytes, are contiguous, and overlap no other."""
+    """All fields and sheets of all slots begin at multiples of 64 bytes, are contiguous, and do not overlap."""
     ring = make_ring(slots=3)
     arrays = [array for slot in range(3) for array in (*ring.lease(slot, 4), ring.sheet(slot))]
     for array, field in zip(arrays, (*FIELDS, SHEET) * 3, strict=True):
@@ -60,10 +60,10 @@ def test_arrays_are_aligned_contiguous_and_apart(make_ring: Rings) -> None:
 
 
 def test_a_shorter_batch_is_a_prefix(make_ring: Rings) -> None:
-    """The last batch of an epoch has fewer rows, and begins where the others do."""
+    """The arrays of a batch with fewer rows begin at the same addresses as those of a whole one."""
     ring = make_ring()
     whole = ring.lease(0, 4)
-    ring.prepare_lease(0, 4)  # a batch of another number of rows comes instead
+    ring.prepare_lease(0, 4)  # prepared for 4 rows, and then leased with 3
     short = ring.lease(0, 3)
     assert [array.shape[0] for array in short] == [3, 3, 3]
     assert [array.ctypes.data for array in short] == [array.ctypes.data for array in whole]
@@ -84,7 +84,7 @@ def test_a_shorter_batch_is_a_prefix(make_ring: Rings) -> None:
     pytest.param(lambda array: array.flat, id="flatiter"),
 ])  # fmt: skip
 def test_a_slot_is_free_when_the_last_view_is_gone(view: Callable[[np.ndarray], object], make_ring: Rings) -> None:
-    """Any kind of view of any field keeps the slot, and its end frees it at once."""
+    """A view of any kind, of any field, keeps its slot leased; the slot is free as soon as the view is deleted."""
     ring = make_ring()
     for field in (0, 2):
         seen = view(ring.lease(1, 4)[field])
@@ -98,7 +98,7 @@ def test_a_slot_is_free_when_the_last_view_is_gone(view: Callable[[np.ndarray], 
 
 
 def test_a_view_in_a_cycle_keeps_its_slot_until_collected(no_collection: None, make_ring: Rings) -> None:
-    """A lease ends by collection, too."""
+    """A view in a reference cycle keeps its slot until garbage collection."""
     ring = make_ring()
     cycle: list[object] = [ring.lease(0, 4)]
     cycle.append(cycle)
@@ -109,7 +109,7 @@ def test_a_view_in_a_cycle_keeps_its_slot_until_collected(no_collection: None, m
 
 
 def test_memory_is_unmapped_with_the_last_view(make_ring: Rings) -> None:
-    """Closed and let go of, the segment takes no memory."""
+    """The memory of a closed ring is unmapped when its last view is deleted."""
     ring = make_ring()
     arrays = ring.lease(0, 4)
     start = address(ring, 0)
@@ -125,7 +125,7 @@ def is_mapped(address: int) -> bool:
 
 
 def test_a_ring_has_no_name(make_ring: Rings) -> None:
-    """It is memory, not a file of /dev/shm, from the first moment: no death can leave anything behind."""
+    """A ring never has a file name, so it leaves nothing behind, whenever a process dies."""
     ring = make_ring()
     assert os.readlink(f"/proc/self/fd/{ring.fd}").startswith(("/memfd:", "/dev/shm/#"))
     assert os.fstat(ring.fd).st_nlink == 0
@@ -134,7 +134,7 @@ def test_a_ring_has_no_name(make_ring: Rings) -> None:
 
 @pytest.mark.parametrize("umask", [0, 0o777])
 def test_a_ring_is_its_owners_alone(umask: int, make_ring: Rings) -> None:
-    """Whatever the umask, no other user may read the data."""
+    """With any umask, only the owner may read a ring's memory."""
     before = os.umask(umask)
     try:
         ring = make_ring()
@@ -144,14 +144,14 @@ def test_a_ring_is_its_owners_alone(umask: int, make_ring: Rings) -> None:
 
 
 def test_pages_are_reserved() -> None:
-    """Memory is had before it is handed out, so that no later touch can fail."""
+    """All pages are reserved when the ring is made, so that no later access can fail."""
     ring = Ring(Layout((Field("X", (1000,), np.dtype(np.float64)),), 100), 2)
     assert os.fstat(ring.fd).st_blocks * 512 >= 2 * ring.layout.slot_bytes >= 2 * 800_000
     ring.close()
 
 
 def test_a_sheet_lies_where_workers_look(make_ring: Rings) -> None:
-    """A slot's bytes at ``sheet_offset`` are the words that were written."""
+    """Workers find a slot's sheet at ``sheet_offset``; a sheet whose first rows are all marked as read says so."""
     ring = make_ring(slots=3)
     ring.sheet(1)[:] = words = [2, 3, 4, 1, 10, 20, 30, 40]
     ring.arrays(1)[0][:] = 1.5
@@ -164,7 +164,7 @@ def test_a_sheet_lies_where_workers_look(make_ring: Rings) -> None:
 
 @pytest.mark.parametrize("rows", [1, 4, 62, 63, 64, 510, 511])
 def test_slots_are_whole_pages_with_room_for_the_sheet(rows: int) -> None:
-    """Whatever lies before it, also in the last page: a row of 64 bytes and its number fill the page at some sizes."""
+    """A slot is whole pages with room for the sheet, also where its rows and sheet fill the last page, or nearly."""
     layout = Layout((Field("X", (64,), np.dtype(np.uint8)),), rows)
     assert layout.sheet_offset % ALIGNMENT == layout.slot_bytes % PAGE == 0
     assert rows * 64 <= layout.sheet_offset
@@ -172,7 +172,7 @@ def test_slots_are_whole_pages_with_room_for_the_sheet(rows: int) -> None:
 
 
 def test_growing_keeps_what_is_there() -> None:
-    """A ring that grows keeps the contents and the place of its slots, and the leases of before; workers see the same memory."""
+    """A ring that grows keeps the content, address and lease of each slot, and workers see the same memory."""
     ring = Ring(Layout(FIELDS, 4), 2)
     x = ring.lease(0, 4)[0]
     x[:] = 4
@@ -200,7 +200,7 @@ def test_growing_keeps_what_is_there() -> None:
 
 
 def test_a_slot_that_there_is_not(make_ring: Rings) -> None:
-    """Segments say so; after `close` they map no other file that has the descriptor's number by then."""
+    """A slot that does not exist is an IndexError, and one of closed segments, or of a closed ring, an OSError."""
     ring = make_ring(slots=2)
     segments = Segments(ring.fd, ring.layout.slot_bytes)
     with pytest.raises(IndexError):
@@ -214,7 +214,7 @@ def test_a_slot_that_there_is_not(make_ring: Rings) -> None:
 
 
 def test_threads_that_meet_a_slot_at_once_map_it_once(monkeypatch: pytest.MonkeyPatch, make_ring: Rings) -> None:
-    """Readers of a worker share its segments: however they interleave, each slot is there once, and theirs."""
+    """Two reader threads that need a new slot at once map it once."""
     ring = make_ring(slots=2)
     segments = Segments(ring.fd, ring.layout.slot_bytes)
     ring.grow(3)
@@ -223,7 +223,7 @@ def test_threads_that_meet_a_slot_at_once_map_it_once(monkeypatch: pytest.Monkey
     def slow(fd: int) -> os.stat_result:
         found = stat(fd)
         try:
-            both.wait(0.2)  # the other comes here too, unless it waits for its turn
+            both.wait(0.2)  # both threads arrive here, unless one waits for the other's lock
         except threading.BrokenBarrierError:
             both.reset()
         return found
@@ -263,7 +263,7 @@ RESERVE = os.posix_fallocate
 def test_a_growth_that_fails_leaves_all_as_it_was(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, error: Callable[..., None], make_ring: Rings
 ) -> None:
-    """Whether memory is refused, or its mapping, or Ctrl-C comes: file, slots and leases are as before, and it can grow later."""
+    """If memory or its mapping is refused, or Ctrl-C comes, file, slots and leases are as before, and the ring can grow later."""
     ring = make_ring(slots=2)
     x = ring.lease(1, 4)[0]
     x[:] = 3
@@ -282,7 +282,7 @@ def test_a_growth_that_fails_leaves_all_as_it_was(
 
 
 def test_what_a_worker_mapped_of_a_growth_that_failed_serves_later(make_ring: Rings) -> None:
-    """It may have looked just before the file was cut back; when that grows again, both see the same memory."""
+    """A worker that mapped slots just before a failed growth was undone sees the same memory once the ring grows again."""
     ring = make_ring(slots=2)
     slot_bytes = ring.layout.slot_bytes
     os.posix_fallocate(ring.fd, 2 * slot_bytes, 4 * slot_bytes)
@@ -301,9 +301,9 @@ def test_what_a_worker_mapped_of_a_growth_that_failed_serves_later(make_ring: Ri
 def test_a_ring_grows_by_as_much_as_there_is_memory_for(
     monkeypatch: pytest.MonkeyPatch, left: int, in_tmpfs: int | None, added: int, make_ring: Rings
 ) -> None:
-    """Of 4 wanted slots, as many as leave others half of what is available, but one while there is memory for it.
+    """Of 4 wanted slots, as many are added as fit into half of the available memory, or one if there is memory for it.
 
-    Where the memory is a file of /dev/shm, what is free there is all that is available.
+    If the ring is a file of /dev/shm, only the memory that is free there is available.
     """
     ring = make_ring(slots=2)
     monkeypatch.setattr(shmgen._memory.ring, "available", lambda: OTHERS_NEED + left * ring.layout.slot_bytes)
@@ -316,7 +316,7 @@ def test_a_ring_grows_by_as_much_as_there_is_memory_for(
 def test_what_the_kernel_refuses_is_tried_in_smaller_parts(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where memory seems to be there and is not, as where the kernel overcommits none: fewer slots, said with the numbers."""
+    """If the kernel refuses memory that seemed available, there are fewer slots, and a warning gives the numbers."""
     reserve = os.posix_fallocate
 
     def stingy(fd: int, held: int, more: int) -> None:
@@ -341,7 +341,7 @@ def test_what_the_kernel_refuses_is_tried_in_smaller_parts(
 
 
 def test_where_address_space_is_short_a_ring_grows_by_less() -> None:
-    """Under ``ulimit -v``, by as much as can be mapped; where that is nothing, the error names the limit."""
+    """Under ``ulimit -v`` a ring grows by the slots that can be mapped; if that is none, the error names the limit."""
     code = """
 import resource, sys
 import numpy as np
@@ -363,7 +363,7 @@ except OSError as error: print(error, ring.slots)
 
 
 def test_close_may_be_called_again(make_ring: Rings) -> None:
-    """Closing twice closes no other descriptor."""
+    """A second `close` does not close a new file that has the ring's descriptor number."""
     ring = make_ring()
     ring.close()
     other = os.open("/dev/null", os.O_RDONLY)

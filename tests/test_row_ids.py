@@ -1,4 +1,4 @@
-"""`NpyRows` with ids: texts find their rows, in no more memory than numbers take, and never another's row."""
+"""`NpyRows` with ids: text ids find their own rows, and take no more memory than numbers."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ IDS = [f"cats/{number:03}" for number in range(N)]
 
 @pytest.fixture
 def all_npy(tmp_path: Path) -> Path:
-    """Row n is full of n, and has the id of number n."""
+    """A file in which row n is filled with n, beside the file of ids."""
     np.save(tmp_path / "all.npy", np.arange(N)[:, None] * np.ones(3, np.int64))
     (tmp_path / "all.ids").write_text("".join(f"{id}\n" for id in IDS))
     return tmp_path / "all.npy"
 
 
 def source(file: Path, **options: Any) -> NpyRows:
-    """The rows, with the ids beside them."""
+    """The rows of ``file``, with the ids in the file beside it."""
     return NpyRows(file, ids=file.with_suffix(".ids"), **options)
 
 
 def rows(ids: Any, file: Path) -> list[int]:
-    """The rows that a loader finds for these ids, in their order."""
+    """The row numbers that a loader finds for ids, in the order of the ids."""
     with Loader(ids, None, 7, source=source(file), shuffle=False, tail="keep", workers=0) as loader:
         return [number for (X,) in loader for number in X[:, 0].tolist()]
 
@@ -57,13 +57,13 @@ CHOICES = {
 
 
 def test_each_id_finds_its_row(all_npy: Path) -> None:
-    """Any choice of ids, in any order, finds its rows."""
+    """Any selection of ids, in any order, finds its rows."""
     for what, choice in CHOICES.items():
         assert rows([IDS[number] for number in choice], all_npy) == list(choice), what
 
 
 def test_ids_of_other_kinds(all_npy: Path) -> None:
-    """Ids may be an array of texts, or ints, which mean their texts; a shuffle keeps id and row together."""
+    """Ids may be an array of texts, or ints, which are looked up as texts; shuffling keeps id and row together."""
     assert rows(np.array(IDS)[SHUFFLED], all_npy) == SHUFFLED
     all_npy.with_suffix(".ids").write_text("".join(f"{10 * number}\n" for number in range(N)))
     assert rows(range(0, 10 * N, 20), all_npy) == list(range(0, N, 2))
@@ -82,7 +82,7 @@ STYLES: dict[str, Callable[[str], bytes]] = {
 
 
 def test_a_file_as_any_editor_writes_it(all_npy: Path) -> None:
-    """The file of ids may have empty lines, Windows line ends, a byte order mark, and no last newline."""
+    """The file of ids may have empty lines, Windows line endings, a byte order mark, or no last newline."""
     for what, style in STYLES.items():
         all_npy.with_suffix(".ids").write_bytes(style("".join(f"{id}\n" for id in IDS)))
         for choice in (range(N), SHUFFLED):
@@ -90,7 +90,7 @@ def test_a_file_as_any_editor_writes_it(all_npy: Path) -> None:
 
 
 def test_an_id_without_a_row_is_named(all_npy: Path) -> None:
-    """An id without a row is named, wherever it stands: another, a part of one, with a NUL, of two lines, no text."""
+    """An id without a row is named, at any position: a wrong one, a part of an id, two lines, or one with odd characters."""
     for id in ("dogs/001", "cats/01", "ats/001", "cats/001\0", "cats/001\ncats/002", "\ud800"):
         for others, place in ((IDS, 0), (IDS[::-1], 30), (IDS, N)):
             with pytest.raises(InputError, match=r"expected it among the ids in .*found it nowhere") as caught:
@@ -100,7 +100,7 @@ def test_an_id_without_a_row_is_named(all_npy: Path) -> None:
 
 
 def in_its_place_a_fifo(path: Path) -> None:
-    """Put a FIFO in the place of a file."""
+    """Replace a file by a FIFO."""
     path.unlink()
     os.mkfifo(path)
 
@@ -119,7 +119,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_file_of_ids_that_is_refused(all_npy: Path, what: str) -> None:
-    """A file of ids that does not fit the rows is named with what is wrong."""
+    """A file of ids that can't be read, or does not fit the rows, is an error that names the file and the reason."""
     harm, said = REFUSED[what]
     harm(all_npy.with_suffix(".ids"))
     with pytest.raises(InputError) as caught:
@@ -139,7 +139,7 @@ def test_texts_without_a_file_of_ids(all_npy: Path) -> None:
 
 
 def test_beside_a_source_that_takes_texts(all_npy: Path, folder: Callable[..., Any]) -> None:
-    """Beside other sources, each file of rows looks ids up in its own list, and labels go by id."""
+    """Each file of rows looks up ids in its own list, also beside other sources; labels are looked up by id."""
     data = folder(N, (2,))
     other = all_npy.with_name("other.npy")
     np.save(other, 100 + np.array(SHUFFLED))
@@ -153,7 +153,7 @@ def test_beside_a_source_that_takes_texts(all_npy: Path, folder: Callable[..., A
 
 
 def test_what_cannot_be_read_is_named_by_its_id(all_npy: Path) -> None:
-    """A row that can't be read is named by its text id; its place is given as row and file."""
+    """An unreadable row is named by its text id."""
     os.truncate(all_npy, 128 + 24 * (N - 1))
     with pytest.raises(InputError, match="truncated"):
         Loader(IDS, None, N, source=source(all_npy), workers=0)
@@ -161,7 +161,7 @@ def test_what_cannot_be_read_is_named_by_its_id(all_npy: Path) -> None:
     with Loader(IDS[::-1], None, N, source=source(all_npy), workers=1, shuffle=False) as loader:
         os.truncate(all_npy, 128 + 24 * (N - 1))
         with pytest.raises(SampleError) as caught:
-            list(itertools.chain(loader, loader, loader))  # of the first, some may have been read before
+            list(itertools.chain(loader, loader, loader))  # the first epochs may have been read before the truncation
         assert caught.value.id == IDS[-1]
     np.save(all_npy, np.zeros((N, 3), np.int64))
     bound = source(all_npy).bind(IDS)
@@ -169,7 +169,7 @@ def test_what_cannot_be_read_is_named_by_its_id(all_npy: Path) -> None:
 
 
 def test_behind_a_url(root: Path, served: tuple[Path, int]) -> None:
-    """The rows alone, or rows and ids, may lie behind a URL."""
+    """Rows, or rows and ids, may be read from a URL."""
     (root / "all.ids").write_text("".join(f"{id}\n" for id in IDS[:24]))
     url = f"http://127.0.0.1:{served[1]}"
     for ids in (f"{url}/all.ids", root / "all.ids"):
@@ -184,7 +184,7 @@ MANY = 30_000
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str]]:
-    """A file of many rows and one of their ids; these, in order and shuffled."""
+    """A file of many rows beside a file of their ids; and the ids, in order and shuffled."""
     folder = tmp_path_factory.mktemp("many")
     ids = [f"folder-{number % 1000}/{number}" for number in range(MANY)]
     np.save(folder / "all.npy", np.arange(MANY, dtype=np.uint32))
@@ -194,7 +194,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], lis
 
 @pytest.mark.parametrize("in_order", [True, False])
 def test_many_texts(many: tuple[Path, list[str], list[str]], in_order: bool) -> None:
-    """Looking up ids keeps nothing where they are the file's own in order, and 4 bytes an id else."""
+    """Looking up ids keeps 4 bytes an id, or nothing if they are all the ids of the file in order."""
     file, ids, shuffled = many
     chosen = kept(ids if in_order else shuffled)
     tracemalloc.start()
@@ -210,7 +210,7 @@ def test_many_texts(many: tuple[Path, list[str], list[str]], in_order: bool) -> 
 
 
 def test_memory_of_texts(many: tuple[Path, list[str], list[str]]) -> None:
-    """Ids take at most 16 bytes each beside their texts, once for all processes; a worker is sent none of them."""
+    """Ids take at most 16 bytes each beside their texts, in memory shared by all processes; no message to a worker has them."""
     file, _, shuffled = many
     with Loader(shuffled, None, 64, source=source(file), workers=2) as loader:
         next(iter(loader))
@@ -219,4 +219,4 @@ def test_memory_of_texts(many: tuple[Path, list[str], list[str]]) -> None:
         shared = sum(os.fstat(table.fd).st_size for table in tables)
         assert shared <= sum(map(len, shuffled)) + 16 * MANY
         assert len(pickle.dumps(tables)) + len(pool._start_message.filler) < 4000
-        assert b"row_ids" not in pool._start_message.filler  # nor does it import what looks ids up
+        assert b"row_ids" not in pool._start_message.filler  # nor does a worker import the module that looks up ids

@@ -1,4 +1,4 @@
-"""Rows: nothing of another sample is ever in one, and dtypes beyond NumPy's own work."""
+"""Rows never contain data of another sample, and may have the dtypes of ml_dtypes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ N = 40
 
 
 def padded(data: Any, path: Path) -> dict[str, Any]:
-    """Sources by kind, which fill the first k % 3 numbers of row k with k; files in ``path`` make some fail or die once."""
+    """Sources by kind, which fill the first k % 3 elements of row k with k; a file in ``path`` makes its row fail or die once."""
     marks = str(path)
 
     def pad(id: Any, row: np.ndarray) -> None:
@@ -52,7 +52,7 @@ def padded(data: Any, path: Path) -> dict[str, Any]:
 
 
 def left_out(X: np.ndarray, y: np.ndarray) -> list[int]:
-    """Labels of rows that do not hold what a `padded` source fills, and zeros."""
+    """Labels of rows with anything else than a `padded` source's numbers and zeros."""
     flat = X.reshape(len(X), -1)
     expected = np.where(np.arange(12) < y[:, None] % 3, y[:, None], 0)
     return y[(flat != expected).any(axis=1)].tolist()
@@ -60,14 +60,14 @@ def left_out(X: np.ndarray, y: np.ndarray) -> list[int]:
 
 @pytest.mark.parametrize(("kind", "workers"), [("function", 0), ("fill", 1)])
 def test_what_a_source_leaves_out_of_a_row_is_zero(folder: Callable, tmp_path: Path, kind: str, workers: int) -> None:
-    """What a source leaves out of a row is zero, not what the slot held before."""
+    """Elements that a source leaves out are zero, and not the slot's earlier content."""
     data = folder(N)
     with Loader(data.ids, data.labels, 4, source=padded(data, tmp_path)[kind], slots=2, workers=workers) as loader:
         assert [left_out(X, y) for _ in range(3) for X, y in loader] == [[]] * 30
 
 
 def test_a_transform_sees_zeros_where_nothing_was_filled(folder: Callable, tmp_path: Path) -> None:
-    """A transform sees zeros where nothing was filled; what it writes there is gone when the slot is filled again."""
+    """A transform sees zeros in elements left out; what it writes there is cleared before the slot is filled again."""
     data = folder(N)
 
     def minus(X: np.ndarray, rng: object) -> None:
@@ -90,14 +90,14 @@ def test_a_row_is_clear_when_it_is_filled_again(folder: Callable, tmp_path: Path
     options: dict[str, Any] = {"slots": 2, "workers": workers, "on_error": "replace", "max_damaged": 0.5}
     with Loader(data.ids, data.labels, 4, source=source, **options) as loader:
         assert [left_out(X, y) for X, y in loader] == [[]] * 10
-        if kind != "fill":  # whose rows are tried one by one, and do not fail again
+        if kind != "fill":  # its rows are retried one by one, and do not fail again
             assert len(loader.damaged) == (len(bad) if mark == "fails" else 0)
         assert loader.stats.restarts == (len(bad) if mark == "dies" else 0)
     assert not list(tmp_path.glob(f"{mark}-*"))
 
 
 def test_only_rows_that_may_be_filled_in_part_are_cleared(folder: Callable) -> None:
-    """Rows that are overwritten whole, as those of files are, are not set to 0 first: their readers leave nothing out."""
+    """Sources that always overwrite whole rows, such as files, are known as such, so their rows are not cleared first."""
     data = folder(8)
     np.save(data.path / "all.npy", np.zeros((8, 3)))
     assert not Npy(data.path).bind(data.ids).leaves_out
@@ -111,13 +111,13 @@ NAMES = ["bfloat16", "float8_e4m3b11fnuz"]
 
 
 def numbered(dtype: str) -> np.ndarray:
-    """40 rows of shape (4, 3), whose elements are their number, in a dtype of ml_dtypes; the largest is 8."""
+    """40 rows of shape (4, 3) in a dtype of ml_dtypes; all elements of row n are n % 8 + 1."""
     return np.full((N, 4, 3), np.arange(N)[:, None, None] % 8 + 1).astype(getattr(ml_dtypes, dtype))
 
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Callable[[str], list[str]]:
-    """Writes the rows of `numbered` into a file each, and into ``all.npy``; their ids."""
+    """A function that writes the rows of `numbered` into a file each, and into ``all.npy``; it returns the files' ids."""
 
     def write(dtype: str) -> list[str]:
         for number, row in enumerate(numbered(dtype)):
@@ -129,14 +129,14 @@ def stored(tmp_path: Path) -> Callable[[str], list[str]]:
 
 
 def loaded(ids: Any, workers: int = 0, **options: Any) -> np.ndarray:
-    """``X`` of an epoch in order, with its dtype."""
+    """All rows of an epoch, in the order of the ids."""
     with Loader(ids, None, 8, shuffle=False, workers=workers, **options) as loader:
         return np.concatenate([X for (X,) in loader])
 
 
 @pytest.mark.parametrize("dtype", NAMES)
 def test_files_of_ml_dtypes(stored: Callable, tmp_path: Path, dtype: str) -> None:
-    """Files of ml_dtypes, one a sample or one for all, are read bit for bit, with the dtype given by name or as it is."""
+    """Files of ml_dtypes, one a sample or one for all, are read bit for bit, with the dtype given as a name or an object."""
     ids = stored(dtype)
     expected = numbered(dtype)
     for said in (dtype, getattr(ml_dtypes, dtype)):
@@ -149,7 +149,7 @@ def test_files_of_ml_dtypes(stored: Callable, tmp_path: Path, dtype: str) -> Non
 
 
 def test_files_are_cast_to_ml_dtypes(tmp_path: Path) -> None:
-    """Files of float32 of either byte order, and of the dtype itself in any axis order, become bfloat16 rows."""
+    """Files of float32 in either byte order, and of bfloat16 in either axis order, become bfloat16 rows."""
     rows = numbered("bfloat16") + np.arange(12).reshape(4, 3).astype(ml_dtypes.bfloat16)
     kinds: list[Callable] = [np.asarray, lambda a: a.astype("f4"), lambda a: a.astype(">f4"), np.asfortranarray]
     for number, row in enumerate(rows):
@@ -159,7 +159,7 @@ def test_files_are_cast_to_ml_dtypes(tmp_path: Path) -> None:
 
 
 def takes_rows(dtype: str) -> dict[str, Any]:
-    """Functions and sources that give row n of `numbered`, and check the dtype of the row that they are given."""
+    """Functions and sources that produce row n of `numbered`, and check the dtype of the row to fill."""
 
     def fill(n: int, row: np.ndarray) -> None:
         assert row.dtype.name == dtype
@@ -198,7 +198,7 @@ def takes_rows(dtype: str) -> dict[str, Any]:
     ],
 )
 def test_functions_and_sources_of_ml_dtypes(kind: str, dtype: str, workers: int) -> None:
-    """Functions, sources and transforms get rows of the true ml_dtypes dtype, in process and in workers."""
+    """Functions, sources and transforms get rows with the dtype of ml_dtypes, with and without workers."""
 
     def double(row: np.ndarray, rng: object) -> np.ndarray:
         assert row.dtype.name == dtype
@@ -211,7 +211,7 @@ def test_functions_and_sources_of_ml_dtypes(kind: str, dtype: str, workers: int)
 
 @pytest.mark.parametrize(("dtype", "found", "remedy"), [("bfloat16", "V2", "bfloat16"), ("float8_e5m2", "V1", "float8_e4m3fn")])
 def test_bare_bytes_are_refused_with_the_remedy(stored: Callable, tmp_path: Path, dtype: str, found: str, remedy: str) -> None:
-    """Bare bytes without a dtype are refused; the dtype that the error names reads them."""
+    """Without a dtype, arrays of bare bytes are refused; the remedy, to pass a dtype, works."""
     ids = stored(dtype)
     text = f"expected numbers, found dtype |{found}; make them numbers"
     bare = numbered(dtype).view(found)
@@ -228,7 +228,7 @@ def test_bare_bytes_are_refused_with_the_remedy(stored: Callable, tmp_path: Path
 
 
 def test_a_scan_takes_what_a_loader_takes(stored: Callable, tmp_path: Path) -> None:
-    """A scan finds files of ml_dtypes damaged without a dtype, with the remedy; with the dtype, all are good."""
+    """A scan without a dtype reports files of ml_dtypes as damaged, with the remedy; with the dtype all are good."""
     ids = stored("bfloat16")
     without = scan(tmp_path, ids, workers=0)
     assert len(without.damaged) == len(ids)
@@ -237,7 +237,7 @@ def test_a_scan_takes_what_a_loader_takes(stored: Callable, tmp_path: Path) -> N
 
 
 def test_bytes_that_do_not_fit_the_dtype(stored: Callable, tmp_path: Path) -> None:
-    """A dtype of another size, one of NumPy's own, and names that are none are refused for files of bare bytes."""
+    """For files of bare bytes a dtype of another size, one of NumPy's own, and an unknown name are refused."""
     ids = stored("bfloat16")
     for dtype, text in (
         ("float8_e4m3fn", r"expected dtype float8_e4m3fn, found \|V2"),
@@ -252,7 +252,7 @@ def test_bytes_that_do_not_fit_the_dtype(stored: Callable, tmp_path: Path) -> No
 def test_a_worker_of_plain_files_imports_neither(
     stored: Callable, tmp_path: Path, workers: Callable[[], list[psutil.Process]]
 ) -> None:
-    """A worker that reads files as they are stored maps neither NumPy nor ml_dtypes."""
+    """A worker that reads files as they are stored loads neither NumPy nor ml_dtypes."""
     ids = stored("bfloat16")
     with Loader(ids, None, 8, data_dir=tmp_path, dtype="bfloat16", workers=1) as loader:
         assert len(list(loader)) == 5
@@ -262,7 +262,7 @@ def test_a_worker_of_plain_files_imports_neither(
 
 
 def test_ml_dtypes_is_imported_for_those_who_ask(folder: Callable, script: Callable) -> None:
-    """ml_dtypes is imported only for a dtype of its own; where it is missing, that dtype is an error by name."""
+    """ml_dtypes is imported only for its own dtypes; if it is not installed, such a dtype is an error that names it."""
     code = """
 sys.modules["ml_dtypes"] = None  # importing it fails
 with Loader(IDS, LABELS, 4, data_dir=DATA, dtype="f4", workers=1) as loader:

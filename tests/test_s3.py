@@ -1,4 +1,4 @@
-"""Files in S3, and of any other file system that fsspec knows."""
+"""Files in S3, and in other file systems that fsspec supports."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def storage(signing: None) -> Iterator[int]:
 
 @pytest.fixture
 def proxy(storage: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A `Proxy` before the storage; tries follow each other at once."""
+    """A `Proxy` before the storage; retries hardly wait, and no credentials are found."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
@@ -63,14 +63,14 @@ def proxy(storage: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 @pytest.fixture
 def environment(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of AWS's tools, with the bucket's address and keys."""
+    """Sets AWS's variables for the bucket's address and keys."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
 
 
 def files(proxy: Proxy, url: str = URL, **more: Any) -> Remote:
-    """What lies at ``url``, asked for with `KEYS`."""
+    """The files at ``url``, read with the credentials `KEYS`."""
     return Remote(url, options={"endpoint_url": proxy.url, **KEYS, **more})
 
 
@@ -86,7 +86,7 @@ def signed(request: Request) -> dict[str, str]:
 
 
 def test_one_request_an_object(proxy: Proxy) -> None:
-    """Each object takes one signed GET, over one connection, whatever its name; nothing is listed."""
+    """Each object, of any name, takes one signed GET, over one connection; nothing is listed."""
     source = reader(Npy(files(proxy)), IDS)
     proxy.requests.clear()
     connections = proxy.connections
@@ -103,7 +103,7 @@ def test_one_request_an_object(proxy: Proxy) -> None:
 
 
 def test_what_is_not_there_is_named(proxy: Proxy) -> None:
-    """A missing object, or bucket, is named by its place, with S3's code."""
+    """The error for a missing object or bucket has its URL and S3's code."""
     source = reader(Npy(files(proxy)), IDS)
     with pytest.raises(SampleError, match=r"s3://bucket/data/none\.npy: expected the file, found 404 Not Found \(NoSuchKey\)$"):
         source.filled(["none"])
@@ -113,7 +113,7 @@ def test_what_is_not_there_is_named(proxy: Proxy) -> None:
 
 
 def test_the_token_is_sent_to_no_other_host(proxy: Proxy, storage: int) -> None:
-    """A redirection to another host carries neither token nor signature."""
+    """A request redirected to another host has neither token nor signature."""
     other = Proxy(storage)
     try:
         remote = prepared(files(proxy, token=SECRET, anon=False))
@@ -128,7 +128,7 @@ def test_the_token_is_sent_to_no_other_host(proxy: Proxy, storage: int) -> None:
 
 
 def test_credentials_come_from_the_environment(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Address and credentials come from AWS's environment; without any, the error says how to do without."""
+    """Address and credentials come from AWS's variables; without credentials, the error says how to read a public bucket."""
     with pytest.raises(InputError, match=r"s3://bucket/data: expected credentials .* found none; for a public bucket pass"):
         Remote(URL, options={"endpoint_url": proxy.url}).prepare()
     public = prepared(Remote(URL, options={"endpoint_url": proxy.url, "anon": True}))
@@ -146,13 +146,13 @@ def test_credentials_come_from_the_environment(proxy: Proxy, monkeypatch: pytest
     assert sent["X-Amz-Credential"].startswith("me/")
     assert sent["X-Amz-Credential"].endswith("/eu-west-3/s3/aws4_request")
     assert sent["X-Amz-Security-Token"] == "token"
-    # Those that are given are not mixed with these.
+    # Credentials given as options are not mixed with those of the environment.
     got(prepared(files(proxy)), "all.npy")
     assert "X-Amz-Security-Token" not in signed(proxy.requests[-1])
 
 
 def test_signatures_are_those_of_botocore(proxy: Proxy) -> None:
-    """Signatures are botocore's, for any name, also where the requester pays."""
+    """Signatures equal botocore's for any name; with ``requester_pays`` the request says so."""
     from botocore.config import Config
     from botocore.session import Session
 
@@ -172,7 +172,7 @@ def test_signatures_are_those_of_botocore(proxy: Proxy) -> None:
 
 
 def test_credentials_are_found_anew_before_they_expire(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials are renewed before they expire, and when the server says that they have."""
+    """Credentials are renewed before they expire, and when the server answers that they have expired."""
     found = iter(
         [Keys("first", "s", "t", time.time() + 1), Keys("second", "s", "t", time.time() + 9999), Keys("third", "s", "t")]
     )
@@ -188,7 +188,7 @@ def test_credentials_are_found_anew_before_they_expire(proxy: Proxy, monkeypatch
 
 @pytest.mark.usefixtures("environment")
 def test_a_bucket_of_another_region(proxy: Proxy) -> None:
-    """The region that an answer names is used from then on."""
+    """If an answer names the bucket's region, that is used for all later requests."""
     remote = prepared(Remote(URL))
     proxy.faults["all.npy"] = ["301 x-amz-bucket-region: ap-south-1"]
     for _ in range(2):
@@ -199,7 +199,7 @@ def test_a_bucket_of_another_region(proxy: Proxy) -> None:
 
 @pytest.mark.usefixtures("environment")
 def test_a_loader_of_a_bucket(proxy: Proxy, tmp_path: Path, workers: Callable[[], list[psutil.Process]]) -> None:
-    """``data_dir`` may be a bucket, with a cache; its worker maps only obstore."""
+    """``data_dir`` may be a bucket, with a cache; of the libraries, a worker loads only obstore."""
     labels = {id: number for number, id in enumerate(IDS)}
     with Loader(IDS, labels, 4, data_dir=URL, cache=tmp_path, workers=1, reads=1) as loader:
         for _ in range(2):
@@ -210,12 +210,12 @@ def test_a_loader_of_a_bucket(proxy: Proxy, tmp_path: Path, workers: Callable[[]
         threads = worker.num_threads()
     assert [name for name in ("numpy", "aiohttp", "botocore", "multidict") if f"/{name}/" in mapped] == []
     assert "/obstore/" in mapped
-    assert threads <= 3  # its main one, the one that reads, that of obstore
+    assert threads <= 3  # the main thread, the reader, and obstore's
 
 
 @pytest.mark.usefixtures("environment")
 def test_a_scan_of_a_bucket(proxy: Proxy, cli: Callable[..., Ran], tmp_path: Path) -> None:
-    """A scan lists a bucket once and asks for each object once; given ids that are not there are damaged."""
+    """A scan lists a bucket once and requests each object once; a given id without an object is damaged."""
     done = cli("scan", URL, "--json")
     found = done.json
     assert (done.status, done.err) == (1, ""), found
@@ -232,7 +232,7 @@ def test_a_scan_of_a_bucket(proxy: Proxy, cli: Callable[..., Ran], tmp_path: Pat
 
 
 def test_any_file_system_of_fsspec(tmp_path: Path) -> None:
-    """A chained URL of fsspec, such as an archive's, is read."""
+    """Files behind a chained URL of fsspec, such as one into an archive, are read."""
     from zipfile import ZipFile
 
     ids = [f"id-{number}" for number in range(N)]
@@ -249,7 +249,7 @@ def test_any_file_system_of_fsspec(tmp_path: Path) -> None:
 
 
 def test_file_systems_that_are_none() -> None:
-    """An unknown file system is an error of the constructor, which shows no secret."""
+    """An unknown file system or a missing archive is an error that shows no secret."""
     for url, text in {
         f"nonsense://me:{SECRET}@host/folder?{SECRET}": "nonsense://host/folder?...: ValueError: Protocol not known: nonsense",
         "zip://data::file:///none.zip": "zip://data::file:///none.zip: FileNotFoundError",
@@ -261,7 +261,7 @@ def test_file_systems_that_are_none() -> None:
 
 
 def test_what_may_pass_of_any_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any error of fsspec but a missing file is tried again, and named in the end."""
+    """Any error of fsspec but a missing file is retried, and named when the tries are used up."""
     import fsspec
     from fsspec.implementations.memory import MemoryFileSystem
 
