@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from shmgen._checks import check_choice
 from shmgen._samples.files import IMAGES
 from shmgen._samples.sample_spec import RowSpec, SampleSpec, check_shape
 from shmgen._sources.folder import Files, FolderReader, FolderSource
@@ -101,9 +102,9 @@ class Images(FolderSource):
         except ImportError as error:
             raise InputError(f"Images needs Pillow: pip install 'shmgen[images]' ({error})") from None
         interpolation = "nearest" if mode == "P" else interpolation or "bilinear"
-        _check(mode, "mode", image_decoder.Mode)
-        _check(resize, "resize", image_decoder.Resize)
-        _check(interpolation, "interpolation", image_decoder.Interpolation)
+        check_choice(mode, "mode", get_args(image_decoder.Mode))
+        check_choice(resize, "resize", get_args(image_decoder.Resize))
+        check_choice(interpolation, "interpolation", get_args(image_decoder.Interpolation))
         super().__init__(ImageFiles(folder, suffix))
         self._decoder = image_decoder.ImageDecoder(_pair(size, "size"), mode, resize, interpolation)
         dtype = dtype or ("uint16" if mode == "I;16" else "uint8")
@@ -195,11 +196,6 @@ class ImageFiles(Files):
             remedy = f"pass suffix={names[0][len(str(id)) :]!r}, for one"
             raise FormatError(f"expected one image, found {' and '.join(names)}; {remedy}")
         return names[0]
-
-
-def _check(value: str, name: str, known: Any) -> None:
-    if value not in get_args(known):
-        raise InputError(f"{name}: expected {' or '.join(map(repr, get_args(known)))}, found {value!r}")
 
 
 def _pair(size: int | Iterable[int] | None, name: str) -> tuple[int, int] | None:

@@ -59,7 +59,7 @@ class Npz(FolderSource):
 
     def _reader(self, files: Files, first: object, varies: bool) -> NpzReader:
         try:
-            fields = _read(files, first, _kinds)
+            fields = _read(files, first, lambda archive: {key: _kind(archive, info) for key, info in _members(archive).items()})
         except DAMAGED as error:
             raise _explained(error) from None
         if not fields:
@@ -94,10 +94,6 @@ def _read(files: Files, id: object, take: Callable[[ZipFile], T]) -> T:
                 return take(archive)
 
     return files.read(id, opened)
-
-
-def _kinds(archive: ZipFile) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
-    return {key: _kind(archive, info) for key, info in _members(archive).items()}
 
 
 def _arrays(archive: ZipFile, rows: RowsByKey) -> dict[str, np.ndarray]:

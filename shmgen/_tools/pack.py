@@ -56,7 +56,7 @@ def pack(
     # A pack that was killed between its two renames has left the same ids.
     if os.path.lexists(beside) and not os.path.lexists(f"{target}.part") and read_ids(beside, beside) != ids:
         raise InputError(f"{beside}: expected no file there, or these ids, found others; remove it, or give another name")
-    looked = Scan(source, ids, workers=workers)
+    looked = Scan(source, ids, full=False, workers=workers, timeout=60.0)
     looked.run(progress)
     report = looked.report()
     row, rows, remarks = report.expected, 0, report.remarks

@@ -117,13 +117,7 @@ class Scan:
     """A scan whose results so far can be read at any time. Its arguments are those of `scan`."""
 
     def __init__(
-        self,
-        source: Any,
-        ids: Iterable[object],
-        *,
-        full: bool = False,
-        workers: int | Literal["auto"] = "auto",
-        timeout: float | None = 60.0,
+        self, source: Any, ids: Iterable[object], *, full: bool, workers: int | Literal["auto"], timeout: float | None
     ) -> None:
         self._source = Npy(source) if isinstance(source, str | os.PathLike) else source
         self._ids = list(dict.fromkeys(kept(ids)))
