@@ -324,7 +324,7 @@ WRONG_CLASSES = [
         id="unknown",
     ),
     pytest.param(
-        ["cat", float("nan")], {"classes": "sorted"}, "id 'q', .*classes 'cat', found nan; .*give them a name$", id="nan"
+        ["cat", float("nan")], {"classes": "sorted"}, "id 'q', .*classes 'cat', found nan; .*give them such a name", id="nan"
     ),
     pytest.param([b"cat", b"dog"], {"classes": "sorted"}, r"'p', .*found b'cat'; decode .*name\.decode\(\)", id="bytes"),
     pytest.param([b"cat", "dog"], {"classes": [b"cat"]}, r"classes: .*found b'cat'; decode .*name\.decode\(\)", id="bytes-given"),

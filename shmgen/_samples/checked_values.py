@@ -32,14 +32,10 @@ class CheckedValues:
         self._ids = ids
         self._may_be_nan = may_be_nan
         self._column = column
-        self._field = field
-
-    @property
-    def axes(self) -> int:
-        return self._together.ndim
+        self.field = field
 
     @cached_property
-    def _together(self) -> np.ndarray:
+    def together(self) -> np.ndarray:
         """All values as one array; an array without axes, of dtype object, if their shapes differ."""
         column = self._column
         if not isinstance(column, np.ndarray) and np.ma.MaskedArray in set(map(type, column)):
@@ -51,14 +47,14 @@ class CheckedValues:
 
     def whole(self, lowest: int, highest: int, remedy: str = "") -> Rows:
         """The values as an array of ints, where all are whole numbers within these bounds."""
-        together, dtype = self._together, np.dtype(np.int64 if highest < 1 << 63 else np.uint64)
+        together, dtype = self.together, np.dtype(np.int64 if highest < 1 << 63 else np.uint64)
         are_ints = together.ndim == 1 and together.dtype.kind in "biu"
         if are_ints and lowest <= int(together.min()) and int(together.max()) <= highest:
             return _stored(together, dtype), dtype
         if together.ndim == 1 and together.dtype.kind == "f" and (missing := np.isnan(together)).any():
             id = self._ids[int(missing.argmax())]
             found = f"nan: its value is missing{_remedy(math.nan)}"
-            raise InputError(f"id {id!r}, field {self._field!r}: expected an int, found {found}")
+            raise InputError(f"id {id!r}, field {self.field!r}: expected an int, found {found}")
 
         def number_of(value: Any) -> int:
             try:
@@ -74,7 +70,7 @@ class CheckedValues:
 
     def rows(self, given: np.dtype[Any] | None) -> Rows:
         """The values as one array, a row each, of dtype ``given``, or of the one that they call for."""
-        together = self._together
+        together = self.together
         if given is None:
             # Ints too large for int64 come out as floats.
             are_whole = together.dtype.kind in "biu" or all(isinstance(value, int) for value in objects(self._column))
@@ -129,7 +125,7 @@ class CheckedValues:
             try:
                 yield convert(value)
             except FormatError as error:
-                raise InputError(f"id {id!r}, field {self._field!r}: {error}") from None
+                raise InputError(f"id {id!r}, field {self.field!r}: {error}") from None
 
     def positions_in(self, names: tuple[Any, ...], dtype: np.dtype[Any] | None) -> Rows:
         numbers = {name: number for number, name in enumerate(names)}
@@ -138,8 +134,10 @@ class CheckedValues:
             try:
                 return numbers[value]
             except (KeyError, TypeError):
+                leave = "; leave such ids out, give them such a name, or pass classes=[...], all names in order"
+                remedy = DECODE if isinstance(value, bytes) else leave
                 expected = f"one of the classes {some_of(names, 20)}" if names else "the name of a class, a text or an int"
-                raise FormatError(f"expected {expected}, found {value!r}{_remedy_for_name(value)}") from None
+                raise FormatError(f"expected {expected}, found {value!r}{remedy}") from None
 
         small, distinct = np.min_scalar_type(len(names)), _distinct_ints(self._column)
         if distinct.size and set(distinct.tolist()) <= numbers.keys():  # a million ints take no loop over them
@@ -149,10 +147,7 @@ class CheckedValues:
                 block[...] = table[np.searchsorted(distinct, some)]
         else:
             rows = np.fromiter(self._each(position_of), small, len(self._ids))
-        return CheckedValues(self._ids, rows, self._field).rows(dtype or np.dtype(np.int64))
-
-    def refused(self, expected: str, found: str) -> InputError:
-        return InputError(f"field {self._field!r}: expected {expected}, found {found}")
+        return CheckedValues(self._ids, rows, self.field).rows(dtype or np.dtype(np.int64))
 
 
 def _stored(rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
@@ -179,14 +174,6 @@ def _remedy(value: object) -> str:
     if isinstance(value, float | np.floating):
         return "; if it is meant, pass Values(..., dtype='float32'), and no n_classes"
     return ""
-
-
-def _remedy_for_name(value: object) -> str:
-    if isinstance(value, bytes):
-        return DECODE
-    if isinstance(value, str | int):
-        return "; leave such ids out, or pass classes=[...], all of them in order"
-    return "; leave such ids out, or give them a name"
 
 
 def check_number(classes: tuple[Any, ...], n_classes: int | None) -> None:

@@ -18,10 +18,9 @@ LONGEST_NUMBER = 12
 
 def variants(id: object) -> Iterator[tuple[Any, str]]:
     """Ids similar to ``id``, and of each the Python expression that makes it."""
+    text, how = (id, "id") if isinstance(id, str) else (str(id), "str(id)")
     if isinstance(id, bytes):
         text, how = os.fsdecode(id), "id.decode()"
-    else:
-        text, how = (id, "id") if isinstance(id, str) else (str(id), "str(id)")
     if text != id:
         yield text, how
     is_number = len(text) <= LONGEST_NUMBER and text.isascii() and text.isdigit()

@@ -113,7 +113,7 @@ class Values(BuiltinSource):
         dtype, n_classes = self._given_dtype, self._n_classes
         if classes is not None:
             return checked.positions_in(classes, None if n_classes is not None else dtype)
-        has_rows = checked.axes > 1
+        has_rows = checked.together.ndim > 1
         if n_classes is None:
             # A label that is no row must be an int. In rows any numbers are what the user meant.
             return checked.rows(np.dtype(np.int64) if self._must_be_ints and not has_rows else dtype)
@@ -121,7 +121,8 @@ class Values(BuiltinSource):
             return checked.whole(0, n_classes - 1, f"; with n_classes={n_classes} they are counted from 0")
         rows, dtype = checked.rows(dtype or np.dtype(np.float32))
         if rows.shape[1:] != (n_classes,):
-            raise checked.refused(f"ints, or rows of n_classes={n_classes} numbers", f"rows of shape {rows.shape[1:]}")
+            expected = f"ints, or rows of n_classes={n_classes} numbers"
+            raise InputError(f"field {checked.field!r}: expected {expected}, found rows of shape {rows.shape[1:]}")
         return rows, dtype
 
     def with_classes(self, n_classes: int | None, classes: Iterable[Any] | str | None) -> Values:
