@@ -197,6 +197,7 @@ def names_of(classes: Any) -> tuple[Any, ...]:
 def sorted_names(values: Any) -> tuple[Any, ...]:
     """The texts among ``values``, or else the ints, each once, sorted."""
     column = as_list_or_array(values) if is_column(values) else [values[key] for key in values.keys()]  # noqa: SIM118
-    found = set(_distinct_ints(column).tolist()) or {one for one in objects(column) if isinstance(one, str | int | np.integer)}
+    kinds = (str, int, np.integer)
+    found = set(_distinct_ints(column).tolist()) or {one for one in objects(column) if isinstance(one, kinds)}
     texts = sorted(str(name) for name in found if isinstance(name, str))
     return tuple(texts) or tuple(sorted(map(int, found)))
