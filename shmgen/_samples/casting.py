@@ -24,7 +24,10 @@ def cast_into(rows: np.ndarray, found: np.ndarray) -> None:
         rows[...] = found
         misfits = _misfits(rows, found)
     if misfits is not None and misfits.any():
-        raise FormatError(_text(rows.dtype, found, misfits) + f"; pass dtype={found.dtype.name!r}")
+        first, others = found[misfits].flat[0].item(), int(misfits.sum()) - 1
+        more = f" and {others:,} more of {found.size:,}" if others else ""
+        found_text = f"{first}{more} in dtype {found.dtype}; pass dtype={found.dtype.name!r}"
+        raise FormatError(f"expected numbers that dtype {rows.dtype} holds, found {found_text}")
 
 
 def cast(found: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
@@ -67,10 +70,3 @@ def _misfits(rows: np.ndarray, found: np.ndarray) -> Any:
         return rows.astype(found.dtype) != found
     finite = np.isfinite(rows)
     return None if finite.all() else np.isfinite(found) & ~finite
-
-
-def _text(dtype: np.dtype[Any], found: np.ndarray, misfits: np.ndarray) -> str:
-    first = found[misfits].flat[0].item()
-    others = int(misfits.sum()) - 1
-    more = f" and {others:,} more of {found.size:,}" if others else ""
-    return f"expected numbers that dtype {dtype} holds, found {first}{more} in dtype {found.dtype}"
