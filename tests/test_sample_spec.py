@@ -1,4 +1,4 @@
-"""The rules of a sample's shape and dtype: what is given, what the first sample adds, what fits, and how a refusal reads."""
+"""A row's shape and dtype come from the arguments and the first sample; other samples must fit, or are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("given", "first", "shape", "bare_shape"), ROWS)
 def test_a_row(given: dict[str, Any], first: tuple[int, ...], shape: tuple[int, ...], bare_shape: tuple[int, ...]) -> None:
-    """A row has the shape and dtype given, else the first sample's; at most two shapes of samples fit."""
+    """A row has the given shape and dtype, or else those of the first sample; at most two shapes of samples fit."""
     row = SampleSpec(**given).row(first, np.dtype(">f4"))
     assert row == RowSpec(shape, bare_shape, np.dtype("f4").str)
     assert row.row_bytes == 4 * int(np.prod(shape))
@@ -48,19 +48,19 @@ REFUSED = [
 
 @pytest.mark.parametrize(("given", "shape", "dtype", "text"), REFUSED)
 def test_a_first_sample_that_makes_no_row(given: dict[str, Any], shape: tuple[int, ...], dtype: str, text: str) -> None:
-    """A first sample that makes no row is an error with what was expected and found."""
+    """A first sample that can't be a row is an error with the shape expected and found."""
     with pytest.raises(FormatError, match=re.escape(text)):
         SampleSpec(**given).row(shape, np.dtype(dtype))
 
 
 def test_a_function_whose_first_array_makes_no_row() -> None:
-    """A function's first array that makes no row is named by id and field."""
+    """If a function's first array can't be a row, the error names the id and the field."""
     with pytest.raises(FunctionError, match=r"^sample 3, source of field 'y': expected numbers, .* <U4; make them numbers"):
         Loader([3, 4], None, 2, workers=0, source=abs, targets=lambda id: "text")
 
 
 def test_what_is_expected_travels_without_numpy() -> None:
-    """A worker unpickles the specification of a row without NumPy."""
+    """A row's specification can be unpickled without NumPy."""
     row = SampleSpec.checked(3, 1, np.float32).row((3,), np.dtype("f4"))
     code = "import pickle, sys; print(*pickle.load(sys.stdin.buffer)[:2]); print('numpy' in sys.modules)"
     run = python("-c", code, input=pickle.dumps(row), text=False, check=True)

@@ -25,7 +25,7 @@ def samples_of(order: Sampler, epoch: int) -> list[int]:
     (3, 4, "drop", []),
 ])  # fmt: skip
 def test_sizes_of_batches(samples: int, batch_size: int, tail: str, sizes: list[int]) -> None:
-    """``tail="drop"`` is the blog's floor; without it the last batch is the shorter one."""
+    """``tail="drop"`` drops an incomplete last batch, as the blog does; ``tail="keep"`` keeps it."""
     order = Sampler(samples, batch_size, shuffle=True, seed=0, tail=Tail(tail))
     assert [order.size(BatchId(0, number)) for number in range(order.batches)] == sizes
     assert [len(order[BatchId(0, number)]) for number in range(order.batches)] == sizes
@@ -34,7 +34,7 @@ def test_sizes_of_batches(samples: int, batch_size: int, tail: str, sizes: list[
 @pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
 @pytest.mark.parametrize("tail", [Tail.DROP, Tail.KEEP, Tail.WRAP])
 def test_several_batches_at_once_are_those_one_by_one(tail: Tail, shard: tuple[int, int]) -> None:
-    """Whether they follow each other or not, of one epoch or two, the last batch among them or not."""
+    """The samples of several batches at once, in any order and of several epochs, are those of each batch by itself."""
     sampler = Sampler(10, 4, shuffle=True, seed=0, tail=tail, shard=Shard(*shard))
     for numbers in ([(0, 0), (0, 1)], [(0, 1), (0, 0)], [(0, 1), (0, 2)], [(0, 0), (1, 1)], [(0, 0), (0, 0), (0, 2)]):
         batches = [BatchId(*number) for number in numbers]
@@ -44,7 +44,7 @@ def test_several_batches_at_once_are_those_one_by_one(tail: Tail, shard: tuple[i
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:
-    """The same in any sequence of calls and whatever the global random states, which stay as they were."""
+    """The order depends neither on the sequence of calls nor on global random states, and does not change those."""
     np.random.seed(1)
     random.seed(1)
     before = random.getstate(), str(np.random.get_state())
@@ -59,13 +59,13 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 def test_without_shuffling_samples_come_in_their_order() -> None:
-    """Every epoch is the list of ids as it stands."""
+    """Without shuffling every epoch is the list of ids in its order."""
     order = Sampler(10, 4, shuffle=False, seed=0, tail=Tail.KEEP)
     assert samples_of(order, 0) == samples_of(order, 5) == list(range(10))
 
 
 def test_samples_are_shuffled_over_all_batches() -> None:
-    """Also where there are too many to sort: batches of an epoch hold each sample once, and borders of blocks do not show."""
+    """The batches of an epoch are its whole order, also if there are too many samples to sort."""
     for samples in (1000, 70_001):
         order = Sampler(samples, 96, shuffle=True, seed=3, tail=Tail.KEEP)
         assert samples_of(order, 2) == Order(samples, 3, 2).part(0, samples).tolist()
@@ -73,7 +73,7 @@ def test_samples_are_shuffled_over_all_batches() -> None:
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_a_billion_samples_take_no_memory(shuffle: bool) -> None:
-    """Neither at the start nor for batches at any place, of one epoch and the next, nor for replacements."""
+    """A billion samples take no memory, neither at the start nor for any batch or replacement."""
     tracemalloc.start()
     try:
         order = Sampler(10**9, 64, shuffle=shuffle, seed=0, tail=Tail.DROP)
@@ -96,7 +96,7 @@ def replacements(sampler: Sampler, batch: BatchId, row: int, count: int) -> list
     [(10, 4, "drop", True), (10, 4, "drop", False), (10, 4, "keep", True), (2, 1, "drop", False), (70_000, 64, "drop", True)],
 )
 def test_a_replacement_is_another_sample_of_the_epoch(samples: int, batch_size: int, tail: str, shuffle: bool) -> None:
-    """Never the sample itself, never one that ``tail="drop"`` leaves out, and in time each of the others."""
+    """A replacement is never the sample itself or one that ``tail="drop"`` leaves out, and in time each of the others."""
     sampler = Sampler(samples, batch_size, shuffle=shuffle, seed=1, tail=Tail(tail))
     dealt = set(samples_of(sampler, 3))
     for number in {0, sampler.batches - 1}:
@@ -108,14 +108,14 @@ def test_a_replacement_is_another_sample_of_the_epoch(samples: int, batch_size: 
 
 
 def test_replacements_are_even() -> None:
-    """Each other sample comes about equally often, whichever sample is replaced, at whatever try."""
+    """Each other sample is about equally often the replacement."""
     sampler = Sampler(10, 5, shuffle=True, seed=0, tail=Tail.DROP)
     found = Counter(sampler.replacement(BatchId(epoch, 1), 2, tried) for epoch in range(2000) for tried in range(5))
     assert all(abs(count - 1000) < 5 * 1000**0.5 for count in found.values())
 
 
 def test_replacements_are_remembered_across_versions() -> None:
-    """They go by seed, epoch, position and try alone."""
+    """Replacements depend only on seed, epoch, position and try, and are the same in every version."""
     sampler = Sampler(100, 8, shuffle=True, seed=7, tail=Tail.DROP)
     assert replacements(sampler, BatchId(2, 3), 1, 5) == [15, 84, 9, 78, 25]
     assert replacements(sampler, BatchId(2, 3), 2, 5) != [15, 84, 9, 78, 25]

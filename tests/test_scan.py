@@ -1,4 +1,4 @@
-"""``shmgen.scan`` and ``python -m shmgen scan``: every sample that a loader could not read is found, and nothing else."""
+"""``shmgen.scan`` and ``python -m shmgen scan`` find exactly the samples that a loader could not read."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def data(tmp_path: Path) -> Path:
 
 
 def reasons(report: ScanReport) -> dict[Any, str]:
-    """What is wrong, by id."""
+    """The reasons of a report, by id."""
     return {one.id: one.reason for one in report.damaged}
 
 
 @pytest.mark.parametrize(("full", "workers"), [(False, 0), (True, 2)])
 def test_all_that_is_damaged_is_named_and_nothing_else(tmp_path: Path, full: bool, workers: int) -> None:
-    """All damaged files, and no others, are named with path, what was expected and what was found."""
+    """All damaged files, and no others, are reported with path, what was expected and what was found."""
     cases: list[Any] = [*BAD, *STALLING, *SOUND]
     case: Any
     for case in cases:
@@ -67,7 +67,7 @@ def test_all_that_is_damaged_is_named_and_nothing_else(tmp_path: Path, full: boo
 
 
 def spoilt(kind: str, folder: Path) -> tuple[Any, list[Any], dict[Any, str]]:
-    """A source, ids, and what is wrong with some of them: the first, too."""
+    """A source, its ids, and the expected reasons of the damaged ones, which mostly include the first."""
     if kind == "function":
 
         def failing(id: int) -> np.ndarray:
@@ -99,7 +99,7 @@ def spoilt(kind: str, folder: Path) -> tuple[Any, list[Any], dict[Any, str]]:
 
 @pytest.mark.parametrize(("kind", "workers"), [("function", 2), ("npz", 0), ("images", 0), ("hdf5", 0)])
 def test_any_source(tmp_path: Path, kind: str, workers: int) -> None:
-    """A scan of any source finds all errors in one pass, the first sample's too; a loader reads the good ids."""
+    """A scan of any source finds all errors in one pass, including the first sample's; a loader reads the good ids."""
     source, ids, wrong = spoilt(kind, tmp_path)
 
     report = scan(source, [*ids, ids[-1]], workers=workers)
@@ -115,7 +115,7 @@ def test_any_source(tmp_path: Path, kind: str, workers: int) -> None:
 
 
 def test_samples_that_end_or_hold_up_a_worker(caplog: pytest.LogCaptureFixture) -> None:
-    """A sample that kills a worker, and one that hangs, are named, and all others are looked at."""
+    """A sample that kills its worker and one that hangs are reported, and all others are checked."""
 
     def deadly(id: int) -> np.ndarray:
         if id == 5:
@@ -142,7 +142,7 @@ def test_every_sample_may_be_damaged(tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_not_finite_are_damage_in_a_full_scan(tmp_path: Path) -> None:
-    """A full scan counts numbers that are not finite, and names the first; a scan of headers does not."""
+    """A full scan reports files with numbers that are not finite, and counts these; a scan of headers does not."""
     for name, good in {
         "nan": GOOD.astype("f2"),
         "both": np.asfortranarray(GOOD),
@@ -168,7 +168,7 @@ def test_numbers_that_are_not_finite_are_damage_in_a_full_scan(tmp_path: Path) -
 
 
 def test_a_scan_of_all_data_finds_casts_that_lose(tmp_path: Path) -> None:
-    """300 in a file of uint16 beside files of uint8; a function's 1e300, where its first array is float32."""
+    """A full scan reports numbers that the rows' dtype can't hold: 300 beside files of uint8, and 1e300 beside float32."""
     for number in range(8):
         np.save(tmp_path / f"{number}.npy", np.full(3, 300 if number == 5 else 1, "u2" if number == 5 else "u1"))
     for source in (Npy(tmp_path), lambda id: np.full(3, 1e300 if id == 5 else 1, "f8" if id == 5 else "f4")):
@@ -179,7 +179,7 @@ def test_a_scan_of_all_data_finds_casts_that_lose(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_lengths_of_padded_files(tmp_path: Path, full: bool) -> None:
-    """Headers tell how long each sequence is, and which are too long; a loader takes them as they are found."""
+    """A scan of sequences reports those that are too long, and the lengths of the others, which a loader accepts."""
     lengths = {str(number): 3 + number for number in range(9)}
     for id, length in lengths.items():
         np.save(tmp_path / id, np.zeros(length if id != "8" else (3, 2), "f8" if id == "1" else "f4"))
@@ -201,7 +201,7 @@ def kind(shape: tuple[int, ...], files: int, dtype: str = "f4") -> Kind:
 
 
 JUDGED: list[tuple[list[Kind], SampleSpec, Any, Any, set[Any]]] = [
-    # kinds, what is given, the shapes and dtype expected, and the kinds that are refused
+    # kinds, the given arguments, the shapes and dtype expected, and the shapes of refused kinds
     ([kind((4,), 2), kind((5,), 3)], SampleSpec(), ((5,), (5,)), "f4", {(4,)}),
     ([kind((4,), 2), kind((5,), 3)], SampleSpec((4,)), ((4,), (4,)), "f4", {(5,)}),
     ([kind((4,), 2), kind((4, 1), 2)], SampleSpec(), ((4,), (4,)), "f4", {(4, 1)}),
@@ -216,7 +216,7 @@ JUDGED: list[tuple[list[Kind], SampleSpec, Any, Any, set[Any]]] = [
 
 
 def test_what_is_expected() -> None:
-    """Most files decide what is expected where nothing is given; each refused kind has a reason."""
+    """Without arguments the kind of most files is expected, and each refused kind has a reason."""
     for kinds, given, shapes, dtype, refused in JUDGED:
         expected, judged = judge(kinds, given)
 
@@ -225,7 +225,7 @@ def test_what_is_expected() -> None:
 
 
 def test_sub_folders_and_links_to_folders(data: Path, tmp_path: Path) -> None:
-    """Ids are paths from the folder; links are followed once; hidden files are left out."""
+    """Ids are paths relative to the folder; links are followed once; hidden files are left out."""
     for name in ("cats/black/1.npy", "._good-1.npy", ".cache/2.npy", "9.npz", "photo.PNG", "photo.NPY"):
         put(data / name, npy(GOOD))
     put(tmp_path / "elsewhere" / "2.npy", npy(GOOD))
@@ -241,7 +241,7 @@ def test_sub_folders_and_links_to_folders(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cant_be_listed_is_named(data: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sub-folder that can't be listed, as no folder is for root, is an error."""
+    """A sub-folder that can't be listed (simulated, since root can list all) is an error that names it."""
     scandir = os.scandir
     (data / "sub").mkdir()
 
@@ -261,7 +261,7 @@ NAMES = ["ä/ö-日本", "[red]x[/]:smile:", "line\nbreak", "\x1b[2Jescape", "n"
 
 
 def test_any_name_a_file_can_have(data: Path, cli: Callable[..., Ran]) -> None:
-    """Whatever a file is called, its name is in the report and the JSON, and does not break the table."""
+    """Unusual file names are reported correctly in JSON, and do not break the table."""
     for name in NAMES:
         put(data / f"{name}.npy", npy(GOOD)[:-1])
 
@@ -276,7 +276,7 @@ def test_any_name_a_file_can_have(data: Path, cli: Callable[..., Ran]) -> None:
 
 
 def test_ids(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
-    """With ``--ids`` only those samples are looked at, and missing ones are damaged."""
+    """With ``--ids`` only these samples are checked, and missing ones are damaged."""
     put(data / "sub" / "ö.npy", npy(GOOD))
     put(data / "bad.npy", b"")
     (tmp_path / "ids.txt").write_text("\ufeffgood-1\r\n\ngood-2\ngood-2\nsub/ö\n./good-3\nnone\ngood-4.npy")
@@ -289,7 +289,7 @@ def test_ids(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
 
 
 def test_good_ids_can_be_trained_on(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
-    """``--good`` writes a list that ``--ids`` takes."""
+    """``--good`` writes a list of ids that ``--ids`` accepts."""
     put(data / "bad.npy", b"")
     put(data / "sub" / "ö.npy", npy(GOOD))
 
@@ -326,7 +326,7 @@ def test_ids_that_are_no_lines(data: Path, tmp_path: Path, cli: Callable[..., Ra
 
 @pytest.mark.parametrize("what", ["npz", "images", "hdf5", "rows"])
 def test_other_data_than_npy_files(tmp_path: Path, cli: Callable[..., Ran], what: str) -> None:
-    """The command finds out by the names of files what kind of data there is."""
+    """The command detects the kind of data by the files' names."""
     place = tmp_path / "data"
     place.mkdir()
     if what == "rows":
@@ -339,7 +339,7 @@ def test_other_data_than_npy_files(tmp_path: Path, cli: Callable[..., Ran], what
     _, _, wrong = spoilt(what, place)
     if what == "hdf5":
         done = cli("scan", place / "all.h5", "--workers", 0, "--json")
-        wrong.pop("0")  # it is not there, so it is none
+        wrong.pop("0")  # it is missing, so it is not listed
     else:
         put(place / "one.npy", npy(GOOD))
         done = cli("scan", place, "--workers", 0, "--json")
@@ -350,7 +350,7 @@ def test_other_data_than_npy_files(tmp_path: Path, cli: Callable[..., Ran], what
 
 
 def test_a_mixed_folder_is_pointed_out(tmp_path: Path, cli: Callable[..., Ran]) -> None:
-    """Files of the rarer shape are all damaged, and the table says why and what to do."""
+    """All files of the rarer shape are damaged; the table says why, and what to do."""
     for number in range(7):
         put(tmp_path / f"{number}.npy", npy(np.zeros((4, 4 if number in (1, 5) else 3), "f8" if number == 2 else "f4")))
 
@@ -395,7 +395,7 @@ def test_what_it_prints(data: Path, cli: Callable[..., Ran]) -> None:
 
 
 WRONG: list[tuple[list[str], str]] = [
-    # words, and what the message says
+    # arguments, and a part of the message
     (["scan"], "the following arguments are required: DATA"),
     ([], "the following arguments are required: COMMAND"),
     (["scan", "nowhere"], "nowhere: expected a folder, found none at this path; give another"),
@@ -415,7 +415,7 @@ WRONG: list[tuple[list[str], str]] = [
 
 
 def test_wrong_usage(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
-    """Wrong usage gives exit status 2 and a line that says what to do, before anything is looked at."""
+    """Wrong usage gives exit status 2 and a line that says what to do, before any file is checked."""
     (tmp_path / "empty").mkdir()
     put(tmp_path / "others" / "sub" / "notes.txt", b"")
     put(tmp_path / "others" / "sub" / "sub" / "notes.txt", b"")
@@ -432,14 +432,14 @@ def test_wrong_usage(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> Non
 
 
 def in_a_process(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """The command line, run to its end in a process of its own."""
+    """Run a command to its end in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     command = [*options.pop("command", COMMAND), *map(str, words)]
     return subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False, **options)
 
 
 def test_a_terminal_sees_a_bar(data: Path) -> None:
-    """A terminal shows a progress bar on standard error; standard output has the result alone."""
+    """On a terminal there is a progress bar on standard error; standard output has only the result."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
     command = [*COMMAND, "scan", str(data), "--json", "--workers", "0"]
@@ -455,18 +455,18 @@ def test_a_terminal_sees_a_bar(data: Path) -> None:
 
 
 def read_all(terminal: io.FileIO) -> str:
-    """All that was written to a terminal, until no process has it open."""
+    """Everything that is written to a terminal until no process has it open."""
     seen = b""
     try:
         while data := terminal.read(1 << 16):
             seen += data
-    except OSError:  # its end, as terminals tell it
+    except OSError:  # the end of a terminal's output
         pass
     return seen.decode()
 
 
 def test_without_rich(data: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without rich, the table is an error that says how to get it, and JSON works."""
+    """Without rich, a scan with ``--json`` works, and one with a table is an error that says how to install rich."""
     monkeypatch.setitem(sys.modules, "rich", None)
 
     table, with_json = cli("scan", data), cli("scan", data, "--json", "--workers", 0)
@@ -477,7 +477,7 @@ def test_without_rich(data: Path, cli: Callable[..., Ran], monkeypatch: pytest.M
 
 
 def test_an_encoding_without_the_letters(data: Path) -> None:
-    """Where output is ASCII, the table is too."""
+    """If the output's encoding is ASCII, the table has only ASCII characters."""
     put(data / "日本.npy", b"")
 
     env = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
@@ -491,7 +491,7 @@ def test_an_encoding_without_the_letters(data: Path) -> None:
 
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "| true"])
 def test_streams_that_are_closed(data: Path, closed: str) -> None:
-    """With streams closed, as by cron or `head`, the status is right, and there is no traceback."""
+    """With streams closed, as by cron or `head`, the exit status is right, and there is no traceback."""
     put(data / "bad.npy", b"")
     words = f"{sys.executable} -m shmgen scan {data} --workers 0 --good good"
     shell = f"set -o pipefail; {words} {closed}"

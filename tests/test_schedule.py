@@ -1,4 +1,4 @@
-"""The schedule, told what happened, says what is to be done: every order of events is a plain test."""
+"""The schedule is told each event, and decides what is read next: every order of events is a plain test."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ def schedule(slots: int = 3, readers: int = 2, rows: int = 4, in_flight: int = 8
 
 
 def begin(plan: Plan, demanded: Sequence[BatchId], upcoming: Sequence[BatchId] = ()) -> list[Ticket]:
-    """Give slots to batches; the tickets that are given out then."""
+    """Give slots to batches, and return the tickets to hand out."""
     plan.assign(demanded, upcoming)
     return plan.take()
 
 
 def read(plan: Plan, tickets: Sequence[Ticket]) -> None:
-    """All of these are done."""
+    """Report tickets as done."""
     for ticket in tickets:
         plan.done([ticket.id])
 
 
 def ready(plan: Plan, batch: BatchId) -> int | None:
-    """The slot in which a batch is ready."""
+    """The number of the slot in which a batch is ready; None if it is not."""
     return next((slot.number for slot in plan.slots if slot.batch == batch and slot.state is State.READY), None)
 
 
 def lease(plan: Plan, number: int) -> None:
-    """The batch in a slot is handed out."""
+    """Hand out the batch in a slot."""
     batch = plan.slots[number].batch
     assert batch is not None
     slot = plan.hand_out(batch)
@@ -57,18 +57,18 @@ def lease(plan: Plan, number: int) -> None:
 
 
 def spans(tickets: Sequence[Ticket]) -> list[tuple[int, int, int]]:
-    """The number of the batch of each, the first row, and the row behind the last."""
+    """For each ticket its batch number, its first row, and one past its last row."""
     return [(ticket.batch.number, ticket.start, ticket.stop) for ticket in tickets]
 
 
 def numbers(tickets: Sequence[Ticket]) -> list[int]:
-    """Which batches they belong to, each once."""
+    """The numbers of the tickets' batches, each once."""
     return list(dict.fromkeys(ticket.batch.number for ticket in tickets))
 
 
 @pytest.mark.parametrize(("rows", "readers"), [(1, 3), (7, 3), (5, 5), (64, 7), (1000, 3)])
 def test_tickets_cover_a_batch_once(rows: int, readers: int) -> None:
-    """However rows and readers divide, each row is in one ticket, and tickets differ by a row at most; none is empty."""
+    """Each row is in exactly one ticket; tickets are never empty, and their sizes differ by at most one row."""
     plan = schedule(slots=1, readers=readers, rows=rows)
     for _ in range(2):  # the first batch, and a later one
         tickets = begin(plan, [], batches())
@@ -82,7 +82,7 @@ def test_tickets_cover_a_batch_once(rows: int, readers: int) -> None:
 
 
 def test_readers_have_several_tickets_ahead() -> None:
-    """Of a few large batches as of many small ones: else readers were idle while the slowest one is at its last."""
+    """Large and small batches alike give each reader several tickets, so none is idle while the slowest finishes."""
     for in_flight, rows in ((1, 1000), (4, 1000), (8, 1000), (16, 4)):
         plan = schedule(slots=16, readers=4, rows=rows, in_flight=in_flight)
         read(plan, begin(plan, [BatchId(1, 0)]))
@@ -92,7 +92,7 @@ def test_readers_have_several_tickets_ahead() -> None:
 
 
 def test_first_batches_are_cut_fine() -> None:
-    """Until a ticket has been done, into as many as there may be at first; so it is soon known what reading takes."""
+    """Until the first ticket is done, batches are cut into many tickets, so the time of a row is soon known."""
     plan = schedule(slots=4, readers=2, rows=1000, in_flight=2)
     assert len(begin(plan, [BatchId(0, 0)])) == FIRST_TICKETS
     tickets = begin(plan, [BatchId(0, 1)])
@@ -104,7 +104,7 @@ def test_first_batches_are_cut_fine() -> None:
 
 
 def test_a_row_that_is_left_out_counts_as_read() -> None:
-    """It has been tried, and nothing more comes of it: all rows of the batch are done in the end."""
+    """A row left out of a retry counts as done: the batch becomes ready, with all of its rows done."""
     plan = schedule(slots=4, readers=1, rows=4)
     [ticket] = begin(plan, [BatchId(0, 0)])
     plan.retry(ticket, singly=True, without=2)
@@ -114,7 +114,7 @@ def test_a_row_that_is_left_out_counts_as_read() -> None:
 
 
 def test_a_batch_is_ready_when_its_last_ticket_is() -> None:
-    """Tickets may be done in any order; a ticket that is not out counts for nothing."""
+    """Tickets may be done in any order; one reported twice, or an unknown one, is ignored."""
     plan = schedule(rows=8)
     tickets = [ticket for ticket in begin(plan, [], batches()) if ticket.batch.number == 0]
     for ticket in tickets[:0:-1]:
@@ -130,7 +130,7 @@ def test_a_batch_is_ready_when_its_last_ticket_is() -> None:
 
 
 def test_in_flight_bounds_what_is_read_ahead_but_not_what_is_demanded() -> None:
-    """No more batches are started than in flight, except those that are waited for, which come first."""
+    """Read-ahead starts at most ``in_flight`` batches; batches that a request waits for are started anyway, and first."""
     plan = schedule(slots=4, in_flight=2)
     assert plan.runs_low
     assert numbers(begin(plan, [], batches())) == [0, 1]
@@ -139,7 +139,7 @@ def test_in_flight_bounds_what_is_read_ahead_but_not_what_is_demanded() -> None:
 
 
 def test_assign_says_which_slot_each_batch_got() -> None:
-    """In the order in which they are wanted, each once."""
+    """`assign` returns the slots given to batches in the order in which these are wanted, each once."""
     plan = schedule(slots=4)
     given = plan.assign([BatchId(0, 3), BatchId(0, 3)], batches())
     assert [slot.batch for slot in given] == [BatchId(0, number) for number in (3, 0, 1, 2)]
@@ -148,7 +148,7 @@ def test_assign_says_which_slot_each_batch_got() -> None:
 
 
 def test_all_slots_are_in_flight_while_readers_wait() -> None:
-    """What a disk or a network keeps waiting is asked for as far ahead as there is room; and no further once it does not."""
+    """While readers wait for I/O, all slots are filled ahead; once they do not, at most ``in_flight`` again."""
     plan = schedule(slots=5, in_flight=2)
     tickets = begin(plan, [], batches())
     plan.waits = True
@@ -164,7 +164,7 @@ def test_all_slots_are_in_flight_while_readers_wait() -> None:
 
 
 def test_all_slots_are_filled_while_no_batch_is_waited_for() -> None:
-    """Once more batches than there are slots were handed out without a wait; until the next wait."""
+    """When more batches than slots were handed out without a wait, all slots are filled ahead, until the next wait."""
     plan = schedule(slots=4, in_flight=1)
     in_flight = []
     for number in range(8):
@@ -181,7 +181,7 @@ def test_all_slots_are_filled_while_no_batch_is_waited_for() -> None:
 
 
 def test_what_was_read_in_vain_gives_way() -> None:
-    """When others are wanted, slots of batches that are not wanted any more are read into again; those still wanted are kept."""
+    """If all slots are full, a new batch takes the slot of one no longer wanted; batches still wanted are kept."""
     plan = schedule(slots=2)
     read(plan, begin(plan, [], batches()))
     assert numbers(begin(plan, [BatchId(0, 7)], [BatchId(0, 1)])) == [7]
@@ -190,7 +190,7 @@ def test_what_was_read_in_vain_gives_way() -> None:
 
 
 def test_no_more_gives_way_than_is_needed() -> None:
-    """What was read ahead may be wanted after all: it stays while there are free slots for what is wanted now."""
+    """Batches that were read ahead stay while there are free slots for the wanted ones; they may be wanted later."""
     plan = schedule(slots=4, in_flight=2)
     read(plan, begin(plan, [], batches()))
     tickets = [ticket for number in (7, 8) for ticket in begin(plan, [BatchId(0, number)])]
@@ -205,7 +205,7 @@ def test_no_more_gives_way_than_is_needed() -> None:
 
 
 def test_what_is_discarded_is_read_again() -> None:
-    """A batch discarded once read, or while it is read, is not delivered; its slot is free when its last ticket is done."""
+    """A batch that was cancelled is read again on request; its old slot is free when its last ticket is done."""
     plan = schedule(slots=2)
     tickets = begin(plan, [], [BatchId(0, 0), BatchId(0, 1)])
     read(plan, [ticket for ticket in tickets if ticket.batch.number == 0])
@@ -222,7 +222,7 @@ def test_what_is_discarded_is_read_again() -> None:
 
 
 def test_a_failed_ticket_fails_its_batch_once() -> None:
-    """The first error of a batch is kept; once reported and freed, the batch can be read again."""
+    """A batch keeps its first error; when its slot is released, the batch can be read again."""
     plan = schedule(slots=1, rows=9)
     one, *others = begin(plan, [], batches())
     first = ValueError("first")
@@ -239,7 +239,7 @@ def test_a_failed_ticket_fails_its_batch_once() -> None:
 
 
 def test_more_slots() -> None:
-    """Where all are leased, none can be, until there are more; these are numbered on."""
+    """If all slots are leased, nothing is read until slots are added, which have the next numbers."""
     plan = schedule(slots=1)
     read(plan, begin(plan, [], [BatchId(0, 0)]))
     slot = ready(plan, BatchId(0, 0))
@@ -256,7 +256,7 @@ def test_more_slots() -> None:
 
 
 def test_a_slot_that_is_read_in_vain_can_be_leased_soon() -> None:
-    """A wait for it is a wait for readers, and not for the trainer, which holds the others."""
+    """While a cancelled batch is still being read, its slot counts as one that can be leased soon."""
     plan = schedule(slots=1)
     tickets = begin(plan, [], [BatchId(0, 0)])
     plan.cancel(BatchId(0, 0))
@@ -266,7 +266,7 @@ def test_a_slot_that_is_read_in_vain_can_be_leased_soon() -> None:
 
 
 def test_work_is_given_out_in_portions() -> None:
-    """No batch is started, unless one is waited for, before there is room for half of those that may be in flight."""
+    """Read-ahead starts no batch before half of ``in_flight`` is free; a batch that a request waits for starts at once."""
     plan = schedule(slots=8, readers=1, in_flight=4, rows=1)
     tickets = begin(plan, [], batches())
     assert len(tickets) == 4
@@ -280,7 +280,7 @@ def test_work_is_given_out_in_portions() -> None:
 @pytest.mark.parametrize("singly", [False, True])
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_ticket_is_read_once_more(singly: bool, alone: bool) -> None:
-    """As it is, or row by row; its batch is ready once all of it has been done, and the old number means nothing any more."""
+    """A ticket is read again whole or row by row, under new numbers; then its batch is ready."""
     plan = schedule(slots=1, readers=2, rows=6)
     one, *others = begin(plan, [], batches())
     read(plan, others)
@@ -298,7 +298,7 @@ def test_a_ticket_is_read_once_more(singly: bool, alone: bool) -> None:
 
 
 def test_what_is_read_once_more_comes_before_what_was_not_given_out_yet() -> None:
-    """Others of its batch have been read already."""
+    """A ticket to be read again comes first, since the other tickets of its batch have been read."""
     plan = schedule(slots=2, readers=1, rows=256)
     [first, *_] = begin(plan, [BatchId(0, 0)])
     plan.assign([BatchId(0, 1)], [])
@@ -307,7 +307,7 @@ def test_what_is_read_once_more_comes_before_what_was_not_given_out_yet() -> Non
 
 
 def test_a_ticket_is_wanted_while_its_batch_is_in_its_slot() -> None:
-    """Not once the batch has been discarded, also while it is read anew in another slot."""
+    """A ticket is no longer wanted once its batch was cancelled, even if the batch is read again in another slot."""
     plan = schedule(slots=2, rows=1)
     [ticket] = begin(plan, [], [BatchId(0, 0)])
     assert plan.wants(ticket)
@@ -319,7 +319,7 @@ def test_a_ticket_is_wanted_while_its_batch_is_in_its_slot() -> None:
 
 
 def test_a_ticket_that_was_interrupted_is_read_anew_with_its_batch() -> None:
-    """What others have read of the batch is not delivered."""
+    """If a ticket is aborted, its whole batch is read again, with the rows that were done."""
     plan = schedule(slots=2, rows=2)
     one, two = begin(plan, [], [BatchId(0, 0)])
     plan.done([two.id])
@@ -331,7 +331,7 @@ def test_a_ticket_that_was_interrupted_is_read_anew_with_its_batch() -> None:
 
 
 def test_a_slot_that_may_yet_be_written_to_is_lost() -> None:
-    """The batch is read anew elsewhere; what other readers still read into the slot changes nothing."""
+    """A slot that a hung worker may still write to is given up; its batch is read again in another slot."""
     plan = schedule(slots=2, rows=2, in_flight=1)
     one, two = begin(plan, [], [BatchId(0, 0)])
     assert plan.lose_slot(one)
@@ -347,7 +347,7 @@ def test_a_slot_that_may_yet_be_written_to_is_lost() -> None:
 
 
 def test_a_batch_without_a_slot_fails() -> None:
-    """It takes a free slot for its error, and can be asked for again once that was told."""
+    """The error of a batch without a slot takes a free one; when that is released, the batch can be read again."""
     plan = schedule(slots=1, rows=1)
     [ticket] = begin(plan, [], [BatchId(0, 0)])
     plan.lose_slot(ticket)
@@ -362,7 +362,7 @@ def test_a_batch_without_a_slot_fails() -> None:
 
 
 def test_batches_are_cut_by_the_time_that_rows_take() -> None:
-    """One ticket a batch where it is read sooner than a ticket is handed over; one for each reader again once rows are slow."""
+    """Batches with fast rows are one ticket each; batches with slow rows are one ticket for each reader."""
     plan = schedule(slots=4, readers=2, rows=64, in_flight=4)
     counts = []
     for number, row_time in enumerate((1, 1, 100, 1)):
@@ -373,7 +373,7 @@ def test_batches_are_cut_by_the_time_that_rows_take() -> None:
 
 
 def test_a_batch_that_says_itself_that_it_is_read() -> None:
-    """It is handed out before its reports are heard of, which change nothing afterwards; nor does a death of who read it."""
+    """A batch whose sheet marks all rows as read is handed out before its reports arrive; these change nothing then."""
     read_in: set[int] = set()
     plan = Plan(2, 2, lambda _: 4, in_flight=8, is_read=lambda slot, rows: slot in read_in and rows == 4)
     tickets = begin(plan, [], batches())

@@ -1,4 +1,4 @@
-"""What a worker is given before it calls the user's functions: their own setup, the epoch, seeded generators."""
+"""A worker runs the user's ``setup`` first, and passes the epoch to transforms that have a parameter for it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ways import N, computed, rows
 
 from shmgen import InputError, Loader, StartError
 
-# Functions stand inside of tests: one of the module itself would have workers import pytest and Keras.
+# Functions for workers are defined inside tests: to load those of a module, a worker would import the module, and pytest.
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_setup_runs_once_in_each_worker_before_anything_else(module: Callable, workers: int) -> None:
-    """``setup`` runs once in each worker, first, in the thread that calls functions."""
+    """``setup`` runs once in each worker, before other functions, and in the same thread."""
     own = module("CALLS = []\n")
 
     def setup() -> None:
@@ -35,7 +35,7 @@ def test_setup_runs_once_in_each_worker_before_anything_else(module: Callable, w
 
 
 def test_setup_that_fails_is_an_error_of_the_start() -> None:
-    """A ``setup`` that fails is a StartError with its line; one that is no function is refused."""
+    """A failing ``setup`` is a StartError that shows its line; a ``setup`` that is not a function is refused."""
 
     def setup() -> None:
         raise OSError("no licence")

@@ -1,4 +1,4 @@
-"""Several ranks share each batch: what they get together is what one would get alone, in equal steps and rows."""
+"""Ranks share each batch: together they get the batches of a single process, in as many steps, each with as many rows."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def epoch_of(loader: Loader) -> list[list[np.ndarray]]:
 
 
 def together(parts: list[list[list[np.ndarray]]]) -> list[list[bytes]]:
-    """What all ranks have, batch by batch."""
+    """The batches of all ranks put together."""
     return [as_bytes([np.concatenate(fields) for fields in zip(*ranks, strict=True)]) for ranks in zip(*parts, strict=True)]
 
 
 @pytest.mark.parametrize(("tail", "shuffle"), [("drop", True), ("wrap", True), ("wrap", False), ("pad", True)])
 def test_ranks_have_together_what_one_has_alone(tail: str, shuffle: bool) -> None:
-    """Batch by batch, random numbers and weights included; each rank as many rows."""
+    """All ranks together have the batches of a single process, with its random numbers and weights; each has as many rows."""
     options: dict[str, Any] = {"tail": tail, "shuffle": shuffle}
     alone = epoch_of(made(**options))
     for world in (2, 3, 12):
@@ -44,7 +44,7 @@ def test_ranks_have_together_what_one_has_alone(tail: str, shuffle: bool) -> Non
 
 @pytest.mark.parametrize("tail", ["wrap", "pad"])
 def test_a_pass_has_every_sample(tail: str) -> None:
-    """Also where there are fewer samples than rows in a batch. What fills it up is the epoch's order, from its start."""
+    """An epoch has every sample, also if they do not fill one batch; its last batch is filled up from the epoch's start."""
     for samples, world in itertools.product((1, 5, 11, 12, 13, 23, 24, 46), (1, 4)):
         samplers = [
             Sampler(samples, 12, shuffle=True, seed=1, tail=Tail(tail), shard=Shard(rank, world)) for rank in range(world)
@@ -58,7 +58,7 @@ def test_a_pass_has_every_sample(tail: str) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 6])
 def test_padded_rows_weigh_nothing_and_the_mean_is_exact(world: int) -> None:
-    """The mean of anything over all rows, weighed, is its mean over the samples; weights of the user's are multiplied."""
+    """With ``tail="pad"`` a weighted mean over all rows is the mean over the samples; the user's weights are multiplied."""
     given = {number: 0.5 + number for number in range(N)}
     for weights in (None, given):
         parts = [epoch_of(made((rank, world), tail="pad", weights=weights)) for rank in range(world)]
@@ -71,7 +71,7 @@ def test_padded_rows_weigh_nothing_and_the_mean_is_exact(world: int) -> None:
 
 
 def test_a_whole_last_batch_needs_no_padding() -> None:
-    """Then weights are what they were, to the bit."""
+    """If the last batch is complete, padding changes no bit of the weights."""
     weights = np.array([0.1, 0.7, 3], np.float32)
     before = weights.copy()
     Sampler(24, 3, shuffle=False, seed=0, tail=Tail.PAD).weigh(weights, BatchId(0, 7))
@@ -79,13 +79,13 @@ def test_a_whole_last_batch_needs_no_padding() -> None:
 
 
 def test_a_batch_that_is_read_again_is_weighed_once() -> None:
-    """Asked for twice in a pass, it weighs the same."""
+    """A padded batch that is requested again has the same weights."""
     with made(tail="pad") as loader:
         assert [as_bytes(loader.batch(3)[2:]) for _ in range(3)][1:] == [as_bytes(loader.batch(3)[2:])] * 2
 
 
 def test_weights_that_are_no_floats_cannot_pad() -> None:
-    """An int can't be multiplied by a fraction."""
+    """Weights of an int dtype are refused with ``tail="pad"``, which multiplies weights by fractions."""
     weights = Function(lambda id: np.int64(1), (), None, "int64")
     with pytest.raises(
         InputError, match="field 'weights': with tail='pad', weights are multiplied: expected floats, found dtype int64"
@@ -94,13 +94,13 @@ def test_weights_that_are_no_floats_cannot_pad() -> None:
 
 
 def test_without_targets_there_are_no_weights() -> None:
-    """As ``predict`` needs none: what fills the last batch up comes last."""
+    """Without targets ``tail="pad"`` adds no weights, which ``predict`` does not need; the added rows come last."""
     with computed(ids=range(10), batch_size=4, shuffle=False, tail="pad", workers=0) as loader:
         assert np.concatenate([X[:, 0, 0] for (X,) in loader]).tolist() == [*range(10), 0, 1]
 
 
 def test_replacements_are_the_same_on_any_number_of_ranks() -> None:
-    """They go by the position in the epoch; also for the rows that fill up the last batch."""
+    """Replacements of damaged samples do not depend on the number of ranks, not even in rows that fill up a batch."""
 
     def read(id: int) -> np.ndarray:
         if id % 5 == 0:
@@ -116,7 +116,7 @@ def test_replacements_are_the_same_on_any_number_of_ranks() -> None:
 
 @pytest.mark.parametrize("tail", ["drop", "wrap", "pad"])
 def test_any_number_of_ranks_goes_on(tail: str) -> None:
-    """One number says where: 3 ranks are interrupted, and 4, 1, and 2 go on with what was left. Each rank's state is the same."""
+    """All ranks have the same state, and any number of ranks resumes from it: here 4, 1 and 2 after 3."""
     whole = [as_bytes(batch) for batch in epoch_of(made(tail=tail))]
     states = []
     for rank in range(3):
@@ -150,13 +150,13 @@ def test_any_number_of_ranks_goes_on(tail: str) -> None:
     ],
 )
 def test_what_cannot_be_shared_is_refused(options: dict[str, Any], expected: str) -> None:
-    """Before anything is read, with what to do."""
+    """Options that make no equal shards are refused before anything is read, with a remedy."""
     with pytest.raises(InputError, match=expected):
         computed(batch_size=BATCH, **options)
 
 
 def test_the_batch_size_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it was given; a batch has the rows of this rank, which ``shard="auto"`` finds in the environment."""
+    """``batch_size`` counts the rows of all ranks; a batch has those of this rank, which ``shard="auto"`` finds out."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
     with made("auto") as loader:

@@ -1,4 +1,4 @@
-"""Sources: rows of one file, values, functions and users' own classes; what each reads, and what it refuses by name."""
+"""Sources that are rows of one file, values, functions or users' own classes: what each reads and refuses."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ N = 40
 
 
 def table(rows: int = N, dtype: Any = np.float32, first: int = 0) -> np.ndarray:
-    """Rows of three, all of whose elements are their number, from ``first`` on."""
+    """Rows of three equal elements: the number of the row, counted from ``first``."""
     return (np.arange(first, first + rows)[:, None] * np.ones((1, 3))).astype(dtype)
 
 
 @pytest.fixture
 def big(tmp_path: Path) -> Path:
-    """A file of 40 rows of three float32; row k is k."""
+    """A file of 40 rows of three float32; row k is filled with k."""
     np.save(tmp_path / "big.npy", table())
     return tmp_path / "big.npy"
 
@@ -35,7 +35,7 @@ def pairs(loader: Loader) -> Iterator[tuple[list[Any], int]]:
 
 @pytest.mark.parametrize("dtype", [">f4", "<i8", "?"])
 def test_rows_of_one_file(tmp_path: Path, dtype: str) -> None:
-    """Shuffled or in order, of any dtype and byte order: each row comes with its own label, in native byte order."""
+    """Rows of any dtype and byte order, shuffled or not, come with their own labels, in native byte order."""
     array = table(dtype=dtype)
     np.save(tmp_path / "big.npy", array)
     for shuffle in (True, False):
@@ -47,7 +47,7 @@ def test_rows_of_one_file(tmp_path: Path, dtype: str) -> None:
 
 
 def test_a_worker_opens_a_file_of_rows_once(big: Path, workers: Callable[[], list[psutil.Process]]) -> None:
-    """After three epochs a worker has the file open once, and once more where it is mapped; the caller has not opened it."""
+    """A worker opens a file of rows once, and once more to map it; the main process does not keep it open."""
     with Loader(range(N), None, 8, source=NpyRows(big), workers=2, reads=1) as loader:
         for _ in range(3):
             list(loader)
@@ -59,7 +59,7 @@ def test_a_worker_opens_a_file_of_rows_once(big: Path, workers: Callable[[], lis
 
 
 def test_fortran_order_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    """A file in Fortran order is refused, since a row's elements lie apart; what the error says to write is read."""
+    """A file in Fortran order is refused, since its rows are not contiguous; the remedy works."""
     path = tmp_path / "big.npy"
     np.save(path, np.asfortranarray(table()))
     with pytest.raises(InputError, match=r"big\.npy: expected C order, found Fortran order.*np\.save\(file, np\.ascontig"):
@@ -92,7 +92,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 class Frame:
-    """As a column of a data frame is: looked up by label, no Mapping."""
+    """Like a column of a data frame: looked up by label, but not a Mapping."""
 
     def __init__(self, values: dict[Any, Any]) -> None:
         self._values = values
@@ -108,7 +108,7 @@ STR = ["a", "b", "c", "d"]
 
 
 def test_values_of_what_is_looked_up_by_label() -> None:
-    """A column of a data frame gives values by id, as a mapping does."""
+    """A column of a data frame is looked up by id, like a mapping."""
     for ids, values in ((STR, dict(zip("abcd", (3, 1, 4, 1), strict=True))), ([5, 0, 2, 0], {5: 3, 0: 1, 2: 4})):
         frame: Any = Frame(values)
         for given in (frame, Values(frame)):
@@ -130,7 +130,7 @@ def test_values_of_what_is_looked_up_by_label() -> None:
     ],
 )
 def test_values_rows(values: Any, options: dict[str, Any], dtype: str, shape: tuple[int, ...]) -> None:
-    """Without a dtype, values become int64 or float32; rows may be scalars, vectors, arrays, and one-hot rows."""
+    """Without a dtype, values become int64 or float32; they may be scalars, vectors or arrays, or become one-hot rows."""
     with Loader(STR, None, 2, inputs=Values(values, **options), shuffle=False, workers=0) as loader:
         found = np.concatenate([X for (X,) in loader])
     expected = np.eye(5)[values] if "n_classes" in options else np.asarray(values)
@@ -162,7 +162,7 @@ def test_values_rows(values: Any, options: dict[str, Any], dtype: str, shape: tu
     ],
 )
 def test_values_that_are_mistakes(values: Any, options: dict[str, Any], text: str) -> None:
-    """A bad value is named by id and field when the loader is made; none is truncated, wrapped or made infinite in silence."""
+    """A value that can't be converted exactly is an error of the constructor that names id and field."""
     with pytest.raises(InputError, match=text):
         Loader(STR, None, 2, inputs={"age": Values(values, **options)})
 
@@ -185,7 +185,7 @@ def filled(id: int, row: Any) -> None:
     ],
 )
 def test_functions_rows(function: Any, options: dict[str, Any], dtype: str, shape: tuple[int, ...]) -> None:
-    """Rows have the shape and dtype given, else those of the first id's array; a function of two arguments fills the row."""
+    """Rows have the given shape and dtype, or else those of the first array; a function of two arguments fills the row."""
     for given in ({"inputs": Function(function, **options)}, {"source": function, **options}):
         with Loader(range(1, 5), None, 2, shuffle=False, workers=0, **given) as loader:
             found = np.concatenate([X for (X,) in loader])
@@ -194,14 +194,14 @@ def test_functions_rows(function: Any, options: dict[str, Any], dtype: str, shap
 
 
 def test_a_function_that_fills_must_be_told_its_row() -> None:
-    """A function that fills rows is refused, without a call, until dim and dtype are given; the error names it."""
+    """A function that fills rows is refused, by name and without a call, unless dim and dtype are given."""
     for options in ({}, {"dim": 2}, {"dtype": "f4"}, {"n_channels": 2, "dtype": "f4"}):
         with pytest.raises(InputError, match=r"function '?filled'? fills a row that it is given: say its dim and dtype"):
             Loader(range(4), None, 2, source=filled, **options)
 
 
 def test_a_function_is_called_once_in_the_calling_process_to_learn() -> None:
-    """The calling process calls a function once, for the first id; not at all where shape and dtype are given."""
+    """The main process calls a function once, for the first id, and not at all if shape and dtype are given."""
     called: list[int] = []
 
     def function(id: int) -> np.ndarray:
@@ -216,7 +216,7 @@ def test_a_function_is_called_once_in_the_calling_process_to_learn() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_source_of_the_users_own(workers: int) -> None:
-    """`bind` runs in the calling process, and what it keeps travels; `open` comes before `read`, and not on the user's object."""
+    """`bind` runs in the main process, and attributes that it sets reach workers; `open` runs before `read`, on a copy."""
 
     class Own(Source):
         shape, dtype = (3,), "f4"
@@ -243,7 +243,7 @@ def test_a_source_of_the_users_own(workers: int) -> None:
 
 
 def test_a_source_that_fills_many_at_once() -> None:
-    """A source with `fill` gets all ids of a ticket in one call, and its `read` is not called."""
+    """A source with `fill` gets all ids of a ticket in one call, in place of calls of `read`."""
 
     class Many(Source):
         shape, dtype = (2,), np.int64
@@ -264,7 +264,7 @@ def test_a_source_that_fills_many_at_once() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_source_that_cannot_be_opened(workers: int) -> None:
-    """An `open` that fails is a StartError with all its fields and the traceback, with workers and in process."""
+    """An `open` that fails is a StartError with the source's fields and the traceback, with and without workers."""
 
     class Database(Source):
         fields = {"scan": ((2,), "f4"), "mask": ((2,), "f4")}  # noqa: RUF012
@@ -281,7 +281,7 @@ def test_a_source_that_cannot_be_opened(workers: int) -> None:
 
 
 def test_a_source_that_promises_no_numbers() -> None:
-    """A shape or dtype that makes no row of numbers is refused with the field's name."""
+    """A source whose shape has no elements, or whose dtype is not of numbers, is refused with the field's name."""
 
     class Odd(Source):
         pass
@@ -293,7 +293,7 @@ def test_a_source_that_promises_no_numbers() -> None:
 
 
 def test_one_source_in_two_loaders(big: Path, folder: Callable) -> None:
-    """Loaders that share source objects, each with ids of its own, do not affect each other."""
+    """Loaders with different ids that share source objects do not affect each other."""
     data = folder(8)
     rows, files, values = NpyRows(big), Npy(data.path), Values({id: 10 * k for k, id in enumerate(data.ids)})
     with (

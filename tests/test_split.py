@@ -1,4 +1,4 @@
-"""Ids are held out by rule: the same everywhere, of each class alike, and whole groups; and classes are weighed."""
+"""`split` holds out the same ids everywhere, the same fraction of each class, and whole groups; and `class_weights`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = {id: "rare" if number % 10 == 0 else "often" for number, id in enumerate
 
 
 def test_a_part_is_held_out_in_order() -> None:
-    """Each id is on one side, in its order, also one that is there twice; the lists given are not changed."""
+    """Each id is on one side, even if it is there twice; both sides keep the order, and the list is not changed."""
     ids = [*IDS, *IDS[:50]]
     training, validation = split(ids, fraction=0.3)
     assert len(set(validation)) == 30
@@ -26,7 +26,7 @@ def test_a_part_is_held_out_in_order() -> None:
 
 
 def test_the_choice_is_remembered_across_versions() -> None:
-    """The choice depends on seed and ids alone, and few ids change sides when some are added."""
+    """The choice depends only on seed and ids, and few ids change sides when ids are added."""
     assert split(list("abcdefgh"), None, 0.25)[1] == ["e", "h"]
     assert split(range(8), None, 0.25)[1] == split(np.arange(8), None, 0.25)[1] == [0, 1]
     assert split(range(8), None, 0.25, seed=1)[1] == [0, 3]
@@ -50,7 +50,7 @@ LABELS: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", LABELS)
 def test_each_class_is_split_alike(kind: str) -> None:
-    """With ``stratify``, of each class the rounded fraction is held out, but at least one, whatever labels come in."""
+    """With ``stratify`` the rounded fraction of each class, but at least one id, is held out, with labels in any form."""
     for fraction, often, rare in ((0.2, 18, 2), (0.01, 1, 1), (0.999, 89, 9)):
         _, validation = split(IDS, LABELS[kind], fraction, stratify=True)
         assert Counter(map(NAMES.__getitem__, validation)) == {"often": often, "rare": rare}
@@ -58,7 +58,7 @@ def test_each_class_is_split_alike(kind: str) -> None:
 
 @pytest.mark.parametrize("stratify", [False, True])
 def test_groups_are_kept_together(stratify: bool) -> None:
-    """No group is on both sides, and the fraction is nearly met, also of each class."""
+    """No group is on both sides, and the fraction is nearly met, with ``stratify`` also in each class."""
     for seed in range(5):
         rng = np.random.default_rng(seed)
         groups = dict(zip(IDS, rng.integers(30, size=100).tolist(), strict=True))
@@ -70,7 +70,7 @@ def test_groups_are_kept_together(stratify: bool) -> None:
 
 
 MISTAKES = [
-    # arguments, and what the error says
+    # arguments, options, and a part of the error
     pytest.param((IDS, None, 0.2), {"stratify": True}, "stratify=True: expected labels", id="no-labels"),
     pytest.param((IDS, None, 1.0), {}, "fraction: expected a fraction above 0 and below 1, found 1.0", id="all"),
     pytest.param((IDS,), {"groups": lambda id: 7}, "groups: expected at least 2, one for each side, found 1", id="one-group"),
@@ -96,7 +96,7 @@ WEIGHED: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("kind", WEIGHED)
 def test_class_weights(kind: str) -> None:
-    """Each class counts the same, and the mean over all samples is 1, as in scikit-learn."""
+    """Weights make all classes count the same, and their mean over all samples is 1, as in scikit-learn."""
     labels, classes = WEIGHED[kind]
     assert class_weights(list("abcd"), labels, classes=classes) == pytest.approx({0: 4 / 6, 1: 4 / 2})
     with pytest.raises(InputError, match="ids: expected at least one, found none"):
@@ -112,6 +112,6 @@ def test_class_weights(kind: str) -> None:
     ],
 )
 def test_labels_without_a_class(labels: Any, options: Any, text: str) -> None:
-    """The error of a label that is no class names the id and what helps."""
+    """The error for a label that is not a class names the id and the remedy."""
     with pytest.raises(InputError, match=text):
         class_weights(["a", "b"], labels, **options)

@@ -1,4 +1,4 @@
-"""`Loader.state`: what a loader is doing, seen from any thread, without a change to it."""
+"""`Loader.state` shows, from any thread, what a loader is doing, without changing it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ N = 24
 
 
 def in_order(data: DataSet, **options: Any) -> Loader:
-    """Batches of 4 in the order of the ids, which a `reader` reads."""
+    """A loader of batches of 4 in the order of the ids, which a `reader` reads."""
     options = {"slots": 3, "workers": 1, "dim": (4, 3), "n_channels": 1, "dtype": "f4", **options}
     return Loader(data.ids, data.labels, 4, shuffle=False, source=reader(data), **options)
 
 
 def test_a_batch_is_seen_from_its_reading_to_its_end(folder: Callable[..., DataSet]) -> None:
-    """Filling or ready, leased by name while a view of it lives, free at once without another request; epochs are counted."""
+    """A batch's slot is leased while a view of it exists, and then free at once; epochs are counted."""
     with in_order(folder(N)) as loader:
         assert loader.state.epoch == 0
         assert [slot.status for slot in loader.state.slots].count("leased") == loader.state.leased == 0
@@ -47,7 +47,7 @@ def test_a_batch_is_seen_from_its_reading_to_its_end(folder: Callable[..., DataS
 
 
 def test_a_request_that_waits_is_seen(folder: Callable[..., DataSet], workers: Callable[..., Any]) -> None:
-    """How many wait, for which batch, and which worker reads which sample; a look makes nothing wait or be read again."""
+    """The state shows how many requests wait, and which worker reads which sample; it is a snapshot."""
     data = folder(N)
     data.fifo(6)
     with in_order(data) as loader:
@@ -69,7 +69,7 @@ def test_a_request_that_waits_is_seen(folder: Callable[..., DataSet], workers: C
 
 
 def test_a_source_that_does_not_say_where_it_is(folder: Callable[..., DataSet]) -> None:
-    """The first sample of what is read at once stands for all of it; once the batch is read, nothing does."""
+    """If a source fills many rows in one call, the first sample is shown for all, and none when the batch is read."""
     data = folder(N)
     flag = str(data.path / "go-on")
 
@@ -89,7 +89,7 @@ def test_a_source_that_does_not_say_where_it_is(folder: Callable[..., DataSet]) 
 
 
 def test_a_closed_loader_has_nothing(folder: Callable[..., DataSet]) -> None:
-    """Neither slots nor workers, though a view lives on."""
+    """A closed loader has no slots and no workers, even if a view of a batch exists."""
     loader = in_order(folder(N), workers=1)
     held = loader.batch(0)
     assert (len(loader.state.slots), len(loader.state.workers), loader.state.closed) == (3, 1, False)
@@ -100,7 +100,7 @@ def test_a_closed_loader_has_nothing(folder: Callable[..., DataSet]) -> None:
 
 
 def test_a_function_in_the_calling_process_sees_its_own_request() -> None:
-    """With ``workers=0`` the request itself reads, and the lock is free meanwhile."""
+    """With ``workers=0`` a function may look at the state: its request waits, but does not hold the lock."""
     seen: list[LoaderState] = []
     loader: Loader = computed(transform=lambda x, rng: seen.append(loader.state), workers=0)
     with loader:

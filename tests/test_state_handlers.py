@@ -1,4 +1,4 @@
-"""The state of a loader is what others' checkpoints take: torch's, torchdata's, Orbax's, each where it is installed."""
+"""Checkpoints of torch, torchdata and Orbax, if installed, can save and load the state of a loader."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ways import N, computed
 from shmgen import Loader
 
 LEFT = 3
-"""Batches that were taken before the state is saved."""
+"""Number of batches taken before the state is saved."""
 
 
 @pytest.fixture
 def loaders() -> Iterator[tuple[Loader, list[list[int]], Loader]]:
-    """A loader of which some batches were taken, the labels of those that are left, and another loader."""
+    """A loader from which `LEFT` batches were taken, the labels of the remaining batches, and another loader."""
     with (
         computed(labels=range(N), workers=0) as one,
         computed(labels=range(N), workers=0) as whole,
@@ -39,7 +39,7 @@ def labels_of(batches: Any) -> list[list[int]]:
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_torchs_distributed_checkpoint(loaders: Any, tmp_path: Path) -> None:
-    """Takes a loader as it takes a module: as something stateful."""
+    """torch's distributed checkpoint saves and loads a loader as it does a module."""
     checkpoint = pytest.importorskip("torch.distributed.checkpoint")
     one, expected, other = loaders
     checkpoint.save({"data": one}, checkpoint_id=tmp_path, no_dist=True)
@@ -50,7 +50,7 @@ def test_torchs_distributed_checkpoint(loaders: Any, tmp_path: Path) -> None:
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 def test_torchdatas_stateful_data_loader(loaders: Any) -> None:
-    """Saves and loads the state of a loader, whose batches are tensors, by the protocol that loaders and those have."""
+    """torchdata's StatefulDataLoader over `Tensors` saves and loads the loader's state."""
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
     from shmgen.torch import Tensors
 
@@ -93,7 +93,7 @@ ORBAX = """
 
 
 def test_orbax(loaders: Any, tmp_path: Path) -> None:
-    """Orbax saves the state as JSON."""
+    """Orbax saves and restores a loader's state as JSON."""
     pytest.importorskip("tensorstore", reason="orbax-checkpoint is not installed")
     _, expected, _ = loaders
     (tmp_path / "script.py").write_text(textwrap.dedent(ORBAX))

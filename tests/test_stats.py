@@ -1,4 +1,4 @@
-"""Who waits for whom: each verdict in a situation made for it."""
+"""A loader's stats: whether the trainer or the workers are the bottleneck, and the times and counts behind each verdict."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ N = 48
 
 
 class Clock:
-    """Time, of which a trainer's steps take some by themselves."""
+    """A clock to which a test adds the time of a trainer's steps."""
 
     def __init__(self) -> None:
         self.worked = 0.0
@@ -39,14 +39,14 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of the main process."""
+    """The clock that the main process uses."""
     clock = Clock()
     monkeypatch.setattr(shmgen._engine.prefetcher, "time", clock)
     return clock
 
 
 def computes() -> Callable[..., np.ndarray]:
-    """A transform that takes a processor for 4 ms."""
+    """A transform that uses 4 ms of processor time."""
 
     def compute(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         end = time.thread_time() + 0.004
@@ -58,7 +58,7 @@ def computes() -> Callable[..., np.ndarray]:
 
 
 def slow_to_open() -> Source:
-    """A source of the user's own that takes long to open, and no time to read."""
+    """A source of the user's own that is slow to open, and fast to read."""
 
     class Slow(Source):
         shape, dtype = (3,), "f4"
@@ -72,7 +72,7 @@ def slow_to_open() -> Source:
 
 
 def own_fill() -> Source:
-    """A source of the user's own that fills many rows at once, slowly."""
+    """A source of the user's own that fills many rows in one slow call."""
 
     class Slow(Source):
         shape, dtype = (3,), "f4"
@@ -84,7 +84,7 @@ def own_fill() -> Source:
 
 
 def epochs(loader: Loader, count: int = 1, step: Callable[[], object] = lambda: None) -> Stats:
-    """The stats after ``count`` epochs of a trainer that calls ``step`` in each step; closes the loader."""
+    """The stats after ``count`` epochs, with a call of ``step`` after each batch; closes the loader."""
     with loader:
         for _ in range(count):
             for _ in loader:
@@ -99,13 +99,13 @@ def made(**options: Any) -> Loader:
 
 
 def of_files(data: Any, times: int = 1, **options: Any) -> Loader:
-    """A loader of files, each of which is in an epoch ``times`` times."""
+    """A loader of files, each of which is a sample ``times`` times an epoch."""
     arguments: dict[str, Any] = {"workers": 2, "slots": 4, **options}
     return Loader(times * data.ids, None, BATCH, data_dir=data.path, **arguments)
 
 
 class Situations:
-    """What can be the case, each made for real: the stats, once there are some."""
+    """Situations made with real loaders; each method returns the stats."""
 
     def slow_trainer(self, clock: Clock, **rest: Any) -> Stats:
         return epochs(made(), step=lambda: setattr(clock, "worked", clock.worked + 100))
@@ -157,7 +157,7 @@ SITUATIONS = {
 def test_the_verdict_of_a_situation(
     situation: str, verdict: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each situation, made for real, is told apart from the others, as are functions that wait from those that compute."""
+    """Each real situation gets its own verdict; the advice tells functions that wait from functions that compute."""
     make = getattr(Situations(), situation)
     names = [name for name in inspect.signature(make).parameters if name not in ("rest", "monkeypatch")]
     stats = make(monkeypatch=monkeypatch, **{name: request.getfixturevalue(name) for name in names})
@@ -177,10 +177,10 @@ ADVICE = {
     "io-bound": "the disk, or network, is the limit: reads='auto' has",
     "worker-bound": "reading computes: give more workers",
 }
-"""What is advised where a number of workers was given, by verdict."""
+"""The advice by verdict, if the number of workers was given."""
 
 FIGURES: list[tuple[dict[str, float], str]] = [
-    # what differs from a trainer that waits half the time for workers that compute -> verdict
+    # changes to the stats of a trainer that waits half the time for workers that compute, and the verdict
     ({}, "worker-bound"),
     ({"batches": 3}, "worker-bound"),
     ({"batches": 2}, "unknown"),
@@ -212,14 +212,14 @@ FIGURES: list[tuple[dict[str, float], str]] = [
 
 @pytest.mark.parametrize(("change", "verdict"), FIGURES)
 def test_the_verdict_by_its_figures(change: dict[str, Any], verdict: str) -> None:
-    """Each limit between two verdicts, from both sides; that of the last epoch, if it is long enough to tell; and the advice."""
+    """The verdict changes at each limit, has its advice, and is that of the last epoch if that is long enough."""
     computes = Stats(100, workers=2, slots=8, elapsed=10.0, batch_wait=5.0, busy=20.0, cpu=20.0, capacity=20.0)
     seen = replace(computes, **change)
     assert seen.verdict == verdict
     assert seen.report().splitlines()[-1] == f"verdict: {verdict}: {seen.advice}"
     wanted = "Function(f, concurrent=True)" if verdict == "function-bound" and seen.io_wait > WAITING else ADVICE[verdict]
     assert wanted in seen.advice
-    # What the loader does by itself is not advised.
+    # A number that the loader chooses itself is not advised.
     assert "more workers" not in replace(seen, auto=("workers",)).advice
     assert replace(computes, epoch=seen).verdict == (verdict if verdict != "unknown" else "worker-bound")
 
@@ -240,7 +240,7 @@ def test_what_auto_chooses() -> None:
 
 
 def test_the_start_stands_apart() -> None:
-    """Workers that take long to start are waited for once: that counts for neither the waiting nor the rate."""
+    """The time until the first batch is ``startup``, and counts neither as waiting nor in the rate."""
     stats = epochs(made(source=slow_to_open()))
     assert stats.startup > 0.4
     assert stats.batch_wait + stats.slot_wait <= stats.elapsed
@@ -251,7 +251,7 @@ def test_the_start_stands_apart() -> None:
 
 
 def test_the_last_epoch_stands_beside_all(clock: Clock) -> None:
-    """What lies between two epochs, such as a validation, is in the time of all, and not in that of the last epoch."""
+    """Time between epochs, such as a validation, counts in the stats of all epochs, but not in those of the last epoch."""
     with made(transform=blocks(0.01)) as loader:
         list_of_first = [len(X) for (X,) in loader]
         assert loader.stats.epoch is None
@@ -274,29 +274,29 @@ def test_the_last_epoch_stands_beside_all(clock: Clock) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_time_of_functions_is_theirs(folder: Callable, workers: int) -> None:
-    """Time within functions is told apart from that of reading: none without any, nearly all where they wait."""
+    """Time in the user's functions is counted apart from reading: zero without functions, nearly all with slow ones."""
     data = folder(N)
     without = epochs(of_files(data, workers=workers))
     assert without.busy > 0
     assert (without.function, without.function_wait, without.function_part) == (0, 0, 0)
     assert "in your functions" not in without.report()
     waits = epochs(of_files(data, workers=workers, transform=blocks(0.005)))
-    # Some rows were read before the first batch was delivered.
+    # Rows read before the first batch was delivered do not count.
     assert 0.005 * (N - 5 * BATCH) < waits.function < waits.busy
     assert waits.function_part > 0.5
     assert "in your functions" in waits.report()
 
 
 def test_readers_that_wait_for_their_turn(folder: Callable) -> None:
-    """A process calls one function at a time: what other readers wait meanwhile is counted apart."""
+    """A worker calls one function at a time; the time that its other readers wait for their turn is counted apart."""
     stats = epochs(of_files(folder(N), workers=1, reads=4, transform=blocks(0.005)))
     assert stats.function_wait > stats.function / 3
-    # Tickets are in `busy` once they are done: each reader may be amid one.
+    # `busy` counts a ticket when it is done, and each reader may be in the middle of one.
     assert stats.function + stats.function_wait < stats.busy + 4 * 4 * BATCH * 0.02
 
 
 def test_stats_are_a_snapshot(folder: Callable) -> None:
-    """They can't be changed, do not change, and are there after `close` as they were before."""
+    """Stats can't be changed, do not change by themselves, and can still be read after `close`."""
     data = folder(16)
     with Loader(data.ids, data.labels, 8, data_dir=data.path, workers=1) as loader:
         assert loader.stats == replace(IDLE, workers=1, reads=1, slots=16, auto=("reads",))
@@ -313,7 +313,7 @@ def test_stats_are_a_snapshot(folder: Callable) -> None:
 
 
 def test_a_stretch_of_time() -> None:
-    """What was done since then, and no more: counts, fractions, and decisions; the number of workers is the last."""
+    """`since` gives the counts, fractions and decisions of the time after earlier stats, and the latest number of workers."""
     first, second = Decision(3.0, 2, 1, "why"), Decision(12.0, 3, 8, "why not")
     earlier = Stats(10, 80, 8000, 5.0, 1.0, 0.5, 1, 1, 2, 2, 1, 9.0, 8.0, (first,), capacity=10.0)
     later = Stats(50, 400, 40000, 15.0, 4.0, 1.5, 3, 1, 6, 4, 8, 29.0, 13.0, (first, second), capacity=50.0)
@@ -324,14 +324,14 @@ def test_a_stretch_of_time() -> None:
     assert (seen.rate, seen.data_wait, seen.load, seen.io_wait) == (4.0, 0.4, 0.5, 0.75)
     assert seen.verdict == "io-bound"
     assert later.since(Stats()) == later
-    for batches in (40, 41):  # an epoch that began before the stretch is not its own
+    for batches in (40, 41):  # an epoch that began before the earlier stats is left out
         epoch = Stats(batches)
         assert replace(later, epoch=epoch).since(earlier).epoch == (epoch if batches == 40 else None)
     assert "after 12.0 s 3 workers, 8 reads each: why not" in seen.report()
 
 
 def test_what_a_meter_counts() -> None:
-    """Waiting and work until the first batch are the start's; what lies before an epoch's first request is no epoch's."""
+    """Waiting and work before the first batch count as startup; time before an epoch's first request is in no epoch."""
     meter = Meter(0.0, 2, 10)
     meter.begin_epoch(0, 1.0, Stats())
     meter.batch_wait = 3.0
@@ -349,7 +349,7 @@ def test_what_a_meter_counts() -> None:
 
 
 def test_no_time_at_all() -> None:
-    """Nothing was done since now: all is 0, and there is a report."""
+    """Stats since now have zero counts and fractions, and a report."""
     seen = (stats := Stats(10, 80, 8000, 5.0, 1.0, 0.5, 1, 1, 2, workers=2, busy=9.0, cpu=8.0)).since(stats)
     assert seen == IDLE
     assert (seen.rate, seen.data_wait, seen.load, seen.io_wait) == (0.0, 0.0, 0.0, 0.0)
@@ -357,7 +357,7 @@ def test_no_time_at_all() -> None:
 
 
 def test_a_report_tells_of_what_went_wrong() -> None:
-    """Restarts, replaced samples and added slots stand in the report where there were any."""
+    """The report tells of restarts, replaced samples and added slots, if there were any."""
     report = replace(IDLE, restarts=2, replaced=3, grown=4).report()
     assert "2 workers replaced" in report
     assert "3 unreadable samples replaced by others" in report

@@ -1,4 +1,4 @@
-"""Reads that never end are given up, workers that were stopped are replaced; and who has but had no time is not blamed."""
+"""Reads that never end are given up, and stopped workers replaced; no sample is blamed if only its worker had no time."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ N = 24
 BATCH = 4
 
 SOON = 0.8
-"""A ``timeout`` for what never ends: much more than any other read takes here, also on a busy machine."""
+"""A ``timeout`` for reads that never end: much longer than any other read takes here, also on a busy machine."""
 
 PROMPTLY = 6.0
-"""Seconds in which what is promised "promptly" must have happened: a few starts of workers."""
+"""Seconds within which the things that are promised "promptly" must happen: a few starts of workers."""
 
 
 def in_order(kind: str, data: DataSet, **options: Any) -> Loader:
@@ -33,7 +33,7 @@ def in_order(kind: str, data: DataSet, **options: Any) -> Loader:
 
 
 def test_a_read_that_never_ends_is_an_error_by_name(folder: Callable, caplog: pytest.LogCaptureFixture) -> None:
-    """After ``timeout`` the batch is an error that names the sample; the worker is replaced, the others' batches come."""
+    """After ``timeout`` a batch is an error that names the sample; its worker is replaced, and other batches arrive."""
     data = folder(N)
     fifo = data.fifo(9)
     with in_order("files", data, workers=2) as loader:
@@ -55,7 +55,7 @@ def test_a_read_that_never_ends_is_an_error_by_name(folder: Callable, caplog: py
 
 
 def test_a_stopped_worker_changes_no_byte(folder: Callable, workers: Callable, caplog: pytest.LogCaptureFixture) -> None:
-    """One that was stopped is replaced if anything waits for it; what it held is read again, and no sample is blamed."""
+    """A stopped worker is replaced if a request waits for it; its rows are read again, and no sample is blamed."""
     data = folder(N)
     expected = run(made("files", data, workers=0))
     found = []
@@ -66,7 +66,7 @@ def test_a_stopped_worker_changes_no_byte(folder: Callable, workers: Callable, c
                 if number == 1:
                     stop(workers()[epoch % 2])
         restarts = loader.stats.restarts
-        assert restarts <= 2  # another does the work of one that was stopped while it had none
+        assert restarts <= 2  # a worker stopped while it was idle is not replaced: the other does all the work
         assert loader.damaged == ()
     assert found == expected
     said = re.findall(r"worker \d \(pid \d+\) had been stopped for 0\.8 seconds, and was killed; ", caplog.text)
@@ -75,7 +75,7 @@ def test_a_stopped_worker_changes_no_byte(folder: Callable, workers: Callable, c
 
 @pytest.mark.parametrize("timeout", [None, float("inf")])
 def test_without_a_timeout_who_waits_waits(folder: Callable, timeout: float | None) -> None:
-    """For an answer, which may come late, or for another thread that closes the loader."""
+    """Without a timeout a request waits until the read ends, however late, or another thread closes the loader."""
     data = folder(N)
     with in_order("function", data, workers=1, timeout=timeout) as loader:
         cases: list[tuple[Callable, type]] = [(lambda: answer(data, 9), list), (loader.close, ClosedError)]
@@ -89,7 +89,7 @@ def test_without_a_timeout_who_waits_waits(folder: Callable, timeout: float | No
 
 
 def test_a_slow_start_blames_no_sample(folder: Callable) -> None:
-    """What a worker imports and opens at its start is no read."""
+    """Imports and opens at a worker's start do not count for the timeout."""
     from shmgen import Source
 
     data = folder(N)
@@ -110,7 +110,7 @@ def test_a_slow_start_blames_no_sample(folder: Callable) -> None:
 
 
 def test_in_process_there_is_no_timeout(folder: Callable) -> None:
-    """The calling process can't give up what it does itself."""
+    """With ``workers=0`` there is no timeout, since the main process can't give up its own reads."""
     data = folder(N)
     with in_order("function", data, workers=0, timeout=1e-9) as loader:
         assert [label for X, y in loader for label in data.check(X, y)] == list(range(N))
@@ -118,7 +118,7 @@ def test_in_process_there_is_no_timeout(folder: Callable) -> None:
 
 @pytest.mark.filterwarnings("ignore:batches of a loader")
 def test_another_threads_batches_do_not_put_off_the_end(folder: Callable) -> None:
-    """Who waits in vain gets the error in time, though another thread gets batch after batch meanwhile."""
+    """A request whose read hangs ends in time, although another thread gets batch after batch meanwhile."""
     data = folder(N)
     data.fifo(9)
     with in_order("function", data, workers=2, slots=6) as loader:
@@ -146,7 +146,7 @@ loader.close()
 
 
 def test_a_parent_that_was_stopped_blames_none(folder: Callable, script: Callable) -> None:
-    """As by Ctrl-Z, for longer than ``timeout``, while it waited for a read: once continued, the read may end."""
+    """If the whole program was stopped for longer than ``timeout``, as by Ctrl-Z, a read can still end afterwards."""
     data = folder(N)
     data.fifo(9)
     run = script(PARENT, data)
@@ -156,7 +156,7 @@ def test_a_parent_that_was_stopped_blames_none(folder: Callable, script: Callabl
     run.signal(signal.SIGSTOP, group=True)
     wait_until(lambda: psutil.Process(run.process.pid).status() == psutil.STATUS_STOPPED, "the script is stopped")
     assert worker.pid in run.left(within=2.0)
-    answering = Asking(lambda: answer(data, 9))  # who is stopped is at no FIFO's other end
+    answering = Asking(lambda: answer(data, 9))  # in a thread: it waits until the stopped worker opens the FIFO
     run.signal(signal.SIGCONT, group=True)
 
     assert run.end() == 0, run.err
