@@ -1,4 +1,4 @@
-"""The tests' own tools: what is left behind is found, what others make is not, and time limits are missed on a quiet machine."""
+"""The check for leftovers finds descriptors, processes and names in /dev/shm that a test leaves."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from shmgen import Loader
 
 @pytest.fixture
 def tidy() -> Iterator[None]:
-    """Takes away what a test has left in /dev/shm on purpose."""
+    """Removes the names that a test has left in /dev/shm on purpose."""
     yield
     for name in names():
         Path("/dev/shm", name).unlink()
 
 
 def test_a_descriptor_and_a_process_are_found() -> None:
-    """As long as they are there."""
+    """A descriptor and a process count as leftovers as long as they exist."""
     before = Before()
     read = os.eventfd(0)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
@@ -42,12 +42,12 @@ def named(name, create=os.memfd_create):
         return create(name)
     return os.open("/dev/shm/{MARK}ring", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
 """
-"""Code that gives the ring's memory a name, and keeps it."""
+"""Code that gives the ring's memory a name in /dev/shm, and does not remove it."""
 
 
 @pytest.mark.usefixtures("tidy")
 def test_a_name_that_a_loader_leaves_is_found(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loader whose memory had a name, and kept it, would be found out."""
+    """A name in /dev/shm that a loader left would be found."""
     data = folder(8)
     before = Before()
     made: dict[str, Any] = {"os": os}

@@ -1,4 +1,4 @@
-"""HDF5 files as they are found: a dataset for each sample, groups, scalars; what does not serve is explained."""
+"""HDF5 files of all kinds: datasets of rows or of samples, groups, scalars; errors explain what can't be read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IDS = [f"id-{number}" for number in range(12)]
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A file with the same samples in several places: those of number n are full of n."""
+    """A file with the same samples in several groups; those of number n are full of n."""
     with h5py.File(tmp_path / "all.h5", "w") as file:
         for number, id in enumerate(IDS):
             file[f"flat/{id}"] = np.full((4, 3), number, "f4")
@@ -48,7 +48,7 @@ def file(tmp_path: Path) -> Path:
     [("/flat/", IDS, "f4", 0), ("nested/{id}/image", IDS, "f8", 1), ("numbered", range(12), "u1", 0), (None, IDS, "i2", 0)],
 )
 def test_a_dataset_for_each_sample(file: Path, name: str | None, ids: Any, dtype: str, workers: int) -> None:
-    """Samples are named by their group, by a name with {id} in it, or are the file's own datasets; scalars serve as labels."""
+    """The datasets of samples are given by their group, by a name with {id}, or as all of a file; scalars serve as labels."""
     labels = Hdf5(file, "nested/{id}/label") if ids is IDS else ids
     source = Hdf5(file, name) if name else Hdf5(file.parent / "top.h5")
     with Loader(ids, labels, 4, source=source, workers=workers) as loader:
@@ -73,7 +73,7 @@ def test_a_dataset_for_each_sample(file: Path, name: str | None, ids: Any, dtype
     ],
 )  # fmt: skip
 def test_what_does_not_serve_is_explained(file: Path, name: str, ids: Any, text: str) -> None:
-    """The error of a dataset that can't be read says what was found, what is there, and what to write."""
+    """The error of a dataset that can't be read says what was found, what else is there, and what to write instead."""
     with pytest.raises((InputError, SampleError), match=re.escape(text)):
         Loader(ids, None, 1, source=Hdf5(file, name))
 
@@ -114,7 +114,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 
 
 def test_without_h5py_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without h5py, the constructor says what to install."""
+    """Without h5py, the constructor's error says what to install."""
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(InputError, match=r"pip install 'shmgen\[hdf5\]'"):
         Hdf5("all.h5")
@@ -134,7 +134,7 @@ STORED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(("stored", "dtype"), list(zip(STORED, ["i4", ">i4", "f8", "?", ">f8", ">i2"], strict=True)))
 def test_rows_however_they_are_stored(tmp_path: Path, stored: str, dtype: str) -> None:
-    """Rows are right in any order and storage, also behind a user block."""
+    """Rows are right in any order and storage layout, also in a file with a user block."""
     rows = (ROWS % 2 if dtype == "?" else ROWS).astype(dtype)
     with h5py.File(tmp_path / "all.h5", "w", userblock_size=512) as file:
         file.create_dataset("x", data=rows, **STORED[stored])
@@ -146,7 +146,7 @@ def test_rows_however_they_are_stored(tmp_path: Path, stored: str, dtype: str) -
 
 
 def test_rows_that_lie_in_the_file_need_no_h5py_in_a_worker(tmp_path: Path) -> None:
-    """Contiguous rows are read like those of an ``.npy`` file, without h5py; rows in chunks are not."""
+    """A worker reads contiguous rows without h5py, like those of an ``.npy`` file; for rows in chunks it needs h5py."""
     with h5py.File(tmp_path / "all.h5", "w") as file:
         file["flat"] = ROWS
         file.create_dataset("packed", data=ROWS, compression="gzip")
@@ -157,7 +157,7 @@ def test_rows_that_lie_in_the_file_need_no_h5py_in_a_worker(tmp_path: Path) -> N
 
 
 def test_a_chunk_is_decoded_once_for_a_ticket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk is decoded once for a ticket, in whatever order its rows come; of gzip, only as far as needed."""
+    """A chunk is decoded once a ticket, whatever the order of its rows; a gzip chunk only up to the last row needed."""
     with h5py.File(tmp_path / "all.h5", "w") as file:
         file.create_dataset("x", data=ROWS, chunks=(10, 4), compression="gzip")
     sizes = []
@@ -176,7 +176,7 @@ def test_a_chunk_is_decoded_once_for_a_ticket(tmp_path: Path, monkeypatch: pytes
 
 
 def virtual(file: Any, *, parts: int = 3) -> None:
-    """Make a virtual dataset of the rows of other files."""
+    """Make a virtual dataset from the rows of other files."""
     layout = h5py.VirtualLayout((20 * parts, 4), "i4")
     for number in range(parts):
         name = f"{Path(file.filename).parent}/part{number}.h5"
@@ -187,7 +187,7 @@ def virtual(file: Any, *, parts: int = 3) -> None:
 
 
 def virtual_slice(file: Any) -> None:
-    """Make a virtual dataset of the last rows of another file."""
+    """Make a virtual dataset from the last rows of another file."""
     with h5py.File(f"{Path(file.filename).parent}/part1.h5", "w") as part:
         part["rows"] = np.concatenate([ROWS, ROWS])
     layout = h5py.VirtualLayout((60, 4), "i4")
@@ -205,7 +205,7 @@ def unlimited(file: Any) -> None:
 
 
 def replace(path: Path, rows: np.ndarray | None) -> None:
-    """Put another file in the place of one, with these rows, or none."""
+    """Replace a file by another one, with these rows or without any."""
     with h5py.File(path.with_suffix(".new"), "w") as file:
         if rows is not None:
             file["rows"] = rows
@@ -248,7 +248,7 @@ HARM: dict[str, tuple[Any, Any, str]] = {
 
 @pytest.mark.parametrize("harm", HARM)
 def test_data_that_are_missing_are_no_zeros(tmp_path: Path, harm: str) -> None:
-    """Missing parts, which HDF5 reads as zeros, are an error when the source is bound; whole data are read."""
+    """Missing parts, which HDF5 reads as zeros, raise an error when the source is bound; complete data are read."""
     make, damage, text = HARM[harm]
     with h5py.File(tmp_path / "all.h5", "w") as file:
         made = make(file)
@@ -278,7 +278,7 @@ def test_a_row_that_was_never_written_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("fill", "options"), [(None, {"chunks": (6, 4), "compression": "gzip"}), (-1, {"chunks": (6, 2)})])
 def test_rows_that_were_meant_to_be_left_out(tmp_path: Path, fill: int | None, options: dict[str, Any]) -> None:
-    """They are the fill value, where the file has one, or 0, where the user says so; in chunks and in datasets of samples."""
+    """Unwritten rows have the file's fill value, or 0 with ``allow_unwritten``, in chunks and in datasets of samples."""
     with h5py.File(tmp_path / "data.h5", "w") as file:
         file.create_dataset("x", (60, 4), "i4", fillvalue=fill, **options)[12:30] = ROWS[12:30]
         file.create_dataset("empty", (60, 4), "i4", fillvalue=fill)
@@ -296,7 +296,7 @@ def test_rows_that_were_meant_to_be_left_out(tmp_path: Path, fill: int | None, o
 
 
 def rows_of(path: Path, dataset: str, count: int, **options: Any) -> np.ndarray:
-    """All samples, in order."""
+    """All samples of a dataset, in order."""
     with Loader(range(count), batch_size=count, source=Hdf5(path, dataset, **options), shuffle=False, workers=0) as loader:
         return np.array(loader.batch(0)[0])
 
@@ -306,7 +306,7 @@ def rows_of(path: Path, dataset: str, count: int, **options: Any) -> np.ndarray:
     [("contiguous", "gone"), ("gzip", "damaged"), ("contiguous", "another"), ("gzip", "another"), ("gzip", "locked")],
 )
 def test_a_file_that_can_not_be_opened_any_more_is_named(tmp_path: Path, stored: str, harm: str) -> None:
-    """A file that can't be opened when the first rows are read is a SampleError of theirs."""
+    """A file that can't be opened when the first rows are read raises a SampleError for these."""
     path = tmp_path / "all.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("x", data=ROWS, **STORED[stored])
@@ -335,7 +335,7 @@ def test_a_file_that_can_not_be_opened_any_more_is_named(tmp_path: Path, stored:
 
 
 def test_a_file_that_is_written_in_swmr_mode(tmp_path: Path) -> None:
-    """With ``swmr=True`` a file is read while it is written; without, the error says so."""
+    """With ``swmr=True``, a file can be read while it is written; without it, the error advises that."""
     path = tmp_path / "all.h5"
     code = f"""
 import h5py, numpy as np, sys

@@ -1,4 +1,4 @@
-"""Random histories of the engine above fake workers: whatever happens, in whatever order, every row is right or named."""
+"""Random faults in the engine's fake workers: in any order of events, every row is right or blamed in an error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Chance:
-    """Choices by a seed."""
+    """Random choices, determined by a seed."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -37,7 +37,7 @@ class Chance:
 
 
 class History:
-    """What happens to workers while batches are asked for."""
+    """A random sequence of events in workers while batches are requested."""
 
     FAULTS = (
         "fail",
@@ -56,20 +56,20 @@ class History:
     def __init__(self, engine: Engine, chance: Chance, *, faults: int) -> None:
         self.engine = engine
         self.chance = chance
-        self.failed: set[int] = set()  # the samples at which a read failed
-        self.hung: set[int] = set()  # those at which a reader hung, so far as it said at which
-        # Of tickets in which a reader hung and did not say where, the first: blamed where the worker can't be killed.
+        self.failed: set[int] = set()  # samples at which a read failed
+        self.hung: set[int] = set()  # samples at which a reader hung, if its row was known
+        # First samples of tickets in which a reader hung at an unknown row: blamed if the worker can't be killed.
         self.before: set[int] = set()
-        self.deaths: Counter[int] = Counter()  # how often a worker died while a reader was at a sample
-        self.alone: set[int] = set()  # those at which a worker died while no other of its readers was at any
-        # A worker that can't be killed may cost its batch an error, since each of its rows might cost a slot.
+        self.deaths: Counter[int] = Counter()  # deaths of workers while a reader was at the sample
+        self.alone: set[int] = set()  # samples at which a worker died while its other readers were at none
+        # The batch of a worker that can't be killed may raise an error, since trying each row could lose more slots.
         self.immortal = False
         self._faults = faults
         self._idle_deaths = STARTS - 1
         engine.workers.takes = False
 
     def step(self) -> bool:
-        """The next that happens; whether anything can."""
+        """Let the next event happen; return whether any was possible."""
         workers = self.engine.workers
         self.engine.check()
         workers.scribble()
@@ -149,13 +149,13 @@ class History:
         workers.die(worker)
 
     def may_blame(self, sample: int) -> bool:
-        """Whether ``sample`` may be said to be unreadable."""
+        """Whether ``sample`` may be blamed as unreadable."""
         hung = self.hung | self.before if self.immortal else self.hung
         return sample in self.failed | hung or (self.deaths[sample] >= DEATHS and sample in self.alone)
 
 
 def engine_by(chance: Chance, *, shuffles: Sequence[bool] = (False, True)) -> Any:
-    """An engine of any size."""
+    """An engine of random size and options."""
     return engine_of(
         on_error=chance.choose(get_args(OnError)),
         workers=chance.choose((1, 2, 3)),
@@ -168,7 +168,7 @@ def engine_by(chance: Chance, *, shuffles: Sequence[bool] = (False, True)) -> An
 
 @pytest.mark.parametrize("seed", range(24))
 def test_every_row_is_right_or_named(seed: int) -> None:
-    """Whatever happens to workers: each row is its sample, or a blamed one's, or replaced, or the error names a blamed one."""
+    """Whatever happens to workers, each row is its sample or a blamed sample's replacement, or an error names a blamed sample."""
     chance = Chance(seed)
     with engine_by(chance) as engine:
         history = History(engine, chance, faults=chance.choose(range(16)))
@@ -201,12 +201,12 @@ def test_every_row_is_right_or_named(seed: int) -> None:
 
 
 def check(engine: Engine, history: History, number: int, found: Sequence[int]) -> int:
-    """Assert that each row is its sample, or a blamed one's replacement, or a blamed one's own; how many are replacements."""
+    """Assert that each row is its sample, or that its sample may be blamed and is replaced; return the replacements' number."""
     replaced = 0
     collects = engine.damage.on_error == "collect"
     for row, (sample, wanted) in enumerate(zip(found, engine.expected(number), strict=True)):
         if collects and wanted in engine.damage.found:
-            continue  # it may hold anything
+            continue  # the row may have any content
         assert sample != GARBAGE
         if sample != wanted:
             replaced += 1
@@ -219,7 +219,7 @@ def check(engine: Engine, history: History, number: int, found: Sequence[int]) -
 
 @contextmanager
 def switching() -> Iterator[None]:
-    """Threads take turns as often as can be."""
+    """Make Python switch between threads as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -230,9 +230,9 @@ def switching() -> Iterator[None]:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_threads_that_ask_at_once(seed: int) -> None:
-    """Each gets its own batches, all right or named, whatever happens to workers, and whichever thread listens to them."""
+    """Threads that request batches at once each get theirs, all right or blamed in an error, whatever happens to workers."""
     chance = Chance(seed)
-    with engine_by(chance, shuffles=[False]) as engine, switching():  # else what an index means depends on who asks first
+    with engine_by(chance, shuffles=[False]) as engine, switching():  # with shuffling, an index depends on the order of requests
         engine.workers.blocks = True
         history = History(engine, chance, faults=chance.choose(range(16)))
         named: list[Any] = []
@@ -258,6 +258,6 @@ def test_threads_that_ask_at_once(seed: int) -> None:
         numbers = range(engine.sampler.batches)
         orders = [list(numbers), list(reversed(numbers)), [chance.choose(numbers) for _ in numbers]]
         threads = [Asking(partial(ask, order)) for order in orders]
-        wait_until(progress, "all are served")
+        wait_until(progress, "all threads have their batches")
         assert [thread.outcome() for thread in threads] == [None] * 3
         assert all(history.may_blame(sample) for sample in named)

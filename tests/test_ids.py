@@ -1,4 +1,4 @@
-"""Ids of any kind that make a path within the folder are read, whatever they look like; all others are named, soon."""
+"""Ids of any kind that name a path within the folder are read, whatever they look like; errors name all others quickly."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from shmgen import ImageFolder, InputError, Loader, Npy, SampleError
 from shmgen._samples.ids import as_lines, first_outside, id_lines, kept
 
 WITHIN = 10.0
-"""Seconds in which an error must be there."""
+"""Seconds within which an error must be raised."""
 
 
 def write(folder: Path, names: Sequence[object]) -> None:
-    """Files ``<folder>/<name>.npy``; all elements of the k-th are k."""
+    """Write files ``<folder>/<name>.npy``; all elements of the k-th are k."""
     for number, name in enumerate(names):
         file = folder / f"{name}.npy"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def write(folder: Path, names: Sequence[object]) -> None:
 
 
 def read(ids: Any, labels: Any = None, **options: Any) -> list[int]:
-    """The numbers of all samples, in the order of ``ids``; read in batches of 2."""
+    """The numbers of all samples in the order of ``ids``, read in batches of 2."""
     with Loader(ids, labels, 2, shuffle=False, **options) as loader:
         found = []
         for X, *y in loader:
@@ -60,7 +60,7 @@ KINDS: dict[str, Any] = {
 
 
 def test_any_id_that_names_a_file_of_the_folder(tmp_path: Path) -> None:
-    """An id is its printed text: only the slash has a meaning, and no two names are taken for one."""
+    """An id means its text: only the slash is special, and similar names are never mixed up."""
     for kind, given in KINDS.items():
         ids = given[: len(given) // 2 * 2]
         write(tmp_path / kind, list(ids))
@@ -70,7 +70,7 @@ def test_any_id_that_names_a_file_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_ids_of_all_kinds_reach_workers(tmp_path: Path) -> None:
-    """Ids of all these kinds in one list are read by two workers."""
+    """Two workers read a list with ids of all these kinds."""
     names = {str(id): id for kind, ids in KINDS.items() if kind != "roundabout" for id in ids if str(id).isprintable()}
     ids = list(names.values())[: len(names) // 2 * 2]
     write(tmp_path, ids)
@@ -79,7 +79,7 @@ def test_ids_of_all_kinds_reach_workers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["relative", "with-suffix", "through-a-link"])
 def test_ids_that_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Without a folder, ids are paths from where the loader was made, with or without ``.npy``."""
+    """Without a folder, ids are paths relative to the working folder at construction, with or without ``.npy``."""
     names = ["here/a", "here/b c", "there/d", "there/deep/-e"]
     write(tmp_path, names)
     (tmp_path / "link").symlink_to(tmp_path / "here")
@@ -100,7 +100,7 @@ WAYS_OUT = ["/etc/passwd", "..", "../a", "a/..", "a/../../b", "cats/../../dogs/1
 
 
 def test_ids_that_lead_out_of_the_folder(tmp_path: Path) -> None:
-    """An id that leads out of the folder is refused, whatever the number of ids, with what to do if that is meant."""
+    """An id that leads out of the folder is refused, among any number of ids; the error says how to allow it."""
     inside = [f"a..b-{number}" for number in range(20_001)]
     write(tmp_path, inside[:2])
     for number, way in enumerate(WAYS_OUT):
@@ -123,10 +123,10 @@ def loop(folder: Path, id: str) -> None:
 with pytest.raises(ValueError, match="embedded null") as nul:
     os.open("a\0b", os.O_RDONLY)
 NUL = str(nul.value)
-"""What this Python says of such a path: the words are not the same in all."""
+"""The error of this Python version for such a path: versions differ in the wording."""
 
 HOSTILE = {
-    # an id, and what makes the file that it names -> what the error says
+    # an id, a function that makes its file, and the error's text
     "nul": ("a\0b", None, f"expected an id that makes a path, found one that does not: {NUL}"),
     "300-characters": ("n" * 300, None, "expected a readable file, found: File name too long (errno 36)"),
     "surrogate": ("\ud800", None, "expected an id that makes a path, found one that does not"),
@@ -139,7 +139,7 @@ HOSTILE = {
 @pytest.mark.timeout(WITHIN)
 @pytest.mark.parametrize(("id", "make", "text"), HOSTILE.values(), ids=HOSTILE)
 def test_hostile_ids_are_named(tmp_path: Path, id: str, make: Callable[[Path, str], object] | None, text: str) -> None:
-    """An id that names no readable file is an error soon, with its path, what was expected and what was found."""
+    """An id that names no readable file raises an error quickly, with its path, what was expected and what was found."""
     ids = [f"id-{number}" for number in range(8)]
     write(tmp_path, ids)
     if make is not None:
@@ -151,7 +151,7 @@ def test_hostile_ids_are_named(tmp_path: Path, id: str, make: Callable[[Path, st
 
         assert (raised.value.id, raised.value.path) == (id, f"{tmp_path}/{id}.npy")
         assert raised.value.reason.startswith(text)
-        str(raised.value).encode()  # whatever the id, the text can be printed, and logged
+        str(raised.value).encode()  # whatever the id, the text can be printed and logged
 
 
 def test_a_folder_that_is_a_loop(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_folder_that_is_a_loop(tmp_path: Path) -> None:
 
 
 MEANT = {
-    # files of the folder "data", ids, and what they should have been
+    # files in the folder "data", ids, and the ids that were meant
     "suffix": (["a", "b"], ["a.npy", "b.npy"], ["a", "b"]),
     "folders-in-front": (["a", "b"], ["here/data/a", "here/data/b"], ["a", "b"]),
     "lost-zeros": (["0001", "0012"], [1, 12], ["0001", "0012"]),
@@ -175,7 +175,7 @@ MEANT = {
 
 
 def refused(ids: Any, labels: Any = None, **options: Any) -> str:
-    """The reason why the first file is refused."""
+    """The reason in the error of the first file."""
     with pytest.raises(SampleError) as raised:
         Loader(ids, labels, 2, workers=0, **options).close()
     assert raised.value.reason.startswith("expected a file, found ")
@@ -186,7 +186,7 @@ def refused(ids: Any, labels: Any = None, **options: Any) -> str:
 def test_an_id_without_a_file_is_told_from_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], ids: Any, meant: list[str]
 ) -> None:
-    """The error of a missing first file names the file that was meant; its advice mends all ids."""
+    """The error of a missing first file names the file that was probably meant; its advice corrects all ids."""
     write(tmp_path / "data", files)
     monkeypatch.chdir(tmp_path)
     reason = refused(ids, data_dir="data")
@@ -198,7 +198,7 @@ def test_an_id_without_a_file_is_told_from_what_is_there(
 
 
 def test_ids_that_are_paths_to_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where an id is a path from the working folder, the error advises ``data_dir=None``, which works."""
+    """If ids are paths from the working folder, the error advises ``data_dir=None``, which works."""
     write(tmp_path, ["train/a", "train/b", "data/c"])
     monkeypatch.chdir(tmp_path)
     for ids in (["train/a", "train/b"], ["train/a.npy", "train/b.npy"], ["data/c.npy", "train/a.npy"]):
@@ -207,7 +207,7 @@ def test_ids_that_are_paths_to_elsewhere(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_path_that_a_shell_would_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``~`` is a name like any other; the error says what it was probably meant as, and its advice works."""
+    """``~`` is not expanded; the error says which path was probably meant, and its advice works."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     write(tmp_path, ["data/a", "data/b"])
@@ -223,7 +223,7 @@ def test_a_path_that_a_shell_would_expand(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_folder_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error of a missing folder says how far its path leads, and what is there."""
+    """The error of a missing folder names the first part that does not exist, and the content of the folder before it."""
     write(tmp_path, ["data/train/a", "data/train/b"])
     monkeypatch.chdir(tmp_path)
     said = f"there is no folder {tmp_path}/data/trian, and {tmp_path}/data has 'train': give the folder that the files are in"
@@ -248,7 +248,7 @@ def test_files_that_lie_elsewhere_in_the_folder(tmp_path: Path) -> None:
 
 
 NO_IDS = {
-    # ids, what the error says, and what follows its advice
+    # ids, the error's text, and the ids that its advice leads to
     "text": ("ab", r"found 'ab'; pass \[id\] for a single one", ["ab"]),
     "number": (7, "expected a list or array of ids, in an order, found one of type int; pass a list", [7]),
     "none": (None, "expected a list or array of ids, in an order, found one of type NoneType", None),
@@ -289,7 +289,7 @@ def test_ids_as_lines() -> None:
 
 
 OUTSIDE: list[tuple[Any, int, int | None]] = [
-    # ids, rows, and the place of an id that numbers none of them
+    # ids, the number of rows, and the position of an id that is no row's number
     (range(6), 5, 5),
     (range(0, 100, 7), 21, 14),
     (range(-1, 5), 5, 0),
@@ -306,6 +306,6 @@ OUTSIDE: list[tuple[Any, int, int | None]] = [
 
 
 def test_an_id_that_numbers_no_row() -> None:
-    """In an array or a list, the first id that is no row's number is found; in a range, its first or last."""
+    """In a list or array, the first id that is no row's number is found; in a range, the first or last id."""
     for ids, count, place in OUTSIDE:
         assert first_outside(kept(ids), count) == place, ids

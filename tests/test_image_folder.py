@@ -1,4 +1,4 @@
-"""A folder with a folder of images for each class: ids, labels and names of classes, split alike for each class."""
+"""`image_folder`: ids, labels and classes of a folder with a folder of images for each class; each class is split alike."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shmgen import Images, InputError, Loader, image_folder
 
 
 def make(folder: Path, *names: str) -> Path:
-    """Make files of these names, which are never opened."""
+    """Make empty files with these names; they are never opened."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
@@ -21,12 +21,12 @@ def make(folder: Path, *names: str) -> Path:
 
 
 def pets(folder: Path, cats: int = 100, dogs: int = 10) -> Path:
-    """A folder of two classes, of which one is rare."""
+    """A folder of two classes, one of them rare."""
     return make(folder, *(f"cats/{n}.jpg" for n in range(cats)), *(f"dogs/{n}.png" for n in range(dogs)))
 
 
 def test_ids_labels_and_classes(tmp_path: Path) -> None:
-    """All images, in sub-folders and behind links too, in order; hidden files and others are left out."""
+    """All images are found, in order, also in sub-folders and through links; hidden files and other files are left out."""
     make(tmp_path, "dogs/b.JPEG", "dogs/a.png", "cats/small/c.webp", "cats/.hidden.jpg", "cats/notes.txt", ".trash/d.jpg")
     (tmp_path / "birds").symlink_to(tmp_path / "dogs")
     (tmp_path / "cats" / "again").symlink_to(tmp_path / "cats")
@@ -38,7 +38,7 @@ def test_ids_labels_and_classes(tmp_path: Path) -> None:
 
 
 def test_each_class_is_split_alike(tmp_path: Path) -> None:
-    """Each image is on one side; of each class the rounded fraction is held out, but neither none nor all."""
+    """Each image is in one part; of each class, the rounded fraction is held out, but at least one image and not all."""
     pets(tmp_path)
     for split in (0.1, 0.5, 0.999):
         partition, labels, _ = image_folder(tmp_path, split)
@@ -53,7 +53,7 @@ def test_each_class_is_split_alike(tmp_path: Path) -> None:
 
 
 def test_classes_may_be_named(tmp_path: Path) -> None:
-    """``classes`` gives the order of the numbers, and leaves other folders out; with it, train may be a class."""
+    """``classes`` sets the order of the classes, and leaves other folders out; with it, a class may be named train."""
     pets(tmp_path, 2, 2)
     make(tmp_path, "other/a.jpg", "train/a.jpg", "val/b.jpg")
     _, labels, classes = image_folder(tmp_path, classes=["dogs", "cats", "train"])
@@ -62,7 +62,7 @@ def test_classes_may_be_named(tmp_path: Path) -> None:
 
 
 def test_what_it_returns_is_what_a_loader_takes(tmp_path: Path) -> None:
-    """A loader takes what is returned: each row is the image of its id, and its label that of the folder."""
+    """A loader takes the ids and labels of `image_folder`: each row is its id's image, with the label of its folder."""
     for name, level in (("cats", 10), ("dogs", 200)):
         (tmp_path / name).mkdir()
         for number in range(6):
@@ -75,7 +75,7 @@ def test_what_it_returns_is_what_a_loader_takes(tmp_path: Path) -> None:
 
 
 def test_images_without_a_class_are_warned_of(tmp_path: Path) -> None:
-    """Images in the folder itself have no class: they are left out, and a warning names them."""
+    """Images directly in the folder have no class: they are left out, and a warning names them."""
     make(pets(tmp_path, 2, 2), "stray.jpg", "README.md")
     with pytest.warns(UserWarning, match=r"itself have no class, and are left out: 'stray\.jpg'"):
         assert len(image_folder(tmp_path).labels) == 4
@@ -94,13 +94,13 @@ def test_images_without_a_class_are_warned_of(tmp_path: Path) -> None:
     ],
 )
 def test_folders_that_have_no_classes(tmp_path: Path, names: list[str], text: str) -> None:
-    """A folder without a folder of images for each class is refused; the error says what is there."""
+    """A folder without a folder of images for each class is refused; the error says what was found."""
     with pytest.raises(InputError, match=text):
         image_folder(make(tmp_path, *names))
 
 
 def test_arguments_that_are_mistakes(tmp_path: Path) -> None:
-    """A missing folder, an unknown class, a bad fraction and a URL are errors that say what is expected."""
+    """A missing folder, an unknown or repeated class, and a bad fraction raise errors that say what is expected."""
     pets(tmp_path / "pets", 2, 2)
     with pytest.raises(InputError, match=r"there is no folder .*/pests, and .* has 'pets'"):
         image_folder(tmp_path / "pests")
@@ -125,7 +125,7 @@ def test_files_that_are_no_images_are_counted(tmp_path: Path, caplog: pytest.Log
 
 
 def test_images_without_classes(tmp_path: Path) -> None:
-    """With ``labels=False`` ids are all images in the order of their names; the error of a flat folder says so."""
+    """With ``labels=False``, ids are all images in the order of their names; the error of a flat folder advises that."""
     make(tmp_path, "b.png", "a.jpg", "sub/c.webp", "notes.txt", ".hidden.png")
     found = image_folder(tmp_path, labels=False)
     assert found.ids == found.partition["train"] == ["a.jpg", "b.png", "sub/c.webp"]

@@ -1,4 +1,4 @@
-"""Images: what Pillow reads becomes rows, upright and of one size; what is broken is named."""
+"""Images: all formats of Pillow become rows, upright and of one size; errors name broken files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def picture(width: int = 40, height: int = 30) -> Image.Image:
 
 
 def row_of(folder: Path, id: str, size: Any = None, mode: Any = "RGB", resize: Any = "crop", **options: Any) -> np.ndarray:
-    """The row that `Images` makes of one file."""
+    """The row that `Images` makes from one file."""
     source = Images(folder, size, mode, resize, **options)
     with Loader([id], None, 1, source=source, workers=0) as loader:
         (X,) = loader.batch(0)
@@ -40,7 +40,7 @@ def row_of(folder: Path, id: str, size: Any = None, mode: Any = "RGB", resize: A
 
 
 def refused(folder: Path, id: str, **options: Any) -> str:
-    """The reason why a file is refused."""
+    """The reason in the error of one file."""
     with pytest.raises(SampleError) as caught:
         row_of(folder, id, **options)
     assert caught.value.path.startswith(f"{folder}/")
@@ -48,7 +48,7 @@ def refused(folder: Path, id: str, **options: Any) -> str:
 
 
 def test_formats(tmp_path: Path) -> None:
-    """Of each format, rows show the pixels of their own file: exactly where the format is lossless."""
+    """In each format, rows have the pixels of their file: exactly if the format is lossless."""
     ids = [f"{number}.{suffix}" for suffix in ("png", "jpg", "webp", "bmp", "tif", "gif", "ppm", "tga") for number in range(2)]
     images = [picture(), picture().transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     for id in ids:
@@ -93,7 +93,7 @@ MODES = {
 
 
 def test_modes(tmp_path: Path) -> None:
-    """A row has the mode that was asked for, whatever the file's mode is, with Pillow's own numbers."""
+    """A row has the requested mode, whatever the file's mode is, with the numbers of Pillow's conversion."""
     for stored, image in MODES.items():
         image.save(tmp_path / f"{stored}.png")
         for mode, channels in (("RGB", 3), ("L", 1), ("RGBA", 4)):
@@ -103,7 +103,7 @@ def test_modes(tmp_path: Path) -> None:
 
 
 def test_a_transparent_palette(tmp_path: Path) -> None:
-    """A palette with transparency keeps its colours, and with mode RGBA its transparency; no warning is shown."""
+    """A palette with transparency keeps its colours, and in mode RGBA its transparency, too; no warning is shown."""
     image = Image.new("P", (4, 4), 1)
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.save(tmp_path / "a.png", transparency=b"\xff\x00")
@@ -112,7 +112,7 @@ def test_a_transparent_palette(tmp_path: Path) -> None:
 
 
 def test_masks_keep_their_numbers(tmp_path: Path) -> None:
-    """Mode P gives the numbers of a palette or of grey, not colours, and makes no new ones when a mask is resized."""
+    """Mode P gives a palette's or grey image's numbers, not colours; resizing a mask creates no new numbers."""
     numbers = np.array([[0, 7], [7, 255]], np.uint8).repeat(8, 0).repeat(8, 1)
     image = Image.fromarray(numbers).convert("P")
     image.putpalette(bytes(range(255, -1, -1)) * 3)
@@ -128,7 +128,7 @@ def test_masks_keep_their_numbers(tmp_path: Path) -> None:
 
 
 def packed(numbers: np.ndarray, bits: int) -> bytes:
-    """Numbers packed into this many bits each, from the highest bit on; each line begins with a byte of its own."""
+    """Numbers packed into ``bits`` bits each, highest bit first; each line begins with a new byte."""
     unpacked = np.unpackbits(numbers.astype(">u4").view(np.uint8).reshape(*numbers.shape, 4), axis=2)[..., 32 - bits :]
     return np.packbits(unpacked.reshape(len(numbers), -1), axis=1).tobytes()
 
@@ -149,7 +149,7 @@ def png(numbers: np.ndarray, bits: int) -> bytes:
 
 
 def tiff(numbers: np.ndarray, bits: int, *, white_is_zero: bool = False) -> bytes:
-    """A grey TIFF that is not compressed, with its pixels from byte 8 on."""
+    """An uncompressed grey TIFF, whose pixels begin at byte 8."""
     data = packed(numbers, bits)
     height, width = numbers.shape
     tags = {
@@ -169,7 +169,7 @@ def tiff(numbers: np.ndarray, bits: int, *, white_is_zero: bool = False) -> byte
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_masks_of_few_bits_keep_their_numbers(tmp_path: Path, bits: int) -> None:
-    """Grey of 1 to 8 bits gives class numbers from 0 on, though Pillow scales them to 255 and may invert them."""
+    """Grey of 1 to 8 bits gives class numbers from 0 on, although Pillow scales them to 255 and may invert them."""
     numbers = (np.arange(9 * 16).reshape(9, 16) * 7 % 2**bits).astype(np.uint8)
     (tmp_path / "a.png").write_bytes(png(numbers, bits))
     (tmp_path / "b.tif").write_bytes(tiff(numbers, bits))
@@ -184,7 +184,7 @@ DEEP = np.linspace(0, 65535, 30 * 40).reshape(30, 40).astype(np.uint16)
 
 
 def test_16_bits(tmp_path: Path) -> None:
-    """All 16 bits arrive; as 8 bits the upper ones do; 8 bits become 16 with white as white; resized pixels are means."""
+    """Mode I;16 keeps 16 bits, 8-bit modes the upper 8; 8 bits become 16 with white kept; resized pixels are means."""
     Image.fromarray(DEEP).save(tmp_path / "deep.png")
     row = row_of(tmp_path, "deep", mode="I;16")
     assert row.dtype == np.uint16
@@ -214,7 +214,7 @@ def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
 
 
 def test_12_bits(tmp_path: Path) -> None:
-    """Of 12 bits, mode L keeps the upper 8, and mode I;16 the file's own numbers."""
+    """From 12 bits, mode L keeps the upper 8, and mode I;16 the file's numbers."""
     numbers = DEEP >> 4
     (tmp_path / "a.tif").write_bytes(tiff(numbers, 12))
     np.testing.assert_array_equal(row_of(tmp_path, "a", mode="L")[..., 0], numbers >> 4)
@@ -222,13 +222,13 @@ def test_12_bits(tmp_path: Path) -> None:
 
 
 def near(row: np.ndarray, image: Image.Image, within: float = 3.0) -> bool:
-    """Whether a row shows the picture, but for the interpolation at edges."""
+    """Whether a row shows the picture, except for interpolation at the edges."""
     return bool(np.abs(row[2:-2, 2:-2].astype(int) - np.asarray(image)[2:-2, 2:-2]).max() <= within)
 
 
 @pytest.mark.parametrize(("suffix", "within"), [("png", 3), ("jpg", 12)])
 def test_crop_is_the_middle(tmp_path: Path, suffix: str, within: int) -> None:
-    """The default crop fills a row with the image's middle, in proportion, also of a JPEG that is decoded smaller."""
+    """The default crop fills a row with the image's middle, in proportion, also if a JPEG is decoded at a smaller scale."""
     for width, height in ((300, 400), (40, 30), (401, 33)):
         picture(width, height).save(tmp_path / f"a.{suffix}", quality=95)
         row = row_of(tmp_path, "a", (60, 60))
@@ -239,7 +239,7 @@ def test_crop_is_the_middle(tmp_path: Path, suffix: str, within: int) -> None:
 
 
 def test_pad_keeps_all_of_the_image(tmp_path: Path) -> None:
-    """With ``resize='pad'`` the image lies in the middle of the row, and the rest is 0, also in a used slot."""
+    """With ``resize='pad'``, the image is in the middle of the row, and the rest is 0, also in a slot used before."""
     Image.new("RGB", (400, 200), (9, 9, 9)).save(tmp_path / "wide.png")
     Image.new("RGB", (200, 400), (9, 9, 9)).save(tmp_path / "high.png")
     source = Images(tmp_path, (40, 40), resize="pad")
@@ -259,7 +259,7 @@ def test_an_image_of_the_rows_size_is_not_changed(tmp_path: Path) -> None:
 
 
 def test_a_large_jpeg_is_decoded_at_twice_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large JPEG is decoded at the smallest scale that has the row's size."""
+    """A large JPEG is decoded at the smallest scale that has at least twice the row's size."""
     picture(1600, 1200).save(tmp_path / "a.jpg", quality=95)
     decoded = []
     resized = ImageDecoder._resized
@@ -278,12 +278,12 @@ PHOTOS = [Image.fromarray(photo) for photo in load_sample_images().images]
 """Two photographs of 640 x 427."""
 
 NOISE = Image.fromarray((np.random.default_rng(0).integers(0, 2, (480, 640)) * 255).astype(np.uint8)).convert("RGB")
-"""Each pixel black or white: what is lost where an image is decoded smaller is as much as it can be."""
+"""Random black and white pixels, for which decoding at a smaller scale loses the most."""
 
 
 @pytest.mark.parametrize(("mode", "size"), [("RGB", None), ("L", 96)])
 def test_pillow_alone_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, size: Any) -> None:
-    """Without the faster packages, numbers differ by at most 2 of 255, and not at all where nothing is resized."""
+    """Without the faster packages, pixels differ by at most 2 of 255, and not at all without resizing."""
     PHOTOS[0].save(tmp_path / "0.jpg", quality=90)
     PHOTOS[1].save(tmp_path / "1.jpg", progressive=True, subsampling=0, quality=75)
     PHOTOS[0].convert("L").save(tmp_path / "2.jpg")
@@ -294,7 +294,7 @@ def test_pillow_alone_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyP
         tmp_path / "6.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0" + bytes(4)
     )
     data = (tmp_path / "0.jpg").read_bytes()
-    (tmp_path / "7.jpg").write_bytes(data[:20] + b"junk" + data[20:])  # damaged, but not beyond Pillow
+    (tmp_path / "7.jpg").write_bytes(data[:20] + b"junk" + data[20:])  # damaged, but Pillow can read it
     assert image_decoder.IS_FAST
     for number in range(8):
         fast = row_of(tmp_path, str(number), size, mode)
@@ -305,7 +305,7 @@ def test_pillow_alone_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_jpeg_that_is_not_resized_is_decoded_into_its_row(tmp_path: Path) -> None:
-    """A JPEG of the row's shape and dtype is decoded into the row; nothing else is written there."""
+    """A JPEG is decoded directly into a row of its shape and dtype; other rows are not written to."""
     PHOTOS[0].save(tmp_path / "a.jpg")
     data = (tmp_path / "a.jpg").read_bytes()
     row = np.zeros((427, 640, 3), np.uint8)
@@ -318,7 +318,7 @@ def test_a_jpeg_that_is_not_resized_is_decoded_into_its_row(tmp_path: Path) -> N
 
 
 def test_a_jpeg_that_is_decoded_small(tmp_path: Path) -> None:
-    """A JPEG that is decoded smaller differs by no more than is documented; with "nearest", not at all."""
+    """A JPEG decoded at a smaller scale differs by no more than is documented; with "nearest", not at all."""
     for image, size, most in ((PHOTOS[0], 64, 10), (NOISE, 32, 15), (NOISE, 96, 15)):
         image.save(tmp_path / "a.jpg", quality=95)
         Image.open(tmp_path / "a.jpg").save(tmp_path / "whole.png")
@@ -354,7 +354,7 @@ def test_images_stand_upright(tmp_path: Path) -> None:
 
 
 def test_how_a_camera_was_held_is_found_anywhere() -> None:
-    """In EXIF right before the pixels, behind a byte that only fills up, in the second EXIF part, or in XMP, as by Pillow."""
+    """The orientation is found where Pillow finds it: in late EXIF, after a fill byte, in a second EXIF part, and in XMP."""
     exif, image = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
     picture().save(image, "JPEG", exif=exif)
@@ -376,7 +376,7 @@ def test_how_a_camera_was_held_is_found_anywhere() -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 def test_a_truncated_image_is_never_a_row(tmp_path: Path, suffix: str) -> None:
-    """A file that ends anywhere before its last pixel is an error with a remedy, never a partial row."""
+    """A file that ends anywhere before its last pixel raises an error with a remedy; it never becomes a partial row."""
     whole = io.BytesIO()
     picture().save(whole, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix))
     data = whole.getvalue()
@@ -384,7 +384,7 @@ def test_a_truncated_image_is_never_a_row(tmp_path: Path, suffix: str) -> None:
     decode = ImageDecoder((16, 16), "RGB", "crop", "bilinear").decode
     for kept in range(0, len(data), max(1, len(data) // 15)):
         (tmp_path / f"a.{suffix}").write_bytes(data[:kept])
-        if len(data) - kept <= 20 and suffix == "png":  # sums and the end mark: all pixels are there
+        if len(data) - kept <= 20 and suffix == "png":  # only checksum and end mark are missing, no pixels
             np.testing.assert_array_equal(decode(data[:kept]), decode(data))
             continue
         with pytest.raises(SampleError, match=r"a\.\w+: expected an? .*found.*; (write or copy it again|convert it)"):
@@ -392,7 +392,7 @@ def test_a_truncated_image_is_never_a_row(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_broken_image_is_named_or_replaced(tmp_path: Path) -> None:
-    """A broken image is an error with id and file; with ``on_error="replace"`` another sample and its label stand in."""
+    """A broken image raises an error with id and file; with ``on_error="replace"``, another sample and its label replace it."""
     for number in range(8):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.jpg", quality=100)
     (tmp_path / "5.jpg").write_bytes((tmp_path / "5.jpg").read_bytes()[:300])
@@ -411,7 +411,7 @@ def test_a_broken_image_is_named_or_replaced(tmp_path: Path) -> None:
 
 
 def test_what_is_no_image(tmp_path: Path) -> None:
-    """An empty file, another kind of file, a folder and a pipe are each named as what they are."""
+    """Errors say whether an empty file, another kind of file, a folder or a pipe was found."""
     (tmp_path / "empty.png").touch()
     assert "an empty file (0 bytes); write or copy it again" in refused(tmp_path, "empty.png")
     (tmp_path / "text.png").write_text("hello, world")
@@ -423,7 +423,7 @@ def test_what_is_no_image(tmp_path: Path) -> None:
 
 
 def test_ids_with_and_without_a_suffix(tmp_path: Path) -> None:
-    """Ids with and without a suffix name the file, in sub-folders too; a given ``suffix`` is taken at its word."""
+    """Ids may have a suffix or not, in sub-folders, too; a given ``suffix`` is always added."""
     (tmp_path / "cats").mkdir()
     for number, name in enumerate(["a.png", "cats/b.JPG", "c.001.png", "d.jpeg"]):
         Image.new("L", (8, 8), number * 40).save(tmp_path / name, {"JPG": "JPEG", "jpeg": "JPEG"}.get(name.split(".")[-1], "PNG"))
@@ -440,7 +440,7 @@ def test_ids_with_and_without_a_suffix(tmp_path: Path) -> None:
 
 
 def test_two_files_of_one_id(tmp_path: Path) -> None:
-    """An id that two files fit is refused, unless the suffix is given, or is that of the first sample."""
+    """An id that fits two files is refused, unless the suffix is given, or one file has the first sample's suffix."""
     Image.new("L", (8, 8), 1).save(tmp_path / "a.png")
     Image.new("L", (8, 8), 2).save(tmp_path / "a.bmp")
     assert "found a.png and a.bmp; pass suffix='.png', for one" in refused(tmp_path, "a")
@@ -456,7 +456,7 @@ def test_two_files_of_one_id(tmp_path: Path) -> None:
 
 
 def test_a_missing_image_says_what_is_there(tmp_path: Path) -> None:
-    """The error of a missing image names what is there: another suffix, another folder, a similar id."""
+    """The error of a missing image names what exists: another suffix, another folder, a similar id."""
     (tmp_path / "photos").mkdir()
     picture().save(tmp_path / "photos" / "a.png")
     assert "a.png is there: pass [os.path.splitext(id)[0] for id in ids]" in refused(tmp_path / "photos", "a.jpg")
@@ -476,7 +476,7 @@ def test_a_missing_image_says_what_is_there(tmp_path: Path) -> None:
 
 
 def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
-    """Without a size, a row has the first image's, and an image of another is an error that says to give one."""
+    """Without a size, rows have the first image's, and an image of another size raises an error that advises to give one."""
     picture().save(tmp_path / "a.png")
     picture(41, 30).save(tmp_path / "b.png")
     with (
@@ -487,7 +487,7 @@ def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
 
 
 def test_arguments_that_are_mistakes(tmp_path: Path) -> None:
-    """Each is an error that says what is expected."""
+    """Wrong arguments raise errors that say what is expected."""
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"mode": "BGR"}, "mode: expected 'RGB' or 'L'"),
         ({"resize": "fit"}, "resize: expected 'crop' or 'pad' or 'stretch', found 'fit'"),
@@ -503,7 +503,7 @@ def test_arguments_that_are_mistakes(tmp_path: Path) -> None:
 
 
 def test_without_pillow_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without Pillow, `Images` can be imported, and its constructor says what to install."""
+    """Without Pillow, `Images` can be imported, and its constructor's error says what to install."""
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.delitem(sys.modules, "shmgen._sources.image_decoder", raising=False)
     monkeypatch.delattr("shmgen._sources.image_decoder", raising=False)
@@ -512,7 +512,7 @@ def test_without_pillow_the_error_says_what_to_install(monkeypatch: pytest.Monke
 
 
 def test_what_would_be_faster_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    """Where only Pillow is installed, the log says once what to install; else nothing."""
+    """If only Pillow is installed, the log says once what to install for more speed; otherwise, nothing."""
     image_decoder.say_once_if_slow.cache_clear()
     picture().save(tmp_path / "a.jpg")
     with caplog.at_level(logging.WARNING, "shmgen"):
@@ -528,7 +528,7 @@ def test_what_would_be_faster_is_said_once(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_pillows_settings_hold_in_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow's limit of pixels, and its leave to read truncated files, hold in workers too."""
+    """Pillow's settings for the maximum size and for truncated files apply in workers, too."""
     picture().save(tmp_path / "a.jpg", quality=95)
     data = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "b.jpg").write_bytes(data[: len(data) - 30])
@@ -537,7 +537,7 @@ def test_pillows_settings_hold_in_workers(tmp_path: Path, monkeypatch: pytest.Mo
         assert loader.batch(0)[0].shape == (2, 30, 40, 3)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
     source = Images(tmp_path, size=8)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)  # of 2 x 700, Pillow makes an error
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)  # Pillow raises an error above twice that
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
     Image.new("RGB", (40, 40)).save(tmp_path / "1.png")
     with (
@@ -566,7 +566,7 @@ def test_registered_formats_are_read_in_workers(tmp_path: Path, monkeypatch: pyt
 
 
 def places(folder: Path) -> list[str]:
-    """Images of several sizes, and masks of the same; a pixel is (its row, its column, 7), or its row."""
+    """Write images of several sizes, whose pixels are (row, column, 7), and masks of their rows; return the ids."""
     (folder / "masks").mkdir()
     ids = [f"{number}.png" for number in range(12)]
     for number, id in enumerate(ids):
@@ -577,7 +577,7 @@ def places(folder: Path) -> list[str]:
 
 
 def test_crops_at_random(tmp_path: Path) -> None:
-    """``size`` is what images are resized to, and ``dim`` what a transform leaves of them: other parts in each epoch."""
+    """Images are resized to ``size``, and a transform crops them at random to ``dim``, differently in each epoch."""
     ids = places(tmp_path)
     seen = set()
 
@@ -600,7 +600,7 @@ def test_crops_at_random(tmp_path: Path) -> None:
 
 
 def test_smaller_images_are_padded(tmp_path: Path) -> None:
-    """With pad_value, smaller images are padded to the right and below; a larger one is an error."""
+    """With ``pad_value``, smaller images are padded on the right and below; a larger one raises an error."""
     ids = places(tmp_path)
     with Loader(ids, None, 12, source=Images(tmp_path, dim=(24, 21), pad_value=9), shuffle=False, workers=0) as loader:
         (X,) = loader.batch(0)
@@ -616,7 +616,7 @@ def test_smaller_images_are_padded(tmp_path: Path) -> None:
 
 
 def test_a_format_that_another_thread_just_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image is not called broken while another thread loads Pillow's plugin for its format."""
+    """While another thread loads Pillow's plugin for a format, an image of it does not count as broken."""
     picture().save(tmp_path / "a.webp", lossless=True)
     data = (tmp_path / "a.webp").read_bytes()
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "WEBP"])
@@ -633,7 +633,7 @@ def test_a_format_that_another_thread_just_loads(tmp_path: Path, monkeypatch: py
 
 
 def test_images_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
-    """Images behind a URL take one request each, and none once kept; a broken one is not kept, and is read once mended."""
+    """Images at a URL take one request each, and none once cached; a broken one is not cached, and read once repaired."""
     ids = [f"{number}.png" for number in range(6)]
     for number, id in enumerate(ids):
         Image.new("L", (8, 8), number).save(root / id)

@@ -1,4 +1,4 @@
-"""Labels and targets of whatever kind become the rows that were meant, and what an error advises works."""
+"""Labels and targets of any kind become the rows that were meant, and the advice in errors works."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TEXTS = ["d", "a", "c", "b"]
 
 
 def one_hot(*numbers: int) -> np.ndarray:
-    """As ``keras.utils.to_categorical`` makes it, of 3 classes."""
+    """One-hot rows of 3 classes, like those of ``keras.utils.to_categorical``."""
     return np.eye(3)[list(numbers)]
 
 
 ADVICE = {
-    # labels and options that are an error, what it says, and what follows its advice -> what comes
+    # wrong labels and options, the error's text, options that follow its advice, and the resulting labels
     "floats": (
         {"labels": [0.5, 1.0]},
         r"id 'p', field 'y': expected an int, found 0\.5 of type float; .*pass Values\(\.\.\., dtype='float32'\)",
@@ -104,14 +104,14 @@ ADVICE = {
 
 @pytest.mark.parametrize(("wrong", "text", "right", "expected"), ADVICE.values(), ids=ADVICE)
 def test_advice_that_is_followed_works(wrong: dict, text: str, right: dict, expected: list[Any]) -> None:
-    """Each remedy that an error names gives the labels that were meant."""
+    """The remedy in each error gives the labels that were meant."""
     with pytest.raises(InputError, match=text):
         batch_of(["p", "q"], **wrong)
     assert labels_of(["p", "q"], **right) == expected
 
 
 ACCEPTED: dict[str, tuple[dict[str, Any], list[Any], str]] = {
-    # labels and options -> what comes, and its dtype
+    # labels and options, the resulting labels, and their dtype
     "to_categorical": ({"labels": one_hot(0, 2)}, [[1, 0, 0], [0, 0, 1]], "float32"),
     "to_categorical-with-n_classes": ({"labels": one_hot(0, 2), "n_classes": 3}, [[1, 0, 0], [0, 0, 1]], "float32"),
     "rows-as-lists-with-n_classes": ({"labels": [[1, 0], [0, 1]], "n_classes": 2}, [[1, 0], [0, 1]], "float32"),
@@ -129,14 +129,14 @@ ACCEPTED: dict[str, tuple[dict[str, Any], list[Any], str]] = {
 
 
 def test_whatever_labels_come_in() -> None:
-    """Rows, lists, functions, Values and sources are taken as labels, with n_classes or without."""
+    """Labels may be rows, lists, functions, Values or sources, with ``n_classes`` or without."""
     for what, (options, expected, dtype) in ACCEPTED.items():
         found, _ = batch_of(["p", "q"], **options)
         assert (found.tolist(), found.dtype) == (expected, dtype), what
 
 
 def test_values_of_ml_dtypes() -> None:
-    """Values of ml_dtypes lose precision, and a number beyond the dtype is an error."""
+    """Values cast to a dtype of ml_dtypes lose precision; a number that the dtype can't hold raises an error."""
     pytest.importorskip("ml_dtypes")
     assert labels_of(["p", "q"], Values([0.1, 2], dtype="bfloat16")) == [0.10009765625, 2.0]
     with pytest.raises(InputError, match=r"id 'q', .*numbers that dtype bfloat16 holds, found 1e\+300 in .*dtype='float64'"):
@@ -144,7 +144,7 @@ def test_values_of_ml_dtypes() -> None:
 
 
 def test_a_function_of_labels_that_fails_is_named() -> None:
-    """A function of labels that fails is named by id, field, and its own traceback."""
+    """The error of a failing function of labels has the id, the field, and the function's traceback."""
 
     def half(id: str) -> int:
         return 1 // (113 - ord(id))
@@ -154,7 +154,7 @@ def test_a_function_of_labels_that_fails_is_named() -> None:
 
 
 def test_labels_that_are_fields_of_their_own(folder: Any) -> None:
-    """A source, or a dict of fields, may be given as labels, as it may as targets."""
+    """Labels may be a source or a dict of fields, as targets may."""
     data = folder(4)
     options = {"source": None, "data_dir": data.path}
     assert batch_of(data.ids, Npy(data.path), **options)[0][:, 0, 0].tolist() == [0, 1, 2, 3]
@@ -166,7 +166,7 @@ N = 8
 
 
 def own() -> Source:
-    """A source of a label, as an int and as an array of ints; its class is local, so that workers need not import this file."""
+    """A source of an image, a label and a mask; its class is local, so that workers need not import this file."""
 
     class Own(Source):
         fields = {"image": ((2,), "f4"), "label": ((), "u1"), "mask": ((4, 1), "i8")}  # noqa: RUF012
@@ -181,7 +181,7 @@ def own() -> Source:
 
 
 class Replacing(Source):
-    """A source that puts others in place of the rows that it is given."""
+    """A source that replaces the row views in ``rows`` instead of writing into them."""
 
     fields = {"image": ((2,), "f4"), "label": ((), "u1")}  # noqa: RUF012
 
@@ -195,7 +195,7 @@ def pair(id: int) -> tuple[np.ndarray, int]:
 
 
 def labelled(folder: Path) -> dict[str, dict[str, Any]]:
-    """Options of loaders in which labels of three classes, which are read, become one-hot rows."""
+    """Options of loaders that read labels of three classes and make one-hot rows of them."""
     for number in range(N):
         np.save(folder / f"{number}.npy", np.array([number % 3]))
         arrays = {"image": np.full(2, number), "label": np.uint8(number % 3)}
@@ -212,7 +212,7 @@ def labelled(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_one_hot_rows_of_what_is_read(tmp_path: Path) -> None:
-    """Labels from files, archives, functions and users' sources become one-hot rows as labels in memory do."""
+    """Labels from files, archives, functions and users' sources become one-hot rows, like labels in memory."""
     for way, options in labelled(tmp_path).items():
         with Loader(range(N), batch_size=N, shuffle=False, workers=0, **options) as loader:
             _, y = loader.batch(0)
@@ -221,7 +221,7 @@ def test_one_hot_rows_of_what_is_read(tmp_path: Path) -> None:
 
 
 def test_one_hot_rows_beside_the_ints_in_workers(tmp_path: Path) -> None:
-    """Ints, their one-hot rows, and those of a mask, read by workers from one source."""
+    """Workers read ints, their one-hot rows, and one-hot rows of a mask from one source."""
     read = own()
     targets = {"label": read["label"], "hot": read["label"].one_hot(3), "mask": read["mask"].one_hot(4)}
     with Loader(range(N), batch_size=4, inputs=read["image"], targets=targets, shuffle=False, workers=2) as loader:
@@ -232,7 +232,7 @@ def test_one_hot_rows_beside_the_ints_in_workers(tmp_path: Path) -> None:
 
 
 def test_a_class_that_there_is_not(tmp_path: Path) -> None:
-    """A class beyond n_classes is damage of its sample; the others are read."""
+    """A sample with a class number beyond ``n_classes`` counts as damaged; the others are read."""
     for way, workers in (("npy", 1), ("npz", 0)):
         options = labelled(tmp_path)[way] | {"n_classes": 2, "workers": workers}
         with Loader(range(N), batch_size=4, shuffle=False, on_error="replace", max_damaged=1, **options) as loader:
@@ -245,7 +245,7 @@ IDS = ["p", "q", "r", "s"]
 A, B = [1, 2, 3, 4], [5, 6, 7, 8]
 
 NESTS = {
-    # what is given for the ids p, q, r, s -> what comes
+    # labels given for the ids p, q, r, s, and the resulting batch
     "dict-of-lists": ({"a": A, "b": B}, {"a": A, "b": B}),
     "dict-of-mappings": ({"a": dict(zip(IDS, A, strict=True)), "b": B}, {"a": A, "b": B}),
     "dict-of-rows": ({"a": np.eye(4), "b": B}, {"a": np.eye(4).tolist(), "b": B}),
@@ -258,7 +258,7 @@ NESTS = {
 
 
 def test_fields_are_told_from_values() -> None:
-    """``{"a": array}`` and ``[y, z]`` are several fields; a mapping from id to rows, or a row for each id, is one."""
+    """``{"a": array}`` and ``[array, array]`` are fields; a mapping from id to rows, or a list of rows, is one field's values."""
     for what, (given, expected) in NESTS.items():
         for role in ("targets", "labels", "inputs"):
             options: dict[str, Any] = {"inputs": given, "targets": A} if role == "inputs" else {role: given, "inputs": Values(A)}
@@ -277,14 +277,14 @@ def test_fields_are_told_from_values() -> None:
     ],
 )
 def test_fields_and_values_that_are_mistakes(given: Any, text: str) -> None:
-    """The error names the field that has too few values, or the id that has none."""
+    """The error names the field with too few values, or the id without a value."""
     with pytest.raises(InputError, match=text):
         batch_of(IDS, targets=given)
 
 
 @pytest.mark.parametrize("kind", ["mapping", "array", "objects", "categories"])
 def test_names_of_classes(kind: str) -> None:
-    """Names become their positions in ``classes``, or one-hot rows; the loader tells the order."""
+    """Names become their positions in ``classes``, or one-hot rows; the loader's ``classes`` gives the order."""
     names: Any = ["dog", "cat", "dog", "bird"]
     if kind == "mapping":
         names = {**dict(zip(TEXTS, names, strict=True)), "elsewhere": "bird"}
@@ -300,7 +300,7 @@ def test_names_of_classes(kind: str) -> None:
 
 
 def test_sorted_classes_are_those_of_all_labels() -> None:
-    """Sorted classes are those of the whole mapping, so that training and validation share them."""
+    """With ``classes="sorted"``, the classes are those of the whole mapping, so that training and validation share them."""
     labels = {"a": "cat", "b": "dog", "c": "dog", "unused": None}
     assert batch_of(["b", "c"], labels, classes="sorted")[1].classes == ("cat", "dog")
     assert labels_of(["b", "c"], labels, classes="sorted") == [1, 1]
@@ -308,7 +308,7 @@ def test_sorted_classes_are_those_of_all_labels() -> None:
 
 
 def test_classes_of_several_targets() -> None:
-    """``classes`` of several targets go by field, and are None where labels are numbers."""
+    """A loader's ``classes`` is a dict by field if there are several targets, and None if labels are numbers."""
     targets = {"animal": Values(["dog", "cat"], classes="sorted"), "number": [1, 2]}
     assert batch_of(["a", "b"], targets=targets)[1].classes == {"animal": ("cat", "dog")}
     assert batch_of(["a", "b"], targets=Values(["x", "y"], classes=["y", "x"]))[1].classes == ("y", "x")
@@ -316,7 +316,7 @@ def test_classes_of_several_targets() -> None:
 
 
 WRONG_CLASSES = [
-    # labels, options, and what the error says
+    # labels, options, and the error's text
     pytest.param(
         ["cat", "fox"],
         {"classes": ["cat", "dog"]},

@@ -1,4 +1,4 @@
-"""Samples that do not have their row's shape: a transform makes rows of them, or they are padded, and it is known how far."""
+"""Samples of another shape than the rows: a transform makes rows of them, or they are padded, with their lengths and masks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from shmgen import FunctionError, InputError, Loader, Npy, SampleError, Source, Values
 from shmgen._sources.npy import NpyReader
 
-# What travels to workers stands inside of functions: of the module itself they would have to import it, and pytest with it.
+# Functions that are sent to workers are defined inside tests: for those of this module, workers would import pytest.
 
 N = 24
 
@@ -31,13 +31,13 @@ def pictures(folder: Path, dtype: Any = np.uint8) -> list[str]:
 
 
 def picture(number: int) -> np.ndarray:
-    """What `pictures` writes; every sixth has the shape of a row, (5, 6)."""
+    """The array that `pictures` writes; every sixth has the shape of a row, (5, 6)."""
     rows, columns = 5 + number % 6, 6 + number % 6
     return 1000 * number + 20 * np.arange(rows)[:, None] + np.arange(columns)
 
 
 def cropping() -> Callable[..., Any]:
-    """A transform: a random part of shape (5, 6)."""
+    """A transform that returns a random part of shape (5, 6)."""
 
     def crop(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         top, left = rng.integers(x.shape[0] - 4), rng.integers(x.shape[1] - 5)
@@ -47,7 +47,7 @@ def cropping() -> Callable[..., Any]:
 
 
 def check_crops(X: np.ndarray, numbers: list[int]) -> set[tuple[int, int]]:
-    """Assert that each row is a part of its picture; returns where the parts began."""
+    """Assert that each row is a part of its picture; return the parts' top left corners."""
     begun = set()
     for row, number in zip(X.reshape(len(X), 5, 6).astype(int), numbers, strict=True):
         top, left = divmod(row[0, 0] - 1000 * number, 20)
@@ -57,8 +57,8 @@ def check_crops(X: np.ndarray, numbers: list[int]) -> set[tuple[int, int]]:
 
 
 def test_random_crops_of_files_of_several_sizes(tmp_path: Path) -> None:
-    """``dim`` says how large a row is; each row is a part of its file, cast to the rows' dtype; other parts in each epoch,
-    the same at any number of workers, whether the first file fits or not."""
+    """A transform crops files to ``dim`` at random: differently in each epoch, and the same with any number of workers, whether
+    the first file has a row's shape or not."""
     whole = pictures(tmp_path, np.uint16)
     found = []
     for first, count in ((0, 0), (1, 2), (1, 0)):
@@ -78,7 +78,7 @@ def test_random_crops_of_files_of_several_sizes(tmp_path: Path) -> None:
 
 
 def test_picture_and_mask_are_cropped_alike(tmp_path: Path) -> None:
-    """A transform of the sample gets all fields as they were read, each of a size of its own; labels are beside them."""
+    """A transform of the sample gets all fields in the sizes that were read, so that it can crop picture and mask alike."""
     ids = pictures(tmp_path / "a", "i4")
     pictures(tmp_path / "b", "i8")
     crop = cropping()
@@ -101,7 +101,7 @@ def test_picture_and_mask_are_cropped_alike(tmp_path: Path) -> None:
 
 
 def test_what_a_transform_changes_is_its_own(tmp_path: Path) -> None:
-    """Also where a function returns what it keeps for the next epoch, and where NumPy would have it read only."""
+    """A transform gets a copy that it may change, also of an array that a function keeps, or that is read-only."""
     kept = {number: picture(number) for number in range(N)}
     for array in kept.values():
         array.flags.writeable = False
@@ -118,7 +118,7 @@ def test_what_a_transform_changes_is_its_own(tmp_path: Path) -> None:
 
 
 def test_one_sample_at_a_time_is_held(tmp_path: Path) -> None:
-    """However large the samples are, and whether the first fits or not."""
+    """Only one sample of another shape than the rows is in memory at a time."""
     ids = [f"id-{number}" for number in range(16)]
     for number, id in enumerate(ids):
         np.save(tmp_path / f"{id}.npy", np.zeros((4 if number == 0 else 1 << 20,), "f8"))
@@ -133,7 +133,7 @@ def test_one_sample_at_a_time_is_held(tmp_path: Path) -> None:
 
 
 def test_files_are_read_at_once_again_after_the_last_that_varies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A single odd file does not slow down what follows for good."""
+    """After a single file of another shape, files are read together again before long."""
     ids = [f"id-{number}" for number in range(200)]
     for number, id in enumerate(ids):
         np.save(tmp_path / f"{id}.npy", np.full((9, 9) if number == 10 else (4, 4), number, "i4"))
@@ -155,7 +155,7 @@ def test_files_are_read_at_once_again_after_the_last_that_varies(tmp_path: Path,
 
 @pytest.mark.parametrize("returns", ["numbers", "rows"])
 def test_a_source_that_fills_at_once_leaves_some_to_be_read(returns: str) -> None:
-    """``fill`` returns the numbers of the rows that it left out; anything else that it returns means nothing."""
+    """``fill`` may return the numbers of rows that it left out, which ``read`` then reads; other results are ignored."""
 
     class Most(Source):
         shape, dtype = (4,), "i8"
@@ -177,7 +177,7 @@ def test_a_source_that_fills_at_once_leaves_some_to_be_read(returns: str) -> Non
 
 
 def test_a_file_of_another_shape_is_named_though_there_is_a_transform(tmp_path: Path) -> None:
-    """One that makes no rows: the file, what was expected and what was found; or it is replaced."""
+    """If a transform does not make rows of a file of another shape, the error names the file, or the sample is replaced."""
     ids = [f"id-{number}" for number in range(N)]
     for number, id in enumerate(ids):
         np.save(tmp_path / f"{id}.npy", np.full((5, 6) if number != 7 else (6, 5), number, "f4"))
@@ -204,7 +204,7 @@ def test_a_file_of_another_shape_is_named_though_there_is_a_transform(tmp_path: 
 
 
 def test_without_dim_rows_are_as_the_first_file(tmp_path: Path) -> None:
-    """A transform then gets no other: the error says how it would."""
+    """Without ``dim``, rows have the first file's shape; the error of another shape says how a transform could get it."""
     ids = pictures(tmp_path, "i4")
     with Loader(ids, None, 8, data_dir=tmp_path, transform=cropping(), workers=0) as loader, pytest.raises(SampleError) as caught:
         list(loader)
@@ -230,7 +230,7 @@ def test_without_dim_rows_are_as_the_first_file(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_transform_gives_is_said_with_the_remedy(folder: Callable, made: Callable[..., Any], text: str) -> None:
-    """A shape or dtype that rows don't have; and the remedy works."""
+    """If a transform returns another shape or dtype than the rows', the error has a remedy, which works."""
     data = folder(8, (4, 3), np.uint8)
     options: dict[str, Any] = {"data_dir": data.path, "transform": lambda x, rng: made(x), "workers": 0}
     with Loader(data.ids, None, 8, **options) as loader, pytest.raises(FunctionError) as caught:
@@ -243,7 +243,7 @@ def test_what_a_transform_gives_is_said_with_the_remedy(folder: Callable, made: 
 
 
 def test_a_transform_that_fails_at_a_size_tells_it(tmp_path: Path) -> None:
-    """A crop of a sample that is too small: the error has the sample's shape, and its file."""
+    """The error of a transform that fails at a too small sample has the sample's shape and file."""
     ids = pictures(tmp_path, "i4")
     np.save(tmp_path / "id-7.npy", np.zeros((3, 9), "i4"))
     with (
@@ -266,7 +266,7 @@ def sequences(folder: Path, dtype: Any = np.int64, *, features: int | None = Non
 
 
 def check_padded(X: np.ndarray, numbers: Any, pad_value: float) -> None:
-    """Assert that each row is its sequence, and then padding."""
+    """Assert that each row is its sequence, followed by padding."""
     for row, number in zip(X, numbers, strict=True):
         length = 1 + number % 8
         assert (row[:length] == number + 1).all()
@@ -274,7 +274,7 @@ def check_padded(X: np.ndarray, numbers: Any, pad_value: float) -> None:
 
 
 def test_sequences_of_several_lengths_are_padded(tmp_path: Path) -> None:
-    """Rows have ``dim`` as their whole shape; length and mask say how much of each is its file's, in every epoch."""
+    """Padded rows have the shape ``dim``; length and mask say which part of a row is from its file, in every epoch."""
     ids = sequences(tmp_path)
     tokens = Npy(tmp_path, dim=8, pad_value=-1)
     inputs = {"tokens": tokens, "length": tokens.length, "mask": tokens.mask}
@@ -290,7 +290,7 @@ def test_sequences_of_several_lengths_are_padded(tmp_path: Path) -> None:
 
 
 def test_padding_by_the_loaders_own_arguments(tmp_path: Path) -> None:
-    """``Loader(ids, labels, dim=..., pad_value=...)``, of files and of a function."""
+    """``Loader(ids, labels, dim=..., pad_value=...)`` pads arrays from files and from a function."""
     ids = sequences(tmp_path, "f4", features=3)
     options: dict[str, Any] = {"dim": 8, "n_channels": 3, "pad_value": np.float32(0.5), "batch_size": 8, "workers": 0}
     for given in ({"data_dir": tmp_path}, {"source": lambda id: np.load(tmp_path / f"{id}.npy")}):
@@ -301,7 +301,7 @@ def test_padding_by_the_loaders_own_arguments(tmp_path: Path) -> None:
 
 
 def test_the_axes_of_a_mask(tmp_path: Path) -> None:
-    """A mask has the shape of ``dim``, without the channels, or of its first axes: of time and features, a mask of times."""
+    """A mask has the shape of ``dim`` without channels, or of its first axes: ``mask_along(1)`` is a mask of time steps."""
     ids = sequences(tmp_path, "f4", features=3)
     padded, channels = Npy(tmp_path, dim=(8, 3), pad_value=0), Npy(tmp_path, dim=8, n_channels=3, pad_value=0)
     inputs = {"x": padded, "y": channels}
@@ -315,7 +315,7 @@ def test_the_axes_of_a_mask(tmp_path: Path) -> None:
 
 
 def test_padding_along_two_axes(tmp_path: Path) -> None:
-    """Pictures of several sizes, in the corner of a larger row."""
+    """Pictures of several sizes are padded along both axes; each is in the top left corner of its row."""
     ids = pictures(tmp_path, "i4")
     padded = Npy(tmp_path, dim=(12, 12), pad_value=-1)
     fields = {"inputs": {"x": padded, "length": padded.length}, "targets": padded.mask}
@@ -330,14 +330,14 @@ def test_padding_along_two_axes(tmp_path: Path) -> None:
 
 
 def test_a_transform_then_padding(tmp_path: Path) -> None:
-    """It gets the sequence as it is, and returns one that still need not fill the row; lengths are those of what it returned."""
+    """A transform gets sequences before padding, and may return shorter ones; length is that of its result."""
     ids = sequences(tmp_path)
 
     def cut(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return x[: min(len(x), 4)]
 
     def reverse(sample: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        assert sorted(sample) == ["tokens", "y"]  # what is measured is measured afterwards
+        assert sorted(sample) == ["tokens", "y"]  # without the length, which is taken afterwards
         return {"tokens": cut(sample["tokens"], rng)}
 
     tokens = Npy(tmp_path, dim=5, pad_value=0)
@@ -361,7 +361,7 @@ def test_a_transform_then_padding(tmp_path: Path) -> None:
     ],
 )
 def test_a_sequence_that_does_not_fit_is_named(tmp_path: Path, array: np.ndarray, text: str) -> None:
-    """The file, what was expected and what was found; and it is replaced, with its length."""
+    """A sequence that does not fit raises an error that names its file, or is replaced together with its length."""
     ids = sequences(tmp_path)
     np.save(tmp_path / "id-7.npy", array)
     tokens = Npy(tmp_path, dim=8, pad_value=0)
@@ -379,7 +379,7 @@ def test_a_sequence_that_does_not_fit_is_named(tmp_path: Path, array: np.ndarray
 
 
 def test_an_empty_sequence_is_all_padding(tmp_path: Path) -> None:
-    """Its length is 0, also if it is the first."""
+    """An empty sequence becomes padding, with length 0, also if it is the first."""
     ids = sequences(tmp_path)
     for id in ("id-0", "id-7"):
         np.save(tmp_path / f"{id}.npy", np.zeros(0, "i8"))
@@ -392,7 +392,7 @@ def test_an_empty_sequence_is_all_padding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "?"])
 def test_padding_in_any_dtype(tmp_path: Path, dtype: str) -> None:
-    """The value is the row's; NaN in floats."""
+    """Rows of other dtypes are padded, too; with floats, ``pad_value`` may be NaN."""
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
     np.save(tmp_path / "0.npy", np.ones(3, kind))
     pad_value = float("nan") if dtype == "bfloat16" else 0
@@ -435,7 +435,7 @@ def test_padding_in_any_dtype(tmp_path: Path, dtype: str) -> None:
     ],
 )
 def test_arguments_that_cannot_be_meant(tmp_path: Path, make: Callable[[Path], Any], text: str) -> None:
-    """Before a batch is made: the argument or field, what was expected and what was found."""
+    """Wrong arguments raise an error before the first batch, which names the argument or field."""
     sequences(tmp_path)
     with pytest.raises(InputError) as caught:
         make(tmp_path)

@@ -1,4 +1,4 @@
-"""Children: messages of any size go to them without a wait, their last words are heard, and they end when they should."""
+"""Child processes: messages of any size are sent without waiting, last messages are received, and children end in time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BOOT = """if True:
     from shmgen._worker.protocol import frame
     %s
 """
-"""In place of a module's ``main``: the code that `start` is given, a line."""
+"""Start code that runs the line given to `start` instead of a module's ``main``."""
 
 ECHO = "while data := os.read(stream, 1 << 16): os.write(stream, data)"
 
@@ -30,7 +30,7 @@ NEVER_ENDS = "while True: time.sleep(1000)"
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Child]]:
-    """Starts a child that does what it is given as code."""
+    """A function that starts a child which executes a line of code."""
     monkeypatch.setattr(launch, "BOOT", BOOT)
     children: list[Child] = []
 
@@ -44,7 +44,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Child]]:
 
 
 def talk(child: Child, until: Callable[[list[bytes]], bool]) -> tuple[list[bytes], bool]:
-    """What the child sends until ``until`` says that it is enough, or the child has ended; and whether it has."""
+    """Receive messages until ``until(messages)`` is true or the child has ended; return them, and whether it has ended."""
     heard: list[bytes] = []
     deadline = Deadline(DEADLINE)
     while not until(heard):
@@ -62,7 +62,7 @@ def talk(child: Child, until: Callable[[list[bytes]], bool]) -> tuple[list[bytes
 
 
 def test_what_is_larger_than_the_sockets_buffer_is_sent_in_parts(start: Callable[..., Child]) -> None:
-    """Sending never waits, and what comes back is whole and in its order."""
+    """Sending never waits, and an echo of large and small messages comes back whole and in order."""
     child = start(ECHO)
     messages = [os.urandom(8 << 20), b"", b"small"]
 
@@ -76,13 +76,13 @@ def test_what_is_larger_than_the_sockets_buffer_is_sent_in_parts(start: Callable
 
 @pytest.mark.parametrize("first", ["stream", "process"])
 def test_a_death_is_told_with_all_that_came_before(start: Callable[..., Child], first: str) -> None:
-    """By the end of the stream, or by that of the process."""
+    """A child's end, seen at the stream or at the process, is reported after all messages that it sent."""
     child = start("os.write(stream, frame(b'last') + frame(b'words')); sys.exit(3)")
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     [process] = set(child.events) - {child.stream}
 
     heard, ended = child.receive(child.stream if first == "stream" else process)
-    if not ended:  # the end of a stream comes behind what is in it
+    if not ended:  # the end of the stream comes after the messages in it
         more, ended = child.receive(child.stream)
         heard += more
 
@@ -91,7 +91,7 @@ def test_a_death_is_told_with_all_that_came_before(start: Callable[..., Child], 
 
 
 def test_sending_to_a_dead_child_is_no_error(start: Callable[..., Child]) -> None:
-    """Its death is told when it is listened to, whatever was still to be sent."""
+    """Sending to a dead child raises no error; its end is reported when messages are received."""
     child = start("sys.exit(0)")
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
@@ -102,7 +102,7 @@ def test_sending_to_a_dead_child_is_no_error(start: Callable[..., Child]) -> Non
 
 
 def test_a_child_that_hangs_is_killed(start: Callable[..., Child]) -> None:
-    """At the end of its grace; ended again, nothing happens, and no descriptor is left."""
+    """A child that hangs is killed after its grace period; no descriptor is left, and a second `end` does nothing."""
     child = start(NEVER_ENDS)
     fds = list(child.events)
 
@@ -117,7 +117,7 @@ def test_a_child_that_hangs_is_killed(start: Callable[..., Child]) -> None:
 
 
 def test_the_end_of_the_stream_is_the_end(start: Callable[..., Child]) -> None:
-    """A child that listens ends by itself, within its grace; one that does not has no time of the others'."""
+    """When its stream is closed, a child that listens ends by itself; one that hangs is killed."""
     listening, hanging = start(ECHO + "\n    sys.exit(5)"), start(NEVER_ENDS)
     listening.send(b"here")
     talk(listening, lambda heard: heard == [b"here"])
@@ -128,7 +128,7 @@ def test_the_end_of_the_stream_is_the_end(start: Callable[..., Child]) -> None:
 
 
 def test_descriptors_are_handed_on(start: Callable[..., Child]) -> None:
-    """Those that are named, and no others."""
+    """A child inherits the descriptors that are named, and no others."""
     read, write = os.pipe()
     try:
         start(f"assert not os.path.exists('/proc/self/fd/{read}'); os.write(fds[0], b'here')", write)

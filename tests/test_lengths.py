@@ -1,4 +1,4 @@
-"""Batches of samples of similar length, and padded rows that are cut after the longest of a batch."""
+"""Batches of samples of similar length, and padded rows that are cut to the longest of their batch."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ LENGTHS = np.random.default_rng(0).integers(1, 200, N)
 
 
 def sampler(samples: int = N, batch_size: int = B, **options: Any) -> Sampler:
-    """Of batches by length."""
+    """A sampler that batches by `LENGTHS`."""
     lengths = np.resize(LENGTHS, samples).astype(float)
     return Sampler(samples, batch_size, **{"shuffle": True, "seed": 1, "tail": Tail.KEEP, "lengths": lengths, **options})
 
 
 def epoch(one: Sampler, number: int = 0) -> list[np.ndarray]:
-    """The samples of all batches."""
+    """The samples of each batch of an epoch."""
     return [one[BatchId(number, batch)] for batch in range(one.batches)]
 
 
 def test_batches_have_similar_lengths() -> None:
-    """Within a batch they differ by little; every sample comes once, in a window with those of the order without lengths."""
+    """Lengths in a batch are similar, each sample comes once, and each window of batches has the samples of a plain order."""
     batches, plain = epoch(sampler()), epoch(sampler(lengths=None))
     spread, plain_spread = (np.mean([np.ptp(LENGTHS[batch]) for batch in some[:-1]]) for some in (batches, plain))
     assert spread < 6
@@ -43,7 +43,7 @@ def test_batches_have_similar_lengths() -> None:
 
 
 def test_what_is_sorted_is_shuffled_again() -> None:
-    """Neither batches nor the rows of a batch are in the order of their lengths; epochs and seeds differ."""
+    """Batches, and rows in a batch, are not in the order of their lengths; epochs and seeds differ."""
     batches = epoch(sampler())[:-1]
     means = [LENGTHS[batch].mean() for batch in batches[:WINDOW]]
     assert abs(np.corrcoef(means, range(WINDOW))[0, 1]) < 0.5
@@ -54,21 +54,21 @@ def test_what_is_sorted_is_shuffled_again() -> None:
 
 
 def test_the_last_batch_has_any_lengths() -> None:
-    """What the samples don't fill is left out, or kept shorter, by chance: not always the longest."""
+    """The samples of the last, shorter batch have random lengths; they are not always the longest."""
     last = np.concatenate([epoch(sampler(), number)[-1] for number in range(60)])
     assert len(last) == 60 * 3
     assert 70 < LENGTHS[last].mean() < 130
 
 
 def test_the_batches_are_remembered_across_versions() -> None:
-    """Computed of integers by rules of our own: the same for ever, or saved states would be wrong."""
+    """Batches never change between versions, since saved states depend on them."""
     words = np.concatenate(epoch(sampler())).astype("<i8").tobytes()
     assert blake2b(words, digest_size=8).hexdigest() == "5496325253b1cefd"
     assert fingerprint(np.arange(5.0), B) == "24fe421f7015a273cd34c8f9e72dc65a"
 
 
 def test_ranks_share_each_batch() -> None:
-    """Together they have the batches of one process, and none of them has the shorter samples always."""
+    """The ranks' batches together are those of one process, and no rank always gets the shorter samples."""
     world = 4
     parts = [epoch(sampler(tail=Tail.DROP, shard=Shard(rank, world))) for rank in range(world)]
     for rows in zip(epoch(sampler(tail=Tail.DROP)), *parts, strict=True):
@@ -78,14 +78,14 @@ def test_ranks_share_each_batch() -> None:
 
 
 def test_samples_that_are_drawn_by_weight() -> None:
-    """Each comes as often as without lengths."""
+    """Samples that are drawn by weight are drawn as often as without lengths."""
     table = WeightTable(np.resize([1.0, 3.0], N))
     one, other = sampler(weights=table), sampler(weights=table, lengths=None)
     assert Counter(np.concatenate(epoch(one)).tolist()) == Counter(np.concatenate(epoch(other)).tolist())
 
 
 def ragged(count: int = N) -> Function:
-    """Rows of as many numbers as `LENGTHS` says, each the id and 1, padded to 200."""
+    """Rows of ``LENGTHS[id]`` steps, padded to 200; their elements are the id plus 1."""
     lengths = LENGTHS[:count].tolist()
     return Function(lambda id: np.full((lengths[id], 2), id + 1.0, np.float32), dim=(200, 2), pad_value=0, dtype="float32")
 
@@ -97,7 +97,7 @@ def loader(count: int = 200, **options: Any) -> Loader:
 
 
 def test_batches_are_cut_after_their_longest_row() -> None:
-    """Rows and masks; lengths and other fields are as they were; each sample is there once."""
+    """With ``trim``, rows and masks are cut to a batch's longest row; lengths and other fields are not changed."""
     x = ragged()
     inputs = {
         "x": x,
@@ -121,7 +121,7 @@ def test_batches_are_cut_after_their_longest_row() -> None:
 
 
 def test_each_padded_field_is_cut_by_its_own() -> None:
-    """Inputs and targets of different lengths, as of a translation."""
+    """Padded inputs and targets are each cut to their own longest row, as for a translation."""
     other = Function(lambda id: np.ones(id % 5 + 1), dim=9, pad_value=0)
     with loader(targets={"id": range(200), "y": other}, shuffle=False) as batches:
         for X, y in batches:
@@ -129,7 +129,7 @@ def test_each_padded_field_is_cut_by_its_own() -> None:
 
 
 def test_lengths_and_resume() -> None:
-    """A state goes on at the same batches; other lengths, or another batch size, whose batches would be others, are refused."""
+    """A run with lengths resumes with the same batches; a state of other lengths or another batch size is refused."""
     options: dict[str, Any] = {"lengths": LENGTHS[:200].tolist(), "seed": 3}
     with loader(**options) as whole, loader(**options) as rest:
         batches = iter(whole)
@@ -155,6 +155,6 @@ MISTAKES: list[Any] = [
 
 @pytest.mark.parametrize(("options", "text"), MISTAKES)
 def test_mistakes(options: dict[str, Any], text: str) -> None:
-    """What is expected, and what was found."""
+    """Wrong options raise errors that say what was expected and found."""
     with pytest.raises(InputError, match=text):
         loader(**options).close()

@@ -1,4 +1,4 @@
-"""However a loader's life ends, nothing of it is left: no process, no name in /dev/shm, no descriptor; views stay readable."""
+"""However a loader ends, it leaves no process, no name in /dev/shm and no descriptor; batches in use stay readable."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ import shmgen._memory.ring
 from shmgen import ClosedError, Loader, SampleError
 
 AT_ONCE = 2.0
-"""Seconds in which what is promised "promptly" must have happened."""
+"""Seconds that "promptly" means."""
 
 CTRL_C_WITHIN = 0.5
-"""Seconds after Ctrl-C in which all must be gone."""
+"""Seconds after Ctrl-C until all processes must have ended."""
 
 TRIES = 3
-"""How often a time limit that a moment of load may miss is tried before the promise counts as broken."""
+"""Number of tries for a time limit that may be missed while the machine is busy."""
 
 LOADER = "loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2)\n"
 
@@ -47,17 +47,17 @@ ENDS = {
     "threading.Thread(target=read, daemon=True).start()\n"
     "until_waiting(loader)\n",
 }
-"""Scripts by how they end; all that is left to be struck from outside, or by the script's own error, is in ``test_parent.py``."""
+"""Scripts by how they end; ``test_parent.py`` has those that are killed, or end with an error."""
 
 
 def test_a_script_that_ends_without_close_leaves_nothing(folder: Callable, script: Callable) -> None:
-    """However a script ends: no process, no name, no warning, no line of ours on stderr, and its own exit code."""
+    """However a script ends, it leaves no process or name, prints no warning or text of shmgen, and keeps its exit code."""
     runs = {name: script(code + "\n", folder(24, name=name)) for name, code in ENDS.items()}
     for name, run in runs.items():
         aborts = name == "abort"
-        assert run.end() == (-signal.SIGABRT if aborts else 0), (name, run.err)  # the pipes have ended: no worker lives on
+        assert run.end() == (-signal.SIGABRT if aborts else 0), (name, run.err)  # the pipes are closed, so no worker is alive
         for complaint in ("Traceback", "shmgen", "Warning", "leaked", "Exception ignored"):
-            assert complaint not in run.err or aborts, (name, run.err)  # then faulthandler tells of all threads
+            assert complaint not in run.err or aborts, (name, run.err)  # after abort, faulthandler prints all threads
     assert not names()
 
 
@@ -86,7 +86,7 @@ STATES = [pytest.param(AMID, False, id="amid-iteration"), pytest.param(WAITING, 
 
 
 def ready(folder: Callable, script: Callable, code: str, fifo: bool, name: str = "data", **options: object) -> Script:
-    """A script that has come to the point where it is to be struck."""
+    """A script that has reached the point where a signal should strike."""
     data = folder(24, name=name)
     if fifo:
         data.fifo(9)
@@ -98,7 +98,7 @@ def ready(folder: Callable, script: Callable, code: str, fifo: bool, name: str =
 
 @pytest.mark.parametrize(("code", "fifo"), STATES)
 def test_ctrl_c_ends_all_within_half_a_second(folder: Callable, script: Callable, code: str, fifo: bool) -> None:
-    """Ctrl-C, which the terminal sends to the whole group: all gone within half a second, with the user's traceback alone."""
+    """Ctrl-C, which a terminal sends to the whole group, ends all processes in half a second, with only the user's traceback."""
     for attempt in range(TRIES):
         run = ready(folder, script, code, fifo, f"try-{attempt}")
         run.signal(signal.SIGINT, group=True)
@@ -116,7 +116,7 @@ def test_ctrl_c_ends_all_within_half_a_second(folder: Callable, script: Callable
 
 
 def test_letting_go_of_a_batch_runs_no_code_of_ours(folder: Callable) -> None:
-    """An interrupt that strikes in a callback written in Python is printed and lost: Ctrl-C would not end the script."""
+    """Releasing a batch runs no Python code: Ctrl-C during a Python callback would be printed, and not end the script."""
     data = folder(24)
     ran = []
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2) as loader:
@@ -134,7 +134,7 @@ def test_letting_go_of_a_batch_runs_no_code_of_ours(folder: Callable) -> None:
 
 
 def test_ctrl_c_in_a_callback_of_the_garbage_collectors(folder: Callable, no_collection: None) -> None:
-    """Another library's, as JAX has one: while all slots are held, it runs again and again, and Python prints what it raises."""
+    """Ctrl-C in another library's garbage-collector callback, where Python only prints errors, still ends a wait for slots."""
     data = folder(24)
     struck: list[str] = []
 
@@ -149,7 +149,7 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collectors(folder: Callable, no_col
         gc.callbacks.append(strike)
         try:
             with pytest.raises(KeyboardInterrupt):
-                next(batches)  # nothing but the loader collects garbage
+                next(batches)  # only the loader runs the garbage collector
         finally:
             gc.callbacks.remove(strike)
         assert struck
@@ -158,11 +158,11 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collectors(folder: Callable, no_col
 
 
 def test_workers_end_with_a_parent_whose_forked_child_lives_on(folder: Callable, script: Callable) -> None:
-    """A process forked from the parent keeps the pipes open; the workers end with the parent all the same."""
+    """Workers end with the parent, even if a process forked from it lives on and keeps the pipes open."""
     code = LOADER + "next(iter(loader))\nif os.fork() == 0: signal.pause()\nsay('ready')\nsignal.pause()\n"
     run = script(code, folder(24))
     run.until("ready")
-    # The child lives on, and multiprocessing's tracker, whose pipe it holds.
+    # Not the forked child, nor multiprocessing's tracker, whose pipe that child holds: both live on.
     pids = [worker.pid for worker in run.workers if "shmgen" in " ".join(worker.cmdline()) and "-c" in worker.cmdline()]
     assert len(pids) == 2
     gone = Gone()
@@ -176,7 +176,7 @@ def test_workers_end_with_a_parent_whose_forked_child_lives_on(folder: Callable,
 
 
 def test_close_may_be_called_again(folder: Callable) -> None:
-    """A second close, or one after ``with``, does nothing; a batch asked for later raises ClosedError; the repr tells."""
+    """A second `close` does nothing; a later request raises ClosedError, and the loader's repr says that it is closed."""
     data = folder(8)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2) as loader:
         next(iter(loader))
@@ -194,7 +194,7 @@ def test_close_may_be_called_again(folder: Callable) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_views_stay_readable(folder: Callable, workers: int) -> None:
-    """What was handed out keeps its values after ``close``, and after the loader has gone."""
+    """Batches in use keep their values after ``close``, and after the loader is freed."""
     data = folder(32)
     loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=workers, slots=3)
     epoch = iter(loader)
@@ -213,11 +213,11 @@ def test_views_stay_readable(folder: Callable, workers: int) -> None:
     gc.collect()
 
     np.testing.assert_array_equal(sliced, before)
-    sliced[:] = 5  # still mapped, and the caller's
+    sliced[:] = 5  # the memory is still mapped
 
 
 def test_close_ends_a_wait_of_another_thread(folder: Callable) -> None:
-    """A thread that waits for a batch gets ClosedError promptly when another closes; with several who wait, all do."""
+    """When another thread closes the loader, all threads that wait for a batch promptly get ClosedError."""
     data = folder(24)
     data.fifo(9)
     for waiting in (1, 3):
@@ -234,7 +234,7 @@ def test_close_ends_a_wait_of_another_thread(folder: Callable) -> None:
 
 
 def test_an_interrupt_beside_another_thread_that_waits(folder: Callable) -> None:
-    """Ctrl-C while another thread listens to the workers ends one wait alone: the loader, and the other thread, go on."""
+    """Ctrl-C while another thread listens to the workers ends only the main thread's wait; the other gets its batch."""
     data = folder(24)
     data.fifo(9)
 
@@ -256,7 +256,7 @@ def test_an_interrupt_beside_another_thread_that_waits(folder: Callable) -> None
 
 
 def test_close_from_many_threads_at_once(folder: Callable) -> None:
-    """Several threads that close the same loader, while others iterate, all return; the others get ClosedError."""
+    """If several threads close a loader while others iterate, each `close` returns, and the iterations raise ClosedError."""
     data = folder(24)
     loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2)
 
@@ -274,7 +274,7 @@ def test_close_from_many_threads_at_once(folder: Callable) -> None:
 
 
 def test_a_loader_that_is_garbage_leaves_nothing(folder: Callable, workers: Callable) -> None:
-    """Without close, the end of the last reference is the end of the workers; in a cycle, the collector's run is."""
+    """Without `close`, workers end with the last reference to the loader; in a cycle, with garbage collection."""
     data = folder(8)
     loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2)
     next(iter(loader))
@@ -290,7 +290,7 @@ def test_a_loader_that_is_garbage_leaves_nothing(folder: Callable, workers: Call
 
 
 def test_a_loader_at_the_end_of_the_program(folder: Callable, script: Callable) -> None:
-    """A loader that is still referred to is closed then; the error of a later request is true of it."""
+    """At the end of the program, a loader in use is closed, and the error of a later request says so."""
     code = """
 import atexit
 atexit.register(lambda: ask())  # before that of `weakref.finalize`, which is called first, then
@@ -331,11 +331,11 @@ def forked(does):
     assert status == 0, (does, status)
 
 """
-"""`forked` has a child do something that returns true, or ends it, or raises the error that names the parent."""
+"""`forked` runs a function in a forked child: it must return true, exit, or raise the error that names the parent."""
 
 
 def test_a_forked_child_disturbs_no_other_process(folder: Callable, script: Callable) -> None:
-    """A child that asks its parent's loader gets an error, and may read what it has; while a thread waits, too, and it ends."""
+    """A forked child gets an error from its parent's loader, may read batches it has, and ends without affecting the parent."""
     code = """
 loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2, shuffle=False)
 epoch = iter(loader)
@@ -390,7 +390,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_constructor_that_fails_leaves_nothing(folder: Callable, monkeypatch: pytest.MonkeyPatch, failure: str) -> None:
-    """Wherever the constructor fails, the fixture finds nothing left behind."""
+    """A failing constructor leaves nothing behind, which `_nothing_left` checks."""
     import subprocess
 
     error: Any

@@ -1,4 +1,4 @@
-"""Limits of the process: an error that comes of one names it, how much it allows, and what to do, which helps."""
+"""Limits of the process: an error caused by a limit names it, its value, and a remedy, which works."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def tried(make):
     try: return make()
     except (OSError, shmgen.ShmgenError) as error: return f"{type(error).__name__}: {error}".replace("\\n", " ")
 """
-"""Begins a script that sets limits; ``tried`` makes a text of an error."""
+"""The beginning of scripts that set limits; ``tried`` returns the text of an error."""
 
 FILES = r"this process may have \d+ files open \(ulimit -n\): close what is no longer needed, such as loaders, or raise"
 
 
 def test_no_descriptor_for_a_loader(folder: Callable, script: Callable) -> None:
-    """Wherever in a constructor descriptors run out, the limit is named, and nothing is left."""
+    """Wherever descriptors run out in the constructor, the error names the limit, and nothing is left open."""
     code = """
 one, two = loader(), loader(workers=0)
 list(one), list(two)
@@ -89,7 +89,7 @@ def with_room(more, make):
 
 
 def test_no_descriptor_later(folder: Callable, script: Callable) -> None:
-    """Descriptors that run out later, for a new worker or more slots, are named too; slots are asked for again."""
+    """If descriptors run out later, for a new worker or more slots, the error names the limit; later requests work again."""
     code = """
 import signal
 one = loader(slots=2)
@@ -110,7 +110,7 @@ with limited(resource.RLIMIT_NOFILE, room_for(0)):
 
 
 def test_no_descriptor_in_a_worker(folder: Callable, script: Callable) -> None:
-    """Descriptors that run out in a worker, in our code or the user's, are named with the sample."""
+    """If descriptors run out in a worker, in shmgen's or the user's code, the error names the limit and the sample."""
     code = """
 def read(id):
     return np.load(f"{DATA}/{id}.npy")
@@ -136,7 +136,7 @@ for options in (dict(), dict(source=read), dict(source=Own())):
 
 
 def test_a_limit_on_the_size_of_files(folder: Callable, script: Callable) -> None:
-    """It gives fewer slots, with a warning; holding more batches, two slots that do not fit, and too many ids are errors."""
+    """A limit on file size leaves fewer slots, with a warning; if 2 slots, another slot or the ids don't fit, errors name it."""
     code = f"""
 with limited(resource.RLIMIT_FSIZE, {room(2) - 1}):
     say(tried(loader))
@@ -169,7 +169,7 @@ for limit, slots in (({room(6)}, 6), ({room(6) - PAGE}, 5)):
 
 
 def test_a_limit_on_address_space(folder: Callable, script: Callable) -> None:
-    """A limit on address space is named, in the calling process and in a worker whose ring has grown."""
+    """Errors name a limit on address space, in the main process and in a worker whose ring has grown."""
     code = """
 def large():  # two slots are more than 32 MiB
     return Loader(range(256), None, 64, source=lambda id: np.zeros(1 << 16, "f4"), workers=1)
@@ -194,7 +194,7 @@ with loader(slots=2) as one:
 
 
 def test_a_limit_on_data_in_a_function(folder: Callable, script: Callable) -> None:
-    """A MemoryError of the user's function names the limit on data."""
+    """The error of a user's function with a MemoryError names the limit on data."""
     code = """
 one = loader(source=lambda id: np.ones(1 << (3 if id == "id-0" else 28), "u1")[:8], slots=2)
 one.batch(0)
@@ -211,7 +211,7 @@ one.close()
 
 
 def test_a_limit_on_processes(folder: Callable, script: Callable) -> None:
-    """A limit on processes is named; without workers a loader works."""
+    """The error names a limit on processes; without workers, a loader works."""
     code = """
 fill = lambda id: np.zeros(3)
 loader(source=fill).close()  # imports what it needs
@@ -230,5 +230,5 @@ with limited(resource.RLIMIT_NPROC, 1):
 
 @pytest.mark.parametrize("error", [OSError("no number"), OSError(errno.EACCES, "x"), ValueError(), OSError(errno.ENOMEM, "x")])
 def test_what_tells_of_no_limit(error: Exception) -> None:
-    """Other errors, and a lack of memory without a limit of the process, get no advice."""
+    """Other errors get no advice, nor does a lack of memory without a limit."""
     assert reached(error) == ""

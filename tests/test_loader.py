@@ -27,7 +27,7 @@ Folder = Callable[..., DataSet]
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loop_is_an_epoch_and_the_next_the_next(folder: Folder, workers: int) -> None:
-    """Each loop gives each sample once, with its own label, and two loops differ in order."""
+    """Each loop delivers each sample once, with its label, and loops differ in order."""
     data = folder(22)
     with Loader(data.ids, data.labels, 5, data_dir=data.path, workers=workers, tail="keep") as loader:
         assert len(loader) == 5
@@ -37,7 +37,7 @@ def test_a_loop_is_an_epoch_and_the_next_the_next(folder: Folder, workers: int) 
 
 
 def test_a_loop_left_early_is_over(folder: Folder) -> None:
-    """After a ``break`` the next loop gives the next epoch; an iterator that is not used costs none."""
+    """After a ``break``, the next loop is the next epoch; an iterator that is not used takes no epoch."""
     data = folder(20)
     options: dict[str, Any] = {"batch_size": 4, "data_dir": data.path, "seed": 3, "workers": 1}
     with Loader(data.ids, data.labels, **options) as whole:
@@ -50,7 +50,7 @@ def test_a_loop_left_early_is_over(folder: Folder) -> None:
 
 
 def test_the_first_epoch_can_be_chosen(folder: Folder) -> None:
-    """``epoch=2`` begins with the order that is third without it."""
+    """With ``epoch=2``, the first epoch has the order of the third one without it."""
     data = folder(20)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=0) as loader:
         epochs = [[y.tolist() for _, y in loader] for _ in range(4)]
@@ -62,7 +62,7 @@ def test_the_first_epoch_can_be_chosen(folder: Folder) -> None:
 
 
 def test_arguments_can_be_read_and_not_set(folder: Folder) -> None:
-    """The blog's attributes can be read, with what was found for them; setting one says what to do."""
+    """The blog's attributes can be read, with values found for missing arguments; setting one raises an error with a remedy."""
     data = folder(9, (4, 3, 2))
     with Loader(data.ids, data.labels, 4, dim=(4, 3), n_classes=9, shuffle=False, data_dir=data.path, workers=0) as loader:
         found = {name: getattr(loader, name) for name in ("batch_size", "dim", "n_channels", "n_classes", "shuffle")}
@@ -87,7 +87,7 @@ def test_arguments_can_be_read_and_not_set(folder: Folder) -> None:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
 def test_a_loader_is_not_copied(folder: Folder, copied: Callable) -> None:
-    """The error says what to do."""
+    """Copying or pickling a loader raises an error with a remedy."""
     data = folder(8)
     with (
         Loader(data.ids, data.labels, 4, data_dir=data.path, workers=0) as loader,
@@ -97,7 +97,7 @@ def test_a_loader_is_not_copied(folder: Folder, copied: Callable) -> None:
 
 
 def test_an_index_that_is_none(folder: Folder) -> None:
-    """A batch index beyond the end, a slice or a text is an error that says what there is."""
+    """A batch index beyond the end, a slice or a text raises an error that says what is expected."""
     data = folder(8)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=0) as loader:
         for index in (2, -3, 10**30):
@@ -126,7 +126,7 @@ def test_threads_share_a_loop(folder: Folder) -> None:
 
 
 def test_arrays_are_what_a_framework_takes_without_a_copy(folder: Folder) -> None:
-    """Arrays are aligned to 64 bytes, contiguous, native and of the exact dtype, the short last batch too."""
+    """Arrays are aligned to 64 bytes, contiguous, in native byte order and of the exact dtype, also in a short last batch."""
     data = folder(7, (3, 5), ">i2")
     with Loader(data.ids, data.labels, 3, n_classes=7, data_dir=data.path, tail="keep", workers=0) as loader:
         sizes = []
@@ -142,7 +142,7 @@ def test_arrays_are_what_a_framework_takes_without_a_copy(folder: Folder) -> Non
 
 
 def test_labels_int_one_hot_and_none(folder: Folder) -> None:
-    """Labels are int64 of shape (batch,), float32 one-hot rows with ``n_classes``, and absent without labels."""
+    """Labels are int64 of shape (batch,), or float32 one-hot rows with ``n_classes``; without labels, there is no ``y``."""
     data = folder(6, n_classes=3)
     arguments: dict[str, Any] = {"batch_size": 6, "shuffle": False, "data_dir": data.path, "workers": 0}
     expected = np.array([0, 1, 2, 0, 1, 2])
@@ -151,7 +151,7 @@ def test_labels_int_one_hot_and_none(folder: Folder) -> None:
         assert y.dtype == np.int64
         np.testing.assert_array_equal(y, expected)
     with Loader(data.ids, data.labels, n_classes=4, **arguments) as loader:
-        for _ in range(2):  # the second time over what the first left in the slot
+        for _ in range(2):  # the second time, into a slot that was used before
             ((_, y),) = loader
             assert y.dtype == np.float32
             np.testing.assert_array_equal(y, np.eye(4, dtype=np.float32)[expected])
@@ -161,7 +161,7 @@ def test_labels_int_one_hot_and_none(folder: Folder) -> None:
 
 
 def test_ids_of_any_kind(folder: Folder) -> None:
-    """Ids may come in a tuple, an array, a list of NumPy's texts, or an iterator."""
+    """Ids may be a tuple, an array, a list of NumPy strings, or an iterator."""
     data = folder(4)
     ids: Any
     for ids in (tuple(data.ids), np.array(data.ids), list(np.array(data.ids)), iter(data.ids)):
@@ -171,7 +171,7 @@ def test_ids_of_any_kind(folder: Folder) -> None:
 
 
 def test_an_id_that_stands_twice_is_two_samples(folder: Folder) -> None:
-    """An id that stands twice is two samples, for users who oversample a class."""
+    """An id that is listed twice counts as two samples, for oversampling a class."""
     data = folder(3)
     ids = [*data.ids, data.ids[0], data.ids[0]]
     with Loader(ids, data.labels, 2, data_dir=data.path, tail="keep", workers=0) as loader:
@@ -180,7 +180,7 @@ def test_an_id_that_stands_twice_is_two_samples(folder: Folder) -> None:
 
 
 def test_later_changes_to_the_arguments_do_no_harm(folder: Folder) -> None:
-    """Later changes of the lists of ids and labels have no effect."""
+    """Later changes to the ids and labels that were passed have no effect."""
     data = folder(8)
     ids, labels = list(data.ids), dict(data.labels)
     with Loader(ids, labels, 4, data_dir=data.path) as loader:
@@ -190,7 +190,7 @@ def test_later_changes_to_the_arguments_do_no_harm(folder: Folder) -> None:
 
 
 def test_a_relative_folder_is_taken_where_it_is_at_construction(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A later change of the working folder has no effect on a relative folder."""
+    """A relative ``data_dir`` is not affected by a later change of the working folder."""
     data = folder(8)
     monkeypatch.chdir(data.path.parent)
     with Loader(data.ids, data.labels, 4, data_dir="data", slots=2) as loader:
@@ -199,7 +199,7 @@ def test_a_relative_folder_is_taken_where_it_is_at_construction(folder: Folder, 
 
 
 def test_batches_larger_than_the_data_set(folder: Folder) -> None:
-    """With ``tail="keep"``, a batch size above the data set gives one short batch, and takes memory for that alone."""
+    """With ``tail="keep"``, a batch size larger than the data set gives one short batch, and takes memory for only that."""
     data = folder(3)
     with Loader(data.ids, data.labels, 1000, data_dir=data.path, tail="keep", workers=0) as loader:
         assert [len(y) for _, y in loader] == [3]
@@ -207,7 +207,7 @@ def test_batches_larger_than_the_data_set(folder: Folder) -> None:
 
 
 def test_time_waited_is_for_data_alone(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time in which the user held all slots is not counted as time waited for data."""
+    """Time during which the user holds all slots does not count as time waited for data."""
     monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.3)
     data = folder(12)
     with Loader(data.ids, data.labels, 2, data_dir=data.path, slots=2, workers=1) as loader:
@@ -221,7 +221,7 @@ def test_time_waited_is_for_data_alone(folder: Folder, monkeypatch: pytest.Monke
 
 
 def test_defaults_are_sensible(folder: Folder) -> None:
-    """By default there is at least one worker, and at most one a processor, and small batches get 16 slots."""
+    """By default, there are between one worker and one a processor, and small batches get 16 slots."""
     data = folder(8)
     with Loader(data.ids, data.labels, 2, data_dir=data.path) as loader:
         assert 1 <= len(loader.state.workers) <= min(8, len(os.sched_getaffinity(0)))
@@ -229,7 +229,7 @@ def test_defaults_are_sensible(folder: Folder) -> None:
 
 
 def test_more_workers_than_make_sense_are_not_started(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An absurd number of workers is cut, with a warning that says what to do instead."""
+    """An absurd number of workers is reduced, with a warning that says what to do instead."""
     monkeypatch.setattr(defaults, "CEILING", 2)
     monkeypatch.setattr(defaults, "FOR_EACH_PROCESSOR", 0)
     data = folder(8)
@@ -241,7 +241,7 @@ def test_more_workers_than_make_sense_are_not_started(folder: Folder, monkeypatc
 
 
 def test_threads_that_ask_at_once_never_wait_for_ever(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More threads than slots that ask at once, and keep what they get, are all served."""
+    """More threads than slots that request batches at once, and keep them, all get their batches."""
     monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.1)
     data = folder(56)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Local files of all sources: errors of a mount that pass, pointers of Git LFS, and archives that unpack to more than fits."""
+"""Local files of all sources: temporary errors of a mount, pointer files of Git LFS, and archives that unpack to too much."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ SOURCES = [write_npy, write_npz, write_images, write_rows, write_flat, write_chu
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int, times: int) -> list[str]:
-    """Have the opens of files in a folder fail with an error of this number, some times; returns the files of failed opens."""
+    """Make opening a folder's files fail ``times`` times, with error ``number``; return a list of the files that failed."""
     failed: list[str] = []
 
     def guarded(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,8 +87,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int, times: i
 def test_an_error_that_passes_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, write: Callable[[Path], Any]
 ) -> None:
-    """Where a sample is read, and where the source is bound: the read is tried again three times, and the log says so once for
-    each error. An error that lasts is named after that, any other at once."""
+    """A temporary error of a mount, when a source is bound or a sample read, is retried three times, and logged once a kind;
+    after that, or with any other error, a SampleError is raised."""
     monkeypatch.setattr(local, "PAUSES", (0, 0, 0))
     monkeypatch.setattr(local, "_logged", set())
     source = write(tmp_path)
@@ -112,7 +112,7 @@ def test_an_error_that_passes_is_no_damage(
 
 
 def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
-    """In place of the data: with the command that fetches them."""
+    """If a file is a pointer of Git LFS instead of data, the error says so, and names the command that gets the data."""
     for write in SOURCES:
         (tmp_path / write.__name__).mkdir()
         source = write(tmp_path / write.__name__)
@@ -123,7 +123,7 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
 
 
 def archive(path: Path, shape: str, size: int) -> None:
-    """Write an archive whose only member is an array of zeros of ``size`` bytes, said to be of this shape."""
+    """Write an archive whose only member is ``size`` zero bytes, with a header of the given shape."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("x.npy", MAGIC + b"\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(size))
@@ -137,7 +137,7 @@ def archive(path: Path, shape: str, size: int) -> None:
     ],
 )
 def test_an_archive_that_would_unpack_to_more_than_fits(tmp_path: Path, shape: str, text: str) -> None:
-    """Its header is read, and no more."""
+    """Of an archive member that unpacks to more than a row, only the header is read."""
     for number in range(N):
         np.savez_compressed(tmp_path / f"{number}.npz", x=np.zeros((4, 3), "u1"))
     archive(tmp_path / "2.npz", shape, 1 << 25)

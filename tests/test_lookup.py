@@ -1,4 +1,4 @@
-"""Which value belongs to which id is a rule that never looks at the values; where it can't tell, it says what to write."""
+"""The rule that gives each id its value does not depend on the values; if it is ambiguous, the error says what to write."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXTS = ["d", "a", "c", "b"]
 ROWS = [[1, 2], [3, 4], [5, 6]]
 
 RULES: list[tuple[Any, Any, Any, list[Any]]] = [
-    # ids, values, `by`, what they mean
+    # ids, values, `by`, and the value of each id
     (range(3, 0, -2), [7, 8, 9, 6], "id", [6, 8]),
     (TEXTS, [7, 8, 9, 6], None, [7, 8, 9, 6]),
     ([2, "0", 1], [5, 6, 7], None, [5, 6, 7]),
@@ -36,7 +36,7 @@ RULES: list[tuple[Any, Any, Any, list[Any]]] = [
 
 
 def test_the_rule() -> None:
-    """A mapping goes by key, a list or array by position, and by id only where ``by`` says so."""
+    """A mapping goes by key, a list or array by position, or by id if ``by`` says so."""
     for ids, values, by, expected in RULES:
         given: Any
         for given in [values, np.array(values)] if isinstance(values, list) else [values]:
@@ -44,7 +44,7 @@ def test_the_rule() -> None:
 
 
 UNCLEAR = [
-    # ids, values, and the readings that are possible
+    # ids, values, and the values of the ids with each possible `by`
     pytest.param([3, 1, 2, 0], [30, 10, 20, 0], {"id": [0, 10, 20, 30], "position": [30, 10, 20, 0]}, id="both"),
     pytest.param([3, 1], [7, 8, 9, 6], {"id": [6, 8]}, id="more-values-than-ids"),
     pytest.param([1001, 7], [5, 6], {"position": [5, 6]}, id="ids-beyond-the-values"),
@@ -55,7 +55,7 @@ UNCLEAR = [
 
 @pytest.mark.parametrize(("ids", "values", "readings"), UNCLEAR)
 def test_ints_that_do_not_count_from_0_want_by(ids: Any, values: list, readings: dict[str, list]) -> None:
-    """Beside ids that are other ints, a list is refused; with ``by`` it is read."""
+    """If ids are ints other than 0, 1, 2 and so on, a list of values is refused without ``by``."""
     for given, role in ((values, "labels"), (np.array(values), "targets")):
         with pytest.raises(InputError, match="field 'y': expected by='id' or by='position' beside a list"):
             batch_of(ids, **{role: given})
@@ -64,7 +64,7 @@ def test_ints_that_do_not_count_from_0_want_by(ids: Any, values: list, readings:
 
 
 REFUSED: list[tuple[Any, Any, Any, str]] = [
-    # ids, values, `by`, and what the error says
+    # ids, values, `by`, and the error's text
     ([1, 0], {0: 1, 1: 2}, "position", "by='position'.*type dict"),
     (["a", "b"], [1, 2], "id", "id 'a'.*expected an int.* a mapping"),
     ([1, -1], [5, 6], "id", r"id -1, .*expected an int from 0 to 1"),
@@ -76,7 +76,7 @@ REFUSED: list[tuple[Any, Any, Any, str]] = [
 
 
 def test_what_the_rule_refuses() -> None:
-    """Values that don't fit ``by``, or that are missing, are refused with the numbers."""
+    """Values that are missing, or don't fit ``by``, are refused."""
     for ids, values, by, text in REFUSED:
         with pytest.raises(InputError, match=text):
             batch_of(ids, Values(values, by=by))
@@ -115,7 +115,7 @@ KEYS = {
 
 @pytest.mark.parametrize(("ids", "keys"), KEYS.values(), ids=KEYS)
 def test_keys_that_are_written_otherwise(ids: Any, keys: Any) -> None:
-    """Where keys of a mapping or index are written differently, the error says how ids become them, and that works."""
+    """If ids and keys are written differently, the error says how to turn ids into keys, which works."""
     mapping = dict(zip(keys, [5, 6], strict=True))
     for labels in (mapping, pytest.importorskip("pandas").Series(mapping).rename_axis("id")):
         with pytest.raises(InputError, match=f"none for any, but one for {keys[0]!r}") as raised:
@@ -126,7 +126,7 @@ def test_keys_that_are_written_otherwise(ids: Any, keys: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["names", "mapping"])
 def test_labels_are_held_in_an_array(kind: str) -> None:
-    """Labels take at most 9 bytes an id, whatever they came in."""
+    """A reader of labels takes at most 9 bytes an id, whether they are names or in a mapping."""
     count = 100_000
     ids = [f"id-{k}" for k in range(count)]
     values: Any = np.arange(count) % 2
@@ -141,7 +141,7 @@ def test_labels_are_held_in_an_array(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["numbers", "n_classes", "classes", "sorted", "floats"])
 def test_labels_in_an_array_take_no_more_than_it(kind: str) -> None:
-    """Small ints and floats in an array are held as they are, and cast when a batch is filled."""
+    """Small ints and floats in an array are kept in their dtype, and cast when a batch is filled."""
     count = 1_000_000
     ids = range(count)
     values: Any = (np.arange(count) % 3).astype(np.uint8)
@@ -152,7 +152,7 @@ def test_labels_in_an_array_take_no_more_than_it(kind: str) -> None:
     elif kind != "numbers":
         options = {"n_classes": 3} if kind == "n_classes" else {"classes": [2, 1, 0] if kind == "classes" else "sorted"}
     source = Values(values, **options)
-    np.unique(values)  # whose first call imports a module
+    np.unique(values)  # its first call imports a module
     tracemalloc.start()
     reader = source.bind(ids)
     held, peak = tracemalloc.get_traced_memory()
@@ -171,7 +171,7 @@ def test_labels_in_an_array_take_no_more_than_it(kind: str) -> None:
 
 
 def test_labels_of_a_range_follow_no_later_change() -> None:
-    """Later changes of the caller's array reach no batch."""
+    """Later changes to the caller's array have no effect."""
     values = np.arange(4, dtype=np.uint8)
     source = Values(values)
     reader = source.bind(range(4))
@@ -182,13 +182,13 @@ def test_labels_of_a_range_follow_no_later_change() -> None:
 
 
 def frame() -> Any:
-    """Paths, labels, and so on, of four samples; rows are numbered from 0."""
+    """A frame with paths, labels and ids of four samples, and the default index."""
     pd = pytest.importorskip("pandas")
     return pd.DataFrame({"path": TEXTS, "label": [3, 0, 2, 1], "id": [3, 1, 2, 0], "far": [13, 11, 12, 10], "name": list("ynyn")})
 
 
 COLUMNS: dict[str, Any] = {
-    # a frame -> ids, labels, what is expected
+    # a function of a frame, which returns ids, labels, and the expected label of each id
     "columns-of-one-frame": lambda df: (df.path, df.label, [3, 0, 2, 1]),
     "shuffled": lambda df: (df.iloc[[2, 0, 3, 1]].path, df.iloc[[2, 0, 3, 1]].label, [2, 3, 1, 0]),
     "filtered": lambda df: (df[df.label > 0].path, df[df.label > 0].label, [3, 2, 1]),
@@ -204,7 +204,7 @@ COLUMNS: dict[str, Any] = {
 
 
 def test_columns_of_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Series goes by its index, unless that only numbers rows, and is never read one by one."""
+    """A Series goes by its index, unless that only numbers rows, and is never read element by element."""
     import_pandas = pytest.importorskip("pandas")
     cases = {what: make(frame()) for what, make in COLUMNS.items()}
 
@@ -218,7 +218,7 @@ def test_columns_of_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WRONG_COLUMNS = {
-    # a frame -> ids, labels, what the error says, and what follows its advice
+    # ids and labels of a frame, the error's text, ids and labels that follow its advice, and the resulting labels
     "int-ids-beside-numbers-of-rows": (
         lambda df: (df.id, df.label),
         r"ints, but not 0, 1, 2 .*Values\(values, by='id'\) or Values\(values, by='position'\)",
@@ -272,7 +272,7 @@ WRONG_COLUMNS = {
 
 @pytest.mark.parametrize(("make", "text", "follow", "expected"), WRONG_COLUMNS.values(), ids=WRONG_COLUMNS)
 def test_tables_that_are_mistakes(make: Any, text: str, follow: Any, expected: list[Any]) -> None:
-    """Errors about tables name columns as they are called, and their advice helps."""
+    """Errors about tables advise which columns to pass, and how, and the advice works."""
     df = frame()
     with pytest.raises(InputError, match=text):
         batch_of(*make(df))
@@ -280,7 +280,7 @@ def test_tables_that_are_mistakes(make: Any, text: str, follow: Any, expected: l
 
 
 def test_an_index_that_has_an_id_twice() -> None:
-    """An index that has an id twice is refused, with two remedies that work."""
+    """An index that has an id twice is refused with two remedies, which both work."""
     labels = frame().label.set_axis(["a", "b", "a", "c"])
     with pytest.raises(InputError, match=r"each id once, found 'a' several times; drop duplicates, or pass Values\(.*'position'"):
         batch_of(["a", "b", "c", "c"], labels)

@@ -1,7 +1,7 @@
-"""What is promised of passes on every backend of Keras: which samples a sequence of calls trains on, in which order.
+"""Passes over a `Sequence` on every Keras backend: which samples several calls train on, in which order.
 
-The backend is the one that Keras has in this process: `KERAS_BACKEND` chooses it. The truth is what a `Loader` with the same seed
-hands out, which knows no framework.
+`KERAS_BACKEND` chooses the backend of this process. The expected batches are those of a `Loader` with the same seed, which uses
+no framework.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shmgen import Sequence
 
 @pytest.fixture
 def data(folder: Callable[..., Any]) -> Data:
-    """Ten batches."""
+    """A data set of ten batches."""
     return Data(folder, 10)
 
 
@@ -61,7 +61,7 @@ def by_evaluate(sequence: Sequence, steps: int) -> list[list[int]]:
 
 @pytest.mark.parametrize(("way", "steps"), [(by_fit, 3), (by_fit_stopped, 3), (by_evaluate, 3), (by_fit, 9), (by_fit, 10)])
 def test_a_pass_that_was_left_is_over(data: Data, way: Callable[..., Any], steps: int) -> None:
-    """However far a pass was gone through, and however far a framework had asked ahead: the next gets the next epoch."""
+    """Wherever a pass was left, and however many batches a framework had requested ahead, the next pass is the next epoch."""
     expected = [epoch[:steps] for epoch in data.epochs(4)]
     with data.sequence() as sequence:
         assert [way(sequence, steps) for _ in range(4)] == expected
@@ -69,7 +69,7 @@ def test_a_pass_that_was_left_is_over(data: Data, way: Callable[..., Any], steps
 
 @pytest.mark.parametrize("way", [by_fit, by_evaluate])
 def test_a_set_that_is_as_small_as_a_probe(folder: Callable[..., Any], way: Callable[..., Any]) -> None:
-    """Frameworks look at a batch or two before they begin: also where that is all there is, it costs no epoch."""
+    """Frameworks request a batch or two before they begin, which takes no epoch, even if there are no more batches."""
     data = Data(folder, 2)
     with data.sequence(workers=0) as sequence:
         assert [way(sequence, 2) for _ in range(3)] == data.epochs(3)
@@ -78,14 +78,14 @@ def test_a_set_that_is_as_small_as_a_probe(folder: Callable[..., Any], way: Call
 
 
 def test_all_ways_in_turn(data: Data) -> None:
-    """One object in loops, by hand, in `fit` and `evaluate`: each gets the next epoch."""
+    """Loops, requests by index, `fit` and `evaluate` on one `Sequence`, in any order, each get the next epoch."""
     ways = [by_loop, by_hand, by_fit, by_evaluate, by_loop_alone, by_fit_stopped, by_hand, by_loop_alone, by_loop, by_fit]
     with data.sequence() as sequence:
         assert [way(sequence, 3) for way in ways] == [epoch[:3] for epoch in data.epochs(len(ways))]
 
 
 def test_one_fit_over_short_epochs_goes_through_one_pass(data: Data) -> None:
-    """With ``steps_per_epoch`` below the length, the epochs of one `fit` go on where the last ended."""
+    """With ``steps_per_epoch`` below the length, each epoch of a `fit` continues where the last ended."""
     first, second = data.epochs(2)
     model = Recorder()
     with data.sequence() as sequence:
@@ -94,7 +94,7 @@ def test_one_fit_over_short_epochs_goes_through_one_pass(data: Data) -> None:
 
 
 def test_a_fit_that_begins_later(data: Data) -> None:
-    """``fit(initial_epoch=2)`` with ``epoch=2`` trains on the orders that it would have had."""
+    """``fit(initial_epoch=2)`` with ``epoch=2`` trains on the orders of the third and fourth epoch."""
     model = Recorder()
     with data.sequence(epoch=2) as sequence:
         model.fit(sequence, initial_epoch=2, epochs=4, verbose=0)
@@ -102,7 +102,7 @@ def test_a_fit_that_begins_later(data: Data) -> None:
 
 
 def test_a_model_that_has_yet_to_be_built(data: Data) -> None:
-    """To build it, Keras looks at a batch: that costs no epoch, in `fit`, `evaluate` and `predict`, and after a stop either."""
+    """Keras requests a batch to build a model, which takes no epoch, in `fit`, `evaluate` and `predict`, also after a stop."""
     epochs = data.epochs(4)
 
     class Means(keras.layers.Layer):
@@ -140,7 +140,7 @@ def test_a_model_that_has_yet_to_be_built(data: Data) -> None:
 
 
 def test_a_look_amid_a_fit(data: Data) -> None:
-    """Callbacks that look at a batch, at the length, or that evaluate the same object, leave what is trained on as it is."""
+    """Callbacks that request a batch or the length do not change which batches are trained on."""
 
     class Looks(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
@@ -156,7 +156,7 @@ def test_a_look_amid_a_fit(data: Data) -> None:
 
 
 def test_training_and_validation_on_one_object(data: Data) -> None:
-    """Two of Keras's iterations over one object at a time: each has a pass of its own."""
+    """If Keras iterates over one `Sequence` for training and validation at a time, each iteration has a pass of its own."""
     epochs = data.epochs(5)
     model = Recorder()
     with data.sequence() as sequence:
@@ -175,7 +175,7 @@ class Half(Sequence):
 
 
 class Own(Sequence):
-    """A subclass whose every method goes through the base's."""
+    """A subclass whose methods all call the base class's."""
 
     @property
     def num_batches(self) -> int:
@@ -189,7 +189,7 @@ class Own(Sequence):
 
 
 class Deaf(Sequence):
-    """A subclass that keeps Keras's hooks to itself, as users' classes do that use them for something else."""
+    """A subclass that overrides Keras's hooks without calling the base class's, as users may do."""
 
     def on_epoch_begin(self) -> None:
         pass
@@ -200,13 +200,13 @@ class Deaf(Sequence):
 
 @pytest.mark.parametrize("cls", [Own, Deaf])
 def test_subclasses(data: Data, cls: type[Sequence]) -> None:
-    """What a subclass overrides changes nothing of the passes."""
+    """Methods that a subclass overrides do not change the passes."""
     with data.sequence(cls) as sequence:
         assert [by_fit(sequence, 3) for _ in range(3)] == [epoch[:3] for epoch in data.epochs(3)]
 
 
 def test_a_subclass_with_a_length_of_its_own(data: Data) -> None:
-    """``len``, ``num_batches``, ``for`` and `fit` agree."""
+    """A subclass's ``__len__`` also applies to ``num_batches``, ``for``, `fit` and indexes."""
     expected = [epoch[:5] for epoch in data.epochs(4)]
     model = Recorder()
     with data.sequence(Half) as sequence:
@@ -219,7 +219,7 @@ def test_a_subclass_with_a_length_of_its_own(data: Data) -> None:
 
 
 class AroundAll(Around):
-    """One that hands on all that Keras asks."""
+    """A wrapper that passes all of Keras's calls on."""
 
     @property
     def num_batches(self) -> int:
@@ -231,7 +231,7 @@ class AroundAll(Around):
 
 @pytest.mark.parametrize("wrapper", [Around, AroundAll])
 def test_a_wrapper_has_the_passes_of_what_it_wraps(data: Data, wrapper: type[Around]) -> None:
-    """Also amid an epoch, also where it does not hand on ``on_epoch_end``: each iteration is the next epoch."""
+    """Each iteration over a wrapper is the next epoch, also if the last was left early, or ``on_epoch_end`` is not passed on."""
     model = Recorder()
     with data.sequence() as sequence:
         for _ in range(2):
@@ -243,7 +243,7 @@ def test_a_wrapper_has_the_passes_of_what_it_wraps(data: Data, wrapper: type[Aro
 
 
 def test_a_wrapper_that_keras_gives_threads(data: Data) -> None:
-    """Then batches come by index alone: where ``on_epoch_end`` is not handed on, one warning says that epochs are the same."""
+    """With threads, a wrapper gets only indexes; if it does not pass ``on_epoch_end`` on, a warning says that epochs repeat."""
     for wrapper in (Around, AroundAll):
         model = Recorder()
         with data.sequence() as sequence, warnings.catch_warnings(record=True) as caught:
@@ -259,7 +259,7 @@ def predictor() -> keras.Model:
 
 
 def test_predict_over_a_shuffled_sequence_is_warned_of(data: Data, predictor: keras.Model) -> None:
-    """The order of the rows can't be known afterwards: said once, with the remedy, which is silent."""
+    """`predict` over a shuffled `Sequence`, whose rows have no known order, causes one warning; its remedy causes none."""
     with data.sequence(workers=0) as sequence, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         predictor.predict(sequence, verbose=0)
@@ -271,11 +271,11 @@ def test_predict_over_a_shuffled_sequence_is_warned_of(data: Data, predictor: ke
 
 
 def test_samples_that_are_left_out_are_said(data: Data, predictor: keras.Model) -> None:
-    """With ``tail="drop"``, of `evaluate`, `predict` and ``validation_data``: how many, and the remedy; not of `fit`."""
+    """With ``tail="drop"``, `evaluate`, `predict` and ``validation_data`` (not `fit`) warn of the samples left out."""
     model = Recorder()
 
     def said(use: Callable[[Sequence], object], **options: Any) -> list[str]:
-        # Keras warns of things of its own here, on torch.
+        # On torch, Keras has warnings of its own here.
         sequence = data.sequence(batch_size=7, workers=0, **options)
         with sequence, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -1,4 +1,4 @@
-"""`shmgen.jax`, and plain loops of JAX's over a `Loader`: no copy, nothing overwritten, and no wait that JAX could end."""
+"""`shmgen.jax`, and plain JAX loops over a `Loader`: no copies, no batch overwritten in use, and no needless waits for slots."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ PLACES = pytest.mark.parametrize("place", [None, DEVICE, SHARDING], ids=["defaul
 
 
 def made(samples: int = N, **options: Any) -> Loader:
-    """Rows of 16 x 16 float32 full of the id, which is the label too; half a batch is a multiple of 64 bytes."""
+    """A loader of rows of 16 x 16 float32, full of the id, which is also the label; half a batch is a multiple of 64 bytes."""
     arguments = {"source": lambda id: np.full((16, 16), id, np.float32), "workers": 1}
     return Loader(range(samples), targets=Values(np.arange(samples, dtype=np.int32)), batch_size=4, **{**arguments, **options})
 
 
 def shares_a_ring(array: Any) -> bool:
-    """Whether all its parts lie in a ring's memory."""
+    """Whether all parts of ``array`` are in a ring's memory."""
     return all(in_a_ring(part.data.unsafe_buffer_pointer()) for part in array.addressable_shards)
 
 
 @PLACES
 def test_batches_are_the_rings_memory(place: Any) -> None:
-    """Each array lies in the ring, on the device or the devices that were named, in the loader's order, without a vain wait."""
+    """Arrays are the ring's memory, on the given devices, in the loader's order, and the ring does not grow."""
     with made(slots=2) as loader, made(workers=0) as same:
         for _ in range(2):
             expected = [y.tolist() for _, y in same]
@@ -61,7 +61,7 @@ def test_batches_are_the_rings_memory(place: Any) -> None:
 
 
 def test_one_batch_is_sent_ahead() -> None:
-    """While one is in use the next is on its way, and the state tells of those that were returned alone."""
+    """While one batch is in use, the next is already on its way; the state counts only batches that were returned."""
     with made() as loader:
         arrays = Arrays(loader, DEVICE)
         batches = iter(arrays)
@@ -76,7 +76,7 @@ def test_one_batch_is_sent_ahead() -> None:
 
 @pytest.mark.parametrize("taken", [1, 7, 10])
 def test_state(taken: int) -> None:
-    """Another goes on behind the batches that were returned, however far the first was ahead."""
+    """Another loader resumes after the batches that were returned, however far the first one was ahead."""
     with made() as loader, made(workers=0) as other, made(workers=0) as same:
         epochs = [[y.tolist() for _, y in same] for _ in range(2)]
         arrays, resumed = Arrays(loader, SHARDING), Arrays(other)
@@ -89,7 +89,7 @@ def test_state(taken: int) -> None:
 
 @PLACES
 def test_held_arrays_keep_their_values(place: Any) -> None:
-    """Whole, sliced by JAX, as NumPy's: as long as anyone holds them. Closing the loader changes nothing."""
+    """Arrays, their slices in JAX, and their NumPy views keep their values while they are held, also after `close`."""
     with made(slots=3) as loader:
         held = [(X, X[1:], np.asarray(X), y.tolist()) for X, y in Arrays(loader, place)]
         for _ in loader:
@@ -100,7 +100,7 @@ def test_held_arrays_keep_their_values(place: Any) -> None:
 
 
 def test_a_donated_batch_is_not_written_to() -> None:
-    """A step that may reuse its argument's memory for its result gets memory of its own for it, and not the ring's."""
+    """A step that may reuse its argument's memory for the result does not write into the ring's memory."""
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     with made() as loader:
         for (X, y), (same, _) in zip(Arrays(loader), [(X, y) for X, y in made(workers=0)], strict=True):
@@ -111,7 +111,7 @@ def test_a_donated_batch_is_not_written_to() -> None:
 
 
 def test_nesting_and_dtypes() -> None:
-    """Dicts and tuples as the loader has them; what JAX has no dtype for, it converts."""
+    """Arrays come in the loader's dicts and tuples; dtypes that JAX does not have are converted."""
     one, two = Values(np.arange(N), dtype="uint8"), Values(np.arange(N), dtype="float64")
     with Loader(range(N), inputs={"one": one, "two": [two, two]}, targets=one, weights=two, batch_size=4, workers=0) as loader:
         for place in (None, SHARDING):
@@ -125,7 +125,7 @@ def test_nesting_and_dtypes() -> None:
 
 
 def count_late(wrong: Any, x: Any, y: Any) -> Any:
-    """Counts the batches that are not right, after work that takes longer than it takes to ask for the next."""
+    """Count wrong batches, after a computation that takes longer than requesting the next batch."""
     busy = jax.lax.fori_loop(0, 20, lambda _, v: jnp.sin(v @ v) / 2, jnp.ones((64, 64)) + wrong)
     right = (x.reshape(len(x), -1) == y[:, None]).all() & jnp.isfinite(busy.sum())
     return wrong + jnp.where(right, 0.0, 1.0)
@@ -136,24 +136,24 @@ late = jax.jit(count_late)
 
 @pytest.mark.parametrize("as_arrays", [False, True])
 def test_a_step_that_reads_its_batch_late(as_arrays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over 500 batches all are right, and what the loader does while it waits has JAX let go of all that it has done with.
+    """All of 500 batches are right, and while the loader waits for a slot, it makes JAX release the batches that it has used.
 
-    That is a collection of the youngest garbage, which takes microseconds; there is no other one here.
+    For that, it collects only the youngest garbage, which takes microseconds; other garbage collection is off here.
     """
     wrong = late(jnp.float32(0), np.zeros((4, 16, 16), np.float32), np.zeros(4, np.int32))
     pushes: list[int] = []
     push = HeldSlots.push
 
     def after_all_is_done(self: HeldSlots, generation: int) -> None:
-        """Once JAX has done all that it was told, pushes free every slot but that of the batch in the loop's hands."""
+        """Once JAX has executed all steps, pushes free every slot except that of the loop's current batch."""
         jax.block_until_ready(wrong)
         pushes.append(generation)
 
         def are_free() -> bool:
             push(self, generation)
-            return self._ring.held <= 2  # the batch in hands, and one that is being handed out
+            return self._ring.held <= 2  # the current batch, and one that is being delivered
 
-        wait_until(are_free, "JAX has let go of the batches that it has done with")
+        wait_until(are_free, "JAX has released the batches that it has used")
 
     gc.collect()
     gc.disable()

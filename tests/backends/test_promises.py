@@ -1,7 +1,7 @@
-"""What the README promises, on the backend that Keras has in this process: `KERAS_BACKEND` chooses it.
+"""The README's promises, with the Keras backend of this process, which `KERAS_BACKEND` chooses.
 
-`make test` runs this folder once for each backend. What needs a process of its own, without anything that pytest or other tests
-import, is a script.
+`make test` runs this folder once for each backend. Cases that need a process without the imports of pytest and other tests are
+scripts.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ BACKEND = keras.backend.backend()
 pytestmark = pytest.mark.usefixtures("poison")
 
 not_torch = pytest.mark.skipif(BACKEND == "torch", reason="Keras has no steps_per_execution on torch")
-only_jax = pytest.mark.skipif(BACKEND != "jax", reason="Keras has DataParallel on JAX alone; MirroredStrategy is in test_keras")
+only_jax = pytest.mark.skipif(BACKEND != "jax", reason="Keras has DataParallel only on JAX; MirroredStrategy is in test_keras")
 
 
 @pytest.fixture
 def data(folder: Callable[..., Any]) -> Data:
-    """Ten batches."""
+    """A data set of ten batches."""
     return Data(folder, 10)
 
 
 def checker(**options: Any) -> keras.Model:
-    """A model whose loss, in a compiled step, is how far X is from the label of its row: 0 if all is right."""
+    """A model whose loss, in a compiled step, is the distance of rows from their labels: 0 if all rows are right."""
 
     class Checker(keras.Model):
         def __init__(self) -> None:
@@ -65,7 +65,7 @@ def checker(**options: Any) -> keras.Model:
 
 @pytest.mark.parametrize("slots", [2, None])
 def test_every_batch_lies_in_the_ring(data: Data, slots: int | None, tmp_path: Path) -> None:
-    """In steps of every epoch, x and y are the memory that workers have read into; and no callback of ours holds a batch."""
+    """In each step, x and y are the ring's memory, without a copy; and shmgen's callbacks keep no batch."""
     found: list[int] = []
     model = Recorder(lambda x, y: found.extend(map(address, (x, y))))
     with data.sequence(slots=slots) as sequence, data.sequence(slots=slots) as validation:
@@ -77,7 +77,7 @@ def test_every_batch_lies_in_the_ring(data: Data, slots: int | None, tmp_path: P
 
 
 class Forwards(Sequence):
-    """A subclass that hands on what it gets, as it is."""
+    """A subclass that returns batches unchanged."""
 
     def __getitem__(self, index: int) -> Any:
         batch = super().__getitem__(index)
@@ -86,7 +86,7 @@ class Forwards(Sequence):
 
 
 class Changes(Sequence):
-    """A subclass that makes arrays of its own, with NumPy: some that no framework can share."""
+    """A subclass that returns NumPy arrays of its own, one of which (X, with negative strides) no framework can share."""
 
     def __getitem__(self, index: int) -> Any:
         X, y = super().__getitem__(index)
@@ -95,7 +95,7 @@ class Changes(Sequence):
 
 
 def test_a_subclass_gets_numpy_and_costs_no_copy(data: Data) -> None:
-    """What it asks the base for is NumPy's, on every backend; what it returns reaches the step where it lies."""
+    """The base class returns NumPy arrays on every backend; arrays that a subclass returns reach the step without a copy."""
     found: list[int] = []
     model = Recorder(lambda x, y: found.extend(map(address, (x, y))))
     with data.sequence(Forwards) as sequence:
@@ -111,7 +111,7 @@ def test_a_subclass_gets_numpy_and_costs_no_copy(data: Data) -> None:
 
 @pytest.mark.parametrize("execution", [1, pytest.param(4, marks=not_torch)])
 def test_compiled_steps_see_the_right_bytes(folder: Callable[..., Any], execution: int) -> None:
-    """However late a framework reads a batch: in `fit`, `evaluate` and `predict` no slot is filled anew before."""
+    """In `fit`, `evaluate` and `predict`, no slot is filled again before the framework has read its batch, however late."""
     data = Data(folder, 50)
     model = checker(steps_per_execution=execution)
     with data.sequence(slots=2, workers=2) as sequence:
@@ -126,7 +126,7 @@ def test_compiled_steps_see_the_right_bytes(folder: Callable[..., Any], executio
 
 
 def test_outputs_that_are_the_inputs(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that only reshapes may keep every batch, since its outputs alias them: right, in more slots if need be."""
+    """The outputs of a model that only reshapes may share the batches' memory: all are right, in more slots if needed."""
     monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.1)
     model = keras.Sequential([keras.Input(SHAPE), keras.layers.Reshape((6,))])
     with data.sequence(slots=2, shuffle=False) as sequence:
@@ -135,7 +135,7 @@ def test_outputs_that_are_the_inputs(data: Data, monkeypatch: pytest.MonkeyPatch
 
 
 def test_held_tensors_keep_their_values(data: Data) -> None:
-    """Tensors that a step was given, and parts of them, are not overwritten for as long as anyone holds them."""
+    """Tensors of a step, and parts of them, are not overwritten as long as they are held."""
     held: list[tuple[Any, Any]] = []
     model = Recorder(lambda x, y: held.append((x[1:], y[1:])))
     with data.sequence(slots=3) as sequence:
@@ -152,7 +152,7 @@ def test_held_tensors_keep_their_values(data: Data) -> None:
 
 @not_torch
 def test_steps_per_execution(data: Data) -> None:
-    """More of them than slots, or batches: the order is the loader's, with no wait for slots that ends in more of them."""
+    """With more steps per execution than slots or batches, all batches are trained on in the loader's order."""
     model = Recorder(steps_per_execution=16)
     with data.sequence(slots=2) as sequence:
         model.fit(sequence, epochs=2, verbose=0)
@@ -160,7 +160,7 @@ def test_steps_per_execution(data: Data) -> None:
 
 
 class Memory(keras.utils.PyDataset):
-    """Batches that are in memory already."""
+    """Batches that are already in memory."""
 
     def __init__(self, batches: list[Any]) -> None:
         super().__init__()
@@ -174,8 +174,8 @@ class Memory(keras.utils.PyDataset):
 
 
 def plain() -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
-    """One input, and classes that weigh differently, with one-hot rows for labels."""
-    # What travels to workers stands inside of functions: for the module itself they would have to import a framework.
+    """A model with one input, one-hot labels, and class weights."""
+    # Functions sent to workers are defined inside functions: for those of this module, workers would import a framework.
     arguments = {"source": lambda id: np.full((2, 3, 1), id / 40, np.float32), "dim": SHAPE, "n_channels": 1}
     model = keras.Sequential([keras.Input((*SHAPE, 1)), keras.layers.Flatten(), keras.layers.Dense(5)])
     model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
@@ -183,7 +183,7 @@ def plain() -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
 
 
 def nested() -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
-    """Dicts of inputs and targets, of several dtypes, and weights."""
+    """A model with dicts of inputs, targets and weights, of several dtypes."""
     one, two = keras.Input(SHAPE, name="one", dtype="uint8"), keras.Input((1,), name="two", dtype="float64")
     x = keras.layers.Flatten()(keras.ops.cast(one, "float32") / 40)
     x = keras.layers.Concatenate()([x, keras.ops.cast(two, "float32")])
@@ -199,7 +199,7 @@ def nested() -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
 
 
 def masks() -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
-    """Rows with a mask, which Keras makes of the zeros in them, and a target as large as the input, of bytes."""
+    """A model with a mask, which Keras derives from zeros in a row, and a uint8 target of the input's size."""
     tokens = keras.Input((6,), dtype="int32")
     model = keras.Model(tokens, keras.layers.Dense(3)(keras.layers.Embedding(50, 4, mask_zero=True)(tokens)))
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -211,7 +211,7 @@ def masks() -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
 
 
 def odd_dtypes() -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
-    """Dtypes that a framework may not have, or that Keras makes others of."""
+    """A model with input dtypes that a framework may not have, or that Keras converts."""
     inputs = {
         name: shmgen.Function(lambda id, name=name: np.full(2, id, name)) for name in ("uint16", "uint32", "bool", "float16")
     }
@@ -223,7 +223,7 @@ def odd_dtypes() -> tuple[keras.Model, dict[str, Any], dict[str, Any]]:
 
 
 def _trained(model: keras.Model, data: Any, fit: dict[str, Any]) -> tuple[list[Any], Counter[tuple[type, str, int]]]:
-    """What comes of it, and the warnings."""
+    """Train, evaluate and predict; return all results and weights, and the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         history = model.fit(data, epochs=2, shuffle=False, verbose=0, **fit)
@@ -234,14 +234,14 @@ def _trained(model: keras.Model, data: Any, fit: dict[str, Any]) -> tuple[list[A
 
 @pytest.mark.parametrize("make", [plain, nested, masks, odd_dtypes])
 def test_values_are_those_from_memory(make: Callable[..., Any]) -> None:
-    """What `fit`, `evaluate`, `predict` return, and weights: as of the same arrays from memory; no more is warned of."""
+    """`fit`, `evaluate` and `predict` give the same results, weights and warnings as with the same arrays from memory."""
     model, options, fit = make()
     weights = model.get_weights()
     arguments = {"list_IDs": range(40), "batch_size": BATCH, "shuffle": False, "workers": 1, **options}
     with Loader(**{**arguments, "workers": 0}) as loader:
         memory = Memory([keras.tree.map_structure(np.copy, batch) for batch in loader])
     expected, may_be_said = _trained(model, memory, fit)
-    model.set_weights(weights)  # the optimizer has no other state; what differs in structure or dtype is traced anew
+    model.set_weights(weights)  # the optimizer has no state; other structures or dtypes would be traced anew
     with Sequence(**arguments) as sequence:
         found, said = _trained(model, sequence, fit)
     for one, other in zip(found, expected, strict=True):
@@ -251,7 +251,7 @@ def test_values_are_those_from_memory(make: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("stopped", [4, 10, 13])
 def test_resume(data: Data, stopped: int) -> None:
-    """A run ends behind this batch; another, with the state as JSON knows it, trains on what is left, in the same order."""
+    """A run that ends after batch ``stopped`` is resumed from its state: the rest is trained on in the same order."""
     expected = sum(data.epochs(3), [])
     states = []
 
@@ -278,7 +278,7 @@ def test_resume(data: Data, stopped: int) -> None:
 
 
 def test_an_error_in_a_worker_ends_the_fit(data: Data) -> None:
-    """It names the sample, whatever the backend makes of it, and a later fit goes on."""
+    """An error in a worker ends `fit` with the sample's id, whatever class the backend raises, and a later `fit` works."""
 
     def fails_once(id: int) -> np.ndarray:
         if id == 22:
@@ -296,7 +296,7 @@ def test_an_error_in_a_worker_ends_the_fit(data: Data) -> None:
 
 
 def test_an_error_in_a_callback_leaves_nothing(data: Data) -> None:
-    """Nor does ``KeyboardInterrupt``: it comes as it is, and what is no longer held is gone, workers and memory."""
+    """After an error or KeyboardInterrupt in a callback, the next `fit` is right, and no worker or memory is left behind."""
     for error in (ZeroDivisionError, KeyboardInterrupt):
 
         class Fails(keras.callbacks.Callback):
@@ -315,7 +315,7 @@ def test_an_error_in_a_callback_leaves_nothing(data: Data) -> None:
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow keeps a data set that was in fit until the process ends")
 def test_a_sequence_without_references_is_gone(data: Data) -> None:
-    """Never closed, trained on, and let go of: its workers end with the garbage."""
+    """The workers of a `Sequence` that was never closed end when it is garbage-collected."""
     import psutil
 
     model = Recorder()
@@ -333,10 +333,10 @@ ENDS = {
     "exception": (1, "raise ZeroDivisionError('in a callback')"),
     "os-exit": (4, "os._exit(4)"),
 }
-"""For each way to end amid a fit, or behind it: the exit code, and what a callback does."""
+"""Ways to end a process during or after a fit: the exit code, and the code that a callback executes."""
 
 if BACKEND == "tensorflow":
-    del ENDS["exit"]  # TensorFlow itself may hang when it ends amid a fit
+    del ENDS["exit"]  # TensorFlow itself may hang at an exit during a fit
 
 FITS = """
 def frameworks(): return {{name for name in ("tensorflow", "jax", "torch", "keras") if name in sys.modules}}
@@ -381,10 +381,10 @@ if how == "never-closed": assert frameworks() == by_itself, frameworks() - by_it
 
 @pytest.mark.slow
 def test_processes_that_fit(folder: Callable[..., Any], script: Callable[..., Any]) -> None:
-    """A `Loader` imports no framework, and a `Sequence`, in a whole ``fit``, none that Keras has not.
+    """A `Loader` imports no framework, and a `Sequence`, in a whole ``fit``, only those that Keras imports.
 
-    However a process ends that trains, or has trained and closed nothing: none of it is left, without a complaint. The last one
-    is ended by Ctrl-C while ``fit`` waits for a file that never answers: within half a second, with KeyboardInterrupt.
+    However a process ends during or after training, without closing anything, it leaves nothing behind and prints no warning.
+    Ctrl-C ends the last process within half a second, with KeyboardInterrupt, while ``fit`` waits for a file that never answers.
     """
     folder(40, name="waits").fifo(9)
     run = script(FITS.format(ends=ENDS), folder(40), options=())
@@ -399,7 +399,7 @@ def test_processes_that_fit(folder: Callable[..., Any], script: Callable[..., An
     assert not in_time.passed
     wait_until(lambda: not any(worker.is_running() for worker in workers), "the workers have gone")
     if BACKEND == "tensorflow" and run.left(within=5.0):
-        run.kill()  # once in ten times TensorFlow waits for ever in its own code, with all of ours gone
+        run.kill()  # one time in ten, TensorFlow hangs in its own code after all of shmgen has ended
     else:
         assert run.end() != 0
         assert run.left(within=2.0) == set()
@@ -412,7 +412,7 @@ def test_processes_that_fit(folder: Callable[..., Any], script: Callable[..., An
 
 @only_jax
 def test_data_parallel(data: Data) -> None:
-    """Training on two devices comes to the weights of one, and a batch whose parts lie on both is let go of as fast."""
+    """Training on two devices gives the same weights as on one, and batches with parts on both are released as fast."""
 
     def trained(devices: list[str]) -> list[np.ndarray]:
         keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices))

@@ -1,4 +1,4 @@
-"""What `Resume` saves of a model beside Keras's variables, on the backend that Keras has in this process."""
+"""The state of a model that `Resume` saves besides Keras's variables, with the Keras backend of this process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ not_jax = pytest.mark.skipif(BACKEND == "jax", reason="JAX's steps have no side 
 
 @pytest.fixture
 def data() -> Iterator[Callable[[], Sequence]]:
-    """Makes a `Sequence` of 6 batches of 4 rows of (4, 3)."""
+    """A function that makes a `Sequence` of 6 batches of 4 rows of (4, 3)."""
     made: list[Sequence] = []
 
     def make() -> Sequence:
@@ -39,7 +39,7 @@ def data() -> Iterator[Callable[[], Sequence]]:
 
 
 def stateful() -> keras.Model:
-    """States of its own, which are variables that no layer counts among its own."""
+    """A model with a stateful layer, whose states are variables that no layer lists."""
     layers = [keras.Input((4, 3), batch_size=4), keras.layers.SimpleRNN(2, stateful=True), keras.layers.Dense(1)]
     model = keras.Sequential(layers)
     model.compile("adam", "mse", run_eagerly=BACKEND != "jax")
@@ -47,7 +47,7 @@ def stateful() -> keras.Model:
 
 
 def unseeded() -> keras.Model:
-    """Noise of `keras.random` without a seed."""
+    """A model with noise from `keras.random` without a seed."""
 
     class Noise(keras.layers.Layer):
         def call(self, x: Any) -> Any:
@@ -59,7 +59,7 @@ def unseeded() -> keras.Model:
 
 
 def counting_loss() -> keras.Model:
-    """A loss that weighs more from step to step."""
+    """A model whose loss counts its steps, and is multiplied by the count."""
 
     class Counts(keras.losses.Loss):
         def __init__(self) -> None:
@@ -76,14 +76,14 @@ def counting_loss() -> keras.Model:
 
 
 def averaged() -> keras.Model:
-    """Averages of its weights, which a callback puts in their place at an epoch's end."""
+    """A model with moving averages of its weights, which a callback swaps in at the end of each epoch."""
     model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(0.1, use_ema=True, ema_momentum=0.8), "mse", run_eagerly=BACKEND != "jax")
     return model
 
 
 def module() -> keras.Model:
-    """torch's BatchNorm1d, whose averages are buffers."""
+    """A model with torch's BatchNorm1d, whose averages are buffers."""
     import torch
 
     norm = keras.layers.TorchModuleWrapper(torch.nn.BatchNorm1d(12))
@@ -93,7 +93,7 @@ def module() -> keras.Model:
 
 
 class TwoOptimizers(keras.Model):
-    """Two networks that are trained in turn, each by its own optimizer, as in a GAN; the optimizer of ``compile`` is not used."""
+    """Two networks that are trained in turn by an optimizer each, as in a GAN; the optimizer of ``compile`` is not used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def arrays(model: keras.Model) -> dict[str, bytes]:
 def test_all_that_training_changes_is_saved(
     data: Callable[[], Sequence], tmp_path: Path, make: Callable[[], keras.Model]
 ) -> None:
-    """A run that is interrupted at an epoch's end, or amid one, comes to the very values of one that was not."""
+    """A run that was interrupted, between or within epochs, and resumed ends with exactly the values of an uninterrupted run."""
 
     def fit(sequence: Sequence, *callbacks: Any) -> keras.Model:
         keras.utils.set_random_seed(1)
@@ -171,13 +171,13 @@ def test_all_that_training_changes_is_saved(
         with pytest.raises(Interruption):
             fit(sequence, Resume(tmp_path / str(step), sequence, every=1), Interrupt(step))
         found = arrays(fit(again, Resume(tmp_path / str(step), again)))
-        # On TensorFlow the optimizer of compile() is built, though it is not used.
+        # On TensorFlow, the optimizer of compile() is built, although it is not used.
         assert {name: found[name] for name in expected} == expected
 
 
 @only_torch
 def test_an_optimizer_of_torchs_own_is_refused(data: Callable[[], Sequence], tmp_path: Path) -> None:
-    """Before the first step, when nothing is lost yet: its moments can't be saved."""
+    """A torch optimizer, whose state can't be saved, is refused before the first step."""
     import torch
 
     model = stateful()

@@ -1,4 +1,4 @@
-"""`shmgen.torch`: batches as tensors on the ring's own memory, in a plain loop and through a DataLoader."""
+"""`shmgen.torch`: batches as tensors in the ring's memory, in a plain loop and through a DataLoader."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ N = 40
 
 
 def made(**options: Any) -> Loader:
-    """Rows of 4 x 3 float32 full of the id, which is the label too."""
+    """A loader of rows of 4 x 3 float32, full of the id, which is also the label."""
     arguments = {"source": lambda id: np.full((4, 3), id, np.float32), "targets": Values(np.arange(N)), "workers": 1}
     return Loader(range(N), batch_size=4, **{**arguments, **options})
 
@@ -43,7 +43,7 @@ WAYS = pytest.mark.parametrize("way", [as_it_is, by_data_loader])
 @WAYS
 @pytest.mark.parametrize("slots", [2, 4])
 def test_batches_are_the_rings_memory(poison: None, way: Callable[..., Any], slots: int) -> None:
-    """Each tensor of two epochs lies in the ring, in the loader's order, and is let go of at once: no slot is waited for."""
+    """All tensors of two epochs are the ring's memory, in the loader's order, and are released without a wait for slots."""
     with made(slots=slots) as loader, made() as same:
         for _ in range(2):
             expected = [y.tolist() for _, y in same]
@@ -59,7 +59,7 @@ def test_batches_are_the_rings_memory(poison: None, way: Callable[..., Any], slo
 
 @WAYS
 def test_views_hold_the_batch(poison: None, way: Callable[..., Any]) -> None:
-    """A slice, a transposed view, a detached one, a DLPack capsule's: none is overwritten while anyone holds it."""
+    """A slice and other views of a tensor (transposed, detached, by DLPack, by NumPy) are not overwritten while they are held."""
     views: list[Any] = [
         lambda x: x[1:2],
         lambda x: x.transpose(0, 2),
@@ -78,7 +78,7 @@ def test_views_hold_the_batch(poison: None, way: Callable[..., Any]) -> None:
 
 @WAYS
 def test_nesting_is_the_loaders(way: Callable[..., Any]) -> None:
-    """Dicts and tuples of tensors, with weights, and without targets."""
+    """Tensors come in the loader's dicts and tuples, with weights, and without targets."""
     one, two = Function(lambda id: np.full(2, id, np.uint8)), Values(np.arange(N, dtype=np.float64))
     with Loader(range(N), inputs={"one": one, "two": [two, two]}, targets=one, weights=two, batch_size=4, workers=0) as loader:
         inputs, target, weights = next(way(loader))
@@ -96,7 +96,7 @@ DTYPES = [
 
 
 def test_dtypes() -> None:
-    """Each that torch has is handed over as what it is, those of ml_dtypes too."""
+    """Each dtype that torch has, also of ml_dtypes, is kept, without a copy."""
     for dtype in DTYPES:
         of_numpy = np.dtype(getattr(ml_dtypes, dtype, dtype))
         source = lambda id, of=of_numpy: np.full((4, 3), id % 2, np.float32).astype(of)  # noqa: E731
@@ -108,7 +108,7 @@ def test_dtypes() -> None:
 
 
 def test_a_dtype_that_torch_has_not() -> None:
-    """An error that says which, and what to do."""
+    """A dtype that torch does not have raises an error that names it, with a remedy."""
     of_numpy = np.dtype(ml_dtypes.float8_e3m4)
     said = "expected a dtype that torch has, found float8_e3m4: pass another dtype="
     with (
@@ -119,7 +119,7 @@ def test_a_dtype_that_torch_has_not() -> None:
 
 
 def test_workers_of_a_data_loader_are_refused() -> None:
-    """They would each have a copy of everything: the error says what to leave out."""
+    """Workers of a DataLoader, each of which would copy everything, are refused, and the error says what to leave out."""
     with made() as loader, pytest.raises(InputError, match="expected num_workers=0"):
         list(DataLoader(Tensors(loader), batch_size=None, num_workers=1, multiprocessing_context="fork"))
     with pytest.raises(InputError, match=r"expected a shmgen.Loader, found \[1\]"):
@@ -127,7 +127,7 @@ def test_workers_of_a_data_loader_are_refused() -> None:
 
 
 def test_length_and_passes() -> None:
-    """``len`` is the loader's; each loop is the next epoch, also when the last was left early."""
+    """``len`` is that of the loader; each loop is the next epoch, also if the last was left early."""
     with made() as loader, made() as same:
         tensors = Tensors(loader)
         assert len(tensors) == len(DataLoader(tensors, batch_size=None)) == 10
@@ -139,7 +139,7 @@ def test_length_and_passes() -> None:
 
 @pytest.mark.parametrize("taken", [1, 7, 10])
 def test_state(taken: int) -> None:
-    """It is the loader's: behind the batches that were returned, and another goes on there."""
+    """The state is that of the loader: another loader resumes after the batches that were returned."""
     with made() as loader, made(workers=2) as other, made() as same:
         epochs = [[y.tolist() for _, y in same] for _ in range(2)]
         batches = iter(Tensors(loader))
@@ -151,7 +151,7 @@ def test_state(taken: int) -> None:
 
 
 def test_a_step_learns_from_it(poison: None) -> None:
-    """A plain loop of torch's: gradients are those of the same arrays from memory, bit for bit."""
+    """A plain torch loop trains to exactly the same weights as with the same arrays from memory."""
 
     def trained(batches: Any) -> list[float]:
         torch.manual_seed(0)
