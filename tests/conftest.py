@@ -80,7 +80,7 @@ class DataSet:
 
     def check(self, X: np.ndarray, y: np.ndarray) -> list[int]:
         """Assert that every row of ``X`` is the sample that its int label in ``y`` says; return the labels."""
-        assert self.n_classes is None, "with few classes a label does not tell the sample"
+        assert self.n_classes is None, "with few classes, labels do not identify samples"
         assert len(X) == len(y)
         for row, label in zip(X, y.tolist(), strict=True):
             np.testing.assert_array_equal(row, self.sample(label).reshape(row.shape))
@@ -337,7 +337,7 @@ class Ran:
 
 
 def struck_by_ctrl_c(*words: object, **options: Any) -> tuple[int, bytes, bytes]:
-    """Run a command, press Ctrl-C once its two workers are alive, and check that they end too; exit status and output."""
+    """Send Ctrl-C to a command once its two workers are alive, and check that they end; return exit status and output."""
     command = [sys.executable, "-W", "error", "-m", "shmgen", *map(str, words)]
     options = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     with subprocess.Popen(command, start_new_session=True, **options) as process:
@@ -470,7 +470,7 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 def pytest_configure(config: pytest.Config) -> None:
     """Set up the environment in which the frameworks are imported."""
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-        sys.modules["tensorflow"] = None  # type: ignore[assignment]  # if installed, Keras would import it, in seconds
+        sys.modules["tensorflow"] = None  # type: ignore[assignment]  # if it is installed, Keras imports it, which takes seconds
     if hasattr(config, "workerinput"):
         return
     # All processes of a run share JAX's compilation cache, so that each model is compiled once.

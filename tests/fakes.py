@@ -458,7 +458,7 @@ class Engine:
         return array
 
     def expected(self, number: int) -> list[int]:
-        """The samples that belong into a batch."""
+        """The samples that belong in a batch."""
         return [int(sample) for sample in self.sampler[BatchId(0, number)]]
 
     def resize(self, workers: int, reads: int | None = None) -> bool:

@@ -93,7 +93,7 @@ def test_it_is_quick(case: Case) -> None:
 def look(
     autoscaler: Autoscaler, seconds: float, rate: float, *, wait: float, busy: float, cpu: float, epoch: int = 0, ready: int = 100
 ) -> Target:
-    """Let ``seconds`` pass, of which the trainer waits, readers are busy, and readers compute for these fractions."""
+    """Let ``seconds`` pass; the trainer waits, readers are busy, and readers compute for the given fractions of them."""
     last = autoscaler._last or Counters(100.0, 0, 0.0, 0.0, 0.0, autoscaler.target, 0)
     return autoscaler.see(
         epoch,

@@ -37,7 +37,7 @@ import json, time
 import numpy as np
 from shmgen import Function, Hdf5, Loader, NpyRows
 
-FIRST_BATCH = 0.5  # seconds after which the first batch must be there, on a machine that has nothing else to do
+FIRST_BATCH = 0.5  # seconds until the first batch must be there, on a quiet machine
 
 def number(id):
     return np.array([id], np.int64)

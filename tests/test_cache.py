@@ -93,7 +93,7 @@ def test_rows_of_another_file_are_not_mixed_up(root: Path, proxy: Proxy, folder:
 
 
 def test_all_that_says_where_and_which_tells_files_apart(proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another host, user, query, header, bucket, endpoint or option has entries of its own; other credentials have not."""
+    """Another host, user, query, header, bucket, endpoint or option has entries of its own; other credentials do not."""
     pytest.importorskip("obstore")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     url = proxy.url.partition("://")[2]

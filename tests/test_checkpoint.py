@@ -166,7 +166,7 @@ def test_another_loader_goes_on(tail: Any, shuffle: bool, workers: int) -> None:
     """Resumed within or between two epochs, another loader delivers the same batches, random numbers included."""
     options: dict[str, Any] = {"shuffle": shuffle, "tail": tail, "transform": lambda x, rng: x + rng.random()}
     with labelled(workers=0, **options) as loader:
-        assert N % loader.batch_size, "else the four kinds of tail would be one"
+        assert N % loader.batch_size, "without a shorter last batch, all tails would be the same"
         whole = [as_bytes(batch) for _ in range(2) for batch in loader]
     for taken in (0, 1, 3, len(whole) // 2, len(whole) // 2 + 1, len(whole)):
         with labelled(workers=0, **options) as loader:

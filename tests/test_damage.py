@@ -170,7 +170,7 @@ def test_a_stand_in_that_is_damaged_is_replaced_in_turn(folder: Callable) -> Non
 
 @pytest.mark.parametrize("on_error", ["replace", "collect"])
 def test_the_first_samples_may_be_damaged(masked: tuple[DataSet, DataSet], on_error: Any) -> None:
-    """The first that can be read tells shape and dtype; those before it are replaced, or listed, as any other."""
+    """The first readable sample determines shape and dtype; damaged ones before it are replaced or listed, like any others."""
     scans, masks = masked
     scans.file("id-0").unlink()
     masks.file("id-0").write_bytes(b"")
@@ -189,7 +189,7 @@ def test_the_first_samples_may_be_damaged(masked: tuple[DataSet, DataSet], on_er
 
 
 def test_the_first_sample_of_a_function_may_be_damaged() -> None:
-    """A function of several fields tells them by the first sample at which it does not fail; one of labels may not fail."""
+    """Fields of a function are those of the first sample at which it does not fail; a function of labels must not fail."""
     options: Any = {"batch_size": 4, "on_error": "replace", "max_damaged": 0.5, "workers": 0}
     with Loader(range(8), source=lambda id: {"x": [60 / id]}, **options) as loader:
         assert all(np.isfinite(X["x"]).all() for (X,) in loader)

@@ -113,7 +113,7 @@ def test_too_many_failures_end_the_run() -> None:
 
 
 def test_all_slots_are_held(caplog: pytest.LogCaptureFixture) -> None:
-    """While all slots are held, the ring grows, which is logged once; held batches stay right; once released, it stays so."""
+    """While all slots are held, the ring grows, which is logged once; held batches stay right; after that, no slot is added."""
     with engine_of(slots=2, samples=80) as engine, caplog.at_level("INFO", "shmgen"):
         held = [engine.lease(number) for number in range(12)]
         grown = engine.prefetcher.stats.grown

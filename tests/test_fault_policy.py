@@ -176,7 +176,7 @@ def test_the_reader_that_has_been_at_its_row_for_longest_counts() -> None:
 
 
 def test_readers_that_are_stuck_together_may_wait_for_each_other() -> None:
-    """Two readers that are stuck for half their time may wait for each other, unless a third has got further since then."""
+    """Two readers stuck for half their time may be waiting for each other, unless a third has got further since then."""
     one, two = claim(0), claim(1)
     both = watched((0, [one, two]))
     assert both.unsure(49, 0, TIMEOUT) == []

@@ -89,7 +89,7 @@ def test_what_does_not_serve_is_explained(file: Path, name: str, ids: Any, text:
     ],
 )
 def test_a_sample_that_does_not_fit_is_named(file: Path, sample: np.ndarray | None, text: str) -> None:
-    """A sample that is missing or does not fit is named by its id; with ``on_error="replace"`` it is replaced."""
+    """A sample that is missing or does not fit raises an error with its id, or with ``on_error="replace"`` is replaced."""
     with h5py.File(file, "r+") as opened:
         del opened["flat/id-5"]
         if sample is not None:
@@ -105,7 +105,7 @@ def test_a_sample_that_does_not_fit_is_named(file: Path, sample: np.ndarray | No
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
-    """A file that is missing or is not HDF5 is named, with what h5py says of it."""
+    """The error of a file that is missing or not HDF5 has its path and h5py's own error."""
     with pytest.raises(InputError, match=re.escape(f"file {tmp_path}/none.h5: expected an HDF5 file that can be read, found")):
         Loader([0], None, 1, source=Hdf5(tmp_path / "none.h5", "rows"))
     (tmp_path / "no.h5").write_bytes(b"hello")
@@ -265,7 +265,7 @@ def test_data_that_are_missing_are_no_zeros(tmp_path: Path, harm: str) -> None:
 
 
 def test_a_row_that_was_never_written_is_named(tmp_path: Path) -> None:
-    """A row that was never written is named, and the others of its dataset are read."""
+    """A row that was never written raises an error with its number; the other rows of its dataset are read."""
     with h5py.File(tmp_path / "all.h5", "w") as file:
         file.create_dataset("x", (60, 4), "i4", chunks=(6, 2))[:30] = ROWS[:30]
     source = Hdf5(tmp_path / "all.h5", "x")

@@ -155,7 +155,7 @@ def test_hostile_ids_are_named(tmp_path: Path, id: str, make: Callable[[Path, st
 
 
 def test_a_folder_that_is_a_loop(tmp_path: Path) -> None:
-    """A folder that is a loop of links is named."""
+    """The error of a folder that is a link to itself says so."""
     (tmp_path / "data").symlink_to("data")
     with pytest.raises(SampleError, match=r"data/a\.npy: expected a readable file, found: Too many levels of symbolic links"):
         read(["a", "b"], data_dir=tmp_path / "data", workers=0)
@@ -279,7 +279,7 @@ def test_what_is_no_list_of_ids(tmp_path: Path, ids: Any, text: str, followed: A
 
 
 def test_ids_as_lines() -> None:
-    """What is written is what is read again; an id for which that is not so is refused, and named."""
+    """Ids written as lines are read back unchanged; an id for which that is impossible raises an error that names it."""
     ids = ["a", " b ", "c\rd", "\x85", "caf\udce9", "x" * 4096]
     assert list(map(os.fsdecode, id_lines(as_lines(ids)))) == ids
     assert as_lines(range(2)) == b"0\n1\n"

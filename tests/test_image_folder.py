@@ -114,7 +114,7 @@ def test_arguments_that_are_mistakes(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_images_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """All that are images by their suffixes are taken; the log says once how many others there are, without those of Windows."""
+    """All files with an image's suffix are taken; the log says once how many others there are, not counting those of Windows."""
     images = ["a/1.jfif", "a/2.JPE", "b/3.tga", "b/4.ico"]
     make(tmp_path, *images, "a/Thumbs.db", "a/desktop.ini", "b/.hidden")
     assert image_folder(tmp_path).ids == image_folder(tmp_path, labels=False).ids == images

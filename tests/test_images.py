@@ -201,7 +201,7 @@ def test_16_bits(tmp_path: Path) -> None:
 
 
 def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
-    """Colours as 16 bits of grey, floats, and 32 bits are refused with a remedy."""
+    """Images that a mode can't hold without loss (colours in I;16, floats, 32 bits) are refused with a remedy."""
     picture().save(tmp_path / "colours.png")
     assert "found mode 'RGB'; pass mode='RGB'" in refused(tmp_path, "colours", mode="I;16")
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "floats.tif")

@@ -293,7 +293,7 @@ def test_a_loader_at_the_end_of_the_program(folder: Callable, script: Callable) 
     """At the end of the program, a loader in use is closed, and the error of a later request says so."""
     code = """
 import atexit
-atexit.register(lambda: ask())  # before that of `weakref.finalize`, which is called first, then
+atexit.register(lambda: ask())  # registered before the handler of `weakref.finalize`, so called after it
 loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=1)
 def ask():
     try: loader.batch(0)

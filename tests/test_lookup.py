@@ -126,7 +126,7 @@ def test_keys_that_are_written_otherwise(ids: Any, keys: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["names", "mapping"])
 def test_labels_are_held_in_an_array(kind: str) -> None:
-    """A reader of labels takes at most 9 bytes an id, whether they are names or in a mapping."""
+    """Labels take at most 9 bytes an id once bound, whether they were names or in a mapping."""
     count = 100_000
     ids = [f"id-{k}" for k in range(count)]
     values: Any = np.arange(count) % 2

@@ -358,7 +358,7 @@ else:
     how = "waits"
 
 if how != "never-closed" and keras.backend.backend() != "tensorflow":
-    sys.modules["tensorflow"] = None  # Keras imports it where it is, which takes seconds
+    sys.modules["tensorflow"] = None  # if it is installed, Keras imports it, which takes seconds
 model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
 model.compile(loss="mse", jit_compile=keras.backend.backend() == "jax")
 if how == "waits":
