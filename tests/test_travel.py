@@ -1,4 +1,4 @@
-"""Users' functions travel to the workers, wherever they stand, and what can't is named."""
+"""Users' functions are sent to the workers, wherever they are defined; those that can't be are named in an error."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ways import N, computed, rows
 
 from shmgen import InputError, Loader, Source, Values
 
-# Functions stand inside of tests: one of the module itself would have workers import pytest and Keras.
+# Functions for workers are defined inside tests: to load those of a module, a worker would import the module, and pytest.
 
 
 def travellers(own: ModuleType) -> dict[str, Callable[..., Any]]:
-    """Functions that return ten times what they are given, as a row."""
+    """Functions of several kinds that return ten times their argument, as a row."""
     factor = 10
 
     def times(factor: float, x: Any, rng: object = None) -> Any:
@@ -81,7 +81,7 @@ cached = functools.cache(ten_times)
 
 
 def check_tenfold(functions: dict[str, Callable[..., Any]]) -> None:
-    """A worker calls each of these as the source of a field, and gets ten times the id, in each epoch."""
+    """Check that a worker calls each function as the source of a field, and gets ten times the id, in each epoch."""
     with Loader(range(N), inputs=functions, batch_size=N, shuffle=False, workers=1) as loader:
         for _ in range(2):
             [(found,)] = loader
@@ -90,7 +90,7 @@ def check_tenfold(functions: dict[str, Callable[..., Any]]) -> None:
 
 
 def test_functions_travel(module: Callable) -> None:
-    """Whatever kind of function it is, a worker calls it as source and as transform."""
+    """A worker can call functions of all kinds as sources, and a closure as a transform."""
     functions = travellers(module(OF_A_MODULE))
     assert all(one.__class__.__module__ != __name__ or "<locals>" in type(one).__qualname__ for one in functions.values())
     check_tenfold(functions)
@@ -99,7 +99,7 @@ def test_functions_travel(module: Callable) -> None:
 
 
 def test_functions_with_a_cache_travel(module: Callable) -> None:
-    """Those of functools.lru_cache, with its settings and what they hold; each worker has a cache of its own."""
+    """Functions with functools.lru_cache are sent with its settings; each worker has a cache of its own."""
     own = module(OF_A_MODULE)
     factor = 10
 
@@ -166,7 +166,7 @@ say("ended")
 
 
 def test_functions_of_a_script_without_guard_and_of_a_notebook_cell(folder: Callable, script: Callable) -> None:
-    """What stands in ``__main__`` travels with the globals it needs, and no worker runs the script again."""
+    """Functions of ``__main__`` are sent with the globals that they use, and no worker runs the script again."""
     run = script(UNGUARDED, folder(1))
 
     assert run.end() == 0, run.err
@@ -176,7 +176,7 @@ def test_functions_of_a_script_without_guard_and_of_a_notebook_cell(folder: Call
 
 @pytest.mark.parametrize("role", ["own-source", "transform-of-a-field", "transform-of-the-sample"])
 def test_what_cannot_be_sent_is_named(tmp_path: Path, role: str) -> None:
-    """A function that holds a lock, an open file or a generator: which it is and why; with ``workers=0`` it may."""
+    """A function that holds a lock, an open file or a generator is an error that names it and why, unless ``workers=0``."""
     held: Any = threading.Lock()
     named, why = "transform", "'_thread.lock'"
     if role == "own-source":
@@ -209,7 +209,7 @@ def test_what_cannot_be_sent_is_named(tmp_path: Path, role: str) -> None:
 
 
 def test_a_worker_imports_only_what_functions_import(tmp_path: Path, module: Callable) -> None:
-    """Neither the caller's frameworks nor its ``__main__``: the function's own module and what that imports, when it does."""
+    """A worker imports a function's own module and its imports, but neither the caller's frameworks nor its ``__main__``."""
     path = tmp_path / "modules"
     path.mkdir()
     own = module(f"""
@@ -236,7 +236,7 @@ def report(x, rng):
 
 
 def test_in_process_a_debugger_stops_in_functions() -> None:
-    """With ``workers=0`` functions run in the calling process and thread, under its trace function."""
+    """With ``workers=0`` functions run in the caller's process and thread, under its trace function."""
     seen: set[tuple[object, ...]] = set()
 
     def note(x: np.ndarray, rng: object) -> None:
@@ -253,11 +253,11 @@ def test_in_process_a_debugger_stops_in_functions() -> None:
 
 
 MANY = 12_100_000
-"""Bytes; more than 10 MB are warned of."""
+"""Bytes: more than the 10 MB from which a warning is given."""
 
 
 def test_what_is_large_is_warned_of_once() -> None:
-    """By size, field and function, with the remedy, at the caller's line; less is sent without a word."""
+    """Sending much data to workers gives one warning with size, field and remedy, at the caller's line; less gives none."""
 
     def holding(held: Any) -> Callable[..., Any]:
         return lambda id: np.full(3, len(held) and id, np.float64)
@@ -273,7 +273,7 @@ def test_what_is_large_is_warned_of_once() -> None:
 
 @pytest.mark.parametrize(("mode", "order"), [("r", "C"), ("r+", "F")])
 def test_a_mapped_file_travels_as_a_file(tmp_path: Path, mode: Any, order: Any) -> None:
-    """As np.load with ``mmap_mode`` maps it: a worker maps it too, and reads none of it into memory."""
+    """An array that np.load has mapped is mapped by the worker as well, and not copied."""
     np.save(tmp_path / "big.npy", np.asarray(np.arange(3_000_000.0).reshape(-1, 3), order=order))
     array = np.load(tmp_path / "big.npy", mmap_mode=mode)
     told = type(array), array.shape, array.strides, array.dtype, array.flags.writeable
@@ -288,7 +288,7 @@ def test_a_mapped_file_travels_as_a_file(tmp_path: Path, mode: Any, order: Any) 
 
 
 def test_a_mapped_file_is_not_truncated(tmp_path: Path) -> None:
-    """One that was made by mode ``w+`` is not made anew by a worker, and workers write to it."""
+    """A file mapped with mode ``w+`` is not created again by a worker, and workers can write to it."""
     array = np.memmap(tmp_path / "raw", np.float64, "w+", 16, (N, 3))
     array[:] = np.arange(N)[:, None]
 
@@ -302,7 +302,7 @@ def test_a_mapped_file_is_not_truncated(tmp_path: Path) -> None:
 
 
 def test_a_part_of_a_mapped_file_travels_as_bytes(tmp_path: Path) -> None:
-    """So does one that is copied on write, since the file does not have what was changed: both with the warning."""
+    """A part of a mapped file, or one mapped copy-on-write, whose changes are not in the file, is copied, with a warning."""
     np.save(tmp_path / "big.npy", np.arange(3_000_000.0).reshape(-1, 3))
     for mode, first in ("r", 7), ("c", 0):
         array = np.load(tmp_path / "big.npy", mmap_mode=mode)[first:]  # type: ignore[arg-type]

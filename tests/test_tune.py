@@ -1,4 +1,4 @@
-"""``shmgen.tune`` and ``python -m shmgen tune``: what is measured, and what is made of it."""
+"""``shmgen.tune`` and ``python -m shmgen tune``: measurements, and the recommended number of workers."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ BATCH = 8
 
 
 def seen(rate: float, workers: int, load: float = 1.0, io_wait: float = 0.0) -> Measurement:
-    """A measurement with the numbers that a recommendation depends on."""
+    """A measurement with the given numbers, on which a recommendation depends."""
     return Measurement(workers, 4, False, 0.1, rate, 8 * rate, 1e6 * rate, 0.1, 1.0, 1 << 20, load, io_wait)
 
 
 RECOMMENDED = [
-    # rates of 0, 1, 2, ... workers, batches a second; the step; load and I/O wait of all; what is recommended, and why
+    # rates of 0, 1, 2, ... workers, in batches a second; step in ms; load and I/O wait of all; recommended number and reason
     pytest.param(
         [10, 124, 240, 250], 25, 1, 0.9, 1, "1 worker feeds a 25 ms step with 3.1 x to spare; 3 would read 2.0 x", id="1"
     ),
@@ -57,7 +57,7 @@ RECOMMENDED = [
 def test_what_is_recommended(
     rates: list[float], step_ms: float | None, load: float, io_wait: float, workers: int, why: str
 ) -> None:
-    """The smallest number that is enough, or as good as the best, is recommended, with the reason."""
+    """The smallest number of workers that is enough, or as good as the best, is recommended, with the reason."""
     measurements = [seen(rate, count, load, io_wait) for count, rate in enumerate(rates)]
 
     found, reason = recommend(measurements[::-1], step_ms, 2.0)
@@ -67,7 +67,7 @@ def test_what_is_recommended(
 
 
 def tuned(rates: Sequence[float], step_ms: float | None, noise: float, random: Random) -> tuple[int, int]:
-    """The number recommended on a machine with these rates and some noise, and the rounds that it took."""
+    """The number recommended for these rates with some noise, and the number of rounds."""
     rounds = in_rounds(
         lambda count: seen(rates[count] * random.gauss(1, noise), count),
         range(len(rates)),
@@ -86,7 +86,7 @@ def tuned(rates: Sequence[float], step_ms: float | None, noise: float, random: R
     ],
 )
 def test_the_same_is_recommended_each_time(rates: list[float], step_ms: float | None, expected: int) -> None:
-    """With errors of a few percent in each measurement, three runs agree nine times out of ten."""
+    """With errors of 3 % in each measurement, three runs agree nine times out of ten."""
     random = Random(2026)
     found = [tuned(rates, step_ms, 0.03, random)[0] for _ in range(90)]
     agree = sum(found[run : run + 3] == [expected] * 3 for run in range(0, 90, 3))
@@ -94,7 +94,7 @@ def test_the_same_is_recommended_each_time(rates: list[float], step_ms: float | 
 
 
 def test_rounds_go_on_until_the_answer_is_clear() -> None:
-    """A clear answer takes the least rounds, a close one more, up to a limit."""
+    """A clear answer takes the fewest rounds; a close one takes more, up to a limit."""
     random = Random(2026)
     assert {tuned([40, 50, 100, 200], None, 0.02, random)[1] for _ in range(50)} == {ROUNDS}
     close = [tuned([40, 100, 110, 110], None, 0.05, random)[1] for _ in range(50)]
@@ -103,13 +103,13 @@ def test_rounds_go_on_until_the_answer_is_clear() -> None:
 
 
 def test_the_median_of_rounds() -> None:
-    """The result is the median round."""
+    """The result is the measurement of the median rate."""
     assert medians([[seen(90, 1, 0.1)], [seen(120, 1, 0.2)], [seen(100, 1, 0.3)]]) == [seen(100, 1, 0.3)]
 
 
 @pytest.fixture
 def two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any answer takes two rounds: each starts the workers of each number anew."""
+    """Limits `tune` to two rounds, each of which starts new workers for each number."""
     monkeypatch.setattr("shmgen._tools.tune.ROUNDS", 2)
     monkeypatch.setattr("shmgen._tools.tune.MAX_ROUNDS", 2)
 
@@ -118,24 +118,24 @@ SECONDS = 0.4
 """Seconds of a measurement."""
 
 COST = 0.02
-"""Seconds that a sample takes: long beside all else that a worker does, also where others want the processors."""
+"""Seconds that a sample takes: much longer than a worker's other work, also on a busy machine."""
 
 
 def sleep() -> None:
-    """Take time, but no processor."""
+    """Take `COST` seconds, without processor time."""
     time.sleep(COST)
 
 
 def compute() -> None:
-    """Take the same time of a processor."""
+    """Take `COST` seconds of processor time."""
     end = time.thread_time() + COST
     while time.thread_time() < end:
         pass
 
 
 def costly(cost: Callable[[], None]) -> Source:
-    """Samples of a byte, each of which calls ``cost``."""
-    # Local, and with no function of this module's: a worker need not import it, which would take long.
+    """A source of samples of one byte, each of which calls ``cost``."""
+    # Local, and without functions of this module: a worker would have to import it, which takes long.
     clock, code = time, cost.__code__
 
     class Costly(Source):
@@ -152,12 +152,12 @@ def costly(cost: Callable[[], None]) -> Source:
 
 @pytest.mark.usefixtures("two_rounds")
 def test_what_computes_takes_processors() -> None:
-    """Samples that compute take as many processors as their time adds up to, and little I/O wait."""
+    """For samples that compute, the measured processors match the samples' time, and I/O wait is low."""
     tuning = tune(range(64), batch_size=2, source=costly(compute), slots=4, workers=[1, 2], seconds=SECONDS)
 
     for one in tuning.measurements:
-        # Workers may be amid a sample, and up to 4 batches of 2 read ahead, when it begins, and when it ends. What is used is
-        # counted in hundredths of a second.
+        # At the beginning and the end, workers may be in the middle of a sample, and up to 4 batches of 2 read ahead.
+        # Linux counts processor time in hundredths of a second.
         whole = one.processors - one.samples * COST
         assert abs(whole) < ((one.workers + 4 * 2) * COST + 0.06) / SECONDS + 0.1 * one.processors, one
         assert one.io_wait < 0.2
@@ -167,7 +167,7 @@ def test_what_computes_takes_processors() -> None:
 
 @pytest.mark.usefixtures("two_rounds")
 def test_what_a_measurement_holds(folder: Callable) -> None:
-    """The numbers of a measurement agree with each other; rounds go to and fro, and progress counts them."""
+    """A measurement's numbers are consistent; every second round is in reverse order; progress counts the measurements."""
     data = folder(BATCH * 10, (64, 64))
     told: list[tuple[int, int, str]] = []
 
@@ -192,14 +192,14 @@ def test_what_a_measurement_holds(folder: Callable) -> None:
         assert 0 < one.load <= 1
     without, with_two = tuning.measurements
     assert with_two.memory > without.memory + 2 * 2e6
-    # To and fro.
+    # The second round is in reverse order.
     there, back = ["0 workers", "2 workers"], ["2 workers", "0 workers"]
     assert told == [(done, 5, now) for done, now in enumerate(["reading", *there, *back, ""])]
 
 
 @pytest.mark.usefixtures("two_rounds")
 def test_only_what_can_be_read_soon_is_measured() -> None:
-    """Of a data set that takes long, a random part in whole batches; cold only where it is known which files are read."""
+    """Of slow data only a part, in whole batches, is measured; ``cold`` gives a remark if the files are unknown."""
     tuning = tune(range(400), batch_size=2, source=costly(sleep), workers=[1], seconds=0.05, cold=True)
 
     assert tuning.of == 400
@@ -212,7 +212,7 @@ def test_only_what_can_be_read_soon_is_measured() -> None:
 @pytest.mark.usefixtures("two_rounds")
 @pytest.mark.parametrize("why", [None, "a tmpfs keeps them"])
 def test_cold_files(folder: Callable, monkeypatch: pytest.MonkeyPatch, why: str | None) -> None:
-    """With ``cold``, files are measured after they left the page cache; where that is not possible, a remark says so."""
+    """With ``cold``, files are also measured after they left the page cache; if that is impossible, a remark says so."""
     monkeypatch.setattr("shmgen._tools.tune.forget", lambda paths: why)
     data = folder(BATCH * 4, (64, 64))
 
@@ -224,7 +224,7 @@ def test_cold_files(folder: Callable, monkeypatch: pytest.MonkeyPatch, why: str 
 
 @pytest.mark.usefixtures("two_rounds")
 def test_cold_files_are_those_of_the_first_batches(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only files that a loader with the same arguments reads first leave the page cache, also with batches by length."""
+    """Only the files that a loader with the same arguments reads first leave the page cache, also in batches by length."""
     dropped: list[str] = []
     monkeypatch.setattr("shmgen._tools.tune.forget", lambda paths: dropped.extend(paths) or "it is kept")  # type: ignore[func-returns-value]
     monkeypatch.setattr("shmgen._tools.tune.WARM_UP", 0.0)
@@ -241,7 +241,7 @@ def test_cold_files_are_those_of_the_first_batches(folder: Callable, monkeypatch
 
 @pytest.mark.usefixtures("two_rounds")
 def test_a_single_batch(folder: Callable) -> None:
-    """A data set of one batch has rates too, with ``cold`` as well."""
+    """A data set of a single batch can be measured, also with ``cold``."""
     data = folder(BATCH)
 
     tuning = tune(data.ids, batch_size=BATCH, data_dir=data.path, workers=[0], seconds=0.05, cold=True)
@@ -253,7 +253,7 @@ def test_a_single_batch(folder: Callable) -> None:
 def test_a_framework_that_workers_import_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As a remark, and not by each of the loaders that are measured."""
+    """If workers import a framework, there is one remark, and no warning of each measured loader."""
     (tmp_path / "tensorflow.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
@@ -290,7 +290,7 @@ def test_wrong_arguments(folder: Callable, arguments: dict[str, Any], said: str)
 
 @pytest.mark.usefixtures("two_rounds")
 def test_the_command_line(folder: Callable, tmp_path: Path, cli: Callable[..., Ran]) -> None:
-    """The command prints a table that ends in the answer, the same as JSON, and a plot without a display."""
+    """The command prints a table with the recommendation, or JSON, and draws a plot without a display."""
     pytest.importorskip("matplotlib")
     data = folder(40)
     (tmp_path / "ids").write_text("\n".join(data.ids[:32]))
@@ -311,7 +311,7 @@ def test_the_command_line(folder: Callable, tmp_path: Path, cli: Callable[..., R
 
 
 def test_numbers_are_never_broken_into_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    """Also where the table has columns for cold files, and only titles can give way."""
+    """The table never breaks a number, even with the columns for cold files: only titles are broken."""
     measured = [replace(seen(12_345.6 * n + 1, n, io_wait=1.0), cold=cold) for cold in (False, True) for n in range(2)]
     print_tuning(Tuning(1, "because", None, 64, 64, 64, 2.0, tuple(measured), ()), "data")
 
@@ -361,14 +361,14 @@ def test_without_matplotlib(folder: Callable, cli: Callable[..., Ran], monkeypat
 
 
 def test_ctrl_c(folder: Callable) -> None:
-    """Ctrl-C ends a measurement and its workers with a line and status 130."""
+    """Ctrl-C ends a measurement and its workers, with one line and status 130."""
     struck = struck_by_ctrl_c("tune", folder(32).path, "--workers", 2, "--seconds", 60)
     assert struck == (130, b"", b"python -m shmgen tune: interrupted\n")
 
 
 @pytest.mark.usefixtures("two_rounds")
 def test_any_number_of_ids_is_measured() -> None:
-    """Of 10**9 ids, only those that are read take memory and time."""
+    """Of 10**9 ids, only the measured ones take memory and time."""
     for shuffle in (True, False):
         tracemalloc.start()
         try:

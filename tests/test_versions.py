@@ -1,4 +1,4 @@
-"""The versions that are pinned are of what is installed, and within the bounds that are stated."""
+"""Every package that is installed for tests has a pinned version, within the bounds of ``pyproject.toml``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXTRAS = {
 
 
 def test_pins_are_plain() -> None:
-    """Each pin is a name, once, and a public version."""
+    """Each pin is a name that occurs once, and a public version."""
     pinned = [Requirement(pin) for pin in PINS]
     assert len({canonicalize_name(one.name) for one in pinned}) == len(pinned)
     for one, line in zip(pinned, PINS, strict=True):
@@ -29,7 +29,7 @@ def test_pins_are_plain() -> None:
 
 
 def test_what_is_installed_is_pinned() -> None:
-    """Each package that is asked for is pinned to a version that is allowed."""
+    """Each package of the dependencies and extras is pinned, to a version within its bounds."""
     pins = {canonicalize_name(one.name): one.specifier for one in map(Requirement, PINS)}
     extras = [one for name, wanted in EXTRAS.items() if name != "fuzz" for one in wanted]
     for one in [*map(Requirement, PROJECT["dependencies"]), *extras]:
@@ -39,7 +39,7 @@ def test_what_is_installed_is_pinned() -> None:
 
 
 def test_lowest_versions_are_stated() -> None:
-    """Each package that users or tests need has a lowest version."""
+    """Each package that users or tests need has a lower bound."""
     wanted = [*map(Requirement, PROJECT["dependencies"]), *(one for name in EXTRAS for one in EXTRAS[name])]
     tools = {one.name for name in ("bench", "fuzz", "lint") for one in EXTRAS[name]}
     assert [str(one) for one in wanted if one.name not in {*tools, PROJECT["name"]} and ">=" not in str(one.specifier)] == []

@@ -1,4 +1,4 @@
-"""Weighted draws: in proportion to the weights in every epoch, by seed, epoch and position alone."""
+"""Weighted draws are proportional to the weights in every epoch, and depend only on seed, epoch and position."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def drawn(weights: Any, seed: int = 0, epoch: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize(("samples", "weight"), [(1, 1e300), (2, 1 / 3), (1000, 1e-300), (70_000, 1.0)])
 def test_equal_weights_draw_each_sample_once(samples: int, weight: float) -> None:
-    """It is the same order as without weights."""
+    """Equal weights give the same order as no weights."""
     np.testing.assert_array_equal(drawn(np.full(samples, weight), 3, 5), Order(samples, 3, 5).part(0, samples))
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_a_rare_class_is_drawn_as_often_as_a_common_one(interleaved: bool) -> None:
-    """In every epoch, to within one draw, however the list is sorted; each of its samples as often as the next, to within two."""
+    """Classes of equal total weight get equal shares of every epoch, within one draw; samples within two, in any order."""
     is_rare = np.arange(1000) % 20 == 0 if interleaved else np.arange(1000) < 50
     weights = np.where(is_rare, 1 / 50, 1 / 950)
     for epoch in range(20):
@@ -42,7 +42,7 @@ def test_a_rare_class_is_drawn_as_often_as_a_common_one(interleaved: bool) -> No
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=60).filter(any), st.integers(0, 1 << 70), st.integers(0, 1000))
 def test_each_sample_comes_as_often_as_its_weight_says(weights: list[float], seed: int, epoch: int) -> None:
-    """To within two draws in any epoch; never, if its weight is 0."""
+    """In any epoch a sample comes as often as its weight says, within two draws, and never if its weight is 0."""
     counts = Counter(drawn(weights, seed, epoch).tolist())
     total = sum(map(Fraction, weights))
     for sample, weight in enumerate(weights):
@@ -52,17 +52,18 @@ def test_each_sample_comes_as_often_as_its_weight_says(weights: list[float], see
 
 
 def test_over_many_epochs_the_means_are_the_weights() -> None:
-    """Chance favours no sample, at whatever edge of a part it lies."""
+    """Over many epochs the mean number of draws of each sample is proportional to its weight."""
     weights = np.random.default_rng(0).random(40) ** 4
     epochs = 4000
     counts = sum(np.bincount(drawn(weights, epoch=epoch), minlength=40) for epoch in range(epochs))
     expected = epochs * 40 * weights / weights.sum()
-    # A sample's count in an epoch is that of at most two edges, each a fair coin at worst, and whole parts between them.
+    # Each draw is a point in its own equal part of all weights. A sample covers whole parts, each drawn for certain, and a piece
+    # of a part at each edge, drawn by chance: at worst like a fair coin.
     assert (np.abs(counts - expected) <= 5 * np.sqrt(epochs * 0.5) + 1).all()
 
 
 def test_what_is_drawn_is_shuffled() -> None:
-    """The same sample's draws lie anywhere in the epoch, and each epoch and seed has draws of its own."""
+    """The draws of a sample are spread over the whole epoch, and differ between epochs and seeds."""
     weights = np.where(np.arange(2000) < 1000, 9.0, 1.0)
     rows = {key: drawn(weights, *key) for key in ((0, 0), (0, 1), (1, 0))}
     for one in rows.values():
@@ -72,7 +73,7 @@ def test_what_is_drawn_is_shuffled() -> None:
 
 
 def test_any_part_is_that_of_the_whole() -> None:
-    """Positions are computed by themselves: so a resumed run, and every rank, draws what one whole run draws."""
+    """Any part of an epoch can be computed by itself, so resumed runs and ranks draw the same as a whole run."""
     weights = np.random.default_rng(1).random(70_000)
     order = WeightedOrder(WeightTable(weights), 0, 0)
     whole = order.part(0, 70_000)
@@ -83,7 +84,7 @@ def test_any_part_is_that_of_the_whole() -> None:
 
 
 def test_draws_are_remembered_across_versions() -> None:
-    """They are made of integers of our own, and of nothing that another version may change."""
+    """Draws are the same in every version: they are computed from integers, with no other library's generator."""
     weights = np.array([1, 0, 3, 0.5, 2, 1e-30, 7, 1 / 3])
     assert drawn(weights, 0, 0).tolist() == [7, 6, 2, 6, 6, 6, 2, 0]
     assert drawn(weights, 1 << 70, 9).tolist() == [2, 6, 6, 6, 6, 4, 2, 3]
@@ -91,7 +92,7 @@ def test_draws_are_remembered_across_versions() -> None:
 
 
 def test_weights_of_all_sizes() -> None:
-    """The largest and the smallest floats, and a sample that outweighs all others together, do as they say."""
+    """The largest and smallest floats, and one weight far above all others, are drawn correctly."""
     tiny = np.nextafter(0, 1)
     assert sorted(drawn([tiny] * 5).tolist()) == [0, 1, 2, 3, 4]
     assert drawn([1.0, 1e300, 0.0]).tolist() == [1, 1, 1]
@@ -100,7 +101,7 @@ def test_weights_of_all_sizes() -> None:
     assert WeightTable(np.array([1.0, tiny])).total > WeightTable(np.array([1.0, 0.0])).total
 
 
-# In a loader.
+# Draws in a loader
 
 
 IDS = [f"id-{number}" for number in range(40)]
@@ -108,14 +109,14 @@ WEIGHTS = {id: 9.0 if number < 4 else 1.0 for number, id in enumerate(IDS)}
 
 
 def loader_of(**options: Any) -> Loader:
-    """A loader of 40 ids, the first four of which weigh as much as the rest; rows and labels are the ids' numbers."""
+    """A loader of 40 ids, of which the first four weigh as much as the rest; rows and labels are the ids' numbers."""
     numbers = {id: number for number, id in enumerate(IDS)}
     given: dict[str, Any] = {"sampling_weights": WEIGHTS, "batch_size": 8, **options}
     return Loader(IDS, numbers, source=lambda id: np.array([int(id[3:])]), **given)
 
 
 def labels(loader: Loader, epochs: int = 1) -> list[list[int]]:
-    """The labels of ``epochs`` epochs, each of which is that of its row."""
+    """The labels of ``epochs`` epochs, after a check that each belongs to its row."""
     found: list[list[int]] = []
     for _ in range(epochs):
         found.append([])
@@ -126,7 +127,7 @@ def labels(loader: Loader, epochs: int = 1) -> list[list[int]]:
 
 
 def test_a_loader_draws_by_weight() -> None:
-    """Half of each epoch is of the four; every epoch is another; rows, labels and random numbers go by position."""
+    """Half of each epoch are the four heavy samples; epochs differ, and are those of `WeightedOrder`."""
     with loader_of(workers=1) as loader:
         epochs = labels(loader, 3)
     assert all(abs(sum(label < 4 for label in epoch) - 20) <= 1 for epoch in epochs)
@@ -136,7 +137,7 @@ def test_a_loader_draws_by_weight() -> None:
 
 
 def test_a_sample_that_comes_again_is_changed_in_another_way() -> None:
-    """Random numbers depend on the position in the epoch: copies of a rare sample are no copies after the transform."""
+    """A transform's random numbers depend on the position, so a sample drawn several times is changed differently each time."""
     options: dict[str, Any] = {"sampling_weights": [1.0] + [0.0] * 23, "transform": lambda x, rng: x + rng.random()}
     values = rows(computed(**options), 1)[:, 0]
     assert len(set(values)) == len(values) == 20
@@ -156,13 +157,13 @@ def test_a_sample_that_comes_again_is_changed_in_another_way() -> None:
     ids=["mapping", "list", "array", "function", "Values", "ints", "scaled"],
 )
 def test_weights_in_any_form(given: Any) -> None:
-    """A mapping, a list, an array, a function or Values; only their proportions count."""
+    """Weights may be a mapping, a list, an array, a function or Values; only their proportions count."""
     with loader_of(sampling_weights=given, workers=0) as loader, loader_of(workers=0) as other:
         assert labels(loader) == labels(other)
 
 
 def test_a_resumed_run_draws_what_was_left() -> None:
-    """Also with another batch size and number of ranks; with other weights it is refused."""
+    """A run resumes with the remaining draws, also with another batch size; with other weights the state is refused."""
     with loader_of(workers=0) as loader:
         whole = labels(loader, 2)
     with loader_of(workers=0) as loader:
@@ -183,7 +184,7 @@ def test_a_resumed_run_draws_what_was_left() -> None:
 
 
 def test_a_damaged_sample_is_replaced_by_another_that_was_drawn() -> None:
-    """The same in every run; a damaged one that weighs much is replaced wherever it comes."""
+    """A damaged sample is replaced by a drawn one wherever it comes, and in the same way in every run."""
 
     def read(id: str) -> np.ndarray:
         if id == "id-1":
@@ -204,7 +205,7 @@ def test_a_damaged_sample_is_replaced_by_another_that_was_drawn() -> None:
 
 
 def test_where_only_damaged_samples_are_drawn_the_run_ends() -> None:
-    """There is none that could stand in, so the error says it, and nothing hangs."""
+    """If only damaged samples are drawn, none can replace them: the run ends with `TooManyDamaged`, and does not hang."""
 
     def broken(id: str) -> Any:
         raise ValueError("broken")
@@ -232,12 +233,12 @@ def test_where_only_damaged_samples_are_drawn_the_run_ends() -> None:
     ],
 )
 def test_weights_that_are_mistakes(given: Any, text: str) -> None:
-    """Each is an error that names the id, and what is expected."""
+    """Wrong weights are an error that names the id, and what was expected."""
     with pytest.raises(InputError, match=text):
         loader_of(sampling_weights=given)
 
 
 def test_draws_need_an_order_of_chance() -> None:
-    """With shuffle=False they would be neither in the order of the ids, nor of each."""
+    """``sampling_weights`` are refused with ``shuffle=False``: draws do not keep the order of the ids."""
     with pytest.raises(InputError, match="sampling_weights: expected with shuffle=True"):
         loader_of(shuffle=False)

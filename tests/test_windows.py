@@ -1,4 +1,4 @@
-"""Rows and windows of a long file: which they are, what follows them, and how few reads they take."""
+"""Rows and windows of a long file, the windows to forecast, and how few reads they take."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ SERIES = np.arange(400, dtype=np.int32).reshape(100, 4)
 
 @pytest.fixture
 def series(tmp_path: Path) -> Path:
-    """A file of 100 rows of 4 numbers, which tell where they stand."""
+    """A file of 100 rows of 4 numbers, which are their positions in the file."""
     np.save(tmp_path / "series.npy", SERIES)
     return tmp_path / "series.npy"
 
 
 WAYS = {"read": {}, "hinted": {"io_waits": True}, "mapped": {"in_worker": True}}
-"""How a reader may come by rows."""
+"""Ways in which a reader reads rows."""
 
 
 def filled(source: NpyRows, ids: Any, *, io_waits: bool = False, in_worker: bool = False) -> np.ndarray:
-    """The samples, as a thread of this process or of a worker reads them."""
+    """The samples, as a thread of the main process or of a worker reads them."""
     bound = source.bind(ids).opened(in_worker=in_worker)
     rows = np.empty((len(ids), *bound.shape), bound.dtype)
     bound.fill(list(ids), rows.data.cast("B"), [0], io_waits=io_waits)
@@ -41,7 +41,7 @@ def filled(source: NpyRows, ids: Any, *, io_waits: bool = False, in_worker: bool
 
 
 def windows_of(lengths: list[int], window: int | None, stride: int, offset: int, step: int) -> list[Any]:
-    """Which rows each sample has, by counting."""
+    """The row numbers of each sample, found by a simple loop."""
     found: list[Any] = []
     begin = 0
     for length in lengths:
@@ -60,7 +60,7 @@ def windows_of(lengths: list[int], window: int | None, stride: int, offset: int,
 def test_samples_are_those_that_numpy_indexes(
     tmp_path_factory: pytest.TempPathFactory, way: dict[str, Any], dtype: str, data: st.DataObject
 ) -> None:
-    """Rows and windows, with strides, steps, columns and series, are those that NumPy's indexing gives, read in any way."""
+    """Rows and windows, with strides, steps, columns and series, equal NumPy's indexing, in all ways of reading."""
     path = tmp_path_factory.mktemp("rows") / "series.npy"
     np.save(path, SERIES.astype(dtype))
     window = data.draw(st.none() | st.integers(1, 12))
@@ -86,7 +86,7 @@ def test_samples_are_those_that_numpy_indexes(
 def test_forecasts_are_of_windows_that_have_both(
     window: int, stride: int, step: int, ahead: int | None, rows: int, several: bool
 ) -> None:
-    """What follows a window lies in its series; sample k of the future follows sample k of the past."""
+    """Window k of the future begins a given number of rows after window k of the past ends, in the same series."""
     lengths = [40, 0, 13, 47] if several else [100]
     past, future = Windows(window, stride, 0, step, series=lengths if several else None).after(rows, ahead)
     assert past.count(100) == future.count(100)
@@ -95,7 +95,7 @@ def test_forecasts_are_of_windows_that_have_both(
         last, first = past.first(id) + past.span - 1, future.first(id)
         assert first == last + rows
         assert np.searchsorted(ends, past.first(id), side="right") == np.searchsorted(ends, first + future.span - 1, side="right")
-    # One more would not fit.
+    # No further pair of windows would fit.
     starts = range(0, 40 if several else 100, stride)
     fits = sum(start + past.span - 1 + rows + future.span <= (40 if several else 100) for start in starts)
     assert fits == (past._samples[1] if several else past.count(100))
@@ -103,7 +103,7 @@ def test_forecasts_are_of_windows_that_have_both(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_follows_is_forecast(series: Path, workers: int) -> None:
-    """``forecast`` makes both sources, and a loader gives each window with the rows that follow it."""
+    """``forecast`` makes the sources of past and future, and a loader gives each window with the rows that follow it."""
     past, future = NpyRows(series, window=10, stride=3).forecast(2, window=3, columns=1)
     with Loader(range(len(past)), future, batch_size=4, source=past, workers=workers, tail="keep") as loader:
         for _ in range(3):
@@ -113,7 +113,7 @@ def test_what_follows_is_forecast(series: Path, workers: int) -> None:
 
 
 def test_neighbouring_windows_are_read_in_one_call(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neighbouring rows and windows are read by one call, no byte twice; others by one call each."""
+    """Neighbouring rows or windows are read in one call, without reading a byte twice; others in one call each."""
     read: list[int] = []
     preadv = os.preadv
 
@@ -139,7 +139,7 @@ def test_neighbouring_windows_are_read_in_one_call(series: Path, monkeypatch: py
 def test_windows_are_asked_for_ahead(
     series: Path, monkeypatch: pytest.MonkeyPatch, window: int | None, stride: int, offset: int
 ) -> None:
-    """Where reading waits, the system is told of all windows before the first is read, and of nothing else."""
+    """If reads wait, all windows are requested ahead; nothing else is, unless there are gaps between them."""
     ids = [0] if window == 100 else [0, 1, 2, 5, 4]
     asked: set[int] = set()
     monkeypatch.setattr(os, "posix_fadvise", lambda fd, first, size, advice: asked.update(range(first, first + size)))
@@ -153,7 +153,7 @@ def test_windows_are_asked_for_ahead(
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_a_window_behind_the_end_is_the_one_named(series: Path, way: dict[str, Any]) -> None:
-    """Of a truncated file, the first window that is not there any more is named; others are still read."""
+    """If a file was truncated, the first missing window is named; those before it can still be read."""
     source = NpyRows(series, window=12, stride=4)
     bound = source.bind(range(23)).opened(in_worker="in_worker" in way)
     rows, begun = np.empty((23, 12, 4), np.int32), [0]
@@ -170,7 +170,7 @@ def test_a_window_behind_the_end_is_the_one_named(series: Path, way: dict[str, A
 
 
 def test_a_file_that_is_written_meanwhile_is_named(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of a file that was written while they were read are an error."""
+    """A file that is written to while its rows are read is an error."""
     bound = reader(NpyRows(series), range(100))
     preadv = os.preadv
 
@@ -202,7 +202,7 @@ reader.fill([0, 2047], memoryview(rows), [0])
 
 
 def test_a_file_that_is_truncated_while_it_is_copied(tmp_path: Path) -> None:
-    """A worker whose mapped file is truncated dies of SIGBUS, its error says why, and the next names the sample."""
+    """A worker whose mapped file is truncated dies of SIGBUS; its error says why, and the next worker names the sample."""
     np.save(tmp_path / "all.npy", np.zeros((2048, 4096), "u1"))
     assert python("-c", "import numpy" + TRUNCATES, tmp_path / "all.npy").returncode == -signal.SIGBUS
     assert "a file that it has mapped was truncated while it was read" in str(WorkerDied(0, 1, -signal.SIGBUS))
@@ -219,7 +219,7 @@ def test_a_file_that_is_truncated_while_it_is_copied(tmp_path: Path) -> None:
 
 
 def test_windows_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
-    """Neighbouring windows behind a URL take one request, others one each, and kept ones none."""
+    """Neighbouring windows behind a URL take one request together, others one each, and cached ones none."""
     np.save(root / "series.npy", SERIES)
     url = f"{proxy.url}/series.npy"
     for window, stride, step, requests in ((8, 2, 1, 1), (8, 8, 1, 1), (2, 8, 1, 6), (3, 2, 2, 1)):
@@ -254,6 +254,6 @@ def test_windows_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
     ],
 )
 def test_windows_that_are_not_there(series: Path, options: dict[str, Any], ids: Any, text: str) -> None:
-    """The error of a window that is not there says how many there are, and why."""
+    """Windows that do not exist, and options that make none, are an error with the numbers and the reason."""
     with pytest.raises(InputError, match=text):
         NpyRows(series, **options).bind(ids)

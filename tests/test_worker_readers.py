@@ -1,4 +1,4 @@
-"""The readers of a worker as the main process sees them: they take tickets from a pipe, fill slots, and say where they are."""
+"""A worker's readers as the main process sees them: they take tickets from a pipe, fill slots, and record their position."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from shmgen._worker.ticket_filler import TicketFiller
 from shmgen._worker.transform import Transform
 
 ROWS = 128
-"""Of a batch, each of two float64."""
+"""Rows of a batch, each of two float64."""
 
 SLOTS = 4
 
 SHEET = ROWS * 16
-"""Where the sheet begins in a slot, in bytes."""
+"""Offset of the sheet in a slot, in bytes."""
 
 SAMPLES = 1000
 
 TICKETS, MOST_FILES = 20, 6
-"""Tickets that are read, and files of the package whose code runs for each."""
+"""Number of tickets to read, and the most files of the package whose code may run for each."""
 
 WITHIN = 20.0
-"""Seconds after which a read that waits for others gives up."""
+"""Seconds after which a read that waits for another thread gives up."""
 
 
 class Called(Source):
-    """Rows are the id, once a function has been called with it."""
+    """A source that calls a function with the id, and then fills the row with the id."""
 
     shape, dtype = (2,), "f8"
     concurrent = True
@@ -108,34 +108,34 @@ class Worker:
 
     @property
     def ended(self) -> bool:
-        """Whether its first reader has ended."""
+        """Whether the first reader has ended."""
         return not self._main.is_alive()
 
     @property
     def threads(self) -> int:
-        """How many readers there are."""
+        """The number of readers."""
         return len(set(threading.enumerate()) - self._others)
 
     def sheet(self, slot: int, samples: Sequence[int], *, epoch: int = 0, waits: bool = True) -> None:
-        """Say which samples a slot holds."""
+        """Write the sheet of a slot: the samples to read into it."""
         words = np.array([epoch, samples[0], len(samples), waits, *samples], np.int64)
         self.segments[slot][SHEET : SHEET + words.nbytes] = words.view(np.uint8).data
 
     def put(self, slot: int, start: int, stop: int) -> int:
-        """Put a ticket into the queue; its number."""
+        """Put a ticket into the queue, and return its number."""
         self._last_id += 1
         os.write(self.queue, TICKET.pack(self._last_id, slot, start, stop, 0))
         return self._last_id
 
     def rows(self, slot: int) -> list[float]:
-        """What the rows of a slot are."""
+        """The number that fills each row of a slot."""
         rows = np.frombuffer(self.segments[slot], "<f8", 2 * ROWS).reshape(ROWS, 2)
         assert (rows[:, 0] == rows[:, 1]).all()
         return rows[:, 0].tolist()
 
     @property
     def rings(self) -> int:
-        """How often the bell has rung since this was last asked."""
+        """How often the bell has rung since the last call."""
         try:
             return os.eventfd_read(self.bell)
         except BlockingIOError:
@@ -143,7 +143,7 @@ class Worker:
 
     @property
     def done(self) -> list[int]:
-        """The tickets that were reported as done, in order."""
+        """The numbers of tickets reported as done, in order."""
         try:
             while data := os.read(self.reports, 1 << 16):
                 assert len(data) % REPORT.size == 0
@@ -156,7 +156,7 @@ class Worker:
         return self._done
 
     def until_done(self, ids: Sequence[int]) -> None:
-        """Return once these tickets were reported."""
+        """Return once these tickets were reported as done."""
         wait_until(lambda: set(ids) <= set(self.done), f"tickets {ids} are done")
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ class Worker:
 
 @pytest.fixture
 def worker() -> Iterator[Callable[..., Worker]]:
-    """Makes a `Worker`."""
+    """A function that makes a `Worker`, which is closed after the test."""
     made: list[Worker] = []
 
     def make(*args: Any, **options: Any) -> Worker:
@@ -190,7 +190,7 @@ def met(count: int) -> Callable[[object], object]:
 
 @pytest.mark.parametrize("reads", [1, 2, 8, MAX_READERS])
 def test_as_many_reads_are_in_flight_as_there_are_readers(worker: Callable[..., Worker], reads: int) -> None:
-    """Each waits for all the others here; and the rows of each ticket are the samples that the sheet says."""
+    """All readers read at once (each waits for all the others), and rows are the samples of the sheet."""
     one = worker(Called(met(reads)), reads)
     for _ in range(3):
         one.sheet(2, range(100, 100 + ROWS))
@@ -202,7 +202,7 @@ def test_as_many_reads_are_in_flight_as_there_are_readers(worker: Callable[..., 
 
 
 def test_few_files_of_the_package_run_for_a_ticket(worker: Callable[..., Worker], tmp_path: Path) -> None:
-    """In steady state, to read `.npy` files: at most `MOST_FILES`."""
+    """In steady state, a ticket of `.npy` files runs code of at most `MOST_FILES` files of the package."""
     for number in range(8):
         np.save(tmp_path / f"{number}.npy", np.full(2, number, np.float64))
     calls: Counter[str] = Counter()
@@ -220,7 +220,7 @@ def test_few_files_of_the_package_run_for_a_ticket(worker: Callable[..., Worker]
 
 
 def test_other_numbers_of_readers(worker: Callable[..., Worker]) -> None:
-    """More begin when a reader looks the next time; what is too many ends after a ticket more; the last one stays."""
+    """If more readers are wanted, they begin after the next ticket; if fewer, surplus ones end after one more ticket each."""
     flight = threading.Semaphore(0)
     inside: set[int] = set()
     lock = threading.Lock()
@@ -237,10 +237,10 @@ def test_other_numbers_of_readers(worker: Callable[..., Worker]) -> None:
     for reads in (3, 1, 8, 2, 5, 1, chance.randint(1, 9), chance.randint(1, 9)):
         one.page.words[READS] = reads
         one.sheet(0, range(ROWS))
-        # One after the other, so that each of those that are too many gets a ticket more.
+        # One ticket after another, so that each surplus reader gets one more.
         for row in range(20):
             id = one.put(0, row, row + 1)
-            wait_until(lambda: inside, "one reads")
+            wait_until(lambda: inside, "a reader reads")
             flight.release()
             one.until_done([id])
         wait_until(lambda reads=reads: one.threads == reads, f"there are {reads} readers")
@@ -253,20 +253,20 @@ def test_other_numbers_of_readers(worker: Callable[..., Worker]) -> None:
 
 
 def test_who_is_to_end_ends_after_a_ticket(worker: Callable[..., Worker]) -> None:
-    """With no reader wanted the first one ends, which is the main thread; the ticket is done."""
+    """If no reader is wanted, the first one, the main thread, ends after its ticket is done."""
     one = worker(Called(), 1)
     one.sheet(0, range(8))
     one.page.words[READS] = 0
     id = one.put(0, 0, 1)
     one.until_done([id])
-    wait_until(lambda: one.ended, "it has ended")
+    wait_until(lambda: one.ended, "the reader has ended")
     one.put(0, 0, 1)
     assert one.done == [id]
 
 
 @pytest.mark.parametrize("reason", ["open", "thread"])
 def test_a_further_reader_that_can_not_be(worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
-    """That is said once for each, and not tried again; the others do the work."""
+    """If a further reader can't be opened or its thread not started, that is logged once; the other readers do the work."""
     opened = []
 
     def opens() -> None:
@@ -291,7 +291,7 @@ def test_a_further_reader_that_can_not_be(worker: Callable[..., Worker], monkeyp
     one.page.words[READS] = 5
     ids = [one.put(0, row, row + 1) for row in range(8, 108)]
     one.until_done(ids)
-    wait_until(lambda: len(one.messages) == 2, "it is said")
+    wait_until(lambda: len(one.messages) == 2, "both failures are logged")
     assert one.threads == 3
     for message in one.messages:
         assert message[:1] == LOGGED
@@ -304,7 +304,7 @@ def test_a_further_reader_that_can_not_be(worker: Callable[..., Worker], monkeyp
 
 
 def test_the_record_says_where_a_reader_is(worker: Callable[..., Worker]) -> None:
-    """While it reads: the ticket and the row, of each reader by itself; then that it is at none. Its busy time grows."""
+    """Each reader records its ticket and row while it reads, then that it is idle; its busy time grows."""
     go = [threading.Event() for _ in range(8)]
     one = worker(Called(lambda id: go[id].wait(WITHIN)), 2)
     one.sheet(0, range(8))
@@ -314,7 +314,7 @@ def test_the_record_says_where_a_reader_is(worker: Callable[..., Worker]) -> Non
         return {record[LAST_TICKET]: record[ROW] for record in one.page.records[: one.page.words[READERS]]}
 
     rows = {first: 1, second: 1}
-    wait_until(lambda: at() == rows, "both are at their first row")
+    wait_until(lambda: at() == rows, "both readers are at their first row")
     for sample in (0, 3, 4, 1, 5, 2, 6, 7):
         go[sample].set()
         ticket, last = (first, 3) if sample < 3 else (second, 5)
@@ -326,7 +326,7 @@ def test_the_record_says_where_a_reader_is(worker: Callable[..., Worker]) -> Non
 
 
 def test_who_fills_many_rows_at_once_is_somewhere(worker: Callable[..., Worker]) -> None:
-    """It has begun, which a hang is known by, and does not say at which row."""
+    """A source that fills many rows in one call records its ticket, so a hang is noticed, but an unknown row."""
     go, there = threading.Semaphore(0), threading.Semaphore(0)
 
     class Filling(Called):
@@ -344,11 +344,11 @@ def test_who_fills_many_rows_at_once_is_somewhere(worker: Callable[..., Worker])
     go.release()
     one.until_done([id])
     assert one.rows(0)[:8] == list(range(8))
-    wait_until(lambda: one.page.records[0][ROW] == IDLE, "it is at no row")
+    wait_until(lambda: one.page.records[0][ROW] == IDLE, "the reader is idle")
 
 
 def test_functions_are_called_one_at_a_time(worker: Callable[..., Worker]) -> None:
-    """While one reader calls them, others read, and then wait: they have not begun, so that no hang is blamed on them."""
+    """One reader at a time calls functions; those that wait for their turn count as idle, so no hang is blamed on them."""
     inside, most = [], []
     go, there = threading.Semaphore(0), threading.Semaphore(0)
 
@@ -375,7 +375,7 @@ def test_functions_are_called_one_at_a_time(worker: Callable[..., Worker]) -> No
 
 
 def test_functions_are_called_in_the_main_thread_however_many_read(worker: Callable[..., Worker]) -> None:
-    """Also while the number of readers goes up, to one, and up again; an error in one is the ticket's."""
+    """Functions run in the main thread, also while the number of readers changes; an error names ticket and row."""
     callers: set[int | None] = set()
 
     def transform(sample: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -390,7 +390,7 @@ def test_functions_are_called_in_the_main_thread_however_many_read(worker: Calla
         one.page.words[READS] = reads
         one.until_done([one.put(0, n, n + 1) for n in range(60)])
     one.put(0, 60, 64)
-    wait_until(lambda: one.messages, "the failure is told")
+    wait_until(lambda: one.messages, "the failure is reported")
     assert one.messages[0][:1] == FAILED
     assert pickle.loads(one.messages[0][1:])[1:] == (3, ANY)
     assert callers == {one.main}
@@ -398,7 +398,7 @@ def test_functions_are_called_in_the_main_thread_however_many_read(worker: Calla
 
 @pytest.mark.parametrize("kind", ["transform", "source"])
 def test_numbers_drawn_are_the_same_with_any_number_of_readers(worker: Callable[..., Worker], kind: str) -> None:
-    """Also from the global generators, which are seeded for each sample."""
+    """Random numbers, also of the global generators, are the same with any number of readers: each sample has its seed."""
 
     def draw(row: np.ndarray) -> None:
         row[:] = random.random() + np.random.random()
@@ -426,7 +426,7 @@ def test_numbers_drawn_are_the_same_with_any_number_of_readers(worker: Callable[
 
 
 def test_a_failure_is_told_and_the_reader_goes_on(worker: Callable[..., Worker]) -> None:
-    """With the ticket, the row and the error, in place of a report."""
+    """A failure is reported with ticket, row and error, in place of the ticket's report; the reader goes on."""
 
     def function(id: int) -> None:
         if id == 5:
@@ -435,7 +435,7 @@ def test_a_failure_is_told_and_the_reader_goes_on(worker: Callable[..., Worker])
     one = worker(Called(function), 1)
     one.sheet(0, range(20))
     bad = one.put(0, 3, 8)
-    wait_until(lambda: one.messages, "the failure is told")
+    wait_until(lambda: one.messages, "the failure is reported")
     [message] = one.messages
     assert message[:1] == FAILED
     id, row, error = pickle.loads(message[1:])
@@ -448,11 +448,11 @@ def test_a_failure_is_told_and_the_reader_goes_on(worker: Callable[..., Worker])
 
 
 def test_a_slot_that_can_not_be_mapped_is_told(worker: Callable[..., Worker]) -> None:
-    """The loader can't go on then."""
+    """If a slot can't be mapped, the worker says so, and its reader ends."""
     one = worker(Called(), 1)
     one.segments.close()
     one.put(0, 0, 1)
-    wait_until(lambda: one.ended, "it has ended")
+    wait_until(lambda: one.ended, "the reader has ended")
     [message] = one.messages
     assert message[:1] == UNABLE
     assert str(pickle.loads(message[1:])).startswith("the ring can't be mapped: ")
@@ -460,7 +460,7 @@ def test_a_slot_that_can_not_be_mapped_is_told(worker: Callable[..., Worker]) ->
 
 
 def test_readers_end_when_they_are_not_heard(worker: Callable[..., Worker]) -> None:
-    """The main process has gone: the first report or failure that can't be told is the last."""
+    """If the main process has gone, readers end when a report or a failure can't be sent."""
 
     def function(id: int) -> None:
         if id == 0:
@@ -470,13 +470,13 @@ def test_readers_end_when_they_are_not_heard(worker: Callable[..., Worker]) -> N
     one.sheet(0, range(8))
     one.hears = False
     one.put(0, 0, 1)
-    wait_until(lambda: one.ended, "it has ended")
+    wait_until(lambda: one.ended, "the reader has ended")
     other = worker(Called(function), 3)
     other.sheet(0, range(8))
     os.close(other.reports)
     for row in (1, 2, 3):
         other.put(0, row, row + 1)
-    wait_until(lambda: not other.threads, "they have ended")
+    wait_until(lambda: not other.threads, "the readers have ended")
     other.reports = os.open(os.devnull, os.O_RDONLY)
 
 
@@ -484,11 +484,11 @@ def test_readers_end_when_they_are_not_heard(worker: Callable[..., Worker]) -> N
 def test_the_bell_rings_when_a_batch_has_been_read(
     worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, waits: bool
 ) -> None:
-    """By the reader that is last, if the batch is waited for; not for the tickets before, however many there are.
+    """The last ticket of a batch that a request waits for rings the bell; the tickets before do not.
 
-    By one reader, once; of several, one that has reported may look only after the last has, and ring as well.
+    With several readers there may be more than one ring: a reader may check the batch after another reported its last ticket.
     """
-    monkeypatch.setattr("shmgen._worker.reader_threads.LONG", 1 << 60)  # a ticket may take long where others want the processors
+    monkeypatch.setattr("shmgen._worker.reader_threads.LONG", 1 << 60)  # a ticket may take long on a busy machine
     for reads in (1, 4):
         one = worker(Called(lambda id: None), reads)
         for slot in range(SLOTS if reads == 1 else 1):
@@ -497,25 +497,25 @@ def test_the_bell_rings_when_a_batch_has_been_read(
             assert one.rings == 0
             one.until_done([one.put(slot, 18, 20)])
             if waits:
-                wait_until(lambda one=one: one.rings, "it rings")
+                wait_until(lambda one=one: one.rings, "the bell rings")
         if not waits:
             one.sheet(0, range(20), waits=True)
             one.until_done([one.put(0, 0, 20)])
-            wait_until(lambda one=one: one.rings, "it rings for this one")
+            wait_until(lambda one=one: one.rings, "the bell rings for this batch")
 
 
 def test_the_bell_rings_for_a_ticket(worker: Callable[..., Worker]) -> None:
-    """Where the main process wants to hear of each."""
+    """If the main process asks for it (`EAGER`), each ticket rings the bell."""
     one = worker(Called(lambda _: None), 1)
     one.sheet(0, range(20))
     one.page.words[EAGER] = True
     for row in range(5):
         one.until_done([one.put(0, row, row + 1)])
-        wait_until(lambda: one.rings == 1, "it rings")
+        wait_until(lambda: one.rings == 1, "the bell rings")
 
 
 def test_the_bell_rings_seldom_for_tickets_that_take_long(worker: Callable[..., Worker]) -> None:
-    """At the first, and then at most once in `SELDOM` nanoseconds, however many there are."""
+    """Tickets that take long ring the bell at the first, and then at most once in `SELDOM` nanoseconds."""
     one = worker(Called(lambda _: threading.Event().wait(1.1 * LONG / 1e9)), 1)
     one.sheet(0, range(40))
     began = time.monotonic_ns()

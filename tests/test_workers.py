@@ -1,4 +1,4 @@
-"""Workers are lean, hold no list of ids, and take whatever is sent to them."""
+"""Workers are small, have no list of ids of their own, and get all messages and tickets."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import Ticket
 
 AT_ONCE = 2.0
-"""Seconds in which what is promised "at once" must have happened."""
+"""Seconds within which the things that are promised "at once" must happen."""
 
 LEANEST = 45 * 2**20
-"""Bytes of RSS that a worker must stay under."""
+"""The limit of a worker's RSS, in bytes."""
 
 AN_ID = 100
-"""Bytes that the parent may add for each id."""
+"""Bytes that the main process may need for each id."""
 
 REPORTS = """
 import shmgen._worker.launch
@@ -50,7 +50,7 @@ shmgen._worker.launch.BOOT = f'''if True:
     os._exit = end
 ''' + shmgen._worker.launch.BOOT
 """
-"""Makes workers tell at their end what they had imported, without a hook in the product."""
+"""Makes workers write their imported modules into a file at their end, without a hook in the product."""
 
 
 def top_level(modules: set[str]) -> set[str]:
@@ -58,9 +58,9 @@ def top_level(modules: set[str]) -> set[str]:
 
 
 def test_workers_are_lean_in_a_script_without_guard(folder: Callable, script: Callable) -> None:
-    """With a framework on top and no ``__main__`` guard, a worker has neither it nor the script, and stays small.
+    """Workers of a script without ``__main__`` guard import neither the script nor its framework, and stay small.
 
-    The calling process imports psutil where it is needed, and no loader needs it as long as all goes well.
+    The main process imports psutil only if something goes wrong.
     """
     data = folder(64, (32, 32))
     code = f"""
@@ -74,7 +74,7 @@ say("ready")
 sys.stdin = open(DATA + "/go"); sys.stdin.read()
 loader.close()
 """
-    # A stand-in takes seconds less to import than TensorFlow.
+    # A stand-in, since importing TensorFlow takes seconds.
     (data.path.parent / "tensorflow.py").write_text("print('imported', flush=True)\n")
     os.mkfifo(data.path / "go")
     run = script(code, data, options=("-W", "error::ResourceWarning"))
@@ -93,12 +93,12 @@ loader.close()
         assert "shmgen._worker.main" in modules
         assert not top_level(modules) & {"tensorflow", "script_0", "site"}
         assert not modules & {"shmgen.loader", "shmgen.keras", "shmgen._engine.pool"}
-        # What functions of the user's need, and a worker that only reads files does not.
+        # Modules that are needed for users' functions, but not to read files.
         assert not modules & {"logging", "numpy", "cloudpickle", "psutil", "shmgen._worker.context", "shmgen._worker.pickling"}
 
 
 def test_importing_the_loader_imports_no_framework() -> None:
-    """Neither the package nor Loader imports Keras or TensorFlow; ``Sequence`` alone does."""
+    """Importing shmgen and `Loader` imports no framework; only `Sequence` imports Keras."""
     code = "import shmgen; dir(shmgen); from shmgen import Loader, Stats, SampleError, InputError, WorkerDied, ClosedError"
     run = python("-c", f"{code}; import sys; print(*sys.modules)", check=True)
     assert "shmgen" in run.stdout.split()
@@ -106,9 +106,9 @@ def test_importing_the_loader_imports_no_framework() -> None:
 
 
 def test_who_has_gone_leaves_no_status_page(folder: Callable, workers: Callable) -> None:
-    """However many have been replaced: each that lives has a page, and none is shared, nor left to one that has gone."""
+    """Each live worker has a status page of its own, and replaced workers leave none behind."""
     data = folder(24)
-    gc.collect()  # of loaders of other tests
+    gc.collect()  # loaders of other tests
     before = mapped_pages(os.getpid())
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=2) as loader:
         for died in range(5):
@@ -116,13 +116,13 @@ def test_who_has_gone_leaves_no_status_page(folder: Callable, workers: Callable)
                 assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(24))
             if died < 4:
                 workers()[-1].kill()
-        # The last that was killed may not have been reaped: it keeps its page until the next dies.
+        # The last killed worker may not have been reaped, and keeps its page until then.
         assert before + 2 <= mapped_pages(os.getpid()) <= before + 3
         wait_until(lambda: [mapped_pages(worker.pid) for worker in workers()] == [1, 1], "all have begun")
 
 
 def mapped_pages(pid: int) -> int:
-    """How many status pages a process has mapped."""
+    """The number of status pages that a process has mapped."""
     return Path(f"/proc/{pid}/maps").read_text().count("memfd:shmgen-status")
 
 
@@ -155,7 +155,7 @@ loader.close()
 
 
 def test_memory_is_flat(folder: Callable, script: Callable) -> None:
-    """With 200,000 ids a worker uses no more than with 1,000, and the parent adds at most 100 bytes an id."""
+    """With 200,000 ids a worker uses no more memory than with 1,000, and the main process at most 100 bytes an id more."""
     data = folder(1000, (4,))
     os.mkfifo(data.path / "go")
     worker_bytes = {}
@@ -174,7 +174,7 @@ def test_memory_is_flat(folder: Callable, script: Callable) -> None:
 
 
 def test_workers_take_what_they_need_from_the_path_of_the_parent(tmp_path: Path) -> None:
-    """Ids and files may need modules that only the parent's ``sys.path`` leads to; NumPy, for a cast, is one."""
+    """Workers find modules on the main process's ``sys.path``, such as NumPy for a cast, or for ids that are NumPy's."""
     np.save(tmp_path / "0.npy", np.ones(3))
     with Loader([np.str_("0")], None, 1, data_dir=tmp_path, dtype=np.float32, workers=1) as loader:
         ((X,),) = loader
@@ -183,7 +183,7 @@ def test_workers_take_what_they_need_from_the_path_of_the_parent(tmp_path: Path)
 
 
 def test_no_wake_up_is_lost(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that reports, and rings, just after all reports were read has rung for the next wait."""
+    """If a worker reports and rings just after the reports were read, the next wait ends at once."""
     data = folder(8)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:
         for X, y in loader:
@@ -208,7 +208,7 @@ def test_no_wake_up_is_lost(folder: Callable, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_the_queue_had_no_room_for_follows(folder: Callable) -> None:
-    """Room in a queue that was full ends a wait, and the rest of the tickets is written."""
+    """When a full queue has room again, a wait ends at once, and the remaining tickets are written."""
     data = folder(8)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:
         for X, y in loader:

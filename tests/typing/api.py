@@ -1,6 +1,6 @@
-"""The public names as users type them; checked by `make lint`, never run.
+"""The public names in typical uses; checked by `make lint`, and never run.
 
-A line that must be an error says so with ``# type: ignore[...]``. If the error is gone, the checkers report that comment.
+A line that must be a type error has ``# type: ignore[...]``. If it is no longer an error, the checkers report that comment.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ids = ["id-0", "id-1"]
 by_id = {"id-0": 0, "id-1": 1}
 
 
-# The blog's call, in all its parts.
+# The blog's call
 params: dict[str, Any] = {"dim": (32, 32, 32), "batch_size": 64, "n_classes": 6, "n_channels": 1, "shuffle": True}
 training = Sequence(ids, by_id, **params)
 validation = Sequence(ids, by_id, 64, (32, 32, 32), 1, 6, False)
@@ -61,7 +61,7 @@ def label_of(id: str) -> int:
 
 
 class Table:
-    """A mapping by its looks alone."""
+    """Has the methods of a mapping, but is no Mapping."""
 
     def keys(self) -> Iterator[str]:
         return iter(ids)
@@ -193,7 +193,7 @@ Sequence(ids, by_id, source=5)  # type: ignore[arg-type]
 Sequence(ids, by_id, transform=5)  # type: ignore[arg-type]
 
 
-# What comes out.
+# Results
 with Loader(ids, by_id) as loader:
     for X, y in loader:
         print(X.mean(), y.mean())

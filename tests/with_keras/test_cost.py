@@ -1,4 +1,4 @@
-"""What a batch costs the trainer's thread, counted in calls of Python functions: no clock, so the load does not matter."""
+"""The cost of a batch in the trainer's thread, counted in calls of Python functions, so the machine's load does not matter."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from shmgen import Loader, Sequence
 from shmgen._plan import schedule
 
 MOST, MOST_ENTRIES, MOST_FILES = 45, 5, 20
-"""Calls for each batch, planning and reports of workers included; of these, calls of the schedule from outside; and files of the
-package whose code runs."""
+"""The most calls for each batch, with planning and workers' reports; the most of these that enter the schedule from outside; and
+the most files of the package whose code runs."""
 
 BATCHES = 200
 
@@ -29,9 +29,9 @@ Folder = Callable[..., DataSet]
 
 
 class Cost(NamedTuple):
-    """What a batch costs in steady state: calls of Python functions, those of the schedule from outside, and files that run.
+    """The cost of a batch in steady state: function calls, calls that enter the schedule, and files whose code runs.
 
-    Of the latter, those that run for at least every fiftieth batch.
+    A file counts if its code runs for at least every fiftieth batch.
     """
 
     calls: float
@@ -40,7 +40,7 @@ class Cost(NamedTuple):
 
 
 def cost(batches: Iterator[Any], until_ready: Callable[[], object]) -> Cost:
-    """The cost of a batch that is asked for once `until_ready` has returned."""
+    """The cost of batches, each of which is requested when `until_ready` has returned."""
     for _ in islice(batches, BATCHES // 4):
         until_ready()
     calls = entries = 0
@@ -71,7 +71,7 @@ def cost(batches: Iterator[Any], until_ready: Callable[[], object]) -> Cost:
 
 @pytest.mark.parametrize(("shuffle", "ready"), [(True, True), (False, False)], ids=["ready", "waited-for"])
 def test_cost_of_a_loader(folder: Folder, shuffle: bool, ready: bool) -> None:
-    """Whether the batch has been read when it is asked for, or is waited for."""
+    """A loader's batch has a limited cost, whether it has been read when it is requested or not."""
     data = folder(24)
     ids = data.ids * 60
     with Loader(ids, data.labels, 4, data_dir=data.path, shuffle=shuffle, workers=2, reads=1) as loader:
@@ -82,7 +82,7 @@ def test_cost_of_a_loader(folder: Folder, shuffle: bool, ready: bool) -> None:
 
 
 def test_cost_of_a_sequence(folder: Folder) -> None:
-    """The same, where Keras iterates."""
+    """A batch of a `Sequence` has the same limit."""
     data = folder(24)
     with Sequence(data.ids * 60, data.labels, 4, data_dir=data.path, workers=2, reads=1) as sequence:
         batches = iter(sequence)
@@ -90,5 +90,5 @@ def test_cost_of_a_sequence(folder: Folder) -> None:
 
 
 def until_one_is_ready(loader: Loader | Sequence) -> None:
-    """The next batch has been read: no worker is at any row."""
+    """Wait until the workers are idle, so the next batch has been read."""
     wait_until(lambda: not any(worker.busy for worker in loader.state.workers), "the workers are done")

@@ -1,4 +1,4 @@
-"""``shmgen.keras.DataWait``: the trainer's waiting in Keras's logs."""
+"""``shmgen.keras.DataWait`` adds the fraction of time that training waits for data to Keras's logs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shmgen.keras import DataWait, Sequence
 
 
 def fit(training: Any, callbacks: list[Any], epochs: int = 3, **options: Any) -> dict[str, list[float]]:
-    """The history of a training on rows of 4 by 3."""
+    """Train on rows of 4 by 3, and return the history."""
     model = keras.Sequential([keras.Input((4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
     model.compile(loss="mse", run_eagerly=True)
     history: dict[str, list[float]] = model.fit(training, epochs=epochs, verbose=0, callbacks=callbacks, **options).history
@@ -25,9 +25,9 @@ def fit(training: Any, callbacks: list[Any], epochs: int = 3, **options: Any) ->
 
 
 def test_of_slow_training_and_quick_validation(folder: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A fraction an epoch in the history, in CSVLogger's columns, and in the logs of callbacks before and after it.
+    """The fraction of each epoch is in the history, in CSVLogger's columns, and in the logs of callbacks before and after.
 
-    Without validation there is no ``val_data_wait``. A trainer above the limit is warned once, one below not.
+    Without validation there is no ``val_data_wait``. A fraction above the limit gives one warning, one below gives none.
     """
     data = folder(32)
     with (
@@ -53,7 +53,7 @@ def test_of_slow_training_and_quick_validation(folder: Callable, tmp_path: Path,
             assert sorted(history) == names
             waits = history["data_wait"]
             assert len(waits) == 3
-            # Where others want the processors, a step takes longer, but its data do not.
+            # On a busy machine a step takes longer, but its data do not.
             assert max(waits[1:]) > 0.3 / slowness()
             if wait_is_first:
                 assert max(waits[1:]) > min(history["val_data_wait"][1:])
@@ -65,7 +65,7 @@ def test_of_slow_training_and_quick_validation(folder: Callable, tmp_path: Path,
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_is_of_the_sequences_that_fit_was_given(folder: Callable, caplog: pytest.LogCaptureFixture, wrapped: bool) -> None:
-    """Another sequence that is waited for meanwhile, in a callback, counts for nothing; nor is it reported."""
+    """Waiting for another sequence, in a callback, does not count, and is not reported."""
     data = folder(32)
 
     with (
@@ -76,13 +76,13 @@ def test_is_of_the_sequences_that_fit_was_given(folder: Callable, caplog: pytest
         look = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: list(other))
         history = fit(x, [DataWait(warn_above=0.0), look], epochs=2)
         assert other.stats.batch_wait > 0.25  # of each epoch's 4 batches, 2 at most were read ahead
-        # The whole epoch took longer than these lists did, whose waiting would be nearly all of it.
+        # Most of an epoch is the callback's waiting: if it counted, the fraction would be nearly 1.
         assert max(history["data_wait"]) < 0.5
     assert all(record.message.count("verdict:") <= 1 for record in caplog.records)
 
 
 def test_a_sequence_that_is_gone_takes_nothing_back(folder: Callable) -> None:
-    """What others wait for counts, though one that was waited for before has gone, and its waiting with it."""
+    """The waiting for a sequence counts even if another sequence, with its own waiting, is deleted meanwhile."""
     data = folder(32)
     gone = Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(), workers=1)
     for _ in gone:

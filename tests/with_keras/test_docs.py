@@ -1,4 +1,4 @@
-"""The examples in the docstrings of public names run, each public name has one, and the reference names them all."""
+"""Each public name has a docstring with an example that runs, and is in the reference."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ PUBLIC = {
     **dict.fromkeys(exported("shmgen/jax.py"), "shmgen.jax"),
     **dict.fromkeys(shmgen.__all__, "shmgen"),
 }
-"""The module that each public name is imported from."""
+"""For each public name, the module to import it from."""
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that `shmgen`'s own docstring promises to examples."""
+    """A folder with the files that the examples of docstrings use."""
     home = tmp_path_factory.mktemp("home")
     rows = np.arange(16, dtype=np.float32)[:, None, None] * np.ones((4, 3), np.float32)
     (home / "data").mkdir()
@@ -64,7 +64,7 @@ IDS = [f"id-{number}" for number in range(16)]
 def test_the_example_of_a_public_name_runs(
     home: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it stands there; there is one, and it uses what it is an example of, or shows its text."""
+    """The docstring of a public name has an example that runs."""
     if PUBLIC[name] in ("shmgen.torch", "shmgen.jax"):
         pytest.importorskip(PUBLIC[name].removeprefix("shmgen."))
     monkeypatch.chdir(home)
@@ -78,11 +78,11 @@ def test_the_example_of_a_public_name_runs(
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     failed, _ = doctest.DocTestRunner(optionflags=options).run(example)
     assert not failed, capsys.readouterr().out
-    gc.collect()  # loaders that the example has not closed
+    gc.collect()  # loaders that the example did not close
 
 
 def test_the_reference_names_every_public_name() -> None:
-    """Each under the module that it is imported from; errors as the module that holds them, and options, which users pass."""
+    """The reference names each public name under its module, the errors as one module, and the classes of options."""
     errors = {f"shmgen.{name}" for name in shmgen.__all__ if hasattr(shmgen.errors, name)}
     shown = {f"{module}.{name}" for name, module in PUBLIC.items()} - errors
     shown |= {"shmgen.errors", "shmgen.options.DataOptions", "shmgen.options.Options"}
@@ -92,7 +92,7 @@ def test_the_reference_names_every_public_name() -> None:
 
 @pytest.mark.parametrize("name", ["keras", pytest.param("torch", marks=pytest.mark.torch), "jax"])
 def test_front_ends_need_no_import_of_their_own(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """``shmgen.keras`` and the like need no import, and are in ``dir``."""
+    """``shmgen.keras``, ``shmgen.torch`` and ``shmgen.jax`` need no import of their own, and are in ``dir``."""
     pytest.importorskip(name)
     import_module(f"shmgen.{name}")
     monkeypatch.delattr(shmgen, name)

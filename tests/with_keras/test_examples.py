@@ -1,4 +1,4 @@
-"""Every example in its small form: what it prints, and that it writes nowhere but into ``--folder``."""
+"""The examples, with few samples and epochs, print what they should, and write only into ``--folder``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ACCURACY = "validation accuracy #"
 LEARNS: dict[str, tuple[int, int, dict[str, Callable[..., bool]]]] = {
     "train_digits_png.py": (1000, 3, {ACCURACY: lambda reached: reached > 0.4}),
     "one_big_array.py": (1000, 3, {ACCURACY: lambda reached: reached > 0.4}),
-    # The sums of a digit and a number from -9 to 9 lie 5 apart from their mean on average.
+    # Guessing the mean of the sums of a digit and a number from -9 to 9 is off by 5 on average.
     "two_inputs.py": (1000, 4, {f"{ACCURACY}, sum off by # on average": lambda reached, off: reached > 0.3 and off < 4.5}),
     "segment_volumes.py": (30, 2, {"validation dice #, by a threshold alone #": lambda reached, alone: 0.2 < alone < reached}),
     "train_photos.py": (400, 6, {ACCURACY: lambda reached: reached > 0.7}),
@@ -42,12 +42,12 @@ LEARNS: dict[str, tuple[int, int, dict[str, Callable[..., bool]]]] = {
         {ACCURACY: lambda reached: reached > 0.6, "the same with # and # workers: True": lambda none, two: (none, two) == (0, 2)},
     ),
 }
-"""For each example: its samples and epochs here, and what the numbers are in the lines that it prints."""
+"""For each example: its samples and epochs here, and checks of the numbers in lines that it prints, by the line."""
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[Path]:
-    """The working folder of an example."""
+    """The working folder of an example, which must stay empty."""
     (tmp_path / "elsewhere").mkdir()
     yield tmp_path / "elsewhere"
     assert not list((tmp_path / "elsewhere").iterdir()), "files were written outside of --folder"
@@ -57,7 +57,7 @@ def elsewhere(tmp_path: Path) -> Iterator[Path]:
 def example(
     tmp_path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Runs an example in this process, over ``tmp_path / "data"``, and returns what it printed."""
+    """A function that runs an example in this process, on ``tmp_path / "data"``, and returns its output."""
 
     def run(name: str, *options: str) -> str:
         monkeypatch.chdir(elsewhere)
@@ -71,10 +71,10 @@ def example(
 
 @pytest.fixture
 def fresh(tmp_path: Path, elsewhere: Path) -> Callable[..., str]:
-    """Runs an example as a user does, in a fresh process, over ``tmp_path / folder``, and returns what it printed."""
+    """A function that runs an example in a new process, on ``tmp_path / folder``, as a user does, and returns its output."""
 
     def run(name: str, *options: str, folder: str = "data", launcher: Sequence[str] = (), **environment: str) -> str:
-        # What is left open is told by a traceback on stderr; in the exit code it would not show.
+        # A file left open shows as a traceback on stderr, but not in the exit code.
         words = "-W", "error::ResourceWarning", *launcher, EXAMPLES / name, "--folder", tmp_path / folder, *options
         quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
         ended = python(*words, env={**quiet, **environment}, stdin=subprocess.DEVNULL, cwd=elsewhere)
@@ -86,7 +86,7 @@ def fresh(tmp_path: Path, elsewhere: Path) -> Callable[..., str]:
 
 
 def numbers(pattern: str, printed: str) -> list[float]:
-    """The numbers in the only line of ``printed`` that ``pattern`` describes, with ``#`` for each number."""
+    """The numbers in the only line of ``printed`` that matches ``pattern``, in which ``#`` stands for a number."""
     lines = re.findall(f"^{pattern.replace('#', '([0-9.]+)')}$", printed, re.MULTILINE)
     assert len(lines) == 1, printed
     return [float(number) for number in (lines[0] if isinstance(lines[0], tuple) else lines)]
@@ -95,13 +95,13 @@ def numbers(pattern: str, printed: str) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", pytest.param("torch", marks=pytest.mark.torch)])
 def test_train_digits(fresh: Callable[..., str], backend: str) -> None:
-    """The classic call learns digits: far better than chance on those it has not seen, and it names five of them."""
+    """The classic call learns digits: its accuracy on new ones is far above chance, and it prints five predictions."""
     pytest.importorskip(backend)
     printed = fresh("train_digits.py", "--epochs", "2", KERAS_BACKEND=backend)
     (accuracy,) = numbers("validation accuracy #", printed)
     assert 0.6 < accuracy <= 1
     _, batches, samples = numbers("waited # s for data in # batches, # samples", printed)
-    # What fit has read ahead when it ends comes on top.
+    # At its end, fit may have requested more batches ahead.
     assert batches >= 2 * (1400 // 32)
     assert samples == 32 * batches
     assert len(re.findall(r"^id-\d+ shows a \d, predicted \d$", printed, re.MULTILINE)) == 5
@@ -110,7 +110,7 @@ def test_train_digits(fresh: Callable[..., str], backend: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNS)
 def test_an_example_learns(example: Callable[..., str], name: str) -> None:
-    """A network learns from what it reads: each row came with the labels, masks and numbers that belong to it."""
+    """Each example's network learns, which shows that rows come with the right labels, masks and numbers."""
     if "albumentations" in name:
         pytest.importorskip("albumentations")
     samples, epochs, lines = LEARNS[name]
@@ -120,7 +120,7 @@ def test_an_example_learns(example: Callable[..., str], name: str) -> None:
 
 
 def arrays(file: Path) -> dict[str, np.ndarray]:
-    """What a file of weights holds, by name."""
+    """The arrays of a file of weights, by name."""
     found: dict[str, np.ndarray] = {}
     with h5py.File(file) as opened:
         opened.visititems(lambda name, part: found.update({name: part[()]}) if isinstance(part, h5py.Dataset) else None)
@@ -130,7 +130,7 @@ def arrays(file: Path) -> dict[str, np.ndarray]:
 @pytest.mark.torch
 @needs("torch")
 def test_train_ddp(fresh: Callable[..., str], tmp_path: Path) -> None:
-    """Two processes under torchrun, which train on a part of each batch, end with the same weights, which are those of one."""
+    """Two processes under torchrun, each training on its part of every batch, end with the weights of a single process."""
 
     def run(ranks: int) -> list[float]:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]

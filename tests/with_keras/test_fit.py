@@ -1,4 +1,4 @@
-"""``fit`` over what other tests read with a `Loader`: it loses nothing, copies nothing, and hides no error."""
+"""``fit`` gets all kinds of data that a `Loader` reads, without copies; errors stay readable, and mistakes are warned of."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def data(folder: Callable[..., Any]) -> Any:
 
 
 class Own(keras.Model):
-    """A model whose step is the user's: it looks at the tensors of each batch, and learns nothing."""
+    """A model with a user's own train_step, which passes the tensors of each batch to ``look``, and learns nothing."""
 
     def __init__(self, look: Callable[[list[Any]], object] = lambda tensors: None) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Own(keras.Model):
 
 
 def test_no_copy_of_any_field_to_the_tensor(data: Any) -> None:
-    """The tensors of a nested batch lie in the ring, and hold what was read."""
+    """All tensors of a nested batch lie in the ring's memory, and hold the right data."""
     found: list[int] = []
 
     def look(tensors: list[Any]) -> None:
@@ -81,11 +81,11 @@ def test_dtypes_of_ml_dtypes(data: Any) -> None:
 
 
 BEHIND_A_PROBE = 2
-"""A seed with which sample 7 is in none of the two batches that Keras looks at before it trains."""
+"""A seed with which sample 7 is in neither of the two batches that Keras requests before training."""
 
 
 def test_the_functions_traceback_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """The error from ``fit`` on TensorFlow names sample, field, and the function's own file and line; the log has it once."""
+    """An error of a user's function reaches ``fit`` with sample, field, and the function's file and line; it is logged once."""
 
     def breaks(id: int) -> np.ndarray:
         if id == 7:
@@ -107,7 +107,7 @@ def test_the_functions_traceback_is_told(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_batches_of_any_length() -> None:
-    """``fit`` and ``predict``, whose function TensorFlow traces once, not for each length."""
+    """``fit`` and ``predict`` take batches of any length, for which TensorFlow does not trace its function each time."""
     traced: list[Any] = []
 
     class Traced(keras.layers.Layer):
@@ -133,7 +133,7 @@ def test_batches_of_any_length() -> None:
 
 
 def test_ranks_that_nothing_synchronises_are_warned_of(data: Any) -> None:
-    """Once for a sequence, with the number of ranks and a remedy; not where the step is the user's, nor of validation."""
+    """Ranks without synchronisation give one warning with a remedy, but none for a user's train_step or for validation."""
     options: dict[str, Any] = {"batch_size": 4, "data_dir": data.path, "workers": 0}
     ids = data.ids[:16]
     with Sequence(ids, data.labels, shard=(1, 2), **options) as part:

@@ -1,4 +1,4 @@
-"""`Sequence` with Keras, where the backend makes no difference; tests/backends has what each backend must keep to."""
+"""`Sequence` with Keras, as far as all backends behave alike; tests/backends has the tests for each backend."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def data(folder: Callable[..., Any]) -> Any:
 
 
 def exact(samples: list[int], expected: int = N) -> bool:
-    """Whether these are the samples of one pass: each once."""
+    """Whether these are the samples of one epoch, each once."""
     return len(samples) == expected == len(set(samples))
 
 
 def test_the_order_is_the_seeds_alone(data: Any) -> None:
-    """Whatever number of workers, ``fit(shuffle=...)`` and Python's and NumPy's global states: one order."""
+    """The order depends only on the seed, and not on workers, ``fit(shuffle=...)`` or global random states."""
     with Loader(data.ids, data.labels, 8, data_dir=data.path, seed=4, workers=0) as loader:
         expected = [y.tolist() for _ in range(2) for _, y in loader]
     for workers, shuffle in [(0, True), (2, False)]:
@@ -50,7 +50,7 @@ def test_the_order_is_the_seeds_alone(data: Any) -> None:
 
 
 def test_fit_shuffles_nothing_that_has_an_order(data: Any) -> None:
-    """``fit`` at its default over ``shuffle=False`` trains in the order of the ids; one warning says what to change."""
+    """``fit`` with its default over ``shuffle=False`` trains in the order of the ids, and one warning says what to change."""
     recorder = Recorder()
     with (
         Sequence(data.ids, data.labels, 4, shuffle=False, tail="keep", data_dir=data.path, workers=1) as sequence,
@@ -66,9 +66,9 @@ def test_fit_shuffles_nothing_that_has_an_order(data: Any) -> None:
 
 
 def test_a_pass_by_hand(data: Any) -> None:
-    """The blog's own loop: indexes in turn, ``on_epoch_end`` between epochs; an index asked for twice is the same batch.
+    """In a loop by index, ``on_epoch_end`` ends an epoch; until then an index always gives the same batch.
 
-    Also in a ``for`` loop, and behind it until ``on_epoch_end``.
+    So it does within and after a ``for`` loop.
     """
     with Sequence(data.ids, data.labels, 8, tail="keep", data_dir=data.path, workers=1) as sequence:
         sequence.on_epoch_end()
@@ -89,7 +89,7 @@ def test_a_pass_by_hand(data: Any) -> None:
 
 
 def test_mirrored_strategy(data: Any) -> None:
-    """Under a distribution strategy Keras makes a pass that it throws away; the ones that train are exact."""
+    """Under a distribution strategy Keras starts an iteration and discards it; the epochs of training are exact."""
     tf = pytest.importorskip("tensorflow")
     with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
         mirrored = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(1)])
@@ -103,7 +103,7 @@ def test_mirrored_strategy(data: Any) -> None:
 
 
 def test_the_repr_tells_the_state(data: Any) -> None:
-    """Open and closed."""
+    """``repr`` gives samples, batches and workers, or says that the Sequence is closed."""
     with Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=1) as sequence:
         assert "53 samples in 6 batches of 8" in repr(sequence)
         assert "1 worker" in repr(sequence)
@@ -111,7 +111,7 @@ def test_the_repr_tells_the_state(data: Any) -> None:
 
 
 def test_an_iteration_of_keras_is_over_for_the_state(data: Any) -> None:
-    """However much of it TensorFlow had asked for ahead; of a ``for`` loop counts what ``next`` returned."""
+    """After `fit` the state is the start of the next epoch; in a ``for`` loop it counts the batches handed out."""
     with Sequence(data.ids, data.labels, 5, data_dir=data.path) as training:
         with pytest.raises(InputError, match="trained: expected None before the first iteration of Keras's, found 1"):
             training.state_dict(1)
@@ -124,7 +124,7 @@ def test_an_iteration_of_keras_is_over_for_the_state(data: Any) -> None:
 
 
 def test_a_shorter_epoch_of_a_subclass_ends_where_it_does(data: Any) -> None:
-    """The state behind its last batch is the start of the next epoch, though the loader has more of it."""
+    """If a subclass shortens epochs, the state after its last batch is the start of the next epoch."""
 
     class Shorter(Sequence):
         def __len__(self) -> int:
@@ -141,7 +141,7 @@ def test_a_shorter_epoch_of_a_subclass_ends_where_it_does(data: Any) -> None:
 
 
 def test_other_classes_in_the_validation_data_are_warned_of(data: Any) -> None:
-    """Where a number means another class, as with ``classes="sorted"`` of a part that lacks one; not where all agree."""
+    """Validation data in which a number means another class give a warning; data with the same classes give none."""
     names = {id: ("cat", "dog")[number % 2] for number, id in enumerate(data.ids)}
     dogs = [id for id in data.ids if names[id] == "dog"]
     with Sequence(data.ids, names, 5, data_dir=data.path, classes="sorted") as training:
@@ -163,7 +163,7 @@ def test_other_classes_in_the_validation_data_are_warned_of(data: Any) -> None:
 def test_rows_of_predict_that_are_no_ids_are_warned_of(
     data: Any, count: int, options: dict[str, Any], rows: int, said: str
 ) -> None:
-    """Once: those that fill up the last batch, how many; that damaged samples are replaced; that a rank has its rows alone."""
+    """`predict` warns once of rows that fill up the last batch, of replaced samples, and of rows of one rank only."""
     with Sequence(data.ids[:count], batch_size=8, data_dir=data.path, shuffle=False, workers=0, **options) as sequence:
         with pytest.warns(UserWarning, match=said):
             assert len(flat_model().predict(sequence, verbose=0)) == rows
@@ -171,7 +171,7 @@ def test_rows_of_predict_that_are_no_ids_are_warned_of(
 
 
 def test_losses_and_labels_that_do_not_fit(data: Any) -> None:
-    """No labels, numbers for one-hot rows, or rows for numbers: an error that says which argument to change, and of which."""
+    """If the loss does not fit the labels (none, numbers, or one-hot rows), the error says which argument to change."""
     cases: list[tuple[Any, int | None, Any, str]] = [
         (None, None, "mse", "fit with loss='mse' needs targets, .*: pass labels= or targets="),
         (data.labels, None, "categorical_crossentropy", "pass n_classes= to the Sequence, or loss='sparse_"),
@@ -187,11 +187,11 @@ def test_losses_and_labels_that_do_not_fit(data: Any) -> None:
         ):
             made.fit(sequence, verbose=0)
     with Sequence(data.ids, data.labels, 5, data_dir=data.path, workers=0) as sequence:
-        Recorder(loss="categorical_crossentropy").fit(sequence, verbose=0)  # its own train_step knows what it does
+        Recorder(loss="categorical_crossentropy").fit(sequence, verbose=0)  # a user's train_step is not checked
 
 
 def test_the_blogs_class_with_another_base(data: Any) -> None:
-    """Its ``__init__`` calls no other: the error says to call that first. A method that nothing calls is refused as well."""
+    """A subclass without ``super().__init__()`` is an error that says to call it; so is a method that is never called."""
 
     class Whole(Sequence):
         def __init__(self, list_IDs: Any, labels: Any) -> None:
@@ -222,7 +222,7 @@ def test_the_blogs_class_with_another_base(data: Any) -> None:
 
 
 def test_a_distribution_that_shards_once_more(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Keras does after 3.15, by default, on several processes: an error names the argument."""
+    """A distribution that shards data over several processes, as Keras does after 3.15, is an error with the remedy."""
     call = Call("fit", flat_model(), None, shuffles=True, steps=None, no_rows=None)
     with closing(Feed(Options(data.ids, data.labels, 5, data_dir=data.path, workers=0))) as feed:
         for shards, processes in itertools.product([True, False], repeat=2):
@@ -234,7 +234,7 @@ def test_a_distribution_that_shards_once_more(data: Any, monkeypatch: pytest.Mon
 
 
 def test_arguments_can_be_read_and_not_set(data: Any) -> None:
-    """The blog's attributes tell of the arguments, Keras's what is done anyway; setting one is an error that says what to do."""
+    """Arguments can be read as attributes; setting one is an error that says to make another Sequence."""
     options: dict[str, Any] = {"use_multiprocessing": True, "max_queue_size": 10, "data_dir": data.path, "workers": 1}
     with Sequence(data.ids, data.labels, 8, SHAPE[:1], 3, **options) as sequence:
         found = {name: getattr(sequence, name) for name in ("batch_size", "dim", "n_channels", "n_classes", "shuffle")}
@@ -256,6 +256,6 @@ def test_arguments_can_be_read_and_not_set(data: Any) -> None:
     ],
 )
 def test_keras_own_options(data: Any, options: dict[str, Any], said: str | None) -> None:
-    """They are taken where they ask for what is done anyway, and else refused with a remedy."""
+    """Keras's own options are accepted if they ask for what is done anyway, and otherwise refused with a remedy."""
     with nullcontext() if said is None else pytest.raises(InputError, match=said):
         Sequence(data.ids, data.labels, data_dir=data.path, **{"workers": 1, **options}).close()

@@ -1,4 +1,4 @@
-"""The arguments: what callers, ``help`` and editors see of them, and the front end that a loader is given."""
+"""Arguments as callers, ``help`` and editors see them; and batches that a framework holds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TAKERS: list[Any] = [Loader, Sequence, tune]
 
 @pytest.mark.parametrize("call", TAKERS)
 def test_the_real_parameters_are_shown(call: Any) -> None:
-    """``inspect.signature`` shows the parameters with defaults: the blog's by position or name, others by name."""
+    """``inspect.signature`` shows all parameters with defaults: the blog's by position or name, the others by name only."""
     parameters = inspect.signature(call).parameters
 
     blogs = ["list_IDs", "labels", "batch_size", "dim", "n_channels", "n_classes", "shuffle"]
@@ -34,7 +34,7 @@ def test_the_real_parameters_are_shown(call: Any) -> None:
 
 @pytest.mark.parametrize("call", TAKERS)
 def test_each_argument_is_described_once(call: Any) -> None:
-    """``help`` describes each argument once, and no other."""
+    """``help`` describes each argument exactly once."""
     shown = call if call is tune else call.__init__
     arguments = (inspect.getdoc(shown) or "").partition("\n\nArgs:\n")[2].partition("\n\nRaises:\n")[0]
     described = re.findall(r"^    (\w+): ", arguments, flags=re.MULTILINE)
@@ -55,14 +55,14 @@ def test_each_argument_is_described_once(call: Any) -> None:
     ],
 )
 def test_arguments_that_there_are_not(args: Any, options: Any, said: str) -> None:
-    """The error of a wrong argument is Python's own, and names what was called, which may be a subclass."""
+    """A wrong argument is a TypeError as Python words it, with the name of the called function or (sub)class."""
     for call in (*TAKERS, type("Mine", (Loader,), {})):
         with pytest.raises(TypeError, match=rf"^{call.__name__}: {said}$"):
             call(*args, **options)
 
 
 OTHERS: dict[str, dict[str, Any]] = {
-    # arguments that other libraries have -> what follows the advice
+    # an argument of another library -> the arguments that the error advises
     "num_workers=2": {"workers": 2},
     "prefetch_factor=4": {"slots": 4},
     "drop_last=False": {"tail": "keep"},
@@ -80,7 +80,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("given", OTHERS)
 def test_arguments_of_other_libraries(given: str) -> None:
-    """The error of another library's argument names the one that is meant here, which works."""
+    """The error for another library's argument names the one of shmgen, which works."""
     for call in TAKERS:
         with pytest.raises(TypeError, match=f"got an unexpected keyword argument '{given.partition('=')[0]}'; ") as raised:
             eval(f"call(['a'], {given})", {"call": call, "print": print})
@@ -91,7 +91,7 @@ def test_arguments_of_other_libraries(given: str) -> None:
 
 
 def test_options_are_checked_and_frozen() -> None:
-    """Options hold checked values, copy the ids, and can't be set."""
+    """Options have checked values, copy the ids, and can't be changed."""
     ids = [1, 2, 3]
     options = Options(ids, batch_size=np.int64(2), dim=4, seed=np.uint8(3), timeout=5)  # type: ignore[arg-type]
     ids.append(4)
@@ -108,7 +108,7 @@ def test_options_are_checked_and_frozen() -> None:
 
 
 class Hoarding(FrontEnd):
-    """A framework that holds all batches until it is asked to let go of them."""
+    """A framework that holds all batches until it is asked to release them."""
 
     def __init__(self) -> None:
         self.held: list[Any] = []
@@ -134,7 +134,7 @@ def test_the_front_end_is_asked_to_release(folder: Callable[..., Any], workers: 
 
 
 class Cycle(list[Any]):
-    """A list in a reference cycle, which stays until garbage is collected."""
+    """A list in a reference cycle, which lives until garbage collection."""
 
     def __init__(self, members: Any) -> None:
         super().__init__(members)

@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ show, runs."""
+"""The code of the README and of the pages of docs/ runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import shmgen
 
 
 def blocks(name: str) -> tuple[str, list[str]]:
-    """A page's blocks that only import, as one, and its other blocks of Python."""
+    """The Python code of a page: all blocks that only import, joined, and the list of the other blocks."""
     found = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     imports = [block for block in found if all(line.startswith(("import", "from")) for line in block.splitlines())]
     return "".join(imports), [block for block in found if block not in imports]
@@ -30,12 +30,12 @@ def blocks(name: str) -> tuple[str, list[str]]:
 
 PAGES = {page.stem: found for page in sorted((ROOT / "docs").glob("*.md")) if (found := blocks(f"docs/{page.name}"))[1]}
 ELSEWHERE = r"https://host|shmgen\.torch"
-"""What needs a server, or torch."""
+"""Pattern of blocks that need a server, or torch, and are run by other tests."""
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the pages take for granted."""
+    """A folder with the files that the pages' code reads."""
     home = tmp_path_factory.mktemp("home")
     for folder in ("data", "scans", "masks", "archives", "large", "tokens", "photos", "pets/cats", "pets/dogs"):
         (home / folder).mkdir(parents=True)
@@ -74,7 +74,7 @@ LABELS: dict[Any, int] = {**{id: number % 6 for number, id in enumerate(IDS)}, *
 
 @pytest.fixture
 def made(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The sequences and loaders that are made in the test, which runs in ``home`` and may write ``states`` there."""
+    """A list of the sequences and loaders made in the test, which runs in ``home`` and may write ``states`` there."""
     made: list[Any] = []
 
     def noted(kind: type) -> Any:
@@ -94,7 +94,7 @@ def made(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 
 def run(name: str, code: str, made: list[Any]) -> None:
-    """Run code, the block ``name``; each sequence and loader that it makes gives a batch, unless it has closed it."""
+    """Run the code of a block; each sequence and loader that it made and did not close must give a batch."""
     model = keras.Sequential([keras.Input((32, 32, 32, 1)), keras.layers.GlobalAveragePooling3D(), keras.layers.Dense(6)])
     loss = "categorical_crossentropy" if "n_classes" in code else "sparse_categorical_crossentropy"
     model.compile(loss=loss, run_eagerly=True)
@@ -113,14 +113,14 @@ def run(name: str, code: str, made: list[Any]) -> None:
 
 
 def test_the_readme_runs(made: list[Any]) -> None:
-    """Its blocks of Python, as they stand there, train and give batches."""
+    """The README's blocks of Python, run together, train and give batches."""
     run("README", "".join(blocks("README.md")[1]), made)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "part"), [*((page, 0) for page in PAGES), *(("recipes", part) for part in (1, 2, 3))])
 def test_the_blocks_of_a_page_run(made: list[Any], page: str, part: int) -> None:
-    """Each by itself, after the imports at the top of its page; those of the longest page in four parts."""
+    """Each block of a page runs by itself after the page's imports; the longest page is tested in four parts."""
     imports, found = PAGES[page]
     for number, block in enumerate(found):
         needs_tensorflow = "import tensorflow" in block and find_spec("tensorflow") is None
@@ -131,7 +131,7 @@ def test_the_blocks_of_a_page_run(made: list[Any], page: str, part: int) -> None
 @pytest.mark.torch
 @needs("torch")
 def test_the_blocks_of_torch_run(made: list[Any]) -> None:
-    """Each by itself."""
+    """Each block that uses torch runs by itself."""
     for page, (imports, found) in PAGES.items():
         for block in found:
             if "shmgen.torch" in block:
@@ -141,7 +141,7 @@ def test_the_blocks_of_torch_run(made: list[Any]) -> None:
 def test_a_block_of_urls_runs(
     signing: None, served: tuple[Path, int], home: Path, made: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same with a server of the same files, S3's protocol included."""
+    """The guide's block of URLs runs with a local server of the same files, in place of http and S3."""
     root, port = served
     links = {root / "data": home / "data", root / "all.npy": home / "all.npy", root / "bucket": home}
     for link, target in links.items():

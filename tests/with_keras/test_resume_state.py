@@ -1,4 +1,4 @@
-"""What `Resume` refuses, and what it does where a state can't be written, or a run goes on otherwise than it began."""
+"""`Resume`: when it saves states, what it refuses, and how runs go on after errors, or with other arguments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ N, BATCH = 24, 4
 
 @pytest.fixture
 def data() -> Iterator[Callable[..., Sequence]]:
-    """Makes a `Sequence` of 6 batches of 4."""
+    """A function that makes a `Sequence`, by default of 6 batches of 4."""
     made: list[Sequence] = []
 
     def make(ids: Any = range(N), batch_size: int = BATCH, **options: Any) -> Sequence:
@@ -54,7 +54,7 @@ def fit(sequence: Sequence, *callbacks: Any, model: Any = None, epochs: int = 2,
 
 
 def interrupted(folder: Path, sequence: Sequence, step: int = 5, model: Any = None, keep: int = 1, **options: Any) -> None:
-    """A run that is interrupted before the step of this number, and saves a state at each."""
+    """Run until an interruption before a step; a state is saved after each step."""
     with pytest.raises(Interruption):
         fit(sequence, Resume(folder, sequence, every=1, keep=keep), Interrupt(step), model=model, **options)
 
@@ -77,7 +77,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_states_are_saved_when_they_are_due(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """Every 4 batches, over the ends of epochs, and at the end; as many stay as are to be kept."""
+    """A state is saved every 4 batches, counted across epochs, and at the end; the ``keep`` latest are kept."""
     training = data()
     fit(training, Resume(tmp_path, training, every=4, keep=3), epochs=3)
     places = [(state["epoch"], state["step"], state["finished"]) for state in map(content, sorted(tmp_path.glob("*.npz")))]
@@ -86,7 +86,7 @@ def test_states_are_saved_when_they_are_due(data: Callable[..., Sequence], tmp_p
 
 
 def test_states_may_be_due_by_the_clock(data: Callable[..., Sequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every 3 minutes, of a clock that advances by one at each look."""
+    """A state is saved every 3 minutes, by a clock that advances one minute with each call."""
     now = iter(range(10**6))
     monkeypatch.setattr(resume_module, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(now)))
     training = data()
@@ -98,7 +98,7 @@ def test_states_may_be_due_by_the_clock(data: Callable[..., Sequence], tmp_path:
 def test_batches_keep_their_numbers(
     data: Callable[..., Sequence], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For every callback, and in the progress bar; the log says where it goes on."""
+    """A resumed epoch keeps the numbers of its batches, in callbacks and in the progress bar; the log says where it resumes."""
     training, again, after = data(), data(), Interrupt()
     interrupted(tmp_path, training, 4)
     with caplog.at_level(logging.INFO, "shmgen"):
@@ -114,7 +114,7 @@ def test_batches_keep_their_numbers(
 def test_an_interrupted_run_comes_to_the_same(
     data: Callable[..., Sequence], tmp_path: Path, step: int, at_once: int, options: dict[str, Any]
 ) -> None:
-    """Also over several short epochs of a pass, and with several steps per execution, which do not divide its batches."""
+    """An interrupted run ends with the same weights, also with ``steps_per_epoch``, or several steps per execution."""
     training, again, whole = data(), data(), data()
     interrupted(tmp_path, training, step, model_of(steps_per_execution=at_once), **options)
     model, history = fit(again, Resume(tmp_path, again), model=model_of(steps_per_execution=at_once), **options)
@@ -124,7 +124,7 @@ def test_an_interrupted_run_comes_to_the_same(
 
 
 def test_another_batch_size(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """Half of what it was: the rest of the interrupted epoch is as many samples as were left of it."""
+    """With half the batch size, a resumed run trains on the remaining samples of the interrupted epoch."""
     training, halves, after = data(), data(batch_size=2), Interrupt()
     interrupted(tmp_path, training, 4)
     model, _ = fit(halves, Resume(tmp_path, halves), after)
@@ -133,7 +133,7 @@ def test_another_batch_size(data: Callable[..., Sequence], tmp_path: Path) -> No
 
 
 def test_a_complete_run_trains_nothing(data: Callable[..., Sequence], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Run again it has the weights and the history of its end; with more epochs it goes on as if they had been given at once."""
+    """A complete run that is run again has its final weights and history; with more epochs it goes on from there."""
     training, again, further, whole = (data() for _ in range(4))
     model, history = fit(training, Resume(tmp_path, training), epochs=1)
     complete, same_history = fit(again, Resume(tmp_path, again), epochs=1)
@@ -150,7 +150,7 @@ def test_a_complete_run_trains_nothing(data: Callable[..., Sequence], tmp_path: 
 def test_a_full_disk_stops_nothing(
     data: Callable[..., Sequence], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The state stays that was there, which the log says once; once there is room again, the next one is saved."""
+    """If a state can't be saved, the earlier one stays, the log says so once, and the next state is saved."""
     training, again = data(), data()
     interrupted(tmp_path, training, 2)
     monkeypatch.setattr(os, "urandom", bytes)
@@ -173,7 +173,7 @@ def test_a_full_disk_stops_nothing(
 
 
 def test_other_data_is_refused(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """Another seed, other ids; also in the validation: with the file, what was expected, and what to do."""
+    """A state is refused if training or validation data have another seed; the error names the file and the remedy."""
     training = data()
     with pytest.raises(Interruption):
         fit(training, Resume(tmp_path, training, every=1), Interrupt(3), validation_data=data(range(100, 108), seed=5))
@@ -188,7 +188,7 @@ def test_other_data_is_refused(data: Callable[..., Sequence], tmp_path: Path) ->
 
 
 def test_another_model_is_refused(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """With the variable that differs; other metrics are no matter, and begin anew."""
+    """A model with other variables is refused, with the first that differs; other metrics are accepted, and start anew."""
     training, again, further = data(), data(), data()
     interrupted(tmp_path, training)
     expected = r"variable model/00000 \(.*\): expected float32\[3, 2\], as it was saved, found float32\[3, 5\]; give the model"
@@ -199,7 +199,7 @@ def test_another_model_is_refused(data: Callable[..., Sequence], tmp_path: Path)
 
 
 def test_another_length_of_epochs_is_refused(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """In their middle, where it is not known what would be left."""
+    """In mid-epoch, another length of epochs is refused: the number of remaining steps would be unknown."""
     training, again = data(), data()
     with pytest.raises(Interruption):
         fit(training, Resume(tmp_path, training, every=1), Interrupt(5), steps_per_epoch=4)
@@ -211,7 +211,7 @@ def test_another_length_of_epochs_is_refused(data: Callable[..., Sequence], tmp_
 
 
 def test_a_damaged_state_is_named(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """And the run goes on from the one before it, once it is deleted, as the error says."""
+    """The error for a damaged state says to delete it; then the run resumes from the one before."""
     training, again, further = data(), data(), data()
     interrupted(tmp_path, training, keep=2)
     older, newest = sorted(tmp_path.glob("*.npz"))
@@ -226,7 +226,7 @@ def test_a_damaged_state_is_named(data: Callable[..., Sequence], tmp_path: Path)
 
 
 def test_a_damaged_state_is_never_a_raw_error(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """Bytes that are other than they were, all over the file: the file is named."""
+    """Wherever a state is cut off or has a wrong byte, the error is an InputError that names the file."""
     training = data()
     interrupted(tmp_path, training)
     [path] = tmp_path.glob("*.npz")
@@ -244,13 +244,13 @@ def test_a_damaged_state_is_never_a_raw_error(data: Callable[..., Sequence], tmp
     assert all(named in outcome(whole[:end]) for end in (0, 600, 1000))
     places = range(0, len(whole), 29)
     found = [outcome(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]) for place in places]
-    # Some bytes say nothing, such as times of the archive's.
+    # Some bytes do not matter, such as times in the archive.
     assert all(named in one for one in found if one != expected)
     assert sum(named in one for one in found) > len(found) / 2
 
 
 def test_a_refused_state_changes_nothing(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """Neither the model nor the place in the data, where the last array is damaged, or the validation data are others."""
+    """A state refused for a damaged array, or for other validation data, changes neither the model nor the data's position."""
     training, validation = data(), data(range(100, 108), seed=5)
     with pytest.raises(Interruption):
         fit(training, Resume(tmp_path, training, every=1), Interrupt(3), validation_data=validation)
@@ -273,7 +273,7 @@ def test_a_refused_state_changes_nothing(data: Callable[..., Sequence], tmp_path
 
 
 def test_a_log_may_be_anything(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """A tensor, a variable, an array: numbers in the state; what is none of these is its text. Training goes on."""
+    """Logs that are tensors, variables or arrays are saved as numbers, and other objects as text."""
 
     class Logs(keras.callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -288,7 +288,7 @@ def test_a_log_may_be_anything(data: Callable[..., Sequence], tmp_path: Path) ->
 
 
 def test_what_a_fit_cannot_have_beside_it(data: Callable[..., Sequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Is an error before it trains, which says what to do."""
+    """Callbacks or data that do not go with `Resume` are an error before training starts, with a remedy."""
     training, other = data(), data()
 
     def refused(expected: str, *callbacks: Any, on: Sequence = training, **options: Any) -> None:
@@ -310,7 +310,7 @@ def test_what_a_fit_cannot_have_beside_it(data: Callable[..., Sequence], tmp_pat
 
 
 def test_arguments_are_checked(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """With what was expected and found; only a `Sequence` has a state."""
+    """Wrong arguments are an error with what was expected and found."""
     cases: list[tuple[dict[str, Any], str]] = [
         ({"every": 0}, "every: expected an int from 1, found 0"),
         ({"every_minutes": 0}, "every_minutes: expected a number above 0, found 0"),
@@ -324,7 +324,7 @@ def test_arguments_are_checked(data: Callable[..., Sequence], tmp_path: Path) ->
 
 
 def test_what_two_processes_save_in_one_folder_is_whole(tmp_path: Path) -> None:
-    """One that saves while another does gets an error, after which `Resume` tries again; the state of the other is whole."""
+    """If two processes save at once into one folder, one gets an error, and the state of the other is complete."""
     one, two = (state_folder.StateFolder(tmp_path, keep=1) for _ in range(2))
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
@@ -340,7 +340,7 @@ def test_what_two_processes_save_in_one_folder_is_whole(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_is_said_at_once(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """Not after the first 500 batches."""
+    """A folder that can't be created is an error before training, and not only when the first state is saved."""
     (tmp_path / "file").touch()
     training, first = data(), Interrupt(0)
     with pytest.raises(OSError, match=re.escape(str(tmp_path / "file"))):
@@ -350,7 +350,7 @@ def test_a_folder_that_cannot_be_is_said_at_once(data: Callable[..., Sequence], 
 
 @pytest.mark.filterwarnings("ignore:fit trains another model on each of 2 ranks")
 def test_only_rank_0_writes(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """All ranks go on from what it wrote, each with its part of the batches; with fewer ranks as well."""
+    """Only rank 0 saves states, from which all ranks resume, also if there are fewer."""
     ranks = [data(shard=(rank, 2)) for rank in range(2)]
     interrupted(tmp_path / "others", ranks[1], 4)
     assert not (tmp_path / "others").exists()
@@ -366,7 +366,7 @@ def test_only_rank_0_writes(data: Callable[..., Sequence], tmp_path: Path) -> No
 
 
 def test_a_model_that_cannot_be_built_beforehand(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """Whose layers need numbers, which a symbolic batch has not: the user builds it, as the error says."""
+    """A model that can't be built from a symbolic batch is refused, unless the user has built it, as the error says."""
 
     class Eager(keras.Model):
         def __init__(self) -> None:
@@ -395,7 +395,7 @@ def test_a_model_that_cannot_be_built_beforehand(data: Callable[..., Sequence], 
 
 
 class Stop(keras.callbacks.Callback):
-    """Stops training in mid-epoch, or at an epoch's end."""
+    """Stops training after a batch, or at the end of an epoch."""
 
     def __init__(self, batch: int | None) -> None:
         super().__init__()
@@ -409,7 +409,7 @@ class Stop(keras.callbacks.Callback):
 
 
 def test_training_that_a_callback_stops_goes_on(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """As before a machine is taken away: at that very batch, or at an epoch's end, as if it had not been stopped."""
+    """A run that a callback stopped, in mid-epoch or at its end, resumes as if it had not been stopped."""
     expected, whole_history = fit(data())
     for batch in (2, None):
         training, again = data(), data()
@@ -420,7 +420,7 @@ def test_training_that_a_callback_stops_goes_on(data: Callable[..., Sequence], t
 
 
 def test_early_stopping_ends_a_run(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """Run again, nothing is trained."""
+    """A run that EarlyStopping ended trains nothing if it is run again."""
     training, again = data(), data()
     early = [keras.callbacks.EarlyStopping("loss", mode="max", patience=1) for _ in range(2)]
     model, history = fit(training, Resume(tmp_path, training), early[0], epochs=9)
@@ -429,7 +429,7 @@ def test_early_stopping_ends_a_run(data: Callable[..., Sequence], tmp_path: Path
 
 
 def test_bfloat16_is_saved_bit_for_bit(data: Callable[..., Sequence], tmp_path: Path) -> None:
-    """A dtype that NumPy's format does not know."""
+    """Variables of bfloat16, which NumPy's format does not support, are saved bit for bit."""
     keras.config.set_dtype_policy("bfloat16")
     try:
         training, again, whole = data(), data(), data()
