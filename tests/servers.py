@@ -212,7 +212,7 @@ class Proxy:
             writer.write(b"\x00\x01secret nonsense\r\n\r\n")
             return False
         lines, body = await self._ask(head)
-        if fault in ("drip", "drip-head"):  # a byte at a time, for ever
+        if fault in ("drip", "drip-head"):  # a byte at a time, without end
             writer.write(b"HTTP/1.1 200 OK\r\nX-Never: " if fault == "drip-head" else lines)
             for byte in itertools.cycle(body):
                 writer.write(b"%02x" % byte if fault == "drip-head" else bytes([byte]))

@@ -77,7 +77,7 @@ FORKS = {
 
 
 def test_children_forked_while_a_loader_lives(folder: Callable, script: Callable) -> None:
-    """A loader goes on and its workers end by themselves, in whatever way forks of its process end, or if one lives on."""
+    """A loader goes on, and its workers end by themselves, however forks of its process end, even if one lives on."""
     code = f"""
 import gc, multiprocessing, subprocess, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 has one for every fork

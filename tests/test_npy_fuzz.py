@@ -63,7 +63,7 @@ class Folder:
             self.read(first, **options)
         except SampleError as error:
             return error
-        raise AssertionError("a loader takes what numpy.load refuses")
+        raise AssertionError("a loader accepts a file that numpy.load refuses")
 
 
 def agree(folder: Folder, content: bytes) -> np.ndarray | None:
@@ -82,7 +82,7 @@ def agree(folder: Folder, content: bytes) -> np.ndarray | None:
         for error in folder.refusal("asked"), folder.refusal("asked", dtype=np.complex128), folder.refusal("good"):
             assert (error.id, error.path) == ("asked", str(folder.file))
             assert "expected" in error.reason
-            assert "makes a path" not in error.reason, "the id is not what is wrong"
+            assert "makes a path" not in error.reason, "the error blames the id"
         return array
 
     native = array.astype(array.dtype.newbyteorder("="))

@@ -106,7 +106,7 @@ def test_files_are_cast_as_a_loader_casts_them(data: DataSet, target: Path) -> N
 def test_what_is_given(data: DataSet, target: Path, cli: Callable[..., Ran], tmp_path: Path) -> None:
     """The command takes shape, dtype and ids; rows are in the order of the ids."""
     some = ["id-7", "id-30", "id-2"]
-    target.with_suffix(".ids").write_text("\n".join(some))  # it may be the list itself
+    target.with_suffix(".ids").write_text("\n".join(some))  # --ids may name the very file that is written
     words = ["--dim", "4,3", "--n-channels", 1, "--dtype", "float64", "--ids", target.with_suffix(".ids"), "--workers", 0]
     done = cli("pack", data.path, target, *words, "--json")
     assert (done.status, done.json["rows"], done.json["damaged"], done.json["shape"]) == (0, 3, [], [4, 3, 1])

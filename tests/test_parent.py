@@ -11,7 +11,7 @@ from conftest import DEADLINE, GONE_WITHIN
 from leftovers import names
 
 STRIKES = {
-    # how the calling process ends -> code that does it, its exit code, what its own traceback ends with
+    # how the calling process ends -> code for it, the exit code, and the end of the process's own traceback
     "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, None),
     "SIGKILL": ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, None),
     "SIGHUP-to-the-group": ("os.killpg(0, signal.SIGHUP)", -signal.SIGHUP, None),
@@ -55,7 +55,7 @@ launch.subprocess.Popen = Popen
 """
 
 MOMENTS = {
-    # when it ends -> the script, which calls strike()
+    # the moment of the end -> code that calls strike() at that moment
     "first-worker-started": AT_WORKER.format(number=1) + LOADER,
     "amid-the-memory": "from shmgen._memory import ring\nring._reserve = lambda *_: strike()\n" + LOADER,
     "amid-the-constructor": "from shmgen._engine import feed\nfeed.Prefetcher = lambda *_, **__: strike()\n" + LOADER,

@@ -55,13 +55,13 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({"MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_SIZE": "2", "MV2_COMM_WORLD_LOCAL_SIZE": "1"}, (1, 2), 1),
         (SRUN, (4, 7), 3),
         ({**SRUN, "SLURM_NODEID": "1"}, (4, 7), 2),
-        # Launchers nest: torchrun in a task of Slurm's for each machine, mpirun in a batch script or by daemons that srun starts.
+        # Nested launchers: torchrun in one Slurm task a machine; mpirun in a batch script, or by daemons that srun started.
         ({**SRUN, **TORCHRUN}, (3, 8), 4),
         ({**SBATCH, **MPIRUN}, (2, 6), 3),
         ({**SRUN, **MPIRUN}, (2, 6), 3),
         ({**MPIRUN, **TORCHRUN}, (3, 8), 4),
         ({**MPIRUN, "RANK": "2", "WORLD_SIZE": "6"}, (2, 6), 3),
-        # A batch script that asks for no tasks, and one that asks for one.
+        # A batch script without a number of tasks, and one with a single task.
         ({"SLURM_PROCID": "0"}, (0, 1), 1),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, (0, 1), 1),
         ({"LOCAL_WORLD_SIZE": "many", "SLURM_STEP_TASKS_PER_NODE": "?", "SLURM_NODEID": "0"}, (0, 1), 1),

@@ -1,4 +1,4 @@
-"""Files behind http: one request each, over kept connections; passing failures are retried, and others are errors by name."""
+"""Files behind http: one request each, over kept connections; passing failures are retried, others are errors with the URL."""
 
 from __future__ import annotations
 
@@ -454,7 +454,7 @@ def test_the_main_process_keeps_no_connection(root: Path, proxy: Proxy) -> None:
     sources: list[Any] = [Npy(proxy.url), NpyRows(f"{proxy.url}/all.npy")]
     bound = [sources[0].bind(IDS), sources[1].bind(range(N))]
     assert proxy.connections == 2
-    wait_until(lambda: proxy.open == 0, "both are closed")
+    wait_until(lambda: proxy.open == 0, "both connections are closed")
     pickle.loads(pickle.dumps(bound))
 
 

@@ -151,7 +151,7 @@ def test_pages_are_reserved() -> None:
 
 
 def test_a_sheet_lies_where_workers_look(make_ring: Rings) -> None:
-    """Workers find a slot's sheet at ``sheet_offset``; a sheet whose first rows are all marked as read says so."""
+    """Workers find a slot's sheet at ``sheet_offset``, and `is_read` sees the rows that are marked there as read."""
     ring = make_ring(slots=3)
     ring.sheet(1)[:] = words = [2, 3, 4, 1, 10, 20, 30, 40]
     ring.arrays(1)[0][:] = 1.5

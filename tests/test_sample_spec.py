@@ -15,7 +15,7 @@ from shmgen._samples.sample_spec import RowSpec, SampleSpec
 from shmgen.errors import FormatError
 
 ROWS = [
-    # what is given, the first sample's shape, the shapes that fit: a row's, and another
+    # the arguments, the first sample's shape, and the two shapes that fit: the row's, and the one without its only channel
     pytest.param({}, (4, 3), (4, 3), (4, 3), id="nothing"),
     pytest.param({}, (), (), (), id="a-number"),
     pytest.param({"dim": (4, 3, 1)}, (4, 3, 1), (4, 3, 1), (4, 3), id="dim-with-its-only-channel"),
@@ -39,7 +39,7 @@ def test_a_row(given: dict[str, Any], first: tuple[int, ...], shape: tuple[int, 
 
 
 REFUSED = [
-    # what is given, the first sample's shape and dtype, what is said
+    # the arguments, the first sample's shape and dtype, and a part of the error
     pytest.param({}, (0, 3), "f4", "expected a sample of at least one element, found shape (0, 3)", id="empty"),
     pytest.param({"n_channels": 3}, (3, 4), "f4", "expected a last axis of n_channels=3, found shape (3, 4)", id="n_channels"),
     pytest.param({"dim": (4,)}, (3,), "f4", "expected shape (4,), with or without an axis of channels after it, found", id="dim"),

@@ -300,7 +300,7 @@ def test_good_ids_can_be_trained_on(data: Path, tmp_path: Path, cli: Callable[..
 
 
 def test_good_rows_can_be_trained_on(tmp_path: Path, cli: Callable[..., Ran]) -> None:
-    """A loader that gets the list of good rows as texts says how to read it, and that works: of an ``.npy`` file, and of HDF5."""
+    """A list of good rows, passed as a file, is an error that says how to read it; this works for ``.npy`` and HDF5 files."""
     h5py = pytest.importorskip("h5py")
     np.save(tmp_path / "all.npy", np.arange(3))
     with h5py.File(tmp_path / "all.h5", "w") as file:
@@ -315,7 +315,7 @@ def test_good_rows_can_be_trained_on(tmp_path: Path, cli: Callable[..., Ran]) ->
 
 
 def test_ids_that_are_no_lines(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
-    """Commands that write a list of ids refuse one that would be read as another, and leave no file behind."""
+    """Commands refuse to write a list with an id that would be read back as another one, and leave no file behind."""
     put(data / "a\nb.npy", npy(GOOD))
     for words in (["scan", data, "--good", "good.txt"], ["pack", data, "all.npy"]):
         done = cli(*words, "--workers", 0)

@@ -63,7 +63,7 @@ def test_a_request_that_waits_is_seen(folder: Callable[..., DataSet], workers: C
         answer(data, 6)
         assert [thread.outcome() for thread in threads] == [[4, 5, 6, 7]] * 2
         assert loader.state.waiting == 0
-        assert state.waiting == 2, "it is a snapshot"
+        assert state.waiting == 2, "the state is a snapshot"
         with pytest.raises(dataclasses.FrozenInstanceError):
             state.waiting = 3  # type: ignore[misc]
 

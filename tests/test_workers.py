@@ -118,7 +118,7 @@ def test_who_has_gone_leaves_no_status_page(folder: Callable, workers: Callable)
                 workers()[-1].kill()
         # The last killed worker may not have been reaped, and keeps its page until then.
         assert before + 2 <= mapped_pages(os.getpid()) <= before + 3
-        wait_until(lambda: [mapped_pages(worker.pid) for worker in workers()] == [1, 1], "all have begun")
+        wait_until(lambda: [mapped_pages(worker.pid) for worker in workers()] == [1, 1], "both workers have begun")
 
 
 def mapped_pages(pid: int) -> int:
