@@ -367,7 +367,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     def released_and_poisoned(self: Ring) -> list[int]:
         slots = released(self)
         for slot in slots:
-            for array in self.arrays(slot):
+            for array in self.arrays[slot]:
                 array.view(np.uint8)[:] = 0xA5
         return slots
 

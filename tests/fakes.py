@@ -310,7 +310,7 @@ class FakeWorkers:
 
     def ids(self, ticket: Ticket) -> list[int]:
         """The samples of a ticket that are still to be read, according to the sheet of its slot."""
-        sheet = self._ring.sheet(ticket.slot)
+        sheet = self._ring.sheets[ticket.slot]
         assert sheet[EPOCH] == ticket.batch.epoch
         assert sheet[POSITION] == ticket.batch.number * self._ring.layout.batch_size
         assert sheet[ROWS] >= ticket.stop
@@ -327,8 +327,8 @@ class FakeWorkers:
     def done(self, worker: int, reader: int = 0, *, waited: bool = False) -> None:
         """The reader reads the rows of its ticket: it fills each with the sample's id."""
         ticket = self._end(worker, reader)
-        self._ring.arrays(ticket.slot)[0][ticket.start : ticket.stop] = np.array(self.ids(ticket))[:, None]
-        sheet = self._ring.sheet(ticket.slot)
+        self._ring.arrays[ticket.slot][0][ticket.start : ticket.stop] = np.array(self.ids(ticket))[:, None]
+        sheet = self._ring.sheets[ticket.slot]
         sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop] = NO_SAMPLE
         self._say(worker, EventKind.DONE, [(ticket.id, worker, waited, 0)])
         if self._eager or (sheet[WAITED_FOR] and (sheet[SAMPLES : SAMPLES + sheet[ROWS]] == NO_SAMPLE).all()):
@@ -392,7 +392,7 @@ class FakeWorkers:
                 self._scribble(ticket)
 
     def _scribble(self, ticket: Ticket) -> None:
-        self._ring.arrays(ticket.slot)[0][ticket.start : ticket.stop] = GARBAGE
+        self._ring.arrays[ticket.slot][0][ticket.start : ticket.stop] = GARBAGE
 
     def work(self) -> bool:
         """The first reader that can continue finishes its ticket; return whether there was one."""

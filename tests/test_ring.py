@@ -50,7 +50,7 @@ def address(ring: Ring, slot: int) -> int:
 def test_arrays_are_aligned_contiguous_and_apart(make_ring: Rings) -> None:
     """All fields and sheets of all slots begin at multiples of 64 bytes, are contiguous, and do not overlap."""
     ring = make_ring(slots=3)
-    arrays = [array for slot in range(3) for array in (*ring.lease(slot, 4), ring.sheet(slot))]
+    arrays = [array for slot in range(3) for array in (*ring.lease(slot, 4), ring.sheets[slot])]
     for array, field in zip(arrays, (*FIELDS, SHEET) * 3, strict=True):
         assert array.ctypes.data % ALIGNMENT == 0
         assert array.flags.c_contiguous
@@ -153,12 +153,12 @@ def test_pages_are_reserved() -> None:
 def test_a_sheet_lies_where_workers_look(make_ring: Rings) -> None:
     """Workers find a slot's sheet at ``sheet_offset``, and `is_read` sees the rows that are marked there as read."""
     ring = make_ring(slots=3)
-    ring.sheet(1)[:] = words = [2, 3, 4, 1, 10, 20, 30, 40]
-    ring.arrays(1)[0][:] = 1.5
+    ring.sheets[1][:] = words = [2, 3, 4, 1, 10, 20, 30, 40]
+    ring.arrays[1][0][:] = 1.5
     end = ring.layout.sheet_offset + 8 * 8
     assert end <= ring.layout.slot_bytes
     assert Segments(ring.fd, ring.layout.slot_bytes)[1][ring.layout.sheet_offset : end].cast("q").tolist() == words
-    ring.sheet(1)[4:7] = -1  # the mark of a row that has been read
+    ring.sheets[1][4:7] = -1  # the mark of a row that has been read
     assert [ring.is_read(1, rows) for rows in (3, 4)] == [IS_ORDERED, False]
 
 
@@ -183,7 +183,7 @@ def test_growing_keeps_what_is_there() -> None:
     assert [address(ring, slot) for slot in range(2)] == before
     assert len({address(ring, slot) for slot in range(9)}) == 9
     for slot in range(1, 9):
-        ring.arrays(slot)[0][:] = slot + 4
+        ring.arrays[slot][0][:] = slot + 4
     assert (x == 4).all()
     assert len(others) == 2
     for slot in (8, 0, 3):
@@ -276,7 +276,7 @@ def test_a_growth_that_fails_leaves_all_as_it_was(
         assert ring.slots == 2
         assert os.fstat(ring.fd).st_size == 2 * ring.layout.slot_bytes
     assert ring.grow(2) == 2
-    ring.arrays(3)[0][:] = 5
+    ring.arrays[3][0][:] = 5
     assert np.frombuffer(other[3], np.float32, 1)[0] == 5
     assert (x == 3).all()
 
@@ -290,7 +290,7 @@ def test_what_a_worker_mapped_of_a_growth_that_failed_serves_later(make_ring: Ri
     os.ftruncate(ring.fd, 2 * slot_bytes)
     assert [ring.grow(1), ring.grow(5)] == [1, 5]
     for slot in range(8):
-        ring.arrays(slot)[0][:] = slot
+        ring.arrays[slot][0][:] = slot
         assert np.frombuffer(other[slot], np.float32, 1)[0] == slot
 
 

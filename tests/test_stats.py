@@ -153,6 +153,7 @@ SITUATIONS = {
 }
 
 
+@pytest.mark.usefixtures("served")  # started before the test, so that it is no leftover of it
 @pytest.mark.parametrize(("situation", "verdict"), SITUATIONS.items())
 def test_the_verdict_of_a_situation(
     situation: str, verdict: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -49,16 +49,32 @@ class BatchPlanner:
     def prepare(self, slots: Sequence[Slot]) -> None:
         """Write the sheets of slots that were given batches, and fill in what workers don't."""
         batches: list[BatchId] = [slot.batch for slot in slots]  # type: ignore[misc]
-        for slot, batch, numbers in zip(slots, batches, self._sampler.samples_of(batches), strict=True):
-            sheet = self._ring.sheet(slot.number)
+        samples = self._sampler.samples_of(batches)
+        values = self._values(np.concatenate(samples))
+        begin = 0
+        for slot, batch, numbers in zip(slots, batches, samples, strict=True):
+            end = begin + (size := len(numbers))
+            sheet = self._ring.sheets[slot.number]
             sheet[EPOCH] = batch.epoch
-            sheet[POSITION] = self._sampler.first(batch)
-            sheet[ROWS] = len(numbers)
+            sheet[POSITION] = batch.number * self._sampler.batch_size + self._sampler.offset
+            sheet[ROWS] = size
             sheet[WAITED_FOR] = False
+            sheet[SAMPLES : SAMPLES + size] = numbers
+            for field, rows in values:
+                self._ring.arrays[slot.number][field][:size] = rows[begin:end]
             if self._damage.unreadable:
-                self.refill(slot.number, batch, 0, len(numbers))
-            else:
-                self._fill(slot, 0, numbers)
+                self.refill(slot.number, batch, 0, size)
+            begin = end
+
+    def _values(self, samples: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """The values of these samples that are filled in here, by position of the field."""
+        found = []
+        for field, reader in self._filled_here:
+            array = self._ring.arrays[0][field]
+            rows = np.empty((len(samples), *array.shape[1:]), array.dtype)
+            reader.fill(samples, rows, None)
+            found.append((field, rows))
+        return found
 
     def refill(self, number: int, batch: BatchId, start: int, stop: int) -> None:
         """Prepare rows to be read again: replace what is unreadable, and fill in what a transform may have changed."""
@@ -66,18 +82,14 @@ class BatchPlanner:
         for row, sample in enumerate(self._numbers(slot, batch)[start:stop].tolist(), start):
             if sample in self._damage.unreadable:
                 self._replace(slot, batch, row)
-        self._fill(slot, start, self._numbers(slot, batch)[start:stop])
-
-    def _fill(self, slot: Slot, start: int, numbers: np.ndarray) -> None:
-        """Have these samples read from row ``start`` on, and fill in those of their values that workers don't."""
-        stop = start + len(numbers)
-        self._ring.sheet(slot.number)[SAMPLES + start : SAMPLES + stop] = numbers
-        for field, reader in self._filled_here:
-            reader.fill(numbers, self._ring.arrays(slot.number)[field][start:stop], None)
+        numbers = self._numbers(slot, batch)[start:stop]
+        self._ring.sheets[number][SAMPLES + start : SAMPLES + stop] = numbers
+        for field, rows in self._values(numbers):
+            self._ring.arrays[number][field][start:stop] = rows
 
     def mark_as_read(self, slot: int, start: int, stop: int) -> None:
         """These rows will not be read: the reader of the batch's last row is not to wait for them."""
-        self._ring.sheet(slot)[SAMPLES + start : SAMPLES + stop] = -1
+        self._ring.sheets[slot][SAMPLES + start : SAMPLES + stop] = -1
 
     def weigh(self, batch: BatchId, arrays: BatchArrays) -> None:
         """Weigh the rows of a batch that is handed out, with ``tail="pad"``."""

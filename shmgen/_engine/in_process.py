@@ -50,7 +50,7 @@ class InProcess:
             began, used = time.monotonic_ns(), time.thread_time_ns()
             try:
                 with own_random_state() if self._filler.calls_functions else nullcontext():
-                    sheet = self._ring.sheet(ticket.slot)
+                    sheet = self._ring.sheets[ticket.slot]
                     samples = sheet[SAMPLES + ticket.start : SAMPLES + ticket.stop]
                     task = Task(ticket.start, int(sheet[EPOCH]), int(sheet[POSITION]) + ticket.start, samples, self._tables)
                     self._filler.fill(self._ring.bytes(ticket.slot), task)

@@ -245,7 +245,7 @@ class Prefetcher:
     def _wait_for_workers(self, batch: BatchId, now: float, *, late: bool) -> None:
         """Wait until workers have read more, from ``now`` on."""
         for slot in self._schedule.waited_for(batch):
-            self._ring.sheet(slot.number)[WAITED_FOR] = True
+            self._ring.sheets[slot.number][WAITED_FOR] = True
         # A ticket that was done before this mark was set did not ring, so its report is fetched now.
         if reports := self._workers.poll_reports():
             self._listening.wake()  # it may wait for one of these reports

@@ -45,8 +45,9 @@ class Ring:
         self.layout = layout
         self.fd = -1
         self._slot_type = ctypes.c_char * layout.slot_bytes
-        # By slot: its whole arrays and its sheet, for the main process to fill; no lease.
-        self._own_views: list[tuple[BatchArrays, np.ndarray]] = []
+        # By slot: its whole arrays, and its sheet, for the main process to fill; no lease.
+        self.arrays: list[BatchArrays] = []
+        self.sheets: list[np.ndarray] = []
         # By slot that has yet to be leased: the number of rows, the arrays, and the lease.
         self._prepared: dict[int, tuple[int, BatchArrays, _Lease]] = {}
         self._leases: dict[int, _Lease] = {}
@@ -95,26 +96,19 @@ class Ring:
                 if count == least or not isinstance(error, OSError):
                     raise
                 count, reason = max(least, count // 2), str(error.strerror)
-        for slot in range(len(self._own_views), self.slots):
+        for slot in range(len(self.sheets), self.slots):
             owner = self._owner(slot)
-            self._own_views.append((self.layout.arrays(owner, self.layout.batch_size), self.layout.sheet(owner)))
+            self.arrays.append(self.layout.arrays(owner, self.layout.batch_size))
+            self.sheets.append(self.layout.sheet(owner))
         return reason
 
     def bytes(self, slot: int) -> memoryview:
         """The slot's bytes, for the main process to fill; no lease."""
         return self._segments[slot]
 
-    def arrays(self, slot: int) -> BatchArrays:
-        """The slot's whole arrays, likewise."""
-        return self._own_views[slot][0]
-
-    def sheet(self, slot: int) -> np.ndarray:
-        """The slot's sheet, likewise; see `Layout.sheet`."""
-        return self._own_views[slot][1]
-
     def is_read(self, slot: int, rows: int) -> bool:
         """Whether all ``rows`` rows of the batch in the slot are marked as read in its sheet."""
-        return IS_ORDERED and self.sheet(slot)[SAMPLES : SAMPLES + rows].tobytes() == READ_MARK * rows
+        return IS_ORDERED and self.sheets[slot][SAMPLES : SAMPLES + rows].tobytes() == READ_MARK * rows
 
     def prepare_lease(self, slot: int, rows: int) -> None:
         """Make the arrays that `lease` of this slot and number of rows will return.
@@ -170,13 +164,14 @@ class Ring:
     def _owner(self, slot: int) -> ctypes.Array[ctypes.c_char]:
         # Of all objects that can own an ndarray's memory on Python 3.11, only this kind lives exactly as long as the last view:
         # NumPy replaces an ndarray or a memoryview by the object beneath it. It also exports the mapping, which keeps it mapped.
-        return self._slot_type.from_buffer(self._segments[slot])
+        return self._slot_type.from_buffer(self._segments.mapped[slot])
 
     def close(self) -> None:
         """Release the descriptor and the memory. What views still show stays mapped until they are gone."""
         for slot in list(self._prepared):
             self._drop_prepared(slot)
-        self._own_views.clear()
+        self.arrays.clear()
+        self.sheets.clear()
         self._segments.close()
         if self.fd >= 0:
             os.close(self.fd)
