@@ -377,11 +377,7 @@ KINDS = {
             f"rows of one `.npy` file, {size:,} B",
             partial(rows, shape=shape),
             count,
-            {
-                "`mm[idx]`": mapped,
-                "torch": partial(by_torch, read=torch_row, count=npy_count),
-                "shmgen": shmgen(npy_rows),
-            },
+            {"`mm[idx]`": mapped, "torch": partial(by_torch, read=torch_row, count=npy_count), "shmgen": shmgen(npy_rows)},
             batch_size,
         )
         for size, shape, count, batch_size in ((784, (28, 28), 60_000, 256), (12_288, (64, 64, 3), 20_000, 64))
@@ -407,11 +403,7 @@ KINDS = {
         "`.npz`, image and label",
         partial(arrays, npz=True),
         1_000,
-        {
-            "`np.load`": npz_in_a_loop,
-            "torch": partial(by_torch, read=npz_sample, count=file_count),
-            "shmgen": shmgen(npz_files),
-        },
+        {"`np.load`": npz_in_a_loop, "torch": partial(by_torch, read=npz_sample, count=file_count), "shmgen": shmgen(npz_files)},
     ),
     **{
         suffix: Kind(

@@ -10,16 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.job import Batches, Job
-from benchmarks.peers import (
-    CONTESTANTS,
-    Blog,
-    arguments,
-    grain_dataset,
-    keras_dataset,
-    load_spdl,
-    tf_dataset,
-    torch_loader,
-)
+from benchmarks.peers import CONTESTANTS, Blog, arguments, grain_dataset, keras_dataset, load_spdl, tf_dataset, torch_loader
 
 if TYPE_CHECKING:
     from keras.utils import PyDataset

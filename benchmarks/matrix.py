@@ -108,13 +108,7 @@ BACKENDS: dict[Literal["jax", "torch"], str] = {"jax": "JAX", "torch": "torch"}
 COSTS = "What it takes, 32³ float32, 2 workers"
 """Title of the table for figures that are not a contest's main one."""
 
-SETTINGS = {
-    "keras-threads": (64, 128),
-    "torch": (16, 32, 64),
-    "tf.data": (0, 64, 128),
-    "grain": (64, 128),
-    "spdl": (64, 128),
-}
+SETTINGS = {"keras-threads": (64, 128), "torch": (16, 32, 64), "tf.data": (0, 64, 128), "grain": (64, 128), "spdl": (64, 128)}
 """Numbers of reads in flight to try on storage with latency."""
 
 CONTESTS = (

@@ -65,9 +65,7 @@ def make_model() -> Any:
         ]
     )
     model.compile(
-        optimizer=keras.optimizers.SGD(0.05, momentum=0.9),
-        loss="sparse_categorical_crossentropy",
-        weighted_metrics=["accuracy"],
+        optimizer=keras.optimizers.SGD(0.05, momentum=0.9), loss="sparse_categorical_crossentropy", weighted_metrics=["accuracy"]
     )
     return model
 

@@ -40,9 +40,7 @@ def make_model() -> keras.Model:
     total = layers.Dense(1, name="sum")(x)
     model = keras.Model({"picture": picture, "number": number}, {"digit": digit, "sum": total})
     model.compile(
-        optimizer="adam",
-        loss={"digit": "sparse_categorical_crossentropy", "sum": "mae"},
-        metrics={"digit": "accuracy"},
+        optimizer="adam", loss={"digit": "sparse_categorical_crossentropy", "sum": "mae"}, metrics={"digit": "accuracy"}
     )
     return model
 

@@ -55,42 +55,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from shmgen import jax as jax
-    from shmgen import keras as keras
-    from shmgen import torch as torch
-    from shmgen._engine.loader_state import LoaderState as LoaderState
-    from shmgen._engine.loader_state import SlotState as SlotState
-    from shmgen._engine.loader_state import WorkerState as WorkerState
+    from shmgen import jax as jax, keras as keras, torch as torch
+    from shmgen._engine.loader_state import LoaderState as LoaderState, SlotState as SlotState, WorkerState as WorkerState
     from shmgen._plan.damaged_samples import Damaged as Damaged
     from shmgen._plan.stats import Stats as Stats
-    from shmgen._samples.image_folder import ImageFolder as ImageFolder
-    from shmgen._samples.image_folder import image_folder as image_folder
+    from shmgen._samples.image_folder import ImageFolder as ImageFolder, image_folder as image_folder
     from shmgen._samples.validation_split import split as split
-    from shmgen._sources.base import Reader as Reader
-    from shmgen._sources.base import Source as Source
-    from shmgen._sources.base import SourceField as SourceField
+    from shmgen._sources.base import Reader as Reader, Source as Source, SourceField as SourceField
     from shmgen._sources.function import Function as Function
     from shmgen._sources.hdf5 import Hdf5 as Hdf5
     from shmgen._sources.images import Images as Images
     from shmgen._sources.npy import Npy as Npy
     from shmgen._sources.npy_rows import NpyRows as NpyRows
     from shmgen._sources.npz import Npz as Npz
-    from shmgen._sources.values import Values as Values
-    from shmgen._sources.values import class_weights as class_weights
+    from shmgen._sources.values import Values as Values, class_weights as class_weights
     from shmgen._storage.remote import Remote as Remote
     from shmgen._tools.recommend import Measurement as Measurement
-    from shmgen._tools.scan import ScanReport as ScanReport
-    from shmgen._tools.scan import scan as scan
-    from shmgen._tools.tune import Tuning as Tuning
-    from shmgen._tools.tune import tune as tune
-    from shmgen.errors import ClosedError as ClosedError
-    from shmgen.errors import FunctionError as FunctionError
-    from shmgen.errors import InputError as InputError
-    from shmgen.errors import SampleError as SampleError
-    from shmgen.errors import ShmgenError as ShmgenError
-    from shmgen.errors import StartError as StartError
-    from shmgen.errors import TooManyDamaged as TooManyDamaged
-    from shmgen.errors import WorkerDied as WorkerDied
+    from shmgen._tools.scan import ScanReport as ScanReport, scan as scan
+    from shmgen._tools.tune import Tuning as Tuning, tune as tune
+    from shmgen.errors import (
+        ClosedError as ClosedError,
+        FunctionError as FunctionError,
+        InputError as InputError,
+        SampleError as SampleError,
+        ShmgenError as ShmgenError,
+        StartError as StartError,
+        TooManyDamaged as TooManyDamaged,
+        WorkerDied as WorkerDied,
+    )
     from shmgen.keras import Sequence as Sequence
     from shmgen.loader import Loader as Loader
 

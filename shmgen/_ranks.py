@@ -112,11 +112,7 @@ def _ray_context(train: Any) -> Any:
     return None
 
 
-RUNTIMES: dict[str, Callable[[Any], Shard | None]] = {
-    "jax": _ask_jax,
-    "torch.distributed": _ask_torch,
-    "ray.train": _ask_ray,
-}
+RUNTIMES: dict[str, Callable[[Any], Shard | None]] = {"jax": _ask_jax, "torch.distributed": _ask_torch, "ray.train": _ask_ray}
 """How to ask each runtime, by its module, which is imported if the runtime may be live."""
 
 

@@ -48,7 +48,7 @@ class BaseLoader:
     @property
     def stats(self) -> Stats:
         """What has been done so far."""
-        return self._feed.stats
+        return self._feed.prefetcher.stats
 
     @property
     def state(self) -> LoaderState:

@@ -505,7 +505,8 @@ class Engine:
                 assert schedule.slots[ticket.slot].state is State.LOST
                 assert schedule.ticket(ticket.id) is None
         for number, slot in enumerate(schedule.slots):
-            assert self.ring.is_held(number) <= (slot.state is State.LEASED)
+            lease = self.ring._leases.get(number)
+            assert slot.state is State.LEASED or lease is None or lease() is None
 
 
 def values(array: np.ndarray) -> list[int]:

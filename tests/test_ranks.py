@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from launched import free_port, needs
 
-from shmgen import InputError
-from shmgen import _ranks as ranks
+from shmgen import InputError, _ranks as ranks
 from shmgen._memory import limits
 from shmgen._ranks import find_shard, local_ranks
 

@@ -140,10 +140,7 @@ def test_files_of_ml_dtypes(stored: Callable, tmp_path: Path, dtype: str) -> Non
     ids = stored(dtype)
     expected = numbered(dtype)
     for said in (dtype, getattr(ml_dtypes, dtype)):
-        for X in (
-            loaded(ids, data_dir=tmp_path, dtype=said),
-            loaded(range(N), source=NpyRows(tmp_path / "all.npy", dtype=said)),
-        ):
+        for X in (loaded(ids, data_dir=tmp_path, dtype=said), loaded(range(N), source=NpyRows(tmp_path / "all.npy", dtype=said))):
             assert X.dtype == expected.dtype
             assert X.tobytes() == expected.tobytes()
 
@@ -215,10 +212,7 @@ def test_bare_bytes_are_refused_with_the_remedy(stored: Callable, tmp_path: Path
     ids = stored(dtype)
     text = f"expected numbers, found dtype |{found}; make them numbers"
     bare = numbered(dtype).view(found)
-    for make in (
-        lambda **options: Npy(tmp_path, **options),
-        lambda **options: Function(lambda id: bare[int(id)], **options),
-    ):
+    for make in (lambda **options: Npy(tmp_path, **options), lambda **options: Function(lambda id: bare[int(id)], **options)):
         with pytest.raises(SampleError, match=re.escape(text)):
             Loader(ids, None, 8, source=make(), workers=0)
         assert loaded(ids, source=make(dtype=remedy)).tobytes() == numbered(dtype).tobytes()

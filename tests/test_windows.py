@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import python
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from test_readers import reader
 
 from shmgen import InputError, Loader, NpyRows, Remote, SampleError, WorkerDied

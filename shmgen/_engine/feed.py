@@ -35,7 +35,6 @@ from shmgen._plan.damaged_samples import DamageLog
 from shmgen._plan.passes import Pass, Passes, Position
 from shmgen._plan.sampler import BatchId, Tail
 from shmgen._plan.schedule import Schedule
-from shmgen._plan.stats import Stats
 from shmgen._samples.ids import fingerprint
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._samples.sample_spec import dtype_of
@@ -125,10 +124,6 @@ class Feed:
     def __repr__(self) -> str:
         fields = ", ".join(f"{field.name} {field.dtype}{list(field.shape)}" for field in self._layout.fields)
         return f"{len(self.ids):,} samples in {len(self):,} batches of {self.sampler.batch_size} ({fields}), {self.prefetcher!r}"
-
-    @property
-    def stats(self) -> Stats:
-        return self.prefetcher.stats
 
     def no_rows(self) -> list[tuple[Any, ...]]:
         """A batch without rows, with nesting, shapes and dtypes as of all batches; and a trimmed one if batches are trimmed."""

@@ -138,11 +138,6 @@ class Ring:
         _, arrays, self._leases[slot] = self._prepared.pop(slot)
         return arrays
 
-    def is_held(self, slot: int) -> bool:
-        """Whether there is still a view of the slot's leased arrays."""
-        lease = self._leases.get(slot)
-        return lease is not None and lease() is not None
-
     @property
     def held(self) -> int:
         """How many slots are leased, and have not been released."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
-from typing import Any, TypeVar
+from typing import Any
 
-from shmgen._storage.store import EXTRA, Body, Store, Transient
+from shmgen._storage.store import EXTRA, Body, Store, T, Transient
 from shmgen._urls import shown, shown_in
 from shmgen.errors import FormatError, InputError
-
-T = TypeVar("T")
 
 
 class FsspecStore(Store):

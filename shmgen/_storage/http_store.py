@@ -19,15 +19,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from shmgen._storage.store import NO_PARTS, TIMEOUT, Body, Store, Transient
+from shmgen._storage.store import NO_PARTS, TIMEOUT, Body, Store, T, Transient
 from shmgen._urls import shown
 from shmgen.errors import FormatError, InputError
-
-T = TypeVar("T")
 
 SLOWEST = 10 << 10
 """Bytes a second: an answer that comes more slowly uses up its time-out."""

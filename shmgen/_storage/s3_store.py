@@ -13,15 +13,13 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import cache
 from http.client import HTTPResponse
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from shmgen._storage.http_store import HttpStore
-from shmgen._storage.store import EXTRA, TIMEOUT, Body
+from shmgen._storage.store import EXTRA, TIMEOUT, Body, T
 from shmgen._urls import shown, shown_in
 from shmgen.errors import FormatError, InputError
-
-T = TypeVar("T")
 
 EARLY = 600
 """Seconds before they expire at which credentials are replaced."""

@@ -37,17 +37,10 @@ BOOT = """if True:
 is first on ``sys.path`` only while the package is imported, of which another version may be installed; it is then removed, so
 that nothing else in it hides other modules."""
 
-ONE_PROCESSOR = dict.fromkeys(
-    [
-        "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "BLIS_NUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-        "OPENCV_FOR_THREADS_NUM",
-    ],
-    "1",
-)
+ONE_PROCESSOR = {
+    "OPENCV_FOR_THREADS_NUM": "1",
+    **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMEXPR")},
+}
 """Variables of a worker's environment: workers that each used all processors would slow each other down.
 
 Most libraries look at their own variable first and then at OMP_NUM_THREADS. So where the user sets that, none of these are set.

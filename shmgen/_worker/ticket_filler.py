@@ -190,13 +190,7 @@ class TicketFiller:
             from shmgen._worker.sample_filler import SampleFiller  # late: imports are most of a worker's start
 
             self._samples = SampleFiller(
-                self._fields,
-                self._readings,
-                self._transforms,
-                self._rngs,
-                self._in_turn,
-                self._rows_begun,
-                self._count,
+                self._fields, self._readings, self._transforms, self._rngs, self._in_turn, self._rows_begun, self._count
             )
         rows = {field.name: self._rows(slot, task, field) for field in self._fields}
         self._samples.fill(task.epoch, task.position, lambda: task.ids, rows, one_by_one)

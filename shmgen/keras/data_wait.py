@@ -82,7 +82,7 @@ class DataWait(keras.callbacks.Callback):  # type: ignore[misc]
                 "%.0f %% of epoch %d was spent waiting for data\n%s",
                 100 * fraction,
                 epoch + 1,
-                "\n".join(f"{feed!r}\n{feed.stats.report()}" for feed in self._train.waited_for()),
+                "\n".join(f"{feed!r}\n{feed.prefetcher.stats.report()}" for feed in self._train.waited_for()),
             )
 
 
@@ -96,12 +96,12 @@ class _WaitTimer:
         self.fraction: float | None = None
         iterator, _ = running(sys._getframe())
         self._measured = weakref.WeakSet(getattr(getattr(iterator, "data_adapter", None), "over", ())) or in_use
-        self._before = weakref.WeakKeyDictionary({one: one.feed.stats for one in list(self._measured)})
+        self._before = weakref.WeakKeyDictionary({one: one.feed.prefetcher.stats for one in list(self._measured)})
         self._start = time.monotonic()
 
     def _seen(self) -> list[tuple[Feed, Stats]]:
         """Each feed with its stats since then; also feeds that were made meanwhile."""
-        return [(one.feed, one.feed.stats.since(self._before.get(one, Stats()))) for one in list(self._measured)]
+        return [(one.feed, one.feed.prefetcher.stats.since(self._before.get(one, Stats()))) for one in list(self._measured)]
 
     def stop(self) -> float:
         """Stop measuring, unless it has been stopped, and return the fraction."""

@@ -14,7 +14,7 @@ from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_g
 from keras.src.saving.keras_saveable import KerasSaveable
 
 from shmgen.errors import InputError
-from shmgen.keras.state_folder import Kind, Saved, kind_of
+from shmgen.keras.state_folder import Saved, kind_of
 
 log = logging.getLogger("shmgen")
 
@@ -58,7 +58,7 @@ class Cell(NamedTuple):
     assign: Callable[[np.ndarray], object]
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> list[Any]:
         """Its dtype and shape."""
         return [keras.backend.standardize_dtype(self.value.dtype), list(self.value.shape)]
 

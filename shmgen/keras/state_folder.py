@@ -21,9 +21,6 @@ NAME = re.compile(r"(\.(?:\w+-)?)?state-\d{6,}\.npz")
 STATE = "state.json"
 """The member of a file with everything but the arrays."""
 
-Kind = list[Any]
-"""An array's dtype, as a text, and its shape, as a list."""
-
 
 class Saved(NamedTuple):
     """A state that was read: its file, and what `StateFolder.write` was given, the arrays by their names."""
@@ -103,12 +100,12 @@ def read(path: Path) -> Saved:
     return Saved(path, content["state"], arrays)
 
 
-def kind_of(array: np.ndarray) -> Kind:
-    """An array's dtype and shape."""
+def kind_of(array: np.ndarray) -> list[Any]:
+    """An array's dtype, as a text, and its shape, as a list."""
     return [str(array.dtype), list(array.shape)]
 
 
-def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> Kind:
+def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> list[Any]:
     """Write an array; returns its dtype and shape."""
     # NumPy's format does not know bfloat16 and the like: their bytes are saved.
     plain = array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array

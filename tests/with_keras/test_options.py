@@ -128,7 +128,7 @@ def test_the_front_end_is_asked_to_release(folder: Callable[..., Any], workers: 
     feed = Feed(options, front_end)
     for X, y in feed:
         front_end.held.append((X, y["label"]))
-    assert feed.stats.grown == 0
+    assert feed.prefetcher.stats.grown == 0
     feed.close()
     assert front_end.releases > 0
 

@@ -17,8 +17,7 @@ import pytest
 from recorder import Interrupt, Interruption
 
 from shmgen import InputError, Sequence
-from shmgen.keras import Resume, state_folder
-from shmgen.keras import resume as resume_module
+from shmgen.keras import Resume, resume as resume_module, state_folder
 
 N, BATCH = 24, 4
 
