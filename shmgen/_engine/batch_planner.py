@@ -50,7 +50,7 @@ class BatchPlanner:
         """Write the sheets of slots that were given batches, and fill in what workers don't."""
         batches: list[BatchId] = [slot.batch for slot in slots]  # type: ignore[misc]
         samples = self._sampler.samples_of(batches)
-        values = self._values(np.concatenate(samples))
+        values = self._values(np.concatenate(samples)) if self._filled_here else []
         begin = 0
         for slot, batch, numbers in zip(slots, batches, samples, strict=True):
             end = begin + (size := len(numbers))

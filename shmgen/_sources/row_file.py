@@ -222,9 +222,10 @@ class RowFile:
                 length = (stop - start - 1) * distance * row_bytes + size
                 os.posix_fadvise(self.fd, begin + firsts[start] * row_bytes, length, os.POSIX_FADV_WILLNEED)
         apart = distance * row_bytes
-        are_neighbours = list(firsts) == list(range(firsts[0], firsts[0] + len(firsts) * distance, distance))
+        neighbours = range(firsts[0], firsts[0] + len(firsts) * distance, distance)
+        together = apart <= size and firsts[-1] == neighbours[-1] and list(firsts) == list(neighbours)
         # If rows are missing, they are read one by one, to know which is the first.
-        if apart <= size and are_neighbours and self._read_together(begin + firsts[0] * row_bytes, apart, size, data):
+        if together and self._read_together(begin + firsts[0] * row_bytes, apart, size, data):
             return
         preadv, fd = os.preadv, self.fd
         start = 0
