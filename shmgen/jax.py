@@ -27,8 +27,7 @@ class Arrays:
     ``jax_enable_x64``, int64 becomes int32, and float64 becomes float32. To any other device, or one that is given, each batch is
     sent while the one before it is in use, if the loader has 3 slots or more.
 
-    Each iteration is the next epoch of the loader. A batch's memory is not reused as long as JAX needs it, or an array or a view
-    of it exists.
+    Each iteration is the next epoch of the loader. A batch's memory is not reused while JAX, an array or a view needs it.
 
     Args:
         loader: has the batches.

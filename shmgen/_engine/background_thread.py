@@ -15,8 +15,7 @@ class Background:
     """Calls a method in a thread of its own, soon after each request.
 
     The thread is started by the first request. It ends when it has had no request for a second, when the method says so, or when
-    the method's object is gone, which it does not keep alive. The method returns whether there may be more requests, and raises
-    nothing.
+    the method's object is gone, which it does not keep alive. The method returns whether there may be more requests.
     """
 
     def __init__(self, method: Callable[[], bool]) -> None:

@@ -27,8 +27,7 @@ MAX_READS = 256
 """The most reads in flight that ``reads="auto"`` ever has, in all workers together."""
 
 CEILING, FOR_EACH_PROCESSOR = 32, 8
-"""The most workers that are started, whatever ``workers`` says: the first number, or the second for each processor if that is
-more."""
+"""The most workers, whatever ``workers`` says: the first number, or the second for each processor if that is more."""
 
 MIN_SLOTS, MAX_SLOTS, SLOTS_BYTES = 4, 16, 1 << 26
 """The default number of slots: as many as fit in ``SLOTS_BYTES``, but at least ``MIN_SLOTS`` and at most ``MAX_SLOTS``."""

@@ -1,5 +1,4 @@
-"""What is done while all slots are held by batches that were handed out: the framework is asked to let go, garbage is collected,
-and at last the ring grows."""
+"""While all slots are held by batches that were handed out: has the framework let go, collects garbage, grows the ring."""
 
 from __future__ import annotations
 

@@ -64,8 +64,7 @@ def _memfd(name: str) -> int:
 
 
 def _file() -> int:
-    # Not multiprocessing's SharedMemory: that has a name for a while, and starts a process, the resource tracker, to clean up
-    # names.
+    # Not multiprocessing's SharedMemory: that has a name for a while, and starts a process, the resource tracker.
     from tempfile import TemporaryFile
 
     with TemporaryFile(dir=TMPFS, buffering=0) as file:

@@ -37,8 +37,7 @@ SATURATED = 0.8
 """A worker that computes for more than this fraction of the time gains nothing by more readers."""
 
 SPARE, CALM = 0.8, 3
-"""A worker is retired if the others would be busy for less than the first, a fraction of their time, in as many windows in a row
-as the second says."""
+"""A worker is retired if the others would be busy for less than this fraction of their time, this many windows in a row."""
 
 SHORT, LONG = 0.15, 1.0
 """Least seconds of a window after a change; and of one where nothing changes."""
@@ -169,8 +168,7 @@ class Autoscaler:
 
     def _fits(self) -> bool:
         """Whether there is room for the present target; if not, it is reduced."""
-        # 1.0, as if readers were always blocked: if they are blocked less now, the workers that were added for it may be the
-        # cause.
+        # 1.0, as if readers were always blocked: workers that were added for it may be why they are blocked less now.
         fitting = self._with_room(self.target.workers, 1.0)
         if fitting == self.target:
             return True

@@ -60,8 +60,7 @@ class Outcome(NamedTuple):
 class Deaths(Counter[tuple[BatchId, int]]):
     """How many workers have died at each row.
 
-    With many reads in flight it is not known which was deadly. So a row at which two workers have died is read alone: if a third
-    dies, it is this row.
+    With many reads in flight it is not known which was deadly. So a row at which two workers have died is read alone.
     """
 
     def outcome(self, claim: Claim, death: str, *, alone: bool) -> Outcome:

@@ -48,8 +48,7 @@ class Pass:
         self._dealt = self._next = self.first
         # Without shuffling: whether the last two requests were in sequence. If not, nothing is read ahead.
         self._is_in_sequence = True
-        # Numbers of dealt batches: those that are waited for, and the last whose request failed, if none has been handed out
-        # since.
+        # Numbers of dealt batches: those that are waited for, and one whose request failed, until another is handed out.
         self._awaited: set[int] = set()
         self._failed: set[int] = set()
 

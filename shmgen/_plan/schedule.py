@@ -19,8 +19,7 @@ TICKETS_EACH = 4
 """Tickets of the batches in flight for each reader. With fewer, fast readers idle while a slow one finishes."""
 
 FIRST_TICKETS, FIRST_ROWS = 64, 4
-"""Tickets that a batch is cut into, at most, until the first is done, and rows of each, at least: it is soon known what reading
-takes."""
+"""The most tickets of a batch, and the fewest rows of each, until the first is done: it is soon known what reading takes."""
 
 LEAST_MICROSECONDS = 200
 """A ticket takes at least this long, as far as batches are cut: taking and reporting one costs a reader some 60 microseconds."""
@@ -193,8 +192,7 @@ class Schedule:
             usable = len(free) + len(slot_of)
             wanted = list(islice(dict.fromkeys(islice(wanted, usable + len(demanded))), usable))
             self._make_room(wanted)
-        # Each batch is cut so that all readers share it, since it is then ready soon, and so that each reader has several tickets
-        # to come.
+        # Each batch is cut so that all readers share it and it is ready soon, and so that each reader has several tickets.
         tickets = max(1, readers, -(-TICKETS_EACH * readers // most))
         given = []
         for batch in wanted:

@@ -165,16 +165,14 @@ class Source:
         """Fill ``row``, an array of `shape` and `dtype` in shared memory, with sample ``id``, or return the sample.
 
         With several fields, ``row`` is a dict of their rows by key, and what is returned a dict (or tuple) of their samples. What
-        is left out of a row stays 0. A sample that is returned may have another shape, if a transform makes a row of it, or it is
-        padded.
+        is left out of a row stays 0. A sample that is padded, or of which a transform makes a row, may have another shape.
         """
         raise NotImplementedError
 
     def fill(self, ids: Sequence[Any], rows: Any, /) -> list[int] | None:
         """Fill ``rows``, of shape ``(len(ids), *shape)``, with the samples ``ids``. What is left out stays 0.
 
-        With several fields, ``rows`` is a dict of such arrays by key. Override it where many rows are read faster at once than
-        one by one.
+        With several fields, ``rows`` is a dict of such arrays by key. Override it where many rows are read faster at once.
 
         Returns:
             The numbers of rows that it left to `read`, since their samples have other shapes; None if there are none.

@@ -29,8 +29,7 @@ class Function(BuiltinSource):
         dtype: of a row.
         pad_value: what fills the rest of a row where a sample is smaller; see `Npy`.
         concurrent: whether the function may be called in several threads of a process at once, so that, where it waits for
-            something, as many calls as pay off run at once. It must then not draw from the global generators of `random` and
-            NumPy.
+            something, as many calls as pay off run at once. It must not draw from the global generators then.
 
     What is left out is taken from the array of the first id, for which the function is called once in the main process. For a
     function that fills a row, ``dim`` and ``dtype`` must be given. Where a transform makes rows of samples that are larger, or of

@@ -126,8 +126,7 @@ class NpyReader(FolderReader):
 
     @property
     def reads_one_by_one(self) -> bool:
-        # If one file did not fit its row, others probably won't either. Read one by one, each is opened once, and one is in
-        # memory at a time.
+        # If one file did not fit its row, others probably won't either. Read singly, each is opened once and held alone.
         return self._singly > 0
 
     def _read(self, key: object, row: np.ndarray) -> np.ndarray:

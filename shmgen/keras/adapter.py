@@ -8,7 +8,9 @@ it by ours when the `EpochIterator` first asks for the number of batches.
 
 from __future__ import annotations
 
+import atexit
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import FrameType
@@ -21,7 +23,7 @@ from keras.src.trainers.epoch_iterator import EpochIterator
 from shmgen._plan.passes import Pass
 from shmgen.keras.backends import FRONT_END
 from shmgen.keras.data_checks import Call, check, warnings_of
-from shmgen.keras.iterations import Iterations
+from shmgen.keras.iterations import Iterations, in_use
 from shmgen.keras.running_fit import stack, variable
 
 METHODS = ("fit", "evaluate", "predict")
@@ -121,3 +123,20 @@ def _call(maker: FrameType, adapter: Adapter) -> Call | None:
                 adapter.no_rows[0] if adapter.no_rows else None,
             )
     return None
+
+
+@atexit.register
+def _end_requests() -> None:
+    """Close all sequences, and wait until none of TensorFlow's threads is in Python.
+
+    One that is there when the interpreter ends never returns, and TensorFlow waits for it for ever. After a request that fails it
+    calls Python twice more, to learn that this was the last batch; so 20 ms without such a thread must pass.
+    """
+    for iterations in list(in_use):
+        iterations.feed.close()
+    begun = seen = time.monotonic()
+    while (now := time.monotonic()) < min(seen + 0.02, begun + 5):
+        callers = [list(stack(frame))[-1].f_globals["__name__"] for frame in sys._current_frames().values()]
+        if "tensorflow.python.ops.script_ops" in callers:
+            seen = now
+        time.sleep(0.001)

@@ -46,8 +46,7 @@ class RunningFit:
     """The ``fit`` that has called the function with a frame, ``on_train_begin`` of a callback.
 
     Keras gives callbacks no way to begin in the middle of an epoch, or to see each other. So this looks at the variables of
-    ``fit``, and at the counters of its `EpochIterator`. ``batches`` are those of a pass over the data, ``steps`` those of an
-    epoch of Keras's.
+    ``fit``, and at the counters of its `EpochIterator`. ``batches`` are those of a pass, ``steps`` those of Keras's epoch.
     """
 
     def __init__(self, frame: FrameType) -> None:
